@@ -1,0 +1,1 @@
+"""How it is plugged together: settings, transport, web, command line. The only user of faust."""

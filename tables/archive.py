@@ -1,0 +1,53 @@
+"""The archive: where compacted layers rest. A protocol with two implementations that pass one battery."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Protocol
+
+import polars as pl
+
+from tables.layer import Layer, Map, Scalar
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CellRange:
+    """Cells of one layer: windows that start in ``[from_ms, to_ms)``, keys that match ``key``.
+
+    ``key`` maps names of key fields (without the ``key_`` prefix) to values; fields not named match all.
+    ``rows_max`` bounds the archive rows read; past it the read raises QueryError and says so.
+    """
+
+    from_ms: int
+    to_ms: int
+    key: Mapping[str, Scalar] = dataclasses.field(default_factory=dict)
+    rows_max: int = 1_000_000
+
+
+class Archive(Protocol):
+    """Rows of absolute values; of two writes of one row the one with the larger write time wins."""
+
+    async def open(self, themap: Map) -> None:
+        """Connect and make ready for the map's layers. Raises ArchiveError."""
+
+    async def write(self, layer: Layer, rows: pl.DataFrame, write_times_us: pl.Series) -> None:
+        """Store an archive frame (see tables.cell); returns only when every row is durably taken.
+
+        ``write_times_us`` (Int64, one a row) orders writes of the same row: window end in microseconds plus
+        version, the same over all owners, so a repeat changes nothing and a stale value never wins.
+
+        Raises:
+            ArchiveError: some row may not have been taken; the caller sends all of them again.
+        """
+
+    async def read(self, layer: Layer, cells: CellRange) -> pl.DataFrame:
+        """Return the archive frame of the rows in range, in no particular order.
+
+        Raises:
+            ArchiveError: the archive cannot answer now.
+            QueryError: more than ``cells.rows_max`` rows.
+        """
+
+    async def close(self) -> None:
+        """Release everything; the archive may be opened again after."""

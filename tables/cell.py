@@ -1,0 +1,116 @@
+"""Cells as frames: which columns a layer has, how cells merge, what its measures are.
+
+A *cell frame* of a layer has, in this order, the key columns, ``window_start`` (Int64, ms), the
+accumulator columns, and ``version`` (Int64: the offset up to which the value is folded). An *archive
+frame* also has ``source_partition`` (Int32) last: one row a cell and source partition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import polars as pl
+
+from tables.layer import Accumulator, Layer, Scalar
+
+_KEY_TYPES: dict[str, pl.DataType] = {
+    "string": pl.String(), "int": pl.Int64(), "bool": pl.Boolean(),
+}  # fmt: skip
+_INT_TYPES: dict[str, pl.DataType] = {
+    "events": pl.Int64(), "n": pl.Int64(), "min": pl.Int64(), "max": pl.Int64(),
+    "sum": pl.Int128(), "sqlo": pl.Int128(), "sqhi": pl.Int128(),
+}  # fmt: skip
+
+
+def accumulator_type(accumulator: Accumulator) -> pl.DataType:
+    """Return the column type: sums of integers are 128 bits wide, so they never wrap."""
+    if accumulator.type == "int" or accumulator.kind == "n":
+        return _INT_TYPES[accumulator.kind]
+    return pl.Float64()
+
+
+def cell_schema(layer: Layer) -> dict[str, pl.DataType]:
+    """Return the columns and types of a cell frame of ``layer``."""
+    schema = {field.column: _KEY_TYPES[field.type] for field in layer.key}
+    schema["window_start"] = pl.Int64()
+    schema |= {acc.column: accumulator_type(acc) for acc in layer.accumulators}
+    schema["version"] = pl.Int64()
+    return schema
+
+
+def archive_schema(layer: Layer) -> dict[str, pl.DataType]:
+    """Return the columns and types of an archive frame of ``layer``."""
+    return cell_schema(layer) | {"source_partition": pl.Int32()}
+
+
+def merge_exprs(accumulators: Sequence[Accumulator]) -> list[pl.Expr]:
+    """Return the aggregations that merge partial cells of one group into one.
+
+    Sums of squares of integers are kept as ``sqhi * 2**64 + sqlo`` with each half summed on its own. For
+    floats ``m2`` is the sum of squared deviations, merged pairwise (Chan, Golub, LeVeque 1979).
+    """
+    exprs = []
+    for acc in accumulators:
+        column = pl.col(acc.column)
+        if acc.kind == "min":
+            exprs.append(column.min())
+        elif acc.kind == "max":
+            exprs.append(column.max())
+        elif acc.kind == "m2":
+            n, total = pl.col(f"n_{acc.field}"), pl.col(f"sum_{acc.field}")
+            mean = total.sum() / n.sum()
+            shift = pl.when(n > 0).then(n * (total / n - mean) ** 2).otherwise(0.0)
+            exprs.append((column.sum() + shift.sum()).alias(acc.column))
+        else:
+            exprs.append(column.sum())
+    return exprs
+
+
+def latest(layer: Layer, frame: pl.DataFrame) -> pl.DataFrame:
+    """Keep, of an archive frame's rows for one cell and source partition, the one of largest version."""
+    identity = [*layer.key_columns, "window_start", "source_partition"]
+    return frame.sort("version").unique(identity, keep="last", maintain_order=True)
+
+
+def merge_partitions(layer: Layer, frame: pl.DataFrame) -> pl.DataFrame:
+    """Merge an archive frame over source partitions into a cell frame, sorted by window, then key."""
+    keys = ["window_start", *layer.key_columns]
+    merged = frame.group_by(keys).agg(*merge_exprs(layer.accumulators), pl.col("version").max())
+    return merged.sort(keys).select(list(cell_schema(layer)))
+
+
+def measures_of(layer: Layer, frame: pl.DataFrame) -> list[dict[str, Scalar | None]]:
+    """Return, for each row of a cell frame, the layer's measures by name.
+
+    Exact integers stay integers; ``mean`` divides by the field's own count and is null where no event had
+    the field; ``variance`` is that of the population (VAR_POP), from exact integers where the field is int.
+    """
+    rows = frame.select([acc.column for acc in layer.accumulators]).to_dicts()
+    floats = {acc.field for acc in layer.accumulators if acc.kind == "m2"}
+    return [
+        {
+            measure.name: _measure(row, measure.kind, measure.field, floats)
+            for measure in layer.measures
+        }
+        for row in rows
+    ]
+
+
+def _measure(
+    row: dict[str, int | float], kind: str, field: str | None, floats: set[str | None]
+) -> Scalar | None:
+    if kind == "count":
+        return row["events"]
+    if kind in ("min", "max"):
+        return row[f"{kind}_{field}"]
+    n = row[f"n_{field}"]
+    if n == 0:
+        return None
+    if kind == "sum":
+        return row[f"sum_{field}"]
+    if kind == "mean":
+        return row[f"sum_{field}"] / n
+    if field in floats:
+        return max(row[f"m2_{field}"], 0.0) / n
+    square = (int(row[f"sqhi_{field}"]) << 64) + int(row[f"sqlo_{field}"])
+    return (n * square - int(row[f"sum_{field}"]) ** 2) / (n * n)

@@ -1,0 +1,45 @@
+"""The one tree of operating errors; programmer errors are asserts.
+
+A message reads ``cannot <verb> <object>: <cause>; <what to do>``.
+"""
+
+
+class TreasureMapError(Exception):
+    """Anything a user or an operator can cause or mend."""
+
+
+class MapError(TreasureMapError):
+    """A map file that cannot be exact, with every problem found in it.
+
+    Attributes:
+        problems: one line each, ``<where>: <what is wrong>; <what to change>``.
+    """
+
+    def __init__(self, source: str, problems: list[str]) -> None:
+        self.problems = problems
+        lines = "\n".join(f"  - {problem}" for problem in problems)
+        super().__init__(f"cannot use map {source}: {len(problems)} problem(s)\n{lines}")
+
+
+class SettingError(TreasureMapError):
+    """Settings that cannot be used, with every bad field named."""
+
+
+class JournalRefusedError(TreasureMapError):
+    """A journal or source that this worker must not continue: wrong map, lost prefix, newer format."""
+
+
+class FencedError(TreasureMapError):
+    """A newer owner of the partition stands in the journal; this one forgets its memory."""
+
+
+class OutcomeUnknownError(TreasureMapError):
+    """An append that may or may not have landed; the owner claims again and reads what stands."""
+
+
+class ArchiveError(TreasureMapError):
+    """The archive did not take or give rows. The rows stay in table and journal and are sent again."""
+
+
+class QueryError(TreasureMapError):
+    """A request that cannot be answered as asked; maps to HTTP 400."""

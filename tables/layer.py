@@ -1,0 +1,176 @@
+"""The map as types: sources, layers and what follows from them (topics, columns, routes).
+
+Everything here is plain data that the map file is read into after its checks; names are safe
+identifiers, references resolve, windows nest. ``app.mapfile`` is the one place that makes these.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from tables.window import Window
+
+KeyType = Literal["string", "int", "bool"]
+FieldType = Literal["string", "int", "bool", "float"]
+MeasureKind = Literal["count", "sum", "min", "max", "mean", "variance"]
+Operator = Literal["==", "!=", "<", "<=", ">", ">=", "in"]
+Scalar = str | int | float | bool
+
+
+class Field(msgspec.Struct, frozen=True):
+    """One JSON field of a source's events; ``float`` takes JSON integers too, ``int`` only integers."""
+
+    name: str
+    type: FieldType
+
+
+class Source(msgspec.Struct, frozen=True):
+    """A raw topic: where time, type and id stand, what producers key by, which fields are needed.
+
+    ``keyed_by`` are the fields whose values decide the partition; empty where nothing is promised.
+    ``time_unit_ms`` multiplies the time field. ``future_skew_ms`` bounds event time minus append time.
+    """
+
+    name: str
+    topic: str
+    partitions: int
+    time_field: str
+    type_field: str
+    fields: tuple[Field, ...]
+    keyed_by: tuple[str, ...] = ()
+    id_field: str | None = None
+    time_unit_ms: int = 1
+    future_skew_ms: int = 86_400_000
+    idle_heartbeat_ms: int = 0
+
+    def field(self, name: str) -> Field:
+        """Return the declared field ``name``."""
+        return next(field for field in self.fields if field.name == name)
+
+
+class Condition(msgspec.Struct, frozen=True):
+    """One condition of a layer's filter; a null field is false. All conditions must hold."""
+
+    field: str
+    op: Operator
+    value: Scalar | tuple[Scalar, ...]
+
+
+class Measure(msgspec.Struct, frozen=True):
+    """What a layer answers: ``count`` has no field; the others skip events whose field is null."""
+
+    kind: MeasureKind
+    field: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The name in answers and archive views: ``count``, ``mean_delay_min``."""
+        return self.kind if self.field is None else f"{self.kind}_{self.field}"
+
+
+class KeyField(msgspec.Struct, frozen=True):
+    """One field of a layer's key. Its column in every frame and table is ``key_<name>``."""
+
+    name: str
+    type: KeyType
+
+    @property
+    def column(self) -> str:
+        """The column in frames and in the archive."""
+        return f"key_{self.name}"
+
+
+class Accumulator(msgspec.Struct, frozen=True):
+    """One stored column of a cell, from which measures are computed.
+
+    ``kind`` is one of events, n, sum, min, max, sqlo, sqhi, m2; ``type`` says whether the field is int
+    or float. The column is ``<kind>_<field>``, or ``events`` for the count of all events.
+    """
+
+    kind: Literal["events", "n", "sum", "min", "max", "sqlo", "sqhi", "m2"]
+    field: str | None
+    type: Literal["int", "float"]
+
+    @property
+    def column(self) -> str:
+        """The column in frames and in the archive."""
+        return self.kind if self.field is None else f"{self.kind}_{self.field}"
+
+
+class Layer(msgspec.Struct, frozen=True):
+    """A type of event over a size of time window, or a coarsening of a finer layer.
+
+    Exactly one of ``source`` and ``finer`` is set. ``events`` and ``where`` belong to base layers.
+    ``partitions`` is that of the layer's input: the source topic, or the layer's own topic.
+    ``accumulators`` are ordered: events first, then by field as the measures need them.
+    """
+
+    name: str
+    key: tuple[KeyField, ...]
+    window: Window
+    measures: tuple[Measure, ...]
+    accumulators: tuple[Accumulator, ...]
+    max_out_of_orderness_ms: int
+    allowed_lateness_ms: int
+    partitions: int
+    source: str | None = None
+    finer: str | None = None
+    events: tuple[str, ...] = ()
+    where: tuple[Condition, ...] = ()
+    archive_ttl_ms: int = 0
+    slots: int = 8
+
+    @property
+    def key_columns(self) -> list[str]:
+        """The frame columns of the key, in the map's order."""
+        return [field.column for field in self.key]
+
+
+class Map(msgspec.Struct, frozen=True):
+    """A checked map. ``digest`` is the hash of its meaning: equal maps hash alike, whatever their layout."""
+
+    revision: int
+    name: str
+    sources: tuple[Source, ...]
+    layers: tuple[Layer, ...]
+    digest: str
+
+    def source(self, name: str) -> Source:
+        """Return the source ``name``."""
+        return next(source for source in self.sources if source.name == name)
+
+    def layer(self, name: str) -> Layer:
+        """Return the layer ``name``."""
+        return next(layer for layer in self.layers if layer.name == name)
+
+    def coarser(self, name: str) -> tuple[Layer, ...]:
+        """Return the layers that are directly made from layer ``name``."""
+        return tuple(layer for layer in self.layers if layer.finer == name)
+
+    def base_layers(self, source: str) -> tuple[Layer, ...]:
+        """Return the layers that read source ``source`` directly."""
+        return tuple(layer for layer in self.layers if layer.source == source)
+
+    def input_topic(self, layer: Layer) -> str:
+        """Return the topic whose records feed ``layer``: its source's, or its own."""
+        if layer.source is not None:
+            return self.source(layer.source).topic
+        return f"{self.name}.layer.{layer.name}"
+
+    def inputs(self) -> dict[str, int]:
+        """Return every input topic with its number of partitions: sources first, then layer topics."""
+        topics = {source.topic: source.partitions for source in self.sources}
+        for layer in self.layers:
+            if layer.finer is not None:
+                topics[self.input_topic(layer)] = layer.partitions
+        return topics
+
+    def journal_topic(self, input_topic: str) -> str:
+        """Return the journal topic of an input topic; it has the same number of partitions."""
+        return f"{self.name}.journal.{input_topic}"
+
+    def side_topic(self, kind: Literal["late", "future", "dead"]) -> str:
+        """Return the topic for events set aside: too late, too far ahead, unreadable."""
+        return f"{self.name}.{kind}"
