@@ -1,0 +1,47 @@
+"""What all tests share: real servers, one of each for the whole run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+
+import pytest
+import servers
+
+REQUIRE = "TREASURE_MAP_REQUIRE_SERVERS"
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Run one Kafka broker; give its bootstrap address. Tests bring their own topics and groups."""
+    _skip_where_missing("kafka")
+    with servers.KafkaServer(tmp_path_factory.mktemp("kafka")) as server:
+        yield server.bootstrap
+
+
+@pytest.fixture(scope="session")
+def cassandra(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
+    """Run one Cassandra node; give its host and port. Tests bring their own keyspaces."""
+    _skip_where_missing("cassandra")
+    with servers.CassandraServer(tmp_path_factory.mktemp("cassandra")) as server:
+        yield server.host, server.port
+
+
+def _skip_where_missing(name: servers.ServerName) -> None:
+    reason = servers.why_missing(name)
+    if reason is not None:
+        pytest.skip(reason)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where servers are required, make a skipped test of one a failed test."""
+    del call
+    report = yield
+    needs_server = any(item.get_closest_marker(name) for name in ("kafka", "cassandra"))
+    if report.skipped and needs_server and os.environ.get(REQUIRE) == "1":
+        report.outcome = "failed"
+        report.longrepr = f"cannot skip {item.nodeid}: {REQUIRE}=1 is set; {report.longrepr}"
+    return report

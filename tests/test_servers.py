@@ -1,0 +1,112 @@
+"""The servers the other tests stand on: they start, serve, keep data over a restart, and stop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import servers
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+pytest_plugins = ["pytester"]
+
+
+@pytest.mark.kafka
+async def test_a_broker_serves_and_keeps_records_over_a_restart(tmp_path: Path) -> None:
+    """A record written before a restart is read after it, at the same address."""
+    reason = servers.why_missing("kafka")
+    if reason is not None:
+        pytest.skip(reason)
+    with servers.KafkaServer(tmp_path / "kafka") as server:
+        admin = AIOKafkaAdminClient(bootstrap_servers=server.bootstrap)
+        await admin.start()
+        await admin.create_topics([NewTopic("topic", num_partitions=1, replication_factor=1)])
+        await admin.close()
+        producer = AIOKafkaProducer(bootstrap_servers=server.bootstrap, enable_idempotence=True)
+        await producer.start()
+        await producer.send_and_wait("topic", b"value", partition=0)
+        await producer.stop()
+        first = server.pid
+
+        server.restart()
+
+        assert server.pid != first
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=server.bootstrap, auto_offset_reset="earliest"
+        )
+        await consumer.start()
+        try:
+            consumer.assign([TopicPartition("topic", 0)])
+            record = await consumer.getone()
+        finally:
+            await consumer.stop()
+        assert record.value == b"value"
+
+
+@pytest.mark.kafka
+def test_a_broker_that_cannot_start_says_what_its_log_said(tmp_path: Path) -> None:
+    """A bad setting ends in an error that holds the broker's own words."""
+    reason = servers.why_missing("kafka")
+    if reason is not None:
+        pytest.skip(reason)
+    server = servers.KafkaServer(tmp_path / "kafka", {"num.network.threads": "none"})
+    with pytest.raises(servers.ServerError, match=r"num\.network\.threads"):
+        server.start()
+
+
+@pytest.mark.cassandra
+def test_a_cassandra_node_answers_cql(cassandra: tuple[str, int]) -> None:
+    """The driver connects and reads the node's release."""
+    cluster_module = pytest.importorskip("cassandra.cluster")
+    policies = pytest.importorskip("cassandra.policies")
+    host, port = cassandra
+    profile = cluster_module.ExecutionProfile(policies.DCAwareRoundRobinPolicy("datacenter1"))
+    cluster = cluster_module.Cluster(
+        [host],
+        port=port,
+        execution_profiles={cluster_module.EXEC_PROFILE_DEFAULT: profile},
+        protocol_version=5,
+    )
+    try:
+        row = cluster.connect().execute("SELECT release_version FROM system.local").one()
+        assert row.release_version.startswith("5.0.")
+    finally:
+        cluster.shutdown()
+
+
+def test_free_ports_are_distinct_and_below_the_outgoing_range() -> None:
+    """Ports of servers do not collide with one another or with clients' own ports."""
+    ports = servers.free_ports(20)
+    assert all(20_000 <= port < 32_000 for port in ports)
+    assert len(set(ports)) == 20
+
+
+@pytest.mark.parametrize(("required", "outcome"), [("0", "skipped"), ("1", "failed")])
+def test_a_missing_server_skips_unless_servers_are_required(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, required: str, outcome: str
+) -> None:
+    """Without Java a test of Kafka is skipped with the reason, or fails where CI requires it."""
+    tests = Path(servers.__file__).parent
+    pytester.makeconftest((tests / "conftest.py").read_text())
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.kafka
+        def test_needs_kafka(kafka):
+            assert kafka
+        """
+    )
+    pytester.makeini("[pytest]\nmarkers = kafka: x\n")
+    monkeypatch.setenv("TREASURE_MAP_REQUIRE_SERVERS", required)
+    monkeypatch.setattr(servers, "why_missing", _missing)
+    result = pytester.runpytest_inprocess("-rs", "-p", "no:randomly")
+    counts = result.parseoutcomes()
+    # A skip in a fixture is reported in the setup phase, where a failure counts as an error.
+    assert counts == {"errors" if outcome == "failed" else outcome: 1}
+    result.stdout.fnmatch_lines(["*java is not on PATH*"])
+
+
+def _missing(name: str) -> str:
+    return f"cannot run {name}: java is not on PATH"
