@@ -1,0 +1,216 @@
+"""Emit: closed cells to the archive and to coarser layers' topics, until they are acknowledged.
+
+Emission never decides content: it may stop, repeat and reorder freely (JOURNAL.md rules 8 and 11). Each
+owner has one task per destination, so that an archive that is away does not hold back coarser layers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import polars as pl
+
+from agents.owner import ARCHIVE, Emission, Owner
+from tables.archive import Archive
+from tables.contribution import Contribution, encode_contribution, split_cells
+from tables.errors import ArchiveError, OutcomeUnknownError
+from tables.journal import Announcement
+from tables.layer import Layer
+
+log = logging.getLogger(__name__)
+
+ANNOUNCE_INTERVAL_S = 1.0
+"""An announcement without cells is sent at most this often to a partition."""
+
+RETRY_S_MIN = 0.2
+RETRY_S_MAX = 10.0
+
+
+class Log(Protocol):
+    """Appends to any topic."""
+
+    async def append(
+        self,
+        topic: str,
+        partition: int,
+        value: bytes | None,
+        headers: tuple[tuple[str, bytes], ...],
+    ) -> int:
+        """Append a record; return its offset. Raises OutcomeUnknownError."""
+
+
+class Emitter:
+    """Sends what one owner's state has closed; ``wake`` it after every applied delta.
+
+    ``archived`` counts acknowledged archive rows by layer, over all owners of the worker.
+    """
+
+    def __init__(
+        self,
+        owner: Owner,
+        archive: Archive,
+        to: Log,
+        archived: Counter[str],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self._owner = owner
+        self._archive = archive
+        self._log = to
+        self._archived = archived
+        self._failed = failed
+        self._tasks: list[asyncio.Task[None]] = []
+        self._events: list[asyncio.Event] = []
+        self._announced: dict[tuple[str, str], Announcement] = {}
+        self._announced_at = -ANNOUNCE_INTERVAL_S
+        self.on_acknowledged: Callable[[], None] = lambda: None
+
+    def start(self) -> None:
+        """Start the tasks."""
+        self._spawn(self._emit_archive)
+        if any(self._owner.plan.coarser.values()):
+            self._spawn(self._emit_coarser)
+        self.wake()
+
+    def wake(self) -> None:
+        """Tell that the state has changed."""
+        for event in self._events:
+            event.set()
+
+    async def stop(self) -> None:
+        """Cancel the tasks; what was not acknowledged is sent by the next owner."""
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    def _spawn(self, emit: Callable[[], Awaitable[float | None]]) -> None:
+        event = asyncio.Event()
+        self._events.append(event)
+        task = asyncio.create_task(self._repeat(emit, event))
+        self._tasks.append(task)
+
+    async def _repeat(
+        self, emit: Callable[[], Awaitable[float | None]], event: asyncio.Event
+    ) -> None:
+        """Emit whenever woken, or after the seconds that ``emit`` returned; back off on failure."""
+        retry_s = RETRY_S_MIN
+        try:
+            while True:
+                event.clear()
+                wait_s: float | None
+                try:
+                    wait_s = await emit()
+                    retry_s = RETRY_S_MIN
+                except (ArchiveError, OutcomeUnknownError) as error:
+                    log.warning("emission failed, nothing is lost, sending again: %s", error)
+                    wait_s = retry_s * random.uniform(0.5, 1.0)  # noqa: S311 - spreads retries only
+                    retry_s = min(retry_s * 2, RETRY_S_MAX)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(event.wait(), wait_s)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001 - handed to the worker, which stops with it
+            self._failed(error)
+
+    async def _emit_archive(self) -> None:
+        owner = self._owner
+        for layer in owner.plan.layers:
+            emission = owner.due(layer, ARCHIVE)
+            if emission is None:
+                continue
+            rows, times = archive_rows(owner, emission)
+            await self._archive.write(layer, rows, times)
+            self._archived[layer.name] += rows.height
+            self._acknowledge(emission)
+
+    async def _emit_coarser(self) -> float | None:
+        owner = self._owner
+        for layer in owner.plan.layers:
+            for coarser in owner.plan.coarser[layer.name]:
+                emission = owner.due(layer, coarser.name)
+                if emission is not None:
+                    blocks = split_cells(layer, coarser, emission.cells)
+                    await self._send(layer, coarser, emission.announced, blocks)
+                    self._acknowledge(emission)
+        return await self._announce()
+
+    async def _announce(self) -> float | None:
+        """Tell coarser layers how far this partition is, where a floor has passed a window.
+
+        Returns the seconds until an announcement that must wait may be sent, None where none waits.
+        """
+        now = asyncio.get_running_loop().time()
+        news = list(self._news())
+        if not news:
+            return None
+        due_s = self._announced_at + ANNOUNCE_INTERVAL_S - now
+        if due_s > 0:
+            return due_s
+        self._announced_at = now
+        for layer, coarser, announced in news:
+            everywhere = dict.fromkeys(range(coarser.partitions), b"")
+            await self._send(layer, coarser, announced, everywhere)
+            self._announced[layer.name, coarser.name] = announced
+        return ANNOUNCE_INTERVAL_S if list(self._news()) else None
+
+    def _news(self) -> list[tuple[Layer, Layer, Announcement]]:
+        owner = self._owner
+        found = []
+        for layer in owner.plan.layers:
+            for coarser in owner.plan.coarser[layer.name]:
+                announced = owner.announcement(layer, coarser.name)
+                known = self._announced.get((layer.name, coarser.name))
+                if _passed(layer, announced) != (known and _passed(layer, known)):
+                    found.append((layer, coarser, announced))
+        return found
+
+    async def _send(
+        self, layer: Layer, coarser: Layer, announced: Announcement, blocks: dict[int, bytes]
+    ) -> None:
+        owner = self._owner
+        topic = owner.plan.themap.input_topic(coarser)
+        revision = owner.plan.themap.revision
+        sends = [
+            self._log.append(
+                topic,
+                target,
+                encode_contribution(
+                    Contribution(layer.name, revision, owner.partition, announced, block)
+                ),
+                (),
+            )
+            for target, block in blocks.items()
+        ]
+        await asyncio.gather(*sends)
+
+    def _acknowledge(self, emission: Emission) -> None:
+        self._owner.acknowledge(emission)
+        self.on_acknowledged()
+
+
+def _passed(layer: Layer, announced: Announcement) -> tuple[int, ...]:
+    """Return the windows that an announcement has passed: news only when these change."""
+    return tuple(layer.window.start(moment) if moment > _FAR_MS else moment for moment in announced)
+
+
+_FAR_MS = -(2**45)
+"""Before any calendar; minus infinity lies below it."""
+
+
+def archive_rows(owner: Owner, emission: Emission) -> tuple[pl.DataFrame, pl.Series]:
+    """Return the archive frame of an emission and the write time of each row.
+
+    The write time is the window's end in microseconds plus the version since the partition's base: the
+    same over all owners, equal on replay, smaller for a stale value (JOURNAL.md rule 13).
+    """
+    rows = emission.cells.with_columns(source_partition=pl.lit(owner.partition, pl.Int32))
+    end = emission.layer.window.end_expr(pl.col("window_start"))
+    times = rows.select(end * 1_000 + pl.col("version") - owner.state.meta.base).to_series()
+    return rows, times

@@ -1,0 +1,125 @@
+"""Gather: a layer topic's records into what they add to the coarser layer. Pure.
+
+Contributions replace each other by version; floors are the least over all senders, taken before each
+record (JOURNAL.md rule 12).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import msgspec
+import polars as pl
+
+from agents.decode import SetAside
+from agents.fold import Content
+from tables.chunk import Run
+from tables.contribution import Contribution, decode_cells, decode_contribution
+from tables.journal import Announcement
+from tables.plan import InputPlan
+from tables.state import PartitionState
+from tables.table import NEVER_MS, RollupTable
+
+
+@dataclasses.dataclass(slots=True)
+class _Gathering:
+    """What is known while a run's records are taken one by one."""
+
+    announced: dict[int, Announcement]
+    frames: list[pl.DataFrame]
+    counts: dict[str, int]
+    aside: list[SetAside]
+
+    def count(self, name: str, rows: int = 1) -> None:
+        if rows:
+            self.counts[name] = self.counts.get(name, 0) + rows
+
+
+class Gatherer:
+    """Gathers the runs of one layer topic for its coarser layer."""
+
+    def __init__(self, plan: InputPlan) -> None:
+        assert plan.finer is not None
+        self._plan = plan
+        self._finer = plan.finer
+        self._layer = plan.layers[0]
+
+    def gather(
+        self, number: int, run: Run, state: PartitionState
+    ) -> tuple[Content, list[SetAside]]:
+        """Return what ``run`` adds to ``state``, and the records to set aside; ``number`` is the run's."""
+        gaps = run.next_offset - run.first_offset - len(run.values)
+        doing = _Gathering(dict(state.meta.announced), [], {"records.gap": gaps}, [])
+        for index, value in enumerate(run.values):
+            contribution = self._decode(number, index, value, doing)
+            if contribution is not None:
+                self._take(index, contribution, doing)
+        table = state.tables[self._layer.name]
+        assert isinstance(table, RollupTable)
+        applied = self._newer(table, doing)
+        content = Content(
+            start=run.first_offset,
+            stop=run.next_offset,
+            stream_time_ms=NEVER_MS,
+            ledger=doing.counts,
+            blocks={self._layer.name: applied} if applied.height else {},
+            announced=doing.announced,
+        )
+        return content, doing.aside
+
+    def _decode(
+        self, number: int, index: int, value: bytes | None, doing: _Gathering
+    ) -> Contribution | None:
+        if not value:
+            doing.count("records.empty")
+            return None
+        try:
+            contribution = decode_contribution(value)
+            if not 0 <= contribution.sender < self._plan.senders:
+                raise msgspec.DecodeError(f"sender {contribution.sender} does not exist")
+            if contribution.layer != self._finer.name:
+                raise msgspec.DecodeError(f"it is of layer {contribution.layer}")
+        except msgspec.DecodeError as error:
+            doing.count("records.unreadable")
+            doing.aside.append(SetAside("dead", number, index, str(error)))
+            return None
+        doing.count("records.with_events" if contribution.block else "records.heartbeat")
+        return contribution
+
+    def _take(self, index: int, contribution: Contribution, doing: _Gathering) -> None:
+        """Drop what is final already, keep the rest in order, then hear the announcement."""
+        announced = doing.announced
+        own_closed, own_floor = announced.get(contribution.sender, (NEVER_MS, NEVER_MS))
+        if contribution.block:
+            everyone = len(announced) == self._plan.senders
+            floor = min(f for _, f in announced.values()) if everyone else NEVER_MS
+            rows = decode_cells(contribution, self._finer, self._layer)
+            name = self._layer.name
+            doing.count("events.decoded", rows.height)
+            doing.count("events.classified", rows.height)
+            doing.count(f"layer.{name}.selected", rows.height)
+            ends = self._layer.window.end_expr(pl.col("window_start"))
+            live = rows.filter(ends > floor)
+            doing.count(f"layer.{name}.too_late", rows.height - live.height)
+            single = live.filter(self._finer.window.end_expr(pl.col("fine_start")) > own_floor)
+            doing.count(f"layer.{name}.repeated", live.height - single.height)
+            doing.frames.append(single.with_columns(order=pl.lit(index, pl.UInt32)))
+        closed, floor = contribution.announced
+        announced[contribution.sender] = (max(own_closed, closed), max(own_floor, floor))
+
+    def _newer(self, table: RollupTable, doing: _Gathering) -> pl.DataFrame:
+        """Return the rows that replace a smaller version, the last of each contribution only."""
+        columns = table.delta_columns
+        frames = [frame for frame in doing.frames if frame.height]
+        if not frames:
+            return pl.DataFrame(schema=dict.fromkeys(columns, pl.Null()))
+        rows = pl.concat(frames)
+        known = table.known(rows["window_start"].unique())
+        rows = rows.join(known, on=table.contribution, how="left", nulls_equal=True)
+        before = pl.col("contributed").cum_max().shift(1).over(table.contribution)
+        seen = pl.max_horizontal(pl.col("known"), before)
+        newer = rows.filter(seen.is_null() | (pl.col("contributed") > seen))
+        name = self._layer.name
+        doing.count(f"layer.{name}.repeated", rows.height - newer.height)
+        doing.count(f"layer.{name}.folded", newer.height)
+        return newer.unique(table.contribution, keep="last", maintain_order=True).select(columns)

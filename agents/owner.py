@@ -1,0 +1,325 @@
+"""The owner of one source partition: claims it, advances it by deltas, and knows what it still must emit.
+
+The protocol is that of docs/formats/journal.md. Nothing here touches the network, the disk or a clock but
+through ``PartitionIO``, so the same object runs under asyncio with Kafka and under a simulator that stops,
+kills and resumes it at every ``await``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from typing import Protocol
+
+import polars as pl
+
+from agents.fold import Before, Content
+from tables.block import encode_block
+from tables.chunk import Run
+from tables.errors import FencedError, JournalRefusedError, OutcomeUnknownError
+from tables.journal import (
+    Announcement,
+    Claim,
+    Delta,
+    Identity,
+    decode_entry,
+    encode_entry,
+    identity_of,
+)
+from tables.layer import Layer
+from tables.plan import InputPlan
+from tables.state import Meta, PartitionState
+from tables.table import NEVER_MS, BlockWrite
+
+ARCHIVE = "archive"
+"""The sink that every layer has; the others are the names of coarser layers."""
+
+READ_ENTRIES_MAX = 1_000
+"""Journal entries taken in one read while recovering; the store is saved after each read."""
+
+
+class PartitionIO(Protocol):
+    """What an owner may do to the world: its journal partition, its source partition, its store."""
+
+    async def append(self, value: bytes) -> int:
+        """Append to the journal; return the offset. Raises OutcomeUnknownError."""
+
+    async def read(self, start: int, stop: int) -> list[bytes]:
+        """Return the journal entries of offsets ``[start, stop)``."""
+
+    async def journal_bounds(self) -> tuple[int, int]:
+        """Return the journal's first offset and the one after its last."""
+
+    async def source_bounds(self) -> tuple[int, int]:
+        """Return the source partition's first offset and the one after its last."""
+
+    async def source_identity(self, offset: int) -> Identity | None:
+        """Return append time and CRC-32 of a source record, None where the offset has no record."""
+
+    def load(self) -> PartitionState | None:
+        """Return the state of the local store, if it has one."""
+
+    def save(self, writes: list[BlockWrite], meta: Meta) -> None:
+        """Write to the local store in one atomic batch."""
+
+    def discard(self) -> None:
+        """Empty the local store."""
+
+
+@dataclasses.dataclass(slots=True, frozen=True)
+class Emission:
+    """Closed cells of one layer on their way to one sink, captured from applied state.
+
+    ``versions`` are those of the windows at capture: what an acknowledgement covers. ``announced`` is what
+    may be said to a coarser layer along with them.
+    """
+
+    layer: Layer
+    sink: str
+    cells: pl.DataFrame
+    versions: dict[int, int]
+    announced: Announcement
+
+
+class Owner:
+    """One owner of one source partition, from its claim until it is fenced or released."""
+
+    def __init__(self, plan: InputPlan, partition: int, io: PartitionIO) -> None:
+        self.plan = plan
+        self.partition = partition
+        self.state = PartitionState(plan)
+        self._io = io
+        self._epoch = -1
+        # A new owner takes nothing as acknowledged (rule 10).
+        self._acks: dict[tuple[str, str], dict[int, int]] = {
+            (layer.name, sink): {} for layer in plan.layers for sink in self.sinks(layer)
+        }
+
+    @property
+    def position(self) -> int:
+        """The next source offset: ``state.to``, and nothing else, says where to go on."""
+        return self.state.meta.to
+
+    def before(self) -> Before:
+        """Return what folding the next chunk must know."""
+        return Before(self.state.meta.stream_time_ms, self.state.meta.floors)
+
+    def sinks(self, layer: Layer) -> list[str]:
+        """Return where the cells of ``layer`` go."""
+        return [ARCHIVE, *(coarser.name for coarser in self.plan.coarser[layer.name])]
+
+    async def claim(self) -> None:
+        """Claim the partition and restore its state from local store and journal.
+
+        Raises:
+            FencedError: another owner claimed meanwhile.
+            OutcomeUnknownError: the claim may or may not have landed.
+            JournalRefusedError: this worker must not continue this history.
+        """
+        first, end = await self._io.source_bounds()
+        themap = self.plan.themap
+        claim = Claim(themap.revision, themap.digest, self.plan.partitions, base=first)
+        epoch = await self._io.append(encode_entry(claim))
+        self.state = await self._usable(epoch)
+        meta = self.state.meta
+        while meta.journal_offset <= epoch:
+            stop = min(epoch + 1, meta.journal_offset + READ_ENTRIES_MAX)
+            for value in await self._io.read(meta.journal_offset, stop):
+                self._apply(value)
+            self._io.save(self.state.take_writes(), meta)
+        if meta.epoch != epoch:
+            raise self._refused(claim)
+        self._epoch = epoch
+        await self._check_source(first, end)
+
+    async def advance(self, content: Content, tail: Identity | None) -> None:
+        """Append what a chunk adds, and apply it if it stands.
+
+        Raises:
+            FencedError: it does not stand: another owner took over.
+            OutcomeUnknownError: it may or may not have landed; forget this owner and claim again.
+        """
+        delta = self._compose(content, tail)
+        value = encode_entry(delta)
+        offset = await self._io.append(value)
+        meta = self.state.meta
+        if offset < meta.journal_offset:
+            raise OutcomeUnknownError(
+                f"cannot use append at offset {offset}: entries up to {meta.journal_offset} are read"
+            )
+        if offset > meta.journal_offset:
+            for other in await self._io.read(meta.journal_offset, offset):
+                self._apply(other)
+        stands = self.state.apply(offset, delta, identity_of(value))
+        if not stands:
+            raise FencedError(
+                f"cannot advance {self.plan.topic}[{self.partition}]: the journal has a newer owner"
+            )
+        self._io.save(self.state.take_writes(), meta)
+        for name, windows in delta.evicted.items():
+            for (layer, _), acked in self._acks.items():
+                if layer == name:
+                    for window in windows:
+                        acked.pop(window, None)
+
+    def housekeeping(self) -> Content | None:
+        """Return an empty-range content where windows can be evicted, None where there is nothing."""
+        if not any(self._evictable().values()):
+            return None
+        position = self.position
+        return Content(position, position, self.state.meta.stream_time_ms, {}, {})
+
+    def due(self, layer: Layer, sink: str) -> Emission | None:
+        """Return the closed cells that ``sink`` has not acknowledged at their version, if any."""
+        acked = self._acks[layer.name, sink]
+        versions = self._unacknowledged(layer, sink)
+        if not versions:
+            return None
+        table = self.state.tables[layer.name]
+        cells = table.cells(pl.col("window_start").is_in(list(versions)))
+        sent = {window: acked[window] for window in versions if window in acked}
+        if sent:
+            known = pl.col("window_start").replace_strict(sent, default=-1, return_dtype=pl.Int64)
+            cells = cells.filter(pl.col("version") > known)
+        return Emission(layer, sink, cells, versions, self.announcement(layer, sink))
+
+    def acknowledge(self, emission: Emission) -> None:
+        """Take note that the sink has all cells of ``emission``."""
+        acked = self._acks[emission.layer.name, emission.sink]
+        for window, version in emission.versions.items():
+            acked[window] = max(version, acked.get(window, -1))
+
+    def announcement(self, layer: Layer, coarser: str) -> Announcement:
+        """Return what may be announced to ``coarser``: times up to which its log has everything.
+
+        All of it comes from one snapshot of the state (rule 11).
+        """
+        closed, floor = self.state.closed_ms(layer), self.state.floor_ms(layer)
+        waiting = self._unacknowledged(layer, coarser)
+        if not waiting:
+            return closed, floor
+        least = min(layer.window.end(window) for window in waiting) - 1
+        return min(closed, least), min(floor, least)
+
+    def unacknowledged(self, layer: Layer) -> int:
+        """Return the number of closed windows that some sink has not acknowledged."""
+        return sum(len(self._unacknowledged(layer, sink)) for sink in self.sinks(layer))
+
+    def _unacknowledged(self, layer: Layer, sink: str) -> dict[int, int]:
+        closed = self.state.closed_ms(layer)
+        acked = self._acks[layer.name, sink]
+        end = layer.window.end
+        return {
+            window: version
+            for window, version in self.state.tables[layer.name].versions.items()
+            if version > acked.get(window, -1) and end(window) <= closed
+        }
+
+    def _evictable(self) -> dict[str, list[int]]:
+        """Return the sealed windows, by layer, that every sink has acknowledged (rule 9).
+
+        They are sealed before the delta that evicts them, so it cannot change their cells.
+        """
+        found = {}
+        for layer in self.plan.layers:
+            floor = self.state.floor_ms(layer)
+            acks = [self._acks[layer.name, sink] for sink in self.sinks(layer)]
+            found[layer.name] = [
+                window
+                for window, version in self.state.tables[layer.name].versions.items()
+                if layer.window.end(window) <= floor
+                and all(acked.get(window, -1) >= version for acked in acks)
+            ]
+        return found
+
+    def _compose(self, content: Content, tail: Identity | None) -> Delta:
+        meta = self.state.meta
+        assert content.start == meta.to, f"content from {content.start} after {meta.to}"
+        stream_time = max(meta.stream_time_ms, content.stream_time_ms)
+        floors = {}
+        if self.plan.finer is None and stream_time > NEVER_MS:
+            for layer in self.plan.layers:
+                floor = stream_time - layer.max_out_of_orderness_ms - layer.allowed_lateness_ms
+                floors[layer.name] = max(floor, meta.floors.get(layer.name, NEVER_MS))
+        return Delta(
+            epoch=self._epoch,
+            revision=self.plan.themap.revision,
+            start=content.start,
+            stop=content.stop,
+            stream_time_ms=stream_time,
+            floors=floors,
+            announced=content.announced,
+            ledger={name: count for name, count in content.ledger.items() if count},
+            blocks={name: encode_block(block) for name, block in content.blocks.items()},
+            evicted={name: windows for name, windows in self._evictable().items() if windows},
+            tail=tail,
+        )
+
+    def _apply(self, value: bytes) -> bool:
+        offset = self.state.meta.journal_offset
+        return self.state.apply(offset, decode_entry(value), identity_of(value))
+
+    async def _usable(self, epoch: int) -> PartitionState:
+        """Return the stored state where the journal still holds what it names, else a new one."""
+        start, _ = await self._io.journal_bounds()
+        state = self._io.load()
+        if state is not None and start <= state.meta.journal_offset <= epoch:
+            offset = state.meta.journal_offset
+            if offset == start:
+                return state
+            (before,) = await self._io.read(offset - 1, offset)
+            if identity_of(before) == state.meta.entry:
+                return state
+        if start > 0:
+            raise JournalRefusedError(
+                f"cannot restore {self.plan.topic}[{self.partition}]: its journal begins at offset "
+                f"{start} and no snapshot covers what is gone; restore the journal topic, or start "
+                "over under another map name"
+            )
+        self._io.discard()
+        return PartitionState(self.plan)
+
+    def _refused(self, claim: Claim) -> JournalRefusedError | FencedError:
+        meta = self.state.meta
+        where = f"{self.plan.topic}[{self.partition}]"
+        if claim.revision < meta.revision:
+            return JournalRefusedError(
+                f"cannot claim {where}: its journal is at map revision {meta.revision}; got "
+                f"{claim.revision}; to go back, use the old rules under a higher revision"
+            )
+        if claim.partitions != meta.partitions:
+            return JournalRefusedError(
+                f"cannot claim {where}: the map declares {claim.partitions} partitions; the journal "
+                f"was begun with {meta.partitions}; a topic's partitions cannot change under a map"
+            )
+        if claim.digest != meta.digest:
+            return JournalRefusedError(
+                f"cannot claim {where}: another map was used as revision {meta.revision}; raise "
+                "the revision with every change of the map"
+            )
+        return FencedError(f"cannot claim {where}: a newer claim stands")
+
+    async def _check_source(self, first: int, end: int) -> None:
+        """Refuse a source log that is not the one whose prefix the state was made from."""
+        meta = self.state.meta
+        where = f"{self.plan.topic}[{self.partition}]"
+        if not first <= meta.to <= end:
+            raise JournalRefusedError(
+                f"cannot continue {where} at offset {meta.to}: its log holds [{first}, {end}); "
+                "events were deleted before they were read, or the topic was made anew; "
+                "start over under another map name"
+            )
+        if meta.tail is not None and meta.to > first:
+            found = await self._io.source_identity(meta.to - 1)
+            if found is not None and found != meta.tail:
+                raise JournalRefusedError(
+                    f"cannot continue {where}: record {meta.to - 1} is not the one that was read; "
+                    "the topic was made anew; start over under another map name"
+                )
+
+
+def tail_of(run: Run) -> Identity | None:
+    """Return the identity of a run's last record: append time and CRC-32 of its value."""
+    if not run.values or run.offsets[-1] != run.next_offset - 1:
+        return None
+    return run.append_times_ms[-1], zlib.crc32(run.values[-1] or b"")

@@ -1,0 +1,261 @@
+"""Owners: all partitions this worker owns now, from restore to release, and the reads of their state.
+
+One cycle at a time per partition: a lock per owner keeps a chunk, idle eviction and release apart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import polars as pl
+
+from agents.emit import Emitter, Log
+from agents.fold import Content
+from agents.owner import Owner
+from tables.archive import Archive, CellRange
+from tables.cell import archive_schema
+from tables.errors import FencedError, OutcomeUnknownError
+from tables.journal import Identity
+from tables.layer import Layer, Map
+from tables.plan import InputPlan, plans_of
+from tables.state import Meta, PartitionState
+from tables.store import PartitionStore
+from tables.table import BlockWrite
+
+log = logging.getLogger(__name__)
+
+TopicPartition = tuple[str, int]
+
+
+@dataclasses.dataclass(slots=True, frozen=True)
+class LogRecord:
+    """One record as read back: its value, None for none, and its append time in milliseconds."""
+
+    offset: int
+    value: bytes | None
+    append_time_ms: int
+
+
+class ReadableLog(Log, Protocol):
+    """A log that can be read back as well."""
+
+    async def read(self, topic: str, partition: int, start: int, stop: int) -> list[LogRecord]:
+        """Return the records of offsets ``[start, stop)``."""
+
+    async def bounds(self, topic: str, partition: int) -> tuple[int, int]:
+        """Return the first offset and the one after the last."""
+
+
+class LogPartitionIO:
+    """``agents.owner.PartitionIO`` over a log and a local store."""
+
+    def __init__(
+        self, plan: InputPlan, partition: int, to: ReadableLog, store: PartitionStore
+    ) -> None:
+        self._plan = plan
+        self._partition = partition
+        self._log = to
+        self._store = store
+
+    async def append(self, value: bytes) -> int:
+        """Append to the journal partition."""
+        return await self._log.append(self._plan.journal, self._partition, value, ())
+
+    async def read(self, start: int, stop: int) -> list[bytes]:
+        """Return journal entries; an entry without value reads as empty, which is no format."""
+        records = await self._log.read(self._plan.journal, self._partition, start, stop)
+        return [record.value or b"" for record in records]
+
+    async def journal_bounds(self) -> tuple[int, int]:
+        """Return the journal's first offset and the one after its last."""
+        return await self._log.bounds(self._plan.journal, self._partition)
+
+    async def source_bounds(self) -> tuple[int, int]:
+        """Return the source partition's first offset and the one after its last."""
+        return await self._log.bounds(self._plan.topic, self._partition)
+
+    async def source_identity(self, offset: int) -> Identity | None:
+        """Return append time and CRC-32 of a source record."""
+        for record in await self._log.read(self._plan.topic, self._partition, offset, offset + 1):
+            if record.offset == offset:
+                return record.append_time_ms, zlib.crc32(record.value or b"")
+        return None
+
+    def load(self) -> PartitionState | None:
+        """Return the state of the local store, if it has one."""
+        return self._store.load(self._plan)
+
+    def save(self, writes: list[BlockWrite], meta: Meta) -> None:
+        """Write to the local store in one atomic batch."""
+        self._store.save(writes, meta)
+
+    def discard(self) -> None:
+        """Empty the local store."""
+        self._store.clear()
+
+
+@dataclasses.dataclass(slots=True)
+class Held:
+    """One owned partition: its owner, its store, what emits for it."""
+
+    owner: Owner
+    store: PartitionStore
+    emitter: Emitter
+    cycle: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
+    released: bool = False
+    tasks: set[asyncio.Task[None]] = dataclasses.field(default_factory=set)
+
+
+class Owners:
+    """The partitions of this worker.
+
+    Args:
+        themap: the map that is served.
+        to: where journals, layer topics and sources are.
+        archive: where closed cells go.
+        state_folder: one folder per input topic and partition is kept in it.
+        failed: called with the reason when a background task ends: the worker must stop with it.
+        fenced: called with topic, partition and reason when a partition must be claimed again.
+    """
+
+    def __init__(
+        self,
+        themap: Map,
+        to: ReadableLog,
+        archive: Archive,
+        state_folder: Path,
+        *,
+        failed: Callable[[BaseException], None],
+        fenced: Callable[[str, int, str], None],
+    ) -> None:
+        self.themap = themap
+        self.plans = plans_of(themap)
+        self._log = to
+        self._archive = archive
+        self._folder = state_folder
+        self._failed = failed
+        self._fenced = fenced
+        self._held: dict[TopicPartition, Held] = {}
+        self._archived: Counter[str] = Counter()
+
+    async def restore(self, topic: str, partition: int, generation: int) -> int:
+        """Open the store, claim, read the journal; return the source position to go on from."""
+        del generation
+        await self.release({(topic, partition)})
+        plan = self.plans[topic]
+        store = PartitionStore(self._folder / topic / str(partition))
+        owner = Owner(plan, partition, LogPartitionIO(plan, partition, self._log, store))
+        try:
+            await owner.claim()
+        except BaseException:
+            store.close()
+            raise
+        emitter = Emitter(owner, self._archive, self._log, self._archived, self._failed)
+        held = Held(owner, store, emitter)
+        emitter.on_acknowledged = lambda: self._tidy(topic, partition, held)
+        self._held[topic, partition] = held
+        emitter.start()
+        return owner.position
+
+    async def release(self, partitions: set[TopicPartition]) -> None:
+        """Let these partitions go: end their cycles and emissions, close their stores."""
+        leaving = [held for key in partitions if (held := self._held.pop(key, None)) is not None]
+        for held in leaving:
+            held.released = True
+        await asyncio.gather(*(self._let_go(held) for held in leaving))
+
+    def held(self) -> set[TopicPartition]:
+        """Return the partitions whose local store is on this node's disk."""
+        return {
+            (topic, int(folder.name))
+            for topic in self.plans
+            for folder in (self._folder / topic).glob("*")
+            if folder.name.isdecimal()
+        }
+
+    def get(self, topic: str, partition: int) -> Owner | None:
+        """Return the owner of a partition, None where it is not this worker's now."""
+        held = self._held.get((topic, partition))
+        return held.owner if held else None
+
+    def each(self) -> Iterator[Owner]:
+        """Return every owner."""
+        return iter([held.owner for held in self._held.values()])
+
+    async def advance(
+        self, topic: str, partition: int, content: Content, tail: Identity | None
+    ) -> None:
+        """Advance a partition by one delta, then let it emit.
+
+        A partition that was lost is forgotten and claimed again; its records are read again then.
+        """
+        held = self._held.get((topic, partition))
+        if held is None:
+            return
+        try:
+            async with held.cycle:
+                if held.released or held.owner.position != content.start:
+                    return
+                await held.owner.advance(content, tail)
+        except (FencedError, OutcomeUnknownError) as error:
+            if self._held.get((topic, partition)) is held:
+                await self.release({(topic, partition)})
+                self._fenced(topic, partition, str(error))
+            return
+        held.emitter.wake()
+
+    def cells(self, layer: Layer, cells: CellRange) -> pl.DataFrame:
+        """Return the archive frame of the applied cells held here, open and closed, in range."""
+        start = pl.col("window_start")
+        predicates = [start >= cells.from_ms, start < cells.to_ms]
+        predicates += [pl.col(f"key_{name}") == value for name, value in cells.key.items()]
+        found = [
+            held.owner.state.tables[layer.name]
+            .cells(*predicates)
+            .with_columns(source_partition=pl.lit(partition, pl.Int32))
+            for (topic, partition), held in self._held.items()
+            if topic == self.themap.input_topic(layer)
+        ]
+        return pl.concat(found) if found else pl.DataFrame(schema=archive_schema(layer))
+
+    def partitions(self, layer: Layer) -> set[int]:
+        """Return the partitions of the layer's input that are owned here, restored and serving."""
+        wanted = self.themap.input_topic(layer)
+        return {partition for topic, partition in self._held if topic == wanted}
+
+    def archived_cells(self, layer: Layer) -> int:
+        """Return how many rows of ``layer`` this worker's archive has acknowledged since it started."""
+        return self._archived[layer.name]
+
+    async def _let_go(self, held: Held) -> None:
+        try:
+            await held.emitter.stop()
+            for task in held.tasks - {asyncio.current_task()}:
+                task.cancel()
+            async with held.cycle:
+                pass
+        finally:
+            held.store.close()
+
+    def _tidy(self, topic: str, partition: int, held: Held) -> None:
+        """Evict in the background what has been acknowledged, so that an idle partition shrinks too."""
+        if held.released or held.tasks:
+            return
+        task = asyncio.create_task(self._evict(topic, partition, held))
+        held.tasks.add(task)
+        task.add_done_callback(held.tasks.discard)
+
+    async def _evict(self, topic: str, partition: int, held: Held) -> None:
+        try:
+            content = held.owner.housekeeping()
+            if content is not None and not held.cycle.locked():
+                await self.advance(topic, partition, content, held.owner.state.meta.tail)
+        except Exception as error:  # noqa: BLE001 - handed to the worker, which stops with it
+            self._failed(error)

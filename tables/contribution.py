@@ -1,0 +1,91 @@
+"""Contributions: a layer's closed cells on their way to a coarser layer's topic, and their bytes.
+
+A record of a layer topic is one format byte, then a MessagePack array: who sends, what it announces, and a
+block of absolute cell values with versions. A record without block only announces. All cells of a record
+belong to the record's partition by the hash of the coarser key.
+"""
+
+from __future__ import annotations
+
+import msgspec
+import polars as pl
+
+from tables.block import decode_block, encode_block
+from tables.cell import cell_schema
+from tables.errors import JournalRefusedError
+from tables.journal import Announcement
+from tables.keyhash import key_hashes
+from tables.layer import Layer
+
+FORMAT = 1
+
+
+class Contribution(msgspec.Struct, frozen=True, array_like=True):
+    """One record of a layer topic.
+
+    ``sender`` is the source partition of the finer layer. ``announced`` says that all its windows up to
+    these times are closed, and final, and already in this log. ``block`` has the finer key columns,
+    ``fine_start``, the coarser layer's accumulators and ``contributed``; it is empty in a heartbeat.
+    """
+
+    layer: str
+    revision: int
+    sender: int
+    announced: Announcement
+    block: bytes
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Contribution)
+
+
+def encode_contribution(contribution: Contribution) -> bytes:
+    """Return the record's value."""
+    return bytes((FORMAT,)) + _encoder.encode(contribution)
+
+
+def decode_contribution(value: bytes) -> Contribution:
+    """Return the contribution of a layer topic's record.
+
+    Raises:
+        JournalRefusedError: it is of a newer format; dropping it would lose cells.
+        msgspec.DecodeError: it is no contribution at all.
+    """
+    if not value:
+        raise msgspec.DecodeError("the record is empty")
+    if value[0] != FORMAT:
+        raise JournalRefusedError(
+            f"cannot read layer topic: got format {value[0]}; want {FORMAT}; "
+            "run the version that wrote it"
+        )
+    return _decoder.decode(memoryview(value)[1:])
+
+
+def split_cells(finer: Layer, coarser: Layer, cells: pl.DataFrame) -> dict[int, bytes]:
+    """Return, by partition of the coarser layer's topic, the block of these cells of ``finer``.
+
+    ``cells`` is a cell frame of ``finer``.
+    """
+    rows = cells.select(
+        *finer.key_columns,
+        pl.col("window_start").alias("fine_start"),
+        *(acc.column for acc in coarser.accumulators),
+        pl.col("version").alias("contributed"),
+    )
+    target = key_hashes(rows, coarser.key_columns).cast(pl.Int64) % coarser.partitions
+    parts = rows.with_columns(target=target).partition_by("target", as_dict=True, include_key=False)
+    return {int(partition[0]): encode_block(part) for partition, part in parts.items()}
+
+
+def decode_cells(contribution: Contribution, finer: Layer, coarser: Layer) -> pl.DataFrame:
+    """Return the rows of a contribution as a rollup table's delta has them (see ``tables.table``)."""
+    fine, coarse = cell_schema(finer), cell_schema(coarser)
+    schema: dict[str, pl.DataType] = {name: fine[name] for name in finer.key_columns}
+    schema["fine_start"] = pl.Int64()
+    schema |= {acc.column: coarse[acc.column] for acc in coarser.accumulators}
+    schema["contributed"] = pl.Int64()
+    rows = decode_block(contribution.block, schema)
+    return rows.with_columns(
+        source_partition=pl.lit(contribution.sender, pl.Int32),
+        window_start=coarser.window.start_expr(pl.col("fine_start")),
+    )

@@ -1,0 +1,91 @@
+"""Journal entries and their bytes: claims and deltas of one source partition.
+
+An entry is one format byte, then the MessagePack array of the entry. The first element names its kind.
+A reader that meets another format stops: ignoring it would make old and new readers disagree on history.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import msgspec
+
+from tables.errors import JournalRefusedError
+from tables.ledger import Ledger
+
+FORMAT = 1
+
+Announcement = tuple[int, int]
+"""``(closed_ms, floor_ms)``: all windows that end at or below are closed, or final, and already sent."""
+
+Identity = tuple[int, int]
+"""What a record is recognised by: its length and CRC-32, or its append time and CRC-32."""
+
+
+class Claim(msgspec.Struct, frozen=True, array_like=True, tag="claim"):
+    """A new owner: it sets the epoch to its own offset.
+
+    ``base`` is the first offset that the source partition had when it was claimed; the state of an
+    empty journal begins there. ``partitions`` counts the partitions of the input topic.
+    """
+
+    revision: int
+    digest: str
+    partitions: int
+    base: int
+
+
+class Delta(msgspec.Struct, frozen=True, array_like=True, tag="delta"):
+    """What one chunk adds to the state of one source partition, for offsets ``[start, stop)``.
+
+    ``floors`` are by layer; ``announced`` by sender partition (coarser layers only); ``blocks`` by layer, as
+    bytes of ``tables.block``; ``evicted`` are window starts by layer; ``tail`` is the identity of
+    record ``stop - 1`` (append time and CRC-32), None where it carried no record.
+    """
+
+    epoch: int
+    revision: int
+    start: int
+    stop: int
+    stream_time_ms: int
+    floors: dict[str, int]
+    announced: dict[int, Announcement]
+    ledger: Ledger
+    blocks: dict[str, bytes]
+    evicted: dict[str, list[int]]
+    tail: Identity | None
+
+
+Entry = Claim | Delta
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Entry)
+
+
+def encode_entry(entry: Entry) -> bytes:
+    """Return the journal record's value."""
+    return bytes((FORMAT,)) + _encoder.encode(entry)
+
+
+def decode_entry(value: bytes) -> Entry:
+    """Return the entry of a journal record's value.
+
+    Raises:
+        JournalRefusedError: the format is another one, or the bytes are not of it.
+    """
+    if not value or value[0] != FORMAT:
+        got = value[0] if value else "an empty record"
+        raise JournalRefusedError(
+            f"cannot read journal entry: format {got}; want {FORMAT}; run the version that wrote it"
+        )
+    try:
+        return _decoder.decode(memoryview(value)[1:])
+    except msgspec.DecodeError as error:
+        raise JournalRefusedError(
+            f"cannot read journal entry: {error}; the topic holds records of another program"
+        ) from error
+
+
+def identity_of(value: bytes) -> Identity:
+    """Return what a journal entry is recognised by: length and CRC-32."""
+    return len(value), zlib.crc32(value)

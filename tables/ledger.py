@@ -1,0 +1,50 @@
+"""The ledger: where every offset and every event went, as named counts that must add up.
+
+Names are ``records.<column>``, ``events.<column>`` and ``layer.<layer>.<column>``. Three sums are
+checked against counts taken independently: records against the offsets read, events against
+``events.decoded``, and each layer's columns against ``layer.<layer>.selected``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+Ledger = dict[str, int]
+
+RECORD_COLUMNS = ("with_events", "heartbeat", "empty", "unreadable", "oversized", "gap")
+"""``gap`` counts offsets that carry no record: transaction markers and compacted records."""
+
+EVENT_COLUMNS = ("malformed", "future", "duplicate", "unclassified", "classified")
+LAYER_COLUMNS = ("folded", "filtered", "too_late", "repeated")
+"""``repeated`` counts contributions that a coarser layer already had at their version or a later one."""
+
+
+def add(ledger: Ledger, delta: Mapping[str, int]) -> None:
+    """Add the counts of ``delta`` to ``ledger`` in place."""
+    for name, count in delta.items():
+        ledger[name] = ledger.get(name, 0) + count
+
+
+def total(ledgers: Iterable[Mapping[str, int]]) -> Ledger:
+    """Return the sum of several ledgers."""
+    result: Ledger = {}
+    for ledger in ledgers:
+        add(result, ledger)
+    return result
+
+
+def imbalances(ledger: Mapping[str, int], offsets_read: int, layers: Iterable[str]) -> list[str]:
+    """Return a sentence for every sum that does not add up; empty where the ledger balances."""
+    found = []
+    records = sum(ledger.get(f"records.{column}", 0) for column in RECORD_COLUMNS)
+    if records != offsets_read:
+        found.append(f"records add up to {records}, offsets read to {offsets_read}")
+    events = sum(ledger.get(f"events.{column}", 0) for column in EVENT_COLUMNS)
+    if events != ledger.get("events.decoded", 0):
+        found.append(f"events add up to {events}, decoded were {ledger.get('events.decoded', 0)}")
+    for layer in layers:
+        rows = sum(ledger.get(f"layer.{layer}.{column}", 0) for column in LAYER_COLUMNS)
+        selected = ledger.get(f"layer.{layer}.selected", 0)
+        if rows != selected:
+            found.append(f"layer {layer} adds up to {rows}, selected were {selected}")
+    return found

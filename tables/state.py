@@ -1,0 +1,131 @@
+"""The state of one source partition: a pure function of a prefix of its journal.
+
+State changes only in :meth:`PartitionState.apply`, for the owner, its successor and every other reader
+alike (JOURNAL.md rule 2). The local store holds all of it, written in one atomic batch.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from tables import ledger
+from tables.journal import Announcement, Claim, Delta, Entry, Identity
+from tables.layer import Layer
+from tables.plan import InputPlan
+from tables.table import NEVER_MS, BlockWrite, FoldTable, LayerTable, RollupTable
+
+
+class Meta(msgspec.Struct):
+    """All of a partition's state but its cells.
+
+    ``to`` is the source offset up to which everything is folded, the only position there is. ``base`` is
+    the offset it began at. ``journal_offset`` is the next entry to read; ``entry`` the identity of the one
+    before it; ``tail`` the identity of source record ``to - 1``.
+    """
+
+    to: int = 0
+    base: int = 0
+    stream_time_ms: int = NEVER_MS
+    floors: dict[str, int] = {}
+    announced: dict[int, Announcement] = {}
+    ledger: dict[str, int] = {}
+    revision: int = 0
+    digest: str = ""
+    partitions: int = 0
+    epoch: int = -1
+    journal_offset: int = 0
+    entry: Identity | None = None
+    tail: Identity | None = None
+
+
+class PartitionState:
+    """What is known of one source partition: :class:`Meta` and one table per layer."""
+
+    def __init__(self, plan: InputPlan, meta: Meta | None = None) -> None:
+        self.plan = plan
+        self.meta = meta or Meta()
+        self.tables: dict[str, LayerTable] = {
+            layer.name: RollupTable(layer, plan.finer) if plan.finer else FoldTable(layer)
+            for layer in plan.layers
+        }
+        self._share_announcements()
+
+    def apply(self, offset: int, entry: Entry, identity: Identity) -> bool:
+        """Take the journal entry at ``offset``; tell whether it stands.
+
+        ``offset`` must be the next one: a journal is read without gaps.
+        """
+        meta = self.meta
+        assert offset == meta.journal_offset, f"journal gap: {offset} after {meta.journal_offset}"
+        meta.journal_offset = offset + 1
+        meta.entry = identity
+        if isinstance(entry, Claim):
+            return self._apply_claim(offset, entry)
+        return self._apply_delta(entry)
+
+    def closed_ms(self, layer: Layer) -> int:
+        """Return C: windows of ``layer`` that end at or below it are closed."""
+        if self.plan.finer is None:
+            return max(self.meta.stream_time_ms - layer.max_out_of_orderness_ms, NEVER_MS)
+        return self._announced_least(0)
+
+    def floor_ms(self, layer: Layer) -> int:
+        """Return F: windows of ``layer`` that end at or below it are sealed. It never falls."""
+        if self.plan.finer is None:
+            return self.meta.floors.get(layer.name, NEVER_MS)
+        return self._announced_least(1)
+
+    def take_writes(self) -> list[BlockWrite]:
+        """Return the block writes that the local store has not got yet, and forget them."""
+        writes = [write for table in self.tables.values() for write in table.writes]
+        for table in self.tables.values():
+            table.writes.clear()
+        return writes
+
+    def _apply_claim(self, offset: int, claim: Claim) -> bool:
+        meta = self.meta
+        known = (meta.revision, meta.digest, meta.partitions)
+        if meta.epoch < 0:
+            meta.to = meta.base = claim.base
+        elif claim.revision < meta.revision:
+            return False
+        elif claim.revision == meta.revision and known[1:] != (claim.digest, claim.partitions):
+            return False
+        elif claim.partitions != meta.partitions:
+            return False
+        meta.epoch = offset
+        meta.revision, meta.digest = claim.revision, claim.digest
+        meta.partitions = claim.partitions
+        return True
+
+    def _apply_delta(self, delta: Delta) -> bool:
+        meta = self.meta
+        stands = (delta.start, delta.epoch, delta.revision) == (meta.to, meta.epoch, meta.revision)
+        if not stands:
+            return False
+        for name, windows in delta.evicted.items():
+            if name in self.tables:
+                self.tables[name].evict(windows)
+        for name, data in delta.blocks.items():
+            if name in self.tables:
+                self.tables[name].add(data, delta.stop)
+        if delta.stop > delta.start:
+            meta.to = delta.stop
+            meta.tail = delta.tail
+            meta.stream_time_ms = max(meta.stream_time_ms, delta.stream_time_ms)
+            meta.floors |= delta.floors
+            meta.announced |= delta.announced
+            self._share_announcements()
+            ledger.add(meta.ledger, delta.ledger)
+        return True
+
+    def _announced_least(self, which: int) -> int:
+        announced = self.meta.announced
+        if len(announced) < self.plan.senders:
+            return NEVER_MS
+        return min(announcement[which] for announcement in announced.values())
+
+    def _share_announcements(self) -> None:
+        for table in self.tables.values():
+            if isinstance(table, RollupTable):
+                table.announced = self.meta.announced

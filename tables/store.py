@@ -1,0 +1,106 @@
+"""The local store: one RocksDB per source partition with all of its state, written in atomic batches.
+
+    key "meta"                        MessagePack of tables.state.Meta
+    key "block/" layer "/" sequence   version (8 bytes, signed), then the block's bytes
+
+The store is a cache of the journal: it is usable only where the journal still holds what it names, and is
+discarded otherwise. A reused store saves reading the journal from its start.
+"""
+
+from __future__ import annotations
+
+import shutil
+import struct
+from pathlib import Path
+
+import msgspec
+import rocksdict
+
+from tables.errors import TreasureMapError
+from tables.plan import InputPlan
+from tables.state import Meta, PartitionState
+from tables.table import BlockWrite
+
+FORMAT = 1
+WRITE_BUFFER_BYTES = 4 << 20
+BLOCK_CACHE_BYTES = 1 << 20
+"""State is kept in memory as frames; the store is read once, at start, so it needs next to no cache."""
+
+_VERSION = struct.Struct(">q")
+_FORMAT_KEY = b"format"
+_META_KEY = b"meta"
+_META = msgspec.msgpack.Decoder(Meta)
+
+
+class PartitionStore:
+    """The store of one partition in ``folder``; RocksDB's lock keeps other processes out."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._db = rocksdict.Rdict(str(folder), _options())
+        except Exception as error:
+            raise TreasureMapError(
+                f"cannot open local store {folder}: {error}; is another worker using this folder? "
+                "Give each worker its own state_folder, or remove the damaged one: it is rebuilt"
+            ) from error
+
+    def load(self, plan: InputPlan) -> PartitionState | None:
+        """Return the stored state, or None where there is none in this format."""
+        if self._db.get(_FORMAT_KEY) != bytes((FORMAT,)):
+            return None
+        state = PartitionState(plan, _META.decode(self._db[_META_KEY]))
+        prefix = b"block/"
+        for key, value in self._db.items(from_key=prefix):
+            if not key.startswith(prefix):
+                break
+            layer, sequence = key[len(prefix) :].decode().split("/")
+            if layer in state.tables:
+                (version,) = _VERSION.unpack_from(value)
+                state.tables[layer].load(int(sequence), version, value[_VERSION.size :])
+        return state
+
+    def save(self, writes: list[BlockWrite], meta: Meta) -> None:
+        """Write blocks and meta in one atomic batch.
+
+        The write-ahead log is not synced: what a crash of the machine loses is read from the journal.
+        """
+        batch = rocksdict.WriteBatch(raw_mode=True)
+        for write in writes:
+            key = f"block/{write.layer}/{write.sequence}".encode()
+            if write.data is None:
+                batch.delete(key)
+            else:
+                batch.put(key, _VERSION.pack(write.version) + write.data)
+        batch.put(_META_KEY, msgspec.msgpack.encode(meta))
+        batch.put(_FORMAT_KEY, bytes((FORMAT,)))
+        self._db.write(batch)
+
+    def clear(self) -> None:
+        """Discard all that is stored."""
+        batch = rocksdict.WriteBatch(raw_mode=True)
+        for key in list(self._db.keys()):
+            batch.delete(key)
+        self._db.write(batch)
+
+    def close(self) -> None:
+        """Close RocksDB and give its lock back."""
+        self._db.close()
+
+
+def discard(folder: Path) -> None:
+    """Remove a store's folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _options() -> rocksdict.Options:
+    options = rocksdict.Options(raw_mode=True)
+    options.create_if_missing(True)
+    options.set_write_buffer_size(WRITE_BUFFER_BYTES)
+    options.set_max_write_buffer_number(2)
+    options.set_keep_log_file_num(2)
+    table = rocksdict.BlockBasedOptions()
+    table.set_block_cache(rocksdict.Cache(BLOCK_CACHE_BYTES))
+    options.set_block_based_table_factory(table)
+    return options

@@ -1,0 +1,228 @@
+"""Layer tables: the cells of one layer from one source partition, as a few blocks that merge lazily.
+
+    delta block, delta block, ...  -> merged when TAIL_BLOCKS_MAX pile up, or for a read
+    | old, large |  | newer |  | n |   sizes fall at least by half, so a row is merged O(log n) times
+
+A ``FoldTable`` holds partial cells of a base layer, which add up. A ``RollupTable`` holds the latest
+contribution of every finer cell, which replace each other until they settle (JOURNAL.md rule 12).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+
+import polars as pl
+
+from tables.block import conform, decode_block, encode_block
+from tables.cell import cell_schema, merge_exprs
+from tables.journal import Announcement
+from tables.layer import Layer
+
+TAIL_BLOCKS_MAX = 8
+NEVER_MS = -(2**62)
+"""Minus infinity among times: before any event."""
+
+
+@dataclasses.dataclass(slots=True, frozen=True)
+class BlockWrite:
+    """A block to put into the local store under ``(layer, sequence)``, or to delete where data is None.
+
+    ``version`` is that of all rows, or -1 where the block itself has the column.
+    """
+
+    layer: str
+    sequence: int
+    version: int
+    data: bytes | None
+
+
+class LayerTable:
+    """What both kinds share: blocks, versions by window, eviction.
+
+    Attributes:
+        versions: by window start, the version of the delta that last changed one of its cells.
+        writes: what the local store has not got yet; the owner empties it with every save.
+    """
+
+    def __init__(self, layer: Layer, stored: Mapping[str, pl.DataType]) -> None:
+        self.layer = layer
+        self.versions: dict[int, int] = {}
+        self.writes: list[BlockWrite] = []
+        self._stored = dict(stored)
+        self._delta = {name: kind for name, kind in stored.items() if name != "version"}
+        self._blocks: dict[int, pl.DataFrame] = {}
+        self._sequence = 0
+
+    @property
+    def delta_columns(self) -> list[str]:
+        """The columns of a delta's block, in order."""
+        return list(self._delta)
+
+    @property
+    def rows(self) -> int:
+        """Rows over all blocks: an upper bound of the cells held."""
+        return sum(block.height for block in self._blocks.values())
+
+    def add(self, data: bytes, version: int) -> None:
+        """Add a delta's block; its rows get ``version``."""
+        frame = decode_block(data, self._delta)
+        self._put(frame.with_columns(version=pl.lit(version, pl.Int64)), version, data)
+        for window in frame["window_start"].unique():
+            self.versions[window] = version
+        if len(self._blocks) > TAIL_BLOCKS_MAX:
+            self.merge()
+
+    def load(self, sequence: int, version: int, data: bytes) -> None:
+        """Take a block back from the local store."""
+        if version < 0:
+            frame = decode_block(data, self._stored)
+        else:
+            frame = decode_block(data, self._delta).with_columns(version=pl.lit(version, pl.Int64))
+        self._blocks[sequence] = frame
+        self._sequence = max(self._sequence, sequence + 1)
+        newest = frame.group_by("window_start").agg(pl.col("version").max())
+        for window, last in newest.iter_rows():
+            self.versions[window] = max(last, self.versions.get(window, -1))
+
+    def evict(self, windows: Sequence[int]) -> None:
+        """Forget all cells of these windows."""
+        gone = [window for window in windows if self.versions.pop(window, None) is not None]
+        if not gone:
+            return
+        leave = ~pl.col("window_start").is_in(gone)
+        for sequence, block in list(self._blocks.items()):
+            rest = block.filter(leave)
+            if rest.height < block.height:
+                self._drop(sequence)
+                if rest.height:
+                    self._put(rest, -1, encode_block(rest))
+
+    def cells(self, *predicates: pl.Expr) -> pl.DataFrame:
+        """Return the cell frame of the cells whose key and window match all predicates."""
+        raise NotImplementedError
+
+    def merge(self) -> None:
+        """Merge the newest blocks, and older ones up to twice their size, into one."""
+        raise NotImplementedError
+
+    def _replace(self, sequences: Iterable[int], merged: pl.DataFrame) -> None:
+        for sequence in sequences:
+            self._drop(sequence)
+        if merged.height:
+            self._put(merged, -1, encode_block(merged))
+
+    def _put(self, frame: pl.DataFrame, version: int, data: bytes) -> None:
+        self._blocks[self._sequence] = frame
+        self.writes.append(BlockWrite(self.layer.name, self._sequence, version, data))
+        self._sequence += 1
+
+    def _drop(self, sequence: int) -> None:
+        del self._blocks[sequence]
+        self.writes.append(BlockWrite(self.layer.name, sequence, -1, None))
+
+    def _matching(self, predicates: Sequence[pl.Expr]) -> pl.DataFrame:
+        found = [
+            block.filter(*predicates) if predicates else block for block in self._blocks.values()
+        ]
+        return pl.concat(found) if found else pl.DataFrame(schema=self._stored)
+
+
+class FoldTable(LayerTable):
+    """Partial cells of a base layer: rows of one cell add up."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__(layer, cell_schema(layer))
+        self._identity = [*layer.key_columns, "window_start"]
+
+    def cells(self, *predicates: pl.Expr) -> pl.DataFrame:
+        """Return the cell frame of the cells whose key and window match all predicates."""
+        return self._merged(self._matching(predicates))
+
+    def merge(self) -> None:
+        """Merge the newest blocks, and older ones up to twice their size, into one."""
+        chosen: list[int] = []
+        rows = 0
+        for sequence in reversed(self._blocks):
+            height = self._blocks[sequence].height
+            if len(chosen) >= TAIL_BLOCKS_MAX and height > 2 * rows:
+                break
+            chosen.append(sequence)
+            rows += height
+        self._replace(chosen, self._merged(pl.concat([self._blocks[s] for s in chosen])))
+
+    def _merged(self, rows: pl.DataFrame) -> pl.DataFrame:
+        merged = rows.group_by(self._identity).agg(
+            *merge_exprs(self.layer.accumulators), pl.col("version").max()
+        )
+        return merged.select(list(self._stored))
+
+
+class RollupTable(LayerTable):
+    """Contributions of finer cells: of one finer cell and source partition the largest version counts.
+
+    A row is a contribution: the finer key, ``fine_start``, ``source_partition``, the coarser
+    ``window_start``, the value, and ``contributed``, its version at the sender. Rows whose finer window
+    is final are added up into *settled* rows, which have null in place of the finer identity.
+    """
+
+    def __init__(self, layer: Layer, finer: Layer) -> None:
+        self.finer = finer
+        super().__init__(layer, rollup_schema(layer, finer))
+        self.contribution = [*finer.key_columns, "fine_start", "source_partition"]
+        self._cell = [*layer.key_columns, "window_start"]
+        self.announced: dict[int, Announcement] = {}
+
+    def cells(self, *predicates: pl.Expr) -> pl.DataFrame:
+        """Return the cell frame of the cells whose key and window match all predicates."""
+        rows = self._latest(self._matching(predicates))
+        merged = rows.group_by(self._cell).agg(
+            *merge_exprs(self.layer.accumulators), pl.col("version").max()
+        )
+        return merged.select(list(cell_schema(self.layer)))
+
+    def merge(self) -> None:
+        """Keep the latest contributions and add up what is settled, over all blocks.
+
+        Settling needs every row of a contribution at once, so blocks are never merged in part.
+        """
+        rows = self._latest(pl.concat(list(self._blocks.values())))
+        floors = {sender: floor for sender, (_, floor) in self.announced.items()}
+        floor = pl.col("source_partition").replace_strict(
+            floors, default=NEVER_MS, return_dtype=pl.Int64
+        )
+        settles = self.finer.window.end_expr(pl.col("fine_start")) <= floor
+        settled = rows.filter(pl.col("fine_start").is_null() | settles)
+        single = rows.filter(pl.col("fine_start").is_not_null() & ~settles)
+        added = settled.group_by(self._cell).agg(
+            *merge_exprs(self.layer.accumulators),
+            pl.col("version").max(),
+            pl.lit(0, pl.Int64).alias("contributed"),
+            pl.lit(None, pl.Int64).alias("fine_start"),
+            pl.lit(None, pl.Int32).alias("source_partition"),
+        )
+        self._replace(list(self._blocks), pl.concat([conform(added, self._stored), single]))
+
+    def known(self, windows: pl.Series) -> pl.DataFrame:
+        """Return the largest version held of each single contribution in these coarser windows."""
+        rows = self._matching(
+            [pl.col("window_start").is_in(windows.implode()), pl.col("fine_start").is_not_null()]
+        )
+        return rows.group_by(self.contribution).agg(pl.col("contributed").max().alias("known"))
+
+    def _latest(self, rows: pl.DataFrame) -> pl.DataFrame:
+        settled = rows.filter(pl.col("fine_start").is_null())
+        single = rows.filter(pl.col("fine_start").is_not_null())
+        newest = single.sort("contributed", "version").unique(self.contribution, keep="last")
+        # A replaced contribution may have been the one that last changed the cell only where its
+        # replacement is younger still, so the cell's version stays the maximum over the rows kept.
+        return pl.concat([settled, newest])
+
+
+def rollup_schema(layer: Layer, finer: Layer) -> dict[str, pl.DataType]:
+    """Return the columns and types of a rollup table's blocks; those of a delta lack ``version``."""
+    fine, coarse = cell_schema(finer), cell_schema(layer)
+    schema: dict[str, pl.DataType] = {name: fine[name] for name in finer.key_columns}
+    schema |= {"fine_start": pl.Int64(), "source_partition": pl.Int32(), "window_start": pl.Int64()}
+    schema |= {acc.column: coarse[acc.column] for acc in layer.accumulators}
+    return schema | {"contributed": pl.Int64(), "version": pl.Int64()}

@@ -1,0 +1,127 @@
+"""What several tests use: a small map, runs of records, a log in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import orjson
+
+from agents.owners import LogRecord
+from tables.chunk import Run
+from tables.errors import OutcomeUnknownError
+from tables.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
+from tables.layer import Accumulator, Field, KeyField, Layer, Map, Measure, Source
+from tables.window import Window
+
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
+EVENTS = Accumulator("events", None, "int")
+
+
+def accumulators(field: str, kind: str = "int") -> tuple[Accumulator, ...]:
+    """Return every accumulator of one measured field."""
+    kinds = ["n", "sum", "min", "max", *(["sqlo", "sqhi"] if kind == "int" else ["m2"])]
+    return (EVENTS, *(Accumulator(k, field, kind) for k in kinds))  # type: ignore[arg-type]
+
+
+def small_map(**changes: Any) -> Map:
+    """Return a map of one source with two base layers, and a day above the hour."""
+    source = Source(
+        name="flights",
+        topic="flights.raw",
+        partitions=2,
+        time_field="at",
+        type_field="type",
+        fields=(Field("origin", "string"), Field("carrier", "string"), Field("delay", "int")),
+        keyed_by=("origin",),
+    )
+    key = (KeyField("origin", "string"), KeyField("carrier", "string"))
+    measures = tuple(
+        Measure(kind, None if kind == "count" else "delay")
+        for kind in ("count", "sum", "mean", "min", "max", "variance")
+    )
+    hour = Layer(
+        name="hour",
+        key=key,
+        window=Window(HOUR_MS),
+        measures=measures,
+        accumulators=accumulators("delay"),
+        max_out_of_orderness_ms=0,
+        allowed_lateness_ms=HOUR_MS,
+        partitions=2,
+        source="flights",
+        events=("flight.*",),
+    )
+    day = dataclasses_replace(
+        hour, name="day", key=key[1:], window=Window(DAY_MS), source=None, finer="hour", events=()
+    )
+    themap = Map(1, "small", (source,), (hour, day), "digest")
+    return dataclasses_replace(themap, **changes)
+
+
+def dataclasses_replace(struct: Any, **changes: Any) -> Any:
+    """Return a copy of a msgspec struct with other values."""
+    import msgspec
+
+    return msgspec.structs.replace(struct, **changes)
+
+
+def flight(at: int, origin: str = "JFK", carrier: str = "UA", delay: int | None = 1) -> bytes:
+    """Return one event as JSON."""
+    event = {"at": at, "type": "flight.departed", "origin": origin, "carrier": carrier}
+    return orjson.dumps(event | {"delay": delay})
+
+
+def run_of(
+    values: list[bytes | None],
+    partition: int = 0,
+    first_offset: int = 0,
+    topic: str = "flights.raw",
+    append_time_ms: int = 2_000_000_000_000,
+) -> Run:
+    """Return a run of records without gaps; an int in ``values`` stands for a heartbeat."""
+    headers = {
+        index: ((HEARTBEAT_HEADER, encode_heartbeat(value)),)
+        for index, value in enumerate(values)
+        if isinstance(value, int)
+    }
+    stop = first_offset + len(values)
+    return Run(
+        topic=topic,
+        partition=partition,
+        first_offset=first_offset,
+        next_offset=stop,
+        offsets=range(first_offset, stop),
+        values=[None if isinstance(value, int) else value for value in values],
+        append_times_ms=[append_time_ms] * len(values),
+        headers=headers,
+    )
+
+
+@dataclasses.dataclass
+class MemoryLog:
+    """A log in memory that can be told to lose answers."""
+
+    records: dict[tuple[str, int], list[LogRecord]] = dataclasses.field(default_factory=dict)
+    fail_next: str = ""
+
+    async def append(self, topic: str, partition: int, value: bytes | None, headers: Any) -> int:
+        """Append, or fail as told: ``lost`` is not written, ``unanswered`` is."""
+        del headers
+        failing, self.fail_next = self.fail_next, ""
+        if failing == "lost":
+            raise OutcomeUnknownError("lost")
+        entries = self.records.setdefault((topic, partition), [])
+        entries.append(LogRecord(len(entries), value, 2_000_000_000_000))
+        if failing == "unanswered":
+            raise OutcomeUnknownError("unanswered")
+        return len(entries) - 1
+
+    async def read(self, topic: str, partition: int, start: int, stop: int) -> list[LogRecord]:
+        """Return a range."""
+        return self.records.get((topic, partition), [])[start:stop]
+
+    async def bounds(self, topic: str, partition: int) -> tuple[int, int]:
+        """Return first and next offset."""
+        return 0, len(self.records.get((topic, partition), []))
