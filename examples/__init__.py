@@ -1,0 +1,1 @@
+"""Examples: whole maps with input to run them on."""
