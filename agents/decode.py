@@ -1,8 +1,8 @@
 """Decode: the records of a chunk into one frame of events, in log order.
 
-An event frame has ``partition`` (Int32), ``record`` (UInt32: index into the chunk's records), ``time``
-(Int64, ms), ``type`` (String) and one column per declared field. Heartbeats are rows without type: they
-move stream time at their place in the log and are nothing else.
+An event frame has ``partition`` (Int32), ``record`` (UInt32: index into the chunk's records),
+``time`` (Int64, ms), ``type`` (String) and one column per declared field. Heartbeats are rows
+without type: they move stream time at their place in the log and are nothing else.
 
 One decoder defines what is malformed, on the joined path and record by record alike.
 """
@@ -49,8 +49,8 @@ class SetAside:
 class EventBatch:
     """What a chunk's runs of one source hold.
 
-    ``bounds`` has, per run, its first row in ``frame`` and the row after its last. ``ledgers`` has one
-    ledger delta per run, to which the later steps add.
+    ``bounds`` has, per run, its first row in ``frame`` and the row after its last. ``ledgers`` has
+    one ledger delta per run, to which the later steps add.
     """
 
     runs: list[Run]
@@ -61,7 +61,7 @@ class EventBatch:
 
 
 class Decoder:
-    """Decodes the JSON records of one source; made once, its struct holds only the fields needed."""
+    """Decodes the JSON records of one source into a struct of only the fields needed."""
 
     def __init__(self, source: Source, record_bytes_max: int) -> None:
         self._source = source
@@ -143,8 +143,9 @@ class Decoder:
     def _decode_joined(self, values: list[bytes | None]) -> list[Any] | None:
         """Decode many one-event records at once, or return None where that might not be the same.
 
-        ``decode_lines`` is not line-strict: it is used only where every newline is one of the joins and
-        stands between a closing and an opening brace, so that no event can span or share records.
+        ``decode_lines`` is not line-strict: it is used only where every newline is one of the joins
+        and stands between a closing and an opening brace, so that no event can span or share
+        records.
         """
         try:
             data = b"\n".join(values)  # type: ignore[arg-type]

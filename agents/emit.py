@@ -1,7 +1,8 @@
 """Emit: closed cells to the archive and to coarser layers' topics, until they are acknowledged.
 
-Emission never decides content: it may stop, repeat and reorder freely (JOURNAL.md rules 8 and 11). Each
-owner has one task per destination, so that an archive that is away does not hold back coarser layers.
+Emission never decides content: it may stop, repeat and reorder freely (docs/formats/journal.md
+rules 8 and 11). Each owner has one task per destination, so that an archive that is away does not
+hold back coarser layers.
 """
 
 from __future__ import annotations
@@ -207,8 +208,9 @@ _FAR_MS = -(2**45)
 def archive_rows(owner: Owner, emission: Emission) -> tuple[pl.DataFrame, pl.Series]:
     """Return the archive frame of an emission and the write time of each row.
 
-    The write time is the window's end in microseconds plus the version since the partition's base: the
-    same over all owners, equal on replay, smaller for a stale value (JOURNAL.md rule 13).
+    The write time is the window's end in microseconds plus the version since the partition's base:
+    the same over all owners, equal on replay, smaller for a stale value (docs/formats/journal.md
+    rule 13).
     """
     rows = emission.cells.with_columns(source_partition=pl.lit(owner.partition, pl.Int32))
     end = emission.layer.window.end_expr(pl.col("window_start"))

@@ -1,7 +1,7 @@
-"""Fold: an event batch into partial cells, per layer and source partition. Pure; loops over layers only.
+"""Fold: an event batch into partial cells, per layer and source partition. Pure.
 
-Late or not is decided per event in log order, never per chunk: the floor before an event follows from the
-greatest time before it in its partition (JOURNAL.md rule 1).
+Late or not is decided per event in log order, never per chunk: the floor before an event follows
+from the greatest time before it in its partition (docs/formats/journal.md rule 1).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import polars as pl
 
@@ -20,7 +21,7 @@ from tables.ledger import Ledger
 from tables.plan import InputPlan
 from tables.table import NEVER_MS
 
-_OPERATORS: dict[str, Callable[[pl.Expr, object], pl.Expr]] = {
+_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "==": operator.eq,
     "!=": operator.ne,
     "<": operator.lt,
@@ -78,7 +79,7 @@ class Folder:
                 Content(
                     start=run.first_offset,
                     stop=run.next_offset,
-                    stream_time_ms=time if newest is None else max(time, newest),  # type: ignore[type-var, arg-type]
+                    stream_time_ms=time if newest is None else max(time, cast("int", newest)),
                     ledger=batch.ledgers[number],
                     blocks=blocks,
                 )
@@ -86,7 +87,7 @@ class Folder:
         return contents
 
     def _classify(self, batch: EventBatch) -> list[pl.DataFrame]:
-        """Return each layer's rows, after counting classified, unclassified and malformed events."""
+        """Return each layer's rows; count classified, unclassified and malformed events."""
         types = batch.frame["type"].unique().drop_nulls().to_list()
         layers_of = {name: self._classifier.layers_of(name) for name in types}
         rows = batch.frame.with_row_index("row")
@@ -192,9 +193,9 @@ def _late(layer: Layer, rows: pl.DataFrame, before: Mapping[int, Before]) -> pl.
     starting = {p: b.floors.get(layer.name, NEVER_MS) for p, b in before.items()}
     # Stream time before the chunk belongs to the floor too: a higher revision may have less slack.
     starting = {p: max(f, before[p].stream_time_ms - slack) for p, f in starting.items()}
-    earliest = ends.min()
-    highest = max(max(starting.values()), floor.max())  # type: ignore[type-var, arg-type, call-overload]
-    if earliest is None or earliest > highest:  # type: ignore[operator]
+    if not rows.height or cast("int", ends.min()) > max(
+        *starting.values(), cast("int", floor.max())
+    ):
         return None
     first = rows["partition"].replace_strict(starting, return_dtype=pl.Int64)
     late: pl.Series = (ends <= floor) | (ends <= first)
@@ -245,7 +246,7 @@ def _accumulate_int(acc: Accumulator, column: pl.Expr, largest: int, rows: int) 
 
 def _largest(values: pl.Series) -> int:
     low, high = values.min(), values.max()
-    return 0 if low is None else max(abs(int(low)), abs(int(high)))  # type: ignore[arg-type]
+    return 0 if low is None else max(abs(cast("int", low)), abs(cast("int", high)))
 
 
 def _filter(conditions: tuple[Condition, ...]) -> pl.Expr | None:

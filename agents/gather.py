@@ -1,7 +1,7 @@
 """Gather: a layer topic's records into what they add to the coarser layer. Pure.
 
-Contributions replace each other by version; floors are the least over all senders, taken before each
-record (JOURNAL.md rule 12).
+Contributions replace each other by version; floors are the least over all senders, taken before
+each record (docs/formats/journal.md rule 12).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Gatherer:
     def gather(
         self, number: int, run: Run, state: PartitionState
     ) -> tuple[Content, list[SetAside]]:
-        """Return what ``run`` adds to ``state``, and the records to set aside; ``number`` is the run's."""
+        """Return what ``run`` adds to ``state``, and the records to set aside."""
         gaps = run.next_offset - run.first_offset - len(run.values)
         doing = _Gathering(dict(state.meta.announced), [], {"records.gap": gaps}, [])
         for index, value in enumerate(run.values):
@@ -75,16 +75,23 @@ class Gatherer:
             return None
         try:
             contribution = decode_contribution(value)
-            if not 0 <= contribution.sender < self._plan.senders:
-                raise msgspec.DecodeError(f"sender {contribution.sender} does not exist")
-            if contribution.layer != self._finer.name:
-                raise msgspec.DecodeError(f"it is of layer {contribution.layer}")
+            cause = self._foreign(contribution)
         except msgspec.DecodeError as error:
+            cause = str(error)
+        if cause:
             doing.count("records.unreadable")
-            doing.aside.append(SetAside("dead", number, index, str(error)))
+            doing.aside.append(SetAside("dead", number, index, cause))
             return None
         doing.count("records.with_events" if contribution.block else "records.heartbeat")
         return contribution
+
+    def _foreign(self, contribution: Contribution) -> str:
+        """Return why a contribution is not one of the finer layer's, or an empty string."""
+        if contribution.layer != self._finer.name:
+            return f"it is of layer {contribution.layer}, not {self._finer.name}"
+        if not 0 <= contribution.sender < self._plan.senders:
+            return f"sender {contribution.sender} does not exist"
+        return ""
 
     def _take(self, index: int, contribution: Contribution, doing: _Gathering) -> None:
         """Drop what is final already, keep the rest in order, then hear the announcement."""

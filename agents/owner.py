@@ -1,8 +1,8 @@
-"""The owner of one source partition: claims it, advances it by deltas, and knows what it still must emit.
+"""The owner of one source partition: it claims, advances by deltas, and emits.
 
-The protocol is that of docs/formats/journal.md. Nothing here touches the network, the disk or a clock but
-through ``PartitionIO``, so the same object runs under asyncio with Kafka and under a simulator that stops,
-kills and resumes it at every ``await``.
+The protocol is that of docs/formats/journal.md. Nothing here touches the network, the disk or a
+clock but through ``PartitionIO``, so the same object runs under asyncio with Kafka and under a
+simulator that stops, kills and resumes it at every ``await``.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class PartitionIO(Protocol):
 class Emission:
     """Closed cells of one layer on their way to one sink, captured from applied state.
 
-    ``versions`` are those of the windows at capture: what an acknowledgement covers. ``announced`` is what
-    may be said to a coarser layer along with them.
+    ``versions`` are those of the windows at capture: what an acknowledgement covers. ``announced``
+    is what may be said to a coarser layer along with them.
     """
 
     layer: Layer
@@ -145,7 +145,7 @@ class Owner:
         meta = self.state.meta
         if offset < meta.journal_offset:
             raise OutcomeUnknownError(
-                f"cannot use append at offset {offset}: entries up to {meta.journal_offset} are read"
+                f"cannot use append at offset {offset}: read up to {meta.journal_offset} already"
             )
         if offset > meta.journal_offset:
             for other in await self._io.read(meta.journal_offset, offset):
@@ -163,7 +163,7 @@ class Owner:
                         acked.pop(window, None)
 
     def housekeeping(self) -> Content | None:
-        """Return an empty-range content where windows can be evicted, None where there is nothing."""
+        """Return an empty-range content where windows can be evicted, else None."""
         if not any(self._evictable().values()):
             return None
         position = self.position
@@ -289,8 +289,8 @@ class Owner:
             )
         if claim.partitions != meta.partitions:
             return JournalRefusedError(
-                f"cannot claim {where}: the map declares {claim.partitions} partitions; the journal "
-                f"was begun with {meta.partitions}; a topic's partitions cannot change under a map"
+                f"cannot claim {where}: the map declares {claim.partitions} partitions; the "
+                f"journal was begun with {meta.partitions}; give the topic a source of another name"
             )
         if claim.digest != meta.digest:
             return JournalRefusedError(

@@ -1,4 +1,4 @@
-"""Owners: all partitions this worker owns now, from restore to release, and the reads of their state.
+"""Owners: the partitions of this worker, from restore to release, and their reads.
 
 One cycle at a time per partition: a lock per owner keeps a chunk, idle eviction and release apart.
 """
@@ -231,7 +231,7 @@ class Owners:
         return {partition for topic, partition in self._held if topic == wanted}
 
     def archived_cells(self, layer: Layer) -> int:
-        """Return how many rows of ``layer`` this worker's archive has acknowledged since it started."""
+        """Return how many rows of ``layer`` the archive acknowledged since the worker started."""
         return self._archived[layer.name]
 
     async def _let_go(self, held: Held) -> None:
@@ -245,7 +245,7 @@ class Owners:
             held.store.close()
 
     def _tidy(self, topic: str, partition: int, held: Held) -> None:
-        """Evict in the background what has been acknowledged, so that an idle partition shrinks too."""
+        """Evict in the background what is acknowledged, so that an idle partition shrinks too."""
         if held.released or held.tasks:
             return
         task = asyncio.create_task(self._evict(topic, partition, held))

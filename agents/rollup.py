@@ -1,4 +1,4 @@
-"""Rollup: the agent of layer topics. Contributions in, one delta per partition of a coarser layer out."""
+"""Rollup: the agent of layer topics. Contributions in, one delta per partition out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line of Treasure Map: ``python -m app COMMAND``; each command is imported when it is used."""
+"""The command line of Treasure Map: ``python -m app COMMAND``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The log over Kafka: appends with a known outcome, reads of ranges, bounds. aiokafka's public side only."""
+"""The log over Kafka: appends with a known outcome, reads of ranges, bounds."""
 
 from __future__ import annotations
 
@@ -44,7 +44,10 @@ class KafkaLog:
         self._readers = asyncio.Semaphore(READERS_MAX)
 
     async def start(self) -> None:
-        """Connect. A broker without idempotent producers is used as it is: the chain rule rejects repeats."""
+        """Connect; a broker without idempotent producers is used as it is.
+
+        The journal's chain rule rejects repeats.
+        """
         try:
             self._producer = await self._start_producer(idempotent=True)
         except (UnsupportedVersionError, KafkaError) as error:

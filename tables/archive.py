@@ -1,4 +1,4 @@
-"""The archive: where compacted layers rest. A protocol with two implementations that pass one battery."""
+"""The archive: where compacted layers rest; a protocol with two implementations."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tables.layer import Layer, Map, Scalar
 class CellRange:
     """Cells of one layer: windows that start in ``[from_ms, to_ms)``, keys that match ``key``.
 
-    ``key`` maps names of key fields (without the ``key_`` prefix) to values; fields not named match all.
-    ``rows_max`` bounds the archive rows read; past it the read raises QueryError and says so.
+    ``key`` maps names of key fields (without the ``key_`` prefix) to values; fields not named match
+    all. ``rows_max`` bounds the archive rows read; past it the read raises QueryError and says so.
     """
 
     from_ms: int
@@ -34,8 +34,9 @@ class Archive(Protocol):
     async def write(self, layer: Layer, rows: pl.DataFrame, write_times_us: pl.Series) -> None:
         """Store an archive frame (see tables.cell); returns only when every row is durably taken.
 
-        ``write_times_us`` (Int64, one a row) orders writes of the same row: window end in microseconds plus
-        version, the same over all owners, so a repeat changes nothing and a stale value never wins.
+        ``write_times_us`` (Int64, one a row) orders writes of the same row: window end in
+        microseconds plus version, the same over all owners, so a repeat changes nothing and a stale
+        value never wins.
 
         Raises:
             ArchiveError: some row may not have been taken; the caller sends all of them again.

@@ -1,7 +1,7 @@
 """Blocks: frames as bytes. One block is what a delta adds to a layer, in journal and store alike.
 
-A block is an Arrow IPC stream, compressed with LZ4 from ``COMPRESS_ROWS_MIN`` rows on. The version of its
-rows is a constant kept beside it, so a delta's bytes go to the store unchanged.
+A block is an Arrow IPC stream, compressed with LZ4 from ``COMPRESS_ROWS_MIN`` rows on. The version
+of its rows is a constant kept beside it, so a delta's bytes go to the store unchanged.
 """
 
 from __future__ import annotations
@@ -11,24 +11,25 @@ from collections.abc import Mapping
 
 import polars as pl
 
-COMPRESS_ROWS_MIN = 64
-"""Below this LZ4 frames cost more bytes than they save (measured on the flights' hour cells)."""
+COMPRESS_ROWS_MIN = 16
+"""Measured on cells of 12 columns: 4 rows 2,056 bytes with LZ4 and 2,040 without; 16 rows 2,632 and
+3,384; 512 rows 16,328 and 66,872."""
 
 
 def encode_block(frame: pl.DataFrame) -> bytes:
     """Return the bytes of a frame."""
     out = io.BytesIO()
-    compression = "lz4" if frame.height >= COMPRESS_ROWS_MIN else "uncompressed"
-    frame.write_ipc_stream(out, compression=compression)
+    compress = frame.height >= COMPRESS_ROWS_MIN
+    frame.write_ipc_stream(out, compression="lz4" if compress else "uncompressed")
     return out.getvalue()
 
 
 def decode_block(data: bytes, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
     """Return the frame of ``data`` with exactly the columns of ``schema``.
 
-    A column that the block does not know (a measure added by a later revision of the map) is filled as
-    if no event had carried the field: zero for counts and sums, null for keys, minimum and maximum.
-    A column that the schema does not know is dropped.
+    A column that the block does not know (a measure added by a later revision of the map) is filled
+    as if no event had carried the field: zero for counts and sums, null for keys, minimum and
+    maximum. A column that the schema does not know is dropped.
     """
     frame = pl.read_ipc_stream(io.BytesIO(data))
     if list(frame.columns) == list(schema):
@@ -37,7 +38,7 @@ def decode_block(data: bytes, schema: Mapping[str, pl.DataType]) -> pl.DataFrame
 
 
 def conform(frame: pl.DataFrame, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
-    """Return ``frame`` with the columns of ``schema``, absent ones filled as :func:`decode_block` says."""
+    """Return ``frame`` with the columns of ``schema``, filled as in :func:`decode_block`."""
     filled = [
         pl.lit(None if name.startswith(("min_", "max_", "key_")) else 0, dtype=kind).alias(name)
         for name, kind in schema.items()

@@ -1,8 +1,8 @@
 """Cells as frames: which columns a layer has, how cells merge, what its measures are.
 
 A *cell frame* of a layer has, in this order, the key columns, ``window_start`` (Int64, ms), the
-accumulator columns, and ``version`` (Int64: the offset up to which the value is folded). An *archive
-frame* also has ``source_partition`` (Int32) last: one row a cell and source partition.
+accumulator columns, and ``version`` (Int64: the offset up to which the value is folded). An
+*archive frame* also has ``source_partition`` (Int32) last: one row a cell and source partition.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ def archive_schema(layer: Layer) -> dict[str, pl.DataType]:
 def merge_exprs(accumulators: Sequence[Accumulator]) -> list[pl.Expr]:
     """Return the aggregations that merge partial cells of one group into one.
 
-    Sums of squares of integers are kept as ``sqhi * 2**64 + sqlo`` with each half summed on its own. For
-    floats ``m2`` is the sum of squared deviations, merged pairwise (Chan, Golub, LeVeque 1979).
+    Sums of squares of integers are kept as ``sqhi * 2**64 + sqlo`` with each half summed on its
+    own. For floats ``m2`` is the sum of squared deviations, merged pairwise (Chan, Golub, LeVeque
+    1979).
     """
     exprs = []
     for acc in accumulators:
@@ -67,13 +68,13 @@ def merge_exprs(accumulators: Sequence[Accumulator]) -> list[pl.Expr]:
 
 
 def latest(layer: Layer, frame: pl.DataFrame) -> pl.DataFrame:
-    """Keep, of an archive frame's rows for one cell and source partition, the one of largest version."""
+    """Keep the row of largest version of each cell and source partition of an archive frame."""
     identity = [*layer.key_columns, "window_start", "source_partition"]
     return frame.sort("version").unique(identity, keep="last", maintain_order=True)
 
 
 def merge_partitions(layer: Layer, frame: pl.DataFrame) -> pl.DataFrame:
-    """Merge an archive frame over source partitions into a cell frame, sorted by window, then key."""
+    """Merge an archive frame over source partitions into a cell frame, by window, then key."""
     keys = ["window_start", *layer.key_columns]
     merged = frame.group_by(keys).agg(*merge_exprs(layer.accumulators), pl.col("version").max())
     return merged.sort(keys).select(list(cell_schema(layer)))
@@ -82,8 +83,9 @@ def merge_partitions(layer: Layer, frame: pl.DataFrame) -> pl.DataFrame:
 def measures_of(layer: Layer, frame: pl.DataFrame) -> list[dict[str, Scalar | None]]:
     """Return, for each row of a cell frame, the layer's measures by name.
 
-    Exact integers stay integers; ``mean`` divides by the field's own count and is null where no event had
-    the field; ``variance`` is that of the population (VAR_POP), from exact integers where the field is int.
+    Exact integers stay integers; ``mean`` divides by the field's own count and is null where no
+    event had the field; ``variance`` is that of the population (VAR_POP), from exact integers where
+    the field is int.
     """
     rows = frame.select([acc.column for acc in layer.accumulators]).to_dicts()
     floats = {acc.field for acc in layer.accumulators if acc.kind == "m2"}
@@ -103,14 +105,17 @@ def _measure(
         return row["events"]
     if kind in ("min", "max"):
         return row[f"{kind}_{field}"]
-    n = row[f"n_{field}"]
+    n, total = row[f"n_{field}"], row[f"sum_{field}"]
     if n == 0:
         return None
     if kind == "sum":
-        return row[f"sum_{field}"]
-    if kind == "mean":
-        return row[f"sum_{field}"] / n
+        return total
+    return total / n if kind == "mean" else _variance(row, field, floats)
+
+
+def _variance(row: dict[str, int | float], field: str | None, floats: set[str | None]) -> float:
+    n, total = row[f"n_{field}"], row[f"sum_{field}"]
     if field in floats:
         return max(row[f"m2_{field}"], 0.0) / n
     square = (int(row[f"sqhi_{field}"]) << 64) + int(row[f"sqlo_{field}"])
-    return (n * square - int(row[f"sum_{field}"]) ** 2) / (n * n)
+    return (n * square - int(total) ** 2) / (n * n)

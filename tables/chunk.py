@@ -1,4 +1,4 @@
-"""A chunk: the values of one fetch, as runs of records of one partition each, without record objects."""
+"""A chunk: the values of one fetch, as one run of records per partition."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Headers = tuple[tuple[str, bytes], ...]
 class Run:
     """Consecutive records of one partition, in log order.
 
-    ``first_offset`` is the position before the run, ``next_offset`` the position after it; offsets that
-    carry no record (transaction markers, compacted records) lie between them, so that
-    ``next_offset - first_offset >= len(values)``. ``offsets``, ``values`` and ``append_times_ms`` have one
-    item a record. ``headers`` has an entry only for records that have headers.
+    ``first_offset`` is the position before the run, ``next_offset`` the position after it; offsets
+    that carry no record (transaction markers, compacted records) lie between them, so that
+    ``next_offset - first_offset >= len(values)``. ``offsets``, ``values`` and ``append_times_ms``
+    have one item a record. ``headers`` has an entry only for records that have headers.
     """
 
     topic: str
@@ -31,8 +31,8 @@ class Run:
 class Chunk:
     """One fetch: at most one run a partition, all of one kind of input (raw source or layer topic).
 
-    ``generation`` is the consumer group's generation in which it was fetched: an agent drops a chunk
-    whose generation is no longer the owner's.
+    ``generation`` is the consumer group's generation in which it was fetched: an agent drops a
+    chunk whose generation is no longer the owner's.
     """
 
     generation: int

@@ -1,8 +1,8 @@
 """Contributions: a layer's closed cells on their way to a coarser layer's topic, and their bytes.
 
-A record of a layer topic is one format byte, then a MessagePack array: who sends, what it announces, and a
-block of absolute cell values with versions. A record without block only announces. All cells of a record
-belong to the record's partition by the hash of the coarser key.
+A record of a layer topic is one format byte, then a MessagePack array: who sends, what it
+announces, and a block of absolute cell values with versions. A record without block only announces.
+All cells of a record belong to the record's partition by the hash of the coarser key.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ FORMAT = 1
 class Contribution(msgspec.Struct, frozen=True, array_like=True):
     """One record of a layer topic.
 
-    ``sender`` is the source partition of the finer layer. ``announced`` says that all its windows up to
-    these times are closed, and final, and already in this log. ``block`` has the finer key columns,
-    ``fine_start``, the coarser layer's accumulators and ``contributed``; it is empty in a heartbeat.
+    ``sender`` is the source partition of the finer layer. ``announced`` says that all its windows
+    up to these times are closed, and final, and already in this log. ``block`` has the finer key
+    columns, ``fine_start``, the coarser layer's accumulators and ``contributed``; it is empty in a
+    heartbeat.
     """
 
     layer: str
@@ -78,7 +79,7 @@ def split_cells(finer: Layer, coarser: Layer, cells: pl.DataFrame) -> dict[int, 
 
 
 def decode_cells(contribution: Contribution, finer: Layer, coarser: Layer) -> pl.DataFrame:
-    """Return the rows of a contribution as a rollup table's delta has them (see ``tables.table``)."""
+    """Return the rows of a contribution as a rollup table's delta has them."""
     fine, coarse = cell_schema(finer), cell_schema(coarser)
     schema: dict[str, pl.DataType] = {name: fine[name] for name in finer.key_columns}
     schema["fine_start"] = pl.Int64()

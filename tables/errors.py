@@ -26,7 +26,7 @@ class SettingError(TreasureMapError):
 
 
 class JournalRefusedError(TreasureMapError):
-    """A journal or source that this worker must not continue: wrong map, lost prefix, newer format."""
+    """A journal or source that must not be continued: wrong map, lost prefix, newer format."""
 
 
 class FencedError(TreasureMapError):
@@ -38,7 +38,7 @@ class OutcomeUnknownError(TreasureMapError):
 
 
 class ArchiveError(TreasureMapError):
-    """The archive did not take or give rows. The rows stay in table and journal and are sent again."""
+    """The archive did not take or give rows; they stay in table and journal and are sent again."""
 
 
 class QueryError(TreasureMapError):

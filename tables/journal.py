@@ -1,7 +1,8 @@
 """Journal entries and their bytes: claims and deltas of one source partition.
 
-An entry is one format byte, then the MessagePack array of the entry. The first element names its kind.
-A reader that meets another format stops: ignoring it would make old and new readers disagree on history.
+An entry is one format byte, then the MessagePack array of the entry. The first element names its
+kind. A reader that meets another format stops: ignoring it would make old and new readers disagree
+on history.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from tables.ledger import Ledger
 FORMAT = 1
 
 Announcement = tuple[int, int]
-"""``(closed_ms, floor_ms)``: all windows that end at or below are closed, or final, and already sent."""
+"""``(closed_ms, floor_ms)``: windows that end at or below are closed, or final, and sent."""
 
 Identity = tuple[int, int]
 """What a record is recognised by: its length and CRC-32, or its append time and CRC-32."""
@@ -38,9 +39,9 @@ class Claim(msgspec.Struct, frozen=True, array_like=True, tag="claim"):
 class Delta(msgspec.Struct, frozen=True, array_like=True, tag="delta"):
     """What one chunk adds to the state of one source partition, for offsets ``[start, stop)``.
 
-    ``floors`` are by layer; ``announced`` by sender partition (coarser layers only); ``blocks`` by layer, as
-    bytes of ``tables.block``; ``evicted`` are window starts by layer; ``tail`` is the identity of
-    record ``stop - 1`` (append time and CRC-32), None where it carried no record.
+    ``floors`` are by layer; ``announced`` by sender partition (coarser layers only); ``blocks`` by
+    layer, as bytes of ``tables.block``; ``evicted`` are window starts by layer; ``tail`` is the
+    identity of record ``stop - 1`` (append time and CRC-32), None where it carried no record.
     """
 
     epoch: int
@@ -59,7 +60,7 @@ class Delta(msgspec.Struct, frozen=True, array_like=True, tag="delta"):
 Entry = Claim | Delta
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Entry)
+_decoder: msgspec.msgpack.Decoder[Entry] = msgspec.msgpack.Decoder(Entry)
 
 
 def encode_entry(entry: Entry) -> bytes:

@@ -20,7 +20,7 @@ Scalar = str | int | float | bool
 
 
 class Field(msgspec.Struct, frozen=True):
-    """One JSON field of a source's events; ``float`` takes JSON integers too, ``int`` only integers."""
+    """One JSON field of a source's events; ``float`` takes JSON integers too."""
 
     name: str
     type: FieldType
@@ -30,7 +30,8 @@ class Source(msgspec.Struct, frozen=True):
     """A raw topic: where time, type and id stand, what producers key by, which fields are needed.
 
     ``keyed_by`` are the fields whose values decide the partition; empty where nothing is promised.
-    ``time_unit_ms`` multiplies the time field. ``future_skew_ms`` bounds event time minus append time.
+    ``time_unit_ms`` multiplies the time field. ``future_skew_ms`` bounds event time minus append
+    time.
     """
 
     name: str
@@ -85,8 +86,8 @@ class KeyField(msgspec.Struct, frozen=True):
 class Accumulator(msgspec.Struct, frozen=True):
     """One stored column of a cell, from which measures are computed.
 
-    ``kind`` is one of events, n, sum, min, max, sqlo, sqhi, m2; ``type`` says whether the field is int
-    or float. The column is ``<kind>_<field>``, or ``events`` for the count of all events.
+    ``kind`` is one of events, n, sum, min, max, sqlo, sqhi, m2; ``type`` says whether the field is
+    int or float. The column is ``<kind>_<field>``, or ``events`` for the count of all events.
     """
 
     kind: Literal["events", "n", "sum", "min", "max", "sqlo", "sqhi", "m2"]
@@ -129,7 +130,7 @@ class Layer(msgspec.Struct, frozen=True):
 
 
 class Map(msgspec.Struct, frozen=True):
-    """A checked map. ``digest`` is the hash of its meaning: equal maps hash alike, whatever their layout."""
+    """A checked map; ``digest`` is the hash of its meaning, whatever the file's layout."""
 
     revision: int
     name: str
@@ -160,7 +161,7 @@ class Map(msgspec.Struct, frozen=True):
         return f"{self.name}.layer.{layer.name}"
 
     def inputs(self) -> dict[str, int]:
-        """Return every input topic with its number of partitions: sources first, then layer topics."""
+        """Return every input topic with its partitions: sources first, then layer topics."""
         topics = {source.topic: source.partitions for source in self.sources}
         for layer in self.layers:
             if layer.finer is not None:

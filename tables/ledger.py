@@ -16,7 +16,7 @@ RECORD_COLUMNS = ("with_events", "heartbeat", "empty", "unreadable", "oversized"
 
 EVENT_COLUMNS = ("malformed", "future", "duplicate", "unclassified", "classified")
 LAYER_COLUMNS = ("folded", "filtered", "too_late", "repeated")
-"""``repeated`` counts contributions that a coarser layer already had at their version or a later one."""
+"""``repeated`` counts contributions that were already known at their version or later."""
 
 
 def add(ledger: Ledger, delta: Mapping[str, int]) -> None:

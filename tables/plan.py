@@ -11,8 +11,8 @@ from tables.layer import Layer, Map, Source
 class InputPlan:
     """One input topic: a raw source with its base layers, or a layer topic with its coarser layer.
 
-    ``senders`` counts the partitions of the finer layer's input, each of which announces; it is 0 for a
-    raw source. ``coarser`` lists, by layer, the layers that its cells are sent to.
+    ``senders`` counts the partitions of the finer layer's input, each of which announces; it is 0
+    for a raw source. ``coarser`` lists, by layer, the layers that its cells are sent to.
     """
 
     themap: Map

@@ -1,7 +1,7 @@
 """The state of one source partition: a pure function of a prefix of its journal.
 
-State changes only in :meth:`PartitionState.apply`, for the owner, its successor and every other reader
-alike (JOURNAL.md rule 2). The local store holds all of it, written in one atomic batch.
+State changes only in :meth:`PartitionState.apply`, for the owner, its successor and every other
+reader alike (docs/formats/journal.md rule 2). The local store holds all of it, written in one atomic batch.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from tables.table import NEVER_MS, BlockWrite, FoldTable, LayerTable, RollupTabl
 class Meta(msgspec.Struct):
     """All of a partition's state but its cells.
 
-    ``to`` is the source offset up to which everything is folded, the only position there is. ``base`` is
-    the offset it began at. ``journal_offset`` is the next entry to read; ``entry`` the identity of the one
-    before it; ``tail`` the identity of source record ``to - 1``.
+    ``to`` is the source offset up to which everything is folded, the only position there is.
+    ``base`` is the offset it began at. ``journal_offset`` is the next entry to read; ``entry`` the
+    identity of the one before it; ``tail`` the identity of source record ``to - 1``.
     """
 
     to: int = 0
@@ -84,14 +84,9 @@ class PartitionState:
 
     def _apply_claim(self, offset: int, claim: Claim) -> bool:
         meta = self.meta
-        known = (meta.revision, meta.digest, meta.partitions)
         if meta.epoch < 0:
             meta.to = meta.base = claim.base
-        elif claim.revision < meta.revision:
-            return False
-        elif claim.revision == meta.revision and known[1:] != (claim.digest, claim.partitions):
-            return False
-        elif claim.partitions != meta.partitions:
+        elif not self._may_stand(claim):
             return False
         meta.epoch = offset
         meta.revision, meta.digest = claim.revision, claim.digest
@@ -118,6 +113,13 @@ class PartitionState:
             self._share_announcements()
             ledger.add(meta.ledger, delta.ledger)
         return True
+
+    def _may_stand(self, claim: Claim) -> bool:
+        """Tell whether a claim on a journal that was claimed before stands (docs/formats/journal.md rule 3)."""
+        meta = self.meta
+        if claim.partitions != meta.partitions or claim.revision < meta.revision:
+            return False
+        return claim.revision > meta.revision or claim.digest == meta.digest
 
     def _announced_least(self, which: int) -> int:
         announced = self.meta.announced

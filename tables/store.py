@@ -1,10 +1,10 @@
-"""The local store: one RocksDB per source partition with all of its state, written in atomic batches.
+"""The local store: one RocksDB per source partition, written in atomic batches.
 
     key "meta"                        MessagePack of tables.state.Meta
     key "block/" layer "/" sequence   version (8 bytes, signed), then the block's bytes
 
-The store is a cache of the journal: it is usable only where the journal still holds what it names, and is
-discarded otherwise. A reused store saves reading the journal from its start.
+The store is a cache of the journal: it is usable only where the journal still holds what it names,
+and is discarded otherwise. A reused store saves reading the journal from its start.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tables.table import BlockWrite
 FORMAT = 1
 WRITE_BUFFER_BYTES = 4 << 20
 BLOCK_CACHE_BYTES = 1 << 20
-"""State is kept in memory as frames; the store is read once, at start, so it needs next to no cache."""
+"""State is kept in memory as frames; the store is read once, so it needs next to no cache."""
 
 _VERSION = struct.Struct(">q")
 _FORMAT_KEY = b"format"
@@ -64,7 +64,8 @@ class PartitionStore:
     def save(self, writes: list[BlockWrite], meta: Meta) -> None:
         """Write blocks and meta in one atomic batch.
 
-        The write-ahead log is not synced: what a crash of the machine loses is read from the journal.
+        The write-ahead log is not synced: what a crash of the machine loses is read from the
+        journal.
         """
         batch = rocksdict.WriteBatch(raw_mode=True)
         for write in writes:

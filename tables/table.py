@@ -1,10 +1,12 @@
-"""Layer tables: the cells of one layer from one source partition, as a few blocks that merge lazily.
+"""Layer tables: the cells of one layer and source partition, as lazily merged blocks.
 
     delta block, delta block, ...  -> merged when TAIL_BLOCKS_MAX pile up, or for a read
-    | old, large |  | newer |  | n |   sizes fall at least by half, so a row is merged O(log n) times
+    | old, large |  | newer |  | n |   sizes fall at least by half, so a row is merged O(log n)
+    times
 
-A ``FoldTable`` holds partial cells of a base layer, which add up. A ``RollupTable`` holds the latest
-contribution of every finer cell, which replace each other until they settle (JOURNAL.md rule 12).
+A ``FoldTable`` holds partial cells of a base layer, which add up. A ``RollupTable`` holds the
+latest contribution of every finer cell, which replace each other until they settle (docs/formats/journal.md rule
+12).
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ NEVER_MS = -(2**62)
 
 @dataclasses.dataclass(slots=True, frozen=True)
 class BlockWrite:
-    """A block to put into the local store under ``(layer, sequence)``, or to delete where data is None.
+    """A block to put into the local store, or to delete where data is None.
 
     ``version`` is that of all rows, or -1 where the block itself has the column.
     """
@@ -159,11 +161,12 @@ class FoldTable(LayerTable):
 
 
 class RollupTable(LayerTable):
-    """Contributions of finer cells: of one finer cell and source partition the largest version counts.
+    """Contributions of finer cells: of each one the largest version counts.
 
     A row is a contribution: the finer key, ``fine_start``, ``source_partition``, the coarser
-    ``window_start``, the value, and ``contributed``, its version at the sender. Rows whose finer window
-    is final are added up into *settled* rows, which have null in place of the finer identity.
+    ``window_start``, the value, and ``contributed``, its version at the sender. Rows whose finer
+    window is final are added up into *settled* rows, which have null in place of the finer
+    identity.
     """
 
     def __init__(self, layer: Layer, finer: Layer) -> None:
@@ -214,13 +217,13 @@ class RollupTable(LayerTable):
         settled = rows.filter(pl.col("fine_start").is_null())
         single = rows.filter(pl.col("fine_start").is_not_null())
         newest = single.sort("contributed", "version").unique(self.contribution, keep="last")
-        # A replaced contribution may have been the one that last changed the cell only where its
-        # replacement is younger still, so the cell's version stays the maximum over the rows kept.
+        # A replacement is younger than what it replaces, so dropping the old row never lowers the
+        # cell's version.
         return pl.concat([settled, newest])
 
 
 def rollup_schema(layer: Layer, finer: Layer) -> dict[str, pl.DataType]:
-    """Return the columns and types of a rollup table's blocks; those of a delta lack ``version``."""
+    """Return the columns of a rollup table's blocks; those of a delta lack ``version``."""
     fine, coarse = cell_schema(finer), cell_schema(layer)
     schema: dict[str, pl.DataType] = {name: fine[name] for name in finer.key_columns}
     schema |= {"fine_start": pl.Int64(), "source_partition": pl.Int32(), "window_start": pl.Int64()}

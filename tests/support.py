@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import msgspec
 import orjson
 
 from agents.owners import LogRecord
@@ -62,8 +63,6 @@ def small_map(**changes: Any) -> Map:
 
 def dataclasses_replace(struct: Any, **changes: Any) -> Any:
     """Return a copy of a msgspec struct with other values."""
-    import msgspec
-
     return msgspec.structs.replace(struct, **changes)
 
 
