@@ -1,0 +1,55 @@
+"""Names that follow from a map and must not be the same: topics in Kafka, tables in the archive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from app.mapfile_read import Section, topic_problem
+
+_SIDES = ("late", "future", "dead")
+
+
+def note_same_tables(section: Section, layers: Iterable[str]) -> None:
+    """Note layers whose archive tables would be one: Cassandra folds names to small letters."""
+    first: dict[str, str] = {}
+    for layer in sorted(layers):
+        other = first.setdefault(layer.lower(), layer)
+        if other != layer:
+            section.note(
+                f"layers.{layer}",
+                f"has the same archive table as layers.{other}; rename one of them",
+            )
+
+
+def note_topics(section: Section, name: str | None, inputs: Iterable[tuple[str, str]]) -> None:
+    """Note input topics that cannot stand beside each other or beside the map's own topics.
+
+    Kafka refuses a topic whose name differs from another's only in dots and underscores, because
+    their metrics would have the same name (``kafka.common.internals.Topic.hasCollision``).
+
+    Args:
+        section: the whole map.
+        name: the map's name, or None where it is wrong; only the inputs are compared then.
+        inputs: each input topic, with the place in the map that it comes from.
+    """
+    sides = [f"{name}.{kind}" for kind in _SIDES] if name is not None else []
+    claimed = {_unified(side): (side, "of every map") for side in sides}
+    for topic, where in inputs:
+        journal = f"{name}.journal.{topic}"
+        problem = topic_problem(journal)
+        if problem is not None:
+            section.note(where, f"its journal topic cannot be made: {problem}")
+        for derived in (topic, journal) if name is not None else (topic,):
+            mine = (derived, f"of {where}")
+            other = claimed.setdefault(_unified(derived), mine)
+            if other is not mine:
+                section.note(
+                    where,
+                    f"topic {derived!r} cannot stand beside {other[0]!r} {other[1]}: Kafka takes "
+                    "them for one, as '.' and '_' are the same there; rename the topic",
+                )
+                break
+
+
+def _unified(topic: str) -> str:
+    return topic.replace(".", "_")
