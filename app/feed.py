@@ -1,0 +1,187 @@
+"""A feed: writes records and heartbeats to one raw topic, many at a time.
+
+Values are packed into record batches here and handed to aiokafka whole: one future a batch, where
+its ``send`` makes one a record. All of a partition's records keep their order.
+
+    add(partition, keys, values) --> open batch of the partition --flush()--> sent, acknowledged
+    heartbeat(time_ms) ------------> open batches of all partitions
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import time
+from collections.abc import Awaitable, Sequence
+from typing import Self
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+from aiokafka.partitioner import murmur2
+from aiokafka.producer.message_accumulator import BatchBuilder
+
+from app.idempotence import has_idempotent_producer
+from tables.errors import TreasureMapError
+from tables.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
+
+BATCH_BYTES_MAX = 512 * 1024
+# Batches sent and not yet acknowledged; at 512 KiB each this bounds a feed's memory to 32 MiB.
+BATCHES_IN_FLIGHT_MAX = 64
+METADATA_SECONDS_MAX = 10.0
+
+
+class FeedError(TreasureMapError):
+    """Records that could not be written, or a topic that is not there."""
+
+
+def partition_of(key: bytes, partitions: int) -> int:
+    """Return the partition of ``key``: murmur2, as Kafka's own producers choose it."""
+    return int(murmur2(key) & 0x7FFFFFFF) % partitions
+
+
+class Feed:
+    """Writes to one topic; use it in an ``async with`` statement, which flushes at its end.
+
+    Attributes:
+        partitions: how many the topic has.
+        events: records with a value handed over so far.
+    """
+
+    def __init__(self, brokers: str, topic: str) -> None:
+        self.topic = topic
+        self.partitions = 0
+        self.events = 0
+        self._brokers = brokers
+        self._producer: AIOKafkaProducer | None = None
+        self._open: dict[int, BatchBuilder] = {}
+        self._full: dict[int, list[BatchBuilder]] = collections.defaultdict(list)
+        self._sent: collections.deque[Awaitable[object]] = collections.deque()
+
+    async def __aenter__(self) -> Self:
+        """Connect and learn the topic's partitions.
+
+        Raises:
+            FeedError: no broker answers, or the topic does not exist.
+        """
+        try:
+            self._producer = AIOKafkaProducer(
+                bootstrap_servers=self._brokers,
+                acks="all",
+                enable_idempotence=await has_idempotent_producer(self._brokers),
+                compression_type="lz4",
+                max_batch_size=BATCH_BYTES_MAX,
+                max_request_size=2 * BATCH_BYTES_MAX,
+            )
+            await self._producer.start()
+            self.partitions = await self._find_partitions()
+        except KafkaError as error:
+            await self._stop()
+            raise FeedError(
+                f"cannot write to {self.topic}: {type(error).__name__}; got no answer from"
+                f" {self._brokers}; want a Kafka broker; check --brokers"
+            ) from error
+        except BaseException:
+            await self._stop()
+            raise
+        return self
+
+    async def __aexit__(self, kind: object, *_: object) -> None:
+        """Send what is open, unless leaving by an exception, and disconnect."""
+        try:
+            if kind is None:
+                await self.flush()
+                await self._acknowledged(0)
+        finally:
+            await self._stop()
+
+    def add(self, partition: int, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
+        """Append records to a partition, in order; :meth:`flush` sends them."""
+        now_ms = _now_ms()
+        for key, value in zip(keys, values, strict=True):
+            self._append(partition, now_ms, key, value, [])
+        self.events += len(values)
+
+    def heartbeat(self, time_ms: int) -> None:
+        """Append to every partition that its stream time has reached ``time_ms``."""
+        now_ms = _now_ms()
+        headers = [(HEARTBEAT_HEADER, encode_heartbeat(time_ms))]
+        for partition in range(self.partitions):
+            self._append(partition, now_ms, None, None, headers)
+
+    async def flush(self) -> None:
+        """Send all that was added. Waits only while too much is on its way.
+
+        Raises:
+            FeedError: the broker refused records.
+        """
+        ready, self._full = self._full, collections.defaultdict(list)
+        for partition, batch in self._open.items():
+            ready[partition].append(batch)
+        self._open = {}
+        await asyncio.gather(*(self._send(*item) for item in ready.items()))
+        await self._acknowledged(BATCHES_IN_FLIGHT_MAX)
+
+    def _append(
+        self,
+        partition: int,
+        now_ms: int,
+        key: bytes | None,
+        value: bytes | None,
+        headers: list[tuple[str, bytes]],
+    ) -> None:
+        batch = self._open.get(partition)
+        if batch is not None:
+            if batch.append(timestamp=now_ms, key=key, value=value, headers=headers) is not None:
+                return
+            self._full[partition].append(batch)
+        assert self._producer is not None, "a feed is used inside its async with"
+        batch = self._open[partition] = self._producer.create_batch()
+        taken = batch.append(timestamp=now_ms, key=key, value=value, headers=headers)
+        assert taken is not None, "the first record of a batch is always taken"
+
+    async def _send(self, partition: int, batches: list[BatchBuilder]) -> None:
+        """Hand over one partition's batches, one after the other to keep their order."""
+        assert self._producer is not None
+        for batch in batches:
+            batch.close()
+            try:
+                sent = await self._producer.send_batch(batch, self.topic, partition=partition)
+            except KafkaError as error:
+                raise self._refused(error) from error
+            self._sent.append(sent)
+
+    async def _acknowledged(self, waiting_max: int) -> None:
+        """Wait until at most ``waiting_max`` batches lack their acknowledgement."""
+        while len(self._sent) > waiting_max:
+            try:
+                await self._sent.popleft()
+            except KafkaError as error:
+                raise self._refused(error) from error
+
+    async def _find_partitions(self) -> int:
+        assert self._producer is not None
+        try:
+            async with asyncio.timeout(METADATA_SECONDS_MAX):
+                found = await self._producer.partitions_for(self.topic)
+        except (TimeoutError, KafkaError) as error:
+            raise FeedError(
+                f"cannot write to {self.topic}: it is not there; got {type(error).__name__} from"
+                f" {self._brokers}; want the map's topics;"
+                " make them: python -m app map apply FILE"
+            ) from error
+        return len(found)
+
+    async def _stop(self) -> None:
+        if self._producer is not None:
+            await self._producer.stop()
+            self._producer = None
+
+    def _refused(self, error: KafkaError) -> FeedError:
+        return FeedError(
+            f"cannot write to {self.topic}: {type(error).__name__} {error}; got no acknowledgement;"
+            " want every record taken once; look at the broker's log, then replay from the start"
+        )
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
