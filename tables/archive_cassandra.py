@@ -1,0 +1,334 @@
+"""The archive in Cassandra, for any number of workers: a table a layer, the latest write wins.
+
+The only module that imports the Cassandra driver, which comes with the extra ``cassandra``. The
+driver answers in threads of its own; answers cross to the event loop by ``call_soon_threadsafe``,
+and calls that wait (connect, schema, prepare, shutdown) run in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import ssl
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import polars as pl
+from cassandra import ConsistencyLevel, DriverException, ProtocolVersion
+from cassandra.auth import PlainTextAuthProvider
+from cassandra.cluster import (
+    EXEC_PROFILE_DEFAULT,
+    Cluster,
+    ExecutionProfile,
+    NoHostAvailable,
+    Session,
+)
+from cassandra.connection import ConnectionException
+from cassandra.policies import DCAwareRoundRobinPolicy, TokenAwarePolicy
+from cassandra.query import BatchStatement, BatchType, PreparedStatement, Statement, tuple_factory
+
+from tables.archive import CellRange
+from tables.archive_cql import Batch, LayerTable, Row
+from tables.archive_layout import check_key, check_same, not_expired, too_many_rows
+from tables.errors import ArchiveError
+from tables.layer import Layer, Map
+
+_AGAIN = "check that Cassandra is up and can reach its quorum; the request can be sent again"
+_DRIVER_ERRORS = (DriverException, NoHostAvailable, ConnectionException, OSError)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CassandraSettings:
+    """Where Cassandra (4.0 or newer) is and how to speak to it.
+
+    ``replication`` is the number of replicas in ``local_dc`` if the keyspace has to be made; a
+    keyspace that exists keeps its own. ``username`` and ``password`` go together. ``tls`` checks
+    the server against ``tls_ca_file`` or, where it is None, the system's authorities, and its
+    address against the certificate unless ``tls_check_hostname`` is off (nodes are known by the
+    address they gossip, which certificates may lack); certificate and key files are for servers
+    that ask for them. ``in_flight_max`` bounds requests that wait for an answer.
+    """
+
+    hosts: tuple[str, ...] = ("127.0.0.1",)
+    port: int = 9042
+    keyspace: str = "treasure_map"
+    local_dc: str = "datacenter1"
+    replication: int = 3
+    username: str | None = None
+    password: str | None = dataclasses.field(default=None, repr=False)
+    tls: bool = False
+    tls_check_hostname: bool = True
+    tls_ca_file: Path | None = None
+    tls_certificate_file: Path | None = None
+    tls_key_file: Path | None = None
+    request_timeout_s: float = 10.0
+    in_flight_max: int = 64
+
+
+class CassandraArchive:
+    """An archive in one keyspace. Rows expire at window end + TTL; see tables.archive for the rest.
+
+    Args:
+        settings: where and how.
+        clock_ms: the wall clock that TTLs are measured against.
+
+    Attributes:
+        partitions_read_total: partitions asked for by reads since the archive was made.
+    """
+
+    def __init__(
+        self, settings: CassandraSettings, clock_ms: Callable[[], int] | None = None
+    ) -> None:
+        self._settings = settings
+        self._clock_ms = clock_ms or _wall_clock_ms
+        self._cluster: Cluster | None = None
+        self._session: Session | None = None
+        self._tables: dict[str, LayerTable] = {}
+        self._prepared: dict[str, PreparedStatement] = {}
+        self.partitions_read_total = 0
+
+    async def open(self, themap: Map) -> None:
+        """Connect; make keyspace and tables where they are missing, and check those that are there.
+
+        Raises:
+            ArchiveError: no connection, no permission, or a table that is not the layer's.
+        """
+        assert self._cluster is None, "the archive is open"
+        keyspace = self._settings.keyspace
+        self._tables = {layer.name: LayerTable(themap, layer, keyspace) for layer in themap.layers}
+        try:
+            await asyncio.to_thread(self._connect)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def write(self, layer: Layer, rows: pl.DataFrame, write_times_us: pl.Series) -> None:
+        """Store the rows; returns when a quorum of replicas has every one. See the protocol.
+
+        Raises:
+            ArchiveError: Cassandra did not take some row in time, or the archive is closed.
+        """
+        table = self._tables[layer.name]
+        assert list(rows.schema.items()) == list(table.schema.items()), "rows are an archive frame"
+        assert len(write_times_us) == rows.height, "one write time a row"
+        verb = f"write layer {layer.name}"
+        insert = await self._prepare(verb, table.insert)
+        batches = table.batches(rows, write_times_us, self._clock_ms())
+        await self._execute_all(verb, (_statement(insert, batch) for batch in batches), _nothing)
+
+    async def read(self, layer: Layer, cells: CellRange) -> pl.DataFrame:
+        """Return the rows in range; see the protocol.
+
+        Raises:
+            ArchiveError: Cassandra did not answer in time, or the archive is closed.
+            QueryError: more than ``cells.rows_max`` rows, too many partitions, or a field the key
+                does not have.
+        """
+        check_key(layer, cells)
+        table = self._tables[layer.name]
+        now_ms = self._clock_ms()
+        partitions = table.partitions(cells, now_ms)
+        self.partitions_read_total += len(partitions)
+        verb = f"read layer {layer.name}"
+        select = await self._prepare(verb, table.select(cells))
+        bound = (select.bind(table.select_values(cells, place)) for place in partitions)
+        rows: list[Row] = []
+
+        def take(answer: list[Row]) -> None:
+            rows.extend(answer)
+            if len(rows) > cells.rows_max:
+                raise too_many_rows(layer, cells)
+
+        await self._execute_all(verb, bound, take)
+        return await asyncio.to_thread(_frame, table, rows, now_ms)
+
+    async def close(self) -> None:
+        """Close all connections; requests under way fail."""
+        cluster, self._cluster = self._cluster, None
+        self._session = None
+        self._prepared.clear()
+        if cluster is not None:
+            await asyncio.to_thread(cluster.shutdown)
+
+    def _connect(self) -> None:
+        settings = self._settings
+        profile = ExecutionProfile(
+            load_balancing_policy=TokenAwarePolicy(DCAwareRoundRobinPolicy(settings.local_dc)),
+            consistency_level=ConsistencyLevel.LOCAL_QUORUM,
+            request_timeout=settings.request_timeout_s,
+            row_factory=tuple_factory,
+        )
+        what = f"open archive in Cassandra at {', '.join(settings.hosts)}, port {settings.port}"
+        with _driver(what, "check addresses, datacenter, user and rights"):
+            self._cluster = Cluster(
+                list(settings.hosts),
+                port=settings.port,
+                execution_profiles={EXEC_PROFILE_DEFAULT: profile},
+                auth_provider=_credentials(settings),
+                ssl_context=_tls(settings),
+                # Named, because the driver otherwise tries versions downwards and warns of each.
+                protocol_version=ProtocolVersion.V5,
+                connect_timeout=settings.request_timeout_s,
+                control_connection_timeout=settings.request_timeout_s,
+                application_name="treasure-map",
+            )
+            self._session = self._cluster.connect()
+            self._make_keyspace(self._cluster, self._session)
+            for table in self._tables.values():
+                self._make_table(self._cluster, self._session, table)
+
+    def _make_keyspace(self, cluster: Cluster, session: Session) -> None:
+        settings = self._settings
+        if settings.keyspace not in cluster.metadata.keyspaces:
+            session.execute(
+                f'CREATE KEYSPACE IF NOT EXISTS "{settings.keyspace}" WITH replication = '
+                f"{{'class': 'NetworkTopologyStrategy', "
+                f"'{settings.local_dc}': {settings.replication}}}"
+            )
+
+    def _make_table(self, cluster: Cluster, session: Session, table: LayerTable) -> None:
+        keyspace = self._settings.keyspace
+        session.execute(table.create)
+        cluster.refresh_table_metadata(keyspace, table.name)
+        found = cluster.metadata.keyspaces[keyspace].tables[table.name]
+        have = {f"column {name}": column.cql_type for name, column in found.columns.items()}
+        have["partition key"] = ", ".join(column.name for column in found.partition_key)
+        have["clustering key"] = ", ".join(column.name for column in found.clustering_key)
+        have["comment"] = found.options["comment"]
+        check_same(f"table {keyspace}.{table.name}", have, table.describe())
+
+    async def _prepare(self, verb: str, query: str) -> PreparedStatement:
+        prepared = self._prepared.get(query)
+        if prepared is None:
+            session = self._opened(verb)
+            prepared = await asyncio.to_thread(_prepare, session, verb, query)
+            self._prepared[query] = prepared
+        return prepared
+
+    def _opened(self, verb: str) -> Session:
+        if self._session is None:
+            raise ArchiveError(f"cannot {verb}: the archive is closed; open it")
+        return self._session
+
+    async def _execute_all(
+        self, verb: str, statements: Iterable[Statement], take: Callable[[list[Row]], None]
+    ) -> None:
+        """Execute statements, at most ``in_flight_max`` at a time, and hand over each one's rows.
+
+        The first error ends it; what had been sent may still be done by Cassandra.
+        """
+        session = self._opened(verb)
+        queue = iter(statements)
+
+        async def lane() -> None:
+            for statement in queue:
+                take(await _execute(session, verb, statement))
+
+        lanes = [asyncio.create_task(lane()) for _ in range(self._settings.in_flight_max)]
+        try:
+            await asyncio.gather(*lanes)
+        finally:
+            for task in lanes:
+                task.cancel()
+            await asyncio.gather(*lanes, return_exceptions=True)
+
+
+async def _execute(session: Session, verb: str, statement: Statement) -> list[Row]:
+    """Return all rows of one statement, page after page, without blocking the loop."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+    rows: list[Row] = []
+
+    def settle(error: BaseException | None) -> None:
+        # The loop may be gone when an answer comes after a cancelled run; nobody waits for it then.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(_settle, done, error)
+
+    def on_page(page: list[Row] | None) -> None:
+        # The driver ignores what a callback raises, so everything ends in settle.
+        try:
+            rows.extend(page or ())
+            if answer.has_more_pages:
+                answer.start_fetching_next_page()
+            else:
+                settle(None)
+        except BaseException as error:  # noqa: BLE001 - carried to the caller
+            settle(error)
+
+    with _driver(verb, _AGAIN):
+        answer = session.execute_async(statement)
+        answer.add_callbacks(on_page, settle)
+        await done
+    return rows
+
+
+def _settle(done: asyncio.Future[None], error: BaseException | None) -> None:
+    if done.done():
+        return
+    if error is None:
+        done.set_result(None)
+    else:
+        done.set_exception(error)
+
+
+def _prepare(session: Session, verb: str, query: str) -> PreparedStatement:
+    with _driver(verb, _AGAIN):
+        prepared = session.prepare(query)
+    prepared.is_idempotent = True
+    return prepared
+
+
+def _statement(insert: PreparedStatement, batch: Batch) -> Statement:
+    if len(batch.rows) == 1:
+        return insert.bind(batch.rows[0])
+    statement = BatchStatement(BatchType.UNLOGGED)
+    # Absolute values with their own write time: doing it twice is doing it once.
+    statement.is_idempotent = True
+    for row in batch.rows:
+        statement.add(insert, row)
+    return statement
+
+
+def _frame(table: LayerTable, rows: list[Row], now_ms: int) -> pl.DataFrame:
+    frame = pl.DataFrame(rows, schema=table.schema, orient="row")
+    return frame.filter(not_expired(table.layer, now_ms))
+
+
+def _credentials(settings: CassandraSettings) -> PlainTextAuthProvider | None:
+    if settings.username is None:
+        return None
+    return PlainTextAuthProvider(settings.username, settings.password)
+
+
+def _tls(settings: CassandraSettings) -> ssl.SSLContext | None:
+    if not settings.tls:
+        return None
+    context = ssl.create_default_context(cafile=settings.tls_ca_file)
+    context.check_hostname = settings.tls_check_hostname
+    if settings.tls_certificate_file is not None:
+        context.load_cert_chain(settings.tls_certificate_file, settings.tls_key_file)
+    return context
+
+
+@contextlib.contextmanager
+def _driver(what: str, mend: str) -> Iterator[None]:
+    """Turn the driver's errors into the archive's."""
+    try:
+        yield
+    except _DRIVER_ERRORS as error:
+        raise ArchiveError(f"cannot {what}: {_cause(error)}; {mend}") from error
+
+
+def _cause(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _nothing(rows: list[Row]) -> None:
+    """Writes have no rows."""
+    assert not rows, "a write answers without rows"
+
+
+def _wall_clock_ms() -> int:
+    return time.time_ns() // 1_000_000

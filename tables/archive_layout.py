@@ -1,0 +1,89 @@
+"""Where a cell rests in an archive: buckets of windows, and until when. Shared by all archives.
+
+A bucket is a run of consecutive windows that are stored together. Its length follows from the size
+of the window alone, because it is part of where rows are found again. How it was chosen:
+docs/decisions/0002-archive-tables.md.
+"""
+
+from __future__ import annotations
+
+import polars as pl
+
+from tables.archive import CellRange
+from tables.errors import ArchiveError, QueryError
+from tables.layer import Layer
+from tables.window import DAY_MS
+
+BUCKET_WINDOWS = 32
+"""Windows a bucket: 1,000 keys a slot at about 128 bytes a row make 4 MiB a Cassandra partition."""
+
+MONTH_MS = 30 * DAY_MS
+"""The nominal length of a calendar month, for sizes of buckets only."""
+
+MONTH_MS_MAX = 31 * DAY_MS
+"""The longest calendar month, for what must not end too early."""
+
+
+def bucket_ms(layer: Layer) -> int:
+    """Return the length of the layer's buckets: bucket = window start // bucket length, floored."""
+    return BUCKET_WINDOWS * (layer.window.length_ms or MONTH_MS)
+
+
+def window_ms_max(layer: Layer) -> int:
+    """Return the length of the layer's longest window."""
+    return layer.window.length_ms or MONTH_MS_MAX
+
+
+def not_expired(layer: Layer, now_ms: int) -> pl.Expr:
+    """Return the condition that a row's window end + archive TTL lies after ``now_ms``."""
+    if layer.archive_ttl_ms == 0:
+        return pl.lit(value=True)
+    return layer.window.end_expr(pl.col("window_start")) + layer.archive_ttl_ms > now_ms
+
+
+def check_key(layer: Layer, cells: CellRange) -> None:
+    """Refuse a key filter that names fields the layer's key does not have.
+
+    Raises:
+        QueryError: names the field.
+    """
+    names = [field.name for field in layer.key]
+    unknown = sorted(set(cells.key) - set(names))
+    if unknown:
+        raise QueryError(
+            f"cannot read layer {layer.name}: its key has no field {unknown[0]}; "
+            f"got {', '.join(unknown)}; want some of {', '.join(names)}; "
+            "name fields of the layer's key"
+        )
+
+
+def too_many_rows(layer: Layer, cells: CellRange) -> QueryError:
+    """Return the error for a range that holds more rows than the reader allows."""
+    return QueryError(
+        f"cannot read layer {layer.name}: more than {cells.rows_max} archive rows in "
+        f"[{cells.from_ms}, {cells.to_ms}); narrow the range, name more of the key, "
+        "or ask a coarser layer"
+    )
+
+
+def check_same(place: str, have: dict[str, str], want: dict[str, str]) -> None:
+    """Refuse a stored table that is not the one the layer needs.
+
+    Args:
+        place: what differs, like ``table flights_by_hour``.
+        have: the stored properties: columns with their types, keys, format.
+        want: the same for the map at hand.
+
+    Raises:
+        ArchiveError: names every difference.
+    """
+    differences = [
+        f"{name} is {have.get(name, 'absent')}, want {want.get(name, 'absent')}"
+        for name in {**want, **have}
+        if have.get(name) != want.get(name)
+    ]
+    if differences:
+        raise ArchiveError(
+            f"cannot use {place}: it was made for another layer: {'; '.join(differences)}; "
+            "give the changed layer a new name in the map, or use another archive"
+        )

@@ -1,0 +1,474 @@
+"""One battery for both archives: the row of the latest write time is what is read, and only that."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import random
+import subprocess
+import sys
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from tables.archive import Archive, CellRange
+from tables.archive_embedded import EmbeddedArchive
+from tables.cell import archive_schema
+from tables.errors import ArchiveError, QueryError
+from tables.layer import Accumulator, KeyField, Layer, Map, Measure
+from tables.window import Window
+
+TESTS = Path(__file__).resolve().parent
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
+START_MS = 1_356_998_400_000  # 2013-01-01T00:00Z
+MONTHS_MS = (START_MS, START_MS + 31 * DAY_MS, START_MS + 59 * DAY_MS)
+
+ACCUMULATORS = (
+    Accumulator("events", None, "int"),
+    Accumulator("n", "delay", "int"),
+    Accumulator("sum", "delay", "int"),
+    Accumulator("min", "delay", "int"),
+    Accumulator("max", "delay", "int"),
+    Accumulator("sqlo", "delay", "int"),
+    Accumulator("sqhi", "delay", "int"),
+    Accumulator("n", "speed", "float"),
+    Accumulator("sum", "speed", "float"),
+    Accumulator("min", "speed", "float"),
+    Accumulator("max", "speed", "float"),
+    Accumulator("m2", "speed", "float"),
+)
+HOURS = Layer(
+    name="hours",
+    key=(KeyField("origin", "string"), KeyField("gate", "int"), KeyField("late", "bool")),
+    window=Window(HOUR_MS),
+    measures=(Measure("count"), Measure("variance", "delay"), Measure("variance", "speed")),
+    accumulators=ACCUMULATORS,
+    max_out_of_orderness_ms=0,
+    allowed_lateness_ms=0,
+    partitions=2,
+    source="flights",
+)
+MONTHS = msgspec.structs.replace(
+    HOURS, name="months", key=(KeyField("carrier", "string"),), window=Window(0), slots=1
+)
+TTL = msgspec.structs.replace(HOURS, name="hours_ttl", archive_ttl_ms=2 * DAY_MS)
+
+
+class Clock:
+    """A wall clock that stands where the test puts it."""
+
+    def __init__(self) -> None:
+        self.now_ms = START_MS
+
+    def __call__(self) -> int:
+        """Return the time."""
+        return self.now_ms
+
+
+@dataclasses.dataclass
+class Site:
+    """One place that holds an archive: ``make`` gives a new archive object on the same data."""
+
+    make: Callable[[], Archive]
+    map: Map
+    clock: Clock
+
+
+@pytest.fixture(params=["embedded", pytest.param("cassandra", marks=pytest.mark.cassandra)])
+def site(request: pytest.FixtureRequest, tmp_path: Path) -> Site:
+    """Give an empty archive's place, for each implementation."""
+    clock = Clock()
+    name = f"m{uuid.uuid4().hex[:12]}"
+    themap = Map(revision=1, name=name, sources=(), layers=(HOURS, MONTHS, TTL), digest="")
+    if request.param == "embedded":
+        return Site(lambda: EmbeddedArchive(tmp_path / "archive", clock), themap, clock)
+    module = pytest.importorskip("tables.archive_cassandra")
+    host, port = request.getfixturevalue("cassandra")
+    settings = module.CassandraSettings(
+        hosts=(host,), port=port, keyspace="battery", replication=1, request_timeout_s=60
+    )
+    return Site(lambda: module.CassandraArchive(settings, clock), themap, clock)
+
+
+@pytest.fixture
+async def archive(site: Site) -> AsyncIterator[Archive]:
+    """Give an open, empty archive."""
+    opened = site.make()
+    await opened.open(site.map)
+    yield opened
+    await opened.close()
+
+
+def cell(layer: Layer = HOURS, **values: Any) -> dict[str, Any]:
+    """Return one archive row: a cell with no measured field, changed by ``values``."""
+    row: dict[str, Any] = {}
+    for name, kind in archive_schema(layer).items():
+        row[name] = {pl.String(): "JFK", pl.Boolean(): False, pl.Float64(): 0.0}.get(kind, 0)
+        if name.startswith(("min_", "max_")):
+            row[name] = None
+    return row | {"window_start": START_MS, "events": 1} | values
+
+
+def frame(rows: Sequence[Mapping[str, Any]], layer: Layer = HOURS) -> pl.DataFrame:
+    """Return the archive frame of rows."""
+    return pl.DataFrame(rows, schema=archive_schema(layer), orient="row")
+
+
+async def put(archive: Archive, *rows: dict[str, Any], at: int = 1, layer: Layer = HOURS) -> None:
+    """Write rows with one write time."""
+    times = pl.Series("write_time", [at] * len(rows), dtype=pl.Int64)
+    await archive.write(layer, frame(rows, layer), times)
+
+
+async def get(
+    archive: Archive,
+    from_ms: int = START_MS,
+    to_ms: int = START_MS + DAY_MS,
+    layer: Layer = HOURS,
+    **key: Any,
+) -> pl.DataFrame:
+    """Read a range, sorted."""
+    got = await archive.read(layer, CellRange(from_ms, to_ms, key))
+    return got.sort([*layer.key_columns, "window_start", "source_partition"])
+
+
+async def test_a_row_is_read_as_it_was_written(archive: Archive) -> None:
+    """Every column comes back with its type and value, sums of 128 bits and negatives too."""
+    full = cell(
+        key_origin="Zürich\x00ß",
+        key_gate=-(2**63),
+        key_late=True,
+        events=2**62,
+        n_delay=3,
+        sum_delay=-(2**100) - 1,
+        min_delay=-(2**63),
+        max_delay=2**63 - 1,
+        sqlo_delay=2**127 - 1,
+        sqhi_delay=2**64,
+        n_speed=2,
+        sum_speed=-1.5,
+        min_speed=-1e300,
+        max_speed=5e-324,
+        m2_speed=0.1,
+        version=2**40,
+        source_partition=7,
+    )
+    await put(archive, full)
+    got = await get(archive)
+    assert_frame_equal(got, frame([full]), check_exact=True)
+
+
+async def test_a_field_no_event_had_is_null_in_min_and_max_and_zero_in_sums(
+    archive: Archive,
+) -> None:
+    """A cell of events without the measured fields keeps its nulls."""
+    await put(archive, cell(events=5))
+    row = (await get(archive)).row(0, named=True)
+    assert (row["n_delay"], row["sum_delay"]) == (0, 0)
+    assert row["min_delay"] is row["max_delay"] is row["min_speed"] is None
+
+
+async def test_an_empty_archive_gives_an_empty_frame_of_the_layer(archive: Archive) -> None:
+    """No rows still have the columns and types of the layer."""
+    assert dict((await get(archive)).schema) == archive_schema(HOURS)
+
+
+async def test_writing_no_rows_is_done_at_once(archive: Archive) -> None:
+    """An empty frame is a write like any other."""
+    await put(archive)
+    assert (await get(archive)).is_empty()
+
+
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)], ids=["in order", "stale value last"])
+async def test_the_larger_write_time_wins_in_either_order(
+    archive: Archive, order: tuple[int, int]
+) -> None:
+    """A stale value that arrives after a newer one changes nothing."""
+    for at in order:
+        await put(archive, cell(events=at, n_delay=at, min_delay=-at), at=at)
+    assert_frame_equal(await get(archive), frame([cell(events=2, n_delay=2, min_delay=-2)]))
+
+
+async def test_a_newer_null_replaces_an_older_value(archive: Archive) -> None:
+    """Rows are taken whole: no column of an older write shows through."""
+    await put(archive, cell(min_delay=4), at=1)
+    await put(archive, cell(min_delay=None), at=2)
+    assert (await get(archive))["min_delay"].to_list() == [None]
+
+
+async def test_two_values_of_one_row_in_one_write_leave_the_larger(archive: Archive) -> None:
+    """Inside one frame the write time decides too, not the order of rows."""
+    rows = frame([cell(events=9), cell(events=5), cell(events=7)])
+    await archive.write(HOURS, rows, pl.Series([9, 5, 7], dtype=pl.Int64))
+    assert (await get(archive))["events"].to_list() == [9]
+
+
+async def test_a_repeated_write_changes_nothing(archive: Archive) -> None:
+    """Sending the same rows again is sending them once."""
+    rows = [cell(window_start=START_MS + i * HOUR_MS, events=i + 1) for i in range(24)]
+    for _ in range(3):
+        await put(archive, *rows, at=5)
+    assert_frame_equal(await get(archive), frame(rows))
+
+
+async def test_two_source_partitions_are_kept_apart(archive: Archive) -> None:
+    """Rows of one cell from two partitions stand side by side, for the reader to merge."""
+    rows = [cell(source_partition=p, events=p + 1) for p in (0, 1)]
+    await put(archive, *rows)
+    assert_frame_equal(await get(archive), frame(rows))
+
+
+async def test_a_range_holds_its_start_and_not_its_end(archive: Archive) -> None:
+    """Ranges are half-open, inside a bucket and over its ends, before 1970 too."""
+    for start in (START_MS, START_MS + 31 * HOUR_MS, -33 * HOUR_MS):
+        rows = [cell(window_start=start + i * HOUR_MS) for i in range(3)]
+        await put(archive, *rows)
+        for key in ({}, {"origin": "JFK", "gate": 0, "late": False}):
+            got = await get(archive, start, start + 2 * HOUR_MS, **key)
+            assert got["window_start"].to_list() == [start, start + HOUR_MS]
+        assert (await get(archive, start, start)).is_empty()
+        assert (await get(archive, start + HOUR_MS, start)).is_empty()
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        {"origin": "JFK"},
+        {"gate": 2},
+        {"late": True},
+        {"origin": "LGA", "late": False},
+        {"origin": "JFK", "gate": 1},
+        {"origin": "EWR", "gate": 2, "late": True},
+        {"origin": "JF"},
+    ],
+    ids=str,
+)
+async def test_a_key_named_in_part_matches_the_rows_with_these_fields(
+    archive: Archive, key: dict[str, Any]
+) -> None:
+    """Any of the key's fields may be named; the answer is the filter of all rows."""
+    rows = [
+        cell(key_origin=origin, key_gate=gate, key_late=late, window_start=START_MS + h * HOUR_MS)
+        for origin in ("EWR", "JFK", "JFKX", "LGA")
+        for gate in (1, 2)
+        for late in (False, True)
+        for h in range(0, 80, 8)
+    ]
+    await put(archive, *rows)
+    from_ms, to_ms = START_MS + 8 * HOUR_MS, START_MS + 72 * HOUR_MS
+    wanted = [
+        row
+        for row in rows
+        if all(row[f"key_{name}"] == value for name, value in key.items())
+        and from_ms <= row["window_start"] < to_ms
+    ]
+    assert_frame_equal(await get(archive, from_ms, to_ms, **key), frame(wanted))
+
+
+async def test_a_field_the_key_does_not_have_is_refused(archive: Archive) -> None:
+    """The error names the field and those that exist."""
+    with pytest.raises(QueryError, match=r"no field carrier.*origin, gate, late"):
+        await get(archive, carrier="AA")
+
+
+async def test_month_windows_are_read_by_their_starts(archive: Archive) -> None:
+    """Months of different lengths are rows like others."""
+    rows = [cell(MONTHS, key_carrier=c, window_start=m) for c in ("AA", "UA") for m in MONTHS_MS]
+    await put(archive, *rows, layer=MONTHS)
+    got = await get(archive, MONTHS_MS[0], MONTHS_MS[2], MONTHS)
+    wanted = [row for row in rows if row["window_start"] < MONTHS_MS[2]]
+    assert_frame_equal(got, frame(wanted, MONTHS))
+
+
+async def test_layers_do_not_see_one_another(archive: Archive) -> None:
+    """The same key and window in two layers are two rows."""
+    await put(archive, cell(), layer=HOURS)
+    assert (await get(archive, layer=TTL)).is_empty()
+
+
+async def test_rows_max_is_a_limit_that_says_so(archive: Archive) -> None:
+    """As many rows as allowed are read; one more is an error and not a cut answer."""
+    await put(archive, *(cell(key_gate=i) for i in range(50)))
+    window = (START_MS, START_MS + HOUR_MS)
+    assert (await archive.read(HOURS, CellRange(*window, rows_max=50))).height == 50
+    with pytest.raises(QueryError, match="more than 49 archive rows"):
+        await archive.read(HOURS, CellRange(*window, rows_max=49))
+
+
+async def test_rows_are_there_after_the_archive_is_opened_again(
+    archive: Archive, site: Site
+) -> None:
+    """What was acknowledged is read by the next one that opens the place, even after an error."""
+    await put(archive, cell(events=3))
+    with pytest.raises(QueryError) as kept:
+        await archive.read(HOURS, CellRange(START_MS, START_MS + HOUR_MS, rows_max=0))
+    await archive.close()
+    again = site.make()
+    await again.open(site.map)
+    assert (await get(again))["events"].to_list() == [3]
+    await again.close()
+    await archive.open(site.map)
+    assert (await get(archive))["events"].to_list() == [3]
+    assert kept.value is not None
+
+
+async def test_a_closed_archive_says_so(archive: Archive) -> None:
+    """Reading and writing after close are operating errors; closing twice is closing."""
+    await archive.close()
+    await archive.close()
+    with pytest.raises(ArchiveError, match="closed"):
+        await put(archive, cell())
+    with pytest.raises(ArchiveError, match="closed"):
+        await get(archive)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"accumulators": ACCUMULATORS[:-1]}, "m2_speed"),
+        ({"key": HOURS.key[:2]}, "key_late"),
+        ({"window": Window(60_000)}, "window"),
+    ],
+    ids=["measure", "key", "window"],
+)
+async def test_a_layer_that_changed_is_refused_with_the_differences(
+    archive: Archive, site: Site, change: dict[str, Any], named: str
+) -> None:
+    """A table made for other columns, key or windows is not written into."""
+    await put(archive, cell())
+    await archive.close()
+    changed = msgspec.structs.replace(HOURS, **change)
+    other = site.make()
+    with pytest.raises(ArchiveError, match=f"cannot use .*{named}.*new name"):
+        await other.open(msgspec.structs.replace(site.map, layers=(changed,)))
+    # A refused archive holds nothing open: the right map gets in at once.
+    await archive.open(site.map)
+    assert (await get(archive)).height == 1
+
+
+async def test_rows_expire_at_window_end_plus_ttl(archive: Archive, site: Site) -> None:
+    """A row is read up to its last millisecond, and not after; other layers keep theirs."""
+    hours = range(0, 48, 6)
+    rows = [cell(TTL, window_start=START_MS + h * HOUR_MS, events=h) for h in hours]
+    await put(archive, *rows, layer=TTL)
+    await put(archive, cell())
+    end_ms = START_MS + 6 * HOUR_MS + HOUR_MS + TTL.archive_ttl_ms  # of the second row
+    site.clock.now_ms = end_ms - 1
+    got = await get(archive, START_MS, START_MS + 3 * DAY_MS, TTL)
+    assert got["events"].to_list() == list(hours)[1:]
+    site.clock.now_ms = end_ms
+    got = await get(archive, START_MS, START_MS + 3 * DAY_MS, TTL)
+    assert got["events"].to_list() == list(hours)[2:]
+    assert (await get(archive)).height == 1
+
+
+async def test_a_row_that_has_expired_is_taken_and_not_kept(archive: Archive, site: Site) -> None:
+    """Writing history past its TTL succeeds, and turning the clock back shows it was not stored."""
+    site.clock.now_ms = START_MS + 30 * DAY_MS
+    await put(archive, cell(TTL), layer=TTL)
+    site.clock.now_ms = START_MS
+    assert (await get(archive, layer=TTL)).is_empty()
+
+
+async def test_reads_and_writes_at_once_end_with_the_latest_of_everything(
+    archive: Archive,
+) -> None:
+    """Writers of shuffled, overlapping values beside readers leave what a dict would hold."""
+    rng = random.Random(20130101)
+    wanted: dict[tuple[int, int], tuple[int, int]] = {}
+    writes = []
+    for _ in range(12):
+        rows, times = [], []
+        for _ in range(60):
+            gate, hour, at = rng.randrange(4), rng.randrange(40), rng.randrange(1, 10**9)
+            start = START_MS + hour * HOUR_MS
+            rows.append(cell(key_gate=gate, window_start=start, events=at, sum_delay=at << 64))
+            times.append(at)
+            wanted[gate, start] = max(wanted.get((gate, start), (0, 0)), (at, at << 64))
+        writes.append(archive.write(HOURS, frame(rows), pl.Series(times, dtype=pl.Int64)))
+    reads = [get(archive, START_MS, START_MS + 40 * HOUR_MS, gate=i % 4) for i in range(12)]
+    await asyncio.gather(*writes, *reads)
+
+    got = await get(archive, START_MS, START_MS + 40 * HOUR_MS)
+    columns = got.select("key_gate", "window_start", "events", "sum_delay").rows()
+    assert {(g, s): (events, total) for g, s, events, total in columns} == wanted
+
+
+async def test_a_second_process_on_the_folder_is_refused(tmp_path: Path) -> None:
+    """The embedded archive serves one process; the error says what to do."""
+    themap = Map(revision=1, name="m", sources=(), layers=(HOURS,), digest="")
+    archive = EmbeddedArchive(tmp_path)
+    await archive.open(themap)
+    program = (
+        "import asyncio, pathlib, sys\n"
+        "from tables.archive_embedded import EmbeddedArchive\n"
+        "from tables.layer import Map\n"
+        "themap = Map(revision=1, name='m', sources=(), layers=(), digest='')\n"
+        "asyncio.run(EmbeddedArchive(pathlib.Path(sys.argv[1])).open(themap))\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    try:
+        done = await asyncio.to_thread(
+            subprocess.run, command, cwd=TESTS.parent, capture_output=True, text=True, check=False
+        )
+    finally:
+        await archive.close()
+    assert done.returncode == 1
+    assert "ArchiveError: cannot open archive in" in done.stderr
+    assert "another worker has it open" in done.stderr
+
+
+async def test_expired_buckets_leave_the_folder(tmp_path: Path) -> None:
+    """Once a whole bucket has expired its rows are deleted, not only hidden."""
+    clock = Clock()
+    themap = Map(revision=1, name="m", sources=(), layers=(TTL,), digest="")
+    archive = EmbeddedArchive(tmp_path, clock)
+    await archive.open(themap)
+    await put(archive, cell(TTL), layer=TTL)
+    clock.now_ms = START_MS + 30 * DAY_MS
+    late = cell(TTL, window_start=clock.now_ms)
+    await put(archive, late, layer=TTL)
+    clock.now_ms = START_MS
+    got = await get(archive, START_MS, START_MS + 60 * DAY_MS, TTL)
+    await archive.close()
+    assert_frame_equal(got, frame([late], TTL))
+
+
+async def test_a_folder_that_cannot_be_made_is_an_archive_error(tmp_path: Path) -> None:
+    """A file where the folder should be is named in the error."""
+    (tmp_path / "file").write_text("")
+    archive = EmbeddedArchive(tmp_path / "file" / "archive")
+    with pytest.raises(ArchiveError, match=r"cannot open archive in .*file/archive"):
+        await archive.open(Map(revision=1, name="m", sources=(), layers=(), digest=""))
+
+
+async def test_a_writer_that_is_killed_loses_nothing_it_acknowledged(tmp_path: Path) -> None:
+    """Rows acknowledged before SIGKILL are read by the next process."""
+    program = (
+        "import asyncio, os, pathlib, signal, sys\n"
+        "import polars as pl, test_archive as t\n"
+        "async def main():\n"
+        "    archive = t.EmbeddedArchive(pathlib.Path(sys.argv[1]))\n"
+        "    await archive.open(t.Map(1, 'm', (), (t.HOURS,), ''))\n"
+        "    await t.put(archive, *(t.cell(key_gate=i) for i in range(100)))\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "asyncio.run(main())\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    environment = {"PYTHONPATH": f"{TESTS}:{TESTS.parent}", "PATH": "/usr/bin:/bin"}
+    done = await asyncio.to_thread(
+        subprocess.run, command, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == -9, done.stderr
+    archive = EmbeddedArchive(tmp_path)
+    await archive.open(Map(revision=1, name="m", sources=(), layers=(HOURS,), digest=""))
+    got = await get(archive)
+    await archive.close()
+    assert got["key_gate"].to_list() == list(range(100))
