@@ -1,7 +1,7 @@
 """Settings: one frozen tree from defaults, a TOML file, the environment and flags.
 
-A later place overrides an earlier one: default < file (``--settings`` or ``TREASURE_MAP_SETTINGS``)
-< ``TREASURE_MAP_<NAME>`` < flag. Every bad field is reported in one SettingError, each with where it
+A later place overrides an earlier: default < file (``--settings`` or ``TREASURE_MAP_SETTINGS``)
+< ``TREASURE_MAP_<NAME>`` < flag. Every bad field stands in one SettingError, each with where it
 came from. A secret is read from the file or the environment only (a flag would stand in the process
 list) and is never printed.
 """
