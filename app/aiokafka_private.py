@@ -1,0 +1,286 @@
+"""The one place that touches private names of aiokafka: what was fetched, and the group's state.
+
+aiokafka is pinned; ``tests/test_aiokafka_private.py`` fails when an upgrade changes a name used
+here. ``Fetched.drain`` replaces ``getmany()``, which makes one ConsumerRecord object per record,
+with the same order of checks: a result that is no longer wanted is removed, an error is removed and
+raised, a position moves only past what was taken. It never waits, so a drain and the hand-over of
+its runs are one step.
+"""
+
+# ruff: noqa: SLF001 - private names are what this file is for
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import contextlib
+import dataclasses
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer
+from aiokafka import TopicPartition as KafkaPartition
+from aiokafka.consumer.fetcher import READ_COMMITTED, FetchError, FetchResult
+from aiokafka.errors import CorruptRecordException
+
+from tables.chunk import Headers, Run
+
+log = logging.getLogger(__name__)
+
+# Kafka's NO_TIMESTAMP: what a record without a time carries (formats before 2 may have none).
+NO_TIME_MS = -1
+_LOG_APPEND_TIME = 1
+LEAVE_SECONDS_MAX = 2.0
+
+
+class UnreadableError(Exception):
+    """A partition that cannot be read on; the cause is aiokafka's own error.
+
+    Attributes:
+        topic: the topic of the partition.
+        partition: its number.
+    """
+
+    def __init__(self, topic: str, partition: int, cause: BaseException) -> None:
+        self.topic = topic
+        self.partition = partition
+        super().__init__(f"{topic}[{partition}]: {cause!r}")
+
+
+@dataclasses.dataclass(slots=True)
+class _Rest:
+    """Records of one decoded batch that an earlier drain left over, and where the batch ends."""
+
+    result: FetchResult
+    records: list[Any]
+    next_offset: int
+    time_ms: int | None
+
+
+class Fetched:
+    """What a consumer has fetched and nobody has taken yet.
+
+    Args:
+        consumer: a started consumer with a group.
+    """
+
+    def __init__(self, consumer: AIOKafkaConsumer) -> None:
+        self._consumer = consumer
+        self._fetcher = consumer._fetcher
+        self._rests: dict[KafkaPartition, _Rest] = {}
+        assert self._fetcher is not None, "the consumer must be started"
+
+    def check_errors(self) -> None:
+        """Raise what the group coordinator or the fetcher could not mend by themselves.
+
+        Raises:
+            KafkaError: aiokafka's error. Having it raised lets the coordinator go on, if it runs.
+        """
+        self._consumer._coordinator.check_errors()
+        fetching = self._fetcher.error_future
+        if fetching.done() and not fetching.cancelled():
+            fetching.result()
+
+    def generation(self) -> int:
+        """Return the group generation this member belongs to now, below 0 where it is no member."""
+        return int(self._consumer._coordinator.generation)
+
+    def rebalancing(self) -> bool:
+        """Tell whether partitions have been revoked and not assigned again yet."""
+        return bool(self._consumer._subscription.reassignment_in_progress)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Count as reading while inside; a member that does not read for long leaves the group."""
+        with self._consumer._subscription.fetch_context():
+            yield
+
+    def arrival(self) -> asyncio.Future[None]:
+        """Return a future that ends when more was fetched; cancel it when it is not awaited."""
+        waiter: asyncio.Future[None] = self._fetcher._create_fetch_waiter()
+        return waiter
+
+    def discard(self, topic: str, partition: int) -> None:
+        """Drop what was fetched of a partition, so that it is fetched again from its position."""
+        self._remove(KafkaPartition(topic, partition))
+
+    def drain(
+        self,
+        positions: Mapping[tuple[str, int], int],
+        bytes_max: int,
+        records_max: int,
+        strayed: Callable[[str, int], None],
+    ) -> list[Run]:
+        """Take fetched records of the partitions in ``positions``, and move the consumer past them.
+
+        Args:
+            positions: the next offset that each partition's owner wants.
+            bytes_max: stop when the values taken reach this size; one record is always taken.
+            records_max: stop when as many records were taken.
+            strayed: called for a partition that stands elsewhere than its owner; it gives no run.
+
+        Returns:
+            at most one run a partition; it has no records where the log holds none at its offsets.
+
+        Raises:
+            UnreadableError: the broker refuses a partition, or a batch is damaged.
+        """
+        runs = []
+        for tp in list(self._fetcher._records):
+            wanted = positions.get((tp.topic, tp.partition))
+            if wanted is None or bytes_max <= 0 or records_max <= 0:
+                continue
+            result = self._fetcher._records[tp]
+            if type(result) is FetchError:
+                self._remove(tp)
+                raise UnreadableError(tp.topic, tp.partition, result._error) from result._error
+            if not result.check_assignment(tp) or not result.has_more():
+                # As in fetched_records(): a stale result that stays would silence its partition.
+                self._remove(tp)
+                continue
+            if result._partition_records.next_fetch_offset != wanted:
+                self._remove(tp)
+                strayed(tp.topic, tp.partition)
+                continue
+            try:
+                run, size = self._take(tp, result, bytes_max, records_max)
+            except Exception as error:
+                self._remove(tp)
+                raise UnreadableError(tp.topic, tp.partition, error) from error
+            if run.next_offset > run.first_offset:
+                runs.append(run)
+            bytes_max -= size
+            records_max -= len(run.values)
+        return runs
+
+    def _take(
+        self, tp: KafkaPartition, result: FetchResult, bytes_max: int, records_max: int
+    ) -> tuple[Run, int]:
+        fetched = result._partition_records
+        first = fetched.next_fetch_offset
+        run = Run(tp.topic, tp.partition, first, first, range(first, first), [], [], {})
+        size = 0
+        while size < bytes_max and len(run.values) < records_max:
+            rest = self._next_batch(tp, result)
+            if rest is None:
+                break
+            room = records_max - len(run.values)
+            taken, more = _fitting(rest.records, bytes_max - size, room, bool(run.values))
+            size += more
+            _extend(run, taken, rest.time_ms)
+            if len(taken) < len(rest.records):
+                rest.records = rest.records[len(taken) :]
+                fetched.next_fetch_offset = taken[-1].offset + 1 if taken else run.next_offset
+                run.next_offset = fetched.next_fetch_offset
+                self._rests[tp] = rest
+                break
+            fetched.next_fetch_offset = run.next_offset = rest.next_offset
+        result._update_position()
+        if tp not in self._rests and not fetched._records.has_next():
+            self._remove(tp)
+        return run, size
+
+    def _next_batch(self, tp: KafkaPartition, result: FetchResult) -> _Rest | None:
+        """Return the rest of the last batch, or the next batch; None when all was taken."""
+        rest = self._rests.pop(tp, None)
+        if rest is not None and rest.result is result:
+            return rest
+        fetched = result._partition_records
+        if not fetched._records.has_next():
+            return None
+        batch = fetched._records.next_batch()
+        if fetched._check_crcs and not batch.validate_crc():
+            raise CorruptRecordException(
+                f"cannot read a batch at or after offset {fetched.next_fetch_offset}: its checksum"
+                " differs; read it again, and check disks and network of the broker if it stays so"
+            )
+        if _is_unwanted(fetched, batch):
+            return _Rest(result, [], batch.next_offset, None)
+        records = list(batch)
+        if records and records[0].offset < fetched.next_fetch_offset:
+            # A fetch from within a batch is answered with the whole batch.
+            records = [record for record in records if record.offset >= fetched.next_fetch_offset]
+        appended = getattr(batch, "timestamp_type", None) == _LOG_APPEND_TIME
+        return _Rest(result, records, batch.next_offset, batch.max_timestamp if appended else None)
+
+    def _remove(self, tp: KafkaPartition) -> None:
+        self._rests.pop(tp, None)
+        if self._fetcher._records.pop(tp, None) is not None:
+            self._fetcher._notify(self._fetcher._wait_consume_future)
+
+
+async def abandon(consumer: AIOKafkaConsumer) -> None:
+    """Close a consumer whose ``stop()`` does not end: leave the group without waiting for its join.
+
+    ``stop()`` lets a running join end first, and a join waits for all members.
+    """
+    coordinator, fetcher = consumer._coordinator, consumer._fetcher
+    consumer._closed = True
+    if coordinator is not None:
+        tasks = [coordinator._coordination_task, coordinator._heartbeat_task]
+        running = [task for task in tasks if task is not None and not task.done()]
+        for task in running:
+            task.cancel()
+        if running:
+            await asyncio.wait(running, timeout=LEAVE_SECONDS_MAX)
+        await asyncio.wait([coordinator.maybe_leave_group()], timeout=LEAVE_SECONDS_MAX)
+    if fetcher is not None:
+        await fetcher.close()
+    await consumer._client.close()
+
+
+def _is_unwanted(fetched: Any, batch: Any) -> bool:
+    """Tell whether a batch holds no events: a control batch, or one of an aborted transaction."""
+    if fetched._isolation_level == READ_COMMITTED and batch.producer_id is not None:
+        fetched._consume_aborted_up_to(batch.base_offset)
+        if batch.is_control_batch and fetched._contains_abort_marker(batch):
+            fetched._aborted_producers.discard(batch.producer_id)
+        if batch.is_transactional and batch.producer_id in fetched._aborted_producers:
+            return True
+    return bool(batch.is_control_batch)
+
+
+def _fitting(
+    records: list[Any], bytes_max: int, records_max: int, has_some: bool
+) -> tuple[list[Any], int]:
+    """Return the leading records whose values fit, and their size; one always fits an empty run."""
+    records = records[:records_max]
+    sizes = [len(record.value or b"") for record in records]
+    total = sum(sizes)
+    if total <= bytes_max:
+        return records, total
+    ends = list(itertools.accumulate(sizes))
+    count = bisect.bisect_right(ends, bytes_max)
+    if count == 0 and not has_some:
+        count = 1
+    return records[:count], ends[count - 1] if count else 0
+
+
+def _extend(run: Run, records: list[Any], time_ms: int | None) -> None:
+    if not records:
+        return
+    first, last = records[0].offset, records[-1].offset
+    at = len(run.values)
+    unbroken = last - first + 1 == len(records)
+    offsets = run.offsets
+    if isinstance(offsets, range) and unbroken and (not at or offsets.stop == first):
+        run.offsets = range(offsets.start if at else first, last + 1)
+    else:
+        run.offsets = [*offsets, *(record.offset for record in records)]
+    run.values += [record.value for record in records]
+    if time_ms is None:
+        times = [record.timestamp for record in records]
+        if None in times:
+            times = [NO_TIME_MS if time is None else time for time in times]
+        run.append_times_ms += times
+    else:
+        run.append_times_ms += [time_ms] * len(records)
+    for index, record in enumerate(records, at):
+        if record.headers:
+            run.headers[index] = _headers(record.headers)
+
+
+def _headers(headers: list[tuple[str, bytes | None]]) -> Headers:
+    return tuple((name, value or b"") for name, value in headers)

@@ -1,0 +1,257 @@
+"""The assignor: which member of the group owns which partition, and how all members know it.
+
+Every member sends with its join what it is and has: node name, boot, web URL, partitions owned and
+held on disk. The group's leader plans the whole map with :func:`plan` and sends it to each member,
+so that any worker can ask the owner of a partition. Planning is pure: same members, same map.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import msgspec
+from aiokafka.coordinator.assignors.abstract import AbstractPartitionAssignor
+from aiokafka.coordinator.protocol import (
+    ConsumerProtocolMemberAssignment,
+    ConsumerProtocolMemberMetadata,
+)
+
+log = logging.getLogger(__name__)
+
+TopicPartition = tuple[str, int]
+
+# Part of the group protocol: members with another name cannot join. A change of the formats below
+# that older members cannot read needs a new name.
+NAME = "treasure-map-1"
+_PROTOCOL_VERSION = 0
+
+
+class Member(msgspec.Struct, frozen=True):
+    """What one member says of itself when it joins.
+
+    ``boot`` is greater for a later start of the same node. ``generation`` is the one in which
+    ``owned`` was assigned: of two members that claim a partition, the later generation is right.
+    """
+
+    node: str
+    boot: int
+    url: str
+    generation: int
+    owned: dict[str, list[int]]
+    held: dict[str, list[int]]
+
+
+class Share(msgspec.Struct, frozen=True):
+    """What one member got: its node, its web URL and its partitions by topic."""
+
+    node: str
+    url: str
+    partitions: dict[str, list[int]]
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """A member as the planner sees it: what it says of itself, and the topics it reads."""
+
+    member: Member
+    topics: frozenset[str]
+
+
+def plan(
+    partitions: Mapping[str, int], candidates: Mapping[str, Candidate]
+) -> dict[str, set[TopicPartition]]:
+    """Return the partitions of each member: as few moves as bring every load to at most ceil(P/n).
+
+    A partition stays with its owner unless that one has more than its share. Of an owner with too
+    many, those of its most crowded topic go; a partition without owner goes to a member that has
+    less than its share of the topic, holds it on disk, has few of the topic, has few in all; ties
+    go by rendezvous hash of the node's name. An older boot of a node gets nothing: what it had
+    belongs to the node's latest boot.
+
+    Args:
+        partitions: number of partitions of each topic.
+        candidates: members by their id in the group.
+    """
+    living = _latest_boots(candidates)
+    planned: dict[str, set[TopicPartition]] = {member: set() for member in candidates}
+    if not living:
+        return planned
+    wanted = sorted(pairs({topic: range(count) for topic, count in partitions.items()}))
+    share = -(-len(wanted) // len(living))
+    planner = _Planner(partitions, living, share)
+    owners = _owners(candidates, living)
+    homeless = []
+    for tp in wanted:
+        owner = owners.get(tp)
+        if owner is None or tp[0] not in living[owner].topics:
+            homeless.append(tp)
+        else:
+            planner.give(owner, tp)
+    for member in sorted(living):
+        homeless += planner.shed(member)
+    for tp in sorted(homeless):
+        planner.place(tp)
+    return planned | planner.planned
+
+
+class _Planner:
+    """A plan in the making: who has what, how many in all and of each topic."""
+
+    def __init__(
+        self, partitions: Mapping[str, int], living: Mapping[str, Candidate], share: int
+    ) -> None:
+        self.planned: dict[str, set[TopicPartition]] = {member: set() for member in living}
+        self._living = living
+        self._share = share
+        self._topic_share = {topic: -(-count // len(living)) for topic, count in partitions.items()}
+        self._counts = {member: Counter[str]() for member in living}
+        self._held = {member: pairs(candidate.member.held) for member, candidate in living.items()}
+
+    def give(self, member: str, tp: TopicPartition) -> None:
+        """Give a partition to a member."""
+        self.planned[member].add(tp)
+        self._counts[member][tp[0]] += 1
+
+    def shed(self, member: str) -> list[TopicPartition]:
+        """Take from a member what it has above its share; return it."""
+        mine, counts, node = self.planned[member], self._counts[member], self._node(member)
+        gone = []
+        while len(mine) > self._share:
+            tp = max(
+                mine,
+                key=lambda tp: (counts[tp[0]] - self._topic_share[tp[0]], -_weight(node, tp), tp),
+            )
+            mine.remove(tp)
+            counts[tp[0]] -= 1
+            gone.append(tp)
+        return gone
+
+    def place(self, tp: TopicPartition) -> None:
+        """Give a partition without owner to the member it suits best, if any reads its topic."""
+        topic = tp[0]
+        readers = [member for member in self._living if topic in self._living[member].topics]
+        if not readers:
+            return
+        # Where members read different topics the share may not suffice; the least loaded takes it.
+        free = [member for member in readers if len(self.planned[member]) < self._share]
+        pool = free or sorted(readers, key=lambda member: len(self.planned[member]))[:1]
+        best = min(
+            pool,
+            key=lambda member: (
+                self._counts[member][topic] >= self._topic_share[topic],
+                tp not in self._held[member],
+                self._counts[member][topic],
+                len(self.planned[member]),
+                -_weight(self._node(member), tp),
+            ),
+        )
+        self.give(best, tp)
+
+    def _node(self, member: str) -> str:
+        return self._living[member].member.node
+
+
+def _latest_boots(candidates: Mapping[str, Candidate]) -> dict[str, Candidate]:
+    latest: dict[str, str] = {}
+    for member in sorted(candidates, key=lambda member: (candidates[member].member.boot, member)):
+        latest[candidates[member].member.node] = member
+    return {member: candidates[member] for member in sorted(latest.values())}
+
+
+def _owners(
+    candidates: Mapping[str, Candidate], living: Mapping[str, Candidate]
+) -> dict[TopicPartition, str]:
+    """Return the living member whose node owned each partition last."""
+    by_node = {candidate.member.node: member for member, candidate in living.items()}
+    owners: dict[TopicPartition, str] = {}
+    ordered = sorted(candidates.values(), key=lambda one: (one.member.generation, one.member.node))
+    for candidate in ordered:
+        for tp in pairs(candidate.member.owned):
+            owners[tp] = by_node[candidate.member.node]
+    return owners
+
+
+def _weight(node: str, tp: TopicPartition) -> int:
+    """Return the rendezvous weight (Thaler, Ravishankar 1998): the same in every process."""
+    text = f"{node}\0{tp[0]}\0{tp[1]}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest())
+
+
+def pairs(partitions: Mapping[str, Iterable[int]]) -> set[TopicPartition]:
+    """Return partitions by topic as a set of pairs."""
+    return {(topic, number) for topic, numbers in partitions.items() for number in numbers}
+
+
+def by_topic(partitions: Iterable[TopicPartition]) -> dict[str, list[int]]:
+    """Return a set of pairs as sorted partitions by topic."""
+    found: dict[str, list[int]] = {}
+    for topic, number in sorted(partitions):
+        found.setdefault(topic, []).append(number)
+    return found
+
+
+class Assignor(AbstractPartitionAssignor):  # type: ignore[misc]  # aiokafka comes without types here
+    """aiokafka's assignor, as an object per consumer: aiokafka never asks whether it is a class.
+
+    Args:
+        describe: returns what this member says of itself; called for every join.
+        on_shares: called with what every member got, as of an assignment.
+    """
+
+    name = NAME
+
+    def __init__(
+        self, describe: Callable[[], Member], on_shares: Callable[[list[Share]], None]
+    ) -> None:
+        self._describe = describe
+        self._on_shares = on_shares
+
+    def metadata(self, topics: Iterable[str]) -> ConsumerProtocolMemberMetadata:
+        """Return what this member joins with."""
+        data = msgspec.msgpack.encode(self._describe())
+        return ConsumerProtocolMemberMetadata(_PROTOCOL_VERSION, sorted(topics), data)
+
+    def assign(
+        self, cluster: Any, members: Mapping[str, ConsumerProtocolMemberMetadata]
+    ) -> dict[str, ConsumerProtocolMemberAssignment]:
+        """Plan for the whole group, as its leader; every member gets the whole map."""
+        candidates = {
+            member: Candidate(_decoded(member, data.user_data), frozenset(data.subscription))
+            for member, data in members.items()
+        }
+        topics = sorted({topic for one in candidates.values() for topic in one.topics})
+        partitions = {}
+        for topic in topics:
+            found = cluster.partitions_for_topic(topic)
+            if found:
+                partitions[topic] = len(found)
+            else:
+                log.warning("cannot assign partitions of a topic: the brokers know none: %s", topic)
+        planned = plan(partitions, candidates)
+        shares = [
+            Share(candidates[member].member.node, candidates[member].member.url, by_topic(tps))
+            for member, tps in planned.items()
+        ]
+        data = msgspec.msgpack.encode(shares)
+        return {
+            member: ConsumerProtocolMemberAssignment(
+                _PROTOCOL_VERSION, list(by_topic(tps).items()), data
+            )
+            for member, tps in planned.items()
+        }
+
+    def on_assignment(self, assignment: ConsumerProtocolMemberAssignment) -> None:
+        """Take the leader's map. aiokafka calls this after it has taken the partitions."""
+        self._on_shares(msgspec.msgpack.decode(assignment.user_data, type=list[Share]))
+
+
+def _decoded(member: str, data: bytes) -> Member:
+    """Return what a member says of itself; one that cannot be read takes part as a new node."""
+    try:
+        return msgspec.msgpack.decode(data, type=Member)
+    except msgspec.MsgspecError as error:
+        log.warning("cannot read what group member %s says of itself: %s", member, error)
+        return Member(member, 0, "", -1, {}, {})

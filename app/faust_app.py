@@ -1,0 +1,140 @@
+"""The Faust App: its agents, web, command line and services; its own Kafka side stays off.
+
+Faust's producer, consumer, conductor, tables and recovery are not started; Kafka is read by
+``app.transport``, one of the App's services. Agents are real agents, on channels of chunks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import itertools
+import ssl
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import faust
+from faust.app.base import BootStrategy
+from mode import Service
+
+from app.lane import Lane
+from tables.chunk import Chunk
+
+Handler = Callable[[Chunk], Awaitable[None]]
+AGENTS = ("ingest", "rollup")
+"""The agents: of raw topics, and of layer topics."""
+
+
+class _OwnKafkaBoot(BootStrategy):  # type: ignore[misc]  # faust comes without types
+    """Starts everything of Faust but Kafka, then our own services; they stop in reverse."""
+
+    enable_kafka = False
+
+    def server(self) -> Iterable[Any]:
+        """Return the services in the order they start."""
+        return itertools.chain(super().server(), self.app.own_services)
+
+
+class MapApp(faust.App):  # type: ignore[misc]  # faust comes without types
+    """A Faust App with services of its own that start last and stop first.
+
+    Attributes:
+        own_services: what to run; add to it before the App starts.
+        chunks: the channel of each agent, by its name.
+    """
+
+    BootStrategy = _OwnKafkaBoot
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.own_services: list[Service] = []
+        self.chunks: dict[str, Any] = {}
+        super().__init__(*args, **kwargs)
+
+    async def on_start(self) -> None:
+        """Open the channels: they stay shut until Faust's own consumer would open them."""
+        await super().on_start()
+        self.flow_control.resume()
+
+
+def create_app(
+    name: str,
+    *,
+    data_folder: Path,
+    web_host: str = "127.0.0.1",
+    web_port: int = 6066,
+    web_tls: ssl.SSLContext | None = None,
+    uvloop: bool = True,
+) -> MapApp:
+    """Return an App without agents; :func:`add_agent` and ``own_services`` fill it.
+
+    Args:
+        name: Faust's app id.
+        data_folder: where Faust may keep its files.
+        web_host: address that the web server binds to.
+        web_port: its port.
+        web_tls: its certificate, None for plain HTTP.
+        uvloop: use uvloop's event loop where the platform has it.
+    """
+    if uvloop:
+        use_uvloop()
+    app = MapApp(
+        name,
+        datadir=str(data_folder),
+        topic_disable_leader=True,
+        web_enabled=True,
+        web_bind=web_host,
+        web_host=web_host,
+        web_port=web_port,
+        web_ssl_context=web_tls,
+        # Faust's own views tell more about the worker than a reader needs, without a token.
+        web_router_enabled=False,
+        web_tables_enabled=False,
+        web_graph_enabled=False,
+        web_stats_enabled=False,
+        web_metrics_enabled=False,
+    )
+    for agent in AGENTS:
+        # One waiting chunk at most: the transport hands over only to an agent that is idle.
+        app.chunks[agent] = app.channel(maxsize=1)
+    return app
+
+
+def lane_of(app: MapApp, agent: str, topics: Iterable[str]) -> Lane:
+    """Return the lane that feeds ``agent`` with the chunks of ``topics``."""
+    return Lane(agent, frozenset(topics), app.chunks[agent].put)
+
+
+def add_agent(
+    app: MapApp, lane: Lane, handler: Handler, failed: Callable[[BaseException], None]
+) -> None:
+    """Register the agent of a lane: it awaits ``handler`` for every chunk.
+
+    Args:
+        app: where it is registered.
+        lane: what it reads.
+        handler: the work of one chunk; the next one comes when it returns.
+        failed: told what the handler raised. Faust alone would start the agent again and skip the
+            chunk; the worker must stop instead.
+    """
+
+    async def agent(chunks: Any) -> None:
+        lane.attach()
+        async for chunk in chunks:
+            try:
+                await lane.handle(chunk, handler)
+            except Exception as error:  # noqa: BLE001 - handed to the worker, which stops with it
+                failed(error)
+
+    agent.__doc__ = f"Take the chunks of {len(lane.topics)} topics, one at a time."
+    app.agent(app.chunks[lane.name], name=lane.name)(agent)
+
+
+def use_uvloop() -> bool:
+    """Make uvloop the event loop of this process where it is installed; tell whether it is."""
+    try:
+        policy = importlib.import_module("uvloop").EventLoopPolicy()
+    except ImportError:
+        return False
+    asyncio.set_event_loop_policy(policy)
+    return True

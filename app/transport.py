@@ -1,0 +1,434 @@
+"""The transport: one aiokafka consumer as a service, which hands the agents one chunk per fetch.
+
+It decides when a partition may be read and from where; what a record means and what stands is
+decided by the owners' journal. One event loop, no locks. ``ready`` says which partitions are live,
+and in which generation; it is emptied, without waiting, at the moment partitions are revoked.
+
+    assigned -> paused -> restore -> seek, resume, ready -> drained into chunks -> agent
+                 ^          |                                    |
+                 `- 1..3 s -'  fenced or unknown outcome <-------'
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import random
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
+from aiokafka import TopicPartition as KafkaPartition
+from aiokafka.errors import KafkaError
+from mode import Service
+
+from app.aiokafka_private import Fetched, UnreadableError, abandon
+from app.assignor import Assignor, Member, Share, TopicPartition, by_topic, pairs
+from app.hints import CommitHints
+from app.lane import Lane, Owners, Statistics, TransportError, TransportOptions
+from tables.chunk import Chunk
+from tables.errors import FencedError, OutcomeUnknownError
+
+log = logging.getLogger(__name__)
+
+NO_GENERATION = -1
+RELEASE_SECONDS_MAX = 3.0
+STOP_SECONDS_MAX = 3.0
+# Wakes the loop when nothing else does, so that errors of aiokafka's own tasks are seen.
+IDLE_SECONDS_MAX = 0.5
+
+
+class Transport(Service):  # type: ignore[misc]  # mode comes without types
+    """Reads the input topics in a consumer group and feeds the lanes.
+
+    Args:
+        options: brokers, group, this node, limits.
+        owners: what keeps the state of partitions; see :class:`app.lane.Owners`.
+        lanes: the kinds of input; a topic belongs to exactly one.
+        purge: empties the queues between this service and the agents.
+
+    Attributes:
+        ready: the partitions that are live, with the generation they were restored in.
+    """
+
+    def __init__(
+        self,
+        options: TransportOptions,
+        owners: Owners,
+        lanes: Iterable[Lane],
+        purge: Callable[[], None],
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.options = options
+        self.ready: dict[TopicPartition, int] = {}
+        self.failure: BaseException | None = None
+        self._owners = owners
+        self._lanes = tuple(lanes)
+        self._purge = purge
+        self._consumer: Any = None
+        self._fetched: Fetched | None = None
+        self._generation = NO_GENERATION
+        self._owned: tuple[int, set[TopicPartition]] = (NO_GENERATION, set())
+        self._positions: dict[TopicPartition, int] = {}
+        self._hints = CommitHints(options.commit_seconds)
+        self._restores: dict[TopicPartition, asyncio.Task[None]] = {}
+        self._release: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._loop_tasks: list[asyncio.Task[None]] = []
+        self._shares: list[Share] = []
+        self._counts = Statistics()
+        self._wake = asyncio.Event()
+        for lane in self._lanes:
+            lane.bind(self._idle)
+
+    # What others ask of the transport.
+
+    def restart(self, topic: str, partition: int, reason: str) -> None:
+        """Stop reading a partition that was fenced, or whose append is unknown; restore later."""
+        tp = (topic, partition)
+        generation = self.ready.pop(tp, None)
+        if generation is None or generation != self._generation:
+            return
+        self._positions.pop(tp, None)
+        self._hints.forget(tp)
+        self._consumer.pause(KafkaPartition(*tp))
+        assert self._fetched is not None
+        self._fetched.discard(*tp)
+        self._counts.restarts += 1
+        log.warning("a partition is claimed again: %s[%d]: %s", topic, partition, reason)
+        self._spawn_restore(tp, generation, delay_seconds=self._retry_delay())
+
+    def fail(self, reason: BaseException) -> None:
+        """Stop the worker with ``reason``; the first reason is the one that is told."""
+        if self.failure is None:
+            self.failure = reason
+            self._halt()
+            self._background(self.crash(reason))
+
+    def members(self) -> dict[TopicPartition, str]:
+        """Return the web URL of each partition's owner, as of the last assignment."""
+        return {tp: share.url for share in self._shares for tp in pairs(share.partitions)}
+
+    def nodes(self) -> dict[str, str]:
+        """Return the web URL of each node in the group, as of the last assignment."""
+        return {share.node: share.url for share in self._shares}
+
+    def positions(self) -> dict[TopicPartition, int]:
+        """Return the next offset to hand over of each ready partition."""
+        return dict(self._positions)
+
+    def lag_records(self) -> dict[TopicPartition, int | None]:
+        """Return the offsets not handed over, by ready partition; None before its first fetch."""
+        lags: dict[TopicPartition, int | None] = {}
+        for tp, position in self._positions.items():
+            end = self._consumer.highwater(KafkaPartition(*tp))
+            lags[tp] = None if end is None else max(0, end - position)
+        return lags
+
+    def statistics(self) -> Statistics:
+        """Return a copy of the counts."""
+        return dataclasses.replace(
+            self._counts,
+            generation=self._generation,
+            ready=len(self.ready),
+            restoring=sum(not task.done() for task in self._restores.values()),
+            commit_failures=self._hints.failures,
+        )
+
+    # Start and stop.
+
+    async def on_start(self) -> None:
+        """Connect, join the group, start to read.
+
+        Raises:
+            TransportError: an input topic does not exist, or no broker answers.
+        """
+        options = self.options
+        topics = {topic for lane in self._lanes for topic in lane.topics}
+        self._consumer = AIOKafkaConsumer(
+            partition_assignment_strategy=[Assignor(self._describe, self._on_shares)],
+            **options.consumer_options(),
+        )
+        try:
+            await self._consumer.start()
+            known = await self._consumer.topics()
+        except KafkaError as error:
+            await self._consumer.stop()
+            raise TransportError(
+                f"cannot connect to Kafka: {error!r}; got brokers {options.brokers}; want at least"
+                " one that answers; start it or correct the setting `brokers`"
+            ) from error
+        if missing := sorted(topics - known):
+            await self._consumer.stop()
+            raise TransportError(
+                f"cannot read {', '.join(missing)}: the brokers at {options.brokers} know no such"
+                " topic; create it with `map apply`"
+            )
+        self._fetched = Fetched(self._consumer)
+        self._consumer.subscribe(sorted(topics), listener=_Listener(self))
+        self._loop_tasks = [
+            asyncio.create_task(self._guarded(self._read(self._fetched))),
+            asyncio.create_task(self._guarded(self._hints.run(self._consumer))),
+        ]
+
+    async def on_stop(self) -> None:
+        """Let partitions go, leave a last hint of the positions, leave the group."""
+        handled = self._hints.take()
+        await self._let_go()
+        for task in self._loop_tasks:
+            task.cancel()
+        await asyncio.gather(*self._loop_tasks, return_exceptions=True)
+        if self._consumer is None:
+            return
+        await self._hints.commit(self._consumer, handled, STOP_SECONDS_MAX)
+        stopping = asyncio.create_task(self._consumer.stop())
+        done, _ = await asyncio.wait([stopping], timeout=STOP_SECONDS_MAX)
+        if not done:
+            log.warning("the group is left without an answer to the join that was under way")
+            stopping.cancel()
+            await abandon(self._consumer)
+        for task in self._tasks - {asyncio.current_task()}:
+            # The crash itself may be what is stopping this service; it is not awaited here.
+            task.cancel()
+
+    def _halt(self) -> None:
+        """From here on nothing is handed over; without a wait, so nothing can come in between."""
+        self.ready = {}
+        self._generation = NO_GENERATION
+        self._positions.clear()
+        self._hints.take()
+        self._purge()
+        for lane in self._lanes:
+            lane.forget_queued()
+
+    # The group.
+
+    async def revoked(self) -> None:
+        """Partitions are about to move: nothing goes on, and owners get a bounded time to end."""
+        self._counts.rebalances += 1
+        await self._let_go()
+
+    async def assigned(self, partitions: set[TopicPartition]) -> None:
+        """Restore what is new here. Restores are never awaited: no heartbeat is sent meanwhile."""
+        assert self._fetched is not None
+        self._generation = self._fetched.generation()
+        self._owned = (self._generation, set(partitions))
+        for tp in partitions:
+            # A position of its own keeps aiokafka from asking for the group's commits.
+            self._consumer.pause(KafkaPartition(*tp))
+            self._consumer.seek(KafkaPartition(*tp), 0)
+        for tp in sorted(partitions):
+            self._spawn_restore(tp, self._generation)
+        log.info("generation %d: %d partitions assigned", self._generation, len(partitions))
+
+    async def _let_go(self) -> None:
+        self._halt()
+        restores = [task for task in self._restores.values() if not task.done()]
+        for task in restores:
+            task.cancel()
+        owned = set(self._owned[1])
+        self._release = asyncio.create_task(self._drop(owned, restores, self._release))
+        done, _ = await asyncio.wait([self._release], timeout=RELEASE_SECONDS_MAX)
+        if not done:
+            self._counts.slow_releases += 1
+            log.warning("owners did not let go within %.0f s; goes on", RELEASE_SECONDS_MAX)
+
+    async def _drop(
+        self,
+        owned: set[TopicPartition],
+        restores: list[asyncio.Task[None]],
+        previous: asyncio.Task[None] | None,
+    ) -> None:
+        """End restores, then owners. Late or not, the next restore waits for this to end."""
+        if previous is not None:
+            await asyncio.wait([previous])
+        if restores:
+            await asyncio.wait(restores)
+        try:
+            await self._owners.release(owned)
+        except Exception as error:  # noqa: BLE001 - handed to the worker, which stops with it
+            self.fail(error)
+
+    def _describe(self) -> Member:
+        generation, owned = self._owned
+        return Member(
+            node=self.options.node,
+            boot=self.options.boot,
+            url=self.options.web_url,
+            generation=generation,
+            owned=by_topic(owned),
+            held=by_topic(self._owners.held()),
+        )
+
+    def _on_shares(self, shares: list[Share]) -> None:
+        self._shares = shares
+
+    # Restores.
+
+    def _spawn_restore(self, tp: TopicPartition, generation: int, delay_seconds: float = 0) -> None:
+        previous = self._restores.get(tp)
+        self._restores[tp] = asyncio.create_task(
+            self._guarded(self._restore(tp, generation, delay_seconds, previous))
+        )
+
+    async def _restore(
+        self,
+        tp: TopicPartition,
+        generation: int,
+        delay_seconds: float,
+        previous: asyncio.Task[None] | None,
+    ) -> None:
+        earlier = [task for task in (previous, self._release) if task and not task.done()]
+        if earlier:
+            await asyncio.wait(earlier)
+        while self._stands(generation):
+            await asyncio.sleep(delay_seconds)
+            try:
+                position = await self._owners.restore(*tp, generation)
+            except (FencedError, OutcomeUnknownError) as error:
+                log.warning("a restore starts again: %s[%d]: %s", *tp, error)
+                self._counts.restore_retries += 1
+                delay_seconds = self._retry_delay()
+                continue
+            if self._stands(generation):
+                self._consumer.seek(KafkaPartition(*tp), position)
+                self._consumer.resume(KafkaPartition(*tp))
+                self._positions[tp] = position
+                self.ready[tp] = generation
+                self._counts.restores += 1
+                self._wake.set()
+            return
+
+    def _stands(self, generation: int) -> bool:
+        """Tell whether a generation is still the one that this member reads in."""
+        assert self._fetched is not None
+        return (
+            generation == self._generation
+            and generation == self._fetched.generation()
+            and not self._fetched.rebalancing()
+        )
+
+    def _retry_delay(self) -> float:
+        # Two live owners that claim at once would fence each other for ever.
+        return random.SystemRandom().uniform(*self.options.retry_seconds)
+
+    # Reading.
+
+    async def _read(self, fetched: Fetched) -> None:
+        with fetched.reading():
+            while True:
+                self._check_errors(fetched)
+                arrival = fetched.arrival()
+                if not await self._hand_over(fetched):
+                    await self._wait(arrival)
+                arrival.cancel()
+                # aiokafka's tasks get their turn even if data never ends.
+                await asyncio.sleep(0)
+
+    async def _hand_over(self, fetched: Fetched) -> bool:
+        """Give every idle lane a chunk of what is there; tell whether there was anything."""
+        some = False
+        for lane in self._lanes:
+            if not lane.idle or not self._stands(self._generation):
+                continue
+            wanted = {tp: at for tp, at in self._positions.items() if tp[0] in lane.topics}
+            try:
+                runs = fetched.drain(
+                    wanted,
+                    self.options.chunk_bytes_max,
+                    self.options.chunk_records_max,
+                    self._seek_back,
+                )
+            except UnreadableError as error:
+                raise TransportError(
+                    f"cannot read {error}; the worker stops, and reads on from its journal when it"
+                    " is started again; if it stays so, compare the topic's log with the journal"
+                ) from error
+            if runs:
+                some = True
+                for run in runs:
+                    self._positions[run.topic, run.partition] = run.next_offset
+                    self._counts.records += len(run.values)
+                self._counts.chunks += 1
+                lane.queue(chunk := Chunk(self._generation, runs))
+                # The channel has room, since its lane is idle, so this does not wait.
+                await lane.send(chunk)
+        return some
+
+    async def _wait(self, arrival: asyncio.Future[None]) -> None:
+        woken = asyncio.ensure_future(self._wake.wait())
+        waited: list[asyncio.Future[Any]] = [arrival, woken]
+        try:
+            await asyncio.wait(
+                waited, timeout=IDLE_SECONDS_MAX, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            woken.cancel()
+            self._wake.clear()
+        if arrival.done() and not arrival.cancelled() and (error := arrival.exception()):
+            # The coordinator's error, which check_errors() raises next; here it only woke the loop.
+            log.debug("a wait for records ended with %r", error)
+
+    def _check_errors(self, fetched: Fetched) -> None:
+        try:
+            fetched.check_errors()
+        except KafkaError as error:
+            if not error.retriable:
+                raise TransportError(
+                    f"cannot stay in group {self.options.group}: {error!r}; mend it on the brokers,"
+                    " then start the worker again"
+                ) from error
+            self._counts.retried_errors += 1
+            log.warning("Kafka's group coordinator is asked again: %r", error)
+
+    def _seek_back(self, topic: str, partition: int) -> None:
+        self._counts.seeks_back += 1
+        self._consumer.seek(KafkaPartition(topic, partition), self._positions[topic, partition])
+
+    def _idle(self, chunk: Chunk | None) -> None:
+        """A lane has done a chunk, or its agent has started."""
+        if chunk is not None and chunk.generation == self._generation:
+            for run in chunk.runs:
+                if (run.topic, run.partition) in self.ready:
+                    self._hints.note((run.topic, run.partition), run.next_offset)
+        self._wake.set()
+
+    # Tasks.
+
+    async def _guarded(self, work: Awaitable[None]) -> None:
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001 - handed to the worker, which stops with it
+            self.fail(error)
+
+    def _background(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka comes without types here
+    """aiokafka only logs what a listener raises; here it stops the worker."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    async def on_partitions_revoked(self, revoked: set[KafkaPartition]) -> None:
+        """Before a join."""
+        del revoked
+        await self._guarded(self._transport.revoked())
+
+    async def on_partitions_assigned(self, assigned: set[KafkaPartition]) -> None:
+        """After a join."""
+        partitions = {(tp.topic, tp.partition) for tp in assigned}
+        await self._guarded(self._transport.assigned(partitions))
+
+    async def _guarded(self, work: Awaitable[None]) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            try:
+                await work
+            except Exception as error:  # noqa: BLE001 - handed to the worker, which stops with it
+                self._transport.fail(error)
