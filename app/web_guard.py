@@ -1,0 +1,167 @@
+"""The guard of the query endpoint: who may ask, and how every refusal looks.
+
+On loopback without a token anyone on this machine may read, but only under a name of this machine:
+a page of another site that rebinds its own name to 127.0.0.1 (DNS rebinding) sends that name as
+Host. With a token every request but the health checks carries it. Every refusal and failure is an
+``application/problem+json`` document (RFC 9457).
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import ssl
+from collections.abc import Mapping
+from http import HTTPStatus
+
+import orjson
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from app.settings import Settings, is_loopback
+from tables.errors import ArchiveError, QueryError, SettingError
+from tables.query import UnknownLayerError
+
+PROBLEM_TYPE = "application/problem+json"
+RETRY_AFTER_S = 1
+HEALTH_PATHS = ("/livez", "/readyz")
+# Answers change with every cycle, hold data of the reader's own, and are never a page.
+_HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+
+_log = logging.getLogger(__name__)
+
+
+class BusyError(Exception):
+    """As many queries are being answered as may be; maps to HTTP 503."""
+
+
+class DeadlineError(Exception):
+    """A query took longer than it may; maps to HTTP 504."""
+
+
+# The most special kind of error first.
+_STATUSES: dict[type[Exception], HTTPStatus] = {
+    UnknownLayerError: HTTPStatus.NOT_FOUND,
+    QueryError: HTTPStatus.BAD_REQUEST,
+    ArchiveError: HTTPStatus.SERVICE_UNAVAILABLE,
+    BusyError: HTTPStatus.SERVICE_UNAVAILABLE,
+    DeadlineError: HTTPStatus.GATEWAY_TIMEOUT,
+}
+
+
+def answer(value: object, status: int = HTTPStatus.OK) -> web.Response:
+    """Return a JSON answer."""
+    return web.Response(
+        body=orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS),
+        status=status,
+        content_type="application/json",
+        headers=_HEADERS,
+    )
+
+
+def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> web.Response:
+    """Return a refusal; ``detail`` says what to change."""
+    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status}
+    return web.Response(
+        body=orjson.dumps(body | {"detail": detail}),
+        status=status,
+        content_type=PROBLEM_TYPE,
+        headers={**_HEADERS, **(headers or {})},
+    )
+
+
+def ssl_context(settings: Settings) -> ssl.SSLContext | None:
+    """Return the TLS side of the query endpoint, None where no certificate is set.
+
+    Raises:
+        SettingError: the certificate and key cannot be used.
+    """
+    if not settings.web_cert_file:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(settings.web_cert_file, settings.web_key_file)
+    except OSError as error:
+        raise SettingError(
+            f"cannot use web_cert_file: {error}; got {settings.web_cert_file} with key"
+            f" {settings.web_key_file}; want PEM files of a certificate and its key"
+        ) from error
+    return context
+
+
+def guard(settings: Settings) -> Middleware:
+    """Return the middleware that checks Host and token and turns every error into a problem."""
+    token = settings.web_token.encode()
+    checks_host = not token and is_loopback(settings.web_host)
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if checks_host and not is_loopback(host_name(request.headers.get("Host", ""))):
+            return problem(
+                HTTPStatus.FORBIDDEN,
+                "cannot answer: the Host header is no name of this machine;"
+                " want localhost or 127.0.0.1; ask under that name, or set web_token",
+            )
+        if token and request.path not in HEALTH_PATHS and not _carries(request, token):
+            return problem(
+                HTTPStatus.UNAUTHORIZED,
+                "cannot answer: the token is missing or wrong;"
+                " want the header Authorization: Bearer with web_token",
+                {"WWW-Authenticate": "Bearer"},
+            )
+        return await _answer_or_problem(request, handler)
+
+    return middleware
+
+
+def host_name(host: str) -> str:
+    """Return the name of a Host header without its port: ``[::1]:6066`` gives ``::1``."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
+
+
+def _carries(request: web.Request, token: bytes) -> bool:
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    # Bytes that are not UTF-8 come as surrogates; they match no token, and must not fail either.
+    raw = given.strip().encode("utf-8", "surrogateescape")
+    return hmac.compare_digest(raw, token) and scheme.lower() == "bearer"
+
+
+async def _answer_or_problem(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except tuple(_STATUSES) as error:
+        return _known_problem(error)
+    except web.HTTPException as error:
+        if error.status < HTTPStatus.BAD_REQUEST:
+            raise
+        return _http_problem(request, error)
+    except Exception:  # noqa: BLE001 - the log has all of it; the reader gets no inner names
+        _log.exception("cannot answer %s %s", request.method, request.path)
+        return problem(
+            HTTPStatus.INTERNAL_SERVER_ERROR,
+            "cannot answer: a fault in this worker; its log has the cause",
+        )
+
+
+def _known_problem(error: Exception) -> web.Response:
+    status = next(status for kind, status in _STATUSES.items() if isinstance(error, kind))
+    detail = str(error)
+    if isinstance(error, ArchiveError):
+        # The cause may name hosts: it goes to the operator's log, not to the reader.
+        _log.warning("a query found the archive unable to answer: %s", error)
+        detail = "cannot read cells: the archive does not answer now; ask again later"
+    passes = status >= HTTPStatus.SERVICE_UNAVAILABLE
+    return problem(status, detail, {"Retry-After": str(RETRY_AFTER_S)} if passes else None)
+
+
+def _http_problem(request: web.Request, error: web.HTTPException) -> web.Response:
+    if error.status == HTTPStatus.NOT_FOUND:
+        detail = f"cannot answer {request.path}: no such path; docs/formats/http.md lists them"
+    elif error.status == HTTPStatus.METHOD_NOT_ALLOWED:
+        detail = f"cannot answer {request.method}: everything here is read; want GET"
+    else:
+        detail = f"cannot answer: {error.reason}"
+    kept = {name: value for name, value in error.headers.items() if name == "Allow"}
+    return problem(error.status, detail, kept)
