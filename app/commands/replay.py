@@ -1,0 +1,47 @@
+"""``python -m app replay``: write recorded events to their topic at a chosen speed."""
+
+from __future__ import annotations
+
+import asyncio
+import pathlib
+
+import click
+
+from app.mapfile import load_map
+from app.replay import replay, settled_ms
+from examples.flights import events
+
+
+@click.command(name="replay", help="Write recorded events to their topic, with heartbeats.")
+@click.argument("recording", type=click.Choice(["flights"]))
+@click.option(
+    "--brokers",
+    default="127.0.0.1:9092",
+    show_default=True,
+    envvar="TREASURE_MAP_BROKERS",
+    help="Kafka brokers to start from, host:port separated by commas.",
+)
+@click.option(
+    "--map",
+    "map_file",
+    type=click.Path(dir_okay=False, path_type=pathlib.Path),
+    default=events.MAP_FILE,
+    help="The map that names the topic. [default: the flights' own]",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0),
+    default=20.0,
+    show_default=True,
+    help="How long the year takes; 0 is as fast as possible.",
+)
+def command(recording: str, brokers: str, map_file: pathlib.Path, seconds: float) -> None:
+    """Write the recording and say how many events it had."""
+    del recording
+    themap = load_map(map_file)
+    records = events.flight_records()
+    topic = themap.source(events.SOURCE).topic
+    end_ms = settled_ms(themap, events.SOURCE, int(records["at"][-1]))
+    click.echo(f"replaying {len(records):,} events into {topic} over {seconds:g} s")
+    written = asyncio.run(replay(brokers, topic, records, end_ms, seconds=seconds))
+    click.echo(f"wrote {written:,} events; stream time stands at {end_ms} ms")
