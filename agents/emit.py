@@ -113,8 +113,10 @@ class Emitter:
                     log.warning("emission failed, nothing is lost, sending again: %s", error)
                     wait_s = retry_s * random.uniform(0.5, 1.0)  # noqa: S311 - spreads retries only
                     retry_s = min(retry_s * 2, RETRY_S_MAX)
+                # Not wait_for: before Python 3.12 it swallows a cancellation that meets the event.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(event.wait(), wait_s)
+                    async with asyncio.timeout(wait_s):
+                        await event.wait()
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # noqa: BLE001 - handed to the worker, which stops with it

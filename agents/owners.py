@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 
 TopicPartition = tuple[str, int]
 
+TIDY_AFTER_S = 0.5
+"""How long eviction waits for a delta to ride on before it appends one of its own."""
+
 
 @dataclasses.dataclass(slots=True, frozen=True)
 class LogRecord:
@@ -110,7 +113,7 @@ class Held:
     emitter: Emitter
     cycle: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
     released: bool = False
-    tasks: set[asyncio.Task[None]] = dataclasses.field(default_factory=set)
+    tidying: asyncio.Task[None] | None = None
 
 
 class Owners:
@@ -210,6 +213,7 @@ class Owners:
                 self._fenced(topic, partition, str(error))
             return
         held.emitter.wake()
+        self._tidy(topic, partition, held)
 
     def cells(self, layer: Layer, cells: CellRange) -> pl.DataFrame:
         """Return the archive frame of the applied cells held here, open and closed, in range."""
@@ -237,25 +241,25 @@ class Owners:
     async def _let_go(self, held: Held) -> None:
         try:
             await held.emitter.stop()
-            for task in held.tasks - {asyncio.current_task()}:
-                task.cancel()
+            if held.tidying is not None:
+                held.tidying.cancel()
             async with held.cycle:
                 pass
         finally:
             held.store.close()
 
     def _tidy(self, topic: str, partition: int, held: Held) -> None:
-        """Evict in the background what is acknowledged, so that an idle partition shrinks too."""
-        if held.released or held.tasks:
-            return
-        task = asyncio.create_task(self._evict(topic, partition, held))
-        held.tasks.add(task)
-        task.add_done_callback(held.tasks.discard)
+        """Evict soon what is acknowledged, so that an idle partition shrinks too."""
+        if held.tidying is None and not held.released:
+            held.tidying = asyncio.create_task(self._evict(topic, partition, held))
 
     async def _evict(self, topic: str, partition: int, held: Held) -> None:
         try:
+            await asyncio.sleep(TIDY_AFTER_S)
             content = held.owner.housekeeping()
-            if content is not None and not held.cycle.locked():
-                await self.advance(topic, partition, content, held.owner.state.meta.tail)
+            # Another tidying may begin from here on: what it waits for is not in this content.
+            held.tidying = None
+            if content is not None:
+                await self.advance(topic, partition, content, None)
         except Exception as error:  # noqa: BLE001 - handed to the worker, which stops with it
             self._failed(error)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.errors import KafkaError, UnsupportedVersionError
+from aiokafka.errors import KafkaError
 
 from agents.owners import LogRecord
+from app.idempotence import has_idempotent_producer
 from tables.errors import OutcomeUnknownError, TreasureMapError
-
-log = logging.getLogger(__name__)
 
 APPEND_DEADLINE_S = 30.0
 """An append without an answer by then has an unknown outcome; its owner claims again and reads."""
@@ -29,7 +27,8 @@ class KafkaLog:
 
     Args:
         brokers: bootstrap servers, ``host:port`` separated by commas.
-        record_bytes_max: the largest record that may be appended.
+        record_bytes_max: the largest record that may be appended; journal and layer topics take as
+            much.
         client_options: security options of aiokafka's clients.
     """
 
@@ -49,10 +48,20 @@ class KafkaLog:
         The journal's chain rule rejects repeats.
         """
         try:
-            self._producer = await self._start_producer(idempotent=True)
-        except (UnsupportedVersionError, KafkaError) as error:
-            log.info("broker has no idempotent producer (%s); going on without", error)
-            self._producer = await self._start_producer(idempotent=False)
+            idempotent = await has_idempotent_producer(self._brokers, self._options)
+            self._producer = AIOKafkaProducer(
+                bootstrap_servers=self._brokers,
+                acks="all",
+                enable_idempotence=idempotent,
+                linger_ms=0,
+                max_request_size=self._record_bytes_max,
+                **self._options,
+            )
+            await self._producer.start()
+        except KafkaError as error:
+            raise TreasureMapError(
+                f"cannot reach brokers {self._brokers}: {error}; check the brokers setting"
+            ) from error
         self._offsets = AIOKafkaConsumer(bootstrap_servers=self._brokers, **self._options)
         await self._offsets.start()
 
@@ -76,7 +85,8 @@ class KafkaLog:
             sent = await self._producer.send(
                 topic, value, partition=partition, headers=list(headers)
             )
-            metadata = await asyncio.wait_for(sent, APPEND_DEADLINE_S)
+            async with asyncio.timeout(APPEND_DEADLINE_S):
+                metadata = await asyncio.shield(sent)
         except (KafkaError, TimeoutError) as error:
             raise OutcomeUnknownError(
                 f"cannot append to {topic}[{partition}]: {type(error).__name__} {error}"
@@ -139,22 +149,3 @@ class KafkaLog:
             finally:
                 await consumer.stop()
         return records
-
-    async def _start_producer(self, *, idempotent: bool) -> AIOKafkaProducer:
-        producer = AIOKafkaProducer(
-            bootstrap_servers=self._brokers,
-            acks="all",
-            enable_idempotence=idempotent,
-            linger_ms=0,
-            max_request_size=self._record_bytes_max,
-            compression_type=None,
-            **self._options,
-        )
-        try:
-            await producer.start()
-        except KafkaError as error:
-            await producer.stop()
-            raise TreasureMapError(
-                f"cannot reach brokers {self._brokers}: {error}; check the brokers setting"
-            ) from error
-        return producer

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
 import orjson
 
 from agents.owners import LogRecord
-from tables.chunk import Run
+from tables.chunk import Headers, Run
 from tables.errors import OutcomeUnknownError
 from tables.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
 from tables.layer import Accumulator, Field, KeyField, Layer, Map, Measure, Source
@@ -66,6 +68,16 @@ def dataclasses_replace(struct: Any, **changes: Any) -> Any:
     return msgspec.structs.replace(struct, **changes)
 
 
+async def until(condition: Callable[[], Awaitable[bool]], deadline_s: float = 20) -> None:
+    """Return when ``condition`` holds; raise TimeoutError past the deadline."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + deadline_s
+    while not await condition():
+        if loop.time() > deadline:
+            raise TimeoutError(f"{condition} did not hold within {deadline_s} s")
+        await asyncio.sleep(0.01)
+
+
 def flight(at: int, origin: str = "JFK", carrier: str = "UA", delay: int | None = 1) -> bytes:
     """Return one event as JSON."""
     event = {"at": at, "type": "flight.departed", "origin": origin, "carrier": carrier}
@@ -98,28 +110,41 @@ def run_of(
     )
 
 
+@dataclasses.dataclass(slots=True, frozen=True)
+class StoredRecord(LogRecord):
+    """A record of the log in memory, with its headers."""
+
+    headers: Headers = ()
+
+
 @dataclasses.dataclass
 class MemoryLog:
     """A log in memory that can be told to lose answers."""
 
-    records: dict[tuple[str, int], list[LogRecord]] = dataclasses.field(default_factory=dict)
+    records: dict[tuple[str, int], list[StoredRecord]] = dataclasses.field(default_factory=dict)
     fail_next: str = ""
+
+    def put(self, topic: str, partition: int, value: bytes | int) -> None:
+        """Write as a producer would: an event, or a heartbeat where ``value`` is a time."""
+        entries = self.records.setdefault((topic, partition), [])
+        event = value if isinstance(value, bytes) else None
+        headers = () if event is not None else ((HEARTBEAT_HEADER, encode_heartbeat(int(value))),)
+        entries.append(StoredRecord(len(entries), event, 2_000_000_000_000, headers))
 
     async def append(self, topic: str, partition: int, value: bytes | None, headers: Any) -> int:
         """Append, or fail as told: ``lost`` is not written, ``unanswered`` is."""
-        del headers
         failing, self.fail_next = self.fail_next, ""
         if failing == "lost":
             raise OutcomeUnknownError("lost")
         entries = self.records.setdefault((topic, partition), [])
-        entries.append(LogRecord(len(entries), value, 2_000_000_000_000))
+        entries.append(StoredRecord(len(entries), value, 2_000_000_000_000, headers))
         if failing == "unanswered":
             raise OutcomeUnknownError("unanswered")
         return len(entries) - 1
 
     async def read(self, topic: str, partition: int, start: int, stop: int) -> list[LogRecord]:
         """Return a range."""
-        return self.records.get((topic, partition), [])[start:stop]
+        return list(self.records.get((topic, partition), [])[start:stop])
 
     async def bounds(self, topic: str, partition: int) -> tuple[int, int]:
         """Return first and next offset."""

@@ -1,0 +1,137 @@
+"""The decoder: one definition of malformed, whatever the path and the chunking."""
+
+import orjson
+from hypothesis import given
+from hypothesis import strategies as st
+from support import DAY_MS, flight, run_of, small_map
+
+from agents.decode import Decoder, EventBatch
+from tables import ledger
+from tables.ledger import EVENT_COLUMNS, RECORD_COLUMNS
+
+SOURCE = small_map().source("flights")
+DECODER = Decoder(SOURCE, 1_000)
+
+FRAGMENTS = st.sampled_from(
+    [
+        b'{"at":1,"type":"a"}',
+        b'{"at":1,"type":"a"}{"at":2,"type":"b"}',
+        b'{"at":1,"type":"a"}\n{"at":2,"type":"b"}',
+        b'{"at":1',
+        b'"type":"a"}',
+        b'{"at":1,"type":"a","x":"}',
+        b'{"}',
+        b"{",
+        b"}",
+        b"\n",
+        b" ",
+        b'{"at":1.5,"type":"a"}',
+        b'{"at":9223372036854775808,"type":"a"}',
+        b'{"at":1,"type":null}',
+        b'{"at":1,"type":"a","origin":7}',
+        b'{"at":1,"type":"\xff"}',
+        b'{"at":1,"type":"a","skipped":"\xff"}',
+        b"[" * 2_000,
+    ]
+)
+VALUES = st.one_of(FRAGMENTS, st.lists(FRAGMENTS, max_size=3).map(b"".join), st.none())
+
+
+def events(batch: EventBatch) -> list[tuple[object, ...]]:
+    """Return the events of a batch without their place in it."""
+    return batch.frame.drop("record").rows()
+
+
+@given(st.lists(VALUES, min_size=1, max_size=8))
+def test_any_chunking_gives_the_same_events_and_ledger(values: list[bytes | None]) -> None:
+    """Records decoded together and one by one are the same events, counted alike."""
+    together = DECODER.decode([run_of(values)])
+    alone = [DECODER.decode([run_of([value], first_offset=i)]) for i, value in enumerate(values)]
+    assert events(together) == [event for batch in alone for event in events(batch)]
+    counted = ledger.total(batch.ledgers[0] for batch in alone)
+    nonzero = {name: count for name, count in together.ledgers[0].items() if count}
+    assert nonzero == {name: count for name, count in counted.items() if count}
+
+
+@given(st.lists(VALUES, min_size=1, max_size=8))
+def test_every_record_is_in_exactly_one_column(values: list[bytes | None]) -> None:
+    """The record columns add up to the offsets read."""
+    batch = DECODER.decode([run_of(values)])
+    assert sum(batch.ledgers[0].get(f"records.{name}", 0) for name in RECORD_COLUMNS) == len(values)
+
+
+def test_a_wrong_type_is_a_malformed_event_and_bad_json_an_unreadable_record() -> None:
+    """What parses but is no event is malformed; what does not parse is unreadable."""
+    values = [flight(1), b'{"at":"x","type":"a"}', b"{nonsense", b"", b"x" * 1_001]
+    counts = DECODER.decode([run_of(values)]).ledgers[0]
+    assert {name: count for name, count in counts.items() if count} == {
+        "records.with_events": 2,
+        "records.unreadable": 1,
+        "records.empty": 1,
+        "records.oversized": 1,
+        "events.decoded": 2,
+        "events.malformed": 1,
+    }
+
+
+def test_what_cannot_be_used_is_set_aside_with_its_reason() -> None:
+    """Each bad record is named with its place and why; the good ones are kept."""
+    batch = DECODER.decode([run_of([flight(1), b"{", flight(2)])])
+    assert [(item.kind, item.index) for item in batch.aside] == [("dead", 1)]
+    assert "malformed" in batch.aside[0].reason or "truncated" in batch.aside[0].reason
+    assert batch.frame["time"].to_list() == [1, 2]
+
+
+def test_offsets_without_record_count_as_gaps() -> None:
+    """Transaction markers and compacted records leave offsets without record."""
+    run = run_of([flight(1), flight(2)])
+    run.next_offset = 5
+    assert DECODER.decode([run]).ledgers[0]["records.gap"] == 3
+
+
+def test_heartbeats_are_rows_without_type_at_their_place() -> None:
+    """A heartbeat moves stream time where it stands in the log."""
+    batch = DECODER.decode([run_of([flight(1), 5_000, flight(2)])])
+    assert batch.frame.select("time", "type").rows() == [
+        (1, "flight.departed"),
+        (5_000, None),
+        (2, "flight.departed"),
+    ]
+    assert batch.ledgers[0]["records.heartbeat"] == 1
+
+
+def test_a_heartbeat_that_is_no_number_is_unreadable() -> None:
+    """Junk in the header moves nothing."""
+    run = run_of([7])
+    run.headers[0] = (("treasure-map-time", b"soon"),)
+    batch = DECODER.decode([run])
+    assert batch.frame.height == 0
+    assert batch.ledgers[0]["records.unreadable"] == 1
+
+
+def test_events_too_far_ahead_of_their_append_time_are_set_aside() -> None:
+    """One clock gone wrong must not close every window."""
+    ahead = DAY_MS + 2_000
+    run = run_of([flight(1), flight(ahead), ahead, flight(2)], append_time_ms=1_000)
+    batch = DECODER.decode([run])
+    assert batch.frame["time"].to_list() == [1, 2]
+    assert batch.bounds == [(0, 2)]
+    assert batch.ledgers[0]["events.future"] == 1
+    assert batch.ledgers[0]["records.heartbeat"] == 0
+    assert sorted(item.kind for item in batch.aside) == ["dead", "future"]
+
+
+def test_runs_keep_their_own_bounds_and_partitions() -> None:
+    """One frame holds all partitions of a fetch."""
+    runs = [run_of([flight(1), flight(2)], 0), run_of([flight(3)], 1)]
+    batch = DECODER.decode(runs)
+    assert batch.bounds == [(0, 2), (2, 3)]
+    assert batch.frame["partition"].to_list() == [0, 0, 1]
+
+
+def test_every_event_column_is_counted_by_someone() -> None:
+    """Decoded events are malformed here or classified by the next step; nothing else is left."""
+    batch = DECODER.decode([run_of([flight(1), orjson.dumps({"at": 1})])])
+    counts = batch.ledgers[0]
+    here = sum(counts.get(f"events.{name}", 0) for name in EVENT_COLUMNS)
+    assert here + batch.frame.height == counts["events.decoded"]

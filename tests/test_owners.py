@@ -1,0 +1,357 @@
+"""Owners over a log in memory, real stores and a real archive: the same rows, whatever dies."""
+
+import asyncio
+import contextlib
+import random
+import shutil
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+from support import (
+    DAY_MS,
+    HOUR_MS,
+    MemoryLog,
+    StoredRecord,
+    dataclasses_replace,
+    flight,
+    run_of,
+    small_map,
+    until,
+)
+
+from agents.ingest import Ingest
+from agents.owners import Owners
+from agents.rollup import Rollup
+from tables import ledger
+from tables.archive import CellRange
+from tables.archive_embedded import EmbeddedArchive
+from tables.cell import latest, measures_of, merge_partitions
+from tables.chunk import Chunk, Run
+from tables.errors import FencedError, JournalRefusedError, OutcomeUnknownError
+from tables.layer import Map
+
+MAP = small_map()
+RAW, DAY = "flights.raw", "small.layer.day"
+Event = tuple[int, str, str, int | None]
+
+
+class House:
+    """One worker without transport: restores partitions, feeds them chunks, can be killed."""
+
+    def __init__(
+        self, log: MemoryLog, archive: EmbeddedArchive, folder: Path, themap: Map = MAP
+    ) -> None:
+        self.log, self.archive, self.folder, self.map = log, archive, folder, themap
+        self.failures: list[BaseException] = []
+        self.fenced: list[tuple[str, int]] = []
+        self.start()
+
+    def start(self) -> None:
+        """Begin a new worker process, as far as memory goes."""
+        self.owners = Owners(
+            self.map,
+            self.log,
+            self.archive,
+            self.folder,
+            failed=self.failures.append,
+            fenced=lambda topic, partition, _: self.fenced.append((topic, partition)),
+        )
+        self.ingest = Ingest(self.owners, self.log, 1 << 20)
+        self.rollup = Rollup(self.owners, self.log)
+
+    async def restore(self) -> None:
+        """Restore every partition, again where the outcome was unknown."""
+        for topic, partitions in self.map.inputs().items():
+            for partition in range(partitions):
+                while self.owners.get(topic, partition) is None:
+                    with contextlib.suppress(FencedError, OutcomeUnknownError):
+                        await self.owners.restore(topic, partition, 1)
+
+    async def kill(self) -> None:
+        """Forget all memory; give only the stores' locks back."""
+        for topic, partitions in self.map.inputs().items():
+            await self.owners.release({(topic, p) for p in range(partitions)})
+        self.start()
+
+    async def step(self, topic: str, records_max: int) -> bool:
+        """Hand one chunk of ``topic`` over, if there is one."""
+        runs = []
+        for partition in range(self.map.inputs()[topic]):
+            owner = self.owners.get(topic, partition)
+            if owner is None:
+                continue
+            at = owner.position
+            found = self.log.records.get((topic, partition), [])[at : at + records_max]
+            if found:
+                runs.append(as_run(topic, partition, at, found))
+        if runs:
+            agent = self.ingest if topic == RAW else self.rollup
+            await agent.handle(Chunk(1, runs))
+        return bool(runs)
+
+    async def settle(self) -> None:
+        """Work until nothing is left to read or to acknowledge."""
+        await until(self.quiet)
+        assert not self.failures
+
+    async def quiet(self) -> bool:
+        """Tell whether everything read is applied, acknowledged and announced to the end."""
+        await self.restore()
+        busy = [await self.step(topic, 1_000) for topic in self.map.inputs()]
+        waiting = sum(
+            owner.unacknowledged(layer)
+            for owner in self.owners.each()
+            for layer in owner.plan.layers
+        )
+        announced = all(
+            owner.state.closed_ms(layer) > 9 * DAY_MS
+            for owner in self.owners.each()
+            for layer in owner.plan.layers
+        )
+        return not any(busy) and not waiting and announced
+
+
+def as_run(topic: str, partition: int, at: int, records: list[StoredRecord]) -> Run:
+    """Return a run of log records, with the headers of heartbeats."""
+    run = run_of([record.value for record in records], partition, at, topic)
+    run.headers = {i: record.headers for i, record in enumerate(records) if record.headers}
+    return run
+
+
+def fill(log: MemoryLog, seed: int, count: int = 600) -> list[Event]:
+    """Write events of four days to both partitions, then heartbeats that close everything."""
+    rng = random.Random(seed)
+    events: list[Event] = []
+    for i in range(count):
+        at = i * 4 * DAY_MS // count
+        origin = rng.choice(["JFK", "LGA"])
+        events.append((at, origin, rng.choice(["UA", "AA"]), rng.choice([None, -3, 2**62])))
+    for at, origin, carrier, delay in events:
+        log.put(RAW, int(origin == "JFK"), flight(at, origin, carrier, delay))
+    for partition in (0, 1):
+        log.put(RAW, partition, 10 * DAY_MS)
+    return events
+
+
+def expected(events: list[Event]) -> dict[tuple[str, int], tuple[int, int]]:
+    """Return count and sum of delay by carrier and day, from the events alone."""
+    days: dict[tuple[str, int], tuple[int, int]] = defaultdict(lambda: (0, 0))
+    for at, _, carrier, delay in events:
+        count, total = days[carrier, at // DAY_MS * DAY_MS]
+        days[carrier, at // DAY_MS * DAY_MS] = (count + 1, total + (delay or 0))
+    return dict(days)
+
+
+async def archived(house: House, name: str) -> pl.DataFrame:
+    """Return a layer's cells from the archive."""
+    layer = house.map.layer(name)
+    rows = await house.archive.read(layer, CellRange(-(2**60), 2**60))
+    return merge_partitions(layer, latest(layer, rows))
+
+
+async def check(house: House, events: list[Event]) -> None:
+    """The archive's days equal the plain recomputation and the ledgers balance."""
+    rows = (await archived(house, "day")).to_dicts()
+    got = {(r["key_carrier"], r["window_start"]): (r["events"], r["sum_delay"]) for r in rows}
+    assert got == expected(events)
+    hours = await archived(house, "hour")
+    assert hours["events"].sum() == len(events)
+    for owner in house.owners.each():
+        meta = owner.state.meta
+        names = [layer.name for layer in owner.plan.layers]
+        assert ledger.imbalances(meta.ledger, meta.to - meta.base, names) == []
+
+
+@pytest.fixture
+async def make(tmp_path: Path) -> AsyncIterator[Callable[[], House]]:
+    """Return a maker of houses over one log, one archive and one state folder."""
+    archive = EmbeddedArchive(tmp_path / "archive")
+    await archive.open(MAP)
+    log = MemoryLog()
+    houses: list[House] = []
+
+    def build() -> House:
+        houses.append(House(log, archive, tmp_path / f"state{len(houses)}"))
+        return houses[-1]
+
+    yield build
+    for house in houses:
+        await house.kill()
+    await archive.close()
+
+
+async def test_rows_equal_a_recomputation(make: Callable[[], House]) -> None:
+    """From records to archived days through the layer topic, everything adds up."""
+    house = make()
+    events = fill(house.log, 1)
+    await house.settle()
+    await check(house, events)
+
+
+async def test_measures_come_out_exact(make: Callable[[], House]) -> None:
+    """Sums beyond 64 bits are exact integers in the answer."""
+    house = make()
+    events = fill(house.log, 2)
+    await house.settle()
+    day = house.map.layer("day")
+    cells = await archived(house, "day")
+    total = sum(measure["sum_delay"] or 0 for measure in measures_of(day, cells))  # type: ignore[misc]
+    assert total == sum(delay or 0 for *_, delay in events) > 2**63
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("keep_state", [True, False])
+async def test_kills_at_any_moment_change_nothing(
+    make: Callable[[], House], seed: int, keep_state: bool
+) -> None:
+    """Workers that die after some of the events leave the same rows, with and without state."""
+    rng = random.Random(seed)
+    house = make()
+    events = fill(house.log, seed)
+    for _ in range(5):
+        await house.restore()
+        for _ in range(rng.randint(1, 6)):
+            await house.step(RAW, rng.randint(1, 40))
+            await house.step(DAY, rng.randint(1, 5))
+            await asyncio.sleep(rng.choice([0, 0.01]))
+        await house.kill()
+        if not keep_state:
+            shutil.rmtree(house.folder)
+    await house.settle()
+    await check(house, events)
+
+
+@pytest.mark.parametrize("failure", ["lost", "unanswered"])
+async def test_an_append_without_answer_is_neither_lost_nor_counted_twice(
+    make: Callable[[], House], failure: str
+) -> None:
+    """An owner that does not know whether its delta landed claims again and reads what stands."""
+    house = make()
+    events = fill(house.log, 3)
+    for _ in range(20):
+        await house.restore()
+        house.log.fail_next = failure
+        await house.step(RAW, 17)
+    assert len(house.fenced) >= 5
+    await house.settle()
+    await check(house, events)
+
+
+async def test_two_workers_that_both_believe_they_own_a_partition_fence_each_other(
+    make: Callable[[], House],
+) -> None:
+    """A zombie's delta does not stand; its partitions are forgotten and reported."""
+    zombie, successor = make(), make()
+    events = fill(zombie.log, 4)
+    await zombie.restore()
+    await zombie.step(RAW, 50)
+    await successor.restore()
+    await successor.step(RAW, 50)
+    await zombie.step(RAW, 50)
+    assert {(RAW, 0), (RAW, 1)} <= set(zombie.fenced)
+    assert zombie.owners.get(RAW, 0) is None
+    await successor.settle()
+    await check(successor, events)
+
+
+async def test_a_stale_copy_of_the_local_store_catches_up_from_the_journal(
+    make: Callable[[], House], tmp_path: Path
+) -> None:
+    """A store that is behind is only a shorter way to the same state."""
+    house = make()
+    events = fill(house.log, 5)
+    await house.restore()
+    await house.step(RAW, 100)
+    await house.kill()
+    shutil.copytree(house.folder, tmp_path / "copy")
+    await house.restore()
+    await house.step(RAW, 100)
+    await house.kill()
+    shutil.rmtree(house.folder)
+    (tmp_path / "copy").rename(house.folder)
+    await house.settle()
+    await check(house, events)
+
+
+async def test_a_store_of_another_journal_is_discarded(make: Callable[[], House]) -> None:
+    """A journal made anew makes the local store worthless, and it is noticed."""
+    house = make()
+    fill(house.log, 6)
+    await house.restore()
+    await house.step(RAW, 500)
+    await house.kill()
+    house.log.records.clear()
+    events = fill(house.log, 7)
+    await house.settle()
+    counts = ledger.total(owner.state.meta.ledger for owner in house.owners.each())
+    assert counts["layer.hour.folded"] == len(events)
+
+
+async def test_sealed_and_acknowledged_cells_leave_the_table(make: Callable[[], House]) -> None:
+    """After everything is sealed nothing stays in memory."""
+    house = make()
+    fill(house.log, 8)
+    await house.settle()
+    tables = [table for owner in house.owners.each() for table in owner.state.tables.values()]
+
+    async def empty() -> bool:
+        return not any(table.rows for table in tables)
+
+    await until(empty)
+
+
+async def test_another_map_under_the_same_revision_is_refused(
+    make: Callable[[], House], tmp_path: Path
+) -> None:
+    """A changed map needs a higher revision, and says so."""
+    house = make()
+    fill(house.log, 9)
+    await house.restore()
+    other = House(
+        house.log, house.archive, tmp_path / "other", dataclasses_replace(MAP, digest="changed")
+    )
+    with pytest.raises(JournalRefusedError, match="raise the revision"):
+        await other.owners.restore(RAW, 0, 1)
+    older = House(
+        house.log, house.archive, tmp_path / "older", dataclasses_replace(MAP, revision=0)
+    )
+    with pytest.raises(JournalRefusedError, match="higher revision"):
+        await older.owners.restore(RAW, 0, 1)
+
+
+async def test_a_source_made_anew_is_refused(make: Callable[[], House]) -> None:
+    """A log that is shorter than what was read, or other at its end, is not continued."""
+    house = make()
+    fill(house.log, 10)
+    await house.restore()
+    await house.step(RAW, 1_000)
+    position = house.owners.get(RAW, 0).position  # type: ignore[union-attr]
+    await house.kill()
+    entries = house.log.records[RAW, 0]
+    house.log.records[RAW, 0] = entries[: position - 1]
+    with pytest.raises(JournalRefusedError, match="made anew"):
+        await house.owners.restore(RAW, 0, 1)
+    house.log.records[RAW, 0] = [*entries[:-1], changed(entries[-1])]
+    with pytest.raises(JournalRefusedError, match="is not the one"):
+        await house.owners.restore(RAW, 0, 1)
+
+
+def changed(record: StoredRecord) -> StoredRecord:
+    """Return a record like ``record`` with another value."""
+    return StoredRecord(record.offset, b"other", record.append_time_ms)
+
+
+async def test_live_cells_are_readable_before_they_close(make: Callable[[], House]) -> None:
+    """Open windows answer from applied state."""
+    house = make()
+    house.log.put(RAW, 0, flight(5, "LGA", "UA", 3))
+    await house.restore()
+    await house.step(RAW, 10)
+    cells = house.owners.cells(MAP.layer("hour"), CellRange(0, HOUR_MS, {"carrier": "UA"}))
+    assert cells.select("events", "sum_delay", "source_partition").rows() == [(1, 3, 0)]
+    assert house.owners.partitions(MAP.layer("hour")) == {0, 1}
+    none = house.owners.cells(MAP.layer("hour"), CellRange(0, HOUR_MS, {"carrier": "AA"}))
+    assert none.height == 0
