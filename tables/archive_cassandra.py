@@ -187,6 +187,8 @@ class CassandraArchive:
                 f"{{'class': 'NetworkTopologyStrategy', "
                 f"'{settings.local_dc}': {settings.replication}}}"
             )
+            # Another worker may have made it first: then no event has told this driver of it yet.
+            cluster.refresh_keyspace_metadata(settings.keyspace)
 
     def _make_table(self, cluster: Cluster, session: Session, table: LayerTable) -> None:
         keyspace = self._settings.keyspace

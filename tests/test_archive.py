@@ -1,4 +1,4 @@
-"""One battery for both archives: the row of the latest write time is what is read, and only that."""
+"""One battery for both archives: the row of the latest write time is read, and only that."""
 
 from __future__ import annotations
 
@@ -227,10 +227,11 @@ async def test_two_source_partitions_are_kept_apart(archive: Archive) -> None:
 
 async def test_a_range_holds_its_start_and_not_its_end(archive: Archive) -> None:
     """Ranges are half-open, inside a bucket and over its ends, before 1970 too."""
+    keys: list[dict[str, Any]] = [{}, {"origin": "JFK", "gate": 0, "late": False}]
     for start in (START_MS, START_MS + 31 * HOUR_MS, -33 * HOUR_MS):
         rows = [cell(window_start=start + i * HOUR_MS) for i in range(3)]
         await put(archive, *rows)
-        for key in ({}, {"origin": "JFK", "gate": 0, "late": False}):
+        for key in keys:
             got = await get(archive, start, start + 2 * HOUR_MS, **key)
             assert got["window_start"].to_list() == [start, start + HOUR_MS]
         assert (await get(archive, start, start)).is_empty()

@@ -1,0 +1,250 @@
+"""What only Cassandra's archive has: tables, partitions, batches, and a node that goes away."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import polars as pl
+import pytest
+import servers
+
+from tables.archive import CellRange
+from tables.archive_cql import (
+    BATCH_BYTES_MAX,
+    BATCH_ROWS_MAX,
+    PARTITIONS_MAX,
+    LayerTable,
+    compaction_window,
+)
+from tables.cell import archive_schema
+from tables.errors import ArchiveError, QueryError
+from tables.keyhash import key_hash
+from tables.layer import Accumulator, KeyField, Layer, Map, Measure
+from tables.window import DAY_MS, Window
+
+archive_cassandra = pytest.importorskip("tables.archive_cassandra")
+
+HOUR_MS = 3_600_000
+BUCKET_MS = 32 * HOUR_MS
+LAYER = Layer(
+    name="hours",
+    key=(KeyField("origin", "string"),),
+    window=Window(HOUR_MS),
+    measures=(Measure("count"),),
+    accumulators=(Accumulator("events", None, "int"), Accumulator("sum", "delay", "int")),
+    max_out_of_orderness_ms=0,
+    allowed_lateness_ms=0,
+    partitions=1,
+    source="flights",
+)
+
+
+def map_of(*layers: Layer, name: str = "flights") -> Map:
+    """Return a map of layers."""
+    return Map(revision=1, name=name, sources=(), layers=layers, digest="")
+
+
+def table(**changes: Any) -> LayerTable:
+    """Return the table of the layer, changed."""
+    layer = msgspec.structs.replace(LAYER, **changes)
+    return LayerTable(map_of(layer), layer, "space")
+
+
+def rows(keys: list[str], starts: list[int]) -> pl.DataFrame:
+    """Return archive rows of every key and window start."""
+    cells = [(key, start, 1, 1, 1, 0) for start in starts for key in keys]
+    return pl.DataFrame(cells, schema=archive_schema(LAYER), orient="row")
+
+
+def times(frame: pl.DataFrame) -> pl.Series:
+    """Return a write time for each row."""
+    return pl.Series("write_time", [1] * frame.height, dtype=pl.Int64)
+
+
+def test_the_table_is_made_with_types_key_and_compaction_of_the_layer() -> None:
+    """The statement holds what docs/formats/archive.md promises."""
+    assert table(archive_ttl_ms=90 * DAY_MS).create == (
+        'CREATE TABLE IF NOT EXISTS "space"."flights_hours" ("slot" int, "bucket" bigint, '
+        '"key_origin" text, "window_start" bigint, "events" bigint, "sum_delay" varint, '
+        '"version" bigint, "source_partition" int, PRIMARY KEY (("slot", "bucket"), '
+        '"key_origin", "window_start", "source_partition")) WITH comment = '
+        "'treasure-map archive 1: map flights, layer hours, window 1h, slots 8' AND compaction = "
+        "{'class': 'TimeWindowCompactionStrategy', 'compaction_window_unit': 'DAYS', "
+        "'compaction_window_size': 2}"
+    )
+
+
+@pytest.mark.parametrize("ttl_ms", [60_000, HOUR_MS, DAY_MS, 7 * DAY_MS, 400 * DAY_MS])
+@pytest.mark.parametrize("window", [Window(1_000), Window(HOUR_MS), Window(DAY_MS), Window(0)])
+def test_a_ttl_spans_fewer_than_50_compaction_windows(ttl_ms: int, window: Window) -> None:
+    """TimeWindowCompactionStrategy keeps one file a window: their number is bounded."""
+    layer = msgspec.structs.replace(LAYER, archive_ttl_ms=ttl_ms, window=window)
+    unit, size = compaction_window(layer)
+    unit_ms = {"MINUTES": 60_000, "HOURS": HOUR_MS, "DAYS": DAY_MS}[unit]
+    assert ttl_ms / (size * unit_ms) < 50
+
+
+def test_a_table_name_that_cassandra_does_not_take_is_refused() -> None:
+    """Names past 48 characters are named with their limit."""
+    with pytest.raises(ArchiveError, match="at most 48"):
+        table(name="h" * 41)
+
+
+def test_a_whole_key_reads_one_slot_and_a_range_reads_all() -> None:
+    """Partitions are slots x buckets, or the key's slot x buckets."""
+    range_ = CellRange(BUCKET_MS - 1, BUCKET_MS + 1)
+    every = table().partitions(range_, now_ms=0)
+    assert sorted(every) == [(slot, bucket) for slot in range(8) for bucket in (0, 1)]
+    slot = key_hash(("JFK",)) % 8
+    one = CellRange(-1, BUCKET_MS, {"origin": "JFK"})
+    assert table().partitions(one, now_ms=0) == [(slot, -1), (slot, 0)]
+
+
+def test_expired_buckets_are_not_asked_for() -> None:
+    """With a TTL a reader starts at the first bucket that may hold a living row."""
+    living = table(slots=1, archive_ttl_ms=BUCKET_MS)
+    now_ms = 10 * BUCKET_MS
+    assert living.partitions(CellRange(0, now_ms), now_ms) == [(0, 8), (0, 9)]
+    assert living.partitions(CellRange(0, BUCKET_MS), now_ms) == []
+
+
+def test_a_range_of_too_many_partitions_is_refused() -> None:
+    """The error has the number, the limit and what to change."""
+    to_ms = PARTITIONS_MAX * BUCKET_MS // 8
+    assert len(table().partitions(CellRange(0, to_ms), 0)) == PARTITIONS_MAX
+    with pytest.raises(QueryError, match=r"spans 20008 .* at most 20000; narrow"):
+        table().partitions(CellRange(0, to_ms + 1), 0)
+
+
+def test_batches_hold_few_rows_of_one_partition_and_all_rows_once() -> None:
+    """No batch crosses a partition or passes its limit, and none of the rows is lost."""
+    frame = rows([f"k{i}" for i in range(300)], [0, HOUR_MS, BUCKET_MS])
+    batches = table().batches(frame, times(frame), now_ms=0)
+    assert all(1 <= len(batch.rows) <= BATCH_ROWS_MAX for batch in batches)
+    assert all(len({row[:2] for row in batch.rows}) == 1 for batch in batches)
+    written = [row for batch in batches for row in batch.rows]
+    assert len(set(written)) == len(written) == frame.height
+    for slot, bucket, key, start, *_ in written:
+        assert (slot, bucket) == (key_hash((str(key),)) % 8, start // BUCKET_MS)  # type: ignore[operator]
+
+
+def test_long_keys_make_smaller_batches() -> None:
+    """A batch stays below the size that Cassandra refuses."""
+    frame = rows([f"{i}" + "x" * 5_000 for i in range(10)], [0])
+    batches = table(slots=1).batches(frame, times(frame), now_ms=0)
+    assert [len(batch.rows) for batch in batches] == [BATCH_BYTES_MAX // 5_000] * 3 + [1]
+
+
+def test_rows_get_the_seconds_left_of_their_ttl_and_expired_ones_are_dropped() -> None:
+    """TTL counts from the window's end, rounded up; zero is for ever."""
+    frame = rows(["a"], [0, HOUR_MS, 2 * HOUR_MS])
+    ttl = table(archive_ttl_ms=HOUR_MS)
+    batches = ttl.batches(frame, times(frame), now_ms=2 * HOUR_MS + 1)
+    left = [row[-1] for batch in batches for row in batch.rows]
+    assert left == [3_600, 7_200]
+    forever = table().batches(frame, times(frame), now_ms=0)
+    assert [row[-1] for batch in forever for row in batch.rows] == [0, 0, 0]
+
+
+def test_a_password_does_not_show() -> None:
+    """Settings may be printed."""
+    settings = archive_cassandra.CassandraSettings(username="u", password="secret-word")  # noqa: S106
+    assert "secret-word" not in repr(settings)
+
+
+async def test_a_cassandra_that_is_not_there_is_an_archive_error() -> None:
+    """The error names the address and what to check; the archive may be tried again."""
+    (port,) = servers.free_ports(1)
+    settings = archive_cassandra.CassandraSettings(hosts=("127.0.0.1",), port=port)
+    archive = archive_cassandra.CassandraArchive(settings)
+    for _ in range(2):
+        with pytest.raises(ArchiveError, match=rf"127\.0\.0\.1, port {port}.*check addresses"):
+            await archive.open(map_of(LAYER))
+
+
+@pytest.mark.cassandra
+async def test_workers_that_start_together_make_the_tables_once(
+    cassandra: tuple[str, int],
+) -> None:
+    """Two archives open one new map at once, and each reads what the other wrote."""
+    host, port = cassandra
+    settings = archive_cassandra.CassandraSettings(
+        hosts=(host,), port=port, keyspace="together", replication=1, request_timeout_s=60
+    )
+    themap = map_of(LAYER, name=f"m{uuid.uuid4().hex[:12]}")
+    archives = [archive_cassandra.CassandraArchive(settings) for _ in range(2)]
+    await asyncio.gather(*(archive.open(themap) for archive in archives))
+    for i, archive in enumerate(archives):
+        frame = rows([f"worker {i}"], [0])
+        await archive.write(LAYER, frame, times(frame))
+    for archive in archives:
+        got = await archive.read(LAYER, CellRange(0, HOUR_MS))
+        assert sorted(got["key_origin"].to_list()) == ["worker 0", "worker 1"]
+        assert archive.partitions_read_total == 8
+        await archive.close()
+
+
+@pytest.mark.cassandra
+async def test_an_answer_of_many_pages_is_whole(cassandra: tuple[str, int]) -> None:
+    """One partition of more rows than a page of the driver (5,000) is read to its end."""
+    host, port = cassandra
+    settings = archive_cassandra.CassandraSettings(
+        hosts=(host,), port=port, keyspace="pages", replication=1, request_timeout_s=60
+    )
+    layer = msgspec.structs.replace(LAYER, slots=1)
+    archive = archive_cassandra.CassandraArchive(settings)
+    await archive.open(map_of(layer, name=f"m{uuid.uuid4().hex[:12]}"))
+    frame = rows([f"{i:05}" for i in range(12_000)], [0])
+    await archive.write(layer, frame, times(frame))
+    got = await archive.read(layer, CellRange(0, HOUR_MS))
+    await archive.close()
+    assert sorted(got["key_origin"].to_list()) == frame["key_origin"].to_list()
+
+
+@pytest.mark.cassandra
+@pytest.mark.slow
+async def test_a_node_that_goes_and_comes_back_is_written_again(tmp_path: Path) -> None:
+    """While the node hangs or is gone calls fail as archive errors; after, rows go in again."""
+    reason = servers.why_missing("cassandra")
+    if reason is not None:
+        pytest.skip(reason)
+    server = servers.CassandraServer(tmp_path / "node")
+    await asyncio.to_thread(server.start)
+    settings = archive_cassandra.CassandraSettings(
+        hosts=(server.host,), port=server.port, replication=1, request_timeout_s=2
+    )
+    archive = archive_cassandra.CassandraArchive(settings)
+    frame = rows(["a", "b"], [0])
+    cells = CellRange(0, HOUR_MS)
+    try:
+        await archive.open(map_of(LAYER))
+        await archive.write(LAYER, frame, times(frame))
+
+        server.pause()
+        with pytest.raises(ArchiveError, match="cannot write layer hours"):
+            await archive.write(LAYER, frame, times(frame))
+        server.resume()
+        await _until_done(archive, frame)
+
+        await asyncio.to_thread(server.kill)
+        with pytest.raises(ArchiveError, match="cannot read layer hours"):
+            await archive.read(LAYER, cells)
+        await asyncio.to_thread(server.start)
+        await _until_done(archive, frame)
+        assert (await archive.read(LAYER, cells)).height == 2
+    finally:
+        await archive.close()
+        await asyncio.to_thread(server.stop)
+
+
+async def _until_done(archive: Any, frame: pl.DataFrame) -> None:
+    async with asyncio.timeout(90):
+        while True:
+            try:
+                return await archive.write(LAYER, frame, times(frame))
+            except ArchiveError:
+                await asyncio.sleep(0.1)  # the driver reconnects at its own pace
