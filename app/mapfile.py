@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from app.mapfile_layers import read_layers
-from app.mapfile_names import note_same_tables, note_topics
+from app.mapfile_names import note_tables, note_topics
 from app.mapfile_read import Section
 from app.mapfile_sources import read_sources
 from tables.errors import MapError
@@ -75,7 +75,7 @@ def parse_map(text: str, source_name: str) -> Map:
     sources = read_sources(section)
     drafts = read_layers(section, sources)
     section.finish()
-    note_same_tables(section, [draft.name for draft in drafts])
+    note_tables(section, name, [draft.name for draft in drafts])
     inputs = [
         (source.topic, f"sources.{source.name}.topic")
         for source in sorted(sources.values(), key=lambda one: one.name)

@@ -5,14 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from app.mapfile_read import Section, topic_problem
+from tables.archive_cql import TABLE_NAME_CHARS_MAX
 
 _SIDES = ("late", "future", "dead")
 
 
-def note_same_tables(section: Section, layers: Iterable[str]) -> None:
-    """Note layers whose archive tables would be one: Cassandra folds names to small letters."""
+def note_tables(section: Section, name: str | None, layers: Iterable[str]) -> None:
+    """Note layers whose archive tables would be one, or could not be named.
+
+    Cassandra folds names to small letters where they are not quoted, as people do not in cqlsh.
+    """
     first: dict[str, str] = {}
     for layer in sorted(layers):
+        table = f"{name}_{layer}"
+        if name is not None and len(table) > TABLE_NAME_CHARS_MAX:
+            section.note(
+                f"layers.{layer}",
+                f"the name of its archive table is too long; got {table!r}; want at most "
+                f"{TABLE_NAME_CHARS_MAX} characters; shorten the name of the map or of the layer",
+            )
         other = first.setdefault(layer.lower(), layer)
         if other != layer:
             section.note(

@@ -1,0 +1,155 @@
+"""``map``: check a map file, show what follows from it, and make its topics and tables."""
+
+from __future__ import annotations
+
+import asyncio
+
+import click
+from rich.console import Console
+from rich.text import Text
+from rich.tree import Tree
+
+from app.mapfile import load_map
+from app.settings import Settings, settings_options
+from tables.layer import Layer, Map, Source
+
+# Where the output is no terminal nobody wraps it, and rich would at 80 columns.
+_WIDTH_PIPED = 240
+
+_map_file = click.argument("file", type=click.Path(dir_okay=False))
+
+
+@click.group("map")
+def command() -> None:
+    """Check, show and apply a map file."""
+
+
+@command.command()
+@_map_file
+def check(file: str) -> None:
+    """Say whether the map FILE can be used, or all that is wrong with it."""
+    themap = load_map(file)
+    coarser = sum(layer.finer is not None for layer in themap.layers)
+    click.echo(
+        f"ok: map {themap.name}, revision {themap.revision}, digest {themap.digest}: "
+        f"{_count(len(themap.sources), 'source')}, {_count(len(themap.layers), 'layer')} "
+        f"({coarser} made from finer ones), {_count(len(themap.inputs()), 'input topic')}"
+    )
+
+
+@command.command()
+@_map_file
+def show(file: str) -> None:
+    """Draw the map FILE: sources and layers with their topics, partitions and archive tables."""
+    themap = load_map(file)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDTH_PIPED)
+    console.print(draw(themap))
+
+
+@command.command()
+@_map_file
+@click.option(
+    "--replication",
+    type=click.IntRange(min=1),
+    help="Copies of every topic's partitions; by default the number of brokers, at most 3.",
+)
+@settings_options
+def apply(file: str, replication: int | None, settings: Settings) -> None:
+    """Make the Kafka topics of the map FILE and, with --archive cassandra, its tables.
+
+    What exists already is checked and never changed; what differs is refused.
+    """
+    themap = load_map(file)
+    asyncio.run(_apply(themap, replication, settings))
+
+
+def draw(themap: Map) -> Tree:
+    """Return the tree of a map: sources, their base layers, coarser layers below finer ones."""
+    tree = Tree(
+        Text(f"{themap.name}, revision {themap.revision}, digest {themap.digest}", "bold"),
+        guide_style="dim",
+    )
+    for source in themap.sources:
+        branch = tree.add(_source_label(themap, source))
+        for layer in themap.base_layers(source.name):
+            _draw_layer(themap, layer, branch)
+    return tree
+
+
+def _draw_layer(themap: Map, layer: Layer, parent: Tree) -> None:
+    branch = parent.add(_layer_label(themap, layer))
+    for coarser in themap.coarser(layer.name):
+        _draw_layer(themap, coarser, branch)
+
+
+def _source_label(themap: Map, source: Source) -> Text:
+    keyed_by = ", ".join(source.keyed_by) or "nothing"
+    return _label(
+        source.name,
+        f"source keyed by {keyed_by}",
+        f"topic    {source.topic} ({_count(source.partitions, 'partition')})",
+        f"journal  {themap.journal_topic(source.topic)}",
+    )
+
+
+def _layer_label(themap: Map, layer: Layer) -> Text:
+    from tables.archive_cql import LayerTable  # noqa: PLC0415 (check and apply need no archive)
+
+    topic = themap.input_topic(layer)
+    key = ", ".join(field.name for field in layer.key)
+    lines = [f"measures {', '.join(measure.name for measure in layer.measures)}"]
+    if layer.finer is None:
+        lines.append(f"events   {', '.join(layer.events)}{' (filtered)' if layer.where else ''}")
+    lines += [
+        f"input    {topic} ({_count(layer.partitions, 'partition')})",
+        f"journal  {themap.journal_topic(topic)}",
+        f"archive  {LayerTable(themap, layer, keyspace='').name}",
+    ]
+    return _label(layer.name, f"per {layer.window} by {key}", *lines)
+
+
+def _label(name: str, summary: str, *lines: str) -> Text:
+    text = Text.assemble((name, "bold cyan"), f"  {summary}")
+    for line in lines:
+        text.append(f"\n{line}", "dim")
+    return text
+
+
+async def _apply(themap: Map, replication: int | None, settings: Settings) -> None:
+    # A check or a drawing of a map needs no client of Kafka or Cassandra.
+    from app.connections import cassandra_settings, kafka_options  # noqa: PLC0415
+    from app.topics import apply_topics  # noqa: PLC0415
+
+    archive_settings = cassandra_settings(settings) if settings.archive == "cassandra" else None
+    report = await apply_topics(
+        settings.brokers, themap, replication, client_options=kafka_options(settings)
+    )
+    for name in report.created:
+        click.echo(f"created topic {name}")
+    click.echo(
+        f"topics: {len(report.created)} created with "
+        f"{_count(report.replication, 'copy', 'copies')} of each partition, "
+        f"{len(report.existing)} existed"
+    )
+    for name, reason in report.unchecked.items():
+        click.echo(
+            f"warning: cannot check that journal {name} keeps everything: {reason}", err=True
+        )
+    if archive_settings is None:
+        click.echo("archive: embedded, nothing to make; pass --archive cassandra for its tables")
+        return
+    from tables.archive_cassandra import CassandraArchive  # noqa: PLC0415 (an extra)
+
+    archive = CassandraArchive(archive_settings)
+    await archive.open(themap)
+    await archive.close()
+    click.echo(
+        f"archive: {_count(len(themap.layers), 'table')} in keyspace {archive_settings.keyspace} "
+        "made or checked"
+    )
+
+
+def _count(number: int, noun: str, nouns: str | None = None) -> str:
+    return f"{number} {noun if number == 1 else nouns or noun + 's'}"

@@ -1,0 +1,89 @@
+"""Settings as the Kafka and Cassandra clients want them."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from app.settings import Settings
+from tables.errors import SettingError
+
+if TYPE_CHECKING:
+    from tables.archive_cassandra import CassandraSettings
+
+
+def kafka_options(settings: Settings) -> dict[str, Any]:
+    """Return the security options that every aiokafka client takes: TLS and login.
+
+    Raises:
+        SettingError: a certificate file cannot be used.
+    """
+    options: dict[str, Any] = {}
+    if settings.kafka_uses_tls:
+        options["ssl_context"] = _tls(settings)
+    if settings.kafka_sasl_mechanism:
+        options["sasl_mechanism"] = settings.kafka_sasl_mechanism
+        options["sasl_plain_username"] = settings.kafka_username
+        options["sasl_plain_password"] = settings.kafka_password
+    secure = "SSL" if settings.kafka_uses_tls else "PLAINTEXT"
+    options["security_protocol"] = f"SASL_{secure}" if settings.kafka_sasl_mechanism else secure
+    return options
+
+
+def cassandra_settings(settings: Settings) -> CassandraSettings:
+    """Return the settings of the Cassandra archive; imports the Cassandra driver.
+
+    Raises:
+        SettingError: the driver is not installed, or the archive cannot make such a replication.
+    """
+    try:
+        from tables.archive_cassandra import CassandraSettings  # noqa: PLC0415 (an extra)
+    except ImportError as error:
+        raise SettingError(
+            f"cannot use archive cassandra: {error}; want the package cassandra-driver; install "
+            "treasure-map[cassandra]"
+        ) from error
+    return CassandraSettings(
+        hosts=settings.cassandra_hosts,
+        port=settings.cassandra_port,
+        keyspace=settings.cassandra_keyspace,
+        local_dc=settings.cassandra_local_dc,
+        replication=_replication(settings),
+        username=settings.cassandra_username or None,
+        password=settings.cassandra_password or None,
+        tls=settings.cassandra_uses_tls,
+        tls_ca_file=_path(settings.cassandra_ca_file),
+        tls_certificate_file=_path(settings.cassandra_cert_file),
+        tls_key_file=_path(settings.cassandra_key_file),
+    )
+
+
+def _replication(settings: Settings) -> int:
+    text = settings.cassandra_replication
+    centre, colon, factor = text.rpartition(":")
+    if colon and centre != settings.cassandra_local_dc:
+        raise SettingError(
+            f"cannot make keyspace {settings.cassandra_keyspace}: it would span other data "
+            f"centres than {settings.cassandra_local_dc}; got cassandra_replication {text!r}; want "
+            "a number of copies; make the keyspace by hand, then set a number: a keyspace that "
+            "exists keeps its replication"
+        )
+    return int(factor)
+
+
+def _tls(settings: Settings) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=settings.kafka_ca_file or None)
+        if settings.kafka_cert_file:
+            context.load_cert_chain(settings.kafka_cert_file, settings.kafka_key_file)
+    except (OSError, ssl.SSLError) as error:
+        raise SettingError(
+            f"cannot use TLS files for Kafka: {error}; want PEM files that can be read; check "
+            "kafka_ca_file, kafka_cert_file and kafka_key_file"
+        ) from error
+    return context
+
+
+def _path(text: str) -> Path | None:
+    return Path(text) if text else None

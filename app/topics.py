@@ -1,0 +1,269 @@
+"""The Kafka topics that follow from a map: what they are, and making them.
+
+A topic that exists is never changed: where it differs in what results depend on (partitions; for a
+journal, that nothing is ever deleted by time, size or compaction) it is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Literal
+
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaError, for_code
+
+from tables.errors import TreasureMapError
+from tables.layer import Map
+
+TopicKind = Literal["source", "layer", "journal", "side"]
+
+REPLICATION_MAX = 3
+"""Copies of a topic where the caller names no number and there are brokers enough."""
+
+RECORD_BYTES_MAX = 16 * 1024 * 1024
+"""``max.message.bytes`` of the map's own topics: a delta is one record, and a chunk's cells with
+it; the broker's default is 1 MiB."""
+
+VISIBLE_DEADLINE_S = 30.0
+_VISIBLE_POLL_S = 0.05
+_REQUEST_TIMEOUT_MS = 20_000
+_ALREADY_EXISTS = 36
+_KEPT_FOR_EVER = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TopicSpec:
+    """A topic as the map wants it; ``config`` is by Kafka's names."""
+
+    name: str
+    kind: TopicKind
+    partitions: int
+    replication: int
+    config: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TopicReport:
+    """What became of a map's topics, by name.
+
+    ``unchecked`` holds journals whose settings the broker would not tell, with its answer: they
+    are as they should be only if whoever made them saw to it.
+    """
+
+    created: list[str]
+    existing: list[str]
+    unchecked: dict[str, str]
+    replication: int
+
+
+class TopicsRefusedError(TreasureMapError):
+    """Topics that differ from what the map needs, or that the broker would not make; lists all.
+
+    Attributes:
+        problems: one line each, ``topic <name>: <what is wrong>; <what to do>``.
+    """
+
+    def __init__(self, map_name: str, problems: list[str]) -> None:
+        self.problems = problems
+        lines = "\n".join(f"  - {problem}" for problem in problems)
+        super().__init__(
+            f"cannot apply topics of map {map_name}: {len(problems)} problem(s)\n{lines}"
+        )
+
+
+def topics_of(themap: Map, replication: int) -> list[TopicSpec]:
+    """Return the topics of a map: each input followed by its journal, then the side topics.
+
+    Side topics have as many partitions as the widest source, so that what is set aside of a source
+    partition keeps its order in the partition of that number. How long sources, layer topics and
+    side topics keep their records is left to the broker; a journal keeps all of them, because state
+    is the fold of it. Sources take the broker's time as the append time, because a producer's own
+    clock must not decide what is too far in the future.
+
+    Args:
+        themap: the map.
+        replication: copies of every partition; from 3 on, writes to the map's own topics need 2.
+    """
+    own = {"max.message.bytes": str(RECORD_BYTES_MAX)}
+    if replication >= REPLICATION_MAX:
+        own["min.insync.replicas"] = str(replication - 1)
+    sources = {source.topic for source in themap.sources}
+    specs = []
+    for topic, partitions in themap.inputs().items():
+        if topic in sources:
+            config = {"message.timestamp.type": "LogAppendTime"}
+            specs.append(TopicSpec(topic, "source", partitions, replication, config))
+        else:
+            config = {"cleanup.policy": "delete"} | own
+            specs.append(TopicSpec(topic, "layer", partitions, replication, config))
+        journal = themap.journal_topic(topic)
+        specs.append(TopicSpec(journal, "journal", partitions, replication, _KEPT_FOR_EVER | own))
+    widest = max(source.partitions for source in themap.sources)
+    kinds: tuple[Literal["late", "future", "dead"], ...] = ("late", "future", "dead")
+    specs += [
+        TopicSpec(themap.side_topic(kind), "side", widest, replication, dict(own)) for kind in kinds
+    ]
+    return specs
+
+
+async def apply_topics(
+    brokers: str,
+    themap: Map,
+    replication: int | None = None,
+    client_options: Mapping[str, Any] | None = None,
+) -> TopicReport:
+    """Make the topics of a map that are missing; check those that exist, and change none.
+
+    Nothing is made where something is refused beforehand. To apply a map again does nothing.
+
+    Args:
+        brokers: bootstrap servers, ``host:port`` separated by commas.
+        themap: the map.
+        replication: copies of every partition; None takes the number of brokers, at most 3.
+        client_options: security options of aiokafka's clients.
+
+    Raises:
+        TopicsRefusedError: topics differ from the map, or the broker refused to make some.
+        TreasureMapError: no broker answers.
+    """
+    async with _admin(brokers, client_options or {}) as admin:
+        if replication is None:
+            cluster = await admin.describe_cluster()
+            replication = min(REPLICATION_MAX, len(cluster["brokers"]))
+        specs = topics_of(themap, replication)
+        found = await _partitions_found(admin)
+        unchecked = await _check(admin, themap, specs, found)
+        missing = [spec for spec in specs if spec.name not in found]
+        if missing:
+            await _create(admin, themap, missing)
+            found = await _wait_visible(admin, specs)
+            # A topic may have been made by somebody else meanwhile, or otherwise than asked.
+            unchecked = await _check(admin, themap, specs, found)
+    return TopicReport(
+        created=[spec.name for spec in missing],
+        existing=[spec.name for spec in specs if spec not in missing],
+        unchecked=unchecked,
+        replication=replication,
+    )
+
+
+@contextlib.asynccontextmanager
+async def _admin(brokers: str, options: Mapping[str, Any]) -> AsyncIterator[AIOKafkaAdminClient]:
+    admin = AIOKafkaAdminClient(
+        bootstrap_servers=brokers, request_timeout_ms=_REQUEST_TIMEOUT_MS, **options
+    )
+    try:
+        await admin.start()
+        yield admin
+    except (KafkaError, OSError, TimeoutError) as error:
+        raise TreasureMapError(
+            f"cannot apply topics at brokers {brokers}: {error or type(error).__name__}; want a "
+            "broker that answers; check the brokers setting and that they are up"
+        ) from error
+    finally:
+        await admin.close()
+
+
+async def _partitions_found(admin: AIOKafkaAdminClient) -> dict[str, int]:
+    """Return the number of partitions of every topic there is.
+
+    All topics are asked for: brokers may create a topic that is asked for by name.
+    """
+    topics = await admin.describe_topics()
+    return {topic["topic"]: len(topic["partitions"]) for topic in topics if topic["partitions"]}
+
+
+async def _check(
+    admin: AIOKafkaAdminClient, themap: Map, specs: list[TopicSpec], found: Mapping[str, int]
+) -> dict[str, str]:
+    """Raise where topics that exist differ; return the journals that could not be checked."""
+    problems = [
+        f"topic {spec.name}: wrong number of partitions; got {found[spec.name]}; want "
+        f"{spec.partitions}; {_partitions_remedy(spec)}"
+        for spec in specs
+        if spec.name in found and found[spec.name] != spec.partitions
+    ]
+    journals = [spec.name for spec in specs if spec.kind == "journal" and spec.name in found]
+    configs, unchecked = await _journal_configs(admin, journals)
+    for name, config in configs.items():
+        for option, want in _KEPT_FOR_EVER.items():
+            if option not in config:
+                unchecked[name] = f"the broker does not tell {option}"
+            elif config[option] != want:
+                problems.append(
+                    f"topic {name}: a journal must keep everything; got {option}={config[option]}; "
+                    f"want {option}={want}; set it with kafka-configs if nothing was deleted yet, "
+                    "or give the map another name"
+                )
+    if problems:
+        raise TopicsRefusedError(themap.name, problems)
+    return unchecked
+
+
+def _partitions_remedy(spec: TopicSpec) -> str:
+    if spec.kind == "source":
+        return "set the source's partitions in the map to the topic's"
+    return "give the map another name, or delete the topic if it was never used"
+
+
+async def _journal_configs(
+    admin: AIOKafkaAdminClient, journals: list[str]
+) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """Return the settings of each journal, and why those of the others are not known.
+
+    All settings are asked for: the embedded broker closes the connection when some are named.
+    """
+    if not journals:
+        return {}, {}
+    resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in journals]
+    try:
+        answers = await admin.describe_configs(resources)
+    except (KafkaError, TimeoutError) as error:
+        reason = f"the broker does not tell settings: {error or type(error).__name__}"
+        return {}, dict.fromkeys(journals, reason)
+    configs: dict[str, dict[str, str]] = {}
+    unchecked: dict[str, str] = {}
+    for code, message, _, name, entries in (one for answer in answers for one in answer.resources):
+        if code:
+            unchecked[name] = f"the broker does not tell settings: {message or for_code(code)}"
+        else:
+            # Name and value come first in every version of the answer.
+            configs[name] = {entry[0]: entry[1] for entry in entries}
+    return configs, unchecked
+
+
+async def _create(admin: AIOKafkaAdminClient, themap: Map, missing: list[TopicSpec]) -> None:
+    answer = await admin.create_topics(
+        [
+            NewTopic(spec.name, spec.partitions, spec.replication, topic_configs=dict(spec.config))
+            for spec in missing
+        ]
+    )
+    problems = []
+    for name, code, *rest in answer.topic_errors:
+        if code not in (0, _ALREADY_EXISTS):
+            cause = (rest and rest[0]) or for_code(code).__name__
+            problems.append(f"topic {name}: the broker does not make it: {cause}; see to its cause")
+    if problems:
+        raise TopicsRefusedError(themap.name, problems)
+
+
+async def _wait_visible(admin: AIOKafkaAdminClient, specs: list[TopicSpec]) -> dict[str, int]:
+    """Return the topics found once all of the map's are among them, so that workers find them."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + VISIBLE_DEADLINE_S
+    while True:
+        found = await _partitions_found(admin)
+        absent = [spec.name for spec in specs if spec.name not in found]
+        if not absent:
+            return found
+        if loop.time() > deadline:
+            raise TreasureMapError(
+                f"cannot find topics after making them: {', '.join(absent)}; got none within "
+                f"{VISIBLE_DEADLINE_S:.0f} s; want all; check the brokers' health and apply again"
+            )
+        await asyncio.sleep(_VISIBLE_POLL_S)
