@@ -27,7 +27,6 @@ from tables.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
 BATCH_BYTES_MAX = 512 * 1024
 # Batches sent and not yet acknowledged; at 512 KiB each this bounds a feed's memory to 32 MiB.
 BATCHES_IN_FLIGHT_MAX = 64
-METADATA_SECONDS_MAX = 10.0
 
 
 class FeedError(TreasureMapError):
@@ -164,15 +163,15 @@ class Feed:
 
     async def _find_partitions(self) -> int:
         assert self._producer is not None
-        try:
-            async with asyncio.timeout(METADATA_SECONDS_MAX):
-                found = await self._producer.partitions_for(self.topic)
-        except (TimeoutError, KafkaError) as error:
+        # All topics are asked for: brokers may make a topic that is asked for by its name.
+        cluster = await self._producer.client.fetch_all_metadata()
+        found = cluster.partitions_for_topic(self.topic)
+        if not found:
             raise FeedError(
-                f"cannot write to {self.topic}: it is not there; got {type(error).__name__} from"
-                f" {self._brokers}; want the map's topics;"
+                f"cannot write to {self.topic}: it is not there; got {len(cluster.topics())} other"
+                f" topics at {self._brokers}; want the map's topics;"
                 " make them: python -m app map apply FILE"
-            ) from error
+            )
         return len(found)
 
     async def _stop(self) -> None:

@@ -53,7 +53,7 @@ def steps(times_ms: pl.Series, seconds: float, settled_ms: int) -> Iterator[Step
             # Steps are cut at days and at multiples of their size, so a day makes few small ones.
             last = min(end, first - first % size + size)
             heartbeat_ms = (day + 1) * DAY_MS if last == end else None
-            yield Step(first, last, seconds * last / total, heartbeat_ms)
+            yield Step(first, last, seconds * (last / total), heartbeat_ms)
             first = last
     yield Step(total, total, float(seconds), settled_ms)
 
