@@ -24,7 +24,7 @@ def parse_duration_ms(text: str) -> int:
     Raises:
         ValueError: the text has another form.
     """
-    match = re.fullmatch(r"(\d{1,12})(ms|s|m|h|d)", text)
+    match = re.fullmatch(r"([0-9]{1,12})(ms|s|m|h|d)", text)
     if match is None:
         raise ValueError(
             f"got {text!r}; want a whole number and a unit: ms, s, m, h or d, like '5s'"
