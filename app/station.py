@@ -1,0 +1,134 @@
+"""A worker process, put together: archive, log, owners, agents, transport and web on one Faust App.
+
+settings -> map -> archive, log -> owners -> ingest, rollup (agents) <- chunks <- transport
+                                      `-> view -> web
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from mode import Service
+
+from agents.ingest import Ingest
+from agents.owners import Owners
+from agents.rollup import Rollup
+from app.connections import cassandra_settings, kafka_options
+from app.faust_app import MapApp, add_agent, create_app, lane_of
+from app.kafka_log import KafkaLog
+from app.lane import TransportOptions
+from app.mapfile import load_map
+from app.settings import Settings
+from app.topics import RECORD_BYTES_MAX
+from app.transport import Transport
+from app.view import View
+from app.web import install
+from app.web_guard import ssl_context
+from tables.archive import Archive
+from tables.layer import Map
+
+# One core a worker: more threads only take time from the other workers of the machine.
+os.environ.setdefault("POLARS_MAX_THREADS", "1")
+
+
+class Foundation(Service):  # type: ignore[misc]  # mode comes without types
+    """What must be there before the first partition is restored: the log and the archive."""
+
+    def __init__(self, log: KafkaLog, archive: Archive, themap: Map, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._log_client = log
+        self._archive = archive
+        self._map = themap
+
+    async def on_start(self) -> None:
+        """Connect to Kafka and open the archive."""
+        await self._log_client.start()
+        await self._archive.open(self._map)
+
+    async def on_stop(self) -> None:
+        """Close both, after the transport has let every partition go."""
+        await self._archive.close()
+        await self._log_client.stop()
+
+
+def build(settings: Settings) -> MapApp:
+    """Return the Faust App of a worker, ready to be run.
+
+    Raises:
+        MapError: the map file cannot be used.
+        SettingError: certificates or drivers that the settings ask for are not there.
+    """
+    themap = load_map(settings.map_file)
+    options = kafka_options(settings)
+    # Faust makes its own folder, but not the ones above it.
+    settings.state_folder.mkdir(parents=True, exist_ok=True)
+    app = create_app(
+        settings.group,
+        data_folder=settings.state_folder / "faust",
+        web_host=settings.web_host,
+        web_port=settings.web_port,
+        web_tls=ssl_context(settings),
+    )
+    log = KafkaLog(settings.brokers, RECORD_BYTES_MAX, options)
+    archive = _archive(settings)
+
+    # The owners are told to the transport before it can be told to them.
+    def failed(error: BaseException) -> None:
+        transport.fail(error)
+
+    def fenced(topic: str, partition: int, reason: str) -> None:
+        transport.restart(topic, partition, reason)
+
+    owners = Owners(
+        themap,
+        log,
+        archive,
+        settings.state_folder / themap.name,
+        failed=failed,
+        fenced=fenced,
+    )
+    layer_topics = {t for t, plan in owners.plans.items() if plan.finer is not None}
+    ingest = lane_of(app, "ingest", owners.plans.keys() - layer_topics)
+    rollup = lane_of(app, "rollup", layer_topics)
+    transport = Transport(
+        _transport_options(settings, themap, options),
+        owners,
+        [ingest, rollup],
+        app.flow_control.clear,
+    )
+    add_agent(app, ingest, Ingest(owners, log, settings.record_bytes_max).handle, transport.fail)
+    add_agent(app, rollup, Rollup(owners, log).handle, transport.fail)
+    app.own_services += [Foundation(log, archive, themap), transport]
+    view = View(themap, archive, owners, transport, settings.chunk_records_max)
+    install(app, view, settings)
+    return app
+
+
+def _archive(settings: Settings) -> Archive:
+    if settings.archive == "embedded":
+        from tables.archive_embedded import EmbeddedArchive  # noqa: PLC0415 - only where chosen
+
+        return EmbeddedArchive(settings.archive_folder)
+    from tables.archive_cassandra import CassandraArchive  # noqa: PLC0415 - an extra
+
+    return CassandraArchive(cassandra_settings(settings))
+
+
+def _transport_options(
+    settings: Settings, themap: Map, options: dict[str, Any]
+) -> TransportOptions:
+    scheme = "https" if settings.web_cert_file else "http"
+    return TransportOptions(
+        brokers=settings.brokers,
+        group=settings.group,
+        node=settings.node,
+        web_url=f"{scheme}://{settings.web_host}:{settings.web_port}",
+        partitions=sum(themap.inputs().values()),
+        session_timeout_ms=settings.session_timeout_ms,
+        fetch_bytes_max=settings.fetch_bytes_max,
+        fetch_max_wait_ms=settings.fetch_max_wait_ms,
+        chunk_bytes_max=settings.chunk_bytes_max,
+        chunk_records_max=settings.chunk_records_max,
+        client_options=options,
+    )

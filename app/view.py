@@ -1,0 +1,114 @@
+"""What the web endpoint sees of a worker: live cells, ledger, layers, readiness."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agents.owners import Owners
+from app.transport import NO_GENERATION, Transport
+from tables import ledger
+from tables.archive import Archive
+from tables.layer import Layer, Map
+from tables.ledger import EVENT_COLUMNS, LAYER_COLUMNS, RECORD_COLUMNS
+from tables.table import NEVER_MS
+
+
+class View:
+    """``app.web.WorkerView`` over the owners and the transport of this process.
+
+    Args:
+        themap: the map that is served.
+        archive: where closed cells are.
+        owners: the partitions of this worker.
+        transport: what reads for them.
+        behind_records_max: unread records, over all partitions, up to which this worker counts as
+            caught up: one chunk.
+    """
+
+    def __init__(
+        self,
+        themap: Map,
+        archive: Archive,
+        owners: Owners,
+        transport: Transport,
+        behind_records_max: int,
+    ) -> None:
+        self.themap = themap
+        self.archive = archive
+        self.live = owners
+        self._transport = transport
+        self._behind_records_max = behind_records_max
+
+    def layers(self) -> list[dict[str, Any]]:
+        """Return each layer's counts on this worker."""
+        return [self._layer(layer) for layer in self.themap.layers]
+
+    def ledger(self) -> dict[str, Any]:
+        """Return where every offset and event of this worker's partitions went."""
+        records: dict[str, dict[str, dict[str, int | None]]] = {}
+        problems: list[str] = []
+        lags = self._transport.lag_records()
+        handed = self._transport.positions()
+        for owner in self.live.each():
+            meta = owner.state.meta
+            topic, partition = owner.plan.topic, owner.partition
+            row: dict[str, int | None] = {"read": meta.to - meta.base, "position": meta.to}
+            row |= {name: meta.ledger.get(f"records.{name}", 0) for name in RECORD_COLUMNS}
+            lag, position = lags.get((topic, partition)), handed.get((topic, partition))
+            known = lag is not None and position is not None
+            row["end"] = position + lag if known else None  # type: ignore[operator]
+            records.setdefault(topic, {})[str(partition)] = row
+            names = [layer.name for layer in owner.plan.layers]
+            found = ledger.imbalances(meta.ledger, meta.to - meta.base, names)
+            problems += [f"{topic}[{partition}]: {problem}" for problem in found]
+        counts = ledger.total(owner.state.meta.ledger for owner in self.live.each())
+        events = {name: counts.get(f"events.{name}", 0) for name in ("decoded", *EVENT_COLUMNS)}
+        columns = ("selected", *LAYER_COLUMNS)
+        layers = {
+            layer.name: {name: counts.get(f"layer.{layer.name}.{name}", 0) for name in columns}
+            for layer in self.themap.layers
+        }
+        return {
+            "records": records,
+            "events": events,
+            "layers": layers,
+            "balanced": not problems,
+            "problems": problems,
+        }
+
+    def ready(self) -> tuple[bool, str]:
+        """Tell whether every partition of this worker is restored and caught up."""
+        statistics = self._transport.statistics()
+        if statistics.generation == NO_GENERATION:
+            return False, "joining the group"
+        if statistics.restoring:
+            return False, f"restoring {statistics.restoring} partitions"
+        lags = self._transport.lag_records().values()
+        if any(lag is None for lag in lags):
+            return False, "waiting for the first fetch of some partitions"
+        behind = sum(lag for lag in lags if lag is not None)
+        if behind > self._behind_records_max:
+            return False, f"{behind} records behind"
+        return True, "restored and caught up"
+
+    def _layer(self, layer: Layer) -> dict[str, Any]:
+        topic = self.themap.input_topic(layer)
+        owners = [owner for owner in self.live.each() if owner.plan.topic == topic]
+        closed = [owner.state.closed_ms(layer) for owner in owners]
+        floors = [owner.state.floor_ms(layer) for owner in owners]
+        return {
+            "name": layer.name,
+            # Rows of unmerged blocks count singly, so this is an upper bound of the cells.
+            "open_cells": sum(owner.state.tables[layer.name].rows for owner in owners),
+            "unacknowledged_windows": sum(owner.unacknowledged(layer) for owner in owners),
+            "archived_cells": self.live.archived_cells(layer),
+            "watermark_ms": _known(closed),
+            "floor_ms": _known(floors),
+            "partitions": sorted(owner.partition for owner in owners),
+        }
+
+
+def _known(times: list[int]) -> int | None:
+    """Return the least of some times, None where there is none or no event has come yet."""
+    least = min(times, default=NEVER_MS)
+    return None if least == NEVER_MS else least
