@@ -105,6 +105,8 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         """Stop the worker with ``reason``; the first reason is the one that is told."""
         if self.failure is None:
             self.failure = reason
+            # mode logs a crash without its traceback.
+            log.critical("the worker stops: %s", reason, exc_info=reason)
             self._halt()
             self._background(self.crash(reason))
 
