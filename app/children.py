@@ -1,0 +1,70 @@
+"""Child processes that never outlive their parent, however it ends.
+
+A child is a session of its own: Ctrl-C in a terminal reaches the parent only, which then stops its
+children in order. Where the parent is killed and cannot, Linux kills the child (PR_SET_PDEATHSIG).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import IO
+
+# From linux/prctl.h.
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def start_child(
+    arguments: Sequence[str],
+    output: IO[bytes],
+    environment: Mapping[str, str],
+    folder: pathlib.Path | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a process that has no input and writes to ``output``.
+
+    To be called from the main thread: the kernel kills the child when the thread that started it
+    ends.
+
+    Args:
+        arguments: the program and its arguments.
+        output: takes standard output and standard error.
+        environment: all environment variables of the child.
+        folder: where it runs; None is here.
+    """
+    parent = os.getpid()
+
+    def end_with_parent() -> None:
+        if _LIBC is not None:
+            _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            # The parent may have ended before the line above.
+            if os.getppid() != parent:
+                os._exit(1)
+
+    return subprocess.Popen(  # noqa: S603  # callers name the program
+        list(arguments),
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env=dict(environment),
+        cwd=folder,
+        start_new_session=True,
+        # The one step between fork and exec makes a system call and takes no lock.
+        preexec_fn=end_with_parent,  # noqa: PLW1509
+    )
+
+
+def stop_child(process: subprocess.Popen[bytes], seconds_max: float) -> int:
+    """Ask a child to end, make it end after ``seconds_max``, and return its exit code."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            return process.wait(seconds_max)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    return process.wait()
