@@ -106,7 +106,7 @@ def read_layers(section: Section, sources: dict[str, DraftSource]) -> list[Draft
 
 
 def _note_cycles(drafts: dict[str, Draft], parents: dict[str, str | None]) -> None:
-    """Note each cycle once, at its first layer by name, and cut it there."""
+    """Note each cycle once, at its first layer by name, and take its links away."""
     for name, draft in drafts.items():
         path = [name]
         while (parent := parents.get(path[-1])) is not None and parent not in path:
@@ -117,7 +117,7 @@ def _note_cycles(drafts: dict[str, Draft], parents: dict[str, str | None]) -> No
                 f"the layers go in a circle: {' -> '.join([*path, name])}; make one of them read a "
                 "source",
             )
-            parents[name] = None
+            parents.update(dict.fromkeys(path))
 
 
 def _link(
@@ -234,8 +234,9 @@ def _base_key(
             )
         elif kind is not None:
             key.append(KeyField(name, kind))
-    if not source.keyed_by or not set(source.keyed_by) <= set(names):
-        keyed = f"by {', '.join(source.keyed_by)}" if source.keyed_by else "by nothing"
+    promised = source.keyed_by
+    if promised is not None and not (promised and set(promised) <= set(names)):
+        keyed = f"by {', '.join(promised)}" if promised else "by nothing"
         section.note(
             "key",
             f"one cell's events may come in several partitions, as the source is keyed {keyed}; "

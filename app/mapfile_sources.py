@@ -25,12 +25,13 @@ class DraftSource:
     """A source as far as it could be read.
 
     ``fields`` holds every declared field, those of a bad type as None, so that a layer that names
-    one is not told that it is unknown. ``built`` is None where something is missing.
+    one is not told that it is unknown. Each of ``keyed_by``, ``topic``, ``partitions`` and
+    ``built`` is None where it is wrong.
     """
 
     name: str
     fields: dict[str, FieldType | None]
-    keyed_by: tuple[str, ...]
+    keyed_by: tuple[str, ...] | None
     topic: str | None
     partitions: int | None
     built: Source | None
@@ -57,10 +58,7 @@ def _read(name: str, section: Section) -> DraftSource:
     future_skew_ms = section.duration_ms("future_skew", DAY_MS)
     idle_heartbeat_ms = section.duration_ms("idle_heartbeat")
     fields = _read_fields(section, time_field, type_field)
-    keyed_by = section.texts("keyed_by") if section.raw("keyed_by") != [] else ()
-    for field in keyed_by or ():
-        if field not in fields:
-            section.note("keyed_by", undeclared(field, fields, name))
+    keyed_by = _read_keyed_by(name, section, fields)
     section.finish()
     _note_same_field(section, time_field, type_field, id_field)
     built = None
@@ -79,7 +77,20 @@ def _read(name: str, section: Section) -> DraftSource:
             future_skew_ms=future_skew_ms,
             idle_heartbeat_ms=idle_heartbeat_ms,
         )
-    return DraftSource(name, fields, keyed_by or (), topic, partitions, built)
+    return DraftSource(name, fields, keyed_by, topic, partitions, built)
+
+
+def _read_keyed_by(
+    name: str, section: Section, fields: dict[str, FieldType | None]
+) -> tuple[str, ...] | None:
+    """Return what producers key by: nothing where it is left out, None where it is wrong."""
+    if section.raw("keyed_by") in (None, []):
+        return ()
+    keyed_by = section.texts("keyed_by")
+    unknown = [field for field in keyed_by or () if field not in fields]
+    for field in unknown:
+        section.note("keyed_by", undeclared(field, fields, name))
+    return None if unknown else keyed_by
 
 
 def _read_fields(
