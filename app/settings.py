@@ -16,7 +16,7 @@ import pathlib
 import socket
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 import click
 import msgspec
@@ -128,15 +128,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """Whether connections to Cassandra are encrypted: asked for, or given a certificate."""
         return self.cassandra_tls or bool(self.cassandra_ca_file or self.cassandra_cert_file)
 
-    @property
-    def cassandra_replication_options(self) -> dict[str, str]:
-        """The keyspace's replication: SimpleStrategy for a number, else a factor by data centre."""
-        if self.cassandra_replication.isdigit():
-            factor = self.cassandra_replication
-            return {"class": "SimpleStrategy", "replication_factor": factor}
-        pairs = dict(pair.split(":") for pair in self.cassandra_replication.split(","))
-        return {"class": "NetworkTopologyStrategy"} | pairs
-
     def __repr__(self) -> str:
         """Show every field, secrets masked."""
         values = ", ".join(f"{name}={value!r}" for name, value in masked(self).items())
@@ -245,7 +236,7 @@ def load_settings(
         SettingError: some field cannot be used; the message names all of them.
     """
     environ = os.environ if environ is None else environ
-    given: dict[str, tuple[object, str]] = {}
+    given: dict[str, _Given] = {}
     problems: list[str] = []
     path = file if file is not None else environ.get(FILE_VARIABLE)
     if path:
@@ -254,14 +245,14 @@ def load_settings(
     for name, value in (flags or {}).items():
         assert name in FIELDS, f"{name} is no field of Settings"
         if value is not None:
-            given[name] = value, f"flag {flag(name) or name}"
+            given[name] = _Given(value, f"flag {flag(name) or name}", isinstance(value, str))
     values: dict[str, Any] = {}
-    for name, (value, where) in given.items():
+    for name, field in given.items():
         try:
-            values[name] = _convert(name, value)
+            values[name] = _convert(name, field)
         except (msgspec.ValidationError, ValueError) as error:
-            shown = _MASK if is_secret(name) else repr(value)
-            problems.append(f"{name} ({where}): got {shown}; want {_wanted(name, error)}")
+            shown = _MASK if is_secret(name) else repr(field.value)
+            problems.append(f"{name} ({field.where}): got {shown}; want {_wanted(name, error)}")
     settings = Settings(**values)
     sound = values.keys() | (FIELDS.keys() - given.keys())
     problems += [text for fields, text in _relations(settings) if sound.issuperset(fields)]
@@ -271,9 +262,15 @@ def load_settings(
     return settings
 
 
-def _read_file(
-    path: pathlib.Path, given: dict[str, tuple[object, str]], problems: list[str]
-) -> None:
+class _Given(NamedTuple):
+    """A value, the place that gave it, and whether that place knows only text."""
+
+    value: object
+    where: str
+    is_text: bool
+
+
+def _read_file(path: pathlib.Path, given: dict[str, _Given], problems: list[str]) -> None:
     try:
         document = tomllib.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -281,18 +278,18 @@ def _read_file(
         return
     for name, value in document.items():
         if name in FIELDS:
-            given[name] = value, f"file {path}"
+            given[name] = _Given(value, f"file {path}", is_text=False)
         else:
             problems.append(f"{name} (file {path}): no such setting; {_nearest(name, FIELDS)}")
 
 
 def _read_environment(
-    environ: Mapping[str, str], given: dict[str, tuple[object, str]], problems: list[str]
+    environ: Mapping[str, str], given: dict[str, _Given], problems: list[str]
 ) -> None:
     known = {environment_variable(name): name for name in FIELDS}
     for variable, value in environ.items():
         if variable in known:
-            given[known[variable]] = value, f"environment {variable}"
+            given[known[variable]] = _Given(value, f"environment {variable}", is_text=True)
         elif variable.startswith(ENVIRONMENT_PREFIX) and variable != FILE_VARIABLE:
             hint = _nearest(variable, [*known, FILE_VARIABLE])
             problems.append(f"{variable} (environment): no such setting; {hint}")
@@ -303,8 +300,9 @@ def _nearest(name: str, known: Mapping[str, object] | list[str]) -> str:
     return f"did you mean {close[0]}?" if close else "docs/OPERATING.md lists all of them"
 
 
-def _convert(name: str, value: object) -> Any:
-    """Return ``value`` as the field's type; text from environment and flags fits any type."""
+def _convert(name: str, field: _Given) -> Any:
+    """Return a value as the field's type; text from environment and flags fits any type."""
+    value = field.value
     if FIELDS[name].type is pathlib.Path:
         if not isinstance(value, str | pathlib.Path) or not str(value):
             raise ValueError("a path")
@@ -315,7 +313,7 @@ def _convert(name: str, value: object) -> Any:
         if not all(found) or not found:
             raise ValueError("host names")
         return found
-    return msgspec.convert(value, FIELDS[name].type, strict=not isinstance(value, str))
+    return msgspec.convert(value, FIELDS[name].type, strict=not field.is_text)
 
 
 def _wanted(name: str, error: Exception) -> str:
