@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import servers  # noqa: E402 - beside this file
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition  # noqa: E402
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer  # noqa: E402
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic  # noqa: E402
 from aiokafka.errors import KafkaError  # noqa: E402
 
@@ -430,18 +430,11 @@ async def _create_topics(brokers: str) -> None:
 
 @contextlib.asynccontextmanager
 async def _reader(brokers: str) -> Any:
-    consumer = AIOKafkaConsumer(bootstrap_servers=brokers, auto_offset_reset="earliest")
+    # Without a group it is assigned every partition that there is.
+    consumer = AIOKafkaConsumer(RAW, LAYER, bootstrap_servers=brokers, auto_offset_reset="earliest")
     await consumer.start()
     try:
-        # Asking for all topics brings the metadata of both.
-        await consumer.topics()
-        consumer.assign(
-            [
-                TopicPartition(topic, number)
-                for topic in (RAW, LAYER)
-                for number in sorted(consumer.partitions_for_topic(topic) or ())
-            ]
-        )
+        assert len(consumer.assignment()) >= 2 * PARTITIONS, "partitions are missing"
         yield consumer
     finally:
         await consumer.stop()
