@@ -1,0 +1,162 @@
+"""A query endpoint on a free port, over a real embedded archive and a frame for the live table."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiohttp
+import orjson
+import polars as pl
+from aiohttp import web
+from support import HOUR_MS, small_map
+
+from app.settings import Settings
+from app.web import install
+from app.web_guard import ssl_context
+from tables.archive import Archive, CellRange
+from tables.archive_embedded import EmbeddedArchive
+from tables.cell import archive_schema
+from tables.layer import Layer, Map
+from tables.query import Row
+
+Result = TypeVar("Result")
+CLOCK_MS = 1_400_000_000_000
+HOURS = small_map().layer("hour")
+
+
+def stored(
+    origin: str = "JFK",
+    carrier: str = "UA",
+    *,
+    hour: int = 0,
+    partition: int = 0,
+    version: int = 1,
+    delays: Sequence[int] = (1,),
+) -> dict[str, Any]:
+    """Return the archive row of a cell that holds events of these delays."""
+    squares = sum(delay * delay for delay in delays)
+    return {
+        "key_origin": origin,
+        "key_carrier": carrier,
+        "window_start": hour * HOUR_MS,
+        "events": len(delays),
+        "n_delay": len(delays),
+        "sum_delay": sum(delays),
+        "min_delay": min(delays),
+        "max_delay": max(delays),
+        "sqlo_delay": squares & (2**64 - 1),
+        "sqhi_delay": squares >> 64,
+        "version": version,
+        "source_partition": partition,
+    }
+
+
+def frame(rows: Sequence[dict[str, Any]], layer: Layer = HOURS) -> pl.DataFrame:
+    """Return an archive frame."""
+    return pl.DataFrame(rows, schema=archive_schema(layer), orient="row")
+
+
+def given_cells(rows: Sequence[Row]) -> list[tuple[Any, ...]]:
+    """Return the rows of an answer in the form of :func:`expected_cells`."""
+    found = []
+    for row in rows:
+        key: Any = row["key"]
+        measures: Any = row["measures"]
+        numbers = [measures[name] for name in ("count", "sum_delay", "min_delay", "max_delay")]
+        found.append((row["window_start"], key["origin"], key["carrier"], *numbers, row["version"]))
+    return found
+
+
+class FrameCells:
+    """LiveCells over one frame of the map's first layer."""
+
+    def __init__(self, frame: pl.DataFrame, served: set[int]) -> None:
+        self.frame = frame
+        self.served = served
+
+    def cells(self, layer: Layer, cells: CellRange) -> pl.DataFrame:
+        """Return the rows in range; none of a layer that the frame is not of."""
+        if list(archive_schema(layer)) != self.frame.columns:
+            return pl.DataFrame(schema=archive_schema(layer))
+        start = pl.col("window_start")
+        rows = self.frame.filter((start >= cells.from_ms) & (start < cells.to_ms))
+        for name, value in cells.key.items():
+            rows = rows.filter(pl.col(f"key_{name}") == value)
+        return rows
+
+    def partitions(self, layer: Layer) -> set[int]:
+        """Return the same partitions for every layer."""
+        del layer
+        return self.served
+
+
+class StandingView:
+    """A WorkerView that stands still; tests set what it says."""
+
+    def __init__(self, themap: Map, archive: Archive, live: FrameCells) -> None:
+        self.themap = themap
+        self.archive = archive
+        self.live = live
+        self.is_ready = (True, "restored and caught up")
+
+    def layers(self) -> list[dict[str, Any]]:
+        """Return one line a layer."""
+        return [{"name": layer.name, "open_cells": 1} for layer in self.themap.layers]
+
+    def ledger(self) -> dict[str, Any]:
+        """Return a ledger with a partition as an integer."""
+        return {"records": {"raw": {0: {"read": 3}}}, "balanced": True}
+
+    def ready(self) -> tuple[bool, str]:
+        """Return what the test set."""
+        return self.is_ready
+
+
+@contextlib.asynccontextmanager
+async def served(
+    themap: Map,
+    folder: Path,
+    live: Sequence[dict[str, Any]] = (),
+    archived: Sequence[dict[str, Any]] = (),
+    **settings: Any,
+) -> AsyncIterator[tuple[StandingView, str]]:
+    """Serve rows of the map's first layer; give the view and the endpoint's address."""
+    layer = themap.layers[0]
+    schema = archive_schema(layer)
+    archive = EmbeddedArchive(folder, clock_ms=lambda: CLOCK_MS)
+    await archive.open(themap)
+    if archived:
+        rows = pl.DataFrame(archived, schema=schema, orient="row")
+        ends = rows.select(layer.window.end_expr(pl.col("window_start"))).to_series()
+        await archive.write(layer, rows, ends * 1_000 + rows["version"])
+    cells = FrameCells(
+        pl.DataFrame(live, schema=schema, orient="row"), set(range(layer.partitions))
+    )
+    view = StandingView(themap, archive, cells)
+    app = web.Application()
+    install(app, view, Settings(**settings))
+    runner = web.AppRunner(app)
+    await runner.setup()
+    tls = ssl_context(Settings(**settings))
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
+    scheme = "http" if tls is None else "https"
+    try:
+        yield view, f"{scheme}://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+        await archive.close()
+
+
+async def get(url: str, **headers: str) -> tuple[int, Any, aiohttp.typedefs.LooseHeaders]:
+    """Return status, decoded JSON and headers of one request."""
+    async with aiohttp.ClientSession() as session, session.get(url, headers=headers) as response:
+        return response.status, orjson.loads(await response.read()), dict(response.headers)
+
+
+async def in_thread(call: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
+    """Run a blocking client beside the server."""
+    return await asyncio.to_thread(call, *arguments, **named)
