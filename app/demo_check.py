@@ -1,0 +1,91 @@
+"""The demo's check: the layers of the flights, as answered and as archived, against the file.
+
+The same rows come from three places: recomputed from the file, read over HTTP from the running
+worker, and read straight from the archive's folder once the worker has stopped. A row is one cell:
+its window and key, and its measures, which must be equal to the last bit.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+import polars as pl
+
+from client.query import QueryClient
+from examples.flights import truth
+from tables.archive import CellRange
+from tables.archive_embedded import EmbeddedArchive
+from tables.cell import latest, measures_of, merge_partitions
+from tables.layer import Layer, Map, Scalar
+
+# All windows of the flights start in these years.
+FROM_MS = 1_325_376_000_000  # 2012-01-01
+TO_MS = 1_420_070_400_000  # 2015-01-01
+_SHOWN_MAX = 3
+
+Place = tuple[int, tuple[Scalar, ...]]
+Rows = dict[Place, dict[str, Scalar | None]]
+
+
+def expected(layer: Layer, flights: pl.DataFrame) -> Rows:
+    """Return the rows of a layer as recomputed from the file's ``flights``."""
+    frame = truth.truth(layer.name, flights)
+    names = [measure.name for measure in layer.measures]
+    return {
+        _place(layer, row): {name: row[name] for name in names}
+        for row in frame.iter_rows(named=True)
+    }
+
+
+def answered(url: str, layer: Layer) -> tuple[Rows, bool]:
+    """Return the rows of a layer as the endpoint answers, and whether it says they are partial."""
+    with QueryClient(url) as client:
+        answer = client.cells(layer.name, {}, FROM_MS, TO_MS)
+    fields = [field.name for field in layer.key]
+    rows: Rows = {}
+    for cell in answer.cells:
+        place = (cell.window_start, tuple(cell.key[name] for name in fields))
+        rows[place] = dict(cell.measures)
+    return rows, answer.partial
+
+
+async def archived(folder: pathlib.Path, themap: Map, layers: list[Layer]) -> dict[str, Rows]:
+    """Return the rows of each layer as they stand in the embedded archive of a stopped worker.
+
+    Raises:
+        ArchiveError: the folder cannot be read, or a worker still has it.
+    """
+    archive = EmbeddedArchive(folder)
+    await archive.open(themap)
+    try:
+        return {layer.name: await _archived(archive, layer) for layer in layers}
+    finally:
+        await archive.close()
+
+
+def differences(where: str, layer: Layer, want: Rows, got: Rows) -> list[str]:
+    """Return a sentence for each row that differs, the first few of them; empty where equal."""
+    wrong = sorted(place for place in want.keys() | got.keys() if want.get(place) != got.get(place))
+    shown = [
+        f"{layer.name} {where}, window {place[0]}, key {place[1]}:"
+        f" got {got.get(place, 'no row')}; want {want.get(place, 'no row')}"
+        for place in wrong[:_SHOWN_MAX]
+    ]
+    if len(wrong) > _SHOWN_MAX:
+        shown.append(f"{layer.name} {where}: {len(wrong) - _SHOWN_MAX:,} more rows differ")
+    return shown
+
+
+async def _archived(archive: EmbeddedArchive, layer: Layer) -> Rows:
+    frame = await archive.read(layer, CellRange(FROM_MS, TO_MS))
+    cells = merge_partitions(layer, latest(layer, frame))
+    return {
+        _place(layer, row): measures
+        for row, measures in zip(
+            cells.iter_rows(named=True), measures_of(layer, cells), strict=True
+        )
+    }
+
+
+def _place(layer: Layer, row: dict[str, Scalar]) -> Place:
+    return int(row["window_start"]), tuple(row[name] for name in layer.key_columns)
