@@ -54,7 +54,7 @@ class PartitionIO(Protocol):
         """Return the source partition's first offset and the one after its last."""
 
     async def source_identity(self, offset: int) -> Identity | None:
-        """Return append time and CRC-32 of a source record, None where the offset has no record."""
+        """Return append time and CRC-32 of a source record, None where there is none."""
 
     def load(self) -> PartitionState | None:
         """Return the state of the local store, if it has one."""
@@ -116,7 +116,7 @@ class Owner:
             OutcomeUnknownError: the claim may or may not have landed.
             JournalRefusedError: this worker must not continue this history.
         """
-        first, end = await self._io.source_bounds()
+        first, _ = await self._io.source_bounds()
         themap = self.plan.themap
         claim = Claim(themap.revision, themap.digest, self.plan.partitions, base=first)
         epoch = await self._io.append(encode_entry(claim))
@@ -130,7 +130,7 @@ class Owner:
         if meta.epoch != epoch:
             raise self._refused(claim)
         self._epoch = epoch
-        await self._check_source(first, end)
+        await self._check_source()
 
     async def advance(self, content: Content, tail: Identity | None) -> None:
         """Append what a chunk adds, and apply it if it stands.
@@ -299,23 +299,30 @@ class Owner:
             )
         return FencedError(f"cannot claim {where}: a newer claim stands")
 
-    async def _check_source(self, first: int, end: int) -> None:
-        """Refuse a source log that is not the one whose prefix the state was made from."""
+    async def _check_source(self) -> None:
+        """Refuse a source log that is not the one whose prefix the state was made from.
+
+        Its bounds are asked for after the journal was read: an earlier owner may have gone on
+        until the claim.
+        """
         meta = self.state.meta
         where = f"{self.plan.topic}[{self.partition}]"
-        if not first <= meta.to <= end:
+        first, end = await self._io.source_bounds()
+        known = meta.tail is not None and meta.to > first
+        same = known and await self._io.source_identity(meta.to - 1) == meta.tail
+        if known and not same and meta.to <= end:
+            raise JournalRefusedError(
+                f"cannot continue {where}: record {meta.to - 1} is not the one that was read; "
+                "the topic was made anew; start over under another map name"
+            )
+        # Where the last record is there, the log reaches it, whatever end the broker tells: the
+        # embedded one counts its last batch as one record.
+        if meta.to < first or (meta.to > end and not same):
             raise JournalRefusedError(
                 f"cannot continue {where} at offset {meta.to}: its log holds [{first}, {end}); "
                 "events were deleted before they were read, or the topic was made anew; "
                 "start over under another map name"
             )
-        if meta.tail is not None and meta.to > first:
-            found = await self._io.source_identity(meta.to - 1)
-            if found is not None and found != meta.tail:
-                raise JournalRefusedError(
-                    f"cannot continue {where}: record {meta.to - 1} is not the one that was read; "
-                    "the topic was made anew; start over under another map name"
-                )
 
 
 def tail_of(run: Run) -> Identity | None:

@@ -21,7 +21,7 @@ from agents.fold import Content
 from agents.owner import Owner
 from tables.archive import Archive, CellRange
 from tables.cell import archive_schema
-from tables.errors import FencedError, OutcomeUnknownError
+from tables.errors import FencedError, OffsetGoneError, OutcomeUnknownError
 from tables.journal import Identity
 from tables.layer import Layer, Map
 from tables.plan import InputPlan, plans_of
@@ -50,7 +50,7 @@ class ReadableLog(Log, Protocol):
     """A log that can be read back as well."""
 
     async def read(self, topic: str, partition: int, start: int, stop: int) -> list[LogRecord]:
-        """Return the records of offsets ``[start, stop)``."""
+        """Return the records of offsets ``[start, stop)``. Raises OffsetGoneError."""
 
     async def bounds(self, topic: str, partition: int) -> tuple[int, int]:
         """Return the first offset and the one after the last."""
@@ -86,7 +86,11 @@ class LogPartitionIO:
 
     async def source_identity(self, offset: int) -> Identity | None:
         """Return append time and CRC-32 of a source record."""
-        for record in await self._log.read(self._plan.topic, self._partition, offset, offset + 1):
+        try:
+            records = await self._log.read(self._plan.topic, self._partition, offset, offset + 1)
+        except OffsetGoneError:
+            return None
+        for record in records:
             if record.offset == offset:
                 return record.append_time_ms, zlib.crc32(record.value or b"")
         return None

@@ -6,11 +6,11 @@ import asyncio
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
 from agents.owners import LogRecord
 from app.idempotence import has_idempotent_producer
-from tables.errors import OutcomeUnknownError, TreasureMapError
+from tables.errors import OffsetGoneError, OutcomeUnknownError, TreasureMapError
 
 APPEND_DEADLINE_S = 30.0
 """An append without an answer by then has an unknown outcome; its owner claims again and reads."""
@@ -114,6 +114,7 @@ class KafkaLog:
         """Return the records of offsets ``[start, stop)``, which must exist in the log.
 
         Raises:
+            OffsetGoneError: the log begins after them or ends before them.
             OutcomeUnknownError: the broker did not give them in time.
         """
         key = TopicPartition(topic, partition)
@@ -141,6 +142,11 @@ class KafkaLog:
                             if record.offset < stop
                         ]
                         position = await consumer.position(key)
+            except OffsetOutOfRangeError as error:
+                raise OffsetGoneError(
+                    f"cannot read {topic}[{partition}] from {start}: the log has no such offset; "
+                    "was the topic made anew, or its records deleted?"
+                ) from error
             except (KafkaError, TimeoutError) as error:
                 raise OutcomeUnknownError(
                     f"cannot read {topic}[{partition}] from {start} to {stop}: "

@@ -37,6 +37,10 @@ class OutcomeUnknownError(TreasureMapError):
     """An append that may or may not have landed; the owner claims again and reads what stands."""
 
 
+class OffsetGoneError(TreasureMapError):
+    """Records were asked for that the log does not have: deleted, or never written."""
+
+
 class ArchiveError(TreasureMapError):
     """The archive did not take or give rows; they stay in table and journal and are sent again."""
 

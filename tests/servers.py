@@ -297,7 +297,14 @@ class KafkaServer(Server):
             config.write_text("".join(f"{k}={v}\n" for k, v in self._properties.items()))
             cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes)[:22].decode()
             done = subprocess.run(
-                [*self._java(), "kafka.tools.StorageTool", "format", "-t", cluster, "-c", config],
+                [
+                    *self._java(),
+                    "kafka.tools.StorageTool",
+                    "format",
+                    f"--cluster-id={cluster}",
+                    "-c",
+                    config,
+                ],
                 capture_output=True,
                 text=True,
                 check=False,

@@ -1,0 +1,136 @@
+"""The main job on real input: the flights of 2013, recomputed from the file row by row."""
+
+import asyncio
+import random
+import signal
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+import pytest
+from workers import Cluster
+
+from app import demo_check
+from app.embedded_broker import EmbeddedBroker
+from examples.flights.events import read_flights
+from examples.flights.truth import LAYERS, MONTH_LAYERS
+from tables import archive_embedded
+from tables.archive import Archive
+
+FOLDED_ALL = 336_776 + 328_521 + 328_063 + 8_255
+
+
+@pytest.fixture(scope="module")
+def flights() -> pl.DataFrame:
+    """Return the file's rows."""
+    return read_flights()
+
+
+@pytest.fixture
+def embedded_broker() -> Iterator[str]:
+    """Run an embedded broker of its own."""
+    with EmbeddedBroker() as broker:
+        yield broker.bootstrap
+
+
+async def check_answers(cluster: Cluster, flights: pl.DataFrame) -> None:
+    """Every month layer, over HTTP from the first worker, equals the recomputation."""
+    for name in MONTH_LAYERS:
+        layer = cluster.map.layer(name)
+        url = cluster.workers[0].url
+        rows, partial = await asyncio.to_thread(demo_check.answered, url, layer)
+        # Everything is sealed and archived, so that even a partial answer lacks no cell.
+        assert partial == (len(cluster.workers) > 1)
+        want = demo_check.expected(layer, flights)
+        assert demo_check.differences("over HTTP", layer, want, rows) == []
+
+
+async def check_archive(cluster: Cluster, archive: Archive, flights: pl.DataFrame) -> None:
+    """Every layer of the flights, read from the archive, equals the recomputation."""
+    found = {}
+    await archive.open(cluster.map)
+    for name in LAYERS:
+        layer = cluster.map.layer(name)
+        found[name] = await demo_check._archived(archive, layer)
+        want = demo_check.expected(layer, flights)
+        assert demo_check.differences("archived", layer, want, found[name]) == []
+    await archive.close()
+    scheduled = sum(row["count"] for row in found["scheduled_month"].values())  # type: ignore[misc]
+    cancelled = sum(row["count"] for row in found["cancellations_month"].values())  # type: ignore[misc]
+    departures = found["departures_month"].values()
+    delay = sum(row["sum_delay_min"] for row in departures)  # type: ignore[misc]
+    departed = sum(row["count"] for row in departures)  # type: ignore[misc]
+    assert (scheduled, cancelled, departed) == (336_776, 8_255, 328_521)
+    assert round(delay / departed, 6) == 12.639070  # type: ignore[operator]
+
+
+async def check_ledgers(cluster: Cluster) -> None:
+    """Every event was folded exactly once and every sum adds up."""
+    ledgers = await cluster.ledgers()
+    assert all(ledger["balanced"] for ledger in ledgers)
+    assert await cluster.folded() == FOLDED_ALL
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("state", ["kept", "wiped"])
+async def test_five_kills_during_the_replay_leave_the_same_rows(
+    embedded_broker: str, tmp_path: Path, flights: pl.DataFrame, state: str
+) -> None:
+    """SIGKILL after some and before all events, five times, with and without the state folder."""
+    rng = random.Random(2013)
+    moments = sorted(rng.uniform(0.02, 0.85) for _ in range(5))
+    with Cluster(embedded_broker, tmp_path, archive="embedded") as cluster:
+        worker = cluster.add()
+        cluster.replay(seconds=15)
+        for moment in moments:
+            await cluster.folded_more_than(int(moment * FOLDED_ALL))
+            folded = await cluster.folded()
+            assert 0 < folded < FOLDED_ALL
+            worker.signal(signal.SIGKILL)
+            if state == "wiped":
+                worker.wipe_state()
+            worker.start()
+        await cluster.sealed()
+        await check_ledgers(cluster)
+        await check_answers(cluster, flights)
+        assert worker.stop() == 0
+        archive = archive_embedded.EmbeddedArchive(tmp_path / "archive")
+        await check_archive(cluster, archive, flights)
+
+
+@pytest.mark.slow
+@pytest.mark.kafka
+@pytest.mark.cassandra
+async def test_two_workers_over_kafka_and_cassandra_share_the_work(
+    kafka: str, cassandra: tuple[str, int], tmp_path: Path, flights: pl.DataFrame
+) -> None:
+    """Real brokers, real database, partitions on both workers: the same rows."""
+    from tables.archive_cassandra import CassandraArchive, CassandraSettings  # noqa: PLC0415
+
+    host, port = cassandra
+    keyspace = f"flights_{uuid.uuid4().hex[:8]}"
+    with Cluster(
+        kafka,
+        tmp_path,
+        archive="cassandra",
+        cassandra_hosts=host,
+        cassandra_port=str(port),
+        cassandra_keyspace=keyspace,
+        group=keyspace,
+    ) as cluster:
+        cluster.add()
+        cluster.add()
+        cluster.replay(seconds=15)
+        await cluster.sealed()
+        served = [
+            {(topic, p) for topic, ps in ledger["records"].items() for p in ps}
+            for ledger in await cluster.ledgers()
+        ]
+        assert len(served) == 2
+        assert all(served)
+        assert not served[0] & served[1]
+        await check_ledgers(cluster)
+        await check_answers(cluster, flights)
+        settings = CassandraSettings(hosts=(host,), port=port, keyspace=keyspace, replication=1)
+        await check_archive(cluster, CassandraArchive(settings), flights)

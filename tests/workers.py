@@ -1,0 +1,173 @@
+"""Worker processes for tests: started, killed and asked over HTTP like in production."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Self
+
+import servers
+from support import until
+
+from app.children import start_child, stop_child
+from app.mapfile import load_map
+from client.query import QueryClient, QueryFailedError
+
+ROOT = Path(__file__).resolve().parent.parent
+FLIGHTS_MAP = ROOT / "examples" / "flights" / "map.toml"
+SESSION_MS = 6_000
+YEAR_END_MS = 1_388_534_400_000  # 2014-01-01
+STOP_SECONDS_MAX = 30
+
+
+class Worker:
+    """One worker process of a house; it may be started again after it was killed."""
+
+    def __init__(self, node: str, folder: Path, environment: dict[str, str]) -> None:
+        (port,) = servers.free_ports(1)
+        self.node = node
+        self.url = f"http://127.0.0.1:{port}"
+        self.state_folder = folder / f"state-{node}"
+        self._log = folder / f"{node}.log"
+        self._environment = environment | {
+            "TREASURE_MAP_NODE": node,
+            "TREASURE_MAP_WEB_PORT": str(port),
+            "TREASURE_MAP_STATE_FOLDER": str(self.state_folder),
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the process."""
+        command = [sys.executable, "-m", "app", "worker"]
+        with self._log.open("ab") as log:
+            self._process = start_child(command, log, self._environment, ROOT)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal; after SIGKILL, wait for the end."""
+        assert self._process is not None
+        self._process.send_signal(number)
+        if number is signal.SIGKILL:
+            self._process.wait()
+
+    def stop(self) -> int:
+        """End the process in order; return its exit code."""
+        process, self._process = self._process, None
+        return stop_child(process, STOP_SECONDS_MAX) if process is not None else 0
+
+    def wipe_state(self) -> None:
+        """Remove the state folder of a dead process."""
+        shutil.rmtree(self.state_folder)
+
+    def get(self, what: str) -> Any:
+        """Return ``ledger`` or ``layers`` of this worker; None while it does not answer."""
+        assert self._process is not None
+        if self._process.poll() is not None:
+            tail = self._log.read_text(errors="replace")[-3_000:]
+            raise AssertionError(f"worker {self.node} ended: {self._process.returncode}\n{tail}")
+        try:
+            with QueryClient(self.url) as client:
+                return getattr(client, what)()
+        except (QueryFailedError, OSError):
+            return None
+
+
+class Cluster:
+    """Workers over one broker, one map and one archive."""
+
+    def __init__(self, brokers: str, folder: Path, **settings: str) -> None:
+        self.map = load_map(FLIGHTS_MAP)
+        self.brokers = brokers
+        own = {name: value for name, value in os.environ.items() if "TREASURE_MAP" not in name}
+        self._environment = own | {
+            "TREASURE_MAP_BROKERS": brokers,
+            "TREASURE_MAP_MAP_FILE": str(FLIGHTS_MAP),
+            "TREASURE_MAP_SESSION_TIMEOUT_MS": str(SESSION_MS),
+            "TREASURE_MAP_ARCHIVE_FOLDER": str(folder / "archive"),
+            **{f"TREASURE_MAP_{name.upper()}": value for name, value in settings.items()},
+        }
+        self._folder = folder
+        self.workers: list[Worker] = []
+        self._replay: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        """Make the map's topics."""
+        self.run("map", "apply", str(FLIGHTS_MAP))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End every process."""
+        if self._replay is not None:
+            stop_child(self._replay, STOP_SECONDS_MAX)
+        for worker in self.workers:
+            worker.stop()
+
+    def add(self) -> Worker:
+        """Start another worker."""
+        worker = Worker(f"node{len(self.workers)}", self._folder, self._environment)
+        self.workers.append(worker)
+        worker.start()
+        return worker
+
+    def run(self, *arguments: str) -> str:
+        """Run a command to its end; return what it printed."""
+        command = [sys.executable, "-m", "app", *arguments]
+        done = subprocess.run(
+            command, env=self._environment, cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def replay(self, seconds: float) -> None:
+        """Start the flights replay; :meth:`sealed` waits for its end."""
+        command = [sys.executable, "-m", "app", "replay", "flights", "--seconds", str(seconds)]
+        with (self._folder / "replay.log").open("wb") as log:
+            self._replay = start_child(command, log, self._environment, ROOT)
+
+    async def ledgers(self) -> list[dict[str, Any]]:
+        """Return the ledger of every worker that answers."""
+        found = await asyncio.gather(*(asyncio.to_thread(w.get, "ledger") for w in self.workers))
+        return [ledger for ledger in found if ledger is not None]
+
+    async def folded(self) -> int:
+        """Return how many events of base layers of the flights are folded, over all workers."""
+        names = [layer.name for layer in self.map.base_layers("flights")]
+        return sum(
+            ledger["layers"][name]["folded"] for ledger in await self.ledgers() for name in names
+        )
+
+    async def folded_more_than(self, count: int) -> None:
+        """Wait until more than ``count`` events are folded."""
+
+        async def enough() -> bool:
+            return await self.folded() > count
+
+        await until(enough, 90)
+
+    async def sealed(self, deadline_s: float = 150) -> None:
+        """Wait until the replay has ended and every window of its year is sealed and sent."""
+        if self._replay is not None:
+            code = await asyncio.to_thread(self._replay.wait, deadline_s)
+            assert code == 0, (self._folder / "replay.log").read_text()
+
+        await until(self._all_sealed, deadline_s)
+
+    async def _all_sealed(self) -> bool:
+        partitions: dict[str, set[int]] = {}
+        for worker in self.workers:
+            layers = await asyncio.to_thread(worker.get, "layers")
+            if layers is None:
+                return False
+            for row in layers:
+                if row["name"].startswith("contacts"):
+                    continue
+                sealed = row["floor_ms"] is not None and row["floor_ms"] >= YEAR_END_MS
+                if row["partitions"] and (not sealed or row["unacknowledged_windows"]):
+                    return False
+                partitions.setdefault(row["name"], set()).update(row["partitions"])
+        whole = {name: set(range(self.map.layer(name).partitions)) for name in partitions}
+        return partitions == whole
