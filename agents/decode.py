@@ -20,6 +20,7 @@ from tables.chunk import Headers, Run
 from tables.heartbeat import HEARTBEAT_HEADER, decode_heartbeat
 from tables.layer import Source
 from tables.ledger import Ledger
+from tables.window import TIME_MS_MAX, TIME_MS_MIN
 
 _Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 _TYPES: dict[str, Any] = {"string": str, "int": _Int64, "bool": bool, "float": float}
@@ -29,9 +30,6 @@ _COLUMNS: dict[str, pl.DataType] = {
     "bool": pl.Boolean(),
     "float": pl.Float64(),
 }
-_TIME_MS_MAX = 2**62
-"""Times beyond this could not have a window end within 64 bits."""
-
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -67,8 +65,11 @@ class Decoder:
         self._source = source
         self._record_bytes_max = record_bytes_max
         names = {field.name: field for field in source.fields}
+        # Times that no calendar can compute are malformed like any wrong type.
+        unit = source.time_unit_ms
+        bounds = msgspec.Meta(ge=-(-TIME_MS_MIN // unit), le=TIME_MS_MAX // unit)
         fields: list[tuple[str, Any, Any]] = [
-            ("time_", _Int64, msgspec.field(name=source.time_field)),
+            ("time_", Annotated[int, bounds], msgspec.field(name=source.time_field)),
             ("type_", str, msgspec.field(name=source.type_field)),
         ]
         fields += [
@@ -185,9 +186,16 @@ class Decoder:
         for name, data in headers:
             if name == HEARTBEAT_HEADER:
                 try:
-                    return "heartbeat", self._event(time_=decode_heartbeat(data), type_=None), ""
+                    time_ms = decode_heartbeat(data)
                 except ValueError as error:
                     return "unreadable", None, str(error)
+                if not TIME_MS_MIN <= time_ms <= TIME_MS_MAX:
+                    return (
+                        "unreadable",
+                        None,
+                        f"heartbeat time {time_ms} is outside years 1 to 9999",
+                    )
+                return "heartbeat", self._event(time_=time_ms, type_=None), ""
         return "empty", None, ""
 
     def _frame(
@@ -226,7 +234,7 @@ def _set_future_aside(batch: EventBatch, skew_ms: int) -> None:
         if newest is None or newest <= min(run.append_times_ms) + skew_ms:  # type: ignore[operator]
             continue
         appended = pl.Series(run.append_times_ms, dtype=pl.Int64).gather(rows["record"])
-        ahead = (rows["time"] > appended + skew_ms) | (rows["time"].abs() > _TIME_MS_MAX)
+        ahead = rows["time"] > appended + skew_ms
         if not ahead.any():
             continue
         counts = batch.ledgers[number]

@@ -67,5 +67,6 @@ async def set_aside(to: Log, themap: Map, runs: Sequence[Run], aside: Sequence[S
             ("reason", item.reason.encode()),
         )
         topic = themap.side_topic(item.kind)  # type: ignore[arg-type]
-        sends.append(to.append(topic, 0, run.values[item.index], headers))
+        target = run.partition % themap.side_partitions
+        sends.append(to.append(topic, target, run.values[item.index], headers))
     await asyncio.gather(*sends)

@@ -102,7 +102,7 @@ def topics_of(themap: Map, replication: int) -> list[TopicSpec]:
             specs.append(TopicSpec(topic, "layer", partitions, replication, config))
         journal = themap.journal_topic(topic)
         specs.append(TopicSpec(journal, "journal", partitions, replication, _KEPT_FOR_EVER | own))
-    widest = max(source.partitions for source in themap.sources)
+    widest = themap.side_partitions
     kinds: tuple[Literal["late", "future", "dead"], ...] = ("late", "future", "dead")
     specs += [
         TopicSpec(themap.side_topic(kind), "side", widest, replication, dict(own)) for kind in kinds

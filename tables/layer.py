@@ -172,6 +172,11 @@ class Map(msgspec.Struct, frozen=True):
         """Return the journal topic of an input topic; it has the same number of partitions."""
         return f"{self.name}.journal.{input_topic}"
 
+    @property
+    def side_partitions(self) -> int:
+        """The partitions of each side topic: as many as the widest source has."""
+        return max(source.partitions for source in self.sources)
+
     def side_topic(self, kind: Literal["late", "future", "dead"]) -> str:
         """Return the topic for events set aside: too late, too far ahead, unreadable."""
         return f"{self.name}.{kind}"

@@ -15,6 +15,12 @@ import polars as pl
 
 _UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 DAY_MS = _UNITS_MS["d"]
+TIME_MS_MIN = -62_135_596_800_000
+"""The start of year 1; together with the next, the years that every calendar here can compute."""
+
+TIME_MS_MAX = 253_402_300_799_999
+"""The last millisecond of year 9999."""
+
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 

@@ -74,6 +74,14 @@ def test_a_wrong_type_is_a_malformed_event_and_bad_json_an_unreadable_record() -
     }
 
 
+def test_times_outside_the_calendar_are_malformed_and_move_nothing() -> None:
+    """Year 0 and year 10000 have no month; a heartbeat of such a time is unreadable."""
+    batch = DECODER.decode([run_of([flight(-(10**17)), flight(10**15), -(10**17), flight(5)])])
+    assert batch.frame["time"].to_list() == [5]
+    assert batch.ledgers[0]["events.malformed"] == 2
+    assert batch.ledgers[0]["records.unreadable"] == 1
+
+
 def test_what_cannot_be_used_is_set_aside_with_its_reason() -> None:
     """Each bad record is named with its place and why; the good ones are kept."""
     batch = DECODER.decode([run_of([flight(1), b"{", flight(2)])])
