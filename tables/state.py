@@ -1,7 +1,8 @@
 """The state of one source partition: a pure function of a prefix of its journal.
 
 State changes only in :meth:`PartitionState.apply`, for the owner, its successor and every other
-reader alike (docs/formats/journal.md rule 2). The local store holds all of it, written in one atomic batch.
+reader alike (docs/formats/journal.md rule 2). The local store holds all of it, written in one
+atomic batch.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ class PartitionState:
         return True
 
     def _may_stand(self, claim: Claim) -> bool:
-        """Tell whether a claim on a journal that was claimed before stands (docs/formats/journal.md rule 3)."""
+        """Tell whether a later claim stands (docs/formats/journal.md rule 3)."""
         meta = self.meta
         if claim.partitions != meta.partitions or claim.revision < meta.revision:
             return False

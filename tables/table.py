@@ -1,12 +1,11 @@
 """Layer tables: the cells of one layer and source partition, as lazily merged blocks.
 
     delta block, delta block, ...  -> merged when TAIL_BLOCKS_MAX pile up, or for a read
-    | old, large |  | newer |  | n |   sizes fall at least by half, so a row is merged O(log n)
-    times
+    | old, large |  | newer |  | n |   sizes fall by half, so a row is merged O(log n) times
 
 A ``FoldTable`` holds partial cells of a base layer, which add up. A ``RollupTable`` holds the
-latest contribution of every finer cell, which replace each other until they settle (docs/formats/journal.md rule
-12).
+latest contribution of every finer cell, which replace each other until they settle
+(docs/formats/journal.md rule 12).
 """
 
 from __future__ import annotations
