@@ -123,6 +123,7 @@ class MemoryLog:
 
     records: dict[tuple[str, int], list[StoredRecord]] = dataclasses.field(default_factory=dict)
     fail_next: str = ""
+    reads: list[tuple[str, int, int, int]] = dataclasses.field(default_factory=list)
 
     def put(self, topic: str, partition: int, value: bytes | int) -> None:
         """Write as a producer would: an event, or a heartbeat where ``value`` is a time."""
@@ -143,7 +144,8 @@ class MemoryLog:
         return len(entries) - 1
 
     async def read(self, topic: str, partition: int, start: int, stop: int) -> list[LogRecord]:
-        """Return a range."""
+        """Return a range, and remember that it was asked for."""
+        self.reads.append((topic, partition, start, stop))
         return list(self.records.get((topic, partition), [])[start:stop])
 
     async def bounds(self, topic: str, partition: int) -> tuple[int, int]:

@@ -355,3 +355,29 @@ async def test_live_cells_are_readable_before_they_close(make: Callable[[], Hous
     assert house.owners.partitions(MAP.layer("hour")) == {0, 1}
     none = house.owners.cells(MAP.layer("hour"), CellRange(0, HOUR_MS, {"carrier": "AA"}))
     assert none.height == 0
+
+
+async def test_a_restart_reads_only_what_the_local_store_has_not(
+    make: Callable[[], House],
+) -> None:
+    """The store is reused: after it, the journal is read from where the store ends."""
+    house = make()
+    fill(house.log, 11)
+    await house.restore()
+    for _ in range(8):
+        await house.step(RAW, 20)
+    journal = MAP.journal_topic(RAW)
+    await house.kill()
+    entries = len(house.log.records[journal, 0])
+    house.log.reads.clear()
+    await house.owners.restore(RAW, 0, 2)
+    # The entry before the store's end proves that it is the same journal; then the new claim.
+    assert house.log.reads[:2] == [
+        (journal, 0, entries - 1, entries),
+        (journal, 0, entries, entries + 1),
+    ]
+    await house.kill()
+    shutil.rmtree(house.folder)
+    house.log.reads.clear()
+    await house.owners.restore(RAW, 0, 3)
+    assert house.log.reads[0][:3] == (journal, 0, 0)
