@@ -14,6 +14,7 @@ from typing import Protocol
 import polars as pl
 
 from agents.fold import Before, Content
+from tables import ledger
 from tables.block import encode_block
 from tables.chunk import Run
 from tables.errors import FencedError, JournalRefusedError, OutcomeUnknownError
@@ -235,6 +236,9 @@ class Owner:
     def _compose(self, content: Content, tail: Identity | None) -> Delta:
         meta = self.state.meta
         assert content.start == meta.to, f"content from {content.start} after {meta.to}"
+        names = [layer.name for layer in self.plan.layers]
+        wrong = ledger.imbalances(content.ledger, content.stop - content.start, names)
+        assert not wrong, f"the ledger of {content.start} to {content.stop} is off: {wrong}"
         stream_time = max(meta.stream_time_ms, content.stream_time_ms)
         floors = {}
         if self.plan.finer is None and stream_time > NEVER_MS:
