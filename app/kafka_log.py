@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.errors import KafkaError, OffsetOutOfRangeError
+from aiokafka.errors import (
+    KafkaError,
+    KafkaTimeoutError,
+    MessageSizeTooLargeError,
+    OffsetOutOfRangeError,
+    ProducerClosed,
+)
 
 from agents.owners import LogRecord
 from app.idempotence import has_idempotent_producer
 from tables.errors import OffsetGoneError, OutcomeUnknownError, TreasureMapError
 
+log = logging.getLogger(__name__)
+
 APPEND_DEADLINE_S = 30.0
 """An append without an answer by then has an unknown outcome; its owner claims again and reads."""
 
 READ_DEADLINE_S = 30.0
+"""A read that got nothing for so long is given up; so is a question for bounds."""
+
+END_AFTER_S = 1.0
+"""A read that got nothing for so long asks whether the log ends where it stands."""
+
+STOP_DEADLINE_S = 3.0
+"""Appends that are under way get so long when the worker stops; the journal tells what landed."""
+
 READERS_MAX = 4
 """Restores that read at the same time; each has a connection of its own."""
 
@@ -30,14 +49,24 @@ class KafkaLog:
         record_bytes_max: the largest record that may be appended; journal and layer topics take as
             much.
         client_options: security options of aiokafka's clients.
+        append_deadline_s: seconds after which the outcome of an append is unknown.
+        read_deadline_s: seconds without progress after which a read is given up.
     """
 
     def __init__(
-        self, brokers: str, record_bytes_max: int, client_options: dict[str, Any] | None = None
+        self,
+        brokers: str,
+        record_bytes_max: int,
+        client_options: dict[str, Any] | None = None,
+        *,
+        append_deadline_s: float = APPEND_DEADLINE_S,
+        read_deadline_s: float = READ_DEADLINE_S,
     ) -> None:
         self._brokers = brokers
         self._record_bytes_max = record_bytes_max
         self._options = client_options or {}
+        self._append_deadline_s = append_deadline_s
+        self._read_deadline_s = read_deadline_s
         self._producer: AIOKafkaProducer | None = None
         self._offsets: AIOKafkaConsumer | None = None
         self._readers = asyncio.Semaphore(READERS_MAX)
@@ -46,6 +75,9 @@ class KafkaLog:
         """Connect; a broker without idempotent producers is used as it is.
 
         The journal's chain rule rejects repeats.
+
+        Raises:
+            TreasureMapError: no broker answers.
         """
         try:
             idempotent = await has_idempotent_producer(self._brokers, self._options)
@@ -58,17 +90,23 @@ class KafkaLog:
                 **self._options,
             )
             await self._producer.start()
+            self._offsets = AIOKafkaConsumer(bootstrap_servers=self._brokers, **self._options)
+            await self._offsets.start()
         except KafkaError as error:
+            await self.stop()
             raise TreasureMapError(
-                f"cannot reach brokers {self._brokers}: {error}; check the brokers setting"
+                f"cannot connect to Kafka: {error!r}; got brokers {self._brokers}; want at least "
+                "one that answers; start it or correct the setting `brokers`"
             ) from error
-        self._offsets = AIOKafkaConsumer(bootstrap_servers=self._brokers, **self._options)
-        await self._offsets.start()
 
     async def stop(self) -> None:
-        """Flush and disconnect."""
+        """Flush and disconnect; what a broker does not take in time is left to the next claim."""
         if self._producer is not None:
-            await self._producer.stop()
+            try:
+                async with asyncio.timeout(STOP_DEADLINE_S):
+                    await self._producer.stop()
+            except TimeoutError:
+                log.warning("the broker did not answer the last appends; their owners are gone")
         if self._offsets is not None:
             await self._offsets.stop()
 
@@ -77,20 +115,36 @@ class KafkaLog:
     ) -> int:
         """Append a record; return its offset.
 
+        A record without value is appended with an empty one: aiokafka's producer refuses a record
+        with neither key nor value.
+
         Raises:
             OutcomeUnknownError: it may or may not have been taken.
+            TreasureMapError: the broker will never take it, or takes nothing more from this
+                process.
         """
         assert self._producer is not None
+        cannot = f"cannot append to {topic}[{partition}]"
         try:
-            sent = await self._producer.send(
-                topic, value, partition=partition, headers=list(headers)
-            )
-            async with asyncio.timeout(APPEND_DEADLINE_S):
+            async with self._answered(cannot, self._append_deadline_s):
+                sent = await self._producer.send(
+                    topic, value or b"", partition=partition, headers=list(headers)
+                )
                 metadata = await asyncio.shield(sent)
-        except (KafkaError, TimeoutError) as error:
-            raise OutcomeUnknownError(
-                f"cannot append to {topic}[{partition}]: {type(error).__name__} {error}"
-            ) from error
+        except OutcomeUnknownError as unknown:
+            error = unknown.__cause__
+            if isinstance(error, MessageSizeTooLargeError):
+                raise TreasureMapError(
+                    f"{cannot}: the record is too large; got {len(value or b'')} bytes of value; "
+                    f"want less than {self._record_bytes_max} and than the topic's "
+                    "max.message.bytes; raise the topic's, or lower the setting chunk_records_max"
+                ) from error
+            if _is_final(error):
+                raise TreasureMapError(
+                    f"{cannot}: {error!r}; want a broker that takes it; mend it on the brokers, "
+                    "then start the worker again"
+                ) from error
+            raise
         return int(metadata.offset)
 
     async def bounds(self, topic: str, partition: int) -> tuple[int, int]:
@@ -101,14 +155,11 @@ class KafkaLog:
         """
         assert self._offsets is not None
         key = TopicPartition(topic, partition)
-        try:
+        cannot = f"cannot read offsets of {topic}[{partition}]"
+        async with self._answered(cannot, self._read_deadline_s):
             start = await self._offsets.beginning_offsets([key])
             end = await self._offsets.end_offsets([key])
-        except KafkaError as error:
-            raise OutcomeUnknownError(
-                f"cannot read offsets of {topic}[{partition}]: {error}"
-            ) from error
-        return start[key], end[key]
+            return start[key], end[key]
 
     async def read(self, topic: str, partition: int, start: int, stop: int) -> list[LogRecord]:
         """Return the records of offsets ``[start, stop)``, which must exist in the log.
@@ -117,8 +168,10 @@ class KafkaLog:
             OffsetGoneError: the log begins after them or ends before them.
             OutcomeUnknownError: the broker did not give them in time.
         """
+        if start >= stop:
+            return []
         key = TopicPartition(topic, partition)
-        records: list[LogRecord] = []
+        cannot = f"cannot read {topic}[{partition}] from {start} to {stop}"
         async with self._readers:
             consumer = AIOKafkaConsumer(
                 bootstrap_servers=self._brokers,
@@ -129,29 +182,73 @@ class KafkaLog:
                 **self._options,
             )
             try:
-                await consumer.start()
-                consumer.assign([key])
-                consumer.seek(key, start)
-                async with asyncio.timeout(READ_DEADLINE_S):
-                    position = start
-                    while position < stop:
-                        found = await consumer.getmany(key, timeout_ms=500)
-                        records += [
-                            LogRecord(record.offset, record.value, record.timestamp)
-                            for record in found.get(key, ())
-                            if record.offset < stop
-                        ]
-                        position = await consumer.position(key)
+                async with self._answered(cannot, self._read_deadline_s) as deadline:
+                    await consumer.start()
+                    consumer.assign([key])
+                    consumer.seek(key, start)
+                    return await self._collect(consumer, key, stop, deadline)
             except OffsetOutOfRangeError as error:
-                raise OffsetGoneError(
-                    f"cannot read {topic}[{partition}] from {start}: the log has no such offset; "
-                    "was the topic made anew, or its records deleted?"
-                ) from error
-            except (KafkaError, TimeoutError) as error:
-                raise OutcomeUnknownError(
-                    f"cannot read {topic}[{partition}] from {start} to {stop}: "
-                    f"{type(error).__name__} {error}"
-                ) from error
+                raise OffsetGoneError(_gone(cannot)) from error
             finally:
                 await consumer.stop()
+
+    async def _collect(
+        self,
+        consumer: AIOKafkaConsumer,
+        key: TopicPartition,
+        stop: int,
+        deadline: asyncio.Timeout,
+    ) -> list[LogRecord]:
+        """Return the records from where ``consumer`` stands; each step on moves the deadline."""
+        now = asyncio.get_running_loop().time
+        records: list[LogRecord] = []
+        moved_s = now()
+        position = first = await consumer.position(key)
+        while position < stop:
+            found = await consumer.getmany(key, timeout_ms=500)
+            records += [
+                LogRecord(record.offset, record.value, record.timestamp)
+                for record in found.get(key, ())
+                if record.offset < stop
+            ]
+            before, position = position, await consumer.position(key)
+            if position > before:
+                moved_s = now()
+                deadline.reschedule(moved_s + self._read_deadline_s)
+            elif now() - moved_s > END_AFTER_S:
+                # The end is asked for only where fetches bring nothing: the embedded broker tells
+                # one that is too low.
+                _, end = await self.bounds(*key)
+                if end <= position:
+                    raise OffsetGoneError(
+                        _gone(f"cannot read {key.topic}[{key.partition}] from {first} to {stop}")
+                    )
+                moved_s = now()
         return records
+
+    @contextlib.asynccontextmanager
+    async def _answered(self, cannot: str, deadline_s: float) -> AsyncIterator[asyncio.Timeout]:
+        """Turn errors of Kafka, and an answer that does not come, into OutcomeUnknownError."""
+        try:
+            async with asyncio.timeout(deadline_s) as deadline:
+                yield deadline
+        except OffsetOutOfRangeError:
+            raise
+        except TimeoutError as error:
+            raise OutcomeUnknownError(f"{cannot}: no answer within {deadline_s:g} s") from error
+        except KafkaError as error:
+            raise OutcomeUnknownError(f"{cannot}: {error!r}") from error
+
+
+def _gone(cannot: str) -> str:
+    return f"{cannot}: the log has no such offset; was the topic made anew, or its records deleted?"
+
+
+def _is_final(error: BaseException | None) -> bool:
+    """Tell whether no later append can do better.
+
+    aiokafka retries what may pass. What it does not retry either belongs to the topic (who may
+    write, how large) or has broken the producer's sequence, which only a new producer mends.
+    """
+    passing = isinstance(error, KafkaTimeoutError | ProducerClosed)
+    return isinstance(error, KafkaError) and not error.retriable and not passing

@@ -1,0 +1,330 @@
+"""The log on brokers: the same battery on the embedded one and on real Kafka."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import servers
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.records_to_delete import RecordsToDelete
+from aiokafka.errors import KafkaConnectionError
+
+from app.embedded_broker import EmbeddedBroker
+from app.kafka_log import KafkaLog
+from tables.errors import OffsetGoneError, OutcomeUnknownError, TreasureMapError
+
+RECORD_BYTES_MAX = 4_000_000
+DEADLINE_S = 2.0
+# Above the deadline, and far below aiokafka's own 40 s.
+ANSWER_SECONDS_MAX = 10.0
+KAFKA = pytest.param("kafka", marks=pytest.mark.kafka)
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Iterator[str]:
+    """Run one embedded broker for the module."""
+    with EmbeddedBroker() as broker:
+        yield broker.bootstrap
+
+
+@pytest.fixture(params=["embedded", KAFKA])
+def brokers(request: pytest.FixtureRequest) -> str:
+    """Give the embedded broker, then real Kafka."""
+    address: str = request.getfixturevalue(request.param)
+    return address
+
+
+@pytest.fixture
+async def log(brokers: str) -> AsyncIterator[KafkaLog]:
+    """Connect to the broker with the deadlines of production."""
+    log = KafkaLog(brokers, RECORD_BYTES_MAX)
+    await log.start()
+    yield log
+    await log.stop()
+
+
+async def topic_on(brokers: str, partitions: int = 1, **config: str) -> str:
+    """Create a topic of its own and return its name."""
+    name = f"t{uuid.uuid4().hex}"
+    admin = AIOKafkaAdminClient(bootstrap_servers=brokers)
+    await admin.start()
+    try:
+        configs = {key.replace("_", "."): value for key, value in config.items()}
+        await admin.create_topics([NewTopic(name, partitions, 1, topic_configs=configs)])
+    finally:
+        await admin.close()
+    return name
+
+
+async def test_appends_get_consecutive_offsets_and_read_back(brokers: str, log: KafkaLog) -> None:
+    """One after the other: offset, value and append time, and the bounds around them."""
+    topic = await topic_on(brokers)
+    assert await log.bounds(topic, 0) == (0, 0)
+    before_ms = time.time_ns() // 1_000_000
+    values = [b"%d" % number for number in range(20)]
+    offsets = [await log.append(topic, 0, value, ()) for value in values]
+    after_ms = time.time_ns() // 1_000_000
+    assert offsets == list(range(20))
+    assert await log.bounds(topic, 0) == (0, 20)
+    records = await log.read(topic, 0, 0, 20)
+    assert [(record.offset, record.value) for record in records] == list(enumerate(values))
+    assert all(before_ms <= record.append_time_ms <= after_ms for record in records)
+
+
+async def test_concurrent_appends_keep_the_order_of_their_calls(
+    brokers: str, log: KafkaLog
+) -> None:
+    """In each partition on its own, also where they share batches."""
+    topic = await topic_on(brokers, 2)
+    calls = [(number % 2, b"%d" % number) for number in range(400)]
+    offsets = await asyncio.gather(*(log.append(topic, *call, ()) for call in calls))
+    for partition in (0, 1):
+        mine = [offset for offset, call in zip(offsets, calls, strict=True) if call[0] == partition]
+        assert mine == list(range(200))
+        records = await log.read(topic, partition, 0, 200)
+        assert [record.value for record in records] == [v for p, v in calls if p == partition]
+
+
+async def test_a_range_is_read_whole_over_several_fetches(brokers: str, log: KafkaLog) -> None:
+    """More bytes than one fetch of a partition brings; nothing outside the range comes along."""
+    topic = await topic_on(brokers)
+    values = [bytes([number]) * 900_000 for number in range(22)]
+    for value in values:
+        await log.append(topic, 0, value, ())
+    records = await log.read(topic, 0, 1, 21)
+    assert [record.offset for record in records] == list(range(1, 21))
+    assert [record.value for record in records] == values[1:21]
+    assert await log.read(topic, 0, 5, 5) == []
+
+
+async def test_more_reads_at_once_than_readers_all_get_theirs(brokers: str, log: KafkaLog) -> None:
+    """They wait for each other."""
+    topic = await topic_on(brokers)
+    for number in range(12):
+        await log.append(topic, 0, b"%d" % number, ())
+    found = await asyncio.gather(*(log.read(topic, 0, at, at + 1) for at in range(12)))
+    assert [[record.value for record in records] for records in found] == [
+        [b"%d" % number] for number in range(12)
+    ]
+
+
+async def test_headers_arrive_and_no_value_becomes_an_empty_one(
+    brokers: str, log: KafkaLog
+) -> None:
+    """A heartbeat that is set aside has headers only, and aiokafka takes no such record."""
+    topic = await topic_on(brokers)
+    headers = (("topic", b"flights.raw"), ("reason", b"malformed heartbeat"))
+    assert await log.append(topic, 0, None, headers) == 0
+    (record,) = await log.read(topic, 0, 0, 1)
+    assert record.value == b""
+    async with AIOKafkaConsumer(
+        topic, bootstrap_servers=brokers, auto_offset_reset="earliest"
+    ) as consumer:
+        async with asyncio.timeout(20):
+            seen = await consumer.getone()
+    assert (seen.value, seen.headers) == (b"", headers)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(3, 4), (2, 5), (90, 91)])
+async def test_a_range_past_the_end_is_gone(
+    brokers: str, log: KafkaLog, start: int, stop: int
+) -> None:
+    """At once, and not after a deadline: a topic that was made anew is no broker that is slow."""
+    topic = await topic_on(brokers)
+    for _ in range(3):
+        await log.append(topic, 0, b"value", ())
+    with pytest.raises(OffsetGoneError, match=rf"from {start} to {stop}: the log has no such"):
+        async with asyncio.timeout(ANSWER_SECONDS_MAX):
+            await log.read(topic, 0, start, stop)
+
+
+@pytest.mark.kafka
+async def test_a_range_before_the_start_is_gone(kafka: str) -> None:
+    """Records that were deleted are not skipped over."""
+    topic = await topic_on(kafka)
+    log = KafkaLog(kafka, RECORD_BYTES_MAX)
+    await log.start()
+    for number in range(5):
+        await log.append(topic, 0, b"%d" % number, ())
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    await admin.start()
+    await admin.delete_records({TopicPartition(topic, 0): RecordsToDelete(before_offset=3)})
+    await admin.close()
+    assert await log.bounds(topic, 0) == (3, 5)
+    with pytest.raises(OffsetGoneError, match="or its records deleted"):
+        await log.read(topic, 0, 2, 5)
+    assert [record.value for record in await log.read(topic, 0, 3, 5)] == [b"3", b"4"]
+    await log.stop()
+
+
+@pytest.mark.kafka
+async def test_a_range_with_markers_of_transactions_ends_where_it_should(kafka: str) -> None:
+    """Markers take offsets and are no records."""
+    topic = await topic_on(kafka)
+    async with AIOKafkaProducer(bootstrap_servers=kafka, transactional_id=topic) as producer:
+        for number in range(3):
+            async with producer.transaction():
+                await producer.send_and_wait(topic, b"%d" % number, partition=0)
+    log = KafkaLog(kafka, RECORD_BYTES_MAX)
+    await log.start()
+    records = await log.read(topic, 0, 0, 6)
+    assert [(record.offset, record.value) for record in records] == [
+        (0, b"0"), (2, b"1"), (4, b"2"),
+    ]  # fmt: skip
+    assert await log.read(topic, 0, 5, 6) == []
+    await log.stop()
+
+
+async def test_a_record_that_is_too_large_is_refused_for_good(brokers: str, log: KafkaLog) -> None:
+    """To claim and try again would never end."""
+    topic = await topic_on(brokers)
+    with pytest.raises(
+        TreasureMapError, match=r"too large; got 4000000 .* chunk_records"
+    ) as raised:
+        await log.append(topic, 0, bytes(RECORD_BYTES_MAX), ())
+    assert not isinstance(raised.value, OutcomeUnknownError)
+    assert await log.append(topic, 0, b"small", ()) == 0
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"max_message_bytes": "1000"}, r"the record is too large; got 2000 bytes"),
+        ({"cleanup_policy": "compact"}, r"want a broker that takes it; mend it"),
+    ],
+)
+async def test_what_the_topic_never_takes_is_refused_for_good(
+    kafka: str, config: dict[str, str], message: str
+) -> None:
+    """The broker's own no: too large for the topic; without a key where it compacts by key."""
+    topic = await topic_on(kafka, **config)
+    log = KafkaLog(kafka, RECORD_BYTES_MAX)
+    await log.start()
+    with pytest.raises(TreasureMapError, match=message) as raised:
+        await log.append(topic, 0, bytes(2_000), ())
+    assert not isinstance(raised.value, OutcomeUnknownError)
+    await log.stop()
+
+
+@pytest.mark.kafka
+async def test_what_the_broker_may_take_later_has_an_unknown_outcome(kafka: str) -> None:
+    """A topic that is not there yet: brokers learn of a new one at different times."""
+    log = KafkaLog(kafka, RECORD_BYTES_MAX, append_deadline_s=0.5)
+    await log.start()
+    with pytest.raises(OutcomeUnknownError, match=r"cannot append to .*: no answer within 0\.5 s"):
+        await log.append(uuid.uuid4().hex, 0, b"value", ())
+    await log.stop()
+
+
+async def test_no_broker_is_named_with_what_to_do() -> None:
+    """A worker that cannot start says why; stopping what never started does nothing."""
+    (port,) = servers.free_ports(1)
+    log = KafkaLog(f"127.0.0.1:{port}", RECORD_BYTES_MAX)
+    with pytest.raises(TreasureMapError, match=rf"brokers 127.0.0.1:{port}; .*`brokers`") as raised:
+        await log.start()
+    assert isinstance(raised.value.__cause__, KafkaConnectionError)
+    await log.stop()
+
+
+@pytest.fixture(params=["embedded", KAFKA])
+def pausable(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[tuple[str, Callable[[signal.Signals], None]]]:
+    """Run a broker of its own; give its address and what sends it a signal."""
+    if request.param == "embedded":
+        with EmbeddedBroker() as broker:
+            assert broker.pid is not None
+            pid = broker.pid
+            yield broker.bootstrap, lambda number: os.kill(pid, number)
+            # In order it would wait for connections that a stopped log has given up.
+            os.kill(pid, signal.SIGKILL)
+        return
+    reason = servers.why_missing("kafka")
+    if reason is not None:
+        pytest.skip(reason)
+    with servers.KafkaServer(tmp_path / "kafka") as server:
+        yield server.bootstrap, lambda number: os.kill(server.pid, number)
+        server.resume()
+
+
+async def test_a_broker_that_stops_answering_leaves_outcomes_unknown(
+    pausable: tuple[str, Callable[[signal.Signals], None]],
+) -> None:
+    """Appends, reads and bounds end within their deadlines; later all is as if they were late."""
+    brokers, send_signal = pausable
+    topic = await topic_on(brokers)
+    deadlines = {"append_deadline_s": DEADLINE_S, "read_deadline_s": DEADLINE_S}
+    log = KafkaLog(brokers, RECORD_BYTES_MAX, **deadlines)
+    await log.start()
+    stopped = KafkaLog(brokers, RECORD_BYTES_MAX, **deadlines)
+    await stopped.start()
+    first = await log.append(topic, 0, b"first", ())
+    await stopped.append(topic, 0, b"second", ())
+    send_signal(signal.SIGSTOP)
+    async with asyncio.timeout(ANSWER_SECONDS_MAX):
+        outcomes = await asyncio.gather(
+            log.append(topic, 0, b"unknown", ()),
+            log.bounds(topic, 0),
+            log.read(topic, 0, 0, 1),
+            stopped.append(topic, 0, b"left", ()),
+            return_exceptions=True,
+        )
+    assert [type(outcome) for outcome in outcomes] == [OutcomeUnknownError] * 4
+    assert [str(outcome).split(" ")[:2] for outcome in outcomes] == [
+        ["cannot", "append"], ["cannot", "read"], ["cannot", "read"],
+        ["cannot", "append"],
+    ]  # fmt: skip
+    # A worker must end although its last append is never answered.
+    async with asyncio.timeout(ANSWER_SECONDS_MAX):
+        await stopped.stop()
+    with pytest.raises(OutcomeUnknownError, match="ProducerClosed"):
+        await stopped.append(topic, 0, b"after", ())
+    send_signal(signal.SIGCONT)
+    last = await _append_until_taken(log, topic, b"last")
+    records = await log.read(topic, 0, first, last + 1)
+    values = [record.value for record in records]
+    assert (values[0], values[1], values[-1]) == (b"first", b"second", b"last")
+    assert set(values[2:-1]) <= {b"unknown", b"left", b"last"}
+    await log.stop()
+
+
+async def _append_until_taken(log: KafkaLog, topic: str, value: bytes) -> int:
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                return await log.append(topic, 0, value, ())
+            except OutcomeUnknownError:
+                continue
+
+
+async def test_a_long_read_goes_on_as_long_as_records_come(
+    embedded: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deadline is for each step: a journal of hours is read in more than one deadline."""
+    topic = await topic_on(embedded)
+    log = KafkaLog(embedded, RECORD_BYTES_MAX, read_deadline_s=1.0)
+    await log.start()
+    for number in range(6):
+        await log.append(topic, 0, b"%d" % number, ())
+    original = AIOKafkaConsumer.getmany
+
+    async def slowly(self: AIOKafkaConsumer, *keys: TopicPartition, timeout_ms: int) -> Any:
+        await asyncio.sleep(0.3)
+        return await original(self, *keys, timeout_ms=timeout_ms, max_records=1)
+
+    monkeypatch.setattr(AIOKafkaConsumer, "getmany", slowly)
+    began = time.monotonic()
+    records = await log.read(topic, 0, 0, 6)
+    assert time.monotonic() - began > 1.0
+    assert [record.offset for record in records] == list(range(6))
+    await log.stop()
