@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -117,18 +118,43 @@ class Decoder:
     ) -> list[int] | None:
         """Append the run's events; return the record index of each, None where it is one by one."""
         gaps = run.next_offset - run.first_offset - len(run.values)
-        joined = self._decode_joined(run.values)
-        if joined is not None:
-            events += joined
-            count = len(joined)
-            ledgers.append(
-                {"records.with_events": count, "records.gap": gaps, "events.decoded": count}
-            )
-            return None
         counts: Counter[str] = Counter({"records.gap": gaps})
+        ledgers.append(counts)
+        sink = (events, counts, aside)
+        # A few heartbeats among many events must not cost the events their common decoding.
+        holes = [i for i, v in enumerate(run.values) if v is None] if None in run.values else []
+        present = [v for v in run.values if v is not None] if holes else run.values
+        joined = self._decode_joined(present)
+        if joined is None:
+            return self._decode_each(number, run, range(len(run.values)), sink)
+        counts["records.with_events"] = counts["events.decoded"] = len(joined)
+        if not holes:
+            events += joined
+            return None
         kept: list[int] = []
-        for index, value in enumerate(run.values):
-            column, event, reason = self._decode_record(value, run.headers.get(index, ()))
+        for earlier, hole in enumerate(holes):
+            start = holes[earlier - 1] + 1 if earlier else 0
+            events += joined[start - earlier : hole - earlier]
+            kept += range(start, hole)
+            kept += self._decode_each(number, run, range(hole, hole + 1), sink)
+        events += joined[holes[-1] + 1 - len(holes) :]
+        kept += range(holes[-1] + 1, len(run.values))
+        return kept
+
+    def _decode_each(
+        self,
+        number: int,
+        run: Run,
+        indexes: range,
+        sink: tuple[list[Any], Counter[str], list[SetAside]],
+    ) -> list[int]:
+        """Append the events of these records, one by one; return the record index of each."""
+        events, counts, aside = sink
+        kept: list[int] = []
+        for index in indexes:
+            column, event, reason = self._decode_record(
+                run.values[index], run.headers.get(index, ())
+            )
             counts[f"records.{column}"] += 1
             if column == "with_events":
                 counts["events.decoded"] += 1
@@ -138,10 +164,9 @@ class Decoder:
                 kept.append(index)
             elif reason:
                 aside.append(SetAside("dead", number, index, reason))
-        ledgers.append(dict(counts))
         return kept
 
-    def _decode_joined(self, values: list[bytes | None]) -> list[Any] | None:
+    def _decode_joined(self, values: Sequence[bytes | None]) -> list[Any] | None:
         """Decode many one-event records at once, or return None where that might not be the same.
 
         ``decode_lines`` is not line-strict: it is used only where every newline is one of the joins

@@ -34,7 +34,13 @@ FRAGMENTS = st.sampled_from(
         b"[" * 2_000,
     ]
 )
-VALUES = st.one_of(FRAGMENTS, st.lists(FRAGMENTS, max_size=3).map(b"".join), st.none())
+GOOD = st.sampled_from([b'{"at":1,"type":"a"}', b'{"at":2,"type":"b","delay":3}'])
+BAD = st.one_of(FRAGMENTS, st.lists(FRAGMENTS, max_size=3).map(b"".join))
+EMPTY = st.one_of(st.none(), st.integers(0, 9))
+VALUES = st.one_of(
+    st.lists(st.one_of(BAD, EMPTY), min_size=1, max_size=8),
+    st.lists(st.one_of(GOOD, GOOD, EMPTY), min_size=1, max_size=12),
+)
 
 
 def events(batch: EventBatch) -> list[tuple[object, ...]]:
@@ -42,18 +48,24 @@ def events(batch: EventBatch) -> list[tuple[object, ...]]:
     return batch.frame.drop("record").rows()
 
 
-@given(st.lists(VALUES, min_size=1, max_size=8))
+def places(batch: EventBatch) -> list[int]:
+    """Return the record index of each event."""
+    return batch.frame["record"].to_list()
+
+
+@given(VALUES)
 def test_any_chunking_gives_the_same_events_and_ledger(values: list[bytes | None]) -> None:
     """Records decoded together and one by one are the same events, counted alike."""
     together = DECODER.decode([run_of(values)])
     alone = [DECODER.decode([run_of([value], first_offset=i)]) for i, value in enumerate(values)]
     assert events(together) == [event for batch in alone for event in events(batch)]
+    assert places(together) == [i for i, batch in enumerate(alone) for _ in events(batch)]
     counted = ledger.total(batch.ledgers[0] for batch in alone)
     nonzero = {name: count for name, count in together.ledgers[0].items() if count}
     assert nonzero == {name: count for name, count in counted.items() if count}
 
 
-@given(st.lists(VALUES, min_size=1, max_size=8))
+@given(VALUES)
 def test_every_record_is_in_exactly_one_column(values: list[bytes | None]) -> None:
     """The record columns add up to the offsets read."""
     batch = DECODER.decode([run_of(values)])
