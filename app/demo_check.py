@@ -13,7 +13,7 @@ import polars as pl
 
 from client.query import QueryClient
 from examples.flights import truth
-from tables.archive import CellRange
+from tables.archive import Archive, CellRange
 from tables.archive_embedded import EmbeddedArchive
 from tables.cell import latest, measures_of, merge_partitions
 from tables.layer import Layer, Map, Scalar
@@ -58,7 +58,7 @@ async def archived(folder: pathlib.Path, themap: Map, layers: list[Layer]) -> di
     archive = EmbeddedArchive(folder)
     await archive.open(themap)
     try:
-        return {layer.name: await _archived(archive, layer) for layer in layers}
+        return {layer.name: await archived_rows(archive, layer) for layer in layers}
     finally:
         await archive.close()
 
@@ -76,7 +76,8 @@ def differences(where: str, layer: Layer, want: Rows, got: Rows) -> list[str]:
     return shown
 
 
-async def _archived(archive: EmbeddedArchive, layer: Layer) -> Rows:
+async def archived_rows(archive: Archive, layer: Layer) -> Rows:
+    """Return the rows of a layer as they stand in an open archive."""
     frame = await archive.read(layer, CellRange(FROM_MS, TO_MS))
     cells = merge_partitions(layer, latest(layer, frame))
     return {

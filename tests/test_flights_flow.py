@@ -52,7 +52,7 @@ async def check_archive(cluster: Cluster, archive: Archive, flights: pl.DataFram
     await archive.open(cluster.map)
     for name in LAYERS:
         layer = cluster.map.layer(name)
-        found[name] = await demo_check._archived(archive, layer)
+        found[name] = await demo_check.archived_rows(archive, layer)
         want = demo_check.expected(layer, flights)
         assert demo_check.differences("archived", layer, want, found[name]) == []
     await archive.close()
