@@ -127,6 +127,8 @@ class TransportOptions:
         fetch_max_wait_ms: how long a broker waits for the first record of an answer.
         chunk_bytes_max: most bytes of values in one chunk, but at least one record.
         chunk_records_max: most records in one chunk.
+        alone: why this node cannot share its group; as soon as another node is in it, the worker
+            stops with this. Empty where it can.
         committed_only: leave out records of aborted transactions, and wait for open ones.
         client_options: passed to aiokafka's client as they are: TLS and login.
         retry_seconds: bounds of the random wait before a partition is claimed again.
@@ -145,6 +147,7 @@ class TransportOptions:
     fetch_max_wait_ms: int = 50
     chunk_bytes_max: int = 8 * MIB
     chunk_records_max: int = 100_000
+    alone: str = ""
     committed_only: bool = True
     commit_seconds: float = 5.0
     retry_seconds: tuple[float, float] = (1.0, 3.0)

@@ -6,7 +6,9 @@ settings -> map -> archive, log -> owners -> ingest, rollup (agents) <- chunks <
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from mode import Service
@@ -19,31 +21,47 @@ from app.faust_app import MapApp, add_agent, create_app, lane_of
 from app.kafka_log import KafkaLog
 from app.lane import TransportOptions
 from app.mapfile import load_map
+from app.process import Process
 from app.settings import Settings
-from app.topics import RECORD_BYTES_MAX
+from app.topics import RECORD_BYTES_MAX, check_topics
 from app.transport import Transport
 from app.view import View
 from app.web import install
 from app.web_guard import ssl_context
 from tables.archive import Archive
+from tables.errors import SettingError
 from tables.layer import Map
 
 # One core a worker: more threads only take time from the other workers of the machine.
 os.environ.setdefault("POLARS_MAX_THREADS", "1")
 
+_ALONE = (
+    "its archive is embedded and serves one worker only; set archive to cassandra for more "
+    "workers, or give this worker a group of its own"
+)
+
 
 class Foundation(Service):  # type: ignore[misc]  # mode comes without types
     """What must be there before the first partition is restored: the log and the archive."""
 
-    def __init__(self, log: KafkaLog, archive: Archive, themap: Map, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        log: KafkaLog,
+        archive: Archive,
+        themap: Map,
+        check: Callable[[], Awaitable[None]],
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self._log_client = log
         self._archive = archive
         self._map = themap
+        self._check = check
 
     async def on_start(self) -> None:
-        """Connect to Kafka and open the archive."""
+        """Connect to Kafka, check the topics and open the archive."""
         await self._log_client.start()
+        await self._check()
         await self._archive.open(self._map)
 
     async def on_stop(self) -> None:
@@ -61,8 +79,7 @@ def build(settings: Settings) -> MapApp:
     """
     themap = load_map(settings.map_file)
     options = kafka_options(settings)
-    # Faust makes its own folder, but not the ones above it.
-    settings.state_folder.mkdir(parents=True, exist_ok=True)
+    _make_folder(settings)
     app = create_app(
         settings.group,
         data_folder=settings.state_folder / "faust",
@@ -70,6 +87,9 @@ def build(settings: Settings) -> MapApp:
         web_port=settings.web_port,
         web_tls=ssl_context(settings),
     )
+    app.conf.Worker = Process
+    # Faust connects to none of them, but its banner shows them.
+    app.conf.broker = ";".join(f"kafka://{broker.strip()}" for broker in settings.brokers.split(","))
     log = KafkaLog(settings.brokers, RECORD_BYTES_MAX, options)
     archive = _archive(settings)
 
@@ -99,10 +119,22 @@ def build(settings: Settings) -> MapApp:
     )
     add_agent(app, ingest, Ingest(owners, log, settings.record_bytes_max).handle, transport.fail)
     add_agent(app, rollup, Rollup(owners, log).handle, transport.fail)
-    app.own_services += [Foundation(log, archive, themap), transport]
+    check = functools.partial(check_topics, settings.brokers, themap, options)
+    app.own_services += [Foundation(log, archive, themap, check), transport]
     view = View(themap, archive, owners, transport, settings.chunk_records_max)
     install(app, view, settings)
     return app
+
+
+def _make_folder(settings: Settings) -> None:
+    """Make the state folder: Faust makes its own in it, but not the ones above."""
+    try:
+        settings.state_folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingError(
+            f"cannot make state folder {settings.state_folder}: {error.strerror}; want a folder "
+            "that this user may write; set state_folder"
+        ) from error
 
 
 def _archive(settings: Settings) -> Archive:
@@ -130,5 +162,6 @@ def _transport_options(
         fetch_max_wait_ms=settings.fetch_max_wait_ms,
         chunk_bytes_max=settings.chunk_bytes_max,
         chunk_records_max=settings.chunk_records_max,
+        alone=_ALONE if settings.archive == "embedded" else "",
         client_options=options,
     )

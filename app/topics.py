@@ -67,11 +67,11 @@ class TopicsRefusedError(TreasureMapError):
         problems: one line each, ``topic <name>: <what is wrong>; <what to do>``.
     """
 
-    def __init__(self, map_name: str, problems: list[str]) -> None:
+    def __init__(self, map_name: str, problems: list[str], verb: str = "apply") -> None:
         self.problems = problems
         lines = "\n".join(f"  - {problem}" for problem in problems)
         super().__init__(
-            f"cannot apply topics of map {map_name}: {len(problems)} problem(s)\n{lines}"
+            f"cannot {verb} topics of map {map_name}: {len(problems)} problem(s)\n{lines}"
         )
 
 
@@ -151,6 +151,25 @@ async def apply_topics(
     )
 
 
+async def check_topics(
+    brokers: str, themap: Map, client_options: Mapping[str, Any] | None = None
+) -> None:
+    """Check that the topics of a map are there and as it needs them; make and change none.
+
+    Raises:
+        TopicsRefusedError: topics are missing or differ from the map.
+        TreasureMapError: no broker answers.
+    """
+    async with _admin(brokers, client_options or {}) as admin:
+        specs = topics_of(themap, replication=1)
+        found = await _partitions_found(admin)
+        missing = [spec.name for spec in specs if spec.name not in found]
+        if missing:
+            problems = [f"topic {name}: missing; make it with `map apply`" for name in missing]
+            raise TopicsRefusedError(themap.name, problems, "use")
+        await _check(admin, themap, specs, found, "use")
+
+
 @contextlib.asynccontextmanager
 async def _admin(brokers: str, options: Mapping[str, Any]) -> AsyncIterator[AIOKafkaAdminClient]:
     admin = AIOKafkaAdminClient(
@@ -178,7 +197,11 @@ async def _partitions_found(admin: AIOKafkaAdminClient) -> dict[str, int]:
 
 
 async def _check(
-    admin: AIOKafkaAdminClient, themap: Map, specs: list[TopicSpec], found: Mapping[str, int]
+    admin: AIOKafkaAdminClient,
+    themap: Map,
+    specs: list[TopicSpec],
+    found: Mapping[str, int],
+    verb: str = "apply",
 ) -> dict[str, str]:
     """Raise where topics that exist differ; return the journals that could not be checked."""
     problems = [
@@ -200,7 +223,7 @@ async def _check(
                     "or give the map another name"
                 )
     if problems:
-        raise TopicsRefusedError(themap.name, problems)
+        raise TopicsRefusedError(themap.name, problems, verb)
     return unchecked
 
 

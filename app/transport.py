@@ -29,7 +29,7 @@ from app.assignor import Assignor, Member, Share, TopicPartition, by_topic, pair
 from app.hints import CommitHints
 from app.lane import Lane, Owners, Statistics, TransportError, TransportOptions
 from tables.chunk import Chunk
-from tables.errors import FencedError, OutcomeUnknownError
+from tables.errors import FencedError, OutcomeUnknownError, TreasureMapError
 
 log = logging.getLogger(__name__)
 
@@ -105,8 +105,9 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         """Stop the worker with ``reason``; the first reason is the one that is told."""
         if self.failure is None:
             self.failure = reason
-            # mode logs a crash without its traceback.
-            log.critical("the worker stops: %s", reason, exc_info=reason)
+            # mode logs a crash without its traceback; an operating error needs none.
+            bug = None if isinstance(reason, TreasureMapError) else reason
+            log.critical("the worker stops: %s", reason, exc_info=bug)
             self._halt()
             self._background(self.crash(reason))
 
@@ -216,6 +217,10 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
     async def assigned(self, partitions: set[TopicPartition]) -> None:
         """Restore what is new here. Restores are never awaited: no heartbeat is sent meanwhile."""
         assert self._fetched is not None
+        if self.should_stop or self.failure is not None:
+            # The join was under way when everything was released; nobody would release again.
+            return
+        self._check_alone()
         self._generation = self._fetched.generation()
         self._owned = (self._generation, set(partitions))
         for tp in partitions:
@@ -225,6 +230,14 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         for tp in sorted(partitions):
             self._spawn_restore(tp, self._generation)
         log.info("generation %d: %d partitions assigned", self._generation, len(partitions))
+
+    def _check_alone(self) -> None:
+        nodes = sorted(self.nodes())
+        if self.options.alone and len(nodes) > 1:
+            raise TransportError(
+                f"cannot share group {self.options.group}: {self.options.alone}; "
+                f"got nodes {', '.join(nodes)}"
+            )
 
     async def _let_go(self) -> None:
         self._halt()

@@ -3,7 +3,16 @@
 It is made from the environment and the settings file when this module is imported.
 """
 
+import sys
+
+from app.process import complain
 from app.settings import load_settings
 from app.station import build
+from tables.errors import TreasureMapError
 
-app = build(load_settings())
+try:
+    app = build(load_settings())
+except TreasureMapError as error:
+    # Faust's command line would show a traceback of its own search for the App.
+    complain(error)
+    sys.exit(1)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
-import faust
 
+from app.process import Process
 from app.settings import Settings, settings_options
 from app.station import build
 
+LEVELS = ("debug", "info", "warning", "error", "critical")
+
 
 @click.command("worker")
-@click.option("--loglevel", "-l", default="info", show_default=True, help="Least level to log.")
+@click.option(
+    "--loglevel",
+    "-l",
+    type=click.Choice(LEVELS, case_sensitive=False),
+    default="info",
+    show_default=True,
+    help="Least level to log.",
+)
 @settings_options
 def command(loglevel: str, settings: Settings) -> None:
     """Run a worker: read, fold, journal, archive and answer until it is stopped."""
-    app = build(settings)
-    worker = faust.Worker(app, loglevel=loglevel.upper(), redirect_stdouts=False)
-    sys.exit(worker.execute_from_commandline())
+    worker = Process(build(settings), loglevel=loglevel.upper(), redirect_stdouts=False)
+    worker.execute_from_commandline()

@@ -1,0 +1,62 @@
+"""The worker process around the Faust App: how it ends, and its last words.
+
+What stops a worker is told twice: in the log where it happened, and as the last line of standard
+error, where people and supervisors look first.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import sys
+from typing import Any, NoReturn
+
+import faust
+
+from tables.errors import SettingError, TreasureMapError
+
+_CANNOT_LISTEN = {errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES}
+
+
+class Process(faust.Worker):  # type: ignore[misc]  # faust comes without types
+    """Faust's worker; an operating error ends it with one message instead of a traceback."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._refused: BaseException | None = None
+
+    async def start(self) -> None:
+        """Start and run; an error that an operator can mend ends the run in order."""
+        try:
+            await super().start()
+        except TreasureMapError as error:
+            self._refused = error
+        except OSError as error:
+            if not isinstance(error, socket.gaierror) and error.errno not in _CANNOT_LISTEN:
+                raise
+            conf = self.app.conf
+            self._refused = SettingError(
+                f"cannot listen for queries: {error.strerror}; got {conf.web_bind}:"
+                f"{conf.web_port}; want an address of this machine with a free port; end what "
+                "listens there, or set web_host and web_port"
+            )
+
+    def execute_from_commandline(self) -> NoReturn:
+        """Run to the end and exit: 0 where the worker was asked to stop, else 1 with its reason."""
+        try:
+            super().execute_from_commandline()
+        except SystemExit as ending:
+            code = ending.code
+        reason = self._refused or self.crash_reason
+        if reason is not None:
+            complain(reason, self.stderr)
+            code = code or 1
+        sys.exit(code)
+
+
+def complain(reason: BaseException, to: Any = None) -> None:
+    """Write why the process ends; an error that nobody foresaw is named by its kind."""
+    text = str(reason) if isinstance(reason, TreasureMapError) else repr(reason)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    (to or sys.stderr).write(f"error: {text}\n")
