@@ -89,7 +89,9 @@ def build(settings: Settings) -> MapApp:
     )
     app.conf.Worker = Process
     # Faust connects to none of them, but its banner shows them.
-    app.conf.broker = ";".join(f"kafka://{broker.strip()}" for broker in settings.brokers.split(","))
+    app.conf.broker = ";".join(
+        f"kafka://{broker.strip()}" for broker in settings.brokers.split(",")
+    )
     log = KafkaLog(settings.brokers, RECORD_BYTES_MAX, options)
     archive = _archive(settings)
 
