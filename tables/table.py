@@ -81,6 +81,9 @@ class LayerTable:
         else:
             frame = decode_block(data, self._delta).with_columns(version=pl.lit(version, pl.Int64))
         self._blocks[sequence] = frame
+        # Oldest first, however the store lists them: what is merged, and the last bits of float
+        # sums with it, follows from the order.
+        self._blocks = dict(sorted(self._blocks.items()))
         self._sequence = max(self._sequence, sequence + 1)
         newest = frame.group_by("window_start").agg(pl.col("version").max())
         for window, last in newest.iter_rows():

@@ -1,0 +1,231 @@
+"""Layer tables: the cells of brute force, whatever is merged, evicted and taken from the store."""
+
+import random
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from state_support import DAY, HOUR, cells_of, day_block, hour_block, reload
+from support import DAY_MS, HOUR_MS, accumulators, dataclasses_replace
+
+from tables.block import encode_block
+from tables.cell import cell_schema, measures_of
+from tables.table import NEVER_MS, TAIL_BLOCKS_MAX, BlockWrite, FoldTable, RollupTable
+
+ORIGINS = st.sampled_from(["JFK", "LGA"])
+CARRIERS = st.sampled_from(["UA", "AA"])
+HOURS = st.integers(-1, 3).map(lambda hour: hour * HOUR_MS)
+DELAYS = st.integers(-(2**62), 2**62)
+SEEDS = st.integers(0, 9).map(random.Random)
+
+# Steps over a table: blocks to add come most often, so that the tail fills up and merges by itself.
+ADD = st.lists(st.tuples(ORIGINS, CARRIERS, HOURS, DELAYS), min_size=1, max_size=4)
+FOLD_STEPS = st.lists(
+    st.one_of(
+        ADD, ADD, ADD, st.just("merge"), SEEDS, st.sets(HOURS, min_size=1).map(frozenset)
+    ),
+    max_size=40,
+)  # fmt: skip
+
+
+@given(FOLD_STEPS)
+def test_partial_cells_add_up_in_any_order_of_steps(steps: list[object]) -> None:
+    """A fold table is the sum of what was added and not evicted; its store says the same."""
+    table = FoldTable(HOUR)
+    disk: dict[int, BlockWrite] = {}
+    expected: dict[tuple[Any, ...], tuple[int, int, int]] = {}
+    for version, step in enumerate(steps):
+        if isinstance(step, list):
+            # A delta's block holds a cell once.
+            cells = {row[:3]: row for row in step}.values()
+            table.add(hour_block(cells), version)
+            for *identity, delay in cells:
+                events, total, _ = expected.get(tuple(identity), (0, 0, 0))
+                expected[tuple(identity)] = (events + 1, total + delay, version)
+        elif isinstance(step, frozenset):
+            table.evict(sorted(step))
+            expected = {cell: v for cell, v in expected.items() if cell[2] not in step}
+        elif isinstance(step, random.Random):
+            reload(table, disk, step)
+        elif table.rows:
+            table.merge()
+        assert table.versions == newest(expected)
+        assert len(table._blocks) <= TAIL_BLOCKS_MAX + table.rows.bit_length()
+    assert cells_of(table) == expected
+    for start in {0, *table.versions}:
+        some = {cell: value for cell, value in expected.items() if cell[1:] == ("UA", start)}
+        found = cells_of(table, pl.col("window_start") == start, pl.col("key_carrier") == "UA")
+        assert found == some
+    reload(table, disk, random.Random(0))
+    assert cells_of(table) == expected
+    assert table.versions == newest(expected)
+
+
+def newest(cells: dict[tuple[Any, ...], tuple[int, int, int]]) -> dict[object, int]:
+    """Return the largest version by window."""
+    found: dict[object, int] = {}
+    for cell, (_, _, version) in cells.items():
+        found[cell[-1]] = max(version, found.get(cell[-1], -1))
+    return found
+
+
+SENDERS = st.integers(0, 1)
+CONTRIBUTE = st.lists(st.tuples(ORIGINS, CARRIERS, HOURS, SENDERS, DELAYS), min_size=1, max_size=4)
+ANNOUNCE = st.tuples(SENDERS, HOURS)
+ROLLUP_STEPS = st.lists(
+    st.one_of(
+        CONTRIBUTE, CONTRIBUTE, CONTRIBUTE, ANNOUNCE, st.just("merge"), SEEDS,
+        st.sets(st.sampled_from([-DAY_MS, 0]), min_size=1).map(frozenset),
+    ),
+    max_size=40,
+)  # fmt: skip
+
+
+@given(ROLLUP_STEPS)
+def test_contributions_replace_each_other_until_they_settle(steps: list[object]) -> None:
+    """A rollup table is the sum of the latest contributions; settling changes no cell."""
+    table = RollupTable(DAY, HOUR)
+    disk: dict[int, BlockWrite] = {}
+    latest: dict[tuple[Any, ...], tuple[int, int]] = {}
+    for version, step in enumerate(steps):
+        if isinstance(step, list):
+            # Gathering lets each contribution through once, and none that is final.
+            final = {sender: floor for sender, (_, floor) in table.announced.items()}
+            rows = {
+                row[:4]: row for row in step if row[2] + HOUR_MS > final.get(row[3], NEVER_MS)
+            }  # fmt: skip
+            if rows:
+                table.add(day_block([(*row, version + 100) for row in rows.values()]), version)
+            latest |= {row[:4]: (row[4], version) for row in rows.values()}
+        elif isinstance(step, frozenset):
+            table.evict(sorted(step))
+            latest = {row: v for row, v in latest.items() if row[2] // DAY_MS * DAY_MS not in step}
+        elif isinstance(step, tuple):
+            sender, floor = step
+            known = table.announced.get(sender, (NEVER_MS, NEVER_MS))
+            table.announced[sender] = (max(known[0], floor), max(known[1], floor))
+        elif isinstance(step, random.Random):
+            reload(table, disk, step)
+        elif table.rows:
+            table.merge()
+            single = table.known(pl.Series([-DAY_MS, 0]))
+            assert set(single.select(table.contribution).rows()) == unsettled(table, latest)
+    expected = days(latest)
+    assert cells_of(table) == expected
+    assert table.versions == newest(expected)
+    reload(table, disk, random.Random(0))
+    assert cells_of(table) == expected
+    assert table.versions == newest(expected)
+
+
+def unsettled(table: RollupTable, latest: dict[tuple[Any, ...], tuple[int, int]]) -> set[object]:
+    """Return the contributions that may still be replaced."""
+    floors = {sender: floor for sender, (_, floor) in table.announced.items()}
+    return {row for row in latest if row[2] + HOUR_MS > floors.get(row[3], NEVER_MS)}
+
+
+def days(
+    latest: dict[tuple[Any, ...], tuple[int, int]],
+) -> dict[tuple[Any, ...], tuple[int, int, int]]:
+    """Return the day cells of the latest contributions."""
+    expected: dict[tuple[Any, ...], tuple[int, int, int]] = {}
+    for (_, carrier, start, _), (delay, version) in latest.items():
+        cell = (carrier, start // DAY_MS * DAY_MS)
+        events, total, newest_version = expected.get(cell, (0, 0, 0))
+        expected[cell] = (events + 1, total + delay, max(version, newest_version))
+    return expected
+
+
+def test_the_version_of_a_cell_is_that_of_its_last_change() -> None:
+    """Another cell of the same window keeps its own."""
+    table = FoldTable(HOUR)
+    table.add(hour_block([("JFK", "UA", 0, 1), ("JFK", "AA", 0, 1)]), 5)
+    table.add(hour_block([("JFK", "UA", 0, 2)]), 9)
+    assert cells_of(table) == {("JFK", "UA", 0): (2, 3, 9), ("JFK", "AA", 0): (1, 1, 5)}
+    assert table.versions == {0: 9}
+
+
+def test_a_contribution_of_an_older_version_does_not_count() -> None:
+    """Whichever came first, the one of the larger version at the sender stays."""
+    rows = [("JFK", "UA", 0, 0, 7, 40), ("JFK", "UA", 0, 0, 3, 39)]
+    for order in (rows, rows[::-1]):
+        table = RollupTable(DAY, HOUR)
+        for version, row in enumerate(order):
+            table.add(day_block([row]), version)
+        assert [value[:2] for value in cells_of(table).values()] == [(1, 7)]
+
+
+def test_settled_contributions_are_one_row_a_cell() -> None:
+    """Ten origins of one carrier: one row is left when their hour is final, with their version."""
+    table = RollupTable(DAY, HOUR)
+    table.add(day_block((f"O{i}", "UA", 0, 0, i, 1) for i in range(10)), 3)
+    table.add(day_block([("O1", "UA", HOUR_MS, 0, 5, 2)]), 4)
+    table.announced = {0: (2 * HOUR_MS, HOUR_MS)}
+    table.merge()
+    assert table.rows == 2
+    assert cells_of(table) == {("UA", 0): (11, 50, 4)}
+    table.add(day_block([("O1", "UA", HOUR_MS, 0, 6, 3)]), 6)
+    assert cells_of(table) == {("UA", 0): (11, 51, 6)}
+
+
+def test_contributions_of_a_sender_that_announced_nothing_stay_single() -> None:
+    """Missing is minus infinity: another sender's floor settles none of them."""
+    table = RollupTable(DAY, HOUR)
+    table.add(day_block([("JFK", "UA", 0, 0, 1, 1), ("JFK", "UA", 0, 1, 1, 1)]), 3)
+    table.announced = {1: (DAY_MS, DAY_MS)}
+    table.merge()
+    assert table.known(pl.Series([0]))["source_partition"].to_list() == [0]
+    assert cells_of(table) == {("UA", 0): (2, 2, 3)}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_table_from_the_store_merges_as_the_one_that_was_never_closed(seed: int) -> None:
+    """Which blocks are merged, and so the last bits of floats, is the same for every reader."""
+    layer = dataclasses_replace(HOUR, accumulators=accumulators("delay", "float"))
+    schema = {name: kind for name, kind in cell_schema(layer).items() if name != "version"}
+    rng = random.Random(seed)
+    tables = FoldTable(layer), FoldTable(layer)
+    disk: dict[int, BlockWrite] = {}
+    for version in range(60):
+        rows = [
+            {
+                "key_origin": "JFK", "key_carrier": "UA", "window_start": hour * HOUR_MS,
+                "events": 1, "n_delay": 1, "sum_delay": rng.random() * 10.0 ** rng.randint(-3, 3),
+                "min_delay": 0.0, "max_delay": 0.0, "m2_delay": 0.0,
+            }
+            for hour in rng.sample(range(50), rng.choice([1, 2, 20]))
+        ]  # fmt: skip
+        for table in tables:
+            table.add(encode_block(pl.DataFrame(rows, schema=schema)), version)
+        reload(tables[1], disk, rng)
+    one, other = (table.cells().sort("window_start") for table in tables)
+    assert one.equals(other)
+    heights = [[block.height for block in table._blocks.values()] for table in tables]
+    assert heights[0] == heights[1]
+
+
+def test_a_measure_that_came_later_is_filled_as_if_no_event_had_it() -> None:
+    """Blocks of an older revision read with zero counts and sums, and without extremes."""
+    older = dataclasses_replace(HOUR, accumulators=HOUR.accumulators[:1])
+    schema = {name: kind for name, kind in cell_schema(older).items() if name != "version"}
+    row = {"key_origin": "JFK", "key_carrier": "UA", "window_start": 0, "events": 4}
+    block = encode_block(pl.DataFrame([row], schema=schema))
+    table = FoldTable(HOUR)
+    table.add(block, 1)
+    (cell,) = measures_of(HOUR, table.cells())
+    assert (cell["count"], cell["mean_delay"], cell["min_delay"]) == (4, None, None)
+    table.add(hour_block([("JFK", "UA", 0, 5)]), 2)
+    (cell,) = measures_of(HOUR, table.cells())
+    assert (cell["count"], cell["mean_delay"], cell["min_delay"]) == (5, 5.0, 5)
+
+
+@pytest.mark.parametrize("kind", ["fold", "rollup"])
+def test_an_empty_table_has_no_cells(kind: str) -> None:
+    """Reading and evicting before the first event are nothing special."""
+    table = FoldTable(HOUR) if kind == "fold" else RollupTable(DAY, HOUR)
+    table.evict([0])
+    assert table.cells().height == table.rows == 0
+    assert table.cells().schema == cell_schema(table.layer)
+    assert not table.writes
