@@ -10,6 +10,7 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from servers import free_ports
+from support import until
 
 from app.embedded_broker import EmbeddedBroker
 from app.mapfile import parse_map
@@ -84,9 +85,14 @@ async def partitions_at(brokers: str, prefix: str) -> dict[str, int]:
 
 
 async def make(brokers: str, name: str, partitions: int, config: dict[str, str]) -> None:
-    """Make a topic beforehand."""
+    """Make a topic beforehand; return when the broker tells of it, which may be later."""
     async with admin_of(brokers) as admin:
         await admin.create_topics([NewTopic(name, partitions, 1, topic_configs=config)])
+
+    async def visible() -> bool:
+        return await partitions_at(brokers, name) == {name: partitions}
+
+    await until(visible)
 
 
 def by_name(themap: Map, replication: int = 1) -> dict[str, TopicSpec]:
