@@ -9,7 +9,6 @@ and is discarded otherwise. A reused store saves reading the journal from its st
 
 from __future__ import annotations
 
-import shutil
 import struct
 from pathlib import Path
 
@@ -88,11 +87,6 @@ class PartitionStore:
     def close(self) -> None:
         """Close RocksDB and give its lock back."""
         self._db.close()
-
-
-def discard(folder: Path) -> None:
-    """Remove a store's folder."""
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _options() -> rocksdict.Options:
