@@ -101,6 +101,7 @@ def test_a_state_comes_back_as_it_was(
     assert contents_of(again) == contents_of(stayed)
     """A batch is written whole: neither its first blocks nor its meta are there alone."""
 
+
 def test_a_new_store_has_no_state(store: PartitionStore) -> None:
     """None is not an empty state: the journal is read from its start."""
     assert store.load(RAW_PLAN) is None
