@@ -23,23 +23,27 @@ class Process(faust.Worker):  # type: ignore[misc]  # faust comes without types
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._refused: BaseException | None = None
+        self._reason: BaseException | None = None
 
     async def start(self) -> None:
         """Start and run; an error that an operator can mend ends the run in order."""
         try:
             await super().start()
         except TreasureMapError as error:
-            self._refused = error
+            self._reason = error
         except OSError as error:
             if not isinstance(error, socket.gaierror) and error.errno not in _CANNOT_LISTEN:
+                self._reason = error
                 raise
             conf = self.app.conf
-            self._refused = SettingError(
+            self._reason = SettingError(
                 f"cannot listen for queries: {error.strerror}; got {conf.web_bind}:"
                 f"{conf.web_port}; want an address of this machine with a free port; end what "
                 "listens there, or set web_host and web_port"
             )
+        except Exception as error:
+            self._reason = error
+            raise
 
     def execute_from_commandline(self) -> NoReturn:
         """Run to the end and exit: 0 where the worker was asked to stop, else 1 with its reason."""
@@ -47,7 +51,7 @@ class Process(faust.Worker):  # type: ignore[misc]  # faust comes without types
             super().execute_from_commandline()
         except SystemExit as ending:
             code = ending.code
-        reason = self._refused or self.crash_reason
+        reason = self._reason or self.crash_reason
         if reason is not None:
             complain(reason, self.stderr)
             code = code or 1

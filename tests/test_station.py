@@ -1,0 +1,506 @@
+"""A worker as a process: both commands, what it answers, how it ends and what it says then."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import orjson
+import pytest
+import servers
+from aiokafka import AIOKafkaProducer
+from support import flight, small_map, until
+from workers import ROOT
+
+from agents.owners import Owners
+from app.children import start_child, stop_child
+from app.embedded_broker import EmbeddedBroker
+from app.lane import Statistics
+from app.mapfile import load_map
+from app.topics import apply_topics
+from app.transport import NO_GENERATION, Transport
+from app.view import View
+from tables.archive import Archive
+from tables.archive_embedded import EmbeddedArchive
+from tables.journal import Claim, encode_entry
+
+HOUR_MS = 3_600_000
+SECONDS_MAX = 60.0
+STOP_SECONDS_MAX = 15.0
+# Faust's start and stop, and aiokafka's tables of topics; a traceback is not among them.
+LINES_MAX = 130
+MAP = """
+revision = 1
+name = "{name}"
+
+[sources.flights]
+topic = "{name}.raw"
+partitions = 2
+time = "at"
+type = "type"
+keyed_by = ["origin"]
+
+[sources.flights.fields]
+origin = "string"
+carrier = "string"
+delay = "int"
+
+[layers.hour]
+source = "flights"
+events = ["flight.*"]
+key = ["origin", "carrier"]
+window = "1h"
+measures = ["count"]
+
+[layers.day]
+from = "hour"
+key = ["carrier"]
+window = "1d"
+partitions = 2
+"""
+MODULE = (sys.executable, "-m", "app", "worker")
+FAUST = (
+    str(Path(sys.executable).with_name("faust")),
+    *("-A", "app.worker", "worker", "-l", "info"),
+)
+COMMANDS = {"module": MODULE, "faust": FAUST}
+
+
+class Process:
+    """A worker process with a map, a group and folders of its own."""
+
+    def __init__(self, brokers: str, folder: Path, **settings: str) -> None:
+        (self.port,) = servers.free_ports(1)
+        self.folder = folder
+        folder.mkdir(exist_ok=True)
+        self.map_name = f"t{uuid.uuid4().hex[:12]}"
+        self.map_file = folder / "map.toml"
+        self.map_file.write_text(MAP.format(name=self.map_name))
+        self.log_file = folder / "worker.log"
+        self.settings = {
+            "brokers": brokers,
+            "map_file": str(self.map_file),
+            "group": self.map_name,
+            "web_port": str(self.port),
+            "state_folder": str(folder / "state"),
+            "archive_folder": str(folder / "archive"),
+        } | settings
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, command: tuple[str, ...] = MODULE, *flags: str) -> None:
+        """Start the process."""
+        environment = {k: v for k, v in os.environ.items() if "TREASURE_MAP" not in k}
+        environment |= {f"TREASURE_MAP_{k.upper()}": v for k, v in self.settings.items()}
+        with self.log_file.open("wb") as log:
+            self._process = start_child([*command, *flags], log, environment, ROOT)
+
+    @property
+    def running(self) -> subprocess.Popen[bytes]:
+        """The started process."""
+        assert self._process is not None
+        return self._process
+
+    def close(self) -> None:
+        """End the process if it still runs."""
+        if self._process is not None:
+            stop_child(self._process, STOP_SECONDS_MAX)
+
+    def log(self) -> str:
+        """Return what the process wrote."""
+        return self.log_file.read_text(errors="replace")
+
+    async def ended(self, seconds_max: float = SECONDS_MAX) -> int:
+        """Wait for the end; return the exit code."""
+        try:
+            return await asyncio.to_thread(self.running.wait, seconds_max)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still runs after {seconds_max} s:\n{self.log()}") from None
+
+    async def stop(self) -> int:
+        """Ask the process to end, and wait for it as long as a supervisor would."""
+        self.running.send_signal(signal.SIGTERM)
+        return await self.ended(STOP_SECONDS_MAX)
+
+    async def says(self, text: str) -> None:
+        """Wait until the log has ``text``."""
+
+        async def said() -> bool:
+            assert self.running.poll() is None, self.log()
+            return text in self.log()
+
+        await until(said, SECONDS_MAX)
+
+    async def ready(self) -> None:
+        """Wait until the worker is ready."""
+
+        async def answers() -> bool:
+            assert self.running.poll() is None, self.log()
+            with contextlib.suppress(OSError):
+                return (await self.get("/readyz"))[0] == 200
+            return False
+
+        await until(answers, SECONDS_MAX)
+
+    async def get(self, path: str) -> tuple[int, Any]:
+        """Return status and JSON answer of a path; None where the answer is none."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        writer.write(f"GET {path} HTTP/1.0\r\nHost: 127.0.0.1:{self.port}\r\n\r\n".encode())
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+        with contextlib.suppress(orjson.JSONDecodeError):
+            return int(head.split()[1]), orjson.loads(body)
+        return int(head.split()[1]), None
+
+    async def send(self, topic: str, *records: tuple[int, bytes]) -> None:
+        """Write records, each a partition and a value."""
+        async with AIOKafkaProducer(bootstrap_servers=self.settings["brokers"]) as producer:
+            for partition, value in records:
+                await producer.send_and_wait(topic, value, partition=partition)
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Iterator[str]:
+    """Run one embedded broker for the module."""
+    with EmbeddedBroker() as broker:
+        yield broker.bootstrap
+
+
+@pytest.fixture
+async def processes(embedded: str, tmp_path: Path) -> AsyncIterator[Callable[..., Process]]:
+    """Make processes; what still runs is ended with the test."""
+    made: list[Process] = []
+
+    def make(brokers: str = embedded, **settings: str) -> Process:
+        made.append(Process(brokers, tmp_path / str(len(made)), **settings))
+        return made[-1]
+
+    yield make
+    await asyncio.gather(*(asyncio.to_thread(process.close) for process in made))
+
+
+async def apply(process: Process) -> None:
+    """Make the topics of a process's map."""
+    await apply_topics(process.settings["brokers"], load_map(process.map_file))
+
+
+def last_words(process: Process) -> str:
+    """Return the message that the output ends with, of an output without traceback."""
+    log = process.log()
+    assert "Traceback" not in log
+    assert len(log.splitlines()) < LINES_MAX
+    _, found, words = f"\n{log}".rpartition("\nerror: ")
+    assert found, f"no last words:\n{log}"
+    assert "[INFO]" not in words, f"not the last words:\n{log}"
+    return words.rstrip()
+
+
+async def test_a_worker_serves_until_it_is_asked_to_stop(
+    processes: Callable[..., Process],
+) -> None:
+    """Both commands, from ready to folded, closed, archived and rolled up."""
+    module, faust = processes(), processes()
+    await asyncio.gather(apply(module), apply(faust))
+    del module.settings["map_file"]
+    module.start(MODULE, "--map", str(module.map_file), "-l", "INFO")
+    faust.start(FAUST)
+    await asyncio.gather(check_service(module), check_service(faust))
+
+
+async def check_service(worker: Process) -> None:
+    """Take a worker from its start to its end."""
+    await worker.ready()
+    assert (await worker.get("/livez"))[0] == 200
+    _, layers = await worker.get("/v1/layers")
+    assert [(row["name"], row["watermark_ms"]) for row in layers["layers"]] == [
+        ("hour", None), ("day", None),
+    ]  # fmt: skip
+    # Faust's own views stay off.
+    for path in ("/", "/stats/", "/stats", "/router/", "/table/", "/table", "/graph/", "/docs"):
+        assert (await worker.get(path))[0] == 404, path
+    raw = f"{worker.map_name}.raw"
+    early = [flight(at, origin, "UA") for at, origin in ((0, "JFK"), (1, "JFK"), (2, "EWR"))]
+    late = [flight(50 * HOUR_MS, origin, "UA") for origin in ("JFK", "EWR")]
+    await worker.send(raw, (0, early[0]), (0, early[1]), (1, early[2]), (0, late[0]), (1, late[1]))
+
+    async def rolled_up() -> bool:
+        _, found = await worker.get("/v1/layers")
+        hour, day = found["layers"]
+        return bool(hour["archived_cells"] == 2 and day["archived_cells"] == 1)
+
+    await until(rolled_up, SECONDS_MAX)
+    status, ledger = await worker.get("/v1/ledger")
+    assert status == 200
+    assert ledger["balanced"], ledger["problems"]
+    rows = ledger["records"][raw]
+    assert {p: (row["read"], row["position"]) for p, row in rows.items()} == {
+        "0": (3, 3), "1": (2, 2),
+    }  # fmt: skip
+    assert ledger["layers"]["hour"]["folded"] == 5
+    _, layers = await worker.get("/v1/layers")
+    hour, day = layers["layers"]
+    assert hour["watermark_ms"] == 50 * HOUR_MS
+    assert (hour["open_cells"], hour["partitions"], day["partitions"]) == (2, [0, 1], [0, 1])
+    _, cells = await worker.get(f"/v1/layers/day/cells?from=0&to={24 * HOUR_MS}")
+    assert [row["measures"]["count"] for row in cells["cells"]] == [3]
+    assert await worker.stop() == 0
+    log = worker.log()
+    assert "error:" not in log
+    assert "Traceback" not in log
+    assert "[WARNING]" not in log
+
+
+async def test_a_worker_that_is_stopped_while_it_joins_leaves_nothing_behind(
+    processes: Callable[..., Process],
+) -> None:
+    """The answer to the join may still come; nothing is restored for it then."""
+    worker = processes()
+    await apply(worker)
+    worker.start()
+    await worker.says("(Re-)joining group")
+    assert await worker.stop() == 0
+    assert "emission failed" not in worker.log()
+    assert "partitions assigned" not in worker.log()
+
+
+async def test_a_worker_stops_although_its_broker_does_not_answer(
+    processes: Callable[..., Process],
+) -> None:
+    """Every step of the way out has a deadline."""
+    with EmbeddedBroker() as broker:
+        assert broker.pid is not None
+        worker = processes(broker.bootstrap)
+        await apply(worker)
+        worker.start()
+        await worker.ready()
+        os.kill(broker.pid, signal.SIGSTOP)
+        assert await worker.stop() == 0
+        os.kill(broker.pid, signal.SIGKILL)
+
+
+def miss_topics(worker: Process) -> str:
+    """Leave the topics unmade: nothing to do here."""
+    return (
+        rf"cannot use topics of map {worker.map_name}: 7 problem\(s\)\n"
+        rf"  - topic {worker.map_name}\.raw: missing; make it with `map apply`\n"
+    )
+
+
+def spoil_map(worker: Process) -> str:
+    """Write a map that is none."""
+    worker.map_file.write_text("revision = 1")
+    return r"cannot use map .*: \d+ problem\(s\)\n"
+
+
+def lose_map(worker: Process) -> str:
+    """Take the map file away."""
+    worker.map_file.unlink()
+    return r"cannot use map .*: 1 problem\(s\)\n  - file: cannot be read"
+
+
+def spoil_setting(worker: Process) -> str:
+    """Set what no setting takes."""
+    worker.settings["group"] = "a b"
+    return r"cannot use settings: 1 problem\(s\)\n  - group \(environment TREASURE_MAP_GROUP\)"
+
+
+def block_state_folder(worker: Process) -> str:
+    """Put a file where the folder should be."""
+    worker.settings["state_folder"] = str(worker.map_file / "state")
+    return r"cannot make state folder .*state: Not a directory; want a folder .*; set state_folder"
+
+
+def stop_broker(worker: Process) -> str:
+    """Name a port where no broker is."""
+    (port,) = servers.free_ports(1)
+    worker.settings["brokers"] = f"127.0.0.1:{port}"
+    return rf"cannot connect to Kafka: .*; got brokers 127\.0\.0\.1:{port}; want .*; start it"
+
+
+def lose_host(worker: Process) -> str:
+    """Bind to what is no address of any machine."""
+    worker.settings |= {"web_host": "no.such.host.invalid", "insecure": "true"}
+    return r"cannot listen for queries: .*; got no\.such\.host\.invalid:\d+; want .* set web_host"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [miss_topics, spoil_map, lose_map, spoil_setting, block_state_folder, stop_broker, lose_host],
+)
+async def test_a_worker_that_cannot_start_says_why_and_nothing_else(
+    processes: Callable[..., Process], spoil: Callable[[Process], str]
+) -> None:
+    """Both commands end with code 1 and the reason as their last words."""
+    workers = {command: processes() for command in COMMANDS}
+    wanted = {}
+    for command, worker in workers.items():
+        wanted[command] = spoil(worker)
+        worker.start(COMMANDS[command])
+    for command, worker in workers.items():
+        assert await worker.ended() == 1
+        assert re.match(wanted[command], last_words(worker)), last_words(worker)
+
+
+async def test_a_web_port_that_is_taken_is_named(processes: Callable[..., Process]) -> None:
+    """Another worker of this machine has it."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        worker = processes(web_port=str(port))
+        worker.start()
+        assert await worker.ended() == 1
+    assert re.match(
+        rf"cannot listen for queries: .*in use; got 127\.0\.0\.1:{port}; want .* set .*web_port",
+        last_words(worker),
+    )
+
+
+async def test_an_archive_folder_in_use_is_named(processes: Callable[..., Process]) -> None:
+    """Two processes must not write to one embedded archive."""
+    worker = processes()
+    await apply(worker)
+    archive = EmbeddedArchive(worker.folder / "archive")
+    await archive.open(load_map(worker.map_file))
+    worker.start()
+    assert await worker.ended() == 1
+    await archive.close()
+    assert re.match(
+        rf"cannot open archive in {worker.folder}/archive: .*another worker", last_words(worker)
+    )
+
+
+async def test_a_topic_with_other_partitions_is_refused_at_the_start(
+    processes: Callable[..., Process],
+) -> None:
+    """Later it would fail at a journal partition that is not there."""
+    worker = processes()
+    await apply(worker)
+    worker.map_file.write_text(
+        worker.map_file.read_text().replace("partitions = 2", "partitions = 3", 1)
+    )
+    worker.start()
+    assert await worker.ended() == 1
+    assert f"topic {worker.map_name}.raw: wrong number of partitions; got 2; want 3" in last_words(
+        worker
+    )
+
+
+async def test_what_must_not_be_continued_ends_the_worker_with_its_reason(
+    processes: Callable[..., Process],
+) -> None:
+    """A journal that a later map has begun; a record of a later format, whose cells would be lost.
+
+    The second one is met by an agent, which must not skip it.
+    """
+    later_map, later_format = processes(), processes()
+    await asyncio.gather(apply(later_map), apply(later_format))
+    claim = encode_entry(Claim(revision=2, digest="another", partitions=2, base=0))
+    name = later_map.map_name
+    await later_map.send(f"{name}.journal.{name}.raw", (1, claim))
+    await later_format.send(f"{later_format.map_name}.layer.day", (0, b"\x09junk"))
+    later_map.start()
+    later_format.start()
+    assert await later_map.ended() == 1
+    assert await later_format.ended() == 1
+    assert last_words(later_map).startswith(
+        f"cannot claim {name}.raw[1]: its journal is at map revision 2; got 1; "
+    )
+    assert last_words(later_format).startswith("cannot read layer topic: got format 9; want 1; ")
+
+
+BUG = """
+from mode import Service
+from app.process import Process
+from app.settings import load_settings
+from app.station import build
+
+class Broken(Service):
+    async def on_start(self):
+        raise ValueError("a bug")
+
+app = build(load_settings())
+app.own_services[:] = [Broken()]
+Process(app, loglevel="INFO").execute_from_commandline()
+"""
+
+
+async def test_an_error_that_nobody_foresaw_is_shown_with_its_traceback(
+    processes: Callable[..., Process],
+) -> None:
+    """The last words are its name; where it came from stands above."""
+    worker = processes()
+    worker.start((sys.executable, "-c", BUG))
+    assert await worker.ended() == 1
+    assert worker.log().splitlines()[-1] == "error: ValueError('a bug')"
+    assert "Traceback" in worker.log()
+
+
+async def test_workers_with_embedded_archives_do_not_share_a_group(
+    processes: Callable[..., Process],
+) -> None:
+    """Each would archive cells that the other cannot read; one that sees another says so."""
+    one = processes(node="one")
+    await apply(one)
+    two = processes(node="two", group=one.map_name, map_file=str(one.map_file))
+    one.start()
+    two.start()
+    ends = {asyncio.create_task(worker.ended()): worker for worker in (one, two)}
+    # The other one may find itself alone again, and then goes on.
+    done, others = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    for end in done:
+        assert end.result() == 1
+        words = last_words(ends[end])
+        assert words.startswith(
+            f"cannot share group {one.map_name}: its archive is embedded and serves one worker "
+            "only; set archive to cassandra"
+        )
+        assert words.endswith("got nodes one, two")
+    for worker in (one, two):
+        worker.close()
+    await asyncio.gather(*others)
+
+
+class Moment:
+    """What a transport tells at one moment."""
+
+    def __init__(self, lags: dict[tuple[str, int], int | None], **counts: int) -> None:
+        self.lags = lags
+        self.counts = counts
+
+    def statistics(self) -> Statistics:
+        """Return the counts."""
+        return Statistics(**self.counts)
+
+    def lag_records(self) -> dict[tuple[str, int], int | None]:
+        """Return the lags."""
+        return self.lags
+
+
+@pytest.mark.parametrize(
+    ("moment", "ready", "reason"),
+    [
+        (Moment({}, generation=NO_GENERATION), False, "joining the group"),
+        (Moment({}, generation=1, restoring=3), False, "restoring 3 partitions"),
+        (Moment({("t", 0): 0, ("t", 1): None}, generation=1), False, "waiting for the first fetch"),
+        (Moment({("t", 0): 60, ("t", 1): 41}, generation=1), False, "101 records behind"),
+        (Moment({("t", 0): 60, ("t", 1): 40}, generation=1), True, "restored and caught up"),
+        (Moment({}, generation=1), True, "restored and caught up"),
+    ],
+)
+def test_readiness_names_what_is_waited_for(moment: Moment, ready: bool, reason: str) -> None:
+    """A worker without partitions is ready too: it is there to take over."""
+    archive, owners = cast("Archive", None), cast("Owners", None)
+    view = View(small_map(), archive, owners, cast("Transport", moment), 100)
+    found, text = view.ready()
+    assert found == ready
+    assert text.startswith(reason)
