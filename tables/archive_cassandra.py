@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import polars as pl
-from cassandra import ConsistencyLevel, DriverException, ProtocolVersion
+from cassandra import ConsistencyLevel, DriverException, InvalidRequest, ProtocolVersion
 from cassandra.auth import PlainTextAuthProvider
 from cassandra.cluster import (
     EXEC_PROFILE_DEFAULT,
@@ -31,7 +31,7 @@ from cassandra.query import BatchStatement, BatchType, PreparedStatement, Statem
 
 from tables.archive import CellRange
 from tables.archive_cql import Batch, LayerTable, Row
-from tables.archive_layout import check_key, check_same, not_expired, too_many_rows
+from tables.archive_layout import check_key, missing_accumulators, not_expired, too_many_rows
 from tables.errors import ArchiveError
 from tables.layer import Layer, Map
 
@@ -91,6 +91,8 @@ class CassandraArchive:
 
     async def open(self, themap: Map) -> None:
         """Connect; make keyspace and tables where they are missing, and check those that are there.
+
+        Columns of measures that the map has gained are added.
 
         Raises:
             ArchiveError: no connection, no permission, or a table that is not the layer's.
@@ -191,15 +193,29 @@ class CassandraArchive:
             cluster.refresh_keyspace_metadata(settings.keyspace)
 
     def _make_table(self, cluster: Cluster, session: Session, table: LayerTable) -> None:
-        keyspace = self._settings.keyspace
         session.execute(table.create)
+        missing = self._missing(cluster, table)
+        while missing:
+            try:
+                session.execute(table.add(missing))
+            except InvalidRequest:
+                # Another worker may have added some of them first; then fewer are missing now.
+                before, missing = missing, self._missing(cluster, table)
+                if missing == before:
+                    raise
+            else:
+                missing = self._missing(cluster, table)
+
+    def _missing(self, cluster: Cluster, table: LayerTable) -> list[str]:
+        """Return the accumulators that the table lacks, once all nodes agree on the schema."""
+        keyspace = self._settings.keyspace
         cluster.refresh_table_metadata(keyspace, table.name)
         found = cluster.metadata.keyspaces[keyspace].tables[table.name]
         have = {f"column {name}": column.cql_type for name, column in found.columns.items()}
         have["partition key"] = ", ".join(column.name for column in found.partition_key)
         have["clustering key"] = ", ".join(column.name for column in found.clustering_key)
         have["comment"] = found.options["comment"]
-        check_same(f"table {keyspace}.{table.name}", have, table.describe())
+        return missing_accumulators(f"table {keyspace}.{table.name}", have, table.describe())
 
     async def _prepare(self, verb: str, query: str) -> PreparedStatement:
         prepared = self._prepared.get(query)
@@ -294,8 +310,7 @@ def _statement(insert: PreparedStatement, batch: Batch) -> Statement:
 
 
 def _frame(table: LayerTable, rows: list[Row], now_ms: int) -> pl.DataFrame:
-    frame = pl.DataFrame(rows, schema=table.schema, orient="row")
-    return frame.filter(not_expired(table.layer, now_ms))
+    return table.frame(rows).filter(not_expired(table.layer, now_ms))
 
 
 def _credentials(settings: CassandraSettings) -> PlainTextAuthProvider | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import polars as pl
 
@@ -109,6 +109,21 @@ class LayerTable:
             "clustering key": ", ".join(self._clustering),
             "comment": self.comment,
         }
+
+    def add(self, columns: Sequence[str]) -> str:
+        """Return the statement that adds columns of this layer to a table that lacks them."""
+        added = ", ".join(f'"{column}" {self._types[column]}' for column in columns)
+        return f"ALTER TABLE {self._place} ADD ({added})"
+
+    def frame(self, rows: Sequence[Row]) -> pl.DataFrame:
+        """Return the archive frame of selected rows.
+
+        A row that was written before a measure was added has nulls there: they read as if no event
+        had carried the field, which is 0 for counts and sums.
+        """
+        frame = pl.DataFrame(rows, schema=self.schema, orient="row")
+        columns = [acc.column for acc in self.layer.accumulators if acc.kind not in ("min", "max")]
+        return frame.with_columns(pl.col(columns).fill_null(0))
 
     def select(self, cells: CellRange) -> str:
         """Return the statement that reads one partition; :meth:`select_values` has its values.

@@ -23,12 +23,11 @@ import rocksdict
 from tables.archive import CellRange
 from tables.archive_layout import (
     check_key,
-    check_same,
     not_expired,
     too_many_rows,
     window_ms_max,
 )
-from tables.archive_rows import TAIL_BYTES, RowCodec, ordered, write_time_us
+from tables.archive_rows import TAIL_BYTES, RowCodec, grown, ordered, write_time_us
 from tables.errors import ArchiveError
 from tables.keyhash import key_bytes
 from tables.layer import Layer, Map
@@ -113,14 +112,18 @@ class EmbeddedArchive:
     def _take_layers(self, running: _Running, themap: Map) -> None:
         db = running.db
         for layer in themap.layers:
-            codec = RowCodec(layer)
-            want = {"format": FORMAT} | codec.describe()
+            place = _META + layer.name.encode()
+            described = {"format": FORMAT} | RowCodec(layer).describe()
             with _rocks("open archive"):
-                stored = db.get(_META + layer.name.encode())
-                if stored is None:
-                    db.put(_META + layer.name.encode(), orjson.dumps(want), _synced())
+                stored = db.get(place)
             if stored is not None:
-                check_same(f"layer {layer.name} in {self._folder}", orjson.loads(stored), want)
+                what = f"layer {layer.name} in {self._folder}"
+                described = grown(what, orjson.loads(stored), described)
+            codec = RowCodec(layer, described)
+            # Before any row: values can only be read by the description they were written under.
+            if stored is None or described != orjson.loads(stored):
+                with _rocks("open archive"):
+                    db.put(place, orjson.dumps(described), _synced())
             running.codecs[layer.name] = codec
             self._drop_expired(running, codec)
 

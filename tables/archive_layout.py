@@ -7,6 +7,9 @@ docs/decisions/0002-archive-tables.md.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+
 import polars as pl
 
 from tables.archive import CellRange
@@ -22,6 +25,9 @@ MONTH_MS = 30 * DAY_MS
 
 MONTH_MS_MAX = 31 * DAY_MS
 """The longest calendar month, for what must not end too early."""
+
+
+_ACCUMULATOR = re.compile(r"column (events|(n|sum|min|max|sqlo|sqhi|m2)_\w+)")
 
 
 def bucket_ms(layer: Layer) -> int:
@@ -66,24 +72,33 @@ def too_many_rows(layer: Layer, cells: CellRange) -> QueryError:
     )
 
 
-def check_same(place: str, have: dict[str, str], want: dict[str, str]) -> None:
-    """Refuse a stored table that is not the one the layer needs.
+def missing_accumulators(place: str, have: Mapping[str, str], want: Mapping[str, str]) -> list[str]:
+    """Return the accumulator columns that a stored table lacks; refuse a table of another layer.
+
+    A higher revision of the map may add measures and take measures away, so accumulators may stand
+    on one side only. Everything else has to be the same, and so have the types of accumulators.
 
     Args:
         place: what differs, like ``table flights_by_hour``.
         have: the stored properties: columns with their types, keys, format.
         want: the same for the map at hand.
 
+    Returns:
+        The missing columns by name, in the layer's order.
+
     Raises:
         ArchiveError: names every difference.
     """
+    one_sided = [name for name in {**want, **have} if (name in have) != (name in want)]
+    allowed = {name for name in one_sided if _ACCUMULATOR.fullmatch(name)}
     differences = [
         f"{name} is {have.get(name, 'absent')}, want {want.get(name, 'absent')}"
         for name in {**want, **have}
-        if have.get(name) != want.get(name)
+        if have.get(name) != want.get(name) and name not in allowed
     ]
     if differences:
         raise ArchiveError(
             f"cannot use {place}: it was made for another layer: {'; '.join(differences)}; "
             "give the changed layer a new name in the map, or use another archive"
         )
+    return [name.removeprefix("column ") for name in want if name in allowed]

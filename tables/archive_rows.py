@@ -3,16 +3,20 @@
 A row key is ``name 00 bucket key window partition``; a value is the write time and the accumulators
 at fixed places. docs/formats/archive.md lists the fields. Whole columns are split and joined by
 polars; a row costs one ``struct`` call.
+
+The columns of a value are only ever added to, at the end, so an older value is the beginning of a
+newer one. What it lacks reads as zero bytes: 0 for counts and sums, absent for minimum and maximum.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import polars as pl
 
-from tables.archive_layout import bucket_ms
+from tables.archive_layout import bucket_ms, missing_accumulators
+from tables.block import conform
 from tables.cell import archive_schema
 from tables.keyhash import key_bytes, key_from_bytes
 from tables.layer import Layer, Scalar
@@ -25,6 +29,10 @@ _NUMBER = struct.Struct(">Q")
 _TAIL = struct.Struct(">QI")
 _WRITE_TIME = struct.Struct("<q")
 _WORD = pl.lit(1 << 64, dtype=pl.Int128)
+_ORDER = "column order"
+_VALUE_TYPES: dict[str, pl.DataType] = {
+    str(kind): kind for kind in (pl.Int64(), pl.Int128(), pl.Float64())
+}
 
 
 def ordered(number: int) -> bytes:
@@ -38,16 +46,35 @@ def write_time_us(value: bytes) -> int:
     return written
 
 
-class RowCodec:
-    """Encodes and decodes the rows of one layer."""
+def grown(place: str, have: Mapping[str, str], want: Mapping[str, str]) -> dict[str, str]:
+    """Return the stored description ``have`` with the accumulators it lacks added at the end.
 
-    def __init__(self, layer: Layer) -> None:
+    Both are like :meth:`RowCodec.describe`. Accumulators that are not wanted any more stay.
+
+    Raises:
+        ArchiveError: ``have`` is of another layer; names every difference.
+    """
+    added = missing_accumulators(place, {**have, _ORDER: ""}, {**want, _ORDER: ""})
+    columns = {f"column {column}": want[f"column {column}"] for column in added}
+    return {**have, **columns, _ORDER: ", ".join([have[_ORDER], *added])}
+
+
+class RowCodec:
+    """Encodes and decodes the rows of one layer.
+
+    Args:
+        layer: whose archive frames go in and come out.
+        described: the stored description of the rows, grown to hold the layer; None where the
+            layer has no rows yet.
+    """
+
+    def __init__(self, layer: Layer, described: Mapping[str, str] | None = None) -> None:
         self.layer = layer
         self.schema = archive_schema(layer)
         self.bucket_ms = bucket_ms(layer)
         self.prefix = layer.name.encode() + b"\x00"
         self._kinds = [field.type for field in layer.key]
-        self._stored = [acc.column for acc in layer.accumulators] + ["version"]
+        self._stored = self._value_columns(described or self.describe())
         self._split: list[pl.Expr] = []
         self._parts: dict[str, pl.DataType] = {}
         self._join: list[pl.Expr] = []
@@ -60,7 +87,7 @@ class RowCodec:
         """Return what stored rows must agree on to be read: columns in order, key, window."""
         columns = {f"column {name}": str(kind) for name, kind in self.schema.items()}
         return columns | {
-            "column order": ", ".join(self.schema),
+            _ORDER: ", ".join(self.schema),
             "key": ", ".join(self.layer.key_columns),
             "window": str(self.layer.window),
         }
@@ -97,14 +124,15 @@ class RowCodec:
             if head is None:
                 head = heads[bucket, key] = self.head(bucket) + key_bytes(key)
             row_keys.append(head + _TAIL.pack(start + _BIAS, partition))
-        parts = rows.select(write_times_us.alias("write_time"), *self._split)
+        values = conform(rows, self._stored)
+        parts = values.select(write_times_us.alias("write_time"), *self._split)
         pack = self._value.pack
         return row_keys, [pack(*row) for row in parts.iter_rows()]
 
     def decode(self, row_keys: Sequence[bytes], values: Sequence[bytes]) -> pl.DataFrame:
         """Return the archive frame of stored rows."""
         known: dict[bytes, tuple[Scalar, ...]] = {}
-        unpack = self._value.unpack
+        unpack, size = self._value.unpack, self._value.size
         rows = []
         for row_key, value in zip(row_keys, values, strict=True):
             part = self.key_part(row_key)
@@ -112,15 +140,25 @@ class RowCodec:
             if key is None:
                 key = known[part] = self.key_values(part)
             start, partition = _TAIL.unpack_from(row_key, len(row_key) - TAIL_BYTES)
-            rows.append((*key, start - _BIAS, partition, *unpack(value)))
+            whole = value if len(value) == size else value.ljust(size, b"\x00")
+            rows.append((*key, start - _BIAS, partition, *unpack(whole)))
         keys = {name: self.schema[name] for name in (*self.layer.key_columns, "window_start")}
         schema = keys | {"source_partition": pl.Int32(), "write_time": pl.Int64()} | self._parts
         frame = pl.DataFrame(rows, schema=schema, orient="row")
         return frame.with_columns(self._join).select(list(self.schema))
 
+    def _value_columns(self, described: Mapping[str, str]) -> dict[str, pl.DataType]:
+        """Return the columns of a value with their types, in the order they are stored in."""
+        in_row_key = {*self.layer.key_columns, "window_start", "source_partition"}
+        return {
+            column: _VALUE_TYPES[described[f"column {column}"]]
+            for column in described[_ORDER].split(", ")
+            if column not in in_row_key
+        }
+
     def _plan(self, column: str) -> list[str]:
         """Plan how one column is split into fixed fields and joined again; return their formats."""
-        kind = self.schema[column]
+        kind = self._stored[column]
         stored = pl.col(column)
         if kind == pl.Int128():
             low, high = f"{column}.low", f"{column}.high"

@@ -333,16 +333,17 @@ async def test_a_closed_archive_says_so(archive: Archive) -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"accumulators": ACCUMULATORS[:-1]}, "m2_speed"),
+        ({"accumulators": (*ACCUMULATORS[:8], Accumulator("sum", "speed", "int"))}, "sum_speed"),
         ({"key": HOURS.key[:2]}, "key_late"),
         ({"window": Window(60_000)}, "window"),
+        ({"window": Window(60_000), "accumulators": ACCUMULATORS[:1]}, "window"),
     ],
-    ids=["measure", "key", "window"],
+    ids=["type of a field", "key", "window", "window and measures"],
 )
 async def test_a_layer_that_changed_is_refused_with_the_differences(
     archive: Archive, site: Site, change: dict[str, Any], named: str
 ) -> None:
-    """A table made for other columns, key or windows is not written into."""
+    """A table made for other types, key or windows is not written into."""
     await put(archive, cell())
     await archive.close()
     changed = msgspec.structs.replace(HOURS, **change)
@@ -352,6 +353,102 @@ async def test_a_layer_that_changed_is_refused_with_the_differences(
     # A refused archive holds nothing open: the right map gets in at once.
     await archive.open(site.map)
     assert (await get(archive)).height == 1
+
+
+async def reopened(archive: Archive, site: Site, layer: Layer) -> Archive:
+    """Close the archive and open its place under a map that has ``layer`` alone."""
+    await archive.close()
+    again = site.make()
+    await again.open(msgspec.structs.replace(site.map, revision=2, layers=(layer,)))
+    return again
+
+
+def columns(rows: pl.DataFrame, *names: str) -> list[tuple[Any, ...]]:
+    """Return some columns of a frame, row by row."""
+    return rows.select(names).rows()
+
+
+async def test_an_added_measure_reads_as_a_field_no_event_had_in_older_rows(
+    site: Site,
+) -> None:
+    """Older rows have 0 and null in new columns; new rows have all; a row may be replaced."""
+    less = msgspec.structs.replace(HOURS, accumulators=ACCUMULATORS[:1] + ACCUMULATORS[7:8])
+    archive = site.make()
+    await archive.open(msgspec.structs.replace(site.map, layers=(less,)))
+    old = [cell(less, key_gate=gate, n_speed=gate, version=gate) for gate in (1, 2)]
+    await put(archive, *old, layer=less)
+
+    archive = await reopened(archive, site, HOURS)
+    full: dict[str, Any] = {"n_delay": 3, "sum_delay": -(2**90), "min_delay": -4, "m2_speed": 0.5}
+    await put(archive, cell(key_gate=2, events=9, **full), cell(key_gate=3, **full), at=2)
+    wanted = frame(
+        [
+            cell(key_gate=1, n_speed=1, version=1),
+            cell(key_gate=2, events=9, **full),
+            cell(key_gate=3, **full),
+        ]
+    )
+    assert_frame_equal(await get(archive), wanted, check_exact=True)
+    again = await reopened(archive, site, HOURS)
+    assert_frame_equal(await get(again, origin="JFK"), wanted, check_exact=True)
+    await again.close()
+
+
+async def test_measures_are_added_more_than_once_and_in_any_place(site: Site) -> None:
+    """Rows of three revisions, each with more columns between the others, are read together."""
+    chosen = [(0,), (0, 4), (0, 2, 3, 4, 11)]
+    versions = [
+        msgspec.structs.replace(HOURS, accumulators=tuple(ACCUMULATORS[i] for i in places))
+        for places in chosen
+    ]
+    archive = site.make()
+    await archive.open(msgspec.structs.replace(site.map, layers=(versions[0],)))
+    given: dict[str, Any] = {"sum_delay": 2**70, "min_delay": -1, "max_delay": 8, "m2_speed": 2.5}
+    for i, layer in enumerate(versions):
+        archive = await reopened(archive, site, layer)
+        known = {name: value for name, value in given.items() if name in archive_schema(layer)}
+        await put(archive, cell(layer, key_gate=i, version=i, **known), layer=layer)
+    got = await get(archive, layer=versions[-1])
+    await archive.close()
+    assert columns(got, "version", "sum_delay", "min_delay", "max_delay", "m2_speed") == [
+        (0, 0, None, None, 0.0),
+        (1, 0, None, 8, 0.0),
+        (2, 2**70, -1, 8, 2.5),
+    ]
+
+
+async def test_a_measure_that_was_taken_away_is_absent_and_its_layer_goes_on(
+    archive: Archive, site: Site
+) -> None:
+    """Rows are read and written without it, and those untouched have it when it comes back."""
+    less = msgspec.structs.replace(HOURS, accumulators=ACCUMULATORS[:4] + ACCUMULATORS[7:])
+    await put(archive, *(cell(key_gate=gate, n_delay=5, max_delay=7) for gate in (1, 2)))
+    archive = await reopened(archive, site, less)
+    await put(archive, cell(less, key_gate=2, n_delay=6), layer=less, at=2)
+    await put(archive, cell(less, key_gate=3, n_delay=7), layer=less, at=2)
+    got = await get(archive, layer=less)
+    assert dict(got.schema) == archive_schema(less)
+    assert columns(got, "key_gate", "n_delay") == [(1, 5), (2, 6), (3, 7)]
+
+    archive = await reopened(archive, site, HOURS)
+    got = (await get(archive)).filter(pl.col("key_gate") != 2)
+    await archive.close()
+    assert columns(got, "key_gate", "n_delay", "max_delay", "sqlo_delay") == [
+        (1, 5, 7, 0),
+        (3, 7, None, 0),
+    ]
+
+
+async def test_one_measure_may_go_while_another_comes(archive: Archive, site: Site) -> None:
+    """A layer that loses and gains accumulators at once keeps those it has in common."""
+    tax = Accumulator("sum", "tax", "int")
+    other = msgspec.structs.replace(HOURS, accumulators=(tax, *ACCUMULATORS[:3]))
+    await put(archive, cell(n_delay=5, sum_delay=11, max_delay=7))
+    archive = await reopened(archive, site, other)
+    await put(archive, cell(other, key_gate=1, sum_tax=2**80), layer=other)
+    got = await get(archive, layer=other)
+    await archive.close()
+    assert columns(got, "n_delay", "sum_delay", "sum_tax") == [(5, 11, 0), (0, 0, 2**80)]
 
 
 async def test_rows_expire_at_window_end_plus_ttl(archive: Archive, site: Site) -> None:

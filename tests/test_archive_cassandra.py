@@ -189,6 +189,64 @@ async def test_workers_that_start_together_make_the_tables_once(
 
 
 @pytest.mark.cassandra
+async def test_workers_that_start_together_add_a_measure_once(cassandra: tuple[str, int]) -> None:
+    """Three archives gain different columns at once, beside an older one that goes on working."""
+    host, port = cassandra
+    settings = archive_cassandra.CassandraSettings(
+        hosts=(host,), port=port, keyspace="together", replication=1, request_timeout_s=60
+    )
+    name = f"m{uuid.uuid4().hex[:12]}"
+    lowest, highest = Accumulator("min", "delay", "int"), Accumulator("max", "delay", "int")
+    added = [(lowest,), (lowest, highest), (highest, lowest)]
+    layers = [
+        msgspec.structs.replace(LAYER, accumulators=LAYER.accumulators + more) for more in added
+    ]
+    older = archive_cassandra.CassandraArchive(settings)
+    await older.open(map_of(LAYER, name=name))
+    frame = rows(["before"], [0])
+    await older.write(LAYER, frame, times(frame))
+    newer = [archive_cassandra.CassandraArchive(settings) for _ in layers]
+    opened = [
+        archive.open(map_of(layer, name=name)) for archive, layer in zip(newer, layers, strict=True)
+    ]
+    await asyncio.gather(*opened)
+
+    frame = rows(["after"], [0])
+    await older.write(LAYER, frame, times(frame))
+    for archive, layer in zip(newer, layers, strict=True):
+        got = await archive.read(layer, CellRange(0, HOUR_MS))
+        assert dict(got.schema) == archive_schema(layer)
+        assert sorted(got["key_origin"].to_list()) == ["after", "before"]
+        assert got["min_delay"].to_list() == [None, None]
+        await archive.close()
+    assert (await older.read(LAYER, CellRange(0, HOUR_MS))).height == 2
+    await older.close()
+
+
+@pytest.mark.cassandra
+async def test_other_slots_are_refused_though_measures_may_change(
+    cassandra: tuple[str, int],
+) -> None:
+    """Slots decide where a row is found; a refused map adds no column."""
+    host, port = cassandra
+    settings = archive_cassandra.CassandraSettings(
+        hosts=(host,), port=port, keyspace="together", replication=1, request_timeout_s=60
+    )
+    name = f"m{uuid.uuid4().hex[:12]}"
+    archive = archive_cassandra.CassandraArchive(settings)
+    await archive.open(map_of(LAYER, name=name))
+    await archive.close()
+    more = (*LAYER.accumulators, Accumulator("sum", "speed", "float"))
+    layer = msgspec.structs.replace(LAYER, slots=4, accumulators=more)
+    with pytest.raises(ArchiveError, match=r"cannot use table .*slots 8, want .*slots 4"):
+        await archive.open(map_of(layer, name=name))
+    # Had the refused map added the column, as a double, another type would be refused now.
+    more = (*LAYER.accumulators, Accumulator("sum", "speed", "int"))
+    await archive.open(map_of(msgspec.structs.replace(LAYER, accumulators=more), name=name))
+    await archive.close()
+
+
+@pytest.mark.cassandra
 async def test_an_answer_of_many_pages_is_whole(cassandra: tuple[str, int]) -> None:
     """One partition of more rows than a page of the driver (5,000) is read to its end."""
     host, port = cassandra
@@ -245,6 +303,8 @@ async def _until_done(archive: Any, frame: pl.DataFrame) -> None:
     async with asyncio.timeout(90):
         while True:
             try:
-                return await archive.write(LAYER, frame, times(frame))
+                await archive.write(LAYER, frame, times(frame))
             except ArchiveError:
                 await asyncio.sleep(0.1)  # the driver reconnects at its own pace
+            else:
+                return
