@@ -51,9 +51,9 @@ class Gatherer:
         gaps = run.next_offset - run.first_offset - len(run.values)
         doing = _Gathering(dict(state.meta.announced), [], {"records.gap": gaps}, [])
         for index, value in enumerate(run.values):
-            contribution = self._decode(number, index, value, doing)
-            if contribution is not None:
-                self._take(index, contribution, doing)
+            found = self._decode(number, index, value, doing)
+            if found is not None:
+                self._take(*found, doing)
         table = state.tables[self._layer.name]
         assert isinstance(table, RollupTable)
         applied = self._newer(table, doing)
@@ -69,21 +69,24 @@ class Gatherer:
 
     def _decode(
         self, number: int, index: int, value: bytes | None, doing: _Gathering
-    ) -> Contribution | None:
+    ) -> tuple[Contribution, pl.DataFrame | None] | None:
         if not value:
             doing.count("records.empty")
             return None
+        rows = None
         try:
             contribution = decode_contribution(value)
             cause = self._foreign(contribution)
+            if contribution.block and not cause:
+                rows = decode_cells(contribution, self._finer, self._layer)
         except msgspec.DecodeError as error:
             cause = str(error)
         if cause:
             doing.count("records.unreadable")
             doing.aside.append(SetAside("dead", number, index, cause))
             return None
-        doing.count("records.with_events" if contribution.block else "records.heartbeat")
-        return contribution
+        doing.count("records.heartbeat" if rows is None else "records.with_events")
+        return contribution, rows
 
     def _foreign(self, contribution: Contribution) -> str:
         """Return why a contribution is not one of the finer layer's, or an empty string."""
@@ -93,14 +96,15 @@ class Gatherer:
             return f"sender {contribution.sender} does not exist"
         return ""
 
-    def _take(self, index: int, contribution: Contribution, doing: _Gathering) -> None:
+    def _take(
+        self, contribution: Contribution, rows: pl.DataFrame | None, doing: _Gathering
+    ) -> None:
         """Drop what is final already, keep the rest in order, then hear the announcement."""
         announced = doing.announced
         own_closed, own_floor = announced.get(contribution.sender, (NEVER_MS, NEVER_MS))
-        if contribution.block:
+        if rows is not None:
             everyone = len(announced) == self._plan.senders
             floor = min(f for _, f in announced.values()) if everyone else NEVER_MS
-            rows = decode_cells(contribution, self._finer, self._layer)
             name = self._layer.name
             doing.count("events.decoded", rows.height)
             doing.count("events.classified", rows.height)
@@ -110,7 +114,7 @@ class Gatherer:
             doing.count(f"layer.{name}.too_late", rows.height - live.height)
             single = live.filter(self._finer.window.end_expr(pl.col("fine_start")) > own_floor)
             doing.count(f"layer.{name}.repeated", live.height - single.height)
-            doing.frames.append(single.with_columns(order=pl.lit(index, pl.UInt32)))
+            doing.frames.append(single)
         closed, floor = contribution.announced
         announced[contribution.sender] = (max(own_closed, closed), max(own_floor, floor))
 
@@ -122,7 +126,7 @@ class Gatherer:
             return pl.DataFrame(schema=dict.fromkeys(columns, pl.Null()))
         rows = pl.concat(frames)
         known = table.known(rows["window_start"].unique())
-        rows = rows.join(known, on=table.contribution, how="left", nulls_equal=True)
+        rows = rows.join(known, on=table.contribution, how="left", maintain_order="left")
         before = pl.col("contributed").cum_max().shift(1).over(table.contribution)
         seen = pl.max_horizontal(pl.col("known"), before)
         newer = rows.filter(seen.is_null() | (pl.col("contributed") > seen))

@@ -36,6 +36,9 @@ class Contribution(msgspec.Struct, frozen=True, array_like=True):
     block: bytes
 
 
+_NO_FRAME = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
+"""What polars raises for bytes that are no Arrow IPC stream; flipped bits can make it panic."""
+
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Contribution)
 
@@ -79,13 +82,27 @@ def split_cells(finer: Layer, coarser: Layer, cells: pl.DataFrame) -> dict[int, 
 
 
 def decode_cells(contribution: Contribution, finer: Layer, coarser: Layer) -> pl.DataFrame:
-    """Return the rows of a contribution as a rollup table's delta has them."""
+    """Return the rows of a contribution as a rollup table's delta has them.
+
+    Raises:
+        msgspec.DecodeError: its block is none of the finer layer's cells.
+    """
     fine, coarse = cell_schema(finer), cell_schema(coarser)
     schema: dict[str, pl.DataType] = {name: fine[name] for name in finer.key_columns}
     schema["fine_start"] = pl.Int64()
     schema |= {acc.column: coarse[acc.column] for acc in coarser.accumulators}
     schema["contributed"] = pl.Int64()
-    rows = decode_block(contribution.block, schema)
+    try:
+        rows = decode_block(contribution.block, schema)
+    except _NO_FRAME as error:
+        raise msgspec.DecodeError(f"its block is unreadable: {error}") from error
+    found = {name: str(kind) for name, kind in rows.schema.items()}
+    want = {name: str(kind) for name, kind in schema.items()}
+    identity = rows.select(*finer.key_columns, "fine_start", "contributed")
+    if found != want or any(column.null_count() for column in identity):
+        raise msgspec.DecodeError(
+            f"its block holds other cells: got {found}; want {want}, no nulls"
+        )
     return rows.with_columns(
         source_partition=pl.lit(contribution.sender, pl.Int32),
         window_start=coarser.window.start_expr(pl.col("fine_start")),

@@ -2,7 +2,8 @@
 
 Names are ``records.<column>``, ``events.<column>`` and ``layer.<layer>.<column>``. Three sums are
 checked against counts taken independently: records against the offsets read, events against
-``events.decoded``, and each layer's columns against ``layer.<layer>.selected``.
+``events.decoded``, and each layer's columns against ``layer.<layer>.selected``. What is unreadable
+or malformed is also counted by its reason, as ``unreadable.<reason>`` and ``malformed.<reason>``.
 """
 
 from __future__ import annotations
@@ -11,8 +12,17 @@ from collections.abc import Iterable, Mapping
 
 Ledger = dict[str, int]
 
-RECORD_COLUMNS = ("with_events", "heartbeat", "empty", "unreadable", "oversized", "gap")
-"""``gap`` counts offsets that carry no record: transaction markers and compacted records."""
+RECORD_COLUMNS = (
+    "with_events", "heartbeat", "tombstone", "empty", "oversized", "unreadable", "gap",
+)  # fmt: skip
+"""A tombstone has no value, an empty record nothing in it. ``gap`` counts offsets that carry no
+record: transaction markers and compacted records."""
+
+UNREADABLE_REASONS = ("content_type", "arrow", "heartbeat", "contribution", "too_many_cells")
+MALFORMED_REASONS = (
+    "json", "missing", "wrong_type", "out_of_range", "not_finite", "key_too_long",
+)  # fmt: skip
+"""``json``: no JSON object in UTF-8. ``missing``: time, type or a key field is null or absent."""
 
 EVENT_COLUMNS = ("malformed", "future", "duplicate", "unclassified", "classified")
 LAYER_COLUMNS = ("folded", "filtered", "too_late", "repeated")
@@ -42,6 +52,10 @@ def imbalances(ledger: Mapping[str, int], offsets_read: int, layers: Iterable[st
     events = sum(ledger.get(f"events.{column}", 0) for column in EVENT_COLUMNS)
     if events != ledger.get("events.decoded", 0):
         found.append(f"events add up to {events}, decoded were {ledger.get('events.decoded', 0)}")
+    for column, kind in (("records.unreadable", "unreadable."), ("events.malformed", "malformed.")):
+        reasons = sum(count for name, count in ledger.items() if name.startswith(kind))
+        if reasons != ledger.get(column, 0):
+            found.append(f"{kind}* add up to {reasons}, {column} is {ledger.get(column, 0)}")
     for layer in layers:
         rows = sum(ledger.get(f"layer.{layer}.{column}", 0) for column in LAYER_COLUMNS)
         selected = ledger.get(f"layer.{layer}.selected", 0)
