@@ -13,6 +13,15 @@ from tables.window import DAY_MS
 PARTITIONS_MAX = 10_000
 """More than any source needs at a worker a core; a number above it is a slip of the keyboard."""
 
+MIB = 1 << 20
+RECORD_BYTES_MAX_MAX = 12 * MIB
+"""A dead letter holds a whole record, and its topic takes 16 MiB."""
+
+INFLATED_FACTOR = 16
+"""How far Arrow may inflate by default; LZ4 of real events stays below a tenth of it."""
+
+INFLATED_BYTES_MAX_MAX = 1024 * MIB
+
 _TIME_UNITS_MS = {"ms": 1, "s": 1_000}
 _FRAME_COLUMNS = frozenset(
     ("partition", "record", "row", "time", "time_before", "type", "window_start")
@@ -57,6 +66,11 @@ def _read(name: str, section: Section) -> DraftSource:
         section.note("time_unit", f"unknown unit; got {unit!r}; want 'ms' or 's'; change it")
     future_skew_ms = section.duration_ms("future_skew", DAY_MS)
     idle_heartbeat_ms = section.duration_ms("idle_heartbeat")
+    record_bytes_max = section.integer("record_bytes_max", 1, RECORD_BYTES_MAX_MAX) or MIB
+    inflated_bytes_max = section.integer("inflated_bytes_max", 1, INFLATED_BYTES_MAX_MAX)
+    unclassified = section.text("unclassified") or "dead"
+    if unclassified not in ("dead", "count"):
+        section.note("unclassified", f"got {unclassified!r}; want 'dead' or 'count'; change it")
     fields = _read_fields(section, time_field, type_field)
     keyed_by = _read_keyed_by(name, section, fields)
     section.finish()
@@ -75,6 +89,9 @@ def _read(name: str, section: Section) -> DraftSource:
             id_field=id_field,
             time_unit_ms=_TIME_UNITS_MS.get(unit, 1),
             future_skew_ms=future_skew_ms,
+            record_bytes_max=record_bytes_max,
+            inflated_bytes_max=inflated_bytes_max or INFLATED_FACTOR * record_bytes_max,
+            unclassified="count" if unclassified == "count" else "dead",
             idle_heartbeat_ms=idle_heartbeat_ms,
         )
     return DraftSource(name, fields, keyed_by, topic, partitions, built)

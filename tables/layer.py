@@ -30,8 +30,11 @@ class Source(msgspec.Struct, frozen=True):
     """A raw topic: where time, type and id stand, what producers key by, which fields are needed.
 
     ``keyed_by`` are the fields whose values decide the partition; empty where nothing is promised.
-    ``time_unit_ms`` multiplies the time field. ``future_skew_ms`` bounds event time minus append
-    time.
+    ``time_unit_ms`` multiplies a time that is a number. ``future_skew_ms`` bounds event time minus
+    append time. ``record_bytes_max`` bounds a record's value, ``inflated_bytes_max`` what its Arrow
+    buffers inflate to. ``unclassified`` says whether events that no layer selects become dead
+    letters or are only counted. All of these decide content, so they belong to the map and not to a
+    worker's settings.
     """
 
     name: str
@@ -44,6 +47,9 @@ class Source(msgspec.Struct, frozen=True):
     id_field: str | None = None
     time_unit_ms: int = 1
     future_skew_ms: int = 86_400_000
+    record_bytes_max: int = 1 << 20
+    inflated_bytes_max: int = 16 << 20
+    unclassified: Literal["dead", "count"] = "dead"
     idle_heartbeat_ms: int = 0
 
     def field(self, name: str) -> Field:
