@@ -20,7 +20,7 @@ from app.mapfile_names import note_tables, note_topics
 from app.mapfile_read import Section
 from app.mapfile_sources import read_sources
 from tables.errors import MapError
-from tables.layer import Map
+from tables.layer import Layer, Map, Source
 
 MAP_BYTES_MAX = 4 * 1024 * 1024
 """A map of thousands of layers has about one MiB; a larger file is another file."""
@@ -103,13 +103,27 @@ def parse_map(text: str, source_name: str) -> Map:
 
 
 def digest_of(themap: Map) -> str:
-    """Return the hash of a map's meaning: all of it but the digest, as JSON with sorted names."""
-    meaning: dict[str, Any] = msgspec.to_builtins(themap)
-    del meaning["digest"]
-    for part in ("sources", "layers"):
-        meaning[part] = sorted(meaning[part], key=itemgetter("name"))
+    """Return the hash of a map's meaning, as JSON with sorted names.
+
+    Fields of sources and layers that have their default are left out, so that a field which a later
+    release adds changes no digest.
+    """
+    meaning = {
+        "revision": themap.revision,
+        "name": themap.name,
+        "sources": sorted(map(_meaning, themap.sources), key=itemgetter("name")),
+        "layers": sorted(map(_meaning, themap.layers), key=itemgetter("name")),
+    }
     text = msgspec.json.encode(meaning, order="sorted")
     return hashlib.sha256(text).hexdigest()[:DIGEST_LENGTH]
+
+
+def _meaning(part: Source | Layer) -> dict[str, Any]:
+    fields = msgspec.structs.fields(part)
+    values = {field.name: getattr(part, field.name) for field in fields}
+    return {
+        field.name: values[field.name] for field in fields if values[field.name] != field.default
+    }
 
 
 def _syntax_problem(text: str, error: Exception) -> str:
