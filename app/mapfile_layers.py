@@ -15,7 +15,7 @@ from app.mapfile_measures import (
 from app.mapfile_read import DURATION_MS_MAX, Section, nearest
 from app.mapfile_sources import PARTITIONS_MAX, DraftSource
 from tables.layer import Accumulator, Condition, FieldType, KeyField, Layer, Measure
-from tables.window import DAY_MS, Window
+from tables.window import DAY_MS, YEAR, Window
 
 PARTITIONS_DEFAULT_MAX = 8
 """A coarser layer gets contributions, fewer by far than events; more partitions are set by hand."""
@@ -209,7 +209,7 @@ def _read_window(section: Section) -> Window | None:
     try:
         window = Window.parse(text)
     except ValueError as error:
-        section.note("window", f"not a window; {error}, 'day' or 'month'; change it")
+        section.note("window", f"not a window; {error}, 'day', 'month' or 'year'; change it")
         return None
     if window.length_ms > DURATION_MS_MAX:
         days_max = DURATION_MS_MAX // DAY_MS
@@ -265,17 +265,16 @@ def _coarser_key(
 def _check_nesting(draft: Draft, window: Window, finer: Draft, inner: Window) -> None:
     if inner.nests_in(window):
         return
-    if window.length_ms == 0:
-        want = "a length that divides a day"
-    elif inner.length_ms == 0:
-        want = "month, as nothing else holds months"
+    if inner.is_calendar:
+        want = "year here" if inner == YEAR else "month or year here"
+    elif window.is_calendar:
+        want = f"a length that divides a day for {finer.name}"
     else:
-        want = f"a multiple of {inner}"
-    place = f"for {finer.name}" if window.length_ms == 0 else "here"
+        want = f"a multiple of {inner} here"
     draft.section.note(
         "window",
         f"a window of {finer.name} ({inner}) may lie in two windows of this layer ({window}); "
-        f"got {inner} in {window}; want {want} {place}; change one of the two windows",
+        f"got {inner} in {window}; want {want}; change one of the two windows",
     )
 
 

@@ -11,9 +11,9 @@ import re
 from collections.abc import Collection, Mapping
 from typing import cast
 
-from tables.window import DAY_MS, parse_duration_ms
+from tables.window import DAY_MS, LENGTH_MS_MAX, parse_duration_ms
 
-DURATION_MS_MAX = 36_500 * DAY_MS  # a century; keeps every sum of times far inside int64
+DURATION_MS_MAX = LENGTH_MS_MAX
 
 _SHOWN_MAX = 60  # fits a line
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")

@@ -15,29 +15,26 @@ import polars as pl
 from tables.archive import CellRange
 from tables.errors import ArchiveError, QueryError
 from tables.layer import Layer
-from tables.window import DAY_MS
 
 BUCKET_WINDOWS = 32
 """Windows a bucket: 1,000 keys a slot at about 128 bytes a row make 4 MiB a Cassandra partition."""
 
-MONTH_MS = 30 * DAY_MS
-"""The nominal length of a calendar month, for sizes of buckets only."""
-
-MONTH_MS_MAX = 31 * DAY_MS
-"""The longest calendar month, for what must not end too early."""
-
+BUCKET_MS_MIN = 10_000
+"""Shorter windows are seldom all there, and a partition of a few rows costs as much as a full one.
+At 128 bytes a row, 10 MiB in 10 s would be 8,000 rows a second and slot: more than is archived.
+"""
 
 _ACCUMULATOR = re.compile(r"column (events|(n|sum|min|max|sqlo|sqhi|m2)_\w+)")
 
 
 def bucket_ms(layer: Layer) -> int:
     """Return the length of the layer's buckets: bucket = window start // bucket length, floored."""
-    return BUCKET_WINDOWS * (layer.window.length_ms or MONTH_MS)
+    return max(BUCKET_MS_MIN, BUCKET_WINDOWS * layer.window.nominal_ms)
 
 
 def window_ms_max(layer: Layer) -> int:
     """Return the length of the layer's longest window."""
-    return layer.window.length_ms or MONTH_MS_MAX
+    return layer.window.longest_ms
 
 
 def not_expired(layer: Layer, now_ms: int) -> pl.Expr:

@@ -1,12 +1,14 @@
 """Windows: half-open ``[start, end)`` spans of integer milliseconds since the epoch, UTC.
 
 A window is either a fixed length aligned to the epoch (Flink's tumbling window without offset) or a
-calendar month in UTC. A calendar day is the fixed length of 86,400,000 ms: UTC has no other days.
+calendar month or year in UTC. A day is the fixed length of 86,400,000 ms: UTC has no other days.
+
+Columns and integers agree for all years from 1 to 9999, where event times lie, and far beyond: the
+last window of year 9999 ends, and the first fixed window of year 1 starts, outside them.
 """
 
 from __future__ import annotations
 
-import calendar
 import datetime as dt
 import re
 
@@ -21,7 +23,16 @@ TIME_MS_MIN = -62_135_596_800_000
 TIME_MS_MAX = 253_402_300_799_999
 """The last millisecond of year 9999."""
 
-_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+LENGTH_MS_MAX = 36_500 * DAY_MS
+"""A century, the longest fixed length; keeps every sum of times far inside int64."""
+
+START_MS_MIN = TIME_MS_MIN - LENGTH_MS_MAX
+"""No window of a time starts before this."""
+
+_CYCLE_MS = 146_097 * DAY_MS
+"""The calendar repeats every 400 years; so dates that ``datetime`` does not have are computed."""
+
+_EPOCH_DAY = dt.date(1970, 1, 1).toordinal()
 
 
 def parse_duration_ms(text: str) -> int:
@@ -38,69 +49,100 @@ def parse_duration_ms(text: str) -> int:
     return int(match[1]) * _UNITS_MS[match[2]]
 
 
-class Window(msgspec.Struct, frozen=True):
-    """The size of a layer's windows: ``length_ms`` > 0, or a calendar month where it is 0."""
+class Window(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The size of a layer's windows.
+
+    Attributes:
+        length_ms: above zero, or 0 for windows of the calendar.
+        months: of a window of the calendar, its months: 1, or 12 from January on. The default is
+            left out where a window is encoded, so that a map's digest is that of its meaning.
+    """
 
     length_ms: int
+    months: int = 1
+
+    def __post_init__(self) -> None:
+        assert self.length_ms >= 0
+        assert self.months in ((1,) if self.length_ms else (1, 12))
 
     @classmethod
     def parse(cls, text: str) -> Window:
-        """Return the window for a duration, ``"day"`` or ``"month"``.
+        """Return the window for a duration, ``"day"``, ``"month"`` or ``"year"``.
 
         Raises:
-            ValueError: neither form, or a length of zero.
+            ValueError: no such form, or a length of zero.
         """
-        if text == "month":
-            return cls(0)
-        if text == "day":
-            return cls(DAY_MS)
+        if text in _NAMED:
+            return _NAMED[text]
         length_ms = parse_duration_ms(text)
         if length_ms == 0:
             raise ValueError("got a window of zero length; want at least 1ms")
         return cls(length_ms)
 
     def __str__(self) -> str:
-        if self.length_ms == 0:
-            return "month"
+        if self.is_calendar:
+            return "month" if self.months == 1 else "year"
         for unit in ("d", "h", "m", "s"):
             if self.length_ms % _UNITS_MS[unit] == 0:
                 return f"{self.length_ms // _UNITS_MS[unit]}{unit}"
         return f"{self.length_ms}ms"
 
+    @property
+    def is_calendar(self) -> bool:
+        """Whether windows are months or years, whose lengths differ."""
+        return self.length_ms == 0
+
+    @property
+    def nominal_ms(self) -> int:
+        """The length as people count it: 30 days a month, 365 a year. For sizes only."""
+        return self.length_ms or (30 if self.months == 1 else 365) * DAY_MS
+
+    @property
+    def longest_ms(self) -> int:
+        """The length of the longest window, for what must not end too early."""
+        return self.length_ms or (31 if self.months == 1 else 366) * DAY_MS
+
     def start(self, time_ms: int) -> int:
         """Return the start of the window that holds ``time_ms``."""
         if self.length_ms:
             return time_ms - time_ms % self.length_ms
-        day = _EPOCH + dt.timedelta(milliseconds=time_ms)
-        return _ms(day.year, day.month)
+        cycles, rest_ms = divmod(time_ms, _CYCLE_MS)
+        date = dt.date.fromordinal(_EPOCH_DAY + rest_ms // DAY_MS)
+        first = date.replace(month=date.month - (date.month - 1) % self.months, day=1)
+        return cycles * _CYCLE_MS + (first.toordinal() - _EPOCH_DAY) * DAY_MS
 
     def end(self, start_ms: int) -> int:
-        """Return the end of the window that starts at ``start_ms``."""
+        """Return the end of the window that starts at ``start_ms``: the start of the next one."""
         if self.length_ms:
             return start_ms + self.length_ms
-        day = _EPOCH + dt.timedelta(milliseconds=start_ms)
-        return start_ms + calendar.monthrange(day.year, day.month)[1] * DAY_MS
+        return self.start(start_ms + self.longest_ms)
 
     def start_expr(self, time: pl.Expr) -> pl.Expr:
         """Return the expression of :meth:`start` over an Int64 column of milliseconds."""
         if self.length_ms:
             return time - time % self.length_ms
-        return pl.from_epoch(time, time_unit="ms").dt.truncate("1mo").dt.epoch("ms")
+        dates = pl.from_epoch(time, time_unit="ms")
+        return dates.dt.truncate(f"{self.months}mo").dt.epoch("ms")
 
     def end_expr(self, start: pl.Expr) -> pl.Expr:
         """Return the expression of :meth:`end` over an Int64 column of window starts."""
         if self.length_ms:
             return start + self.length_ms
-        return pl.from_epoch(start, time_unit="ms").dt.offset_by("1mo").dt.epoch("ms")
+        dates = pl.from_epoch(start, time_unit="ms")
+        return dates.dt.offset_by(f"{self.months}mo").dt.epoch("ms")
 
     def nests_in(self, coarser: Window) -> bool:
-        """Tell whether every window of this size lies inside one window of ``coarser``."""
-        if self.length_ms == 0:
-            return coarser.length_ms == 0
-        if coarser.length_ms == 0:
-            return DAY_MS % self.length_ms == 0
-        return coarser.length_ms % self.length_ms == 0
+        """Tell whether every window of this size lies inside one window of ``coarser``.
+
+        Months and years start at midnight, with nothing else in common, so what nests in them
+        divides a day. No fixed length holds them: only multiples of the calendar's 400 years do,
+        which is more than ``LENGTH_MS_MAX``.
+        """
+        if self.is_calendar:
+            return coarser.is_calendar and coarser.months % self.months == 0
+        return (coarser.length_ms or DAY_MS) % self.length_ms == 0
 
 
-def _ms(year: int, month: int) -> int:
-    return (dt.date(year, month, 1) - dt.date(1970, 1, 1)).days * DAY_MS
+MONTH = Window(0)
+YEAR = Window(0, months=12)
+_NAMED = {"day": Window(DAY_MS), "month": MONTH, "year": YEAR}
