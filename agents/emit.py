@@ -2,7 +2,8 @@
 
 Emission never decides content: it may stop, repeat and reorder freely (docs/formats/journal.md
 rules 8 and 11). Each owner has one task per destination, so that an archive that is away does not
-hold back coarser layers.
+hold back coarser layers. A combiner's open cells go to its merge stage too, so that the merged
+layer's live table is at most about a second behind.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ log = logging.getLogger(__name__)
 
 ANNOUNCE_INTERVAL_S = 1.0
 """An announcement without cells is sent at most this often to a partition."""
+
+EARLY_EMIT_S = 1.0
+"""A partition's combiners send cells of open windows at most this often: a cell that changes with
+every chunk costs its merge stage one row a second for each source partition, however hot it is."""
 
 RETRY_S_MIN = 0.2
 RETRY_S_MAX = 10.0
@@ -69,6 +74,7 @@ class Emitter:
         self._events: list[asyncio.Event] = []
         self._announced: dict[tuple[str, str], Announcement] = {}
         self._announced_at = -ANNOUNCE_INTERVAL_S
+        self._early_at = -EARLY_EMIT_S
         self.on_acknowledged: Callable[[], None] = lambda: None
 
     def start(self) -> None:
@@ -125,7 +131,7 @@ class Emitter:
     async def _emit_archive(self) -> None:
         owner = self._owner
         for layer in owner.plan.layers:
-            emission = owner.due(layer, ARCHIVE)
+            emission = None if layer.is_combiner else owner.due(layer, ARCHIVE)
             if emission is None:
                 continue
             rows, times = archive_rows(owner, emission)
@@ -135,14 +141,32 @@ class Emitter:
 
     async def _emit_coarser(self) -> float | None:
         owner = self._owner
+        now = asyncio.get_running_loop().time()
+        early = now >= self._early_at + EARLY_EMIT_S
         for layer in owner.plan.layers:
             for coarser in owner.plan.coarser[layer.name]:
-                emission = owner.due(layer, coarser.name)
+                emission = owner.due(layer, coarser.name, early=early and layer.is_combiner)
                 if emission is not None:
                     blocks = split_cells(layer, coarser, emission.cells)
                     await self._send(layer, coarser, emission.announced, blocks)
                     self._acknowledge(emission)
-        return await self._announce()
+                    if early and layer.is_combiner:
+                        self._early_at = now
+        waits = [await self._announce(), self._early_wait_s()]
+        return min((wait for wait in waits if wait is not None), default=None)
+
+    def _early_wait_s(self) -> float | None:
+        """Return the seconds until open cells may be sent, None where none has changed."""
+        owner = self._owner
+        changed = any(
+            owner.has_changed(layer, coarser.name)
+            for layer in owner.plan.layers
+            if layer.is_combiner
+            for coarser in owner.plan.coarser[layer.name]
+        )
+        if not changed:
+            return None
+        return max(0.0, self._early_at + EARLY_EMIT_S - asyncio.get_running_loop().time())
 
     async def _announce(self) -> float | None:
         """Tell coarser layers how far this partition is, where a floor has passed a window.

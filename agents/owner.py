@@ -32,8 +32,9 @@ from tables.plan import InputPlan
 from tables.state import Meta, PartitionState
 from tables.table import NEVER_MS, BlockWrite
 
-ARCHIVE = "archive"
-"""The sink that every layer has; the others are the names of coarser layers."""
+ARCHIVE = ".archive"
+"""The sink that every layer but a combiner has; the others are the names of layers, which begin
+with a letter."""
 
 READ_ENTRIES_MAX = 1_000
 """Journal entries taken in one read while recovering; the store is saved after each read."""
@@ -69,7 +70,7 @@ class PartitionIO(Protocol):
 
 @dataclasses.dataclass(slots=True, frozen=True)
 class Emission:
-    """Closed cells of one layer on their way to one sink, captured from applied state.
+    """Cells of one layer on their way to one sink, captured from applied state.
 
     ``versions`` are those of the windows at capture: what an acknowledgement covers. ``announced``
     is what may be said to a coarser layer along with them.
@@ -106,8 +107,9 @@ class Owner:
         return Before(self.state.meta.stream_time_ms, self.state.meta.floors)
 
     def sinks(self, layer: Layer) -> list[str]:
-        """Return where the cells of ``layer`` go."""
-        return [ARCHIVE, *(coarser.name for coarser in self.plan.coarser[layer.name])]
+        """Return where the cells of ``layer`` go: those of a combiner to its merge stage only."""
+        names = [coarser.name for coarser in self.plan.coarser[layer.name]]
+        return names if layer.is_combiner else [ARCHIVE, *names]
 
     async def claim(self) -> None:
         """Claim the partition and restore its state from local store and journal.
@@ -170,10 +172,13 @@ class Owner:
         position = self.position
         return Content(position, position, self.state.meta.stream_time_ms, {}, {})
 
-    def due(self, layer: Layer, sink: str) -> Emission | None:
-        """Return the closed cells that ``sink`` has not acknowledged at their version, if any."""
+    def due(self, layer: Layer, sink: str, *, early: bool = False) -> Emission | None:
+        """Return the closed cells that ``sink`` has not acknowledged at their version, if any.
+
+        ``early`` takes the cells of open windows along: emission at any time is free (rule 8).
+        """
         acked = self._acks[layer.name, sink]
-        versions = self._unacknowledged(layer, sink)
+        versions = self._changed(layer, sink) if early else self._unacknowledged(layer, sink)
         if not versions:
             return None
         table = self.state.tables[layer.name]
@@ -202,18 +207,30 @@ class Owner:
         least = min(layer.window.end(window) for window in waiting) - 1
         return min(closed, least), min(floor, least)
 
+    def has_changed(self, layer: Layer, sink: str) -> bool:
+        """Tell whether cells, of open windows too, have changed since ``sink`` got them."""
+        return bool(self._changed(layer, sink))
+
     def unacknowledged(self, layer: Layer) -> int:
         """Return the number of closed windows that some sink has not acknowledged."""
         return sum(len(self._unacknowledged(layer, sink)) for sink in self.sinks(layer))
 
     def _unacknowledged(self, layer: Layer, sink: str) -> dict[int, int]:
         closed = self.state.closed_ms(layer)
-        acked = self._acks[layer.name, sink]
         end = layer.window.end
         return {
             window: version
+            for window, version in self._changed(layer, sink).items()
+            if end(window) <= closed
+        }
+
+    def _changed(self, layer: Layer, sink: str) -> dict[int, int]:
+        """Return the windows, open ones too, that ``sink`` lacks at their version."""
+        acked = self._acks[layer.name, sink]
+        return {
+            window: version
             for window, version in self.state.tables[layer.name].versions.items()
-            if version > acked.get(window, -1) and end(window) <= closed
+            if version > acked.get(window, -1)
         }
 
     def _evictable(self) -> dict[str, list[int]]:

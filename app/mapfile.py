@@ -84,7 +84,7 @@ def parse_map(text: str, source_name: str) -> Map:
     inputs += [
         (f"{name}.layer.{draft.name}", f"layers.{draft.name}")
         for draft in drafts
-        if name is not None and draft.finer is not None
+        if name is not None and (draft.merged or draft.finer is not None)
     ]
     note_topics(section, name, inputs)
     if problems:

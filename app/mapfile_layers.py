@@ -18,7 +18,7 @@ from tables.layer import Accumulator, Condition, FieldType, KeyField, Layer, Mea
 from tables.window import DAY_MS, YEAR, Window
 
 PARTITIONS_DEFAULT_MAX = 8
-"""A coarser layer gets contributions, fewer by far than events; more partitions are set by hand."""
+"""A layer topic gets contributions, fewer by far than events; more partitions are set by hand."""
 
 SLOTS_MAX = 1_024
 TTL_MS_MAX = 630_720_000_000
@@ -52,6 +52,7 @@ class Draft:
     allowed_lateness_ms: int = 0
     archive_ttl_ms: int = 0
     slots: int = 8
+    merged: bool = False
 
     def build(self) -> Layer:
         """Return the layer of a draft without problems."""
@@ -75,6 +76,7 @@ class Draft:
             where=self.where,
             archive_ttl_ms=self.archive_ttl_ms,
             slots=self.slots,
+            merged=self.merged,
         )
 
 
@@ -146,17 +148,15 @@ def _read_base(draft: Draft) -> None:
     draft.events = read_events(section)
     draft.max_out_of_orderness_ms = section.duration_ms("max_out_of_orderness")
     draft.allowed_lateness_ms = section.duration_ms("allowed_lateness")
-    section.refuse(
-        "partitions", "a base layer has as many as its source; leave it out or set the source's"
-    )
     names = section.texts("key", required=True)
     draft.measures = read_measures(section, required=True)
     if source is None:
         # Without the source no field can be checked, but the conditions' own fields are known.
         section.has("where")
+        section.has("partitions")
         return
     draft.where = read_conditions(section, source.fields, source.name)
-    draft.partitions = source.partitions
+    _read_input(draft, names, source)
     if names is not None:
         draft.key = _base_key(section, names, source)
     if draft.measures is not None:
@@ -164,6 +164,31 @@ def _read_base(draft: Draft) -> None:
         draft.accumulators = accumulators_of(draft.measures, draft.types)
     _note_measured_key(draft, names or ())
     _note_answer_clash(draft, names or ())
+
+
+def _read_input(draft: Draft, names: tuple[str, ...] | None, source: DraftSource) -> None:
+    """Tell where the layer's cells are complete: in each source partition, or after a merge stage.
+
+    They are complete where the source is keyed by fields that are part of the layer's key: then all
+    events of a cell are in one partition.
+    """
+    section = draft.section
+    if names is None or source.keyed_by is None:
+        # Whether the layer has a topic of its own is unknown until that is mended.
+        section.has("partitions")
+        return
+    draft.merged = not (source.keyed_by and set(source.keyed_by) <= set(names))
+    if not draft.merged:
+        section.refuse(
+            "partitions",
+            f"a layer whose source is keyed by part of its key ({', '.join(source.keyed_by)}) has "
+            "as many as its source; leave it out or set the source's",
+        )
+        draft.partitions = source.partitions
+        return
+    draft.partitions = section.integer("partitions", 1, PARTITIONS_MAX)
+    if draft.partitions is None and source.partitions is not None:
+        draft.partitions = min(PARTITIONS_DEFAULT_MAX, source.partitions)
 
 
 def _read_coarser(draft: Draft) -> None:
@@ -234,15 +259,6 @@ def _base_key(
             )
         elif kind is not None:
             key.append(KeyField(name, kind))
-    promised = source.keyed_by
-    if promised is not None and not (promised and set(promised) <= set(names)):
-        keyed = f"by {', '.join(promised)}" if promised else "by nothing"
-        section.note(
-            "key",
-            f"one cell's events may come in several partitions, as the source is keyed {keyed}; "
-            f"got key {', '.join(names)}; key the source by one of the layer's key fields "
-            f"(sources.{source.name}.keyed_by) or add the source's to the layer's key",
-        )
     return tuple(key) if len(key) == len(names) else None
 
 

@@ -8,7 +8,7 @@ from agents.owners import Owners
 from app.transport import NO_GENERATION, Transport
 from tables import ledger
 from tables.archive import Archive
-from tables.layer import Layer, Map
+from tables.layer import Layer, Map, combiner_of
 from tables.ledger import EVENT_COLUMNS, LAYER_COLUMNS, RECORD_COLUMNS
 from tables.table import NEVER_MS
 
@@ -65,8 +65,8 @@ class View:
         events = {name: counts.get(f"events.{name}", 0) for name in ("decoded", *EVENT_COLUMNS)}
         columns = ("selected", *LAYER_COLUMNS)
         layers = {
-            layer.name: {name: counts.get(f"layer.{layer.name}.{name}", 0) for name in columns}
-            for layer in self.themap.layers
+            layer: {name: counts.get(f"layer.{layer}.{name}", 0) for name in columns}
+            for layer in self._counted()
         }
         return {
             "records": records,
@@ -91,16 +91,37 @@ class View:
             return False, f"{behind} records behind"
         return True, "restored and caught up"
 
+    def _counted(self) -> list[str]:
+        """Return the layers of the ledger: the map's, and before each merged one its combiner."""
+        names = []
+        for layer in self.themap.layers:
+            if layer.merged:
+                names.append(self._combiner(layer).name)
+            names.append(layer.name)
+        return names
+
+    def _combiner(self, layer: Layer) -> Layer:
+        assert layer.source is not None
+        return combiner_of(self.themap.source(layer.source), layer)
+
     def _layer(self, layer: Layer) -> dict[str, Any]:
         topic = self.themap.input_topic(layer)
         owners = [owner for owner in self.live.each() if owner.plan.topic == topic]
+        unacknowledged = sum(owner.unacknowledged(layer) for owner in owners)
+        if layer.merged:
+            combiner = self._combiner(layer)
+            unacknowledged += sum(
+                owner.unacknowledged(combiner)
+                for owner in self.live.each()
+                if combiner in owner.plan.layers
+            )
         closed = [owner.state.closed_ms(layer) for owner in owners]
         floors = [owner.state.floor_ms(layer) for owner in owners]
         return {
             "name": layer.name,
             # Rows of unmerged blocks count singly, so this is an upper bound of the cells.
             "open_cells": sum(owner.state.tables[layer.name].rows for owner in owners),
-            "unacknowledged_windows": sum(owner.unacknowledged(layer) for owner in owners),
+            "unacknowledged_windows": unacknowledged,
             "archived_cells": self.live.archived_cells(layer),
             "watermark_ms": _known(closed),
             "floor_ms": _known(floors),

@@ -195,6 +195,7 @@ def _describe_layer(themap: Map, layer: Layer) -> dict[str, Any]:
         "name": layer.name,
         "source": layer.source,
         "finer": layer.finer,
+        "merged": layer.merged,
         "events": layer.events,
         "where": [msgspec.to_builtins(condition) for condition in layer.where],
         "key": [msgspec.to_builtins(field) for field in layer.key],

@@ -18,6 +18,9 @@ MeasureKind = Literal["count", "sum", "min", "max", "mean", "variance"]
 Operator = Literal["==", "!=", "<", "<=", ">", ">=", "in"]
 Scalar = str | int | float | bool
 
+COMBINER_SUFFIX = ".partial"
+"""Declared names have no dot, so no declared layer can have a combiner's name."""
+
 
 class Field(msgspec.Struct, frozen=True):
     """One JSON field of a source's events; ``float`` takes JSON integers too."""
@@ -110,8 +113,11 @@ class Layer(msgspec.Struct, frozen=True):
     """A type of event over a size of time window, or a coarsening of a finer layer.
 
     Exactly one of ``source`` and ``finer`` is set. ``events`` and ``where`` belong to base layers.
-    ``partitions`` is that of the layer's input: the source topic, or the layer's own topic.
-    ``accumulators`` are ordered: events first, then by field as the measures need them.
+    ``merged`` is true of a base layer whose source is not keyed by part of its key: each source
+    partition has a part of its cells only, which a combiner (:func:`combiner_of`) sends to the
+    layer's own topic to be merged. ``partitions`` is that of the layer's input: the source topic,
+    or the layer's own topic. ``accumulators`` are ordered: events first, then by field as the
+    measures need them.
     """
 
     name: str
@@ -128,11 +134,34 @@ class Layer(msgspec.Struct, frozen=True):
     where: tuple[Condition, ...] = ()
     archive_ttl_ms: int = 0
     slots: int = 8
+    merged: bool = False
 
     @property
     def key_columns(self) -> list[str]:
         """The frame columns of the key, in the map's order."""
         return [field.column for field in self.key]
+
+    @property
+    def has_topic(self) -> bool:
+        """Whether contributions through a topic of its own feed this layer, not a source."""
+        return self.merged or self.finer is not None
+
+    @property
+    def is_combiner(self) -> bool:
+        """Whether its cells are parts only, which go to a merge stage and not to the archive."""
+        return self.name.endswith(COMBINER_SUFFIX)
+
+
+def combiner_of(source: Source, layer: Layer) -> Layer:
+    """Return the combiner of a merged layer: it folds the layer's events in each source partition.
+
+    It is a base layer like any other, of the same window and key, so that nothing but the sinks of
+    its cells tells it apart.
+    """
+    assert layer.merged, f"the cells of {layer.name} are complete in each source partition"
+    return msgspec.structs.replace(
+        layer, name=layer.name + COMBINER_SUFFIX, partitions=source.partitions, merged=False
+    )
 
 
 class Map(msgspec.Struct, frozen=True):
@@ -157,20 +186,21 @@ class Map(msgspec.Struct, frozen=True):
         return tuple(layer for layer in self.layers if layer.finer == name)
 
     def base_layers(self, source: str) -> tuple[Layer, ...]:
-        """Return the layers that read source ``source`` directly."""
+        """Return the layers that select events of source ``source``, merged ones too."""
         return tuple(layer for layer in self.layers if layer.source == source)
 
     def input_topic(self, layer: Layer) -> str:
         """Return the topic whose records feed ``layer``: its source's, or its own."""
-        if layer.source is not None:
-            return self.source(layer.source).topic
-        return f"{self.name}.layer.{layer.name}"
+        if layer.has_topic:
+            return f"{self.name}.layer.{layer.name}"
+        assert layer.source is not None
+        return self.source(layer.source).topic
 
     def inputs(self) -> dict[str, int]:
         """Return every input topic with its partitions: sources first, then layer topics."""
         topics = {source.topic: source.partitions for source in self.sources}
         for layer in self.layers:
-            if layer.finer is not None:
+            if layer.has_topic:
                 topics[self.input_topic(layer)] = layer.partitions
         return topics
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 
-from tables.layer import Layer, Map, Source
+from tables.layer import Layer, Map, Source, combiner_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class InputPlan:
-    """One input topic: a raw source with its base layers, or a layer topic with its coarser layer.
+    """One input topic: a raw source with its base layers, or a layer topic with its one layer.
 
-    ``senders`` counts the partitions of the finer layer's input, each of which announces; it is 0
-    for a raw source. ``coarser`` lists, by layer, the layers that its cells are sent to.
+    A combiner stands in the source's plan in place of its merged layer, and is the finer layer in
+    that of the layer's topic. ``senders`` counts the partitions of the finer layer's input, each of
+    which announces; it is 0 for a raw source. ``coarser`` lists, by layer, the layers that its
+    cells are sent to.
     """
 
     themap: Map
@@ -32,34 +34,46 @@ class InputPlan:
 
 def plans_of(themap: Map) -> dict[str, InputPlan]:
     """Return the plan of every input topic of a map."""
-    plans = {}
-    for source in themap.sources:
-        plans[source.topic] = _plan(
-            themap, source.topic, themap.base_layers(source.name), source, None
-        )
+    plans = {source.topic: _source_plan(themap, source) for source in themap.sources}
     for layer in themap.layers:
-        if layer.finer is not None:
-            finer = themap.layer(layer.finer)
-            plans[themap.input_topic(layer)] = _plan(
-                themap, themap.input_topic(layer), (layer,), None, finer
-            )
+        if layer.has_topic:
+            plan = _layer_plan(themap, layer)
+            plans[plan.topic] = plan
     return plans
 
 
-def _plan(
-    themap: Map,
-    topic: str,
-    layers: tuple[Layer, ...],
-    source: Source | None,
-    finer: Layer | None,
-) -> InputPlan:
+def _source_plan(themap: Map, source: Source) -> InputPlan:
+    layers = []
+    coarser = {}
+    for layer in themap.base_layers(source.name):
+        first = combiner_of(source, layer) if layer.merged else layer
+        layers.append(first)
+        coarser[first.name] = (layer,) if layer.merged else themap.coarser(layer.name)
     return InputPlan(
         themap=themap,
-        topic=topic,
-        partitions=themap.inputs()[topic],
-        layers=layers,
+        topic=source.topic,
+        partitions=source.partitions,
+        layers=tuple(layers),
         source=source,
+        finer=None,
+        senders=0,
+        coarser=coarser,
+    )
+
+
+def _layer_plan(themap: Map, layer: Layer) -> InputPlan:
+    if layer.finer is not None:
+        finer = themap.layer(layer.finer)
+    else:
+        assert layer.source is not None
+        finer = combiner_of(themap.source(layer.source), layer)
+    return InputPlan(
+        themap=themap,
+        topic=themap.input_topic(layer),
+        partitions=layer.partitions,
+        layers=(layer,),
+        source=None,
         finer=finer,
-        senders=finer.partitions if finer else 0,
-        coarser={layer.name: themap.coarser(layer.name) for layer in layers},
+        senders=finer.partitions,
+        coarser={layer.name: themap.coarser(layer.name)},
     )

@@ -107,6 +107,9 @@ def _layer_label(themap: Map, layer: Layer) -> Text:
         f"journal  {themap.journal_topic(topic)}",
         f"archive  {LayerTable(themap, layer, keyspace='').name}",
     ]
+    if layer.source is not None and layer.merged:
+        parts = _count(themap.source(layer.source).partitions, "source partition")
+        lines.append(f"merged   from {parts}, as the source is not keyed by part of its key")
     return _label(layer.name, f"per {layer.window} by {key}", *lines)
 
 
