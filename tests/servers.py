@@ -1,6 +1,7 @@
 """Real Kafka and Cassandra as child processes, from Maven's jars: no containers, no packages.
 
 Each server has its own folder and ports, chosen once, so that ``restart`` comes back where it was.
+Settings are those of ``docker-compose.yml`` but for hosts, ports, folders and what only tests want.
 Versions stand in ``tests/jars/pom.xml``; the jars are fetched once into ``.cache/jars/``.
 """
 
@@ -24,9 +25,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, Self
 
+from compose_file import ROOT, cassandra_fields, cassandra_jvm, environment, kafka_properties
+
 ServerName = Literal["kafka", "cassandra"]
 
-ROOT = Path(__file__).resolve().parent.parent
 POM = ROOT / "tests" / "jars" / "pom.xml"
 JARS = ROOT / ".cache" / "jars"
 
@@ -257,34 +259,31 @@ class KafkaServer(Server):
 
     Attributes:
         bootstrap: ``host:port`` for clients.
+        listeners: ``host:port`` of every listener, by its name.
     """
 
     name: ServerName = "kafka"
 
     def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
-        """``settings`` are broker properties that replace or add to the ones below."""
-        port, controller = free_ports(2)
-        super().__init__(folder, port)
-        self.bootstrap = f"127.0.0.1:{port}"
+        """``settings`` are broker properties that replace or add to those of the compose file."""
+        self._variables = environment("kafka")
+        properties = kafka_properties(self._variables)
+        names = [listener.partition("://")[0] for listener in properties["listeners"].split(",")]
+        ports = dict(zip(names, free_ports(len(names)), strict=True))
+        super().__init__(folder, ports["LOOPBACK"])
+        self.listeners = {name: f"127.0.0.1:{port}" for name, port in ports.items()}
+        self.bootstrap = self.listeners["LOOPBACK"]
+        controllers = properties["controller.listener.names"]
         self._properties = {
-            "process.roles": "broker,controller",
-            "node.id": "1",
-            "controller.quorum.voters": f"1@127.0.0.1:{controller}",
-            "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}",
-            "advertised.listeners": f"PLAINTEXT://{self.bootstrap}",
-            "controller.listener.names": "CONTROLLER",
-            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            **properties,
+            "controller.quorum.voters": f"{properties['node.id']}@{self.listeners[controllers]}",
+            "listeners": _addresses(self.listeners),
+            "advertised.listeners": _addresses(
+                {name: at for name, at in self.listeners.items() if name != controllers}
+            ),
             "log.dirs": str(folder / "data"),
-            "offsets.topic.replication.factor": "1",
-            "offsets.topic.num.partitions": "4",
-            "transaction.state.log.replication.factor": "1",
-            "transaction.state.log.min.isr": "1",
-            "transaction.state.log.num.partitions": "2",
-            "group.initial.rebalance.delay.ms": "0",
-            # So that tests of members that vanish need not wait the default of 6 s.
-            "group.min.session.timeout.ms": "500",
-            "auto.create.topics.enable": "false",
-        } | dict(settings or {})
+            **(settings or {}),
+        }
 
     def start(self) -> None:
         """Format the folder the first time, then start the broker.
@@ -317,7 +316,7 @@ class KafkaServer(Server):
 
     def _java(self) -> list[str]:
         return [
-            _java() or "java", "-Xms128m", "-Xmx512m", "-XX:+UseSerialGC",
+            _java() or "java", *self._variables["KAFKA_HEAP_OPTS"].split(), "-XX:+UseSerialGC",
             "-XX:TieredStopAtLevel=1", "-Xshare:auto",
             "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
             "-Dorg.slf4j.simpleLogger.showDateTime=true",
@@ -337,6 +336,7 @@ class CassandraServer(Server):
     def __init__(self, folder: Path) -> None:
         port, self._storage_port = free_ports(2)
         super().__init__(folder, port)
+        self._variables = environment("cassandra")
 
     def start(self) -> None:
         """Write the configuration, then start the node.
@@ -350,9 +350,10 @@ class CassandraServer(Server):
 
     def _yaml(self) -> str:
         data = self.folder / "data"
-        return f"""cluster_name: tests
-num_tokens: 4
-partitioner: org.apache.cassandra.dht.Murmur3Partitioner
+        fields = cassandra_fields(self._variables)
+        fields |= {"listen_address": self.host, "rpc_address": self.host}
+        settings = "".join(f"{name}: {value}\n" for name, value in fields.items())
+        return f"""{settings}partitioner: org.apache.cassandra.dht.Murmur3Partitioner
 data_file_directories: ["{data}/data"]
 commitlog_directory: "{data}/commitlog"
 saved_caches_directory: "{data}/caches"
@@ -361,9 +362,6 @@ cdc_raw_directory: "{data}/cdc"
 commitlog_sync: periodic
 commitlog_sync_period: 1000ms
 commitlog_segment_size: 8MiB
-endpoint_snitch: SimpleSnitch
-listen_address: 127.0.0.1
-rpc_address: 127.0.0.1
 native_transport_port: {self.port}
 storage_port: {self._storage_port}
 ssl_storage_port: {self._storage_port}
@@ -380,7 +378,7 @@ seed_provider:
     def _command(self) -> list[str]:
         folder = jars("cassandra")
         return [
-            _java() or "java", "-Xms512m", "-Xmx1g", "-XX:+UseSerialGC",
+            _java() or "java", *cassandra_jvm(self._variables), "-XX:+UseSerialGC",
             "-XX:TieredStopAtLevel=1",
             f"-javaagent:{next(folder.glob('jamm-*.jar'))}",
             "-Djdk.attach.allowAttachSelf=true",
@@ -389,12 +387,15 @@ seed_provider:
             f"-Dcassandra.storagedir={self.folder / 'data'}",
             f"-Dcassandra.config=file://{self.folder / 'cassandra.yaml'}",
             "-Dcassandra-foreground=yes",
-            "-Dcassandra.skip_wait_for_gossip_to_settle=0",
             "-Dcassandra.ring_delay_ms=100",
             f"-Dlogback.configurationFile={self.folder / 'logback.xml'}",
             "-cp", f"{folder}/*",
             "org.apache.cassandra.service.CassandraDaemon",
         ]  # fmt: skip
+
+
+def _addresses(listeners: Mapping[str, str]) -> str:
+    return ",".join(f"{name}://{at}" for name, at in listeners.items())
 
 
 def _java() -> str | None:
