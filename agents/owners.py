@@ -150,6 +150,7 @@ class Owners:
         self._failed = failed
         self._fenced = fenced
         self._held: dict[TopicPartition, Held] = {}
+        self._leaving: dict[TopicPartition, asyncio.Task[None]] = {}
         self._archived: Counter[str] = Counter()
 
     async def restore(self, topic: str, partition: int, generation: int) -> int:
@@ -172,11 +173,21 @@ class Owners:
         return owner.position
 
     async def release(self, partitions: set[TopicPartition]) -> None:
-        """Let these partitions go: end their cycles and emissions, close their stores."""
-        leaving = [held for key in partitions if (held := self._held.pop(key, None)) is not None]
-        for held in leaving:
-            held.released = True
-        await asyncio.gather(*(self._let_go(held) for held in leaving))
+        """Let these partitions go: end their cycles and emissions, close their stores.
+
+        A partition that is being let go already, because it was lost, is waited for: its store can
+        be opened again after this.
+        """
+        for key in partitions:
+            held = self._held.pop(key, None)
+            if held is not None:
+                held.released = True
+                leaving = asyncio.create_task(self._let_go(held))
+                self._leaving[key] = leaving
+                leaving.add_done_callback(lambda _, key=key: self._leaving.pop(key))
+        # Shielded, because who waits may be cancelled while somebody else waits too.
+        leaving_now = [self._leaving[key] for key in partitions if key in self._leaving]
+        await asyncio.gather(*(asyncio.shield(leaving) for leaving in leaving_now))
 
     def held(self) -> set[TopicPartition]:
         """Return the partitions whose local store is on this node's disk."""

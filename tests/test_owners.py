@@ -1,168 +1,30 @@
 """Owners over a log in memory, real stores and a real archive: the same rows, whatever dies."""
 
 import asyncio
-import contextlib
 import random
 import shutil
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-import polars as pl
 import pytest
+from house import MAP, RAW, House, archived, check, fill
 from support import (
-    DAY_MS,
     HOUR_MS,
     MemoryLog,
     StoredRecord,
     dataclasses_replace,
     flight,
-    run_of,
-    small_map,
     until,
 )
 
-from agents.ingest import Ingest
-from agents.owners import Owners
-from agents.rollup import Rollup
+from agents.emit import Emitter
 from tables import ledger
 from tables.archive import CellRange
 from tables.archive_embedded import EmbeddedArchive
-from tables.cell import latest, measures_of, merge_partitions
-from tables.chunk import Chunk, Run
-from tables.errors import FencedError, JournalRefusedError, OutcomeUnknownError
-from tables.layer import Map
+from tables.cell import measures_of
+from tables.errors import JournalRefusedError
 
-MAP = small_map()
-RAW, DAY = "flights.raw", "small.layer.day"
-Event = tuple[int, str, str, int | None]
-
-
-class House:
-    """One worker without transport: restores partitions, feeds them chunks, can be killed."""
-
-    def __init__(
-        self, log: MemoryLog, archive: EmbeddedArchive, folder: Path, themap: Map = MAP
-    ) -> None:
-        self.log, self.archive, self.folder, self.map = log, archive, folder, themap
-        self.failures: list[BaseException] = []
-        self.fenced: list[tuple[str, int]] = []
-        self.start()
-
-    def start(self) -> None:
-        """Begin a new worker process, as far as memory goes."""
-        self.owners = Owners(
-            self.map,
-            self.log,
-            self.archive,
-            self.folder,
-            failed=self.failures.append,
-            fenced=lambda topic, partition, _: self.fenced.append((topic, partition)),
-        )
-        self.ingest = Ingest(self.owners, self.log, 1 << 20)
-        self.rollup = Rollup(self.owners, self.log)
-
-    async def restore(self) -> None:
-        """Restore every partition, again where the outcome was unknown."""
-        for topic, partitions in self.map.inputs().items():
-            for partition in range(partitions):
-                while self.owners.get(topic, partition) is None:
-                    with contextlib.suppress(FencedError, OutcomeUnknownError):
-                        await self.owners.restore(topic, partition, 1)
-
-    async def kill(self) -> None:
-        """Forget all memory; give only the stores' locks back."""
-        for topic, partitions in self.map.inputs().items():
-            await self.owners.release({(topic, p) for p in range(partitions)})
-        self.start()
-
-    async def step(self, topic: str, records_max: int) -> bool:
-        """Hand one chunk of ``topic`` over, if there is one."""
-        runs = []
-        for partition in range(self.map.inputs()[topic]):
-            owner = self.owners.get(topic, partition)
-            if owner is None:
-                continue
-            at = owner.position
-            found = self.log.records.get((topic, partition), [])[at : at + records_max]
-            if found:
-                runs.append(as_run(topic, partition, at, found))
-        if runs:
-            agent = self.ingest if topic == RAW else self.rollup
-            await agent.handle(Chunk(1, runs))
-        return bool(runs)
-
-    async def settle(self) -> None:
-        """Work until nothing is left to read or to acknowledge."""
-        await until(self.quiet)
-        assert not self.failures
-
-    async def quiet(self) -> bool:
-        """Tell whether everything read is applied, acknowledged and announced to the end."""
-        await self.restore()
-        busy = [await self.step(topic, 1_000) for topic in self.map.inputs()]
-        waiting = sum(
-            owner.unacknowledged(layer)
-            for owner in self.owners.each()
-            for layer in owner.plan.layers
-        )
-        announced = all(
-            owner.state.closed_ms(layer) > 9 * DAY_MS
-            for owner in self.owners.each()
-            for layer in owner.plan.layers
-        )
-        return not any(busy) and not waiting and announced
-
-
-def as_run(topic: str, partition: int, at: int, records: list[StoredRecord]) -> Run:
-    """Return a run of log records, with the headers of heartbeats."""
-    run = run_of([record.value for record in records], partition, at, topic)
-    run.headers = {i: record.headers for i, record in enumerate(records) if record.headers}
-    return run
-
-
-def fill(log: MemoryLog, seed: int, count: int = 600) -> list[Event]:
-    """Write events of four days to both partitions, then heartbeats that close everything."""
-    rng = random.Random(seed)
-    events: list[Event] = []
-    for i in range(count):
-        at = i * 4 * DAY_MS // count
-        origin = rng.choice(["JFK", "LGA"])
-        events.append((at, origin, rng.choice(["UA", "AA"]), rng.choice([None, -3, 2**62])))
-    for at, origin, carrier, delay in events:
-        log.put(RAW, int(origin == "JFK"), flight(at, origin, carrier, delay))
-    for partition in (0, 1):
-        log.put(RAW, partition, 10 * DAY_MS)
-    return events
-
-
-def expected(events: list[Event]) -> dict[tuple[str, int], tuple[int, int]]:
-    """Return count and sum of delay by carrier and day, from the events alone."""
-    days: dict[tuple[str, int], tuple[int, int]] = defaultdict(lambda: (0, 0))
-    for at, _, carrier, delay in events:
-        count, total = days[carrier, at // DAY_MS * DAY_MS]
-        days[carrier, at // DAY_MS * DAY_MS] = (count + 1, total + (delay or 0))
-    return dict(days)
-
-
-async def archived(house: House, name: str) -> pl.DataFrame:
-    """Return a layer's cells from the archive."""
-    layer = house.map.layer(name)
-    rows = await house.archive.read(layer, CellRange(-(2**60), 2**60))
-    return merge_partitions(layer, latest(layer, rows))
-
-
-async def check(house: House, events: list[Event]) -> None:
-    """The archive's days equal the plain recomputation and the ledgers balance."""
-    rows = (await archived(house, "day")).to_dicts()
-    got = {(r["key_carrier"], r["window_start"]): (r["events"], r["sum_delay"]) for r in rows}
-    assert got == expected(events)
-    hours = await archived(house, "hour")
-    assert hours["events"].sum() == len(events)
-    for owner in house.owners.each():
-        meta = owner.state.meta
-        names = [layer.name for layer in owner.plan.layers]
-        assert ledger.imbalances(meta.ledger, meta.to - meta.base, names) == []
+DAY = "small.layer.day"
 
 
 @pytest.fixture
@@ -238,6 +100,33 @@ async def test_an_append_without_answer_is_neither_lost_nor_counted_twice(
     assert len(house.fenced) >= 5
     await house.settle()
     await check(house, events)
+
+
+async def test_a_partition_is_restored_after_it_has_been_let_go(
+    make: Callable[[], House], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who restores waits for whoever is still releasing: a store is open once at a time."""
+    house = make()
+    fill(house.log, 12)
+    await house.restore()
+    await house.step(RAW, 50)
+    stopping, goes_on = asyncio.Event(), asyncio.Event()
+    stop = Emitter.stop
+
+    async def slow_stop(self: Emitter) -> None:
+        stopping.set()
+        await goes_on.wait()
+        await stop(self)
+
+    monkeypatch.setattr(Emitter, "stop", slow_stop)
+    releasing = asyncio.create_task(house.owners.release({(RAW, 0)}))
+    await stopping.wait()
+    restoring = asyncio.create_task(house.owners.restore(RAW, 0, 2))
+    await asyncio.sleep(0)
+    assert not restoring.done()
+    goes_on.set()
+    assert await restoring == 50
+    assert releasing.done()
 
 
 async def test_two_workers_that_both_believe_they_own_a_partition_fence_each_other(
