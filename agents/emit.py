@@ -224,11 +224,7 @@ class Emitter:
 
 def _passed(layer: Layer, announced: Announcement) -> tuple[int, ...]:
     """Return the windows that an announcement has passed: news only when these change."""
-    return tuple(layer.window.start(moment) if moment > _FAR_MS else moment for moment in announced)
-
-
-_FAR_MS = -(2**45)
-"""Before any calendar; minus infinity lies below it."""
+    return tuple(layer.window.start(moment) for moment in announced)
 
 
 def archive_rows(owner: Owner, emission: Emission) -> tuple[pl.DataFrame, pl.Series]:

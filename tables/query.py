@@ -24,6 +24,7 @@ from tables.archive import CellRange
 from tables.cell import archive_schema, latest, measures_of, merge_partitions
 from tables.errors import QueryError
 from tables.layer import KeyField, Layer, Map, Scalar
+from tables.window import START_MS_MIN, TIME_MS_MAX
 
 # RFC 3339 with at most milliseconds, so that no digit is dropped in silence; a date is its midnight
 # in UTC.
@@ -31,9 +32,6 @@ _RFC_3339 = re.compile(
     r"\d{4}-\d\d-\d\d([Tt]\d\d:\d\d:\d\d(\.\d{1,3})?([Zz]|[+-]\d\d:\d\d))?", re.ASCII
 )
 _INTEGER = re.compile(r"-?\d{1,19}", re.ASCII)
-# The years 1 to 9999, which is what calendar windows can be computed for.
-TIME_MS_MIN = -62_135_596_800_000
-TIME_MS_MAX = 253_402_300_800_000
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 CURSOR_CHARACTERS_MAX = 4_096
 LIMIT_DEFAULT = 1_000
@@ -92,7 +90,8 @@ def parse_time_ms(text: str) -> int:
     """Return the epoch milliseconds of ``"1356998400000"``, ``"2013-01-01T00:00:00Z"`` or a date.
 
     Raises:
-        ValueError: the text has another form, or lies outside the years 1 to 9999.
+        ValueError: the text has another form, or lies where no window starts or ends: outside the
+            years 1 to 9999, but for the windows that the first and the last event time are in.
     """
     want = (
         "want epoch milliseconds or RFC 3339 with at most milliseconds, like 2013-01-01T00:00:00Z"
@@ -109,7 +108,7 @@ def parse_time_ms(text: str) -> int:
     else:
         hint = "; write a plus in a URL as %2B" if " " in text else ""
         raise ValueError(f"not a time; got {text!r}; {want}{hint}")
-    if not TIME_MS_MIN <= time_ms <= TIME_MS_MAX:
+    if not START_MS_MIN <= time_ms <= TIME_MS_MAX + 1:
         raise ValueError(f"outside the years 1 to 9999; got {text!r}; {want}")
     return time_ms
 
@@ -233,7 +232,7 @@ def decode_cursor(themap: Map, layer: Layer, text: str) -> Position:
     if not isinstance(parts, list) or [type(part) for part in parts] != wanted:
         raise bad
     name, revision, window_start, *key = parts
-    if name != layer.name or not TIME_MS_MIN <= window_start < TIME_MS_MAX:
+    if name != layer.name or not START_MS_MIN <= window_start <= TIME_MS_MAX:
         raise bad
     if revision != themap.revision:
         raise QueryError(

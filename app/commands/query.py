@@ -16,7 +16,8 @@ from rich.text import Text
 from app.settings import environment_variable
 from client.query import Answer, Cell, QueryClient, QueryFailedError
 from tables.errors import QueryError
-from tables.query import TIME_MS_MAX, exact_json
+from tables.query import exact_json
+from tables.window import TIME_MS_MAX, TIME_MS_MIN
 
 # Wide enough that nothing is cut where the table goes to a file or a pipe.
 PIPE_COLUMNS = 10_000
@@ -123,7 +124,7 @@ def _shown(value: object) -> str:
 
 
 def _moment(time_ms: int) -> str:
-    if time_ms >= TIME_MS_MAX:
-        return str(time_ms)
+    if not TIME_MS_MIN <= time_ms <= TIME_MS_MAX:
+        return str(time_ms)  # datetime has no such year, and RFC 3339 no year 10000
     epoch = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
     return (epoch + dt.timedelta(milliseconds=time_ms)).isoformat().replace("+00:00", "Z")
