@@ -14,6 +14,7 @@ COMMANDS = {
     "query": "app.commands.query",
     "replay": "app.commands.replay",
     "demo": "app.commands.demo",
+    "generate": "app.commands.generate",
     "worker": "app.commands.worker",
 }
 

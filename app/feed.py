@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import collections
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Self
 
 from aiokafka import AIOKafkaProducer
@@ -21,12 +22,14 @@ from aiokafka.partitioner import murmur2
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from app.idempotence import has_idempotent_producer
+from tables.chunk import Headers
 from tables.errors import TreasureMapError
 from tables.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
 
 BATCH_BYTES_MAX = 512 * 1024
 # Batches sent and not yet acknowledged; at 512 KiB each this bounds a feed's memory to 32 MiB.
 BATCHES_IN_FLIGHT_MAX = 64
+_NO_HEADERS: Mapping[int, Headers] = MappingProxyType({})
 
 
 class FeedError(TreasureMapError):
@@ -43,7 +46,7 @@ class Feed:
 
     Attributes:
         partitions: how many the topic has.
-        events: records with a value handed over so far.
+        events: records handed over with :meth:`add` so far.
     """
 
     def __init__(self, brokers: str, topic: str) -> None:
@@ -90,31 +93,53 @@ class Feed:
         """Send what is open, unless leaving by an exception, and disconnect."""
         try:
             if kind is None:
-                await self.flush()
-                await self._acknowledged(0)
+                await self.drain()
         finally:
             await self._stop()
 
-    def add(self, partition: int, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
-        """Append records to a partition, in order; :meth:`flush` sends them."""
+    def add(
+        self,
+        partition: int,
+        keys: Sequence[bytes | None],
+        values: Sequence[bytes | None],
+        headers: Mapping[int, Headers] = _NO_HEADERS,
+    ) -> None:
+        """Append records to a partition, in order; :meth:`flush` sends them.
+
+        Args:
+            partition: a partition of the topic.
+            keys: the key of each record.
+            values: the value of each record; None for a tombstone or a heartbeat.
+            headers: by index into ``values``, the headers of records that have some.
+        """
         now_ms = _now_ms()
         batch = self._batch(partition)
-        for key, value in zip(keys, values, strict=True):
-            if batch.append(timestamp=now_ms, key=key, value=value, headers=[]) is None:
+        for index, (key, value) in enumerate(zip(keys, values, strict=True)):
+            own = list(headers.get(index, ())) if headers else []
+            if batch.append(timestamp=now_ms, key=key, value=value, headers=own) is None:
                 batch = self._next_batch(partition)
-                taken = batch.append(timestamp=now_ms, key=key, value=value, headers=[])
+                taken = batch.append(timestamp=now_ms, key=key, value=value, headers=own)
                 assert taken is not None, "the first record of a batch is always taken"
         self.events += len(values)
 
-    def heartbeat(self, time_ms: int) -> None:
-        """Append to every partition that its stream time has reached ``time_ms``."""
+    def heartbeat(self, time_ms: int, partitions: Iterable[int] | None = None) -> None:
+        """Append that stream time has reached ``time_ms`` to every partition, or only to some."""
         now_ms = _now_ms()
         headers = [(HEARTBEAT_HEADER, encode_heartbeat(time_ms))]
-        for partition in range(self.partitions):
+        for partition in range(self.partitions) if partitions is None else partitions:
             batch = self._batch(partition)
             if batch.append(timestamp=now_ms, key=None, value=None, headers=headers) is None:
                 batch = self._next_batch(partition)
                 batch.append(timestamp=now_ms, key=None, value=None, headers=headers)
+
+    async def drain(self) -> None:
+        """Send all that was added, and wait until all of it is acknowledged.
+
+        Raises:
+            FeedError: the broker refused records.
+        """
+        await self.flush()
+        await self._acknowledged(0)
 
     async def flush(self) -> None:
         """Send all that was added. Waits only while too much is on its way.

@@ -1,0 +1,233 @@
+"""``python -m app generate``: write a load with a known outcome to a source's topic."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+import time
+from typing import Any, Self, cast
+
+import click
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from app.generate import generate
+from app.generate_plan import MAP_FILE, SOURCE, Format, Plan, default_start_ms, processes_for
+from app.generate_process import Progress
+from app.mapfile import load_map
+
+_LINE_SECONDS = 5.0
+_SHARE = click.FloatRange(0, 1)
+
+
+class _Auto(click.ParamType):
+    """A number of processes, or ``auto``."""
+
+    name = "N|auto"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int | None:
+        """Return the number; None for ``auto``."""
+        if value in (None, "auto"):
+            return None
+        return cast("int", click.IntRange(min=1).convert(value, param, ctx))
+
+
+@click.command(
+    name="generate", help="Write synthetic events, some late or bad, and the ledger they come to."
+)
+@click.option(
+    "--map",
+    "map_file",
+    type=click.Path(dir_okay=False),
+    default=str(MAP_FILE),
+    help="The map that events are made for. [default: a shop of its own]",
+)
+@click.option("--source", default=SOURCE, show_default=True, help="The map's source to write to.")
+@click.option(
+    "--brokers",
+    default="127.0.0.1:9092",
+    show_default=True,
+    envvar="TREASURE_MAP_BROKERS",
+    help="Kafka brokers to start from, host:port separated by commas.",
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0),
+    default=10_000.0,
+    show_default=True,
+    help="Events a second; 0 is as fast as possible.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=10.0,
+    show_default=True,
+    help="How long to write.",
+)
+@click.option(
+    "--keys",
+    type=click.IntRange(1, 10_000_000),
+    default=1_000,
+    show_default=True,
+    help="How many keys there are.",
+)
+@click.option(
+    "--skew",
+    type=click.FloatRange(0, 10),
+    default=1.0,
+    show_default=True,
+    help="Zipf's exponent: the key of rank r comes in proportion to r^-skew; 0: all alike.",
+)
+@click.option(
+    "--types",
+    type=click.IntRange(1, 100_000),
+    default=12,
+    show_default=True,
+    help="How many event types there are; fewer where patterns have no star.",
+)
+@click.option(
+    "--late",
+    type=_SHARE,
+    default=0.0,
+    show_default=True,
+    help="Share of events that come late, half of them too late.",
+)
+@click.option(
+    "--bad",
+    type=_SHARE,
+    default=0.0,
+    show_default=True,
+    help="Share of events that something unusable takes the place of.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["json", "ndjson", "arrow", "mixed"]),
+    default="json",
+    show_default=True,
+    help="The form of records.",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(1, 20_000),
+    default=500,
+    show_default=True,
+    help="Most events of a record that holds many.",
+)
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the random numbers.")
+@click.option(
+    "--processes",
+    type=_Auto(),
+    default="auto",
+    show_default=True,
+    help="How many processes write; auto: as many as the rate needs, at most one a core.",
+)
+@click.option(
+    "--manifest",
+    type=click.Path(dir_okay=False, path_type=pathlib.Path),
+    default=pathlib.Path("var/manifest.json"),
+    show_default=True,
+    help="The file that says what was written and what must come of it.",
+)
+@click.option(
+    "--start",
+    "start_ms",
+    type=int,
+    help="Event time at the start, ms. [default: now, or the latest that the map allows]",
+)
+@click.option(
+    "--speed",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="How fast event time runs, times real time.",
+)
+@click.option(
+    "--settle/--no-settle",
+    default=True,
+    show_default=True,
+    help="Whether to end with heartbeats that close and seal every window.",
+)
+@click.option("--append", is_flag=True, help="Write to a topic that holds records already.")
+def command(
+    *,
+    processes: int | None,
+    form: str,
+    manifest: pathlib.Path,
+    start_ms: int | None,
+    settle: bool,
+    append: bool,
+    **options: Any,
+) -> None:
+    """Write a load and say how it went."""
+    themap = load_map(options["map_file"])
+    known = {source.name: source for source in themap.sources}
+    source = known.get(options["source"])
+    if start_ms is None and source is not None:
+        now_ms = time.time_ns() // 1_000_000
+        start_ms = default_start_ms(themap, source, now_ms, options["seconds"], options["speed"])
+    # Where the source is not known, generate() says so.
+    plan = Plan(format=cast("Format", form), start_ms=start_ms or 0, **options)
+    if processes is None:
+        cores = len(os.sched_getaffinity(0))
+        partitions = source.partitions if source is not None else 1
+        processes = processes_for(plan.rate, plan.format, partitions, cores)
+    with _Display(plan) as display:
+        content = generate(
+            plan, manifest, processes=processes, settle=settle, append=append,
+            command=sys.argv, show=display.show,
+        )  # fmt: skip
+    _say(content, manifest)
+
+
+class _Display:
+    """Shows progress: in place on a terminal, as a line every few seconds elsewhere."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        console = Console(stderr=True)
+        self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
+        self._begin_s = self._said_s = 0.0
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self, progress: dict[int, Progress]) -> None:
+        """Show how far all parts are."""
+        if not progress:
+            return
+        now_s = time.monotonic()
+        self._begin_s = self._begin_s or now_s
+        behind_ms = max(one.behind_ms for one in progress.values())
+        seconds = min(now_s - self._begin_s, self._plan.seconds)
+        line = (
+            f"{seconds:.0f} of {self._plan.seconds:g} s:"
+            f" {sum(one.events for one in progress.values()):,} events"
+        )
+        if behind_ms >= 1_000:  # noqa: PLR2004  # a second
+            line += f", {behind_ms / 1_000:.1f} s behind the schedule"
+        if self._live is not None:
+            self._live.update(Text(line))
+        elif now_s - self._said_s >= _LINE_SECONDS:
+            self._said_s = now_s
+            click.echo(line, err=True)
+
+
+def _say(content: dict[str, Any], manifest: pathlib.Path) -> None:
+    """Say what was written."""
+    seconds, cpu_s, events = content["seconds"], content["cpu_seconds"], content["events"]
+    how = "stopped after" if content["stopped"] else "in"
+    click.echo(
+        f"wrote {events:,} events in {content['records']:,} records {how} {seconds:.1f} s"
+        f" ({events / seconds:,.0f}/s, {events / max(cpu_s, 0.001):,.0f} per CPU-second),"
+        f" at most {content['behind_ms_max']:,} ms behind the schedule"
+    )
+    click.echo(f"what a worker must come to stands in {manifest}")

@@ -1,0 +1,297 @@
+"""Bad input of every kind that a worker must count and set aside (docs/formats/records.md).
+
+A kind takes the place of one event. Where it is made depends on what it breaks:
+
+    row      a value of the event, before it is encoded: any form can say it
+    line     the event's JSON text
+    record   a record of its own in place of the event
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import orjson
+import polars as pl
+
+from tables.chunk import Headers
+from tables.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
+from tables.layer import Source
+from tables.window import DAY_MS, TIME_MS_MAX
+
+Form = Literal["json", "ndjson", "arrow"]
+Place = Literal["row", "line", "record"]
+
+CONTENT_TYPES: dict[Form, bytes] = {
+    "json": b"application/json",
+    "ndjson": b"application/x-ndjson",
+    "arrow": b"application/vnd.apache.arrow.stream",
+}
+TEXT: tuple[Form, ...] = ("json", "ndjson")
+EVERY: tuple[Form, ...] = ("json", "ndjson", "arrow")
+
+KEY_BYTES_MAX = 1_024
+OVERSIZED_EVERY = 50
+"""An oversized record has a MiB or more, so it stands in for one round of kinds in so many."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sample:
+    """The event in whose place something bad comes: one row, the names of its type's layers' keys.
+
+    ``now_ms`` is the time at which it is written.
+    """
+
+    source: Source
+    chance: random.Random
+    now_ms: int
+    event: pl.DataFrame
+    key_names: tuple[str, ...]
+    unclassified: str | None
+
+    def line(self) -> bytes:
+        """Return the event as JSON."""
+        return orjson.dumps(self.event.row(0, named=True))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Bad:
+    """One kind of bad input.
+
+    ``counted`` is where the ledger counts it: ``malformed.json``, ``events.future``,
+    ``records.tombstone``, ``unreadable.arrow``. ``make`` gives, by ``place``: a column and the
+    value it gets; the line; the record's value and headers. It gives None where the event, or the
+    whole source, has nothing that could be broken so.
+    """
+
+    name: str
+    counted: str
+    place: Place
+    forms: tuple[Form, ...]
+    make: Callable[[Sample], Any]
+
+    @property
+    def reason(self) -> str:
+        """The reason under which it becomes a dead letter."""
+        return self.counted.partition(".")[2]
+
+    @property
+    def outcome(self) -> str:
+        """What becomes of the event in whose place it comes, in the words of the ledger."""
+        return {"events.future": "future", "events.unclassified": "unclassified"}.get(
+            self.counted, "malformed" if self.counted.startswith("malformed.") else "none"
+        )
+
+
+class Deck:
+    """Gives the kinds of bad input in shuffled rounds, so that each comes about as often."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self._chance = chance
+        self._rounds = {form: self._kinds(form) for form in EVERY}
+
+    def draw(self, form: Form, sample: Sample) -> tuple[Bad, Any]:
+        """Return the next kind that ``sample`` allows, and what it makes of it."""
+        for bad in self._rounds[form]:
+            made = bad.make(sample)
+            if made is not None:
+                return bad, made
+        raise AssertionError("every source can get a tombstone")
+
+    def _kinds(self, form: Form) -> Iterator[Bad]:
+        kinds = [bad for bad in KINDS if form in bad.forms]
+        for number in itertools.count():
+            own = [k for k in kinds if k.name != "oversized" or number % OVERSIZED_EVERY == 0]
+            yield from self._chance.sample(own, len(own))
+
+
+def _broken_json(sample: Sample) -> bytes:
+    line = sample.line()
+    return sample.chance.choice(
+        (
+            line[:-1],
+            line[: len(line) // 2],
+            line[:-1] + b",}",
+            line[:-1] + b',"extra":NaN}',
+            line[:-1] + b',"extra":"\xff"}',
+            line + b"}",
+            b"[" + line + b"]",
+            b"[" * 2_000,
+            b'"text"',
+            b"null",
+            b"17",
+        )
+    )
+
+
+def _null(sample: Sample) -> tuple[str, None]:
+    source = sample.source
+    names = (source.time_field, source.type_field, *sample.key_names)
+    return sample.chance.choice(names), None
+
+
+def _absent(sample: Sample) -> bytes:
+    event = sample.event.row(0, named=True)
+    del event[_null(sample)[0]]
+    return orjson.dumps(event)
+
+
+def _changed(sample: Sample, name: str, value: Any) -> bytes:
+    return orjson.dumps(sample.event.row(0, named=True) | {name: value})
+
+
+def _wrong_values(source: Source) -> list[tuple[str, Any]]:
+    """Return declared fields, each with a value that JSON has and its type does not."""
+    wrong: dict[str, tuple[Any, ...]] = {
+        "string": (7, True, []), "int": ("7", True, {}), "bool": (1, "true"), "float": ("1.5", []),
+    }  # fmt: skip
+    wrongs: dict[str, tuple[Any, ...]] = {
+        source.time_field: (True, [], {}), source.type_field: (7, True, [], {}),
+    }  # fmt: skip
+    for field in source.fields:
+        wrongs.setdefault(field.name, wrong[field.type])
+    return [(name, value) for name, values in wrongs.items() for value in values]
+
+
+def _wrong_type(sample: Sample) -> bytes:
+    return _changed(sample, *sample.chance.choice(_wrong_values(sample.source)))
+
+
+def _whole_numbers(sample: Sample) -> list[str]:
+    source = sample.source
+    own = (source.time_field, source.type_field)
+    return [f.name for f in source.fields if f.type == "int" and f.name not in own]
+
+
+def _out_of_range(sample: Sample) -> bytes:
+    """Return a line with a number beyond 64 bits, or a time that is none."""
+    time = sample.source.time_field
+    texts = [_changed(sample, time, text) for text in ("yesterday", "2026-02-30T00:00:00Z")]
+    for name in (time, *_whole_numbers(sample)):
+        marked = _changed(sample, name, "number")
+        texts += [marked.replace(b'"number"', b"%d" % n) for n in (2**64, -(2**63) - 1, 10**30)]
+    return sample.chance.choice(texts)
+
+
+def _time_out_of_range(sample: Sample) -> tuple[str, int]:
+    far = (TIME_MS_MAX // sample.source.time_unit_ms + 1, 2**62, -(2**62))
+    return sample.source.time_field, sample.chance.choice(far)
+
+
+def _not_finite(sample: Sample) -> tuple[str, float] | None:
+    names = [field.name for field in sample.source.fields if field.type == "float"]
+    if not names:
+        return None
+    numbers = (float("nan"), float("inf"), float("-inf"))
+    return sample.chance.choice(names), sample.chance.choice(numbers)
+
+
+def _key_too_long(sample: Sample) -> tuple[str, str] | None:
+    texts = [name for name in sample.key_names if sample.source.field(name).type == "string"]
+    # Characters of two bytes: the limit is one of bytes.
+    return (sample.chance.choice(texts), "é" * (KEY_BYTES_MAX // 2 + 1)) if texts else None
+
+
+def _future(sample: Sample) -> tuple[str, int]:
+    time_ms = sample.now_ms + sample.source.future_skew_ms + DAY_MS
+    return sample.source.time_field, time_ms // sample.source.time_unit_ms
+
+
+def _unclassified(sample: Sample) -> tuple[str, str] | None:
+    name = sample.unclassified
+    return None if name is None else (sample.source.type_field, name)
+
+
+def _tombstone(_: Sample) -> tuple[None, Headers]:
+    return None, ()
+
+
+def _empty(sample: Sample) -> tuple[bytes, Headers]:
+    return sample.chance.choice((b"", b" \r\n\t ")), ()
+
+
+def _no_rows(sample: Sample) -> tuple[bytes, Headers]:
+    return arrow_stream(sample.event.clear()), ()
+
+
+def _oversized(sample: Sample) -> tuple[bytes, Headers]:
+    return sample.line().ljust(sample.source.record_bytes_max + 1), ()
+
+
+def _content_type(sample: Sample) -> tuple[bytes, Headers]:
+    kind = sample.chance.choice((b"text/csv", b"application/avro", b"", b"json"))
+    return sample.line(), (("content-type", kind),)
+
+
+def _heartbeat(sample: Sample) -> tuple[None, Headers]:
+    ahead_ms = sample.now_ms + sample.source.future_skew_ms + DAY_MS
+    times = (b"soon", b"", b"1.5", b"%d" % 10**30, b"%d" % (TIME_MS_MAX + 1))
+    time = sample.chance.choice((*times, encode_heartbeat(ahead_ms)))
+    return None, ((HEARTBEAT_HEADER, time),)
+
+
+def _arrow(sample: Sample) -> tuple[bytes, Headers]:
+    """Return Arrow that is cut off, that is something else, or whose lengths are not true."""
+    header = (("content-type", CONTENT_TYPES["arrow"]),)
+    whole = arrow_stream(pl.concat([sample.event] * 7))
+    one, lie = (7).to_bytes(8, "little"), (1 << 40).to_bytes(8, "little")
+    values = (
+        # Without the end of the stream and the end of the rows before it.
+        whole[:-24],
+        whole[:6],
+        b"\xff\xff\xff\xff\xff\xff\xff\x7f" + whole[8:],
+        whole.replace(one, lie),
+        sample.line(),
+    )
+    return sample.chance.choice(values), header
+
+
+def _arrow_wrong_type(sample: Sample) -> tuple[bytes, Headers]:
+    name, value = sample.chance.choice(_wrong_values(sample.source))
+    column = pl.Series(name, [[1]]) if isinstance(value, list | dict) else pl.Series(name, [value])
+    return arrow_stream(sample.event.with_columns(column)), ()
+
+
+def _arrow_out_of_range(sample: Sample) -> tuple[bytes, Headers] | None:
+    names = _whole_numbers(sample)
+    if not names:
+        return None
+    column = pl.Series(sample.chance.choice(names), [2**64 - 1], dtype=pl.UInt64)
+    return arrow_stream(sample.event.with_columns(column)), ()
+
+
+def arrow_stream(frame: pl.DataFrame) -> bytes:
+    """Return a frame as an Arrow IPC stream that every Arrow library reads."""
+    buffer = io.BytesIO()
+    # LZ4 takes half the time of ZSTD; the record batch is compressed once more by Kafka.
+    frame.write_ipc_stream(buffer, compression="lz4", compat_level=pl.CompatLevel.oldest())
+    return buffer.getvalue()
+
+
+KINDS = (
+    Bad("json", "malformed.json", "line", TEXT, _broken_json),
+    Bad("missing_null", "malformed.missing", "row", EVERY, _null),
+    Bad("missing_absent", "malformed.missing", "line", TEXT, _absent),
+    Bad("wrong_type", "malformed.wrong_type", "line", TEXT, _wrong_type),
+    Bad("out_of_range", "malformed.out_of_range", "line", TEXT, _out_of_range),
+    Bad("time_out_of_range", "malformed.out_of_range", "row", EVERY, _time_out_of_range),
+    Bad("not_finite", "malformed.not_finite", "row", ("arrow",), _not_finite),
+    Bad("key_too_long", "malformed.key_too_long", "row", EVERY, _key_too_long),
+    Bad("future", "events.future", "row", EVERY, _future),
+    Bad("unclassified", "events.unclassified", "row", EVERY, _unclassified),
+    Bad("tombstone", "records.tombstone", "record", EVERY, _tombstone),
+    Bad("empty", "records.empty", "record", EVERY, _empty),
+    Bad("arrow_empty", "records.empty", "record", ("arrow",), _no_rows),
+    Bad("oversized", "records.oversized", "record", EVERY, _oversized),
+    Bad("content_type", "unreadable.content_type", "record", EVERY, _content_type),
+    Bad("heartbeat", "unreadable.heartbeat", "record", EVERY, _heartbeat),
+    Bad("arrow", "unreadable.arrow", "record", ("arrow",), _arrow),
+    Bad("arrow_wrong_type", "malformed.wrong_type", "record", ("arrow",), _arrow_wrong_type),
+    Bad("arrow_out_of_range", "malformed.out_of_range", "record", ("arrow",), _arrow_out_of_range),
+)
+"""Every kind. What JSON cannot say, such as numbers that are not finite, is in Arrow only."""

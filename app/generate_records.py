@@ -1,0 +1,269 @@
+"""The records of one step: its events in their form, with bad input among them, and their truth.
+
+A partition's events are cut into pieces of one form each; a record of its own cuts a piece in two.
+
+    rows     e e e e e e e e e e e e e        X: a bad record in place of an event
+    pieces   |ndjson-------|arrow----|
+    records  [  r  ] X [ r ][    r   ]
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import io
+import random
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any, cast
+
+import polars as pl
+
+from app.generate_bad import CONTENT_TYPES, EVERY, Bad, Deck, Form, Sample, arrow_stream
+from app.generate_events import StepEvents
+from app.generate_plan import Format, Part, Plan
+from app.generate_truth import PartitionTruth, Truth
+from app.generate_words import Words
+from tables.chunk import Headers
+from tables.ledger import add
+
+
+@dataclasses.dataclass(slots=True)
+class Pack:
+    """Consecutive records of one partition; ``headers`` has an entry for those that have some."""
+
+    partition: int
+    keys: list[bytes | None]
+    values: list[bytes | None]
+    headers: dict[int, Headers] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(slots=True, frozen=True)
+class Piece:
+    """Rows ``[first, stop)`` of one partition, which are written in one form."""
+
+    partition: int
+    first: int
+    stop: int
+    form: Form
+    headers: Headers
+
+
+class RecordMaker:
+    """Makes the records of one process and notes the truth about them."""
+
+    def __init__(self, words: Words, plan: Plan, part: Part) -> None:
+        self._words = words
+        self._format: Format = plan.format
+        self._batch = plan.batch
+        self._chance = random.Random(f"{plan.seed}/{part.number}/records")  # noqa: S311  # repeatable
+        self._deck = Deck(self._chance)
+        self._keys = pl.Series(words.key_texts, dtype=pl.Binary)
+        self.truth = Truth(words, part.partitions)
+        self.bad: dict[str, int] = defaultdict(int)
+        self.events = 0
+        names = {field.name for field in (*words.keyed, *words.sides)}
+        self._key_names = [
+            tuple(
+                dict.fromkeys(
+                    field.name
+                    for layer, member in zip(words.layers, words.members, strict=True)
+                    if member[number]
+                    for field in layer.key
+                    if field.name in names
+                )
+            )
+            for number in range(len(words.types))
+        ]
+
+    def make(self, step: StepEvents, now_ms: int) -> list[Pack]:
+        """Return the records of a step that is written at ``now_ms``."""
+        if not step.facts.height:
+            return []
+        pieces = self._pieces(step.facts)
+        bads = self._choose(step, pieces, now_ms)
+        packs, records = self._encode(step, pieces, bads)
+        outcome = pl.repeat("classified", step.facts.height, eager=True)
+        if bads:
+            outcomes = [bad.outcome for bad, _ in bads.values()]
+            outcome = outcome.scatter(list(bads), outcomes)
+            self._note_bad(step, records, bads)
+        numbers = pl.Series(records, dtype=pl.Int64)
+        self.truth.note_events(step.facts, step.events, outcome, numbers)
+        for pack in packs:
+            self.truth.partitions[pack.partition].records += len(pack.values)
+        self.events += step.facts.height
+        return packs
+
+    def _pieces(self, facts: pl.DataFrame) -> list[Piece]:
+        """Cut the rows of each partition into pieces."""
+        pieces: list[Piece] = []
+        first = 0
+        runs = facts["partition"].rle().struct.unnest()
+        for length, partition in runs.iter_rows():
+            stop = first + length
+            size = length if self._format == "json" else self._batch
+            for start in range(first, stop, size):
+                form, headers = self._form()
+                pieces.append(Piece(partition, start, min(start + size, stop), form, headers))
+            first = stop
+        return pieces
+
+    def _form(self) -> tuple[Form, Headers]:
+        """Return the form of a piece; in a mix, every other one says its form in a header."""
+        if self._format != "mixed":
+            return self._format, ()
+        form = self._chance.choice(EVERY)
+        told = self._chance.random() < 0.5  # noqa: PLR2004  # half of them
+        return form, (("content-type", CONTENT_TYPES[form]),) if told else ()
+
+    def _choose(
+        self, step: StepEvents, pieces: list[Piece], now_ms: int
+    ) -> dict[int, tuple[Bad, Any]]:
+        """Return what comes in place of each bad row, in the order of rows."""
+        stops = [piece.stop for piece in pieces]
+        chosen = {}
+        for row in step.bad:
+            piece = pieces[bisect.bisect_right(stops, row)]
+            sample = Sample(
+                source=self._words.source,
+                chance=self._chance,
+                now_ms=now_ms,
+                event=step.events[row],
+                key_names=self._key_names[step.facts["type_id"][row]],
+                unclassified=self._words.unclassified,
+            )
+            chosen[row] = self._deck.draw(piece.form, sample)
+        return chosen
+
+    def _encode(
+        self, step: StepEvents, pieces: list[Piece], bads: Mapping[int, tuple[Bad, Any]]
+    ) -> tuple[list[Pack], list[int]]:
+        """Return the records, and for each row a number of the record it is in."""
+        events = _edited(step.events, bads)
+        lines = _lines(events) if any(piece.form != "arrow" for piece in pieces) else []
+        for row, (bad, made) in bads.items():
+            if bad.place == "line":
+                lines[row] = made
+        own = [row for row, (bad, _) in bads.items() if bad.place == "record"]
+        packs: list[Pack] = []
+        records: list[int] = []
+        for piece in pieces:
+            cuts = own[bisect.bisect_left(own, piece.first) : bisect.bisect_left(own, piece.stop)]
+            if piece.form == "json":
+                packs.append(self._json_pack(step.facts, piece, lines, cuts, bads))
+                records += range(len(records), len(records) + piece.stop - piece.first)
+                continue
+            pack = Pack(piece.partition, [], [])
+            first = piece.first
+            for stop in (*cuts, piece.stop):
+                if stop > first:
+                    value = (
+                        b"\n".join(lines[first:stop])
+                        if piece.form == "ndjson"
+                        else arrow_stream(events.slice(first, stop - first))
+                    )
+                    _append(pack, self._key(step.facts, first), value, piece.headers)
+                    self.truth.partitions[piece.partition].count("records.with_events")
+                    records += [len(records)] * (stop - first)
+                if stop < piece.stop:
+                    _append(pack, self._key(step.facts, stop), *bads[stop][1])
+                    records.append(len(records))
+                first = stop + 1
+            packs.append(pack)
+        return packs, records
+
+    def _json_pack(
+        self,
+        facts: pl.DataFrame,
+        piece: Piece,
+        lines: list[bytes],
+        cuts: list[int],
+        bads: Mapping[int, tuple[Bad, Any]],
+    ) -> Pack:
+        """Return a piece with one record an event."""
+        rows = slice(piece.first, piece.stop)
+        values = cast("list[bytes | None]", lines[rows])
+        count = len(values)
+        if self._words.places is None:
+            keys: list[bytes | None] = [None] * count
+        else:
+            keys = self._keys.gather(facts["key_id"][rows]).to_list()
+        pack = Pack(piece.partition, keys, values)
+        if piece.headers:
+            pack.headers = dict.fromkeys(range(count), piece.headers)
+        for row in cuts:
+            index = row - piece.first
+            pack.values[index], headers = bads[row][1]
+            pack.headers.pop(index, None)
+            if headers:
+                pack.headers[index] = headers
+        self.truth.partitions[piece.partition].count("records.with_events", count - len(cuts))
+        return pack
+
+    def _key(self, facts: pl.DataFrame, row: int) -> bytes | None:
+        """Return the key of a record that begins with this row."""
+        if self._words.places is None:
+            return None
+        key: int = facts["key_id"][row]
+        return self._words.key_texts[key]
+
+    def _note_bad(
+        self, step: StepEvents, records: list[int], bads: Mapping[int, tuple[Bad, Any]]
+    ) -> None:
+        """Count bad input and the dead letters that come of it, one a record and reason."""
+        partitions = step.facts["partition"].gather(list(bads)).to_list()
+        letters: set[tuple[int, str]] = set()
+        for partition, (row, (bad, _)) in zip(partitions, bads.items(), strict=True):
+            self.bad[bad.name] += 1
+            truth = self.truth.partitions[partition]
+            _count_bad(truth, bad)
+            told = bad.reason != "unclassified" or self._words.source.unclassified == "dead"
+            if told and (records[row], bad.reason) not in letters:
+                letters.add((records[row], bad.reason))
+                add(truth.letters, {bad.reason: 1})
+
+
+def _count_bad(truth: PartitionTruth, bad: Bad) -> None:
+    """Add one bad event or record to a partition's ledger."""
+    truth.count(bad.counted)
+    if bad.counted.startswith("unreadable."):
+        truth.count("records.unreadable")
+    if bad.outcome == "none":
+        return
+    truth.count("events.decoded")
+    if bad.outcome == "malformed":
+        truth.count("events.malformed")
+        if bad.place == "record":
+            truth.count("records.with_events")
+
+
+def _edited(events: pl.DataFrame, bads: Mapping[int, tuple[Bad, Any]]) -> pl.DataFrame:
+    """Return the events with the values that bad rows get."""
+    rows: dict[str, list[int]] = defaultdict(list)
+    values: dict[str, list[Any]] = defaultdict(list)
+    for row, (bad, made) in bads.items():
+        if bad.place == "row":
+            name, value = made
+            rows[name].append(row)
+            values[name].append(value)
+    return events.with_columns(
+        events[name].scatter(at, pl.Series(values[name], dtype=events[name].dtype))
+        for name, at in rows.items()
+    )
+
+
+def _lines(events: pl.DataFrame) -> list[bytes]:
+    """Return each event as JSON."""
+    buffer = io.BytesIO()
+    events.write_ndjson(buffer)
+    lines = buffer.getvalue().split(b"\n")
+    lines.pop()
+    return lines
+
+
+def _append(pack: Pack, key: bytes | None, value: bytes | None, headers: Headers) -> None:
+    if headers:
+        pack.headers[len(pack.values)] = headers
+    pack.keys.append(key)
+    pack.values.append(value)
