@@ -1,287 +1,341 @@
 """Decode: the records of a chunk into one frame of events, in log order.
 
-An event frame has ``partition`` (Int32), ``record`` (UInt32: index into the chunk's records),
-``time`` (Int64, ms), ``type`` (String) and one column per declared field. Heartbeats are rows
-without type: they move stream time at their place in the log and are nothing else.
+What a record may be, and what is malformed, stands in docs/formats/records.md. One decoder says so,
+whatever the form, the path and the cutting into chunks::
 
-One decoder defines what is malformed, on the joined path and record by record alike.
+    run    e e e e h e e  A  e E e        e JSON event(s), E broken, h heartbeat, A Arrow
+    parts  |------|h|---| A |-----|       JSON of a part is decoded at once, or else one by one
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
-from collections.abc import Sequence
-from typing import Annotated, Any
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-import msgspec
 import polars as pl
 
+from agents.batch import DETAIL_CHARS_MAX, PLACE, EventBatch, SetAside, tally
+from agents.decode_arrow import ARROW_START, BROKEN_ARROW, ArrowEvents
+from agents.decode_json import Fault, JsonEvents, lines_of
 from tables.chunk import Headers, Run
 from tables.heartbeat import HEARTBEAT_HEADER, decode_heartbeat
 from tables.layer import Source
 from tables.ledger import Ledger
 from tables.window import TIME_MS_MAX, TIME_MS_MIN
 
-_Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-_TYPES: dict[str, Any] = {"string": str, "int": _Int64, "bool": bool, "float": float}
-_COLUMNS: dict[str, pl.DataType] = {
-    "string": pl.String(),
-    "int": pl.Int64(),
-    "bool": pl.Boolean(),
-    "float": pl.Float64(),
+CONTENT_TYPE = "content-type"
+CONTENT_TYPES = {
+    "application/json": "json",
+    "application/x-ndjson": "lines",
+    "application/vnd.apache.arrow.stream": "arrow",
 }
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""By media type, the form of a value; without the header the bytes tell."""
 
-
-@dataclasses.dataclass(slots=True, frozen=True)
-class SetAside:
-    """A record that goes to a side topic: ``kind`` is late, future or dead; ``reason`` says why."""
-
-    kind: str
-    run: int
-    index: int
-    reason: str
+_NAMES = {form: name for name, form in CONTENT_TYPES.items()}
+_EMPTY = ("empty", "empty", "nothing but white space")
+_NOT_EVENTS = {
+    "missing": "time or type is null or absent",
+    "wrong_type": "a declared field is of another type",
+    "out_of_range": "a number or a time that its column or its source cannot hold",
+    "not_finite": "a float that is not a number, or infinite",
+}
 
 
 @dataclasses.dataclass(slots=True)
-class EventBatch:
-    """What a chunk's runs of one source hold.
+class _Sink:
+    """What is decoded so far: JSON structs, with Arrow frames at their place between them."""
 
-    ``bounds`` has, per run, its first row in ``frame`` and the row after its last. ``ledgers`` has
-    one ledger delta per run, to which the later steps add.
-    """
+    events: list[Any] = dataclasses.field(default_factory=list)
+    places: list[pl.Series] = dataclasses.field(default_factory=list)
+    partitions: list[pl.Series] = dataclasses.field(default_factory=list)
+    frames: list[tuple[int, pl.DataFrame]] = dataclasses.field(default_factory=list)
+    aside: list[SetAside] = dataclasses.field(default_factory=list)
+    rows: int = 0
 
-    runs: list[Run]
-    frame: pl.DataFrame
-    bounds: list[tuple[int, int]]
-    ledgers: list[Ledger]
-    aside: list[SetAside]
+    def take(self, run: Run, events: Sequence[Any], places: pl.Series) -> None:
+        """Take JSON events with their places."""
+        self.events += events
+        self.places.append(places)
+        self.partitions.append(pl.repeat(run.partition, len(events), dtype=pl.Int32, eager=True))
+        self.rows += len(events)
+
+    def take_frame(self, frame: pl.DataFrame) -> None:
+        """Take an event frame, behind the JSON events so far."""
+        self.frames.append((len(self.events), frame))
+        self.rows += frame.height
+
+
+@dataclasses.dataclass(slots=True)
+class _Doing:
+    """One run while it is decoded: its ledger delta, and where events and refusals go."""
+
+    number: int
+    run: Run
+    counts: Ledger
+    sink: _Sink
+
+    def refuse_record(self, index: int, column: str, reason: str, detail: str) -> None:
+        """Count a record in its column, and by reason where it is unreadable; set it aside."""
+        tally(self.counts, f"records.{column}")
+        if column == "unreadable":
+            tally(self.counts, f"unreadable.{reason}")
+        self.sink.aside.append(SetAside("dead", self.number, index, None, reason, detail))
+
+    def refuse_events(self, index: int, at: tuple[int, ...], reason: str, detail: str) -> None:
+        """Count events of one record as malformed, and set them aside."""
+        tally(self.counts, "events.malformed", len(at))
+        tally(self.counts, f"malformed.{reason}", len(at))
+        self.sink.aside.append(SetAside("dead", self.number, index, at, reason, detail))
 
 
 class Decoder:
-    """Decodes the JSON records of one source into a struct of only the fields needed."""
+    """Decodes the records of one source."""
 
-    def __init__(self, source: Source, record_bytes_max: int) -> None:
+    def __init__(self, source: Source) -> None:
         self._source = source
-        self._record_bytes_max = record_bytes_max
-        names = {field.name: field for field in source.fields}
-        # Times that no calendar can compute are malformed like any wrong type.
-        unit = source.time_unit_ms
-        bounds = msgspec.Meta(ge=-(-TIME_MS_MIN // unit), le=TIME_MS_MAX // unit)
-        fields: list[tuple[str, Any, Any]] = [
-            ("time_", Annotated[int, bounds], msgspec.field(name=source.time_field)),
-            ("type_", str, msgspec.field(name=source.type_field)),
-        ]
-        fields += [
-            (f"field_{name}", _TYPES[field.type] | None, msgspec.field(name=name, default=None))
-            for name, field in names.items()
-            if name not in (source.time_field, source.type_field)
-        ]
-        self._event = msgspec.defstruct("Event", fields, gc=False)
-        self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(self._event)
-        self._columns = {
-            name: (f"field_{name}", _COLUMNS[field.type]) for name, field in names.items()
-        }
-        for name, attribute in ((source.time_field, "time_"), (source.type_field, "type_")):
-            if name in names:
-                self._columns[name] = (attribute, _COLUMNS[names[name].type])
+        self._json = JsonEvents(source)
+        self._arrow = ArrowEvents(source)
 
     def decode(self, runs: list[Run]) -> EventBatch:
         """Return the events of ``runs``, which are of this source's topic, in order."""
-        events: list[Any] = []
-        partitions: list[pl.Series] = []
-        records: list[pl.Series] = []
+        sink = _Sink()
         bounds: list[tuple[int, int]] = []
         ledgers: list[Ledger] = []
-        aside: list[SetAside] = []
         for number, run in enumerate(runs):
-            first = len(events)
-            kept = self._decode_run(number, run, events, ledgers, aside)
-            bounds.append((first, len(events)))
-            count = len(events) - first
-            partitions.append(pl.repeat(run.partition, count, dtype=pl.Int32, eager=True))
-            index = pl.int_range(count, dtype=pl.UInt32, eager=True)
-            records.append(index if kept is None else pl.Series(kept, dtype=pl.UInt32))
-        frame = self._frame(events, partitions, records)
-        batch = EventBatch(runs, frame, bounds, ledgers, aside)
-        _set_future_aside(batch, self._source.future_skew_ms)
+            first = sink.rows
+            counts: Ledger = {}
+            tally(counts, "records.gap", run.next_offset - run.first_offset - len(run.values))
+            ledgers.append(counts)
+            self._decode_run(_Doing(number, run, counts, sink))
+            bounds.append((first, sink.rows))
+        batch = EventBatch(runs, self._frame(sink), bounds, ledgers, sink.aside)
+        _refuse_no_times(batch)
+        _refuse_future(batch, self._source.future_skew_ms)
         return batch
 
-    def _decode_run(
-        self,
-        number: int,
-        run: Run,
-        events: list[Any],
-        ledgers: list[Ledger],
-        aside: list[SetAside],
-    ) -> list[int] | None:
-        """Append the run's events; return the record index of each, None where it is one by one."""
-        gaps = run.next_offset - run.first_offset - len(run.values)
-        counts: Counter[str] = Counter({"records.gap": gaps})
-        ledgers.append(counts)
-        sink = (events, counts, aside)
-        # A few heartbeats among many events must not cost the events their common decoding.
-        holes = [i for i, v in enumerate(run.values) if v is None] if None in run.values else []
-        present = [v for v in run.values if v is not None] if holes else run.values
-        joined = self._decode_joined(present)
-        if joined is None:
-            return self._decode_each(number, run, range(len(run.values)), sink)
-        counts["records.with_events"] = counts["events.decoded"] = len(joined)
-        if not holes:
-            events += joined
-            return None
-        kept: list[int] = []
-        for earlier, hole in enumerate(holes):
-            start = holes[earlier - 1] + 1 if earlier else 0
-            events += joined[start - earlier : hole - earlier]
-            kept += range(start, hole)
-            kept += self._decode_each(number, run, range(hole, hole + 1), sink)
-        events += joined[holes[-1] + 1 - len(holes) :]
-        kept += range(holes[-1] + 1, len(run.values))
-        return kept
+    def refuse(self, run: Run, reason: str, detail: str) -> EventBatch:
+        """Return the batch of a run of one record that is refused as a whole."""
+        assert len(run.values) == 1, "what is refused is one record"
+        doing = _Doing(0, run, {}, _Sink())
+        tally(doing.counts, "records.gap", run.next_offset - run.first_offset - 1)
+        doing.refuse_record(0, "unreadable", reason, detail)
+        frame = self._frame(doing.sink)
+        return EventBatch([run], frame, [(0, 0)], [doing.counts], doing.sink.aside)
 
-    def _decode_each(
-        self,
-        number: int,
-        run: Run,
-        indexes: range,
-        sink: tuple[list[Any], Counter[str], list[SetAside]],
-    ) -> list[int]:
-        """Append the events of these records, one by one; return the record index of each."""
-        events, counts, aside = sink
-        kept: list[int] = []
-        for index in indexes:
-            column, event, reason = self._decode_record(
-                run.values[index], run.headers.get(index, ())
-            )
-            counts[f"records.{column}"] += 1
-            if column == "with_events":
-                counts["events.decoded"] += 1
-                counts["events.malformed"] += event is None
-            if event is not None:
-                events.append(event)
-                kept.append(index)
-            elif reason:
-                aside.append(SetAside("dead", number, index, reason))
-        return kept
+    def part_of(self, run: Run, item: SetAside) -> tuple[bytes, str]:
+        """Return the value of what is set aside of a record, and its content type.
 
-    def _decode_joined(self, values: Sequence[bytes | None]) -> list[Any] | None:
-        """Decode many one-event records at once, or return None where that might not be the same.
-
-        ``decode_lines`` is not line-strict: it is used only where every newline is one of the joins
-        and stands between a closing and an opening brace, so that no event can span or share
-        records.
+        That is the whole record where it has one event or could not be read, else those lines, or
+        those rows.
         """
+        value, headers = run.values[item.record] or b"", run.headers.get(item.record, ())
+        form = _form(value, headers)
+        if item.events is None:
+            return value, _content_type(headers) or _NAMES.get(form, "")
+        if form == "arrow":
+            return self._arrow.select(value, item.events), _NAMES["arrow"]
+        if self._json.is_document(value, form):
+            return value, _NAMES["json"]
+        lines = lines_of(value)
+        return b"\n".join(lines[place] for place in item.events), _NAMES["lines"]
+
+    def _decode_run(self, doing: _Doing) -> None:
+        run = doing.run
+        plain = not run.headers and None not in run.values
+        if plain and self._decode_many(doing, 0, run.values):
+            return
+        for first, last, form in _parts(run):
+            if form in ("arrow", "unknown", "none"):
+                for index in range(first, last):
+                    self._decode_other(doing, index, form)
+            # A value that is said to be one JSON document may not be taken for lines.
+            elif form == "json" or not self._decode_many(doing, first, run.values[first:last]):
+                self._decode_each(doing, range(first, last), form)
+
+    def _decode_many(self, doing: _Doing, first: int, values: list[bytes | None]) -> bool:
+        """Decode records of JSON at once, from index ``first`` on; tell whether that was done."""
+        found = self._json.decode_many(values) if values else None  # type: ignore[arg-type]
+        if found is None:
+            return False
+        events, per_record = found
+        tally(doing.counts, "records.with_events", len(values))
+        tally(doing.counts, "events.decoded", len(events))
+        doing.sink.take(doing.run, events, _places(first, len(values), per_record))
+        return True
+
+    def _decode_each(self, doing: _Doing, indexes: range, form: str) -> None:
+        """Decode records of JSON line by line."""
+        events: list[Any] = []
+        places: list[int] = []
+        for index in indexes:
+            value = doing.run.values[index]
+            assert value is not None, "tombstones are parts of their own"
+            if len(value) > self._source.record_bytes_max:
+                doing.refuse_record(index, *self._oversized(value))
+                continue
+            if not value.strip():
+                doing.refuse_record(index, *_EMPTY)
+                continue
+            tally(doing.counts, "records.with_events")
+            faults: dict[str, tuple[list[int], str]] = {}
+            for place, event in enumerate(self._json.decode_each(value, form)):
+                tally(doing.counts, "events.decoded")
+                if isinstance(event, Fault):
+                    faults.setdefault(event.reason, ([], event.detail))[0].append(place)
+                else:
+                    events.append(event)
+                    places.append(index * PLACE + place)
+            for reason, (at, detail) in faults.items():
+                doing.refuse_events(index, tuple(at), reason, detail)
+        doing.sink.take(doing.run, events, pl.Series(places, dtype=pl.UInt64))
+
+    def _decode_other(self, doing: _Doing, index: int, form: str) -> None:
+        """Decode one record that is no JSON."""
+        value, headers = doing.run.values[index] or b"", doing.run.headers.get(index, ())
+        if form == "none":
+            found = self._decode_empty(doing.run.values[index], headers)
+            if isinstance(found, tuple):
+                doing.refuse_record(index, *found)
+                return
+            tally(doing.counts, "records.heartbeat")
+            doing.sink.take(doing.run, [found], pl.Series([index * PLACE], dtype=pl.UInt64))
+        elif len(value) > self._source.record_bytes_max:
+            doing.refuse_record(index, *self._oversized(value))
+        elif form == "unknown":
+            detail = f"got {_content_type(headers)!r}; want one of {', '.join(CONTENT_TYPES)}"
+            doing.refuse_record(index, "unreadable", "content_type", detail)
+        else:
+            self._decode_arrow(doing, index, value)
+
+    def _decode_arrow(self, doing: _Doing, index: int, value: bytes) -> None:
         try:
-            data = b"\n".join(values)  # type: ignore[arg-type]
-        except TypeError:
-            return None
-        joins = len(values) - 1
-        if data.count(b"\n") != joins or data.count(b"}\n{") != joins:
-            return None
-        if not data.startswith(b"{") or not data.endswith(b"}"):
-            return None
-        if len(data) > self._record_bytes_max:
-            longest = max(map(len, values))  # type: ignore[arg-type]
-            if longest > self._record_bytes_max:
-                return None
+            frame, reasons = self._arrow.decode(value)
+        except BROKEN_ARROW as error:
+            doing.refuse_record(index, "unreadable", "arrow", str(error)[:DETAIL_CHARS_MAX])
+            return
+        if not frame.height:
+            doing.refuse_record(index, "empty", "empty", "no rows")
+            return
+        tally(doing.counts, "records.with_events")
+        tally(doing.counts, "events.decoded", frame.height)
+        places = pl.int_range(frame.height, dtype=pl.UInt64, eager=True) + index * PLACE
+        frame = frame.with_columns(partition=pl.lit(doing.run.partition, pl.Int32), place=places)
+        if reasons is not None:
+            for reason in reasons.drop_nulls().unique().sort():
+                at = (reasons == reason).fill_null(value=False).arg_true()
+                doing.refuse_events(index, tuple(at), reason, _NOT_EVENTS[reason])
+            frame = frame.filter(reasons.is_null())
+        doing.sink.take_frame(frame)
+
+    def _decode_empty(self, value: bytes | None, headers: Headers) -> Any:
+        """Return a heartbeat's struct, or why there is none."""
+        data = next((data for name, data in headers if name == HEARTBEAT_HEADER), None)
+        if data is None:
+            return _EMPTY if value is not None else ("tombstone", "tombstone", "no value")
         try:
-            events = self._decoder.decode_lines(data)
-        except _UNREADABLE:
-            return None
-        return events if len(events) == len(values) else None
+            time_ms = decode_heartbeat(data)
+        except ValueError as error:
+            return "unreadable", "heartbeat", str(error)
+        if not TIME_MS_MIN <= time_ms <= TIME_MS_MAX:
+            return "unreadable", "heartbeat", f"time {time_ms} is outside years 1 to 9999"
+        return self._json.heartbeat(time_ms)
 
-    def _decode_record(self, value: bytes | None, headers: Headers) -> tuple[str, Any, str]:
-        """Return the record's ledger column, its event or heartbeat, and why it has none."""
-        if value is None:
-            return self._decode_empty(headers)
-        if len(value) > self._record_bytes_max:
-            return "oversized", None, f"{len(value)} bytes; at most {self._record_bytes_max}"
-        if not value.strip():
-            return "empty", None, ""
-        try:
-            return "with_events", self._decoder.decode(value), ""
-        except msgspec.ValidationError as error:
-            return "with_events", None, str(error)
-        except _UNREADABLE as error:
-            return "unreadable", None, str(error)
+    def _oversized(self, value: bytes) -> tuple[str, str, str]:
+        limit = self._source.record_bytes_max
+        return "oversized", "oversized", f"got {len(value)} bytes; want at most {limit}"
 
-    def _decode_empty(self, headers: Headers) -> tuple[str, Any, str]:
-        for name, data in headers:
-            if name == HEARTBEAT_HEADER:
-                try:
-                    time_ms = decode_heartbeat(data)
-                except ValueError as error:
-                    return "unreadable", None, str(error)
-                if not TIME_MS_MIN <= time_ms <= TIME_MS_MAX:
-                    return (
-                        "unreadable",
-                        None,
-                        f"heartbeat time {time_ms} is outside years 1 to 9999",
-                    )
-                return "heartbeat", self._event(time_=time_ms, type_=None), ""
-        return "empty", None, ""
-
-    def _frame(
-        self, events: list[Any], partitions: list[pl.Series], records: list[pl.Series]
-    ) -> pl.DataFrame:
-        columns = {
-            "partition": pl.concat(partitions),
-            "record": pl.concat(records),
-            "time": pl.Series([event.time_ for event in events], dtype=pl.Int64),
-            "type": pl.Series([event.type_ for event in events], dtype=pl.String),
-        }
-        for name, (attribute, kind) in self._columns.items():
-            columns[name] = pl.Series([getattr(event, attribute) for event in events], dtype=kind)
-        frame = pl.DataFrame(columns)
-        if self._source.time_unit_ms != 1:
-            heartbeat = pl.col("type").is_null()
-            scaled = pl.col("time") * self._source.time_unit_ms
-            frame = frame.with_columns(
-                time=pl.when(heartbeat).then(pl.col("time")).otherwise(scaled)
-            )
-        return frame
+    def _frame(self, sink: _Sink) -> pl.DataFrame:
+        """Return the JSON events as a frame, with the Arrow frames at their places."""
+        places = pl.concat(sink.places) if sink.places else pl.Series(dtype=pl.UInt64)
+        partitions = pl.concat(sink.partitions) if sink.places else pl.Series(dtype=pl.Int32)
+        json = self._json.frame(sink.events, places, partitions)
+        if not sink.frames:
+            return json
+        pieces, done = [], 0
+        for at, frame in sink.frames:
+            pieces += [json[done:at], frame.select(json.columns)]
+            done = at
+        return pl.concat([*pieces, json[done:]])
 
 
-def _set_future_aside(batch: EventBatch, skew_ms: int) -> None:
-    """Take rows out whose time is too far ahead of their record's append time, and count them.
+def _parts(run: Run) -> Iterator[tuple[int, int, str]]:
+    """Cut a run into stretches of one form: ``[first, last)`` and the form."""
+    first, before = 0, ""
+    for index, value in enumerate(run.values):
+        form = _form(value, run.headers.get(index, ()))
+        if form != before:
+            if index > first:
+                yield first, index, before
+            first, before = index, form
+    if first < len(run.values):
+        yield first, len(run.values), before
 
-    Such a row must not move stream time. An event goes to the future topic; a heartbeat counts as
-    unreadable.
+
+def _form(value: bytes | None, headers: Headers) -> str:
+    if not value:
+        return "none"
+    for name, data in headers:
+        if name.lower() == CONTENT_TYPE:
+            return _form_of_type(data)
+    return "arrow" if value.startswith(ARROW_START) else ""
+
+
+def _places(first: int, records: int, per_record: list[int] | None) -> pl.Series:
+    """Return the places of events, of which each record has one or as many as given."""
+    if per_record is None:
+        return pl.int_range(first, first + records, dtype=pl.UInt64, eager=True) * PLACE
+    places: list[int] = []
+    for index, count in enumerate(per_record, first):
+        places += range(index * PLACE, index * PLACE + count)
+    return pl.Series(places, dtype=pl.UInt64)
+
+
+@functools.lru_cache(1_024)
+def _form_of_type(media_type: bytes) -> str:
+    name = media_type.split(b";")[0].strip().lower().decode("latin-1")
+    return CONTENT_TYPES.get(name, "unknown")
+
+
+def _content_type(headers: Headers) -> str:
+    found = next((data for name, data in headers if name.lower() == CONTENT_TYPE), b"")
+    return found.decode("latin-1")[:DETAIL_CHARS_MAX]
+
+
+def _refuse_no_times(batch: EventBatch) -> None:
+    """Take out events whose time is a text that is no time."""
+    times = batch.frame["time"]
+    if times.null_count():
+        nowhere = batch.frame.filter(times.is_null())
+        detail = "its time is no RFC 3339 text with offset, of years 1 to 9999"
+        batch.refuse(nowhere, "malformed", "out_of_range", detail)
+        batch.keep(times.is_not_null())
+
+
+def _refuse_future(batch: EventBatch, skew_ms: int) -> None:
+    """Take rows out whose time is too far ahead of their record's append time.
+
+    Such a row must not move stream time. A heartbeat so far ahead is unreadable.
     """
+    ahead = pl.repeat(value=False, n=batch.frame.height, eager=True)
     for number, run in enumerate(batch.runs):
-        if not run.values:
-            continue
         first, last = batch.bounds[number]
         rows = batch.frame[first:last]
         newest = rows["time"].max()
         if newest is None or newest <= min(run.append_times_ms) + skew_ms:  # type: ignore[operator]
             continue
-        appended = pl.Series(run.append_times_ms, dtype=pl.Int64).gather(rows["record"])
-        ahead = rows["time"] > appended + skew_ms
-        if not ahead.any():
-            continue
-        counts = batch.ledgers[number]
-        for index, is_event in (
-            rows.filter(ahead).select("record", pl.col("type").is_not_null()).rows()
-        ):
-            if is_event:
-                counts["events.future"] = counts.get("events.future", 0) + 1
-                batch.aside.append(SetAside("future", number, index, "event time too far ahead"))
-            else:
-                counts["records.heartbeat"] -= 1
-                counts["records.unreadable"] = counts.get("records.unreadable", 0) + 1
-                batch.aside.append(SetAside("dead", number, index, "heartbeat too far ahead"))
-        _remove_rows(batch, number, ~ahead)
-
-
-def _remove_rows(batch: EventBatch, number: int, keep: pl.Series) -> None:
-    first, last = batch.bounds[number]
-    rest = batch.frame[first:last].filter(keep)
-    removed = last - first - rest.height
-    batch.frame = pl.concat([batch.frame[:first], rest, batch.frame[last:]])
-    batch.bounds[number] = (first, last - removed)
-    for later in range(number + 1, len(batch.bounds)):
-        start, stop = batch.bounds[later]
-        batch.bounds[later] = (start - removed, stop - removed)
+        appended = pl.Series(run.append_times_ms, dtype=pl.Int64).gather(rows["place"] // PLACE)
+        found = rows["time"] > appended + skew_ms
+        ahead = ahead.scatter(found.arg_true() + first, values=True)
+        for place in rows.filter(found & rows["type"].is_null())["place"]:
+            counts, detail = batch.ledgers[number], "its time is too far ahead"
+            tally(counts, "records.heartbeat", -1)
+            tally(counts, "records.unreadable")
+            tally(counts, "unreadable.heartbeat")
+            aside = SetAside("dead", number, place // PLACE, None, "heartbeat", detail)
+            batch.aside.append(aside)
+    if ahead.any():
+        events = batch.frame.filter(ahead & batch.frame["type"].is_not_null())
+        batch.refuse(events, "future", "future", f"more than {skew_ms} ms ahead of its record")
+        batch.keep(~ahead)

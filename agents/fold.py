@@ -13,8 +13,8 @@ from typing import Any, cast
 
 import polars as pl
 
+from agents.batch import DETAIL_CHARS_MAX, EventBatch, tally
 from agents.classify import Classifier
-from agents.decode import EventBatch, SetAside
 from tables.cell import accumulator_type
 from tables.layer import Accumulator, Condition, Layer
 from tables.ledger import Ledger
@@ -29,6 +29,9 @@ _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
+KEY_BYTES_MAX = 1_024
+"""Of a key text. Cassandra takes 64 KiB in a row's key; sorting and caching want far less."""
+
 _WORD = 2**64
 _INT64_MAX = 2**63 - 1
 
@@ -57,13 +60,16 @@ class Folder:
     """Folds the event batches of one source into its base layers."""
 
     def __init__(self, plan: InputPlan) -> None:
+        self._source = plan.source
         self._layers = plan.layers
         self._classifier = Classifier(plan.layers)
         self._filters = [_filter(layer.where) for layer in plan.layers]
 
     def fold(self, batch: EventBatch, before: Mapping[int, Before]) -> list[Content]:
         """Return one content per run of ``batch``; ``before`` is by partition."""
-        members = self._classify(batch)
+        layers_of = self._layers_of(batch)
+        self._refuse_keys(batch, layers_of)
+        members = self._classify(batch, layers_of)
         partial = [self._fold_layer(i, rows, batch, before) for i, rows in enumerate(members)]
         contents = []
         for number, run in enumerate(batch.runs):
@@ -86,54 +92,76 @@ class Folder:
             )
         return contents
 
-    def _classify(self, batch: EventBatch) -> list[pl.DataFrame]:
-        """Return each layer's rows; count classified, unclassified and malformed events."""
+    def _layers_of(self, batch: EventBatch) -> dict[str, tuple[int, ...]]:
         types = batch.frame["type"].unique().drop_nulls().to_list()
-        layers_of = {name: self._classifier.layers_of(name) for name in types}
-        rows = batch.frame.with_row_index("row")
+        return {name: self._classifier.layers_of(name) for name in types}
+
+    def _refuse_keys(self, batch: EventBatch, layers_of: Mapping[str, tuple[int, ...]]) -> None:
+        """Take out events that lack a key field of a layer that selects them, or have it too long.
+
+        They are malformed, so they move no time.
+        """
+        frame = batch.frame
+        heartbeats = frame["type"].null_count()
+        suspects = [
+            name
+            for name in dict.fromkeys(f.name for layer in self._layers for f in layer.key)
+            if frame[name].null_count() > heartbeats or _longest(frame[name]) > KEY_BYTES_MAX
+        ]
+        if not suspects:
+            return
+        absent = pl.repeat(value=False, n=frame.height, eager=True)
+        long = absent
+        for index, layer in enumerate(self._layers):
+            chosen = [name for name, found in layers_of.items() if index in found]
+            selected = frame["type"].is_in(chosen).fill_null(value=False)
+            for field in layer.key:
+                if field.name in suspects:
+                    column = frame[field.name]
+                    absent |= selected & column.is_null()
+                    if column.dtype == pl.String:
+                        over = column.str.len_bytes() > KEY_BYTES_MAX
+                        long |= selected & over.fill_null(value=False)
+        long &= ~absent
+        detail = "a key field is null or absent"
+        batch.refuse(frame.filter(absent), "malformed", "missing", detail)
+        detail = f"a key text of more than {KEY_BYTES_MAX} bytes"
+        batch.refuse(frame.filter(long), "malformed", "key_too_long", detail)
+        batch.keep(~(absent | long))
+
+    def _classify(
+        self, batch: EventBatch, layers_of: Mapping[str, tuple[int, ...]]
+    ) -> list[pl.DataFrame]:
+        """Return each layer's rows; count classified and unclassified events."""
+        rows = batch.frame
         before = self._stream_times(batch)
         if before is not None:
             rows = rows.with_columns(time_before=before)
-        heartbeat = pl.col("type").is_null()
-        nowhere = [name for name, found in layers_of.items() if not found]
-        unclassified = rows.filter(pl.col("type").is_in(nowhere)) if nowhere else rows.clear()
-        members = []
-        broken: set[int] = set()
-        for index, layer in enumerate(self._layers):
-            chosen = [name for name, found in layers_of.items() if index in found]
-            everything = len(chosen) == len(types)
-            keep = ~heartbeat if everything else pl.col("type").is_in(chosen)
-            member = rows.filter(keep)
-            members.append(member)
-            names = [field.name for field in layer.key]
-            if sum(member[name].null_count() for name in names):
-                nulls = member.filter(pl.any_horizontal(pl.col(names).is_null()))
-                broken.update(nulls["row"])
-        if broken:
-            gone = list(broken)
-            members = [member.filter(~pl.col("row").is_in(gone)) for member in members]
-        self._count_events(batch, unclassified, sorted(broken), rows)
-        return members
-
-    def _count_events(
-        self, batch: EventBatch, unclassified: pl.DataFrame, broken: list[int], rows: pl.DataFrame
-    ) -> None:
-        nowhere = dict(unclassified.group_by("partition").len().iter_rows())
         events = dict(
             rows.filter(pl.col("type").is_not_null()).group_by("partition").len().iter_rows()
         )
+        nowhere = [name for name, found in layers_of.items() if not found]
+        if nowhere:
+            assert self._source is not None, "layer topics are gathered"
+            detail = f"no layer selects its type; got {', '.join(sorted(nowhere)[:9])}"
+            batch.refuse(
+                rows.filter(pl.col("type").is_in(nowhere)),
+                "unclassified",
+                "unclassified",
+                detail[:DETAIL_CHARS_MAX],
+                dead=self._source.unclassified == "dead",
+            )
         for number, run in enumerate(batch.runs):
-            first, last = batch.bounds[number]
-            malformed = [row for row in broken if first <= row < last]
             counts = batch.ledgers[number]
-            missed = nowhere.get(run.partition, 0)
-            _count(counts, "events.unclassified", missed)
-            _count(counts, "events.malformed", len(malformed))
-            total = events.get(run.partition, 0)
-            _count(counts, "events.classified", total - missed - len(malformed))
-            for row in malformed:
-                index = batch.frame["record"][row]
-                batch.aside.append(SetAside("dead", number, index, "a key field is null or absent"))
+            missed = counts.get("events.unclassified", 0)
+            tally(counts, "events.classified", events.get(run.partition, 0) - missed)
+        members = []
+        for index in range(len(self._layers)):
+            chosen = [name for name, found in layers_of.items() if index in found]
+            everything = len(chosen) == len(layers_of)
+            keep = pl.col("type").is_not_null() if everything else pl.col("type").is_in(chosen)
+            members.append(rows.filter(keep))
+        return members
 
     @staticmethod
     def _stream_times(batch: EventBatch) -> pl.Series | None:
@@ -164,25 +192,20 @@ class Folder:
         rows = rows.with_columns(window_start=layer.window.start_expr(pl.col("time")))
         late = _late(layer, rows, before)
         if late is not None:
-            self._set_late_aside(batch, rows.filter(late))
+            detail = f"its window of {layer.name} is sealed"
+            batch.set_aside(rows.filter(late), "late", "late", detail, layer.name)
             rows = rows.filter(~late)
         cells = _aggregate(layer, rows)
         folded = dict(cells.group_by("partition").agg(pl.col("events").sum()).iter_rows())
         for number, run in enumerate(batch.runs):
             counts = batch.ledgers[number]
             chosen, kept = selected.get(run.partition, 0), passed.get(run.partition, 0)
-            _count(counts, f"layer.{layer.name}.selected", chosen)
-            _count(counts, f"layer.{layer.name}.filtered", chosen - kept)
-            _count(counts, f"layer.{layer.name}.folded", folded.get(run.partition, 0))
-            _count(counts, f"layer.{layer.name}.too_late", kept - folded.get(run.partition, 0))
+            tally(counts, f"layer.{layer.name}.selected", chosen)
+            tally(counts, f"layer.{layer.name}.filtered", chosen - kept)
+            tally(counts, f"layer.{layer.name}.folded", folded.get(run.partition, 0))
+            tally(counts, f"layer.{layer.name}.too_late", kept - folded.get(run.partition, 0))
         parts = cells.partition_by("partition", as_dict=True, include_key=False)
         return {int(partition[0]): frame for partition, frame in parts.items()}
-
-    @staticmethod
-    def _set_late_aside(batch: EventBatch, late: pl.DataFrame) -> None:
-        numbers = {run.partition: number for number, run in enumerate(batch.runs)}
-        for partition, index in late.select("partition", "record").iter_rows():
-            batch.aside.append(SetAside("late", numbers[partition], index, "window is sealed"))
 
 
 def _late(layer: Layer, rows: pl.DataFrame, before: Mapping[int, Before]) -> pl.Series | None:
@@ -263,6 +286,8 @@ def _filter(conditions: tuple[Condition, ...]) -> pl.Expr | None:
     return pl.all_horizontal(exprs)
 
 
-def _count(counts: Ledger, name: str, count: int) -> None:
-    if count:
-        counts[name] = counts.get(name, 0) + count
+def _longest(column: pl.Series) -> int:
+    """Return the bytes of the longest text of a column, 0 for one of no texts."""
+    if column.dtype != pl.String:
+        return 0
+    return cast("int", column.str.len_bytes().max() or 0)

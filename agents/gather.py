@@ -11,7 +11,7 @@ import dataclasses
 import msgspec
 import polars as pl
 
-from agents.decode import SetAside
+from agents.batch import DETAIL_CHARS_MAX, SetAside
 from agents.fold import Content
 from tables.chunk import Run
 from tables.contribution import Contribution, decode_cells, decode_contribution
@@ -44,14 +44,12 @@ class Gatherer:
         self._finer = plan.finer
         self._layer = plan.layers[0]
 
-    def gather(
-        self, number: int, run: Run, state: PartitionState
-    ) -> tuple[Content, list[SetAside]]:
+    def gather(self, run: Run, state: PartitionState) -> tuple[Content, list[SetAside]]:
         """Return what ``run`` adds to ``state``, and the records to set aside."""
         gaps = run.next_offset - run.first_offset - len(run.values)
         doing = _Gathering(dict(state.meta.announced), [], {"records.gap": gaps}, [])
         for index, value in enumerate(run.values):
-            found = self._decode(number, index, value, doing)
+            found = self._decode(index, value, doing)
             if found is not None:
                 self._take(*found, doing)
         table = state.tables[self._layer.name]
@@ -68,7 +66,7 @@ class Gatherer:
         return content, doing.aside
 
     def _decode(
-        self, number: int, index: int, value: bytes | None, doing: _Gathering
+        self, index: int, value: bytes | None, doing: _Gathering
     ) -> tuple[Contribution, pl.DataFrame | None] | None:
         if not value:
             doing.count("records.empty")
@@ -83,7 +81,9 @@ class Gatherer:
             cause = str(error)
         if cause:
             doing.count("records.unreadable")
-            doing.aside.append(SetAside("dead", number, index, cause))
+            doing.count("unreadable.contribution")
+            detail = cause[:DETAIL_CHARS_MAX]
+            doing.aside.append(SetAside("dead", 0, index, None, "contribution", detail))
             return None
         doing.count("records.heartbeat" if rows is None else "records.with_events")
         return contribution, rows

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 
-from agents.decode import Decoder, SetAside
+from agents.decode import Decoder
 from agents.emit import Log
-from agents.fold import Before, Folder
+from agents.fold import Before, Content, Folder
+from agents.letters import send_letters
 from agents.owner import tail_of
 from agents.owners import Owners
 from tables.chunk import Chunk, Run
-from tables.layer import Map
+from tables.errors import DeltaTooLargeError
 
 
 class Ingest:
     """Decodes, classifies and folds the chunks of all raw sources, and advances their owners."""
 
-    def __init__(self, owners: Owners, to: Log, record_bytes_max: int) -> None:
+    def __init__(self, owners: Owners, to: Log) -> None:
         self._owners = owners
         self._log = to
         self._steps = {
-            topic: (Decoder(plan.source, record_bytes_max), Folder(plan))
+            topic: (Decoder(plan.source), Folder(plan))
             for topic, plan in owners.plans.items()
             if plan.source is not None
         }
@@ -31,7 +31,8 @@ class Ingest:
         for topic in {run.topic: None for run in chunk.runs}:
             await self._handle(topic, [run for run in chunk.runs if run.topic == topic])
 
-    async def _handle(self, topic: str, runs: list[Run]) -> None:
+    async def _handle(self, topic: str, runs: list[Run], refused: str = "") -> None:
+        """Take runs of one topic through; ``refused`` says why their records are not decoded."""
         before: dict[int, Before] = {}
         for run in runs:
             owner = self._owners.get(topic, run.partition)
@@ -41,32 +42,26 @@ class Ingest:
         if not runs:
             return
         decoder, folder = self._steps[topic]
-        batch = decoder.decode(runs)
+        if refused:
+            batch = decoder.refuse(runs[0], "too_many_cells", refused)
+        else:
+            batch = decoder.decode(runs)
         contents = folder.fold(batch, before)
-        await set_aside(self._log, self._owners.themap, runs, batch.aside)
+        await send_letters(self._log, self._owners.themap, runs, batch.aside, decoder.part_of)
         await asyncio.gather(
-            *(
-                self._owners.advance(topic, run.partition, content, tail_of(run))
-                for run, content in zip(runs, contents, strict=True)
-            )
+            *(self._advance(run, content) for run, content in zip(runs, contents, strict=True))
         )
 
+    async def _advance(self, run: Run, content: Content) -> None:
+        """Advance by a run, in halves where it adds more than one delta can hold.
 
-async def set_aside(to: Log, themap: Map, runs: Sequence[Run], aside: Sequence[SetAside]) -> None:
-    """Send records to the side topics, acknowledged before their offsets are passed.
-
-    A repeat after a failure carries the same position in its headers and can be recognised by it.
-    """
-    sends = []
-    for item in aside:
-        run = runs[item.run]
-        headers = (
-            ("topic", run.topic.encode()),
-            ("partition", b"%d" % run.partition),
-            ("offset", b"%d" % run.offsets[item.index]),
-            ("reason", item.reason.encode()),
-        )
-        topic = themap.side_topic(item.kind)  # type: ignore[arg-type]
-        target = run.partition % themap.side_partitions
-        sends.append(to.append(topic, target, run.values[item.index], headers))
-    await asyncio.gather(*sends)
+        A single record that adds too much is refused, or its partition could never go on.
+        """
+        try:
+            await self._owners.advance(run.topic, run.partition, content, tail_of(run))
+        except DeltaTooLargeError as error:
+            if len(run.values) == 1:
+                await self._handle(run.topic, [run], refused=str(error))
+                return
+            for half in run.halves():
+                await self._handle(run.topic, [half])

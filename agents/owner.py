@@ -17,8 +17,9 @@ from agents.fold import Before, Content
 from tables import ledger
 from tables.block import encode_block
 from tables.chunk import Run
-from tables.errors import FencedError, JournalRefusedError, OutcomeUnknownError
+from tables.errors import DeltaTooLargeError, FencedError, JournalRefusedError, OutcomeUnknownError
 from tables.journal import (
+    DELTA_BYTES_MAX,
     Announcement,
     Claim,
     Delta,
@@ -141,9 +142,15 @@ class Owner:
         Raises:
             FencedError: it does not stand: another owner took over.
             OutcomeUnknownError: it may or may not have landed; forget this owner and claim again.
+            DeltaTooLargeError: nothing has happened; advance by less at once.
         """
         delta = self._compose(content, tail)
         value = encode_entry(delta)
+        if len(value) > DELTA_BYTES_MAX:
+            raise DeltaTooLargeError(
+                f"cannot append delta of {self.plan.topic}[{self.partition}]: one record holds too "
+                f"little; got {len(value)} bytes; want at most {DELTA_BYTES_MAX}"
+            )
         offset = await self._io.append(value)
         meta = self.state.meta
         if offset < meta.journal_offset:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
-from agents.decode import SetAside
 from agents.emit import Log
 from agents.gather import Gatherer
-from agents.ingest import set_aside
+from agents.letters import send_letters, whole_record
 from agents.owner import tail_of
 from agents.owners import Owners
 from tables.chunk import Chunk, Run
+from tables.errors import DeltaTooLargeError
 
 
 class Rollup:
@@ -25,13 +25,18 @@ class Rollup:
 
     async def handle(self, chunk: Chunk) -> None:
         """Take a chunk through one cycle of docs/formats/journal.md."""
-        await asyncio.gather(*(self._handle(number, run) for number, run in enumerate(chunk.runs)))
+        await asyncio.gather(*(self._handle(run) for run in chunk.runs))
 
-    async def _handle(self, number: int, run: Run) -> None:
+    async def _handle(self, run: Run) -> None:
         owner = self._owners.get(run.topic, run.partition)
         if owner is None or owner.position != run.first_offset:
             return
-        content, aside = self._gatherers[run.topic].gather(number, run, owner.state)
-        here = [SetAside(item.kind, 0, item.index, item.reason) for item in aside]
-        await set_aside(self._log, self._owners.themap, [run], here)
-        await self._owners.advance(run.topic, run.partition, content, tail_of(run))
+        content, aside = self._gatherers[run.topic].gather(run, owner.state)
+        await send_letters(self._log, self._owners.themap, [run], aside, whole_record)
+        try:
+            await self._owners.advance(run.topic, run.partition, content, tail_of(run))
+        except DeltaTooLargeError:
+            if len(run.values) == 1:
+                raise
+            for half in run.halves():
+                await self._handle(half)

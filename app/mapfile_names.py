@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from app.mapfile_read import Section, topic_problem
 from tables.archive_cql import TABLE_NAME_CHARS_MAX
 
-_SIDES = ("late", "future", "dead")
+_SIDES = ("late", "dead")
 
 
 def note_tables(section: Section, name: str | None, layers: Iterable[str]) -> None:

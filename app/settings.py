@@ -42,8 +42,6 @@ _TOGETHER = (
     ("cassandra_username", "cassandra_password"),
 )
 _ORDERED = (
-    ("record_bytes_max", "chunk_bytes_max"),
-    ("record_bytes_max", "fetch_bytes_max"),
     ("query_limit_max", "query_cells_max"),
 )
 # What a field takes, where msgspec's own words would show a pattern.
@@ -89,7 +87,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     fetch_bytes_max: Positive = 50 * MIB
     chunk_bytes_max: Positive = 8 * MIB
     chunk_records_max: Positive = 100_000
-    record_bytes_max: Positive = MIB
 
     archive: Literal["embedded", "cassandra"] = "embedded"
     archive_folder: pathlib.Path = pathlib.Path("var/archive")
@@ -158,7 +155,6 @@ MEANINGS: dict[str, str] = {
     "fetch_bytes_max": "Most bytes a broker puts in one answer to a fetch.",
     "chunk_bytes_max": "Most bytes of record values folded in one cycle.",
     "chunk_records_max": "Most records folded in one cycle.",
-    "record_bytes_max": "A larger record value is set aside as oversized.",
     "archive": "Where closed cells rest: `embedded` (one worker only) or `cassandra`.",
     "archive_folder": "Folder of the embedded archive. Wiping it loses the history.",
     "cassandra_hosts": "Cassandra nodes to start from.",

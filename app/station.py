@@ -119,7 +119,7 @@ def build(settings: Settings) -> MapApp:
         [ingest, rollup],
         app.flow_control.clear,
     )
-    add_agent(app, ingest, Ingest(owners, log, settings.record_bytes_max).handle, transport.fail)
+    add_agent(app, ingest, Ingest(owners, log).handle, transport.fail)
     add_agent(app, rollup, Rollup(owners, log).handle, transport.fail)
     check = functools.partial(check_topics, settings.brokers, themap, options)
     app.own_services += [Foundation(log, archive, themap, check), transport]

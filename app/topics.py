@@ -103,7 +103,7 @@ def topics_of(themap: Map, replication: int) -> list[TopicSpec]:
         journal = themap.journal_topic(topic)
         specs.append(TopicSpec(journal, "journal", partitions, replication, _KEPT_FOR_EVER | own))
     widest = themap.side_partitions
-    kinds: tuple[Literal["late", "future", "dead"], ...] = ("late", "future", "dead")
+    kinds: tuple[Literal["late", "dead"], ...] = ("late", "dead")
     specs += [
         TopicSpec(themap.side_topic(kind), "side", widest, replication, dict(own)) for kind in kinds
     ]

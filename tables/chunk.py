@@ -26,6 +26,29 @@ class Run:
     append_times_ms: list[int]
     headers: dict[int, Headers]
 
+    def halves(self) -> tuple[Run, Run]:
+        """Return two runs of half the records each; there must be two or more."""
+        middle = len(self.values) // 2
+        assert middle > 0, "a chunk ends at a record's end"
+        border = self.offsets[middle]
+        first = dataclasses.replace(
+            self,
+            next_offset=border,
+            offsets=self.offsets[:middle],
+            values=self.values[:middle],
+            append_times_ms=self.append_times_ms[:middle],
+            headers={i: found for i, found in self.headers.items() if i < middle},
+        )
+        second = dataclasses.replace(
+            self,
+            first_offset=border,
+            offsets=self.offsets[middle:],
+            values=self.values[middle:],
+            append_times_ms=self.append_times_ms[middle:],
+            headers={i - middle: found for i, found in self.headers.items() if i >= middle},
+        )
+        return first, second
+
 
 @dataclasses.dataclass(slots=True)
 class Chunk:

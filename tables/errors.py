@@ -47,3 +47,7 @@ class ArchiveError(TreasureMapError):
 
 class QueryError(TreasureMapError):
     """A request that cannot be answered as asked; maps to HTTP 400."""
+
+
+class DeltaTooLargeError(TreasureMapError):
+    """A chunk adds more than one journal record holds; it was not appended. Take it in parts."""

@@ -213,6 +213,6 @@ class Map(msgspec.Struct, frozen=True):
         """The partitions of each side topic: as many as the widest source has."""
         return max(source.partitions for source in self.sources)
 
-    def side_topic(self, kind: Literal["late", "future", "dead"]) -> str:
-        """Return the topic for events set aside: too late, too far ahead, unreadable."""
+    def side_topic(self, kind: Literal["late", "dead"]) -> str:
+        """Return the topic for what is set aside: too late, or of no use."""
         return f"{self.name}.{kind}"

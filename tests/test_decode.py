@@ -3,14 +3,15 @@
 import orjson
 from hypothesis import given
 from hypothesis import strategies as st
-from support import DAY_MS, flight, run_of, small_map
+from support import DAY_MS, dataclasses_replace, flight, run_of, small_map
 
-from agents.decode import Decoder, EventBatch
+from agents.batch import PLACE, EventBatch
+from agents.decode import Decoder
 from tables import ledger
 from tables.ledger import EVENT_COLUMNS, RECORD_COLUMNS
 
 SOURCE = small_map().source("flights")
-DECODER = Decoder(SOURCE, 1_000)
+DECODER = Decoder(dataclasses_replace(SOURCE, record_bytes_max=1_000))
 
 FRAGMENTS = st.sampled_from(
     [
@@ -45,12 +46,12 @@ VALUES = st.one_of(
 
 def events(batch: EventBatch) -> list[tuple[object, ...]]:
     """Return the events of a batch without their place in it."""
-    return batch.frame.drop("record").rows()
+    return batch.frame.drop("place").rows()
 
 
 def places(batch: EventBatch) -> list[int]:
     """Return the record index of each event."""
-    return batch.frame["record"].to_list()
+    return (batch.frame["place"] // PLACE).to_list()
 
 
 @given(VALUES)
@@ -72,17 +73,19 @@ def test_every_record_is_in_exactly_one_column(values: list[bytes | None]) -> No
     assert sum(batch.ledgers[0].get(f"records.{name}", 0) for name in RECORD_COLUMNS) == len(values)
 
 
-def test_a_wrong_type_is_a_malformed_event_and_bad_json_an_unreadable_record() -> None:
-    """What parses but is no event is malformed; what does not parse is unreadable."""
-    values = [flight(1), b'{"at":"x","type":"a"}', b"{nonsense", b"", b"x" * 1_001]
+def test_each_fault_is_counted_under_its_reason() -> None:
+    """What can be told apart is; the ledger adds up."""
+    values = [flight(1), b'{"at":"x","type":"a"}', b"{nonsense", b"", None, b" ", b"x" * 1_001]
     counts = DECODER.decode([run_of(values)]).ledgers[0]
     assert {name: count for name, count in counts.items() if count} == {
-        "records.with_events": 2,
-        "records.unreadable": 1,
-        "records.empty": 1,
+        "records.with_events": 3,
+        "records.empty": 2,
+        "records.tombstone": 1,
         "records.oversized": 1,
-        "events.decoded": 2,
-        "events.malformed": 1,
+        "events.decoded": 3,
+        "events.malformed": 2,
+        "malformed.out_of_range": 1,
+        "malformed.json": 1,
     }
 
 
@@ -90,15 +93,16 @@ def test_times_outside_the_calendar_are_malformed_and_move_nothing() -> None:
     """Year 0 and year 10000 have no month; a heartbeat of such a time is unreadable."""
     batch = DECODER.decode([run_of([flight(-(10**17)), flight(10**15), -(10**17), flight(5)])])
     assert batch.frame["time"].to_list() == [5]
-    assert batch.ledgers[0]["events.malformed"] == 2
-    assert batch.ledgers[0]["records.unreadable"] == 1
+    assert batch.ledgers[0]["malformed.out_of_range"] == 2
+    assert batch.ledgers[0]["unreadable.heartbeat"] == 1
 
 
 def test_what_cannot_be_used_is_set_aside_with_its_reason() -> None:
     """Each bad record is named with its place and why; the good ones are kept."""
     batch = DECODER.decode([run_of([flight(1), b"{", flight(2)])])
-    assert [(item.kind, item.index) for item in batch.aside] == [("dead", 1)]
-    assert "malformed" in batch.aside[0].reason or "truncated" in batch.aside[0].reason
+    (item,) = batch.aside
+    assert (item.kind, item.record, item.events, item.reason) == ("dead", 1, (0,), "json")
+    assert "truncated" in item.detail
     assert batch.frame["time"].to_list() == [1, 2]
 
 
@@ -138,7 +142,7 @@ def test_events_too_far_ahead_of_their_append_time_are_set_aside() -> None:
     assert batch.bounds == [(0, 2)]
     assert batch.ledgers[0]["events.future"] == 1
     assert batch.ledgers[0]["records.heartbeat"] == 0
-    assert sorted(item.kind for item in batch.aside) == ["dead", "future"]
+    assert sorted(item.reason for item in batch.aside) == ["future", "heartbeat"]
 
 
 def test_runs_keep_their_own_bounds_and_partitions() -> None:

@@ -28,7 +28,7 @@ def fold_all(
 ) -> tuple[pl.DataFrame, dict[str, int]]:
     """Fold one partition in the chunks that ``cuts`` make; return cells and ledger."""
     plan = plans_of(themap)["flights.raw"]
-    decoder, folder = Decoder(plan.source, 1 << 20), Folder(plan)  # type: ignore[arg-type]
+    decoder, folder = Decoder(plan.source), Folder(plan)  # type: ignore[arg-type]
     layer = themap.layer("hour")
     table, counts = FoldTable(layer), {}
     before = Before(NEVER_MS, {})

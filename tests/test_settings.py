@@ -206,7 +206,6 @@ def test_loopback_is_told_by_name_or_address(host: str, loopback: bool) -> None:
     [
         ({"web_cert_file": "c"}, "web_cert_file: got a value, without web_key_file"),
         ({"kafka_username": "u", "kafka_sasl_mechanism": "PLAIN"}, "without kafka_password"),
-        ({"record_bytes_max": 9_000_000}, "want at most chunk_bytes_max, 8388608"),
         ({"query_cells_max": 10}, "query_limit_max: got 10000; want at most query_cells_max, 10"),
     ],
 )

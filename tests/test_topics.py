@@ -111,7 +111,6 @@ def test_the_topics_of_a_map_follow_from_it() -> None:
         "layer.hour": ("layer", 2),
         f"journal.{themap.name}.layer.hour": ("journal", 2),
         "late": ("side", 3),
-        "future": ("side", 3),
         "dead": ("side", 3),
     }
 

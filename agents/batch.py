@@ -1,0 +1,110 @@
+"""The event batch: what a chunk's runs of one source hold, and what of it is set aside.
+
+An event frame has ``partition`` (Int32), ``place`` (UInt64: index of the record in its run, times
+2**32, plus the event's place in its record), ``time`` (Int64, ms), ``type`` (String) and one column
+per declared field. Heartbeats are rows without type: they move stream time at their place in the
+log and are nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import polars as pl
+
+from tables.chunk import Run
+from tables.ledger import Ledger
+
+PLACE = 2**32
+"""What a record's index is multiplied with in a place."""
+
+DETAIL_CHARS_MAX = 200
+"""Of what a letter tells people."""
+
+Kind = Literal["late", "dead"]
+
+
+@dataclasses.dataclass(slots=True, frozen=True)
+class SetAside:
+    """Events of one record, or a whole record, on the way to a side topic.
+
+    ``record`` is the index in run ``run``; ``events`` the places in the record, None for a record
+    that could not be read as events. ``reason`` is one of docs/formats/records.md; ``detail`` says
+    more to people. ``layer`` is set for late events.
+    """
+
+    kind: Kind
+    run: int
+    record: int
+    events: tuple[int, ...] | None
+    reason: str
+    detail: str
+    layer: str = ""
+
+
+@dataclasses.dataclass(slots=True)
+class EventBatch:
+    """What a chunk's runs of one source hold.
+
+    ``bounds`` has, per run, its first row in ``frame`` and the row after its last. ``ledgers`` has
+    one ledger delta per run, to which the later steps add.
+    """
+
+    runs: list[Run]
+    frame: pl.DataFrame
+    bounds: list[tuple[int, int]]
+    ledgers: list[Ledger]
+    aside: list[SetAside]
+
+    def keep(self, mask: pl.Series) -> None:
+        """Keep only the rows where ``mask`` is true."""
+        self.frame = self.frame.filter(mask)
+        kept = [0, *mask.cast(pl.UInt32).cum_sum()]
+        self.bounds = [(kept[first], kept[last]) for first, last in self.bounds]
+
+    def set_aside(
+        self, rows: pl.DataFrame, kind: Kind, reason: str, detail: str, layer: str = ""
+    ) -> dict[int, int]:
+        """Set the events of these rows aside, by record; return how many by run.
+
+        ``rows`` has ``partition`` and ``place``.
+        """
+        counts: dict[int, int] = {}
+        numbers = {run.partition: number for number, run in enumerate(self.runs)}
+        events = rows.select(
+            "partition",
+            record=pl.col("place") // PLACE,
+            event=pl.col("place") % PLACE,
+        )
+        grouped = events.group_by("partition", "record", maintain_order=True).agg("event")
+        for partition, record, places in grouped.iter_rows():
+            number = numbers[partition]
+            counts[number] = counts.get(number, 0) + len(places)
+            self.aside.append(SetAside(kind, number, record, tuple(places), reason, detail, layer))
+        return counts
+
+    def refuse(
+        self, rows: pl.DataFrame, column: str, reason: str, detail: str, *, dead: bool = True
+    ) -> None:
+        """Count the events of these rows as malformed, future or unclassified, and set them aside.
+
+        ``column`` is the ledger's event column; where it is ``malformed``, the reason is counted
+        too. Rows that are not ``dead`` are only counted.
+        """
+        if dead:
+            counts = self.set_aside(rows, "dead", reason, detail)
+        else:
+            numbers = {run.partition: number for number, run in enumerate(self.runs)}
+            by_partition = rows.group_by("partition").len().iter_rows()
+            counts = {numbers[partition]: count for partition, count in by_partition}
+        for number, count in counts.items():
+            tally(self.ledgers[number], f"events.{column}", count)
+            if column == "malformed":
+                tally(self.ledgers[number], f"malformed.{reason}", count)
+
+
+def tally(counts: Ledger, name: str, count: int = 1) -> None:
+    """Add to a count; nothing is written for nothing."""
+    if count:
+        counts[name] = counts.get(name, 0) + count

@@ -1,0 +1,193 @@
+"""Decode JSON: values of records into event structs, many at once or line by line, the same way.
+
+A value is one JSON event, or lines of which each that is not blank is one. ``decode_lines`` of
+msgspec reads many values at once, but is not strict about lines: it is used only where every
+newline stands between a closing and an opening brace. There no event can span or share lines: a
+JSON text has that sequence neither between values nor, raw, inside a text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
+
+import msgspec
+import polars as pl
+
+from agents.batch import DETAIL_CHARS_MAX
+from tables.layer import Source
+from tables.window import TIME_MS_MAX, TIME_MS_MIN
+
+_Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+_TYPES: dict[str, Any] = {"string": str, "int": _Int64, "bool": bool, "float": float}
+COLUMNS: dict[str, pl.DataType] = {
+    "string": pl.String(),
+    "int": pl.Int64(),
+    "bool": pl.Boolean(),
+    "float": pl.Float64(),
+}
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_RFC3339 = r"^\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)$"
+
+
+@dataclasses.dataclass(slots=True, frozen=True)
+class Fault:
+    """Why a line is no event: a reason of docs/formats/records.md, and a sentence."""
+
+    reason: str
+    detail: str
+
+
+class JsonEvents:
+    """Decodes the JSON events of one source into structs of only the fields needed."""
+
+    def __init__(self, source: Source) -> None:
+        self._unit = source.time_unit_ms
+        self._record_bytes_max = source.record_bytes_max
+        # Times that no calendar can compute are malformed like any wrong type.
+        bounds = msgspec.Meta(ge=-(-TIME_MS_MIN // self._unit), le=TIME_MS_MAX // self._unit)
+        fields: list[tuple[str, Any, Any]] = [
+            ("time_", Annotated[int, bounds] | str, msgspec.field(name=source.time_field)),
+            ("type_", str, msgspec.field(name=source.type_field)),
+        ]
+        roles = {source.time_field: "time_", source.type_field: "type_"}
+        fields += [
+            (f"field_{f.name}", _TYPES[f.type] | None, msgspec.field(name=f.name, default=None))
+            for f in source.fields
+            if f.name not in roles
+        ]
+        self._event = msgspec.defstruct("Event", fields, gc=False)
+        self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(self._event)
+        self._time_field = source.time_field
+        self._columns = {
+            f.name: (roles.get(f.name, f"field_{f.name}"), COLUMNS[f.type]) for f in source.fields
+        }
+
+    def heartbeat(self, time_ms: int) -> Any:
+        """Return the struct that stands for a heartbeat in :meth:`frame`."""
+        return self._event(time_=time_ms, type_=None)
+
+    def decode_many(self, values: Sequence[bytes]) -> tuple[list[Any], list[int] | None] | None:
+        """Return the events of values of JSON lines and how many each value has.
+
+        The counts are None where each value has one event. The result is None where decoding the
+        lines one by one might give anything else.
+        """
+        found = self._decode_joined(values)
+        if found is None and any(value[-1:] <= b" " for value in values):
+            found = self._decode_joined([value.rstrip(b" \t\r\n") for value in values])
+        return found
+
+    def decode_each(self, value: bytes, form: str) -> Iterator[Any]:
+        """Yield, for each line of a value that is not blank, its event or :class:`Fault`.
+
+        ``form`` is ``json`` or ``lines`` where a content type says so, else empty.
+        """
+        if self.is_document(value, form):
+            yield self._decode_one(value)
+            return
+        for line in lines_of(value):
+            yield self._decode_one(line)
+
+    def is_document(self, value: bytes, form: str) -> bool:
+        """Tell whether a value is one JSON document, an event or not, rather than lines."""
+        if form or b"\n" not in value:
+            return form != "lines"
+        for decode in (self._decoder.decode, msgspec.json.decode):
+            try:
+                decode(value)
+            except UNREADABLE:
+                continue
+            return True
+        return False
+
+    def frame(
+        self, events: Sequence[Any], places: pl.Series, partitions: pl.Series
+    ) -> pl.DataFrame:
+        """Return the event frame of structs; times that are texts and no times are null in it."""
+        columns = {
+            "partition": partitions,
+            "place": places,
+            "time": self._times(events),
+            "type": pl.Series([event.type_ for event in events], dtype=pl.String),
+        }
+        for name, (attribute, kind) in self._columns.items():
+            if name != self._time_field:
+                values = [getattr(event, attribute) for event in events]
+                columns[name] = pl.Series(values, dtype=kind)
+        frame = pl.DataFrame(columns)
+        if self._time_field in self._columns:
+            frame = frame.with_columns(pl.col("time").alias(self._time_field))
+        return frame
+
+    def _decode_joined(self, values: Sequence[bytes]) -> tuple[list[Any], list[int] | None] | None:
+        data = b"\n".join(values)
+        newlines = data.count(b"\n")
+        if data.count(b"}\n{") != newlines or data[:1] != b"{" or data[-1:] != b"}":
+            return None
+        limit = self._record_bytes_max
+        if len(data) > limit and max(map(len, values)) > limit:
+            return None
+        try:
+            events = self._decoder.decode_lines(data)
+        except UNREADABLE:
+            return None
+        if len(events) != newlines + 1:
+            return None
+        if newlines == len(values) - 1:
+            return events, None
+        return events, [value.count(b"\n") + 1 for value in values]
+
+    def _decode_one(self, line: bytes) -> Any:
+        try:
+            return self._decoder.decode(line)
+        except msgspec.ValidationError as error:
+            return Fault(_reason(str(error)), str(error)[:DETAIL_CHARS_MAX])
+        except UNREADABLE as error:
+            return Fault("json", str(error)[:DETAIL_CHARS_MAX])
+
+    def _times(self, events: Sequence[Any]) -> pl.Series:
+        """Return milliseconds; heartbeats are in milliseconds whatever the source's unit."""
+        times = [event.time_ for event in events]
+        try:
+            numbers = pl.Series(times, dtype=pl.Int64)
+        except TypeError:
+            numbers = pl.Series([t if type(t) is int else None for t in times], dtype=pl.Int64)
+            texts = pl.Series([t if type(t) is str else None for t in times], dtype=pl.String)
+            return self._scaled(numbers, events).zip_with(texts.is_null(), parse_times(texts))
+        return self._scaled(numbers, events)
+
+    def _scaled(self, numbers: pl.Series, events: Sequence[Any]) -> pl.Series:
+        if self._unit == 1:
+            return numbers
+        heartbeat = pl.Series([event.type_ is None for event in events], dtype=pl.Boolean)
+        return numbers.zip_with(heartbeat, numbers * self._unit)
+
+
+def parse_times(texts: pl.Series) -> pl.Series:
+    """Return the milliseconds of RFC 3339 texts, cut off towards the past; null for others."""
+    micros = texts.str.to_datetime("%+", time_unit="us", strict=False).cast(pl.Int64)
+    times = micros // 1_000
+    # The parser takes more than RFC 3339 has: signs, single digits, spaces.
+    strict = texts.str.contains(_RFC3339) & times.is_between(TIME_MS_MIN, TIME_MS_MAX)
+    return times.set(~strict.fill_null(value=False), None)
+
+
+def lines_of(value: bytes) -> list[bytes]:
+    """Return the lines of a value that are not blank; an event's place counts these."""
+    return [line for line in value.split(b"\n") if line.strip()]
+
+
+def _reason(message: str) -> str:
+    """Return the reason that a validation error of msgspec stands for.
+
+    msgspec has no codes; ``tests/test_decode_json.py`` fails when an upgrade changes its words.
+    """
+    if message.startswith("Expected `object`"):
+        return "json"
+    if "missing required field" in message or "got `null`" in message:
+        return "missing"
+    if "out of range" in message or "` <= " in message or "` >= " in message:
+        return "out_of_range"
+    return "wrong_type"
