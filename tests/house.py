@@ -47,7 +47,7 @@ class House:
             failed=self.failures.append,
             fenced=lambda topic, partition, _: self.fenced.append((topic, partition)),
         )
-        self.ingest = Ingest(self.owners, self.log, 1 << 20)
+        self.ingest = Ingest(self.owners, self.log)
         self.rollup = Rollup(self.owners, self.log)
 
     async def restore(self) -> None:
