@@ -182,9 +182,7 @@ class Owners:
             held = self._held.pop(key, None)
             if held is not None:
                 held.released = True
-                leaving = asyncio.create_task(self._let_go(held))
-                self._leaving[key] = leaving
-                leaving.add_done_callback(lambda _, key=key: self._leaving.pop(key))
+                self._leaving[key] = asyncio.create_task(self._let_go(key, held))
         # Shielded, because who waits may be cancelled while somebody else waits too.
         leaving_now = [self._leaving[key] for key in partitions if key in self._leaving]
         await asyncio.gather(*(asyncio.shield(leaving) for leaving in leaving_now))
@@ -253,7 +251,7 @@ class Owners:
         """Return how many rows of ``layer`` the archive acknowledged since the worker started."""
         return self._archived[layer.name]
 
-    async def _let_go(self, held: Held) -> None:
+    async def _let_go(self, key: TopicPartition, held: Held) -> None:
         try:
             await held.emitter.stop()
             if held.tidying is not None:
@@ -262,6 +260,7 @@ class Owners:
                 pass
         finally:
             held.store.close()
+            del self._leaving[key]
 
     def _tidy(self, topic: str, partition: int, held: Held) -> None:
         """Evict soon what is acknowledged, so that an idle partition shrinks too."""

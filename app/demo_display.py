@@ -138,4 +138,4 @@ def ledger_lines(ledger: dict[str, Any]) -> list[str]:
 
 def _line_of(name: str, counts: dict[str, int]) -> str:
     shown = ", ".join(f"{column} {count:,}" for column, count in counts.items() if count)
-    return f"  {name + ':':<36} {shown or 'nothing'}"
+    return f"  {name + ':':<46} {shown or 'nothing'}"

@@ -18,11 +18,13 @@ from collections.abc import Callable, Iterator
 import polars as pl
 
 from app.feed import Feed, partition_of
-from tables.layer import Layer, Map
+from tables.layer import Layer, Map, Source
 from tables.window import DAY_MS
 
 STEP_SECONDS = 0.05
 MARGIN_MS = DAY_MS
+SPREAD_SEED = 2013
+"""A replay spreads its records over the same partitions every time."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -76,6 +78,13 @@ def settled_ms(themap: Map, source: str, last_ms: int, margin_ms: int = MARGIN_M
     return max(ends, default=last_ms) + margin_ms
 
 
+def keyed(records: pl.DataFrame, source: Source) -> pl.DataFrame:
+    """Return the records as producers of ``source`` write them: without key if it promises none."""
+    if source.keyed_by:
+        return records
+    return records.with_columns(key=pl.lit(None, pl.String))
+
+
 async def replay(
     brokers: str,
     topic: str,
@@ -90,7 +99,8 @@ async def replay(
     Args:
         brokers: bootstrap servers, ``host:port`` separated by commas.
         topic: the raw topic; it must exist.
-        records: columns ``at`` (ms, in order), ``key`` and ``value`` (texts).
+        records: columns ``at`` (ms, in order), ``key`` and ``value`` (texts). One whose key is null
+            goes to any partition.
         settled_ms: the time of the last heartbeat; see :func:`settled_ms`.
         seconds: how long the whole takes; 0 is as fast as possible.
         progress: called with the number of events written so far.
@@ -118,10 +128,13 @@ async def replay(
 
 def _placed(records: pl.DataFrame, partitions: int) -> pl.DataFrame:
     """Return partition, key and value (both binary) of each record; their order stays."""
-    keys = records["key"].unique().to_list()
+    keys = records["key"].unique().drop_nulls()
     places = {key: partition_of(key.encode(), partitions) for key in keys}
+    anywhere = (pl.int_range(pl.len()).shuffle(SPREAD_SEED) % partitions).cast(pl.Int32)
     return records.select(
-        pl.col("key").replace_strict(places, return_dtype=pl.Int32).alias("partition"),
+        pl.col("key")
+        .replace_strict(places, default=anywhere, return_dtype=pl.Int32)
+        .alias("partition"),
         pl.col("key").cast(pl.Binary),
         pl.col("value").cast(pl.Binary),
     )

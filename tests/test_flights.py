@@ -180,6 +180,7 @@ def test_truth_has_the_known_totals(flights: pl.DataFrame) -> None:
     months = {name: truth.truth(name, flights) for name in truth.MONTH_LAYERS}
     assert months["scheduled_month"]["count"].sum() == 336_776
     assert months["cancellations_month"]["count"].sum() == 8_255
+    assert months["arrivals_by_destination_month"]["count"].sum() == 328_063
     departures = months["departures_month"]
     assert departures["count"].sum() == 328_521
     mean = departures["sum_delay_min"].sum() / departures["count"].sum()

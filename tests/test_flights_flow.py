@@ -9,16 +9,20 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from workers import Cluster
+from workers import FLIGHTS_MAP, YEAR_END_MS, Cluster
 
 from app import demo_check
 from app.embedded_broker import EmbeddedBroker
-from examples.flights.events import read_flights
+from app.replay import keyed, replay
+from examples.flights.events import flight_events, read_flights
+from examples.flights.events import records as event_records
 from examples.flights.truth import LAYERS, MONTH_LAYERS
 from tables import archive_embedded
 from tables.archive import Archive
+from tables.window import DAY_MS
 
-FOLDED_ALL = 336_776 + 328_521 + 328_063 + 8_255
+# Arrivals are folded twice: by origin and destination, and by destination alone.
+FOLDED_ALL = 336_776 + 328_521 + 2 * 328_063 + 8_255
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +50,10 @@ async def check_answers(cluster: Cluster, flights: pl.DataFrame) -> None:
         assert demo_check.differences("over HTTP", layer, want, rows) == []
 
 
-async def check_archive(cluster: Cluster, archive: Archive, flights: pl.DataFrame) -> None:
-    """Every layer of the flights, read from the archive, equals the recomputation."""
+async def check_archive(
+    cluster: Cluster, archive: Archive, flights: pl.DataFrame
+) -> dict[str, demo_check.Rows]:
+    """Every layer of the flights, read from the archive, equals the recomputation; return it."""
     found = {}
     await archive.open(cluster.map)
     for name in LAYERS:
@@ -56,6 +62,11 @@ async def check_archive(cluster: Cluster, archive: Archive, flights: pl.DataFram
         want = demo_check.expected(layer, flights)
         assert demo_check.differences("archived", layer, want, found[name]) == []
     await archive.close()
+    return found
+
+
+def check_totals(found: dict[str, demo_check.Rows]) -> None:
+    """The months of the whole year add up to what is known of the file."""
     scheduled = sum(row["count"] for row in found["scheduled_month"].values())  # type: ignore[misc]
     cancelled = sum(row["count"] for row in found["cancellations_month"].values())  # type: ignore[misc]
     departures = found["departures_month"].values()
@@ -96,7 +107,48 @@ async def test_five_kills_during_the_replay_leave_the_same_rows(
         await check_answers(cluster, flights)
         assert worker.stop() == 0
         archive = archive_embedded.EmbeddedArchive(tmp_path / "archive")
-        await check_archive(cluster, archive, flights)
+        check_totals(await check_archive(cluster, archive, flights))
+
+
+@pytest.mark.slow
+async def test_flights_spread_over_eight_partitions_give_the_rows_of_keyed_ones(
+    embedded_broker: str, tmp_path: Path, flights: pl.DataFrame
+) -> None:
+    """Two months over a source that is keyed by nothing: every layer is merged. One kill."""
+    map_file = tmp_path / "map_unkeyed.toml"
+    map_file.write_text(unkeyed(FLIGHTS_MAP.read_text()))
+    part = flights.filter(pl.col("month") <= 2)
+    made = flight_events(part)
+    folded_all = made.height + made.filter(pl.col("type") == "flight.arrived").height
+    with Cluster(embedded_broker, tmp_path, map_file=map_file, archive="embedded") as cluster:
+        assert all(layer.merged for layer in cluster.map.base_layers("flights"))
+        worker = cluster.add()
+        source = cluster.map.source("flights")
+        records = keyed(event_records(made), source)
+        sealed_ms = YEAR_END_MS + 2 * 31 * DAY_MS
+        await replay(embedded_broker, source.topic, records, sealed_ms, seconds=0)
+        await cluster.folded_more_than(folded_all // 10)
+        worker.signal(signal.SIGKILL)
+        worker.start()
+        await cluster.sealed()
+        assert await cluster.folded() == folded_all
+        (told,) = await cluster.ledgers()
+        assert told["balanced"]
+        spread = [row["with_events"] for row in told["records"]["flights.raw"].values()]
+        assert sum(spread) == made.height
+        assert max(spread) - min(spread) <= 1
+        await check_answers(cluster, part)
+        assert worker.stop() == 0
+        archive = archive_embedded.EmbeddedArchive(tmp_path / "archive")
+        await check_archive(cluster, archive, part)
+
+
+def unkeyed(text: str) -> str:
+    """Return the flights' map over a source that is keyed by nothing, in eight partitions."""
+    for old, new in (('keyed_by = ["origin"]\n', ""), ("partitions = 4", "partitions = 8")):
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    return text
 
 
 @pytest.mark.slow
@@ -133,4 +185,4 @@ async def test_two_workers_over_kafka_and_cassandra_share_the_work(
         await check_ledgers(cluster)
         await check_answers(cluster, flights)
         settings = CassandraSettings(hosts=(host,), port=port, keyspace=keyspace, replication=1)
-        await check_archive(cluster, CassandraArchive(settings), flights)
+        check_totals(await check_archive(cluster, CassandraArchive(settings), flights))

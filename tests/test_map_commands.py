@@ -62,8 +62,8 @@ def test_check_says_ok_with_counts() -> None:
     """One line that says what the map holds."""
     digest = load_map(FLIGHTS).digest
     assert run("check", FLIGHTS).stdout == (
-        f"ok: map flights, revision 1, digest {digest}: 2 sources, 12 layers "
-        "(7 made from finer ones), 9 input topics\n"
+        f"ok: map flights, revision 1, digest {digest}: 2 sources, 14 layers "
+        "(8 made from finer ones), 11 input topics\n"
     )
 
 
@@ -119,12 +119,14 @@ def test_show_draws_every_layer_below_what_it_is_made_from() -> None:
             assert indent > outer
         key = ", ".join(field.name for field in layer.key)
         assert lines[number].endswith(f"{layer.name}  per {layer.window} by {key}")
-        below = [line[indent:] for line in lines[number : number + 6]]
+        below = [line[indent:] for line in lines[number : number + 7]]
         topic = themap.input_topic(layer)
         partitions = "1 partition)" if layer.partitions == 1 else f"{layer.partitions} partitions)"
         assert f"input    {topic} ({partitions}" in below
         assert f"journal  {themap.journal_topic(topic)}" in below
         assert f"archive  {LayerTable(themap, layer, 'any').name}" in below
+        merged = "merged   from 4 source partitions, as the source is not keyed by part of its key"
+        assert (merged in below) == layer.merged
 
 
 def test_show_draws_every_source_with_its_topic() -> None:
@@ -146,12 +148,12 @@ def test_apply_makes_the_topics_and_says_which(own_map: Path, brokers: str) -> N
     """The first time each is named; the second time nothing is made."""
     first = run("apply", own_map, "--brokers", brokers)
     created = [line for line in first.stdout.splitlines() if line.startswith("created topic ")]
-    # Nine inputs, as many journals, three side topics.
-    assert len(created) == 21
-    assert "topics: 21 created with 1 copy of each partition, 0 existed" in first.stdout
+    # Eleven inputs, as many journals, three side topics.
+    assert len(created) == 25
+    assert "topics: 25 created with 1 copy of each partition, 0 existed" in first.stdout
     assert first.stderr == ""
     again = run("apply", own_map, "--brokers", brokers)
-    assert "topics: 0 created with 1 copy of each partition, 21 existed" in again.stdout
+    assert "topics: 0 created with 1 copy of each partition, 25 existed" in again.stdout
     assert "archive: embedded, nothing to make" in again.stdout
 
 
@@ -174,7 +176,7 @@ def test_apply_takes_its_settings_from_the_environment(own_map: Path, brokers: s
         env={"TREASURE_MAP_BROKERS": brokers},
         catch_exceptions=False,
     )
-    assert "topics: 21 created" in result.stdout
+    assert "topics: 25 created" in result.stdout
 
 
 def test_apply_refuses_a_keyspace_over_other_data_centres(own_map: Path, brokers: str) -> None:
@@ -204,7 +206,7 @@ def test_apply_makes_and_checks_the_tables_of_cassandra(
     )  # fmt: skip
     for _ in range(2):
         output = run(*arguments).stdout
-        assert f"archive: 12 tables in keyspace {keyspace} made or checked" in output
+        assert f"archive: 14 tables in keyspace {keyspace} made or checked" in output
     text = own_map.read_text().replace("[layers.arrivals_day]", "[layers.arrivals_day]\nslots = 3")
     own_map.write_text(text)
     with pytest.raises(ArchiveError, match="slots"):

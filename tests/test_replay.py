@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 
 import aiokafka
+import msgspec
 import polars as pl
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -20,7 +21,7 @@ from app.embedded_broker import EmbeddedBroker
 from app.feed import BATCH_BYTES_MAX, Feed, FeedError, partition_of
 from app.idempotence import has_idempotent_producer
 from app.mapfile import load_map
-from app.replay import Step, replay, settled_ms, steps
+from app.replay import Step, keyed, replay, settled_ms, steps
 from examples.flights import events
 from tables.heartbeat import HEARTBEAT_HEADER, decode_heartbeat
 from tables.window import DAY_MS
@@ -156,6 +157,28 @@ async def test_records_of_a_replay_stand_in_time_order_on_their_keys_partition(
         assert all(record.timestamp >= before_ms for record in own)
         at = [int(record.value[6:-1]) for record in own]
         assert at == sorted(at)
+        values += at
+    assert sorted(values) == times
+
+
+async def test_records_without_key_are_spread_over_all_partitions_in_time_order(
+    broker: str,
+) -> None:
+    """A source that is keyed by nothing gets them without key, evenly and each once."""
+    await make_topic(broker, "spread", 4)
+    source = load_map(events.MAP_FILE).source("flights")
+    times = [NEW_YEAR_MS + number * HOUR_MS for number in range(100)]
+    assert keyed(recording(times, "AB"), source)["key"].null_count() == 0
+    records = keyed(recording(times, "AB"), msgspec.structs.replace(source, keyed_by=()))
+    await replay(broker, "spread", records, NEW_YEAR_MS + 30 * DAY_MS, seconds=0)
+    found = await read_topic(broker, "spread", 4)
+    values = []
+    for partition in range(4):
+        own = [record for record in found[partition] if record.value is not None]
+        assert [record.key for record in own] == [None] * 25
+        at = [int(record.value[6:-1]) for record in own]
+        assert at == sorted(at)
+        assert at != times[partition::4]
         values += at
     assert sorted(values) == times
 

@@ -17,6 +17,7 @@ from support import until
 from app.children import start_child, stop_child
 from app.mapfile import load_map
 from client.query import QueryClient, QueryFailedError
+from tables.layer import combiner_of
 
 ROOT = Path(__file__).resolve().parent.parent
 FLIGHTS_MAP = ROOT / "examples" / "flights" / "map.toml"
@@ -79,13 +80,16 @@ class Worker:
 class Cluster:
     """Workers over one broker, one map and one archive."""
 
-    def __init__(self, brokers: str, folder: Path, **settings: str) -> None:
-        self.map = load_map(FLIGHTS_MAP)
+    def __init__(
+        self, brokers: str, folder: Path, *, map_file: Path = FLIGHTS_MAP, **settings: str
+    ) -> None:
+        self.map = load_map(map_file)
+        self._map_file = map_file
         self.brokers = brokers
         own = {name: value for name, value in os.environ.items() if "TREASURE_MAP" not in name}
         self._environment = own | {
             "TREASURE_MAP_BROKERS": brokers,
-            "TREASURE_MAP_MAP_FILE": str(FLIGHTS_MAP),
+            "TREASURE_MAP_MAP_FILE": str(map_file),
             "TREASURE_MAP_SESSION_TIMEOUT_MS": str(SESSION_MS),
             "TREASURE_MAP_ARCHIVE_FOLDER": str(folder / "archive"),
             **{f"TREASURE_MAP_{name.upper()}": value for name, value in settings.items()},
@@ -96,7 +100,7 @@ class Cluster:
 
     def __enter__(self) -> Self:
         """Make the map's topics."""
-        self.run("map", "apply", str(FLIGHTS_MAP))
+        self.run("map", "apply", str(self._map_file))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -125,6 +129,7 @@ class Cluster:
     def replay(self, seconds: float) -> None:
         """Start the flights replay; :meth:`sealed` waits for its end."""
         command = [sys.executable, "-m", "app", "replay", "flights", "--seconds", str(seconds)]
+        command += ["--map", str(self._map_file)]
         with (self._folder / "replay.log").open("wb") as log:
             self._replay = start_child(command, log, self._environment, ROOT)
 
@@ -135,7 +140,10 @@ class Cluster:
 
     async def folded(self) -> int:
         """Return how many events of base layers of the flights are folded, over all workers."""
-        names = [layer.name for layer in self.map.base_layers("flights")]
+        source = self.map.source("flights")
+        bases = self.map.base_layers("flights")
+        # Of a merged layer, the events are folded by its combiner.
+        names = [combiner_of(source, base).name if base.merged else base.name for base in bases]
         return sum(
             ledger["layers"][name]["folded"] for ledger in await self.ledgers() for name in names
         )

@@ -8,7 +8,7 @@ import pathlib
 import click
 
 from app.mapfile import load_map
-from app.replay import replay, settled_ms
+from app.replay import keyed, replay, settled_ms
 from examples.flights import events
 
 
@@ -39,8 +39,9 @@ def command(recording: str, brokers: str, map_file: pathlib.Path, seconds: float
     """Write the recording and say how many events it had."""
     del recording
     themap = load_map(map_file)
-    records = events.flight_records()
-    topic = themap.source(events.SOURCE).topic
+    source = themap.source(events.SOURCE)
+    records = keyed(events.flight_records(), source)
+    topic = source.topic
     end_ms = settled_ms(themap, events.SOURCE, int(records["at"][-1]))
     click.echo(f"replaying {len(records):,} events into {topic} over {seconds:g} s")
     written = asyncio.run(replay(brokers, topic, records, end_ms, seconds=seconds))

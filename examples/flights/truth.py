@@ -21,6 +21,8 @@ LAYERS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "departures_day": ("departed", ("origin", "carrier"), _DAY),
     "departures_month": ("departed", ("carrier",), _MONTH),
     "arrivals_day": ("arrived", ("origin", "destination"), _DAY),
+    "arrivals_by_destination_day": ("arrived", ("destination",), _DAY),
+    "arrivals_by_destination_month": ("arrived", ("destination",), _MONTH),
     "cancellations_day": ("cancelled", ("origin", "carrier"), _DAY),
     "cancellations_month": ("cancelled", ("carrier",), _MONTH),
 }
