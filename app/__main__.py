@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 
 import click
@@ -17,20 +18,22 @@ COMMANDS = {
     "generate": "app.commands.generate",
     "worker": "app.commands.worker",
 }
+# Commands that play the examples, which an installed program comes without.
+OF_EXAMPLES = {"demo", "replay"}
 
 
 class LazyGroup(click.Group):
     """A group whose commands are modules with a ``command``, so that a query imports no worker."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names of all commands."""
+        """Return the names of all commands that can run here."""
         del ctx
-        return sorted(COMMANDS)
+        has_examples = importlib.util.find_spec("examples") is not None
+        return sorted(COMMANDS if has_examples else COMMANDS.keys() - OF_EXAMPLES)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import and return one command."""
-        del ctx
-        if cmd_name not in COMMANDS:
+        if cmd_name not in self.list_commands(ctx):
             return None
         command: click.Command = importlib.import_module(COMMANDS[cmd_name]).command
         return command

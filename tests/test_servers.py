@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import servers
+import yaml
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from compose_file import cassandra_fields, cassandra_jvm, environment, kafka_properties
 
 pytest_plugins = ["pytester"]
 
@@ -73,6 +75,48 @@ def test_a_cassandra_node_answers_cql(cassandra: tuple[str, int]) -> None:
         assert row.release_version.startswith("5.0.")
     finally:
         cluster.shutdown()
+
+
+def test_a_broker_runs_on_the_properties_of_the_compose_file(tmp_path: Path) -> None:
+    """All of them but those that hold a host, a port or a folder."""
+    here = {"listeners", "advertised.listeners", "controller.quorum.voters", "log.dirs"}
+    server = servers.KafkaServer(tmp_path)
+    given = kafka_properties(environment("kafka"))
+    assert len(given) > len(here)
+    assert {name for name in given if server._properties[name] != given[name]} == here
+    assert server._properties.keys() == given.keys()
+    names = {listener.partition("://")[0] for listener in given["listeners"].split(",")}
+    assert server.listeners.keys() == names
+    assert len(set(server.listeners.values())) == len(names)
+
+
+def test_a_node_runs_on_the_fields_of_the_compose_file(tmp_path: Path) -> None:
+    """Its configuration has each of them once, and the JVM its heap and options."""
+    variables = environment("cassandra")
+    server = servers.CassandraServer(tmp_path)
+    config = yaml.safe_load(server._yaml())
+    fields = cassandra_fields(variables)
+    assert set(fields) == {"cluster_name", "num_tokens", "endpoint_snitch"}
+    assert {name: str(config[name]) for name in fields} == fields
+    options = cassandra_jvm(variables)
+    assert f"-Xmx{variables['MAX_HEAP_SIZE']}" in options
+    assert variables["JVM_EXTRA_OPTS"] in options
+
+
+def test_variables_become_properties_like_in_the_images() -> None:
+    """Dots, dashes and underscores; what an image would not read is refused."""
+    given = {
+        "KAFKA_A_B": "1",
+        "KAFKA_A___B__C": "2",
+        "KAFKA_HEAP_OPTS": "-Xmx1g",
+        "CLUSTER_ID": "x",
+    }
+    assert kafka_properties(given) == {"a.b": "1", "a-b_c": "2"}
+    assert cassandra_fields({"CASSANDRA_NUM_TOKENS": "4", "MAX_HEAP_SIZE": "1g"}) == {
+        "num_tokens": "4"
+    }
+    with pytest.raises(ValueError, match="its image reads no CASSANDRA_AUTO_SNAPSHOT"):
+        cassandra_fields({"CASSANDRA_AUTO_SNAPSHOT": "false"})
 
 
 def test_free_ports_are_distinct_and_below_the_outgoing_range() -> None:
