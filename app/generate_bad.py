@@ -118,7 +118,7 @@ def _broken_json(sample: Sample) -> bytes:
             line[: len(line) // 2],
             line[:-1] + b",}",
             line[:-1] + b',"extra":NaN}',
-            line[:-1] + b',"extra":"\xff"}',
+            line.replace(b'":"', b'":"\xff', 1),
             line + b"}",
             b"[" + line + b"]",
             b"[" * 2_000,
@@ -220,7 +220,9 @@ def _no_rows(sample: Sample) -> tuple[bytes, Headers]:
 
 
 def _oversized(sample: Sample) -> tuple[bytes, Headers]:
-    return sample.line().ljust(sample.source.record_bytes_max + 1), ()
+    line = sample.line()
+    filler = b"x" * (sample.source.record_bytes_max - len(line))
+    return line[:-1] + b',"filler":"' + filler + b'"}', ()
 
 
 def _content_type(sample: Sample) -> tuple[bytes, Headers]:

@@ -94,8 +94,7 @@ def manifest_of(themap: Map, written: Written) -> dict[str, Any]:
             | {"late": count}
             for name, count in sorted(late.items())
         },
-        "dead_letters": _known(total(one.letters for one in truths)),
-        "late_letters": sum(one.late_letters for one in truths),
+        "dead_letters": _known(total(one.dead for one in truths)),
         "partitions": {
             str(number): {
                 "first": written.first[number],
@@ -103,8 +102,7 @@ def manifest_of(themap: Map, written: Written) -> dict[str, Any]:
                 "stream_time_ms": one.stream_time_ms if "events.decoded" in one.ledger
                 or "records.heartbeat" in one.ledger else None,
                 "ledger": _known(one.ledger),
-                "dead_letters": _known(one.letters),
-                "late_letters": one.late_letters,
+                "dead_letters": _known(one.dead),
             }
             for number, one in partitions.items()
         },

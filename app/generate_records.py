@@ -14,14 +14,14 @@ import dataclasses
 import io
 import random
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import polars as pl
 
 from app.generate_bad import CONTENT_TYPES, EVERY, Bad, Deck, Form, Sample, arrow_stream
 from app.generate_events import StepEvents
-from app.generate_plan import Format, Part, Plan
+from app.generate_plan import Format, GenerateError, Part, Plan
 from app.generate_truth import PartitionTruth, Truth
 from app.generate_words import Words
 from tables.chunk import Headers
@@ -82,14 +82,13 @@ class RecordMaker:
             return []
         pieces = self._pieces(step.facts)
         bads = self._choose(step, pieces, now_ms)
-        packs, records = self._encode(step, pieces, bads)
+        packs = self._encode(step, pieces, bads)
         outcome = pl.repeat("classified", step.facts.height, eager=True)
         if bads:
             outcomes = [bad.outcome for bad, _ in bads.values()]
             outcome = outcome.scatter(list(bads), outcomes)
-            self._note_bad(step, records, bads)
-        numbers = pl.Series(records, dtype=pl.Int64)
-        self.truth.note_events(step.facts, step.events, outcome, numbers)
+            self._note_bad(step, bads)
+        self.truth.note_events(step.facts, step.events, outcome)
         for pack in packs:
             self.truth.partitions[pack.partition].records += len(pack.values)
         self.events += step.facts.height
@@ -138,8 +137,8 @@ class RecordMaker:
 
     def _encode(
         self, step: StepEvents, pieces: list[Piece], bads: Mapping[int, tuple[Bad, Any]]
-    ) -> tuple[list[Pack], list[int]]:
-        """Return the records, and for each row a number of the record it is in."""
+    ) -> list[Pack]:
+        """Return the records of all pieces."""
         events = _edited(step.events, bads)
         lines = _lines(events) if any(piece.form != "arrow" for piece in pieces) else []
         for row, (bad, made) in bads.items():
@@ -147,31 +146,23 @@ class RecordMaker:
                 lines[row] = made
         own = [row for row, (bad, _) in bads.items() if bad.place == "record"]
         packs: list[Pack] = []
-        records: list[int] = []
         for piece in pieces:
             cuts = own[bisect.bisect_left(own, piece.first) : bisect.bisect_left(own, piece.stop)]
             if piece.form == "json":
                 packs.append(self._json_pack(step.facts, piece, lines, cuts, bads))
-                records += range(len(records), len(records) + piece.stop - piece.first)
                 continue
             pack = Pack(piece.partition, [], [])
             first = piece.first
             for stop in (*cuts, piece.stop):
-                if stop > first:
-                    value = (
-                        b"\n".join(lines[first:stop])
-                        if piece.form == "ndjson"
-                        else arrow_stream(events.slice(first, stop - first))
-                    )
-                    _append(pack, self._key(step.facts, first), value, piece.headers)
+                rows = events.slice(first, stop - first) if piece.form == "arrow" else None
+                for start, value in self._values(first, rows, lines[first:stop]):
+                    _append(pack, self._key(step.facts, start), value, piece.headers)
                     self.truth.partitions[piece.partition].count("records.with_events")
-                    records += [len(records)] * (stop - first)
                 if stop < piece.stop:
                     _append(pack, self._key(step.facts, stop), *bads[stop][1])
-                    records.append(len(records))
                 first = stop + 1
             packs.append(pack)
-        return packs, records
+        return packs
 
     def _json_pack(
         self,
@@ -185,6 +176,7 @@ class RecordMaker:
         rows = slice(piece.first, piece.stop)
         values = cast("list[bytes | None]", lines[rows])
         count = len(values)
+        self._check_event(max(map(len, lines[rows])))
         if self._words.places is None:
             keys: list[bytes | None] = [None] * count
         else:
@@ -201,6 +193,36 @@ class RecordMaker:
         self.truth.partitions[piece.partition].count("records.with_events", count - len(cuts))
         return pack
 
+    def _values(
+        self, first: int, rows: pl.DataFrame | None, lines: list[bytes]
+    ) -> Iterator[tuple[int, bytes]]:
+        """Yield the values of records that hold these events, and the first row of each.
+
+        They are ``rows`` in Arrow, or else ``lines``: in one record, or in more where one would be
+        larger than the source takes.
+        """
+        count = len(lines) if rows is None else rows.height
+        if not count:
+            return
+        value = b"\n".join(lines) if rows is None else arrow_stream(rows)
+        if len(value) <= self._words.source.record_bytes_max:
+            yield first, value
+            return
+        self._check_event(len(value) if count == 1 else 0)
+        half = count // 2
+        yield from self._values(first, None if rows is None else rows[:half], lines[:half])
+        yield from self._values(first + half, None if rows is None else rows[half:], lines[half:])
+
+    def _check_event(self, event_bytes: int) -> None:
+        """Raise GenerateError if a record of one event is larger than the source takes."""
+        source = self._words.source
+        if event_bytes > source.record_bytes_max:
+            raise GenerateError(
+                f"cannot generate events for {source.name}: one alone is an oversized record; got"
+                f" {event_bytes} bytes; want at most {source.record_bytes_max}; raise the source's"
+                " record_bytes_max"
+            )
+
     def _key(self, facts: pl.DataFrame, row: int) -> bytes | None:
         """Return the key of a record that begins with this row."""
         if self._words.places is None:
@@ -208,20 +230,16 @@ class RecordMaker:
         key: int = facts["key_id"][row]
         return self._words.key_texts[key]
 
-    def _note_bad(
-        self, step: StepEvents, records: list[int], bads: Mapping[int, tuple[Bad, Any]]
-    ) -> None:
-        """Count bad input and the dead letters that come of it, one a record and reason."""
-        partitions = step.facts["partition"].gather(list(bads)).to_list()
-        letters: set[tuple[int, str]] = set()
-        for partition, (row, (bad, _)) in zip(partitions, bads.items(), strict=True):
+    def _note_bad(self, step: StepEvents, bads: Mapping[int, tuple[Bad, Any]]) -> None:
+        """Count bad input, and the dead letters that come of it."""
+        silent = "unclassified" if self._words.source.unclassified == "count" else ""
+        partitions = step.facts["partition"].gather(list(bads))
+        for partition, (bad, _) in zip(partitions, bads.values(), strict=True):
             self.bad[bad.name] += 1
             truth = self.truth.partitions[partition]
             _count_bad(truth, bad)
-            told = bad.reason != "unclassified" or self._words.source.unclassified == "dead"
-            if told and (records[row], bad.reason) not in letters:
-                letters.add((records[row], bad.reason))
-                add(truth.letters, {bad.reason: 1})
+            if bad.reason != silent:
+                add(truth.dead, {bad.reason: 1})
 
 
 def _count_bad(truth: PartitionTruth, bad: Bad) -> None:

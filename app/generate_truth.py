@@ -8,11 +8,10 @@ before it, which is the greatest time before it in its partition, minus what the
 from __future__ import annotations
 
 import dataclasses
-import functools
 import operator
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import polars as pl
 
@@ -33,17 +32,15 @@ _OPERATORS: dict[str, Callable[[Any, Any], pl.Expr]] = {
 class PartitionTruth:
     """What was written to one partition and what must come of it.
 
-    ``late`` counts, by layer, folded events whose window was closed before them. ``letters`` counts
-    dead letters by reason, one for each record and reason, ``late_letters`` the records with an
-    event that was too late for some layer.
+    ``late`` counts, by layer, folded events whose window was closed before them. ``dead`` counts,
+    by reason, the events and whole records that become dead letters.
     """
 
     stream_time_ms: int = _NEVER_MS
     records: int = 0
     ledger: Ledger = dataclasses.field(default_factory=dict)
     late: Ledger = dataclasses.field(default_factory=dict)
-    letters: Ledger = dataclasses.field(default_factory=dict)
-    late_letters: int = 0
+    dead: Ledger = dataclasses.field(default_factory=dict)
 
     def count(self, column: str, count: int = 1) -> None:
         """Add to a column of the ledger."""
@@ -70,9 +67,7 @@ class Truth:
         for partition in self.partitions.values():
             partition.heartbeat(time_ms)
 
-    def note_events(
-        self, facts: pl.DataFrame, events: pl.DataFrame, outcome: pl.Series, records: pl.Series
-    ) -> None:
+    def note_events(self, facts: pl.DataFrame, events: pl.DataFrame, outcome: pl.Series) -> None:
         """Note rows of ``facts`` and ``events`` that were written, in order.
 
         Args:
@@ -80,12 +75,11 @@ class Truth:
             events: the same rows, as they were before anything bad was put into them.
             outcome: ``classified``, ``unclassified``, or anything else for rows that are no events
                 and move no time.
-            records: a number for the record that each row is in.
         """
         classified = outcome == "classified"
         decoded = classified | (outcome == "unclassified")
         rows = facts.select("partition", "time", "type_id").with_columns(
-            before=self._times_before(facts, decoded), record=records, classified=classified,
+            before=self._times_before(facts, decoded), classified=classified,
         )  # fmt: skip
         columns = {"classified": classified}
         for index, layer in enumerate(self._words.layers):
@@ -93,7 +87,6 @@ class Truth:
         marks = pl.DataFrame({"partition": rows["partition"], **columns})
         for row in marks.group_by("partition").agg(pl.all().sum()).iter_rows(named=True):
             self._add(row)
-        self._note_late(rows, marks)
 
     def _times_before(self, facts: pl.DataFrame, decoded: pl.Series) -> pl.Series:
         """Return the stream time before each row, and advance that of the partitions."""
@@ -146,16 +139,6 @@ class Truth:
             counts[f"layer.{name}.folded"] = passed - too_late
             add(one.late, {name: row[f"{name}.late"]})
         add(one.ledger, counts)
-
-    def _note_late(self, rows: pl.DataFrame, marks: pl.DataFrame) -> None:
-        """Count the records with an event that is too late for some layer."""
-        columns = [marks[f"{layer.name}.too_late"] for layer in self._words.layers]
-        if not columns:
-            return
-        late = rows.filter(functools.reduce(operator.or_, columns))
-        counts = late.group_by("partition").agg(pl.col("record").n_unique())
-        for number, count in counts.iter_rows():
-            self.partitions[number].late_letters += cast("int", count)
 
 
 def _filter(conditions: tuple[Condition, ...]) -> pl.Expr | None:

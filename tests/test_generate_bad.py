@@ -1,0 +1,130 @@
+"""Every kind of bad input is what its name says, by the worker's own decoder."""
+
+from __future__ import annotations
+
+import random
+
+import polars as pl
+import pytest
+
+from agents.decode import Decoder
+from agents.fold import Before, Folder
+from app.generate_bad import CONTENT_TYPES, KINDS, OVERSIZED_EVERY, Bad, Deck, Sample, arrow_stream
+from app.generate_plan import MAP_FILE, SOURCE
+from app.mapfile import load_map
+from tables.chunk import Headers, Run
+from tables.ledger import Ledger
+from tables.plan import plans_of
+from tables.table import NEVER_MS
+
+NOW_MS = 1_700_000_000_000
+MAP = load_map(MAP_FILE)
+EVENT = pl.DataFrame(
+    {
+        "at": [NOW_MS], "type": ["order.t0"], "store": ["store1"], "region": ["region2"],
+        "amount_cents": [5], "items": [2], "weight_kg": [1.5], "coupon": [None], "online": [True],
+    },
+    schema_overrides={"coupon": pl.String},
+)  # fmt: skip
+CASES = [(bad, form) for bad in KINDS for form in bad.forms]
+
+
+def sample(seed: int) -> Sample:
+    """Return a good event of the example's map."""
+    return Sample(
+        source=MAP.source(SOURCE),
+        chance=random.Random(seed),
+        now_ms=NOW_MS,
+        event=EVENT,
+        key_names=("store", "region"),
+        unclassified="unknown",
+    )
+
+
+def ledger_of(value: bytes | None, headers: Headers) -> Ledger:
+    """Return what the worker counts for one record."""
+    source = MAP.source(SOURCE)
+    run = Run(
+        topic=source.topic,
+        partition=0,
+        first_offset=0,
+        next_offset=1,
+        offsets=range(1),
+        values=[value],
+        append_times_ms=[NOW_MS],
+        headers={0: headers} if headers else {},
+    )
+    batch = Decoder(source).decode([run])
+    [content] = Folder(plans_of(MAP)[source.topic]).fold(batch, {0: Before(NEVER_MS, {})})
+    return {name: count for name, count in content.ledger.items() if count}
+
+
+def record_of(bad: Bad, form: str, one: Sample) -> tuple[bytes | None, Headers]:
+    """Return a record that holds nothing but the bad thing."""
+    made = bad.make(one)
+    assert made is not None
+    if bad.place == "record":
+        value, headers = made
+        return value, headers
+    if bad.place == "line":
+        return made, ()
+    name, value = made
+    frame = one.event.with_columns(pl.Series(name, [value], dtype=one.event[name].dtype))
+    line = Sample(one.source, one.chance, one.now_ms, frame, one.key_names, None).line()
+    return (arrow_stream(frame) if form == "arrow" else line), ()
+
+
+def wanted(bad: Bad) -> Ledger:
+    """Return what the worker must count for it."""
+    if bad.counted.startswith("unreadable."):
+        return {"records.unreadable": 1, bad.counted: 1}
+    if bad.counted.startswith("records."):
+        return {bad.counted: 1}
+    counts = {"records.with_events": 1, "events.decoded": 1, bad.counted: 1}
+    return counts | ({"events.malformed": 1} if bad.outcome == "malformed" else {})
+
+
+def test_the_event_itself_is_good() -> None:
+    """So that what is found wrong below is what was made wrong."""
+    for value in (sample(1).line(), arrow_stream(EVENT)):
+        assert ledger_of(value, ())["layer.orders_minute.folded"] == 1
+
+
+@pytest.mark.parametrize(("bad", "form"), CASES, ids=lambda one: getattr(one, "name", one))
+def test_a_kind_is_what_its_name_says(bad: Bad, form: str) -> None:
+    """Of forty made at random, each is counted under its reason and nothing else."""
+    for seed in range(40):
+        value, headers = record_of(bad, form, sample(seed))
+        assert ledger_of(value, headers) == wanted(bad), (seed, value and value[:300], headers)
+
+
+@pytest.mark.parametrize("form", ["json", "ndjson", "arrow"])
+def test_a_content_type_changes_nothing_but_for_lines_in_one_document(form: str) -> None:
+    """Bad lines and rows are the same where a header tells their form."""
+    header = (("content-type", CONTENT_TYPES[form]),)  # type: ignore[index]
+    for bad in KINDS:
+        if form in bad.forms and bad.place != "record":
+            for seed in range(20):
+                value, _ = record_of(bad, form, sample(seed))
+                assert ledger_of(value, header) == wanted(bad), (bad.name, seed, value)
+
+
+def test_every_round_has_every_kind_and_few_have_an_oversized_record() -> None:
+    """A record of more than a MiB would otherwise be most of what is written."""
+    deck = Deck(random.Random(5))
+    kinds = [bad for bad in KINDS if "json" in bad.forms]
+    first = [deck.draw("json", sample(0))[0].name for _ in kinds]
+    assert sorted(first) == sorted(bad.name for bad in kinds)
+    more = (OVERSIZED_EVERY - 1) * (len(kinds) - 1)
+    assert "oversized" not in [deck.draw("json", sample(0))[0].name for _ in range(more)]
+    assert "oversized" in [deck.draw("json", sample(0))[0].name for _ in kinds]
+
+
+def test_what_a_source_cannot_have_is_left_out() -> None:
+    """Without keys of text none is too long, and where every type is selected none is unknown."""
+    one = sample(1)
+    bare = Sample(one.source, one.chance, NOW_MS, EVENT, (), None)
+    deck = Deck(random.Random(5))
+    drawn = {deck.draw("arrow", bare)[0].name for _ in range(100)}
+    assert {"tombstone", "arrow", "not_finite"} <= drawn
+    assert not drawn & {"key_too_long", "unclassified"}
