@@ -292,6 +292,21 @@ async def test_early_emissions_wait_and_closed_windows_do_not(
     assert blocks_sent(house) == 2
 
 
+async def test_a_hot_key_costs_its_merger_one_row_a_partition_and_emission(
+    make: Callable[[], House], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All events are of one cell; the merge stage gets one row from each source partition."""
+    monkeypatch.setattr(emit, "EARLY_EMIT_S", 3_600.0)
+    house = make()
+    for partition in range(PARTITIONS):
+        for at in range(500):
+            house.log.put(RAW, partition, flight(at, "JFK", "UA"))
+    await house.restore()
+    await house.step(RAW, 1_000)
+    await pump(house, [("JFK", "UA", 0, 500 * PARTITIONS)])
+    assert view_of(house).ledger()["layers"]["hour"]["selected"] == PARTITIONS
+
+
 def blocks_sent(house: House) -> int:
     """Return how many records with cells are in the merged layer's topic."""
     values = [
