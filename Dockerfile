@@ -22,11 +22,13 @@ COPY deploy/healthcheck.py /opt/treasure-map/healthcheck.py
 FROM python:3.11.14-slim-bookworm
 LABEL org.opencontainers.image.title="treasure-map" \
       org.opencontainers.image.licenses="Apache-2.0"
-# A number that nobody else has, and the same in every build: volumes keep their owner.
+# A number that nobody else has, and the same in every build: volumes keep their owner. The second
+# folder is where maps and certificates are mounted.
 RUN groupadd --gid 10001 treasure-map \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /var/lib/treasure-map \
        --shell /usr/sbin/nologin treasure-map \
-    && install --directory --owner=10001 --group=10001 /var/lib/treasure-map
+    && install --directory --owner=10001 --group=10001 /var/lib/treasure-map \
+    && install --directory /etc/treasure-map
 COPY --from=build /opt/treasure-map /opt/treasure-map
 # No module is taken from the working folder, no bytecode is written beside the code, and lines of
 # the log are seen when they are written.

@@ -207,19 +207,21 @@ def test_the_image_gets_exactly_the_packages_that_a_worker_needs() -> None:
 
 
 def closure(asked: list[str]) -> set[str]:
-    """Return the names of all that requirements need on this machine, themselves included."""
+    """Return the names of all that requirements need in the image, themselves included."""
+    python = re.findall(r"python:(\d+\.\d+)", arguments_of("FROM")[-1])[0]
+    there = {"python_version": python, "sys_platform": "linux", "platform_system": "Linux"}
     found: set[str] = set()
     waiting = [Requirement(text) for text in asked]
     while waiting:
         requirement = waiting.pop()
         name = canonicalize_name(requirement.name)
-        extras = ["", *requirement.extras]
         if name in found and not requirement.extras:
             continue
         found.add(name)
+        extras = [there | {"extra": extra} for extra in ("", *requirement.extras)]
         for text in metadata.requires(name) or []:
             needed = Requirement(text)
-            if not needed.marker or any(needed.marker.evaluate({"extra": one}) for one in extras):
+            if needed.marker is None or any(map(needed.marker.evaluate, extras)):
                 waiting.append(needed)
     return found
 
@@ -350,44 +352,48 @@ def get(url: str, host: str) -> int | None:
         return None
 
 
+def run_service(
+    service: str, variables: Mapping[str, str], *changes: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the command of a service to its end, on the map that is mounted into its container."""
+    described = load_compose()["services"][service]
+    source, target, _ = described["volumes"][0].split(":")
+    command = [word.replace(target, str(ROOT / source)) for word in described["command"]]
+    return subprocess.run(
+        [sys.executable, "-m", "app", *command, *changes],
+        env={**image_environment(), **environment(service), **variables},
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
 @pytest.mark.slow
 @pytest.mark.kafka
 @pytest.mark.cassandra
-async def test_a_worker_is_ready_on_the_settings_of_the_compose_file(
+async def test_the_services_run_on_the_settings_of_the_compose_file(
     tmp_path: Path, cassandra: tuple[str, int]
 ) -> None:
     """Commands, settings and map are those of the file; hosts, ports, folders are this machine's.
 
-    It is ready by any name of its host, as a probe by a container's address asks, passes the
-    image's health check and ends in order.
+    The map is applied. The worker is ready by any name of its host, as a probe by a container's
+    address asks, and passes the image's health check. It folds what the generator writes, and ends
+    in order.
     """
     reason = servers.why_missing("kafka")
     if reason is not None:
         pytest.skip(reason)
-    services = load_compose()["services"]
     with servers.KafkaServer(tmp_path / "kafka") as kafka, contextlib.ExitStack() as ending:
         here = {
-            "PATH": "/usr/bin:/bin",
             "TREASURE_MAP_BROKERS": kafka.listeners["INTERNAL"],
             "TREASURE_MAP_CASSANDRA_HOSTS": cassandra[0],
             "TREASURE_MAP_CASSANDRA_PORT": str(cassandra[1]),
-            # Nothing in the file names the keyspace; every test has its own.
+            # The file names no keyspace; every test has its own.
             "TREASURE_MAP_CASSANDRA_KEYSPACE": f"t{uuid.uuid4().hex}",
         }
-        mounted = dict(volume.split(":")[1::-1] for volume in services["apply"]["volumes"])
-        here["TREASURE_MAP_MAP_FILE"] = str(ROOT / mounted["/etc/treasure-map/map.toml"])
-        variables = image_environment() | environment("apply") | here
-        command = [
-            str(ROOT / mounted[word]) if word in mounted else word
-            for word in services["apply"]["command"]
-        ]
-        done = await asyncio.to_thread(
-            subprocess.run,
-            [sys.executable, "-m", "app", *command],
-            env=variables, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
+        applied = await asyncio.to_thread(run_service, "apply", here)
+        assert applied.returncode == 0, applied.stderr
 
+        source = load_compose()["services"]["worker"]["volumes"][0].split(":")[0]
+        here["TREASURE_MAP_MAP_FILE"] = str(ROOT / source)
         variables = image_environment() | environment("worker") | here
         worker = Worker(socket.gethostname(), tmp_path, variables)
         ending.callback(worker.stop)
@@ -399,7 +405,17 @@ async def test_a_worker_is_ready_on_the_settings_of_the_compose_file(
             return await asyncio.to_thread(get, f"{worker.url}/readyz", "10.1.2.3:6066") == 200
 
         await until(ready, 90)
-        port = {"TREASURE_MAP_WEB_PORT": worker.url.rpartition(":")[2]}
-        health = await asyncio.to_thread(check_health, variables | port)
+        variables["TREASURE_MAP_WEB_PORT"] = worker.url.rpartition(":")[2]
+        health = await asyncio.to_thread(check_health, variables)
         assert (health.returncode, health.stderr) == (0, "")
+
+        small = ("--rate=500", "--seconds=1", f"--manifest={tmp_path / 'manifest.json'}")
+        loaded = await asyncio.to_thread(run_service, "generator", here, *small)
+        assert loaded.returncode == 0, loaded.stderr
+
+        async def folded() -> bool:
+            ledger = await asyncio.to_thread(worker.get, "ledger")
+            return ledger is not None and ledger["layers"]["orders_minute"]["folded"] > 0
+
+        await until(folded, 60)
         assert await asyncio.to_thread(worker.stop) == 0
