@@ -84,7 +84,8 @@ def generate(
             f" not known; got {sum(first.values())} records; want an empty topic; make it anew, or"
             " give --append"
         )
-    parts = parts_of(words.partition_weights(), min(processes, source.partitions))
+    weights = words.partition_weights()
+    parts = parts_of(weights, min(processes, sum(weight > 0 for weight in weights)))
     with _Processes(plan, parts) as running:
         results = running.run(show or (lambda _: None))
     truths = {number: one for result in results for number, one in result.partitions.items()}

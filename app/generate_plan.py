@@ -9,6 +9,7 @@ The load is open loop: the schedule alone says when events are due, never the br
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -66,6 +67,11 @@ class Plan:
     speed: float
 
     @property
+    def events(self) -> int:
+        """How many events there are in all; 0 where they are as many as possible."""
+        return math.floor(round(self.rate * self.seconds, 6))
+
+    @property
     def end_ms(self) -> int:
         """The event time at which the load ends."""
         return self.time_ms(self.seconds)
@@ -77,11 +83,21 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Part:
-    """What one process writes: its partitions and its share of the rate."""
+    """What one process writes: its partitions and its share of the load.
+
+    ``before`` is the share of the parts before it, so that together they write every event.
+    """
 
     number: int
     partitions: tuple[int, ...]
+    before: float
     share: float
+
+    def events(self, total: int) -> int:
+        """Return how many of ``total`` events are this part's."""
+        # Rounded first, because shares add up to a little less than 1, or more.
+        stop = math.floor(round(total * (self.before + self.share), 6))
+        return stop - math.floor(round(total * self.before, 6))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -106,18 +122,20 @@ def step_seconds(rate: float, partitions: int, batch: int) -> float:
         partitions: how many the process writes.
         batch: the most events of a record.
     """
+    if not rate:
+        return STEP_SECONDS_MAX
     fill = batch * partitions / rate
     most = min(STEP_SECONDS_MAX, STEP_EVENTS_MAX / rate)
     return min(max(STEP_SECONDS_MIN, fill), most)
 
 
-def schedule(rate: float, seconds: float, step_s: float) -> Iterator[Step]:
-    """Yield the steps of ``floor(rate * seconds)`` events at an even rate, ``step_s`` each."""
+def schedule(events: int, seconds: float, step_s: float) -> Iterator[Step]:
+    """Yield the steps of so many events, evenly over ``seconds``, ``step_s`` each."""
     done, begin_s = 0, 0.0
     for number in range(1, math.ceil(seconds / step_s) + 1):
         end_s = min(number * step_s, seconds)
-        # Rounded first, so that 0.1 s at 30,000/s are 3,000 events and not 2,999.
-        due = math.floor(round(rate * end_s, 6))
+        # Rounded first, so that 0.1 s of 30,000 events in 1 s are 3,000 and not 2,999.
+        due = math.floor(round(events * (end_s / seconds), 6))
         yield Step(begin_s, end_s, due - done)
         done, begin_s = due, end_s
 
@@ -135,9 +153,10 @@ def parts_of(weights: Sequence[float], processes: int) -> list[Part]:
         lightest = min(range(processes), key=lambda one: (loads[one], len(groups[one])))
         groups[lightest].append(partition)
         loads[lightest] += weights[partition]
+    before = itertools.accumulate(loads, initial=0.0)
     return [
-        Part(number, tuple(sorted(group)), load)
-        for number, (group, load) in enumerate(zip(groups, loads, strict=True))
+        Part(number, tuple(sorted(group)), earlier, load)
+        for number, (group, load, earlier) in enumerate(zip(groups, loads, before, strict=False))
     ]
 
 

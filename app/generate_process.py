@@ -126,8 +126,9 @@ class PartWriter:
     def _add(self, feed: Feed, step: Step) -> None:
         """Hand over the records of a step, and the heartbeat that follows them."""
         now_ms = time.time_ns() // 1_000_000
-        for pack in self._records.make(self._events.make(step), now_ms):
-            feed.add(pack.partition, pack.keys, pack.values, pack.headers)
+        if step.events:
+            for pack in self._records.make(self._events.make(step), now_ms):
+                feed.add(pack.partition, pack.keys, pack.values, pack.headers)
         if step.heartbeat:
             time_ms = self._plan.time_ms(step.end_s)
             feed.heartbeat(time_ms, self._part.partitions)
@@ -135,12 +136,14 @@ class PartWriter:
 
     async def _steps(self, begin_s: float, stop: asyncio.Event) -> AsyncIterator[Step]:
         """Yield the steps when they are due; none is left out, however late it is."""
-        rate = self._plan.rate * self._part.share
+        seconds = self._plan.seconds
         if not self._plan.rate:
-            steps = _unpaced(self._plan.seconds, begin_s)
+            steps = _unpaced(seconds, begin_s)
         else:
-            length_s = step_seconds(rate, len(self._part.partitions), self._plan.batch)
-            steps = schedule(rate, self._plan.seconds, length_s)
+            events = self._part.events(self._plan.events)
+            batch = 1 if self._plan.format == "json" else self._plan.batch
+            length_s = step_seconds(events / seconds, len(self._part.partitions), batch)
+            steps = schedule(events, seconds, length_s)
         for step in steps:
             await _pause(stop, begin_s + step.end_s - time.monotonic())
             if stop.is_set():

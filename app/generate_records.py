@@ -78,8 +78,6 @@ class RecordMaker:
 
     def make(self, step: StepEvents, now_ms: int) -> list[Pack]:
         """Return the records of a step that is written at ``now_ms``."""
-        if not step.facts.height:
-            return []
         pieces = self._pieces(step.facts)
         bads = self._choose(step, pieces, now_ms)
         packs = self._encode(step, pieces, bads)

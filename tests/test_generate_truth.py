@@ -81,10 +81,10 @@ def written(themap: Map, plan: Plan) -> tuple[RecordMaker, dict[int, list[Pack]]
     """Return a part of all partitions, written, and its records with heartbeats as packs."""
     source = themap.source(plan.source)
     words = words_of(themap, source, keys=plan.keys, skew=plan.skew, types=plan.types)
-    part = Part(0, tuple(range(source.partitions)), 1.0)
+    part = Part(0, tuple(range(source.partitions)), 0.0, 1.0)
     events, records = EventMaker(words, plan, part), RecordMaker(words, plan, part)
     packs: dict[int, list[Pack]] = {number: [] for number in part.partitions}
-    for step in schedule(plan.rate, plan.seconds, 0.25):
+    for step in schedule(plan.events, plan.seconds, 0.25):
         for pack in records.make(events.make(step), NOW_MS):
             packs[pack.partition].append(pack)
         if step.heartbeat:
