@@ -148,12 +148,12 @@ def test_apply_makes_the_topics_and_says_which(own_map: Path, brokers: str) -> N
     """The first time each is named; the second time nothing is made."""
     first = run("apply", own_map, "--brokers", brokers)
     created = [line for line in first.stdout.splitlines() if line.startswith("created topic ")]
-    # Eleven inputs, as many journals, three side topics.
-    assert len(created) == 25
-    assert "topics: 25 created with 1 copy of each partition, 0 existed" in first.stdout
+    # Eleven inputs, as many journals, two side topics.
+    assert len(created) == 24
+    assert "topics: 24 created with 1 copy of each partition, 0 existed" in first.stdout
     assert first.stderr == ""
     again = run("apply", own_map, "--brokers", brokers)
-    assert "topics: 0 created with 1 copy of each partition, 25 existed" in again.stdout
+    assert "topics: 0 created with 1 copy of each partition, 24 existed" in again.stdout
     assert "archive: embedded, nothing to make" in again.stdout
 
 
@@ -165,7 +165,7 @@ def test_apply_refuses_topics_that_differ(own_map: Path, brokers: str) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("error: cannot apply topics of map ")
     # The source, its journal and the side topics, which are as wide as the widest source.
-    assert done.stderr.count("wrong number of partitions; got 4; want 5") == 5
+    assert done.stderr.count("wrong number of partitions; got 4; want 5") == 4
 
 
 def test_apply_takes_its_settings_from_the_environment(own_map: Path, brokers: str) -> None:
@@ -176,7 +176,7 @@ def test_apply_takes_its_settings_from_the_environment(own_map: Path, brokers: s
         env={"TREASURE_MAP_BROKERS": brokers},
         catch_exceptions=False,
     )
-    assert "topics: 25 created" in result.stdout
+    assert "topics: 24 created" in result.stdout
 
 
 def test_apply_refuses_a_keyspace_over_other_data_centres(own_map: Path, brokers: str) -> None:

@@ -177,74 +177,6 @@ where = [
     assert isinstance(layer.where[0].value, float)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        ('["store", "country"]', '["country"]'),
-        ('keyed_by = ["store"]', ""),
-        ('keyed_by = ["store"]', "keyed_by = []"),
-        ('keyed_by = ["store"]', 'keyed_by = ["store", "vip"]'),
-    ],
-)
-def test_a_layer_whose_key_the_source_is_not_keyed_by_is_merged(change: tuple[str, str]) -> None:
-    """Its cells are complete after a merge stage, which has a topic of its own."""
-    themap = read(change)
-    minute = themap.layer("minute")
-    assert (minute.merged, minute.source, minute.events) == (True, "orders", ("order.*",))
-    assert minute.partitions == 8
-    assert themap.input_topic(minute) == "shop.layer.minute"
-    assert themap.inputs() == {
-        "orders.raw": 12, "shop.layer.minute": 8, "shop.layer.hour": 8, "shop.layer.day": 8,
-    }  # fmt: skip
-    assert themap.digest != read().digest
-
-
-def test_a_merged_layer_may_say_how_many_partitions_its_topic_has() -> None:
-    """Layers made from it take over their number, as of any finer layer."""
-    themap = read(('"1m"', '"1m"\npartitions = 3'), ('keyed_by = ["store"]', ""))
-    assert [layer.partitions for layer in themap.layers] == [3, 3, 3]
-    few = read(("partitions = 12", "partitions = 2"), ('keyed_by = ["store"]', ""))
-    assert few.layer("minute").partitions == 2
-
-
-def test_a_layer_keyed_like_its_source_is_complete_in_each_partition() -> None:
-    """All of the source's fields are in the key, so that it needs neither topic nor merging."""
-    themap = read()
-    assert not any(layer.merged for layer in themap.layers)
-    assert "shop.layer.minute" not in themap.inputs()
-
-
-def test_the_topic_of_a_merged_layer_stands_beside_no_other_of_its_name() -> None:
-    """Its name is taken, as that of a coarser layer is."""
-    problems = problems_of(
-        changed(('keyed_by = ["store"]', ""), ('"orders.raw"', '"shop.layer.minute"'))
-    )
-    assert [problem.split(":")[0] for problem in problems] == ["layers.minute"]
-    assert "cannot stand beside 'shop.layer.minute'" in problems[0]
-
-
-@pytest.mark.parametrize(
-    ("partitions", "said"),
-    [("0", "out of range; got 0; want 1 to 10000"), ('"3"', "wrong type; got '3'")],
-)
-def test_a_merged_layer_is_refused_partitions_that_no_topic_can_have(
-    partitions: str, said: str
-) -> None:
-    """The same limits as everywhere."""
-    (problem,) = problems_of(
-        changed(('"1m"', f'"1m"\npartitions = {partitions}'), ('keyed_by = ["store"]', ""))
-    )
-    assert problem.startswith(f"layers.minute.partitions: {said}")
-
-
-def test_what_a_source_is_keyed_by_must_be_known_before_partitions_are_judged() -> None:
-    """One slip of the keyboard is one problem."""
-    (problem,) = problems_of(
-        changed(('"1m"', '"1m"\npartitions = 3'), ('keyed_by = ["store"]', 'keyed_by = ["stor"]'))
-    )
-    assert problem.startswith("sources.orders.keyed_by: ")
-
-
 def test_a_coarser_layer_takes_over_what_it_does_not_name() -> None:
     """Measures and accumulators come from the finer layer, partitions are its own, at most 8."""
     themap = read(('"1h"', '"1h"\npartitions = 5'))
@@ -308,7 +240,7 @@ REFUSED: list[tuple[str, str, str, str]] = [
     ('"orders.raw"', '".."', "sources.orders.topic", "not a topic name that Kafka takes"),
     ('"orders.raw"', f'"{"t" * 245}"', "sources.orders.topic", "its journal topic cannot be made"),
     ('"orders.raw"', '"shop.late"', "sources.orders.topic", "cannot stand beside 'shop.late'"),
-    ('"orders.raw"', '"shop_future"', "sources.orders.topic", "cannot stand beside 'shop.future'"),
+    ('"orders.raw"', '"shop_dead"', "sources.orders.topic", "cannot stand beside 'shop.dead'"),
     ('"orders.raw"', '"shop.layer.hour"', "layers.hour", "cannot stand beside 'shop.layer.hour'"),
     ("partitions = 12", "partitions = 0", "sources.orders.partitions", "want 1 to 10000"),
     ("partitions = 12", "partitions = 1.5", "sources.orders.partitions", "wrong type; got 1.5"),
