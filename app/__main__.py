@@ -14,6 +14,7 @@ COMMANDS = {
     "map": "app.commands.map",
     "query": "app.commands.query",
     "replay": "app.commands.replay",
+    "deadletters": "app.commands.deadletters",
     "demo": "app.commands.demo",
     "generate": "app.commands.generate",
     "worker": "app.commands.worker",

@@ -41,9 +41,7 @@ _TOGETHER = (
     ("kafka_sasl_mechanism", "kafka_username"),
     ("cassandra_username", "cassandra_password"),
 )
-_ORDERED = (
-    ("query_limit_max", "query_cells_max"),
-)
+_ORDERED = (("query_limit_max", "query_cells_max"),)
 # What a field takes, where msgspec's own words would show a pattern.
 _FORMS = {
     "brokers": "host:port, more separated by commas",

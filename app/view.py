@@ -71,6 +71,7 @@ class View:
         return {
             "records": records,
             "events": events,
+            "reasons": {kind: _by_reason(counts, kind) for kind in ("unreadable", "malformed")},
             "layers": layers,
             "balanced": not problems,
             "problems": problems,
@@ -127,6 +128,12 @@ class View:
             "floor_ms": _known(floors),
             "partitions": sorted(owner.partition for owner in owners),
         }
+
+
+def _by_reason(counts: ledger.Ledger, kind: str) -> dict[str, int]:
+    prefix = f"{kind}."
+    found = {n.removeprefix(prefix): c for n, c in counts.items() if n.startswith(prefix)}
+    return dict(sorted(found.items()))
 
 
 def _known(times: list[int]) -> int | None:

@@ -1,0 +1,213 @@
+"""``python -m app deadletters``: what workers set aside, by reason, and replaying it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import dataclasses
+import datetime as dt
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import click
+import orjson
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from app.connections import kafka_options
+from app.mapfile import load_map
+from app.settings import Settings, settings_options
+from tables.letter import Letter
+
+if TYPE_CHECKING:
+    from app.deadletters import DeadLetters
+    from app.side_topic import Entry
+
+VALUE_CHARS_MAX = 60
+_WIDTH_PIPED = 200
+
+
+@click.group(name="deadletters")
+def command() -> None:
+    """See what workers could not use, and send it to its source again after a fix."""
+
+
+def _filtered(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that choose letters."""
+    options = [
+        click.option("--late", is_flag=True, help="Of events that came too late, instead of dead."),
+        click.option("--reason", "reasons", multiple=True, help="Only of this reason; repeatable."),
+        click.option("--topic", "topics", multiple=True, help="Only of this topic; repeatable."),
+        click.option("--replayed", is_flag=True, help="Also what was replayed already."),
+        click.option("--json", "as_json", is_flag=True, help="Print JSON, an object a line."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return settings_options(function)
+
+
+@command.command("list")
+@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True)
+@_filtered
+def list_(
+    *, settings: Settings, late: bool, reasons: tuple[str, ...], topics: tuple[str, ...],
+    replayed: bool, as_json: bool, limit: int,
+) -> None:  # fmt: skip
+    """Print letters, oldest first within each partition."""
+    found, more = asyncio.run(_list(settings, late, _wanted(reasons, topics), replayed, limit))
+    if as_json:
+        for entry in found:
+            click.echo(orjson.dumps(_json(entry)))
+    else:
+        table = Table(
+            "set aside", "topic", "partition", "offset", "index", "reason", "detail", "value",
+            box=None, header_style="bold",
+        )  # fmt: skip
+        for entry in found:
+            table.add_row(*map(Text, _row(entry)))
+        _console().print(table)
+    if more:
+        click.echo(f"more: only the first {limit} letters; raise --limit", err=True)
+
+
+@command.command()
+@_filtered
+def count(
+    *, settings: Settings, late: bool, reasons: tuple[str, ...], topics: tuple[str, ...],
+    replayed: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Print how many letters and events there are, by topic and reason."""
+    rows = asyncio.run(_count(settings, late, _wanted(reasons, topics), replayed))
+    if as_json:
+        for row in rows:
+            click.echo(orjson.dumps(dataclasses.asdict(row)))
+        return
+    table = Table("topic", "reason", box=None, header_style="bold")
+    for name in ("letters", "events"):
+        table.add_column(name, justify="right")
+    table.add_column("newest")
+    table.add_column("for example")
+    for row in rows:
+        numbers = (f"{row.letters:,}", f"{row.events:,}")
+        table.add_row(row.topic, row.reason, *numbers, _when(row.newest_ms), Text(row.example))
+    _console().print(table)
+
+
+@command.command()
+@click.option("--reason", "reasons", multiple=True, help="Only of this reason; repeatable.")
+@click.option("--topic", "topics", multiple=True, help="Only of this topic; repeatable.")
+@click.option("--resume", is_flag=True, help="Bring a replay to its end that was cut off.")
+@settings_options
+def replay(
+    settings: Settings, *, reasons: tuple[str, ...], topics: tuple[str, ...], resume: bool
+) -> None:
+    """Send dead letters to their source again, each once, to the partition they came from.
+
+    Do it after a fix: of the map, or of a limit. What still cannot be used comes back as a letter.
+    """
+    done = asyncio.run(
+        _letters(settings, late=False).replay(_wanted(reasons, topics), resume=resume)
+    )
+    click.echo(f"replayed {done.sent} letters")
+    if done.landed:
+        click.echo(f"{done.landed} had been sent before")
+    if done.cut:
+        click.echo(f"{done.cut} left out: longer than a letter may be; send them again yourself")
+    if done.foreign:
+        click.echo(f"{done.foreign} left out: not of a source of this map")
+
+
+@dataclasses.dataclass(slots=True)
+class _Row:
+    topic: str
+    reason: str
+    letters: int = 0
+    events: int = 0
+    newest_ms: int = 0
+    example: str = ""
+
+
+def _letters(settings: Settings, *, late: bool) -> DeadLetters:
+    themap = load_map(settings.map_file)
+    from app.deadletters import DeadLetters  # noqa: PLC0415 - help needs no client of Kafka
+
+    kind = "late" if late else "dead"
+    return DeadLetters(settings.brokers, themap, kind, kafka_options(settings))
+
+
+def _wanted(reasons: tuple[str, ...], topics: tuple[str, ...]) -> Callable[[Letter], bool]:
+    return lambda letter: (
+        (not reasons or letter.reason in reasons) and (not topics or letter.topic in topics)
+    )
+
+
+async def _list(
+    settings: Settings, late: bool, wanted: Callable[[Letter], bool], replayed: bool, limit: int
+) -> tuple[list[Entry], bool]:
+    found: list[Entry] = []
+    letters = _letters(settings, late=late).letters(wanted, replayed=replayed)
+    async with contextlib.aclosing(letters):
+        async for entry in letters:
+            if len(found) == limit:
+                return found, True
+            found.append(entry)
+    return found, False
+
+
+async def _count(
+    settings: Settings, late: bool, wanted: Callable[[Letter], bool], replayed: bool
+) -> list[_Row]:
+    rows: dict[tuple[str, str], _Row] = {}
+    async for entry in _letters(settings, late=late).letters(wanted, replayed=replayed):
+        letter = entry.letter
+        assert letter is not None
+        row = rows.setdefault((letter.topic, letter.reason), _Row(letter.topic, letter.reason))
+        row.letters += 1
+        row.events += letter.events
+        if entry.append_time_ms >= row.newest_ms:
+            row.newest_ms, row.example = entry.append_time_ms, letter.detail
+    return [rows[key] for key in sorted(rows)]
+
+
+def _row(entry: Entry) -> list[str]:
+    letter = entry.letter
+    assert letter is not None
+    text = entry.value[: 4 * VALUE_CHARS_MAX].decode("utf-8", "replace")
+    shown = text if text.isprintable() else repr(entry.value[:VALUE_CHARS_MAX])[2:-1]
+    where = [letter.topic, str(letter.partition), str(letter.offset), letter.index]
+    return [
+        _when(entry.append_time_ms),
+        *where,
+        letter.reason,
+        letter.detail,
+        shown[:VALUE_CHARS_MAX],
+    ]
+
+
+def _json(entry: Entry) -> dict[str, object]:
+    letter = entry.letter
+    assert letter is not None
+    row: dict[str, object] = {
+        "topic": letter.topic, "partition": letter.partition, "offset": letter.offset,
+        "index": letter.index, "events": letter.events, "reason": letter.reason,
+        "detail": letter.detail, "content_type": letter.content_type,
+        "set_aside_ms": entry.append_time_ms, "letter": [entry.partition, entry.offset],
+    }  # fmt: skip
+    if letter.layer:
+        row["layer"] = letter.layer
+    try:
+        row["value"] = entry.value.decode()
+    except UnicodeDecodeError:
+        row["value_base64"] = base64.b64encode(entry.value).decode()
+    return row
+
+
+def _when(time_ms: int) -> str:
+    return dt.datetime.fromtimestamp(time_ms / 1_000, dt.UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=_WIDTH_PIPED)

@@ -1,0 +1,224 @@
+"""Dead letters: which are there, and sending them to their source again after a fix.
+
+A letter is replayed once, whatever dies in between: a replay says in the side topic what it is
+about to send, sends it with the letter's place in a header, and says that it is done. Where that
+last word is missing, the source is searched for what has landed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from typing import Any
+
+import msgspec
+
+from app.kafka_log import KafkaLog
+from app.side_topic import MARK_HEADER, Entry, Mark, read_entries, read_records
+from tables.errors import TreasureMapError
+from tables.layer import Map
+from tables.letter import Letter
+
+LETTER_HEADER = "letter"
+"""In a replayed record: the place of its letter, ``partition:offset`` of the side topic."""
+
+SENDS_MAX = 500
+Wanted = Callable[[Letter], bool]
+
+
+class ReplayError(TreasureMapError):
+    """A replay that must not begin, or could not be brought to its end."""
+
+
+@dataclasses.dataclass(slots=True)
+class Known:
+    """What a side topic holds beside its letters: which were replayed, and which are under way."""
+
+    done: dict[int, set[int]] = dataclasses.field(default_factory=dict)
+    planned: dict[tuple[int, str], Mark] = dataclasses.field(default_factory=dict)
+    problems: int = 0
+
+    def take(self, partition: int, mark: Mark) -> None:
+        """Take note of a mark."""
+        if mark.state == "planned":
+            self.planned[partition, mark.replay] = mark
+        else:
+            self.planned.pop((partition, mark.replay), None)
+            self.done.setdefault(partition, set()).update(mark.offsets)
+
+
+@dataclasses.dataclass(slots=True)
+class Replayed:
+    """What became of a replay, in letters: sent now, found in the source already, left out."""
+
+    sent: int = 0
+    landed: int = 0
+    cut: int = 0
+    foreign: int = 0
+
+
+class DeadLetters:
+    """The letters of one map's side topic.
+
+    Args:
+        brokers: bootstrap servers.
+        themap: the map.
+        kind: ``dead`` or ``late``.
+        options: security options of aiokafka's clients.
+    """
+
+    def __init__(self, brokers: str, themap: Map, kind: str, options: dict[str, Any]) -> None:
+        self._brokers = brokers
+        self._map = themap
+        self._topic = themap.side_topic(kind)  # type: ignore[arg-type]
+        self._options = options
+
+    async def letters(self, wanted: Wanted, *, replayed: bool = False) -> AsyncGenerator[Entry]:
+        """Yield each letter that is wanted once, however often it was written.
+
+        Args:
+            wanted: which letters.
+            replayed: also those that were replayed.
+
+        Raises:
+            SideTopicError: the topic cannot be read.
+        """
+        known = await self.known()
+        seen: set[int] = set()
+        async for entry in self._entries():
+            if entry.letter is None or not wanted(entry.letter):
+                continue
+            if entry.offset in known.done.get(entry.partition, ()):
+                # A later copy of a replayed letter is replayed too.
+                seen.add(hash(entry.letter.identity))
+                if not replayed:
+                    continue
+            elif hash(entry.letter.identity) in seen:
+                continue
+            seen.add(hash(entry.letter.identity))
+            yield entry
+
+    async def known(self) -> Known:
+        """Return what replays have said in the topic."""
+        known = Known()
+        async for entry in self._entries():
+            if entry.mark is not None:
+                known.take(entry.partition, entry.mark)
+            known.problems += bool(entry.problem)
+        return known
+
+    async def replay(self, wanted: Wanted, *, resume: bool = False) -> Replayed:
+        """Send letters that are wanted to their source again, each once.
+
+        Args:
+            wanted: which letters.
+            resume: bring a replay to its end that was cut off before; nothing else is sent.
+
+        Raises:
+            ReplayError: another replay is under way or was cut off, or one began at the same time.
+            SideTopicError: the topic cannot be read.
+            OutcomeUnknownError: the broker did not answer; run it again with ``resume``.
+        """
+        known = await self.known()
+        if known.planned and not resume:
+            started = max(mark.started_ms for mark in known.planned.values())
+            age_s = max(0, time.time_ns() // 1_000_000 - started) // 1_000
+            raise ReplayError(
+                f"cannot replay letters of {self._topic}: a replay begun {age_s} s ago has not "
+                "ended; wait for it, or bring it to its end with --resume if nobody runs it"
+            )
+        log = KafkaLog(self._brokers, 16 << 20, self._options)
+        await log.start()
+        try:
+            result = Replayed()
+            if resume:
+                for (partition, _), mark in known.planned.items():
+                    landed = await self._landed(partition, mark)
+                    await self._finish(log, partition, mark, landed, result)
+            else:
+                await self._replay(log, wanted, result)
+            return result
+        finally:
+            await log.stop()
+
+    async def _replay(self, log: KafkaLog, wanted: Wanted, result: Replayed) -> None:
+        chosen: dict[int, list[int]] = {}
+        targets: dict[int, set[tuple[str, int]]] = {}
+        sources = {source.topic for source in self._map.sources}
+        async for entry in self.letters(wanted):
+            assert entry.letter is not None
+            if entry.letter.topic not in sources:
+                result.foreign += 1
+            elif entry.letter.cut:
+                result.cut += 1
+            else:
+                chosen.setdefault(entry.partition, []).append(entry.offset)
+                place = (entry.letter.topic, entry.letter.partition)
+                targets.setdefault(entry.partition, set()).add(place)
+        name, now_ms = uuid.uuid4().hex, time.time_ns() // 1_000_000
+        for partition, offsets in chosen.items():
+            ends = {f"{t}[{p}]": (await log.bounds(t, p))[1] for t, p in targets[partition]}
+            mark = Mark("planned", name, now_ms, offsets, ends)
+            await self._say(log, partition, mark)
+            others = {r for p, r in (await self.known()).planned if p == partition} - {name}
+            if others:
+                # Nothing was sent yet, so this replay may end without a trace.
+                await self._say(log, partition, msgspec.structs.replace(
+                    mark, state="done", offsets=[]
+                ))  # fmt: skip
+                raise ReplayError(
+                    f"cannot replay letters of {self._topic}: another replay began at the same "
+                    "time; wait for it, then run this one again"
+                )
+            await self._finish(log, partition, mark, set(), result)
+
+    async def _finish(
+        self, log: KafkaLog, partition: int, mark: Mark, landed: set[int], result: Replayed
+    ) -> None:
+        """Send the letters of a plan that have not landed, then say that it is done."""
+        missing = set(mark.offsets) - landed
+        result.landed += len(landed)
+        sends: list[asyncio.Future[int]] = []
+        async for entry in self._entries([partition]):
+            if entry.offset not in missing:
+                continue
+            assert entry.letter is not None, "a plan names letters"
+            sends.append(asyncio.ensure_future(_send(log, entry, entry.letter)))
+            if len(sends) >= SENDS_MAX:
+                await asyncio.gather(*sends)
+                sends = []
+        await asyncio.gather(*sends)
+        result.sent += len(missing)
+        await self._say(log, partition, msgspec.structs.replace(mark, state="done"))
+
+    async def _landed(self, partition: int, mark: Mark) -> set[int]:
+        """Return the letters of a plan that are in their source already."""
+        landed: set[int] = set()
+        prefix = f"{partition}:"
+        for place, end in mark.ends.items():
+            topic, _, number = place.removesuffix("]").rpartition("[")
+            starts = {int(number): end}
+            async for record in read_records(self._brokers, topic, starts, self._options):
+                for header, data in record.headers:
+                    text = data.decode("latin-1")
+                    if header == LETTER_HEADER and text.startswith(prefix):
+                        landed.add(int(text.removeprefix(prefix)))
+        return landed & set(mark.offsets)
+
+    def _entries(self, partitions: Iterable[int] | None = None) -> AsyncIterator[Entry]:
+        chosen = range(self._map.side_partitions) if partitions is None else partitions
+        return read_entries(self._brokers, self._topic, chosen, self._options)
+
+    async def _say(self, log: KafkaLog, partition: int, mark: Mark) -> None:
+        headers = ((MARK_HEADER, mark.state.encode()),)
+        await log.append(self._topic, partition, msgspec.json.encode(mark), headers)
+
+
+async def _send(log: KafkaLog, entry: Entry, letter: Letter) -> int:
+    headers = [(LETTER_HEADER, b"%d:%d" % (entry.partition, entry.offset))]
+    if letter.content_type:
+        headers.append(("content-type", letter.content_type.encode()))
+    return await log.append(letter.topic, letter.partition, entry.value, tuple(headers))

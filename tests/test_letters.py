@@ -1,0 +1,158 @@
+"""Letters: what is set aside, acknowledged before the position passes it, each with its place."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from house import MAP, RAW, House
+from hypothesis import given
+from hypothesis import strategies as st
+from support import HOUR_MS, MemoryLog, StoredRecord, flight
+
+from agents import owner
+from tables import ledger
+from tables.archive_embedded import EmbeddedArchive
+from tables.errors import OutcomeUnknownError
+from tables.letter import Letter, LetterError, index_of, read_letter
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    """A worker over a log in memory."""
+    archive = EmbeddedArchive(tmp_path / "archive")
+    await archive.open(MAP)
+    house = House(MemoryLog(), archive, tmp_path / "state")
+    yield house
+    await house.kill()
+    await archive.close()
+
+
+def letters(house: House, kind: str = "dead") -> list[tuple[Letter, bytes]]:
+    """Return what is in a side topic."""
+    found: list[StoredRecord] = []
+    for partition in range(MAP.side_partitions):
+        found += house.log.records.get((f"small.{kind}", partition), [])
+    return [(read_letter(record.headers), record.value or b"") for record in found]
+
+
+@given(st.lists(st.integers(0, 60), unique=True).map(sorted))
+def test_an_index_names_every_place(places: list[int]) -> None:
+    """Spans are written with a dash, both ends included."""
+    found: list[int] = []
+    for span in filter(None, index_of(places).split(",")):
+        first, _, last = span.partition("-")
+        found += range(int(first), int(last or first) + 1)
+    assert found == places
+
+
+@given(
+    st.builds(
+        Letter, st.text(min_size=1), st.integers(0), st.integers(0), st.just("0,3-5"),
+        st.integers(0), st.text(), st.text(), st.text(), st.text(), st.integers(0),
+    )
+)  # fmt: skip
+def test_a_letter_reads_back(letter: Letter) -> None:
+    """Whatever its texts hold."""
+    assert read_letter(letter.headers()) == letter
+
+
+@pytest.mark.parametrize("name", ["topic", "offset", "index", "reason"])
+def test_a_record_without_a_letters_headers_is_refused(name: str) -> None:
+    """What is missing is named."""
+    headers = Letter("t", 0, 0, "0", 1, "json", "", "").headers()
+    with pytest.raises(LetterError, match=name):
+        read_letter(tuple(item for item in headers if item[0] != name))
+    broken = tuple((key, b"\xff" if key == name else data) for key, data in headers)
+    with pytest.raises(LetterError, match="cannot read letter"):
+        read_letter(broken)
+
+
+async def test_a_letter_tells_record_place_and_reason(house: House) -> None:
+    """Of a record of lines only the bad ones are in it."""
+    lines = [flight(1), b"{", flight(2, carrier="x" * 2_000), flight(3)]
+    house.log.put(RAW, 1, flight(1))
+    house.log.put(RAW, 1, b"\n".join(lines))
+    await house.restore()
+    await house.step(RAW, 10)
+    found = {letter.reason: (letter, value) for letter, value in letters(house)}
+    json_letter, value = found["json"]
+    assert (json_letter.topic, json_letter.partition, json_letter.offset) == (RAW, 1, 1)
+    assert (json_letter.index, json_letter.events, value) == ("1", 1, b"{")
+    assert found["key_too_long"][0].index == "2"
+    assert found["key_too_long"][1] == lines[2]
+    counts = house.owners.get(RAW, 1).state.meta.ledger  # type: ignore[union-attr]
+    assert counts["layer.hour.folded"] == 3
+    assert ledger.imbalances(counts, 2, ["hour"]) == []
+
+
+async def test_the_position_waits_for_the_letters(house: House) -> None:
+    """A letter that is not acknowledged keeps the delta from being written."""
+    house.log.put(RAW, 0, b"{")
+    await house.restore()
+    house.log.fail_next = "lost"
+    with pytest.raises(OutcomeUnknownError):
+        await house.step(RAW, 10)
+    assert house.owners.get(RAW, 0).position == 0  # type: ignore[union-attr]
+    await house.step(RAW, 10)
+    assert house.owners.get(RAW, 0).position == 1  # type: ignore[union-attr]
+    assert len(letters(house)) == 1
+
+
+async def test_too_late_events_go_to_the_late_topic_with_their_layer(house: House) -> None:
+    """Their window was sealed by what came before them in the log."""
+    house.log.put(RAW, 0, b"\n".join([flight(0), flight(5 * HOUR_MS), flight(1), flight(2)]))
+    await house.restore()
+    await house.step(RAW, 10)
+    ((letter, value),) = letters(house, "late")
+    assert (letter.index, letter.events, letter.layer) == ("2-3", 2, "hour")
+    assert value == b"\n".join([flight(1), flight(2)])
+
+
+async def test_types_that_no_layer_selects_are_dead_letters(house: House) -> None:
+    """They are counted too; the map may say that counting is enough."""
+    event = json.loads(flight(1)) | {"type": "bus.left"}
+    house.log.put(RAW, 0, json.dumps(event).encode())
+    await house.restore()
+    await house.step(RAW, 10)
+    ((letter, _),) = letters(house)
+    assert letter.reason == "unclassified"
+    assert "bus.left" in letter.detail
+
+
+async def test_a_chunk_too_large_for_one_delta_is_taken_in_parts(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing differs but the number of deltas."""
+    for number in range(64):
+        house.log.put(RAW, 0, flight(number, carrier=f"carrier-{number}-{'x' * 200}"))
+    await house.restore()
+    monkeypatch.setattr(owner, "DELTA_BYTES_MAX", 7_000)
+    await house.step(RAW, 100)
+    state = house.owners.get(RAW, 0).state  # type: ignore[union-attr]
+    assert state.meta.to == 64
+    assert state.tables["hour"].cells().height == 64
+    assert state.meta.ledger["layer.hour.folded"] == 64
+
+
+async def test_a_record_too_large_for_one_delta_is_set_aside(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot be cut, and its partition must go on."""
+    chance = random.Random(1)
+    many = [flight(1, carrier=chance.randbytes(100).hex()) for _ in range(200)]
+    house.log.put(RAW, 0, flight(1))
+    house.log.put(RAW, 0, b"\n".join(many))
+    house.log.put(RAW, 0, flight(2))
+    await house.restore()
+    monkeypatch.setattr(owner, "DELTA_BYTES_MAX", 8_000)
+    await house.step(RAW, 100)
+    counts = house.owners.get(RAW, 0).state.meta.ledger  # type: ignore[union-attr]
+    assert counts["unreadable.too_many_cells"] == 1
+    assert counts["layer.hour.folded"] == 2
+    assert ledger.imbalances(counts, 3, ["hour"]) == []
+    ((letter, value),) = letters(house)
+    assert (letter.reason, letter.index, value) == ("too_many_cells", "", b"\n".join(many))
