@@ -32,7 +32,7 @@ STEP_EVENTS_MAX = 50_000
 HEARTBEAT_SECONDS = 1
 
 EVENTS_PER_PROCESS: dict[Format, int] = {
-    "json": 300_000, "ndjson": 500_000, "arrow": 800_000, "mixed": 300_000,
+    "json": 300_000, "ndjson": 400_000, "arrow": 500_000, "mixed": 300_000,
 }  # fmt: skip
 """Events a second that one process is given by ``--processes auto``; see docs/OPERATING.md."""
 

@@ -188,6 +188,21 @@ async def test_a_load_with_bad_input_adds_up_and_seals_every_window(
     assert manifest["settled_ms"] >= end_ms // day_ms * day_ms + day_ms
 
 
+@pytest.mark.slow
+@pytest.mark.kafka
+async def test_a_real_broker_takes_every_kind(kafka: str, tmp_path: Path) -> None:
+    """Oversized records too, since they are small once compressed; and no request twice."""
+    await make_topic(kafka)
+    manifest = run(
+        kafka, tmp_path / "m.json", "--rate", "6000", "--seconds", "2", "--bad", "0.1",
+        "--late", "0.05", "--format", "mixed", "--processes", "2",
+    )  # fmt: skip
+    assert manifest["disturbed"] == []
+    assert manifest["ledger"]["records.oversized"] > 0
+    for number, records in (await read_topic(kafka)).items():
+        assert manifest["partitions"][str(number)]["end"] == len(records)
+
+
 async def test_a_topic_with_records_is_refused_unless_told_otherwise(
     broker: str, tmp_path: Path
 ) -> None:

@@ -1,0 +1,99 @@
+"""A worker comes to exactly the ledger, and the letters, that a load's manifest says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import aiokafka
+import pytest
+from support import until
+from workers import Cluster
+
+from app.embedded_broker import EmbeddedBroker
+from app.generate_plan import MAP_FILE
+from tables.ledger import EVENT_COLUMNS, RECORD_COLUMNS
+
+
+@pytest.fixture
+def broker() -> Iterator[str]:
+    """Run an embedded broker of its own; give its bootstrap address."""
+    with EmbeddedBroker() as running:
+        yield running.bootstrap
+
+
+async def letters(brokers: str, topic: str, partitions: int) -> Counter[str]:
+    """Return, by reason, how many events and whole records stand in a side topic."""
+    async with aiokafka.AIOKafkaConsumer(
+        bootstrap_servers=brokers, auto_offset_reset="earliest", max_partition_fetch_bytes=1 << 22
+    ) as consumer:
+        places = [aiokafka.TopicPartition(topic, number) for number in range(partitions)]
+        consumer.assign(places)
+        # The embedded broker lists as end the offset of the last batch's first record.
+        ends = await consumer.end_offsets(places)
+        counts: Counter[str] = Counter()
+        while any([await consumer.position(place) < ends[place] for place in places]):
+            for records in (await consumer.getmany(timeout_ms=1_000)).values():
+                for record in records:
+                    headers = dict(record.headers)
+                    counts[headers["reason"].decode()] += int(headers["events"]) or 1
+    return counts
+
+
+def position(manifest: dict[str, Any], ledger: dict[str, Any]) -> bool:
+    """Tell whether all of the load has been applied."""
+    found = ledger["records"].get(manifest["topic"], {})
+    return all(
+        (found.get(number) or {}).get("position") == told["end"]
+        for number, told in manifest["partitions"].items()
+    )
+
+
+def check_ledger(manifest: dict[str, Any], ledger: dict[str, Any]) -> None:
+    """The worker's ledger, as it is served, is that of the manifest."""
+    assert ledger["balanced"], ledger["problems"]
+    for number, told in manifest["partitions"].items():
+        row = ledger["records"][manifest["topic"]][number]
+        for column in RECORD_COLUMNS:
+            assert row[column] == told["ledger"].get(f"records.{column}", 0), (number, column)
+    # Contributions between layers are served among the decoded and classified events.
+    for column in set(EVENT_COLUMNS) - {"classified"}:
+        assert ledger["events"][column] == manifest["ledger"].get(f"events.{column}", 0), column
+    for name, told in manifest["layers"].items():
+        found = ledger["layers"][name]
+        assert found == {"repeated": 0} | {k: v for k, v in told.items() if k != "late"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["json", "ndjson", "arrow", "mixed"])
+async def test_a_worker_comes_to_the_ledger_of_the_manifest(
+    broker: str, tmp_path: Path, form: str
+) -> None:
+    """Two of a hundred events bad, three late, in every form, over ten minutes of event time."""
+    with Cluster(broker, tmp_path, map_file=MAP_FILE, archive="embedded") as cluster:
+        worker = cluster.add()
+        path = tmp_path / "manifest.json"
+        await asyncio.to_thread(
+            cluster.run, "generate", "--brokers", broker, "--manifest", str(path),
+            "--rate", "10000", "--seconds", "2", "--speed", "300", "--bad", "0.02",
+            "--late", "0.03", "--format", form, "--batch", "100", "--processes", "2",
+        )  # fmt: skip
+        manifest = json.loads(path.read_bytes())
+
+        async def applied() -> bool:
+            ledger = await asyncio.to_thread(worker.get, "ledger")
+            return ledger is not None and position(manifest, ledger)
+
+        await until(applied, 90)
+        check_ledger(manifest, await asyncio.to_thread(worker.get, "ledger"))
+        dead = await letters(broker, "shop.dead", 8)
+        assert dead == manifest["dead_letters"]
+        late = await letters(broker, "shop.late", 8)
+        assert late["late"] == sum(one["too_late"] for one in manifest["layers"].values())
+        assert late["late"] > 0
+        assert sum(dead.values()) == pytest.approx(400, rel=0.3)
+        assert worker.stop() == 0
