@@ -134,10 +134,12 @@ def jars(name: ServerName) -> Path:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports of 127.0.0.1 on which nothing listens now."""
+    """Return ports of 127.0.0.1 on which nothing listens now, each once."""
     ports: list[int] = []
     while len(ports) < count:
         port = random.SystemRandom().choice(_PORTS)
+        if port in ports:
+            continue
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with contextlib.suppress(OSError):
