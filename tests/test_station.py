@@ -290,7 +290,7 @@ async def test_a_worker_stops_although_its_broker_does_not_answer(
 def miss_topics(worker: Process) -> str:
     """Leave the topics unmade: nothing to do here."""
     return (
-        rf"cannot use topics of map {worker.map_name}: 7 problem\(s\)\n"
+        rf"cannot use topics of map {worker.map_name}: 6 problem\(s\)\n"
         rf"  - topic {worker.map_name}\.raw: missing; make it with `map apply`\n"
     )
 
