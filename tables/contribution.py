@@ -16,6 +16,7 @@ from tables.errors import JournalRefusedError
 from tables.journal import Announcement
 from tables.keyhash import key_hashes
 from tables.layer import Layer
+from tables.window import START_MS_MIN, TIME_MS_MAX
 
 FORMAT = 1
 
@@ -62,7 +63,10 @@ def decode_contribution(value: bytes) -> Contribution:
             f"cannot read layer topic: got format {value[0]}; want {FORMAT}; "
             "run the version that wrote it"
         )
-    return _decoder.decode(memoryview(value)[1:])
+    try:
+        return _decoder.decode(memoryview(value)[1:])
+    except UnicodeDecodeError as error:  # msgspec lets it through as it is
+        raise msgspec.DecodeError(str(error)) from error
 
 
 def split_cells(finer: Layer, coarser: Layer, cells: pl.DataFrame) -> dict[int, bytes]:
@@ -103,6 +107,9 @@ def decode_cells(contribution: Contribution, finer: Layer, coarser: Layer) -> pl
         raise msgspec.DecodeError(
             f"its block holds other cells: got {found}; want {want}, no nulls"
         )
+    # Beyond, no window of the calendar can be computed: polars would panic.
+    if not rows["fine_start"].is_between(START_MS_MIN, TIME_MS_MAX).all():
+        raise msgspec.DecodeError("its block holds windows that no event time can be in")
     return rows.with_columns(
         source_partition=pl.lit(contribution.sender, pl.Int32),
         window_start=coarser.window.start_expr(pl.col("fine_start")),

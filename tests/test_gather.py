@@ -286,6 +286,8 @@ def test_foreign_and_broken_records_are_set_aside_with_their_reason() -> None:
     """They change neither cells nor announcements; each is named by its place in the run."""
     broken = [
         (b"\x01?", "Expected `array`, got `int`"),
+        (tell(1).replace(b"hour", b"ho\xffr"), "'utf-8' codec can't decode"),
+        (contribution([("JFK", "UA", 10**9, 1, 1)]), "windows that no event time can be in"),
         (contribution([], layer="minute", announced=(1, 1)), "it is of layer minute, not hour"),
         (contribution([], sender=2, announced=(1, 1)), "sender 2 does not exist"),
         (contribution([], sender=-1, announced=(1, 1)), "sender -1 does not exist"),
@@ -307,6 +309,23 @@ def test_foreign_and_broken_records_are_set_aside_with_their_reason() -> None:
     assert topic.sums() == {("UA", 0): (1, 1)}
     assert topic.journal.state.meta.announced == {0: NEVER}
     assert topic.counts("selected", "folded") == [1, 1]
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 2**16), st.integers(0, 255)), min_size=1, max_size=3),
+    st.sampled_from([contribution([("JFK", "UA", 0, 1, 1), ("LGA", "AA", 1, 2, 2)]), tell(1)]),
+)
+def test_no_damaged_record_stops_the_reader(damage: list[tuple[int, int]], record: bytes) -> None:
+    """Whatever bytes change behind the format, it is taken or set aside, and counted."""
+    damaged = bytearray(record)
+    for place, value in damage:
+        damaged[1 + place % (len(record) - 1)] = value
+    topic = Topic()
+    topic.take(contribution([("EWR", "DL", 25, 4, 9)]), bytes(damaged))
+    assert topic.sums()["DL", DAY_MS] == (1, 4)
+    counts = topic.journal.state.meta.ledger
+    assert counts.get("records.unreadable", 0) == len(topic.aside)
+    assert ledger.imbalances(counts, 2, ["day"]) == []
 
 
 def test_a_newer_format_stops_the_reader() -> None:
