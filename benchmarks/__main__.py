@@ -1,0 +1,93 @@
+"""``python -m benchmarks NAME``: run a measurement and print its table, or JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+# The load is made by this process, with all cores, before a worker is started.
+os.environ.setdefault("POLARS_MAX_THREADS", str(os.cpu_count() or 1))
+
+import click
+import orjson
+from rich.console import Console
+from rich.table import Table
+
+from app.embedded_broker import EmbeddedBroker
+from benchmarks import throughput
+from benchmarks.runs import Row, summary
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def group() -> None:
+    """Measure the whole job on this machine."""
+
+
+@group.command(name="throughput")
+@click.option("--case", "names", multiple=True, type=click.Choice(list(throughput.CASES)))
+@click.option("--events", type=click.IntRange(min=10_000), help="How many; a default by case.")
+@click.option("--runs", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--smoke", is_flag=True, help="Few events, one run, embedded broker.")
+@click.option("--brokers", help="Brokers to use instead of one that is started here.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list of rows.")
+def throughput_command(
+    names: tuple[str, ...], *, events: int | None, runs: int, smoke: bool, brokers: str | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Events that one worker takes through the whole job in a second of CPU time."""
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder, _broker(brokers, Path(folder), smoke) as found:
+        for name in names or throughput.CASES:
+            case = throughput.CASES[name]
+            count = events or (throughput.SMOKE_EVENTS if smoke else case.events)
+            with throughput.loaded(case, found, count) as load:
+                for number in range(1 if smoke else runs):
+                    rows.append(throughput.run(case, load, Path(folder, f"{name}-{number}")))
+                    _say(f"{name}: {rows[-1].events_per_cpu_second:,.0f} events per CPU-second")
+    _print(rows, as_json=as_json)
+
+
+@contextlib.contextmanager
+def _broker(brokers: str | None, folder: Path, smoke: bool) -> Iterator[str]:
+    """Give brokers: those named, else real Kafka from jars, else the embedded one."""
+    if brokers:
+        yield brokers
+        return
+    sys.path.insert(0, str(ROOT / "tests"))
+    import servers  # noqa: PLC0415 - the tests' own; it runs Kafka from Maven's jars
+
+    if smoke or servers.why_missing("kafka"):
+        with EmbeddedBroker() as embedded:
+            _say("broker: embedded")
+            yield embedded.bootstrap
+    else:
+        with servers.KafkaServer(folder / "kafka") as kafka:
+            _say("broker: Apache Kafka")
+            yield kafka.bootstrap
+
+
+def _print(rows: list[Row], *, as_json: bool) -> None:
+    if as_json:
+        click.echo(orjson.dumps([dataclasses.asdict(row) for row in rows]))
+        return
+    columns = summary(rows)
+    table = Table(*columns[0], box=None, header_style="bold")
+    for cells in columns[1:]:
+        table.add_row(*cells)
+    console = Console()
+    (console if console.is_terminal else Console(width=160)).print(table)
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+if __name__ == "__main__":
+    group(prog_name="python -m benchmarks")
