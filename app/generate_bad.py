@@ -13,7 +13,7 @@ import dataclasses
 import io
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import orjson
@@ -42,21 +42,28 @@ OVERSIZED_EVERY = 50
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sample:
-    """The event in whose place something bad comes: one row, the names of its type's layers' keys.
+    """The event in whose place something bad comes: row ``row`` of ``events``, ``event`` as JSON.
 
-    ``now_ms`` is the time at which it is written.
+    ``key_names`` are the fields of the keys of the layers that select it; ``now_ms`` is the time at
+    which it is written.
     """
 
     source: Source
     chance: random.Random
     now_ms: int
-    event: pl.DataFrame
+    events: pl.DataFrame
+    row: int
+    event: Mapping[str, Any]
     key_names: tuple[str, ...]
     unclassified: str | None
 
     def line(self) -> bytes:
         """Return the event as JSON."""
-        return orjson.dumps(self.event.row(0, named=True))
+        return orjson.dumps(self.event)
+
+    def frame(self) -> pl.DataFrame:
+        """Return the event as a frame of one row."""
+        return self.events.slice(self.row, 1)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -136,13 +143,12 @@ def _null(sample: Sample) -> tuple[str, None]:
 
 
 def _absent(sample: Sample) -> bytes:
-    event = sample.event.row(0, named=True)
-    del event[_null(sample)[0]]
-    return orjson.dumps(event)
+    gone, _ = _null(sample)
+    return orjson.dumps({name: value for name, value in sample.event.items() if name != gone})
 
 
 def _changed(sample: Sample, name: str, value: Any) -> bytes:
-    return orjson.dumps(sample.event.row(0, named=True) | {name: value})
+    return orjson.dumps({**sample.event, name: value})
 
 
 def _wrong_values(source: Source) -> list[tuple[str, Any]]:
@@ -216,7 +222,7 @@ def _empty(sample: Sample) -> tuple[bytes, Headers]:
 
 
 def _no_rows(sample: Sample) -> tuple[bytes, Headers]:
-    return arrow_stream(sample.event.clear()), ()
+    return arrow_stream(sample.events.clear()), ()
 
 
 def _oversized(sample: Sample) -> tuple[bytes, Headers]:
@@ -240,7 +246,7 @@ def _heartbeat(sample: Sample) -> tuple[None, Headers]:
 def _arrow(sample: Sample) -> tuple[bytes, Headers]:
     """Return Arrow that is cut off, that is something else, or whose lengths are not true."""
     header = (("content-type", CONTENT_TYPES["arrow"]),)
-    whole = arrow_stream(pl.concat([sample.event] * 7))
+    whole = arrow_stream(pl.concat([sample.frame()] * 7))
     one, lie = (7).to_bytes(8, "little"), (1 << 40).to_bytes(8, "little")
     values = (
         # Without the end of the stream and the end of the rows before it.
@@ -256,7 +262,7 @@ def _arrow(sample: Sample) -> tuple[bytes, Headers]:
 def _arrow_wrong_type(sample: Sample) -> tuple[bytes, Headers]:
     name, value = sample.chance.choice(_wrong_values(sample.source))
     column = pl.Series(name, [[1]]) if isinstance(value, list | dict) else pl.Series(name, [value])
-    return arrow_stream(sample.event.with_columns(column)), ()
+    return arrow_stream(sample.frame().with_columns(column)), ()
 
 
 def _arrow_out_of_range(sample: Sample) -> tuple[bytes, Headers] | None:
@@ -264,7 +270,7 @@ def _arrow_out_of_range(sample: Sample) -> tuple[bytes, Headers] | None:
     if not names:
         return None
     column = pl.Series(sample.chance.choice(names), [2**64 - 1], dtype=pl.UInt64)
-    return arrow_stream(sample.event.with_columns(column)), ()
+    return arrow_stream(sample.frame().with_columns(column)), ()
 
 
 def arrow_stream(frame: pl.DataFrame) -> bytes:

@@ -13,7 +13,7 @@ import bisect
 import dataclasses
 import io
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
@@ -120,14 +120,18 @@ class RecordMaker:
         """Return what comes in place of each bad row, in the order of rows."""
         stops = [piece.stop for piece in pieces]
         chosen = {}
-        for row in step.bad:
+        types = step.facts["type_id"].gather(step.bad)
+        events = step.events[step.bad].iter_rows(named=True)
+        for row, type_id, event in zip(step.bad, types, events, strict=True):
             piece = pieces[bisect.bisect_right(stops, row)]
             sample = Sample(
                 source=self._words.source,
                 chance=self._chance,
                 now_ms=now_ms,
-                event=step.events[row],
-                key_names=self._key_names[step.facts["type_id"][row]],
+                events=step.events,
+                row=row,
+                event=event,
+                key_names=self._key_names[type_id],
                 unclassified=self._words.unclassified,
             )
             chosen[row] = self._deck.draw(piece.form, sample)
@@ -232,26 +236,27 @@ class RecordMaker:
         """Count bad input, and the dead letters that come of it."""
         silent = "unclassified" if self._words.source.unclassified == "count" else ""
         partitions = step.facts["partition"].gather(list(bads))
-        for partition, (bad, _) in zip(partitions, bads.values(), strict=True):
-            self.bad[bad.name] += 1
+        kinds = (bad for bad, _ in bads.values())
+        for (partition, bad), count in Counter(zip(partitions, kinds, strict=True)).items():
+            self.bad[bad.name] += count
             truth = self.truth.partitions[partition]
-            _count_bad(truth, bad)
+            _count_bad(truth, bad, count)
             if bad.reason != silent:
-                add(truth.dead, {bad.reason: 1})
+                add(truth.dead, {bad.reason: count})
 
 
-def _count_bad(truth: PartitionTruth, bad: Bad) -> None:
-    """Add one bad event or record to a partition's ledger."""
-    truth.count(bad.counted)
+def _count_bad(truth: PartitionTruth, bad: Bad, count: int) -> None:
+    """Add bad events or records of one kind to a partition's ledger."""
+    truth.count(bad.counted, count)
     if bad.counted.startswith("unreadable."):
-        truth.count("records.unreadable")
+        truth.count("records.unreadable", count)
     if bad.outcome == "none":
         return
-    truth.count("events.decoded")
+    truth.count("events.decoded", count)
     if bad.outcome == "malformed":
-        truth.count("events.malformed")
+        truth.count("events.malformed", count)
         if bad.place == "record":
-            truth.count("records.with_events")
+            truth.count("records.with_events", count)
 
 
 def _edited(events: pl.DataFrame, bads: Mapping[int, tuple[Bad, Any]]) -> pl.DataFrame:

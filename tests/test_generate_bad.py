@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import polars as pl
@@ -35,7 +36,9 @@ def sample(seed: int) -> Sample:
         source=MAP.source(SOURCE),
         chance=random.Random(seed),
         now_ms=NOW_MS,
-        event=EVENT,
+        events=EVENT,
+        row=0,
+        event=EVENT.row(0, named=True),
         key_names=("store", "region"),
         unclassified="unknown",
     )
@@ -69,8 +72,8 @@ def record_of(bad: Bad, form: str, one: Sample) -> tuple[bytes | None, Headers]:
     if bad.place == "line":
         return made, ()
     name, value = made
-    frame = one.event.with_columns(pl.Series(name, [value], dtype=one.event[name].dtype))
-    line = Sample(one.source, one.chance, one.now_ms, frame, one.key_names, None).line()
+    frame = EVENT.with_columns(pl.Series(name, [value], dtype=EVENT[name].dtype))
+    line = dataclasses.replace(one, event=frame.row(0, named=True)).line()
     return (arrow_stream(frame) if form == "arrow" else line), ()
 
 
@@ -123,7 +126,7 @@ def test_every_round_has_every_kind_and_few_have_an_oversized_record() -> None:
 def test_what_a_source_cannot_have_is_left_out() -> None:
     """Without keys of text none is too long, and where every type is selected none is unknown."""
     one = sample(1)
-    bare = Sample(one.source, one.chance, NOW_MS, EVENT, (), None)
+    bare = dataclasses.replace(one, key_names=(), unclassified=None)
     deck = Deck(random.Random(5))
     drawn = {deck.draw("arrow", bare)[0].name for _ in range(100)}
     assert {"tombstone", "arrow", "not_finite"} <= drawn
