@@ -316,9 +316,10 @@ async def test_retries_back_off_up_to_a_limit_and_each_failure_is_told_once(
 
 
 async def test_announcements_alone_reach_every_partition_when_a_floor_passes_a_window(
-    scene: Scene,
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also those that no cell goes to; a move inside the same windows is no news."""
+    monkeypatch.setattr(emit, "ANNOUNCE_INTERVAL_S", 0.0)  # what is news is sent at once
     await scene.feed(0, HOUR_MS)
     await until(scene.told)
     count = len(scene.log.contributions())
