@@ -1,0 +1,164 @@
+"""From bad input to its fix: letters of a running worker, a better map, a replay, all rows."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import polars as pl
+import pytest
+from aiokafka import AIOKafkaProducer
+from support import until
+from workers import Cluster, Worker
+
+from app.embedded_broker import EmbeddedBroker
+from client.query import QueryClient
+from tables.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
+
+MAP_TEXT = """
+revision = {revision}
+name = "fix"
+[sources.shop]
+topic = "fix.raw"
+partitions = 2
+time = "at"
+type = "type"
+keyed_by = ["store"]
+record_bytes_max = {limit}
+[sources.shop.fields]
+store = "string"
+amount = "int"
+[layers.orders]
+source = "shop"
+events = {events}
+key = ["store"]
+window = "1m"
+allowed_lateness = "1h"
+measures = ["count", "sum(amount)"]
+"""
+BEFORE = MAP_TEXT.format(revision=1, limit=2_000, events='["order.paid"]')
+AFTER = MAP_TEXT.format(revision=2, limit=100_000, events='["order.*"]')
+START_MS = 1_700_000_040_000  # the start of a minute
+
+
+@pytest.fixture
+def broker() -> Iterator[str]:
+    """Run an embedded broker of its own; give its bootstrap address."""
+    with EmbeddedBroker() as running:
+        yield running.bootstrap
+
+
+def events() -> list[dict[str, Any]]:
+    """Return 600 events of ten minutes, of two types in turn."""
+    return [
+        {
+            "at": START_MS + number * 1_000,
+            "type": ("order.paid", "order.lost")[number % 2],
+            "store": f"s{number % 3}",
+            "amount": number,
+        }
+        for number in range(600)
+    ]
+
+
+def record(kind: int, batch: list[dict[str, Any]]) -> bytes:
+    """Return a batch as lines of JSON, or as Arrow."""
+    if kind == 0:
+        return b"\n".join(map(orjson.dumps, batch))
+    file = io.BytesIO()
+    pl.DataFrame(batch).write_ipc_stream(file, compression="lz4")
+    return file.getvalue()
+
+
+async def write(brokers: str) -> None:
+    """Write the events; those of one store go to one partition."""
+    producer = AIOKafkaProducer(bootstrap_servers=brokers)
+    await producer.start()
+    for partition, stores in ((0, {"s0", "s2"}), (1, {"s1"})):
+        own = [event for event in events() if event["store"] in stores]
+        for first in range(0, len(own), 10):
+            await producer.send_and_wait(
+                "fix.raw", record(first // 10 % 2, own[first : first + 10]), partition=partition
+            )
+    # Forty lines of JSON are more than the first map lets a record have.
+    more = [event | {"at": event["at"] + 1} for event in events() if event["store"] == "s1"][:40]
+    await producer.send_and_wait("fix.raw", record(0, more), partition=1)
+    for partition in range(2):
+        headers = [(HEARTBEAT_HEADER, encode_heartbeat(START_MS + 600_000))]
+        await producer.send_and_wait("fix.raw", key=b"", partition=partition, headers=headers)
+    await producer.stop()
+
+
+async def applied(worker: Worker) -> dict[str, Any]:
+    """Return the ledger once all that is in the source has been applied."""
+    found: dict[str, Any] = {}
+
+    async def all_read() -> bool:
+        nonlocal found
+        found = await asyncio.to_thread(worker.get, "ledger") or {}
+        rows = found.get("records", {}).get("fix.raw", {}).values()
+        return len(rows) == 2 and all(row["position"] == row["end"] for row in rows)
+
+    await until(all_read, 60)
+    return found
+
+
+def answers(worker: Worker) -> dict[tuple[str, int], tuple[int, int]]:
+    """Return count and sum of every cell."""
+    with QueryClient(worker.url) as client:
+        answer = client.cells("orders", {}, START_MS, START_MS + 3_600_000, limit=1_000)
+    return {
+        (str(cell.key["store"]), cell.window_start): (
+            cell.measures["count"],
+            cell.measures["sum_amount"],
+        )
+        for cell in answer.cells
+    }  # type: ignore[return-value]
+
+
+def truth() -> dict[tuple[str, int], tuple[int, int]]:
+    """Return what the cells must be once every event was folded."""
+    more = [event | {"at": event["at"] + 1} for event in events() if event["store"] == "s1"][:40]
+    cells: dict[tuple[str, int], tuple[int, int]] = {}
+    for event in [*events(), *more]:
+        place = (event["store"], event["at"] - event["at"] % 60_000)
+        count, total = cells.get(place, (0, 0))
+        cells[place] = (count + 1, total + event["amount"])
+    return cells
+
+
+@pytest.mark.slow
+async def test_letters_of_a_poor_map_are_folded_after_its_fix(broker: str, tmp_path: Path) -> None:
+    """Types that no layer selected, and records over the limit, are there in the end, once each."""
+    file = tmp_path / "map.toml"
+    file.write_text(BEFORE)
+    with Cluster(broker, tmp_path, map_file=file, archive="embedded") as cluster:
+        worker = cluster.add()
+        await write(broker)
+        ledger = await applied(worker)
+        assert ledger["events"]["unclassified"] == 300
+        assert ledger["records"]["fix.raw"]["1"]["oversized"] == 1
+        assert ledger["layers"]["orders"]["folded"] == 300
+        counted = await asyncio.to_thread(cluster.run, "deadletters", "count", "--json")
+        rows = {row["reason"]: row for row in map(orjson.loads, counted.splitlines())}
+        assert rows["unclassified"]["events"] == 300
+        assert rows["oversized"]["letters"] == 1
+        assert worker.stop() == 0
+
+        file.write_text(AFTER)
+        worker = cluster.add()
+        await asyncio.to_thread(cluster.run, "deadletters", "replay")
+        await until(lambda: _folded(worker, 640), 60)
+        ledger = await applied(worker)
+        assert ledger["balanced"], ledger["problems"]
+        assert answers(worker) == truth()
+        assert await asyncio.to_thread(cluster.run, "deadletters", "count", "--json") == ""
+
+
+async def _folded(worker: Worker, count: int) -> bool:
+    ledger = await asyncio.to_thread(worker.get, "ledger")
+    return ledger is not None and ledger["layers"]["orders"]["folded"] == count
