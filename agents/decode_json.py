@@ -76,6 +76,8 @@ class JsonEvents:
         """
         found = self._decode_joined(values)
         if found is None and any(value[-1:] <= b" " for value in values):
+            if max(map(len, values)) > self._record_bytes_max:
+                return None
             found = self._decode_joined([value.rstrip(b" \t\r\n") for value in values])
         return found
 
@@ -130,6 +132,7 @@ class JsonEvents:
         if len(data) > limit and max(map(len, values)) > limit:
             return None
         try:
+            _check_utf8(data)
             events = self._decoder.decode_lines(data)
         except UNREADABLE:
             return None
@@ -141,6 +144,7 @@ class JsonEvents:
 
     def _decode_one(self, line: bytes) -> Any:
         try:
+            _check_utf8(line)
             return self._decoder.decode(line)
         except msgspec.ValidationError as error:
             return Fault(_reason(str(error)), str(error)[:DETAIL_CHARS_MAX])
@@ -177,6 +181,12 @@ def parse_times(texts: pl.Series) -> pl.Series:
 def lines_of(value: bytes) -> list[bytes]:
     """Return the lines of a value that are not blank; an event's place counts these."""
     return [line for line in value.split(b"\n") if line.strip()]
+
+
+def _check_utf8(data: bytes) -> None:
+    """Raise UnicodeDecodeError where bytes are no UTF-8: msgspec looks at no skipped field."""
+    if not data.isascii():
+        data.decode()
 
 
 def _reason(message: str) -> str:

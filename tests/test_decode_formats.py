@@ -359,6 +359,29 @@ def test_a_content_type_wins_over_the_bytes() -> None:
     assert DECODER.part_of(batch.runs[0], batch.aside[0]) == (line, "application/avro")
 
 
+def test_bytes_that_are_no_utf_8_are_refused_in_skipped_fields_too() -> None:
+    """Alone, among others, and over many lines."""
+    good = json.dumps(GOOD).encode()
+    bad = good[:-1] + b',"extra":"\xff"}'
+    for values in (
+        [bad],
+        [good, bad, good],
+        [b"\n".join([good, bad])],
+        [bad.replace(b",", b",\n")],
+    ):
+        batch = decode(*values)
+        assert batch.ledgers[0]["malformed.json"] >= 1
+        assert batch.frame.height == b"\n".join(values).count(good)
+
+
+def test_white_space_counts_towards_the_size_of_a_record() -> None:
+    """With a content type and without."""
+    value = json.dumps(GOOD).encode() + b" " * 100
+    for headers in ({}, {0: (("content-type", b"application/x-ndjson"),)}):
+        batch = decode(value, headers=headers, record_bytes_max=120)
+        assert batch.ledgers[0] == {"records.oversized": 1}
+
+
 def test_one_document_may_stand_over_many_lines() -> None:
     """Whether it is an event or not, it is one."""
     good = json.dumps(GOOD, indent=2).encode()

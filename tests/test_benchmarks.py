@@ -1,0 +1,51 @@
+"""Benchmarks: the smoke size runs, and what is written is what is asked for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import orjson
+import pytest
+from support import run_of
+
+from agents.decode import Decoder
+from app.mapfile import parse_map
+from benchmarks.throughput import CASES, MAP_TEXT, WINDOWS, encode, events_of, truth_of
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_form_holds_the_same_events(name: str) -> None:
+    """What a worker decodes of the records is what was made."""
+    events = events_of(5_000)
+    records = encode(CASES[name], events)
+    source = parse_map(MAP_TEXT.format(name="b", partitions=8), "b").sources[0]
+    batch = Decoder(source).decode([run_of(list(records))])
+    assert batch.frame.select("type", "entity", "value").equals(
+        events.select("type", "entity", "value")
+    )
+    assert batch.frame["time"].equals(events["at"], check_names=False)
+
+
+def test_enough_windows_close() -> None:
+    """A measurement of few windows would leave out what closing costs."""
+    truth = truth_of(events_of(20_000))
+    assert truth["five_seconds"]["window_start"].n_unique() >= WINDOWS
+    assert truth["five_seconds"]["events"].sum() == 20_000
+
+
+@pytest.mark.slow
+def test_the_smoke_size_of_throughput_gives_rows() -> None:
+    """The rows were compared with the truth before they were printed."""
+    command = [sys.executable, "-m", "benchmarks", "throughput", "--smoke", "--json"]
+    command += ["--case", "arrow"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (row,) = orjson.loads(done.stdout)
+    assert (row["case"], row["format"], row["events"]) == ("arrow", "arrow", 20_000)
+    assert row["windows_closed"] >= WINDOWS
+    assert row["events_per_cpu_second"] > 0
+    assert row["peak_memory_bytes"] > 0
