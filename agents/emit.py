@@ -13,7 +13,7 @@ import contextlib
 import logging
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 import polars as pl
@@ -182,7 +182,7 @@ class Emitter:
             return due_s
         self._announced_at = now
         for layer, coarser, announced in news:
-            everywhere = dict.fromkeys(range(coarser.partitions), b"")
+            everywhere = [(target, b"") for target in range(coarser.partitions)]
             await self._send(layer, coarser, announced, everywhere)
             self._announced[layer.name, coarser.name] = announced
         return ANNOUNCE_INTERVAL_S if list(self._news()) else None
@@ -199,7 +199,11 @@ class Emitter:
         return found
 
     async def _send(
-        self, layer: Layer, coarser: Layer, announced: Announcement, blocks: dict[int, bytes]
+        self,
+        layer: Layer,
+        coarser: Layer,
+        announced: Announcement,
+        blocks: Sequence[tuple[int, bytes]],
     ) -> None:
         owner = self._owner
         topic = owner.plan.themap.input_topic(coarser)
@@ -213,7 +217,7 @@ class Emitter:
                 ),
                 (),
             )
-            for target, block in blocks.items()
+            for target, block in blocks
         ]
         await asyncio.gather(*sends)
 

@@ -20,6 +20,10 @@ from tables.window import START_MS_MIN, TIME_MS_MAX
 
 FORMAT = 1
 
+BLOCK_BYTES_MAX = 4 * 1024 * 1024
+"""Of the cells in one record, before compression; the topic takes 16 MiB, and so does the delta
+that takes the cells in."""
+
 
 class Contribution(msgspec.Struct, frozen=True, array_like=True):
     """One record of a layer topic.
@@ -69,10 +73,10 @@ def decode_contribution(value: bytes) -> Contribution:
         raise msgspec.DecodeError(str(error)) from error
 
 
-def split_cells(finer: Layer, coarser: Layer, cells: pl.DataFrame) -> dict[int, bytes]:
-    """Return, by partition of the coarser layer's topic, the block of these cells of ``finer``.
+def split_cells(finer: Layer, coarser: Layer, cells: pl.DataFrame) -> list[tuple[int, bytes]]:
+    """Return blocks of these cells of ``finer``, each with its partition of the coarser topic.
 
-    ``cells`` is a cell frame of ``finer``.
+    ``cells`` is a cell frame of ``finer``. A block is small enough for a record.
     """
     rows = cells.select(
         *finer.key_columns,
@@ -82,7 +86,14 @@ def split_cells(finer: Layer, coarser: Layer, cells: pl.DataFrame) -> dict[int, 
     )
     target = key_hashes(rows, coarser.key_columns).cast(pl.Int64) % coarser.partitions
     parts = rows.with_columns(target=target).partition_by("target", as_dict=True, include_key=False)
-    return {int(partition[0]): encode_block(part) for partition, part in parts.items()}
+    found = []
+    for (place, *_), part in parts.items():
+        pieces = -(-int(part.estimated_size()) // BLOCK_BYTES_MAX)
+        found += [
+            (int(place), encode_block(piece))
+            for piece in part.iter_slices(max(1, part.height // max(1, pieces)))
+        ]
+    return found
 
 
 def decode_cells(contribution: Contribution, finer: Layer, coarser: Layer) -> pl.DataFrame:
