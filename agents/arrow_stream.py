@@ -31,6 +31,8 @@ _SCHEMA, _DICTIONARY_BATCH, _RECORD_BATCH = 1, 2, 3
 _FIXED_SIZE_BINARY, _FIXED_SIZE_LIST, _UNION, _RUN_END_ENCODED = 15, 16, 14, 22
 _LIST_VIEW = 25
 _SCHEMAS_KNOWN = 256
+# The two sizes before the fields of a vtable; a root offset and a table.
+_VTABLE_BYTES_MIN, _METADATA_BYTES_MIN = 4, 8
 
 
 class ArrowError(ValueError):
@@ -45,7 +47,7 @@ class _Table:
         self._position = position
         vtable = position - _unpack(_INT32, data, position)
         size = _unpack(_UINT16, data, vtable)
-        if size < 4 or vtable + size > len(data):  # noqa: PLR2004 - the two sizes before the fields
+        if size < _VTABLE_BYTES_MIN or vtable + size > len(data):
             raise ArrowError("a table of its metadata is cut off")
         self._fields = struct.unpack_from(f"<{size // 2 - 2}H", data, vtable + 4)
 
@@ -153,7 +155,7 @@ def _metadata_size(data: bytes, position: int) -> tuple[int, int]:
 
 
 def _message(metadata: bytes, size: int) -> _Table:
-    if size < 8:  # noqa: PLR2004 - a root offset and a table
+    if size < _METADATA_BYTES_MIN:
         raise ArrowError("metadata of a message is cut off")
     return _Table(metadata, _unpack(_UINT32, metadata, 0))
 
@@ -202,7 +204,7 @@ def _inflated(batch: _Table, body: memoryview, inflated_bytes_max: int) -> int:
             raise ArrowError(f"a buffer at [{start}, {start + size}) of {len(body)} bytes")
         declared = size
         if compressed and size:
-            declared = _unpack(_INT64, body, start) if size >= 8 else -2  # noqa: PLR2004 - its size
+            declared = _unpack(_INT64, body, start) if size >= _INT64.size else -2
             if declared < -1:
                 raise ArrowError(f"a compressed buffer of {declared} bytes")
             declared = size if declared == -1 else declared

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 
@@ -156,7 +156,7 @@ class Decoder:
 
     def _decode_many(self, doing: _Doing, first: int, values: list[bytes | None]) -> bool:
         """Decode records of JSON at once, from index ``first`` on; tell whether that was done."""
-        found = self._json.decode_many(values) if values else None  # type: ignore[arg-type]
+        found = self._json.decode_many(cast("list[bytes]", values)) if values else None
         if found is None:
             return False
         events, per_record = found
@@ -323,7 +323,7 @@ def _refuse_future(batch: EventBatch, skew_ms: int) -> None:
         first, last = batch.bounds[number]
         rows = batch.frame[first:last]
         newest = rows["time"].max()
-        if newest is None or newest <= min(run.append_times_ms) + skew_ms:  # type: ignore[operator]
+        if newest is None or cast("int", newest) <= min(run.append_times_ms) + skew_ms:
             continue
         appended = pl.Series(run.append_times_ms, dtype=pl.Int64).gather(rows["place"] // PLACE)
         found = rows["time"] > appended + skew_ms

@@ -101,10 +101,10 @@ class DeadLetters:
             seen.add(hash(entry.letter.identity))
             yield entry
 
-    async def known(self) -> Known:
-        """Return what replays have said in the topic."""
+    async def known(self, partitions: Iterable[int] | None = None) -> Known:
+        """Return what replays have said in the topic, or in some of its partitions."""
         known = Known()
-        async for entry in self._entries():
+        async for entry in self._entries(partitions):
             if entry.mark is not None:
                 known.take(entry.partition, entry.mark)
             known.problems += bool(entry.problem)
@@ -163,7 +163,7 @@ class DeadLetters:
             ends = {f"{t}[{p}]": (await log.bounds(t, p))[1] for t, p in targets[partition]}
             mark = Mark("planned", name, now_ms, offsets, ends)
             await self._say(log, partition, mark)
-            others = {r for p, r in (await self.known()).planned if p == partition} - {name}
+            others = {replay for _, replay in (await self.known([partition])).planned} - {name}
             if others:
                 # Nothing was sent yet, so this replay may end without a trace.
                 await self._say(log, partition, msgspec.structs.replace(

@@ -8,6 +8,8 @@ from collections.abc import Generator, Iterator
 import pytest
 import servers
 
+from app.embedded_broker import EmbeddedBroker
+
 REQUIRE = "TREASURE_MAP_REQUIRE_SERVERS"
 # Taken out of the environment: it is no setting, and workers refuse settings they do not know.
 REQUIRED = os.environ.pop(REQUIRE, "") == "1"
@@ -27,6 +29,27 @@ def cassandra(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, i
     _skip_where_missing("cassandra")
     with servers.CassandraServer(tmp_path_factory.mktemp("cassandra")) as server:
         yield server.host, server.port
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Iterator[str]:
+    """Run one embedded broker for the module."""
+    with EmbeddedBroker() as broker:
+        yield broker.bootstrap
+
+
+@pytest.fixture(params=["embedded", pytest.param("kafka", marks=pytest.mark.kafka)])
+def brokers(request: pytest.FixtureRequest) -> str:
+    """Give the embedded broker, then real Kafka."""
+    address: str = request.getfixturevalue(request.param)
+    return address
+
+
+@pytest.fixture
+def broker() -> Iterator[str]:
+    """Run an embedded broker of its own; give its bootstrap address."""
+    with EmbeddedBroker() as running:
+        yield running.bootstrap
 
 
 def _skip_where_missing(name: servers.ServerName) -> None:

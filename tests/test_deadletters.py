@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from support import small_map
 from app import deadletters
 from app.__main__ import group
 from app.deadletters import DeadLetters, Replayed, ReplayError
-from app.embedded_broker import EmbeddedBroker
 from app.kafka_log import KafkaLog
 from app.side_topic import MARK_HEADER, Mark, SideTopicError, read_records
 from app.topics import apply_topics
@@ -25,7 +24,6 @@ from tables.errors import OutcomeUnknownError
 from tables.layer import Map
 from tables.letter import Letter
 
-KAFKA = pytest.param("kafka", marks=pytest.mark.kafka)
 MAP_TEXT = """
 revision = 1
 name = "{name}"
@@ -44,20 +42,6 @@ key = ["origin"]
 window = "1h"
 measures = ["count"]
 """
-
-
-@pytest.fixture(scope="module")
-def embedded() -> Iterator[str]:
-    """Run one embedded broker for the module."""
-    with EmbeddedBroker() as broker:
-        yield broker.bootstrap
-
-
-@pytest.fixture(params=["embedded", KAFKA])
-def brokers(request: pytest.FixtureRequest) -> str:
-    """Give the embedded broker, then real Kafka."""
-    address: str = request.getfixturevalue(request.param)
-    return address
 
 
 @pytest.fixture

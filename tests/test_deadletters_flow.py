@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from aiokafka import AIOKafkaProducer
 from support import until
 from workers import Cluster, Worker
 
-from app.embedded_broker import EmbeddedBroker
 from client.query import QueryClient
 from tables.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
 
@@ -43,13 +41,6 @@ measures = ["count", "sum(amount)"]
 BEFORE = MAP_TEXT.format(revision=1, limit=2_000, events='["order.paid"]')
 AFTER = MAP_TEXT.format(revision=2, limit=100_000, events='["order.*"]')
 START_MS = 1_700_000_040_000  # the start of a minute
-
-
-@pytest.fixture
-def broker() -> Iterator[str]:
-    """Run an embedded broker of its own; give its bootstrap address."""
-    with EmbeddedBroker() as running:
-        yield running.bootstrap
 
 
 def events() -> list[dict[str, Any]]:

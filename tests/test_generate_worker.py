@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,8 @@ import pytest
 from support import until
 from workers import Cluster
 
-from app.embedded_broker import EmbeddedBroker
 from app.generate_plan import MAP_FILE
 from tables.ledger import EVENT_COLUMNS, RECORD_COLUMNS
-
-
-@pytest.fixture
-def broker() -> Iterator[str]:
-    """Run an embedded broker of its own; give its bootstrap address."""
-    with EmbeddedBroker() as running:
-        yield running.bootstrap
 
 
 async def letters(brokers: str, topic: str, partitions: int) -> Counter[str]:

@@ -26,21 +26,6 @@ RECORD_BYTES_MAX = 4_000_000
 DEADLINE_S = 2.0
 # Above the deadline, and far below aiokafka's own 40 s.
 ANSWER_SECONDS_MAX = 10.0
-KAFKA = pytest.param("kafka", marks=pytest.mark.kafka)
-
-
-@pytest.fixture(scope="module")
-def embedded() -> Iterator[str]:
-    """Run one embedded broker for the module."""
-    with EmbeddedBroker() as broker:
-        yield broker.bootstrap
-
-
-@pytest.fixture(params=["embedded", KAFKA])
-def brokers(request: pytest.FixtureRequest) -> str:
-    """Give the embedded broker, then real Kafka."""
-    address: str = request.getfixturevalue(request.param)
-    return address
 
 
 @pytest.fixture
@@ -238,7 +223,7 @@ async def test_no_broker_is_named_with_what_to_do() -> None:
     await log.stop()
 
 
-@pytest.fixture(params=["embedded", KAFKA])
+@pytest.fixture(params=["embedded", pytest.param("kafka", marks=pytest.mark.kafka)])
 def pausable(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> Iterator[tuple[str, Callable[[signal.Signals], None]]]:
