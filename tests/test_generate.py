@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from aiokafka.structs import ConsumerRecord
 from click.testing import CliRunner
 
 from app.commands.generate import command
-from app.embedded_broker import EmbeddedBroker
 from app.feed import partition_of
 from app.generate_plan import MAP_FILE
 from app.mapfile import load_map
@@ -38,13 +36,6 @@ LAYERS = {
     "click": ("clicks_minute", 5_000, 60_000, ("store", "online")),
 }
 MINUTE_MS = 60_000
-
-
-@pytest.fixture
-def broker() -> Iterator[str]:
-    """Run an embedded broker of its own; give its bootstrap address."""
-    with EmbeddedBroker() as running:
-        yield running.bootstrap
 
 
 async def make_topic(brokers: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -12,7 +12,6 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from servers import free_ports
 from support import until
 
-from app.embedded_broker import EmbeddedBroker
 from app.mapfile import parse_map
 from app.topics import TopicSpec, TopicsRefusedError, apply_topics, topics_of
 from tables.errors import TreasureMapError
@@ -46,20 +45,6 @@ partitions = 2
 def fresh_map() -> Map:
     """Return a map with topics that no other test has."""
     return parse_map(TEXT.replace("{name}", f"shop_{uuid.uuid4().hex[:8]}"), "test")
-
-
-@pytest.fixture(scope="module")
-def embedded() -> Iterator[str]:
-    """Run an embedded broker; give its bootstrap address."""
-    with EmbeddedBroker() as broker:
-        yield broker.bootstrap
-
-
-@pytest.fixture(params=["embedded", pytest.param("kafka", marks=pytest.mark.kafka)])
-def brokers(request: pytest.FixtureRequest) -> str:
-    """Give the bootstrap address of each kind of broker."""
-    bootstrap: str = request.getfixturevalue(request.param)
-    return bootstrap
 
 
 @contextlib.asynccontextmanager

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaConnectionError
 
-from app.embedded_broker import EmbeddedBroker
 from app.lane import Lane, Owners, TransportError, TransportOptions
 from app.transport import Transport
 from tables.chunk import Chunk
@@ -27,20 +26,6 @@ from tables.errors import FencedError, JournalRefusedError, OutcomeUnknownError
 
 SECONDS_MAX = 60.0
 TopicPartitions = set[tuple[str, int]]
-
-
-@pytest.fixture(scope="module")
-def embedded() -> Iterator[str]:
-    """Run one embedded broker for the module."""
-    with EmbeddedBroker() as broker:
-        yield broker.bootstrap
-
-
-@pytest.fixture(params=["embedded", pytest.param("kafka", marks=pytest.mark.kafka)])
-def brokers(request: pytest.FixtureRequest) -> str:
-    """Give the embedded broker, then real Kafka."""
-    address: str = request.getfixturevalue(request.param)
-    return address
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:
