@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator
 import click
 import polars as pl
 
-from app import demo_check, synthetic
+from app import demo_check, synthetic, tasks
 from app.demo_display import Display, Progress, ledger_lines
 from app.demo_worker import DemoError, DemoWorker, end_offsets
 from app.embedded_broker import EmbeddedBroker
@@ -182,8 +182,7 @@ async def _shown(
             raise failures[0] from None
         raise
     finally:
-        task.cancel()
-        await asyncio.wait({task})
+        await tasks.end(task)
 
 
 async def _show(display: Display, phase: str, progress: Progress, worker: DemoWorker) -> None:

@@ -44,8 +44,9 @@ async def check_answers(cluster: Cluster, flights: pl.DataFrame) -> None:
         layer = cluster.map.layer(name)
         url = cluster.workers[0].url
         rows, partial = await asyncio.to_thread(demo_check.answered, url, layer)
-        # Everything is sealed and archived, so that even a partial answer lacks no cell.
-        assert partial == (len(cluster.workers) > 1)
+        # Everything is sealed and archived, so that even a partial answer lacks no cell. Whether a
+        # second worker holds partitions may change at any time; alone, a worker has them all.
+        assert not partial or len(cluster.workers) > 1
         want = demo_check.expected(layer, flights)
         assert demo_check.differences("over HTTP", layer, want, rows) == []
 

@@ -9,6 +9,7 @@ import sys
 
 import click
 
+from app import tasks
 from app.demo import Plan, run
 
 _FOLDER = pathlib.Path(__file__).parent.parent.parent / "var"
@@ -41,10 +42,14 @@ def command(seconds: float | None) -> None:
 
 
 async def _run(plan: Plan) -> list[str]:
-    """Run the demo; being asked to terminate ends it as Ctrl-C does, with all its children."""
-    task = asyncio.current_task()
-    assert task is not None
+    """Run the demo; Ctrl-C or being asked to terminate ends it with all its children."""
+    asked = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, task.cancel)
-    return await run(plan, _FOLDER)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, asked.set)
+    whole = asyncio.create_task(run(plan, _FOLDER))
+    waiting = asyncio.create_task(asked.wait())
+    await asyncio.wait({whole, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    await tasks.end(waiting)
+    await tasks.end(whole)
+    return await whole
