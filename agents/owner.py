@@ -9,64 +9,53 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from typing import Protocol
+from collections.abc import Iterator
 
 import polars as pl
 
 from agents.fold import Before, Content
+from agents.partition_io import PartitionIO
+from agents.recovery import Recovery
 from tables import ledger
 from tables.block import encode_block
 from tables.chunk import Run
-from tables.errors import DeltaTooLargeError, FencedError, JournalRefusedError, OutcomeUnknownError
+from tables.errors import (
+    DeltaTooLargeError,
+    FencedError,
+    JournalRefusedError,
+    OffsetGoneError,
+    OutcomeUnknownError,
+)
 from tables.journal import (
     DELTA_BYTES_MAX,
     Announcement,
     Claim,
     Delta,
+    Entry,
     Identity,
+    PartPlace,
+    Snapshot,
+    SnapshotPart,
     decode_entry,
     encode_entry,
     identity_of,
 )
 from tables.layer import Layer
 from tables.plan import InputPlan
-from tables.state import Meta, PartitionState
-from tables.table import NEVER_MS, BlockWrite
+from tables.snapshot import capture
+from tables.state import PartitionState
+from tables.table import NEVER_MS
 
 ARCHIVE = ".archive"
 """The sink that every layer but a combiner has; the others are the names of layers, which begin
 with a letter."""
 
-READ_ENTRIES_MAX = 1_000
-"""Journal entries taken in one read while recovering; the store is saved after each read."""
+SNAPSHOT_TAIL_BYTES_MIN = 1 << 20
+"""Deltas up to this size are read faster than they are worth a snapshot."""
 
-
-class PartitionIO(Protocol):
-    """What an owner may do to the world: its journal partition, its source partition, its store."""
-
-    async def append(self, value: bytes) -> int:
-        """Append to the journal; return the offset. Raises OutcomeUnknownError."""
-
-    async def read(self, start: int, stop: int) -> list[bytes]:
-        """Return the journal entries of offsets ``[start, stop)``."""
-
-    async def journal_bounds(self) -> tuple[int, int]:
-        """Return the journal's first offset and the one after its last."""
-
-    async def source_bounds(self) -> tuple[int, int]:
-        """Return the source partition's first offset and the one after its last."""
-
-    async def source_identity(self, offset: int) -> Identity | None:
-        """Return append time and CRC-32 of a source record, None where there is none."""
-
-    def load(self) -> PartitionState | None:
-        """Return the state of the local store, if it has one."""
-
-    def save(self, writes: list[BlockWrite], meta: Meta) -> None:
-        """Write to the local store in one atomic batch."""
-
-    def discard(self) -> None:
-        """Empty the local store."""
+SNAPSHOT_TAIL_RATIO = 2
+"""A snapshot is due when the deltas since the last one have come to so many times its size: this
+keeps what a recovery reads, and what the journal holds, to a few times the state."""
 
 
 @dataclasses.dataclass(slots=True, frozen=True)
@@ -124,14 +113,8 @@ class Owner:
         themap = self.plan.themap
         claim = Claim(themap.revision, themap.digest, self.plan.partitions, base=first)
         epoch = await self._io.append(encode_entry(claim))
-        self.state = await self._usable(epoch)
-        meta = self.state.meta
-        while meta.journal_offset <= epoch:
-            stop = min(epoch + 1, meta.journal_offset + READ_ENTRIES_MAX)
-            for value in await self._io.read(meta.journal_offset, stop):
-                self._apply(value)
-            self._io.save(self.state.take_writes(), meta)
-        if meta.epoch != epoch:
+        self.state = await Recovery(self.plan, self.partition, self._io).run(epoch)
+        if self.state.meta.epoch != epoch:
             raise self._refused(claim)
         self._epoch = epoch
         await self._check_source()
@@ -151,26 +134,58 @@ class Owner:
                 f"cannot append delta of {self.plan.topic}[{self.partition}]: one record holds too "
                 f"little; got {len(value)} bytes; want at most {DELTA_BYTES_MAX}"
             )
-        offset = await self._io.append(value)
-        meta = self.state.meta
-        if offset < meta.journal_offset:
-            raise OutcomeUnknownError(
-                f"cannot use append at offset {offset}: read up to {meta.journal_offset} already"
-            )
-        if offset > meta.journal_offset:
-            for other in await self._io.read(meta.journal_offset, offset):
-                self._apply(other)
-        stands = self.state.apply(offset, delta, identity_of(value))
-        if not stands:
-            raise FencedError(
-                f"cannot advance {self.plan.topic}[{self.partition}]: the journal has a newer owner"
-            )
-        self._io.save(self.state.take_writes(), meta)
+        await self._append(delta, value)
+        self._io.save(self.state.take_writes(), self.state.meta)
         for name, windows in delta.evicted.items():
             for (layer, _), acked in self._acks.items():
                 if layer == name:
                     for window in windows:
                         acked.pop(window, None)
+
+    def wants_snapshot(self) -> bool:
+        """Tell whether the journal has grown so much that a snapshot is due."""
+        meta = self.state.meta
+        tail_max = max(SNAPSHOT_TAIL_BYTES_MIN, SNAPSHOT_TAIL_RATIO * meta.snapshot_bytes)
+        return meta.tail_bytes > tail_max
+
+    def capture(self) -> tuple[int, Iterator[SnapshotPart]]:
+        """Return which journal prefix the state comes from, and the state in parts.
+
+        Deltas may go on between the parts: they stay those of this moment.
+        """
+        return self.state.meta.journal_offset, capture(self.state)
+
+    async def append_part(self, part: SnapshotPart) -> PartPlace:
+        """Append a part of a snapshot; return where it is.
+
+        Raises:
+            FencedError: another owner took over.
+            OutcomeUnknownError: it may or may not have landed.
+        """
+        value = encode_entry(part)
+        offset = await self._append(part, value)
+        return offset, *identity_of(value)
+
+    async def append_snapshot(self, covers: int, parts: list[PartPlace]) -> None:
+        """Complete a snapshot of which all parts are acknowledged.
+
+        Raises:
+            FencedError: another owner took over.
+            OutcomeUnknownError: it may or may not have landed.
+        """
+        snapshot = Snapshot(covers, parts)
+        await self._append(snapshot, encode_entry(snapshot))
+        self._io.save(self.state.take_writes(), self.state.meta)
+
+    async def truncate(self) -> None:
+        """Delete what the last but one snapshot covers; the last two stay (rule 7).
+
+        Raises:
+            OutcomeUnknownError: the broker did not answer; the next snapshot truncates again.
+        """
+        covered = self.state.meta.covered
+        if len(covered) > 1:
+            await self._io.truncate(covered[0])
 
     def housekeeping(self) -> Content | None:
         """Return an empty-range content where windows can be evicted, else None."""
@@ -281,31 +296,35 @@ class Owner:
             blocks={name: encode_block(block) for name, block in content.blocks.items()},
             evicted={name: windows for name, windows in self._evictable().items() if windows},
             tail=tail,
+            snapshot=meta.snapshot,
         )
 
-    def _apply(self, value: bytes) -> bool:
-        offset = self.state.meta.journal_offset
-        return self.state.apply(offset, decode_entry(value), identity_of(value))
+    async def _append(self, entry: Entry, value: bytes) -> int:
+        """Append an entry and read back up to it; return its offset.
 
-    async def _usable(self, epoch: int) -> PartitionState:
-        """Return the stored state where the journal still holds what it names, else a new one."""
-        start, _ = await self._io.journal_bounds()
-        state = self._io.load()
-        if state is not None and start <= state.meta.journal_offset <= epoch:
-            offset = state.meta.journal_offset
-            if offset == start:
-                return state
-            (before,) = await self._io.read(offset - 1, offset)
-            if identity_of(before) == state.meta.entry:
-                return state
-        if start > 0:
-            raise JournalRefusedError(
-                f"cannot restore {self.plan.topic}[{self.partition}]: its journal begins at offset "
-                f"{start} and no snapshot covers what is gone; restore the journal topic, or start "
-                "over under another map name"
+        An acknowledged append may still not stand (rule 5).
+        """
+        offset = await self._io.append(value)
+        meta = self.state.meta
+        if offset < meta.journal_offset:
+            raise OutcomeUnknownError(
+                f"cannot use append at offset {offset}: read up to {meta.journal_offset} already"
             )
-        self._io.discard()
-        return PartitionState(self.plan)
+        fenced = FencedError(
+            f"cannot advance {self.plan.topic}[{self.partition}]: the journal has a newer owner"
+        )
+        while meta.journal_offset < offset:
+            try:
+                others = await self._io.read(meta.journal_offset, offset)
+            except OffsetGoneError:
+                # Only an owner truncates, and only what it has read.
+                raise fenced from None
+            for other in others:
+                self.state.apply(meta.journal_offset, decode_entry(other), identity_of(other))
+        stands = self.state.apply(offset, entry, identity_of(value))
+        if not stands or meta.epoch != self._epoch:
+            raise fenced
+        return offset
 
     def _refused(self, claim: Claim) -> JournalRefusedError | FencedError:
         meta = self.state.meta

@@ -22,7 +22,7 @@ from agents.owner import Owner
 from tables.archive import Archive, CellRange
 from tables.cell import archive_schema
 from tables.errors import FencedError, OffsetGoneError, OutcomeUnknownError
-from tables.journal import Identity
+from tables.journal import Identity, PartPlace
 from tables.layer import Layer, Map
 from tables.plan import InputPlan, plans_of
 from tables.state import Meta, PartitionState
@@ -32,6 +32,9 @@ from tables.table import BlockWrite
 log = logging.getLogger(__name__)
 
 TopicPartition = tuple[str, int]
+
+READ_BYTES_MAX = 32 << 20
+"""Journal entries held at once while recovering; the store is saved after each read."""
 
 TIDY_AFTER_S = 0.5
 """How long eviction waits for a delta to ride on before it appends one of its own."""
@@ -49,15 +52,23 @@ class LogRecord:
 class ReadableLog(Log, Protocol):
     """A log that can be read back as well."""
 
-    async def read(self, topic: str, partition: int, start: int, stop: int) -> list[LogRecord]:
-        """Return the records of offsets ``[start, stop)``. Raises OffsetGoneError."""
+    async def read(
+        self, topic: str, partition: int, start: int, stop: int, bytes_max: int | None = None
+    ) -> list[LogRecord]:
+        """Return the records of offsets ``[start, stop)``; no more once values reach ``bytes_max``.
+
+        There is at least one. Raises OffsetGoneError.
+        """
+
+    async def truncate(self, topic: str, partition: int, before: int) -> None:
+        """Delete the records before an offset, if brokers can. Raises OutcomeUnknownError."""
 
     async def bounds(self, topic: str, partition: int) -> tuple[int, int]:
         """Return the first offset and the one after the last."""
 
 
 class LogPartitionIO:
-    """``agents.owner.PartitionIO`` over a log and a local store."""
+    """``agents.partition_io.PartitionIO`` over a log and a local store."""
 
     def __init__(
         self, plan: InputPlan, partition: int, to: ReadableLog, store: PartitionStore
@@ -73,8 +84,14 @@ class LogPartitionIO:
 
     async def read(self, start: int, stop: int) -> list[bytes]:
         """Return journal entries; an entry without value reads as empty, which is no format."""
-        records = await self._log.read(self._plan.journal, self._partition, start, stop)
+        records = await self._log.read(
+            self._plan.journal, self._partition, start, stop, READ_BYTES_MAX
+        )
         return [record.value or b"" for record in records]
+
+    async def truncate(self, before: int) -> None:
+        """Delete journal entries."""
+        await self._log.truncate(self._plan.journal, self._partition, before)
 
     async def journal_bounds(self) -> tuple[int, int]:
         """Return the journal's first offset and the one after its last."""
@@ -118,6 +135,7 @@ class Held:
     cycle: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
     released: bool = False
     tidying: asyncio.Task[None] | None = None
+    snapshotting: asyncio.Task[None] | None = None
 
 
 class Owners:
@@ -221,12 +239,12 @@ class Owners:
                     return
                 await held.owner.advance(content, tail)
         except (FencedError, OutcomeUnknownError) as error:
-            if self._held.get((topic, partition)) is held:
-                await self.release({(topic, partition)})
-                self._fenced(topic, partition, str(error))
+            await self._lost(topic, partition, held, error)
             return
         held.emitter.wake()
         self._tidy(topic, partition, held)
+        if held.snapshotting is None and held.owner.wants_snapshot():
+            held.snapshotting = asyncio.create_task(self._snapshot(topic, partition, held))
 
     def cells(self, layer: Layer, cells: CellRange) -> pl.DataFrame:
         """Return the archive frame of the applied cells held here, open and closed, in range."""
@@ -251,11 +269,48 @@ class Owners:
         """Return how many rows of ``layer`` the archive acknowledged since the worker started."""
         return self._archived[layer.name]
 
+    async def _lost(
+        self, topic: str, partition: int, held: Held, error: FencedError | OutcomeUnknownError
+    ) -> None:
+        """Forget a partition that another owner may have, and have it claimed again."""
+        if self._held.get((topic, partition)) is held:
+            await self.release({(topic, partition)})
+            self._fenced(topic, partition, str(error))
+
+    async def _snapshot(self, topic: str, partition: int, held: Held) -> None:
+        """Write a snapshot between the deltas, part by part, and truncate behind the one before."""
+        owner = held.owner
+        places: list[PartPlace] = []
+        try:
+            covers, parts = owner.capture()
+            for part in parts:
+                async with held.cycle:
+                    places.append(await owner.append_part(part))
+            async with held.cycle:
+                await owner.append_snapshot(covers, places)
+        except (FencedError, OutcomeUnknownError) as error:
+            held.snapshotting = None
+            await self._lost(topic, partition, held, error)
+        except Exception as error:  # noqa: BLE001 - handed to the worker, which stops with it
+            self._failed(error)
+        else:
+            await self._truncate(held)
+
+    async def _truncate(self, held: Held) -> None:
+        try:
+            await held.owner.truncate()
+        except OutcomeUnknownError as error:
+            log.warning("a journal was not truncated, the next snapshot tries again: %s", error)
+        except Exception as error:  # noqa: BLE001 - handed to the worker, which stops with it
+            self._failed(error)
+        held.snapshotting = None
+
     async def _let_go(self, key: TopicPartition, held: Held) -> None:
         try:
             await held.emitter.stop()
-            if held.tidying is not None:
-                held.tidying.cancel()
+            for task in (held.tidying, held.snapshotting):
+                if task is not None:
+                    task.cancel()
             async with held.cycle:
                 pass
         finally:

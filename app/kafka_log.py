@@ -9,7 +9,9 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.errors import (
+    IncompatibleBrokerVersion,
     KafkaError,
     KafkaTimeoutError,
     MessageSizeTooLargeError,
@@ -161,8 +163,12 @@ class KafkaLog:
             end = await self._offsets.end_offsets([key])
             return start[key], end[key]
 
-    async def read(self, topic: str, partition: int, start: int, stop: int) -> list[LogRecord]:
+    async def read(
+        self, topic: str, partition: int, start: int, stop: int, bytes_max: int | None = None
+    ) -> list[LogRecord]:
         """Return the records of offsets ``[start, stop)``, which must exist in the log.
+
+        No more are read once their values come to ``bytes_max`` bytes.
 
         Raises:
             OffsetGoneError: the log begins after them or ends before them.
@@ -186,31 +192,50 @@ class KafkaLog:
                     await consumer.start()
                     consumer.assign([key])
                     consumer.seek(key, start)
-                    return await self._collect(consumer, key, stop, deadline)
+                    return await self._collect(consumer, key, stop, bytes_max, deadline)
             except OffsetOutOfRangeError as error:
                 raise OffsetGoneError(_gone(cannot)) from error
             finally:
                 await consumer.stop()
+
+    async def truncate(self, topic: str, partition: int, before: int) -> None:
+        """Delete the records before an offset; a broker that cannot do that keeps them.
+
+        Raises:
+            OutcomeUnknownError: the broker did not answer.
+        """
+        cannot = f"cannot delete records of {topic}[{partition}] before {before}"
+        admin = AIOKafkaAdminClient(bootstrap_servers=self._brokers, **self._options)
+        async with self._answered(cannot, self._append_deadline_s):
+            try:
+                await admin.start()
+                await admin.delete_records(
+                    {TopicPartition(topic, partition): RecordsToDelete(before_offset=before)}
+                )
+            except IncompatibleBrokerVersion:
+                log.info("%s: the broker deletes no records; the journal keeps them all", cannot)
+            finally:
+                await admin.close()
 
     async def _collect(
         self,
         consumer: AIOKafkaConsumer,
         key: TopicPartition,
         stop: int,
+        bytes_max: int | None,
         deadline: asyncio.Timeout,
     ) -> list[LogRecord]:
         """Return the records from where ``consumer`` stands; each step on moves the deadline."""
         now = asyncio.get_running_loop().time
         records: list[LogRecord] = []
         moved_s = now()
+        size = 0
         position = first = await consumer.position(key)
-        while position < stop:
+        while position < stop and (bytes_max is None or size < bytes_max):
             found = await consumer.getmany(key, timeout_ms=500)
-            records += [
-                LogRecord(record.offset, record.value, record.timestamp)
-                for record in found.get(key, ())
-                if record.offset < stop
-            ]
+            new = [record for record in found.get(key, ()) if record.offset < stop]
+            records += [LogRecord(record.offset, record.value, record.timestamp) for record in new]
+            size += sum(len(record.value or b"") for record in new)
             before, position = position, await consumer.position(key)
             if position > before:
                 moved_s = now()

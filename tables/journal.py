@@ -1,4 +1,4 @@
-"""Journal entries and their bytes: claims and deltas of one source partition.
+"""Journal entries and their bytes: claims, deltas and snapshots of one source partition.
 
 An entry is one format byte, then the MessagePack array of the entry. The first element names its
 kind. A reader that meets another format stops: ignoring it would make old and new readers disagree
@@ -45,6 +45,8 @@ class Delta(msgspec.Struct, frozen=True, array_like=True, tag="delta"):
     ``floors`` are by layer; ``announced`` by sender partition (coarser layers only); ``blocks`` by
     layer, as bytes of ``tables.block``; ``evicted`` are window starts by layer; ``tail`` is the
     identity of record ``stop - 1`` (append time and CRC-32), None where it carried no record.
+    ``snapshot`` is the journal offset of the latest snapshot that the writer knows, -1 for none: a
+    hint for readers, which decides nothing.
     """
 
     epoch: int
@@ -58,9 +60,34 @@ class Delta(msgspec.Struct, frozen=True, array_like=True, tag="delta"):
     blocks: dict[str, bytes]
     evicted: dict[str, list[int]]
     tail: Identity | None
+    snapshot: int
 
 
-Entry = Claim | Delta
+class SnapshotPart(msgspec.Struct, frozen=True, array_like=True, tag="part"):
+    """A part of a snapshot, which means nothing without the snapshot that names it.
+
+    ``meta`` is MessagePack of ``tables.state.Meta`` in the first part, empty in the others.
+    ``blocks`` are ``(layer, sequence, bytes)``; a large block comes in pieces, in order.
+    """
+
+    meta: bytes
+    blocks: list[tuple[str, int, bytes]]
+
+
+class Snapshot(msgspec.Struct, frozen=True, array_like=True, tag="snapshot"):
+    """The whole state that the entries before journal offset ``covers`` come to.
+
+    It is true wherever it lands and whoever wrote it. ``parts`` are the places of its parts.
+    """
+
+    covers: int
+    parts: list[PartPlace]
+
+
+PartPlace = tuple[int, int, int]
+"""Journal offset of a snapshot's part, and its identity: length and CRC-32."""
+
+Entry = Claim | Delta | SnapshotPart | Snapshot
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Entry] = msgspec.msgpack.Decoder(Entry)

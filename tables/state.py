@@ -10,7 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from tables import ledger
-from tables.journal import Announcement, Claim, Delta, Entry, Identity
+from tables.journal import Announcement, Claim, Delta, Entry, Identity, Snapshot, SnapshotPart
 from tables.layer import Layer
 from tables.plan import InputPlan
 from tables.table import NEVER_MS, BlockWrite, FoldTable, LayerTable, RollupTable
@@ -22,6 +22,9 @@ class Meta(msgspec.Struct):
     ``to`` is the source offset up to which everything is folded, the only position there is.
     ``base`` is the offset it began at. ``journal_offset`` is the next entry to read; ``entry`` the
     identity of the one before it; ``tail`` the identity of source record ``to - 1``.
+    ``snapshot`` is the journal offset of the latest snapshot, -1 before the first, and
+    ``snapshot_bytes`` its size; ``covered`` what the last two cover; ``tail_bytes`` the size of the
+    deltas since.
     """
 
     to: int = 0
@@ -37,6 +40,10 @@ class Meta(msgspec.Struct):
     journal_offset: int = 0
     entry: Identity | None = None
     tail: Identity | None = None
+    snapshot: int = -1
+    snapshot_bytes: int = 0
+    covered: list[int] = []
+    tail_bytes: int = 0
 
 
 class PartitionState:
@@ -58,11 +65,25 @@ class PartitionState:
         """
         meta = self.meta
         assert offset == meta.journal_offset, f"journal gap: {offset} after {meta.journal_offset}"
-        meta.journal_offset = offset + 1
-        meta.entry = identity
-        if isinstance(entry, Claim):
-            return self._apply_claim(offset, entry)
-        return self._apply_delta(entry)
+        self.skip(identity)
+        match entry:
+            case Claim():
+                return self._apply_claim(offset, entry)
+            case Delta():
+                return self._apply_delta(entry, identity)
+            case Snapshot():
+                self._note_snapshot(offset, entry)
+            case SnapshotPart():
+                pass
+        return True
+
+    def skip(self, identity: Identity) -> None:
+        """Take the next journal entry, which is known to be a snapshot's part: it changes nothing.
+
+        ``identity`` is what it is recognised by.
+        """
+        self.meta.journal_offset += 1
+        self.meta.entry = identity
 
     def closed_ms(self, layer: Layer) -> int:
         """Return C: windows of ``layer`` that end at or below it are closed."""
@@ -83,6 +104,20 @@ class PartitionState:
             table.writes.clear()
         return writes
 
+    def all_writes(self) -> list[BlockWrite]:
+        """Return the writes that fill an empty local store with all blocks."""
+        return [write for table in self.tables.values() for write in table.all_writes()]
+
+    def _note_snapshot(self, offset: int, snapshot: Snapshot) -> None:
+        """Remember the latest snapshot, by what it covers; one that lands late is no news."""
+        meta = self.meta
+        if meta.covered and snapshot.covers <= meta.covered[-1]:
+            return
+        meta.snapshot = offset
+        meta.snapshot_bytes = sum(length for _, length, _ in snapshot.parts)
+        meta.covered = [*meta.covered, snapshot.covers][-2:]
+        meta.tail_bytes = 0
+
     def _apply_claim(self, offset: int, claim: Claim) -> bool:
         meta = self.meta
         if meta.epoch < 0:
@@ -94,11 +129,12 @@ class PartitionState:
         meta.partitions = claim.partitions
         return True
 
-    def _apply_delta(self, delta: Delta) -> bool:
+    def _apply_delta(self, delta: Delta, identity: Identity) -> bool:
         meta = self.meta
         stands = (delta.start, delta.epoch, delta.revision) == (meta.to, meta.epoch, meta.revision)
         if not stands:
             return False
+        meta.tail_bytes += identity[0]
         for name, windows in delta.evicted.items():
             if name in self.tables:
                 self.tables[name].evict(windows)

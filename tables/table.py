@@ -74,13 +74,26 @@ class LayerTable:
         if len(self._blocks) > TAIL_BLOCKS_MAX:
             self.merge()
 
+    @property
+    def blocks(self) -> dict[int, pl.DataFrame]:
+        """The blocks by sequence number, oldest first, each with a column ``version``."""
+        return dict(self._blocks)
+
+    def all_writes(self) -> list[BlockWrite]:
+        """Return the writes that fill an empty local store."""
+        return [
+            BlockWrite(self.layer.name, sequence, -1, encode_block(block))
+            for sequence, block in self._blocks.items()
+        ]
+
     def load(self, sequence: int, version: int, data: bytes) -> None:
-        """Take a block back from the local store."""
+        """Take a block back from the local store or a snapshot, whole or piece by piece."""
         if version < 0:
             frame = decode_block(data, self._stored)
         else:
             frame = decode_block(data, self._delta).with_columns(version=pl.lit(version, pl.Int64))
-        self._blocks[sequence] = frame
+        known = self._blocks.get(sequence)
+        self._blocks[sequence] = frame if known is None else pl.concat([known, frame])
         # Oldest first, however the store lists them: what is merged, and the last bits of float
         # sums with it, follows from the order.
         self._blocks = dict(sorted(self._blocks.items()))

@@ -150,6 +150,7 @@ def delta(
         blocks=blocks or {},
         evicted={},
         tail=None,
+        snapshot=-1,
     )
     changed: Delta = dataclasses_replace(entry, **changes)
     return changed

@@ -12,7 +12,7 @@ import orjson
 
 from agents.owners import LogRecord
 from tables.chunk import Headers, Run
-from tables.errors import OutcomeUnknownError
+from tables.errors import OffsetGoneError, OutcomeUnknownError
 from tables.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
 from tables.layer import Accumulator, Field, KeyField, Layer, Map, Measure, Source
 from tables.window import Window
@@ -119,11 +119,15 @@ class StoredRecord(LogRecord):
 
 @dataclasses.dataclass
 class MemoryLog:
-    """A log in memory that can be told to lose answers."""
+    """A log in memory that can be told to lose answers.
+
+    Truncated records stay in ``records``, so that an index is an offset, but nobody can read them.
+    """
 
     records: dict[tuple[str, int], list[StoredRecord]] = dataclasses.field(default_factory=dict)
     fail_next: str = ""
     reads: list[tuple[str, int, int, int]] = dataclasses.field(default_factory=list)
+    starts: dict[tuple[str, int], int] = dataclasses.field(default_factory=dict)
 
     def put(self, topic: str, partition: int, value: bytes | int) -> None:
         """Write as a producer would: an event, or a heartbeat where ``value`` is a time."""
@@ -143,11 +147,25 @@ class MemoryLog:
             raise OutcomeUnknownError("unanswered")
         return len(entries) - 1
 
-    async def read(self, topic: str, partition: int, start: int, stop: int) -> list[LogRecord]:
-        """Return a range, and remember that it was asked for."""
-        self.reads.append((topic, partition, start, stop))
-        return list(self.records.get((topic, partition), [])[start:stop])
+    async def read(
+        self, topic: str, partition: int, start: int, stop: int, bytes_max: int | None = None
+    ) -> list[LogRecord]:
+        """Return a range, and remember what was asked for."""
+        if start < self.starts.get((topic, partition), 0):
+            raise OffsetGoneError(f"{topic}[{partition}] has no offset {start} any more")
+        found: list[LogRecord] = []
+        for record in self.records.get((topic, partition), [])[start:stop]:
+            found.append(record)
+            if bytes_max is not None and sum(len(r.value or b"") for r in found) >= bytes_max:
+                break
+        self.reads.append((topic, partition, start, start + len(found)))
+        return found
+
+    async def truncate(self, topic: str, partition: int, before: int) -> None:
+        """Delete what lies before an offset."""
+        self.starts[topic, partition] = max(before, self.starts.get((topic, partition), 0))
 
     async def bounds(self, topic: str, partition: int) -> tuple[int, int]:
         """Return first and next offset."""
-        return 0, len(self.records.get((topic, partition), []))
+        first = self.starts.get((topic, partition), 0)
+        return first, len(self.records.get((topic, partition), []))

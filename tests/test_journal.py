@@ -28,6 +28,8 @@ from tables.journal import (
     Claim,
     Delta,
     Entry,
+    Snapshot,
+    SnapshotPart,
     decode_entry,
     encode_entry,
     identity_of,
@@ -67,13 +69,18 @@ def test_the_bytes_are_those_of_the_format_page() -> None:
         [7, 0xA2, *b"ab", 2, 40]
     )
     entry = Delta(
-        3, 7, 40, 41, -1, {"h": 5}, {0: (1, 2)}, {"a": 1}, {"h": b"x"}, {"h": [6]}, (8, 9)
+        3, 7, 40, 41, -1, {"h": 5}, {0: (1, 2)}, {"a": 1}, {"h": b"x"}, {"h": [6]}, (8, 9), 2
     )
     value = encode_entry(entry)
     assert value[0] == FORMAT == 1
     assert msgspec.msgpack.decode(value[1:], strict=False) == [
         "delta", 3, 7, 40, 41, -1, {"h": 5}, {0: [1, 2]}, {"a": 1}, {"h": b"x"}, {"h": [6]}, [8, 9],
+        2,
     ]  # fmt: skip
+    part = encode_entry(SnapshotPart(b"m", [("h", 5, b"x")]))
+    assert msgspec.msgpack.decode(part[1:]) == ["part", b"m", [["h", 5, b"x"]]]
+    snapshot = encode_entry(Snapshot(9, [(10, 100, 7)]))
+    assert msgspec.msgpack.decode(snapshot[1:]) == ["snapshot", 9, [[10, 100, 7]]]
 
 
 def test_an_entry_is_recognised_by_length_and_checksum() -> None:
@@ -90,7 +97,7 @@ def test_an_entry_is_recognised_by_length_and_checksum() -> None:
         (bytes([FORMAT]), "truncated"),
         (encode_entry(claim())[:-1], "truncated"),
         (encode_entry(claim()) + b"\x00", "trailing"),
-        (bytes([FORMAT]) + msgspec.msgpack.encode(["snapshot", 1, 2]), "snapshot"),
+        (bytes([FORMAT]) + msgspec.msgpack.encode(["later", 1, 2]), "later"),
         (bytes([FORMAT]) + msgspec.msgpack.encode(["claim", 1]), "length"),
         (bytes([FORMAT]) + msgspec.msgpack.encode(["claim", "1", "d", 2, 0]), "int"),
         (bytes([FORMAT]) + msgspec.msgpack.encode({"type": "claim"}), "array"),

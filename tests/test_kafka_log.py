@@ -15,7 +15,6 @@ import pytest
 import servers
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.errors import KafkaConnectionError
 
 from app.embedded_broker import EmbeddedBroker
@@ -142,15 +141,42 @@ async def test_a_range_before_the_start_is_gone(kafka: str) -> None:
     await log.start()
     for number in range(5):
         await log.append(topic, 0, b"%d" % number, ())
-    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
-    await admin.start()
-    await admin.delete_records({TopicPartition(topic, 0): RecordsToDelete(before_offset=3)})
-    await admin.close()
+    await log.truncate(topic, 0, 3)
+    assert await log.bounds(topic, 0) == (3, 5)
+    await log.truncate(topic, 0, 1)
     assert await log.bounds(topic, 0) == (3, 5)
     with pytest.raises(OffsetGoneError, match="or its records deleted"):
         await log.read(topic, 0, 2, 5)
     assert [record.value for record in await log.read(topic, 0, 3, 5)] == [b"3", b"4"]
     await log.stop()
+
+
+async def test_a_broker_that_cannot_delete_records_keeps_them(embedded: str) -> None:
+    """Truncation saves space and reading; nothing depends on it, and appends go on.
+
+    The embedded broker hangs up on the request.
+    """
+    topic = await topic_on(embedded)
+    log = KafkaLog(embedded, RECORD_BYTES_MAX)
+    await log.start()
+    for number in range(4):
+        await log.append(topic, 0, b"%d" % number, ())
+    with pytest.raises(OutcomeUnknownError, match="cannot delete records"):
+        await log.truncate(topic, 0, 3)
+    await log.append(topic, 0, b"4", ())
+    assert await log.bounds(topic, 0) == (0, 5)
+    await log.stop()
+
+
+async def test_a_bounded_read_ends_once_it_has_enough(brokers: str, log: KafkaLog) -> None:
+    """It returns the first records of the range, at least one."""
+    topic = await topic_on(brokers)
+    for number in range(20):
+        await log.append(topic, 0, b"%02d" % number * 100_000, ())
+    records = await log.read(topic, 0, 2, 20, 1_000)
+    assert records
+    assert [record.offset for record in records] == list(range(2, 2 + len(records)))
+    assert len(await log.read(topic, 0, 2, 20, 1 << 40)) == 18
 
 
 @pytest.mark.kafka

@@ -1,0 +1,49 @@
+"""What an owner may do to the world, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from tables.journal import Identity
+from tables.state import Meta, PartitionState
+from tables.table import BlockWrite
+
+
+class PartitionIO(Protocol):
+    """One journal partition, its source partition and its local store.
+
+    The same owner runs under asyncio with Kafka and under a simulator that stops, kills and resumes
+    it at every ``await``.
+    """
+
+    async def append(self, value: bytes) -> int:
+        """Append to the journal; return the offset. Raises OutcomeUnknownError."""
+
+    async def read(self, start: int, stop: int) -> list[bytes]:
+        """Return the journal entries of offsets ``[start, stop)``, or as many of the first ones as
+        make a good read, at least one. Raises OffsetGoneError.
+        """  # noqa: D205
+
+    async def truncate(self, before: int) -> None:
+        """Delete the journal entries before an offset, where the log can do that.
+
+        Raises OutcomeUnknownError.
+        """
+
+    async def journal_bounds(self) -> tuple[int, int]:
+        """Return the journal's first offset and the one after its last."""
+
+    async def source_bounds(self) -> tuple[int, int]:
+        """Return the source partition's first offset and the one after its last."""
+
+    async def source_identity(self, offset: int) -> Identity | None:
+        """Return append time and CRC-32 of a source record, None where there is none."""
+
+    def load(self) -> PartitionState | None:
+        """Return the state of the local store, if it has one."""
+
+    def save(self, writes: list[BlockWrite], meta: Meta) -> None:
+        """Write to the local store in one atomic batch."""
+
+    def discard(self) -> None:
+        """Empty the local store."""

@@ -1,0 +1,157 @@
+"""Recovery: a partition's state from its local store, the latest snapshot, or the journal's start.
+
+    local store --+
+    snapshot    --+--> state at some journal offset --> apply entry by entry --> after the claim
+    nothing     --+
+
+The rules are 6 and 7 of docs/formats/journal.md.
+"""
+
+from __future__ import annotations
+
+from agents.partition_io import PartitionIO
+from tables.errors import JournalRefusedError, OffsetGoneError
+from tables.journal import (
+    Delta,
+    Identity,
+    PartPlace,
+    Snapshot,
+    SnapshotPart,
+    decode_entry,
+    identity_of,
+)
+from tables.plan import InputPlan
+from tables.snapshot import restored
+from tables.state import PartitionState
+
+LOOK_BACK_ENTRIES = 16
+"""How far back from a claim a hint of the latest snapshot is looked for; then 8 times as far."""
+
+
+class Recovery:
+    """Brings the state of one partition up to a claim.
+
+    Args:
+        plan: of the input topic.
+        partition: its number.
+        io: the partition's journal and local store.
+    """
+
+    def __init__(self, plan: InputPlan, partition: int, io: PartitionIO) -> None:
+        self._plan = plan
+        self._partition = partition
+        self._io = io
+        # Parts of the snapshot that was loaded: they are not read a second time.
+        self._parts: dict[int, Identity] = {}
+
+    async def run(self, epoch: int) -> PartitionState:
+        """Return the state after the journal entry at offset ``epoch``, which is in the store too.
+
+        Raises:
+            JournalRefusedError: the journal lost its beginning and nothing stands in for it, or an
+                entry is of another program.
+        """
+        while True:
+            start, _ = await self._io.journal_bounds()
+            try:
+                state = await self._begin(start, epoch)
+                await self._read_on(state, epoch)
+            except OffsetGoneError:
+                # Another owner took a snapshot and truncated meanwhile.
+                if (await self._io.journal_bounds())[0] == start:
+                    raise
+            else:
+                return state
+
+    async def _begin(self, start: int, epoch: int) -> PartitionState:
+        state = self._io.load()
+        if state is not None and await self._is_usable(state, start, epoch):
+            return state
+        self._io.discard()
+        state = await self._from_snapshot(start, epoch)
+        if state is not None:
+            self._io.save(state.all_writes(), state.meta)
+            return state
+        if start > 0:
+            raise JournalRefusedError(
+                f"cannot restore {self._plan.topic}[{self._partition}]: its journal begins at "
+                f"offset {start} and no snapshot covers what is gone; restore the journal topic, "
+                "or start over under another map name"
+            )
+        return PartitionState(self._plan)
+
+    async def _read_on(self, state: PartitionState, epoch: int) -> None:
+        meta = state.meta
+        while meta.journal_offset <= epoch:
+            part = self._parts.get(meta.journal_offset)
+            if part is not None:
+                state.skip(part)
+                continue
+            ahead = [offset for offset in self._parts if offset > meta.journal_offset]
+            stop = min([epoch + 1, *ahead])
+            for value in await self._io.read(meta.journal_offset, stop):
+                state.apply(meta.journal_offset, decode_entry(value), identity_of(value))
+            self._io.save(state.take_writes(), meta)
+
+    async def _is_usable(self, state: PartitionState, start: int, epoch: int) -> bool:
+        """Tell whether the journal still holds what a stored state names (rule 6)."""
+        offset = state.meta.journal_offset
+        if not start <= offset <= epoch:
+            return False
+        if offset == start:
+            return True
+        (before,) = await self._io.read(offset - 1, offset)
+        return identity_of(before) == state.meta.entry
+
+    async def _from_snapshot(self, start: int, epoch: int) -> PartitionState | None:
+        """Return the state of the latest snapshot before ``epoch``, None where there is none."""
+        found = await self._latest_snapshot(start, epoch)
+        if found is None:
+            return None
+        parts = []
+        for place in found.parts:
+            part = await self._read_part(place)
+            if part is None:
+                return None
+            parts.append(part)
+        self._parts = {offset: (length, crc) for offset, length, crc in found.parts}
+        return restored(self._plan, parts)
+
+    async def _latest_snapshot(self, start: int, epoch: int) -> Snapshot | None:
+        """Look back from ``epoch`` for a snapshot, or for a delta that knows where it is."""
+        stop, span = epoch, LOOK_BACK_ENTRIES
+        while stop > start:
+            first = max(start, stop - span)
+            hints: list[int] = []
+            at = first
+            while at < stop:
+                for value in await self._io.read(at, stop):
+                    entry = decode_entry(value)
+                    if isinstance(entry, Snapshot):
+                        hints.append(at)
+                    elif isinstance(entry, Delta):
+                        hints.append(entry.snapshot)
+                    at += 1
+            found = await self._snapshot_at(max(hints, default=-1), start)
+            # Where nothing was deleted, a delta that knows of no snapshot saves looking further.
+            if found is not None or (hints and start == 0):
+                return found
+            stop, span = first, span * 8
+        return None
+
+    async def _snapshot_at(self, offset: int, start: int) -> Snapshot | None:
+        if offset < start:
+            return None
+        (value,) = await self._io.read(offset, offset + 1)
+        entry = decode_entry(value)
+        if isinstance(entry, Snapshot) and start <= entry.covers <= offset:
+            return entry
+        return None
+
+    async def _read_part(self, place: PartPlace) -> SnapshotPart | None:
+        offset, *identity = place
+        (value,) = await self._io.read(offset, offset + 1)
+        if identity_of(value) != tuple(identity):
+            return None
+        entry = decode_entry(value)
+        return entry if isinstance(entry, SnapshotPart) else None
