@@ -7,8 +7,9 @@ import dataclasses
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 # The load is made by this process, with all cores, before a worker is started.
 os.environ.setdefault("POLARS_MAX_THREADS", str(os.cpu_count() or 1))
@@ -19,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from app.embedded_broker import EmbeddedBroker
-from benchmarks import throughput
+from benchmarks import recovery, throughput
 from benchmarks.runs import Row, summary
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,7 +52,28 @@ def throughput_command(
                 for number in range(1 if smoke else runs):
                     rows.append(throughput.run(case, load, Path(folder, f"{name}-{number}")))
                     _say(f"{name}: {rows[-1].events_per_cpu_second:,.0f} events per CPU-second")
-    _print(rows, as_json=as_json)
+    _print(rows, summary(rows), as_json=as_json)
+
+
+@group.command(name="recovery")
+@click.option("--cells", type=click.IntRange(min=1_000), help="Open cells of the partition.")
+@click.option("--runs", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--smoke", is_flag=True, help="Few cells, one run, embedded broker.")
+@click.option("--brokers", help="Brokers to use instead of one that is started here.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list of rows.")
+def recovery_command(
+    *, cells: int | None, runs: int, smoke: bool, brokers: str | None, as_json: bool
+) -> None:
+    """Open cells that a new owner of a partition brings back in a second."""
+    count = cells or (recovery.SMOKE_CELLS if smoke else recovery.CELLS)
+    rows: list[recovery.Row] = []
+    with tempfile.TemporaryDirectory() as folder, _broker(brokers, Path(folder), smoke) as found:
+        load = recovery.loaded(found, count, Path(folder, "worker"))
+        for case in ("journal", "store"):
+            for number in range(1 if smoke else runs):
+                rows.append(recovery.run(case, load, Path(folder, f"{case}-{number}")))
+                _say(f"{case}: {count:,} cells in {rows[-1].seconds:.2f} s")
+    _print(rows, recovery.summary(rows), as_json=as_json)
 
 
 @contextlib.contextmanager
@@ -73,11 +95,10 @@ def _broker(brokers: str | None, folder: Path, smoke: bool) -> Iterator[str]:
             yield kafka.bootstrap
 
 
-def _print(rows: list[Row], *, as_json: bool) -> None:
+def _print(rows: Sequence[Any], columns: list[list[str]], *, as_json: bool) -> None:
     if as_json:
         click.echo(orjson.dumps([dataclasses.asdict(row) for row in rows]))
         return
-    columns = summary(rows)
     table = Table(*columns[0], box=None, header_style="bold")
     for cells in columns[1:]:
         table.add_row(*cells)

@@ -49,3 +49,14 @@ def test_the_smoke_size_of_throughput_gives_rows() -> None:
     assert row["windows_closed"] >= WINDOWS
     assert row["events_per_cpu_second"] > 0
     assert row["peak_memory_bytes"] > 0
+
+
+@pytest.mark.slow
+def test_the_smoke_size_of_recovery_gives_rows() -> None:
+    """From the journal alone and from the local store; the cells were counted before."""
+    command = [sys.executable, "-m", "benchmarks", "recovery", "--smoke", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = orjson.loads(done.stdout)
+    assert [(row["case"], row["cells"]) for row in rows] == [("journal", 20_000), ("store", 20_000)]
+    assert all(row["cells_per_second"] > 0 for row in rows)
