@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import random
 from collections import Counter
@@ -18,6 +19,7 @@ from typing import Protocol
 
 import polars as pl
 
+from agents.guarded import guarded
 from agents.owner import ARCHIVE, Emission, Owner
 from tables.archive import Archive
 from tables.contribution import Contribution, encode_contribution, split_cells
@@ -51,10 +53,22 @@ class Log(Protocol):
         """Append a record; return its offset. Raises OutcomeUnknownError."""
 
 
+@dataclasses.dataclass(slots=True)
+class EmitCounts:
+    """What was emitted since the worker started.
+
+    ``archived`` counts rows acknowledged by the archive, by layer; ``failures`` attempts that
+    failed, and are repeated, by the kind of sink: ``archive`` or ``layer_topic``.
+    """
+
+    archived: Counter[str] = dataclasses.field(default_factory=Counter)
+    failures: Counter[str] = dataclasses.field(default_factory=Counter)
+
+
 class Emitter:
     """Sends what one owner's state has closed; ``wake`` it after every applied delta.
 
-    ``archived`` counts acknowledged archive rows by layer, over all owners of the worker.
+    ``counts`` are kept over all owners of the worker.
     """
 
     def __init__(
@@ -62,13 +76,13 @@ class Emitter:
         owner: Owner,
         archive: Archive,
         to: Log,
-        archived: Counter[str],
+        counts: EmitCounts,
         failed: Callable[[BaseException], None],
     ) -> None:
         self._owner = owner
         self._archive = archive
         self._log = to
-        self._archived = archived
+        self._counts = counts
         self._failed = failed
         self._tasks: list[asyncio.Task[None]] = []
         self._events: list[asyncio.Event] = []
@@ -100,33 +114,29 @@ class Emitter:
     def _spawn(self, emit: Callable[[], Awaitable[float | None]]) -> None:
         event = asyncio.Event()
         self._events.append(event)
-        task = asyncio.create_task(self._repeat(emit, event))
-        self._tasks.append(task)
+        self._tasks.append(asyncio.create_task(guarded(self._repeat(emit, event), self._failed)))
 
     async def _repeat(
         self, emit: Callable[[], Awaitable[float | None]], event: asyncio.Event
     ) -> None:
         """Emit whenever woken, or after the seconds that ``emit`` returned; back off on failure."""
         retry_s = RETRY_S_MIN
-        try:
-            while True:
-                event.clear()
-                wait_s: float | None
-                try:
-                    wait_s = await emit()
-                    retry_s = RETRY_S_MIN
-                except (ArchiveError, OutcomeUnknownError) as error:
-                    log.warning("emission failed, nothing is lost, sending again: %s", error)
-                    wait_s = retry_s * random.uniform(0.5, 1.0)  # noqa: S311 - spreads retries only
-                    retry_s = min(retry_s * 2, RETRY_S_MAX)
-                # Not wait_for: before Python 3.12 it swallows a cancellation that meets the event.
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(wait_s):
-                        await event.wait()
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:  # noqa: BLE001 - handed to the worker, which stops with it
-            self._failed(error)
+        while True:
+            event.clear()
+            wait_s: float | None
+            try:
+                wait_s = await emit()
+                retry_s = RETRY_S_MIN
+            except (ArchiveError, OutcomeUnknownError) as error:
+                sink = "archive" if isinstance(error, ArchiveError) else "layer_topic"
+                self._counts.failures[sink] += 1
+                log.warning("emission failed, nothing is lost, sending again: %s", error)
+                wait_s = retry_s * random.uniform(0.5, 1.0)  # noqa: S311 - spreads retries only
+                retry_s = min(retry_s * 2, RETRY_S_MAX)
+            # Not wait_for: before Python 3.12 it swallows a cancellation that meets the event.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await event.wait()
 
     async def _emit_archive(self) -> None:
         owner = self._owner
@@ -136,7 +146,7 @@ class Emitter:
                 continue
             rows, times = archive_rows(owner, emission)
             await self._archive.write(layer, rows, times)
-            self._archived[layer.name] += rows.height
+            self._counts.archived[layer.name] += rows.height
             self._acknowledge(emission)
 
     async def _emit_coarser(self) -> float | None:

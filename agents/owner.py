@@ -237,6 +237,18 @@ class Owner:
         """Return the number of closed windows that some sink has not acknowledged."""
         return sum(len(self._unacknowledged(layer, sink)) for sink in self.sinks(layer))
 
+    def pending_bytes(self) -> int:
+        """Return about how much memory the closed cells take that some sink has not acknowledged.
+
+        Open cells are not among them: they wait for events, and no pause would let them go.
+        """
+        return sum(
+            self.state.tables[layer.name].bytes_of(
+                {w for sink in self.sinks(layer) for w in self._unacknowledged(layer, sink)}
+            )
+            for layer in self.plan.layers
+        )
+
     def _unacknowledged(self, layer: Layer, sink: str) -> dict[int, int]:
         closed = self.state.closed_ms(layer)
         end = layer.window.end

@@ -9,15 +9,15 @@ import asyncio
 import dataclasses
 import logging
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
 import polars as pl
 
-from agents.emit import Emitter, Log
+from agents.emit import EmitCounts, Emitter, Log
 from agents.fold import Content
+from agents.guarded import guarded
 from agents.owner import Owner
 from tables.archive import Archive, CellRange
 from tables.cell import archive_schema
@@ -169,7 +169,7 @@ class Owners:
         self._fenced = fenced
         self._held: dict[TopicPartition, Held] = {}
         self._leaving: dict[TopicPartition, asyncio.Task[None]] = {}
-        self._archived: Counter[str] = Counter()
+        self.emitted = EmitCounts()
 
     async def restore(self, topic: str, partition: int, generation: int) -> int:
         """Open the store, claim, read the journal; return the source position to go on from."""
@@ -183,7 +183,7 @@ class Owners:
         except BaseException:
             store.close()
             raise
-        emitter = Emitter(owner, self._archive, self._log, self._archived, self._failed)
+        emitter = Emitter(owner, self._archive, self._log, self.emitted, self._failed)
         held = Held(owner, store, emitter)
         emitter.on_acknowledged = lambda: self._tidy(topic, partition, held)
         self._held[topic, partition] = held
@@ -200,7 +200,9 @@ class Owners:
             held = self._held.pop(key, None)
             if held is not None:
                 held.released = True
-                self._leaving[key] = asyncio.create_task(self._let_go(key, held))
+                self._leaving[key] = asyncio.create_task(
+                    guarded(self._let_go(key, held), self._failed)
+                )
         # Shielded, because who waits may be cancelled while somebody else waits too.
         leaving_now = [self._leaving[key] for key in partitions if key in self._leaving]
         await asyncio.gather(*(asyncio.shield(leaving) for leaving in leaving_now))
@@ -267,7 +269,11 @@ class Owners:
 
     def archived_cells(self, layer: Layer) -> int:
         """Return how many rows of ``layer`` the archive acknowledged since the worker started."""
-        return self._archived[layer.name]
+        return self.emitted.archived[layer.name]
+
+    def pending_bytes(self) -> int:
+        """Return about how much memory the cells take that sinks have not acknowledged."""
+        return sum(owner.pending_bytes() for owner in self.each())
 
     async def _lost(
         self, topic: str, partition: int, held: Held, error: FencedError | OutcomeUnknownError
@@ -314,21 +320,20 @@ class Owners:
             async with held.cycle:
                 pass
         finally:
-            held.store.close()
             del self._leaving[key]
+            held.store.close()
 
     def _tidy(self, topic: str, partition: int, held: Held) -> None:
         """Evict soon what is acknowledged, so that an idle partition shrinks too."""
         if held.tidying is None and not held.released:
-            held.tidying = asyncio.create_task(self._evict(topic, partition, held))
+            held.tidying = asyncio.create_task(
+                guarded(self._evict(topic, partition, held), self._failed)
+            )
 
     async def _evict(self, topic: str, partition: int, held: Held) -> None:
-        try:
-            await asyncio.sleep(TIDY_AFTER_S)
-            content = held.owner.housekeeping()
-            # Another tidying may begin from here on: what it waits for is not in this content.
-            held.tidying = None
-            if content is not None:
-                await self.advance(topic, partition, content, None)
-        except Exception as error:  # noqa: BLE001 - handed to the worker, which stops with it
-            self._failed(error)
+        await asyncio.sleep(TIDY_AFTER_S)
+        content = held.owner.housekeeping()
+        # Another tidying may begin from here on: what it waits for is not in this content.
+        held.tidying = None
+        if content is not None:
+            await self.advance(topic, partition, content, None)

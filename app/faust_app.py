@@ -18,7 +18,8 @@ import faust
 from faust.app.base import BootStrategy
 from mode import Service
 
-from app.lane import Lane
+from agents.guarded import guarded
+from app.lane import Lane, always
 from tables.chunk import Chunk
 
 Handler = Callable[[Chunk], Awaitable[None]]
@@ -42,6 +43,7 @@ class MapApp(faust.App):  # type: ignore[misc]  # faust comes without types
     Attributes:
         own_services: what to run; add to it before the App starts.
         chunks: the channel of each agent, by its name.
+        stall_seconds_max: how long the event loop may stand still before the process is ended.
     """
 
     BootStrategy = _OwnKafkaBoot
@@ -49,6 +51,7 @@ class MapApp(faust.App):  # type: ignore[misc]  # faust comes without types
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.own_services: list[Service] = []
         self.chunks: dict[str, Any] = {}
+        self.stall_seconds_max = 10.0
         super().__init__(*args, **kwargs)
 
     async def on_start(self) -> None:
@@ -100,9 +103,11 @@ def create_app(
     return app
 
 
-def lane_of(app: MapApp, agent: str, topics: Iterable[str]) -> Lane:
-    """Return the lane that feeds ``agent`` with the chunks of ``topics``."""
-    return Lane(agent, frozenset(topics), app.chunks[agent].put)
+def lane_of(
+    app: MapApp, agent: str, topics: Iterable[str], admits: Callable[[], bool] = always
+) -> Lane:
+    """Return the lane that feeds ``agent`` with the chunks of ``topics`` while ``admits()``."""
+    return Lane(agent, frozenset(topics), app.chunks[agent].put, admits)
 
 
 def add_agent(
@@ -121,10 +126,7 @@ def add_agent(
     async def agent(chunks: Any) -> None:
         lane.attach()
         async for chunk in chunks:
-            try:
-                await lane.handle(chunk, handler)
-            except Exception as error:  # noqa: BLE001 - handed to the worker, which stops with it
-                failed(error)
+            await guarded(lane.handle(chunk, handler), failed)
 
     agent.__doc__ = f"Take the chunks of {len(lane.topics)} topics, one at a time."
     app.agent(app.chunks[lane.name], name=lane.name)(agent)

@@ -48,6 +48,11 @@ class Owners(Protocol):
         """Return the partitions whose local store is on this node's disk."""
 
 
+def always() -> bool:
+    """Admit whatever comes."""
+    return True
+
+
 class Lane:
     """One kind of input on its way to one agent, which has at most one chunk, waiting or in hand.
 
@@ -55,14 +60,20 @@ class Lane:
         name: the agent's name.
         topics: the topics of this kind.
         send: puts a chunk into the agent's channel.
+        admits: whether more may be taken in now; what is not stays in Kafka.
     """
 
     def __init__(
-        self, name: str, topics: frozenset[str], send: Callable[[Chunk], Awaitable[Any]]
+        self,
+        name: str,
+        topics: frozenset[str],
+        send: Callable[[Chunk], Awaitable[Any]],
+        admits: Callable[[], bool] = always,
     ) -> None:
         self.name = name
         self.topics = topics
         self.send = send
+        self.admits = admits
         self.handled_seconds = 0.0
         self._attached = False
         self._queued: Chunk | None = None

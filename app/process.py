@@ -6,6 +6,7 @@ error, where people and supervisors look first.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket
 import sys
@@ -13,6 +14,7 @@ from typing import Any, NoReturn
 
 import faust
 
+from app.watchdog import Watchdog
 from tables.errors import SettingError, TreasureMapError
 
 _CANNOT_LISTEN = {errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES}
@@ -24,9 +26,11 @@ class Process(faust.Worker):  # type: ignore[misc]  # faust comes without types
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._reason: BaseException | None = None
+        self._watchdog = Watchdog(self.app.stall_seconds_max)
 
     async def start(self) -> None:
         """Start and run; an error that an operator can mend ends the run in order."""
+        self._watchdog.start(asyncio.get_running_loop())
         try:
             await super().start()
         except TreasureMapError as error:
@@ -51,6 +55,7 @@ class Process(faust.Worker):  # type: ignore[misc]  # faust comes without types
             super().execute_from_commandline()
         except SystemExit as ending:
             code = ending.code
+        self._watchdog.leave()
         reason = self._reason or self.crash_reason
         if reason is not None:
             complain(reason, self.stderr)

@@ -85,6 +85,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     fetch_bytes_max: Positive = 50 * MIB
     chunk_bytes_max: Positive = 8 * MIB
     chunk_records_max: Positive = 100_000
+    pending_bytes_max: Positive = 256 * MIB
+    disk_free_bytes_min: Annotated[int, msgspec.Meta(ge=0)] = 256 * MIB
 
     archive: Literal["embedded", "cassandra"] = "embedded"
     archive_folder: pathlib.Path = pathlib.Path("var/archive")
@@ -153,6 +155,10 @@ MEANINGS: dict[str, str] = {
     "fetch_bytes_max": "Most bytes a broker puts in one answer to a fetch.",
     "chunk_bytes_max": "Most bytes of record values folded in one cycle.",
     "chunk_records_max": "Most records folded in one cycle.",
+    "pending_bytes_max": "Memory of closed cells that archive or coarser layers have not taken,"
+    " past which sources pause; layer topics at twice as much.",
+    "disk_free_bytes_min": "Free bytes on the disk of the state folder, or of an embedded archive,"
+    " below which sources pause; layer topics at half of it.",
     "archive": "Where closed cells rest: `embedded` (one worker only) or `cassandra`.",
     "archive_folder": "Folder of the embedded archive. Wiping it loses the history.",
     "cassandra_hosts": "Cassandra nodes to start from.",

@@ -21,6 +21,8 @@ from app.faust_app import MapApp, add_agent, create_app, lane_of
 from app.kafka_log import KafkaLog
 from app.lane import TransportOptions
 from app.mapfile import load_map
+from app.metrics import Metrics
+from app.pressure import Pressure
 from app.process import Process
 from app.settings import Settings
 from app.topics import RECORD_BYTES_MAX, check_topics
@@ -88,6 +90,7 @@ def build(settings: Settings) -> MapApp:
         web_tls=ssl_context(settings),
     )
     app.conf.Worker = Process
+    app.stall_seconds_max = settings.session_timeout_ms / 1_000
     # Faust connects to none of them, but its banner shows them.
     app.conf.broker = ";".join(
         f"kafka://{broker.strip()}" for broker in settings.brokers.split(",")
@@ -111,8 +114,10 @@ def build(settings: Settings) -> MapApp:
         fenced=fenced,
     )
     layer_topics = {t for t, plan in owners.plans.items() if plan.finer is not None}
-    ingest = lane_of(app, "ingest", owners.plans.keys() - layer_topics)
-    rollup = lane_of(app, "rollup", layer_topics)
+    pressure = _pressure(settings, owners)
+    sources = owners.plans.keys() - layer_topics
+    ingest = lane_of(app, "ingest", sources, pressure.admits_sources)
+    rollup = lane_of(app, "rollup", layer_topics, pressure.admits_layers)
     transport = Transport(
         _transport_options(settings, themap, options),
         owners,
@@ -123,8 +128,10 @@ def build(settings: Settings) -> MapApp:
     add_agent(app, rollup, Rollup(owners, log).handle, transport.fail)
     check = functools.partial(check_topics, settings.brokers, themap, options)
     app.own_services += [Foundation(log, archive, themap, check), transport]
-    view = View(themap, archive, owners, transport, settings.chunk_records_max)
-    install(app, view, settings)
+    view = View(
+        themap, archive, owners, transport, pressure, behind_records_max=settings.chunk_records_max
+    )
+    install(app, view, settings, Metrics(view, transport, pressure, [ingest, rollup]).text)
     return app
 
 
@@ -137,6 +144,16 @@ def _make_folder(settings: Settings) -> None:
             f"cannot make state folder {settings.state_folder}: {error.strerror}; want a folder "
             "that this user may write; set state_folder"
         ) from error
+
+
+def _pressure(settings: Settings, owners: Owners) -> Pressure:
+    embedded = [settings.archive_folder] if settings.archive == "embedded" else []
+    return Pressure(
+        settings.pending_bytes_max,
+        settings.disk_free_bytes_min,
+        [settings.state_folder, *embedded],
+        owners.pending_bytes,
+    )
 
 
 def _archive(settings: Settings) -> Archive:

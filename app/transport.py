@@ -24,6 +24,7 @@ from aiokafka import TopicPartition as KafkaPartition
 from aiokafka.errors import KafkaError
 from mode import Service
 
+from agents.guarded import guarded
 from app.aiokafka_private import Fetched, UnreadableError, abandon
 from app.assignor import Assignor, Member, Share, TopicPartition, by_topic, pairs
 from app.hints import CommitHints
@@ -111,6 +112,10 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
             self._halt()
             self._background(self.crash(reason))
 
+    def restoring(self) -> list[TopicPartition]:
+        """Return the partitions that are assigned here and not live yet."""
+        return sorted(tp for tp, task in self._restores.items() if not task.done())
+
     def members(self) -> dict[TopicPartition, str]:
         """Return the web URL of each partition's owner, as of the last assignment."""
         return {tp: share.url for share in self._shares for tp in pairs(share.partitions)}
@@ -137,7 +142,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
             self._counts,
             generation=self._generation,
             ready=len(self.ready),
-            restoring=sum(not task.done() for task in self._restores.values()),
+            restoring=len(self.restoring()),
             commit_failures=self._hints.failures,
         )
 
@@ -173,8 +178,8 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         self._fetched = Fetched(self._consumer)
         self._consumer.subscribe(sorted(topics), listener=_Listener(self))
         self._loop_tasks = [
-            asyncio.create_task(self._guarded(self._read(self._fetched))),
-            asyncio.create_task(self._guarded(self._hints.run(self._consumer))),
+            asyncio.create_task(guarded(self._read(self._fetched), self.fail)),
+            asyncio.create_task(guarded(self._hints.run(self._consumer), self.fail)),
         ]
 
     async def on_stop(self) -> None:
@@ -245,7 +250,9 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         for task in restores:
             task.cancel()
         owned = set(self._owned[1])
-        self._release = asyncio.create_task(self._drop(owned, restores, self._release))
+        self._release = asyncio.create_task(
+            guarded(self._drop(owned, restores, self._release), self.fail)
+        )
         done, _ = await asyncio.wait([self._release], timeout=RELEASE_SECONDS_MAX)
         if not done:
             self._counts.slow_releases += 1
@@ -262,10 +269,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
             await asyncio.wait([previous])
         if restores:
             await asyncio.wait(restores)
-        try:
-            await self._owners.release(owned)
-        except Exception as error:  # noqa: BLE001 - handed to the worker, which stops with it
-            self.fail(error)
+        await self._owners.release(owned)
 
     def _describe(self) -> Member:
         generation, owned = self._owned
@@ -286,7 +290,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
     def _spawn_restore(self, tp: TopicPartition, generation: int, delay_seconds: float = 0) -> None:
         previous = self._restores.get(tp)
         self._restores[tp] = asyncio.create_task(
-            self._guarded(self._restore(tp, generation, delay_seconds, previous))
+            guarded(self._restore(tp, generation, delay_seconds, previous), self.fail)
         )
 
     async def _restore(
@@ -347,7 +351,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         """Give every idle lane a chunk of what is there; tell whether there was anything."""
         some = False
         for lane in self._lanes:
-            if not lane.idle or not self._stands(self._generation):
+            if not (lane.idle and self._stands(self._generation) and lane.admits()):
                 continue
             wanted = {tp: at for tp, at in self._positions.items() if tp[0] in lane.topics}
             try:
@@ -411,14 +415,6 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
                     self._hints.note((run.topic, run.partition), run.next_offset)
         self._wake.set()
 
-    # Tasks.
-
-    async def _guarded(self, work: Awaitable[None]) -> None:
-        try:
-            await work
-        except Exception as error:  # noqa: BLE001 - handed to the worker, which stops with it
-            self.fail(error)
-
     def _background(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
@@ -443,7 +439,4 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka co
 
     async def _guarded(self, work: Awaitable[None]) -> None:
         with contextlib.suppress(asyncio.CancelledError):
-            try:
-                await work
-            except Exception as error:  # noqa: BLE001 - handed to the worker, which stops with it
-                self._transport.fail(error)
+            await guarded(work, self._transport.fail)

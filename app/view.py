@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from agents.owners import Owners
+from app.pressure import Pressure
 from app.transport import NO_GENERATION, Transport
 from tables import ledger
 from tables.archive import Archive
@@ -21,6 +23,7 @@ class View:
         archive: where closed cells are.
         owners: the partitions of this worker.
         transport: what reads for them.
+        pressure: what pauses it.
         behind_records_max: unread records, over all partitions, up to which this worker counts as
             caught up: one chunk.
     """
@@ -31,12 +34,15 @@ class View:
         archive: Archive,
         owners: Owners,
         transport: Transport,
+        pressure: Pressure,
+        *,
         behind_records_max: int,
     ) -> None:
         self.themap = themap
         self.archive = archive
         self.live = owners
         self._transport = transport
+        self._pressure = pressure
         self._behind_records_max = behind_records_max
 
     def layers(self) -> list[dict[str, Any]]:
@@ -84,6 +90,8 @@ class View:
             return False, "joining the group"
         if statistics.restoring:
             return False, f"restoring {statistics.restoring} partitions"
+        if any(self.paused().values()):
+            return False, f"{' and '.join(self.paused())} are paused"
         lags = self._transport.lag_records().values()
         if any(lag is None for lag in lags):
             return False, "waiting for the first fetch of some partitions"
@@ -91,6 +99,18 @@ class View:
         if behind > self._behind_records_max:
             return False, f"{behind} records behind"
         return True, "restored and caught up"
+
+    def serving(self) -> dict[str, list[int]]:
+        """Return the restored partitions, whose live cells queries read, by topic."""
+        return _by_topic((owner.plan.topic, owner.partition) for owner in self.live.each())
+
+    def restoring(self) -> dict[str, list[int]]:
+        """Return the partitions that are assigned and not restored yet, by topic."""
+        return _by_topic(self._transport.restoring())
+
+    def paused(self) -> dict[str, list[str]]:
+        """Return the kinds of input that are paused, each with its reasons in words."""
+        return {gate.name: gate.words() for gate in self._pressure.gates if gate.reasons}
 
     def _counted(self) -> list[str]:
         """Return the layers of the ledger: the map's, and before each merged one its combiner."""
@@ -128,6 +148,13 @@ class View:
             "floor_ms": _known(floors),
             "partitions": sorted(owner.partition for owner in owners),
         }
+
+
+def _by_topic(partitions: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for topic, partition in sorted(partitions):
+        found.setdefault(topic, []).append(partition)
+    return found
 
 
 def _by_reason(counts: ledger.Ledger, kind: str) -> dict[str, int]:

@@ -8,6 +8,7 @@ once, each with a deadline. Paths and answers are described in ``docs/formats/ht
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import Any, Protocol
@@ -17,13 +18,15 @@ import polars as pl
 from aiohttp import web
 
 from app.settings import Settings
-from app.web_guard import BusyError, DeadlineError, answer, guard, ssl_context
+from app.web_guard import HEADERS, BusyError, DeadlineError, answer, guard, ssl_context
 from tables.archive import Archive
 from tables.errors import QueryError
 from tables.layer import Layer, Map
 from tables.query import Answer, CellQuery, Limits, LiveCells, merge_answer, parse_query
 
 __all__ = ["WorkerView", "install", "ssl_context"]
+
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class WorkerView(Protocol):
@@ -50,8 +53,17 @@ class WorkerView(Protocol):
     def ready(self) -> tuple[bool, str]:
         """Tell whether the worker is restored and caught up; if not, what it waits for."""
 
+    def serving(self) -> dict[str, list[int]]:
+        """Return the restored partitions, by topic."""
 
-def install(app: Any, view: WorkerView, settings: Settings) -> None:
+    def restoring(self) -> dict[str, list[int]]:
+        """Return the partitions that are assigned and not restored yet, by topic."""
+
+    def paused(self) -> dict[str, list[str]]:
+        """Return the kinds of input that are paused, each with its reasons in words."""
+
+
+def install(app: Any, view: WorkerView, settings: Settings, metrics: Callable[[], bytes]) -> None:
     """Mount the endpoint on an aiohttp application or a Faust app, before its server starts.
 
     Of a Faust app every page of its own (tables, router, statistics, index) is taken off.
@@ -60,18 +72,20 @@ def install(app: Any, view: WorkerView, settings: Settings) -> None:
         app: an ``aiohttp.web.Application`` or a ``faust.App``.
         view: the worker to answer for.
         settings: token, host, limits.
+        metrics: returns the worker's metrics in Prometheus' text form.
     """
     if isinstance(app, web.Application):
         site = app
     else:
         app.web.blueprints = type(app.web.blueprints)()
         site = app.web.web_app
-    endpoint = _Endpoint(view, settings)
+    endpoint = _Endpoint(view, settings, metrics)
     site.middlewares.append(guard(settings))
     site.router.add_get("/v1/map", endpoint.map)
     site.router.add_get("/v1/layers", endpoint.layers)
     site.router.add_get("/v1/layers/{layer}/cells", endpoint.cells)
     site.router.add_get("/v1/ledger", endpoint.ledger)
+    site.router.add_get("/metrics", endpoint.metrics)
     site.router.add_get("/livez", endpoint.livez)
     site.router.add_get("/readyz", endpoint.readyz)
     site.on_cleanup.append(endpoint.close)
@@ -80,8 +94,9 @@ def install(app: Any, view: WorkerView, settings: Settings) -> None:
 class _Endpoint:
     """The handlers, with the slots that bound how many queries run at once."""
 
-    def __init__(self, view: WorkerView, settings: Settings) -> None:
+    def __init__(self, view: WorkerView, settings: Settings, metrics: Callable[[], bytes]) -> None:
         self._view = view
+        self._metrics = metrics
         self._settings = settings
         self._limits = Limits(
             settings.query_rows_max, settings.query_cells_max, settings.query_limit_max
@@ -110,6 +125,11 @@ class _Endpoint:
         _no_parameters(request)
         return answer(self._view.ledger())
 
+    async def metrics(self, request: web.Request) -> web.Response:
+        """Answer with the worker's metrics."""
+        _no_parameters(request)
+        return web.Response(body=self._metrics(), headers=HEADERS | {"Content-Type": METRICS_TYPE})
+
     async def livez(self, request: web.Request) -> web.Response:
         """Answer that the event loop runs."""
         _no_parameters(request)
@@ -120,7 +140,14 @@ class _Endpoint:
         _no_parameters(request)
         ready, reason = self._view.ready()
         status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
-        return answer({"ready": ready, "reason": reason}, status)
+        state = {
+            "ready": ready,
+            "reason": reason,
+            "serving": self._view.serving(),
+            "restoring": self._view.restoring(),
+            "paused": self._view.paused(),
+        }
+        return answer(state, status)
 
     async def cells(self, request: web.Request) -> web.Response:
         """Answer with one page of cells, live and archived merged."""

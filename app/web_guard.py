@@ -26,7 +26,7 @@ PROBLEM_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
 HEALTH_PATHS = ("/livez", "/readyz")
 # Answers change with every cycle, hold data of the reader's own, and are never a page.
-_HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def answer(value: object, status: int = HTTPStatus.OK) -> web.Response:
         body=orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS),
         status=status,
         content_type="application/json",
-        headers=_HEADERS,
+        headers=HEADERS,
     )
 
 
@@ -66,7 +66,7 @@ def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) 
         body=orjson.dumps(body | {"detail": detail}),
         status=status,
         content_type=PROBLEM_TYPE,
-        headers={**_HEADERS, **(headers or {})},
+        headers={**HEADERS, **(headers or {})},
     )
 
 

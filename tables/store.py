@@ -9,7 +9,9 @@ and is discarded otherwise. A reused store saves reading the journal from its st
 
 from __future__ import annotations
 
+import contextlib
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -65,6 +67,9 @@ class PartitionStore:
 
         The write-ahead log is not synced: what a crash of the machine loses is read from the
         journal.
+
+        Raises:
+            TreasureMapError: the disk does not take it; it is full, for instance.
         """
         batch = rocksdict.WriteBatch(raw_mode=True)
         for write in writes:
@@ -75,18 +80,40 @@ class PartitionStore:
                 batch.put(key, _VERSION.pack(write.version) + write.data)
         batch.put(_META_KEY, msgspec.msgpack.encode(meta))
         batch.put(_FORMAT_KEY, bytes((FORMAT,)))
-        self._db.write(batch)
+        self._write(batch)
 
     def clear(self) -> None:
         """Discard all that is stored."""
         batch = rocksdict.WriteBatch(raw_mode=True)
         for key in list(self._db.keys()):
             batch.delete(key)
-        self._db.write(batch)
+        self._write(batch)
+
+    def _write(self, batch: rocksdict.WriteBatch) -> None:
+        with self._disk("write"):
+            self._db.write(batch)
+
+    @contextlib.contextmanager
+    def _disk(self, verb: str) -> Iterator[None]:
+        """Turn RocksDB's errors, which are bare exceptions, into one that says what to do."""
+        try:
+            yield
+        except Exception as error:
+            if type(error) is not Exception:
+                raise
+            raise TreasureMapError(
+                f"cannot {verb} local store {self.folder}: {error}; want a disk that has room and "
+                "takes writes; make room, then start the worker again: it goes on from its journal"
+            ) from error
 
     def close(self) -> None:
-        """Close RocksDB and give its lock back."""
-        self._db.close()
+        """Close RocksDB and give its lock back.
+
+        Raises:
+            TreasureMapError: a write failed before, or what was written last cannot be kept.
+        """
+        with self._disk("close"):
+            self._db.close()
 
 
 def _options() -> rocksdict.Options:

@@ -11,7 +11,7 @@ latest contribution of every finer cell, which replace each other until they set
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import polars as pl
 
@@ -54,6 +54,8 @@ class LayerTable:
         self._delta = {name: kind for name, kind in stored.items() if name != "version"}
         self._blocks: dict[int, pl.DataFrame] = {}
         self._sequence = 0
+        # By block, the bytes of a row and the rows of each window, from when they were asked for.
+        self._sizes: dict[int, tuple[float, dict[int, int]]] = {}
 
     @property
     def delta_columns(self) -> list[str]:
@@ -64,6 +66,19 @@ class LayerTable:
     def rows(self) -> int:
         """Rows over all blocks: an upper bound of the cells held."""
         return sum(block.height for block in self._blocks.values())
+
+    def bytes_of(self, windows: Collection[int]) -> int:
+        """Return about how much memory the rows of these windows take."""
+        if not windows:
+            return 0
+        total = 0.0
+        for sequence, block in self._blocks.items():
+            if sequence not in self._sizes:
+                counts = dict(block["window_start"].value_counts().iter_rows())
+                self._sizes[sequence] = block.estimated_size() / max(1, block.height), counts
+            row_bytes, counts = self._sizes[sequence]
+            total += row_bytes * sum(rows for window, rows in counts.items() if window in windows)
+        return int(total)
 
     def add(self, data: bytes, version: int) -> None:
         """Add a delta's block; its rows get ``version``."""
@@ -136,6 +151,7 @@ class LayerTable:
 
     def _drop(self, sequence: int) -> None:
         del self._blocks[sequence]
+        self._sizes.pop(sequence, None)
         self.writes.append(BlockWrite(self.layer.name, sequence, -1, None))
 
     def _matching(self, predicates: Sequence[pl.Expr]) -> pl.DataFrame:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from pathlib import Path
 
 import pytest
 import servers
+from station_support import Process
 
 from app.embedded_broker import EmbeddedBroker
 
@@ -43,6 +46,19 @@ def brokers(request: pytest.FixtureRequest) -> str:
     """Give the embedded broker, then real Kafka."""
     address: str = request.getfixturevalue(request.param)
     return address
+
+
+@pytest.fixture
+async def processes(embedded: str, tmp_path: Path) -> AsyncIterator[Callable[..., Process]]:
+    """Make processes; what still runs is ended with the test."""
+    made: list[Process] = []
+
+    def make(brokers: str = embedded, **settings: str) -> Process:
+        made.append(Process(brokers, tmp_path / str(len(made)), **settings))
+        return made[-1]
+
+    yield make
+    await asyncio.gather(*(asyncio.to_thread(process.close) for process in made))
 
 
 @pytest.fixture

@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import orjson
 
 from agents.owners import LogRecord
+from app.pressure import Pressure
 from tables.chunk import Headers, Run
 from tables.errors import OffsetGoneError, OutcomeUnknownError
 from tables.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
 from tables.layer import Accumulator, Field, KeyField, Layer, Map, Measure, Source
 from tables.window import Window
 
+NO_PRESSURE = Pressure(2**60, 0, [Path()], lambda: 0)
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 EVENTS = Accumulator("events", None, "int")

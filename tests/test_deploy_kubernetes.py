@@ -130,7 +130,7 @@ def test_the_secrets_that_pods_want_are_told_how_to_make() -> None:
 def test_probes_ask_paths_that_answer_without_a_token() -> None:
     """Over TLS, at the port where the worker listens."""
     site = web.Application()
-    install(site, cast("Any", None), Settings(web_token=WEB_TOKEN))
+    install(site, cast("Any", None), Settings(web_token=WEB_TOKEN), bytes)
     routes = {resource.canonical for resource in site.router.resources()}
     (worker,) = [container for _, container in pods() if container["name"] == "worker"]
     (port,) = worker["ports"]

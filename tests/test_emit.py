@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from support import DAY_MS, HOUR_MS, MemoryLog, flight, run_of, small_map, until
 
 from agents import emit
 from agents.decode import Decoder
-from agents.emit import Emitter
+from agents.emit import EmitCounts, Emitter
 from agents.fold import Folder
 from agents.owner import Owner, tail_of
 from agents.owners import LogPartitionIO
@@ -104,9 +103,9 @@ class Scene:
         self.log, self.archive = log, archive
         self.store = PartitionStore(folder)
         self.owner = Owner(plan, 1, LogPartitionIO(plan, 1, log, self.store))
-        self.archived: Counter[str] = Counter()
+        self.counts = EmitCounts()
         self.failures: list[BaseException] = []
-        self.emitter = Emitter(self.owner, archive, log, self.archived, self.failures.append)
+        self.emitter = Emitter(self.owner, archive, log, self.counts, self.failures.append)
         self._decoder, self._folder = Decoder(plan.source), Folder(plan)
 
     async def feed(self, *times: int, delay: int = 1) -> None:
@@ -204,7 +203,7 @@ async def test_only_closed_cells_are_sent_and_each_once(scene: Scene) -> None:
     rows = [c for c in scene.log.contributions() if c.block]
     starts = [decode_cells(c, HOUR, DAY)["fine_start"].to_list() for c in rows]
     assert starts == [[0], [HOUR_MS], [2 * HOUR_MS]]
-    assert scene.archived == {"hour": 3}
+    assert scene.counts.archived == {"hour": 3}
     assert scene.failures == []
 
 
@@ -256,7 +255,7 @@ async def test_an_archive_that_is_away_holds_no_coarser_layer_back(
 
     await until(sent)
     assert not await scene.settled()
-    assert scene.archived == {}
+    assert scene.counts.archived == {}
     scene.archive.error = None
     await until(scene.settled)
     assert scene.archive.versions() == [(0, BASE + 2)]
@@ -271,7 +270,7 @@ async def test_a_layer_topic_that_is_away_holds_no_archive_back(
     await scene.feed(0, 3 * HOUR_MS)
 
     async def archived() -> bool:
-        return scene.archived["hour"] == 1
+        return scene.counts.archived["hour"] == 1
 
     await until(archived)
     assert scene.owner.announcement(HOUR, "day") == (HOUR_MS - 1, HOUR_MS - 1)

@@ -13,6 +13,7 @@ from house import RAW, Event, House, archived, check, fill
 from support import (
     DAY_MS,
     HOUR_MS,
+    NO_PRESSURE,
     MemoryLog,
     accumulators,
     dataclasses_replace,
@@ -68,7 +69,9 @@ class NoTransport:
 def view_of(house: House) -> View:
     """Return what the web endpoint sees of a house."""
     transport: Any = NoTransport()
-    return View(house.map, house.archive, house.owners, transport, 1_000)
+    return View(
+        house.map, house.archive, house.owners, transport, NO_PRESSURE, behind_records_max=1_000
+    )
 
 
 def hours_of(events: list[Event]) -> dict[tuple[str, str, int], tuple[int, int]]:

@@ -21,15 +21,16 @@ from state_support import (
     delta,
     hour_block,
 )
-from support import DAY_MS, HOUR_MS
+from support import DAY_MS, HOUR_MS, small_map
 
 from tables.errors import TreasureMapError
-from tables.plan import InputPlan
+from tables.plan import InputPlan, plans_of
 from tables.state import PartitionState
 from tables.store import FORMAT, PartitionStore
 from tables.table import BlockWrite
 
 DEADLINE_S = 60
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -236,3 +237,43 @@ def test_a_store_holds_what_a_higher_revision_claims(store: PartitionStore) -> N
     loaded = store.load(RAW_PLAN)
     assert loaded is not None
     assert (loaded.meta.revision, loaded.meta.digest, loaded.meta.epoch) == (3, "third", 1)
+
+
+FULL = """
+import os, pathlib, resource, sys
+from tables.errors import TreasureMapError
+from tables.state import Meta
+from tables.store import PartitionStore
+from tables.table import BlockWrite
+
+store = PartitionStore(pathlib.Path(sys.argv[1]))
+# The kernel refuses what would make a file larger, as a full disk does.
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+try:
+    for number in range(10):
+        store.save([BlockWrite("none", number, 1, os.urandom(200_000))], Meta(to=number + 1))
+except TreasureMapError as error:
+    print(number, error)
+try:
+    store.close()
+except TreasureMapError as error:
+    print(error)
+"""
+
+
+def test_a_disk_that_takes_no_more_is_named_and_what_was_saved_stays(tmp_path: Path) -> None:
+    """The worker stops with it; the next one finds the last whole batch."""
+    folder = tmp_path / "store"
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(folder)], cwd=ROOT, capture_output=True, text=True,
+        timeout=DEADLINE_S, check=True,
+    )  # fmt: skip
+    first, second = done.stdout.splitlines()
+    number, _, words = first.partition(" ")
+    assert words.startswith(f"cannot write local store {folder}: IO error: "), done.stdout
+    assert second.startswith(f"cannot close local store {folder}: IO error: "), done.stdout
+    store = PartitionStore(folder)
+    state = store.load(plans_of(small_map())["flights.raw"])
+    store.close()
+    assert state is not None
+    assert state.meta.to == int(number) > 0

@@ -11,9 +11,20 @@ from typing import Any
 import aiohttp
 import polars as pl
 import pytest
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from servers import free_ports
 from support import DAY_MS, HOUR_MS, small_map, until
-from web_support import FrameCells, StandingView, frame, get, given_cells, in_thread, served, stored
+from web_support import (
+    METRICS,
+    FrameCells,
+    StandingView,
+    frame,
+    get,
+    given_cells,
+    in_thread,
+    served,
+    stored,
+)
 
 from app.faust_app import create_app
 from app.settings import Settings
@@ -175,7 +186,13 @@ async def test_map_layers_ledger_and_health_answer(tmp_path: Path) -> None:
         view.is_ready = (False, "restoring 2 partitions")
         assert (await get(f"{url}/readyz"))[:2] == (
             503,
-            {"ready": False, "reason": "restoring 2 partitions"},
+            {
+                "ready": False,
+                "reason": "restoring 2 partitions",
+                "serving": {"raw": [0]},
+                "restoring": {"raw": [1]},
+                "paused": {},
+            },
         )
 
 
@@ -205,6 +222,18 @@ def test_the_port_is_no_part_of_a_host_name() -> None:
     assert host_name("[::1]:80") == "::1"
     assert host_name("a:80") == "a"
     assert host_name("a") == "a"
+
+
+async def test_metrics_are_plain_text_behind_the_same_door(tmp_path: Path) -> None:
+    """With a token they want it, as all that tells of data does."""
+    async with served(MAP, tmp_path) as (_, url), aiohttp.ClientSession() as session:
+        async with session.get(f"{url}/metrics") as response:
+            assert response.headers["Content-Type"] == CONTENT_TYPE_PLAIN_0_0_4
+            assert await response.read() == METRICS
+        assert (await get(f"{url}/metrics?a=1"))[0] == 400
+        assert (await get(f"{url}/metrics", Host="a.example"))[0] == 403
+    async with served(MAP, tmp_path, web_token=TOKEN) as (_, url):
+        assert (await get(f"{url}/metrics"))[0] == 401
 
 
 @pytest.mark.parametrize(
@@ -291,7 +320,7 @@ async def test_faust_serves_the_endpoint_and_nothing_of_its_own(tmp_path: Path) 
     archive = EmbeddedArchive(tmp_path / "archive")
     await archive.open(MAP)
     live = FrameCells(frame([stored()]), {0, 1})
-    install(app, StandingView(MAP, archive, live), Settings(web_port=port))
+    install(app, StandingView(MAP, archive, live), Settings(web_port=port), lambda: METRICS)
     url = f"http://127.0.0.1:{port}"
     await app.start()
     try:

@@ -25,6 +25,7 @@ from tables.query import Row
 
 Result = TypeVar("Result")
 CLOCK_MS = 1_400_000_000_000
+METRICS = b"# TYPE treasure_map_paused gauge\n"
 HOURS = small_map().layer("hour")
 
 
@@ -115,6 +116,18 @@ class StandingView:
         """Return what the test set."""
         return self.is_ready
 
+    def serving(self) -> dict[str, list[int]]:
+        """Return a partition."""
+        return {"raw": [0]}
+
+    def restoring(self) -> dict[str, list[int]]:
+        """Return another partition."""
+        return {"raw": [1]}
+
+    def paused(self) -> dict[str, list[str]]:
+        """Return nothing that is paused."""
+        return {}
+
 
 @contextlib.asynccontextmanager
 async def served(
@@ -138,7 +151,7 @@ async def served(
     )
     view = StandingView(themap, archive, cells)
     app = web.Application()
-    install(app, view, Settings(**settings))
+    install(app, view, Settings(**settings), lambda: METRICS)
     runner = web.AppRunner(app)
     await runner.setup()
     tls = ssl_context(Settings(**settings))

@@ -1,0 +1,34 @@
+"""Background work that cannot die unnoticed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+
+async def guarded(work: Awaitable[object], failed: Callable[[BaseException], None]) -> None:
+    """Await ``work``; whatever ends it before its time is handed to ``failed``.
+
+    That is every exception, polars' panics among them, which are no ``Exception``; and a
+    cancellation that nobody asked this task for: it came out of something awaited, such as a client
+    that is closing, and would end the task without a word. Only a cancel of the task itself passes.
+    """
+    try:
+        await work
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        failed(_wrapped("what it waited for was cancelled", error))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except Exception as error:  # noqa: BLE001 - handed on
+        failed(error)
+    except BaseException as error:  # noqa: BLE001 - handed on
+        failed(_wrapped(repr(error), error))
+
+
+def _wrapped(what: str, cause: BaseException) -> RuntimeError:
+    error = RuntimeError(f"a background task ended: {what}")
+    error.__cause__ = cause
+    return error

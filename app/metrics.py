@@ -1,0 +1,211 @@
+"""Metrics of one worker in Prometheus' text form, read from what is there when they are asked for.
+
+Nothing is counted for their sake. Labels come from the map: topics, partitions, layers, columns of
+the ledger; never a key. What an owner's state counts moves with its partition to the next worker,
+where the series goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from agents.owner import Owner
+from app.lane import Lane
+from app.pressure import REASONS, Pressure
+from tables.ledger import EVENT_COLUMNS, LAYER_COLUMNS, RECORD_COLUMNS
+
+if TYPE_CHECKING:
+    from app.transport import Transport
+    from app.view import View
+
+PREFIX = "treasure_map_"
+PARTITION = ("topic", "partition")
+
+Rows = Iterable[tuple[tuple[str, ...], float]]
+
+
+class Metrics(Collector):
+    """Collects from a worker's view and transport.
+
+    Args:
+        view: the worker's partitions and layers.
+        transport: what reads for them.
+        pressure: what pauses it.
+        lanes: the agents' lanes.
+    """
+
+    def __init__(
+        self, view: View, transport: Transport, pressure: Pressure, lanes: Iterable[Lane]
+    ) -> None:
+        self._view = view
+        self._transport = transport
+        self._pressure = pressure
+        self._lanes = tuple(lanes)
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+
+    def text(self) -> bytes:
+        """Return all metrics in Prometheus' text form."""
+        return generate_latest(self._registry)
+
+    def describe(self) -> Iterable[Metric]:
+        """Return nothing: what there is follows from the map and the partitions held."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield all families."""
+        yield from self._ledger()
+        yield from self._reading()
+        yield from self._layers()
+        yield from self._pressing()
+
+    def _ledger(self) -> Iterator[Metric]:
+        owners = list(self._view.live.each())
+        yield _counter(
+            "records", "Records read, by what they held.", (*PARTITION, "column"),
+            _columns(owners, "records", RECORD_COLUMNS),
+        )  # fmt: skip
+        yield _counter(
+            "events", "Events decoded, by what became of them.", (*PARTITION, "column"),
+            _columns(owners, "events", EVENT_COLUMNS),
+        )  # fmt: skip
+        yield _counter(
+            "refused", "Unreadable records and malformed events, by reason.",
+            (*PARTITION, "kind", "reason"),
+            (
+                ((*_place(owner), *name.split(".", 1)), count)
+                for owner in owners
+                for name, count in owner.state.meta.ledger.items()
+                if name.startswith(("unreadable.", "malformed."))
+            ),
+        )  # fmt: skip
+        yield _counter(
+            "layer_events", "Events or contributions that a layer selected, by outcome.",
+            ("layer", "partition", "column"),
+            (
+                (
+                    (layer.name, str(owner.partition), column),
+                    owner.state.meta.ledger.get(f"layer.{layer.name}.{column}", 0),
+                )
+                for owner in owners
+                for layer in owner.plan.layers
+                for column in LAYER_COLUMNS
+            ),
+        )  # fmt: skip
+        yield _gauge(
+            "position", "Next offset to fold.", PARTITION,
+            ((_place(owner), owner.position) for owner in owners),
+        )  # fmt: skip
+
+    def _reading(self) -> Iterator[Metric]:
+        counts = self._transport.statistics()
+        lags = self._transport.lag_records()
+        yield _gauge(
+            "lag_records", "Offsets not handed over.", PARTITION,
+            (((topic, str(p)), lag) for (topic, p), lag in lags.items() if lag is not None),
+        )  # fmt: skip
+        states = {"ready": counts.ready, "restoring": counts.restoring}
+        yield _gauge(
+            "partitions", "Partitions of this worker.", ("state",),
+            (((state,), count) for state, count in states.items()),
+        )  # fmt: skip
+        for name, what, count in (
+            ("chunks", "Chunks handed to agents.", counts.chunks),
+            ("records_taken", "Records handed to agents.", counts.records),
+            ("rebalances", "Times that partitions were revoked.", counts.rebalances),
+            ("restores", "Partitions restored.", counts.restores),
+            ("restore_retries", "Restores that began again.", counts.restore_retries),
+            ("fenced", "Partitions lost to another owner or an unknown outcome.", counts.restarts),
+            ("seeks_back", "Fetches that stood elsewhere than the owner.", counts.seeks_back),
+            ("slow_releases", "Releases that took too long.", counts.slow_releases),
+            ("coordinator_errors", "Errors of the group's coordinator.", counts.retried_errors),
+            ("commit_failures", "Hints of positions not committed.", counts.commit_failures),
+        ):
+            yield _counter(name, what, (), [((), count)])
+        yield _counter(
+            "agent_seconds", "Time that agents spent on chunks.", ("agent",),
+            (((lane.name,), lane.handled_seconds) for lane in self._lanes),
+        )  # fmt: skip
+
+    def _layers(self) -> Iterator[Metric]:
+        rows = self._view.layers()
+        for name, what, field, family in (
+            ("open_rows", "Rows of live tables.", "open_cells", _gauge),
+            (
+                "unacknowledged_windows", "Closed windows that some sink lacks.",
+                "unacknowledged_windows", _gauge,
+            ),
+            ("archived_rows", "Rows that the archive acknowledged.", "archived_cells", _counter),
+        ):  # fmt: skip
+            yield family(name, what, ("layer",), (((row["name"],), row[field]) for row in rows))
+        yield _gauge(
+            "watermark_seconds", "Least watermark of a layer's partitions.", ("layer",),
+            (
+                ((row["name"],), row["watermark_ms"] / 1_000)
+                for row in rows
+                if row["watermark_ms"] is not None
+            ),
+        )  # fmt: skip
+        failures = self._view.live.emitted.failures
+        yield _counter(
+            "emission_failures", "Emissions that failed, and are repeated.", ("sink",),
+            (((sink,), failures[sink]) for sink in ("archive", "layer_topic")),
+        )  # fmt: skip
+
+    def _pressing(self) -> Iterator[Metric]:
+        pressure = self._pressure
+        for name, what, value in (
+            ("pending_bytes", "Memory of cells that some sink lacks.", pressure.pending_bytes),
+            (
+                "pending_max_bytes", "What pauses sources.",
+                pressure.sources.pending_bytes_max,
+            ),
+            ("disk_free_bytes", "Free on the fullest disk in use.", pressure.disk_free_bytes),
+        ):  # fmt: skip
+            yield _gauge(name, what, (), [((), value)])
+        yield _gauge(
+            "paused", "1 while an input is paused for this reason.", ("input", "reason"),
+            (
+                ((gate.name, reason), reason in gate.reasons)
+                for gate in pressure.gates
+                for reason in REASONS
+            ),
+        )  # fmt: skip
+        yield _counter(
+            "pauses", "Times that an input was paused.", ("input",),
+            (((gate.name,), gate.pauses) for gate in pressure.gates),
+        )  # fmt: skip
+
+
+def _place(owner: Owner) -> tuple[str, str]:
+    return owner.plan.topic, str(owner.partition)
+
+
+def _columns(owners: Iterable[Owner], unit: str, columns: Iterable[str]) -> Rows:
+    return (
+        ((*_place(owner), column), owner.state.meta.ledger.get(f"{unit}.{column}", 0))
+        for owner in owners
+        for column in columns
+    )
+
+
+def _family(
+    kind: type[CounterMetricFamily | GaugeMetricFamily],
+) -> Callable[[str, str, tuple[str, ...], Rows], Metric]:
+    def family(name: str, what: str, labels: tuple[str, ...], rows: Rows) -> Metric:
+        metric = kind(PREFIX + name, what, labels=labels)
+        for values, number in rows:
+            metric.add_metric(values, number)
+        return metric
+
+    return family
+
+
+_counter = _family(CounterMetricFamily)
+_gauge = _family(GaugeMetricFamily)

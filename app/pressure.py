@@ -1,0 +1,147 @@
+"""Back-pressure: while cells cannot leave, or a disk is nearly full, less is taken in.
+
+Nothing is dropped and nobody leaves the group: what is not taken stays in Kafka. What pauses is
+what adds; emission and eviction go on, so that what is pending can only fall.
+
+    pending cells   0 ......... 80 % ......... max ......... 160 % ......... 2 max
+    sources         taken         `- again       `- paused
+    layer topics    taken                                     `- again         `- paused
+
+Sources pause first, because they feed everything. Layer topics have twice the room: reading them
+brings coarser windows to their end, and other workers' sources write them too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+LAYERS_ROOM = 2
+"""How much more than sources layer topics may fill."""
+
+AGAIN = 0.8
+"""What was paused goes on when what is pending has fallen to this share of the mark."""
+
+COST_SHARE = 0.05
+"""Measuring may take this share of the time; what is pending is looked up per open window."""
+
+PENDING, DISK = "pending_bytes", "disk_free"
+REASONS = (PENDING, DISK)
+MIB = 1 << 20
+
+
+@dataclasses.dataclass(slots=True)
+class Gate:
+    """One kind of input, shut for reasons.
+
+    Attributes:
+        name: the kind, ``sources`` or ``layers``.
+        reasons: why it is shut, by kind of reason, in words; empty while it is open.
+        pauses: how often it was shut.
+    """
+
+    name: str
+    pending_bytes_max: int
+    disk_free_bytes_min: int
+    reasons: dict[str, str] = dataclasses.field(default_factory=dict)
+    pauses: int = 0
+
+    def measure(self, pending_bytes: int, disk_free_bytes: int, disk: Path) -> None:
+        """Shut or open by what is measured; between the two marks nothing changes."""
+        was_open = not self.reasons
+        if pending_bytes > self.pending_bytes_max:
+            self.reasons[PENDING] = (
+                f"{_mib(pending_bytes)} of cells wait to be acknowledged; want at most "
+                f"{_mib(self.pending_bytes_max)}; see that archive and brokers take them"
+            )
+        elif pending_bytes <= self.pending_bytes_max * AGAIN:
+            self.reasons.pop(PENDING, None)
+        if disk_free_bytes < self.disk_free_bytes_min:
+            self.reasons[DISK] = (
+                f"the disk of {disk} has {_mib(disk_free_bytes)} free; want at least "
+                f"{_mib(self.disk_free_bytes_min)}; make room on it"
+            )
+        elif disk_free_bytes * AGAIN >= self.disk_free_bytes_min:
+            self.reasons.pop(DISK, None)
+        if was_open and self.reasons:
+            self.pauses += 1
+            log.warning("%s pause, nothing is lost: %s", self.name, "; ".join(self.words()))
+        elif not (was_open or self.reasons):
+            log.warning("%s go on", self.name)
+
+    def words(self) -> list[str]:
+        """Return why it is shut, in words."""
+        return [self.reasons[kind] for kind in REASONS if kind in self.reasons]
+
+
+class Pressure:
+    """What presses on this worker, and the gates it shuts.
+
+    Args:
+        pending_bytes_max: memory of pending cells past which sources pause.
+        disk_free_bytes_min: free bytes below which they pause too.
+        folders: whose disks are looked at; they must exist when the first input comes.
+        pending_bytes: returns the memory of pending cells.
+        clock_s: seconds of a clock that never goes back.
+
+    Attributes:
+        pending_bytes: as measured last.
+        disk_free_bytes: the least of the folders' disks, as measured last.
+    """
+
+    def __init__(
+        self,
+        pending_bytes_max: int,
+        disk_free_bytes_min: int,
+        folders: Sequence[Path],
+        pending_bytes: Callable[[], int],
+        clock_s: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.pending_bytes = 0
+        self.disk_free_bytes = 0
+        self.sources = Gate("sources", pending_bytes_max, disk_free_bytes_min)
+        self.layers = Gate(
+            "layers", pending_bytes_max * LAYERS_ROOM, disk_free_bytes_min // LAYERS_ROOM
+        )
+        self._folders = folders
+        self._pending_bytes = pending_bytes
+        self._clock_s = clock_s
+        self._due_s = clock_s()
+
+    @property
+    def gates(self) -> tuple[Gate, Gate]:
+        """Both gates."""
+        return self.sources, self.layers
+
+    def admits_sources(self) -> bool:
+        """Tell whether a chunk of a source may be taken in."""
+        self._measure()
+        return not self.sources.reasons
+
+    def admits_layers(self) -> bool:
+        """Tell whether a chunk of a layer topic may be taken in."""
+        self._measure()
+        return not self.layers.reasons
+
+    def _measure(self) -> None:
+        begun_s = self._clock_s()
+        if begun_s < self._due_s:
+            return
+        self.pending_bytes = self._pending_bytes()
+        free = {folder: shutil.disk_usage(folder).free for folder in self._folders}
+        fullest = min(free, key=free.__getitem__)
+        self.disk_free_bytes = free[fullest]
+        for gate in self.gates:
+            gate.measure(self.pending_bytes, self.disk_free_bytes, fullest)
+        ended_s = self._clock_s()
+        self._due_s = ended_s + (ended_s - begun_s) / COST_SHARE
+
+
+def _mib(size: int) -> str:
+    return f"{size / MIB:.1f} MiB"

@@ -1,0 +1,192 @@
+"""A worker process that is stuck, stopped for a while, or cannot get rid of what it holds."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+from station_support import SECONDS_MAX, Process, apply
+from support import HOUR_MS, flight, until
+
+from app.watchdog import EXIT_CODE
+
+WORKER = """
+import asyncio, pathlib, sys, time
+from app import station
+from app.process import Process
+from app.settings import load_settings
+from agents.emit import Emitter
+from tables.archive_embedded import EmbeddedArchive
+from tables.errors import ArchiveError
+
+flag = pathlib.Path(sys.argv.pop())
+kind = sys.argv.pop()
+write, announce = EmbeddedArchive.write, Emitter._announce
+
+async def write_or_not(archive, layer, rows, times):
+    if kind == "away" and flag.exists():
+        raise ArchiveError("cannot write: it is away; wait until it is back")
+    if kind == "stuck" and flag.exists():
+        time.sleep(3600)
+    await write(archive, layer, rows, times)
+
+async def announce_or_not(emitter):
+    if kind == "bug" and flag.exists():
+        raise ValueError("a bug in a background task")
+    return await announce(emitter)
+
+EmbeddedArchive.write, Emitter._announce = write_or_not, announce_or_not
+Process(station.build(load_settings()), loglevel="INFO").execute_from_commandline()
+"""
+SESSION_MS = 2_000
+"""The embedded broker takes any; in it the watchdog ticks every 0.2 s."""
+
+
+async def started(worker: Process, kind: str) -> None:
+    """Start a worker that does as told while its flag is there."""
+    worker.settings["session_timeout_ms"] = str(SESSION_MS)
+    await apply(worker)
+    worker.start((sys.executable, "-c", WORKER, kind, str(worker.folder / "flag")))
+    await worker.ready()
+
+
+async def close_an_hour(worker: Process, at_hour: int = 0) -> None:
+    """Send an event, and one two hours later that closes and seals its window."""
+    events = [flight(hour * HOUR_MS) for hour in (at_hour, at_hour + 2)]
+    await worker.send(f"{worker.map_name}.raw", *((0, event) for event in events))
+
+
+async def test_a_stopped_worker_joins_again_and_a_stuck_one_leaves(
+    processes: Callable[..., Process],
+) -> None:
+    """Both lose their partitions; only what stands still while it could run is ended."""
+    worker = processes()
+    await started(worker, "stuck")
+    worker.running.send_signal(signal.SIGSTOP)
+    stopped_s = time.monotonic()
+
+    async def forgotten() -> bool:
+        return time.monotonic() > stopped_s + 2 * SESSION_MS / 1_000
+
+    await until(forgotten)
+    worker.running.send_signal(signal.SIGCONT)
+    await close_an_hour(worker)
+
+    async def archived() -> bool:
+        _, layers = await worker.get("/v1/layers")
+        return bool(layers["layers"][0]["archived_cells"] == 1)
+
+    await until(archived, SECONDS_MAX)
+    # Now a driver that blocks the event loop.
+    (worker.folder / "flag").touch()
+    await close_an_hour(worker, 4)
+    assert await worker.ended() == EXIT_CODE
+    words = worker.log().splitlines()[-1]
+    assert words.startswith(
+        "error: cannot stay in the group: the event loop stands still at <string>:"
+    ), words
+    assert "(write_or_not)" in words
+
+
+async def test_a_background_task_that_dies_stops_its_worker_with_the_reason(
+    processes: Callable[..., Process],
+) -> None:
+    """Emission would otherwise stop for ever, without a word."""
+    worker = processes()
+    await started(worker, "bug")
+    (worker.folder / "flag").touch()
+    await close_an_hour(worker)
+    assert await worker.ended() == 1
+    assert worker.log().splitlines()[-1] == "error: ValueError('a bug in a background task')"
+
+
+async def test_sources_pause_while_the_archive_is_away_and_no_row_is_missing(
+    processes: Callable[..., Process],
+) -> None:
+    """Told by /readyz and /metrics; the position stops, membership does not end, all goes on."""
+    worker = processes(pending_bytes_max="30000", chunk_records_max="50", disk_free_bytes_min="0")
+    await started(worker, "away")
+    flag = worker.folder / "flag"
+    flag.touch()
+    events = [(number % 2, number * HOUR_MS // 40, f"{number % 30}") for number in range(4_000)]
+    records = [(p, flight(at, f"O{p}", carrier)) for p, at, carrier in events]
+    await worker.send(f"{worker.map_name}.raw", *records)
+
+    async def paused() -> bool:
+        status, state = await worker.get("/readyz")
+        return status == 503 and "sources" in state["paused"]
+
+    await until(paused, SECONDS_MAX)
+    _, state = await worker.get("/readyz")
+    assert state["reason"] == "sources are paused"
+    assert "of cells wait to be acknowledged" in state["paused"]["sources"][0]
+    assert state["serving"][f"{worker.map_name}.raw"] == [0, 1]
+    held = await metrics(worker)
+    assert held["treasure_map_paused", "sources", "pending_bytes"] == 1
+    assert held["treasure_map_paused", "layers", "pending_bytes"] == 0
+    assert held["treasure_map_pending_bytes",] > 30_000
+    assert held["treasure_map_emission_failures_total", "archive"] > 0
+    assert held["treasure_map_archived_rows_total", "hour"] == 0
+    # It stays so for longer than a session, and stays a member.
+    since_s = time.monotonic()
+
+    async def still_paused() -> bool:
+        assert await paused()
+        return time.monotonic() > since_s + 1.5 * SESSION_MS / 1_000
+
+    await until(still_paused)
+    later = await metrics(worker)
+    raw = f"{worker.map_name}.raw"
+    for partition in ("0", "1"):
+        position = "treasure_map_position", partition, raw
+        assert 0 < later[position] < 2_000
+        assert later[position] == held[position]
+    assert later["treasure_map_rebalances_total",] == held["treasure_map_rebalances_total",]
+    flag.unlink()
+    await worker.ready()
+    wanted = Counter((f"O{p}", carrier, at // HOUR_MS) for p, at, carrier in events)
+
+    async def complete() -> bool:
+        return await counted(worker) == wanted
+
+    await until(complete, SECONDS_MAX)
+    after = await metrics(worker)
+    assert after["treasure_map_paused", "sources", "pending_bytes"] == 0
+    assert after["treasure_map_archived_rows_total", "hour"] > 0
+    assert await worker.stop() == 0
+    assert "sources pause, nothing is lost: " in worker.log()
+    assert "sources go on" in worker.log()
+
+
+async def metrics(worker: Process) -> dict[tuple[str, ...], float]:
+    """Return the samples, by name and the values of labels, these in the order of their names."""
+    status, text = await worker.ask("/metrics")
+    assert status == 200
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text.decode())
+        for sample in family.samples
+    }
+
+
+async def counted(worker: Process) -> dict[tuple[str, str, int], int]:
+    """Return the events of every cell of the hours, by origin, carrier and hour."""
+    found: dict[tuple[str, str, int], int] = {}
+    cursor = ""
+    while True:
+        path = f"/v1/layers/hour/cells?from=0&to={1_000 * HOUR_MS}&limit=5000"
+        status, page = await worker.get(path + (f"&cursor={cursor}" if cursor else ""))
+        assert status == 200
+        assert not page["partial"]
+        for row in page["cells"]:
+            key: dict[str, Any] = row["key"]
+            place = key["origin"], key["carrier"], row["window_start"] // HOUR_MS
+            found[place] = row["measures"]["count"]
+        cursor = page["cursor"]
+        if cursor is None:
+            return found
