@@ -129,7 +129,8 @@ async def test_sources_pause_while_the_archive_is_away_and_no_row_is_missing(
     held = await metrics(worker)
     assert held["treasure_map_paused", "sources", "pending_bytes"] == 1
     assert held["treasure_map_paused", "layers", "pending_bytes"] == 0
-    assert held["treasure_map_pending_bytes",] > 30_000
+    # Blocks that merge take less; it stays paused down to the lower mark.
+    assert held["treasure_map_pending_bytes",] > 0.8 * held["treasure_map_pending_max_bytes",]
     assert held["treasure_map_emission_failures_total", "archive"] > 0
     assert held["treasure_map_archived_rows_total", "hour"] == 0
     # It stays so for longer than a session, and stays a member.
