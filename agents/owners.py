@@ -246,7 +246,9 @@ class Owners:
         held.emitter.wake()
         self._tidy(topic, partition, held)
         if held.snapshotting is None and held.owner.wants_snapshot():
-            held.snapshotting = asyncio.create_task(self._snapshot(topic, partition, held))
+            held.snapshotting = asyncio.create_task(
+                guarded(self._snapshot(topic, partition, held), self._failed)
+            )
 
     def cells(self, layer: Layer, cells: CellRange) -> pl.DataFrame:
         """Return the archive frame of the applied cells held here, open and closed, in range."""
@@ -297,8 +299,6 @@ class Owners:
         except (FencedError, OutcomeUnknownError) as error:
             held.snapshotting = None
             await self._lost(topic, partition, held, error)
-        except Exception as error:  # noqa: BLE001 - handed to the worker, which stops with it
-            self._failed(error)
         else:
             await self._truncate(held)
 
