@@ -307,8 +307,6 @@ class Owners:
             await held.owner.truncate()
         except OutcomeUnknownError as error:
             log.warning("a journal was not truncated, the next snapshot tries again: %s", error)
-        except Exception as error:  # noqa: BLE001 - handed to the worker, which stops with it
-            self._failed(error)
         held.snapshotting = None
 
     async def _let_go(self, key: TopicPartition, held: Held) -> None:
