@@ -482,6 +482,24 @@ async def test_no_background_task_ends_without_a_word(
     assert "what it waited for was cancelled" in str(bench.transport.failure)
 
 
+async def test_a_client_whose_metadata_grow_old_stops_the_worker(
+    embedded: str, benches: Benches
+) -> None:
+    """The task of aiokafka that asks for them would die unseen."""
+    bench = await benches(embedded, {"ingest": await topic_on(embedded)}, Memory())
+    client = bench.transport._consumer._client
+
+    async def broken(*_: Any) -> bool:
+        raise ValueError("no metadata")
+
+    client._metadata_update = broken
+    client.force_metadata_update()
+    await until(lambda: bench.transport.failure is not None, "the failure")
+    assert str(bench.transport.failure) == "no metadata"
+    # The client's own stop would raise it once more.
+    client._sync_task = None
+
+
 async def test_while_a_partition_is_restored_the_others_are_read(
     embedded: str, benches: Benches
 ) -> None:
