@@ -1,9 +1,9 @@
 """The event batch: what a chunk's runs of one source hold, and what of it is set aside.
 
 An event frame has ``partition`` (Int32), ``place`` (UInt64: index of the record in its run, times
-2**32, plus the event's place in its record), ``time`` (Int64, ms), ``type`` (String) and one column
-per declared field. Heartbeats are rows without type: they move stream time at their place in the
-log and are nothing else.
+2**32, plus the event's place in its record), ``time`` (Int64, ms), ``type`` (String), one column
+per declared field and, where the source's events have ids, ``.id`` (String). Heartbeats are rows
+without type: they move stream time at their place in the log and are nothing else.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from tables.ledger import Ledger
 
 PLACE = 2**32
 """What a record's index is multiplied with in a place."""
+
+ID_COLUMN = ".id"
+"""No declared field can have this name."""
 
 DETAIL_CHARS_MAX = 200
 """Of what a letter tells people."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import polars as pl
 
 from agents.arrow_stream import CONTINUATION, ArrowError, check_stream
+from agents.batch import ID_COLUMN
 from agents.decode_json import COLUMNS, parse_times
 from tables.layer import Source
 from tables.window import TIME_MS_MAX, TIME_MS_MIN
@@ -40,6 +41,7 @@ class ArrowEvents:
         source = self._source
         columns, rows = check_stream(value, source.inflated_bytes_max)
         wanted = [source.time_field, source.type_field, *(f.name for f in self._fields)]
+        wanted += [source.id_field] if source.id_field is not None else []
         present = [name for name in dict.fromkeys(wanted) if name in columns]
         if not present:
             found = pl.DataFrame({"none": pl.repeat(None, rows, eager=True)})
@@ -53,6 +55,8 @@ class ArrowEvents:
             frame[field.name] = self._field(found, field.name, field.type, faults)
         if self._takes_time:
             frame[source.time_field] = time
+        if source.id_field is not None:
+            frame[ID_COLUMN] = self._id(found, source.id_field, faults)
         return pl.DataFrame(frame), faults.reasons
 
     def select(self, value: bytes, rows: tuple[int, ...]) -> bytes:
@@ -89,6 +93,12 @@ class ArrowEvents:
         usable = times.is_between(TIME_MS_MIN, TIME_MS_MAX).fill_null(value=False)
         faults.add("out_of_range", column.is_not_null() & ~usable)
         return times.alias("")
+
+    def _id(self, found: pl.DataFrame, name: str, faults: _Faults) -> pl.Series:
+        """Return ids as texts; a whole number becomes the text of its digits."""
+        declared = next((field.type for field in self._fields if field.name == name), None)
+        kind = "int" if _column(found, name).dtype.is_integer() else "string"
+        return self._field(found, name, declared or kind, faults).cast(pl.String)
 
     def _field(self, found: pl.DataFrame, name: str, kind: str, faults: _Faults) -> pl.Series:
         column = _column(found, name)

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import msgspec
 import polars as pl
 
-from agents.batch import DETAIL_CHARS_MAX
+from agents.batch import DETAIL_CHARS_MAX, ID_COLUMN
 from tables.layer import Source
 from tables.window import TIME_MS_MAX, TIME_MS_MIN
 
@@ -57,6 +57,11 @@ class JsonEvents:
             for f in source.fields
             if f.name not in roles
         ]
+        self._id = None if source.id_field is None else f"field_{source.id_field}"
+        if self._id is not None and all(name != self._id for name, _, _ in fields):
+            self._id = "id_"
+            either = msgspec.field(name=source.id_field, default=None)
+            fields.append((self._id, _Int64 | str | None, either))
         self._event = msgspec.defstruct("Event", fields, gc=False)
         self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(self._event)
         self._time_field = source.time_field
@@ -118,6 +123,8 @@ class JsonEvents:
             if name != self._time_field:
                 values = [getattr(event, attribute) for event in events]
                 columns[name] = pl.Series(values, dtype=kind)
+        if self._id is not None:
+            columns[ID_COLUMN] = _texts([getattr(event, self._id) for event in events])
         frame = pl.DataFrame(columns)
         if self._time_field in self._columns:
             frame = frame.with_columns(pl.col("time").alias(self._time_field))
@@ -181,6 +188,15 @@ def parse_times(texts: pl.Series) -> pl.Series:
 def lines_of(value: bytes) -> list[bytes]:
     """Return the lines of a value that are not blank; an event's place counts these."""
     return [line for line in value.split(b"\n") if line.strip()]
+
+
+def _texts(values: Sequence[str | int | None]) -> pl.Series:
+    """Return texts; a whole number becomes the text of its digits."""
+    try:
+        return pl.Series(values, dtype=pl.String)
+    except TypeError:
+        texts = [None if value is None else str(value) for value in values]
+        return pl.Series(texts, dtype=pl.String)
 
 
 def _check_utf8(data: bytes) -> None:

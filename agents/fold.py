@@ -15,7 +15,9 @@ import polars as pl
 
 from agents.batch import DETAIL_CHARS_MAX, EventBatch, tally
 from agents.classify import Classifier
+from agents.dedupe import Deduper
 from tables.cell import accumulator_type
+from tables.ids import IDS, IdTable
 from tables.layer import Accumulator, Condition, Layer
 from tables.ledger import Ledger
 from tables.plan import InputPlan
@@ -38,10 +40,14 @@ _INT64_MAX = 2**63 - 1
 
 @dataclasses.dataclass(slots=True, frozen=True)
 class Before:
-    """What folding must know of a partition's state: stream time and, by layer, the floor."""
+    """What folding must know of a partition's state: stream time and, by layer, the floor.
+
+    ``ids`` are the remembered ids where the source's events have ids.
+    """
 
     stream_time_ms: int
     floors: Mapping[str, int]
+    ids: IdTable | None = None
 
 
 @dataclasses.dataclass(slots=True)
@@ -64,12 +70,15 @@ class Folder:
         self._layers = plan.layers
         self._classifier = Classifier(plan.layers)
         self._filters = [_filter(layer.where) for layer in plan.layers]
+        has_ids = plan.source is not None and plan.source.id_field is not None
+        self._deduper = Deduper(plan.layers) if has_ids and plan.layers else None
 
     def fold(self, batch: EventBatch, before: Mapping[int, Before]) -> list[Content]:
         """Return one content per run of ``batch``; ``before`` is by partition."""
         layers_of = self._layers_of(batch)
         self._refuse_keys(batch, layers_of)
-        members = self._classify(batch, layers_of)
+        rows, remembered = self._distinct(batch, layers_of, before)
+        members = self._classify(batch, rows, layers_of)
         partial = [self._fold_layer(i, rows, batch, before) for i, rows in enumerate(members)]
         contents = []
         for number, run in enumerate(batch.runs):
@@ -81,6 +90,8 @@ class Folder:
                 for layer, cells in zip(self._layers, partial, strict=True)
                 if run.partition in cells
             }
+            if run.partition in remembered:
+                blocks[IDS] = remembered[run.partition]
             contents.append(
                 Content(
                     start=run.first_offset,
@@ -129,14 +140,46 @@ class Folder:
         batch.refuse(frame.filter(long), "malformed", "key_too_long", detail)
         batch.keep(~(absent | long))
 
+    def _distinct(
+        self,
+        batch: EventBatch,
+        layers_of: Mapping[str, tuple[int, ...]],
+        before: Mapping[int, Before],
+    ) -> tuple[pl.DataFrame, dict[int, pl.DataFrame]]:
+        """Return the rows that are no duplicates, with the time before each; count duplicates.
+
+        They stay in the batch, because they move stream time like every event. The second is, by
+        partition, the ids to remember.
+        """
+        rows = batch.frame
+        times = self._stream_times(batch)
+        if times is None:
+            return rows, {}
+        rows = rows.with_columns(time_before=times)
+        if self._deduper is None:
+            return rows, {}
+        classified = rows["type"].is_in([name for name, found in layers_of.items() if found])
+        classified = classified.fill_null(value=False)
+        keep = pl.repeat(value=True, n=rows.height, dtype=pl.Boolean, eager=True)
+        remembered = {}
+        for number, run in enumerate(batch.runs):
+            first, last = batch.bounds[number]
+            own = classified[first:last]
+            state = before[run.partition]
+            assert state.ids is not None, "events with ids need the ids remembered before them"
+            events = rows[first:last].filter(own)
+            duplicate, fresh = self._deduper.find(events, state.stream_time_ms, state.ids)
+            gone = own.arg_true().filter(duplicate) + first
+            keep.scatter(gone, values=False)
+            tally(batch.ledgers[number], "events.duplicate", len(gone))
+            if fresh.height:
+                remembered[run.partition] = fresh
+        return rows.filter(keep), remembered
+
     def _classify(
-        self, batch: EventBatch, layers_of: Mapping[str, tuple[int, ...]]
+        self, batch: EventBatch, rows: pl.DataFrame, layers_of: Mapping[str, tuple[int, ...]]
     ) -> list[pl.DataFrame]:
         """Return each layer's rows; count classified and unclassified events."""
-        rows = batch.frame
-        before = self._stream_times(batch)
-        if before is not None:
-            rows = rows.with_columns(time_before=before)
         events = dict(
             rows.filter(pl.col("type").is_not_null()).group_by("partition").len().iter_rows()
         )

@@ -26,6 +26,7 @@ from tables.errors import (
     OffsetGoneError,
     OutcomeUnknownError,
 )
+from tables.ids import IDS
 from tables.journal import (
     DELTA_BYTES_MAX,
     Announcement,
@@ -94,7 +95,8 @@ class Owner:
 
     def before(self) -> Before:
         """Return what folding the next chunk must know."""
-        return Before(self.state.meta.stream_time_ms, self.state.meta.floors)
+        meta = self.state.meta
+        return Before(meta.stream_time_ms, meta.floors, self.state.ids)
 
     def sinks(self, layer: Layer) -> list[str]:
         """Return where the cells of ``layer`` go: those of a combiner to its merge stage only."""
@@ -296,6 +298,13 @@ class Owner:
             for layer in self.plan.layers:
                 floor = stream_time - layer.max_out_of_orderness_ms - layer.allowed_lateness_ms
                 floors[layer.name] = max(floor, meta.floors.get(layer.name, NEVER_MS))
+        evicted = {name: windows for name, windows in self._evictable().items() if windows}
+        # A count is of the oldest that are there, so it may not be repeated: only a delta over
+        # records stands once.
+        if self.state.ids is not None and content.stop > content.start:
+            forgettable = self.state.ids.forgettable(stream_time)
+            if forgettable:
+                evicted[IDS] = [forgettable]
         return Delta(
             epoch=self._epoch,
             revision=self.plan.themap.revision,
@@ -306,7 +315,7 @@ class Owner:
             announced=content.announced,
             ledger={name: count for name, count in content.ledger.items() if count},
             blocks={name: encode_block(block) for name, block in content.blocks.items()},
-            evicted={name: windows for name, windows in self._evictable().items() if windows},
+            evicted=evicted,
             tail=tail,
             snapshot=meta.snapshot,
         )

@@ -7,7 +7,7 @@ from typing import cast, get_args
 
 from app.mapfile_measures import undeclared
 from app.mapfile_read import Section, nearest, shown, topic_problem
-from tables.layer import Field, FieldType, Source
+from tables.layer import IDS_MAX, Field, FieldType, Source
 from tables.window import DAY_MS
 
 PARTITIONS_MAX = 10_000
@@ -21,6 +21,9 @@ INFLATED_FACTOR = 16
 """How far Arrow may inflate by default; the benchmarks' events in LZ4 inflate 2.6 times."""
 
 INFLATED_BYTES_MAX_MAX = 1024 * MIB
+
+IDS_MAX_MIN, IDS_MAX_MAX = 1_000, 100_000_000
+"""Of ids that a partition remembers; a hundred million take 5 GB."""
 
 _TIME_UNITS_MS = {"ms": 1, "s": 1_000}
 _FRAME_COLUMNS = frozenset(
@@ -61,6 +64,9 @@ def _read(name: str, section: Section) -> DraftSource:
     time_field = section.text("time", required=True)
     type_field = section.text("type", required=True)
     id_field = section.text("id")
+    ids_max = section.integer("ids_max", IDS_MAX_MIN, IDS_MAX_MAX)
+    if id_field is None and ids_max is not None:
+        section.note("ids_max", "the source has no id; name its JSON field or leave this out")
     unit = section.text("time_unit") or "ms"
     if unit not in _TIME_UNITS_MS:
         section.note("time_unit", f"unknown unit; got {unit!r}; want 'ms' or 's'; change it")
@@ -72,6 +78,11 @@ def _read(name: str, section: Section) -> DraftSource:
     if unclassified not in ("dead", "count"):
         section.note("unclassified", f"got {unclassified!r}; want 'dead' or 'count'; change it")
     fields = _read_fields(section, time_field, type_field)
+    if id_field is not None and fields.get(id_field) in ("bool", "float"):
+        section.note(
+            f"fields.{id_field}",
+            f"the id field; got {fields[id_field]!r}; want 'string' or 'int'; change it",
+        )
     keyed_by = _read_keyed_by(name, section, fields)
     section.finish()
     _note_same_field(section, time_field, type_field, id_field)
@@ -93,6 +104,7 @@ def _read(name: str, section: Section) -> DraftSource:
             inflated_bytes_max=inflated_bytes_max or INFLATED_FACTOR * record_bytes_max,
             unclassified="count" if unclassified == "count" else "dead",
             idle_heartbeat_ms=idle_heartbeat_ms,
+            ids_max=ids_max or IDS_MAX,
         )
     return DraftSource(name, fields, keyed_by, topic, partitions, built)
 

@@ -68,10 +68,8 @@ class Foundation(Service):  # type: ignore[misc]  # mode comes without types
 
     async def on_stop(self) -> None:
         """Close both, after the transport has let every partition go."""
-        try:
-            await self._archive.close()
-        finally:
-            await self._log_client.stop()
+        await self._archive.close()
+        await self._log_client.stop()
 
 
 def build(settings: Settings) -> MapApp:

@@ -18,6 +18,9 @@ MeasureKind = Literal["count", "sum", "min", "max", "mean", "variance"]
 Operator = Literal["==", "!=", "<", "<=", ">", ">=", "in"]
 Scalar = str | int | float | bool
 
+IDS_MAX = 2_000_000
+"""The default of a source's ``ids_max``: some 100 MB a partition when so many are remembered."""
+
 COMBINER_SUFFIX = ".partial"
 """Declared names have no dot, so no declared layer can have a combiner's name."""
 
@@ -36,7 +39,8 @@ class Source(msgspec.Struct, frozen=True):
     ``time_unit_ms`` multiplies a time that is a number. ``future_skew_ms`` bounds event time minus
     append time. ``record_bytes_max`` bounds a record's value, ``inflated_bytes_max`` what its Arrow
     buffers inflate to. ``unclassified`` says whether events that no layer selects become dead
-    letters or are only counted. All of these decide content, so they belong to the map and not to a
+    letters or are only counted. ``ids_max`` bounds the ids that a partition remembers where events
+    have an id. All of these decide content, so they belong to the map and not to a
     worker's settings.
     """
 
@@ -54,6 +58,7 @@ class Source(msgspec.Struct, frozen=True):
     inflated_bytes_max: int = 16 << 20
     unclassified: Literal["dead", "count"] = "dead"
     idle_heartbeat_ms: int = 0
+    ids_max: int = IDS_MAX
 
     def field(self, name: str) -> Field:
         """Return the declared field ``name``."""

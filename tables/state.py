@@ -10,6 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from tables import ledger
+from tables.ids import IDS, IdTable
 from tables.journal import Announcement, Claim, Delta, Entry, Identity, Snapshot, SnapshotPart
 from tables.layer import Layer
 from tables.plan import InputPlan
@@ -47,7 +48,10 @@ class Meta(msgspec.Struct):
 
 
 class PartitionState:
-    """What is known of one source partition: :class:`Meta` and one table per layer."""
+    """What is known of one source partition: :class:`Meta` and one table per layer.
+
+    ``ids`` are the remembered ids of a source whose events have some; they are one of the tables.
+    """
 
     def __init__(self, plan: InputPlan, meta: Meta | None = None) -> None:
         self.plan = plan
@@ -56,6 +60,10 @@ class PartitionState:
             layer.name: RollupTable(layer, plan.finer) if plan.finer else FoldTable(layer)
             for layer in plan.layers
         }
+        source = plan.source
+        self.ids = IdTable(source.ids_max) if source is not None and source.id_field else None
+        if self.ids is not None:
+            self.tables[IDS] = self.ids
         self._share_announcements()
 
     def apply(self, offset: int, entry: Entry, identity: Identity) -> bool:

@@ -39,15 +39,16 @@ class BlockWrite:
 
 
 class LayerTable:
-    """What both kinds share: blocks, versions by window, eviction.
+    """What all kinds share: blocks, versions by window, eviction.
 
     Attributes:
+        name: the layer's.
         versions: by window start, the version of the delta that last changed one of its cells.
         writes: what the local store has not got yet; the owner empties it with every save.
     """
 
-    def __init__(self, layer: Layer, stored: Mapping[str, pl.DataType]) -> None:
-        self.layer = layer
+    def __init__(self, name: str, stored: Mapping[str, pl.DataType]) -> None:
+        self.name = name
         self.versions: dict[int, int] = {}
         self.writes: list[BlockWrite] = []
         self._stored = dict(stored)
@@ -97,7 +98,7 @@ class LayerTable:
     def all_writes(self) -> list[BlockWrite]:
         """Return the writes that fill an empty local store."""
         return [
-            BlockWrite(self.layer.name, sequence, -1, encode_block(block))
+            BlockWrite(self.name, sequence, -1, encode_block(block))
             for sequence, block in self._blocks.items()
         ]
 
@@ -107,12 +108,7 @@ class LayerTable:
             frame = decode_block(data, self._stored)
         else:
             frame = decode_block(data, self._delta).with_columns(version=pl.lit(version, pl.Int64))
-        known = self._blocks.get(sequence)
-        self._blocks[sequence] = frame if known is None else pl.concat([known, frame])
-        # Oldest first, however the store lists them: what is merged, and the last bits of float
-        # sums with it, follows from the order.
-        self._blocks = dict(sorted(self._blocks.items()))
-        self._sequence = max(self._sequence, sequence + 1)
+        self._take_back(sequence, frame)
         newest = frame.group_by("window_start").agg(pl.col("version").max())
         for window, last in newest.iter_rows():
             self.versions[window] = max(last, self.versions.get(window, -1))
@@ -146,13 +142,24 @@ class LayerTable:
 
     def _put(self, frame: pl.DataFrame, version: int, data: bytes) -> None:
         self._blocks[self._sequence] = frame
-        self.writes.append(BlockWrite(self.layer.name, self._sequence, version, data))
+        self._write(self._sequence, version, data)
         self._sequence += 1
+
+    def _take_back(self, sequence: int, frame: pl.DataFrame) -> None:
+        known = self._blocks.get(sequence)
+        self._blocks[sequence] = frame if known is None else pl.concat([known, frame])
+        # Oldest first, however the store lists them: what is merged, and the last bits of float
+        # sums with it, follows from the order.
+        self._blocks = dict(sorted(self._blocks.items()))
+        self._sequence = max(self._sequence, sequence + 1)
 
     def _drop(self, sequence: int) -> None:
         del self._blocks[sequence]
         self._sizes.pop(sequence, None)
-        self.writes.append(BlockWrite(self.layer.name, sequence, -1, None))
+        self._write(sequence, -1, None)
+
+    def _write(self, sequence: int, version: int, data: bytes | None) -> None:
+        self.writes.append(BlockWrite(self.name, sequence, version, data))
 
     def _matching(self, predicates: Sequence[pl.Expr]) -> pl.DataFrame:
         found = [
@@ -165,7 +172,8 @@ class FoldTable(LayerTable):
     """Partial cells of a base layer: rows of one cell add up."""
 
     def __init__(self, layer: Layer) -> None:
-        super().__init__(layer, cell_schema(layer))
+        super().__init__(layer.name, cell_schema(layer))
+        self.layer = layer
         self._identity = [*layer.key_columns, "window_start"]
 
     def cells(self, *predicates: pl.Expr) -> pl.DataFrame:
@@ -201,8 +209,9 @@ class RollupTable(LayerTable):
     """
 
     def __init__(self, layer: Layer, finer: Layer) -> None:
+        super().__init__(layer.name, rollup_schema(layer, finer))
+        self.layer = layer
         self.finer = finer
-        super().__init__(layer, rollup_schema(layer, finer))
         self.contribution = [*finer.key_columns, "fine_start", "source_partition"]
         self._cell = [*layer.key_columns, "window_start"]
         self.announced: dict[int, Announcement] = {}

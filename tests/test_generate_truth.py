@@ -15,8 +15,10 @@ from app.generate_plan import MAP_FILE, SOURCE, Format, Part, Plan, schedule
 from app.generate_records import Pack, RecordMaker
 from app.generate_words import words_of
 from app.mapfile import load_map, parse_map
+from tables.block import encode_block
 from tables.chunk import Headers, Run
 from tables.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
+from tables.ids import IDS, IdTable
 from tables.layer import Map
 from tables.ledger import Ledger, add, imbalances
 from tables.plan import plans_of
@@ -123,12 +125,14 @@ def worked(themap: Map, source: str, packs: list[Pack], records_max: int) -> tup
     topic = themap.source(source).topic
     decoder, folder = Decoder(themap.source(source)), Folder(plans_of(themap)[topic])
     ledger: Ledger = {}
-    time_ms, floors = NEVER_MS, dict[str, int]()
+    time_ms, floors, ids = NEVER_MS, dict[str, int](), IdTable(10**6)
     layers = plans_of(themap)[topic].layers
     for run in runs_of(topic, packs, records_max):
         batch = decoder.decode([run])
-        [content] = folder.fold(batch, {run.partition: Before(time_ms, floors)})
+        [content] = folder.fold(batch, {run.partition: Before(time_ms, floors, ids)})
         add(ledger, content.ledger)
+        if IDS in content.blocks:
+            ids.add(encode_block(content.blocks[IDS]), run.next_offset)
         time_ms = content.stream_time_ms
         for layer in layers:
             slack_ms = layer.max_out_of_orderness_ms + layer.allowed_lateness_ms

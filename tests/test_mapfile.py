@@ -123,7 +123,7 @@ def test_the_example_map_is_read() -> None:
 def test_every_field_of_a_source_is_read() -> None:
     """All that a source may say, with units."""
     source = read(
-        ('id = "orderId"', 'id = "orderId"\ntime_unit = "s"\nfuture_skew = "2h"'),
+        ('id = "orderId"', 'id = "orderId"\ntime_unit = "s"\nfuture_skew = "2h"\nids_max = 7000'),
         ('keyed_by = ["store"]', 'keyed_by = ["store"]\nidle_heartbeat = "5s"'),
     ).source("orders")
     assert (source.topic, source.partitions, source.keyed_by) == ("orders.raw", 12, ("store",))
@@ -132,6 +132,7 @@ def test_every_field_of_a_source_is_read() -> None:
         "type",
         "orderId",
     )
+    assert source.ids_max == 7_000
     assert (source.time_unit_ms, source.future_skew_ms, source.idle_heartbeat_ms) == (
         1_000,
         2 * HOUR_MS,
@@ -257,6 +258,10 @@ REFUSED: list[tuple[str, str, str, str]] = [
     ('["store"]', '["stone"]', "sources.orders.keyed_by", "did you mean 'store'?"),
     ('["store"]', '["store", "store"]', "sources.orders.keyed_by", "listed twice: store"),
     ('vip = "bool"', 'vip = "boolean"', "sources.orders.fields.vip", "did you mean 'bool'?"),
+    ('id = "orderId"', 'id = "vip"', "sources.orders.fields.vip", "the id field; got 'bool'"),
+    ('id = "orderId"', 'id = "weight"', "sources.orders.fields.weight", "want 'string' or 'int'"),
+    ('id = "orderId"', "ids_max = 5000", "sources.orders.ids_max", "the source has no id"),
+    ('id = "orderId"', 'id = "o"\nids_max = 999', "sources.orders.ids_max", "want 1000 to"),
     ('vip = "bool"', "vip = 1", "sources.orders.fields.vip", "unknown type; got 1"),
     ('vip = "bool"', 'isVip = "bool"', "sources.orders.fields.isVip", "not a safe name"),
     ('vip = "bool"', 'time = "int"', "sources.orders.fields.time", "rename the field"),

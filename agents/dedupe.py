@@ -1,0 +1,79 @@
+"""Dedupe: events whose id was seen before, in log order. Pure.
+
+An event is a duplicate if an id like its own is remembered just before it (docs/formats/journal.md
+rule 17). Nearly all ids are new, so a batch is looked up at once; only events that may repeat one
+are taken one by one, because whether one is kept decides about the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import polars as pl
+
+from agents.batch import ID_COLUMN
+from tables.ids import HASH, IdTable, Remembered, hash_ids
+from tables.layer import Layer
+
+
+class Deduper:
+    """Finds the duplicates among the events of one source.
+
+    An id is remembered until every window that its event has in any of ``layers`` is sealed,
+    whether the layer selects the event or not.
+    """
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        ends = [
+            layer.window.end_expr(layer.window.start_expr(pl.col("time")))
+            + (layer.max_out_of_orderness_ms + layer.allowed_lateness_ms)
+            for layer in layers
+        ]
+        self._until = pl.max_horizontal(ends).alias("until")
+
+    def find(
+        self, events: pl.DataFrame, stream_time_ms: int, ids: IdTable
+    ) -> tuple[pl.Series, pl.DataFrame]:
+        """Return which events are duplicates, and the hashes to remember of the others.
+
+        Args:
+            events: classified events of one partition in log order, with ``.id``, ``time`` and
+                ``time_before``, the greatest time before each in the same run.
+            stream_time_ms: stream time before the first of them.
+            ids: what is remembered before the first of them.
+        """
+        has_id = (events[ID_COLUMN] != "").fill_null(value=False)
+        having = events.filter(has_id)
+        duplicate = pl.repeat(value=False, n=events.height, dtype=pl.Boolean, eager=True)
+        if not having.height:
+            return duplicate, pl.DataFrame(schema=HASH | {"until": pl.Int64()})
+        now = pl.max_horizontal("time_before", stream_time_ms).alias("now")
+        rows = pl.concat(
+            [hash_ids(having[ID_COLUMN]), having.select(self._until, now)], how="horizontal"
+        ).with_columns(lasts=pl.col("until") > pl.col("now"))
+        found = ids.find(rows)
+        if found or rows["high"].n_unique() < rows.height:
+            repeats = _repeats(rows, found, ids.ids_max)
+            duplicate.scatter(has_id.arg_true().gather(repeats), values=True)
+            rows = rows.filter(~pl.int_range(pl.len()).is_in(repeats))
+        return duplicate, rows.filter("lasts").select(*HASH, "until")
+
+
+def _repeats(rows: pl.DataFrame, found: dict[int, Remembered], ids_max: int) -> list[int]:
+    """Return the rows that repeat an id which is remembered just before them."""
+    before = pl.col("lasts").cum_sum().cast(pl.Int64) - pl.col("lasts").cast(pl.Int64)
+    suspects = rows.with_row_index("number").with_columns(before=before)
+    suspects = suspects.filter(pl.col("high").is_duplicated() | pl.col("number").is_in(list(found)))
+    repeats = []
+    newest: dict[tuple[int, int], Remembered] = {}
+    skipped = 0
+    for number, high, low, until, now, lasts, remembered in suspects.iter_rows():
+        # Places count on from those in the table: the first id of this batch has place 0.
+        place = remembered - skipped
+        known = newest.get((high, low)) or found.get(number)
+        if known is not None and now < known.until and place - known.place <= ids_max:
+            repeats.append(number)
+            skipped += lasts
+        elif lasts:
+            newest[high, low] = Remembered(until, place)
+    return repeats

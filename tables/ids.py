@@ -1,0 +1,212 @@
+"""Remembered ids: hashes of one source partition's event ids, in log order, that tell duplicates.
+
+    blocks   high low until | high low until | ...    one a delta, joined up as they pile up
+             ^ forgotten first                  ^ the newest
+    filter   one word for each id: nearly every new id is known to be new from it alone
+
+An id is forgotten when stream time reaches its ``until``, or when ``ids_max`` more are remembered
+after it (docs/formats/journal.md rule 17). What is forgotten may lie here for a while: who looks
+an id up applies the rule.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import random
+from collections.abc import Sequence
+from typing import cast
+
+import polars as pl
+from xxhash import xxh3_128_digest
+
+from tables.block import decode_block, encode_block
+from tables.table import LayerTable
+
+IDS = ".ids"
+"""The table's name, which no layer can have, and that of its blocks in deltas and stores."""
+
+HASH = {"high": pl.UInt64(), "low": pl.UInt64()}
+"""128 bits. Of n ids remembered at once, a new one takes another's hash with probability n / 2^128:
+at two million and a million events a second, once in more than 10^18 years."""
+
+JOIN_ROWS = (64, 1_024, 16_384)
+"""Blocks at the end that are smaller than one of these are joined when there are JOIN_BLOCKS; so a
+row is joined three times at most, and few blocks have to be looked through."""
+
+JOIN_BLOCKS = 16
+SURPLUS_SHARE = 4
+"""More than ``ids_max`` ids lie here until the surplus is one in so many."""
+
+_MASKS = 65_536
+_MASK_BITS = 8
+_WORDS_MIN = 1_024
+
+
+def hash_ids(ids: pl.Series) -> pl.DataFrame:
+    """Return the hash of each id text: XXH3-128 of its UTF-8, the same everywhere and for ever."""
+    data = b"".join([xxh3_128_digest(value) for value in ids.cast(pl.Binary).to_list()])
+    shape = pl.Array(pl.UInt64, 2 * len(ids))
+    halves = pl.Series([data]).bin.reinterpret(dtype=shape, endianness="big").explode()
+    return pl.DataFrame({"high": halves.gather_every(2), "low": halves.gather_every(2, 1)})
+
+
+@dataclasses.dataclass(slots=True, frozen=True)
+class Remembered:
+    """The newest of an id's rows: ``until``, and its ``place`` from the end, -1 for the last."""
+
+    until: int
+    place: int
+
+
+class IdTable(LayerTable):
+    """The remembered ids of one source partition; a table of rows in log order, without cells."""
+
+    def __init__(self, ids_max: int) -> None:
+        super().__init__(IDS, HASH | {"until": pl.Int64()})
+        self.ids_max = ids_max
+        self._filter: _Filter | None = None
+        self._orders: dict[int, pl.DataFrame] = {}
+
+    def add(self, data: bytes, version: int) -> None:
+        """Remember a delta's ids, which come after all others; their version says nothing."""
+        del version
+        frame = decode_block(data, self._stored)
+        self._put(frame, -1, data)
+        if self._filter is not None and not self._filter.add(frame):
+            self._filter = None
+        self.merge()
+
+    def load(self, sequence: int, version: int, data: bytes) -> None:
+        """Take a block back from the local store or a snapshot, whole or piece by piece."""
+        del version
+        self._take_back(sequence, decode_block(data, self._stored))
+        self._filter = None
+        self._orders.clear()
+
+    def evict(self, windows: Sequence[int]) -> None:
+        """Forget as many of the oldest ids as the one number of ``windows`` says."""
+        (rows,) = windows
+        for sequence, block in list(self._blocks.items()):
+            if rows < block.height:
+                if rows > 0:
+                    self._swap([sequence], block[rows:])
+                return
+            self._drop(sequence)
+            rows -= block.height
+
+    def forgettable(self, stream_time_ms: int) -> int:
+        """Return how many of the oldest ids no event after this stream time needs."""
+        expired = 0
+        for block in self._blocks.values():
+            if cast("int", block["until"].max()) > stream_time_ms:
+                break
+            expired += block.height
+        surplus = self.rows - self.ids_max
+        return max(expired, surplus) if surplus > self.ids_max // SURPLUS_SHARE else expired
+
+    def find(self, hashes: pl.DataFrame) -> dict[int, Remembered]:
+        """Return the newest row of each hash that is here, by the hash's row in ``hashes``."""
+        if self._filter is None:
+            self._filter = _Filter(self.rows)
+            for block in self._blocks.values():
+                self._filter.add(block)
+        wanted = hashes.select("high", "low").with_row_index("number")
+        wanted = wanted.filter(self._filter.may_have(wanted))
+        found: dict[int, Remembered] = {}
+        after = 0
+        for sequence in reversed(self._blocks):
+            if not wanted.height:
+                break
+            block = self._blocks[sequence]
+            after += block.height
+            hits = self._rows_of(sequence, wanted)
+            untils = block["until"].gather(hits["row"])
+            for number, row, until in zip(hits["number"], hits["row"], untils, strict=True):
+                found[number] = Remembered(until, row - after)
+            wanted = wanted.join(hits, on="number", how="anti")
+        return found
+
+    def merge(self) -> None:
+        """Join small blocks at the end, in their order."""
+        for rows_max in JOIN_ROWS:
+            tail: list[int] = []
+            for sequence in reversed(self._blocks):
+                if self._blocks[sequence].height >= rows_max:
+                    break
+                tail.insert(0, sequence)
+            if len(tail) >= JOIN_BLOCKS:
+                self._swap(tail, pl.concat([self._blocks[one] for one in tail], rechunk=True))
+
+    def _swap(self, sequences: Sequence[int], rows: pl.DataFrame) -> None:
+        """Put ``rows`` in the place of blocks that lie side by side."""
+        first, *others = sequences
+        for sequence in others:
+            self._drop(sequence)
+        self._orders.pop(first, None)
+        self._blocks[first] = rows
+        self._write(first, -1, encode_block(rows))
+
+    def _drop(self, sequence: int) -> None:
+        super()._drop(sequence)
+        self._orders.pop(sequence, None)
+
+    def _rows_of(self, sequence: int, wanted: pl.DataFrame) -> pl.DataFrame:
+        """Return ``number`` and newest ``row`` of those hashes that a block has."""
+        block = self._blocks[sequence]
+        order = self._orders.get(sequence)
+        if order is None:
+            order = block.select("high").with_row_index("row").sort("high", maintain_order=True)
+            self._orders[sequence] = order
+        first = order["high"].search_sorted(wanted["high"], side="left")
+        stop = order["high"].search_sorted(wanted["high"], side="right")
+        near = wanted.with_columns(place=pl.int_ranges(first, stop)).filter(first < stop)
+        near = near.explode("place")
+        rows = order["row"].gather(near["place"])
+        same = block["low"].gather(rows) == near["low"]
+        hits = near.select("number", row=rows).filter(same)
+        return hits.unique("number", keep="last", maintain_order=True)
+
+
+class _Filter:
+    """A Bloom filter of 64-bit words, eight bits of one word an id; it forgets nothing.
+
+    With at most one id a word about one new id in 30,000 is taken for a known one (measured).
+    """
+
+    def __init__(self, ids: int) -> None:
+        self._room = max(2 * ids, _WORDS_MIN)
+        self._words = pl.zeros(self._room, dtype=pl.UInt64, eager=True)
+
+    def add(self, hashes: pl.DataFrame) -> bool:
+        """Take ids in; tell whether there was room for them."""
+        self._room -= hashes.height
+        if self._room < 0:
+            return False
+        pending = hashes.select(word=pl.col("high") % len(self._words), mask=_mask())
+        while pending.height:
+            word, mask = pending["word"], pending["mask"]
+            self._words.scatter(word, self._words.gather(word) | mask)
+            # Of several ids of one word only the last got through.
+            pending = pending.filter(self._words.gather(word) & mask != mask)
+        return True
+
+    def may_have(self, hashes: pl.DataFrame) -> pl.Series:
+        """Return which ids may have been taken in; the others have not."""
+        word = pl.lit(self._words).gather(pl.col("high") % len(self._words))
+        return hashes.select(word.and_(_mask()) == _mask()).to_series()
+
+
+def _mask() -> pl.Expr:
+    return pl.lit(_masks()).gather(pl.col("low") % _MASKS)
+
+
+@functools.cache
+def _masks() -> pl.Series:
+    """Return words of which each has up to eight bits set; they live in memory only."""
+    chance = random.Random(_MASKS)  # noqa: S311 - repeatable
+    bits = pl.Series([1 << bit for bit in range(64)], dtype=pl.UInt64)
+    masks = pl.zeros(_MASKS, dtype=pl.UInt64, eager=True)
+    for _ in range(_MASK_BITS):
+        masks |= bits.gather([byte % 64 for byte in chance.randbytes(_MASKS)])
+    return masks
