@@ -123,6 +123,7 @@ class Emitter:
         retry_s = RETRY_S_MIN
         while True:
             event.clear()
+            news = event
             wait_s: float | None
             try:
                 wait_s = await emit()
@@ -133,10 +134,13 @@ class Emitter:
                 log.warning("emission failed, nothing is lost, sending again: %s", error)
                 wait_s = retry_s * random.uniform(0.5, 1.0)  # noqa: S311 - spreads retries only
                 retry_s = min(retry_s * 2, RETRY_S_MAX)
+                # Every attempt takes all that waits in hand. News of more would repeat it with
+                # every delta, and bring no sink back.
+                news = asyncio.Event()
             # Not wait_for: before Python 3.12 it swallows a cancellation that meets the event.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
-                    await event.wait()
+                    await news.wait()
 
     async def _emit_archive(self) -> None:
         owner = self._owner

@@ -20,7 +20,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka import TopicPartition as KafkaPartition
 from aiokafka.consumer.fetcher import READ_COMMITTED, FetchError, FetchResult
 from aiokafka.errors import CorruptRecordException
@@ -77,7 +77,9 @@ class Fetched:
 
         Raises:
             KafkaError: aiokafka's error. Having it raised lets the coordinator go on, if it runs.
+            Exception: what ended one of aiokafka's own tasks.
         """
+        check_metadata(self._consumer)
         self._consumer._coordinator.check_errors()
         fetching = self._fetcher.error_future
         if fetching.done() and not fetching.cancelled():
@@ -209,6 +211,20 @@ class Fetched:
         self._rests.pop(tp, None)
         if self._fetcher._records.pop(tp, None) is not None:
             self._fetcher._notify(self._fetcher._wait_consume_future)
+
+
+def check_metadata(user: AIOKafkaConsumer | AIOKafkaProducer) -> None:
+    """Raise what ended the task that keeps a client's metadata fresh; aiokafka tells nobody.
+
+    Without it a leader that moves is never found again.
+
+    Raises:
+        Exception: whatever ended it.
+    """
+    client = user.client if isinstance(user, AIOKafkaProducer) else user._client
+    syncing = client._sync_task
+    if syncing is not None and syncing.done() and not syncing.cancelled():
+        syncing.result()
 
 
 async def abandon(consumer: AIOKafkaConsumer) -> None:

@@ -20,6 +20,7 @@ from aiokafka.errors import (
 )
 
 from agents.owners import LogRecord
+from app.aiokafka_private import check_metadata
 from app.idempotence import has_idempotent_producer
 from tables.errors import OffsetGoneError, OutcomeUnknownError, TreasureMapError
 
@@ -251,6 +252,18 @@ class KafkaLog:
                 moved_s = now()
         return records
 
+    def _check_clients(self, cannot: str) -> None:
+        for client in (self._producer, self._offsets):
+            if client is None:
+                continue
+            try:
+                check_metadata(client)
+            except Exception as error:
+                raise TreasureMapError(
+                    f"{cannot}: the client's task for metadata has ended: {error!r}; start the "
+                    "worker again"
+                ) from error
+
     @contextlib.asynccontextmanager
     async def _answered(self, cannot: str, deadline_s: float) -> AsyncIterator[asyncio.Timeout]:
         """Turn errors of Kafka, and an answer that does not come, into OutcomeUnknownError."""
@@ -260,6 +273,7 @@ class KafkaLog:
         except OffsetOutOfRangeError:
             raise
         except TimeoutError as error:
+            self._check_clients(cannot)
             raise OutcomeUnknownError(f"{cannot}: no answer within {deadline_s:g} s") from error
         except KafkaError as error:
             raise OutcomeUnknownError(f"{cannot}: {error!r}") from error

@@ -28,8 +28,13 @@ LAYERS_ROOM = 2
 AGAIN = 0.8
 """What was paused goes on when what is pending has fallen to this share of the mark."""
 
+FAR = 0.5
+"""Below this share of the mark there is time: what is pending is measured now and then. Above it,
+it is measured before every chunk, so that it passes the mark by one chunk at most."""
+
 COST_SHARE = 0.05
-"""Measuring may take this share of the time; what is pending is looked up per open window."""
+"""The share of the time that measuring may take while the mark is far. It costs a look at every
+open window of the worker."""
 
 PENDING, DISK = "pending_bytes", "disk_free"
 REASONS = (PENDING, DISK)
@@ -131,7 +136,8 @@ class Pressure:
 
     def _measure(self) -> None:
         begun_s = self._clock_s()
-        if begun_s < self._due_s:
+        far = self.pending_bytes < self.sources.pending_bytes_max * FAR
+        if far and begun_s < self._due_s:
             return
         self.pending_bytes = self._pending_bytes()
         free = {folder: shutil.disk_usage(folder).free for folder in self._folders}

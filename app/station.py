@@ -68,8 +68,10 @@ class Foundation(Service):  # type: ignore[misc]  # mode comes without types
 
     async def on_stop(self) -> None:
         """Close both, after the transport has let every partition go."""
-        await self._archive.close()
-        await self._log_client.stop()
+        try:
+            await self._archive.close()
+        finally:
+            await self._log_client.stop()
 
 
 def build(settings: Settings) -> MapApp:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,8 @@ from tables.archive_rows import TAIL_BYTES, RowCodec, grown, ordered, write_time
 from tables.errors import ArchiveError
 from tables.keyhash import key_bytes
 from tables.layer import Layer, Map
+
+log = logging.getLogger(__name__)
 
 FORMAT = "1"
 BLOCK_CACHE_BYTES = 16 << 20
@@ -130,6 +133,15 @@ class EmbeddedArchive:
     def _write(
         self, running: _Running, codec: RowCodec, rows: pl.DataFrame, write_times_us: pl.Series
     ) -> None:
+        if running.failed:
+            running.db = _reopen(running.db, self._folder)
+        running.failed = True
+        self._write_rows(running, codec, rows, write_times_us)
+        running.failed = False
+
+    def _write_rows(
+        self, running: _Running, codec: RowCodec, rows: pl.DataFrame, write_times_us: pl.Series
+    ) -> None:
         self._drop_expired(running, codec)
         # In order of write time, so that of two writes of one row the larger is put last and stays.
         timed = rows.with_columns(write_times_us.alias("write_time")).sort("write_time")
@@ -161,6 +173,7 @@ class _Running:
         self.readers = ThreadPoolExecutor(READ_THREADS, "archive-read")
         self.codecs: dict[str, RowCodec] = {}
         self.dropped_below: dict[str, int] = {}
+        self.failed = False
 
     def close(self) -> None:
         self.readers.shutdown()
@@ -194,6 +207,17 @@ def _open(folder: Path) -> rocksdict.Rdict:
             else "check that the folder is this worker's to write"
         )
         raise ArchiveError(f"cannot open archive in {folder}: {error}; {what}") from error
+
+
+def _reopen(db: rocksdict.Rdict, folder: Path) -> rocksdict.Rdict:
+    """Open the database again: after one write that failed, a full disk, RocksDB takes no other."""
+    try:
+        with _rocks("close archive"):
+            db.close()
+    except ArchiveError as error:
+        # It is closed nevertheless; nothing that was acknowledged is in doubt, all of it is synced.
+        log.warning("an archive whose disk failed was closed with its error: %s", error)
+    return _open(folder)
 
 
 def _write_batch(db: rocksdict.Rdict, row_keys: list[bytes], values: list[bytes]) -> None:

@@ -236,7 +236,7 @@ def sources() -> Iterator[tuple[str, object, list[str]]]:
         "generation", "check_errors", "_coordination_task", "_heartbeat_task", "maybe_leave_group",
     ]  # fmt: skip
     yield "subscription", SubscriptionState, ["reassignment_in_progress", "fetch_context"]
-    yield "client", AIOKafkaClient, ["close"]
+    yield "client", AIOKafkaClient, ["close", "_sync_task"]
     yield "batch", DefaultRecordBatch, [
         "validate_crc", "is_control_batch", "is_transactional", "producer_id", "base_offset",
         "next_offset", "timestamp_type", "max_timestamp",

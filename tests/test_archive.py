@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 import random
 import subprocess
 import sys
@@ -570,3 +571,54 @@ async def test_a_writer_that_is_killed_loses_nothing_it_acknowledged(tmp_path: P
     got = await get(archive)
     await archive.close()
     assert got["key_gate"].to_list() == list(range(100))
+
+
+FULL_DISK = """
+import asyncio, pathlib, resource, sys
+from support import small_map
+from web_support import frame, stored
+from tables.archive import CellRange
+from tables.archive_embedded import EmbeddedArchive
+from tables.errors import ArchiveError
+import polars as pl
+
+async def run():
+    themap = small_map()
+    hour = themap.layer("hour")
+    archive = EmbeddedArchive(pathlib.Path(sys.argv[1]))
+    await archive.open(themap)
+
+    async def write(number):
+        rows = [stored(carrier=f"{number}-{i}", version=number + 1) for i in range(2_000)]
+        await archive.write(hour, frame(rows), pl.Series([number + 1] * 2_000))
+
+    # The kernel refuses what would make a file larger, as a full disk does.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))
+    taken = 0
+    try:
+        while taken < 100:
+            await write(taken)
+            taken += 1
+    except ArchiveError as error:
+        print("refused", error)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    await write(taken)
+    rows = await archive.read(hour, CellRange(0, 1))
+    print("has", rows.height == 2_000 * (taken + 1), 0 < taken < 100)
+    await archive.close()
+
+asyncio.run(run())
+"""
+
+
+def test_an_embedded_archive_takes_rows_again_when_its_disk_has_room(tmp_path: Path) -> None:
+    """RocksDB itself would refuse every later write, and the worker would wait for ever."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path / "archive")],
+        env=os.environ | {"PYTHONPATH": f"{TESTS}:{TESTS.parent}"},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    refused, *_, has = done.stdout.splitlines()
+    assert refused.startswith("refused cannot write layer hour: RocksDB says IO error: ")
+    assert has == "has True True"

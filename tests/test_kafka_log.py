@@ -341,3 +341,28 @@ async def test_a_long_read_goes_on_as_long_as_records_come(
     assert time.monotonic() - began > 1.0
     assert [record.offset for record in records] == list(range(6))
     await log.stop()
+
+
+async def test_a_client_whose_metadata_task_has_ended_is_not_tried_for_ever(
+    log: KafkaLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An append without answer would be claimed again and again; this one ends the worker."""
+
+    async def broken(*_: Any) -> bool:
+        raise ValueError("no metadata")
+
+    async def hang(*_: Any, **__: Any) -> None:
+        await asyncio.Event().wait()
+
+    producer: Any = log._producer
+    monkeypatch.setattr(producer, "send", hang)
+    monkeypatch.setattr(log, "_append_deadline_s", 0.1)
+    with pytest.raises(OutcomeUnknownError):
+        await log.append("t", 0, b"", ())
+    monkeypatch.setattr(producer.client, "_metadata_update", broken)
+    producer.client.force_metadata_update()
+    with pytest.raises(TreasureMapError, match="task for metadata has ended: ValueError") as caught:
+        await log.append("t", 0, b"", ())
+    assert not isinstance(caught.value, OutcomeUnknownError)
+    # The client's own stop would raise it once more.
+    producer.client._sync_task = None

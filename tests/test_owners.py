@@ -17,12 +17,15 @@ from support import (
     until,
 )
 
+from agents import owners
 from agents.emit import Emitter
+from agents.owner import Owner
 from tables import ledger
 from tables.archive import CellRange
 from tables.archive_embedded import EmbeddedArchive
 from tables.cell import measures_of
 from tables.errors import JournalRefusedError
+from tables.store import PartitionStore
 
 DAY = "small.layer.day"
 
@@ -270,3 +273,73 @@ async def test_a_restart_reads_only_what_the_local_store_has_not(
     house.log.reads.clear()
     await house.owners.restore(RAW, 0, 3)
     assert house.log.reads[0][:3] == (journal, 0, 0)
+
+
+async def test_others_serve_while_a_partition_is_restored(
+    make: Callable[[], House], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its journal is long in coming; the other one folds, and queries read it."""
+    house = make()
+    house.log.put(RAW, 0, flight(1, "LGA"))
+    house.log.put(RAW, 1, flight(1, "JFK"))
+    await house.restore()
+    assert await house.step(RAW, 10)
+    hour = MAP.layer("hour")
+    everything = CellRange(-(2**60), 2**60)
+    assert sorted(house.owners.cells(hour, everything)["key_origin"]) == ["JFK", "LGA"]
+    answers = asyncio.Event()
+    bounds = house.log.bounds
+
+    async def slow(topic: str, partition: int) -> tuple[int, int]:
+        if partition == 0:
+            await answers.wait()
+        return await bounds(topic, partition)
+
+    monkeypatch.setattr(house.log, "bounds", slow)
+    restoring = asyncio.create_task(house.owners.restore(RAW, 0, 2))
+
+    async def left() -> bool:
+        return house.owners.get(RAW, 0) is None
+
+    await until(left)
+    house.log.put(RAW, 1, flight(2, "JFK"))
+    assert await house.step(RAW, 10)
+    assert house.owners.partitions(hour) == {1}
+    assert house.owners.cells(hour, everything).select("key_origin", "events").rows() == [
+        ("JFK", 2)
+    ]
+    answers.set()
+    assert await restoring == 1
+    assert house.owners.partitions(hour) == {0, 1}
+    assert sorted(house.owners.cells(hour, everything)["key_origin"]) == ["JFK", "LGA"]
+
+
+@pytest.mark.parametrize(
+    "what", ["housekeeping", "capture", "due", "close"], ids=["tidy", "snapshot", "emit", "release"]
+)
+async def test_background_work_that_dies_is_told_with_its_reason(
+    make: Callable[[], House], monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """A worker that evicts, snapshots, emits or releases no more must not go on as if it did."""
+    monkeypatch.setattr(owners, "TIDY_AFTER_S", 0)
+    monkeypatch.setattr(Owner, "wants_snapshot", lambda _: True)
+    house = make()
+    fill(house.log, 5, 50)
+    await house.restore()
+
+    def die(*_: object, **__: object) -> None:
+        raise ValueError("a bug")
+
+    part = PartitionStore if what == "close" else Owner
+    close = PartitionStore.close
+    monkeypatch.setattr(part, what, die)
+    assert await house.step(RAW, 1_000)
+    if what == "close":
+        await house.owners.release({(RAW, 0)})
+
+    async def told() -> bool:
+        return bool(house.failures)
+
+    await until(told)
+    assert str(house.failures[0]) == "a bug"
+    monkeypatch.setattr(PartitionStore, "close", close)

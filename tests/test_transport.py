@@ -464,6 +464,83 @@ async def test_aborted_transactions_leave_no_records_and_no_gap_in_the_chain(
     assert [run.first_offset for run in runs[1:]] == [run.next_offset for run in runs[:-1]]
 
 
+@pytest.mark.parametrize("what", ["_hand_over", "_wait", "commit"])
+async def test_no_background_task_ends_without_a_word(
+    embedded: str, benches: Benches, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """A cancellation that nobody asked for, such as of a client that closes, stops the worker."""
+    topics = {"ingest": await topic_on(embedded)}
+    bench = await benches(embedded, topics, Memory(), commit_seconds=0.05)
+    await until(lambda: len(bench.transport.ready) == 2, "both partitions")
+
+    async def lost(*_: Any) -> None:
+        raise asyncio.CancelledError
+
+    part = bench.transport._hints if what == "commit" else bench.transport
+    monkeypatch.setattr(part, what, lost)
+    await until(lambda: bench.transport.failure is not None, "the failure")
+    assert "what it waited for was cancelled" in str(bench.transport.failure)
+
+
+async def test_a_client_whose_metadata_grow_old_stops_the_worker(
+    embedded: str, benches: Benches
+) -> None:
+    """The task of aiokafka that asks for them would die unseen."""
+    bench = await benches(embedded, {"ingest": await topic_on(embedded)}, Memory())
+    client = bench.transport._consumer._client
+
+    async def broken(*_: Any) -> bool:
+        raise ValueError("no metadata")
+
+    client._metadata_update = broken
+    client.force_metadata_update()
+    await until(lambda: bench.transport.failure is not None, "the failure")
+    assert str(bench.transport.failure) == "no metadata"
+    # The client's own stop would raise it once more.
+    client._sync_task = None
+
+
+async def test_while_a_partition_is_restored_the_others_are_read(
+    embedded: str, benches: Benches
+) -> None:
+    """Partitions go live one by one, and what is missing is named."""
+
+    class Slow(Memory):
+        async def restore(self, topic: str, partition: int, generation: int) -> int:
+            if partition == 1:
+                return await super().restore(topic, partition, generation)
+            return self.positions.get((topic, partition), 0)
+
+    topic, memory = await topic_on(embedded), Slow()
+    memory.restore_gate.clear()
+    bench = await benches(embedded, {"ingest": topic}, memory)
+    await produce(embedded, topic, numbers(0, 20))
+    await until(lambda: len(bench.values()) == 10, "what partition 0 has")
+    assert bench.transport.restoring() == [(topic, 1)]
+    assert bench.transport.statistics().restoring == 1
+    memory.restore_gate.set()
+    await until(lambda: len(bench.values()) == 20, "the rest")
+    assert bench.transport.restoring() == []
+
+
+async def test_a_lane_that_admits_nothing_is_paused_and_the_others_are_not(
+    embedded: str, benches: Benches
+) -> None:
+    """Nothing is dropped: it goes on where it stopped, in the same generation."""
+    raw, layer = await topic_on(embedded), await topic_on(embedded)
+    bench = await benches(embedded, {"ingest": raw, "rollup": layer}, Memory())
+    bench.lanes["ingest"].admits = lambda: False
+    await produce(embedded, raw, numbers(0, 20))
+    await produce(embedded, layer, numbers(100, 120))
+    await until(lambda: len(bench.values()) >= 20, "the layer's")
+    assert {topic for topic, _ in bench.seen} == {layer}
+    generation = bench.transport.statistics().generation
+    bench.lanes["ingest"].admits = lambda: True
+    await until(lambda: len(bench.values()) == 40, "all records")
+    assert sorted(bench.values()) == sorted([*numbers(0, 20), *numbers(100, 120)])
+    assert bench.transport.statistics().generation == generation
+
+
 async def test_a_worker_process_exits_with_zero_on_sigterm_and_else_with_its_reason(
     embedded: str, tmp_path: Path
 ) -> None:
