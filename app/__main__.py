@@ -17,6 +17,7 @@ COMMANDS = {
     "deadletters": "app.commands.deadletters",
     "demo": "app.commands.demo",
     "generate": "app.commands.generate",
+    "verify": "app.commands.verify",
     "worker": "app.commands.worker",
 }
 # Commands that play the examples, which an installed program comes without.

