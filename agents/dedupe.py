@@ -29,34 +29,33 @@ class Deduper:
             + (layer.max_out_of_orderness_ms + layer.allowed_lateness_ms)
             for layer in layers
         ]
-        self._until = pl.max_horizontal(ends).alias("until")
+        self._until = pl.max_horizontal(ends)
 
     def find(
         self, events: pl.DataFrame, stream_time_ms: int, ids: IdTable
-    ) -> tuple[pl.Series, pl.DataFrame]:
-        """Return which events are duplicates, and the hashes to remember of the others.
+    ) -> tuple[list[int], pl.DataFrame]:
+        """Return which rows are duplicates, and the hashes to remember of the others.
 
         Args:
-            events: classified events of one partition in log order, with ``.id``, ``time`` and
-                ``time_before``, the greatest time before each in the same run.
+            events: classified events of one partition in log order, all with ``.id``, with ``time``
+                and with ``time_before``, the greatest time before each in the same run.
             stream_time_ms: stream time before the first of them.
             ids: what is remembered before the first of them.
         """
-        has_id = (events[ID_COLUMN] != "").fill_null(value=False)
-        having = events.filter(has_id)
-        duplicate = pl.repeat(value=False, n=events.height, dtype=pl.Boolean, eager=True)
-        if not having.height:
-            return duplicate, pl.DataFrame(schema=HASH | {"until": pl.Int64()})
-        now = pl.max_horizontal("time_before", stream_time_ms).alias("now")
-        rows = pl.concat(
-            [hash_ids(having[ID_COLUMN]), having.select(self._until, now)], how="horizontal"
-        ).with_columns(lasts=pl.col("until") > pl.col("now"))
+        hashes = hash_ids(events[ID_COLUMN])
+        now = pl.max_horizontal("time_before", stream_time_ms)
+        rows = events.select(
+            hashes["high"], hashes["low"], self._until.alias("until"), now.alias("now"),
+            lasts=self._until > now,
+        )  # fmt: skip
         found = ids.find(rows)
+        repeats: list[int] = []
         if found or rows["high"].n_unique() < rows.height:
             repeats = _repeats(rows, found, ids.ids_max)
-            duplicate.scatter(has_id.arg_true().gather(repeats), values=True)
             rows = rows.filter(~pl.int_range(pl.len()).is_in(repeats))
-        return duplicate, rows.filter("lasts").select(*HASH, "until")
+        if not rows["lasts"].all():
+            rows = rows.filter("lasts")
+        return repeats, rows[[*HASH, "until"]]
 
 
 def _repeats(rows: pl.DataFrame, found: dict[int, Remembered], ids_max: int) -> list[int]:

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import polars as pl
 
-from agents.batch import DETAIL_CHARS_MAX, EventBatch, tally
+from agents.batch import DETAIL_CHARS_MAX, ID_COLUMN, EventBatch, tally
 from agents.classify import Classifier
 from agents.dedupe import Deduper
 from tables.cell import accumulator_type
@@ -34,6 +34,7 @@ _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
 KEY_BYTES_MAX = 1_024
 """Of a key text. Cassandra takes 64 KiB in a row's key; sorting and caching want far less."""
 
+_ROW = ".row"
 _WORD = 2**64
 _INT64_MAX = 2**63 - 1
 
@@ -158,23 +159,27 @@ class Folder:
         rows = rows.with_columns(time_before=times)
         if self._deduper is None:
             return rows, {}
-        classified = rows["type"].is_in([name for name, found in layers_of.items() if found])
-        classified = classified.fill_null(value=False)
-        keep = pl.repeat(value=True, n=rows.height, dtype=pl.Boolean, eager=True)
+        chosen = [name for name, found in layers_of.items() if found]
+        has_id = pl.col("type").is_in(chosen) & (pl.col(ID_COLUMN) != "")
+        rows = rows.with_row_index(_ROW)
         remembered = {}
+        gone: list[pl.Series] = []
         for number, run in enumerate(batch.runs):
             first, last = batch.bounds[number]
-            own = classified[first:last]
+            events = rows[first:last].filter(has_id)
+            if not events.height:
+                continue
             state = before[run.partition]
             assert state.ids is not None, "events with ids need the ids remembered before them"
-            events = rows[first:last].filter(own)
-            duplicate, fresh = self._deduper.find(events, state.stream_time_ms, state.ids)
-            gone = own.arg_true().filter(duplicate) + first
-            keep.scatter(gone, values=False)
-            tally(batch.ledgers[number], "events.duplicate", len(gone))
+            repeats, fresh = self._deduper.find(events, state.stream_time_ms, state.ids)
+            if repeats:
+                tally(batch.ledgers[number], "events.duplicate", len(repeats))
+                gone.append(events[_ROW][repeats])
             if fresh.height:
                 remembered[run.partition] = fresh
-        return rows.filter(keep), remembered
+        if gone:
+            rows = rows.filter(~pl.col(_ROW).is_in(pl.concat(gone).implode()))
+        return rows, remembered
 
     def _classify(
         self, batch: EventBatch, rows: pl.DataFrame, layers_of: Mapping[str, tuple[int, ...]]

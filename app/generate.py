@@ -71,6 +71,12 @@ def generate(
     source = _source(themap, plan.source)
     started_ms = time.time_ns() // 1_000_000
     check_times(themap, source, plan, started_ms, settle=settle)
+    if plan.duplicates and source.id_field is None:
+        raise GenerateError(
+            f"cannot generate duplicates for {source.name}: its events have no id; got a share of"
+            f" {plan.duplicates}; want a source with an id; add one to the map, or leave"
+            " --duplicates out"
+        )
     words = words_of(themap, source, keys=plan.keys, skew=plan.skew, types=plan.types)
     if not words.types:
         raise GenerateError(

@@ -2,8 +2,10 @@
 
 Two frames have a row an event, in the order in which each partition gets them:
 
-    facts    partition, time (ms), type_id, key_id: what the truth is computed from
+    facts    partition, time (ms), type_id, key_id, origin: what the truth is computed from
     events   the declared fields, as they are written
+
+Events of one ``origin`` are the same event, sent again with the same id.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ _NULLS_FROM = _THIRD - _THIRD // 64
 """A measured field is null where its number is at or above this: of one event in 64."""
 
 _HALF = 1 << 32
+_BACK_MAX = 50
+"""How many events of its step a repeat comes at most after what it repeats."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -68,7 +72,10 @@ class EventMaker:
         bad = (marks % _HALF < int(self._plan.bad * _HALF)).arg_true().to_list()
         late = (marks // _HALF < int(self._plan.late * _HALF)).arg_true().to_list()
         facts = self._aged(facts, late)
-        return StepEvents(facts, self._events(facts), bad)
+        events = self._events(facts)
+        origin = self._origins(facts["partition"])
+        facts, events = facts[origin], events[origin]
+        return StepEvents(facts.with_columns(origin=origin), events, bad)
 
     def _facts(self, step: Step, count: int) -> pl.DataFrame:
         ranks = self._cumulative.search_sorted(self._numbers(count) / 2.0**64)
@@ -91,6 +98,20 @@ class EventMaker:
             }
         )
         return facts.sort("partition", maintain_order=True)
+
+    def _origins(self, partitions: pl.Series) -> pl.Series:
+        """Return, for each row, the row that it is made of: its own, or one to repeat."""
+        count = len(partitions)
+        own = pl.int_range(count, dtype=pl.UInt32, eager=True)
+        if not self._plan.duplicates:
+            return own
+        numbers = self._numbers(count)
+        repeats = numbers % _HALF < int(self._plan.duplicates * _HALF)
+        back = (numbers // _HALF % _BACK_MAX + 1).cast(pl.Int64)
+        earlier = (own.cast(pl.Int64) - back).clip(0).cast(pl.UInt32)
+        # An event repeats one of its own partition, or else is itself.
+        repeats &= partitions.gather(earlier) == partitions
+        return earlier.zip_with(repeats, own)
 
     def _aged(self, facts: pl.DataFrame, late: list[int]) -> pl.DataFrame:
         """Make the events of these rows older: late in some layer, or too late in it."""

@@ -45,9 +45,9 @@ class GenerateError(TreasureMapError):
 class Plan:
     """A load as asked for; the fields are the options of ``python -m app generate``.
 
-    ``rate`` is in events a second over all processes, 0 for as fast as possible. ``late`` and
-    ``bad`` are shares of all events. ``batch`` is the most events of a record. Event time starts at
-    ``start_ms`` and runs at ``speed`` times real time.
+    ``rate`` is in events a second over all processes, 0 for as fast as possible. ``late``, ``bad``
+    and ``duplicates`` are shares of all events. ``batch`` is the most events of a record. Event
+    time starts at ``start_ms`` and runs at ``speed`` times real time.
     """
 
     map_file: str
@@ -65,6 +65,7 @@ class Plan:
     seed: int
     start_ms: int
     speed: float
+    duplicates: float = 0.0
 
     @property
     def events(self) -> int:

@@ -2,7 +2,8 @@
 
 It is computed without any code of the worker, by the rules of docs/formats/records.md and rule 1 of
 docs/formats/journal.md: an event is too late for a layer if its window ends at or below the floor
-before it, which is the greatest time before it in its partition, minus what the layer allows.
+before it, which is the greatest time before it in its partition, minus what the layer allows. An
+event that was sent before is a duplicate unless its windows are sealed in every layer.
 """
 
 from __future__ import annotations
@@ -78,10 +79,13 @@ class Truth:
         """
         classified = outcome == "classified"
         decoded = classified | (outcome == "unclassified")
+        before = self._times_before(facts, decoded)
+        duplicate = self._duplicates(facts, before, classified)
+        classified &= ~duplicate
         rows = facts.select("partition", "time", "type_id").with_columns(
-            before=self._times_before(facts, decoded), classified=classified,
+            before=before, classified=classified,
         )  # fmt: skip
-        columns = {"classified": classified}
+        columns = {"classified": classified, "duplicate": duplicate}
         for index, layer in enumerate(self._words.layers):
             columns |= self._layer(index, layer, rows, events)
         marks = pl.DataFrame({"partition": rows["partition"], **columns})
@@ -103,6 +107,23 @@ class Truth:
             one = self.partitions[number]
             one.stream_time_ms = max(one.stream_time_ms, time_ms)
         return before
+
+    def _duplicates(
+        self, facts: pl.DataFrame, before: pl.Series, classified: pl.Series
+    ) -> pl.Series:
+        """Return which rows repeat an event that is remembered.
+
+        All repeats of an event are in its step, so no limit to what is remembered is reached.
+        """
+        frame = facts.select("time", "origin").with_columns(before=before, used=classified)
+        windows = [
+            layer.window.end_expr(layer.window.start_expr(pl.col("time")))
+            + (layer.max_out_of_orderness_ms + layer.allowed_lateness_ms)
+            for layer in self._words.layers
+        ]
+        again = pl.col("used").cast(pl.UInt32).cum_sum().over("origin") > 1
+        sealed = pl.max_horizontal(windows) <= pl.col("before")
+        return frame.select(pl.col("used") & again & ~sealed).to_series()
 
     def _layer(
         self, index: int, layer: Layer, rows: pl.DataFrame, events: pl.DataFrame
@@ -128,7 +149,8 @@ class Truth:
         """Add one partition's sums to its ledger."""
         one = self.partitions[row["partition"]]
         counts = Counter({"events.classified": row["classified"]})
-        counts["events.decoded"] = row["classified"]
+        counts["events.duplicate"] = row["duplicate"]
+        counts["events.decoded"] = row["classified"] + row["duplicate"]
         for layer in self._words.layers:
             name = layer.name
             selected, passed = row[f"{name}.selected"], row[f"{name}.passed"]

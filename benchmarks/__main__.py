@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from app.embedded_broker import EmbeddedBroker
-from benchmarks import recovery, throughput
+from benchmarks import ids, recovery, throughput
 from benchmarks.runs import Row, summary
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,18 +35,19 @@ def group() -> None:
 @click.option("--case", "names", multiple=True, type=click.Choice(list(throughput.CASES)))
 @click.option("--events", type=click.IntRange(min=10_000), help="How many; a default by case.")
 @click.option("--runs", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--ids", "with_ids", is_flag=True, help="Events have ids, and none is a duplicate.")
 @click.option("--smoke", is_flag=True, help="Few events, one run, embedded broker.")
 @click.option("--brokers", help="Brokers to use instead of one that is started here.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list of rows.")
 def throughput_command(
     names: tuple[str, ...], *, events: int | None, runs: int, smoke: bool, brokers: str | None,
-    as_json: bool,
+    as_json: bool, with_ids: bool,
 ) -> None:  # fmt: skip
     """Events that one worker takes through the whole job in a second of CPU time."""
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder, _broker(brokers, Path(folder), smoke) as found:
         for name in names or throughput.CASES:
-            case = throughput.CASES[name]
+            case = dataclasses.replace(throughput.CASES[name], ids=with_ids)
             count = events or (throughput.SMOKE_EVENTS if smoke else case.events)
             with throughput.loaded(case, found, count) as load:
                 for number in range(1 if smoke else runs):
@@ -74,6 +75,22 @@ def recovery_command(
                 rows.append(recovery.run(case, load, Path(folder, f"{case}-{number}")))
                 _say(f"{case}: {count:,} cells in {rows[-1].seconds:.2f} s")
     _print(rows, recovery.summary(rows), as_json=as_json)
+
+
+@group.command(name="ids")
+@click.option("--runs", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--smoke", is_flag=True, help="Few events and ids, one run.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list of rows.")
+def ids_command(*, runs: int, smoke: bool, as_json: bool) -> None:
+    """CPU time that telling duplicates takes an event, and the size of a remembered id."""
+    remembered = ids.SMOKE_REMEMBERED if smoke else ids.REMEMBERED
+    events = ids.SMOKE_EVENTS if smoke else ids.EVENTS
+    rows = [
+        ids.run(remembered, events, chunk, share)
+        for chunk, share in ids.CHUNKS
+        for _ in range(1 if smoke else runs)
+    ]
+    _print(rows, ids.summary(rows), as_json=as_json)
 
 
 @contextlib.contextmanager

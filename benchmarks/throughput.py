@@ -75,13 +75,19 @@ partitions = 2
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Case:
-    """One way to write the same events."""
+    """One way to write the same events; with ``ids`` the map's source has an id."""
 
     name: str
     format: Literal["json", "ndjson", "arrow"]
     per_record: int
     events: int
     partitions: int = 8
+    ids: bool = False
+
+    @property
+    def title(self) -> str:
+        """What tables call it."""
+        return f"{self.name}, ids" if self.ids else self.name
 
 
 CASES = {
@@ -111,6 +117,8 @@ def loaded(case: Case, brokers: str, events: int) -> Iterator[Load]:
     """Fill a topic of its own with events, and compute what they come to."""
     name = f"b{uuid.uuid4().hex[:8]}"
     text = MAP_TEXT.format(name=name, partitions=case.partitions)
+    if case.ids:
+        text = text.replace("[sources.input]\n", '[sources.input]\nid = "id"\n')
     themap = parse_map(text, case.name)
     with TemporaryDirectory() as folder:
         map_file = Path(folder, "map.toml")
@@ -147,7 +155,7 @@ def run(case: Case, load: Load, folder: Path) -> Row:
     rows = _check_rows(themap, worker.archive_folder, load.truth)
     used = cpu - load.startup_cpu_seconds
     return Row(
-        case=case.name,
+        case=case.title,
         format=case.format,
         events=load.events,
         events_per_cpu_second=load.events / used,

@@ -30,9 +30,9 @@ HASH = {"high": pl.UInt64(), "low": pl.UInt64()}
 """128 bits. Of n ids remembered at once, a new one takes another's hash with probability n / 2^128:
 at two million and a million events a second, once in more than 10^18 years."""
 
-JOIN_ROWS = (64, 1_024, 16_384)
+JOIN_ROWS = (64, 1_024, 16_384, 262_144)
 """Blocks at the end that are smaller than one of these are joined when there are JOIN_BLOCKS; so a
-row is joined three times at most, and few blocks have to be looked through."""
+row is joined four times at most, and few blocks have to be looked through."""
 
 JOIN_BLOCKS = 16
 SURPLUS_SHARE = 4
@@ -45,10 +45,12 @@ _WORDS_MIN = 1_024
 
 def hash_ids(ids: pl.Series) -> pl.DataFrame:
     """Return the hash of each id text: XXH3-128 of its UTF-8, the same everywhere and for ever."""
-    data = b"".join([xxh3_128_digest(value) for value in ids.cast(pl.Binary).to_list()])
+    data = b"".join([xxh3_128_digest(text.encode()) for text in ids.to_list()])
     shape = pl.Array(pl.UInt64, 2 * len(ids))
     halves = pl.Series([data]).bin.reinterpret(dtype=shape, endianness="big").explode()
-    return pl.DataFrame({"high": halves.gather_every(2), "low": halves.gather_every(2, 1)})
+    return halves.to_frame("half").select(
+        high=pl.col("half").gather_every(2), low=pl.col("half").gather_every(2, 1)
+    )
 
 
 @dataclasses.dataclass(slots=True, frozen=True)
@@ -105,15 +107,23 @@ class IdTable(LayerTable):
         surplus = self.rows - self.ids_max
         return max(expired, surplus) if surplus > self.ids_max // SURPLUS_SHARE else expired
 
+    def estimated_bytes(self) -> int:
+        """Return about how much memory rows, filter and the orders of blocks take."""
+        frames = [*self._blocks.values(), *self._orders.values()]
+        held = sum(frame.estimated_size() for frame in frames)
+        return int(held) + (0 if self._filter is None else self._filter.bytes)
+
     def find(self, hashes: pl.DataFrame) -> dict[int, Remembered]:
         """Return the newest row of each hash that is here, by the hash's row in ``hashes``."""
         if self._filter is None:
             self._filter = _Filter(self.rows)
             for block in self._blocks.values():
                 self._filter.add(block)
-        wanted = hashes.select("high", "low").with_row_index("number")
-        wanted = wanted.filter(self._filter.may_have(wanted))
         found: dict[int, Remembered] = {}
+        is_near = self._filter.may_have(hashes)
+        if not is_near.any():
+            return found
+        wanted = hashes.select(*HASH).with_row_index("number").filter(is_near)
         after = 0
         for sequence in reversed(self._blocks):
             if not wanted.height:
@@ -121,6 +131,8 @@ class IdTable(LayerTable):
             block = self._blocks[sequence]
             after += block.height
             hits = self._rows_of(sequence, wanted)
+            if hits is None:
+                continue
             untils = block["until"].gather(hits["row"])
             for number, row, until in zip(hits["number"], hits["row"], untils, strict=True):
                 found[number] = Remembered(until, row - after)
@@ -151,8 +163,8 @@ class IdTable(LayerTable):
         super()._drop(sequence)
         self._orders.pop(sequence, None)
 
-    def _rows_of(self, sequence: int, wanted: pl.DataFrame) -> pl.DataFrame:
-        """Return ``number`` and newest ``row`` of those hashes that a block has."""
+    def _rows_of(self, sequence: int, wanted: pl.DataFrame) -> pl.DataFrame | None:
+        """Return ``number`` and newest ``row`` of those hashes that a block has, None for none."""
         block = self._blocks[sequence]
         order = self._orders.get(sequence)
         if order is None:
@@ -160,7 +172,10 @@ class IdTable(LayerTable):
             self._orders[sequence] = order
         first = order["high"].search_sorted(wanted["high"], side="left")
         stop = order["high"].search_sorted(wanted["high"], side="right")
-        near = wanted.with_columns(place=pl.int_ranges(first, stop)).filter(first < stop)
+        is_near = first < stop
+        if not is_near.any():
+            return None
+        near = wanted.with_columns(place=pl.int_ranges(first, stop)).filter(is_near)
         near = near.explode("place")
         rows = order["row"].gather(near["place"])
         same = block["low"].gather(rows) == near["low"]
@@ -178,23 +193,32 @@ class _Filter:
         self._room = max(2 * ids, _WORDS_MIN)
         self._words = pl.zeros(self._room, dtype=pl.UInt64, eager=True)
 
+    @property
+    def bytes(self) -> int:
+        """The memory that its words take."""
+        return 8 * len(self._words)
+
     def add(self, hashes: pl.DataFrame) -> bool:
         """Take ids in; tell whether there was room for them."""
         self._room -= hashes.height
         if self._room < 0:
             return False
-        pending = hashes.select(word=pl.col("high") % len(self._words), mask=_mask())
-        while pending.height:
-            word, mask = pending["word"], pending["mask"]
-            self._words.scatter(word, self._words.gather(word) | mask)
+        missing = hashes
+        while missing.height:
+            word = pl.col("high") % len(self._words)
+            full = missing.select(word, full=self._word().or_(_mask()))
+            self._words.scatter(full["high"], full["full"])
             # Of several ids of one word only the last got through.
-            pending = pending.filter(self._words.gather(word) & mask != mask)
+            got = self.may_have(missing)
+            missing = missing.clear() if got.all() else missing.filter(~got)
         return True
 
     def may_have(self, hashes: pl.DataFrame) -> pl.Series:
         """Return which ids may have been taken in; the others have not."""
-        word = pl.lit(self._words).gather(pl.col("high") % len(self._words))
-        return hashes.select(word.and_(_mask()) == _mask()).to_series()
+        return hashes.select(self._word().and_(_mask()) == _mask()).to_series()
+
+    def _word(self) -> pl.Expr:
+        return pl.lit(self._words).gather(pl.col("high") % len(self._words))
 
 
 def _mask() -> pl.Expr:

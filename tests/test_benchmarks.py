@@ -52,6 +52,20 @@ def test_the_smoke_size_of_throughput_gives_rows() -> None:
 
 
 @pytest.mark.slow
+def test_the_smoke_size_of_ids_gives_rows() -> None:
+    """Duplicates were counted before the times were printed."""
+    command = [sys.executable, "-m", "benchmarks", "ids", "--smoke", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = orjson.loads(done.stdout)
+    assert [(row["chunk"], row["duplicates"]) for row in rows] == [
+        (2_000, 0), (2_000, 0.01), (2_000, 0.5), (5, 0),
+    ]  # fmt: skip
+    assert all(16 < row["journal_bytes_per_id"] < 200 for row in rows)
+    assert all(row["micros_per_event"] > 0 for row in rows)
+
+
+@pytest.mark.slow
 def test_the_smoke_size_of_recovery_gives_rows() -> None:
     """From the journal alone and from the local store; the cells were counted before."""
     command = [sys.executable, "-m", "benchmarks", "recovery", "--smoke", "--json"]

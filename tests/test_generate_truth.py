@@ -175,6 +175,23 @@ def test_a_map_of_seconds_numbers_months_and_no_key_comes_to_the_truth(form: For
         assert truth.ledger["layer.by_user.partial.filtered"]
 
 
+@pytest.mark.parametrize("form", ["json", "mixed"])
+@pytest.mark.parametrize("window", ["month", "2s"])
+def test_repeats_among_late_and_bad_events_come_to_the_truth(form: Format, window: str) -> None:
+    """With short windows some come when all their windows are sealed, and are too late."""
+    text = HARD_MAP.replace('"month"', f'"{window}"').replace('lateness = "1h"', 'lateness = "1s"')
+    themap = parse_map(text.replace('lateness = "20s"', 'lateness = "0s"'), "hard")
+    start_ms = START_MS // 1_000 * 1_000
+    plan = plan_of(form, source="raw", types=4, start_ms=start_ms, duplicates=0.2)
+    records, packs = written(themap, plan)
+    for number, own in packs.items():
+        ledger, time_ms = worked(themap, "raw", own, 50)
+        truth = records.truth.partitions[number]
+        assert known(ledger) == known(truth.ledger)
+        assert time_ms == truth.stream_time_ms
+        assert truth.ledger["events.duplicate"] > 200
+
+
 @pytest.mark.parametrize("form", ["json", "ndjson", "arrow", "mixed"])
 def test_every_kind_that_a_form_has_is_written(form: Format) -> None:
     """Kinds come in rounds, so that a few dozen bad events have them all."""

@@ -64,14 +64,18 @@ def check_ledger(manifest: dict[str, Any], ledger: dict[str, Any]) -> None:
 async def test_a_worker_comes_to_the_ledger_of_the_manifest(
     broker: str, tmp_path: Path, form: str
 ) -> None:
-    """Two of a hundred events bad, three late, in every form, over ten minutes of event time."""
-    with Cluster(broker, tmp_path, map_file=MAP_FILE, archive="embedded") as cluster:
+    """Two of a hundred events bad or repeats, three late, in every form, over ten minutes."""
+    map_file = tmp_path / "map.toml"
+    map_file.write_text(
+        MAP_FILE.read_text().replace('type = "type"\n', 'type = "type"\nid = "id"\n')
+    )
+    with Cluster(broker, tmp_path, map_file=map_file, archive="embedded") as cluster:
         worker = cluster.add()
         path = tmp_path / "manifest.json"
         await asyncio.to_thread(
-            cluster.run, "generate", "--brokers", broker, "--manifest", str(path),
-            "--rate", "10000", "--seconds", "2", "--speed", "300", "--bad", "0.02",
-            "--late", "0.03", "--format", form, "--batch", "100", "--processes", "2",
+            cluster.run, "generate", "--map", str(map_file), "--brokers", broker,
+            "--manifest", str(path), "--rate", "10000", "--seconds", "2", "--speed", "300", "--bad", "0.02",
+            "--late", "0.03", "--duplicates", "0.02", "--format", form, "--batch", "100", "--processes", "2",
         )  # fmt: skip
         manifest = json.loads(path.read_bytes())
 
@@ -86,5 +90,6 @@ async def test_a_worker_comes_to_the_ledger_of_the_manifest(
         late = await letters(broker, "shop.late", 8)
         assert late["late"] == sum(one["too_late"] for one in manifest["layers"].values())
         assert late["late"] > 0
+        assert manifest["ledger"]["events.duplicate"] > 100
         assert sum(dead.values()) == pytest.approx(400, rel=0.3)
         assert worker.stop() == 0

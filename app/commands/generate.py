@@ -102,6 +102,13 @@ class _Auto(click.ParamType):
     help="Share of events that something unusable takes the place of.",
 )
 @click.option(
+    "--duplicates",
+    type=_SHARE,
+    default=0.0,
+    show_default=True,
+    help="Share of events that repeat an earlier one, with its id.",
+)
+@click.option(
     "--format",
     "form",
     type=click.Choice(["json", "ndjson", "arrow", "mixed"]),
