@@ -68,15 +68,9 @@ def generate(
         FeedError: no broker answers, the topic is missing, or records were refused.
     """
     themap = load_map(plan.map_file)
-    source = _source(themap, plan.source)
+    source = _source(themap, plan)
     started_ms = time.time_ns() // 1_000_000
     check_times(themap, source, plan, started_ms, settle=settle)
-    if plan.duplicates and source.id_field is None:
-        raise GenerateError(
-            f"cannot generate duplicates for {source.name}: its events have no id; got a share of"
-            f" {plan.duplicates}; want a source with an id; add one to the map, or leave"
-            " --duplicates out"
-        )
     words = words_of(themap, source, keys=plan.keys, skew=plan.skew, types=plan.types)
     if not words.types:
         raise GenerateError(
@@ -117,8 +111,9 @@ def generate(
     return content
 
 
-def _source(themap: Map, name: str) -> Source:
+def _source(themap: Map, plan: Plan) -> Source:
     """Return a source that events can be generated for."""
+    name = plan.source
     names = [source.name for source in themap.sources]
     if name not in names:
         raise GenerateError(
@@ -126,6 +121,12 @@ def _source(themap: Map, name: str) -> Source:
             f" {', '.join(names)}; change --source"
         )
     source = themap.source(name)
+    if plan.duplicates and source.id_field is None:
+        raise GenerateError(
+            f"cannot generate duplicates for {name}: its events have no id; got a share of"
+            f" {plan.duplicates}; want a source with an id; add one to the map, or leave"
+            " --duplicates out"
+        )
     own = sorted({source.time_field, source.type_field} & set(source.keyed_by))
     if own:
         raise GenerateError(

@@ -261,3 +261,10 @@ def test_the_recount_knows_the_examples_layers() -> None:
         for layer in load_map(MAP_FILE).base_layers("shop")
     }
     assert found == LAYERS
+
+
+def test_duplicates_of_events_without_ids_are_refused(broker: str, tmp_path: Path) -> None:
+    """The example's source has no id."""
+    arguments = ["--brokers", broker, "--manifest", str(tmp_path / "m.json")]
+    result = CliRunner().invoke(command, [*arguments, "--duplicates", "0.1"])
+    assert "its events have no id" in str(result.exception)

@@ -74,8 +74,9 @@ async def test_a_worker_comes_to_the_ledger_of_the_manifest(
         path = tmp_path / "manifest.json"
         await asyncio.to_thread(
             cluster.run, "generate", "--map", str(map_file), "--brokers", broker,
-            "--manifest", str(path), "--rate", "10000", "--seconds", "2", "--speed", "300", "--bad", "0.02",
-            "--late", "0.03", "--duplicates", "0.02", "--format", form, "--batch", "100", "--processes", "2",
+            "--manifest", str(path), "--rate", "10000", "--seconds", "2",
+            "--speed", "300", "--bad", "0.02", "--late", "0.03", "--duplicates", "0.02",
+            "--format", form, "--batch", "100", "--processes", "2",
         )  # fmt: skip
         manifest = json.loads(path.read_bytes())
 
