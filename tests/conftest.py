@@ -27,11 +27,17 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def cassandra(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
-    """Run one Cassandra node; give its host and port. Tests bring their own keyspaces."""
+def cassandra_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.CassandraServer]:
+    """Run one Cassandra node; who stops it starts it again."""
     _skip_where_missing("cassandra")
     with servers.CassandraServer(tmp_path_factory.mktemp("cassandra")) as server:
-        yield server.host, server.port
+        yield server
+
+
+@pytest.fixture(scope="session")
+def cassandra(cassandra_server: servers.CassandraServer) -> tuple[str, int]:
+    """Give host and port of the Cassandra node. Tests bring their own keyspaces."""
+    return cassandra_server.host, cassandra_server.port
 
 
 @pytest.fixture(scope="module")

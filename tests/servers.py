@@ -181,7 +181,21 @@ class Server:
         Raises:
             ServerError: it exited or did not serve in time; holds the end of its log.
         """
+        self.spawn()
+        try:
+            self.wait_until_serving()
+        except BaseException:
+            self.kill()
+            raise
+
+    def spawn(self) -> None:
+        """Start the process; :meth:`wait_until_serving` waits for it, in another thread if wanted.
+
+        Raises:
+            ServerError: it could not be made ready.
+        """
         assert self._process is None, "the server is running"
+        self._prepare()
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*_dies_with_parent(), *self._command()],
@@ -190,11 +204,6 @@ class Server:
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-        try:
-            self._wait_until_serving()
-        except BaseException:
-            self.kill()
-            raise
 
     def stop(self) -> None:
         """Ask the process to end, and wait for it; after a deadline it is killed."""
@@ -232,10 +241,19 @@ class Server:
         lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
         return "\n".join(lines[-LOG_LINES_IN_ERROR:])
 
+    def _prepare(self) -> None:
+        """Write what the process needs before it starts."""
+        raise NotImplementedError
+
     def _command(self) -> list[str]:
         raise NotImplementedError
 
-    def _wait_until_serving(self) -> None:
+    def wait_until_serving(self) -> None:
+        """Return once the server takes connections.
+
+        Raises:
+            ServerError: it exited or did not serve in time; holds the end of its log.
+        """
         assert self._process is not None
         deadline = time.monotonic() + START_SECONDS_MAX
         while time.monotonic() < deadline:
@@ -268,6 +286,7 @@ class KafkaServer(Server):
 
     def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
         """``settings`` are broker properties that replace or add to those of the compose file."""
+        self.cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes)[:22].decode()
         self._variables = environment("kafka")
         properties = kafka_properties(self._variables)
         names = [listener.partition("://")[0] for listener in properties["listeners"].split(",")]
@@ -287,22 +306,21 @@ class KafkaServer(Server):
             **(settings or {}),
         }
 
-    def start(self) -> None:
-        """Format the folder the first time, then start the broker.
+    def configure(self, settings: Mapping[str, str]) -> None:
+        """Replace or add broker properties; for a node that was never started."""
+        self._properties |= settings
 
-        Raises:
-            ServerError: formatting failed, or see :meth:`Server.start`.
-        """
+    def _prepare(self) -> None:
+        """Format the folder the first time."""
         config = self.folder / "server.properties"
         if not config.exists():
             config.write_text("".join(f"{k}={v}\n" for k, v in self._properties.items()))
-            cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes)[:22].decode()
             done = subprocess.run(
                 [
                     *self._java(),
                     "kafka.tools.StorageTool",
                     "format",
-                    f"--cluster-id={cluster}",
+                    f"--cluster-id={self.cluster}",
                     "-c",
                     config,
                 ],
@@ -314,7 +332,6 @@ class KafkaServer(Server):
             if done.returncode != 0:
                 config.unlink()
                 raise ServerError(f"cannot format kafka: {done.stdout}{done.stderr}")
-        super().start()
 
     def _java(self) -> list[str]:
         return [
@@ -340,15 +357,10 @@ class CassandraServer(Server):
         super().__init__(folder, port)
         self._variables = environment("cassandra")
 
-    def start(self) -> None:
-        """Write the configuration, then start the node.
-
-        Raises:
-            ServerError: see :meth:`Server.start`.
-        """
+    def _prepare(self) -> None:
+        """Write the configuration."""
         (self.folder / "cassandra.yaml").write_text(self._yaml())
         (self.folder / "logback.xml").write_text(_LOGBACK)
-        super().start()
 
     def _yaml(self) -> str:
         data = self.folder / "data"

@@ -6,15 +6,14 @@ import asyncio
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import aiokafka
+import manifests
 import pytest
 from support import until
 from workers import Cluster
 
 from app.generate_plan import MAP_FILE
-from tables.ledger import EVENT_COLUMNS, RECORD_COLUMNS
 
 
 async def letters(brokers: str, topic: str, partitions: int) -> Counter[str]:
@@ -33,30 +32,6 @@ async def letters(brokers: str, topic: str, partitions: int) -> Counter[str]:
                     headers = dict(record.headers)
                     counts[headers["reason"].decode()] += int(headers["events"]) or 1
     return counts
-
-
-def position(manifest: dict[str, Any], ledger: dict[str, Any]) -> bool:
-    """Tell whether all of the load has been applied."""
-    found = ledger["records"].get(manifest["topic"], {})
-    return all(
-        (found.get(number) or {}).get("position") == told["end"]
-        for number, told in manifest["partitions"].items()
-    )
-
-
-def check_ledger(manifest: dict[str, Any], ledger: dict[str, Any]) -> None:
-    """The worker's ledger, as it is served, is that of the manifest."""
-    assert ledger["balanced"], ledger["problems"]
-    for number, told in manifest["partitions"].items():
-        row = ledger["records"][manifest["topic"]][number]
-        for column in RECORD_COLUMNS:
-            assert row[column] == told["ledger"].get(f"records.{column}", 0), (number, column)
-    # Contributions between layers are served among the decoded and classified events.
-    for column in set(EVENT_COLUMNS) - {"classified"}:
-        assert ledger["events"][column] == manifest["ledger"].get(f"events.{column}", 0), column
-    for name, told in manifest["layers"].items():
-        found = ledger["layers"][name]
-        assert found == {"repeated": 0} | {k: v for k, v in told.items() if k != "late"}
 
 
 @pytest.mark.slow
@@ -82,10 +57,10 @@ async def test_a_worker_comes_to_the_ledger_of_the_manifest(
 
         async def applied() -> bool:
             ledger = await asyncio.to_thread(worker.get, "ledger")
-            return ledger is not None and position(manifest, ledger)
+            return ledger is not None and manifests.is_applied(manifest, [ledger])
 
         await until(applied, 90)
-        check_ledger(manifest, await asyncio.to_thread(worker.get, "ledger"))
+        assert manifests.differences(manifest, await cluster.ledgers()) == []
         dead = await letters(broker, "shop.dead", 8)
         assert dead == manifest["dead_letters"]
         late = await letters(broker, "shop.late", 8)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -42,11 +43,11 @@ class Worker:
         }
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        """Start the process."""
+    def start(self, environment: Mapping[str, str] | None = None) -> None:
+        """Start the process, with further environment variables if given."""
         command = [sys.executable, "-m", "app", "worker"]
         with self._log.open("ab") as log:
-            self._process = start_child(command, log, self._environment, ROOT)
+            self._process = start_child(command, log, self._environment | (environment or {}), ROOT)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal; after SIGKILL, wait for the end."""
@@ -60,9 +61,30 @@ class Worker:
         process, self._process = self._process, None
         return stop_child(process, STOP_SECONDS_MAX) if process is not None else 0
 
+    async def stop_aside(self) -> int:
+        """End the process in order while the event loop goes on; return its exit code."""
+        assert self._process is not None
+        return await asyncio.to_thread(stop_child, self._process, STOP_SECONDS_MAX)
+
+    def ended(self) -> int | None:
+        """Return the exit code of a process that has ended, None while it runs."""
+        assert self._process is not None
+        return self._process.poll()
+
+    def last_words(self) -> str:
+        """Return the reason that the process gave for its end, or the end of its log."""
+        lines = self._log.read_text(errors="replace").splitlines()
+        return next((line for line in lines[:-6:-1] if "error:" in line), "\n".join(lines[-5:]))
+
     def wipe_state(self) -> None:
         """Remove the state folder of a dead process."""
-        shutil.rmtree(self.state_folder)
+        if self.state_folder.exists():
+            shutil.rmtree(self.state_folder)
+
+    def use_state_folder(self, folder: Path) -> None:
+        """Keep state elsewhere from the next start on."""
+        self.state_folder = folder
+        self._environment["TREASURE_MAP_STATE_FOLDER"] = str(folder)
 
     def get(self, what: str) -> Any:
         """Return ``ledger`` or ``layers`` of this worker; None while it does not answer."""
@@ -70,6 +92,13 @@ class Worker:
         if self._process.poll() is not None:
             tail = self._log.read_text(errors="replace")[-3_000:]
             raise AssertionError(f"worker {self.node} ended: {self._process.returncode}\n{tail}")
+        return self._asked(what)
+
+    def ledger_if_up(self) -> Any:
+        """Return the ledger; None where the worker does not answer, also because it has ended."""
+        return self._asked("ledger")
+
+    def _asked(self, what: str) -> Any:
         try:
             with QueryClient(self.url) as client:
                 return getattr(client, what)()

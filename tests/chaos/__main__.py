@@ -1,0 +1,69 @@
+"""``python -m chaos --minutes 10``: three brokers, Cassandra and workers, all of which die."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+from chaos.arena import MAP_FILE, Arena, SmallDisk
+from chaos.faults import LONG
+from chaos.run import ROUND_SECONDS, Verdict, run
+from kafka_cluster import KafkaCluster
+from servers import CassandraServer, why_missing
+from workers import Cluster
+
+KEYSPACE = "chaos"
+
+
+@click.command()
+@click.option("--minutes", type=click.FloatRange(min=2), default=10, show_default=True)
+@click.option("--seed", type=int, help="Of the order of faults and of the load; default: any.")
+@click.option("--rate", type=float, default=2_000, show_default=True, help="Events a second.")
+def command(minutes: float, seed: int | None, rate: float) -> None:
+    """Let processes die for a while under load, then compare every row with a recomputation."""
+    seed = random.SystemRandom().randrange(10**6) if seed is None else seed
+    click.echo(f"seed {seed}")
+    for name in ("kafka", "cassandra"):
+        if reason := why_missing(name):  # type: ignore[arg-type]
+            raise click.ClickException(reason)
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+        verdict = asyncio.run(_run(Path(folder), seed, round(minutes * 60 / ROUND_SECONDS), rate))
+    show(verdict)
+    sys.exit(1 if verdict.differing else 0)
+
+
+def show(verdict: Verdict) -> None:
+    """Print what happened and what came of it."""
+    click.echo(
+        f"{verdict.seconds:,.0f} s, {verdict.events:,} events, {verdict.rows:,} rows compared"
+    )
+    for name, count in sorted(verdict.faults.items()):
+        click.echo(f"  {count:4d}  {name}")
+    for reason, count in sorted(verdict.reasons.items()):
+        click.echo(f"  {count:4d}  worker ended by itself: {reason}")
+    for line in verdict.differing:
+        click.echo(f"wrong: {line}")
+    click.echo("rows differ" if verdict.differing else "every row and count is as it must be")
+
+
+async def _run(folder: Path, seed: int, rounds: int, rate: float) -> Verdict:
+    with (
+        KafkaCluster(folder / "brokers") as brokers,
+        CassandraServer(folder / "cassandra") as cassandra,
+        SmallDisk(folder / "small") as disk,
+        Cluster(
+            brokers.bootstrap, folder, map_file=MAP_FILE, archive="cassandra",
+            cassandra_hosts=cassandra.host, cassandra_port=str(cassandra.port),
+            cassandra_keyspace=KEYSPACE, cassandra_replication="1", group=KEYSPACE,
+        ) as cluster,
+    ):  # fmt: skip
+        arena = Arena(folder, seed, cluster, cassandra, brokers=brokers.nodes, disk=disk)
+        return await run(arena, LONG, rounds, rate)
+
+
+if __name__ == "__main__":
+    command(prog_name="python -m chaos")

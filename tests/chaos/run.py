@@ -1,0 +1,92 @@
+"""A chaos run: a load, faults in an order that the seed decides, and the verdict of two oracles.
+
+The generator's manifest says what every event must come to, ``python -m app verify`` recomputes
+every row from the raw topic. Neither uses any code of the worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+import manifests
+from chaos.arena import Arena
+from chaos.faults import Fault
+from support import until
+
+ROUND_SECONDS = 120.0
+SETTLE_SECONDS_MAX = 240
+RETRY_SECONDS = 1.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Verdict:
+    """What happened and what came of it; ``differing`` are rows and counts, none where all is well.
+
+    ``reasons`` are those of workers that ended by themselves, and how often.
+    """
+
+    seed: int
+    seconds: float
+    faults: Counter[str]
+    reasons: Counter[str]
+    events: int
+    rows: int
+    differing: list[str]
+
+
+async def run(arena: Arena, faults: Sequence[Fault], rounds: int, rate: float) -> Verdict:
+    """Run a load through ``rounds`` of all faults, mend everything, and compare.
+
+    Event time runs thirty times as fast as the clock, so that minutes close every two seconds.
+    """
+    begun = time.monotonic()
+    async with arena.running():
+        arena.start_load(
+            rounds * ROUND_SECONDS, rate,
+            "--speed", "30", "--bad", "0.01", "--late", "0.03", "--keys", "200",
+        )  # fmt: skip
+        async with asyncio.TaskGroup() as group:
+            for _ in range(rounds):
+                await _round(arena, faults, group)
+        manifest = await arena.load_ended()
+        await arena.heal()
+
+        async def applied() -> bool:
+            return manifests.is_applied(manifest, await arena.ledgers())
+
+        await until(applied, SETTLE_SECONDS_MAX)
+        report = await arena.verify()
+        differing = manifests.differences(manifest, await arena.ledgers())
+    return Verdict(
+        seed=arena.seed,
+        seconds=time.monotonic() - begun,
+        faults=arena.counts,
+        reasons=arena.reasons,
+        events=manifest["events"],
+        rows=report.rows,
+        differing=[*report.differing, *differing],
+    )
+
+
+async def _round(arena: Arena, faults: Sequence[Fault], group: asyncio.TaskGroup) -> None:
+    order = arena.random.sample(list(faults), len(faults))
+    gap = ROUND_SECONDS / len(order)
+    for fault in order:
+        group.create_task(_happen(arena, fault))
+        await asyncio.sleep(gap * arena.random.uniform(0.6, 1.0))
+
+
+async def _happen(arena: Arena, fault: Fault) -> None:
+    """Let a fault happen as soon as there is something for it to happen to, within a round."""
+    name = fault.__name__
+    deadline = time.monotonic() + ROUND_SECONDS / 2
+    while not await fault(arena):
+        if time.monotonic() > deadline:
+            arena.counts[f"{name}, not possible"] += 1
+            return
+        await asyncio.sleep(RETRY_SECONDS)
+    arena.counts[name] += 1
