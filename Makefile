@@ -7,15 +7,17 @@ STAMP := .venv/.installed
 
 export PIP_CACHE_DIR ?= $(CURDIR)/.cache/pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+MINUTES ?= 10
 # Workers are processes of one core each.
 export POLARS_MAX_THREADS ?= 1
 
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test chaos lint format clean
 
 help:
 	@echo "make setup   make .venv with all that demo and test need"
 	@echo "make demo    run broker, worker and input; DEMO_SECONDS=20 makes it a check that ends"
 	@echo "make test    lint, types, import rules and every test"
+	@echo "make chaos   let workers, brokers, Cassandra, a disk and a clock fail; MINUTES=10 SEED=any"
 	@echo "make lint    the first three of these"
 	@echo "make format  let the formatter rewrite the code"
 	@echo "make clean   remove .venv and everything that was made"
@@ -37,6 +39,10 @@ demo: setup
 
 test: lint
 	@$(BIN)/python -m pytest
+
+chaos: setup
+	@cd tests && PYTHONPATH=.:.. ../$(BIN)/python -m chaos --minutes $(MINUTES) \
+	  $(if $(SEED),--seed $(SEED))
 
 lint: setup
 	@$(BIN)/ruff check --quiet .

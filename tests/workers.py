@@ -8,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -81,10 +83,21 @@ class Worker:
         if self.state_folder.exists():
             shutil.rmtree(self.state_folder)
 
-    def use_state_folder(self, folder: Path) -> None:
-        """Keep state elsewhere from the next start on."""
+    def use_state_folder(self, folder: Path, free_bytes_min: int) -> None:
+        """Keep state elsewhere from the next start on, on a disk that pauses input when so full."""
         self.state_folder = folder
         self._environment["TREASURE_MAP_STATE_FOLDER"] = str(folder)
+        self._environment["TREASURE_MAP_DISK_FREE_BYTES_MIN"] = str(free_bytes_min)
+
+    def readiness(self) -> str:
+        """Return what the worker says of itself at ``/readyz``, or why it says nothing."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/readyz", timeout=5) as answer:  # noqa: S310
+                return str(answer.read().decode())
+        except urllib.error.HTTPError as error:
+            return error.read().decode()
+        except OSError as error:
+            return repr(error)
 
     def get(self, what: str) -> Any:
         """Return ``ledger`` or ``layers`` of this worker; None while it does not answer."""

@@ -62,7 +62,9 @@ class SmallDisk:
     def fill(self) -> None:
         """Leave no byte free."""
         assert self.folder is not None
-        (self.folder / "filler").write_bytes(bytes(shutil.disk_usage(self.folder).free))
+        # The worker writes too, so the last of these bytes may find no room.
+        with contextlib.suppress(OSError):
+            (self.folder / "filler").write_bytes(bytes(shutil.disk_usage(self.folder).free))
 
     def clear(self) -> None:
         """Make place again."""
@@ -180,6 +182,13 @@ class Arena:
         """Return the ledgers of the workers that answer."""
         asked = (asyncio.to_thread(worker.ledger_if_up) for worker in self.present())
         return [ledger for ledger in await asyncio.gather(*asked) if ledger is not None]
+
+    async def readiness(self) -> str:
+        """Return what each worker says of itself."""
+        return "\n".join(
+            f"{worker.node}: {await asyncio.to_thread(worker.readiness)}"
+            for worker in self.present()
+        )
 
     def shifting_clock(self) -> Path | None:
         """Return a library that shifts a process's wall clock; None where there is no compiler."""

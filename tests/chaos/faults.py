@@ -13,6 +13,7 @@ from workers import SESSION_MS, Worker
 
 AWAY_SECONDS = 12.0
 FILL_AFTER_SECONDS = 10.0
+FREE_BYTES_MIN = 4 << 20
 DAY_SECONDS = 86_400
 
 Fault = Callable[[Arena], Awaitable[bool]]
@@ -150,7 +151,7 @@ async def _fill(arena: Arena, disk: SmallDisk, folder: Path) -> bool:
         worker.signal(signal.SIGKILL)
         arena.counts["SIGKILL"] += 1
         worker.wipe_state()
-        worker.use_state_folder(folder / worker.node)
+        worker.use_state_folder(folder / worker.node, FREE_BYTES_MIN)
         worker.start()
         await asyncio.sleep(FILL_AFTER_SECONDS)
         disk.fill()
@@ -177,6 +178,6 @@ SHORT: list[Fault] = [
     kill, kill, kill, kill, kill, wipe, wipe, wipe, swap, terminate, freeze, add, remove,
     cassandra_away,
 ]  # fmt: skip
-"""One round, in an order that the seed decides; eight or more kills of workers, at two a swap."""
+"""One round, in an order that the seed decides: ten kills of workers, for a swap takes two."""
 
 LONG: list[Fault] = [*SHORT, freeze, broker_away, disk_full, shift_clock]

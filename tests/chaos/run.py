@@ -58,7 +58,11 @@ async def run(arena: Arena, faults: Sequence[Fault], rounds: int, rate: float) -
         async def applied() -> bool:
             return manifests.is_applied(manifest, await arena.ledgers())
 
-        await until(applied, SETTLE_SECONDS_MAX)
+        try:
+            await until(applied, SETTLE_SECONDS_MAX)
+        except TimeoutError as error:
+            error.add_note(await arena.readiness())
+            raise
         report = await arena.verify()
         differing = manifests.differences(manifest, await arena.ledgers())
     return Verdict(

@@ -1,0 +1,38 @@
+"""Two minutes in which worker processes and Cassandra die: every row and every count is right."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from chaos.__main__ import show
+from chaos.arena import MAP_FILE, Arena
+from chaos.faults import SHORT
+from chaos.run import run
+from servers import CassandraServer
+from workers import Cluster
+
+KILLS_MIN = 10
+
+
+@pytest.mark.slow
+@pytest.mark.kafka
+@pytest.mark.cassandra
+@pytest.mark.timeout(600)
+async def test_rows_equal_a_recomputation_whatever_dies(
+    kafka: str, cassandra_server: CassandraServer, tmp_path: Path
+) -> None:
+    """SIGKILL, SIGTERM, SIGSTOP past the session, state lost or old, workers and archive away."""
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"seed {seed}; again: make chaos SEED={seed} MINUTES=2")  # noqa: T201 - shown on failure
+    with Cluster(
+        kafka, tmp_path, map_file=MAP_FILE, archive="cassandra",
+        cassandra_hosts=cassandra_server.host, cassandra_port=str(cassandra_server.port),
+        cassandra_keyspace="chaos", group="chaos",
+    ) as cluster:  # fmt: skip
+        verdict = await run(Arena(tmp_path, seed, cluster, cassandra_server), SHORT, 1, 2_000)
+    show(verdict)
+    assert verdict.differing == []
+    assert verdict.faults["SIGKILL"] >= KILLS_MIN
+    assert not [name for name in verdict.faults if "not possible" in name]
