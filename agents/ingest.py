@@ -11,7 +11,7 @@ from agents.letters import send_letters
 from agents.owner import tail_of
 from agents.owners import Owners
 from tables.chunk import Chunk, Run
-from tables.errors import DeltaTooLargeError
+from tables.errors import DeltaTooLargeError, OutcomeUnknownError
 
 
 class Ingest:
@@ -47,7 +47,11 @@ class Ingest:
         else:
             batch = decoder.decode(runs)
         contents = folder.fold(batch, before)
-        await send_letters(self._log, self._owners.themap, runs, batch.aside, decoder.part_of)
+        try:
+            await send_letters(self._log, self._owners.themap, runs, batch.aside, decoder.part_of)
+        except OutcomeUnknownError as error:
+            await self._owners.give_up(runs, error)
+            return
         await asyncio.gather(
             *(self._advance(run, content) for run, content in zip(runs, contents, strict=True))
         )

@@ -9,7 +9,7 @@ import asyncio
 import dataclasses
 import logging
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +21,7 @@ from agents.guarded import guarded
 from agents.owner import Owner
 from tables.archive import Archive, CellRange
 from tables.cell import archive_schema
+from tables.chunk import Run
 from tables.errors import FencedError, OffsetGoneError, OutcomeUnknownError
 from tables.journal import Identity, PartPlace
 from tables.layer import Layer, Map
@@ -276,6 +277,16 @@ class Owners:
     def pending_bytes(self) -> int:
         """Return about how much memory the cells take that sinks have not acknowledged."""
         return sum(owner.pending_bytes() for owner in self.each())
+
+    async def give_up(self, runs: Sequence[Run], error: OutcomeUnknownError) -> None:
+        """Have the partitions of these runs claimed and their records read again.
+
+        For what must be acknowledged before a delta and may not have landed (rule 5).
+        """
+        for run in runs:
+            held = self._held.get((run.topic, run.partition))
+            if held is not None:
+                await self._lost(run.topic, run.partition, held, error)
 
     async def _lost(
         self, topic: str, partition: int, held: Held, error: FencedError | OutcomeUnknownError

@@ -10,7 +10,7 @@ from agents.letters import send_letters, whole_record
 from agents.owner import tail_of
 from agents.owners import Owners
 from tables.chunk import Chunk, Run
-from tables.errors import DeltaTooLargeError
+from tables.errors import DeltaTooLargeError, OutcomeUnknownError
 
 
 class Rollup:
@@ -32,7 +32,11 @@ class Rollup:
         if owner is None or owner.position != run.first_offset:
             return
         content, aside = self._gatherers[run.topic].gather(run, owner.state)
-        await send_letters(self._log, self._owners.themap, [run], aside, whole_record)
+        try:
+            await send_letters(self._log, self._owners.themap, [run], aside, whole_record)
+        except OutcomeUnknownError as error:
+            await self._owners.give_up([run], error)
+            return
         try:
             await self._owners.advance(run.topic, run.partition, content, tail_of(run))
         except DeltaTooLargeError:
