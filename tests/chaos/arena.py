@@ -174,6 +174,10 @@ class Arena:
             return worker
         return self.cluster.add()
 
+    def note_end(self, worker: Worker, code: int) -> None:
+        """Note why a worker ended by itself."""
+        self.reasons[f"exit {code}: {worker.last_words()}"] += 1
+
     def present(self) -> list[Worker]:
         """Return the workers that belong to the cluster now."""
         return [worker for worker in self.cluster.workers if worker not in self.removed]
@@ -218,5 +222,5 @@ class Arena:
                     continue
                 code = worker.ended()
                 if code is not None:
-                    self.reasons[f"exit {code}: {worker.last_words()}"] += 1
+                    self.note_end(worker, code)
                     worker.start()

@@ -21,6 +21,12 @@ ROUND_SECONDS = 120.0
 SETTLE_SECONDS_MAX = 240
 RETRY_SECONDS = 1.0
 
+REASONS = (
+    "cannot open archive in Cassandra", "cannot apply topics", "cannot check topics",
+    "cannot connect to Kafka", "local store",
+)  # fmt: skip
+"""Why a worker may end by itself here: what it starts with is away, or its disk is full."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Verdict:
@@ -72,7 +78,7 @@ async def run(arena: Arena, faults: Sequence[Fault], rounds: int, rate: float) -
         reasons=arena.reasons,
         events=manifest["events"],
         rows=report.rows,
-        differing=[*report.differing, *differing],
+        differing=[*report.differing, *differing, *_unforeseen(arena.reasons)],
     )
 
 
@@ -94,3 +100,11 @@ async def _happen(arena: Arena, fault: Fault) -> None:
             return
         await asyncio.sleep(RETRY_SECONDS)
     arena.counts[name] += 1
+
+
+def _unforeseen(reasons: Counter[str]) -> list[str]:
+    return [
+        f"a worker ended by itself: {reason}"
+        for reason in reasons
+        if not any(known in reason for known in REASONS)
+    ]
