@@ -240,8 +240,8 @@ class Folder:
         rows = rows.with_columns(window_start=layer.window.start_expr(pl.col("time")))
         late = _late(layer, rows, before)
         if late is not None:
-            detail = f"its window of {layer.name} is sealed"
-            batch.set_aside(rows.filter(late), "late", "late", detail, layer.name)
+            detail = f"its window of {layer.declared_name} is sealed"
+            batch.set_aside(rows.filter(late), "late", "late", detail, layer.declared_name)
             rows = rows.filter(~late)
         cells = _aggregate(layer, rows)
         folded = dict(cells.group_by("partition").agg(pl.col("events").sum()).iter_rows())

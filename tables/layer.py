@@ -152,6 +152,11 @@ class Layer(msgspec.Struct, frozen=True):
         return self.merged or self.finer is not None
 
     @property
+    def declared_name(self) -> str:
+        """The name in the map file: that of the merged layer for its combiner."""
+        return self.name.removesuffix(COMBINER_SUFFIX)
+
+    @property
     def is_combiner(self) -> bool:
         """Whether its cells are parts only, which go to a merge stage and not to the archive."""
         return self.name.endswith(COMBINER_SUFFIX)
