@@ -54,6 +54,7 @@ DELTAS = st.builds(
     blocks=st.dictionaries(NAMES, st.binary(max_size=50), max_size=3),
     evicted=st.dictionaries(NAMES, st.lists(INTS, max_size=3), max_size=3),
     tail=st.none() | st.tuples(INTS, COUNTS),
+    snapshot=INTS,
 )
 
 
