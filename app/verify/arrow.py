@@ -6,6 +6,7 @@ that no dead letter calls broken; those that one does are tried in a process of 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 from collections.abc import Callable
@@ -37,25 +38,55 @@ class ArrowRows:
         roles = {source.time_field, source.type_field}
         self._declared = {f.name for f in source.fields} & roles
         self._fields = [f for f in source.fields if f.name not in roles]
+        self._names = roles | {f.name for f in source.fields}
+        if source.id_field is not None:
+            self._names.add(source.id_field)
 
     def __call__(self, value: bytes) -> list[Event | Faults] | None:
         """Return a stream's rows as events or faults; None where it cannot be read."""
-        try:
-            frame = pl.read_ipc_stream(io.BytesIO(value))
-        except _BROKEN:
+        frame = self._frame(value)
+        if frame is None:
             return None
         source, rows = self._source, frame.height
         times = _times(frame, source)
         types = _column(frame, source.type_field, "string")
         columns = [(f.name, _column(frame, f.name, f.type)) for f in self._fields]
+        ids = self._ids(frame)
         return [
-            self._event(times[row], types[row], [(name, column[row]) for name, column in columns])
+            self._event(
+                times[row], types[row], ids[row], [(name, column[row]) for name, column in columns]
+            )
             for row in range(rows)
         ]
 
-    def _event(self, time: Any, kind: Any, values: list[tuple[str, Any]]) -> Event | Faults:
+    def _frame(self, value: bytes) -> pl.DataFrame | None:
+        """Return the columns of a stream; those that the map does not declare may be broken."""
+        with contextlib.suppress(*_BROKEN):
+            return pl.read_ipc_stream(io.BytesIO(value))
+        columns = []
+        for name in self._names:
+            try:
+                columns.append(pl.read_ipc_stream(io.BytesIO(value), columns=[name]))
+            except pl.exceptions.ColumnNotFoundError:
+                continue
+            except _BROKEN:
+                return None
+        return pl.concat(columns, how="horizontal") if columns else None
+
+    def _ids(self, frame: pl.DataFrame) -> list[Any]:
+        name = self._source.id_field
+        if name is None or name not in frame.columns:
+            return [None] * frame.height
+        declared = next((f.type for f in self._source.fields if f.name == name), None)
+        return _column(
+            frame, name, declared or ("int" if frame[name].dtype.is_integer() else "string")
+        )
+
+    def _event(
+        self, time: Any, kind: Any, identity: Any, values: list[tuple[str, Any]]
+    ) -> Event | Faults:
         """Return the event of a row; a value that is a fault is a set of reasons."""
-        found = [time, kind, *(value for _, value in values)]
+        found = [time, kind, identity, *(value for _, value in values)]
         faults: Faults = frozenset().union(*(one for one in found if isinstance(one, frozenset)))
         if time is None or kind is None:
             faults |= {"missing"}
@@ -63,7 +94,8 @@ class ArrowRows:
             return faults
         fields = {name: value for name, value in values if value is not None}
         own = {self._source.time_field: time, self._source.type_field: kind}
-        return Event(time, kind, fields | {name: own[name] for name in self._declared})
+        fields |= {name: own[name] for name in self._declared}
+        return Event(time, kind, fields, "" if identity is None else str(identity))
 
 
 _WRONG: Faults = frozenset({"wrong_type"})

@@ -66,6 +66,9 @@ class Partition:
         self._reader = reader
         self._patterns = {layer.name: pattern_of(layer) for layer in layers}
         self._known: dict[str, tuple[Layer, ...]] = {}
+        # By id, the oldest first: until when it is remembered, and its number among all that were.
+        self._ids: dict[str, tuple[int, int]] = {}
+        self._remembered = 0
         self.number = number
         self.first = 0
         self.position = 0
@@ -88,7 +91,11 @@ class Partition:
             # What a journal record can hold is the worker's business: its word is taken.
             self.ledger.update({"records.unreadable": 1, "unreadable.too_many_cells": 1})
             return
-        content = self._reader.read(record, broken_arrow="arrow" in claims.get(None, ()))
+        content = self._reader.read(
+            record,
+            broken_arrow="arrow" in claims.get(None, ()),
+            many=any(place for place in claims),
+        )
         self.ledger[f"records.{content.column}"] += 1
         dead: dict[int | None, Faults] = {}
         gone: set[tuple[str, int]] = set()
@@ -141,7 +148,35 @@ class Partition:
             return frozenset({"unclassified"})
         return frozenset()
 
+    def _repeats(self, event: Event) -> bool:
+        """Tell whether an event's id is remembered, and remember it else (rule 17)."""
+        now_ms = self.stream_time_ms
+        known = self._ids.get(event.id)
+        if (
+            known is not None
+            and (now_ms is None or now_ms < known[0])
+            and self._remembered - known[1] < self._source.ids_max
+        ):
+            return True
+        until_ms = max(
+            window_end(layer, window_start(layer, event.time_ms))
+            + layer.max_out_of_orderness_ms
+            + layer.allowed_lateness_ms
+            for layer in self._layers
+        )
+        if now_ms is None or now_ms < until_ms:
+            self._remembered += 1
+            self._ids.pop(event.id, None)
+            self._ids[event.id] = (until_ms, self._remembered)
+            if len(self._ids) > self._source.ids_max:
+                del self._ids[next(iter(self._ids))]
+        return False
+
     def _fold(self, event: Event, place: int, gone: set[tuple[str, int]]) -> None:
+        if event.id and self._repeats(event):
+            self.ledger["events.duplicate"] += 1
+            self._advance(event.time_ms)
+            return
         self.ledger["events.classified"] += 1
         time_ms, fields, before = event.time_ms, event.fields, self.stream_time_ms
         for layer in self._selected(event.type):
@@ -183,7 +218,7 @@ class Partition:
         return min(faults & claimed or faults)
 
     def _count(self, reason: str) -> None:
-        if reason in ("future", "unclassified", "duplicate"):
+        if reason in ("future", "unclassified"):
             self.ledger[f"events.{reason}"] += 1
         else:
             self.ledger["events.malformed"] += 1

@@ -53,11 +53,15 @@ class Record:
 
 @dataclasses.dataclass(slots=True)
 class Event:
-    """One event: its time, its type, and the declared fields that are not null."""
+    """One event: its time, its type, the declared fields that are not null, and its id as text.
+
+    The id is empty where there is none, or where the source has no ids.
+    """
 
     time_ms: int
     type: str
     fields: dict[str, Any]
+    id: str = ""
 
 
 @dataclasses.dataclass(slots=True)
@@ -91,9 +95,18 @@ class RecordReader:
         roles = {source.time_field, source.type_field}
         self._fields = [(f.name, _CHECKS[f.type]) for f in source.fields if f.name not in roles]
         self._declared = {f.name for f in source.fields} & roles
+        own = {f.name: _CHECKS[f.type] for f in source.fields}
+        self._id_check = own.get(source.id_field or "", _id)
 
-    def read(self, record: Record, *, broken_arrow: bool = False) -> Content:
-        """Return what a record holds; ``broken_arrow`` says that as Arrow it must not be read."""
+    def read(self, record: Record, *, broken_arrow: bool = False, many: bool = False) -> Content:
+        """Return what a record holds.
+
+        Args:
+            record: the record.
+            broken_arrow: whether it is said that as Arrow it must not be read.
+            many: whether it is said to hold several events; it decides where only the worker's
+                reader knows, between a broken document and broken lines.
+        """
         value, form = record.value, _form(record)
         if not value:
             return self._empty(record)
@@ -107,7 +120,7 @@ class RecordReader:
             if found is None:
                 return Content("unreadable", "arrow")
         else:
-            lines = _lines(value, form) if value.strip() else []
+            lines = _lines(value, form, many) if value.strip() else []
             found = [self._json(line) for line in lines]
         return Content("with_events", events=found) if found else Content("empty", "empty")
 
@@ -139,9 +152,11 @@ class RecordReader:
         values = dict(pairs)
         if len(values) == len(pairs):
             return self.event(values)
-        # Of a repeated name the last value counts, but every one has to be sound.
+        # Of a repeated name the last value counts, but every one has to be of its type.
         faults: Faults = frozenset()
         for name, value in pairs:
+            if name == self._source.time_field and type(value) is str:
+                continue
             found = self.event(values | {name: value})
             faults |= found if isinstance(found, frozenset) else frozenset()
         return faults or self.event(values)
@@ -163,12 +178,15 @@ class RecordReader:
             if value is not None:
                 fields[name], fault = check(value)
                 faults |= fault
+        identity = values.get(source.id_field) if source.id_field else None
+        if identity is not None:
+            faults |= self._id_check(identity)[1]
         if faults:
             return faults
         if self._declared:
             own = {source.time_field: time_ms, source.type_field: kind}
             fields |= {name: own[name] for name in self._declared}
-        return Event(time_ms, str(kind), fields)
+        return Event(time_ms, str(kind), fields, "" if identity is None else str(identity))
 
     def _time_ms(self, time: object) -> tuple[int, Faults]:
         if type(time) is int:
@@ -262,14 +280,25 @@ def _form(record: Record) -> str:
     return "arrow" if record.value and record.value.startswith(ARROW_START) else ""
 
 
-def _lines(value: bytes, form: str) -> Iterable[bytes]:
+def _lines(value: bytes, form: str, many: bool) -> Iterable[bytes]:
     """Return the documents of a value: one, or its lines that are not blank."""
     if form == "json" or (not form and b"\n" not in value):
         return [value]
-    # What is no UTF-8 may be a document for all that: a broken one.
-    if not form and load_json(value.decode(errors="replace")) is not None:
-        return [value]
+    if not form:
+        document = load_json(value.decode(errors="replace"))
+        if document is not None and not (many and _is_broken(value, document)):
+            return [value]
     return [line for line in value.split(b"\n") if line.strip()]
+
+
+def _is_broken(value: bytes, document: Any) -> bool:
+    """Tell whether a document is none to a reader that checks texts and numbers at once."""
+    try:
+        value.decode()
+        json.dumps(document, allow_nan=False)
+    except ValueError:
+        return True
+    return False
 
 
 Checked = tuple[Any, Faults]
@@ -298,6 +327,10 @@ def _float(value: object) -> Checked:
     if type(value) is not float:
         return value, wrong(value)
     return value, _GOOD if math.isfinite(value) else _RANGE
+
+
+def _id(value: object) -> Checked:
+    return _string(value) if type(value) is not int else _int(value)
 
 
 _CHECKS: dict[str, Callable[[object], Checked]] = {
