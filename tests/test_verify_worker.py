@@ -13,6 +13,50 @@ from app.generate_plan import MAP_FILE
 from app.settings import load_settings
 from app.verify import verify
 
+MERGED_MAP = """
+revision = 1
+name = "yard"
+[sources.scans]
+topic = "yard.raw"
+partitions = 4
+time = "at"
+type = "type"
+keyed_by = ["truck"]
+future_skew = "400d"
+[sources.scans.fields]
+truck = "string"
+gate = "string"
+weight = "float"
+pallets = "int"
+[layers.by_truck]
+source = "scans"
+events = ["scan.*"]
+key = ["truck"]
+window = "1m"
+allowed_lateness = "2m"
+measures = ["count", "mean(weight)", "variance(weight)", "variance(pallets)"]
+[layers.by_gate]
+source = "scans"
+events = ["scan.in", "move.**"]
+where = [{ field = "pallets", op = ">", value = 0 }]
+key = ["gate"]
+window = "5m"
+allowed_lateness = "1m"
+measures = ["count", "sum(pallets)", "min(weight)", "max(pallets)", "variance(pallets)"]
+partitions = 3
+[layers.by_gate_month]
+from = "by_gate"
+key = ["gate"]
+window = "month"
+measures = ["count", "sum(pallets)", "min(weight)"]
+partitions = 2
+[layers.by_gate_year]
+from = "by_gate_month"
+key = ["gate"]
+window = "year"
+partitions = 1
+"""
+
 
 @pytest.mark.slow
 async def test_verify_finds_a_worker_equal_after_input_of_every_kind(
@@ -36,3 +80,31 @@ async def test_verify_finds_a_worker_equal_after_input_of_every_kind(
         assert report.ledger == manifest["ledger"]
         for number, told in manifest["partitions"].items():
             assert report.partitions[f"{manifest['topic']}[{number}]"] == told["ledger"]
+
+
+@pytest.mark.slow
+@pytest.mark.kafka
+@pytest.mark.cassandra
+async def test_verify_finds_two_workers_on_kafka_and_cassandra_equal(
+    kafka: str, cassandra: tuple[str, int], tmp_path: Path
+) -> None:
+    """A merged layer, coarser ones and floats; windows stay open at the end."""
+    path = tmp_path / "map.toml"
+    path.write_text(MERGED_MAP)
+    given = {
+        "archive": "cassandra", "cassandra_port": str(cassandra[1]), "cassandra_keyspace": "verify",
+        "group": "verify",
+    }  # fmt: skip
+    with Cluster(kafka, tmp_path, map_file=path, **given) as cluster:
+        workers = [cluster.add(), cluster.add()]
+        await asyncio.to_thread(
+            cluster.run, "generate", "--map", str(path), "--source", "scans", "--brokers", kafka,
+            "--manifest", str(tmp_path / "manifest.json"), "--rate", "2000", "--seconds", "2",
+            "--speed", "600", "--bad", "0.02", "--late", "0.05", "--processes", "1", "--no-settle",
+        )  # fmt: skip
+        settings = load_settings(given | {"map_file": str(path), "brokers": kafka}, {})
+        report = await verify(settings, urls=[worker.url for worker in workers])
+        assert report.equal, [str(one) for one in report.differences]
+        assert all(layer.http == layer.expected for layer in report.layers)
+        assert report.ledger["layer.by_gate.partial.too_late"] > 0
+        assert 0 < report.layers[0].archived < report.layers[0].expected

@@ -9,7 +9,7 @@ from typing import Any
 
 from app.verify.archive import Archived, Stored
 from app.verify.cells import Cell, equals, measure_of
-from app.verify.partition import Partition, Place
+from app.verify.partition import Partition, Place, folded_as
 from app.verify.report import Difference, LayerReport
 from app.verify.rows import Rows
 from app.verify.windows import window_end
@@ -128,10 +128,9 @@ def _counts(
     """Yield name, recomputed and served count of what is served for a whole worker."""
     for layer in themap.layers:
         if layer.source is not None:
-            # The events of a merged layer are counted where they are folded.
-            name = f"{layer.name}.partial" if layer.merged else layer.name
+            name = folded_as(layer)
             for column in _LAYER_COLUMNS:
-                want = own[f"layer.{layer.name}.{column}"]
+                want = own[f"layer.{name}.{column}"]
                 yield f"layer.{name}.{column}", want, ledger["layers"][name][column]
     # Contributions are decoded and classified too, one for each that a layer selects.
     contributed = sum(

@@ -47,7 +47,7 @@ class Partition:
         first: the log's first offset.
         position: the offset after the last record or gap that was taken.
         stream_time_ms: the greatest event time so far; None before the first.
-        ledger: counts, by the names of the ledger; layers by their own name, merged ones too.
+        ledger: counts, by the names of the ledger.
         cells: by layer and place, of this partition's events only.
         differences: letters that do not agree.
     """
@@ -180,7 +180,7 @@ class Partition:
         self.ledger["events.classified"] += 1
         time_ms, fields, before = event.time_ms, event.fields, self.stream_time_ms
         for layer in self._selected(event.type):
-            name = layer.name
+            name = folded_as(layer)
             self.ledger[f"layer.{name}.selected"] += 1
             if not all(_holds(condition, fields) for condition in layer.where):
                 self.ledger[f"layer.{name}.filtered"] += 1
@@ -192,9 +192,9 @@ class Partition:
                 continue
             self.ledger[f"layer.{name}.folded"] += 1
             where = (tuple(fields[field.name] for field in layer.key), start)
-            cell = self.cells[name].get(where)
+            cell = self.cells[layer.name].get(where)
             if cell is None:
-                cell = self.cells[name][where] = empty_cell(layer)
+                cell = self.cells[layer.name][where] = empty_cell(layer)
             cell.events += 1
             for field, sums in cell.fields.items():
                 value = fields.get(field)
@@ -241,6 +241,11 @@ class Partition:
                         "letters", where, " or ".join(sorted(want)), " and ".join(sorted(got))
                     )
                 )
+
+
+def folded_as(layer: Layer) -> str:
+    """Return the name under which events of a base layer are counted: where they are folded."""
+    return f"{layer.name}.partial" if layer.merged else layer.name
 
 
 def floor_ms(layer: Layer, stream_time_ms: int) -> int:
