@@ -186,6 +186,7 @@ class _Verification:
         await self._topics.read(starts, stops, take)
         for topic, one in every:
             one.skip_to(stops[topic, one.number])
+            await asyncio.to_thread(one.try_suspects)
 
     async def _check_begin(self, found: Found) -> None:
         """Compare ledgers, and refuse logs whose beginning the workers have seen and is gone."""
@@ -251,6 +252,8 @@ class _Verification:
         notes = list(self._notes)
         if not self._with_archive:
             notes.append("the archive was not read")
+        if self._letters.unreadable:
+            notes.append(f"{self._letters.unreadable} records of side topics are no letters")
         ttl = [layer.name for layer in self._map.layers if layer.archive_ttl_ms]
         if ttl:
             notes.append(f"rows past their TTL may be missing in {', '.join(ttl)}")

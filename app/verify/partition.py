@@ -14,10 +14,14 @@ from app.verify.cells import Cell, empty_cell
 from app.verify.letters import PartitionLetters
 from app.verify.records import Event, Faults, Record, RecordReader
 from app.verify.report import Difference
+from app.verify.trial import readable
 from app.verify.windows import window_end, window_start
 from tables.layer import Condition, Layer, Scalar, Source
 
 KEY_BYTES_MAX = 1_024
+SUSPECTS_MAX = 1_000
+"""Of a partition; the letters of more broken streams are taken as they are."""
+
 Key = tuple[Scalar, ...]
 Place = tuple[Key, int]
 """Of a cell in its layer: key and window start."""
@@ -49,6 +53,7 @@ class Partition:
         stream_time_ms: the greatest event time so far; None before the first.
         ledger: counts, by the names of the ledger.
         cells: by layer and place, of this partition's events only.
+        suspects: offsets and values of Arrow streams that letters call broken, to be tried.
         differences: letters that do not agree.
     """
 
@@ -75,6 +80,7 @@ class Partition:
         self.stream_time_ms: int | None = None
         self.ledger: Counter[str] = Counter()
         self.cells: dict[str, dict[Place, Cell]] = {layer.name: {} for layer in layers}
+        self.suspects: list[tuple[int, bytes]] = []
         self.differences: list[Difference] = []
 
     def start(self, offset: int) -> None:
@@ -91,9 +97,12 @@ class Partition:
             # What a journal record can hold is the worker's business: its word is taken.
             self.ledger.update({"records.unreadable": 1, "unreadable.too_many_cells": 1})
             return
+        broken_arrow = "arrow" in claims.get(None, ())
+        if broken_arrow and record.value and len(self.suspects) < SUSPECTS_MAX:
+            self.suspects.append((record.offset, record.value))
         content = self._reader.read(
             record,
-            broken_arrow="arrow" in claims.get(None, ()),
+            broken_arrow=broken_arrow,
             many=any(place for place in claims),
         )
         self.ledger[f"records.{content.column}"] += 1
@@ -121,6 +130,18 @@ class Partition:
             self.differences.append(
                 Difference("letters", where, str(sorted(gone)), str(sorted(late)))
             )
+
+    def try_suspects(self) -> None:
+        """Try the Arrow streams that letters call broken: one that can be read is a difference."""
+        suspects, self.suspects = self.suspects, []
+        streams = [value for _, value in suspects]
+        found = readable(streams, self._source.inflated_bytes_max)
+        for (offset, _), good in zip(suspects, found, strict=True):
+            if good:
+                where = f"dead letter of {self._source.topic}[{self.number}] offset {offset}"
+                self.differences.append(
+                    Difference("letters", where, "a stream that reads well", "arrow")
+                )
 
     def skip_to(self, offset: int) -> None:
         """Count offsets that carry no record as gap, up to ``offset``."""

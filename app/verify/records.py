@@ -148,7 +148,7 @@ class RecordReader:
             # What is read before the place where it breaks may have had a fault of its own.
             return _ANY
         if not isinstance(pairs, Pairs):
-            return _JSON
+            return _JSON | (wrong(pairs) & _RANGE)
         values = dict(pairs)
         if len(values) == len(pairs):
             return self.event(values)

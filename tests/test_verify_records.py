@@ -1,0 +1,145 @@
+"""What verify takes for an event is what a worker takes for one, whatever is in the records."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+from typing import Any
+
+import polars as pl
+import pytest
+from support import dataclasses_replace, run_of, small_map
+
+from agents.decode import Decoder
+from agents.fold import Before, Folder
+from agents.letters import letter_of
+from app.verify.arrow import ArrowRows
+from app.verify.letters import Letters
+from app.verify.partition import Partition
+from app.verify.records import Record, RecordReader
+from app.verify.trial import readable
+from tables.layer import Field
+from tables.plan import plans_of
+from tables.table import NEVER_MS
+
+FIELDS = {
+    "origin": "string", "carrier": "string", "delay": "int", "vip": "bool", "weight": "float",
+}  # fmt: skip
+SOURCE = dataclasses_replace(
+    small_map().sources[0],
+    fields=tuple(Field(name, kind) for name, kind in FIELDS.items()),  # type: ignore[arg-type]
+)
+MAP = small_map(sources=(SOURCE,))
+RAW = SOURCE.topic
+# Put in anywhere, these break an event, or change what it is, in every way that was thought of.
+PIECES = [piece.encode("latin-1") for piece in (
+    '"', "{", "}", "[", "]", ",", ":", "\\", "\\u00e9", "\\ud800", "\\ud83d\\ude00", "NaN", "-",
+    "1e999", "0", ".", "e5", "null", "true", "\xff", "\xc3", "\xc3\xa9", "\n", "\r\n", " ", "\t",
+    "\x0b", "\x00", "99999999999999999999", "9223372036854775808", "}\n{", "\\x", "/*c*/", "\n\n",
+    '"at":null,', '"at":5.0,', '"at":true,', '"at":"2013-01-01T00:00:00Z",', '"type":5,',
+    '"at":"1970-01-01T00:00:60Z",', '"at":"0001-01-01T00:00:00+00:01",', '"at":"1970-02-30",',
+    '"at":"1970-01-01 00:00:01.1239-23:59",', '"at":"1970-01-01t00:00:00+24:00",',
+    '"delay":1.0,', '"delay":"x",', '"delay":1e999,', '"origin":null,', '"vip":1,', '"weight":3,',
+    '"weight":1e309,', '"x":{"a":[1,2]},', '"x":01,', '"x":1e309,', '"x":"\\ude00",',
+)]  # fmt: skip
+TYPES = (b"application/json", b"application/x-ndjson; a=b", b"text/plain", b"APPLICATION/JSON")
+ARROW = (("content-type", b"application/vnd.apache.arrow.stream"),)
+
+
+def event(chance: random.Random) -> dict[str, Any]:
+    """Return an event, most often a sound one."""
+    return {
+        "at": chance.choice([5, 10**6, 10**7, 4 * 10**7] * 3 + [10**15]) + chance.randrange(1_000),
+        "type": chance.choice(["flight.departed"] * 9 + ["flight.x.y", "bus.left", "flight."]),
+        "origin": chance.choice(["JFK"] * 5 + ["é" * 520, "LGA"]),
+        "carrier": chance.choice(["UA"] * 4 + ["AA", None]),
+        "delay": chance.choice([None, 1, -5, 2**63 - 1]),
+        "vip": chance.choice([None, True]),
+        "weight": chance.choice([None, 1.5, 3.0]),
+        "more": chance.choice(["", "}\n{"]),
+    }
+
+
+def arrow(chance: random.Random, events: list[dict[str, Any]]) -> bytes:
+    """Return events as an Arrow stream, now and then with a byte changed."""
+    file = io.BytesIO()
+    frame = pl.DataFrame(events, schema_overrides={"delay": pl.Int64, "weight": pl.Float64})
+    frame.write_ipc_stream(file, compression=chance.choice(["uncompressed", "lz4", "zstd"]))
+    value = bytearray(file.getvalue())
+    if chance.random() < 0.4:
+        value[chance.randrange(len(value))] = chance.randrange(256)
+    return bytes(value)
+
+
+def lines(chance: random.Random, events: list[dict[str, Any]]) -> bytes:
+    """Return events as JSON lines, with pieces put in."""
+    indent = chance.choice([None, None, 4])
+    texts = [json.dumps(one, ensure_ascii=False, indent=indent).encode() for one in events]
+    value = chance.choice([b"\n", b"\r\n", b"\n \n"]).join(texts)
+    for _ in range(chance.choice([0, 1, 1, 2, 3])):
+        at = chance.randrange(len(value) + 1)
+        if chance.random() < 0.6:
+            at = max(1, value.find(chance.choice([b'"at"', b'"type"', b'"delay"', b'"vip"'])))
+        after = at if chance.random() < 0.7 else at + chance.randrange(4)
+        value = value[:at] + chance.choice(PIECES) + value[after:]
+    return value
+
+
+def records(chance: random.Random) -> tuple[list[bytes | None], dict[int, Any]]:
+    """Return the values of some records, and the headers of those that have some."""
+    values: list[bytes | None] = []
+    headers: dict[int, Any] = {}
+    for _ in range(60):
+        events = [event(chance) for _ in range(chance.choice([1, 1, 2, 3]))]
+        if chance.random() < 0.2:
+            values.append(arrow(chance, events))
+            if chance.random() < 0.5:
+                headers[len(values) - 1] = ARROW
+            continue
+        values.append(chance.choice([lines(chance, events)] * 20 + [b"", None, b" \n"]))
+        if chance.random() < 0.3:
+            headers[len(values) - 1] = (("content-type", chance.choice(TYPES)),)
+    return values, headers
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_what_is_no_event_is_what_a_worker_takes_for_none(seed: int) -> None:
+    """Events of all forms with pieces put in: the same ledger, and a letter for what is not."""
+    values, headers = records(random.Random(seed))
+    run = run_of(values)
+    run.headers = headers
+    decoder = Decoder(SOURCE)
+    batch = decoder.decode([run])
+    (content,) = Folder(plans_of(MAP)[RAW]).fold(batch, {0: Before(NEVER_MS, {})})
+    letters = Letters()
+    for item in batch.aside:
+        letters.take(Record(0, 0, b"", letter_of(run, item, decoder.part_of)[1]))
+    reader = RecordReader(SOURCE, ArrowRows(SOURCE))
+    one = Partition(SOURCE, MAP.base_layers("flights"), 0, letters.of(RAW, 0), reader)
+    for offset, value in enumerate(values):
+        one.take(Record(offset, run.append_times_ms[offset], value, headers.get(offset, ())))
+    assert {k: v for k, v in one.ledger.items() if v} == {
+        k: v for k, v in content.ledger.items() if v
+    }
+    assert one.differences == []
+    assert one.ledger["events.malformed"] > 10
+    assert one.ledger["events.classified"] > 0
+
+
+def test_a_stream_that_a_letter_wrongly_calls_broken_is_found() -> None:
+    """Of these the second declares more rows than there is memory for, and the third is cut."""
+    file = io.BytesIO()
+    pl.DataFrame({"at": [1] * 7}).write_ipc_stream(file)
+    whole = file.getvalue()
+    lie = whole.replace((7).to_bytes(8, "little"), (1 << 40).to_bytes(8, "little"))
+    assert list(readable([whole, lie, whole[:-24], whole], 1_000)) == [True, False, False, True]
+
+    letters = Letters()
+    headers = {"topic": RAW, "partition": "0", "offset": "0", "index": "", "reason": "arrow"}
+    letters.take(Record(0, 0, b"", tuple((n, text.encode()) for n, text in headers.items())))
+    reader = RecordReader(SOURCE, ArrowRows(SOURCE))
+    one = Partition(SOURCE, MAP.base_layers("flights"), 0, letters.of(RAW, 0), reader)
+    one.take(Record(0, 0, whole, ARROW))
+    one.try_suspects()
+    assert [(found.what, found.got) for found in one.differences] == [("letters", "arrow")]
