@@ -209,7 +209,7 @@ class Partition:
             start = window_start(layer, time_ms)
             if before is not None and window_end(layer, start) <= floor_ms(layer, before):
                 self.ledger[f"layer.{name}.too_late"] += 1
-                gone.add((name, place))
+                gone.add((layer.name, place))
                 continue
             self.ledger[f"layer.{name}.folded"] += 1
             where = (tuple(fields[field.name] for field in layer.key), start)
