@@ -11,13 +11,15 @@ MINUTES ?= 10
 # Workers are processes of one core each.
 export POLARS_MAX_THREADS ?= 1
 
-.PHONY: help setup demo test chaos lint format clean
+.PHONY: help setup demo test chaos simulate simulate-rules lint format clean
 
 help:
 	@echo "make setup   make .venv with all that demo and test need"
 	@echo "make demo    run broker, worker and input; DEMO_SECONDS=20 makes it a check that ends"
 	@echo "make test    lint, types, import rules and every test"
 	@echo "make chaos   let workers, brokers, Cassandra, a disk and a clock fail; MINUTES=10 SEED=any"
+	@echo "make simulate        kills, stops and loses simulated workers; SEEDS=20000 FIRST=1"
+	@echo "make simulate-rules  the same without each rule in turn, which must fail; SEEDS=400"
 	@echo "make lint    the first three of these"
 	@echo "make format  let the formatter rewrite the code"
 	@echo "make clean   remove .venv and everything that was made"
@@ -43,6 +45,14 @@ test: lint
 chaos: setup
 	@cd tests && PYTHONPATH=.:.. ../$(BIN)/python -m chaos --minutes $(MINUTES) \
 	  $(if $(SEED),--seed $(SEED))
+
+SIMULATION = PYTHONPATH=.:tests $(BIN)/python -m simulation
+simulate: setup
+	@$(SIMULATION) --seeds $(or $(SEEDS),20000) --first $(or $(FIRST),1) \
+	  --kinds $(or $(KINDS),pure impure)
+
+simulate-rules: setup
+	@$(SIMULATION) --rules --seeds $(or $(SEEDS),400) --first $(or $(FIRST),1)
 
 lint: setup
 	@$(BIN)/ruff check --quiet .

@@ -1,0 +1,95 @@
+"""The simulated log: records by topic and partition, with the answers that get lost on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from simulation.faults import Faults
+from support import StoredRecord
+
+from tables.errors import OffsetGoneError
+
+APPEND_TIME_MS = 2_000_000_000_000
+
+
+@dataclasses.dataclass
+class PartitionLog:
+    """One partition. What was truncated stays in ``records``, for those who check.
+
+    ``first`` is the offset of the first record ever; ``start`` that of the first one left;
+    ``hidden`` counts the records at the end that nobody can see yet.
+    """
+
+    first: int = 0
+    start: int = 0
+    hidden: int = 0
+    records: list[StoredRecord] = dataclasses.field(default_factory=list)
+
+    @property
+    def end(self) -> int:
+        """The offset after the last record that is to be seen."""
+        return self.first + len(self.records) - self.hidden
+
+    def add(self, value: bytes | None, headers: Any) -> int:
+        """Append; return the offset."""
+        offset = self.first + len(self.records)
+        self.records.append(StoredRecord(offset, value, APPEND_TIME_MS + offset, headers))
+        return offset
+
+    def slice(self, start: int, stop: int) -> list[StoredRecord]:
+        """Return the visible records of these offsets."""
+        return self.records[start - self.first : min(stop, self.end) - self.first]
+
+
+class SimulatedLog:
+    """``agents.owners.ReadableLog`` in memory; every call takes time and may fail."""
+
+    def __init__(self, faults: Faults) -> None:
+        self._faults = faults
+        self.partitions: dict[tuple[str, int], PartitionLog] = {}
+
+    def of(self, topic: str, partition: int) -> PartitionLog:
+        """Return a partition, which comes into being when it is first asked for."""
+        return self.partitions.setdefault((topic, partition), PartitionLog())
+
+    async def append(self, topic: str, partition: int, value: bytes | None, headers: Any) -> int:
+        """Append a record, at least once where the broker repeats it."""
+        log = self.of(topic, partition)
+        # The end of a journal must be known before its readers can be compared.
+        lingers = ".journal." not in topic
+        offset = await self._faults.request(lambda: log.add(value, headers), lingers=lingers)
+        self._faults.loop.note(offset, len(value or b""))
+        return offset
+
+    async def read(
+        self, topic: str, partition: int, start: int, stop: int, bytes_max: int | None = None
+    ) -> list[StoredRecord]:
+        """Return the records of a range, no more once their values reach ``bytes_max``."""
+        await self._faults.delay()
+        log = self.of(topic, partition)
+        if start < log.start:
+            raise OffsetGoneError(f"{topic}[{partition}] has no offset {start} any more")
+        found: list[StoredRecord] = []
+        size = 0
+        for record in log.slice(start, stop):
+            found.append(record)
+            size += len(record.value or b"")
+            if bytes_max is not None and size >= bytes_max:
+                break
+        return found
+
+    async def truncate(self, topic: str, partition: int, before: int) -> None:
+        """Delete the records before an offset."""
+        log = self.of(topic, partition)
+
+        def act() -> None:
+            log.start = max(log.start, before)
+
+        await self._faults.request(act)
+
+    async def bounds(self, topic: str, partition: int) -> tuple[int, int]:
+        """Return the first offset and the one after the last."""
+        await self._faults.delay()
+        log = self.of(topic, partition)
+        return log.start, log.end

@@ -1,0 +1,269 @@
+"""Rules 8 to 13, dropped: emission, eviction, announcements, coarser layers, rows."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+import polars as pl
+from simulation.loop import PROCESS
+from simulation.rules import Patch, rule
+from simulation.sink import Row, SimulatedArchive, Value
+
+import agents.emit
+from agents.emit import archive_rows
+from agents.fold import Content
+from agents.gather import Gatherer
+from agents.owner import Owner
+from tables.contribution import split_cells
+from tables.errors import ArchiveError
+from tables.journal import Announcement, Delta
+from tables.layer import Layer
+from tables.state import PartitionState
+from tables.table import NEVER_MS, RollupTable
+
+_claim = Owner.claim
+_compose = Owner._compose
+_announcement = Owner.announcement
+_take = Gatherer._take
+
+COUNTERS = (0, 0, 0, NEVER_MS)
+
+
+def _windows(owner: Owner, floors: dict[str, int], least: Any) -> dict[str, list[int]]:
+    """Return windows at or below the floors whose acknowledgements satisfy ``least``."""
+    found = {}
+    for layer in owner.plan.layers:
+        acks = [owner._acks[layer.name, sink] for sink in owner.sinks(layer)]
+        found[layer.name] = [
+            window
+            for window, version in owner.state.tables[layer.name].versions.items()
+            if layer.window.end(window) <= floors[layer.name]
+            and all(least(acked.get(window, -1), version) for acked in acks)
+        ]
+    return found
+
+
+def _evicting(least: Any) -> list[Patch]:
+    def evictable(self: Owner) -> dict[str, list[int]]:
+        floors = {layer.name: self.state.floor_ms(layer) for layer in self.plan.layers}
+        return _windows(self, floors, least)
+
+    return [(Owner, "_evictable", evictable)]
+
+
+@rule(8, "what is sent carries the version of its cell", quick="pure")
+def versions() -> list[Patch]:
+    """Send contributions without version."""
+
+    def without(finer: Layer, coarser: Layer, cells: pl.DataFrame) -> list[tuple[int, bytes]]:
+        return split_cells(finer, coarser, cells.with_columns(version=pl.lit(0, pl.Int64)))
+
+    return [(agents.emit, "split_cells", without)]
+
+
+@rule(9, "a window is evicted only when every sink has acknowledged it", quick="pure")
+def evict_acknowledged() -> list[Patch]:
+    """Evict what is sealed."""
+    return _evicting(lambda _acked, _version: True)
+
+
+@rule(9, "an acknowledgement counts for its version only")
+def evict_at_its_version() -> list[Patch]:
+    """Evict what was acknowledged at any version."""
+    return _evicting(lambda acked, _version: acked >= 0)
+
+
+@rule(9, "a delta does not evict what it changes", quick="pure")
+def evict_what_was_sealed_before() -> list[Patch]:
+    """Evict what the delta itself seals."""
+
+    def compose(self: Owner, content: Content, tail: Any) -> Delta:
+        delta = _compose(self, content, tail)
+        if self.plan.finer is None:
+            floors = {layer.name: delta.floors.get(layer.name, NEVER_MS) for layer in
+                      self.plan.layers}  # fmt: skip
+        else:
+            announced = delta.announced.values()
+            everyone = len(announced) == self.plan.senders
+            floor = min(f for _, f in announced) if everyone else NEVER_MS
+            floors = dict.fromkeys((layer.name for layer in self.plan.layers), floor)
+        evicted = _windows(self, floors, lambda acked, version: acked >= version)
+        return msgspec.structs.replace(
+            delta, evicted={name: windows for name, windows in evicted.items() if windows}
+        )
+
+    return [(Owner, "_compose", compose)]
+
+
+@rule(10, "a new owner takes nothing as acknowledged", quick="pure")
+def new_owner_sends_again() -> list[Patch]:
+    """Take all that is held as acknowledged."""
+
+    async def claim(self: Owner) -> None:
+        await _claim(self)
+        for (layer, _), acked in self._acks.items():
+            acked.update(self.state.tables[layer].versions)
+
+    return [(Owner, "claim", claim)]
+
+
+@rule(11, "an announcement holds back what the layer topic has not acknowledged")
+def announce_acknowledged() -> list[Patch]:
+    """Announce watermark and floor as they are."""
+
+    def announcement(self: Owner, layer: Layer, coarser: str) -> Announcement:
+        del coarser
+        return self.state.closed_ms(layer), self.state.floor_ms(layer)
+
+    return [(Owner, "announcement", announcement)]
+
+
+@rule(11, "no slack stands in for acknowledgements")
+def announce_with_slack() -> list[Patch]:
+    """Announce the floor with some slack, whatever is acknowledged."""
+
+    def announcement(self: Owner, layer: Layer, coarser: str) -> Announcement:
+        del coarser
+        return self.state.closed_ms(layer), max(NEVER_MS, self.state.floor_ms(layer) - 8)
+
+    return [(Owner, "announcement", announcement)]
+
+
+@rule(
+    12,
+    "floors of a coarser layer are the least over all senders, also those not heard yet",
+    quick="pure",
+)
+def least_of_all_senders() -> list[Patch]:
+    """Take the least over the senders that had an event."""
+
+    def heard(announced: dict[int, Announcement]) -> dict[int, Announcement]:
+        return {sender: said for sender, said in announced.items() if said[1] > NEVER_MS}
+
+    def announced_least(self: PartitionState, which: int) -> int:
+        return min((said[which] for said in heard(self.meta.announced).values()), default=NEVER_MS)
+
+    def take(self: Gatherer, contribution: Any, rows: Any, doing: Any) -> None:
+        plan, announced = self._plan, doing.announced
+        doing.announced = heard(announced)
+        self._plan = _Senders(len(doing.announced) or -1)  # type: ignore[assignment]
+        _take(self, contribution, rows, doing)
+        self._plan = plan
+        doing.announced = announced | doing.announced
+
+    return [(PartitionState, "_announced_least", announced_least), (Gatherer, "_take", take)]
+
+
+class _Senders:
+    """A plan of so many senders."""
+
+    def __init__(self, senders: int) -> None:
+        self.senders = senders
+
+
+@rule(12, "a contribution replaces a smaller version only")
+def larger_version_stays() -> list[Patch]:
+    """Let what comes last replace what was there."""
+
+    def newer(self: Gatherer, table: RollupTable, doing: Any) -> pl.DataFrame:
+        columns = table.delta_columns
+        frames = [frame for frame in doing.frames if frame.height]
+        if not frames:
+            return pl.DataFrame(schema=dict.fromkeys(columns, pl.Null()))
+        rows = pl.concat(frames)
+        doing.count(f"layer.{self._layer.name}.folded", rows.height)
+        return rows.unique(table.contribution, keep="last", maintain_order=True).select(columns)
+
+    def latest(self: RollupTable, rows: pl.DataFrame) -> pl.DataFrame:
+        settled = rows.filter(pl.col("fine_start").is_null())
+        single = rows.filter(pl.col("fine_start").is_not_null()).sort("version")
+        return pl.concat([settled, single.unique(self.contribution, keep="last")])
+
+    return [(Gatherer, "_newer", newer), (RollupTable, "_latest", latest)]
+
+
+def _deaf(*, to_all: bool, to_own: bool) -> list[Patch]:
+    """Take contributions as if no floor had been announced."""
+
+    def take(self: Gatherer, contribution: Any, rows: Any, doing: Any) -> None:
+        known = doing.announced
+        sender = contribution.sender
+        heard = {} if to_all else dict(known)
+        if to_own:
+            heard[sender] = (NEVER_MS, NEVER_MS)
+        elif to_all and sender in known:
+            heard[sender] = known[sender]
+        doing.announced = heard
+        _take(self, contribution, rows, doing)
+        closed, floor = known.get(sender, (NEVER_MS, NEVER_MS))
+        new_closed, new_floor = contribution.announced
+        known[sender] = max(closed, new_closed), max(floor, new_floor)
+        doing.announced = known
+
+    return [(Gatherer, "_take", take)]
+
+
+@rule(12, "a row of a sealed coarser window is dropped")
+def drop_the_sealed() -> list[Patch]:
+    """Look at the sender's own floor only."""
+    return _deaf(to_all=True, to_own=False)
+
+
+@rule(12, "a row of a settled finer window is dropped")
+def drop_the_settled() -> list[Patch]:
+    """Look at the floor of the coarser layer only, as far as it follows from the others."""
+    return _deaf(to_all=False, to_own=True)
+
+
+@rule(12, "rows of sealed and settled windows are dropped")
+def drop_sealed_and_settled() -> list[Patch]:
+    """Take every row."""
+    return _deaf(to_all=True, to_own=True)
+
+
+@rule(13, "write times are the same for all owners", quick="pure")
+def write_times() -> list[Patch]:
+    """Write with the time of the writer's clock, which is not that of the others."""
+
+    def rows_now(owner: Owner, emission: Any) -> tuple[pl.DataFrame, pl.Series]:
+        rows, times = archive_rows(owner, emission)
+        shifted_s = PROCESS.get().number * 7 % 5 * 20
+        now = int((asyncio.get_running_loop().time() + shifted_s) * 1_000_000)
+        return rows, pl.Series([now] * len(times), dtype=pl.Int64)
+
+    return [(agents.emit, "archive_rows", rows_now)]
+
+
+@rule(13, "the larger write time stays", quick="pure")
+def last_write_wins() -> list[Patch]:
+    """Let what comes last stay."""
+
+    def put(self: SimulatedArchive, row: Row, write_time: int, value: Value) -> None:
+        self.rows[row] = write_time, value
+
+    return [(SimulatedArchive, "put", put)]
+
+
+@rule(13, "rows are absolute values", quick="pure")
+def absolute_values() -> list[Patch]:
+    """Write what was added since the process last wrote the row."""
+    sent: dict[tuple[int, Row], Value] = {}
+
+    async def write_row(self: SimulatedArchive, row: Row, write_time: int, value: Value) -> None:
+        writer = PROCESS.get().number, row
+        before = sent.get(writer, COUNTERS)
+        added = (*(a - b for a, b in zip(value[:3], before[:3], strict=True)), value[3])
+
+        def act() -> None:
+            _, known = self.rows.get(row, (0, COUNTERS))
+            sums = (a + b for a, b in zip(known[:3], added[:3], strict=True))
+            self.rows[row] = write_time, (*sums, max(known[3], added[3]))
+
+        if self.away:
+            raise ArchiveError("the archive is away")
+        await self._faults.request(act, ArchiveError, lingers=True)
+        sent[writer] = value
+
+    return [(SimulatedArchive, "_write_row", write_row)]

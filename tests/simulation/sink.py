@@ -1,0 +1,79 @@
+"""The simulated archive: rows with write times, of which the largest stays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+from simulation.faults import Faults
+
+from tables.archive import CellRange
+from tables.errors import ArchiveError
+from tables.layer import Layer, Map
+
+Row = tuple[str, tuple[Any, ...], int, int]
+"""Layer, key, window start, source partition."""
+
+Value = tuple[Any, ...]
+"""The accumulators in the layer's order."""
+
+
+class SimulatedArchive:
+    """``tables.archive.Archive`` in memory; what is written comes late, twice or never.
+
+    ``sent`` remembers all values that writers tried to write, by row and version: there should be
+    one.
+    """
+
+    def __init__(self, faults: Faults) -> None:
+        self._faults = faults
+        self.away = False
+        self.rows: dict[Row, tuple[int, Value]] = {}
+        self.sent: dict[tuple[Row, int], set[Value]] = {}
+
+    async def open(self, themap: Map) -> None:
+        """There is nothing to be opened."""
+
+    async def close(self) -> None:
+        """There is nothing to be closed."""
+
+    async def write(self, layer: Layer, rows: pl.DataFrame, write_times_us: pl.Series) -> None:
+        """Write row by row: some of a failed write's rows are there."""
+        keys = len(layer.key)
+        values = rows.select(
+            *layer.key_columns,
+            "window_start",
+            "source_partition",
+            "version",
+            *(acc.column for acc in layer.accumulators),
+        )
+        failed = None
+        for cells, write_time in zip(values.rows(), write_times_us, strict=True):
+            self._faults.loop.note(write_time)
+            row = (layer.name, cells[:keys], cells[keys], cells[keys + 1])
+            version, value = cells[keys + 2], cells[keys + 3 :]
+            self.sent.setdefault((row, version), set()).add(value)
+            try:
+                await self._write_row(row, write_time, value)
+            except ArchiveError as error:
+                failed = error
+        if failed is not None:
+            raise failed
+
+    async def read(self, layer: Layer, cells: CellRange) -> pl.DataFrame:
+        """Nobody reads through the protocol here."""
+        raise NotImplementedError
+
+    def put(self, row: Row, write_time: int, value: Value) -> None:
+        """Take a row as Cassandra does: of equal write times the larger value stays."""
+        known = self.rows.get(row)
+        if known is None or (write_time, value) >= known:
+            self.rows[row] = write_time, value
+
+    async def _write_row(self, row: Row, write_time: int, value: Value) -> None:
+        if self.away:
+            await self._faults.delay()
+            raise ArchiveError("the archive is away")
+        await self._faults.request(
+            lambda: self.put(row, write_time, value), ArchiveError, lingers=True
+        )
