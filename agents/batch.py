@@ -34,7 +34,8 @@ class SetAside:
 
     ``record`` is the index in run ``run``; ``events`` the places in the record, None for a record
     that could not be read as events. ``reason`` is one of docs/formats/records.md; ``detail`` says
-    more to people. ``layer`` is set for late events.
+    more to people. ``layer`` and ``lateness_ms``, of the least and the most late, are set for late
+    events.
     """
 
     kind: Kind
@@ -44,6 +45,7 @@ class SetAside:
     reason: str
     detail: str
     layer: str = ""
+    lateness_ms: tuple[int, int] | None = None
 
 
 @dataclasses.dataclass(slots=True)
@@ -71,7 +73,7 @@ class EventBatch:
     ) -> dict[int, int]:
         """Set the events of these rows aside, by record; return how many by run.
 
-        ``rows`` has ``partition`` and ``place``.
+        ``rows`` has ``partition`` and ``place``; of late events also ``lateness``, in milliseconds.
         """
         counts: dict[int, int] = {}
         numbers = {run.partition: number for number, run in enumerate(self.runs)}
@@ -79,12 +81,17 @@ class EventBatch:
             "partition",
             record=pl.col("place") // PLACE,
             event=pl.col("place") % PLACE,
+            lateness="lateness" if kind == "late" else pl.lit(None),
         )
-        grouped = events.group_by("partition", "record", maintain_order=True).agg("event")
-        for partition, record, places in grouped.iter_rows():
+        grouped = events.group_by("partition", "record", maintain_order=True).agg(
+            "event", least=pl.col("lateness").min(), most=pl.col("lateness").max()
+        )
+        for partition, record, places, least, most in grouped.iter_rows():
             number = numbers[partition]
             counts[number] = counts.get(number, 0) + len(places)
-            self.aside.append(SetAside(kind, number, record, tuple(places), reason, detail, layer))
+            late = None if least is None else (least, most)
+            item = SetAside(kind, number, record, tuple(places), reason, detail, layer, late)
+            self.aside.append(item)
         return counts
 
     def refuse(

@@ -241,7 +241,9 @@ class Folder:
         late = _late(layer, rows, before)
         if late is not None:
             detail = f"its window of {layer.declared_name} is sealed"
-            batch.set_aside(rows.filter(late), "late", "late", detail, layer.declared_name)
+            gone = rows.filter(late)
+            gone = gone.with_columns(lateness=_lateness_ms(layer, gone, before))
+            batch.set_aside(gone, "late", "late", detail, layer.declared_name)
             rows = rows.filter(~late)
         cells = _aggregate(layer, rows)
         folded = dict(cells.group_by("partition").agg(pl.col("events").sum()).iter_rows())
@@ -271,6 +273,21 @@ def _late(layer: Layer, rows: pl.DataFrame, before: Mapping[int, Before]) -> pl.
     first = rows["partition"].replace_strict(starting, return_dtype=pl.Int64)
     late: pl.Series = (ends <= floor) | (ends <= first)
     return late if late.any() else None
+
+
+def _lateness_ms(layer: Layer, rows: pl.DataFrame, before: Mapping[int, Before]) -> pl.Expr:
+    """Return how far the events of rows that are too late were behind the layer's watermark.
+
+    It is above zero, because the floor counts as watermark where a higher revision of the map has
+    put the watermark below it.
+    """
+    slack = layer.max_out_of_orderness_ms
+    starting = {
+        partition: max(known.stream_time_ms - slack, known.floors.get(layer.name, NEVER_MS))
+        for partition, known in before.items()
+    }
+    first = pl.lit(rows["partition"].replace_strict(starting, return_dtype=pl.Int64))
+    return pl.max_horizontal(pl.col("time_before") - slack, first) - pl.col("time")
 
 
 def _aggregate(layer: Layer, rows: pl.DataFrame) -> pl.DataFrame:

@@ -53,6 +53,7 @@ def letter_of(
         detail=item.detail,
         content_type=content_type,
         layer=item.layer,
+        lateness_ms=item.lateness_ms,
         cut=len(value) if len(value) > LETTER_BYTES_MAX else 0,
     )
     return value[:LETTER_BYTES_MAX], letter.headers()

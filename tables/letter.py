@@ -26,8 +26,9 @@ class Letter(msgspec.Struct, frozen=True):
     """Where a letter comes from and why it is one.
 
     ``index`` tells the places of its events in the record, empty for a whole record that could not
-    be read as events. ``layer`` is set for late events; ``cut`` is the size of a record that was
-    longer than a letter may be, else 0.
+    be read as events. ``layer`` is set for late events, and so is ``lateness_ms``: how far the
+    least and the most late of them were behind the layer's watermark. ``cut`` is the size of a
+    record that was longer than a letter may be, else 0.
     """
 
     topic: str
@@ -40,6 +41,7 @@ class Letter(msgspec.Struct, frozen=True):
     content_type: str
     layer: str = ""
     cut: int = 0
+    lateness_ms: tuple[int, int] | None = None
 
     @property
     def identity(self) -> tuple[str, int, int, str, str, str]:
@@ -59,6 +61,8 @@ class Letter(msgspec.Struct, frozen=True):
         ]
         optional = (("content-type", self.content_type), ("layer", self.layer))
         found += [(name, text) for name, text in optional if text]
+        if self.lateness_ms is not None:
+            found.append(("lateness", "{}-{}".format(*self.lateness_ms)))
         if self.cut:
             found.append(("cut", str(self.cut)))
         return tuple((name, text.encode()) for name, text in found)
@@ -83,12 +87,18 @@ def read_letter(headers: Headers) -> Letter:
             content_type=texts.get("content-type", ""),
             layer=texts.get("layer", ""),
             cut=int(texts.get("cut", "0")),
+            lateness_ms=_span(texts["lateness"]) if "lateness" in texts else None,
         )
     except (KeyError, ValueError) as error:
         raise LetterError(f"cannot read letter: header {error} is missing or unusable") from error
     if _INDEX.fullmatch(letter.index) is None:
         raise LetterError(f"cannot read letter: got index {letter.index!r}; want like '0,3-5'")
     return letter
+
+
+def _span(text: str) -> tuple[int, int]:
+    least, _, most = text.partition("-")
+    return int(least), int(most)
 
 
 def index_of(places: Sequence[int]) -> str:

@@ -208,6 +208,9 @@ def test_the_command_lists_counts_and_replays(embedded: str, tmp_path: Path) -> 
         await write(log, base, 7)
         await write(log, base, 8, reason="arrow", index="", events=0)
         await write(log, base, 9, reason="json", index="0-4", events=5)
+        late = Letter(f"{name}.raw", 1, 10, "0-1", 2, "late", "sealed", "", "hour")
+        late = msgspec.structs.replace(late, lateness_ms=(3_600_001, 5_400_000))
+        await log.append(f"{name}.late", 1, b"late", late.headers())
         await log.stop()
 
     asyncio.run(fill())
@@ -230,4 +233,6 @@ def test_the_command_lists_counts_and_replays(embedded: str, tmp_path: Path) -> 
     assert "replayed 2 letters" in run(embedded, file, "replay", "--reason", "json").output
     assert "arrow" in run(embedded, file, "count", "--json").output
     assert "json" not in run(embedded, file, "count", "--json").output
-    assert run(embedded, file, "count", "--late", "--json").output == ""
+    assert "1:30:00" in run(embedded, file, "list", "--late").output
+    (row,) = map(orjson.loads, run(embedded, file, "list", "--late", "--json").output.splitlines())
+    assert (row["layer"], row["lateness_ms"]) == ("hour", [3_600_001, 5_400_000])

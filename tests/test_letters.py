@@ -52,6 +52,7 @@ def test_an_index_names_every_place(places: list[int]) -> None:
     st.builds(
         Letter, st.text(min_size=1), st.integers(0), st.integers(0), st.just("0,3-5"),
         st.integers(0), st.text(), st.text(), st.text(), st.text(), st.integers(0),
+        st.none() | st.tuples(st.integers(1), st.integers(1)),
     )
 )  # fmt: skip
 def test_a_letter_reads_back(letter: Letter) -> None:

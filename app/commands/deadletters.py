@@ -62,8 +62,8 @@ def list_(
             click.echo(orjson.dumps(_json(entry)))
     else:
         table = Table(
-            "set aside", "topic", "partition", "offset", "index", "reason", "detail", "value",
-            box=None, header_style="bold",
+            "set aside", "topic", "partition", "offset", "index", "reason", "late by", "detail",
+            "value", box=None, header_style="bold",
         )  # fmt: skip
         for entry in found:
             table.add_row(*map(Text, _row(entry)))
@@ -181,6 +181,7 @@ def _row(entry: Entry) -> list[str]:
         _when(entry.append_time_ms),
         *where,
         letter.reason,
+        "" if letter.lateness_ms is None else str(dt.timedelta(milliseconds=letter.lateness_ms[1])),
         letter.detail,
         shown[:VALUE_CHARS_MAX],
     ]
@@ -197,6 +198,8 @@ def _json(entry: Entry) -> dict[str, object]:
     }  # fmt: skip
     if letter.layer:
         row["layer"] = letter.layer
+    if letter.lateness_ms is not None:
+        row["lateness_ms"] = letter.lateness_ms
     try:
         row["value"] = entry.value.decode()
     except UnicodeDecodeError:
