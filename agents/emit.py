@@ -2,8 +2,12 @@
 
 Emission never decides content: it may stop, repeat and reorder freely (docs/formats/journal.md
 rules 8 and 11). Each owner has one task per destination, so that an archive that is away does not
-hold back coarser layers. A combiner's open cells go to its merge stage too, so that the merged
-layer's live table is at most about a second behind.
+hold back coarser layers.
+
+    closed        -> at once, until acknowledged at its version
+    open          -> once the partition's cells have not changed for early_emit_s
+    combiner's    -> open cells too, at most once a second, so that the merged layer's live table is
+                     at most about a second behind
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import math
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -32,12 +37,16 @@ log = logging.getLogger(__name__)
 ANNOUNCE_INTERVAL_S = 1.0
 """An announcement without cells is sent at most this often to a partition."""
 
-EARLY_EMIT_S = 1.0
+COMBINER_EMIT_S = 1.0
 """A partition's combiners send cells of open windows at most this often: a cell that changes with
 every chunk costs its merge stage one row a second for each source partition, however hot it is."""
 
 RETRY_S_MIN = 0.2
 RETRY_S_MAX = 10.0
+
+
+Emit = Callable[[bool], Awaitable[float | None]]
+"""Sends what is due, open cells too if told so; returns the seconds until more may be."""
 
 
 class Log(Protocol):
@@ -68,7 +77,9 @@ class EmitCounts:
 class Emitter:
     """Sends what one owner's state has closed; ``wake`` it after every applied delta.
 
-    ``counts`` are kept over all owners of the worker.
+    ``counts`` are kept over all owners of the worker. ``early_emit_s`` is how long the partition's
+    cells must not have changed before those of open windows are sent too; 0 for never. So a cell is
+    sent early at most once in that time, and not at all under load.
     """
 
     def __init__(
@@ -78,17 +89,21 @@ class Emitter:
         to: Log,
         counts: EmitCounts,
         failed: Callable[[BaseException], None],
+        *,
+        early_emit_s: float = 0.0,
     ) -> None:
         self._owner = owner
         self._archive = archive
         self._log = to
         self._counts = counts
         self._failed = failed
+        self._early_emit_s = early_emit_s
+        self._changed_at = -math.inf
         self._tasks: list[asyncio.Task[None]] = []
         self._events: list[asyncio.Event] = []
         self._announced: dict[tuple[str, str], Announcement] = {}
         self._announced_at = -ANNOUNCE_INTERVAL_S
-        self._early_at = -EARLY_EMIT_S
+        self._combined_at = -COMBINER_EMIT_S
         self.on_acknowledged: Callable[[], None] = lambda: None
 
     def start(self) -> None:
@@ -96,10 +111,12 @@ class Emitter:
         self._spawn(self._emit_archive)
         if any(self._owner.plan.coarser.values()):
             self._spawn(self._emit_coarser)
-        self.wake()
+        self.wake(changed=True)
 
-    def wake(self) -> None:
-        """Tell that the state has changed."""
+    def wake(self, *, changed: bool = False) -> None:
+        """Tell that the state has changed; ``changed`` says that cells have."""
+        if changed:
+            self._changed_at = asyncio.get_running_loop().time()
         for event in self._events:
             event.set()
 
@@ -111,23 +128,29 @@ class Emitter:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
 
-    def _spawn(self, emit: Callable[[], Awaitable[float | None]]) -> None:
+    def _spawn(self, emit: Emit) -> None:
         event = asyncio.Event()
         self._events.append(event)
         self._tasks.append(asyncio.create_task(guarded(self._repeat(emit, event), self._failed)))
 
-    async def _repeat(
-        self, emit: Callable[[], Awaitable[float | None]], event: asyncio.Event
-    ) -> None:
+    async def _repeat(self, emit: Emit, event: asyncio.Event) -> None:
         """Emit whenever woken, or after the seconds that ``emit`` returned; back off on failure."""
+        now = asyncio.get_running_loop().time
         retry_s = RETRY_S_MIN
+        sent_early = -math.inf  # the change after which open cells were sent last
         while True:
             event.clear()
             news = event
             wait_s: float | None
+            change = self._changed_at if self._early_emit_s else sent_early
+            early = change != sent_early and now() >= change + self._early_emit_s
             try:
-                wait_s = await emit()
+                wait_s = await emit(early)
                 retry_s = RETRY_S_MIN
+                if early:
+                    sent_early = change
+                elif change != sent_early:
+                    wait_s = _least(wait_s, change + self._early_emit_s - now())
             except (ArchiveError, OutcomeUnknownError) as error:
                 sink = "archive" if isinstance(error, ArchiveError) else "layer_topic"
                 self._counts.failures[sink] += 1
@@ -142,10 +165,10 @@ class Emitter:
                 async with asyncio.timeout(wait_s):
                     await news.wait()
 
-    async def _emit_archive(self) -> None:
+    async def _emit_archive(self, early: bool) -> None:
         owner = self._owner
         for layer in owner.plan.layers:
-            emission = None if layer.is_combiner else owner.due(layer, ARCHIVE)
+            emission = None if layer.is_combiner else owner.due(layer, ARCHIVE, early=early)
             if emission is None:
                 continue
             rows, times = archive_rows(owner, emission)
@@ -153,24 +176,24 @@ class Emitter:
             self._counts.archived[layer.name] += rows.height
             self._acknowledge(emission)
 
-    async def _emit_coarser(self) -> float | None:
+    async def _emit_coarser(self, early: bool) -> float | None:
         owner = self._owner
         now = asyncio.get_running_loop().time()
-        early = now >= self._early_at + EARLY_EMIT_S
+        combine = now >= self._combined_at + COMBINER_EMIT_S
         for layer in owner.plan.layers:
+            takes_open = early or (combine and layer.is_combiner)
             for coarser in owner.plan.coarser[layer.name]:
-                emission = owner.due(layer, coarser.name, early=early and layer.is_combiner)
+                emission = owner.due(layer, coarser.name, early=takes_open)
                 if emission is not None:
                     blocks = split_cells(layer, coarser, emission.cells)
                     await self._send(layer, coarser, emission.announced, blocks)
                     self._acknowledge(emission)
-                    if early and layer.is_combiner:
-                        self._early_at = now
-        waits = [await self._announce(), self._early_wait_s()]
-        return min((wait for wait in waits if wait is not None), default=None)
+                    if takes_open and layer.is_combiner:
+                        self._combined_at = now
+        return _least(await self._announce(), self._combiner_wait_s())
 
-    def _early_wait_s(self) -> float | None:
-        """Return the seconds until open cells may be sent, None where none has changed."""
+    def _combiner_wait_s(self) -> float | None:
+        """Return the seconds until combiners may send open cells, None where none has changed."""
         owner = self._owner
         changed = any(
             owner.has_changed(layer, coarser.name)
@@ -180,7 +203,7 @@ class Emitter:
         )
         if not changed:
             return None
-        return max(0.0, self._early_at + EARLY_EMIT_S - asyncio.get_running_loop().time())
+        return max(0.0, self._combined_at + COMBINER_EMIT_S - asyncio.get_running_loop().time())
 
     async def _announce(self) -> float | None:
         """Tell coarser layers how far this partition is, where a floor has passed a window.
@@ -238,6 +261,11 @@ class Emitter:
     def _acknowledge(self, emission: Emission) -> None:
         self._owner.acknowledge(emission)
         self.on_acknowledged()
+
+
+def _least(one: float | None, other: float | None) -> float | None:
+    """Return the shorter of two waits, None where there is none."""
+    return min((wait for wait in (one, other) if wait is not None), default=None)
 
 
 def _passed(layer: Layer, announced: Announcement) -> tuple[int, ...]:

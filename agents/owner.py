@@ -93,6 +93,11 @@ class Owner:
         """The next source offset: ``state.to``, and nothing else, says where to go on."""
         return self.state.meta.to
 
+    @property
+    def has_events(self) -> bool:
+        """Whether any event, and not heartbeats alone, has moved the partition's stream time."""
+        return _has_events(self.state.meta.ledger)
+
     def before(self) -> Before:
         """Return what folding the next chunk must know."""
         meta = self.state.meta
@@ -318,6 +323,7 @@ class Owner:
             evicted=evicted,
             tail=tail,
             snapshot=meta.snapshot,
+            has_events=self.has_events or _has_events(content.ledger),
         )
 
     async def _append(self, entry: Entry, value: bytes) -> int:
@@ -391,6 +397,10 @@ class Owner:
                 "events were deleted before they were read, or the topic was made anew; "
                 "start over under another map name"
             )
+
+
+def _has_events(counts: ledger.Ledger) -> bool:
+    return any(counts.get(f"events.{column}") for column in ("classified", "unclassified"))
 
 
 def tail_of(run: Run) -> Identity | None:

@@ -18,6 +18,7 @@ import polars as pl
 from agents.emit import EmitCounts, Emitter, Log
 from agents.fold import Content
 from agents.guarded import guarded
+from agents.idle import IdleHeartbeat, StreamTimes
 from agents.owner import Owner
 from tables.archive import Archive, CellRange
 from tables.cell import archive_schema
@@ -128,11 +129,12 @@ class LogPartitionIO:
 
 @dataclasses.dataclass(slots=True)
 class Held:
-    """One owned partition: its owner, its store, what emits for it."""
+    """One owned partition: its owner, its store, what emits for it and moves its time."""
 
     owner: Owner
     store: PartitionStore
     emitter: Emitter
+    heartbeat: IdleHeartbeat
     cycle: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
     released: bool = False
     tidying: asyncio.Task[None] | None = None
@@ -149,6 +151,7 @@ class Owners:
         state_folder: one folder per input topic and partition is kept in it.
         failed: called with the reason when a background task ends: the worker must stop with it.
         fenced: called with topic, partition and reason when a partition must be claimed again.
+        early_emit_s: see :class:`agents.emit.Emitter`.
     """
 
     def __init__(
@@ -160,6 +163,7 @@ class Owners:
         *,
         failed: Callable[[BaseException], None],
         fenced: Callable[[str, int, str], None],
+        early_emit_s: float = 0.0,
     ) -> None:
         self.themap = themap
         self.plans = plans_of(themap)
@@ -168,6 +172,8 @@ class Owners:
         self._folder = state_folder
         self._failed = failed
         self._fenced = fenced
+        self._early_emit_s = early_emit_s
+        self._stream_times = StreamTimes(to, self.get)
         self._held: dict[TopicPartition, Held] = {}
         self._leaving: dict[TopicPartition, asyncio.Task[None]] = {}
         self.emitted = EmitCounts()
@@ -184,11 +190,16 @@ class Owners:
         except BaseException:
             store.close()
             raise
-        emitter = Emitter(owner, self._archive, self._log, self.emitted, self._failed)
-        held = Held(owner, store, emitter)
+        emitter = Emitter(
+            owner, self._archive, self._log, self.emitted, self._failed,
+            early_emit_s=self._early_emit_s,
+        )  # fmt: skip
+        heartbeat = IdleHeartbeat(owner, self._log, self._stream_times, self._failed)
+        held = Held(owner, store, emitter, heartbeat)
         emitter.on_acknowledged = lambda: self._tidy(topic, partition, held)
         self._held[topic, partition] = held
         emitter.start()
+        heartbeat.start()
         return owner.position
 
     async def release(self, partitions: set[TopicPartition]) -> None:
@@ -244,7 +255,9 @@ class Owners:
         except (FencedError, OutcomeUnknownError) as error:
             await self._lost(topic, partition, held, error)
             return
-        held.emitter.wake()
+        held.emitter.wake(changed=bool(content.blocks))
+        if content.stop > content.start:
+            held.heartbeat.seen()
         self._tidy(topic, partition, held)
         if held.snapshotting is None and held.owner.wants_snapshot():
             held.snapshotting = asyncio.create_task(
@@ -323,6 +336,7 @@ class Owners:
     async def _let_go(self, key: TopicPartition, held: Held) -> None:
         try:
             await held.emitter.stop()
+            held.heartbeat.stop()
             for task in (held.tidying, held.snapshotting):
                 if task is not None:
                     task.cancel()

@@ -90,6 +90,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     archive: Literal["embedded", "cassandra"] = "embedded"
     archive_folder: pathlib.Path = pathlib.Path("var/archive")
+    early_emit_ms: Annotated[int, msgspec.Meta(ge=0, le=86_400_000)] = 60_000
     cassandra_hosts: tuple[str, ...] = ("127.0.0.1",)
     cassandra_port: Port = 9042
     cassandra_keyspace: Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]{0,47}$")] = (
@@ -161,6 +162,8 @@ MEANINGS: dict[str, str] = {
     " below which sources pause; layer topics at half of it.",
     "archive": "Where closed cells rest: `embedded` (one worker only) or `cassandra`.",
     "archive_folder": "Folder of the embedded archive. Wiping it loses the history.",
+    "early_emit_ms": "Cells of open windows are sent on too once those of their partition have not"
+    " changed for so long; 0: never.",
     "cassandra_hosts": "Cassandra nodes to start from.",
     "cassandra_port": "Port of every Cassandra node.",
     "cassandra_keyspace": "Keyspace of the layer tables.",

@@ -114,6 +114,7 @@ def build(settings: Settings) -> MapApp:
         settings.state_folder / themap.name,
         failed=failed,
         fenced=fenced,
+        early_emit_s=settings.early_emit_ms / 1_000,
     )
     layer_topics = {t for t, plan in owners.plans.items() if plan.finer is not None}
     pressure = _pressure(settings, owners)

@@ -46,7 +46,8 @@ class Delta(msgspec.Struct, frozen=True, array_like=True, tag="delta"):
     layer, as bytes of ``tables.block``; ``evicted`` are window starts by layer; ``tail`` is the
     identity of record ``stop - 1`` (append time and CRC-32), None where it carried no record.
     ``snapshot`` is the journal offset of the latest snapshot that the writer knows, -1 for none: a
-    hint for readers, which decides nothing.
+    hint for readers, which decides nothing. ``has_events`` is another: whether an event, and not
+    heartbeats alone, has moved stream time up to ``stop``.
     """
 
     epoch: int
@@ -61,6 +62,7 @@ class Delta(msgspec.Struct, frozen=True, array_like=True, tag="delta"):
     evicted: dict[str, list[int]]
     tail: Identity | None
     snapshot: int
+    has_events: bool = False
 
 
 class SnapshotPart(msgspec.Struct, frozen=True, array_like=True, tag="part"):

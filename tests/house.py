@@ -30,9 +30,15 @@ class House:
     """One worker without transport: restores partitions, feeds them chunks, can be killed."""
 
     def __init__(
-        self, log: MemoryLog, archive: EmbeddedArchive, folder: Path, themap: Map = MAP
+        self,
+        log: MemoryLog,
+        archive: EmbeddedArchive,
+        folder: Path,
+        themap: Map = MAP,
+        early_emit_s: float = 0.0,
     ) -> None:
         self.log, self.archive, self.folder, self.map = log, archive, folder, themap
+        self.early_emit_s = early_emit_s
         self.failures: list[BaseException] = []
         self.fenced: list[tuple[str, int]] = []
         self.start()
@@ -46,6 +52,7 @@ class House:
             self.folder,
             failed=self.failures.append,
             fenced=lambda topic, partition, _: self.fenced.append((topic, partition)),
+            early_emit_s=self.early_emit_s,
         )
         self.ingest = Ingest(self.owners, self.log)
         self.rollup = Rollup(self.owners, self.log)

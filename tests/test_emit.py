@@ -97,7 +97,14 @@ class TimedLog(MemoryLog):
 class Scene:
     """One owner of partition 1 with its emitter, fed by hand."""
 
-    def __init__(self, folder: Path, log: TimedLog, archive: Archive, themap: Map = MAP) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        log: TimedLog,
+        archive: Archive,
+        themap: Map = MAP,
+        early_emit_s: float = 0.0,
+    ) -> None:
         plan = plans_of(themap)[RAW]
         assert plan.source is not None
         self.log, self.archive = log, archive
@@ -105,7 +112,9 @@ class Scene:
         self.owner = Owner(plan, 1, LogPartitionIO(plan, 1, log, self.store))
         self.counts = EmitCounts()
         self.failures: list[BaseException] = []
-        self.emitter = Emitter(self.owner, archive, log, self.counts, self.failures.append)
+        self.emitter = Emitter(
+            self.owner, archive, log, self.counts, self.failures.append, early_emit_s=early_emit_s
+        )
         self._decoder, self._folder = Decoder(plan.source), Folder(plan)
 
     async def feed(self, *times: int, delay: int = 1) -> None:
@@ -122,7 +131,7 @@ class Scene:
         run = run_of(values, 1, self.owner.position)
         (content,) = self._folder.fold(self._decoder.decode([run]), {1: self.owner.before()})
         await self.owner.advance(content, tail_of(run))
-        self.emitter.wake()
+        self.emitter.wake(changed=bool(content.blocks))
 
     async def settled(self) -> bool:
         """Tell whether every sink has acknowledged what is closed."""
@@ -169,8 +178,9 @@ async def make(
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(archive.close)
 
-        async def build(themap: Map = MAP) -> Scene:
-            scene = Scene(tmp_path / f"state{next(numbers)}", log, archive, themap)
+        async def build(themap: Map = MAP, early_emit_s: float = 0.0) -> Scene:
+            folder = tmp_path / f"state{next(numbers)}"
+            scene = Scene(folder, log, archive, themap, early_emit_s)
             stack.callback(scene.store.close)
             stack.push_async_callback(scene.emitter.stop)
             await scene.owner.claim()
@@ -435,3 +445,54 @@ async def test_a_layer_that_nothing_is_made_from_goes_to_the_archive_only(
     assert len(scene.emitter._tasks) == 1
     assert scene.archive.versions() == [(0, BASE + 2)]
     assert scene.log.contributions() == []
+
+
+@pytest.mark.parametrize(("early_emit_s", "sent"), [(3_600.0, 1), (0.0, 0)])
+async def test_nothing_is_sent_early_under_load_nor_where_it_is_off(
+    make: Callable[..., Awaitable[Scene]], early_emit_s: float, sent: int
+) -> None:
+    """A partition whose cells keep changing writes no row of an open window.
+
+    minutes   0    50    100    150  160      each event is followed by less than the hour that
+    events    e    e     e      e     |       must pass, the last one by an hour in the end
+    """
+    scene = await make(early_emit_s=early_emit_s)
+    scene.emitter.start()
+
+    async def attempts_after(minutes: int) -> int:
+        # As if so much time had passed since cells changed last.
+        scene.emitter._changed_at -= minutes * 60
+        scene.emitter.wake()
+        await until(scene.idle)
+        return scene.archive.attempts
+
+    for _ in range(4):
+        await scene.feed(1)
+        assert await attempts_after(50) == 0
+    await scene.beat(2)
+    assert await attempts_after(10) == sent
+    for _ in range(3):
+        assert await attempts_after(100) == sent
+
+
+async def test_open_cells_are_tried_again_until_they_are_there(
+    make: Callable[..., Awaitable[Scene]],
+) -> None:
+    """An archive that is away when the partition falls silent gets them when it is back."""
+    scene = await make(early_emit_s=0.01)
+    scene.archive.error = ArchiveError("cannot write: the archive is away")
+    scene.emitter.start()
+    await scene.feed(1, 2)
+
+    async def failed_often() -> bool:
+        return scene.archive.attempts > 2
+
+    await until(failed_often)
+    scene.archive.error = None
+
+    async def there() -> bool:
+        return scene.archive.versions() == [(0, BASE + 2)]
+
+    await until(there)
+    assert [c.announced for c in scene.log.contributions() if c.block] == [(2, 2 - HOUR_MS)]
+    assert scene.owner.announcement(HOUR, "day") == (2, 2 - HOUR_MS)

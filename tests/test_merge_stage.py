@@ -279,7 +279,7 @@ async def test_early_emissions_wait_and_closed_windows_do_not(
     hour 0           | hour 1 ...
     e  (sent)  e  e  | e          the first three are sent once they are closed, the last is not
     """
-    monkeypatch.setattr(emit, "EARLY_EMIT_S", 3_600.0)
+    monkeypatch.setattr(emit, "COMBINER_EMIT_S", 3_600.0)
     house = make()
     await house.restore()
     house.log.put(RAW, 0, flight(1, "JFK", "UA"))
@@ -299,7 +299,7 @@ async def test_a_hot_key_costs_its_merger_one_row_a_partition_and_emission(
     make: Callable[[], House], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All events are of one cell; the merge stage gets one row from each source partition."""
-    monkeypatch.setattr(emit, "EARLY_EMIT_S", 3_600.0)
+    monkeypatch.setattr(emit, "COMBINER_EMIT_S", 3_600.0)
     house = make()
     for partition in range(PARTITIONS):
         for at in range(500):
