@@ -13,7 +13,7 @@ from workers import FLIGHTS_MAP, YEAR_END_MS, Cluster
 
 from app import demo_check
 from app.embedded_broker import EmbeddedBroker
-from app.replay import keyed, replay
+from app.replay import keyed, replay, settled_ms
 from examples.flights.events import flight_events, read_flights
 from examples.flights.events import records as event_records
 from examples.flights.truth import LAYERS, MONTH_LAYERS
@@ -149,6 +149,35 @@ def unkeyed(text: str) -> str:
         assert text.count(old) == 1
         text = text.replace(old, new)
     return text
+
+
+@pytest.mark.slow
+async def test_a_shuffled_year_gives_the_rows_of_the_ordered_one(
+    embedded_broker: str, tmp_path: Path, flights: pl.DataFrame
+) -> None:
+    """Events come in any order of the year; a lateness of more than a year takes all of them in.
+
+    From the first chunk on nearly every window is closed, so that nearly every event is late and
+    amends: rows in the archive are replaced, coarser ones corrected.
+    """
+    map_file = tmp_path / "map_patient.toml"
+    text = FLIGHTS_MAP.read_text()
+    map_file.write_text(text.replace('allowed_lateness = "1h"', 'allowed_lateness = "400d"'))
+    records = event_records(flight_events(flights)).sample(fraction=1.0, shuffle=True, seed=2013)
+    # To the replay they are of one day, which it sends in their order.
+    records = records.with_columns(at=pl.lit(YEAR_END_MS))
+    with Cluster(embedded_broker, tmp_path, map_file=map_file, archive="embedded") as cluster:
+        worker = cluster.add()
+        end_ms = settled_ms(cluster.map, "flights", YEAR_END_MS)
+        await replay(embedded_broker, "flights.raw", records, end_ms, seconds=0)
+        await cluster.sealed()
+        await check_ledgers(cluster)
+        (told,) = await cluster.ledgers()
+        assert all(counts["too_late"] == 0 for counts in told["layers"].values())
+        await check_answers(cluster, flights)
+        assert worker.stop() == 0
+        archive = archive_embedded.EmbeddedArchive(tmp_path / "archive")
+        check_totals(await check_archive(cluster, archive, flights))
 
 
 @pytest.mark.slow
