@@ -240,6 +240,13 @@ class Owner:
         """Tell whether cells, of open windows too, have changed since ``sink`` got them."""
         return bool(self._changed(layer, sink))
 
+    def waiting_open(self, layer: Layer) -> int:
+        """Return the number of open windows that some sink lacks at their version."""
+        return sum(
+            len(self._changed(layer, sink)) - len(self._unacknowledged(layer, sink))
+            for sink in self.sinks(layer)
+        )
+
     def unacknowledged(self, layer: Layer) -> int:
         """Return the number of closed windows that some sink has not acknowledged."""
         return sum(len(self._unacknowledged(layer, sink)) for sink in self.sinks(layer))

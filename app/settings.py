@@ -90,7 +90,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     archive: Literal["embedded", "cassandra"] = "embedded"
     archive_folder: pathlib.Path = pathlib.Path("var/archive")
-    early_emit_ms: Annotated[int, msgspec.Meta(ge=0, le=86_400_000)] = 60_000
+    early_emit_ms: Annotated[int, msgspec.Meta(ge=0, le=86_400_000)] = 10_000
     cassandra_hosts: tuple[str, ...] = ("127.0.0.1",)
     cassandra_port: Port = 9042
     cassandra_keyspace: Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]{0,47}$")] = (

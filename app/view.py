@@ -128,21 +128,18 @@ class View:
     def _layer(self, layer: Layer) -> dict[str, Any]:
         topic = self.themap.input_topic(layer)
         owners = [owner for owner in self.live.each() if owner.plan.topic == topic]
-        unacknowledged = sum(owner.unacknowledged(layer) for owner in owners)
+        senders = [(owner, layer) for owner in owners]
         if layer.merged:
             combiner = self._combiner(layer)
-            unacknowledged += sum(
-                owner.unacknowledged(combiner)
-                for owner in self.live.each()
-                if combiner in owner.plan.layers
-            )
+            senders += [(o, combiner) for o in self.live.each() if combiner in o.plan.layers]
         closed = [owner.state.closed_ms(layer) for owner in owners]
         floors = [owner.state.floor_ms(layer) for owner in owners]
         return {
             "name": layer.name,
             # Rows of unmerged blocks count singly, so this is an upper bound of the cells.
             "open_cells": sum(owner.state.tables[layer.name].rows for owner in owners),
-            "unacknowledged_windows": unacknowledged,
+            "unacknowledged_windows": sum(owner.unacknowledged(sent) for owner, sent in senders),
+            "waiting_open_windows": sum(owner.waiting_open(sent) for owner, sent in senders),
             "archived_cells": self.live.archived_cells(layer),
             "watermark_ms": _known(closed),
             "floor_ms": _known(floors),

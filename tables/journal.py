@@ -62,7 +62,7 @@ class Delta(msgspec.Struct, frozen=True, array_like=True, tag="delta"):
     evicted: dict[str, list[int]]
     tail: Identity | None
     snapshot: int
-    has_events: bool = False
+    has_events: bool
 
 
 class SnapshotPart(msgspec.Struct, frozen=True, array_like=True, tag="part"):

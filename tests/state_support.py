@@ -151,6 +151,7 @@ def delta(
         evicted={},
         tail=None,
         snapshot=-1,
+        has_events=True,
     )
     changed: Delta = dataclasses_replace(entry, **changes)
     return changed

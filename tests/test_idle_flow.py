@@ -12,6 +12,8 @@ from support import until
 from workers import Cluster, Worker
 
 from app.feed import Feed
+from app.settings import load_settings
+from app.verify import verify
 
 MAP_TEXT = """
 revision = {revision}
@@ -44,6 +46,7 @@ key = ["type"]
 window = "500ms"
 measures = ["count"]
 """
+ARCHIVED = {"fine": 2, "coarse": 2, "kinds": 1}
 START_MS = 1_700_000_040_000
 
 
@@ -65,7 +68,10 @@ async def layers(worker: Worker) -> dict[str, Any]:
 async def test_open_cells_of_silent_partitions_are_archived_and_heartbeats_close_them(
     broker: str, tmp_path: Path
 ) -> None:
-    """One partition never has an event; a coarser and a merged layer wait for it too."""
+    """One partition never has an event; a coarser and a merged layer wait for it too.
+
+    What is open is verified as well: every layer has all that was written, closed or not.
+    """
     file = tmp_path / "map.toml"
     file.write_text(MAP_TEXT.format(revision=1, idle_heartbeat="0s"))
     with Cluster(
@@ -73,6 +79,8 @@ async def test_open_cells_of_silent_partitions_are_archived_and_heartbeats_close
     ) as cluster:
         worker = cluster.add()
         await write(broker)
+        flags = {"map_file": str(file), "brokers": broker, "early_emit_ms": "200"}
+        settings = load_settings(flags | {"archive_folder": str(tmp_path / "archive")}, {})
 
         async def sent_early() -> bool:
             found = await layers(worker)
@@ -81,6 +89,9 @@ async def test_open_cells_of_silent_partitions_are_archived_and_heartbeats_close
         await until(sent_early, 60)
         found = await layers(worker)
         assert {row["watermark_ms"] for row in found.values()} == {None}
+        report = await verify(settings, urls=[worker.url])
+        assert report.equal, [str(one) for one in report.differences]
+        assert {one.layer: one.archived for one in report.layers} == ARCHIVED
         assert worker.stop() == 0
 
         file.write_text(MAP_TEXT.format(revision=2, idle_heartbeat="200ms"))

@@ -55,6 +55,7 @@ DELTAS = st.builds(
     evicted=st.dictionaries(NAMES, st.lists(INTS, max_size=3), max_size=3),
     tail=st.none() | st.tuples(INTS, COUNTS),
     snapshot=INTS,
+    has_events=st.booleans(),
 )
 
 
@@ -70,13 +71,13 @@ def test_the_bytes_are_those_of_the_format_page() -> None:
         [7, 0xA2, *b"ab", 2, 40]
     )
     entry = Delta(
-        3, 7, 40, 41, -1, {"h": 5}, {0: (1, 2)}, {"a": 1}, {"h": b"x"}, {"h": [6]}, (8, 9), 2
+        3, 7, 40, 41, -1, {"h": 5}, {0: (1, 2)}, {"a": 1}, {"h": b"x"}, {"h": [6]}, (8, 9), 2, True
     )
     value = encode_entry(entry)
     assert value[0] == FORMAT == 1
     assert msgspec.msgpack.decode(value[1:], strict=False) == [
         "delta", 3, 7, 40, 41, -1, {"h": 5}, {0: [1, 2]}, {"a": 1}, {"h": b"x"}, {"h": [6]}, [8, 9],
-        2,
+        2, True,
     ]  # fmt: skip
     part = encode_entry(SnapshotPart(b"m", [("h", 5, b"x")]))
     assert msgspec.msgpack.decode(part[1:]) == ["part", b"m", [["h", 5, b"x"]]]

@@ -67,8 +67,11 @@ async def verify(
     themap = load_map(settings.map_file)
     async with (
         Topics(settings) as topics,
-        Workers(themap, urls or [_own_url(settings)], settings.web_token, ca_file) as workers,
-    ):
+        Workers(
+            themap, urls or [_own_url(settings)], settings.web_token, ca_file,
+            early=settings.early_emit_ms > 0,
+        ) as workers,
+    ):  # fmt: skip
         verification = _Verification(
             settings=settings, themap=themap, topics=topics, workers=workers,
             deadline_s=deadline_s, kept_max=rows, archive=archive,
@@ -215,7 +218,7 @@ class _Verification:
 
     async def _compare(self, found: Found) -> list[LayerReport]:
         """Compare the rows of every layer."""
-        rows = rows_of(self._map, self._partitions)
+        rows = rows_of(self._map, self._partitions, early=self._settings.early_emit_ms > 0)
         now_ms = time.time_ns() // 1_000_000
         reports = {}
         for layer in self._map.layers:
@@ -236,8 +239,9 @@ class _Verification:
                 report = reports[layer.name]
                 report.archived = len(archived)
                 report.differing += compare_archive(
-                    layer, rows[layer.name], archived, found, now_ms
-                )
+                    layer, rows[layer.name], archived, found, now_ms,
+                    early=self._settings.early_emit_ms > 0,
+                )  # fmt: skip
 
     def _report(self, layers: list[LayerReport], found: Found) -> Report:
         ledger: Counter[str] = Counter()

@@ -75,22 +75,25 @@ def compare_answers(
     return report
 
 
-def compare_archive(layer: Layer, rows: Rows, archived: Archived, found: Found, now_ms: int) -> int:
+def compare_archive(
+    layer: Layer, rows: Rows, archived: Archived, found: Found, now_ms: int, *, early: bool
+) -> int:
     """Compare a layer's rows with the archived ones, part by part; return how many differ.
 
-    A part whose window is closed has to be there. Another one may be, with the value that it has.
+    A part whose window is closed has to be there, or any where open windows are sent ``early``.
+    Another one may be, with the value that it has.
     """
     differing = 0
     parts = {
-        (place, number): (cell, number in row.closed)
+        (place, number): (cell, early or number in row.closed)
         for place, row in rows.items()
         for number, cell in row.parts.items()
     }
     for where in parts.keys() | archived.keys():
         place, number = where
-        cell, closed = parts.get(where, (None, True))
+        cell, sent = parts.get(where, (None, True))
         stored = archived.get(where)
-        if stored is None and (not closed or expired(layer, place, now_ms)):
+        if stored is None and (not sent or expired(layer, place, now_ms)):
             continue
         problem = _stored_problem(layer, cell, stored)
         if problem is not None:

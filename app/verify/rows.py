@@ -40,12 +40,15 @@ class Row:
 Rows = dict[Place, Row]
 
 
-def rows_of(themap: Map, partitions: Mapping[str, list[Partition]]) -> dict[str, Rows]:
+def rows_of(
+    themap: Map, partitions: Mapping[str, list[Partition]], *, early: bool
+) -> dict[str, Rows]:
     """Return every layer's rows.
 
     Args:
         themap: the map.
         partitions: all partitions of each source, by the source's name.
+        early: whether coarser layers have the cells of open windows too.
     """
     found: dict[str, Rows] = {}
     waiting = list(themap.layers)
@@ -58,7 +61,7 @@ def rows_of(themap: Map, partitions: Mapping[str, list[Partition]]) -> dict[str,
         assert base.source is not None
         of_source = partitions[base.source]
         if layer.finer is not None:
-            cells = _sent(themap.layer(layer.finer), layer, found[layer.finer])
+            cells = _sent(themap.layer(layer.finer), layer, found[layer.finer], early=early)
         elif layer.merged:
             cells = (
                 (place, cell) for one in of_source for place, cell in one.cells[layer.name].items()
@@ -105,13 +108,14 @@ def _base_rows(layer: Layer, partitions: list[Partition]) -> Rows:
     return rows
 
 
-def _sent(finer: Layer, layer: Layer, rows: Rows) -> Iterator[tuple[Place, Cell]]:
-    """Yield what a coarser layer was sent: cells of closed windows, with their coarser place."""
+def _sent(finer: Layer, layer: Layer, rows: Rows, *, early: bool) -> Iterator[tuple[Place, Cell]]:
+    """Yield what a coarser layer was sent, with its coarser place: closed cells, or all."""
     names = [field.name for field in finer.key]
     at = [names.index(field.name) for field in layer.key]
     for (key, start), row in rows.items():
         place = (tuple(key[index] for index in at), window_start(layer, start))
-        yield from ((place, row.parts[number]) for number in row.closed)
+        numbers = row.parts if early else row.closed
+        yield from ((place, row.parts[number]) for number in numbers)
 
 
 def _topic_rows(layer: Layer, cells: Iterable[tuple[Place, Cell]], closed_ms: int | None) -> Rows:

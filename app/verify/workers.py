@@ -39,12 +39,20 @@ class Workers:
         urls: the endpoint of each.
         token: their bearer token, if they have one.
         ca_file: PEM file of the authority of their certificates; None takes the system's.
+        early: whether they send the cells of open windows too, once nothing comes.
     """
 
     def __init__(
-        self, themap: Map, urls: Sequence[str], token: str | None, ca_file: str | None
+        self,
+        themap: Map,
+        urls: Sequence[str],
+        token: str | None,
+        ca_file: str | None,
+        *,
+        early: bool,
     ) -> None:
         self._map = themap
+        self._early = early
         self._clients = {url: QueryClient(url, token, ca_file=ca_file) for url in urls}
 
     async def __aenter__(self) -> Self:
@@ -90,7 +98,11 @@ class Workers:
                     if place in positions:
                         return Quiet({}, f"{topic}[{number}] is owned by two workers")
                     positions[place] = row["position"]
-            waiting = [row["name"] for row in layers if row["unacknowledged_windows"]]
+            waiting = [
+                row["name"]
+                for row in layers
+                if row["unacknowledged_windows"] or (self._early and row["waiting_open_windows"])
+            ]
             if waiting:
                 return Quiet({}, f"{url} has not sent all windows of {', '.join(waiting)}")
         for place, end in sorted(ends.items()):
