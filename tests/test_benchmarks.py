@@ -47,7 +47,8 @@ def test_the_smoke_size_of_throughput_gives_rows() -> None:
     (row,) = orjson.loads(done.stdout)
     assert (row["case"], row["format"], row["events"]) == ("arrow", "arrow", 20_000)
     assert row["windows_closed"] >= WINDOWS
-    assert row["events_per_cpu_second"] > 0
+    # So few events cost less than the start of a worker varies: their rate says nothing.
+    assert row["startup_cpu_seconds"] > 0
     assert row["peak_memory_bytes"] > 0
 
 
