@@ -127,7 +127,7 @@ class Oracle:
         if value < least:
             return "filtered"
         if window + layer.window.length_ms <= floor:
-            self.late.add((partition, offset, _first_layer(layer)))
+            self.late.add((partition, offset, layer.name))
             return "too_late"
         history = self.histories.setdefault((_first_layer(layer), (key,), window, partition), [])
         before = history[-1][1] if history else None
