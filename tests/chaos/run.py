@@ -53,7 +53,8 @@ async def run(arena: Arena, faults: Sequence[Fault], rounds: int, rate: float) -
     async with arena.running():
         arena.start_load(
             rounds * ROUND_SECONDS, rate,
-            "--speed", "30", "--bad", "0.01", "--late", "0.03", "--keys", "200",
+            "--speed", "30", "--bad", "0.01", "--late", "0.03", "--duplicates", "0.02",
+            "--keys", "200",
         )  # fmt: skip
         async with asyncio.TaskGroup() as group:
             for _ in range(rounds):
