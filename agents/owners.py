@@ -176,6 +176,7 @@ class Owners:
         self._stream_times = StreamTimes(to, self.get)
         self._held: dict[TopicPartition, Held] = {}
         self._leaving: dict[TopicPartition, asyncio.Task[None]] = {}
+        self._opening = asyncio.Lock()
         self.emitted = EmitCounts()
 
     async def restore(self, topic: str, partition: int, generation: int) -> int:
@@ -183,7 +184,7 @@ class Owners:
         del generation
         await self.release({(topic, partition)})
         plan = self.plans[topic]
-        store = PartitionStore(self._folder / topic / str(partition))
+        store = await self._opened(topic, partition)
         owner = Owner(plan, partition, LogPartitionIO(plan, partition, self._log, store))
         try:
             await owner.claim()
@@ -201,6 +202,12 @@ class Owners:
         emitter.start()
         heartbeat.start()
         return owner.position
+
+    async def _opened(self, topic: str, partition: int) -> PartitionStore:
+        """Open a store. RocksDB keeps the interpreter meanwhile, so the loop runs in between."""
+        async with self._opening:
+            await asyncio.sleep(0)
+            return PartitionStore(self._folder / topic / str(partition))
 
     async def release(self, partitions: set[TopicPartition]) -> None:
         """Let these partitions go: end their cycles and emissions, close their stores.

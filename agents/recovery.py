@@ -104,40 +104,54 @@ class Recovery:
         return identity_of(before) == state.meta.entry
 
     async def _from_snapshot(self, start: int, epoch: int) -> PartitionState | None:
-        """Return the state of the latest snapshot before ``epoch``, None where there is none."""
-        found = await self._latest_snapshot(start, epoch)
-        if found is None:
+        """Return the state of the latest usable snapshot before ``epoch``, None without one.
+
+        Snapshots are looked for back from ``epoch``: themselves, or a delta that knows of one.
+        """
+        stop, span = epoch, LOOK_BACK_ENTRIES
+        tried = {-1}
+        while stop > start:
+            first = max(start, stop - span)
+            hints = await self._hints(first, stop)
+            # Not the latest alone: one that landed late may cover what is gone by now.
+            for offset in sorted(hints - tried, reverse=True):
+                parts = await self._parts_of(offset, start)
+                if parts is not None:
+                    return restored(self._plan, parts)
+            # Where nothing was deleted, a delta that knows of no snapshot saves looking further.
+            if hints and start == 0:
+                return None
+            tried |= hints
+            stop, span = first, span * 8
+        return None
+
+    async def _hints(self, first: int, stop: int) -> set[int]:
+        """Return where the entries of ``[first, stop)`` say that snapshots are; -1 says none."""
+        hints: set[int] = set()
+        at = first
+        while at < stop:
+            for value in await self._io.read(at, stop):
+                entry = decode_entry(value)
+                if isinstance(entry, Snapshot):
+                    hints.add(at)
+                elif isinstance(entry, Delta):
+                    hints.add(entry.snapshot)
+                at += 1
+        return hints
+
+    async def _parts_of(self, offset: int, start: int) -> list[SnapshotPart] | None:
+        """Return the parts of the snapshot at ``offset``, None where it is of no use."""
+        snapshot = await self._snapshot_at(offset, start)
+        if snapshot is None:
             return None
         parts = []
-        for place in found.parts:
+        for place in snapshot.parts:
             part = await self._read_part(place)
             if part is None:
                 return None
             parts.append(part)
-        self._parts = {offset: (length, crc) for offset, length, crc in found.parts}
-        return restored(self._plan, parts)
-
-    async def _latest_snapshot(self, start: int, epoch: int) -> Snapshot | None:
-        """Look back from ``epoch`` for a snapshot, or for a delta that knows where it is."""
-        stop, span = epoch, LOOK_BACK_ENTRIES
-        while stop > start:
-            first = max(start, stop - span)
-            hints: list[int] = []
-            at = first
-            while at < stop:
-                for value in await self._io.read(at, stop):
-                    entry = decode_entry(value)
-                    if isinstance(entry, Snapshot):
-                        hints.append(at)
-                    elif isinstance(entry, Delta):
-                        hints.append(entry.snapshot)
-                    at += 1
-            found = await self._snapshot_at(max(hints, default=-1), start)
-            # Where nothing was deleted, a delta that knows of no snapshot saves looking further.
-            if found is not None or (hints and start == 0):
-                return found
-            stop, span = first, span * 8
-        return None
+        self._parts = {at: (length, crc) for at, length, crc in snapshot.parts}
+        return parts
 
     async def _snapshot_at(self, offset: int, start: int) -> Snapshot | None:
         if offset < start:

@@ -163,8 +163,10 @@ class DeadLetters:
             ends = {f"{t}[{p}]": (await log.bounds(t, p))[1] for t, p in targets[partition]}
             mark = Mark("planned", name, now_ms, offsets, ends)
             await self._say(log, partition, mark)
-            others = {replay for _, replay in (await self.known([partition])).planned} - {name}
-            if others:
+            known = await self.known([partition])
+            others = {replay for _, replay in known.planned} - {name}
+            # Another one may have begun and ended since the letters were chosen.
+            if others or not known.done.get(partition, set()).isdisjoint(offsets):
                 # Nothing was sent yet, so this replay may end without a trace.
                 await self._say(log, partition, msgspec.structs.replace(
                     mark, state="done", offsets=[]

@@ -87,29 +87,32 @@ class Watchdog:
             # so the process was stopped, and the loop gets time to beat before the next tick.
             self._stalled_s += min(now_s - before_s, 2 * self._tick_s)
             before_s = now_s
-        telling = threading.Thread(target=self._tell, name="watchdog tells", daemon=True)
+        # A loop that goes on at this very moment is too late: say what it was.
+        reason = self._reason(self._stalled_s)
+        telling = threading.Thread(target=_tell, args=(reason,), name="watchdog tells", daemon=True)
         telling.start()
         telling.join(TELL_SECONDS_MAX)
         os._exit(EXIT_CODE)
 
-    def _tell(self) -> None:
-        # Not by faulthandler, which would keep the interpreter's lock while a full pipe takes
-        # nothing, and not through a stream, whose lock the main thread may hold.
-        os.write(STDERR, f"{''.join(_stacks())}error: {self._reason()}\n".encode())
-
-    def _reason(self) -> str:
+    def _reason(self, stalled_s: float) -> str:
         if self._leaving:
             return (
-                f"cannot end: threads still run {self._stalled_s:.1f} s after the worker stopped; "
+                f"cannot end: threads still run {stalled_s:.1f} s after the worker stopped; "
                 f"want less than {LEAVE_SECONDS_MAX:.0f} s; the stacks above show what they wait "
                 "for; check the disks of state_folder and archive_folder"
             )
         return (
             f"cannot stay in the group: the event loop stands still at {_place()}; got "
-            f"{self._stalled_s:.1f} s; want at most session_timeout_ms, {self._limit_s:g} s; the "
+            f"{stalled_s:.1f} s; want at most session_timeout_ms, {self._limit_s:g} s; the "
             "stacks are above; give the worker a core of its own, or smaller chunks "
             "(chunk_records_max)"
         )
+
+
+def _tell(reason: str) -> None:
+    # Not by faulthandler, which would keep the interpreter's lock while a full pipe takes nothing,
+    # and not through a stream, whose lock the main thread may hold.
+    os.write(STDERR, f"{''.join(_stacks())}error: {reason}\n".encode())
 
 
 def _stacks() -> Iterator[str]:

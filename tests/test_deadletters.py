@@ -167,6 +167,27 @@ async def test_of_two_replays_at_once_none_sends_twice(
     assert sorted(values) in ([], [b"value %d" % n for n in range(4)])
 
 
+async def test_a_replay_that_was_overtaken_by_another_sends_nothing(
+    brokers: str, themap: Map, log: KafkaLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one began and ended after this one had chosen its letters."""
+    for offset in range(4):
+        await write(log, themap, offset)
+    slow, quick = (DeadLetters(brokers, themap, "dead", {}) for _ in range(2))
+    say = slow._say
+
+    async def overtaken(log: KafkaLog, partition: int, mark: Mark) -> None:
+        if mark.state == "planned":
+            assert await quick.replay(lambda _: True) == Replayed(sent=4)
+        await say(log, partition, mark)
+
+    monkeypatch.setattr(slow, "_say", overtaken)
+    with pytest.raises(ReplayError, match="at the same time"):
+        await slow.replay(lambda _: True)
+    assert sorted(await source_values(brokers, themap)) == [b"value %d" % n for n in range(4)]
+    assert await slow.replay(lambda _: True) == Replayed()
+
+
 async def test_records_that_are_no_letters_are_counted(
     brokers: str, themap: Map, log: KafkaLog
 ) -> None:

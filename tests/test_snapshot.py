@@ -280,6 +280,14 @@ async def test_a_damaged_part_leaves_the_snapshot_unused(scene: Scene) -> None:
         await scene.recovered()
 
 
+async def test_a_snapshot_that_landed_late_does_not_hide_the_one_that_stands(scene: Scene) -> None:
+    """What it covers may be gone, while an earlier entry has the state."""
+    whole = await scene.recovered()
+    scene.put(encode_entry(Snapshot(12, [])))
+    scene.log.starts[JOURNAL, 0] = 31
+    assert (await scene.recovered())[1:] == whole[1:]
+
+
 @pytest.mark.usefixtures("small_parts")
 async def test_a_truncation_beside_a_recovery_makes_it_start_again(scene: Scene) -> None:
     """Another owner may truncate at any moment while this one reads."""

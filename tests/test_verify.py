@@ -58,7 +58,7 @@ def recompute(log: MemoryLog, themap: Map = MAP) -> list[Partition]:
 
 def rows_in(log: MemoryLog, themap: Map = MAP) -> dict[str, Rows]:
     """Return the rows of every layer."""
-    return rows_of(themap, {themap.sources[0].name: recompute(log, themap)})
+    return rows_of(themap, {themap.sources[0].name: recompute(log, themap)}, early=False)
 
 
 def shown(layer: Layer, rows: Rows) -> dict[Place, list[Any]]:
@@ -208,7 +208,10 @@ async def test_a_worker_s_archive_equals_the_recomputation(tmp_path: Path, seed:
         rows = rows_in(log)
         for layer in MAP.layers:
             assert (
-                compare_archive(layer, rows[layer.name], archived[layer.name], found, NOW_MS) == 0
+                compare_archive(
+                    layer, rows[layer.name], archived[layer.name], found, NOW_MS, early=False
+                )
+                == 0
             )
             assert len(archived[layer.name]) > 4
         assert found.kept == []
@@ -240,7 +243,7 @@ async def test_a_changed_archive_row_is_found(tmp_path: Path) -> None:
     changed.append((far, {**sound, ((key, far), partition): sound[where]}))
     for window, archived in changed:
         found = Found(10)
-        assert compare_archive(HOUR, rows, archived, found, NOW_MS) == 1
+        assert compare_archive(HOUR, rows, archived, found, NOW_MS, early=False) == 1
         assert [one.what for one in found.kept] == ["archive"]
         assert str(window) in found.kept[0].where
 
@@ -251,15 +254,33 @@ _COLUMNS = ("events", "n_delay", "sum_delay", "min_delay", "max_delay", "sqlo_de
 def test_open_rows_may_be_archived_but_not_with_another_value() -> None:
     """A closed one has to be there, unless its time to live has passed."""
     rows = rows_in(small_log())["hour"]
-    assert compare_archive(HOUR, rows, {}, Found(1), NOW_MS) == 2
+    assert compare_archive(HOUR, rows, {}, Found(1), NOW_MS, early=False) == 2
     forever = dataclasses_replace(HOUR, archive_ttl_ms=1_000)
-    assert compare_archive(forever, rows, {}, Found(1), NOW_MS) == 0
+    assert compare_archive(forever, rows, {}, Found(1), NOW_MS, early=False) == 0
     place = (("LGA", "UA"), DAY_MS)
     stored = {"events": 1, "n_delay": 1, "sum_delay": 7, "min_delay": 7, "max_delay": 7}
     stored |= {"sqlo_delay": 49, "sqhi_delay": 0}
-    assert compare_archive(HOUR, rows, {(place, 1): stored}, Found(1), NOW_MS) == 2
-    assert compare_archive(HOUR, rows, {(place, 1): stored | {"events": 2}}, Found(1), NOW_MS) == 3
-    assert compare_archive(HOUR, rows, {(place, 0): stored}, Found(1), NOW_MS) == 3
+    assert compare_archive(HOUR, rows, {(place, 1): stored}, Found(1), NOW_MS, early=False) == 2
+    assert (
+        compare_archive(
+            HOUR, rows, {(place, 1): stored | {"events": 2}}, Found(1), NOW_MS, early=False
+        )
+        == 3
+    )
+    assert compare_archive(HOUR, rows, {(place, 0): stored}, Found(1), NOW_MS, early=False) == 3
+
+
+def test_open_rows_that_are_sent_early_have_to_be_archived() -> None:
+    """In their own layer and, with what they hold of it, in a coarser one."""
+    log = small_log()
+    late = rows_in(log)
+    rows = rows_of(MAP, {MAP.sources[0].name: recompute(log)}, early=True)
+    assert rows["hour"] == late["hour"]
+    assert compare_archive(HOUR, rows["hour"], {}, Found(1), NOW_MS, early=False) == 2
+    assert compare_archive(HOUR, rows["hour"], {}, Found(1), NOW_MS, early=True) == 3
+    day = (("UA",), DAY_MS)
+    assert day not in late["day"]
+    assert shown(DAY, rows["day"])[day][0] == 1
 
 
 @pytest.mark.parametrize("change", ["none", "missing", "surplus", "value", "end", "float", "name"])

@@ -107,4 +107,5 @@ async def test_verify_finds_two_workers_on_kafka_and_cassandra_equal(
         assert report.equal, [str(one) for one in report.differences]
         assert all(layer.http == layer.expected for layer in report.layers)
         assert report.ledger["layer.by_gate.partial.too_late"] > 0
-        assert 0 < report.layers[0].archived < report.layers[0].expected
+        # Open windows are sent early once nothing comes.
+        assert all(layer.archived == layer.expected > 0 for layer in report.layers)
