@@ -266,7 +266,8 @@ class Owners:
         if content.stop > content.start:
             held.heartbeat.seen()
         self._tidy(topic, partition, held)
-        if held.snapshotting is None and held.owner.wants_snapshot():
+        # Once it is let go, nobody would cancel what is begun here.
+        if held.snapshotting is None and not held.released and held.owner.wants_snapshot():
             held.snapshotting = asyncio.create_task(
                 guarded(self._snapshot(topic, partition, held), self._failed)
             )
@@ -324,8 +325,12 @@ class Owners:
             covers, parts = owner.capture()
             for part in parts:
                 async with held.cycle:
+                    if held.released:
+                        return
                     places.append(await owner.append_part(part))
             async with held.cycle:
+                if held.released:
+                    return
                 await owner.append_snapshot(covers, places)
         except (FencedError, OutcomeUnknownError) as error:
             held.snapshotting = None

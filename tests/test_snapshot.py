@@ -326,6 +326,37 @@ async def test_a_snapshot_of_a_lost_owner_is_given_up(make: Callable[[], House])
     assert not second.failures
 
 
+async def test_a_partition_that_is_let_go_during_a_delta_takes_no_snapshot(
+    make: Callable[[], House], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The delta makes a snapshot due, while its store is about to be closed."""
+    house = make()
+    fill(house.log, 4, count=40)
+    await house.restore()
+    append, waiting, goes_on = house.log.append, asyncio.Event(), asyncio.Event()
+
+    async def slow(*args: Any) -> int:
+        waiting.set()
+        await goes_on.wait()
+        return await append(*args)
+
+    monkeypatch.setattr(house.log, "append", slow)
+    monkeypatch.setattr(Owner, "wants_snapshot", lambda _: True)
+    step = asyncio.create_task(house.step(RAW, 20))
+    await waiting.wait()
+    leaving = asyncio.create_task(house.owners.release({(RAW, 0), (RAW, 1)}))
+    await asyncio.sleep(0.01)
+    goes_on.set()
+    await asyncio.gather(step, leaving)
+    await asyncio.sleep(0.05)
+    assert house.failures == []
+    assert not any(
+        decode_entry(entry.value or b"").__class__ in (Snapshot, SnapshotPart)
+        for partition in range(2)
+        for entry in house.log.records[JOURNAL, partition]
+    )
+
+
 async def test_a_snapshot_is_due_by_the_size_of_the_tail(make: Callable[[], House]) -> None:
     """Past the least size, and past a multiple of the last snapshot."""
     house = make()
