@@ -9,11 +9,15 @@ from pathlib import Path
 
 import pytest
 import servers
+from hypothesis import settings
 from station_support import Process
 
 from app.embedded_broker import EmbeddedBroker
 
 REQUIRE = "TREASURE_MAP_REQUIRE_SERVERS"
+# On a busy machine an example may take any time.
+settings.register_profile("default", deadline=None)
+settings.load_profile("default")
 # Taken out of the environment: it is no setting, and workers refuse settings they do not know.
 REQUIRED = os.environ.pop(REQUIRE, "") == "1"
 
