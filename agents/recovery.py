@@ -10,8 +10,9 @@ The rules are 6 and 7 of docs/formats/journal.md.
 from __future__ import annotations
 
 from agents.partition_io import PartitionIO
-from tables.errors import JournalRefusedError, OffsetGoneError
+from tables.errors import FencedError, JournalRefusedError, OffsetGoneError
 from tables.journal import (
+    Claim,
     Delta,
     Identity,
     PartPlace,
@@ -48,6 +49,7 @@ class Recovery:
         """Return the state after the journal entry at offset ``epoch``, which is in the store too.
 
         Raises:
+            FencedError: another owner has claimed the partition and truncated the journal since.
             JournalRefusedError: the journal lost its beginning and nothing stands in for it, or an
                 entry is of another program.
         """
@@ -72,6 +74,11 @@ class Recovery:
         if state is not None:
             self._io.save(state.all_writes(), state.meta)
             return state
+        if start > 0 and await self._is_overtaken(start, epoch):
+            raise FencedError(
+                f"cannot restore {self._plan.topic}[{self._partition}]: a newer owner has claimed "
+                "it, and has truncated its journal since"
+            )
         if start > 0:
             raise JournalRefusedError(
                 f"cannot restore {self._plan.topic}[{self._partition}]: its journal begins at "
@@ -79,6 +86,20 @@ class Recovery:
                 "or start over under another map name"
             )
         return PartitionState(self._plan)
+
+    async def _is_overtaken(self, start: int, epoch: int) -> bool:
+        """Tell whether somebody has claimed the partition after the claim at ``epoch``."""
+        at = epoch + 1
+        _, end = await self._io.journal_bounds()
+        if start >= at:
+            # Only an owner that stands truncates, and only what it has read: that claim was read.
+            return True
+        while at < end:
+            for value in await self._io.read(at, end):
+                if isinstance(decode_entry(value), Claim):
+                    return True
+                at += 1
+        return False
 
     async def _read_on(self, state: PartitionState, epoch: int) -> None:
         meta = state.meta

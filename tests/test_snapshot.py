@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from house import MAP, RAW, House, check, fill
-from state_support import HOUR, RAW_PLAN, Journal, contents_of, delta, hour_block
+from state_support import HOUR, RAW_PLAN, Journal, claim, contents_of, delta, hour_block
 from support import HOUR_MS, MemoryLog, StoredRecord, dataclasses_replace
 
 from agents import owner as owner_module
@@ -286,6 +286,17 @@ async def test_a_snapshot_that_landed_late_does_not_hide_the_one_that_stands(sce
     scene.put(encode_entry(Snapshot(12, [])))
     scene.log.starts[JOURNAL, 0] = 31
     assert (await scene.recovered())[1:] == whole[1:]
+
+
+@pytest.mark.usefixtures("small_parts")
+async def test_who_claimed_before_the_snapshots_that_are_left_is_fenced(scene: Scene) -> None:
+    """It stood still after its claim; since then others claimed, took snapshots and truncated."""
+    for claimed, start in ((9, 31), (30, 31), (31, 31)):
+        scene.log.starts[JOURNAL, 0] = start
+        scene.log.records[JOURNAL, 0][32] = StoredRecord(32, encode_entry(claim()), 0)
+        scene.store.clear()
+        with pytest.raises(FencedError, match="newer owner"):
+            await Recovery(RAW_PLAN, 0, scene.io).run(claimed)
 
 
 @pytest.mark.usefixtures("small_parts")

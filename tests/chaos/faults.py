@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import signal
 from collections.abc import Awaitable, Callable
@@ -53,12 +54,15 @@ async def swap(arena: Arena) -> bool:
         for old in (False, True):
             worker.signal(signal.SIGKILL)
             arena.counts["SIGKILL"] += 1
-            if old:
-                worker.wipe_state()
-                shutil.move(copy, worker.state_folder)
-            else:
-                worker.state_folder.mkdir(parents=True, exist_ok=True)
-                shutil.copytree(worker.state_folder, copy)
+            # On a disk that is full some of the copy may be missing: such a folder is a fault too.
+            with contextlib.suppress(OSError):
+                if old:
+                    worker.wipe_state()
+                    shutil.move(copy, worker.state_folder)
+                else:
+                    shutil.rmtree(copy, ignore_errors=True)
+                    worker.state_folder.mkdir(parents=True, exist_ok=True)
+                    shutil.copytree(worker.state_folder, copy)
             worker.start()
             await asyncio.sleep(arena.random.uniform(8, 12))
     return True
