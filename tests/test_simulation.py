@@ -12,7 +12,7 @@ from simulation.stores import Stores, temporary_stores
 
 SEEDS = range(1, 201)
 SEEDS_PER_TEST = 50
-SEEDS_MAX = 20
+SEEDS_MAX = 100
 """A rule that shows within so many seeds of one kind is dropped here; the long target has all."""
 
 

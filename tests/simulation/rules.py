@@ -23,7 +23,7 @@ class Rule:
         number: that of docs/formats/journal.md.
         says: the rule in a sentence.
         patches: makes the replacements, anew for each run.
-        quick: the kind of run, pure or impure, of which one in 20 seeds shows the rule, "" where
+        quick: the kind of run, pure or impure, of which one in 100 seeds shows the rule, "" where
             it takes more.
         bears: whether results rest on the rule; others spare work, or are kept by another rule too.
         tail_loss: whether it shows only where acknowledged ends of journals are lost, which the
