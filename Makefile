@@ -39,8 +39,9 @@ $(STAMP): requirements.lock
 demo: setup
 	@$(BIN)/python -m app demo
 
+# Two processes: many tests wait for sessions to expire and servers to start.
 test: lint
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 chaos: setup
 	@cd tests && PYTHONPATH=.:.. ../$(BIN)/python -m chaos --minutes $(MINUTES) \

@@ -11,6 +11,7 @@ import pytest
 import servers
 from hypothesis import settings
 from station_support import Process
+from xdist.workermanage import WorkerController
 
 from app.embedded_broker import EmbeddedBroker
 
@@ -84,6 +85,23 @@ def _skip_where_missing(name: servers.ServerName) -> None:
         pytest.skip(reason)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let one process run all tests of a server, so that one server of each runs."""
+    for item in items:
+        if _needs_server(item):
+            item.add_marker(pytest.mark.xdist_group("servers"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: WorkerController) -> None:
+    """Tell a process of tests what was taken out of its environment."""
+    node.workerinput[REQUIRE] = REQUIRED
+
+
+def _needs_server(item: pytest.Item) -> bool:
+    return any(item.get_closest_marker(name) for name in ("kafka", "cassandra"))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
@@ -91,8 +109,8 @@ def pytest_runtest_makereport(
     """Where servers are required, make a skipped test of one a failed test."""
     del call
     report = yield
-    needs_server = any(item.get_closest_marker(name) for name in ("kafka", "cassandra"))
-    if report.skipped and needs_server and REQUIRED:
+    required = getattr(item.config, "workerinput", {}).get(REQUIRE, REQUIRED)
+    if report.skipped and _needs_server(item) and required:
         report.outcome = "failed"
         report.longrepr = f"cannot skip {item.nodeid}: {REQUIRE}=1 is set; {report.longrepr}"
     return report

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,10 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from compose_file import cassandra_fields, cassandra_jvm, environment, kafka_properties
 
 pytest_plugins = ["pytester"]
+
+MISSING = """
+servers.why_missing = lambda name: f"cannot run {name}: java is not on PATH"
+"""
 
 
 @pytest.mark.kafka
@@ -127,13 +133,18 @@ def test_free_ports_are_distinct_and_below_the_outgoing_range() -> None:
     assert len(set(ports)) == 500
 
 
+@pytest.mark.parametrize("processes", [0, 1])
 @pytest.mark.parametrize(("required", "outcome"), [("0", "skipped"), ("1", "failed")])
 def test_a_missing_server_skips_unless_servers_are_required(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, required: str, outcome: str
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
+    required: str,
+    outcome: str,
+    processes: int,
 ) -> None:
     """Without Java a test of Kafka is skipped with the reason, or fails where CI requires it."""
-    tests = Path(servers.__file__).parent
-    pytester.makeconftest((tests / "conftest.py").read_text())
+    conftest = (Path(servers.__file__).parent / "conftest.py").read_text()
+    pytester.makeconftest(conftest + MISSING)
     pytester.makepyfile(
         """
         import pytest
@@ -145,13 +156,9 @@ def test_a_missing_server_skips_unless_servers_are_required(
     )
     pytester.makeini("[pytest]\nmarkers = kafka: x\n")
     monkeypatch.setenv("TREASURE_MAP_REQUIRE_SERVERS", required)
-    monkeypatch.setattr(servers, "why_missing", _missing)
-    result = pytester.runpytest_inprocess("-rs", "-p", "no:randomly")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    result = pytester.runpytest_subprocess("-rs", "-p", "no:randomly", "-n", str(processes))
     counts = result.parseoutcomes()
     # A skip in a fixture is reported in the setup phase, where a failure counts as an error.
     assert counts == {"errors" if outcome == "failed" else outcome: 1}
     result.stdout.fnmatch_lines(["*java is not on PATH*"])
-
-
-def _missing(name: str) -> str:
-    return f"cannot run {name}: java is not on PATH"
