@@ -17,7 +17,7 @@ help:
 	@echo "make setup   make .venv with all that demo and test need"
 	@echo "make demo    run broker, worker and input; DEMO_SECONDS=20 makes it a check that ends"
 	@echo "make test    lint, types, import rules and every test"
-	@echo "make chaos   let workers, brokers, Cassandra, a disk and a clock fail; MINUTES=10 SEED=any RATE=2000"
+	@echo "make chaos   let workers, brokers, Cassandra, a disk and a clock fail; MINUTES=10 SEED=any RATE=2000 AWAY=3600"
 	@echo "make simulate        kills, stops and loses simulated workers; SEEDS=20000 FIRST=1"
 	@echo "make simulate-rules  the same without each rule in turn, which must fail; SEEDS=400"
 	@echo "make lint    the first three of these"
@@ -45,7 +45,7 @@ test: lint
 
 chaos: setup
 	@cd tests && PYTHONPATH=.:.. ../$(BIN)/python -m chaos --minutes $(MINUTES) \
-	  $(if $(SEED),--seed $(SEED)) $(if $(RATE),--rate $(RATE))
+	  $(if $(SEED),--seed $(SEED)) $(if $(RATE),--rate $(RATE)) $(if $(AWAY),--archive-away $(AWAY))
 
 SIMULATION = PYTHONPATH=.:tests $(BIN)/python -m simulation
 simulate: setup

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import time
@@ -21,12 +22,14 @@ from app import station
 from app.process import Process
 from app.settings import load_settings
 from agents.emit import Emitter
+from agents.owners import Owners
 from tables.archive_embedded import EmbeddedArchive
 from tables.errors import ArchiveError
 
 flag = pathlib.Path(sys.argv.pop())
 kind = sys.argv.pop()
 write, announce = EmbeddedArchive.write, Emitter._announce
+restore = Owners.restore
 
 async def write_or_not(archive, layer, rows, times):
     if kind == "away" and flag.exists():
@@ -40,6 +43,12 @@ async def announce_or_not(emitter):
         raise ValueError("a bug in a background task")
     return await announce(emitter)
 
+async def restore_or_not(owners, topic, partition, generation):
+    while kind == "slow" and flag.exists() and topic.endswith(".raw") and partition == 1:
+        await asyncio.sleep(0.1)
+    return await restore(owners, topic, partition, generation)
+
+Owners.restore = restore_or_not
 EmbeddedArchive.write, Emitter._announce = write_or_not, announce_or_not
 Process(station.build(load_settings()), loglevel="INFO").execute_from_commandline()
 """
@@ -47,12 +56,13 @@ SESSION_MS = 2_000
 """The embedded broker takes any; in it the watchdog ticks every 0.2 s."""
 
 
-async def started(worker: Process, kind: str) -> None:
+async def started(worker: Process, kind: str, *, ready: bool = True) -> None:
     """Start a worker that does as told while its flag is there."""
     worker.settings["session_timeout_ms"] = str(SESSION_MS)
     await apply(worker)
     worker.start((sys.executable, "-c", WORKER, kind, str(worker.folder / "flag")))
-    await worker.ready()
+    if ready:
+        await worker.ready()
 
 
 async def close_an_hour(worker: Process, at_hour: int = 0) -> None:
@@ -103,6 +113,43 @@ async def test_a_background_task_that_dies_stops_its_worker_with_the_reason(
     await close_an_hour(worker)
     assert await worker.ended() == 1
     assert worker.log().splitlines()[-1] == "error: ValueError('a bug in a background task')"
+
+
+async def test_while_a_partition_recovers_the_others_serve(
+    processes: Callable[..., Process],
+) -> None:
+    """``/readyz`` tells which is missing, answers over all of them say that they are partial."""
+    worker = processes()
+    (worker.folder / "flag").touch()
+    await started(worker, "slow", ready=False)
+    raw = f"{worker.map_name}.raw"
+    await worker.send(raw, (0, flight(0, "JFK")), (1, flight(0, "LGA")))
+    path = f"/v1/layers/hour/cells?from=0&to={HOUR_MS}"
+
+    async def served() -> bool:
+        with contextlib.suppress(OSError):
+            status, page = await worker.get(path)
+            return status == 200 and bool(page["cells"])
+        return False
+
+    await until(served, SECONDS_MAX)
+    status, page = await worker.get(path)
+    assert page["partial"]
+    assert [cell["key"]["origin"] for cell in page["cells"]] == ["JFK"]
+    status, state = await worker.get("/readyz")
+    assert status == 503
+    assert state["reason"] == "restoring 1 partitions"
+    assert state["restoring"] == {raw: [1]}
+    assert state["serving"][raw] == [0]
+    (worker.folder / "flag").unlink()
+    await worker.ready()
+
+    async def all_served() -> bool:
+        _, page = await worker.get(path)
+        found = {cell["key"]["origin"] for cell in page["cells"]}
+        return found == {"JFK", "LGA"} and not page["partial"]
+
+    await until(all_served, SECONDS_MAX)
 
 
 async def test_sources_pause_while_the_archive_is_away_and_no_row_is_missing(

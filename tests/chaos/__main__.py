@@ -6,24 +6,32 @@ import asyncio
 import random
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 from chaos.arena import MAP_FILE, Arena, SmallDisk
-from chaos.faults import LONG
+from chaos.faults import LONG, archive_away_for, freeze
 from chaos.run import ROUND_SECONDS, Verdict, run
 from kafka_cluster import KafkaCluster
 from servers import CassandraServer, why_missing
 from workers import Cluster
 
 KEYSPACE = "chaos"
+PENDING_BYTES_MAX = 4 << 20
+"""Of a worker: what an archive that is away for long fills, so that sources pause."""
 
 
 @click.command()
 @click.option("--minutes", type=click.FloatRange(min=2), default=10, show_default=True)
 @click.option("--seed", type=int, help="Of the order of faults and of the load; default: any.")
 @click.option("--rate", type=float, default=2_000, show_default=True, help="Events a second.")
-def command(minutes: float, seed: int | None, rate: float) -> None:
+@click.option(
+    "--archive-away", type=float, metavar="SECONDS",
+    help="Instead of all else Cassandra is away for as long, and workers stand still at times.",
+)  # fmt: skip
+def command(minutes: float, seed: int | None, rate: float, archive_away: float | None) -> None:
     """Let processes die for a while under load, then compare every row with a recomputation."""
     seed = random.SystemRandom().randrange(10**6) if seed is None else seed
     click.echo(f"seed {seed}")
@@ -31,7 +39,11 @@ def command(minutes: float, seed: int | None, rate: float) -> None:
         if reason := why_missing(name):  # type: ignore[arg-type]
             raise click.ClickException(reason)
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        verdict = asyncio.run(_run(Path(folder), seed, round(minutes * 60 / ROUND_SECONDS), rate))
+        plan = [LONG, round(minutes * 60 / ROUND_SECONDS), rate]
+        if archive_away is not None:
+            rounds = round(archive_away / ROUND_SECONDS) + 1
+            plan = [[freeze], rounds, rate, [archive_away_for(archive_away)]]
+        verdict = asyncio.run(_run(Path(folder), seed, plan))
     show(verdict)
     sys.exit(1 if verdict.differing else 0)
 
@@ -50,7 +62,7 @@ def show(verdict: Verdict) -> None:
     click.echo("rows differ" if verdict.differing else "every row and count is as it must be")
 
 
-async def _run(folder: Path, seed: int, rounds: int, rate: float) -> Verdict:
+async def _run(folder: Path, seed: int, plan: Sequence[Any]) -> Verdict:
     with (
         KafkaCluster(folder / "brokers") as brokers,
         CassandraServer(folder / "cassandra") as cassandra,
@@ -59,10 +71,11 @@ async def _run(folder: Path, seed: int, rounds: int, rate: float) -> Verdict:
             brokers.bootstrap, folder, map_file=MAP_FILE, archive="cassandra",
             cassandra_hosts=cassandra.host, cassandra_port=str(cassandra.port),
             cassandra_keyspace=KEYSPACE, cassandra_replication="1", group=KEYSPACE,
+            pending_bytes_max=str(PENDING_BYTES_MAX),
         ) as cluster,
     ):  # fmt: skip
         arena = Arena(folder, seed, cluster, cassandra, brokers=brokers.nodes, disk=disk)
-        return await run(arena, LONG, rounds, rate)
+        return await run(arena, *plan)
 
 
 if __name__ == "__main__":

@@ -202,10 +202,9 @@ class Arena:
 
     async def readiness(self) -> str:
         """Return what each worker says of itself."""
-        return "\n".join(
-            f"{worker.node}: {await asyncio.to_thread(worker.readiness)}"
-            for worker in self.present()
-        )
+        present = self.present()
+        said = await asyncio.gather(*(asyncio.to_thread(worker.readiness) for worker in present))
+        return "\n".join(f"{w.node}: {words}" for w, words in zip(present, said, strict=True))
 
     def shifting_clock(self) -> Path | None:
         """Return a library that shifts a process's wall clock; None where there is no compiler."""

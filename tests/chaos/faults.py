@@ -9,6 +9,7 @@ import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import click
 from chaos.arena import WORKERS_MAX, WORKERS_MIN, Arena, SmallDisk
 from workers import SESSION_MS, Worker
 
@@ -111,9 +112,26 @@ async def remove(arena: Arena) -> bool:
 
 async def cassandra_away(arena: Arena) -> bool:
     """Kill Cassandra; the stream runs on; start it again."""
+    return await _archive_away(arena, AWAY_SECONDS)
+
+
+def archive_away_for(seconds: float) -> Fault:
+    """Return the fault that Cassandra is away for as long, with what workers say of it."""
+
+    async def archive_away(arena: Arena) -> bool:
+        if len(await arena.ledgers()) < len(arena.present()):
+            return False  # A worker that begins now would not find its archive.
+        return await _archive_away(arena, seconds)
+
+    return archive_away
+
+
+async def _archive_away(arena: Arena, seconds: float) -> bool:
     async with arena.archive_lock:
         arena.cassandra.kill()
-        await asyncio.sleep(AWAY_SECONDS)
+        await asyncio.sleep(seconds)
+        if seconds > AWAY_SECONDS:
+            click.echo(await arena.readiness())
         arena.cassandra.spawn()
         await asyncio.to_thread(arena.cassandra.wait_until_serving)
     return True

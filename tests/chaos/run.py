@@ -44,8 +44,12 @@ class Verdict:
     differing: list[str]
 
 
-async def run(arena: Arena, faults: Sequence[Fault], rounds: int, rate: float) -> Verdict:
+async def run(
+    arena: Arena, faults: Sequence[Fault], rounds: int, rate: float, beside: Sequence[Fault] = ()
+) -> Verdict:
     """Run a load through ``rounds`` of all faults, mend everything, and compare.
+
+    Faults ``beside`` these begin at once and last as long as they like.
 
     Event time runs thirty times as fast as the clock, so that minutes close every two seconds.
     """
@@ -57,6 +61,8 @@ async def run(arena: Arena, faults: Sequence[Fault], rounds: int, rate: float) -
             "--keys", "200",
         )  # fmt: skip
         async with asyncio.TaskGroup() as group:
+            for fault in beside:
+                group.create_task(_happen(arena, fault))
             for _ in range(rounds):
                 await _round(arena, faults, group)
         manifest = await arena.load_ended()
