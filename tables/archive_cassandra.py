@@ -26,7 +26,11 @@ from cassandra.cluster import (
     Session,
 )
 from cassandra.connection import ConnectionException
-from cassandra.policies import DCAwareRoundRobinPolicy, TokenAwarePolicy
+from cassandra.policies import (
+    DCAwareRoundRobinPolicy,
+    ExponentialReconnectionPolicy,
+    TokenAwarePolicy,
+)
 from cassandra.query import BatchStatement, BatchType, PreparedStatement, Statement, tuple_factory
 
 from tables.archive import CellRange
@@ -34,6 +38,11 @@ from tables.archive_cql import Batch, LayerTable, Row
 from tables.archive_layout import check_key, missing_accumulators, not_expired, too_many_rows
 from tables.errors import ArchiveError
 from tables.layer import Layer, Map
+
+RECONNECT_S_MAX = 10.0
+RECONNECTION = ExponentialReconnectionPolicy(0.5, RECONNECT_S_MAX, max_attempts=None)
+"""How a node that is away is tried again. The driver's own policy waits up to ten minutes once a
+node was away for as long, and gives it up after 64 attempts."""
 
 _AGAIN = "check that Cassandra is up and can reach its quorum; the request can be sent again"
 _DRIVER_ERRORS = (DriverException, NoHostAvailable, ConnectionException, OSError)
@@ -172,6 +181,7 @@ class CassandraArchive:
                 ssl_context=_tls(settings),
                 # Named, because the driver otherwise tries versions downwards and warns of each.
                 protocol_version=ProtocolVersion.V5,
+                reconnection_policy=RECONNECTION,
                 connect_timeout=settings.request_timeout_s,
                 control_connection_timeout=settings.request_timeout_s,
                 application_name="treasure-map",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import uuid
 from pathlib import Path
 from typing import Any
@@ -261,6 +262,14 @@ async def test_an_answer_of_many_pages_is_whole(cassandra: tuple[str, int]) -> N
     got = await archive.read(layer, CellRange(0, HOUR_MS))
     await archive.close()
     assert sorted(got["key_origin"].to_list()) == frame["key_origin"].to_list()
+
+
+def test_a_node_that_is_away_for_days_is_tried_again_every_few_seconds() -> None:
+    """However long it was away, rows go to it soon after it is back."""
+    waits = list(itertools.islice(archive_cassandra.RECONNECTION.new_schedule(), 20_000))
+    assert len(waits) == 20_000
+    assert max(waits) <= archive_cassandra.RECONNECT_S_MAX <= 10
+    assert sum(waits) > 86_400
 
 
 @pytest.mark.cassandra
