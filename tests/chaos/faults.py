@@ -11,10 +11,12 @@ from pathlib import Path
 
 import click
 from chaos.arena import WORKERS_MAX, WORKERS_MIN, Arena, SmallDisk
+from support import until
 from workers import SESSION_MS, Worker
 
 AWAY_SECONDS = 12.0
 FILL_AFTER_SECONDS = 10.0
+FREE_SECONDS_MAX = 120
 FREE_BYTES_MIN = 4 << 20
 DAY_SECONDS = 86_400
 
@@ -151,7 +153,7 @@ async def broker_away(arena: Arena) -> bool:
 
 
 async def disk_full(arena: Arena) -> bool:
-    """Move a worker to a small disk, fill it, and make place again."""
+    """Move a worker to a small disk, fill it, make place again, and move it back."""
     disk = arena.disk
     if disk is None or disk.folder is None or arena.disk_lock.locked():
         return False
@@ -170,17 +172,35 @@ async def _fill(arena: Arena, disk: SmallDisk, folder: Path) -> bool:
     with arena.victim() as worker:
         if worker is None:
             return False
-        worker.signal(signal.SIGKILL)
-        arena.counts["SIGKILL"] += 1
-        worker.wipe_state()
-        worker.use_state_folder(folder / worker.node, FREE_BYTES_MIN)
-        worker.start()
+        home = worker.state_folder
+        _move(arena, worker, folder / worker.node)
         await asyncio.sleep(FILL_AFTER_SECONDS)
         disk.fill()
     # Not busy now: where it ends by itself it is started again.
     await asyncio.sleep(AWAY_SECONDS)
     disk.clear()
+
+    # Workers that stayed would fill it by themselves: it is too small for the states of two.
+    async def free() -> bool:
+        return worker not in arena.busy
+
+    await until(free, FREE_SECONDS_MAX)
+    arena.busy.add(worker)
+    try:
+        _move(arena, worker, home)
+    finally:
+        arena.busy.discard(worker)
     return True
+
+
+def _move(arena: Arena, worker: Worker, folder: Path) -> None:
+    """Kill a worker, remove its state, and keep its state in ``folder`` from now on."""
+    worker.signal(signal.SIGKILL)
+    worker.wipe_state()
+    worker.use_state_folder(folder, FREE_BYTES_MIN)
+    if worker not in arena.removed:
+        arena.counts["SIGKILL"] += 1
+        worker.start()
 
 
 async def shift_clock(arena: Arena) -> bool:
