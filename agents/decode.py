@@ -3,15 +3,15 @@
 What a record may be, and what is malformed, stands in docs/formats/records.md. One decoder says so,
 whatever the form, the path and the cutting into chunks::
 
-    run    e e e e h e e  A  e E e        e JSON event(s), E broken, h heartbeat, A Arrow
-    parts  |------|h|---| A |-----|       JSON of a part is decoded at once, or else one by one
+    run    e e e e h e e  A A  e E e      e JSON event(s), E broken, h heartbeat, A Arrow
+    parts  |------|h|---| |-| |-----|     a part is decoded at once, but for what is broken
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, cast
 
 import polars as pl
@@ -49,17 +49,14 @@ class _Sink:
 
     events: list[Any] = dataclasses.field(default_factory=list)
     places: list[pl.Series] = dataclasses.field(default_factory=list)
-    partitions: list[pl.Series] = dataclasses.field(default_factory=list)
     frames: list[tuple[int, pl.DataFrame]] = dataclasses.field(default_factory=list)
     aside: list[SetAside] = dataclasses.field(default_factory=list)
     rows: int = 0
 
-    def take(self, run: Run, events: Sequence[Any], places: pl.Series) -> None:
-        """Take JSON events with their places."""
-        self.events += events
+    def place(self, places: pl.Series) -> None:
+        """Take the places of the JSON events that were added last."""
         self.places.append(places)
-        self.partitions.append(pl.repeat(run.partition, len(events), dtype=pl.Int32, eager=True))
-        self.rows += len(events)
+        self.rows += places.len()
 
     def take_frame(self, frame: pl.DataFrame) -> None:
         """Take an event frame, behind the JSON events so far."""
@@ -110,7 +107,10 @@ class Decoder:
             ledgers.append(counts)
             self._decode_run(_Doing(number, run, counts, sink))
             bounds.append((first, sink.rows))
-        batch = EventBatch(runs, self._frame(sink), bounds, ledgers, sink.aside)
+        parts = [
+            (run.partition, last - first) for run, (first, last) in zip(runs, bounds, strict=True)
+        ]
+        batch = EventBatch(runs, self._frame(sink, parts), bounds, ledgers, sink.aside)
         _refuse_no_times(batch)
         _refuse_future(batch, self._source.future_skew_ms)
         return batch
@@ -121,7 +121,7 @@ class Decoder:
         doing = _Doing(0, run, {}, _Sink())
         tally(doing.counts, "records.gap", run.next_offset - run.first_offset - 1)
         doing.refuse_record(0, "unreadable", reason, detail)
-        frame = self._frame(doing.sink)
+        frame = self._frame(doing.sink, [(run.partition, 0)])
         return EventBatch([run], frame, [(0, 0)], [doing.counts], doing.sink.aside)
 
     def part_of(self, run: Run, item: SetAside) -> tuple[bytes, str]:
@@ -142,92 +142,145 @@ class Decoder:
         return b"\n".join(lines[place] for place in item.events), _NAMES["lines"]
 
     def _decode_run(self, doing: _Doing) -> None:
-        run = doing.run
-        plain = not run.headers and None not in run.values
-        if plain and self._decode_many(doing, 0, run.values):
-            return
-        for first, last, form in _parts(run):
-            if form in ("arrow", "unknown", "none"):
+        for first, last, form in self._parts(doing.run):
+            if form == "arrow":
+                self._decode_arrow(doing, range(first, last))
+            elif form in ("unknown", "none"):
                 for index in range(first, last):
                     self._decode_other(doing, index, form)
-            # A value that is said to be one JSON document may not be taken for lines.
-            elif form == "json" or not self._decode_many(doing, first, run.values[first:last]):
-                self._decode_each(doing, range(first, last), form)
+            else:
+                self._decode_json(doing, range(first, last), form)
 
-    def _decode_many(self, doing: _Doing, first: int, values: list[bytes | None]) -> bool:
-        """Decode records of JSON at once, from index ``first`` on; tell whether that was done."""
-        found = self._json.decode_many(cast("list[bytes]", values)) if values else None
-        if found is None:
-            return False
-        events, per_record = found
-        tally(doing.counts, "records.with_events", len(values))
-        tally(doing.counts, "events.decoded", len(events))
-        doing.sink.take(doing.run, events, _places(first, len(values), per_record))
-        return True
+    def _parts(self, run: Run) -> Iterator[tuple[int, int, str]]:
+        """Cut a run into stretches of one form: ``[first, last)`` and the form."""
+        values = run.values
+        plain = bool(values) and not run.headers and None not in values
+        if plain and not cast("bytes", values[0]).startswith(ARROW_START):
+            yield 0, len(values), ""
+        else:
+            yield from _parts(run)
 
-    def _decode_each(self, doing: _Doing, indexes: range, form: str) -> None:
-        """Decode records of JSON line by line."""
-        events: list[Any] = []
+    def _decode_json(self, doing: _Doing, indexes: range, form: str) -> None:
+        """Decode records of JSON: all at once, and one by one what is not plain."""
+        values = cast("list[bytes]", doing.run.values[indexes.start : indexes.stop])
+        has_lines = form == "lines" or (not form and b"\n" in values[0])
+        if has_lines and self._json.are_plain(values):
+            self._decode_lines(doing, indexes, form)
+            return
+        sink, index = doing.sink, indexes.start
+        for found in self._json.decode_many(values, sink.events):
+            self._place(doing, index, indexes.start + found)
+            index = indexes.start + found + 1
+            self._decode_record(doing, index - 1, form)
+        self._place(doing, index, indexes.stop)
+
+    def _place(self, doing: _Doing, first: int, last: int) -> None:
+        """Take note that the records of these indexes were one event each."""
+        tally(doing.counts, "records.with_events", last - first)
+        tally(doing.counts, "events.decoded", last - first)
+        doing.sink.place(pl.int_range(first, last, dtype=pl.UInt64, eager=True) * PLACE)
+
+    def _decode_lines(self, doing: _Doing, indexes: range, form: str) -> None:
+        """Decode records of which most hold lines of events."""
         places: list[int] = []
         for index in indexes:
-            value = doing.run.values[index]
-            assert value is not None, "tombstones are parts of their own"
+            value = cast("bytes", doing.run.values[index])
+            count = self._json.decode_lines(value, doing.sink.events)
+            if count:
+                tally(doing.counts, "records.with_events")
+                tally(doing.counts, "events.decoded", count)
+                places += range(index * PLACE, index * PLACE + count)
+            else:
+                doing.sink.place(pl.Series(places, dtype=pl.UInt64))
+                places = []
+                self._decode_record(doing, index, form)
+        doing.sink.place(pl.Series(places, dtype=pl.UInt64))
+
+    def _decode_record(self, doing: _Doing, index: int, form: str) -> None:
+        """Decode one record line by line; without a content type it may be of any form."""
+        value = doing.run.values[index]
+        assert value is not None, "tombstones are parts of their own"
+        if not form and value.startswith(ARROW_START):
+            self._decode_arrow(doing, range(index, index + 1))
+            return
+        if len(value) > self._source.record_bytes_max:
+            doing.refuse_record(index, *self._oversized(value))
+            return
+        if not value.strip():
+            doing.refuse_record(index, *_EMPTY)
+            return
+        tally(doing.counts, "records.with_events")
+        places: list[int] = []
+        faults: dict[str, tuple[list[int], str]] = {}
+        for place, event in enumerate(self._json.decode_each(value, form)):
+            tally(doing.counts, "events.decoded")
+            if isinstance(event, Fault):
+                faults.setdefault(event.reason, ([], event.detail))[0].append(place)
+            else:
+                doing.sink.events.append(event)
+                places.append(index * PLACE + place)
+        for reason, (at, detail) in faults.items():
+            doing.refuse_events(index, tuple(at), reason, detail)
+        doing.sink.place(pl.Series(places, dtype=pl.UInt64))
+
+    def _decode_arrow(self, doing: _Doing, indexes: range) -> None:
+        """Decode records of Arrow, neighbours of one schema at once."""
+        pieces: list[tuple[int, pl.DataFrame]] = []
+        for index in indexes:
+            value = doing.run.values[index] or b""
             if len(value) > self._source.record_bytes_max:
                 doing.refuse_record(index, *self._oversized(value))
                 continue
-            if not value.strip():
-                doing.refuse_record(index, *_EMPTY)
+            try:
+                columns = self._arrow.read(value)
+            except BROKEN_ARROW as error:
+                doing.refuse_record(index, "unreadable", "arrow", str(error)[:DETAIL_CHARS_MAX])
+                continue
+            if not columns.height:
+                doing.refuse_record(index, "empty", "empty", "no rows")
                 continue
             tally(doing.counts, "records.with_events")
-            faults: dict[str, tuple[list[int], str]] = {}
-            for place, event in enumerate(self._json.decode_each(value, form)):
-                tally(doing.counts, "events.decoded")
-                if isinstance(event, Fault):
-                    faults.setdefault(event.reason, ([], event.detail))[0].append(place)
-                else:
-                    events.append(event)
-                    places.append(index * PLACE + place)
-            for reason, (at, detail) in faults.items():
-                doing.refuse_events(index, tuple(at), reason, detail)
-        doing.sink.take(doing.run, events, pl.Series(places, dtype=pl.UInt64))
+            tally(doing.counts, "events.decoded", columns.height)
+            if pieces and pieces[-1][1].schema != columns.schema:
+                self._take_arrow(doing, pieces)
+                pieces = []
+            pieces.append((index, columns))
+        if pieces:
+            self._take_arrow(doing, pieces)
+
+    def _take_arrow(self, doing: _Doing, pieces: list[tuple[int, pl.DataFrame]]) -> None:
+        """Take records of one schema; each piece is a record's index and columns."""
+        places = pl.concat(
+            pl.int_range(index * PLACE, index * PLACE + piece.height, dtype=pl.UInt64, eager=True)
+            for index, piece in pieces
+        )
+        frame, reasons = self._arrow.events(pl.concat([p for _, p in pieces], rechunk=True))
+        frame = frame.with_columns(place=places)
+        if reasons is not None:
+            refused = places.to_frame("place").with_columns(reason=reasons).drop_nulls()
+            groups = refused.group_by(pl.col("place") // PLACE, "reason").agg(at=pl.col("place"))
+            for index, reason, at in groups.sort("place", "reason").iter_rows():
+                events = tuple(place % PLACE for place in at)
+                doing.refuse_events(index, events, reason, _NOT_EVENTS[reason])
+            frame = frame.filter(reasons.is_null())
+        doing.sink.take_frame(frame)
 
     def _decode_other(self, doing: _Doing, index: int, form: str) -> None:
-        """Decode one record that is no JSON."""
-        value, headers = doing.run.values[index] or b"", doing.run.headers.get(index, ())
+        """Decode one record that is neither JSON nor Arrow."""
+        value, headers = doing.run.values[index], doing.run.headers.get(index, ())
         if form == "none":
-            found = self._decode_empty(doing.run.values[index], headers)
+            found = self._decode_empty(value, headers)
             if isinstance(found, tuple):
                 doing.refuse_record(index, *found)
                 return
             tally(doing.counts, "records.heartbeat")
-            doing.sink.take(doing.run, [found], pl.Series([index * PLACE], dtype=pl.UInt64))
-        elif len(value) > self._source.record_bytes_max:
-            doing.refuse_record(index, *self._oversized(value))
-        elif form == "unknown":
+            doing.sink.events.append(found)
+            doing.sink.place(pl.Series([index * PLACE], dtype=pl.UInt64))
+        elif len(value or b"") > self._source.record_bytes_max:
+            doing.refuse_record(index, *self._oversized(value or b""))
+        else:
             detail = f"got {_content_type(headers)!r}; want one of {', '.join(CONTENT_TYPES)}"
             doing.refuse_record(index, "unreadable", "content_type", detail)
-        else:
-            self._decode_arrow(doing, index, value)
-
-    def _decode_arrow(self, doing: _Doing, index: int, value: bytes) -> None:
-        try:
-            frame, reasons = self._arrow.decode(value)
-        except BROKEN_ARROW as error:
-            doing.refuse_record(index, "unreadable", "arrow", str(error)[:DETAIL_CHARS_MAX])
-            return
-        if not frame.height:
-            doing.refuse_record(index, "empty", "empty", "no rows")
-            return
-        tally(doing.counts, "records.with_events")
-        tally(doing.counts, "events.decoded", frame.height)
-        places = pl.int_range(frame.height, dtype=pl.UInt64, eager=True) + index * PLACE
-        frame = frame.with_columns(partition=pl.lit(doing.run.partition, pl.Int32), place=places)
-        if reasons is not None:
-            for reason in reasons.drop_nulls().unique().sort():
-                at = (reasons == reason).fill_null(value=False).arg_true()
-                doing.refuse_events(index, tuple(at), reason, _NOT_EVENTS[reason])
-            frame = frame.filter(reasons.is_null())
-        doing.sink.take_frame(frame)
 
     def _decode_empty(self, value: bytes | None, headers: Headers) -> Any:
         """Return a heartbeat's struct, or why there is none."""
@@ -246,31 +299,21 @@ class Decoder:
         limit = self._source.record_bytes_max
         return "oversized", "oversized", f"got {len(value)} bytes; want at most {limit}"
 
-    def _frame(self, sink: _Sink) -> pl.DataFrame:
-        """Return the JSON events as a frame, with the Arrow frames at their places."""
+    def _frame(self, sink: _Sink, parts: list[tuple[int, int]]) -> pl.DataFrame:
+        """Return the JSON events as a frame, with the Arrow frames at their places.
+
+        ``parts`` has, for each run, its partition and how many rows it has.
+        """
         places = pl.concat(sink.places) if sink.places else pl.Series(dtype=pl.UInt64)
-        partitions = pl.concat(sink.partitions) if sink.places else pl.Series(dtype=pl.Int32)
-        json = self._json.frame(sink.events, places, partitions)
-        if not sink.frames:
-            return json
-        pieces, done = [], 0
-        for at, frame in sink.frames:
-            pieces += [json[done:at], frame.select(json.columns)]
-            done = at
-        return pl.concat([*pieces, json[done:]])
-
-
-def _parts(run: Run) -> Iterator[tuple[int, int, str]]:
-    """Cut a run into stretches of one form: ``[first, last)`` and the form."""
-    first, before = 0, ""
-    for index, value in enumerate(run.values):
-        form = _form(value, run.headers.get(index, ()))
-        if form != before:
-            if index > first:
-                yield first, index, before
-            first, before = index, form
-    if first < len(run.values):
-        yield first, len(run.values), before
+        frame = self._json.frame(sink.events, places)
+        if sink.frames:
+            json, pieces, done = frame, [], 0
+            for at, piece in sink.frames:
+                pieces += [json[done:at], piece.select(json.columns)]
+                done = at
+            frame = pl.concat([*pieces, json[done:]])
+        partitions = [pl.repeat(p, rows, dtype=pl.Int32, eager=True) for p, rows in parts]
+        return frame.insert_column(0, pl.concat(partitions).alias("partition"))
 
 
 def _form(value: bytes | None, headers: Headers) -> str:
@@ -282,14 +325,16 @@ def _form(value: bytes | None, headers: Headers) -> str:
     return "arrow" if value.startswith(ARROW_START) else ""
 
 
-def _places(first: int, records: int, per_record: list[int] | None) -> pl.Series:
-    """Return the places of events, of which each record has one or as many as given."""
-    if per_record is None:
-        return pl.int_range(first, first + records, dtype=pl.UInt64, eager=True) * PLACE
-    places: list[int] = []
-    for index, count in enumerate(per_record, first):
-        places += range(index * PLACE, index * PLACE + count)
-    return pl.Series(places, dtype=pl.UInt64)
+def _parts(run: Run) -> Iterator[tuple[int, int, str]]:
+    first, before = 0, ""
+    for index, value in enumerate(run.values):
+        form = _form(value, run.headers.get(index, ()))
+        if form != before:
+            if index > first:
+                yield first, index, before
+            first, before = index, form
+    if first < len(run.values):
+        yield first, len(run.values), before
 
 
 @functools.lru_cache(1_024)

@@ -29,24 +29,28 @@ class ArrowEvents:
         self._source = source
         self._fields = [f for f in source.fields if f.name != source.time_field]
         self._takes_time = any(f.name == source.time_field for f in source.fields)
+        wanted = [source.time_field, source.type_field, *(f.name for f in self._fields)]
+        wanted += [source.id_field] if source.id_field is not None else []
+        self._wanted = list(dict.fromkeys(wanted))
 
-    def decode(self, value: bytes) -> tuple[pl.DataFrame, pl.Series | None]:
-        """Return time, type and declared fields of each row, and why rows are no events.
-
-        The second is a series of reasons, null for events; None where all rows are events.
+    def read(self, value: bytes) -> pl.DataFrame:
+        """Return the columns of a stream that are of use, as they are.
 
         Raises:
             ArrowError: the stream is broken, lies, or inflates too far; so do all BROKEN_ARROW.
         """
-        source = self._source
-        columns, rows = check_stream(value, source.inflated_bytes_max)
-        wanted = [source.time_field, source.type_field, *(f.name for f in self._fields)]
-        wanted += [source.id_field] if source.id_field is not None else []
-        present = [name for name in dict.fromkeys(wanted) if name in columns]
+        columns, rows = check_stream(value, self._source.inflated_bytes_max)
+        present = [name for name in self._wanted if name in columns]
         if not present:
-            found = pl.DataFrame({"none": pl.repeat(None, rows, eager=True)})
-        else:
-            found = pl.read_ipc_stream(io.BytesIO(value), columns=present)
+            return pl.DataFrame({"none": pl.repeat(None, rows, eager=True)})
+        return pl.read_ipc_stream(io.BytesIO(value), columns=present)
+
+    def events(self, found: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series | None]:
+        """Return time, type and declared fields of what was read, and why rows are no events.
+
+        The second is a series of reasons, null for events; None where all rows are events.
+        """
+        source = self._source
         faults = _Faults(found.height)
         time = self._time(found, faults)
         frame = {"time": time, "type": self._field(found, source.type_field, "string", faults)}
@@ -67,7 +71,7 @@ class ArrowEvents:
         try:
             frame = pl.read_ipc_stream(io.BytesIO(value))
         except BROKEN_ARROW:
-            frame, _ = self.decode(value)
+            frame, _ = self.events(self.read(value))
         file = io.BytesIO()
         frame[list(rows)].write_ipc_stream(file, compression="zstd")
         return file.getvalue()

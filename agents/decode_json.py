@@ -1,14 +1,14 @@
-"""Decode JSON: values of records into event structs, many at once or line by line, the same way.
+"""Decode JSON: values of records into event structs, and structs into a frame.
 
-A value is one JSON event, or lines of which each that is not blank is one. ``decode_lines`` of
-msgspec reads many values at once, but is not strict about lines: it is used only where every
-newline stands between a closing and an opening brace. There no event can span or share lines: a
-JSON text has that sequence neither between values nor, raw, inside a text.
+A value is one JSON event, or lines of which each that is not blank is one. Every event is decoded
+from its own bytes: msgspec's ``decode_lines`` is not strict about lines (three broken lines can be
+three events), and looking for what it would take amiss costs more than a call an event.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
@@ -73,18 +73,49 @@ class JsonEvents:
         """Return the struct that stands for a heartbeat in :meth:`frame`."""
         return self._event(time_=time_ms, type_=None)
 
-    def decode_many(self, values: Sequence[bytes]) -> tuple[list[Any], list[int] | None] | None:
-        """Return the events of values of JSON lines and how many each value has.
+    def are_plain(self, values: Sequence[bytes]) -> bool:
+        """Tell whether all values are UTF-8, where msgspec does not look too, and not too large.
 
-        The counts are None where each value has one event. The result is None where decoding the
-        lines one by one might give anything else.
+        :meth:`decode_lines` may be used on no others.
         """
-        found = self._decode_joined(values)
-        if found is None and any(value[-1:] <= b" " for value in values):
-            if max(map(len, values)) > self._record_bytes_max:
-                return None
-            found = self._decode_joined([value.rstrip(b" \t\r\n") for value in values])
-        return found
+        if max(map(len, values)) > self._record_bytes_max:
+            return False
+        return all(map(bytes.isascii, values)) or all(map(_is_utf8, values))
+
+    def decode_many(self, values: Sequence[bytes], events: list[Any]) -> Iterator[int]:
+        """Add the event of each value to ``events``, and yield the indexes of values to look at.
+
+        They are not just one event each, and nothing is added for them; what is before them has
+        been added when they are yielded.
+        """
+        decode = self._decoder.decode if self.are_plain(values) else self._decode_plain
+        first = len(events)
+        rest = iter(values)
+        at = 0
+        while True:
+            try:
+                # What was decoded before an error stays in the list.
+                events.extend(map(decode, rest))
+            except UNREADABLE:
+                at += len(events) - first
+                yield at
+                at, first = at + 1, len(events)
+            else:
+                return
+
+    def decode_lines(self, value: bytes, events: list[Any]) -> int:
+        """Add the event of each line to ``events``; return how many lines there are.
+
+        Where not every line is an event nothing is added, and 0 returned.
+        """
+        before = len(events)
+        lines = value.rstrip(b" \t\r\n").split(b"\n")
+        try:
+            events.extend(map(self._decoder.decode, lines))
+        except UNREADABLE:
+            del events[before:]
+            return 0
+        return len(lines)
 
     def decode_each(self, value: bytes, form: str) -> Iterator[Any]:
         """Yield, for each line of a value that is not blank, its event or :class:`Fault`.
@@ -109,45 +140,32 @@ class JsonEvents:
             return True
         return False
 
-    def frame(
-        self, events: Sequence[Any], places: pl.Series, partitions: pl.Series
-    ) -> pl.DataFrame:
-        """Return the event frame of structs; times that are texts and no times are null in it."""
+    def frame(self, events: Sequence[Any], places: pl.Series) -> pl.DataFrame:
+        """Return the event frame of structs, without ``partition``.
+
+        Times that are texts and no times are null in it.
+        """
         columns = {
-            "partition": partitions,
             "place": places,
             "time": self._times(events),
             "type": pl.Series([event.type_ for event in events], dtype=pl.String),
         }
         for name, (attribute, kind) in self._columns.items():
             if name != self._time_field:
-                values = [getattr(event, attribute) for event in events]
+                values = list(map(operator.attrgetter(attribute), events))
                 columns[name] = pl.Series(values, dtype=kind)
         if self._id is not None:
-            columns[ID_COLUMN] = _texts([getattr(event, self._id) for event in events])
+            columns[ID_COLUMN] = _texts(list(map(operator.attrgetter(self._id), events)))
         frame = pl.DataFrame(columns)
         if self._time_field in self._columns:
             frame = frame.with_columns(pl.col("time").alias(self._time_field))
         return frame
 
-    def _decode_joined(self, values: Sequence[bytes]) -> tuple[list[Any], list[int] | None] | None:
-        data = b"\n".join(values)
-        newlines = data.count(b"\n")
-        if data.count(b"}\n{") != newlines or data[:1] != b"{" or data[-1:] != b"}":
-            return None
-        limit = self._record_bytes_max
-        if len(data) > limit and max(map(len, values)) > limit:
-            return None
-        try:
-            _check_utf8(data)
-            events = self._decoder.decode_lines(data)
-        except UNREADABLE:
-            return None
-        if len(events) != newlines + 1:
-            return None
-        if newlines == len(values) - 1:
-            return events, None
-        return events, [value.count(b"\n") + 1 for value in values]
+    def _decode_plain(self, value: bytes) -> Any:
+        if len(value) > self._record_bytes_max:
+            raise msgspec.DecodeError("it is too large")
+        _check_utf8(value)
+        return self._decoder.decode(value)
 
     def _decode_one(self, line: bytes) -> Any:
         try:
@@ -203,6 +221,14 @@ def _check_utf8(data: bytes) -> None:
     """Raise UnicodeDecodeError where bytes are no UTF-8: msgspec looks at no skipped field."""
     if not data.isascii():
         data.decode()
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        _check_utf8(data)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _reason(message: str) -> str:
