@@ -9,6 +9,7 @@ without type: they move stream time at their place in the log and are nothing el
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Literal
 
 import polars as pl
@@ -48,6 +49,29 @@ class SetAside:
     lateness_ms: tuple[int, int] | None = None
 
 
+Bounds = list[tuple[int, int]]
+"""For each run, its first row and the row after its last."""
+
+
+@dataclasses.dataclass(slots=True, frozen=True)
+class Rows:
+    """Some rows of a batch in its order, so that those of one run are neighbours."""
+
+    frame: pl.DataFrame
+    bounds: Bounds
+    partitions: list[int]
+
+    @property
+    def counts(self) -> list[int]:
+        """How many rows each run has."""
+        return [last - first for first, last in self.bounds]
+
+    def filter(self, mask: pl.Series) -> Rows:
+        """Return the rows where ``mask`` is true."""
+        bounds = bounds_after(self.bounds, mask)
+        return Rows(self.frame.filter(mask), bounds, self.partitions)
+
+
 @dataclasses.dataclass(slots=True)
 class EventBatch:
     """What a chunk's runs of one source hold.
@@ -58,15 +82,19 @@ class EventBatch:
 
     runs: list[Run]
     frame: pl.DataFrame
-    bounds: list[tuple[int, int]]
+    bounds: Bounds
     ledgers: list[Ledger]
     aside: list[SetAside]
 
     def keep(self, mask: pl.Series) -> None:
         """Keep only the rows where ``mask`` is true."""
         self.frame = self.frame.filter(mask)
-        kept = [0, *mask.cast(pl.UInt32).cum_sum()]
-        self.bounds = [(kept[first], kept[last]) for first, last in self.bounds]
+        self.bounds = bounds_after(self.bounds, mask)
+
+    @property
+    def rows(self) -> Rows:
+        """All rows."""
+        return Rows(self.frame, self.bounds, [run.partition for run in self.runs])
 
     def set_aside(
         self, rows: pl.DataFrame, kind: Kind, reason: str, detail: str, layer: str = ""
@@ -112,6 +140,14 @@ class EventBatch:
             tally(self.ledgers[number], f"events.{column}", count)
             if column == "malformed":
                 tally(self.ledgers[number], f"malformed.{reason}", count)
+
+
+def bounds_after(bounds: Bounds, mask: pl.Series) -> Bounds:
+    """Return the bounds of runs once only the rows remain where ``mask`` is true."""
+    ends = itertools.accumulate(
+        (int(mask[first:last].sum() or 0) for first, last in bounds), initial=0
+    )
+    return list(itertools.pairwise(ends))
 
 
 def tally(counts: Ledger, name: str, count: int = 1) -> None:

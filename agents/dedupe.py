@@ -25,7 +25,7 @@ class Deduper:
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         ends = [
-            layer.window.end_expr(layer.window.start_expr(pl.col("time")))
+            layer.window.ends(layer.window.starts(pl.col("time")))
             + (layer.max_out_of_orderness_ms + layer.allowed_lateness_ms)
             for layer in layers
         ]

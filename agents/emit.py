@@ -281,6 +281,6 @@ def archive_rows(owner: Owner, emission: Emission) -> tuple[pl.DataFrame, pl.Ser
     rule 13).
     """
     rows = emission.cells.with_columns(source_partition=pl.lit(owner.partition, pl.Int32))
-    end = emission.layer.window.end_expr(pl.col("window_start"))
+    end = emission.layer.window.ends(pl.col("window_start"))
     times = rows.select(end * 1_000 + pl.col("version") - owner.state.meta.base).to_series()
     return rows, times

@@ -13,12 +13,12 @@ from typing import Any, cast
 
 import polars as pl
 
-from agents.batch import DETAIL_CHARS_MAX, ID_COLUMN, EventBatch, tally
+from agents.aggregate import Aggregation
+from agents.batch import DETAIL_CHARS_MAX, ID_COLUMN, EventBatch, Rows, tally
 from agents.classify import Classifier
 from agents.dedupe import Deduper
-from tables.cell import accumulator_type
 from tables.ids import IDS, IdTable
-from tables.layer import Accumulator, Condition, Layer
+from tables.layer import Condition, Layer
 from tables.ledger import Ledger
 from tables.plan import InputPlan
 from tables.table import NEVER_MS
@@ -35,8 +35,6 @@ KEY_BYTES_MAX = 1_024
 """Of a key text. Cassandra takes 64 KiB in a row's key; sorting and caching want far less."""
 
 _ROW = ".row"
-_WORD = 2**64
-_INT64_MAX = 2**63 - 1
 
 
 @dataclasses.dataclass(slots=True, frozen=True)
@@ -71,42 +69,36 @@ class Folder:
         self._layers = plan.layers
         self._classifier = Classifier(plan.layers)
         self._filters = [_filter(layer.where) for layer in plan.layers]
+        self._aggregations = [Aggregation(layer) for layer in plan.layers]
         has_ids = plan.source is not None and plan.source.id_field is not None
         self._deduper = Deduper(plan.layers) if has_ids and plan.layers else None
 
     def fold(self, batch: EventBatch, before: Mapping[int, Before]) -> list[Content]:
         """Return one content per run of ``batch``; ``before`` is by partition."""
-        layers_of = self._layers_of(batch)
+        names = batch.frame["type"].unique().drop_nulls().to_list()
+        layers_of = {name: self._classifier.layers_of(name) for name in names}
         self._refuse_keys(batch, layers_of)
-        rows, remembered = self._distinct(batch, layers_of, before)
-        members = self._classify(batch, rows, layers_of)
-        partial = [self._fold_layer(i, rows, batch, before) for i, rows in enumerate(members)]
-        contents = []
-        for number, run in enumerate(batch.runs):
-            first, last = batch.bounds[number]
-            newest = batch.frame["time"][first:last].max()
-            time = before[run.partition].stream_time_ms
-            blocks = {
-                layer.name: cells[run.partition]
-                for layer, cells in zip(self._layers, partial, strict=True)
-                if run.partition in cells
-            }
-            if run.partition in remembered:
-                blocks[IDS] = remembered[run.partition]
-            contents.append(
-                Content(
-                    start=run.first_offset,
-                    stop=run.next_offset,
-                    stream_time_ms=time if newest is None else max(time, cast("int", newest)),
-                    ledger=batch.ledgers[number],
-                    blocks=blocks,
-                )
+        newest = [_max(batch.frame["time"][first:last]) for first, last in batch.bounds]
+        contents = [
+            Content(
+                start=run.first_offset,
+                stop=run.next_offset,
+                stream_time_ms=max(before[run.partition].stream_time_ms, time),
+                ledger=counts,
+                blocks={},
             )
+            for run, time, counts in zip(batch.runs, newest, batch.ledgers, strict=True)
+        ]
+        late = [_may_be_late(layer, batch, before) for layer in self._layers]
+        rows = batch.rows
+        if rows.frame.height and (self._deduper is not None or any(late)):
+            frame = rows.frame.with_columns(time_before=_times_before(batch))
+            rows = Rows(frame, rows.bounds, rows.partitions)
+        rows = self._distinct(batch, rows, layers_of, before, contents)
+        members = self._classify(batch, rows, layers_of)
+        for index, chosen in enumerate(members):
+            self._fold_layer(index, chosen, batch, before if late[index] else None, contents)
         return contents
-
-    def _layers_of(self, batch: EventBatch) -> dict[str, tuple[int, ...]]:
-        types = batch.frame["type"].unique().drop_nulls().to_list()
-        return {name: self._classifier.layers_of(name) for name in types}
 
     def _refuse_keys(self, batch: EventBatch, layers_of: Mapping[str, tuple[int, ...]]) -> None:
         """Take out events that lack a key field of a layer that selects them, or have it too long.
@@ -144,29 +136,24 @@ class Folder:
     def _distinct(
         self,
         batch: EventBatch,
+        rows: Rows,
         layers_of: Mapping[str, tuple[int, ...]],
         before: Mapping[int, Before],
-    ) -> tuple[pl.DataFrame, dict[int, pl.DataFrame]]:
-        """Return the rows that are no duplicates, with the time before each; count duplicates.
+        contents: list[Content],
+    ) -> Rows:
+        """Return the rows that are no duplicates, count the others; give the ids to remember.
 
-        They stay in the batch, because they move stream time like every event. The second is, by
-        partition, the ids to remember.
+        Duplicates stay in the batch, because they move stream time like every event.
         """
-        rows = batch.frame
-        times = self._stream_times(batch)
-        if times is None:
-            return rows, {}
-        rows = rows.with_columns(time_before=times)
-        if self._deduper is None:
-            return rows, {}
-        chosen = [name for name, found in layers_of.items() if found]
-        has_id = pl.col("type").is_in(chosen) & (pl.col(ID_COLUMN) != "")
-        rows = rows.with_row_index(_ROW)
-        remembered = {}
+        if self._deduper is None or not rows.frame.height:
+            return rows
+        classified = [name for name, found in layers_of.items() if found]
+        has_id = pl.col("type").is_in(classified) & (pl.col(ID_COLUMN) != "")
+        numbered = rows.frame.with_row_index(_ROW)
         gone: list[pl.Series] = []
         for number, run in enumerate(batch.runs):
-            first, last = batch.bounds[number]
-            events = rows[first:last].filter(has_id)
+            first, last = rows.bounds[number]
+            events = numbered[first:last].filter(has_id)
             if not events.height:
                 continue
             state = before[run.partition]
@@ -176,102 +163,120 @@ class Folder:
                 tally(batch.ledgers[number], "events.duplicate", len(repeats))
                 gone.append(events[_ROW][repeats])
             if fresh.height:
-                remembered[run.partition] = fresh
-        if gone:
-            rows = rows.filter(~pl.col(_ROW).is_in(pl.concat(gone).implode()))
-        return rows, remembered
+                contents[number].blocks[IDS] = fresh
+        if not gone:
+            return rows
+        return rows.filter(~numbered[_ROW].is_in(pl.concat(gone).implode()))
 
     def _classify(
-        self, batch: EventBatch, rows: pl.DataFrame, layers_of: Mapping[str, tuple[int, ...]]
-    ) -> list[pl.DataFrame]:
+        self, batch: EventBatch, rows: Rows, layers_of: Mapping[str, tuple[int, ...]]
+    ) -> list[Rows]:
         """Return each layer's rows; count classified and unclassified events."""
-        events = dict(
-            rows.filter(pl.col("type").is_not_null()).group_by("partition").len().iter_rows()
-        )
+        if rows.frame["type"].null_count():
+            rows = rows.filter(rows.frame["type"].is_not_null())
         nowhere = [name for name, found in layers_of.items() if not found]
         if nowhere:
             assert self._source is not None, "layer topics are gathered"
             detail = f"no layer selects its type; got {', '.join(sorted(nowhere)[:9])}"
             batch.refuse(
-                rows.filter(pl.col("type").is_in(nowhere)),
+                rows.frame.filter(rows.frame["type"].is_in(nowhere)),
                 "unclassified",
                 "unclassified",
                 detail[:DETAIL_CHARS_MAX],
                 dead=self._source.unclassified == "dead",
             )
-        for number, run in enumerate(batch.runs):
-            counts = batch.ledgers[number]
-            missed = counts.get("events.unclassified", 0)
-            tally(counts, "events.classified", events.get(run.partition, 0) - missed)
+        for counts, events in zip(batch.ledgers, rows.counts, strict=True):
+            tally(counts, "events.classified", events - counts.get("events.unclassified", 0))
+        # Layers that select the same types share their rows.
+        found = {tuple(layers_of): rows}
         members = []
         for index in range(len(self._layers)):
-            chosen = [name for name, found in layers_of.items() if index in found]
-            everything = len(chosen) == len(layers_of)
-            keep = pl.col("type").is_not_null() if everything else pl.col("type").is_in(chosen)
-            members.append(rows.filter(keep))
+            chosen = tuple(name for name, layers in layers_of.items() if index in layers)
+            if chosen not in found:
+                found[chosen] = rows.filter(rows.frame["type"].is_in(list(chosen)))
+            members.append(found[chosen])
         return members
 
-    @staticmethod
-    def _stream_times(batch: EventBatch) -> pl.Series | None:
-        """Return, for each row, the greatest time before it in its run; None for an empty batch."""
-        if not batch.frame.height:
-            return None
-        times = batch.frame["time"]
-        running = [
-            pl.concat([pl.Series([NEVER_MS], dtype=pl.Int64), times[first:last].cum_max()[:-1]])
-            for first, last in batch.bounds
-            if last > first
-        ]
-        return pl.concat(running)
-
     def _fold_layer(
-        self, index: int, rows: pl.DataFrame, batch: EventBatch, before: Mapping[int, Before]
-    ) -> dict[int, pl.DataFrame]:
-        layer = self._layers[index]
-        if not rows.height:
-            return {}
-        selected = dict(rows.group_by("partition").len().iter_rows())
-        condition = self._filters[index]
+        self,
+        index: int,
+        rows: Rows,
+        batch: EventBatch,
+        before: Mapping[int, Before] | None,
+        contents: list[Content],
+    ) -> None:
+        """Add a layer's cells to ``contents``; ``before`` is None where no event can be late."""
+        layer, condition = self._layers[index], self._filters[index]
+        counted = {"selected": rows.counts}
         if condition is not None:
-            rows = rows.filter(condition)
-        passed = (
-            selected if condition is None else dict(rows.group_by("partition").len().iter_rows())
-        )
-        rows = rows.with_columns(window_start=layer.window.start_expr(pl.col("time")))
-        late = _late(layer, rows, before)
+            rows = rows.filter(rows.frame.select(condition).to_series())
+        passed = rows.counts
+        counted["filtered"] = _difference(counted["selected"], passed)
+        starts = layer.window.starts(rows.frame["time"])
+        late = None if before is None else _late(layer, rows, starts, before)
         if late is not None:
-            detail = f"its window of {layer.declared_name} is sealed"
-            gone = rows.filter(late)
+            assert before is not None, "it was looked at"
+            gone = rows.frame.filter(late)
             gone = gone.with_columns(lateness=_lateness_ms(layer, gone, before))
+            detail = f"its window of {layer.declared_name} is sealed"
             batch.set_aside(gone, "late", "late", detail, layer.declared_name)
-            rows = rows.filter(~late)
-        cells = _aggregate(layer, rows)
-        folded = dict(cells.group_by("partition").agg(pl.col("events").sum()).iter_rows())
-        for number, run in enumerate(batch.runs):
-            counts = batch.ledgers[number]
-            chosen, kept = selected.get(run.partition, 0), passed.get(run.partition, 0)
-            tally(counts, f"layer.{layer.name}.selected", chosen)
-            tally(counts, f"layer.{layer.name}.filtered", chosen - kept)
-            tally(counts, f"layer.{layer.name}.folded", folded.get(run.partition, 0))
-            tally(counts, f"layer.{layer.name}.too_late", kept - folded.get(run.partition, 0))
-        parts = cells.partition_by("partition", as_dict=True, include_key=False)
-        return {int(partition[0]): frame for partition, frame in parts.items()}
+            rows, starts = rows.filter(~late), starts.filter(~late)
+        counted["too_late"] = _difference(passed, rows.counts)
+        cells = self._aggregations[index].cells(rows, starts)
+        # Taken from the cells, so that the ledger shows it where they lack an event.
+        counted["folded"] = [int(block["events"].sum()) for block in cells]
+        for number, content in enumerate(contents):
+            for column, counts in counted.items():
+                tally(content.ledger, f"layer.{layer.name}.{column}", counts[number])
+            if cells[number].height:
+                content.blocks[layer.name] = cells[number]
 
 
-def _late(layer: Layer, rows: pl.DataFrame, before: Mapping[int, Before]) -> pl.Series | None:
-    """Return which rows are too late, or None where none can be."""
-    ends = rows.select(layer.window.end_expr(pl.col("window_start"))).to_series()
+def _times_before(batch: EventBatch) -> pl.Series:
+    """Return, for each row, the greatest time before it in its run."""
+    never = pl.Series([NEVER_MS], dtype=pl.Int64)
+    times = batch.frame["time"]
+    running = [
+        pl.concat([never, times[first : last - 1].cum_max()])
+        for first, last in batch.bounds
+        if last > first
+    ]
+    return pl.concat(running)
+
+
+def _may_be_late(layer: Layer, batch: EventBatch, before: Mapping[int, Before]) -> bool:
+    """Tell whether an event of the batch may be too late: never False where one is."""
+    times = batch.frame["time"]
+    oldest = times.min()
+    if oldest is None:
+        return False
     slack = layer.max_out_of_orderness_ms + layer.allowed_lateness_ms
-    floor = (rows["time_before"] - slack).alias("floor")
-    starting = {p: b.floors.get(layer.name, NEVER_MS) for p, b in before.items()}
-    # Stream time before the chunk belongs to the floor too: a higher revision may have less slack.
-    starting = {p: max(f, before[p].stream_time_ms - slack) for p, f in starting.items()}
-    if not rows.height or cast("int", ends.min()) > max(
-        *starting.values(), cast("int", floor.max())
-    ):
-        return None
-    first = rows["partition"].replace_strict(starting, return_dtype=pl.Int64)
-    late: pl.Series = (ends <= floor) | (ends <= first)
+    floor = max(_floor(layer, before[run.partition]) for run in batch.runs)
+    floor = max(floor, _max(times) - slack)
+    return layer.window.end(layer.window.start(cast("int", oldest))) <= floor
+
+
+def _floor(layer: Layer, known: Before) -> int:
+    """Return the floor before a chunk.
+
+    Stream time before it belongs to the floor too: a higher revision may have less slack.
+    """
+    slack = layer.max_out_of_orderness_ms + layer.allowed_lateness_ms
+    return max(known.floors.get(layer.name, NEVER_MS), known.stream_time_ms - slack)
+
+
+def _late(
+    layer: Layer, rows: Rows, starts: pl.Series, before: Mapping[int, Before]
+) -> pl.Series | None:
+    """Return which rows are too late, None where none is."""
+    slack = layer.max_out_of_orderness_ms + layer.allowed_lateness_ms
+    ends = layer.window.ends(starts)
+    late = ends <= rows.frame["time_before"] - slack
+    first = [
+        ends[start:stop] <= _floor(layer, before[partition])
+        for partition, (start, stop) in zip(rows.partitions, rows.bounds, strict=True)
+    ]
+    late |= pl.concat(first)
     return late if late.any() else None
 
 
@@ -290,51 +295,13 @@ def _lateness_ms(layer: Layer, rows: pl.DataFrame, before: Mapping[int, Before])
     return pl.max_horizontal(pl.col("time_before") - slack, first) - pl.col("time")
 
 
-def _aggregate(layer: Layer, rows: pl.DataFrame) -> pl.DataFrame:
-    rows = rows.rename({field.name: field.column for field in layer.key})
-    exprs = [_accumulate(acc, rows) for acc in layer.accumulators]
-    keys = ["partition", *layer.key_columns, "window_start"]
-    return rows.group_by(keys).agg(*exprs).select(*keys, *(a.column for a in layer.accumulators))
+def _difference(more: list[int], less: list[int]) -> list[int]:
+    return [a - b for a, b in zip(more, less, strict=True)]
 
 
-def _accumulate(acc: Accumulator, rows: pl.DataFrame) -> pl.Expr:
-    """Return the aggregation of one accumulator over raw events."""
-    if acc.kind == "events":
-        return pl.len().cast(pl.Int64).alias("events")
-    assert acc.field is not None
-    column = pl.col(acc.field)
-    if acc.kind == "n":
-        return column.count().cast(pl.Int64).alias(acc.column)
-    if acc.kind in ("min", "max"):
-        extreme = column.min() if acc.kind == "min" else column.max()
-        return extreme.cast(accumulator_type(acc)).alias(acc.column)
-    if acc.kind == "m2":
-        value = column.cast(pl.Float64)
-        return ((value - value.mean()) ** 2).sum().alias(acc.column)
-    if acc.type == "float":
-        return column.cast(pl.Float64).sum().alias(acc.column)
-    return _accumulate_int(acc, column, _largest(rows[acc.field]), rows.height)
-
-
-def _accumulate_int(acc: Accumulator, column: pl.Expr, largest: int, rows: int) -> pl.Expr:
-    """Return an integer sum that cannot wrap; in 64 bits where the chunk's values allow it."""
-    wide = column.cast(pl.Int128)
-    if acc.kind == "sum":
-        total = column.sum() if largest * rows <= _INT64_MAX else wide.sum()
-        return total.cast(pl.Int128).alias(acc.column)
-    if largest * largest * rows <= _INT64_MAX:
-        low = (column * column).sum().cast(pl.Int128)
-        high = pl.lit(0, pl.Int128)
-    else:
-        square = wide * wide
-        high = (square // _WORD).sum()
-        low = (square - square // _WORD * _WORD).sum()
-    return (low if acc.kind == "sqlo" else high).alias(acc.column)
-
-
-def _largest(values: pl.Series) -> int:
-    low, high = values.min(), values.max()
-    return 0 if low is None else max(abs(cast("int", low)), abs(cast("int", high)))
+def _max(times: pl.Series) -> int:
+    newest = times.max()
+    return NEVER_MS if newest is None else cast("int", newest)
 
 
 def _filter(conditions: tuple[Condition, ...]) -> pl.Expr | None:

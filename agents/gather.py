@@ -109,10 +109,10 @@ class Gatherer:
             doing.count("events.decoded", rows.height)
             doing.count("events.classified", rows.height)
             doing.count(f"layer.{name}.selected", rows.height)
-            ends = self._layer.window.end_expr(pl.col("window_start"))
+            ends = self._layer.window.ends(pl.col("window_start"))
             live = rows.filter(ends > floor)
             doing.count(f"layer.{name}.too_late", rows.height - live.height)
-            single = live.filter(self._finer.window.end_expr(pl.col("fine_start")) > own_floor)
+            single = live.filter(self._finer.window.ends(pl.col("fine_start")) > own_floor)
             doing.count(f"layer.{name}.repeated", live.height - single.height)
             doing.frames.append(single)
         closed, floor = contribution.announced

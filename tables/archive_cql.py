@@ -183,7 +183,7 @@ class LayerTable:
     def batches(self, rows: pl.DataFrame, write_times_us: pl.Series, now_ms: int) -> list[Batch]:
         """Return the frame's rows that have not expired, in batches of one partition."""
         layer = self.layer
-        end = layer.window.end_expr(pl.col("window_start"))
+        end = layer.window.ends(pl.col("window_start"))
         seconds = pl.lit(0)
         if layer.archive_ttl_ms:
             left_ms = end + (layer.archive_ttl_ms - now_ms)

@@ -41,7 +41,7 @@ def not_expired(layer: Layer, now_ms: int) -> pl.Expr:
     """Return the condition that a row's window end + archive TTL lies after ``now_ms``."""
     if layer.archive_ttl_ms == 0:
         return pl.lit(value=True)
-    return layer.window.end_expr(pl.col("window_start")) + layer.archive_ttl_ms > now_ms
+    return layer.window.ends(pl.col("window_start")) + layer.archive_ttl_ms > now_ms
 
 
 def check_key(layer: Layer, cells: CellRange) -> None:

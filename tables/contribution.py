@@ -123,5 +123,5 @@ def decode_cells(contribution: Contribution, finer: Layer, coarser: Layer) -> pl
         raise msgspec.DecodeError("its block holds windows that no event time can be in")
     return rows.with_columns(
         source_partition=pl.lit(contribution.sender, pl.Int32),
-        window_start=coarser.window.start_expr(pl.col("fine_start")),
+        window_start=coarser.window.starts(pl.col("fine_start")),
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+from typing import TypeVar
 
 import msgspec
 import polars as pl
@@ -33,6 +34,8 @@ _CYCLE_MS = 146_097 * DAY_MS
 """The calendar repeats every 400 years; so dates that ``datetime`` does not have are computed."""
 
 _EPOCH_DAY = dt.date(1970, 1, 1).toordinal()
+
+Column = TypeVar("Column", pl.Expr, pl.Series)
 
 
 def parse_duration_ms(text: str) -> int:
@@ -117,15 +120,15 @@ class Window(msgspec.Struct, frozen=True, omit_defaults=True):
             return start_ms + self.length_ms
         return self.start(start_ms + self.longest_ms)
 
-    def start_expr(self, time: pl.Expr) -> pl.Expr:
-        """Return the expression of :meth:`start` over an Int64 column of milliseconds."""
+    def starts(self, time: Column) -> Column:
+        """Return :meth:`start` of an Int64 column of milliseconds, an expression or a series."""
         if self.length_ms:
             return time - time % self.length_ms
         dates = pl.from_epoch(time, time_unit="ms")
         return dates.dt.truncate(f"{self.months}mo").dt.epoch("ms")
 
-    def end_expr(self, start: pl.Expr) -> pl.Expr:
-        """Return the expression of :meth:`end` over an Int64 column of window starts."""
+    def ends(self, start: Column) -> Column:
+        """Return :meth:`end` of an Int64 column of window starts, an expression or a series."""
         if self.length_ms:
             return start + self.length_ms
         dates = pl.from_epoch(start, time_unit="ms")

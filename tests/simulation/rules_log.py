@@ -11,9 +11,10 @@ import polars as pl
 from simulation.rules import Patch, rule
 from simulation.stores import SimulatedStore
 
+import agents.fold
 import agents.ingest
 from agents.emit import Emitter
-from agents.fold import Before, Content, Folder
+from agents.fold import Before, Content
 from agents.letters import send_letters
 from agents.owner import Owner
 from agents.owners import LogPartitionIO
@@ -66,9 +67,7 @@ async def _append_whoever_owns(self: Owner, _: Any, value: bytes) -> int:
 def stream_time_per_event() -> list[Patch]:
     """Decide by the greatest time of the whole chunk."""
 
-    def stream_times(batch: Any) -> pl.Series | None:
-        if not batch.frame.height:
-            return None
+    def stream_times(batch: Any) -> pl.Series:
         times = batch.frame["time"]
         return pl.concat(
             [
@@ -78,7 +77,7 @@ def stream_time_per_event() -> list[Patch]:
             ]
         )
 
-    return [(Folder, "_stream_times", staticmethod(stream_times))]
+    return [(agents.fold, "_times_before", stream_times)]
 
 
 @rule(1, "the floor never falls", quick="impure")
