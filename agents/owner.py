@@ -211,7 +211,7 @@ class Owner:
         if not versions:
             return None
         table = self.state.tables[layer.name]
-        cells = table.cells(pl.col("window_start").is_in(list(versions)))
+        cells = table.cells_of(versions)
         sent = {window: acked[window] for window in versions if window in acked}
         if sent:
             known = pl.col("window_start").replace_strict(sent, default=-1, return_dtype=pl.Int64)

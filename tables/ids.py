@@ -21,7 +21,7 @@ import polars as pl
 from xxhash import xxh3_128_digest
 
 from tables.block import decode_block, encode_block
-from tables.table import LayerTable
+from tables.table import Block, LayerTable
 
 IDS = ".ids"
 """The table's name, which no layer can have, and that of its blocks in deltas and stores."""
@@ -74,7 +74,7 @@ class IdTable(LayerTable):
         """Remember a delta's ids, which come after all others; their version says nothing."""
         del version
         frame = decode_block(data, self._stored)
-        self._put(frame, -1, data)
+        self._put(Block(frame), -1, data)
         if self._filter is not None and not self._filter.add(frame):
             self._filter = None
         self.merge()
@@ -92,7 +92,7 @@ class IdTable(LayerTable):
         for sequence, block in list(self._blocks.items()):
             if rows < block.height:
                 if rows > 0:
-                    self._swap([sequence], block[rows:])
+                    self._swap([sequence], block.frame[rows:])
                 return
             self._drop(sequence)
             rows -= block.height
@@ -101,7 +101,7 @@ class IdTable(LayerTable):
         """Return how many of the oldest ids no event after this stream time needs."""
         expired = 0
         for block in self._blocks.values():
-            if cast("int", block["until"].max()) > stream_time_ms:
+            if cast("int", block.frame["until"].max()) > stream_time_ms:
                 break
             expired += block.height
         surplus = self.rows - self.ids_max
@@ -109,7 +109,7 @@ class IdTable(LayerTable):
 
     def estimated_bytes(self) -> int:
         """Return about how much memory rows, filter and the orders of blocks take."""
-        frames = [*self._blocks.values(), *self._orders.values()]
+        frames = [*self.blocks.values(), *self._orders.values()]
         held = sum(frame.estimated_size() for frame in frames)
         return int(held) + (0 if self._filter is None else self._filter.bytes)
 
@@ -118,7 +118,7 @@ class IdTable(LayerTable):
         if self._filter is None:
             self._filter = _Filter(self.rows)
             for block in self._blocks.values():
-                self._filter.add(block)
+                self._filter.add(block.frame)
         found: dict[int, Remembered] = {}
         is_near = self._filter.may_have(hashes)
         if not is_near.any():
@@ -133,7 +133,7 @@ class IdTable(LayerTable):
             hits = self._rows_of(sequence, wanted)
             if hits is None:
                 continue
-            untils = block["until"].gather(hits["row"])
+            untils = block.frame["until"].gather(hits["row"])
             for number, row, until in zip(hits["number"], hits["row"], untils, strict=True):
                 found[number] = Remembered(until, row - after)
             wanted = wanted.join(hits, on="number", how="anti")
@@ -148,7 +148,7 @@ class IdTable(LayerTable):
                     break
                 tail.insert(0, sequence)
             if len(tail) >= JOIN_BLOCKS:
-                self._swap(tail, pl.concat([self._blocks[one] for one in tail], rechunk=True))
+                self._swap(tail, pl.concat([self._blocks[one].frame for one in tail], rechunk=True))
 
     def _swap(self, sequences: Sequence[int], rows: pl.DataFrame) -> None:
         """Put ``rows`` in the place of blocks that lie side by side."""
@@ -156,7 +156,7 @@ class IdTable(LayerTable):
         for sequence in others:
             self._drop(sequence)
         self._orders.pop(first, None)
-        self._blocks[first] = rows
+        self._blocks[first] = Block(rows)
         self._write(first, -1, encode_block(rows))
 
     def _drop(self, sequence: int) -> None:
@@ -165,7 +165,7 @@ class IdTable(LayerTable):
 
     def _rows_of(self, sequence: int, wanted: pl.DataFrame) -> pl.DataFrame | None:
         """Return ``number`` and newest ``row`` of those hashes that a block has, None for none."""
-        block = self._blocks[sequence]
+        block = self._blocks[sequence].frame
         order = self._orders.get(sequence)
         if order is None:
             order = block.select("high").with_row_index("row").sort("high", maintain_order=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import cast
 
 import polars as pl
 
@@ -38,6 +39,44 @@ class BlockWrite:
     data: bytes | None
 
 
+class Block:
+    """One block in memory: its frame, and the windows that its rows are of.
+
+    ``version`` is that of all rows, or -1 where the frame has the column.
+    """
+
+    __slots__ = ("_frame", "_version", "windows")
+
+    def __init__(self, frame: pl.DataFrame, version: int = -1) -> None:
+        self._frame = frame
+        self._version = version
+        starts = frame.get_column("window_start", default=None)
+        self.windows = frozenset() if starts is None else _different(starts)
+
+    @property
+    def height(self) -> int:
+        """The number of rows."""
+        return self._frame.height
+
+    @property
+    def frame(self) -> pl.DataFrame:
+        """The rows with their versions."""
+        if self._version >= 0:
+            versions = pl.Series([self._version], dtype=pl.Int64).new_from_index(0, self.height)
+            self._frame = self._frame.with_columns(versions.alias("version"))
+            self._version = -1
+        return self._frame
+
+    def of_windows(self, windows: Collection[int]) -> pl.DataFrame | None:
+        """Return the rows of these windows, None where there are none."""
+        wanted = self.windows.intersection(windows)
+        if len(wanted) == len(self.windows):
+            return self.frame
+        if not wanted:
+            return None
+        return self.frame.filter(pl.col("window_start").is_in(list(wanted)))
+
+
 class LayerTable:
     """What all kinds share: blocks, versions by window, eviction.
 
@@ -53,7 +92,7 @@ class LayerTable:
         self.writes: list[BlockWrite] = []
         self._stored = dict(stored)
         self._delta = {name: kind for name, kind in stored.items() if name != "version"}
-        self._blocks: dict[int, pl.DataFrame] = {}
+        self._blocks: dict[int, Block] = {}
         self._sequence = 0
         # By block, the bytes of a row and the rows of each window, from when they were asked for.
         self._sizes: dict[int, tuple[float, dict[int, int]]] = {}
@@ -75,17 +114,18 @@ class LayerTable:
         total = 0.0
         for sequence, block in self._blocks.items():
             if sequence not in self._sizes:
-                counts = dict(block["window_start"].value_counts().iter_rows())
-                self._sizes[sequence] = block.estimated_size() / max(1, block.height), counts
+                frame = block.frame
+                counts = dict(frame["window_start"].value_counts().iter_rows())
+                self._sizes[sequence] = frame.estimated_size() / max(1, frame.height), counts
             row_bytes, counts = self._sizes[sequence]
             total += row_bytes * sum(rows for window, rows in counts.items() if window in windows)
         return int(total)
 
     def add(self, data: bytes, version: int) -> None:
         """Add a delta's block; its rows get ``version``."""
-        frame = decode_block(data, self._delta)
-        self._put(frame.with_columns(version=pl.lit(version, pl.Int64)), version, data)
-        for window in frame["window_start"].unique():
+        block = Block(decode_block(data, self._delta), version)
+        self._put(block, version, data)
+        for window in block.windows:
             self.versions[window] = version
         if len(self._blocks) > TAIL_BLOCKS_MAX:
             self.merge()
@@ -93,12 +133,12 @@ class LayerTable:
     @property
     def blocks(self) -> dict[int, pl.DataFrame]:
         """The blocks by sequence number, oldest first, each with a column ``version``."""
-        return dict(self._blocks)
+        return {sequence: block.frame for sequence, block in self._blocks.items()}
 
     def all_writes(self) -> list[BlockWrite]:
         """Return the writes that fill an empty local store."""
         return [
-            BlockWrite(self.name, sequence, -1, encode_block(block))
+            BlockWrite(self.name, sequence, -1, encode_block(block.frame))
             for sequence, block in self._blocks.items()
         ]
 
@@ -118,16 +158,23 @@ class LayerTable:
         gone = [window for window in windows if self.versions.pop(window, None) is not None]
         if not gone:
             return
-        leave = ~pl.col("window_start").is_in(gone)
         for sequence, block in list(self._blocks.items()):
-            rest = block.filter(leave)
-            if rest.height < block.height:
+            if not block.windows.isdisjoint(gone):
+                rest = block.of_windows(block.windows.difference(gone))
                 self._drop(sequence)
-                if rest.height:
-                    self._put(rest, -1, encode_block(rest))
+                if rest is not None:
+                    self._put(Block(rest), -1, encode_block(rest))
 
     def cells(self, *predicates: pl.Expr) -> pl.DataFrame:
         """Return the cell frame of the cells whose key and window match all predicates."""
+        return self._cells_of(self._matching(predicates))
+
+    def cells_of(self, windows: Collection[int]) -> pl.DataFrame:
+        """Return the cell frame of the cells of these windows."""
+        return self._cells_of(self._of_windows(windows))
+
+    def _cells_of(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Return the cell frame of rows that have all rows of their cells."""
         raise NotImplementedError
 
     def merge(self) -> None:
@@ -138,16 +185,17 @@ class LayerTable:
         for sequence in sequences:
             self._drop(sequence)
         if merged.height:
-            self._put(merged, -1, encode_block(merged))
+            self._put(Block(merged), -1, encode_block(merged))
 
-    def _put(self, frame: pl.DataFrame, version: int, data: bytes) -> None:
-        self._blocks[self._sequence] = frame
+    def _put(self, block: Block, version: int, data: bytes) -> None:
+        self._blocks[self._sequence] = block
         self._write(self._sequence, version, data)
         self._sequence += 1
 
     def _take_back(self, sequence: int, frame: pl.DataFrame) -> None:
         known = self._blocks.get(sequence)
-        self._blocks[sequence] = frame if known is None else pl.concat([known, frame])
+        whole = frame if known is None else pl.concat([known.frame, frame])
+        self._blocks[sequence] = Block(whole)
         # Oldest first, however the store lists them: what is merged, and the last bits of float
         # sums with it, follows from the order.
         self._blocks = dict(sorted(self._blocks.items()))
@@ -163,9 +211,17 @@ class LayerTable:
 
     def _matching(self, predicates: Sequence[pl.Expr]) -> pl.DataFrame:
         found = [
-            block.filter(*predicates) if predicates else block for block in self._blocks.values()
+            block.frame.filter(*predicates) if predicates else block.frame
+            for block in self._blocks.values()
         ]
-        return pl.concat(found) if found else pl.DataFrame(schema=self._stored)
+        return self._concat(found)
+
+    def _of_windows(self, windows: Collection[int]) -> pl.DataFrame:
+        found = [block.of_windows(windows) for block in self._blocks.values()]
+        return self._concat([rows for rows in found if rows is not None])
+
+    def _concat(self, frames: list[pl.DataFrame]) -> pl.DataFrame:
+        return pl.concat(frames) if frames else pl.DataFrame(schema=self._stored)
 
 
 class FoldTable(LayerTable):
@@ -175,10 +231,6 @@ class FoldTable(LayerTable):
         super().__init__(layer.name, cell_schema(layer))
         self.layer = layer
         self._identity = [*layer.key_columns, "window_start"]
-
-    def cells(self, *predicates: pl.Expr) -> pl.DataFrame:
-        """Return the cell frame of the cells whose key and window match all predicates."""
-        return self._merged(self._matching(predicates))
 
     def merge(self) -> None:
         """Merge the newest blocks, and older ones up to twice their size, into one."""
@@ -190,9 +242,10 @@ class FoldTable(LayerTable):
                 break
             chosen.append(sequence)
             rows += height
-        self._replace(chosen, self._merged(pl.concat([self._blocks[s] for s in chosen])))
+        whole = pl.concat([self._blocks[sequence].frame for sequence in chosen])
+        self._replace(chosen, self._cells_of(whole))
 
-    def _merged(self, rows: pl.DataFrame) -> pl.DataFrame:
+    def _cells_of(self, rows: pl.DataFrame) -> pl.DataFrame:
         merged = rows.group_by(self._identity).agg(
             *merge_exprs(self.layer.accumulators), pl.col("version").max()
         )
@@ -216,9 +269,8 @@ class RollupTable(LayerTable):
         self._cell = [*layer.key_columns, "window_start"]
         self.announced: dict[int, Announcement] = {}
 
-    def cells(self, *predicates: pl.Expr) -> pl.DataFrame:
-        """Return the cell frame of the cells whose key and window match all predicates."""
-        rows = self._latest(self._matching(predicates))
+    def _cells_of(self, rows: pl.DataFrame) -> pl.DataFrame:
+        rows = self._latest(rows)
         merged = rows.group_by(self._cell).agg(
             *merge_exprs(self.layer.accumulators), pl.col("version").max()
         )
@@ -229,12 +281,12 @@ class RollupTable(LayerTable):
 
         Settling needs every row of a contribution at once, so blocks are never merged in part.
         """
-        rows = self._latest(pl.concat(list(self._blocks.values())))
+        rows = self._latest(pl.concat([block.frame for block in self._blocks.values()]))
         floors = {sender: floor for sender, (_, floor) in self.announced.items()}
         floor = pl.col("source_partition").replace_strict(
             floors, default=NEVER_MS, return_dtype=pl.Int64
         )
-        settles = self.finer.window.end_expr(pl.col("fine_start")) <= floor
+        settles = self.finer.window.ends(pl.col("fine_start")) <= floor
         settled = rows.filter(pl.col("fine_start").is_null() | settles)
         single = rows.filter(pl.col("fine_start").is_not_null() & ~settles)
         added = settled.group_by(self._cell).agg(
@@ -248,9 +300,8 @@ class RollupTable(LayerTable):
 
     def known(self, windows: pl.Series) -> pl.DataFrame:
         """Return the largest version held of each single contribution in these coarser windows."""
-        rows = self._matching(
-            [pl.col("window_start").is_in(windows.implode()), pl.col("fine_start").is_not_null()]
-        )
+        rows = self._of_windows(_different(windows))
+        rows = rows.filter(pl.col("fine_start").is_not_null())
         return rows.group_by(self.contribution).agg(pl.col("contributed").max().alias("known"))
 
     def _latest(self, rows: pl.DataFrame) -> pl.DataFrame:
@@ -260,6 +311,16 @@ class RollupTable(LayerTable):
         # A replacement is younger than what it replaces, so dropping the old row never lowers the
         # cell's version.
         return pl.concat([settled, newest])
+
+
+def _different(windows: pl.Series) -> frozenset[int]:
+    """Return the different values; most blocks have one window."""
+    first, last = windows.min(), windows.max()
+    if first is None:
+        return frozenset()
+    if first == last:
+        return frozenset((cast("int", first),))
+    return frozenset(windows.unique().to_list())
 
 
 def rollup_schema(layer: Layer, finer: Layer) -> dict[str, pl.DataType]:

@@ -134,7 +134,7 @@ def test_a_table_tells_the_memory_of_some_windows() -> None:
                 frame = frame.with_columns(pl.lit(1, kind).alias(name))
         table.add(encode_block(frame.select(list(columns))), version)
         sizes = [table.bytes_of({window * HOUR_MS}) for window in range(4)]
-        whole = sum(block.estimated_size() for block in table._blocks.values())
+        whole = sum(block.estimated_size() for block in table.blocks.values())
         assert sum(sizes) == pytest.approx(whole, rel=0.01)
         assert table.bytes_of(set()) == 0
     table.evict([0])

@@ -126,8 +126,8 @@ def test_windows_are_those_of_the_calendar(window: Window, time_ms: int) -> None
 def test_columns_agree_with_integers(window: Window, times: list[int]) -> None:
     """``start_expr`` and ``end_expr`` are ``start`` and ``end`` over a column, as Int64."""
     frame = pl.DataFrame({"time": pl.Series(times, dtype=pl.Int64)})
-    frame = frame.with_columns(start=window.start_expr(pl.col("time")))
-    frame = frame.with_columns(end=window.end_expr(pl.col("start")))
+    frame = frame.with_columns(start=window.starts(pl.col("time")))
+    frame = frame.with_columns(end=window.ends(pl.col("start")))
     starts = [window.start(time_ms) for time_ms in times]
     assert frame["start"].dtype == pl.Int64
     assert frame["end"].dtype == pl.Int64

@@ -240,7 +240,7 @@ async def test_cells_of_awkward_times_rest_in_the_archive(window: str, tmp_path:
             rows = frame(
                 [stored(version=version) | {"window_start": start} for start in starts], layer
             )
-            ends = rows.select(layer.window.end_expr(pl.col("window_start"))).to_series()
+            ends = rows.select(layer.window.ends(pl.col("window_start"))).to_series()
             await archive.write(layer, rows, ends * 1_000 + version)
         found = await archive.read(layer, CellRange(starts[0], starts[-1] + 1))
         assert found["window_start"].sort().to_list() == starts

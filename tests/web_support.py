@@ -144,7 +144,7 @@ async def served(
     await archive.open(themap)
     if archived:
         rows = pl.DataFrame(archived, schema=schema, orient="row")
-        ends = rows.select(layer.window.end_expr(pl.col("window_start"))).to_series()
+        ends = rows.select(layer.window.ends(pl.col("window_start"))).to_series()
         await archive.write(layer, rows, ends * 1_000 + rows["version"])
     cells = FrameCells(
         pl.DataFrame(live, schema=schema, orient="row"), set(range(layer.partitions))
