@@ -117,7 +117,7 @@ class Truth:
         """
         frame = facts.select("time", "origin").with_columns(before=before, used=classified)
         windows = [
-            layer.window.end_expr(layer.window.start_expr(pl.col("time")))
+            layer.window.ends(layer.window.starts(pl.col("time")))
             + (layer.max_out_of_orderness_ms + layer.allowed_lateness_ms)
             for layer in self._words.layers
         ]
@@ -134,7 +134,7 @@ class Truth:
         passed = selected
         if condition is not None:
             passed = selected & events.select(condition).to_series()
-        end = layer.window.end_expr(layer.window.start_expr(pl.col("time")))
+        end = layer.window.ends(layer.window.starts(pl.col("time")))
         watermark = pl.col("before") - layer.max_out_of_orderness_ms
         sealed = end <= watermark - layer.allowed_lateness_ms
         closed, gone = rows.select(closed=end <= watermark, gone=sealed).get_columns()

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import faust
 
+from app import memory
 from app.watchdog import Watchdog
 from tables.errors import SettingError, TreasureMapError
 
@@ -31,6 +32,7 @@ class Process(faust.Worker):  # type: ignore[misc]  # faust comes without types
     async def start(self) -> None:
         """Start and run; an error that an operator can mend ends the run in order."""
         self._watchdog.start(asyncio.get_running_loop())
+        memory.keep_freed()
         try:
             await super().start()
         except TreasureMapError as error:
@@ -48,6 +50,11 @@ class Process(faust.Worker):  # type: ignore[misc]  # faust comes without types
         except Exception as error:
             self._reason = error
             raise
+
+    async def on_startup_finished(self) -> None:
+        """Everything that lives as long as the process has been made."""
+        await super().on_startup_finished()
+        memory.collect_seldom()
 
     def execute_from_commandline(self) -> NoReturn:
         """Run to the end and exit: 0 where the worker was asked to stop, else 1 with its reason."""

@@ -1,0 +1,51 @@
+"""Memory of a worker process: what the C library keeps of freed memory, when Python collects.
+
+A worker takes and frees buffers of megabytes all the time: answers to fetches, what they inflate
+to, chunks. By default glibc gives each of them back to the system and asks for it again, and the
+system clears every page anew. Measured on a virtual machine: inflating LZ4 batches of 350 KB took
+222 ns an event, 38 ns once freed memory is kept.
+
+Python's collector looks for cycles whenever 700 more objects live than died. A chunk is tens of
+thousands of objects without a cycle, all of which it would walk again and again: walking fetched
+records took 1,717 ns an event, 551 ns without the collector.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import sys
+
+KEPT_BYTES = 256 << 20
+"""Freed memory up to this size stays with the process. What is in use is bounded elsewhere."""
+
+COLLECT_AFTER_OBJECTS = 50_000
+COLLECT_OLDER_AFTER = 20
+
+# The first two of mallopt(3); their values are part of glibc's interface.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_MMAP_THRESHOLD_BYTES_MAX = 32 << 20
+
+
+def keep_freed() -> bool:
+    """Have the C library keep freed memory; tell whether it can be told to (glibc can)."""
+    if not sys.platform.startswith("linux"):
+        return False
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        return bool(
+            mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES_MAX)
+            and mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
+        )
+    return False
+
+
+def collect_seldom() -> None:
+    """Leave what lives now out of all collections, and collect what comes after less often.
+
+    Call it once a process has started: modules, classes and settings live as long as it does.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(COLLECT_AFTER_OBJECTS, COLLECT_OLDER_AFTER, COLLECT_OLDER_AFTER)
