@@ -14,25 +14,40 @@ import polars as pl
 from agents.batch import DETAIL_CHARS_MAX, SetAside
 from agents.fold import Content
 from tables.chunk import Run
-from tables.contribution import Contribution, decode_cells, decode_contribution
+from tables.contribution import Contribution, are_cells, decode_cells, decode_contribution
 from tables.journal import Announcement
 from tables.plan import InputPlan
 from tables.state import PartitionState
 from tables.table import NEVER_MS, RollupTable
 
 
+@dataclasses.dataclass(slots=True, frozen=True)
+class _Record:
+    """A record of the run: its cells, and the floors that count for them once those are known."""
+
+    index: int
+    contribution: Contribution
+    rows: pl.DataFrame | None
+    floor: int = NEVER_MS
+    own_floor: int = NEVER_MS
+
+
 @dataclasses.dataclass(slots=True)
 class _Gathering:
-    """What is known while a run's records are taken one by one."""
+    """What is known while a run is gathered: its ledger delta, and what is set aside."""
 
-    announced: dict[int, Announcement]
-    frames: list[pl.DataFrame]
     counts: dict[str, int]
-    aside: list[SetAside]
+    aside: list[SetAside] = dataclasses.field(default_factory=list)
 
     def count(self, name: str, rows: int = 1) -> None:
         if rows:
             self.counts[name] = self.counts.get(name, 0) + rows
+
+    def refuse(self, index: int, cause: str) -> None:
+        self.count("records.unreadable")
+        self.count("unreadable.contribution")
+        detail = cause[:DETAIL_CHARS_MAX]
+        self.aside.append(SetAside("dead", 0, index, None, "contribution", detail))
 
 
 class Gatherer:
@@ -47,46 +62,55 @@ class Gatherer:
     def gather(self, run: Run, state: PartitionState) -> tuple[Content, list[SetAside]]:
         """Return what ``run`` adds to ``state``, and the records to set aside."""
         gaps = run.next_offset - run.first_offset - len(run.values)
-        doing = _Gathering(dict(state.meta.announced), [], {"records.gap": gaps}, [])
-        for index, value in enumerate(run.values):
-            found = self._decode(index, value, doing)
-            if found is not None:
-                self._take(*found, doing)
+        doing = _Gathering({"records.gap": gaps})
+        announced = dict(state.meta.announced)
+        records = self._announce(self._decode(run, doing), announced)
         table = state.tables[self._layer.name]
         assert isinstance(table, RollupTable)
-        applied = self._newer(table, doing)
+        rows = self._live(records, doing)
+        newer = None if rows is None else self._newer(rows, table, doing)
         content = Content(
             start=run.first_offset,
             stop=run.next_offset,
             stream_time_ms=NEVER_MS,
             ledger=doing.counts,
-            blocks={self._layer.name: applied} if applied.height else {},
-            announced=doing.announced,
+            blocks={} if newer is None or not newer.height else {self._layer.name: newer},
+            announced=announced,
         )
         return content, doing.aside
 
-    def _decode(
-        self, index: int, value: bytes | None, doing: _Gathering
-    ) -> tuple[Contribution, pl.DataFrame | None] | None:
-        if not value:
-            doing.count("records.empty")
-            return None
-        rows = None
-        try:
-            contribution = decode_contribution(value)
-            cause = self._foreign(contribution)
-            if contribution.block and not cause:
-                rows = decode_cells(contribution, self._finer, self._layer)
-        except msgspec.DecodeError as error:
-            cause = str(error)
-        if cause:
-            doing.count("records.unreadable")
-            doing.count("unreadable.contribution")
-            detail = cause[:DETAIL_CHARS_MAX]
-            doing.aside.append(SetAside("dead", 0, index, None, "contribution", detail))
-            return None
-        doing.count("records.heartbeat" if rows is None else "records.with_events")
-        return contribution, rows
+    def _decode(self, run: Run, doing: _Gathering) -> list[_Record]:
+        """Return the records that can be used."""
+        records = []
+        for index, value in enumerate(run.values):
+            if not value:
+                doing.count("records.empty")
+                continue
+            rows = None
+            try:
+                contribution = decode_contribution(value)
+                cause = self._foreign(contribution)
+                if contribution.block and not cause:
+                    rows = decode_cells(contribution, self._finer, self._layer)
+            except msgspec.DecodeError as error:
+                cause = str(error)
+            if cause:
+                doing.refuse(index, cause)
+            else:
+                records.append(_Record(index, contribution, rows))
+        frames = [record.rows for record in records if record.rows is not None]
+        if frames and not are_cells(pl.concat(frames), self._finer):
+            records = [record for record in records if self._is_usable(record, doing)]
+        for record in records:
+            doing.count("records.heartbeat" if record.rows is None else "records.with_events")
+        return records
+
+    def _is_usable(self, record: _Record, doing: _Gathering) -> bool:
+        usable = record.rows is None or are_cells(record.rows, self._finer)
+        if not usable:
+            cause = "its block holds cells without key, version or a window that can be"
+            doing.refuse(record.index, cause)
+        return usable
 
     def _foreign(self, contribution: Contribution) -> str:
         """Return why a contribution is not one of the finer layer's, or an empty string."""
@@ -96,41 +120,66 @@ class Gatherer:
             return f"sender {contribution.sender} does not exist"
         return ""
 
-    def _take(
-        self, contribution: Contribution, rows: pl.DataFrame | None, doing: _Gathering
-    ) -> None:
-        """Drop what is final already, keep the rest in order, then hear the announcement."""
-        announced = doing.announced
-        own_closed, own_floor = announced.get(contribution.sender, (NEVER_MS, NEVER_MS))
-        if rows is not None:
-            everyone = len(announced) == self._plan.senders
-            floor = min(f for _, f in announced.values()) if everyone else NEVER_MS
-            name = self._layer.name
-            doing.count("events.decoded", rows.height)
-            doing.count("events.classified", rows.height)
-            doing.count(f"layer.{name}.selected", rows.height)
-            ends = self._layer.window.ends(pl.col("window_start"))
-            live = rows.filter(ends > floor)
-            doing.count(f"layer.{name}.too_late", rows.height - live.height)
-            single = live.filter(self._finer.window.ends(pl.col("fine_start")) > own_floor)
-            doing.count(f"layer.{name}.repeated", live.height - single.height)
-            doing.frames.append(single)
-        closed, floor = contribution.announced
-        announced[contribution.sender] = (max(own_closed, closed), max(own_floor, floor))
+    def _announce(
+        self, records: list[_Record], announced: dict[int, Announcement]
+    ) -> list[_Record]:
+        """Hear what records announce, in order; return those with cells and the floors before."""
+        found = []
+        for record in records:
+            sender = record.contribution.sender
+            own_closed, own_floor = announced.get(sender, (NEVER_MS, NEVER_MS))
+            if record.rows is not None:
+                everyone = len(announced) == self._plan.senders
+                floor = min(f for _, f in announced.values()) if everyone else NEVER_MS
+                found.append(dataclasses.replace(record, floor=floor, own_floor=own_floor))
+            closed, floor = record.contribution.announced
+            announced[sender] = (max(own_closed, closed), max(own_floor, floor))
+        return found
 
-    def _newer(self, table: RollupTable, doing: _Gathering) -> pl.DataFrame:
-        """Return the rows that replace a smaller version, the last of each contribution only."""
-        columns = table.delta_columns
-        frames = [frame for frame in doing.frames if frame.height]
+    def _live(self, records: list[_Record], doing: _Gathering) -> pl.DataFrame | None:
+        """Return the cells that are not final already, in order; None where there are none."""
+        frames = [record.rows for record in records if record.rows is not None]
         if not frames:
-            return pl.DataFrame(schema=dict.fromkeys(columns, pl.Null()))
+            return None
+        name = self._layer.name
+        heights = [frame.height for frame in frames]
+
+        def column(values: list[int], kind: type[pl.DataType]) -> pl.Series:
+            pairs = zip(values, heights, strict=True)
+            return pl.concat(pl.Series([v], dtype=kind).new_from_index(0, n) for v, n in pairs)
+
         rows = pl.concat(frames)
-        known = table.known(rows["window_start"].unique())
-        rows = rows.join(known, on=table.contribution, how="left", maintain_order="left")
-        before = pl.col("contributed").cum_max().shift(1).over(table.contribution)
-        seen = pl.max_horizontal(pl.col("known"), before)
-        newer = rows.filter(seen.is_null() | (pl.col("contributed") > seen))
+        starts = self._layer.window.starts(rows["fine_start"])
+        rows = rows.with_columns(
+            source_partition=column([r.contribution.sender for r in records], pl.Int32),
+            window_start=starts,
+        )
+        doing.count("events.decoded", rows.height)
+        doing.count("events.classified", rows.height)
+        doing.count(f"layer.{name}.selected", rows.height)
+        live = self._layer.window.ends(starts) > column([r.floor for r in records], pl.Int64)
+        own = column([r.own_floor for r in records], pl.Int64)
+        single = live & (self._finer.window.ends(rows["fine_start"]) > own)
+        doing.count(f"layer.{name}.too_late", rows.height - int(live.sum()))
+        doing.count(f"layer.{name}.repeated", int(live.sum()) - int(single.sum()))
+        return rows if single.all() else rows.filter(single)
+
+    def _newer(self, rows: pl.DataFrame, table: RollupTable, doing: _Gathering) -> pl.DataFrame:
+        """Return the rows that replace a smaller version, the last of each contribution only."""
+        identity = table.contribution
+        newest = rows.unique(identity, keep="last", maintain_order=True)
+        known = table.known(rows["window_start"])
+        newer = rows
+        if known is not None or newest.height < rows.height:
+            before = pl.col("contributed").cum_max().shift(1).over(identity)
+            if known is None:
+                seen = rows.select(before).to_series()
+            else:
+                rows = rows.join(known, on=identity, how="left", maintain_order="left")
+                seen = rows.select(pl.max_horizontal("known", before)).to_series()
+            newer = rows.filter((seen.is_null()) | (rows["contributed"] > seen))
+            newest = newer.unique(identity, keep="last", maintain_order=True)
         name = self._layer.name
         doing.count(f"layer.{name}.repeated", rows.height - newer.height)
         doing.count(f"layer.{name}.folded", newer.height)
-        return newer.unique(table.contribution, keep="last", maintain_order=True).select(columns)
+        return newest.select(table.delta_columns)

@@ -50,7 +50,10 @@ class Row:
 class WorkerRun:
     """A worker process, pinned to one core where there are more."""
 
-    def __init__(self, brokers: str, map_file: Path, folder: Path, **settings: str) -> None:
+    def __init__(
+        self, brokers: str, map_file: Path, folder: Path, module: str = "app", **settings: str
+    ) -> None:
+        self._module = module
         folder.mkdir(parents=True, exist_ok=True)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -66,6 +69,7 @@ class WorkerRun:
             "TREASURE_MAP_WEB_PORT": str(port),
             "TREASURE_MAP_STATE_FOLDER": str(folder / "state"),
             "TREASURE_MAP_ARCHIVE_FOLDER": str(self.archive_folder),
+            "PROFILE_FILE": str(folder / "profile.json"),
             **{f"TREASURE_MAP_{name.upper()}": value for name, value in settings.items()},
         }
         self._log = folder / "worker.log"
@@ -73,7 +77,7 @@ class WorkerRun:
 
     def __enter__(self) -> Self:
         """Start the process."""
-        command = [sys.executable, "-m", "app", "worker"]
+        command = [sys.executable, "-m", self._module, "worker"]
         with self._log.open("ab") as log:
             self._process = start_child(command, log, self._environment, ROOT)
         if (os.cpu_count() or 1) > 1:

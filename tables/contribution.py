@@ -7,6 +7,8 @@ All cells of a record belong to the record's partition by the hash of the coarse
 
 from __future__ import annotations
 
+from typing import cast
+
 import msgspec
 import polars as pl
 
@@ -97,31 +99,39 @@ def split_cells(finer: Layer, coarser: Layer, cells: pl.DataFrame) -> list[tuple
 
 
 def decode_cells(contribution: Contribution, finer: Layer, coarser: Layer) -> pl.DataFrame:
-    """Return the rows of a contribution as a rollup table's delta has them.
+    """Return the cells of a contribution; :func:`are_cells` tells whether they can be used.
 
     Raises:
         msgspec.DecodeError: its block is none of the finer layer's cells.
     """
-    fine, coarse = cell_schema(finer), cell_schema(coarser)
-    schema: dict[str, pl.DataType] = {name: fine[name] for name in finer.key_columns}
-    schema["fine_start"] = pl.Int64()
-    schema |= {acc.column: coarse[acc.column] for acc in coarser.accumulators}
-    schema["contributed"] = pl.Int64()
+    schema = _block_schema(finer, coarser)
     try:
         rows = decode_block(contribution.block, schema)
     except _NO_FRAME as error:
         raise msgspec.DecodeError(f"its block is unreadable: {error}") from error
-    found = {name: str(kind) for name, kind in rows.schema.items()}
-    want = {name: str(kind) for name, kind in schema.items()}
-    identity = rows.select(*finer.key_columns, "fine_start", "contributed")
-    if found != want or any(column.null_count() for column in identity):
-        raise msgspec.DecodeError(
-            f"its block holds other cells: got {found}; want {want}, no nulls"
-        )
+    if rows.schema != schema:
+        found = {name: str(kind) for name, kind in rows.schema.items()}
+        want = {name: str(kind) for name, kind in schema.items()}
+        raise msgspec.DecodeError(f"its block holds other cells: got {found}; want {want}")
+    return rows
+
+
+def are_cells(rows: pl.DataFrame, finer: Layer) -> bool:
+    """Tell whether cells of contributions name their key, a window that can be, and a version."""
+    names = [*finer.key_columns, "fine_start", "contributed"]
+    if any(rows[name].null_count() for name in names):
+        return False
     # Beyond, no window of the calendar can be computed: polars would panic.
-    if not rows["fine_start"].is_between(START_MS_MIN, TIME_MS_MAX).all():
-        raise msgspec.DecodeError("its block holds windows that no event time can be in")
-    return rows.with_columns(
-        source_partition=pl.lit(contribution.sender, pl.Int32),
-        window_start=coarser.window.starts(pl.col("fine_start")),
+    starts = rows["fine_start"]
+    return bool(
+        not rows.height
+        or (cast("int", starts.min()) >= START_MS_MIN and cast("int", starts.max()) <= TIME_MS_MAX)
     )
+
+
+def _block_schema(finer: Layer, coarser: Layer) -> pl.Schema:
+    fine, coarse = cell_schema(finer), cell_schema(coarser)
+    schema: dict[str, pl.DataType] = {name: fine[name] for name in finer.key_columns}
+    schema["fine_start"] = pl.Int64()
+    schema |= {acc.column: coarse[acc.column] for acc in coarser.accumulators}
+    return pl.Schema(schema | {"contributed": pl.Int64()})

@@ -67,14 +67,12 @@ class Block:
             self._version = -1
         return self._frame
 
-    def of_windows(self, windows: Collection[int]) -> pl.DataFrame | None:
-        """Return the rows of these windows, None where there are none."""
-        wanted = self.windows.intersection(windows)
-        if len(wanted) == len(self.windows):
-            return self.frame
-        if not wanted:
-            return None
-        return self.frame.filter(pl.col("window_start").is_in(list(wanted)))
+    def without(self, windows: frozenset[int]) -> pl.DataFrame:
+        """Return the rows of other windows than these."""
+        frame = self.frame
+        if self.windows <= windows:
+            return frame.clear()
+        return frame.filter(~_in(frame["window_start"], windows))
 
 
 class LayerTable:
@@ -155,14 +153,14 @@ class LayerTable:
 
     def evict(self, windows: Sequence[int]) -> None:
         """Forget all cells of these windows."""
-        gone = [window for window in windows if self.versions.pop(window, None) is not None]
+        gone = frozenset(w for w in windows if self.versions.pop(w, None) is not None)
         if not gone:
             return
         for sequence, block in list(self._blocks.items()):
             if not block.windows.isdisjoint(gone):
-                rest = block.of_windows(block.windows.difference(gone))
+                rest = block.without(gone)
                 self._drop(sequence)
-                if rest is not None:
+                if rest.height:
                     self._put(Block(rest), -1, encode_block(rest))
 
     def cells(self, *predicates: pl.Expr) -> pl.DataFrame:
@@ -217,8 +215,12 @@ class LayerTable:
         return self._concat(found)
 
     def _of_windows(self, windows: Collection[int]) -> pl.DataFrame:
-        found = [block.of_windows(windows) for block in self._blocks.values()]
-        return self._concat([rows for rows in found if rows is not None])
+        wanted = frozenset(windows)
+        found = [b for b in self._blocks.values() if not b.windows.isdisjoint(wanted)]
+        rows = self._concat([block.frame for block in found])
+        if all(block.windows <= wanted for block in found):
+            return rows
+        return rows.filter(_in(rows["window_start"], wanted))
 
     def _concat(self, frames: list[pl.DataFrame]) -> pl.DataFrame:
         return pl.concat(frames) if frames else pl.DataFrame(schema=self._stored)
@@ -298,10 +300,15 @@ class RollupTable(LayerTable):
         )
         self._replace(list(self._blocks), pl.concat([conform(added, self._stored), single]))
 
-    def known(self, windows: pl.Series) -> pl.DataFrame:
-        """Return the largest version held of each single contribution in these coarser windows."""
+    def known(self, windows: pl.Series) -> pl.DataFrame | None:
+        """Return the largest version held of each single contribution in these coarser windows.
+
+        None where there are none.
+        """
         rows = self._of_windows(_different(windows))
-        rows = rows.filter(pl.col("fine_start").is_not_null())
+        rows = rows.filter(rows["fine_start"].is_not_null())
+        if not rows.height:
+            return None
         return rows.group_by(self.contribution).agg(pl.col("contributed").max().alias("known"))
 
     def _latest(self, rows: pl.DataFrame) -> pl.DataFrame:
@@ -311,6 +318,14 @@ class RollupTable(LayerTable):
         # A replacement is younger than what it replaces, so dropping the old row never lowers the
         # cell's version.
         return pl.concat([settled, newest])
+
+
+def _in(starts: pl.Series, windows: frozenset[int]) -> pl.Series:
+    """Return which window starts are among these; one comparison costs a tenth of a look-up."""
+    if len(windows) == 1:
+        (window,) = windows
+        return starts == window
+    return starts.is_in(list(windows))
 
 
 def _different(windows: pl.Series) -> frozenset[int]:

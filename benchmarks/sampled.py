@@ -1,0 +1,144 @@
+"""``python -m benchmarks.sampled worker``: a worker that notes where its CPU time goes, by stage.
+
+A timer interrupts the main thread. Each time, the CPU time that the process has used since is put
+down to the stage of the innermost frame of our own code: native calls (polars with its threads,
+msgspec, sockets) belong to who called them. What other Python threads have used, those that write
+the archive for instance, is taken from it and told by the thread's name. The notes are written as
+JSON to the file that ``PROFILE_FILE`` names, once a second.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from types import FrameType
+
+import orjson
+
+import app.__main__
+
+ROOT = str(Path(__file__).resolve().parent.parent) + os.sep
+INTERVAL_SECONDS = 0.002
+WRITE_SECONDS = 1.0
+
+STAGES = {
+    "app/aiokafka_private.py": "walk record batches",
+    "agents/decode.py": "decode",
+    "agents/decode_json.py": "decode",
+    "agents/decode_arrow.py": "decode",
+    "agents/arrow_stream.py": "decode",
+    "agents/batch.py": "fold",
+    "agents/classify.py": "fold",
+    "agents/dedupe.py": "ids",
+    "tables/ids.py": "ids",
+    "agents/fold.py": "fold",
+    "agents/aggregate.py": "fold",
+    "agents/ingest.py": "cycle",
+    "agents/rollup.py": "rollup",
+    "agents/gather.py": "rollup",
+    "tables/contribution.py": "rollup",
+    "agents/owner.py": "cycle",
+    "agents/owners.py": "cycle",
+    "tables/state.py": "cycle",
+    "tables/journal.py": "cycle",
+    "tables/ledger.py": "cycle",
+    "tables/block.py": "blocks",
+    "tables/table.py": "blocks",
+    "tables/snapshot.py": "snapshots",
+    "tables/store.py": "local store",
+    "app/kafka_log.py": "append to Kafka",
+    "agents/emit.py": "emit",
+    "tables/archive_embedded.py": "archive",
+    "tables/archive_rows.py": "archive",
+    "tables/archive_cassandra.py": "archive",
+    "tables/archive_cql.py": "archive",
+    "app/transport.py": "transport",
+    "app/lane.py": "transport",
+}
+"""Files of ours to stages; other files of ours are ``other``."""
+
+LIBRARIES = {"aiokafka/consumer": "fetch", "aiokafka/producer": "append to Kafka",
+             "aiokafka": "Kafka client", "aiohttp": "web", "faust": "faust"}  # fmt: skip
+"""Parts of paths of libraries to stages, for stacks without a frame of ours."""
+
+
+OUTERMOST = ("benchmarks/", "app/__main__", "app/process", "app/commands", "app/settings")
+"""What every stack has: the command line, and the loop that runs all else."""
+
+
+class Sampler:
+    """Counts CPU seconds by stage, and by line of our own code."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._stages: Counter[str] = Counter()
+        self._lines: Counter[str] = Counter()
+        self._used = time.process_time()
+        self._threads: dict[str, float] = {}
+
+    def start(self) -> None:
+        """Begin to sample the main thread, which must be the calling one."""
+        signal.signal(signal.SIGALRM, self._sample)
+        signal.setitimer(signal.ITIMER_REAL, INTERVAL_SECONDS, INTERVAL_SECONDS)
+        threading.Thread(target=self._write_forever, daemon=True, name="profile").start()
+
+    def _sample(self, number: int, frame: FrameType | None) -> None:
+        del number
+        used = time.process_time()
+        spent, self._used = used - self._used, used
+        for name, seconds in _thread_seconds().items():
+            aside = max(0.0, seconds - self._threads.get(name, 0.0))
+            self._threads[name] = seconds
+            self._stages[name] += aside  # type: ignore[assignment]
+            spent -= aside
+        stage, line = _place(frame)
+        self._stages[stage] += spent  # type: ignore[assignment]  # a Counter takes floats
+        self._lines[line] += spent  # type: ignore[assignment]
+
+    def _write_forever(self) -> None:
+        while True:
+            time.sleep(WRITE_SECONDS)
+            lines = dict(self._lines.most_common(100))
+            beside = self._file.with_suffix(".new")
+            beside.write_bytes(orjson.dumps({"stages": dict(self._stages), "lines": lines}))
+            beside.replace(self._file)
+
+
+def _thread_seconds() -> dict[str, float]:
+    """Return the CPU seconds of all Python threads but the main one, by the kind of their name."""
+    found: dict[str, float] = {}
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread() and thread.ident is not None:
+            name = f"thread {re.sub('[-_ ]?[0-9]+$', '', thread.name)}"
+            seconds = time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
+            found[name] = found.get(name, 0.0) + seconds
+    return found
+
+
+def _place(frame: FrameType | None) -> tuple[str, str]:
+    """Return the stage of a stack and, for a closer look, the line it stands at."""
+    library, at = "event loop", ""
+    while frame is not None:
+        path = frame.f_code.co_filename
+        at = at or f"{path.rpartition('site-packages/')[2]}:{frame.f_lineno}"
+        if path.startswith(ROOT) and "site-packages" not in path:
+            name = path.removeprefix(ROOT)
+            if not name.startswith(OUTERMOST):
+                return STAGES.get(name, "other"), f"{name}:{frame.f_lineno} {frame.f_code.co_name}"
+        elif library == "event loop":
+            known = (stage for part, stage in LIBRARIES.items() if f"/{part}/" in path)
+            library = next(known, library)
+        frame = frame.f_back
+    return library, at
+
+
+if __name__ == "__main__":
+    Sampler(Path(os.environ["PROFILE_FILE"])).start()
+    sys.argv[0] = "app"
+    app.__main__.main()
