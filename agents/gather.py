@@ -14,7 +14,7 @@ import polars as pl
 from agents.batch import DETAIL_CHARS_MAX, SetAside
 from agents.fold import Content
 from tables.chunk import Run
-from tables.contribution import Contribution, are_cells, decode_cells, decode_contribution
+from tables.contribution import Contribution, cause_against, decode_cells, decode_contribution
 from tables.journal import Announcement
 from tables.plan import InputPlan
 from tables.state import PartitionState
@@ -99,18 +99,18 @@ class Gatherer:
             else:
                 records.append(_Record(index, contribution, rows))
         frames = [record.rows for record in records if record.rows is not None]
-        if frames and not are_cells(pl.concat(frames), self._finer):
+        if frames and cause_against(pl.concat(frames), self._finer):
             records = [record for record in records if self._is_usable(record, doing)]
+            doing.aside.sort(key=lambda item: item.record)
         for record in records:
             doing.count("records.heartbeat" if record.rows is None else "records.with_events")
         return records
 
     def _is_usable(self, record: _Record, doing: _Gathering) -> bool:
-        usable = record.rows is None or are_cells(record.rows, self._finer)
-        if not usable:
-            cause = "its block holds cells without key, version or a window that can be"
+        cause = "" if record.rows is None else cause_against(record.rows, self._finer)
+        if cause:
             doing.refuse(record.index, cause)
-        return usable
+        return not cause
 
     def _foreign(self, contribution: Contribution) -> str:
         """Return why a contribution is not one of the finer layer's, or an empty string."""
@@ -127,14 +127,20 @@ class Gatherer:
         found = []
         for record in records:
             sender = record.contribution.sender
-            own_closed, own_floor = announced.get(sender, (NEVER_MS, NEVER_MS))
             if record.rows is not None:
-                everyone = len(announced) == self._plan.senders
-                floor = min(f for _, f in announced.values()) if everyone else NEVER_MS
+                floor, own_floor = self._floors(announced, sender)
                 found.append(dataclasses.replace(record, floor=floor, own_floor=own_floor))
+            own_closed, own_floor = announced.get(sender, (NEVER_MS, NEVER_MS))
             closed, floor = record.contribution.announced
             announced[sender] = (max(own_closed, closed), max(own_floor, floor))
         return found
+
+    def _floors(self, announced: dict[int, Announcement], sender: int) -> tuple[int, int]:
+        """Return the layer's floor, which takes all senders, and that of one sender."""
+        everyone = len(announced) == self._plan.senders
+        floor = min(floor for _, floor in announced.values()) if everyone else NEVER_MS
+        _, own_floor = announced.get(sender, (NEVER_MS, NEVER_MS))
+        return floor, own_floor
 
     def _live(self, records: list[_Record], doing: _Gathering) -> pl.DataFrame | None:
         """Return the cells that are not final already, in order; None where there are none."""

@@ -99,7 +99,7 @@ def split_cells(finer: Layer, coarser: Layer, cells: pl.DataFrame) -> list[tuple
 
 
 def decode_cells(contribution: Contribution, finer: Layer, coarser: Layer) -> pl.DataFrame:
-    """Return the cells of a contribution; :func:`are_cells` tells whether they can be used.
+    """Return the cells of a contribution; :func:`cause_against` tells whether they can be used.
 
     Raises:
         msgspec.DecodeError: its block is none of the finer layer's cells.
@@ -116,17 +116,15 @@ def decode_cells(contribution: Contribution, finer: Layer, coarser: Layer) -> pl
     return rows
 
 
-def are_cells(rows: pl.DataFrame, finer: Layer) -> bool:
-    """Tell whether cells of contributions name their key, a window that can be, and a version."""
-    names = [*finer.key_columns, "fine_start", "contributed"]
-    if any(rows[name].null_count() for name in names):
-        return False
+def cause_against(rows: pl.DataFrame, finer: Layer) -> str:
+    """Return why cells of contributions cannot be used, an empty text where they can."""
+    if any(rows[name].null_count() for name in (*finer.key_columns, "fine_start", "contributed")):
+        return "its block holds other cells: got nulls; want keys, windows and versions, no nulls"
     # Beyond, no window of the calendar can be computed: polars would panic.
-    starts = rows["fine_start"]
-    return bool(
-        not rows.height
-        or (cast("int", starts.min()) >= START_MS_MIN and cast("int", starts.max()) <= TIME_MS_MAX)
-    )
+    first, last = rows["fine_start"].min(), rows["fine_start"].max()
+    if first is None or (cast("int", first) >= START_MS_MIN and cast("int", last) <= TIME_MS_MAX):
+        return ""
+    return "its block holds windows that no event time can be in"
 
 
 def _block_schema(finer: Layer, coarser: Layer) -> pl.Schema:

@@ -26,7 +26,7 @@ from tables.table import NEVER_MS, RollupTable
 _claim = Owner.claim
 _compose = Owner._compose
 _announcement = Owner.announcement
-_take = Gatherer._take
+_floors = Gatherer._floors
 
 COUNTERS = (0, 0, 0, NEVER_MS)
 
@@ -145,36 +145,22 @@ def least_of_all_senders() -> list[Patch]:
     def announced_least(self: PartitionState, which: int) -> int:
         return min((said[which] for said in heard(self.meta.announced).values()), default=NEVER_MS)
 
-    def take(self: Gatherer, contribution: Any, rows: Any, doing: Any) -> None:
-        plan, announced = self._plan, doing.announced
-        doing.announced = heard(announced)
-        self._plan = _Senders(len(doing.announced) or -1)  # type: ignore[assignment]
-        _take(self, contribution, rows, doing)
-        self._plan = plan
-        doing.announced = announced | doing.announced
+    def floors(self: Gatherer, announced: dict[int, Announcement], sender: int) -> tuple[int, int]:
+        del self
+        _, own_floor = announced.get(sender, (NEVER_MS, NEVER_MS))
+        return min((f for _, f in heard(announced).values()), default=NEVER_MS), own_floor
 
-    return [(PartitionState, "_announced_least", announced_least), (Gatherer, "_take", take)]
-
-
-class _Senders:
-    """A plan of so many senders."""
-
-    def __init__(self, senders: int) -> None:
-        self.senders = senders
+    return [(PartitionState, "_announced_least", announced_least), (Gatherer, "_floors", floors)]
 
 
 @rule(12, "a contribution replaces a smaller version only")
 def larger_version_stays() -> list[Patch]:
     """Let what comes last replace what was there."""
 
-    def newer(self: Gatherer, table: RollupTable, doing: Any) -> pl.DataFrame:
-        columns = table.delta_columns
-        frames = [frame for frame in doing.frames if frame.height]
-        if not frames:
-            return pl.DataFrame(schema=dict.fromkeys(columns, pl.Null()))
-        rows = pl.concat(frames)
+    def newer(self: Gatherer, rows: pl.DataFrame, table: RollupTable, doing: Any) -> pl.DataFrame:
         doing.count(f"layer.{self._layer.name}.folded", rows.height)
-        return rows.unique(table.contribution, keep="last", maintain_order=True).select(columns)
+        last = rows.unique(table.contribution, keep="last", maintain_order=True)
+        return last.select(table.delta_columns)
 
     def latest(self: RollupTable, rows: pl.DataFrame) -> pl.DataFrame:
         settled = rows.filter(pl.col("fine_start").is_null())
@@ -187,22 +173,11 @@ def larger_version_stays() -> list[Patch]:
 def _deaf(*, to_all: bool, to_own: bool) -> list[Patch]:
     """Take contributions as if no floor had been announced."""
 
-    def take(self: Gatherer, contribution: Any, rows: Any, doing: Any) -> None:
-        known = doing.announced
-        sender = contribution.sender
-        heard = {} if to_all else dict(known)
-        if to_own:
-            heard[sender] = (NEVER_MS, NEVER_MS)
-        elif to_all and sender in known:
-            heard[sender] = known[sender]
-        doing.announced = heard
-        _take(self, contribution, rows, doing)
-        closed, floor = known.get(sender, (NEVER_MS, NEVER_MS))
-        new_closed, new_floor = contribution.announced
-        known[sender] = max(closed, new_closed), max(floor, new_floor)
-        doing.announced = known
+    def floors(self: Gatherer, announced: dict[int, Announcement], sender: int) -> tuple[int, int]:
+        floor, own_floor = _floors(self, announced, sender)
+        return (NEVER_MS if to_all else floor), (NEVER_MS if to_own else own_floor)
 
-    return [(Gatherer, "_take", take)]
+    return [(Gatherer, "_floors", floors)]
 
 
 @rule(12, "a row of a sealed coarser window is dropped")
@@ -213,7 +188,7 @@ def drop_the_sealed() -> list[Patch]:
 
 @rule(12, "a row of a settled finer window is dropped")
 def drop_the_settled() -> list[Patch]:
-    """Look at the floor of the coarser layer only, as far as it follows from the others."""
+    """Look at the floor of the coarser layer only."""
     return _deaf(to_all=False, to_own=True)
 
 
