@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import os
 import sys
 import tempfile
@@ -20,7 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from app.embedded_broker import EmbeddedBroker
-from benchmarks import ids, recovery, throughput
+from benchmarks import ids, profile, recovery, throughput
+from benchmarks.cases import CASES, Case
 from benchmarks.runs import Row, summary
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,7 +34,7 @@ def group() -> None:
 
 
 @group.command(name="throughput")
-@click.option("--case", "names", multiple=True, type=click.Choice(list(throughput.CASES)))
+@click.option("--case", "names", multiple=True, type=click.Choice(list(CASES)))
 @click.option("--events", type=click.IntRange(min=10_000), help="How many; a default by case.")
 @click.option("--runs", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--ids", "with_ids", is_flag=True, help="Events have ids, and none is a duplicate.")
@@ -45,15 +47,44 @@ def throughput_command(
 ) -> None:  # fmt: skip
     """Events that one worker takes through the whole job in a second of CPU time."""
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as folder, _broker(brokers, Path(folder), smoke) as found:
-        for name in names or throughput.CASES:
-            case = dataclasses.replace(throughput.CASES[name], ids=with_ids)
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        found = stack.enter_context(_broker(brokers, folder, smoke))
+        for name in names or CASES:
+            case = dataclasses.replace(CASES[name], ids=with_ids)
             count = events or (throughput.SMOKE_EVENTS if smoke else case.events)
-            with throughput.loaded(case, found, count) as load:
+            with (
+                _cassandra(case, folder / f"cassandra-{name}") as cassandra,
+                throughput.loaded(case, found, count, cassandra) as load,
+            ):
                 for number in range(1 if smoke else runs):
-                    rows.append(throughput.run(case, load, Path(folder, f"{name}-{number}")))
+                    rows.append(throughput.run(load, folder / f"{name}-{number}"))
                     _say(f"{name}: {rows[-1].events_per_cpu_second:,.0f} events per CPU-second")
     _print(rows, summary(rows), as_json=as_json)
+
+
+@group.command(name="profile")
+@click.option("--case", "name", type=click.Choice(list(CASES)), default="json", show_default=True)
+@click.option("--events", type=click.IntRange(min=10_000), help="How many; a default by case.")
+@click.option("--smoke", is_flag=True, help="Few events, embedded broker.")
+@click.option("--brokers", help="Brokers to use instead of one that is started here.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list of rows.")
+@click.option("--lines", type=click.IntRange(min=0), default=0, help="Busiest lines to print too.")
+def profile_command(
+    name: str, *, events: int | None, smoke: bool, brokers: str | None, as_json: bool, lines: int
+) -> None:
+    """Where a CPU-second of a worker goes, by stage."""
+    case = CASES[name]
+    count = events or (profile.SMOKE_EVENTS if smoke else case.events)
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        found = stack.enter_context(_broker(brokers, folder, smoke))
+        cassandra = stack.enter_context(_cassandra(case, folder / "cassandra"))
+        load = stack.enter_context(throughput.loaded(case, found, count, cassandra))
+        rows, busiest = profile.run(load, folder / "worker")
+    _print(rows, profile.summary(rows), as_json=as_json)
+    for row in busiest[:lines]:
+        _say(f"{row.seconds:7.2f} s {row.nanoseconds_per_event:7.0f} ns/event  {row.stage}")
 
 
 @group.command(name="recovery")
@@ -99,9 +130,7 @@ def _broker(brokers: str | None, folder: Path, smoke: bool) -> Iterator[str]:
     if brokers:
         yield brokers
         return
-    sys.path.insert(0, str(ROOT / "tests"))
-    import servers  # noqa: PLC0415 - the tests' own; it runs Kafka from Maven's jars
-
+    servers = _servers()
     if smoke or servers.why_missing("kafka"):
         with EmbeddedBroker() as embedded:
             _say("broker: embedded")
@@ -110,6 +139,29 @@ def _broker(brokers: str | None, folder: Path, smoke: bool) -> Iterator[str]:
         with servers.KafkaServer(folder / "kafka") as kafka:
             _say("broker: Apache Kafka")
             yield kafka.bootstrap
+
+
+@contextlib.contextmanager
+def _cassandra(case: Case, folder: Path) -> Iterator[dict[str, str]]:
+    """Start Cassandra where a case archives there; give the settings of its workers."""
+    if case.archive != "cassandra":
+        yield {}
+        return
+    servers = _servers()
+    if reason := servers.why_missing("cassandra"):
+        raise click.ClickException(f"cannot measure {case.name}: {reason}")
+    with servers.CassandraServer(folder) as cassandra:
+        yield {
+            "archive": "cassandra",
+            "cassandra_hosts": cassandra.host,
+            "cassandra_port": str(cassandra.port),
+            "cassandra_replication": "1",
+        }
+
+
+def _servers() -> Any:
+    sys.path.insert(0, str(ROOT / "tests"))
+    return importlib.import_module("servers")  # the tests' own; it runs what Maven's jars hold
 
 
 def _print(rows: Sequence[Any], columns: list[list[str]], *, as_json: bool) -> None:

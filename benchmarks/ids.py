@@ -18,7 +18,7 @@ import polars as pl
 
 from agents.dedupe import Deduper
 from app.mapfile import parse_map
-from benchmarks.throughput import MAP_TEXT
+from benchmarks.cases import CASES
 from tables.block import encode_block
 from tables.ids import IdTable
 
@@ -50,7 +50,7 @@ class Row:
 def run(remembered: int, events: int, chunk: int, share: float) -> Row:
     """Take ``events`` events through, in chunks, with so many ids remembered before."""
     chance = random.Random(SEED)  # noqa: S311 - repeatable
-    layers = parse_map(MAP_TEXT.format(name="ids", partitions=1), "ids").layers[:1]
+    layers = parse_map(CASES["json"].map_text("ids"), "ids").layers[:1]
     deduper, table = Deduper(layers), IdTable(100_000_000)
     known = [_id(chance) for _ in range(remembered)]
     for first in range(0, remembered, 2_000):

@@ -24,8 +24,9 @@ from app.feed import Feed
 from app.kafka_log import KafkaLog
 from app.mapfile import parse_map
 from app.topics import RECORD_BYTES_MAX, apply_topics
+from benchmarks.cases import CASES
+from benchmarks.load import START_MS, encode
 from benchmarks.runs import WorkerRun
-from benchmarks.throughput import CASES, START_MS, encode
 from client.query import QueryClient
 from tables.layer import Map
 from tables.plan import InputPlan, plans_of

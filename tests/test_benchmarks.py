@@ -12,7 +12,8 @@ from support import run_of
 
 from agents.decode import Decoder
 from app.mapfile import parse_map
-from benchmarks.throughput import CASES, MAP_TEXT, WINDOWS, encode, events_of, truth_of
+from benchmarks.cases import CASES
+from benchmarks.load import WINDOWS, encode, events_of, truth_of
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -22,7 +23,7 @@ def test_every_form_holds_the_same_events(name: str) -> None:
     """What a worker decodes of the records is what was made."""
     events = events_of(5_000)
     records = encode(CASES[name], events)
-    source = parse_map(MAP_TEXT.format(name="b", partitions=8), "b").sources[0]
+    source = parse_map(CASES[name].map_text("b"), "b").sources[0]
     batch = Decoder(source).decode([run_of(list(records))])
     assert batch.frame.select("type", "entity", "value").equals(
         events.select("type", "entity", "value")
@@ -32,7 +33,7 @@ def test_every_form_holds_the_same_events(name: str) -> None:
 
 def test_enough_windows_close() -> None:
     """A measurement of few windows would leave out what closing costs."""
-    truth = truth_of(events_of(20_000))
+    truth = truth_of(events_of(20_000), CASES["json"].layers())
     assert truth["five_seconds"]["window_start"].n_unique() >= WINDOWS
     assert truth["five_seconds"]["events"].sum() == 20_000
 
@@ -50,6 +51,28 @@ def test_the_smoke_size_of_throughput_gives_rows() -> None:
     # So few events cost less than the start of a worker varies: their rate says nothing.
     assert row["startup_cpu_seconds"] > 0
     assert row["peak_memory_bytes"] > 0
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_case_has_a_map(name: str) -> None:
+    """It declares the layers whose truth is compared, and one that is made from another."""
+    case = CASES[name]
+    themap = parse_map(case.map_text("b"), name)
+    assert {layer.name for layer in themap.layers} == {layer.name for layer in case.layers()}
+    assert len(themap.layers) == case.base_layers + 1
+    assert themap.sources[0].partitions == case.partitions
+
+
+@pytest.mark.slow
+def test_the_smoke_size_of_profile_gives_stages() -> None:
+    """What the stages took adds up to the whole; native calls are put down to who made them."""
+    command = [sys.executable, "-m", "benchmarks", "profile", "--smoke", "--json"]
+    command += ["--case", "json-5-layers"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = orjson.loads(done.stdout)
+    assert {"decode", "fold", "cycle", "local store"} <= {row["stage"] for row in rows}
+    assert sum(row["share"] for row in rows) == pytest.approx(1)
 
 
 @pytest.mark.slow
