@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -44,6 +46,7 @@ READ_THREADS = 2
 
 # No layer's rows start with a zero byte: names of layers are not empty.
 _META = b"\x00layer\x00"
+_WRITE_TIME = "write_time"
 _INT64_MIN, _INT64_MAX = -(1 << 63), (1 << 63) - 1
 
 T = TypeVar("T")
@@ -87,7 +90,9 @@ class EmbeddedArchive:
         assert list(rows.schema.items()) == list(codec.schema.items()), "rows are an archive frame"
         assert len(write_times_us) == rows.height, "one write time a row"
         if rows.height:
-            await _run(running.writer, lambda: self._write(running, codec, rows, write_times_us))
+            write = _Write(codec, rows.with_columns(write_times_us.alias(_WRITE_TIME)))
+            running.waiting.append(write)
+            await _run(running.writer, lambda: self._write_waiting(running, write))
 
     async def read(self, layer: Layer, cells: CellRange) -> pl.DataFrame:
         """Return the rows in range; see the protocol.
@@ -130,26 +135,45 @@ class EmbeddedArchive:
             running.codecs[layer.name] = codec
             self._drop_expired(running, codec)
 
-    def _write(
-        self, running: _Running, codec: RowCodec, rows: pl.DataFrame, write_times_us: pl.Series
-    ) -> None:
+    def _write_waiting(self, running: _Running, write: _Write) -> None:
+        """Write all that waits with one sync, ``write`` among it unless an earlier call has."""
+        if not write.done:
+            taken = []
+            while running.waiting:
+                taken.append(running.waiting.popleft())
+            for one in taken:
+                one.done = True
+            try:
+                self._write(running, taken)
+            except ArchiveError as error:
+                for one in taken:
+                    one.error = error
+        if write.error is not None:
+            raise write.error
+
+    def _write(self, running: _Running, writes: list[_Write]) -> None:
         if running.failed:
             running.db = _reopen(running.db, self._folder)
         running.failed = True
-        self._write_rows(running, codec, rows, write_times_us)
+        by_layer: dict[str, list[_Write]] = {}
+        for write in writes:
+            by_layer.setdefault(write.codec.layer.name, []).append(write)
+        row_keys: list[bytes] = []
+        values: list[bytes] = []
+        for some in by_layer.values():
+            codec = some[0].codec
+            self._drop_expired(running, codec)
+            rows = pl.concat([write.rows for write in some])
+            # In order of write time, so that of two writes of one row the larger stays.
+            rows = rows.sort(_WRITE_TIME).filter(not_expired(codec.layer, self._clock_ms()))
+            more_keys, more_values = codec.encode(rows.drop(_WRITE_TIME), rows[_WRITE_TIME])
+            row_keys += more_keys
+            values += more_values
+        for first in range(0, len(row_keys), BATCH_ROWS):
+            last = first + BATCH_ROWS
+            with _rocks("write rows"):
+                _write_batch(running.db, row_keys[first:last], values[first:last])
         running.failed = False
-
-    def _write_rows(
-        self, running: _Running, codec: RowCodec, rows: pl.DataFrame, write_times_us: pl.Series
-    ) -> None:
-        self._drop_expired(running, codec)
-        # In order of write time, so that of two writes of one row the larger is put last and stays.
-        timed = rows.with_columns(write_times_us.alias("write_time")).sort("write_time")
-        timed = timed.filter(not_expired(codec.layer, self._clock_ms()))
-        for batch in timed.iter_slices(BATCH_ROWS):
-            row_keys, values = codec.encode(batch, batch["write_time"])
-            with _rocks(f"write layer {codec.layer.name}"):
-                _write_batch(running.db, row_keys, values)
 
     def _drop_expired(self, running: _Running, codec: RowCodec) -> None:
         """Delete the buckets in which every row's window end + TTL has passed."""
@@ -164,13 +188,28 @@ class EmbeddedArchive:
             running.dropped_below[layer.name] = below
 
 
+@dataclasses.dataclass(slots=True)
+class _Write:
+    """Rows of one layer that wait to be written, and what came of it."""
+
+    codec: RowCodec
+    rows: pl.DataFrame
+    done: bool = False
+    error: ArchiveError | None = None
+
+
 class _Running:
-    """What an open archive holds: the database, its threads, and what is known of its layers."""
+    """What an open archive holds: the database, its threads, and what is known of its layers.
+
+    ``waiting`` is what the next write takes: syncing the disk costs more than writing, so all that
+    comes meanwhile is written at once.
+    """
 
     def __init__(self, db: rocksdict.Rdict) -> None:
         self.db = db
         self.writer = ThreadPoolExecutor(1, "archive-write")
         self.readers = ThreadPoolExecutor(READ_THREADS, "archive-read")
+        self.waiting: deque[_Write] = deque()
         self.codecs: dict[str, RowCodec] = {}
         self.dropped_below: dict[str, int] = {}
         self.failed = False

@@ -10,6 +10,7 @@ newer one. What it lacks reads as zero bytes: 0 for counts and sums, absent for 
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Mapping, Sequence
 
@@ -113,21 +114,25 @@ class RowCodec:
         self, rows: pl.DataFrame, write_times_us: pl.Series
     ) -> tuple[list[bytes], list[bytes]]:
         """Return row keys and values of an archive frame, row by row."""
-        places = rows.select(
-            pl.col("window_start") // self.bucket_ms, start="window_start", part="source_partition"
-        )
         heads: dict[tuple[int, tuple[Scalar, ...]], bytes] = {}
+        tails: dict[tuple[int, int], bytes] = {}
         row_keys = []
+        starts = rows["window_start"]
+        buckets = (starts // self.bucket_ms).to_list()
+        places = zip(starts.to_list(), rows["source_partition"].to_list(), strict=True)
         keys = rows.select(self.layer.key_columns).rows() if self.layer.key else [()] * rows.height
-        for (bucket, start, partition), key in zip(places.iter_rows(), keys, strict=True):
+        for bucket, key, place in zip(buckets, keys, places, strict=True):
             head = heads.get((bucket, key))
             if head is None:
                 head = heads[bucket, key] = self.head(bucket) + key_bytes(key)
-            row_keys.append(head + _TAIL.pack(start + _BIAS, partition))
+            tail = tails.get(place)
+            if tail is None:
+                start, partition = place
+                tail = tails[place] = _TAIL.pack(start + _BIAS, partition)
+            row_keys.append(head + tail)
         values = conform(rows, self._stored)
         parts = values.select(write_times_us.alias("write_time"), *self._split)
-        pack = self._value.pack
-        return row_keys, [pack(*row) for row in parts.iter_rows()]
+        return row_keys, list(itertools.starmap(self._value.pack, parts.rows()))
 
     def decode(self, row_keys: Sequence[bytes], values: Sequence[bytes]) -> pl.DataFrame:
         """Return the archive frame of stored rows."""

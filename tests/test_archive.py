@@ -620,5 +620,5 @@ def test_an_embedded_archive_takes_rows_again_when_its_disk_has_room(tmp_path: P
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     refused, *_, has = done.stdout.splitlines()
-    assert refused.startswith("refused cannot write layer hour: RocksDB says IO error: ")
+    assert refused.startswith("refused cannot write rows: RocksDB says IO error: ")
     assert has == "has True True"
