@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -43,9 +44,23 @@ def command(minutes: float, seed: int | None, rate: float, archive_away: float |
         if archive_away is not None:
             rounds = round(archive_away / ROUND_SECONDS) + 1
             plan = [[freeze], rounds, rate, [archive_away_for(archive_away)]]
-        verdict = asyncio.run(_run(Path(folder), seed, plan))
+        try:
+            verdict = asyncio.run(_run(Path(folder), seed, plan))
+        except BaseException:
+            keep_logs(Path(folder))
+            raise
+        if verdict.differing:
+            keep_logs(Path(folder))
     show(verdict)
     sys.exit(1 if verdict.differing else 0)
+
+
+def keep_logs(folder: Path) -> None:
+    """Copy what all processes logged out of a folder that is about to be removed."""
+    kept = Path(tempfile.mkdtemp(prefix="chaos-logs-"))
+    for log in [*folder.glob("*.log"), *folder.rglob("server.log")]:
+        shutil.copy(log, kept / "-".join(log.relative_to(folder).parts))
+    click.echo(f"logs are kept in {kept}")
 
 
 def show(verdict: Verdict) -> None:

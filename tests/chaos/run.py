@@ -75,6 +75,7 @@ async def run(
             await until(applied, SETTLE_SECONDS_MAX)
         except TimeoutError as error:
             error.add_note(await arena.readiness())
+            error.add_note("\n".join(f"{n} times {why}" for why, n in arena.reasons.items()))
             raise
         report = await arena.verify()
         differing = manifests.differences(manifest, await arena.ledgers())
