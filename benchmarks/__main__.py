@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from app.embedded_broker import EmbeddedBroker
-from benchmarks import ids, profile, recovery, throughput
+from benchmarks import ids, latency, profile, recovery, throughput
 from benchmarks.cases import CASES, Case
 from benchmarks.runs import Row, summary
 
@@ -85,6 +85,28 @@ def profile_command(
     _print(rows, profile.summary(rows), as_json=as_json)
     for row in busiest[:lines]:
         _say(f"{row.seconds:7.2f} s {row.nanoseconds_per_event:7.0f} ns/event  {row.stage}")
+
+
+@group.command(name="latency")
+@click.option("--rate", "rates", multiple=True, type=int, help="Events a second.")
+@click.option("--runs", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--smoke", is_flag=True, help="Few events, one run, embedded broker.")
+@click.option("--brokers", help="Brokers to use instead of one that is started here.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list of rows.")
+def latency_command(
+    rates: tuple[int, ...], *, runs: int, smoke: bool, brokers: str | None, as_json: bool
+) -> None:
+    """How far a worker is behind its producers, by rate."""
+    known = latency.SMOKE_RATES if smoke else latency.RATES
+    if strange := [rate for rate in rates if rate not in known]:
+        raise click.ClickException(f"cannot measure at {strange}: want of {list(known)}")
+    rows: list[latency.Row] = []
+    with tempfile.TemporaryDirectory() as folder, _broker(brokers, Path(folder), smoke) as found:
+        for rate in rates or known:
+            for number in range(1 if smoke else runs):
+                rows += latency.run(found, rate, Path(folder, f"{rate}-{number}"), smoke=smoke)
+                _say(f"{rate:,} events/s: applied p50 {rows[-3].p50_ms:.1f} ms")
+    _print(rows, latency.summary(rows), as_json=as_json)
 
 
 @group.command(name="recovery")

@@ -76,6 +76,17 @@ def test_the_smoke_size_of_profile_gives_stages() -> None:
 
 
 @pytest.mark.slow
+def test_the_smoke_size_of_latency_gives_every_path() -> None:
+    """All events were applied, and every answer was of an event that was sent."""
+    command = [sys.executable, "-m", "benchmarks", "latency", "--smoke", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = orjson.loads(done.stdout)
+    assert [row["path"] for row in rows] == ["applied", "answer", "archived"]
+    assert all(0 < row["p50_ms"] <= row["p99_ms"] <= row["max_ms"] for row in rows)
+
+
+@pytest.mark.slow
 def test_the_smoke_size_of_ids_gives_rows() -> None:
     """Duplicates were counted before the times were printed."""
     command = [sys.executable, "-m", "benchmarks", "ids", "--smoke", "--json"]

@@ -1,0 +1,92 @@
+"""The open loop of the latency benchmark: events at a fixed rate, whatever becomes of them.
+
+Events are made and sent at ticks of a fixed interval. What a tick sends is noted with the moment it
+was due, so that a feed that falls behind shows as latency, not as a lower rate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import time
+from pathlib import Path
+
+import polars as pl
+
+from app.feed import Feed, partition_of
+from benchmarks.load import events_of
+
+PROBE = "probe"
+POOL_EVENTS = 50_000
+SCHEMA = {"tick": pl.Int64, "partition": pl.Int64, "first_offset": pl.Int64, "count": pl.Int64,
+          "due_ns": pl.Int64, "time_ms": pl.Int64}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Schedule:
+    """``rate`` events a second to ``topic`` for a while, every ``interval_ms``."""
+
+    brokers: str
+    topic: str
+    rate: int
+    interval_ms: int
+    seconds: float
+
+
+def tick(schedule: Schedule, file: Path) -> None:
+    """Send what is due when it is due; write the ticks to ``file``.
+
+    Runs in a process of its own, on another core than the worker's where there are more.
+    """
+    if (os.cpu_count() or 1) > 1:
+        os.sched_setaffinity(0, {1})
+    rows = asyncio.run(_tick(schedule))
+    pl.DataFrame(rows, schema=SCHEMA, orient="row").write_ipc(file)
+
+
+async def _tick(schedule: Schedule) -> list[tuple[int, ...]]:
+    interval_ms = schedule.interval_ms
+    rows: list[tuple[int, ...]] = []
+    async with Feed(schedule.brokers, schedule.topic) as feed:
+        pool = _pool(feed.partitions)
+        probe = partition_of(PROBE.encode(), feed.partitions)
+        offsets = [0] * feed.partitions
+        per_tick = schedule.rate * interval_ms // 1_000
+        begun_ns = time.monotonic_ns()
+        for number in range(round(schedule.seconds * 1_000 / interval_ms)):
+            due_ns = begun_ns + number * interval_ms * 1_000_000
+            wait_ns = due_ns - time.monotonic_ns()
+            if wait_ns > 0:
+                await asyncio.sleep(wait_ns / 1e9)
+            time_ms = time.time_ns() // 1_000_000
+            values: list[list[bytes]] = [[] for _ in range(feed.partitions)]
+            at = b"%d" % time_ms
+            for place in range(number * per_tick, (number + 1) * per_tick):
+                partition, head, tail = pool[place % POOL_EVENTS]
+                values[partition].append(head + at + tail)
+            values[probe].append(
+                b'{"type":"probe","at":%d,"entity":"probe","value":%d}' % (time_ms, number)
+            )
+            for partition, some in enumerate(values):
+                if some:
+                    feed.add(partition, [None] * len(some), some)
+                    rows.append((number, partition, offsets[partition], len(some), due_ns, time_ms))
+                    offsets[partition] += len(some)
+            await feed.flush()
+        await feed.drain()
+    return rows
+
+
+def _pool(partitions: int) -> list[tuple[int, bytes, bytes]]:
+    """Return the peers' events as partition, what stands before the time, and what after."""
+    found = []
+    for row in events_of(POOL_EVENTS).iter_rows(named=True):
+        head = f'{{"id":"{row["id"]}","type":"{row["type"]}","at":'
+        tail = (
+            f',"entity":"{row["entity"]}","region":"{row["region"]}","value":{row["value"]},'
+            f'"attributes":{{"session":"{row["session"]}","v":3}}}}'
+        )
+        target = partition_of(row["entity"].encode(), partitions)
+        found.append((target, head.encode(), tail.encode()))
+    return found
