@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import importlib
@@ -21,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from app.embedded_broker import EmbeddedBroker
-from benchmarks import ids, latency, profile, recovery, throughput
+from benchmarks import archive, ids, latency, profile, recovery, throughput
 from benchmarks.cases import CASES, Case
 from benchmarks.runs import Row, summary
 
@@ -107,6 +108,30 @@ def latency_command(
                 rows += latency.run(found, rate, Path(folder, f"{rate}-{number}"), smoke=smoke)
                 _say(f"{rate:,} events/s: applied p50 {rows[-3].p50_ms:.1f} ms")
     _print(rows, latency.summary(rows), as_json=as_json)
+
+
+@group.command(name="archive")
+@click.option("--runs", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--smoke", is_flag=True, help="Few rows, one run, the embedded archive.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list of rows.")
+def archive_command(*, runs: int, smoke: bool, as_json: bool) -> None:
+    """Rows that the archives take in a second of CPU time, by the size of emissions."""
+    rows: list[archive.Row] = []
+    count = archive.SMOKE_ROWS if smoke else archive.ROWS
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        case = CASES["json-cassandra"]
+        found = {} if smoke else stack.enter_context(_cassandra(case, folder / "cassandra"))
+        for kind in ("embedded", "cassandra") if found else ("embedded",):
+            for cells in archive.CELLS:
+                for number in range(1 if smoke else runs):
+                    name = f"{kind}{cells}_{number}"
+                    settings = found | {"cassandra_keyspace": name} if kind == "cassandra" else {}
+                    themap = archive.map_of(name)
+                    opened = throughput.archive_of(settings, folder / name)
+                    rows.append(asyncio.run(archive.run(opened, themap, kind, count, cells)))
+                    _say(f"{rows[-1].case}: {rows[-1].rows_per_cpu_second:,.0f} rows/CPU-s")
+    _print(rows, archive.summary(rows), as_json=as_json)
 
 
 @group.command(name="recovery")

@@ -35,7 +35,7 @@ from benchmarks.runs import WorkerRun
 from benchmarks.ticker import PROBE, Schedule, tick
 from client.query import QueryClient, QueryFailedError
 
-RATES = {5_000: 2, 50_000: 2, 200_000: 5}
+RATES = {5_000: 5, 50_000: 5, 200_000: 10}
 """Events a second, each with the milliseconds between two ticks."""
 
 SMOKE_RATES = {2_000: 10}

@@ -91,7 +91,7 @@ def run(load: Load, folder: Path, module: str = "app") -> Row:
         cpu, memory = worker.cpu_seconds(), worker.peak_memory_bytes()
         with QueryClient(worker.url) as client:
             _check_ledger(client.ledger(), load.events)
-    rows = _check_rows(_archive(settings, worker.archive_folder), themap, load.truth)
+    rows = _check_rows(archive_of(settings, worker.archive_folder), themap, load.truth)
     used = cpu - load.startup_cpu_seconds
     return Row(
         case=case.title,
@@ -127,7 +127,8 @@ def _own_map(load: Load, folder: Path) -> tuple[Path, Map]:
     return map_file, themap
 
 
-def _archive(settings: Mapping[str, str], folder: Path) -> Archive:
+def archive_of(settings: Mapping[str, str], folder: Path) -> Archive:
+    """Return the archive of a worker with these settings; the embedded one in ``folder`` if none."""
     if not settings:
         return EmbeddedArchive(folder)
     from tables.archive_cassandra import (  # noqa: PLC0415 - an extra

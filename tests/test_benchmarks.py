@@ -87,6 +87,17 @@ def test_the_smoke_size_of_latency_gives_every_path() -> None:
 
 
 @pytest.mark.slow
+def test_the_smoke_size_of_archive_gives_rows() -> None:
+    """What was written was read back before its time was told."""
+    command = [sys.executable, "-m", "benchmarks", "archive", "--smoke", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = orjson.loads(done.stdout)
+    assert [row["cells"] for row in rows] == [20, 200, 2_000]
+    assert all(row["rows_per_cpu_second"] > 0 for row in rows)
+
+
+@pytest.mark.slow
 def test_the_smoke_size_of_ids_gives_rows() -> None:
     """Duplicates were counted before the times were printed."""
     command = [sys.executable, "-m", "benchmarks", "ids", "--smoke", "--json"]
