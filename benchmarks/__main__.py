@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from app.embedded_broker import EmbeddedBroker
-from benchmarks import archive, ids, latency, profile, recovery, throughput
+from benchmarks import archive, ids, latency, peers, profile, recovery, throughput
 from benchmarks.cases import CASES, Case
 from benchmarks.runs import Row, summary
 
@@ -132,6 +132,43 @@ def archive_command(*, runs: int, smoke: bool, as_json: bool) -> None:
                     rows.append(asyncio.run(archive.run(opened, themap, kind, count, cells)))
                     _say(f"{rows[-1].case}: {rows[-1].rows_per_cpu_second:,.0f} rows/CPU-s")
     _print(rows, archive.summary(rows), as_json=as_json)
+
+
+@group.command(name="peers")
+@click.option(
+    "--folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    required=True,
+    help="Where the peers' scripts are.",
+)
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Where they are installed, which is done where it is missing.",
+)
+@click.option("--system", "systems", multiple=True, type=click.Choice(list(peers.SYSTEMS)))
+@click.option("--events", type=click.IntRange(min=10_000), default=peers.EVENTS, show_default=True)
+@click.option("--runs", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list of rows.")
+def peers_command(
+    folder: Path, work: Path, systems: tuple[str, ...], *, events: int, runs: int, as_json: bool
+) -> None:
+    """The peers' job on other stream processors and here, with ratios."""
+    rows: list[peers.Row] = []
+    names = systems or tuple(peers.SYSTEMS)
+    with tempfile.TemporaryDirectory() as temporary, _broker(None, Path(temporary), False) as found:
+        others = peers.Peers(folder.resolve(), work.resolve(), found)
+        truth = others.prepare(names, events)
+        for number in range(runs):
+            for name in names:
+                rows.append(others.run(name, events))
+                _say(f"{name}: {rows[-1].warm_events_per_cpu_second:,.0f} events per CPU-second")
+            ours = Path(temporary, f"ours-{number}")
+            rows.append(peers.run_ours(found, events, truth, ours))
+            _say(f"ours: {rows[-1].events_per_cpu_second:,.0f} events per CPU-second")
+    rows.sort(key=lambda row: row.case)
+    _print(rows, peers.summary(rows), as_json=as_json)
 
 
 @group.command(name="recovery")

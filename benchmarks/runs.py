@@ -108,14 +108,15 @@ class WorkerRun:
         with urllib.request.urlopen(f"{self.url}/readyz") as answer:  # noqa: S310 - its own URL
             return bool(answer.status == HTTPStatus.OK)
 
-    def wait(self, done: Callable[[QueryClient], bool]) -> None:
-        """Ask the worker again and again until ``done`` holds.
+    def wait(self, done: Callable[[QueryClient], bool]) -> float:
+        """Ask the worker again and again until ``done`` holds; return the seconds that took.
 
         Raises:
             RuntimeError: the worker ended, or the deadline passed.
         """
         assert self._process is not None
-        deadline = time.monotonic() + DEADLINE_SECONDS
+        begun = time.monotonic()
+        deadline = begun + DEADLINE_SECONDS
         while True:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 tail = self._log.read_text(errors="replace")[-3_000:]
@@ -123,7 +124,7 @@ class WorkerRun:
             try:
                 with QueryClient(self.url) as client:
                     if done(client):
-                        return
+                        return time.monotonic() - begun
             except (QueryFailedError, OSError):
                 pass
             time.sleep(POLL_SECONDS)

@@ -57,11 +57,11 @@ def loaded(
         map_file = Path(folder, "map.toml")
         map_file.write_text(text)
         asyncio.run(apply_topics(brokers, themap))
-        startup = _startup(brokers, map_file, Path(folder, "idle"))
+        spent = startup(brokers, map_file, Path(folder, "idle"))
         frame = events_of(events, case.entities)
         asyncio.run(fill(case, brokers, themap, frame))
         truth = truth_of(frame, case.layers())
-        yield Load(case, name, brokers, events, truth, startup, cassandra or {})
+        yield Load(case, name, brokers, events, truth, spent, cassandra or {})
 
 
 def run(load: Load, folder: Path, module: str = "app") -> Row:
@@ -91,7 +91,7 @@ def run(load: Load, folder: Path, module: str = "app") -> Row:
         cpu, memory = worker.cpu_seconds(), worker.peak_memory_bytes()
         with QueryClient(worker.url) as client:
             _check_ledger(client.ledger(), load.events)
-    rows = _check_rows(archive_of(settings, worker.archive_folder), themap, load.truth)
+    rows = check_rows(archive_of(settings, worker.archive_folder), themap, load.truth)
     used = cpu - load.startup_cpu_seconds
     return Row(
         case=case.title,
@@ -108,7 +108,7 @@ def run(load: Load, folder: Path, module: str = "app") -> Row:
     )
 
 
-def _startup(brokers: str, map_file: Path, folder: Path) -> float:
+def startup(brokers: str, map_file: Path, folder: Path) -> float:
     """Return the CPU time that a worker takes until it is ready, with nothing to read."""
     with WorkerRun(brokers, map_file, folder) as worker:
         worker.wait(lambda _: worker.is_ready())
@@ -128,7 +128,7 @@ def _own_map(load: Load, folder: Path) -> tuple[Path, Map]:
 
 
 def archive_of(settings: Mapping[str, str], folder: Path) -> Archive:
-    """Return the archive of a worker with these settings; the embedded one in ``folder`` if none."""
+    """Return the archive of a worker with these settings; with none, the embedded one."""
     if not settings:
         return EmbeddedArchive(folder)
     from tables.archive_cassandra import (  # noqa: PLC0415 - an extra
@@ -155,7 +155,7 @@ def _check_ledger(ledger: dict[str, object], events: int) -> None:
         raise AssertionError(f"the ledger is off: {folded} of {events} events; {ledger}")
 
 
-def _check_rows(archive: Archive, themap: Map, truth: dict[str, pl.DataFrame]) -> int:
+def check_rows(archive: Archive, themap: Map, truth: dict[str, pl.DataFrame]) -> int:
     """Compare every archived row with the truth; return how many there are."""
 
     async def read() -> dict[str, pl.DataFrame]:
