@@ -1,0 +1,61 @@
+"""What a worker tells the C library and the collector, tried in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+KEEPS = """
+import resource
+from app.memory import keep_freed
+
+def faults(times=20):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(times):
+        chunk = [bytearray(2 << 20) for _ in range(16)]
+        del chunk
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+given_back = faults()
+assert keep_freed()
+faults(times=1)
+print(given_back, faults())
+"""
+
+SELDOM = """
+import gc
+from app.memory import collect_seldom
+
+collect_seldom()
+before = gc.get_stats()[0]["collections"]
+kept = [[] for _ in range(40_000)]
+print(gc.get_freeze_count(), gc.get_stats()[0]["collections"] - before)
+"""
+
+
+def run(code: str) -> list[int]:
+    """Return the numbers that a fresh interpreter prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return [int(number) for number in done.stdout.split()]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the C library is another one")
+def test_freed_memory_is_not_asked_for_again() -> None:
+    """Chunks of many buffers, one after the other, touch the pages of the first."""
+    given_back, kept = run(KEEPS)
+    assert given_back > 20_000
+    assert kept < given_back / 20
+
+
+def test_what_lives_at_the_start_is_never_collected_again() -> None:
+    """And forty thousand objects that stay alive start no collection."""
+    frozen, collections = run(SELDOM)
+    assert frozen > 1_000
+    assert collections == 0
