@@ -16,8 +16,10 @@ import servers
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaConnectionError
+from aiokafka.structs import ConsumerRecord
 
 from app.embedded_broker import EmbeddedBroker
+from app.feed import Feed
 from app.kafka_log import KafkaLog
 from tables.errors import OffsetGoneError, OutcomeUnknownError, TreasureMapError
 
@@ -62,6 +64,30 @@ async def test_appends_get_consecutive_offsets_and_read_back(brokers: str, log: 
     records = await log.read(topic, 0, 0, 20)
     assert [(record.offset, record.value) for record in records] == list(enumerate(values))
     assert all(before_ms <= record.append_time_ms <= after_ms for record in records)
+
+
+async def test_reading_one_record_unpacks_no_others_of_a_long_log(
+    brokers: str, log: KafkaLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A claim reads one record of its source, however much waits behind it.
+
+    log  r r r ... 20,000      read  r      unpacked  r
+    """
+    topic = await topic_on(brokers)
+    async with Feed(brokers, topic) as feed:
+        feed.add(0, [None] * 20_000, [b"%0100d" % number for number in range(20_000)])
+    unpacked = []
+
+    def count(*args: Any, **kwargs: Any) -> Any:
+        unpacked.append(record := ConsumerRecord(*args, **kwargs))
+        return record
+
+    monkeypatch.setattr("aiokafka.consumer.fetcher.ConsumerRecord", count)
+    (found,) = await log.read(topic, 0, 7, 8)
+    assert (found.offset, found.value) == (7, b"%0100d" % 7)
+    assert len(unpacked) == 1
+    records = await log.read(topic, 0, 10, 20_000)
+    assert [record.offset for record in records] == list(range(10, 20_000))
 
 
 async def test_concurrent_appends_keep_the_order_of_their_calls(
@@ -331,7 +357,10 @@ async def test_a_long_read_goes_on_as_long_as_records_come(
         await log.append(topic, 0, b"%d" % number, ())
     original = AIOKafkaConsumer.getmany
 
-    async def slowly(self: AIOKafkaConsumer, *keys: TopicPartition, timeout_ms: int) -> Any:
+    async def slowly(
+        self: AIOKafkaConsumer, *keys: TopicPartition, timeout_ms: int, max_records: int
+    ) -> Any:
+        assert max_records > 0
         await asyncio.sleep(0.3)
         return await original(self, *keys, timeout_ms=timeout_ms, max_records=1)
 
