@@ -176,9 +176,9 @@ class Gatherer:
         newest = rows.unique(identity, keep="last", maintain_order=True)
         known = table.known(rows["window_start"])
         newer = rows
-        if known is not None or newest.height < rows.height:
+        if known.height or newest.height < rows.height:
             before = pl.col("contributed").cum_max().shift(1).over(identity)
-            if known is None:
+            if not known.height:
                 seen = rows.select(before).to_series()
             else:
                 rows = rows.join(known, on=identity, how="left", maintain_order="left")

@@ -300,15 +300,10 @@ class RollupTable(LayerTable):
         )
         self._replace(list(self._blocks), pl.concat([conform(added, self._stored), single]))
 
-    def known(self, windows: pl.Series) -> pl.DataFrame | None:
-        """Return the largest version held of each single contribution in these coarser windows.
-
-        None where there are none.
-        """
+    def known(self, windows: pl.Series) -> pl.DataFrame:
+        """Return the largest version held of each single contribution in these coarser windows."""
         rows = self._of_windows(_different(windows))
         rows = rows.filter(rows["fine_start"].is_not_null())
-        if not rows.height:
-            return None
         return rows.group_by(self.contribution).agg(pl.col("contributed").max().alias("known"))
 
     def _latest(self, rows: pl.DataFrame) -> pl.DataFrame:
