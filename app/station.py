@@ -61,7 +61,15 @@ class Foundation(Service):  # type: ignore[misc]  # mode comes without types
         self._check = check
 
     async def on_start(self) -> None:
-        """Connect to Kafka, check the topics and open the archive."""
+        """Connect to Kafka, check the topics and open the archive, unless asked to stop."""
+        try:
+            await self.wait(self._open())
+        except Exception as error:
+            if not self.should_stop:
+                raise
+            self.log.info("Not opened, because asked to stop: %s", error)
+
+    async def _open(self) -> None:
         await self._log_client.start()
         await self._check()
         await self._archive.open(self._map)

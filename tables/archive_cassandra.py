@@ -92,6 +92,7 @@ class CassandraArchive:
     ) -> None:
         self._settings = settings
         self._clock_ms = clock_ms or _wall_clock_ms
+        self._wanted = False
         self._cluster: Cluster | None = None
         self._session: Session | None = None
         self._tables: dict[str, LayerTable] = {}
@@ -104,16 +105,21 @@ class CassandraArchive:
         Columns of measures that the map has gained are added.
 
         Raises:
-            ArchiveError: no connection, no permission, or a table that is not the layer's.
+            ArchiveError: no connection, no permission, a table that is not the layer's, or the
+                archive was closed meanwhile.
         """
         assert self._cluster is None, "the archive is open"
+        self._wanted = True
         keyspace = self._settings.keyspace
         self._tables = {layer.name: LayerTable(themap, layer, keyspace) for layer in themap.layers}
         try:
             await asyncio.to_thread(self._connect)
-        except BaseException:
+        except BaseException as error:
+            wanted = self._wanted
             await self.close()
-            raise
+            if wanted or not isinstance(error, Exception):
+                raise
+            raise ArchiveError("cannot open archive: it was closed meanwhile") from error
 
     async def write(self, layer: Layer, rows: pl.DataFrame, write_times_us: pl.Series) -> None:
         """Store the rows; returns when a quorum of replicas has every one. See the protocol.
@@ -156,7 +162,8 @@ class CassandraArchive:
         return await asyncio.to_thread(_frame, table, rows, now_ms)
 
     async def close(self) -> None:
-        """Close all connections; requests under way fail."""
+        """Close all connections; requests under way fail, and so does an opening under way."""
+        self._wanted = False
         cluster, self._cluster = self._cluster, None
         self._session = None
         self._prepared.clear()
@@ -173,7 +180,7 @@ class CassandraArchive:
         )
         what = f"open archive in Cassandra at {', '.join(settings.hosts)}, port {settings.port}"
         with _driver(what, "check addresses, datacenter, user and rights"):
-            self._cluster = Cluster(
+            cluster = Cluster(
                 list(settings.hosts),
                 port=settings.port,
                 execution_profiles={EXEC_PROFILE_DEFAULT: profile},
@@ -186,10 +193,15 @@ class CassandraArchive:
                 control_connection_timeout=settings.request_timeout_s,
                 application_name="treasure-map",
             )
-            self._session = self._cluster.connect()
-            self._make_keyspace(self._cluster, self._session)
+            self._cluster = cluster
+            session = self._session = cluster.connect()
+            self._make_keyspace(cluster, session)
             for table in self._tables.values():
-                self._make_table(self._cluster, self._session, table)
+                self._make_table(cluster, session, table)
+        # Closing shuts down what it sees; it may have come before there was anything to see.
+        if not self._wanted:
+            cluster.shutdown()
+            raise ArchiveError(f"cannot {what}: it was closed meanwhile")
 
     def _make_keyspace(self, cluster: Cluster, session: Session) -> None:
         settings = self._settings

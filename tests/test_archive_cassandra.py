@@ -273,6 +273,33 @@ def test_a_node_that_is_away_for_days_is_tried_again_every_few_seconds() -> None
 
 
 @pytest.mark.cassandra
+async def test_an_archive_closed_while_it_opens_says_so(cassandra: tuple[str, int]) -> None:
+    """At whatever step closing comes, no connection is left and the error is the archive's."""
+    host, port = cassandra
+    settings = archive_cassandra.CassandraSettings(
+        hosts=(host,), port=port, keyspace="closing", replication=1, request_timeout_s=60
+    )
+    themap = map_of(LAYER, name=f"m{uuid.uuid4().hex[:12]}")
+    # Clusters that have connected and were not shut down.
+    connected = pytest.importorskip("cassandra.cluster")._clusters_for_shutdown
+    before = set(connected)
+    refused: list[str] = []
+    for step in range(25):
+        archive = archive_cassandra.CassandraArchive(settings)
+        opening = asyncio.create_task(archive.open(themap))
+        await asyncio.sleep(step * 0.02)
+        await archive.close()
+        try:
+            await opening
+        except ArchiveError as error:
+            refused.append(str(error))
+        await archive.close()
+    assert refused
+    assert all("closed meanwhile" in reason for reason in refused)
+    assert set(connected) == before
+
+
+@pytest.mark.cassandra
 @pytest.mark.slow
 async def test_a_node_that_goes_and_comes_back_is_written_again(tmp_path: Path) -> None:
     """While the node hangs or is gone calls fail as archive errors; after, rows go in again."""

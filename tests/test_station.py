@@ -18,13 +18,17 @@ from support import NO_PRESSURE, flight, small_map, until
 
 from agents.owners import Owners
 from app.embedded_broker import EmbeddedBroker
+from app.kafka_log import KafkaLog
 from app.lane import Statistics
 from app.mapfile import load_map
+from app.station import Foundation
 from app.transport import NO_GENERATION, Transport
 from app.view import View
 from tables.archive import Archive
 from tables.archive_embedded import EmbeddedArchive
+from tables.errors import ArchiveError
 from tables.journal import Claim, encode_entry
+from tables.layer import Map
 
 HOUR_MS = 3_600_000
 
@@ -331,3 +335,51 @@ def test_readiness_names_what_is_waited_for(moment: Moment, ready: bool, reason:
     found, text = view.ready()
     assert found == ready
     assert text.startswith(reason)
+
+
+class _SlowArchive:
+    """An archive that opens until it is closed, and then says that it could not."""
+
+    def __init__(self) -> None:
+        self.opening = asyncio.Event()
+        self._closed = asyncio.Event()
+
+    async def open(self, themap: Map) -> None:
+        self.opening.set()
+        try:
+            await self._closed.wait()
+        finally:
+            raise ArchiveError(f"cannot open archive of map {themap.name}: it was closed meanwhile")
+
+    async def close(self) -> None:
+        self._closed.set()
+
+
+class _Still:
+    """A log whose connection is nobody's business here."""
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+@pytest.mark.parametrize("asked_to_stop", [True, False])
+async def test_what_fails_because_the_worker_stops_is_no_failure(asked_to_stop: bool) -> None:
+    """An archive that is closed while it opens ends the start; one that fails alone fails it."""
+    archive = _SlowArchive()
+
+    async def check() -> None: ...
+
+    foundation = Foundation(
+        cast(KafkaLog, _Still()), cast(Archive, archive), small_map(), check
+    )  # fmt: skip
+    starting = asyncio.create_task(foundation.start())
+    await archive.opening.wait()
+    if asked_to_stop:
+        await foundation.stop()
+        await starting
+    else:
+        await archive.close()
+        with pytest.raises(ArchiveError, match="closed meanwhile"):
+            await starting
+        await foundation.stop()
