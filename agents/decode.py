@@ -19,6 +19,7 @@ import polars as pl
 from agents.batch import DETAIL_CHARS_MAX, PLACE, EventBatch, SetAside, tally
 from agents.decode_arrow import ARROW_START, BROKEN_ARROW, ArrowEvents
 from agents.decode_json import Fault, JsonEvents, lines_of
+from tables.block import repeated
 from tables.chunk import Headers, Run
 from tables.heartbeat import HEARTBEAT_HEADER, decode_heartbeat
 from tables.layer import Source
@@ -312,7 +313,7 @@ class Decoder:
                 pieces += [json[done:at], piece.select(json.columns)]
                 done = at
             frame = pl.concat([*pieces, json[done:]])
-        partitions = [pl.repeat(p, rows, dtype=pl.Int32, eager=True) for p, rows in parts]
+        partitions = [repeated(partition, rows, pl.Int32) for partition, rows in parts]
         return frame.insert_column(0, pl.concat(partitions).alias("partition"))
 
 
@@ -363,7 +364,7 @@ def _refuse_future(batch: EventBatch, skew_ms: int) -> None:
 
     Such a row must not move stream time. A heartbeat so far ahead is unreadable.
     """
-    ahead = pl.repeat(value=False, n=batch.frame.height, eager=True)
+    ahead: list[pl.Series] = []
     for number, run in enumerate(batch.runs):
         first, last = batch.bounds[number]
         rows = batch.frame[first:last]
@@ -372,7 +373,7 @@ def _refuse_future(batch: EventBatch, skew_ms: int) -> None:
             continue
         appended = pl.Series(run.append_times_ms, dtype=pl.Int64).gather(rows["place"] // PLACE)
         found = rows["time"] > appended + skew_ms
-        ahead = ahead.scatter(found.arg_true() + first, values=True)
+        ahead.append(found.arg_true() + first)
         for place in rows.filter(found & rows["type"].is_null())["place"]:
             counts, detail = batch.ledgers[number], "its time is too far ahead"
             tally(counts, "records.heartbeat", -1)
@@ -380,7 +381,9 @@ def _refuse_future(batch: EventBatch, skew_ms: int) -> None:
             tally(counts, "unreadable.heartbeat")
             aside = SetAside("dead", number, place // PLACE, None, "heartbeat", detail)
             batch.aside.append(aside)
-    if ahead.any():
-        events = batch.frame.filter(ahead & batch.frame["type"].is_not_null())
+    if ahead:
+        gone = pl.repeat(value=False, n=batch.frame.height, eager=True)
+        gone = gone.scatter(pl.concat(ahead), values=True)
+        events = batch.frame.filter(gone & batch.frame["type"].is_not_null())
         batch.refuse(events, "future", "future", f"more than {skew_ms} ms ahead of its record")
-        batch.keep(~ahead)
+        batch.keep(~gone)

@@ -34,6 +34,9 @@ _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
 KEY_BYTES_MAX = 1_024
 """Of a key text. Cassandra takes 64 KiB in a row's key; sorting and caching want far less."""
 
+FEW = 2_000
+"""So many values are looked through faster than a query over them begins."""
+
 _ROW = ".row"
 
 
@@ -75,7 +78,7 @@ class Folder:
 
     def fold(self, batch: EventBatch, before: Mapping[int, Before]) -> list[Content]:
         """Return one content per run of ``batch``; ``before`` is by partition."""
-        names = batch.frame["type"].unique().drop_nulls().to_list()
+        names = _names(batch.frame["type"])
         layers_of = {name: self._classifier.layers_of(name) for name in names}
         self._refuse_keys(batch, layers_of)
         newest = [_max(batch.frame["time"][first:last]) for first, last in batch.bounds]
@@ -110,7 +113,7 @@ class Folder:
         suspects = [
             name
             for name in dict.fromkeys(f.name for layer in self._layers for f in layer.key)
-            if frame[name].null_count() > heartbeats or _longest(frame[name]) > KEY_BYTES_MAX
+            if frame[name].null_count() > heartbeats or _has_long(frame[name])
         ]
         if not suspects:
             return
@@ -232,6 +235,12 @@ class Folder:
                 content.blocks[layer.name] = cells[number]
 
 
+def _names(types: pl.Series) -> list[str]:
+    """Return the different types."""
+    found = types if len(types) <= FEW else types.unique()
+    return [name for name in dict.fromkeys(found.to_list()) if name is not None]
+
+
 def _times_before(batch: EventBatch) -> pl.Series:
     """Return, for each row, the greatest time before it in its run."""
     never = pl.Series([NEVER_MS], dtype=pl.Int64)
@@ -318,8 +327,13 @@ def _filter(conditions: tuple[Condition, ...]) -> pl.Expr | None:
     return pl.all_horizontal(exprs)
 
 
-def _longest(column: pl.Series) -> int:
-    """Return the bytes of the longest text of a column, 0 for one of no texts."""
+def _has_long(column: pl.Series) -> bool:
+    """Tell whether a column has a text of more than KEY_BYTES_MAX bytes."""
     if column.dtype != pl.String:
-        return 0
-    return cast("int", column.str.len_bytes().max() or 0)
+        return False
+    if len(column) <= FEW:
+        # No character takes more than four bytes.
+        most = max((len(text) for text in column.to_list() if text), default=0)
+        if most * 4 <= KEY_BYTES_MAX:
+            return False
+    return cast("int", column.str.len_bytes().max() or 0) > KEY_BYTES_MAX

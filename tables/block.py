@@ -47,3 +47,8 @@ def conform(frame: pl.DataFrame, schema: Mapping[str, pl.DataType]) -> pl.DataFr
         if name not in frame.columns
     ]
     return frame.with_columns(filled).select(list(schema))
+
+
+def repeated(value: int, rows: int, kind: type[pl.DataType]) -> pl.Series:
+    """Return a column of one value; ``pl.repeat`` and ``pl.lit`` cost a query each."""
+    return pl.Series([value], dtype=kind).new_from_index(0, rows)

@@ -16,7 +16,7 @@ from typing import cast
 
 import polars as pl
 
-from tables.block import conform, decode_block, encode_block
+from tables.block import conform, decode_block, encode_block, repeated
 from tables.cell import cell_schema, merge_exprs
 from tables.journal import Announcement
 from tables.layer import Layer
@@ -62,8 +62,8 @@ class Block:
     def frame(self) -> pl.DataFrame:
         """The rows with their versions."""
         if self._version >= 0:
-            versions = pl.Series([self._version], dtype=pl.Int64).new_from_index(0, self.height)
-            self._frame = self._frame.with_columns(versions.alias("version"))
+            versions = repeated(self._version, self.height, pl.Int64)
+            self._frame = self._frame.hstack([versions.alias("version")])
             self._version = -1
         return self._frame
 
@@ -248,10 +248,10 @@ class FoldTable(LayerTable):
         self._replace(chosen, self._cells_of(whole))
 
     def _cells_of(self, rows: pl.DataFrame) -> pl.DataFrame:
-        merged = rows.group_by(self._identity).agg(
+        # In the order of a cell frame.
+        return rows.group_by(self._identity).agg(
             *merge_exprs(self.layer.accumulators), pl.col("version").max()
         )
-        return merged.select(list(self._stored))
 
 
 class RollupTable(LayerTable):
@@ -273,10 +273,10 @@ class RollupTable(LayerTable):
 
     def _cells_of(self, rows: pl.DataFrame) -> pl.DataFrame:
         rows = self._latest(rows)
-        merged = rows.group_by(self._cell).agg(
+        # In the order of a cell frame.
+        return rows.group_by(self._cell).agg(
             *merge_exprs(self.layer.accumulators), pl.col("version").max()
         )
-        return merged.select(list(cell_schema(self.layer)))
 
     def merge(self) -> None:
         """Keep the latest contributions and add up what is settled, over all blocks.
