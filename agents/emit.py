@@ -19,7 +19,7 @@ import logging
 import math
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Protocol
 
 import polars as pl
@@ -45,8 +45,11 @@ RETRY_S_MIN = 0.2
 RETRY_S_MAX = 10.0
 
 
-Emit = Callable[[bool], Awaitable[float | None]]
-"""Sends what is due, open cells too if told so; returns the seconds until more may be."""
+Emit = Callable[[bool], Awaitable[None]]
+"""Sends what is due, open cells too if told so."""
+
+NEVER_S = math.inf
+"""When nothing is due, in seconds of the event loop's clock like all times here."""
 
 
 class Log(Protocol):
@@ -74,6 +77,21 @@ class EmitCounts:
     failures: Counter[str] = dataclasses.field(default_factory=Counter)
 
 
+@dataclasses.dataclass(slots=True)
+class _Route:
+    """One destination: ``emit`` sends to it, ``due_at`` tells when there will be something to send.
+
+    ``looks_at`` is when its task looks again by itself, ``-NEVER_S`` while no news is wanted.
+    ``sent_early`` is the change after which open cells were sent last.
+    """
+
+    emit: Emit
+    due_at: Callable[[], float]
+    news: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+    looks_at: float = NEVER_S
+    sent_early: float = -NEVER_S
+
+
 class Emitter:
     """Sends what one owner's state has closed; ``wake`` it after every applied delta.
 
@@ -98,9 +116,9 @@ class Emitter:
         self._counts = counts
         self._failed = failed
         self._early_emit_s = early_emit_s
-        self._changed_at = -math.inf
+        self._changed_at = -NEVER_S
         self._tasks: list[asyncio.Task[None]] = []
-        self._events: list[asyncio.Event] = []
+        self._routes: list[_Route] = []
         self._announced: dict[tuple[str, str], Announcement] = {}
         self._announced_at = -ANNOUNCE_INTERVAL_S
         self._combined_at = -COMBINER_EMIT_S
@@ -108,17 +126,21 @@ class Emitter:
 
     def start(self) -> None:
         """Start the tasks."""
-        self._spawn(self._emit_archive)
+        self._spawn(_Route(self._emit_archive, self._archive_due_at))
         if any(self._owner.plan.coarser.values()):
-            self._spawn(self._emit_coarser)
+            self._spawn(_Route(self._emit_coarser, self._coarser_due_at))
         self.wake(changed=True)
 
     def wake(self, *, changed: bool = False) -> None:
-        """Tell that the state has changed; ``changed`` says that cells have."""
+        """Tell that the state has changed; ``changed`` says that cells have.
+
+        Most deltas make nothing due: then no task is woken.
+        """
         if changed:
-            self._changed_at = asyncio.get_running_loop().time()
-        for event in self._events:
-            event.set()
+            self._changed_at = _now()
+        for route in self._routes:
+            if self._due_at(route) < route.looks_at:
+                route.news.set()
 
     async def stop(self) -> None:
         """Cancel the tasks; what was not acknowledged is sent by the next owner."""
@@ -128,42 +150,63 @@ class Emitter:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
 
-    def _spawn(self, emit: Emit) -> None:
-        event = asyncio.Event()
-        self._events.append(event)
-        self._tasks.append(asyncio.create_task(guarded(self._repeat(emit, event), self._failed)))
+    def _spawn(self, route: _Route) -> None:
+        self._routes.append(route)
+        self._tasks.append(asyncio.create_task(guarded(self._serve(route), self._failed)))
 
-    async def _repeat(self, emit: Emit, event: asyncio.Event) -> None:
-        """Emit whenever woken, or after the seconds that ``emit`` returned; back off on failure."""
-        now = asyncio.get_running_loop().time
+    async def _serve(self, route: _Route) -> None:
+        """Emit whenever something is due; back off on failure."""
         retry_s = RETRY_S_MIN
-        sent_early = -math.inf  # the change after which open cells were sent last
         while True:
-            event.clear()
-            news = event
-            wait_s: float | None
-            change = self._changed_at if self._early_emit_s else sent_early
-            early = change != sent_early and now() >= change + self._early_emit_s
+            route.news.clear()
+            due_at = self._due_at(route)
+            if due_at > _now():
+                route.looks_at = due_at
+                await _pause(route, None if due_at == NEVER_S else due_at - _now())
+                continue
+            # What becomes due meanwhile is seen afterwards.
+            route.looks_at = -NEVER_S
+            change, early = self._changed_at, self._early_at(route) <= _now()
             try:
-                wait_s = await emit(early)
+                await route.emit(early)
                 retry_s = RETRY_S_MIN
                 if early:
-                    sent_early = change
-                elif change != sent_early:
-                    wait_s = _least(wait_s, change + self._early_emit_s - now())
+                    route.sent_early = change
             except (ArchiveError, OutcomeUnknownError) as error:
                 sink = "archive" if isinstance(error, ArchiveError) else "layer_topic"
                 self._counts.failures[sink] += 1
                 log.warning("emission failed, nothing is lost, sending again: %s", error)
-                wait_s = retry_s * random.uniform(0.5, 1.0)  # noqa: S311 - spreads retries only
-                retry_s = min(retry_s * 2, RETRY_S_MAX)
                 # Every attempt takes all that waits in hand. News of more would repeat it with
                 # every delta, and bring no sink back.
-                news = asyncio.Event()
-            # Not wait_for: before Python 3.12 it swallows a cancellation that meets the event.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait_s):
-                    await news.wait()
+                await _pause(route, retry_s * random.uniform(0.5, 1.0))  # noqa: S311 - spreads only
+                retry_s = min(retry_s * 2, RETRY_S_MAX)
+
+    def _due_at(self, route: _Route) -> float:
+        """Return when something is due; in the past where it is due now."""
+        return min(route.due_at(), self._early_at(route))
+
+    def _early_at(self, route: _Route) -> float:
+        """Return when open cells are due, because nothing has changed for a while."""
+        if not self._early_emit_s or self._changed_at == route.sent_early:
+            return NEVER_S
+        return self._changed_at + self._early_emit_s
+
+    def _archive_due_at(self) -> float:
+        owner = self._owner
+        layers = [layer for layer in owner.plan.layers if not layer.is_combiner]
+        return -NEVER_S if any(owner.has_due(layer, ARCHIVE) for layer in layers) else NEVER_S
+
+    def _coarser_due_at(self) -> float:
+        owner = self._owner
+        pairs = [
+            (layer, c.name) for layer in owner.plan.layers for c in owner.plan.coarser[layer.name]
+        ]
+        if any(owner.has_due(*pair) for pair in pairs):
+            return -NEVER_S
+        combined = any(layer.is_combiner and owner.has_changed(layer, c) for layer, c in pairs)
+        combine_at = self._combined_at + COMBINER_EMIT_S if combined else NEVER_S
+        announce_at = self._announced_at + ANNOUNCE_INTERVAL_S if any(self._news()) else NEVER_S
+        return min(combine_at, announce_at)
 
     async def _emit_archive(self, early: bool) -> None:
         owner = self._owner
@@ -176,9 +219,9 @@ class Emitter:
             self._counts.archived[layer.name] += rows.height
             self._acknowledge(emission)
 
-    async def _emit_coarser(self, early: bool) -> float | None:
+    async def _emit_coarser(self, early: bool) -> None:
         owner = self._owner
-        now = asyncio.get_running_loop().time()
+        now = _now()
         combine = now >= self._combined_at + COMBINER_EMIT_S
         for layer in owner.plan.layers:
             takes_open = early or (combine and layer.is_combiner)
@@ -190,50 +233,29 @@ class Emitter:
                     self._acknowledge(emission)
                     if takes_open and layer.is_combiner:
                         self._combined_at = now
-        return _least(await self._announce(), self._combiner_wait_s())
+        await self._announce()
 
-    def _combiner_wait_s(self) -> float | None:
-        """Return the seconds until combiners may send open cells, None where none has changed."""
-        owner = self._owner
-        changed = any(
-            owner.has_changed(layer, coarser.name)
-            for layer in owner.plan.layers
-            if layer.is_combiner
-            for coarser in owner.plan.coarser[layer.name]
-        )
-        if not changed:
-            return None
-        return max(0.0, self._combined_at + COMBINER_EMIT_S - asyncio.get_running_loop().time())
-
-    async def _announce(self) -> float | None:
-        """Tell coarser layers how far this partition is, where a floor has passed a window.
-
-        Returns the seconds until an announcement that must wait may be sent, None where none waits.
-        """
-        now = asyncio.get_running_loop().time()
+    async def _announce(self) -> None:
+        """Tell coarser layers how far this partition is, where a floor has passed a window."""
+        now = _now()
         news = list(self._news())
-        if not news:
-            return None
-        due_s = self._announced_at + ANNOUNCE_INTERVAL_S - now
-        if due_s > 0:
-            return due_s
+        if not news or now < self._announced_at + ANNOUNCE_INTERVAL_S:
+            return
         self._announced_at = now
         for layer, coarser, announced in news:
             everywhere = [(target, b"") for target in range(coarser.partitions)]
             await self._send(layer, coarser, announced, everywhere)
             self._announced[layer.name, coarser.name] = announced
-        return ANNOUNCE_INTERVAL_S if list(self._news()) else None
 
-    def _news(self) -> list[tuple[Layer, Layer, Announcement]]:
+    def _news(self) -> Iterator[tuple[Layer, Layer, Announcement]]:
+        """Yield what coarser layers have not been told."""
         owner = self._owner
-        found = []
         for layer in owner.plan.layers:
             for coarser in owner.plan.coarser[layer.name]:
                 announced = owner.announcement(layer, coarser.name)
                 known = self._announced.get((layer.name, coarser.name))
                 if _passed(layer, announced) != (known and _passed(layer, known)):
-                    found.append((layer, coarser, announced))
-        return found
+                    yield layer, coarser, announced
 
     async def _send(
         self,
@@ -263,9 +285,16 @@ class Emitter:
         self.on_acknowledged()
 
 
-def _least(one: float | None, other: float | None) -> float | None:
-    """Return the shorter of two waits, None where there is none."""
-    return min((wait for wait in (one, other) if wait is not None), default=None)
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+async def _pause(route: _Route, wait_s: float | None) -> None:
+    """Wait for news, at most so long."""
+    # Not wait_for: before Python 3.12 it swallows a cancellation that meets the event.
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(wait_s):
+            await route.news.wait()
 
 
 def _passed(layer: Layer, announced: Announcement) -> tuple[int, ...]:

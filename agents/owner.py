@@ -236,6 +236,10 @@ class Owner:
         least = min(layer.window.end(window) for window in waiting) - 1
         return min(closed, least), min(floor, least)
 
+    def has_due(self, layer: Layer, sink: str) -> bool:
+        """Tell whether :meth:`due` would return closed cells."""
+        return bool(self._unacknowledged(layer, sink))
+
     def has_changed(self, layer: Layer, sink: str) -> bool:
         """Tell whether cells, of open windows too, have changed since ``sink`` got them."""
         return bool(self._changed(layer, sink))

@@ -139,7 +139,7 @@ class Scene:
 
     async def idle(self) -> bool:
         """Tell whether the tasks have seen every wake."""
-        return not any(event.is_set() for event in self.emitter._events)
+        return not any(route.news.is_set() for route in self.emitter._routes)
 
     async def told(self) -> bool:
         """Tell whether the layer topic's partitions have heard of the present floor."""
