@@ -9,7 +9,7 @@ import asyncio
 import dataclasses
 import logging
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -189,7 +189,7 @@ class Owners:
         try:
             await owner.claim()
         except BaseException:
-            store.close()
+            await asyncio.shield(self._leave((topic, partition), self._close(store)))
             raise
         emitter = Emitter(
             owner, self._archive, self._log, self.emitted, self._failed,
@@ -219,9 +219,7 @@ class Owners:
             held = self._held.pop(key, None)
             if held is not None:
                 held.released = True
-                self._leaving[key] = asyncio.create_task(
-                    guarded(self._let_go(key, held), self._failed)
-                )
+                self._leave(key, self._let_go(held))
         # Shielded, because who waits may be cancelled while somebody else waits too.
         leaving_now = [self._leaving[key] for key in partitions if key in self._leaving]
         await asyncio.gather(*(asyncio.shield(leaving) for leaving in leaving_now))
@@ -345,7 +343,19 @@ class Owners:
             log.warning("a journal was not truncated, the next snapshot tries again: %s", error)
         held.snapshotting = None
 
-    async def _let_go(self, key: TopicPartition, held: Held) -> None:
+    def _leave(self, key: TopicPartition, work: Awaitable[None]) -> asyncio.Task[None]:
+        """Begin ``work``, after which the partition's store can be opened again."""
+
+        async def left() -> None:
+            try:
+                await guarded(work, self._failed)
+            finally:
+                del self._leaving[key]
+
+        self._leaving[key] = asyncio.create_task(left())
+        return self._leaving[key]
+
+    async def _let_go(self, held: Held) -> None:
         try:
             await held.emitter.stop()
             held.heartbeat.stop()
@@ -355,8 +365,11 @@ class Owners:
             async with held.cycle:
                 pass
         finally:
-            del self._leaving[key]
-            held.store.close()
+            await self._close(held.store)
+
+    async def _close(self, store: PartitionStore) -> None:
+        """Close a store beside the loop: RocksDB waits for its disk, seconds for a full one."""
+        await asyncio.to_thread(store.close)
 
     def _tidy(self, topic: str, partition: int, held: Held) -> None:
         """Evict soon what is acknowledged, so that an idle partition shrinks too."""

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import shutil
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -317,6 +318,47 @@ async def test_others_serve_while_a_partition_is_restored(
     assert await restoring == 1
     assert house.owners.partitions(hour) == {0, 1}
     assert sorted(house.owners.cells(hour, everything)["key_origin"]) == ["JFK", "LGA"]
+
+
+@pytest.mark.parametrize("claimed", [True, False])
+async def test_the_loop_goes_on_while_a_store_closes(
+    make: Callable[[], House], monkeypatch: pytest.MonkeyPatch, claimed: bool
+) -> None:
+    """A disk that is slow or full holds back only the partition: it opens again after the close."""
+    house = make()
+    may_close, closing = threading.Event(), threading.Event()
+    close = PartitionStore.close
+
+    def slow(self: PartitionStore) -> None:
+        closing.set()
+        assert may_close.wait(60), "the loop stood still"
+        close(self)
+
+    monkeypatch.setattr(PartitionStore, "close", slow)
+    if claimed:
+        await house.owners.restore(RAW, 0, 1)
+        leaving = asyncio.create_task(house.owners.release({(RAW, 0)}))
+    else:
+        # Its claim lasts until it is cancelled, as when partitions are revoked.
+        with monkeypatch.context() as patch:
+            patch.setattr(Owner, "claim", lambda _: asyncio.Event().wait())
+            leaving = asyncio.create_task(house.owners.restore(RAW, 0, 1))
+            await asyncio.sleep(0.1)
+        leaving.cancel()
+
+    async def begun() -> bool:
+        return closing.is_set()
+
+    await until(begun)
+    again = asyncio.create_task(house.owners.restore(RAW, 0, 2))
+    await asyncio.sleep(0.05)
+    assert not leaving.done()
+    assert not again.done()
+    may_close.set()
+    await asyncio.gather(leaving, return_exceptions=True)
+    await again
+    assert house.owners.get(RAW, 0) is not None
+    assert not house.failures
 
 
 @pytest.mark.parametrize(
