@@ -188,8 +188,12 @@ class Owners:
         owner = Owner(plan, partition, LogPartitionIO(plan, partition, self._log, store))
         try:
             await owner.claim()
+        except GeneratorExit:
+            # Python drops this coroutine, and no task can be begun any more.
+            store.close()
+            raise
         except BaseException:
-            await asyncio.shield(self._leave((topic, partition), self._close(store)))
+            self._leave((topic, partition), store)
             raise
         emitter = Emitter(
             owner, self._archive, self._log, self.emitted, self._failed,
@@ -219,7 +223,7 @@ class Owners:
             held = self._held.pop(key, None)
             if held is not None:
                 held.released = True
-                self._leave(key, self._let_go(held))
+                self._leave(key, held.store, self._let_go(held))
         # Shielded, because who waits may be cancelled while somebody else waits too.
         leaving_now = [self._leaving[key] for key in partitions if key in self._leaving]
         await asyncio.gather(*(asyncio.shield(leaving) for leaving in leaving_now))
@@ -343,33 +347,33 @@ class Owners:
             log.warning("a journal was not truncated, the next snapshot tries again: %s", error)
         held.snapshotting = None
 
-    def _leave(self, key: TopicPartition, work: Awaitable[None]) -> asyncio.Task[None]:
-        """Begin ``work``, after which the partition's store can be opened again."""
+    def _leave(
+        self, key: TopicPartition, store: PartitionStore, first: Awaitable[None] | None = None
+    ) -> None:
+        """Begin to close a store, after ``first``; who restores the partition waits for it."""
+        self._leaving[key] = asyncio.create_task(
+            guarded(self._close(key, store, first), self._failed)
+        )
 
-        async def left() -> None:
-            try:
-                await guarded(work, self._failed)
-            finally:
-                del self._leaving[key]
-
-        self._leaving[key] = asyncio.create_task(left())
-        return self._leaving[key]
+    async def _close(
+        self, key: TopicPartition, store: PartitionStore, first: Awaitable[None] | None
+    ) -> None:
+        if first is not None:
+            await guarded(first, self._failed)
+        try:
+            # Beside the loop: RocksDB waits for its disk, for seconds where that is full.
+            await asyncio.to_thread(store.close)
+        finally:
+            del self._leaving[key]
 
     async def _let_go(self, held: Held) -> None:
-        try:
-            await held.emitter.stop()
-            held.heartbeat.stop()
-            for task in (held.tidying, held.snapshotting):
-                if task is not None:
-                    task.cancel()
-            async with held.cycle:
-                pass
-        finally:
-            await self._close(held.store)
-
-    async def _close(self, store: PartitionStore) -> None:
-        """Close a store beside the loop: RocksDB waits for its disk, seconds for a full one."""
-        await asyncio.to_thread(store.close)
+        await held.emitter.stop()
+        held.heartbeat.stop()
+        for task in (held.tidying, held.snapshotting):
+            if task is not None:
+                task.cancel()
+        async with held.cycle:
+            pass
 
     def _tidy(self, topic: str, partition: int, held: Held) -> None:
         """Evict soon what is acknowledged, so that an idle partition shrinks too."""

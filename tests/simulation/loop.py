@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import heapq
 import inspect
 import random
@@ -82,6 +83,25 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         task = super().create_task(coro, **options)
         self._tasks.append(task)
         return task
+
+    def run_in_executor(  # type: ignore[override]
+        self, executor: object, function: Callable[..., Any], *args: Any
+    ) -> asyncio.Future[Any]:
+        """Run what goes to a thread elsewhere as a step of its process, which may die before."""
+        del executor
+        done = self.create_future()
+
+        def run() -> None:
+            try:
+                result = function(*args)
+                settle = functools.partial(done.set_result, result)
+            except Exception as error:  # noqa: BLE001 - carried to who waits
+                settle = functools.partial(done.set_exception, error)
+            if not done.cancelled():
+                settle()
+
+        self.call_soon(run)
+        return done
 
     def later(self, delay_s: float, act: Callable[[], object]) -> None:
         """Do something from outside, whatever becomes of the process that asked for it."""
