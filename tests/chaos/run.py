@@ -99,9 +99,12 @@ async def _round(arena: Arena, faults: Sequence[Fault], group: asyncio.TaskGroup
 
 
 async def _happen(arena: Arena, fault: Fault) -> None:
-    """Let a fault happen as soon as there is something for it to happen to, within a round."""
+    """Let a fault happen as soon as there is something for it to happen to, within a round.
+
+    A worker can be removed once another was added, which may be the last fault of a round.
+    """
     name = fault.__name__
-    deadline = time.monotonic() + ROUND_SECONDS / 2
+    deadline = time.monotonic() + ROUND_SECONDS
     while not await fault(arena):
         if time.monotonic() > deadline:
             arena.counts[f"{name}, not possible"] += 1
