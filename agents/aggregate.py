@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 from typing import cast
 
 import polars as pl
@@ -40,22 +39,13 @@ class Aggregation:
         ]
         # In order of first appearance, so that the cells of one run are neighbours like its events.
         cells = pl.DataFrame(columns).group_by(self._keys, maintain_order=True).agg(*exprs)
-        partitions = cells.drop_in_place("partition")
+        heights = dict(cells.drop_in_place("partition").value_counts().iter_rows())
         found, first = [], 0
         for partition, (start, stop) in zip(rows.partitions, rows.bounds, strict=True):
-            last = _last_of(partition, partitions, first) if stop > start else first
-            found.append(cells[first:last])
-            first = last
+            height = heights[partition] if stop > start else 0
+            found.append(cells[first : first + height])
+            first += height
         return found
-
-
-def _last_of(partition: int, partitions: pl.Series, first: int) -> int:
-    """Return where the neighbours from ``first`` on that are of ``partition`` end.
-
-    A look at a few values costs less than a query over all.
-    """
-    places = range(first, len(partitions))
-    return first + bisect.bisect_left(places, x=True, key=lambda at: partitions[at] != partition)
 
 
 def _is_int_sum(accumulator: Accumulator) -> bool:
