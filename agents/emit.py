@@ -139,7 +139,8 @@ class Emitter:
         if changed:
             self._changed_at = _now()
         for route in self._routes:
-            if self._due_at(route) < route.looks_at:
+            # While an archive is away, what waits grows; it is not looked through for every delta.
+            if route.looks_at > -NEVER_S and self._due_at(route) < route.looks_at:
                 route.news.set()
 
     async def stop(self) -> None:
