@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import Literal
 
 import polars as pl
 
 from tables.chunk import Run
+from tables.layer import SideKind
 from tables.ledger import Ledger
 
 PLACE = 2**32
@@ -25,8 +25,6 @@ ID_COLUMN = ".id"
 
 DETAIL_CHARS_MAX = 200
 """Of what a letter tells people."""
-
-Kind = Literal["late", "dead"]
 
 
 @dataclasses.dataclass(slots=True, frozen=True)
@@ -39,7 +37,7 @@ class SetAside:
     events.
     """
 
-    kind: Kind
+    kind: SideKind
     run: int
     record: int
     events: tuple[int, ...] | None
@@ -97,7 +95,7 @@ class EventBatch:
         return Rows(self.frame, self.bounds, [run.partition for run in self.runs])
 
     def set_aside(
-        self, rows: pl.DataFrame, kind: Kind, reason: str, detail: str, layer: str = ""
+        self, rows: pl.DataFrame, kind: SideKind, reason: str, detail: str, layer: str = ""
     ) -> dict[int, int]:
         """Set the events of these rows aside, by record; return how many by run.
 

@@ -319,8 +319,8 @@ def _filter(conditions: tuple[Condition, ...]) -> pl.Expr | None:
     exprs = []
     for condition in conditions:
         column = pl.col(condition.field)
-        if condition.op == "in":
-            expr = column.is_in(list(condition.value))  # type: ignore[arg-type]
+        if isinstance(condition.value, tuple):
+            expr = column.is_in(list(condition.value))
         else:
             expr = _OPERATORS[condition.op](column, condition.value)
         exprs.append(expr.fill_null(value=False))

@@ -20,9 +20,10 @@ class PartitionIO(Protocol):
         """Append to the journal; return the offset. Raises OutcomeUnknownError."""
 
     async def read(self, start: int, stop: int) -> list[bytes]:
-        """Return the journal entries of offsets ``[start, stop)``, or as many of the first ones as
-        make a good read, at least one. Raises OffsetGoneError.
-        """  # noqa: D205
+        """Return the journal entries of offsets ``[start, stop)``, or only the first of them.
+
+        There is at least one; how many are a good read is up to the log. Raises OffsetGoneError.
+        """
 
     async def truncate(self, before: int) -> None:
         """Delete the journal entries before an offset, where the log can do that.

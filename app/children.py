@@ -54,8 +54,7 @@ def start_child(
         env=dict(environment),
         cwd=folder,
         start_new_session=True,
-        # The one step between fork and exec makes a system call and takes no lock.
-        preexec_fn=end_with_parent,  # noqa: PLW1509
+        preexec_fn=end_with_parent,  # noqa: PLW1509 - between fork and exec it takes no lock
     )
 
 

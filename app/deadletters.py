@@ -19,7 +19,7 @@ import msgspec
 from app.kafka_log import KafkaLog
 from app.side_topic import MARK_HEADER, Entry, Mark, read_entries, read_records
 from tables.errors import TreasureMapError
-from tables.layer import Map
+from tables.layer import Map, SideKind
 from tables.letter import Letter
 
 LETTER_HEADER = "letter"
@@ -70,10 +70,10 @@ class DeadLetters:
         options: security options of aiokafka's clients.
     """
 
-    def __init__(self, brokers: str, themap: Map, kind: str, options: dict[str, Any]) -> None:
+    def __init__(self, brokers: str, themap: Map, kind: SideKind, options: dict[str, Any]) -> None:
         self._brokers = brokers
         self._map = themap
-        self._topic = themap.side_topic(kind)  # type: ignore[arg-type]
+        self._topic = themap.side_topic(kind)
         self._options = options
 
     async def letters(self, wanted: Wanted, *, replayed: bool = False) -> AsyncGenerator[Entry]:

@@ -61,8 +61,7 @@ class View:
             row: dict[str, int | None] = {"read": meta.to - meta.base, "position": meta.to}
             row |= {name: meta.ledger.get(f"records.{name}", 0) for name in RECORD_COLUMNS}
             lag, position = lags.get((topic, partition)), handed.get((topic, partition))
-            known = lag is not None and position is not None
-            row["end"] = position + lag if known else None  # type: ignore[operator]
+            row["end"] = None if lag is None or position is None else position + lag
             records.setdefault(topic, {})[str(partition)] = row
             names = [layer.name for layer in owner.plan.layers]
             found = ledger.imbalances(meta.ledger, meta.to - meta.base, names)

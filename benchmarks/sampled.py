@@ -9,13 +9,14 @@ JSON to the file that ``PROFILE_FILE`` names, once a second.
 
 from __future__ import annotations
 
+import heapq
 import os
 import re
 import signal
 import sys
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 from types import FrameType
 
@@ -77,8 +78,8 @@ class Sampler:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._stages: Counter[str] = Counter()
-        self._lines: Counter[str] = Counter()
+        self._stages: defaultdict[str, float] = defaultdict(float)
+        self._lines: defaultdict[str, float] = defaultdict(float)
         self._used = time.process_time()
         self._threads: dict[str, float] = {}
 
@@ -95,16 +96,16 @@ class Sampler:
         for name, seconds in _thread_seconds().items():
             aside = max(0.0, seconds - self._threads.get(name, 0.0))
             self._threads[name] = seconds
-            self._stages[name] += aside  # type: ignore[assignment]
+            self._stages[name] += aside
             spent -= aside
         stage, line = _place(frame)
-        self._stages[stage] += spent  # type: ignore[assignment]  # a Counter takes floats
-        self._lines[line] += spent  # type: ignore[assignment]
+        self._stages[stage] += spent
+        self._lines[line] += spent
 
     def _write_forever(self) -> None:
         while True:
             time.sleep(WRITE_SECONDS)
-            lines = dict(self._lines.most_common(100))
+            lines = dict(heapq.nlargest(100, self._lines.items(), key=lambda item: item[1]))
             beside = self._file.with_suffix(".new")
             beside.write_bytes(orjson.dumps({"stages": dict(self._stages), "lines": lines}))
             beside.replace(self._file)

@@ -16,6 +16,7 @@ KeyType = Literal["string", "int", "bool"]
 FieldType = Literal["string", "int", "bool", "float"]
 MeasureKind = Literal["count", "sum", "min", "max", "mean", "variance"]
 Operator = Literal["==", "!=", "<", "<=", ">", ">=", "in"]
+SideKind = Literal["late", "dead"]
 Scalar = str | int | float | bool
 
 IDS_MAX = 2_000_000
@@ -223,6 +224,6 @@ class Map(msgspec.Struct, frozen=True):
         """The partitions of each side topic: as many as the widest source has."""
         return max(source.partitions for source in self.sources)
 
-    def side_topic(self, kind: Literal["late", "dead"]) -> str:
+    def side_topic(self, kind: SideKind) -> str:
         """Return the topic for what is set aside: too late, or of no use."""
         return f"{self.name}.{kind}"

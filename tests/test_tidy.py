@@ -46,7 +46,7 @@ REGISTRY_HOSTS = re.compile(
         (
             r"(files\.)?python" + r"hosted\.org", r"pypi\." + r"(org|python\.org)",
             r"repo1?\.maven" + r"\.(apache\.)?org", r"registry\." + r"npmjs\.org",
-            r"--(extra-)?" + r"index-url", r"--trusted" + r"-host",
+            r"--(extra-)?index" + r"-url", r"--trust" + r"ed-host",
         )
     )
 )  # fmt: skip

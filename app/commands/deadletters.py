@@ -19,6 +19,7 @@ from rich.text import Text
 from app.connections import kafka_options
 from app.mapfile import load_map
 from app.settings import Settings, settings_options
+from tables.layer import SideKind
 from tables.letter import Letter
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def _letters(settings: Settings, *, late: bool) -> DeadLetters:
     themap = load_map(settings.map_file)
     from app.deadletters import DeadLetters  # noqa: PLC0415 - help needs no client of Kafka
 
-    kind = "late" if late else "dead"
+    kind: SideKind = "late" if late else "dead"
     return DeadLetters(settings.brokers, themap, kind, kafka_options(settings))
 
 

@@ -121,9 +121,11 @@ def _label(name: str, summary: str, *lines: str) -> Text:
 
 
 async def _apply(themap: Map, replication: int | None, settings: Settings) -> None:
-    # A check or a drawing of a map needs no client of Kafka or Cassandra.
-    from app.connections import cassandra_settings, kafka_options  # noqa: PLC0415
-    from app.topics import apply_topics  # noqa: PLC0415
+    from app.connections import (  # noqa: PLC0415 - check and show need no client of Cassandra
+        cassandra_settings,
+        kafka_options,
+    )
+    from app.topics import apply_topics  # noqa: PLC0415 - check and show need no client of Kafka
 
     archive_settings = cassandra_settings(settings) if settings.archive == "cassandra" else None
     report = await apply_topics(

@@ -50,8 +50,7 @@ class CassandraRows:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         try:
-            # The driver is an extra.
-            from cassandra import auth, cluster, policies, query  # noqa: PLC0415
+            from cassandra import auth, cluster, policies, query  # noqa: PLC0415 - an extra
         except ImportError as error:
             raise VerifyError(
                 f"cannot read archive cassandra: {error}; install treasure-map[cassandra]"

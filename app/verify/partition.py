@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from app.verify.cells import Cell, empty_cell
 from app.verify.letters import PartitionLetters
@@ -26,14 +27,14 @@ Key = tuple[Scalar, ...]
 Place = tuple[Key, int]
 """Of a cell in its layer: key and window start."""
 
-_HOLDS: dict[str, Callable[[Scalar, object], bool]] = {
+_HOLDS: dict[str, Callable[[Any, Any], bool]] = {
     "==": lambda a, b: a == b,
     "!=": lambda a, b: a != b,
-    "<": lambda a, b: a < b,  # type: ignore[operator]
-    "<=": lambda a, b: a <= b,  # type: ignore[operator]
-    ">": lambda a, b: a > b,  # type: ignore[operator]
-    ">=": lambda a, b: a >= b,  # type: ignore[operator]
-    "in": lambda a, b: a in b,  # type: ignore[operator]
+    "<": lambda a, b: a < b,
+    "<=": lambda a, b: a <= b,
+    ">": lambda a, b: a > b,
+    ">=": lambda a, b: a >= b,
+    "in": lambda a, b: a in b,
 }
 
 

@@ -239,7 +239,7 @@ def text_time_ms(text: str) -> int | None:
     time_ms += int((match[7] or ".")[1:4].ljust(3, "0"))
     if match[9]:
         hours, minutes = int(match[10]), int(match[11])
-        if hours > 23 or minutes > 59:  # noqa: PLR2004
+        if hours > 23 or minutes > 59:  # noqa: PLR2004 - of a clock
             return None
         offset_ms = (hours * 60 + minutes) * 60_000
         time_ms += offset_ms if match[9] == "-" else -offset_ms

@@ -57,12 +57,12 @@ def _year_and_month(day: int) -> tuple[int, int]:
     year = (day_of_era - day_of_era // 1_460 + day_of_era // 36_524 - day_of_era // 146_096) // 365
     day_of_year = day_of_era - (365 * year + year // 4 - year // 100)
     month = (5 * day_of_year + 2) // 153 + 3
-    return era * 400 + year + (month > 12), month - 12 * (month > 12)  # noqa: PLR2004
+    return era * 400 + year + (month > 12), month - 12 * (month > 12)  # noqa: PLR2004 - months
 
 
 def _days(year: int, month: int) -> int:
     """Return the days from the epoch to the first of a month."""
-    year -= month < 3  # noqa: PLR2004
+    year -= month < 3  # noqa: PLR2004 - before March, where its years begin
     era, year_of_era = divmod(year, 400)
     day_of_year = (153 * ((month - 3) % 12) + 2) // 5
     day_of_era = year_of_era * 365 + year_of_era // 4 - year_of_era // 100 + day_of_year
