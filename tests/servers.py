@@ -373,8 +373,9 @@ commitlog_directory: "{data}/commitlog"
 saved_caches_directory: "{data}/caches"
 hints_directory: "{data}/hints"
 cdc_raw_directory: "{data}/cdc"
+# As the image has it; the compose file's options replace it.
 commitlog_sync: periodic
-commitlog_sync_period: 1000ms
+commitlog_sync_period: 10000ms
 commitlog_segment_size: 8MiB
 native_transport_port: {self.port}
 storage_port: {self._storage_port}

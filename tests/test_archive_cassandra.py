@@ -335,6 +335,53 @@ async def test_a_node_that_goes_and_comes_back_is_written_again(tmp_path: Path) 
         await asyncio.to_thread(server.stop)
 
 
+@pytest.mark.cassandra
+@pytest.mark.slow
+async def test_what_a_node_acknowledged_survives_its_kill(tmp_path: Path) -> None:
+    """Rows are written again and again until the node is killed; each has its last version then."""
+    reason = servers.why_missing("cassandra")
+    if reason is not None:
+        pytest.skip(reason)
+    server = servers.CassandraServer(tmp_path / "node")
+    await asyncio.to_thread(server.start)
+    settings = archive_cassandra.CassandraSettings(
+        hosts=(server.host,), port=server.port, replication=1, request_timeout_s=5
+    )
+    acknowledged: dict[str, int] = {}
+
+    async def write(archive: Any, keys: list[str]) -> None:
+        for version in itertools.count(1):
+            frame = rows(keys, [0]).with_columns(version=pl.lit(version, pl.Int64))
+            try:
+                await archive.write(LAYER, frame, pl.Series([version] * frame.height))
+            except ArchiveError:
+                return
+            acknowledged.update(dict.fromkeys(keys, version))
+
+    try:
+        archive = archive_cassandra.CassandraArchive(settings)
+        await archive.open(map_of(LAYER))
+        keys = [[f"{writer}-{i}" for i in range(20)] for writer in range(4)]
+        writing = [asyncio.create_task(write(archive, some)) for some in keys]
+        await asyncio.sleep(2)
+        await asyncio.to_thread(server.kill)
+        await asyncio.gather(*writing)
+        await archive.close()
+
+        await asyncio.to_thread(server.start)
+        archive = archive_cassandra.CassandraArchive(settings)
+        await archive.open(map_of(LAYER))
+        found = await archive.read(LAYER, CellRange(0, HOUR_MS))
+        await archive.close()
+    finally:
+        await asyncio.to_thread(server.stop)
+    have = dict(found.select("key_origin", "version").iter_rows())
+    behind = {key: v for key, v in acknowledged.items() if have.get(key, 0) < v}
+    assert len(acknowledged) == 80
+    assert min(acknowledged.values()) > 10
+    assert not behind
+
+
 async def _until_done(archive: Any, frame: pl.DataFrame) -> None:
     async with asyncio.timeout(90):
         while True:
