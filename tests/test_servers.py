@@ -106,7 +106,9 @@ def test_a_node_runs_on_the_fields_of_the_compose_file(tmp_path: Path) -> None:
     assert {name: str(config[name]) for name in fields} == fields
     options = cassandra_jvm(variables)
     assert f"-Xmx{variables['MAX_HEAP_SIZE']}" in options
-    assert variables["JVM_EXTRA_OPTS"] in options
+    extra = variables["JVM_EXTRA_OPTS"].split()
+    assert "-Dcassandra.settings.commitlog_sync=batch" in extra
+    assert options[-len(extra) :] == extra
 
 
 def test_variables_become_properties_like_in_the_images() -> None:
