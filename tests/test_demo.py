@@ -16,6 +16,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+import servers
 from rich.console import Console
 from test_children import wait_gone
 
@@ -195,6 +196,13 @@ def test_a_worker_that_ends_at_once_is_reported_with_the_end_of_its_log(
         asyncio.run(worker.ready())
 
 
+@pytest.fixture(autouse=True)
+def _own_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the usual port to whoever wants it: these tests run beside each other."""
+    (port,) = servers.free_ports(1)
+    monkeypatch.setenv("TREASURE_MAP_WEB_PORT", str(port))
+
+
 @pytest.fixture
 def demo() -> Iterator[subprocess.Popen[str]]:
     """Run the demo without a length, as a process."""
@@ -224,11 +232,13 @@ def test_a_demo_that_is_interrupted_leaves_nothing_behind(
 ) -> None:
     """Broker, worker and the temporary folder are gone."""
     assert demo.stdout is not None
+    told = []
     for line in demo.stdout:
+        told.append(line)
         if "written" in line:
             break
     children = children_of(demo.pid)
-    assert len(children) == 2
+    assert len(children) == 2, "".join(told)
     folders = set((ROOT / "var").glob("demo-*"))
     demo.send_signal(number)
     rest = demo.stdout.read()
