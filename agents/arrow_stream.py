@@ -42,6 +42,8 @@ class ArrowError(ValueError):
 class _Table:
     """A flatbuffer table whose every access is checked against the buffer's end."""
 
+    __slots__ = ("_data", "_fields", "_position")
+
     def __init__(self, data: bytes, position: int) -> None:
         self._data = data
         self._position = position
@@ -49,7 +51,7 @@ class _Table:
         size = _unpack(_UINT16, data, vtable)
         if size < _VTABLE_BYTES_MIN or vtable + size > len(data):
             raise ArrowError("a table of its metadata is cut off")
-        self._fields = struct.unpack_from(f"<{size // 2 - 2}H", data, vtable + 4)
+        self._fields = _offsets(size // 2 - 2).unpack_from(data, vtable + 4)
 
     def number(self, field: int, form: struct.Struct, default: int = 0) -> int:
         """Return a scalar field."""
@@ -194,7 +196,8 @@ def _inflated(batch: _Table, body: memoryview, inflated_bytes_max: int) -> int:
     length = batch.number(0, _INT64)
     nodes = batch.numbers(1, 2)
     most = _ITEMS_PER_BYTE_MAX * max(inflated_bytes_max, 0)
-    if not 0 <= length <= most or not all(0 <= number <= most for number in nodes):
+    numbers = (length, *nodes)
+    if min(numbers) < 0 or max(numbers) > most:
         raise ArrowError(f"a batch of {length} rows, or columns of impossible lengths")
     buffers = batch.numbers(2, 2)
     compressed = batch.table(3) is not None
@@ -218,8 +221,15 @@ def _inflated(batch: _Table, body: memoryview, inflated_bytes_max: int) -> int:
 
 def _unpack(form: struct.Struct, data: bytes | memoryview, position: int) -> int:
     try:
-        if position < 0:
-            raise ArrowError("its metadata points before itself")
-        return int(form.unpack_from(data, position)[0])
+        number: int = form.unpack_from(data, position)[0]
     except struct.error as error:
         raise ArrowError("its metadata is cut off") from error
+    if position < 0:
+        raise ArrowError("its metadata points before itself")
+    return number
+
+
+@functools.lru_cache(_SCHEMAS_KNOWN)
+def _offsets(count: int) -> struct.Struct:
+    """Return the form of a vtable's fields."""
+    return struct.Struct(f"<{count}H")
