@@ -229,7 +229,7 @@ class Emitter:
             for coarser in owner.plan.coarser[layer.name]:
                 emission = owner.due(layer, coarser.name, early=takes_open)
                 if emission is not None:
-                    blocks = split_cells(layer, coarser, emission.cells)
+                    blocks = split_cells(coarser, emission.cells)
                     await self._send(layer, coarser, emission.announced, blocks)
                     self._acknowledge(emission)
                     if takes_open and layer.is_combiner:

@@ -91,7 +91,7 @@ class Gatherer:
                 contribution = decode_contribution(value)
                 cause = self._foreign(contribution)
                 if contribution.block and not cause:
-                    rows = decode_cells(contribution, self._finer, self._layer)
+                    rows = decode_cells(contribution, self._layer)
             except msgspec.DecodeError as error:
                 cause = str(error)
             if cause:
@@ -99,7 +99,7 @@ class Gatherer:
             else:
                 records.append(_Record(index, contribution, rows))
         frames = [record.rows for record in records if record.rows is not None]
-        if frames and cause_against(pl.concat(frames), self._finer):
+        if frames and cause_against(pl.concat(frames), self._layer):
             records = [record for record in records if self._is_usable(record, doing)]
             doing.aside.sort(key=lambda item: item.record)
         for record in records:
@@ -107,7 +107,7 @@ class Gatherer:
         return records
 
     def _is_usable(self, record: _Record, doing: _Gathering) -> bool:
-        cause = "" if record.rows is None else cause_against(record.rows, self._finer)
+        cause = "" if record.rows is None else cause_against(record.rows, self._layer)
         if cause:
             doing.refuse(record.index, cause)
         return not cause

@@ -19,6 +19,7 @@ from agents.recovery import Recovery
 from tables import ledger
 from tables.block import encode_block
 from tables.chunk import Run
+from tables.contribution import added_up
 from tables.errors import (
     DeltaTooLargeError,
     FencedError,
@@ -63,6 +64,7 @@ keeps what a recovery reads, and what the journal holds, to a few times the stat
 class Emission:
     """Cells of one layer on their way to one sink, captured from applied state.
 
+    On the way to a coarser layer they are added up to its key (:func:`contribution.added_up`).
     ``versions`` are those of the windows at capture: what an acknowledgement covers. ``announced``
     is what may be said to a coarser layer along with them.
     """
@@ -212,11 +214,16 @@ class Owner:
             return None
         table = self.state.tables[layer.name]
         cells = table.cells_of(versions)
+        if sink != ARCHIVE:
+            cells = added_up(layer, self._coarser(layer, sink), cells)
         sent = {window: acked[window] for window in versions if window in acked}
         if sent:
             known = pl.col("window_start").replace_strict(sent, default=-1, return_dtype=pl.Int64)
             cells = cells.filter(pl.col("version") > known)
         return Emission(layer, sink, cells, versions, self.announcement(layer, sink))
+
+    def _coarser(self, layer: Layer, name: str) -> Layer:
+        return next(coarser for coarser in self.plan.coarser[layer.name] if coarser.name == name)
 
     def acknowledge(self, emission: Emission) -> None:
         """Take note that the sink has all cells of ``emission``."""

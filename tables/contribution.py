@@ -1,8 +1,10 @@
-"""Contributions: a layer's closed cells on their way to a coarser layer's topic, and their bytes.
+"""Contributions: what a layer's cells come to in a coarser layer, and their way there as bytes.
 
-A record of a layer topic is one format byte, then a MessagePack array: who sends, what it
-announces, and a block of absolute cell values with versions. A record without block only announces.
-All cells of a record belong to the record's partition by the hash of the coarser key.
+Finer cells that fall into one coarser key are added up before they are sent, each finer window for
+itself: a contribution is the absolute value of a coarser key in a finer window of one partition,
+with its version. A record of a layer topic is one format byte, then a MessagePack array: who sends,
+what it announces, and a block of contributions. A record without block only announces. All
+contributions of a record belong to the record's partition by the hash of their key.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import msgspec
 import polars as pl
 
 from tables.block import decode_block, encode_block
-from tables.cell import cell_schema
+from tables.cell import cell_schema, merge_exprs
 from tables.errors import JournalRefusedError
 from tables.journal import Announcement
 from tables.keyhash import key_hashes
@@ -31,8 +33,8 @@ class Contribution(msgspec.Struct, frozen=True, array_like=True):
     """One record of a layer topic.
 
     ``sender`` is the source partition of the finer layer. ``announced`` says that all its windows
-    up to these times are closed, and final, and already in this log. ``block`` has the finer key
-    columns, ``fine_start``, the coarser layer's accumulators and ``contributed``; it is empty in a
+    up to these times are closed, and final, and already in this log. ``block`` has the coarser
+    layer's key columns and accumulators, ``fine_start`` and ``contributed``; it is empty in a
     heartbeat.
     """
 
@@ -75,13 +77,26 @@ def decode_contribution(value: bytes) -> Contribution:
         raise msgspec.DecodeError(str(error)) from error
 
 
-def split_cells(finer: Layer, coarser: Layer, cells: pl.DataFrame) -> list[tuple[int, bytes]]:
-    """Return blocks of these cells of ``finer``, each with its partition of the coarser topic.
+def added_up(finer: Layer, coarser: Layer, cells: pl.DataFrame) -> pl.DataFrame:
+    """Return all cells of some windows of ``finer`` as contributions to ``coarser``.
 
-    ``cells`` is a cell frame of ``finer``. A block is small enough for a record.
+    The result is like a cell frame with the coarser key: ``window_start`` is still the finer
+    window's, ``version`` the largest among the cells, so it grows whenever one of them changes.
+    """
+    if coarser.key == finer.key:
+        return cells
+    return cells.group_by(*coarser.key_columns, "window_start").agg(
+        *merge_exprs(coarser.accumulators), pl.col("version").max()
+    )
+
+
+def split_cells(coarser: Layer, cells: pl.DataFrame) -> list[tuple[int, bytes]]:
+    """Return blocks of contributions, each with its partition of the coarser layer's topic.
+
+    ``cells`` is of :func:`added_up`. A block is small enough for a record.
     """
     rows = cells.select(
-        *finer.key_columns,
+        *coarser.key_columns,
         pl.col("window_start").alias("fine_start"),
         *(acc.column for acc in coarser.accumulators),
         pl.col("version").alias("contributed"),
@@ -98,13 +113,13 @@ def split_cells(finer: Layer, coarser: Layer, cells: pl.DataFrame) -> list[tuple
     return found
 
 
-def decode_cells(contribution: Contribution, finer: Layer, coarser: Layer) -> pl.DataFrame:
-    """Return the cells of a contribution; :func:`cause_against` tells whether they can be used.
+def decode_cells(contribution: Contribution, coarser: Layer) -> pl.DataFrame:
+    """Return the rows of a contribution; :func:`cause_against` tells whether they can be used.
 
     Raises:
-        msgspec.DecodeError: its block is none of the finer layer's cells.
+        msgspec.DecodeError: its block is none of contributions to this layer.
     """
-    schema = _block_schema(finer, coarser)
+    schema = _block_schema(coarser)
     try:
         rows = decode_block(contribution.block, schema)
     except _NO_FRAME as error:
@@ -116,9 +131,9 @@ def decode_cells(contribution: Contribution, finer: Layer, coarser: Layer) -> pl
     return rows
 
 
-def cause_against(rows: pl.DataFrame, finer: Layer) -> str:
-    """Return why cells of contributions cannot be used, an empty text where they can."""
-    if any(rows[name].null_count() for name in (*finer.key_columns, "fine_start", "contributed")):
+def cause_against(rows: pl.DataFrame, coarser: Layer) -> str:
+    """Return why contributions cannot be used, an empty text where they can."""
+    if any(rows[name].null_count() for name in (*coarser.key_columns, "fine_start", "contributed")):
         return "its block holds other cells: got nulls; want keys, windows and versions, no nulls"
     # Beyond, no window of the calendar can be computed: polars would panic.
     first, last = rows["fine_start"].min(), rows["fine_start"].max()
@@ -127,9 +142,9 @@ def cause_against(rows: pl.DataFrame, finer: Layer) -> str:
     return "its block holds windows that no event time can be in"
 
 
-def _block_schema(finer: Layer, coarser: Layer) -> pl.Schema:
-    fine, coarse = cell_schema(finer), cell_schema(coarser)
-    schema: dict[str, pl.DataType] = {name: fine[name] for name in finer.key_columns}
+def _block_schema(coarser: Layer) -> pl.Schema:
+    cell = cell_schema(coarser)
+    schema: dict[str, pl.DataType] = {name: cell[name] for name in coarser.key_columns}
     schema["fine_start"] = pl.Int64()
-    schema |= {acc.column: coarse[acc.column] for acc in coarser.accumulators}
+    schema |= {acc.column: cell[acc.column] for acc in coarser.accumulators}
     return pl.Schema(schema | {"contributed": pl.Int64()})

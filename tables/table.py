@@ -4,7 +4,7 @@
     | old, large |  | newer |  | n |   sizes fall by half, so a row is merged O(log n) times
 
 A ``FoldTable`` holds partial cells of a base layer, which add up. A ``RollupTable`` holds the
-latest contribution of every finer cell, which replace each other until they settle
+latest contributions of every finer window, which replace each other until they settle
 (docs/formats/journal.md rule 12).
 """
 
@@ -92,6 +92,7 @@ class LayerTable:
         self._delta = {name: kind for name, kind in stored.items() if name != "version"}
         self._blocks: dict[int, Block] = {}
         self._sequence = 0
+        self._merged: tuple[dict[int, int], pl.DataFrame] | None = None
         # By block, the bytes of a row and the rows of each window, from when they were asked for.
         self._sizes: dict[int, tuple[float, dict[int, int]]] = {}
 
@@ -156,6 +157,8 @@ class LayerTable:
         gone = frozenset(w for w in windows if self.versions.pop(w, None) is not None)
         if not gone:
             return
+        if self._merged is not None and not gone.isdisjoint(self._merged[0]):
+            self._merged = None
         for sequence, block in list(self._blocks.items()):
             if not block.windows.isdisjoint(gone):
                 rest = block.without(gone)
@@ -168,8 +171,14 @@ class LayerTable:
         return self._cells_of(self._matching(predicates))
 
     def cells_of(self, windows: Collection[int]) -> pl.DataFrame:
-        """Return the cell frame of the cells of these windows."""
-        return self._cells_of(self._of_windows(windows))
+        """Return the cell frame of the cells of these windows.
+
+        The last answer is kept until its windows are evicted: every sink asks for the same ones.
+        """
+        wanted = {window: self.versions.get(window, -1) for window in windows}
+        if self._merged is None or self._merged[0] != wanted:
+            self._merged = wanted, self._cells_of(self._of_windows(windows))
+        return self._merged[1]
 
     def _cells_of(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Return the cell frame of rows that have all rows of their cells."""
@@ -255,19 +264,19 @@ class FoldTable(LayerTable):
 
 
 class RollupTable(LayerTable):
-    """Contributions of finer cells: of each one the largest version counts.
+    """Contributions of finer windows: of each one the largest version counts.
 
-    A row is a contribution: the finer key, ``fine_start``, ``source_partition``, the coarser
+    A row is a contribution: the key, ``fine_start``, ``source_partition``, the coarser
     ``window_start``, the value, and ``contributed``, its version at the sender. Rows whose finer
-    window is final are added up into *settled* rows, which have null in place of the finer
-    identity.
+    window is final are added up into *settled* rows, which have null in place of the finer window
+    and the sender.
     """
 
     def __init__(self, layer: Layer, finer: Layer) -> None:
-        super().__init__(layer.name, rollup_schema(layer, finer))
+        super().__init__(layer.name, rollup_schema(layer))
         self.layer = layer
         self.finer = finer
-        self.contribution = [*finer.key_columns, "fine_start", "source_partition"]
+        self.contribution = [*layer.key_columns, "fine_start", "source_partition"]
         self._cell = [*layer.key_columns, "window_start"]
         self.announced: dict[int, Announcement] = {}
 
@@ -333,10 +342,10 @@ def _different(windows: pl.Series) -> frozenset[int]:
     return frozenset(windows.unique().to_list())
 
 
-def rollup_schema(layer: Layer, finer: Layer) -> dict[str, pl.DataType]:
+def rollup_schema(layer: Layer) -> dict[str, pl.DataType]:
     """Return the columns of a rollup table's blocks; those of a delta lack ``version``."""
-    fine, coarse = cell_schema(finer), cell_schema(layer)
-    schema: dict[str, pl.DataType] = {name: fine[name] for name in finer.key_columns}
+    cell = cell_schema(layer)
+    schema: dict[str, pl.DataType] = {name: cell[name] for name in layer.key_columns}
     schema |= {"fine_start": pl.Int64(), "source_partition": pl.Int32(), "window_start": pl.Int64()}
-    schema |= {acc.column: coarse[acc.column] for acc in layer.accumulators}
+    schema |= {acc.column: cell[acc.column] for acc in layer.accumulators}
     return schema | {"contributed": pl.Int64(), "version": pl.Int64()}

@@ -47,12 +47,11 @@ def hour_block(cells: Iterable[tuple[str, str, int, int]]) -> bytes:
     return encode_block(pl.DataFrame(rows, schema=schema))
 
 
-def day_block(rows: Iterable[tuple[str, str, int, int, int, int]]) -> bytes:
-    """Return a delta's block: origin, carrier, fine start, sender, delay, version at the sender."""
-    schema = {name: kind for name, kind in rollup_schema(DAY, HOUR).items() if name != "version"}
+def day_block(rows: Iterable[tuple[str, int, int, int, int]]) -> bytes:
+    """Return a delta's block: carrier, fine start, sender, delay, version at the sender."""
+    schema = {name: kind for name, kind in rollup_schema(DAY).items() if name != "version"}
     frame = [
         {
-            "key_origin": origin,
             "key_carrier": carrier,
             "fine_start": start,
             "source_partition": sender,
@@ -60,7 +59,7 @@ def day_block(rows: Iterable[tuple[str, str, int, int, int, int]]) -> bytes:
             "contributed": contributed,
         }
         | measured([delay])
-        for origin, carrier, start, sender, delay, contributed in rows
+        for carrier, start, sender, delay, contributed in rows
     ]
     return encode_block(pl.DataFrame(frame, schema=schema))
 

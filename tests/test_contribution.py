@@ -1,27 +1,65 @@
-"""Contributions: cells cut by the partition that they go to, and into records that fit."""
+"""Contributions: cells added up to the coarser key, cut by partition, and into records that fit."""
 
 from __future__ import annotations
 
 import polars as pl
 import pytest
-from support import HOUR_MS, small_map
+from hypothesis import given
+from hypothesis import strategies as st
+from state_support import Cells, measured
+from support import HOUR_MS, dataclasses_replace, small_map
 
 from tables import contribution
 from tables.cell import cell_schema
-from tables.contribution import Contribution, decode_cells, split_cells
+from tables.contribution import Contribution, added_up, decode_cells, split_cells
 from tables.keyhash import key_hashes
 
 MAP = small_map()
 HOUR, DAY = MAP.layer("hour"), MAP.layer("day")
 
+HOURS = st.dictionaries(
+    st.tuples(st.sampled_from("JLE"), st.sampled_from(["UA", "AA"]), st.integers(-2, 2)),
+    st.tuples(st.lists(st.integers(-(2**62), 2**62), min_size=1, max_size=3), st.integers(1, 9)),
+)
+"""By origin, carrier and hour: delays, and version."""
+
+
+@given(HOURS)
+def test_cells_add_up_to_the_coarser_key(
+    hours: dict[tuple[str, str, int], tuple[list[int], int]],
+) -> None:
+    """Every accumulator, each hour for itself, with the largest version."""
+    rows = [
+        {"key_origin": origin, "key_carrier": carrier, "window_start": hour * HOUR_MS}
+        | {"version": version}
+        | measured(delays)
+        for (origin, carrier, hour), (delays, version) in hours.items()
+    ]
+    want: Cells = {}
+    found: dict[object, dict[str, int]] = {}
+    for row in added_up(HOUR, DAY, pl.DataFrame(rows, schema=cell_schema(HOUR))).to_dicts():
+        found[row.pop("key_carrier"), row.pop("window_start")] = row
+    assert found.keys() == {(carrier, hour * HOUR_MS) for _, carrier, hour in hours}
+    for (carrier, start), row in found.items():
+        parts = [p for (_, c, hour), p in hours.items() if (c, hour * HOUR_MS) == (carrier, start)]
+        want = measured([delay for delays, _ in parts for delay in delays])
+        squares = [(r.pop("sqhi_delay") << 64) + r.pop("sqlo_delay") for r in (row, want)]
+        assert squares[0] == squares[1]
+        assert row == want | {"version": max(version for _, version in parts)}
+
+
+def test_cells_of_the_same_key_are_contributions_as_they_are() -> None:
+    """Nothing is to be added up on the way to a merge stage."""
+    frame = cells(5)
+    assert added_up(HOUR, dataclasses_replace(HOUR, name="same"), frame) is frame
+
 
 def cells(count: int) -> pl.DataFrame:
-    """Return cells of the hour layer, each of a carrier of its own."""
-    schema = cell_schema(HOUR)
+    """Return contributions to the day layer, each of a carrier of its own."""
+    schema = cell_schema(DAY)
     number = pl.int_range(count, eager=True)
     columns = {name: pl.repeat(1, count, dtype=pl.Int64, eager=True) for name in schema}
     columns |= {
-        "key_origin": pl.repeat("JFK", count, eager=True),
         "key_carrier": "carrier-" + number.cast(pl.String),
         "window_start": number % 3 * HOUR_MS,
         "version": number,
@@ -30,13 +68,15 @@ def cells(count: int) -> pl.DataFrame:
 
 
 @pytest.mark.parametrize("bytes_max", [1, 1_000, 50_000, 4 << 20])
-def test_cells_are_cut_and_none_is_lost(monkeypatch: pytest.MonkeyPatch, bytes_max: int) -> None:
-    """Each stands once, in the partition of its coarser key, in a block that is small enough."""
+def test_contributions_are_cut_and_none_is_lost(
+    monkeypatch: pytest.MonkeyPatch, bytes_max: int
+) -> None:
+    """Each stands once, in the partition of its key, in a block that is small enough."""
     monkeypatch.setattr(contribution, "BLOCK_BYTES_MAX", bytes_max)
     frame = cells(500)
     found = []
-    for target, block in split_cells(HOUR, DAY, frame):
-        rows = decode_cells(Contribution("hour", 1, 0, (0, 0), block), HOUR, DAY)
+    for target, block in split_cells(DAY, frame):
+        rows = decode_cells(Contribution("hour", 1, 0, (0, 0), block), DAY)
         hashes = key_hashes(rows, DAY.key_columns).cast(pl.Int64) % DAY.partitions
         assert (hashes == target).all()
         assert rows.height == 1 or rows.estimated_size() <= 2 * bytes_max

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from state_support import DAY, DAY_PLAN, HOUR, Cells, Journal, cells_of, measured
+from state_support import DAY, DAY_PLAN, Cells, Journal, cells_of, measured
 from support import DAY_MS, HOUR_MS, run_of
 
 from agents.batch import SetAside
@@ -26,26 +26,25 @@ from tables.table import NEVER_MS
 
 TOPIC = "small.layer.day"
 NEVER: Announcement = (NEVER_MS, NEVER_MS)
-Row = tuple[str, str, int, int, int]
-"""Origin, carrier, hour, delay, version at the sender."""
+Row = tuple[str, int, int, int]
+"""Carrier, hour, delay, version at the sender."""
 
 
 def block_of(rows: list[Row]) -> bytes:
-    """Return the block of these finer cells, each of one event."""
-    cell = cell_schema(HOUR)
-    schema: dict[str, Any] = {name: cell[name] for name in HOUR.key_columns}
+    """Return the block of these contributions, each of one event."""
+    cell = cell_schema(DAY)
+    schema: dict[str, Any] = {name: cell[name] for name in DAY.key_columns}
     schema["fine_start"] = pl.Int64()
     schema |= {acc.column: cell[acc.column] for acc in DAY.accumulators}
     schema["contributed"] = pl.Int64()
     frame = [
         {
-            "key_origin": origin,
             "key_carrier": carrier,
             "fine_start": hour * HOUR_MS,
             "contributed": contributed,
         }
         | measured([delay])
-        for origin, carrier, hour, delay, contributed in rows
+        for carrier, hour, delay, contributed in rows
     ]
     return encode_block(pl.DataFrame(frame, schema=schema))
 
@@ -100,7 +99,7 @@ class Model:
 
     def __init__(self) -> None:
         self.announced: dict[int, Announcement] = {}
-        self.values: dict[tuple[str, str, int, int], tuple[int, int]] = {}
+        self.values: dict[tuple[str, int, int], tuple[int, int]] = {}
         self.counts: Counter[str] = Counter()
 
     def take(self, rows: list[Row], sender: int, announced: Announcement) -> None:
@@ -108,8 +107,8 @@ class Model:
         own = self.announced.get(sender, NEVER)
         everyone = len(self.announced) == DAY_PLAN.senders
         floor = min(floor for _, floor in self.announced.values()) if everyone else NEVER_MS
-        for origin, carrier, hour, delay, contributed in rows:
-            place = (origin, carrier, hour, sender)
+        for carrier, hour, delay, contributed in rows:
+            place = (carrier, hour, sender)
             if (hour * HOUR_MS // DAY_MS + 1) * DAY_MS <= floor:
                 self.counts["too_late"] += 1
             elif (hour + 1) * HOUR_MS <= own[1] or contributed <= self.values.get(place, (0, -1))[
@@ -124,7 +123,7 @@ class Model:
     def sums(self) -> dict[tuple[str, int], tuple[int, int]]:
         """Return events and sum of delays by carrier and day."""
         found: dict[tuple[str, int], tuple[int, int]] = {}
-        for (_, carrier, hour, _), (delay, _) in self.values.items():
+        for (carrier, hour, _), (delay, _) in self.values.items():
             cell = (carrier, hour * HOUR_MS // DAY_MS * DAY_MS)
             events, total = found.get(cell, (0, 0))
             found[cell] = (events + 1, total + delay)
@@ -132,15 +131,14 @@ class Model:
 
 
 ROWS = st.tuples(
-    st.sampled_from(["JFK", "LGA"]),
-    st.sampled_from(["UA", "AA"]),
+    st.sampled_from(["UA", "AA", "DL"]),
     st.sampled_from([-1, 0, 1, 23, 24, 25]),
     st.integers(-9, 9),
     st.integers(1, 4),
 )
 MOMENTS = st.sampled_from([NEVER_MS, -HOUR_MS, 0, HOUR_MS - 1, HOUR_MS, DAY_MS, 2 * DAY_MS])
 GOOD = st.tuples(
-    st.lists(ROWS, max_size=4, unique_by=lambda row: row[:3]),
+    st.lists(ROWS, max_size=4, unique_by=lambda row: row[:2]),
     st.integers(0, 1),
     st.tuples(MOMENTS, MOMENTS).map(lambda pair: (max(pair), min(pair))),
 )
@@ -152,18 +150,18 @@ BAD = st.sampled_from(
         b"\x01no contribution",
         contribution([], sender=2),
         contribution([], sender=-1),
-        contribution([("JFK", "UA", 0, 1, 1)], layer="minute"),
+        contribution([("UA", 0, 1, 1)], layer="minute"),
         encode_contribution(Contribution("hour", 1, 0, (DAY_MS, DAY_MS), b"no block")),
     ]
 )
 LOGS = st.lists(st.one_of(GOOD, GOOD, GOOD, BAD), max_size=24)
-TALE = [("JFK", "UA", 0, 1, 1)], 0, NEVER
+TALE = [("UA", 0, 1, 1)], 0, NEVER
 
 
 @given(LOGS, st.lists(st.integers(0, 24), max_size=8))
 @example([TALE] * 12, list(range(12)))
 @example([([], 0, (DAY_MS, DAY_MS)), ([], 1, (DAY_MS, DAY_MS)), TALE], [1, 2])
-@example([([("JFK", "UA", 0, 7, 4)], 0, (HOUR_MS, HOUR_MS)), TALE], [])
+@example([([("UA", 0, 7, 4)], 0, (HOUR_MS, HOUR_MS)), TALE], [])
 def test_any_cutting_gives_the_table_and_ledger_of_a_plain_loop(
     log: list[Any], cuts: list[int]
 ) -> None:
@@ -195,13 +193,13 @@ def test_any_cutting_gives_the_table_and_ledger_of_a_plain_loop(
 def test_a_larger_version_replaces_and_others_are_repeated() -> None:
     """The value is absolute: it takes the place of the one before, in the same run or a later one.
 
-    version   3        5       4        5         one cell of one sender
+    version   3        5       4        5         one hour of one sender
               folded   folded  repeated repeated
     """
     topic = Topic()
-    topic.take(contribution([("JFK", "UA", 0, 1, 3)]), contribution([("JFK", "UA", 0, 10, 5)]))
-    topic.take(contribution([("JFK", "UA", 0, 100, 4)]))
-    topic.take(contribution([("JFK", "UA", 0, 1_000, 5)]))
+    topic.take(contribution([("UA", 0, 1, 3)]), contribution([("UA", 0, 10, 5)]))
+    topic.take(contribution([("UA", 0, 100, 4)]))
+    topic.take(contribution([("UA", 0, 1_000, 5)]))
     assert topic.cells() == {("UA", 0): (1, 10, 2)}
     assert topic.counts("folded", "repeated", "too_late") == [2, 2, 0]
 
@@ -209,16 +207,16 @@ def test_a_larger_version_replaces_and_others_are_repeated() -> None:
 def test_a_run_of_repeats_leaves_no_block() -> None:
     """The journal does not grow with what was known before."""
     topic = Topic()
-    assert set(topic.take(contribution([("JFK", "UA", 0, 1, 3)])).blocks) == {"day"}
-    assert topic.take(contribution([("JFK", "UA", 0, 1, 3)])).blocks == {}
+    assert set(topic.take(contribution([("UA", 0, 1, 3)])).blocks) == {"day"}
+    assert topic.take(contribution([("UA", 0, 1, 3)])).blocks == {}
 
 
-def test_senders_and_finer_cells_add_up() -> None:
+def test_senders_and_finer_windows_add_up() -> None:
     """Only the same key, window and sender is the same contribution."""
     topic = Topic()
-    rows: list[Row] = [("JFK", "UA", 0, 1, 9), ("LGA", "UA", 0, 2, 9), ("JFK", "UA", 1, 4, 9)]
-    topic.take(contribution(rows), contribution([("JFK", "UA", 0, 8, 1)], sender=1))
-    assert topic.sums() == {("UA", 0): (4, 15)}
+    rows: list[Row] = [("UA", 0, 1, 9), ("AA", 0, 2, 9), ("UA", 1, 4, 9)]
+    topic.take(contribution(rows), contribution([("UA", 0, 8, 1)], sender=1))
+    assert topic.sums() == {("UA", 0): (3, 13), ("AA", 0): (1, 2)}
 
 
 def test_what_is_final_at_its_sender_is_repeated() -> None:
@@ -227,8 +225,8 @@ def test_what_is_final_at_its_sender_is_repeated() -> None:
     Another sender's cells of the same hour are not final by that.
     """
     topic = Topic()
-    topic.take(tell(1), contribution([("JFK", "UA", 0, 1, 7)]))
-    topic.take(contribution([("JFK", "UA", 0, 2, 1)], sender=1))
+    topic.take(tell(1), contribution([("UA", 0, 1, 7)]))
+    topic.take(contribution([("UA", 0, 2, 1)], sender=1))
     assert topic.sums() == {("UA", 0): (1, 2)}
     assert topic.counts("folded", "repeated", "too_late") == [1, 1, 0]
 
@@ -236,11 +234,11 @@ def test_what_is_final_at_its_sender_is_repeated() -> None:
 def test_a_window_below_every_floor_is_too_late() -> None:
     """The least floor over all senders counts, minus infinity while one has said nothing."""
     topic = Topic()
-    topic.take(tell(48, sender=1), contribution([("JFK", "UA", 0, 1, 1)]))
+    topic.take(tell(48, sender=1), contribution([("UA", 0, 1, 1)]))
     assert topic.counts("folded", "too_late") == [1, 0]
-    topic.take(tell(23), contribution([("JFK", "UA", 23, 2, 2)]))
+    topic.take(tell(23), contribution([("UA", 23, 2, 2)]))
     assert topic.counts("folded", "too_late") == [2, 0]
-    topic.take(tell(24), contribution([("LGA", "UA", 23, 4, 3)]))
+    topic.take(tell(24), contribution([("UA", 22, 4, 3)]))
     assert topic.counts("folded", "too_late") == [2, 1]
     assert topic.sums() == {("UA", 0): (2, 3)}
 
@@ -251,8 +249,8 @@ def test_a_record_is_taken_before_its_own_announcement() -> None:
     topic.take(tell(24, sender=1))
     sealing = (DAY_MS, DAY_MS)
     topic.take(
-        contribution([("JFK", "UA", 0, 1, 1)], announced=sealing),
-        contribution([("LGA", "UA", 0, 2, 1)], announced=sealing),
+        contribution([("UA", 0, 1, 1)], announced=sealing),
+        contribution([("UA", 1, 2, 1)], announced=sealing),
     )
     assert topic.sums() == {("UA", 0): (1, 1)}
     assert topic.counts("folded", "too_late") == [1, 1]
@@ -274,7 +272,7 @@ def test_announcements_never_go_back() -> None:
 def test_records_by_kind_add_up_to_the_offsets() -> None:
     """With cells, announcements, empty, unreadable; and offsets that carry no record."""
     topic = Topic()
-    topic.take(contribution([("JFK", "UA", 0, 1, 1)]), tell(1), None, b"", b"\x01?", gap=3)
+    topic.take(contribution([("UA", 0, 1, 1)]), tell(1), None, b"", b"\x01?", gap=3)
     counts = topic.journal.state.meta.ledger
     names = ("with_events", "heartbeat", "empty", "unreadable", "gap")
     assert [counts[f"records.{name}"] for name in names] == [1, 1, 2, 1, 3]
@@ -287,7 +285,7 @@ def test_foreign_and_broken_records_are_set_aside_with_their_reason() -> None:
     broken = [
         (b"\x01?", "Expected `array`, got `int`"),
         (tell(1).replace(b"hour", b"ho\xffr"), "'utf-8' codec can't decode"),
-        (contribution([("JFK", "UA", 10**9, 1, 1)]), "windows that no event time can be in"),
+        (contribution([("UA", 10**9, 1, 1)]), "windows that no event time can be in"),
         (contribution([], layer="minute", announced=(1, 1)), "it is of layer minute, not hour"),
         (contribution([], sender=2, announced=(1, 1)), "sender 2 does not exist"),
         (contribution([], sender=-1, announced=(1, 1)), "sender -1 does not exist"),
@@ -300,7 +298,7 @@ def test_foreign_and_broken_records_are_set_aside_with_their_reason() -> None:
         ),
     ]
     topic = Topic()
-    topic.take(*(value for value, _ in broken), contribution([("JFK", "UA", 0, 1, 1)]))
+    topic.take(*(value for value, _ in broken), contribution([("UA", 0, 1, 1)]))
     assert [(item.kind, item.record, item.reason) for item in topic.aside] == [
         ("dead", index, "contribution") for index in range(len(broken))
     ]
@@ -313,7 +311,7 @@ def test_foreign_and_broken_records_are_set_aside_with_their_reason() -> None:
 
 @given(
     st.lists(st.tuples(st.integers(1, 2**16), st.integers(0, 255)), min_size=1, max_size=3),
-    st.sampled_from([contribution([("JFK", "UA", 0, 1, 1), ("LGA", "AA", 1, 2, 2)]), tell(1)]),
+    st.sampled_from([contribution([("UA", 0, 1, 1), ("AA", 1, 2, 2)]), tell(1)]),
 )
 def test_no_damaged_record_stops_the_reader(damage: list[tuple[int, int]], record: bytes) -> None:
     """Whatever bytes change behind the format, it is taken or set aside, and counted."""
@@ -321,7 +319,7 @@ def test_no_damaged_record_stops_the_reader(damage: list[tuple[int, int]], recor
     for place, value in damage:
         damaged[1 + place % (len(record) - 1)] = value
     topic = Topic()
-    topic.take(contribution([("EWR", "DL", 25, 4, 9)]), bytes(damaged))
+    topic.take(contribution([("DL", 25, 4, 9)]), bytes(damaged))
     mine = topic.journal.state.tables["day"].cells(pl.col("key_carrier") == "DL")
     assert mine["sum_delay"].to_list() == [4]
     counts = topic.journal.state.meta.ledger
@@ -333,6 +331,6 @@ def test_a_newer_format_stops_the_reader() -> None:
     """Dropping it would lose cells; nothing of the run is applied."""
     topic = Topic()
     with pytest.raises(JournalRefusedError, match="run the version that wrote it"):
-        topic.take(contribution([("JFK", "UA", 0, 1, 1)]), b"\x02whatever")
+        topic.take(contribution([("UA", 0, 1, 1)]), b"\x02whatever")
     assert topic.sums() == {}
     assert topic.journal.state.meta.to == 0

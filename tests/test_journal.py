@@ -288,11 +288,11 @@ def random_entry(rng: random.Random, state: PartitionState, epochs: list[int]) -
         return claim(rng.randint(1, 3), rng.choice(["a", "a", "b"]), base=rng.randint(0, 5))
     to = max(state.meta.to + rng.choice([0, 0, 0, 0, -1, 1]), 0)
     epoch = state.meta.epoch if rng.random() < 0.8 else rng.choice(epochs)
-    rows = {(rng.choice("JL"), "UA", rng.randint(0, 5) * HOUR_MS) for _ in range(3)}
+    rows = {(rng.choice(["UA", "AA"]), rng.randint(0, 5) * HOUR_MS) for _ in range(3)}
     if state.plan is DAY_PLAN:
         blocks = {"day": day_block((*row, 0, rng.randint(-9, 9), to) for row in rows)}
     else:
-        blocks = {"hour": hour_block((*row, rng.randint(-9, 9)) for row in rows)}
+        blocks = {"hour": hour_block(("JFK", *row, rng.randint(-9, 9)) for row in rows)}
     announced = {rng.randint(0, 1): (to * HOUR_MS // 9, to * HOUR_MS // 10)}
     entry = delta(state, to + rng.randint(1, 3), blocks, announced, {"n": 1}, start=to, epoch=epoch)
     return msgspec.structs.replace(entry, revision=rng.choice([state.meta.revision] * 4 + [1]))

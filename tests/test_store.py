@@ -59,7 +59,7 @@ def day_delta(journal: Journal, rng: random.Random) -> None:
     """Append contributions and an announcement; what is final settles when blocks are merged."""
     start = journal.state.meta.to
     hour = start * HOUR_MS
-    rows = {(rng.choice("JL"), rng.choice("UA"), hour, sender) for sender in (0, 1)}
+    rows = {(rng.choice("UA"), hour, sender) for sender in (0, 1)}
     blocks = {"day": day_block((*row, rng.randint(-9, 9), start) for row in rows)}
     evicted = {"day": [rng.randint(0, 1) * DAY_MS]} if rng.random() < 0.1 else {}
     announced = dict.fromkeys((0, 1), (hour, hour - 2 * HOUR_MS))

@@ -148,6 +148,7 @@ class Oracle:
     def _gather(self, layer: Layer, finer: str, partition: int, log: PartitionLog) -> Iterator[str]:
         """Fold a layer topic: of each contribution the largest version counts, nothing else."""
         ledger = self.ledgers[self._map.input_topic(layer), partition] = Counter()
+        finer_cells = self._by_coarser_key(layer, finer)
         cells: dict[Row, dict[Row, tuple[int, Value]]] = {}
         for record in log.records:
             assert record.value is not None
@@ -157,17 +158,26 @@ class Oracle:
                 continue
             for fine, version, value in _rows_of(finer, contribution.sender, contribution.block):
                 ledger[f"layer.{layer.name}.selected"] += 1
-                known = value_at(self.histories.get(fine, []), version)
+                so_far = [value_at(history, version) for history in finer_cells.get(fine, [])]
+                known = _sum(so_far) if any(so_far) else None
                 if known is None or not alike(known, value):
                     yield f"sent {value} of {fine} at {version}; its log came to {known}"
-                key = fine[1][: len(layer.key)]
                 window = fine[2] // layer.window.length_ms * layer.window.length_ms
-                row = (layer.name, key, window, partition)
+                row = (layer.name, fine[1], window, partition)
                 parts = cells.setdefault(row, {})
                 if parts.get(fine, (-1, ()))[0] < version:
                     parts[fine] = version, value
                     total = _sum([part for _, part in parts.values()])
                     self.histories.setdefault(row, []).append((record.offset + 1, total))
+
+    def _by_coarser_key(self, layer: Layer, finer: str) -> dict[Row, list[list[tuple[int, Value]]]]:
+        """Return the histories of finer cells by what they are sent as: the key is cut."""
+        found: dict[Row, list[list[tuple[int, Value]]]] = {}
+        for (name, key, window, sender), history in self.histories.items():
+            if name == finer:
+                sent_as = (name, key[: len(layer.key)], window, sender)
+                found.setdefault(sent_as, []).append(history)
+        return found
 
     def _check_sent(self) -> Iterator[str]:
         """Check every value that was ever sent to the archive: it is the fold of its prefix."""

@@ -57,8 +57,8 @@ def _evicting(least: Any) -> list[Patch]:
 def versions() -> list[Patch]:
     """Send contributions without version."""
 
-    def without(finer: Layer, coarser: Layer, cells: pl.DataFrame) -> list[tuple[int, bytes]]:
-        return split_cells(finer, coarser, cells.with_columns(version=pl.lit(0, pl.Int64)))
+    def without(coarser: Layer, cells: pl.DataFrame) -> list[tuple[int, bytes]]:
+        return split_cells(coarser, cells.with_columns(version=pl.lit(0, pl.Int64)))
 
     return [(agents.emit, "split_cells", without)]
 
