@@ -95,14 +95,17 @@ def split_cells(coarser: Layer, cells: pl.DataFrame) -> list[tuple[int, bytes]]:
 
     ``cells`` is of :func:`added_up`. A block is small enough for a record.
     """
-    rows = cells.select(
-        *coarser.key_columns,
-        pl.col("window_start").alias("fine_start"),
-        *(acc.column for acc in coarser.accumulators),
-        pl.col("version").alias("contributed"),
+    # From columns: a query costs more than the few rows that most windows come to.
+    rows = pl.DataFrame(
+        [
+            *(cells[name] for name in coarser.key_columns),
+            cells["window_start"].alias("fine_start"),
+            *(cells[acc.column] for acc in coarser.accumulators),
+            cells["version"].alias("contributed"),
+        ]
     )
-    target = key_hashes(rows, coarser.key_columns).cast(pl.Int64) % coarser.partitions
-    parts = rows.with_columns(target=target).partition_by("target", as_dict=True, include_key=False)
+    target = (key_hashes(rows, coarser.key_columns) % coarser.partitions).alias("target")
+    parts = rows.hstack([target]).partition_by("target", as_dict=True, include_key=False)
     found = []
     for (place, *_), part in parts.items():
         pieces = -(-int(part.estimated_size()) // BLOCK_BYTES_MAX)

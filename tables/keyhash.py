@@ -62,11 +62,7 @@ def key_hash(values: Iterable[Scalar]) -> int:
 
 def key_hashes(frame: pl.DataFrame, key_columns: Sequence[str]) -> pl.Series:
     """Return the hash of every row's key (Int64), computed once for each different key."""
-    if not key_columns:
-        return pl.Series("key_hash", [key_hash(())] * frame.height, dtype=pl.Int64)
-    keys = frame.select(key_columns)
-    different = keys.unique(maintain_order=True)
-    hashes = pl.Series("key_hash", [key_hash(row) for row in different.rows()], dtype=pl.Int64)
-    hashed = different.with_columns(hashes)
-    joined = keys.join(hashed, on=list(key_columns), how="left", maintain_order="left")
-    return joined["key_hash"]
+    rows = list(zip(*(frame[name].to_list() for name in key_columns), strict=True))
+    rows = rows if key_columns else [()] * frame.height
+    hashes = {row: key_hash(row) for row in set(rows)}
+    return pl.Series("key_hash", [hashes[row] for row in rows], dtype=pl.Int64)
