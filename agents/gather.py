@@ -7,12 +7,13 @@ each record (docs/formats/journal.md rule 12).
 from __future__ import annotations
 
 import dataclasses
+from typing import cast
 
 import msgspec
 import polars as pl
 
 from agents.batch import DETAIL_CHARS_MAX, SetAside
-from agents.fold import Content
+from agents.fold import FEW, Content
 from tables.chunk import Run
 from tables.contribution import Contribution, cause_against, decode_cells, decode_contribution
 from tables.journal import Announcement
@@ -156,13 +157,18 @@ class Gatherer:
 
         rows = pl.concat(frames)
         starts = self._layer.window.starts(rows["fine_start"])
-        rows = rows.with_columns(
-            source_partition=column([r.contribution.sender for r in records], pl.Int32),
-            window_start=starts,
-        )
+        senders = column([r.contribution.sender for r in records], pl.Int32)
+        rows = rows.hstack([senders.alias("source_partition"), starts.alias("window_start")])
         doing.count("events.decoded", rows.height)
         doing.count("events.classified", rows.height)
         doing.count(f"layer.{name}.selected", rows.height)
+        oldest = cast("int", rows["fine_start"].min())
+        if (
+            self._finer.window.end(oldest) > max(r.own_floor for r in records)
+            and self._layer.window.end(self._layer.window.start(oldest))
+            > max(r.floor for r in records)
+        ):  # fmt: skip
+            return rows
         live = self._layer.window.ends(starts) > column([r.floor for r in records], pl.Int64)
         own = column([r.own_floor for r in records], pl.Int64)
         single = live & (self._finer.window.ends(rows["fine_start"]) > own)
@@ -172,7 +178,11 @@ class Gatherer:
 
     def _newer(self, rows: pl.DataFrame, table: RollupTable, doing: _Gathering) -> pl.DataFrame:
         """Return the rows that replace a smaller version, the last of each contribution only."""
+        name = self._layer.name
         identity = table.contribution
+        if not table.may_know(rows) and _all_differ(rows, identity):
+            doing.count(f"layer.{name}.folded", rows.height)
+            return pl.DataFrame([rows[name] for name in table.delta_columns])
         newest = rows.unique(identity, keep="last", maintain_order=True)
         known = table.known(rows["window_start"])
         newer = rows
@@ -185,7 +195,14 @@ class Gatherer:
                 seen = rows.select(pl.max_horizontal("known", before)).to_series()
             newer = rows.filter((seen.is_null()) | (rows["contributed"] > seen))
             newest = newer.unique(identity, keep="last", maintain_order=True)
-        name = self._layer.name
         doing.count(f"layer.{name}.repeated", rows.height - newer.height)
         doing.count(f"layer.{name}.folded", newer.height)
         return newest.select(table.delta_columns)
+
+
+def _all_differ(rows: pl.DataFrame, columns: list[str]) -> bool:
+    if rows.height <= FEW:
+        return (
+            len(set(zip(*(rows[name].to_list() for name in columns), strict=True))) == rows.height
+        )
+    return not rows.select(columns).is_duplicated().any()

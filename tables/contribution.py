@@ -9,6 +9,7 @@ contributions of a record belong to the record's partition by the hash of their 
 
 from __future__ import annotations
 
+import functools
 from typing import cast
 
 import msgspec
@@ -145,6 +146,7 @@ def cause_against(rows: pl.DataFrame, coarser: Layer) -> str:
     return "its block holds windows that no event time can be in"
 
 
+@functools.lru_cache(256)
 def _block_schema(coarser: Layer) -> pl.Schema:
     cell = cell_schema(coarser)
     schema: dict[str, pl.DataType] = {name: cell[name] for name in coarser.key_columns}

@@ -22,6 +22,7 @@ from tables.journal import Announcement
 from tables.layer import Layer
 
 TAIL_BLOCKS_MAX = 8
+_HEARD = ("window_start", "fine_start", "source_partition")
 NEVER_MS = -(2**62)
 """Minus infinity among times: before any event."""
 
@@ -57,6 +58,10 @@ class Block:
     def height(self) -> int:
         """The number of rows."""
         return self._frame.height
+
+    def column(self, name: str) -> pl.Series:
+        """Return a column other than the version."""
+        return self._frame[name]
 
     @property
     def frame(self) -> pl.DataFrame:
@@ -123,6 +128,7 @@ class LayerTable:
     def add(self, data: bytes, version: int) -> None:
         """Add a delta's block; its rows get ``version``."""
         block = Block(decode_block(data, self._delta), version)
+        self._notice(block)
         self._put(block, version, data)
         for window in block.windows:
             self.versions[window] = version
@@ -188,6 +194,9 @@ class LayerTable:
         """Merge the newest blocks, and older ones up to twice their size, into one."""
         raise NotImplementedError
 
+    def _notice(self, block: Block) -> None:
+        """Take note of what a block brings, which no other has brought yet."""
+
     def _replace(self, sequences: Iterable[int], merged: pl.DataFrame) -> None:
         for sequence in sequences:
             self._drop(sequence)
@@ -203,6 +212,7 @@ class LayerTable:
         known = self._blocks.get(sequence)
         whole = frame if known is None else pl.concat([known.frame, frame])
         self._blocks[sequence] = Block(whole)
+        self._notice(self._blocks[sequence])
         # Oldest first, however the store lists them: what is merged, and the last bits of float
         # sums with it, follows from the order.
         self._blocks = dict(sorted(self._blocks.items()))
@@ -279,6 +289,8 @@ class RollupTable(LayerTable):
         self.contribution = [*layer.key_columns, "fine_start", "source_partition"]
         self._cell = [*layer.key_columns, "window_start"]
         self.announced: dict[int, Announcement] = {}
+        # By window, of which finer windows and senders there are contributions, or have been.
+        self._heard: dict[int, set[tuple[int, int]]] = {}
 
     def _cells_of(self, rows: pl.DataFrame) -> pl.DataFrame:
         rows = self._latest(rows)
@@ -308,6 +320,29 @@ class RollupTable(LayerTable):
             pl.lit(None, pl.Int32).alias("source_partition"),
         )
         self._replace(list(self._blocks), pl.concat([conform(added, self._stored), single]))
+
+    def evict(self, windows: Sequence[int]) -> None:
+        """Forget all cells of these windows."""
+        super().evict(windows)
+        for window in windows:
+            self._heard.pop(window, None)
+
+    def may_know(self, rows: pl.DataFrame) -> bool:
+        """Tell whether contributions like these may be there; False only where none is.
+
+        ``rows`` are a delta's. Most are the first of their finer window.
+        """
+        columns = (rows[name].to_list() for name in _HEARD)
+        return any(
+            (fine, sender) in self._heard.get(window, ())
+            for window, fine, sender in set(zip(*columns, strict=True))
+        )
+
+    def _notice(self, block: Block) -> None:
+        columns = (block.column(name).to_list() for name in _HEARD)
+        for window, fine, sender in set(zip(*columns, strict=True)):
+            if fine is not None:
+                self._heard.setdefault(window, set()).add((fine, sender))
 
     def known(self, windows: pl.Series) -> pl.DataFrame:
         """Return the largest version held of each single contribution in these coarser windows."""
