@@ -56,7 +56,7 @@ STAGES = {
     "app/kafka_log.py": "append to Kafka",
     "agents/emit.py": "emit",
     "tables/archive_embedded.py": "archive",
-    "tables/archive_rows.py": "archive",
+    "tables/archive_runs.py": "archive",
     "tables/archive_cassandra.py": "archive",
     "tables/archive_cql.py": "archive",
     "app/transport.py": "transport",

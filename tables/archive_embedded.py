@@ -1,9 +1,8 @@
 """The archive inside the worker: one RocksDB in a folder of its own, for one process at a time.
 
-Row keys sort by layer, bucket, key, window and source partition, so that one key's windows and all
-keys of a range are both runs of neighbours. Every write is synced before it is acknowledged.
-RocksDB is only called from threads; writes run one after the other, because each reads what it may
-replace.
+Rows lie in sorted runs of columns (``tables.archive_runs``), so that one key's windows and all keys
+of a range are both pieces of neighbours. Every write is synced before it is acknowledged. RocksDB
+is only called from threads; writes and merges run one after the other.
 """
 
 from __future__ import annotations
@@ -11,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -24,29 +24,36 @@ import polars as pl
 import rocksdict
 
 from tables.archive import CellRange
-from tables.archive_layout import (
-    check_key,
-    not_expired,
-    too_many_rows,
-    window_ms_max,
+from tables.archive_layout import check_key, not_expired, too_many_rows, window_ms_max
+from tables.archive_runs import (
+    PIECE_ROWS,
+    RUNS_MAX,
+    SETTLED_RUNS_MAX,
+    WRITE_TIME,
+    RunLayout,
+    grown,
+    worth_merging,
 )
-from tables.archive_rows import TAIL_BYTES, RowCodec, grown, ordered, write_time_us
 from tables.errors import ArchiveError
-from tables.keyhash import key_bytes
 from tables.layer import Layer, Map
 
 log = logging.getLogger(__name__)
 
-FORMAT = "1"
+FORMAT = "2"
 BLOCK_CACHE_BYTES = 16 << 20
 WRITE_BUFFER_BYTES = 16 << 20
 OPEN_FILES_MAX = 256
-BATCH_ROWS = 10_000
 READ_THREADS = 2
+BUCKETS_KNOWN = 64
+"""Of a layer, those written last: of another one all pieces are looked through first."""
+
+READ_ROWS = 1 << 16
+"""Rows read before they are filtered."""
 
 # No layer's rows start with a zero byte: names of layers are not empty.
 _META = b"\x00layer\x00"
-_WRITE_TIME = "write_time"
+_OPENED = b"\x00opened"
+_RUNS_PER_OPEN = 1 << 32
 _INT64_MIN, _INT64_MAX = -(1 << 63), (1 << 63) - 1
 
 T = TypeVar("T")
@@ -86,11 +93,11 @@ class EmbeddedArchive:
         Raises:
             ArchiveError: RocksDB did not take them, or the archive is closed.
         """
-        running, codec = self._opened("write", layer)
-        assert list(rows.schema.items()) == list(codec.schema.items()), "rows are an archive frame"
+        running, layout = self._opened("write", layer)
+        assert list(rows.schema.items()) == list(layout.schema.items()), "rows are an archive frame"
         assert len(write_times_us) == rows.height, "one write time a row"
         if rows.height:
-            write = _Write(codec, rows.with_columns(write_times_us.alias(_WRITE_TIME)))
+            write = _Write(layout, rows.hstack([write_times_us.alias(WRITE_TIME)]))
             running.waiting.append(write)
             await _run(running.writer, lambda: self._write_waiting(running, write))
 
@@ -102,9 +109,9 @@ class EmbeddedArchive:
             QueryError: more than ``cells.rows_max`` rows, or a field the key does not have.
         """
         check_key(layer, cells)
-        running, codec = self._opened("read", layer)
+        running, layout = self._opened("read", layer)
         now_ms = self._clock_ms()
-        return await _run(running.readers, lambda: _read(running.db, codec, cells, now_ms))
+        return await _run(running.readers, lambda: _read(running.db, layout, cells, now_ms))
 
     async def close(self) -> None:
         """Finish what runs, then release the folder."""
@@ -112,28 +119,32 @@ class EmbeddedArchive:
         if running is not None:
             await asyncio.to_thread(running.close)
 
-    def _opened(self, verb: str, layer: Layer) -> tuple[_Running, RowCodec]:
+    def _opened(self, verb: str, layer: Layer) -> tuple[_Running, RunLayout]:
         if self._running is None:
             raise ArchiveError(f"cannot {verb} layer {layer.name}: the archive is closed; open it")
-        return self._running, self._running.codecs[layer.name]
+        return self._running, self._running.layouts[layer.name]
 
     def _take_layers(self, running: _Running, themap: Map) -> None:
         db = running.db
         for layer in themap.layers:
             place = _META + layer.name.encode()
-            described = {"format": FORMAT} | RowCodec(layer).describe()
+            described = {"format": FORMAT} | RunLayout(layer).describe()
             with _rocks("open archive"):
                 stored = db.get(place)
             if stored is not None:
                 what = f"layer {layer.name} in {self._folder}"
                 described = grown(what, orjson.loads(stored), described)
-            codec = RowCodec(layer, described)
-            # Before any row: values can only be read by the description they were written under.
+            layout = RunLayout(layer, described)
+            # Before any row: blocks can only be merged by the description they are written under.
             if stored is None or described != orjson.loads(stored):
                 with _rocks("open archive"):
                     db.put(place, orjson.dumps(described), _synced())
-            running.codecs[layer.name] = codec
-            self._drop_expired(running, codec)
+            running.layouts[layer.name] = layout
+            self._drop_expired(running, layout)
+        with _rocks("open archive"):
+            opened = int.from_bytes(db.get(_OPENED) or b"") + 1
+            db.put(_OPENED, opened.to_bytes(4), _synced())
+        running.next_run = opened * _RUNS_PER_OPEN
 
     def _write_waiting(self, running: _Running, write: _Write) -> None:
         """Write all that waits with one sync, ``write`` among it unless an earlier call has."""
@@ -157,34 +168,58 @@ class EmbeddedArchive:
         running.failed = True
         by_layer: dict[str, list[_Write]] = {}
         for write in writes:
-            by_layer.setdefault(write.codec.layer.name, []).append(write)
-        row_keys: list[bytes] = []
-        values: list[bytes] = []
+            by_layer.setdefault(write.layout.layer.name, []).append(write)
+        added: list[tuple[RunLayout, int, int, int]] = []
+        batch = rocksdict.WriteBatch(raw_mode=True)
         for some in by_layer.values():
-            codec = some[0].codec
-            self._drop_expired(running, codec)
+            layout = some[0].layout
+            self._drop_expired(running, layout)
             rows = pl.concat([write.rows for write in some])
-            # In order of write time, so that of two writes of one row the larger stays.
-            rows = rows.sort(_WRITE_TIME).filter(not_expired(codec.layer, self._clock_ms()))
-            more_keys, more_values = codec.encode(rows.drop(_WRITE_TIME), rows[_WRITE_TIME])
-            row_keys += more_keys
-            values += more_values
-        for first in range(0, len(row_keys), BATCH_ROWS):
-            last = first + BATCH_ROWS
-            with _rocks("write rows"):
-                _write_batch(running.db, row_keys[first:last], values[first:last])
+            if layout.layer.archive_ttl_ms:
+                rows = rows.filter(not_expired(layout.layer, self._clock_ms()))
+            for bucket, part in layout.by_bucket(rows):
+                run, ordered = running.new_run(), layout.in_order(part)
+                for place, block in layout.pieces(bucket, run, ordered):
+                    batch.put(place, block)
+                added.append((layout, bucket, run, ordered.height))
+        with _rocks("write rows"):
+            runs = [running.runs_of(layout, bucket) for layout, bucket, _, _ in added]
+            if not batch.is_empty():
+                running.db.write(batch, _synced())
+            for known, (_, _, run, rows_of_it) in zip(runs, added, strict=True):
+                known[run] = rows_of_it
+            for some in by_layer.values():
+                self._merge(running, some[0].layout)
         running.failed = False
 
-    def _drop_expired(self, running: _Running, codec: RowCodec) -> None:
+    def _merge(self, running: _Running, layout: RunLayout) -> None:
+        """Merge runs where a bucket has many; forget buckets that were written long ago."""
+        buckets = running.runs[layout.layer.name]
+        newest = max(buckets, default=0)
+        for bucket, runs in list(buckets.items()):
+            runs_max = RUNS_MAX if bucket == newest else SETTLED_RUNS_MAX
+            while chosen := worth_merging(runs, runs_max):
+                run, batch = running.new_run(), rocksdict.WriteBatch(raw_mode=True)
+                rows = layout.merge(running.db, batch, bucket, chosen, run)
+                running.db.write(batch, _synced())
+                for old in chosen:
+                    del runs[old]
+                runs[run] = rows
+        for bucket in list(itertools.islice(buckets, max(0, len(buckets) - BUCKETS_KNOWN))):
+            del buckets[bucket]
+
+    def _drop_expired(self, running: _Running, layout: RunLayout) -> None:
         """Delete the buckets in which every row's window end + TTL has passed."""
-        layer = codec.layer
+        layer = layout.layer
         if layer.archive_ttl_ms == 0:
             return
         last_end_ms = self._clock_ms() - layer.archive_ttl_ms
-        below = (last_end_ms - window_ms_max(layer)) // codec.bucket_ms
+        below = (last_end_ms - window_ms_max(layer)) // layout.bucket_ms
         if below > running.dropped_below.get(layer.name, _INT64_MIN):
             with _rocks(f"drop expired rows of layer {layer.name}"):
-                running.db.delete_range(codec.prefix, codec.head(below), _synced())
+                running.db.delete_range(layout.prefix, layout.head(below), _synced())
+            for bucket in [b for b in running.runs[layer.name] if b < below]:
+                del running.runs[layer.name][bucket]
             running.dropped_below[layer.name] = below
 
 
@@ -192,7 +227,7 @@ class EmbeddedArchive:
 class _Write:
     """Rows of one layer that wait to be written, and what came of it."""
 
-    codec: RowCodec
+    layout: RunLayout
     rows: pl.DataFrame
     done: bool = False
     error: ArchiveError | None = None
@@ -202,7 +237,8 @@ class _Running:
     """What an open archive holds: the database, its threads, and what is known of its layers.
 
     ``waiting`` is what the next write takes: syncing the disk costs more than writing, so all that
-    comes meanwhile is written at once.
+    comes meanwhile is written at once. ``runs`` has, by layer and bucket, the rows of each run, for
+    buckets that are being written.
     """
 
     def __init__(self, db: rocksdict.Rdict) -> None:
@@ -210,9 +246,23 @@ class _Running:
         self.writer = ThreadPoolExecutor(1, "archive-write")
         self.readers = ThreadPoolExecutor(READ_THREADS, "archive-read")
         self.waiting: deque[_Write] = deque()
-        self.codecs: dict[str, RowCodec] = {}
+        self.layouts: dict[str, RunLayout] = {}
+        self.runs: defaultdict[str, dict[int, dict[int, int]]] = defaultdict(dict)
+        self.next_run = 0
         self.dropped_below: dict[str, int] = {}
         self.failed = False
+
+    def new_run(self) -> int:
+        """Return a number greater than that of all runs so far."""
+        self.next_run += 1
+        return self.next_run
+
+    def runs_of(self, layout: RunLayout, bucket: int) -> dict[int, int]:
+        """Return the runs of a bucket with their rows, to be kept up to date."""
+        known = self.runs[layout.layer.name]
+        runs = known.pop(bucket, None)
+        known[bucket] = layout.runs_of(self.db, bucket) if runs is None else runs
+        return known[bucket]
 
     def close(self) -> None:
         self.readers.shutdown()
@@ -226,12 +276,11 @@ def _open(folder: Path) -> rocksdict.Rdict:
     options.create_if_missing(create_if_missing=True)
     options.set_write_buffer_size(WRITE_BUFFER_BYTES)
     options.set_max_open_files(OPEN_FILES_MAX)
-    options.set_compression_type(rocksdict.DBCompressionType.lz4())
+    # Blocks are compressed already.
+    options.set_compression_type(rocksdict.DBCompressionType.none())
     options.set_keep_log_file_num(2)
     tables = rocksdict.BlockBasedOptions()
     tables.set_block_cache(rocksdict.Cache(BLOCK_CACHE_BYTES))
-    # Most rows written are new: the filter answers "not there" without reading a block.
-    tables.set_bloom_filter(10, block_based=False)
     tables.set_cache_index_and_filter_blocks(True)
     options.set_block_based_table_factory(tables)
     try:
@@ -259,96 +308,33 @@ def _reopen(db: rocksdict.Rdict, folder: Path) -> rocksdict.Rdict:
     return _open(folder)
 
 
-def _write_batch(db: rocksdict.Rdict, row_keys: list[bytes], values: list[bytes]) -> None:
-    batch = rocksdict.WriteBatch(raw_mode=True)
-    for row_key, value, stored in zip(row_keys, values, db.get(row_keys), strict=True):
-        if stored is None or write_time_us(stored) < write_time_us(value):
-            batch.put(row_key, value)
-    if not batch.is_empty():
-        db.write(batch, _synced())
-
-
-def _read(db: rocksdict.Rdict, codec: RowCodec, cells: CellRange, now_ms: int) -> pl.DataFrame:
-    layer = codec.layer
+def _read(db: rocksdict.Rdict, layout: RunLayout, cells: CellRange, now_ms: int) -> pl.DataFrame:
+    layer = layout.layer
     from_ms = max(cells.from_ms, _INT64_MIN)
     if layer.archive_ttl_ms:
         from_ms = max(from_ms, now_ms - layer.archive_ttl_ms - window_ms_max(layer))
     to_ms = min(cells.to_ms, _INT64_MAX)
-    row_keys: list[bytes] = []
-    values: list[bytes] = []
+    within = dataclasses.replace(cells, from_ms=from_ms, to_ms=to_ms)
+    found = layout.rows_of(())
     if from_ms < to_ms:
         # Closed here, whatever happens: an error's traceback would keep the iterator alive.
-        scan = contextlib.closing(_scan(db, codec, cells, from_ms, to_ms))
-        with _rocks(f"read layer {layer.name}"), scan as rows:
-            for row_key, value in rows:
-                row_keys.append(row_key)
-                values.append(value)
-                if len(values) > cells.rows_max:
+        scan = contextlib.closing(layout.scan(db, within, from_ms, to_ms))
+        with _rocks(f"read layer {layer.name}"), scan as pieces:
+            places: set[tuple[int, int]] = set()
+            several = False
+            while some := list(itertools.islice(pieces, READ_ROWS // PIECE_ROWS)):
+                places |= {(bucket, run) for bucket, run, _ in some}
+                more = layout.rows_of(block for _, _, block in some)
+                found = pl.concat([found, more.filter(*layout.matching(within))])
+                # Rows of one run differ; those of several may replace each other.
+                several = len(places) > len({bucket for bucket, _ in places})
+                if several and found.height > cells.rows_max:
+                    found = layout.in_order(found)
+                if found.height > cells.rows_max:
                     raise too_many_rows(layer, cells)
-    return codec.decode(row_keys, values).filter(not_expired(layer, now_ms))
-
-
-def _scan(
-    db: rocksdict.Rdict, codec: RowCodec, cells: CellRange, from_ms: int, to_ms: int
-) -> Generator[tuple[bytes, bytes], None, None]:
-    """Walk the rows of the range, and leap over what lies between.
-
-    The key fields named from the first one on lead the row keys of a bucket, so rows before and
-    after them are leapt over; fields named after a gap are compared.
-    """
-    names = [field.name for field in codec.layer.key]
-    named = next((i for i, name in enumerate(names) if name not in cells.key), len(names))
-    lead = key_bytes(cells.key[name] for name in names[:named])
-    whole = named == len(names)
-    low, high = ordered(from_ms), ordered(to_ms)
-    start = low if whole else b""
-    matches = _matcher(codec, cells)
-
-    options = rocksdict.ReadOptions()
-    options.set_iterate_upper_bound(codec.head((to_ms - 1) // codec.bucket_ms + 1))
-    rows = db.iter(options)
-    try:
-        head = codec.head(from_ms // codec.bucket_ms) + lead
-        rows.seek(head + start)
-        while rows.valid():
-            row_key: bytes = rows.key()
-            if not row_key.startswith(head):
-                bucket = codec.bucket_of(row_key)
-                head = codec.head(bucket) + lead
-                if not row_key.startswith(head):
-                    if row_key > head:
-                        head = codec.head(bucket + 1) + lead
-                    rows.seek(head + start)
-                    continue
-            window = row_key[-TAIL_BYTES:-4]
-            if low <= window < high:
-                if whole or matches(codec.key_part(row_key)):
-                    yield row_key, rows.value()
-            elif whole and window >= high:
-                break
-            rows.next()
-        rows.status()
-    finally:
-        # A live iterator would keep the folder locked after the database is closed.
-        del rows
-
-
-def _matcher(codec: RowCodec, cells: CellRange) -> Callable[[bytes], bool]:
-    wanted = [
-        (i, cells.key[field.name])
-        for i, field in enumerate(codec.layer.key)
-        if field.name in cells.key
-    ]
-    known: dict[bytes, bool] = {}
-
-    def matches(part: bytes) -> bool:
-        answer = known.get(part)
-        if answer is None:
-            key = codec.key_values(part)
-            answer = known[part] = all(key[i] == value for i, value in wanted)
-        return answer
-
-    return matches
+            if several:
+                found = layout.in_order(found)
+    return found.select(list(layout.schema)).filter(not_expired(layer, now_ms))
 
 
 async def _run(pool: ThreadPoolExecutor, step: Callable[[], T]) -> T:

@@ -33,14 +33,13 @@ def decode_block(data: bytes, schema: Mapping[str, pl.DataType]) -> pl.DataFrame
     as if no event had carried the field: zero for counts and sums, null for minimum and maximum,
     and for all that tells cells apart. A column that the schema does not know is dropped.
     """
-    frame = pl.read_ipc_stream(io.BytesIO(data))
-    if list(frame.columns) == list(schema):
-        return frame
-    return conform(frame, schema)
+    return conform(pl.read_ipc_stream(io.BytesIO(data)), schema)
 
 
 def conform(frame: pl.DataFrame, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
     """Return ``frame`` with the columns of ``schema``, filled as in :func:`decode_block`."""
+    if frame.columns == list(schema):
+        return frame
     filled = [
         pl.lit(None if name.startswith(_FILLED_WITH_NULL) else 0, dtype=kind).alias(name)
         for name, kind in schema.items()
