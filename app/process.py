@@ -55,6 +55,7 @@ class Process(faust.Worker):  # type: ignore[misc]  # faust comes without types
         """Everything that lives as long as the process has been made."""
         await super().on_startup_finished()
         memory.collect_seldom()
+        memory.give_back_at_times()
 
     def execute_from_commandline(self) -> NoReturn:
         """Run to the end and exit: 0 where the worker was asked to stop, else 1 with its reason."""

@@ -22,7 +22,17 @@ from rich.console import Console
 from rich.table import Table
 
 from app.embedded_broker import EmbeddedBroker
-from benchmarks import archive, ids, latency, peers, profile, recovery, throughput
+from benchmarks import (
+    archive,
+    ids,
+    latency,
+    memory,
+    peers,
+    profile,
+    recovery,
+    soak,
+    throughput,
+)
 from benchmarks.cases import CASES, Case
 from benchmarks.runs import Row, summary
 
@@ -190,6 +200,46 @@ def recovery_command(
                 rows.append(recovery.run(case, load, Path(folder, f"{case}-{number}")))
                 _say(f"{case}: {count:,} cells in {rows[-1].seconds:.2f} s")
     _print(rows, recovery.summary(rows), as_json=as_json)
+
+
+@group.command(name="memory")
+@click.option(
+    "--cells", "sizes", multiple=True, type=click.IntRange(min=1_000), help="Of a worker."
+)
+@click.option("--smoke", is_flag=True, help="Few cells, embedded broker.")
+@click.option("--brokers", help="Brokers to use instead of one that is started here.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list of rows.")
+def memory_command(
+    *, sizes: tuple[int, ...], smoke: bool, brokers: str | None, as_json: bool
+) -> None:
+    """What an open cell costs a worker, by how its resident size grows."""
+    counts = sizes or (memory.SMOKE_CELLS if smoke else memory.CELLS)
+    if len(counts) < 2:  # noqa: PLR2004 - a slope
+        raise click.ClickException("cannot tell how it grows: give --cells at least twice")
+    seconds = memory.SMOKE_SETTLED_SECONDS if smoke else memory.SETTLED_SECONDS
+    with tempfile.TemporaryDirectory() as folder, _broker(brokers, Path(folder), smoke) as found:
+        rows = memory.run(found, counts, Path(folder, "memory"), seconds)
+    _print(rows, memory.summary(rows), as_json=as_json)
+
+
+@group.command(name="soak")
+@click.option("--minutes", type=click.FloatRange(min=0.1), default=30, show_default=True)
+@click.option("--rate", type=click.IntRange(min=100), default=20_000, show_default=True)
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="An SVG to write.")
+@click.option("--smoke", is_flag=True, help="Seconds, embedded broker.")
+@click.option("--brokers", help="Brokers to use instead of one that is started here.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list of rows.")
+def soak_command(
+    *, minutes: float, rate: int, plot: Path | None, smoke: bool, brokers: str | None, as_json: bool
+) -> None:
+    """Memory of a worker at a fixed rate for long."""
+    seconds = 12.0 if smoke else minutes * 60
+    every = soak.SMOKE_SAMPLE_SECONDS if smoke else soak.SAMPLE_SECONDS
+    with tempfile.TemporaryDirectory() as folder, _broker(brokers, Path(folder), smoke) as found:
+        rows = soak.run(found, 500 if smoke else rate, seconds, Path(folder, "soak"), every)
+    if plot is not None:
+        plot.write_text(soak.svg(rows))
+    _print(rows, soak.summary(rows), as_json=as_json)
 
 
 @group.command(name="ids")

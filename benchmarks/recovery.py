@@ -90,7 +90,7 @@ def loaded(brokers: str, cells: int, folder: Path) -> Load:
     folder.mkdir(parents=True, exist_ok=True)
     map_file = folder / "map.toml"
     map_file.write_text(text)
-    asyncio.run(_fill(brokers, themap, cells))
+    asyncio.run(fill(brokers, themap, cells, EVENTS_PER_CELL))
 
     def done(client: QueryClient) -> bool:
         return bool(client.ledger()["layers"][LAYER]["folded"] == cells * EVENTS_PER_CELL)
@@ -145,12 +145,13 @@ async def _run(case: str, load: Load, folder: Path) -> Row:
     return Row(case, load.cells, seconds, used, load.cells / seconds, end - first, int(size))
 
 
-async def _fill(brokers: str, themap: Map, cells: int) -> None:
+async def fill(brokers: str, themap: Map, cells: int, events_per_cell: int) -> None:
+    """Make the map's topics, and write so many events of each of ``cells`` keys."""
     await apply_topics(brokers, themap)
     (source,) = themap.sources
     entities = pl.DataFrame({"entity": [f"user-{number}" for number in range(cells)]})
     async with Feed(brokers, source.topic) as feed:
-        for number in range(EVENTS_PER_CELL):
+        for number in range(events_per_cell):
             events = entities.select(
                 pl.lit("order.paid").alias("type"),
                 pl.lit(START_MS + number).alias("at"),

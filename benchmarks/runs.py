@@ -96,11 +96,18 @@ class WorkerRun:
         fields = stat.rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICKS
 
+    def memory_bytes(self) -> int:
+        """Return the resident size."""
+        return self._status_bytes("VmRSS")
+
     def peak_memory_bytes(self) -> int:
         """Return the largest resident size so far."""
+        return self._status_bytes("VmHWM")
+
+    def _status_bytes(self, name: str) -> int:
         assert self._process is not None
         status = Path(f"/proc/{self._process.pid}/status").read_text()
-        (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
+        (line,) = (line for line in status.splitlines() if line.startswith(name))
         return int(line.split()[1]) * 1024
 
     def is_ready(self) -> bool:

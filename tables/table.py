@@ -11,6 +11,7 @@ latest contributions of every finer window, which replace each other until they 
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import cast
 
@@ -97,7 +98,7 @@ class LayerTable:
         self._delta = {name: kind for name, kind in stored.items() if name != "version"}
         self._blocks: dict[int, Block] = {}
         self._sequence = 0
-        self._merged: tuple[dict[int, int], pl.DataFrame] | None = None
+        self._merged: tuple[dict[int, int], weakref.ref[pl.DataFrame]] | None = None
         # By block, the bytes of a row and the rows of each window, from when they were asked for.
         self._sizes: dict[int, tuple[float, dict[int, int]]] = {}
 
@@ -163,8 +164,6 @@ class LayerTable:
         gone = frozenset(w for w in windows if self.versions.pop(w, None) is not None)
         if not gone:
             return
-        if self._merged is not None and not gone.isdisjoint(self._merged[0]):
-            self._merged = None
         for sequence, block in list(self._blocks.items()):
             if not block.windows.isdisjoint(gone):
                 rest = block.without(gone)
@@ -179,12 +178,16 @@ class LayerTable:
     def cells_of(self, windows: Collection[int]) -> pl.DataFrame:
         """Return the cell frame of the cells of these windows.
 
-        The last answer is kept until its windows are evicted: every sink asks for the same ones.
+        Every sink asks for the same ones, so an answer that is still in use is given again.
         """
         wanted = {window: self.versions.get(window, -1) for window in windows}
-        if self._merged is None or self._merged[0] != wanted:
-            self._merged = wanted, self._cells_of(self._of_windows(windows))
-        return self._merged[1]
+        if self._merged is not None and self._merged[0] == wanted:
+            known = self._merged[1]()
+            if known is not None:
+                return known
+        cells = self._cells_of(self._of_windows(windows))
+        self._merged = wanted, weakref.ref(cells)
+        return cells
 
     def _cells_of(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Return the cell frame of rows that have all rows of their cells."""

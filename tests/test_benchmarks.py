@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -120,3 +121,28 @@ def test_the_smoke_size_of_recovery_gives_rows() -> None:
     rows = orjson.loads(done.stdout)
     assert [(row["case"], row["cells"]) for row in rows] == [("journal", 20_000), ("store", 20_000)]
     assert all(row["cells_per_second"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_the_smoke_size_of_memory_gives_a_slope() -> None:
+    """A worker for each size; so few cells cost less than a start varies, so the slope is free."""
+    command = [sys.executable, "-m", "benchmarks", "memory", "--smoke", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = orjson.loads(done.stdout)
+    assert [row["cells"] for row in rows] == [5_000, 20_000]
+    assert all(row["peak_bytes"] >= row["resident_bytes"] > 2**20 for row in rows)
+
+
+@pytest.mark.slow
+def test_the_smoke_size_of_soak_gives_samples_and_a_plot(tmp_path: Path) -> None:
+    """Every event sent was in the ledger at the end."""
+    plot = tmp_path / "soak.svg"
+    command = [sys.executable, "-m", "benchmarks", "soak", "--smoke", "--json", "--plot", str(plot)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = orjson.loads(done.stdout)
+    assert len(rows) > 10
+    assert max(row["open_rows"] for row in rows) > 0
+    lines = re.findall(r'<polyline [^>]* points="([^"]*)"/>', plot.read_text())
+    assert [len(line.split()) for line in lines] == [len(rows)] * 2

@@ -38,6 +38,27 @@ print(gc.get_freeze_count(), gc.get_stats()[0]["collections"] - before)
 """
 
 
+GIVES_BACK = """
+import time
+from pathlib import Path
+from app.memory import give_back_at_times, keep_freed
+
+def resident():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+
+assert keep_freed()
+chunk = [bytearray(2 << 20) for _ in range(64)]
+del chunk
+kept = resident()
+give_back_at_times(0.05)
+deadline = time.monotonic() + 20
+while resident() > kept - 100_000 and time.monotonic() < deadline:
+    time.sleep(0.02)
+print(kept, resident())
+"""
+
+
 def run(code: str) -> list[int]:
     """Return the numbers that a fresh interpreter prints."""
     done = subprocess.run(
@@ -59,3 +80,10 @@ def test_what_lives_at_the_start_is_never_collected_again() -> None:
     frozen, collections = run(SELDOM)
     assert frozen > 1_000
     assert collections == 0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the C library is another one")
+def test_what_a_burst_took_is_given_back_after_a_while() -> None:
+    """128 MiB of freed buffers are the system's again."""
+    kept, left = run(GIVES_BACK)
+    assert left < kept - 100_000
