@@ -23,6 +23,9 @@ PLACE = 2**32
 ID_COLUMN = ".id"
 """No declared field can have this name."""
 
+FEW = 2_000
+"""So many values are looked through faster than a query over them begins."""
+
 DETAIL_CHARS_MAX = 200
 """Of what a letter tells people."""
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -183,19 +184,19 @@ class Decoder:
 
     def _decode_lines(self, doing: _Doing, indexes: range, form: str) -> None:
         """Decode records of which most hold lines of events."""
-        places: list[int] = []
+        places: list[range] = []
         for index in indexes:
             value = cast("bytes", doing.run.values[index])
             count = self._json.decode_lines(value, doing.sink.events)
             if count:
                 tally(doing.counts, "records.with_events")
                 tally(doing.counts, "events.decoded", count)
-                places += range(index * PLACE, index * PLACE + count)
+                places.append(range(index * PLACE, index * PLACE + count))
             else:
-                doing.sink.place(pl.Series(places, dtype=pl.UInt64))
+                doing.sink.place(_joined(places))
                 places = []
                 self._decode_record(doing, index, form)
-        doing.sink.place(pl.Series(places, dtype=pl.UInt64))
+        doing.sink.place(_joined(places))
 
     def _decode_record(self, doing: _Doing, index: int, form: str) -> None:
         """Decode one record line by line; without a content type it may be of any form."""
@@ -315,6 +316,16 @@ class Decoder:
             frame = pl.concat([*pieces, json[done:]])
         partitions = [repeated(partition, rows, pl.Int32) for partition, rows in parts]
         return frame.insert_column(0, pl.concat(partitions).alias("partition"))
+
+
+def _joined(places: list[range]) -> pl.Series:
+    """Return all places, one after the other."""
+    # A range costs 4 us to begin with, a number on its own 30 ns.
+    if sum(map(len, places)) < 100 * len(places) or not places:
+        return pl.Series(list(itertools.chain(*places)), dtype=pl.UInt64)
+    return pl.concat(
+        pl.int_range(some.start, some.stop, dtype=pl.UInt64, eager=True) for some in places
+    )
 
 
 def _form(value: bytes | None, headers: Headers) -> str:

@@ -14,7 +14,7 @@ from typing import Any, cast
 import polars as pl
 
 from agents.aggregate import Aggregation
-from agents.batch import DETAIL_CHARS_MAX, ID_COLUMN, EventBatch, Rows, tally
+from agents.batch import DETAIL_CHARS_MAX, FEW, ID_COLUMN, EventBatch, Rows, tally
 from agents.classify import Classifier
 from agents.dedupe import Deduper
 from tables.ids import IDS, IdTable
@@ -33,9 +33,6 @@ _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
 }
 KEY_BYTES_MAX = 1_024
 """Of a key text. Cassandra takes 64 KiB in a row's key; sorting and caching want far less."""
-
-FEW = 2_000
-"""So many values are looked through faster than a query over them begins."""
 
 _ROW = ".row"
 

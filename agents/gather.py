@@ -12,8 +12,8 @@ from typing import cast
 import msgspec
 import polars as pl
 
-from agents.batch import DETAIL_CHARS_MAX, SetAside
-from agents.fold import FEW, Content
+from agents.batch import DETAIL_CHARS_MAX, FEW, SetAside
+from agents.fold import Content
 from tables.chunk import Run
 from tables.contribution import Contribution, cause_against, decode_cells, decode_contribution
 from tables.journal import Announcement
