@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import polars as pl
 
@@ -143,7 +143,7 @@ class Owner:
                 f"cannot append delta of {self.plan.topic}[{self.partition}]: one record holds too "
                 f"little; got {len(value)} bytes; want at most {DELTA_BYTES_MAX}"
             )
-        await self._append(delta, value)
+        await self._append(delta, value, content.blocks)
         self._io.save(self.state.take_writes(), self.state.meta)
         for name, windows in delta.evicted.items():
             for (layer, _), acked in self._acks.items():
@@ -344,10 +344,12 @@ class Owner:
             has_events=self.has_events or _has_events(content.ledger),
         )
 
-    async def _append(self, entry: Entry, value: bytes) -> int:
+    async def _append(
+        self, entry: Entry, value: bytes, frames: Mapping[str, pl.DataFrame] | None = None
+    ) -> int:
         """Append an entry and read back up to it; return its offset.
 
-        An acknowledged append may still not stand (rule 5).
+        An acknowledged append may still not stand (rule 5). ``frames`` are what its blocks hold.
         """
         offset = await self._io.append(value)
         meta = self.state.meta
@@ -366,7 +368,7 @@ class Owner:
                 raise fenced from None
             for other in others:
                 self.state.apply(meta.journal_offset, decode_entry(other), identity_of(other))
-        stands = self.state.apply(offset, entry, identity_of(value))
+        stands = self.state.apply(offset, entry, identity_of(value), frames)
         if not stands or meta.epoch != self._epoch:
             raise fenced
         return offset

@@ -70,10 +70,10 @@ class IdTable(LayerTable):
         self._filter: _Filter | None = None
         self._orders: dict[int, pl.DataFrame] = {}
 
-    def add(self, data: bytes, version: int) -> None:
+    def add(self, data: bytes, version: int, frame: pl.DataFrame | None = None) -> None:
         """Remember a delta's ids, which come after all others; their version says nothing."""
         del version
-        frame = decode_block(data, self._stored)
+        frame = decode_block(data, self._stored) if frame is None else frame
         self._put(Block(frame), -1, data)
         if self._filter is not None and not self._filter.add(frame):
             self._filter = None

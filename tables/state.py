@@ -7,7 +7,10 @@ atomic batch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
+import polars as pl
 
 from tables import ledger
 from tables.ids import IDS, IdTable
@@ -66,10 +69,17 @@ class PartitionState:
             self.tables[IDS] = self.ids
         self._share_announcements()
 
-    def apply(self, offset: int, entry: Entry, identity: Identity) -> bool:
+    def apply(
+        self,
+        offset: int,
+        entry: Entry,
+        identity: Identity,
+        frames: Mapping[str, pl.DataFrame] | None = None,
+    ) -> bool:
         """Take the journal entry at ``offset``; tell whether it stands.
 
-        ``offset`` must be the next one: a journal is read without gaps.
+        ``offset`` must be the next one: a journal is read without gaps. ``frames`` are what a
+        delta's blocks hold, by name, where they need not be decoded because they were just encoded.
         """
         meta = self.meta
         assert offset == meta.journal_offset, f"journal gap: {offset} after {meta.journal_offset}"
@@ -78,7 +88,7 @@ class PartitionState:
             case Claim():
                 return self._apply_claim(offset, entry)
             case Delta():
-                return self._apply_delta(entry, identity)
+                return self._apply_delta(entry, identity, frames or {})
             case Snapshot():
                 self._note_snapshot(offset, entry)
             case SnapshotPart():
@@ -137,7 +147,9 @@ class PartitionState:
         meta.partitions = claim.partitions
         return True
 
-    def _apply_delta(self, delta: Delta, identity: Identity) -> bool:
+    def _apply_delta(
+        self, delta: Delta, identity: Identity, frames: Mapping[str, pl.DataFrame]
+    ) -> bool:
         meta = self.meta
         stands = (delta.start, delta.epoch, delta.revision) == (meta.to, meta.epoch, meta.revision)
         if not stands:
@@ -148,7 +160,7 @@ class PartitionState:
                 self.tables[name].evict(windows)
         for name, data in delta.blocks.items():
             if name in self.tables:
-                self.tables[name].add(data, delta.stop)
+                self.tables[name].add(data, delta.stop, frames.get(name))
         if delta.stop > delta.start:
             meta.to = delta.stop
             meta.tail = delta.tail

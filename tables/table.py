@@ -126,9 +126,10 @@ class LayerTable:
             total += row_bytes * sum(rows for window, rows in counts.items() if window in windows)
         return int(total)
 
-    def add(self, data: bytes, version: int) -> None:
-        """Add a delta's block; its rows get ``version``."""
-        block = Block(decode_block(data, self._delta), version)
+    def add(self, data: bytes, version: int, frame: pl.DataFrame | None = None) -> None:
+        """Add a delta's block; its rows get ``version``. Who made it may give what it holds."""
+        rows = decode_block(data, self._delta) if frame is None else conform(frame, self._delta)
+        block = Block(rows, version)
         self._notice(block)
         self._put(block, version, data)
         for window in block.windows:
