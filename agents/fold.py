@@ -330,7 +330,7 @@ def _has_long(column: pl.Series) -> bool:
         return False
     if len(column) <= FEW:
         # No character takes more than four bytes.
-        most = max((len(text) for text in column.to_list() if text), default=0)
+        most = max(map(len, filter(None, column.to_list())), default=0)
         if most * 4 <= KEY_BYTES_MAX:
             return False
     return cast("int", column.str.len_bytes().max() or 0) > KEY_BYTES_MAX
