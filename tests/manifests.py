@@ -18,6 +18,11 @@ def is_applied(manifest: dict[str, Any], ledgers: Sequence[dict[str, Any]]) -> b
     )
 
 
+def positions(manifest: dict[str, Any], ledgers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return how far the load's partitions are, those that some worker has."""
+    return {number: row["position"] for number, row in _records(manifest["topic"], ledgers).items()}
+
+
 def differences(manifest: dict[str, Any], ledgers: Sequence[dict[str, Any]]) -> list[str]:
     """Return where the ledgers of all workers together are not what the manifest says."""
     found = [problem for ledger in ledgers for problem in ledger["problems"]]

@@ -11,14 +11,14 @@ import dataclasses
 import time
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import manifests
 from chaos.arena import Arena
 from chaos.faults import Fault
-from support import until
 
 ROUND_SECONDS = 120.0
-SETTLE_SECONDS_MAX = 240
+STANDSTILL_SECONDS_MAX = 120
 RETRY_SECONDS = 1.0
 
 REASONS = (
@@ -68,15 +68,7 @@ async def run(
         manifest = await arena.load_ended()
         await arena.heal()
 
-        async def applied() -> bool:
-            return manifests.is_applied(manifest, await arena.ledgers())
-
-        try:
-            await until(applied, SETTLE_SECONDS_MAX)
-        except TimeoutError as error:
-            error.add_note(await arena.readiness())
-            error.add_note("\n".join(f"{n} times {why}" for why, n in arena.reasons.items()))
-            raise
+        await _settle(arena, manifest)
         report = await arena.verify()
         differing = manifests.differences(manifest, await arena.ledgers())
     return Verdict(
@@ -88,6 +80,24 @@ async def run(
         rows=report.rows,
         differing=[*report.differing, *differing, *_unforeseen(arena.reasons)],
     )
+
+
+async def _settle(arena: Arena, manifest: dict[str, Any]) -> None:
+    """Wait until the whole load is applied, for as long as it goes on.
+
+    An hour without an archive leaves so much that catching up takes many minutes.
+    """
+    moved, known = time.monotonic(), None
+    while not manifests.is_applied(manifest, ledgers := await arena.ledgers()):
+        now, positions = time.monotonic(), manifests.positions(manifest, ledgers)
+        if positions != known:
+            moved, known = now, positions
+        if now - moved > STANDSTILL_SECONDS_MAX:
+            error = TimeoutError(f"nothing was applied for {STANDSTILL_SECONDS_MAX} s: {positions}")
+            error.add_note(await arena.readiness())
+            error.add_note("\n".join(f"{n} times {why}" for why, n in arena.reasons.items()))
+            raise error
+        await asyncio.sleep(RETRY_SECONDS)
 
 
 async def _round(arena: Arena, faults: Sequence[Fault], group: asyncio.TaskGroup) -> None:
