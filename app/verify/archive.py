@@ -7,13 +7,14 @@ described in docs/formats/archive.md.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import ssl
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
+import polars as pl
 import rocksdict
 
 from app.settings import Settings
@@ -25,6 +26,7 @@ from tables.layer import Layer, Map
 
 _BUCKET_WINDOWS, _BUCKET_MS_MIN = 32, 10_000
 _BIAS = 2**63
+_PLACES = {"window_start", "source_partition"}
 _PAGE_ROWS = 2_000
 _REQUEST_SECONDS = 60.0
 
@@ -158,24 +160,32 @@ class FolderRows:
                 f" that of {themap.name}; give the worker's --archive-folder"
             )
         description = json.loads(described)
-        own = {f"key_{field.name}" for field in layer.key} | {"window_start", "source_partition"}
-        columns = [c for c in description["column order"].split(", ") if c not in own]
-        types = [description[f"column {column}"] for column in columns]
+        columns = description["column order"].split(", ")
         rows: Archived = {}
-        for row_key, value in self._scan(layer.name.encode() + b"\x00"):
-            bucket = int.from_bytes(row_key[:8], "big") - _BIAS
-            key = tuple(_key_values(layer, row_key[8:-12]))
-            start = int.from_bytes(row_key[-12:-4], "big") - _BIAS
-            partition = int.from_bytes(row_key[-4:], "big")
-            if bucket != bucket_of(layer, start):
-                raise VerifyError(
-                    f"cannot read layer {layer.name} in {self._folder}: a row lies where no"
-                    f" query finds it; got bucket {bucket} for window {start}; want"
-                    f" {bucket_of(layer, start)}"
-                )
-            rows[(key, start), partition] = dict(
-                zip(columns, _values(columns, types, value[8:]), strict=True)
-            )
+        written: dict[tuple[Place, int], int] = {}
+        last: tuple[bytes, bytes] = b"", b""
+        for place, block in self._scan(layer.name.encode() + b"\x00"):
+            bucket, run = int.from_bytes(place[:8], "big") - _BIAS, place[:16]
+            for number, row in enumerate(pl.read_ipc_stream(io.BytesIO(block)).to_dicts()):
+                key: Key = tuple(row.pop(f"key_{field.name}") for field in layer.key)
+                start, partition = row.pop("window_start"), row.pop("source_partition")
+                at = (run, b"".join(map(_sorted_bytes, key)))
+                found = bucket == bucket_of(layer, start) and at >= last
+                if not found or (number == 0 and place[16:-4] != at[1]):
+                    raise VerifyError(
+                        f"cannot read layer {layer.name} in {self._folder}: a row lies where no"
+                        f" query finds it; got bucket {bucket} for key {key}, window {start}; want"
+                        f" {bucket_of(layer, start)}, in order of keys"
+                    )
+                last = at
+                write_time, cell = row.pop("write_time"), ((key, start), partition)
+                if write_time > written.get(cell, write_time - 1):
+                    written[cell] = write_time
+                    rows[cell] = {
+                        column: row.get(column, None if column[:4] in ("min_", "max_") else 0)
+                        for column in columns
+                        if column not in _PLACES and not column.startswith("key_")
+                    }
         return rows
 
     def _scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -202,37 +212,13 @@ def open_archive(
     return FolderRows(settings.archive_folder)
 
 
-def _key_values(layer: Layer, data: bytes) -> Iterator[str | int | bool]:
-    at = 0
-    for field in layer.key:
-        if field.type == "string":
-            size = int.from_bytes(data[at : at + 4], "big")
-            yield data[at + 4 : at + 4 + size].decode()
-            at += 4 + size
-        elif field.type == "int":
-            yield int.from_bytes(data[at : at + 8], "big", signed=True)
-            at += 8
-        else:
-            yield data[at] == 1
-            at += 1
-
-
-def _values(columns: list[str], types: list[str], data: bytes) -> Iterator[int | float | None]:
-    at = 0
-    for column, kind in zip(columns, types, strict=True):
-        optional = column.startswith(("min_", "max_"))
-        size = {"Int64": 8, "Float64": 8, "Int128": 16}[kind] + optional
-        # A row that is older than its last columns ends before them.
-        part = data[at : at + size].ljust(size, b"\x00")
-        at += size
-        if optional and not part[0]:
-            yield None
-            continue
-        number = part[1:] if optional else part
-        if kind == "Float64":
-            yield float(struct.unpack("<d", number)[0])
-        else:
-            yield int.from_bytes(number, "little", signed=True)
+def _sorted_bytes(value: str | float) -> bytes:
+    """Return a key field as the archive's places have it."""
+    if isinstance(value, bool):
+        return bytes((value,))
+    if isinstance(value, str):
+        return value.encode().replace(b"\x00", b"\x00\xff") + b"\x00\x00"
+    return (int(value) + _BIAS).to_bytes(8, "big")
 
 
 def _tls(settings: Settings) -> ssl.SSLContext | None:
