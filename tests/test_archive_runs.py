@@ -8,10 +8,13 @@ from typing import Any
 
 import polars as pl
 import pytest
+import rocksdict
 from hypothesis import given
 from hypothesis import strategies as st
 from test_archive import HOUR_MS, HOURS, START_MS, Clock, Map, cell, frame
 
+from app.verify.archive import FolderRows
+from app.verify.topics import VerifyError
 from tables import archive_embedded, archive_runs
 from tables.archive import CellRange
 from tables.archive_embedded import EmbeddedArchive
@@ -151,3 +154,26 @@ async def test_a_folder_of_an_older_format_is_refused(tmp_path: Path) -> None:
     await archive.close()
     with pytest.raises(ArchiveError, match="format is 1, want 2"):
         await archive.open(MAP)
+
+
+@pytest.mark.parametrize("change", ["bucket", "first key"])
+async def test_a_piece_that_no_query_finds_is_told_by_verify(tmp_path: Path, change: str) -> None:
+    """It reads the folder with code of its own: all rows, each where it belongs."""
+    archive = EmbeddedArchive(tmp_path, Clock())
+    await archive.open(MAP)
+    rows = [cell(key_origin=origin, events=3) for origin in ("EWR", "JFK")]
+    for at in (1, 2):
+        await archive.write(HOURS, frame(rows), pl.Series([at, at], dtype=pl.Int64))
+    await archive.close()
+    with FolderRows(tmp_path) as stored:
+        found = stored.read(MAP, HOURS)
+    assert [key[0] for (key, _), _ in found] == ["EWR", "JFK"]
+    assert all(row["events"] == 3 and row["min_delay"] is None for row in found.values())
+    db = rocksdict.Rdict(str(tmp_path), rocksdict.Options(raw_mode=True))
+    place, block = next((k, v) for k, v in db.items() if k.startswith(b"hours\x00"))
+    where = len(b"hours\x00") + 7 if change == "bucket" else len(b"hours\x00") + 16
+    db.delete(place)
+    db.put(place[:where] + bytes((place[where] + 1,)) + place[where + 1 :], block)
+    db.close()
+    with FolderRows(tmp_path) as stored, pytest.raises(VerifyError, match="where no query finds"):
+        stored.read(MAP, HOURS)
