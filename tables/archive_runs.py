@@ -22,7 +22,7 @@ from tables.cell import archive_schema
 from tables.layer import Layer, Scalar
 
 PIECE_ROWS = 1_024
-"""Of a piece: what a read of one key decodes for every run, in some 60 us."""
+"""Of a piece: what a read of one key decodes for every run, in some 0.1 ms."""
 
 RUNS_MAX = 32
 """Of the newest bucket, into which every closed window is another run."""
@@ -31,7 +31,7 @@ SETTLED_RUNS_MAX = 4
 """Of a bucket behind the newest, which late events alone still change."""
 
 MERGE_ROWS_MAX = 1 << 18
-"""Of a merged run: a merge holds up other writes for some 0.1 s, and so many rows in memory."""
+"""Of a merged run: a merge holds up other writes, and so many rows in memory."""
 
 WRITE_TIME = "write_time"
 

@@ -293,8 +293,8 @@ class RollupTable(LayerTable):
         self.contribution = [*layer.key_columns, "fine_start", "source_partition"]
         self._cell = [*layer.key_columns, "window_start"]
         self.announced: dict[int, Announcement] = {}
-        # By window, of which finer windows and senders there are contributions, or have been.
-        self._heard: dict[int, set[tuple[int, int]]] = {}
+        # By window and sender, the latest finer window of which there is a contribution.
+        self._heard: dict[int, dict[int, int]] = {}
 
     def _cells_of(self, rows: pl.DataFrame) -> pl.DataFrame:
         rows = self._latest(rows)
@@ -334,11 +334,11 @@ class RollupTable(LayerTable):
     def may_know(self, rows: pl.DataFrame) -> bool:
         """Tell whether contributions like these may be there; False only where none is.
 
-        ``rows`` are a delta's. Most are the first of their finer window.
+        ``rows`` are a delta's. Most are of later finer windows than all before.
         """
         columns = (rows[name].to_list() for name in _HEARD)
         return any(
-            (fine, sender) in self._heard.get(window, ())
+            fine <= self._heard.get(window, {}).get(sender, NEVER_MS)
             for window, fine, sender in set(zip(*columns, strict=True))
         )
 
@@ -346,7 +346,8 @@ class RollupTable(LayerTable):
         columns = (block.column(name).to_list() for name in _HEARD)
         for window, fine, sender in set(zip(*columns, strict=True)):
             if fine is not None:
-                self._heard.setdefault(window, set()).add((fine, sender))
+                heard = self._heard.setdefault(window, {})
+                heard[sender] = max(fine, heard.get(sender, NEVER_MS))
 
     def known(self, windows: pl.Series) -> pl.DataFrame:
         """Return the largest version held of each single contribution in these coarser windows."""
