@@ -13,7 +13,6 @@ Quantiles are exact: over all events, answers and rows after the warm-up, not ov
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
 import multiprocessing
@@ -28,10 +27,8 @@ from pathlib import Path
 
 import polars as pl
 
-from app.mapfile import parse_map
-from app.topics import apply_topics
 from benchmarks.cases import CASES, WINDOW_MS
-from benchmarks.runs import WorkerRun
+from benchmarks.runs import WorkerRun, made_map
 from benchmarks.ticker import PROBE, Schedule, tick
 from client.query import QueryClient, QueryFailedError
 
@@ -68,11 +65,7 @@ def run(brokers: str, rate: int, folder: Path, *, smoke: bool) -> list[Row]:
     interval_ms = (SMOKE_RATES if smoke else RATES)[rate]
     name = f"l{uuid.uuid4().hex[:8]}"
     text = CASES["json"].map_text(name)
-    folder.mkdir(parents=True)
-    map_file = folder / "map.toml"
-    map_file.write_text(text)
-    themap = parse_map(text, name)
-    asyncio.run(apply_topics(brokers, themap))
+    map_file, themap = made_map(brokers, text, name, folder)
     topic = themap.sources[0].topic
     ticks_file, times_file = folder / "ticks.arrow", folder / "times.arrow"
     os.environ["TIMES_FILE"] = str(times_file)

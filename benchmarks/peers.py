@@ -10,7 +10,6 @@ the other core. Ours reads the same topic, and its archived rows are compared wi
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import os
 import statistics
@@ -23,10 +22,8 @@ from pathlib import Path
 import orjson
 import polars as pl
 
-from app.mapfile import parse_map
-from app.topics import apply_topics
 from benchmarks.cases import CASES
-from benchmarks.runs import WorkerRun
+from benchmarks.runs import WorkerRun, made_map
 from benchmarks.throughput import check_rows, startup
 from client.query import QueryClient
 from tables.archive_embedded import EmbeddedArchive
@@ -129,11 +126,7 @@ def run_ours(brokers: str, events: int, truth: pl.DataFrame, folder: Path) -> Ro
     name = f"p{uuid.uuid4().hex[:8]}"
     text = CASES["json"].map_text(name).replace(f'topic = "{name}.input"', f'topic = "{TOPIC}"')
     text = text.partition("[layers.minutes]")[0]
-    folder.mkdir(parents=True)
-    map_file = folder / "map.toml"
-    map_file.write_text(text)
-    themap = parse_map(text, name)
-    asyncio.run(apply_topics(brokers, themap))
+    map_file, themap = made_map(brokers, text, name, folder)
     spent = _startup(brokers, folder / "idle")
 
     def done(client: QueryClient) -> bool:
@@ -153,10 +146,7 @@ def _startup(brokers: str, folder: Path) -> float:
     """Return the CPU time of a worker that has nothing to read, with topics of its own."""
     name = f"p{uuid.uuid4().hex[:8]}"
     text = CASES["json"].map_text(name).partition("[layers.minutes]")[0]
-    folder.mkdir(parents=True)
-    map_file = folder / "map.toml"
-    map_file.write_text(text)
-    asyncio.run(apply_topics(brokers, parse_map(text, name)))
+    map_file, _ = made_map(brokers, text, name, folder)
     return startup(brokers, map_file, folder / "worker")
 
 

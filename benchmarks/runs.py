@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import itertools
 import os
@@ -17,7 +18,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from app.children import start_child, stop_child
+from app.mapfile import parse_map
+from app.topics import apply_topics
 from client.query import QueryClient, QueryFailedError
+from tables.layer import Map
 
 ROOT = Path(__file__).resolve().parent.parent
 DEADLINE_SECONDS = 600.0
@@ -45,6 +49,16 @@ class Row:
     peak_memory_bytes: int
     windows_closed: int
     rows_archived: int
+
+
+def made_map(brokers: str, text: str, name: str, folder: Path) -> tuple[Path, Map]:
+    """Write a map into a new folder and make its topics; return its file and the map."""
+    folder.mkdir(parents=True)
+    map_file = folder / "map.toml"
+    map_file.write_text(text)
+    themap = parse_map(text, name)
+    asyncio.run(apply_topics(brokers, themap))
+    return map_file, themap
 
 
 class WorkerRun:

@@ -6,7 +6,6 @@ must have every event at the end. ``svg`` draws resident size and open rows over
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import multiprocessing
 import statistics
@@ -15,10 +14,8 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from app.mapfile import parse_map
-from app.topics import apply_topics
 from benchmarks.cases import CASES
-from benchmarks.runs import WorkerRun
+from benchmarks.runs import WorkerRun, made_map
 from benchmarks.ticker import Schedule, tick
 from client.query import QueryClient
 
@@ -46,11 +43,7 @@ def run(brokers: str, rate: int, seconds: float, folder: Path, sample_seconds: f
     """
     name = f"s{uuid.uuid4().hex[:8]}"
     text = CASES["json"].map_text(name)
-    folder.mkdir(parents=True)
-    map_file = folder / "map.toml"
-    map_file.write_text(text)
-    themap = parse_map(text, name)
-    asyncio.run(apply_topics(brokers, themap))
+    map_file, themap = made_map(brokers, text, name, folder)
     rows: list[Row] = []
     ticks_file = folder / "ticks.arrow"
     with WorkerRun(brokers, map_file, folder) as worker:

@@ -20,7 +20,7 @@ from app.mapfile import parse_map
 from app.topics import apply_topics
 from benchmarks.cases import Case
 from benchmarks.load import events_of, fill, truth_of
-from benchmarks.runs import Row, WorkerRun
+from benchmarks.runs import Row, WorkerRun, made_map
 from client.query import QueryClient
 from tables.archive import Archive, CellRange
 from tables.archive_embedded import EmbeddedArchive
@@ -119,12 +119,7 @@ def _own_map(load: Load, folder: Path) -> tuple[Path, Map]:
     """Return a map that reads the same topic under a name, and with topics, of its own."""
     name = f"r{uuid.uuid4().hex[:8]}"
     text = load.case.map_text(load.name).replace(f'name = "{load.name}"', f'name = "{name}"')
-    folder.mkdir(parents=True)
-    map_file = folder / "map.toml"
-    map_file.write_text(text)
-    themap = parse_map(text, name)
-    asyncio.run(apply_topics(load.brokers, themap))
-    return map_file, themap
+    return made_map(load.brokers, text, name, folder)
 
 
 def archive_of(settings: Mapping[str, str], folder: Path) -> Archive:
