@@ -26,6 +26,10 @@ ID_COLUMN = ".id"
 FEW = 2_000
 """So many values are looked through faster than a query over them begins."""
 
+FEW_EVENTS_MAX = 250
+"""So many events of a chunk are folded faster one by one than as columns, measured with eight
+partitions; see docs/benchmarks.md."""
+
 DETAIL_CHARS_MAX = 200
 """Of what a letter tells people."""
 

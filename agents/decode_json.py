@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -81,6 +81,15 @@ class JsonEvents:
         if max(map(len, values)) > self._record_bytes_max:
             return False
         return all(map(bytes.isascii, values)) or all(map(_is_utf8, values))
+
+    def decode_all(self, values: Sequence[bytes]) -> list[Any]:
+        """Return the event of each plain value; raises one of ``UNREADABLE`` where one is none."""
+        return list(map(self._decoder.decode, values))
+
+    def getter(self, field: str) -> Callable[[Any], Any]:
+        """Return what gives a declared field of an event; a time is in the source's unit."""
+        attribute, _ = self._columns[field]
+        return operator.attrgetter(attribute)
 
     def decode_many(self, values: Sequence[bytes], events: list[Any]) -> Iterator[int]:
         """Add the event of each value to ``events``, and yield the indexes of values to look at.

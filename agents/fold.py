@@ -17,13 +17,14 @@ from agents.aggregate import Aggregation
 from agents.batch import DETAIL_CHARS_MAX, FEW, ID_COLUMN, EventBatch, Rows, tally
 from agents.classify import Classifier
 from agents.dedupe import Deduper
+from tables.block import FewRows
 from tables.ids import IDS, IdTable
 from tables.layer import Condition, Layer
 from tables.ledger import Ledger
 from tables.plan import InputPlan
 from tables.table import NEVER_MS
 
-_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
+OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "==": operator.eq,
     "!=": operator.ne,
     "<": operator.lt,
@@ -57,7 +58,7 @@ class Content:
     stop: int
     stream_time_ms: int
     ledger: Ledger
-    blocks: dict[str, pl.DataFrame]
+    blocks: dict[str, pl.DataFrame | FewRows]
     announced: dict[int, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
 
@@ -257,13 +258,13 @@ def _may_be_late(layer: Layer, batch: EventBatch, before: Mapping[int, Before]) 
     if oldest is None:
         return False
     slack = layer.max_out_of_orderness_ms + layer.allowed_lateness_ms
-    floor = max(_floor(layer, before[run.partition]) for run in batch.runs)
+    floor = max(floor_before(layer, before[run.partition]) for run in batch.runs)
     floor = max(floor, _max(times) - slack)
     return layer.window.end(layer.window.start(cast("int", oldest))) <= floor
 
 
-def _floor(layer: Layer, known: Before) -> int:
-    """Return the floor before a chunk.
+def floor_before(layer: Layer, known: Before) -> int:
+    """Return the floor of a layer before a chunk.
 
     Stream time before it belongs to the floor too: a higher revision may have less slack.
     """
@@ -279,7 +280,7 @@ def _late(
     ends = layer.window.ends(starts)
     late = ends <= rows.frame["time_before"] - slack
     first = [
-        ends[start:stop] <= _floor(layer, before[partition])
+        ends[start:stop] <= floor_before(layer, before[partition])
         for partition, (start, stop) in zip(rows.partitions, rows.bounds, strict=True)
     ]
     late |= pl.concat(first)
@@ -319,7 +320,7 @@ def _filter(conditions: tuple[Condition, ...]) -> pl.Expr | None:
         if isinstance(condition.value, tuple):
             expr = column.is_in(list(condition.value))
         else:
-            expr = _OPERATORS[condition.op](column, condition.value)
+            expr = OPERATORS[condition.op](column, condition.value)
         exprs.append(expr.fill_null(value=False))
     return pl.all_horizontal(exprs)
 

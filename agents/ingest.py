@@ -7,6 +7,7 @@ import asyncio
 from agents.decode import Decoder
 from agents.emit import Log
 from agents.fold import Before, Content, Folder
+from agents.fold_few import FewFolder
 from agents.letters import send_letters
 from agents.owner import tail_of
 from agents.owners import Owners
@@ -21,7 +22,7 @@ class Ingest:
         self._owners = owners
         self._log = to
         self._steps = {
-            topic: (Decoder(plan.source), Folder(plan))
+            topic: (Decoder(plan.source), Folder(plan), FewFolder(plan.source, plan))
             for topic, plan in owners.plans.items()
             if plan.source is not None
         }
@@ -41,17 +42,20 @@ class Ingest:
         runs = [run for run in runs if run.partition in before]
         if not runs:
             return
-        decoder, folder = self._steps[topic]
-        if refused:
-            batch = decoder.refuse(runs[0], "too_many_cells", refused)
-        else:
-            batch = decoder.decode(runs)
-        contents = folder.fold(batch, before)
-        try:
-            await send_letters(self._log, self._owners.themap, runs, batch.aside, decoder.part_of)
-        except OutcomeUnknownError as error:
-            await self._owners.give_up(runs, error)
-            return
+        decoder, folder, few = self._steps[topic]
+        contents = None if refused else few.fold(runs, before)
+        if contents is None:
+            if refused:
+                batch = decoder.refuse(runs[0], "too_many_cells", refused)
+            else:
+                batch = decoder.decode(runs)
+            contents = folder.fold(batch, before)
+            send = send_letters(self._log, self._owners.themap, runs, batch.aside, decoder.part_of)
+            try:
+                await send
+            except OutcomeUnknownError as error:
+                await self._owners.give_up(runs, error)
+                return
         await asyncio.gather(
             *(self._advance(run, content) for run, content in zip(runs, contents, strict=True))
         )

@@ -17,7 +17,7 @@ from agents.fold import Before, Content
 from agents.partition_io import PartitionIO
 from agents.recovery import Recovery
 from tables import ledger
-from tables.block import encode_block
+from tables.block import FewRows, encode_block
 from tables.chunk import Run
 from tables.contribution import added_up
 from tables.errors import (
@@ -59,6 +59,13 @@ SNAPSHOT_TAIL_RATIO = 2
 """A snapshot is due when the deltas since the last one have come to so many times its size: this
 keeps what a recovery reads, and what the journal holds, to a few times the state."""
 
+UNSAVED_DELTAS_MAX = 16
+"""Deltas that the local store lacks at most: a write costs as much as folding a few events does.
+What it lacks when the worker ends is read from the journal, in milliseconds."""
+
+UNSAVED_BYTES_MAX = 256 << 10
+"""Of deltas that the local store lacks; large ones are written at once."""
+
 
 @dataclasses.dataclass(slots=True, frozen=True)
 class Emission:
@@ -85,6 +92,7 @@ class Owner:
         self.state = PartitionState(plan)
         self._io = io
         self._epoch = -1
+        self._unsaved_deltas = self._unsaved_bytes = 0
         # A new owner takes nothing as acknowledged (rule 10).
         self._acks: dict[tuple[str, str], dict[int, int]] = {
             (layer.name, sink): {} for layer in plan.layers for sink in self.sinks(layer)
@@ -144,7 +152,10 @@ class Owner:
                 f"little; got {len(value)} bytes; want at most {DELTA_BYTES_MAX}"
             )
         await self._append(delta, value, content.blocks)
-        self._io.save(self.state.take_writes(), self.state.meta)
+        self._unsaved_deltas += 1
+        self._unsaved_bytes += len(value)
+        if self._unsaved_deltas >= UNSAVED_DELTAS_MAX or self._unsaved_bytes >= UNSAVED_BYTES_MAX:
+            self._save()
         for name, windows in delta.evicted.items():
             for (layer, _), acked in self._acks.items():
                 if layer == name:
@@ -184,7 +195,11 @@ class Owner:
         """
         snapshot = Snapshot(covers, parts)
         await self._append(snapshot, encode_entry(snapshot))
+        self._save()
+
+    def _save(self) -> None:
         self._io.save(self.state.take_writes(), self.state.meta)
+        self._unsaved_deltas = self._unsaved_bytes = 0
 
     async def truncate(self) -> None:
         """Delete what the last but one snapshot covers; the last two stay (rule 7).
@@ -345,11 +360,11 @@ class Owner:
         )
 
     async def _append(
-        self, entry: Entry, value: bytes, frames: Mapping[str, pl.DataFrame] | None = None
+        self, entry: Entry, value: bytes, rows: Mapping[str, pl.DataFrame | FewRows] | None = None
     ) -> int:
         """Append an entry and read back up to it; return its offset.
 
-        An acknowledged append may still not stand (rule 5). ``frames`` are what its blocks hold.
+        An acknowledged append may still not stand (rule 5). ``rows`` are what its blocks hold.
         """
         offset = await self._io.append(value)
         meta = self.state.meta
@@ -368,7 +383,7 @@ class Owner:
                 raise fenced from None
             for other in others:
                 self.state.apply(meta.journal_offset, decode_entry(other), identity_of(other))
-        stands = self.state.apply(offset, entry, identity_of(value), frames)
+        stands = self.state.apply(offset, entry, identity_of(value), rows)
         if not stands or meta.epoch != self._epoch:
             raise fenced
         return offset

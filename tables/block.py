@@ -1,53 +1,225 @@
-"""Blocks: frames as bytes. One block is what a delta adds to a layer, in journal and store alike.
+"""Blocks: the rows that a delta adds to a layer, as bytes in journal and store, and in memory.
 
-A block is an Arrow IPC stream, compressed with LZ4 from ``COMPRESS_ROWS_MIN`` rows on. The version
-of its rows is a constant kept beside it, so a delta's bytes go to the store unchanged.
+Many rows are a frame, as bytes an Arrow IPC stream, compressed with LZ4 from ``COMPRESS_ROWS_MIN``
+rows on. A few are tuples, as bytes MessagePack: making a frame costs what fifty rows cost. The
+version of a block's rows is a constant kept beside it, so a delta's bytes go to the store
+unchanged.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
+import msgspec
 import polars as pl
 
 COMPRESS_ROWS_MIN = 16
 """Measured on cells of 12 columns: 4 rows 2,056 bytes with LZ4 and 2,040 without; 16 rows 2,632 and
 3,384; 512 rows 16,328 and 66,872."""
 
+FEW_ROWS_MAX = 256
+"""So many rows are kept as tuples: at 300 the frame's bytes are made as fast, and are fewer."""
+
 _FILLED_WITH_NULL = ("min_", "max_", "key_", "fine_start", "contributed")
+_ARROW_START = b"\xff\xff\xff\xff"
+_COLUMNS_FROM_ROWS = 60
+"""From so many rows on a frame is made column by column."""
+
+_VALUE_BYTES = 40.0
+"""About what a value in a tuple takes."""
+
+_few = msgspec.msgpack.Decoder(tuple[list[str], list[tuple[Any, ...]]])
 
 
-def encode_block(frame: pl.DataFrame) -> bytes:
-    """Return the bytes of a frame."""
+@dataclasses.dataclass(slots=True, frozen=True)
+class FewRows:
+    """Rows as tuples in the order of ``schema``, the columns and their types."""
+
+    schema: Mapping[str, pl.DataType]
+    rows: list[tuple[Any, ...]]
+
+    @property
+    def height(self) -> int:
+        """The number of rows."""
+        return len(self.rows)
+
+    def values(self, name: str) -> list[Any]:
+        """Return the values of one column."""
+        at = list(self.schema).index(name)
+        return [row[at] for row in self.rows]
+
+    def frame(self) -> pl.DataFrame:
+        """Return the rows as a frame."""
+        if len(self.rows) < _COLUMNS_FROM_ROWS:
+            return pl.DataFrame(self.rows, schema=self.schema, orient="row")
+        columns = zip(self.schema.items(), zip(*self.rows, strict=True), strict=True)
+        return pl.DataFrame([pl.Series(name, values, kind) for (name, kind), values in columns])
+
+
+def encode_block(rows: pl.DataFrame | FewRows) -> bytes:
+    """Return the bytes of rows."""
+    if isinstance(rows, FewRows):
+        try:
+            return msgspec.msgpack.encode((list(rows.schema), rows.rows))
+        except OverflowError:
+            # A sum of integers that 64 bits do not hold.
+            rows = rows.frame()
     out = io.BytesIO()
-    compress = frame.height >= COMPRESS_ROWS_MIN
-    frame.write_ipc_stream(out, compression="lz4" if compress else "uncompressed")
+    compress = rows.height >= COMPRESS_ROWS_MIN
+    rows.write_ipc_stream(out, compression="lz4" if compress else "uncompressed")
     return out.getvalue()
 
 
-def decode_block(data: bytes, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
-    """Return the frame of ``data`` with exactly the columns of ``schema``.
+def decode_frame(data: bytes, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
+    """Return the frame of ``data``, which must be one; the same as :func:`decode_rows`."""
+    return conform(pl.read_ipc_stream(io.BytesIO(data)), schema)
+
+
+def decode_rows(data: bytes, schema: Mapping[str, pl.DataType]) -> pl.DataFrame | FewRows:
+    """Return the rows of ``data`` with exactly the columns of ``schema``.
 
     A column that the block does not know (a measure added by a later revision of the map) is filled
     as if no event had carried the field: zero for counts and sums, null for minimum and maximum,
     and for all that tells cells apart. A column that the schema does not know is dropped.
     """
-    return conform(pl.read_ipc_stream(io.BytesIO(data)), schema)
+    if data.startswith(_ARROW_START):
+        return decode_frame(data, schema)
+    names, rows = _few.decode(data)
+    if names != list(schema):
+        at = {name: index for index, name in enumerate(names)}
+        places = [(at.get(name), _filler(name)) for name in schema]
+        rows = [
+            tuple(filler if place is None else row[place] for place, filler in places)
+            for row in rows
+        ]
+    return FewRows(schema, rows)
+
+
+def decode_block(data: bytes, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
+    """Return the frame of ``data``; the same as :func:`decode_rows`."""
+    rows = decode_rows(data, schema)
+    return rows.frame() if isinstance(rows, FewRows) else rows
 
 
 def conform(frame: pl.DataFrame, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
-    """Return ``frame`` with the columns of ``schema``, filled as in :func:`decode_block`."""
+    """Return ``frame`` with the columns of ``schema``, filled as in :func:`decode_rows`."""
     if frame.columns == list(schema):
         return frame
     filled = [
-        pl.lit(None if name.startswith(_FILLED_WITH_NULL) else 0, dtype=kind).alias(name)
+        pl.lit(_filler(name), dtype=kind).alias(name)
         for name, kind in schema.items()
         if name not in frame.columns
     ]
     return frame.with_columns(filled).select(list(schema))
 
 
+def _filler(name: str) -> int | None:
+    return None if name.startswith(_FILLED_WITH_NULL) else 0
+
+
 def repeated(value: int, rows: int, kind: type[pl.DataType]) -> pl.Series:
     """Return a column of one value; ``pl.repeat`` and ``pl.lit`` cost a query each."""
     return pl.Series([value], dtype=kind).new_from_index(0, rows)
+
+
+class Block:
+    """One block in memory: its rows, and the windows that they are of.
+
+    ``version`` is that of all rows, or -1 where they have the column. A few rows stay tuples until
+    somebody asks for their frame.
+    """
+
+    __slots__ = ("_rows", "_version", "windows")
+
+    def __init__(self, rows: pl.DataFrame | FewRows, version: int = -1) -> None:
+        self._rows = rows
+        self._version = version
+        self.windows: frozenset[int] = frozenset()
+        if isinstance(rows, FewRows):
+            if "window_start" in rows.schema:
+                self.windows = frozenset(rows.values("window_start"))
+        else:
+            starts = rows.get_column("window_start", default=None)
+            if starts is not None:
+                self.windows = different(starts)
+
+    @property
+    def height(self) -> int:
+        """The number of rows."""
+        return self._rows.height
+
+    def values(self, name: str) -> list[Any]:
+        """Return the values of a column other than the version."""
+        rows = self._rows
+        return rows.values(name) if isinstance(rows, FewRows) else rows[name].to_list()
+
+    @property
+    def frame(self) -> pl.DataFrame:
+        """The rows with their versions."""
+        if isinstance(self._rows, FewRows):
+            self._rows = self._rows.frame()
+        if self._version >= 0:
+            versions = repeated(self._version, self.height, pl.Int64)
+            self._rows = self._rows.hstack([versions.alias("version")])
+            self._version = -1
+        return self._rows
+
+    def row_bytes(self) -> float:
+        """Return about how much memory a row takes."""
+        if isinstance(self._rows, FewRows):
+            return _VALUE_BYTES * len(self._rows.schema)
+        versions = 8 if self._version >= 0 else 0
+        return self._rows.estimated_size() / max(1, self.height) + versions
+
+    def without(self, windows: frozenset[int]) -> pl.DataFrame:
+        """Return the rows of other windows than these."""
+        frame = self.frame
+        if self.windows <= windows:
+            return frame.clear()
+        return frame.filter(~is_among(frame["window_start"], windows))
+
+    def few(self) -> list[tuple[Any, ...]] | None:
+        """Return a few rows with their versions, None where they are a frame."""
+        if not isinstance(self._rows, FewRows):
+            return None
+        version = self._version
+        return [(*row, version) for row in self._rows.rows] if version >= 0 else self._rows.rows
+
+
+def frames_of(blocks: Iterable[Block], schema: Mapping[str, pl.DataType]) -> list[pl.DataFrame]:
+    """Return the rows of blocks with their versions, in order; neighbours of a few rows joined."""
+    frames: list[pl.DataFrame] = []
+    few: list[tuple[Any, ...]] = []
+    for block in blocks:
+        rows = block.few()
+        if rows is not None:
+            few += rows
+            continue
+        if few:
+            frames.append(FewRows(schema, few).frame())
+            few = []
+        frames.append(block.frame)
+    if few:
+        frames.append(FewRows(schema, few).frame())
+    return frames
+
+
+def is_among(starts: pl.Series, windows: frozenset[int]) -> pl.Series:
+    """Return which window starts are among these; one comparison costs a tenth of a look-up."""
+    if len(windows) == 1:
+        (window,) = windows
+        return starts == window
+    return starts.is_in(list(windows))
+
+
+def different(windows: pl.Series) -> frozenset[int]:
+    """Return the different values; most blocks have one window."""
+    first, last = windows.min(), windows.max()
+    if first is None:
+        return frozenset()
+    if first == last:
+        return frozenset((cast("int", first),))
+    return frozenset(windows.unique().to_list())

@@ -15,7 +15,7 @@ from typing import cast
 import msgspec
 import polars as pl
 
-from tables.block import decode_block, encode_block
+from tables.block import decode_frame, encode_block
 from tables.cell import cell_schema, merge_exprs
 from tables.errors import JournalRefusedError
 from tables.journal import Announcement
@@ -125,7 +125,7 @@ def decode_cells(contribution: Contribution, coarser: Layer) -> pl.DataFrame:
     """
     schema = _block_schema(coarser)
     try:
-        rows = decode_block(contribution.block, schema)
+        rows = decode_frame(contribution.block, schema)
     except _NO_FRAME as error:
         raise msgspec.DecodeError(f"its block is unreadable: {error}") from error
     if rows.schema != schema:

@@ -20,8 +20,8 @@ from typing import cast
 import polars as pl
 from xxhash import xxh3_128_digest
 
-from tables.block import decode_block, encode_block
-from tables.table import Block, LayerTable
+from tables.block import Block, FewRows, decode_block, encode_block
+from tables.table import LayerTable
 
 IDS = ".ids"
 """The table's name, which no layer can have, and that of its blocks in deltas and stores."""
@@ -70,10 +70,10 @@ class IdTable(LayerTable):
         self._filter: _Filter | None = None
         self._orders: dict[int, pl.DataFrame] = {}
 
-    def add(self, data: bytes, version: int, frame: pl.DataFrame | None = None) -> None:
+    def add(self, data: bytes, version: int, rows: pl.DataFrame | FewRows | None = None) -> None:
         """Remember a delta's ids, which come after all others; their version says nothing."""
         del version
-        frame = decode_block(data, self._stored) if frame is None else frame
+        frame = rows if isinstance(rows, pl.DataFrame) else decode_block(data, self._stored)
         self._put(Block(frame), -1, data)
         if self._filter is not None and not self._filter.add(frame):
             self._filter = None

@@ -13,6 +13,7 @@ import msgspec
 import polars as pl
 
 from tables import ledger
+from tables.block import FewRows
 from tables.ids import IDS, IdTable
 from tables.journal import Announcement, Claim, Delta, Entry, Identity, Snapshot, SnapshotPart
 from tables.layer import Layer
@@ -74,11 +75,11 @@ class PartitionState:
         offset: int,
         entry: Entry,
         identity: Identity,
-        frames: Mapping[str, pl.DataFrame] | None = None,
+        rows: Mapping[str, pl.DataFrame | FewRows] | None = None,
     ) -> bool:
         """Take the journal entry at ``offset``; tell whether it stands.
 
-        ``offset`` must be the next one: a journal is read without gaps. ``frames`` are what a
+        ``offset`` must be the next one: a journal is read without gaps. ``rows`` are what a
         delta's blocks hold, by name, where they need not be decoded because they were just encoded.
         """
         meta = self.meta
@@ -88,7 +89,7 @@ class PartitionState:
             case Claim():
                 return self._apply_claim(offset, entry)
             case Delta():
-                return self._apply_delta(entry, identity, frames or {})
+                return self._apply_delta(entry, identity, rows or {})
             case Snapshot():
                 self._note_snapshot(offset, entry)
             case SnapshotPart():
@@ -116,11 +117,18 @@ class PartitionState:
         return self._announced_least(1)
 
     def take_writes(self) -> list[BlockWrite]:
-        """Return the block writes that the local store has not got yet, and forget them."""
-        writes = [write for table in self.tables.values() for write in table.writes]
+        """Return the block writes that the local store has not got yet, and forget them.
+
+        There is one for each block: what was merged away meanwhile is only deleted.
+        """
+        writes = {
+            (write.layer, write.sequence): write
+            for table in self.tables.values()
+            for write in table.writes
+        }
         for table in self.tables.values():
             table.writes.clear()
-        return writes
+        return list(writes.values())
 
     def all_writes(self) -> list[BlockWrite]:
         """Return the writes that fill an empty local store with all blocks."""
@@ -148,7 +156,7 @@ class PartitionState:
         return True
 
     def _apply_delta(
-        self, delta: Delta, identity: Identity, frames: Mapping[str, pl.DataFrame]
+        self, delta: Delta, identity: Identity, rows: Mapping[str, pl.DataFrame | FewRows]
     ) -> bool:
         meta = self.meta
         stands = (delta.start, delta.epoch, delta.revision) == (meta.to, meta.epoch, meta.revision)
@@ -160,7 +168,7 @@ class PartitionState:
                 self.tables[name].evict(windows)
         for name, data in delta.blocks.items():
             if name in self.tables:
-                self.tables[name].add(data, delta.stop, frames.get(name))
+                self.tables[name].add(data, delta.stop, rows.get(name))
         if delta.stop > delta.start:
             meta.to = delta.stop
             meta.tail = delta.tail

@@ -11,18 +11,34 @@ latest contributions of every finer window, which replace each other until they 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import weakref
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import cast
 
 import polars as pl
 
-from tables.block import conform, decode_block, encode_block, repeated
+from tables.block import (
+    Block,
+    FewRows,
+    conform,
+    decode_block,
+    decode_rows,
+    different,
+    encode_block,
+    frames_of,
+    is_among,
+)
 from tables.cell import cell_schema, merge_exprs
 from tables.journal import Announcement
 from tables.layer import Layer
 
 TAIL_BLOCKS_MAX = 8
+TAIL_ROWS_MAX = 256
+"""Blocks that are smaller than these together stay longer: a merge costs what the rows of fifty do,
+and so many blocks are read as one frame."""
+
+TAIL_FEW_MAX = 64
 _HEARD = ("window_start", "fine_start", "source_partition")
 NEVER_MS = -(2**62)
 """Minus infinity among times: before any event."""
@@ -39,46 +55,6 @@ class BlockWrite:
     sequence: int
     version: int
     data: bytes | None
-
-
-class Block:
-    """One block in memory: its frame, and the windows that its rows are of.
-
-    ``version`` is that of all rows, or -1 where the frame has the column.
-    """
-
-    __slots__ = ("_frame", "_version", "windows")
-
-    def __init__(self, frame: pl.DataFrame, version: int = -1) -> None:
-        self._frame = frame
-        self._version = version
-        starts = frame.get_column("window_start", default=None)
-        self.windows = frozenset() if starts is None else _different(starts)
-
-    @property
-    def height(self) -> int:
-        """The number of rows."""
-        return self._frame.height
-
-    def column(self, name: str) -> pl.Series:
-        """Return a column other than the version."""
-        return self._frame[name]
-
-    @property
-    def frame(self) -> pl.DataFrame:
-        """The rows with their versions."""
-        if self._version >= 0:
-            versions = repeated(self._version, self.height, pl.Int64)
-            self._frame = self._frame.hstack([versions.alias("version")])
-            self._version = -1
-        return self._frame
-
-    def without(self, windows: frozenset[int]) -> pl.DataFrame:
-        """Return the rows of other windows than these."""
-        frame = self.frame
-        if self.windows <= windows:
-            return frame.clear()
-        return frame.filter(~_in(frame["window_start"], windows))
 
 
 class LayerTable:
@@ -119,23 +95,33 @@ class LayerTable:
         total = 0.0
         for sequence, block in self._blocks.items():
             if sequence not in self._sizes:
-                frame = block.frame
-                counts = dict(frame["window_start"].value_counts().iter_rows())
-                self._sizes[sequence] = frame.estimated_size() / max(1, frame.height), counts
+                self._sizes[sequence] = block.row_bytes(), Counter(block.values("window_start"))
             row_bytes, counts = self._sizes[sequence]
             total += row_bytes * sum(rows for window, rows in counts.items() if window in windows)
         return int(total)
 
-    def add(self, data: bytes, version: int, frame: pl.DataFrame | None = None) -> None:
+    def add(self, data: bytes, version: int, rows: pl.DataFrame | FewRows | None = None) -> None:
         """Add a delta's block; its rows get ``version``. Who made it may give what it holds."""
-        rows = decode_block(data, self._delta) if frame is None else conform(frame, self._delta)
+        if rows is None:
+            rows = decode_rows(data, self._delta)
+        elif isinstance(rows, pl.DataFrame):
+            rows = conform(rows, self._delta)
         block = Block(rows, version)
         self._notice(block)
         self._put(block, version, data)
         for window in block.windows:
             self.versions[window] = version
-        if len(self._blocks) > TAIL_BLOCKS_MAX:
+        if self._is_tail_long():
             self.merge()
+
+    def _is_tail_long(self) -> bool:
+        """Tell whether blocks are to be merged; it follows from their sizes alone."""
+        if len(self._blocks) <= TAIL_BLOCKS_MAX:
+            return False
+        if len(self._blocks) > TAIL_FEW_MAX:
+            return True
+        newest = itertools.islice(reversed(self._blocks.values()), TAIL_BLOCKS_MAX + 1)
+        return sum(block.height for block in newest) > TAIL_ROWS_MAX
 
     @property
     def blocks(self) -> dict[int, pl.DataFrame]:
@@ -231,21 +217,21 @@ class LayerTable:
         self.writes.append(BlockWrite(self.name, sequence, version, data))
 
     def _matching(self, predicates: Sequence[pl.Expr]) -> pl.DataFrame:
-        found = [
-            block.frame.filter(*predicates) if predicates else block.frame
-            for block in self._blocks.values()
-        ]
-        return self._concat(found)
+        frames = frames_of(self._blocks.values(), self._stored)
+        return self._joined([f.filter(*predicates) if predicates else f for f in frames])
 
     def _of_windows(self, windows: Collection[int]) -> pl.DataFrame:
         wanted = frozenset(windows)
         found = [b for b in self._blocks.values() if not b.windows.isdisjoint(wanted)]
-        rows = self._concat([block.frame for block in found])
+        rows = self._concat(found)
         if all(block.windows <= wanted for block in found):
             return rows
-        return rows.filter(_in(rows["window_start"], wanted))
+        return rows.filter(is_among(rows["window_start"], wanted))
 
-    def _concat(self, frames: list[pl.DataFrame]) -> pl.DataFrame:
+    def _concat(self, blocks: Iterable[Block]) -> pl.DataFrame:
+        return self._joined(frames_of(blocks, self._stored))
+
+    def _joined(self, frames: list[pl.DataFrame]) -> pl.DataFrame:
         return pl.concat(frames) if frames else pl.DataFrame(schema=self._stored)
 
 
@@ -267,7 +253,7 @@ class FoldTable(LayerTable):
                 break
             chosen.append(sequence)
             rows += height
-        whole = pl.concat([self._blocks[sequence].frame for sequence in chosen])
+        whole = self._concat([self._blocks[sequence] for sequence in chosen])
         self._replace(chosen, self._cells_of(whole))
 
     def _cells_of(self, rows: pl.DataFrame) -> pl.DataFrame:
@@ -308,7 +294,7 @@ class RollupTable(LayerTable):
 
         Settling needs every row of a contribution at once, so blocks are never merged in part.
         """
-        rows = self._latest(pl.concat([block.frame for block in self._blocks.values()]))
+        rows = self._latest(self._concat(self._blocks.values()))
         floors = {sender: floor for sender, (_, floor) in self.announced.items()}
         floor = pl.col("source_partition").replace_strict(
             floors, default=NEVER_MS, return_dtype=pl.Int64
@@ -343,7 +329,7 @@ class RollupTable(LayerTable):
         )
 
     def _notice(self, block: Block) -> None:
-        columns = (block.column(name).to_list() for name in _HEARD)
+        columns = (block.values(name) for name in _HEARD)
         for window, fine, sender in set(zip(*columns, strict=True)):
             if fine is not None:
                 heard = self._heard.setdefault(window, {})
@@ -351,7 +337,7 @@ class RollupTable(LayerTable):
 
     def known(self, windows: pl.Series) -> pl.DataFrame:
         """Return the largest version held of each single contribution in these coarser windows."""
-        rows = self._of_windows(_different(windows))
+        rows = self._of_windows(different(windows))
         rows = rows.filter(rows["fine_start"].is_not_null())
         return rows.group_by(self.contribution).agg(pl.col("contributed").max().alias("known"))
 
@@ -362,24 +348,6 @@ class RollupTable(LayerTable):
         # A replacement is younger than what it replaces, so dropping the old row never lowers the
         # cell's version.
         return pl.concat([settled, newest])
-
-
-def _in(starts: pl.Series, windows: frozenset[int]) -> pl.Series:
-    """Return which window starts are among these; one comparison costs a tenth of a look-up."""
-    if len(windows) == 1:
-        (window,) = windows
-        return starts == window
-    return starts.is_in(list(windows))
-
-
-def _different(windows: pl.Series) -> frozenset[int]:
-    """Return the different values; most blocks have one window."""
-    first, last = windows.min(), windows.max()
-    if first is None:
-        return frozenset()
-    if first == last:
-        return frozenset((cast("int", first),))
-    return frozenset(windows.unique().to_list())
 
 
 def rollup_schema(layer: Layer) -> dict[str, pl.DataType]:

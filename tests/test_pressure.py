@@ -190,9 +190,10 @@ async def test_an_archive_away_pauses_sources_and_nothing_is_lost(
         nonlocal most, chunk, taken
         before = house.owners.pending_bytes()
         taken += await take(RAW, press.admits_sources())
-        after = house.owners.pending_bytes()
-        chunk, most = max(chunk, after - before), max(most, after)
+        between = house.owners.pending_bytes()
         await take(DAY_TOPIC, press.admits_layers())
+        after = house.owners.pending_bytes()
+        chunk, most = max(chunk, between - before, after - between), max(most, between, after)
         return bool(press.sources.reasons)
 
     await until(paused)

@@ -1,0 +1,221 @@
+"""Fold of a few events: the same as decode and fold, in plain Python, for chunks of plain events.
+
+A frame has its price whatever it holds: for the fifty events of a quiet moment that is ten times
+what the events cost. What is not plain JSON events that every layer takes at once (lines, Arrow,
+heartbeats, anything broken, late, in the future or that no layer selects) is left to the general
+way, which alone says what becomes of it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+from agents.batch import FEW_EVENTS_MAX, tally
+from agents.classify import Classifier
+from agents.decode_json import UNREADABLE, JsonEvents
+from agents.fold import KEY_BYTES_MAX, OPERATORS, Before, Content, floor_before
+from tables.block import FewRows
+from tables.cell import cell_schema
+from tables.chunk import Run
+from tables.layer import Accumulator, Condition, Layer, Source
+from tables.ledger import Ledger
+from tables.plan import InputPlan
+
+_KEY_CHARS_MAX = KEY_BYTES_MAX // 4
+_WORD = 2**64
+_INT64_MAX = 2**63 - 1
+
+Getter = Callable[[Any], Any]
+
+
+class FewFolder:
+    """Folds chunks of a few plain events of one source into its base layers."""
+
+    def __init__(self, source: Source, plan: InputPlan) -> None:
+        self._json = JsonEvents(source)
+        self._skew_ms = source.future_skew_ms
+        self._layers = [_FewLayer(layer, self._json) for layer in plan.layers]
+        self._classifier = Classifier(plan.layers)
+        # Ids are looked up many at once; a time that is scaled is not the field's value.
+        self._usable = source.id_field is None and source.time_unit_ms == 1
+
+    def fold(self, runs: Sequence[Run], before: Mapping[int, Before]) -> list[Content] | None:
+        """Return one content per run, or None where the general way must be taken.
+
+        ``before`` is by partition.
+        """
+        if not self._usable or sum(len(run.values) for run in runs) > FEW_EVENTS_MAX:
+            return None
+        contents = []
+        for run in runs:
+            content = self._fold(run, before[run.partition])
+            if content is None:
+                return None
+            contents.append(content)
+        return contents
+
+    def _fold(self, run: Run, before: Before) -> Content | None:
+        events = self._plain_events(run)
+        if events is None:
+            return None
+        times = [event.time_ for event in events]
+        if any(type(time) is not int for time in times):
+            return None
+        oldest, newest = min(times), max(times)
+        members = self._members(events)
+        if members is None or newest > min(run.append_times_ms) + self._skew_ms:
+            return None
+        count = len(events)
+        counts: Ledger = {
+            "records.with_events": count, "events.decoded": count, "events.classified": count
+        }  # fmt: skip
+        tally(counts, "records.gap", run.next_offset - run.first_offset - count)
+        stream_time_ms = max(before.stream_time_ms, newest)
+        content = Content(run.first_offset, run.next_offset, stream_time_ms, counts, {})
+        for layer, mine in zip(self._layers, members, strict=True):
+            if not mine:
+                continue
+            late = layer.may_be_late(oldest, newest, before)
+            rows = None if late else layer.cells(mine, counts)
+            if rows is None:
+                return None
+            if rows:
+                content.blocks[layer.name] = FewRows(layer.schema, rows)
+        return content
+
+    def _plain_events(self, run: Run) -> list[Any] | None:
+        """Return one event a record, None where a record is anything else."""
+        if run.headers or not run.values or None in run.values:
+            return None
+        values = cast("list[bytes]", run.values)
+        if not self._json.are_plain(values):
+            return None
+        try:
+            return self._json.decode_all(values)
+        except UNREADABLE:
+            return None
+
+    def _members(self, events: list[Any]) -> list[list[Any]] | None:
+        """Return the events of each layer, None where one is of no layer."""
+        types = [event.type_ for event in events]
+        layers_of = {name: self._classifier.layers_of(name) for name in dict.fromkeys(types)}
+        if not all(layers_of.values()):
+            return None
+        everywhere = set.intersection(*map(set, layers_of.values()))
+        return [
+            events
+            if index in everywhere
+            else [e for e, name in zip(events, types, strict=True) if index in layers_of[name]]
+            for index in range(len(self._layers))
+        ]
+
+
+class _FewLayer:
+    """How a few events become the cells of one layer."""
+
+    def __init__(self, layer: Layer, json: JsonEvents) -> None:
+        self._layer = layer
+        self.name = layer.name
+        self.schema = {name: t for name, t in cell_schema(layer).items() if name != "version"}
+        self._slack_ms = layer.max_out_of_orderness_ms + layer.allowed_lateness_ms
+        self._key = [json.getter(field.name) for field in layer.key]
+        self._where = [_predicate(condition, json) for condition in layer.where]
+        self._measured = [
+            (json.getter(field), [_ACCUMULATE[acc.kind, acc.type] for acc in accumulators])
+            for field, accumulators in itertools.groupby(
+                (acc for acc in layer.accumulators if acc.field is not None), _field_of
+            )
+        ]
+
+    def may_be_late(self, oldest_ms: int, newest_ms: int, before: Before) -> bool:
+        """Tell whether an event may be too late: never False where one is."""
+        floor = max(floor_before(self._layer, before), newest_ms - self._slack_ms)
+        window = self._layer.window
+        return window.end(window.start(oldest_ms)) <= floor
+
+    def cells(self, events: list[Any], counts: Ledger) -> list[tuple[Any, ...]] | None:
+        """Return the partial cells in order of first appearance, None where a key is malformed."""
+        # An event without a key is malformed whatever the condition says, so keys come first.
+        keys = self._keys(events)
+        if keys is None:
+            return None
+        tally(counts, f"layer.{self.name}.selected", len(events))
+        groups: dict[tuple[Any, ...], list[Any]] = {}
+        folded = 0
+        for key, event in zip(keys, events, strict=True):
+            if all(holds(event) for holds in self._where):
+                groups.setdefault(key, []).append(event)
+                folded += 1
+        tally(counts, f"layer.{self.name}.filtered", len(events) - folded)
+        tally(counts, f"layer.{self.name}.folded", folded)
+        return [(*key, len(mine), *self._measures(mine)) for key, mine in groups.items()]
+
+    def _keys(self, events: list[Any]) -> list[tuple[Any, ...]] | None:
+        """Return key and window start of each event, None where a key field is null or long."""
+        start = self._layer.window.start
+        columns = [list(map(get, events)) for get in self._key]
+        for column in columns:
+            for value in set(column):
+                if value is None or (type(value) is str and len(value) > _KEY_CHARS_MAX):
+                    return None
+        starts = {time: start(time) for time in {event.time_ for event in events}}
+        return list(zip(*columns, [starts[event.time_] for event in events], strict=True))
+
+    def _measures(self, events: list[Any]) -> Iterator[Any]:
+        for get, accumulate in self._measured:
+            values = [value for value in map(get, events) if value is not None]
+            for function in accumulate:
+                yield function(values)
+
+
+def _field_of(accumulator: Accumulator) -> str:
+    assert accumulator.field is not None
+    return accumulator.field
+
+
+def _predicate(condition: Condition, json: JsonEvents) -> Getter:
+    """Return a function that tells whether an event fulfils a condition; null never does."""
+    get, value = json.getter(condition.field), condition.value
+    if isinstance(value, tuple):
+        return lambda event: get(event) in value
+    compare = OPERATORS[condition.op]
+    return lambda event: (found := get(event)) is not None and bool(compare(found, value))
+
+
+def _squares(values: list[int]) -> tuple[int, int]:
+    """Return the sum of squares as ``(high, low)``, of which the low part is one word."""
+    total = sum(value * value for value in values)
+    return (0, total) if total <= _INT64_MAX else divmod(total, _WORD)
+
+
+def _deviations(values: list[float]) -> float:
+    if not values:
+        return 0.0
+    mean = sum(values) / len(values)
+    return sum((value - mean) ** 2 for value in values)
+
+
+def _least(values: list[Any]) -> Any:
+    return min(values, default=None)
+
+
+def _greatest(values: list[Any]) -> Any:
+    return max(values, default=None)
+
+
+_ACCUMULATE: Mapping[tuple[str, str], Callable[[list[Any]], Any]] = {
+    ("n", "int"): len,
+    ("n", "float"): len,
+    ("min", "int"): _least,
+    ("min", "float"): _least,
+    ("max", "int"): _greatest,
+    ("max", "float"): _greatest,
+    ("sum", "int"): sum,
+    ("sum", "float"): lambda values: sum(values, 0.0),
+    ("sqhi", "int"): lambda values: _squares(values)[0],
+    ("sqlo", "int"): lambda values: _squares(values)[1],
+    ("m2", "float"): _deviations,
+}
+"""By kind and type of an accumulator, its value over those of the events that have the field."""
