@@ -180,9 +180,13 @@ def _deaf(*, to_all: bool, to_own: bool) -> list[Patch]:
     return [(Gatherer, "_floors", floors)]
 
 
-@rule(12, "a row of a sealed coarser window is dropped")
+@rule(12, "a row of a sealed coarser window is dropped", bears=False)
 def drop_the_sealed() -> list[Patch]:
-    """Look at the sender's own floor only."""
+    """Look at the sender's own floor only.
+
+    It is never below the layer's, and the finer window ends inside the coarser one: what is sealed
+    is settled too.
+    """
     return _deaf(to_all=True, to_own=False)
 
 
