@@ -75,6 +75,14 @@ class _Batch:
         self.headers = {i - count: found for i, found in self.headers.items() if i >= count}
         return first
 
+    def run(self, tp: KafkaPartition, size: int) -> Run:
+        """Return its records, which have values of so many bytes, as a run of a partition."""
+        first = self.offsets[0] if self.offsets else self.next_offset
+        return Run(
+            tp.topic, tp.partition, first, self.next_offset, self.offsets, self.values,
+            self.times_ms, self.headers, size,
+        )  # fmt: skip
+
 
 class Fetched:
     """What a consumer has fetched and nobody has taken yet.
@@ -191,8 +199,8 @@ class Fetched:
             if count < len(batch.values):
                 self._rests[tp] = batch
                 batch = batch.split(count)
-            _extend(run, batch)
-            fetched.next_fetch_offset = run.next_offset = batch.next_offset
+            run.extend(batch.run(tp, more))
+            fetched.next_fetch_offset = run.next_offset
             if tp in self._rests:
                 break
         result._update_position()
@@ -309,26 +317,6 @@ def _fitting(
     if count == 0 and not has_some:
         count = 1
     return count, ends[count - 1] if count else 0
-
-
-def _extend(run: Run, batch: _Batch) -> None:
-    """Add the records of a batch to a run."""
-    at, offsets = len(run.values), run.offsets
-    if not batch.values:
-        return
-    if not at:
-        run.offsets = batch.offsets
-    elif (
-        isinstance(offsets, range)
-        and offsets.stop == batch.offsets[0]
-        and isinstance(batch.offsets, range)
-    ):
-        run.offsets = range(offsets.start, batch.offsets.stop)
-    else:
-        run.offsets = [*offsets, *batch.offsets]
-    run.values += batch.values
-    run.append_times_ms += batch.times_ms
-    run.headers |= {at + i: found for i, found in batch.headers.items()}
 
 
 def _headers(headers: list[tuple[str, bytes | None]]) -> Headers:

@@ -20,6 +20,7 @@ from mode import Service
 
 from agents.guarded import guarded
 from app.lane import Lane, always
+from app.pace import Pace
 from tables.chunk import Chunk
 
 Handler = Callable[[Chunk], Awaitable[None]]
@@ -104,10 +105,14 @@ def create_app(
 
 
 def lane_of(
-    app: MapApp, agent: str, topics: Iterable[str], admits: Callable[[], bool] = always
+    app: MapApp,
+    agent: str,
+    topics: Iterable[str],
+    admits: Callable[[], bool] = always,
+    pace: Pace | None = None,
 ) -> Lane:
     """Return the lane that feeds ``agent`` with the chunks of ``topics`` while ``admits()``."""
-    return Lane(agent, frozenset(topics), app.chunks[agent].put, admits)
+    return Lane(agent, frozenset(topics), app.chunks[agent].put, admits, pace)
 
 
 def add_agent(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from app.assignor import TopicPartition
-from tables.chunk import Chunk
+from app.pace import Pace
+from tables.chunk import Chunk, Run
 from tables.errors import TreasureMapError
 
 MIB = 1 << 20
@@ -53,14 +54,61 @@ def always() -> bool:
     return True
 
 
+class Arrived:
+    """Records that were fetched for a lane and wait for its agent: one run a partition."""
+
+    def __init__(self) -> None:
+        self._runs: dict[TopicPartition, Run] = {}
+        self.bytes = 0
+        self.records = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._runs)
+
+    def next_offset(self, tp: TopicPartition, position: int) -> int:
+        """Return the offset to fetch of a partition that stands at ``position``."""
+        run = self._runs.get(tp)
+        return position if run is None else run.next_offset
+
+    def add(self, runs: Iterable[Run]) -> None:
+        """Add what was fetched next of some partitions."""
+        for run in runs:
+            known = self._runs.setdefault((run.topic, run.partition), run)
+            if known is not run:
+                known.extend(run)
+            self.bytes += run.size
+            self.records += len(run.values)
+
+    def take(self) -> list[Run]:
+        """Return all of it, and have nothing."""
+        runs = list(self._runs.values())
+        self.clear()
+        return runs
+
+    def forget(self, tp: TopicPartition) -> None:
+        """Drop what there is of one partition: it is fetched again."""
+        run = self._runs.pop(tp, None)
+        if run is not None:
+            self.bytes -= run.size
+            self.records -= len(run.values)
+
+    def clear(self) -> None:
+        """Drop everything."""
+        self._runs = {}
+        self.bytes = self.records = 0
+
+
 class Lane:
     """One kind of input on its way to one agent, which has at most one chunk, waiting or in hand.
+
+    What is fetched meanwhile is gathered for the next one.
 
     Args:
         name: the agent's name.
         topics: the topics of this kind.
         send: puts a chunk into the agent's channel.
         admits: whether more may be taken in now; what is not stays in Kafka.
+        pace: when the next chunk is due, and how large it may be.
     """
 
     def __init__(
@@ -69,12 +117,16 @@ class Lane:
         topics: frozenset[str],
         send: Callable[[Chunk], Awaitable[Any]],
         admits: Callable[[], bool] = always,
+        pace: Pace | None = None,
     ) -> None:
         self.name = name
         self.topics = topics
         self.send = send
         self.admits = admits
+        self.pace = pace or Pace()
+        self.arrived = Arrived()
         self.handled_seconds = 0.0
+        self._done_at = 0.0
         self._attached = False
         self._queued: Chunk | None = None
         self._in_hand: Chunk | None = None
@@ -84,6 +136,11 @@ class Lane:
     def idle(self) -> bool:
         """Whether the agent has started and has nothing waiting or in hand."""
         return self._attached and self._queued is None and self._in_hand is None
+
+    def wait_seconds(self) -> float:
+        """Return in how long the next chunk is due; not above 0 where it is due now."""
+        due = self._done_at + self.pace.wait_seconds(self.arrived.bytes)
+        return due - time.perf_counter()
 
     def bind(self, became_idle: Callable[[Chunk | None], None]) -> None:
         """Tell ``became_idle`` the chunk that was done, or None when the agent starts."""
@@ -100,20 +157,23 @@ class Lane:
         self._queued = chunk
 
     def forget_queued(self) -> None:
-        """The channel was emptied: what waited in it will not come."""
+        """The channel was emptied: what waited in it, or for it, will not come."""
         self._queued = None
+        self.arrived.clear()
 
     async def handle(self, chunk: Chunk, handler: Callable[[Chunk], Awaitable[None]]) -> None:
         """Run ``handler`` with a chunk that the agent took from its channel."""
         if chunk is not self._queued:
             return
         self._queued, self._in_hand = None, chunk
-        started = time.perf_counter()
+        size, started = chunk.size, time.perf_counter()
         try:
             await handler(chunk)
         finally:
             self._in_hand = None
-            self.handled_seconds += time.perf_counter() - started
+            self._done_at = time.perf_counter()
+            self.handled_seconds += self._done_at - started
+        self.pace.done(size, self._done_at - started)
         self._became_idle(chunk)
 
 

@@ -132,6 +132,15 @@ class Metrics(Collector):
             "agent_seconds", "Time that agents spent on chunks.", ("agent",),
             (((lane.name,), lane.handled_seconds) for lane in self._lanes),
         )  # fmt: skip
+        for name, what, value in (
+            ("gather_seconds", "How long records are gathered for a chunk now.", "gather_seconds"),
+            ("chunk_max_bytes", "How large a chunk may be now.", "chunk_bytes"),
+            ("busy_share", "CPU seconds per second, as the pace sees it.", "busy_share"),
+        ):
+            yield _gauge(
+                name, what, ("agent",),
+                (((lane.name,), getattr(lane.pace, value)) for lane in self._lanes),
+            )  # fmt: skip
 
     def _layers(self) -> Iterator[Metric]:
         rows = self._view.layers()

@@ -83,6 +83,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     session_timeout_ms: Milliseconds = 10_000
     fetch_max_wait_ms: Annotated[int, msgspec.Meta(ge=0, le=60_000)] = 50
     fetch_bytes_max: Positive = 50 * MIB
+    gather_ms_max: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 10
     chunk_bytes_max: Positive = 8 * MIB
     chunk_records_max: Positive = 100_000
     pending_bytes_max: Positive = 256 * MIB
@@ -154,7 +155,12 @@ MEANINGS: dict[str, str] = {
     "session_timeout_ms": "A member not heard of for this long loses its partitions.",
     "fetch_max_wait_ms": "Longest a broker holds a fetch for more records: idle delay per fetch.",
     "fetch_bytes_max": "Most bytes a broker puts in one answer to a fetch.",
-    "chunk_bytes_max": "Most bytes of record values folded in one cycle.",
+    "gather_ms_max": (
+        "Longest that a busy worker gathers records for one cycle; a quiet one does not wait."
+    ),
+    "chunk_bytes_max": (
+        "Most bytes of record values folded in one cycle; fewer where a cycle takes long."
+    ),
     "chunk_records_max": "Most records folded in one cycle.",
     "pending_bytes_max": "Memory of closed cells that archive or coarser layers have not taken,"
     " past which sources pause; layer topics at twice as much.",

@@ -22,6 +22,7 @@ from app.kafka_log import KafkaLog
 from app.lane import TransportOptions
 from app.mapfile import load_map
 from app.metrics import Metrics
+from app.pace import Pace
 from app.pressure import Pressure
 from app.process import Process
 from app.settings import Settings
@@ -127,8 +128,8 @@ def build(settings: Settings) -> MapApp:
     layer_topics = {t for t, plan in owners.plans.items() if plan.finer is not None}
     pressure = _pressure(settings, owners)
     sources = owners.plans.keys() - layer_topics
-    ingest = lane_of(app, "ingest", sources, pressure.admits_sources)
-    rollup = lane_of(app, "rollup", layer_topics, pressure.admits_layers)
+    ingest = lane_of(app, "ingest", sources, pressure.admits_sources, _pace(settings))
+    rollup = lane_of(app, "rollup", layer_topics, pressure.admits_layers, _pace(settings))
     transport = Transport(
         _transport_options(settings, themap, options),
         owners,
@@ -165,6 +166,10 @@ def _pressure(settings: Settings, owners: Owners) -> Pressure:
         [settings.state_folder, *embedded],
         owners.pending_bytes,
     )
+
+
+def _pace(settings: Settings) -> Pace:
+    return Pace(settings.gather_ms_max / 1_000, settings.chunk_bytes_max)
 
 
 def _archive(settings: Settings) -> Archive:

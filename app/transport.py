@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import math
 import random
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
@@ -82,6 +83,8 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         self._shares: list[Share] = []
         self._counts = Statistics()
         self._wake = asyncio.Event()
+        self._timer: asyncio.Handle | None = None
+        self._wakes_at = math.inf
         for lane in self._lanes:
             lane.bind(self._idle)
 
@@ -98,6 +101,8 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         self._consumer.pause(KafkaPartition(*tp))
         assert self._fetched is not None
         self._fetched.discard(*tp)
+        for lane in self._lanes:
+            lane.arrived.forget(tp)
         self._counts.restarts += 1
         log.warning("a partition is claimed again: %s[%d]: %s", topic, partition, reason)
         self._spawn_restore(tp, generation, delay_seconds=self._retry_delay())
@@ -341,55 +346,91 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
             while True:
                 self._check_errors(fetched)
                 arrival = fetched.arrival()
-                if not await self._hand_over(fetched):
-                    await self._wait(arrival)
+                arrival.add_done_callback(self._arrived)
+                took = self._take_in(fetched)
+                if not await self._hand_over() and not took:
+                    await self._wait()
                 arrival.cancel()
                 # aiokafka's tasks get their turn even if data never ends.
                 await asyncio.sleep(0)
 
-    async def _hand_over(self, fetched: Fetched) -> bool:
-        """Give every idle lane a chunk of what is there; tell whether there was anything."""
+    def _take_in(self, fetched: Fetched) -> bool:
+        """Take what was fetched into the lanes, up to a chunk for each; tell whether there was any.
+
+        Fetches go on meanwhile, so the next chunk has all that came during the cycle before it.
+        """
         some = False
+        if not self._stands(self._generation):
+            return False
         for lane in self._lanes:
-            if not (lane.idle and self._stands(self._generation) and lane.admits()):
-                continue
-            wanted = {tp: at for tp, at in self._positions.items() if tp[0] in lane.topics}
+            arrived = lane.arrived
+            room = min(lane.pace.chunk_bytes, self.options.chunk_bytes_max) - arrived.bytes
+            wanted = {
+                tp: arrived.next_offset(tp, at)
+                for tp, at in self._positions.items()
+                if tp[0] in lane.topics
+            }
             try:
                 runs = fetched.drain(
-                    wanted,
-                    self.options.chunk_bytes_max,
-                    self.options.chunk_records_max,
-                    self._seek_back,
+                    wanted, room, self.options.chunk_records_max - arrived.records, self._seek_back
                 )
             except UnreadableError as error:
                 raise TransportError(
                     f"cannot read {error}; the worker stops, and reads on from its journal when it"
                     " is started again; if it stays so, compare the topic's log with the journal"
                 ) from error
-            if runs:
-                some = True
-                for run in runs:
-                    self._positions[run.topic, run.partition] = run.next_offset
-                    self._counts.records += len(run.values)
-                self._counts.chunks += 1
-                lane.queue(chunk := Chunk(self._generation, runs))
-                # The channel has room, since its lane is idle, so this does not wait.
-                await lane.send(chunk)
+            arrived.add(runs)
+            some = some or bool(runs)
         return some
 
-    async def _wait(self, arrival: asyncio.Future[None]) -> None:
-        woken = asyncio.ensure_future(self._wake.wait())
-        waited: list[asyncio.Future[Any]] = [arrival, woken]
-        try:
-            await asyncio.wait(
-                waited, timeout=IDLE_SECONDS_MAX, return_when=asyncio.FIRST_COMPLETED
-            )
-        finally:
-            woken.cancel()
-            self._wake.clear()
-        if arrival.done() and not arrival.cancelled() and (error := arrival.exception()):
-            # The coordinator's error, which check_errors() raises next; here it only woke the loop.
-            log.debug("a wait for records ended with %r", error)
+    async def _hand_over(self) -> bool:
+        """Give every idle lane its chunk where it is due; tell whether there was any."""
+        some = False
+        for lane in self._lanes:
+            if not (lane.arrived and lane.idle and self._stands(self._generation)):
+                continue
+            wait_seconds = lane.wait_seconds()
+            if wait_seconds > 0:
+                self._wake_in(wait_seconds)
+                continue
+            if not lane.admits():
+                continue
+            some = True
+            runs = lane.arrived.take()
+            for run in runs:
+                self._positions[run.topic, run.partition] = run.next_offset
+                self._counts.records += len(run.values)
+            self._counts.chunks += 1
+            lane.queue(chunk := Chunk(self._generation, runs))
+            # The channel has room, since its lane is idle, so this does not wait.
+            await lane.send(chunk)
+        return some
+
+    def _arrived(self, arrival: asyncio.Future[None]) -> None:
+        """Wake the loop: more was fetched, or nothing is waited for any more."""
+        if not arrival.cancelled():
+            if error := arrival.exception():
+                # The coordinator's, which check_errors() raises next; here it only wakes the loop.
+                log.debug("a wait for records ended with %r", error)
+            self._wake.set()
+
+    def _wake_in(self, seconds: float) -> None:
+        """Wake the loop after a while; one timer is enough for all lanes."""
+        loop = asyncio.get_running_loop()
+        at = loop.time() + seconds
+        if at < self._wakes_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._wakes_at, self._timer = at, loop.call_at(at, self._timer_ended)
+
+    def _timer_ended(self) -> None:
+        self._wakes_at = math.inf
+        self._wake.set()
+
+    async def _wait(self) -> None:
+        self._wake_in(IDLE_SECONDS_MAX)
+        await self._wake.wait()
+        self._wake.clear()
 
     def _check_errors(self, fetched: Fetched) -> None:
         try:
@@ -405,6 +446,8 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
 
     def _seek_back(self, topic: str, partition: int) -> None:
         self._counts.seeks_back += 1
+        for lane in self._lanes:
+            lane.arrived.forget((topic, partition))
         self._consumer.seek(KafkaPartition(topic, partition), self._positions[topic, partition])
 
     def _idle(self, chunk: Chunk | None) -> None:

@@ -14,7 +14,8 @@ class Run:
     ``first_offset`` is the position before the run, ``next_offset`` the position after it; offsets
     that carry no record (transaction markers, compacted records) lie between them, so that
     ``next_offset - first_offset >= len(values)``. ``offsets``, ``values`` and ``append_times_ms``
-    have one item a record. ``headers`` has an entry only for records that have headers.
+    have one item a record. ``headers`` has an entry only for records that have headers. ``size`` is
+    that of all values, in bytes; it is counted where it is not given.
     """
 
     topic: str
@@ -25,6 +26,28 @@ class Run:
     values: list[bytes | None]
     append_times_ms: list[int]
     headers: dict[int, Headers]
+    size: int = -1
+
+    def __post_init__(self) -> None:
+        if self.size < 0:
+            self.size = sum(len(value) for value in self.values if value is not None)
+
+    def extend(self, after: Run) -> None:
+        """Add the records of a run that begins where this one ends."""
+        at, offsets, more = len(self.values), self.offsets, after.offsets
+        self.next_offset = after.next_offset
+        self.size += after.size
+        if not after.values:
+            return
+        if not at:
+            self.offsets = more
+        elif isinstance(offsets, range) and isinstance(more, range) and offsets.stop == more.start:
+            self.offsets = range(offsets.start, more.stop)
+        else:
+            self.offsets = [*offsets, *more]
+        self.values += after.values
+        self.append_times_ms += after.append_times_ms
+        self.headers |= {at + i: found for i, found in after.headers.items()}
 
     def halves(self) -> tuple[Run, Run]:
         """Return two runs of half the records each; there must be two or more."""
@@ -37,6 +60,7 @@ class Run:
             offsets=self.offsets[:middle],
             values=self.values[:middle],
             append_times_ms=self.append_times_ms[:middle],
+            size=-1,
             headers={i: found for i, found in self.headers.items() if i < middle},
         )
         second = dataclasses.replace(
@@ -45,6 +69,7 @@ class Run:
             offsets=self.offsets[middle:],
             values=self.values[middle:],
             append_times_ms=self.append_times_ms[middle:],
+            size=-1,
             headers={i - middle: found for i, found in self.headers.items() if i >= middle},
         )
         return first, second
@@ -60,3 +85,8 @@ class Chunk:
 
     generation: int
     runs: list[Run]
+
+    @property
+    def size(self) -> int:
+        """The bytes of all values."""
+        return sum(run.size for run in self.runs)

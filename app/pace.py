@@ -1,0 +1,90 @@
+"""The pace of one lane: when its next chunk is due, and how large it may be.
+
+A cycle has a price whatever it holds. While the worker is quiet a chunk is handed over as soon as
+there is a record; the busier it is, the longer records are gathered first, so that the same load
+takes fewer cycles. Behind a backlog a chunk is full at once and nothing waits. A full chunk is as
+large as the agent handles in ``CYCLE_SECONDS``: larger ones would only hold up queries.
+
+    busy share   0 ... 0.5 ......... 0.9 ... 1
+    gathers         0 ms   rises to   gather_seconds_max
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+BUSY_FROM, BUSY_TO = 0.5, 0.9
+"""Share of one core that the process uses: from here on records are gathered, here for longest."""
+
+SHARE_SECONDS = 1.0
+"""The time over which that share is averaged."""
+
+CYCLE_SECONDS = 0.1
+"""How long a cycle should take at most."""
+
+CHUNK_BYTES_MIN = 256 << 10
+"""Smaller chunks cost noticeably more for each event, measured with 100 bytes an event."""
+
+_TELLING_BYTES = 64 << 10
+"""A smaller chunk says nothing of how fast many records are handled."""
+
+_WEIGHT = 0.2
+
+
+class Pace:
+    """Follows the load of one lane.
+
+    Args:
+        gather_seconds_max: the longest that records are gathered for one chunk.
+        chunk_bytes_max: the most bytes of values in one chunk.
+        clock: seconds that pass.
+        cpu_clock: seconds of CPU that this process has used.
+
+    Attributes:
+        busy_share: CPU seconds per second, averaged.
+        gather_seconds: how long records are gathered now.
+        chunk_bytes: how many bytes a chunk may have now.
+    """
+
+    def __init__(
+        self,
+        gather_seconds_max: float = 0.0,
+        chunk_bytes_max: int = 8 << 20,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+        cpu_clock: Callable[[], float] = time.process_time,
+    ) -> None:
+        self._gather_seconds_max = gather_seconds_max
+        self._chunk_bytes_max = chunk_bytes_max
+        self._clock = clock
+        self._cpu_clock = cpu_clock
+        self._at, self._cpu = clock(), cpu_clock()
+        self._bytes_per_second = 0.0
+        self.busy_share = 0.0
+        self.gather_seconds = 0.0
+        self.chunk_bytes = chunk_bytes_max
+
+    def wait_seconds(self, waiting_bytes: int) -> float:
+        """Return how long after the last cycle the next chunk is due, with so much there."""
+        return (
+            0.0 if waiting_bytes >= min(_TELLING_BYTES, self.chunk_bytes) else self.gather_seconds
+        )
+
+    def done(self, handled_bytes: int, seconds: float) -> None:
+        """Learn from a cycle that has just ended: what it held and how long it took."""
+        now, cpu = self._clock(), self._cpu_clock()
+        passed = now - self._at
+        if passed > 0:
+            weight = 1 - math.exp(-passed / SHARE_SECONDS)
+            self.busy_share += weight * ((cpu - self._cpu) / passed - self.busy_share)
+            self._at, self._cpu = now, cpu
+        share = (self.busy_share - BUSY_FROM) / (BUSY_TO - BUSY_FROM)
+        self.gather_seconds = self._gather_seconds_max * min(1.0, max(0.0, share))
+        if handled_bytes >= _TELLING_BYTES and seconds > 0:
+            speed = handled_bytes / seconds
+            known = self._bytes_per_second or speed
+            self._bytes_per_second = known + _WEIGHT * (speed - known)
+            wanted = int(self._bytes_per_second * CYCLE_SECONDS)
+            self.chunk_bytes = min(self._chunk_bytes_max, max(CHUNK_BYTES_MIN, wanted))
