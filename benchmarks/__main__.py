@@ -24,6 +24,7 @@ from rich.table import Table
 from app.embedded_broker import EmbeddedBroker
 from benchmarks import (
     archive,
+    burst,
     ids,
     latency,
     memory,
@@ -118,6 +119,23 @@ def latency_command(
                 rows += latency.run(found, rate, Path(folder, f"{rate}-{number}"), smoke=smoke)
                 _say(f"{rate:,} events/s: applied p50 {rows[-3].p50_ms:.1f} ms")
     _print(rows, latency.summary(rows), as_json=as_json)
+
+
+@group.command(name="burst")
+@click.option("--rate", type=click.IntRange(min=100), default=20_000, show_default=True)
+@click.option("--runs", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--smoke", is_flag=True, help="Seconds, few events, one run, embedded broker.")
+@click.option("--brokers", help="Brokers to use instead of one that is started here.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list of rows.")
+def burst_command(*, rate: int, runs: int, smoke: bool, brokers: str | None, as_json: bool) -> None:
+    """What ten times the rate for a minute does to age, and for how long."""
+    rows: list[burst.Row] = []
+    with tempfile.TemporaryDirectory() as folder, _broker(brokers, Path(folder), smoke) as found:
+        for number in range(1 if smoke else runs):
+            base = 300 if smoke else rate
+            rows.append(burst.run(found, base, Path(folder, f"burst-{number}"), smoke=smoke))
+            _say(f"{base:,} events/s: normal {rows[-1].normal_after_seconds} s after the burst")
+    _print(rows, burst.summary(rows), as_json=as_json)
 
 
 @group.command(name="archive")

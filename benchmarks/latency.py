@@ -71,7 +71,7 @@ def run(brokers: str, rate: int, folder: Path, *, smoke: bool) -> list[Row]:
     os.environ["TIMES_FILE"] = str(times_file)
     with WorkerRun(brokers, map_file, folder, "benchmarks.timed") as worker:
         worker.wait(lambda _: worker.is_ready())
-        schedule = Schedule(brokers, topic, rate, interval_ms, seconds)
+        schedule = Schedule(brokers, topic, interval_ms, ((rate, seconds),))
         spawn = multiprocessing.get_context("spawn")
         sender = spawn.Process(target=tick, args=(schedule, ticks_file))
         cpu, begun = worker.cpu_seconds(), time.monotonic()
@@ -88,7 +88,7 @@ def run(brokers: str, rate: int, folder: Path, *, smoke: bool) -> list[Row]:
     warm_up = SMOKE_WARM_UP_SECONDS if smoke else WARM_UP_SECONDS
     since_ns = int(ticks["due_ns"].min()) + round(warm_up * 1e9)  # type: ignore[arg-type]
     paths = {
-        "applied": _applied(ticks, times.filter(what="delta", name=topic), since_ns),
+        "applied": applied(ticks, times.filter(what="delta", name=topic), since_ns),
         "answer": _answered(ticks, answers, since_ns),
         "archived": _archived(ticks, times.filter(what="rows", name="five_seconds"), since_ns),
     }
@@ -113,8 +113,11 @@ def summary(rows: Sequence[Row]) -> list[list[str]]:
     return table
 
 
-def _applied(ticks: pl.DataFrame, deltas: pl.DataFrame, since_ns: int) -> pl.DataFrame:
-    """Return ``ms`` and ``count``: from each tick to the delta that holds its last event."""
+def applied(ticks: pl.DataFrame, deltas: pl.DataFrame, since_ns: int = 0) -> pl.DataFrame:
+    """Return ``ms`` and ``count``: from each tick to the delta that holds its last event.
+
+    ``due_ns`` and ``at_ns`` are when the tick was due and when the delta stood.
+    """
     last = ticks.with_columns(offset=pl.col("first_offset") + pl.col("count") - 1)
     deltas = deltas.select("partition", "start", "stop", "at_ns").sort("start")
     found = last.sort("offset").join_asof(
@@ -129,7 +132,8 @@ def _applied(ticks: pl.DataFrame, deltas: pl.DataFrame, since_ns: int) -> pl.Dat
     if missing.height:
         raise AssertionError(f"{missing.height} ticks were never applied: {missing.head(3)}")
     found = found.filter(pl.col("due_ns") >= since_ns)
-    return found.select(ms=(pl.col("at_ns") - pl.col("due_ns")) / 1e6, count="count")
+    ms = (pl.col("at_ns") - pl.col("due_ns")) / 1e6
+    return found.select("due_ns", "at_ns", ms=ms, count="count")
 
 
 def _answered(ticks: pl.DataFrame, answers: list[tuple[int, int]], since_ns: int) -> pl.DataFrame:

@@ -48,7 +48,7 @@ def run(brokers: str, rate: int, seconds: float, folder: Path, sample_seconds: f
     ticks_file = folder / "ticks.arrow"
     with WorkerRun(brokers, map_file, folder) as worker:
         worker.wait(lambda _: worker.is_ready())
-        schedule = Schedule(brokers, themap.sources[0].topic, rate, INTERVAL_MS, seconds)
+        schedule = Schedule(brokers, themap.sources[0].topic, INTERVAL_MS, ((rate, seconds),))
         sender = multiprocessing.get_context("spawn").Process(
             target=tick, args=(schedule, ticks_file)
         )
@@ -64,8 +64,8 @@ def run(brokers: str, rate: int, seconds: float, folder: Path, sample_seconds: f
                 )  # fmt: skip
         if sender.exitcode:
             raise RuntimeError(f"cannot measure: the sender ended with {sender.exitcode}")
-        sent = rate * INTERVAL_MS // 1_000 * round(seconds * 1_000 / INTERVAL_MS)
-        sent += round(seconds * 1_000 / INTERVAL_MS)  # a probe with every tick
+        ticks = schedule.ticks()
+        sent = sum(ticks) + len(ticks)  # a probe with every tick
         worker.wait(lambda c: bool(c.ledger()["layers"]["five_seconds"]["folded"] == sent))
     return rows
 

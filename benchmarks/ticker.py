@@ -25,13 +25,20 @@ SCHEMA = {"tick": pl.Int64, "partition": pl.Int64, "first_offset": pl.Int64, "co
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Schedule:
-    """``rate`` events a second to ``topic`` for a while, every ``interval_ms``."""
+    """Events to ``topic`` every ``interval_ms``: in each phase so many a second, for so long."""
 
     brokers: str
     topic: str
-    rate: int
     interval_ms: int
-    seconds: float
+    phases: tuple[tuple[int, float], ...]
+
+    def ticks(self) -> list[int]:
+        """Return how many events each tick sends, without its probe."""
+        return [
+            rate * self.interval_ms // 1_000
+            for rate, seconds in self.phases
+            for _ in range(round(seconds * 1_000 / self.interval_ms))
+        ]
 
 
 def tick(schedule: Schedule, file: Path) -> None:
@@ -52,9 +59,9 @@ async def _tick(schedule: Schedule) -> list[tuple[int, ...]]:
         pool = _pool(feed.partitions)
         probe = partition_of(PROBE.encode(), feed.partitions)
         offsets = [0] * feed.partitions
-        per_tick = schedule.rate * interval_ms // 1_000
+        first = 0
         begun_ns = time.monotonic_ns()
-        for number in range(round(schedule.seconds * 1_000 / interval_ms)):
+        for number, count in enumerate(schedule.ticks()):
             due_ns = begun_ns + number * interval_ms * 1_000_000
             wait_ns = due_ns - time.monotonic_ns()
             if wait_ns > 0:
@@ -62,7 +69,8 @@ async def _tick(schedule: Schedule) -> list[tuple[int, ...]]:
             time_ms = time.time_ns() // 1_000_000
             values: list[list[bytes]] = [[] for _ in range(feed.partitions)]
             at = b"%d" % time_ms
-            for place in range(number * per_tick, (number + 1) * per_tick):
+            first, last = first + count, first + count
+            for place in range(last - count, last):
                 partition, head, tail = pool[place % POOL_EVENTS]
                 values[partition].append(head + at + tail)
             values[probe].append(

@@ -88,6 +88,19 @@ def test_the_smoke_size_of_latency_gives_every_path() -> None:
 
 
 @pytest.mark.slow
+def test_the_smoke_size_of_burst_gives_a_row() -> None:
+    """All events were applied once; the phases are those that were asked for."""
+    command = [sys.executable, "-m", "benchmarks", "burst", "--smoke", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (row,) = orjson.loads(done.stdout)
+    # With every tick of 10 ms goes a probe.
+    assert row["events"] == 300 * 10 + 3_000 * 4 + 1_400
+    assert 0 < row["p50_ms"] <= row["p99_ms"]
+    assert row["burst_p50_ms"] <= row["burst_max_ms"]
+
+
+@pytest.mark.slow
 def test_the_smoke_size_of_archive_gives_rows() -> None:
     """What was written was read back before its time was told."""
     command = [sys.executable, "-m", "benchmarks", "archive", "--smoke", "--json"]
