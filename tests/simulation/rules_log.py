@@ -168,9 +168,12 @@ async def _again(self: LogPartitionIO, value: bytes) -> int:
             return await _append(self, value)
 
 
-@rule(5, "after an unknown outcome the partition is claimed again")
+@rule(5, "after an unknown outcome the partition is claimed again", bears=False)
 def claim_again() -> list[Patch]:
-    """Repeat an append whose outcome is unknown."""
+    """Repeat an append whose outcome is unknown.
+
+    Where both landed, reading back finds the first, and the second does not follow it.
+    """
     return [(LogPartitionIO, "append", _again)]
 
 
