@@ -15,17 +15,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import polars as pl
 
 from agents.guarded import guarded
-from agents.owner import ARCHIVE, Emission, Owner
+from agents.owner import ARCHIVE, Due, Emission, Owner
 from tables.archive import Archive
 from tables.contribution import Contribution, encode_contribution, split_cells
 from tables.errors import ArchiveError, OutcomeUnknownError
@@ -41,9 +42,15 @@ COMBINER_EMIT_S = 1.0
 """A partition's combiners send cells of open windows at most this often: a cell that changes with
 every chunk costs its merge stage one row a second for each source partition, however hot it is."""
 
+BESIDE_ROWS_MIN = 10_000
+"""Emissions from so many rows are made in a thread: they take about a microsecond a row, which
+would hold up the input and queries."""
+
 RETRY_S_MIN = 0.2
 RETRY_S_MAX = 10.0
 
+
+Made = TypeVar("Made")
 
 Emit = Callable[[bool], Awaitable[None]]
 """Sends what is due, open cells too if told so."""
@@ -212,10 +219,10 @@ class Emitter:
     async def _emit_archive(self, early: bool) -> None:
         owner = self._owner
         for layer in owner.plan.layers:
-            emission = None if layer.is_combiner else owner.due(layer, ARCHIVE, early=early)
-            if emission is None:
+            due = None if layer.is_combiner else owner.due(layer, ARCHIVE, early=early)
+            if due is None:
                 continue
-            rows, times = archive_rows(owner, emission)
+            emission, (rows, times) = await beside(due, functools.partial(archive_rows, owner))
             await self._archive.write(layer, rows, times)
             self._counts.archived[layer.name] += rows.height
             self._acknowledge(emission)
@@ -227,9 +234,9 @@ class Emitter:
         for layer in owner.plan.layers:
             takes_open = early or (combine and layer.is_combiner)
             for coarser in owner.plan.coarser[layer.name]:
-                emission = owner.due(layer, coarser.name, early=takes_open)
-                if emission is not None:
-                    blocks = split_cells(coarser, emission.cells)
+                due = owner.due(layer, coarser.name, early=takes_open)
+                if due is not None:
+                    emission, blocks = await beside(due, functools.partial(_blocks, coarser))
                     await self._send(layer, coarser, emission.announced, blocks)
                     self._acknowledge(emission)
                     if takes_open and layer.is_combiner:
@@ -284,6 +291,20 @@ class Emitter:
     def _acknowledge(self, emission: Emission) -> None:
         self._owner.acknowledge(emission)
         self.on_acknowledged()
+
+
+async def beside(due: Due, then: Callable[[Emission], Made]) -> tuple[Emission, Made]:
+    """Make an emission, and of it what ``then`` says; a large one beside the event loop."""
+
+    def made() -> tuple[Emission, Made]:
+        emission = due.emission()
+        return emission, then(emission)
+
+    return made() if due.rows < BESIDE_ROWS_MIN else await asyncio.to_thread(made)
+
+
+def _blocks(coarser: Layer, emission: Emission) -> list[tuple[int, bytes]]:
+    return split_cells(coarser, emission.cells)
 
 
 def _now() -> float:

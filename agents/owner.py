@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import polars as pl
 
@@ -81,6 +81,17 @@ class Emission:
     cells: pl.DataFrame
     versions: dict[int, int]
     announced: Announcement
+
+
+@dataclasses.dataclass(slots=True, frozen=True)
+class Due:
+    """An emission that is still to be made, of the state as it was when it became due.
+
+    ``rows`` is at most how many rows it is made from. ``emission`` may be called in any thread.
+    """
+
+    rows: int
+    emission: Callable[[], Emission]
 
 
 class Owner:
@@ -218,24 +229,31 @@ class Owner:
         position = self.position
         return Content(position, position, self.state.meta.stream_time_ms, {}, {})
 
-    def due(self, layer: Layer, sink: str, *, early: bool = False) -> Emission | None:
+    def due(self, layer: Layer, sink: str, *, early: bool = False) -> Due | None:
         """Return the closed cells that ``sink`` has not acknowledged at their version, if any.
 
         ``early`` takes the cells of open windows along: emission at any time is free (rule 8).
         """
-        acked = self._acks[layer.name, sink]
         versions = self._changed(layer, sink) if early else self._unacknowledged(layer, sink)
         if not versions:
             return None
         table = self.state.tables[layer.name]
-        cells = table.cells_of(versions)
-        if sink != ARCHIVE:
-            cells = added_up(layer, self._coarser(layer, sink), cells)
+        collect = table.collect(versions)
+        announced = self.announcement(layer, sink)
+        acked = self._acks[layer.name, sink]
         sent = {window: acked[window] for window in versions if window in acked}
-        if sent:
-            known = pl.col("window_start").replace_strict(sent, default=-1, return_dtype=pl.Int64)
-            cells = cells.filter(pl.col("version") > known)
-        return Emission(layer, sink, cells, versions, self.announcement(layer, sink))
+
+        def emission() -> Emission:
+            cells = collect()
+            if sink != ARCHIVE:
+                cells = added_up(layer, self._coarser(layer, sink), cells)
+            if sent:
+                start = pl.col("window_start")
+                known = start.replace_strict(sent, default=-1, return_dtype=pl.Int64)
+                cells = cells.filter(pl.col("version") > known)
+            return Emission(layer, sink, cells, versions, announced)
+
+        return Due(table.rows_of(versions), emission)
 
     def _coarser(self, layer: Layer, name: str) -> Layer:
         return next(coarser for coarser in self.plan.coarser[layer.name] if coarser.name == name)
@@ -383,10 +401,19 @@ class Owner:
                 raise fenced from None
             for other in others:
                 self.state.apply(meta.journal_offset, decode_entry(other), identity_of(other))
+        if isinstance(entry, Delta):
+            await self._merge_ahead(entry.stop, rows or {})
         stands = self.state.apply(offset, entry, identity_of(value), rows)
         if not stands or meta.epoch != self._epoch:
             raise fenced
         return offset
+
+    async def _merge_ahead(self, version: int, rows: Mapping[str, pl.DataFrame | FewRows]) -> None:
+        """Make the large merges that a delta of these rows will bring beside the event loop."""
+        for name, block in rows.items():
+            merge = self.state.tables[name].merge_ahead(block, version)
+            if merge is not None:
+                await self._io.beside(merge)
 
     def _refused(self, claim: Claim) -> JournalRefusedError | FencedError:
         meta = self.state.meta

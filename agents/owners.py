@@ -114,6 +114,10 @@ class LogPartitionIO:
                 return record.append_time_ms, zlib.crc32(record.value or b"")
         return None
 
+    async def beside(self, work: Callable[[], None]) -> None:
+        """Do it in a thread."""
+        await asyncio.to_thread(work)
+
     def load(self) -> PartitionState | None:
         """Return the state of the local store, if it has one."""
         return self._store.load(self._plan)

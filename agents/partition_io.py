@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from tables.journal import Identity
@@ -39,6 +40,9 @@ class PartitionIO(Protocol):
 
     async def source_identity(self, offset: int) -> Identity | None:
         """Return append time and CRC-32 of a source record, None where there is none."""
+
+    async def beside(self, work: Callable[[], None]) -> None:
+        """Do what takes long and touches no state, while others go on."""
 
     def load(self) -> PartitionState | None:
         """Return the state of the local store, if it has one."""

@@ -117,7 +117,9 @@ def latency_command(
         for rate in rates or known:
             for number in range(1 if smoke else runs):
                 rows += latency.run(found, rate, Path(folder, f"{rate}-{number}"), smoke=smoke)
-                _say(f"{rate:,} events/s: applied p50 {rows[-3].p50_ms:.1f} ms")
+                by_hand = Path(folder, f"{rate}-{number}-by-hand")
+                rows.append(latency.run_by_hand(found, rate, by_hand, smoke=smoke))
+                _say(f"{rate:,} events/s: applied p50 {rows[-4].p50_ms:.1f} ms")
     _print(rows, latency.summary(rows), as_json=as_json)
 
 

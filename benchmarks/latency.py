@@ -4,6 +4,7 @@ Three paths, each from the tick at which an event was due to be sent:
 
     applied   the event's delta stands, is stored, and queries see it
     answer    a query over HTTP whose answer holds the event has come back: the age of its data
+    by hand   in a run of its own: a consumer of the fewest lines has counted the event
     archived  from the event whose time moves the watermark past a window's end, to that window's
               row being acknowledged by the archive
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import multiprocessing
 import os
 import statistics
@@ -27,6 +29,7 @@ from pathlib import Path
 
 import polars as pl
 
+from benchmarks.by_hand import Topic, consume
 from benchmarks.cases import CASES, WINDOW_MS
 from benchmarks.runs import WorkerRun, made_map
 from benchmarks.ticker import PROBE, Schedule, tick
@@ -39,6 +42,7 @@ SMOKE_RATES = {2_000: 10}
 SECONDS, SMOKE_SECONDS = 40.0, 12.0
 WARM_UP_SECONDS, SMOKE_WARM_UP_SECONDS = 10.0, 2.0
 ASK_SECONDS = 0.05
+START_SECONDS_MAX = 60
 OUT_OF_ORDERNESS_MS = 200
 QUANTILES = (0.5, 0.99, 0.999)
 
@@ -95,6 +99,40 @@ def run(brokers: str, rate: int, folder: Path, *, smoke: bool) -> list[Row]:
     return [_row(rate, path, found, total / seconds, used) for path, found in paths.items()]
 
 
+def run_by_hand(brokers: str, rate: int, folder: Path, *, smoke: bool) -> Row:
+    """Send events at ``rate`` to a consumer by hand; return its row, of path ``by hand``."""
+    seconds = SMOKE_SECONDS if smoke else SECONDS
+    interval_ms = (SMOKE_RATES if smoke else RATES)[rate]
+    name = f"h{uuid.uuid4().hex[:8]}"
+    _, themap = made_map(brokers, CASES["json"].map_text(name), name, folder)
+    source = themap.sources[0]
+    ticks_file, times_file = folder / "ticks.arrow", folder / "times.arrow"
+    spawn = multiprocessing.get_context("spawn")
+    ready, end = spawn.Event(), spawn.Event()
+    consumer = spawn.Process(
+        target=consume,
+        args=(Topic(brokers, source.topic, source.partitions), times_file, ready, end),
+    )
+    schedule = Schedule(brokers, source.topic, interval_ms, ((rate, seconds),))
+    sender = spawn.Process(target=tick, args=(schedule, ticks_file))
+    consumer.start()
+    if not ready.wait(START_SECONDS_MAX):
+        raise RuntimeError("cannot measure: the consumer by hand did not start")
+    begun = time.monotonic()
+    sender.start()
+    sender.join()
+    lasted = time.monotonic() - begun
+    end.set()
+    consumer.join()
+    if sender.exitcode or consumer.exitcode:
+        raise RuntimeError(f"cannot measure: ended with {sender.exitcode}, {consumer.exitcode}")
+    ticks = pl.read_ipc(ticks_file)
+    warm_up = SMOKE_WARM_UP_SECONDS if smoke else WARM_UP_SECONDS
+    since_ns = int(ticks["due_ns"].min()) + round(warm_up * 1e9)  # type: ignore[arg-type]
+    found = applied(ticks, pl.read_ipc(times_file), since_ns)
+    return _row(rate, "by hand", found, int(ticks["count"].sum()) / lasted, math.nan)
+
+
 def summary(rows: Sequence[Row]) -> list[list[str]]:
     """Return a table of medians by rate and path, its head first, with the spread of the p99."""
     table = [["case", "path", "runs", "p50 ms", "p99 ms", "spread", "p99.9 ms", "max ms",
@@ -108,7 +146,8 @@ def summary(rows: Sequence[Row]) -> list[list[str]]:
             f"{statistics.median(p99):.1f}", f"{min(p99):.1f}..{max(p99):.1f}",
             f"{statistics.median(row.p999_ms for row in runs):.1f}",
             f"{max(row.max_ms for row in runs):.1f}", f"{runs[0].samples:,}",
-            f"{statistics.median(row.cpu_share for row in runs):.0%}",
+            "" if math.isnan(runs[0].cpu_share)
+            else f"{statistics.median(row.cpu_share for row in runs):.0%}",
         ])  # fmt: skip
     return table
 

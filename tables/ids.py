@@ -139,6 +139,10 @@ class IdTable(LayerTable):
             wanted = wanted.join(hits, on="number", how="anti")
         return found
 
+    def merge_ahead(self, rows: pl.DataFrame | FewRows, version: int) -> None:
+        """Make nothing: blocks are joined as they lie, which costs little."""
+        del rows, version
+
     def merge(self) -> None:
         """Join small blocks at the end, in their order."""
         for rows_max in JOIN_ROWS:

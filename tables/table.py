@@ -14,7 +14,7 @@ import dataclasses
 import itertools
 import weakref
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import polars as pl
 
@@ -39,6 +39,9 @@ TAIL_ROWS_MAX = 256
 and so many blocks are read as one frame."""
 
 TAIL_FEW_MAX = 64
+
+AHEAD_ROWS_MIN = 20_000
+"""Merges of so many rows are made in a thread: they take about a microsecond a row."""
 _HEARD = ("window_start", "fine_start", "source_partition")
 NEVER_MS = -(2**62)
 """Minus infinity among times: before any event."""
@@ -55,6 +58,19 @@ class BlockWrite:
     sequence: int
     version: int
     data: bytes | None
+
+
+@dataclasses.dataclass(slots=True, frozen=True)
+class _Merge:
+    """Blocks merged into one: which, and the one with its bytes."""
+
+    replaced: list[int]
+    block: Block
+    data: bytes
+
+    @classmethod
+    def of(cls, replaced: list[int], rows: pl.DataFrame) -> _Merge:
+        return cls(replaced, Block(rows), encode_block(rows))
 
 
 class LayerTable:
@@ -75,6 +91,7 @@ class LayerTable:
         self._blocks: dict[int, Block] = {}
         self._sequence = 0
         self._merged: tuple[dict[int, int], weakref.ref[pl.DataFrame]] | None = None
+        self._ahead: _Merge | None = None
         # By block, the bytes of a row and the rows of each window, from when they were asked for.
         self._sizes: dict[int, tuple[float, dict[int, int]]] = {}
 
@@ -111,17 +128,37 @@ class LayerTable:
         self._put(block, version, data)
         for window in block.windows:
             self.versions[window] = version
-        if self._is_tail_long():
-            self.merge()
+        ahead, self._ahead = self._ahead, None
+        if _is_tail_long(self._blocks):
+            # What was evicted since leaves other blocks than those that were merged.
+            if ahead is not None and ahead.replaced == self._due_for_merge(self._blocks):
+                self._replace(ahead)
+            else:
+                self.merge()
 
-    def _is_tail_long(self) -> bool:
-        """Tell whether blocks are to be merged; it follows from their sizes alone."""
-        if len(self._blocks) <= TAIL_BLOCKS_MAX:
-            return False
-        if len(self._blocks) > TAIL_FEW_MAX:
-            return True
-        newest = itertools.islice(reversed(self._blocks.values()), TAIL_BLOCKS_MAX + 1)
-        return sum(block.height for block in newest) > TAIL_ROWS_MAX
+    def merge(self) -> None:
+        """Merge the newest blocks, and older ones where it is time, into one."""
+        self._replace(self._merge_of(self._blocks)())
+
+    def merge_ahead(self, rows: pl.DataFrame | FewRows, version: int) -> Callable[[], None] | None:
+        """Return what makes the merge that adding these rows will bring, in any thread.
+
+        None where there is none, or a small one. :meth:`add` comes to the same without it.
+        """
+        if len(self._blocks) < TAIL_BLOCKS_MAX or self.rows + rows.height < AHEAD_ROWS_MIN:
+            return None
+        if isinstance(rows, pl.DataFrame):
+            rows = conform(rows, self._delta)
+        blocks = self._blocks | {self._sequence: Block(rows, version)}
+        due = self._due_for_merge(blocks)
+        if not _is_tail_long(blocks) or sum(blocks[at].height for at in due) < AHEAD_ROWS_MIN:
+            return None
+        merge = self._merge_of(blocks)
+
+        def ahead() -> None:
+            self._ahead = merge()
+
+        return ahead
 
     @property
     def blocks(self) -> dict[int, pl.DataFrame]:
@@ -163,35 +200,57 @@ class LayerTable:
         return self._cells_of(self._matching(predicates))
 
     def cells_of(self, windows: Collection[int]) -> pl.DataFrame:
-        """Return the cell frame of the cells of these windows.
+        """Return the cell frame of the cells of these windows."""
+        return self.collect(windows)()
+
+    def collect(self, windows: Collection[int]) -> Callable[[], pl.DataFrame]:
+        """Return what makes the cell frame of these windows, as they are now, in any thread.
 
         Every sink asks for the same ones, so an answer that is still in use is given again.
         """
         wanted = {window: self.versions.get(window, -1) for window in windows}
-        if self._merged is not None and self._merged[0] == wanted:
-            known = self._merged[1]()
-            if known is not None:
-                return known
-        cells = self._cells_of(self._of_windows(windows))
-        self._merged = wanted, weakref.ref(cells)
+        known = self._merged[1]() if self._merged and self._merged[0] == wanted else None
+        if known is not None:
+            return lambda: known
+        chosen = frozenset(windows)
+        found = [block for block in self._blocks.values() if not block.windows.isdisjoint(chosen)]
+        whole = all(block.windows <= chosen for block in found)
+        frames = frames_of(found, self._stored)
+
+        def cells() -> pl.DataFrame:
+            rows = self._joined(frames)
+            if not whole:
+                rows = rows.filter(is_among(rows["window_start"], chosen))
+            made = self._cells_of(rows)
+            self._merged = wanted, weakref.ref(made)
+            return made
+
         return cells
+
+    def rows_of(self, windows: Collection[int]) -> int:
+        """Return at most how many rows there are of these windows."""
+        return sum(b.height for b in self._blocks.values() if not b.windows.isdisjoint(windows))
 
     def _cells_of(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Return the cell frame of rows that have all rows of their cells."""
         raise NotImplementedError
 
-    def merge(self) -> None:
-        """Merge the newest blocks, and older ones up to twice their size, into one."""
+    def _due_for_merge(self, blocks: dict[int, Block]) -> list[int]:
+        """Return which blocks are merged next, oldest last."""
+        raise NotImplementedError
+
+    def _merge_of(self, blocks: dict[int, Block]) -> Callable[[], _Merge]:
+        """Return what merges those that are due, in any thread."""
         raise NotImplementedError
 
     def _notice(self, block: Block) -> None:
         """Take note of what a block brings, which no other has brought yet."""
 
-    def _replace(self, sequences: Iterable[int], merged: pl.DataFrame) -> None:
-        for sequence in sequences:
+    def _replace(self, merge: _Merge) -> None:
+        for sequence in merge.replaced:
             self._drop(sequence)
-        if merged.height:
-            self._put(Block(merged), -1, encode_block(merged))
+        if merge.block.height:
+            self._put(merge.block, -1, merge.data)
 
     def _put(self, block: Block, version: int, data: bytes) -> None:
         self._blocks[self._sequence] = block
@@ -243,18 +302,22 @@ class FoldTable(LayerTable):
         self.layer = layer
         self._identity = [*layer.key_columns, "window_start"]
 
-    def merge(self) -> None:
-        """Merge the newest blocks, and older ones up to twice their size, into one."""
+    def _due_for_merge(self, blocks: dict[int, Block]) -> list[int]:
+        """Return the newest blocks, with older ones of up to twice their size."""
         chosen: list[int] = []
         rows = 0
-        for sequence in reversed(self._blocks):
-            height = self._blocks[sequence].height
+        for sequence in reversed(blocks):
+            height = blocks[sequence].height
             if len(chosen) >= TAIL_BLOCKS_MAX and height > 2 * rows:
                 break
             chosen.append(sequence)
             rows += height
-        whole = self._concat([self._blocks[sequence] for sequence in chosen])
-        self._replace(chosen, self._cells_of(whole))
+        return chosen
+
+    def _merge_of(self, blocks: dict[int, Block]) -> Callable[[], _Merge]:
+        chosen = self._due_for_merge(blocks)
+        frames = frames_of([blocks[sequence] for sequence in chosen], self._stored)
+        return lambda: _Merge.of(chosen, self._cells_of(self._joined(frames)))
 
     def _cells_of(self, rows: pl.DataFrame) -> pl.DataFrame:
         # In the order of a cell frame.
@@ -289,13 +352,19 @@ class RollupTable(LayerTable):
             *merge_exprs(self.layer.accumulators), pl.col("version").max()
         )
 
-    def merge(self) -> None:
-        """Keep the latest contributions and add up what is settled, over all blocks.
+    def _due_for_merge(self, blocks: dict[int, Block]) -> list[int]:
+        """Return all: settling needs every row of a contribution at once."""
+        return list(blocks)
 
-        Settling needs every row of a contribution at once, so blocks are never merged in part.
-        """
-        rows = self._latest(self._concat(self._blocks.values()))
+    def _merge_of(self, blocks: dict[int, Block]) -> Callable[[], _Merge]:
+        """Keep the latest contributions and add up what is settled, over all blocks."""
+        chosen = list(blocks)
+        frames = frames_of(blocks.values(), self._stored)
         floors = {sender: floor for sender, (_, floor) in self.announced.items()}
+        return lambda: _Merge.of(chosen, self._settled(self._joined(frames), floors))
+
+    def _settled(self, rows: pl.DataFrame, floors: Mapping[int, int]) -> pl.DataFrame:
+        rows = self._latest(rows)
         floor = pl.col("source_partition").replace_strict(
             floors, default=NEVER_MS, return_dtype=pl.Int64
         )
@@ -309,7 +378,7 @@ class RollupTable(LayerTable):
             pl.lit(None, pl.Int64).alias("fine_start"),
             pl.lit(None, pl.Int32).alias("source_partition"),
         )
-        self._replace(list(self._blocks), pl.concat([conform(added, self._stored), single]))
+        return pl.concat([conform(added, self._stored), single])
 
     def evict(self, windows: Sequence[int]) -> None:
         """Forget all cells of these windows."""
@@ -348,6 +417,16 @@ class RollupTable(LayerTable):
         # A replacement is younger than what it replaces, so dropping the old row never lowers the
         # cell's version.
         return pl.concat([settled, newest])
+
+
+def _is_tail_long(blocks: dict[int, Block]) -> bool:
+    """Tell whether blocks are to be merged; it follows from their sizes alone."""
+    if len(blocks) <= TAIL_BLOCKS_MAX:
+        return False
+    if len(blocks) > TAIL_FEW_MAX:
+        return True
+    newest = itertools.islice(reversed(blocks.values()), TAIL_BLOCKS_MAX + 1)
+    return sum(block.height for block in newest) > TAIL_ROWS_MAX
 
 
 def rollup_schema(layer: Layer) -> dict[str, pl.DataType]:

@@ -10,7 +10,7 @@ import polars as pl
 from support import DAY_MS, dataclasses_replace, small_map
 
 from agents.fold import Content
-from tables.block import encode_block
+from tables.block import FewRows, encode_block
 from tables.cell import cell_schema
 from tables.journal import Announcement, Claim, Delta, Entry, encode_entry, identity_of
 from tables.layer import Layer
@@ -23,6 +23,7 @@ HOUR, DAY = MAP.layer("hour"), MAP.layer("day")
 RAW_PLAN: InputPlan = plans_of(MAP)["flights.raw"]
 DAY_PLAN: InputPlan = plans_of(MAP)["small.layer.day"]
 
+Rows = pl.DataFrame | FewRows
 Cells = dict[tuple[Any, ...], tuple[int, int, int]]
 """By key and window: events, sum of delays, version."""
 
@@ -37,14 +38,21 @@ def measured(delays: Sequence[int]) -> dict[str, int]:
     }  # fmt: skip
 
 
-def hour_block(cells: Iterable[tuple[str, str, int, int]]) -> bytes:
-    """Return a delta's block of one event a cell: origin, carrier, window start, delay."""
+def hour_rows(cells: Iterable[tuple[str, str, int, int]], *, few: bool = False) -> Rows:
+    """Return a delta's rows of one event a cell: origin, carrier, window start, delay."""
     schema = {name: kind for name, kind in cell_schema(HOUR).items() if name != "version"}
     rows = [
         {"key_origin": origin, "key_carrier": carrier, "window_start": start} | measured([delay])
         for origin, carrier, start, delay in cells
     ]
-    return encode_block(pl.DataFrame(rows, schema=schema))
+    if few:
+        return FewRows(schema, [tuple(row[name] for name in schema) for row in rows])
+    return pl.DataFrame(rows, schema=schema)
+
+
+def hour_block(cells: Iterable[tuple[str, str, int, int]], *, few: bool = False) -> bytes:
+    """Return the bytes of :func:`hour_rows`."""
+    return encode_block(hour_rows(cells, few=few))
 
 
 def day_block(rows: Iterable[tuple[str, int, int, int, int]]) -> bytes:

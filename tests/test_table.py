@@ -1,18 +1,20 @@
 """Layer tables: the cells of brute force, whatever is merged, evicted and taken from the store."""
 
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from state_support import DAY, HOUR, cells_of, day_block, hour_block, reload
+from state_support import DAY, HOUR, cells_of, day_block, hour_block, hour_rows, reload
 from support import DAY_MS, HOUR_MS, accumulators, dataclasses_replace
 
-from tables.block import encode_block
+from tables import table as table_module
+from tables.block import FewRows, encode_block
 from tables.cell import cell_schema, measures_of
-from tables.table import NEVER_MS, TAIL_BLOCKS_MAX, BlockWrite, FoldTable, RollupTable
+from tables.table import NEVER_MS, TAIL_BLOCKS_MAX, TAIL_FEW_MAX, BlockWrite, FoldTable, RollupTable
 
 ORIGINS = st.sampled_from(["JFK", "LGA"])
 CARRIERS = st.sampled_from(["UA", "AA"])
@@ -30,6 +32,15 @@ FOLD_STEPS = st.lists(
 )  # fmt: skip
 
 
+@pytest.fixture(autouse=True, scope="module")
+def small_tails() -> Iterator[None]:
+    """Let few rows be merged, so that all kinds of merges happen."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table_module, "TAIL_ROWS_MAX", 12)
+        patch.setattr(table_module, "AHEAD_ROWS_MIN", 6)
+        yield
+
+
 @given(FOLD_STEPS)
 def test_partial_cells_add_up_in_any_order_of_steps(steps: list[object]) -> None:
     """A fold table is the sum of what was added and not evicted; its store says the same."""
@@ -40,7 +51,10 @@ def test_partial_cells_add_up_in_any_order_of_steps(steps: list[object]) -> None
         if isinstance(step, list):
             # A delta's block holds a cell once.
             cells = {row[:3]: row for row in step}.values()
-            table.add(hour_block(cells), version)
+            rows = hour_rows(cells, few=len(cells) < 3)
+            if version % 3 and (ahead := table.merge_ahead(rows, version)) is not None:
+                ahead()
+            table.add(encode_block(rows), version, rows if version % 2 else None)
             for *identity, delay in cells:
                 events, total, _ = expected.get(tuple(identity), (0, 0, 0))
                 expected[tuple(identity)] = (events + 1, total + delay, version)
@@ -52,7 +66,10 @@ def test_partial_cells_add_up_in_any_order_of_steps(steps: list[object]) -> None
         elif table.rows:
             table.merge()
         assert table.versions == newest(expected)
-        assert len(table._blocks) <= TAIL_BLOCKS_MAX + table.rows.bit_length()
+        newest_blocks = list(table._blocks.values())[-TAIL_BLOCKS_MAX - 1 :]
+        assert len(table._blocks) <= TAIL_BLOCKS_MAX or (
+            sum(block.height for block in newest_blocks) <= 12 + table.rows.bit_length()
+        )
     assert cells_of(table) == expected
     for start in {0, *table.versions}:
         some = {cell: value for cell, value in expected.items() if cell[1:] == ("UA", start)}
@@ -204,6 +221,65 @@ def test_a_table_from_the_store_merges_as_the_one_that_was_never_closed(seed: in
     assert one.equals(other)
     heights = [[block.height for block in table._blocks.values()] for table in tables]
     assert heights[0] == heights[1]
+
+
+def test_a_merge_made_ahead_is_the_merge() -> None:
+    """Blocks, what the store gets and the last bits of sums are the same with it and without."""
+    layer = dataclasses_replace(HOUR, accumulators=accumulators("delay", "float"))
+    schema = {name: kind for name, kind in cell_schema(layer).items() if name != "version"}
+    rng = random.Random(5)
+    ahead, plain = FoldTable(layer), FoldTable(layer)
+    made = used = 0
+    for version in range(200):
+        rows = FewRows(
+            schema,
+            [("JFK", "UA", hour, 1, 1, rng.random(), 0.0, 0.0, 0.0)
+             for hour in rng.sample(range(40), rng.randint(1, 5))],
+        )  # fmt: skip
+        merge = ahead.merge_ahead(rows, version)
+        if merge is not None:
+            merge()
+            made += 1
+            if rng.random() < 0.3:
+                # Rows that are evicted meanwhile make other blocks than those that were merged.
+                ahead.evict(gone := rng.sample(range(40), 2))
+                plain.evict(gone)
+            else:
+                used += 1
+        for table in (ahead, plain):
+            table.add(encode_block(rows), version)
+        assert ahead._ahead is None
+        assert places(ahead) == places(plain)
+    assert made > used > 10
+    assert cells_bits(ahead) == cells_bits(plain)
+
+
+def places(table: FoldTable) -> list[tuple[int, int, bool]]:
+    """Return what the store gets but for the bytes: groups come in any order."""
+    return [(write.sequence, write.version, write.data is None) for write in table.writes]
+
+
+def cells_bits(table: FoldTable) -> list[list[tuple[object, ...]]]:
+    """Return the rows of every block, in the order of blocks."""
+    return [sorted(block.rows(), key=str) for block in table.blocks.values()]
+
+
+def test_small_blocks_wait_and_are_read_as_one() -> None:
+    """Up to 64 of them; a merge takes them together."""
+    table = FoldTable(HOUR)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table_module, "TAIL_ROWS_MAX", 256)
+        for version in range(TAIL_FEW_MAX):
+            rows = hour_rows([("JFK", "UA", version % 3 * HOUR_MS, version)], few=version % 5 > 0)
+            table.add(encode_block(rows), version)
+        assert len(table.blocks) == TAIL_FEW_MAX
+        assert {cell: v[0] for cell, v in cells_of(table).items()} == {
+            ("JFK", "UA", hour * HOUR_MS): len(range(hour, TAIL_FEW_MAX, 3)) for hour in range(3)
+        }
+        before = cells_of(table)
+        table.add(hour_block([("LGA", "UA", 0, 1)]), TAIL_FEW_MAX)
+        assert len(table.blocks) == 1
+    assert cells_of(table) == before | {("LGA", "UA", 0): (1, 1, TAIL_FEW_MAX)}
 
 
 def test_a_measure_that_came_later_is_filled_as_if_no_event_had_it() -> None:

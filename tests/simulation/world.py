@@ -25,6 +25,7 @@ from simulation.stores import Contents, Stores
 from simulation.worker import Surroundings, Worker
 from simulation.workload import RAW, Workload, encode_record, make_workload, write_records
 
+import agents.emit
 import agents.fold_few
 import agents.owner
 import agents.owners
@@ -280,7 +281,9 @@ def prepared(rng: random.Random, stores: Stores) -> Iterator[None]:
             (agents.recovery, "LOOK_BACK_ENTRIES", rng.choice((2, 16))),
             (tables.snapshot, "PART_BYTES", rng.choice((1, 1 << 20))),
             (agents.owner, "UNSAVED_DELTAS_MAX", rng.choice((1, 3, 16))),
+            (agents.emit, "BESIDE_ROWS_MIN", rng.choice((1, 10_000))),
             (agents.fold_few, "FEW_EVENTS_MAX", rng.choice((0, 4, 250))),
+            (tables.table, "AHEAD_ROWS_MIN", rng.choice((1, 20_000))),
             (tables.table, "TAIL_BLOCKS_MAX", rng.choice((2, 4, 8))),
             (tables.table, "TAIL_ROWS_MAX", rng.choice((0, 8, 256))),
             (tables.table, "TAIL_FEW_MAX", rng.choice((8, 64))),
