@@ -21,6 +21,7 @@ from agents.guarded import guarded
 from agents.idle import IdleHeartbeat, StreamTimes
 from agents.owner import Owner
 from tables.archive import Archive, CellRange
+from tables.block import repeated
 from tables.cell import archive_schema
 from tables.chunk import Run
 from tables.errors import FencedError, OffsetGoneError, OutcomeUnknownError
@@ -280,17 +281,27 @@ class Owners:
 
     def cells(self, layer: Layer, cells: CellRange) -> pl.DataFrame:
         """Return the archive frame of the applied cells held here, open and closed, in range."""
-        start = pl.col("window_start")
-        predicates = [start >= cells.from_ms, start < cells.to_ms]
-        predicates += [pl.col(f"key_{name}") == value for name, value in cells.key.items()]
-        found = [
-            held.owner.state.tables[layer.name]
-            .cells(*predicates)
-            .with_columns(source_partition=pl.lit(partition, pl.Int32))
-            for (topic, partition), held in self._held.items()
-            if topic == self.themap.input_topic(layer)
-        ]
+        key = {f"key_{name}": value for name, value in cells.key.items()}
+        found = []
+        for (topic, partition), held in self._held.items():
+            if topic == self.themap.input_topic(layer):
+                rows = held.owner.state.tables[layer.name].cells_in(cells.from_ms, cells.to_ms, key)
+                column = repeated(partition, rows.height, pl.Int32).alias("source_partition")
+                found.append(rows.hstack([column]))
         return pl.concat(found) if found else pl.DataFrame(schema=archive_schema(layer))
+
+    def covers(self, layer: Layer, from_ms: int) -> bool:
+        """Tell whether no other worker and no archive holds a cell of ``layer`` from there on.
+
+        All its partitions must be here. A window that no partition has sealed has never been
+        evicted (rule 9), so its cells are all in these tables.
+        """
+        topic = self.themap.input_topic(layer)
+        owners = [held.owner for (name, _), held in self._held.items() if name == topic]
+        end = layer.window.end(layer.window.start(from_ms))
+        return len(owners) == layer.partitions and all(
+            owner.state.floor_ms(layer) < end for owner in owners
+        )
 
     def partitions(self, layer: Layer) -> set[int]:
         """Return the partitions of the layer's input that are owned here, restored and serving."""

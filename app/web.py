@@ -20,11 +20,15 @@ from aiohttp import web
 from app.settings import Settings
 from app.web_guard import HEADERS, BusyError, DeadlineError, answer, guard, ssl_context
 from tables.archive import Archive
+from tables.cell import archive_schema
 from tables.errors import QueryError
 from tables.layer import Layer, Map
 from tables.query import Answer, CellQuery, Limits, LiveCells, merge_answer, parse_query
 
 __all__ = ["WorkerView", "install", "ssl_context"]
+
+MERGED_AT_ONCE_ROWS_MAX = 2_000
+"""So few rows are merged faster than a thread begins."""
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -161,10 +165,16 @@ class _Endpoint:
         # No await between the two: the partitions are those whose cells were read.
         served = self._view.live.partitions(layer)
         live = self._view.live.cells(layer, query.cells)
-        archived = await self._view.archive.read(layer, query.cells)
-        page = await asyncio.get_running_loop().run_in_executor(
-            self._threads, self._merge, query, live, archived
-        )
+        if self._view.live.covers(layer, query.cells.from_ms):
+            archived = pl.DataFrame(schema=archive_schema(layer))
+        else:
+            archived = await self._view.archive.read(layer, query.cells)
+        if live.height + archived.height <= MERGED_AT_ONCE_ROWS_MAX:
+            page = self._merge(query, live, archived)
+        else:
+            page = await asyncio.get_running_loop().run_in_executor(
+                self._threads, self._merge, query, live, archived
+            )
         return {
             "layer": layer.name,
             "map_revision": self._view.themap.revision,

@@ -54,6 +54,9 @@ class LiveCells(Protocol):
     def partitions(self, layer: Layer) -> set[int]:
         """Return the partitions of the layer's input that are owned, restored and serving here."""
 
+    def covers(self, layer: Layer, from_ms: int) -> bool:
+        """Tell whether no other worker and no archive holds a cell of ``layer`` from there on."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Limits:

@@ -11,7 +11,9 @@ latest contributions of every finer window, which replace each other until they 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
+import operator
 import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -31,7 +33,8 @@ from tables.block import (
 )
 from tables.cell import cell_schema, merge_exprs
 from tables.journal import Announcement
-from tables.layer import Layer
+from tables.layer import Layer, Scalar
+from tables.window import START_MS_MIN
 
 TAIL_BLOCKS_MAX = 8
 TAIL_ROWS_MAX = 256
@@ -45,6 +48,9 @@ AHEAD_ROWS_MIN = 20_000
 _HEARD = ("window_start", "fine_start", "source_partition")
 NEVER_MS = -(2**62)
 """Minus infinity among times: before any event."""
+
+NEVER_ENDS_MS = 2**62
+"""Plus infinity: after any window."""
 
 
 @dataclasses.dataclass(slots=True, frozen=True)
@@ -195,9 +201,24 @@ class LayerTable:
                 if rest.height:
                     self._put(Block(rest), -1, encode_block(rest))
 
-    def cells(self, *predicates: pl.Expr) -> pl.DataFrame:
-        """Return the cell frame of the cells whose key and window match all predicates."""
-        return self._cells_of(self._matching(predicates))
+    def cells(self, key: Mapping[str, Scalar] | None = None) -> pl.DataFrame:
+        """Return the cell frame of all cells, or of those whose key columns have these values."""
+        return self.cells_in(START_MS_MIN, NEVER_ENDS_MS, key or {})
+
+    def cells_in(self, from_ms: int, to_ms: int, key: Mapping[str, Scalar]) -> pl.DataFrame:
+        """Return the cell frame of the cells of windows that start in ``[from_ms, to_ms)``.
+
+        ``key`` has the values of key columns; those not named match all.
+        """
+        found = []
+        for block in self._blocks.values():
+            inside = [from_ms <= window < to_ms for window in block.windows]
+            if any(inside):
+                found.append((block, all(inside)))
+        frames = frames_of([block for block, _ in found], self._stored)
+        whole = all(inside for _, inside in found)
+        rows = [_matching(frame, from_ms, to_ms, key, whole=whole) for frame in frames]
+        return self._cells_of(self._joined(rows))
 
     def cells_of(self, windows: Collection[int]) -> pl.DataFrame:
         """Return the cell frame of the cells of these windows."""
@@ -274,10 +295,6 @@ class LayerTable:
 
     def _write(self, sequence: int, version: int, data: bytes | None) -> None:
         self.writes.append(BlockWrite(self.name, sequence, version, data))
-
-    def _matching(self, predicates: Sequence[pl.Expr]) -> pl.DataFrame:
-        frames = frames_of(self._blocks.values(), self._stored)
-        return self._joined([f.filter(*predicates) if predicates else f for f in frames])
 
     def _of_windows(self, windows: Collection[int]) -> pl.DataFrame:
         wanted = frozenset(windows)
@@ -417,6 +434,17 @@ class RollupTable(LayerTable):
         # A replacement is younger than what it replaces, so dropping the old row never lowers the
         # cell's version.
         return pl.concat([settled, newest])
+
+
+def _matching(
+    rows: pl.DataFrame, from_ms: int, to_ms: int, key: Mapping[str, Scalar], *, whole: bool
+) -> pl.DataFrame:
+    """Return rows in range; comparing columns costs a tenth of a query that does the same."""
+    masks = [rows[column] == value for column, value in key.items()]
+    if not whole:
+        starts = rows["window_start"]
+        masks += [starts >= from_ms, starts < to_ms]
+    return rows.filter(functools.reduce(operator.and_, masks)) if masks else rows
 
 
 def _is_tail_long(blocks: dict[int, Block]) -> bool:

@@ -72,11 +72,14 @@ def day_block(rows: Iterable[tuple[str, int, int, int, int]]) -> bytes:
     return encode_block(pl.DataFrame(frame, schema=schema))
 
 
-def cells_of(table: LayerTable, *predicates: pl.Expr) -> Cells:
-    """Return a table's cells by key and window; fail where one comes twice or does not add up."""
+def cells_of(table: LayerTable, rows: pl.DataFrame | None = None) -> Cells:
+    """Return a table's cells by key and window; fail where one comes twice or does not add up.
+
+    ``rows`` are some of its cells.
+    """
     layer: Layer = table.layer
     found: Cells = {}
-    for row in table.cells(*predicates).iter_rows(named=True):
+    for row in (table.cells() if rows is None else rows).iter_rows(named=True):
         identity = (*(row[name] for name in layer.key_columns), row["window_start"])
         assert identity not in found
         assert row["n_delay"] == row["events"]

@@ -320,7 +320,7 @@ def test_no_damaged_record_stops_the_reader(damage: list[tuple[int, int]], recor
         damaged[1 + place % (len(record) - 1)] = value
     topic = Topic()
     topic.take(contribution([("DL", 25, 4, 9)]), bytes(damaged))
-    mine = topic.journal.state.tables["day"].cells(pl.col("key_carrier") == "DL")
+    mine = topic.journal.state.tables["day"].cells({"key_carrier": "DL"})
     assert mine["sum_delay"].to_list() == [4]
     counts = topic.journal.state.meta.ledger
     assert counts.get("records.unreadable", 0) == len(topic.aside)

@@ -255,6 +255,27 @@ async def test_live_cells_are_readable_before_they_close(make: Callable[[], Hous
     assert none.height == 0
 
 
+async def test_unsealed_windows_are_covered_where_all_partitions_are_here(
+    make: Callable[[], House],
+) -> None:
+    """What may have been evicted is not; what another worker has is not either."""
+    house = make()
+    hour = MAP.layer("hour")
+    for partition in (0, 1):
+        house.log.put(RAW, partition, flight(5 * HOUR_MS))
+    await house.owners.restore(RAW, 0, 1)
+    assert not house.owners.covers(hour, 4 * HOUR_MS)
+    await house.restore()
+    assert house.owners.covers(hour, 0)
+    await house.step(RAW, 10)
+    # Stream time is at 5 h, lateness one hour: windows that end at 4 h or before are sealed.
+    assert [house.owners.covers(hour, at * HOUR_MS) for at in (2, 3, 4, 9)] == [
+        False, False, True, True
+    ]  # fmt: skip
+    assert house.owners.covers(hour, 5 * HOUR_MS - 1)
+    assert not house.owners.covers(hour, 4 * HOUR_MS - 1)
+
+
 async def test_a_restart_reads_only_what_the_local_store_has_not(
     make: Callable[[], House],
 ) -> None:

@@ -81,6 +81,18 @@ async def test_live_and_archived_cells_are_one_answer(tmp_path: Path) -> None:
     assert (body["cursor"], body["partial"], body["layer"]) == (None, False, "hour")
 
 
+async def test_what_live_tables_cover_is_not_read_from_the_archive(tmp_path: Path) -> None:
+    """Unsealed windows are all here; one hour before them takes the archive along again."""
+    live, archived = [stored(hour=2)], [stored(hour=1)]
+    async with served(MAP, tmp_path, live, archived) as (view, url):
+        view.live.covered_from_ms = 2 * HOUR_MS
+        for first, rows in ((2, {"live": 1, "archived": 0}), (1, {"live": 1, "archived": 1})):
+            path = f"/v1/layers/hour/cells?from={first * HOUR_MS}&to={DAY_MS}"
+            status, body, _ = await get(url + path)
+            assert status == 200
+            assert body["rows_read"] == rows
+
+
 async def test_key_and_range_choose_the_cells(tmp_path: Path) -> None:
     """The range holds its start and not its end; keys not named match all."""
     origins = ("EWR", "JFK")

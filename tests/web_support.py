@@ -78,6 +78,7 @@ class FrameCells:
     def __init__(self, frame: pl.DataFrame, served: set[int]) -> None:
         self.frame = frame
         self.served = served
+        self.covered_from_ms = 2**62
 
     def cells(self, layer: Layer, cells: CellRange) -> pl.DataFrame:
         """Return the rows in range; none of a layer that the frame is not of."""
@@ -93,6 +94,11 @@ class FrameCells:
         """Return the same partitions for every layer."""
         del layer
         return self.served
+
+    def covers(self, layer: Layer, from_ms: int) -> bool:
+        """Tell what the test set."""
+        del layer
+        return from_ms >= self.covered_from_ms
 
 
 class StandingView:
