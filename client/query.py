@@ -196,8 +196,12 @@ class QueryClient:
         to_time: Time,
         *,
         limit: int | None = None,
+        page_cells: int | None = None,
     ) -> Answer:
         """Return the cells of all pages, at most ``limit`` of them; else as :meth:`page`.
+
+        ``page_cells`` is how many a page may have, at most the endpoint's ``query_limit_max``; None
+        leaves it to the endpoint. Every page reads its range anew, so large ones are cheaper.
 
         Raises:
             QueryFailedError: as :meth:`page`.
@@ -207,7 +211,9 @@ class QueryClient:
         cursor = None
         while True:
             left = None if limit is None else limit - len(found)
-            page_limit = left if left is not None and left < PAGE_CELLS else None
+            page_limit = page_cells
+            if left is not None and left < (page_cells or PAGE_CELLS):
+                page_limit = left
             page = self.page(layer, key, from_time, to_time, limit=page_limit, cursor=cursor)
             found += page.cells if left is None else page.cells[:left]
             partial = partial or page.partial

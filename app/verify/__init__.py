@@ -69,7 +69,7 @@ async def verify(
         Topics(settings) as topics,
         Workers(
             themap, urls or [_own_url(settings)], settings.web_token, ca_file,
-            early=settings.early_emit_ms > 0,
+            early=settings.early_emit_ms > 0, page_cells=settings.query_limit_max,
         ) as workers,
     ):  # fmt: skip
         verification = _Verification(

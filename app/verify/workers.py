@@ -40,6 +40,7 @@ class Workers:
         token: their bearer token, if they have one.
         ca_file: PEM file of the authority of their certificates; None takes the system's.
         early: whether they send the cells of open windows too, once nothing comes.
+        page_cells: how many cells a page of an answer may have.
     """
 
     def __init__(
@@ -50,9 +51,11 @@ class Workers:
         ca_file: str | None,
         *,
         early: bool,
+        page_cells: int,
     ) -> None:
         self._map = themap
         self._early = early
+        self._page_cells = page_cells
         self._clients = {url: QueryClient(url, token, ca_file=ca_file) for url in urls}
 
     async def __aenter__(self) -> Self:
@@ -135,7 +138,10 @@ class Workers:
         return found
 
     async def _cells(self, url: str, layer: Layer, first: int, last: int) -> list[Cell]:
-        answer = await self._ask(url, lambda client: client.cells(layer.name, {}, first, last))
+        answer = await self._ask(
+            url,
+            lambda client: client.cells(layer.name, {}, first, last, page_cells=self._page_cells),
+        )
         assert not answer.more, "no limit was given"
         return list(answer.cells)
 
