@@ -6,13 +6,16 @@ settings -> map -> archive, log -> owners -> ingest, rollup (agents) <- chunks <
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
+import random
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from mode import Service
 
+from agents.guarded import guarded
 from agents.ingest import Ingest
 from agents.owners import Owners
 from agents.rollup import Rollup
@@ -32,7 +35,7 @@ from app.view import View
 from app.web import install
 from app.web_guard import ssl_context
 from tables.archive import Archive
-from tables.errors import SettingError
+from tables.errors import ArchiveAwayError, SettingError
 from tables.layer import Map
 
 # One core a worker: more threads only take time from the other workers of the machine.
@@ -44,8 +47,16 @@ _ALONE = (
 )
 
 
+REOPEN_S = (1.0, 5.0)
+"""How long to wait before an archive that was away at the start is tried again."""
+
+
 class Foundation(Service):  # type: ignore[misc]  # mode comes without types
-    """What must be there before the first partition is restored: the log and the archive."""
+    """What must be there before the first partition is restored: the log, and the archive.
+
+    An archive that does not answer is waited for while the worker runs: cells wait in tables and
+    journal, and ``/readyz`` says so. ``failed`` is told why it can never be opened.
+    """
 
     def __init__(
         self,
@@ -53,6 +64,7 @@ class Foundation(Service):  # type: ignore[misc]  # mode comes without types
         archive: Archive,
         themap: Map,
         check: Callable[[], Awaitable[None]],
+        failed: Callable[[BaseException], None],
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -60,6 +72,8 @@ class Foundation(Service):  # type: ignore[misc]  # mode comes without types
         self._archive = archive
         self._map = themap
         self._check = check
+        self._failed = failed
+        self._opening: asyncio.Task[None] | None = None
 
     async def on_start(self) -> None:
         """Connect to Kafka, check the topics and open the archive, unless asked to stop."""
@@ -73,10 +87,25 @@ class Foundation(Service):  # type: ignore[misc]  # mode comes without types
     async def _open(self) -> None:
         await self._log_client.start()
         await self._check()
-        await self._archive.open(self._map)
+        try:
+            await self._archive.open(self._map)
+        except ArchiveAwayError as error:
+            self.log.warning("starts without its archive, and tries again: %s", error)
+            self._opening = asyncio.create_task(guarded(self._open_later(), self._failed))
+
+    async def _open_later(self) -> None:
+        while not self._archive.is_open:
+            await asyncio.sleep(random.uniform(*REOPEN_S))  # noqa: S311 - spreads only
+            try:
+                await self._archive.open(self._map)
+            except ArchiveAwayError as error:
+                self.log.warning("the archive is still away: %s", error)
+        self.log.warning("the archive is there")
 
     async def on_stop(self) -> None:
         """Close both, after the transport has let every partition go."""
+        if self._opening is not None:
+            self._opening.cancel()
         try:
             await self._archive.close()
         finally:
@@ -139,7 +168,7 @@ def build(settings: Settings) -> MapApp:
     add_agent(app, ingest, Ingest(owners, log).handle, transport.fail)
     add_agent(app, rollup, Rollup(owners, log).handle, transport.fail)
     check = functools.partial(check_topics, settings.brokers, themap, options)
-    app.own_services += [Foundation(log, archive, themap, check), transport]
+    app.own_services += [Foundation(log, archive, themap, check, transport.fail), transport]
     view = View(
         themap, archive, owners, transport, pressure, behind_records_max=settings.chunk_records_max
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from agents.owners import Owners
@@ -84,20 +84,26 @@ class View:
 
     def ready(self) -> tuple[bool, str]:
         """Tell whether every partition of this worker is restored and caught up."""
+        waits_for = next(self._waits_for(), "")
+        return not waits_for, waits_for or "restored and caught up"
+
+    def _waits_for(self) -> Iterator[str]:
+        """Yield what is not done yet, first what has to come first."""
         statistics = self._transport.statistics()
         if statistics.generation == NO_GENERATION:
-            return False, "joining the group"
+            yield "joining the group"
+        if not self.archive.is_open:
+            yield "the archive does not answer"
         if statistics.restoring:
-            return False, f"restoring {statistics.restoring} partitions"
+            yield f"restoring {statistics.restoring} partitions"
         if any(self.paused().values()):
-            return False, f"{' and '.join(self.paused())} are paused"
+            yield f"{' and '.join(self.paused())} are paused"
         lags = self._transport.lag_records().values()
         if any(lag is None for lag in lags):
-            return False, "waiting for the first fetch of some partitions"
+            yield "waiting for the first fetch of some partitions"
         behind = sum(lag for lag in lags if lag is not None)
         if behind > self._behind_records_max:
-            return False, f"{behind} records behind"
-        return True, "restored and caught up"
+            yield f"{behind} records behind"
 
     def serving(self) -> dict[str, list[int]]:
         """Return the restored partitions, whose live cells queries read, by topic."""

@@ -28,8 +28,17 @@ class CellRange:
 class Archive(Protocol):
     """Rows of absolute values; of two writes of one row the one with the larger write time wins."""
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it is open now."""
+
     async def open(self, themap: Map) -> None:
-        """Connect and make ready for the map's layers. Raises ArchiveError."""
+        """Connect and make ready for the map's layers.
+
+        Raises:
+            ArchiveAwayError: it does not answer; until it is opened, reads and writes fail.
+            ArchiveError: it cannot be opened as things are.
+        """
 
     async def write(self, layer: Layer, rows: pl.DataFrame, write_times_us: pl.Series) -> None:
         """Store an archive frame (see tables.cell); returns only when every row is durably taken.

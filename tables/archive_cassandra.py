@@ -16,7 +16,16 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import polars as pl
-from cassandra import ConsistencyLevel, DriverException, InvalidRequest, ProtocolVersion
+from cassandra import (
+    AuthenticationFailed,
+    ConsistencyLevel,
+    DriverException,
+    InvalidRequest,
+    OperationTimedOut,
+    ProtocolVersion,
+    Timeout,
+    Unavailable,
+)
 from cassandra.auth import PlainTextAuthProvider
 from cassandra.cluster import (
     EXEC_PROFILE_DEFAULT,
@@ -36,7 +45,7 @@ from cassandra.query import BatchStatement, BatchType, PreparedStatement, Statem
 from tables.archive import CellRange
 from tables.archive_cql import Batch, LayerTable, Row
 from tables.archive_layout import check_key, missing_accumulators, not_expired, too_many_rows
-from tables.errors import ArchiveError
+from tables.errors import ArchiveAwayError, ArchiveError
 from tables.layer import Layer, Map
 
 RECONNECT_S_MAX = 10.0
@@ -46,6 +55,8 @@ node was away for as long, and gives it up after 64 attempts."""
 
 _AGAIN = "check that Cassandra is up and can reach its quorum; the request can be sent again"
 _DRIVER_ERRORS = (DriverException, NoHostAvailable, ConnectionException, OSError)
+_AWAY = (ConnectionException, OSError, OperationTimedOut, Unavailable, Timeout)
+_REFUSED = (AuthenticationFailed, ssl.SSLError)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -99,14 +110,20 @@ class CassandraArchive:
         self._prepared: dict[str, PreparedStatement] = {}
         self.partitions_read_total = 0
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it has been opened; its nodes may be away all the same."""
+        return self._session is not None
+
     async def open(self, themap: Map) -> None:
         """Connect; make keyspace and tables where they are missing, and check those that are there.
 
         Columns of measures that the map has gained are added.
 
         Raises:
-            ArchiveError: no connection, no permission, a table that is not the layer's, or the
-                archive was closed meanwhile.
+            ArchiveAwayError: no node answers, or too few.
+            ArchiveError: no permission, a table that is not the layer's, or the archive was closed
+                meanwhile.
         """
         assert self._cluster is None, "the archive is open"
         self._wanted = True
@@ -194,10 +211,11 @@ class CassandraArchive:
                 application_name="treasure-map",
             )
             self._cluster = cluster
-            session = self._session = cluster.connect()
+            session = cluster.connect()
             self._make_keyspace(cluster, session)
             for table in self._tables.values():
                 self._make_table(cluster, session, table)
+            self._session = session
         # Closing shuts down what it sees; it may have come before there was anything to see.
         if not self._wanted:
             cluster.shutdown()
@@ -249,7 +267,7 @@ class CassandraArchive:
 
     def _opened(self, verb: str) -> Session:
         if self._session is None:
-            raise ArchiveError(f"cannot {verb}: the archive is closed; open it")
+            raise ArchiveAwayError(f"cannot {verb}: not connected to Cassandra")
         return self._session
 
     async def _execute_all(
@@ -357,7 +375,16 @@ def _driver(what: str, mend: str) -> Iterator[None]:
     try:
         yield
     except _DRIVER_ERRORS as error:
-        raise ArchiveError(f"cannot {what}: {_cause(error)}; {mend}") from error
+        kind = ArchiveAwayError if _is_away(error) else ArchiveError
+        raise kind(f"cannot {what}: {_cause(error)}; {mend}") from error
+
+
+def _is_away(error: BaseException) -> bool:
+    """Tell whether an error passes by itself: nobody answers, rather than somebody refuses."""
+    causes = list(error.errors.values()) if isinstance(error, NoHostAvailable) else [error]
+    return bool(causes) and all(
+        isinstance(cause, _AWAY) and not isinstance(cause, _REFUSED) for cause in causes
+    )
 
 
 def _cause(error: BaseException) -> str:

@@ -72,6 +72,11 @@ class EmbeddedArchive:
         self._clock_ms = clock_ms or _wall_clock_ms
         self._running: _Running | None = None
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the folder is open."""
+        return self._running is not None
+
     async def open(self, themap: Map) -> None:
         """Open the folder and check that the layers in it are the map's.
 

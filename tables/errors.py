@@ -45,6 +45,10 @@ class ArchiveError(TreasureMapError):
     """The archive did not take or give rows; they stay in table and journal and are sent again."""
 
 
+class ArchiveAwayError(ArchiveError):
+    """The archive does not answer; it may do so later, with nothing changed here."""
+
+
 class QueryError(TreasureMapError):
     """A request that cannot be answered as asked; maps to HTTP 400."""
 

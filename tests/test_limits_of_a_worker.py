@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
+import servers
 from prometheus_client.parser import text_string_to_metric_families
 from station_support import SECONDS_MAX, Process, apply
 from support import HOUR_MS, flight, until
@@ -170,7 +174,7 @@ async def test_sources_pause_while_the_archive_is_away_and_no_row_is_missing(
 
     await until(paused, SECONDS_MAX)
     _, state = await worker.get("/readyz")
-    assert state["reason"] == "sources are paused"
+    assert state["reason"] in ("sources are paused", "sources and layers are paused")
     assert "of cells wait to be acknowledged" in state["paused"]["sources"][0]
     assert state["serving"][f"{worker.map_name}.raw"] == [0, 1]
     held = await metrics(worker)
@@ -238,3 +242,50 @@ async def counted(worker: Process) -> dict[tuple[str, str, int], int]:
         cursor = page["cursor"]
         if cursor is None:
             return found
+
+
+@pytest.mark.cassandra
+@pytest.mark.slow
+async def test_a_worker_starts_without_its_cassandra_and_archives_once_it_is_there(
+    processes: Callable[..., Process], tmp_path: Path
+) -> None:
+    """It folds and answers meanwhile, says what it waits for, and nothing is lost."""
+    reason = servers.why_missing("cassandra")
+    if reason is not None:
+        pytest.skip(reason)
+    cassandra = servers.CassandraServer(tmp_path / "cassandra")
+    worker = processes(
+        archive="cassandra", cassandra_hosts=cassandra.host, cassandra_port=str(cassandra.port),
+        cassandra_replication="1",
+    )  # fmt: skip
+    await apply(worker)
+    worker.start()
+    await worker.says("starts without its archive, and tries again: cannot open archive")
+    await close_an_hour(worker)
+
+    async def folded() -> bool:
+        _, ledger = await worker.get("/v1/ledger")
+        return bool(ledger["layers"]["hour"]["folded"] == 2)
+
+    await until(folded, SECONDS_MAX)
+    status, ready = await worker.get("/readyz")
+    assert (status, ready["reason"]) == (503, "the archive does not answer")
+    span = f"from={2 * HOUR_MS}&to={3 * HOUR_MS}"
+    status, answer = await worker.get(f"/v1/layers/hour/cells?{span}")
+    assert (status, len(answer["cells"])) == (200, 1)
+    status, _ = await worker.get(f"/v1/layers/hour/cells?from=0&to={HOUR_MS}")
+    assert status == 503
+    await asyncio.to_thread(cassandra.start)
+    try:
+        await worker.ready()
+
+        async def archived() -> bool:
+            _, layers = await worker.get("/v1/layers")
+            return bool(layers["layers"][0]["archived_cells"] >= 1)
+
+        await until(archived, SECONDS_MAX)
+        status, answer = await worker.get(f"/v1/layers/hour/cells?from=0&to={HOUR_MS}")
+        assert (status, len(answer["cells"])) == (200, 1)
+        assert await worker.stop() == 0
+    finally:
+        await asyncio.to_thread(cassandra.kill)

@@ -17,6 +17,7 @@ from station_support import COMMANDS, FAUST, MODULE, SECONDS_MAX, Process, apply
 from support import NO_PRESSURE, flight, small_map, until
 
 from agents.owners import Owners
+from app import station
 from app.embedded_broker import EmbeddedBroker
 from app.kafka_log import KafkaLog
 from app.lane import Statistics
@@ -26,7 +27,7 @@ from app.transport import NO_GENERATION, Transport
 from app.view import View
 from tables.archive import Archive
 from tables.archive_embedded import EmbeddedArchive
-from tables.errors import ArchiveError
+from tables.errors import ArchiveAwayError, ArchiveError
 from tables.journal import Claim, encode_entry
 from tables.layer import Map
 
@@ -299,6 +300,12 @@ async def test_workers_with_embedded_archives_do_not_share_a_group(
     await asyncio.gather(*others)
 
 
+class _Opened:
+    """An archive that is open."""
+
+    is_open = True
+
+
 class Moment:
     """What a transport tells at one moment."""
 
@@ -328,7 +335,7 @@ class Moment:
 )
 def test_readiness_names_what_is_waited_for(moment: Moment, ready: bool, reason: str) -> None:
     """A worker without partitions is ready too: it is there to take over."""
-    archive, owners = cast("Archive", None), cast("Owners", None)
+    archive, owners = cast("Archive", _Opened()), cast("Owners", None)
     view = View(
         small_map(), archive, owners, cast("Transport", moment), NO_PRESSURE, behind_records_max=100
     )
@@ -355,6 +362,30 @@ class _SlowArchive:
         self._closed.set()
 
 
+def _nobody(error: BaseException) -> None:
+    raise AssertionError(f"nothing fails in the background here: {error}")
+
+
+class _AwayArchive:
+    """An archive that does not answer at first, and then opens or refuses."""
+
+    def __init__(self, times: int, error: ArchiveError | None = None) -> None:
+        self.times = times
+        self.error = error
+        self.is_open = False
+
+    async def open(self, themap: Map) -> None:
+        self.times -= 1
+        if self.times >= 0:
+            raise ArchiveAwayError(f"cannot open archive of map {themap.name}: nobody answers")
+        if self.error is not None:
+            raise self.error
+        self.is_open = True
+
+    async def close(self) -> None:
+        self.is_open = False
+
+
 class _Still:
     """A log whose connection is nobody's business here."""
 
@@ -371,7 +402,7 @@ async def test_what_fails_because_the_worker_stops_is_no_failure(asked_to_stop: 
     async def check() -> None: ...
 
     foundation = Foundation(
-        cast(KafkaLog, _Still()), cast(Archive, archive), small_map(), check
+        cast(KafkaLog, _Still()), cast(Archive, archive), small_map(), check, _nobody
     )  # fmt: skip
     starting = asyncio.create_task(foundation.start())
     await archive.opening.wait()
@@ -383,3 +414,50 @@ async def test_what_fails_because_the_worker_stops_is_no_failure(asked_to_stop: 
         with pytest.raises(ArchiveError, match="closed meanwhile"):
             await starting
         await foundation.stop()
+
+
+@pytest.mark.parametrize("times", [0, 1, 3])
+async def test_an_archive_that_is_away_at_the_start_is_opened_once_it_answers(
+    monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """The worker starts meanwhile; stopping ends the attempts."""
+    monkeypatch.setattr(station, "REOPEN_S", (0.0, 0.01))
+    archive = _AwayArchive(times)
+
+    async def check() -> None: ...
+
+    foundation = Foundation(
+        cast(KafkaLog, _Still()), cast(Archive, archive), small_map(), check, _nobody
+    )  # fmt: skip
+    await foundation.start()
+    assert archive.is_open is (times == 0)
+
+    async def is_open() -> bool:
+        return archive.is_open
+
+    await until(is_open)
+    await foundation.stop()
+    assert not archive.is_open
+
+
+async def test_an_archive_that_refuses_once_it_answers_stops_the_worker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Waiting longer would not help."""
+    monkeypatch.setattr(station, "REOPEN_S", (0.0, 0.01))
+    refused = ArchiveError("cannot open archive: its table has other columns")
+    told: list[BaseException] = []
+
+    async def check() -> None: ...
+
+    foundation = Foundation(
+        cast(KafkaLog, _Still()), cast(Archive, _AwayArchive(2, refused)), small_map(), check,
+        told.append,
+    )  # fmt: skip
+    await foundation.start()
+
+    async def is_told() -> bool:
+        return told == [refused]
+
+    await until(is_told)
+    await foundation.stop()

@@ -22,7 +22,7 @@ STANDSTILL_SECONDS_MAX = 120
 RETRY_SECONDS = 1.0
 
 REASONS = (
-    "cannot open archive in Cassandra", "cannot apply topics", "cannot check topics",
+    "cannot apply topics", "cannot check topics",
     "cannot connect to Kafka", "local store",
 )  # fmt: skip
 """Why a worker may end by itself here: what it starts with is away, or its disk is full."""
