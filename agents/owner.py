@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import polars as pl
 
+from agents.acks import Acks
 from agents.fold import Before, Content
 from agents.partition_io import PartitionIO
 from agents.recovery import Recovery
@@ -104,10 +105,7 @@ class Owner:
         self._io = io
         self._epoch = -1
         self._unsaved_deltas = self._unsaved_bytes = 0
-        # A new owner takes nothing as acknowledged (rule 10).
-        self._acks: dict[tuple[str, str], dict[int, int]] = {
-            (layer.name, sink): {} for layer in plan.layers for sink in self.sinks(layer)
-        }
+        self._acks = self._no_acks()
 
     @property
     def position(self) -> int:
@@ -145,6 +143,7 @@ class Owner:
         if self.state.meta.epoch != epoch:
             raise self._refused(claim)
         self._epoch = epoch
+        self._acks = self._no_acks()
         await self._check_source()
 
     async def advance(self, content: Content, tail: Identity | None) -> None:
@@ -167,11 +166,19 @@ class Owner:
         self._unsaved_bytes += len(value)
         if self._unsaved_deltas >= UNSAVED_DELTAS_MAX or self._unsaved_bytes >= UNSAVED_BYTES_MAX:
             self._save()
-        for name, windows in delta.evicted.items():
-            for (layer, _), acked in self._acks.items():
-                if layer == name:
-                    for window in windows:
-                        acked.pop(window, None)
+        for (name, _), acks in self._acks.items():
+            if name in delta.evicted:
+                acks.forget(delta.evicted[name])
+            if name in delta.blocks:
+                acks.changed(self.state.tables[name].touched)
+
+    def _no_acks(self) -> dict[tuple[str, str], Acks]:
+        """Return acknowledgements by layer and sink: a new owner takes none as given (rule 10)."""
+        return {
+            (layer.name, sink): Acks(self.state.tables[layer.name].versions)
+            for layer in self.plan.layers
+            for sink in self.sinks(layer)
+        }
 
     def wants_snapshot(self) -> bool:
         """Tell whether the journal has grown so much that a snapshot is due."""
@@ -240,8 +247,8 @@ class Owner:
         table = self.state.tables[layer.name]
         collect = table.collect(versions)
         announced = self.announcement(layer, sink)
-        acked = self._acks[layer.name, sink]
-        sent = {window: acked[window] for window in versions if window in acked}
+        acks = self._acks[layer.name, sink]
+        sent = {window: acks.get(window, -1) for window in versions if acks.get(window, -1) >= 0}
 
         def emission() -> Emission:
             cells = collect()
@@ -260,9 +267,7 @@ class Owner:
 
     def acknowledge(self, emission: Emission) -> None:
         """Take note that the sink has all cells of ``emission``."""
-        acked = self._acks[emission.layer.name, emission.sink]
-        for window, version in emission.versions.items():
-            acked[window] = max(version, acked.get(window, -1))
+        self._acks[emission.layer.name, emission.sink].take(emission.versions)
 
     def announcement(self, layer: Layer, coarser: str) -> Announcement:
         """Return what may be announced to ``coarser``: times up to which its log has everything.
@@ -318,25 +323,24 @@ class Owner:
 
     def _changed(self, layer: Layer, sink: str) -> dict[int, int]:
         """Return the windows, open ones too, that ``sink`` lacks at their version."""
-        acked = self._acks[layer.name, sink]
-        return {
-            window: version
-            for window, version in self.state.tables[layer.name].versions.items()
-            if version > acked.get(window, -1)
-        }
+        return self._acks[layer.name, sink].lacking()
 
     def _evictable(self) -> dict[str, list[int]]:
         """Return the sealed windows, by layer, that every sink has acknowledged (rule 9).
 
         They are sealed before the delta that evicts them, so it cannot change their cells.
         """
-        found = {}
+        found: dict[str, list[int]] = {}
         for layer in self.plan.layers:
             floor = self.state.floor_ms(layer)
+            table = self.state.tables[layer.name]
+            oldest = table.oldest
+            if oldest is None or layer.window.end(oldest) > floor:
+                continue
             acks = [self._acks[layer.name, sink] for sink in self.sinks(layer)]
             found[layer.name] = [
                 window
-                for window, version in self.state.tables[layer.name].versions.items()
+                for window, version in table.versions.items()
                 if layer.window.end(window) <= floor
                 and all(acked.get(window, -1) >= version for acked in acks)
             ]

@@ -85,12 +85,15 @@ class LayerTable:
     Attributes:
         name: the layer's.
         versions: by window start, the version of the delta that last changed one of its cells.
+        touched: the windows of the block that was added last.
         writes: what the local store has not got yet; the owner empties it with every save.
     """
 
     def __init__(self, name: str, stored: Mapping[str, pl.DataType]) -> None:
         self.name = name
         self.versions: dict[int, int] = {}
+        self.touched: frozenset[int] = frozenset()
+        self._oldest: int | None = None
         self.writes: list[BlockWrite] = []
         self._stored = dict(stored)
         self._delta = {name: kind for name, kind in stored.items() if name != "version"}
@@ -105,6 +108,15 @@ class LayerTable:
     def delta_columns(self) -> list[str]:
         """The columns of a delta's block, in order."""
         return list(self._delta)
+
+    @property
+    def oldest(self) -> int | None:
+        """The start of the oldest window that has cells, None where there is none."""
+        return self._oldest
+
+    def _seen(self, window: int) -> None:
+        if self._oldest is None or window < self._oldest:
+            self._oldest = window
 
     @property
     def rows(self) -> int:
@@ -132,8 +144,10 @@ class LayerTable:
         block = Block(rows, version)
         self._notice(block)
         self._put(block, version, data)
+        self.touched = block.windows
         for window in block.windows:
             self.versions[window] = version
+            self._seen(window)
         ahead, self._ahead = self._ahead, None
         if _is_tail_long(self._blocks):
             # What was evicted since leaves other blocks than those that were merged.
@@ -188,12 +202,15 @@ class LayerTable:
         newest = frame.group_by("window_start").agg(pl.col("version").max())
         for window, last in newest.iter_rows():
             self.versions[window] = max(last, self.versions.get(window, -1))
+            self._seen(window)
 
     def evict(self, windows: Sequence[int]) -> None:
         """Forget all cells of these windows."""
         gone = frozenset(w for w in windows if self.versions.pop(w, None) is not None)
         if not gone:
             return
+        if self._oldest in gone:
+            self._oldest = min(self.versions, default=None)
         for sequence, block in list(self._blocks.items()):
             if not block.windows.isdisjoint(gone):
                 rest = block.without(gone)

@@ -1,0 +1,52 @@
+"""What a sink has acknowledged of a layer's windows, and which it lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+
+class Acks:
+    """Acknowledgements of one sink: by window start, up to which version it has all cells.
+
+    Only windows that have changed since they were acknowledged are ever looked through: with five
+    seconds a window and hours of lateness there are thousands of others.
+
+    Args:
+        versions: by window start, the version of its latest change; it is followed as it changes,
+            where :meth:`changed` tells of it.
+    """
+
+    def __init__(self, versions: Mapping[int, int]) -> None:
+        self._versions = versions
+        self._acked: dict[int, int] = {}
+        self._suspects = dict.fromkeys(versions)
+
+    def get(self, window: int, default: int) -> int:
+        """Return up to which version the sink has a window, ``default`` where it has nothing."""
+        return self._acked.get(window, default)
+
+    def changed(self, windows: Iterable[int]) -> None:
+        """Take note that cells of these windows have changed."""
+        self._suspects.update(dict.fromkeys(windows))
+
+    def lacking(self) -> dict[int, int]:
+        """Return the windows that the sink lacks at their version."""
+        versions, acked = self._versions, self._acked
+        return {
+            window: version
+            for window in self._suspects
+            if (version := versions.get(window, -1)) > acked.get(window, -1)
+        }
+
+    def take(self, sent: Mapping[int, int]) -> None:
+        """Take note that the sink has these windows up to these versions."""
+        for window, version in sent.items():
+            has = self._acked[window] = max(version, self._acked.get(window, -1))
+            if self._versions.get(window, -1) <= has:
+                self._suspects.pop(window, None)
+
+    def forget(self, windows: Iterable[int]) -> None:
+        """Forget windows that are evicted."""
+        for window in windows:
+            self._acked.pop(window, None)
+            self._suspects.pop(window, None)
