@@ -18,8 +18,9 @@ from tables.chunk import Run
 from tables.contribution import Contribution, cause_against, decode_cells, decode_contribution
 from tables.journal import Announcement
 from tables.plan import InputPlan
+from tables.rollup_table import RollupTable
 from tables.state import PartitionState
-from tables.table import NEVER_MS, RollupTable
+from tables.table import NEVER_MS
 
 
 @dataclasses.dataclass(slots=True, frozen=True)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 import polars as pl
 
 from agents.acks import Acks
+from agents.claims import check_source, why_refused
 from agents.fold import Before, Content
 from agents.partition_io import PartitionIO
 from agents.recovery import Recovery
@@ -24,7 +25,6 @@ from tables.contribution import added_up
 from tables.errors import (
     DeltaTooLargeError,
     FencedError,
-    JournalRefusedError,
     OffsetGoneError,
     OutcomeUnknownError,
 )
@@ -141,10 +141,10 @@ class Owner:
         epoch = await self._io.append(encode_entry(claim))
         self.state = await Recovery(self.plan, self.partition, self._io).run(epoch)
         if self.state.meta.epoch != epoch:
-            raise self._refused(claim)
+            raise why_refused(self.plan, self.partition, self.state.meta, claim)
         self._epoch = epoch
         self._acks = self._no_acks()
-        await self._check_source()
+        await check_source(self.plan, self.partition, self.state.meta, self._io)
 
     async def advance(self, content: Content, tail: Identity | None) -> None:
         """Append what a chunk adds, and apply it if it stands.
@@ -418,51 +418,6 @@ class Owner:
             merge = self.state.tables[name].merge_ahead(block, version)
             if merge is not None:
                 await self._io.beside(merge)
-
-    def _refused(self, claim: Claim) -> JournalRefusedError | FencedError:
-        meta = self.state.meta
-        where = f"{self.plan.topic}[{self.partition}]"
-        if claim.revision < meta.revision:
-            return JournalRefusedError(
-                f"cannot claim {where}: its journal is at map revision {meta.revision}; got "
-                f"{claim.revision}; to go back, use the old rules under a higher revision"
-            )
-        if claim.partitions != meta.partitions:
-            return JournalRefusedError(
-                f"cannot claim {where}: the map declares {claim.partitions} partitions; the "
-                f"journal was begun with {meta.partitions}; give the topic a source of another name"
-            )
-        if claim.digest != meta.digest:
-            return JournalRefusedError(
-                f"cannot claim {where}: another map was used as revision {meta.revision}; raise "
-                "the revision with every change of the map"
-            )
-        return FencedError(f"cannot claim {where}: a newer claim stands")
-
-    async def _check_source(self) -> None:
-        """Refuse a source log that is not the one whose prefix the state was made from.
-
-        Its bounds are asked for after the journal was read: an earlier owner may have gone on
-        until the claim.
-        """
-        meta = self.state.meta
-        where = f"{self.plan.topic}[{self.partition}]"
-        first, end = await self._io.source_bounds()
-        known = meta.tail is not None and meta.to > first
-        same = known and await self._io.source_identity(meta.to - 1) == meta.tail
-        if known and not same and meta.to <= end:
-            raise JournalRefusedError(
-                f"cannot continue {where}: record {meta.to - 1} is not the one that was read; "
-                "the topic was made anew; start over under another map name"
-            )
-        # Where the last record is there, the log reaches it, whatever end the broker tells: the
-        # embedded one counts its last batch as one record.
-        if meta.to < first or (meta.to > end and not same):
-            raise JournalRefusedError(
-                f"cannot continue {where} at offset {meta.to}: its log holds [{first}, {end}); "
-                "events were deleted before they were read, or the topic was made anew; "
-                "start over under another map name"
-            )
 
 
 def _has_events(counts: ledger.Ledger) -> bool:

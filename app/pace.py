@@ -5,7 +5,7 @@ there is a record; the busier it is, the longer records are gathered first, so t
 takes fewer cycles. Behind a backlog a chunk is full at once and nothing waits. A full chunk is as
 large as the agent handles in ``CYCLE_SECONDS``: larger ones would only hold up queries.
 
-    busy share   0 ... 0.5 ......... 0.9 ... 1
+    busy share   0 ... 0.7 ........ 0.95 ... 1
     gathers         0 ms   rises to   gather_seconds_max
 """
 
@@ -15,13 +15,13 @@ import math
 import time
 from collections.abc import Callable
 
-BUSY_FROM, BUSY_TO = 0.5, 0.9
+BUSY_FROM, BUSY_TO = 0.7, 0.95
 """Share of one core that the process uses: from here on records are gathered, here for longest."""
 
 SHARE_SECONDS = 1.0
 """The time over which that share is averaged."""
 
-CYCLE_SECONDS = 0.1
+CYCLE_SECONDS = 0.25
 """How long a cycle should take at most."""
 
 CHUNK_BYTES_MIN = 256 << 10

@@ -12,24 +12,24 @@ and in which generation; it is emptied, without waiting, at the moment partition
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
-import math
 import random
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
+from aiokafka import AIOKafkaConsumer
 from aiokafka import TopicPartition as KafkaPartition
 from aiokafka.errors import KafkaError
 from mode import Service
 
 from agents.guarded import guarded
 from app.aiokafka_private import Fetched, UnreadableError, abandon
+from app.alarm import Alarm
 from app.assignor import Assignor, Member, Share, TopicPartition, by_topic, pairs
 from app.hints import CommitHints
 from app.lane import Lane, Owners, Statistics, TransportError, TransportOptions
+from app.listener import Listener
 from tables.chunk import Chunk
 from tables.errors import FencedError, OutcomeUnknownError, TreasureMapError
 
@@ -82,9 +82,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         self._loop_tasks: list[asyncio.Task[None]] = []
         self._shares: list[Share] = []
         self._counts = Statistics()
-        self._wake = asyncio.Event()
-        self._timer: asyncio.Handle | None = None
-        self._wakes_at = math.inf
+        self._alarm = Alarm()
         for lane in self._lanes:
             lane.bind(self._idle)
 
@@ -181,7 +179,9 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
                 " topic; create it with `map apply`"
             )
         self._fetched = Fetched(self._consumer)
-        self._consumer.subscribe(sorted(topics), listener=_Listener(self))
+        self._consumer.subscribe(
+            sorted(topics), listener=Listener(self.revoked, self.assigned, self.fail)
+        )
         self._loop_tasks = [
             asyncio.create_task(guarded(self._read(self._fetched), self.fail)),
             asyncio.create_task(guarded(self._hints.run(self._consumer), self.fail)),
@@ -323,7 +323,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
                 self._positions[tp] = position
                 self.ready[tp] = generation
                 self._counts.restores += 1
-                self._wake.set()
+                self._alarm.ring()
             return
 
     def _stands(self, generation: int) -> bool:
@@ -349,7 +349,8 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
                 arrival.add_done_callback(self._arrived)
                 took = self._take_in(fetched)
                 if not await self._hand_over() and not took:
-                    await self._wait()
+                    self._alarm.ring_in(IDLE_SECONDS_MAX)
+                    await self._alarm.wait()
                 arrival.cancel()
                 # aiokafka's tasks get their turn even if data never ends.
                 await asyncio.sleep(0)
@@ -391,7 +392,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
                 continue
             wait_seconds = lane.wait_seconds()
             if wait_seconds > 0:
-                self._wake_in(wait_seconds)
+                self._alarm.ring_in(wait_seconds)
                 continue
             if not lane.admits():
                 continue
@@ -412,25 +413,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
             if error := arrival.exception():
                 # The coordinator's, which check_errors() raises next; here it only wakes the loop.
                 log.debug("a wait for records ended with %r", error)
-            self._wake.set()
-
-    def _wake_in(self, seconds: float) -> None:
-        """Wake the loop after a while; one timer is enough for all lanes."""
-        loop = asyncio.get_running_loop()
-        at = loop.time() + seconds
-        if at < self._wakes_at:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._wakes_at, self._timer = at, loop.call_at(at, self._timer_ended)
-
-    def _timer_ended(self) -> None:
-        self._wakes_at = math.inf
-        self._wake.set()
-
-    async def _wait(self) -> None:
-        self._wake_in(IDLE_SECONDS_MAX)
-        await self._wake.wait()
-        self._wake.clear()
+            self._alarm.ring()
 
     def _check_errors(self, fetched: Fetched) -> None:
         try:
@@ -456,30 +439,9 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
             for run in chunk.runs:
                 if (run.topic, run.partition) in self.ready:
                     self._hints.note((run.topic, run.partition), run.next_offset)
-        self._wake.set()
+        self._alarm.ring()
 
     def _background(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka comes without types here
-    """aiokafka only logs what a listener raises; here it stops the worker."""
-
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-
-    async def on_partitions_revoked(self, revoked: set[KafkaPartition]) -> None:
-        """Before a join."""
-        del revoked
-        await self._guarded(self._transport.revoked())
-
-    async def on_partitions_assigned(self, assigned: set[KafkaPartition]) -> None:
-        """After a join."""
-        partitions = {(tp.topic, tp.partition) for tp in assigned}
-        await self._guarded(self._transport.assigned(partitions))
-
-    async def _guarded(self, work: Awaitable[None]) -> None:
-        with contextlib.suppress(asyncio.CancelledError):
-            await guarded(work, self._transport.fail)

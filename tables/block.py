@@ -20,9 +20,6 @@ COMPRESS_ROWS_MIN = 16
 """Measured on cells of 12 columns: 4 rows 2,056 bytes with LZ4 and 2,040 without; 16 rows 2,632 and
 3,384; 512 rows 16,328 and 66,872."""
 
-FEW_ROWS_MAX = 256
-"""So many rows are kept as tuples: at 300 the frame's bytes are made as fast, and are fewer."""
-
 _FILLED_WITH_NULL = ("min_", "max_", "key_", "fine_start", "contributed")
 _ARROW_START = b"\xff\xff\xff\xff"
 _COLUMNS_FROM_ROWS = 60
@@ -189,13 +186,24 @@ class Block:
         return [(*row, version) for row in self._rows.rows] if version >= 0 else self._rows.rows
 
 
-def frames_of(blocks: Iterable[Block], schema: Mapping[str, pl.DataType]) -> list[pl.DataFrame]:
-    """Return the rows of blocks with their versions, in order; neighbours of a few rows joined."""
+def frames_of(
+    blocks: Iterable[Block],
+    schema: Mapping[str, pl.DataType],
+    key: Mapping[str, Any] | None = None,
+) -> list[pl.DataFrame]:
+    """Return the rows of blocks with their versions, in order; neighbours of a few rows joined.
+
+    Of a few rows only those are made a frame whose columns have the values of ``key``.
+    """
     frames: list[pl.DataFrame] = []
     few: list[tuple[Any, ...]] = []
+    names = list(schema)
+    wanted = [(names.index(name), value) for name, value in (key or {}).items()]
     for block in blocks:
         rows = block.few()
         if rows is not None:
+            for at, value in wanted:
+                rows = [row for row in rows if row[at] == value]
             few += rows
             continue
         if few:

@@ -18,7 +18,8 @@ from tables.ids import IDS, IdTable
 from tables.journal import Announcement, Claim, Delta, Entry, Identity, Snapshot, SnapshotPart
 from tables.layer import Layer
 from tables.plan import InputPlan
-from tables.table import NEVER_MS, BlockWrite, FoldTable, LayerTable, RollupTable
+from tables.rollup_table import RollupTable
+from tables.table import NEVER_MS, BlockWrite, FoldTable, LayerTable
 
 
 class Meta(msgspec.Struct):

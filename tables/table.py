@@ -3,9 +3,8 @@
     delta block, delta block, ...  -> merged when TAIL_BLOCKS_MAX pile up, or for a read
     | old, large |  | newer |  | n |   sizes fall by half, so a row is merged O(log n) times
 
-A ``FoldTable`` holds partial cells of a base layer, which add up. A ``RollupTable`` holds the
-latest contributions of every finer window, which replace each other until they settle
-(docs/formats/journal.md rule 12).
+A ``FoldTable`` holds partial cells of a base layer, which add up; ``tables.rollup_table`` has the
+table of a coarser layer.
 """
 
 from __future__ import annotations
@@ -26,26 +25,24 @@ from tables.block import (
     conform,
     decode_block,
     decode_rows,
-    different,
     encode_block,
     frames_of,
     is_among,
 )
 from tables.cell import cell_schema, merge_exprs
-from tables.journal import Announcement
 from tables.layer import Layer, Scalar
 from tables.window import START_MS_MIN
 
 TAIL_BLOCKS_MAX = 8
-TAIL_ROWS_MAX = 256
-"""Blocks that are smaller than these together stay longer: a merge costs what the rows of fifty do,
-and so many blocks are read as one frame."""
+TAIL_ROWS_MAX = 1_000
+"""Blocks that are smaller than these together stay longer: a merge costs what a hundred rows do
+whatever there is, and small blocks are read as one frame."""
 
 TAIL_FEW_MAX = 64
 
 AHEAD_ROWS_MIN = 5_000
 """Merges of so many rows are made in a thread. 6,000 rows take 2 ms, 25,000 take 12."""
-_HEARD = ("window_start", "fine_start", "source_partition")
+
 NEVER_MS = -(2**62)
 """Minus infinity among times: before any event."""
 
@@ -67,7 +64,7 @@ class BlockWrite:
 
 
 @dataclasses.dataclass(slots=True, frozen=True)
-class _Merge:
+class Merge:
     """Blocks merged into one: which, and the one with its bytes."""
 
     replaced: list[int]
@@ -75,7 +72,8 @@ class _Merge:
     data: bytes
 
     @classmethod
-    def of(cls, replaced: list[int], rows: pl.DataFrame) -> _Merge:
+    def of(cls, replaced: list[int], rows: pl.DataFrame) -> Merge:
+        """Return what ``rows`` replace."""
         return cls(replaced, Block(rows), encode_block(rows))
 
 
@@ -100,7 +98,7 @@ class LayerTable:
         self._blocks: dict[int, Block] = {}
         self._sequence = 0
         self._merged: tuple[dict[int, int], weakref.ref[pl.DataFrame]] | None = None
-        self._ahead: _Merge | None = None
+        self._ahead: Merge | None = None
         # By block, the bytes of a row and the rows of each window, from when they were asked for.
         self._sizes: dict[int, tuple[float, dict[int, int]]] = {}
 
@@ -232,7 +230,7 @@ class LayerTable:
             inside = [from_ms <= window < to_ms for window in block.windows]
             if any(inside):
                 found.append((block, all(inside)))
-        frames = frames_of([block for block, _ in found], self._stored)
+        frames = frames_of([block for block, _ in found], self._stored, key)
         whole = all(inside for _, inside in found)
         rows = [_matching(frame, from_ms, to_ms, key, whole=whole) for frame in frames]
         return self._cells_of(self._joined(rows))
@@ -277,14 +275,14 @@ class LayerTable:
         """Return which blocks are merged next, oldest last."""
         raise NotImplementedError
 
-    def _merge_of(self, blocks: dict[int, Block]) -> Callable[[], _Merge]:
+    def _merge_of(self, blocks: dict[int, Block]) -> Callable[[], Merge]:
         """Return what merges those that are due, in any thread."""
         raise NotImplementedError
 
     def _notice(self, block: Block) -> None:
         """Take note of what a block brings, which no other has brought yet."""
 
-    def _replace(self, merge: _Merge) -> None:
+    def _replace(self, merge: Merge) -> None:
         for sequence in merge.replaced:
             self._drop(sequence)
         if merge.block.height:
@@ -348,109 +346,16 @@ class FoldTable(LayerTable):
             rows += height
         return chosen
 
-    def _merge_of(self, blocks: dict[int, Block]) -> Callable[[], _Merge]:
+    def _merge_of(self, blocks: dict[int, Block]) -> Callable[[], Merge]:
         chosen = self._due_for_merge(blocks)
         frames = frames_of([blocks[sequence] for sequence in chosen], self._stored)
-        return lambda: _Merge.of(chosen, self._cells_of(self._joined(frames)))
+        return lambda: Merge.of(chosen, self._cells_of(self._joined(frames)))
 
     def _cells_of(self, rows: pl.DataFrame) -> pl.DataFrame:
         # In the order of a cell frame.
         return rows.group_by(self._identity).agg(
             *merge_exprs(self.layer.accumulators), pl.col("version").max()
         )
-
-
-class RollupTable(LayerTable):
-    """Contributions of finer windows: of each one the largest version counts.
-
-    A row is a contribution: the key, ``fine_start``, ``source_partition``, the coarser
-    ``window_start``, the value, and ``contributed``, its version at the sender. Rows whose finer
-    window is final are added up into *settled* rows, which have null in place of the finer window
-    and the sender.
-    """
-
-    def __init__(self, layer: Layer, finer: Layer) -> None:
-        super().__init__(layer.name, rollup_schema(layer))
-        self.layer = layer
-        self.finer = finer
-        self.contribution = [*layer.key_columns, "fine_start", "source_partition"]
-        self._cell = [*layer.key_columns, "window_start"]
-        self.announced: dict[int, Announcement] = {}
-        # By window and sender, the latest finer window of which there is a contribution.
-        self._heard: dict[int, dict[int, int]] = {}
-
-    def _cells_of(self, rows: pl.DataFrame) -> pl.DataFrame:
-        rows = self._latest(rows)
-        # In the order of a cell frame.
-        return rows.group_by(self._cell).agg(
-            *merge_exprs(self.layer.accumulators), pl.col("version").max()
-        )
-
-    def _due_for_merge(self, blocks: dict[int, Block]) -> list[int]:
-        """Return all: settling needs every row of a contribution at once."""
-        return list(blocks)
-
-    def _merge_of(self, blocks: dict[int, Block]) -> Callable[[], _Merge]:
-        """Keep the latest contributions and add up what is settled, over all blocks."""
-        chosen = list(blocks)
-        frames = frames_of(blocks.values(), self._stored)
-        floors = {sender: floor for sender, (_, floor) in self.announced.items()}
-        return lambda: _Merge.of(chosen, self._settled(self._joined(frames), floors))
-
-    def _settled(self, rows: pl.DataFrame, floors: Mapping[int, int]) -> pl.DataFrame:
-        rows = self._latest(rows)
-        floor = pl.col("source_partition").replace_strict(
-            floors, default=NEVER_MS, return_dtype=pl.Int64
-        )
-        settles = self.finer.window.ends(pl.col("fine_start")) <= floor
-        settled = rows.filter(pl.col("fine_start").is_null() | settles)
-        single = rows.filter(pl.col("fine_start").is_not_null() & ~settles)
-        added = settled.group_by(self._cell).agg(
-            *merge_exprs(self.layer.accumulators),
-            pl.col("version").max(),
-            pl.lit(0, pl.Int64).alias("contributed"),
-            pl.lit(None, pl.Int64).alias("fine_start"),
-            pl.lit(None, pl.Int32).alias("source_partition"),
-        )
-        return pl.concat([conform(added, self._stored), single])
-
-    def evict(self, windows: Sequence[int]) -> None:
-        """Forget all cells of these windows."""
-        super().evict(windows)
-        for window in windows:
-            self._heard.pop(window, None)
-
-    def may_know(self, rows: pl.DataFrame) -> bool:
-        """Tell whether contributions like these may be there; False only where none is.
-
-        ``rows`` are a delta's. Most are of later finer windows than all before.
-        """
-        columns = (rows[name].to_list() for name in _HEARD)
-        return any(
-            fine <= self._heard.get(window, {}).get(sender, NEVER_MS)
-            for window, fine, sender in set(zip(*columns, strict=True))
-        )
-
-    def _notice(self, block: Block) -> None:
-        columns = (block.values(name) for name in _HEARD)
-        for window, fine, sender in set(zip(*columns, strict=True)):
-            if fine is not None:
-                heard = self._heard.setdefault(window, {})
-                heard[sender] = max(fine, heard.get(sender, NEVER_MS))
-
-    def known(self, windows: pl.Series) -> pl.DataFrame:
-        """Return the largest version held of each single contribution in these coarser windows."""
-        rows = self._of_windows(different(windows))
-        rows = rows.filter(rows["fine_start"].is_not_null())
-        return rows.group_by(self.contribution).agg(pl.col("contributed").max().alias("known"))
-
-    def _latest(self, rows: pl.DataFrame) -> pl.DataFrame:
-        settled = rows.filter(pl.col("fine_start").is_null())
-        single = rows.filter(pl.col("fine_start").is_not_null())
-        newest = single.sort("contributed", "version").unique(self.contribution, keep="last")
-        # A replacement is younger than what it replaces, so dropping the old row never lowers the
-        # cell's version.
-        return pl.concat([settled, newest])
 
 
 def _matching(
@@ -472,12 +377,3 @@ def _is_tail_long(blocks: dict[int, Block]) -> bool:
         return True
     newest = itertools.islice(reversed(blocks.values()), TAIL_BLOCKS_MAX + 1)
     return sum(block.height for block in newest) > TAIL_ROWS_MAX
-
-
-def rollup_schema(layer: Layer) -> dict[str, pl.DataType]:
-    """Return the columns of a rollup table's blocks; those of a delta lack ``version``."""
-    cell = cell_schema(layer)
-    schema: dict[str, pl.DataType] = {name: cell[name] for name in layer.key_columns}
-    schema |= {"fine_start": pl.Int64(), "source_partition": pl.Int32(), "window_start": pl.Int64()}
-    schema |= {acc.column: cell[acc.column] for acc in layer.accumulators}
-    return schema | {"contributed": pl.Int64(), "version": pl.Int64()}

@@ -15,8 +15,9 @@ from tables.cell import cell_schema
 from tables.journal import Announcement, Claim, Delta, Entry, encode_entry, identity_of
 from tables.layer import Layer
 from tables.plan import InputPlan, plans_of
+from tables.rollup_table import rollup_schema
 from tables.state import PartitionState
-from tables.table import BlockWrite, LayerTable, rollup_schema
+from tables.table import BlockWrite, LayerTable
 
 MAP = small_map()
 HOUR, DAY = MAP.layer("hour"), MAP.layer("day")

@@ -28,7 +28,7 @@ class Clocks:
 
 
 def test_a_quiet_lane_does_not_wait() -> None:
-    """Up to half of a core, every record is handed over at once."""
+    """Up to most of a core, every record is handed over at once."""
     clocks = Clocks()
     assert clocks.pace.wait_seconds(0) == 0
     clocks.cycles(BUSY_FROM)
@@ -40,11 +40,11 @@ def test_a_busy_lane_gathers_for_longer_and_again_for_less() -> None:
     """The wait follows the share of the last second or so."""
     clocks = Clocks()
     waits = []
-    for share in (0.6, 0.7, 0.8, 1.0, 1.4):
+    for share in (0.75, 0.8, 0.9, 1.0, 1.4):
         clocks.cycles(share)
         waits.append(clocks.pace.wait_seconds(100))
     assert waits == sorted(waits)
-    assert waits[0] == pytest.approx(0.0025, rel=0.05)
+    assert waits[0] == pytest.approx(0.002, rel=0.05)
     assert waits[-1] == waits[-2] == pytest.approx(0.01)
     clocks.cycles(0.3)
     assert clocks.pace.wait_seconds(100) == 0
@@ -66,8 +66,8 @@ def test_a_chunk_is_what_is_handled_in_the_time_of_a_cycle() -> None:
         pace.done(MIB, 1.0)
     assert pace.chunk_bytes == CHUNK_BYTES_MIN
     for _ in range(50):
-        pace.done(2 * MIB, 0.1)
-    assert pace.chunk_bytes == pytest.approx(20 * MIB * CYCLE_SECONDS, rel=0.01)
+        pace.done(2 * MIB, 0.2)
+    assert pace.chunk_bytes == pytest.approx(10 * MIB * CYCLE_SECONDS, rel=0.01)
     for _ in range(50):
         pace.done(8 * MIB, 0.01)
     assert pace.chunk_bytes == 8 * MIB

@@ -14,7 +14,8 @@ from support import DAY_MS, HOUR_MS, accumulators, dataclasses_replace
 from tables import table as table_module
 from tables.block import FewRows, encode_block
 from tables.cell import cell_schema, measures_of
-from tables.table import NEVER_MS, TAIL_BLOCKS_MAX, TAIL_FEW_MAX, BlockWrite, FoldTable, RollupTable
+from tables.rollup_table import RollupTable
+from tables.table import NEVER_MS, TAIL_BLOCKS_MAX, TAIL_FEW_MAX, BlockWrite, FoldTable
 
 ORIGINS = st.sampled_from(["JFK", "LGA"])
 CARRIERS = st.sampled_from(["UA", "AA"])

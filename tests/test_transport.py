@@ -464,7 +464,7 @@ async def test_aborted_transactions_leave_no_records_and_no_gap_in_the_chain(
     assert [run.first_offset for run in runs[1:]] == [run.next_offset for run in runs[:-1]]
 
 
-@pytest.mark.parametrize("what", ["_hand_over", "_wait", "commit"])
+@pytest.mark.parametrize("what", ["_hand_over", "wait", "commit"])
 async def test_no_background_task_ends_without_a_word(
     embedded: str, benches: Benches, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
@@ -476,7 +476,8 @@ async def test_no_background_task_ends_without_a_word(
     async def lost(*_: Any) -> None:
         raise asyncio.CancelledError
 
-    part = bench.transport._hints if what == "commit" else bench.transport
+    transport = bench.transport
+    part = {"commit": transport._hints, "wait": transport._alarm}.get(what, transport)
     monkeypatch.setattr(part, what, lost)
     await until(lambda: bench.transport.failure is not None, "the failure")
     assert "what it waited for was cancelled" in str(bench.transport.failure)

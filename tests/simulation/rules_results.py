@@ -20,8 +20,9 @@ from tables.contribution import split_cells
 from tables.errors import ArchiveError
 from tables.journal import Announcement, Delta
 from tables.layer import Layer
+from tables.rollup_table import RollupTable
 from tables.state import PartitionState
-from tables.table import NEVER_MS, RollupTable
+from tables.table import NEVER_MS
 
 _claim = Owner.claim
 _compose = Owner._compose

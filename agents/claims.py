@@ -1,0 +1,60 @@
+"""Why a claim does not stand, or a state must not go on (docs/formats/journal.md rule 3)."""
+
+from __future__ import annotations
+
+from agents.partition_io import PartitionIO
+from tables.errors import FencedError, JournalRefusedError
+from tables.journal import Claim
+from tables.plan import InputPlan
+from tables.state import Meta
+
+
+def why_refused(
+    plan: InputPlan, partition: int, meta: Meta, claim: Claim
+) -> JournalRefusedError | FencedError:
+    """Return why ``claim`` does not stand in a journal that comes to ``meta``."""
+    where = f"{plan.topic}[{partition}]"
+    if claim.revision < meta.revision:
+        return JournalRefusedError(
+            f"cannot claim {where}: its journal is at map revision {meta.revision}; got "
+            f"{claim.revision}; to go back, use the old rules under a higher revision"
+        )
+    if claim.partitions != meta.partitions:
+        return JournalRefusedError(
+            f"cannot claim {where}: the map declares {claim.partitions} partitions; the "
+            f"journal was begun with {meta.partitions}; give the topic a source of another name"
+        )
+    if claim.digest != meta.digest:
+        return JournalRefusedError(
+            f"cannot claim {where}: another map was used as revision {meta.revision}; raise "
+            "the revision with every change of the map"
+        )
+    return FencedError(f"cannot claim {where}: a newer claim stands")
+
+
+async def check_source(plan: InputPlan, partition: int, meta: Meta, io: PartitionIO) -> None:
+    """Refuse a source log that is not the one whose prefix the state was made from.
+
+    Its bounds are asked for after the journal was read: an earlier owner may have gone on until the
+    claim.
+
+    Raises:
+        JournalRefusedError: it is another log, or has lost what is still to be read.
+    """
+    where = f"{plan.topic}[{partition}]"
+    first, end = await io.source_bounds()
+    known = meta.tail is not None and meta.to > first
+    same = known and await io.source_identity(meta.to - 1) == meta.tail
+    if known and not same and meta.to <= end:
+        raise JournalRefusedError(
+            f"cannot continue {where}: record {meta.to - 1} is not the one that was read; "
+            "the topic was made anew; start over under another map name"
+        )
+    # Where the last record is there, the log reaches it, whatever end the broker tells: the
+    # embedded one counts its last batch as one record.
+    if meta.to < first or (meta.to > end and not same):
+        raise JournalRefusedError(
+            f"cannot continue {where} at offset {meta.to}: its log holds [{first}, {end}); "
+            "events were deleted before they were read, or the topic was made anew; "
+            "start over under another map name"
+        )
