@@ -34,9 +34,10 @@ from tables.layer import Layer, Scalar
 from tables.window import START_MS_MIN
 
 TAIL_BLOCKS_MAX = 8
-TAIL_ROWS_MAX = 1_000
+TAIL_ROWS_MAX = 256
 """Blocks that are smaller than these together stay longer: a merge costs what a hundred rows do
-whatever there is, and small blocks are read as one frame."""
+whatever there is, and small blocks are read as one frame. With 1,000, an open loop of 200,000
+events a second had a p99 of 63 ms in place of 32: many frames are dear to read."""
 
 TAIL_FEW_MAX = 64
 
