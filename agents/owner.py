@@ -406,18 +406,22 @@ class Owner:
             for other in others:
                 self.state.apply(meta.journal_offset, decode_entry(other), identity_of(other))
         if isinstance(entry, Delta):
-            await self._merge_ahead(entry.stop, rows or {})
+            await self._merge_ahead(entry, rows or {})
         stands = self.state.apply(offset, entry, identity_of(value), rows)
         if not stands or meta.epoch != self._epoch:
             raise fenced
         return offset
 
-    async def _merge_ahead(self, version: int, rows: Mapping[str, pl.DataFrame | FewRows]) -> None:
-        """Make the large merges that a delta of these rows will bring beside the event loop."""
+    async def _merge_ahead(self, delta: Delta, rows: Mapping[str, pl.DataFrame | FewRows]) -> None:
+        """Make the large merges that a delta of these rows will bring beside the event loop.
+
+        Where windows are evicted first, other blocks will be merged than those there now.
+        """
         for name, block in rows.items():
-            merge = self.state.tables[name].merge_ahead(block, version)
-            if merge is not None:
-                await self._io.beside(merge)
+            if name not in delta.evicted:
+                merge = self.state.tables[name].merge_ahead(block, delta.stop)
+                if merge is not None:
+                    await self._io.beside(merge)
 
 
 def _has_events(counts: ledger.Ledger) -> bool:
