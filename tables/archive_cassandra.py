@@ -267,7 +267,7 @@ class CassandraArchive:
 
     def _opened(self, verb: str) -> Session:
         if self._session is None:
-            raise ArchiveAwayError(f"cannot {verb}: not connected to Cassandra")
+            raise ArchiveAwayError(f"cannot {verb}: the archive is closed, or not connected yet")
         return self._session
 
     async def _execute_all(
