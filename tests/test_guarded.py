@@ -18,7 +18,6 @@ ROOT = Path(__file__).resolve().parent.parent
 # Tasks that somebody awaits, who gets their error.
 AWAITED = {
     ("app/transport.py", "self._consumer.stop()"),
-    ("app/transport.py", "self._wake.wait()"),
     ("app/transport.py", "work"),
     ("app/web.py", "self._read(query)"),
     ("tables/archive_cassandra.py", "lane()"),
