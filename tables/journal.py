@@ -14,7 +14,10 @@ import msgspec
 from tables.errors import JournalRefusedError
 from tables.ledger import Ledger
 
-FORMAT = 1
+FORMAT = 2
+"""Since 2, blocks of a few rows are MessagePack; entries of 1 are read as they are."""
+
+_READ = (1, FORMAT)
 
 DELTA_BYTES_MAX = 15 * 1024 * 1024
 """A delta is one record; its topic takes 16 MiB with all that Kafka adds."""
@@ -106,7 +109,7 @@ def decode_entry(value: bytes) -> Entry:
     Raises:
         JournalRefusedError: the format is another one, or the bytes are not of it.
     """
-    if not value or value[0] != FORMAT:
+    if not value or value[0] not in _READ:
         got = value[0] if value else "an empty record"
         raise JournalRefusedError(
             f"cannot read journal entry: format {got}; want {FORMAT}; run the version that wrote it"

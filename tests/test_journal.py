@@ -67,14 +67,14 @@ def test_an_entry_comes_back_from_its_bytes(entry: Entry) -> None:
 
 def test_the_bytes_are_those_of_the_format_page() -> None:
     """Other programs and later versions read them: they change with the format number only."""
-    assert encode_entry(Claim(7, "ab", 2, 40)) == bytes.fromhex("01 95 a5") + b"claim" + bytes(
+    assert encode_entry(Claim(7, "ab", 2, 40)) == bytes.fromhex("02 95 a5") + b"claim" + bytes(
         [7, 0xA2, *b"ab", 2, 40]
     )
     entry = Delta(
         3, 7, 40, 41, -1, {"h": 5}, {0: (1, 2)}, {"a": 1}, {"h": b"x"}, {"h": [6]}, (8, 9), 2, True
     )
     value = encode_entry(entry)
-    assert value[0] == FORMAT == 1
+    assert value[0] == FORMAT == 2
     assert msgspec.msgpack.decode(value[1:], strict=False) == [
         "delta", 3, 7, 40, 41, -1, {"h": 5}, {0: [1, 2]}, {"a": 1}, {"h": b"x"}, {"h": [6]}, [8, 9],
         2, True,
@@ -83,6 +83,12 @@ def test_the_bytes_are_those_of_the_format_page() -> None:
     assert msgspec.msgpack.decode(part[1:]) == ["part", b"m", [["h", 5, b"x"]]]
     snapshot = encode_entry(Snapshot(9, [(10, 100, 7)]))
     assert msgspec.msgpack.decode(snapshot[1:]) == ["snapshot", 9, [[10, 100, 7]]]
+
+
+def test_an_entry_of_the_format_before_is_read() -> None:
+    """It differs only in that all its blocks are frames."""
+    entry = claim()
+    assert decode_entry(b"\x01" + encode_entry(entry)[1:]) == entry
 
 
 def test_an_entry_is_recognised_by_length_and_checksum() -> None:
