@@ -10,11 +10,8 @@ from __future__ import annotations
 import base64
 import binascii
 import dataclasses
-import datetime as dt
-import difflib
 import functools
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Protocol
 
 import orjson
@@ -23,19 +20,22 @@ import polars as pl
 from tables.archive import CellRange
 from tables.cell import archive_schema, latest, measures_of, merge_partitions
 from tables.errors import QueryError
-from tables.layer import KeyField, Layer, Map, Scalar
+from tables.layer import Layer, Map, Scalar
+from tables.parameters import (
+    INT64_MAX,
+    INT64_MIN,
+    Parameter,
+    check_range,
+    did_you_mean,
+    key_parameter,
+    read_parameters,
+    time_parameter,
+    whole_parameter,
+)
 from tables.window import START_MS_MIN, TIME_MS_MAX
 
-# RFC 3339 with at most milliseconds, so that no digit is dropped in silence; a date is its midnight
-# in UTC.
-_RFC_3339 = re.compile(
-    r"\d{4}-\d\d-\d\d([Tt]\d\d:\d\d:\d\d(\.\d{1,3})?([Zz]|[+-]\d\d:\d\d))?", re.ASCII
-)
-_INTEGER = re.compile(r"-?\d{1,19}", re.ASCII)
-INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 CURSOR_CHARACTERS_MAX = 4_096
 LIMIT_DEFAULT = 1_000
-_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 Row = dict[str, object]
 Position = tuple[int, tuple[Scalar, ...]]
@@ -65,6 +65,7 @@ class Limits:
     rows_max: int = 1_000_000
     cells_max: int = 1_000_000
     limit_max: int = 10_000
+    deadline_ms_max: int = 10_000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -89,33 +90,6 @@ class Answer:
     cursor: str | None
 
 
-def parse_time_ms(text: str) -> int:
-    """Return the epoch milliseconds of ``"1356998400000"``, ``"2013-01-01T00:00:00Z"`` or a date.
-
-    Raises:
-        ValueError: the text has another form, or lies where no window starts or ends: outside the
-            years 1 to 9999, but for the windows that the first and the last event time are in.
-    """
-    want = (
-        "want epoch milliseconds or RFC 3339 with at most milliseconds, like 2013-01-01T00:00:00Z"
-    )
-    if _INTEGER.fullmatch(text):
-        time_ms = int(text)
-    elif _RFC_3339.fullmatch(text):
-        full = text if len(text) > len("2013-01-01") else f"{text}T00:00:00Z"
-        try:
-            time = dt.datetime.fromisoformat(full.upper())
-            time_ms = (time - _EPOCH) // dt.timedelta(milliseconds=1)
-        except (ValueError, OverflowError) as error:
-            raise ValueError(f"{error}; got {text!r}; {want}") from error
-    else:
-        hint = "; write a plus in a URL as %2B" if " " in text else ""
-        raise ValueError(f"not a time; got {text!r}; {want}{hint}")
-    if not START_MS_MIN <= time_ms <= TIME_MS_MAX + 1:
-        raise ValueError(f"outside the years 1 to 9999; got {text!r}; {want}")
-    return time_ms
-
-
 def find_layer(themap: Map, name: str) -> Layer:
     """Return the layer ``name`` of the map.
 
@@ -128,8 +102,19 @@ def find_layer(themap: Map, name: str) -> Layer:
     known = [layer.name for layer in themap.layers]
     raise UnknownLayerError(
         f"cannot read cells: no such layer; got {name!r}; want one of {', '.join(known)}"
-        f"{_did_you_mean(name, known)}"
+        f"{did_you_mean(name, known)}"
     )
+
+
+def cells_parameters(layer: Layer, limits: Limits) -> list[Parameter]:
+    """Return what a request for cells of one layer may say."""
+    return [
+        time_parameter("from", "Windows that start at or after this time."),
+        time_parameter("to", "Windows that start before this time."),
+        whole_parameter("limit", "Most cells of the page.", 1, limits.limit_max),
+        Parameter("cursor", "That of the page before, unchanged.", str, {"type": "string"}),
+        *(key_parameter(field, many=False) for field in layer.key),
+    ]
 
 
 def parse_query(
@@ -143,20 +128,8 @@ def parse_query(
     """
     layer = find_layer(themap, layer_name)
     problems: list[str] = []
-    given = _by_name(layer, parameters, problems)
-    from_ms = _time("from", given, problems)
-    to_ms = _time("to", given, problems)
-    if from_ms is not None and to_ms is not None and from_ms >= to_ms:
-        problems.append(f"to: an empty range; got {given['to']!r}; want a time after from")
-    limit = _limit(given.get("limit"), limits, problems)
-    key: dict[str, Scalar] = {}
-    for field in layer.key:
-        text = given.get(f"key.{field.name}")
-        if text is not None:
-            try:
-                key[field.name] = _key_value(field, text)
-            except ValueError as error:
-                problems.append(f"key.{field.name}: {error}")
+    given = read_parameters(cells_parameters(layer, limits), parameters, problems)
+    check_range(given, problems)
     after: Position | None = None
     if "cursor" in given:
         try:
@@ -165,8 +138,9 @@ def parse_query(
             problems.append(f"cursor: {error}")
     if problems:
         raise QueryError(f"cannot read cells of {layer.name}: {'; '.join(problems)}")
-    assert from_ms is not None
-    assert to_ms is not None
+    from_ms, to_ms = given["from"], given["to"]
+    key = {field.name: given[name] for field in layer.key if (name := f"key.{field.name}") in given}
+    limit = given.get("limit", min(LIMIT_DEFAULT, limits.limit_max))
     start_ms = from_ms if after is None else max(from_ms, after[0])
     cells = CellRange(start_ms, max(start_ms, to_ms), key, limits.rows_max)
     return CellQuery(layer, cells, limit, after)
@@ -277,56 +251,3 @@ def _after(layer: Layer, position: Position) -> pl.Expr:
         return (column > value) | ((column == value) & rest)
 
     return functools.reduce(later, reversed(pairs), pl.lit(value=False))
-
-
-def _by_name(
-    layer: Layer, parameters: Iterable[tuple[str, str]], problems: list[str]
-) -> dict[str, str]:
-    known = ["from", "to", "limit", "cursor", *(f"key.{field.name}" for field in layer.key)]
-    given: dict[str, str] = {}
-    for name, value in parameters:
-        if name not in known:
-            problems.append(
-                f"{name}: no such parameter; want {', '.join(known)}{_did_you_mean(name, known)}"
-            )
-        elif name in given:
-            problems.append(f"{name}: given twice; want it once")
-        given[name] = value
-    return given
-
-
-def _did_you_mean(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _time(name: str, given: Mapping[str, str], problems: list[str]) -> int | None:
-    if name not in given:
-        problems.append(f"{name}: missing; want epoch milliseconds or RFC 3339")
-        return None
-    try:
-        return parse_time_ms(given[name])
-    except ValueError as error:
-        problems.append(f"{name}: {error}")
-        return None
-
-
-def _limit(text: str | None, limits: Limits, problems: list[str]) -> int:
-    if text is None:
-        return min(LIMIT_DEFAULT, limits.limit_max)
-    if _INTEGER.fullmatch(text) and 1 <= int(text) <= limits.limit_max:
-        return int(text)
-    problems.append(f"limit: got {text!r}; want a whole number from 1 to {limits.limit_max}")
-    return 1
-
-
-def _key_value(field: KeyField, text: str) -> Scalar:
-    if field.type == "string":
-        return text
-    if field.type == "bool":
-        if text not in ("true", "false"):
-            raise ValueError(f"not a bool; got {text!r}; want true or false")
-        return text == "true"
-    if not _INTEGER.fullmatch(text) or not INT64_MIN <= int(text) <= INT64_MAX:
-        raise ValueError(f"not an integer of 64 bits; got {text!r}; want one like 42")
-    return int(text)

@@ -105,6 +105,11 @@ class Window(msgspec.Struct, frozen=True, omit_defaults=True):
         """The length of the longest window, for what must not end too early."""
         return self.length_ms or (31 if self.months == 1 else 366) * DAY_MS
 
+    @property
+    def shortest_ms(self) -> int:
+        """The length of the shortest window, for what must not be too large to fit."""
+        return self.length_ms or (28 if self.months == 1 else 365) * DAY_MS
+
     def start(self, time_ms: int) -> int:
         """Return the start of the window that holds ``time_ms``."""
         if self.length_ms:
@@ -119,6 +124,17 @@ class Window(msgspec.Struct, frozen=True, omit_defaults=True):
         if self.length_ms:
             return start_ms + self.length_ms
         return self.start(start_ms + self.longest_ms)
+
+    def first_start(self, time_ms: int) -> int:
+        """Return the start of the first window that starts at or after ``time_ms``."""
+        start = self.start(time_ms)
+        return start if start == time_ms else self.end(start)
+
+    def count(self, from_ms: int, to_ms: int) -> int:
+        """Return how many windows there are between two starts of windows."""
+        if self.length_ms:
+            return (to_ms - from_ms) // self.length_ms
+        return (_month(to_ms) - _month(from_ms)) // self.months
 
     def starts(self, time: Column) -> Column:
         """Return :meth:`start` of an Int64 column of milliseconds, an expression or a series."""
@@ -144,6 +160,13 @@ class Window(msgspec.Struct, frozen=True, omit_defaults=True):
         if self.is_calendar:
             return coarser.is_calendar and coarser.months % self.months == 0
         return (coarser.length_ms or DAY_MS) % self.length_ms == 0
+
+
+def _month(start_ms: int) -> int:
+    """Return the number of the month that starts there, counted from year 0."""
+    cycles, rest_ms = divmod(start_ms, _CYCLE_MS)
+    date = dt.date.fromordinal(_EPOCH_DAY + rest_ms // DAY_MS)
+    return cycles * 4_800 + date.year * 12 + date.month - 1
 
 
 MONTH = Window(0)

@@ -17,9 +17,8 @@ from tables.archive import CellRange
 from tables.cell import archive_schema
 from tables.errors import QueryError
 from tables.layer import KeyField, Map
+from tables.parameters import INT64_MAX, INT64_MIN
 from tables.query import (
-    INT64_MAX,
-    INT64_MIN,
     CellQuery,
     Limits,
     Row,
@@ -29,12 +28,10 @@ from tables.query import (
     exact_json,
     merge_answer,
     parse_query,
-    parse_time_ms,
 )
 
 MAP = small_map()
 HOURS = MAP.layer("hour")
-NEW_YEAR_MS = 1_356_998_400_000
 RANGE = [("from", "0"), ("to", str(DAY_MS))]
 
 
@@ -191,56 +188,6 @@ def test_more_rows_than_may_be_merged_are_refused() -> None:
     assert len(merge_answer(MAP, ask(), one, other, 2).rows) == 2
     with pytest.raises(QueryError, match=r"too many to merge; got 2; want at most 1"):
         merge_answer(MAP, ask(), one, other, 1)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("0", 0),
-        ("-1", -1),
-        ("1356998400000", NEW_YEAR_MS),
-        ("2013-01-01", NEW_YEAR_MS),
-        ("2013-01-01T00:00:00Z", NEW_YEAR_MS),
-        ("2013-01-01t00:00:00.250z", NEW_YEAR_MS + 250),
-        ("2013-01-01T00:00:00.5Z", NEW_YEAR_MS + 500),
-        ("2013-01-01T01:00:00+01:00", NEW_YEAR_MS),
-        ("2012-12-31T19:00:00-05:00", NEW_YEAR_MS),
-        ("1969-12-31T23:59:59.999Z", -1),
-    ],
-)
-def test_times_are_epoch_milliseconds_or_rfc_3339(text: str, expected: int) -> None:
-    """Also before the epoch, with an offset, and as a date."""
-    assert parse_time_ms(text) == expected
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "now",
-        "1e3",
-        "2013-01-01T00:00:00",
-        "2013-13-01",
-        "2013-01-01T24:30:00Z",
-        "2013-01-01T00:00:00.0001Z",
-        "2013-01-01T00:00:00 01:00",
-        "2013-W01-1",
-        "99999999999999999",
-        "0000-01-01",
-        "٣",
-        "2013-01-01\n",
-    ],
-)
-def test_other_times_are_refused(text: str) -> None:
-    """Also those whose meaning would be a guess: without an offset, or finer than milliseconds."""
-    with pytest.raises(ValueError, match="want epoch milliseconds or RFC 3339"):
-        parse_time_ms(text)
-
-
-def test_a_plus_that_became_a_space_is_explained() -> None:
-    """A client that did not encode the offset is told how to."""
-    with pytest.raises(ValueError, match="write a plus in a URL as %2B"):
-        parse_time_ms("2013-01-01T00:00:00 01:00")
 
 
 def test_a_query_is_read_with_its_types() -> None:

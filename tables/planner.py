@@ -1,0 +1,163 @@
+"""The planner: from which layers a request to a family is answered, with the fewest cells.
+
+A plan is a pure function of the request and of what is known of the layers. Exactness decides what
+may be used: a coarser cell only once its window is sealed and complete, finer cells elsewhere, so
+that the answer is the fold of the raw log up to one position of each source partition. Where that
+would be too many cells, coarser cells that are only closed are used too, and the answer is
+``settling``: late events may still change it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from tables.cover import Choice, GapError, Segment, cover, cover_steps
+from tables.errors import QueryError
+from tables.family import FamilyQuery, KeyFilter
+from tables.layer import Layer
+from tables.table import NEVER_ENDS_MS, NEVER_MS
+
+Exactness = Literal["exact", "settling"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LayerFacts:
+    """What is known of one layer over all its partitions; every time may be an earlier one.
+
+    Attributes:
+        sealed_ms: windows that end at or before it change no more.
+        closed_ms: the same of closed windows.
+        complete_ms: windows that start at or after it have all that the finer layer had: before,
+            the map did not have the layer yet.
+        kept_ms: windows that start at or after it have not expired in the archive.
+        cells: about how many cells a window has.
+    """
+
+    sealed_ms: int = NEVER_MS
+    closed_ms: int = NEVER_MS
+    complete_ms: int = NEVER_MS
+    kept_ms: int = NEVER_MS
+    cells: float = 1.0
+
+
+NOTHING_KNOWN = LayerFacts(complete_ms=NEVER_ENDS_MS)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Plan:
+    """What is read, in order of time, and what the answer is by it."""
+
+    segments: tuple[Segment, ...]
+    exactness: Exactness
+
+    @property
+    def cells(self) -> float:
+        """About how many cells are read."""
+        return sum(segment.cells for segment in self.segments)
+
+
+def plan(query: FamilyQuery, facts: Mapping[str, LayerFacts], cells_max: int) -> Plan:
+    """Return the cover of the range with the fewest cells that is exact, if it can be had.
+
+    Args:
+        query: what is asked.
+        facts: by layer; of the base only ``kept_ms`` and ``cells`` matter, since all of its windows
+            can be used. A layer without facts is not used.
+        cells_max: more cells than this are not read.
+
+    Raises:
+        QueryError: the range does not begin and end where windows do, some of it has expired, or
+            even closed cells are too many.
+    """
+    exact = _plan(query, facts, "exact")
+    if exact.cells <= cells_max:
+        return exact
+    settling = _plan(query, facts, "settling")
+    if settling.cells <= cells_max:
+        return settling
+    raise QueryError(
+        f"cannot read family {query.family.name}: too many cells to read; got about"
+        f" {math.ceil(settling.cells)}; want at most {cells_max} (query_cells_max); ask for a"
+        " shorter range, fewer keys, or fields that a coarser layer has"
+    )
+
+
+def _plan(query: FamilyQuery, facts: Mapping[str, LayerFacts], exactness: Exactness) -> Plan:
+    choices = _choices(query, facts, exactness)
+    try:
+        if query.step is None:
+            segments = cover(choices, query.from_ms, query.to_ms)
+        else:
+            segments = cover_steps(choices, query.from_ms, query.to_ms, query.step)
+    except GapError as gap:
+        raise _refusal(query, choices, gap.at_ms) from gap
+    return Plan(tuple(segments), exactness)
+
+
+def _choices(
+    query: FamilyQuery, facts: Mapping[str, LayerFacts], exactness: Exactness
+) -> list[Choice]:
+    """Return the layers that may be used, the base first; none has more cells than its finer one.
+
+    Whatever is known of its cells: each of a coarser layer is made of at least one.
+    """
+    base, *coarser = query.layers
+    known = facts.get(base.name, LayerFacts())
+    cells = {base.name: _cells(base, query.keys, known)}
+    choices = [Choice(base.name, base.window, known.kept_ms, NEVER_ENDS_MS, cells[base.name])]
+    for layer in coarser:
+        known = facts.get(layer.name, NOTHING_KNOWN)
+        final_ms = known.sealed_ms if exactness == "exact" else known.closed_ms
+        most = min(
+            cells[one.name] * (layer.window.shortest_ms // one.window.longest_ms)
+            for one in query.layers
+            if one.name in cells and _descends(query, layer, one)
+        )
+        cells[layer.name] = min(_cells(layer, query.keys, known), most)
+        first = max(known.complete_ms, known.kept_ms)
+        choices.append(Choice(layer.name, layer.window, first, final_ms, cells[layer.name]))
+    return choices
+
+
+def _descends(query: FamilyQuery, layer: Layer, finer: Layer) -> bool:
+    """Tell whether ``layer`` is made from ``finer``, directly or not."""
+    by_name = {one.name: one for one in query.family.layers}
+    while layer.finer is not None:
+        layer = by_name[layer.finer]
+        if layer is finer:
+            return True
+    return False
+
+
+def _cells(layer: Layer, keys: KeyFilter, known: LayerFacts) -> float:
+    """Return about how many cells of a window are read."""
+    counts = [len(keys.values.get(field.name, ())) for field in layer.key]
+    named = math.prod(counts)
+    return min(float(named), known.cells) if named else max(known.cells, 1.0)
+
+
+def _refusal(query: FamilyQuery, choices: Sequence[Choice], at_ms: int) -> QueryError:
+    """Return why no cover has the range: it lies askew to the windows, or is not there any more."""
+    base = choices[0]
+    problem = f"cannot read family {query.family.name}"
+    for name, time_ms in (("from", query.from_ms), ("to", query.to_ms)):
+        start = base.window.start(time_ms)
+        if start != time_ms:
+            return QueryError(
+                f"{problem}: {name} lies inside a window of its finest layer {base.name}; got"
+                f" {time_ms}; want where one of {base.window} starts, like {start} or"
+                f" {base.window.end(start)}"
+            )
+    if at_ms < base.from_ms:
+        return QueryError(
+            f"{problem}: the cells of {base.name} from {at_ms} on have expired (archive_ttl); want"
+            f" a range from {base.window.first_start(base.from_ms)} on, or one of whole windows of"
+            " a coarser layer"
+        )
+    return QueryError(
+        f"{problem}: a step of {query.step} begins inside a window of {base.name}, at {at_ms};"
+        f" want steps of whole windows of {base.window}"
+    )
