@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 
 
 class Acks:
@@ -50,3 +51,12 @@ class Acks:
         for window in windows:
             self._acked.pop(window, None)
             self._suspects.pop(window, None)
+
+
+def oldest_taken(versions: Mapping[int, int], sinks: Sequence[Acks]) -> list[int]:
+    """Return the oldest of some windows, up to the first that a sink lacks at its version."""
+
+    def is_taken(window: int) -> bool:
+        return all(acks.get(window, -1) >= versions[window] for acks in sinks)
+
+    return list(itertools.takewhile(is_taken, sorted(versions)))

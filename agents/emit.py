@@ -254,6 +254,8 @@ class Emitter:
             everywhere = [(target, b"") for target in range(coarser.partitions)]
             await self._send(layer, coarser, announced, everywhere)
             self._announced[layer.name, coarser.name] = announced
+            self._owner.told(coarser.name, announced)
+            self.on_acknowledged()
 
     def _news(self) -> Iterator[tuple[Layer, Layer, Announcement]]:
         """Yield what coarser layers have not been told."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import polars as pl
 
-from agents.acks import Acks
+from agents.acks import Acks, oldest_taken
 from agents.claims import check_source, why_refused
 from agents.fold import Before, Content
 from agents.partition_io import PartitionIO
@@ -47,7 +47,7 @@ from tables.layer import Layer
 from tables.plan import InputPlan
 from tables.snapshot import capture
 from tables.state import PartitionState
-from tables.table import NEVER_MS
+from tables.table import NEVER_ENDS_MS, NEVER_MS
 
 ARCHIVE = ".archive"
 """The sink that every layer but a combiner has; the others are the names of layers, which begin
@@ -106,6 +106,7 @@ class Owner:
         self._epoch = -1
         self._unsaved_deltas = self._unsaved_bytes = 0
         self._acks = self._no_acks()
+        self._told: dict[str, int] = {}
 
     @property
     def position(self) -> int:
@@ -328,23 +329,36 @@ class Owner:
     def _evictable(self) -> dict[str, list[int]]:
         """Return the sealed windows, by layer, that every sink has acknowledged (rule 9).
 
-        They are sealed before the delta that evicts them, so it cannot change their cells.
+        They are sealed before the delta that evicts them, so it cannot change their cells. Older
+        ones go first, so that all that were evicted end before all that are there.
         """
         found: dict[str, list[int]] = {}
         for layer in self.plan.layers:
-            floor = self.state.floor_ms(layer)
+            floor = min(self.state.floor_ms(layer), self._told_ms(layer))
             table = self.state.tables[layer.name]
             oldest = table.oldest
             if oldest is None or layer.window.end(oldest) > floor:
                 continue
             acks = [self._acks[layer.name, sink] for sink in self.sinks(layer)]
-            found[layer.name] = [
-                window
-                for window, version in table.versions.items()
-                if layer.window.end(window) <= floor
-                and all(acked.get(window, -1) >= version for acked in acks)
-            ]
+            found[layer.name] = oldest_taken(
+                {w: v for w, v in table.versions.items() if layer.window.end(w) <= floor}, acks
+            )
         return found
+
+    def _told_ms(self, layer: Layer) -> int:
+        """Return up to which floor cells may go as far as readers are concerned.
+
+        Parts of cells are not archived: a combiner keeps them until its merge stage can know that
+        it has them all.
+        """
+        if not layer.is_combiner:
+            return NEVER_ENDS_MS
+        (coarser,) = self.plan.coarser[layer.name]
+        return self._told.get(coarser.name, NEVER_MS)
+
+    def told(self, coarser: str, announced: Announcement) -> None:
+        """Take note that every partition of a coarser layer's topic has this announcement."""
+        self._told[coarser] = announced[1]
 
     def _compose(self, content: Content, tail: Identity | None) -> Delta:
         meta = self.state.meta

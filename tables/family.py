@@ -8,6 +8,8 @@ are added up over.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -49,6 +51,19 @@ class KeyFilter:
     def fields(self) -> frozenset[str]:
         """The names of the fields that are restricted."""
         return frozenset(self.values) | frozenset(self.prefixes)
+
+    @property
+    def single(self) -> dict[str, Scalar]:
+        """The fields that can have one value only, with it."""
+        return {name: values[0] for name, values in self.values.items() if len(values) == 1}
+
+    def keys_of(self, layer: Layer, most: int) -> list[dict[str, Scalar]] | None:
+        """Return all keys of a layer that pass, None where they are not known or too many."""
+        choices = [self.values.get(field.name, ()) for field in layer.key]
+        if not 0 < math.prod(len(values) for values in choices) <= most:
+            return None
+        names = [field.name for field in layer.key]
+        return [dict(zip(names, key, strict=True)) for key in itertools.product(*choices)]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import polars as pl
 from tables.block import Block, conform, different, frames_of
 from tables.cell import cell_schema, merge_exprs
 from tables.journal import Announcement
-from tables.layer import Layer
+from tables.layer import Layer, Scalar
 from tables.table import NEVER_MS, LayerTable, Merge
 
 _HEARD = ("window_start", "fine_start", "source_partition")
@@ -43,6 +43,13 @@ class RollupTable(LayerTable):
         return rows.group_by(self._cell).agg(
             *merge_exprs(self.layer.accumulators), pl.col("version").max()
         )
+
+    def parts_in(self, from_ms: int, to_ms: int, key: Mapping[str, Scalar]) -> pl.DataFrame:
+        """Return the contributions of windows that start in the range, and what is settled.
+
+        The columns are those of :func:`rollup_schema`. ``key`` is as for :meth:`cells_in`.
+        """
+        return self._latest(self._rows_in(from_ms, to_ms, key))
 
     def _due_for_merge(self, blocks: dict[int, Block]) -> list[int]:
         """Return all: settling needs every row of a contribution at once."""

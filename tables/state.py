@@ -19,18 +19,19 @@ from tables.journal import Announcement, Claim, Delta, Entry, Identity, Snapshot
 from tables.layer import Layer
 from tables.plan import InputPlan
 from tables.rollup_table import RollupTable
-from tables.table import NEVER_MS, BlockWrite, FoldTable, LayerTable
+from tables.table import NEVER_ENDS_MS, NEVER_MS, BlockWrite, FoldTable, LayerTable
 
 
 class Meta(msgspec.Struct):
     """All of a partition's state but its cells.
 
     ``to`` is the source offset up to which everything is folded, the only position there is.
-    ``base`` is the offset it began at. ``journal_offset`` is the next entry to read; ``entry`` the
-    identity of the one before it; ``tail`` the identity of source record ``to - 1``.
-    ``snapshot`` is the journal offset of the latest snapshot, -1 before the first, and
-    ``snapshot_bytes`` its size; ``covered`` what the last two cover; ``tail_bytes`` the size of the
-    deltas since.
+    ``base`` is the offset it began at. ``since`` is, by sender, the floor it announced first: what
+    it had evicted before ended at or below it and never came here. ``journal_offset`` is the next
+    entry to read; ``entry`` the identity of the one before it; ``tail`` the identity of source
+    record ``to - 1``. ``snapshot`` is the journal offset of the latest snapshot, -1 before the
+    first, and ``snapshot_bytes`` its size; ``covered`` what the last two cover; ``tail_bytes`` the
+    size of the deltas since.
     """
 
     to: int = 0
@@ -38,6 +39,7 @@ class Meta(msgspec.Struct):
     stream_time_ms: int = NEVER_MS
     floors: dict[str, int] = {}
     announced: dict[int, Announcement] = {}
+    since: dict[int, int] = {}
     ledger: dict[str, int] = {}
     revision: int = 0
     digest: str = ""
@@ -117,6 +119,17 @@ class PartitionState:
             return self.meta.floors.get(layer.name, NEVER_MS)
         return self._announced_least(1)
 
+    def complete_ms(self) -> int:
+        """Return from which start on windows of a coarser layer have all that its finer one had.
+
+        A map may get a layer later: what its senders had evicted by then never comes here. They
+        evict older windows first, so all of those end at or below the floor they announce first.
+        """
+        if self.plan.finer is None:
+            return NEVER_MS
+        since = self.meta.since
+        return max(since.values()) if len(since) >= self.plan.senders else NEVER_ENDS_MS
+
     def take_writes(self) -> list[BlockWrite]:
         """Return the block writes that the local store has not got yet, and forget them.
 
@@ -176,6 +189,8 @@ class PartitionState:
             meta.stream_time_ms = max(meta.stream_time_ms, delta.stream_time_ms)
             meta.floors |= delta.floors
             meta.announced |= delta.announced
+            for sender, (_, floor) in delta.announced.items():
+                meta.since.setdefault(sender, floor)
             self._share_announcements()
             ledger.add(meta.ledger, delta.ledger)
         return True

@@ -226,6 +226,9 @@ class LayerTable:
 
         ``key`` has the values of key columns; those not named match all.
         """
+        return self._cells_of(self._rows_in(from_ms, to_ms, key))
+
+    def _rows_in(self, from_ms: int, to_ms: int, key: Mapping[str, Scalar]) -> pl.DataFrame:
         found = []
         for block in self._blocks.values():
             inside = [from_ms <= window < to_ms for window in block.windows]
@@ -233,8 +236,9 @@ class LayerTable:
                 found.append((block, all(inside)))
         frames = frames_of([block for block, _ in found], self._stored, key)
         whole = all(inside for _, inside in found)
-        rows = [_matching(frame, from_ms, to_ms, key, whole=whole) for frame in frames]
-        return self._cells_of(self._joined(rows))
+        return self._joined(
+            [_matching(frame, from_ms, to_ms, key, whole=whole) for frame in frames]
+        )
 
     def cells_of(self, windows: Collection[int]) -> pl.DataFrame:
         """Return the cell frame of the cells of these windows."""

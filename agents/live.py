@@ -1,0 +1,62 @@
+"""Live reads: the applied cells of owners, with the facts that say where the rest of them is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import polars as pl
+
+from agents.owner import ARCHIVE, Owner
+from tables.answer import matching
+from tables.block import repeated
+from tables.facts import PartitionFacts
+from tables.layer import Layer
+from tables.live import LiveRead, LiveRows
+from tables.rollup_table import RollupTable
+from tables.table import NEVER_ENDS_MS
+
+
+def read_live(owners: Iterable[Owner], read: LiveRead) -> LiveRows:
+    """Read the tables of owners of the layer's input; facts and rows are of one state each."""
+    found = LiveRows()
+    key = {f"key_{name}": value for name, value in read.keys.single.items()}
+    for owner in owners:
+        if not read.wants(owner.partition):
+            continue
+        table = owner.state.tables[read.layer.name]
+        found.facts[owner.partition] = facts_of(owner, read.layer)
+        if read.from_ms >= read.to_ms:
+            continue
+        if read.parts:
+            assert isinstance(table, RollupTable), f"{read.layer.name} has no contributions"
+            rows = table.parts_in(read.from_ms, read.to_ms, key)
+            place = "held_by"
+        else:
+            rows = table.cells_in(read.from_ms, read.to_ms, key)
+            place = "source_partition"
+        rows = matching(read.layer, rows, read.keys)
+        if rows.height:
+            column = repeated(owner.partition, rows.height, pl.Int32).alias(place)
+            found.rows.append(rows.hstack([column]))
+    return found
+
+
+def facts_of(owner: Owner, layer: Layer) -> PartitionFacts:
+    """Return what a partition tells readers of one of its layers, or of a combiner."""
+    state = owner.state
+    table = state.tables[layer.name]
+    floor = state.floor_ms(layer)
+    oldest_end = NEVER_ENDS_MS if table.oldest is None else layer.window.end(table.oldest)
+    evicted_ms = min(floor, oldest_end - 1)
+    archived_ms = evicted_ms if layer.is_combiner else owner.announcement(layer, ARCHIVE)[1]
+    return PartitionFacts(
+        partition=owner.partition,
+        position=owner.position,
+        closed_ms=state.closed_ms(layer),
+        floor_ms=floor,
+        archived_ms=archived_ms,
+        evicted_ms=evicted_ms,
+        complete_ms=state.complete_ms(),
+        cells=table.rows / max(1, len(table.versions)),
+        heard={sender: final for sender, (_, final) in state.meta.announced.items()},
+    )

@@ -1,0 +1,322 @@
+"""The reader: plans a request to a family, asks owners and archive, and makes one answer.
+
+    facts known -> plan -> live tables of all owners -> archive -> rows
+                    ^                             |
+                    `--- torn: once more, soon ---'
+
+Owners are asked first and the archive after, so that no cell falls between: what leaves a table
+meanwhile was read there. Coarser cells are used up to floors that were heard of before, so the
+base layer's positions, which are the answer's, are never behind them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol
+
+import polars as pl
+
+from tables.answer import are_behind, are_torn, cells_of, merged_cells_of, rows_of
+from tables.archive import CellRange
+from tables.cell import archive_schema
+from tables.cover import Segment
+from tables.errors import QueryError
+from tables.facts import KnownFacts
+from tables.family import FamilyQuery
+from tables.keyhash import key_hash
+from tables.layer import Layer, Map, combiner_of
+from tables.live import LiveRead, LiveRows
+from tables.planner import Plan, plan
+from tables.query import Limits
+from tables.table import NEVER_MS
+
+FACTS_S_MAX = 2.0
+"""Facts that are older are asked for before a plan is made: a coarser cell that is not known to be
+sealed costs as many finer ones as it has."""
+
+TORN_WAIT_S = 0.02
+"""About how long a contribution takes through a layer's topic."""
+
+TORN_TRIES = 10
+
+KEYS_MAX = 64
+"""So many keys are read from the archive one by one; of more, a layer's windows are read whole."""
+
+Exactness = Literal["exact", "settling", "partial"]
+
+
+class LiveSource(Protocol):
+    """The owners of all partitions, on any worker."""
+
+    async def read(self, reads: Sequence[LiveRead]) -> list[LiveRows]:
+        """Return what owners have, in the order of ``reads``; each answers all from one state.
+
+        Owners that do not answer in time are missing among the facts.
+        """
+
+
+class FinalArchive(Protocol):
+    """An archive, of which what is final may be remembered."""
+
+    async def read(self, layer: Layer, cells: CellRange, *, final: bool) -> pl.DataFrame:
+        """Return the archive frame of a range; see :class:`tables.archive.Archive`.
+
+        ``final`` says that no row of it will ever change.
+        """
+
+
+@dataclasses.dataclass(slots=True)
+class LayerCost:
+    """What was read of one layer: rows of live tables and of the archive."""
+
+    live_rows: int = 0
+    archived_rows: int = 0
+
+
+@dataclasses.dataclass(slots=True)
+class FamilyAnswer:
+    """Rows, and what they are.
+
+    Attributes:
+        rows: a cell frame of ``query.rows``; see :func:`tables.answer.rows_of`.
+        plan: what was read.
+        exactness: ``exact`` is the fold of the raw log up to ``as_of``; late events may still
+            change what is ``settling``; of what is ``partial`` some owners did not answer.
+        as_of: by source partition, the offset up to which events are in.
+        watermark_ms: smallest watermark of the base layer; ``NEVER_MS`` before any event.
+        fresh_ms: everything appended up to then is in; ``NEVER_MS`` where that is not known.
+        cost: by layer.
+    """
+
+    rows: pl.DataFrame
+    plan: Plan
+    exactness: Exactness
+    as_of: dict[int, int]
+    watermark_ms: int
+    fresh_ms: int
+    cost: dict[str, LayerCost]
+
+
+@dataclasses.dataclass(slots=True)
+class _Part:
+    """One segment of a plan: its layer, from where on it is read live, and what was found."""
+
+    layer: Layer
+    segment: Segment
+    live_from_ms: int
+    partitions: frozenset[int] | None
+    live: LiveRows = dataclasses.field(default_factory=LiveRows)
+    combined: LiveRows = dataclasses.field(default_factory=LiveRows)
+
+    @property
+    def is_final(self) -> bool:
+        """Whether all of it is in the archive."""
+        return self.live_from_ms >= self.segment.to_ms
+
+    @property
+    def lacks_owners(self) -> bool:
+        """Whether some owner of live cells did not answer."""
+        if self.is_final:
+            return False
+        asked = self.partitions or frozenset(range(self.layer.partitions))
+        return not asked <= self.live.facts.keys()
+
+
+class Reader:
+    """Answers requests to families.
+
+    Args:
+        themap: the map that is served.
+        live: where owners are asked.
+        archive: where the rest is.
+        limits: the bounds of one request.
+        clock_ms: the wall clock, for what has expired.
+    """
+
+    def __init__(
+        self,
+        themap: Map,
+        live: LiveSource,
+        archive: FinalArchive,
+        limits: Limits,
+        clock_ms: Callable[[], int],
+    ) -> None:
+        self._map = themap
+        self._live = live
+        self._archive = archive
+        self._limits = limits
+        self._clock_ms = clock_ms
+        self._facts = KnownFacts()
+        self._asked_at: dict[str, float] = {}
+
+    async def plan(self, query: FamilyQuery) -> Plan:
+        """Return what would be read, from facts of now.
+
+        Raises:
+            QueryError: it cannot be answered; see :func:`tables.planner.plan`.
+        """
+        old = _now() - FACTS_S_MAX
+        stale = [layer for layer in query.layers if self._asked_at.get(layer.name, old) <= old]
+        if stale:
+            reads = [LiveRead(layer) for layer in stale]
+            self._hear(reads, await self._live.read(reads))
+        now_ms = self._clock_ms()
+        facts = {layer.name: self._facts.of(layer, now_ms) for layer in query.layers}
+        return plan(query, facts, self._limits.cells_max)
+
+    async def answer(self, query: FamilyQuery) -> FamilyAnswer:
+        """Return the rows of a request.
+
+        Raises:
+            QueryError: it cannot be answered as it is.
+            ArchiveError: the archive does not answer.
+        """
+        base = query.family.base
+        for left in reversed(range(TORN_TRIES)):
+            planned = await self.plan(query)
+            parts = [self._part(query, segment) for segment in planned.segments]
+            base_rows = await self._read_live(query, parts)
+            torn = planned.exactness == "exact" and self._are_torn(base, parts, base_rows)
+            if not torn or not left:
+                break
+            await asyncio.sleep(TORN_WAIT_S)
+        partial = any(part.lacks_owners for part in parts) or (
+            not all(part.is_final for part in parts)
+            and len(base_rows.facts) < self._input_of(base).partitions
+        )
+        cost: dict[str, LayerCost] = {}
+        cells = [(part.layer, await self._cells(query, part, cost)) for part in parts]
+        facts = base_rows.facts.values()
+        return FamilyAnswer(
+            rows=rows_of(query, cells),
+            plan=planned,
+            exactness="partial" if partial else "settling" if torn else planned.exactness,
+            as_of={fact.partition: fact.position for fact in facts},
+            watermark_ms=min((fact.closed_ms for fact in facts), default=NEVER_MS),
+            fresh_ms=min((fact.fresh_ms for fact in facts), default=NEVER_MS),
+            cost=cost,
+        )
+
+    def _input_of(self, base: Layer) -> Layer:
+        """Return the layer whose tables events of ``base`` are folded into."""
+        assert base.source is not None
+        return combiner_of(self._map.source(base.source), base) if base.merged else base
+
+    def _part(self, query: FamilyQuery, segment: Segment) -> _Part:
+        layer = next(one for one in query.layers if one.name == segment.name)
+        archived_ms = max(self._facts.archived_ms(layer), segment.from_ms)
+        # The window that holds the moment is the first that ends after it.
+        live_from_ms = min(layer.window.start(archived_ms), segment.to_ms)
+        keys = query.keys.keys_of(layer, KEYS_MAX) if layer.has_topic else None
+        partitions = None
+        if keys is not None:
+            partitions = frozenset(key_hash(key.values()) % layer.partitions for key in keys)
+        return _Part(layer, segment, live_from_ms, partitions)
+
+    async def _read_live(self, query: FamilyQuery, parts: list[_Part]) -> LiveRows:
+        """Ask owners for what is not final; return what those of the base say of themselves.
+
+        The merge stage of a merged base is asked before its combiners, so that what it has settled
+        has been sealed in all of them.
+        """
+        base = query.family.base
+        folded = self._input_of(base)
+        reads = [
+            LiveRead(
+                part.layer, part.live_from_ms, part.segment.to_ms, query.keys,
+                parts=part.layer.merged, partitions=part.partitions,
+            )
+            for part in parts
+        ]  # fmt: skip
+        facts = [LiveRead(layer) for layer in query.layers]
+        of_base = LiveRead(folded)
+        if base.merged:
+            found = await self._ask([*reads, *facts])
+            combined = [
+                LiveRead(folded, part.live_from_ms, part.segment.to_ms, query.keys)
+                for part in parts
+                if part.layer is base
+            ]
+            *more, base_rows = await self._ask([*combined, of_base])
+            for part, rows in zip((p for p in parts if p.layer is base), more, strict=True):
+                part.combined = rows
+        else:
+            *found, base_rows = await self._ask([*reads, *facts, of_base])
+        for part, rows in zip(parts, found[: len(parts)], strict=True):
+            part.live = rows
+        return base_rows
+
+    async def _ask(self, reads: list[LiveRead]) -> list[LiveRows]:
+        found = await self._live.read(reads)
+        self._hear(reads, found)
+        return found
+
+    def _hear(self, reads: list[LiveRead], found: list[LiveRows]) -> None:
+        for read, rows in zip(reads, found, strict=True):
+            self._facts.take(read.layer.name, rows.facts.values())
+            if rows.facts.keys() >= read.asked:
+                self._asked_at[read.layer.name] = _now()
+
+    def _are_torn(self, base: Layer, parts: list[_Part], base_rows: LiveRows) -> bool:
+        """Tell whether what was read is not of one position of each source partition."""
+        coarse = [part.segment.to_ms for part in parts if part.layer is not base]
+        if coarse and are_behind(base_rows, max(coarse)):
+            return True
+        return any(
+            are_torn(base, part.live, part.combined, part.live_from_ms, part.segment.to_ms)
+            for part in parts
+            if part.layer is base and base.merged and not part.is_final
+        )
+
+    async def _cells(
+        self, query: FamilyQuery, part: _Part, cost: dict[str, LayerCost]
+    ) -> pl.DataFrame:
+        """Return the cell frame of a part: what is final, and what was live and what left."""
+        layer, segment = part.layer, part.segment
+        final = await self._archived(query, layer, segment.from_ms, part.live_from_ms, final=True)
+        stop = segment.to_ms
+        if not part.lacks_owners:
+            evicted_ms = max(
+                (fact.evicted_ms for fact in part.live.facts.values()), default=NEVER_MS
+            )
+            stop = min(stop, layer.window.start(max(evicted_ms, part.live_from_ms)))
+        # What is final by now, though it was not known to be when owners were asked.
+        known_ms = max(self._facts.archived_ms(layer), part.live_from_ms)
+        middle = min(stop, layer.window.start(known_ms))
+        archived = pl.concat(
+            [
+                await self._archived(query, layer, part.live_from_ms, middle, final=True),
+                await self._archived(query, layer, middle, stop, final=False),
+            ]
+        )
+        spent = cost.setdefault(layer.name, LayerCost())
+        spent.archived_rows += final.height + archived.height
+        spent.live_rows += sum(frame.height for frame in (*part.live.rows, *part.combined.rows))
+        if layer.merged:
+            return merged_cells_of(layer, part.live, part.combined, archived, final)
+        return cells_of(layer, part.live, archived, final)
+
+    async def _archived(
+        self, query: FamilyQuery, layer: Layer, from_ms: int, to_ms: int, *, final: bool
+    ) -> pl.DataFrame:
+        """Return the archive frame of the keys asked for in a range, which may be empty."""
+        if from_ms >= to_ms:
+            return pl.DataFrame(schema=archive_schema(layer))
+        if layer.archive_ttl_ms and from_ms < self._clock_ms() - layer.archive_ttl_ms:
+            raise QueryError(
+                f"cannot read family {query.family.name}: the cells of {layer.name} from {from_ms}"
+                " on have expired (archive_ttl); ask for a later range"
+            )
+        keys = query.keys.keys_of(layer, KEYS_MAX) or [query.keys.single]
+        most = self._limits.rows_max
+        ranges = [CellRange(from_ms, to_ms, key, most) for key in keys]
+        frames = await asyncio.gather(
+            *(self._archive.read(layer, one, final=final) for one in ranges)
+        )
+        return pl.concat([frame.select(list(archive_schema(layer))) for frame in frames])
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

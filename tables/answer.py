@@ -1,0 +1,192 @@
+"""Answers: cells from live tables and archive, each of them once, as the rows that were asked for.
+
+Which rows of an archive count follows from the facts that came with the live rows: what a partition
+has not evicted is all in its table, and what it has is final. So the two never overlap, whatever is
+archived between the two reads (``tables.facts`` has the picture).
+
+A merged layer's open windows are read in parts, so that the answer is of one position of each
+source partition: what a sender has settled comes from the merge stage, the rest of its cells from
+its combiner, which was read after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import polars as pl
+
+from tables.cell import archive_schema, cell_schema, merge_exprs, merge_partitions
+from tables.family import FamilyQuery, KeyFilter
+from tables.keyhash import key_hashes
+from tables.layer import Layer
+from tables.live import LiveRows
+from tables.rollup_table import rollup_schema
+from tables.table import NEVER_MS
+
+_PLACE = ["held_by", "source_partition"]
+
+
+def cells_of(
+    layer: Layer, live: LiveRows, archived: pl.DataFrame, final: pl.DataFrame
+) -> pl.DataFrame:
+    """Return the cell frame of a layer's live and archived rows.
+
+    Args:
+        layer: whose cells.
+        live: what owners have.
+        archived: archive frame of windows that were looked for in live tables too. Of a partition
+            without facts every row counts: the answer is partial then.
+        final: archive frame of other windows.
+    """
+    columns = list(archive_schema(layer))
+    rows = [frame.select(columns) for frame in live.rows]
+    rows += [_evicted(layer, archived, live).select(columns), final.select(columns)]
+    return merge_partitions(layer, pl.concat(rows))
+
+
+def merged_cells_of(
+    layer: Layer,
+    parts: LiveRows,
+    combined: LiveRows,
+    archived: pl.DataFrame,
+    final: pl.DataFrame,
+) -> pl.DataFrame:
+    """Return the cell frame of a merged layer.
+
+    Args:
+        layer: whose cells.
+        parts: contributions at the merge stage.
+        combined: archive frames of the combiners, read after.
+        archived: of the merge stage, as for :func:`cells_of`.
+        final: likewise.
+    """
+    columns = [*layer.key_columns, "window_start", *(acc.column for acc in layer.accumulators)]
+    wanted = [*columns, "version"]
+    rows = [_evicted(layer, archived, parts).select(wanted), final.select(wanted)]
+    heard = _heard(parts)
+    end = layer.window.ends(pl.col("window_start"))
+    is_settled = (end <= pl.col("final_ms")).fill_null(value=False)
+    if parts.rows:
+        held = pl.concat([frame.select([*rollup_schema(layer), "held_by"]) for frame in parts.rows])
+        # What a combiner that does not answer had sent is better than nothing.
+        answers = pl.col("source_partition").is_in(list(combined.facts))
+        is_sum = pl.col("source_partition").is_null()
+        held = held.join(heard, _PLACE, "left", maintain_order="left")
+        rows.append(held.filter(is_sum | is_settled | ~answers).select(wanted))
+    if combined.rows:
+        open_rows = pl.concat(
+            [frame.select([*wanted, "source_partition"]) for frame in combined.rows]
+        )
+        place = (key_hashes(open_rows, layer.key_columns) % layer.partitions).cast(pl.Int32)
+        open_rows = open_rows.hstack([place.alias("held_by")])
+        open_rows = open_rows.filter(pl.col("held_by").is_in(list(parts.facts)))
+        open_rows = open_rows.join(heard, _PLACE, "left", maintain_order="left")
+        rows.append(open_rows.filter(~is_settled).select(wanted))
+    merged = pl.concat(rows).group_by([*layer.key_columns, "window_start"])
+    cells = merged.agg(*merge_exprs(layer.accumulators), pl.col("version").max())
+    return cells.select(list(cell_schema(layer)))
+
+
+def are_torn(layer: Layer, parts: LiveRows, combined: LiveRows, from_ms: int, to_ms: int) -> bool:
+    """Tell whether parts and combiners are not of one position: they are read again then.
+
+    A combiner may have evicted what the merge stage had not settled: it is on its way through the
+    layer's topic. Or an owner that was replaced without knowing it, and is behind, answered for a
+    combiner. ``from_ms`` and ``to_ms`` are where windows of the layer start.
+    """
+    for fact in parts.facts.values():
+        for sender, combiner in combined.facts.items():
+            final_ms = fact.heard.get(sender, NEVER_MS)
+            if _has_end(layer, from_ms, to_ms, final_ms, combiner.evicted_ms):
+                return True
+            if _has_end(layer, from_ms, to_ms, combiner.floor_ms, final_ms):
+                return True
+    return False
+
+
+def are_behind(base: LiveRows, sealed_ms: int) -> bool:
+    """Tell whether an owner of the base has not sealed what coarser cells were read up to.
+
+    Then it was replaced without knowing it, and its position is not that of the coarser cells.
+    """
+    return any(fact.floor_ms < sealed_ms for fact in base.facts.values())
+
+
+def matching(layer: Layer, cells: pl.DataFrame, keys: KeyFilter) -> pl.DataFrame:
+    """Return the rows whose key passes a filter."""
+    conditions = [
+        pl.col(field.column).is_in(list(keys.values[field.name]))
+        for field in layer.key
+        if field.name in keys.values
+    ]
+    conditions += [
+        pl.col(field.column).str.starts_with(keys.prefixes[field.name])
+        for field in layer.key
+        if field.name in keys.prefixes
+    ]
+    return cells.filter(conditions) if conditions else cells
+
+
+def rows_of(query: FamilyQuery, parts: Sequence[tuple[Layer, pl.DataFrame]]) -> pl.DataFrame:
+    """Return the rows that a request asks for, in order of their start and key.
+
+    Args:
+        query: what is asked.
+        parts: cell frames of layers of the family; together they have every event once.
+
+    Returns:
+        A cell frame of ``query.rows``, where ``window_start`` is the row's.
+    """
+    rows = query.rows
+    start = pl.lit(query.from_ms, pl.Int64)
+    if query.step is not None:
+        start = query.step.starts(pl.col("window_start")).clip(query.from_ms)
+    columns = [*rows.key_columns, *(acc.column for acc in rows.accumulators), "version"]
+    frames = [
+        matching(layer, cells, query.keys).select(*columns, start.alias("window_start"))
+        for layer, cells in parts
+    ]
+    if not frames:
+        return pl.DataFrame(schema=cell_schema(rows))
+    keys = ["window_start", *rows.key_columns]
+    merged = pl.concat(frames).group_by(keys)
+    cells = merged.agg(*merge_exprs(rows.accumulators), pl.col("version").max())
+    return cells.sort(keys).select(list(cell_schema(rows)))
+
+
+def row_end(query: FamilyQuery, start_ms: int) -> int:
+    """Return where the row that starts at ``start_ms`` ends."""
+    if query.step is None:
+        return query.to_ms
+    return min(query.step.end(query.step.start(start_ms)), query.to_ms)
+
+
+def _has_end(layer: Layer, from_ms: int, to_ms: int, after_ms: int, until_ms: int) -> bool:
+    """Tell whether a window of the range ends in ``(after_ms, until_ms]``."""
+    window = layer.window.start(max(after_ms, from_ms))
+    return window < to_ms and layer.window.end(window) <= until_ms
+
+
+def _evicted(layer: Layer, archived: pl.DataFrame, live: LiveRows) -> pl.DataFrame:
+    """Return the archived rows that are not in live tables."""
+    if archived.is_empty() or not live.facts:
+        return archived
+    evicted = pl.DataFrame(
+        [(fact.partition, fact.evicted_ms) for fact in live.facts.values()],
+        schema={"source_partition": pl.Int32(), "evicted_ms": pl.Int64()},
+        orient="row",
+    )
+    known = archived.join(evicted, "source_partition", "left", maintain_order="left")
+    gone = layer.window.ends(pl.col("window_start")) <= pl.col("evicted_ms")
+    return known.filter(gone.fill_null(value=True)).drop("evicted_ms")
+
+
+def _heard(parts: LiveRows) -> pl.DataFrame:
+    """Return up to which end of windows each partition of a merge stage has all of each sender."""
+    rows = [
+        (fact.partition, who, final_ms)
+        for fact in parts.facts.values()
+        for who, final_ms in fact.heard.items()
+    ]
+    schema = {"held_by": pl.Int32(), "source_partition": pl.Int32(), "final_ms": pl.Int64()}
+    return pl.DataFrame(rows, schema=schema, orient="row")

@@ -1,0 +1,104 @@
+"""Facts: what partitions tell of a layer beside its cells, from which a reader plans.
+
+Every fact but ``evicted_ms`` stays true: floors never fall, and what is archived stays so. So a
+reader may plan with facts of before, and keeps of two the one that says more. Where a partition's
+cells of a window are follows from the facts that came with them:
+
+    windows that end   ... <= evicted_ms            evicted_ms < ...
+    its cells are      final, in the archive        all in its table
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from tables.layer import Layer
+from tables.planner import NOTHING_KNOWN, LayerFacts
+from tables.table import NEVER_MS
+
+
+class PartitionFacts(msgspec.Struct, frozen=True, array_like=True):
+    """What one partition of a layer's input knows, as of one state.
+
+    Attributes:
+        partition: of the layer's input.
+        position: the offset up to which its input is folded.
+        closed_ms: windows that end at or before it are closed.
+        floor_ms: the same of sealed windows.
+        archived_ms: the same of windows that are final and in the archive.
+        evicted_ms: only windows that end at or before it have been evicted.
+        complete_ms: of a layer with a topic, windows that start at or after it have all that the
+            finer layer had.
+        cells: about how many cells a window has.
+        heard: of a layer with a topic, by sender, up to which end of finer windows it has all.
+        fresh_ms: everything appended up to this wall-clock time is in its state.
+    """
+
+    partition: int
+    position: int
+    closed_ms: int
+    floor_ms: int
+    archived_ms: int
+    evicted_ms: int
+    complete_ms: int
+    cells: float
+    heard: dict[int, int] = {}
+    fresh_ms: int = NEVER_MS
+
+
+class KnownFacts:
+    """The facts that a reader has heard, of any number of layers."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, dict[int, PartitionFacts]] = {}
+
+    def take(self, layer: str, facts: Iterable[PartitionFacts]) -> None:
+        """Take what partitions tell; older facts change nothing."""
+        known = self._known.setdefault(layer, {})
+        for fact in facts:
+            before = known.get(fact.partition)
+            known[fact.partition] = fact if before is None else _both(before, fact)
+
+    def archived_ms(self, layer: Layer) -> int:
+        """Return up to which end the windows of a layer are final and archived."""
+        known = self._known.get(layer.name, {})
+        if len(known) < layer.partitions:
+            return NEVER_MS
+        return min(fact.archived_ms for fact in known.values())
+
+    def of(self, layer: Layer, now_ms: int) -> LayerFacts:
+        """Return what is known of a layer, which may be nothing."""
+        known = self._known.get(layer.name, {})
+        if len(known) < layer.partitions:
+            return NOTHING_KNOWN
+        facts = known.values()
+        kept_ms = NEVER_MS
+        if layer.archive_ttl_ms:
+            # What was not evicted has not expired, however old it is.
+            evicted_ms = max(fact.evicted_ms for fact in facts)
+            kept_ms = min(now_ms - layer.archive_ttl_ms, max(evicted_ms, NEVER_MS))
+        return LayerFacts(
+            sealed_ms=min(fact.floor_ms for fact in facts),
+            closed_ms=min(fact.closed_ms for fact in facts),
+            complete_ms=max(fact.complete_ms for fact in facts) if layer.has_topic else NEVER_MS,
+            kept_ms=kept_ms,
+            cells=sum(fact.cells for fact in facts),
+        )
+
+
+def _both(one: PartitionFacts, other: PartitionFacts) -> PartitionFacts:
+    """Return what two facts of one partition say together; of cells, what came last."""
+    return PartitionFacts(
+        partition=one.partition,
+        position=max(one.position, other.position),
+        closed_ms=max(one.closed_ms, other.closed_ms),
+        floor_ms=max(one.floor_ms, other.floor_ms),
+        archived_ms=max(one.archived_ms, other.archived_ms),
+        evicted_ms=max(one.evicted_ms, other.evicted_ms),
+        complete_ms=min(one.complete_ms, other.complete_ms),
+        cells=other.cells,
+        heard={},
+        fresh_ms=max(one.fresh_ms, other.fresh_ms),
+    )

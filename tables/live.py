@@ -1,0 +1,68 @@
+"""Live reads: what is asked of the tables of owners, and what they answer."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import polars as pl
+
+from tables.facts import PartitionFacts
+from tables.family import KeyFilter
+from tables.layer import Layer
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LiveRead:
+    """What is read of the tables of one layer, or of a merged layer's combiner.
+
+    Windows that start in ``[from_ms, to_ms)``; an empty range asks for the facts alone. ``parts``
+    has a merged layer's contributions given in place of its cells. ``partitions`` are those of the
+    layer's input that can have the keys, None for all.
+    """
+
+    layer: Layer
+    from_ms: int = 0
+    to_ms: int = 0
+    keys: KeyFilter = dataclasses.field(default_factory=KeyFilter)
+    parts: bool = False
+    partitions: frozenset[int] | None = None
+
+    def wants(self, partition: int) -> bool:
+        """Tell whether a partition is asked."""
+        return self.partitions is None or partition in self.partitions
+
+    @property
+    def asked(self) -> frozenset[int]:
+        """The partitions that are asked."""
+        return self.partitions or frozenset(range(self.layer.partitions))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LiveRows:
+    """What owners have of a read: facts by partition, and rows with ``source_partition``.
+
+    Rows are an archive frame. Of ``parts`` they are contributions (``rollup_schema``), whose
+    ``source_partition`` is the sender, with the partition that holds them as ``held_by`` (Int32).
+    """
+
+    facts: dict[int, PartitionFacts] = dataclasses.field(default_factory=dict)
+    rows: list[pl.DataFrame] = dataclasses.field(default_factory=list)
+
+    def add(self, other: LiveRows) -> None:
+        """Add what other owners have, but nothing of a partition that is here already.
+
+        Two owners may answer for one partition while it moves; each is right by itself.
+        """
+        news = other.facts.keys() - self.facts.keys()
+        if len(news) == len(other.facts):
+            self.rows.extend(other.rows)
+        else:
+            wanted = list(news)
+            self.rows.extend(
+                frame.filter(pl.col(_place(frame)).is_in(wanted)) for frame in other.rows
+            )
+        self.facts.update((partition, other.facts[partition]) for partition in news)
+
+
+def _place(frame: pl.DataFrame) -> str:
+    return "held_by" if "held_by" in frame.columns else "source_partition"

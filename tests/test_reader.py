@@ -1,0 +1,196 @@
+"""The reader: every answer is the fold of the raw log up to what it says it is of."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+import polars as pl
+import pytest
+from house import RAW, House, fill
+from support import DAY_MS, HOUR_MS, MemoryLog, dataclasses_replace, small_map
+
+import agents.reader
+from agents.live import read_live
+from agents.reader import FamilyAnswer, Reader
+from tables.answer import row_end
+from tables.archive import CellRange
+from tables.archive_embedded import EmbeddedArchive
+from tables.cell import measures_of
+from tables.family import FamilyQuery, parse_family_query
+from tables.heartbeat import decode_heartbeat
+from tables.layer import Layer, Map
+from tables.live import LiveRead, LiveRows
+from tables.query import Limits
+from tables.window import Window
+
+HOURS, DAYS = small_map().layers
+SIX_HOURS = dataclasses_replace(DAYS, name="six", window=Window(6 * HOUR_MS), finer="hour")
+DAYS_OF_SIX = dataclasses_replace(DAYS, finer="six")
+KEYED = small_map(layers=(HOURS, SIX_HOURS, DAYS_OF_SIX))
+UNKEYED = small_map(
+    sources=(dataclasses_replace(KEYED.sources[0], keyed_by=()),),
+    layers=(dataclasses_replace(HOURS, merged=True), SIX_HOURS, DAYS_OF_SIX),
+)
+LIMITS = Limits()
+
+
+class Owned:
+    """A LiveSource over one house; some owners may be told not to answer."""
+
+    def __init__(self, house: House) -> None:
+        self.house = house
+        self.silent: set[tuple[str, int]] = set()
+        self.asked: list[LiveRead] = []
+
+    async def read(self, reads: Sequence[LiveRead]) -> list[LiveRows]:
+        """Answer from the house's owners."""
+        self.asked += reads
+        return [
+            read_live(
+                [
+                    owner
+                    for owner in self.house.owners.each()
+                    if read.layer in owner.plan.layers
+                    and (owner.plan.topic, owner.partition) not in self.silent
+                ],
+                read,
+            )
+            for read in reads
+        ]
+
+
+class Plain:
+    """A FinalArchive that remembers nothing."""
+
+    def __init__(self, archive: EmbeddedArchive) -> None:
+        self.archive = archive
+        self.final: list[CellRange] = []
+
+    async def read(self, layer: Layer, cells: CellRange, *, final: bool) -> pl.DataFrame:
+        """Read the archive."""
+        if final:
+            self.final.append(cells)
+        return await self.archive.read(layer, cells)
+
+
+@pytest.fixture
+async def archive(tmp_path: Path) -> AsyncIterator[EmbeddedArchive]:
+    """Return a closed archive that is closed again at the end."""
+    made = EmbeddedArchive(tmp_path / "archive")
+    yield made
+    await made.close()
+
+
+def folded(house: House, as_of: dict[int, int]) -> dict[tuple[Any, ...], list[int | None]]:
+    """Return the delays of each hour cell, from the raw log up to these offsets, by rule 1."""
+    found: dict[tuple[Any, ...], list[int | None]] = {}
+    for partition, stop in as_of.items():
+        newest = floor = -(2**62)
+        for record in house.log.records.get((RAW, partition), [])[:stop]:
+            if record.value is not None:
+                event = orjson.loads(record.value)
+                at = event["at"]
+                window = at // HOUR_MS * HOUR_MS
+                if window + HOUR_MS > floor:
+                    key = (event["origin"], event["carrier"], window)
+                    found.setdefault(key, []).append(event["delay"])
+            else:
+                at = decode_heartbeat(record.headers[0][1])
+            newest = max(newest, at)
+            floor = max(floor, newest - HOURS.allowed_lateness_ms)
+    return found
+
+
+def expected(house: House, query: FamilyQuery, as_of: dict[int, int]) -> list[tuple[Any, ...]]:
+    """Return start, key, count, sum and least delay of each row, by plain Python."""
+    rows: dict[tuple[Any, ...], list[int | None]] = {}
+    for (origin, carrier, window), delays in folded(house, as_of).items():
+        key = {"origin": origin, "carrier": carrier}
+        passes = all(key[name] in values for name, values in query.keys.values.items())
+        passes &= all(key[name].startswith(text) for name, text in query.keys.prefixes.items())
+        if passes and query.from_ms <= window < query.to_ms:
+            start = query.from_ms
+            if query.step is not None:
+                start = max(start, query.step.start(window))
+            group = tuple(key[field.name] for field in query.rows.key)
+            rows.setdefault((start, *group), []).extend(delays)
+    answers = []
+    for place, delays in sorted(rows.items()):
+        known = [delay for delay in delays if delay is not None]
+        answers.append(
+            (*place, len(delays), *((sum(known), min(known)) if known else (None, None)))
+        )
+    return answers
+
+
+def given(query: FamilyQuery, answer: FamilyAnswer) -> list[tuple[Any, ...]]:
+    """Return the rows of an answer in the form of :func:`expected`."""
+    measures = measures_of(query.rows, answer.rows)
+    return [
+        (*(row[name] for name in ("window_start", *query.rows.key_columns)),
+         *(measure[name] for name in ("count", "sum_delay", "min_delay")))
+        for row, measure in zip(answer.rows.to_dicts(), measures, strict=True)
+    ]  # fmt: skip
+
+
+def some_query(rng: random.Random, themap: Map) -> FamilyQuery:
+    """Return a request to the family of hours, over some of its days."""
+    start, stop = sorted(rng.sample(range(-5, 11 * 24), 2))
+    words = [("from", str(start * HOUR_MS)), ("to", str(stop * HOUR_MS))]
+    words += rng.choice([[], [("key.carrier", "UA")], [("key.origin", "JFK")],
+                         [("key.origin", "JFK"), ("key.carrier", "AA")],
+                         [("key.carrier", "UA"), ("key.carrier", "AA")],
+                         [("prefix.carrier", "U")]])  # fmt: skip
+    words += rng.choice([[], [("group", "-")], [("group", "carrier")],
+                         [("group", "origin"), ("group", "carrier")]])  # fmt: skip
+    words += rng.choice([[], [("step", "1h")], [("step", "6h")], [("step", "1d")],
+                         [("step", "5h")], [("step", "month")]])  # fmt: skip
+    return parse_family_query(themap, "hour", words, LIMITS)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("themap", [KEYED, UNKEYED], ids=["keyed", "merged"])
+async def test_every_answer_is_the_fold_of_its_prefix(
+    themap: Map,
+    seed: int,
+    archive: EmbeddedArchive,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever has been folded, emitted, settled, evicted, merged or restarted by then."""
+    monkeypatch.setattr(agents.reader, "TORN_WAIT_S", 0)
+    rng = random.Random(seed)
+    await archive.open(themap)
+    house = House(MemoryLog(), archive, tmp_path / "state", themap)
+    fill(house.log, seed, keyed=themap is KEYED)
+    await house.restore()
+    reader = Reader(themap, Owned(house), Plain(archive), LIMITS, lambda: 10 * DAY_MS)
+    coarse = 0
+    for _ in range(60):
+        for topic in rng.choices(list(themap.inputs()), k=rng.randint(0, 4)):
+            await house.step(topic, rng.choice([1, 5, 40]))
+        if rng.random() < 0.05:
+            await house.kill()
+            await house.restore()
+        query = some_query(rng, themap)
+        answer = await reader.answer(query)
+        while answer.exactness != "exact":
+            # Parts are on their way through the layer's topic, which stands still here.
+            assert await house.step(themap.input_topic(themap.layer("hour")), 1_000), answer
+            answer = await reader.answer(query)
+        assert given(query, answer) == expected(house, query, answer.as_of)
+        coarse += any(segment.name != "hour" for segment in answer.plan.segments)
+    await house.settle()
+    for _ in range(30):
+        query = some_query(rng, themap)
+        answer = await reader.answer(query)
+        assert given(query, answer) == expected(house, query, answer.as_of)
+        coarse += any(segment.name != "hour" for segment in answer.plan.segments)
+    assert coarse > 3, "coarser layers are used"
+    for row, start in zip(answer.rows.to_dicts(), answer.rows["window_start"], strict=True):
+        assert row["window_start"] < row_end(query, start) <= query.to_ms
+    await house.kill()
