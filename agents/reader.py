@@ -20,7 +20,9 @@ import polars as pl
 
 from tables.answer import are_behind, are_torn, cells_of, merged_cells_of, rows_of
 from tables.archive import CellRange
+from tables.archive_cache import ArchiveCache
 from tables.cell import archive_schema
+from tables.cost import QueryCost
 from tables.cover import Segment
 from tables.errors import QueryError
 from tables.facts import KnownFacts
@@ -50,29 +52,12 @@ Exactness = Literal["exact", "settling", "partial"]
 class LiveSource(Protocol):
     """The owners of all partitions, on any worker."""
 
-    async def read(self, reads: Sequence[LiveRead]) -> list[LiveRows]:
+    async def read(self, reads: Sequence[LiveRead], cost: QueryCost) -> list[LiveRows]:
         """Return what owners have, in the order of ``reads``; each answers all from one state.
 
-        Owners that do not answer in time are missing among the facts.
+        Owners that do not answer in time are missing among the facts. Who was asked is added to
+        ``cost``.
         """
-
-
-class FinalArchive(Protocol):
-    """An archive, of which what is final may be remembered."""
-
-    async def read(self, layer: Layer, cells: CellRange, *, final: bool) -> pl.DataFrame:
-        """Return the archive frame of a range; see :class:`tables.archive.Archive`.
-
-        ``final`` says that no row of it will ever change.
-        """
-
-
-@dataclasses.dataclass(slots=True)
-class LayerCost:
-    """What was read of one layer: rows of live tables and of the archive."""
-
-    live_rows: int = 0
-    archived_rows: int = 0
 
 
 @dataclasses.dataclass(slots=True)
@@ -87,7 +72,7 @@ class FamilyAnswer:
         as_of: by source partition, the offset up to which events are in.
         watermark_ms: smallest watermark of the base layer; ``NEVER_MS`` before any event.
         fresh_ms: everything appended up to then is in; ``NEVER_MS`` where that is not known.
-        cost: by layer.
+        cost: what it took.
     """
 
     rows: pl.DataFrame
@@ -96,7 +81,7 @@ class FamilyAnswer:
     as_of: dict[int, int]
     watermark_ms: int
     fresh_ms: int
-    cost: dict[str, LayerCost]
+    cost: QueryCost
 
 
 @dataclasses.dataclass(slots=True)
@@ -139,7 +124,7 @@ class Reader:
         self,
         themap: Map,
         live: LiveSource,
-        archive: FinalArchive,
+        archive: ArchiveCache,
         limits: Limits,
         clock_ms: Callable[[], int],
     ) -> None:
@@ -151,7 +136,7 @@ class Reader:
         self._facts = KnownFacts()
         self._asked_at: dict[str, float] = {}
 
-    async def plan(self, query: FamilyQuery) -> Plan:
+    async def plan(self, query: FamilyQuery, cost: QueryCost) -> Plan:
         """Return what would be read, from facts of now.
 
         Raises:
@@ -161,7 +146,7 @@ class Reader:
         stale = [layer for layer in query.layers if self._asked_at.get(layer.name, old) <= old]
         if stale:
             reads = [LiveRead(layer) for layer in stale]
-            self._hear(reads, await self._live.read(reads))
+            self._hear(reads, await self._live.read(reads, cost))
         now_ms = self._clock_ms()
         facts = {layer.name: self._facts.of(layer, now_ms) for layer in query.layers}
         return plan(query, facts, self._limits.cells_max)
@@ -174,10 +159,11 @@ class Reader:
             ArchiveError: the archive does not answer.
         """
         base = query.family.base
+        cost = QueryCost()
         for left in reversed(range(TORN_TRIES)):
-            planned = await self.plan(query)
+            planned = await self.plan(query, cost)
             parts = [self._part(query, segment) for segment in planned.segments]
-            base_rows = await self._read_live(query, parts)
+            base_rows = await self._read_live(query, parts, cost)
             torn = planned.exactness == "exact" and self._are_torn(base, parts, base_rows)
             if not torn or not left:
                 break
@@ -186,7 +172,6 @@ class Reader:
             not all(part.is_final for part in parts)
             and len(base_rows.facts) < self._input_of(base).partitions
         )
-        cost: dict[str, LayerCost] = {}
         cells = [(part.layer, await self._cells(query, part, cost)) for part in parts]
         facts = base_rows.facts.values()
         return FamilyAnswer(
@@ -215,7 +200,7 @@ class Reader:
             partitions = frozenset(key_hash(key.values()) % layer.partitions for key in keys)
         return _Part(layer, segment, live_from_ms, partitions)
 
-    async def _read_live(self, query: FamilyQuery, parts: list[_Part]) -> LiveRows:
+    async def _read_live(self, query: FamilyQuery, parts: list[_Part], cost: QueryCost) -> LiveRows:
         """Ask owners for what is not final; return what those of the base say of themselves.
 
         The merge stage of a merged base is asked before its combiners, so that what it has settled
@@ -233,23 +218,23 @@ class Reader:
         facts = [LiveRead(layer) for layer in query.layers]
         of_base = LiveRead(folded)
         if base.merged:
-            found = await self._ask([*reads, *facts])
+            found = await self._ask([*reads, *facts], cost)
             combined = [
                 LiveRead(folded, part.live_from_ms, part.segment.to_ms, query.keys)
                 for part in parts
                 if part.layer is base
             ]
-            *more, base_rows = await self._ask([*combined, of_base])
+            *more, base_rows = await self._ask([*combined, of_base], cost)
             for part, rows in zip((p for p in parts if p.layer is base), more, strict=True):
                 part.combined = rows
         else:
-            *found, base_rows = await self._ask([*reads, *facts, of_base])
+            *found, base_rows = await self._ask([*reads, *facts, of_base], cost)
         for part, rows in zip(parts, found[: len(parts)], strict=True):
             part.live = rows
         return base_rows
 
-    async def _ask(self, reads: list[LiveRead]) -> list[LiveRows]:
-        found = await self._live.read(reads)
+    async def _ask(self, reads: list[LiveRead], cost: QueryCost) -> list[LiveRows]:
+        found = await self._live.read(reads, cost)
         self._hear(reads, found)
         return found
 
@@ -270,12 +255,12 @@ class Reader:
             if part.layer is base and base.merged and not part.is_final
         )
 
-    async def _cells(
-        self, query: FamilyQuery, part: _Part, cost: dict[str, LayerCost]
-    ) -> pl.DataFrame:
+    async def _cells(self, query: FamilyQuery, part: _Part, cost: QueryCost) -> pl.DataFrame:
         """Return the cell frame of a part: what is final, and what was live and what left."""
         layer, segment = part.layer, part.segment
-        final = await self._archived(query, layer, segment.from_ms, part.live_from_ms, final=True)
+        final = await self._archived(
+            query, layer, segment.from_ms, part.live_from_ms, cost, final=True
+        )
         stop = segment.to_ms
         if not part.lacks_owners:
             evicted_ms = max(
@@ -287,11 +272,11 @@ class Reader:
         middle = min(stop, layer.window.start(known_ms))
         archived = pl.concat(
             [
-                await self._archived(query, layer, part.live_from_ms, middle, final=True),
-                await self._archived(query, layer, middle, stop, final=False),
+                await self._archived(query, layer, part.live_from_ms, middle, cost, final=True),
+                await self._archived(query, layer, middle, stop, cost, final=False),
             ]
         )
-        spent = cost.setdefault(layer.name, LayerCost())
+        spent = cost.of(layer.name)
         spent.archived_rows += final.height + archived.height
         spent.live_rows += sum(frame.height for frame in (*part.live.rows, *part.combined.rows))
         if layer.merged:
@@ -299,7 +284,14 @@ class Reader:
         return cells_of(layer, part.live, archived, final)
 
     async def _archived(
-        self, query: FamilyQuery, layer: Layer, from_ms: int, to_ms: int, *, final: bool
+        self,
+        query: FamilyQuery,
+        layer: Layer,
+        from_ms: int,
+        to_ms: int,
+        cost: QueryCost,
+        *,
+        final: bool,
     ) -> pl.DataFrame:
         """Return the archive frame of the keys asked for in a range, which may be empty."""
         if from_ms >= to_ms:
@@ -313,9 +305,9 @@ class Reader:
         most = self._limits.rows_max
         ranges = [CellRange(from_ms, to_ms, key, most) for key in keys]
         frames = await asyncio.gather(
-            *(self._archive.read(layer, one, final=final) for one in ranges)
+            *(self._archive.read(layer, one, final=final, cost=cost) for one in ranges)
         )
-        return pl.concat([frame.select(list(archive_schema(layer))) for frame in frames])
+        return pl.concat(frames)
 
 
 def _now() -> float:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import polars as pl
 
+from tables.cost import QueryCost
 from tables.layer import Layer, Map, Scalar
 
 
@@ -51,8 +52,12 @@ class Archive(Protocol):
             ArchiveError: some row may not have been taken; the caller sends all of them again.
         """
 
-    async def read(self, layer: Layer, cells: CellRange) -> pl.DataFrame:
+    async def read(
+        self, layer: Layer, cells: CellRange, cost: QueryCost | None = None
+    ) -> pl.DataFrame:
         """Return the archive frame of the rows in range, in no particular order.
+
+        How many partitions it takes is added to ``cost``.
 
         Raises:
             ArchiveError: the archive cannot answer now.

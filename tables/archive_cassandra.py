@@ -45,6 +45,7 @@ from cassandra.query import BatchStatement, BatchType, PreparedStatement, Statem
 from tables.archive import CellRange
 from tables.archive_cql import Batch, LayerTable, Row
 from tables.archive_layout import check_key, missing_accumulators, not_expired, too_many_rows
+from tables.cost import QueryCost
 from tables.errors import ArchiveAwayError, ArchiveError
 from tables.layer import Layer, Map
 
@@ -152,7 +153,9 @@ class CassandraArchive:
         batches = table.batches(rows, write_times_us, self._clock_ms())
         await self._execute_all(verb, (_statement(insert, batch) for batch in batches), _nothing)
 
-    async def read(self, layer: Layer, cells: CellRange) -> pl.DataFrame:
+    async def read(
+        self, layer: Layer, cells: CellRange, cost: QueryCost | None = None
+    ) -> pl.DataFrame:
         """Return the rows in range; see the protocol.
 
         Raises:
@@ -165,6 +168,8 @@ class CassandraArchive:
         now_ms = self._clock_ms()
         partitions = table.partitions(cells, now_ms)
         self.partitions_read_total += len(partitions)
+        if cost is not None:
+            cost.archive_partitions += len(partitions)
         verb = f"read layer {layer.name}"
         select = await self._prepare(verb, table.select(cells))
         bound = (select.bind(table.select_values(cells, place)) for place in partitions)

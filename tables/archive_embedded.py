@@ -34,6 +34,7 @@ from tables.archive_runs import (
     grown,
     worth_merging,
 )
+from tables.cost import QueryCost
 from tables.errors import ArchiveError
 from tables.layer import Layer, Map
 
@@ -106,7 +107,9 @@ class EmbeddedArchive:
             running.waiting.append(write)
             await _run(running.writer, lambda: self._write_waiting(running, write))
 
-    async def read(self, layer: Layer, cells: CellRange) -> pl.DataFrame:
+    async def read(
+        self, layer: Layer, cells: CellRange, cost: QueryCost | None = None
+    ) -> pl.DataFrame:
         """Return the rows in range; see the protocol.
 
         Raises:
@@ -116,7 +119,8 @@ class EmbeddedArchive:
         check_key(layer, cells)
         running, layout = self._opened("read", layer)
         now_ms = self._clock_ms()
-        return await _run(running.readers, lambda: _read(running.db, layout, cells, now_ms))
+        spent = cost or QueryCost()
+        return await _run(running.readers, lambda: _read(running.db, layout, cells, now_ms, spent))
 
     async def close(self) -> None:
         """Finish what runs, then release the folder."""
@@ -313,7 +317,9 @@ def _reopen(db: rocksdict.Rdict, folder: Path) -> rocksdict.Rdict:
     return _open(folder)
 
 
-def _read(db: rocksdict.Rdict, layout: RunLayout, cells: CellRange, now_ms: int) -> pl.DataFrame:
+def _read(
+    db: rocksdict.Rdict, layout: RunLayout, cells: CellRange, now_ms: int, cost: QueryCost
+) -> pl.DataFrame:
     layer = layout.layer
     from_ms = max(cells.from_ms, _INT64_MIN)
     if layer.archive_ttl_ms:
@@ -329,6 +335,7 @@ def _read(db: rocksdict.Rdict, layout: RunLayout, cells: CellRange, now_ms: int)
             several = False
             while some := list(itertools.islice(pieces, READ_ROWS // PIECE_ROWS)):
                 places |= {(bucket, run) for bucket, run, _ in some}
+                cost.archive_partitions += len(some)
                 more = layout.rows_of(block for _, _, block in some)
                 found = pl.concat([found, more.filter(*layout.matching(within))])
                 # Rows of one run differ; those of several may replace each other.

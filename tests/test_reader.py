@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import polars as pl
 import pytest
 from house import RAW, House, fill
 from support import DAY_MS, HOUR_MS, MemoryLog, dataclasses_replace, small_map
@@ -17,12 +16,13 @@ import agents.reader
 from agents.live import read_live
 from agents.reader import FamilyAnswer, Reader
 from tables.answer import row_end
-from tables.archive import CellRange
+from tables.archive_cache import ArchiveCache
 from tables.archive_embedded import EmbeddedArchive
 from tables.cell import measures_of
+from tables.cost import QueryCost
 from tables.family import FamilyQuery, parse_family_query
 from tables.heartbeat import decode_heartbeat
-from tables.layer import Layer, Map
+from tables.layer import Map
 from tables.live import LiveRead, LiveRows
 from tables.query import Limits
 from tables.window import Window
@@ -46,9 +46,10 @@ class Owned:
         self.silent: set[tuple[str, int]] = set()
         self.asked: list[LiveRead] = []
 
-    async def read(self, reads: Sequence[LiveRead]) -> list[LiveRows]:
+    async def read(self, reads: Sequence[LiveRead], cost: QueryCost) -> list[LiveRows]:
         """Answer from the house's owners."""
         self.asked += reads
+        cost.workers_asked += 1
         return [
             read_live(
                 [
@@ -61,20 +62,6 @@ class Owned:
             )
             for read in reads
         ]
-
-
-class Plain:
-    """A FinalArchive that remembers nothing."""
-
-    def __init__(self, archive: EmbeddedArchive) -> None:
-        self.archive = archive
-        self.final: list[CellRange] = []
-
-    async def read(self, layer: Layer, cells: CellRange, *, final: bool) -> pl.DataFrame:
-        """Read the archive."""
-        if final:
-            self.final.append(cells)
-        return await self.archive.read(layer, cells)
 
 
 @pytest.fixture
@@ -168,7 +155,9 @@ async def test_every_answer_is_the_fold_of_its_prefix(
     house = House(MemoryLog(), archive, tmp_path / "state", themap)
     fill(house.log, seed, keyed=themap is KEYED)
     await house.restore()
-    reader = Reader(themap, Owned(house), Plain(archive), LIMITS, lambda: 10 * DAY_MS)
+    reader = Reader(
+        themap, Owned(house), ArchiveCache(archive, 100_000), LIMITS, lambda: 10 * DAY_MS
+    )
     coarse = 0
     for _ in range(60):
         for topic in rng.choices(list(themap.inputs()), k=rng.randint(0, 4)):

@@ -8,6 +8,7 @@ import polars as pl
 from simulation.faults import Faults
 
 from tables.archive import CellRange
+from tables.cost import QueryCost
 from tables.errors import ArchiveError
 from tables.layer import Layer, Map
 
@@ -60,7 +61,9 @@ class SimulatedArchive:
         if failed is not None:
             raise failed
 
-    async def read(self, layer: Layer, cells: CellRange) -> pl.DataFrame:
+    async def read(
+        self, layer: Layer, cells: CellRange, cost: QueryCost | None = None
+    ) -> pl.DataFrame:
         """Nobody reads through the protocol here."""
         raise NotImplementedError
 

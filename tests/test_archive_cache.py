@@ -1,0 +1,166 @@
+"""The archive's cache: what is final is read once, and the answer is always the archive's."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import polars as pl
+import pytest
+from support import HOUR_MS, small_map, until
+from web_support import stored
+
+from tables.archive import CellRange
+from tables.archive_cache import ENTRY_BYTES, ArchiveCache
+from tables.archive_embedded import EmbeddedArchive
+from tables.cell import archive_schema
+from tables.cost import QueryCost
+from tables.errors import ArchiveError
+from tables.layer import Layer
+
+HOURS = small_map().layer("hour")
+KEY = {"origin": "JFK", "carrier": "UA"}
+
+
+class Counted(EmbeddedArchive):
+    """An archive that tells what it was asked, and can be away or slow."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.asked: list[CellRange] = []
+        self.away = False
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def is_asked(self) -> bool:
+        """Tell whether it was asked anything."""
+        return bool(self.asked)
+
+    async def read(
+        self, layer: Layer, cells: CellRange, cost: QueryCost | None = None
+    ) -> pl.DataFrame:
+        """Take note, then read."""
+        self.asked.append(cells)
+        await self.gate.wait()
+        if self.away:
+            raise ArchiveError("away")
+        return await super().read(layer, cells, cost)
+
+
+@pytest.fixture
+async def archive(tmp_path: Path) -> AsyncIterator[Counted]:
+    """Return an archive of 200 hours of two keys."""
+    made = Counted(tmp_path)
+    await made.open(small_map())
+    rows = pl.DataFrame(
+        [stored(origin, hour=hour) for hour in range(-20, 180) for origin in ("JFK", "LGA")],
+        schema=archive_schema(HOURS), orient="row",
+    )  # fmt: skip
+    await made.write(HOURS, rows, rows["window_start"])
+    yield made
+    await made.close()
+
+
+def hours(start: int, stop: int, **key: str) -> CellRange:
+    """Return a range of hours, of one key unless told otherwise."""
+    return CellRange(start * HOUR_MS, stop * HOUR_MS, key or KEY)
+
+
+async def read(cache: ArchiveCache, cells: CellRange, cost: QueryCost | None = None) -> list[int]:
+    """Return the hours of the rows that the cache gives as final, in order."""
+    rows = await cache.read(HOURS, cells, final=True, cost=cost or QueryCost())
+    assert rows.schema == pl.Schema(archive_schema(HOURS))
+    return sorted(start // HOUR_MS for start in rows["window_start"].to_list())
+
+
+async def test_a_repeated_range_is_read_once(archive: Counted) -> None:
+    """So is every range inside it, while the archive may be away."""
+    cache = ArchiveCache(archive, 1 << 20)
+    cost = QueryCost()
+    assert await read(cache, hours(-5, 100), cost) == list(range(-5, 100))
+    assert (cost.cache_misses, cost.archive_reads) == (1, 1)
+    assert cost.archive_partitions
+    assert cost.archive_bytes
+    archive.away = True
+    warm = QueryCost()
+    assert await read(cache, hours(-5, 100), warm) == list(range(-5, 100))
+    assert await read(cache, hours(33, 65), warm) == list(range(33, 65))
+    assert (warm.cache_hits, warm.archive_reads, warm.archive_bytes) == (2, 0, 0)
+    assert len(archive.asked) == 1
+    with pytest.raises(ArchiveError):
+        await read(cache, hours(-5, 101))
+
+
+async def test_only_what_is_missing_is_read(archive: Counted) -> None:
+    """A range that grows by an hour costs that hour."""
+    cache = ArchiveCache(archive, 1 << 20)
+    await read(cache, hours(10, 50))
+    assert await read(cache, hours(10, 51)) == list(range(10, 51))
+    assert archive.asked[-1] == hours(32, 51), "the bucket of the hour that is missing"
+    assert await read(cache, hours(40, 51)) == list(range(40, 51))
+    assert len(archive.asked) == 2
+
+
+async def test_what_may_change_is_never_kept(archive: Counted) -> None:
+    """It is read whenever it is asked for."""
+    cache = ArchiveCache(archive, 1 << 20)
+    for _ in range(2):
+        rows = await cache.read(HOURS, hours(0, 9), final=False, cost=QueryCost())
+        assert rows.height == 9
+    assert len(archive.asked) == 2
+    assert cache.entries == 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_any_sequence_of_ranges_gives_what_the_archive_gives(
+    archive: Counted, seed: int
+) -> None:
+    """In whatever order ranges grow, overlap and leave holes, and however little room there is."""
+    rng = random.Random(seed)
+    cache = ArchiveCache(archive, rng.choice([3_000, 20_000, 1 << 20]))
+    for _ in range(100):
+        start = rng.randrange(-30, 190)
+        cells = hours(start, start + rng.choice([1, 5, 31, 33, 150]),
+                      **rng.choice([{}, {"origin": "LGA"}, {"carrier": "UA"}]))  # fmt: skip
+        found = await cache.read(HOURS, cells, final=True, cost=QueryCost())
+        order = ["window_start", "key_origin"]
+        expected = await EmbeddedArchive.read(archive, HOURS, cells)
+        assert found.sort(order).equals(expected.sort(order))
+        assert cache.bytes <= 1 << 20
+
+
+async def test_it_holds_no_more_than_its_bytes(archive: Counted) -> None:
+    """What was used longest ago goes first; what does not fit at all is not kept."""
+    cache = ArchiveCache(archive, 3 * ENTRY_BYTES + 1_000)
+    for hour in (0, 32, 64, 0, 96):
+        await read(cache, hours(hour, hour + 1))
+    assert cache.bytes <= 3 * ENTRY_BYTES + 1_000
+    asked = len(archive.asked)
+    await read(cache, hours(0, 1))
+    assert len(archive.asked) == asked, "used again before the last one came"
+    await read(cache, hours(32, 33))
+    assert len(archive.asked) == asked + 1
+    nothing = ArchiveCache(archive, 0)
+    await read(nothing, hours(0, 1))
+    assert (nothing.bytes, nothing.entries) == (0, 0)
+
+
+async def test_equal_misses_ask_once(archive: Counted) -> None:
+    """Also where the first of those who ask gives up; an error reaches all, and is not kept."""
+    cache = ArchiveCache(archive, 1 << 20)
+    archive.gate.clear()
+    readers = [asyncio.create_task(read(cache, hours(0, 9))) for _ in range(5)]
+    await until(archive.is_asked)
+    readers[0].cancel()
+    archive.gate.set()
+    assert await asyncio.gather(*readers[1:]) == [list(range(9))] * 4
+    assert len(archive.asked) == 1
+    archive.away = True
+    failed = await asyncio.gather(
+        *(read(cache, hours(50, 59)) for _ in range(2)), return_exceptions=True
+    )
+    assert [type(error) for error in failed] == [ArchiveError] * 2
+    archive.away = False
+    assert await read(cache, hours(50, 59)) == list(range(50, 59))
