@@ -13,20 +13,18 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import polars as pl
-
 from agents.emit import EmitCounts, Emitter, Log
 from agents.fold import Content
 from agents.guarded import guarded
 from agents.idle import IdleHeartbeat, StreamTimes
+from agents.live import read_live
 from agents.owner import Owner
-from tables.archive import Archive, CellRange
-from tables.block import repeated
-from tables.cell import archive_schema
+from tables.archive import Archive
 from tables.chunk import Run
 from tables.errors import FencedError, OffsetGoneError, OutcomeUnknownError
 from tables.journal import Identity, PartPlace
 from tables.layer import Layer, Map
+from tables.live import LiveRead, LiveRows
 from tables.plan import InputPlan, plans_of
 from tables.state import Meta, PartitionState
 from tables.store import PartitionStore
@@ -279,34 +277,18 @@ class Owners:
                 guarded(self._snapshot(topic, partition, held), self._failed)
             )
 
-    def cells(self, layer: Layer, cells: CellRange) -> pl.DataFrame:
-        """Return the archive frame of the applied cells held here, open and closed, in range."""
-        key = {f"key_{name}": value for name, value in cells.key.items()}
-        found = []
-        for (topic, partition), held in self._held.items():
-            if topic == self.themap.input_topic(layer):
-                rows = held.owner.state.tables[layer.name].cells_in(cells.from_ms, cells.to_ms, key)
-                column = repeated(partition, rows.height, pl.Int32).alias("source_partition")
-                found.append(rows.hstack([column]))
-        return pl.concat(found) if found else pl.DataFrame(schema=archive_schema(layer))
+    def read(self, read: LiveRead) -> LiveRows:
+        """Return the applied cells held here, open and closed, with the facts of their partitions.
 
-    def covers(self, layer: Layer, from_ms: int) -> bool:
-        """Tell whether no other worker and no archive holds a cell of ``layer`` from there on.
-
-        All its partitions must be here. A window that no partition has sealed has never been
-        evicted (rule 9), so its cells are all in these tables.
+        Reads without an ``await`` between them are of one state of each partition.
         """
-        topic = self.themap.input_topic(layer)
-        owners = [held.owner for (name, _), held in self._held.items() if name == topic]
-        end = layer.window.end(layer.window.start(from_ms))
-        return len(owners) == layer.partitions and all(
-            owner.state.floor_ms(layer) < end for owner in owners
-        )
+        topic = self.plan_of(read.layer).topic
+        held = [held.owner for (name, _), held in self._held.items() if name == topic]
+        return read_live(held, read)
 
-    def partitions(self, layer: Layer) -> set[int]:
-        """Return the partitions of the layer's input that are owned here, restored and serving."""
-        wanted = self.themap.input_topic(layer)
-        return {partition for topic, partition in self._held if topic == wanted}
+    def plan_of(self, layer: Layer) -> InputPlan:
+        """Return the plan that a layer, or a combiner, stands in."""
+        return next(plan for plan in self.plans.values() if layer in plan.layers)
 
     def archived_cells(self, layer: Layer) -> int:
         """Return how many rows of ``layer`` the archive acknowledged since the worker started."""

@@ -26,7 +26,7 @@ from tables.cost import QueryCost
 from tables.cover import Segment
 from tables.errors import QueryError
 from tables.facts import KnownFacts
-from tables.family import FamilyQuery
+from tables.family import FamilyQuery, KeyFilter
 from tables.keyhash import key_hash
 from tables.layer import Layer, Map, combiner_of
 from tables.live import LiveRead, LiveRows
@@ -81,6 +81,23 @@ class FamilyAnswer:
     as_of: dict[int, int]
     watermark_ms: int
     fresh_ms: int
+    cost: QueryCost
+
+
+@dataclasses.dataclass(slots=True)
+class LayerAnswer:
+    """The rows of one layer, live and archived: archive frames that may both have a cell.
+
+    Attributes:
+        live: of the owners that answered.
+        archived: everything that those may have evicted.
+        served: the partitions of the layer's input whose owners answered.
+        cost: what it took.
+    """
+
+    live: pl.DataFrame
+    archived: pl.DataFrame
+    served: frozenset[int]
     cost: QueryCost
 
 
@@ -182,6 +199,37 @@ class Reader:
             watermark_ms=min((fact.closed_ms for fact in facts), default=NEVER_MS),
             fresh_ms=min((fact.fresh_ms for fact in facts), default=NEVER_MS),
             cost=cost,
+        )
+
+    async def layer(self, layer: Layer, cells: CellRange) -> LayerAnswer:
+        """Return the rows of one layer in a range, as they are now.
+
+        Raises:
+            QueryError: more rows than a request may read.
+            ArchiveError: the archive does not answer.
+        """
+        cost = QueryCost()
+        keys = KeyFilter({name: (value,) for name, value in cells.key.items()})
+        read = LiveRead(layer, cells.from_ms, cells.to_ms, keys)
+        (found,) = await self._ask([read], cost)
+        stop, final_ms = cells.to_ms, cells.from_ms
+        if found.facts.keys() >= read.asked:
+            evicted_ms = max(fact.evicted_ms for fact in found.facts.values())
+            stop = min(stop, layer.window.start(max(evicted_ms, cells.from_ms)))
+            known_ms = max(self._facts.archived_ms(layer), cells.from_ms)
+            final_ms = min(stop, max(layer.window.start(known_ms), cells.from_ms))
+        archived = []
+        for start, end, final in ((cells.from_ms, final_ms, True), (final_ms, stop, False)):
+            if start < end:
+                part = dataclasses.replace(cells, from_ms=start, to_ms=end)
+                archived.append(await self._archive.read(layer, part, final=final, cost=cost))
+        nothing = pl.DataFrame(schema=archive_schema(layer))
+        columns = nothing.columns
+        return LayerAnswer(
+            pl.concat([nothing, *(frame.select(columns) for frame in found.rows)]),
+            pl.concat([nothing, *archived]),
+            frozenset(found.facts),
+            cost,
         )
 
     def _input_of(self, base: Layer) -> Layer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,3 +88,32 @@ def _tls(settings: Settings) -> ssl.SSLContext:
 
 def _path(text: str) -> Path | None:
     return Path(text) if text else None
+
+
+def advertised_url(settings: Settings) -> str:
+    """Return where other workers reach this one's endpoint."""
+    if settings.web_url:
+        return settings.web_url.rstrip("/")
+    host = settings.web_host
+    if host in ("0.0.0.0", "::", "[::]"):  # noqa: S104 - compared, not bound
+        host = socket.gethostbyname(socket.gethostname())
+    scheme = "https" if settings.web_cert_file else "http"
+    bracketed = f"[{host}]" if ":" in host and not host.startswith("[") else host
+    return f"{scheme}://{bracketed}:{settings.web_port}"
+
+
+def peers_tls(settings: Settings) -> ssl.SSLContext | None:
+    """Return what checks the certificates of other workers, None where the system's will do.
+
+    Raises:
+        SettingError: the file of authorities cannot be used.
+    """
+    if not settings.web_ca_file:
+        return None
+    try:
+        return ssl.create_default_context(cafile=settings.web_ca_file)
+    except OSError as error:
+        raise SettingError(
+            f"cannot use web_ca_file: {error}; got {settings.web_ca_file}; want a PEM file of"
+            " certificates"
+        ) from error

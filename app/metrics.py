@@ -66,7 +66,7 @@ class Metrics(Collector):
         yield from self._pressing()
 
     def _ledger(self) -> Iterator[Metric]:
-        owners = list(self._view.live.each())
+        owners = list(self._view.owners.each())
         yield _counter(
             "records", "Records read, by what they held.", (*PARTITION, "column"),
             _columns(owners, "records", RECORD_COLUMNS),
@@ -161,7 +161,7 @@ class Metrics(Collector):
                 if row["watermark_ms"] is not None
             ),
         )  # fmt: skip
-        failures = self._view.live.emitted.failures
+        failures = self._view.owners.emitted.failures
         yield _counter(
             "emission_failures", "Emissions that failed, and are repeated.", ("sink",),
             (((sink,), failures[sink]) for sink in ("archive", "layer_topic")),

@@ -111,11 +111,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     web_token: Token = ""
     web_cert_file: str = ""
     web_key_file: str = ""
+    web_ca_file: str = ""
+    web_url: str = ""
     query_rows_max: Positive = 1_000_000
     query_cells_max: Positive = 1_000_000
     query_limit_max: Positive = 10_000
     query_deadline_ms: Milliseconds = 10_000
     query_concurrency_max: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 4
+    query_cache_bytes_max: Annotated[int, msgspec.Meta(ge=0)] = 64 << 20
 
     @property
     def kafka_uses_tls(self) -> bool:
@@ -187,11 +190,16 @@ MEANINGS: dict[str, str] = {
     " printable ASCII characters.",
     "web_cert_file": "PEM file of the query endpoint's certificate; turns TLS on.",
     "web_key_file": "PEM file of the key of `web_cert_file`.",
+    "web_ca_file": "PEM file of the authorities that sign other workers' certificates; empty: the"
+    " system's.",
+    "web_url": "Where other workers reach this one's endpoint; empty: as `web_host` and `web_port`"
+    " say, or this machine's own address where that is a wildcard.",
     "query_rows_max": "Most archive rows one query reads.",
     "query_cells_max": "Most live and archived rows one query merges.",
     "query_limit_max": "Most cells in one page of an answer.",
     "query_deadline_ms": "A query that takes longer is given up (HTTP 504).",
     "query_concurrency_max": "Queries answered at the same time; more are turned away (HTTP 503).",
+    "query_cache_bytes_max": "Memory for archive rows that will not change; 0 keeps none.",
 }
 FIELDS = {field.name: field for field in msgspec.structs.fields(Settings)}
 assert list(MEANINGS) == list(FIELDS), "MEANINGS must list the fields of Settings in their order"

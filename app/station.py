@@ -13,19 +13,21 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from aiohttp import web
 from mode import Service
 
 from agents.guarded import guarded
 from agents.ingest import Ingest
 from agents.owners import Owners
 from agents.rollup import Rollup
-from app.connections import cassandra_settings, kafka_options
+from app.connections import advertised_url, cassandra_settings, kafka_options, peers_tls
 from app.faust_app import MapApp, add_agent, create_app, lane_of
 from app.kafka_log import KafkaLog
 from app.lane import TransportOptions
 from app.mapfile import load_map
 from app.metrics import Metrics
 from app.pace import Pace
+from app.peers import Peers
 from app.pressure import Pressure
 from app.process import Process
 from app.settings import Settings
@@ -172,7 +174,21 @@ def build(settings: Settings) -> MapApp:
     view = View(
         themap, archive, owners, transport, pressure, behind_records_max=settings.chunk_records_max
     )
-    install(app, view, settings, Metrics(view, transport, pressure, [ingest, rollup]).text)
+    peers = Peers(
+        themap,
+        view.local,
+        transport.members,
+        own_url=advertised_url(settings),
+        token=settings.web_token,
+        tls=peers_tls(settings),
+    )
+    metrics = Metrics(view, transport, pressure, [ingest, rollup])
+    install(app, view, peers, settings, metrics.text)
+
+    async def close_peers(_: web.Application) -> None:
+        await peers.close()
+
+    app.web.web_app.on_cleanup.append(close_peers)
     return app
 
 
@@ -214,12 +230,11 @@ def _archive(settings: Settings) -> Archive:
 def _transport_options(
     settings: Settings, themap: Map, options: dict[str, Any]
 ) -> TransportOptions:
-    scheme = "https" if settings.web_cert_file else "http"
     return TransportOptions(
         brokers=settings.brokers,
         group=settings.group,
         node=settings.node,
-        web_url=f"{scheme}://{settings.web_host}:{settings.web_port}",
+        web_url=advertised_url(settings),
         partitions=sum(themap.inputs().values()),
         session_timeout_ms=settings.session_timeout_ms,
         fetch_bytes_max=settings.fetch_bytes_max,

@@ -139,6 +139,20 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
             lags[tp] = None if end is None else max(0, end - position)
         return lags
 
+    def fresh_ms(self, topic: str, partition: int, position: int) -> int | None:
+        """Return up to which wall-clock time everything appended lies below ``position``.
+
+        None where the log is longer, as far as is known, or nothing is known of it.
+        """
+        place = KafkaPartition(topic, partition)
+        if (topic, partition) not in self._positions:
+            return None
+        end = self._consumer.highwater(place)
+        if end is None or position < end:
+            return None
+        seen_ms: int | None = self._consumer.last_poll_timestamp(place)
+        return seen_ms
+
     def statistics(self) -> Statistics:
         """Return a copy of the counts."""
         return dataclasses.replace(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import msgspec
+
 from agents.owners import Owners
 from app.pressure import Pressure
 from app.transport import NO_GENERATION, Transport
@@ -12,6 +14,7 @@ from tables import ledger
 from tables.archive import Archive
 from tables.layer import Layer, Map, combiner_of
 from tables.ledger import EVENT_COLUMNS, LAYER_COLUMNS, RECORD_COLUMNS
+from tables.live import LiveRead, LiveRows
 from tables.table import NEVER_MS
 
 
@@ -40,10 +43,25 @@ class View:
     ) -> None:
         self.themap = themap
         self.archive = archive
-        self.live = owners
+        self.owners = owners
         self._transport = transport
         self._pressure = pressure
         self._behind_records_max = behind_records_max
+
+    def local(self, read: LiveRead) -> LiveRows:
+        """Return the applied cells of this worker, with how fresh they are."""
+        found = self.owners.read(read)
+        topic = self.owners.plan_of(read.layer).topic
+        for partition, facts in found.facts.items():
+            owner = self.owners.get(topic, partition)
+            assert owner is not None, "its facts were read just now"
+            fresh_ms = self._transport.fresh_ms(topic, partition, facts.position)
+            if fresh_ms is None:
+                # Behind: what it has is everything up to the last record that is folded.
+                tail = owner.state.meta.tail
+                fresh_ms = NEVER_MS if tail is None else tail[0]
+            found.facts[partition] = msgspec.structs.replace(facts, fresh_ms=fresh_ms)
+        return found
 
     def layers(self) -> list[dict[str, Any]]:
         """Return each layer's counts on this worker."""
@@ -55,7 +73,7 @@ class View:
         problems: list[str] = []
         lags = self._transport.lag_records()
         handed = self._transport.positions()
-        for owner in self.live.each():
+        for owner in self.owners.each():
             meta = owner.state.meta
             topic, partition = owner.plan.topic, owner.partition
             row: dict[str, int | None] = {"read": meta.to - meta.base, "position": meta.to}
@@ -66,7 +84,7 @@ class View:
             names = [layer.name for layer in owner.plan.layers]
             found = ledger.imbalances(meta.ledger, meta.to - meta.base, names)
             problems += [f"{topic}[{partition}]: {problem}" for problem in found]
-        counts = ledger.total(owner.state.meta.ledger for owner in self.live.each())
+        counts = ledger.total(owner.state.meta.ledger for owner in self.owners.each())
         events = {name: counts.get(f"events.{name}", 0) for name in ("decoded", *EVENT_COLUMNS)}
         columns = ("selected", *LAYER_COLUMNS)
         layers = {
@@ -107,7 +125,7 @@ class View:
 
     def serving(self) -> dict[str, list[int]]:
         """Return the restored partitions, whose live cells queries read, by topic."""
-        return _by_topic((owner.plan.topic, owner.partition) for owner in self.live.each())
+        return _by_topic((owner.plan.topic, owner.partition) for owner in self.owners.each())
 
     def restoring(self) -> dict[str, list[int]]:
         """Return the partitions that are assigned and not restored yet, by topic."""
@@ -132,11 +150,11 @@ class View:
 
     def _layer(self, layer: Layer) -> dict[str, Any]:
         topic = self.themap.input_topic(layer)
-        owners = [owner for owner in self.live.each() if owner.plan.topic == topic]
+        owners = [owner for owner in self.owners.each() if owner.plan.topic == topic]
         senders = [(owner, layer) for owner in owners]
         if layer.merged:
             combiner = self._combiner(layer)
-            senders += [(o, combiner) for o in self.live.each() if combiner in o.plan.layers]
+            senders += [(o, combiner) for o in self.owners.each() if combiner in o.plan.layers]
         closed = [owner.state.closed_ms(layer) for owner in owners]
         floors = [owner.state.floor_ms(layer) for owner in owners]
         return {
@@ -145,7 +163,7 @@ class View:
             "open_cells": sum(owner.state.tables[layer.name].rows for owner in owners),
             "unacknowledged_windows": sum(owner.unacknowledged(sent) for owner, sent in senders),
             "waiting_open_windows": sum(owner.waiting_open(sent) for owner, sent in senders),
-            "archived_cells": self.live.archived_cells(layer),
+            "archived_cells": self.owners.archived_cells(layer),
             "watermark_ms": _known(closed),
             "floor_ms": _known(floors),
             "partitions": sorted(owner.partition for owner in owners),

@@ -1,13 +1,14 @@
 """The query endpoint: aiohttp handlers over what one worker knows, mounted on Faust's web server.
 
-Queries read applied state only. The live table is read first, synchronously with the set of
-partitions served; then the archive; the merge runs in a thread. Work is bounded: so many queries at
-once, each with a deadline. Paths and answers are described in ``docs/formats/http.md``.
+Queries read applied state only, of all workers of the group (``agents.reader``). Work is bounded:
+so many queries at once, each with a deadline. Paths and answers are described in
+``docs/formats/http.md``.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
@@ -17,18 +18,27 @@ import msgspec
 import polars as pl
 from aiohttp import web
 
+from agents.reader import LiveSource, Reader
+from app.peers import CONTENT_TYPE, PATH, REQUEST_BYTES_MAX, decode_reads, encode_rows
 from app.settings import Settings
-from app.web_guard import HEADERS, BusyError, DeadlineError, answer, guard, ssl_context
+from app.web_families import age_ms, describe_answer, describe_families, describe_plan
+from app.web_guard import HEADERS, PartialError, answer, guard, ssl_context
+from app.web_slots import Slots
 from tables.archive import Archive
-from tables.cell import archive_schema
+from tables.archive_cache import ArchiveCache
+from tables.cost import QueryCost
 from tables.errors import QueryError
+from tables.family import FamilyQuery, parse_family_query
 from tables.layer import Layer, Map
-from tables.query import Answer, CellQuery, Limits, LiveCells, merge_answer, parse_query
+from tables.live import LiveRead, LiveRows
+from tables.query import Answer, CellQuery, Limits, merge_answer, parse_query
 
 __all__ = ["WorkerView", "install", "ssl_context"]
 
 MERGED_AT_ONCE_ROWS_MAX = 2_000
 """So few rows are merged faster than a thread begins."""
+
+STALE_AGAIN_S = 0.01
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -44,9 +54,8 @@ class WorkerView(Protocol):
     def archive(self) -> Archive:
         """The archive, open."""
 
-    @property
-    def live(self) -> LiveCells:
-        """The applied cells of this worker."""
+    def local(self, read: LiveRead) -> LiveRows:
+        """Return the applied cells of this worker."""
 
     def layers(self) -> list[dict[str, Any]]:
         """Return, for each layer, its name and its counts; see ``docs/formats/http.md``."""
@@ -67,7 +76,13 @@ class WorkerView(Protocol):
         """Return the kinds of input that are paused, each with its reasons in words."""
 
 
-def install(app: Any, view: WorkerView, settings: Settings, metrics: Callable[[], bytes]) -> None:
+def install(
+    app: Any,
+    view: WorkerView,
+    live: LiveSource,
+    settings: Settings,
+    metrics: Callable[[], bytes],
+) -> None:
     """Mount the endpoint on an aiohttp application or a Faust app, before its server starts.
 
     Of a Faust app every page of its own (tables, router, statistics, index) is taken off.
@@ -75,6 +90,7 @@ def install(app: Any, view: WorkerView, settings: Settings, metrics: Callable[[]
     Args:
         app: an ``aiohttp.web.Application`` or a ``faust.App``.
         view: the worker to answer for.
+        live: the owners of all partitions, here and on other workers.
         settings: token, host, limits.
         metrics: returns the worker's metrics in Prometheus' text form.
     """
@@ -83,12 +99,15 @@ def install(app: Any, view: WorkerView, settings: Settings, metrics: Callable[[]
     else:
         app.web.blueprints = type(app.web.blueprints)()
         site = app.web.web_app
-    endpoint = _Endpoint(view, settings, metrics)
+    endpoint = _Endpoint(view, live, settings, metrics)
     site.middlewares.append(guard(settings))
     site.router.add_get("/v1/map", endpoint.map)
     site.router.add_get("/v1/layers", endpoint.layers)
     site.router.add_get("/v1/layers/{layer}/cells", endpoint.cells)
+    site.router.add_get("/v1/families", endpoint.families)
+    site.router.add_get("/v1/families/{family}/cells", endpoint.family)
     site.router.add_get("/v1/ledger", endpoint.ledger)
+    site.router.add_post(PATH, endpoint.worker)
     site.router.add_get("/metrics", endpoint.metrics)
     site.router.add_get("/livez", endpoint.livez)
     site.router.add_get("/readyz", endpoint.readyz)
@@ -98,20 +117,28 @@ def install(app: Any, view: WorkerView, settings: Settings, metrics: Callable[[]
 class _Endpoint:
     """The handlers, with the slots that bound how many queries run at once."""
 
-    def __init__(self, view: WorkerView, settings: Settings, metrics: Callable[[], bytes]) -> None:
+    def __init__(
+        self, view: WorkerView, live: LiveSource, settings: Settings, metrics: Callable[[], bytes]
+    ) -> None:
         self._view = view
         self._metrics = metrics
         self._settings = settings
         self._limits = Limits(
-            settings.query_rows_max, settings.query_cells_max, settings.query_limit_max
+            settings.query_rows_max,
+            settings.query_cells_max,
+            settings.query_limit_max,
+            settings.query_deadline_ms,
         )
-        self._running: set[asyncio.Task[dict[str, Any]]] = set()
+        self._slots = Slots(settings.query_concurrency_max, settings.query_deadline_ms)
         self._threads = ThreadPoolExecutor(settings.query_concurrency_max, "query")
+        self._reader = Reader(
+            view.themap, live, ArchiveCache(view.archive, settings.query_cache_bytes_max),
+            self._limits, clock_ms,
+        )  # fmt: skip
 
     async def close(self, _: web.Application) -> None:
         """Give up what still runs and let the threads go."""
-        for task in self._running:
-            task.cancel()
+        self._slots.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def map(self, request: web.Request) -> web.Response:
@@ -158,17 +185,57 @@ class _Endpoint:
         query = parse_query(
             self._view.themap, request.match_info["layer"], request.query.items(), self._limits
         )
-        return answer(await self._bounded(query))
+        return answer(await self._slots.run(self._read(query)))
+
+    async def families(self, request: web.Request) -> web.Response:
+        """Answer with the families of the map."""
+        _no_parameters(request)
+        return answer({"families": describe_families(self._view.themap)})
+
+    async def family(self, request: web.Request) -> web.Response:
+        """Answer a request to a family, from the cheapest layers that have it exactly."""
+        query = parse_family_query(
+            self._view.themap, request.match_info["family"], request.query.items(), self._limits
+        )
+        if query.explain:
+            plan = await self._slots.run(self._reader.plan(query, QueryCost()), query.deadline_ms)
+            return answer({"family": query.family.name, "plan": describe_plan(plan)})
+        return answer(await self._slots.run(self._family(query), query.deadline_ms))
+
+    async def worker(self, request: web.Request) -> web.Response:
+        """Answer another worker with the live cells of this one; nothing is asked of others."""
+        body = await request.content.read(REQUEST_BYTES_MAX + 1)
+        if len(body) > REQUEST_BYTES_MAX:
+            raise QueryError(
+                f"cannot read live cells: the request is too long; want at most {REQUEST_BYTES_MAX}"
+                " bytes"
+            )
+        reads = decode_reads(self._view.themap, body)
+        # No await between them: all are of one state.
+        found = [self._view.local(read) for read in reads]
+        return web.Response(
+            body=encode_rows(found), headers=HEADERS | {"Content-Type": CONTENT_TYPE}
+        )
+
+    async def _family(self, query: FamilyQuery) -> dict[str, Any]:
+        while True:
+            found = await self._reader.answer(query)
+            now_ms = clock_ms()
+            age = age_ms(found, now_ms)
+            if found.exactness == "partial" and query.partial == "refuse":
+                raise PartialError(
+                    f"cannot read family {query.family.name}: some owners do not answer; ask again"
+                    " later, or with partial=allow"
+                )
+            if query.max_staleness_ms is None or (age or 0) <= query.max_staleness_ms:
+                return describe_answer(self._view.themap, query, found, now_ms)
+            # Younger data may come within the deadline.
+            await asyncio.sleep(STALE_AGAIN_S)
 
     async def _read(self, query: CellQuery) -> dict[str, Any]:
         layer = query.layer
-        # No await between the two: the partitions are those whose cells were read.
-        served = self._view.live.partitions(layer)
-        live = self._view.live.cells(layer, query.cells)
-        if self._view.live.covers(layer, query.cells.from_ms):
-            archived = pl.DataFrame(schema=archive_schema(layer))
-        else:
-            archived = await self._view.archive.read(layer, query.cells)
+        found = await self._reader.layer(layer, query.cells)
+        live, archived = found.live, found.archived
         if live.height + archived.height <= MERGED_AT_ONCE_ROWS_MAX:
             page = self._merge(query, live, archived)
         else:
@@ -178,8 +245,8 @@ class _Endpoint:
         return {
             "layer": layer.name,
             "map_revision": self._view.themap.revision,
-            "partial": not served.issuperset(range(layer.partitions)),
-            "partitions_served": len(served),
+            "partial": not found.served.issuperset(range(layer.partitions)),
+            "partitions_served": len(found.served),
             "partitions": layer.partitions,
             "rows_read": {"live": live.height, "archived": archived.height},
             "cells": page.rows,
@@ -189,31 +256,10 @@ class _Endpoint:
     def _merge(self, query: CellQuery, live: pl.DataFrame, archived: pl.DataFrame) -> Answer:
         return merge_answer(self._view.themap, query, live, archived, self._limits.cells_max)
 
-    async def _bounded(self, query: CellQuery) -> dict[str, Any]:
-        """Run a query in a slot of its own until it is done or late.
 
-        A late query is cancelled. Its merge, if one runs, goes on to its end in one of the threads,
-        of which there are as many as slots: what is left over is bounded too.
-        """
-        if len(self._running) >= self._settings.query_concurrency_max:
-            raise BusyError(
-                f"cannot read cells: {len(self._running)} queries are being answered;"
-                " want no more at once (query_concurrency_max); ask again later"
-            )
-        task = asyncio.create_task(self._read(query))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-        deadline_ms = self._settings.query_deadline_ms
-        try:
-            await asyncio.wait({task}, timeout=deadline_ms / 1_000)
-            if task.done():
-                return task.result()
-        finally:
-            task.cancel()
-        raise DeadlineError(
-            f"cannot read cells: not done after {deadline_ms} ms (query_deadline_ms);"
-            " ask for a shorter range or fewer keys, or again later"
-        )
+def clock_ms() -> int:
+    """Return the wall clock."""
+    return time.time_ns() // 1_000_000
 
 
 def describe_map(themap: Map) -> dict[str, Any]:

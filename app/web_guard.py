@@ -35,6 +35,10 @@ class BusyError(Exception):
     """As many queries are being answered as may be; maps to HTTP 503."""
 
 
+class PartialError(Exception):
+    """Some owners do not answer, and a partial answer is not wanted; maps to HTTP 503."""
+
+
 class DeadlineError(Exception):
     """A query took longer than it may; maps to HTTP 504."""
 
@@ -45,6 +49,7 @@ _STATUSES: dict[type[Exception], HTTPStatus] = {
     QueryError: HTTPStatus.BAD_REQUEST,
     ArchiveError: HTTPStatus.SERVICE_UNAVAILABLE,
     BusyError: HTTPStatus.SERVICE_UNAVAILABLE,
+    PartialError: HTTPStatus.SERVICE_UNAVAILABLE,
     DeadlineError: HTTPStatus.GATEWAY_TIMEOUT,
 }
 

@@ -27,6 +27,9 @@ from tables.layer import Layer, Scalar
 ENTRY_BYTES = 1_000
 """About what an entry takes beside its rows; a frame without rows is not nothing."""
 
+BUCKETS_MAX = 20_000
+"""A range of more is read past the cache: it would push out everything else."""
+
 Place = tuple[str, tuple[tuple[str, Scalar], ...], int]
 
 
@@ -82,7 +85,8 @@ class ArchiveCache:
             final: whether none of them will ever change.
             cost: what it costs is added.
         """
-        if not final or not self._bytes_max:
+        wide = cells.to_ms - cells.from_ms > BUCKETS_MAX * bucket_ms(layer)
+        if wide or not final or not self._bytes_max:
             return await self._read(layer, cells, cost)
         frames, missing = self._look_up(layer, cells)
         if missing is None:

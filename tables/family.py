@@ -32,6 +32,7 @@ from tables.query import (
     Limits,
     Position,
     UnknownLayerError,
+    decode_cursor,
     find_layer,
 )
 from tables.window import Window
@@ -201,15 +202,23 @@ def parse_family_query(
         measures=tuple(measures),
         accumulators=_accumulators(family.base, measures),
     )
+    after: Position | None = None
+    if "cursor" in values:
+        try:
+            after = decode_cursor(themap, rows, values["cursor"])
+        except QueryError as error:
+            raise QueryError(f"cannot read family {name}: cursor: {error}") from error
     return FamilyQuery(
         family=family,
-        from_ms=values["from"],
+        # No row before that of the position is wanted any more.
+        from_ms=values["from"] if after is None else max(values["from"], after[0]),
         to_ms=values["to"],
         step=values.get("step"),
         keys=keys,
         rows=rows,
         layers=tuple(layer for layer in family.layers if _serves(layer, rows, keys)),
         limit=values.get("limit", min(LIMIT_DEFAULT, limits.limit_max)),
+        after=after,
         deadline_ms=values.get("deadline_ms"),
         max_staleness_ms=values.get("max_staleness_ms"),
         partial=values.get("partial", "allow"),

@@ -34,7 +34,9 @@ class LiveRead:
     @property
     def asked(self) -> frozenset[int]:
         """The partitions that are asked."""
-        return self.partitions or frozenset(range(self.layer.partitions))
+        if self.partitions is not None:
+            return self.partitions
+        return frozenset(range(self.layer.partitions))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ import binascii
 import dataclasses
 import functools
 from collections.abc import Iterable
-from typing import Protocol
 
 import orjson
 import polars as pl
@@ -43,19 +42,6 @@ Position = tuple[int, tuple[Scalar, ...]]
 
 class UnknownLayerError(QueryError):
     """A layer that the map does not have; maps to HTTP 404."""
-
-
-class LiveCells(Protocol):
-    """The applied cells of one worker's layer tables."""
-
-    def cells(self, layer: Layer, cells: CellRange) -> pl.DataFrame:
-        """Return the archive frame of the cells held here, open and closed, in range."""
-
-    def partitions(self, layer: Layer) -> set[int]:
-        """Return the partitions of the layer's input that are owned, restored and serving here."""
-
-    def covers(self, layer: Layer, from_ms: int) -> bool:
-        """Tell whether no other worker and no archive holds a cell of ``layer`` from there on."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -170,17 +156,26 @@ def merge_answer(
         )
     columns = list(archive_schema(layer))
     rows = pl.concat([archived.select(columns), live.select(columns)])
-    if query.after is not None:
-        rows = rows.filter(_after(layer, query.after))
-    page = merge_partitions(layer, latest(layer, rows)).head(query.limit + 1)
-    more = page.height > query.limit
-    page = page.head(query.limit)
-    cursor = None
-    if more:
-        last = page.row(-1, named=True)
-        key = tuple(last[name] for name in layer.key_columns)
-        cursor = encode_cursor(themap, layer, (last["window_start"], key))
+    cells = merge_partitions(layer, latest(layer, rows))
+    page, last = page_after(layer, cells, query.after, query.limit)
+    cursor = None if last is None else encode_cursor(themap, layer, last)
     return Answer(_rows(layer, page), cursor)
+
+
+def page_after(
+    layer: Layer, cells: pl.DataFrame, after: Position | None, limit: int
+) -> tuple[pl.DataFrame, Position | None]:
+    """Return the first ``limit`` cells after a position, and that of the last where there are more.
+
+    ``cells`` is a cell frame of ``layer``, in order of window and key.
+    """
+    if after is not None:
+        cells = cells.filter(_after(layer, after))
+    page = cells.head(limit)
+    if cells.height <= limit:
+        return page, None
+    last = page.row(-1, named=True)
+    return page, (last["window_start"], tuple(last[name] for name in layer.key_columns))
 
 
 def encode_cursor(themap: Map, layer: Layer, position: Position) -> str:

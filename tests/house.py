@@ -16,10 +16,12 @@ from agents.rollup import Rollup
 from tables import ledger
 from tables.archive import CellRange
 from tables.archive_embedded import EmbeddedArchive
-from tables.cell import latest, merge_partitions
+from tables.cell import archive_schema, latest, merge_partitions
 from tables.chunk import Chunk, Run
 from tables.errors import FencedError, OutcomeUnknownError
-from tables.layer import Map
+from tables.family import KeyFilter
+from tables.layer import Layer, Map
+from tables.live import LiveRead
 
 MAP = small_map()
 RAW = "flights.raw"
@@ -107,6 +109,17 @@ class House:
             for layer in owner.plan.layers
         )
         return not any(busy) and not waiting and announced
+
+
+def live_cells(house: House, layer: Layer, keys: KeyFilter | None = None) -> pl.DataFrame:
+    """Return the archive frame of a layer's live cells, of all times."""
+    found = house.owners.read(LiveRead(layer, -(2**60), 2**60, keys or KeyFilter()))
+    return pl.concat([pl.DataFrame(schema=archive_schema(layer)), *found.rows])
+
+
+def serving(house: House, layer: Layer) -> set[int]:
+    """Return the partitions of a layer's input that are restored and answer."""
+    return set(house.owners.read(LiveRead(layer)).facts)
 
 
 def as_run(topic: str, partition: int, at: int, records: list[StoredRecord]) -> Run:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from house import RAW, Event, House, archived, check, fill
+from house import RAW, Event, House, archived, check, fill, live_cells, serving
 from support import (
     DAY_MS,
     HOUR_MS,
@@ -103,7 +103,7 @@ async def check_hours(house: House, events: list[Event]) -> None:
 
 def live_hours(house: House) -> list[tuple[Any, ...]]:
     """Return the live cells of the merged layer: origin, carrier, window start and events."""
-    cells = house.owners.cells(HOUR, ALL_TIME)
+    cells = live_cells(house, HOUR)
     return sorted(cells.select("key_origin", "key_carrier", "window_start", "events").rows())
 
 
@@ -263,7 +263,7 @@ async def test_open_windows_are_merged_before_they_close(make: Callable[[], Hous
     owner = house.owners.get(HOUR_TOPIC, 0)
     assert owner is not None
     assert owner.state.closed_ms(HOUR) < HOUR_MS
-    assert house.owners.partitions(HOUR) == {0, 1}
+    assert serving(house, HOUR) == {0, 1}
 
 
 async def test_an_idle_partition_emits_its_last_changes(make: Callable[[], House]) -> None:

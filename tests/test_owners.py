@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from house import MAP, RAW, House, archived, check, fill
+from house import MAP, RAW, House, archived, check, fill, live_cells, serving
 from support import (
     HOUR_MS,
     MemoryLog,
@@ -22,11 +22,14 @@ from agents import owners
 from agents.emit import Emitter
 from agents.owner import UNSAVED_DELTAS_MAX, Owner
 from tables import ledger
-from tables.archive import CellRange
 from tables.archive_embedded import EmbeddedArchive
 from tables.cell import measures_of
 from tables.errors import JournalRefusedError
+from tables.facts import PartitionFacts
+from tables.family import KeyFilter
+from tables.live import LiveRead
 from tables.store import PartitionStore
+from tables.table import NEVER_MS
 
 DAY = "small.layer.day"
 
@@ -248,32 +251,36 @@ async def test_live_cells_are_readable_before_they_close(make: Callable[[], Hous
     house.log.put(RAW, 0, flight(5, "LGA", "UA", 3))
     await house.restore()
     await house.step(RAW, 10)
-    cells = house.owners.cells(MAP.layer("hour"), CellRange(0, HOUR_MS, {"carrier": "UA"}))
+    cells = live_cells(house, MAP.layer("hour"), KeyFilter({"carrier": ("UA",)}))
     assert cells.select("events", "sum_delay", "source_partition").rows() == [(1, 3, 0)]
-    assert house.owners.partitions(MAP.layer("hour")) == {0, 1}
-    none = house.owners.cells(MAP.layer("hour"), CellRange(0, HOUR_MS, {"carrier": "AA"}))
+    assert serving(house, MAP.layer("hour")) == {0, 1}
+    none = live_cells(house, MAP.layer("hour"), KeyFilter(prefixes={"carrier": "A"}))
     assert none.height == 0
 
 
-async def test_unsealed_windows_are_covered_where_all_partitions_are_here(
-    make: Callable[[], House],
-) -> None:
-    """What may have been evicted is not; what another worker has is not either."""
+async def test_facts_tell_which_windows_are_here(make: Callable[[], House]) -> None:
+    """What is sealed may have been evicted, but nothing that is not older than what is here."""
     house = make()
     hour = MAP.layer("hour")
-    for partition in (0, 1):
-        house.log.put(RAW, partition, flight(5 * HOUR_MS))
-    await house.owners.restore(RAW, 0, 1)
-    assert not house.owners.covers(hour, 4 * HOUR_MS)
+    house.log.put(RAW, 0, flight(0))
+    house.log.put(RAW, 0, flight(5 * HOUR_MS + 1))
     await house.restore()
-    assert house.owners.covers(hour, 0)
+
+    def facts() -> PartitionFacts:
+        return house.owners.read(LiveRead(hour)).facts[0]
+
+    assert (facts().evicted_ms, facts().position) == (NEVER_MS, 0)
     await house.step(RAW, 10)
-    # Stream time is at 5 h, lateness one hour: windows that end at 4 h or before are sealed.
-    assert [house.owners.covers(hour, at * HOUR_MS) for at in (2, 3, 4, 9)] == [
-        False, False, True, True
-    ]  # fmt: skip
-    assert house.owners.covers(hour, 5 * HOUR_MS - 1)
-    assert not house.owners.covers(hour, 4 * HOUR_MS - 1)
+    # Stream time is just past 5 h, lateness one hour; the first hour is not archived yet.
+    assert facts().floor_ms == 4 * HOUR_MS + 1
+    assert facts().archived_ms == facts().evicted_ms == HOUR_MS - 1
+    assert facts().position == 2
+
+    async def evicted() -> bool:
+        return facts().evicted_ms == facts().floor_ms
+
+    await until(evicted)
+    assert facts().archived_ms == facts().floor_ms
 
 
 async def test_a_restart_reads_only_what_the_local_store_has_not(
@@ -312,8 +319,7 @@ async def test_others_serve_while_a_partition_is_restored(
     await house.restore()
     assert await house.step(RAW, 10)
     hour = MAP.layer("hour")
-    everything = CellRange(-(2**60), 2**60)
-    assert sorted(house.owners.cells(hour, everything)["key_origin"]) == ["JFK", "LGA"]
+    assert sorted(live_cells(house, hour)["key_origin"]) == ["JFK", "LGA"]
     answers = asyncio.Event()
     bounds = house.log.bounds
 
@@ -331,14 +337,12 @@ async def test_others_serve_while_a_partition_is_restored(
     await until(left)
     house.log.put(RAW, 1, flight(2, "JFK"))
     assert await house.step(RAW, 10)
-    assert house.owners.partitions(hour) == {1}
-    assert house.owners.cells(hour, everything).select("key_origin", "events").rows() == [
-        ("JFK", 2)
-    ]
+    assert serving(house, hour) == {1}
+    assert live_cells(house, hour).select("key_origin", "events").rows() == [("JFK", 2)]
     answers.set()
     assert await restoring == 1
-    assert house.owners.partitions(hour) == {0, 1}
-    assert sorted(house.owners.cells(hour, everything)["key_origin"]) == ["JFK", "LGA"]
+    assert serving(house, hour) == {0, 1}
+    assert sorted(live_cells(house, hour)["key_origin"]) == ["JFK", "LGA"]
 
 
 @pytest.mark.parametrize("claimed", [True, False])

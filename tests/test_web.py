@@ -33,6 +33,7 @@ from app.web_guard import host_name, ssl_context
 from client import QueryClient, QueryFailedError
 from tables.archive import CellRange
 from tables.archive_embedded import EmbeddedArchive
+from tables.cost import QueryCost
 from tables.errors import ArchiveError, SettingError
 from tables.layer import Layer
 
@@ -50,9 +51,11 @@ class HeldArchive(EmbeddedArchive):
         self.go = asyncio.Event()
         self.error: Exception | None = None
 
-    async def read(self, layer: Layer, cells: CellRange) -> pl.DataFrame:
+    async def read(
+        self, layer: Layer, cells: CellRange, cost: QueryCost | None = None
+    ) -> pl.DataFrame:
         """Wait, then fail or return nothing."""
-        del cells
+        del cells, cost
         self.reading += 1
         try:
             await self.go.wait()
@@ -82,10 +85,10 @@ async def test_live_and_archived_cells_are_one_answer(tmp_path: Path) -> None:
 
 
 async def test_what_live_tables_cover_is_not_read_from_the_archive(tmp_path: Path) -> None:
-    """Unsealed windows are all here; one hour before them takes the archive along again."""
+    """What was not evicted is all here; an hour before takes the archive along again."""
     live, archived = [stored(hour=2)], [stored(hour=1)]
     async with served(MAP, tmp_path, live, archived) as (view, url):
-        view.live.covered_from_ms = 2 * HOUR_MS
+        view.live.evicted_ms = 2 * HOUR_MS
         for first, rows in ((2, {"live": 1, "archived": 0}), (1, {"live": 1, "archived": 1})):
             path = f"/v1/layers/hour/cells?from={first * HOUR_MS}&to={DAY_MS}"
             status, body, _ = await get(url + path)
@@ -273,9 +276,8 @@ async def test_the_token_opens_everything_and_health_needs_none(tmp_path: Path) 
 
 async def test_more_queries_at_once_than_may_be_are_turned_away(tmp_path: Path) -> None:
     """The third of two gets 503 with Retry-After; when one is done, the next is answered."""
-    async with served(MAP, tmp_path / "a", query_concurrency_max=2) as (view, url):
-        archive = HeldArchive(tmp_path / "b")
-        view.archive = archive
+    archive = HeldArchive(tmp_path)
+    async with served(MAP, tmp_path, archive=archive, query_concurrency_max=2) as (_, url):
         held = [asyncio.create_task(get(url + CELLS)) for _ in range(2)]
         await until(lambda: is_reading(archive, 2))
         status, body, headers = await get(url + CELLS)
@@ -295,9 +297,8 @@ async def is_reading(archive: HeldArchive, count: int) -> bool:
 async def test_a_late_query_is_given_up_and_its_slot_is_free_again(tmp_path: Path) -> None:
     """The deadline gives 504 and ends the archive's read."""
     settings = {"query_deadline_ms": 50, "query_concurrency_max": 1}
-    async with served(MAP, tmp_path / "a", **settings) as (view, url):
-        archive = HeldArchive(tmp_path / "b")
-        view.archive = archive
+    archive = HeldArchive(tmp_path)
+    async with served(MAP, tmp_path, archive=archive, **settings) as (_, url):
         status, body, headers = await get(url + CELLS)
         assert (status, headers["Retry-After"]) == (504, "1")
         assert "not done after 50 ms" in body["detail"]
@@ -309,9 +310,8 @@ async def test_an_archive_that_fails_is_a_503_without_its_names(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The cause goes to the log, not to the reader."""
-    async with served(MAP, tmp_path / "a") as (view, url):
-        archive = HeldArchive(tmp_path / "b")
-        view.archive = archive
+    archive = HeldArchive(tmp_path)
+    async with served(MAP, tmp_path, archive=archive) as (_, url):
         archive.go.set()
         archive.error = ArchiveError("cannot read: node 10.1.2.3 is down")
         status, body, headers = await get(url + CELLS)
@@ -332,7 +332,7 @@ async def test_faust_serves_the_endpoint_and_nothing_of_its_own(tmp_path: Path) 
     archive = EmbeddedArchive(tmp_path / "archive")
     await archive.open(MAP)
     live = FrameCells(frame([stored()]), {0, 1})
-    install(app, StandingView(MAP, archive, live), Settings(web_port=port), lambda: METRICS)
+    install(app, StandingView(MAP, archive, live), live, Settings(web_port=port), lambda: METRICS)
     url = f"http://127.0.0.1:{port}"
     await app.start()
     try:
@@ -403,7 +403,9 @@ async def test_the_client_follows_pages_of_the_servers_size(tmp_path: Path) -> N
 
 async def test_the_client_tells_why_it_was_refused(tmp_path: Path) -> None:
     """The problem's detail, its status, and when to ask again."""
-    async with served(MAP, tmp_path, web_token=TOKEN) as (view, url):
+    archive = HeldArchive(tmp_path)
+    archive.go.set()
+    async with served(MAP, tmp_path, archive=archive, web_token=TOKEN) as (_, url):
         with QueryClient(url) as client, pytest.raises(QueryFailedError) as caught:
             await in_thread(client.map)
         assert caught.value.status == 401
@@ -411,10 +413,7 @@ async def test_the_client_tells_why_it_was_refused(tmp_path: Path) -> None:
             with pytest.raises(QueryFailedError, match="want one of hour, day") as caught:
                 await in_thread(client.cells, "x/y?z", {}, 0, 1)
             assert (caught.value.status, caught.value.retry_after_s) == (404, None)
-            archive = HeldArchive(tmp_path / "b")
             archive.error = ArchiveError("down")
-            archive.go.set()
-            view.archive = archive
             with pytest.raises(QueryFailedError, match="does not answer now") as caught:
                 await in_thread(client.cells, "hour", {}, 0, 1)
             assert (caught.value.status, caught.value.retry_after_s) == (503, 1)

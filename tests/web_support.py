@@ -17,11 +17,16 @@ from support import HOUR_MS, small_map
 from app.settings import Settings
 from app.web import install
 from app.web_guard import ssl_context
-from tables.archive import Archive, CellRange
+from tables.answer import matching
+from tables.archive import Archive
 from tables.archive_embedded import EmbeddedArchive
 from tables.cell import archive_schema
+from tables.cost import QueryCost
+from tables.facts import PartitionFacts
 from tables.layer import Layer, Map
+from tables.live import LiveRead, LiveRows
 from tables.query import Row
+from tables.table import NEVER_MS
 
 Result = TypeVar("Result")
 CLOCK_MS = 1_400_000_000_000
@@ -73,32 +78,36 @@ def given_cells(rows: Sequence[Row]) -> list[tuple[Any, ...]]:
 
 
 class FrameCells:
-    """LiveCells over one frame of the map's first layer."""
+    """A LiveSource over one frame of the map's first layer; tests set what is served and evicted.
+
+    What it has not evicted is all in the frame; the default is that the archive may have anything.
+    """
 
     def __init__(self, frame: pl.DataFrame, served: set[int]) -> None:
         self.frame = frame
         self.served = served
-        self.covered_from_ms = 2**62
+        self.evicted_ms = 2**50
 
-    def cells(self, layer: Layer, cells: CellRange) -> pl.DataFrame:
+    async def read(self, reads: Sequence[LiveRead], cost: QueryCost) -> list[LiveRows]:
+        """Return rows of each range, from one partition, and facts of all that are served."""
+        del cost
+        return [self.local(read) for read in reads]
+
+    def local(self, read: LiveRead) -> LiveRows:
         """Return the rows in range; none of a layer that the frame is not of."""
-        if list(archive_schema(layer)) != self.frame.columns:
-            return pl.DataFrame(schema=archive_schema(layer))
+        facts = {
+            partition: PartitionFacts(
+                partition, position=7, closed_ms=NEVER_MS, floor_ms=NEVER_MS, archived_ms=NEVER_MS,
+                evicted_ms=self.evicted_ms, complete_ms=NEVER_MS, cells=1.0,
+            )
+            for partition in self.served
+            if read.wants(partition)
+        }  # fmt: skip
+        if list(archive_schema(read.layer)) != self.frame.columns:
+            return LiveRows(facts, [])
         start = pl.col("window_start")
-        rows = self.frame.filter((start >= cells.from_ms) & (start < cells.to_ms))
-        for name, value in cells.key.items():
-            rows = rows.filter(pl.col(f"key_{name}") == value)
-        return rows
-
-    def partitions(self, layer: Layer) -> set[int]:
-        """Return the same partitions for every layer."""
-        del layer
-        return self.served
-
-    def covers(self, layer: Layer, from_ms: int) -> bool:
-        """Tell what the test set."""
-        del layer
-        return from_ms >= self.covered_from_ms
+        rows = self.frame.filter((start >= read.from_ms) & (start < read.to_ms))
+        return LiveRows(facts, [matching(read.layer, rows, read.keys)])
 
 
 class StandingView:
@@ -109,6 +118,10 @@ class StandingView:
         self.archive = archive
         self.live = live
         self.is_ready = (True, "restored and caught up")
+
+    def local(self, read: LiveRead) -> LiveRows:
+        """Return the rows of the frame."""
+        return self.live.local(read)
 
     def layers(self) -> list[dict[str, Any]]:
         """Return one line a layer."""
@@ -141,12 +154,13 @@ async def served(
     folder: Path,
     live: Sequence[dict[str, Any]] = (),
     archived: Sequence[dict[str, Any]] = (),
+    archive: Archive | None = None,
     **settings: Any,
 ) -> AsyncIterator[tuple[StandingView, str]]:
     """Serve rows of the map's first layer; give the view and the endpoint's address."""
     layer = themap.layers[0]
     schema = archive_schema(layer)
-    archive = EmbeddedArchive(folder, clock_ms=lambda: CLOCK_MS)
+    archive = archive or EmbeddedArchive(folder, clock_ms=lambda: CLOCK_MS)
     await archive.open(themap)
     if archived:
         rows = pl.DataFrame(archived, schema=schema, orient="row")
@@ -157,7 +171,7 @@ async def served(
     )
     view = StandingView(themap, archive, cells)
     app = web.Application()
-    install(app, view, Settings(**settings), lambda: METRICS)
+    install(app, view, cells, Settings(**settings), lambda: METRICS)
     runner = web.AppRunner(app)
     await runner.setup()
     tls = ssl_context(Settings(**settings))

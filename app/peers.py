@@ -1,0 +1,310 @@
+"""Peers: the owners of all partitions, on this worker and on the others of its group.
+
+The group's map says who owns what. A worker answers for its own partitions only, so no question is
+ever passed on twice. Whoever does not answer soon is asked a second time, over another connection;
+a partition that is on its way from one worker to another is asked for again until it is there or
+the reader's patience ends: then it is missing from the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import math
+import ssl
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from http import HTTPStatus
+
+import aiohttp
+import msgspec
+import polars as pl
+
+from app.assignor import TopicPartition
+from tables.block import decode_block, encode_block
+from tables.cell import archive_schema
+from tables.cost import QueryCost
+from tables.errors import QueryError
+from tables.facts import PartitionFacts
+from tables.family import KeyFilter
+from tables.layer import Layer, Map, Scalar, combiner_of
+from tables.live import LiveRead, LiveRows
+from tables.rollup_table import rollup_schema
+
+PATH = "/v1/worker/live"
+CONTENT_TYPE = "application/msgpack"
+
+HEDGE_S = 0.15
+"""A worker answers in milliseconds; one that collects garbage or stands on its disk may not, and
+what a second try finds instead is often the next owner."""
+
+PATIENCE_S = 1.5
+"""How long partitions that nobody serves are asked for: a rebalance without a crash takes less."""
+
+AGAIN_S = 0.05
+
+REQUEST_BYTES_MAX = 1 << 20
+"""A request has some segments and at most some thousand key values."""
+
+log = logging.getLogger(__name__)
+
+
+class WireRead(msgspec.Struct, frozen=True, array_like=True):
+    """One :class:`tables.live.LiveRead` on its way; ``layer`` may be a combiner's name."""
+
+    layer: str
+    from_ms: int
+    to_ms: int
+    values: dict[str, list[Scalar]]
+    prefixes: dict[str, str]
+    parts: bool
+    partitions: list[int] | None
+
+
+class WireReads(msgspec.Struct, frozen=True, array_like=True):
+    """A request: all reads are answered from one state. ``digest`` is that of the asker's map."""
+
+    digest: str
+    reads: list[WireRead]
+
+
+class WireRows(msgspec.Struct, frozen=True, array_like=True):
+    """One :class:`tables.live.LiveRows`; ``block`` is empty where there are no rows."""
+
+    facts: list[PartitionFacts]
+    block: bytes
+
+
+_reads = msgspec.msgpack.Decoder(WireReads)
+_rows = msgspec.msgpack.Decoder(list[WireRows])
+
+Local = Callable[[LiveRead], LiveRows]
+
+
+def encode_reads(themap: Map, reads: Iterable[LiveRead]) -> bytes:
+    """Return the body of a request."""
+    wire = [
+        WireRead(
+            read.layer.name,
+            read.from_ms,
+            read.to_ms,
+            {name: list(values) for name, values in read.keys.values.items()},
+            dict(read.keys.prefixes),
+            read.parts,
+            None if read.partitions is None else sorted(read.partitions),
+        )
+        for read in reads
+    ]
+    return msgspec.msgpack.encode(WireReads(themap.digest, wire))
+
+
+def decode_reads(themap: Map, body: bytes) -> list[LiveRead]:
+    """Return the reads of a request.
+
+    Raises:
+        QueryError: it is none, or of another map.
+    """
+    try:
+        wire = _reads.decode(body)
+    except msgspec.MsgspecError as error:
+        raise QueryError(f"cannot read live cells: the request is none: {error}") from error
+    if wire.digest != themap.digest:
+        raise QueryError(
+            "cannot read live cells: the worker that asks runs another map; want the same revision"
+            " on all workers of a group; it is so once all have been restarted"
+        )
+    layers = _layers(themap)
+    unknown = sorted({read.layer for read in wire.reads} - layers.keys())
+    if unknown:
+        raise QueryError(f"cannot read live cells: no such layer; got {', '.join(unknown)}")
+    return [
+        LiveRead(
+            layers[read.layer],
+            read.from_ms,
+            read.to_ms,
+            KeyFilter({n: tuple(values) for n, values in read.values.items()}, read.prefixes),
+            read.parts,
+            None if read.partitions is None else frozenset(read.partitions),
+        )
+        for read in wire.reads
+    ]
+
+
+def encode_rows(found: Iterable[LiveRows]) -> bytes:
+    """Return the body of an answer."""
+    wire = [
+        WireRows(
+            list(rows.facts.values()), encode_block(pl.concat(rows.rows)) if rows.rows else b""
+        )
+        for rows in found
+    ]
+    return msgspec.msgpack.encode(wire)
+
+
+def decode_rows(reads: Sequence[LiveRead], body: bytes) -> list[LiveRows]:
+    """Return what a worker answered to ``reads``."""
+    found = []
+    for read, wire in zip(reads, _rows.decode(body), strict=True):
+        schema = archive_schema(read.layer)
+        if read.parts:
+            schema = rollup_schema(read.layer) | {"held_by": pl.Int32()}
+        rows = [decode_block(wire.block, schema)] if wire.block else []
+        found.append(LiveRows({facts.partition: facts for facts in wire.facts}, rows))
+    return found
+
+
+def _layers(themap: Map) -> dict[str, Layer]:
+    layers = {layer.name: layer for layer in themap.layers}
+    for layer in themap.layers:
+        if layer.merged:
+            assert layer.source is not None
+            combiner = combiner_of(themap.source(layer.source), layer)
+            layers[combiner.name] = combiner
+    return layers
+
+
+class Peers:
+    """``agents.reader.LiveSource`` over a group of workers.
+
+    Args:
+        themap: the map that all of them run.
+        local: reads the partitions of this worker.
+        members: returns the endpoint of each partition's owner, as of the last assignment.
+        own_url: this worker's endpoint.
+        token: what requests carry; all workers of a group have the same.
+        tls: checks the certificates of other workers; None where they have none.
+
+    Attributes:
+        asked_total: requests to other workers.
+        hedged_total: those of them that were second tries.
+        failed_total: requests that were not answered.
+    """
+
+    def __init__(
+        self,
+        themap: Map,
+        local: Local,
+        members: Callable[[], Mapping[TopicPartition, str]],
+        *,
+        own_url: str,
+        token: str = "",
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._map = themap
+        self._local = local
+        self._members = members
+        self._own_url = own_url
+        self._headers = {"Content-Type": CONTENT_TYPE}
+        if token:
+            self._headers["Authorization"] = f"Bearer {token}"
+        self._tls = tls
+        self._session: aiohttp.ClientSession | None = None
+        self.asked_total = 0
+        self.hedged_total = 0
+        self.failed_total = 0
+
+    async def close(self) -> None:
+        """Close the connections to other workers."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def read(self, reads: Sequence[LiveRead], cost: QueryCost) -> list[LiveRows]:
+        """Return what owners have; see :class:`agents.reader.LiveSource`."""
+        found = [LiveRows() for _ in reads]
+        loop = asyncio.get_running_loop()
+        until = loop.time() + PATIENCE_S
+        while lacking := self._lacking(reads, found):
+            owners: dict[str, set[TopicPartition]] = {}
+            members = self._members()
+            for place in lacking:
+                owners.setdefault(members.get(place, ""), set()).add(place)
+            owners.pop("", None)
+            # What is here first: the state may move while others are waited for.
+            if (mine := owners.pop(self._own_url, None)) is not None:
+                _add(found, [self._local(read) for read in self._of(reads, mine)])
+            left_s = until - loop.time()
+            asks = [
+                self._ask(url, self._of(reads, places), left_s, cost)
+                for url, places in owners.items()
+            ]
+            for answer in await asyncio.gather(*asks):
+                if answer is not None:
+                    _add(found, answer)
+            if not self._lacking(reads, found) or loop.time() + AGAIN_S >= until:
+                break
+            await asyncio.sleep(AGAIN_S)
+        return found
+
+    def _lacking(self, reads: Sequence[LiveRead], found: Sequence[LiveRows]) -> set[TopicPartition]:
+        return {
+            (self._map.input_topic(read.layer), partition)
+            for read, rows in zip(reads, found, strict=True)
+            for partition in read.asked - rows.facts.keys()
+        }
+
+    def _of(self, reads: Sequence[LiveRead], places: set[TopicPartition]) -> list[LiveRead]:
+        """Return the same reads of these partitions only."""
+        asked: dict[str, set[int]] = {}
+        for topic, partition in places:
+            asked.setdefault(topic, set()).add(partition)
+        return [
+            dataclasses.replace(
+                read,
+                partitions=read.asked & asked.get(self._map.input_topic(read.layer), set()),
+            )
+            for read in reads
+        ]
+
+    async def _ask(
+        self, url: str, reads: list[LiveRead], patience_s: float, cost: QueryCost
+    ) -> list[LiveRows] | None:
+        """Ask one worker, and once more if it does not answer soon; None where it does not."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + patience_s
+        body = encode_reads(self._map, reads)
+        tries = {asyncio.create_task(self._post(url, body, cost))}
+        hedge_s = HEDGE_S
+        try:
+            while tries and loop.time() < until:
+                done, tries = await asyncio.wait(
+                    tries,
+                    timeout=min(hedge_s, until - loop.time()),
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                for task in done:
+                    if (answer := task.result()) is not None:
+                        return decode_rows(reads, answer)
+                if not done and hedge_s < math.inf:
+                    hedge_s = math.inf
+                    self.hedged_total += 1
+                    tries.add(asyncio.create_task(self._post(url, body, cost)))
+            return None
+        finally:
+            for task in tries:
+                task.cancel()
+
+    async def _post(self, url: str, body: bytes, cost: QueryCost) -> bytes | None:
+        """Return the body of one answer, None where there is none."""
+        self.asked_total += 1
+        cost.workers_asked += 1
+        if self._session is None:
+            self._session = aiohttp.ClientSession(headers=self._headers)
+        try:
+            async with self._session.post(
+                f"{url}{PATH}", data=body, ssl=self._tls or True
+            ) as response:
+                answer = await response.read()
+                if response.status == HTTPStatus.OK:
+                    return answer
+                what = answer.decode(errors="replace")[:200]
+                log.warning("a worker refused to tell its live cells: %s: %s", url, what)
+        except (aiohttp.ClientError, OSError) as error:
+            log.info("a worker does not tell its live cells: %s: %r", url, error)
+        self.failed_total += 1
+        return None
+
+
+def _add(found: Sequence[LiveRows], answer: Sequence[LiveRows]) -> None:
+    for rows, more in zip(found, answer, strict=True):
+        rows.add(more)
