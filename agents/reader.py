@@ -43,6 +43,9 @@ TORN_WAIT_S = 0.02
 
 TORN_TRIES = 10
 
+PATIENCE_S = 1.5
+"""How long owners are waited for in one answer: a rebalance without a crash takes less."""
+
 KEYS_MAX = 64
 """So many keys are read from the archive one by one; of more, a layer's windows are read whole."""
 
@@ -52,11 +55,13 @@ Exactness = Literal["exact", "settling", "partial"]
 class LiveSource(Protocol):
     """The owners of all partitions, on any worker."""
 
-    async def read(self, reads: Sequence[LiveRead], cost: QueryCost) -> list[LiveRows]:
+    async def read(
+        self, reads: Sequence[LiveRead], cost: QueryCost, until: float
+    ) -> list[LiveRows]:
         """Return what owners have, in the order of ``reads``; each answers all from one state.
 
-        Owners that do not answer in time are missing among the facts. Who was asked is added to
-        ``cost``.
+        Owners are waited for until ``until``, by the event loop's clock; those that have not
+        answered by then are missing among the facts. Who was asked is added to ``cost``.
         """
 
 
@@ -153,17 +158,19 @@ class Reader:
         self._facts = KnownFacts()
         self._asked_at: dict[str, float] = {}
 
-    async def plan(self, query: FamilyQuery, cost: QueryCost) -> Plan:
+    async def plan(self, query: FamilyQuery) -> Plan:
         """Return what would be read, from facts of now.
 
         Raises:
             QueryError: it cannot be answered; see :func:`tables.planner.plan`.
         """
+        return await self._plan(query, QueryCost(), _now() + PATIENCE_S)
+
+    async def _plan(self, query: FamilyQuery, cost: QueryCost, until: float) -> Plan:
         old = _now() - FACTS_S_MAX
         stale = [layer for layer in query.layers if self._asked_at.get(layer.name, old) <= old]
         if stale:
-            reads = [LiveRead(layer) for layer in stale]
-            self._hear(reads, await self._live.read(reads, cost))
+            await self._ask([LiveRead(layer) for layer in stale], cost, until)
         now_ms = self._clock_ms()
         facts = {layer.name: self._facts.of(layer, now_ms) for layer in query.layers}
         return plan(query, facts, self._limits.cells_max)
@@ -177,18 +184,19 @@ class Reader:
         """
         base = query.family.base
         cost = QueryCost()
+        until = _now() + PATIENCE_S
         for left in reversed(range(TORN_TRIES)):
-            planned = await self.plan(query, cost)
+            planned = await self._plan(query, cost, until)
             parts = [self._part(query, segment) for segment in planned.segments]
-            base_rows = await self._read_live(query, parts, cost)
+            base_rows = await self._read_live(query, parts, cost, until)
+            partial = any(part.lacks_owners for part in parts) or (
+                not all(part.is_final for part in parts)
+                and len(base_rows.facts) < self._input_of(base).partitions
+            )
             torn = planned.exactness == "exact" and self._are_torn(base, parts, base_rows)
-            if not torn or not left:
+            if partial or not torn or not left:
                 break
             await asyncio.sleep(TORN_WAIT_S)
-        partial = any(part.lacks_owners for part in parts) or (
-            not all(part.is_final for part in parts)
-            and len(base_rows.facts) < self._input_of(base).partitions
-        )
         cells = [(part.layer, await self._cells(query, part, cost)) for part in parts]
         facts = base_rows.facts.values()
         return FamilyAnswer(
@@ -211,7 +219,7 @@ class Reader:
         cost = QueryCost()
         keys = KeyFilter({name: (value,) for name, value in cells.key.items()})
         read = LiveRead(layer, cells.from_ms, cells.to_ms, keys)
-        (found,) = await self._ask([read], cost)
+        (found,) = await self._ask([read], cost, _now() + PATIENCE_S)
         stop, final_ms = cells.to_ms, cells.from_ms
         if found.facts.keys() >= read.asked:
             evicted_ms = max(fact.evicted_ms for fact in found.facts.values())
@@ -248,7 +256,9 @@ class Reader:
             partitions = frozenset(key_hash(key.values()) % layer.partitions for key in keys)
         return _Part(layer, segment, live_from_ms, partitions)
 
-    async def _read_live(self, query: FamilyQuery, parts: list[_Part], cost: QueryCost) -> LiveRows:
+    async def _read_live(
+        self, query: FamilyQuery, parts: list[_Part], cost: QueryCost, until: float
+    ) -> LiveRows:
         """Ask owners for what is not final; return what those of the base say of themselves.
 
         The merge stage of a merged base is asked before its combiners, so that what it has settled
@@ -266,31 +276,28 @@ class Reader:
         facts = [LiveRead(layer) for layer in query.layers]
         of_base = LiveRead(folded)
         if base.merged:
-            found = await self._ask([*reads, *facts], cost)
+            found = await self._ask([*reads, *facts], cost, until)
             combined = [
                 LiveRead(folded, part.live_from_ms, part.segment.to_ms, query.keys)
                 for part in parts
                 if part.layer is base
             ]
-            *more, base_rows = await self._ask([*combined, of_base], cost)
+            *more, base_rows = await self._ask([*combined, of_base], cost, until)
             for part, rows in zip((p for p in parts if p.layer is base), more, strict=True):
                 part.combined = rows
         else:
-            *found, base_rows = await self._ask([*reads, *facts, of_base], cost)
+            *found, base_rows = await self._ask([*reads, *facts, of_base], cost, until)
         for part, rows in zip(parts, found[: len(parts)], strict=True):
             part.live = rows
         return base_rows
 
-    async def _ask(self, reads: list[LiveRead], cost: QueryCost) -> list[LiveRows]:
-        found = await self._live.read(reads, cost)
-        self._hear(reads, found)
-        return found
-
-    def _hear(self, reads: list[LiveRead], found: list[LiveRows]) -> None:
+    async def _ask(self, reads: list[LiveRead], cost: QueryCost, until: float) -> list[LiveRows]:
+        found = await self._live.read(reads, cost, until)
         for read, rows in zip(reads, found, strict=True):
             self._facts.take(read.layer.name, rows.facts.values())
-            if rows.facts.keys() >= read.asked:
+            if read.partitions is None:
                 self._asked_at[read.layer.name] = _now()
+        return found
 
     def _are_torn(self, base: Layer, parts: list[_Part], base_rows: LiveRows) -> bool:
         """Tell whether what was read is not of one position of each source partition."""

@@ -3,7 +3,7 @@
 The group's map says who owns what. A worker answers for its own partitions only, so no question is
 ever passed on twice. Whoever does not answer soon is asked a second time, over another connection;
 a partition that is on its way from one worker to another is asked for again until it is there or
-the reader's patience ends: then it is missing from the answer.
+the time for it has passed: then it is missing from the answer.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ HEDGE_S = 0.15
 """A worker answers in milliseconds; one that collects garbage or stands on its disk may not, and
 what a second try finds instead is often the next owner."""
 
-PATIENCE_S = 1.5
-"""How long partitions that nobody serves are asked for: a rebalance without a crash takes less."""
+LAST_TRY_S = 0.25
+"""How long a worker has for its answer at least, when others have used up the time for all."""
 
 AGAIN_S = 0.05
 
@@ -209,11 +209,12 @@ class Peers:
         if session is not None:
             await session.close()
 
-    async def read(self, reads: Sequence[LiveRead], cost: QueryCost) -> list[LiveRows]:
+    async def read(
+        self, reads: Sequence[LiveRead], cost: QueryCost, until: float
+    ) -> list[LiveRows]:
         """Return what owners have; see :class:`agents.reader.LiveSource`."""
         found = [LiveRows() for _ in reads]
         loop = asyncio.get_running_loop()
-        until = loop.time() + PATIENCE_S
         while lacking := self._lacking(reads, found):
             owners: dict[str, set[TopicPartition]] = {}
             members = self._members()
@@ -223,7 +224,7 @@ class Peers:
             # What is here first: the state may move while others are waited for.
             if (mine := owners.pop(self._own_url, None)) is not None:
                 _add(found, [self._local(read) for read in self._of(reads, mine)])
-            left_s = until - loop.time()
+            left_s = max(LAST_TRY_S, until - loop.time())
             asks = [
                 self._ask(url, self._of(reads, places), left_s, cost)
                 for url, places in owners.items()

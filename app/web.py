@@ -26,7 +26,6 @@ from app.web_guard import HEADERS, PartialError, answer, guard, ssl_context
 from app.web_slots import Slots
 from tables.archive import Archive
 from tables.archive_cache import ArchiveCache
-from tables.cost import QueryCost
 from tables.errors import QueryError
 from tables.family import FamilyQuery, parse_family_query
 from tables.layer import Layer, Map
@@ -198,7 +197,7 @@ class _Endpoint:
             self._view.themap, request.match_info["family"], request.query.items(), self._limits
         )
         if query.explain:
-            plan = await self._slots.run(self._reader.plan(query, QueryCost()), query.deadline_ms)
+            plan = await self._slots.run(self._reader.plan(query), query.deadline_ms)
             return answer({"family": query.family.name, "plan": describe_plan(plan)})
         return answer(await self._slots.run(self._family(query), query.deadline_ms))
 

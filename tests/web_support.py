@@ -88,9 +88,11 @@ class FrameCells:
         self.served = served
         self.evicted_ms = 2**50
 
-    async def read(self, reads: Sequence[LiveRead], cost: QueryCost) -> list[LiveRows]:
+    async def read(
+        self, reads: Sequence[LiveRead], cost: QueryCost, until: float
+    ) -> list[LiveRows]:
         """Return rows of each range, from one partition, and facts of all that are served."""
-        del cost
+        del cost, until
         return [self.local(read) for read in reads]
 
     def local(self, read: LiveRead) -> LiveRows:

@@ -1,0 +1,283 @@
+"""Peers: any worker answers for all, in time, and says what is missing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from house import RAW, House, fill
+from servers import free_ports
+from support import DAY_MS, HOUR_MS, MemoryLog, dataclasses_replace, small_map
+from web_support import METRICS, FrameCells, StandingView, frame, get
+
+import agents.reader
+import app.peers
+from app.assignor import TopicPartition
+from app.peers import CONTENT_TYPE, PATH, Peers, decode_reads, encode_reads
+from app.settings import Settings
+from app.web import install
+from tables.archive_embedded import EmbeddedArchive
+from tables.cost import QueryCost
+from tables.errors import QueryError
+from tables.family import KeyFilter
+from tables.layer import Map
+from tables.live import LiveRead, LiveRows
+
+MAP = small_map()
+MERGED = small_map(
+    sources=(dataclasses_replace(MAP.sources[0], keyed_by=()),),
+    layers=(dataclasses_replace(MAP.layers[0], merged=True), MAP.layers[1]),
+)
+HOURS = MAP.layer("hour")
+TOKEN = "correct-horse-battery"  # noqa: S105 - no password of anything
+RANGE = f"from=0&to={4 * DAY_MS}"
+FAMILY = f"/v1/families/hour/cells?{RANGE}&group=origin&step=1d"
+CELLS = f"/v1/layers/hour/cells?{RANGE}&limit=10000"
+
+
+class Group:
+    """Workers with an endpoint each, which share a log, an archive and a map of owners."""
+
+    def __init__(self, themap: Map, archive: EmbeddedArchive, folder: Path) -> None:
+        self.map = themap
+        self.archive = archive
+        self.folder = folder
+        self.log = MemoryLog()
+        self.houses: list[House] = []
+        self.urls: list[str] = []
+        self.peers: list[Peers] = []
+        self.owners: dict[TopicPartition, str] = {}
+        self.before: Callable[[int, web.Request], Awaitable[None]] | None = None
+
+    async def add(self, stack: contextlib.AsyncExitStack) -> None:
+        """Start a worker that owns nothing yet."""
+        number = len(self.houses)
+        house = House(self.log, self.archive, self.folder / str(number), self.map)
+        port = free_ports(1)[0]
+        url = f"http://127.0.0.1:{port}"
+        peers = Peers(self.map, house.owners.read, lambda: self.owners, own_url=url, token=TOKEN)
+        view = StandingView(self.map, self.archive, FrameCells(frame([]), set()))
+        view.local = house.owners.read  # type: ignore[method-assign]
+        site = web.Application()
+        install(site, view, peers, Settings(web_token=TOKEN), lambda: METRICS)
+
+        @web.middleware
+        async def held(request: web.Request, handler: Any) -> Any:
+            if self.before is not None and request.path == PATH:
+                await self.before(number, request)
+            return await handler(request)
+
+        site.middlewares.append(held)
+        runner = web.AppRunner(site, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+        stack.push_async_callback(house.kill)
+        stack.push_async_callback(runner.cleanup)
+        stack.push_async_callback(peers.close)
+        self.houses.append(house)
+        self.urls.append(url)
+        self.peers.append(peers)
+
+    async def give(self, place: TopicPartition, number: int) -> None:
+        """Move a partition to a worker, and tell all of it."""
+        for house in self.houses:
+            await house.owners.release({place})
+        await self.houses[number].owners.restore(*place, 1)
+        self.owners[place] = self.urls[number]
+
+    async def fold(self) -> None:
+        """Have every worker fold all that there is for it."""
+        busy = True
+        while busy:
+            busy = False
+            for house in self.houses:
+                for topic in self.map.inputs():
+                    busy = await house.step(topic, 100) or busy
+
+    async def ask(self, number: int, path: str) -> Any:
+        """Return what a worker answers."""
+        status, body, _ = await get(self.urls[number] + path, Authorization=f"Bearer {TOKEN}")
+        return body | {"status": status}
+
+
+@pytest.fixture(params=[MAP, MERGED], ids=["keyed", "merged"])
+async def group(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Group]:
+    """Return three workers, of which the first two own the partitions; some events are folded."""
+    archive = EmbeddedArchive(tmp_path / "archive")
+    await archive.open(request.param)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(archive.close)
+        made = Group(request.param, archive, tmp_path)
+        for _ in range(3):
+            await made.add(stack)
+        fill(made.log, 5, keyed=request.param is MAP)
+        for topic, partitions in made.map.inputs().items():
+            # The heartbeats that close everything stay away.
+            if topic == RAW:
+                for partition in range(partitions):
+                    made.log.records[RAW, partition].pop()
+            for partition in range(partitions):
+                await made.give((topic, partition), partition % 2)
+        await made.fold()
+        yield made
+
+
+async def test_every_worker_gives_the_whole_answer(group: Group) -> None:
+    """Also the one that owns nothing; the cells are those of all."""
+    answers = [await group.ask(number, FAMILY) for number in range(3)]
+    for answer in answers:
+        assert (answer["status"], answer["exactness"]) == (200, "exact")
+        assert answer["as_of"] == {RAW: {"0": answers[0]["as_of"][RAW]["0"],
+                                         "1": answers[0]["as_of"][RAW]["1"]}}  # fmt: skip
+        assert answer["cells"] == answers[0]["cells"]
+    assert sum(cell["measures"]["count"] for cell in answers[0]["cells"]) == 600
+    assert answers[0]["cost"]["workers_asked"] < answers[2]["cost"]["workers_asked"]
+    cells = [await group.ask(number, CELLS) for number in range(3)]
+    assert [answer["partial"] for answer in cells] == [False] * 3
+    assert cells[0]["cells"] == cells[1]["cells"] == cells[2]["cells"]
+
+
+async def test_a_question_is_passed_on_once(group: Group) -> None:
+    """A worker that is asked by another answers of its own partitions, whatever the map says."""
+    group.owners = dict.fromkeys(group.owners, group.urls[2])
+    answer = await group.ask(0, FAMILY)
+    assert answer["exactness"] == "partial"
+    assert group.peers[2].asked_total == 0
+
+
+async def test_an_answer_without_an_owner_says_partial(group: Group) -> None:
+    """Or is refused, if the reader wants that; what is there is right."""
+    await group.houses[1].owners.release({(RAW, 1)})
+    answer = await group.ask(2, FAMILY)
+    assert answer["exactness"] == "partial"
+    assert list(answer["as_of"][RAW]) == ["0"]
+    refused = await group.ask(2, f"{FAMILY}&partial=refuse")
+    assert (refused["status"], refused["title"]) == (503, "Service Unavailable")
+    assert "some owners do not answer" in refused["detail"]
+
+
+async def test_a_partition_on_its_way_is_waited_for(group: Group) -> None:
+    """It is asked for again until its next owner has it."""
+    whole = await group.ask(2, FAMILY)
+    await group.houses[1].owners.release({(RAW, 1)})
+    asking = asyncio.create_task(group.ask(2, FAMILY))
+    asked = asyncio.Event()
+
+    async def note(number: int, request: web.Request) -> None:
+        del number, request
+        asked.set()
+
+    group.before = note
+    await asked.wait()
+    await group.give((RAW, 1), 2)
+    answer = await asking
+    assert answer["exactness"] == "exact"
+    assert answer["cells"] == whole["cells"]
+
+
+async def test_who_does_not_answer_soon_is_asked_a_second_time(group: Group) -> None:
+    """Its second answer counts; the first may never come."""
+    stuck: list[int] = []
+
+    async def first_hangs(number: int, request: web.Request) -> None:
+        del request
+        if number == 1 and not stuck:
+            stuck.append(number)
+            await asyncio.Event().wait()
+
+    group.before = first_hangs
+    answer = await group.ask(2, FAMILY)
+    assert (answer["exactness"], stuck) == ("exact", [1])
+    assert group.peers[2].hedged_total == 1
+
+
+async def test_a_worker_that_is_gone_is_missing(group: Group) -> None:
+    """A refused connection is no error of the reader's."""
+    gone = f"http://127.0.0.1:{free_ports(1)[0]}"
+    group.owners = {
+        place: gone if url == group.urls[1] else url for place, url in group.owners.items()
+    }
+    answer = await group.ask(0, FAMILY)
+    assert (answer["status"], answer["exactness"]) == (200, "partial")
+    assert group.peers[0].failed_total > 0
+    page = await group.ask(0, CELLS)
+    assert (page["partial"], page["partitions"] - page["partitions_served"]) == (True, 1)
+
+
+async def test_the_patience_is_for_all_tries_together(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that never answers costs a reader its patience, not its deadline."""
+    monkeypatch.setattr(agents.reader, "PATIENCE_S", 0.4)
+
+    async def hangs(number: int, request: web.Request) -> None:
+        del request
+        if number == 1:
+            await asyncio.Event().wait()
+
+    group.before = hangs
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    answer = await group.ask(0, f"{FAMILY}&deadline_ms=9000")
+    assert answer["exactness"] == "partial"
+    assert loop.time() - started < 5
+
+
+async def test_requests_that_are_none_are_refused(group: Group) -> None:
+    """Without the token, too long, of another map, or no MessagePack at all."""
+    other = dataclasses_replace(group.map, digest="other")
+    read = LiveRead(group.map.layer("hour"))
+    for body, token, status in (
+        (encode_reads(group.map, [read]), TOKEN, 200),
+        (encode_reads(group.map, [read]), "wrong-horse-battery", 401),
+        (encode_reads(other, [read]), TOKEN, 400),
+        (b"\xc1", TOKEN, 400),
+        (bytes(app.peers.REQUEST_BYTES_MAX + 1), TOKEN, 400),
+    ):
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": CONTENT_TYPE}
+        async with (
+            aiohttp.ClientSession(headers=headers) as session,
+            session.post(group.urls[0] + PATH, data=body) as response,
+        ):
+            assert response.status == status, await response.text()
+
+
+def test_reads_keep_everything_on_their_way() -> None:
+    """Types of values too: an integer, a bool and a text differ."""
+    keys = KeyFilter({"origin": ("1", 1, True)}, {"carrier": "U"})
+    reads = [
+        LiveRead(HOURS, 0, HOUR_MS, keys, partitions=frozenset({1})),
+        LiveRead(MERGED.layer("hour"), -5, 5, parts=True),
+    ]
+    found = decode_reads(MERGED, encode_reads(MERGED, [reads[1]]))
+    assert found == [reads[1]]
+    (one,) = decode_reads(MAP, encode_reads(MAP, [reads[0]]))
+    assert one == reads[0]
+    assert [type(value) for value in one.keys.values["origin"]] == [str, int, bool]
+    with pytest.raises(QueryError, match="no such layer; got hour"):
+        decode_reads(
+            MAP,
+            encode_reads(MAP, [LiveRead(dataclasses_replace(HOURS, name="hour.partial"))]),
+        )
+
+
+async def test_two_answers_for_one_partition_are_one() -> None:
+    """While a partition moves both owners may answer: the first counts."""
+    rows = frame([{"key_origin": "JFK", "key_carrier": "UA", "window_start": 0, "events": 1,
+                   "n_delay": 0, "sum_delay": 0, "min_delay": None, "max_delay": None,
+                   "sqlo_delay": 0, "sqhi_delay": 0, "version": 1, "source_partition": p}
+                  for p in (0, 1)])  # fmt: skip
+    cells = FrameCells(rows, {0, 1})
+    (one,) = await cells.read([LiveRead(HOURS, 0, HOUR_MS)], QueryCost(), 0)
+    both = LiveRows()
+    half = FrameCells(rows.head(1), {0})
+    both.add(half.local(LiveRead(HOURS, 0, HOUR_MS)))
+    both.add(one)
+    assert sorted(both.facts) == [0, 1]
+    assert sum(found.height for found in both.rows) == 2
