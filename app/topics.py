@@ -19,7 +19,7 @@ from aiokafka.errors import KafkaError, for_code
 from tables.errors import TreasureMapError
 from tables.layer import Map
 
-TopicKind = Literal["source", "layer", "journal", "side"]
+TopicKind = Literal["source", "layer", "journal", "feed", "side"]
 
 REPLICATION_MAX = 3
 """Copies of a topic where the caller names no number and there are brokers enough."""
@@ -76,13 +76,14 @@ class TopicsRefusedError(TreasureMapError):
 
 
 def topics_of(themap: Map, replication: int) -> list[TopicSpec]:
-    """Return the topics of a map: each input followed by its journal, then the side topics.
+    """Return the topics of a map: each input followed by its journal, then feeds and side topics.
 
     Side topics have as many partitions as the widest source, so that what is set aside of a source
-    partition keeps its order in the partition of that number. How long sources, layer topics and
-    side topics keep their records is left to the broker; a journal keeps all of them, because state
-    is the fold of it. Sources take the broker's time as the append time, because a producer's own
-    clock must not decide what is too far in the future.
+    partition keeps its order in the partition of that number. How long sources, layer topics, feeds
+    and side topics keep their records is left to the broker, and of a feed also whether they are
+    compacted; a journal keeps all of them, because state is the fold of it. Sources take the
+    broker's time as the append time, because a producer's own clock must not decide what is too far
+    in the future.
 
     Args:
         themap: the map.
@@ -102,6 +103,11 @@ def topics_of(themap: Map, replication: int) -> list[TopicSpec]:
             specs.append(TopicSpec(topic, "layer", partitions, replication, config))
         journal = themap.journal_topic(topic)
         specs.append(TopicSpec(journal, "journal", partitions, replication, _KEPT_FOR_EVER | own))
+    specs += [
+        TopicSpec(themap.feed_topic(layer), "feed", layer.partitions, replication, dict(own))
+        for layer in themap.layers
+        if layer.publish
+    ]
     widest = themap.side_partitions
     kinds: tuple[Literal["late", "dead"], ...] = ("late", "dead")
     specs += [

@@ -206,7 +206,7 @@ def merge_answer(
         last = page.row(-1, named=True)
         key = tuple(last[name] for name in layer.key_columns)
         cursor = encode_cursor(themap, layer, (last["window_start"], key))
-    return Answer(_rows(layer, page), cursor)
+    return Answer(cell_rows(layer, page), cursor)
 
 
 def encode_cursor(themap: Map, layer: Layer, position: Position) -> str:
@@ -252,7 +252,8 @@ def exact_json(value: Scalar | None) -> Scalar | None:
     return value
 
 
-def _rows(layer: Layer, page: pl.DataFrame) -> list[Row]:
+def cell_rows(layer: Layer, page: pl.DataFrame) -> list[Row]:
+    """Return the cells of a cell frame as JSON has them, in answers and in feeds."""
     measures = measures_of(layer, page)
     return [
         {
