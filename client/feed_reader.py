@@ -38,7 +38,7 @@ class FeedReader:
         topic: the feed's.
         options: of aiokafka's clients, ``bootstrap_servers`` among them.
         from_beginning: whether to begin with the oldest record, else with what comes from now.
-        to_end: whether to end where the feed ends now.
+        to_end: whether to end where the feed ends when reading begins.
 
     Attributes:
         ended: whether all is read up to the end that was asked for.
@@ -52,6 +52,7 @@ class FeedReader:
         self._options = dict(options)
         self._from_beginning = from_beginning
         self._to_end = to_end
+        self._places: list[TopicPartition] = []
         self._ends: dict[TopicPartition, int] = {}
         self._consumer = AIOKafkaConsumer(
             enable_auto_commit=False,
@@ -67,16 +68,15 @@ class FeedReader:
             FollowFailedError: no broker answers, or the feed is not there.
         """
         with self._told():
-            places = await self._places()
+            places = self._places = await self._find_places()
             await self._consumer.start()
-            starts = await self._consumer.beginning_offsets(places)
-            ends = await self._consumer.end_offsets(places)
+            if self._from_beginning:
+                starts = await self._consumer.beginning_offsets(places)
+            else:
+                starts = await self._consumer.end_offsets(places)
             self._consumer.assign(places)
-            for place in places:
-                start = starts if self._from_beginning else ends
-                self._consumer.seek(place, start[place])
-            if self._to_end:
-                self._ends = dict(ends)
+            for place, start in starts.items():
+                self._consumer.seek(place, start)
 
     async def read(self) -> list[FeedRecord]:
         """Return what comes next, in order within each partition; nothing where that takes long.
@@ -89,10 +89,7 @@ class FeedReader:
                 timeout_ms=FETCH_WAIT_MS, max_records=RECORDS_AT_ONCE
             )
             if self._to_end:
-                for place in list(self._ends):
-                    if await self._consumer.position(place) >= self._ends[place]:
-                        del self._ends[place]
-                self.ended = not self._ends
+                self.ended = await self._at_end()
         return [
             FeedRecord(record.partition, record.offset, record.value)
             for records in found.values()
@@ -103,7 +100,17 @@ class FeedReader:
         """Disconnect."""
         await self._consumer.stop()
 
-    async def _places(self) -> list[TopicPartition]:
+    async def _at_end(self) -> bool:
+        """Tell whether every partition is read up to where it ended at the first fetch."""
+        for place in self._places:
+            highwater = self._consumer.highwater(place)
+            if highwater is not None:
+                self._ends.setdefault(place, highwater)
+        return len(self._ends) == len(self._places) and all(
+            [await self._consumer.position(place) >= end for place, end in self._ends.items()]
+        )
+
+    async def _find_places(self) -> list[TopicPartition]:
         """Return the partitions of the feed.
 
         All topics are asked for: brokers may make a topic that is asked for by its name.

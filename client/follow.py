@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CELLS_MAX = 500_000
-"""The default of ``cells_max``."""
+"""The default of ``cells_max``. A cell takes about 240 bytes, so all of them 120 MB."""
 
 _SHOWN_BYTES = 40
 
@@ -65,7 +65,7 @@ def follow(
         brokers: bootstrap servers, ``host:port`` separated by commas.
         map_name: the map's name.
         from_beginning: begin with the oldest record that Kafka has, else with what comes from now.
-        to_end: end where the feed ends now, else never.
+        to_end: end where the feed ends when reading begins, else never.
         cells_max: how many cells are remembered to tell what was given. Past that the oldest
             windows are forgotten, and cells of these are given as they come.
         on_unreadable: called with each record that cannot be read; None logs a warning.
@@ -85,8 +85,8 @@ def follow(
 class Follower:
     """The cells of one feed as they come; use it in ``with`` or ``async with``, and iterate.
 
-    Where "now" is, and the end, is settled when that statement begins. Without ``async`` it runs an
-    event loop of its own, while it is waited for.
+    Where "now" is, is settled when that statement begins. Without ``async`` it runs an event loop
+    of its own, while it is waited for.
 
     Attributes:
         topic: the feed's.

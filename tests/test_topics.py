@@ -39,6 +39,7 @@ from = "minute"
 key = ["store"]
 window = "1h"
 partitions = 2
+publish = true
 """
 
 
@@ -87,7 +88,7 @@ def by_name(themap: Map, replication: int = 1) -> dict[str, TopicSpec]:
 
 
 def test_the_topics_of_a_map_follow_from_it() -> None:
-    """Inputs with their journals, of as many partitions, and side topics as wide as the sources."""
+    """Inputs with journals and feeds of as many partitions; side topics as wide as the sources."""
     themap = fresh_map()
     specs = by_name(themap)
     assert {name: (spec.kind, spec.partitions) for name, spec in specs.items()} == {
@@ -95,6 +96,7 @@ def test_the_topics_of_a_map_follow_from_it() -> None:
         f"journal.{themap.name}.raw": ("journal", 3),
         "layer.hour": ("layer", 2),
         f"journal.{themap.name}.layer.hour": ("journal", 2),
+        "feed.hour": ("feed", 2),
         "late": ("side", 3),
         "dead": ("side", 3),
     }
@@ -109,6 +111,11 @@ def test_a_journal_keeps_everything() -> None:
         }
         for_ever = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
         assert (kept == for_ever) is (spec.kind == "journal")
+
+
+def test_how_long_a_feed_is_kept_and_whether_it_is_compacted_is_left_to_others() -> None:
+    """It takes records as large as the map's other topics."""
+    assert by_name(fresh_map())["feed.hour"].config == {"max.message.bytes": str(16 << 20)}
 
 
 def test_a_source_carries_the_time_of_the_broker() -> None:
