@@ -48,6 +48,12 @@ def fresh_map() -> Map:
     return parse_map(TEXT.replace("{name}", f"shop_{uuid.uuid4().hex[:8]}"), "test")
 
 
+def arrow_map() -> Map:
+    """Return such a map with a feed of Arrow."""
+    text = TEXT.replace("publish = true", 'publish = "arrow"')
+    return parse_map(text.replace("{name}", f"shop_{uuid.uuid4().hex[:8]}"), "test")
+
+
 @contextlib.asynccontextmanager
 async def admin_of(brokers: str) -> AsyncIterator[AIOKafkaAdminClient]:
     """Connect as an administrator."""
@@ -113,9 +119,23 @@ def test_a_journal_keeps_everything() -> None:
         assert (kept == for_ever) is (spec.kind == "journal")
 
 
-def test_how_long_a_feed_is_kept_and_whether_it_is_compacted_is_left_to_others() -> None:
-    """It takes records as large as the map's other topics."""
-    assert by_name(fresh_map())["feed.hour"].config == {"max.message.bytes": str(16 << 20)}
+def test_how_long_a_feed_is_kept_is_left_to_others() -> None:
+    """One of Arrow is not compacted. Both take records as large as the map's other topics."""
+    large = {"max.message.bytes": str(16 << 20)}
+    assert by_name(fresh_map())["feed.hour"].config == large
+    assert by_name(arrow_map())["feed.hour"].config == large | {"cleanup.policy": "delete"}
+
+
+async def test_a_feed_of_arrow_that_is_compacted_is_refused(brokers: str) -> None:
+    """Brokers take no records without key there, which would stop workers; JSON has keys."""
+    themap = arrow_map()
+    await make(brokers, f"{themap.name}.feed.hour", 2, {"cleanup.policy": "compact,delete"})
+    with pytest.raises(TopicsRefusedError) as caught:
+        await apply_topics(brokers, themap)
+    (problem,) = caught.value.problems
+    assert "cannot be compacted; got cleanup.policy=compact,delete; want cleanup" in problem
+    json = parse_map(TEXT.replace("{name}", themap.name), "test")
+    assert f"{themap.name}.feed.hour" in (await apply_topics(brokers, json)).existing
 
 
 def test_a_source_carries_the_time_of_the_broker() -> None:
