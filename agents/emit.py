@@ -50,8 +50,8 @@ BESIDE_ROWS_MIN = 1_000
 window closes in all partitions at once: that would hold up the input and queries."""
 
 FEED_RECORDS_AT_ONCE = 200
-"""Records of a feed that are appended together. Each has its own acknowledgement: 200 hold the
-loop for about 15 ms, and a window of many cells must not."""
+"""Records of a feed that are appended together. Each takes 37 us of CPU, so 200 of them hold the
+loop for about 8 ms; a window of many cells would hold it for seconds."""
 
 RETRY_S_MIN = 0.2
 RETRY_S_MAX = 10.0
