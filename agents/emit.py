@@ -1,4 +1,4 @@
-"""Emit: closed cells to the archive and to coarser layers' topics, until they are acknowledged.
+"""Emit: closed cells to archive, coarser layers' topics and feeds, until they are acknowledged.
 
 Emission never decides content: it may stop, repeat and reorder freely (docs/formats/journal.md
 rules 8 and 11). Each owner has one task per destination, so that an archive that is away does not
@@ -8,6 +8,8 @@ hold back coarser layers.
     open          -> once the partition's cells have not changed for early_emit_s
     combiner's    -> open cells too, at most once a second, so that the merged layer's live table is
                      at most about a second behind
+
+A feed gets closed cells only: who reads it need not know what open means.
 """
 
 from __future__ import annotations
@@ -26,10 +28,11 @@ from typing import Protocol, TypeVar
 import polars as pl
 
 from agents.guarded import guarded
-from agents.owner import ARCHIVE, Due, Emission, Owner
+from agents.owner import ARCHIVE, FEED, Due, Emission, Owner
 from tables.archive import Archive
 from tables.contribution import Contribution, encode_contribution, split_cells
 from tables.errors import ArchiveError, OutcomeUnknownError
+from tables.feed import FeedRecord, feed_records
 from tables.journal import Announcement
 from tables.layer import Layer
 
@@ -46,9 +49,16 @@ BESIDE_ROWS_MIN = 1_000
 """Emissions from so many rows are made in a thread. 1,000 rows take 1.3 ms, 20,000 take 6, and a
 window closes in all partitions at once: that would hold up the input and queries."""
 
+FEED_RECORDS_AT_ONCE = 200
+"""Records of a feed that are appended together. Each takes 37 us of CPU, so 200 of them hold the
+loop for about 8 ms; a window of many cells would hold it for seconds."""
+
 RETRY_S_MIN = 0.2
 RETRY_S_MAX = 10.0
 
+
+SINKS = ("archive", "layer_topic", "feed")
+"""The kinds of sinks, each with a task of its own."""
 
 Made = TypeVar("Made")
 
@@ -68,6 +78,8 @@ class Log(Protocol):
         partition: int,
         value: bytes | None,
         headers: tuple[tuple[str, bytes], ...],
+        *,
+        key: bytes | None = None,
     ) -> int:
         """Append a record; return its offset. Raises OutcomeUnknownError."""
 
@@ -76,11 +88,13 @@ class Log(Protocol):
 class EmitCounts:
     """What was emitted since the worker started.
 
-    ``archived`` counts rows acknowledged by the archive, by layer; ``failures`` attempts that
-    failed, and are repeated, by the kind of sink: ``archive`` or ``layer_topic``.
+    ``archived`` counts rows acknowledged by the archive, ``published`` those acknowledged by feeds,
+    both by layer; ``failures`` attempts that failed, and are repeated, by the kind of sink, one of
+    ``SINKS``.
     """
 
     archived: Counter[str] = dataclasses.field(default_factory=Counter)
+    published: Counter[str] = dataclasses.field(default_factory=Counter)
     failures: Counter[str] = dataclasses.field(default_factory=Counter)
 
 
@@ -88,12 +102,15 @@ class EmitCounts:
 class _Route:
     """One destination: ``emit`` sends to it, ``due_at`` tells when there will be something to send.
 
-    ``looks_at`` is when its task looks again by itself, ``-NEVER_S`` while no news is wanted.
-    ``sent_early`` is the change after which open cells were sent last.
+    ``sink`` is its kind. ``takes_open`` says whether open cells are sent to it early. ``looks_at``
+    is when its task looks again by itself, ``-NEVER_S`` while no news is wanted. ``sent_early`` is
+    the change after which open cells were sent last.
     """
 
+    sink: str
     emit: Emit
     due_at: Callable[[], float]
+    takes_open: bool = True
     news: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     looks_at: float = NEVER_S
     sent_early: float = -NEVER_S
@@ -133,9 +150,11 @@ class Emitter:
 
     def start(self) -> None:
         """Start the tasks."""
-        self._spawn(_Route(self._emit_archive, self._archive_due_at))
+        self._spawn(_Route("archive", self._emit_archive, self._archive_due_at))
         if any(self._owner.plan.coarser.values()):
-            self._spawn(_Route(self._emit_coarser, self._coarser_due_at))
+            self._spawn(_Route("layer_topic", self._emit_coarser, self._coarser_due_at))
+        if any(layer.publish for layer in self._owner.plan.layers):
+            self._spawn(_Route("feed", self._emit_feed, self._feed_due_at, takes_open=False))
         self.wake(changed=True)
 
     def wake(self, *, changed: bool = False) -> None:
@@ -181,8 +200,7 @@ class Emitter:
                 if early:
                     route.sent_early = change
             except (ArchiveError, OutcomeUnknownError) as error:
-                sink = "archive" if isinstance(error, ArchiveError) else "layer_topic"
-                self._counts.failures[sink] += 1
+                self._counts.failures[route.sink] += 1
                 log.warning("emission failed, nothing is lost, sending again: %s", error)
                 # Every attempt takes all that waits in hand. News of more would repeat it with
                 # every delta, and bring no sink back.
@@ -195,7 +213,8 @@ class Emitter:
 
     def _early_at(self, route: _Route) -> float:
         """Return when open cells are due, because nothing has changed for a while."""
-        if not self._early_emit_s or self._changed_at == route.sent_early:
+        off = not self._early_emit_s or not route.takes_open
+        if off or self._changed_at == route.sent_early:
             return NEVER_S
         return self._changed_at + self._early_emit_s
 
@@ -215,6 +234,11 @@ class Emitter:
         combine_at = self._combined_at + COMBINER_EMIT_S if combined else NEVER_S
         announce_at = self._announced_at + ANNOUNCE_INTERVAL_S if any(self._news()) else NEVER_S
         return min(combine_at, announce_at)
+
+    def _feed_due_at(self) -> float:
+        owner = self._owner
+        published = [layer for layer in owner.plan.layers if layer.publish]
+        return -NEVER_S if any(owner.has_due(layer, FEED) for layer in published) else NEVER_S
 
     async def _emit_archive(self, early: bool) -> None:
         owner = self._owner
@@ -242,6 +266,24 @@ class Emitter:
                     if takes_open and layer.is_combiner:
                         self._combined_at = now
         await self._announce()
+
+    async def _emit_feed(self, early: bool) -> None:
+        assert not early, "open cells are not published"
+        owner = self._owner
+        for layer in owner.plan.layers:
+            due = owner.due(layer, FEED) if layer.publish else None
+            if due is None:
+                continue
+            emission, records = await beside(due, functools.partial(_feed_records, owner))
+            topic = owner.plan.themap.feed_topic(layer)
+            for at in range(0, len(records), FEED_RECORDS_AT_ONCE):
+                sends = [
+                    self._log.append(topic, target, value, (), key=key)
+                    for target, key, value in records[at : at + FEED_RECORDS_AT_ONCE]
+                ]
+                await asyncio.gather(*sends)
+            self._counts.published[layer.name] += emission.cells.height
+            self._acknowledge(emission)
 
     async def _announce(self) -> None:
         """Tell coarser layers how far this partition is, where a floor has passed a window."""
@@ -307,6 +349,11 @@ async def beside(due: Due, then: Callable[[Emission], Made]) -> tuple[Emission, 
 
 def _blocks(coarser: Layer, emission: Emission) -> list[tuple[int, bytes]]:
     return split_cells(coarser, emission.cells)
+
+
+def _feed_records(owner: Owner, emission: Emission) -> list[FeedRecord]:
+    revision = owner.plan.themap.revision
+    return feed_records(emission.layer, revision, owner.partition, emission.cells)
 
 
 def _now() -> float:

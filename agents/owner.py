@@ -51,7 +51,10 @@ from tables.table import NEVER_ENDS_MS, NEVER_MS
 
 ARCHIVE = ".archive"
 """The sink that every layer but a combiner has; the others are the names of layers, which begin
-with a letter."""
+with a letter, and feeds."""
+
+FEED = ".feed"
+"""The sink of a published layer for programs of others. Open cells never go there."""
 
 SNAPSHOT_TAIL_BYTES_MIN = 1 << 20
 """Deltas up to this size are read faster than they are worth a snapshot."""
@@ -126,7 +129,9 @@ class Owner:
     def sinks(self, layer: Layer) -> list[str]:
         """Return where the cells of ``layer`` go: those of a combiner to its merge stage only."""
         names = [coarser.name for coarser in self.plan.coarser[layer.name]]
-        return names if layer.is_combiner else [ARCHIVE, *names]
+        if layer.is_combiner:
+            return names
+        return [ARCHIVE, FEED, *names] if layer.publish else [ARCHIVE, *names]
 
     async def claim(self) -> None:
         """Claim the partition and restore its state from local store and journal.
@@ -253,7 +258,7 @@ class Owner:
 
         def emission() -> Emission:
             cells = collect()
-            if sink != ARCHIVE:
+            if sink not in (ARCHIVE, FEED):
                 cells = added_up(layer, self._coarser(layer, sink), cells)
             if sent:
                 start = pl.col("window_start")
@@ -291,10 +296,14 @@ class Owner:
         return bool(self._changed(layer, sink))
 
     def waiting_open(self, layer: Layer) -> int:
-        """Return the number of open windows that some sink lacks at their version."""
+        """Return the number of open windows that some sink lacks at their version.
+
+        Feeds do not count: they get no open cells.
+        """
         return sum(
             len(self._changed(layer, sink)) - len(self._unacknowledged(layer, sink))
             for sink in self.sinks(layer)
+            if sink != FEED
         )
 
     def unacknowledged(self, layer: Layer) -> int:

@@ -122,7 +122,13 @@ class KafkaLog:
             await self._offsets.stop()
 
     async def append(
-        self, topic: str, partition: int, value: bytes | None, headers: Headers
+        self,
+        topic: str,
+        partition: int,
+        value: bytes | None,
+        headers: Headers,
+        *,
+        key: bytes | None = None,
     ) -> int:
         """Append a record; return its offset.
 
@@ -139,7 +145,7 @@ class KafkaLog:
         try:
             async with self._answered(cannot, self._append_deadline_s):
                 sent = await self._producer.send(
-                    topic, value or b"", partition=partition, headers=list(headers)
+                    topic, value or b"", key, partition=partition, headers=list(headers)
                 )
                 metadata = await asyncio.shield(sent)
         except OutcomeUnknownError as unknown:

@@ -86,7 +86,12 @@ def parse_map(text: str, source_name: str) -> Map:
         for draft in drafts
         if name is not None and (draft.merged or draft.finer is not None)
     ]
-    note_topics(section, name, inputs)
+    feeds = [
+        (f"{name}.feed.{draft.name}", f"layers.{draft.name}")
+        for draft in drafts
+        if name is not None and draft.publish is not None
+    ]
+    note_topics(section, name, inputs, feeds)
     if problems:
         raise MapError(source_name, problems)
     assert revision is not None

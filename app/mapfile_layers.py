@@ -12,9 +12,9 @@ from app.mapfile_measures import (
     read_measures,
     undeclared,
 )
-from app.mapfile_read import DURATION_MS_MAX, Section, nearest
+from app.mapfile_read import DURATION_MS_MAX, Section, nearest, shown
 from app.mapfile_sources import PARTITIONS_MAX, DraftSource
-from tables.layer import Accumulator, Condition, FieldType, KeyField, Layer, Measure
+from tables.layer import Accumulator, Condition, FeedFormat, FieldType, KeyField, Layer, Measure
 from tables.window import DAY_MS, YEAR, Window
 
 PARTITIONS_DEFAULT_MAX = 8
@@ -53,6 +53,7 @@ class Draft:
     archive_ttl_ms: int = 0
     slots: int = 8
     merged: bool = False
+    publish: FeedFormat | None = None
 
     def build(self) -> Layer:
         """Return the layer of a draft without problems."""
@@ -77,6 +78,7 @@ class Draft:
             archive_ttl_ms=self.archive_ttl_ms,
             slots=self.slots,
             merged=self.merged,
+            publish=self.publish,
         )
 
 
@@ -225,6 +227,25 @@ def _read_common(draft: Draft) -> None:
     if draft.archive_ttl_ms > TTL_MS_MAX:
         section.note("archive_ttl", "too long; want at most '7300d', or '0s' to keep; shorten it")
     draft.slots = section.integer("slots", 1, SLOTS_MAX) or draft.slots
+    draft.publish = _read_publish(section)
+
+
+def _read_publish(section: Section) -> FeedFormat | None:
+    """Return the form of the layer's feed; ``true`` is JSON."""
+    value = section.raw("publish")
+    # By identity: 1 and 1.0 are equal to true.
+    if value is None or value is False:
+        return None
+    if value is True or value == "json":
+        return "json"
+    if value == "arrow":
+        return "arrow"
+    section.note(
+        "publish",
+        f"no form of a feed; got {shown(value)}; want true, 'json' or 'arrow'; change the value or "
+        "leave the field out",
+    )
+    return None
 
 
 def _read_window(section: Section) -> Window | None:

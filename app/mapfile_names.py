@@ -32,8 +32,13 @@ def note_tables(section: Section, name: str | None, layers: Iterable[str]) -> No
             )
 
 
-def note_topics(section: Section, name: str | None, inputs: Iterable[tuple[str, str]]) -> None:
-    """Note input topics that cannot stand beside each other or beside the map's own topics.
+def note_topics(
+    section: Section,
+    name: str | None,
+    inputs: Iterable[tuple[str, str]],
+    feeds: Iterable[tuple[str, str]],
+) -> None:
+    """Note topics that cannot stand beside each other or beside the map's own topics.
 
     Kafka refuses a topic whose name differs from another's only in dots and underscores, because
     their metrics would have the same name (``kafka.common.internals.Topic.hasCollision``).
@@ -42,6 +47,7 @@ def note_topics(section: Section, name: str | None, inputs: Iterable[tuple[str, 
         section: the whole map.
         name: the map's name, or None where it is wrong; only the inputs are compared then.
         inputs: each input topic, with the place in the map that it comes from.
+        feeds: likewise each feed, which has no journal.
     """
     sides = [f"{name}.{kind}" for kind in _SIDES] if name is not None else []
     claimed = {_unified(side): (side, "of every map") for side in sides}
@@ -50,16 +56,25 @@ def note_topics(section: Section, name: str | None, inputs: Iterable[tuple[str, 
         problem = topic_problem(journal)
         if problem is not None:
             section.note(where, f"its journal topic cannot be made: {problem}")
-        for derived in (topic, journal) if name is not None else (topic,):
-            mine = (derived, f"of {where}")
-            other = claimed.setdefault(_unified(derived), mine)
-            if other is not mine:
-                section.note(
-                    where,
-                    f"topic {derived!r} cannot stand beside {other[0]!r} {other[1]}: Kafka takes "
-                    "them for one, as '.' and '_' are the same there; rename the topic",
-                )
-                break
+        _claim(section, claimed, where, (topic, journal) if name is not None else (topic,))
+    for feed, where in feeds:
+        _claim(section, claimed, where, (feed,))
+
+
+def _claim(
+    section: Section, claimed: dict[str, tuple[str, str]], where: str, topics: Iterable[str]
+) -> None:
+    """Note the first of a place's topics whose name is taken."""
+    for topic in topics:
+        mine = (topic, f"of {where}")
+        other = claimed.setdefault(_unified(topic), mine)
+        if other is not mine:
+            section.note(
+                where,
+                f"topic {topic!r} cannot stand beside {other[0]!r} {other[1]}: Kafka takes "
+                "them for one, as '.' and '_' are the same there; rename the topic",
+            )
+            return
 
 
 def _unified(topic: str) -> str:

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from agents.emit import SINKS
 from agents.owner import Owner
 from app.lane import Lane
 from app.pressure import REASONS, Pressure
@@ -161,10 +162,14 @@ class Metrics(Collector):
                 if row["watermark_ms"] is not None
             ),
         )  # fmt: skip
-        failures = self._view.owners.emitted.failures
+        emitted = self._view.owners.emitted
+        yield _counter(
+            "published_rows", "Rows that feeds acknowledged.", ("layer",),
+            (((row["name"],), emitted.published[row["name"]]) for row in rows),
+        )  # fmt: skip
         yield _counter(
             "emission_failures", "Emissions that failed, and are repeated.", ("sink",),
-            (((sink,), failures[sink]) for sink in ("archive", "layer_topic")),
+            (((sink,), emitted.failures[sink]) for sink in SINKS),
         )  # fmt: skip
 
     def _pressing(self) -> Iterator[Metric]:

@@ -19,7 +19,7 @@ from aiokafka.errors import KafkaError, for_code
 from tables.errors import TreasureMapError
 from tables.layer import Map
 
-TopicKind = Literal["source", "layer", "journal", "side"]
+TopicKind = Literal["source", "layer", "journal", "feed", "side"]
 
 REPLICATION_MAX = 3
 """Copies of a topic where the caller names no number and there are brokers enough."""
@@ -76,13 +76,14 @@ class TopicsRefusedError(TreasureMapError):
 
 
 def topics_of(themap: Map, replication: int) -> list[TopicSpec]:
-    """Return the topics of a map: each input followed by its journal, then the side topics.
+    """Return the topics of a map: each input followed by its journal, then feeds and side topics.
 
     Side topics have as many partitions as the widest source, so that what is set aside of a source
-    partition keeps its order in the partition of that number. How long sources, layer topics and
-    side topics keep their records is left to the broker; a journal keeps all of them, because state
-    is the fold of it. Sources take the broker's time as the append time, because a producer's own
-    clock must not decide what is too far in the future.
+    partition keeps its order in the partition of that number. How long sources, layer topics, feeds
+    and side topics keep their records is left to the broker; a journal keeps all of them, because
+    state is the fold of it. A feed of JSON may be compacted; records of Arrow have no key, and
+    brokers refuse such where topics are. Sources take the broker's time as the append time, because
+    a producer's own clock must not decide what is too far in the future.
 
     Args:
         themap: the map.
@@ -102,6 +103,11 @@ def topics_of(themap: Map, replication: int) -> list[TopicSpec]:
             specs.append(TopicSpec(topic, "layer", partitions, replication, config))
         journal = themap.journal_topic(topic)
         specs.append(TopicSpec(journal, "journal", partitions, replication, _KEPT_FOR_EVER | own))
+    for layer in themap.layers:
+        if layer.publish:
+            config = own | ({"cleanup.policy": "delete"} if layer.publish == "arrow" else {})
+            feed = themap.feed_topic(layer)
+            specs.append(TopicSpec(feed, "feed", layer.partitions, replication, config))
     widest = themap.side_partitions
     kinds: tuple[Literal["late", "dead"], ...] = ("late", "dead")
     specs += [
@@ -203,7 +209,10 @@ async def _check(
     found: Mapping[str, int],
     verb: str = "apply",
 ) -> dict[str, str]:
-    """Raise where topics that exist differ; return the journals that could not be checked."""
+    """Raise where topics that exist differ; return the journals that could not be checked.
+
+    Of feeds of Arrow it is looked for what would stop workers.
+    """
     problems = [
         f"topic {spec.name}: wrong number of partitions; got {found[spec.name]}; want "
         f"{spec.partitions}; {_partitions_remedy(spec)}"
@@ -211,7 +220,21 @@ async def _check(
         if spec.name in found and found[spec.name] != spec.partitions
     ]
     journals = [spec.name for spec in specs if spec.kind == "journal" and spec.name in found]
-    configs, unchecked = await _journal_configs(admin, journals)
+    keyless = [
+        spec.name
+        for spec in specs
+        if spec.kind == "feed" and "cleanup.policy" in spec.config and spec.name in found
+    ]
+    configs, unknown = await _configs(admin, journals + keyless)
+    unchecked = {name: reason for name, reason in unknown.items() if name in journals}
+    for name in keyless:
+        policy = configs.pop(name, {}).get("cleanup.policy", "delete")
+        if policy != "delete":
+            problems.append(
+                f"topic {name}: a feed of Arrow has no record keys and cannot be compacted; got "
+                f"cleanup.policy={policy}; want cleanup.policy=delete; set it with kafka-configs, "
+                "or publish the layer as JSON"
+            )
     for name, config in configs.items():
         for option, want in _KEPT_FOR_EVER.items():
             if option not in config:
@@ -233,21 +256,21 @@ def _partitions_remedy(spec: TopicSpec) -> str:
     return "give the map another name, or delete the topic if it was never used"
 
 
-async def _journal_configs(
-    admin: AIOKafkaAdminClient, journals: list[str]
+async def _configs(
+    admin: AIOKafkaAdminClient, topics: list[str]
 ) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-    """Return the settings of each journal, and why those of the others are not known.
+    """Return the settings of each topic, and why those of the others are not known.
 
     All settings are asked for: the embedded broker closes the connection when some are named.
     """
-    if not journals:
+    if not topics:
         return {}, {}
-    resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in journals]
+    resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in topics]
     try:
         answers = await admin.describe_configs(resources)
     except (KafkaError, TimeoutError) as error:
         reason = f"the broker does not tell settings: {error or type(error).__name__}"
-        return {}, dict.fromkeys(journals, reason)
+        return {}, dict.fromkeys(topics, reason)
     configs: dict[str, dict[str, str]] = {}
     unchecked: dict[str, str] = {}
     for code, message, _, name, entries in (one for answer in answers for one in answer.resources):

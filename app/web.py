@@ -291,6 +291,8 @@ def _describe_layer(themap: Map, layer: Layer) -> dict[str, Any]:
         "archive_ttl_ms": layer.archive_ttl_ms,
         "input_topic": themap.input_topic(layer),
         "journal_topic": themap.journal_topic(themap.input_topic(layer)),
+        "publish": layer.publish,
+        "feed_topic": themap.feed_topic(layer) if layer.publish else None,
         "partitions": layer.partitions,
     }
 

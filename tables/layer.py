@@ -17,6 +17,7 @@ FieldType = Literal["string", "int", "bool", "float"]
 MeasureKind = Literal["count", "sum", "min", "max", "mean", "variance"]
 Operator = Literal["==", "!=", "<", "<=", ">", ">=", "in"]
 SideKind = Literal["late", "dead"]
+FeedFormat = Literal["json", "arrow"]
 Scalar = str | int | float | bool
 
 IDS_MAX = 2_000_000
@@ -123,7 +124,8 @@ class Layer(msgspec.Struct, frozen=True):
     partition has a part of its cells only, which a combiner (:func:`combiner_of`) sends to the
     layer's own topic to be merged. ``partitions`` is that of the layer's input: the source topic,
     or the layer's own topic. ``accumulators`` are ordered: events first, then by field as the
-    measures need them.
+    measures need them. ``publish`` is the form in which closed cells go to a feed, for programs
+    of others; None where there is none.
     """
 
     name: str
@@ -141,6 +143,7 @@ class Layer(msgspec.Struct, frozen=True):
     archive_ttl_ms: int = 0
     slots: int = 8
     merged: bool = False
+    publish: FeedFormat | None = None
 
     @property
     def key_columns(self) -> list[str]:
@@ -167,11 +170,15 @@ def combiner_of(source: Source, layer: Layer) -> Layer:
     """Return the combiner of a merged layer: it folds the layer's events in each source partition.
 
     It is a base layer like any other, of the same window and key, so that nothing but the sinks of
-    its cells tells it apart.
+    its cells tells it apart. Its cells are parts, so they are never published.
     """
     assert layer.merged, f"the cells of {layer.name} are complete in each source partition"
     return msgspec.structs.replace(
-        layer, name=layer.name + COMBINER_SUFFIX, partitions=source.partitions, merged=False
+        layer,
+        name=layer.name + COMBINER_SUFFIX,
+        partitions=source.partitions,
+        merged=False,
+        publish=None,
     )
 
 
@@ -218,6 +225,10 @@ class Map(msgspec.Struct, frozen=True):
     def journal_topic(self, input_topic: str) -> str:
         """Return the journal topic of an input topic; it has the same number of partitions."""
         return f"{self.name}.journal.{input_topic}"
+
+    def feed_topic(self, layer: Layer) -> str:
+        """Return the topic that ``layer`` is published on; it has the layer's partitions."""
+        return f"{self.name}.feed.{layer.name}"
 
     @property
     def side_partitions(self) -> int:

@@ -159,7 +159,7 @@ def merge_answer(
     cells = merge_partitions(layer, latest(layer, rows))
     page, last = page_after(layer, cells, query.after, query.limit)
     cursor = None if last is None else encode_cursor(themap, layer, last)
-    return Answer(_rows(layer, page), cursor)
+    return Answer(cell_rows(layer, page), cursor)
 
 
 def page_after(
@@ -221,7 +221,8 @@ def exact_json(value: Scalar | None) -> Scalar | None:
     return value
 
 
-def _rows(layer: Layer, page: pl.DataFrame) -> list[Row]:
+def cell_rows(layer: Layer, page: pl.DataFrame) -> list[Row]:
+    """Return the cells of a cell frame as JSON has them, in answers and in feeds."""
     measures = measures_of(layer, page)
     return [
         {

@@ -115,9 +115,10 @@ def run_of(
 
 @dataclasses.dataclass(slots=True, frozen=True)
 class StoredRecord(LogRecord):
-    """A record of the log in memory, with its headers."""
+    """A record of the log in memory, with its headers and its key."""
 
     headers: Headers = ()
+    key: bytes | None = None
 
 
 @dataclasses.dataclass
@@ -139,13 +140,21 @@ class MemoryLog:
         headers = () if event is not None else ((HEARTBEAT_HEADER, encode_heartbeat(int(value))),)
         entries.append(StoredRecord(len(entries), event, 2_000_000_000_000, headers))
 
-    async def append(self, topic: str, partition: int, value: bytes | None, headers: Any) -> int:
+    async def append(
+        self,
+        topic: str,
+        partition: int,
+        value: bytes | None,
+        headers: Any,
+        *,
+        key: bytes | None = None,
+    ) -> int:
         """Append, or fail as told: ``lost`` is not written, ``unanswered`` is."""
         failing, self.fail_next = self.fail_next, ""
         if failing == "lost":
             raise OutcomeUnknownError("lost")
         entries = self.records.setdefault((topic, partition), [])
-        entries.append(StoredRecord(len(entries), value, 2_000_000_000_000, headers))
+        entries.append(StoredRecord(len(entries), value, 2_000_000_000_000, headers, key))
         if failing == "unanswered":
             raise OutcomeUnknownError("unanswered")
         return len(entries) - 1

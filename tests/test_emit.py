@@ -11,14 +11,24 @@ from typing import Any
 
 import polars as pl
 import pytest
-from support import DAY_MS, HOUR_MS, MemoryLog, flight, run_of, small_map, until
+from support import (
+    DAY_MS,
+    HOUR_MS,
+    MemoryLog,
+    dataclasses_replace,
+    flight,
+    run_of,
+    small_map,
+    until,
+)
 
 from agents import emit
 from agents.decode import Decoder
 from agents.emit import EmitCounts, Emitter
 from agents.fold import Folder
-from agents.owner import Owner, tail_of
+from agents.owner import ARCHIVE, FEED, Owner, tail_of
 from agents.owners import LogPartitionIO
+from client.feed import decode_record
 from tables.archive import CellRange
 from tables.archive_embedded import EmbeddedArchive
 from tables.contribution import Contribution, decode_cells, decode_contribution
@@ -33,6 +43,7 @@ BASE = 7
 MAP = small_map()
 HOUR, DAY = MAP.layer("hour"), MAP.layer("day")
 RAW, DAY_TOPIC = "flights.raw", "small.layer.day"
+FEED_TOPIC = "small.feed.hour"
 
 
 class Archive(EmbeddedArchive):
@@ -67,17 +78,28 @@ class TimedLog(MemoryLog):
     def __init__(self) -> None:
         super().__init__()
         self.lost = False
+        self.feed_lost = False
         self.times: list[float] = []
         for _ in range(BASE):
             self.put(RAW, 1, b"deleted")
 
-    async def append(self, topic: str, partition: int, value: bytes | None, headers: Any) -> int:
+    async def append(
+        self,
+        topic: str,
+        partition: int,
+        value: bytes | None,
+        headers: Any,
+        *,
+        key: bytes | None = None,
+    ) -> int:
         """Append, and remember when to the layer topic."""
+        if topic == FEED_TOPIC and self.feed_lost:
+            raise OutcomeUnknownError("the feed is away")
         if topic == DAY_TOPIC:
             if self.lost:
                 raise OutcomeUnknownError("the broker is away")
             self.times.append(asyncio.get_running_loop().time())
-        return await super().append(topic, partition, value, headers)
+        return await super().append(topic, partition, value, headers, key=key)
 
     async def bounds(self, topic: str, partition: int) -> tuple[int, int]:
         """Return first and next offset; the source's first records are gone."""
@@ -91,6 +113,16 @@ class TimedLog(MemoryLog):
             for (topic, number), records in sorted(self.records.items())
             if topic == DAY_TOPIC and partition in (None, number)
             for record in records
+        ]
+
+    def published(self) -> list[tuple[int, int, int | None]]:
+        """Return window, version and sum of every cell in the feed, by partition, in order."""
+        return [
+            (cell.window_start, cell.version, cell.measures["sum_delay"])
+            for (topic, _), records in sorted(self.records.items())
+            if topic == FEED_TOPIC
+            for record in records
+            for cell in decode_record(record.value or b"")
         ]
 
 
@@ -445,6 +477,77 @@ async def test_a_layer_that_nothing_is_made_from_goes_to_the_archive_only(
     assert len(scene.emitter._tasks) == 1
     assert scene.archive.versions() == [(0, BASE + 2)]
     assert scene.log.contributions() == []
+
+
+def publishing(form: str) -> Map:
+    """Return the small map with its hours published."""
+    return small_map(layers=(dataclasses_replace(HOUR, publish=form), DAY))
+
+
+@pytest.mark.parametrize("form", ["json", "arrow"])
+async def test_a_feed_gets_closed_cells_and_what_amends_them(
+    make: Callable[..., Awaitable[Scene]], form: str
+) -> None:
+    """Each version whole, and never an open cell, though the other sinks get these early."""
+    scene = await make(publishing(form), early_emit_s=0.01)
+    scene.emitter.start()
+    await scene.feed(0, HOUR_MS)
+    await until(scene.settled)
+
+    async def archived_early() -> bool:
+        return (HOUR_MS, BASE + 2) in scene.archive.versions()
+
+    await until(archived_early)
+    await scene.feed(1, delay=5)
+    await until(scene.settled)
+    await until(scene.idle)
+    assert scene.log.published() == [(0, BASE + 2, 1), (0, BASE + 3, 6)]
+    (hour,) = scene.owner.plan.layers
+    assert scene.owner.sinks(hour) == [ARCHIVE, FEED, "day"]
+    assert scene.owner.waiting_open(hour) == 0
+    assert scene.counts.published == {"hour": 2}
+    assert scene.failures == []
+
+
+async def test_a_feed_that_is_away_holds_nothing_but_eviction_back(
+    make: Callable[..., Awaitable[Scene]],
+) -> None:
+    """Archive and layer topic go on; what waits counts as pending and stays in the table."""
+    scene = await make(publishing("json"))
+    scene.log.feed_lost = True
+    scene.emitter.start()
+    await scene.feed(0, 3 * HOUR_MS)
+
+    async def elsewhere() -> bool:
+        return scene.counts.archived["hour"] == 1 and scene.counts.failures["feed"] > 1
+
+    await until(elsewhere)
+    await until(scene.told)
+    assert scene.owner.announcement(HOUR, "day") == (3 * HOUR_MS, 2 * HOUR_MS)
+    assert scene.owner.unacknowledged(scene.owner.plan.layers[0]) == 1
+    assert scene.owner.pending_bytes() > 0
+    assert scene.owner.housekeeping() is None
+    scene.log.feed_lost = False
+    await until(scene.settled)
+    assert scene.log.published() == [(0, BASE + 2, 1)]
+    assert scene.owner.housekeeping() is not None
+    assert set(scene.counts.failures) == {"feed"}
+
+
+async def test_a_new_owner_publishes_all_that_is_closed_again(
+    make: Callable[..., Awaitable[Scene]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the same versions, however many records are appended together."""
+    monkeypatch.setattr(emit, "FEED_RECORDS_AT_ONCE", 1)
+    first = await make(publishing("json"))
+    first.emitter.start()
+    await first.feed(-HOUR_MS, 0, HOUR_MS)
+    await until(first.settled)
+    await first.emitter.stop()
+    second = await make(publishing("json"))
+    second.emitter.start()
+    await until(second.settled)
+    assert sorted(first.log.published()) == sorted(2 * [(-HOUR_MS, BASE + 3, 1), (0, BASE + 3, 1)])
 
 
 @pytest.mark.parametrize(("early_emit_s", "sent"), [(3_600.0, 1), (0.0, 0)])

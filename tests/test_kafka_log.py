@@ -66,6 +66,17 @@ async def test_appends_get_consecutive_offsets_and_read_back(brokers: str, log: 
     assert all(before_ms <= record.append_time_ms <= after_ms for record in records)
 
 
+async def test_a_key_is_appended_with_its_record(brokers: str, log: KafkaLog) -> None:
+    """Feeds have keys, by which Kafka compacts; other records have none."""
+    topic = await topic_on(brokers)
+    await log.append(topic, 0, b"one", (), key=b'["JFK",0,1]')
+    await log.append(topic, 0, b"two", ())
+    reader = AIOKafkaConsumer(topic, bootstrap_servers=brokers, auto_offset_reset="earliest")
+    async with reader:
+        found = [await reader.getone() for _ in range(2)]
+    assert [(r.key, r.value) for r in found] == [(b'["JFK",0,1]', b"one"), (None, b"two")]
+
+
 async def test_reading_one_record_unpacks_no_others_of_a_long_log(
     brokers: str, log: KafkaLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -129,6 +129,19 @@ def test_show_draws_every_layer_below_what_it_is_made_from() -> None:
         assert (merged in below) == layer.merged
 
 
+def test_show_names_the_feed_of_a_published_layer(tmp_path: Path) -> None:
+    """With its partitions and its form; other layers have no such line."""
+    text = FLIGHTS.read_text().replace(
+        "[layers.arrivals_day]", "[layers.arrivals_day]\npublish = true"
+    )
+    path = tmp_path / "map.toml"
+    path.write_text(text)
+    lines = [line.strip("│ ") for line in run("show", path).stdout.splitlines()]
+    feeds = [line for line in lines if line.startswith("feed ")]
+    assert feeds == ["feed     flights.feed.arrivals_day (4 partitions, json)"]
+    assert "feed " not in run("show", FLIGHTS).stdout
+
+
 def test_show_draws_every_source_with_its_topic() -> None:
     """What producers key by, and how many partitions there are."""
     output = run("show", FLIGHTS).stdout

@@ -236,6 +236,11 @@ REFUSED: list[tuple[str, str, str, str]] = [
     ('name = "shop"', 'name = "Shop"', "name", "not a safe name; got 'Shop'"),
     ('name = "shop"', f'name = "{"s" * 41}"', "name", "not a safe name"),
     ('name = "shop"', 'name = "shop; drop"', "name", "not a safe name"),
+    # feeds
+    ('"1h"', '"1h"\npublish = "avro"', "layers.hour.publish", "no form of a feed; got 'avro'"),
+    ('"1h"', '"1h"\npublish = 1', "layers.hour.publish", "want true, 'json' or 'arrow'; change"),
+    ('"1h"', '"1h"\npublish = ["json"]', "layers.hour.publish", "no form of a feed; got ['json']"),
+    ('"1h"', '"1h"\npublish = {}', "layers.hour.publish", "got {}"),
     # sources
     ('"orders.raw"', '"orders raw"', "sources.orders.topic", "not a topic name that Kafka takes"),
     ('"orders.raw"', '".."', "sources.orders.topic", "not a topic name that Kafka takes"),
@@ -566,6 +571,7 @@ def test_equal_meanings_are_equal_maps_with_equal_digests(seed: random.Random) -
         ('["store", "country"]', '["country", "store"]'),
         ('"1h"', '"2h"'),
         ('"1h"', '"1h"\nslots = 9'),
+        ('"1h"', '"1h"\npublish = true'),
         ('"count", ', ""),
     ],
 )

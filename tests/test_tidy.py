@@ -22,7 +22,7 @@ PACKAGES = ("tables", "agents", "app", "client")
 DOORS = {
     "faust": ("app/",),
     "mode": ("app/",),
-    "aiokafka": ("app/",),
+    "aiokafka": ("app/", "client/feed_reader.py"),
     "aiohttp": ("app/",),
     # Verification reads archives on its own, or it would repeat the mistakes of what it checks.
     "cassandra": ("tables/archive_cassandra.py", "app/verify/archive.py"),

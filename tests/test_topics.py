@@ -39,12 +39,19 @@ from = "minute"
 key = ["store"]
 window = "1h"
 partitions = 2
+publish = true
 """
 
 
 def fresh_map() -> Map:
     """Return a map with topics that no other test has."""
     return parse_map(TEXT.replace("{name}", f"shop_{uuid.uuid4().hex[:8]}"), "test")
+
+
+def arrow_map() -> Map:
+    """Return such a map with a feed of Arrow."""
+    text = TEXT.replace("publish = true", 'publish = "arrow"')
+    return parse_map(text.replace("{name}", f"shop_{uuid.uuid4().hex[:8]}"), "test")
 
 
 @contextlib.asynccontextmanager
@@ -87,7 +94,7 @@ def by_name(themap: Map, replication: int = 1) -> dict[str, TopicSpec]:
 
 
 def test_the_topics_of_a_map_follow_from_it() -> None:
-    """Inputs with their journals, of as many partitions, and side topics as wide as the sources."""
+    """Inputs with journals and feeds of as many partitions; side topics as wide as the sources."""
     themap = fresh_map()
     specs = by_name(themap)
     assert {name: (spec.kind, spec.partitions) for name, spec in specs.items()} == {
@@ -95,6 +102,7 @@ def test_the_topics_of_a_map_follow_from_it() -> None:
         f"journal.{themap.name}.raw": ("journal", 3),
         "layer.hour": ("layer", 2),
         f"journal.{themap.name}.layer.hour": ("journal", 2),
+        "feed.hour": ("feed", 2),
         "late": ("side", 3),
         "dead": ("side", 3),
     }
@@ -109,6 +117,25 @@ def test_a_journal_keeps_everything() -> None:
         }
         for_ever = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
         assert (kept == for_ever) is (spec.kind == "journal")
+
+
+def test_how_long_a_feed_is_kept_is_left_to_others() -> None:
+    """One of Arrow is not compacted. Both take records as large as the map's other topics."""
+    large = {"max.message.bytes": str(16 << 20)}
+    assert by_name(fresh_map())["feed.hour"].config == large
+    assert by_name(arrow_map())["feed.hour"].config == large | {"cleanup.policy": "delete"}
+
+
+async def test_a_feed_of_arrow_that_is_compacted_is_refused(brokers: str) -> None:
+    """Brokers take no records without key there, which would stop workers; JSON has keys."""
+    themap = arrow_map()
+    await make(brokers, f"{themap.name}.feed.hour", 2, {"cleanup.policy": "compact,delete"})
+    with pytest.raises(TopicsRefusedError) as caught:
+        await apply_topics(brokers, themap)
+    (problem,) = caught.value.problems
+    assert "cannot be compacted; got cleanup.policy=compact,delete; want cleanup" in problem
+    json = parse_map(TEXT.replace("{name}", themap.name), "test")
+    assert f"{themap.name}.feed.hour" in (await apply_topics(brokers, json)).existing
 
 
 def test_a_source_carries_the_time_of_the_broker() -> None:

@@ -107,6 +107,9 @@ def _layer_label(themap: Map, layer: Layer) -> Text:
         f"journal  {themap.journal_topic(topic)}",
         f"archive  {LayerTable(themap, layer, keyspace='').name}",
     ]
+    if layer.publish:
+        feed = themap.feed_topic(layer)
+        lines.append(f"feed     {feed} ({_count(layer.partitions, 'partition')}, {layer.publish})")
     if layer.source is not None and layer.merged:
         parts = _count(themap.source(layer.source).partitions, "source partition")
         lines.append(f"merged   from {parts}, as the source is not keyed by part of its key")

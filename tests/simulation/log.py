@@ -8,7 +8,7 @@ from typing import Any
 from simulation.faults import Faults
 from support import StoredRecord
 
-from tables.errors import OffsetGoneError
+from tables.errors import OffsetGoneError, OutcomeUnknownError
 
 APPEND_TIME_MS = 2_000_000_000_000
 
@@ -31,10 +31,10 @@ class PartitionLog:
         """The offset after the last record that is to be seen."""
         return self.first + len(self.records) - self.hidden
 
-    def add(self, value: bytes | None, headers: Any) -> int:
+    def add(self, value: bytes | None, headers: Any, key: bytes | None = None) -> int:
         """Append; return the offset."""
         offset = self.first + len(self.records)
-        self.records.append(StoredRecord(offset, value, APPEND_TIME_MS + offset, headers))
+        self.records.append(StoredRecord(offset, value, APPEND_TIME_MS + offset, headers, key))
         return offset
 
     def slice(self, start: int, stop: int) -> list[StoredRecord]:
@@ -43,22 +43,37 @@ class PartitionLog:
 
 
 class SimulatedLog:
-    """``agents.owners.ReadableLog`` in memory; every call takes time and may fail."""
+    """``agents.owners.ReadableLog`` in memory; every call takes time and may fail.
+
+    While ``feeds_away``, no append to a feed is done or answered.
+    """
 
     def __init__(self, faults: Faults) -> None:
         self._faults = faults
+        self.feeds_away = False
         self.partitions: dict[tuple[str, int], PartitionLog] = {}
 
     def of(self, topic: str, partition: int) -> PartitionLog:
         """Return a partition, which comes into being when it is first asked for."""
         return self.partitions.setdefault((topic, partition), PartitionLog())
 
-    async def append(self, topic: str, partition: int, value: bytes | None, headers: Any) -> int:
+    async def append(
+        self,
+        topic: str,
+        partition: int,
+        value: bytes | None,
+        headers: Any,
+        *,
+        key: bytes | None = None,
+    ) -> int:
         """Append a record, at least once where the broker repeats it."""
+        if self.feeds_away and ".feed." in topic:
+            await self._faults.delay()
+            raise OutcomeUnknownError("the feed is away")
         log = self.of(topic, partition)
         # The end of a journal must be known before its readers can be compared.
         lingers = ".journal." not in topic
-        offset = await self._faults.request(lambda: log.add(value, headers), lingers=lingers)
+        offset = await self._faults.request(lambda: log.add(value, headers, key), lingers=lingers)
         self._faults.loop.note(offset, len(value or b""))
         return offset
 

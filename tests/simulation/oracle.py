@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 import polars as pl
+from simulation.feeds import check_feeds
 from simulation.log import PartitionLog, SimulatedLog
 from simulation.sink import Row, SimulatedArchive, Value
 from simulation.workload import RAW, Workload
@@ -55,6 +56,8 @@ class Oracle:
         yield from self._check_topics()
         yield from self._check_sent()
         yield from self._check_rows()
+        pure = not self._work.impure
+        yield from check_feeds(self._map, self._log, self._archive, self._wrong, pure=pure)
         yield from self._check_letters()
 
     def _revisions(self, partition: int) -> tuple[list[int], str]:
@@ -182,12 +185,16 @@ class Oracle:
     def _check_sent(self) -> Iterator[str]:
         """Check every value that was ever sent to the archive: it is the fold of its prefix."""
         for (row, version), values in self._archive.sent.items():
-            known = value_at(self.histories.get(row, []), version)
-            for value in values:
-                if known is None or not alike(known, value):
-                    yield f"wrote {value} of {row} at {version}; its log came to {known}"
+            wrong = [text for value in values if (text := self._wrong(row, version, value))]
+            yield from (f"wrote {text}" for text in wrong)
             if len(values) > 1 and not self._work.impure:
                 yield f"wrote {values} of {row} at {version}; want one value"
+
+    def _wrong(self, row: Row, version: int, value: Value) -> str | None:
+        known = value_at(self.histories.get(row, []), version)
+        if known is not None and alike(known, value):
+            return None
+        return f"{value} of {row} at {version}; its log came to {known}"
 
     def _check_rows(self) -> Iterator[str]:
         """Check the archive at rest against the source logs alone."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from unittest import mock
 
 import msgspec
 import polars as pl
@@ -15,9 +16,10 @@ import agents.emit
 from agents.emit import archive_rows
 from agents.fold import Content
 from agents.gather import Gatherer
-from agents.owner import Owner
+from agents.owner import FEED, Owner
 from tables.contribution import split_cells
 from tables.errors import ArchiveError
+from tables.feed import FeedRecord, feed_records
 from tables.journal import Announcement, Delta
 from tables.layer import Layer
 from tables.rollup_table import RollupTable
@@ -26,6 +28,8 @@ from tables.table import NEVER_MS
 
 _claim = Owner.claim
 _compose = Owner._compose
+_evictable = Owner._evictable
+_sinks = Owner.sinks
 _announcement = Owner.announcement
 _floors = Gatherer._floors
 
@@ -64,10 +68,37 @@ def versions() -> list[Patch]:
     return [(agents.emit, "split_cells", without)]
 
 
+@rule(8, "what is published carries the version of its cell", quick="pure")
+def published_versions() -> list[Patch]:
+    """Publish the cells of a window with the largest version among them."""
+
+    def largest(
+        layer: Layer, revision: int, source_partition: int, cells: pl.DataFrame
+    ) -> list[FeedRecord]:
+        version = pl.col("version").max().over("window_start") + 1
+        return feed_records(layer, revision, source_partition, cells.with_columns(version))
+
+    return [(agents.emit, "feed_records", largest)]
+
+
 @rule(9, "a window is evicted only when every sink has acknowledged it", quick="pure")
 def evict_acknowledged() -> list[Patch]:
     """Evict what is sealed."""
     return _evicting(lambda _acked, _version: True)
+
+
+@rule(9, "a feed is such a sink", quick="pure")
+def evict_published() -> list[Patch]:
+    """Evict what a feed lacks."""
+
+    def sinks(self: Owner, layer: Layer) -> list[str]:
+        return [sink for sink in _sinks(self, layer) if sink != FEED]
+
+    def evictable(self: Owner) -> dict[str, list[int]]:
+        with mock.patch.object(Owner, "sinks", sinks):
+            return _evictable(self)
+
+    return [(Owner, "_evictable", evictable)]
 
 
 @rule(9, "an acknowledgement counts for its version only")

@@ -132,7 +132,10 @@ def _draw_event(rng: random.Random, now: int, *, impure: bool) -> Event:
 
 
 def draw_layers(rng: random.Random, partitions: int, kind: FieldType) -> tuple[Layer, ...]:
-    """Draw the layers: three levels, or two latenesses on one source, or a merge stage."""
+    """Draw the layers: three levels, or two latenesses on one source, or a merge stage.
+
+    One of them is published.
+    """
     accumulated = "float" if kind == "float" else "int"
     fine = Layer(
         name="fine",
@@ -152,17 +155,20 @@ def draw_layers(rng: random.Random, partitions: int, kind: FieldType) -> tuple[L
     match rng.choice(("levels", "latenesses", "merged")):
         case "levels":
             top = change(mid, name="top", key=(), window=Window(16), finer="mid", partitions=1)
-            return fine, mid, top
+            layers = [fine, mid, top]
         case "latenesses":
             side = change(
                 fine, name="side", window=Window(6), max_out_of_orderness_ms=1,
                 allowed_lateness_ms=2,
             )  # fmt: skip
-            return fine, side, mid
+            layers = [fine, side, mid]
         case _:
             whole = change(fine, name="whole", merged=True, partitions=2)
             top = change(mid, name="top", finer="whole", partitions=1)
-            return whole, top
+            layers = [whole, top]
+    number = rng.randrange(len(layers))
+    layers[number] = change(layers[number], publish=rng.choice(("json", "arrow")))
+    return tuple(layers)
 
 
 def draw_rules(rng: random.Random, layer: Layer) -> list[Rule]:

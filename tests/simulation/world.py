@@ -104,8 +104,8 @@ class World:
             await self._sleep(rng.expovariate(1 / STEP_S_MEAN))
             act = rng.choices(
                 (self._grow, self._start, self._take_over, self._kill, self._stop, self._go_on,
-                 self._revoke, self._archive_away, self._lose_tail),
-                (30, 8, 22, 10, 10, 10, 4, 2, 4 if self._tail_loss else 0),
+                 self._revoke, self._archive_away, self._feeds_away, self._lose_tail),
+                (30, 8, 22, 10, 10, 10, 4, 2, 2, 4 if self._tail_loss else 0),
             )  # fmt: skip
             act[0]()
 
@@ -119,7 +119,7 @@ class World:
                 self.loop.later(QUIET_S, functools.partial(self._end, worker))
             else:
                 self._end(worker)
-        self.archive.away = False
+        self.archive.away = self.log.feeds_away = False
         self.faults.heal()
         for (topic, _), partition in self.log.partitions.items():
             if topic == RAW:
@@ -212,6 +212,9 @@ class World:
 
     def _archive_away(self) -> None:
         self.archive.away = not self.archive.away
+
+    def _feeds_away(self) -> None:
+        self.log.feeds_away = not self.log.feeds_away
 
     def _lose_tail(self) -> None:
         """Lose the acknowledged end of a journal, as an unclean election does."""

@@ -1,0 +1,90 @@
+"""The feed of the published layer: every value right at its version, and the last ones the rows.
+
+It is read as other people's programs read it, with the client's code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+
+from simulation.log import SimulatedLog
+from simulation.sink import Row, SimulatedArchive, Value
+
+from client.feed import FeedCell, Versions, decode_record
+from tables.keyhash import key_hash
+from tables.layer import Layer, Map
+
+Check = Callable[[Row, int, Value], str | None]
+"""Returns what is wrong with a value of a row at a version."""
+
+AT_REST = 2**62
+"""A version above all: what a row comes to in the end."""
+
+
+def check_feeds(
+    themap: Map, log: SimulatedLog, archive: SimulatedArchive, check: Check, *, pure: bool
+) -> Iterator[str]:
+    """Yield a sentence for everything in feeds that is not as it must be."""
+    for layer in themap.layers:
+        if layer.publish:
+            sent: dict[tuple[Row, int], set[Value]] = {}
+            newest: dict[Row, Value] = {}
+            yield from _read(themap, layer, log, sent, newest)
+            yield from _check_sent(sent, check, pure=pure)
+            rows = {row: value for row, (_, value) in archive.rows.items() if row[0] == layer.name}
+            for row in sorted({*rows, *newest}):
+                published = newest.get(row)
+                if row not in rows or published is None or check(row, AT_REST, published):
+                    yield f"row {row}: its feed has {published}, the archive has {rows.get(row)}"
+
+
+def _read(
+    themap: Map,
+    layer: Layer,
+    log: SimulatedLog,
+    sent: dict[tuple[Row, int], set[Value]],
+    newest: dict[Row, Value],
+) -> Iterator[str]:
+    """Take all values of a feed, and of each row the one of largest version."""
+    versions = Versions(2**40)
+    for partition in range(layer.partitions):
+        for record in log.of(themap.feed_topic(layer), partition).records:
+            assert record.value is not None
+            for cell in decode_record(record.value):
+                yield from _misplaced(layer, cell, partition, record.key)
+                row, value = _row_of(cell), _value_of(cell)
+                sent.setdefault((row, cell.version), set()).add(value)
+                if versions.take(partition, cell):
+                    newest[row] = value
+
+
+def _check_sent(
+    sent: dict[tuple[Row, int], set[Value]], check: Check, *, pure: bool
+) -> Iterator[str]:
+    for (row, version), values in sent.items():
+        wrong = [text for value in values if (text := check(row, version, value))]
+        yield from (f"published {text}" for text in wrong)
+        if len(values) > 1 and pure:
+            yield f"published {values} of {row} at {version}; want one value"
+
+
+def _misplaced(layer: Layer, cell: FeedCell, partition: int, key: bytes | None) -> Iterator[str]:
+    """Yield what is wrong with the record of a cell: its partition, or its key."""
+    fields = list(cell.key.values())
+    if partition != key_hash(fields) % layer.partitions:
+        yield f"{cell} is in partition {partition} of its feed"
+    identity = [*fields, cell.window_start, cell.source_partition]
+    want = identity if layer.publish == "json" else None
+    if (None if key is None else json.loads(key)) != want:
+        yield f"{cell} has the record key {key!r}; want {want}"
+
+
+def _row_of(cell: FeedCell) -> Row:
+    return cell.layer, tuple(cell.key.values()), cell.window_start, cell.source_partition
+
+
+def _value_of(cell: FeedCell) -> Value:
+    """Return the accumulators: every event of a run has the field, so that counts are equal."""
+    count = cell.measures["count"]
+    return count, count, cell.measures["sum_v"], cell.measures["max_v"]
