@@ -27,8 +27,9 @@ from typing import Protocol, TypeVar
 
 import polars as pl
 
+from agents.emission import ARCHIVE, FEED, Due, Emission
 from agents.guarded import guarded
-from agents.owner import ARCHIVE, FEED, Due, Emission, Owner
+from agents.owner import Owner
 from tables.archive import Archive
 from tables.contribution import Contribution, encode_contribution, split_cells
 from tables.errors import ArchiveError, OutcomeUnknownError

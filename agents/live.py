@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 import polars as pl
 
-from agents.owner import ARCHIVE, Owner
+from agents.emission import ARCHIVE
+from agents.owner import Owner
 from tables.answer import matching
 from tables.block import repeated
 from tables.facts import PartitionFacts

@@ -7,14 +7,14 @@ simulator that stops, kills and resumes it at every ``await``.
 
 from __future__ import annotations
 
-import dataclasses
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import polars as pl
 
 from agents.acks import Acks, oldest_taken
 from agents.claims import check_source, why_refused
+from agents.emission import ARCHIVE, FEED, Due, Emission
 from agents.fold import Before, Content
 from agents.partition_io import PartitionIO
 from agents.recovery import Recovery
@@ -49,13 +49,6 @@ from tables.snapshot import capture
 from tables.state import PartitionState
 from tables.table import NEVER_ENDS_MS, NEVER_MS
 
-ARCHIVE = ".archive"
-"""The sink that every layer but a combiner has; the others are the names of layers, which begin
-with a letter, and feeds."""
-
-FEED = ".feed"
-"""The sink of a published layer for programs of others. Open cells never go there."""
-
 SNAPSHOT_TAIL_BYTES_MIN = 1 << 20
 """Deltas up to this size are read faster than they are worth a snapshot."""
 
@@ -69,33 +62,6 @@ What it lacks when the worker ends is read from the journal, in milliseconds."""
 
 UNSAVED_BYTES_MAX = 256 << 10
 """Of deltas that the local store lacks; large ones are written at once."""
-
-
-@dataclasses.dataclass(slots=True, frozen=True)
-class Emission:
-    """Cells of one layer on their way to one sink, captured from applied state.
-
-    On the way to a coarser layer they are added up to its key (:func:`contribution.added_up`).
-    ``versions`` are those of the windows at capture: what an acknowledgement covers. ``announced``
-    is what may be said to a coarser layer along with them.
-    """
-
-    layer: Layer
-    sink: str
-    cells: pl.DataFrame
-    versions: dict[int, int]
-    announced: Announcement
-
-
-@dataclasses.dataclass(slots=True, frozen=True)
-class Due:
-    """An emission that is still to be made, of the state as it was when it became due.
-
-    ``rows`` is at most how many rows it is made from. ``emission`` may be called in any thread.
-    """
-
-    rows: int
-    emission: Callable[[], Emission]
 
 
 class Owner:

@@ -174,22 +174,28 @@ def build(settings: Settings) -> MapApp:
     view = View(
         themap, archive, owners, transport, pressure, behind_records_max=settings.chunk_records_max
     )
+    _serve(app, view, transport, settings, Metrics(view, transport, pressure, [ingest, rollup]))
+    return app
+
+
+def _serve(
+    app: MapApp, view: View, transport: Transport, settings: Settings, metrics: Metrics
+) -> None:
+    """Mount the query endpoint, which asks the other workers of the group too."""
     peers = Peers(
-        themap,
+        view.themap,
         view.local,
-        transport.members,
+        lambda: transport.group.urls,
         own_url=advertised_url(settings),
         token=settings.web_token,
         tls=peers_tls(settings),
     )
-    metrics = Metrics(view, transport, pressure, [ingest, rollup])
     install(app, view, peers, settings, metrics.text)
 
     async def close_peers(_: web.Application) -> None:
         await peers.close()
 
     app.web.web_app.on_cleanup.append(close_peers)
-    return app
 
 
 def _make_folder(settings: Settings) -> None:

@@ -26,7 +26,8 @@ from mode import Service
 from agents.guarded import guarded
 from app.aiokafka_private import Fetched, UnreadableError, abandon
 from app.alarm import Alarm
-from app.assignor import Assignor, Member, Share, TopicPartition, by_topic, pairs
+from app.assignor import Assignor, Member, TopicPartition, by_topic
+from app.group import Group
 from app.hints import CommitHints
 from app.lane import Lane, Owners, Statistics, TransportError, TransportOptions
 from app.listener import Listener
@@ -53,6 +54,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
 
     Attributes:
         ready: the partitions that are live, with the generation they were restored in.
+        group: who owns what.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         super().__init__(**kwargs)
         self.options = options
         self.ready: dict[TopicPartition, int] = {}
+        self.group = Group()
         self.failure: BaseException | None = None
         self._owners = owners
         self._lanes = tuple(lanes)
@@ -80,7 +83,6 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         self._release: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop_tasks: list[asyncio.Task[None]] = []
-        self._shares: list[Share] = []
         self._counts = Statistics()
         self._alarm = Alarm()
         for lane in self._lanes:
@@ -119,14 +121,6 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         """Return the partitions that are assigned here and not live yet."""
         return sorted(tp for tp, task in self._restores.items() if not task.done())
 
-    def members(self) -> dict[TopicPartition, str]:
-        """Return the web URL of each partition's owner, as of the last assignment."""
-        return {tp: share.url for share in self._shares for tp in pairs(share.partitions)}
-
-    def nodes(self) -> dict[str, str]:
-        """Return the web URL of each node in the group, as of the last assignment."""
-        return {share.node: share.url for share in self._shares}
-
     def positions(self) -> dict[TopicPartition, int]:
         """Return the next offset to hand over of each ready partition."""
         return dict(self._positions)
@@ -145,13 +139,10 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         None where the log is longer, as far as is known, or nothing is known of it.
         """
         place = KafkaPartition(topic, partition)
-        if (topic, partition) not in self._positions:
-            return None
-        end = self._consumer.highwater(place)
+        end = self._consumer.highwater(place) if (topic, partition) in self._positions else None
         if end is None or position < end:
             return None
-        seen_ms: int | None = self._consumer.last_poll_timestamp(place)
-        return seen_ms
+        return self._consumer.last_poll_timestamp(place)  # type: ignore[no-any-return]
 
     def statistics(self) -> Statistics:
         """Return a copy of the counts."""
@@ -174,7 +165,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         options = self.options
         topics = {topic for lane in self._lanes for topic in lane.topics}
         self._consumer = AIOKafkaConsumer(
-            partition_assignment_strategy=[Assignor(self._describe, self._on_shares)],
+            partition_assignment_strategy=[Assignor(self._describe, self.group.take)],
             **options.consumer_options(),
         )
         try:
@@ -256,7 +247,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         log.info("generation %d: %d partitions assigned", self._generation, len(partitions))
 
     def _check_alone(self) -> None:
-        nodes = sorted(self.nodes())
+        nodes = sorted(self.group.nodes)
         if self.options.alone and len(nodes) > 1:
             raise TransportError(
                 f"cannot share group {self.options.group}: {self.options.alone}; "
@@ -300,9 +291,6 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
             owned=by_topic(owned),
             held=by_topic(self._owners.held()),
         )
-
-    def _on_shares(self, shares: list[Share]) -> None:
-        self._shares = shares
 
     # Restores.
 

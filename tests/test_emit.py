@@ -24,9 +24,10 @@ from support import (
 
 from agents import emit
 from agents.decode import Decoder
+from agents.emission import ARCHIVE, FEED
 from agents.emit import EmitCounts, Emitter
 from agents.fold import Folder
-from agents.owner import ARCHIVE, FEED, Owner, tail_of
+from agents.owner import Owner, tail_of
 from agents.owners import LogPartitionIO
 from client.feed import decode_record
 from tables.archive import CellRange

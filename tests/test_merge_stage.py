@@ -23,7 +23,7 @@ from support import (
 )
 
 from agents import emit
-from agents.owner import ARCHIVE
+from agents.emission import ARCHIVE
 from app.view import View
 from app.web import describe_map
 from tables import ledger

@@ -363,9 +363,9 @@ async def test_partitions_move_to_a_new_member_and_back(brokers: str, benches: B
         brokers, {"ingest": raw}, Memory(journal), group=group, web_url="http://two", node="b"
     )
     await until(lambda: len(two.transport.ready) == 2 == len(one.transport.ready), "the share")
-    assert one.transport.members() == two.transport.members()
+    assert one.transport.group.urls == two.transport.group.urls
     urls = {"http://one": one, "http://two": two}
-    for tp, url in one.transport.members().items():
+    for tp, url in one.transport.group.urls.items():
         assert tp in urls[url].transport.ready
     await produce(brokers, raw, numbers(40, 80), 4)
     await until(lambda: len(one.values()) + len(two.values()) == 80, "the next records")
@@ -374,7 +374,7 @@ async def test_partitions_move_to_a_new_member_and_back(brokers: str, benches: B
     await produce(brokers, raw, numbers(80, 120), 4)
     await until(lambda: len(one.values()) + len(two.values()) == 120, "the last records")
     assert sorted([*one.values(), *two.values()], key=str) == sorted(numbers(0, 120), key=str)
-    assert set(one.transport.members().values()) == {"http://one"}
+    assert set(one.transport.group.urls.values()) == {"http://one"}
 
 
 async def test_revoked_partitions_stop_at_once_and_a_late_release_delays_only_them(

@@ -13,10 +13,11 @@ from simulation.rules import Patch, rule
 from simulation.sink import Row, SimulatedArchive, Value
 
 import agents.emit
+from agents.emission import FEED
 from agents.emit import archive_rows
 from agents.fold import Content
 from agents.gather import Gatherer
-from agents.owner import FEED, Owner
+from agents.owner import Owner
 from tables.contribution import split_cells
 from tables.errors import ArchiveError
 from tables.feed import FeedRecord, feed_records

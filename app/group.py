@@ -1,0 +1,25 @@
+"""The group as of the last assignment: which worker owns what, and where it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from app.assignor import Share, TopicPartition, pairs
+
+
+class Group:
+    """What the assignor's map says; it comes with every assignment, to every member.
+
+    Attributes:
+        urls: the endpoint of each partition's owner.
+        nodes: the endpoint of each node.
+    """
+
+    def __init__(self) -> None:
+        self.urls: dict[TopicPartition, str] = {}
+        self.nodes: dict[str, str] = {}
+
+    def take(self, shares: Sequence[Share]) -> None:
+        """Take a new map."""
+        self.urls = {tp: share.url for share in shares for tp in pairs(share.partitions)}
+        self.nodes = {share.node: share.url for share in shares}
