@@ -49,6 +49,9 @@ PATIENCE_S = 1.5
 KEYS_MAX = 64
 """So many keys are read from the archive one by one; of more, a layer's windows are read whole."""
 
+BESIDE_ROWS_MIN = 2_000
+"""Answers of so many rows are made in a thread; fewer are made faster than a thread begins."""
+
 Exactness = Literal["exact", "settling", "partial"]
 
 
@@ -77,6 +80,7 @@ class FamilyAnswer:
         as_of: by source partition, the offset up to which events are in.
         watermark_ms: smallest watermark of the base layer; ``NEVER_MS`` before any event.
         fresh_ms: everything appended up to then is in; ``NEVER_MS`` where that is not known.
+        final: whether no later answer can have other rows.
         cost: what it took.
     """
 
@@ -86,6 +90,7 @@ class FamilyAnswer:
     as_of: dict[int, int]
     watermark_ms: int
     fresh_ms: int
+    final: bool
     cost: QueryCost
 
 
@@ -198,14 +203,20 @@ class Reader:
                 break
             await asyncio.sleep(TORN_WAIT_S)
         cells = [(part.layer, await self._cells(query, part, cost)) for part in parts]
+
+        def rows() -> pl.DataFrame:
+            return rows_of(query, [(layer, made()) for layer, made in cells])
+
+        read = sum(layer.live_rows + layer.archived_rows for layer in cost.layers.values())
         facts = base_rows.facts.values()
         return FamilyAnswer(
-            rows=rows_of(query, cells),
+            rows=rows() if read < BESIDE_ROWS_MIN else await asyncio.to_thread(rows),
             plan=planned,
             exactness="partial" if partial else "settling" if torn else planned.exactness,
             as_of={fact.partition: fact.position for fact in facts},
             watermark_ms=min((fact.closed_ms for fact in facts), default=NEVER_MS),
             fresh_ms=min((fact.fresh_ms for fact in facts), default=NEVER_MS),
+            final=all(part.is_final for part in parts),
             cost=cost,
         )
 
@@ -310,8 +321,13 @@ class Reader:
             if part.layer is base and base.merged and not part.is_final
         )
 
-    async def _cells(self, query: FamilyQuery, part: _Part, cost: QueryCost) -> pl.DataFrame:
-        """Return the cell frame of a part: what is final, and what was live and what left."""
+    async def _cells(
+        self, query: FamilyQuery, part: _Part, cost: QueryCost
+    ) -> Callable[[], pl.DataFrame]:
+        """Return what makes the cell frame of a part, in any thread.
+
+        It is of what is final, what was live, and what had left live tables.
+        """
         layer, segment = part.layer, part.segment
         final = await self._archived(
             query, layer, segment.from_ms, part.live_from_ms, cost, final=True
@@ -335,8 +351,8 @@ class Reader:
         spent.archived_rows += final.height + archived.height
         spent.live_rows += sum(frame.height for frame in (*part.live.rows, *part.combined.rows))
         if layer.merged:
-            return merged_cells_of(layer, part.live, part.combined, archived, final)
-        return cells_of(layer, part.live, archived, final)
+            return lambda: merged_cells_of(layer, part.live, part.combined, archived, final)
+        return lambda: cells_of(layer, part.live, archived, final)
 
     async def _archived(
         self,

@@ -43,9 +43,6 @@ LAST_TRY_S = 0.25
 
 AGAIN_S = 0.05
 
-REQUEST_BYTES_MAX = 1 << 20
-"""A request has some segments and at most some thousand key values."""
-
 log = logging.getLogger(__name__)
 
 

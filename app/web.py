@@ -8,6 +8,7 @@ so many queries at once, each with a deadline. Paths and answers are described i
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,10 +19,18 @@ import msgspec
 import polars as pl
 from aiohttp import web
 
-from agents.reader import LiveSource, Reader
-from app.peers import CONTENT_TYPE, PATH, REQUEST_BYTES_MAX, decode_reads, encode_rows
+from agents.reader import FamilyAnswer, LiveSource, Reader
+from app.peers import CONTENT_TYPE, PATH, decode_reads, encode_rows
 from app.settings import Settings
-from app.web_families import age_ms, describe_answer, describe_families, describe_plan
+from app.web_families import (
+    age_ms,
+    answered_family,
+    answered_top,
+    describe_families,
+    describe_plan,
+    etag_of,
+)
+from app.web_formats import Answered, accepted, has_etag, not_modified, respond
 from app.web_guard import HEADERS, PartialError, answer, guard, ssl_context
 from app.web_slots import Slots
 from tables.archive import Archive
@@ -30,7 +39,8 @@ from tables.errors import QueryError
 from tables.family import FamilyQuery, parse_family_query
 from tables.layer import Layer, Map
 from tables.live import LiveRead, LiveRows
-from tables.query import Answer, CellQuery, Limits, merge_answer, parse_query
+from tables.query import Answer, CellQuery, Limits, cell_rows, merge_answer, parse_query
+from tables.top import parse_top_query
 
 __all__ = ["WorkerView", "install", "ssl_context"]
 
@@ -103,6 +113,7 @@ def install(
     site.router.add_get("/v1/map", endpoint.map)
     site.router.add_get("/v1/layers", endpoint.layers)
     site.router.add_get("/v1/layers/{layer}/cells", endpoint.cells)
+    site.router.add_get("/v1/layers/{layer}/top", endpoint.top)
     site.router.add_get("/v1/families", endpoint.families)
     site.router.add_get("/v1/families/{family}/cells", endpoint.family)
     site.router.add_get("/v1/ledger", endpoint.ledger)
@@ -180,11 +191,12 @@ class _Endpoint:
         return answer(state, status)
 
     async def cells(self, request: web.Request) -> web.Response:
-        """Answer with one page of cells, live and archived merged."""
+        """Answer with one page of cells of one layer, live and archived merged."""
         query = parse_query(
             self._view.themap, request.match_info["layer"], request.query.items(), self._limits
         )
-        return answer(await self._slots.run(self._read(query)))
+        kind = accepted(request.headers)
+        return respond(await self._slots.run(self._read(query)), kind)
 
     async def families(self, request: web.Request) -> web.Response:
         """Answer with the families of the map."""
@@ -197,41 +209,81 @@ class _Endpoint:
             self._view.themap, request.match_info["family"], request.query.items(), self._limits
         )
         if query.explain:
-            plan = await self._slots.run(self._reader.plan(query), query.deadline_ms)
-            return answer({"family": query.family.name, "plan": describe_plan(plan)})
-        return answer(await self._slots.run(self._family(query), query.deadline_ms))
+            return await self._explain(query)
+
+        def page(found: FamilyAnswer, now_ms: int) -> Answered:
+            return answered_family(self._view.themap, query, found, now_ms)
+
+        return await self._answer(request, query, page)
+
+    async def top(self, request: web.Request) -> web.Response:
+        """Answer with the first keys of a layer by a measure."""
+        top = parse_top_query(
+            self._view.themap, request.match_info["layer"], request.query.items(), self._limits
+        )
+        if top.query.explain:
+            return await self._explain(top.query)
+
+        def first(found: FamilyAnswer, now_ms: int) -> Answered:
+            return answered_top(self._view.themap, top, found, now_ms)
+
+        return await self._answer(request, top.query, first)
+
+    async def _explain(self, query: FamilyQuery) -> web.Response:
+        plan = await self._slots.run(self._reader.plan(query), query.deadline_ms)
+        return answer({"family": query.family.name, "plan": describe_plan(plan)})
+
+    async def _answer(
+        self,
+        request: web.Request,
+        query: FamilyQuery,
+        shown: Callable[[FamilyAnswer, int], Answered],
+    ) -> web.Response:
+        """Answer in the format wanted, or that what the reader has is still right."""
+        kind = accepted(request.headers)
+        # Only answers that never change have one, so who names it has the answer.
+        etag = etag_of(self._view.themap, request.path_qs, kind)
+        if has_etag(request.headers, etag):
+            return not_modified(etag)
+
+        async def response() -> web.Response:
+            found, now_ms = await self._family(query)
+            rows = found.rows.height
+            make = functools.partial(_made, shown, found, now_ms, kind, etag)
+            if rows <= MERGED_AT_ONCE_ROWS_MAX:
+                return make()
+            return await asyncio.get_running_loop().run_in_executor(self._threads, make)
+
+        return await self._slots.run(response(), query.deadline_ms)
 
     async def worker(self, request: web.Request) -> web.Response:
         """Answer another worker with the live cells of this one; nothing is asked of others."""
-        body = await request.content.read(REQUEST_BYTES_MAX + 1)
-        if len(body) > REQUEST_BYTES_MAX:
-            raise QueryError(
-                f"cannot read live cells: the request is too long; want at most {REQUEST_BYTES_MAX}"
-                " bytes"
-            )
-        reads = decode_reads(self._view.themap, body)
+        reads = decode_reads(self._view.themap, await request.read())
         # No await between them: all are of one state.
         found = [self._view.local(read) for read in reads]
         return web.Response(
             body=encode_rows(found), headers=HEADERS | {"Content-Type": CONTENT_TYPE}
         )
 
-    async def _family(self, query: FamilyQuery) -> dict[str, Any]:
+    async def _family(self, query: FamilyQuery) -> tuple[FamilyAnswer, int]:
+        """Return an answer as the reader wants it, and when it was made."""
         while True:
             found = await self._reader.answer(query)
             now_ms = clock_ms()
-            age = age_ms(found, now_ms)
             if found.exactness == "partial" and query.partial == "refuse":
                 raise PartialError(
                     f"cannot read family {query.family.name}: some owners do not answer; ask again"
                     " later, or with partial=allow"
                 )
-            if query.max_staleness_ms is None or (age or 0) <= query.max_staleness_ms:
-                return describe_answer(self._view.themap, query, found, now_ms)
+            age = age_ms(found, now_ms)
+            if query.max_staleness_ms is None or found.final:
+                return found, now_ms
+            if age is not None and age <= query.max_staleness_ms:
+                return found, now_ms
             # Younger data may come within the deadline.
             await asyncio.sleep(STALE_AGAIN_S)
 
-    async def _read(self, query: CellQuery) -> dict[str, Any]:
+    async def _read(self, query: CellQuery) -> Answered:
         layer = query.layer
         found = await self._reader.layer(layer, query.cells)
         live, archived = found.live, found.archived
@@ -241,19 +293,32 @@ class _Endpoint:
             page = await asyncio.get_running_loop().run_in_executor(
                 self._threads, self._merge, query, live, archived
             )
-        return {
+        about = {
             "layer": layer.name,
             "map_revision": self._view.themap.revision,
             "partial": not found.served.issuperset(range(layer.partitions)),
             "partitions_served": len(found.served),
             "partitions": layer.partitions,
             "rows_read": {"live": live.height, "archived": archived.height},
-            "cells": page.rows,
-            "cursor": page.cursor,
         }
+        ends = [layer.window.end(start) for start in page.cells["window_start"].to_list()]
+        return Answered(
+            about, layer, page.cells, ends, lambda: cell_rows(layer, page.cells), versions=True,
+            cursor=page.cursor,
+        )  # fmt: skip
 
     def _merge(self, query: CellQuery, live: pl.DataFrame, archived: pl.DataFrame) -> Answer:
         return merge_answer(self._view.themap, query, live, archived, self._limits.cells_max)
+
+
+def _made(
+    shown: Callable[[FamilyAnswer, int], Answered],
+    found: FamilyAnswer,
+    now_ms: int,
+    kind: str,
+    etag: str,
+) -> web.Response:
+    return respond(shown(found, now_ms), kind, etag if found.final else "")
 
 
 def clock_ms() -> int:

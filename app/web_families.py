@@ -1,12 +1,15 @@
-"""Families over HTTP: the request's query, and the answer as JSON with what it is and cost."""
+"""Families over HTTP: what there is to ask, and an answer with what it is and cost."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import hashlib
 from typing import Any
 
+import polars as pl
+
 from agents.reader import FamilyAnswer
+from app.web_formats import Answered
 from tables.answer import row_end
 from tables.cell import measures_of
 from tables.family import FamilyQuery, family_of
@@ -14,6 +17,7 @@ from tables.layer import Map
 from tables.planner import Plan
 from tables.query import encode_cursor, exact_json, page_after
 from tables.table import NEVER_MS
+from tables.top import TopQuery, top_rows
 
 
 def describe_families(themap: Map) -> list[dict[str, Any]]:
@@ -48,24 +52,55 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
     return {"exactness": plan.exactness, "cells": plan.cells, "segments": segments}
 
 
-def describe_answer(
-    themap: Map, query: FamilyQuery, answer: FamilyAnswer, now_ms: int
-) -> dict[str, Any]:
-    """Return one page of an answer as JSON."""
+def answered_family(themap: Map, query: FamilyQuery, answer: FamilyAnswer, now_ms: int) -> Answered:
+    """Return one page of an answer."""
     rows, cursor = page_after(query.rows, answer.rows, query.after, query.limit)
+    next_page = None if cursor is None else encode_cursor(themap, query.rows, cursor)
+    found = _answered(themap, query, answer, rows, now_ms)
+    return dataclasses.replace(found, cursor=next_page)
+
+
+def answered_top(themap: Map, top: TopQuery, answer: FamilyAnswer, now_ms: int) -> Answered:
+    """Return the first keys of an answer."""
+    rows = top_rows(top, answer.rows)
+    found = _answered(themap, top.query, answer, rows, now_ms)
+    ranked = {
+        "layer": top.layer.name,
+        "by": top.by.name,
+        "order": "desc" if top.descending else "asc",
+        "keys": answer.rows.height,
+    }
+    return dataclasses.replace(found, about={**ranked, **found.about})
+
+
+def _answered(
+    themap: Map, query: FamilyQuery, answer: FamilyAnswer, rows: pl.DataFrame, now_ms: int
+) -> Answered:
     topic = themap.source(query.family.base.source or "").topic
-    return {
+    about = {
         "family": query.family.name,
         "map_revision": themap.revision,
         "exactness": answer.exactness,
+        "final": answer.final,
         "as_of": {topic: answer.as_of},
         "watermark_ms": known_ms(answer.watermark_ms),
         "data_age_ms": age_ms(answer, now_ms),
         "cost": dataclasses.asdict(answer.cost),
         "plan": describe_plan(answer.plan),
-        "cells": list(_cells(query, rows)),
-        "cursor": None if cursor is None else encode_cursor(themap, query.rows, cursor),
     }
+    ends = [row_end(query, start) for start in rows["window_start"].to_list()]
+    return Answered(
+        about, query.rows, rows, ends, lambda: _cells(query, rows, ends), versions=False
+    )
+
+
+def etag_of(themap: Map, request_line: str, kind: str) -> str:
+    """Return the ETag of a final answer: the same question has the same cells for ever.
+
+    It is weak: what the answer cost, and how old it is, is not what it is.
+    """
+    text = f"{themap.digest}\n{request_line}\n{kind}"
+    return f'W/"{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}"'
 
 
 def age_ms(answer: FamilyAnswer, now_ms: int) -> int | None:
@@ -78,12 +113,14 @@ def known_ms(time_ms: int) -> int | None:
     return None if time_ms == NEVER_MS else time_ms
 
 
-def _cells(query: FamilyQuery, rows: Any) -> Iterable[dict[str, Any]]:
+def _cells(query: FamilyQuery, rows: pl.DataFrame, ends: list[int]) -> list[dict[str, Any]]:
     measures = measures_of(query.rows, rows)
-    for row, measure in zip(rows.iter_rows(named=True), measures, strict=True):
-        yield {
+    return [
+        {
             "key": {field.name: row[field.column] for field in query.rows.key},
             "window_start": row["window_start"],
-            "window_end": row_end(query, row["window_start"]),
+            "window_end": end,
             "measures": {name: exact_json(value) for name, value in measure.items()},
         }
+        for row, end, measure in zip(rows.iter_rows(named=True), ends, measures, strict=True)
+    ]

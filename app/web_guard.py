@@ -35,6 +35,10 @@ class BusyError(Exception):
     """As many queries are being answered as may be; maps to HTTP 503."""
 
 
+class NotAcceptableError(Exception):
+    """No format that there is is accepted; maps to HTTP 406."""
+
+
 class PartialError(Exception):
     """Some owners do not answer, and a partial answer is not wanted; maps to HTTP 503."""
 
@@ -48,6 +52,7 @@ _STATUSES: dict[type[Exception], HTTPStatus] = {
     UnknownLayerError: HTTPStatus.NOT_FOUND,
     QueryError: HTTPStatus.BAD_REQUEST,
     ArchiveError: HTTPStatus.SERVICE_UNAVAILABLE,
+    NotAcceptableError: HTTPStatus.NOT_ACCEPTABLE,
     BusyError: HTTPStatus.SERVICE_UNAVAILABLE,
     PartialError: HTTPStatus.SERVICE_UNAVAILABLE,
     DeadlineError: HTTPStatus.GATEWAY_TIMEOUT,

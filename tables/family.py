@@ -116,9 +116,7 @@ def family_of(themap: Map, name: str) -> Family:
     """
     layer = find_layer(themap, name)
     if layer.finer is not None:
-        base = layer
-        while base.finer is not None:
-            base = themap.layer(base.finer)
+        base = family_with(themap, layer)
         raise UnknownLayerError(
             f"cannot read family {name}: {name} is made from {layer.finer}; want a base layer;"
             f" ask family {base.name}, or layer {name} by itself"
@@ -127,6 +125,13 @@ def family_of(themap: Map, name: str) -> Family:
     for one in found:
         found += themap.coarser(one.name)
     return Family(tuple(found))
+
+
+def family_with(themap: Map, layer: Layer) -> Family:
+    """Return the family that a layer is in."""
+    while layer.finer is not None:
+        layer = themap.layer(layer.finer)
+    return family_of(themap, layer.name)
 
 
 def family_parameters(family: Family, limits: Limits) -> list[Parameter]:

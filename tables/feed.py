@@ -14,17 +14,13 @@ import orjson
 import polars as pl
 
 from tables.block import repeated
-from tables.cell import measures_of
+from tables.columns import measure_columns
 from tables.keyhash import key_hashes
-from tables.layer import Layer, Measure, Scalar
+from tables.layer import Layer, Scalar
 from tables.query import cell_rows
 
 ARROW_BYTES_MAX = 512 * 1024
 """Of the cells in one record, before compression: topics of others take 1 MiB by default."""
-
-SUM_TYPE = pl.Decimal(38, 0)
-"""Of sums of integers, which every reader of Arrow knows, unlike 128 bits. 2**63 events of 2**63
-each come to 2**126, which has 38 digits."""
 
 
 class FeedRecord(NamedTuple):
@@ -80,12 +76,6 @@ def _arrow_frame(
     layer: Layer, revision: int, source_partition: int, cells: pl.DataFrame
 ) -> pl.DataFrame:
     rows = cells.height
-    types = {measure.name: _measure_type(layer, measure) for measure in layer.measures}
-    # Polars takes integers beyond 64 bits into columns of 128, and these into decimals.
-    wide = {name: pl.Int128() if kind == SUM_TYPE else kind for name, kind in types.items()}
-    measures = pl.DataFrame(measures_of(layer, cells), schema=wide).select(
-        _as_answered(name, kind) for name, kind in types.items()
-    )
     return pl.DataFrame(
         [
             pl.Series([layer.name], dtype=pl.String).new_from_index(0, rows).alias("layer"),
@@ -93,7 +83,7 @@ def _arrow_frame(
             *(cells[name] for name in layer.key_columns),
             cells["window_start"],
             layer.window.ends(cells["window_start"]).alias("window_end"),
-            *measures,
+            *measure_columns(layer, cells),
             cells["version"],
             repeated(source_partition, rows, pl.Int32).alias("source_partition"),
         ]
@@ -105,18 +95,3 @@ def _arrow_bytes(rows: pl.DataFrame) -> bytes:
     # Older readers know no views of strings.
     rows.write_ipc_stream(out, compression="lz4", compat_level=pl.CompatLevel.oldest())
     return out.getvalue()
-
-
-def _measure_type(layer: Layer, measure: Measure) -> pl.DataType:
-    if measure.kind == "count":
-        return pl.Int64()
-    floats = {acc.field for acc in layer.accumulators if acc.type == "float"}
-    if measure.field in floats or measure.kind in ("mean", "variance"):
-        return pl.Float64()
-    return SUM_TYPE if measure.kind == "sum" else pl.Int64()
-
-
-def _as_answered(name: str, kind: pl.DataType) -> pl.Expr:
-    """Return a column as the query endpoint answers: a float that is not finite is null."""
-    column = pl.col(name)
-    return pl.when(column.is_finite()).then(column) if kind == pl.Float64() else column.cast(kind)

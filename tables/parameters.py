@@ -110,17 +110,20 @@ def whole_parameter(name: str, about: str, least: int, most: int) -> Parameter:
     return Parameter(name, about, read, {"type": "integer", "minimum": least, "maximum": most})
 
 
-def choice_parameter(name: str, about: str, choices: Sequence[str], *, many: bool) -> Parameter:
+def choice_parameter(
+    name: str, about: str, choices: Sequence[str], *, many: bool, required: bool = False
+) -> Parameter:
     """Return one of some words, or several of them."""
+    listed = ", ".join(choices)
 
     def read(text: str) -> str:
         if text in choices:
             return text
-        raise ValueError(
-            f"got {text!r}; want one of {', '.join(choices)}{did_you_mean(text, list(choices))}"
-        )
+        raise ValueError(f"got {text!r}; want one of {listed}{did_you_mean(text, list(choices))}")
 
-    return Parameter(name, about, read, {"type": "string", "enum": list(choices)}, many=many)
+    want = f"want one of {listed}" if required else ""
+    schema = {"type": "string", "enum": list(choices)}
+    return Parameter(name, about, read, schema, want=want, many=many)
 
 
 def window_parameter(name: str, about: str) -> Parameter:

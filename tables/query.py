@@ -70,9 +70,9 @@ class CellQuery:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-    """One page: rows in order of window and key, and the next page's cursor if there is one."""
+    """One page: cells in order of window and key, and the next page's cursor if there is one."""
 
-    rows: list[Row]
+    cells: pl.DataFrame
     cursor: str | None
 
 
@@ -159,7 +159,7 @@ def merge_answer(
     cells = merge_partitions(layer, latest(layer, rows))
     page, last = page_after(layer, cells, query.after, query.limit)
     cursor = None if last is None else encode_cursor(themap, layer, last)
-    return Answer(cell_rows(layer, page), cursor)
+    return Answer(page, cursor)
 
 
 def page_after(

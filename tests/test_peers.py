@@ -17,7 +17,6 @@ from support import DAY_MS, HOUR_MS, MemoryLog, dataclasses_replace, small_map
 from web_support import METRICS, FrameCells, StandingView, frame, get
 
 import agents.reader
-import app.peers
 from app.assignor import TopicPartition
 from app.peers import CONTENT_TYPE, PATH, Peers, decode_reads, encode_reads
 from app.settings import Settings
@@ -238,7 +237,7 @@ async def test_requests_that_are_none_are_refused(group: Group) -> None:
         (encode_reads(group.map, [read]), "wrong-horse-battery", 401),
         (encode_reads(other, [read]), TOKEN, 400),
         (b"\xc1", TOKEN, 400),
-        (bytes(app.peers.REQUEST_BYTES_MAX + 1), TOKEN, 400),
+        (bytes((1 << 20) + 1), TOKEN, 413),
     ):
         headers = {"Authorization": f"Bearer {token}", "Content-Type": CONTENT_TYPE}
         async with (

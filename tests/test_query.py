@@ -23,6 +23,7 @@ from tables.query import (
     Limits,
     Row,
     UnknownLayerError,
+    cell_rows,
     decode_cursor,
     encode_cursor,
     exact_json,
@@ -49,7 +50,7 @@ def pages(live: pl.DataFrame, archived: pl.DataFrame, limit: int) -> list[list[R
     cursor = None
     while True:
         answer = merge_answer(MAP, ask(limit, cursor), live, archived, 10_000)
-        found.append(answer.rows)
+        found.append(cell_rows(HOURS, answer.cells))
         cursor = answer.cursor
         if cursor is None:
             return found
@@ -138,7 +139,7 @@ def test_a_row_carries_key_window_measures_and_version() -> None:
     archived = frame([stored(partition=1, version=4, delays=[6], hour=3)])
     answer = merge_answer(MAP, ask(), live, archived, 10)
     assert answer.cursor is None
-    assert answer.rows == [
+    assert cell_rows(HOURS, answer.cells) == [
         {
             "key": {"origin": "JFK", "carrier": "UA"},
             "window_start": 3 * HOUR_MS,
@@ -160,7 +161,7 @@ def test_a_sum_beyond_64_bits_is_its_decimal_text() -> None:
     """No digit of a large sum is lost on its way into JSON."""
     row = stored() | {"sum_delay": 2**100 + 1}
     answer = merge_answer(MAP, ask(), frame([row]), frame([]), 10)
-    measures: Any = orjson.loads(orjson.dumps(answer.rows))[0]["measures"]
+    measures: Any = orjson.loads(orjson.dumps(cell_rows(HOURS, answer.cells)))[0]["measures"]
     assert measures["sum_delay"] == str(2**100 + 1)
 
 
@@ -185,7 +186,7 @@ def test_integers_are_numbers_up_to_64_bits(value: float | None, expected: objec
 def test_more_rows_than_may_be_merged_are_refused() -> None:
     """The bound counts live and archived rows together."""
     one, other = frame([stored()]), frame([stored(hour=1)])
-    assert len(merge_answer(MAP, ask(), one, other, 2).rows) == 2
+    assert merge_answer(MAP, ask(), one, other, 2).cells.height == 2
     with pytest.raises(QueryError, match=r"too many to merge; got 2; want at most 1"):
         merge_answer(MAP, ask(), one, other, 1)
 
@@ -260,7 +261,7 @@ def test_a_cursor_narrows_what_is_read() -> None:
 def test_a_cursor_past_the_range_gives_nothing() -> None:
     """A reader that shortens its range meets the end, not an error."""
     query = ask(cursor=encode_cursor(MAP, HOURS, (5 * DAY_MS, ("JFK", "UA"))))
-    assert merge_answer(MAP, query, frame([stored()]), frame([]), 10).rows == []
+    assert merge_answer(MAP, query, frame([stored()]), frame([]), 10).cells.is_empty()
 
 
 def encoded(*parts: object) -> str:
@@ -315,7 +316,7 @@ def test_keys_of_every_type_are_paged() -> None:
     for _ in rows:
         query = ask(1, cursor, themap)
         answer = merge_answer(themap, query, frame(rows, layer), frame([], layer), 100)
-        found += [row["key"] for row in answer.rows]
+        found += [row["key"] for row in cell_rows(layer, answer.cells)]
         cursor = answer.cursor
     assert cursor is None
     assert [(row["late"], row["flight"]) for row in found] == [

@@ -87,6 +87,8 @@ class FrameCells:
         self.frame = frame
         self.served = served
         self.evicted_ms = 2**50
+        self.archived_ms = NEVER_MS
+        self.fresh_ms = NEVER_MS
 
     async def read(
         self, reads: Sequence[LiveRead], cost: QueryCost, until: float
@@ -99,8 +101,9 @@ class FrameCells:
         """Return the rows in range; none of a layer that the frame is not of."""
         facts = {
             partition: PartitionFacts(
-                partition, position=7, closed_ms=NEVER_MS, floor_ms=NEVER_MS, archived_ms=NEVER_MS,
-                evicted_ms=self.evicted_ms, complete_ms=NEVER_MS, cells=1.0,
+                partition, position=7, closed_ms=NEVER_MS, floor_ms=self.archived_ms,
+                archived_ms=self.archived_ms, evicted_ms=self.evicted_ms, complete_ms=NEVER_MS,
+                cells=1.0, fresh_ms=self.fresh_ms,
             )
             for partition in self.served
             if read.wants(partition)

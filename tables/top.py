@@ -1,0 +1,141 @@
+"""Top: the keys of a layer with the greatest, or least, of one measure over a range.
+
+Every key of the range is added up before any is ranked, so the answer is exact whatever is spread
+over windows and partitions. Ranking looks at columns first and computes measures, with Python's
+exact integers, only of keys that may be among the first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+import polars as pl
+
+from tables.cell import measures_of
+from tables.errors import QueryError
+from tables.family import (
+    FamilyQuery,
+    family_parameters,
+    family_with,
+    parse_family_query,
+)
+from tables.layer import Layer, Map, Measure
+from tables.parameters import Parameter, choice_parameter, read_parameters, whole_parameter
+from tables.query import Limits, find_layer
+
+N_DEFAULT = 10
+
+CLOSE = 1e-9
+"""Relative error of a measure that is computed from columns of floats, with a wide margin."""
+
+_NOT_OURS = frozenset({"step", "group", "measures", "limit", "cursor"})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TopQuery:
+    """A checked request: ``query`` gives one row a key, of which the first ``n`` are wanted."""
+
+    query: FamilyQuery
+    layer: Layer
+    by: Measure
+    n: int
+    descending: bool
+
+
+def top_parameters(themap: Map, layer: Layer, limits: Limits) -> list[Parameter]:
+    """Return what a request for the top keys of a layer may say."""
+    names = {field.name for field in layer.key}
+    theirs = family_parameters(family_with(themap, layer), limits)
+    return [
+        choice_parameter(
+            "by", "The measure that keys are ranked by.",
+            [measure.name for measure in layer.measures], many=False, required=True,
+        ),
+        whole_parameter("n", f"How many keys; left out, {N_DEFAULT}.", 1, limits.limit_max),
+        choice_parameter(
+            "order", "desc, the greatest first, or asc; left out, desc.", ["desc", "asc"],
+            many=False,
+        ),
+        *(
+            parameter
+            for parameter in theirs
+            if parameter.name not in _NOT_OURS
+            and (not _of_key(parameter.name) or parameter.name.partition(".")[2] in names)
+        ),
+    ]  # fmt: skip
+
+
+def parse_top_query(
+    themap: Map, layer_name: str, parameters: Iterable[tuple[str, str]], limits: Limits
+) -> TopQuery:
+    """Check the parameters of a request for the top keys of a layer.
+
+    Raises:
+        UnknownLayerError: the map has no such layer.
+        QueryError: some parameters cannot be used; the message names all of them.
+    """
+    layer = find_layer(themap, layer_name)
+    given = list(parameters)
+    problems: list[str] = []
+    known = top_parameters(themap, layer, limits)
+    values = read_parameters(known, given, problems)
+    if problems:
+        raise QueryError(f"cannot read the top of {layer_name}: {'; '.join(problems)}")
+    mine = {"by", "n", "order"}
+    rest = [(name, text) for name, text in given if name not in mine]
+    rest += [("group", field.name) for field in layer.key] or [("group", "-")]
+    rest += [("measures", measure.name) for measure in layer.measures]
+    query = parse_family_query(themap, family_with(themap, layer).name, rest, limits)
+    by = next(measure for measure in layer.measures if measure.name == values["by"])
+    return TopQuery(
+        query, layer, by, values.get("n", N_DEFAULT), values.get("order", "desc") == "desc"
+    )
+
+
+def top_rows(top: TopQuery, rows: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows of the first keys, in order of rank; equal ones in order of their key.
+
+    ``rows`` are those of ``top.query``. Keys without the measure are not ranked.
+    """
+    value = _approximate(top.by, top.query.rows)
+    ranked = rows.with_columns(value.alias("rank")).filter(pl.col("rank").is_not_null())
+    if not top.descending:
+        ranked = ranked.with_columns(-pl.col("rank"))
+    if ranked.height > top.n:
+        last = ranked["rank"].top_k(top.n).min()
+        assert isinstance(last, float), "there are at least n"
+        ranked = ranked.filter(pl.col("rank") >= last - CLOSE * abs(last))
+    measures = measures_of(top.query.rows, ranked)
+    order = sorted(
+        range(ranked.height),
+        key=lambda at: measures[at][top.by.name],  # type: ignore[arg-type,return-value]
+        reverse=top.descending,
+    )[: top.n]
+    return ranked.drop("rank")[order]
+
+
+def _approximate(measure: Measure, layer: Layer) -> pl.Expr:
+    """Return a measure as a column of floats, near enough to choose who may be among the first."""
+
+    def column(kind: str) -> pl.Expr:
+        return pl.col(f"{kind}_{measure.field}").cast(pl.Float64)
+
+    if measure.kind == "count":
+        return pl.col("events").cast(pl.Float64)
+    if measure.kind in ("min", "max"):
+        return column(measure.kind)
+    n = column("n")
+    total = pl.when(n > 0).then(column("sum"))
+    if measure.kind == "sum":
+        return total
+    if measure.kind == "mean":
+        return total / n
+    if any(acc.kind == "m2" and acc.field == measure.field for acc in layer.accumulators):
+        return pl.when(n > 0).then(column("m2") / n)
+    # The difference of two large numbers is no good in floats; all keys may be among the first.
+    return pl.when(n > 0).then(0.0)
+
+
+def _of_key(name: str) -> bool:
+    return name.startswith(("key.", "prefix."))

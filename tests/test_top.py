@@ -1,0 +1,84 @@
+"""Top: the first keys by a measure are those that sorting all of them gives."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import polars as pl
+import pytest
+from support import DAY_MS, small_map
+from web_support import stored
+
+from tables.cell import cell_schema, measures_of
+from tables.errors import QueryError
+from tables.query import Limits, UnknownLayerError
+from tables.top import TopQuery, parse_top_query, top_rows
+
+MAP = small_map()
+RANGE = [("from", "0"), ("to", str(DAY_MS))]
+
+
+def ask(by: str, n: int = 3, order: str = "desc", layer: str = "hour") -> TopQuery:
+    """Return a request for the top of a day."""
+    words = [*RANGE, ("by", by), ("n", str(n)), ("order", order)]
+    return parse_top_query(MAP, layer, words, Limits())
+
+
+def some_rows(rng: random.Random, top: TopQuery, delays: list[int]) -> pl.DataFrame:
+    """Return rows of different keys, in order, some of them equal in the measure."""
+    rows = []
+    for number in range(40):
+        events = rng.choices(delays, k=rng.randint(1, 4))
+        row: dict[str, Any] = stored(f"{number:02d}", delays=events)
+        if rng.random() < 0.2:
+            row |= {"n_delay": 0, "sum_delay": 0, "min_delay": None, "max_delay": None,
+                    "sqlo_delay": 0, "sqhi_delay": 0}  # fmt: skip
+        rows.append(row)
+    return pl.DataFrame(rows, schema=cell_schema(top.query.rows), orient="row")
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("order", ["desc", "asc"])
+@pytest.mark.parametrize(
+    "by", ["count", "sum_delay", "min_delay", "max_delay", "mean_delay", "variance_delay"]
+)
+def test_the_first_are_those_of_all_in_order(by: str, order: str, seed: int) -> None:
+    """Near ties are told apart exactly; equal keys are in their own order; nulls are not ranked."""
+    rng = random.Random(seed)
+    top = ask(by, rng.choice([1, 5, 100]), order)
+    rows = some_rows(rng, top, [2**53, 2**53 + 1, -(2**60), 7, 8, 0] if seed % 2 else [1, 2, 3])
+    measured = [
+        (measure[by], at)
+        for at, measure in enumerate(measures_of(top.query.rows, rows))
+        if measure[by] is not None
+    ]
+    best = sorted(measured, key=lambda pair: pair[0], reverse=order == "desc")
+    expected = [rows["key_origin"][at] for _, at in best[: top.n]]
+    assert top_rows(top, rows)["key_origin"].to_list() == expected
+
+
+def test_a_request_is_one_to_the_layers_family() -> None:
+    """All keys of the layer over the whole range, with its own measures."""
+    top = ask("sum_delay", layer="day")
+    assert (top.query.family.name, top.layer.name) == ("hour", "day")
+    assert [field.name for field in top.query.rows.key] == ["carrier"]
+    assert (top.query.step, top.n) == (None, 3)
+
+
+def test_what_is_wrong_is_told_at_once() -> None:
+    """A measure is needed; what would change what is ranked is no parameter here."""
+    with pytest.raises(QueryError) as caught:
+        parse_top_query(
+            MAP, "day", [*RANGE, ("step", "1h"), ("key.origin", "JFK"), ("n", "0")], Limits()
+        )
+    text = str(caught.value)
+    for part in (
+        "by: missing; want one of count",
+        "step: no such",
+        "key.origin: no such",
+        "n: got",
+    ):
+        assert part in text
+    with pytest.raises(UnknownLayerError):
+        parse_top_query(MAP, "week", RANGE, Limits())
