@@ -21,8 +21,10 @@ from app.pressure import REASONS, Pressure
 from tables.ledger import EVENT_COLUMNS, LAYER_COLUMNS, RECORD_COLUMNS
 
 if TYPE_CHECKING:
+    from app.peers import Peers
     from app.transport import Transport
     from app.view import View
+    from tables.archive_cache import ArchiveCache
 
 PREFIX = "treasure_map_"
 PARTITION = ("topic", "partition")
@@ -38,11 +40,22 @@ class Metrics(Collector):
         transport: what reads for them.
         pressure: what pauses it.
         lanes: the agents' lanes.
+        peers: what asks other workers.
+        cache: what remembers of the archive.
     """
 
     def __init__(
-        self, view: View, transport: Transport, pressure: Pressure, lanes: Iterable[Lane]
+        self,
+        view: View,
+        transport: Transport,
+        pressure: Pressure,
+        *,
+        lanes: Iterable[Lane],
+        peers: Peers,
+        cache: ArchiveCache,
     ) -> None:
+        self._peers = peers
+        self._cache = cache
         self._view = view
         self._transport = transport
         self._pressure = pressure
@@ -65,6 +78,7 @@ class Metrics(Collector):
         yield from self._reading()
         yield from self._layers()
         yield from self._pressing()
+        yield from self._answering()
 
     def _ledger(self) -> Iterator[Metric]:
         owners = list(self._view.owners.each())
@@ -195,6 +209,23 @@ class Metrics(Collector):
             "pauses", "Times that an input was paused.", ("input",),
             (((gate.name,), gate.pauses) for gate in pressure.gates),
         )  # fmt: skip
+
+    def _answering(self) -> Iterator[Metric]:
+        peers, cache = self._peers, self._cache
+        for name, what, count in (
+            ("worker_asks", "Requests to other workers.", peers.asked_total),
+            ("worker_second_asks", "Those that were second tries.", peers.hedged_total),
+            ("worker_asks_failed", "Those that were not answered.", peers.failed_total),
+        ):
+            yield _counter(name, what, (), [((), count)])
+        yield _counter(
+            "query_cache", "Final ranges asked of the archive, by whether they were remembered.",
+            ("outcome",), [(("hit",), cache.hits_total), (("miss",), cache.misses_total)],
+        )  # fmt: skip
+        yield _gauge("query_cache_bytes", "Memory of what is remembered.", (), [((), cache.bytes)])
+        yield _gauge(
+            "query_cache_entries", "Ranges that are remembered.", (), [((), cache.entries)]
+        )
 
 
 def _place(owner: Owner) -> tuple[str, str]:

@@ -37,6 +37,7 @@ from app.view import View
 from app.web import install
 from app.web_guard import ssl_context
 from tables.archive import Archive
+from tables.archive_cache import ArchiveCache
 from tables.errors import ArchiveAwayError, SettingError
 from tables.layer import Map
 
@@ -174,15 +175,20 @@ def build(settings: Settings) -> MapApp:
     view = View(
         themap, archive, owners, transport, pressure, behind_records_max=settings.chunk_records_max
     )
-    _serve(app, view, transport, settings, Metrics(view, transport, pressure, [ingest, rollup]))
+    peers = _peers(settings, view, transport)
+    cache = ArchiveCache(archive, settings.query_cache_bytes_max)
+    metrics = Metrics(view, transport, pressure, lanes=[ingest, rollup], peers=peers, cache=cache)
+    install(app, view, settings, live=peers, cache=cache, metrics=metrics.text)
+
+    async def close_peers(_: web.Application) -> None:
+        await peers.close()
+
+    app.web.web_app.on_cleanup.append(close_peers)
     return app
 
 
-def _serve(
-    app: MapApp, view: View, transport: Transport, settings: Settings, metrics: Metrics
-) -> None:
-    """Mount the query endpoint, which asks the other workers of the group too."""
-    peers = Peers(
+def _peers(settings: Settings, view: View, transport: Transport) -> Peers:
+    return Peers(
         view.themap,
         view.local,
         lambda: transport.group.urls,
@@ -190,12 +196,6 @@ def _serve(
         token=settings.web_token,
         tls=peers_tls(settings),
     )
-    install(app, view, peers, settings, metrics.text)
-
-    async def close_peers(_: web.Application) -> None:
-        await peers.close()
-
-    app.web.web_app.on_cleanup.append(close_peers)
 
 
 def _make_folder(settings: Settings) -> None:

@@ -33,7 +33,6 @@ from app.web_families import (
 from app.web_formats import Answered, accepted, has_etag, not_modified, respond
 from app.web_guard import HEADERS, PartialError, answer, guard, ssl_context
 from app.web_slots import Slots
-from tables.archive import Archive
 from tables.archive_cache import ArchiveCache
 from tables.errors import QueryError
 from tables.family import FamilyQuery, parse_family_query
@@ -53,15 +52,11 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class WorkerView(Protocol):
-    """What the endpoint reads of a worker. All but ``archive`` answers at once, without waiting."""
+    """What the endpoint reads of a worker; it answers at once, without waiting."""
 
     @property
     def themap(self) -> Map:
         """The map this worker runs."""
-
-    @property
-    def archive(self) -> Archive:
-        """The archive, open."""
 
     def local(self, read: LiveRead) -> LiveRows:
         """Return the applied cells of this worker."""
@@ -88,8 +83,10 @@ class WorkerView(Protocol):
 def install(
     app: Any,
     view: WorkerView,
-    live: LiveSource,
     settings: Settings,
+    *,
+    live: LiveSource,
+    cache: ArchiveCache,
     metrics: Callable[[], bytes],
 ) -> None:
     """Mount the endpoint on an aiohttp application or a Faust app, before its server starts.
@@ -99,8 +96,9 @@ def install(
     Args:
         app: an ``aiohttp.web.Application`` or a ``faust.App``.
         view: the worker to answer for.
-        live: the owners of all partitions, here and on other workers.
         settings: token, host, limits.
+        live: the owners of all partitions, here and on other workers.
+        cache: the archive, and what is remembered of it.
         metrics: returns the worker's metrics in Prometheus' text form.
     """
     if isinstance(app, web.Application):
@@ -108,7 +106,8 @@ def install(
     else:
         app.web.blueprints = type(app.web.blueprints)()
         site = app.web.web_app
-    endpoint = _Endpoint(view, live, settings, metrics)
+    reader = Reader(view.themap, live, cache, _limits(settings), clock_ms)
+    endpoint = _Endpoint(view, settings, reader, metrics)
     site.middlewares.append(guard(settings))
     site.router.add_get("/v1/map", endpoint.map)
     site.router.add_get("/v1/layers", endpoint.layers)
@@ -128,23 +127,14 @@ class _Endpoint:
     """The handlers, with the slots that bound how many queries run at once."""
 
     def __init__(
-        self, view: WorkerView, live: LiveSource, settings: Settings, metrics: Callable[[], bytes]
+        self, view: WorkerView, settings: Settings, reader: Reader, metrics: Callable[[], bytes]
     ) -> None:
         self._view = view
+        self._reader = reader
         self._metrics = metrics
-        self._settings = settings
-        self._limits = Limits(
-            settings.query_rows_max,
-            settings.query_cells_max,
-            settings.query_limit_max,
-            settings.query_deadline_ms,
-        )
+        self._limits = _limits(settings)
         self._slots = Slots(settings.query_concurrency_max, settings.query_deadline_ms)
         self._threads = ThreadPoolExecutor(settings.query_concurrency_max, "query")
-        self._reader = Reader(
-            view.themap, live, ArchiveCache(view.archive, settings.query_cache_bytes_max),
-            self._limits, clock_ms,
-        )  # fmt: skip
 
     async def close(self, _: web.Application) -> None:
         """Give up what still runs and let the threads go."""
@@ -309,6 +299,15 @@ class _Endpoint:
 
     def _merge(self, query: CellQuery, live: pl.DataFrame, archived: pl.DataFrame) -> Answer:
         return merge_answer(self._view.themap, query, live, archived, self._limits.cells_max)
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        settings.query_rows_max,
+        settings.query_cells_max,
+        settings.query_limit_max,
+        settings.query_deadline_ms,
+    )
 
 
 def _made(

@@ -9,13 +9,17 @@ from typing import cast
 import pytest
 from house import MAP, RAW, House, fill
 from prometheus_client.parser import text_string_to_metric_families
-from support import NO_PRESSURE, MemoryLog
+from support import HOUR_MS, NO_PRESSURE, MemoryLog
 
 from app.lane import Lane, Statistics
 from app.metrics import PREFIX, Metrics
+from app.peers import Peers
 from app.transport import Transport
 from app.view import View
+from tables.archive import CellRange
+from tables.archive_cache import ArchiveCache
 from tables.archive_embedded import EmbeddedArchive
+from tables.cost import QueryCost
 from tables.ledger import EVENT_COLUMNS, LAYER_COLUMNS, RECORD_COLUMNS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,7 +55,11 @@ async def samples(tmp_path: Path) -> dict[tuple[str, ...], float]:
     transport = cast("Transport", StandingTransport())
     view = View(MAP, archive, house.owners, transport, NO_PRESSURE, behind_records_max=1)
     lane = Lane("ingest", frozenset(), house.ingest.handle)
-    text = Metrics(view, transport, NO_PRESSURE, [lane]).text()
+    peers = Peers(MAP, view.local, dict, own_url="")
+    cache = ArchiveCache(archive, 1 << 20)
+    for _ in range(3):
+        await cache.read(MAP.layer("hour"), CellRange(0, HOUR_MS), final=True, cost=QueryCost())
+    text = Metrics(view, transport, NO_PRESSURE, lanes=[lane], peers=peers, cache=cache).text()
     await house.kill()
     await archive.close()
     return {
@@ -59,6 +67,15 @@ async def samples(tmp_path: Path) -> dict[tuple[str, ...], float]:
         for family in text_string_to_metric_families(text.decode())
         for sample in family.samples
     }
+
+
+def test_metrics_say_what_queries_cost(samples: dict[tuple[str, ...], float]) -> None:
+    """One range was read, and remembered twice."""
+    assert samples[f"{PREFIX}query_cache_total", "hit"] == 2
+    assert samples[f"{PREFIX}query_cache_total", "miss"] == 1
+    assert samples[f"{PREFIX}query_cache_entries",] == 1
+    assert samples[f"{PREFIX}query_cache_bytes",] > 0
+    assert samples[f"{PREFIX}worker_asks_total",] == 0
 
 
 def test_metrics_say_what_the_ledger_says(samples: dict[tuple[str, ...], float]) -> None:

@@ -21,6 +21,7 @@ from app.assignor import TopicPartition
 from app.peers import CONTENT_TYPE, PATH, Peers, decode_reads, encode_reads
 from app.settings import Settings
 from app.web import install
+from tables.archive_cache import ArchiveCache
 from tables.archive_embedded import EmbeddedArchive
 from tables.cost import QueryCost
 from tables.errors import QueryError
@@ -64,7 +65,9 @@ class Group:
         view = StandingView(self.map, self.archive, FrameCells(frame([]), set()))
         view.local = house.owners.read  # type: ignore[method-assign]
         site = web.Application()
-        install(site, view, peers, Settings(web_token=TOKEN), lambda: METRICS)
+        cache = ArchiveCache(self.archive, 1 << 20)
+        given = Settings(web_token=TOKEN)
+        install(site, view, given, live=peers, cache=cache, metrics=lambda: METRICS)
 
         @web.middleware
         async def held(request: web.Request, handler: Any) -> Any:

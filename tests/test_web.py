@@ -32,6 +32,7 @@ from app.web import install
 from app.web_guard import host_name, ssl_context
 from client import QueryClient, QueryFailedError
 from tables.archive import CellRange
+from tables.archive_cache import ArchiveCache
 from tables.archive_embedded import EmbeddedArchive
 from tables.cost import QueryCost
 from tables.errors import ArchiveError, SettingError
@@ -332,7 +333,10 @@ async def test_faust_serves_the_endpoint_and_nothing_of_its_own(tmp_path: Path) 
     archive = EmbeddedArchive(tmp_path / "archive")
     await archive.open(MAP)
     live = FrameCells(frame([stored()]), {0, 1})
-    install(app, StandingView(MAP, archive, live), live, Settings(web_port=port), lambda: METRICS)
+    install(
+        app, StandingView(MAP, archive, live), Settings(web_port=port), live=live,
+        cache=ArchiveCache(archive, 0), metrics=lambda: METRICS,
+    )  # fmt: skip
     url = f"http://127.0.0.1:{port}"
     await app.start()
     try:

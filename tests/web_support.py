@@ -19,6 +19,7 @@ from app.web import install
 from app.web_guard import ssl_context
 from tables.answer import matching
 from tables.archive import Archive
+from tables.archive_cache import ArchiveCache
 from tables.archive_embedded import EmbeddedArchive
 from tables.cell import archive_schema
 from tables.cost import QueryCost
@@ -176,7 +177,9 @@ async def served(
     )
     view = StandingView(themap, archive, cells)
     app = web.Application()
-    install(app, view, cells, Settings(**settings), lambda: METRICS)
+    given = Settings(**settings)
+    cache = ArchiveCache(archive, given.query_cache_bytes_max)
+    install(app, view, given, live=cells, cache=cache, metrics=lambda: METRICS)
     runner = web.AppRunner(app)
     await runner.setup()
     tls = ssl_context(Settings(**settings))
