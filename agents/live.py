@@ -12,7 +12,7 @@ from tables.answer import matching
 from tables.block import repeated
 from tables.facts import PartitionFacts
 from tables.layer import Layer
-from tables.live import LiveRead, LiveRows
+from tables.live import LiveRead, LiveRows, Told
 from tables.rollup_table import RollupTable
 from tables.table import NEVER_ENDS_MS
 
@@ -32,6 +32,9 @@ def read_live(owners: Iterable[Owner], read: LiveRead) -> LiveRows:
             assert isinstance(table, RollupTable), f"{read.layer.name} has no contributions"
             rows = table.parts_in(read.from_ms, read.to_ms, key)
             place = "held_by"
+        elif read.after is not None and owner.partition in read.after:
+            rows = _news(read, owner, read.after[owner.partition])
+            place = "source_partition"
         else:
             rows = table.cells_in(read.from_ms, read.to_ms, key)
             place = "source_partition"
@@ -40,6 +43,23 @@ def read_live(owners: Iterable[Owner], read: LiveRead) -> LiveRows:
             column = repeated(owner.partition, rows.height, pl.Int32).alias(place)
             found.rows.append(rows.hstack([column]))
     return found
+
+
+def _news(read: LiveRead, owner: Owner, told: Told) -> pl.DataFrame:
+    """Return the cells that have changed, or closed, since a follower was told so much."""
+    layer, table = read.layer, owner.state.tables[read.layer.name]
+    closed_ms = owner.state.closed_ms(layer)
+
+    def has_closed(window: int) -> bool:
+        return told.closed_ms < layer.window.end(window) <= closed_ms
+
+    windows = {
+        window
+        for window, version in table.versions.items()
+        if read.from_ms <= window < read.to_ms and (version > told.version or has_closed(window))
+    }
+    closed = pl.col("window_start").is_in([window for window in windows if has_closed(window)])
+    return table.cells_of(windows).filter((pl.col("version") > told.version) | closed)
 
 
 def facts_of(owner: Owner, layer: Layer) -> PartitionFacts:
@@ -60,4 +80,5 @@ def facts_of(owner: Owner, layer: Layer) -> PartitionFacts:
         complete_ms=state.complete_ms(),
         cells=table.rows / max(1, len(table.versions)),
         heard={sender: final for sender, (_, final) in state.meta.announced.items()},
+        evicted_version=owner.evicted_versions[layer.name],
     )

@@ -76,6 +76,8 @@ class Owner:
         self._unsaved_deltas = self._unsaved_bytes = 0
         self._acks = self._no_acks()
         self._told: dict[str, int] = {}
+        # By layer, the greatest version of any window that was evicted.
+        self.evicted_versions: dict[str, int] = {}
 
     @property
     def position(self) -> int:
@@ -116,6 +118,8 @@ class Owner:
             raise why_refused(self.plan, self.partition, self.state.meta, claim)
         self._epoch = epoch
         self._acks = self._no_acks()
+        # Whatever earlier owners have evicted changed before this claim.
+        self.evicted_versions = {layer.name: self.position for layer in self.plan.layers}
         await check_source(self.plan, self.partition, self.state.meta, self._io)
 
     async def advance(self, content: Content, tail: Identity | None) -> None:
@@ -133,7 +137,16 @@ class Owner:
                 f"cannot append delta of {self.plan.topic}[{self.partition}]: one record holds too "
                 f"little; got {len(value)} bytes; want at most {DELTA_BYTES_MAX}"
             )
+        evicted = {
+            layer.name: [
+                self.state.tables[layer.name].versions[w] for w in delta.evicted[layer.name]
+            ]
+            for layer in self.plan.layers
+            if layer.name in delta.evicted
+        }
         await self._append(delta, value, content.blocks)
+        for name, versions in evicted.items():
+            self.evicted_versions[name] = max([self.evicted_versions[name], *versions])
         self._unsaved_deltas += 1
         self._unsaved_bytes += len(value)
         if self._unsaved_deltas >= UNSAVED_DELTAS_MAX or self._unsaved_bytes >= UNSAVED_BYTES_MAX:

@@ -28,7 +28,7 @@ from tables.errors import QueryError
 from tables.facts import PartitionFacts
 from tables.family import KeyFilter
 from tables.layer import Layer, Map, Scalar, combiner_of
-from tables.live import LiveRead, LiveRows
+from tables.live import LiveRead, LiveRows, Told
 from tables.rollup_table import rollup_schema
 
 PATH = "/v1/worker/live"
@@ -56,6 +56,7 @@ class WireRead(msgspec.Struct, frozen=True, array_like=True):
     prefixes: dict[str, str]
     parts: bool
     partitions: list[int] | None
+    after: dict[int, Told] | None
 
 
 class WireReads(msgspec.Struct, frozen=True, array_like=True):
@@ -89,6 +90,7 @@ def encode_reads(themap: Map, reads: Iterable[LiveRead]) -> bytes:
             dict(read.keys.prefixes),
             read.parts,
             None if read.partitions is None else sorted(read.partitions),
+            None if read.after is None else dict(read.after),
         )
         for read in reads
     ]
@@ -122,6 +124,7 @@ def decode_reads(themap: Map, body: bytes) -> list[LiveRead]:
             KeyFilter({n: tuple(values) for n, values in read.values.items()}, read.prefixes),
             read.parts,
             None if read.partitions is None else frozenset(read.partitions),
+            read.after,
         )
         for read in wire.reads
     ]

@@ -119,6 +119,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     query_deadline_ms: Milliseconds = 10_000
     query_concurrency_max: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 4
     query_cache_bytes_max: Annotated[int, msgspec.Meta(ge=0)] = 64 << 20
+    query_live_max: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 64
 
     @property
     def kafka_uses_tls(self) -> bool:
@@ -200,6 +201,7 @@ MEANINGS: dict[str, str] = {
     "query_deadline_ms": "A query that takes longer is given up (HTTP 504).",
     "query_concurrency_max": "Queries answered at the same time; more are turned away (HTTP 503).",
     "query_cache_bytes_max": "Memory for archive rows that will not change; 0 keeps none.",
+    "query_live_max": "Readers that follow cells at once; more are turned away (HTTP 503).",
 }
 FIELDS = {field.name: field for field in msgspec.structs.fields(Settings)}
 assert list(MEANINGS) == list(FIELDS), "MEANINGS must list the fields of Settings in their order"

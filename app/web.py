@@ -18,8 +18,11 @@ from typing import Any, Protocol
 import msgspec
 import polars as pl
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from agents.reader import FamilyAnswer, LiveSource, Reader
+from app.docs_page import docs_page
+from app.openapi import openapi
 from app.peers import CONTENT_TYPE, PATH, decode_reads, encode_rows
 from app.settings import Settings
 from app.web_families import (
@@ -32,6 +35,7 @@ from app.web_families import (
 )
 from app.web_formats import Answered, accepted, has_etag, not_modified, respond
 from app.web_guard import HEADERS, PartialError, answer, guard, ssl_context
+from app.web_live import LiveStreams
 from app.web_slots import Slots
 from tables.archive_cache import ArchiveCache
 from tables.errors import QueryError
@@ -108,18 +112,24 @@ def install(
         site = app.web.web_app
     reader = Reader(view.themap, live, cache, _limits(settings), clock_ms)
     endpoint = _Endpoint(view, settings, reader, metrics)
+    streams = LiveStreams(view.themap, live, cache, settings)
     site.middlewares.append(guard(settings))
     site.router.add_get("/v1/map", endpoint.map)
     site.router.add_get("/v1/layers", endpoint.layers)
     site.router.add_get("/v1/layers/{layer}/cells", endpoint.cells)
     site.router.add_get("/v1/layers/{layer}/top", endpoint.top)
+    site.router.add_get("/v1/layers/{layer}/live", streams.stream)
     site.router.add_get("/v1/families", endpoint.families)
     site.router.add_get("/v1/families/{family}/cells", endpoint.family)
+    document = openapi(view.themap, _limits(settings), token=bool(settings.web_token))
+    site.router.add_get("/openapi.json", _document(document))
+    site.router.add_get("/docs", _page(docs_page(document)))
     site.router.add_get("/v1/ledger", endpoint.ledger)
     site.router.add_post(PATH, endpoint.worker)
     site.router.add_get("/metrics", endpoint.metrics)
     site.router.add_get("/livez", endpoint.livez)
     site.router.add_get("/readyz", endpoint.readyz)
+    site.on_shutdown.append(streams.close)
     site.on_cleanup.append(endpoint.close)
 
 
@@ -299,6 +309,27 @@ class _Endpoint:
 
     def _merge(self, query: CellQuery, live: pl.DataFrame, archived: pl.DataFrame) -> Answer:
         return merge_answer(self._view.themap, query, live, archived, self._limits.cells_max)
+
+
+def _document(document: dict[str, Any]) -> Handler:
+    async def handler(request: web.Request) -> web.Response:
+        """Answer with what can be asked, as OpenAPI."""
+        _no_parameters(request)
+        return answer(document)
+
+    return handler
+
+
+def _page(page: str) -> Handler:
+    policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+    headers = HEADERS | {"Content-Security-Policy": policy}
+
+    async def handler(request: web.Request) -> web.Response:
+        """Answer with what can be asked, as a page."""
+        _no_parameters(request)
+        return web.Response(text=page, content_type="text/html", headers=headers)
+
+    return handler
 
 
 def _limits(settings: Settings) -> Limits:

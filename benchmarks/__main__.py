@@ -30,6 +30,7 @@ from benchmarks import (
     memory,
     peers,
     profile,
+    query_cost,
     recovery,
     soak,
     throughput,
@@ -278,6 +279,27 @@ def ids_command(*, runs: int, smoke: bool, as_json: bool) -> None:
     _print(rows, ids.summary(rows), as_json=as_json)
 
 
+@group.command(name="query_cost")
+@click.option("--smoke", is_flag=True, help="Few events and asks.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list of rows.")
+def query_cost_command(*, smoke: bool, as_json: bool) -> None:
+    """What queries read and take, of raw events by minute and of layers, in real Cassandra."""
+    servers = _servers()
+    for name in ("kafka", "cassandra"):
+        if reason := servers.why_missing(name):
+            raise click.ClickException(f"cannot measure query_cost: {reason}")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        servers.KafkaServer(Path(folder, "kafka")) as kafka,
+        servers.CassandraServer(Path(folder, "cassandra")) as cassandra,
+    ):
+        settings = _cassandra_settings(cassandra)
+        rows = query_cost.run(
+            kafka.bootstrap, settings, cassandra.pid, Path(folder, "query_cost"), smoke=smoke
+        )
+    _print(rows, query_cost.summary(rows), as_json=as_json)
+
+
 @contextlib.contextmanager
 def _broker(brokers: str | None, folder: Path, smoke: bool) -> Iterator[str]:
     """Give brokers: those named, else real Kafka from jars, else the embedded one."""
@@ -305,12 +327,16 @@ def _cassandra(case: Case, folder: Path) -> Iterator[dict[str, str]]:
     if reason := servers.why_missing("cassandra"):
         raise click.ClickException(f"cannot measure {case.name}: {reason}")
     with servers.CassandraServer(folder) as cassandra:
-        yield {
-            "archive": "cassandra",
-            "cassandra_hosts": cassandra.host,
-            "cassandra_port": str(cassandra.port),
-            "cassandra_replication": "1",
-        }
+        yield _cassandra_settings(cassandra)
+
+
+def _cassandra_settings(cassandra: Any) -> dict[str, str]:
+    return {
+        "archive": "cassandra",
+        "cassandra_hosts": cassandra.host,
+        "cassandra_port": str(cassandra.port),
+        "cassandra_replication": "1",
+    }
 
 
 def _servers() -> Any:

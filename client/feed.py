@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from client.query import Cell
+from client.answers import Cell
 
 if TYPE_CHECKING:
     import polars as pl

@@ -4,83 +4,46 @@
 
     with QueryClient("http://127.0.0.1:6066") as client:
         answer = client.cells("flights_month", {"carrier": "UA"}, "2013-01-01", "2014-01-01")
+        months = client.rows("flights_hour", Range("2013-01-01", "2014-01-01", step="month"))
+        frame = client.frame("flights_hour", Range("2013-01-01", "2014-01-01", group=["carrier"]))
 """
 
 from __future__ import annotations
 
-import datetime as dt
 import http.client
 import ssl
 import types
-from collections.abc import Mapping
-from typing import Any, Self, TypeVar
-from urllib.parse import quote, urlencode, urlsplit
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+from urllib.parse import SplitResult, quote, urlencode, urlsplit
 
-import msgspec
+from client import requests
+from client.answers import (
+    Answer,
+    Cell,
+    FamilyAnswer,
+    FamilyPage,
+    LiveCell,
+    Page,
+    QueryFailedError,
+    Row,
+)
+from client.events import EventReader
+from client.requests import Range, Request, Response, Talk, Time
+
+if TYPE_CHECKING:
+    import polars as pl
+
+__all__ = [
+    "Answer", "Cell", "FamilyAnswer", "FamilyPage", "LiveCell", "Page", "QueryClient",
+    "QueryFailedError", "Range", "Row",
+]  # fmt: skip
 
 Result = TypeVar("Result")
-Time = int | str | dt.datetime | dt.date
-# What the endpoint puts in a page when it is not told otherwise.
-PAGE_CELLS = 1_000
-
-
-class QueryFailedError(Exception):
-    """A request that was not answered.
-
-    Attributes:
-        status: the HTTP status, None where no answer came.
-        retry_after_s: in how many seconds the same request may do better, None if it will not.
-    """
-
-    def __init__(
-        self, detail: str, status: int | None = None, retry_after_s: int | None = None
-    ) -> None:
-        self.status = status
-        self.retry_after_s = retry_after_s
-        super().__init__(detail)
-
-
-class Cell(msgspec.Struct, frozen=True):
-    """One aggregate: its key, its window ``[window_start, window_end)`` in ms, its measures.
-
-    Integers in ``measures`` are exact, whatever their size.
-    """
-
-    key: dict[str, str | int | bool]
-    window_start: int
-    window_end: int
-    measures: dict[str, int | float | str | None]
-    version: int
-
-
-class Page(msgspec.Struct, frozen=True):
-    """One page of cells; ``cursor`` asks for the next one, None at the end.
-
-    ``partial`` says that open cells of other workers are missing.
-    """
-
-    layer: str
-    map_revision: int
-    partial: bool
-    cells: list[Cell]
-    cursor: str | None = None
-
-
-class Answer(msgspec.Struct, frozen=True):
-    """The cells of all pages that were read; ``more`` says that the limit cut some off."""
-
-    layer: str
-    partial: bool
-    more: bool
-    cells: list[Cell]
-
-
-class _Problem(msgspec.Struct):
-    detail: str
 
 
 class QueryClient:
-    """One connection to one worker. Not for several threads at once.
+    """One connection to one worker, which answers for all of its group. Not for several threads.
 
     Args:
         url: scheme, host and port of the endpoint.
@@ -99,28 +62,14 @@ class QueryClient:
         timeout_s: float = 30.0,
         ca_file: str | None = None,
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
-            raise ValueError(
-                f"cannot use the endpoint's address: got {url!r}; want http://host:port"
-            )
+        parts = endpoint(url)
         self._base = parts.path.rstrip("/")
         self._url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-        self._headers = {"Accept": "application/json"}
-        if token:
-            self._headers["Authorization"] = f"Bearer {token}"
-        self._connection: http.client.HTTPConnection
-        if parts.scheme == "https":
-            self._connection = http.client.HTTPSConnection(
-                parts.hostname,
-                parts.port,
-                timeout=timeout_s,
-                context=ssl.create_default_context(cafile=ca_file),
-            )
-        else:
-            self._connection = http.client.HTTPConnection(
-                parts.hostname, parts.port, timeout=timeout_s
-            )
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._parts = parts
+        self._timeout_s = timeout_s
+        self._tls = ssl.create_default_context(cafile=ca_file) if parts.scheme == "https" else None
+        self._connection = self._connect()
 
     def __enter__(self) -> Self:
         """Return the client."""
@@ -141,15 +90,21 @@ class QueryClient:
 
     def map(self) -> dict[str, Any]:
         """Return the map that the worker runs."""
-        return self._get("/v1/map", {}, dict[str, Any])
+        return self._run(requests.plain("/v1/map", dict[str, Any]))
 
     def layers(self) -> list[dict[str, Any]]:
         """Return what each layer holds on the worker."""
-        return self._get("/v1/layers", {}, dict[str, list[dict[str, Any]]])["layers"]
+        kind = dict[str, list[dict[str, Any]]]
+        return self._run(requests.plain("/v1/layers", kind))["layers"]
+
+    def families(self) -> list[dict[str, Any]]:
+        """Return the families of the map: what can be asked of each."""
+        kind = dict[str, list[dict[str, Any]]]
+        return self._run(requests.plain("/v1/families", kind))["families"]
 
     def ledger(self) -> dict[str, Any]:
         """Return where every offset and event went on the worker."""
-        return self._get("/v1/ledger", {}, dict[str, Any])
+        return self._run(requests.plain("/v1/ledger", dict[str, Any]))
 
     def page(
         self,
@@ -174,19 +129,8 @@ class QueryClient:
         Raises:
             QueryFailedError: the endpoint refused, failed or was not reached.
         """
-        parameters = {f"key.{name}": _text(value) for name, value in key.items()}
-        parameters |= {"from": _time(from_time), "to": _time(to_time)}
-        if limit is not None:
-            parameters["limit"] = str(limit)
-        if cursor is not None:
-            parameters["cursor"] = cursor
-        page = self._get(f"/v1/layers/{quote(layer, safe='')}/cells", parameters, Page)
-        for cell in page.cells:
-            for name, value in cell.measures.items():
-                # The endpoint writes integers beyond 64 bits as decimal text; no measure is text.
-                if isinstance(value, str):
-                    cell.measures[name] = int(value)
-        return page
+        talk = requests.page(layer, key, from_time, to_time, limit=limit, cursor=cursor)
+        return self._run(talk)
 
     def cells(
         self,
@@ -206,85 +150,149 @@ class QueryClient:
         Raises:
             QueryFailedError: as :meth:`page`.
         """
-        found: list[Cell] = []
-        partial = False
-        cursor = None
-        while True:
-            left = None if limit is None else limit - len(found)
-            page_limit = page_cells
-            if left is not None and left < (page_cells or PAGE_CELLS):
-                page_limit = left
-            page = self.page(layer, key, from_time, to_time, limit=page_limit, cursor=cursor)
-            found += page.cells if left is None else page.cells[:left]
-            partial = partial or page.partial
-            cursor = page.cursor
-            cut = left is not None and len(page.cells) > left
-            if cursor is None or (limit is not None and len(found) >= limit):
-                return Answer(page.layer, partial, cut or cursor is not None, found)
+        talk = requests.cells(layer, key, from_time, to_time, limit=limit, page_cells=page_cells)
+        return self._run(talk)
 
-    def _get(self, path: str, parameters: Mapping[str, str], kind: type[Result]) -> Result:
-        target = f"{self._base}{path}"
-        if parameters:
-            target += f"?{urlencode(parameters)}"
+    def rows(
+        self,
+        family: str,
+        asked: Range,
+        *,
+        limit: int | None = None,
+        page_rows: int | None = None,
+    ) -> FamilyAnswer:
+        """Return the rows of all pages of a family, at most ``limit`` of them.
+
+        Raises:
+            QueryFailedError: the endpoint refused, failed or was not reached.
+        """
+        return self._run(requests.rows(family, asked, limit=limit, page_rows=page_rows))
+
+    def family_page(
+        self, family: str, asked: Range, *, limit: int | None = None, cursor: str | None = None
+    ) -> FamilyPage:
+        """Return one page of rows of a family, with what it is and cost.
+
+        Raises:
+            QueryFailedError: the endpoint refused, failed or was not reached.
+        """
+        path = f"/v1/families/{quote(family, safe='')}/cells"
+        return self._run(requests.family_page(path, asked, limit, cursor))
+
+    def frame(self, family: str, asked: Range, *, page_rows: int | None = None) -> pl.DataFrame:
+        """Return all rows of a family as a polars frame; they come as Arrow.
+
+        Raises:
+            QueryFailedError: the endpoint refused, failed or was not reached.
+        """
+        path = f"/v1/families/{quote(family, safe='')}/cells"
+        return self._run(requests.frame(path, asked.parameters(), page_rows))
+
+    def top(self, layer: str, by: str, asked: Range, *, n: int = 10) -> FamilyPage:
+        """Return the first ``n`` keys of a layer by a measure.
+
+        Raises:
+            QueryFailedError: the endpoint refused, failed or was not reached.
+        """
+        return self._run(requests.top(layer, by, n, asked))
+
+    def live(
+        self, layer: str, *, since: str = "now", last_id: str = "", **parameters: str
+    ) -> Iterator[LiveCell]:
+        """Yield cells as they change and close, until the worker ends the stream.
+
+        Args:
+            layer: name of the layer.
+            since: ``now``, or ``open``: first all cells that live tables still have.
+            last_id: where an earlier stream had got to.
+            parameters: further parameters, like ``interval_ms``.
+
+        Raises:
+            QueryFailedError: the endpoint refused or was not reached, or the id is too old.
+        """
+        connection = self._connect()
+        target = f"{self._base}/v1/layers/{quote(layer, safe='')}/live?" + urlencode(
+            {"since": since, **parameters}
+        )
+        headers = self._headers | {"Accept": "text/event-stream"}
+        if last_id:
+            headers["Last-Event-ID"] = last_id
         try:
-            response, body = self._exchange(target)
+            connection.request("GET", target, headers=headers)
+            response = connection.getresponse()
+            if response.status != http.HTTPStatus.OK:
+                raise requests.failure(self._response(response, response.read()))
+            events = EventReader()
+            while line := response.readline():
+                yield from events.take(line)
         except (OSError, http.client.HTTPException) as error:
-            self._connection.close()
-            raise QueryFailedError(
-                f"cannot reach {self._url}: {str(error) or type(error).__name__};"
-                " start a worker there, or give the address of one"
-            ) from error
-        if response.status != http.HTTPStatus.OK:
-            raise _failure(self._url, response, body)
-        try:
-            return msgspec.json.decode(body, type=kind)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise QueryFailedError(
-                f"cannot read the answer of {self._url}: {error}; want a Treasure Map's endpoint"
-            ) from error
+            raise self._unreachable(error) from error
+        finally:
+            connection.close()
 
-    def _exchange(self, target: str) -> tuple[http.client.HTTPResponse, bytes]:
+    def _connect(self) -> http.client.HTTPConnection:
+        host, port = self._parts.hostname, self._parts.port
+        assert host is not None, "it was checked"
+        if self._tls is not None:
+            return http.client.HTTPSConnection(
+                host, port, timeout=self._timeout_s, context=self._tls
+            )
+        return http.client.HTTPConnection(host, port, timeout=self._timeout_s)
+
+    def _run(self, talk: Talk[Result]) -> Result:
+        """Take a talk to its end."""
+        try:
+            request = next(talk)
+            while True:
+                request = talk.send(self._answer(request))
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+
+    def _answer(self, request: Request) -> Response:
         """Ask once, and once more where a kept connection turns out to be closed."""
         kept = self._connection.sock is not None
         try:
-            return self._ask(target)
-        except (http.client.RemoteDisconnected, ConnectionError, http.client.CannotSendRequest):
+            try:
+                return self._ask(request)
+            except (http.client.RemoteDisconnected, ConnectionError, http.client.CannotSendRequest):
+                self._connection.close()
+                if not kept:
+                    raise
+                return self._ask(request)
+        except (OSError, http.client.HTTPException) as error:
             self._connection.close()
-            if not kept:
-                raise
-            return self._ask(target)
+            raise self._unreachable(error) from error
 
-    def _ask(self, target: str) -> tuple[http.client.HTTPResponse, bytes]:
-        self._connection.request("GET", target, headers=self._headers)
+    def _ask(self, request: Request) -> Response:
+        headers = self._headers | {"Accept": request.accept}
+        self._connection.request("GET", f"{self._base}{request.target}", headers=headers)
         response = self._connection.getresponse()
-        return response, response.read()
+        return self._response(response, response.read())
+
+    def _response(self, response: http.client.HTTPResponse, body: bytes) -> Response:
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        return Response(self._url, response.status, headers, body)
+
+    def _unreachable(self, error: Exception) -> QueryFailedError:
+        return unreachable(self._url, error)
 
 
-def _failure(url: str, response: http.client.HTTPResponse, body: bytes) -> QueryFailedError:
-    try:
-        detail = msgspec.json.decode(body, type=_Problem).detail
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        detail = f"cannot read the answer of {url}: HTTP {response.status} {response.reason}"
-    after = response.headers.get("Retry-After", "")
-    return QueryFailedError(detail, response.status, int(after) if after.isdigit() else None)
-
-
-def _text(value: str | int | bool) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return str(value)
-
-
-def _time(time: Time) -> str:
-    """Return a time as the endpoint reads it, cut to milliseconds.
+def endpoint(url: str) -> SplitResult:
+    """Return the parts of an endpoint's address.
 
     Raises:
-        ValueError: a datetime without a time zone, which could mean two moments.
+        ValueError: it is no ``http://`` or ``https://`` address of a host.
     """
-    if isinstance(time, dt.datetime):
-        if time.tzinfo is None:
-            raise ValueError(f"cannot use time: no time zone; got {time!r}; want an aware datetime")
-        return time.isoformat(timespec="milliseconds")
-    if isinstance(time, dt.date):
-        return time.isoformat()
-    return str(time)
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
+        raise ValueError(f"cannot use the endpoint's address: got {url!r}; want http://host:port")
+    return parts
+
+
+def unreachable(url: str, error: Exception) -> QueryFailedError:
+    """Return the error of an endpoint that was not reached."""
+    return QueryFailedError(
+        f"cannot reach {url}: {str(error) or type(error).__name__};"
+        " start a worker there, or give the address of one"
+    )

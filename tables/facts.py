@@ -34,6 +34,7 @@ class PartitionFacts(msgspec.Struct, frozen=True, array_like=True):
         cells: about how many cells a window has.
         heard: of a layer with a topic, by sender, up to which end of finer windows it has all.
         fresh_ms: everything appended up to this wall-clock time is in its state.
+        evicted_version: at least the greatest version of any window that was evicted.
     """
 
     partition: int
@@ -46,6 +47,7 @@ class PartitionFacts(msgspec.Struct, frozen=True, array_like=True):
     cells: float
     heard: dict[int, int] = {}
     fresh_ms: int = NEVER_MS
+    evicted_version: int = 2**62
 
 
 class KnownFacts:
@@ -101,4 +103,5 @@ def _both(one: PartitionFacts, other: PartitionFacts) -> PartitionFacts:
         cells=other.cells,
         heard={},
         fresh_ms=max(one.fresh_ms, other.fresh_ms),
+        evicted_version=other.evicted_version,
     )

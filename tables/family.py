@@ -22,6 +22,7 @@ from tables.parameters import (
     check_range,
     choice_parameter,
     key_parameter,
+    prefix_parameter,
     read_parameters,
     time_parameter,
     whole_parameter,
@@ -47,6 +48,11 @@ class KeyFilter:
 
     values: Mapping[str, tuple[Scalar, ...]] = dataclasses.field(default_factory=dict)
     prefixes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> KeyFilter:
+        """Return what parameters like ``key.<field>`` and ``prefix.<field>`` say."""
+        return cls(_named(values, "key."), _named(values, "prefix."))
 
     @property
     def fields(self) -> frozenset[str]:
@@ -137,20 +143,13 @@ def family_with(themap: Map, layer: Layer) -> Family:
 def family_parameters(family: Family, limits: Limits) -> list[Parameter]:
     """Return what a request to a family may say."""
     base = family.base
-    texts = [field for field in base.key if field.type == "string"]
     fields = [field.name for field in base.key]
     return [
         time_parameter("from", "The start of the range."),
         time_parameter("to", "The end of the range, which is not in it."),
         window_parameter("step", "One row for each of these; left out, one for the whole range."),
         *(key_parameter(field, many=True) for field in base.key),
-        *(
-            Parameter(
-                f"prefix.{field.name}", f"Only cells whose {field.name} begins so.",
-                str, {"type": "string"},
-            )
-            for field in texts
-        ),
+        *(prefix_parameter(field) for field in base.key if field.type == "string"),
         choice_parameter(
             "group",
             f"The key fields that rows keep; the others are added up over. {NO_FIELD} keeps none;"
@@ -193,7 +192,7 @@ def parse_family_query(
     problems: list[str] = []
     values = read_parameters(family_parameters(family, limits), parameters, problems)
     check_range(values, problems)
-    keys = KeyFilter(_named(values, "key."), _named(values, "prefix."))
+    keys = KeyFilter.of(values)
     both = sorted(keys.values.keys() & keys.prefixes.keys())
     problems += [f"prefix.{field}: key.{field} is given too; want one of them" for field in both]
     group = _group(keys, values.get("group"), problems)

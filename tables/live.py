@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
+import msgspec
 import polars as pl
 
 from tables.facts import PartitionFacts
 from tables.family import KeyFilter
 from tables.layer import Layer
+
+
+class Told(msgspec.Struct, frozen=True, array_like=True):
+    """How far a follower of a layer's cells is in one partition of its input.
+
+    Attributes:
+        version: it has every value up to this version.
+        closed_ms: it knows that windows which end at or before it are closed.
+        evicted_ms: what the partition had evicted then.
+    """
+
+    version: int
+    closed_ms: int
+    evicted_ms: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -17,7 +33,9 @@ class LiveRead:
 
     Windows that start in ``[from_ms, to_ms)``; an empty range asks for the facts alone. ``parts``
     has a merged layer's contributions given in place of its cells. ``partitions`` are those of the
-    layer's input that can have the keys, None for all.
+    layer's input that can have the keys, None for all. ``after`` has only what is news given: cells
+    that have changed, or closed, since a follower was told so much; of partitions that are not in
+    it, everything.
     """
 
     layer: Layer
@@ -26,6 +44,7 @@ class LiveRead:
     keys: KeyFilter = dataclasses.field(default_factory=KeyFilter)
     parts: bool = False
     partitions: frozenset[int] | None = None
+    after: Mapping[int, Told] | None = None
 
     def wants(self, partition: int) -> bool:
         """Tell whether a partition is asked."""

@@ -143,6 +143,12 @@ def key_parameter(field: KeyField, *, many: bool) -> Parameter:
     return Parameter(f"key.{field.name}", about, read, {"type": kinds[field.type]}, many=many)
 
 
+def prefix_parameter(field: KeyField) -> Parameter:
+    """Return the beginning of a text field's values."""
+    about = f"Only cells whose {field.name} begins so."
+    return Parameter(f"prefix.{field.name}", about, str, {"type": "string"})
+
+
 def key_value(field: KeyField, text: str) -> Scalar:
     """Return a key field's value.
 

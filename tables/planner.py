@@ -72,6 +72,13 @@ def plan(query: FamilyQuery, facts: Mapping[str, LayerFacts], cells_max: int) ->
         QueryError: the range does not begin and end where windows do, some of it has expired, or
             even closed cells are too many.
     """
+    if query.step is not None:
+        steps = (query.to_ms - query.from_ms) // query.step.shortest_ms
+        if steps > cells_max:
+            raise QueryError(
+                f"cannot read family {query.family.name}: too many steps; got {steps}; want at most"
+                f" {cells_max} (query_cells_max); ask for a shorter range or longer steps"
+            )
     exact = _plan(query, facts, "exact")
     if exact.cells <= cells_max:
         return exact

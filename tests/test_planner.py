@@ -103,6 +103,13 @@ def test_too_many_cells_are_answered_from_closed_ones() -> None:
         plan(query, {"day": closed}, 26)
 
 
+def test_more_steps_than_cells_may_be_read_are_refused_at_once() -> None:
+    """Steps that cross windows are planned one by one; ten thousand years of them are not."""
+    query = ask(start=-62_135_596_800_000, stop=253_402_300_800_000, step="5h", group="-")
+    with pytest.raises(QueryError, match="too many steps; got 17529"):
+        plan(query, {"day": FINAL}, 1_000_000)
+
+
 def test_cells_are_counted_by_keys_as_far_as_known() -> None:
     """A window has at most as many cells as keys are named."""
     facts = {"hour": LayerFacts(cells=500.0)}

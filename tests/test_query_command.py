@@ -15,6 +15,7 @@ from support import HOUR_MS, small_map
 from web_support import in_thread, served, stored
 
 from app.commands.query import command
+from app.commands.query_draw import sparkline
 from tables.errors import QueryError
 
 MAP = small_map()
@@ -58,7 +59,7 @@ async def test_a_limit_and_a_missing_owner_are_told(tmp_path: Path) -> None:
         view.live.served = {0}
         result = await run("hour", *DAY, "--limit", "2", "--url", url)
         assert "more: only the first 2 cells" in result.stderr
-        assert "partial: open cells" in result.stderr
+        assert "partial: owners" in result.stderr
         assert "hour (partial)" in result.stdout
         document = orjson.loads((await run("hour", *DAY, "--json", "--url", url)).stdout)
     assert (document["partial"], document["more"]) == (True, False)
@@ -82,6 +83,63 @@ async def test_data_cannot_steer_the_terminal(tmp_path: Path) -> None:
     assert "\x1b" not in result.stdout
     assert r"\x1b[2J" in result.stdout
     assert "[bold]" in result.stdout
+
+
+ROWS = [
+    stored(origin, hour=hour, delays=[delay])
+    for origin, delays in (("JFK", [0, 7, 14]), ("LGA", [5, 5]))
+    for hour, delay in enumerate(delays)
+]
+
+
+async def test_steps_of_a_family_are_drawn_as_bars(tmp_path: Path) -> None:
+    """A line a key, a column a measure; a step without rows is a gap."""
+    words = ["--step", "1h", "--group", "origin", "--measure", "sum_delay"]
+    async with served(MAP, tmp_path, ROWS) as (_, url):
+        result = await run("hour", *DAY, *words, "--url", url)
+    lines = result.stdout.splitlines()
+    (jfk,) = [line for line in lines if "JFK" in line]
+    (lga,) = [line for line in lines if "LGA" in line]
+    assert "▁▄█" in jfk
+    assert " 14 " in jfk
+    assert "▅▅ " in lga
+    assert "exact" in result.stdout
+
+
+async def test_rows_of_a_family_without_steps_are_a_table(tmp_path: Path) -> None:
+    """Several keys are one request; everything may be added up."""
+    words = ["--group", "-", "--key", "origin=JFK", "--key", "origin=LGA"]
+    async with served(MAP, tmp_path, ROWS) as (_, url):
+        result = await run("hour", *DAY, *words, "--url", url)
+        assert "1 rows, exact" in result.stdout
+        assert " 31 " in result.stdout
+        document = orjson.loads(
+            (await run("hour", *DAY, "--step", "1h", "--json", "--url", url)).stdout
+        )
+    assert document["exactness"] == "exact"
+    assert [row["measures"]["count"] for row in document["rows"]] == [2, 2, 1]
+
+
+async def test_watching_draws_again_until_it_is_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that is away for a moment is waited for."""
+    asked: list[float] = []
+    async with served(MAP, tmp_path, ROWS) as (view, url):
+
+        def pause(seconds: float) -> None:
+            asked.append(seconds)
+            view.live.frame = view.live.frame.head(1)
+            if len(asked) == 3:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr("app.commands.query.time.sleep", pause)
+        result = await run("hour", *DAY, "--watch", "--url", url)
+    assert result.exit_code == 0
+    assert len(asked) == 3
+    assert "5 cells" in result.stdout or "1 cells" in result.stdout
+    refused = await run("hour", *DAY, "--watch", "--json")
+    assert (refused.exit_code, "cannot use --watch with --json" in refused.stderr) == (2, True)
 
 
 async def test_an_empty_answer_is_a_table_without_rows(tmp_path: Path) -> None:
@@ -116,6 +174,21 @@ async def test_keys_that_are_no_pairs_are_usage_errors(keys: list[str]) -> None:
     result = await run("hour", *DAY, *flags)
     assert result.exit_code == 2
     assert "cannot use --key" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("values", "bars"),
+    [
+        ([1, 2, 3], "▁▄█"),
+        ([5, 5], "▅▅"),
+        ([None, 1.5, 3.0], " ▁█"),
+        ([None, "text"], "  "),
+        ([-(2**90), 0, 2**90], "▁▄█"),
+    ],
+)
+def test_bars_go_from_the_least_to_the_greatest(values: list[Any], bars: str) -> None:
+    """Whatever the size; what has no number is a space."""
+    assert sparkline(values) == bars
 
 
 def test_without_a_worker_the_command_fails_with_one_line() -> None:

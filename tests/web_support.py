@@ -89,6 +89,8 @@ class FrameCells:
         self.served = served
         self.evicted_ms = 2**50
         self.archived_ms = NEVER_MS
+        self.closed_ms = NEVER_MS
+        self.position = 7
         self.fresh_ms = NEVER_MS
 
     async def read(
@@ -102,9 +104,10 @@ class FrameCells:
         """Return the rows in range; none of a layer that the frame is not of."""
         facts = {
             partition: PartitionFacts(
-                partition, position=7, closed_ms=NEVER_MS, floor_ms=self.archived_ms,
-                archived_ms=self.archived_ms, evicted_ms=self.evicted_ms, complete_ms=NEVER_MS,
-                cells=1.0, fresh_ms=self.fresh_ms,
+                partition, position=self.position, closed_ms=self.closed_ms,
+                floor_ms=self.archived_ms, archived_ms=self.archived_ms,
+                evicted_ms=self.evicted_ms, complete_ms=NEVER_MS, cells=1.0, fresh_ms=self.fresh_ms,
+                evicted_version=self.position,
             )
             for partition in self.served
             if read.wants(partition)
@@ -113,6 +116,11 @@ class FrameCells:
             return LiveRows(facts, [])
         start = pl.col("window_start")
         rows = self.frame.filter((start >= read.from_ms) & (start < read.to_ms))
+        for partition, told in (read.after or {}).items():
+            end = read.layer.window.ends(start)
+            closed = (end > told.closed_ms) & (end <= self.closed_ms)
+            news = (pl.col("version") > told.version) | closed
+            rows = rows.filter((pl.col("source_partition") != partition) | news)
         return LiveRows(facts, [matching(read.layer, rows, read.keys)])
 
 

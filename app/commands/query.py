@@ -1,130 +1,204 @@
-"""``python -m app query LAYER``: cells of a layer, from a worker's endpoint, as table or JSON."""
+"""``python -m app query NAME``: cells of a layer or rows of a family, as tables, bars or JSON."""
 
 from __future__ import annotations
 
-import datetime as dt
+import dataclasses
 import os
 import sys
+import time
+from collections.abc import Callable
 
 import click
 import msgspec
 import orjson
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from app.commands.query_draw import caption, cells_table, is_worth_sparks, sparks_table
 from app.settings import environment_variable
-from client.query import Answer, Cell, QueryClient, QueryFailedError
+from client import Answer, FamilyAnswer, QueryClient, QueryFailedError, Range
 from tables.errors import QueryError
 from tables.query import exact_json
-from tables.window import TIME_MS_MAX, TIME_MS_MIN
 
 # Wide enough that nothing is cut where the table goes to a file or a pipe.
 PIPE_COLUMNS = 10_000
-PARTIAL = "partial: open cells of partitions that this worker does not serve are missing"
+PARTIAL = "partial: owners of some partitions did not answer, and their open cells are missing"
+WATCH_S = 1.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Asked:
+    """What the command line asks for; ``rows`` says that it is rows of a family."""
+
+    name: str
+    range: Range
+    limit: int
+    rows: bool
 
 
 @click.command("query")
-@click.argument("layer")
-@click.option("--key", "keys", multiple=True, metavar="FIELD=VALUE", help="A key field's value.")
+@click.argument("name")
+@click.option(
+    "--key",
+    "keys",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="A key field's value; of a family, several times for one of several.",
+)
 @click.option("--from", "from_time", required=True, help="Start: epoch ms, RFC 3339 or a date.")
 @click.option("--to", "to_time", required=True, help="End, not included: likewise.")
+@click.option("--step", metavar="WINDOW", help="Rows of the family NAME, one for each of these: 1h")
+@click.option(
+    "--group",
+    "groups",
+    multiple=True,
+    metavar="FIELD",
+    help="Rows of the family NAME that keep this field; - keeps none.",
+)
+@click.option("--measure", "measures", multiple=True, help="Only this one, of a family.")
 @click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True)
+@click.option("--watch", is_flag=True, help="Ask again every second and draw it anew.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option("--url", default="http://127.0.0.1:6066", show_default=True, help="A worker's.")
 @click.option("--ca-file", help="PEM file of the authority of the endpoint's certificate.")
 def command(
-    layer: str,
+    name: str,
     *,
     keys: tuple[str, ...],
     from_time: str,
     to_time: str,
+    step: str | None,
+    groups: tuple[str, ...],
+    measures: tuple[str, ...],
     limit: int,
+    watch: bool,
     as_json: bool,
     url: str,
     ca_file: str | None,
 ) -> None:
-    """Print the cells of LAYER whose windows start in [--from, --to).
+    """Print the cells of layer NAME whose windows start in [--from, --to).
 
-    Where the endpoint wants a token, it is read from TREASURE_MAP_WEB_TOKEN.
-    """
-    key = _key(keys)
+    With --step, --group or --measure: rows of family NAME over that range, from whichever layers
+    have them cheapest; steps are drawn as bars. Where the endpoint wants a token, it is read from
+    TREASURE_MAP_WEB_TOKEN.
+    """  # fmt: skip
+    rows = bool(step or groups or measures)
+    found = Range(
+        from_time, to_time, _keys(keys, several=rows), step=step, group=_group(groups),
+        measures=measures or None,
+    )  # fmt: skip
+    asked = Asked(name, found, limit, rows)
+    if watch and as_json:
+        raise click.UsageError("cannot use --watch with --json: a document has an end; give one")
     token = os.environ.get(environment_variable("web_token"))
     try:
         with QueryClient(url, token, ca_file=ca_file) as client:
-            answer = client.cells(layer, key, from_time, to_time, limit=limit)
+            if watch:
+                _watch(client, asked)
+            else:
+                _print(_ask(client, asked), as_json=as_json)
     except (QueryFailedError, ValueError, OSError) as error:
         raise QueryError(str(error)) from error
+
+
+def _ask(client: QueryClient, asked: Asked) -> Answer | FamilyAnswer:
+    if asked.rows:
+        return client.rows(asked.name, asked.range, limit=asked.limit)
+    key = {name: value for name, value in asked.range.key.items() if isinstance(value, str)}
+    times = asked.range.from_time, asked.range.to_time
+    return client.cells(asked.name, key, *times, limit=asked.limit)
+
+
+def _print(answer: Answer | FamilyAnswer, *, as_json: bool) -> None:
     if as_json:
         click.echo(orjson.dumps(_json(answer), option=orjson.OPT_INDENT_2))
     else:
         Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS).print(_table(answer))
-    if answer.partial:
-        click.echo(PARTIAL, err=True)
-    if answer.more:
-        click.echo(f"more: only the first {len(answer.cells)} cells; raise --limit", err=True)
+    for note in _notes(answer):
+        click.echo(note, err=True)
 
 
-def _key(keys: tuple[str, ...]) -> dict[str, str | int | bool]:
-    """Return the key fields by name.
+def _watch(client: QueryClient, asked: Asked) -> None:
+    """Draw the answer anew until the reader has seen enough."""
+    console = Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS)
+
+    def drawn() -> Group:
+        answer = _ask(client, asked)
+        return Group(_table(answer), *(Text(note) for note in _notes(answer)))
+
+    try:
+        with Live(drawn(), console=console, auto_refresh=False) as live:
+            while True:
+                time.sleep(WATCH_S)
+                live.update(_tried(drawn), refresh=True)
+    except KeyboardInterrupt:
+        return
+
+
+def _tried(drawn: Callable[[], Group]) -> Group:
+    """Return what is drawn, or why there is nothing to draw now: a worker may be on its way."""
+    try:
+        return drawn()
+    except QueryFailedError as error:
+        if error.status is not None and error.retry_after_s is None:
+            raise
+        return Group(Text(f"asks again: {error}"))
+
+
+def _notes(answer: Answer | FamilyAnswer) -> list[str]:
+    if isinstance(answer, Answer):
+        notes = [PARTIAL] if answer.partial else []
+        count = len(answer.cells)
+    else:
+        notes = [PARTIAL] if answer.exactness == "partial" else []
+        count = len(answer.rows)
+    return [*notes, f"more: only the first {count} cells; raise --limit"] if answer.more else notes
+
+
+def _table(answer: Answer | FamilyAnswer) -> Table:
+    if isinstance(answer, Answer):
+        title = f"{answer.layer} (partial)" if answer.partial else answer.layer
+        return cells_table(title, answer.cells)
+    if is_worth_sparks(answer):
+        return sparks_table(answer.family, answer)
+    table = cells_table(answer.family, answer.rows)
+    table.caption = f"{len(answer.rows)} rows, {caption(answer)}"
+    return table
+
+
+def _keys(keys: tuple[str, ...], *, several: bool) -> dict[str, str | list[str]]:
+    """Return the values of key fields by name.
 
     Raises:
-        UsageError: one has no equals sign, or a field is given twice.
+        UsageError: one has no equals sign, or a field of a layer is given twice.
     """
-    key: dict[str, str | int | bool] = {}
+    found: dict[str, list[str]] = {}
     for text in keys:
         name, equals, value = text.partition("=")
         if not name or not equals:
             raise click.UsageError(f"cannot use --key: got {text!r}; want FIELD=VALUE")
-        if name in key:
+        if name in found and not several:
             raise click.UsageError(f"cannot use --key: {name} is given twice; give it once")
-        key[name] = value
-    return key
+        found.setdefault(name, []).append(value)
+    return {name: values if several else values[0] for name, values in found.items()}
 
 
-def _json(answer: Answer) -> dict[str, object]:
+def _group(groups: tuple[str, ...]) -> list[str] | None:
+    if not groups:
+        return None
+    return [] if groups == ("-",) else list(groups)
+
+
+def _json(answer: Answer | FamilyAnswer) -> dict[str, object]:
     """Return the answer as JSON can carry it: integers beyond 64 bits as text, as over HTTP."""
     document: dict[str, object] = msgspec.to_builtins(answer)
-    document["cells"] = [_exact(cell) for cell in answer.cells]
+    name = "cells" if isinstance(answer, Answer) else "rows"
+    cells = answer.cells if isinstance(answer, Answer) else answer.rows
+    document[name] = [
+        msgspec.to_builtins(cell)
+        | {"measures": {name: exact_json(value) for name, value in cell.measures.items()}}
+        for cell in cells
+    ]
     return document
-
-
-def _exact(cell: Cell) -> dict[str, object]:
-    measures = {name: exact_json(value) for name, value in cell.measures.items()}
-    row: dict[str, object] = msgspec.to_builtins(cell)
-    return row | {"measures": measures}
-
-
-def _table(answer: Answer) -> Table:
-    title = f"{answer.layer} (partial)" if answer.partial else answer.layer
-    table = Table(title=Text(title), caption=f"{len(answer.cells)} cells")
-    first = answer.cells[0] if answer.cells else None
-    table.add_column("window start")
-    table.add_column("window end")
-    for name in first.key if first else ():
-        table.add_column(Text(name), overflow="fold")
-    for name in first.measures if first else ():
-        table.add_column(Text(name), justify="right", overflow="fold")
-    for cell in answer.cells:
-        times = [_moment(cell.window_start), _moment(cell.window_end)]
-        values = [*cell.key.values(), *cell.measures.values()]
-        table.add_row(*times, *(Text(_shown(value)) for value in values))
-    return table
-
-
-def _shown(value: object) -> str:
-    """Return a value as text that cannot steer the terminal."""
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.6f}"
-    return "".join(
-        character if character.isprintable() else ascii(character)[1:-1] for character in str(value)
-    )
-
-
-def _moment(time_ms: int) -> str:
-    if not TIME_MS_MIN <= time_ms <= TIME_MS_MAX:
-        return str(time_ms)  # datetime has no such year, and RFC 3339 no year 10000
-    epoch = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-    return (epoch + dt.timedelta(milliseconds=time_ms)).isoformat().replace("+00:00", "Z")

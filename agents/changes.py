@@ -1,0 +1,191 @@
+"""Changes: what has become of a layer's cells since a follower was told, from all workers.
+
+Owners give what is in their tables and has changed or closed. What they evicted meanwhile may have
+changed just before: where its version says so, it is read from the archive. So a follower that
+comes back after any time misses no value that a cell has kept; values in between may be left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import dataclasses
+from collections.abc import Mapping
+
+import msgspec
+import polars as pl
+
+from agents.reader import PATIENCE_S, LiveSource
+from tables.answer import matching
+from tables.archive import CellRange
+from tables.archive_cache import ArchiveCache
+from tables.cell import archive_schema
+from tables.cost import QueryCost
+from tables.errors import QueryError
+from tables.facts import PartitionFacts
+from tables.family import KeyFilter
+from tables.layer import Layer
+from tables.live import LiveRead, LiveRows, Told
+from tables.table import NEVER_ENDS_MS
+from tables.window import START_MS_MIN
+
+PLACE_CHARACTERS_MAX = 65_536
+
+Place = Mapping[int, Told]
+"""How far a follower is, by partition of the layer's input."""
+
+
+class _WirePlace(msgspec.Struct, frozen=True, array_like=True):
+    layer: str
+    told: dict[int, Told]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class News:
+    """What a follower is told next.
+
+    Attributes:
+        rows: archive frame of cells that have changed or closed, with ``is_closed``.
+        place: where it is then.
+        facts: of the partitions that answered.
+    """
+
+    rows: pl.DataFrame
+    place: Place
+    facts: Mapping[int, PartitionFacts]
+
+
+class Changes:
+    """The changes of one layer's cells.
+
+    Args:
+        layer: whose cells.
+        keys: which of them.
+        live: where owners are asked.
+        archive: where evicted cells are.
+        rows_max: most archive rows of one step.
+    """
+
+    def __init__(
+        self, layer: Layer, keys: KeyFilter, live: LiveSource, archive: ArchiveCache, rows_max: int
+    ) -> None:
+        self._layer = layer
+        self._keys = keys
+        self._live = live
+        self._archive = archive
+        self._rows_max = rows_max
+
+    async def now(self) -> Place:
+        """Return the place of a follower that knows everything up to now."""
+        found = await self._ask(LiveRead(self._layer))
+        return {partition: _told(facts) for partition, facts in found.facts.items()}
+
+    async def since(self, place: Place) -> News:
+        """Return what has become of the cells since then.
+
+        Partitions that are not in ``place`` are told from their oldest live cell on; those that do
+        not answer are told later.
+
+        Raises:
+            ArchiveError: the archive does not answer.
+            QueryError: more was evicted meanwhile than may be read at once.
+        """
+        layer = self._layer
+        found = await self._live_rows(place)
+        facts = found.facts
+        frames = [
+            *(frame.select(list(archive_schema(layer))) for frame in found.rows),
+            await self._evicted(place, facts),
+        ]
+        rows = pl.concat(frames).join(
+            _closed(facts), "source_partition", "left", maintain_order="left"
+        )
+        ends = layer.window.ends(pl.col("window_start"))
+        rows = rows.with_columns(is_closed=ends <= pl.col("closed_ms")).drop("closed_ms")
+        order = ["window_start", *layer.key_columns, "source_partition"]
+        told = {partition: _told(one) for partition, one in facts.items()}
+        return News(rows.sort(order), {**place, **told}, facts)
+
+    async def _live_rows(self, place: Place) -> LiveRows:
+        return await self._ask(
+            LiveRead(self._layer, START_MS_MIN, NEVER_ENDS_MS, self._keys, after=place)
+        )
+
+    async def _ask(self, read: LiveRead) -> LiveRows:
+        until = asyncio.get_running_loop().time() + PATIENCE_S
+        (found,) = await self._live.read([read], QueryCost(), until)
+        return found
+
+    async def _evicted(self, place: Place, facts: Mapping[int, PartitionFacts]) -> pl.DataFrame:
+        """Return the archive frame of what changed and was evicted since a place."""
+        layer = self._layer
+        nothing = pl.DataFrame(schema=archive_schema(layer))
+        gone = []
+        for partition, told in place.items():
+            now = facts.get(partition)
+            if now is None or now.evicted_ms <= told.evicted_ms:
+                continue
+            # What has not changed since is told once more if it closed since.
+            changed = now.evicted_version > told.version
+            before_ms = told.evicted_ms if changed else max(told.evicted_ms, told.closed_ms)
+            if before_ms < now.evicted_ms:
+                gone.append((partition, told.version, told.closed_ms, before_ms, now.evicted_ms))
+        if not gone:
+            return nothing
+        start = max(START_MS_MIN, min(before for *_, before, _ in gone))
+        stop = max(after for *_, after in gone)
+        cells = CellRange(
+            layer.window.start(start), layer.window.start(stop), self._keys.single, self._rows_max
+        )
+        if cells.from_ms >= cells.to_ms:
+            return nothing
+        rows = await self._archive.read(layer, cells, final=False, cost=QueryCost())
+        names = ("told", "closed", "before", "after")
+        schema = {"source_partition": pl.Int32(), **dict.fromkeys(names, pl.Int64())}
+        bounds = pl.DataFrame(gone, schema=schema, orient="row")
+        end = layer.window.ends(pl.col("window_start"))
+        is_news = (pl.col("version") > pl.col("told")) | (end > pl.col("closed"))
+        news = rows.join(bounds, "source_partition").filter(
+            is_news, end > pl.col("before"), end <= pl.col("after")
+        )
+        return matching(layer, news, self._keys).select(nothing.columns)
+
+
+def encode_place(layer: Layer, place: Place) -> str:
+    """Return the opaque text of a place, for a follower to come back with."""
+    wire = _WirePlace(layer.name, dict(place))
+    return base64.urlsafe_b64encode(msgspec.msgpack.encode(wire)).rstrip(b"=").decode("ascii")
+
+
+def decode_place(layer: Layer, text: str) -> Place:
+    """Return the place that :func:`encode_place` was given.
+
+    Raises:
+        QueryError: the text is none, or one of another layer.
+    """
+    bad = QueryError(
+        f"cannot follow {layer.name}: Last-Event-ID is none of this layer; want the id of the last"
+        " event, unchanged, or none"
+    )
+    if len(text) > PLACE_CHARACTERS_MAX:
+        raise bad
+    try:
+        raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        wire = msgspec.msgpack.decode(raw, type=_WirePlace)
+    except (binascii.Error, ValueError, msgspec.MsgspecError) as error:
+        raise bad from error
+    if wire.layer != layer.name or not all(0 <= p < layer.partitions for p in wire.told):
+        raise bad
+    return wire.told
+
+
+def _told(facts: PartitionFacts) -> Told:
+    return Told(facts.position, facts.closed_ms, facts.evicted_ms)
+
+
+def _closed(facts: Mapping[int, PartitionFacts]) -> pl.DataFrame:
+    """Return up to when windows are closed, by partition."""
+    rows = [(partition, one.closed_ms) for partition, one in facts.items()]
+    schema = {"source_partition": pl.Int32(), "closed_ms": pl.Int64()}
+    return pl.DataFrame(rows, schema=schema, orient="row")

@@ -1,0 +1,116 @@
+"""What ``python -m app query`` draws: tables of cells and rows, and a line of bars for each key."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from client import Cell, FamilyAnswer, Row
+from tables.window import TIME_MS_MAX, TIME_MS_MIN
+
+BARS = "▁▂▃▄▅▆▇█"
+SPARK_ROWS_MIN = 3
+"""So many steps of a key make a line worth drawing."""
+
+Value = int | float | str | None
+
+
+def cells_table(title: str, cells: Sequence[Cell | Row]) -> Table:
+    """Return a table with a line a cell: window, key, measures."""
+    table = Table(title=Text(title), caption=f"{len(cells)} cells")
+    first = cells[0] if cells else None
+    table.add_column("window start")
+    table.add_column("window end")
+    for name in first.key if first else ():
+        table.add_column(Text(name), overflow="fold")
+    for name in first.measures if first else ():
+        table.add_column(Text(name), justify="right", overflow="fold")
+    for cell in cells:
+        times = [moment(cell.window_start), moment(cell.window_end)]
+        values = [*cell.key.values(), *cell.measures.values()]
+        table.add_row(*times, *(Text(shown(value)) for value in values))
+    return table
+
+
+def sparks_table(title: str, answer: FamilyAnswer) -> Table:
+    """Return a table with a line a key: for each measure its steps as bars, and the last value."""
+    table = Table(title=Text(title), caption=caption(answer))
+    first = answer.rows[0]
+    for name in first.key:
+        table.add_column(Text(name), overflow="fold")
+    for name in first.measures:
+        table.add_column(Text(name), overflow="fold")
+        table.add_column("last", justify="right")
+    starts = sorted({row.window_start for row in answer.rows})
+    for key, steps in by_key(answer.rows).items():
+        line = [Text(shown(value)) for value in key]
+        for name in first.measures:
+            values = [_measure(steps.get(start), name) for start in starts]
+            known = [value for value in values if value is not None]
+            line += [Text(sparkline(values)), Text(shown(known[-1] if known else None))]
+        table.add_row(*line)
+    return table
+
+
+def is_worth_sparks(answer: FamilyAnswer) -> bool:
+    """Tell whether some key has steps enough for a line."""
+    return len({row.window_start for row in answer.rows}) >= SPARK_ROWS_MIN
+
+
+def by_key(rows: Sequence[Row]) -> dict[tuple[Value, ...], dict[int, Row]]:
+    """Return the rows of each key by where they start."""
+    found: dict[tuple[Value, ...], dict[int, Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(row.key.values()), {})[row.window_start] = row
+    return found
+
+
+def sparkline(values: Sequence[Value]) -> str:
+    """Return a bar for each value, from the least to the greatest, and a space for none."""
+    numbers = [value for value in values if isinstance(value, int | float)]
+    if not numbers:
+        return " " * len(values)
+    least, most = min(numbers), max(numbers)
+    span = most - least
+
+    def bar(value: Value) -> str:
+        if not isinstance(value, int | float):
+            return " "
+        height = (value - least) * (len(BARS) - 1) // span if span else len(BARS) // 2
+        return BARS[int(height)]
+
+    return "".join(bar(value) for value in values)
+
+
+def caption(answer: FamilyAnswer) -> str:
+    """Return what an answer is, in a few words."""
+    age = "" if answer.data_age_ms is None else f", {answer.data_age_ms} ms old"
+    closed = "" if answer.watermark_ms is None else f", closed up to {moment(answer.watermark_ms)}"
+    return f"{answer.exactness}{age}{closed}"
+
+
+def shown(value: object) -> str:
+    """Return a value as text that cannot steer the terminal."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.6f}"
+    return "".join(
+        character if character.isprintable() else ascii(character)[1:-1] for character in str(value)
+    )
+
+
+def moment(time_ms: int) -> str:
+    """Return a time as RFC 3339, or as milliseconds where that has no such year."""
+    if not TIME_MS_MIN <= time_ms <= TIME_MS_MAX:
+        return str(time_ms)
+    epoch = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+    return (epoch + dt.timedelta(milliseconds=time_ms)).isoformat().replace("+00:00", "Z")
+
+
+def _measure(row: Row | None, name: str) -> Value:
+    measures: Mapping[str, Value] = row.measures if row is not None else {}
+    return measures.get(name)

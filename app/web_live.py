@@ -1,0 +1,210 @@
+"""Live cells over HTTP: server-sent events of what changes and closes in a layer, resumable.
+
+A stream is a loop: ask for what is news, write it, wait. It holds the rows of one step and no more:
+while a reader is slow nothing is asked, and one that takes nothing for long is let go. The id of
+the last event says how far a reader is; with it in ``Last-Event-ID`` any worker goes on from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from agents.changes import Changes, News, Place, decode_place, encode_place
+from agents.reader import LiveSource
+from app.settings import Settings
+from app.web_families import known_ms
+from app.web_guard import HEADERS, BusyError
+from tables.archive_cache import ArchiveCache
+from tables.errors import ArchiveError, QueryError
+from tables.family import KeyFilter
+from tables.layer import Layer, Map
+from tables.parameters import (
+    Parameter,
+    choice_parameter,
+    key_parameter,
+    prefix_parameter,
+    read_parameters,
+    whole_parameter,
+)
+from tables.query import cell_rows, find_layer
+from tables.table import NEVER_MS
+
+INTERVAL_MS, INTERVAL_MS_MIN, INTERVAL_MS_MAX = 500, 100, 60_000
+SILENT_S_MAX = 15.0
+"""A comment at least so often tells both ends that the other is there."""
+
+SLOW_S_MAX = 30.0
+"""A reader that takes nothing for so long is let go; it may come back with its last id."""
+
+CELLS_AT_ONCE = 500
+
+log = logging.getLogger(__name__)
+
+
+def live_parameters(layer: Layer) -> list[Parameter]:
+    """Return what a request for a stream may say."""
+    return [
+        *(key_parameter(field, many=True) for field in layer.key),
+        *(prefix_parameter(field) for field in layer.key if field.type == "string"),
+        choice_parameter(
+            "since",
+            "now: what changes from now on; open: first all cells that have not left live tables.",
+            ["now", "open"],
+            many=False,
+        ),
+        whole_parameter(
+            "interval_ms", f"How often at most; left out, {INTERVAL_MS}.",
+            INTERVAL_MS_MIN, INTERVAL_MS_MAX,
+        ),
+    ]  # fmt: skip
+
+
+class LiveStreams:
+    """The streams of one worker.
+
+    Args:
+        themap: the map that is served.
+        live: where owners are asked.
+        cache: where evicted cells are.
+        settings: how many streams there may be, and how many rows each may read at once.
+    """
+
+    def __init__(
+        self, themap: Map, live: LiveSource, cache: ArchiveCache, settings: Settings
+    ) -> None:
+        self._map = themap
+        self._live = live
+        self._cache = cache
+        self._settings = settings
+        self._running: set[asyncio.Task[Any]] = set()
+
+    async def close(self, _: web.Application) -> None:
+        """End all streams; their readers come back to another worker."""
+        for task in self._running:
+            task.cancel()
+
+    async def stream(self, request: web.Request) -> web.StreamResponse:
+        """Write events until the reader goes, or the worker stops."""
+        layer = find_layer(self._map, request.match_info["layer"])
+        problems: list[str] = []
+        values = read_parameters(live_parameters(layer), request.query.items(), problems)
+        if problems:
+            raise QueryError(f"cannot follow {layer.name}: {'; '.join(problems)}")
+        if len(self._running) >= self._settings.query_live_max:
+            raise BusyError(
+                f"cannot follow {layer.name}: {len(self._running)} readers follow cells already;"
+                " want no more at once (query_live_max); ask again later, or another worker"
+            )
+        task = asyncio.current_task()
+        assert task is not None
+        self._running.add(task)
+        try:
+            return await self._stream(request, layer, values)
+        finally:
+            self._running.discard(task)
+
+    async def _stream(
+        self, request: web.Request, layer: Layer, values: Mapping[str, Any]
+    ) -> web.StreamResponse:
+        keys = KeyFilter.of(values)
+        changes = Changes(layer, keys, self._live, self._cache, self._settings.query_rows_max)
+        place: Place
+        if last := request.headers.get("Last-Event-ID", ""):
+            place = decode_place(layer, last)
+        else:
+            place = {} if values.get("since") == "open" else await changes.now()
+        headers = HEADERS | {"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
+        response = web.StreamResponse(headers=headers)
+        await response.prepare(request)
+        writer = _Writer(response)
+        interval_s = values.get("interval_ms", INTERVAL_MS) / 1_000
+        loop = asyncio.get_running_loop()
+        try:
+            await writer.write([b"event: told\ndata: {}\n", _id(layer, place)])
+            while True:
+                next_at = loop.time() + interval_s
+                place = await self._step(layer, changes, place, writer)
+                await asyncio.sleep(max(0.0, next_at - loop.time()))
+        except (TimeoutError, ConnectionError):
+            log.info("a reader of live cells is let go: %s", layer.name)
+        return response
+
+    async def _step(self, layer: Layer, changes: Changes, place: Place, writer: _Writer) -> Place:
+        """Write what is news; return how far the reader is then."""
+        try:
+            news = await changes.since(place)
+        except ArchiveError as error:
+            log.warning("live cells wait for the archive: %s", error)
+            await writer.write([_comment("the archive does not answer; it is asked again")])
+            return place
+        except QueryError as error:
+            problem = {"status": HTTPStatus.GONE, "detail": f"{error}; begin anew, without an id"}
+            await writer.write([b"event: problem\ndata: " + orjson.dumps(problem) + b"\n\n"])
+            raise ConnectionError("the reader is too far behind") from error
+        if news.rows.height or writer.is_silent:
+            events = _events(layer, news)
+            while some := list(itertools.islice(events, CELLS_AT_ONCE)):
+                await writer.write(some)
+            await writer.write([_told(layer, news), _id(layer, news.place)])
+        return news.place
+
+
+class _Writer:
+    """Writes to one reader, which must take what it gets in time."""
+
+    def __init__(self, response: web.StreamResponse) -> None:
+        self._response = response
+        self._written_at = asyncio.get_running_loop().time()
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether nothing was written for long."""
+        return asyncio.get_running_loop().time() - self._written_at > SILENT_S_MAX
+
+    async def write(self, parts: Iterable[bytes]) -> None:
+        """Write, and wait until most of it is taken.
+
+        Raises:
+            TimeoutError: it takes too long.
+            ConnectionError: the reader has gone.
+        """
+        async with asyncio.timeout(SLOW_S_MAX):
+            await self._response.write(b"".join(parts))
+        self._written_at = asyncio.get_running_loop().time()
+
+
+def _events(layer: Layer, news: News) -> Iterator[bytes]:
+    rows = news.rows
+    about = zip(
+        cell_rows(layer, rows), rows["source_partition"].to_list(), rows["is_closed"].to_list(),
+        strict=True,
+    )  # fmt: skip
+    for cell, partition, is_closed in about:
+        data = {**cell, "source_partition": partition, "closed": is_closed}
+        yield b"event: cell\ndata: " + orjson.dumps(data) + b"\n\n"
+
+
+def _told(layer: Layer, news: News) -> bytes:
+    facts = news.facts.values()
+    told = {
+        "watermark_ms": known_ms(min((fact.closed_ms for fact in facts), default=NEVER_MS)),
+        "partial": len(facts) < layer.partitions,
+    }
+    return b"event: told\ndata: " + orjson.dumps(told) + b"\n"
+
+
+def _id(layer: Layer, place: Place) -> bytes:
+    """Return the end of an event that has this id."""
+    return b"id: " + encode_place(layer, place).encode() + b"\n\n"
+
+
+def _comment(text: str) -> bytes:
+    return b": " + text.encode() + b"\n\n"

@@ -1,0 +1,426 @@
+"""Query cost: the same events in Cassandra sharded by time and as layers, asked the same things.
+
+Both are real: Kafka, one worker that archives into Cassandra, and a table of raw events by minute
+beside it. Every answer of both is compared with the events before it counts.
+
+    raw      all events of all minutes of a range  -> added up by the reader
+    layers   the planner's cover, live and archived -> added up by the worker
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import math
+import os
+import random
+import time
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from app.feed import Feed, partition_of
+from benchmarks.raw_events import MINUTE_MS, RawEvents
+from benchmarks.runs import WorkerRun, made_map
+from client.query import QueryClient, Range
+from client.query_async import AsyncQueryClient
+from tables.archive_layout import bucket_ms
+from tables.keyhash import key_hash
+from tables.layer import Map
+
+EVENTS, SMOKE_EVENTS = 1_000_000, 20_000
+SPAN_MS, SMOKE_SPAN_MS = 24 * 3_600_000, 2 * 3_600_000
+"""Of event time; the smoke size asks for two hours where the full one asks for a day."""
+
+KEYS = 100
+HOUR_MS = 3_600_000
+START_MS = 1_699_920_000_000
+"""A midnight."""
+
+ASKS, SMOKE_ASKS = 20, 3
+RATE, RATE_SECONDS = 200, 15.0
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+MAP = """
+revision = 1
+name = "NAME"
+[sources.input]
+topic = "NAME.input"
+partitions = 4
+time = "at"
+type = "type"
+keyed_by = ["entity"]
+[sources.input.fields]
+entity = "string"
+value = "float"
+
+[layers.seconds]
+source = "input"
+events = ["**"]
+key = ["entity"]
+window = "5s"
+allowed_lateness = "1s"
+measures = ["count", "sum(value)", "max(value)"]
+
+[layers.minutes]
+from = "seconds"
+key = ["entity"]
+window = "1m"
+partitions = 2
+
+[layers.hours]
+from = "minutes"
+key = ["entity"]
+window = "1h"
+partitions = 2
+
+[layers.days]
+from = "hours"
+key = ["entity"]
+window = "1d"
+partitions = 1
+"""
+
+Cells = dict[tuple[str, int], tuple[int, float]]
+"""By entity and start: count and greatest value. Sums of floats differ in their last bits."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Row:
+    """What one kind of query took under one design; of several asks the median, but for p99.
+
+    ``bytes`` are of the rows in memory; ``cpu_ms`` of the reader (raw) or the worker (layers), and
+    ``cassandra_cpu_ms`` of Cassandra, an ask. ``age_ms`` is how old the worker's data was.
+    """
+
+    case: str
+    design: str
+    query: str
+    rows: float
+    partitions: float
+    bytes: float
+    cpu_ms: float
+    cassandra_cpu_ms: float
+    p50_ms: float
+    p99_ms: float
+    age_ms: float | None = None
+    read_reduction: float | None = None
+    busiest_partition_share: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ask:
+    """One query of the mix: of one key, or all; in steps, or not; or the top keys only."""
+
+    query: str
+    from_ms: int
+    to_ms: int
+    key: str | None = None
+    step: str | None = None
+    step_ms: int = 0
+    top: int = 0
+
+    def range(self) -> Range:
+        """Return what a client asks for."""
+        key = {} if self.key is None else {"entity": self.key}
+        return Range(self.from_ms, self.to_ms, key=key, step=self.step, group=["entity"])
+
+
+def mix(now_ms: int, span_ms: int, rng: random.Random) -> list[Ask]:
+    """Return one ask of each kind, of a random key, as of a time."""
+    key = f"user-{rng.randrange(KEYS)}"
+    second = now_ms // 5_000 * 5_000
+    day = START_MS
+    return [
+        Ask("one key, last minute", second - MINUTE_MS, second, key),
+        Ask("one key, last hour by minute", second // MINUTE_MS * MINUTE_MS - HOUR_MS,
+            second // MINUTE_MS * MINUTE_MS, key, "1m", MINUTE_MS),
+        Ask("one key, a day by hour", day, day + span_ms, key, "1h", HOUR_MS),
+        Ask("all keys, last window", second - 5_000, second),
+        Ask("top 10 of a day", day, day + span_ms, top=10),
+    ]  # fmt: skip
+
+
+def events_of(count: int, span_ms: int) -> pl.DataFrame:
+    """Return events of a span in order of time, of skewed keys; always the same."""
+    place = pl.int_range(count, eager=True)
+    chance = place.hash(7).cast(pl.Float64) / 2**64
+    rank = (chance ** (-1 / 1.1)).clip(1, 2**53).cast(pl.Int64) % KEYS
+    return pl.DataFrame(
+        {
+            "at": START_MS + place * span_ms // count,
+            "entity": "user-" + rank.cast(pl.String),
+            "value": (place.hash(9).cast(pl.Float64) / 2**64 * 100).round(2),
+        }
+    )
+
+
+def answer_of(events: pl.DataFrame, ask: Ask) -> Cells:
+    """Return what an ask must come to, from events."""
+    found = events.filter((pl.col("at") >= ask.from_ms) & (pl.col("at") < ask.to_ms))
+    if ask.key is not None:
+        found = found.filter(pl.col("entity") == ask.key)
+    start = pl.col("at") // ask.step_ms * ask.step_ms if ask.step_ms else pl.lit(ask.from_ms)
+    cells = found.group_by("entity", start.alias("start")).agg(pl.len(), pl.col("value").max())
+    if ask.top:
+        cells = cells.sort([-pl.col("len").cast(pl.Int64), pl.col("entity")]).head(ask.top)
+    return {(entity, at): (count, most) for entity, at, count, most in cells.iter_rows()}
+
+
+def run(
+    brokers: str, cassandra: Mapping[str, str], pid: int, folder: Path, *, smoke: bool
+) -> list[Row]:
+    """Load both designs, ask both the mix, compare all answers; return what it cost.
+
+    Args:
+        brokers: Kafka's.
+        cassandra: settings of a worker that archives there.
+        pid: Cassandra's process, on this machine.
+        folder: a new one for maps and state.
+        smoke: whether few events and asks will do.
+
+    Raises:
+        AssertionError: an answer is not what the events come to.
+    """
+    count, span_ms = (SMOKE_EVENTS, SMOKE_SPAN_MS) if smoke else (EVENTS, SPAN_MS)
+    asks = SMOKE_ASKS if smoke else ASKS
+    events = events_of(count, span_ms)
+    name = f"q{uuid.uuid4().hex[:8]}"
+    map_file, themap = made_map(brokers, MAP.replace("NAME", name), name, folder)
+    asyncio.run(_send(brokers, themap, events))
+    raw = RawEvents(cassandra["cassandra_hosts"], int(cassandra["cassandra_port"]), f"raw_{name}")
+    rows: list[Row] = []
+    try:
+        raw.write(events)
+        rows += _ask_raw(raw, events, span_ms, asks, pid)
+    finally:
+        raw.close()
+    settings = dict(cassandra) | {"cassandra_keyspace": name, "query_concurrency_max": "64"}
+    for design, bytes_max in (("layers", 0), ("layers, cached", 64 << 20)):
+        with WorkerRun(
+            brokers, map_file, folder / design.replace(", ", "-"), **settings,
+            query_cache_bytes_max=str(bytes_max), group=f"{name}-{bytes_max}",
+        ) as worker:  # fmt: skip
+            worker.wait(lambda client: _is_folded(worker, client, count))
+            warm = asks if bytes_max else 0
+            rows += _ask_layers(worker, design, events, span_ms, asks=(warm, asks), pid=pid)
+            if not smoke:
+                rows += asyncio.run(_at_rate(worker.url, design, events, span_ms))
+    return _with_reductions(rows, events, themap)
+
+
+async def _send(brokers: str, themap: Map, events: pl.DataFrame) -> None:
+    """Write the events, and no heartbeat: the last windows stay open, as where events go on."""
+    (source,) = themap.sources
+    line = pl.concat_str(
+        pl.lit('{"type":"x","at":'), "at", pl.lit(',"entity":"'), "entity",
+        pl.lit('","value":'), "value", pl.lit("}"),
+    )  # fmt: skip
+    lines = events.select(line.alias("line"), "entity")
+    async with Feed(brokers, source.topic) as feed:
+        for some in lines.iter_slices(20_000):
+            for (entity, *_), part in some.partition_by("entity", as_dict=True).items():
+                partition = partition_of(str(entity).encode(), source.partitions)
+                values = [text.encode() for text in part["line"]]
+                feed.add(partition, [None] * len(values), values)
+            await feed.flush()
+
+
+def _is_folded(worker: WorkerRun, client: QueryClient, count: int) -> bool:
+    ledger = client.ledger()
+    layers = client.layers()
+    waiting = sum(row["unacknowledged_windows"] for row in layers)
+    return bool(ledger["events"]["classified"] == count and not waiting and worker.is_ready())
+
+
+def _ask_raw(raw: RawEvents, events: pl.DataFrame, span_ms: int, asks: int, pid: int) -> list[Row]:
+    rng = random.Random(5)  # noqa: S311 - which keys are asked for
+    taken: dict[str, list[tuple[float, ...]]] = {}
+    for _ in range(asks):
+        for ask in mix(_now(events), span_ms, rng):
+            own, theirs, begun = time.process_time(), _cpu_seconds(pid), time.perf_counter()
+            found, partitions = raw.read(ask.from_ms, ask.to_ms)
+            answer = answer_of(found, ask)
+            seconds = time.perf_counter() - begun
+            cpu, others = time.process_time() - own, _cpu_seconds(pid) - theirs
+            _check("raw", ask, answer, answer_of(events, ask))
+            size = float(found.estimated_size())
+            taken.setdefault(ask.query, []).append(
+                (found.height, partitions, size, cpu, others, seconds)
+            )
+    return [_row("raw", query, some) for query, some in taken.items()]
+
+
+def _ask_layers(
+    worker: WorkerRun, design: str, events: pl.DataFrame, span_ms: int, *,
+    asks: tuple[int, int], pid: int,
+) -> list[Row]:  # fmt: skip
+    """Ask ``asks[0]`` times first, to warm what can be, and then ``asks[1]`` times."""
+    taken: dict[str, list[tuple[float, ...]]] = {}
+    ages: dict[str, list[int]] = {}
+    rng = random.Random(5)  # noqa: S311 - which keys are asked for
+    with QueryClient(worker.url) as client:
+        rounds = [mix(_now(events), span_ms, rng) for _ in range(max(asks))]
+        for number, ask in [(-1, ask) for some in rounds[: asks[0]] for ask in some] + [
+            (number, ask) for number, some in enumerate(rounds) for ask in some
+        ]:
+            own, theirs, begun = worker.cpu_seconds(), _cpu_seconds(pid), time.perf_counter()
+            body = _asked(client, ask)
+            seconds = time.perf_counter() - begun
+            cpu, others = worker.cpu_seconds() - own, _cpu_seconds(pid) - theirs
+            _check(design, ask, _cells(body), answer_of(events, ask))
+            if number < 0:
+                continue
+            cost = body.cost
+            read = sum(sum(layer.values()) for layer in cost["layers"].values())
+            taken.setdefault(ask.query, []).append(
+                (read, cost["archive_partitions"], cost["archive_bytes"], cpu, others, seconds)
+            )
+            if body.data_age_ms is not None:
+                ages.setdefault(ask.query, []).append(body.data_age_ms)
+    return [
+        dataclasses.replace(_row(design, query, some), age_ms=_median(ages.get(query, [])))
+        for query, some in taken.items()
+    ]
+
+
+async def _at_rate(url: str, design: str, events: pl.DataFrame, span_ms: int) -> list[Row]:
+    """Ask at a fixed rate, whatever is answered yet; return what each kind took."""
+    rng = random.Random(6)  # noqa: S311 - likewise
+    asks: list[Ask] = []
+    while len(asks) < RATE * RATE_SECONDS:
+        asks += mix(_now(events), span_ms, rng)
+    taken: dict[str, list[float]] = {}
+    loop = asyncio.get_running_loop()
+    begun = loop.time() + 0.5
+
+    async def one(client: AsyncQueryClient, number: int, ask: Ask) -> None:
+        due = begun + number / RATE
+        await asyncio.sleep(due - loop.time())
+        if ask.top:
+            await client.top("seconds", "count", Range(ask.from_ms, ask.to_ms), n=ask.top)
+        else:
+            await client.rows("seconds", ask.range(), limit=10_000, page_rows=10_000)
+        # From when it was due: what waits behind a slow one counts too.
+        taken.setdefault(ask.query, []).append(loop.time() - due)
+
+    async with AsyncQueryClient(url) as client:
+        await asyncio.gather(*(one(client, number, ask) for number, ask in enumerate(asks)))
+    return [
+        _row(f"{design}, {RATE}/s", query, [(0, 0, 0, 0, 0, seconds) for seconds in some])
+        for query, some in taken.items()
+    ]
+
+
+def _asked(client: QueryClient, ask: Ask) -> Any:
+    if ask.top:
+        return client.top("seconds", "count", Range(ask.from_ms, ask.to_ms), n=ask.top)
+    return client.family_page("seconds", ask.range(), limit=10_000)
+
+
+def _cells(body: Any) -> Cells:
+    return {
+        (row.key["entity"], row.window_start): (row.measures["count"], row.measures["max_value"])
+        for row in body.cells
+    }
+
+
+def _check(design: str, ask: Ask, found: Cells, want: Cells) -> None:
+    if found != want:
+        differ = {
+            place for place in found.keys() | want.keys() if found.get(place) != want.get(place)
+        }
+        raise AssertionError(f"{design}: {ask} differs at {sorted(differ)[:5]}; want {len(want)}")
+
+
+def _row(design: str, query: str, taken: Sequence[tuple[float, ...]]) -> Row:
+    rows, partitions, size, cpu, others, _ = (
+        _median(column) for column in zip(*taken, strict=True)
+    )
+    # CPU times have the kernel's grain of 10 ms: only their mean over many asks says something.
+    cpu = sum(one[3] for one in taken) / len(taken)
+    others = sum(one[4] for one in taken) / len(taken)
+    seconds = sorted(one[5] for one in taken)
+    return Row(
+        case=f"{design}: {query}",
+        design=design,
+        query=query,
+        rows=rows or 0,
+        partitions=partitions or 0,
+        bytes=size or 0,
+        cpu_ms=cpu * 1_000,
+        cassandra_cpu_ms=others * 1_000,
+        p50_ms=seconds[len(seconds) // 2] * 1_000,
+        p99_ms=seconds[math.ceil(len(seconds) * 0.99) - 1] * 1_000,
+    )
+
+
+def _with_reductions(rows: list[Row], events: pl.DataFrame, themap: Map) -> list[Row]:
+    """Add how much less is read than of raw events, and what the busiest partition gets."""
+    raw = {row.query: row.rows for row in rows if row.design == "raw"}
+    shares = {"raw": 1.0, "layers": busiest_share(events, themap)}
+    return [
+        dataclasses.replace(
+            row,
+            read_reduction=1 - row.rows / raw[row.query] if row.rows and raw[row.query] else None,
+            busiest_partition_share=shares.get(row.design),
+        )
+        for row in rows
+    ]  # fmt: skip
+
+
+def busiest_share(events: pl.DataFrame, themap: Map) -> float:
+    """Return the greatest share of a minute's rows of the finest layer in one partition.
+
+    Raw events of a minute are all in one.
+    """
+    layer = themap.layer("seconds")
+    names = events["entity"].unique().to_list()
+    slots = {name: key_hash([name]) % layer.slots for name in names}
+    cells = events.select(
+        pl.col("entity").replace_strict(slots, return_dtype=pl.Int64).alias("slot"),
+        pl.col("entity"),
+        (pl.col("at") // 5_000 * 5_000).alias("window"),
+    ).unique()
+    placed = cells.with_columns(
+        minute=pl.col("window") // MINUTE_MS, bucket=pl.col("window") // bucket_ms(layer)
+    )
+    by_place = placed.group_by("minute", "slot", "bucket").agg(pl.len())
+    share = by_place.group_by("minute").agg(pl.col("len").max() / pl.col("len").sum())
+    return float(share["len"].median() or 0)
+
+
+def summary(rows: Iterable[Row]) -> list[list[str]]:
+    """Return a table, its head first."""
+    table = [["design", "query", "rows", "partitions", "KiB", "less read", "CPU ms", "Cassandra ms",
+              "p50 ms", "p99 ms", "age ms"]]  # fmt: skip
+    for row in rows:
+        less = (
+            "" if row.read_reduction is None or row.design == "raw" else f"{row.read_reduction:.2%}"
+        )
+        table.append([
+            row.design, row.query, f"{row.rows:,.0f}", f"{row.partitions:,.0f}",
+            f"{row.bytes / 1024:,.0f}", less, f"{row.cpu_ms:.1f}", f"{row.cassandra_cpu_ms:.1f}",
+            f"{row.p50_ms:.1f}", f"{row.p99_ms:.1f}",
+            "" if row.age_ms is None else f"{row.age_ms:.0f}",
+        ])  # fmt: skip
+    return table
+
+
+def _now(events: pl.DataFrame) -> int:
+    last = events["at"].max()
+    assert isinstance(last, int)
+    return last
+
+
+def _median(values: Sequence[float]) -> float | None:
+    ordered = sorted(values)
+    return ordered[len(ordered) // 2] if ordered else None
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
