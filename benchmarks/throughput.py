@@ -136,6 +136,7 @@ def archive_of(settings: Mapping[str, str], folder: Path) -> Archive:
             hosts=(settings["cassandra_hosts"],),
             port=int(settings["cassandra_port"]),
             keyspace=settings["cassandra_keyspace"],
+            replication=int(settings["cassandra_replication"]),
         )
     )
 
