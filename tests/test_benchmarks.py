@@ -159,3 +159,22 @@ def test_the_smoke_size_of_soak_gives_samples_and_a_plot(tmp_path: Path) -> None
     assert max(row["open_rows"] for row in rows) > 0
     lines = re.findall(r'<polyline [^>]* points="([^"]*)"/>', plot.read_text())
     assert [len(line.split()) for line in lines] == [len(rows)] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.kafka
+@pytest.mark.cassandra
+def test_the_smoke_size_of_query_cost_compares_both_designs() -> None:
+    """Every answer of both was right before its cost was told; layers read less of a long range."""
+    command = [sys.executable, "-m", "benchmarks", "query_cost", "--smoke", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = orjson.loads(done.stdout)
+    queries = {row["query"] for row in rows}
+    assert len(queries) == 5
+    for design in ("raw", "layers", "layers, cached"):
+        assert {row["query"] for row in rows if row["design"] == design} == queries
+    long = [row for row in rows if row["design"] == "layers" and "day" in row["query"]]
+    assert all(row["read_reduction"] > 0.5 for row in long), long
+    shares = {row["design"]: row["busiest_partition_share"] for row in rows}
+    assert shares["layers"] < shares["raw"] == 1

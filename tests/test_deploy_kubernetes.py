@@ -19,7 +19,10 @@ from deploy_support import (
     image_environment,
     parse_command,
 )
+from support import small_map
+from web_support import StandingView
 
+from app.connections import advertised_url
 from app.mapfile import load_map
 from app.settings import Settings, load_settings
 from app.web import install
@@ -60,7 +63,10 @@ def pod_environment(container: dict[str, Any]) -> dict[str, str]:
     fields = {"metadata.name": "treasure-map-0", "status.podIP": "10.1.2.3"}
     for item in container.get("env", []):
         from_field = item.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath")
-        variables[item["name"]] = fields[from_field] if from_field else item["value"]
+        value = fields[from_field] if from_field else item["value"]
+        # As the kubelet does, of variables that stand before.
+        value = re.sub(r"\$\((\w+)\)", lambda match: variables[match[1]], value)
+        variables[item["name"]] = value
     return variables
 
 
@@ -74,6 +80,7 @@ def test_pods_get_settings_that_are_closed_to_others() -> None:
     (worker,) = [container for _, container in pods() if container["name"] == "worker"]
     settings = load_settings(environ=pod_environment(worker))
     assert (settings.node, settings.web_host) == ("treasure-map-0", "10.1.2.3")
+    assert advertised_url(settings) == "https://treasure-map-0.treasure-map-peers:6066"
     without = pod_environment(worker)
     del without["TREASURE_MAP_WEB_TOKEN"]
     with pytest.raises(SettingError, match="web_token"):
@@ -109,7 +116,8 @@ def test_everything_a_pod_mounts_is_there_and_where_settings_say() -> None:
         assert mounts.keys() <= volumes.keys() | set(claims)
         settings = load_settings(environ=pod_environment(container))
         assert settings.map_file == Path(mounts["map"])
-        files = (settings.web_cert_file, settings.kafka_ca_file, settings.cassandra_ca_file)
+        files = (settings.web_cert_file, settings.web_ca_file, settings.kafka_ca_file,
+                 settings.cassandra_ca_file)  # fmt: skip
         assert all(Path(file).is_relative_to(mounts["tls"]) for file in files if file)
         if container["name"] == "worker":
             assert settings.state_folder.is_relative_to(mounts["state"])
@@ -130,7 +138,9 @@ def test_the_secrets_that_pods_want_are_told_how_to_make() -> None:
 def test_probes_ask_paths_that_answer_without_a_token() -> None:
     """Over TLS, at the port where the worker listens."""
     site = web.Application()
-    install(site, cast("Any", None), Settings(web_token=WEB_TOKEN), bytes)
+    nothing = cast("Any", None)
+    view = StandingView(small_map(), nothing, nothing)
+    install(site, view, Settings(web_token=WEB_TOKEN), live=nothing, cache=nothing, metrics=bytes)
     routes = {resource.canonical for resource in site.router.resources()}
     (worker,) = [container for _, container in pods() if container["name"] == "worker"]
     (port,) = worker["ports"]
@@ -154,10 +164,13 @@ def test_a_worker_has_one_core_and_ends_in_order() -> None:
     assert pod["spec"]["terminationGracePeriodSeconds"] >= STOP_SECONDS
     labels = pod["metadata"]["labels"]
     assert workers["spec"]["selector"]["matchLabels"] == labels
-    service = one("Service")
-    assert service["spec"]["clusterIP"] == "None"
-    assert service["spec"]["selector"] == labels
-    assert service["metadata"]["name"] == workers["spec"]["serviceName"]
+    readers, peers = one("Service"), one("Service", "treasure-map-peers")
+    for service in (readers, peers):
+        assert service["spec"]["clusterIP"] == "None"
+        assert service["spec"]["selector"] == labels
+    assert peers["metadata"]["name"] == workers["spec"]["serviceName"]
+    assert peers["spec"]["publishNotReadyAddresses"], "others ask a worker that restores"
+    assert "publishNotReadyAddresses" not in readers["spec"]
     assert one("PodDisruptionBudget")["spec"]["selector"]["matchLabels"] == labels
     applying = one("Job", "treasure-map-apply")["spec"]["template"]["metadata"]["labels"]
     assert applying != labels, "a Service must not find a pod that makes tables"
