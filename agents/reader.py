@@ -194,11 +194,15 @@ class Reader:
             planned = await self._plan(query, cost, until)
             parts = [self._part(query, segment) for segment in planned.segments]
             base_rows = await self._read_live(query, parts, cost, until)
+            final = all(part.is_final for part in parts)
             partial = any(part.lacks_owners for part in parts) or (
-                not all(part.is_final for part in parts)
-                and len(base_rows.facts) < self._input_of(base).partitions
+                not final and len(base_rows.facts) < self._input_of(base).partitions
             )
-            torn = planned.exactness == "exact" and self._are_torn(base, parts, base_rows)
+            torn = (
+                planned.exactness == "exact"
+                and not final
+                and self._are_torn(base, parts, base_rows)
+            )
             if partial or not torn or not left:
                 break
             await asyncio.sleep(TORN_WAIT_S)
@@ -216,7 +220,7 @@ class Reader:
             as_of={fact.partition: fact.position for fact in facts},
             watermark_ms=min((fact.closed_ms for fact in facts), default=NEVER_MS),
             fresh_ms=min((fact.fresh_ms for fact in facts), default=NEVER_MS),
-            final=all(part.is_final for part in parts),
+            final=final,
             cost=cost,
         )
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
+import logging
 from collections import OrderedDict
 from collections.abc import Iterator
 
@@ -29,6 +31,8 @@ ENTRY_BYTES = 1_000
 
 BUCKETS_MAX = 20_000
 """A range of more is read past the cache: it would push out everything else."""
+
+log = logging.getLogger(__name__)
 
 Place = tuple[str, tuple[tuple[str, Scalar], ...], int]
 
@@ -127,9 +131,15 @@ class ArchiveCache:
         if task is None:
             task = asyncio.create_task(self._fetch(layer, cells, cost))
             self._asked[what] = task
-            task.add_done_callback(lambda _: self._asked.pop(what))
+            task.add_done_callback(functools.partial(self._done, what))
         # Who asked first may give up; the others still want it.
         return await asyncio.shield(task)
+
+    def _done(self, what: tuple[object, ...], task: asyncio.Task[pl.DataFrame]) -> None:
+        del self._asked[what]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # Those who still wait are told; where all have given up, nobody is.
+            log.debug("a read of the archive failed: %s", error)
 
     async def _fetch(self, layer: Layer, cells: CellRange, cost: QueryCost) -> pl.DataFrame:
         rows = await self._read(layer, cells, cost)

@@ -17,9 +17,11 @@ from agents.guarded import guarded
 ROOT = Path(__file__).resolve().parent.parent
 # Tasks that somebody awaits, who gets their error.
 AWAITED = {
+    ("app/peers.py", "self._post(url, body, cost)"),
     ("app/transport.py", "self._consumer.stop()"),
     ("app/transport.py", "work"),
-    ("app/web.py", "self._read(query)"),
+    ("app/web_slots.py", "query"),
+    ("tables/archive_cache.py", "self._fetch(layer, cells, cost)"),
     ("tables/archive_cassandra.py", "lane()"),
 }
 # Commands that are no worker.
