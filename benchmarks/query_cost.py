@@ -40,7 +40,8 @@ HOUR_MS = 3_600_000
 START_MS = 1_699_920_000_000
 """A midnight."""
 
-ASKS, SMOKE_ASKS = 20, 3
+ASKS, SMOKE_ASKS = 8, 3
+CHECKED = ("layers", "layers, cached")
 RATE, RATE_SECONDS = 200, 15.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -219,13 +220,17 @@ async def _send(brokers: str, themap: Map, events: pl.DataFrame) -> None:
         pl.lit('{"type":"x","at":'), "at", pl.lit(',"entity":"'), "entity",
         pl.lit('","value":'), "value", pl.lit("}"),
     )  # fmt: skip
-    lines = events.select(line.alias("line"), "entity")
+    names = events["entity"].unique().to_list()
+    places = {name: partition_of(name.encode(), source.partitions) for name in names}
+    target = pl.col("entity").replace_strict(places, return_dtype=pl.Int32)
+    lines = events.select(line.alias("line"), target.alias("target"))
     async with Feed(brokers, source.topic) as feed:
         for some in lines.iter_slices(20_000):
-            for (entity, *_), part in some.partition_by("entity", as_dict=True).items():
-                partition = partition_of(str(entity).encode(), source.partitions)
+            # In order of time in each partition, or most would be too late.
+            parts = some.partition_by("target", as_dict=True, maintain_order=True)
+            for (partition, *_), part in parts.items():
                 values = [text.encode() for text in part["line"]]
-                feed.add(partition, [None] * len(values), values)
+                feed.add(int(partition), [None] * len(values), values)
             await feed.flush()
 
 
@@ -233,7 +238,8 @@ def _is_folded(worker: WorkerRun, client: QueryClient, count: int) -> bool:
     ledger = client.ledger()
     layers = client.layers()
     waiting = sum(row["unacknowledged_windows"] for row in layers)
-    return bool(ledger["events"]["classified"] == count and not waiting and worker.is_ready())
+    folded = ledger["layers"]["seconds"]["folded"]
+    return bool(folded == count and not waiting and worker.is_ready())
 
 
 def _ask_raw(raw: RawEvents, events: pl.DataFrame, span_ms: int, asks: int, pid: int) -> list[Row]:
@@ -365,7 +371,11 @@ def _with_reductions(rows: list[Row], events: pl.DataFrame, themap: Map) -> list
     return [
         dataclasses.replace(
             row,
-            read_reduction=1 - row.rows / raw[row.query] if row.rows and raw[row.query] else None,
+            read_reduction=(
+                1 - row.rows / raw[row.query]
+                if row.design in CHECKED and raw[row.query]
+                else None
+            ),
             busiest_partition_share=shares.get(row.design),
         )
         for row in rows
