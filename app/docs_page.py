@@ -46,6 +46,8 @@ def _path(path: str, about: dict[str, Any]) -> str:
 
 
 def _type(schema: dict[str, Any]) -> str:
+    if "anyOf" in schema:
+        return f"time, like {' or '.join(str(one) for one in schema['examples'])}"
     if schema["type"] == "array":
         return f"{_type(schema['items'])}, several times"
     if "enum" in schema:

@@ -95,7 +95,13 @@ def did_you_mean(name: str, known: list[str]) -> str:
 
 def time_parameter(name: str, about: str) -> Parameter:
     """Return a time that must be given."""
-    schema = {"type": "string", "examples": ["2013-01-01T00:00:00Z", "1356998400000"]}
+    schema = {
+        "anyOf": [
+            {"type": "integer", "minimum": START_MS_MIN, "maximum": TIME_MS_MAX + 1},
+            {"type": "string", "pattern": f"^{_RFC_3339.pattern}$"},
+        ],
+        "examples": ["2013-01-01T00:00:00Z", 1_356_998_400_000],
+    }
     return Parameter(name, about, parse_time_ms, schema, want="want epoch milliseconds or RFC 3339")
 
 
@@ -128,7 +134,11 @@ def choice_parameter(
 
 def window_parameter(name: str, about: str) -> Parameter:
     """Return a size of windows."""
-    schema = {"type": "string", "examples": ["1m", "1h", "1d", "month"]}
+    schema = {
+        "type": "string",
+        "pattern": "^([1-9][0-9]{0,3}(ms|s|m|h|d)|day|month|year)$",
+        "examples": ["1m", "1h", "1d", "month"],
+    }
     return Parameter(name, about, Window.parse, schema)
 
 
