@@ -20,7 +20,7 @@ from agents.reader import PATIENCE_S, LiveSource
 from tables.answer import matching
 from tables.archive import CellRange
 from tables.archive_cache import ArchiveCache
-from tables.cell import archive_schema
+from tables.cell import archive_schema, no_rows
 from tables.cost import QueryCost
 from tables.errors import QueryError
 from tables.facts import PartitionFacts
@@ -120,7 +120,7 @@ class Changes:
     async def _evicted(self, place: Place, facts: Mapping[int, PartitionFacts]) -> pl.DataFrame:
         """Return the archive frame of what changed and was evicted since a place."""
         layer = self._layer
-        nothing = pl.DataFrame(schema=archive_schema(layer))
+        nothing = no_rows(layer)
         gone = []
         for partition, told in place.items():
             now = facts.get(partition)

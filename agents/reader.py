@@ -21,7 +21,7 @@ import polars as pl
 from tables.answer import are_behind, are_torn, cells_of, merged_cells_of, rows_of
 from tables.archive import CellRange
 from tables.archive_cache import ArchiveCache
-from tables.cell import archive_schema
+from tables.cell import no_rows
 from tables.cost import QueryCost
 from tables.cover import Segment
 from tables.errors import QueryError
@@ -246,7 +246,7 @@ class Reader:
             if start < end:
                 part = dataclasses.replace(cells, from_ms=start, to_ms=end)
                 archived.append(await self._archive.read(layer, part, final=final, cost=cost))
-        nothing = pl.DataFrame(schema=archive_schema(layer))
+        nothing = no_rows(layer)
         columns = nothing.columns
         return LayerAnswer(
             pl.concat([nothing, *(frame.select(columns) for frame in found.rows)]),
@@ -370,7 +370,7 @@ class Reader:
     ) -> pl.DataFrame:
         """Return the archive frame of the keys asked for in a range, which may be empty."""
         if from_ms >= to_ms:
-            return pl.DataFrame(schema=archive_schema(layer))
+            return no_rows(layer)
         if layer.archive_ttl_ms and from_ms < self._clock_ms() - layer.archive_ttl_ms:
             raise QueryError(
                 f"cannot read family {query.family.name}: the cells of {layer.name} from {from_ms}"

@@ -16,6 +16,7 @@ import os
 import random
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import polars as pl
 from app.feed import Feed, partition_of
 from benchmarks.raw_events import MINUTE_MS, RawEvents
 from benchmarks.runs import WorkerRun, made_map
-from client.query import QueryClient, Range
+from client.query import QueryClient, QueryFailedError, Range
 from client.query_async import AsyncQueryClient
 from tables.archive_layout import bucket_ms
 from tables.keyhash import key_hash
@@ -95,6 +96,7 @@ class Row:
 
     ``bytes`` are of the rows in memory; ``cpu_ms`` of the reader (raw) or the worker (layers), and
     ``cassandra_cpu_ms`` of Cassandra, an ask. ``age_ms`` is how old the worker's data was.
+    ``refused_share`` is of requests at a rate that were turned away, because too many were there.
     """
 
     case: str
@@ -108,6 +110,7 @@ class Row:
     p50_ms: float
     p99_ms: float
     age_ms: float | None = None
+    refused_share: float | None = None
     read_reduction: float | None = None
     busiest_partition_share: float | None = None
 
@@ -300,23 +303,33 @@ async def _at_rate(url: str, design: str, events: pl.DataFrame, span_ms: int) ->
     while len(asks) < RATE * RATE_SECONDS:
         asks += mix(_now(events), span_ms, rng)
     taken: dict[str, list[float]] = {}
+    refused = Counter[str]()
     loop = asyncio.get_running_loop()
     begun = loop.time() + 0.5
 
     async def one(client: AsyncQueryClient, number: int, ask: Ask) -> None:
         due = begun + number / RATE
         await asyncio.sleep(due - loop.time())
-        if ask.top:
-            await client.top("seconds", "count", Range(ask.from_ms, ask.to_ms), n=ask.top)
-        else:
-            await client.rows("seconds", ask.range(), limit=10_000, page_rows=10_000)
+        try:
+            if ask.top:
+                await client.top("seconds", "count", Range(ask.from_ms, ask.to_ms), n=ask.top)
+            else:
+                await client.rows("seconds", ask.range(), limit=10_000, page_rows=10_000)
+        except QueryFailedError as error:
+            if error.retry_after_s is None:
+                raise
+            refused[ask.query] += 1
+            return
         # From when it was due: what waits behind a slow one counts too.
         taken.setdefault(ask.query, []).append(loop.time() - due)
 
     async with AsyncQueryClient(url) as client:
         await asyncio.gather(*(one(client, number, ask) for number, ask in enumerate(asks)))
     return [
-        _row(f"{design}, {RATE}/s", query, [(0, 0, 0, 0, 0, seconds) for seconds in some])
+        dataclasses.replace(
+            _row(f"{design}, {RATE}/s", query, [(0, 0, 0, 0, 0, seconds) for seconds in some]),
+            refused_share=refused[query] / (refused[query] + len(some)),
+        )
         for query, some in taken.items()
     ]
 
@@ -406,7 +419,7 @@ def busiest_share(events: pl.DataFrame, themap: Map) -> float:
 def summary(rows: Iterable[Row]) -> list[list[str]]:
     """Return a table, its head first."""
     table = [["design", "query", "rows", "partitions", "KiB", "less read", "CPU ms", "Cassandra ms",
-              "p50 ms", "p99 ms", "age ms"]]  # fmt: skip
+              "p50 ms", "p99 ms", "age ms", "refused"]]  # fmt: skip
     for row in rows:
         less = (
             "" if row.read_reduction is None or row.design == "raw" else f"{row.read_reduction:.2%}"
@@ -416,6 +429,7 @@ def summary(rows: Iterable[Row]) -> list[list[str]]:
             f"{row.bytes / 1024:,.0f}", less, f"{row.cpu_ms:.1f}", f"{row.cassandra_cpu_ms:.1f}",
             f"{row.p50_ms:.1f}", f"{row.p99_ms:.1f}",
             "" if row.age_ms is None else f"{row.age_ms:.0f}",
+            "" if row.refused_share is None else f"{row.refused_share:.1%}",
         ])  # fmt: skip
     return table
 

@@ -7,6 +7,7 @@ accumulator columns, and ``version`` (Int64: the offset up to which the value is
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import polars as pl
@@ -41,6 +42,12 @@ def cell_schema(layer: Layer) -> dict[str, pl.DataType]:
 def archive_schema(layer: Layer) -> dict[str, pl.DataType]:
     """Return the columns and types of an archive frame of ``layer``."""
     return cell_schema(layer) | {"source_partition": pl.Int32()}
+
+
+@functools.lru_cache(256)
+def no_rows(layer: Layer) -> pl.DataFrame:
+    """Return an archive frame of ``layer`` without rows; making one costs as much as a query."""
+    return pl.DataFrame(schema=archive_schema(layer))
 
 
 def merge_exprs(accumulators: Sequence[Accumulator]) -> list[pl.Expr]:
