@@ -18,10 +18,10 @@ from typing import Literal, Protocol
 
 import polars as pl
 
-from tables.answer import are_behind, are_torn, cells_of, merged_cells_of, rows_of
+from tables.answer import are_behind, are_torn, cells_of, matching, merged_cells_of, rows_of
 from tables.archive import CellRange
 from tables.archive_cache import ArchiveCache
-from tables.cell import no_rows
+from tables.cell import no_rows, stacked
 from tables.cost import QueryCost
 from tables.cover import Segment
 from tables.errors import QueryError
@@ -249,8 +249,8 @@ class Reader:
         nothing = no_rows(layer)
         columns = nothing.columns
         return LayerAnswer(
-            pl.concat([nothing, *(frame.select(columns) for frame in found.rows)]),
-            pl.concat([nothing, *archived]),
+            stacked((frame.select(columns) for frame in found.rows), nothing),
+            stacked(archived, nothing),
             frozenset(found.facts),
             cost,
         )
@@ -328,7 +328,7 @@ class Reader:
     async def _cells(
         self, query: FamilyQuery, part: _Part, cost: QueryCost
     ) -> Callable[[], pl.DataFrame]:
-        """Return what makes the cell frame of a part, in any thread.
+        """Return what makes the cells of a part, in any thread.
 
         It is of what is final, what was live, and what had left live tables.
         """
@@ -345,11 +345,12 @@ class Reader:
         # What is final by now, though it was not known to be when owners were asked.
         known_ms = max(self._facts.archived_ms(layer), part.live_from_ms)
         middle = min(stop, layer.window.start(known_ms))
-        archived = pl.concat(
+        archived = stacked(
             [
                 await self._archived(query, layer, part.live_from_ms, middle, cost, final=True),
                 await self._archived(query, layer, middle, stop, cost, final=False),
-            ]
+            ],
+            no_rows(layer),
         )
         spent = cost.of(layer.name)
         spent.archived_rows += final.height + archived.height
@@ -376,13 +377,16 @@ class Reader:
                 f"cannot read family {query.family.name}: the cells of {layer.name} from {from_ms}"
                 " on have expired (archive_ttl); ask for a later range"
             )
-        keys = query.keys.keys_of(layer, KEYS_MAX) or [query.keys.single]
-        most = self._limits.rows_max
-        ranges = [CellRange(from_ms, to_ms, key, most) for key in keys]
+        keys = query.keys.keys_of(layer, KEYS_MAX)
+        ranges = [
+            CellRange(from_ms, to_ms, key, self._limits.rows_max)
+            for key in keys or [query.keys.single]
+        ]
         frames = await asyncio.gather(
             *(self._archive.read(layer, one, final=final, cost=cost) for one in ranges)
         )
-        return pl.concat(frames)
+        rows = stacked(frames, no_rows(layer))
+        return rows if keys else matching(layer, rows, query.keys)
 
 
 def _now() -> float:

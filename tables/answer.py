@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from tables.cell import archive_schema, cell_schema, merge_exprs, merge_partitions
+from tables.cell import archive_schema, cell_schema, merge_exprs, no_rows, stacked
 from tables.family import FamilyQuery, KeyFilter
 from tables.keyhash import key_hashes
 from tables.layer import Layer
@@ -29,7 +29,7 @@ _PLACE = ["held_by", "source_partition"]
 def cells_of(
     layer: Layer, live: LiveRows, archived: pl.DataFrame, final: pl.DataFrame
 ) -> pl.DataFrame:
-    """Return the cell frame of a layer's live and archived rows.
+    """Return the archive frame of a layer's live and archived rows, each of them once.
 
     Args:
         layer: whose cells.
@@ -40,8 +40,7 @@ def cells_of(
     """
     columns = list(archive_schema(layer))
     rows = [frame.select(columns) for frame in live.rows]
-    rows += [_evicted(layer, archived, live).select(columns), final.select(columns)]
-    return merge_partitions(layer, pl.concat(rows))
+    return stacked([*rows, _evicted(layer, archived, live), final], no_rows(layer))
 
 
 def merged_cells_of(
@@ -51,7 +50,7 @@ def merged_cells_of(
     archived: pl.DataFrame,
     final: pl.DataFrame,
 ) -> pl.DataFrame:
-    """Return the cell frame of a merged layer.
+    """Return parts of the cells of a merged layer, each once, with the columns of a cell frame.
 
     Args:
         layer: whose cells.
@@ -60,8 +59,7 @@ def merged_cells_of(
         archived: of the merge stage, as for :func:`cells_of`.
         final: likewise.
     """
-    columns = [*layer.key_columns, "window_start", *(acc.column for acc in layer.accumulators)]
-    wanted = [*columns, "version"]
+    wanted = list(cell_schema(layer))
     rows = [_evicted(layer, archived, parts).select(wanted), final.select(wanted)]
     heard = _heard(parts)
     end = layer.window.ends(pl.col("window_start"))
@@ -82,9 +80,7 @@ def merged_cells_of(
         open_rows = open_rows.filter(pl.col("held_by").is_in(list(parts.facts)))
         open_rows = open_rows.join(heard, _PLACE, "left", maintain_order="left")
         rows.append(open_rows.filter(~is_settled).select(wanted))
-    merged = pl.concat(rows).group_by([*layer.key_columns, "window_start"])
-    cells = merged.agg(*merge_exprs(layer.accumulators), pl.col("version").max())
-    return cells.select(list(cell_schema(layer)))
+    return stacked(rows, rows[0])
 
 
 def are_torn(layer: Layer, parts: LiveRows, combined: LiveRows, from_ms: int, to_ms: int) -> bool:
@@ -132,7 +128,8 @@ def rows_of(query: FamilyQuery, parts: Sequence[tuple[Layer, pl.DataFrame]]) -> 
 
     Args:
         query: what is asked.
-        parts: cell frames of layers of the family; together they have every event once.
+        parts: of layers of the family, cells or parts of them with the columns of a cell frame, of
+            the keys that are asked for; together they have every event once.
 
     Returns:
         A cell frame of ``query.rows``, where ``window_start`` is the row's.
@@ -143,13 +140,12 @@ def rows_of(query: FamilyQuery, parts: Sequence[tuple[Layer, pl.DataFrame]]) -> 
         start = query.step.starts(pl.col("window_start")).clip(query.from_ms)
     columns = [*rows.key_columns, *(acc.column for acc in rows.accumulators), "version"]
     frames = [
-        matching(layer, cells, query.keys).select(*columns, start.alias("window_start"))
-        for layer, cells in parts
+        cells.select(*columns, start.alias("window_start")) for _, cells in parts if cells.height
     ]
     if not frames:
         return pl.DataFrame(schema=cell_schema(rows))
     keys = ["window_start", *rows.key_columns]
-    merged = pl.concat(frames).group_by(keys)
+    merged = stacked(frames, frames[0]).group_by(keys)
     cells = merged.agg(*merge_exprs(rows.accumulators), pl.col("version").max())
     return cells.sort(keys).select(list(cell_schema(rows)))
 

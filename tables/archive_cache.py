@@ -22,7 +22,7 @@ import polars as pl
 
 from tables.archive import Archive, CellRange
 from tables.archive_layout import bucket_ms
-from tables.cell import archive_schema, no_rows
+from tables.cell import archive_schema, no_rows, stacked
 from tables.cost import QueryCost
 from tables.layer import Layer, Scalar
 
@@ -105,7 +105,7 @@ class ArchiveCache:
             start = pl.col("window_start")
             outside = (start < from_ms) | (start >= to_ms)
             frames = [*(frame.filter(outside) for frame in frames), rows]
-        return pl.concat([no_rows(layer), *frames])
+        return stacked(frames, no_rows(layer))
 
     def _look_up(
         self, layer: Layer, cells: CellRange
