@@ -32,8 +32,9 @@ async def test_whatever_the_document_allows_is_answered_as_it_says(
     await worker.ready()
     events = [flight(hour * HOUR_MS) for hour in range(4)]
     await worker.send(f"{worker.map_name}.raw", *((0, event) for event in events))
+    document = f"http://127.0.0.1:{worker.port}/openapi.json"
     command = [
-        str(Path(sys.executable).with_name("schemathesis")), "run", f"http://127.0.0.1:{worker.port}/openapi.json",
+        str(Path(sys.executable).with_name("schemathesis")), "run", document,
         "--exclude-path-regex", ENDLESS, "--checks", ",".join(CHECKS),
         "--max-examples", "25", "--generation-deterministic", "--no-color",
         "--phases", "examples,coverage,fuzzing", "--request-timeout", "20",
