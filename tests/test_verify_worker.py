@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from support import until
 from workers import Cluster
 
 from app.generate_plan import MAP_FILE
@@ -73,6 +74,11 @@ async def test_verify_finds_a_worker_equal_after_input_of_every_kind(
         )  # fmt: skip
         flags = {"map_file": str(MAP_FILE), "brokers": broker}
         settings = load_settings(flags | {"archive_folder": str(tmp_path / "archive")}, {})
+
+        async def answers() -> bool:
+            return await asyncio.to_thread(worker.get, "ledger") is not None
+
+        await until(answers, 60)
         report = await verify(settings, urls=[worker.url])
         assert report.equal, [str(one) for one in report.differences]
         assert all(layer.expected == layer.http for layer in report.layers)
