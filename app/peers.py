@@ -275,7 +275,7 @@ class Peers:
                 )
                 for task in done:
                     if (answer := task.result()) is not None:
-                        return decode_rows(reads, answer)
+                        return self._decoded(url, reads, answer)
                 if not done and hedge_s < math.inf:
                     hedge_s = math.inf
                     self.hedged_total += 1
@@ -284,6 +284,15 @@ class Peers:
         finally:
             for task in tries:
                 task.cancel()
+
+    def _decoded(self, url: str, reads: list[LiveRead], answer: bytes) -> list[LiveRows] | None:
+        """Return what a worker answered, None where it is of another version and cannot be read."""
+        try:
+            return decode_rows(reads, answer)
+        except (msgspec.MsgspecError, ValueError, pl.exceptions.PolarsError) as error:
+            self.failed_total += 1
+            log.warning("cannot read the live cells of a worker: %s: %s", url, error)
+            return None
 
     async def _post(self, url: str, body: bytes, cost: QueryCost) -> bytes | None:
         """Return the body of one answer, None where there is none."""

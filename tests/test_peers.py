@@ -212,6 +212,28 @@ async def test_a_worker_that_is_gone_is_missing(group: Group) -> None:
     assert (page["partial"], page["partitions"] - page["partitions_served"]) == (True, 1)
 
 
+async def test_an_answer_that_cannot_be_read_counts_as_none(group: Group) -> None:
+    """A worker of another version does not make the readers of this one fail."""
+
+    async def nonsense(_: web.Request) -> web.Response:
+        return web.Response(body=b"\xc1")
+
+    site = web.Application()
+    site.router.add_post(PATH, nonsense)
+    runner = web.AppRunner(site)
+    await runner.setup()
+    port = free_ports(1)[0]
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    other = f"http://127.0.0.1:{port}"
+    group.owners = {
+        place: other if url == group.urls[1] else url for place, url in group.owners.items()
+    }
+    answer = await group.ask(0, FAMILY)
+    await runner.cleanup()
+    assert (answer["status"], answer["exactness"]) == (200, "partial")
+    assert group.peers[0].failed_total > 0
+
+
 async def test_the_patience_is_for_all_tries_together(
     group: Group, monkeypatch: pytest.MonkeyPatch
 ) -> None:
