@@ -33,12 +33,13 @@ def read_live(owners: Iterable[Owner], read: LiveRead) -> LiveRows:
             rows = table.parts_in(read.from_ms, read.to_ms, key)
             place = "held_by"
         elif read.after is not None and owner.partition in read.after:
-            rows = _news(read, owner, read.after[owner.partition])
+            rows = matching(read.layer, _news(read, owner, read.after[owner.partition]), read.keys)
             place = "source_partition"
         else:
             rows = table.cells_in(read.from_ms, read.to_ms, key)
             place = "source_partition"
-        rows = matching(read.layer, rows, read.keys)
+        if rows.height and not read.keys.is_single:
+            rows = matching(read.layer, rows, read.keys)
         if rows.height:
             column = repeated(owner.partition, rows.height, pl.Int32).alias(place)
             found.rows.append(rows.hstack([column]))

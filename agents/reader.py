@@ -38,6 +38,10 @@ FACTS_S_MAX = 2.0
 """Facts that are older are asked for before a plan is made: a coarser cell that is not known to be
 sealed costs as many finer ones as it has."""
 
+FACTS_AGAIN_S = 0.5
+"""Facts that are older are asked for with the next answer, so that a busy reader never waits for
+them."""
+
 TORN_WAIT_S = 0.02
 """About how long a contribution takes through a layer's topic."""
 
@@ -281,6 +285,7 @@ class Reader:
         """
         base = query.family.base
         folded = self._input_of(base)
+        parts = [part for part in parts if not part.is_final]
         reads = [
             LiveRead(
                 part.layer, part.live_from_ms, part.segment.to_ms, query.keys,
@@ -288,7 +293,8 @@ class Reader:
             )
             for part in parts
         ]  # fmt: skip
-        facts = [LiveRead(layer) for layer in query.layers]
+        old = _now() - FACTS_AGAIN_S
+        facts = [LiveRead(one) for one in query.layers if self._asked_at.get(one.name, old) <= old]
         of_base = LiveRead(folded)
         if base.merged:
             found = await self._ask([*reads, *facts], cost, until)
@@ -386,7 +392,9 @@ class Reader:
             *(self._archive.read(layer, one, final=final, cost=cost) for one in ranges)
         )
         rows = stacked(frames, no_rows(layer))
-        return rows if keys else matching(layer, rows, query.keys)
+        if keys or query.keys.is_single:
+            return rows
+        return matching(layer, rows, query.keys)
 
 
 def _now() -> float:

@@ -121,7 +121,8 @@ class ArchiveCache:
                 to_ms = stop
             if entry is not None:
                 self._entries.move_to_end(place)
-                frames.append(_within(entry.rows, start, stop))
+                inside = start <= entry.from_ms and entry.to_ms <= stop
+                frames.append(entry.rows if inside else _within(entry.rows, start, stop))
         return frames, None if from_ms is None else (from_ms, to_ms)
 
     async def _once(self, layer: Layer, cells: CellRange, cost: QueryCost) -> pl.DataFrame:

@@ -64,6 +64,11 @@ class KeyFilter:
         """The fields that can have one value only, with it."""
         return {name: values[0] for name, values in self.values.items() if len(values) == 1}
 
+    @property
+    def is_single(self) -> bool:
+        """Whether :attr:`single` says all of it."""
+        return not self.prefixes and all(len(values) == 1 for values in self.values.values())
+
     def keys_of(self, layer: Layer, most: int) -> list[dict[str, Scalar]] | None:
         """Return all keys of a layer that pass, None where they are not known or too many."""
         choices = [self.values.get(field.name, ()) for field in layer.key]

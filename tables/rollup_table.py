@@ -32,12 +32,15 @@ class RollupTable(LayerTable):
         self.layer = layer
         self.finer = finer
         self.contribution = [*layer.key_columns, "fine_start", "source_partition"]
+        self._no_cells = pl.DataFrame(schema=cell_schema(layer))
         self._cell = [*layer.key_columns, "window_start"]
         self.announced: dict[int, Announcement] = {}
         # By window and sender, the latest finer window of which there is a contribution.
         self._heard: dict[int, dict[int, int]] = {}
 
     def _cells_of(self, rows: pl.DataFrame) -> pl.DataFrame:
+        if rows.is_empty():
+            return self._no_cells
         rows = self._latest(rows)
         # In the order of a cell frame.
         return rows.group_by(self._cell).agg(
@@ -49,7 +52,8 @@ class RollupTable(LayerTable):
 
         The columns are those of :func:`rollup_schema`. ``key`` is as for :meth:`cells_in`.
         """
-        return self._latest(self._rows_in(from_ms, to_ms, key))
+        rows = self._rows_in(from_ms, to_ms, key)
+        return self._latest(rows) if rows.height else rows
 
     def _due_for_merge(self, blocks: dict[int, Block]) -> list[int]:
         """Return all: settling needs every row of a contribution at once."""
