@@ -78,7 +78,7 @@ def facts_of(owner: Owner, layer: Layer) -> PartitionFacts:
         floor_ms=floor,
         archived_ms=archived_ms,
         evicted_ms=evicted_ms,
-        complete_ms=state.complete_ms(),
+        complete_ms=state.complete_ms(layer),
         cells=table.rows / max(1, len(table.versions)),
         heard={sender: final for sender, (_, final) in state.meta.announced.items()},
         evicted_version=owner.evicted_versions[layer.name],

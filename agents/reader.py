@@ -177,11 +177,18 @@ class Reader:
 
     async def _plan(self, query: FamilyQuery, cost: QueryCost, until: float) -> Plan:
         old = _now() - FACTS_S_MAX
-        stale = [layer for layer in query.layers if self._asked_at.get(layer.name, old) <= old]
+        base = query.family.base
+        folded = self._input_of(base)
+        layers = [*query.layers, folded] if base.merged else list(query.layers)
+        stale = [layer for layer in layers if self._asked_at.get(layer.name, old) <= old]
         if stale:
             await self._ask([LiveRead(layer) for layer in stale], cost, until)
         now_ms = self._clock_ms()
         facts = {layer.name: self._facts.of(layer, now_ms) for layer in query.layers}
+        # Whoever is silent, all windows that are not known to lack events can be used.
+        facts[base.name] = dataclasses.replace(
+            facts[base.name], complete_ms=self._facts.began_ms(folded)
+        )
         return plan(query, facts, self._limits.cells_max)
 
     async def answer(self, query: FamilyQuery) -> FamilyAnswer:

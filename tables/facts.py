@@ -29,8 +29,8 @@ class PartitionFacts(msgspec.Struct, frozen=True, array_like=True):
         floor_ms: the same of sealed windows.
         archived_ms: the same of windows that are final and in the archive.
         evicted_ms: only windows that end at or before it have been evicted.
-        complete_ms: of a layer with a topic, windows that start at or after it have all that the
-            finer layer had.
+        complete_ms: windows that start at or after it have all events, or of a layer with a topic
+            all that the finer layer had.
         cells: about how many cells a window has.
         heard: of a layer with a topic, by sender, up to which end of finer windows it has all.
         fresh_ms: everything appended up to this wall-clock time is in its state.
@@ -70,6 +70,11 @@ class KnownFacts:
             return NEVER_MS
         return min(fact.archived_ms for fact in known.values())
 
+    def began_ms(self, layer: Layer) -> int:
+        """Return from when on a layer that folds events is known to have all of them."""
+        known = self._known.get(layer.name, {}).values()
+        return max((fact.complete_ms for fact in known), default=NEVER_MS)
+
     def of(self, layer: Layer, now_ms: int) -> LayerFacts:
         """Return what is known of a layer, which may be nothing."""
         known = self._known.get(layer.name, {})
@@ -84,7 +89,7 @@ class KnownFacts:
         return LayerFacts(
             sealed_ms=min(fact.floor_ms for fact in facts),
             closed_ms=min(fact.closed_ms for fact in facts),
-            complete_ms=max(fact.complete_ms for fact in facts) if layer.has_topic else NEVER_MS,
+            complete_ms=max(fact.complete_ms for fact in facts),
             kept_ms=kept_ms,
             cells=sum(fact.cells for fact in facts),
         )

@@ -30,8 +30,8 @@ class LayerFacts:
     Attributes:
         sealed_ms: windows that end at or before it change no more.
         closed_ms: the same of closed windows.
-        complete_ms: windows that start at or after it have all that the finer layer had: before,
-            the map did not have the layer yet.
+        complete_ms: windows that start at or after it have all events, or all that the finer layer
+            had: before, the map did not have the layer yet.
         kept_ms: windows that start at or after it have not expired in the archive.
         cells: about how many cells a window has.
     """
@@ -64,13 +64,13 @@ def plan(query: FamilyQuery, facts: Mapping[str, LayerFacts], cells_max: int) ->
 
     Args:
         query: what is asked.
-        facts: by layer; of the base only ``kept_ms`` and ``cells`` matter, since all of its windows
-            can be used. A layer without facts is not used.
+        facts: by layer; all windows of the base can be used, whether sealed or not. A coarser
+            layer without facts is not used.
         cells_max: more cells than this are not read.
 
     Raises:
-        QueryError: the range does not begin and end where windows do, some of it has expired, or
-            even closed cells are too many.
+        QueryError: the range does not begin and end where windows do, some of it has expired or
+            was before the map had the layer, or even closed cells are too many.
     """
     if query.step is not None:
         steps = (query.to_ms - query.from_ms) // query.step.shortest_ms
@@ -94,13 +94,15 @@ def plan(query: FamilyQuery, facts: Mapping[str, LayerFacts], cells_max: int) ->
 
 def _plan(query: FamilyQuery, facts: Mapping[str, LayerFacts], exactness: Exactness) -> Plan:
     choices = _choices(query, facts, exactness)
+    base = query.family.base
+    began_ms = facts.get(base.name, LayerFacts()).complete_ms
     try:
         if query.step is None:
             segments = cover(choices, query.from_ms, query.to_ms)
         else:
             segments = cover_steps(choices, query.from_ms, query.to_ms, query.step)
     except GapError as gap:
-        raise _refusal(query, choices, gap.at_ms) from gap
+        raise _refusal(query, choices, gap.at_ms, began_ms) from gap
     return Plan(tuple(segments), exactness)
 
 
@@ -113,8 +115,10 @@ def _choices(
     """
     base, *coarser = query.layers
     known = facts.get(base.name, LayerFacts())
+    began_ms = known.complete_ms
     cells = {base.name: _cells(base, query.keys, known)}
-    choices = [Choice(base.name, base.window, known.kept_ms, NEVER_ENDS_MS, cells[base.name])]
+    first = max(began_ms, known.kept_ms)
+    choices = [Choice(base.name, base.window, first, NEVER_ENDS_MS, cells[base.name])]
     for layer in coarser:
         known = facts.get(layer.name, NOTHING_KNOWN)
         final_ms = known.sealed_ms if exactness == "exact" else known.closed_ms
@@ -124,7 +128,7 @@ def _choices(
             if one.name in cells and _descends(query, layer, one)
         )
         cells[layer.name] = min(_cells(layer, query.keys, known), most)
-        first = max(known.complete_ms, known.kept_ms)
+        first = max(began_ms, known.complete_ms, known.kept_ms)
         choices.append(Choice(layer.name, layer.window, first, final_ms, cells[layer.name]))
     return choices
 
@@ -146,8 +150,10 @@ def _cells(layer: Layer, keys: KeyFilter, known: LayerFacts) -> float:
     return min(float(named), known.cells) if named else max(known.cells, 1.0)
 
 
-def _refusal(query: FamilyQuery, choices: Sequence[Choice], at_ms: int) -> QueryError:
-    """Return why no cover has the range: it lies askew to the windows, or is not there any more."""
+def _refusal(
+    query: FamilyQuery, choices: Sequence[Choice], at_ms: int, began_ms: int
+) -> QueryError:
+    """Return why no cover has the range: it lies askew to the windows, or is not there."""
     base = choices[0]
     problem = f"cannot read family {query.family.name}"
     for name, time_ms in (("from", query.from_ms), ("to", query.to_ms)):
@@ -158,6 +164,11 @@ def _refusal(query: FamilyQuery, choices: Sequence[Choice], at_ms: int) -> Query
                 f" {time_ms}; want where one of {base.window} starts, like {start} or"
                 f" {base.window.end(start)}"
             )
+    if at_ms < began_ms:
+        return QueryError(
+            f"{problem}: the map has had {base.name} only since {began_ms} of the events' time; got"
+            f" {at_ms}; want a range from {base.window.first_start(began_ms)} on"
+        )
     if at_ms < base.from_ms:
         return QueryError(
             f"{problem}: the cells of {base.name} from {at_ms} on have expired (archive_ttl); want"

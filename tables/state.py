@@ -27,7 +27,8 @@ class Meta(msgspec.Struct):
 
     ``to`` is the source offset up to which everything is folded, the only position there is.
     ``base`` is the offset it began at. ``since`` is, by sender, the floor it announced first: what
-    it had evicted before ended at or below it and never came here. ``journal_offset`` is the next
+    it had evicted before ended at or below it and never came here. ``began_ms`` is, by base layer
+    that the map got later, from when on it knows all events. ``journal_offset`` is the next
     entry to read; ``entry`` the identity of the one before it; ``tail`` the identity of source
     record ``to - 1``. ``snapshot`` is the journal offset of the latest snapshot, -1 before the
     first, and ``snapshot_bytes`` its size; ``covered`` what the last two cover; ``tail_bytes`` the
@@ -40,6 +41,7 @@ class Meta(msgspec.Struct):
     floors: dict[str, int] = {}
     announced: dict[int, Announcement] = {}
     since: dict[int, int] = {}
+    began_ms: dict[str, int] = {}
     ledger: dict[str, int] = {}
     revision: int = 0
     digest: str = ""
@@ -119,14 +121,15 @@ class PartitionState:
             return self.meta.floors.get(layer.name, NEVER_MS)
         return self._announced_least(1)
 
-    def complete_ms(self) -> int:
-        """Return from which start on windows of a coarser layer have all that its finer one had.
+    def complete_ms(self, layer: Layer) -> int:
+        """Return from which start on windows have all events, or all that the finer layer had.
 
-        A map may get a layer later: what its senders had evicted by then never comes here. They
-        evict older windows first, so all of those end at or below the floor they announce first.
+        A map may get a layer later. A base layer knows nothing of earlier events then. Of a coarser
+        one, what its senders had evicted by then never comes here: they evict older windows first,
+        so all of those end at or below the floor they announce first.
         """
         if self.plan.finer is None:
-            return NEVER_MS
+            return self.meta.began_ms.get(layer.name, NEVER_MS)
         since = self.meta.since
         return max(since.values()) if len(since) >= self.plan.senders else NEVER_ENDS_MS
 
@@ -186,14 +189,24 @@ class PartitionState:
         if delta.stop > delta.start:
             meta.to = delta.stop
             meta.tail = delta.tail
+            self._take_floors(delta.floors)
             meta.stream_time_ms = max(meta.stream_time_ms, delta.stream_time_ms)
-            meta.floors |= delta.floors
             meta.announced |= delta.announced
             for sender, (_, floor) in delta.announced.items():
                 meta.since.setdefault(sender, floor)
             self._share_announcements()
             ledger.add(meta.ledger, delta.ledger)
         return True
+
+    def _take_floors(self, floors: Mapping[str, int]) -> None:
+        """Take the floors of the layers that the map has now; those it lost are forgotten."""
+        meta = self.meta
+        if not floors:
+            return
+        if meta.stream_time_ms > NEVER_MS:
+            for name in floors.keys() - meta.floors.keys():
+                meta.began_ms[name] = meta.stream_time_ms + 1
+        meta.floors = dict(floors)
 
     def _may_stand(self, claim: Claim) -> bool:
         """Tell whether a later claim stands (docs/formats/journal.md rule 3)."""

@@ -62,6 +62,16 @@ def test_a_layer_of_which_nothing_is_known_is_not_read() -> None:
     assert read(query, day=young) == [("hour", 0, 48), ("day", 48, 72)]
 
 
+def test_what_came_before_the_map_had_the_base_is_refused() -> None:
+    """Nothing is an answer only where it is known that there was nothing; so of coarser layers."""
+    young = dataclasses.replace(FINAL, complete_ms=DAY_MS + 1)
+    query = ask(start=26 * HOUR_MS, stop=3 * DAY_MS, key_carrier="UA")
+    assert read(query, hour=young, day=FINAL) == [("hour", 26, 48), ("day", 48, 72)]
+    with pytest.raises(QueryError, match=f"has had hour only since {DAY_MS + 1} .*; want a range "
+                       f"from {25 * HOUR_MS} on"):  # fmt: skip
+        read(ask(stop=3 * DAY_MS, key_carrier="UA"), hour=young, day=FINAL)
+
+
 def test_fields_and_measures_decide_which_layers_serve() -> None:
     """A layer without a field that is named or kept has not what is asked."""
     named = ask(stop=DAY_MS, key_origin="JFK")

@@ -20,6 +20,7 @@ from tables.archive_cache import ArchiveCache
 from tables.archive_embedded import EmbeddedArchive
 from tables.cell import measures_of
 from tables.cost import QueryCost
+from tables.errors import QueryError
 from tables.family import FamilyQuery, parse_family_query
 from tables.heartbeat import decode_heartbeat
 from tables.layer import Map
@@ -185,4 +186,40 @@ async def test_every_answer_is_the_fold_of_its_prefix(
     assert coarse > 3, "coarser layers are used"
     for row, start in zip(answer.rows.to_dicts(), answer.rows["window_start"], strict=True):
         assert row["window_start"] < row_end(query, start) <= query.to_ms
+    await house.kill()
+
+
+@pytest.mark.parametrize("themap", [KEYED, UNKEYED], ids=["keyed", "merged"])
+async def test_a_base_layer_that_came_later_answers_from_then_on(
+    themap: Map, archive: EmbeddedArchive, tmp_path: Path
+) -> None:
+    """What was before is refused, not told to be nothing; a layer that was there has all of it."""
+    old = dataclasses_replace(HOURS, name="old")
+    first = dataclasses_replace(themap, layers=(old,), digest="first")
+    later = dataclasses_replace(themap, layers=(old, *themap.layers), revision=2, digest="later")
+    await archive.open(first)
+    house = House(MemoryLog(), archive, tmp_path / "state", first)
+    fill(house.log, 3, keyed=themap is KEYED)
+    await house.restore()
+    for _ in range(10):
+        await house.step(RAW, 10)
+    await house.kill()
+    await archive.close()
+    await archive.open(later)
+    house = House(house.log, archive, tmp_path / "state", later)
+    await house.settle()
+    reader = Reader(
+        later, Owned(house), ArchiveCache(archive, 100_000), LIMITS, lambda: 10 * DAY_MS
+    )
+    words = [("from", "0"), ("to", str(10 * DAY_MS)), ("step", "1h")]
+    with pytest.raises(QueryError, match="the map has had hour only since") as refused:
+        await reader.answer(parse_family_query(later, "hour", words, LIMITS))
+    start = int(str(refused.value).split("range from ")[1].split(" ")[0])
+    assert DAY_MS < start < 3 * DAY_MS
+    for family, from_ms in (("hour", start), ("old", 0)):
+        words[0] = ("from", str(from_ms))
+        query = parse_family_query(later, family, words, LIMITS)
+        answer = await reader.answer(query)
+        assert given(query, answer) == expected(house, query, answer.as_of)
+        assert answer.rows.height > 20
     await house.kill()
