@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import random
+import shutil
 from collections import defaultdict
 from pathlib import Path
 
@@ -88,6 +90,21 @@ class House:
             agent = self.ingest if topic == RAW else self.rollup
             await agent.handle(Chunk(1, runs))
         return bool(runs)
+
+    async def work_and_die(
+        self, records_max: dict[str, int], seed: int, *, keep_state: bool
+    ) -> None:
+        """Take up to so many records of each topic a few times and be killed, five times over."""
+        rng = random.Random(seed)
+        for _ in range(5):
+            await self.restore()
+            for _ in range(rng.randint(1, 6)):
+                for topic, most in records_max.items():
+                    await self.step(topic, rng.randint(1, most))
+                await asyncio.sleep(rng.choice([0, 0.01]))
+            await self.kill()
+            if not keep_state:
+                shutil.rmtree(self.folder)
 
     async def settle(self) -> None:
         """Work until nothing is left to read or to acknowledge."""

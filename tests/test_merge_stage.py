@@ -1,8 +1,6 @@
 """The merge stage: a source that is not keyed by the layer's key gives the rows of one that is."""
 
 import asyncio
-import random
-import shutil
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -194,19 +192,9 @@ async def test_kills_at_any_moment_change_nothing(
     make: Callable[[], House], seed: int, keep_state: bool
 ) -> None:
     """Workers that die between folding, combining and merging leave the same rows."""
-    rng = random.Random(seed)
     house = make()
     events = fill(house.log, seed, partitions=PARTITIONS, keyed=False)
-    for _ in range(5):
-        await house.restore()
-        for _ in range(rng.randint(1, 6)):
-            await house.step(RAW, rng.randint(1, 40))
-            await house.step(HOUR_TOPIC, rng.randint(1, 5))
-            await house.step(DAY_TOPIC, rng.randint(1, 5))
-            await asyncio.sleep(rng.choice([0, 0.01]))
-        await house.kill()
-        if not keep_state:
-            shutil.rmtree(house.folder)
+    await house.work_and_die({RAW: 40, HOUR_TOPIC: 5, DAY_TOPIC: 5}, seed, keep_state=keep_state)
     await house.settle()
     await check_hours(house, events)
 

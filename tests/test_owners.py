@@ -1,7 +1,6 @@
 """Owners over a log in memory, real stores and a real archive: the same rows, whatever dies."""
 
 import asyncio
-import random
 import shutil
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -77,18 +76,9 @@ async def test_kills_at_any_moment_change_nothing(
     make: Callable[[], House], seed: int, keep_state: bool
 ) -> None:
     """Workers that die after some of the events leave the same rows, with and without state."""
-    rng = random.Random(seed)
     house = make()
     events = fill(house.log, seed)
-    for _ in range(5):
-        await house.restore()
-        for _ in range(rng.randint(1, 6)):
-            await house.step(RAW, rng.randint(1, 40))
-            await house.step(DAY, rng.randint(1, 5))
-            await asyncio.sleep(rng.choice([0, 0.01]))
-        await house.kill()
-        if not keep_state:
-            shutil.rmtree(house.folder)
+    await house.work_and_die({RAW: 40, DAY: 5}, seed, keep_state=keep_state)
     await house.settle()
     await check(house, events)
 
