@@ -85,7 +85,7 @@ def _answered(
         "as_of": {topic: answer.as_of},
         "watermark_ms": known_ms(answer.watermark_ms),
         "data_age_ms": age_ms(answer, now_ms),
-        "cost": dataclasses.asdict(answer.cost),
+        "cost": answer.cost,
         "plan": describe_plan(answer.plan),
     }
     ends = [row_end(query, start) for start in rows["window_start"].to_list()]

@@ -32,7 +32,7 @@ class Slots:
     async def run(
         self, query: Coroutine[Any, Any, Result], deadline_ms: int | None = None
     ) -> Result:
-        """Run a query in a slot of its own until it is done or late; a late one is cancelled.
+        """Run a query in a slot until it is done or late; a late one is cancelled.
 
         Raises:
             BusyError: all slots are taken.
@@ -44,16 +44,18 @@ class Slots:
                 f"cannot read cells: {len(self._running)} queries are being answered;"
                 " want no more at once (query_concurrency_max); ask again later"
             )
-        task = asyncio.create_task(query)
+        task = asyncio.current_task()
+        assert task is not None, "a coroutine runs in a task"
         self._running.add(task)
-        task.add_done_callback(self._running.discard)
         most_ms = min(deadline_ms or self._deadline_ms, self._deadline_ms)
         try:
-            await asyncio.wait({task}, timeout=most_ms / 1_000)
-            if task.done():
-                return task.result()
+            async with asyncio.timeout(most_ms / 1_000) as scope:
+                return await query
+        except TimeoutError:
+            if not scope.expired():
+                raise
         finally:
-            task.cancel()
+            self._running.discard(task)
         named = "query_deadline_ms" if most_ms == self._deadline_ms else "deadline_ms"
         raise DeadlineError(
             f"cannot read cells: not done after {most_ms} ms ({named});"
