@@ -387,9 +387,14 @@ def _driver(what: str, mend: str) -> Iterator[None]:
 def _is_away(error: BaseException) -> bool:
     """Tell whether an error passes by itself: nobody answers, rather than somebody refuses."""
     causes = list(error.errors.values()) if isinstance(error, NoHostAvailable) else [error]
-    return bool(causes) and all(
-        isinstance(cause, _AWAY) and not isinstance(cause, _REFUSED) for cause in causes
-    )
+    return bool(causes) and all(_passes(cause) for cause in causes)
+
+
+def _passes(cause: BaseException) -> bool:
+    # The root of all: the control connection failed while the schema was read. No more is told.
+    if type(cause) is DriverException:
+        return True
+    return isinstance(cause, _AWAY) and not isinstance(cause, _REFUSED)
 
 
 def _cause(error: BaseException) -> str:

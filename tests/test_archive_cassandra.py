@@ -23,7 +23,7 @@ from tables.archive_cql import (
     compaction_window,
 )
 from tables.cell import archive_schema
-from tables.errors import ArchiveError, QueryError
+from tables.errors import ArchiveAwayError, ArchiveError, QueryError
 from tables.keyhash import key_hash
 from tables.layer import Accumulator, KeyField, Layer, Map, Measure
 from tables.window import DAY_MS, Window
@@ -322,6 +322,12 @@ async def test_a_node_that_goes_and_comes_back_is_written_again(tmp_path: Path) 
         server.pause()
         with pytest.raises(ArchiveError, match="cannot write layer hours"):
             await archive.write(LAYER, frame, times(frame))
+        # So does opening, where the node goes away after it was connected to.
+        with (
+            pytest.raises(ArchiveAwayError, match="was not refreshed"),
+            archive_cassandra._driver("open", "wait"),
+        ):
+            archive._missing(archive._cluster, archive._tables["hours"])
         server.resume()
         await _until_done(archive, frame)
 

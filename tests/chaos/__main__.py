@@ -74,7 +74,7 @@ def show(verdict: Verdict) -> None:
         click.echo(f"  {count:4d}  worker ended by itself: {reason}")
     for line in verdict.differing:
         click.echo(f"wrong: {line}")
-    click.echo("rows differ" if verdict.differing else "every row and count is as it must be")
+    click.echo("not all is right" if verdict.differing else "every row and count is as it must be")
 
 
 async def _run(folder: Path, seed: int, plan: Sequence[Any]) -> Verdict:
