@@ -12,11 +12,14 @@ its combiner, which was read after.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import polars as pl
 
+from tables.block import FewRows
 from tables.cell import archive_schema, cell_schema, merge_exprs, no_rows, stacked
 from tables.family import FamilyQuery, KeyFilter
+from tables.few_cells import FEW_ROWS_MAX, columns_of, merge_few
 from tables.keyhash import key_hashes
 from tables.layer import Layer
 from tables.live import LiveRows
@@ -39,7 +42,7 @@ def cells_of(
         final: archive frame of other windows.
     """
     columns = list(archive_schema(layer))
-    rows = [frame.select(columns) for frame in live.rows]
+    rows = [frame if frame.columns == columns else frame.select(columns) for frame in live.rows]
     return stacked([*rows, _evicted(layer, archived, live), final], no_rows(layer))
 
 
@@ -135,6 +138,8 @@ def rows_of(query: FamilyQuery, parts: Sequence[tuple[Layer, pl.DataFrame]]) -> 
         A cell frame of ``query.rows``, where ``window_start`` is the row's.
     """
     rows = query.rows
+    if sum(cells.height for _, cells in parts) <= FEW_ROWS_MAX:
+        return _few_rows_of(query, [cells for _, cells in parts if cells.height])
     start = pl.lit(query.from_ms, pl.Int64)
     if query.step is not None:
         start = query.step.starts(pl.col("window_start")).clip(query.from_ms)
@@ -148,6 +153,24 @@ def rows_of(query: FamilyQuery, parts: Sequence[tuple[Layer, pl.DataFrame]]) -> 
     merged = stacked(frames, frames[0]).group_by(keys)
     cells = merged.agg(*merge_exprs(rows.accumulators), pl.col("version").max())
     return cells.sort(keys).select(list(cell_schema(rows)))
+
+
+def _few_rows_of(query: FamilyQuery, frames: list[pl.DataFrame]) -> pl.DataFrame:
+    """Return what :func:`rows_of` does, of a few cells."""
+    rows = query.rows
+    names = [acc.column for acc in rows.accumulators]
+    cells: list[tuple[Any, Any]] = []
+    for frame in frames:
+        starts = [query.from_ms] * frame.height
+        if query.step is not None:
+            windows = frame.get_column("window_start").to_list()
+            starts = [max(query.step.start(window), query.from_ms) for window in windows]
+        keys = zip(starts, *columns_of(frame, rows.key_columns), strict=True)
+        values = zip(*columns_of(frame, [*names, "version"]), strict=True)
+        cells += zip(keys, values, strict=True)
+    merged = sorted(merge_few(rows.accumulators, cells).items())
+    found = [(*key, start, *values) for (start, *key), values in merged]
+    return FewRows(cell_schema(rows), found).frame()
 
 
 def row_end(query: FamilyQuery, start_ms: int) -> int:
@@ -172,6 +195,10 @@ def _evicted(layer: Layer, archived: pl.DataFrame, live: LiveRows) -> pl.DataFra
         schema={"source_partition": pl.Int32(), "evicted_ms": pl.Int64()},
         orient="row",
     )
+    newest = archived.get_column("window_start").max()
+    assert isinstance(newest, int)
+    if layer.window.end(newest) <= min(fact.evicted_ms for fact in live.facts.values()):
+        return archived
     known = archived.join(evicted, "source_partition", "left", maintain_order="left")
     gone = layer.window.ends(pl.col("window_start")) <= pl.col("evicted_ms")
     return known.filter(gone.fill_null(value=True)).drop("evicted_ms")

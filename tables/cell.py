@@ -105,7 +105,7 @@ def measures_of(layer: Layer, frame: pl.DataFrame) -> list[dict[str, Scalar | No
     event had the field; ``variance`` is that of the population (VAR_POP), from exact integers where
     the field is int.
     """
-    rows = frame.select([acc.column for acc in layer.accumulators]).to_dicts()
+    rows = frame[[acc.column for acc in layer.accumulators]].to_dicts()
     floats = {acc.field for acc in layer.accumulators if acc.kind == "m2"}
     return [
         {

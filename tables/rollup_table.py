@@ -6,11 +6,13 @@ The rules are those of docs/formats/journal.md, number 12.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import polars as pl
 
-from tables.block import Block, conform, different, frames_of
+from tables.block import Block, FewRows, conform, different, frames_of
 from tables.cell import cell_schema, merge_exprs
+from tables.few_cells import FEW_ROWS_MAX, few_cells
 from tables.journal import Announcement
 from tables.layer import Layer, Scalar
 from tables.table import NEVER_MS, LayerTable, Merge
@@ -32,15 +34,12 @@ class RollupTable(LayerTable):
         self.layer = layer
         self.finer = finer
         self.contribution = [*layer.key_columns, "fine_start", "source_partition"]
-        self._no_cells = pl.DataFrame(schema=cell_schema(layer))
         self._cell = [*layer.key_columns, "window_start"]
         self.announced: dict[int, Announcement] = {}
         # By window and sender, the latest finer window of which there is a contribution.
         self._heard: dict[int, dict[int, int]] = {}
 
     def _cells_of(self, rows: pl.DataFrame) -> pl.DataFrame:
-        if rows.is_empty():
-            return self._no_cells
         rows = self._latest(rows)
         # In the order of a cell frame.
         return rows.group_by(self._cell).agg(
@@ -53,7 +52,42 @@ class RollupTable(LayerTable):
         The columns are those of :func:`rollup_schema`. ``key`` is as for :meth:`cells_in`.
         """
         rows = self._rows_in(from_ms, to_ms, key)
-        return self._latest(rows) if rows.height else rows
+        if rows.height > FEW_ROWS_MAX:
+            return self._latest(rows)
+        return FewRows(self._stored, self._latest_few(rows)).frame()
+
+    def _few_of(self, rows: pl.DataFrame) -> pl.DataFrame:
+        names = list(self._stored)
+        key = [names.index(name) for name in self._cell]
+        values = [names.index(acc.column) for acc in self.layer.accumulators]
+        values.append(names.index("version"))
+        return few_cells(
+            self.layer,
+            (
+                (tuple(row[at] for at in key), tuple(row[at] for at in values))
+                for row in self._latest_few(rows)
+            ),
+        )
+
+    def _latest_few(self, rows: pl.DataFrame) -> list[tuple[Any, ...]]:
+        """Return the rows that :meth:`_latest` does."""
+        names = list(self._stored)
+        place = [names.index(name) for name in self.contribution]
+        fine, contributed = names.index("fine_start"), names.index("contributed")
+        version = names.index("version")
+        settled = []
+        single: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+        for row in rows.rows():
+            if row[fine] is None:
+                settled.append(row)
+                continue
+            where = tuple(row[at] for at in place)
+            known = single.get(where)
+            if known is None or (known[contributed], known[version]) <= (
+                row[contributed], row[version],
+            ):  # fmt: skip
+                single[where] = row
+        return [*settled, *single.values()]
 
     def _due_for_merge(self, blocks: dict[int, Block]) -> list[int]:
         """Return all: settling needs every row of a contribution at once."""

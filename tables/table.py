@@ -30,6 +30,7 @@ from tables.block import (
     is_among,
 )
 from tables.cell import cell_schema, merge_exprs
+from tables.few_cells import FEW_ROWS_MAX, columns_of, few_cells
 from tables.layer import Layer, Scalar
 from tables.window import START_MS_MIN
 
@@ -226,7 +227,8 @@ class LayerTable:
 
         ``key`` has the values of key columns; those not named match all.
         """
-        return self._cells_of(self._rows_in(from_ms, to_ms, key))
+        rows = self._rows_in(from_ms, to_ms, key)
+        return self._few_of(rows) if rows.height <= FEW_ROWS_MAX else self._cells_of(rows)
 
     def _rows_in(self, from_ms: int, to_ms: int, key: Mapping[str, Scalar]) -> pl.DataFrame:
         found = []
@@ -274,6 +276,10 @@ class LayerTable:
 
     def _cells_of(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Return the cell frame of rows that have all rows of their cells."""
+        raise NotImplementedError
+
+    def _few_of(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Return the same of a few rows."""
         raise NotImplementedError
 
     def _due_for_merge(self, blocks: dict[int, Block]) -> list[int]:
@@ -357,13 +363,18 @@ class FoldTable(LayerTable):
         return lambda: Merge.of(chosen, self._cells_of(self._joined(frames)))
 
     def _cells_of(self, rows: pl.DataFrame) -> pl.DataFrame:
-        if rows.is_empty():
-            # Most partitions have nothing of a key, and merging nothing costs what a few cells do.
-            return rows
         # In the order of a cell frame.
         return rows.group_by(self._identity).agg(
             *merge_exprs(self.layer.accumulators), pl.col("version").max()
         )
+
+    def _few_of(self, rows: pl.DataFrame) -> pl.DataFrame:
+        keys = list(zip(*columns_of(rows, self._identity), strict=True))
+        if len(set(keys)) == len(keys):
+            return rows
+        names = [acc.column for acc in self.layer.accumulators]
+        values = zip(*columns_of(rows, [*names, "version"]), strict=True)
+        return few_cells(self.layer, zip(keys, values, strict=True))
 
 
 def _matching(
@@ -374,7 +385,10 @@ def _matching(
     if not whole:
         starts = rows["window_start"]
         masks += [starts >= from_ms, starts < to_ms]
-    return rows.filter(functools.reduce(operator.and_, masks)) if masks else rows
+    if not masks:
+        return rows
+    mask = functools.reduce(operator.and_, masks)
+    return rows.filter(mask) if mask.any() else rows.clear()
 
 
 def _is_tail_long(blocks: dict[int, Block]) -> bool:

@@ -20,6 +20,7 @@ from tables.family import (
     family_with,
     parse_family_query,
 )
+from tables.few_cells import FEW_ROWS_MAX
 from tables.layer import Layer, Map, Measure
 from tables.parameters import Parameter, choice_parameter, read_parameters, whole_parameter
 from tables.query import Limits, find_layer
@@ -98,6 +99,18 @@ def top_rows(top: TopQuery, rows: pl.DataFrame) -> pl.DataFrame:
 
     ``rows`` are those of ``top.query``. Keys without the measure are not ranked.
     """
+    ranked = rows if rows.height <= FEW_ROWS_MAX else _candidates(top, rows)
+    values = [one[top.by.name] for one in measures_of(top.query.rows, ranked)]
+    order = sorted(
+        (at for at, value in enumerate(values) if value is not None),
+        key=lambda at: values[at],  # type: ignore[arg-type,return-value]
+        reverse=top.descending,
+    )[: top.n]
+    return ranked[order]
+
+
+def _candidates(top: TopQuery, rows: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows that may be among the first, in their order."""
     value = _approximate(top.by, top.query.rows)
     ranked = rows.with_columns(value.alias("rank")).filter(pl.col("rank").is_not_null())
     if not top.descending:
@@ -106,13 +119,7 @@ def top_rows(top: TopQuery, rows: pl.DataFrame) -> pl.DataFrame:
         last = ranked["rank"].top_k(top.n).min()
         assert isinstance(last, float), "there are at least n"
         ranked = ranked.filter(pl.col("rank") >= last - CLOSE * abs(last))
-    measures = measures_of(top.query.rows, ranked)
-    order = sorted(
-        range(ranked.height),
-        key=lambda at: measures[at][top.by.name],  # type: ignore[arg-type,return-value]
-        reverse=top.descending,
-    )[: top.n]
-    return ranked.drop("rank")[order]
+    return ranked.drop("rank")
 
 
 def _approximate(measure: Measure, layer: Layer) -> pl.Expr:

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 from house import RAW, House, fill
 from servers import free_ports
-from support import DAY_MS, HOUR_MS, MemoryLog, dataclasses_replace, small_map
+from support import DAY_MS, HOUR_MS, MemoryLog, dataclasses_replace, small_map, until
 from web_support import METRICS, FrameCells, StandingView, frame, get
 
 import agents.reader
@@ -94,13 +94,15 @@ class Group:
         self.owners[place] = self.urls[number]
 
     async def fold(self) -> None:
-        """Have every worker fold all that there is for it."""
-        busy = True
-        while busy:
-            busy = False
-            for house in self.houses:
-                for topic in self.map.inputs():
-                    busy = await house.step(topic, 100) or busy
+        """Have every worker fold and send all that there is for it."""
+
+        async def is_done() -> bool:
+            busy = [await h.step(topic, 100) for h in self.houses for topic in self.map.inputs()]
+            owners = [owner for house in self.houses for owner in house.owners.each()]
+            waiting = sum(o.unacknowledged(layer) for o in owners for layer in o.plan.layers)
+            return not any(busy) and not waiting
+
+        await until(is_done)
 
     async def ask(self, number: int, path: str) -> Any:
         """Return what a worker answers."""

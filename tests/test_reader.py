@@ -11,6 +11,7 @@ import orjson
 import pytest
 from house import RAW, House, fill
 from support import DAY_MS, HOUR_MS, MemoryLog, dataclasses_replace, small_map
+from test_few_cells import use_frames
 
 import agents.reader
 from agents.live import read_live
@@ -154,6 +155,8 @@ async def test_every_answer_is_the_fold_of_its_prefix(
 ) -> None:
     """Whatever has been folded, emitted, settled, evicted, merged or restarted by then."""
     monkeypatch.setattr(agents.reader, "TORN_WAIT_S", 0)
+    if seed % 2:
+        use_frames(monkeypatch)
     rng = random.Random(seed)
     await archive.open(themap)
     house = House(MemoryLog(), archive, tmp_path / "state", themap)

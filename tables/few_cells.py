@@ -1,0 +1,79 @@
+"""Few cells: merged in plain Python, in less time than a query over frames takes to begin.
+
+Most answers are made of some dozen rows, and every query over a frame wakes a thread of polars. The
+rules are those of :func:`tables.cell.merge_exprs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import polars as pl
+
+from tables.block import FewRows
+from tables.cell import cell_schema
+from tables.layer import Accumulator, Layer
+
+FEW_ROWS_MAX = 256
+"""Merging so many rows takes about as long here as it does as a frame."""
+
+Values = tuple[Any, ...]
+
+
+def merge_few(
+    accumulators: Sequence[Accumulator], rows: Iterable[tuple[Values, Values]]
+) -> dict[Values, Values]:
+    """Return, by key, the accumulators and the version of rows that add up.
+
+    Args:
+        accumulators: in order.
+        rows: key; accumulators in order, with the version last.
+    """
+    groups: dict[Values, list[Values]] = {}
+    for key, values in rows:
+        groups.setdefault(key, []).append(values)
+    merged = {}
+    for key, some in groups.items():
+        is_whole = len(some) == 1 and None not in some[0]
+        merged[key] = some[0] if is_whole else _merged(accumulators, some)
+    return merged
+
+
+def few_cells(layer: Layer, rows: Iterable[tuple[Values, Values]]) -> pl.DataFrame:
+    """Return the cell frame of rows, each its key with the window last, and values as above."""
+    merged = merge_few(layer.accumulators, rows)
+    return FewRows(cell_schema(layer), [(*key, *one) for key, one in merged.items()]).frame()
+
+
+def columns_of(frame: pl.DataFrame, names: Iterable[str]) -> list[list[Any]]:
+    """Return the values of columns; a query that selects them costs more than a few rows do."""
+    return [frame.get_column(name).to_list() for name in names]
+
+
+def _merged(accumulators: Sequence[Accumulator], rows: list[Values]) -> Values:
+    *columns, versions = zip(*rows, strict=True)
+    by_name = {acc.column: column for acc, column in zip(accumulators, columns, strict=True)}
+    found: list[Any] = []
+    for acc, column in zip(accumulators, columns, strict=True):
+        known = [value for value in column if value is not None]
+        if acc.kind == "min":
+            found.append(min(known, default=None))
+        elif acc.kind == "max":
+            found.append(max(known, default=None))
+        elif acc.kind == "m2":
+            counts, totals = by_name[f"n_{acc.field}"], by_name[f"sum_{acc.field}"]
+            found.append(sum(known, 0.0) + _shift(counts, totals))
+        else:
+            found.append(sum(known))
+    return (*found, max(versions))
+
+
+def _shift(counts: Sequence[int | None], totals: Sequence[float | None]) -> float:
+    """Return what the means of parts lie off that of the whole, squared, for each value."""
+    parts = [(n or 0, total or 0.0) for n, total in zip(counts, totals, strict=True)]
+    values = sum(n for n, _ in parts)
+    if not values:
+        return 0.0
+    mean = sum(total for _, total in parts) / values
+    return sum(n * (total / n - mean) ** 2 for n, total in parts if n)
