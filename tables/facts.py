@@ -96,7 +96,7 @@ class KnownFacts:
 
 
 def _both(one: PartitionFacts, other: PartitionFacts) -> PartitionFacts:
-    """Return what two facts of one partition say together; of cells, what came last."""
+    """Return what two facts of one partition say together; of cells, what came last of any."""
     return PartitionFacts(
         partition=one.partition,
         position=max(one.position, other.position),
@@ -105,7 +105,8 @@ def _both(one: PartitionFacts, other: PartitionFacts) -> PartitionFacts:
         archived_ms=max(one.archived_ms, other.archived_ms),
         evicted_ms=max(one.evicted_ms, other.evicted_ms),
         complete_ms=min(one.complete_ms, other.complete_ms),
-        cells=other.cells,
+        # An empty table says nothing of how full windows are.
+        cells=other.cells or one.cells,
         heard={},
         fresh_ms=max(one.fresh_ms, other.fresh_ms),
         evicted_version=other.evicted_version,

@@ -147,7 +147,9 @@ def _cells(layer: Layer, keys: KeyFilter, known: LayerFacts) -> float:
     """Return about how many cells of a window are read."""
     counts = [len(keys.values.get(field.name, ())) for field in layer.key]
     named = math.prod(counts)
-    return min(float(named), known.cells) if named else max(known.cells, 1.0)
+    # Fewer than one are no reason to read more windows: each may be a partition of the archive.
+    cells = max(known.cells, 1.0)
+    return min(float(named), cells) if named else cells
 
 
 def _refusal(

@@ -72,6 +72,13 @@ def test_what_came_before_the_map_had_the_base_is_refused() -> None:
         read(ask(stop=3 * DAY_MS, key_carrier="UA"), hour=young, day=FINAL)
 
 
+def test_where_nothing_is_live_coarser_windows_still_cost_less() -> None:
+    """Empty tables say nothing of how many cells the archive has."""
+    idle = dataclasses.replace(FINAL, cells=0.0)
+    assert read(ask(key_carrier="UA"), hour=idle, day=idle) == [("day", 0, 24)]
+    assert read(ask(group="carrier"), hour=idle, day=idle) == [("day", 0, 24)]
+
+
 def test_fields_and_measures_decide_which_layers_serve() -> None:
     """A layer without a field that is named or kept has not what is asked."""
     named = ask(stop=DAY_MS, key_origin="JFK")
