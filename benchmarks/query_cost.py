@@ -194,7 +194,6 @@ def run(
     events = events_of(count, span_ms)
     name = f"q{uuid.uuid4().hex[:8]}"
     map_file, themap = made_map(brokers, MAP.replace("NAME", name), name, folder)
-    asyncio.run(_send(brokers, themap, events))
     raw = RawEvents(cassandra["cassandra_hosts"], int(cassandra["cassandra_port"]), f"raw_{name}")
     rows: list[Row] = []
     try:
@@ -208,6 +207,11 @@ def run(
             brokers, map_file, folder / design.replace(", ", "-"), **settings,
             query_cache_bytes_max=str(bytes_max), group=f"{name}-{bytes_max}",
         ) as worker:  # fmt: skip
+            if not bytes_max:
+                # The worker is there before the events: what it has evicted by the time a coarser
+                # layer hears of it first would be missing there.
+                worker.wait(lambda _: worker.is_ready())
+                asyncio.run(_send(brokers, themap, events))
             worker.wait(lambda client: _is_folded(worker, client, count))
             warm = asks if bytes_max else 0
             rows += _ask_layers(worker, design, events, span_ms, asks=(warm, asks), pid=pid)
