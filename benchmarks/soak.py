@@ -6,6 +6,7 @@ must have every event at the end. ``svg`` draws resident size and open rows over
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import multiprocessing
 import statistics
@@ -14,14 +15,21 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+from app.mapfile import parse_map
 from benchmarks.cases import CASES
 from benchmarks.runs import WorkerRun, made_map
 from benchmarks.ticker import Schedule, tick
 from client.query import QueryClient
+from tables.layer import Map
 
 INTERVAL_MS = 10
 SAMPLE_SECONDS, SMOKE_SAMPLE_SECONDS = 5.0, 0.5
 WARM_UP_SHARE = 0.2
+KEPT_BYTES = 256 << 20
+"""Of a partition of the source's topic."""
+
 WIDTH, HEIGHT, MARGIN = 900, 360, 56
 
 
@@ -43,6 +51,7 @@ def run(brokers: str, rate: int, seconds: float, folder: Path, sample_seconds: f
     """
     name = f"s{uuid.uuid4().hex[:8]}"
     text = CASES["json"].map_text(name)
+    asyncio.run(_make_short_log(brokers, parse_map(text, name)))
     map_file, themap = made_map(brokers, text, name, folder)
     rows: list[Row] = []
     ticks_file = folder / "ticks.arrow"
@@ -68,6 +77,19 @@ def run(brokers: str, rate: int, seconds: float, folder: Path, sample_seconds: f
         sent = sum(ticks) + len(ticks)  # a probe with every tick
         worker.wait(lambda c: bool(c.ledger()["layers"]["five_seconds"]["folded"] == sent))
     return rows
+
+
+async def _make_short_log(brokers: str, themap: Map) -> None:
+    """Make the source's topic forget what was read long ago, so that no disk is filled."""
+    (source,) = themap.sources
+    config = {"retention.bytes": str(KEPT_BYTES), "segment.bytes": str(KEPT_BYTES // 2)}
+    admin = AIOKafkaAdminClient(bootstrap_servers=brokers)
+    await admin.start()
+    try:
+        topic = NewTopic(source.topic, source.partitions, 1, topic_configs=config)
+        await admin.create_topics([topic])
+    finally:
+        await admin.close()
 
 
 def growth_bytes_per_hour(rows: Sequence[Row]) -> float:
