@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
@@ -152,6 +153,14 @@ class Block:
         """Return the values of a column other than the version."""
         rows = self._rows
         return rows.values(name) if isinstance(rows, FewRows) else rows[name].to_list()
+
+    def rows_by_window(self) -> dict[int, int]:
+        """Return how many rows there are of each window."""
+        if len(self.windows) == 1:
+            return dict.fromkeys(self.windows, self.height)
+        if isinstance(self._rows, FewRows):
+            return Counter(self._rows.values("window_start"))
+        return dict(self._rows["window_start"].value_counts().rows())
 
     @property
     def frame(self) -> pl.DataFrame:

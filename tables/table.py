@@ -14,7 +14,6 @@ import functools
 import itertools
 import operator
 import weakref
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import polars as pl
@@ -130,7 +129,7 @@ class LayerTable:
         total = 0.0
         for sequence, block in self._blocks.items():
             if sequence not in self._sizes:
-                self._sizes[sequence] = block.row_bytes(), Counter(block.values("window_start"))
+                self._sizes[sequence] = block.row_bytes(), block.rows_by_window()
             row_bytes, counts = self._sizes[sequence]
             total += row_bytes * sum(rows for window, rows in counts.items() if window in windows)
         return int(total)
