@@ -20,7 +20,6 @@ AWAITED = {
     ("app/peers.py", "self._post(url, body, cost)"),
     ("app/transport.py", "self._consumer.stop()"),
     ("app/transport.py", "work"),
-    ("app/web_slots.py", "query"),
     ("tables/archive_cache.py", "self._fetch(layer, cells, cost)"),
     ("tables/archive_cassandra.py", "lane()"),
 }
