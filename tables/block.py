@@ -158,9 +158,7 @@ class Block:
         """Return how many rows there are of each window."""
         if len(self.windows) == 1:
             return dict.fromkeys(self.windows, self.height)
-        if isinstance(self._rows, FewRows):
-            return Counter(self._rows.values("window_start"))
-        return dict(self._rows["window_start"].value_counts().rows())
+        return Counter(self.values("window_start"))
 
     @property
     def frame(self) -> pl.DataFrame:
