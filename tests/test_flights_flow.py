@@ -21,9 +21,9 @@ from tables import archive_embedded
 from tables.archive import Archive
 from tables.window import DAY_MS
 
-# Arrivals are folded twice: by origin and destination, and by destination alone.
 SHUFFLED_SECONDS = 400
 
+# Arrivals are folded twice: by origin and destination, and by destination alone.
 FOLDED_ALL = 336_776 + 328_521 + 2 * 328_063 + 8_255
 
 
@@ -174,7 +174,7 @@ async def test_a_shuffled_year_gives_the_rows_of_the_ordered_one(
         end_ms = settled_ms(cluster.map, "flights", YEAR_END_MS)
         await replay(embedded_broker, "flights.raw", records, end_ms, seconds=0)
         # A year of late events is the work of minutes on a slow machine.
-            await cluster.sealed(SHUFFLED_SECONDS)
+        await cluster.sealed(SHUFFLED_SECONDS)
         await check_ledgers(cluster)
         (told,) = await cluster.ledgers()
         assert all(counts["too_late"] == 0 for counts in told["layers"].values())
