@@ -33,12 +33,13 @@ def read_live(owners: Iterable[Owner], read: LiveRead) -> LiveRows:
             rows = table.parts_in(read.from_ms, read.to_ms, key)
             place = "held_by"
         elif read.after is not None and owner.partition in read.after:
-            rows = matching(read.layer, _news(read, owner, read.after[owner.partition]), read.keys)
+            rows = _news(read, owner, read.after[owner.partition])
             place = "source_partition"
         else:
             rows = table.cells_in(read.from_ms, read.to_ms, key)
             place = "source_partition"
-        if rows.height and not read.keys.is_single:
+        # What is read of a table by key has been looked for by the fields of one value.
+        if rows.height and (read.after is not None or not read.keys.is_single):
             rows = matching(read.layer, rows, read.keys)
         if rows.height:
             column = repeated(owner.partition, rows.height, pl.Int32).alias(place)

@@ -37,7 +37,6 @@ EVENTS, SMOKE_EVENTS = 1_000_000, 20_000
 SPAN_MS, SMOKE_SPAN_MS = 24 * 3_600_000, 2 * 3_600_000
 """Of event time; the smoke size asks for two hours where the full one asks for a day."""
 
-
 ASKS, SMOKE_ASKS = 8, 3
 CHECKED = ("layers", "layers, cached")
 RATES = {"layers": (25, 50, 100, 200), "layers, cached": (200,)}

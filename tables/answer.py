@@ -190,15 +190,15 @@ def _evicted(layer: Layer, archived: pl.DataFrame, live: LiveRows) -> pl.DataFra
     """Return the archived rows that are not in live tables."""
     if archived.is_empty() or not live.facts:
         return archived
+    newest = archived.get_column("window_start").max()
+    assert isinstance(newest, int)
+    if layer.window.end(newest) <= min(fact.evicted_ms for fact in live.facts.values()):
+        return archived
     evicted = pl.DataFrame(
         [(fact.partition, fact.evicted_ms) for fact in live.facts.values()],
         schema={"source_partition": pl.Int32(), "evicted_ms": pl.Int64()},
         orient="row",
     )
-    newest = archived.get_column("window_start").max()
-    assert isinstance(newest, int)
-    if layer.window.end(newest) <= min(fact.evicted_ms for fact in live.facts.values()):
-        return archived
     known = archived.join(evicted, "source_partition", "left", maintain_order="left")
     gone = layer.window.ends(pl.col("window_start")) <= pl.col("evicted_ms")
     return known.filter(gone.fill_null(value=True)).drop("evicted_ms")
