@@ -290,8 +290,8 @@ def query_cost_command(*, smoke: bool, as_json: bool) -> None:
             raise click.ClickException(f"cannot measure query_cost: {reason}")
     with (
         tempfile.TemporaryDirectory() as folder,
-        servers.KafkaServer(Path(folder, "kafka")) as kafka,
-        servers.CassandraServer(Path(folder, "cassandra")) as cassandra,
+        servers.KafkaServer(Path(folder, "kafka"), measured=not smoke) as kafka,
+        servers.CassandraServer(Path(folder, "cassandra"), measured=not smoke) as cassandra,
     ):
         settings = _cassandra_settings(cassandra)
         rows = query_cost.run(
@@ -312,7 +312,7 @@ def _broker(brokers: str | None, folder: Path, smoke: bool) -> Iterator[str]:
             _say("broker: embedded")
             yield embedded.bootstrap
     else:
-        with servers.KafkaServer(folder / "kafka") as kafka:
+        with servers.KafkaServer(folder / "kafka", measured=True) as kafka:
             _say("broker: Apache Kafka")
             yield kafka.bootstrap
 
@@ -326,7 +326,7 @@ def _cassandra(case: Case, folder: Path) -> Iterator[dict[str, str]]:
     servers = _servers()
     if reason := servers.why_missing("cassandra"):
         raise click.ClickException(f"cannot measure {case.name}: {reason}")
-    with servers.CassandraServer(folder) as cassandra:
+    with servers.CassandraServer(folder, measured=True) as cassandra:
         yield _cassandra_settings(cassandra)
 
 

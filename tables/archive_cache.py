@@ -56,7 +56,8 @@ class ArchiveCache:
 
     Args:
         archive: what is asked for the rest.
-        bytes_max: most bytes to keep; 0 keeps nothing.
+        bytes_max: most bytes to keep; 0 keeps nothing, and reads that are under way are shared
+            all the same.
 
     Attributes:
         bytes: how much is kept.
@@ -90,7 +91,7 @@ class ArchiveCache:
             cost: what it costs is added.
         """
         wide = cells.to_ms - cells.from_ms > BUCKETS_MAX * bucket_ms(layer)
-        if wide or not final or not self._bytes_max:
+        if wide or not final:
             return await self._read(layer, cells, cost)
         frames, missing = self._look_up(layer, cells)
         if missing is None:
@@ -144,7 +145,7 @@ class ArchiveCache:
 
     async def _fetch(self, layer: Layer, cells: CellRange, cost: QueryCost) -> pl.DataFrame:
         rows = await self._read(layer, cells, cost)
-        for place, start, stop in _buckets(layer, cells):
+        for place, start, stop in _buckets(layer, cells) if self._bytes_max else ():
             self._keep(place, Entry(start, stop, _within(rows, start, stop)))
         return rows
 

@@ -77,6 +77,22 @@ _CASSANDRA_OPENS = (
     "java.base/java.net",
     "java.base/sun.util.locale",
 )
+# A test's server starts quickly and lives for seconds. A measured one is compiled and collected as
+# in production: by what Kafka's own scripts say, and Cassandra's conf/jvm17-server.options.
+_QUICK_JVM = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+_MEASURED_JVM: Mapping[ServerName, tuple[str, ...]] = {
+    "kafka": (
+        "-server", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20",
+        "-XX:InitiatingHeapOccupancyPercent=35", "-XX:+ExplicitGCInvokesConcurrent",
+    ),
+    "cassandra": (
+        "-server", "-XX:+UseG1GC", "-XX:+ParallelRefProcEnabled", "-XX:MaxTenuringThreshold=2",
+        "-XX:G1HeapRegionSize=16m", "-XX:+UnlockExperimentalVMOptions",
+        "-XX:G1NewSizePercent=50", "-XX:G1RSetUpdatingPauseTimePercent=5",
+        "-XX:MaxGCPauseMillis=300", "-XX:InitiatingHeapOccupancyPercent=70",
+    ),
+}  # fmt: skip
+
 _LOGBACK = """<configuration>
   <appender name="STDOUT" class="ch.qos.logback.core.ConsoleAppender">
     <encoder><pattern>%-5level %date{ISO8601} %logger{20} %msg%n</pattern></encoder>
@@ -149,14 +165,18 @@ def free_ports(count: int) -> list[int]:
 
 
 class Server:
-    """One server process with a folder, a log and a port that tells when it serves."""
+    """One server process with a folder, a log and a port that tells when it serves.
+
+    ``measured`` has Java run it as in production, not for a quick start.
+    """
 
     name: ServerName
 
-    def __init__(self, folder: Path, port: int) -> None:
+    def __init__(self, folder: Path, port: int, *, measured: bool = False) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.port = port
+        self._jvm = _MEASURED_JVM[self.name] if measured else _QUICK_JVM
         self.log = folder / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -284,14 +304,20 @@ class KafkaServer(Server):
 
     name: ServerName = "kafka"
 
-    def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, str] | None = None,
+        *,
+        measured: bool = False,
+    ) -> None:
         """``settings`` are broker properties that replace or add to those of the compose file."""
         self.cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes)[:22].decode()
         self._variables = environment("kafka")
         properties = kafka_properties(self._variables)
         names = [listener.partition("://")[0] for listener in properties["listeners"].split(",")]
         ports = dict(zip(names, free_ports(len(names)), strict=True))
-        super().__init__(folder, ports["LOOPBACK"])
+        super().__init__(folder, ports["LOOPBACK"], measured=measured)
         self.listeners = {name: f"127.0.0.1:{port}" for name, port in ports.items()}
         self.bootstrap = self.listeners["LOOPBACK"]
         controllers = properties["controller.listener.names"]
@@ -335,8 +361,8 @@ class KafkaServer(Server):
 
     def _java(self) -> list[str]:
         return [
-            _java() or "java", *self._variables["KAFKA_HEAP_OPTS"].split(), "-XX:+UseSerialGC",
-            "-XX:TieredStopAtLevel=1", "-Xshare:auto",
+            _java() or "java", *self._variables["KAFKA_HEAP_OPTS"].split(), *self._jvm,
+            "-Xshare:auto",
             "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
             "-Dorg.slf4j.simpleLogger.showDateTime=true",
             "-cp", f"{jars('kafka')}/*",
@@ -352,9 +378,9 @@ class CassandraServer(Server):
     name: ServerName = "cassandra"
     host = "127.0.0.1"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, measured: bool = False) -> None:
         port, self._storage_port = free_ports(2)
-        super().__init__(folder, port)
+        super().__init__(folder, port, measured=measured)
         self._variables = environment("cassandra")
 
     def _prepare(self) -> None:
@@ -390,11 +416,16 @@ seed_provider:
     parameters: [{{seeds: "127.0.0.1:{self._storage_port}"}}]
 """
 
+    def _heap(self) -> list[str]:
+        options = cassandra_jvm(self._variables)
+        # G1 chooses the size of the young generation; the environment's is for other collectors.
+        fixed = "-XX:+UseG1GC" not in self._jvm
+        return [option for option in options if fixed or not option.startswith("-Xmn")]
+
     def _command(self) -> list[str]:
         folder = jars("cassandra")
         return [
-            _java() or "java", *cassandra_jvm(self._variables), "-XX:+UseSerialGC",
-            "-XX:TieredStopAtLevel=1",
+            _java() or "java", *self._heap(), *self._jvm,
             f"-javaagent:{next(folder.glob('jamm-*.jar'))}",
             "-Djdk.attach.allowAttachSelf=true",
             *(f"--add-exports={name}=ALL-UNNAMED" for name in _CASSANDRA_EXPORTS),
