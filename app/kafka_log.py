@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Container
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -20,6 +20,7 @@ from aiokafka.errors import (
 )
 
 from agents.owners import LogRecord
+from app.aiokafka_append import Appends
 from app.aiokafka_private import check_metadata
 from app.idempotence import has_idempotent_producer
 from tables.errors import OffsetGoneError, OutcomeUnknownError, TreasureMapError
@@ -46,6 +47,9 @@ FETCH_BYTES_OF_ONE = 64 << 10
 STOP_DEADLINE_S = 3.0
 """Appends that are under way get so long when the worker stops; the journal tells what landed."""
 
+SOON_BYTES_MAX = 256 << 10
+"""A larger record gains nothing by the shorter way."""
+
 READERS_MAX = 4
 """Restores that read at the same time; each has a connection of its own."""
 
@@ -60,6 +64,8 @@ class KafkaLog:
         record_bytes_max: the largest record that may be appended; journal and layer topics take as
             much.
         client_options: security options of aiokafka's clients.
+        repeatable: topics whose readers take no notice of a record that comes twice: journals, by
+            the chain rule, and layer topics, by versions. Small records take the shorter way.
         append_deadline_s: seconds after which the outcome of an append is unknown.
         read_deadline_s: seconds without progress after which a read is given up.
     """
@@ -70,6 +76,7 @@ class KafkaLog:
         record_bytes_max: int,
         client_options: dict[str, Any] | None = None,
         *,
+        repeatable: Container[str] = (),
         append_deadline_s: float = APPEND_DEADLINE_S,
         read_deadline_s: float = READ_DEADLINE_S,
     ) -> None:
@@ -78,7 +85,9 @@ class KafkaLog:
         self._options = client_options or {}
         self._append_deadline_s = append_deadline_s
         self._read_deadline_s = read_deadline_s
+        self._repeatable = repeatable
         self._producer: AIOKafkaProducer | None = None
+        self._appends: Appends | None = None
         self._offsets: AIOKafkaConsumer | None = None
         self._readers = asyncio.Semaphore(READERS_MAX)
 
@@ -101,6 +110,7 @@ class KafkaLog:
                 **self._options,
             )
             await self._producer.start()
+            self._appends = Appends(self._producer, self._append_deadline_s)
             self._offsets = AIOKafkaConsumer(bootstrap_servers=self._brokers, **self._options)
             await self._offsets.start()
         except KafkaError as error:
@@ -142,6 +152,15 @@ class KafkaLog:
         """
         assert self._producer is not None
         cannot = f"cannot append to {topic}[{partition}]"
+        if (
+            key is None
+            and not headers
+            and len(value or b"") <= SOON_BYTES_MAX
+            and topic in self._repeatable
+        ):
+            offset = await self._append_soon(cannot, topic, partition, value or b"")
+            if offset is not None:
+                return offset
         try:
             async with self._answered(cannot, self._append_deadline_s):
                 sent = await self._producer.send(
@@ -163,6 +182,21 @@ class KafkaLog:
                 ) from error
             raise
         return int(metadata.offset)
+
+    async def _append_soon(
+        self, cannot: str, topic: str, partition: int, value: bytes
+    ) -> int | None:
+        """Append a record that may come twice; return its offset, None where that did not work."""
+        assert self._appends is not None
+        try:
+            return await self._appends.append(topic, partition, value)
+        except KafkaError as error:
+            # The producer opens connections, learns of leaders, tries again, or tells why not.
+            log.debug("%s at once: %r", cannot, error)
+            return None
+        except TimeoutError as error:
+            self._check_clients(cannot)
+            raise OutcomeUnknownError(f"{cannot}: {error}") from error
 
     async def bounds(self, topic: str, partition: int) -> tuple[int, int]:
         """Return the first offset and the one after the last.

@@ -40,6 +40,7 @@ from tables.archive import Archive
 from tables.archive_cache import ArchiveCache
 from tables.errors import ArchiveAwayError, SettingError
 from tables.layer import Map
+from tables.plan import plans_of
 
 # One core a worker: more threads only take time from the other workers of the machine.
 os.environ.setdefault("POLARS_MAX_THREADS", "1")
@@ -138,7 +139,7 @@ def build(settings: Settings) -> MapApp:
     app.conf.broker = ";".join(
         f"kafka://{broker.strip()}" for broker in settings.brokers.split(",")
     )
-    log = KafkaLog(settings.brokers, RECORD_BYTES_MAX, options)
+    log = _log(settings, themap, options)
     archive = _archive(settings)
 
     # The owners are told to the transport before it can be told to them.
@@ -221,6 +222,14 @@ def _pressure(settings: Settings, owners: Owners) -> Pressure:
 
 def _pace(settings: Settings) -> Pace:
     return Pace(settings.gather_ms_max / 1_000, settings.chunk_bytes_max)
+
+
+def _log(settings: Settings, themap: Map, options: dict[str, Any]) -> KafkaLog:
+    """Return the log; of journals and layer topics it knows that a repeat does no harm."""
+    plans = plans_of(themap)
+    repeatable = {plan.journal for plan in plans.values()}
+    repeatable |= {topic for topic, plan in plans.items() if plan.finer is not None}
+    return KafkaLog(settings.brokers, RECORD_BYTES_MAX, options, repeatable=repeatable)
 
 
 def _archive(settings: Settings) -> Archive:

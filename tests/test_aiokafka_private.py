@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import re
 from collections.abc import Iterator
 from importlib import metadata
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import aiokafka
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.client import AIOKafkaClient
+from aiokafka.conn import AIOKafkaConnection
 from aiokafka.consumer import fetcher as aiokafka_fetcher
 from aiokafka.consumer.fetcher import Fetcher, FetchError, FetchResult, PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
@@ -236,7 +238,12 @@ def sources() -> Iterator[tuple[str, object, list[str]]]:
         "generation", "check_errors", "_coordination_task", "_heartbeat_task", "maybe_leave_group",
     ]  # fmt: skip
     yield "subscription", SubscriptionState, ["reassignment_in_progress", "fetch_context"]
-    yield "client", AIOKafkaClient, ["close", "_sync_task"]
+    yield "client", AIOKafkaClient, [
+        "close", "_sync_task", "_conns", "_client_id", "force_metadata_update",
+    ]  # fmt: skip
+    yield "connection", AIOKafkaConnection, [
+        "_writer", "_versions", "_requests", "_next_correlation_id", "close",
+    ]  # fmt: skip
     yield "batch", DefaultRecordBatch, [
         "validate_crc", "is_control_batch", "is_transactional", "producer_id", "base_offset",
         "next_offset", "timestamp_type", "max_timestamp",
@@ -245,7 +252,7 @@ def sources() -> Iterator[tuple[str, object, list[str]]]:
 
 @pytest.mark.parametrize(("owner", "names"), [pytest.param(o, n, id=i) for i, o, n in sources()])
 def test_the_private_names_are_still_there(owner: type, names: list[str]) -> None:
-    """An upgrade that renames one must change app/aiokafka_private.py; its order, too."""
+    """An upgrade that renames one must change app/aiokafka_private.py, or aiokafka_append.py."""
     try:
         source = inspect.getsource(owner)
     except (TypeError, OSError):
@@ -260,6 +267,15 @@ def test_aiokafka_is_the_pinned_version() -> None:
     """Reading its private state was checked against this version; look again at another."""
     assert metadata.version("aiokafka") == "0.14.0"
     assert (aiokafka_fetcher.READ_UNCOMMITTED, aiokafka_fetcher.READ_COMMITTED) == (0, 1)
+
+
+def test_a_connection_asks_of_a_request_what_an_append_gives_it() -> None:
+    """The first one's number, how its answer's header is read, and the type of the rest."""
+    source = inspect.getsource(AIOKafkaConnection._handle_frame)
+    assert "correlation_id, request, fut = self._requests[0]" in source
+    asked = set(re.findall(r"\brequest\.(\w+)", source))
+    assert asked == {"parse_response_header", "RESPONSE_TYPE"}
+    assert "resp_type.decode(resp)" in source
 
 
 def test_waiters_and_results_keep_the_order_that_the_drain_copies() -> None:
