@@ -44,9 +44,10 @@ from cassandra.query import BatchStatement, BatchType, PreparedStatement, Statem
 
 from tables.archive import CellRange
 from tables.archive_cql import Batch, LayerTable, Row
-from tables.archive_layout import check_key, missing_accumulators, not_expired, too_many_rows
+from tables.archive_layout import check_key, missing_accumulators, too_many_rows
 from tables.cost import QueryCost
 from tables.errors import ArchiveAwayError, ArchiveError
+from tables.few_cells import FEW_ROWS_MAX
 from tables.layer import Layer, Map
 
 RECONNECT_S_MAX = 10.0
@@ -151,7 +152,8 @@ class CassandraArchive:
         verb = f"write layer {layer.name}"
         insert = await self._prepare(verb, table.insert)
         batches = table.batches(rows, write_times_us, self._clock_ms())
-        await self._execute_all(verb, (_statement(insert, batch) for batch in batches), _nothing)
+        statements = (_statement(insert, batch) for batch in batches)
+        await self._execute_all(verb, statements, len(batches), _nothing)
 
     async def read(
         self, layer: Layer, cells: CellRange, cost: QueryCost | None = None
@@ -180,8 +182,10 @@ class CassandraArchive:
             if len(rows) > cells.rows_max:
                 raise too_many_rows(layer, cells)
 
-        await self._execute_all(verb, bound, take)
-        return await asyncio.to_thread(_frame, table, rows, now_ms)
+        await self._execute_all(verb, bound, len(partitions), take)
+        if len(rows) <= FEW_ROWS_MAX:
+            return table.frame(rows, now_ms)
+        return await asyncio.to_thread(table.frame, rows, now_ms)
 
     async def close(self) -> None:
         """Close all connections; requests under way fail, and so does an opening under way."""
@@ -276,9 +280,13 @@ class CassandraArchive:
         return self._session
 
     async def _execute_all(
-        self, verb: str, statements: Iterable[Statement], take: Callable[[list[Row]], None]
+        self,
+        verb: str,
+        statements: Iterable[Statement],
+        count: int,
+        take: Callable[[list[Row]], None],
     ) -> None:
-        """Execute statements, at most ``in_flight_max`` at a time, and hand over each one's rows.
+        """Execute so many statements, at most ``in_flight_max`` at a time; hand over their rows.
 
         The first error ends it; what had been sent may still be done by Cassandra.
         """
@@ -289,7 +297,11 @@ class CassandraArchive:
             for statement in queue:
                 take(await _execute(session, verb, statement))
 
-        lanes = [asyncio.create_task(lane()) for _ in range(self._settings.in_flight_max)]
+        if count <= 1:
+            await lane()
+            return
+        width = min(self._settings.in_flight_max, count)
+        lanes = [asyncio.create_task(lane()) for _ in range(width)]
         try:
             await asyncio.gather(*lanes)
         finally:
@@ -352,10 +364,6 @@ def _statement(insert: PreparedStatement, batch: Batch) -> Statement:
     for row in batch.rows:
         statement.add(insert, row)
     return statement
-
-
-def _frame(table: LayerTable, rows: list[Row], now_ms: int) -> pl.DataFrame:
-    return table.frame(rows).filter(not_expired(table.layer, now_ms))
 
 
 def _credentials(settings: CassandraSettings) -> PlainTextAuthProvider | None:

@@ -11,12 +11,13 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import polars as pl
 
 from tables.archive import CellRange
 from tables.archive_layout import bucket_ms, not_expired, window_ms_max
-from tables.cell import archive_schema
+from tables.cell import archive_schema, no_rows
 from tables.errors import ArchiveError, QueryError
 from tables.keyhash import key_hash, key_hashes
 from tables.layer import Layer, Map
@@ -88,6 +89,7 @@ class LayerTable:
         self._types = {"slot": "int", "bucket": "bigint"} | {
             column: _cql_type(kind) for column, kind in self.schema.items()
         }
+        self._filled = {acc.column for acc in layer.accumulators if acc.kind not in ("min", "max")}
         self._clustering = [*layer.key_columns, "window_start", "source_partition"]
         self.comment = (
             f"treasure-map archive {FORMAT}: map {themap.name}, layer {layer.name}, "
@@ -115,15 +117,28 @@ class LayerTable:
         added = ", ".join(f'"{column}" {self._types[column]}' for column in columns)
         return f"ALTER TABLE {self._place} ADD ({added})"
 
-    def frame(self, rows: Sequence[Row]) -> pl.DataFrame:
-        """Return the archive frame of selected rows.
+    def frame(self, rows: Sequence[Row], now_ms: int) -> pl.DataFrame:
+        """Return the archive frame of those selected rows that have not expired.
 
         A row that was written before a measure was added has nulls there: they read as if no event
         had carried the field, which is 0 for counts and sums.
         """
-        frame = pl.DataFrame(rows, schema=self.schema, orient="row")
-        columns = [acc.column for acc in self.layer.accumulators if acc.kind not in ("min", "max")]
-        return frame.with_columns(pl.col(columns).fill_null(0))
+        if self.layer.archive_ttl_ms:
+            since_ms = now_ms - self.layer.archive_ttl_ms
+            end, at = self.layer.window.end, list(self.schema).index("window_start")
+            starts = {cast("int", row[at]) for row in rows}
+            alive = {start for start in starts if end(start) > since_ms}
+            rows = [row for row in rows if row[at] in alive]
+        if not rows:
+            return no_rows(self.layer)
+        # Column by column: a query over the frame would wake a thread, for one row as for many.
+        columns = zip(self.schema.items(), zip(*rows, strict=True), strict=True)
+        return pl.DataFrame(
+            [
+                pl.Series(name, _filled(values) if name in self._filled else values, kind)
+                for (name, kind), values in columns
+            ]
+        )
 
     def select(self, cells: CellRange) -> str:
         """Return the statement that reads one partition; :meth:`select_values` has its values.
@@ -232,6 +247,10 @@ class LayerTable:
             "{'class': 'TimeWindowCompactionStrategy', "
             f"'compaction_window_unit': '{unit}', 'compaction_window_size': {size}}}"
         )
+
+
+def _filled(values: tuple[object, ...]) -> Sequence[object]:
+    return [0 if value is None else value for value in values] if None in values else values
 
 
 def compaction_window(layer: Layer) -> tuple[str, int]:
