@@ -217,10 +217,11 @@ class Reader:
             if partial or not torn or not left:
                 break
             await asyncio.sleep(TORN_WAIT_S)
-        cells = [(part.layer, await self._cells(query, part, cost)) for part in parts]
+        makers = await asyncio.gather(*(self._cells(query, part, cost) for part in parts))
 
         def rows() -> pl.DataFrame:
-            return rows_of(query, [(layer, made()) for layer, made in cells])
+            made = zip(parts, makers, strict=True)
+            return rows_of(query, [(part.layer, make()) for part, make in made])
 
         read = sum(layer.live_rows + layer.archived_rows for layer in cost.layers.values())
         facts = base_rows.facts.values()
