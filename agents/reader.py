@@ -261,7 +261,7 @@ class Reader:
         nothing = no_rows(layer)
         columns = nothing.columns
         return LayerAnswer(
-            stacked((frame.select(columns) for frame in found.rows), nothing),
+            stacked((frame[columns] for frame in found.rows), nothing),
             stacked(archived, nothing),
             frozenset(found.facts),
             cost,

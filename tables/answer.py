@@ -42,7 +42,7 @@ def cells_of(
         final: archive frame of other windows.
     """
     columns = list(archive_schema(layer))
-    rows = [frame if frame.columns == columns else frame.select(columns) for frame in live.rows]
+    rows = [frame if frame.columns == columns else frame[columns] for frame in live.rows]
     return stacked([*rows, _evicted(layer, archived, live), final], no_rows(layer))
 
 
@@ -63,7 +63,7 @@ def merged_cells_of(
         final: likewise.
     """
     wanted = list(cell_schema(layer))
-    rows = [_evicted(layer, archived, parts).select(wanted), final.select(wanted)]
+    rows = [_evicted(layer, archived, parts)[wanted], final[wanted]]
     heard = _heard(parts)
     end = layer.window.ends(pl.col("window_start"))
     is_settled = (end <= pl.col("final_ms")).fill_null(value=False)

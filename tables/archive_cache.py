@@ -22,7 +22,7 @@ import polars as pl
 
 from tables.archive import Archive, CellRange
 from tables.archive_layout import bucket_ms
-from tables.cell import archive_schema, no_rows, stacked
+from tables.cell import no_rows, stacked
 from tables.cost import QueryCost
 from tables.layer import Layer, Scalar
 
@@ -153,7 +153,8 @@ class ArchiveCache:
         rows = await self._archive.read(layer, cells, cost)
         cost.archive_reads += 1
         cost.archive_bytes += int(rows.estimated_size())
-        return rows.select(list(archive_schema(layer)))
+        columns = no_rows(layer).columns
+        return rows if rows.columns == columns else rows[columns]
 
     def _keep(self, place: Place, entry: Entry) -> None:
         known = self._entries.pop(place, None)
