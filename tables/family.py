@@ -8,6 +8,7 @@ are added up over.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Mapping
@@ -145,11 +146,12 @@ def family_with(themap: Map, layer: Layer) -> Family:
     return family_of(themap, layer.name)
 
 
-def family_parameters(family: Family, limits: Limits) -> list[Parameter]:
+@functools.lru_cache(1_024)
+def family_parameters(family: Family, limits: Limits) -> tuple[Parameter, ...]:
     """Return what a request to a family may say."""
     base = family.base
     fields = [field.name for field in base.key]
-    return [
+    return (
         time_parameter("from", "The start of the range."),
         time_parameter("to", "The end of the range, which is not in it."),
         window_parameter("step", "One row for each of these; left out, one for the whole range."),
@@ -181,7 +183,7 @@ def family_parameters(family: Family, limits: Limits) -> list[Parameter]:
         choice_parameter(
             "explain", "Whether to tell the plan and not run it.", ["true", "false"], many=False
         ),
-    ]  # fmt: skip
+    )  # fmt: skip
 
 
 def parse_family_query(

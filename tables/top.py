@@ -8,6 +8,7 @@ exact integers, only of keys that may be among the first.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 
 import polars as pl
@@ -44,11 +45,12 @@ class TopQuery:
     descending: bool
 
 
-def top_parameters(themap: Map, layer: Layer, limits: Limits) -> list[Parameter]:
+@functools.lru_cache(1_024)
+def top_parameters(themap: Map, layer: Layer, limits: Limits) -> tuple[Parameter, ...]:
     """Return what a request for the top keys of a layer may say."""
     names = {field.name for field in layer.key}
     theirs = family_parameters(family_with(themap, layer), limits)
-    return [
+    return (
         choice_parameter(
             "by", "The measure that keys are ranked by.",
             [measure.name for measure in layer.measures], many=False, required=True,
@@ -64,7 +66,7 @@ def top_parameters(themap: Map, layer: Layer, limits: Limits) -> list[Parameter]
             if parameter.name not in _NOT_OURS
             and (not _of_key(parameter.name) or parameter.name.partition(".")[2] in names)
         ),
-    ]  # fmt: skip
+    )  # fmt: skip
 
 
 def parse_top_query(
