@@ -1,8 +1,8 @@
 """The open loop of the latency benchmark: events at a fixed rate, whatever becomes of them.
 
-Events are made and sent at ticks of a fixed interval, uncompressed as Kafka's producers do by
-default. What a tick sends is noted with the moment it was due, so that a feed that falls behind
-shows as latency, not as a lower rate.
+Events are made before a tick of a fixed interval and sent at it, uncompressed as Kafka's producers
+do by default. What a tick sends is noted with the moment it was due, so that a feed that falls
+behind shows as latency, not as a lower rate.
 """
 
 from __future__ import annotations
@@ -68,13 +68,10 @@ async def _tick(schedule: Schedule) -> list[tuple[int, ...]]:
         probe = partition_of(PROBE.encode(), feed.partitions)
         offsets = [0] * feed.partitions
         first = 0
-        begun_ns = time.monotonic_ns()
+        begun_ns, begun_ms = time.monotonic_ns(), time.time_ns() // 1_000_000
         for number, count in enumerate(schedule.ticks()):
             due_ns = begun_ns + number * interval_ms * 1_000_000
-            wait_ns = due_ns - time.monotonic_ns()
-            if wait_ns > 0:
-                await asyncio.sleep(wait_ns / 1e9)
-            time_ms = time.time_ns() // 1_000_000
+            time_ms = begun_ms + number * interval_ms
             values: list[list[bytes]] = [[] for _ in range(feed.partitions)]
             at = b"%d" % time_ms
             first, last = first + count, first + count
@@ -89,6 +86,9 @@ async def _tick(schedule: Schedule) -> list[tuple[int, ...]]:
                     feed.add(partition, [None] * len(some), some)
                     rows.append((number, partition, offsets[partition], len(some), due_ns, time_ms))
                     offsets[partition] += len(some)
+            wait_ns = due_ns - time.monotonic_ns()
+            if wait_ns > 0:
+                await asyncio.sleep(wait_ns / 1e9)
             await feed.flush()
         await feed.drain()
     return rows
