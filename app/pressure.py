@@ -32,7 +32,7 @@ FAR = 0.5
 """Below this share of the mark there is time: what is pending is measured now and then. Above it,
 it is measured before every chunk, so that it passes the mark by one chunk at most."""
 
-COST_SHARE = 0.05
+COST_SHARE = 0.01
 """The share of the time that measuring may take while the mark is far. It costs a look at every
 open window of the worker."""
 
