@@ -93,7 +93,7 @@ def until_changed(made: Pressure) -> tuple[bool, bool]:
 
 
 def test_measuring_takes_a_bounded_share_of_the_time() -> None:
-    """A measurement that took long is not repeated for a hundred times as long, far from the mark."""
+    """What took long is not repeated for a hundred times as long, far from the mark."""
     now = [0.0]
     measured = []
 
