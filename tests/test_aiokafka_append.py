@@ -40,6 +40,9 @@ async def known_topics(brokers: str, producer: AIOKafkaProducer, count: int) -> 
         await admin.create_topics([NewTopic(name, PARTITIONS, 1) for name in names])
     finally:
         await admin.close()
+    async with AIOKafkaConsumer(bootstrap_servers=brokers) as consumer:
+        # A new partition's leader is known a moment before it leads; this waits for all.
+        await consumer.end_offsets([TopicPartition(n, p) for n in names for p in range(PARTITIONS)])
     for name in names:
         await producer.send_and_wait(name, b"first", partition=0)
     return names

@@ -54,6 +54,7 @@ class Group:
         self.peers: list[Peers] = []
         self.owners: dict[TopicPartition, str] = {}
         self.before: Callable[[int, web.Request], Awaitable[None]] | None = None
+        self._cycle = asyncio.Lock()
 
     async def add(self, stack: contextlib.AsyncExitStack) -> None:
         """Start a worker that owns nothing yet."""
@@ -88,21 +89,33 @@ class Group:
 
     async def give(self, place: TopicPartition, number: int) -> None:
         """Move a partition to a worker, and tell all of it."""
-        for house in self.houses:
-            await house.owners.release({place})
-        await self.houses[number].owners.restore(*place, 1)
-        self.owners[place] = self.urls[number]
+        async with self._cycle:
+            for house in self.houses:
+                await house.owners.release({place})
+            await self.houses[number].owners.restore(*place, 1)
+            self.owners[place] = self.urls[number]
 
     async def fold(self) -> None:
         """Have every worker fold and send all that there is for it."""
 
         async def is_done() -> bool:
-            busy = [await h.step(topic, 100) for h in self.houses for topic in self.map.inputs()]
+            busy = await self._step()
             owners = [owner for house in self.houses for owner in house.owners.each()]
             waiting = sum(o.unacknowledged(layer) for o in owners for layer in o.plan.layers)
-            return not any(busy) and not waiting
+            return not busy and not waiting
 
         await until(is_done)
+
+    async def work(self) -> None:
+        """Fold what owners send each other later: idle ones announce and evict in their time."""
+        while True:
+            await self._step()
+            await asyncio.sleep(0.01)
+
+    async def _step(self) -> bool:
+        async with self._cycle:
+            steps = [await h.step(topic, 100) for h in self.houses for topic in self.map.inputs()]
+        return any(steps)
 
     async def ask(self, number: int, path: str) -> Any:
         """Return what a worker answers."""
@@ -129,7 +142,11 @@ async def group(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
             for partition in range(partitions):
                 await made.give((topic, partition), partition % 2)
         await made.fold()
+        working = asyncio.create_task(made.work())
         yield made
+        working.cancel()
+        await asyncio.wait([working])
+        assert working.cancelled(), working.exception()
 
 
 async def test_every_worker_gives_the_whole_answer(group: Group) -> None:
@@ -198,7 +215,7 @@ async def test_who_does_not_answer_soon_is_asked_a_second_time(group: Group) -> 
     group.before = first_hangs
     answer = await group.ask(2, FAMILY)
     assert (answer["exactness"], stuck) == ("exact", [1])
-    assert group.peers[2].hedged_total == 1
+    assert group.peers[2].hedged_total >= 1  # A stalled machine may have others asked twice too.
 
 
 async def test_a_worker_that_is_gone_is_missing(group: Group) -> None:
