@@ -231,6 +231,7 @@ def flag(name: str) -> str | None:
     return None if is_secret(name) else f"--{_FLAG_NAMES.get(name, name).replace('_', '-')}"
 
 
+@functools.lru_cache(maxsize=64)
 def is_loopback(host: str) -> bool:
     """Tell whether a host name or address can only mean this machine."""
     try:

@@ -23,8 +23,8 @@ from tables.layer import Layer
 
 ABOUT_HEADER = "Treasure-Map-Answer"
 CURSOR_HEADER = "Treasure-Map-Cursor"
-COMPRESS_BYTES_MIN = 1_024
-"""What is smaller fits a packet or two; compressing it costs more than it saves."""
+COMPRESS_BYTES_MIN = 14_000
+"""What is smaller arrives at once, compressed or not: TCP begins with ten packets (RFC 6928)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -71,20 +71,25 @@ measures = ["count", "sum(value)", "max(value)"]
 from = "seconds"
 key = ["entity"]
 window = "1m"
+slots = 1
 partitions = 2
 
 [layers.hours]
 from = "minutes"
 key = ["entity"]
 window = "1h"
+slots = 1
 partitions = 2
 
 [layers.days]
 from = "hours"
 key = ["entity"]
 window = "1d"
+slots = 1
 partitions = 1
 """
+"""A hundred keys: one slot is right for each layer (docs/formats/map.md) but the finest, whose writes
+are spread."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

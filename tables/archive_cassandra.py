@@ -1,8 +1,9 @@
 """The archive in Cassandra, for any number of workers: a table a layer, the latest write wins.
 
-The only module that imports the Cassandra driver, which comes with the extra ``cassandra``. The
-driver answers in threads of its own; answers cross to the event loop by ``call_soon_threadsafe``,
-and calls that wait (connect, schema, prepare, shutdown) run in a thread.
+With ``tables.archive_reads`` the only module that imports the Cassandra driver, which comes with
+the extra ``cassandra``. The driver answers in threads of its own; answers cross to the event loop
+by ``call_soon_threadsafe``, and calls that wait (connect, schema, prepare, shutdown) run in a
+thread.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from cassandra.query import BatchStatement, BatchType, PreparedStatement, Statem
 from tables.archive import CellRange
 from tables.archive_cql import Batch, LayerTable, Row
 from tables.archive_layout import check_key, missing_accumulators, too_many_rows
+from tables.archive_reads import Requests
 from tables.cost import QueryCost
 from tables.errors import ArchiveAwayError, ArchiveError
 from tables.few_cells import FEW_ROWS_MAX
@@ -98,6 +100,7 @@ class CassandraArchive:
 
     Attributes:
         partitions_read_total: partitions asked for by reads since the archive was made.
+        requests_total: requests that asked for them.
     """
 
     def __init__(
@@ -110,7 +113,9 @@ class CassandraArchive:
         self._session: Session | None = None
         self._tables: dict[str, LayerTable] = {}
         self._prepared: dict[str, PreparedStatement] = {}
+        self._requests = Requests(settings.keyspace)
         self.partitions_read_total = 0
+        self.requests_total = 0
 
     @property
     def is_open(self) -> bool:
@@ -173,8 +178,17 @@ class CassandraArchive:
         if cost is not None:
             cost.archive_partitions += len(partitions)
         verb = f"read layer {layer.name}"
-        select = await self._prepare(verb, table.select(cells))
-        bound = (select.bind(table.select_values(cells, place)) for place in partitions)
+        metadata = self._opened(verb).cluster.metadata
+        requests = self._requests.of(metadata, table.name, partitions)
+        self.requests_total += len(requests)
+        selects = {
+            several: await self._prepare(verb, table.select(cells, several=several))
+            for several in {request.has_several for request in requests}
+        }
+        statements = (
+            request.bound(selects[request.has_several], table.select_values(cells, *request.values))
+            for request in requests
+        )
         rows: list[Row] = []
 
         def take(answer: list[Row]) -> None:
@@ -182,7 +196,9 @@ class CassandraArchive:
             if len(rows) > cells.rows_max:
                 raise too_many_rows(layer, cells)
 
-        await self._execute_all(verb, bound, len(partitions), take)
+        await self._execute_all(verb, statements, len(requests), take)
+        if not cells.key:
+            self._requests.found(table.name, len(partitions), len(rows))
         if len(rows) <= FEW_ROWS_MAX:
             return table.frame(rows, now_ms)
         return await asyncio.to_thread(table.frame, rows, now_ms)

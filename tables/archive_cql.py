@@ -140,28 +140,30 @@ class LayerTable:
             ]
         )
 
-    def select(self, cells: CellRange) -> str:
+    def select(self, cells: CellRange, *, several: bool = False) -> str:
         """Return the statement that reads one partition; :meth:`select_values` has its values.
 
-        Where the whole key is named the partition's rows are one slice. Elsewhere Cassandra filters
-        inside the partition, which is at most some MiB and spares the reader the other rows.
+        With ``several`` it reads any number of slots of a bucket. Where the whole key is named the
+        partition's rows are one slice. Elsewhere Cassandra filters inside the partition, which is
+        at most some MiB and spares the reader the other rows.
         """
         named = self._named(cells)
         keys = "".join(f' AND "{column}" = ?' for column in named)
         columns = ", ".join(f'"{column}"' for column in self.schema)
         statement = (
             f"SELECT {columns} FROM {self._place} "  # noqa: S608 - names of a checked map
-            f'WHERE "slot" = ? AND "bucket" = ?{keys} '
+            f'WHERE "slot" {"IN" if several else "="} ? AND "bucket" = ?{keys} '
             'AND "window_start" >= ? AND "window_start" < ? LIMIT ?'
         )
         whole = len(named) == len(self.layer.key)
         return statement if whole else f"{statement} ALLOW FILTERING"
 
-    def select_values(self, cells: CellRange, partition: tuple[int, int]) -> Row:
-        """Return the values of :meth:`select` for one (slot, bucket)."""
+    def select_values(self, cells: CellRange, slots: int | tuple[int, ...], bucket: int) -> Row:
+        """Return the values of :meth:`select` for one slot of a bucket, or for several."""
         keys = self._named(cells).values()
         return (
-            *partition,
+            slots,
+            bucket,
             *keys,
             cells.from_ms,
             cells.to_ms,

