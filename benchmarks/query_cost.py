@@ -88,8 +88,8 @@ window = "1d"
 slots = 1
 partitions = 1
 """
-"""A hundred keys: one slot is right for each layer (docs/formats/map.md) but the finest, whose writes
-are spread."""
+"""A hundred keys: one slot is right for a layer (docs/formats/map.md), but for the finest, whose
+writes are spread."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
