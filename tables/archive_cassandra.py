@@ -179,7 +179,8 @@ class CassandraArchive:
             cost.archive_partitions += len(partitions)
         verb = f"read layer {layer.name}"
         metadata = self._opened(verb).cluster.metadata
-        requests = self._requests.of(metadata, table.name, partitions)
+        whole_key = table.is_whole(cells)
+        requests = self._requests.of(metadata, table.name, partitions, whole_key=whole_key)
         self.requests_total += len(requests)
         selects = {
             several: await self._prepare(verb, table.select(cells, several=several))

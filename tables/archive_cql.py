@@ -56,6 +56,7 @@ _TYPES: list[tuple[pl.DataType, str]] = [
     (pl.Float64(), "double"),
 ]
 Row = tuple[object, ...]
+Place = int | tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -143,27 +144,31 @@ class LayerTable:
     def select(self, cells: CellRange, *, several: bool = False) -> str:
         """Return the statement that reads one partition; :meth:`select_values` has its values.
 
-        With ``several`` it reads any number of slots of a bucket. Where the whole key is named the
+        With ``several`` it reads any slots of any buckets. Where the whole key is named the
         partition's rows are one slice. Elsewhere Cassandra filters inside the partition, which is
         at most some MiB and spares the reader the other rows.
         """
         named = self._named(cells)
         keys = "".join(f' AND "{column}" = ?' for column in named)
         columns = ", ".join(f'"{column}"' for column in self.schema)
+        is_ = "IN" if several else "="
         statement = (
             f"SELECT {columns} FROM {self._place} "  # noqa: S608 - names of a checked map
-            f'WHERE "slot" {"IN" if several else "="} ? AND "bucket" = ?{keys} '
+            f'WHERE "slot" {is_} ? AND "bucket" {is_} ?{keys} '
             'AND "window_start" >= ? AND "window_start" < ? LIMIT ?'
         )
-        whole = len(named) == len(self.layer.key)
-        return statement if whole else f"{statement} ALLOW FILTERING"
+        return statement if self.is_whole(cells) else f"{statement} ALLOW FILTERING"
 
-    def select_values(self, cells: CellRange, slots: int | tuple[int, ...], bucket: int) -> Row:
-        """Return the values of :meth:`select` for one slot of a bucket, or for several."""
+    def is_whole(self, cells: CellRange) -> bool:
+        """Tell whether the whole key is named."""
+        return len(self._named(cells)) == len(self.layer.key)
+
+    def select_values(self, cells: CellRange, slots: Place, buckets: Place) -> Row:
+        """Return the values of :meth:`select` for one slot of a bucket, or for several of each."""
         keys = self._named(cells).values()
         return (
             slots,
-            bucket,
+            buckets,
             *keys,
             cells.from_ms,
             cells.to_ms,
@@ -185,9 +190,8 @@ class LayerTable:
         first = from_ms // bucket_ms(layer)
         last = (cells.to_ms - 1) // bucket_ms(layer)
         slots = list(range(layer.slots))
-        named = self._named(cells)
-        if len(named) == len(layer.key):
-            slots = [key_hash(named.values()) % layer.slots]
+        if self.is_whole(cells):
+            slots = [key_hash(self._named(cells).values()) % layer.slots]
         count = (last - first + 1) * len(slots)
         if count > PARTITIONS_MAX:
             raise QueryError(

@@ -1,22 +1,23 @@
 """Reads of Cassandra: what is asked for in one request.
 
-A request costs reader and coordinator far more than a partition of a few rows does. So slots of one
-bucket that lie on the same replicas are asked for together, and one of those replicas is asked: no
-partition takes a way that it would not have taken alone. Where partitions are large each is asked
-for by itself, so that they are read side by side.
+A request costs reader and coordinator far more than a partition of a few rows does. So partitions
+that lie on the same replicas are asked for together, and one of those replicas is asked: none takes
+a way that it would not have taken alone. Where partitions are large each is asked for by itself, so
+that they are read side by side.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from cassandra.metadata import Metadata
 from cassandra.query import BoundStatement, PreparedStatement, Statement
 
-SLOTS_MAX = 16
-"""Of one request: a coordinator answers it from all of them within one read timeout."""
+TOGETHER_MAX = 16
+"""Partitions of one request: a coordinator answers from all of them within one read timeout, and
+Cassandra as a service often refuses more than 20."""
 
 ROWS_MAX = 2_000
 """About so many rows one request may find; the driver's pages, which follow each other, have 5,000.
@@ -25,38 +26,37 @@ ROWS_MAX = 2_000
 _ROUTING_KEY = struct.Struct(">HiBHqB")
 
 
-class SlotsStatement(BoundStatement):  # type: ignore[misc]  # the driver has no types
-    """A read of several slots, sent to a replica of the first one.
-
-    The driver makes no routing key of a list, and a bound statement takes none.
-    """
+class RoutedStatement(BoundStatement):  # type: ignore[misc]  # the driver has no types
+    """A bound statement that takes a routing key, of which the driver makes none of lists."""
 
     routing_key = Statement.routing_key
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Request:
-    """Slots of one bucket, all on the same replicas."""
+    """Slots of some buckets, each of each, all on the same replicas."""
 
     slots: tuple[int, ...]
-    bucket: int
+    buckets: tuple[int, ...]
 
     @property
     def has_several(self) -> bool:
-        """Whether its statement takes a list of slots."""
-        return len(self.slots) > 1
+        """Whether its statement takes lists."""
+        return len(self.slots) * len(self.buckets) > 1
 
     @property
-    def values(self) -> tuple[int | tuple[int, ...], int]:
+    def values(self) -> tuple[int | tuple[int, ...], int | tuple[int, ...]]:
         """The statement's values for slot and bucket."""
-        return self.slots if self.has_several else self.slots[0], self.bucket
+        if self.has_several:
+            return self.slots, self.buckets
+        return self.slots[0], self.buckets[0]
 
     def bound(self, select: PreparedStatement, values: Sequence[object]) -> Statement:
         """Return what is executed: ``select`` with all its values."""
         if not self.has_several:
             return select.bind(values)
-        statement = SlotsStatement(select).bind(values)
-        statement.routing_key = routing_key(self.slots[0], self.bucket)
+        statement = RoutedStatement(select).bind(values)
+        statement.routing_key = routing_key(self.slots[0], self.buckets[0])
         return statement
 
 
@@ -68,24 +68,46 @@ class Requests:
         self._rows: dict[str, float] = {}
 
     def of(
-        self, metadata: Metadata, table: str, partitions: Iterable[tuple[int, int]]
+        self,
+        metadata: Metadata,
+        table: str,
+        partitions: Iterable[tuple[int, int]],
+        *,
+        whole_key: bool = False,
     ) -> list[Request]:
-        """Return the requests that together read every (slot, bucket) once."""
-        together: dict[tuple[int, frozenset[object]], list[int]] = {}
+        """Return the requests that together read every (slot, bucket) once.
+
+        With ``whole_key`` one key is read, which has few rows in a partition of any size.
+        """
+        placed: dict[frozenset[object], dict[int, list[int]]] = {}
         for slot, bucket in partitions:
             replicas = metadata.get_replicas(self._keyspace, routing_key(slot, bucket))
-            together.setdefault((bucket, frozenset(replicas)), []).append(slot)
-        most = max(1, min(SLOTS_MAX, int(ROWS_MAX / max(1.0, self._rows.get(table, 1.0)))))
-        return [
-            Request(tuple(slots[at : at + most]), bucket)
-            for (bucket, _), slots in together.items()
-            for at in range(0, len(slots), most)
-        ]
+            placed.setdefault(frozenset(replicas), {}).setdefault(bucket, []).append(slot)
+        most = TOGETHER_MAX
+        if not whole_key:
+            most = max(1, min(most, int(ROWS_MAX / max(1.0, self._rows.get(table, 1.0)))))
+        return [request for buckets in placed.values() for request in _requests(buckets, most)]
 
     def found(self, table: str, partitions: int, rows: int) -> None:
         """Take note of the rows that a read of all keys found in so many partitions."""
         if partitions:
             self._rows[table] = rows / partitions
+
+
+def _requests(placed: Mapping[int, list[int]], most: int) -> Iterator[Request]:
+    """Yield requests of at most so many of the slots of each bucket."""
+    buckets_of: dict[tuple[int, ...], list[int]] = {}
+    for bucket, slots in placed.items():
+        for some in _parts(slots, most):
+            buckets_of.setdefault(some, []).append(bucket)
+    for some, buckets in buckets_of.items():
+        for together in _parts(buckets, most // len(some)):
+            yield Request(some, together)
+
+
+def _parts(values: Sequence[int], most: int) -> Iterator[tuple[int, ...]]:
+    for at in range(0, len(values), most):
+        yield tuple(values[at : at + most])
 
 
 def routing_key(slot: int, bucket: int) -> bytes:

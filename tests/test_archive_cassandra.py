@@ -268,10 +268,10 @@ async def test_an_answer_of_many_pages_is_whole(cassandra: tuple[str, int]) -> N
 
 @pytest.mark.cassandra
 @pytest.mark.parametrize("keys", [40, 12_000])
-async def test_slots_that_are_asked_for_together_are_all_read(
+async def test_partitions_that_are_asked_for_together_are_all_read(
     cassandra: tuple[str, int], keys: int
 ) -> None:
-    """Few rows in one request a bucket, on their own replica; many of them page after page."""
+    """Few rows in one request; many of them page after page, and then side by side."""
     host, port = cassandra
     settings = archive_cassandra.CassandraSettings(
         hosts=(host,), port=port, keyspace="pages", replication=1, request_timeout_s=60
@@ -288,7 +288,7 @@ async def test_slots_that_are_asked_for_together_are_all_read(
         columns = ["key_origin", "window_start"]
         assert sorted(got.select(columns).rows()) == sorted(frame.select(columns).rows())
     # The second time it is known how many rows a partition has.
-    assert asked == ([2, 2] if keys == 40 else [2, 16])
+    assert asked == ([1, 1] if keys == 40 else [1, 16])
     await archive.close()
 
 
@@ -309,12 +309,12 @@ async def test_a_request_goes_where_the_driver_would_send_its_first_partition(
     one = await archive._prepare("read", place.select(cells))
     several = await archive._prepare("read", place.select(cells, several=True))
     for slot, bucket in ((0, 0), (7, -1), (3, 2**40)):
-        alone = Request((slot,), bucket)
+        alone = Request((slot,), (bucket,))
         routed = alone.bound(one, place.select_values(cells, *alone.values))
         assert routed.routing_key == routing_key(slot, bucket)
-        both = Request((slot, slot + 1), bucket)
-        together = both.bound(several, place.select_values(cells, *both.values))
-        assert (together.routing_key, together.keyspace) == (routed.routing_key, "pages")
+        for both in (Request((slot, slot + 1), (bucket,)), Request((slot,), (bucket, 5))):
+            together = both.bound(several, place.select_values(cells, *both.values))
+            assert (together.routing_key, together.keyspace) == (routed.routing_key, "pages")
     await archive.close()
 
 

@@ -13,10 +13,15 @@ from cassandra.pool import Host
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tables.archive_reads import ROWS_MAX, SLOTS_MAX, Requests, routing_key
+from tables.archive_reads import ROWS_MAX, TOGETHER_MAX, Request, Requests, routing_key
 
 KEYSPACE = "sky"
 MURMUR3 = "org.apache.cassandra.dht.Murmur3Partitioner"
+
+
+def places_of(request: Request) -> list[tuple[int, int]]:
+    """Return the partitions of a request."""
+    return list(itertools.product(request.slots, request.buckets))
 
 
 def ring(nodes: int, replicas: int, seed: int = 1) -> Metadata:
@@ -39,34 +44,39 @@ def ring(nodes: int, replicas: int, seed: int = 1) -> Metadata:
 
 
 @given(
-    st.integers(0, 8), st.integers(1, 3), st.integers(1, 40), st.integers(1, 4),
-    st.floats(0, 10_000),
+    nodes=st.integers(0, 8), replicas=st.integers(1, 3), slots=st.integers(1, 40),
+    buckets=st.integers(1, 4), rows=st.integers(0, 10_000), whole_key=st.booleans(),
 )  # fmt: skip
 def test_every_partition_is_in_one_request_with_those_of_its_replicas(
-    nodes: int, replicas: int, slots: int, buckets: int, rows: float
+    nodes: int, replicas: int, slots: int, buckets: int, rows: int, *, whole_key: bool
 ) -> None:
     """Whatever the cluster, also where nothing is known of it."""
     metadata = ring(nodes, replicas) if nodes else Metadata()
     requests = Requests(KEYSPACE)
-    requests.found("hours", 1, int(rows))
+    requests.found("hours", 1, rows)
     partitions = list(itertools.product(range(slots), range(-1, buckets - 1)))
-    found = requests.of(metadata, "hours", partitions)
-    placed = [(slot, request.bucket) for request in found for slot in request.slots]
-    assert sorted(placed) == sorted(partitions)
+    found = requests.of(metadata, "hours", partitions, whole_key=whole_key)
+    assert sorted(place for request in found for place in places_of(request)) == sorted(partitions)
     for request in found:
-        assert len(request.slots) <= SLOTS_MAX
-        assert len(request.slots) == 1 or len(request.slots) * rows <= ROWS_MAX + len(request.slots)
-        on = [
-            metadata.get_replicas(KEYSPACE, routing_key(s, request.bucket)) for s in request.slots
-        ]
-        assert all(set(hosts) == set(on[0]) for hosts in on)
+        places = places_of(request)
+        assert len(places) <= TOGETHER_MAX
+        assert len(places) == 1 or whole_key or len(places) * rows <= ROWS_MAX
+        hosts = [frozenset(metadata.get_replicas(KEYSPACE, routing_key(*at))) for at in places]
+        assert len(set(hosts)) == 1
 
 
-def test_where_all_nodes_have_everything_a_bucket_is_one_request() -> None:
+def test_where_all_nodes_have_everything_requests_are_few() -> None:
     """And where replicas differ there are more."""
     partitions = list(itertools.product(range(8), (5, 6)))
-    assert len(Requests(KEYSPACE).of(ring(3, 3), "hours", partitions)) == 2
+    assert Requests(KEYSPACE).of(ring(3, 3), "hours", partitions) == [
+        Request(tuple(range(8)), (5, 6))
+    ]
     assert len(Requests(KEYSPACE).of(ring(6, 1), "hours", partitions)) > 4
+    year = [(3, bucket) for bucket in range(274)]
+    requests = Requests(KEYSPACE)
+    requests.found("hours", 1, 90_000)
+    assert len(requests.of(ring(3, 3), "hours", year, whole_key=True)) == 18
+    assert len(requests.of(ring(3, 3), "hours", year)) == 274
 
 
 @pytest.mark.parametrize(("rows", "count"), [(0, 1), (10, 1), (500, 2), (1_500, 8), (90_000, 8)])
