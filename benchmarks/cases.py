@@ -127,6 +127,7 @@ CASES = {
         Case("json-64-partitions", partitions=64),
         Case("json-million-keys", entities=MANY_ENTITIES),
         Case("arrow-million-keys", "arrow", entities=MANY_ENTITIES),
+        Case("json-2-layers", base_layers=2),
         Case("json-5-layers", base_layers=5),
         Case("json-20-layers", base_layers=20),
         Case("arrow-5-layers", "arrow", base_layers=5),
