@@ -57,6 +57,14 @@ def table(**changes: Any) -> LayerTable:
     return LayerTable(map_of(layer), layer, "space")
 
 
+def settings_of(cassandra: tuple[str, int], keyspace: str) -> Any:
+    """Return how to reach a node under test, in a keyspace of one replica."""
+    host, port = cassandra
+    return archive_cassandra.CassandraSettings(
+        hosts=(host,), port=port, keyspace=keyspace, replication=1, request_timeout_s=60
+    )
+
+
 def rows(keys: list[str], starts: list[int]) -> pl.DataFrame:
     """Return archive rows of every key and window start."""
     cells = [(key, start, 1, 1, 1, 0) for start in starts for key in keys]
@@ -174,10 +182,7 @@ async def test_workers_that_start_together_make_the_tables_once(
     cassandra: tuple[str, int],
 ) -> None:
     """Two archives open one new map at once, and each reads what the other wrote."""
-    host, port = cassandra
-    settings = archive_cassandra.CassandraSettings(
-        hosts=(host,), port=port, keyspace="together", replication=1, request_timeout_s=60
-    )
+    settings = settings_of(cassandra, "together")
     themap = map_of(LAYER, name=f"m{uuid.uuid4().hex[:12]}")
     archives = [archive_cassandra.CassandraArchive(settings) for _ in range(2)]
     await asyncio.gather(*(archive.open(themap) for archive in archives))
@@ -194,10 +199,7 @@ async def test_workers_that_start_together_make_the_tables_once(
 @pytest.mark.cassandra
 async def test_workers_that_start_together_add_a_measure_once(cassandra: tuple[str, int]) -> None:
     """Three archives gain different columns at once, beside an older one that goes on working."""
-    host, port = cassandra
-    settings = archive_cassandra.CassandraSettings(
-        hosts=(host,), port=port, keyspace="together", replication=1, request_timeout_s=60
-    )
+    settings = settings_of(cassandra, "together")
     name = f"m{uuid.uuid4().hex[:12]}"
     lowest, highest = Accumulator("min", "delay", "int"), Accumulator("max", "delay", "int")
     added = [(lowest,), (lowest, highest), (highest, lowest)]
@@ -231,10 +233,7 @@ async def test_other_slots_are_refused_though_measures_may_change(
     cassandra: tuple[str, int],
 ) -> None:
     """Slots decide where a row is found; a refused map adds no column."""
-    host, port = cassandra
-    settings = archive_cassandra.CassandraSettings(
-        hosts=(host,), port=port, keyspace="together", replication=1, request_timeout_s=60
-    )
+    settings = settings_of(cassandra, "together")
     name = f"m{uuid.uuid4().hex[:12]}"
     archive = archive_cassandra.CassandraArchive(settings)
     await archive.open(map_of(LAYER, name=name))
@@ -252,10 +251,7 @@ async def test_other_slots_are_refused_though_measures_may_change(
 @pytest.mark.cassandra
 async def test_an_answer_of_many_pages_is_whole(cassandra: tuple[str, int]) -> None:
     """One partition of more rows than a page of the driver (5,000) is read to its end."""
-    host, port = cassandra
-    settings = archive_cassandra.CassandraSettings(
-        hosts=(host,), port=port, keyspace="pages", replication=1, request_timeout_s=60
-    )
+    settings = settings_of(cassandra, "pages")
     layer = msgspec.structs.replace(LAYER, slots=1)
     archive = archive_cassandra.CassandraArchive(settings)
     await archive.open(map_of(layer, name=f"m{uuid.uuid4().hex[:12]}"))
@@ -272,10 +268,7 @@ async def test_partitions_that_are_asked_for_together_are_all_read(
     cassandra: tuple[str, int], keys: int
 ) -> None:
     """Few rows in one request; many of them page after page, and then side by side."""
-    host, port = cassandra
-    settings = archive_cassandra.CassandraSettings(
-        hosts=(host,), port=port, keyspace="pages", replication=1, request_timeout_s=60
-    )
+    settings = settings_of(cassandra, "pages")
     archive = archive_cassandra.CassandraArchive(settings)
     await archive.open(map_of(LAYER, name=f"m{uuid.uuid4().hex[:12]}"))
     frame = rows([f"{i:05}" for i in range(keys)], [0, BUCKET_MS])
@@ -297,10 +290,7 @@ async def test_a_request_goes_where_the_driver_would_send_its_first_partition(
     cassandra: tuple[str, int],
 ) -> None:
     """The key that a request is routed by is the one that the driver makes of slot and bucket."""
-    host, port = cassandra
-    settings = archive_cassandra.CassandraSettings(
-        hosts=(host,), port=port, keyspace="pages", replication=1, request_timeout_s=60
-    )
+    settings = settings_of(cassandra, "pages")
     archive = archive_cassandra.CassandraArchive(settings)
     name = f"m{uuid.uuid4().hex[:12]}"
     await archive.open(map_of(LAYER, name=name))
@@ -329,10 +319,7 @@ def test_a_node_that_is_away_for_days_is_tried_again_every_few_seconds() -> None
 @pytest.mark.cassandra
 async def test_an_archive_closed_while_it_opens_says_so(cassandra: tuple[str, int]) -> None:
     """At whatever step closing comes, no connection is left and the error is the archive's."""
-    host, port = cassandra
-    settings = archive_cassandra.CassandraSettings(
-        hosts=(host,), port=port, keyspace="closing", replication=1, request_timeout_s=60
-    )
+    settings = settings_of(cassandra, "closing")
     themap = map_of(LAYER, name=f"m{uuid.uuid4().hex[:12]}")
     # Clusters that have connected and were not shut down.
     connected = pytest.importorskip("cassandra.cluster")._clusters_for_shutdown
