@@ -17,7 +17,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import orjson
 import polars as pl
@@ -156,24 +156,32 @@ class EmbeddedArchive:
         running.next_run = opened * _RUNS_PER_OPEN
 
     def _write_waiting(self, running: _Running, write: _Write) -> None:
-        """Write all that waits with one sync, ``write`` among it unless an earlier call has."""
-        if not write.done:
+        """Write all that waits with one sync, ``write`` among it unless an earlier call has.
+
+        A write that is neither made nor refused is still waiting: the outcome is only set once it
+        is known, and whatever ends the common write is the outcome of each.
+        """
+        if write.outcome is None:
             taken = []
             while running.waiting:
                 taken.append(running.waiting.popleft())
-            for one in taken:
-                one.done = True
             try:
                 self._write(running, taken)
-            except ArchiveError as error:
+            except BaseException as error:  # noqa: BLE001 - carried to all whose rows are not there
                 for one in taken:
-                    one.error = error
-        if write.error is not None:
-            raise write.error
+                    one.outcome = error
+            else:
+                for one in taken:
+                    one.outcome = "made"
+        if isinstance(write.outcome, BaseException):
+            raise write.outcome
+        assert write.outcome == "made", "a write that waits is taken by its own call at the latest"
 
     def _write(self, running: _Running, writes: list[_Write]) -> None:
         if running.failed:
             running.db = _reopen(running.db, self._folder)
+            # What broke off half-way may have left other runs than those that are known.
+            running.runs.clear()
         running.failed = True
         by_layer: dict[str, list[_Write]] = {}
         for write in writes:
@@ -234,12 +242,11 @@ class EmbeddedArchive:
 
 @dataclasses.dataclass(slots=True)
 class _Write:
-    """Rows of one layer that wait to be written, and what came of it."""
+    """Rows of one layer that wait to be written, and what came of it: None while they wait."""
 
     layout: RunLayout
     rows: pl.DataFrame
-    done: bool = False
-    error: ArchiveError | None = None
+    outcome: Literal["made"] | BaseException | None = None
 
 
 class _Running:

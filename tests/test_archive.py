@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import os
 import random
-import subprocess
-import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +22,6 @@ from tables.errors import ArchiveError, QueryError
 from tables.layer import Accumulator, KeyField, Layer, Map, Measure
 from tables.window import Window
 
-TESTS = Path(__file__).resolve().parent
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 START_MS = 1_356_998_400_000  # 2013-01-01T00:00Z
@@ -498,127 +494,3 @@ async def test_reads_and_writes_at_once_end_with_the_latest_of_everything(
     got = await get(archive, START_MS, START_MS + 40 * HOUR_MS)
     columns = got.select("key_gate", "window_start", "events", "sum_delay").rows()
     assert {(g, s): (events, total) for g, s, events, total in columns} == wanted
-
-
-async def test_a_second_process_on_the_folder_is_refused(tmp_path: Path) -> None:
-    """The embedded archive serves one process; the error says what to do."""
-    themap = Map(revision=1, name="m", sources=(), layers=(HOURS,), digest="")
-    archive = EmbeddedArchive(tmp_path)
-    await archive.open(themap)
-    program = (
-        "import asyncio, pathlib, sys\n"
-        "from tables.archive_embedded import EmbeddedArchive\n"
-        "from tables.layer import Map\n"
-        "themap = Map(revision=1, name='m', sources=(), layers=(), digest='')\n"
-        "asyncio.run(EmbeddedArchive(pathlib.Path(sys.argv[1])).open(themap))\n"
-    )
-    command = [sys.executable, "-c", program, str(tmp_path)]
-    try:
-        done = await asyncio.to_thread(
-            subprocess.run, command, cwd=TESTS.parent, capture_output=True, text=True, check=False
-        )
-    finally:
-        await archive.close()
-    assert done.returncode == 1
-    assert "ArchiveError: cannot open archive in" in done.stderr
-    assert "another worker has it open" in done.stderr
-
-
-async def test_expired_buckets_leave_the_folder(tmp_path: Path) -> None:
-    """Once a whole bucket has expired its rows are deleted, not only hidden."""
-    clock = Clock()
-    themap = Map(revision=1, name="m", sources=(), layers=(TTL,), digest="")
-    archive = EmbeddedArchive(tmp_path, clock)
-    await archive.open(themap)
-    await put(archive, cell(TTL), layer=TTL)
-    clock.now_ms = START_MS + 30 * DAY_MS
-    late = cell(TTL, window_start=clock.now_ms)
-    await put(archive, late, layer=TTL)
-    clock.now_ms = START_MS
-    got = await get(archive, START_MS, START_MS + 60 * DAY_MS, TTL)
-    await archive.close()
-    assert_frame_equal(got, frame([late], TTL))
-
-
-async def test_a_folder_that_cannot_be_made_is_an_archive_error(tmp_path: Path) -> None:
-    """A file where the folder should be is named in the error."""
-    (tmp_path / "file").write_text("")
-    archive = EmbeddedArchive(tmp_path / "file" / "archive")
-    with pytest.raises(ArchiveError, match=r"cannot open archive in .*file/archive"):
-        await archive.open(Map(revision=1, name="m", sources=(), layers=(), digest=""))
-
-
-async def test_a_writer_that_is_killed_loses_nothing_it_acknowledged(tmp_path: Path) -> None:
-    """Rows acknowledged before SIGKILL are read by the next process."""
-    program = (
-        "import asyncio, os, pathlib, signal, sys\n"
-        "import polars as pl, test_archive as t\n"
-        "async def main():\n"
-        "    archive = t.EmbeddedArchive(pathlib.Path(sys.argv[1]))\n"
-        "    await archive.open(t.Map(1, 'm', (), (t.HOURS,), ''))\n"
-        "    await t.put(archive, *(t.cell(key_gate=i) for i in range(100)))\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "asyncio.run(main())\n"
-    )
-    command = [sys.executable, "-c", program, str(tmp_path)]
-    environment = {"PYTHONPATH": f"{TESTS}:{TESTS.parent}", "PATH": "/usr/bin:/bin"}
-    done = await asyncio.to_thread(
-        subprocess.run, command, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == -9, done.stderr
-    archive = EmbeddedArchive(tmp_path)
-    await archive.open(Map(revision=1, name="m", sources=(), layers=(HOURS,), digest=""))
-    got = await get(archive)
-    await archive.close()
-    assert got["key_gate"].to_list() == list(range(100))
-
-
-FULL_DISK = """
-import asyncio, pathlib, resource, sys
-from support import small_map
-from web_support import frame, stored
-from tables.archive import CellRange
-from tables.archive_embedded import EmbeddedArchive
-from tables.errors import ArchiveError
-import polars as pl
-
-async def run():
-    themap = small_map()
-    hour = themap.layer("hour")
-    archive = EmbeddedArchive(pathlib.Path(sys.argv[1]))
-    await archive.open(themap)
-
-    async def write(number):
-        rows = [stored(carrier=f"{number}-{i}", version=number + 1) for i in range(2_000)]
-        await archive.write(hour, frame(rows), pl.Series([number + 1] * 2_000))
-
-    # The kernel refuses what would make a file larger, as a full disk does.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))
-    taken = 0
-    try:
-        while taken < 100:
-            await write(taken)
-            taken += 1
-    except ArchiveError as error:
-        print("refused", error)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    await write(taken)
-    rows = await archive.read(hour, CellRange(0, 1))
-    print("has", rows.height == 2_000 * (taken + 1), 0 < taken < 100)
-    await archive.close()
-
-asyncio.run(run())
-"""
-
-
-def test_an_embedded_archive_takes_rows_again_when_its_disk_has_room(tmp_path: Path) -> None:
-    """RocksDB itself would refuse every later write, and the worker would wait for ever."""
-    done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(tmp_path / "archive")],
-        env=os.environ | {"PYTHONPATH": f"{TESTS}:{TESTS.parent}"},
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    refused, *_, has = done.stdout.splitlines()
-    assert refused.startswith("refused cannot write rows: RocksDB says IO error: ")
-    assert has == "has True True"
