@@ -8,6 +8,10 @@ from tables.journal import Claim
 from tables.plan import InputPlan
 from tables.state import Meta
 
+START_OVER = (
+    "start over under another map name, with an archive_folder of its own if it is embedded"
+)
+
 
 def why_refused(
     plan: InputPlan, partition: int, meta: Meta, claim: Claim
@@ -48,7 +52,7 @@ async def check_source(plan: InputPlan, partition: int, meta: Meta, io: Partitio
     if known and not same and meta.to <= end:
         raise JournalRefusedError(
             f"cannot continue {where}: record {meta.to - 1} is not the one that was read; "
-            "the topic was made anew; start over under another map name"
+            f"the topic was made anew; {START_OVER}"
         )
     # Where the last record is there, the log reaches it, whatever end the broker tells: the
     # embedded one counts its last batch as one record.
@@ -56,5 +60,5 @@ async def check_source(plan: InputPlan, partition: int, meta: Meta, io: Partitio
         raise JournalRefusedError(
             f"cannot continue {where} at offset {meta.to}: its log holds [{first}, {end}); "
             "events were deleted before they were read, or the topic was made anew; "
-            "start over under another map name"
+            f"{START_OVER}"
         )

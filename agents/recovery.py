@@ -9,6 +9,7 @@ The rules are 6 and 7 of docs/formats/journal.md.
 
 from __future__ import annotations
 
+from agents.claims import START_OVER
 from agents.partition_io import PartitionIO
 from tables.errors import FencedError, JournalRefusedError, OffsetGoneError
 from tables.journal import (
@@ -83,7 +84,7 @@ class Recovery:
             raise JournalRefusedError(
                 f"cannot restore {self._plan.topic}[{self._partition}]: its journal begins at "
                 f"offset {start} and no snapshot covers what is gone; restore the journal topic, "
-                "or start over under another map name"
+                f"or {START_OVER}"
             )
         return PartitionState(self._plan)
 

@@ -19,11 +19,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, TypeVar
 
+import msgspec
 import orjson
 import polars as pl
 import rocksdict
 
 from tables.archive import CellRange
+from tables.archive_identity import Whose, check_map, draw_id
 from tables.archive_layout import check_key, not_expired, too_many_rows, window_ms_max
 from tables.archive_runs import (
     PIECE_ROWS,
@@ -54,6 +56,7 @@ READ_ROWS = 1 << 16
 # No layer's rows start with a zero byte: names of layers are not empty.
 _META = b"\x00layer\x00"
 _OPENED = b"\x00opened"
+_WHOSE = b"\x00archive"
 _RUNS_PER_OPEN = 1 << 32
 _INT64_MIN, _INT64_MAX = -(1 << 63), (1 << 63) - 1
 
@@ -78,17 +81,23 @@ class EmbeddedArchive:
         """Whether the folder is open."""
         return self._running is not None
 
+    @property
+    def id(self) -> str:
+        """The archive's own id; empty while it is closed."""
+        return self._running.whose.id if self._running is not None else ""
+
     async def open(self, themap: Map) -> None:
-        """Open the folder and check that the layers in it are the map's.
+        """Open the folder and check that it is the map's, and so are the layers in it.
 
         Raises:
-            ArchiveError: another process has the folder, or a stored layer differs from the map's.
+            ArchiveError: another process has the folder, it is another map's, or a stored layer
+                differs from the map's.
         """
         assert self._running is None, "the archive is open"
         running = _Running(await asyncio.to_thread(_open, self._folder))
         self._running = running
         try:
-            await _run(running.writer, lambda: self._take_layers(running, themap))
+            await _run(running.writer, lambda: self._take(running, themap))
         except BaseException:
             await self.close()
             raise
@@ -132,6 +141,21 @@ class EmbeddedArchive:
         if self._running is None:
             raise ArchiveError(f"cannot {verb} layer {layer.name}: the archive is closed; open it")
         return self._running, self._running.layouts[layer.name]
+
+    def _take(self, running: _Running, themap: Map) -> None:
+        """Make the folder the map's own, or refuse it before anything in it is changed."""
+        with _rocks("open archive"):
+            stored = running.db.get(_WHOSE)
+        if stored is None:
+            # New, or of a release that gave no ids: then it becomes that of the first map it meets.
+            running.whose = Whose(draw_id(), themap.name)
+        else:
+            running.whose = msgspec.json.decode(stored, type=Whose)
+            check_map(str(self._folder), running.whose, themap.name)
+        self._take_layers(running, themap)
+        if stored is None:
+            with _rocks("open archive"):
+                running.db.put(_WHOSE, msgspec.json.encode(running.whose), _synced())
 
     def _take_layers(self, running: _Running, themap: Map) -> None:
         db = running.db
@@ -264,6 +288,7 @@ class _Running:
         self.waiting: deque[_Write] = deque()
         self.layouts: dict[str, RunLayout] = {}
         self.runs: defaultdict[str, dict[int, dict[int, int]]] = defaultdict(dict)
+        self.whose = Whose("", "")
         self.next_run = 0
         self.dropped_below: dict[str, int] = {}
         self.failed = False

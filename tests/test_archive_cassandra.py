@@ -440,3 +440,18 @@ async def _until_done(archive: Any, frame: pl.DataFrame) -> None:
                 await asyncio.sleep(0.1)  # the driver reconnects at its own pace
             else:
                 return
+
+
+@pytest.mark.cassandra
+async def test_two_maps_whose_tables_would_have_one_name_do_not_mix(
+    cassandra: tuple[str, int],
+) -> None:
+    """The table says in its comment whose it is, and the second map is refused."""
+    settings = settings_of(cassandra, "names")
+    layer = msgspec.structs.replace(LAYER, name="b_c")
+    first = archive_cassandra.CassandraArchive(settings)
+    await first.open(Map(1, "a", (), (layer,), ""))
+    await first.close()
+    second = archive_cassandra.CassandraArchive(settings)
+    with pytest.raises(ArchiveError, match=r"table names\.a_b_c: .* map a, .*want .* map a_b, "):
+        await second.open(Map(1, "a_b", (), (msgspec.structs.replace(LAYER, name="c"),), ""))

@@ -11,7 +11,9 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+import rocksdict
 from polars.testing import assert_frame_equal
 from test_archive import DAY_MS, HOURS, START_MS, TTL, Clock, cell, frame, get, put
 
@@ -46,6 +48,57 @@ async def test_a_second_process_on_the_folder_is_refused(tmp_path: Path) -> None
     assert done.returncode == 1
     assert "ArchiveError: cannot open archive in" in done.stderr
     assert "another worker has it open" in done.stderr
+
+
+async def test_another_map_is_refused_and_the_rows_stay(tmp_path: Path) -> None:
+    """Rows do not say whose they are, so the folder does; its own map gets in again."""
+    mine = Map(revision=1, name="mine", sources=(), layers=(HOURS,), digest="")
+    archive = EmbeddedArchive(tmp_path)
+    await archive.open(mine)
+    drawn = archive.id
+    await put(archive, cell())
+    await archive.close()
+    other = msgspec.structs.replace(mine, name="other", layers=(HOURS, TTL))
+    with pytest.raises(ArchiveError, match=r"another map; got map mine; want map other; give each"):
+        await archive.open(other)
+    assert not archive.is_open
+    await archive.open(msgspec.structs.replace(mine, revision=2))
+    assert (await get(archive)).height == 1
+    assert archive.id == drawn
+    await archive.close()
+
+
+async def test_two_archives_have_two_ids_and_a_moved_one_keeps_its_own(tmp_path: Path) -> None:
+    """The id lies in the folder, whatever it is called."""
+    themap = Map(revision=1, name="m", sources=(), layers=(), digest="")
+    ids = {}
+    for name in ("one", "two"):
+        archive = EmbeddedArchive(tmp_path / name)
+        assert archive.id == ""
+        await archive.open(themap)
+        ids[name] = archive.id
+        await archive.close()
+    moved = EmbeddedArchive((tmp_path / "one").rename(tmp_path / "three"))
+    await moved.open(themap)
+    assert moved.id == ids["one"] != ids["two"]
+    await moved.close()
+
+
+async def test_a_folder_of_an_older_release_becomes_its_first_map_s(tmp_path: Path) -> None:
+    """It has rows and says nothing of a map; from then on it does."""
+    themap = Map(revision=1, name="m", sources=(), layers=(HOURS,), digest="")
+    archive = EmbeddedArchive(tmp_path)
+    await archive.open(themap)
+    await put(archive, cell())
+    await archive.close()
+    folder = rocksdict.Rdict(str(tmp_path), rocksdict.Options(raw_mode=True))
+    del folder[b"\x00archive"]
+    folder.close()
+    await archive.open(themap)
+    assert (await get(archive)).height == 1
+    await archive.close()
+    with pytest.raises(ArchiveError, match="another map"):
+        await archive.open(msgspec.structs.replace(themap, name="other"))
 
 
 async def test_expired_buckets_leave_the_folder(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from app.verify.letters import Letters
 from app.verify.partition import Partition, Place
 from app.verify.records import Record, RecordReader
 from app.verify.rows import Rows, rows_of
+from app.verify.topics import VerifyError
 from app.verify.windows import window_end, window_start
 from client.query import Cell as Answered
 from tables.archive_embedded import EmbeddedArchive
@@ -224,6 +225,15 @@ async def test_a_worker_s_archive_equals_the_recomputation(tmp_path: Path, seed:
     finally:
         await house.kill()
         await house.archive.close()
+
+
+async def test_an_archive_of_another_map_is_not_compared(tmp_path: Path) -> None:
+    """Its layers may have the same names; it says whose it is."""
+    archive = EmbeddedArchive(tmp_path / "archive")
+    await archive.open(MAP)
+    await archive.close()
+    with pytest.raises(VerifyError, match="it is of another map; want that of other"):
+        read_archive(tmp_path, dataclasses_replace(MAP, name="other"))
 
 
 async def test_a_changed_archive_row_is_found(tmp_path: Path) -> None:

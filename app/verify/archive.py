@@ -154,7 +154,8 @@ class FolderRows:
             VerifyError: the folder holds no such layer, or a row is not where its key belongs.
         """
         described = self._db.get(b"\x00layer\x00" + layer.name.encode())
-        if described is None:
+        whose = json.loads(self._db.get(b"\x00archive") or b"{}")
+        if described is None or whose.get("map", themap.name) != themap.name:
             raise VerifyError(
                 f"cannot read layer {layer.name} in {self._folder}: it is of another map; want"
                 f" that of {themap.name}; give the worker's --archive-folder"
