@@ -19,6 +19,7 @@ from agents.fold import KEY_BYTES_MAX, OPERATORS, Before, Content, floor_before
 from tables.block import FewRows
 from tables.cell import cell_schema
 from tables.chunk import Run
+from tables.floats import float_sum, squared_deviations
 from tables.layer import Accumulator, Condition, Layer, Source
 from tables.ledger import Ledger
 from tables.plan import InputPlan
@@ -123,8 +124,8 @@ class _FewLayer:
         self._key = [json.getter(field.name) for field in layer.key]
         self._where = [_predicate(condition, json) for condition in layer.where]
         self._measured = [
-            (json.getter(field), [_ACCUMULATE[acc.kind, acc.type] for acc in accumulators])
-            for field, accumulators in itertools.groupby(
+            (json.getter(field), kind, [_ACCUMULATE[acc.kind, acc.type] for acc in accumulators])
+            for (field, kind), accumulators in itertools.groupby(
                 (acc for acc in layer.accumulators if acc.field is not None), _field_of
             )
         ]
@@ -164,15 +165,19 @@ class _FewLayer:
         return list(zip(*columns, [starts[event.time_] for event in events], strict=True))
 
     def _measures(self, events: list[Any]) -> Iterator[Any]:
-        for get, accumulate in self._measured:
+        for get, kind, accumulate in self._measured:
             values = [value for value in map(get, events) if value is not None]
+            if kind == "float":
+                # There is one zero, so that the least of equal ones is the same in any order.
+                values = [value + 0.0 for value in values]
             for function in accumulate:
                 yield function(values)
 
 
-def _field_of(accumulator: Accumulator) -> str:
+def _field_of(accumulator: Accumulator) -> tuple[str, str]:
+    """Return the measured field and its type."""
     assert accumulator.field is not None
-    return accumulator.field
+    return accumulator.field, accumulator.type
 
 
 def _predicate(condition: Condition, json: JsonEvents) -> Getter:
@@ -188,13 +193,6 @@ def _squares(values: list[int]) -> tuple[int, int]:
     """Return the sum of squares as ``(high, low)``, of which the low part is one word."""
     total = sum(value * value for value in values)
     return (0, total) if total <= _INT64_MAX else divmod(total, _WORD)
-
-
-def _deviations(values: list[float]) -> float:
-    if not values:
-        return 0.0
-    mean = sum(values) / len(values)
-    return sum((value - mean) ** 2 for value in values)
 
 
 def _least(values: list[Any]) -> Any:
@@ -213,9 +211,9 @@ _ACCUMULATE: Mapping[tuple[str, str], Callable[[list[Any]], Any]] = {
     ("max", "int"): _greatest,
     ("max", "float"): _greatest,
     ("sum", "int"): sum,
-    ("sum", "float"): lambda values: sum(values, 0.0),
+    ("sum", "float"): float_sum,
     ("sqhi", "int"): lambda values: _squares(values)[0],
     ("sqlo", "int"): lambda values: _squares(values)[1],
-    ("m2", "float"): _deviations,
+    ("m2", "float"): squared_deviations,
 }
 """By kind and type of an accumulator, its value over those of the events that have the field."""

@@ -8,6 +8,7 @@ accumulator columns, and ``version`` (Int64: the offset up to which the value is
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Sequence
 
 import polars as pl
@@ -79,7 +80,9 @@ def merge_exprs(accumulators: Sequence[Accumulator]) -> list[pl.Expr]:
             n, total = pl.col(f"n_{acc.field}"), pl.col(f"sum_{acc.field}")
             mean = total.sum() / n.sum()
             shift = pl.when(n > 0).then(n * (total / n - mean) ** 2).otherwise(0.0)
-            exprs.append((column.sum() + shift.sum()).alias(acc.column))
+            # Means beyond any float leave no number; the deviations from them are infinite.
+            squares = (column.sum() + shift.sum()).fill_nan(math.inf)
+            exprs.append(squares.alias(acc.column))
         else:
             exprs.append(column.sum())
     return exprs

@@ -15,7 +15,8 @@ each come to 2**126, which has 38 digits."""
 def measure_columns(layer: Layer, cells: pl.DataFrame) -> list[pl.Series]:
     """Return a layer's measures of the rows of a cell frame, one column each.
 
-    A float that is not finite is null, as in JSON.
+    A float that is not finite is null, as in JSON; so is a sum of more digits than its type has,
+    which no events can come to.
     """
     types = {measure.name: measure_type(layer, measure) for measure in layer.measures}
     # Polars takes integers beyond 64 bits into columns of 128, and these into decimals.
@@ -36,4 +37,8 @@ def measure_type(layer: Layer, measure: Measure) -> pl.DataType:
 
 def _as_answered(name: str, kind: pl.DataType) -> pl.Expr:
     column = pl.col(name)
-    return pl.when(column.is_finite()).then(column) if kind == pl.Float64() else column.cast(kind)
+    return (
+        pl.when(column.is_finite()).then(column)
+        if kind == pl.Float64()
+        else column.cast(kind, strict=False)
+    )

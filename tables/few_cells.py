@@ -6,6 +6,7 @@ rules are those of :func:`tables.cell.merge_exprs`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ import polars as pl
 
 from tables.block import FewRows
 from tables.cell import cell_schema
+from tables.floats import float_sum, shift_of_means
 from tables.layer import Accumulator, Layer
 
 FEW_ROWS_MAX = 256
@@ -63,17 +65,10 @@ def _merged(accumulators: Sequence[Accumulator], rows: list[Values]) -> Values:
             found.append(max(known, default=None))
         elif acc.kind == "m2":
             counts, totals = by_name[f"n_{acc.field}"], by_name[f"sum_{acc.field}"]
-            found.append(sum(known, 0.0) + _shift(counts, totals))
+            squares = float_sum(known) + shift_of_means(counts, totals)
+            found.append(math.inf if math.isnan(squares) else squares)
+        elif acc.kind == "sum" and acc.type == "float":
+            found.append(float_sum(known))
         else:
             found.append(sum(known))
     return (*found, max(versions))
-
-
-def _shift(counts: Sequence[int | None], totals: Sequence[float | None]) -> float:
-    """Return what the means of parts lie off that of the whole, squared, for each value."""
-    parts = [(n or 0, total or 0.0) for n, total in zip(counts, totals, strict=True)]
-    values = sum(n for n, _ in parts)
-    if not values:
-        return 0.0
-    mean = sum(total for _, total in parts) / values
-    return sum(n * (total / n - mean) ** 2 for n, total in parts if n)
