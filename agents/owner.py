@@ -32,7 +32,6 @@ from tables.ids import IDS
 from tables.journal import (
     DELTA_BYTES_MAX,
     Announcement,
-    Claim,
     Delta,
     Entry,
     Identity,
@@ -110,8 +109,7 @@ class Owner:
             JournalRefusedError: this worker must not continue this history.
         """
         first, _ = await self._io.source_bounds()
-        themap = self.plan.themap
-        claim = Claim(themap.revision, themap.digest, self.plan.partitions, base=first)
+        claim = self.plan.claim(first)
         epoch = await self._io.append(encode_entry(claim))
         self.state = await Recovery(self.plan, self.partition, self._io).run(epoch)
         if self.state.meta.epoch != epoch:

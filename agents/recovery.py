@@ -45,9 +45,14 @@ class Recovery:
         self._io = io
         # Parts of the snapshot that was loaded: they are not read a second time.
         self._parts: dict[int, Identity] = {}
+        # Whether the store holds the state of another map, or none: it is filled anew.
+        self._is_foreign = True
 
     async def run(self, epoch: int) -> PartitionState:
-        """Return the state after the journal entry at offset ``epoch``, which is in the store too.
+        """Return the state after the journal entry at offset ``epoch``.
+
+        It is in the store too where that is a claim of the plan's map: see
+        ``PartitionState.is_of_own_map``.
 
         Raises:
             FencedError: another owner has claimed the partition and truncated the journal since.
@@ -69,11 +74,13 @@ class Recovery:
     async def _begin(self, start: int, epoch: int) -> PartitionState:
         state = self._io.load()
         if state is not None and await self._is_usable(state, start, epoch):
+            self._is_foreign = not state.is_of_own_map
             return state
         self._io.discard()
+        self._is_foreign = True
         state = await self._from_snapshot(start, epoch)
         if state is not None:
-            self._io.save(state.all_writes(), state.meta)
+            self._save(state)
             return state
         if start > 0 and await self._is_overtaken(start, epoch):
             raise FencedError(
@@ -113,7 +120,17 @@ class Recovery:
             stop = min([epoch + 1, *ahead])
             for value in await self._io.read(meta.journal_offset, stop):
                 state.apply(meta.journal_offset, decode_entry(value), identity_of(value))
-            self._io.save(state.take_writes(), meta)
+            self._save(state)
+
+    def _save(self, state: PartitionState) -> None:
+        if not state.is_of_own_map:
+            return
+        if self._is_foreign:
+            self._io.discard()
+            self._io.save(state.all_writes(), state.meta)
+            self._is_foreign = False
+        else:
+            self._io.save(state.take_writes(), state.meta)
 
     async def _is_usable(self, state: PartitionState, start: int, epoch: int) -> bool:
         """Tell whether the journal still holds what a stored state names (rule 6)."""

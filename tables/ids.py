@@ -86,6 +86,15 @@ class IdTable(LayerTable):
         self._filter = None
         self._orders.clear()
 
+    def clear(self) -> None:
+        """Forget all ids."""
+        super().clear()
+        self._filter = None
+
+    def keep(self, ids: int) -> None:
+        """Forget all but so many of the newest ids."""
+        self.evict([max(0, self.rows - ids)])
+
     def evict(self, windows: Sequence[int]) -> None:
         """Forget as many of the oldest ids as the one number of ``windows`` says."""
         (rows,) = windows

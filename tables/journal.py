@@ -34,12 +34,18 @@ class Claim(msgspec.Struct, frozen=True, array_like=True, tag="claim"):
 
     ``base`` is the first offset that the source partition had when it was claimed; the state of an
     empty journal begins there. ``partitions`` counts the partitions of the input topic.
+
+    ``layers`` and ``ids`` are all that the state has under this claim, whoever reads: by layer,
+    combiners too, the accumulator columns, and how many ids are remembered at most, 0 for none.
+    Claims of formats 1 and 2 say nothing of it.
     """
 
     revision: int
     digest: str
     partitions: int
     base: int
+    layers: dict[str, list[str]] | None = None
+    ids: int | None = None
 
 
 class Delta(msgspec.Struct, frozen=True, array_like=True, tag="delta"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from tables.journal import Claim
 from tables.layer import Layer, Map, Source, combiner_of
 
 
@@ -30,6 +31,21 @@ class InputPlan:
     def journal(self) -> str:
         """The journal topic: one journal partition per partition of the input."""
         return self.themap.journal_topic(self.topic)
+
+    def claim(self, base: int) -> Claim:
+        """Return the claim of a partition whose log begins at offset ``base``."""
+        source = self.source
+        return Claim(
+            revision=self.themap.revision,
+            digest=self.themap.digest,
+            partitions=self.partitions,
+            base=base,
+            layers={
+                layer.name: [accumulator.column for accumulator in layer.accumulators]
+                for layer in self.layers
+            },
+            ids=source.ids_max if source is not None and source.id_field else 0,
+        )
 
 
 def plans_of(themap: Map) -> dict[str, InputPlan]:

@@ -123,6 +123,11 @@ class RollupTable(LayerTable):
         for window in windows:
             self._heard.pop(window, None)
 
+    def clear(self) -> None:
+        """Forget everything, as if no block had ever come."""
+        super().clear()
+        self._heard.clear()
+
     def may_know(self, rows: pl.DataFrame) -> bool:
         """Tell whether contributions like these may be there; False only where none is.
 

@@ -32,7 +32,8 @@ class Meta(msgspec.Struct):
     entry to read; ``entry`` the identity of the one before it; ``tail`` the identity of source
     record ``to - 1``. ``snapshot`` is the journal offset of the latest snapshot, -1 before the
     first, and ``snapshot_bytes`` its size; ``covered`` what the last two cover; ``tail_bytes`` the
-    size of the deltas since.
+    size of the deltas since. ``layers`` and ``ids`` are those of the claim that stands, None where
+    it does not tell.
     """
 
     to: int = 0
@@ -54,6 +55,8 @@ class Meta(msgspec.Struct):
     snapshot_bytes: int = 0
     covered: list[int] = []
     tail_bytes: int = 0
+    layers: dict[str, list[str]] | None = None
+    ids: int | None = None
 
 
 class PartitionState:
@@ -100,6 +103,16 @@ class PartitionState:
             case SnapshotPart():
                 pass
         return True
+
+    @property
+    def is_of_own_map(self) -> bool:
+        """Whether the claim that stands is of the reader's own map.
+
+        Only then has the state all that the journal says, and may be stored: of what its map does
+        not have it knows nothing.
+        """
+        themap = self.plan.themap
+        return (self.meta.revision, self.meta.digest) == (themap.revision, themap.digest)
 
     def skip(self, identity: Identity) -> None:
         """Take the next journal entry, which is known to be a snapshot's part: it changes nothing.
@@ -148,7 +161,8 @@ class PartitionState:
         return list(writes.values())
 
     def all_writes(self) -> list[BlockWrite]:
-        """Return the writes that fill an empty local store with all blocks."""
+        """Return the writes that fill an empty local store with all blocks; then none wait."""
+        self.take_writes()
         return [write for table in self.tables.values() for write in table.all_writes()]
 
     def _note_snapshot(self, offset: int, snapshot: Snapshot) -> None:
@@ -170,7 +184,33 @@ class PartitionState:
         meta.epoch = offset
         meta.revision, meta.digest = claim.revision, claim.digest
         meta.partitions = claim.partitions
+        self._keep_only(claim)
+        meta.layers, meta.ids = claim.layers, claim.ids
         return True
+
+    def _keep_only(self, claim: Claim) -> None:
+        """Forget what a claim's map does not have; what a later one has again begins anew there.
+
+        Else a state would depend on who reads: some have skipped what others hold.
+        """
+        meta = self.meta
+        if claim.layers is not None:
+            for layer in self.plan.layers:
+                kept = claim.layers.get(layer.name)
+                if kept is None:
+                    self.tables[layer.name].clear()
+                else:
+                    columns = {accumulator.column for accumulator in layer.accumulators}
+                    self.tables[layer.name].forget(columns.difference(kept))
+            for known in (meta.floors, meta.began_ms):
+                for name in known.keys() - claim.layers.keys():
+                    del known[name]
+        if claim.ids is not None and self.ids is not None:
+            if not claim.ids:
+                self.ids.clear()
+            elif meta.ids is not None and claim.ids > meta.ids:
+                # What was forgotten under the old number lies here still, but stays forgotten.
+                self.ids.keep(meta.ids)
 
     def _apply_delta(
         self, delta: Delta, identity: Identity, rows: Mapping[str, pl.DataFrame | FewRows]

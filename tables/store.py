@@ -22,7 +22,7 @@ from tables.plan import InputPlan
 from tables.state import Meta, PartitionState
 from tables.table import BlockWrite
 
-FORMAT = 2
+FORMAT = 3
 WRITE_BUFFER_BYTES = 4 << 20
 BLOCK_CACHE_BYTES = 1 << 20
 """State is kept in memory as frames; the store is read once, so it needs next to no cache."""

@@ -217,6 +217,26 @@ class LayerTable:
                 if rest.height:
                     self._put(Block(rest), -1, encode_block(rest))
 
+    def clear(self) -> None:
+        """Forget everything, as if no block had ever come."""
+        for sequence in list(self._blocks):
+            self._drop(sequence)
+        self.versions.clear()
+        self.touched = frozenset()
+        self._oldest = self._merged = self._ahead = None
+        self._sequence = 0
+
+    def forget(self, columns: Collection[str]) -> None:
+        """Forget what these columns hold, as if no event had carried their fields."""
+        if not columns:
+            return
+        self._merged = self._ahead = None
+        self._sizes.clear()
+        for sequence, block in self._blocks.items():
+            rows = conform(block.frame.drop(columns), self._stored)
+            self._blocks[sequence] = Block(rows)
+            self._write(sequence, -1, encode_block(rows))
+
     def cells(self, key: Mapping[str, Scalar] | None = None) -> pl.DataFrame:
         """Return the cell frame of all cells, or of those whose key columns have these values."""
         return self.cells_in(START_MS_MIN, NEVER_ENDS_MS, key or {})
