@@ -28,7 +28,6 @@ from tables.errors import (
     OffsetGoneError,
     OutcomeUnknownError,
 )
-from tables.ids import IDS
 from tables.journal import (
     DELTA_BYTES_MAX,
     Announcement,
@@ -359,12 +358,8 @@ class Owner:
                 floor = stream_time - layer.max_out_of_orderness_ms - layer.allowed_lateness_ms
                 floors[layer.name] = max(floor, meta.floors.get(layer.name, NEVER_MS))
         evicted = {name: windows for name, windows in self._evictable().items() if windows}
-        # A count is of the oldest that are there, so it may not be repeated: only a delta over
-        # records stands once.
-        if self.state.ids is not None and content.stop > content.start:
-            forgettable = self.state.ids.forgettable(stream_time)
-            if forgettable:
-                evicted[IDS] = [forgettable]
+        ids = self.state.ids
+        forgettable = ids.forgettable(stream_time) if ids is not None else 0
         return Delta(
             epoch=self._epoch,
             revision=self.plan.themap.revision,
@@ -379,6 +374,7 @@ class Owner:
             tail=tail,
             snapshot=meta.snapshot,
             has_events=self.has_events or _has_events(content.ledger),
+            ids_gone=meta.ids_gone + forgettable,
         )
 
     async def _append(

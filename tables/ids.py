@@ -93,11 +93,11 @@ class IdTable(LayerTable):
 
     def keep(self, ids: int) -> None:
         """Forget all but so many of the newest ids."""
-        self.evict([max(0, self.rows - ids)])
+        self.forget_oldest(max(0, self.rows - ids))
 
-    def evict(self, windows: Sequence[int]) -> None:
-        """Forget as many of the oldest ids as the one number of ``windows`` says."""
-        (rows,) = windows
+    def forget_oldest(self, ids: int) -> None:
+        """Forget so many of the oldest ids."""
+        rows = ids
         for sequence, block in list(self._blocks.items()):
             if rows < block.height:
                 if rows > 0:

@@ -56,7 +56,9 @@ class Delta(msgspec.Struct, frozen=True, array_like=True, tag="delta"):
     identity of record ``stop - 1`` (append time and CRC-32), None where it carried no record.
     ``snapshot`` is the journal offset of the latest snapshot that the writer knows, -1 for none: a
     hint for readers, which decides nothing. ``has_events`` is another: whether an event, and not
-    heartbeats alone, has moved stream time up to ``stop``.
+    heartbeats alone, has moved stream time up to ``stop``. ``ids_gone`` is how many of the oldest
+    remembered ids have gone since the claim; deltas of formats 1 and 2 tell how many go, in
+    ``evicted``.
     """
 
     epoch: int
@@ -72,6 +74,7 @@ class Delta(msgspec.Struct, frozen=True, array_like=True, tag="delta"):
     tail: Identity | None
     snapshot: int
     has_events: bool
+    ids_gone: int = 0
 
 
 class SnapshotPart(msgspec.Struct, frozen=True, array_like=True, tag="part"):

@@ -33,7 +33,7 @@ class Meta(msgspec.Struct):
     record ``to - 1``. ``snapshot`` is the journal offset of the latest snapshot, -1 before the
     first, and ``snapshot_bytes`` its size; ``covered`` what the last two cover; ``tail_bytes`` the
     size of the deltas since. ``layers`` and ``ids`` are those of the claim that stands, None where
-    it does not tell.
+    it does not tell; ``ids_gone`` is how many of the oldest ids have gone since.
     """
 
     to: int = 0
@@ -57,6 +57,7 @@ class Meta(msgspec.Struct):
     tail_bytes: int = 0
     layers: dict[str, list[str]] | None = None
     ids: int | None = None
+    ids_gone: int = 0
 
 
 class PartitionState:
@@ -123,10 +124,16 @@ class PartitionState:
         self.meta.entry = identity
 
     def closed_ms(self, layer: Layer) -> int:
-        """Return C: windows of ``layer`` that end at or below it are closed."""
+        """Return C: windows of ``layer`` that end at or below it are closed.
+
+        What is sealed is closed. A revision with a larger ``max_out_of_orderness`` takes stream
+        time less slack below the floor, which never falls.
+        """
         if self.plan.finer is None:
-            return max(self.meta.stream_time_ms - layer.max_out_of_orderness_ms, NEVER_MS)
-        return self._announced_least(0)
+            watermark_ms = self.meta.stream_time_ms - layer.max_out_of_orderness_ms
+        else:
+            watermark_ms = self._announced_least(0)
+        return max(watermark_ms, self.floor_ms(layer))
 
     def floor_ms(self, layer: Layer) -> int:
         """Return F: windows of ``layer`` that end at or below it are sealed. It never falls."""
@@ -185,7 +192,7 @@ class PartitionState:
         meta.revision, meta.digest = claim.revision, claim.digest
         meta.partitions = claim.partitions
         self._keep_only(claim)
-        meta.layers, meta.ids = claim.layers, claim.ids
+        meta.layers, meta.ids, meta.ids_gone = claim.layers, claim.ids, 0
         return True
 
     def _keep_only(self, claim: Claim) -> None:
@@ -221,8 +228,9 @@ class PartitionState:
             return False
         meta.tail_bytes += identity[0]
         for name, windows in delta.evicted.items():
-            if name in self.tables:
+            if name in self.tables and name != IDS:
                 self.tables[name].evict(windows)
+        self._forget_ids(delta)
         for name, data in delta.blocks.items():
             if name in self.tables:
                 self.tables[name].add(data, delta.stop, rows.get(name))
@@ -237,6 +245,17 @@ class PartitionState:
             self._share_announcements()
             ledger.add(meta.ledger, delta.ledger)
         return True
+
+    def _forget_ids(self, delta: Delta) -> None:
+        """Forget the oldest ids up to what has gone since the claim, which may be repeated."""
+        meta = self.meta
+        gone = delta.ids_gone
+        if IDS in delta.evicted:
+            gone = meta.ids_gone + delta.evicted[IDS][0]
+        if gone > meta.ids_gone:
+            if self.ids is not None:
+                self.ids.forget_oldest(gone - meta.ids_gone)
+            meta.ids_gone = gone
 
     def _take_floors(self, floors: Mapping[str, int]) -> None:
         """Take the floors of the layers that the map has now; those it lost are forgotten."""

@@ -118,7 +118,7 @@ def worked(
         assert ledger.imbalances(content.ledger, stop - start, [name for name, *_ in LAYERS]) == []
         counts.update(content.ledger)
         if forgettable := ids.forgettable(content.stream_time_ms):
-            ids.evict([forgettable])
+            ids.forget_oldest(forgettable)
         if IDS in content.blocks:
             ids.add(encode_block(content.blocks[IDS]), stop)
         if chance.random() < 0.3:

@@ -77,10 +77,10 @@ def test_the_oldest_are_forgotten_by_time_and_by_number() -> None:
     assert table.forgettable(5) == 0
     add(table, ids_of(125, 126, 20))
     assert table.forgettable(5) == 26
-    table.evict([26])
+    table.forget_oldest(26)
     assert table.rows == 100
     assert min(table.find(ids_of(0, 126))) == 26
-    table.evict([100])
+    table.forget_oldest(100)
     assert (table.rows, table.find(ids_of(0, 126))) == (0, {})
 
 
@@ -90,7 +90,7 @@ def test_blocks_come_back_from_the_writes_as_they_were() -> None:
     for first in range(0, 3_000, 30):
         add(table, ids_of(first, first + 30))
         if first % 600 == 0:
-            table.evict([17])
+            table.forget_oldest(17)
     for write in table.writes:
         if write.data is None:
             del disk[write.sequence]

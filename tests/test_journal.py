@@ -72,13 +72,14 @@ def test_the_bytes_are_those_of_the_format_page() -> None:
         [7, 0xA2, *b"ab", 2, 40, 0x81, 0xA1, *b"h", 0x91, 0xA6, *b"events", 9]
     )
     entry = Delta(
-        3, 7, 40, 41, -1, {"h": 5}, {0: (1, 2)}, {"a": 1}, {"h": b"x"}, {"h": [6]}, (8, 9), 2, True
-    )
+        3, 7, 40, 41, -1, {"h": 5}, {0: (1, 2)}, {"a": 1}, {"h": b"x"}, {"h": [6]}, (8, 9), 2,
+        True, 4,
+    )  # fmt: skip
     value = encode_entry(entry)
     assert value[0] == FORMAT == 2
     assert msgspec.msgpack.decode(value[1:], strict=False) == [
         "delta", 3, 7, 40, 41, -1, {"h": 5}, {0: [1, 2]}, {"a": 1}, {"h": b"x"}, {"h": [6]}, [8, 9],
-        2, True,
+        2, True, 4,
     ]  # fmt: skip
     part = encode_entry(SnapshotPart(b"m", [("h", 5, b"x")]))
     assert msgspec.msgpack.decode(part[1:]) == ["part", b"m", [["h", 5, b"x"]]]

@@ -184,9 +184,34 @@ async def test_ids_that_come_back_begin_anew(history: History) -> None:
     history.advance({}, 20)
     without = history.captured()
     await history.claim(plan_of(3, HOUR, ids=9))
-    history.advance({IDS: ids_block("c")}, 30)
+    history.advance({IDS: ids_block("c", until=2 * HOUR_MS)}, 30)
+    history.advance({IDS: ids_block("d")}, HOUR_MS, ids_gone=0)
+    history.advance({}, 2 * HOUR_MS, ids_gone=1)
     history.check(with_ids, without)
-    assert places(history.state, "a", "b", "c") == [None, None, -1]
+    assert places(history.state, "a", "b", "c", "d") == [None, None, None, -1]
+
+
+async def test_what_goes_is_told_by_a_total_that_may_be_repeated(history: History) -> None:
+    """Of ids as of windows; a new claim begins to count."""
+    await history.claim(plan_of(1, HOUR, ids=9))
+    history.advance({IDS: ids_block("a", "b", "c", "d")}, 10)
+    for _ in range(2):
+        history.advance({}, 10, ids_gone=2)
+    assert places(history.state, "a", "b", "c", "d") == [None, None, -2, -1]
+    await history.claim(plan_of(1, HOUR, ids=9))
+    history.advance({}, 10, ids_gone=1)
+    assert places(history.state, "c", "d") == [None, -1]
+    history.check()
+
+
+async def test_counts_of_earlier_formats_are_read(history: History) -> None:
+    """They say how many go, not up to which."""
+    await history.claim(plan_of(1, HOUR, ids=9))
+    history.advance({IDS: ids_block("a", "b", "c", "d")}, 10)
+    for _ in range(2):
+        history.advance({}, 10, evicted={IDS: [1]})
+    assert places(history.state, "a", "b", "c", "d") == [None, None, -2, -1]
+    history.check()
 
 
 async def test_more_ids_bring_back_none_that_was_forgotten(history: History) -> None:
