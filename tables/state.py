@@ -7,7 +7,7 @@ atomic batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 import polars as pl
@@ -209,15 +209,24 @@ class PartitionState:
                 else:
                     columns = {accumulator.column for accumulator in layer.accumulators}
                     self.tables[layer.name].forget(columns.difference(kept))
-            for known in (meta.floors, meta.began_ms):
-                for name in known.keys() - claim.layers.keys():
-                    del known[name]
+            for name in meta.began_ms.keys() - claim.layers.keys():
+                del meta.began_ms[name]
+            self._begin(claim.layers)
         if claim.ids is not None and self.ids is not None:
             if not claim.ids:
                 self.ids.clear()
             elif meta.ids is not None and claim.ids > meta.ids:
                 # What was forgotten under the old number lies here still, but stays forgotten.
                 self.ids.keep(meta.ids)
+
+    def _begin(self, layers: Iterable[str]) -> None:
+        """Note from when on base layers know all events that the claim before did not have."""
+        meta = self.meta
+        if self.plan.finer is not None or meta.stream_time_ms == NEVER_MS:
+            return
+        known = meta.floors if meta.layers is None else meta.layers
+        for name in set(layers).difference(known):
+            meta.began_ms[name] = meta.stream_time_ms + 1
 
     def _apply_delta(
         self, delta: Delta, identity: Identity, rows: Mapping[str, pl.DataFrame | FewRows]
@@ -258,14 +267,18 @@ class PartitionState:
             meta.ids_gone = gone
 
     def _take_floors(self, floors: Mapping[str, int]) -> None:
-        """Take the floors of the layers that the map has now; those it lost are forgotten."""
+        """Take the floors of the layers that the map has now.
+
+        Those of layers that it lost stay: what was announced as final stays so if they come back.
+        """
         meta = self.meta
         if not floors:
             return
-        if meta.stream_time_ms > NEVER_MS:
-            for name in floors.keys() - meta.floors.keys():
-                meta.began_ms[name] = meta.stream_time_ms + 1
-        meta.floors = dict(floors)
+        if meta.layers is None:
+            # The claim did not tell which layers there are.
+            self._begin(floors)
+            meta.floors = {}
+        meta.floors = {**meta.floors, **floors}
 
     def _may_stand(self, claim: Claim) -> bool:
         """Tell whether a later claim stands (docs/formats/journal.md rule 3)."""

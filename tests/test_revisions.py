@@ -142,7 +142,19 @@ async def test_a_layer_is_gone_at_the_claim_already(history: History) -> None:
     await history.claim(plan_of(3, HOUR, OTHER))
     history.check(without)
     assert not history.state.tables["other"].versions
-    assert set(history.state.meta.floors) == {"hour"}
+    assert history.state.meta.began_ms == {"other": 11}
+
+
+async def test_the_floor_of_a_layer_that_comes_back_has_not_fallen(history: History) -> None:
+    """What was sealed is archived, and final for coarser layers: it must not begin anew."""
+    await history.claim(plan_of(1, HOUR, OTHER))
+    history.advance({}, DAY_MS)
+    await history.claim(plan_of(2, HOUR))
+    history.advance({}, DAY_MS + 1)
+    without = history.captured()
+    await history.claim(plan_of(3, HOUR, OTHER))
+    history.check(without)
+    assert history.state.floor_ms(OTHER) == DAY_MS - HOUR_MS
 
 
 async def test_a_measure_that_comes_back_begins_anew(history: History) -> None:

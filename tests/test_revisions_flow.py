@@ -174,6 +174,7 @@ async def test_a_repeat_is_recognised_after_the_id_was_dropped_and_taken_up_agai
 
     await upgrade.to(with_id(1, has_id=True))
     await take(*(event(number * MINUTE_MS, f"old {number}") for number in range(5)))
+    upgrade.owner()._save()
     await upgrade.to(with_id(2, has_id=False))
     await take(event(30 * MINUTE_MS, "new"))
     owner = upgrade.owner()
