@@ -6,10 +6,10 @@ import asyncio
 
 from agents.decode import Decoder
 from agents.emit import Log
-from agents.fold import Before, Content, Folder
+from agents.fold import Content, Folder
 from agents.fold_few import FewFolder
 from agents.letters import send_letters
-from agents.owner import tail_of
+from agents.owner import Owner, tail_of
 from agents.owners import Owners
 from tables.chunk import Chunk, Run
 from tables.errors import DeltaTooLargeError, OutcomeUnknownError
@@ -30,18 +30,22 @@ class Ingest:
     async def handle(self, chunk: Chunk) -> None:
         """Take a chunk through one cycle of docs/formats/journal.md."""
         for topic in {run.topic: None for run in chunk.runs}:
-            await self._handle(topic, [run for run in chunk.runs if run.topic == topic])
+            runs = [run for run in chunk.runs if run.topic == topic]
+            await self._handle(topic, runs, chunk.generation)
 
-    async def _handle(self, topic: str, runs: list[Run], refused: str = "") -> None:
+    async def _handle(
+        self, topic: str, runs: list[Run], generation: int, refused: str = ""
+    ) -> None:
         """Take runs of one topic through; ``refused`` says why their records are not decoded."""
-        before: dict[int, Before] = {}
+        owners: dict[int, Owner] = {}
         for run in runs:
-            owner = self._owners.get(topic, run.partition)
-            if owner is not None and owner.position == run.first_offset:
-                before[run.partition] = owner.before()
-        runs = [run for run in runs if run.partition in before]
+            owner = self._owners.taker(run, generation)
+            if owner is not None:
+                owners[run.partition] = owner
+        runs = [run for run in runs if run.partition in owners]
         if not runs:
             return
+        before = {partition: owner.before() for partition, owner in owners.items()}
         decoder, folder, few = self._steps[topic]
         contents = None if refused else few.fold(runs, before)
         if contents is None:
@@ -54,22 +58,25 @@ class Ingest:
             try:
                 await send
             except OutcomeUnknownError as error:
-                await self._owners.give_up(runs, error)
+                await self._owners.give_up(owners.values(), error)
                 return
         await asyncio.gather(
-            *(self._advance(run, content) for run, content in zip(runs, contents, strict=True))
+            *(
+                self._advance(owners[run.partition], run, content, generation)
+                for run, content in zip(runs, contents, strict=True)
+            )
         )
 
-    async def _advance(self, run: Run, content: Content) -> None:
+    async def _advance(self, owner: Owner, run: Run, content: Content, generation: int) -> None:
         """Advance by a run, in halves where it adds more than one delta can hold.
 
         A single record that adds too much is refused, or its partition could never go on.
         """
         try:
-            await self._owners.advance(run.topic, run.partition, content, tail_of(run))
+            await self._owners.advance(owner, content, tail_of(run))
         except DeltaTooLargeError as error:
             if len(run.values) == 1:
-                await self._handle(run.topic, [run], refused=str(error))
+                await self._handle(run.topic, [run], generation, refused=str(error))
                 return
             for half in run.halves():
-                await self._handle(run.topic, [half])
+                await self._handle(run.topic, [half], generation)

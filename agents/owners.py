@@ -9,7 +9,8 @@ import asyncio
 import dataclasses
 import logging
 import zlib
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -36,6 +37,10 @@ TopicPartition = tuple[str, int]
 
 READ_BYTES_MAX = 32 << 20
 """Journal entries held at once while recovering; the store is saved after each read."""
+
+STALE, MISPLACED = "stale", "misplaced"
+DROPS = (STALE, MISPLACED)
+"""Why a run is taken by no owner: it was fetched for an earlier one, or begins elsewhere."""
 
 TIDY_AFTER_S = 0.5
 """How long eviction waits for a delta to ride on before it appends one of its own."""
@@ -132,9 +137,13 @@ class LogPartitionIO:
 
 @dataclasses.dataclass(slots=True)
 class Held:
-    """One owned partition: its owner, its store, what emits for it and moves its time."""
+    """One owned partition: its owner, its store, what emits for it and moves its time.
+
+    ``generation`` is that of the consumer group in which it was restored.
+    """
 
     owner: Owner
+    generation: int
     store: PartitionStore
     emitter: Emitter
     heartbeat: IdleHeartbeat
@@ -154,7 +163,14 @@ class Owners:
         state_folder: one folder per input topic and partition is kept in it.
         failed: called with the reason when a background task ends: the worker must stop with it.
         fenced: called with topic, partition and reason when a partition must be claimed again.
+        misplaced: called with topic, partition and the owner's next offset when records came that
+            begin elsewhere: they must be read on from there.
         early_emit_s: see :class:`agents.emit.Emitter`.
+
+    Attributes:
+        emitted: what was emitted since the worker started.
+        dropped: runs of records that no owner took, by reason, one of ``DROPS``. Whoever owns their
+            partition reads the same records again.
     """
 
     def __init__(
@@ -166,6 +182,7 @@ class Owners:
         *,
         failed: Callable[[BaseException], None],
         fenced: Callable[[str, int, str], None],
+        misplaced: Callable[[str, int, int], None],
         early_emit_s: float = 0.0,
     ) -> None:
         self.themap = themap
@@ -175,16 +192,17 @@ class Owners:
         self._folder = state_folder
         self._failed = failed
         self._fenced = fenced
+        self._misplaced = misplaced
         self._early_emit_s = early_emit_s
         self._stream_times = StreamTimes(to, self.get)
         self._held: dict[TopicPartition, Held] = {}
         self._leaving: dict[TopicPartition, asyncio.Task[None]] = {}
         self._opening = asyncio.Lock()
         self.emitted = EmitCounts()
+        self.dropped: Counter[str] = Counter()
 
     async def restore(self, topic: str, partition: int, generation: int) -> int:
         """Open the store, claim, read the journal; return the source position to go on from."""
-        del generation
         await self.release({(topic, partition)})
         plan = self.plans[topic]
         store = await self._opened(topic, partition)
@@ -203,8 +221,8 @@ class Owners:
             early_emit_s=self._early_emit_s,
         )  # fmt: skip
         heartbeat = IdleHeartbeat(owner, self._log, self._stream_times, self._failed)
-        held = Held(owner, store, emitter, heartbeat)
-        emitter.on_acknowledged = lambda: self._tidy(topic, partition, held)
+        held = Held(owner, generation, store, emitter, heartbeat)
+        emitter.on_acknowledged = lambda: self._tidy(held)
         self._held[topic, partition] = held
         emitter.start()
         heartbeat.start()
@@ -249,28 +267,54 @@ class Owners:
         """Return every owner."""
         return iter([held.owner for held in self._held.values()])
 
-    async def advance(
-        self, topic: str, partition: int, content: Content, tail: Identity | None
-    ) -> None:
+    def taker(self, run: Run, generation: int) -> Owner | None:
+        """Return the owner that a run is for, None where it is dropped, which is counted.
+
+        ``generation`` is the one that the run was fetched in. An owner that was restored later
+        reads the same records again; one that wants other records has them sought.
+        """
+        held = self._held.get((run.topic, run.partition))
+        if held is None or held.generation != generation:
+            self.dropped[STALE] += 1
+            return None
+        if held.owner.position != run.first_offset:
+            self._misplace(held.owner)
+            return None
+        return held.owner
+
+    def _misplace(self, owner: Owner) -> None:
+        self.dropped[MISPLACED] += 1
+        self._misplaced(owner.plan.topic, owner.partition, owner.position)
+
+    async def advance(self, owner: Owner, content: Content, tail: Identity | None) -> None:
         """Advance a partition by one delta, then let it emit.
 
         A partition that was lost is forgotten and claimed again; its records are read again then.
+        So are those that were folded for an owner that has been let go meanwhile.
         """
+        topic, partition = owner.plan.topic, owner.partition
         held = self._held.get((topic, partition))
-        if held is None:
+        has_records = content.stop > content.start
+        if held is None or held.owner is not owner:
+            self.dropped[STALE] += has_records
             return
         try:
             async with held.cycle:
-                if held.released or held.owner.position != content.start:
+                if held.released:
+                    self.dropped[STALE] += has_records
                     return
-                await held.owner.advance(content, tail)
+                if owner.position != content.start:
+                    if has_records:
+                        self._misplace(owner)
+                    return
+                await owner.advance(content, tail)
         except (FencedError, OutcomeUnknownError) as error:
             await self._lost(topic, partition, held, error)
             return
         held.emitter.wake(changed=bool(content.blocks))
-        if content.stop > content.start:
+        if has_records:
             held.heartbeat.seen()
-        self._tidy(topic, partition, held)
+        self._tidy(held)
         # Once it is let go, nobody would cancel what is begun here.
         if held.snapshotting is None and not held.released and held.owner.wants_snapshot():
             held.snapshotting = asyncio.create_task(
@@ -298,15 +342,16 @@ class Owners:
         """Return about how much memory the cells take that sinks have not acknowledged."""
         return sum(owner.pending_bytes() for owner in self.each())
 
-    async def give_up(self, runs: Sequence[Run], error: OutcomeUnknownError) -> None:
-        """Have the partitions of these runs claimed and their records read again.
+    async def give_up(self, owners: Iterable[Owner], error: OutcomeUnknownError) -> None:
+        """Have the partitions of these owners claimed and their records read again.
 
         For what must be acknowledged before a delta and may not have landed (rule 5).
         """
-        for run in runs:
-            held = self._held.get((run.topic, run.partition))
-            if held is not None:
-                await self._lost(run.topic, run.partition, held, error)
+        for owner in owners:
+            topic, partition = owner.plan.topic, owner.partition
+            held = self._held.get((topic, partition))
+            if held is not None and held.owner is owner:
+                await self._lost(topic, partition, held, error)
 
     async def _lost(
         self, topic: str, partition: int, held: Held, error: FencedError | OutcomeUnknownError
@@ -372,17 +417,15 @@ class Owners:
         async with held.cycle:
             pass
 
-    def _tidy(self, topic: str, partition: int, held: Held) -> None:
+    def _tidy(self, held: Held) -> None:
         """Evict soon what is acknowledged, so that an idle partition shrinks too."""
         if held.tidying is None and not held.released:
-            held.tidying = asyncio.create_task(
-                guarded(self._evict(topic, partition, held), self._failed)
-            )
+            held.tidying = asyncio.create_task(guarded(self._evict(held), self._failed))
 
-    async def _evict(self, topic: str, partition: int, held: Held) -> None:
+    async def _evict(self, held: Held) -> None:
         await asyncio.sleep(TIDY_AFTER_S)
         content = held.owner.housekeeping()
         # Another tidying may begin from here on: what it waits for is not in this content.
         held.tidying = None
         if content is not None:
-            await self.advance(topic, partition, content, None)
+            await self.advance(held.owner, content, None)

@@ -25,22 +25,22 @@ class Rollup:
 
     async def handle(self, chunk: Chunk) -> None:
         """Take a chunk through one cycle of docs/formats/journal.md."""
-        await asyncio.gather(*(self._handle(run) for run in chunk.runs))
+        await asyncio.gather(*(self._handle(run, chunk.generation) for run in chunk.runs))
 
-    async def _handle(self, run: Run) -> None:
-        owner = self._owners.get(run.topic, run.partition)
-        if owner is None or owner.position != run.first_offset:
+    async def _handle(self, run: Run, generation: int) -> None:
+        owner = self._owners.taker(run, generation)
+        if owner is None:
             return
         content, aside = self._gatherers[run.topic].gather(run, owner.state)
         try:
             await send_letters(self._log, self._owners.themap, [run], aside, whole_record)
         except OutcomeUnknownError as error:
-            await self._owners.give_up([run], error)
+            await self._owners.give_up([owner], error)
             return
         try:
-            await self._owners.advance(run.topic, run.partition, content, tail_of(run))
+            await self._owners.advance(owner, content, tail_of(run))
         except DeltaTooLargeError:
             if len(run.values) == 1:
                 raise
             for half in run.halves():
-                await self._handle(half)
+                await self._handle(half, generation)

@@ -161,6 +161,12 @@ class Lane:
         self._queued = None
         self.arrived.clear()
 
+    def forget(self, tp: TopicPartition) -> None:
+        """Drop what waits of one partition, fetched or in the channel: it is read again."""
+        self.arrived.forget(tp)
+        if self._queued is not None:
+            self._queued.runs = [r for r in self._queued.runs if (r.topic, r.partition) != tp]
+
     async def handle(self, chunk: Chunk, handler: Callable[[Chunk], Awaitable[None]]) -> None:
         """Run ``handler`` with a chunk that the agent took from its channel."""
         if chunk is not self._queued:

@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from agents.emit import SINKS
 from agents.owner import Owner
+from agents.owners import DROPS
 from app.lane import Lane
 from app.pressure import REASONS, Pressure
 from tables.ledger import EVENT_COLUMNS, LAYER_COLUMNS, RECORD_COLUMNS
@@ -137,12 +138,17 @@ class Metrics(Collector):
             ("restores", "Partitions restored.", counts.restores),
             ("restore_retries", "Restores that began again.", counts.restore_retries),
             ("fenced", "Partitions lost to another owner or an unknown outcome.", counts.restarts),
-            ("seeks_back", "Fetches that stood elsewhere than the owner.", counts.seeks_back),
+            ("seeks_back", "Times that reading stood elsewhere than the owner.", counts.seeks_back),
             ("slow_releases", "Releases that took too long.", counts.slow_releases),
             ("coordinator_errors", "Errors of the group's coordinator.", counts.retried_errors),
             ("commit_failures", "Hints of positions not committed.", counts.commit_failures),
         ):
             yield _counter(name, what, (), [((), count)])
+        dropped = self._view.owners.dropped
+        yield _counter(
+            "runs_dropped", "Runs of records that no owner took; they are read again.", ("reason",),
+            (((reason,), dropped[reason]) for reason in DROPS),
+        )  # fmt: skip
         yield _counter(
             "agent_seconds", "Time that agents spent on chunks.", ("agent",),
             (((lane.name,), lane.handled_seconds) for lane in self._lanes),

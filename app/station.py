@@ -23,7 +23,7 @@ from agents.rollup import Rollup
 from app.connections import advertised_url, cassandra_settings, kafka_options, peers_tls
 from app.faust_app import MapApp, add_agent, create_app, lane_of
 from app.kafka_log import KafkaLog
-from app.lane import TransportOptions
+from app.lane import Lane, TransportOptions
 from app.mapfile import load_map
 from app.metrics import Metrics
 from app.pace import Pace
@@ -149,6 +149,9 @@ def build(settings: Settings) -> MapApp:
     def fenced(topic: str, partition: int, reason: str) -> None:
         transport.restart(topic, partition, reason)
 
+    def misplaced(topic: str, partition: int, position: int) -> None:
+        transport.realign(topic, partition, position)
+
     owners = Owners(
         themap,
         log,
@@ -156,6 +159,7 @@ def build(settings: Settings) -> MapApp:
         settings.state_folder / themap.name,
         failed=failed,
         fenced=fenced,
+        misplaced=misplaced,
         early_emit_s=settings.early_emit_ms / 1_000,
     )
     layer_topics = {t for t, plan in owners.plans.items() if plan.finer is not None}
@@ -176,16 +180,29 @@ def build(settings: Settings) -> MapApp:
     view = View(
         themap, archive, owners, transport, pressure, behind_records_max=settings.chunk_records_max
     )
+    _answer(app, settings, view, transport, pressure=pressure, lanes=[ingest, rollup])
+    return app
+
+
+def _answer(
+    app: MapApp,
+    settings: Settings,
+    view: View,
+    transport: Transport,
+    *,
+    pressure: Pressure,
+    lanes: list[Lane],
+) -> None:
+    """Add the query endpoint, with the other workers that it asks and the metrics."""
     peers = _peers(settings, view, transport)
-    cache = ArchiveCache(archive, settings.query_cache_bytes_max)
-    metrics = Metrics(view, transport, pressure, lanes=[ingest, rollup], peers=peers, cache=cache)
+    cache = ArchiveCache(view.archive, settings.query_cache_bytes_max)
+    metrics = Metrics(view, transport, pressure, lanes=lanes, peers=peers, cache=cache)
     install(app, view, settings, live=peers, cache=cache, metrics=metrics.text)
 
     async def close_peers(_: web.Application) -> None:
         await peers.close()
 
     app.web.web_app.on_cleanup.append(close_peers)
-    return app
 
 
 def _peers(settings: Settings, view: View, transport: Transport) -> Peers:

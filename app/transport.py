@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-import random
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -31,13 +30,13 @@ from app.group import Group
 from app.hints import CommitHints
 from app.lane import Lane, Owners, Statistics, TransportError, TransportOptions
 from app.listener import Listener
+from app.moves import Moves
 from tables.chunk import Chunk
-from tables.errors import FencedError, OutcomeUnknownError, TreasureMapError
+from tables.errors import TreasureMapError
 
 log = logging.getLogger(__name__)
 
 NO_GENERATION = -1
-RELEASE_SECONDS_MAX = 3.0
 STOP_SECONDS_MAX = 3.0
 # Wakes the loop when nothing else does, so that errors of aiokafka's own tasks are seen.
 IDLE_SECONDS_MAX = 0.5
@@ -79,8 +78,10 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         self._owned: tuple[int, set[TopicPartition]] = (NO_GENERATION, set())
         self._positions: dict[TopicPartition, int] = {}
         self._hints = CommitHints(options.commit_seconds)
-        self._restores: dict[TopicPartition, asyncio.Task[None]] = {}
-        self._release: asyncio.Task[None] | None = None
+        self._moves = Moves(
+            owners, options.retry_seconds, stands=self._stands, live=self._live, failed=self.fail
+        )
+        self._realigned: set[TopicPartition] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop_tasks: list[asyncio.Task[None]] = []
         self._counts = Statistics()
@@ -102,10 +103,31 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         assert self._fetched is not None
         self._fetched.discard(*tp)
         for lane in self._lanes:
-            lane.arrived.forget(tp)
+            lane.forget(tp)
         self._counts.restarts += 1
         log.warning("a partition is claimed again: %s[%d]: %s", topic, partition, reason)
-        self._spawn_restore(tp, generation, delay_seconds=self._retry_delay())
+        self._moves.restore(tp, generation, later=True)
+
+    def realign(self, topic: str, partition: int, position: int) -> None:
+        """Read a ready partition on from its owner's next offset, where a chunk did not begin."""
+        tp = (topic, partition)
+        if not self._stands(self.ready.get(tp, NO_GENERATION)):
+            # Its restore, which is still to come, seeks as well.
+            return
+        assert self._fetched is not None
+        self._counts.seeks_back += 1
+        if tp not in self._realigned:
+            self._realigned.add(tp)
+            log.warning(
+                "reading stood elsewhere than the owner of %s[%d] and goes on from its offset %d; "
+                "nothing is lost, further times are only counted", topic, partition, position,
+            )  # fmt: skip
+        for lane in self._lanes:
+            lane.arrived.forget(tp)
+        self._fetched.discard(*tp)
+        self._positions[tp] = position
+        self._consumer.seek(KafkaPartition(*tp), position)
+        self._alarm.ring()
 
     def fail(self, reason: BaseException) -> None:
         """Stop the worker with ``reason``; the first reason is the one that is told."""
@@ -119,7 +141,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
 
     def restoring(self) -> list[TopicPartition]:
         """Return the partitions that are assigned here and not live yet."""
-        return sorted(tp for tp, task in self._restores.items() if not task.done())
+        return self._moves.restoring()
 
     def positions(self) -> dict[TopicPartition, int]:
         """Return the next offset to hand over of each ready partition."""
@@ -151,6 +173,8 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
             generation=self._generation,
             ready=len(self.ready),
             restoring=len(self.restoring()),
+            restore_retries=self._moves.retries,
+            slow_releases=self._moves.slow_releases,
             commit_failures=self._hints.failures,
         )
 
@@ -243,7 +267,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
             self._consumer.pause(KafkaPartition(*tp))
             self._consumer.seek(KafkaPartition(*tp), 0)
         for tp in sorted(partitions):
-            self._spawn_restore(tp, self._generation)
+            self._moves.restore(tp, self._generation)
         log.info("generation %d: %d partitions assigned", self._generation, len(partitions))
 
     def _check_alone(self) -> None:
@@ -256,30 +280,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
 
     async def _let_go(self) -> None:
         self._halt()
-        restores = [task for task in self._restores.values() if not task.done()]
-        for task in restores:
-            task.cancel()
-        owned = set(self._owned[1])
-        self._release = asyncio.create_task(
-            guarded(self._drop(owned, restores, self._release), self.fail)
-        )
-        done, _ = await asyncio.wait([self._release], timeout=RELEASE_SECONDS_MAX)
-        if not done:
-            self._counts.slow_releases += 1
-            log.warning("owners did not let go within %.0f s; goes on", RELEASE_SECONDS_MAX)
-
-    async def _drop(
-        self,
-        owned: set[TopicPartition],
-        restores: list[asyncio.Task[None]],
-        previous: asyncio.Task[None] | None,
-    ) -> None:
-        """End restores, then owners. Late or not, the next restore waits for this to end."""
-        if previous is not None:
-            await asyncio.wait([previous])
-        if restores:
-            await asyncio.wait(restores)
-        await self._owners.release(owned)
+        await self._moves.release(set(self._owned[1]))
 
     def _describe(self) -> Member:
         generation, owned = self._owned
@@ -292,41 +293,15 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
             held=by_topic(self._owners.held()),
         )
 
-    # Restores.
-
-    def _spawn_restore(self, tp: TopicPartition, generation: int, delay_seconds: float = 0) -> None:
-        previous = self._restores.get(tp)
-        self._restores[tp] = asyncio.create_task(
-            guarded(self._restore(tp, generation, delay_seconds, previous), self.fail)
-        )
-
-    async def _restore(
-        self,
-        tp: TopicPartition,
-        generation: int,
-        delay_seconds: float,
-        previous: asyncio.Task[None] | None,
-    ) -> None:
-        earlier = [task for task in (previous, self._release) if task and not task.done()]
-        if earlier:
-            await asyncio.wait(earlier)
-        while self._stands(generation):
-            await asyncio.sleep(delay_seconds)
-            try:
-                position = await self._owners.restore(*tp, generation)
-            except (FencedError, OutcomeUnknownError) as error:
-                log.warning("a restore starts again: %s[%d]: %s", *tp, error)
-                self._counts.restore_retries += 1
-                delay_seconds = self._retry_delay()
-                continue
-            if self._stands(generation):
-                self._consumer.seek(KafkaPartition(*tp), position)
-                self._consumer.resume(KafkaPartition(*tp))
-                self._positions[tp] = position
-                self.ready[tp] = generation
-                self._counts.restores += 1
-                self._alarm.ring()
-            return
+    def _live(self, tp: TopicPartition, generation: int, position: int) -> None:
+        """Read a partition that has been restored from its owner's position on."""
+        self._consumer.seek(KafkaPartition(*tp), position)
+        self._consumer.resume(KafkaPartition(*tp))
+        self._positions[tp] = position
+        self.ready[tp] = generation
+        self._realigned.discard(tp)
+        self._counts.restores += 1
+        self._alarm.ring()
 
     def _stands(self, generation: int) -> bool:
         """Tell whether a generation is still the one that this member reads in."""
@@ -336,10 +311,6 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
             and generation == self._fetched.generation()
             and not self._fetched.rebalancing()
         )
-
-    def _retry_delay(self) -> float:
-        # Two live owners that claim at once would fence each other for ever.
-        return random.SystemRandom().uniform(*self.options.retry_seconds)
 
     # Reading.
 
@@ -430,10 +401,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
             log.warning("Kafka's group coordinator is asked again: %r", error)
 
     def _seek_back(self, topic: str, partition: int) -> None:
-        self._counts.seeks_back += 1
-        for lane in self._lanes:
-            lane.arrived.forget((topic, partition))
-        self._consumer.seek(KafkaPartition(topic, partition), self._positions[topic, partition])
+        self.realign(topic, partition, self._positions[topic, partition])
 
     def _idle(self, chunk: Chunk | None) -> None:
         """A lane has done a chunk, or its agent has started."""

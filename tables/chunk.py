@@ -79,8 +79,8 @@ class Run:
 class Chunk:
     """One fetch: at most one run a partition, all of one kind of input (raw source or layer topic).
 
-    ``generation`` is the consumer group's generation in which it was fetched: an agent drops a
-    chunk whose generation is no longer the owner's.
+    ``generation`` is the consumer group's generation in which it was fetched: owners of another
+    generation do not take it.
     """
 
     generation: int

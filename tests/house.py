@@ -45,6 +45,7 @@ class House:
         self.early_emit_s = early_emit_s
         self.failures: list[BaseException] = []
         self.fenced: list[tuple[str, int]] = []
+        self.misplaced: list[tuple[str, int, int]] = []
         self.start()
 
     def start(self) -> None:
@@ -56,6 +57,7 @@ class House:
             self.folder,
             failed=self.failures.append,
             fenced=lambda topic, partition, _: self.fenced.append((topic, partition)),
+            misplaced=lambda *place: self.misplaced.append(place),
             early_emit_s=self.early_emit_s,
         )
         self.ingest = Ingest(self.owners, self.log)

@@ -5,9 +5,10 @@ import shutil
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from house import MAP, RAW, House, archived, check, fill, live_cells, serving
+from house import MAP, RAW, House, archived, as_run, check, fill, live_cells, serving
 from support import (
     HOUR_MS,
     MemoryLog,
@@ -23,6 +24,7 @@ from agents.owner import UNSAVED_DELTAS_MAX, Owner
 from tables import ledger
 from tables.archive_embedded import EmbeddedArchive
 from tables.cell import measures_of
+from tables.chunk import Chunk
 from tables.errors import JournalRefusedError
 from tables.facts import PartitionFacts
 from tables.family import KeyFilter
@@ -405,3 +407,83 @@ async def test_background_work_that_dies_is_told_with_its_reason(
     await until(told)
     assert str(house.failures[0]) == "a bug"
     monkeypatch.setattr(PartitionStore, "close", close)
+
+
+def events_and_a_late_one(house: House) -> None:
+    """Put an hour, an event that is too late for it and needs a letter, and one more."""
+    for at in (0, 9 * HOUR_MS, 0, 9 * HOUR_MS + 1):
+        house.log.put(RAW, 0, flight(at))
+
+
+async def held_up(house: House, chunk: Chunk) -> tuple[asyncio.Task[None], asyncio.Event]:
+    """Hand a chunk over that waits for a letter to be acknowledged; return what lets it go on."""
+    waits, goes_on = asyncio.Event(), asyncio.Event()
+    append = house.log.append
+
+    async def slow(topic: str, *args: Any, **options: Any) -> int:
+        if topic.endswith(".late"):
+            waits.set()
+            await goes_on.wait()
+        return await append(topic, *args, **options)
+
+    house.log.append = slow  # type: ignore[method-assign]
+    handling = asyncio.create_task(house.ingest.handle(chunk))
+    await waits.wait()
+    house.log.append = append  # type: ignore[method-assign]
+    return handling, goes_on
+
+
+@pytest.mark.parametrize("generation", [1, 2])
+async def test_a_chunk_in_hand_is_not_taken_by_the_next_owner(
+    make: Callable[[], House], generation: int
+) -> None:
+    """Its owner is let go while a letter is on its way; the next one gets the records again."""
+    house = make()
+    events_and_a_late_one(house)
+    await house.owners.restore(RAW, 0, 1)
+    await house.step(RAW, 2)
+    run = as_run(RAW, 0, 2, house.log.records[RAW, 0][2:])
+    handling, goes_on = await held_up(house, Chunk(1, [run]))
+    assert await house.owners.restore(RAW, 0, generation) == 2
+    goes_on.set()
+    await handling
+    owner = house.owners.get(RAW, 0)
+    assert owner is not None
+    assert owner.position == 2
+    assert house.owners.dropped == {"stale": 1}
+    await house.ingest.handle(Chunk(generation, [run]))
+    assert owner.position == 4
+    assert not house.failures
+
+
+async def test_a_chunk_of_another_generation_or_place_is_counted_and_read_again(
+    make: Callable[[], House],
+) -> None:
+    """No run is dropped without a word: the transport is told where the owner goes on."""
+    house = make()
+    events_and_a_late_one(house)
+    run = as_run(RAW, 0, 0, house.log.records[RAW, 0])
+    await house.ingest.handle(Chunk(1, [run]))
+    assert house.owners.dropped == {"stale": 1}
+    await house.owners.restore(RAW, 0, 7)
+    await house.ingest.handle(Chunk(6, [run]))
+    assert house.owners.dropped == {"stale": 2}
+    await house.ingest.handle(Chunk(7, [run.halves()[1]]))
+    assert house.owners.dropped == {"stale": 2, "misplaced": 1}
+    assert house.misplaced == [(RAW, 0, 0)]
+    await house.ingest.handle(Chunk(7, [run]))
+    assert house.owners.get(RAW, 0).position == 4  # type: ignore[union-attr]
+    await house.owners.restore(DAY, 0, 7)
+    announcement = house.log.records[DAY, 0]
+    await until_has(announcement)
+    await house.rollup.handle(Chunk(7, [as_run(DAY, 0, 1, announcement[1:])]))
+    assert house.misplaced[1:] == [(DAY, 0, 0)]
+
+
+async def until_has(records: list[StoredRecord]) -> None:
+    """Wait for a record."""
+
+    async def some() -> bool:
+        return bool(records)
+
+    await until(some)

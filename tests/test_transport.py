@@ -21,7 +21,7 @@ from aiokafka.errors import KafkaConnectionError
 
 from app.lane import Lane, Owners, TransportError, TransportOptions
 from app.transport import Transport
-from tables.chunk import Chunk
+from tables.chunk import Chunk, Run
 from tables.errors import FencedError, JournalRefusedError, OutcomeUnknownError
 
 SECONDS_MAX = 60.0
@@ -347,6 +347,36 @@ async def test_a_restarted_partition_is_read_again_from_its_owner(
     await until(lambda: len(bench.seen[raw, 0]) == 26, "the partition again")
     assert [offset for offset, _ in bench.seen[raw, 0]] == [*range(10), *range(4, 20)]
     assert bench.transport.statistics().restarts == 1
+
+
+async def test_reading_is_set_to_the_owners_offset(
+    embedded: str, benches: Benches, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A chunk that did not begin where the owner stands: counted, told once, read from there."""
+    raw = await topic_on(embedded, 1)
+    bench = await benches(embedded, {"ingest": raw}, Memory())
+    await produce(embedded, raw, numbers(0, 10), 1)
+    await until(lambda: len(bench.values()) == 10, "the first records")
+    for position in (4, 6):
+        bench.seen.clear()
+        bench.transport.realign(raw, 0, position)
+        await until(lambda: len(bench.values()) == 10 - position, "the rest again")  # noqa: B023
+        assert [offset for offset, _ in bench.seen[raw, 0]] == list(range(position, 10))
+    assert bench.transport.statistics().seeks_back == 2
+    assert caplog.text.count(f"reading stood elsewhere than the owner of {raw}[0]") == 1
+
+
+async def test_what_waits_of_a_restarted_partition_does_not_reach_its_next_owner(
+    embedded: str, benches: Benches
+) -> None:
+    """It is taken out of the chunk in the channel too; the other partitions stay in it."""
+    raw = await topic_on(embedded)
+    bench = await benches(embedded, {"ingest": raw}, Memory())
+    await until(lambda: len(bench.transport.ready) == 2 and bench.lanes["ingest"].idle, "both")
+    runs = [Run(raw, number, 0, 1, range(1), [b"1"], [0], {}) for number in (0, 1)]
+    bench.lanes["ingest"].queue(chunk := Chunk(1, list(runs)))
+    bench.transport.restart(raw, 0, "fenced")
+    assert chunk.runs == runs[1:]
 
 
 async def test_partitions_move_to_a_new_member_and_back(brokers: str, benches: Benches) -> None:

@@ -69,7 +69,13 @@ class Worker:
         self._stopped = stopped
         self._locks: dict[Key, asyncio.Lock] = {}
         self.owners = Owners(
-            themap, around.log, around.archive, folder, failed=self._fail, fenced=self._fenced
+            themap,
+            around.log,
+            around.archive,
+            folder,
+            failed=self._fail,
+            fenced=self._fenced,
+            misplaced=self._misplaced,
         )
         self._ingest = Ingest(self.owners, around.log)
         self._rollup = Rollup(self.owners, around.log)
@@ -112,6 +118,10 @@ class Worker:
             self._spawn(self._restore, (topic, partition), self._rng.uniform(1, 3))
         else:
             self.wanted.discard((topic, partition))
+
+    def _misplaced(self, topic: str, partition: int, position: int) -> None:
+        """Chunks are taken from where the owner stands, just before they are handed over."""
+        raise AssertionError(f"a chunk of {topic}[{partition}] does not begin at {position}")
 
     async def _restore(self, key: Key, wait_s: float = 0) -> None:
         """Restore a partition until that succeeds; one at a time, and none beside a release."""
