@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 import polars as pl
 
+from agents.parts import Part
 from tables.answer import are_behind, are_torn, cells_of, matching, merged_cells_of, rows_of
 from tables.archive import CellRange
 from tables.archive_cache import ArchiveCache
@@ -30,9 +33,10 @@ from tables.family import FamilyQuery, KeyFilter
 from tables.keyhash import key_hash
 from tables.layer import Layer, Map, combiner_of
 from tables.live import LiveRead, LiveRows
-from tables.planner import Plan, plan
+from tables.planner import Plan, boundaries_of, plan
 from tables.query import Limits
 from tables.table import NEVER_MS
+from tables.threads import gathered
 
 FACTS_S_MAX = 2.0
 """Facts that are older are asked for before a plan is made: a coarser cell that is not known to be
@@ -52,6 +56,12 @@ PATIENCE_S = 1.5
 
 KEYS_MAX = 64
 """So many keys are read from the archive one by one; of more, a layer's windows are read whole."""
+
+READS_AT_ONCE_MAX = 64
+"""Ranges of one request that are read from the archive side by side."""
+
+PLAN_AT_ONCE_BOUNDARIES_MAX = 1_000
+"""Plans over so few boundaries are made at once, in some 5 ms; others in a thread."""
 
 BESIDE_ROWS_MIN = 2_000
 """Answers of so many rows are made in a thread; fewer are made faster than a thread begins."""
@@ -115,31 +125,6 @@ class LayerAnswer:
     cost: QueryCost
 
 
-@dataclasses.dataclass(slots=True)
-class _Part:
-    """One segment of a plan: its layer, from where on it is read live, and what was found."""
-
-    layer: Layer
-    segment: Segment
-    live_from_ms: int
-    partitions: frozenset[int] | None
-    live: LiveRows = dataclasses.field(default_factory=LiveRows)
-    combined: LiveRows = dataclasses.field(default_factory=LiveRows)
-
-    @property
-    def is_final(self) -> bool:
-        """Whether all of it is in the archive."""
-        return self.live_from_ms >= self.segment.to_ms
-
-    @property
-    def lacks_owners(self) -> bool:
-        """Whether some owner of live cells did not answer."""
-        if self.is_final:
-            return False
-        asked = self.partitions or frozenset(range(self.layer.partitions))
-        return not asked <= self.live.facts.keys()
-
-
 class Reader:
     """Answers requests to families.
 
@@ -166,6 +151,7 @@ class Reader:
         self._clock_ms = clock_ms
         self._facts = KnownFacts()
         self._asked_at: dict[str, float] = {}
+        self._threads = archive.threads
 
     async def plan(self, query: FamilyQuery) -> Plan:
         """Return what would be read, from facts of now.
@@ -189,7 +175,9 @@ class Reader:
         facts[base.name] = dataclasses.replace(
             facts[base.name], complete_ms=self._facts.began_ms(folded)
         )
-        return plan(query, facts, self._limits.cells_max)
+        if boundaries_of(query) <= PLAN_AT_ONCE_BOUNDARIES_MAX:
+            return plan(query, facts, self._limits.cells_max)
+        return await self._threads.run(plan, query, facts, self._limits.cells_max)
 
     async def answer(self, query: FamilyQuery) -> FamilyAnswer:
         """Return the rows of a request.
@@ -203,7 +191,7 @@ class Reader:
         until = _now() + PATIENCE_S
         for left in reversed(range(TORN_TRIES)):
             planned = await self._plan(query, cost, until)
-            parts = [self._part(query, segment) for segment in planned.segments]
+            parts = self._parts(query, planned)
             base_rows = await self._read_live(query, parts, cost, until)
             final = all(part.is_final for part in parts)
             partial = any(part.lacks_owners for part in parts) or (
@@ -217,7 +205,9 @@ class Reader:
             if partial or not torn or not left:
                 break
             await asyncio.sleep(TORN_WAIT_S)
-        makers = await asyncio.gather(*(self._cells(query, part, cost) for part in parts))
+        makers = await gathered(
+            [functools.partial(self._cells, query, part, cost) for part in parts], len(parts)
+        )
 
         def rows() -> pl.DataFrame:
             made = zip(parts, makers, strict=True)
@@ -226,7 +216,7 @@ class Reader:
         read = sum(layer.live_rows + layer.archived_rows for layer in cost.layers.values())
         facts = base_rows.facts.values()
         return FamilyAnswer(
-            rows=rows() if read < BESIDE_ROWS_MIN else await asyncio.to_thread(rows),
+            rows=rows() if read < BESIDE_ROWS_MIN else await self._threads.run(rows),
             plan=planned,
             exactness="partial" if partial else "settling" if torn else planned.exactness,
             as_of={fact.partition: fact.position for fact in facts},
@@ -272,19 +262,29 @@ class Reader:
         assert base.source is not None
         return combiner_of(self._map.source(base.source), base) if base.merged else base
 
-    def _part(self, query: FamilyQuery, segment: Segment) -> _Part:
-        layer = next(one for one in query.layers if one.name == segment.name)
-        archived_ms = max(self._facts.archived_ms(layer), segment.from_ms)
+    def _parts(self, query: FamilyQuery, planned: Plan) -> list[Part]:
+        """Return the parts of a plan, one for each layer."""
+        segments: dict[str, list[Segment]] = {}
+        for segment in planned.segments:
+            segments.setdefault(segment.name, []).append(segment)
+        return [
+            self._part(query, layer, segments[layer.name])
+            for layer in query.layers
+            if layer.name in segments
+        ]
+
+    def _part(self, query: FamilyQuery, layer: Layer, segments: list[Segment]) -> Part:
+        archived_ms = max(self._facts.archived_ms(layer), segments[0].from_ms)
         # The window that holds the moment is the first that ends after it.
-        live_from_ms = min(layer.window.start(archived_ms), segment.to_ms)
+        archived_ms = min(layer.window.start(archived_ms), segments[-1].to_ms)
         keys = query.keys.keys_of(layer, KEYS_MAX) if layer.has_topic else None
         partitions = None
         if keys is not None:
             partitions = frozenset(key_hash(key.values()) % layer.partitions for key in keys)
-        return _Part(layer, segment, live_from_ms, partitions)
+        return Part(layer, segments, archived_ms, partitions)
 
     async def _read_live(
-        self, query: FamilyQuery, parts: list[_Part], cost: QueryCost, until: float
+        self, query: FamilyQuery, parts: list[Part], cost: QueryCost, until: float
     ) -> LiveRows:
         """Ask owners for what is not final; return what those of the base say of themselves.
 
@@ -296,7 +296,7 @@ class Reader:
         parts = [part for part in parts if not part.is_final]
         reads = [
             LiveRead(
-                part.layer, part.live_from_ms, part.segment.to_ms, query.keys,
+                part.layer, part.live_from_ms, part.to_ms, query.keys,
                 parts=part.layer.merged, partitions=part.partitions,
             )
             for part in parts
@@ -307,7 +307,7 @@ class Reader:
         if base.merged:
             found = await self._ask([*reads, *facts], cost, until)
             combined = [
-                LiveRead(folded, part.live_from_ms, part.segment.to_ms, query.keys)
+                LiveRead(folded, part.live_from_ms, part.to_ms, query.keys)
                 for part in parts
                 if part.layer is base
             ]
@@ -328,81 +328,93 @@ class Reader:
                 self._asked_at[read.layer.name] = _now()
         return found
 
-    def _are_torn(self, base: Layer, parts: list[_Part], base_rows: LiveRows) -> bool:
+    def _are_torn(self, base: Layer, parts: list[Part], base_rows: LiveRows) -> bool:
         """Tell whether what was read is not of one position of each source partition."""
-        coarse = [part.segment.to_ms for part in parts if part.layer is not base]
+        coarse = [part.to_ms for part in parts if part.layer is not base]
         if coarse and are_behind(base_rows, max(coarse)):
             return True
         return any(
-            are_torn(base, part.live, part.combined, part.live_from_ms, part.segment.to_ms)
+            are_torn(base, part.live, part.combined, part.live_from_ms, part.to_ms)
             for part in parts
             if part.layer is base and base.merged and not part.is_final
         )
 
     async def _cells(
-        self, query: FamilyQuery, part: _Part, cost: QueryCost
+        self, query: FamilyQuery, part: Part, cost: QueryCost
     ) -> Callable[[], pl.DataFrame]:
         """Return what makes the cells of a part, in any thread.
 
         It is of what is final, what was live, and what had left live tables.
         """
-        layer, segment = part.layer, part.segment
-        final = await self._archived(
-            query, layer, segment.from_ms, part.live_from_ms, cost, final=True
-        )
-        stop = segment.to_ms
+        layer = part.layer
+        stop = part.to_ms
+        live_from_ms = stop if part.is_final else part.live_from_ms
         if not part.lacks_owners:
             evicted_ms = max(
                 (fact.evicted_ms for fact in part.live.facts.values()), default=NEVER_MS
             )
-            stop = min(stop, layer.window.start(max(evicted_ms, part.live_from_ms)))
+            stop = min(stop, layer.window.start(max(evicted_ms, live_from_ms)))
         # What is final by now, though it was not known to be when owners were asked.
-        known_ms = max(self._facts.archived_ms(layer), part.live_from_ms)
+        known_ms = max(self._facts.archived_ms(layer), live_from_ms)
         middle = min(stop, layer.window.start(known_ms))
-        archived = stacked(
-            [
-                await self._archived(query, layer, part.live_from_ms, middle, cost, final=True),
-                await self._archived(query, layer, middle, stop, cost, final=False),
-            ],
-            no_rows(layer),
-        )
+        final = await self._archived(query, part, NEVER_MS, live_from_ms, cost, final=True)
+        archived = [
+            await self._archived(query, part, live_from_ms, middle, cost, final=True),
+            await self._archived(query, part, middle, stop, cost, final=False),
+        ]
         spent = cost.of(layer.name)
-        spent.archived_rows += final.height + archived.height
+        spent.archived_rows += sum(rows.height for rows in (*final, *archived[0], *archived[1]))
         spent.live_rows += sum(frame.height for frame in (*part.live.rows, *part.combined.rows))
-        if layer.merged:
-            return lambda: merged_cells_of(layer, part.live, part.combined, archived, final)
-        return lambda: cells_of(layer, part.live, archived, final)
+        keys = query.keys
+        is_read_by_key = keys.is_single or keys.keys_of(layer, KEYS_MAX) is not None
+
+        def cells() -> pl.DataFrame:
+            frames = []
+            for found in (final, itertools.chain(*archived)):
+                rows = stacked(found, no_rows(layer))
+                frames.append(rows if is_read_by_key else matching(layer, rows, keys))
+            finals, evicted = frames
+            live = part.inside(part.live)
+            if layer.merged:
+                return merged_cells_of(layer, live, part.inside(part.combined), evicted, finals)
+            return cells_of(layer, live, evicted, finals)
+
+        return cells
 
     async def _archived(
         self,
         query: FamilyQuery,
-        layer: Layer,
+        part: Part,
         from_ms: int,
         to_ms: int,
         cost: QueryCost,
         *,
         final: bool,
-    ) -> pl.DataFrame:
-        """Return the archive frame of the keys asked for in a range, which may be empty."""
-        if from_ms >= to_ms:
-            return no_rows(layer)
-        if layer.archive_ttl_ms and from_ms < self._clock_ms() - layer.archive_ttl_ms:
+    ) -> list[pl.DataFrame]:
+        """Return archive frames of a part in a range, of the keys asked for and maybe others."""
+        layer = part.layer
+        ranges = part.ranges(from_ms, to_ms)
+        if not ranges:
+            return []
+        start = ranges[0][0]
+        if layer.archive_ttl_ms and start < self._clock_ms() - layer.archive_ttl_ms:
             raise QueryError(
-                f"cannot read family {query.family.name}: the cells of {layer.name} from {from_ms}"
+                f"cannot read family {query.family.name}: the cells of {layer.name} from {start}"
                 " on have expired (archive_ttl); ask for a later range"
             )
-        keys = query.keys.keys_of(layer, KEYS_MAX)
-        ranges = [
-            CellRange(from_ms, to_ms, key, self._limits.rows_max)
-            for key in keys or [query.keys.single]
-        ]
-        frames = await asyncio.gather(
-            *(self._archive.read(layer, one, final=final, cost=cost) for one in ranges)
+        keys = query.keys.keys_of(layer, KEYS_MAX) or [query.keys.single]
+        reads = (
+            functools.partial(
+                self._archive.read,
+                layer,
+                CellRange(*span, key, self._limits.rows_max),
+                final=final,
+                cost=cost,
+            )
+            for span in ranges
+            for key in keys
         )
-        rows = stacked(frames, no_rows(layer))
-        if keys or query.keys.is_single:
-            return rows
-        return matching(layer, rows, query.keys)
+        return await gathered(reads, READS_AT_ONCE_MAX)
 
 
 def _now() -> float:

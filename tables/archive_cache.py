@@ -25,12 +25,15 @@ from tables.archive_layout import bucket_ms
 from tables.cell import no_rows, stacked
 from tables.cost import QueryCost
 from tables.layer import Layer, Scalar
+from tables.threads import Threads
 
 ENTRY_BYTES = 1_000
 """About what an entry takes beside its rows; a frame without rows is not nothing."""
 
 BUCKETS_MAX = 20_000
 """A range of more is read past the cache: it would push out everything else."""
+
+THREADS = 4
 
 log = logging.getLogger(__name__)
 
@@ -58,15 +61,18 @@ class ArchiveCache:
         archive: what is asked for the rest.
         bytes_max: most bytes to keep; 0 keeps nothing, and reads that are under way are shared
             all the same.
+        threads: where long steps are made; those of the queries that read here, too.
 
     Attributes:
+        threads: as given.
         bytes: how much is kept.
         hits_total: ranges that were answered from memory.
         misses_total: ranges of final rows that had to be read.
     """
 
-    def __init__(self, archive: Archive, bytes_max: int) -> None:
+    def __init__(self, archive: Archive, bytes_max: int, threads: Threads | None = None) -> None:
         self._archive = archive
+        self.threads = threads or Threads(THREADS, "query")
         self._bytes_max = bytes_max
         self._entries: OrderedDict[Place, Entry] = OrderedDict()
         self._asked: dict[tuple[object, ...], asyncio.Task[pl.DataFrame]] = {}

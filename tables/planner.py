@@ -59,6 +59,15 @@ class Plan:
         return sum(segment.cells for segment in self.segments)
 
 
+def boundaries_of(query: FamilyQuery) -> int:
+    """Return about how many boundaries planning looks at, at most; no cover is made."""
+    span_ms = query.to_ms - query.from_ms
+    windows = [layer.window for layer in query.layers[1:]]
+    if query.step is not None:
+        windows.append(query.step)
+    return sum(span_ms // window.shortest_ms for window in windows)
+
+
 def plan(query: FamilyQuery, facts: Mapping[str, LayerFacts], cells_max: int) -> Plan:
     """Return the cover of the range with the fewest cells that is exact, if it can be had.
 

@@ -160,6 +160,38 @@ def test_windows_that_cross_too_often_are_covered_all_the_same(
     assert [(one.name, one.windows) for one in segments] == [("7", 100)]
 
 
+def test_many_steps_are_covered_at_once_by_windows_that_lie_inside(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two years of 65 seconds are a million steps; windows that cross them are left out."""
+    found = [choice("5s", Window(5_000)), choice("minute", Window(MINUTE_MS))]
+    (segment,) = cover_steps(found, ms(2013, 1, 1), ms(2015, 1, 1), Window(65_000))
+    assert (segment.name, segment.windows) == ("5s", 2 * 365 * 86_400 / 5)
+    hour = ms(2013, 1, 1) + HOUR_MS
+    few = cover_steps(found, ms(2013, 1, 1), hour, Window(65_000))
+    assert {one.name for one in few} == {"5s", "minute"}
+    monkeypatch.setattr(tables.cover, "STEPS_APART_MAX", 10)
+    assert len(cover_steps(found, ms(2013, 1, 1), hour, Window(65_000))) == 1
+    with pytest.raises(GapError):
+        cover_steps(found, ms(2013, 1, 1), hour, Window(61_000))
+
+
+def test_all_of_a_cover_weighs_no_more_boundaries_than_one_search_may(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the first steps weigh is not there for the last ones, which take the coarsest first."""
+    monkeypatch.setattr(tables.cover, "POINTS_MAX", 40)
+    found = [choice("1", Window(1)), choice("5", Window(5), 0.5), choice("7", Window(7))]
+    segments = cover_steps(found, 0, 1_000, Window(101))
+    check_tiles(segments, found, 0, 1_000)
+    sevens = [
+        sum(one.windows for one in segments if one.name == "7" and one.from_ms // 101 == step)
+        for step in range(9)
+    ]
+    assert sevens[0] < 13, "fives have fewer cells"
+    assert sum(sevens[1:]) >= 13 * len(sevens[1:]), "neighbours are one segment"
+
+
 def test_a_century_of_seconds_is_planned_at_once() -> None:
     """A chain of windows costs one run each, however many there are."""
     chain = [1_000, MINUTE_MS, HOUR_MS, DAY_MS]

@@ -11,7 +11,7 @@ from support import DAY_MS, HOUR_MS, dataclasses_replace, small_map
 from tables.errors import QueryError
 from tables.family import FamilyQuery, family_of, parse_family_query
 from tables.layer import Map
-from tables.planner import LayerFacts, plan
+from tables.planner import LayerFacts, boundaries_of, plan
 from tables.query import Limits, UnknownLayerError
 from tables.table import NEVER_ENDS_MS
 from tables.window import MONTH
@@ -125,6 +125,13 @@ def test_more_steps_than_cells_may_be_read_are_refused_at_once() -> None:
     query = ask(start=-62_135_596_800_000, stop=253_402_300_800_000, step="5h", group="-")
     with pytest.raises(QueryError, match="too many steps; got 17529"):
         plan(query, {"day": FINAL}, 1_000_000)
+
+
+def test_how_much_is_planned_is_known_before() -> None:
+    """Steps and windows of coarser layers; a year of hours is planned at once, of minutes not."""
+    assert boundaries_of(ask(DEEP, stop=56 * DAY_MS)) == 56 + 2
+    assert boundaries_of(ask(DEEP, stop=56 * DAY_MS, step="7h")) == 56 + 2 + 192
+    assert boundaries_of(ask(DEEP, stop=56 * DAY_MS, key_origin="JFK")) == 0
 
 
 def test_cells_are_counted_by_keys_as_far_as_known() -> None:

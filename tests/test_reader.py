@@ -140,7 +140,8 @@ def some_query(rng: random.Random, themap: Map) -> FamilyQuery:
     words += rng.choice([[], [("group", "-")], [("group", "carrier")],
                          [("group", "origin"), ("group", "carrier")]])  # fmt: skip
     words += rng.choice([[], [("step", "1h")], [("step", "6h")], [("step", "1d")],
-                         [("step", "5h")], [("step", "month")]])  # fmt: skip
+                         [("step", "5h")], [("step", "7h")], [("step", "36h")],
+                         [("step", "month")]])  # fmt: skip
     return parse_family_query(themap, "hour", words, LIMITS)
 
 

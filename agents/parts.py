@@ -1,0 +1,70 @@
+"""Parts of an answer: the segments of a plan that are of one layer, and the live rows of them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import polars as pl
+
+from tables.cover import Segment
+from tables.layer import Layer
+from tables.live import LiveRows
+
+
+@dataclasses.dataclass(slots=True)
+class Part:
+    """The segments of one layer, in order, and what was found of them.
+
+    ``archived_ms`` is where the layer's windows that are known to be final end; what comes after is
+    read live, as one range.
+    """
+
+    layer: Layer
+    segments: list[Segment]
+    archived_ms: int
+    partitions: frozenset[int] | None
+    live: LiveRows = dataclasses.field(default_factory=LiveRows)
+    combined: LiveRows = dataclasses.field(default_factory=LiveRows)
+
+    @property
+    def to_ms(self) -> int:
+        """Where the last segment ends."""
+        return self.segments[-1].to_ms
+
+    @property
+    def live_from_ms(self) -> int:
+        """Where what is read live begins."""
+        first = next(one for one in self.segments if one.to_ms > self.archived_ms)
+        return max(first.from_ms, self.archived_ms)
+
+    @property
+    def is_final(self) -> bool:
+        """Whether all of it is in the archive."""
+        return self.archived_ms >= self.to_ms
+
+    @property
+    def lacks_owners(self) -> bool:
+        """Whether some owner of live cells did not answer."""
+        if self.is_final:
+            return False
+        asked = self.partitions or frozenset(range(self.layer.partitions))
+        return not asked <= self.live.facts.keys()
+
+    def ranges(self, from_ms: int, to_ms: int) -> list[tuple[int, int]]:
+        """Return what of the segments lies in a range."""
+        cut = ((max(one.from_ms, from_ms), min(one.to_ms, to_ms)) for one in self.segments)
+        return [(start, stop) for start, stop in cut if start < stop]
+
+    def inside(self, rows: LiveRows) -> LiveRows:
+        """Return the live rows that are of the segments, of the whole range that was read."""
+        if len(self.segments) == 1:
+            return rows
+        starts = pl.Series([one.from_ms for one in self.segments])
+        stops = pl.Series([one.to_ms for one in self.segments])
+        found = []
+        for frame in rows.rows:
+            windows = frame["window_start"]
+            # The segment that begins last of those before a row, if there is one.
+            at = starts.search_sorted(windows, side="right").cast(pl.Int64) - 1
+            found.append(frame.filter((at >= 0) & (windows < stops[at.clip(lower_bound=0)])))
+        return LiveRows(rows.facts, found)
