@@ -20,10 +20,10 @@ from agents.reader import PATIENCE_S, LiveSource
 from tables.answer import matching
 from tables.archive import CellRange
 from tables.archive_cache import ArchiveCache
-from tables.cell import archive_schema, no_rows
+from tables.cell import archive_schema, no_rows, whole_only
 from tables.cost import QueryCost
 from tables.errors import QueryError
-from tables.facts import PartitionFacts
+from tables.facts import PartitionFacts, whole_of
 from tables.family import KeyFilter
 from tables.layer import Layer
 from tables.live import LiveRead, LiveRows, Told
@@ -79,7 +79,7 @@ class Changes:
     async def now(self) -> Place:
         """Return the place of a follower that knows everything up to now."""
         found = await self._ask(LiveRead(self._layer))
-        return {partition: _told(facts) for partition, facts in found.facts.items()}
+        return _places(found.facts)
 
     async def since(self, place: Place) -> News:
         """Return what has become of the cells since then.
@@ -98,14 +98,14 @@ class Changes:
             *(frame.select(list(archive_schema(layer))) for frame in found.rows),
             await self._evicted(place, facts),
         ]
-        rows = pl.concat(frames).join(
+        known = [one for one in facts.values() if _is_known(one)]
+        rows = whole_only(pl.concat(frames), whole_of(known)).join(
             _closed(facts), "source_partition", "left", maintain_order="left"
         )
         ends = layer.window.ends(pl.col("window_start"))
         rows = rows.with_columns(is_closed=ends <= pl.col("closed_ms")).drop("closed_ms")
         order = ["window_start", *layer.key_columns, "source_partition"]
-        told = {partition: _told(one) for partition, one in facts.items()}
-        return News(rows.sort(order), {**place, **told}, facts)
+        return News(rows.sort(order), {**place, **_places(facts)}, facts)
 
     async def _live_rows(self, place: Place) -> LiveRows:
         return await self._ask(
@@ -180,8 +180,18 @@ def decode_place(layer: Layer, text: str) -> Place:
     return wire.told
 
 
-def _told(facts: PartitionFacts) -> Told:
-    return Told(facts.position, facts.closed_ms, facts.evicted_ms)
+def _places(facts: Mapping[int, PartitionFacts]) -> Place:
+    """Return where a follower is that was told of partitions; of some no cell was told yet."""
+    return {
+        partition: Told(one.position, one.closed_ms, one.evicted_ms)
+        for partition, one in facts.items()
+        if _is_known(one)
+    }
+
+
+def _is_known(facts: PartitionFacts) -> bool:
+    """Tell whether it is known which windows are whole: no cell is read of a partition before."""
+    return facts.complete_ms < NEVER_ENDS_MS
 
 
 def _closed(facts: Mapping[int, PartitionFacts]) -> pl.DataFrame:

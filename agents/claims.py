@@ -6,6 +6,7 @@ from agents.partition_io import PartitionIO
 from tables.errors import FencedError, JournalRefusedError
 from tables.journal import Claim
 from tables.plan import InputPlan
+from tables.shape import changes
 from tables.state import Meta
 
 START_OVER = (
@@ -27,6 +28,11 @@ def why_refused(
         return JournalRefusedError(
             f"cannot claim {where}: the map declares {claim.partitions} partitions; the "
             f"journal was begun with {meta.partitions}; give the topic a source of another name"
+        )
+    if changed := changes(meta.shapes, claim.shapes or {}):
+        return JournalRefusedError(
+            f"cannot claim {where}: revision {claim.revision} makes other layers under the same "
+            f"names: {'; '.join(changed)}; give each a new name"
         )
     if claim.digest != meta.digest:
         return JournalRefusedError(

@@ -24,7 +24,8 @@ class Emission:
 
     On the way to a coarser layer they are added up to its key (:func:`contribution.added_up`).
     ``versions`` are those of the windows at capture: what an acknowledgement covers. ``announced``
-    is what may be said to a coarser layer along with them.
+    is what may be said to a coarser layer along with them, and ``whole`` from when on it gets all
+    windows, by accumulator.
     """
 
     layer: Layer
@@ -32,6 +33,7 @@ class Emission:
     cells: pl.DataFrame
     versions: dict[int, int]
     announced: Announcement
+    whole: dict[str, int]
 
 
 @dataclasses.dataclass(slots=True, frozen=True)

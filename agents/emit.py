@@ -144,7 +144,7 @@ class Emitter:
         self._changed_at = -NEVER_S
         self._tasks: list[asyncio.Task[None]] = []
         self._routes: list[_Route] = []
-        self._announced: dict[tuple[str, str], Announcement] = {}
+        self._announced: dict[tuple[str, str], tuple[Announcement, dict[str, int]]] = {}
         self._announced_at = -ANNOUNCE_INTERVAL_S
         self._combined_at = -COMBINER_EMIT_S
         self.on_acknowledged: Callable[[], None] = lambda: None
@@ -217,6 +217,8 @@ class Emitter:
         off = not self._early_emit_s or not route.takes_open
         if off or self._changed_at == route.sent_early:
             return NEVER_S
+        if not all(map(self._owner.state.is_known, self._owner.plan.layers)):
+            return NEVER_S
         return self._changed_at + self._early_emit_s
 
     def _archive_due_at(self) -> float:
@@ -262,7 +264,7 @@ class Emitter:
                 due = owner.due(layer, coarser.name, early=takes_open)
                 if due is not None:
                     emission, blocks = await beside(due, functools.partial(_blocks, coarser))
-                    await self._send(layer, coarser, emission.announced, blocks)
+                    await self._send(layer, coarser, emission.announced, emission.whole, blocks)
                     self._acknowledge(emission)
                     if takes_open and layer.is_combiner:
                         self._combined_at = now
@@ -293,28 +295,32 @@ class Emitter:
         if not news or now < self._announced_at + ANNOUNCE_INTERVAL_S:
             return
         self._announced_at = now
-        for layer, coarser, announced in news:
+        for layer, coarser, announced, whole in news:
             everywhere = [(target, b"") for target in range(coarser.partitions)]
-            await self._send(layer, coarser, announced, everywhere)
-            self._announced[layer.name, coarser.name] = announced
+            await self._send(layer, coarser, announced, whole, everywhere)
+            self._announced[layer.name, coarser.name] = announced, whole
             self._owner.told(coarser.name, announced)
             self.on_acknowledged()
 
-    def _news(self) -> Iterator[tuple[Layer, Layer, Announcement]]:
+    def _news(self) -> Iterator[tuple[Layer, Layer, Announcement, dict[str, int]]]:
         """Yield what coarser layers have not been told."""
         owner = self._owner
         for layer in owner.plan.layers:
             for coarser in owner.plan.coarser[layer.name]:
                 announced = owner.announcement(layer, coarser.name)
+                whole = owner.whole_for(layer, coarser.name)
                 known = self._announced.get((layer.name, coarser.name))
-                if _passed(layer, announced) != (known and _passed(layer, known)):
-                    yield layer, coarser, announced
+                if known is None or (_passed(layer, announced), whole) != (
+                    _passed(layer, known[0]), known[1],
+                ):  # fmt: skip
+                    yield layer, coarser, announced, whole
 
     async def _send(
         self,
         layer: Layer,
         coarser: Layer,
         announced: Announcement,
+        whole: dict[str, int],
         blocks: Sequence[tuple[int, bytes]],
     ) -> None:
         owner = self._owner
@@ -325,7 +331,7 @@ class Emitter:
                 topic,
                 target,
                 encode_contribution(
-                    Contribution(layer.name, revision, owner.partition, announced, block)
+                    Contribution(layer.name, revision, owner.partition, announced, block, whole)
                 ),
                 (),
             )

@@ -60,6 +60,7 @@ class Content:
     ledger: Ledger
     blocks: dict[str, pl.DataFrame | FewRows]
     announced: dict[int, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    whole: dict[int, dict[str, int]] = dataclasses.field(default_factory=dict)
 
 
 class Folder:

@@ -7,6 +7,7 @@ each record (docs/formats/journal.md rule 12).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import cast
 
 import msgspec
@@ -14,6 +15,7 @@ import polars as pl
 
 from agents.batch import DETAIL_CHARS_MAX, FEW, SetAside
 from agents.fold import Content
+from tables.cell import later_of
 from tables.chunk import Run
 from tables.contribution import Contribution, cause_against, decode_cells, decode_contribution
 from tables.journal import Announcement
@@ -66,10 +68,11 @@ class Gatherer:
         gaps = run.next_offset - run.first_offset - len(run.values)
         doing = _Gathering({"records.gap": gaps})
         announced = dict(state.meta.announced)
-        records = self._announce(self._decode(run, doing), announced)
+        records = self._decode(run, doing)
+        with_cells = self._announce(records, announced)
         table = state.tables[self._layer.name]
         assert isinstance(table, RollupTable)
-        rows = self._live(records, doing)
+        rows = self._live(with_cells, doing)
         newer = None if rows is None else self._newer(rows, table, doing)
         content = Content(
             start=run.first_offset,
@@ -78,6 +81,7 @@ class Gatherer:
             ledger=doing.counts,
             blocks={} if newer is None or not newer.height else {self._layer.name: newer},
             announced=announced,
+            whole=_news_of(records, state.meta.whole),
         )
         return content, doing.aside
 
@@ -85,9 +89,6 @@ class Gatherer:
         """Return the records that can be used."""
         records = []
         for index, value in enumerate(run.values):
-            if index in run.faults:
-                doing.refuse(index, run.faults[index].detail)
-                continue
             if not value:
                 doing.count("records.empty")
                 continue
@@ -202,6 +203,22 @@ class Gatherer:
         doing.count(f"layer.{name}.repeated", rows.height - newer.height)
         doing.count(f"layer.{name}.folded", newer.height)
         return newest.select(table.delta_columns)
+
+
+def _news_of(
+    records: list[_Record], known: Mapping[int, Mapping[str, int]]
+) -> dict[int, dict[str, int]]:
+    """Return from when on the cells of senders are whole, where that is not known yet."""
+    found: dict[int, dict[str, int]] = {}
+    for record in records:
+        sender, told = record.contribution.sender, record.contribution.whole
+        before = found.get(sender, known.get(sender))
+        if told is None or told == before:
+            continue
+        whole = later_of(before or {}, told)
+        if whole != before:
+            found[sender] = whole
+    return found
 
 
 def _all_differ(rows: pl.DataFrame, columns: list[str]) -> bool:

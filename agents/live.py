@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import polars as pl
 
@@ -10,11 +10,12 @@ from agents.emission import ARCHIVE
 from agents.owner import Owner
 from tables.answer import matching
 from tables.block import repeated
+from tables.cell import whole_only
 from tables.facts import PartitionFacts
 from tables.layer import Layer
 from tables.live import LiveRead, LiveRows, Told
 from tables.rollup_table import RollupTable
-from tables.table import NEVER_ENDS_MS
+from tables.table import NEVER_ENDS_MS, NEVER_MS
 
 
 def read_live(owners: Iterable[Owner], read: LiveRead) -> LiveRows:
@@ -41,6 +42,7 @@ def read_live(owners: Iterable[Owner], read: LiveRead) -> LiveRows:
         # What is read of a table by key has been looked for by the fields of one value.
         if rows.height and (read.after is not None or not read.keys.is_single):
             rows = matching(read.layer, rows, read.keys)
+        rows = whole_only(rows, {"events": owner.state.complete_ms(read.layer)})
         if rows.height:
             column = repeated(owner.partition, rows.height, pl.Int32).alias(place)
             found.rows.append(rows.hstack([column]))
@@ -83,4 +85,12 @@ def facts_of(owner: Owner, layer: Layer) -> PartitionFacts:
         cells=table.rows / max(1, len(table.versions)),
         heard={sender: final for sender, (_, final) in state.meta.announced.items()},
         evicted_version=owner.evicted_versions[layer.name],
+        whole=_later_columns(layer, state.whole(layer)),
     )
+
+
+def _later_columns(layer: Layer, whole: Mapping[str, int]) -> dict[str, int]:
+    """Return from when on columns are whole that have not always been."""
+    columns = (acc.column for acc in layer.accumulators if acc.kind != "events")
+    found = {column: whole.get(column, NEVER_ENDS_MS) for column in columns}
+    return {column: ms for column, ms in found.items() if ms > NEVER_MS}

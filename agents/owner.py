@@ -20,6 +20,7 @@ from agents.partition_io import PartitionIO
 from agents.recovery import Recovery
 from tables import ledger
 from tables.block import FewRows, encode_block
+from tables.cell import whole_only
 from tables.chunk import Run
 from tables.contribution import added_up
 from tables.errors import (
@@ -221,28 +222,38 @@ class Owner:
     def due(self, layer: Layer, sink: str, *, early: bool = False) -> Due | None:
         """Return the closed cells that ``sink`` has not acknowledged at their version, if any.
 
-        ``early`` takes the cells of open windows along: emission at any time is free (rule 8).
+        ``early`` takes the cells of open windows along: emission at any time is free (rule 8). Of
+        windows that the layer does not have whole nothing is sent.
         """
+        early = early and self.state.is_known(layer)
         versions = self._changed(layer, sink) if early else self._unacknowledged(layer, sink)
         if not versions:
             return None
         table = self.state.tables[layer.name]
         collect = table.collect(versions)
         announced = self.announcement(layer, sink)
+        complete_ms = self.state.complete_ms(layer)
+        whole = self.whole_for(layer, sink)
         acks = self._acks[layer.name, sink]
         sent = {window: acks.get(window, -1) for window in versions if acks.get(window, -1) >= 0}
 
         def emission() -> Emission:
-            cells = collect()
+            cells = whole_only(collect(), {"events": complete_ms})
             if sink not in (ARCHIVE, FEED):
                 cells = added_up(layer, self._coarser(layer, sink), cells)
             if sent:
                 start = pl.col("window_start")
                 known = start.replace_strict(sent, default=-1, return_dtype=pl.Int64)
                 cells = cells.filter(pl.col("version") > known)
-            return Emission(layer, sink, cells, versions, announced)
+            return Emission(layer, sink, cells, versions, announced, whole)
 
         return Due(table.rows_of(versions), emission)
+
+    def whole_for(self, layer: Layer, sink: str) -> dict[str, int]:
+        """Return what a coarser layer is told of what it gets whole; nothing for other sinks."""
+        if sink in (ARCHIVE, FEED):
+            return {}
+        return self.state.sends_whole(layer, self._coarser(layer, sink))
 
     def _coarser(self, layer: Layer, name: str) -> Layer:
         return next(coarser for coarser in self.plan.coarser[layer.name] if coarser.name == name)
@@ -375,6 +386,7 @@ class Owner:
             snapshot=meta.snapshot,
             has_events=self.has_events or _has_events(content.ledger),
             ids_gone=meta.ids_gone + forgettable,
+            whole=content.whole,
         )
 
     async def _append(
@@ -425,12 +437,7 @@ def _has_events(counts: ledger.Ledger) -> bool:
 
 
 def tail_of(run: Run) -> Identity | None:
-    """Return the identity of a run's last record: append time and CRC-32 of its value.
-
-    None where there is none, or its value was not all read.
-    """
+    """Return the identity of a run's last record: append time and CRC-32 of its value."""
     if not run.values or run.offsets[-1] != run.next_offset - 1:
-        return None
-    if len(run.values) - 1 in run.faults:
         return None
     return run.append_times_ms[-1], zlib.crc32(run.values[-1] or b"")

@@ -24,7 +24,7 @@ from agents.parts import Part
 from tables.answer import are_behind, are_torn, cells_of, matching, merged_cells_of, rows_of
 from tables.archive import CellRange
 from tables.archive_cache import ArchiveCache
-from tables.cell import no_rows, stacked
+from tables.cell import later_of, no_rows, stacked, whole_only
 from tables.cost import QueryCost
 from tables.cover import Segment
 from tables.errors import QueryError
@@ -35,8 +35,9 @@ from tables.layer import Layer, Map, combiner_of
 from tables.live import LiveRead, LiveRows
 from tables.planner import Plan, boundaries_of, plan
 from tables.query import Limits
-from tables.table import NEVER_MS
+from tables.table import NEVER_ENDS_MS, NEVER_MS
 from tables.threads import gathered
+from tables.whole import check_began, later_measures
 
 FACTS_S_MAX = 2.0
 """Facts that are older are asked for before a plan is made: a coarser cell that is not known to be
@@ -96,6 +97,8 @@ class FamilyAnswer:
         fresh_ms: everything appended up to then is in; ``NEVER_MS`` where that is not known.
         final: whether no later answer can have other rows.
         cost: what it took.
+        whole: by measure, from when on it is whole, where that is not the whole range; None while
+            that is not known. In rows that start before, the measure is null.
     """
 
     rows: pl.DataFrame
@@ -106,6 +109,7 @@ class FamilyAnswer:
     fresh_ms: int
     final: bool
     cost: QueryCost
+    whole: dict[str, int | None]
 
 
 @dataclasses.dataclass(slots=True)
@@ -115,14 +119,18 @@ class LayerAnswer:
     Attributes:
         live: of the owners that answered.
         archived: everything that those may have evicted.
+        partial: whether live cells may be missing.
         served: the partitions of the layer's input whose owners answered.
         cost: what it took.
+        whole: as of a :class:`FamilyAnswer`.
     """
 
     live: pl.DataFrame
     archived: pl.DataFrame
+    partial: bool
     served: frozenset[int]
     cost: QueryCost
+    whole: dict[str, int | None]
 
 
 class Reader:
@@ -172,12 +180,24 @@ class Reader:
         now_ms = self._clock_ms()
         facts = {layer.name: self._facts.of(layer, now_ms) for layer in query.layers}
         # Whoever is silent, all windows that are not known to lack events can be used.
+        whole = self._whole(base)
         facts[base.name] = dataclasses.replace(
-            facts[base.name], complete_ms=self._facts.began_ms(folded)
+            facts[base.name], complete_ms=whole.get("events", NEVER_MS), whole=whole
         )
         if boundaries_of(query) <= PLAN_AT_ONCE_BOUNDARIES_MAX:
             return plan(query, facts, self._limits.cells_max)
         return await self._threads.run(plan, query, facts, self._limits.cells_max)
+
+    def _whole(self, base: Layer) -> dict[str, int]:
+        """Return, by column, from when on the windows of a base layer are known to be whole.
+
+        Of a merged one the combiners know it; its merge stage may keep a measure since later.
+        """
+        found = self._facts.whole(self._input_of(base))
+        if not base.merged:
+            return found
+        merged = self._facts.whole(base).items()
+        return later_of(found, {name: ms for name, ms in merged if ms < NEVER_ENDS_MS})
 
     async def answer(self, query: FamilyQuery) -> FamilyAnswer:
         """Return the rows of a request.
@@ -208,10 +228,12 @@ class Reader:
         makers = await gathered(
             [functools.partial(self._cells, query, part, cost) for part in parts], len(parts)
         )
+        whole = self._whole(base)
 
         def rows() -> pl.DataFrame:
             made = zip(parts, makers, strict=True)
-            return rows_of(query, [(part.layer, make()) for part, make in made])
+            found = rows_of(query, [(part.layer, make()) for part, make in made])
+            return whole_only(found, whole)
 
         read = sum(layer.live_rows + layer.archived_rows for layer in cost.layers.values())
         facts = base_rows.facts.values()
@@ -224,19 +246,23 @@ class Reader:
             fresh_ms=min((fact.fresh_ms for fact in facts), default=NEVER_MS),
             final=final,
             cost=cost,
+            whole=later_measures(query.rows, whole, query.from_ms),
         )
 
     async def layer(self, layer: Layer, cells: CellRange) -> LayerAnswer:
         """Return the rows of one layer in a range, as they are now.
 
         Raises:
-            QueryError: more rows than a request may read.
+            QueryError: more rows than a request may read, or some of the range was before the map
+                had the layer.
             ArchiveError: the archive does not answer.
         """
         cost = QueryCost()
         keys = KeyFilter({name: (value,) for name, value in cells.key.items()})
         read = LiveRead(layer, cells.from_ms, cells.to_ms, keys)
         (found,) = await self._ask([read], cost, _now() + PATIENCE_S)
+        whole = self._facts.whole(layer)
+        check_began(layer, cells, whole.get("events", NEVER_MS))
         stop, final_ms = cells.to_ms, cells.from_ms
         if found.facts.keys() >= read.asked:
             evicted_ms = max(fact.evicted_ms for fact in found.facts.values())
@@ -250,11 +276,14 @@ class Reader:
                 archived.append(await self._archive.read(layer, part, final=final, cost=cost))
         nothing = no_rows(layer)
         columns = nothing.columns
+        is_unknown = whole.get("events") == NEVER_ENDS_MS
         return LayerAnswer(
-            stacked((frame[columns] for frame in found.rows), nothing),
-            stacked(archived, nothing),
-            frozenset(found.facts),
-            cost,
+            live=whole_only(stacked((frame[columns] for frame in found.rows), nothing), whole),
+            archived=whole_only(stacked(archived, nothing), whole),
+            partial=is_unknown or not found.facts.keys() >= read.asked,
+            served=frozenset(found.facts),
+            cost=cost,
+            whole=later_measures(layer, whole, cells.from_ms),
         )
 
     def _input_of(self, base: Layer) -> Layer:

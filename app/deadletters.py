@@ -26,10 +26,6 @@ LETTER_HEADER = "letter"
 """In a replayed record: the place of its letter, ``partition:offset`` of the side topic."""
 
 SENDS_MAX = 500
-
-_NOT_WHOLE = ("record", "batch")
-"""Reasons of letters whose value is not the record's: bytes of a batch, or nothing."""
-
 Wanted = Callable[[Letter], bool]
 
 
@@ -56,10 +52,7 @@ class Known:
 
 @dataclasses.dataclass(slots=True)
 class Replayed:
-    """What became of a replay, in letters: sent now, found in the source already, left out.
-
-    ``cut`` are those that do not hold their record, ``foreign`` those of no source of the map.
-    """
+    """What became of a replay, in letters: sent now, found in the source already, left out."""
 
     sent: int = 0
     landed: int = 0
@@ -159,7 +152,7 @@ class DeadLetters:
             assert entry.letter is not None
             if entry.letter.topic not in sources:
                 result.foreign += 1
-            elif entry.letter.cut or entry.letter.reason in _NOT_WHOLE:
+            elif entry.letter.cut:
                 result.cut += 1
             else:
                 chosen.setdefault(entry.partition, []).append(entry.offset)

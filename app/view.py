@@ -16,6 +16,7 @@ from tables.layer import Layer, Map, combiner_of
 from tables.ledger import EVENT_COLUMNS, LAYER_COLUMNS, RECORD_COLUMNS
 from tables.live import LiveRead, LiveRows
 from tables.table import NEVER_MS
+from tables.whole import described
 
 
 class View:
@@ -167,6 +168,9 @@ class View:
             "watermark_ms": _known(closed),
             "floor_ms": _known(floors),
             "partitions": sorted(owner.partition for owner in owners),
+            "whole_from": {
+                str(owner.partition): described(layer, owner.state.whole(layer)) for owner in owners
+            },
         }
 
 

@@ -296,10 +296,11 @@ class _Endpoint:
         about = {
             "layer": layer.name,
             "map_revision": self._view.themap.revision,
-            "partial": not found.served.issuperset(range(layer.partitions)),
+            "partial": found.partial,
             "partitions_served": len(found.served),
             "partitions": layer.partitions,
             "rows_read": {"live": live.height, "archived": archived.height},
+            "whole_from": found.whole,
         }
         ends = [layer.window.end(start) for start in page.cells["window_start"].to_list()]
         return Answered(

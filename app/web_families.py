@@ -85,6 +85,7 @@ def _answered(
         "as_of": {topic: answer.as_of},
         "watermark_ms": known_ms(answer.watermark_ms),
         "data_age_ms": age_ms(answer, now_ms),
+        "whole_from": answer.whole,
         "cost": answer.cost,
         "plan": describe_plan(answer.plan),
     }

@@ -24,6 +24,7 @@ from app.web_families import known_ms
 from app.web_guard import HEADERS, BusyError
 from tables.archive_cache import ArchiveCache
 from tables.errors import ArchiveError, QueryError
+from tables.facts import whole_of
 from tables.family import KeyFilter
 from tables.layer import Layer, Map
 from tables.parameters import (
@@ -36,6 +37,7 @@ from tables.parameters import (
 )
 from tables.query import cell_rows, find_layer
 from tables.table import NEVER_MS
+from tables.whole import later_measures
 
 INTERVAL_MS, INTERVAL_MS_MIN, INTERVAL_MS_MAX = 500, 100, 60_000
 SILENT_S_MAX = 15.0
@@ -196,7 +198,8 @@ def _told(layer: Layer, news: News) -> bytes:
     facts = news.facts.values()
     told = {
         "watermark_ms": known_ms(min((fact.closed_ms for fact in facts), default=NEVER_MS)),
-        "partial": len(facts) < layer.partitions,
+        "partial": not news.place.keys() >= set(range(layer.partitions)),
+        "whole_from": later_measures(layer, whole_of(facts)),
     }
     return b"event: told\ndata: " + orjson.dumps(told) + b"\n"
 

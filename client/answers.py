@@ -40,6 +40,9 @@ class Page(msgspec.Struct, frozen=True):
     """One page of cells; ``cursor`` asks for the next one, None at the end.
 
     ``partial`` says that owners did not answer, so that their open cells are missing.
+    ``whole_from`` is, by measure that the layer got later, from when on it is known, in ms, where
+    that is after the start of the range: in earlier cells it is None. The time is None while that
+    is not known.
     """
 
     layer: str
@@ -47,15 +50,20 @@ class Page(msgspec.Struct, frozen=True):
     partial: bool
     cells: list[Cell]
     cursor: str | None = None
+    whole_from: dict[str, int | None] = {}
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """The cells of all pages that were read; ``more`` says that the limit cut some off."""
+    """The cells of all pages that were read; ``more`` says that the limit cut some off.
+
+    ``whole_from`` is as of a :class:`Page`.
+    """
 
     layer: str
     partial: bool
     more: bool
     cells: list[Cell]
+    whole_from: dict[str, int | None] = {}
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -78,6 +86,7 @@ class FamilyPage(msgspec.Struct, frozen=True):
         data_age_ms: everything appended so long before the answer is in; None if not known.
         cost: what it cost.
         plan: which layers it came from.
+        whole_from: as of a :class:`Page`.
     """
 
     family: str
@@ -90,12 +99,14 @@ class FamilyPage(msgspec.Struct, frozen=True):
     plan: dict[str, Any]
     cells: list[Row]
     cursor: str | None = None
+    whole_from: dict[str, int | None] = {}
 
 
 class FamilyAnswer(msgspec.Struct, frozen=True):
     """The rows of all pages that were read; ``more`` says that the limit cut some off.
 
-    ``exactness`` is the least of all pages; ``as_of``, watermark and age are those of the first.
+    ``exactness`` is the least of all pages; ``as_of``, watermark, age and ``whole_from`` are those
+    of the first.
     """
 
     family: str
@@ -105,6 +116,7 @@ class FamilyAnswer(msgspec.Struct, frozen=True):
     data_age_ms: int | None
     rows: list[Row]
     more: bool
+    whole_from: dict[str, int | None] = {}
 
 
 class LiveCell(msgspec.Struct, frozen=True):

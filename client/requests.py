@@ -130,6 +130,7 @@ def cells(
     """Ask for the cells of all pages of a layer, at most ``limit`` of them."""
     found: list[Cell] = []
     partial = False
+    whole_from: dict[str, int | None] | None = None
     cursor = None
     while True:
         left = None if limit is None else limit - len(found)
@@ -138,10 +139,11 @@ def cells(
         )
         found += one.cells if left is None else one.cells[:left]
         partial = partial or one.partial
+        whole_from = one.whole_from if whole_from is None else whole_from
         cursor = one.cursor
         cut = left is not None and len(one.cells) > left
         if cursor is None or (limit is not None and len(found) >= limit):
-            return Answer(one.layer, partial, cut or cursor is not None, found)
+            return Answer(one.layer, partial, cut or cursor is not None, found, whole_from)
 
 
 def rows(
@@ -164,7 +166,7 @@ def rows(
         if cursor is None or (limit is not None and len(found) >= limit):
             return FamilyAnswer(
                 first.family, exactness, first.as_of, first.watermark_ms, first.data_age_ms, found,
-                cut or cursor is not None,
+                cut or cursor is not None, first.whole_from,
             )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import polars as pl
 
 from tables.block import FewRows
-from tables.cell import archive_schema, cell_schema, merge_exprs, no_rows, stacked
+from tables.cell import archive_schema, cell_schema, merge_rows, no_rows, stacked
 from tables.family import FamilyQuery, KeyFilter
 from tables.few_cells import FEW_ROWS_MAX, columns_of, merge_few
 from tables.keyhash import key_hashes
@@ -150,8 +150,7 @@ def rows_of(query: FamilyQuery, parts: Sequence[tuple[Layer, pl.DataFrame]]) -> 
     if not frames:
         return pl.DataFrame(schema=cell_schema(rows))
     keys = ["window_start", *rows.key_columns]
-    merged = stacked(frames, frames[0]).group_by(keys)
-    cells = merged.agg(*merge_exprs(rows.accumulators), pl.col("version").max())
+    cells = merge_rows(stacked(frames, frames[0]), keys, rows.accumulators)
     return cells.sort(keys).select(list(cell_schema(rows)))
 
 

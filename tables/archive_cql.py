@@ -90,7 +90,6 @@ class LayerTable:
         self._types = {"slot": "int", "bucket": "bigint"} | {
             column: _cql_type(kind) for column, kind in self.schema.items()
         }
-        self._filled = {acc.column for acc in layer.accumulators if acc.kind not in ("min", "max")}
         self._clustering = [*layer.key_columns, "window_start", "source_partition"]
         self.comment = (
             f"treasure-map archive {FORMAT}: map {themap.name}, layer {layer.name}, "
@@ -121,8 +120,7 @@ class LayerTable:
     def frame(self, rows: Sequence[Row], now_ms: int) -> pl.DataFrame:
         """Return the archive frame of those selected rows that have not expired.
 
-        A row that was written before a measure was added has nulls there: they read as if no event
-        had carried the field, which is 0 for counts and sums.
+        A row that was written before a measure was added has nulls there (``tables.cell``).
         """
         if self.layer.archive_ttl_ms:
             since_ms = now_ms - self.layer.archive_ttl_ms
@@ -134,12 +132,7 @@ class LayerTable:
             return no_rows(self.layer)
         # Column by column: a query over the frame would wake a thread, for one row as for many.
         columns = zip(self.schema.items(), zip(*rows, strict=True), strict=True)
-        return pl.DataFrame(
-            [
-                pl.Series(name, _filled(values) if name in self._filled else values, kind)
-                for (name, kind), values in columns
-            ]
-        )
+        return pl.DataFrame([pl.Series(name, values, kind) for (name, kind), values in columns])
 
     def select(self, cells: CellRange, *, several: bool = False) -> str:
         """Return the statement that reads one partition; :meth:`select_values` has its values.
@@ -253,10 +246,6 @@ class LayerTable:
             "{'class': 'TimeWindowCompactionStrategy', "
             f"'compaction_window_unit': '{unit}', 'compaction_window_size': {size}}}"
         )
-
-
-def _filled(values: tuple[object, ...]) -> Sequence[object]:
-    return [0 if value is None else value for value in values] if None in values else values
 
 
 def compaction_window(layer: Layer) -> tuple[str, int]:

@@ -21,7 +21,6 @@ COMPRESS_ROWS_MIN = 16
 """Measured on cells of 12 columns: 4 rows 2,056 bytes with LZ4 and 2,040 without; 16 rows 2,632 and
 3,384; 512 rows 16,328 and 66,872."""
 
-_FILLED_WITH_NULL = ("min_", "max_", "key_", "fine_start", "contributed")
 _ARROW_START = b"\xff\xff\xff\xff"
 _COLUMNS_FROM_ROWS = 60
 """From so many rows on a frame is made column by column."""
@@ -79,20 +78,16 @@ def decode_frame(data: bytes, schema: Mapping[str, pl.DataType]) -> pl.DataFrame
 def decode_rows(data: bytes, schema: Mapping[str, pl.DataType]) -> pl.DataFrame | FewRows:
     """Return the rows of ``data`` with exactly the columns of ``schema``.
 
-    A column that the block does not know (a measure added by a later revision of the map) is filled
-    as if no event had carried the field: zero for counts and sums, null for minimum and maximum,
-    and for all that tells cells apart. A column that the schema does not know is dropped.
+    A column that the block does not know (a measure added by a later revision of the map) is null:
+    nobody knows its values (``tables.cell``). A column that the schema does not know is dropped.
     """
     if data.startswith(_ARROW_START):
         return decode_frame(data, schema)
     names, rows = _few.decode(data)
     if names != list(schema):
         at = {name: index for index, name in enumerate(names)}
-        places = [(at.get(name), _filler(name)) for name in schema]
-        rows = [
-            tuple(filler if place is None else row[place] for place, filler in places)
-            for row in rows
-        ]
+        places = [at.get(name) for name in schema]
+        rows = [tuple(None if at is None else row[at] for at in places) for row in rows]
     return FewRows(schema, rows)
 
 
@@ -107,15 +102,11 @@ def conform(frame: pl.DataFrame, schema: Mapping[str, pl.DataType]) -> pl.DataFr
     if frame.columns == list(schema):
         return frame
     filled = [
-        pl.lit(_filler(name), dtype=kind).alias(name)
+        pl.lit(None, dtype=kind).alias(name)
         for name, kind in schema.items()
         if name not in frame.columns
     ]
     return frame.with_columns(filled).select(list(schema))
-
-
-def _filler(name: str) -> int | None:
-    return None if name.startswith(_FILLED_WITH_NULL) else 0
 
 
 def repeated(value: int, rows: int, kind: type[pl.DataType]) -> pl.Series:

@@ -3,13 +3,17 @@
 A *cell frame* of a layer has, in this order, the key columns, ``window_start`` (Int64, ms), the
 accumulator columns, and ``version`` (Int64: the offset up to which the value is folded). An
 *archive frame* also has ``source_partition`` (Int32) last: one row a cell and source partition.
+
+A null in an accumulator column says that the value is not known, because the map got the measure
+when events of the cell had been folded already; but of ``min`` and ``max`` it says that no event
+had the field, where ``n`` is 0. Of cells that merge, one that is not known makes the whole so.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import polars as pl
 
@@ -62,8 +66,69 @@ def stacked(frames: Iterable[pl.DataFrame], nothing: pl.DataFrame) -> pl.DataFra
     return some[0] if len(some) == 1 else pl.concat(some)
 
 
-def merge_exprs(accumulators: Sequence[Accumulator]) -> list[pl.Expr]:
-    """Return the aggregations that merge partial cells of one group into one.
+def merge_rows(
+    rows: pl.DataFrame, keys: Sequence[str], accumulators: Sequence[Accumulator]
+) -> pl.DataFrame:
+    """Return partial cells merged into one for each value of ``keys``, in no order.
+
+    Columns are those of ``keys``, the accumulators, and the largest version.
+    """
+    exprs = _merge_exprs(accumulators)
+    if any(_has_unknown(rows, acc) for acc in accumulators):
+        exprs = [
+            pl.when(~_unknown(acc).any()).then(expr).alias(acc.column)
+            for acc, expr in zip(accumulators, exprs, strict=True)
+        ]
+    return rows.group_by(keys).agg(*exprs, pl.col("version").max())
+
+
+def _has_unknown(rows: pl.DataFrame, acc: Accumulator) -> bool:
+    """Tell whether some value of a column is not known; a look at columns costs no query."""
+    column = rows[acc.column]
+    if not column.null_count():
+        return False
+    if acc.kind not in ("min", "max"):
+        return True
+    n = rows[f"n_{acc.field}"]
+    return bool(n.null_count()) or bool((column.is_null() & (n > 0)).any())
+
+
+def _unknown(acc: Accumulator) -> pl.Expr:
+    """Return whether the value of a row is not known."""
+    lacks = pl.col(acc.column).is_null()
+    n = pl.col(f"n_{acc.field}")
+    if acc.kind in ("min", "max"):
+        return lacks & (n.is_null() | (n > 0))
+    if acc.kind == "m2":
+        return lacks | n.is_null() | pl.col(f"sum_{acc.field}").is_null()
+    return lacks
+
+
+def later_of(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    """Return, by column, the later of two times from when on windows are whole."""
+    return {**one, **{name: max(ms, one.get(name, ms)) for name, ms in other.items()}}
+
+
+def whole_only(rows: pl.DataFrame, whole: Mapping[str, int]) -> pl.DataFrame:
+    """Return rows with each column of ``whole`` null where the window starts before its time.
+
+    Rows of such windows have no value at all where the column is ``events``: they are left out.
+    """
+    oldest = rows["window_start"].min() if whole else None
+    if oldest is None:
+        return rows
+    early = {name: ms for name, ms in whole.items() if ms > oldest}  # type: ignore[operator]
+    if (from_ms := early.pop("events", None)) is not None:
+        rows = rows.filter(rows["window_start"] >= from_ms)
+    return rows.with_columns(
+        pl.when(pl.col("window_start") >= ms).then(pl.col(name)).alias(name)
+        for name, ms in early.items()
+        if name in rows.columns
+    )
+
+
+def _merge_exprs(accumulators: Sequence[Accumulator]) -> list[pl.Expr]:
+    """Return the aggregations that merge the accumulators of partial cells into one.
 
     Sums of squares of integers are kept as ``sqhi * 2**64 + sqlo`` with each half summed on its
     own. For floats ``m2`` is the sum of squared deviations, merged pairwise (Chan, Golub, LeVeque
@@ -97,8 +162,7 @@ def latest(layer: Layer, frame: pl.DataFrame) -> pl.DataFrame:
 def merge_partitions(layer: Layer, frame: pl.DataFrame) -> pl.DataFrame:
     """Merge an archive frame over source partitions into a cell frame, by window, then key."""
     keys = ["window_start", *layer.key_columns]
-    merged = frame.group_by(keys).agg(*merge_exprs(layer.accumulators), pl.col("version").max())
-    return merged.sort(keys).select(list(cell_schema(layer)))
+    return merge_rows(frame, keys, layer.accumulators).sort(keys).select(list(cell_schema(layer)))
 
 
 def measures_of(layer: Layer, frame: pl.DataFrame) -> list[dict[str, Scalar | None]]:
@@ -106,7 +170,7 @@ def measures_of(layer: Layer, frame: pl.DataFrame) -> list[dict[str, Scalar | No
 
     Exact integers stay integers; ``mean`` divides by the field's own count and is null where no
     event had the field; ``variance`` is that of the population (VAR_POP), from exact integers where
-    the field is int.
+    the field is int. A measure that is not known is null.
     """
     rows = frame[[acc.column for acc in layer.accumulators]].to_dicts()
     floats = {acc.field for acc in layer.accumulators if acc.kind == "m2"}
@@ -127,15 +191,19 @@ def _measure(
     if kind in ("min", "max"):
         return row[f"{kind}_{field}"]
     n, total = row[f"n_{field}"], row[f"sum_{field}"]
-    if n == 0:
+    if not n or total is None:
         return None
     if kind == "sum":
         return total
     return total / n if kind == "mean" else _variance(row, field, floats)
 
 
-def _variance(row: dict[str, int | float], field: str | None, floats: set[str | None]) -> float:
+def _variance(
+    row: dict[str, int | float], field: str | None, floats: set[str | None]
+) -> float | None:
     n, total = row[f"n_{field}"], row[f"sum_{field}"]
+    if row[f"m2_{field}" if field in floats else f"sqlo_{field}"] is None:
+        return None
     if field in floats:
         return max(row[f"m2_{field}"], 0.0) / n
     square = (int(row[f"sqhi_{field}"]) << 64) + int(row[f"sqlo_{field}"])

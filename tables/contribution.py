@@ -16,7 +16,7 @@ import msgspec
 import polars as pl
 
 from tables.block import decode_frame, encode_block
-from tables.cell import cell_schema, merge_exprs
+from tables.cell import cell_schema, merge_rows
 from tables.errors import JournalRefusedError
 from tables.journal import Announcement
 from tables.keyhash import key_hashes
@@ -36,7 +36,8 @@ class Contribution(msgspec.Struct, frozen=True, array_like=True):
     ``sender`` is the source partition of the finer layer. ``announced`` says that all its windows
     up to these times are closed, and final, and already in this log. ``block`` has the coarser
     layer's key columns and accumulators, ``fine_start`` and ``contributed``; it is empty in a
-    heartbeat.
+    heartbeat. ``whole`` tells, by accumulator, from when on the sender's windows are whole and went
+    to this layer; of those left out it is not known. None is what versions before it say.
     """
 
     layer: str
@@ -44,6 +45,7 @@ class Contribution(msgspec.Struct, frozen=True, array_like=True):
     sender: int
     announced: Announcement
     block: bytes
+    whole: dict[str, int] | None = None
 
 
 _NO_FRAME = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
@@ -86,9 +88,7 @@ def added_up(finer: Layer, coarser: Layer, cells: pl.DataFrame) -> pl.DataFrame:
     """
     if coarser.key == finer.key:
         return cells
-    return cells.group_by(*coarser.key_columns, "window_start").agg(
-        *merge_exprs(coarser.accumulators), pl.col("version").max()
-    )
+    return merge_rows(cells, [*coarser.key_columns, "window_start"], coarser.accumulators)
 
 
 def split_cells(coarser: Layer, cells: pl.DataFrame) -> list[tuple[int, bytes]]:
@@ -137,7 +137,8 @@ def decode_cells(contribution: Contribution, coarser: Layer) -> pl.DataFrame:
 
 def cause_against(rows: pl.DataFrame, coarser: Layer) -> str:
     """Return why contributions cannot be used, an empty text where they can."""
-    if any(rows[name].null_count() for name in (*coarser.key_columns, "fine_start", "contributed")):
+    needed = (*coarser.key_columns, "fine_start", "contributed", "events")
+    if any(rows[name].null_count() for name in needed):
         return "its block holds other cells: got nulls; want keys, windows and versions, no nulls"
     # Beyond, no window of the calendar can be computed: polars would panic.
     first, last = rows["fine_start"].min(), rows["fine_start"].max()

@@ -1,7 +1,8 @@
 """Facts: what partitions tell of a layer beside its cells, from which a reader plans.
 
 Every fact but ``evicted_ms`` stays true: floors never fall, and what is archived stays so. So a
-reader may plan with facts of before, and keeps of two the one that says more. Where a partition's
+reader may plan with facts of before, and keeps of two the one that says more; from when on cells
+are whole is what the later one says. Where a partition's
 cells of a window are follows from the facts that came with them:
 
     windows that end   ... <= evicted_ms            evicted_ms < ...
@@ -29,12 +30,13 @@ class PartitionFacts(msgspec.Struct, frozen=True, array_like=True):
         floor_ms: the same of sealed windows.
         archived_ms: the same of windows that are final and in the archive.
         evicted_ms: only windows that end at or before it have been evicted.
-        complete_ms: windows that start at or after it have all events, or of a layer with a topic
-            all that the finer layer had.
+        complete_ms: windows that start at or after it have all events; ``NEVER_ENDS_MS`` while that
+            is not known.
         cells: about how many cells a window has.
         heard: of a layer with a topic, by sender, up to which end of finer windows it has all.
         fresh_ms: everything appended up to this wall-clock time is in its state.
         evicted_version: at least the greatest version of any window that was evicted.
+        whole: the same as ``complete_ms`` of accumulators that the layer got later, by column.
     """
 
     partition: int
@@ -48,6 +50,7 @@ class PartitionFacts(msgspec.Struct, frozen=True, array_like=True):
     heard: dict[int, int] = {}
     fresh_ms: int = NEVER_MS
     evicted_version: int = 2**62
+    whole: dict[str, int] = {}
 
 
 class KnownFacts:
@@ -70,10 +73,12 @@ class KnownFacts:
             return NEVER_MS
         return min(fact.archived_ms for fact in known.values())
 
-    def began_ms(self, layer: Layer) -> int:
-        """Return from when on a layer that folds events is known to have all of them."""
-        known = self._known.get(layer.name, {}).values()
-        return max((fact.complete_ms for fact in known), default=NEVER_MS)
+    def whole(self, layer: Layer) -> dict[str, int]:
+        """Return, by column, from when on a layer's windows are whole, where not ever since.
+
+        ``events`` stands for the layer itself. Partitions of which nothing is known do not count.
+        """
+        return whole_of(self._known.get(layer.name, {}).values())
 
     def of(self, layer: Layer, now_ms: int) -> LayerFacts:
         """Return what is known of a layer, which may be nothing."""
@@ -92,11 +97,26 @@ class KnownFacts:
             complete_ms=max(fact.complete_ms for fact in facts),
             kept_ms=kept_ms,
             cells=sum(fact.cells for fact in facts),
+            whole=whole_of(facts),
         )
+
+
+def whole_of(facts: Iterable[PartitionFacts]) -> dict[str, int]:
+    """Return, by column, from when on all partitions are whole, where not ever since.
+
+    ``events`` stands for the layer itself.
+    """
+    found: dict[str, int] = {}
+    for fact in facts:
+        for column, whole_ms in (("events", fact.complete_ms), *fact.whole.items()):
+            if whole_ms > found.get(column, NEVER_MS):
+                found[column] = whole_ms
+    return found
 
 
 def _both(one: PartitionFacts, other: PartitionFacts) -> PartitionFacts:
     """Return what two facts of one partition say together; of cells, what came last of any."""
+    later = other if other.position >= one.position else one
     return PartitionFacts(
         partition=one.partition,
         position=max(one.position, other.position),
@@ -104,10 +124,11 @@ def _both(one: PartitionFacts, other: PartitionFacts) -> PartitionFacts:
         floor_ms=max(one.floor_ms, other.floor_ms),
         archived_ms=max(one.archived_ms, other.archived_ms),
         evicted_ms=max(one.evicted_ms, other.evicted_ms),
-        complete_ms=min(one.complete_ms, other.complete_ms),
+        complete_ms=later.complete_ms,
         # An empty table says nothing of how full windows are.
         cells=other.cells or one.cells,
         heard={},
         fresh_ms=max(one.fresh_ms, other.fresh_ms),
         evicted_version=other.evicted_version,
+        whole=later.whole,
     )

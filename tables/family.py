@@ -102,7 +102,8 @@ class FamilyQuery:
 
     Rows are cells of ``rows``, a layer that stands nowhere: its key are the fields that rows keep.
     ``step`` is the windows that they are of, None for the whole range as one. ``layers`` are those
-    of the family that rows can be made from, the base first.
+    of the family that rows can be made from, the base first. ``ranked`` is the measure that rows
+    are ranked by, of which all must be known then.
     """
 
     family: Family
@@ -118,6 +119,7 @@ class FamilyQuery:
     max_staleness_ms: int | None = None
     partial: Literal["allow", "refuse"] = "allow"
     explain: bool = False
+    ranked: Measure | None = None
 
 
 def family_of(themap: Map, name: str) -> Family:
@@ -239,16 +241,25 @@ def parse_family_query(
 
 def _accumulators(base: Layer, measures: Iterable[Measure]) -> tuple[Accumulator, ...]:
     """Return those of a layer's accumulators that measures are computed from."""
+    wanted = {name for measure in measures for name in stored_for(base, measure)}
+    return tuple(
+        accumulator
+        for accumulator in base.accumulators
+        if accumulator.kind == "events" or accumulator.column in wanted
+    )
+
+
+def stored_for(layer: Layer, measure: Measure) -> list[str]:
+    """Return the accumulators of a layer that a measure is computed from."""
     kinds = {
         "count": ("events",), "sum": ("n", "sum"), "mean": ("n", "sum"), "min": ("n", "min"),
         "max": ("n", "max"), "variance": ("n", "sum", "sqlo", "sqhi", "m2"),
     }  # fmt: skip
-    wanted = {(kind, measure.field) for measure in measures for kind in kinds[measure.kind]}
-    return tuple(
-        accumulator
-        for accumulator in base.accumulators
-        if accumulator.kind == "events" or (accumulator.kind, accumulator.field) in wanted
-    )
+    return [
+        accumulator.column
+        for accumulator in layer.accumulators
+        if accumulator.kind in kinds[measure.kind] and accumulator.field == measure.field
+    ]
 
 
 def _serves(layer: Layer, rows: Layer, keys: KeyFilter) -> bool:

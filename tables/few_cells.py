@@ -1,13 +1,13 @@
 """Few cells: merged in plain Python, in less time than a query over frames takes to begin.
 
 Most answers are made of some dozen rows, and every query over a frame wakes a thread of polars. The
-rules are those of :func:`tables.cell.merge_exprs`.
+rules are those of :func:`tables.cell.merge_rows`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -59,12 +59,17 @@ def _merged(accumulators: Sequence[Accumulator], rows: list[Values]) -> Values:
     found: list[Any] = []
     for acc, column in zip(accumulators, columns, strict=True):
         known = [value for value in column if value is not None]
-        if acc.kind == "min":
+        if len(known) < len(column) and _is_unknown(acc, by_name):
+            found.append(None)
+        elif acc.kind == "min":
             found.append(min(known, default=None))
         elif acc.kind == "max":
             found.append(max(known, default=None))
         elif acc.kind == "m2":
             counts, totals = by_name[f"n_{acc.field}"], by_name[f"sum_{acc.field}"]
+            if None in counts or None in totals:
+                found.append(None)
+                continue
             squares = float_sum(known) + shift_of_means(counts, totals)
             found.append(math.inf if math.isnan(squares) else squares)
         elif acc.kind == "sum" and acc.type == "float":
@@ -72,3 +77,12 @@ def _merged(accumulators: Sequence[Accumulator], rows: list[Values]) -> Values:
         else:
             found.append(sum(known))
     return (*found, max(versions))
+
+
+def _is_unknown(acc: Accumulator, by_name: Mapping[str, Values]) -> bool:
+    """Tell whether a column with nulls has a value that is not known."""
+    if acc.kind not in ("min", "max"):
+        return True
+    counts = by_name[f"n_{acc.field}"]
+    pairs = zip(by_name[acc.column], counts, strict=True)
+    return any(value is None and n != 0 for value, n in pairs)

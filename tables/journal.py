@@ -37,7 +37,8 @@ class Claim(msgspec.Struct, frozen=True, array_like=True, tag="claim"):
 
     ``layers`` and ``ids`` are all that the state has under this claim, whoever reads: by layer,
     combiners too, the accumulator columns, and how many ids are remembered at most, 0 for none.
-    Claims of formats 1 and 2 say nothing of it.
+    ``shapes`` are those of all layers of the map (``tables.shape``). Claims of formats 1 and 2 say
+    nothing of it.
     """
 
     revision: int
@@ -46,6 +47,7 @@ class Claim(msgspec.Struct, frozen=True, array_like=True, tag="claim"):
     base: int
     layers: dict[str, list[str]] | None = None
     ids: int | None = None
+    shapes: dict[str, dict[str, str]] | None = None
 
 
 class Delta(msgspec.Struct, frozen=True, array_like=True, tag="delta"):
@@ -59,6 +61,8 @@ class Delta(msgspec.Struct, frozen=True, array_like=True, tag="delta"):
     heartbeats alone, has moved stream time up to ``stop``. ``ids_gone`` is how many of the oldest
     remembered ids have gone since the claim; deltas of formats 1 and 2 tell how many go, in
     ``evicted``.
+    ``whole`` is, by sender whose word is news, from when on its cells are whole, by
+    column (coarser layers only).
     """
 
     epoch: int
@@ -75,6 +79,7 @@ class Delta(msgspec.Struct, frozen=True, array_like=True, tag="delta"):
     snapshot: int
     has_events: bool
     ids_gone: int = 0
+    whole: dict[int, dict[str, int]] = {}
 
 
 class SnapshotPart(msgspec.Struct, frozen=True, array_like=True, tag="part"):

@@ -6,6 +6,7 @@ import dataclasses
 
 from tables.journal import Claim
 from tables.layer import Layer, Map, Source, combiner_of
+from tables.shape import shapes_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class InputPlan:
                 for layer in self.layers
             },
             ids=source.ids_max if source is not None and source.id_field else 0,
+            shapes=shapes_of(self.themap),
         )
 
 

@@ -16,7 +16,7 @@ from typing import Literal
 
 from tables.cover import Choice, GapError, Segment, cover, cover_steps
 from tables.errors import QueryError
-from tables.family import FamilyQuery, KeyFilter
+from tables.family import FamilyQuery, KeyFilter, stored_for
 from tables.layer import Layer
 from tables.table import NEVER_ENDS_MS, NEVER_MS
 
@@ -30,10 +30,12 @@ class LayerFacts:
     Attributes:
         sealed_ms: windows that end at or before it change no more.
         closed_ms: the same of closed windows.
-        complete_ms: windows that start at or after it have all events, or all that the finer layer
-            had: before, the map did not have the layer yet.
+        complete_ms: windows that start at or after it have all events: before, the map did not have
+            the layer yet.
         kept_ms: windows that start at or after it have not expired in the archive.
         cells: about how many cells a window has.
+        whole: the same as ``complete_ms`` of accumulators that the layer got later, by column; of
+            ``events`` it is that.
     """
 
     sealed_ms: int = NEVER_MS
@@ -41,6 +43,7 @@ class LayerFacts:
     complete_ms: int = NEVER_MS
     kept_ms: int = NEVER_MS
     cells: float = 1.0
+    whole: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 NOTHING_KNOWN = LayerFacts(complete_ms=NEVER_ENDS_MS)
@@ -112,6 +115,7 @@ def _plan(query: FamilyQuery, facts: Mapping[str, LayerFacts], exactness: Exactn
             segments = cover_steps(choices, query.from_ms, query.to_ms, query.step)
     except GapError as gap:
         raise _refusal(query, choices, gap.at_ms, began_ms) from gap
+    _check_ranked(query, facts)
     return Plan(tuple(segments), exactness)
 
 
@@ -138,8 +142,61 @@ def _choices(
         )
         cells[layer.name] = min(_cells(layer, query.keys, known), most)
         first = max(began_ms, known.complete_ms, known.kept_ms)
-        choices.append(Choice(layer.name, layer.window, first, final_ms, cells[layer.name]))
+        choices += [
+            Choice(
+                layer.name, layer.window, max(first, start), min(final_ms, stop), cells[layer.name]
+            )
+            for start, stop in _as_whole(query, layer, facts)
+        ]
     return choices
+
+
+def _as_whole(
+    query: FamilyQuery, layer: Layer, facts: Mapping[str, LayerFacts]
+) -> list[tuple[int, int]]:
+    """Return where a coarser layer knows as many of the measures that are asked for as the base.
+
+    Where the base does not know one either, the coarser layer's null is the answer.
+    """
+    base = facts.get(query.family.base.name, LayerFacts()).whole
+    own = facts.get(layer.name, NOTHING_KNOWN).whole
+    lacks = sorted(
+        (base.get(acc.column, NEVER_MS), own.get(acc.column, NEVER_MS))
+        for acc in query.rows.accumulators
+        if acc.kind != "events"
+    )
+    found, first = [], NEVER_MS
+    for known_ms, whole_ms in lacks:
+        if known_ms >= whole_ms:
+            continue
+        # A window that starts before the base knows the measure is null whoever is asked.
+        stop = known_ms
+        if NEVER_MS < known_ms < NEVER_ENDS_MS:
+            stop = layer.window.end(layer.window.start(known_ms - 1))
+        if first < stop:
+            found.append((first, stop))
+        first = max(first, whole_ms)
+    return [*found, (first, NEVER_ENDS_MS)]
+
+
+def _check_ranked(query: FamilyQuery, facts: Mapping[str, LayerFacts]) -> None:
+    """Refuse to rank by a measure where it is not known of the whole range.
+
+    Raises:
+        QueryError: it is not.
+    """
+    if query.ranked is None:
+        return
+    base = query.family.base
+    whole = facts.get(base.name, LayerFacts()).whole
+    names = stored_for(base, query.ranked)
+    whole_ms = max((whole.get(name, NEVER_MS) for name in names), default=NEVER_MS)
+    if query.from_ms < whole_ms:
+        raise QueryError(
+            f"cannot rank by {query.ranked.name}: {base.name} has it only since {whole_ms} of the"
+            f" events' time; got {query.from_ms}; want a range from"
+            f" {base.window.first_start(whole_ms)} on"
+        )
 
 
 def _descends(query: FamilyQuery, layer: Layer, finer: Layer) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from tables.block import Block, FewRows, conform, different, frames_of
-from tables.cell import cell_schema, merge_exprs
+from tables.cell import cell_schema, merge_rows, whole_only
 from tables.few_cells import FEW_ROWS_MAX, few_cells
 from tables.journal import Announcement
 from tables.layer import Layer, Scalar
@@ -40,11 +40,8 @@ class RollupTable(LayerTable):
         self._heard: dict[int, dict[int, int]] = {}
 
     def _cells_of(self, rows: pl.DataFrame) -> pl.DataFrame:
-        rows = self._latest(rows)
         # In the order of a cell frame.
-        return rows.group_by(self._cell).agg(
-            *merge_exprs(self.layer.accumulators), pl.col("version").max()
-        )
+        return merge_rows(self._latest(rows), self._cell, self.layer.accumulators)
 
     def parts_in(self, from_ms: int, to_ms: int, key: Mapping[str, Scalar]) -> pl.DataFrame:
         """Return the contributions of windows that start in the range, and what is settled.
@@ -53,8 +50,8 @@ class RollupTable(LayerTable):
         """
         rows = self._rows_in(from_ms, to_ms, key)
         if rows.height > FEW_ROWS_MAX:
-            return self._latest(rows)
-        return FewRows(self._stored, self._latest_few(rows)).frame()
+            return whole_only(self._latest(rows), self.began)
+        return whole_only(FewRows(self._stored, self._latest_few(rows)).frame(), self.began)
 
     def _few_of(self, rows: pl.DataFrame) -> pl.DataFrame:
         names = list(self._stored)
@@ -108,9 +105,7 @@ class RollupTable(LayerTable):
         settles = self.finer.window.ends(pl.col("fine_start")) <= floor
         settled = rows.filter(pl.col("fine_start").is_null() | settles)
         single = rows.filter(pl.col("fine_start").is_not_null() & ~settles)
-        added = settled.group_by(self._cell).agg(
-            *merge_exprs(self.layer.accumulators),
-            pl.col("version").max(),
+        added = merge_rows(settled, self._cell, self.layer.accumulators).with_columns(
             pl.lit(0, pl.Int64).alias("contributed"),
             pl.lit(None, pl.Int64).alias("fine_start"),
             pl.lit(None, pl.Int32).alias("source_partition"),

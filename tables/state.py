@@ -7,18 +7,21 @@ atomic batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 import msgspec
 import polars as pl
 
 from tables import ledger
 from tables.block import FewRows
+from tables.cell import later_of
 from tables.ids import IDS, IdTable
 from tables.journal import Announcement, Claim, Delta, Entry, Identity, Snapshot, SnapshotPart
 from tables.layer import Layer
 from tables.plan import InputPlan
 from tables.rollup_table import RollupTable
+from tables.shape import changes, joined
 from tables.table import NEVER_ENDS_MS, NEVER_MS, BlockWrite, FoldTable, LayerTable
 
 
@@ -26,9 +29,13 @@ class Meta(msgspec.Struct):
     """All of a partition's state but its cells.
 
     ``to`` is the source offset up to which everything is folded, the only position there is.
-    ``base`` is the offset it began at. ``since`` is, by sender, the floor it announced first: what
-    it had evicted before ended at or below it and never came here. ``began_ms`` is, by base layer
-    that the map got later, from when on it knows all events. ``journal_offset`` is the next
+    ``base`` is the offset it began at. ``since`` is, by sender, the floor it announced first, if
+    it could not tell from when on its cells are whole. ``began_ms`` is, by base layer
+    that the map got later, from when on it knows all events, and ``columns_ms`` the same of
+    accumulators that a layer got later. ``sinks_ms`` is, by coarser layer, from when on it gets all
+    cells from here; ``whole`` is, by sender and column, from when on a sender's cells are whole.
+    ``shapes`` are those of all layers that the journal has known, ``named`` the layers of the map
+    of the claim that stands. ``journal_offset`` is the next
     entry to read; ``entry`` the identity of the one before it; ``tail`` the identity of source
     record ``to - 1``. ``snapshot`` is the journal offset of the latest snapshot, -1 before the
     first, and ``snapshot_bytes`` its size; ``covered`` what the last two cover; ``tail_bytes`` the
@@ -43,6 +50,11 @@ class Meta(msgspec.Struct):
     announced: dict[int, Announcement] = {}
     since: dict[int, int] = {}
     began_ms: dict[str, int] = {}
+    columns_ms: dict[str, dict[str, int]] = {}
+    sinks_ms: dict[str, int] = {}
+    whole: dict[int, dict[str, int]] = {}
+    shapes: dict[str, dict[str, str]] = {}
+    named: list[str] | None = None
     ledger: dict[str, int] = {}
     revision: int = 0
     digest: str = ""
@@ -77,7 +89,8 @@ class PartitionState:
         self.ids = IdTable(source.ids_max) if source is not None and source.id_field else None
         if self.ids is not None:
             self.tables[IDS] = self.ids
-        self._share_announcements()
+        self._whole: dict[str, dict[str, int]] = {}
+        self._share()
 
     def apply(
         self,
@@ -142,16 +155,63 @@ class PartitionState:
         return self._announced_least(1)
 
     def complete_ms(self, layer: Layer) -> int:
-        """Return from which start on windows have all events, or all that the finer layer had.
+        """Return from which start on windows have all events; ``NEVER_ENDS_MS`` while not known.
 
-        A map may get a layer later. A base layer knows nothing of earlier events then. Of a coarser
-        one, what its senders had evicted by then never comes here: they evict older windows first,
-        so all of those end at or below the floor they announce first.
+        A map may get a layer later: it knows nothing of earlier events then.
         """
+        return self.whole(layer).get("events", NEVER_ENDS_MS)
+
+    def is_known(self, layer: Layer) -> bool:
+        """Tell whether it is known which windows of a layer are whole."""
+        return "events" in self.whole(layer)
+
+    def whole(self, layer: Layer) -> dict[str, int]:
+        """Return from which start on windows have all of each accumulator; others are not known.
+
+        What holds for ``events`` holds for all. Of a coarser layer a column is known once all
+        senders have told of it.
+        """
+        found = self._whole.get(layer.name)
+        if found is None:
+            own = self.meta.columns_ms.get(layer.name, {})
+            found = {}
+            for column in (acc.column for acc in layer.accumulators):
+                since_ms = self._began_ms(layer, column)
+                if since_ms is not None:
+                    found[column] = max(since_ms, own.get(column, NEVER_MS))
+            self._whole[layer.name] = found
+        return found
+
+    def sends_whole(self, layer: Layer, coarser: Layer) -> dict[str, int]:
+        """Return from which start on a coarser layer gets all of a layer's windows, by column.
+
+        What is not known is left out; nothing is told while the layer knows nothing of itself.
+        """
+        whole = self.whole(layer)
+        if "events" not in whole:
+            return {}
+        names = {acc.column for acc in coarser.accumulators}
+        found = {column: ms for column, ms in whole.items() if column in names}
+        found["events"] = max(found["events"], self.meta.sinks_ms.get(coarser.name, NEVER_MS))
+        return found
+
+    def _began_ms(self, layer: Layer, column: str) -> int | None:
+        """Return from when on a layer's input has a column, None while some sender is silent."""
+        meta = self.meta
         if self.plan.finer is None:
-            return self.meta.began_ms.get(layer.name, NEVER_MS)
-        since = self.meta.since
-        return max(since.values()) if len(since) >= self.plan.senders else NEVER_ENDS_MS
+            return meta.began_ms.get(layer.name, NEVER_MS)
+        if len(meta.since) < self.plan.senders:
+            return None
+        began_ms = NEVER_MS
+        for sender, floor in meta.since.items():
+            if column == "events":
+                began_ms = max(began_ms, floor)
+            # A sender that runs an older version tells nothing: it has had all of it for ever.
+            told = meta.whole.get(sender, {column: NEVER_MS})
+            if column not in told:
+                return None
+            began_ms = max(began_ms, told[column])
+        return began_ms
 
     def take_writes(self) -> list[BlockWrite]:
         """Return the block writes that the local store has not got yet, and forget them.
@@ -192,8 +252,52 @@ class PartitionState:
         meta.revision, meta.digest = claim.revision, claim.digest
         meta.partitions = claim.partitions
         self._keep_only(claim)
+        self._begin(claim)
         meta.layers, meta.ids, meta.ids_gone = claim.layers, claim.ids, 0
+        self._whole.clear()
+        self._share()
         return True
+
+    def _begin(self, claim: Claim) -> None:
+        """Take note of what layers have or feed that they did not before: it begins here."""
+        meta = self.meta
+        for name, columns in (claim.layers or {}).items():
+            before = (meta.layers or {}).get(name, columns)
+            for column in set(columns).difference(before):
+                self._begin_column(name, column)
+        if claim.shapes is not None:
+            self._begin_sinks(claim.shapes.keys())
+            meta.shapes = joined(meta.shapes, claim.shapes)
+
+    def _begin_sinks(self, named: Collection[str]) -> None:
+        """Note from when on coarser layers get all cells: older windows were evicted first."""
+        meta = self.meta
+        for name in meta.sinks_ms.keys() - set(named):
+            del meta.sinks_ms[name]
+        for layer in self.plan.layers:
+            for coarser in self.plan.coarser[layer.name]:
+                if coarser.name in named and coarser.name not in meta.sinks_ms:
+                    is_new = meta.named is not None and coarser.name not in meta.named
+                    meta.sinks_ms[coarser.name] = self.floor_ms(layer) if is_new else NEVER_MS
+        meta.named = sorted(named)
+
+    def _begin_column(self, name: str, column: str) -> None:
+        """Note from which start on no window can have cells yet."""
+        meta = self.meta
+        if self.plan.finer is None:
+            begins_ms = meta.stream_time_ms + 1
+        else:
+            (layer,) = self.plan.layers
+            newest = max(self.tables[layer.name].versions, default=NEVER_MS)
+            # Windows that are evicted end at or below the floor.
+            ends = [self.floor_ms(layer)]
+            if newest > NEVER_MS:
+                ends.append(layer.window.end(newest))
+            begins_ms = max(ends)
+            for told in meta.whole.values():
+                told.pop(column, None)
+        if begins_ms > NEVER_MS + 1:
+            meta.columns_ms.setdefault(name, {})[column] = begins_ms
 
     def _keep_only(self, claim: Claim) -> None:
         """Forget what a claim's map does not have; what a later one has again begins anew there.
@@ -202,16 +306,7 @@ class PartitionState:
         """
         meta = self.meta
         if claim.layers is not None:
-            for layer in self.plan.layers:
-                kept = claim.layers.get(layer.name)
-                if kept is None:
-                    self.tables[layer.name].clear()
-                else:
-                    columns = {accumulator.column for accumulator in layer.accumulators}
-                    self.tables[layer.name].forget(columns.difference(kept))
-            for name in meta.began_ms.keys() - claim.layers.keys():
-                del meta.began_ms[name]
-            self._begin(claim.layers)
+            self._keep_layers(claim.layers)
         if claim.ids is not None and self.ids is not None:
             if not claim.ids:
                 self.ids.clear()
@@ -219,7 +314,25 @@ class PartitionState:
                 # What was forgotten under the old number lies here still, but stays forgotten.
                 self.ids.keep(meta.ids)
 
-    def _begin(self, layers: Iterable[str]) -> None:
+    def _keep_layers(self, layers: Mapping[str, list[str]]) -> None:
+        meta = self.meta
+        for layer in self.plan.layers:
+            kept = layers.get(layer.name)
+            if kept is None:
+                self.tables[layer.name].clear()
+            else:
+                columns = {accumulator.column for accumulator in layer.accumulators}
+                self.tables[layer.name].forget(columns.difference(kept))
+        forgets: tuple[dict[str, Any], ...] = (meta.began_ms, meta.columns_ms)
+        for known in forgets:
+            for name in known.keys() - layers.keys():
+                del known[name]
+        for name, began in meta.columns_ms.items():
+            for column in began.keys() - set(layers[name]):
+                del began[column]
+        self._begin_layers(layers)
+
+    def _begin_layers(self, layers: Iterable[str]) -> None:
         """Note from when on base layers know all events that the claim before did not have."""
         meta = self.meta
         if self.plan.finer is not None or meta.stream_time_ms == NEVER_MS:
@@ -227,6 +340,7 @@ class PartitionState:
         known = meta.floors if meta.layers is None else meta.layers
         for name in set(layers).difference(known):
             meta.began_ms[name] = meta.stream_time_ms + 1
+            self._whole.clear()
 
     def _apply_delta(
         self, delta: Delta, identity: Identity, rows: Mapping[str, pl.DataFrame | FewRows]
@@ -248,10 +362,7 @@ class PartitionState:
             meta.tail = delta.tail
             self._take_floors(delta.floors)
             meta.stream_time_ms = max(meta.stream_time_ms, delta.stream_time_ms)
-            meta.announced |= delta.announced
-            for sender, (_, floor) in delta.announced.items():
-                meta.since.setdefault(sender, floor)
-            self._share_announcements()
+            self._hear(delta)
             ledger.add(meta.ledger, delta.ledger)
         return True
 
@@ -266,6 +377,21 @@ class PartitionState:
                 self.ids.forget_oldest(gone - meta.ids_gone)
             meta.ids_gone = gone
 
+    def _hear(self, delta: Delta) -> None:
+        """Take what the senders of a coarser layer say of themselves."""
+        meta = self.meta
+        meta.announced |= delta.announced
+        new = delta.announced.keys() - meta.since.keys()
+        for sender, told in delta.whole.items():
+            meta.whole[sender] = later_of(meta.whole.get(sender, {}), told)
+        for sender in new:
+            # What a sender of an older version had evicted before ended at or below its floor.
+            floor = NEVER_MS if sender in meta.whole else delta.announced[sender][1]
+            meta.since[sender] = floor
+        if new or delta.whole:
+            self._whole.clear()
+        self._share()
+
     def _take_floors(self, floors: Mapping[str, int]) -> None:
         """Take the floors of the layers that the map has now.
 
@@ -276,7 +402,7 @@ class PartitionState:
             return
         if meta.layers is None:
             # The claim did not tell which layers there are.
-            self._begin(floors)
+            self._begin_layers(floors)
             meta.floors = {}
         meta.floors = {**meta.floors, **floors}
 
@@ -284,6 +410,8 @@ class PartitionState:
         """Tell whether a later claim stands (docs/formats/journal.md rule 3)."""
         meta = self.meta
         if claim.partitions != meta.partitions or claim.revision < meta.revision:
+            return False
+        if changes(meta.shapes, claim.shapes or {}):
             return False
         return claim.revision > meta.revision or claim.digest == meta.digest
 
@@ -293,7 +421,9 @@ class PartitionState:
             return NEVER_MS
         return min(announcement[which] for announcement in announced.values())
 
-    def _share_announcements(self) -> None:
-        for table in self.tables.values():
+    def _share(self) -> None:
+        """Tell the tables what the state says of their rows."""
+        for name, table in self.tables.items():
+            table.began = self.meta.columns_ms.get(name, {})
             if isinstance(table, RollupTable):
                 table.announced = self.meta.announced

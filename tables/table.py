@@ -28,7 +28,7 @@ from tables.block import (
     frames_of,
     is_among,
 )
-from tables.cell import cell_schema, merge_exprs
+from tables.cell import cell_schema, merge_rows, whole_only
 from tables.few_cells import FEW_ROWS_MAX, columns_of, few_cells
 from tables.layer import Layer, Scalar
 from tables.window import START_MS_MIN
@@ -86,6 +86,8 @@ class LayerTable:
         versions: by window start, the version of the delta that last changed one of its cells.
         touched: the windows of the block that was added last.
         writes: what the local store has not got yet; the owner empties it with every save.
+        began: by accumulator that the layer got later, from which start on windows have all of it.
+            Cells of other windows leave the table with null there.
     """
 
     def __init__(self, name: str, stored: Mapping[str, pl.DataType]) -> None:
@@ -94,6 +96,7 @@ class LayerTable:
         self.touched: frozenset[int] = frozenset()
         self._oldest: int | None = None
         self.writes: list[BlockWrite] = []
+        self.began: Mapping[str, int] = {}
         self._stored = dict(stored)
         self._delta = {name: kind for name, kind in stored.items() if name != "version"}
         self._blocks: dict[int, Block] = {}
@@ -247,7 +250,8 @@ class LayerTable:
         ``key`` has the values of key columns; those not named match all.
         """
         rows = self._rows_in(from_ms, to_ms, key)
-        return self._few_of(rows) if rows.height <= FEW_ROWS_MAX else self._cells_of(rows)
+        cells = self._few_of(rows) if rows.height <= FEW_ROWS_MAX else self._cells_of(rows)
+        return whole_only(cells, self.began)
 
     def _rows_in(self, from_ms: int, to_ms: int, key: Mapping[str, Scalar]) -> pl.DataFrame:
         found = []
@@ -278,12 +282,13 @@ class LayerTable:
         found = [block for block in self._blocks.values() if not block.windows.isdisjoint(chosen)]
         whole = all(block.windows <= chosen for block in found)
         frames = frames_of(found, self._stored)
+        began = dict(self.began)
 
         def cells() -> pl.DataFrame:
             rows = self._joined(frames)
             if not whole:
                 rows = rows.filter(is_among(rows["window_start"], chosen))
-            made = self._cells_of(rows)
+            made = whole_only(self._cells_of(rows), began)
             self._merged = wanted, weakref.ref(made)
             return made
 
@@ -383,9 +388,7 @@ class FoldTable(LayerTable):
 
     def _cells_of(self, rows: pl.DataFrame) -> pl.DataFrame:
         # In the order of a cell frame.
-        return rows.group_by(self._identity).agg(
-            *merge_exprs(self.layer.accumulators), pl.col("version").max()
-        )
+        return merge_rows(rows, self._identity, self.layer.accumulators)
 
     def _few_of(self, rows: pl.DataFrame) -> pl.DataFrame:
         keys = list(zip(*columns_of(rows, self._identity), strict=True))

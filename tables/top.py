@@ -91,6 +91,7 @@ def parse_top_query(
     rest += [("measures", measure.name) for measure in layer.measures]
     query = parse_family_query(themap, family_with(themap, layer).name, rest, limits)
     by = next(measure for measure in layer.measures if measure.name == values["by"])
+    query = dataclasses.replace(query, ranked=by)
     return TopQuery(
         query, layer, by, values.get("n", N_DEFAULT), values.get("order", "desc") == "desc"
     )

@@ -67,19 +67,22 @@ def test_an_entry_comes_back_from_its_bytes(entry: Entry) -> None:
 
 def test_the_bytes_are_those_of_the_format_page() -> None:
     """Other programs and later versions read them: they change with the format number only."""
-    value = encode_entry(Claim(7, "ab", 2, 40, {"h": ["events"]}, 9))
-    assert value == bytes.fromhex("02 97 a5") + b"claim" + bytes(
-        [7, 0xA2, *b"ab", 2, 40, 0x81, 0xA1, *b"h", 0x91, 0xA6, *b"events", 9]
-    )
+    value = encode_entry(Claim(7, "ab", 2, 40, {"h": ["events"]}, 9, {"h": {"key": "k"}}))
+    assert value == bytes.fromhex("02 98 a5") + b"claim" + bytes(
+        [
+            7, 0xA2, *b"ab", 2, 40, 0x81, 0xA1, *b"h", 0x91, 0xA6, *b"events", 9,
+            0x81, 0xA1, *b"h", 0x81, 0xA3, *b"key", 0xA1, *b"k",
+        ]
+    )  # fmt: skip
     entry = Delta(
         3, 7, 40, 41, -1, {"h": 5}, {0: (1, 2)}, {"a": 1}, {"h": b"x"}, {"h": [6]}, (8, 9), 2,
-        True, 4,
+        True, 4, {0: {"events": 3}},
     )  # fmt: skip
     value = encode_entry(entry)
     assert value[0] == FORMAT == 2
     assert msgspec.msgpack.decode(value[1:], strict=False) == [
         "delta", 3, 7, 40, 41, -1, {"h": 5}, {0: [1, 2]}, {"a": 1}, {"h": b"x"}, {"h": [6]}, [8, 9],
-        2, True, 4,
+        2, True, 4, {0: {"events": 3}},
     ]  # fmt: skip
     part = encode_entry(SnapshotPart(b"m", [("h", 5, b"x")]))
     assert msgspec.msgpack.decode(part[1:]) == ["part", b"m", [["h", 5, b"x"]]]

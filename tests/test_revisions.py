@@ -171,8 +171,11 @@ async def test_a_measure_that_comes_back_begins_anew(history: History) -> None:
     history.check(without)
     cells = history.state.tables["hour"].cells().sort("key_origin")
     assert cells["events"].to_list() == [3, 1]
-    assert cells["sum_delay"].to_list() == [5, 0]
-    assert cells["min_delay"].to_list() == [5, None]
+    assert cells["sum_delay"].to_list() == [None, None], "its hour began before"
+    history.advance({"hour": block(5, start=HOUR_MS)}, HOUR_MS + 5)
+    cells = history.state.tables["hour"].cells().filter(window_start=HOUR_MS)
+    assert cells["sum_delay"].to_list() == [5]
+    assert cells["min_delay"].to_list() == [5]
 
 
 def ids_block(*ids: str, until: int = DAY_MS) -> bytes:

@@ -283,8 +283,8 @@ def test_small_blocks_wait_and_are_read_as_one() -> None:
     assert cells_of(table) == before | {("LGA", "UA", 0): (1, 1, TAIL_FEW_MAX)}
 
 
-def test_a_measure_that_came_later_is_filled_as_if_no_event_had_it() -> None:
-    """Blocks of an older revision read with zero counts and sums, and without extremes."""
+def test_a_measure_that_came_later_is_not_known_of_what_came_before() -> None:
+    """A cell with rows of an older revision has no value, never half of one; its count is whole."""
     older = dataclasses_replace(HOUR, accumulators=HOUR.accumulators[:1])
     schema = {name: kind for name, kind in cell_schema(older).items() if name != "version"}
     row = {"key_origin": "JFK", "key_carrier": "UA", "window_start": 0, "events": 4}
@@ -295,7 +295,10 @@ def test_a_measure_that_came_later_is_filled_as_if_no_event_had_it() -> None:
     assert (cell["count"], cell["mean_delay"], cell["min_delay"]) == (4, None, None)
     table.add(hour_block([("JFK", "UA", 0, 5)]), 2)
     (cell,) = measures_of(HOUR, table.cells())
-    assert (cell["count"], cell["mean_delay"], cell["min_delay"]) == (5, 5.0, 5)
+    assert (cell["count"], cell["mean_delay"], cell["min_delay"]) == (5, None, None)
+    table.add(hour_block([("LGA", "UA", 0, 5)]), 3)
+    _, cell = measures_of(HOUR, table.cells().sort("key_origin"))
+    assert (cell["count"], cell["mean_delay"], cell["min_delay"]) == (1, 5.0, 5)
 
 
 @pytest.mark.parametrize("kind", ["fold", "rollup"])

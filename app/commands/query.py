@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from app.commands.query_draw import caption, cells_table, is_worth_sparks, sparks_table
+from app.commands.query_draw import caption, cells_table, is_worth_sparks, moment, sparks_table
 from app.settings import environment_variable
 from client import Answer, FamilyAnswer, QueryClient, QueryFailedError, Range
 from tables.errors import QueryError
@@ -154,6 +154,9 @@ def _notes(answer: Answer | FamilyAnswer) -> list[str]:
     else:
         notes = [PARTIAL] if answer.exactness == "partial" else []
         count = len(answer.rows)
+    for name, whole_ms in answer.whole_from.items():
+        since = "some time that is not known yet" if whole_ms is None else moment(whole_ms)
+        notes.append(f"{name}: the layer has it since {since}; before, it is empty")
     return [*notes, f"more: only the first {count} cells; raise --limit"] if answer.more else notes
 
 
