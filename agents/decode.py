@@ -21,7 +21,7 @@ from agents.batch import DETAIL_CHARS_MAX, PLACE, EventBatch, SetAside, tally
 from agents.decode_arrow import ARROW_START, BROKEN_ARROW, ArrowEvents
 from agents.decode_json import Fault, JsonEvents, lines_of
 from tables.block import repeated
-from tables.chunk import Headers, Run
+from tables.chunk import Headers, RecordFault, Run
 from tables.heartbeat import HEARTBEAT_HEADER, decode_heartbeat
 from tables.layer import Source
 from tables.ledger import Ledger
@@ -133,7 +133,7 @@ class Decoder:
         those rows.
         """
         value, headers = run.values[item.record] or b"", run.headers.get(item.record, ())
-        form = _form(value, headers)
+        form = _form(value, headers) if item.record not in run.faults else ""
         if item.events is None:
             return value, _content_type(headers) or _NAMES.get(form, "")
         if form == "arrow":
@@ -147,7 +147,7 @@ class Decoder:
         for first, last, form in self._parts(doing.run):
             if form == "arrow":
                 self._decode_arrow(doing, range(first, last))
-            elif form in ("unknown", "none"):
+            elif form in ("unknown", "none", "fault"):
                 for index in range(first, last):
                     self._decode_other(doing, index, form)
             else:
@@ -156,7 +156,7 @@ class Decoder:
     def _parts(self, run: Run) -> Iterator[tuple[int, int, str]]:
         """Cut a run into stretches of one form: ``[first, last)`` and the form."""
         values = run.values
-        plain = bool(values) and not run.headers and None not in values
+        plain = bool(values) and not run.headers and not run.faults and None not in values
         if plain and not cast("bytes", values[0]).startswith(ARROW_START):
             yield 0, len(values), ""
         else:
@@ -206,7 +206,7 @@ class Decoder:
             self._decode_arrow(doing, range(index, index + 1))
             return
         if len(value) > self._source.record_bytes_max:
-            doing.refuse_record(index, *self._oversized(value))
+            doing.refuse_record(index, *self._oversized(len(value)))
             return
         if not value.strip():
             doing.refuse_record(index, *_EMPTY)
@@ -231,7 +231,7 @@ class Decoder:
         for index in indexes:
             value = doing.run.values[index] or b""
             if len(value) > self._source.record_bytes_max:
-                doing.refuse_record(index, *self._oversized(value))
+                doing.refuse_record(index, *self._oversized(len(value)))
                 continue
             try:
                 columns = self._arrow.read(value)
@@ -270,7 +270,9 @@ class Decoder:
     def _decode_other(self, doing: _Doing, index: int, form: str) -> None:
         """Decode one record that is neither JSON nor Arrow."""
         value, headers = doing.run.values[index], doing.run.headers.get(index, ())
-        if form == "none":
+        if form == "fault":
+            doing.refuse_record(index, *self._fault(doing.run.faults[index]))
+        elif form == "none":
             found = self._decode_empty(value, headers)
             if isinstance(found, tuple):
                 doing.refuse_record(index, *found)
@@ -279,7 +281,7 @@ class Decoder:
             doing.sink.events.append(found)
             doing.sink.place(pl.Series([index * PLACE], dtype=pl.UInt64))
         elif len(value or b"") > self._source.record_bytes_max:
-            doing.refuse_record(index, *self._oversized(value or b""))
+            doing.refuse_record(index, *self._oversized(len(value or b"")))
         else:
             detail = f"got {_content_type(headers)!r}; want one of {', '.join(CONTENT_TYPES)}"
             doing.refuse_record(index, "unreadable", "content_type", detail)
@@ -297,9 +299,16 @@ class Decoder:
             return "unreadable", "heartbeat", f"time {time_ms} is outside years 1 to 9999"
         return self._json.heartbeat(time_ms)
 
-    def _oversized(self, value: bytes) -> tuple[str, str, str]:
+    def _fault(self, fault: RecordFault) -> tuple[str, str, str]:
+        """Return the column, the reason and the detail of a record that could not be read."""
+        if fault.reason == "cut" and fault.size > self._source.record_bytes_max:
+            return self._oversized(fault.size)
+        reason = "batch" if fault.reason == "cut" else fault.reason
+        return "unreadable", reason, fault.detail[:DETAIL_CHARS_MAX]
+
+    def _oversized(self, size: int) -> tuple[str, str, str]:
         limit = self._source.record_bytes_max
-        return "oversized", "oversized", f"got {len(value)} bytes; want at most {limit}"
+        return "oversized", "oversized", f"got {size} bytes; want at most {limit}"
 
     def _frame(self, sink: _Sink, parts: list[tuple[int, int]]) -> pl.DataFrame:
         """Return the JSON events as a frame, with the Arrow frames at their places.
@@ -340,7 +349,8 @@ def _form(value: bytes | None, headers: Headers) -> str:
 def _parts(run: Run) -> Iterator[tuple[int, int, str]]:
     first, before = 0, ""
     for index, value in enumerate(run.values):
-        form = _form(value, run.headers.get(index, ()))
+        faulty = index in run.faults
+        form = "fault" if faulty else _form(value, run.headers.get(index, ()))
         if form != before:
             if index > first:
                 yield first, index, before

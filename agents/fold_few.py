@@ -88,7 +88,7 @@ class FewFolder:
 
     def _plain_events(self, run: Run) -> list[Any] | None:
         """Return one event a record, None where a record is anything else."""
-        if run.headers or not run.values or None in run.values:
+        if run.headers or run.faults or not run.values or None in run.values:
             return None
         values = cast("list[bytes]", run.values)
         if not self._json.are_plain(values):

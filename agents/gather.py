@@ -89,6 +89,9 @@ class Gatherer:
         """Return the records that can be used."""
         records = []
         for index, value in enumerate(run.values):
+            if index in run.faults:
+                doing.refuse(index, run.faults[index].detail)
+                continue
             if not value:
                 doing.count("records.empty")
                 continue

@@ -43,6 +43,8 @@ def letter_of(
 ) -> tuple[bytes, tuple[tuple[str, bytes], ...]]:
     """Return a letter's value and headers."""
     value, content_type = part_of(run, item)
+    fault = run.faults.get(item.record)
+    size = max(len(value), fault.size if fault is not None else 0)
     letter = Letter(
         topic=run.topic,
         partition=run.partition,
@@ -54,7 +56,7 @@ def letter_of(
         content_type=content_type,
         layer=item.layer,
         lateness_ms=item.lateness_ms,
-        cut=len(value) if len(value) > LETTER_BYTES_MAX else 0,
+        cut=size if size > LETTER_BYTES_MAX else 0,
     )
     return value[:LETTER_BYTES_MAX], letter.headers()
 

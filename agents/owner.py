@@ -437,7 +437,12 @@ def _has_events(counts: ledger.Ledger) -> bool:
 
 
 def tail_of(run: Run) -> Identity | None:
-    """Return the identity of a run's last record: append time and CRC-32 of its value."""
+    """Return the identity of a run's last record: append time and CRC-32 of its value.
+
+    None where there is none, or its value was not all read.
+    """
     if not run.values or run.offsets[-1] != run.next_offset - 1:
+        return None
+    if len(run.values) - 1 in run.faults:
         return None
     return run.append_times_ms[-1], zlib.crc32(run.values[-1] or b"")

@@ -22,15 +22,18 @@ from typing import Any, cast
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka import TopicPartition as KafkaPartition
+from aiokafka.consumer import fetcher
 from aiokafka.consumer.fetcher import READ_COMMITTED, FetchError, FetchResult
 from aiokafka.errors import CorruptRecordException
 
-from tables.chunk import Headers, Run
+from app.record_batches import NO_TIME_MS, Batch, Batches
+from tables.chunk import Headers, RecordFault, Run
 
 log = logging.getLogger(__name__)
 
-# Kafka's NO_TIMESTAMP: what a record without a time carries (formats before 2 may have none).
-NO_TIME_MS = -1
+# From here on every consumer of this process reads batches in our way.
+fetcher.MemoryRecords = Batches
+
 _LOG_APPEND_TIME = 1
 LEAVE_SECONDS_MAX = 2.0
 
@@ -59,6 +62,7 @@ class _Batch:
     values: list[bytes | None] = dataclasses.field(default_factory=list)
     times_ms: list[int] = dataclasses.field(default_factory=list)
     headers: dict[int, Headers] = dataclasses.field(default_factory=dict)
+    faults: dict[int, RecordFault] = dataclasses.field(default_factory=dict)
 
     def split(self, count: int) -> _Batch:
         """Take the first ``count`` records out and return them; they end where the rest begins."""
@@ -69,10 +73,12 @@ class _Batch:
             values=self.values[:count],
             times_ms=self.times_ms[:count],
             headers={i: found for i, found in self.headers.items() if i < count},
+            faults={i: found for i, found in self.faults.items() if i < count},
         )
         self.offsets, self.values = self.offsets[count:], self.values[count:]
         self.times_ms = self.times_ms[count:]
         self.headers = {i - count: found for i, found in self.headers.items() if i >= count}
+        self.faults = {i - count: found for i, found in self.faults.items() if i >= count}
         return first
 
     def run(self, tp: KafkaPartition, size: int) -> Run:
@@ -80,7 +86,7 @@ class _Batch:
         first = self.offsets[0] if self.offsets else self.next_offset
         return Run(
             tp.topic, tp.partition, first, self.next_offset, self.offsets, self.values,
-            self.times_ms, self.headers, size,
+            self.times_ms, self.headers, size, self.faults,
         )  # fmt: skip
 
 
@@ -222,9 +228,14 @@ class Fetched:
                 f"cannot read a batch at or after offset {fetched.next_fetch_offset}: its checksum"
                 " differs; read it again, and check disks and network of the broker if it stays so"
             )
+        if batch.next_offset <= fetched.next_fetch_offset:
+            raise CorruptRecordException(
+                f"cannot read a batch: it ends at {batch.next_offset - 1}, before offset"
+                f" {fetched.next_fetch_offset}, which was asked for"
+            )
         if _is_unwanted(fetched, batch):
             return _Batch(result, batch.next_offset)
-        records = list(batch)
+        records = batch.records()
         if records and records[0].offset < fetched.next_fetch_offset:
             # A fetch from within a batch is answered with the whole batch.
             records = [record for record in records if record.offset >= fetched.next_fetch_offset]
@@ -281,7 +292,7 @@ def _is_unwanted(fetched: Any, batch: Any) -> bool:
     return bool(batch.is_control_batch)
 
 
-def _columns(result: FetchResult, batch: Any, records: list[Any]) -> _Batch:
+def _columns(result: FetchResult, batch: Batch, records: list[Any]) -> _Batch:
     """Return records by column; comprehensions with plain names, which Python makes fastest."""
     found = _Batch(result, batch.next_offset)
     if not records:
@@ -299,6 +310,12 @@ def _columns(result: FetchResult, batch: Any, records: list[Any]) -> _Batch:
     headers = [record.headers for record in records]
     if any(headers):
         found.headers = {i: _headers(some) for i, some in enumerate(headers) if some}
+    if batch.faults:
+        found.faults = {
+            i: batch.faults[record.offset]
+            for i, record in enumerate(records)
+            if record.offset in batch.faults
+        }
     return found
 
 

@@ -26,6 +26,10 @@ LETTER_HEADER = "letter"
 """In a replayed record: the place of its letter, ``partition:offset`` of the side topic."""
 
 SENDS_MAX = 500
+
+_NOT_WHOLE = ("record", "batch")
+"""Reasons of letters whose value is not the record's: bytes of a batch, or nothing."""
+
 Wanted = Callable[[Letter], bool]
 
 
@@ -52,7 +56,10 @@ class Known:
 
 @dataclasses.dataclass(slots=True)
 class Replayed:
-    """What became of a replay, in letters: sent now, found in the source already, left out."""
+    """What became of a replay, in letters: sent now, found in the source already, left out.
+
+    ``cut`` are those that do not hold their record, ``foreign`` those of no source of the map.
+    """
 
     sent: int = 0
     landed: int = 0
@@ -152,7 +159,7 @@ class DeadLetters:
             assert entry.letter is not None
             if entry.letter.topic not in sources:
                 result.foreign += 1
-            elif entry.letter.cut:
+            elif entry.letter.cut or entry.letter.reason in _NOT_WHOLE:
                 result.cut += 1
             else:
                 chosen.setdefault(entry.partition, []).append(entry.offset)

@@ -162,5 +162,5 @@ def _entry(record: Record) -> Entry:
         if any(name == MARK_HEADER for name, _ in record.headers):
             return Entry(*place, mark=msgspec.json.decode(record.value, type=Mark))
         return Entry(*place, letter=read_letter(record.headers))
-    except (LetterError, msgspec.DecodeError) as error:
+    except (LetterError, msgspec.DecodeError, UnicodeDecodeError) as error:
         return Entry(*place, problem=str(error))

@@ -350,8 +350,9 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
                 )
             except UnreadableError as error:
                 raise TransportError(
-                    f"cannot read {error}; the worker stops, and reads on from its journal when it"
-                    " is started again; if it stays so, compare the topic's log with the journal"
+                    f"cannot read {error}; a broker refuses it, or the log is damaged; the worker"
+                    " stops, and reads on from its journal when it is started again; if it stays"
+                    " so, look at the broker's log and disk, and let another copy lead"
                 ) from error
             arrived.add(runs)
             some = some or bool(runs)

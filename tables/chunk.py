@@ -7,6 +7,19 @@ import dataclasses
 Headers = tuple[tuple[str, bytes], ...]
 
 
+@dataclasses.dataclass(slots=True, frozen=True)
+class RecordFault:
+    """Why a record cannot be used, whatever its value is.
+
+    ``reason`` is one of docs/formats/records.md, or ``cut`` where only the beginning of its value
+    was read; ``size`` is that of the whole value then, in bytes.
+    """
+
+    reason: str
+    detail: str
+    size: int = 0
+
+
 @dataclasses.dataclass(slots=True)
 class Run:
     """Consecutive records of one partition, in log order.
@@ -15,7 +28,8 @@ class Run:
     that carry no record (transaction markers, compacted records) lie between them, so that
     ``next_offset - first_offset >= len(values)``. ``offsets``, ``values`` and ``append_times_ms``
     have one item a record. ``headers`` has an entry only for records that have headers. ``size`` is
-    that of all values, in bytes; it is counted where it is not given.
+    that of all values, in bytes; it is counted where it is not given. ``faults`` has, by index, the
+    records that could not be read: their values are for dead letters only.
     """
 
     topic: str
@@ -27,6 +41,7 @@ class Run:
     append_times_ms: list[int]
     headers: dict[int, Headers]
     size: int = -1
+    faults: dict[int, RecordFault] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.size < 0:
@@ -48,6 +63,7 @@ class Run:
         self.values += after.values
         self.append_times_ms += after.append_times_ms
         self.headers |= {at + i: found for i, found in after.headers.items()}
+        self.faults |= {at + i: found for i, found in after.faults.items()}
 
     def halves(self) -> tuple[Run, Run]:
         """Return two runs of half the records each; there must be two or more."""
@@ -62,6 +78,7 @@ class Run:
             append_times_ms=self.append_times_ms[:middle],
             size=-1,
             headers={i: found for i, found in self.headers.items() if i < middle},
+            faults={i: found for i, found in self.faults.items() if i < middle},
         )
         second = dataclasses.replace(
             self,
@@ -71,6 +88,7 @@ class Run:
             append_times_ms=self.append_times_ms[middle:],
             size=-1,
             headers={i - middle: found for i, found in self.headers.items() if i >= middle},
+            faults={i - middle: found for i, found in self.faults.items() if i >= middle},
         )
         return first, second
 

@@ -18,7 +18,10 @@ RECORD_COLUMNS = (
 """A tombstone has no value, an empty record nothing in it. ``gap`` counts offsets that carry no
 record: transaction markers and compacted records."""
 
-UNREADABLE_REASONS = ("content_type", "arrow", "heartbeat", "contribution", "too_many_cells")
+UNREADABLE_REASONS = (
+    "content_type", "arrow", "heartbeat", "header", "record", "batch", "contribution",
+    "too_many_cells",
+)  # fmt: skip
 MALFORMED_REASONS = (
     "json", "missing", "wrong_type", "out_of_range", "not_finite", "key_too_long",
 )  # fmt: skip

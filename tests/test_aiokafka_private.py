@@ -21,9 +21,10 @@ from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.consumer.subscription_state import Assignment, SubscriptionState
 from aiokafka.errors import CorruptRecordException, TopicAuthorizationFailedError
 from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
-from aiokafka.record.memory_records import MemoryRecords
+from aiokafka.record.util import calc_crc32c
 
 from app.aiokafka_private import Fetched, UnreadableError
+from app.record_batches import Batches
 from tables.chunk import Run
 
 TP = TopicPartition("t", 0)
@@ -74,7 +75,7 @@ class Bench:
     def fetch(self, *batches: bytes, at: int = 0) -> None:
         """Put a fetched answer where aiokafka puts it."""
         records = PartitionRecords(
-            TP, MemoryRecords(b"".join(batches)), [], at, None, None, True, 1
+            TP, aiokafka_fetcher.MemoryRecords(b"".join(batches)), [], at, None, None, True, 1
         )
         self.fetcher._records[TP] = FetchResult(
             TP, partition_records=records, assignment=self.assignment, backoff=0
@@ -218,6 +219,39 @@ async def test_control_batches_give_a_run_without_records(bench: Bench) -> None:
     assert (run.values, run.first_offset, run.next_offset) == ([], 0, 1)
 
 
+async def test_a_record_that_cannot_be_read_is_a_fault_of_the_run(bench: Bench) -> None:
+    """The others are read; a bounded drain keeps the fault with its record."""
+    named = [("ZZZZ", b"x")]
+    raw = bytearray(batch(0, [(0, b"a", []), (1, b"b", named), (2, b"c", [])]))
+    at = raw.index(b"ZZZZ")
+    raw[at : at + 4] = b"Gr\xfcn"
+    raw[17:21] = calc_crc32c(bytes(raw[21:])).to_bytes(4)
+    bench.fetch(bytes(raw), plain(3, 4))
+    (first,) = bench.drain(records=1)
+    (second,) = bench.drain(position=1)
+    assert (first.values, first.faults) == ([b"a"], {})
+    assert second.values == [b"b", b"c", b"3"]
+    assert {i: fault.reason for i, fault in second.faults.items()} == {0: "header"}
+
+
+async def test_a_batch_that_ends_before_the_position_is_refused(bench: Bench) -> None:
+    """No broker answers so; the position would fall back for ever."""
+    bench.assignment.state_value(TP).seek(5)
+    bench.fetch(plain(0, 3), at=5)
+    with pytest.raises(UnreadableError):
+        bench.drain(position=5)
+
+
+def test_all_consumers_read_batches_in_our_way() -> None:
+    """The fetcher makes them by this name, with the bytes of an answer."""
+    assert aiokafka_fetcher.MemoryRecords is Batches
+    source = inspect.getsource(Fetcher._proc_fetch_request)
+    assert set(re.findall(r"\brecords\.(\w+)", source)) == {"has_next", "size_in_bytes"}
+    assert "MemoryRecords(part_data[-1])" in source
+    source = inspect.getsource(PartitionRecords)
+    assert set(re.findall(r"\brecords\.(\w+)", source)) == {"has_next", "next_batch"}
+
+
 def sources() -> Iterator[tuple[str, object, list[str]]]:
     """Give the private names that are used, by where aiokafka keeps them."""
     yield "consumer", aiokafka.AIOKafkaConsumer, [
@@ -246,7 +280,7 @@ def sources() -> Iterator[tuple[str, object, list[str]]]:
     ]  # fmt: skip
     yield "batch", DefaultRecordBatch, [
         "validate_crc", "is_control_batch", "is_transactional", "producer_id", "base_offset",
-        "next_offset", "timestamp_type", "max_timestamp",
+        "next_offset", "timestamp_type", "first_timestamp", "max_timestamp",
     ]  # fmt: skip
 
 

@@ -112,6 +112,8 @@ async def test_a_replay_sends_what_was_chosen_once(
     assert await letters.replay(lambda letter: letter.reason == "json") == Replayed(0, 0, 1, 1)
     assert await offsets(letters) == [4, 6, 7]
     assert await offsets(letters, replayed=True) == [3, 4, 5, 6, 7]
+    await write(log, themap, 8, reason="batch")
+    assert await letters.replay(lambda letter: letter.reason == "batch") == Replayed(cut=1)
 
 
 @pytest.mark.parametrize("sends", range(5))

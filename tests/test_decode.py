@@ -7,7 +7,10 @@ from support import DAY_MS, dataclasses_replace, flight, run_of, small_map
 
 from agents.batch import PLACE, EventBatch
 from agents.decode import Decoder
+from agents.letters import letter_of
+from agents.owner import tail_of
 from tables import ledger
+from tables.chunk import RecordFault
 from tables.ledger import EVENT_COLUMNS, RECORD_COLUMNS
 
 SOURCE = small_map().source("flights")
@@ -159,3 +162,48 @@ def test_every_event_column_is_counted_by_someone() -> None:
     counts = batch.ledgers[0]
     here = sum(counts.get(f"events.{name}", 0) for name in EVENT_COLUMNS)
     assert here + batch.frame.height == counts["events.decoded"]
+
+
+def test_a_record_with_a_fault_is_set_aside_whatever_its_value_is() -> None:
+    """By its reason; where only its beginning was read, by how large it is."""
+    run = run_of([flight(0), flight(1), b" " * 10, flight(3), b""])
+    run.faults = {
+        1: RecordFault("header", "why"),
+        2: RecordFault("cut", "why", 5_000),
+        3: RecordFault("cut", "why", 900),
+        4: RecordFault("batch", "why"),
+    }
+    batch = DECODER.decode([run])
+    assert places(batch) == [0]
+    assert [(a.record, a.reason, a.events) for a in batch.aside] == [
+        (1, "header", None), (2, "oversized", None), (3, "batch", None), (4, "batch", None),
+    ]  # fmt: skip
+    assert batch.aside[1].detail == "got 5000 bytes; want at most 1000"
+    (counts,) = batch.ledgers
+    assert ledger.imbalances(counts | {"events.classified": 1}, 5, []) == []
+    assert (counts["records.oversized"], counts["records.unreadable"]) == (1, 3)
+    assert counts["unreadable.batch"] == 2
+    value, headers = letter_of(run, batch.aside[1], DECODER.part_of)
+    assert value == b" " * 10
+    run.faults[2] = RecordFault("cut", "why", 1 << 30)
+    _, headers = letter_of(run, batch.aside[1], DECODER.part_of)
+    assert dict(headers)["cut"] == b"%d" % (1 << 30)
+
+
+def test_the_last_record_identifies_a_log_unless_it_has_a_fault() -> None:
+    """Its value may not be all there, and another version may read more of it."""
+    run = run_of([flight(0)])
+    assert tail_of(run) is not None
+    run.faults[0] = RecordFault("cut", "why")
+    assert tail_of(run) is None
+
+
+def test_faults_stay_with_their_records_when_a_run_is_cut_or_extended() -> None:
+    """As headers do."""
+    run = run_of([flight(0), flight(1), flight(2)])
+    fault = RecordFault("header", "why")
+    run.faults = {1: fault}
+    first, second = run.halves()
+    assert (first.faults, second.faults) == ({}, {0: fault})
+    first.extend(second)
+    assert first.faults == {1: fault}

@@ -27,7 +27,7 @@ from agents.fold import KEY_BYTES_MAX, Before, Content, Folder
 from agents.fold_few import FewFolder
 from tables import ledger
 from tables.block import FewRows, decode_block, encode_block
-from tables.chunk import Run
+from tables.chunk import RecordFault, Run
 from tables.layer import Condition, Field, KeyField, Map
 from tables.plan import plans_of
 from tables.table import NEVER_MS
@@ -178,6 +178,15 @@ def test_records_with_headers_are_left_to_the_general_way() -> None:
     run = run_of([flight(0)])
     run.headers[0] = (("content-type", b"application/x-ndjson"),)
     assert both_ways(small_map(), [run], NEVER)[0] is None
+
+
+def test_records_with_a_fault_are_left_to_the_general_way() -> None:
+    """Their values are no events, even where they look like it."""
+    run = run_of([flight(0)])
+    run.faults[0] = RecordFault("header", "why")
+    few, general = both_ways(small_map(), [run], NEVER)
+    assert few is None
+    assert general[0].ledger["records.unreadable"] == 1
 
 
 def test_a_time_in_seconds_and_ids_are_left_to_the_general_way() -> None:

@@ -115,7 +115,7 @@ def replay(
     if done.landed:
         click.echo(f"{done.landed} had been sent before")
     if done.cut:
-        click.echo(f"{done.cut} left out: longer than a letter may be; send them again yourself")
+        click.echo(f"{done.cut} left out: they do not hold their record; send it again yourself")
     if done.foreign:
         click.echo(f"{done.foreign} left out: not of a source of this map")
 

@@ -1,0 +1,110 @@
+"""Inflate: the compressed records of a batch, within a bound whatever they claim.
+
+A batch of some KiB can inflate to gigabytes. Its size is in no header that could be trusted, so a
+buffer of a guessed size is filled, and a larger one where that is too small.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+import cramjam
+
+INFLATED_BYTES_MAX = 64 << 20
+"""Of one batch. Producers fill a batch up to some MiB, and the largest record that a source may
+have is 12 MiB. It is a constant, so that every reader of a log sees the same records."""
+
+GZIP, SNAPPY, LZ4, ZSTD = 1, 2, 3, 4
+_GUESS_FACTOR = 8
+_GUESS_BYTES_MIN = 64 << 10
+_PIECE_BYTES = 4 << 20
+_FULL = "failed to write whole buffer"
+"""The words of cramjam where its output is full; a test fails when an upgrade changes them."""
+
+_XERIAL_START = b"\x82SNAPPY\x00"
+_XERIAL_HEADER_BYTES = 16
+
+
+class InflateError(ValueError):
+    """Bytes that are not of the compression that they are said to be."""
+
+
+def inflate(codec: int, data: memoryview, head: bytes) -> tuple[memoryview, bool]:
+    """Return ``head`` and the inflated bytes behind it, and whether that is all of them.
+
+    Where it is not, the first ``INFLATED_BYTES_MAX`` are returned.
+
+    Raises:
+        InflateError: the bytes are broken, or the codec is unknown.
+    """
+    try:
+        if codec == GZIP:
+            return _gzip(data, head)
+        if codec == SNAPPY:
+            return _snappy(data, head)
+        if codec in (LZ4, ZSTD):
+            return _guessed(cramjam.lz4 if codec == LZ4 else cramjam.zstd, data, head)
+    except (cramjam.DecompressionError, zlib.error, struct.error) as error:
+        raise InflateError(f"its batch cannot be inflated: {error}") from error
+    raise InflateError(f"its batch has an unknown compression; got {codec}")
+
+
+def _guessed(module: object, data: memoryview, head: bytes) -> tuple[memoryview, bool]:
+    """Inflate into a buffer that is guessed; memory that is not written to costs nothing."""
+    size = _GUESS_BYTES_MIN
+    compressed = bytes(data)
+    while True:
+        size = min(max(size, len(data)) * _GUESS_FACTOR, INFLATED_BYTES_MAX)
+        found = bytearray(len(head) + size)
+        found[: len(head)] = head
+        whole = memoryview(found)
+        try:
+            taken = module.decompress_into(compressed, whole[len(head) :])  # type: ignore[attr-defined]
+        except cramjam.DecompressionError as error:
+            if str(error) != _FULL:
+                raise
+            if size == INFLATED_BYTES_MAX:
+                return whole, False
+        else:
+            return whole[: len(head) + taken], True
+
+
+def _gzip(data: memoryview, head: bytes) -> tuple[memoryview, bool]:
+    found = bytearray(head)
+    rest = bytes(data)
+    room = INFLATED_BYTES_MAX
+    while rest:
+        inflater = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+        while not inflater.eof:
+            piece = inflater.decompress(rest, _PIECE_BYTES)
+            if not piece and not inflater.eof:
+                raise InflateError("its batch cannot be inflated: gzip ends too early")
+            found += piece
+            room -= len(piece)
+            if room < 0:
+                return memoryview(found)[:room], False
+            rest = inflater.unconsumed_tail
+        rest = inflater.unused_data.lstrip(b"\x00")
+    return memoryview(found), True
+
+
+def _snappy(data: memoryview, head: bytes) -> tuple[memoryview, bool]:
+    """Inflate blocks in Xerial's frame, as Java writes them, or one block without any."""
+    found = bytearray(head)
+    blocks = [bytes(data)]
+    if data[: len(_XERIAL_START)] == _XERIAL_START:
+        blocks, at = [], _XERIAL_HEADER_BYTES
+        while at < len(data):
+            (size,) = struct.unpack_from(">i", data, at)
+            if size < 0:
+                raise InflateError("its batch cannot be inflated: a block of snappy has no length")
+            blocks.append(bytes(data[at + 4 : at + 4 + size]))
+            at += 4 + size
+    for block in blocks:
+        room = len(head) + INFLATED_BYTES_MAX - len(found)
+        claim = cramjam.snappy.decompress_raw_len(block)
+        if claim > room:
+            return memoryview(found), False
+        found += bytes(cramjam.snappy.decompress_raw(block))
+    return memoryview(found), True
