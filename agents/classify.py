@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 
-from agents.remembered import Remembered
 from tables.layer import Layer
+from tables.remembered import Remembered
 
 
 class Classifier:

@@ -19,12 +19,12 @@ import polars as pl
 from agents.batch import DETAIL_CHARS_MAX, PLACE, EventBatch, SetAside, tally
 from agents.decode_arrow import ARROW_START, BROKEN_ARROW, ArrowEvents
 from agents.decode_json import Fault, JsonEvents, lines_of
-from agents.remembered import Remembered
 from tables.block import repeated
 from tables.chunk import Headers, RecordFault, Run
 from tables.heartbeat import HEARTBEAT_HEADER, decode_heartbeat
 from tables.layer import Source
 from tables.ledger import Ledger
+from tables.remembered import Remembered
 from tables.window import TIME_MS_MAX, TIME_MS_MIN
 
 CONTENT_TYPE = "content-type"

@@ -14,7 +14,7 @@ import functools
 import struct
 from collections.abc import Iterator
 
-from agents.remembered import Remembered
+from tables.remembered import Remembered
 
 CONTINUATION = b"\xff\xff\xff\xff"
 FIELDS_MAX = 1_000
