@@ -18,7 +18,6 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
-import logging
 import math
 import random
 from collections import Counter
@@ -29,15 +28,15 @@ import polars as pl
 
 from agents.emission import ARCHIVE, FEED, Due, Emission
 from agents.guarded import guarded
+from agents.outage import Outage
 from agents.owner import Owner
+from agents.tasks import end
 from tables.archive import Archive
 from tables.contribution import Contribution, encode_contribution, split_cells
 from tables.errors import ArchiveError, OutcomeUnknownError
 from tables.feed import FeedRecord, feed_records
 from tables.journal import Announcement
 from tables.layer import Layer
-
-log = logging.getLogger(__name__)
 
 ANNOUNCE_INTERVAL_S = 1.0
 """An announcement without cells is sent at most this often to a partition."""
@@ -85,18 +84,32 @@ class Log(Protocol):
         """Append a record; return its offset. Raises OutcomeUnknownError."""
 
 
+def _archive() -> Outage:
+    return Outage("the archive", "closed cells wait in tables and journal")
+
+
+def _kafka() -> Outage:
+    return Outage("Kafka", "nothing is read or sent on, and what was read is answered for")
+
+
 @dataclasses.dataclass(slots=True)
 class EmitCounts:
     """What was emitted since the worker started.
 
     ``archived`` counts rows acknowledged by the archive, ``published`` those acknowledged by feeds,
     both by layer; ``failures`` attempts that failed, and are repeated, by the kind of sink, one of
-    ``SINKS``.
+    ``SINKS``. ``archive`` and ``kafka`` are what the sinks depend on.
     """
 
     archived: Counter[str] = dataclasses.field(default_factory=Counter)
     published: Counter[str] = dataclasses.field(default_factory=Counter)
     failures: Counter[str] = dataclasses.field(default_factory=Counter)
+    archive: Outage = dataclasses.field(default_factory=_archive)
+    kafka: Outage = dataclasses.field(default_factory=_kafka)
+
+    def outage(self, sink: str) -> Outage:
+        """Return what a sink depends on."""
+        return self.archive if sink == SINKS[0] else self.kafka
 
 
 @dataclasses.dataclass(slots=True)
@@ -172,11 +185,7 @@ class Emitter:
 
     async def stop(self) -> None:
         """Cancel the tasks; what was not acknowledged is sent by the next owner."""
-        for task in self._tasks:
-            task.cancel()
-        for task in self._tasks:
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await asyncio.gather(*(end(task) for task in self._tasks))
 
     def _spawn(self, route: _Route) -> None:
         self._routes.append(route)
@@ -198,11 +207,12 @@ class Emitter:
             try:
                 await route.emit(early)
                 retry_s = RETRY_S_MIN
+                self._counts.outage(route.sink).answered(route.sink)
                 if early:
                     route.sent_early = change
             except (ArchiveError, OutcomeUnknownError) as error:
                 self._counts.failures[route.sink] += 1
-                log.warning("emission failed, nothing is lost, sending again: %s", error)
+                self._counts.outage(route.sink).failed(error, route.sink)
                 # Every attempt takes all that waits in hand. News of more would repeat it with
                 # every delta, and bring no sink back.
                 await _pause(route, retry_s * random.uniform(0.5, 1.0))  # noqa: S311 - spreads only

@@ -9,15 +9,12 @@ The rules are 6 and 7 of docs/formats/journal.md.
 
 from __future__ import annotations
 
-import polars as pl
-
 from agents.claims import START_OVER
 from agents.partition_io import PartitionIO
 from tables.errors import FencedError, JournalRefusedError, OffsetGoneError
 from tables.journal import (
     Claim,
     Delta,
-    Entry,
     Identity,
     PartPlace,
     Snapshot,
@@ -31,32 +28,6 @@ from tables.state import PartitionState
 
 LOOK_BACK_ENTRIES = 16
 """How far back from a claim a hint of the latest snapshot is looked for; then 8 times as far."""
-
-
-_ODD = (
-    ValueError, TypeError, LookupError, ArithmeticError,
-    pl.exceptions.PolarsError, pl.exceptions.PanicException,
-)  # fmt: skip
-"""What applying an entry raises whose fields have the right types and no sense."""
-
-
-def take(state: PartitionState, partition: int, value: bytes) -> bool:
-    """Apply the next entry of a journal, as it was read; tell whether it stands.
-
-    Raises:
-        JournalRefusedError: it is of a newer format, damaged, or nothing that a state can take.
-    """
-    offset = state.meta.journal_offset
-    where = f"cannot apply entry {offset} of {state.plan.journal}[{partition}]"
-    try:
-        return state.apply(offset, decode_entry(value), identity_of(value))
-    except JournalRefusedError as error:
-        raise JournalRefusedError(f"{where}: {error}") from error
-    except _ODD as error:
-        raise JournalRefusedError(
-            f"{where}: {error!r}; the entry makes no sense; restore the journal topic from a copy, "
-            f"or {START_OVER}"
-        ) from error
 
 
 class Recovery:
@@ -133,7 +104,7 @@ class Recovery:
             return True
         while at < end:
             for value in await self._io.read(at, end):
-                if isinstance(_entry_of(value), Claim):
+                if isinstance(decode_entry(value), Claim):
                     return True
                 at += 1
         return False
@@ -148,7 +119,7 @@ class Recovery:
             ahead = [offset for offset in self._parts if offset > meta.journal_offset]
             stop = min([epoch + 1, *ahead])
             for value in await self._io.read(meta.journal_offset, stop):
-                take(state, self._partition, value)
+                state.apply(meta.journal_offset, decode_entry(value), identity_of(value))
             self._save(state)
 
     def _save(self, state: PartitionState) -> None:
@@ -199,7 +170,7 @@ class Recovery:
         at = first
         while at < stop:
             for value in await self._io.read(at, stop):
-                entry = _entry_of(value)
+                entry = decode_entry(value)
                 if isinstance(entry, Snapshot):
                     hints.add(at)
                 elif isinstance(entry, Delta):
@@ -225,7 +196,7 @@ class Recovery:
         if offset < start:
             return None
         (value,) = await self._io.read(offset, offset + 1)
-        entry = _entry_of(value)
+        entry = decode_entry(value)
         if isinstance(entry, Snapshot) and start <= entry.covers <= offset:
             return entry
         return None
@@ -235,16 +206,5 @@ class Recovery:
         (value,) = await self._io.read(offset, offset + 1)
         if identity_of(value) != tuple(identity):
             return None
-        entry = _entry_of(value)
+        entry = decode_entry(value)
         return entry if isinstance(entry, SnapshotPart) else None
-
-
-def _entry_of(value: bytes) -> Entry | None:
-    """Return an entry that is looked at, not applied; None where it cannot be read.
-
-    What follows from it is refused only where a state needs it: :func:`take`.
-    """
-    try:
-        return decode_entry(value)
-    except JournalRefusedError:
-        return None

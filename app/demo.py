@@ -20,7 +20,8 @@ from collections.abc import AsyncIterator
 import click
 import polars as pl
 
-from app import demo_check, synthetic, tasks
+from agents import tasks
+from app import demo_check, synthetic
 from app.demo_display import Display, Progress, ledger_lines
 from app.demo_worker import DemoError, DemoWorker, end_offsets
 from app.embedded_broker import EmbeddedBroker

@@ -10,6 +10,7 @@ from typing import Any
 from aiokafka import TopicPartition as KafkaPartition
 from aiokafka.errors import KafkaError
 
+from agents.tasks import within
 from app.assignor import TopicPartition
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class CommitHints:
             return
         offsets = {KafkaPartition(*tp): position for tp, position in handled.items()}
         try:
-            await asyncio.wait_for(consumer.commit(offsets), seconds_max)
+            await within(seconds_max, consumer.commit(offsets))
         except (KafkaError, TimeoutError) as error:
             self.failures += 1
             log.warning("positions were not committed; only lag displays miss them: %r", error)

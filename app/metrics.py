@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from app.peers import Peers
     from app.transport import Transport
     from app.view import View
+    from app.watch import Watch
     from tables.archive_cache import ArchiveCache
 
 PREFIX = "treasure_map_"
@@ -40,6 +41,7 @@ class Metrics(Collector):
         view: the worker's partitions and layers.
         transport: what reads for them.
         pressure: what pauses it.
+        watch: what asks whether all that it needs answers.
         lanes: the agents' lanes.
         peers: what asks other workers.
         cache: what remembers of the archive.
@@ -50,6 +52,7 @@ class Metrics(Collector):
         view: View,
         transport: Transport,
         pressure: Pressure,
+        watch: Watch,
         *,
         lanes: Iterable[Lane],
         peers: Peers,
@@ -60,6 +63,7 @@ class Metrics(Collector):
         self._view = view
         self._transport = transport
         self._pressure = pressure
+        self._watch = watch
         self._lanes = tuple(lanes)
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -79,6 +83,7 @@ class Metrics(Collector):
         yield from self._reading()
         yield from self._layers()
         yield from self._pressing()
+        yield from self._needing()
         yield from self._answering()
 
     def _ledger(self) -> Iterator[Metric]:
@@ -214,6 +219,32 @@ class Metrics(Collector):
         yield _counter(
             "pauses", "Times that an input was paused.", ("input",),
             (((gate.name,), gate.pauses) for gate in pressure.gates),
+        )  # fmt: skip
+
+    def _needing(self) -> Iterator[Metric]:
+        progress, floods = self._watch.progress, self._watch.floods
+        yield _gauge(
+            "stuck_partitions", "Partitions that stand while their log goes on.", (),
+            [((), len(progress.stuck()))],
+        )  # fmt: skip
+        yield _counter(
+            "stuck", "Times that a stuck partition was claimed again.", (),
+            [((), progress.stuck_total)],
+        )  # fmt: skip
+        outages = {"kafka": self._view.owners.emitted.kafka}
+        outages["archive"] = self._view.owners.emitted.archive
+        for name, what, family, value in (
+            ("dependency_away", "1 while it does not answer.", _gauge, "is_away"),
+            ("dependency_outages", "Times that it went away.", _counter, "outages"),
+            ("dependency_failures", "Attempts that it did not answer.", _counter, "failures"),
+        ):
+            yield family(
+                name, what, ("dependency",),
+                (((key,), getattr(outage, value)) for key, outage in outages.items()),
+            )  # fmt: skip
+        yield _counter(
+            "log_lines_held", "Lines of the log that were counted, because they said the same.", (),
+            [((), floods.held_total)],
         )  # fmt: skip
 
     def _answering(self) -> Iterator[Metric]:

@@ -106,15 +106,21 @@ class Moves:
         earlier = [task for task in (previous, self._release) if task and not task.done()]
         if earlier:
             await asyncio.wait(earlier)
+        tries = 0
         while self._stands(generation):
             await asyncio.sleep(delay_seconds)
             try:
                 position = await self._owners.restore(*tp, generation)
             except (FencedError, OutcomeUnknownError) as error:
-                log.warning("a restore starts again: %s[%d]: %s", *tp, error)
+                # Each try fails alike while brokers are away; what is one line is told once.
+                level = logging.DEBUG if tries else logging.WARNING
+                log.log(level, "a restore starts again: %s[%d]: %s", *tp, error)
+                tries += 1
                 self.retries += 1
                 delay_seconds = self._retry_delay()
                 continue
+            if tries > 1:
+                log.warning("%s[%d] is restored after %d tries", *tp, tries + 1)
             if self._stands(generation):
                 self._live(tp, generation, position)
             return

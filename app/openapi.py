@@ -167,6 +167,7 @@ class Ready(msgspec.Struct):
 
     ready: bool
     reason: str
+    reasons: list[str]
     serving: dict[str, list[int]]
     restoring: dict[str, list[int]]
     paused: dict[str, list[str]]

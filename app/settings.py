@@ -81,6 +81,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     kafka_username: str = ""
     kafka_password: Secret = ""
     session_timeout_ms: Milliseconds = 10_000
+    stuck_after_ms: Milliseconds = 60_000
     fetch_max_wait_ms: Annotated[int, msgspec.Meta(ge=0, le=60_000)] = 50
     fetch_bytes_max: Positive = 50 * MIB
     gather_ms_max: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 10
@@ -157,6 +158,8 @@ MEANINGS: dict[str, str] = {
     "kafka_username": "Name to log in to Kafka with.",
     "kafka_password": "Password to log in to Kafka with.",
     "session_timeout_ms": "A member not heard of for this long loses its partitions.",
+    "stuck_after_ms": "A partition whose log grows while its owner stands for this long is claimed"
+    " again; until it moves, `/readyz` answers 503.",
     "fetch_max_wait_ms": "Longest a broker holds a fetch for more records: idle delay per fetch.",
     "fetch_bytes_max": "Most bytes a broker puts in one answer to a fetch.",
     "gather_ms_max": (

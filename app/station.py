@@ -16,12 +16,15 @@ from typing import Any
 from aiohttp import web
 from mode import Service
 
+from agents.emit import EmitCounts
 from agents.guarded import guarded
 from agents.ingest import Ingest
+from agents.outage import Outage
 from agents.owners import Owners
 from agents.rollup import Rollup
 from app.connections import advertised_url, cassandra_settings, kafka_options, peers_tls
 from app.faust_app import MapApp, add_agent, create_app, lane_of
+from app.health import readiness_of, watch_of
 from app.kafka_log import KafkaLog
 from app.lane import Lane, TransportOptions
 from app.mapfile import load_map
@@ -34,6 +37,7 @@ from app.settings import Settings
 from app.topics import RECORD_BYTES_MAX, check_topics
 from app.transport import Transport
 from app.view import View
+from app.watch import Watch
 from app.web import install
 from app.web_guard import ssl_context
 from tables.archive import Archive
@@ -59,7 +63,8 @@ class Foundation(Service):  # type: ignore[misc]  # mode comes without types
     """What must be there before the first partition is restored: the log, and the archive.
 
     An archive that does not answer is waited for while the worker runs: cells wait in tables and
-    journal, and ``/readyz`` says so. ``failed`` is told why it can never be opened.
+    journal, and ``/readyz`` says so. ``failed`` is told why it can never be opened, ``outage``
+    that it is away.
     """
 
     def __init__(
@@ -69,9 +74,12 @@ class Foundation(Service):  # type: ignore[misc]  # mode comes without types
         themap: Map,
         check: Callable[[], Awaitable[None]],
         failed: Callable[[BaseException], None],
+        *,
+        outage: Outage | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self._outage = outage or EmitCounts().archive
         self._log_client = log
         self._archive = archive
         self._map = themap
@@ -94,7 +102,7 @@ class Foundation(Service):  # type: ignore[misc]  # mode comes without types
         try:
             await self._archive.open(self._map)
         except ArchiveAwayError as error:
-            self.log.warning("starts without its archive, and tries again: %s", error)
+            self._outage.failed(error, "open")
             self._opening = asyncio.create_task(guarded(self._open_later(), self._failed))
 
     async def _open_later(self) -> None:
@@ -103,8 +111,8 @@ class Foundation(Service):  # type: ignore[misc]  # mode comes without types
             try:
                 await self._archive.open(self._map)
             except ArchiveAwayError as error:
-                self.log.warning("the archive is still away: %s", error)
-        self.log.warning("the archive is there")
+                self._outage.failed(error, "open")
+        self._outage.answered("open")
 
     async def on_stop(self) -> None:
         """Close both, after the transport has let every partition go."""
@@ -126,19 +134,7 @@ def build(settings: Settings) -> MapApp:
     themap = load_map(settings.map_file)
     options = kafka_options(settings)
     _make_folder(settings)
-    app = create_app(
-        settings.group,
-        data_folder=settings.state_folder / "faust",
-        web_host=settings.web_host,
-        web_port=settings.web_port,
-        web_tls=ssl_context(settings),
-    )
-    app.conf.Worker = Process
-    app.stall_seconds_max = settings.session_timeout_ms / 1_000
-    # Faust connects to none of them, but its banner shows them.
-    app.conf.broker = ";".join(
-        f"kafka://{broker.strip()}" for broker in settings.brokers.split(",")
-    )
+    app = _app(settings)
     log = _log(settings, themap, options)
     archive = _archive(settings)
 
@@ -176,11 +172,34 @@ def build(settings: Settings) -> MapApp:
     add_agent(app, ingest, Ingest(owners, log).handle, transport.fail)
     add_agent(app, rollup, Rollup(owners, log).handle, transport.fail)
     check = functools.partial(check_topics, settings.brokers, themap, options)
-    app.own_services += [Foundation(log, archive, themap, check, transport.fail), transport]
-    view = View(
-        themap, archive, owners, transport, pressure, behind_records_max=settings.chunk_records_max
+    foundation = Foundation(
+        log, archive, themap, check, transport.fail, outage=owners.emitted.archive
     )
-    _answer(app, settings, view, transport, pressure=pressure, lanes=[ingest, rollup])
+    watch = watch_of(settings, owners, transport, pressure, archive)
+    app.own_services += [foundation, transport, watch]
+    readiness = readiness_of(
+        settings, watch, transport, owners=owners, archive=archive, pressure=pressure
+    )
+    view = View(themap, archive, owners, transport, pressure, readiness=readiness)
+    _answer(app, settings, view, transport, pressure=pressure, watch=watch, lanes=[ingest, rollup])
+    return app
+
+
+def _app(settings: Settings) -> MapApp:
+    """Return the Faust App, without agents and services."""
+    app = create_app(
+        settings.group,
+        data_folder=settings.state_folder / "faust",
+        web_host=settings.web_host,
+        web_port=settings.web_port,
+        web_tls=ssl_context(settings),
+    )
+    app.conf.Worker = Process
+    app.stall_seconds_max = settings.session_timeout_ms / 1_000
+    # Faust connects to none of them, but its banner shows them.
+    app.conf.broker = ";".join(
+        f"kafka://{broker.strip()}" for broker in settings.brokers.split(",")
+    )
     return app
 
 
@@ -191,12 +210,13 @@ def _answer(
     transport: Transport,
     *,
     pressure: Pressure,
+    watch: Watch,
     lanes: list[Lane],
 ) -> None:
     """Add the query endpoint, with the other workers that it asks and the metrics."""
     peers = _peers(settings, view, transport)
     cache = ArchiveCache(view.archive, settings.query_cache_bytes_max)
-    metrics = Metrics(view, transport, pressure, lanes=lanes, peers=peers, cache=cache)
+    metrics = Metrics(view, transport, pressure, watch, lanes=lanes, peers=peers, cache=cache)
     install(app, view, settings, live=peers, cache=cache, metrics=metrics.text)
 
     async def close_peers(_: web.Application) -> None:

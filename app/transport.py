@@ -23,6 +23,7 @@ from aiokafka.errors import KafkaError
 from mode import Service
 
 from agents.guarded import guarded
+from agents.tasks import end
 from app.aiokafka_private import Fetched, UnreadableError, abandon
 from app.alarm import Alarm
 from app.assignor import Assignor, Member, TopicPartition, by_topic
@@ -35,6 +36,7 @@ from tables.chunk import Chunk
 from tables.errors import TreasureMapError
 
 log = logging.getLogger(__name__)
+coordinator_log = logging.getLogger(f"{__name__}.coordinator")
 
 NO_GENERATION = -1
 STOP_SECONDS_MAX = 3.0
@@ -94,7 +96,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
     def restart(self, topic: str, partition: int, reason: str) -> None:
         """Stop reading a partition that was fenced, or whose append is unknown; restore later."""
         tp = (topic, partition)
-        generation = self.ready.pop(tp, None)
+        generation = self._generation if tp in self.unserved() else self.ready.pop(tp, None)
         if generation is None or generation != self._generation:
             return
         self._positions.pop(tp, None)
@@ -142,6 +144,29 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
     def restoring(self) -> list[TopicPartition]:
         """Return the partitions that are assigned here and not live yet."""
         return self._moves.restoring()
+
+    def unserved(self) -> list[TopicPartition]:
+        """Return the partitions that are assigned here and neither live nor being restored.
+
+        There should be none: a restore ends with a live partition, or with the worker.
+        """
+        generation, owned = self._owned
+        if not owned or not self._stands(generation):
+            return []
+        return sorted(owned - self.ready.keys() - set(self.restoring()))
+
+    async def ends(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        """Return up to which offset logs can be read now; without partitions, ask any broker.
+
+        Raises:
+            KafkaError: a leader, or every broker, does not answer.
+        """
+        places = [KafkaPartition(*tp) for tp in partitions]
+        if not places:
+            await self._consumer.topics()
+            return {}
+        found = await self._consumer.end_offsets(places)
+        return {(place.topic, place.partition): end for place, end in found.items()}
 
     def positions(self) -> dict[TopicPartition, int]:
         """Return the next offset to hand over of each ready partition."""
@@ -220,9 +245,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         """Let partitions go, leave a last hint of the positions, leave the group."""
         handled = self._hints.take()
         await self._let_go()
-        for task in self._loop_tasks:
-            task.cancel()
-        await asyncio.gather(*self._loop_tasks, return_exceptions=True)
+        await asyncio.gather(*(end(task) for task in self._loop_tasks))
         if self._consumer is None:
             return
         await self._hints.commit(self._consumer, handled, STOP_SECONDS_MAX)
@@ -399,7 +422,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
                     " then start the worker again"
                 ) from error
             self._counts.retried_errors += 1
-            log.warning("Kafka's group coordinator is asked again: %r", error)
+            coordinator_log.warning("Kafka's group coordinator is asked again: %r", error)
 
     def _seek_back(self, topic: str, partition: int) -> None:
         self.realign(topic, partition, self._positions[topic, partition])

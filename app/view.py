@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
 from agents.owners import Owners
 from app.pressure import Pressure
-from app.transport import NO_GENERATION, Transport
+from app.readiness import Readiness
+from app.transport import Transport
 from tables import ledger
 from tables.archive import Archive
 from tables.layer import Layer, Map, combiner_of
@@ -28,8 +29,7 @@ class View:
         owners: the partitions of this worker.
         transport: what reads for them.
         pressure: what pauses it.
-        behind_records_max: unread records, over all partitions, up to which this worker counts as
-            caught up: one chunk.
+        readiness: what keeps it from being ready.
     """
 
     def __init__(
@@ -40,14 +40,14 @@ class View:
         transport: Transport,
         pressure: Pressure,
         *,
-        behind_records_max: int,
+        readiness: Readiness,
     ) -> None:
         self.themap = themap
         self.archive = archive
         self.owners = owners
         self._transport = transport
         self._pressure = pressure
-        self._behind_records_max = behind_records_max
+        self._readiness = readiness
 
     def local(self, read: LiveRead) -> LiveRows:
         """Return the applied cells of this worker, with how fresh they are."""
@@ -101,28 +101,9 @@ class View:
             "problems": problems,
         }
 
-    def ready(self) -> tuple[bool, str]:
-        """Tell whether every partition of this worker is restored and caught up."""
-        waits_for = next(self._waits_for(), "")
-        return not waits_for, waits_for or "restored and caught up"
-
-    def _waits_for(self) -> Iterator[str]:
-        """Yield what is not done yet, first what has to come first."""
-        statistics = self._transport.statistics()
-        if statistics.generation == NO_GENERATION:
-            yield "joining the group"
-        if not self.archive.is_open:
-            yield "the archive does not answer"
-        if statistics.restoring:
-            yield f"restoring {statistics.restoring} partitions"
-        if any(self.paused().values()):
-            yield f"{' and '.join(self.paused())} are paused"
-        lags = self._transport.lag_records().values()
-        if any(lag is None for lag in lags):
-            yield "waiting for the first fetch of some partitions"
-        behind = sum(lag for lag in lags if lag is not None)
-        if behind > self._behind_records_max:
-            yield f"{behind} records behind"
+    def unready(self) -> list[str]:
+        """Return why this worker should not be asked now, in sentences; none where it is ready."""
+        return self._readiness.reasons()
 
     def serving(self) -> dict[str, list[int]]:
         """Return the restored partitions, whose live cells queries read, by topic."""

@@ -24,6 +24,7 @@ from agents.reader import FamilyAnswer, LiveSource, Reader
 from app.docs_page import docs_page
 from app.openapi import openapi
 from app.peers import CONTENT_TYPE, PATH, decode_reads, encode_rows
+from app.readiness import READY
 from app.settings import Settings
 from app.web_families import (
     age_ms,
@@ -71,8 +72,8 @@ class WorkerView(Protocol):
     def ledger(self) -> dict[str, Any]:
         """Return where every offset and event went, and whether it adds up."""
 
-    def ready(self) -> tuple[bool, str]:
-        """Tell whether the worker is restored and caught up; if not, what it waits for."""
+    def unready(self) -> list[str]:
+        """Return why this worker should not be asked now, in sentences; none where it is ready."""
 
     def serving(self) -> dict[str, list[int]]:
         """Return the restored partitions, by topic."""
@@ -177,13 +178,14 @@ class _Endpoint:
         return answer({"live": True})
 
     async def readyz(self, request: web.Request) -> web.Response:
-        """Answer whether this worker is restored and caught up."""
+        """Answer whether this worker is restored and caught up, and all it needs answers."""
         _no_parameters(request)
-        ready, reason = self._view.ready()
-        status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
+        reasons = self._view.unready()
+        status = HTTPStatus.SERVICE_UNAVAILABLE if reasons else HTTPStatus.OK
         state = {
-            "ready": ready,
-            "reason": reason,
+            "ready": not reasons,
+            "reason": reasons[0] if reasons else READY,
+            "reasons": reasons,
             "serving": self._view.serving(),
             "restoring": self._view.restoring(),
             "paused": self._view.paused(),

@@ -64,5 +64,12 @@ class Archive(Protocol):
             QueryError: more than ``cells.rows_max`` rows.
         """
 
+    async def check(self) -> None:
+        """Return if it answers now as reads need it; costs about as much as reading a row.
+
+        Raises:
+            ArchiveError: it does not.
+        """
+
     async def close(self) -> None:
         """Release everything; the archive may be opened again after."""

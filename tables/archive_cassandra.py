@@ -1,32 +1,22 @@
 """The archive in Cassandra, for any number of workers: a table a layer, the latest write wins.
 
-With ``tables.archive_reads`` the only module that imports the Cassandra driver, which comes with
-the extra ``cassandra``. The driver answers in threads of its own; answers cross to the event loop
-by ``call_soon_threadsafe``, and calls that wait (connect, schema, prepare, shutdown) run in a
-thread.
+With ``tables.archive_reads`` and ``tables.archive_driver`` the only module that imports the
+Cassandra driver, which comes with the extra ``cassandra``. The driver answers in threads of its
+own; answers cross to the event loop by ``call_soon_threadsafe``, and calls that wait (connect,
+schema, prepare, shutdown) run in a thread.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import ssl
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import polars as pl
-from cassandra import (
-    AuthenticationFailed,
-    ConsistencyLevel,
-    DriverException,
-    InvalidRequest,
-    OperationTimedOut,
-    ProtocolVersion,
-    Timeout,
-    Unavailable,
-)
+from cassandra import ConsistencyLevel, InvalidRequest, ProtocolVersion
 from cassandra.auth import PlainTextAuthProvider
 from cassandra.cluster import (
     EXEC_PROFILE_DEFAULT,
@@ -35,7 +25,6 @@ from cassandra.cluster import (
     NoHostAvailable,
     Session,
 )
-from cassandra.connection import ConnectionException
 from cassandra.policies import (
     DCAwareRoundRobinPolicy,
     ExponentialReconnectionPolicy,
@@ -45,6 +34,7 @@ from cassandra.query import BatchStatement, BatchType, PreparedStatement, Statem
 
 from tables.archive import CellRange
 from tables.archive_cql import Batch, LayerTable, Row
+from tables.archive_driver import AGAIN, ANSWER_S, driver, execute
 from tables.archive_layout import check_key, missing_accumulators, too_many_rows
 from tables.archive_reads import Requests
 from tables.cost import QueryCost
@@ -56,11 +46,6 @@ RECONNECT_S_MAX = 10.0
 RECONNECTION = ExponentialReconnectionPolicy(0.5, RECONNECT_S_MAX, max_attempts=None)
 """How a node that is away is tried again. The driver's own policy waits up to ten minutes once a
 node was away for as long, and gives it up after 64 attempts."""
-
-_AGAIN = "check that Cassandra is up and can reach its quorum; the request can be sent again"
-_DRIVER_ERRORS = (DriverException, NoHostAvailable, ConnectionException, OSError)
-_AWAY = (ConnectionException, OSError, OperationTimedOut, Unavailable, Timeout)
-_REFUSED = (AuthenticationFailed, ssl.SSLError)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -204,6 +189,18 @@ class CassandraArchive:
             return table.frame(rows, now_ms)
         return await asyncio.to_thread(table.frame, rows, now_ms)
 
+    async def check(self) -> None:
+        """Ask for a row that need not be there, as queries ask; a quorum must answer.
+
+        Raises:
+            ArchiveError: it does not, or the archive is closed.
+        """
+        verb = "reach the archive"
+        table = next(iter(self._tables.values()), None)
+        if table is not None:
+            select = await self._prepare(verb, table.check)
+            await self._execute_all(verb, [select.bind(())], 1, _ignored)
+
     async def close(self) -> None:
         """Close all connections; requests under way fail, and so does an opening under way."""
         self._wanted = False
@@ -222,7 +219,7 @@ class CassandraArchive:
             row_factory=tuple_factory,
         )
         what = f"open archive in Cassandra at {', '.join(settings.hosts)}, port {settings.port}"
-        with _driver(what, "check addresses, datacenter, user and rights"):
+        with driver(what, "check addresses, datacenter, user and rights"):
             cluster = Cluster(
                 list(settings.hosts),
                 port=settings.port,
@@ -237,7 +234,7 @@ class CassandraArchive:
                 application_name="treasure-map",
             )
             self._cluster = cluster
-            session = cluster.connect()
+            session = self._connected(cluster)
             self._make_keyspace(cluster, session)
             for table in self._tables.values():
                 self._make_table(cluster, session, table)
@@ -246,6 +243,23 @@ class CassandraArchive:
         if not self._wanted:
             cluster.shutdown()
             raise ArchiveError(f"cannot {what}: it was closed meanwhile")
+
+    def _connected(self, cluster: Cluster) -> Session:
+        """Return a session; raise what tells a datacenter without nodes from nodes that are away.
+
+        The driver raises the same for both.
+        """
+        try:
+            return cluster.connect()
+        except NoHostAvailable as error:
+            found = {host.datacenter for host in cluster.metadata.all_hosts()} - {None}
+            wanted = self._settings.local_dc
+            if not found or wanted in found:
+                raise
+            raise ArchiveError(
+                f"cannot open archive: no node is in datacenter {wanted}; got nodes in "
+                f"{', '.join(sorted(found))}; set cassandra_local_dc to one of them"
+            ) from error
 
     def _make_keyspace(self, cluster: Cluster, session: Session) -> None:
         settings = self._settings
@@ -309,10 +323,11 @@ class CassandraArchive:
         """
         session = self._opened(verb)
         queue = iter(statements)
+        patience_s = self._settings.request_timeout_s + ANSWER_S
 
         async def lane() -> None:
             for statement in queue:
-                take(await _execute(session, verb, statement))
+                take(await execute(session, verb, statement, patience_s))
 
         if count <= 1:
             await lane()
@@ -327,46 +342,8 @@ class CassandraArchive:
             await asyncio.gather(*lanes, return_exceptions=True)
 
 
-async def _execute(session: Session, verb: str, statement: Statement) -> list[Row]:
-    """Return all rows of one statement, page after page, without blocking the loop."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-    rows: list[Row] = []
-
-    def settle(error: BaseException | None) -> None:
-        # The loop may be gone when an answer comes after a cancelled run; nobody waits for it then.
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(_settle, done, error)
-
-    def on_page(page: list[Row] | None) -> None:
-        # The driver ignores what a callback raises, so everything ends in settle.
-        try:
-            rows.extend(page or ())
-            if answer.has_more_pages:
-                answer.start_fetching_next_page()
-            else:
-                settle(None)
-        except BaseException as error:  # noqa: BLE001 - carried to the caller
-            settle(error)
-
-    with _driver(verb, _AGAIN):
-        answer = session.execute_async(statement)
-        answer.add_callbacks(on_page, settle)
-        await done
-    return rows
-
-
-def _settle(done: asyncio.Future[None], error: BaseException | None) -> None:
-    if done.done():
-        return
-    if error is None:
-        done.set_result(None)
-    else:
-        done.set_exception(error)
-
-
 def _prepare(session: Session, verb: str, query: str) -> PreparedStatement:
-    with _driver(verb, _AGAIN):
+    with driver(verb, AGAIN):
         prepared = session.prepare(query)
     prepared.is_idempotent = True
     return prepared
@@ -399,31 +376,9 @@ def _tls(settings: CassandraSettings) -> ssl.SSLContext | None:
     return context
 
 
-@contextlib.contextmanager
-def _driver(what: str, mend: str) -> Iterator[None]:
-    """Turn the driver's errors into the archive's."""
-    try:
-        yield
-    except _DRIVER_ERRORS as error:
-        kind = ArchiveAwayError if _is_away(error) else ArchiveError
-        raise kind(f"cannot {what}: {_cause(error)}; {mend}") from error
-
-
-def _is_away(error: BaseException) -> bool:
-    """Tell whether an error passes by itself: nobody answers, rather than somebody refuses."""
-    causes = list(error.errors.values()) if isinstance(error, NoHostAvailable) else [error]
-    return bool(causes) and all(_passes(cause) for cause in causes)
-
-
-def _passes(cause: BaseException) -> bool:
-    # The root of all: the control connection failed while the schema was read. No more is told.
-    if type(cause) is DriverException:
-        return True
-    return isinstance(cause, _AWAY) and not isinstance(cause, _REFUSED)
-
-
-def _cause(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+def _ignored(rows: list[Row]) -> None:
+    """Take an answer of which only counts that it came."""
+    del rows
 
 
 def _nothing(rows: list[Row]) -> None:

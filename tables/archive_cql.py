@@ -74,6 +74,7 @@ class LayerTable:
         schema: the columns of an archive frame, in order.
         create: the statement that makes the table where it is missing.
         insert: the statement that writes one row: slot, bucket, columns, write time (us), TTL (s).
+        check: a statement that reads as queries do, and next to nothing.
     """
 
     def __init__(self, themap: Map, layer: Layer, keyspace: str) -> None:
@@ -101,6 +102,10 @@ class LayerTable:
         self.insert = (
             f"INSERT INTO {self._place} ({columns}) VALUES ({marks}) "  # noqa: S608 - names of a map
             "USING TIMESTAMP ? AND TTL ?"
+        )
+        self.check = (
+            f"SELECT window_start FROM {self._place} "  # noqa: S608 - names of a checked map
+            'WHERE "slot" = 0 AND "bucket" = 0 LIMIT 1'
         )
 
     def describe(self) -> dict[str, str]:

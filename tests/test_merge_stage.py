@@ -22,6 +22,7 @@ from support import (
 
 from agents import emit
 from agents.emission import ARCHIVE
+from app.readiness import Readiness
 from app.view import View
 from app.web import describe_map
 from tables import ledger
@@ -68,7 +69,7 @@ def view_of(house: House) -> View:
     """Return what the web endpoint sees of a house."""
     transport: Any = NoTransport()
     return View(
-        house.map, house.archive, house.owners, transport, NO_PRESSURE, behind_records_max=1_000
+        house.map, house.archive, house.owners, transport, NO_PRESSURE, readiness=Readiness()
     )
 
 

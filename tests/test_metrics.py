@@ -11,11 +11,14 @@ from house import MAP, RAW, House, fill
 from prometheus_client.parser import text_string_to_metric_families
 from support import HOUR_MS, NO_PRESSURE, MemoryLog
 
+from app.floods import FloodFilter
 from app.lane import Lane, Statistics
 from app.metrics import PREFIX, Metrics
 from app.peers import Peers
+from app.readiness import Readiness
 from app.transport import Transport
 from app.view import View
+from app.watch import Progress, Watch
 from tables.archive import CellRange
 from tables.archive_cache import ArchiveCache
 from tables.archive_embedded import EmbeddedArchive
@@ -53,13 +56,16 @@ async def samples(tmp_path: Path) -> dict[tuple[str, ...], float]:
     await house.restore()
     await house.settle()
     transport = cast("Transport", StandingTransport())
-    view = View(MAP, archive, house.owners, transport, NO_PRESSURE, behind_records_max=1)
+    view = View(MAP, archive, house.owners, transport, NO_PRESSURE, readiness=Readiness())
     lane = Lane("ingest", frozenset(), house.ingest.handle)
     peers = Peers(MAP, view.local, dict, own_url="")
     cache = ArchiveCache(archive, 1 << 20)
     for _ in range(3):
         await cache.read(MAP.layer("hour"), CellRange(0, HOUR_MS), final=True, cost=QueryCost())
-    text = Metrics(view, transport, NO_PRESSURE, lanes=[lane], peers=peers, cache=cache).text()
+    watch = Watch(Progress(60, lambda *_: None), [], FloodFilter(), house.failures.append)
+    text = Metrics(
+        view, transport, NO_PRESSURE, watch, lanes=[lane], peers=peers, cache=cache
+    ).text()
     await house.kill()
     await archive.close()
     return {

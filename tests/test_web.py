@@ -199,12 +199,13 @@ async def test_map_layers_ledger_and_health_answer(tmp_path: Path) -> None:
         assert (await get(f"{url}/v1/ledger"))[1]["records"] == {"raw": {"0": {"read": 3}}}
         assert (await get(f"{url}/livez"))[:2] == (200, {"live": True})
         assert (await get(f"{url}/readyz"))[0] == 200
-        view.is_ready = (False, "restoring 2 partitions")
+        view.reasons = ["restoring 2 partitions", "101 records behind"]
         assert (await get(f"{url}/readyz"))[:2] == (
             503,
             {
                 "ready": False,
                 "reason": "restoring 2 partitions",
+                "reasons": ["restoring 2 partitions", "101 records behind"],
                 "serving": {"raw": [0]},
                 "restoring": {"raw": [1]},
                 "paused": {},

@@ -131,7 +131,7 @@ class StandingView:
         self.themap = themap
         self.archive = archive
         self.live = live
-        self.is_ready = (True, "restored and caught up")
+        self.reasons: list[str] = []
 
     def local(self, read: LiveRead) -> LiveRows:
         """Return the rows of the frame."""
@@ -145,9 +145,9 @@ class StandingView:
         """Return a ledger with a partition as an integer."""
         return {"records": {"raw": {0: {"read": 3}}}, "balanced": True}
 
-    def ready(self) -> tuple[bool, str]:
+    def unready(self) -> list[str]:
         """Return what the test set."""
-        return self.is_ready
+        return self.reasons
 
     def serving(self) -> dict[str, list[int]]:
         """Return a partition."""

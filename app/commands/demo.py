@@ -9,7 +9,7 @@ import sys
 
 import click
 
-from app import tasks
+from agents import tasks
 from app.demo import Plan, run
 
 _FOLDER = pathlib.Path(__file__).parent.parent.parent / "var"

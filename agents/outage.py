@@ -1,0 +1,111 @@
+"""An outage: whether something outside answers, with one line of the log at each change.
+
+    answered . failed . . . failed | away ............................ answered
+                     GRACE_S       | "does not answer"                 "answers again after 41 s"
+
+Whoever tries reports how that ended. Many try beside each other, and one failure among answers is
+no outage: it is one when the same kind of attempt has not been answered for a while. What fails
+meanwhile is counted, not told.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable
+
+log = logging.getLogger(__name__)
+
+GRACE_S = 1.0
+"""Failures without an answer between them for so long are an outage."""
+
+FORGET_S = 60.0
+"""A kind of attempt that nobody has made for so long says nothing any more: its last failure may
+have been that of a partition that has moved away."""
+
+
+@dataclasses.dataclass(slots=True)
+class _Failing:
+    """One kind of attempt that fails: since when it has had no answer, and when it failed."""
+
+    since_s: float
+    first_s: float
+    last_s: float
+
+
+class Outage:
+    """Whether one dependency answers.
+
+    Args:
+        name: what it is, as a sentence begins with it.
+        meanwhile: what that means while it is away, for the log.
+        clock_s: seconds of a clock that never goes back.
+
+    Attributes:
+        outages: how often it has gone away.
+        failures: attempts that failed.
+        error: what failed last.
+    """
+
+    def __init__(
+        self, name: str, meanwhile: str, clock_s: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.name = name
+        self._meanwhile = meanwhile
+        self._clock_s = clock_s
+        self._failing: dict[str, _Failing] = {}
+        self._answered_s: dict[str, float] = {}
+        self._told_s: float | None = None
+        self._failures_before = 0
+        self.outages = 0
+        self.failures = 0
+        self.error = ""
+
+    def failed(self, error: object, attempt: str = "") -> None:
+        """Take note of an attempt, of the kind that is named, that got no answer."""
+        now_s = self._clock_s()
+        if not self._failing:
+            self._failures_before = self.failures
+        since_s = self._answered_s.get(attempt, now_s)
+        self._failing.setdefault(attempt, _Failing(since_s, now_s, now_s)).last_s = now_s
+        self.failures += 1
+        self.error = str(error) or repr(error)
+        self._tell()
+
+    def answered(self, attempt: str = "") -> None:
+        """Take note of an attempt that got an answer."""
+        self._tell()
+        now_s = self._answered_s[attempt] = self._clock_s()
+        self._failing.pop(attempt, None)
+        if self._told_s is not None and not self._long():
+            log.warning(
+                "%s answers again after %.0f s; %d attempts failed",
+                self.name, now_s - self._told_s, self.failures - self._failures_before,
+            )  # fmt: skip
+            self._told_s = None
+
+    @property
+    def is_away(self) -> bool:
+        """Whether failures have gone on for so long that this is an outage; then that is told."""
+        self._tell()
+        return bool(self._long())
+
+    @property
+    def away_s(self) -> float:
+        """The seconds for which it has not answered, 0 while it is not away."""
+        return max((self._clock_s() - failing.since_s for failing in self._long()), default=0.0)
+
+    def _tell(self) -> None:
+        if self._told_s is None and (long := self._long()):
+            self._told_s = min(failing.since_s for failing in long)
+            self.outages += 1
+            log.warning("%s does not answer; %s: %s", self.name, self._meanwhile, self.error)
+
+    def _long(self) -> list[_Failing]:
+        now_s = self._clock_s()
+        return [
+            failing
+            for failing in self._failing.values()
+            if now_s >= failing.first_s + GRACE_S and now_s < failing.last_s + FORGET_S
+        ]

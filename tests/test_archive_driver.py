@@ -1,0 +1,129 @@
+"""What the Cassandra driver raises: what is away and tried again, what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import inspect
+import ssl
+from typing import Any
+
+import pytest
+
+pytest.importorskip("cassandra", reason="the extra `cassandra` is not installed")
+
+import cassandra
+from cassandra import connection, pool, protocol
+from cassandra.cluster import NoHostAvailable
+
+from tables.archive_driver import DRIVER_ERRORS, driver, execute, is_away
+from tables.errors import ArchiveAwayError, ArchiveError
+
+RESET = ConnectionResetError(104, "Connection reset by peer")
+SHUT = connection.ConnectionShutdown("Connection to 127.0.0.1:9042 was closed")
+WRONG = cassandra.AuthenticationFailed("Bad credentials")
+OVERLOADED = protocol.OverloadedErrorMessage(0x1001, "overloaded", None)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RESET,
+        SHUT,
+        connection.ConnectionBusy("no stream is free"),
+        connection.ConnectionException("socket closed"),
+        connection.CrcMismatchException("CRC mismatch"),
+        connection.ProtocolError("an answer that was not asked for"),
+        pool.NoConnectionsAvailable("pool is shut down"),
+        cassandra.OperationTimedOut({"a": "timed out"}),
+        cassandra.Unavailable("no quorum"),
+        cassandra.ReadTimeout("no quorum in time"),
+        cassandra.ReadFailure("a replica failed"),
+        cassandra.DriverException("the table was not refreshed"),
+        cassandra.UnresolvableContactPoints("cassandra"),
+        OVERLOADED,
+        protocol.IsBootstrappingErrorMessage(0x1002, "bootstrapping", None),
+        protocol.ServerError(0, "it is shutting down", None),
+        ssl.SSLEOFError(8, "EOF occurred in violation of protocol"),
+        NoHostAvailable("no session", ["127.0.0.1", "127.0.0.2"]),
+        NoHostAvailable("no node could be asked", {}),
+        NoHostAvailable("no node answers", {"a": RESET, "b": SHUT, "c": OVERLOADED}),
+        NoHostAvailable("nothing is known", None),
+        NoHostAvailable("only words", {"a": "timed out"}),
+    ],
+    ids=repr,
+)
+def test_what_passes_is_away(error: Exception) -> None:
+    """Whoever asked tries again; the worker goes on."""
+    assert is_away(error)
+    with pytest.raises(ArchiveAwayError, match="cannot ask: ") as raised, driver("ask", "wait"):
+        raise error
+    assert raised.value.__cause__ is error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        WRONG,
+        cassandra.Unauthorized("no rights"),
+        cassandra.InvalidRequest("no such column"),
+        connection.ProtocolVersionUnsupported("a", 5),
+        ssl.SSLCertVerificationError("self-signed certificate"),
+        ssl.SSLError(1, "tlsv13 alert certificate required"),
+        NoHostAvailable("one refuses", {"a": RESET, "b": WRONG}),
+    ],
+    ids=repr,
+)
+def test_what_somebody_must_mend_is_refused(error: Exception) -> None:
+    """The worker ends with it, rather than trying for ever."""
+    assert not is_away(error)
+    with pytest.raises(ArchiveError, match="cannot ask: ") as raised, driver("ask", "mend it"):
+        raise error
+    assert not isinstance(raised.value, ArchiveAwayError)
+
+
+NEVER_RAISED = {
+    # By Cassandra's user types and traces, objects mapping and Insights: nothing of it is used.
+    "UserTypeDoesNotExist", "TraceUnavailable", "QueryExhausted", "DependencyException",
+    "NoMurmur3", "NotSupportedError", "InternalError", "CrcException",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "module", ["", ".cluster", ".connection", ".pool", ".protocol", ".query", ".segment"]
+)
+def test_every_exception_of_the_driver_is_caught(module: str) -> None:
+    """An upgrade that brings another root shows here."""
+    found = importlib.import_module(f"cassandra{module}")
+    own = [
+        kind
+        for name, kind in inspect.getmembers(found, inspect.isclass)
+        if issubclass(kind, Exception)
+        and kind.__module__.startswith("cassandra")
+        and name not in NEVER_RAISED
+    ]
+    assert own or module == ".query"
+    assert [kind for kind in own if not issubclass(kind, DRIVER_ERRORS)] == []
+
+
+async def test_a_driver_that_never_tells_is_away() -> None:
+    """Its threads may have died: a wait has an end all the same, and a page begins it anew."""
+
+    class Answer:
+        has_more_pages = True
+
+        def add_callbacks(self, on_page: Any, on_error: Any) -> None:
+            del on_error
+            on_page([(1,)])
+
+        def start_fetching_next_page(self) -> None:
+            pass
+
+    class Session:
+        def execute_async(self, statement: object) -> Answer:
+            assert statement == "select"
+            return Answer()
+
+    async with asyncio.timeout(20):
+        with pytest.raises(ArchiveAwayError, match=r"told nothing within 0\.05 s"):
+            await execute(Session(), "read", "select", 0.05)
