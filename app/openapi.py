@@ -72,6 +72,7 @@ class LayerPage(msgspec.Struct):
     partitions_served: int
     partitions: int
     rows_read: RowsRead
+    whole_from: dict[str, int | None]
     cells: list[Cell]
     cursor: str | None
 
@@ -124,6 +125,7 @@ class FamilyPage(msgspec.Struct):
     as_of: dict[str, dict[str, int]] | msgspec.UnsetType = msgspec.UNSET
     watermark_ms: int | msgspec.UnsetType | None = msgspec.UNSET
     data_age_ms: int | msgspec.UnsetType | None = msgspec.UNSET
+    whole_from: dict[str, int | None] | msgspec.UnsetType = msgspec.UNSET
     cost: Cost | msgspec.UnsetType = msgspec.UNSET
     cells: list[Row] | msgspec.UnsetType = msgspec.UNSET
     cursor: str | msgspec.UnsetType | None = msgspec.UNSET

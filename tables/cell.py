@@ -120,11 +120,12 @@ def whole_only(rows: pl.DataFrame, whole: Mapping[str, int]) -> pl.DataFrame:
     early = {name: ms for name, ms in whole.items() if ms > oldest}  # type: ignore[operator]
     if (from_ms := early.pop("events", None)) is not None:
         rows = rows.filter(rows["window_start"] >= from_ms)
-    return rows.with_columns(
+    nulls = [
         pl.when(pl.col("window_start") >= ms).then(pl.col(name)).alias(name)
         for name, ms in early.items()
         if name in rows.columns
-    )
+    ]
+    return rows.with_columns(nulls) if nulls else rows
 
 
 def _merge_exprs(accumulators: Sequence[Accumulator]) -> list[pl.Expr]:
