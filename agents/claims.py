@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from agents.partition_io import PartitionIO
 from tables.errors import FencedError, JournalRefusedError
 from tables.journal import Claim
@@ -12,6 +14,9 @@ from tables.state import Meta
 START_OVER = (
     "start over under another map name, with an archive_folder of its own if it is embedded"
 )
+
+
+log = logging.getLogger(__name__)
 
 
 def why_refused(
@@ -45,6 +50,9 @@ def why_refused(
 async def check_source(plan: InputPlan, partition: int, meta: Meta, io: PartitionIO) -> None:
     """Refuse a source log that is not the one whose prefix the state was made from.
 
+    A record that is gone is no other record: compaction takes them out, also the last one that was
+    read, and those behind it that were not read yet.
+
     Its bounds are asked for after the journal was read: an earlier owner may have gone on until the
     claim.
 
@@ -53,18 +61,25 @@ async def check_source(plan: InputPlan, partition: int, meta: Meta, io: Partitio
     """
     where = f"{plan.topic}[{partition}]"
     first, end = await io.source_bounds()
-    known = meta.tail is not None and meta.to > first
-    same = known and await io.source_identity(meta.to - 1) == meta.tail
-    if known and not same and meta.to <= end:
+    tail = None
+    if meta.tail is not None and meta.to > first:
+        tail = await io.source_identity(meta.to - 1)
+    if tail is not None and tail != meta.tail:
         raise JournalRefusedError(
             f"cannot continue {where}: record {meta.to - 1} is not the one that was read; "
             f"the topic was made anew; {START_OVER}"
         )
     # Where the last record is there, the log reaches it, whatever end the broker tells: the
     # embedded one counts its last batch as one record.
-    if meta.to < first or (meta.to > end and not same):
+    if meta.to < first or (meta.to > end and tail is None):
         raise JournalRefusedError(
             f"cannot continue {where} at offset {meta.to}: its log holds [{first}, {end}); "
             "events were deleted before they were read, or the topic was made anew; "
             f"{START_OVER}"
         )
+    if tail is None and meta.tail is not None and meta.to > first:
+        log.warning(
+            "%s goes on at offset %d: the record before it is gone, as after a compaction;"
+            " offsets without a record are counted as records.gap",
+            where, meta.to,
+        )  # fmt: skip

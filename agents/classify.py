@@ -1,6 +1,6 @@
 """Classify: which layers an event's type belongs to.
 
-A pattern matches a dotted type level by level: ``*`` stands for one level, ``**`` for any number.
+A pattern matches a dotted type level by level: ``*`` stands for one level, ``**`` for one or more.
 """
 
 from __future__ import annotations
@@ -8,36 +8,32 @@ from __future__ import annotations
 import re
 
 from tables.layer import Layer
-
-TYPES_KNOWN_MAX = 65_536
-"""Types remembered; a stream with more (hostile or broken) only costs matching them again."""
+from tables.remembered import Remembered
 
 
 class Classifier:
     """Tells, for a type, the indexes of the layers that select it; remembers the answers."""
 
     def __init__(self, layers: tuple[Layer, ...]) -> None:
-        self._patterns = [
-            re.compile("|".join(_expression(pattern) for pattern in layer.events))
-            for layer in layers
-        ]
-        self._known: dict[str, tuple[int, ...]] = {}
+        self._patterns = [pattern_of(layer) for layer in layers]
+        self.layers_of: Remembered[str, tuple[int, ...]] = Remembered(self._matching)
 
-    def layers_of(self, event_type: str) -> tuple[int, ...]:
-        """Return the indexes of the layers that select ``event_type``."""
-        known = self._known.get(event_type)
-        if known is None:
-            known = tuple(
-                index
-                for index, pattern in enumerate(self._patterns)
-                if pattern.fullmatch(event_type) is not None
-            )
-            if len(self._known) >= TYPES_KNOWN_MAX:
-                self._known.clear()
-            self._known[event_type] = known
-        return known
+    def _matching(self, event_type: str) -> tuple[int, ...]:
+        return tuple(
+            index
+            for index, pattern in enumerate(self._patterns)
+            if pattern.fullmatch(event_type) is not None
+        )
 
 
-def _expression(pattern: str) -> str:
-    levels = {"*": r"[^.]+", "**": r".+"}
-    return r"\.".join(levels.get(level, re.escape(level)) for level in pattern.split("."))
+def pattern_of(layer: Layer) -> re.Pattern[str]:
+    """Return what the whole of a type matches if a base layer selects it.
+
+    A type may be any text: a level has any characters but dots, line feeds too, or none.
+    """
+    levels = {"*": r"[^.]*", "**": r".*"}
+    alternatives = [
+        r"\.".join(levels.get(level) or re.escape(level) for level in pattern.split("."))
+        for pattern in layer.events
+    ]
+    return re.compile("|".join(alternatives), re.DOTALL)

@@ -10,7 +10,6 @@ whatever the form, the path and the cutting into chunks::
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Iterator
 from typing import Any, cast
@@ -25,6 +24,7 @@ from tables.chunk import Headers, RecordFault, Run
 from tables.heartbeat import HEARTBEAT_HEADER, decode_heartbeat
 from tables.layer import Source
 from tables.ledger import Ledger
+from tables.remembered import Remembered
 from tables.window import TIME_MS_MAX, TIME_MS_MIN
 
 CONTENT_TYPE = "content-type"
@@ -359,10 +359,12 @@ def _parts(run: Run) -> Iterator[tuple[int, int, str]]:
         yield first, len(run.values), before
 
 
-@functools.lru_cache(1_024)
-def _form_of_type(media_type: bytes) -> str:
+def _find_form(media_type: bytes) -> str:
     name = media_type.split(b";")[0].strip().lower().decode("latin-1")
     return CONTENT_TYPES.get(name, "unknown")
+
+
+_form_of_type: Remembered[bytes, str] = Remembered(_find_form)
 
 
 def _content_type(headers: Headers) -> str:

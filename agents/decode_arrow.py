@@ -9,9 +9,9 @@ from typing import cast
 
 import polars as pl
 
-from agents.arrow_stream import CONTINUATION, ArrowError, check_stream
 from agents.batch import ID_COLUMN
 from agents.decode_json import COLUMNS, parse_times
+from tables.arrow_stream import CONTINUATION, ArrowError, check_stream
 from tables.layer import Source
 from tables.window import TIME_MS_MAX, TIME_MS_MIN
 

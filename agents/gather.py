@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import cast
 
-import msgspec
 import polars as pl
 
 from agents.batch import DETAIL_CHARS_MAX, FEW, SetAside
@@ -21,6 +20,7 @@ from tables.contribution import Contribution, cause_against, decode_cells, decod
 from tables.journal import Announcement
 from tables.plan import InputPlan
 from tables.rollup_table import RollupTable
+from tables.sealed import DamagedError
 from tables.state import PartitionState
 from tables.table import NEVER_MS
 
@@ -101,7 +101,7 @@ class Gatherer:
                 cause = self._foreign(contribution)
                 if contribution.block and not cause:
                     rows = decode_cells(contribution, self._layer)
-            except msgspec.DecodeError as error:
+            except DamagedError as error:
                 cause = str(error)
             if cause:
                 doing.refuse(index, cause)

@@ -22,7 +22,7 @@ from typing import Protocol
 from agents.emit import Log
 from agents.guarded import guarded
 from agents.owner import Owner
-from tables.errors import OffsetGoneError, OutcomeUnknownError
+from tables.errors import JournalRefusedError, OffsetGoneError, OutcomeUnknownError
 from tables.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
 from tables.journal import Delta, decode_entry
 from tables.plan import InputPlan
@@ -93,7 +93,12 @@ class StreamTimes:
         first, end = await self._log.bounds(plan.journal, partition)
         start = max(first, end - LOOK_BACK_ENTRIES)
         for record in reversed(await self._log.read(plan.journal, partition, start, end)):
-            entry = decode_entry(record.value or b"")
+            try:
+                entry = decode_entry(record.value or b"")
+            except JournalRefusedError as error:
+                # Its own owner is refused by it; here it only means that nothing can be told.
+                log.warning("%s[%d] tells no stream time: %s", plan.journal, partition, error)
+                return NEVER_MS
             if isinstance(entry, Delta):
                 return entry.stream_time_ms if entry.has_events else None
         return None if start == 0 else NEVER_MS

@@ -17,7 +17,7 @@ from agents.claims import check_source, why_refused
 from agents.emission import ARCHIVE, FEED, Due, Emission
 from agents.fold import Before, Content
 from agents.partition_io import PartitionIO
-from agents.recovery import Recovery
+from agents.recovery import Recovery, take
 from tables import ledger
 from tables.block import FewRows, encode_block
 from tables.cell import whole_only
@@ -38,7 +38,6 @@ from tables.journal import (
     PartPlace,
     Snapshot,
     SnapshotPart,
-    decode_entry,
     encode_entry,
     identity_of,
 )
@@ -412,7 +411,7 @@ class Owner:
                 # Only an owner truncates, and only what it has read.
                 raise fenced from None
             for other in others:
-                self.state.apply(meta.journal_offset, decode_entry(other), identity_of(other))
+                take(self.state, self.partition, other)
         if isinstance(entry, Delta):
             await self._merge_ahead(entry, rows or {})
         stands = self.state.apply(offset, entry, identity_of(value), rows)

@@ -22,7 +22,7 @@ from agents.live import read_live
 from agents.owner import Owner
 from tables.archive import Archive
 from tables.chunk import Run
-from tables.errors import FencedError, OffsetGoneError, OutcomeUnknownError
+from tables.errors import FencedError, OutcomeUnknownError
 from tables.journal import Identity, PartPlace
 from tables.layer import Layer, Map
 from tables.live import LiveRead, LiveRows
@@ -66,6 +66,9 @@ class ReadableLog(Log, Protocol):
         There is at least one. Raises OffsetGoneError.
         """
 
+    async def record_at(self, topic: str, partition: int, offset: int) -> LogRecord | None:
+        """Return the record at an offset, None where there is none. Raises OutcomeUnknownError."""
+
     async def truncate(self, topic: str, partition: int, before: int) -> None:
         """Delete the records before an offset, if brokers can. Raises OutcomeUnknownError."""
 
@@ -108,15 +111,9 @@ class LogPartitionIO:
         return await self._log.bounds(self._plan.topic, self._partition)
 
     async def source_identity(self, offset: int) -> Identity | None:
-        """Return append time and CRC-32 of a source record."""
-        try:
-            records = await self._log.read(self._plan.topic, self._partition, offset, offset + 1)
-        except OffsetGoneError:
-            return None
-        for record in records:
-            if record.offset == offset:
-                return record.append_time_ms, zlib.crc32(record.value or b"")
-        return None
+        """Return append time and CRC-32 of a source record, None where there is none."""
+        record = await self._log.record_at(self._plan.topic, self._partition, offset)
+        return None if record is None else (record.append_time_ms, zlib.crc32(record.value or b""))
 
     async def beside(self, work: Callable[[], None]) -> None:
         """Do it in a thread."""

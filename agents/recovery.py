@@ -9,12 +9,15 @@ The rules are 6 and 7 of docs/formats/journal.md.
 
 from __future__ import annotations
 
+import polars as pl
+
 from agents.claims import START_OVER
 from agents.partition_io import PartitionIO
 from tables.errors import FencedError, JournalRefusedError, OffsetGoneError
 from tables.journal import (
     Claim,
     Delta,
+    Entry,
     Identity,
     PartPlace,
     Snapshot,
@@ -28,6 +31,32 @@ from tables.state import PartitionState
 
 LOOK_BACK_ENTRIES = 16
 """How far back from a claim a hint of the latest snapshot is looked for; then 8 times as far."""
+
+
+_ODD = (
+    ValueError, TypeError, LookupError, ArithmeticError,
+    pl.exceptions.PolarsError, pl.exceptions.PanicException,
+)  # fmt: skip
+"""What applying an entry raises whose fields have the right types and no sense."""
+
+
+def take(state: PartitionState, partition: int, value: bytes) -> bool:
+    """Apply the next entry of a journal, as it was read; tell whether it stands.
+
+    Raises:
+        JournalRefusedError: it is of a newer format, damaged, or nothing that a state can take.
+    """
+    offset = state.meta.journal_offset
+    where = f"cannot apply entry {offset} of {state.plan.journal}[{partition}]"
+    try:
+        return state.apply(offset, decode_entry(value), identity_of(value))
+    except JournalRefusedError as error:
+        raise JournalRefusedError(f"{where}: {error}") from error
+    except _ODD as error:
+        raise JournalRefusedError(
+            f"{where}: {error!r}; the entry makes no sense; restore the journal topic from a copy, "
+            f"or {START_OVER}"
+        ) from error
 
 
 class Recovery:
@@ -104,7 +133,7 @@ class Recovery:
             return True
         while at < end:
             for value in await self._io.read(at, end):
-                if isinstance(decode_entry(value), Claim):
+                if isinstance(_entry_of(value), Claim):
                     return True
                 at += 1
         return False
@@ -119,7 +148,7 @@ class Recovery:
             ahead = [offset for offset in self._parts if offset > meta.journal_offset]
             stop = min([epoch + 1, *ahead])
             for value in await self._io.read(meta.journal_offset, stop):
-                state.apply(meta.journal_offset, decode_entry(value), identity_of(value))
+                take(state, self._partition, value)
             self._save(state)
 
     def _save(self, state: PartitionState) -> None:
@@ -170,7 +199,7 @@ class Recovery:
         at = first
         while at < stop:
             for value in await self._io.read(at, stop):
-                entry = decode_entry(value)
+                entry = _entry_of(value)
                 if isinstance(entry, Snapshot):
                     hints.add(at)
                 elif isinstance(entry, Delta):
@@ -196,7 +225,7 @@ class Recovery:
         if offset < start:
             return None
         (value,) = await self._io.read(offset, offset + 1)
-        entry = decode_entry(value)
+        entry = _entry_of(value)
         if isinstance(entry, Snapshot) and start <= entry.covers <= offset:
             return entry
         return None
@@ -206,5 +235,16 @@ class Recovery:
         (value,) = await self._io.read(offset, offset + 1)
         if identity_of(value) != tuple(identity):
             return None
-        entry = decode_entry(value)
+        entry = _entry_of(value)
         return entry if isinstance(entry, SnapshotPart) else None
+
+
+def _entry_of(value: bytes) -> Entry | None:
+    """Return an entry that is looked at, not applied; None where it cannot be read.
+
+    What follows from it is refused only where a state needs it: :func:`take`.
+    """
+    try:
+        return decode_entry(value)
+    except JournalRefusedError:
+        return None

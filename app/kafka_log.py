@@ -223,10 +223,35 @@ class KafkaLog:
             OffsetGoneError: the log begins after them or ends before them.
             OutcomeUnknownError: the broker did not give them in time.
         """
+        return await self._read(TopicPartition(topic, partition), start, stop, bytes_max)
+
+    async def record_at(self, topic: str, partition: int, offset: int) -> LogRecord | None:
+        """Return the record at an offset; None where the log has none there any more.
+
+        Compaction takes records out, also the last ones, and markers of transactions are none.
+
+        Raises:
+            OutcomeUnknownError: the broker did not answer in time.
+        """
+        key = TopicPartition(topic, partition)
+        try:
+            found = await self._read(key, offset, offset + 1, None, may_lack=True)
+        except OffsetGoneError:
+            return None
+        return next((record for record in found if record.offset == offset), None)
+
+    async def _read(
+        self,
+        key: TopicPartition,
+        start: int,
+        stop: int,
+        bytes_max: int | None,
+        *,
+        may_lack: bool = False,
+    ) -> list[LogRecord]:
         if start >= stop:
             return []
-        key = TopicPartition(topic, partition)
-        cannot = f"cannot read {topic}[{partition}] from {start} to {stop}"
+        cannot = f"cannot read {key.topic}[{key.partition}] from {start} to {stop}"
         async with self._readers:
             consumer = AIOKafkaConsumer(
                 bootstrap_servers=self._brokers,
@@ -241,7 +266,9 @@ class KafkaLog:
                     await consumer.start()
                     consumer.assign([key])
                     consumer.seek(key, start)
-                    return await self._collect(consumer, key, stop, bytes_max, deadline)
+                    return await self._collect(
+                        consumer, key, stop, bytes_max, deadline, may_lack=may_lack
+                    )
             except OffsetOutOfRangeError as error:
                 raise OffsetGoneError(_gone(cannot)) from error
             finally:
@@ -273,8 +300,13 @@ class KafkaLog:
         stop: int,
         bytes_max: int | None,
         deadline: asyncio.Timeout,
+        *,
+        may_lack: bool,
     ) -> list[LogRecord]:
-        """Return the records from where ``consumer`` stands; each step on moves the deadline."""
+        """Return the records from where ``consumer`` stands; each step on moves the deadline.
+
+        ``may_lack`` says that the last ones may be gone from a log that has their offsets.
+        """
         now = asyncio.get_running_loop().time
         records: list[LogRecord] = []
         moved_s = now()
@@ -300,6 +332,9 @@ class KafkaLog:
                     raise OffsetGoneError(
                         _gone(f"cannot read {key.topic}[{key.partition}] from {first} to {stop}")
                     )
+                if may_lack and (consumer.highwater(key) or 0) > position:
+                    # A fetch was answered, with nothing.
+                    return records
                 moved_s = now()
         return records
 

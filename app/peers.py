@@ -30,9 +30,11 @@ from tables.family import KeyFilter
 from tables.layer import Layer, Map, Scalar, combiner_of
 from tables.live import LiveRead, LiveRows, Told
 from tables.rollup_table import rollup_schema
+from tables.sealed import DamagedError, seal, unpacked, unsealed
 
 PATH = "/v1/worker/live"
 CONTENT_TYPE = "application/msgpack"
+ANSWER_FORMAT = 1
 
 HEDGE_S = 0.15
 """A worker answers in milliseconds; one that collects garbage or stands on its disk may not, and
@@ -104,8 +106,8 @@ def decode_reads(themap: Map, body: bytes) -> list[LiveRead]:
         QueryError: it is none, or of another map.
     """
     try:
-        wire = _reads.decode(body)
-    except msgspec.MsgspecError as error:
+        wire = unpacked(_reads, body)
+    except DamagedError as error:
         raise QueryError(f"cannot read live cells: the request is none: {error}") from error
     if wire.digest != themap.digest:
         raise QueryError(
@@ -138,13 +140,23 @@ def encode_rows(found: Iterable[LiveRows]) -> bytes:
         )
         for rows in found
     ]
-    return msgspec.msgpack.encode(wire)
+    return seal(ANSWER_FORMAT, msgspec.msgpack.encode(wire))
 
 
 def decode_rows(reads: Sequence[LiveRead], body: bytes) -> list[LiveRows]:
-    """Return what a worker answered to ``reads``."""
+    """Return what a worker answered to ``reads``.
+
+    Raises:
+        DamagedError: it is no answer to them, or one of another version.
+    """
+    content = unsealed(body)
+    if body[0] != ANSWER_FORMAT:
+        raise DamagedError(f"got format {body[0]}; want {ANSWER_FORMAT}")
+    answers = unpacked(_rows, content)
+    if len(answers) != len(reads):
+        raise DamagedError(f"got {len(answers)} answers to {len(reads)} reads")
     found = []
-    for read, wire in zip(reads, _rows.decode(body), strict=True):
+    for read, wire in zip(reads, answers, strict=True):
         schema = archive_schema(read.layer)
         if read.parts:
             schema = rollup_schema(read.layer) | {"held_by": pl.Int32()}
@@ -286,10 +298,10 @@ class Peers:
                 task.cancel()
 
     def _decoded(self, url: str, reads: list[LiveRead], answer: bytes) -> list[LiveRows] | None:
-        """Return what a worker answered, None where it is of another version and cannot be read."""
+        """Return what a worker answered, None where it is damaged or of another version."""
         try:
             return decode_rows(reads, answer)
-        except (msgspec.MsgspecError, ValueError, pl.exceptions.PolarsError) as error:
+        except DamagedError as error:
             self.failed_total += 1
             log.warning("cannot read the live cells of a worker: %s: %s", url, error)
             return None

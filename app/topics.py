@@ -176,6 +176,18 @@ async def check_topics(
         await _check(admin, themap, specs, found, "use")
 
 
+async def topics_found(
+    brokers: str, client_options: Mapping[str, Any] | None = None
+) -> dict[str, int]:
+    """Return the number of partitions of every topic there is.
+
+    Raises:
+        TreasureMapError: no broker answers.
+    """
+    async with _admin(brokers, client_options or {}) as admin:
+        return await _partitions_found(admin)
+
+
 @contextlib.asynccontextmanager
 async def _admin(brokers: str, options: Mapping[str, Any]) -> AsyncIterator[AIOKafkaAdminClient]:
     admin = AIOKafkaAdminClient(

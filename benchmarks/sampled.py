@@ -33,7 +33,7 @@ STAGES = {
     "agents/decode.py": "decode",
     "agents/decode_json.py": "decode",
     "agents/decode_arrow.py": "decode",
-    "agents/arrow_stream.py": "decode",
+    "tables/arrow_stream.py": "decode",
     "agents/batch.py": "fold",
     "agents/classify.py": "fold",
     "agents/dedupe.py": "ids",

@@ -39,10 +39,14 @@ from tables.archive_runs import (
 from tables.cost import QueryCost
 from tables.errors import ArchiveError
 from tables.layer import Layer, Map
+from tables.sealed import DamagedError
 
 log = logging.getLogger(__name__)
 
-FORMAT = "2"
+FORMAT = "3"
+"""Since 3, blocks are sealed; a folder of 2 is taken over, and its blocks are read as they are."""
+
+_UNSEALED = "2"
 BLOCK_CACHE_BYTES = 16 << 20
 WRITE_BUFFER_BYTES = 16 << 20
 OPEN_FILES_MAX = 256
@@ -175,12 +179,13 @@ class EmbeddedArchive:
                 stored = db.get(place)
             if stored is not None:
                 what = f"layer {layer.name} in {self._folder}"
-                described = grown(what, orjson.loads(stored), described)
+                described = grown(what, _described(what, stored), described)
             layout = RunLayout(layer, described)
             # Before any row: blocks can only be merged by the description they are written under.
-            if stored is None or described != orjson.loads(stored):
+            written = orjson.dumps(described)
+            if stored != written:
                 with _rocks("open archive"):
-                    db.put(place, orjson.dumps(described), _synced())
+                    db.put(place, written, _synced())
             running.layouts[layer.name] = layout
             self._drop_expired(running, layout)
         with _rocks("open archive"):
@@ -250,7 +255,15 @@ class EmbeddedArchive:
             runs_max = RUNS_MAX if bucket == newest else SETTLED_RUNS_MAX
             while chosen := worth_merging(runs, runs_max):
                 run, batch = running.new_run(), rocksdict.WriteBatch(raw_mode=True)
-                rows = layout.merge(running.db, batch, bucket, chosen, run)
+                try:
+                    rows = layout.merge(running.db, batch, bucket, chosen, run)
+                except DamagedError as error:
+                    # Its rows are refused to readers; what is written beside them is still taken.
+                    log.warning(
+                        "cannot merge rows of layer %s in %s: %s; restore the archive's folder "
+                        "from a copy", layout.layer.name, self._folder, error,
+                    )  # fmt: skip
+                    break
                 running.db.write(batch, _synced())
                 for old in chosen:
                     del runs[old]
@@ -390,6 +403,18 @@ def _read(
     return found.select(list(layout.schema)).filter(not_expired(layer, now_ms))
 
 
+def _described(what: str, stored: bytes) -> dict[str, str]:
+    """Return how a layer's rows were described when they were stored, brought up to this format."""
+    try:
+        found = msgspec.json.decode(stored, type=dict[str, str])
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ArchiveError(
+            f"cannot use {what}: its description cannot be read: {error}; restore the archive's "
+            "folder from a copy, or use another one"
+        ) from error
+    return found | {"format": FORMAT} if found.get("format") == _UNSEALED else found
+
+
 async def _run(pool: ThreadPoolExecutor, step: Callable[[], T]) -> T:
     return await asyncio.get_running_loop().run_in_executor(pool, step)
 
@@ -399,6 +424,10 @@ def _rocks(what: str) -> Iterator[None]:
     """Turn RocksDB's errors, which are bare exceptions, into the archive's."""
     try:
         yield
+    except DamagedError as error:
+        raise ArchiveError(
+            f"cannot {what}: {error}; restore the archive's folder from a copy"
+        ) from error
     except Exception as error:
         if type(error) not in (Exception, rocksdict.DbClosedError):
             raise

@@ -17,9 +17,10 @@ import rocksdict
 
 from tables.archive import CellRange
 from tables.archive_layout import bucket_ms, missing_accumulators
-from tables.block import conform, decode_block, encode_block
+from tables.block import check_block, conform, decode_block, encode_block
 from tables.cell import archive_schema
 from tables.layer import Layer, Scalar
+from tables.sealed import seal, unsealed
 
 PIECE_ROWS = 1_024
 """Of a piece: what a read of one key decodes for every run, in some 0.1 ms."""
@@ -34,6 +35,9 @@ MERGE_ROWS_MAX = 1 << 18
 """Of a merged run: a merge holds up other writes, and so many rows in memory."""
 
 WRITE_TIME = "write_time"
+
+SEALED = 3
+"""The first byte of blocks since format 3. Those of format 2, without checksum, begin as Arrow."""
 
 _ORDER = "column order"
 _BIAS = 1 << 63  # makes signed numbers sort as unsigned bytes
@@ -138,11 +142,15 @@ class RunLayout:
         for number, first in enumerate(range(0, rows.height, PIECE_ROWS)):
             key = lead(column[first] for column in keys)
             block = encode_block(rows[first : first + PIECE_ROWS])
-            yield head + key + _PIECE.pack(number), block
+            yield head + key + _PIECE.pack(number), seal(SEALED, block)
 
     def rows_of(self, blocks: Iterable[bytes]) -> pl.DataFrame:
-        """Return the stored rows of blocks, with all columns that were ever stored."""
-        frames = [decode_block(block, self._stored) for block in blocks]
+        """Return the stored rows of blocks, with all columns that were ever stored.
+
+        Raises:
+            DamagedError: one is not what was stored.
+        """
+        frames = [decode_block(_opened(block), self._stored) for block in blocks]
         return pl.concat(frames) if frames else pl.DataFrame(schema=self._stored)
 
     def matching(self, cells: CellRange) -> list[pl.Expr]:
@@ -258,6 +266,13 @@ def lead(values: Iterable[Scalar]) -> bytes:
             assert isinstance(value, str), f"a key field is a string, int or bool; got {value!r}"
             parts.append(value.encode().replace(b"\x00", b"\x00\xff") + b"\x00\x00")
     return b"".join(parts)
+
+
+def _opened(stored: bytes) -> bytes:
+    if stored[:1] == bytes((SEALED,)):
+        return bytes(unsealed(stored))
+    check_block(stored)
+    return stored
 
 
 def _ordered(number: int) -> bytes:

@@ -4,6 +4,10 @@ Many rows are a frame, as bytes an Arrow IPC stream, compressed with LZ4 from ``
 rows on. A few are tuples, as bytes MessagePack: making a frame costs what fifty rows cost. The
 version of a block's rows is a constant kept beside it, so a delta's bytes go to the store
 unchanged.
+
+A block has no checksum of its own: what it travels or lies in is sealed (``tables.sealed``). One
+that comes out of anything else goes through :func:`check_block` first, because the reader of Arrow
+ends the process over some broken streams.
 """
 
 from __future__ import annotations
@@ -17,16 +21,32 @@ from typing import Any, cast
 import msgspec
 import polars as pl
 
+from tables.arrow_stream import CONTINUATION, ArrowError, check_stream
+from tables.sealed import DamagedError, unpacked
+
 COMPRESS_ROWS_MIN = 16
 """Measured on cells of 12 columns: 4 rows 2,056 bytes with LZ4 and 2,040 without; 16 rows 2,632 and
 3,384; 512 rows 16,328 and 66,872."""
 
-_ARROW_START = b"\xff\xff\xff\xff"
+_NO_FRAME = (ArrowError, pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
+"""What reading bytes raises that are no Arrow stream; flipped bits can make polars panic."""
+
+INFLATED_BYTES_MAX = 1 << 30
+"""Of a block without checksum: a record of 16 MiB could claim 255 times as much. Ours come to a
+fraction, the cells of one chunk."""
+
 _COLUMNS_FROM_ROWS = 60
 """From so many rows on a frame is made column by column."""
 
 _VALUE_BYTES = 40.0
 """About what a value in a tuple takes."""
+
+_PYTHON_TYPES: dict[type[pl.DataType], set[type]] = {
+    pl.String: {str}, pl.Boolean: {bool}, pl.Int32: {int}, pl.Int64: {int}, pl.Int128: {int},
+    pl.Float64: {float, int},
+}  # fmt: skip
+
+_START = "window_start"
 
 _few = msgspec.msgpack.Decoder(tuple[list[str], list[tuple[Any, ...]]])
 
@@ -70,9 +90,36 @@ def encode_block(rows: pl.DataFrame | FewRows) -> bytes:
     return out.getvalue()
 
 
+def check_block(data: bytes) -> None:
+    """Check the structure of a block that no checksum vouches for.
+
+    Raises:
+        DamagedError: it must not be decoded.
+    """
+    if data.startswith(CONTINUATION):
+        try:
+            check_stream(data, INFLATED_BYTES_MAX)
+        except ArrowError as error:
+            raise DamagedError(f"its block is unreadable: {error}") from error
+        return
+    names, rows = unpacked(_few, data)
+    if any(len(row) != len(names) for row in rows):
+        raise DamagedError("its block is unreadable: a row has more or fewer values than columns")
+
+
 def decode_frame(data: bytes, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
     """Return the frame of ``data``, which must be one; the same as :func:`decode_rows`."""
-    return conform(pl.read_ipc_stream(io.BytesIO(data)), schema)
+    try:
+        frame = conform(pl.read_ipc_stream(io.BytesIO(data)), schema)
+    except _NO_FRAME as error:
+        raise DamagedError(f"its block is unreadable: {error}") from error
+    if frame.schema != schema:
+        found = {name: str(kind) for name, kind in frame.schema.items()}
+        want = {name: str(kind) for name, kind in schema.items()}
+        raise DamagedError(f"its block holds other cells: got {found}; want {want}")
+    if _START in schema and frame[_START].null_count():
+        raise DamagedError("its block holds cells of no window")
+    return frame
 
 
 def decode_rows(data: bytes, schema: Mapping[str, pl.DataType]) -> pl.DataFrame | FewRows:
@@ -80,14 +127,20 @@ def decode_rows(data: bytes, schema: Mapping[str, pl.DataType]) -> pl.DataFrame 
 
     A column that the block does not know (a measure added by a later revision of the map) is null:
     nobody knows its values (``tables.cell``). A column that the schema does not know is dropped.
+
+    Raises:
+        DamagedError: it is no block, or one of other columns.
     """
-    if data.startswith(_ARROW_START):
+    if data.startswith(CONTINUATION):
         return decode_frame(data, schema)
-    names, rows = _few.decode(data)
+    names, rows = unpacked(_few, data)
     if names != list(schema):
         at = {name: index for index, name in enumerate(names)}
         places = [at.get(name) for name in schema]
         rows = [tuple(None if at is None else row[at] for at in places) for row in rows]
+    for (name, kind), column in zip(schema.items(), zip(*rows, strict=True), strict=False):
+        if not _fit(kind, column) or (name == _START and None in column):
+            raise DamagedError(f"its block holds other cells: a {name} is no {kind}")
     return FewRows(schema, rows)
 
 
@@ -107,6 +160,19 @@ def conform(frame: pl.DataFrame, schema: Mapping[str, pl.DataType]) -> pl.DataFr
         if name not in frame.columns
     ]
     return frame.with_columns(filled).select(list(schema))
+
+
+def _fit(kind: pl.DataType, column: tuple[Any, ...]) -> bool:
+    """Tell whether all values are null or of a column's type."""
+    types = set(map(type, column))
+    types.discard(type(None))
+    if types - _PYTHON_TYPES[type(kind)]:
+        return False
+    if kind not in (pl.Int32, pl.Int64) or not types:
+        return True
+    bits = 31 if kind == pl.Int32 else 63
+    numbers: list[int] = [value for value in column if value is not None]
+    return -1 << bits <= min(numbers) and max(numbers) < 1 << bits
 
 
 def repeated(value: int, rows: int, kind: type[pl.DataType]) -> pl.Series:

@@ -2,8 +2,8 @@
 
 Finer cells that fall into one coarser key are added up before they are sent, each finer window for
 itself: a contribution is the absolute value of a coarser key in a finer window of one partition,
-with its version. A record of a layer topic is one format byte, then a MessagePack array: who sends,
-what it announces, and a block of contributions. A record without block only announces. All
+with its version. A record of a layer topic is a sealed MessagePack array: who sends, what it
+announces, and a block of contributions. A record without block only announces. All
 contributions of a record belong to the record's partition by the hash of their key.
 """
 
@@ -15,15 +15,19 @@ from typing import cast
 import msgspec
 import polars as pl
 
-from tables.block import decode_frame, encode_block
+from tables.block import check_block, decode_frame, encode_block
 from tables.cell import cell_schema, merge_rows
 from tables.errors import JournalRefusedError
 from tables.journal import Announcement
 from tables.keyhash import key_hashes
 from tables.layer import Layer
+from tables.sealed import seal, unpacked, unsealed
 from tables.window import START_MS_MIN, TIME_MS_MAX
 
-FORMAT = 1
+FORMAT = 2
+"""Since 2, records are sealed; those of 1 are read, once their block's structure is checked."""
+
+_UNSEALED = 1
 
 BLOCK_BYTES_MAX = 4 * 1024 * 1024
 """Of the cells in one record, before compression; the topic takes 16 MiB, and so does the delta
@@ -48,16 +52,13 @@ class Contribution(msgspec.Struct, frozen=True, array_like=True):
     whole: dict[str, int] | None = None
 
 
-_NO_FRAME = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
-"""What polars raises for bytes that are no Arrow IPC stream; flipped bits can make it panic."""
-
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Contribution)
 
 
 def encode_contribution(contribution: Contribution) -> bytes:
     """Return the record's value."""
-    return bytes((FORMAT,)) + _encoder.encode(contribution)
+    return seal(FORMAT, _encoder.encode(contribution))
 
 
 def decode_contribution(value: bytes) -> Contribution:
@@ -65,19 +66,20 @@ def decode_contribution(value: bytes) -> Contribution:
 
     Raises:
         JournalRefusedError: it is of a newer format; dropping it would lose cells.
-        msgspec.DecodeError: it is no contribution at all.
+        DamagedError: it is no contribution at all.
     """
-    if not value:
-        raise msgspec.DecodeError("the record is empty")
+    if value[:1] == bytes((_UNSEALED,)):
+        found = unpacked(_decoder, memoryview(value)[1:])
+        if found.block:
+            check_block(found.block)
+        return found
+    content = unsealed(value)
     if value[0] != FORMAT:
         raise JournalRefusedError(
             f"cannot read layer topic: got format {value[0]}; want {FORMAT}; "
             "run the version that wrote it"
         )
-    try:
-        return _decoder.decode(memoryview(value)[1:])
-    except UnicodeDecodeError as error:  # msgspec lets it through as it is
-        raise msgspec.DecodeError(str(error)) from error
+    return unpacked(_decoder, content)
 
 
 def added_up(finer: Layer, coarser: Layer, cells: pl.DataFrame) -> pl.DataFrame:
@@ -121,18 +123,9 @@ def decode_cells(contribution: Contribution, coarser: Layer) -> pl.DataFrame:
     """Return the rows of a contribution; :func:`cause_against` tells whether they can be used.
 
     Raises:
-        msgspec.DecodeError: its block is none of contributions to this layer.
+        DamagedError: its block is none of contributions to this layer.
     """
-    schema = _block_schema(coarser)
-    try:
-        rows = decode_frame(contribution.block, schema)
-    except _NO_FRAME as error:
-        raise msgspec.DecodeError(f"its block is unreadable: {error}") from error
-    if rows.schema != schema:
-        found = {name: str(kind) for name, kind in rows.schema.items()}
-        want = {name: str(kind) for name, kind in schema.items()}
-        raise msgspec.DecodeError(f"its block holds other cells: got {found}; want {want}")
-    return rows
+    return decode_frame(contribution.block, _block_schema(coarser))
 
 
 def cause_against(rows: pl.DataFrame, coarser: Layer) -> str:

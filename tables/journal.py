@@ -1,8 +1,8 @@
 """Journal entries and their bytes: claims, deltas and snapshots of one source partition.
 
-An entry is one format byte, then the MessagePack array of the entry. The first element names its
-kind. A reader that meets another format stops: ignoring it would make old and new readers disagree
-on history.
+An entry is sealed (``tables.sealed``): a format byte, a checksum, then the MessagePack array of the
+entry, whose first element names its kind. A reader that meets another format, or a damaged entry,
+stops: ignoring it would make readers disagree on history.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ import zlib
 
 import msgspec
 
+from tables.block import check_block
 from tables.errors import JournalRefusedError
 from tables.ledger import Ledger
+from tables.sealed import DamagedError, seal, unpacked, unsealed
 
-FORMAT = 2
-"""Since 2, blocks of a few rows are MessagePack; entries of 1 are read as they are."""
+FORMAT = 3
+"""Since 2, blocks of a few rows are MessagePack; since 3, entries are sealed. Older ones are read,
+once the structure of their blocks is checked."""
 
-_READ = (1, FORMAT)
+_UNSEALED = (b"\x01", b"\x02")
 
 DELTA_BYTES_MAX = 15 * 1024 * 1024
 """A delta is one record; its topic takes 16 MiB with all that Kafka adds."""
@@ -114,26 +117,42 @@ _decoder: msgspec.msgpack.Decoder[Entry] = msgspec.msgpack.Decoder(Entry)
 
 def encode_entry(entry: Entry) -> bytes:
     """Return the journal record's value."""
-    return bytes((FORMAT,)) + _encoder.encode(entry)
+    return seal(FORMAT, _encoder.encode(entry))
 
 
 def decode_entry(value: bytes) -> Entry:
     """Return the entry of a journal record's value.
 
     Raises:
-        JournalRefusedError: the format is another one, or the bytes are not of it.
+        JournalRefusedError: the format is a newer one, or the bytes are not those of an entry.
     """
-    if not value or value[0] not in _READ:
-        got = value[0] if value else "an empty record"
-        raise JournalRefusedError(
-            f"cannot read journal entry: format {got}; want {FORMAT}; run the version that wrote it"
-        )
     try:
-        return _decoder.decode(memoryview(value)[1:])
-    except msgspec.DecodeError as error:
+        if value[:1] in _UNSEALED:
+            entry = unpacked(_decoder, memoryview(value)[1:])
+            for block in _blocks_of(entry):
+                check_block(block)
+            return entry
+        content = unsealed(value)
+        if value[0] == FORMAT:
+            return unpacked(_decoder, content)
+    except DamagedError as error:
         raise JournalRefusedError(
-            f"cannot read journal entry: {error}; the topic holds records of another program"
+            f"cannot read journal entry: got format {value[0] if value else 'none'}: {error}; the "
+            "entry is damaged, or of another program; restore the journal topic from a copy"
         ) from error
+    raise JournalRefusedError(
+        f"cannot read journal entry: got format {value[0]}; want {FORMAT}; "
+        "run the version that wrote it"
+    )
+
+
+def _blocks_of(entry: Entry) -> list[bytes]:
+    match entry:
+        case Delta():
+            return list(entry.blocks.values())
+        case SnapshotPart():
+            return [data for _, _, data in entry.blocks]
+    return []
 
 
 def identity_of(value: bytes) -> Identity:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from tables.errors import MapError
 from tables.layer import Map
 
 Shapes = Mapping[str, Mapping[str, str]]
@@ -51,3 +52,16 @@ def joined(old: Shapes, new: Shapes) -> dict[str, dict[str, str]]:
     for name, shape in new.items():
         found.setdefault(name, {}).update(shape)
     return found
+
+
+def refuse_changes(themap: Map, *known: Shapes) -> None:
+    """Refuse a map that gives a layer another shape than one of those known.
+
+    Raises:
+        MapError: it does; the message has every difference once.
+    """
+    shapes = shapes_of(themap)
+    found = dict.fromkeys(change for one in known for change in changes(one, shapes))
+    if found:
+        problems = [f"{change}: that is another layer; give it a new name" for change in found]
+        raise MapError(f"{themap.name} as revision {themap.revision}", problems)

@@ -3,13 +3,15 @@
     key "meta"                        MessagePack of tables.state.Meta
     key "block/" layer "/" sequence   version (8 bytes, signed), then the block's bytes
 
-The store is a cache of the journal: it is usable only where the journal still holds what it names,
-and is discarded otherwise. A reused store saves reading the journal from its start.
+Both values are sealed (``tables.sealed``). The store is a cache of the journal: it is usable only
+where it is whole and the journal still holds what it names, and is discarded otherwise. A reused
+store saves reading the journal from its start.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +21,11 @@ import rocksdict
 
 from tables.errors import TreasureMapError
 from tables.plan import InputPlan
+from tables.sealed import DamagedError, seal, unpacked, unsealed
 from tables.state import Meta, PartitionState
 from tables.table import BlockWrite
+
+log = logging.getLogger(__name__)
 
 FORMAT = 3
 WRITE_BUFFER_BYTES = 4 << 20
@@ -30,6 +35,7 @@ BLOCK_CACHE_BYTES = 1 << 20
 _VERSION = struct.Struct(">q")
 _FORMAT_KEY = b"format"
 _META_KEY = b"meta"
+_BLOCKS = b"block/"
 _META = msgspec.msgpack.Decoder(Meta)
 
 
@@ -48,19 +54,46 @@ class PartitionStore:
             ) from error
 
     def load(self, plan: InputPlan) -> PartitionState | None:
-        """Return the stored state, or None where there is none in this format."""
-        if self._db.get(_FORMAT_KEY) != bytes((FORMAT,)):
-            return None
-        state = PartitionState(plan, _META.decode(self._db[_META_KEY]))
-        prefix = b"block/"
-        for key, value in self._db.items(from_key=prefix):
-            if not key.startswith(prefix):
-                break
-            layer, sequence = key[len(prefix) :].decode().split("/")
+        """Return the stored state, or None where there is none in this format, or no whole one."""
+        try:
+            if self._db.get(_FORMAT_KEY) == bytes((FORMAT,)):
+                return self._load(plan)
+        except Exception as error:
+            # RocksDB's errors are bare exceptions.
+            if type(error) not in (Exception, DamagedError):
+                raise
+            log.warning(
+                "local store %s is damaged, and made anew from the journal: %s", self.folder, error
+            )
+        return None
+
+    def _load(self, plan: InputPlan) -> PartitionState:
+        meta = self._db.get(_META_KEY)
+        if meta is None:
+            raise DamagedError("it does not say what it is of")
+        state = PartitionState(plan, unpacked(_META, unsealed(meta)))
+        for key, value in self._blocks():
+            layer, _, sequence = key.decode(errors="replace").partition("/")
+            if not sequence.isdecimal():
+                raise DamagedError(f"it holds a block {key!r}")
             if layer in state.tables:
-                (version,) = _VERSION.unpack_from(value)
-                state.tables[layer].load(int(sequence), version, value[_VERSION.size :])
+                content = unsealed(value)
+                (version,) = _VERSION.unpack_from(content)
+                state.tables[layer].load(int(sequence), version, bytes(content[_VERSION.size :]))
         return state
+
+    def _blocks(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the blocks by layer and sequence; ``items`` would end early at a damaged page."""
+        rows = self._db.iter()
+        try:
+            rows.seek(_BLOCKS)
+            while rows.valid() and (key := rows.key()).startswith(_BLOCKS):
+                yield key[len(_BLOCKS) :], rows.value()
+                rows.next()
+            rows.status()
+        finally:
+            # A live iterator would keep the folder locked after the store is closed.
+            del rows
 
     def save(self, writes: list[BlockWrite], meta: Meta) -> None:
         """Write blocks and meta in one atomic batch.
@@ -73,12 +106,12 @@ class PartitionStore:
         """
         batch = rocksdict.WriteBatch(raw_mode=True)
         for write in writes:
-            key = f"block/{write.layer}/{write.sequence}".encode()
+            key = _BLOCKS + f"{write.layer}/{write.sequence}".encode()
             if write.data is None:
                 batch.delete(key)
             else:
-                batch.put(key, _VERSION.pack(write.version) + write.data)
-        batch.put(_META_KEY, msgspec.msgpack.encode(meta))
+                batch.put(key, seal(FORMAT, _VERSION.pack(write.version) + write.data))
+        batch.put(_META_KEY, seal(FORMAT, msgspec.msgpack.encode(meta)))
         batch.put(_FORMAT_KEY, bytes((FORMAT,)))
         self._write(batch)
 

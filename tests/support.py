@@ -132,6 +132,7 @@ class MemoryLog:
     fail_next: str = ""
     reads: list[tuple[str, int, int, int]] = dataclasses.field(default_factory=list)
     starts: dict[tuple[str, int], int] = dataclasses.field(default_factory=dict)
+    compacted: set[tuple[str, int, int]] = dataclasses.field(default_factory=set)
 
     def put(self, topic: str, partition: int, value: bytes | int) -> None:
         """Write as a producer would: an event, or a heartbeat where ``value`` is a time."""
@@ -172,6 +173,13 @@ class MemoryLog:
                 break
         self.reads.append((topic, partition, start, start + len(found)))
         return found
+
+    async def record_at(self, topic: str, partition: int, offset: int) -> LogRecord | None:
+        """Return a record, None where it is behind the end or gone."""
+        gone = offset < self.starts.get((topic, partition), 0)
+        gone = gone or (topic, partition, offset) in self.compacted
+        found = self.records.get((topic, partition), [])[offset : offset + 1]
+        return found[0] if found and not gone else None
 
     async def truncate(self, topic: str, partition: int, before: int) -> None:
         """Delete what lies before an offset."""

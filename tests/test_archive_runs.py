@@ -150,9 +150,9 @@ async def test_a_folder_of_an_older_format_is_refused(tmp_path: Path) -> None:
     assert archive._running is not None
     place = b"\x00layer\x00hours"
     stored = archive._running.db.get(place)
-    archive._running.db.put(place, stored.replace(b'"format":"2"', b'"format":"1"'))
+    archive._running.db.put(place, stored.replace(b'"format":"3"', b'"format":"1"'))
     await archive.close()
-    with pytest.raises(ArchiveError, match="format is 1, want 2"):
+    with pytest.raises(ArchiveError, match="format is 1, want 3"):
         await archive.open(MAP)
 
 

@@ -171,6 +171,15 @@ def test_patterns_match_level_by_level() -> None:
         ("*.paid", "order.paid"): True,
         ("order.paid", "order.paid"): True,
         ("order.p+", "order.pp"): False,
+        ("**", ""): True,
+        ("**", "order.paid\n"): True,
+        ("order.**", "order.paid\nlate"): True,
+        ("order.*", "order.paid\n"): True,
+        ("order.paid", "order.paid\n"): False,
+        ("order.*", "order."): True,
+        ("*.paid", "order\r\n\u2028.paid"): True,
+        ("order.*", "order.a.b"): False,
+        ("a.*", "a\n.b.c"): False,
     }
     for (pattern, name), expected in cases.items():
         classifier = Classifier((dataclasses_replace(layer, events=(pattern,)),))

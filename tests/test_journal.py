@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 from state_support import (
@@ -34,6 +35,7 @@ from tables.journal import (
     encode_entry,
     identity_of,
 )
+from tables.sealed import seal
 from tables.state import Meta, PartitionState
 from tables.table import NEVER_MS, BlockWrite
 
@@ -68,7 +70,7 @@ def test_an_entry_comes_back_from_its_bytes(entry: Entry) -> None:
 def test_the_bytes_are_those_of_the_format_page() -> None:
     """Other programs and later versions read them: they change with the format number only."""
     value = encode_entry(Claim(7, "ab", 2, 40, {"h": ["events"]}, 9, {"h": {"key": "k"}}))
-    assert value == bytes.fromhex("02 98 a5") + b"claim" + bytes(
+    assert value[9:] == bytes.fromhex("98 a5") + b"claim" + bytes(
         [
             7, 0xA2, *b"ab", 2, 40, 0x81, 0xA1, *b"h", 0x91, 0xA6, *b"events", 9,
             0x81, 0xA1, *b"h", 0x81, 0xA3, *b"key", 0xA1, *b"k",
@@ -79,21 +81,30 @@ def test_the_bytes_are_those_of_the_format_page() -> None:
         True, 4, {0: {"events": 3}},
     )  # fmt: skip
     value = encode_entry(entry)
-    assert value[0] == FORMAT == 2
-    assert msgspec.msgpack.decode(value[1:], strict=False) == [
+    assert value[0] == FORMAT == 3
+    assert value[1:9] == xxhash.xxh3_64_digest(value[9:], seed=3)
+    assert msgspec.msgpack.decode(value[9:], strict=False) == [
         "delta", 3, 7, 40, 41, -1, {"h": 5}, {0: [1, 2]}, {"a": 1}, {"h": b"x"}, {"h": [6]}, [8, 9],
         2, True, 4, {0: {"events": 3}},
     ]  # fmt: skip
     part = encode_entry(SnapshotPart(b"m", [("h", 5, b"x")]))
-    assert msgspec.msgpack.decode(part[1:]) == ["part", b"m", [["h", 5, b"x"]]]
+    assert msgspec.msgpack.decode(part[9:]) == ["part", b"m", [["h", 5, b"x"]]]
     snapshot = encode_entry(Snapshot(9, [(10, 100, 7)]))
-    assert msgspec.msgpack.decode(snapshot[1:]) == ["snapshot", 9, [[10, 100, 7]]]
+    assert msgspec.msgpack.decode(snapshot[9:]) == ["snapshot", 9, [[10, 100, 7]]]
 
 
-def test_an_entry_of_the_format_before_is_read() -> None:
-    """All its blocks are frames, and its claims do not tell what the state has under them."""
+def test_a_claim_of_the_format_before_is_read() -> None:
+    """It does not tell what the state has under it."""
     told = msgspec.msgpack.encode(["claim", 7, "ab", 2, 40])
     assert decode_entry(b"\x01" + told) == Claim(7, "ab", 2, 40, layers=None, ids=None)
+
+
+@pytest.mark.parametrize("form", [1, 2])
+def test_entries_of_the_formats_before_are_read(form: int) -> None:
+    """They have no checksum; those of format 1 differ only in that all their blocks are frames."""
+    journal = Journal(RAW_PLAN)
+    for entry in (claim(), delta(journal.state, 3, {"hour": hour_block([("J", "U", 0, 1)])})):
+        assert decode_entry(bytes((form,)) + encode_entry(entry)[9:]) == entry
 
 
 def test_an_entry_is_recognised_by_length_and_checksum() -> None:
@@ -104,16 +115,21 @@ def test_an_entry_is_recognised_by_length_and_checksum() -> None:
 @pytest.mark.parametrize(
     ("value", "got"),
     [
-        (b"", "format an empty record"),
-        (bytes([FORMAT + 1]) + encode_entry(claim())[1:], f"format {FORMAT + 1}"),
-        (b'{"a":1}', f"format {ord('{')}"),
-        (bytes([FORMAT]), "truncated"),
-        (encode_entry(claim())[:-1], "truncated"),
-        (encode_entry(claim()) + b"\x00", "trailing"),
-        (bytes([FORMAT]) + msgspec.msgpack.encode(["later", 1, 2]), "later"),
-        (bytes([FORMAT]) + msgspec.msgpack.encode(["claim", 1]), "length"),
-        (bytes([FORMAT]) + msgspec.msgpack.encode(["claim", "1", "d", 2, 0]), "int"),
-        (bytes([FORMAT]) + msgspec.msgpack.encode({"type": "claim"}), "array"),
+        (b"", "format none: its checksum is wrong"),
+        (seal(FORMAT + 1, b"whatever"), f"format {FORMAT + 1}; .*run the version that wrote it"),
+        (bytes([FORMAT + 1]) + encode_entry(claim())[1:], f"format {FORMAT + 1}: its checksum"),
+        (b'{"a":1}', f"format {ord('{')}: its checksum .* restore the journal topic"),
+        (bytes([FORMAT]), "checksum"),
+        (encode_entry(claim())[:-1], "checksum"),
+        (encode_entry(claim()) + b"\x00", "checksum"),
+        (b"\x02" + encode_entry(claim())[9:-1], "truncated"),
+        (b"\x02" + encode_entry(claim())[9:] + b"\x00", "trailing"),
+        (b"\x02" + b"\x91" * 9_999, "Expected `str`"),
+        (b"\x02" + encode_entry(claim(digest="a"))[9:].replace(b"a\x02", b"\xff\x02"), "utf-8"),
+        (seal(FORMAT, msgspec.msgpack.encode(["later", 1, 2])), "later"),
+        (seal(FORMAT, msgspec.msgpack.encode(["claim", 1])), "length"),
+        (seal(FORMAT, msgspec.msgpack.encode(["claim", "1", "d", 2, 0])), "int"),
+        (seal(FORMAT, msgspec.msgpack.encode({"type": "claim"})), "array"),
     ],
 )
 def test_an_unknown_entry_stops_the_reader(value: bytes, got: str) -> None:

@@ -179,6 +179,36 @@ async def test_a_range_past_the_end_is_gone(brokers: str, log: KafkaLog) -> None
         assert f"[0] from {start} to {stop}: the log has no such offset" in str(error)
 
 
+async def test_a_record_at_an_offset_is_there_or_not(brokers: str, log: KafkaLog) -> None:
+    """Soon, and not after a deadline."""
+    topic = await topic_on(brokers)
+    for number in range(3):
+        await log.append(topic, 0, b"%d" % number, ())
+    async with asyncio.timeout(ANSWER_SECONDS_MAX):
+        found = await asyncio.gather(*(log.record_at(topic, 0, offset) for offset in (0, 2, 3, 9)))
+    assert [record and record.value for record in found] == [b"0", b"2", None, None]
+
+
+@pytest.mark.kafka
+async def test_a_marker_of_a_transaction_is_no_record(kafka: str) -> None:
+    """It is the last of its log, so that no later record comes in its place."""
+    topic = await topic_on(kafka)
+    async with (
+        AIOKafkaProducer(bootstrap_servers=kafka, transactional_id=topic) as producer,
+        producer.transaction(),
+    ):
+        await producer.send_and_wait(topic, b"value", partition=0)
+    log = KafkaLog(kafka, RECORD_BYTES_MAX)
+    await log.start()
+    assert await log.bounds(topic, 0) == (0, 2)
+    async with asyncio.timeout(ANSWER_SECONDS_MAX):
+        assert await log.record_at(topic, 0, 1) is None
+        record = await log.record_at(topic, 0, 0)
+    assert record is not None
+    assert record.value == b"value"
+    await log.stop()
+
+
 @pytest.mark.kafka
 async def test_a_range_before_the_start_is_gone(kafka: str) -> None:
     """Records that were deleted are not skipped over."""

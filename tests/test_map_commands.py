@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import uuid
@@ -9,13 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from aiokafka import AIOKafkaProducer
 from click.testing import CliRunner, Result
 
 from app.commands.map import command
 from app.embedded_broker import EmbeddedBroker
 from app.mapfile import load_map
+from app.topics import topics_found
 from tables.archive_cql import LayerTable
 from tables.errors import ArchiveError, MapError, SettingError, TreasureMapError
+from tables.journal import Claim, encode_entry
+from tables.plan import InputPlan, plans_of
 
 ROOT = Path(__file__).parent.parent
 FLIGHTS = ROOT / "examples" / "flights" / "map.toml"
@@ -179,6 +184,86 @@ def test_apply_refuses_topics_that_differ(own_map: Path, brokers: str) -> None:
     assert done.stderr.startswith("error: cannot apply topics of map ")
     # The source, its journal and the side topics, which are as wide as the widest source.
     assert done.stderr.count("wrong number of partitions; got 4; want 5") == 4
+
+
+def revised(path: Path, *changes: tuple[str, str]) -> Path:
+    """Return a file with the map as its next revision, with some texts replaced."""
+    text = path.read_text().replace("revision = 1", "revision = 2")
+    for before, after in changes:
+        assert before in text
+        text = text.replace(before, after, 1)
+    new = path.with_name("new.toml")
+    new.write_text(text)
+    return new
+
+
+OTHER_LAYERS = [
+    (
+        ('window = "5s"', 'window = "10s"'),
+        "the window of layer contacts_5s was 5s, now 10s: that is another layer; give it a new",
+    ),
+    (
+        ('key = ["origin", "carrier"]', 'key = ["carrier", "origin"]'),
+        r"the key of layer scheduled_hour was origin \(string\), carrier \(string\), now carrier",
+    ),
+    (('from = "contacts_minute"', 'from = "contacts_5s"'), "the input of layer contacts_hour"),
+    (("partitions = 1", "partitions = 2"), "the partitions of layer"),
+]
+
+
+@pytest.mark.parametrize(("change", "problem"), OTHER_LAYERS, ids=["window", "key", "from", "p"])
+def test_check_against_the_map_in_use_refuses_other_layers_under_the_same_names(
+    tmp_path: Path, change: tuple[str, str], problem: str
+) -> None:
+    """A revision changes no key, window, input or partitions."""
+    path = tmp_path / "old.toml"
+    path.write_text(FLIGHTS.read_text())
+    with pytest.raises(MapError, match=problem):
+        run("check", revised(path, change), "--against", path)
+
+
+def test_check_against_the_map_in_use_takes_what_a_revision_may_change(tmp_path: Path) -> None:
+    """Measures and layers come and go; but any change needs a higher revision."""
+    path = tmp_path / "old.toml"
+    path.write_text(FLIGHTS.read_text())
+    change = 'measures = ["count"', 'measures = ["count", "max(delay_min)"'
+    new = revised(path, change)
+    assert "ok: map flights, revision 2" in run("check", new, "--against", path).stdout
+    new.write_text(new.read_text().replace("revision = 2", "revision = 1"))
+    with pytest.raises(MapError, match="raise the revision with every change"):
+        run("check", new, "--against", path)
+    new.write_text(new.read_text().replace('name = "flights"', 'name = "other"', 1))
+    with pytest.raises(MapError, match="want two revisions of one map"):
+        run("check", new, "--against", path)
+
+
+def test_apply_refuses_other_layers_than_those_that_journals_know(
+    own_map: Path, brokers: str
+) -> None:
+    """A claim that did not stand says nothing; and nothing is made where one is refused."""
+    run("apply", own_map, "--brokers", brokers)
+    themap = load_map(own_map)
+    more = '[layers.more]\nfrom = "contacts_5s"\nkey = ["sector"]\nwindow = "1h"\n\n'
+    before = "[layers.contacts_minute]"
+    new = revised(own_map, ('window = "5s"', 'window = "10s"'), (before, more + before))
+    (plan,) = [one for one in plans_of(themap).values() if one.topic.endswith(".radar")]
+    other = InputPlan(load_map(new), plan.topic, 7, (), None, None, 0, {})
+    asyncio.run(write(brokers, plan.journal, plan.claim(0), other.claim(0)))
+    with pytest.raises(MapError, match="the window of layer contacts_5s was 5s, now 10s"):
+        run("apply", new, "--brokers", brokers)
+    assert f"{themap.name}.layer.more" not in asyncio.run(topics_found(brokers))
+    text = new.read_text().replace('window = "10s"', 'window = "5s"')
+    new.write_text(text)
+    assert (
+        f"created topic {themap.name}.layer.more" in run("apply", new, "--brokers", brokers).stdout
+    )
+
+
+async def write(brokers: str, topic: str, *claims: Claim) -> None:
+    """Write claims into the first partition of a journal."""
+    async with AIOKafkaProducer(bootstrap_servers=brokers) as producer:
+        for claim in claims:
+            await producer.send_and_wait(topic, encode_entry(claim), partition=0)
 
 
 def test_apply_takes_its_settings_from_the_environment(own_map: Path, brokers: str) -> None:

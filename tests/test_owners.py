@@ -232,6 +232,26 @@ async def test_a_source_made_anew_is_refused(make: Callable[[], House]) -> None:
         await house.owners.restore(RAW, 0, 1)
 
 
+async def test_a_source_that_was_compacted_goes_on(make: Callable[[], House]) -> None:
+    """The last record that was read is gone, which makes it no other record."""
+    house = make()
+    fill(house.log, 10)
+    await house.restore()
+    await house.step(RAW, 1_000)
+    position = house.owners.get(RAW, 0).position  # type: ignore[union-attr]
+    await house.kill()
+    house.log.compacted.add((RAW, 0, position - 1))
+    assert await house.owners.restore(RAW, 0, 1) == position
+    house.log.put(RAW, 0, flight(5))
+    await house.step(RAW, 1_000)
+    assert house.owners.get(RAW, 0).position == position + 1  # type: ignore[union-attr]
+    await house.kill()
+    # Its log still has to reach where it was read.
+    house.log.records[RAW, 0] = house.log.records[RAW, 0][:position]
+    with pytest.raises(JournalRefusedError, match="made anew"):
+        await house.owners.restore(RAW, 0, 1)
+
+
 def changed(record: StoredRecord) -> StoredRecord:
     """Return a record like ``record`` with another value."""
     return StoredRecord(record.offset, b"other", record.append_time_ms)

@@ -267,7 +267,7 @@ async def test_a_damaged_part_leaves_the_snapshot_unused(scene: Scene) -> None:
     whole = await scene.recovered()
     entries = scene.log.records[JOURNAL, 0]
     part = next(
-        i for i, e in enumerate(entries) if (e.value or b"").startswith(b"\x02\x93\xa4part")
+        i for i, e in enumerate(entries) if (e.value or b"")[9:].startswith(b"\x93\xa4part")
     )
     damaged = decode_entry(entries[part].value or b"")
     assert isinstance(damaged, SnapshotPart)

@@ -26,6 +26,7 @@ from tables.archive_embedded import EmbeddedArchive
 from tables.errors import ArchiveAwayError, ArchiveError
 from tables.journal import Claim, encode_entry
 from tables.layer import Map
+from tables.sealed import seal
 
 HOUR_MS = 3_600_000
 
@@ -233,7 +234,7 @@ async def test_what_must_not_be_continued_ends_the_worker_with_its_reason(
     claim = encode_entry(Claim(revision=2, digest="another", partitions=2, base=0))
     name = later_map.map_name
     await later_map.send(f"{name}.journal.{name}.raw", (1, claim))
-    await later_format.send(f"{later_format.map_name}.layer.day", (0, b"\x09junk"))
+    await later_format.send(f"{later_format.map_name}.layer.day", (0, seal(9, b"junk")))
     later_map.start()
     later_format.start()
     assert await later_map.ended() == 1
@@ -241,7 +242,7 @@ async def test_what_must_not_be_continued_ends_the_worker_with_its_reason(
     assert last_words(later_map).startswith(
         f"cannot claim {name}.raw[1]: its journal is at map revision 2; got 1; "
     )
-    assert last_words(later_format).startswith("cannot read layer topic: got format 9; want 1; ")
+    assert last_words(later_format).startswith("cannot read layer topic: got format 9; want 2; ")
 
 
 BUG = """

@@ -8,10 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import polars as pl
 import pytest
 from aiohttp import web
 from house import RAW, House, archived
-from support import DAY_MS, HOUR_MS, MemoryLog, dataclasses_replace, flight, small_map, until
+from support import (
+    DAY_MS,
+    EVENTS,
+    HOUR_MS,
+    MemoryLog,
+    dataclasses_replace,
+    flight,
+    small_map,
+    until,
+)
+from test_few_cells import use_frames
 from test_reader import Owned
 from web_support import METRICS, StandingView, in_thread
 
@@ -217,3 +228,147 @@ async def test_a_layer_that_comes_back_is_whole_from_then_on(site: Site) -> None
             found = await in_thread(client.rows, "hour", asked)
     assert [cell.measures["count"] for cell in answer.cells] == [2, 2]
     assert [row.measures["count"] for row in found.rows] == [2, 4, 2, 2]
+
+
+COUNTS = small_map(
+    layers=tuple(
+        dataclasses_replace(one, measures=HOUR.measures[:1], accumulators=(EVENTS,))
+        for one in (HOUR, DAY)
+    )
+)
+SUMS = small_map(revision=2, digest="with sums")
+DAY_TOPIC = "small.layer.day"
+Sums = dict[int, tuple[int, int | None]]
+"""By window, in days or hours, how many events and the sum of their delays."""
+
+
+async def sums(house: House, name: str, unit_ms: int) -> Sums:
+    """Return what the archive has of a layer."""
+    rows = (await archived(house, name)).group_by("window_start").agg(
+        pl.col("events").sum(),
+        pl.when(pl.col("sum_delay").null_count() == 0).then(pl.col("sum_delay").sum()),
+    )  # fmt: skip
+    return {
+        start // unit_ms: (events, total)
+        for start, events, total in rows.sort("window_start").iter_rows()
+    }
+
+
+@pytest.mark.parametrize("few", [True, False], ids=["few", "frames"])
+async def test_a_measure_is_null_in_windows_that_began_before_it(
+    site: Site, few: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In answers, live cells and archive; a step is null rather than half, and its count whole."""
+    if not few:
+        use_frames(monkeypatch)
+    site.put(HOUR_MS, 30 * HOUR_MS)
+    await work(await site.revise(COUNTS))
+    house = await site.revise(SUMS)
+    site.put(30 * HOUR_MS + 1, 31 * HOUR_MS, 50 * HOUR_MS)
+    await work(house)
+    began_ms = 30 * HOUR_MS + 1
+    async with endpoint(house) as url:
+        with QueryClient(url) as client:
+            asked = Range(0, 3 * DAY_MS, step="day", group=[])
+            found = await in_thread(client.rows, "hour", asked)
+            later = Range(31 * HOUR_MS, 3 * DAY_MS, step="day", group=[])
+            rest = await in_thread(client.rows, "hour", later)
+            hours = await in_thread(client.cells, "hour", {"origin": "JFK"}, 0, 3 * DAY_MS)
+            with pytest.raises(QueryFailedError, match=f"want a range from {31 * HOUR_MS} on"):
+                await in_thread(client.top, "hour", "sum_delay", Range(0, 3 * DAY_MS))
+            whole = Range(31 * HOUR_MS, 3 * DAY_MS)
+            top = await in_thread(client.top, "hour", "sum_delay", whole)
+    measures = set(found.whole_from)
+    assert measures == {"sum_delay", "mean_delay", "min_delay", "max_delay", "variance_delay"}
+    assert set(found.whole_from.values()) == set(hours.whole_from.values()) == {began_ms}
+    assert [row.measures["count"] for row in found.rows] == [2, 6, 2]
+    for name in measures:
+        assert [row.measures[name] is None for row in found.rows] == [True, True, False], name
+    assert [row.measures["sum_delay"] for row in rest.rows] == [14, 14]
+    assert rest.whole_from == {}
+    assert [(c.measures["count"], c.measures["max_delay"]) for c in hours.cells] == [
+        (1, None), (2, None), (1, 7), (1, 7),
+    ]  # fmt: skip
+    assert {row.measures["sum_delay"] for row in top.cells} == {14}
+    site.put(4 * DAY_MS, 5 * DAY_MS)
+    site.heartbeat(10 * DAY_MS)
+    await house.settle()
+    assert await sums(house, "hour", HOUR_MS) == {
+        1: (2, None), 30: (4, None), 31: (2, 14), 50: (2, 14), 96: (2, 14), 120: (2, 14),
+    }  # fmt: skip
+    assert await sums(house, "day", DAY_MS) == {
+        0: (2, None), 1: (6, None), 2: (2, 14), 4: (2, 14), 5: (2, 14),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("older", [RAW, DAY_TOPIC], ids=["senders", "receivers"])
+async def test_while_workers_of_both_revisions_run_a_coarser_layer_has_null_and_never_half(
+    tmp_path: Path, older: str
+) -> None:
+    """Whoever is restarted last; what comes after has the measure."""
+    log = MemoryLog()
+    archives = [EmbeddedArchive(tmp_path / name) for name in ("old", "new")]
+    houses = []
+    for archive, themap in zip(archives, (COUNTS, SUMS), strict=True):
+        await archive.open(themap)
+        houses.append(House(log, archive, tmp_path / f"state {themap.revision}", themap))
+    old, new = houses
+    newer = DAY_TOPIC if older == RAW else RAW
+    site = Site(tmp_path)
+    site.log = log
+    for partition in (0, 1):
+        await old.owners.restore(older, partition, 1)
+        await new.owners.restore(newer, partition, 1)
+
+    async def settled() -> bool:
+        busy = [await h.step(topic, 100) for h in houses for topic in (RAW, DAY_TOPIC)]
+        owners = [owner for house in houses for owner in house.owners.each()]
+        waiting = [o.unacknowledged(one) for o in owners for one in o.plan.layers]
+        closed = [o.state.closed_ms(one) for o in owners for one in o.plan.layers]
+        return not any(busy) and not any(waiting) and min(closed) >= 29 * HOUR_MS
+
+    site.put(HOUR_MS, 25 * HOUR_MS, 30 * HOUR_MS)
+    await until(settled)
+    await old.kill()
+    for partition in (0, 1):
+        await new.owners.restore(older, partition, 1)
+    site.put(31 * HOUR_MS, 75 * HOUR_MS, 100 * HOUR_MS)
+    site.heartbeat(10 * DAY_MS)
+    await new.settle()
+    days = await sums(new, "day", DAY_MS)
+    # The first day was closed and archived by whoever had it then.
+    assert {day: days[day] for day in days if day} == {
+        1: (6, None), 3: (2, 14), 4: (2, 14),
+    }  # fmt: skip
+    assert days.get(0, (2, None)) == (2, None)
+    whole = max(
+        owner.state.whole(DAY)["sum_delay"]
+        for owner in new.owners.each()
+        if owner.plan.topic == DAY_TOPIC
+    )
+    assert 30 * HOUR_MS < whole <= 2 * DAY_MS
+    await new.kill()
+    for archive in archives:
+        await archive.close()
+
+
+async def test_a_measure_that_comes_back_is_null_until_then(site: Site) -> None:
+    """Not as it was before it was dropped, which no worker could go on with."""
+    site.put(HOUR_MS)
+    await work(await site.revise(small_map()))
+    site.put(2 * HOUR_MS)
+    await work(await site.revise(dataclasses_replace(COUNTS, revision=2, digest="less")))
+    house = await site.revise(small_map(revision=3, digest="again"))
+    site.put(2 * HOUR_MS + 1, 30 * HOUR_MS)
+    site.heartbeat(10 * DAY_MS)
+    await house.settle()
+    async with endpoint(house) as url:
+        with QueryClient(url) as client:
+            hours = await in_thread(client.cells, "hour", {"origin": "JFK"}, 0, 3 * DAY_MS)
+            days = await in_thread(client.rows, "hour", Range(0, 2 * DAY_MS, step="day", group=[]))
+    assert [(c.measures["count"], c.measures["sum_delay"]) for c in hours.cells] == [
+        (1, None), (2, None), (1, 7),
+    ]  # fmt: skip
+    assert [(r.measures["count"], r.measures["sum_delay"]) for r in days.rows] == [
+        (6, None), (2, 14),
+    ]  # fmt: skip

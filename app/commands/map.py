@@ -11,7 +11,9 @@ from rich.tree import Tree
 
 from app.mapfile import load_map
 from app.settings import Settings, settings_options
+from tables.errors import MapError
 from tables.layer import Layer, Map, Source
+from tables.shape import refuse_changes, shapes_of
 
 # Where the output is no terminal nobody wraps it, and rich would at 80 columns.
 _WIDTH_PIPED = 240
@@ -26,9 +28,16 @@ def command() -> None:
 
 @command.command()
 @_map_file
-def check(file: str) -> None:
+@click.option(
+    "--against",
+    type=click.Path(dir_okay=False),
+    help="The map file in use: its layers must not become others under the same names.",
+)
+def check(file: str, against: str | None) -> None:
     """Say whether the map FILE can be used, or all that is wrong with it."""
     themap = load_map(file)
+    if against is not None:
+        _check_against(themap, load_map(against))
     coarser = sum(layer.finer is not None for layer in themap.layers)
     click.echo(
         f"ok: map {themap.name}, revision {themap.revision}, digest {themap.digest}: "
@@ -63,6 +72,16 @@ def apply(file: str, replication: int | None, settings: Settings) -> None:
     """
     themap = load_map(file)
     asyncio.run(_apply(themap, replication, settings))
+
+
+def _check_against(themap: Map, old: Map) -> None:
+    what = f"{themap.name} as revision {themap.revision}"
+    if themap.name != old.name:
+        raise MapError(what, [f"map {old.name} is another one; want two revisions of one map"])
+    refuse_changes(themap, shapes_of(old))
+    if themap.digest != old.digest and themap.revision <= old.revision:
+        problem = f"another map is revision {old.revision}; raise the revision with every change"
+        raise MapError(what, [problem])
 
 
 def draw(themap: Map) -> Tree:
@@ -128,12 +147,13 @@ async def _apply(themap: Map, replication: int | None, settings: Settings) -> No
         cassandra_settings,
         kafka_options,
     )
+    from app.shapes import check_shapes  # noqa: PLC0415 - likewise
     from app.topics import apply_topics  # noqa: PLC0415 - check and show need no client of Kafka
 
     archive_settings = cassandra_settings(settings) if settings.archive == "cassandra" else None
-    report = await apply_topics(
-        settings.brokers, themap, replication, client_options=kafka_options(settings)
-    )
+    options = kafka_options(settings)
+    await check_shapes(settings.brokers, themap, options)
+    report = await apply_topics(settings.brokers, themap, replication, client_options=options)
     for name in report.created:
         click.echo(f"created topic {name}")
     click.echo(

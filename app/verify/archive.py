@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import polars as pl
 import rocksdict
+from xxhash import xxh3_64_digest
 
 from app.settings import Settings
 from app.verify.partition import Key, Place
@@ -26,6 +27,7 @@ from tables.layer import Layer, Map
 
 _BUCKET_WINDOWS, _BUCKET_MS_MIN = 32, 10_000
 _BIAS = 2**63
+_SEALED = b"\x03"
 _PLACES = {"window_start", "source_partition"}
 _PAGE_ROWS = 2_000
 _REQUEST_SECONDS = 60.0
@@ -167,7 +169,7 @@ class FolderRows:
         last: tuple[bytes, bytes] = b"", b""
         for place, block in self._scan(layer.name.encode() + b"\x00"):
             bucket, run = int.from_bytes(place[:8], "big") - _BIAS, place[:16]
-            for number, row in enumerate(pl.read_ipc_stream(io.BytesIO(block)).to_dicts()):
+            for number, row in enumerate(_rows_of(layer, block).to_dicts()):
                 key: Key = tuple(row.pop(f"key_{field.name}") for field in layer.key)
                 start, partition = row.pop("window_start"), row.pop("source_partition")
                 at = (run, b"".join(map(_sorted_bytes, key)))
@@ -211,6 +213,18 @@ def open_archive(
     if settings.archive == "cassandra":
         return CassandraRows(settings)
     return FolderRows(settings.archive_folder)
+
+
+def _rows_of(layer: Layer, stored: bytes) -> pl.DataFrame:
+    """Return the rows of a piece, whose checksum must be right; older ones have none."""
+    if stored[:1] == _SEALED:
+        checksum, stored = stored[1:9], stored[9:]
+        if xxh3_64_digest(stored, _SEALED[0]) != checksum:
+            raise VerifyError(
+                f"cannot read layer {layer.name}: a piece of its rows is damaged; restore the "
+                "archive's folder from a copy"
+            )
+    return pl.read_ipc_stream(io.BytesIO(stored))
 
 
 def _sorted_bytes(value: str | float) -> bytes:

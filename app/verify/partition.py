@@ -278,14 +278,15 @@ def floor_ms(layer: Layer, stream_time_ms: int) -> int:
 def pattern_of(layer: Layer) -> re.Pattern[str]:
     """Return what matches the types that a base layer selects.
 
-    ``*`` is any one level; ``**``, which is last, is one or more.
+    ``*`` is any one level; ``**``, which is last, is one or more. Levels are what dots separate:
+    any characters, line feeds too, or none.
     """
-    levels = {"*": "[^.]+", "**": ".+"}
+    levels = {"*": "[^.]*", "**": ".*"}
     alternatives = [
         r"\.".join(levels.get(level) or re.escape(level) for level in pattern.split("."))
         for pattern in layer.events
     ]
-    return re.compile("|".join(f"(?:{one})" for one in alternatives))
+    return re.compile("|".join(f"(?:{one})" for one in alternatives), re.DOTALL)
 
 
 def _holds(condition: Condition, fields: Mapping[str, Scalar]) -> bool:

@@ -94,6 +94,12 @@ class SimulatedLog:
                 break
         return found
 
+    async def record_at(self, topic: str, partition: int, offset: int) -> StoredRecord | None:
+        """Return a record, None where there is none."""
+        await self._faults.delay()
+        log = self.of(topic, partition)
+        return None if offset < log.start else next(iter(log.slice(offset, offset + 1)), None)
+
     async def truncate(self, topic: str, partition: int, before: int) -> None:
         """Delete the records before an offset."""
         log = self.of(topic, partition)

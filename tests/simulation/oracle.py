@@ -73,7 +73,7 @@ class Oracle:
         revisions: list[int] = []
         for offset, record in enumerate(journal.records):
             assert record.value is not None
-            kind, *fields = msgspec.msgpack.decode(record.value[1:])
+            kind, *fields = msgspec.msgpack.decode(record.value[9:])
             if kind == "claim" and fields[0] >= revision:
                 epoch, revision = offset, fields[0]
             elif kind == "delta" and fields[:3] == [epoch, revision, to]:

@@ -14,6 +14,8 @@ import functools
 import struct
 from collections.abc import Iterator
 
+from tables.remembered import Remembered
+
 CONTINUATION = b"\xff\xff\xff\xff"
 FIELDS_MAX = 1_000
 DEPTH_MAX = 8
@@ -30,7 +32,7 @@ _ITEMS_PER_BYTE_MAX = 8
 _SCHEMA, _DICTIONARY_BATCH, _RECORD_BATCH = 1, 2, 3
 _FIXED_SIZE_BINARY, _FIXED_SIZE_LIST, _UNION, _RUN_END_ENCODED = 15, 16, 14, 22
 _LIST_VIEW = 25
-_SCHEMAS_KNOWN = 256
+_FORMS_KNOWN = 256
 # The two sizes before the fields of a vtable; a root offset and a table.
 _VTABLE_BYTES_MIN, _METADATA_BYTES_MIN = 4, 8
 
@@ -162,9 +164,8 @@ def _message(metadata: bytes, size: int) -> _Table:
     return _Table(metadata, _unpack(_UINT32, metadata, 0))
 
 
-@functools.lru_cache(_SCHEMAS_KNOWN)
-def _columns(metadata: bytes) -> frozenset[str]:
-    """Check a schema message; producers repeat theirs in every record, so answers are kept."""
+def _check_schema(metadata: bytes) -> frozenset[str]:
+    """Check a schema message and return the names of its columns."""
     schema = _message(metadata, len(metadata)).table(2)
     assert schema is not None, "the caller has seen it"
     if schema.number(0, _INT16) != 0:
@@ -189,6 +190,10 @@ def _columns(metadata: bytes) -> frozenset[str]:
                 raise ArrowError(f"a column whose values have the fixed size {width}")
         waiting += [(child, depth + 1) for child in field.tables(5)]
     return frozenset(names)
+
+
+_columns: Remembered[bytes, frozenset[str]] = Remembered(_check_schema)
+"""Producers repeat their schema in every record."""
 
 
 def _inflated(batch: _Table, body: memoryview, inflated_bytes_max: int) -> int:
@@ -229,7 +234,7 @@ def _unpack(form: struct.Struct, data: bytes | memoryview, position: int) -> int
     return number
 
 
-@functools.lru_cache(_SCHEMAS_KNOWN)
+@functools.lru_cache(_FORMS_KNOWN)
 def _offsets(count: int) -> struct.Struct:
     """Return the form of a vtable's fields."""
     return struct.Struct(f"<{count}H")

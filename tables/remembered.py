@@ -1,0 +1,45 @@
+"""Remembered: answers to what producers write again and again, within a bound of memory.
+
+Types, content types and schemas come from outside: there may be any number of them, and each may be
+as long as a record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+SIZE_MAX = 4 << 20
+"""Characters or bytes of all that is remembered for one purpose; a character takes up to 4 bytes.
+What is more (hostile or broken) only costs finding the answer again."""
+
+ENTRY_SIZE = 128
+"""What an entry counts beside its text, so that short ones are bounded too."""
+
+LENGTH_MAX = SIZE_MAX // 16
+"""Longer ones are not remembered."""
+
+Text = TypeVar("Text", bound=str | bytes)
+Answer = TypeVar("Answer")
+
+
+class Remembered(Generic[Text, Answer]):
+    """Finds answers, and remembers them; where they come to too much all are forgotten."""
+
+    def __init__(self, find: Callable[[Text], Answer]) -> None:
+        self._find = find
+        self._known: dict[Text, Answer] = {}
+        self.size = 0
+
+    def __call__(self, text: Text) -> Answer:
+        """Return the answer for a text; what finding it raises is raised each time."""
+        if text in self._known:
+            return self._known[text]
+        answer = self._find(text)
+        if len(text) <= LENGTH_MAX:
+            self.size += len(text) + ENTRY_SIZE
+            if self.size > SIZE_MAX:
+                self._known.clear()
+                self.size = len(text) + ENTRY_SIZE
+            self._known[text] = answer
+        return answer

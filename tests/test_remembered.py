@@ -1,0 +1,40 @@
+"""What is remembered of what producers write is bounded, and right after it was forgotten."""
+
+from __future__ import annotations
+
+import pytest
+
+from tables.remembered import ENTRY_SIZE, LENGTH_MAX, SIZE_MAX, Remembered
+
+
+def test_an_answer_is_found_once() -> None:
+    """And so is one that is nothing."""
+    asked: list[str] = []
+    answers: Remembered[str, int] = Remembered(lambda text: asked.append(text) or len(text))
+    assert [answers(text) for text in ("a", "", "a", "")] == [1, 0, 1, 0]
+    assert asked == ["a", ""]
+
+
+@pytest.mark.parametrize("length", [10, 20_000, LENGTH_MAX, LENGTH_MAX + 1])
+def test_all_together_stay_within_a_bound(length: int) -> None:
+    """Short ones by their number, long ones by their length; the longest are not kept."""
+    answers: Remembered[bytes, bytes] = Remembered(lambda text: text[:8])
+    most = 0
+    for number in range(2 * SIZE_MAX // (length + ENTRY_SIZE)):
+        text = b"%08d" % number + b"x" * (length - 8)
+        assert answers(text) == text[:8]
+        most = max(most, answers.size)
+    assert most <= SIZE_MAX
+    assert (most == 0) == (length > LENGTH_MAX)
+
+
+def test_what_cannot_be_found_is_raised_each_time() -> None:
+    """Errors are not remembered."""
+
+    def find(text: str) -> int:
+        return int(text)
+
+    answers = Remembered(find)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="invalid literal"):
+            answers("x")
