@@ -153,6 +153,23 @@ class QueryClient:
         talk = requests.cells(layer, key, from_time, to_time, limit=limit, page_cells=page_cells)
         return self._run(talk)
 
+    def cells_frame(
+        self,
+        layer: str,
+        key: Mapping[str, str | int | bool],
+        from_time: Time,
+        to_time: Time,
+        *,
+        page_cells: int | None = None,
+    ) -> pl.DataFrame:
+        """Return the cells of all pages as a polars frame; they come as Arrow.
+
+        Raises:
+            QueryFailedError: as :meth:`page`.
+        """
+        path, parameters = requests.cells_of(layer, key, from_time, to_time)
+        return self._run(requests.frame(path, parameters, page_cells))
+
     def rows(
         self,
         family: str,

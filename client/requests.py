@@ -108,15 +108,22 @@ def plain(path: str, kind: type[Result]) -> Talk[Result]:
     return _decoded(response, kind)
 
 
+def cells_of(
+    layer: str, key: Mapping[str, Value], from_time: Time, to_time: Time
+) -> tuple[str, list[tuple[str, str]]]:
+    """Return path and parameters of a request for cells of a layer."""
+    parameters = [(f"key.{name}", value_text(value)) for name, value in key.items()]
+    parameters += [("from", time_text(from_time)), ("to", time_text(to_time))]
+    return f"/v1/layers/{quote(layer, safe='')}/cells", parameters
+
+
 def page(
     layer: str, key: Mapping[str, Value], from_time: Time, to_time: Time, *,
     limit: int | None, cursor: str | None,
 ) -> Talk[Page]:  # fmt: skip
     """Ask for one page of cells of a layer."""
-    parameters = [(f"key.{name}", value_text(value)) for name, value in key.items()]
-    parameters += [("from", time_text(from_time)), ("to", time_text(to_time))]
-    response = yield Request(_target(f"/v1/layers/{quote(layer, safe='')}/cells",
-                                     parameters, limit, cursor))  # fmt: skip
+    path, parameters = cells_of(layer, key, from_time, to_time)
+    response = yield Request(_target(path, parameters, limit, cursor))
     found = _decoded(response, Page)
     for cell in found.cells:
         exact(cell.measures)

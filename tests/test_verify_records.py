@@ -9,15 +9,19 @@ from typing import Any
 
 import polars as pl
 import pytest
+from plain.letters import Letters as PlainLetters
+from plain.partition import Partition
 from support import dataclasses_replace, run_of, small_map
 
 from agents.decode import Decoder
 from agents.fold import Before, Folder
 from agents.letters import letter_of
 from app.verify.arrow import ArrowRows
+from app.verify.batches import Decoder as BatchDecoder
+from app.verify.database import Database
+from app.verify.events import Events
 from app.verify.letters import Letters
-from app.verify.partition import Partition
-from app.verify.records import Record, RecordReader
+from app.verify.records import Faults, Record, RecordReader, form_of
 from app.verify.trial import readable
 from tables.layer import Field
 from tables.plan import plans_of
@@ -45,6 +49,30 @@ PIECES = [piece.encode("latin-1") for piece in (
 )]  # fmt: skip
 TYPES = (b"application/json", b"application/x-ndjson; a=b", b"text/plain", b"APPLICATION/JSON")
 ARROW = (("content-type", b"application/vnd.apache.arrow.stream"),)
+
+
+def recomputed(database: Database, letters: list[Record], taken: list[Record]) -> Events:
+    """Return the events of records of the first partition, in tables."""
+    told = Letters(database)
+    told.take(letters)
+    told.load()
+    events = Events(database, SOURCE, MAP.base_layers("flights"), told)
+    events.take(0, taken)
+    events.load()
+    events.settle()
+    return events
+
+
+def by_plain_rules(letters: list[Record], taken: list[Record]) -> Partition:
+    """Return the same by plain rules."""
+    told = PlainLetters()
+    for letter in letters:
+        told.take(letter)
+    reader = RecordReader(SOURCE, ArrowRows(SOURCE))
+    one = Partition(SOURCE, MAP.base_layers("flights"), 0, told.of(RAW, 0), reader)
+    for record in taken:
+        one.take(record)
+    return one
 
 
 def event(chance: random.Random) -> dict[str, Any]:
@@ -112,19 +140,109 @@ def test_what_is_no_event_is_what_a_worker_takes_for_none(seed: int) -> None:
     decoder = Decoder(SOURCE)
     batch = decoder.decode([run])
     (content,) = Folder(plans_of(MAP)[RAW]).fold(batch, {0: Before(NEVER_MS, {})})
-    letters = Letters()
-    for item in batch.aside:
-        letters.take(Record(0, 0, b"", letter_of(run, item, decoder.part_of)[1]))
-    reader = RecordReader(SOURCE, ArrowRows(SOURCE))
-    one = Partition(SOURCE, MAP.base_layers("flights"), 0, letters.of(RAW, 0), reader)
-    for offset, value in enumerate(values):
-        one.take(Record(offset, run.append_times_ms[offset], value, headers.get(offset, ())))
-    assert {k: v for k, v in one.ledger.items() if v} == {
-        k: v for k, v in content.ledger.items() if v
-    }
-    assert one.differences == []
+    letters = [Record(0, 0, b"", letter_of(run, item, decoder.part_of)[1]) for item in batch.aside]
+    taken = [
+        Record(offset, run.append_times_ms[offset], value, headers.get(offset, ()))
+        for offset, value in enumerate(values)
+    ]
+    with Database() as database:
+        events = recomputed(database, letters, taken)
+        plain = by_plain_rules(letters, taken)
+        (one, _) = events.partitions
+        ledger = {name: count for name, count in content.ledger.items() if count}
+        decoded = {
+            name: count
+            for name, count in ledger.items()
+            if name.startswith(("records", "unreadable", "events", "malformed"))
+        }
+        assert {name: count for name, count in one.ledger.items() if count} == decoded
+        assert {name: count for name, count in plain.ledger.items() if count} == ledger
+        assert list(events.letters_differing()) == plain.differences == []
     assert one.ledger["events.malformed"] > 10
     assert one.ledger["events.classified"] > 0
+
+
+TIMES = (
+    "1970-01-01T00:00:05Z", "1970-01-01T00:16:40.123Z", "1970-01-01T00:00:05.1Z", "1970-01-01",
+    "1970-02-30T00:00:05Z", "1970-01-01T24:00:05Z", "1970-01-01T00:00:60Z", "1970-01-01T00:00:61Z",
+    "1970-01-01T00:00:05+01:00", "1970-01-01t00:00:05z", "1970-01-01 00:00:05Z", "x", "",
+    "1970-01-01T00:00:\u0665\u0665Z", "1970-01-01T00:00:05.12xZ", "1970-01-01T00:00:05,123Z",
+    "0001-01-01T00:00:00Z", "9999-12-31T23:59:60Z", "1970-01-01T00:00: 5Z", "1970-01-01T00:00:-5Z",
+)  # fmt: skip
+IDS = (None, "", "a", "7", 7, -0, 2**63, -(2**63) - 1, 10**30, 1.0, True, "\u00e9", "\x00")
+
+
+def doubled(chance: random.Random, one: dict[str, Any]) -> bytes:
+    """Return an event as JSON, with one of its names there twice, or escaped, now and then."""
+    text = json.dumps(one)
+    name = chance.choice(["at", "type", "delay", "id", "more"])
+    more = chance.choice([f'"{name}": {chance.choice(["5", chr(34) * 2, "null"])}', ""] + [""] * 8)
+    if chance.random() < 0.1:
+        more = more.replace(name, f"\\u00{ord(name[0]):02x}{name[1:]}")
+    return (text[:-1] + (", " + more if more else "") + "}").encode()
+
+
+@pytest.mark.parametrize("id_type", [None, "string", "int", "float", "bool"])
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_decoded_by_the_column_is_what_plain_rules_read(
+    seed: int, id_type: str | None
+) -> None:
+    """Events, one by one: time, type, id and fields; texts of times, names that are there twice."""
+    chance = random.Random(seed)
+    fields = (Field("at", "int"), Field("type", "string"), *SOURCE.fields)
+    if id_type is not None:
+        fields += (Field("id", id_type),)  # type: ignore[arg-type]
+    source = dataclasses_replace(
+        SOURCE, fields=fields, id_field="id", time_unit_ms=chance.choice([1, 1_000])
+    )
+    taken = []
+    values, headers = records(chance)
+    for _ in range(40):
+        several = []
+        for _ in range(chance.choice([1, 1, 1, 5])):
+            one = event(chance) | {"id": chance.choice(IDS)}
+            if chance.random() < 0.5:
+                one["at"] = chance.choice(TIMES)
+            one["deep"] = json.loads("[" * 60 + "]" * 60) if chance.random() < 0.02 else {"at": 3}
+            several.append(doubled(chance, one))
+        values.append(b"\n".join(several))
+    for offset, value in enumerate(values):
+        kind = chance.choice([(), (), (("x", b"y"),), (("content-type", b"application/x-ndjson"),)])
+        taken.append(Record(offset, 2 * 10**12, value, headers.get(offset, kind)))
+    names = [field.name for field in fields]
+    arrow = ArrowRows(source)
+    reader = RecordReader(source, arrow)
+    faulty: dict[tuple[int, int], Faults] = {}
+    decoder = BatchDecoder(
+        source, MAP.base_layers("flights"), names, reader, arrow=arrow,
+        faulty=lambda _part, offset, place, faults: faulty.update({(offset, place): faults}),
+    )  # fmt: skip
+    rest = decoder.values(0, taken)
+    left = [one for one in rest if form_of(one) != "arrow" or not decoder.arrow(0, one)]
+    batch = decoder.batch
+    got = {
+        (offset, place): (time, kind, name or "", *more)
+        for offset, place, time, kind, name, *more in zip(
+            batch.offsets, batch.places, batch.times, batch.kinds, batch.ids,
+            *batch.fields.values(), strict=True,
+        )
+    }  # fmt: skip
+    want: dict[tuple[int, int], Any] = {}
+    wrong: dict[tuple[int, int], Faults] = {}
+    for record in taken:
+        content = reader.read(record, many=lambda: False)
+        for place, one in enumerate(content.events):
+            if isinstance(one, frozenset):
+                wrong[record.offset, place] = one
+            else:
+                kind = decoder.kinds[one.type]
+                found = tuple(one.fields.get(name) for name in names)
+                want[record.offset, place] = (one.time_ms, kind, one.id, *found)
+    alone = {one.offset for one in left}
+    assert got == {where: one for where, one in want.items() if where[0] not in alone}
+    assert faulty == {where: one for where, one in wrong.items() if where[0] not in alone}
+    assert len(left) < len(taken) / 2
+    assert len(got) > 10
 
 
 def test_a_stream_that_a_letter_wrongly_calls_broken_is_found() -> None:
@@ -135,11 +253,9 @@ def test_a_stream_that_a_letter_wrongly_calls_broken_is_found() -> None:
     lie = whole.replace((7).to_bytes(8, "little"), (1 << 40).to_bytes(8, "little"))
     assert list(readable([whole, lie, whole[:-24], whole], 1_000)) == [True, False, False, True]
 
-    letters = Letters()
     headers = {"topic": RAW, "partition": "0", "offset": "0", "index": "", "reason": "arrow"}
-    letters.take(Record(0, 0, b"", tuple((n, text.encode()) for n, text in headers.items())))
-    reader = RecordReader(SOURCE, ArrowRows(SOURCE))
-    one = Partition(SOURCE, MAP.base_layers("flights"), 0, letters.of(RAW, 0), reader)
-    one.take(Record(0, 0, whole, ARROW))
-    one.try_suspects()
-    assert [(found.what, found.got) for found in one.differences] == [("letters", "arrow")]
+    letter = Record(0, 0, b"", tuple((n, text.encode()) for n, text in headers.items()))
+    with Database() as database:
+        events = recomputed(database, [letter], [Record(0, 0, whole, ARROW)])
+        events.try_suspects()
+    assert [(found.what, found.got) for found in events.differences] == [("letters", "arrow")]

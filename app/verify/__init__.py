@@ -1,12 +1,13 @@
 """Verify: a running system compared with a recomputation from its raw topics.
 
-source topics -> records -> partitions -> rows  =?  HTTP, archive
-                                |`-> ledger     =?  HTTP
-                                `--> letters    =?  side topics
+source topics -> batches -> events -> cells  =?  HTTP, archive
+                               |`-> ledger   =?  HTTP
+                               `--> letters  =?  side topics
 
-This is the oracle of exactness, so it computes with code of its own: of the worker it knows the
-map's types and the documented formats, and imports nothing of agents/ or tables/ beside. Slow and
-plain is what it should be; its memory is that of the rows.
+This is the oracle of exactness, so it computes with means of its own: of the worker it knows the
+map's types and the documented formats, and imports nothing of agents/ or tables/ beside. DuckDB
+holds all rows, on disk, and computes and compares them in SQL, which the tests check against plain
+rules.
 """
 
 from __future__ import annotations
@@ -15,18 +16,21 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from app.mapfile import load_map
 from app.settings import Settings
-from app.verify.archive import open_archive
-from app.verify.arrow import ArrowRows
+from app.verify.answers import Answers
+from app.verify.archive import load_archived, open_archive
 from app.verify.compare import Found, compare_answers, compare_archive, compare_ledgers
+from app.verify.database import Database
+from app.verify.errors import VerifyError
+from app.verify.events import Events, Partition
+from app.verify.layers import Cells
 from app.verify.letters import Letters
-from app.verify.partition import Partition
-from app.verify.records import Record, RecordReader
+from app.verify.records import Record
 from app.verify.report import Difference, LayerReport, Report
-from app.verify.rows import Rows, rows_of
-from app.verify.topics import Topics, VerifyError
+from app.verify.topics import Topics
 from app.verify.workers import Quiet, Workers
 from tables.layer import Map
 
@@ -65,18 +69,19 @@ async def verify(
         TreasureMapError: the map or the settings cannot be used.
     """
     themap = load_map(settings.map_file)
-    async with (
-        Topics(settings) as topics,
-        Workers(
-            themap, urls or [_own_url(settings)], settings.web_token, ca_file,
-            early=settings.early_emit_ms > 0, page_cells=settings.query_limit_max,
-        ) as workers,
-    ):  # fmt: skip
-        verification = _Verification(
-            settings=settings, themap=themap, topics=topics, workers=workers,
-            deadline_s=deadline_s, kept_max=rows, archive=archive,
-        )  # fmt: skip
-        return await verification.run()
+    with Database() as database:
+        async with (
+            Topics(settings) as topics,
+            Workers(
+                themap, urls or [_own_url(settings)], settings.web_token, ca_file,
+                early=settings.early_emit_ms > 0, page_cells=settings.query_limit_max,
+            ) as workers,
+        ):  # fmt: skip
+            verification = _Verification(
+                settings=settings, themap=themap, topics=topics, workers=workers,
+                database=database, deadline_s=deadline_s, kept_max=rows, archive=archive,
+            )  # fmt: skip
+            return await verification.run()
 
 
 class _Verification:
@@ -89,6 +94,7 @@ class _Verification:
         themap: Map,
         topics: Topics,
         workers: Workers,
+        database: Database,
         deadline_s: float,
         kept_max: int,
         archive: bool,
@@ -101,11 +107,16 @@ class _Verification:
         self._deadline_s = deadline_s
         self._kept_max = kept_max
         self._with_archive = archive
-        self._letters = Letters()
+        self._database = database
+        self._letters = Letters(database)
         self._side_at: dict[tuple[str, int], int] = {}
-        self._sources = {source.topic: source for source in themap.sources}
-        self._partitions: dict[str, list[Partition]] = {}
-        self._notes: list[str] = []
+        self._events = {
+            source.name: Events(database, source, themap.base_layers(source.name), self._letters)
+            for source in themap.sources
+        }
+        self._topic_events = {events.source.topic: events for events in self._events.values()}
+        self._early = settings.early_emit_ms > 0
+        self._cells = Cells(database, themap, self._events, early=self._early)
 
     async def run(self) -> Report:
         await self._workers.check_map()
@@ -121,15 +132,8 @@ class _Verification:
         """Take the logs' first offsets; a log that has lost its beginning cannot be recomputed."""
         inputs = {source.topic: source.partitions for source in self._map.sources}
         starts = await self._topics.starts(inputs)
-        for source in self._map.sources:
-            reader = RecordReader(source, ArrowRows(source))
-            layers = self._map.base_layers(source.name)
-            self._partitions[source.name] = [
-                Partition(source, layers, n, self._letters.of(source.topic, n), reader)
-                for n in range(source.partitions)
-            ]
-            for partition in self._partitions[source.name]:
-                partition.start(starts[source.topic, partition.number])
+        for (topic, part), offset in starts.items():
+            self._topic_events[topic].start(part, offset)
         self._side_at = await self._topics.starts(self._side_topics())
 
     async def _compare_quiet(self) -> Report:
@@ -138,7 +142,7 @@ class _Verification:
             quiet = await self._wait_until_quiet()
             await self._read(quiet)
             found = Found(self._kept_max)
-            await self._check_begin(found)
+            await self._check_ledgers(found)
             layers = await self._compare(found)
             after = await self._look()
             if after.positions == quiet.positions:
@@ -169,91 +173,94 @@ class _Verification:
 
     async def _read(self, quiet: Quiet) -> None:
         """Read side topics, then sources, on to where the workers are."""
-
-        def take_letter(_topic: str, _partition: int, record: Record) -> None:
-            self._letters.take(record)
-
-        def take(topic: str, partition: int, record: Record) -> None:
-            self._partitions[self._sources[topic].name][partition].take(record)
-
         ends = await self._topics.ends(self._side_topics())
-        await self._topics.read(self._side_at, ends, take_letter)
+        await self._topics.read(
+            self._side_at, ends, lambda _topic, _part, records: self._letters.take(records)
+        )
         self._side_at = ends
+
+        def take(topic: str, part: int, records: list[Record]) -> None:
+            self._topic_events[topic].take(part, records)
+
         every = [
-            (source.topic, partition)
-            for source in self._map.sources
-            for partition in self._partitions[source.name]
+            (topic, one)
+            for topic, events in self._topic_events.items()
+            for one in events.partitions
         ]
         starts = {(topic, one.number): one.position for topic, one in every}
         stops = {place: quiet.positions[place] for place in starts}
         await self._topics.read(starts, stops, take)
         for topic, one in every:
             one.skip_to(stops[topic, one.number])
-            await asyncio.to_thread(one.try_suspects)
+        await asyncio.to_thread(self._recompute)
 
-    async def _check_begin(self, found: Found) -> None:
-        """Compare ledgers, and refuse logs whose beginning the workers have seen and is gone."""
+    def _recompute(self) -> None:
+        """Make all tables from what was read."""
+        self._letters.load()
+        for events in self._events.values():
+            events.load()
+            events.try_suspects()
+            events.settle()
+        self._cells.make()
+
+    async def _check_ledgers(self, found: Found) -> None:
+        """Compare ledgers, and refuse logs that have lost records which the workers have read."""
         ledgers = await self._workers.ledgers()
         for url, ledger in ledgers.items():
-            for topic, source in self._sources.items():
+            for topic, events in self._topic_events.items():
                 for number, row in ledger["records"].get(topic, {}).items():
-                    base = row["position"] - row["read"]
-                    first = self._partitions[source.name][int(number)].first
-                    if base != first:
-                        raise VerifyError(
-                            f"cannot verify {topic}[{number}]: {url} has read it from offset"
-                            f" {base}; got a log that begins at {first}; want all that was read:"
-                            " keep raw topics as long as their rows are to be verified"
-                        )
-        compare_ledgers(self._map, self._partitions, ledgers, found)
-        for source in self._map.sources:
-            for partition in self._partitions[source.name]:
-                for difference in partition.differences:
-                    found.take(difference)
-                for offset in self._letters.left(
-                    source.topic, partition.number, partition.position
-                ):
-                    where = f"letter of {source.topic}[{partition.number}] offset {offset}"
-                    found.add("letters", where, None, "a letter of a record that is not there")
+                    check_log(topic, events.partitions[int(number)], row, url)
+        partitions = {name: events.partitions for name, events in self._events.items()}
+        compare_ledgers(self._map, partitions, ledgers, found)
+
+    def _compare_letters(self, found: Found) -> None:
+        for events in self._events.values():
+            for difference in events.differences:
+                found.take(difference)
+            for difference in events.letters_differing():
+                found.take(difference)
+        for difference in self._cells.late_letters():
+            found.take(difference)
 
     async def _compare(self, found: Found) -> list[LayerReport]:
-        """Compare the rows of every layer."""
-        rows = rows_of(self._map, self._partitions, early=self._settings.early_emit_ms > 0)
+        """Compare letters, and the rows of every layer."""
+        await asyncio.to_thread(self._compare_letters, found)
         now_ms = time.time_ns() // 1_000_000
         reports = {}
         for layer in self._map.layers:
-            answers = await self._workers.rows(
-                layer, rows[layer.name], everywhere=self._settings.archive == "embedded"
+            answers = Answers(self._database, layer, self._workers.urls, found)
+            frames = self._workers.rows(
+                layer, self._cells.starts(layer), everywhere=self._settings.archive == "embedded"
             )
-            reports[layer.name] = compare_answers(layer, rows[layer.name], answers, found, now_ms)
+            async for number, frame in frames:
+                answers.load(number, frame)
+            reports[layer.name] = await asyncio.to_thread(
+                compare_answers, self._database, layer, self._workers.urls, found, now_ms
+            )
         if self._with_archive:
-            await asyncio.to_thread(self._compare_archive, rows, found, reports, now_ms)
+            await asyncio.to_thread(self._compare_archive, found, reports, now_ms)
         return list(reports.values())
 
-    def _compare_archive(
-        self, rows: dict[str, Rows], found: Found, reports: dict[str, LayerReport], now_ms: int
-    ) -> None:
+    def _compare_archive(self, found: Found, reports: dict[str, LayerReport], now_ms: int) -> None:
         with open_archive(self._settings) as archive:
             for layer in self._map.layers:
-                archived = archive.read(self._map, layer)
                 report = reports[layer.name]
-                report.archived = len(archived)
+                report.archived = load_archived(self._database, archive, self._map, layer)
                 report.differing += compare_archive(
-                    layer, rows[layer.name], archived, found, now_ms,
-                    early=self._settings.early_emit_ms > 0,
-                )  # fmt: skip
+                    self._database, layer, found, now_ms, early=self._early
+                )
 
     def _report(self, layers: list[LayerReport], found: Found) -> Report:
         ledger: Counter[str] = Counter()
         partitions = {}
         offsets = 0
-        for source in self._map.sources:
-            for one in self._partitions[source.name]:
+        for topic, events in self._topic_events.items():
+            for one in events.partitions:
                 ledger.update(one.ledger)
                 counts = {name: count for name, count in sorted(one.ledger.items()) if count}
-                partitions[f"{source.topic}[{one.number}]"] = counts
+                partitions[f"{topic}[{one.number}]"] = counts
                 offsets += one.position - one.first
-        notes = list(self._notes)
+        notes = []
         if not self._with_archive:
             notes.append("the archive was not read")
         if self._letters.unreadable:
@@ -278,6 +285,30 @@ class _Verification:
             self._map.side_topic("dead"): self._map.side_partitions,
             self._map.side_topic("late"): self._map.side_partitions,
         }
+
+
+def check_log(topic: str, partition: Partition, row: dict[str, Any], url: str) -> None:
+    """Refuse a partition whose log has lost records that a worker has read.
+
+    Raises:
+        VerifyError: it begins later, or has more offsets without a record between.
+    """
+    place = f"{topic}[{partition.number}]"
+    base = row["position"] - row["read"]
+    if base != partition.first:
+        raise VerifyError(
+            f"cannot verify {place}: {url} has read it from offset {base}; got a log that begins at"
+            f" {partition.first}; want all that was read: keep raw topics as long as their rows are"
+            " to be verified"
+        )
+    gone = partition.read["records.gap"] - row["gap"]
+    if gone > 0:
+        start, stop = partition.gaps[0]
+        raise VerifyError(
+            f"cannot verify {place}: records that {url} has read are not in the log any more; got"
+            f" {gone} more offsets without a record, the first of all at {start} to {stop - 1};"
+            " want all that was read: keep raw topics without compaction (cleanup.policy=delete)"
+        )
 
 
 def _own_url(settings: Settings) -> str:

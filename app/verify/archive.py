@@ -12,31 +12,78 @@ import json
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import polars as pl
 import rocksdict
 from xxhash import xxh3_64_digest
 
 from app.settings import Settings
-from app.verify.partition import Key, Place
-from app.verify.rows import key_hash
-from app.verify.topics import VerifyError
+from app.verify import sql
+from app.verify.database import Database
+from app.verify.errors import VerifyError
+from app.verify.layers import KEY_TYPES, key_hash
+from app.verify.same import archived_table, stored_columns
 from app.verify.windows import window_nominal_ms
 from tables.layer import Layer, Map
 
 _BUCKET_WINDOWS, _BUCKET_MS_MIN = 32, 10_000
 _BIAS = 2**63
 _SEALED = b"\x03"
-_PLACES = {"window_start", "source_partition"}
 _PAGE_ROWS = 2_000
 _REQUEST_SECONDS = 60.0
 
-Stored = dict[str, Any]
-"""One row: its columns by name, but for key, window and source partition."""
+_ROWS = 50_000
+_WIDE = ("sum", "sqlo", "sqhi")
 
-Archived = dict[tuple[Place, int], Stored]
-"""A layer's rows by place and source partition."""
+
+class Archive(Protocol):
+    """The archived rows of all layers."""
+
+    def frames(self, themap: Map, layer: Layer) -> Iterator[pl.DataFrame]:
+        """Yield the rows of a layer, some at a time.
+
+        Columns are ``source_partition``, ``key_…``, ``window_start``, accumulators, and
+        ``write_time`` where of rows of one place and partition the latest counts.
+
+        Raises:
+            VerifyError: the archive does not answer, or a row is not where its key belongs.
+        """
+
+
+def load_archived(database: Database, archive: Archive, themap: Map, layer: Layer) -> int:
+    """Make the table of a layer's archived rows; return how many there are.
+
+    Raises:
+        VerifyError: the archive does not answer, or a row is not where its key belongs.
+    """
+    table, raw = archived_table(layer), f"raw_{layer.name}"
+    keys, stored = sql.keys_of(layer), stored_columns(layer)
+    types = ["part INTEGER"]
+    types += [f"{k} {KEY_TYPES[f.type][1]}" for k, f in zip(keys, layer.key, strict=True)]
+    types += ["start BIGINT", *(f"{a} {'DOUBLE' if floats else 'HUGEINT'}" for a, floats in stored)]
+    database.run(f"CREATE OR REPLACE TABLE {raw} ({', '.join(types)}, write_time BIGINT)")
+    for frame in archive.frames(themap, layer):
+        database.load(f"INSERT INTO {raw} FROM incoming", _as_loaded(layer, frame))
+    place = ", ".join(["part", *keys, "start"])
+    database.run(
+        f"CREATE OR REPLACE TABLE {table} AS SELECT * EXCLUDE (write_time) FROM {raw} QUALIFY"
+        f" row_number() OVER (PARTITION BY {place} ORDER BY write_time DESC) = 1"
+    )
+    database.run(f"DROP TABLE {raw}")
+    return database.number(f"SELECT count(*) FROM {table}")
+
+
+def _as_loaded(layer: Layer, frame: pl.DataFrame) -> pl.DataFrame:
+    """Return rows in the order of their table; what DuckDB's Arrow has no type for is text."""
+    names = ["source_partition", *layer.key_columns, "window_start"]
+    names += [acc.column for acc in layer.accumulators] + ["write_time"]
+    columns = []
+    for name in names:
+        column = frame[name] if name in frame.columns else pl.repeat(None, frame.height, eager=True)
+        wide = column.dtype in (pl.Int128, pl.Object)
+        columns.append((column.cast(pl.String) if wide else column).alias(name))
+    return pl.DataFrame(columns)
 
 
 def bucket_of(layer: Layer, start_ms: int) -> int:
@@ -92,31 +139,31 @@ class CassandraRows:
         """Disconnect."""
         self._cluster.shutdown()
 
-    def read(self, themap: Map, layer: Layer) -> Archived:
-        """Return all rows of a layer.
-
-        Raises:
-            VerifyError: Cassandra does not answer, or a row is not where its key belongs.
-        """
+    def frames(self, themap: Map, layer: Layer) -> Iterator[pl.DataFrame]:
+        """Yield the rows of a layer, as :class:`Archive` says."""
         table = f'"{self._settings.cassandra_keyspace}"."{themap.name}_{layer.name}"'
-        text = f"SELECT * FROM {table}"  # noqa: S608 - names of a checked map
-        rows: Archived = {}
-        for row in self._select(table, text):
-            key: Key = tuple(row.pop(f"key_{field.name}") for field in layer.key)
-            start, partition = row.pop("window_start"), row.pop("source_partition")
+        statement = f"SELECT * FROM {table}"
+        rows: list[dict[str, Any]] = []
+        for row in self._select(table, statement):
+            key = tuple(row[name] for name in layer.key_columns)
+            start = row["window_start"]
             got = (row.pop("slot"), row.pop("bucket"))
-            want = (key_hash(layer, key) % layer.slots, bucket_of(layer, start))
+            want = (key_hash(layer.key, key) % layer.slots, bucket_of(layer, start))
             if got != want:
                 raise VerifyError(
                     f"cannot read {table}: a row lies where no query finds it; got slot and bucket"
                     f" {got} for key {key}, window {start}; want {want}"
                 )
-            rows[(key, start), partition] = row
-        return rows
+            rows.append(row)
+            if len(rows) == _ROWS:
+                yield _frame(layer, rows)
+                rows = []
+        if rows:
+            yield _frame(layer, rows)
 
-    def _select(self, table: str, text: str) -> Iterator[Stored]:
+    def _select(self, table: str, statement: str) -> Iterator[dict[str, Any]]:
         try:
-            yield from self._session.execute(self._statement(text, fetch_size=_PAGE_ROWS))
+            yield from self._session.execute(self._statement(statement, fetch_size=_PAGE_ROWS))
         except Exception as error:  # the driver has no root of its errors
             raise VerifyError(f"cannot read {table}: {error}; check Cassandra") from error
 
@@ -149,12 +196,8 @@ class FolderRows:
         """Close the folder."""
         self._db.close()
 
-    def read(self, themap: Map, layer: Layer) -> Archived:
-        """Return all rows of a layer.
-
-        Raises:
-            VerifyError: the folder holds no such layer, or a row is not where its key belongs.
-        """
+    def frames(self, themap: Map, layer: Layer) -> Iterator[pl.DataFrame]:
+        """Yield the rows of a layer, as :class:`Archive` says."""
         described = self._db.get(b"\x00layer\x00" + layer.name.encode())
         whose = json.loads(self._db.get(b"\x00archive") or b"{}")
         if described is None or whose.get("map", themap.name) != themap.name:
@@ -162,34 +205,35 @@ class FolderRows:
                 f"cannot read layer {layer.name} in {self._folder}: it is of another map; want"
                 f" that of {themap.name}; give the worker's --archive-folder"
             )
-        description = json.loads(described)
-        columns = description["column order"].split(", ")
-        rows: Archived = {}
-        written: dict[tuple[Place, int], int] = {}
+        frames: list[pl.DataFrame] = []
         last: tuple[bytes, bytes] = b"", b""
         for place, block in self._scan(layer.name.encode() + b"\x00"):
-            bucket, run = int.from_bytes(place[:8], "big") - _BIAS, place[:16]
-            for number, row in enumerate(_rows_of(layer, block).to_dicts()):
-                key: Key = tuple(row.pop(f"key_{field.name}") for field in layer.key)
-                start, partition = row.pop("window_start"), row.pop("source_partition")
-                at = (run, b"".join(map(_sorted_bytes, key)))
-                found = bucket == bucket_of(layer, start) and at >= last
-                if not found or (number == 0 and place[16:-4] != at[1]):
-                    raise VerifyError(
-                        f"cannot read layer {layer.name} in {self._folder}: a row lies where no"
-                        f" query finds it; got bucket {bucket} for key {key}, window {start}; want"
-                        f" {bucket_of(layer, start)}, in order of keys"
-                    )
-                last = at
-                write_time, cell = row.pop("write_time"), ((key, start), partition)
-                if write_time > written.get(cell, write_time - 1):
-                    written[cell] = write_time
-                    rows[cell] = {
-                        column: row.get(column, None if column[:4] in ("min_", "max_") else 0)
-                        for column in columns
-                        if column not in _PLACES and not column.startswith("key_")
-                    }
-        return rows
+            frame = _rows_of(layer, block)
+            last = self._check_place(layer, place, frame, last)
+            frames.append(frame)
+            if sum(one.height for one in frames) >= _ROWS:
+                yield pl.concat(frames, how="diagonal")
+                frames = []
+        if frames:
+            yield pl.concat(frames, how="diagonal")
+
+    def _check_place(
+        self, layer: Layer, place: bytes, frame: pl.DataFrame, last: tuple[bytes, bytes]
+    ) -> tuple[bytes, bytes]:
+        """Refuse rows that no query finds; return where the last one of a piece is."""
+        bucket, run = int.from_bytes(place[:8], "big") - _BIAS, place[:16]
+        columns = [frame[name].to_list() for name in [*layer.key_columns, "window_start"]]
+        for number, (*key, start) in enumerate(zip(*columns, strict=True)):
+            at = (run, b"".join(map(_sorted_bytes, key)))
+            found = bucket == bucket_of(layer, start) and at >= last
+            if not found or (number == 0 and place[16:-4] != at[1]):
+                raise VerifyError(
+                    f"cannot read layer {layer.name} in {self._folder}: a row lies where no"
+                    f" query finds it; got bucket {bucket} for key {tuple(key)}, window {start};"
+                    f" want {bucket_of(layer, start)}, in order of keys"
+                )
+            last = at
+        return last
 
     def _scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         rows = self._db.iter()
@@ -225,6 +269,18 @@ def _rows_of(layer: Layer, stored: bytes) -> pl.DataFrame:
                 "archive's folder from a copy"
             )
     return pl.read_ipc_stream(io.BytesIO(stored))
+
+
+def _frame(layer: Layer, rows: list[dict[str, Any]]) -> pl.DataFrame:
+    """Return rows of Cassandra as a frame: what is beyond 64 bits is text, as DuckDB takes it."""
+    sums = {acc.column for acc in layer.accumulators if acc.type == "int" and acc.kind in _WIDE}
+    columns: dict[str, pl.Series] = {}
+    for name in rows[0] if rows else ():
+        values = [row[name] for row in rows]
+        if name in sums:
+            values = [None if value is None else str(value) for value in values]
+        columns[name] = pl.Series(name, values, pl.String if name in sums else None)
+    return pl.DataFrame(columns)
 
 
 def _sorted_bytes(value: str | float) -> bytes:

@@ -19,6 +19,7 @@ from app.verify.records import (
     INT64_MIN,
     TIME_MS_MAX,
     TIME_MS_MIN,
+    Columns,
     Event,
     Faults,
     text_time_ms,
@@ -44,20 +45,30 @@ class ArrowRows:
 
     def __call__(self, value: bytes) -> list[Event | Faults] | None:
         """Return a stream's rows as events or faults; None where it cannot be read."""
+        columns = self.columns(value)
+        if columns is None:
+            return None
+        return [self.event(columns, row) for row in range(len(columns.times))]
+
+    def columns(self, value: bytes) -> Columns | None:
+        """Return a stream's columns, with faults for values; None where it cannot be read."""
         frame = self._frame(value)
         if frame is None:
             return None
-        source, rows = self._source, frame.height
-        times = _times(frame, source)
-        types = _column(frame, source.type_field, "string")
-        columns = [(f.name, _column(frame, f.name, f.type)) for f in self._fields]
-        ids = self._ids(frame)
-        return [
-            self._event(
-                times[row], types[row], ids[row], [(name, column[row]) for name, column in columns]
-            )
-            for row in range(rows)
-        ]
+        source = self._source
+        return Columns(
+            _times(frame, source),
+            _column(frame, source.type_field, "string"),
+            self._ids(frame),
+            {field.name: _column(frame, field.name, field.type) for field in self._fields},
+        )
+
+    def event(self, columns: Columns, row: int) -> Event | Faults:
+        """Return the event of a row, or why there is none."""
+        return self._event(
+            columns.times[row], columns.types[row], columns.ids[row],
+            [(name, column[row]) for name, column in columns.fields.items()],
+        )  # fmt: skip
 
     def _frame(self, value: bytes) -> pl.DataFrame | None:
         """Return the columns of a stream; those that the map does not declare may be broken."""

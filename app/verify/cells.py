@@ -1,8 +1,8 @@
-"""Cells recomputed: exact sums of events, and what the measures of a layer are from them.
+"""Cells as exact numbers: what the measures of a layer are, and how far a worker's may be off.
 
-Integers are Python's. Sums of floats are exact too: every float is a whole multiple of 2**-1074, so
-that they are added as integers. A worker adds floats in some order; how far it may be off follows
-from the number of events and the sum of magnitudes (:meth:`FieldSums.slack`).
+Integers are Python's. Floats are whole multiples of 2**-1074, so that sums of them are integers
+too. A worker adds floats in some order; how far it may be off follows from the number of events and
+the sum of magnitudes (:meth:`FieldSums.slack`).
 """
 
 from __future__ import annotations
@@ -13,13 +13,18 @@ from fractions import Fraction
 
 from tables.layer import Layer, Measure
 
-_SCALE_BITS = 1_074
+SCALE_BITS = 1_074
 """The least positive float is 2**-1074."""
 
 _UNIT_ROUNDOFF = Fraction(1, 2**53)
 _SQUARES_SLACK = 8
 """Each squared deviation costs a subtraction, a product and sums: fewer roundings than this."""
 
+_COMPENSATED_SLACK = 4
+"""How many roundings a compensated sum is off itself, at most: two, and two of parts of it (Higham,
+section 4.3)."""
+
+_FLOAT_MAX = Fraction(2**1024 - 2**970)
 _NOTHING = Fraction(0)
 Number = int | Fraction
 
@@ -29,7 +34,8 @@ class FieldSums:
     """What is known of one measured field of a cell.
 
     ``total`` and ``squares`` of floats are multiples of 2**-1074 and 2**-2148. ``magnitude`` is
-    the sum of absolute values, for floats only.
+    the sum of absolute values, for floats only. ``compensated`` says that sums of floats are not
+    exact, but those of a compensated addition.
     """
 
     is_float: bool
@@ -39,47 +45,21 @@ class FieldSums:
     least: int | float | None = None
     most: int | float | None = None
     magnitude: int = 0
-
-    def add(self, value: float) -> None:
-        """Take one event's value."""
-        self.n += 1
-        if self.least is None or value < self.least:
-            self.least = value
-        if self.most is None or value > self.most:
-            self.most = value
-        if self.is_float:
-            top, bottom = value.as_integer_ratio()
-            scaled = top << (_SCALE_BITS + 1 - bottom.bit_length())
-            self.magnitude += abs(scaled)
-        else:
-            scaled = int(value)
-        self.total += scaled
-        self.squares += scaled * scaled
-
-    def merge(self, other: FieldSums) -> None:
-        """Take another cell's values."""
-        self.n += other.n
-        self.total += other.total
-        self.squares += other.squares
-        self.magnitude += other.magnitude
-        if other.least is not None and other.most is not None:
-            least, most = self.least, self.most
-            self.least = other.least if least is None else min(least, other.least)
-            self.most = other.most if most is None else max(most, other.most)
+    compensated: bool = False
 
     @property
     def sum(self) -> Number:
-        """The exact sum."""
-        return Fraction(self.total, 2**_SCALE_BITS) if self.is_float else self.total
+        """The sum."""
+        return Fraction(self.total, 2**SCALE_BITS) if self.is_float else self.total
 
     @property
     def square_sum(self) -> Number:
-        """The exact sum of squares."""
-        return Fraction(self.squares, 2 ** (2 * _SCALE_BITS)) if self.is_float else self.squares
+        """The sum of squares."""
+        return Fraction(self.squares, 2 ** (2 * SCALE_BITS)) if self.is_float else self.squares
 
     @property
     def deviations(self) -> Fraction:
-        """The exact sum of squared deviations from the mean; there must be a value."""
+        """The sum of squared deviations from the mean; there must be a value."""
         return Fraction(self.square_sum) - Fraction(self.sum) ** 2 / self.n
 
     @property
@@ -89,17 +69,29 @@ class FieldSums:
         (n - 1) u / (1 - (n - 1) u) times the sum of magnitudes, with u = 2**-53 (Higham, Accuracy
         and Stability of Numerical Algorithms, 2nd edition, section 4.2).
         """
-        if not self.is_float or self.n == 0:
+        if not self.is_float or self.n <= 1:
             return _NOTHING
-        share = (self.n - 1) * _UNIT_ROUNDOFF
-        return share / (1 - share) * Fraction(self.magnitude, 2**_SCALE_BITS)
+        own = _COMPENSATED_SLACK if self.compensated else 0
+        share = (self.n - 1 + own) * _UNIT_ROUNDOFF
+        return share / (1 - share) * Fraction(self.magnitude, 2**SCALE_BITS)
 
     @property
     def deviations_slack(self) -> Fraction:
         """How far a sum of squared deviations of floats may be off: some roundings a value."""
         if not self.is_float:
             return _NOTHING
-        return _SQUARES_SLACK * self.n * _UNIT_ROUNDOFF * Fraction(self.square_sum)
+        roundings = _SQUARES_SLACK * (self.n + (2 if self.compensated else 0))
+        return roundings * _UNIT_ROUNDOFF * Fraction(self.square_sum)
+
+    @property
+    def may_overflow(self) -> bool:
+        """Whether floats come to infinity in some order of additions, or when they are squared."""
+        return self.is_float and Fraction(self.magnitude, 2**SCALE_BITS) > _FLOAT_MAX
+
+    @property
+    def squares_may_overflow(self) -> bool:
+        """Whether the squares of floats, or of what they are off the mean, come to infinity."""
+        return self.is_float and (self.may_overflow or 4 * Fraction(self.square_sum) > _FLOAT_MAX)
 
 
 @dataclasses.dataclass(slots=True)
@@ -108,19 +100,6 @@ class Cell:
 
     fields: dict[str, FieldSums]
     events: int = 0
-
-    def merge(self, other: Cell) -> None:
-        """Take another cell; fields that this one does not measure are left out."""
-        self.events += other.events
-        for name, sums in self.fields.items():
-            sums.merge(other.fields[name])
-
-
-def empty_cell(layer: Layer) -> Cell:
-    """Return a cell of ``layer`` without events."""
-    return Cell(
-        {acc.field: FieldSums(acc.type == "float") for acc in layer.accumulators if acc.field}
-    )
 
 
 def measure_of(cell: Cell, measure: Measure) -> tuple[Number | float | None, Fraction]:
@@ -143,6 +122,14 @@ def measure_of(cell: Cell, measure: Measure) -> tuple[Number | float | None, Fra
     return value, slack
 
 
+def may_be_infinite(cell: Cell, measure: Measure) -> bool:
+    """Tell whether a worker may have no number, because floats go beyond the largest one."""
+    if measure.field is None or measure.kind in ("min", "max"):
+        return False
+    sums = cell.fields[measure.field]
+    return sums.squares_may_overflow if measure.kind == "variance" else sums.may_overflow
+
+
 def equals(got: object, want: Number | float | None, slack: Fraction = _NOTHING) -> bool:
     """Tell whether a worker's number is ``want``.
 
@@ -153,9 +140,31 @@ def equals(got: object, want: Number | float | None, slack: Fraction = _NOTHING)
     try:
         nearest = float(want)
     except OverflowError:
-        return got is None or (isinstance(got, float) and math.isinf(got))
+        return is_infinite(got)
     if not isinstance(got, float) or not math.isfinite(got):
         return False
     # Without slack it is rounded correctly; with slack the last step rounds once more.
     rounding = abs(Fraction(nearest)) * _UNIT_ROUNDOFF
     return got == nearest or (slack > 0 and abs(Fraction(got) - want) <= slack + rounding)
+
+
+def is_infinite(got: object) -> bool:
+    """Tell whether a worker's number is one beyond the largest float, which may be told as none."""
+    return got is None or (isinstance(got, float) and not math.isfinite(got))
+
+
+def shown(value: object) -> object:
+    """Return a number as it is shown: a fraction as the nearest float."""
+    if not isinstance(value, Fraction):
+        return value
+    try:
+        return float(value)
+    except OverflowError:
+        return "beyond the largest float"
+
+
+def empty_cell(layer: Layer) -> Cell:
+    """Return a cell of ``layer`` without events."""
+    return Cell(
+        {acc.field: FieldSums(acc.type == "float") for acc in layer.accumulators if acc.field}
+    )

@@ -1,19 +1,32 @@
-"""Rows and ledgers compared: what was recomputed with what workers and archive say."""
+"""Rows and ledgers compared: what was recomputed with what workers and archive say.
+
+Tables are compared with each other by SQL, which lets pass what is surely equal. Any other pair of
+rows is compared here, number by number: few of them differ.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from app.verify.archive import Archived, Stored
-from app.verify.cells import Cell, equals, measure_of
-from app.verify.partition import Partition, Place, folded_as
+from app.verify import same, sql
+from app.verify.cells import (
+    SCALE_BITS,
+    Cell,
+    FieldSums,
+    equals,
+    is_infinite,
+    may_be_infinite,
+    measure_of,
+    shown,
+)
+from app.verify.database import Database
+from app.verify.events import Partition
+from app.verify.layers import Cells, Key, folded_as
 from app.verify.report import Difference, LayerReport
-from app.verify.rows import Rows
 from app.verify.windows import window_end
-from client.query import Cell as Answered
 from tables.layer import Layer, Map
 
 _RECORD_COLUMNS = (
@@ -43,40 +56,35 @@ class Found:
 
 
 def compare_answers(
-    layer: Layer,
-    rows: Rows,
-    answers: Mapping[str, Mapping[Place, Answered]],
-    found: Found,
-    now_ms: int,
+    database: Database, layer: Layer, urls: Sequence[str], found: Found, now_ms: int
 ) -> LayerReport:
     """Compare a layer's rows with what each worker answers.
 
     A row whose window is closed everywhere is archived, so every worker must answer with it. One
     that is open is answered by the worker that has it, others may have an older version of it.
     """
-    report = LayerReport(layer.name, expected=len(rows))
-    report.http = len({place for answer in answers.values() for place in answer})
-    for place in rows.keys() | {place for answer in answers.values() for place in answer}:
-        row = rows.get(place)
-        got = {url: answer[place] for url, answer in answers.items() if place in answer}
-        if row is not None and not got and expired(layer, place, now_ms):
-            continue
-        asked: Iterable[str] = answers
-        if row is None or len(row.closed) < len(row.parts) or expired(layer, place, now_ms):
-            newest = max(got, key=lambda url: got[url].version, default=None)
-            asked = [newest] if newest is not None else list(answers)[:1]
-        cell = row.whole(layer) if row is not None else None
-        for url in asked:
-            problem = _answer_problem(layer, place, cell, got.get(url))
-            if problem is not None:
-                report.differing += 1
-                found.add("http", f"{_where(layer, place)} at {url}", *problem)
-                break
+    places = ", ".join([*sql.keys_of(layer), "start"])
+    expected, answers = Cells.table(layer), same.answers_table(layer)
+    report = LayerReport(layer.name)
+    report.expected = database.number(
+        f"SELECT count(*) FROM (SELECT DISTINCT {places} FROM {expected})"
+    )
+    report.http = database.number(f"SELECT count(*) FROM (SELECT DISTINCT {places} FROM {answers})")
+    last: tuple[Key, int] | None = None
+    for row in database.rows(same.doubtful_answers(layer, len(urls), now_ms)):
+        key, start, cell, rest = _read_row(layer, row)
+        url, has_answer, stop, *values = rest
+        measures = dict(zip((one.name for one in layer.measures), values, strict=True))
+        problem = _answer_problem(layer, start, cell, (stop, measures) if has_answer else None)
+        if problem is not None and last != (key, start):
+            last = key, start
+            report.differing += 1
+            found.add("http", f"{_where(layer, key, start)} at {urls[url]}", *problem)
     return report
 
 
 def compare_archive(
-    layer: Layer, rows: Rows, archived: Archived, found: Found, now_ms: int, *, early: bool
+    database: Database, layer: Layer, found: Found, now_ms: int, *, early: bool
 ) -> int:
     """Compare a layer's rows with the archived ones, part by part; return how many differ.
 
@@ -84,21 +92,15 @@ def compare_archive(
     Another one may be, with the value that it has.
     """
     differing = 0
-    parts = {
-        (place, number): (cell, early or number in row.closed)
-        for place, row in rows.items()
-        for number, cell in row.parts.items()
-    }
-    for where in parts.keys() | archived.keys():
-        place, number = where
-        cell, sent = parts.get(where, (None, True))
-        stored = archived.get(where)
-        if stored is None and (not sent or expired(layer, place, now_ms)):
-            continue
+    for row in database.rows(same.doubtful_archived(layer, now_ms, early=early)):
+        key, start, cell, rest = _read_row(layer, row)
+        part, is_stored, *values = rest
+        names = [acc.column for acc in layer.accumulators]
+        stored = dict(zip(names, values, strict=True)) if is_stored else None
         problem = _stored_problem(layer, cell, stored)
         if problem is not None:
             differing += 1
-            found.add("archive", f"{_where(layer, place)} partition {number}", *problem)
+            found.add("archive", f"{_where(layer, key, start)} partition {part}", *problem)
     return differing
 
 
@@ -148,7 +150,7 @@ def _counts(
     for kind in ("unreadable", "malformed"):
         reasons = {name.partition(".")[2] for name in own if name.startswith(f"{kind}.")}
         served = ledger["reasons"][kind]
-        for reason in (reasons | served.keys()) - {"contribution"}:
+        for reason in sorted((reasons | served.keys()) - {"contribution"}):
             name = f"{kind}.{reason}"
             yield name, own[name], served.get(reason, 0)
 
@@ -158,39 +160,72 @@ def _compare_count(where: str, want: int, got: int, found: Found) -> None:
         found.add("ledger", where, str(want), str(got))
 
 
-def expired(layer: Layer, place: Place, now_ms: int) -> bool:
-    """Tell whether a row may be gone from the archive."""
-    ttl_ms = layer.archive_ttl_ms
-    return ttl_ms > 0 and window_end(layer, place[1]) + ttl_ms <= now_ms
+def _read_row(layer: Layer, row: tuple[Any, ...]) -> tuple[Key, int, Cell | None, tuple[Any, ...]]:
+    """Return key, window start and cell of a row, and what else it has."""
+    keys = len(layer.key)
+    key, start = row[:keys], row[keys]
+    is_expected, events = row[keys + 1 : keys + 3]
+    rest = row[keys + 3 :]
+    cell = Cell({}, events) if is_expected else None
+    for sums in sql.sums_of(layer):
+        count = len(sums.columns)
+        if cell is not None:
+            cell.fields[sums.name] = read_sums(sums, rest[:count])
+        rest = rest[count:]
+    return key, start, cell, rest
+
+
+def read_sums(sums: sql.Sums, columns: Sequence[Any]) -> FieldSums:
+    """Return what the columns of a field hold."""
+    n, total, least, most, high, low, size = columns
+    found = FieldSums(sums.is_float, n, least=least, most=most)
+    if not sums.is_float:
+        found.total, found.squares = int(total), (int(high) << 64) + int(low)
+        return found
+    found.compensated = True
+    found.total = _multiple(total, SCALE_BITS) << sql.SCALE_BITS
+    found.magnitude = _multiple(size, SCALE_BITS) << sql.SCALE_BITS
+    found.squares = _multiple(low, 2 * SCALE_BITS)
+    found.squares += _multiple(high, 2 * SCALE_BITS) << (4 * sql.LARGE_BITS)
+    return found
+
+
+def _multiple(value: float, bits: int) -> int:
+    """Return a float as a multiple of 2**-bits."""
+    top, bottom = value.as_integer_ratio()
+    return top << (bits + 1 - bottom.bit_length())
 
 
 def _answer_problem(
-    layer: Layer, place: Place, cell: Cell | None, got: Answered | None
+    layer: Layer, start: int, cell: Cell | None, got: tuple[int, dict[str, Any]] | None
 ) -> tuple[object, object] | None:
     """Return what was wanted and got, None where both are the same."""
     if cell is None or got is None:
         want = _measures(layer, cell) if cell is not None else None
-        return want, got.measures if got is not None else None
-    if got.window_end != window_end(layer, place[1]):
-        return f"window end {window_end(layer, place[1])}", f"window end {got.window_end}"
-    same = got.measures.keys() == {measure.name for measure in layer.measures} and all(
-        equals(got.measures[measure.name], *measure_of(cell, measure)) for measure in layer.measures
+        return want, got[1] if got is not None else None
+    stop, measures = got
+    if stop != window_end(layer, start):
+        return f"window end {window_end(layer, start)}", f"window end {stop}"
+    equal = all(
+        equals(measures[measure.name], *measure_of(cell, measure))
+        or (is_infinite(measures[measure.name]) and may_be_infinite(cell, measure))
+        for measure in layer.measures
     )
-    return None if same else (_measures(layer, cell), got.measures)
+    return None if equal else (_measures(layer, cell), measures)
 
 
 def _stored_problem(
-    layer: Layer, cell: Cell | None, stored: Stored | None
+    layer: Layer, cell: Cell | None, stored: dict[str, Any] | None
 ) -> tuple[object, object] | None:
     if cell is None or stored is None:
         return _accumulated(cell) if cell is not None else None, stored
-    same = (stored["events"] or 0) == cell.events and all(
+    equal = (stored["events"] or 0) == cell.events and all(
         _stored_equals(layer, cell, stored, name) for name in cell.fields
     )
-    return None if same else (_accumulated(cell), stored)
+    return None if equal else (_accumulated(cell), stored)
 
 
-def _stored_equals(layer: Layer, cell: Cell, stored: Stored, name: str) -> bool:
+def _stored_equals(layer: Layer, cell: Cell, stored: dict[str, Any], name: str) -> bool:
     sums = cell.fields[name]
     for acc in layer.accumulators:
         if acc.field != name:
@@ -206,10 +241,12 @@ def _stored_equals(layer: Layer, cell: Cell, stored: Stored, name: str) -> bool:
         if acc.kind == "n":
             good = got == sums.n
         elif acc.kind == "sum":
-            good = equals(got, sums.sum, sums.slack)
+            good = equals(got, sums.sum, sums.slack) or (is_infinite(got) and sums.may_overflow)
         elif acc.kind == "m2":
             want_m2 = sums.deviations if sums.n else Fraction(0)
-            good = equals(got, want_m2, sums.deviations_slack)
+            good = equals(got, want_m2, sums.deviations_slack) or (
+                is_infinite(got) and sums.squares_may_overflow
+            )
         else:  # both halves of the sum of squares; how it is split depends on chunks
             high, low = stored[f"sqhi_{name}"] or 0, stored[f"sqlo_{name}"] or 0
             good = (high << 64) + low == sums.square_sum
@@ -219,27 +256,21 @@ def _stored_equals(layer: Layer, cell: Cell, stored: Stored, name: str) -> bool:
 
 
 def _measures(layer: Layer, cell: Cell) -> dict[str, object]:
-    return {measure.name: _shown(measure_of(cell, measure)[0]) for measure in layer.measures}
+    return {measure.name: shown(measure_of(cell, measure)[0]) for measure in layer.measures}
 
 
 def _accumulated(cell: Cell) -> dict[str, object]:
-    shown: dict[str, object] = {"events": cell.events}
+    told: dict[str, object] = {"events": cell.events}
     for name, sums in cell.fields.items():
-        shown |= {f"n_{name}": sums.n, f"sum_{name}": _shown(sums.sum)}
-        shown |= {f"min_{name}": sums.least, f"max_{name}": sums.most}
-        shown |= {f"squares_{name}": _shown(sums.square_sum)}
-    return shown
+        told |= {f"n_{name}": sums.n, f"sum_{name}": shown(sums.sum)}
+        told |= {f"min_{name}": sums.least, f"max_{name}": sums.most}
+        told |= {f"squares_{name}": shown(sums.square_sum)}
+    return told
 
 
-def _shown(value: object) -> object:
-    return float(value) if isinstance(value, Fraction) else value
-
-
-def _where(layer: Layer, place: Place) -> str:
-    key = ", ".join(
-        f"{field.name}={value}" for field, value in zip(layer.key, place[0], strict=True)
-    )
-    return f"{layer.name} window {place[1]} key {key or 'none'}"
+def _where(layer: Layer, key: Key, start: int) -> str:
+    named = ", ".join(f"{field.name}={value}" for field, value in zip(layer.key, key, strict=True))
+    return f"{layer.name} window {start} key {named or 'none'}"
 
 
 def _text(value: object) -> str:

@@ -2,71 +2,105 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
+import polars as pl
+
+from app.verify.database import Database, text
 from app.verify.records import Record
 
 REPLAY_MARK = "treasure-map-replay"
+WHOLE = -1
+"""The place of a letter about a whole record."""
 
+_ROWS = 50_000
+_PLACES_MAX = 1 << 24
+"""More events than any record has."""
 
-@dataclasses.dataclass(slots=True)
-class PartitionLetters:
-    """The letters about one source partition, by the offset of their record.
-
-    ``dead`` has reasons by the event's place, None for the whole record; ``late`` has layers and
-    places. A letter that is there twice is one.
-    """
-
-    dead: dict[int, dict[int | None, frozenset[str]]] = dataclasses.field(default_factory=dict)
-    late: dict[int, frozenset[tuple[str, int]]] = dataclasses.field(default_factory=dict)
+_INT64_MAX = 2**63 - 1
 
 
 class Letters:
-    """What is in the two side topics so far.
+    """What is in the two side topics so far; a letter that is there twice is one.
 
     Attributes:
         unreadable: records of the side topics that are neither letters nor marks of a replay.
     """
 
-    def __init__(self) -> None:
-        self._partitions: dict[tuple[str, int], PartitionLetters] = defaultdict(PartitionLetters)
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._rows: dict[str, list[tuple[str, int, int, int, str]]] = {"dead": [], "late": []}
+        self._whole: dict[tuple[str, int, str], set[int]] = defaultdict(set)
         self.unreadable = 0
+        for name in self._rows:
+            database.run(
+                f'CREATE TABLE {name}_letters (topic VARCHAR, part INTEGER, "offset" BIGINT,'
+                " place INTEGER, told VARCHAR)"
+            )
 
-    def of(self, topic: str, partition: int) -> PartitionLetters:
-        """Return the letters about a source partition."""
-        return self._partitions[topic, partition]
+    def take(self, records: Iterable[Record]) -> None:
+        """Take records of a side topic."""
+        for record in records:
+            self._take(record)
+        for name, rows in self._rows.items():
+            if len(rows) >= _ROWS:
+                self._load(name)
 
-    def take(self, record: Record) -> None:
-        """Take a record of a side topic."""
+    def load(self) -> None:
+        """Have in the tables all that was taken."""
+        for name in self._rows:
+            self._load(name)
+
+    def about(self, topic: str, part: int, reason: str) -> set[int]:
+        """Return the offsets of records of which as a whole a dead letter tells a reason."""
+        return self._whole[topic, part, reason]
+
+    def many(self, topic: str, part: int, offset: int) -> bool:
+        """Tell whether a dead letter is about an event of a record that is not its first one."""
+        self.load()
+        return bool(
+            self._database.number(
+                f"SELECT count(*) FROM dead_letters WHERE topic = {text(topic)} AND part = {part}"
+                f' AND "offset" = {offset} AND place > 0'
+            )
+        )
+
+    def _take(self, record: Record) -> None:
         headers = dict(record.headers)
         if REPLAY_MARK in headers:
             return
         try:
             texts = {name: data.decode() for name, data in headers.items()}
-            letters = self.of(texts["topic"], int(texts["partition"]))
-            offset, reason = int(texts["offset"]), texts["reason"]
-            places = list(_places(texts["index"]))
-            if reason == "late":
-                late = frozenset((texts["layer"], place) for place in places)
-                letters.late[offset] = letters.late.get(offset, frozenset()) | late
-                return
+            topic, part, offset = texts["topic"], int(texts["partition"]), int(texts["offset"])
+            reason, places = texts["reason"], list(_places(texts["index"]))
+            told = texts["layer"] if reason == "late" else reason
+            if not (0 <= part < 1 << 31 and 0 <= offset <= _INT64_MAX):
+                raise ValueError(offset)  # noqa: TRY301 - as what cannot be read
         except (KeyError, ValueError):
             self.unreadable += 1
             return
-        dead = letters.dead.setdefault(offset, {})
-        whole: list[int | None] = [None]
-        for place in places or whole:
-            dead[place] = dead.get(place, frozenset()) | {reason}
+        if reason != "late" and not places:
+            places = [WHOLE]
+            self._whole[topic, part, reason].add(offset)
+        name = "late" if reason == "late" else "dead"
+        self._rows[name] += [(topic, part, offset, place, told) for place in places]
 
-    def left(self, topic: str, partition: int, end: int) -> Iterator[int]:
-        """Yield offsets below ``end`` that letters name and no record has."""
-        letters = self.of(topic, partition)
-        yield from (offset for offset in letters.dead.keys() | letters.late.keys() if offset < end)
+    def _load(self, name: str) -> None:
+        rows, self._rows[name] = self._rows[name], []
+        if rows:
+            schema = {
+                "topic": pl.String, "part": pl.Int32, "offset": pl.Int64, "place": pl.Int32,
+                "told": pl.String,
+            }  # fmt: skip
+            frame = pl.DataFrame(rows, schema=schema, orient="row")
+            self._database.load(f"INSERT INTO {name}_letters FROM incoming", frame)
 
 
 def _places(index: str) -> Iterator[int]:
     for span in filter(None, index.split(",")):
         first, _, last = span.partition("-")
-        yield from range(int(first), int(last or first) + 1)
+        start, stop = int(first), int(last or first) + 1
+        if not 0 <= start < stop <= _PLACES_MAX:
+            raise ValueError(span)
+        yield from range(start, stop)

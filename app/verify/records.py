@@ -78,6 +78,16 @@ class Content:
     events: list[Event | Faults] = dataclasses.field(default_factory=list)
 
 
+@dataclasses.dataclass(slots=True)
+class Columns:
+    """Values by column, as they were read: what is of another type than declared is in doubt."""
+
+    times: list[Any]
+    types: list[Any]
+    ids: list[Any]
+    fields: dict[str, list[Any]]
+
+
 ArrowReader = Callable[[bytes], "list[Event | Faults] | None"]
 
 
@@ -98,16 +108,18 @@ class RecordReader:
         own = {f.name: _CHECKS[f.type] for f in source.fields}
         self._id_check = own.get(source.id_field or "", _id)
 
-    def read(self, record: Record, *, broken_arrow: bool = False, many: bool = False) -> Content:
+    def read(
+        self, record: Record, *, broken_arrow: bool = False, many: Callable[[], bool]
+    ) -> Content:
         """Return what a record holds.
 
         Args:
             record: the record.
             broken_arrow: whether it is said that as Arrow it must not be read.
-            many: whether it is said to hold several events; it decides where only the worker's
-                reader knows, between a broken document and broken lines.
+            many: tells whether it is said to hold several events; it decides where only the
+                worker's reader knows, between a broken document and broken lines.
         """
-        value, form = record.value, _form(record)
+        value, form = record.value, form_of(record)
         if not value:
             return self._empty(record)
         if len(value) > self._source.record_bytes_max:
@@ -121,7 +133,7 @@ class RecordReader:
                 return Content("unreadable", "arrow")
         else:
             lines = _lines(value, form, many) if value.strip() else []
-            found = [self._json(line) for line in lines]
+            found = [self.line(line) for line in lines]
         return Content("with_events", events=found) if found else Content("empty", "empty")
 
     def _empty(self, record: Record) -> Content:
@@ -138,7 +150,8 @@ class RecordReader:
             return Content("unreadable", "heartbeat")
         return Content("heartbeat", time_ms=time_ms)
 
-    def _json(self, line: bytes) -> Event | Faults:
+    def line(self, line: bytes) -> Event | Faults:
+        """Return the event of a document, or why there is none."""
         try:
             text = line.decode()
         except UnicodeDecodeError:
@@ -273,20 +286,21 @@ _LARGE_DECODER = json.JSONDecoder(
 )
 
 
-def _form(record: Record) -> str:
+def form_of(record: Record) -> str:
+    """Return the form of a record's value: empty where it is JSON or lines of JSON."""
     for name, data in record.headers:
         if name.lower() == "content-type":
             return _CONTENT_TYPES.get(data.split(b";")[0].strip().lower(), "unknown")
     return "arrow" if record.value and record.value.startswith(ARROW_START) else ""
 
 
-def _lines(value: bytes, form: str, many: bool) -> Iterable[bytes]:
+def _lines(value: bytes, form: str, many: Callable[[], bool]) -> Iterable[bytes]:
     """Return the documents of a value: one, or its lines that are not blank."""
     if form == "json" or (not form and b"\n" not in value):
         return [value]
     if not form:
         document = load_json(value.decode(errors="replace"))
-        if document is not None and not (many and _is_broken(value, document)):
+        if document is not None and not (many() and _is_broken(value, document)):
             return [value]
     return [line for line in value.split(b"\n") if line.strip()]
 

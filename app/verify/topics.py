@@ -12,16 +12,12 @@ from aiokafka.errors import KafkaError
 
 from app.connections import kafka_options
 from app.settings import Settings
+from app.verify.errors import VerifyError
 from app.verify.records import Record
-from tables.errors import TreasureMapError
 
 Result = TypeVar("Result")
 _ANSWER_SECONDS = 30.0
 _FETCH_BYTES = 4 << 20
-
-
-class VerifyError(TreasureMapError):
-    """Something that cannot be verified, with the reason."""
 
 
 class Topics:
@@ -97,9 +93,9 @@ class Topics:
         self,
         starts: Mapping[tuple[str, int], int],
         ends: Mapping[tuple[str, int], int],
-        take: Callable[[str, int, Record], None],
+        take: Callable[[str, int, list[Record]], None],
     ) -> None:
-        """Hand over the records of ``[start, end)`` of some partitions, each in its order.
+        """Hand over the records of ``[start, end)`` of some partitions as they come, in order.
 
         Raises:
             VerifyError: no broker answers, or records come no more.
@@ -115,14 +111,10 @@ class Topics:
         while waiting:
             found = await self._ask(self._consumer.getmany(timeout_ms=1_000))
             for place, records in found.items():
-                for record in records:
-                    if record.offset < waiting.get(place, 0):
-                        headers = tuple((name, data or b"") for name, data in record.headers)
-                        take(
-                            place.topic,
-                            place.partition,
-                            Record(record.offset, record.timestamp, record.value, headers),
-                        )
+                end = waiting.get(place, 0)
+                found_here = [_record(one) for one in records if one.offset < end]
+                if found_here:
+                    take(place.topic, place.partition, found_here)
             done = [p for p in waiting if await self._ask(self._consumer.position(p)) >= waiting[p]]
             for place in done:
                 del waiting[place]
@@ -142,6 +134,11 @@ class Topics:
                 f"cannot read topics: {type(error).__name__} {error}; got no answer from"
                 f" {self._brokers}; want a broker that answers; check brokers and their security"
             ) from error
+
+
+def _record(one: Any) -> Record:
+    headers = tuple((name, data or b"") for name, data in one.headers) if one.headers else ()
+    return Record(one.offset, one.timestamp, one.value, headers)
 
 
 def _places(topics: Mapping[str, int]) -> list[KafkaPartition]:

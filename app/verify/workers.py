@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
-from app.verify.partition import Place
-from app.verify.topics import VerifyError
+import polars as pl
+
+from app.verify.errors import VerifyError
 from app.verify.windows import window_end, window_nominal_ms
-from client.query import Cell, QueryClient, QueryFailedError
+from client.query import QueryClient, QueryFailedError
 from tables.layer import Layer, Map
 
 _ROWS_PER_RANGE = 5_000
@@ -116,34 +117,35 @@ class Workers:
                 return Quiet({}, f"{where} is at {positions[place]} of {end}")
         return Quiet(positions, "")
 
+    @property
+    def urls(self) -> list[str]:
+        """The endpoints, in the order of their numbers."""
+        return list(self._clients)
+
     async def rows(
-        self, layer: Layer, places: Iterable[Place], *, everywhere: bool
-    ) -> dict[str, dict[Place, Cell]]:
-        """Return the rows that each worker answers with, by its URL.
+        self, layer: Layer, starts: Iterable[tuple[int, int]], *, everywhere: bool
+    ) -> AsyncIterator[tuple[int, pl.DataFrame]]:
+        """Yield what each worker answers, by the number of its URL: some rows at a time.
 
         Args:
             layer: the layer.
-            places: where rows are expected; the ranges asked for hold them and what is between.
+            starts: starts of windows, in order, with how many rows are expected of each; the ranges
+                asked for hold them and what is between.
             everywhere: whether all times there are may be asked for: where the archive reads a
                 range by its rows, not by its length.
         """
-        ranges = list(_ranges(layer, sorted(start for _, start in places), everywhere))
-        found: dict[str, dict[Place, Cell]] = {}
-        for url in self._clients:
-            found[url] = {}
-            for first, last in ranges:
-                for cell in await self._cells(url, layer, first, last):
-                    key = tuple(cell.key[field.name] for field in layer.key)
-                    found[url][key, cell.window_start] = cell
-        return found
+        for first, last in _ranges(layer, starts, everywhere):
+            for number, url in enumerate(self._clients):
+                yield number, await self._cells(url, layer, first, last)
 
-    async def _cells(self, url: str, layer: Layer, first: int, last: int) -> list[Cell]:
-        answer = await self._ask(
+    async def _cells(self, url: str, layer: Layer, first: int, last: int) -> pl.DataFrame:
+        found: pl.DataFrame = await self._ask(
             url,
-            lambda client: client.cells(layer.name, {}, first, last, page_cells=self._page_cells),
+            lambda client: client.cells_frame(
+                layer.name, {}, first, last, page_cells=self._page_cells
+            ),
         )
-        assert not answer.more, "no limit was given"
-        return list(answer.cells)
+        return found
 
     async def _ask(self, url: str, question: Any) -> Any:
         """Ask a worker, again where it is told to be busy.
@@ -166,33 +168,29 @@ _TIME_FIRST, _TIME_LAST = -62_135_596_800_000 - 36_500 * 86_400_000, 253_402_300
 """The least and the greatest time that a query takes."""
 
 
-def _ranges(layer: Layer, starts: list[int], everywhere: bool) -> Iterator[tuple[int, int]]:
+def _ranges(
+    layer: Layer, starts: Iterable[tuple[int, int]], everywhere: bool
+) -> Iterator[tuple[int, int]]:
     """Cut times into ranges ``[first, last)`` of not too many rows, or parts of the archive.
 
     They cover all times, or the expected windows, some before and after them, and all gaps between
     but very long ones.
     """
-    if not starts:
-        if everywhere:
-            yield _TIME_FIRST, _TIME_LAST
-        return
     margin = _BUCKET_WINDOWS * window_nominal_ms(layer)
     span = margin * max(1, _PARTITIONS_PER_RANGE // layer.slots)
     if everywhere:
         span = _TIME_LAST - _TIME_FIRST
-    first = _TIME_FIRST if everywhere else max(_TIME_FIRST, starts[0] - margin)
-    rows = 0
-    for index, start in enumerate(starts):
-        after = starts[index + 1] if index + 1 < len(starts) else None
-        rows += 1
-        if after == start:
-            continue
-        end = window_end(layer, start)
-        if after is None:
-            yield first, _TIME_LAST if everywhere else min(_TIME_LAST, end + margin)
-        elif after - first > span:
-            yield first, min(after, end + margin)
-            first, rows = max(min(after, end + margin), after - margin), 0
+    first: int | None = _TIME_FIRST if everywhere else None
+    rows, end = 0, _TIME_FIRST
+    for start, count in starts:
+        if first is None:
+            first = max(_TIME_FIRST, start - margin)
+        elif start - first > span:
+            yield first, min(start, end + margin)
+            first, rows = max(min(start, end + margin), start - margin), 0
         elif rows >= _ROWS_PER_RANGE:
-            yield first, after
-            first, rows = after, 0
+            yield first, start
+            first, rows = start, 0
+        rows, end = rows + count, window_end(layer, start)
+    if first is not None:
+        yield first, _TIME_LAST if everywhere else min(_TIME_LAST, end + margin)

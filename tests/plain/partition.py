@@ -1,4 +1,4 @@
-"""A source partition recomputed: ledger and cells of its records, one at a time in log order.
+"""A source partition by plain rules: ledger and cells of its records, one at a time in log order.
 
 By docs/formats/journal.md rule 1 and docs/formats/records.md. Dead and late letters are claims:
 each must be of something that is set aside here, and what is set aside here must have one.
@@ -6,24 +6,21 @@ each must be of something that is set aside here, and what is set aside here mus
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from app.verify.cells import Cell, empty_cell
-from app.verify.letters import PartitionLetters
+from plain.cells import PlainCell, empty_cell
+from plain.letters import PartitionLetters
+
+from app.verify.batches import pattern_of
+from app.verify.layers import Key, folded_as
 from app.verify.records import Event, Faults, Record, RecordReader
 from app.verify.report import Difference
-from app.verify.trial import readable
 from app.verify.windows import window_end, window_start
 from tables.layer import Condition, Layer, Scalar, Source
 
 KEY_BYTES_MAX = 1_024
-SUSPECTS_MAX = 1_000
-"""Of a partition; the letters of more broken streams are taken as they are."""
-
-Key = tuple[Scalar, ...]
 Place = tuple[Key, int]
 """Of a cell in its layer: key and window start."""
 
@@ -54,7 +51,6 @@ class Partition:
         stream_time_ms: the greatest event time so far; None before the first.
         ledger: counts, by the names of the ledger.
         cells: by layer and place, of this partition's events only.
-        suspects: offsets and values of Arrow streams that letters call broken, to be tried.
         differences: letters that do not agree.
     """
 
@@ -80,8 +76,7 @@ class Partition:
         self.position = 0
         self.stream_time_ms: int | None = None
         self.ledger: Counter[str] = Counter()
-        self.cells: dict[str, dict[Place, Cell]] = {layer.name: {} for layer in layers}
-        self.suspects: list[tuple[int, bytes]] = []
+        self.cells: dict[str, dict[Place, PlainCell]] = {layer.name: {} for layer in layers}
         self.differences: list[Difference] = []
 
     def start(self, offset: int) -> None:
@@ -99,12 +94,10 @@ class Partition:
             self.ledger.update({"records.unreadable": 1, "unreadable.too_many_cells": 1})
             return
         broken_arrow = "arrow" in claims.get(None, ())
-        if broken_arrow and record.value and len(self.suspects) < SUSPECTS_MAX:
-            self.suspects.append((record.offset, record.value))
         content = self._reader.read(
             record,
             broken_arrow=broken_arrow,
-            many=any(place for place in claims),
+            many=lambda: any(place for place in claims),
         )
         self.ledger[f"records.{content.column}"] += 1
         dead: dict[int | None, Faults] = {}
@@ -131,18 +124,6 @@ class Partition:
             self.differences.append(
                 Difference("letters", where, str(sorted(gone)), str(sorted(late)))
             )
-
-    def try_suspects(self) -> None:
-        """Try the Arrow streams that letters call broken: one that can be read is a difference."""
-        suspects, self.suspects = self.suspects, []
-        streams = [value for _, value in suspects]
-        found = readable(streams, self._source.inflated_bytes_max)
-        for (offset, _), good in zip(suspects, found, strict=True):
-            if good:
-                where = f"dead letter of {self._source.topic}[{self.number}] offset {offset}"
-                self.differences.append(
-                    Difference("letters", where, "a stream that reads well", "arrow")
-                )
 
     def skip_to(self, offset: int) -> None:
         """Count offsets that carry no record as gap, up to ``offset``."""
@@ -230,7 +211,7 @@ class Partition:
             found = tuple(
                 layer for layer in self._layers if self._patterns[layer.name].fullmatch(kind)
             )
-            if len(self._known) < 100_000:  # noqa: PLR2004  # a stream of ever new types
+            if len(self._known) < 100_000:  # a stream of ever new types
                 self._known[kind] = found
         return found
 
@@ -265,28 +246,9 @@ class Partition:
                 )
 
 
-def folded_as(layer: Layer) -> str:
-    """Return the name under which events of a base layer are counted: where they are folded."""
-    return f"{layer.name}.partial" if layer.merged else layer.name
-
-
 def floor_ms(layer: Layer, stream_time_ms: int) -> int:
     """Return the floor of a base layer: what ends at or below it is sealed."""
     return stream_time_ms - layer.max_out_of_orderness_ms - layer.allowed_lateness_ms
-
-
-def pattern_of(layer: Layer) -> re.Pattern[str]:
-    """Return what matches the types that a base layer selects.
-
-    ``*`` is any one level; ``**``, which is last, is one or more. Levels are what dots separate:
-    any characters, line feeds too, or none.
-    """
-    levels = {"*": "[^.]*", "**": ".*"}
-    alternatives = [
-        r"\.".join(levels.get(level) or re.escape(level) for level in pattern.split("."))
-        for pattern in layer.events
-    ]
-    return re.compile("|".join(f"(?:{one})" for one in alternatives), re.DOTALL)
 
 
 def _holds(condition: Condition, fields: Mapping[str, Scalar]) -> bool:

@@ -1,4 +1,4 @@
-"""Rows recomputed: what every layer holds at quiescence, from the cells of all source partitions.
+"""Rows by plain rules: what every layer holds at quiescence, from cells of all source partitions.
 
 ::
 
@@ -10,11 +10,12 @@
 from __future__ import annotations
 
 import dataclasses
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 
-from app.verify.cells import Cell, empty_cell
-from app.verify.partition import Key, Partition, Place
+from plain.cells import PlainCell, empty_cell
+from plain.partition import Partition, Place
+
+from app.verify.layers import key_hash
 from app.verify.windows import window_end, window_start
 from tables.layer import Layer, Map
 
@@ -27,10 +28,10 @@ class Row:
     archive; ``closed`` names those whose window is closed there.
     """
 
-    parts: dict[int, Cell]
+    parts: dict[int, PlainCell]
     closed: set[int]
 
-    def whole(self, layer: Layer) -> Cell:
+    def whole(self, layer: Layer) -> PlainCell:
         """Return the cell with all its parts."""
         if len(self.parts) == 1:
             return next(iter(self.parts.values()))
@@ -73,21 +74,7 @@ def rows_of(
     return found
 
 
-def key_hash(layer: Layer, key: Key) -> int:
-    """Return the CRC-32 of a key's canonical bytes; see docs/formats/archive.md."""
-    data = b""
-    for field, value in zip(layer.key, key, strict=True):
-        if field.type == "string":
-            text = str(value).encode()
-            data += len(text).to_bytes(4, "big") + text
-        elif field.type == "int":
-            data += int(value).to_bytes(8, "big", signed=True)
-        else:
-            data += b"\x01" if value else b"\x00"
-    return zlib.crc32(data)
-
-
-def merged(layer: Layer, parts: Iterable[Cell]) -> Cell:
+def merged(layer: Layer, parts: Iterable[PlainCell]) -> PlainCell:
     """Return the cell that parts of it come to."""
     cell = empty_cell(layer)
     for part in parts:
@@ -108,7 +95,9 @@ def _base_rows(layer: Layer, partitions: list[Partition]) -> Rows:
     return rows
 
 
-def _sent(finer: Layer, layer: Layer, rows: Rows, *, early: bool) -> Iterator[tuple[Place, Cell]]:
+def _sent(
+    finer: Layer, layer: Layer, rows: Rows, *, early: bool
+) -> Iterator[tuple[Place, PlainCell]]:
     """Yield what a coarser layer was sent, with its coarser place: closed cells, or all."""
     names = [field.name for field in finer.key]
     at = [names.index(field.name) for field in layer.key]
@@ -118,9 +107,11 @@ def _sent(finer: Layer, layer: Layer, rows: Rows, *, early: bool) -> Iterator[tu
         yield from ((place, row.parts[number]) for number in numbers)
 
 
-def _topic_rows(layer: Layer, cells: Iterable[tuple[Place, Cell]], closed_ms: int | None) -> Rows:
+def _topic_rows(
+    layer: Layer, cells: Iterable[tuple[Place, PlainCell]], closed_ms: int | None
+) -> Rows:
     """Return the rows of a layer with a topic of its own, each in the partition of its key."""
-    wholes: dict[Place, Cell] = {}
+    wholes: dict[Place, PlainCell] = {}
     for place, cell in cells:
         whole = wholes.get(place)
         if whole is None:
@@ -128,7 +119,7 @@ def _topic_rows(layer: Layer, cells: Iterable[tuple[Place, Cell]], closed_ms: in
         whole.merge(cell)
     rows: Rows = {}
     for (key, start), whole in wholes.items():
-        number = key_hash(layer, key) % layer.partitions
+        number = key_hash(layer.key, key) % layer.partitions
         closed = closed_ms is not None and window_end(layer, start) <= closed_ms
         rows[key, start] = Row({number: whole}, {number} if closed else set())
     return rows

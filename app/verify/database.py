@@ -1,0 +1,130 @@
+"""The engine that recomputes: DuckDB over files in a temporary folder, which goes with it.
+
+What does not fit in its memory is spilled into the folder too. Frames are how rows come in: DuckDB
+reads them as Arrow, and nothing is computed in them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import polars as pl
+
+from app.verify.errors import VerifyError
+
+if TYPE_CHECKING:
+    import duckdb
+
+MEMORY_BYTES_MAX = 1 << 30
+"""Of the engine alone: what it reads is as much again, with Python."""
+
+THREADS_MAX = 4
+_FETCH_ROWS = 10_000
+
+
+class Database:
+    """Tables in a temporary folder; use it in a ``with`` statement, in one thread at a time.
+
+    Attributes:
+        folder: where everything is.
+
+    Raises:
+        VerifyError: DuckDB is not installed.
+    """
+
+    def __init__(self) -> None:
+        try:
+            import duckdb  # noqa: PLC0415 - an extra
+        except ImportError as error:
+            raise VerifyError(f"cannot verify: {error}; install treasure-map[verify]") from error
+        self._error = duckdb.Error
+        self.folder = Path(tempfile.mkdtemp(prefix="treasure-map-verify-"))
+        self._connection: duckdb.DuckDBPyConnection = duckdb.connect(
+            self.folder / "rows.db",
+            config={
+                "memory_limit": f"{MEMORY_BYTES_MAX}B",
+                "temp_directory": str(self.folder / "spill"),
+                "threads": min(THREADS_MAX, os.cpu_count() or 1),
+                "autoinstall_known_extensions": False,
+            },
+        )
+
+    def __enter__(self) -> Self:
+        """Return the database."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove the folder."""
+        self._connection.close()
+        shutil.rmtree(self.folder)
+
+    def run(self, statement: str) -> None:
+        """Run a statement.
+
+        Raises:
+            VerifyError: it failed; most often the disk is full.
+        """
+        with self._failures():
+            self._connection.execute(statement)
+
+    def load(self, statement: str, frame: pl.DataFrame) -> None:
+        """Run a statement that reads the rows of a frame from ``incoming``, once.
+
+        Raises:
+            VerifyError: as :meth:`run`.
+        """
+        # Columns of nothing but nulls may have no type, which DuckDB does not take.
+        typed = frame.with_columns(pl.col(pl.Null).cast(pl.String))
+        with self._failures():
+            self._connection.register("incoming", typed.__arrow_c_stream__())
+            self._connection.execute(statement)
+            self._connection.unregister("incoming")
+
+    def rows(self, query: str) -> Iterator[tuple[Any, ...]]:
+        """Yield a query's rows as they are fetched; other statements may run meanwhile.
+
+        Raises:
+            VerifyError: as :meth:`run`.
+        """
+        with self._failures(), self._connection.cursor() as cursor:
+            cursor.execute(query)
+            while some := cursor.fetchmany(_FETCH_ROWS):
+                yield from some
+
+    def all(self, query: str) -> list[tuple[Any, ...]]:
+        """Return all of a query's rows, which are few.
+
+        Raises:
+            VerifyError: as :meth:`run`.
+        """
+        with self._failures():
+            return self._connection.execute(query).fetchall()
+
+    def number(self, query: str) -> int:
+        """Return the one number that a query comes to; 0 for null.
+
+        Raises:
+            VerifyError: as :meth:`run`.
+        """
+        return int(self.all(query)[0][0] or 0)
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except self._error as error:
+            raise VerifyError(
+                f"cannot recompute: {error}; got a failure in {self.folder}; want disk for the"
+                " rows; name a folder that has it in TMPDIR"
+            ) from error
+
+
+def text(value: str) -> str:
+    """Return a text as SQL has it."""
+    return "'" + value.replace("'", "''") + "'"

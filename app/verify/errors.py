@@ -1,0 +1,9 @@
+"""What keeps from verifying."""
+
+from __future__ import annotations
+
+from tables.errors import TreasureMapError
+
+
+class VerifyError(TreasureMapError):
+    """Something that cannot be verified, with the reason."""

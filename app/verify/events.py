@@ -1,0 +1,403 @@
+"""The events of a source in tables, with what was known before each, and where every one went.
+
+By docs/formats/journal.md rules 1 and 17 and docs/formats/records.md. Records come in the order of
+their partition's log, and what a rule asks of "before" is a window over that order::
+
+    records -> batch -> outcome (future, missing, ..., classified)
+                           |-> stream time before it = greatest time so far, by partition
+                           `-> events table, those set aside beside it
+
+Dead letters are claims: each must be of something that is set aside here, and what is set aside
+here must have one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import polars as pl
+
+from app.verify.arrow import ArrowRows
+from app.verify.batches import Decoder
+from app.verify.database import Database, text
+from app.verify.letters import WHOLE, Letters
+from app.verify.records import Faults, Record, RecordReader, form_of
+from app.verify.report import Difference
+from app.verify.sql import either
+from app.verify.trial import readable
+from tables.layer import Layer, Source
+
+KEY_BYTES_MAX = 1_024
+SUSPECTS_MAX = 1_000
+"""Of a partition; the letters of more broken streams are taken as they are."""
+
+_BATCH_ROWS = 200_000
+_COLUMN_TYPES: dict[str, tuple[pl.DataType, str]] = {
+    "string": (pl.String(), "VARCHAR"), "int": (pl.Int64(), "BIGINT"),
+    "bool": (pl.Boolean(), "BOOLEAN"), "float": (pl.Float64(), "DOUBLE"),
+}  # fmt: skip
+_ADVANCES = "outcome IN ('heartbeat', 'unclassified', 'classified')"
+
+
+@dataclasses.dataclass(slots=True)
+class Partition:
+    """One source partition: how far it was read, and what its records came to.
+
+    Attributes:
+        number: the partition.
+        first: the log's first offset.
+        position: the offset after the last record or gap that was taken.
+        stream_time_ms: the greatest event time so far; None before the first.
+        read: counts of records and of events as they were read.
+        ledger: all counts, by the names of the ledger.
+        gaps: offsets that carry no record, as spans.
+        suspects: offsets and values of Arrow streams that letters call broken, to be tried.
+    """
+
+    number: int
+    first: int = 0
+    position: int = 0
+    stream_time_ms: int | None = None
+    read: Counter[str] = dataclasses.field(default_factory=Counter)
+    ledger: Counter[str] = dataclasses.field(default_factory=Counter)
+    gaps: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    suspects: list[tuple[int, bytes]] = dataclasses.field(default_factory=list)
+
+    def skip_to(self, offset: int) -> None:
+        """Count offsets that carry no record as gap, up to ``offset``."""
+        assert self.position <= offset, "records come in order"
+        if offset > self.position:
+            self.gaps.append((self.position, offset))
+            self.read["records.gap"] += offset - self.position
+            self.position = offset
+
+
+class Events:
+    """What follows from the records of one source so far.
+
+    Args:
+        database: where the tables are.
+        source: the source.
+        layers: the base layers that read it.
+        letters: what the side topics say.
+
+    Attributes:
+        source: the source.
+        layers: the base layers that read it.
+        partitions: all of them, by number.
+        differences: Arrow streams that letters wrongly call broken.
+        table: the table of classified events: ``part``, ``offset``, ``place``, ``time``,
+            ``before``, ``kind``, ``id``, and the fields of :meth:`column`.
+    """
+
+    def __init__(
+        self, database: Database, source: Source, layers: tuple[Layer, ...], letters: Letters
+    ) -> None:
+        self._database = database
+        self._letters = letters
+        self.source = source
+        self.layers = layers
+        self.table = f"events_{source.name}"
+        self.aside = f"aside_{source.name}"
+        self._gaps_table, self._trusted_table = f"gaps_{source.name}", f"trusted_{source.name}"
+        self._needed = _needed(source, layers)
+        self._columns = {name: f"f{number}" for number, name in enumerate(self._needed)}
+        arrow = ArrowRows(source)
+        self._reader = RecordReader(source, arrow)
+        self._decoder = Decoder(
+            source, layers, self._needed, self._reader, arrow=arrow, faulty=self._set_aside
+        )
+        self.partitions = [Partition(number) for number in range(source.partitions)]
+        self.differences: list[Difference] = []
+        self._faults: list[tuple[int, int, int, str]] = []
+        self._outcomes: Counter[tuple[int, str]] = Counter()
+        self._trusted: list[tuple[int, int]] = []
+        fields = "".join(
+            f", {column} {_COLUMN_TYPES[self._needed[name]][1]}"
+            for name, column in self._columns.items()
+        )
+        database.run(
+            f'CREATE TABLE {self.table} (part INTEGER, "offset" BIGINT, place INTEGER, time BIGINT,'
+            f" before BIGINT, kind SMALLINT, id VARCHAR{fields})"
+        )
+        database.run(
+            f'CREATE TABLE {self.aside} (part INTEGER, "offset" BIGINT, place INTEGER,'
+            " reasons VARCHAR[])"
+        )
+
+    def column(self, field: str) -> str:
+        """Return the column of a field."""
+        return self._columns[field]
+
+    def selected_by(self, layer: Layer) -> str:
+        """Return whether a layer selects an event's type."""
+        kinds = self._decoder.kinds.selecting(self.layers.index(layer))
+        return f"kind IN ({', '.join(map(str, kinds))})" if kinds else "false"
+
+    def start(self, part: int, offset: int) -> None:
+        """Begin at the log's first offset."""
+        self.partitions[part].first = self.partitions[part].position = offset
+
+    def take(self, part: int, records: list[Record]) -> None:
+        """Take the next records of a partition."""
+        partition = self.partitions[part]
+        if not records:
+            return
+        if records[-1].offset == partition.position + len(records) - 1:
+            partition.position += len(records)
+        else:
+            for record in records:
+                partition.skip_to(record.offset)
+                partition.position += 1
+        trusted = self._letters.about(self.source.topic, part, "too_many_cells")
+        if trusted:
+            # What a journal record can hold is the worker's business: its word is taken.
+            untold = [record for record in records if record.offset not in trusted]
+            partition.read["records.unreadable"] += len(records) - len(untold)
+            partition.read["unreadable.too_many_cells"] += len(records) - len(untold)
+            self._trusted += [(part, one.offset) for one in records if one.offset in trusted]
+            records = untold
+        rest = self._decoder.values(part, records)
+        partition.read["records.with_events"] += len(records) - len(rest)
+        for record in rest:
+            self._take_alone(partition, record)
+        if len(self._decoder.batch) >= _BATCH_ROWS or len(self._faults) >= _BATCH_ROWS:
+            self.load()
+
+    def load(self) -> None:
+        """Have in the tables all that was taken."""
+        batch = self._decoder.take()
+        if len(batch):
+            fields = [(self._columns[name], column) for name, column in batch.fields.items()]
+            types = [_COLUMN_TYPES[kind][0] for kind in self._needed.values()]
+            frame = pl.DataFrame(
+                [
+                    pl.Series("part", batch.parts, pl.Int32),
+                    pl.Series("offset", batch.offsets, pl.Int64),
+                    pl.Series("place", batch.places, pl.Int32),
+                    pl.Series("appended", batch.appended, pl.Int64),
+                    pl.Series("time", batch.times, pl.Int64),
+                    pl.Series("kind", batch.kinds, pl.Int16),
+                    pl.Series("id", batch.ids, pl.String),
+                    *(
+                        pl.Series(name, column, kind)
+                        for (name, column), kind in zip(fields, types, strict=True)
+                    ),
+                ]
+            )
+            self._load(frame)
+        faults, self._faults = self._faults, []
+        if faults:
+            schema = {
+                "part": pl.Int32, "offset": pl.Int64, "place": pl.Int32, "reasons": pl.String,
+            }  # fmt: skip
+            self._database.load(
+                f'INSERT INTO {self.aside} SELECT part, "offset", place,'
+                " string_split(reasons, ' ') FROM incoming",
+                pl.DataFrame(faults, schema=schema, orient="row"),
+            )
+
+    def settle(self) -> None:
+        """Count where all records and events went, once letters and records are loaded."""
+        self._load_places()
+        for partition in self.partitions:
+            partition.ledger = Counter(partition.read)
+        for (part, outcome), count in self._outcomes.items():
+            if outcome in ("unclassified", "classified"):
+                self.partitions[part].ledger[f"events.{outcome}"] += count
+        told = (
+            f'SELECT part, "offset", place, list(told) AS told FROM ({self._claims()}) GROUP BY ALL'
+        )
+        counted = self._database.all(
+            "SELECT part, coalesce(list_min(list_intersect(reasons, told)), list_min(reasons)),"
+            f' count(*) FROM {self.aside} LEFT JOIN ({told}) USING (part, "offset", place)'
+            f" WHERE place > {WHOLE} GROUP BY ALL"
+        )
+        for part, reason, count in counted:
+            ledger = self.partitions[part].ledger
+            if reason == "future":
+                ledger["events.future"] += count
+            elif reason != "unclassified":
+                ledger["events.malformed"] += count
+                ledger[f"malformed.{reason}"] += count
+
+    def letters_differing(self) -> Iterator[Difference]:
+        """Yield what of records must have a dead letter and has none, or another one."""
+        topic = self.source.topic
+        claims = (
+            'SELECT part, "offset", place, list_sort(list(DISTINCT told)) AS told FROM'
+            f" ({self._claims()}) GROUP BY ALL"
+        )
+        rows = self._database.rows(
+            'SELECT part, "offset", place, list_sort(reasons), told'
+            f' FROM {self.aside} FULL OUTER JOIN ({claims}) USING (part, "offset", place)'
+            " WHERE NOT coalesce(len(told) = 1 AND list_contains(reasons, told[1]), false)"
+            " ORDER BY ALL"
+        )
+        for part, offset, place, want, got in rows:
+            event = "" if place == WHOLE else f" event {place}"
+            where = f"dead letter of {topic}[{part}] offset {offset}{event}"
+            yield Difference("letters", where, " or ".join(want or ()), " and ".join(got or ()))
+        for part, offset in self._database.rows(
+            f'SELECT DISTINCT part, "offset" FROM ({self._told("dead")} UNION ALL'
+            f" {self._told('late')}) WHERE gone ORDER BY ALL"
+        ):
+            where = f"letter of {topic}[{part}] offset {offset}"
+            yield Difference("letters", where, "", "a letter of a record that is not there")
+
+    def late_letters(self) -> str:
+        """Return a query of the late letters about records that were read."""
+        return f'SELECT part, "offset", place, told FROM ({self._claims("late")})'
+
+    def times(self) -> str:
+        """Return the stream times as a table of ``part`` and ``known``."""
+        rows = [
+            f"({one.number}, {'NULL' if time_ms is None else time_ms}::BIGINT)"
+            for one in self.partitions
+            for time_ms in [one.stream_time_ms]
+        ]
+        return f"(VALUES {', '.join(rows)}) AS times(part, known)"
+
+    def try_suspects(self) -> None:
+        """Try the Arrow streams that letters call broken: one that can be read is a difference."""
+        for partition in self.partitions:
+            suspects, partition.suspects = partition.suspects, []
+            streams = [value for _, value in suspects]
+            found = readable(streams, self.source.inflated_bytes_max)
+            for (offset, _), good in zip(suspects, found, strict=True):
+                if good:
+                    where = (
+                        f"dead letter of {self.source.topic}[{partition.number}] offset {offset}"
+                    )
+                    self.differences.append(
+                        Difference("letters", where, "a stream that reads well", "arrow")
+                    )
+
+    def _take_alone(self, partition: Partition, record: Record) -> None:
+        """Take a record that is not plain JSON."""
+        topic, part = self.source.topic, partition.number
+        broken = record.offset in self._letters.about(topic, part, "arrow")
+        if broken and record.value and len(partition.suspects) < SUSPECTS_MAX:
+            partition.suspects.append((record.offset, record.value))
+        value, bytes_max = record.value, self.source.record_bytes_max
+        is_stream = value and len(value) <= bytes_max and form_of(record) == "arrow"
+        if is_stream and not broken and self._decoder.arrow(part, record):
+            partition.read["records.with_events"] += 1
+            return
+        content = self._reader.read(
+            record,
+            broken_arrow=broken,
+            many=lambda: self._letters.many(topic, part, record.offset),
+        )
+        partition.read[f"records.{content.column}"] += 1
+        if content.reason:
+            self._set_aside(part, record.offset, WHOLE, frozenset({content.reason}))
+            if content.column == "unreadable":
+                partition.read[f"unreadable.{content.reason}"] += 1
+        self._decoder.content(part, record, content)
+
+    def _set_aside(self, part: int, offset: int, place: int, faults: Faults) -> None:
+        self._faults.append((part, offset, place, " ".join(sorted(faults))))
+        if place != WHOLE:
+            self.partitions[part].read["events.decoded"] += 1
+
+    def _load(self, frame: pl.DataFrame) -> None:
+        database = self._database
+        database.load(
+            f"CREATE OR REPLACE TEMP TABLE staged AS SELECT *, {self._outcome()} AS outcome"
+            " FROM incoming",
+            frame,
+        )
+        fields = "".join(f", {column}" for column in self._columns.values())
+        database.run(
+            f'INSERT INTO {self.table} SELECT part, "offset", place, time, greatest(here, known),'
+            f" kind, nullif(id, ''){fields} FROM (SELECT *, max(time) FILTER (WHERE {_ADVANCES})"
+            ' OVER (PARTITION BY part ORDER BY "offset", place ROWS BETWEEN UNBOUNDED PRECEDING'
+            f" AND 1 PRECEDING) AS here FROM staged) JOIN {self.times()} USING (part)"
+            " WHERE outcome = 'classified'"
+        )
+        counted = database.all(
+            f"SELECT part, outcome, count(*), max(time) FILTER (WHERE {_ADVANCES}) FROM staged"
+            " GROUP BY ALL"
+        )
+        for part, outcome, count, time_ms in counted:
+            partition = self.partitions[part]
+            self._outcomes[part, outcome] += count
+            if outcome != "heartbeat":
+                partition.read["events.decoded"] += count
+            known = partition.stream_time_ms
+            if time_ms is not None and (known is None or time_ms > known):
+                partition.stream_time_ms = time_ms
+        lettered = ["future", "missing", "key_too_long"]
+        lettered += ["unclassified"] if self.source.unclassified == "dead" else []
+        if {outcome for _, outcome, _, _ in counted} & set(lettered):
+            names = ", ".join(map(text, lettered))
+            database.run(
+                f'INSERT INTO {self.aside} SELECT part, "offset", place, [outcome] FROM staged'
+                f" WHERE outcome IN ({names})"
+            )
+
+    def _outcome(self) -> str:
+        """Return why an event is not folded, or that it is classified; in this order."""
+        missing, long = [], []
+        for layer in self.layers:
+            selected = self.selected_by(layer)
+            for field in layer.key:
+                column = self._columns[field.name]
+                missing.append(f"({selected} AND {column} IS NULL)")
+                if field.type == "string":
+                    long.append(f"({selected} AND strlen({column}) > {KEY_BYTES_MAX})")
+        return (
+            "CASE WHEN kind IS NULL THEN 'heartbeat'"
+            f" WHEN time > appended + {self.source.future_skew_ms} THEN 'future'"
+            f" WHEN {either(missing)} THEN 'missing' WHEN {either(long)} THEN 'key_too_long'"
+            " WHEN kind = 0 THEN 'unclassified' ELSE 'classified' END"
+        )
+
+    def _claims(self, kind: str = "dead") -> str:
+        """Return a query of letters about records that were read and are there."""
+        return (
+            f'SELECT * FROM ({self._told(kind)}) WHERE NOT gone AND (part, "offset") NOT IN'
+            f" (FROM {self._trusted_table})"
+        )
+
+    def _told(self, kind: str) -> str:
+        """Return a query of letters about offsets that were read; ``gone`` if of no record."""
+        spans = ", ".join(f"({one.number}, {one.first}, {one.position})" for one in self.partitions)
+        return (
+            'SELECT told.part, told."offset", place, told, "offset" < first OR'
+            f' coalesce("offset" < stop, false) AS gone FROM {kind}_letters AS told'
+            f" JOIN (VALUES {spans}) AS read(part, first, position) USING (part)"
+            f" ASOF LEFT JOIN {self._gaps_table} AS gaps"
+            ' ON told.part = gaps.part AND told."offset" >= gaps.begin'
+            f' WHERE topic = {text(self.source.topic)} AND "offset" < position'
+        )
+
+    def _load_places(self) -> None:
+        """Have in tables which offsets carry no record, and for which letters were trusted."""
+        gaps = [(one.number, *gap) for one in self.partitions for gap in one.gaps]
+        schema = {"part": pl.Int32, "begin": pl.Int64, "stop": pl.Int64}
+        self._database.load(
+            f"CREATE OR REPLACE TABLE {self._gaps_table} AS FROM incoming",
+            pl.DataFrame(gaps, schema=schema, orient="row"),
+        )
+        self._database.load(
+            f"CREATE OR REPLACE TABLE {self._trusted_table} AS FROM incoming",
+            pl.DataFrame(
+                self._trusted, schema={"part": pl.Int32, "offset": pl.Int64}, orient="row"
+            ),
+        )
+
+
+def _needed(source: Source, layers: Iterable[Layer]) -> dict[str, str]:
+    """Return the fields that base layers need, with their types."""
+    names: dict[str, None] = {}
+    for layer in layers:
+        names |= dict.fromkeys(field.name for field in layer.key)
+        names |= dict.fromkeys(condition.field for condition in layer.where)
+        names |= dict.fromkeys(acc.field for acc in layer.accumulators if acc.field is not None)
+    types: dict[str, Any] = {field.name: field.type for field in source.fields}
+    return {name: "int" if name == source.time_field else types[name] for name in names}
