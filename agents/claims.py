@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 
+import msgspec
+
 from agents.partition_io import PartitionIO
+from tables.archive_identity import draw_id
 from tables.errors import FencedError, JournalRefusedError
-from tables.journal import Claim
+from tables.journal import Claim, Claimant
 from tables.plan import InputPlan
 from tables.shape import changes
 from tables.state import Meta
 
 START_OVER = (
-    "start over under another map name, with an archive_folder of its own if it is embedded"
+    "start over: `map start-over` deletes the map's own topics and its archive; or take another map"
+    " name, with an archive_folder of its own if it is embedded"
 )
 
 
@@ -24,6 +28,13 @@ def why_refused(
 ) -> JournalRefusedError | FencedError:
     """Return why ``claim`` does not stand in a journal that comes to ``meta``."""
     where = f"{plan.topic}[{partition}]"
+    if claim.archive and meta.archive and claim.archive != meta.archive:
+        return JournalRefusedError(
+            f"cannot claim {where}: its rows are in another archive; got archive {claim.archive}; "
+            f"want {meta.archive}, as node {meta.node or 'unknown'} of group "
+            f"{meta.group or 'unknown'} had it last; give this worker that archive (a folder may "
+            f"be moved, a relative one is that of the working folder), or {START_OVER}"
+        )
     if claim.revision < meta.revision:
         return JournalRefusedError(
             f"cannot claim {where}: its journal is at map revision {meta.revision}; got "
@@ -44,7 +55,29 @@ def why_refused(
             f"cannot claim {where}: another map was used as revision {meta.revision}; raise "
             "the revision with every change of the map"
         )
-    return FencedError(f"cannot claim {where}: a newer claim stands")
+    return fenced(f"cannot claim {where}: a newer claim stands", meta, Claimant(claim.group))
+
+
+def fenced(cannot: str, meta: Meta, claimant: Claimant) -> FencedError:
+    """Return the error of an owner that a newer one, that of ``meta``, has replaced."""
+    known = bool(meta.group or meta.node)
+    who = f"node {meta.node or 'unknown'} of group {meta.group or 'unknown'}" if known else ""
+    rival = who if known and meta.group != claimant.group else ""
+    return FencedError(f"{cannot}: that of {who}" if who else cannot, rival)
+
+
+async def new_claim(plan: InputPlan, io: PartitionIO) -> Claim:
+    """Return the claim of a partition, as its source and archive are now."""
+    base, _ = await io.source_bounds()
+    claimant = io.claimant
+    return msgspec.structs.replace(
+        plan.claim(base),
+        archive=io.archive.id,
+        history=draw_id(),
+        cluster=claimant.cluster,
+        group=claimant.group,
+        node=claimant.node,
+    )
 
 
 async def check_source(plan: InputPlan, partition: int, meta: Meta, io: PartitionIO) -> None:

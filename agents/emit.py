@@ -255,6 +255,7 @@ class Emitter:
 
     async def _emit_archive(self, early: bool) -> None:
         owner = self._owner
+        await owner.archive.check()
         for layer in owner.plan.layers:
             due = None if layer.is_combiner else owner.due(layer, ARCHIVE, early=early)
             if due is None:

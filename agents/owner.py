@@ -13,10 +13,11 @@ from collections.abc import Iterator, Mapping
 import polars as pl
 
 from agents.acks import Acks, oldest_taken
-from agents.claims import check_source, why_refused
+from agents.claims import check_source, fenced, new_claim, why_refused
 from agents.emission import ARCHIVE, FEED, Due, Emission
 from agents.fold import Before, Content
 from agents.partition_io import PartitionIO
+from agents.recognition import Recognition
 from agents.recovery import Recovery, take
 from tables import ledger
 from tables.block import FewRows, encode_block
@@ -71,6 +72,7 @@ class Owner:
         self.state = PartitionState(plan)
         self._io = io
         self._epoch = -1
+        self.archive = Recognition(plan, partition, io)
         self._unsaved_deltas = self._unsaved_bytes = 0
         self._acks = self._no_acks()
         self._told: dict[str, int] = {}
@@ -107,8 +109,8 @@ class Owner:
             OutcomeUnknownError: the claim may or may not have landed.
             JournalRefusedError: this worker must not continue this history.
         """
-        first, _ = await self._io.source_bounds()
-        claim = self.plan.claim(first)
+        await self.archive.check_empty()
+        claim = await new_claim(self.plan, self._io)
         epoch = await self._io.append(encode_entry(claim))
         self.state = await Recovery(self.plan, self.partition, self._io).run(epoch)
         if self.state.meta.epoch != epoch:
@@ -118,6 +120,7 @@ class Owner:
         # Whatever earlier owners have evicted changed before this claim.
         self.evicted_versions = {layer.name: self.position for layer in self.plan.layers}
         await check_source(self.plan, self.partition, self.state.meta, self._io)
+        await self.archive.claimed(claim, self.state.meta)
 
     async def advance(self, content: Content, tail: Identity | None) -> None:
         """Append what a chunk adds, and apply it if it stands.
@@ -401,7 +404,7 @@ class Owner:
             raise OutcomeUnknownError(
                 f"cannot use append at offset {offset}: read up to {meta.journal_offset} already"
             )
-        fenced = FencedError(
+        cannot = (
             f"cannot advance {self.plan.topic}[{self.partition}]: the journal has a newer owner"
         )
         while meta.journal_offset < offset:
@@ -409,14 +412,14 @@ class Owner:
                 others = await self._io.read(meta.journal_offset, offset)
             except OffsetGoneError:
                 # Only an owner truncates, and only what it has read.
-                raise fenced from None
+                raise FencedError(cannot) from None
             for other in others:
                 take(self.state, self.partition, other)
         if isinstance(entry, Delta):
             await self._merge_ahead(entry, rows or {})
         stands = self.state.apply(offset, entry, identity_of(value), rows)
         if not stands or meta.epoch != self._epoch:
-            raise fenced
+            raise fenced(cannot, meta, self._io.claimant)
         return offset
 
     async def _merge_ahead(self, delta: Delta, rows: Mapping[str, pl.DataFrame | FewRows]) -> None:

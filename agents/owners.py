@@ -8,128 +8,38 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-import zlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Protocol
 
-from agents.emit import EmitCounts, Emitter, Log
+from agents.emit import EmitCounts, Emitter
 from agents.fold import Content
 from agents.guarded import guarded
 from agents.idle import IdleHeartbeat, StreamTimes
 from agents.live import read_live
+from agents.log_partition import LogPartitionIO, ReadableLog
 from agents.owner import Owner
+from agents.rivals import Rivals
 from tables.archive import Archive
 from tables.chunk import Run
 from tables.errors import FencedError, OutcomeUnknownError
-from tables.journal import Identity, PartPlace
+from tables.journal import Claimant, Identity, PartPlace
 from tables.layer import Layer, Map
 from tables.live import LiveRead, LiveRows
 from tables.plan import InputPlan, plans_of
-from tables.state import Meta, PartitionState
 from tables.store import PartitionStore
-from tables.table import BlockWrite
 
 log = logging.getLogger(__name__)
 
 TopicPartition = tuple[str, int]
 
-READ_BYTES_MAX = 32 << 20
-"""Journal entries held at once while recovering; the store is saved after each read."""
-
-STALE, MISPLACED = "stale", "misplaced"
-DROPS = (STALE, MISPLACED)
-"""Why a run is taken by no owner: it was fetched for an earlier one, or begins elsewhere."""
-
 TIDY_AFTER_S = 0.5
 """How long eviction waits for a delta to ride on before it appends one of its own."""
 
 
-@dataclasses.dataclass(slots=True, frozen=True)
-class LogRecord:
-    """One record as read back: its value, None for none, and its append time in milliseconds."""
-
-    offset: int
-    value: bytes | None
-    append_time_ms: int
-
-
-class ReadableLog(Log, Protocol):
-    """A log that can be read back as well."""
-
-    async def read(
-        self, topic: str, partition: int, start: int, stop: int, bytes_max: int | None = None
-    ) -> list[LogRecord]:
-        """Return the records of offsets ``[start, stop)``; no more once values reach ``bytes_max``.
-
-        There is at least one. Raises OffsetGoneError.
-        """
-
-    async def record_at(self, topic: str, partition: int, offset: int) -> LogRecord | None:
-        """Return the record at an offset, None where there is none. Raises OutcomeUnknownError."""
-
-    async def truncate(self, topic: str, partition: int, before: int) -> None:
-        """Delete the records before an offset, if brokers can. Raises OutcomeUnknownError."""
-
-    async def bounds(self, topic: str, partition: int) -> tuple[int, int]:
-        """Return the first offset and the one after the last."""
-
-
-class LogPartitionIO:
-    """``agents.partition_io.PartitionIO`` over a log and a local store."""
-
-    def __init__(
-        self, plan: InputPlan, partition: int, to: ReadableLog, store: PartitionStore
-    ) -> None:
-        self._plan = plan
-        self._partition = partition
-        self._log = to
-        self._store = store
-
-    async def append(self, value: bytes) -> int:
-        """Append to the journal partition."""
-        return await self._log.append(self._plan.journal, self._partition, value, ())
-
-    async def read(self, start: int, stop: int) -> list[bytes]:
-        """Return journal entries; an entry without value reads as empty, which is no format."""
-        records = await self._log.read(
-            self._plan.journal, self._partition, start, stop, READ_BYTES_MAX
-        )
-        return [record.value or b"" for record in records]
-
-    async def truncate(self, before: int) -> None:
-        """Delete journal entries."""
-        await self._log.truncate(self._plan.journal, self._partition, before)
-
-    async def journal_bounds(self) -> tuple[int, int]:
-        """Return the journal's first offset and the one after its last."""
-        return await self._log.bounds(self._plan.journal, self._partition)
-
-    async def source_bounds(self) -> tuple[int, int]:
-        """Return the source partition's first offset and the one after its last."""
-        return await self._log.bounds(self._plan.topic, self._partition)
-
-    async def source_identity(self, offset: int) -> Identity | None:
-        """Return append time and CRC-32 of a source record, None where there is none."""
-        record = await self._log.record_at(self._plan.topic, self._partition, offset)
-        return None if record is None else (record.append_time_ms, zlib.crc32(record.value or b""))
-
-    async def beside(self, work: Callable[[], None]) -> None:
-        """Do it in a thread."""
-        await asyncio.to_thread(work)
-
-    def load(self) -> PartitionState | None:
-        """Return the state of the local store, if it has one."""
-        return self._store.load(self._plan)
-
-    def save(self, writes: list[BlockWrite], meta: Meta) -> None:
-        """Write to the local store in one atomic batch."""
-        self._store.save(writes, meta)
-
-    def discard(self) -> None:
-        """Empty the local store."""
-        self._store.clear()
+STALE, MISPLACED = "stale", "misplaced"
+DROPS = (STALE, MISPLACED)
+"""Why a run is taken by no owner: it was fetched for an earlier one, or begins elsewhere."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -168,6 +78,7 @@ class Owners:
         emitted: what was emitted since the worker started.
         dropped: runs of records that no owner took, by reason, one of ``DROPS``. Whoever owns their
             partition reads the same records again.
+        claimant: who claims partitions; set before the first is restored.
     """
 
     def __init__(
@@ -192,6 +103,8 @@ class Owners:
         self._misplaced = misplaced
         self._early_emit_s = early_emit_s
         self._stream_times = StreamTimes(to, self.get)
+        self.claimant = Claimant()
+        self.rivals = Rivals()
         self._held: dict[TopicPartition, Held] = {}
         self._leaving: dict[TopicPartition, asyncio.Task[None]] = {}
         self._opening = asyncio.Lock()
@@ -203,15 +116,19 @@ class Owners:
         await self.release({(topic, partition)})
         plan = self.plans[topic]
         store = await self._opened(topic, partition)
-        owner = Owner(plan, partition, LogPartitionIO(plan, partition, self._log, store))
+        io = LogPartitionIO(
+            plan, partition, self._log, store, archive=self._archive, claimant=self.claimant
+        )
+        owner = Owner(plan, partition, io)
         try:
-            await owner.claim()
+            await self._claim(owner)
         except GeneratorExit:
             # Python drops this coroutine, and no task can be begun any more.
             store.close()
             raise
-        except BaseException:
+        except BaseException as error:
             self._leave((topic, partition), store)
+            self.rivals.note(error)
             raise
         emitter = Emitter(
             owner, self._archive, self._log, self.emitted, self._failed,
@@ -224,6 +141,11 @@ class Owners:
         emitter.start()
         heartbeat.start()
         return owner.position
+
+    async def _claim(self, owner: Owner) -> None:
+        await owner.claim()
+        if not owner.archive.named and self._archive.is_open:
+            raise _archive_there(owner.plan.topic, owner.partition)
 
     async def _opened(self, topic: str, partition: int) -> PartitionStore:
         """Open a store. RocksDB keeps the interpreter meanwhile, so the loop runs in between."""
@@ -339,6 +261,12 @@ class Owners:
         """Return about how much memory the cells take that sinks have not acknowledged."""
         return sum(owner.pending_bytes() for owner in self.each())
 
+    async def claim_anew(self) -> None:
+        """Claim those partitions again that were claimed while the archive could not be known."""
+        for (topic, partition), held in list(self._held.items()):
+            if not held.owner.archive.named:
+                await self._lost(topic, partition, held, _archive_there(topic, partition))
+
     async def give_up(self, owners: Iterable[Owner], error: OutcomeUnknownError) -> None:
         """Have the partitions of these owners claimed and their records read again.
 
@@ -356,6 +284,7 @@ class Owners:
         """Forget a partition that another owner may have, and have it claimed again."""
         if self._held.get((topic, partition)) is held:
             await self.release({(topic, partition)})
+            self.rivals.note(error)
             self._fenced(topic, partition, str(error))
 
     async def _snapshot(self, topic: str, partition: int, held: Held) -> None:
@@ -426,3 +355,8 @@ class Owners:
         held.tidying = None
         if content is not None:
             await self.advance(held.owner, content, None)
+
+
+def _archive_there(topic: str, partition: int) -> FencedError:
+    """Return why a partition is claimed again that was claimed while the archive was away."""
+    return FencedError(f"cannot go on with {topic}[{partition}]: the archive is there by now")

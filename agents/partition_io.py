@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from tables.journal import Identity
+from tables.archive import Archive
+from tables.journal import Claimant, Identity
 from tables.state import Meta, PartitionState
 from tables.table import BlockWrite
 
@@ -15,7 +16,14 @@ class PartitionIO(Protocol):
 
     The same owner runs under asyncio with Kafka and under a simulator that stops, kills and resumes
     it at every ``await``.
+
+    Attributes:
+        archive: where the partition's rows are.
+        claimant: who claims it.
     """
+
+    archive: Archive
+    claimant: Claimant
 
     async def append(self, value: bytes) -> int:
         """Append to the journal; return the offset. Raises OutcomeUnknownError."""

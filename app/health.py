@@ -61,6 +61,7 @@ def readiness_of(
         readiness.joining(transport),
         *(readiness.away(question.outage) for question in watch.questions),
         readiness.closed(archive, owners.emitted.archive),
+        owners.rivals.reasons,
         readiness.unowned(owners.themap, transport.group, transport),
         watch.progress.reasons,
         readiness.paused(pressure),

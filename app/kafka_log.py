@@ -19,7 +19,7 @@ from aiokafka.errors import (
     ProducerClosed,
 )
 
-from agents.owners import LogRecord
+from agents.log_partition import LogRecord
 from app.aiokafka_append import Appends
 from app.aiokafka_private import check_metadata
 from app.idempotence import has_idempotent_producer
@@ -57,7 +57,7 @@ Headers = tuple[tuple[str, bytes], ...]
 
 
 class KafkaLog:
-    """``agents.owners.ReadableLog`` over Kafka.
+    """``agents.log_partition.ReadableLog`` over Kafka.
 
     Args:
         brokers: bootstrap servers, ``host:port`` separated by commas.

@@ -174,8 +174,8 @@ MEANINGS: dict[str, str] = {
     "disk_free_bytes_min": "Free bytes on the disk of the state folder, or of an embedded archive,"
     " below which sources pause; layer topics at half of it.",
     "archive": "Where closed cells rest: `embedded` (one worker only) or `cassandra`.",
-    "archive_folder": "Folder of the embedded archive, one for each map. Wiping it loses the"
-    " history.",
+    "archive_folder": "Folder of the embedded archive, one for each map. May be moved, not wiped:"
+    " a worker with another archive than its journals' is refused.",
     "early_emit_ms": "Cells of open windows are sent on too once those of their partition have not"
     " changed for so long; 0: never.",
     "cassandra_hosts": "Cassandra nodes to start from.",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from agents.owners import LogPartitionIO
+from agents.log_partition import LogPartitionIO
 from agents.recovery import Recovery
 from app.kafka_log import KafkaLog
 from app.topics import RECORD_BYTES_MAX, topics_found
@@ -23,7 +23,8 @@ class _JournalOnly(LogPartitionIO):
     """A partition's journal without a local store."""
 
     def __init__(self, plan: InputPlan, to: KafkaLog) -> None:
-        super().__init__(plan, 0, to, NotImplemented)  # what it is for is overridden below
+        # What these are for is overridden below, or never asked for.
+        super().__init__(plan, 0, to, NotImplemented, archive=NotImplemented)
 
     def load(self) -> PartitionState | None:
         """Return that there is no state."""

@@ -43,6 +43,7 @@ from app.web_guard import ssl_context
 from tables.archive import Archive
 from tables.archive_cache import ArchiveCache
 from tables.errors import ArchiveAwayError, SettingError
+from tables.journal import Claimant
 from tables.layer import Map
 from tables.plan import plans_of
 
@@ -64,7 +65,7 @@ class Foundation(Service):  # type: ignore[misc]  # mode comes without types
 
     An archive that does not answer is waited for while the worker runs: cells wait in tables and
     journal, and ``/readyz`` says so. ``failed`` is told why it can never be opened, ``outage``
-    that it is away.
+    that it is away; ``opened_late`` is called when it was opened after the start.
     """
 
     def __init__(
@@ -75,10 +76,12 @@ class Foundation(Service):  # type: ignore[misc]  # mode comes without types
         check: Callable[[], Awaitable[None]],
         failed: Callable[[BaseException], None],
         *,
+        opened_late: Callable[[], Awaitable[None]],
         outage: Outage | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self._opened_late = opened_late
         self._outage = outage or EmitCounts().archive
         self._log_client = log
         self._archive = archive
@@ -113,6 +116,7 @@ class Foundation(Service):  # type: ignore[misc]  # mode comes without types
             except ArchiveAwayError as error:
                 self._outage.failed(error, "open")
         self._outage.answered("open")
+        await self._opened_late()
 
     async def on_stop(self) -> None:
         """Close both, after the transport has let every partition go."""
@@ -171,9 +175,15 @@ def build(settings: Settings) -> MapApp:
     )
     add_agent(app, ingest, Ingest(owners, log).handle, transport.fail)
     add_agent(app, rollup, Rollup(owners, log).handle, transport.fail)
-    check = functools.partial(check_topics, settings.brokers, themap, options)
+    check = functools.partial(_check, settings, owners, options)
     foundation = Foundation(
-        log, archive, themap, check, transport.fail, outage=owners.emitted.archive
+        log,
+        archive,
+        themap,
+        check,
+        transport.fail,
+        opened_late=owners.claim_anew,
+        outage=owners.emitted.archive,
     )
     watch = watch_of(settings, owners, transport, pressure, archive)
     app.own_services += [foundation, transport, watch]
@@ -223,6 +233,12 @@ def _answer(
         await peers.close()
 
     app.web.web_app.on_cleanup.append(close_peers)
+
+
+async def _check(settings: Settings, owners: Owners, options: dict[str, Any]) -> None:
+    """Check the topics, and take note of whose they are, before a partition is claimed."""
+    cluster = await check_topics(settings.brokers, owners.themap, options)
+    owners.claimant = Claimant(settings.group, settings.node, cluster)
 
 
 def _peers(settings: Settings, view: View, transport: Transport) -> Peers:

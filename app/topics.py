@@ -32,6 +32,7 @@ VISIBLE_DEADLINE_S = 30.0
 _VISIBLE_POLL_S = 0.05
 _REQUEST_TIMEOUT_MS = 20_000
 _ALREADY_EXISTS = 36
+_UNKNOWN_TOPIC = 3
 _KEPT_FOR_EVER = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
 
 
@@ -159,8 +160,11 @@ async def apply_topics(
 
 async def check_topics(
     brokers: str, themap: Map, client_options: Mapping[str, Any] | None = None
-) -> None:
+) -> str:
     """Check that the topics of a map are there and as it needs them; make and change none.
+
+    Returns:
+        The id of the Kafka cluster, empty where the brokers tell none.
 
     Raises:
         TopicsRefusedError: topics are missing or differ from the map.
@@ -174,6 +178,67 @@ async def check_topics(
             problems = [f"topic {name}: missing; make it with `map apply`" for name in missing]
             raise TopicsRefusedError(themap.name, problems, "use")
         await _check(admin, themap, specs, found, "use")
+        return (await admin.describe_cluster()).get("cluster_id") or ""
+
+
+async def own_topics(
+    brokers: str, themap: Map, client_options: Mapping[str, Any] | None = None
+) -> list[str]:
+    """Return those of the map's topics that exist, without its sources, which are others' to write.
+
+    Raises:
+        TreasureMapError: no broker answers.
+    """
+    async with _admin(brokers, client_options or {}) as admin:
+        found = await _partitions_found(admin)
+    specs = topics_of(themap, replication=1)
+    return [spec.name for spec in specs if spec.kind != "source" and spec.name in found]
+
+
+async def delete_topics(
+    brokers: str, names: list[str], client_options: Mapping[str, Any] | None = None
+) -> None:
+    """Delete topics; returns when no broker shows them any more.
+
+    Raises:
+        TreasureMapError: no broker answers, or it keeps some.
+    """
+    async with _admin(brokers, client_options or {}) as admin:
+        answer = await admin.delete_topics(names)
+        refused = [
+            f"{name} ({for_code(code).__name__})"
+            for name, code in (one[:2] for one in answer.topic_error_codes)
+            if code not in (0, _UNKNOWN_TOPIC)
+        ]
+        if refused:
+            raise TreasureMapError(
+                f"cannot delete topics: the broker refuses {', '.join(refused)}; see to its cause, "
+                "delete.topic.enable and who may delete among them, then start over again"
+            )
+        deadline = asyncio.get_running_loop().time() + VISIBLE_DEADLINE_S
+        while left := sorted(set(names) & (await _partitions_found(admin)).keys()):
+            if asyncio.get_running_loop().time() > deadline:
+                raise TreasureMapError(
+                    f"cannot delete topics: {', '.join(left)} are still there after "
+                    f"{VISIBLE_DEADLINE_S:.0f} s; check the brokers' health and start over again"
+                )
+            await asyncio.sleep(_VISIBLE_POLL_S)
+
+
+async def members_of(
+    brokers: str, group: str, client_options: Mapping[str, Any] | None = None
+) -> list[str]:
+    """Return the clients that are in a consumer group now.
+
+    Raises:
+        TreasureMapError: no broker answers.
+    """
+    async with _admin(brokers, client_options or {}) as admin:
+        answers = await admin.describe_consumer_groups([group])
+    # Of a group: error, name, state, protocol's kind, protocol, members; of those: id, client id,
+    # which the embedded broker does not tell.
+    members = [member for answer in answers for found in answer.groups for member in found[5]]
+    return sorted(member[1] or member[0] for member in members)
 
 
 async def topics_found(
@@ -198,7 +263,7 @@ async def _admin(brokers: str, options: Mapping[str, Any]) -> AsyncIterator[AIOK
         yield admin
     except (KafkaError, OSError, TimeoutError) as error:
         raise TreasureMapError(
-            f"cannot apply topics at brokers {brokers}: {error or type(error).__name__}; want a "
+            f"cannot see to topics at brokers {brokers}: {error or type(error).__name__}; want a "
             "broker that answers; check the brokers setting and that they are up"
         ) from error
     finally:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import polars as pl
 
+from tables.archive_identity import History
 from tables.cost import QueryCost
 from tables.layer import Layer, Map, Scalar
 
@@ -32,6 +33,14 @@ class Archive(Protocol):
     @property
     def is_open(self) -> bool:
         """Whether it is open now."""
+
+    @property
+    def id(self) -> str:
+        """The id that it was given when it was made; empty while it is not open."""
+
+    @property
+    def place(self) -> str:
+        """Where it is, in words that tell what to wipe."""
 
     async def open(self, themap: Map) -> None:
         """Connect and make ready for the map's layers.
@@ -69,6 +78,20 @@ class Archive(Protocol):
 
         Raises:
             ArchiveError: it does not.
+        """
+
+    async def history(self, topic: str, partition: int) -> History | None:
+        """Return which journal the rows of an input partition come from, None where none yet has.
+
+        Raises:
+            ArchiveError: the archive cannot answer now.
+        """
+
+    async def remember(self, topic: str, partition: int, history: History) -> History:
+        """Return which journal they come from; it is ``history`` from now on where none yet has.
+
+        Raises:
+            ArchiveError: it may not have been taken.
         """
 
     async def close(self) -> None:

@@ -1,7 +1,7 @@
 """The archive in Cassandra, for any number of workers: a table a layer, the latest write wins.
 
-With ``tables.archive_reads`` and ``tables.archive_driver`` the only module that imports the
-Cassandra driver, which comes with the extra ``cassandra``. The driver answers in threads of its
+With the modules ``tables.archive_*`` that are named in tests/test_tidy.py the only one that imports
+the Cassandra driver, which comes with the extra ``cassandra``. The driver answers in threads of its
 own; answers cross to the event loop by ``call_soon_threadsafe``, and calls that wait (connect,
 schema, prepare, shutdown) run in a thread.
 """
@@ -35,8 +35,10 @@ from cassandra.query import BatchStatement, BatchType, PreparedStatement, Statem
 from tables.archive import CellRange
 from tables.archive_cql import Batch, LayerTable, Row
 from tables.archive_driver import AGAIN, ANSWER_S, driver, execute
+from tables.archive_identity import History
 from tables.archive_layout import check_key, missing_accumulators, too_many_rows
 from tables.archive_reads import Requests
+from tables.archive_register import Register
 from tables.cost import QueryCost
 from tables.errors import ArchiveAwayError, ArchiveError
 from tables.few_cells import FEW_ROWS_MAX
@@ -96,6 +98,9 @@ class CassandraArchive:
         self._wanted = False
         self._cluster: Cluster | None = None
         self._session: Session | None = None
+        self._map_name = ""
+        self._id = ""
+        self._register: Register | None = None
         self._tables: dict[str, LayerTable] = {}
         self._prepared: dict[str, PreparedStatement] = {}
         self._requests = Requests(settings.keyspace)
@@ -106,6 +111,19 @@ class CassandraArchive:
     def is_open(self) -> bool:
         """Whether it has been opened; its nodes may be away all the same."""
         return self._session is not None
+
+    @property
+    def id(self) -> str:
+        """The id of the map's archive in this keyspace; empty until it was opened."""
+        return self._id if self._session is not None else ""
+
+    @property
+    def place(self) -> str:
+        """Keyspace and map, and where they are."""
+        settings = self._settings
+        return (
+            f"map {self._map_name} in keyspace {settings.keyspace} at {', '.join(settings.hosts)}"
+        )
 
     async def open(self, themap: Map) -> None:
         """Connect; make keyspace and tables where they are missing, and check those that are there.
@@ -120,6 +138,7 @@ class CassandraArchive:
         assert self._cluster is None, "the archive is open"
         self._wanted = True
         keyspace = self._settings.keyspace
+        self._map_name = themap.name
         self._tables = {layer.name: LayerTable(themap, layer, keyspace) for layer in themap.layers}
         try:
             await asyncio.to_thread(self._connect)
@@ -201,6 +220,25 @@ class CassandraArchive:
             select = await self._prepare(verb, table.check)
             await self._execute_all(verb, [select.bind(())], 1, _ignored)
 
+    async def history(self, topic: str, partition: int) -> History | None:
+        """Return which journal the rows of a partition come from; see the protocol."""
+        verb = f"read the history of {topic}"
+        register = self._registered(verb)
+        with driver(verb, AGAIN):
+            return await asyncio.to_thread(register.history, topic, partition)
+
+    async def remember(self, topic: str, partition: int, history: History) -> History:
+        """Return which journal they come from, ``history`` from now on; see the protocol."""
+        verb = f"remember the history of {topic}"
+        register = self._registered(verb)
+        with driver(verb, AGAIN):
+            return await asyncio.to_thread(register.remember, topic, partition, history)
+
+    def _registered(self, verb: str) -> Register:
+        self._opened(verb)
+        assert self._register is not None, "there is a register as soon as there is a session"
+        return self._register
+
     async def close(self) -> None:
         """Close all connections; requests under way fail, and so does an opening under way."""
         self._wanted = False
@@ -212,32 +250,16 @@ class CassandraArchive:
 
     def _connect(self) -> None:
         settings = self._settings
-        profile = ExecutionProfile(
-            load_balancing_policy=TokenAwarePolicy(DCAwareRoundRobinPolicy(settings.local_dc)),
-            consistency_level=ConsistencyLevel.LOCAL_QUORUM,
-            request_timeout=settings.request_timeout_s,
-            row_factory=tuple_factory,
-        )
         what = f"open archive in Cassandra at {', '.join(settings.hosts)}, port {settings.port}"
         with driver(what, "check addresses, datacenter, user and rights"):
-            cluster = Cluster(
-                list(settings.hosts),
-                port=settings.port,
-                execution_profiles={EXEC_PROFILE_DEFAULT: profile},
-                auth_provider=_credentials(settings),
-                ssl_context=_tls(settings),
-                # Named, because the driver otherwise tries versions downwards and warns of each.
-                protocol_version=ProtocolVersion.V5,
-                reconnection_policy=RECONNECTION,
-                connect_timeout=settings.request_timeout_s,
-                control_connection_timeout=settings.request_timeout_s,
-                application_name="treasure-map",
-            )
+            cluster = cluster_of(settings)
             self._cluster = cluster
             session = self._connected(cluster)
             self._make_keyspace(cluster, session)
             for table in self._tables.values():
                 self._make_table(cluster, session, table)
+            self._register = Register(session, settings.keyspace, self._map_name)
+            self._id = self._register.open()
             self._session = session
         # Closing shuts down what it sees; it may have come before there was anything to see.
         if not self._wanted:
@@ -358,6 +380,29 @@ def _statement(insert: PreparedStatement, batch: Batch) -> Statement:
     for row in batch.rows:
         statement.add(insert, row)
     return statement
+
+
+def cluster_of(settings: CassandraSettings) -> Cluster:
+    """Return the driver's cluster of these settings, not connected yet."""
+    profile = ExecutionProfile(
+        load_balancing_policy=TokenAwarePolicy(DCAwareRoundRobinPolicy(settings.local_dc)),
+        consistency_level=ConsistencyLevel.LOCAL_QUORUM,
+        request_timeout=settings.request_timeout_s,
+        row_factory=tuple_factory,
+    )
+    return Cluster(
+        list(settings.hosts),
+        port=settings.port,
+        execution_profiles={EXEC_PROFILE_DEFAULT: profile},
+        auth_provider=_credentials(settings),
+        ssl_context=_tls(settings),
+        # Named, because the driver otherwise tries versions downwards and warns of each.
+        protocol_version=ProtocolVersion.V5,
+        reconnection_policy=RECONNECTION,
+        connect_timeout=settings.request_timeout_s,
+        control_connection_timeout=settings.request_timeout_s,
+        application_name="treasure-map",
+    )
 
 
 def _credentials(settings: CassandraSettings) -> PlainTextAuthProvider | None:

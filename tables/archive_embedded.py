@@ -14,7 +14,7 @@ import itertools
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -25,7 +25,8 @@ import polars as pl
 import rocksdict
 
 from tables.archive import CellRange
-from tables.archive_identity import Whose, check_map, draw_id
+from tables.archive_folder import open_folder, reopen_folder, rocks, synced
+from tables.archive_identity import History, Whose, check_map, draw_id
 from tables.archive_layout import check_key, not_expired, too_many_rows, window_ms_max
 from tables.archive_runs import (
     PIECE_ROWS,
@@ -47,9 +48,6 @@ FORMAT = "3"
 """Since 3, blocks are sealed; a folder of 2 is taken over, and its blocks are read as they are."""
 
 _UNSEALED = "2"
-BLOCK_CACHE_BYTES = 16 << 20
-WRITE_BUFFER_BYTES = 16 << 20
-OPEN_FILES_MAX = 256
 READ_THREADS = 2
 BUCKETS_KNOWN = 64
 """Of a layer, those written last: of another one all pieces are looked through first."""
@@ -60,7 +58,8 @@ READ_ROWS = 1 << 16
 # No layer's rows start with a zero byte: names of layers are not empty.
 _META = b"\x00layer\x00"
 _OPENED = b"\x00opened"
-_WHOSE = b"\x00archive"
+WHOSE = b"\x00archive"
+_HISTORY = b"\x00history\x00"
 _RUNS_PER_OPEN = 1 << 32
 _INT64_MIN, _INT64_MAX = -(1 << 63), (1 << 63) - 1
 
@@ -98,7 +97,7 @@ class EmbeddedArchive:
                 differs from the map's.
         """
         assert self._running is None, "the archive is open"
-        running = _Running(await asyncio.to_thread(_open, self._folder))
+        running = _Running(await asyncio.to_thread(open_folder, self._folder))
         self._running = running
         try:
             await _run(running.writer, lambda: self._take(running, themap))
@@ -144,21 +143,50 @@ class EmbeddedArchive:
         spent = cost or QueryCost()
         return await _run(running.readers, lambda: _read(running.db, layout, cells, now_ms, spent))
 
+    @property
+    def place(self) -> str:
+        """The folder, from the root."""
+        return f"folder {self._folder.absolute()}"
+
+    async def history(self, topic: str, partition: int) -> History | None:
+        """Return which journal the rows of a partition come from; see the protocol."""
+        running = self._running_for(f"read the history of {topic}")
+        return await _run(running.writer, lambda: _history(running.db, topic, partition))
+
+    async def remember(self, topic: str, partition: int, history: History) -> History:
+        """Return which journal they come from, ``history`` from now on; see the protocol."""
+        running = self._running_for(f"remember the history of {topic}")
+
+        def take() -> History:
+            known = _history(running.db, topic, partition)
+            if known is not None:
+                return known
+            with rocks("remember a journal"):
+                place = _history_key(topic, partition)
+                running.db.put(place, msgspec.json.encode(history), synced())
+            return history
+
+        return await _run(running.writer, take)
+
     async def close(self) -> None:
         """Finish what runs, then release the folder."""
         running, self._running = self._running, None
         if running is not None:
             await asyncio.to_thread(running.close)
 
-    def _opened(self, verb: str, layer: Layer) -> tuple[_Running, RunLayout]:
+    def _running_for(self, what: str) -> _Running:
         if self._running is None:
-            raise ArchiveError(f"cannot {verb} layer {layer.name}: the archive is closed; open it")
-        return self._running, self._running.layouts[layer.name]
+            raise ArchiveError(f"cannot {what}: the archive is closed; open it")
+        return self._running
+
+    def _opened(self, verb: str, layer: Layer) -> tuple[_Running, RunLayout]:
+        running = self._running_for(f"{verb} layer {layer.name}")
+        return running, running.layouts[layer.name]
 
     def _take(self, running: _Running, themap: Map) -> None:
         """Make the folder the map's own, or refuse it before anything in it is changed."""
-        with _rocks("open archive"):
-            stored = running.db.get(_WHOSE)
+        with rocks("open archive"):
+            stored = running.db.get(WHOSE)
         if stored is None:
             # New, or of a release that gave no ids: then it becomes that of the first map it meets.
             running.whose = Whose(draw_id(), themap.name)
@@ -167,15 +195,15 @@ class EmbeddedArchive:
             check_map(str(self._folder), running.whose, themap.name)
         self._take_layers(running, themap)
         if stored is None:
-            with _rocks("open archive"):
-                running.db.put(_WHOSE, msgspec.json.encode(running.whose), _synced())
+            with rocks("open archive"):
+                running.db.put(WHOSE, msgspec.json.encode(running.whose), synced())
 
     def _take_layers(self, running: _Running, themap: Map) -> None:
         db = running.db
         for layer in themap.layers:
             place = _META + layer.name.encode()
             described = {"format": FORMAT} | RunLayout(layer).describe()
-            with _rocks("open archive"):
+            with rocks("open archive"):
                 stored = db.get(place)
             if stored is not None:
                 what = f"layer {layer.name} in {self._folder}"
@@ -184,13 +212,13 @@ class EmbeddedArchive:
             # Before any row: blocks can only be merged by the description they are written under.
             written = orjson.dumps(described)
             if stored != written:
-                with _rocks("open archive"):
-                    db.put(place, written, _synced())
+                with rocks("open archive"):
+                    db.put(place, written, synced())
             running.layouts[layer.name] = layout
             self._drop_expired(running, layout)
-        with _rocks("open archive"):
+        with rocks("open archive"):
             opened = int.from_bytes(db.get(_OPENED) or b"") + 1
-            db.put(_OPENED, opened.to_bytes(4), _synced())
+            db.put(_OPENED, opened.to_bytes(4), synced())
         running.next_run = opened * _RUNS_PER_OPEN
 
     def _write_waiting(self, running: _Running, write: _Write) -> None:
@@ -217,7 +245,7 @@ class EmbeddedArchive:
 
     def _write(self, running: _Running, writes: list[_Write]) -> None:
         if running.failed:
-            running.db = _reopen(running.db, self._folder)
+            running.db = reopen_folder(running.db, self._folder)
             # What broke off half-way may have left other runs than those that are known.
             running.runs.clear()
         running.failed = True
@@ -237,10 +265,10 @@ class EmbeddedArchive:
                 for place, block in layout.pieces(bucket, run, ordered):
                     batch.put(place, block)
                 added.append((layout, bucket, run, ordered.height))
-        with _rocks("write rows"):
+        with rocks("write rows"):
             runs = [running.runs_of(layout, bucket) for layout, bucket, _, _ in added]
             if not batch.is_empty():
-                running.db.write(batch, _synced())
+                running.db.write(batch, synced())
             for known, (_, _, run, rows_of_it) in zip(runs, added, strict=True):
                 known[run] = rows_of_it
             for some in by_layer.values():
@@ -264,7 +292,7 @@ class EmbeddedArchive:
                         "from a copy", layout.layer.name, self._folder, error,
                     )  # fmt: skip
                     break
-                running.db.write(batch, _synced())
+                running.db.write(batch, synced())
                 for old in chosen:
                     del runs[old]
                 runs[run] = rows
@@ -279,8 +307,8 @@ class EmbeddedArchive:
         last_end_ms = self._clock_ms() - layer.archive_ttl_ms
         below = (last_end_ms - window_ms_max(layer)) // layout.bucket_ms
         if below > running.dropped_below.get(layer.name, _INT64_MIN):
-            with _rocks(f"drop expired rows of layer {layer.name}"):
-                running.db.delete_range(layout.prefix, layout.head(below), _synced())
+            with rocks(f"drop expired rows of layer {layer.name}"):
+                running.db.delete_range(layout.prefix, layout.head(below), synced())
             for bucket in [b for b in running.runs[layer.name] if b < below]:
                 del running.runs[layer.name][bucket]
             running.dropped_below[layer.name] = below
@@ -330,45 +358,18 @@ class _Running:
     def close(self) -> None:
         self.readers.shutdown()
         self.writer.shutdown()
-        with _rocks("close archive"):
+        with rocks("close archive"):
             self.db.close()
 
 
-def _open(folder: Path) -> rocksdict.Rdict:
-    options = rocksdict.Options(raw_mode=True)
-    options.create_if_missing(create_if_missing=True)
-    options.set_write_buffer_size(WRITE_BUFFER_BYTES)
-    options.set_max_open_files(OPEN_FILES_MAX)
-    # Blocks are compressed already.
-    options.set_compression_type(rocksdict.DBCompressionType.none())
-    options.set_keep_log_file_num(2)
-    tables = rocksdict.BlockBasedOptions()
-    tables.set_block_cache(rocksdict.Cache(BLOCK_CACHE_BYTES))
-    tables.set_cache_index_and_filter_blocks(True)
-    options.set_block_based_table_factory(tables)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _rocks("open archive"):
-            return rocksdict.Rdict(str(folder), options)
-    except (ArchiveError, OSError) as error:
-        locked = "lock" in str(error).lower()
-        what = (
-            "another worker has it open; stop that worker, or use Cassandra, which serves many"
-            if locked
-            else "check that the folder is this worker's to write"
-        )
-        raise ArchiveError(f"cannot open archive in {folder}: {error}; {what}") from error
+def _history_key(topic: str, partition: int) -> bytes:
+    return _HISTORY + f"{topic}\0{partition}".encode()
 
 
-def _reopen(db: rocksdict.Rdict, folder: Path) -> rocksdict.Rdict:
-    """Open the database again: after one write that failed, a full disk, RocksDB takes no other."""
-    try:
-        with _rocks("close archive"):
-            db.close()
-    except ArchiveError as error:
-        # It is closed nevertheless; nothing that was acknowledged is in doubt, all of it is synced.
-        log.warning("an archive whose disk failed was closed with its error: %s", error)
-    return _open(folder)
+def _history(db: rocksdict.Rdict, topic: str, partition: int) -> History | None:
+    with rocks("read the history of a journal"):
+        stored = db.get(_history_key(topic, partition))
+    return None if stored is None else msgspec.json.decode(stored, type=History)
 
 
 def _read(
@@ -384,7 +385,7 @@ def _read(
     if from_ms < to_ms:
         # Closed here, whatever happens: an error's traceback would keep the iterator alive.
         scan = contextlib.closing(layout.scan(db, within, from_ms, to_ms))
-        with _rocks(f"read layer {layer.name}"), scan as pieces:
+        with rocks(f"read layer {layer.name}"), scan as pieces:
             places: set[tuple[int, int]] = set()
             several = False
             while some := list(itertools.islice(pieces, READ_ROWS // PIECE_ROWS)):
@@ -417,29 +418,6 @@ def _described(what: str, stored: bytes) -> dict[str, str]:
 
 async def _run(pool: ThreadPoolExecutor, step: Callable[[], T]) -> T:
     return await asyncio.get_running_loop().run_in_executor(pool, step)
-
-
-@contextlib.contextmanager
-def _rocks(what: str) -> Iterator[None]:
-    """Turn RocksDB's errors, which are bare exceptions, into the archive's."""
-    try:
-        yield
-    except DamagedError as error:
-        raise ArchiveError(
-            f"cannot {what}: {error}; restore the archive's folder from a copy"
-        ) from error
-    except Exception as error:
-        if type(error) not in (Exception, rocksdict.DbClosedError):
-            raise
-        raise ArchiveError(
-            f"cannot {what}: RocksDB says {error}; check the archive's folder and disk"
-        ) from error
-
-
-def _synced() -> rocksdict.WriteOptions:
-    options = rocksdict.WriteOptions()
-    options.sync = True
-    return options
 
 
 def _wall_clock_ms() -> int:

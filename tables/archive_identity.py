@@ -3,7 +3,7 @@
 Rows of two maps, or of two histories of one topic, cannot be told apart once they are mixed: they
 differ in versions alone, and the greater one wins. So an archive has an id of its own, which lies
 inside it and moves with it, and remembers which journal writes the rows of an input partition; and
-a journal remembers the archive that has its rows (docs/formats/journal.md rule 18).
+a journal remembers the archive that has its rows (docs/formats/journal.md rule 19).
 """
 
 from __future__ import annotations

@@ -30,7 +30,15 @@ class JournalRefusedError(TreasureMapError):
 
 
 class FencedError(TreasureMapError):
-    """A newer owner of the partition stands in the journal; this one forgets its memory."""
+    """A newer owner of the partition stands in the journal; this one forgets its memory.
+
+    Attributes:
+        rival: the newer owner in words, where it is of another consumer group; else empty.
+    """
+
+    def __init__(self, message: str, rival: str = "") -> None:
+        self.rival = rival
+        super().__init__(message)
 
 
 class OutcomeUnknownError(TreasureMapError):

@@ -42,6 +42,10 @@ class Claim(msgspec.Struct, frozen=True, array_like=True, tag="claim"):
     combiners too, the accumulator columns, and how many ids are remembered at most, 0 for none.
     ``shapes`` are those of all layers of the map (``tables.shape``). Claims of formats 1 and 2 say
     nothing of it.
+
+    ``archive`` is the id of the archive that the writer has, empty where it is away. ``history`` is
+    a new id: that of the first claim becomes the journal's. ``cluster`` is what Kafka calls itself,
+    ``group`` and ``node`` are the writer's: they decide nothing, but say who it was.
     """
 
     revision: int
@@ -51,6 +55,19 @@ class Claim(msgspec.Struct, frozen=True, array_like=True, tag="claim"):
     layers: dict[str, list[str]] | None = None
     ids: int | None = None
     shapes: dict[str, dict[str, str]] | None = None
+    archive: str = ""
+    history: str = ""
+    cluster: str = ""
+    group: str = ""
+    node: str = ""
+
+
+class Claimant(msgspec.Struct, frozen=True):
+    """Who claims: a worker's node and consumer group, and the id of the Kafka cluster it is in."""
+
+    group: str = ""
+    node: str = ""
+    cluster: str = ""
 
 
 class Delta(msgspec.Struct, frozen=True, array_like=True, tag="delta"):

@@ -40,7 +40,9 @@ class Meta(msgspec.Struct):
     record ``to - 1``. ``snapshot`` is the journal offset of the latest snapshot, -1 before the
     first, and ``snapshot_bytes`` its size; ``covered`` what the last two cover; ``tail_bytes`` the
     size of the deltas since. ``layers`` and ``ids`` are those of the claim that stands, None where
-    it does not tell; ``ids_gone`` is how many of the oldest ids have gone since.
+    it does not tell; ``ids_gone`` is how many of the oldest ids have gone since. ``archive`` is the
+    id of the archive that has the rows, and ``history`` that of the journal; both are empty until a
+    claim names one. ``cluster``, ``group`` and ``node`` are those of the last claim that stands.
     """
 
     to: int = 0
@@ -70,6 +72,11 @@ class Meta(msgspec.Struct):
     layers: dict[str, list[str]] | None = None
     ids: int | None = None
     ids_gone: int = 0
+    archive: str = ""
+    history: str = ""
+    cluster: str = ""
+    group: str = ""
+    node: str = ""
 
 
 class PartitionState:
@@ -256,6 +263,9 @@ class PartitionState:
         meta.layers, meta.ids, meta.ids_gone = claim.layers, claim.ids, 0
         self._whole.clear()
         self._share()
+        meta.archive = meta.archive or claim.archive
+        meta.history = meta.history or claim.history
+        meta.cluster, meta.group, meta.node = claim.cluster, claim.group, claim.node
         return True
 
     def _begin(self, claim: Claim) -> None:
@@ -412,6 +422,8 @@ class PartitionState:
         if claim.partitions != meta.partitions or claim.revision < meta.revision:
             return False
         if changes(meta.shapes, claim.shapes or {}):
+            return False
+        if claim.archive and meta.archive and claim.archive != meta.archive:
             return False
         return claim.revision > meta.revision or claim.digest == meta.digest
 

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import orjson
 
-from agents.owners import LogRecord
+from agents.log_partition import LogRecord
 from app.pressure import Pressure
 from tables.chunk import Headers, Run
 from tables.errors import OffsetGoneError, OutcomeUnknownError

@@ -17,6 +17,7 @@ from polars.testing import assert_frame_equal
 
 from tables.archive import Archive, CellRange
 from tables.archive_embedded import EmbeddedArchive
+from tables.archive_identity import History
 from tables.cell import archive_schema
 from tables.errors import ArchiveError, QueryError
 from tables.layer import Accumulator, KeyField, Layer, Map, Measure
@@ -315,6 +316,27 @@ async def test_rows_are_there_after_the_archive_is_opened_again(
     await archive.open(site.map)
     assert (await get(archive))["events"].to_list() == [3]
     assert kept.value is not None
+
+
+async def test_the_first_journal_of_a_partition_is_remembered_for_good(
+    archive: Archive, site: Site
+) -> None:
+    """By topic and partition, and after the archive is opened again; its id stays too."""
+    drawn = archive.id
+    assert len(drawn) == 16
+    assert await archive.history("raw", 0) is None
+    first = History("aa", "cluster")
+    assert await archive.remember("raw", 0, first) == first
+    assert await archive.remember("raw", 0, History("bb")) == first
+    assert await archive.remember("raw", 1, History("cc")) == History("cc")
+    await archive.close()
+    assert archive.id == ""
+    with pytest.raises(ArchiveError, match="closed"):
+        await archive.history("raw", 0)
+    await archive.open(site.map)
+    assert archive.id == drawn
+    assert site.map.name in archive.place or "folder /" in archive.place
+    assert [await archive.history("raw", p) for p in (0, 1, 2)] == [first, History("cc"), None]
 
 
 async def test_a_closed_archive_says_so(archive: Archive) -> None:

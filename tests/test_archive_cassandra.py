@@ -22,6 +22,7 @@ from tables.archive_cql import (
     LayerTable,
     compaction_window,
 )
+from tables.archive_identity import History
 from tables.archive_reads import Request, routing_key
 from tables.cell import archive_schema
 from tables.errors import ArchiveAwayError, ArchiveError, QueryError
@@ -30,6 +31,7 @@ from tables.layer import Accumulator, KeyField, Layer, Map, Measure
 from tables.window import DAY_MS, Window
 
 archive_cassandra = pytest.importorskip("tables.archive_cassandra")
+archive_driver = pytest.importorskip("tables.archive_driver")
 
 HOUR_MS = 3_600_000
 BUCKET_MS = 32 * HOUR_MS
@@ -365,7 +367,7 @@ async def test_a_node_that_goes_and_comes_back_is_written_again(tmp_path: Path) 
         # So does opening, where the node goes away after it was connected to.
         with (
             pytest.raises(ArchiveAwayError, match="was not refreshed"),
-            archive_cassandra._driver("open", "wait"),
+            archive_driver.driver("open", "wait"),
         ):
             archive._missing(archive._cluster, archive._tables["hours"])
         server.resume()
@@ -455,3 +457,25 @@ async def test_two_maps_whose_tables_would_have_one_name_do_not_mix(
     second = archive_cassandra.CassandraArchive(settings)
     with pytest.raises(ArchiveError, match=r"table names\.a_b_c: .* map a, .*want .* map a_b, "):
         await second.open(Map(1, "a_b", (), (msgspec.structs.replace(LAYER, name="c"),), ""))
+
+
+@pytest.mark.cassandra
+async def test_openers_at_once_come_to_one_id(cassandra: tuple[str, int]) -> None:
+    """Whoever is first, and so with the journals that are remembered; each map has its own."""
+    settings = settings_of(cassandra, "ids")
+    themap = Map(1, "a", (), (LAYER,), "")
+    archives = [archive_cassandra.CassandraArchive(settings) for _ in range(4)]
+    themaps = [themap, themap, themap, msgspec.structs.replace(themap, name="b")]
+    try:
+        await asyncio.gather(*(one.open(each) for one, each in zip(archives, themaps, strict=True)))
+        *same, other = archives
+        assert len({one.id for one in same}) == 1
+        assert other.id not in {one.id for one in same}
+        drawn = [History(str(number)) for number in range(3)]
+        kept = await asyncio.gather(
+            *(one.remember("raw", 0, mine) for one, mine in zip(same, drawn, strict=True))
+        )
+        assert len(set(kept)) == 1
+        assert await other.history("raw", 0) is None
+    finally:
+        await asyncio.gather(*(one.close() for one in archives))

@@ -27,8 +27,8 @@ from agents.decode import Decoder
 from agents.emission import ARCHIVE, FEED
 from agents.emit import EmitCounts, Emitter
 from agents.fold import Folder
+from agents.log_partition import LogPartitionIO
 from agents.owner import Owner, tail_of
-from agents.owners import LogPartitionIO
 from client.feed import decode_record
 from tables.archive import CellRange
 from tables.archive_embedded import EmbeddedArchive
@@ -142,7 +142,7 @@ class Scene:
         assert plan.source is not None
         self.log, self.archive = log, archive
         self.store = PartitionStore(folder)
-        self.owner = Owner(plan, 1, LogPartitionIO(plan, 1, log, self.store))
+        self.owner = Owner(plan, 1, LogPartitionIO(plan, 1, log, self.store, archive=archive))
         self.counts = EmitCounts()
         self.failures: list[BaseException] = []
         self.emitter = Emitter(

@@ -69,11 +69,13 @@ def test_an_entry_comes_back_from_its_bytes(entry: Entry) -> None:
 
 def test_the_bytes_are_those_of_the_format_page() -> None:
     """Other programs and later versions read them: they change with the format number only."""
-    value = encode_entry(Claim(7, "ab", 2, 40, {"h": ["events"]}, 9, {"h": {"key": "k"}}))
-    assert value[9:] == bytes.fromhex("98 a5") + b"claim" + bytes(
+    layers, shapes = {"h": ["events"]}, {"h": {"key": "k"}}
+    value = encode_entry(Claim(7, "ab", 2, 40, layers, 9, shapes, "i", "j", "k", "g", "n"))
+    assert value[9:] == bytes.fromhex("9d a5") + b"claim" + bytes(
         [
             7, 0xA2, *b"ab", 2, 40, 0x81, 0xA1, *b"h", 0x91, 0xA6, *b"events", 9,
             0x81, 0xA1, *b"h", 0x81, 0xA3, *b"key", 0xA1, *b"k",
+            0xA1, *b"i", 0xA1, *b"j", 0xA1, *b"k", 0xA1, *b"g", 0xA1, *b"n",
         ]
     )  # fmt: skip
     entry = Delta(

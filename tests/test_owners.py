@@ -169,14 +169,20 @@ async def test_a_stale_copy_of_the_local_store_catches_up_from_the_journal(
     await check(house, events)
 
 
-async def test_a_store_of_another_journal_is_discarded(make: Callable[[], House]) -> None:
-    """A journal made anew makes the local store worthless, and it is noticed."""
+async def test_a_store_of_another_journal_is_discarded(
+    make: Callable[[], House], tmp_path: Path
+) -> None:
+    """Journal and archive made anew make the local store worthless, and it is noticed."""
     house = make()
     fill(house.log, 6)
     await house.restore()
     await house.step(RAW, 500)
     await house.kill()
     house.log.records.clear()
+    await house.archive.close()
+    house.archive = EmbeddedArchive(tmp_path / "anew")
+    await house.archive.open(house.map)
+    house.start()
     events = fill(house.log, 7)
     await house.settle()
     counts = ledger.total(owner.state.meta.ledger for owner in house.owners.each())

@@ -21,9 +21,10 @@ from support import (
     small_map,
 )
 
-from agents.owners import LogPartitionIO
+from agents.log_partition import LogPartitionIO
 from agents.recovery import Recovery
 from tables import snapshot
+from tables.archive_embedded import EmbeddedArchive
 from tables.block import encode_block
 from tables.ids import IDS, hash_ids
 from tables.journal import Entry, decode_entry, encode_entry, identity_of
@@ -62,7 +63,9 @@ class History:
         """Let an owner of another revision take over."""
         self.plan = plan
         epoch = self._put(plan.claim(0))
-        io = LogPartitionIO(plan, 0, self.log, self.store)
+        io = LogPartitionIO(
+            plan, 0, self.log, self.store, archive=EmbeddedArchive(self.store.folder / "archive")
+        )
         self.state = await Recovery(plan, 0, io).run(epoch)
 
     def advance(self, blocks: dict[str, bytes], time_ms: int, **changes: Any) -> None:

@@ -15,8 +15,8 @@ from state_support import HOUR, RAW_PLAN, Journal, claim, contents_of, delta, ho
 from support import HOUR_MS, MemoryLog, StoredRecord, dataclasses_replace
 
 from agents import owner as owner_module
+from agents.log_partition import LogPartitionIO
 from agents.owner import Owner
-from agents.owners import LogPartitionIO
 from agents.recovery import Recovery
 from tables import snapshot
 from tables.archive_embedded import EmbeddedArchive
@@ -210,7 +210,9 @@ class Scene:
     def __init__(self, folder: Path) -> None:
         self.log = MemoryLog()
         self.store = PartitionStore(folder)
-        self.io = LogPartitionIO(RAW_PLAN, 0, self.log, self.store)
+        self.io = LogPartitionIO(
+            RAW_PLAN, 0, self.log, self.store, archive=EmbeddedArchive(folder / "archive")
+        )
 
     def put(self, value: bytes) -> int:
         """Append a journal entry; return its offset."""

@@ -355,7 +355,8 @@ async def test_what_fails_because_the_worker_stops_is_no_failure(asked_to_stop: 
     async def check() -> None: ...
 
     foundation = Foundation(
-        cast(KafkaLog, _Still()), cast(Archive, archive), small_map(), check, _nobody
+        cast(KafkaLog, _Still()), cast(Archive, archive), small_map(), check, _nobody,
+        opened_late=check,
     )  # fmt: skip
     starting = asyncio.create_task(foundation.start())
     await archive.opening.wait()
@@ -380,7 +381,8 @@ async def test_an_archive_that_is_away_at_the_start_is_opened_once_it_answers(
     async def check() -> None: ...
 
     foundation = Foundation(
-        cast(KafkaLog, _Still()), cast(Archive, archive), small_map(), check, _nobody
+        cast(KafkaLog, _Still()), cast(Archive, archive), small_map(), check, _nobody,
+        opened_late=check,
     )  # fmt: skip
     await foundation.start()
     assert archive.is_open is (times == 0)
@@ -405,7 +407,7 @@ async def test_an_archive_that_refuses_once_it_answers_stops_the_worker(
 
     foundation = Foundation(
         cast(KafkaLog, _Still()), cast(Archive, _AwayArchive(2, refused)), small_map(), check,
-        told.append,
+        told.append, opened_late=check,
     )  # fmt: skip
     await foundation.start()
 

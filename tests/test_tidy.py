@@ -27,8 +27,10 @@ DOORS = {
     # Verification reads archives on its own, or it would repeat the mistakes of what it checks.
     "cassandra": (
         "tables/archive_cassandra.py",
+        "tables/archive_cassandra_wipe.py",
         "tables/archive_driver.py",
         "tables/archive_reads.py",
+        "tables/archive_register.py",
         "app/verify/archive.py",
     ),
     "rocksdict": ("tables/", "app/verify/archive.py"),

@@ -16,8 +16,8 @@ import agents.ingest
 from agents.emit import Emitter
 from agents.fold import Before, Content
 from agents.letters import send_letters
+from agents.log_partition import LogPartitionIO
 from agents.owner import Owner
-from agents.owners import LogPartitionIO
 from agents.recovery import Recovery
 from tables.errors import JournalRefusedError, OutcomeUnknownError
 from tables.journal import Delta, Identity, decode_entry, encode_entry, identity_of

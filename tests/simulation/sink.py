@@ -8,6 +8,7 @@ import polars as pl
 from simulation.faults import Faults
 
 from tables.archive import CellRange
+from tables.archive_identity import History
 from tables.cost import QueryCost
 from tables.errors import ArchiveError
 from tables.layer import Layer, Map
@@ -26,9 +27,14 @@ class SimulatedArchive:
     one.
     """
 
+    is_open = True
+    id = "0123456789abcdef"
+    place = "in memory"
+
     def __init__(self, faults: Faults) -> None:
         self._faults = faults
         self.away = False
+        self.histories: dict[tuple[str, int], History] = {}
         self.rows: dict[Row, tuple[int, Value]] = {}
         self.sent: dict[tuple[Row, int], set[Value]] = {}
 
@@ -61,6 +67,21 @@ class SimulatedArchive:
         if failed is not None:
             raise failed
 
+    async def history(self, topic: str, partition: int) -> History | None:
+        """Return what was remembered, unless the archive is away."""
+        await self._answer()
+        return self.histories.get((topic, partition))
+
+    async def remember(self, topic: str, partition: int, history: History) -> History:
+        """Remember it where nothing was, unless the archive is away."""
+        await self._answer()
+        return self.histories.setdefault((topic, partition), history)
+
+    async def _answer(self) -> None:
+        await self._faults.delay()
+        if self.away:
+            raise ArchiveError("the archive is away")
+
     async def read(
         self, layer: Layer, cells: CellRange, cost: QueryCost | None = None
     ) -> pl.DataFrame:
@@ -75,8 +96,7 @@ class SimulatedArchive:
 
     async def _write_row(self, row: Row, write_time: int, value: Value) -> None:
         if self.away:
-            await self._faults.delay()
-            raise ArchiveError("the archive is away")
+            await self._answer()
         await self._faults.request(
             lambda: self.put(row, write_time, value), ArchiveError, lingers=True
         )

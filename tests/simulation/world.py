@@ -27,6 +27,7 @@ from simulation.workload import RAW, Workload, encode_record, make_workload, wri
 
 import agents.emit
 import agents.fold_few
+import agents.log_partition
 import agents.owner
 import agents.owners
 import agents.recovery
@@ -280,7 +281,7 @@ def prepared(rng: random.Random, stores: Stores) -> Iterator[None]:
             (pl.DataFrame, "unique", _ordered(pl.DataFrame.unique)),
             (pl.Series, "unique", _ordered(pl.Series.unique)),
             (agents.owner, "SNAPSHOT_TAIL_BYTES_MIN", rng.choice((1_000, 4_000, 1 << 20))),
-            (agents.owners, "READ_BYTES_MAX", rng.choice((2_000, 20_000))),
+            (agents.log_partition, "READ_BYTES_MAX", rng.choice((2_000, 20_000))),
             (agents.recovery, "LOOK_BACK_ENTRIES", rng.choice((2, 16))),
             (tables.snapshot, "PART_BYTES", rng.choice((1, 1 << 20))),
             (agents.owner, "UNSAVED_DELTAS_MAX", rng.choice((1, 3, 16))),

@@ -1,0 +1,115 @@
+"""One partition as its owner sees it: journal and source in a log, local store and archive."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import zlib
+from collections.abc import Callable
+from typing import Protocol
+
+from agents.emit import Log
+from tables.archive import Archive
+from tables.journal import Claimant, Identity
+from tables.plan import InputPlan
+from tables.state import Meta, PartitionState
+from tables.store import PartitionStore
+from tables.table import BlockWrite
+
+READ_BYTES_MAX = 32 << 20
+"""Journal entries held at once while recovering; the store is saved after each read."""
+
+
+@dataclasses.dataclass(slots=True, frozen=True)
+class LogRecord:
+    """One record as read back: its value, None for none, and its append time in milliseconds."""
+
+    offset: int
+    value: bytes | None
+    append_time_ms: int
+
+
+class ReadableLog(Log, Protocol):
+    """A log that can be read back as well."""
+
+    async def read(
+        self, topic: str, partition: int, start: int, stop: int, bytes_max: int | None = None
+    ) -> list[LogRecord]:
+        """Return the records of offsets ``[start, stop)``; no more once values reach ``bytes_max``.
+
+        There is at least one. Raises OffsetGoneError.
+        """
+
+    async def record_at(self, topic: str, partition: int, offset: int) -> LogRecord | None:
+        """Return the record at an offset, None where there is none. Raises OutcomeUnknownError."""
+
+    async def truncate(self, topic: str, partition: int, before: int) -> None:
+        """Delete the records before an offset, if brokers can. Raises OutcomeUnknownError."""
+
+    async def bounds(self, topic: str, partition: int) -> tuple[int, int]:
+        """Return the first offset and the one after the last."""
+
+
+class LogPartitionIO:
+    """``agents.partition_io.PartitionIO`` over a log and a local store."""
+
+    def __init__(
+        self,
+        plan: InputPlan,
+        partition: int,
+        to: ReadableLog,
+        store: PartitionStore,
+        *,
+        archive: Archive,
+        claimant: Claimant | None = None,
+    ) -> None:
+        self.archive = archive
+        self.claimant = claimant or Claimant()
+        self._plan = plan
+        self._partition = partition
+        self._log = to
+        self._store = store
+
+    async def append(self, value: bytes) -> int:
+        """Append to the journal partition."""
+        return await self._log.append(self._plan.journal, self._partition, value, ())
+
+    async def read(self, start: int, stop: int) -> list[bytes]:
+        """Return journal entries; an entry without value reads as empty, which is no format."""
+        records = await self._log.read(
+            self._plan.journal, self._partition, start, stop, READ_BYTES_MAX
+        )
+        return [record.value or b"" for record in records]
+
+    async def truncate(self, before: int) -> None:
+        """Delete journal entries."""
+        await self._log.truncate(self._plan.journal, self._partition, before)
+
+    async def journal_bounds(self) -> tuple[int, int]:
+        """Return the journal's first offset and the one after its last."""
+        return await self._log.bounds(self._plan.journal, self._partition)
+
+    async def source_bounds(self) -> tuple[int, int]:
+        """Return the source partition's first offset and the one after its last."""
+        return await self._log.bounds(self._plan.topic, self._partition)
+
+    async def source_identity(self, offset: int) -> Identity | None:
+        """Return append time and CRC-32 of a source record, None where there is none."""
+        record = await self._log.record_at(self._plan.topic, self._partition, offset)
+        return None if record is None else (record.append_time_ms, zlib.crc32(record.value or b""))
+
+    async def beside(self, work: Callable[[], None]) -> None:
+        """Do it in a thread."""
+        await asyncio.to_thread(work)
+
+    def load(self) -> PartitionState | None:
+        """Return the state of the local store, if it has one."""
+        return self._store.load(self._plan)
+
+    def save(self, writes: list[BlockWrite], meta: Meta) -> None:
+        """Write to the local store in one atomic batch."""
+        self._store.save(writes, meta)
+
+    def discard(self) -> None:
+        """Empty the local store."""
+        self._store.clear()
