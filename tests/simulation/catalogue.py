@@ -6,7 +6,7 @@ import importlib
 
 from simulation.rules import FOUND, Rule
 
-for _module in ("rules_log", "rules_results"):
+for _module in ("rules_log", "rules_results", "rules_revisions"):
     importlib.import_module(f"simulation.{_module}")
 
 RULES: tuple[Rule, ...] = tuple(sorted(FOUND, key=lambda rule: rule.number))

@@ -1,4 +1,4 @@
-"""The feed of the published layer: every value right at its version, and the last ones the rows.
+"""The feeds of published layers: every value right at its version, and the last ones the rows.
 
 It is read as other people's programs read it, with the client's code.
 """
@@ -10,37 +10,47 @@ from collections.abc import Callable, Iterator
 
 from simulation.log import SimulatedLog
 from simulation.sink import Row, SimulatedArchive, Value
+from simulation.workload import Workload
 
 from client.feed import FeedCell, Versions, decode_record
 from tables.keyhash import key_hash
-from tables.layer import Layer, Map
+from tables.layer import Layer
 
 Check = Callable[[Row, int, Value], str | None]
 """Returns what is wrong with a value of a row at a version."""
 
+ARROW_START = b"\xff\xff\xff\xff"
 AT_REST = 2**62
 """A version above all: what a row comes to in the end."""
 
 
 def check_feeds(
-    themap: Map, log: SimulatedLog, archive: SimulatedArchive, check: Check, *, pure: bool
+    work: Workload,
+    log: SimulatedLog,
+    archive: SimulatedArchive,
+    check: Check,
+    is_published: Callable[[Row], bool],
 ) -> Iterator[str]:
-    """Yield a sentence for everything in feeds that is not as it must be."""
-    for layer in themap.layers:
-        if layer.publish:
-            sent: dict[tuple[Row, int], set[Value]] = {}
-            newest: dict[Row, Value] = {}
-            yield from _read(themap, layer, log, sent, newest)
-            yield from _check_sent(sent, check, pure=pure)
-            rows = {row: value for row, (_, value) in archive.rows.items() if row[0] == layer.name}
-            for row in sorted({*rows, *newest}):
-                published = newest.get(row)
-                if row not in rows or published is None or check(row, AT_REST, published):
-                    yield f"row {row}: its feed has {published}, the archive has {rows.get(row)}"
+    """Yield a sentence for everything in feeds that is not as it must be.
+
+    ``is_published`` tells of which archived rows a feed has what they came to in the end.
+    """
+    for layer in work.layers:
+        if not any(revision.feed_of(layer) for revision in work.revisions):
+            continue
+        sent: dict[tuple[Row, int], set[Value]] = {}
+        newest: dict[Row, Value] = {}
+        yield from _read(work.maps[0].feed_topic(layer), layer, log, sent, newest)
+        yield from _check_sent(sent, check, pure=not work.impure)
+        for row in sorted(row for row in archive.rows if row[0] == layer.name):
+            published = newest.get(row)
+            if is_published(row) and (published is None or check(row, AT_REST, published)):
+                _, archived = archive.rows[row]
+                yield f"row {row}: its feed has {published}, the archive has {archived}"
 
 
 def _read(
-    themap: Map,
+    topic: str,
     layer: Layer,
     log: SimulatedLog,
     sent: dict[tuple[Row, int], set[Value]],
@@ -49,10 +59,11 @@ def _read(
     """Take all values of a feed, and of each row the one of largest version."""
     versions = Versions(2**40)
     for partition in range(layer.partitions):
-        for record in log.of(themap.feed_topic(layer), partition).records:
+        for record in log.of(topic, partition).records:
             assert record.value is not None
+            is_keyed = not record.value.startswith(ARROW_START)
             for cell in decode_record(record.value):
-                yield from _misplaced(layer, cell, partition, record.key)
+                yield from _misplaced(layer, cell, partition, record.key, is_keyed=is_keyed)
                 row, value = _row_of(cell), _value_of(cell)
                 sent.setdefault((row, cell.version), set()).add(value)
                 if versions.take(partition, cell):
@@ -69,13 +80,15 @@ def _check_sent(
             yield f"published {values} of {row} at {version}; want one value"
 
 
-def _misplaced(layer: Layer, cell: FeedCell, partition: int, key: bytes | None) -> Iterator[str]:
+def _misplaced(
+    layer: Layer, cell: FeedCell, partition: int, key: bytes | None, *, is_keyed: bool
+) -> Iterator[str]:
     """Yield what is wrong with the record of a cell: its partition, or its key."""
     fields = list(cell.key.values())
     if partition != key_hash(fields) % layer.partitions:
         yield f"{cell} is in partition {partition} of its feed"
     identity = [*fields, cell.window_start, cell.source_partition]
-    want = identity if layer.publish == "json" else None
+    want = identity if is_keyed else None
     if (None if key is None else json.loads(key)) != want:
         yield f"{cell} has the record key {key!r}; want {want}"
 

@@ -45,12 +45,13 @@ class PartitionLog:
 class SimulatedLog:
     """``agents.log_partition.ReadableLog`` in memory; every call takes time and may fail.
 
-    While ``feeds_away``, no append to a feed is done or answered.
+    While ``feeds_away``, no append to a feed is done or answered, and while ``topics_away`` none to
+    a layer topic.
     """
 
     def __init__(self, faults: Faults) -> None:
         self._faults = faults
-        self.feeds_away = False
+        self.feeds_away = self.topics_away = False
         self.partitions: dict[tuple[str, int], PartitionLog] = {}
 
     def of(self, topic: str, partition: int) -> PartitionLog:
@@ -67,9 +68,10 @@ class SimulatedLog:
         key: bytes | None = None,
     ) -> int:
         """Append a record, at least once where the broker repeats it."""
-        if self.feeds_away and ".feed." in topic:
+        away = (self.feeds_away and ".feed." in topic) or (self.topics_away and ".layer." in topic)
+        if away and ".journal." not in topic:
             await self._faults.delay()
-            raise OutcomeUnknownError("the feed is away")
+            raise OutcomeUnknownError("the topic is away")
         log = self.of(topic, partition)
         # The end of a journal must be known before its readers can be compared.
         lingers = ".journal." not in topic

@@ -1,8 +1,9 @@
 """The oracle: what every row, value, ledger and letter must be, in plain arithmetic.
 
-It walks the source logs event by event and knows nothing of chunks, blocks or tables. Of the
-product it uses only the bytes' layout. What an owner may have cut, and under which revision, it
-takes from the journal, by rules 3 and 4 in its own words.
+It folds the source logs event by event (``source``), then the layer topics record by record. Of the
+product it uses only the bytes' layout. What an owner may have cut, and under which revision of the
+map, it takes from the journals (``cuts``). From when on a coarser layer that a revision added has
+all events it takes from the owners at rest, who tell readers so.
 """
 
 from __future__ import annotations
@@ -11,138 +12,107 @@ import bisect
 import io
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import msgspec
 import polars as pl
+from simulation.cuts import Cuts, cuts_of, uncut
 from simulation.feeds import check_feeds
 from simulation.log import PartitionLog, SimulatedLog
+from simulation.revisions import RAW
 from simulation.sink import Row, SimulatedArchive, Value
-from simulation.workload import RAW, Workload
+from simulation.source import NEVER, Histories, SourceFold, Step, added, folded_as
+from simulation.workload import Workload
 
 from tables.contribution import decode_contribution
 from tables.keyhash import key_hash
 from tables.layer import Layer, Map
 
-NEVER = -(2**62)
-Histories = dict[Row, list[tuple[int, Value]]]
-"""Of each cell: from which version on it has which value, in ascending order."""
-
 
 class Oracle:
-    """Checks what is left of a run against the source logs."""
+    """Checks what is left of a run against the source logs.
+
+    Args:
+        work: what the run worked on.
+        themap: the last revision of its map that was used.
+        log: all logs at rest.
+        archive: the archive at rest.
+        complete: by layer, from which start on its owners say that windows have all events; of
+            base layers it is checked.
+    """
 
     def __init__(
-        self, work: Workload, themap: Map, log: SimulatedLog, archive: SimulatedArchive
+        self,
+        work: Workload,
+        themap: Map,
+        log: SimulatedLog,
+        archive: SimulatedArchive,
+        complete: Mapping[str, int],
     ) -> None:
         self._work = work
         self._map = themap
         self._log = log
         self._archive = archive
-        self._bases = [layer for layer in themap.layers if layer.source]
+        self._complete = complete
+        self._cuts: dict[tuple[str, int], Cuts] = {}
         self.histories: Histories = {}
         self.ledgers: dict[tuple[str, int], Counter[str]] = {}
         self.late: set[tuple[int, int, str]] = set()
 
     def check(self) -> Iterator[str]:
         """Yield a sentence for everything that is not as it must be."""
-        for partition in range(len(self._work.records)):
-            revisions, wrong = self._revisions(partition)
-            if wrong:
-                yield f"{RAW}[{partition}]: {wrong}"
-                return
-            self._fold(partition, revisions)
+        wrong = list(self._read_journals())
+        yield from wrong
+        if wrong:
+            return
+        yield from self._fold()
         yield from self._check_topics()
         yield from self._check_sent()
         yield from self._check_rows()
-        pure = not self._work.impure
-        yield from check_feeds(self._map, self._log, self._archive, self._wrong, pure=pure)
+        yield from check_feeds(
+            self._work, self._log, self._archive, self._wrong, self._is_published
+        )
         yield from self._check_letters()
 
-    def _revisions(self, partition: int) -> tuple[list[int], str]:
-        """Return the map's revision under which each record was folded, from the journal.
+    def _read_journals(self) -> Iterator[str]:
+        """Find the cuts of all inputs that the last map has.
 
-        A pure run has one only: there, nothing of the journal is needed to know all results.
+        A pure run has one revision only: there, nothing of the journals is needed to know all
+        results.
         """
-        log = self._log.of(RAW, partition)
-        if not self._work.impure:
-            return [1] * len(log.records), ""
-        journal = self._log.of(self._map.journal_topic(RAW), partition)
-        epoch, revision, to = -1, 0, log.first
-        revisions: list[int] = []
-        for offset, record in enumerate(journal.records):
-            assert record.value is not None
-            kind, *fields = msgspec.msgpack.decode(record.value[9:])
-            if kind == "claim" and fields[0] >= revision:
-                epoch, revision = offset, fields[0]
-            elif kind == "delta" and fields[:3] == [epoch, revision, to]:
-                revisions += [revision] * (fields[3] - to)
-                to = fields[3]
-        if len(revisions) != len(log.records):
-            return [], f"{len(revisions)} of {len(log.records)} records are in its history"
-        return revisions, ""
+        for topic, partitions in self._map.inputs().items():
+            for partition in range(partitions):
+                log = self._log.of(topic, partition)
+                journal = self._log.of(self._map.journal_topic(topic), partition)
+                cuts = uncut(log.first, len(log.records))
+                if self._work.impure:
+                    cuts = cuts_of(journal, log.first)
+                self._cuts[topic, partition] = cuts
+                known, there = len(cuts.revisions), len(log.records)
+                if known != there:
+                    yield f"{topic}[{partition}]: {known} of {there} records are in its history"
 
-    def _fold(self, partition: int, revisions: list[int]) -> None:
-        """Fold one source partition into the base layers."""
-        first = self._log.of(RAW, partition).first
-        ledger = self.ledgers[RAW, partition] = Counter()
-        stream = NEVER
-        floors = dict.fromkeys((layer.name for layer in self._bases), NEVER)
-        for number, record in enumerate(self._work.records[partition]):
-            offset = first + number
-            if isinstance(record, int):
-                ledger["records.heartbeat"] += 1
-                stream = max(stream, record)
-            else:
-                ledger["records.with_events"] += 1
-                ledger["events.decoded"] += len(record)
-                ledger["events.classified"] += len(record)
-                for key, time, value in record:
-                    for layer in self._bases:
-                        rule = self._work.rules[layer.name][revisions[number] - 1]
-                        floor = max(floors[layer.name], stream - rule.slack_ms)
-                        floors[layer.name] = floor
-                        least = rule.least / 10 if self._work.impure else rule.least
-                        event = key, time, value
-                        position = partition, offset
-                        column = self._place(layer, event, floor, least, position)
-                        name = _first_layer(layer)
-                        ledger[f"layer.{name}.selected"] += 1
-                        ledger[f"layer.{name}.{column}"] += 1
-                    stream = max(stream, time)
-            for layer in self._bases:
-                slack = self._work.rules[layer.name][revisions[number] - 1].slack_ms
-                floors[layer.name] = max(floors[layer.name], stream - slack)
-
-    def _place(
-        self,
-        layer: Layer,
-        event: tuple[str, int, float],
-        floor: int,
-        least: float,
-        position: tuple[int, int],
-    ) -> str:
-        """Put an event where it belongs; return its column of the ledger."""
-        key, time, value = event
-        partition, offset = position
-        window = time // layer.window.length_ms * layer.window.length_ms
-        if value < least:
-            return "filtered"
-        if window + layer.window.length_ms <= floor:
-            self.late.add((partition, offset, layer.name))
-            return "too_late"
-        history = self.histories.setdefault((_first_layer(layer), (key,), window, partition), [])
-        before = history[-1][1] if history else None
-        history.append((offset + 1, _sum([before, (1, 1, value, value)])))
-        return "folded"
+    def _fold(self) -> Iterator[str]:
+        """Fold the source into all base layers."""
+        began: dict[str, int] = {}
+        for partition in range(len(self._work.records)):
+            fold = SourceFold(self._work, partition, self._cuts[RAW, partition], self.histories)
+            fold.run()
+            self.ledgers[RAW, partition] = fold.ledger
+            self.late |= {(partition, offset, name) for offset, name in fold.late}
+            for name, time in fold.began.items():
+                began[name] = max(time, began.get(name, NEVER))
+        for layer in self._map.layers:
+            said, want = self._complete[folded_as(layer)], began.get(layer.name, NEVER)
+            if layer.source and said != want:
+                yield f"{layer.name} says that it has all events since {said}; want {want}"
 
     def _check_topics(self) -> Iterator[str]:
         """Check every contribution, and fold the layer topics, finer ones first."""
-        for layer in self._map.layers:
+        for layer in self._work.layers:
             if not layer.has_topic:
                 continue
-            finer = layer.finer or _first_layer(layer)
+            finer = layer.finer or folded_as(layer)
             topic = self._map.input_topic(layer)
             for partition in range(layer.partitions):
                 log = self._log.of(topic, partition)
@@ -152,30 +122,39 @@ class Oracle:
         """Fold a layer topic: of each contribution the largest version counts, nothing else."""
         ledger = self.ledgers[self._map.input_topic(layer), partition] = Counter()
         finer_cells = self._by_coarser_key(layer, finer)
+        (finer_window,) = {
+            one.window for one in self._work.layers if finer in (one.name, folded_as(one))
+        }
         cells: dict[Row, dict[Row, tuple[int, Value]]] = {}
+        final: dict[int, int] = {}
         for record in log.records:
             assert record.value is not None
             contribution = decode_contribution(record.value)
             ledger["records.with_events" if contribution.block else "records.heartbeat"] += 1
+            sender = contribution.sender
+            said_before, final[sender] = final.get(sender, NEVER), contribution.announced[1]
+            final[sender] = max(said_before, final[sender])
             if not contribution.block:
                 continue
-            for fine, version, value in _rows_of(finer, contribution.sender, contribution.block):
+            for fine, version, value in _rows_of(finer, sender, contribution.block):
                 ledger[f"layer.{layer.name}.selected"] += 1
                 so_far = [value_at(history, version) for history in finer_cells.get(fine, [])]
-                known = _sum(so_far) if any(so_far) else None
+                known = added(so_far) if any(so_far) else None
                 if known is None or not alike(known, value):
                     yield f"sent {value} of {fine} at {version}; its log came to {known}"
                 window = fine[2] // layer.window.length_ms * layer.window.length_ms
                 row = (layer.name, fine[1], window, partition)
                 parts = cells.setdefault(row, {})
                 if parts.get(fine, (-1, ()))[0] < version:
+                    if finer_window.end(fine[2]) <= said_before:
+                        yield f"sent {value} of {fine} at {version}, and told that it was final"
                     parts[fine] = version, value
-                    total = _sum([part for _, part in parts.values()])
+                    total = added([part for _, part in parts.values()])
                     self.histories.setdefault(row, []).append((record.offset + 1, total))
 
-    def _by_coarser_key(self, layer: Layer, finer: str) -> dict[Row, list[list[tuple[int, Value]]]]:
+    def _by_coarser_key(self, layer: Layer, finer: str) -> dict[Row, list[list[Step]]]:
         """Return the histories of finer cells by what they are sent as: the key is cut."""
-        found: dict[Row, list[list[tuple[int, Value]]]] = {}
+        found: dict[Row, list[list[Step]]] = {}
         for (name, key, window, sender), history in self.histories.items():
             if name == finer:
                 sent_as = (name, key[: len(layer.key)], window, sender)
@@ -198,23 +177,69 @@ class Oracle:
 
     def _check_rows(self) -> Iterator[str]:
         """Check the archive at rest against the source logs alone."""
+        got = {row: value for row, (_, value) in self._archive.rows.items()}
+        for row, value in sorted(self._wanted().items()):
+            if row not in got or not alike(value, got[row]):
+                yield f"row {row}: archive has {got.get(row)}, its log came to {value}"
+
+    def _wanted(self) -> dict[Row, Value]:
+        """Return all rows that the archive must have of the layers there are in the end.
+
+        Rows of windows from before a layer had all events may be anything that was once right.
+        """
         want: dict[Row, Value] = {}
         for layer in self._map.layers:
-            base = layer
-            while base.finer:
-                base = self._map.layer(base.finer)
+            chain = self._chain(layer)
+            whole_ms = self._whole_ms(chain)
             for (name, key, window, partition), history in self.histories.items():
-                if name != _first_layer(base):
+                value = history[-1][1]
+                if name != folded_as(chain[-1]) or value is None:
                     continue
                 start = window // layer.window.length_ms * layer.window.length_ms
+                if start < whole_ms:
+                    continue
                 whole = key[: len(layer.key)]
                 place = key_hash(whole) % layer.partitions if layer.has_topic else partition
                 row = (layer.name, whole, start, place)
-                want[row] = _sum([want.get(row), history[-1][1]])
-        got = {row: value for row, (_, value) in self._archive.rows.items()}
-        for row in sorted({*want, *got}):
-            if row not in want or row not in got or not alike(want[row], got[row]):
-                yield f"row {row}: archive has {got.get(row)}, its log came to {want.get(row)}"
+                want[row] = added([want.get(row), value])
+        return want
+
+    def _whole_ms(self, chain: list[Layer]) -> int:
+        """Return from which start on the first layer of a chain must have what its log came to.
+
+        Nothing is sent of windows that some layer of the chain has not had whole.
+        """
+        revisions = self._work.revisions[: self._map.revision]
+        if all(revision.has(layer) for revision in revisions for layer in chain):
+            return NEVER
+        names = chain[0].name, folded_as(chain[-1])
+        return max(self._complete[name] for name in names)
+
+    def _chain(self, layer: Layer) -> list[Layer]:
+        """Return a layer and all finer ones that it is made of, the base layer last."""
+        chain = [layer]
+        while chain[-1].finer:
+            chain.append(self._map.layer(chain[-1].finer))
+        return chain
+
+    def _is_published(self, row: Row) -> bool:
+        """Tell whether a feed must have what an archived row came to in the end.
+
+        It is where all revisions since its last change have published it.
+        """
+        (layer,) = [one for one in self._work.layers if one.name == row[0]]
+        topic = self._map.input_topic(layer) if self._has(layer) else ""
+        if (topic, row[3]) not in self._cuts:
+            return False
+        version, value = self.histories.get(row, [(0, None)])[-1]
+        if value is None:
+            return False
+        first = self._cuts[topic, row[3]].revision_at(int(version) - 1)
+        revisions = self._work.revisions[first - 1 : self._map.revision]
+        return all(revision.feed_of(layer) for revision in revisions)
+
+    def _has(self, layer: Layer) -> bool:
+        return any(one.name == layer.name for one in self._map.layers)
 
     def _check_letters(self) -> Iterator[str]:
         """Every late event has a letter; in a pure run, nothing else has."""
@@ -231,7 +256,7 @@ class Oracle:
             yield f"letters lack {self.late - found}, and tell of {found - self.late}"
 
 
-def value_at(history: list[tuple[int, Value]], version: int) -> Value | None:
+def value_at(history: list[Step], version: int) -> Value | None:
     """Return what a history came to at a version, None where it had not begun."""
     at = bisect.bisect_right(history, version, key=lambda step: step[0])
     return history[at - 1][1] if at else None
@@ -242,16 +267,6 @@ def alike(one: Value, other: Value) -> bool:
     return len(one) == len(other) and all(
         a == b or math.isclose(a, b, rel_tol=1e-9) for a, b in zip(one, other, strict=True)
     )
-
-
-def _sum(values: list[Value | None]) -> Value:
-    found = [value for value in values if value is not None]
-    counts, numbers, sums, greatest = zip(*found, strict=True)
-    return sum(counts), sum(numbers), sum(sums), max(greatest)
-
-
-def _first_layer(layer: Layer) -> str:
-    return f"{layer.name}.partial" if layer.merged else layer.name
 
 
 def _rows_of(finer: str, sender: int, block: bytes) -> Iterator[tuple[Row, int, Value]]:

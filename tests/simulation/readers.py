@@ -95,6 +95,16 @@ async def check_readers(world: World, worker: Worker) -> Iterator[str]:
     return iter(found)
 
 
+def complete_of(worker: Worker) -> dict[str, int]:
+    """Return by layer, combiners too, from which start on its owners say that windows are whole."""
+    found: dict[str, int] = {}
+    for owner in worker.owners.each():
+        for layer in owner.plan.layers:
+            complete_ms = owner.state.complete_ms(layer)
+            found[layer.name] = max(complete_ms, found.get(layer.name, complete_ms))
+    return found
+
+
 def check_ledgers(worker: Worker, expected: dict[tuple[str, int], Counter[str]]) -> Iterator[str]:
     """Yield where a ledger is not the oracle's, or does not add up."""
     for key, want in expected.items():

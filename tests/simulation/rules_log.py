@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -38,18 +39,20 @@ _emitter = Emitter.__init__
 def _forced(*fields: str) -> Patch:
     """Take deltas whatever these fields say."""
 
-    def apply_delta(self: PartitionState, delta: Delta, identity: Identity) -> bool:
+    def apply_delta(
+        self: PartitionState, delta: Delta, identity: Identity, rows: Mapping[str, Any]
+    ) -> bool:
         meta = self.meta
         right = {"start": min(meta.to, delta.stop), "epoch": meta.epoch, "revision": meta.revision}
         if "start" in fields:
             meta.to = right["start"]
         changes = {field: right[field] for field in fields}
-        return _apply_delta(self, msgspec.structs.replace(delta, **changes), identity)
+        return _apply_delta(self, msgspec.structs.replace(delta, **changes), identity, rows)
 
     return PartitionState, "_apply_delta", apply_delta
 
 
-async def _append_whoever_owns(self: Owner, _: Any, value: bytes) -> int:
+async def _append_whoever_owns(self: Owner, _: Any, value: bytes, __: Any = None) -> int:
     """Append and read back, without looking at the epoch that stands afterwards."""
     offset = await self._io.append(value)
     meta = self.state.meta
@@ -85,7 +88,7 @@ def floor_never_falls() -> list[Patch]:
     """Let the floor follow from stream time and the newest revision alone."""
 
     def before(self: Owner) -> Before:
-        return Before(self.state.meta.stream_time_ms, {})
+        return Before(self.state.meta.stream_time_ms, {}, self.state.ids)
 
     def floor_ms(self: PartitionState, layer: Layer) -> int:
         if self.plan.finer is not None:
@@ -143,7 +146,7 @@ def letters_first() -> list[Patch]:
     return [(agents.ingest, "send_letters", send)]
 
 
-async def _trusting(self: Owner, entry: Any, value: bytes) -> int:
+async def _trusting(self: Owner, entry: Any, value: bytes, rows: Any = None) -> int:
     """Take an acknowledged append for one that stands."""
     offset = await self._io.append(value)
     meta = self.state.meta
@@ -151,7 +154,7 @@ async def _trusting(self: Owner, entry: Any, value: bytes) -> int:
         follows = {"start": meta.to, "epoch": meta.epoch, "revision": meta.revision}
         entry = msgspec.structs.replace(entry, **follows)
     meta.journal_offset = offset
-    self.state.apply(offset, entry, identity_of(value))
+    self.state.apply(offset, entry, identity_of(value), rows)
     return offset
 
 
@@ -194,6 +197,10 @@ async def _advance_first(self: Owner, content: Content, tail: Any, *, store: boo
     meta = self.state.meta
     offset, entry = meta.journal_offset, meta.entry
     self.state.apply(offset, delta, identity_of(value))
+    for (name, _), acks in self._acks.items():
+        acks.forget(delta.evicted.get(name, ()))
+        if name in delta.blocks:
+            acks.changed(self.state.tables[name].touched)
     if store:
         meta.journal_offset, meta.entry = offset, entry
         self._io.save(self.state.take_writes(), meta)
@@ -206,8 +213,8 @@ async def _advance_first(self: Owner, content: Content, tail: Any, *, store: boo
     self._io.save(self.state.take_writes(), meta)
 
 
-def _known_emitter(self: Emitter, owner: Owner, *args: Any) -> None:
-    _emitter(self, owner, *args)
+def _known_emitter(self: Emitter, owner: Owner, *args: Any, **options: Any) -> None:
+    _emitter(self, owner, *args, **options)
     owner.emitter = self  # type: ignore[attr-defined]
 
 

@@ -137,7 +137,7 @@ def new_owner_sends_again() -> list[Patch]:
     async def claim(self: Owner) -> None:
         await _claim(self)
         for (layer, _), acked in self._acks.items():
-            acked.update(self.state.tables[layer].versions)
+            acked.take(self.state.tables[layer].versions)
 
     return [(Owner, "claim", claim)]
 

@@ -8,12 +8,13 @@ import logging
 import random
 
 from simulation.oracle import Oracle
-from simulation.readers import check_ledgers, check_readers
+from simulation.readers import check_ledgers, check_readers, complete_of
 from simulation.rules import Rule
 from simulation.stores import Stores
 from simulation.world import Statistics, World, prepared
 
 FAILURES_MAX = 5
+MISFITS = ("TypeError", "AttributeError", "NameError", "KeyError", "ValueError")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +26,11 @@ class Outcome:
     failures: list[str]
     trace: int
     statistics: Statistics
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether what stands in for a rule does not fit the product, which tells nothing."""
+        return any(name in text for text in self.failures for name in MISFITS)
 
 
 def run_seed(seed: int, stores: Stores, *, impure: bool, without: Rule | None = None) -> Outcome:
@@ -68,6 +74,6 @@ async def _live(world: World) -> None:
     if world.failures:
         return
     world.failures += await check_readers(world, worker)
-    oracle = Oracle(world.work, world.map, world.log, world.archive)
+    oracle = Oracle(world.work, world.map, world.log, world.archive, complete_of(worker))
     world.failures += oracle.check()
     world.failures += check_ledgers(worker, oracle.ledgers)

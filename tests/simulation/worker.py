@@ -47,6 +47,7 @@ class Worker:
         around: what it shares with others.
         themap: that it serves.
         folder: of its host; no other living process may use it.
+        early_emit_s: how long cells must not have changed before open ones are sent; 0 for never.
         stopped: called when it stops by itself, with the reason.
     """
 
@@ -55,6 +56,7 @@ class Worker:
         around: Surroundings,
         themap: Map,
         folder: Path,
+        early_emit_s: float,
         stopped: Callable[[Worker, BaseException], None],
     ) -> None:
         self.map = themap
@@ -76,6 +78,7 @@ class Worker:
             failed=self._fail,
             fenced=self._fenced,
             misplaced=self._misplaced,
+            early_emit_s=early_emit_s,
         )
         self._ingest = Ingest(self.owners, around.log)
         self._rollup = Rollup(self.owners, around.log)
@@ -84,9 +87,10 @@ class Worker:
             self._spawn(self._lane, sorted(topics))
 
     def assign(self, key: Key) -> None:
-        """Give it a partition, whoever else has it."""
-        self.wanted.add(key)
-        self._spawn(self._restore, key)
+        """Give it a partition, whoever else has it, if its map has the topic."""
+        if key[0] in self.map.inputs():
+            self.wanted.add(key)
+            self._spawn(self._restore, key)
 
     def leave(self) -> None:
         """Claim nothing any more."""

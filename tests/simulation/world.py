@@ -1,7 +1,7 @@
 """One run of the simulation: workers, whoever kills them, and the calm after.
 
 workload -> source logs -> workers (real owners, agents, codecs, stores) -> layer topics, archive
-^ chaos: kills, stops, takeovers, lost and old stores, upgrades
+^ chaos: kills, stops, takeovers, lost and old stores, upgrades, sinks that are away
 calm: everything is healed, one new worker drains to quiescence -> oracle
 """
 
@@ -20,10 +20,11 @@ import polars as pl
 from simulation.faults import Faults
 from simulation.log import SimulatedLog
 from simulation.loop import SimulatedLoop
+from simulation.revisions import RAW
 from simulation.sink import SimulatedArchive
 from simulation.stores import Contents, Stores
-from simulation.worker import Surroundings, Worker
-from simulation.workload import RAW, Workload, encode_record, make_workload, write_records
+from simulation.worker import Key, Surroundings, Worker
+from simulation.workload import Workload, encode_record, make_workload, write_records
 
 import agents.emit
 import agents.fold_few
@@ -43,6 +44,10 @@ STEPS = (20, 70)
 """What befalls a run, before it is healed."""
 
 STEP_S_MEAN = 0.6
+
+AWAY_S_MEAN = 8.0
+"""How long a sink is away."""
+
 QUIET_S = 15.0
 """Without a request for so long, more than the longest wait before a retry, nothing will come."""
 
@@ -84,16 +89,17 @@ class World:
         self._growing = rng.choices(numbers, k=rng.choice((1, 3, 9)))
         first = rng.choice((0, 0, 5))
         write_records(self.log, self.work, first)
-        self.keys = [
-            (topic, partition)
-            for topic, partitions in self.map.inputs().items()
-            for partition in range(partitions)
-        ]
 
     @property
     def map(self) -> Map:
         """The newest map in use."""
         return self.work.maps[self.revision]
+
+    @property
+    def keys(self) -> list[Key]:
+        """Topic and partition of all inputs of the newest map."""
+        inputs = self.map.inputs().items()
+        return [(topic, number) for topic, count in inputs for number in range(count)]
 
     async def chaos(self) -> None:
         """Do to the workers what may be done to workers."""
@@ -105,8 +111,8 @@ class World:
             await self._sleep(rng.expovariate(1 / STEP_S_MEAN))
             act = rng.choices(
                 (self._grow, self._start, self._take_over, self._kill, self._stop, self._go_on,
-                 self._revoke, self._archive_away, self._feeds_away, self._lose_tail),
-                (30, 8, 22, 10, 10, 10, 4, 2, 2, 4 if self._tail_loss else 0),
+                 self._revoke, self._sink_away, self._lose_tail),
+                (30, 10, 22, 10, 10, 10, 4, 8, 4 if self._tail_loss else 0),
             )  # fmt: skip
             act[0]()
 
@@ -120,7 +126,7 @@ class World:
                 self.loop.later(QUIET_S, functools.partial(self._end, worker))
             else:
                 self._end(worker)
-        self.archive.away = self.log.feeds_away = False
+        self._sinks_back()
         self.faults.heal()
         for (topic, _), partition in self.log.partitions.items():
             if topic == RAW:
@@ -140,11 +146,13 @@ class World:
             t
             for records in self.work.records
             for record in records
-            for t in ([record] if isinstance(record, int) else [t for _, t, _ in record])
+            for t in ([record] if isinstance(record, int) else [t for _, t, *_ in record])
         ]
         newest = max(times, default=0)
         windows = [layer.window for layer in self.map.layers]
-        end = max(window.end(window.start(newest)) for window in windows) + 3
+        rules = self.work.revisions[self.revision].rules.values()
+        slack = max(rule.out_of_orderness_ms for rule in rules)
+        end = max(window.end(window.start(newest)) for window in windows) + slack
         for number, records in enumerate(self.work.records):
             records.append(end)
             self.log.of(RAW, number).add(*encode_record(end))
@@ -176,14 +184,29 @@ class World:
         if not free:
             return
         folder = rng.choice(free)
-        if not self.faults.calm and rng.random() < 0.25:
-            self.revision = min(self.revision + 1, len(self.work.maps) - 1)
+        # A sink that is away has cells wait which the next revision must not forget.
+        is_upgrade = not self.faults.calm and rng.random() < (0.8 if self._is_sink_away else 0.4)
+        if is_upgrade:
+            self._upgrade()
         back = 0 if self.faults.calm or not self.revision else rng.choice((0, 0, 1))
         themap = self.work.maps[self.revision - back]
         self._tamper(folder)
         self.statistics.workers += 1
         around = Surroundings(self.loop, self.faults, self.log, self.archive)
-        self.workers.append(Worker(around, themap, folder, self._stopped_itself))
+        early_emit_s = rng.choice((0, 0, 0.5, 3))
+        self.workers.append(Worker(around, themap, folder, early_emit_s, self._stopped_itself))
+        if is_upgrade:
+            count = len(self.keys)
+            for key in rng.sample(self.keys, rng.choice((count, count, rng.randrange(count)))):
+                self.workers[-1].assign(key)
+
+    def _upgrade(self) -> None:
+        """Take a higher revision, perhaps not the next, perhaps while sinks are away."""
+        before = self.revision
+        self.revision = min(before + self.rng.choice((1, 1, 1, 1, 2)), len(self.work.maps) - 1)
+        if self.revision > before:
+            for _ in range(self.rng.choice((0, 1, 2))):
+                self._sink_away()
 
     def _take_over(self) -> None:
         """Give a partition to another worker; the one that has it hears nothing of it."""
@@ -211,11 +234,25 @@ class World:
         if self.workers:
             self.rng.choice(self.workers).revoke(self.rng.choice(self.keys))
 
-    def _archive_away(self) -> None:
-        self.archive.away = not self.archive.away
+    def _sink_away(self) -> None:
+        """Take away the archive, all layer topics or all feeds, till some time later."""
+        sink, name = self.rng.choice(
+            (
+                (self.archive, "away"),
+                (self.log, "topics_away"),
+                (self.log, "topics_away"),
+                (self.log, "feeds_away"),
+            )
+        )
+        setattr(sink, name, True)
+        self.loop.later(self.rng.expovariate(1 / AWAY_S_MEAN), lambda: setattr(sink, name, False))
 
-    def _feeds_away(self) -> None:
-        self.log.feeds_away = not self.log.feeds_away
+    @property
+    def _is_sink_away(self) -> bool:
+        return self.archive.away or self.log.topics_away or self.log.feeds_away
+
+    def _sinks_back(self) -> None:
+        self.archive.away = self.log.topics_away = self.log.feeds_away = False
 
     def _lose_tail(self) -> None:
         """Lose the acknowledged end of a journal, as an unclean election does."""
