@@ -63,12 +63,17 @@ class Gatherer:
         self._finer = plan.finer
         self._layer = plan.layers[0]
 
-    def gather(self, run: Run, state: PartitionState) -> tuple[Content, list[SetAside]]:
-        """Return what ``run`` adds to ``state``, and the records to set aside."""
+    def gather(
+        self, run: Run, state: PartitionState, refused: str = ""
+    ) -> tuple[Content, list[SetAside]]:
+        """Return what ``run`` adds to ``state``, and the records to set aside.
+
+        ``refused`` says why all of them are.
+        """
         gaps = run.next_offset - run.first_offset - len(run.values)
         doing = _Gathering({"records.gap": gaps})
         announced = dict(state.meta.announced)
-        records = self._decode(run, doing)
+        records = self._decode(run, doing, refused)
         with_cells = self._announce(records, announced)
         table = state.tables[self._layer.name]
         assert isinstance(table, RollupTable)
@@ -85,7 +90,7 @@ class Gatherer:
         )
         return content, doing.aside
 
-    def _decode(self, run: Run, doing: _Gathering) -> list[_Record]:
+    def _decode(self, run: Run, doing: _Gathering, refused: str) -> list[_Record]:
         """Return the records that can be used."""
         records = []
         for index, value in enumerate(run.values):
@@ -94,6 +99,9 @@ class Gatherer:
                 continue
             if not value:
                 doing.count("records.empty")
+                continue
+            if refused:
+                doing.refuse(index, refused)
                 continue
             rows = None
             try:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 
 from agents.batch import SetAside
 from agents.emit import Log
-from tables.chunk import Run
+from tables.chunk import Headers, Run
 from tables.layer import Map
-from tables.letter import LETTER_BYTES_MAX, Letter, index_of
+from tables.letter import Letter, index_of
+from tables.limits import LETTER_BYTES_MAX, LETTER_INDEX_BYTES_MAX
 
 PartOf = Callable[[Run, SetAside], tuple[bytes, str]]
 """Returns the value of what is set aside, and its content type."""
 
 WAITING_MAX = 1_000
 """Letters on their way at once; more wait, so that a flood of them holds no memory."""
+
+WAITING_BYTES_MAX = 32 << 20
+"""Of letters on their way at once, and one letter more."""
 
 
 async def send_letters(
@@ -28,37 +33,48 @@ async def send_letters(
     Raises:
         OutcomeUnknownError: some may or may not have been taken.
     """
-    for first in range(0, len(aside), WAITING_MAX):
-        sends = []
-        for item in aside[first : first + WAITING_MAX]:
-            run = runs[item.run]
-            value, headers = letter_of(run, item, part_of)
-            target = run.partition % themap.side_partitions
+    sends: list[Coroutine[None, None, int]] = []
+    held = 0
+    for item in aside:
+        run = runs[item.run]
+        target = run.partition % themap.side_partitions
+        for value, headers in letters_of(run, item, part_of):
             sends.append(to.append(themap.side_topic(item.kind), target, value, headers))
-        await asyncio.gather(*sends)
+            held += len(value)
+            if len(sends) == WAITING_MAX or held > WAITING_BYTES_MAX:
+                await asyncio.gather(*sends)
+                sends, held = [], 0
+    await asyncio.gather(*sends)
 
 
-def letter_of(
-    run: Run, item: SetAside, part_of: PartOf
-) -> tuple[bytes, tuple[tuple[str, bytes], ...]]:
-    """Return a letter's value and headers."""
-    value, content_type = part_of(run, item)
-    fault = run.faults.get(item.record)
-    size = max(len(value), fault.size if fault is not None else 0)
-    letter = Letter(
+def letters_of(run: Run, item: SetAside, part_of: PartOf) -> Iterator[tuple[bytes, Headers]]:
+    """Yield values and headers: one letter, or several where a record does not hold them all."""
+    events = item.events or ()
+    index = index_of(events)
+    if len(index) <= LETTER_INDEX_BYTES_MAX:
+        value, content_type = part_of(run, item)
+        if len(value) <= LETTER_BYTES_MAX or len(events) <= 1:
+            yield value[:LETTER_BYTES_MAX], _letter(run, item, index, value, content_type)
+            return
+    middle = len(events) // 2
+    for some in (events[:middle], events[middle:]):
+        yield from letters_of(run, dataclasses.replace(item, events=some), part_of)
+
+
+def _letter(run: Run, item: SetAside, index: str, value: bytes, content_type: str) -> Headers:
+    return Letter(
         topic=run.topic,
         partition=run.partition,
         offset=run.offsets[item.record],
-        index=index_of(item.events or ()),
+        index=index,
         events=len(item.events or ()),
         reason=item.reason,
         detail=item.detail,
         content_type=content_type,
         layer=item.layer,
         lateness_ms=item.lateness_ms,
-        cut=size if size > LETTER_BYTES_MAX else 0,
-    )
-    return value[:LETTER_BYTES_MAX], letter.headers()
+        cut=len(value) if len(value) > LETTER_BYTES_MAX else 0,
+    ).headers()
 
 
 def whole_record(run: Run, item: SetAside) -> tuple[bytes, str]:

@@ -14,6 +14,7 @@ import polars as pl
 
 from agents.acks import Acks, oldest_taken
 from agents.claims import check_source, fenced, new_claim, why_refused
+from agents.deltas import fitted
 from agents.emission import ARCHIVE, FEED, Due, Emission
 from agents.fold import Before, Content
 from agents.partition_io import PartitionIO
@@ -25,13 +26,11 @@ from tables.cell import whole_only
 from tables.chunk import Run
 from tables.contribution import added_up
 from tables.errors import (
-    DeltaTooLargeError,
     FencedError,
     OffsetGoneError,
     OutcomeUnknownError,
 )
 from tables.journal import (
-    DELTA_BYTES_MAX,
     Announcement,
     Delta,
     Entry,
@@ -43,6 +42,7 @@ from tables.journal import (
     identity_of,
 )
 from tables.layer import Layer
+from tables.limits import DELTA_BYTES_MAX, EVICTED_MAX
 from tables.plan import InputPlan
 from tables.snapshot import capture
 from tables.state import PartitionState
@@ -129,14 +129,10 @@ class Owner:
             FencedError: it does not stand: another owner took over.
             OutcomeUnknownError: it may or may not have landed; forget this owner and claim again.
             DeltaTooLargeError: nothing has happened; advance by less at once.
+            TreasureMapError: nothing has happened, and no part of the content would fit.
         """
-        delta = self._compose(content, tail)
-        value = encode_entry(delta)
-        if len(value) > DELTA_BYTES_MAX:
-            raise DeltaTooLargeError(
-                f"cannot append delta of {self.plan.topic}[{self.partition}]: one record holds too "
-                f"little; got {len(value)} bytes; want at most {DELTA_BYTES_MAX}"
-            )
+        where = f"{self.plan.topic}[{self.partition}]"
+        delta, value = fitted(self._compose(content, tail), where, DELTA_BYTES_MAX)
         evicted = {
             layer.name: [
                 self.state.tables[layer.name].versions[w] for w in delta.evicted[layer.name]
@@ -328,8 +324,10 @@ class Owner:
         """Return the sealed windows, by layer, that every sink has acknowledged (rule 9).
 
         They are sealed before the delta that evicts them, so it cannot change their cells. Older
-        ones go first, so that all that were evicted end before all that are there.
+        ones go first, so that all that were evicted end before all that are there; those that one
+        delta has no room for wait for the next.
         """
+        room = EVICTED_MAX
         found: dict[str, list[int]] = {}
         for layer in self.plan.layers:
             floor = min(self.state.floor_ms(layer), self._told_ms(layer))
@@ -338,9 +336,9 @@ class Owner:
             if oldest is None or layer.window.end(oldest) > floor:
                 continue
             acks = [self._acks[layer.name, sink] for sink in self.sinks(layer)]
-            found[layer.name] = oldest_taken(
-                {w: v for w, v in table.versions.items() if layer.window.end(w) <= floor}, acks
-            )
+            sealed = {w: v for w, v in table.versions.items() if layer.window.end(w) <= floor}
+            found[layer.name] = oldest_taken(sealed, acks)[:room]
+            room -= len(found[layer.name])
         return found
 
     def _told_ms(self, layer: Layer) -> int:

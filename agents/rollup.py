@@ -27,11 +27,12 @@ class Rollup:
         """Take a chunk through one cycle of docs/formats/journal.md."""
         await asyncio.gather(*(self._handle(run, chunk.generation) for run in chunk.runs))
 
-    async def _handle(self, run: Run, generation: int) -> None:
+    async def _handle(self, run: Run, generation: int, refused: str = "") -> None:
+        """Take a run through; ``refused`` says why its one record is not taken in."""
         owner = self._owners.taker(run, generation)
         if owner is None:
             return
-        content, aside = self._gatherers[run.topic].gather(run, owner.state)
+        content, aside = self._gatherers[run.topic].gather(run, owner.state, refused)
         try:
             await send_letters(self._log, self._owners.themap, [run], aside, whole_record)
         except OutcomeUnknownError as error:
@@ -39,8 +40,10 @@ class Rollup:
             return
         try:
             await self._owners.advance(owner, content, tail_of(run))
-        except DeltaTooLargeError:
+        except DeltaTooLargeError as error:
             if len(run.values) == 1:
-                raise
+                # No owner writes one; the partition could never go on.
+                await self._handle(run, generation, refused=str(error))
+                return
             for half in run.halves():
                 await self._handle(half, generation)

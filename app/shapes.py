@@ -11,8 +11,9 @@ from typing import Any
 from agents.log_partition import LogPartitionIO
 from agents.recovery import Recovery
 from app.kafka_log import KafkaLog
-from app.topics import RECORD_BYTES_MAX, topics_found
+from app.topics import topics_found
 from tables.layer import Map
+from tables.limits import RECORD_BYTES_MAX
 from tables.plan import InputPlan
 from tables.shape import refuse_changes
 from tables.state import Meta, PartitionState

@@ -34,7 +34,7 @@ from app.peers import Peers
 from app.pressure import Pressure
 from app.process import Process
 from app.settings import Settings
-from app.topics import RECORD_BYTES_MAX, check_topics
+from app.topics import check_topics
 from app.transport import Transport
 from app.view import View
 from app.watch import Watch
@@ -45,6 +45,7 @@ from tables.archive_cache import ArchiveCache
 from tables.errors import ArchiveAwayError, SettingError
 from tables.journal import Claimant
 from tables.layer import Map
+from tables.limits import RECORD_BYTES_MAX
 from tables.plan import plans_of
 
 # One core a worker: more threads only take time from the other workers of the machine.

@@ -18,15 +18,12 @@ from aiokafka.errors import KafkaError, for_code
 
 from tables.errors import TreasureMapError
 from tables.layer import Map
+from tables.limits import RECORD_BYTES_MAX
 
 TopicKind = Literal["source", "layer", "journal", "feed", "side"]
 
 REPLICATION_MAX = 3
 """Copies of a topic where the caller names no number and there are brokers enough."""
-
-RECORD_BYTES_MAX = 16 * 1024 * 1024
-"""``max.message.bytes`` of the map's own topics: a delta is one record, and a chunk's cells with
-it; the broker's default is 1 MiB."""
 
 VISIBLE_DEADLINE_S = 30.0
 _VISIBLE_POLL_S = 0.05

@@ -23,12 +23,13 @@ from agents.owner import Owner
 from app.feed import Feed
 from app.kafka_log import KafkaLog
 from app.mapfile import parse_map
-from app.topics import RECORD_BYTES_MAX, apply_topics
+from app.topics import apply_topics
 from benchmarks.cases import CASES
 from benchmarks.load import START_MS, encode
 from benchmarks.runs import WorkerRun
 from client.query import QueryClient
 from tables.layer import Map
+from tables.limits import RECORD_BYTES_MAX
 from tables.plan import InputPlan, plans_of
 from tables.store import PartitionStore
 

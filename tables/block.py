@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import io
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import msgspec
@@ -45,6 +45,9 @@ _PYTHON_TYPES: dict[type[pl.DataType], set[type]] = {
     pl.String: {str}, pl.Boolean: {bool}, pl.Int32: {int}, pl.Int64: {int}, pl.Int128: {int},
     pl.Float64: {float, int},
 }  # fmt: skip
+
+COMPRESS_BYTES_MIN = 1 << 16
+"""Fewer rows of so many bytes are compressed too: one row is never larger than among others."""
 
 _START = "window_start"
 
@@ -85,9 +88,23 @@ def encode_block(rows: pl.DataFrame | FewRows) -> bytes:
             # A sum of integers that 64 bits do not hold.
             rows = rows.frame()
     out = io.BytesIO()
-    compress = rows.height >= COMPRESS_ROWS_MIN
+    compress = rows.height >= COMPRESS_ROWS_MIN or rows.estimated_size() > COMPRESS_BYTES_MIN
     rows.write_ipc_stream(out, compression="lz4" if compress else "uncompressed")
     return out.getvalue()
+
+
+def encoded_pieces(rows: pl.DataFrame, rows_max: int, bytes_max: int) -> Iterator[bytes]:
+    """Yield the bytes of rows, in order: pieces of so many rows and bytes at most, or one row."""
+    at = 0
+    while at < rows.height:
+        piece = rows[at : at + rows_max]
+        data = encode_block(piece)
+        if len(data) > bytes_max and piece.height > 1:
+            fitting = piece.height * bytes_max // len(data)
+            rows_max = max(1, min(piece.height // 2, fitting))
+            continue
+        at += piece.height
+        yield data
 
 
 def check_block(data: bytes) -> None:

@@ -15,7 +15,7 @@ from typing import cast
 import msgspec
 import polars as pl
 
-from tables.block import check_block, decode_frame, encode_block
+from tables.block import check_block, decode_frame, encoded_pieces
 from tables.cell import cell_schema, merge_rows
 from tables.errors import JournalRefusedError
 from tables.journal import Announcement
@@ -112,10 +112,8 @@ def split_cells(coarser: Layer, cells: pl.DataFrame) -> list[tuple[int, bytes]]:
     found = []
     for (place, *_), part in parts.items():
         pieces = -(-int(part.estimated_size()) // BLOCK_BYTES_MAX)
-        found += [
-            (int(place), encode_block(piece))
-            for piece in part.iter_slices(max(1, part.height // max(1, pieces)))
-        ]
+        rows_max = max(1, part.height // max(1, pieces))
+        found += [(int(place), data) for data in encoded_pieces(part, rows_max, BLOCK_BYTES_MAX)]
     return found
 
 

@@ -22,9 +22,6 @@ once the structure of their blocks is checked."""
 
 _UNSEALED = (b"\x01", b"\x02")
 
-DELTA_BYTES_MAX = 15 * 1024 * 1024
-"""A delta is one record; its topic takes 16 MiB with all that Kafka adds."""
-
 Announcement = tuple[int, int]
 """``(closed_ms, floor_ms)``: windows that end at or below are closed, or final, and sent."""
 

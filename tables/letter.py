@@ -12,9 +12,6 @@ import msgspec
 
 from tables.chunk import Headers
 
-LETTER_BYTES_MAX = 15 * 1024 * 1024
-"""Of a letter's value; the rest of a longer record is cut off. The topics take 16 MiB."""
-
 _INDEX = re.compile(r"(\d{1,10}(-\d{1,10})?(,\d{1,10}(-\d{1,10})?)*)?")
 
 

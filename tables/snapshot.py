@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 import msgspec
 import polars as pl
 
-from tables.block import encode_block
+from tables.block import encoded_pieces
 from tables.journal import SnapshotPart
 from tables.plan import InputPlan
 from tables.state import Meta, PartitionState
@@ -22,7 +22,7 @@ PIECE_ROWS = 25_000
 for it. Cells of 12 columns come to about 2 MB, of one million to 40 parts."""
 
 PART_BYTES = 2 << 20
-"""A part is closed when it has so many bytes of blocks."""
+"""Of a part's blocks, which are cut to fit; a single row may be larger (``tables.limits``)."""
 
 _META = msgspec.msgpack.Decoder(Meta)
 
@@ -51,14 +51,13 @@ def restored(plan: InputPlan, parts: Iterable[SnapshotPart]) -> PartitionState:
 
 def _parts(meta: bytes, blocks: list[tuple[str, int, pl.DataFrame]]) -> Iterator[SnapshotPart]:
     held: list[tuple[str, int, bytes]] = []
-    size = 0
+    size = len(meta)
     for name, sequence, block in blocks:
-        for piece in block.iter_slices(PIECE_ROWS):
-            data = encode_block(piece)
-            held.append((name, sequence, data))
-            size += len(data)
-            if size >= PART_BYTES:
+        for data in encoded_pieces(block, PIECE_ROWS, PART_BYTES):
+            if size and size + len(data) > PART_BYTES:
                 yield SnapshotPart(meta, held)
                 meta, held, size = b"", [], 0
+            held.append((name, sequence, data))
+            size += len(data)
     if meta or held:
         yield SnapshotPart(meta, held)

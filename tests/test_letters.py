@@ -11,11 +11,14 @@ import pytest
 from house import MAP, RAW, House
 from hypothesis import given
 from hypothesis import strategies as st
-from support import HOUR_MS, MemoryLog, StoredRecord, flight
+from support import HOUR_MS, MemoryLog, StoredRecord, flight, until
 
+import agents.letters
 from agents import owner
 from tables import ledger
 from tables.archive_embedded import EmbeddedArchive
+from tables.errors import TreasureMapError
+from tables.journal import Delta, decode_entry
 from tables.letter import Letter, LetterError, index_of, read_letter
 
 
@@ -157,3 +160,92 @@ async def test_a_record_too_large_for_one_delta_is_set_aside(
     assert ledger.imbalances(counts, 3, ["hour"]) == []
     ((letter, value),) = letters(house)
     assert (letter.reason, letter.index, value) == ("too_many_cells", "", b"\n".join(many))
+
+
+async def test_places_that_fill_a_header_go_into_several_letters(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record of lines of which every second is none; no letter is larger than a record."""
+    monkeypatch.setattr(agents.letters, "LETTER_INDEX_BYTES_MAX", 100)
+    lines = [flight(1) if place % 2 else b"%d?" % place for place in range(200)]
+    house.log.put(RAW, 0, b"\n".join(lines))
+    await house.restore()
+    await house.step(RAW, 10)
+    found = letters(house)
+    assert len(found) > 1
+    assert all(len(letter.index) <= 100 for letter, _ in found)
+    assert sum(letter.events for letter, _ in found) == 100
+    assert b"\n".join(value for _, value in found) == b"\n".join(lines[::2])
+    assert len({letter.identity for letter, _ in found}) == len(found)
+
+
+async def test_a_value_larger_than_a_letter_goes_into_several(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is exact, so all can be replayed; only an event of its own size is cut."""
+    monkeypatch.setattr(agents.letters, "LETTER_BYTES_MAX", 100)
+    lines = [b"%d?%s" % (place, b"x" * 30) for place in range(8)] + [b"y" * 300]
+    house.log.put(RAW, 0, b"\n".join(lines))
+    await house.restore()
+    await house.step(RAW, 10)
+    found = letters(house)
+    assert [value for letter, value in found if letter.cut] == [b"y" * 100]
+    whole = [value for letter, value in found if not letter.cut]
+    assert b"\n".join(whole) == b"\n".join(lines[:8])
+
+
+async def test_a_delta_that_is_too_large_by_itself_blames_no_record(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker ends in words; a good event is no dead letter for it."""
+    house.log.put(RAW, 0, flight(1))
+    await house.restore()
+    monkeypatch.setattr(owner, "DELTA_BYTES_MAX", 10)
+    with pytest.raises(TreasureMapError, match="what it says beside its cells is too large"):
+        await house.step(RAW, 10)
+    assert letters(house) == []
+
+
+async def test_many_windows_are_evicted_by_several_deltas(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that one delta has no room for go with the next ones, oldest first."""
+    monkeypatch.setattr(owner, "EVICTED_MAX", 5)
+    for hour in range(12):
+        house.log.put(RAW, 0, flight(hour * HOUR_MS))
+    house.log.put(RAW, 0, flight(100 * HOUR_MS))
+    await house.restore()
+    await house.step(RAW, 100)
+    held = house.owners.get(RAW, 0)
+    assert held is not None
+    table = held.state.tables["hour"]
+
+    async def only_the_last() -> bool:
+        return set(table.versions) == {100 * HOUR_MS}
+
+    await until(only_the_last)
+    records = house.log.records["small.journal.flights.raw", 0]
+    evictions = [
+        len(entry.evicted["hour"])
+        for entry in (decode_entry(record.value or b"") for record in records)
+        if isinstance(entry, Delta) and entry.evicted
+    ]
+    assert evictions == [5, 5, 2]
+
+
+async def test_evictions_that_a_delta_has_no_room_for_wait(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record that comes with them is taken in, whatever goes."""
+    for hour in range(60):
+        house.log.put(RAW, 0, flight(hour * HOUR_MS))
+    await house.restore()
+    await house.step(RAW, 100)
+    held = house.owners.get(RAW, 0)
+    assert held is not None
+    monkeypatch.setattr(held, "_evictable", lambda: {"hour": [2**60] * 100})
+    monkeypatch.setattr(owner, "DELTA_BYTES_MAX", 900)
+    house.log.put(RAW, 0, flight(60 * HOUR_MS))
+    await house.step(RAW, 100)
+    assert held.position == 61
+    assert letters(house) == []

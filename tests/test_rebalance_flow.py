@@ -17,9 +17,10 @@ from agents.ingest import Ingest
 from agents.owners import Owners
 from app.kafka_log import Headers, KafkaLog
 from app.mapfile import load_map
-from app.topics import RECORD_BYTES_MAX, apply_topics
+from app.topics import apply_topics
 from tables.archive_embedded import EmbeddedArchive
 from tables.errors import OutcomeUnknownError
+from tables.limits import RECORD_BYTES_MAX
 
 
 class SlowLetters(KafkaLog):

@@ -54,7 +54,7 @@ async def make(
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut snapshots of a few rows into many parts."""
     monkeypatch.setattr(snapshot, "PIECE_ROWS", 3)
-    monkeypatch.setattr(snapshot, "PART_BYTES", 3_000)
+    monkeypatch.setattr(snapshot, "PART_BYTES", 5_000)
 
 
 def started(log: MemoryLog) -> list[int]:
@@ -381,3 +381,23 @@ async def test_a_snapshot_is_due_by_the_size_of_the_tail(make: Callable[[], Hous
     for tail, size, due in ((4_000, 0, False), (4_001, 0, True), (9_000, 9_000, False)):
         meta.tail_bytes, meta.snapshot_bytes = tail, size
         assert owner.wants_snapshot() is due
+
+
+def test_parts_are_cut_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long keys make a part of few rows; only one row may be larger than a part."""
+    monkeypatch.setattr(snapshot, "PART_BYTES", 20_000)
+    chance = random.Random(1)
+    journal = Journal(RAW_PLAN)
+    for size in (10, 500, 500, 30_000, 10, 30_000, 500):
+        cells = [(chance.randbytes(size).hex(), "UA", at * HOUR_MS, 1) for at in range(40)]
+        if size > 500:
+            cells = cells[:2]
+        to = journal.state.meta.to
+        assert journal.append(delta(journal.state, to + 1, {"hour": hour_block(cells)}))
+    parts = list(snapshot.capture(journal.state))
+    assert len(parts) > 10
+    for part in parts:
+        sizes = [len(data) for _, _, data in part.blocks]
+        assert sum(sizes) <= 20_000 or len(sizes) == 1
+    copied = snapshot.restored(RAW_PLAN, parts)
+    assert contents_of(copied) == contents_of(journal.state)

@@ -1,0 +1,40 @@
+"""Limits: how large the records are that workers write, so that every one of them is taken.
+
+A record that no broker takes would end its worker again at every start. So whatever is made of
+many rows is cut by bytes, and what cannot be cut follows from something that was taken before: a
+cell's key came with a delta, a contribution's with a cell.
+"""
+
+from __future__ import annotations
+
+RECORD_BYTES_MAX = 16 << 20
+"""What the topics of workers take: their ``max.message.bytes``, and the producer's largest."""
+
+RECORD_OVERHEAD_BYTES = 1 << 19
+"""What Kafka, headers and the fields around cells may add to them."""
+
+LZ4_OVERHEAD_SHARE = 250
+"""Bytes that LZ4 cannot compress become longer by one in so many at most."""
+
+DELTA_BYTES_MAX = 15 << 20
+"""Of a delta. A single row of one is the largest piece of a snapshot or a contribution."""
+
+EVICTED_MAX = 500_000
+"""Window starts that one delta evicts; the others go with the next ones."""
+
+EVICTED_BYTES_MAX = 9 * EVICTED_MAX
+"""In MessagePack a number takes nine bytes at most."""
+
+LETTER_BYTES_MAX = 15 << 20
+"""Of a letter's value; what is left of the record is for its headers."""
+
+LETTER_INDEX_BYTES_MAX = 1 << 19
+"""Of a letter's header ``index``: more events of a record go into further letters."""
+
+assert DELTA_BYTES_MAX + DELTA_BYTES_MAX // LZ4_OVERHEAD_SHARE + RECORD_OVERHEAD_BYTES <= (
+    RECORD_BYTES_MAX
+), "a snapshot's part with one row of the largest delta is a record"
+assert EVICTED_BYTES_MAX + RECORD_OVERHEAD_BYTES <= DELTA_BYTES_MAX, "evictions fit a delta"
+assert LETTER_BYTES_MAX + LETTER_INDEX_BYTES_MAX + RECORD_OVERHEAD_BYTES <= RECORD_BYTES_MAX, (
+    "a letter is a record"
+)
