@@ -25,7 +25,7 @@ from tables.heartbeat import HEARTBEAT_HEADER, decode_heartbeat
 from tables.layer import Source
 from tables.ledger import Ledger
 from tables.remembered import Remembered
-from tables.window import TIME_MS_MAX, TIME_MS_MIN
+from tables.window import SECONDS_IN_MS_MAX, TIME_MS_MAX, TIME_MS_MIN
 
 CONTENT_TYPE = "content-type"
 CONTENT_TYPES = {
@@ -385,7 +385,8 @@ def _refuse_no_times(batch: EventBatch) -> None:
 def _refuse_future(batch: EventBatch, skew_ms: int) -> None:
     """Take rows out whose time is too far ahead of their record's append time.
 
-    Such a row must not move stream time. A heartbeat so far ahead is unreadable.
+    Such a row must not move stream time. A heartbeat so far ahead is unreadable. A record whose
+    append time is none, or from before there was Kafka, has nothing to be ahead of.
     """
     ahead: list[pl.Series] = []
     for number, run in enumerate(batch.runs):
@@ -394,8 +395,11 @@ def _refuse_future(batch: EventBatch, skew_ms: int) -> None:
         newest = rows["time"].max()
         if newest is None or cast("int", newest) <= min(run.append_times_ms) + skew_ms:
             continue
-        appended = pl.Series(run.append_times_ms, dtype=pl.Int64).gather(rows["place"] // PLACE)
-        found = rows["time"] > appended + skew_ms
+        limits = [
+            skew_ms + at if SECONDS_IN_MS_MAX <= at < TIME_MS_MAX else TIME_MS_MAX
+            for at in run.append_times_ms
+        ]
+        found = rows["time"] > pl.Series(limits, dtype=pl.Int64).gather(rows["place"] // PLACE)
         ahead.append(found.arg_true() + first)
         for place in rows.filter(found & rows["type"].is_null())["place"]:
             counts, detail = batch.ledgers[number], "its time is too far ahead"
@@ -408,5 +412,6 @@ def _refuse_future(batch: EventBatch, skew_ms: int) -> None:
         gone = pl.repeat(value=False, n=batch.frame.height, eager=True)
         gone = gone.scatter(pl.concat(ahead), values=True)
         events = batch.frame.filter(gone & batch.frame["type"].is_not_null())
-        batch.refuse(events, "future", "future", f"more than {skew_ms} ms ahead of its record")
+        detail = f"more than {skew_ms} ms ahead of its record; is a producer's clock ahead?"
+        batch.refuse(events, "future", "future", detail)
         batch.keep(~gone)

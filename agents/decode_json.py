@@ -65,6 +65,7 @@ class JsonEvents:
         self._event = msgspec.defstruct("Event", fields, gc=False)
         self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(self._event)
         self._time_field = source.time_field
+        self._time_path = f"`$.{source.time_field}`"
         self._columns = {
             f.name: (roles.get(f.name, f"field_{f.name}"), COLUMNS[f.type]) for f in source.fields
         }
@@ -181,7 +182,11 @@ class JsonEvents:
             _check_utf8(line)
             return self._decoder.decode(line)
         except msgspec.ValidationError as error:
-            return Fault(_reason(str(error)), str(error)[:DETAIL_CHARS_MAX])
+            detail = str(error)
+            reason = _reason(detail)
+            if reason == "out_of_range" and self._unit > 1 and detail.endswith(self._time_path):
+                detail += "; are these milliseconds, where seconds are wanted?"
+            return Fault(reason, detail[:DETAIL_CHARS_MAX])
         except UNREADABLE as error:
             return Fault("json", str(error)[:DETAIL_CHARS_MAX])
 

@@ -23,6 +23,7 @@ from tables.layer import Condition, Layer
 from tables.ledger import Ledger
 from tables.plan import InputPlan
 from tables.table import NEVER_MS
+from tables.window import SECONDS_IN_MS_MAX
 
 OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "==": operator.eq,
@@ -220,8 +221,7 @@ class Folder:
             assert before is not None, "it was looked at"
             gone = rows.frame.filter(late)
             gone = gone.with_columns(lateness=_lateness_ms(layer, gone, before))
-            detail = f"its window of {layer.declared_name} is sealed"
-            batch.set_aside(gone, "late", "late", detail, layer.declared_name)
+            _set_aside_late(batch, layer, gone)
             rows, starts = rows.filter(~late), starts.filter(~late)
         counted["too_late"] = _difference(passed, rows.counts)
         cells = self._aggregations[index].cells(rows, starts)
@@ -301,6 +301,16 @@ def _lateness_ms(layer: Layer, rows: pl.DataFrame, before: Mapping[int, Before])
     }
     first = pl.lit(rows["partition"].replace_strict(starting, return_dtype=pl.Int64))
     return pl.max_horizontal(pl.col("time_before") - slack, first) - pl.col("time")
+
+
+def _set_aside_late(batch: EventBatch, layer: Layer, gone: pl.DataFrame) -> None:
+    """Set events aside that are too late; those of the first months of the epoch with a hint."""
+    detail = f"its window of {layer.declared_name} is sealed"
+    small = gone["time"].is_between(0, SECONDS_IN_MS_MAX)
+    hint = f"{detail}; are these seconds, where milliseconds are wanted?"
+    for rows, told in ((gone.filter(~small), detail), (gone.filter(small), hint)):
+        if rows.height:
+            batch.set_aside(rows, "late", "late", told, layer.declared_name)
 
 
 def _difference(more: list[int], less: list[int]) -> list[int]:

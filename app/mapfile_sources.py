@@ -7,8 +7,7 @@ from typing import cast, get_args
 
 from app.mapfile_measures import undeclared
 from app.mapfile_read import Section, nearest, shown, topic_problem
-from tables.layer import IDS_MAX, Field, FieldType, Source
-from tables.window import DAY_MS
+from tables.layer import FUTURE_SKEW_MS, IDS_MAX, Field, FieldType, Source
 
 PARTITIONS_MAX = 10_000
 """More than any source needs at a worker a core; a number above it is a slip of the keyboard."""
@@ -70,7 +69,7 @@ def _read(name: str, section: Section) -> DraftSource:
     unit = section.text("time_unit") or "ms"
     if unit not in _TIME_UNITS_MS:
         section.note("time_unit", f"unknown unit; got {unit!r}; want 'ms' or 's'; change it")
-    future_skew_ms = section.duration_ms("future_skew", DAY_MS)
+    future_skew_ms = section.duration_ms("future_skew", FUTURE_SKEW_MS)
     idle_heartbeat_ms = section.duration_ms("idle_heartbeat")
     record_bytes_max = section.integer("record_bytes_max", 1, RECORD_BYTES_MAX_MAX) or MIB
     inflated_bytes_max = section.integer("inflated_bytes_max", 1, INFLATED_BYTES_MAX_MAX)

@@ -34,6 +34,12 @@ class Field(msgspec.Struct, frozen=True):
     type: FieldType
 
 
+FUTURE_SKEW_MS = 600_000
+"""How far events may be ahead of their record's append time where the map does not say it: clocks
+that are set by NTP differ by less than a second, those of devices by minutes. One event that is
+further ahead seals the windows of all others."""
+
+
 class Source(msgspec.Struct, frozen=True):
     """A raw topic: where time, type and id stand, what producers key by, which fields are needed.
 
@@ -55,7 +61,7 @@ class Source(msgspec.Struct, frozen=True):
     keyed_by: tuple[str, ...] = ()
     id_field: str | None = None
     time_unit_ms: int = 1
-    future_skew_ms: int = 86_400_000
+    future_skew_ms: int = FUTURE_SKEW_MS
     record_bytes_max: int = 1 << 20
     inflated_bytes_max: int = 16 << 20
     unclassified: Literal["dead", "count"] = "dead"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tables.layer import KeyField, Scalar
-from tables.window import START_MS_MIN, TIME_MS_MAX, Window
+from tables.window import SECONDS_IN_MS_MAX, START_MS_MIN, TIME_MS_MAX, Window
 
 # RFC 3339 with at most milliseconds, so that no digit is dropped in silence; a date is its midnight
 # in UTC.
@@ -84,7 +84,9 @@ def read_parameters(
 def check_range(values: Mapping[str, Any], problems: list[str]) -> None:
     """Note where ``from`` and ``to`` are both there and no time lies between them."""
     if "from" in values and "to" in values and values["from"] >= values["to"]:
-        problems.append(f"to: an empty range; got {values['to']}; want a time after from")
+        small = any(0 < values[name] < SECONDS_IN_MS_MAX for name in ("from", "to"))
+        hint = "; are these seconds, where milliseconds are wanted?" if small else ""
+        problems.append(f"to: an empty range; got {values['to']}; want a time after from{hint}")
 
 
 def did_you_mean(name: str, known: list[str]) -> str:

@@ -24,6 +24,9 @@ TIME_MS_MIN = -62_135_596_800_000
 TIME_MS_MAX = 253_402_300_799_999
 """The last millisecond of year 9999."""
 
+SECONDS_IN_MS_MAX = 100_000_000_000
+"""A number of milliseconds below this is of 1970 to 1973, and more likely one of seconds."""
+
 LENGTH_MS_MAX = 36_500 * DAY_MS
 """A century, the longest fixed length; keeps every sum of times far inside int64."""
 

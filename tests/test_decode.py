@@ -3,7 +3,7 @@
 import orjson
 from hypothesis import given
 from hypothesis import strategies as st
-from support import DAY_MS, dataclasses_replace, flight, run_of, small_map
+from support import dataclasses_replace, flight, run_of, small_map
 
 from agents.batch import PLACE, EventBatch
 from agents.decode import Decoder
@@ -138,8 +138,9 @@ def test_a_heartbeat_that_is_no_number_is_unreadable() -> None:
 
 def test_events_too_far_ahead_of_their_append_time_are_set_aside() -> None:
     """One clock gone wrong must not close every window."""
-    ahead = DAY_MS + 2_000
-    run = run_of([flight(1), flight(ahead), ahead, flight(2)], append_time_ms=1_000)
+    now_ms = 1_700_000_000_000
+    ahead = now_ms + SOURCE.future_skew_ms + 1
+    run = run_of([flight(1), flight(ahead), ahead, flight(2)], append_time_ms=now_ms)
     batch = DECODER.decode([run])
     assert batch.frame["time"].to_list() == [1, 2]
     assert batch.bounds == [(0, 2)]
@@ -207,3 +208,22 @@ def test_faults_stay_with_their_records_when_a_run_is_cut_or_extended() -> None:
     assert (first.faults, second.faults) == ({}, {0: fault})
     first.extend(second)
     assert first.faults == {1: fault}
+
+
+def test_a_record_without_an_append_time_has_no_event_in_the_future() -> None:
+    """Nor one whose time is from before there was Kafka, such as one in seconds."""
+    run = run_of([flight(2**44), flight(2**44), flight(2**44), 2**44, flight(2**44)])
+    run.append_times_ms = [-1, 1_700_000_000_000, 2**63 - 1, -1, 1_700_000_000]
+    batch = DECODER.decode([run])
+    assert places(batch) == [0, 2, 3, 4]
+    assert [item.record for item in batch.aside] == [1]
+    assert batch.ledgers[0]["events.future"] == 1
+    assert batch.ledgers[0]["records.heartbeat"] == 1
+
+
+def test_a_time_in_the_wrong_unit_has_a_hint() -> None:
+    """Milliseconds where seconds are wanted lie beyond year 9999."""
+    decoder = Decoder(dataclasses_replace(SOURCE, time_unit_ms=1_000))
+    batch = decoder.decode([run_of([flight(1_699_920_000_000), flight(1_699_920_000)])])
+    assert places(batch) == [1]
+    assert batch.aside[0].detail.endswith("are these milliseconds, where seconds are wanted?")

@@ -24,7 +24,7 @@ from app.verify.arrow import ArrowRows
 from app.verify.batches import Decoder
 from app.verify.database import Database, text
 from app.verify.letters import WHOLE, Letters
-from app.verify.records import Faults, Record, RecordReader, form_of
+from app.verify.records import APPEND_TIME_MS_MIN, Faults, Record, RecordReader, form_of
 from app.verify.report import Difference
 from app.verify.sql import either
 from app.verify.trial import readable
@@ -352,7 +352,8 @@ class Events:
                     long.append(f"({selected} AND strlen({column}) > {KEY_BYTES_MAX})")
         return (
             "CASE WHEN kind IS NULL THEN 'heartbeat'"
-            f" WHEN time > appended + {self.source.future_skew_ms} THEN 'future'"
+            f" WHEN appended >= {APPEND_TIME_MS_MIN}"
+            f" AND time > appended + {self.source.future_skew_ms} THEN 'future'"
             f" WHEN {either(missing)} THEN 'missing' WHEN {either(long)} THEN 'key_too_long'"
             " WHEN kind = 0 THEN 'unclassified' ELSE 'classified' END"
         )

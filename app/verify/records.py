@@ -17,6 +17,8 @@ from typing import Any, NoReturn
 from tables.layer import Source
 
 TIME_MS_MIN, TIME_MS_MAX = -62_135_596_800_000, 253_402_300_799_999
+# Below it, an append time is none.
+APPEND_TIME_MS_MIN = 100_000_000_000
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 ARROW_START = b"\xff\xff\xff\xff"
 _CONTENT_TYPES = {
@@ -145,7 +147,9 @@ class RecordReader:
                 else Content("empty", "empty")
             )
         time_ms = int(text) if _HEARTBEAT.fullmatch(text) else TIME_MS_MAX + 1
-        limit_ms = min(TIME_MS_MAX, record.time_ms + self._source.future_skew_ms)
+        limit_ms = TIME_MS_MAX
+        if record.time_ms >= APPEND_TIME_MS_MIN:
+            limit_ms = min(TIME_MS_MAX, record.time_ms + self._source.future_skew_ms)
         if not TIME_MS_MIN <= time_ms <= limit_ms:
             return Content("unreadable", "heartbeat")
         return Content("heartbeat", time_ms=time_ms)

@@ -15,7 +15,7 @@ from plain.letters import PartitionLetters
 
 from app.verify.batches import pattern_of
 from app.verify.layers import Key, folded_as
-from app.verify.records import Event, Faults, Record, RecordReader
+from app.verify.records import APPEND_TIME_MS_MIN, Event, Faults, Record, RecordReader
 from app.verify.report import Difference
 from app.verify.windows import window_end, window_start
 from tables.layer import Condition, Layer, Scalar, Source
@@ -137,7 +137,7 @@ class Partition:
 
     def _outcome(self, record: Record, event: Event) -> Faults:
         """Return why an event is not folded, empty if it is, and advance stream time past it."""
-        if event.time_ms > record.time_ms + self._source.future_skew_ms:
+        if APPEND_TIME_MS_MIN <= record.time_ms < event.time_ms - self._source.future_skew_ms:
             return frozenset({"future"})
         layers = self._selected(event.type)
         fields = event.fields
