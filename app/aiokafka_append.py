@@ -27,13 +27,15 @@ from aiokafka.client import ConnectionGroup
 from aiokafka.conn import CloseReason
 from aiokafka.errors import (
     IncompatibleBrokerVersion,
-    KafkaError,
+    KafkaConnectionError,
     LeaderNotAvailableError,
     NodeNotReadyError,
     for_code,
 )
 from aiokafka.protocol.api import ResponseHeader_v0
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
+
+from app.aiokafka_private import write
 
 PRODUCE = 0
 VERSION = 3
@@ -106,7 +108,7 @@ class Appends:
         for appends in _requests(self._waiting.pop(leader)):
             try:
                 self._request(leader, appends)
-            except KafkaError as error:
+            except Exception as error:  # noqa: BLE001 - told to whoever waits; nobody else would be
                 for append in appends:
                     append.fail(error)
 
@@ -121,13 +123,15 @@ class Appends:
         name = self._client._client_id.encode()
         message = _encode(number, name, round(self._deadline_s * 1_000), appends)
         answer: asyncio.Future[dict[TopicPartition, tuple[int, int]]] = self._loop.create_future()
+        write(connection, message)
         connection._requests.append((number, _Sent, answer))
-        connection._writer.write(message)
         timer = self._loop.call_later(self._deadline_s, self._too_late, connection, answer)
 
         def answered(answer: asyncio.Future[dict[TopicPartition, tuple[int, int]]]) -> None:
             timer.cancel()
-            error = answer.exception()
+            error: BaseException | None = KafkaConnectionError("the request was dropped")
+            if not answer.cancelled():
+                error = answer.exception()
             if error is None:
                 self._resolve(appends, answer.result())
             else:

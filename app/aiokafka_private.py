@@ -15,6 +15,7 @@ import asyncio
 import bisect
 import contextlib
 import dataclasses
+import functools
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -22,9 +23,10 @@ from typing import Any, cast
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka import TopicPartition as KafkaPartition
+from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.consumer import fetcher
 from aiokafka.consumer.fetcher import READ_COMMITTED, FetchError, FetchResult
-from aiokafka.errors import CorruptRecordException
+from aiokafka.errors import CorruptRecordException, KafkaConnectionError, KafkaError
 
 from app.record_batches import NO_TIME_MS, Batch, Batches
 from tables.chunk import Headers, RecordFault, Run
@@ -245,6 +247,50 @@ class Fetched:
         self._rests.pop(tp, None)
         if self._fetcher._records.pop(tp, None) is not None:
             self._fetcher._notify(self._fetcher._wait_consume_future)
+
+
+def write(connection: AIOKafkaConnection, message: bytes) -> None:
+    """Write to a connection; one that is broken is closed, so that all its requests end.
+
+    Between a reset and its being told the loop still has the transport, but will not write to it:
+    asyncio drops what is written, uvloop raises a RuntimeError, which aiokafka does not expect.
+
+    Raises:
+        KafkaConnectionError: the connection is broken.
+    """
+    try:
+        connection._writer.write(message)
+    except (OSError, RuntimeError) as error:
+        raise _broken(connection, error) from error
+
+
+def tell_broken_connections() -> None:
+    """Have aiokafka's own requests treat a transport that uvloop has closed as a broken connection.
+
+    Without it the RuntimeError ends aiokafka's tasks, of its producer for instance.
+    """
+    for name in ("send", "_send_sasl_token"):
+        send = getattr(AIOKafkaConnection, name)
+        if not hasattr(send, "__wrapped__"):
+            setattr(AIOKafkaConnection, name, _told(send))
+
+
+def _told(send: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(send)
+    def told(self: AIOKafkaConnection, *args: Any, **options: Any) -> Any:
+        try:
+            return send(self, *args, **options)
+        except KafkaError:
+            raise
+        except RuntimeError as error:
+            raise _broken(self, error) from error
+
+    return told
+
+
+def _broken(connection: AIOKafkaConnection, error: Exception) -> KafkaConnectionError:
+    connection.close(reason=CloseReason.CONNECTION_BROKEN, exc=error)
+    return KafkaConnectionError(f"{connection.host}:{connection.port} is broken: {error}")
 
 
 def check_metadata(user: AIOKafkaConsumer | AIOKafkaProducer) -> None:

@@ -41,8 +41,10 @@ class EmbeddedBroker:
         bootstrap: ``host:port`` to start from, as Kafka's ``bootstrap.servers``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, advertised: int | None = None) -> None:
+        """``advertised`` is the port that clients are told, where something stands before it."""
         self.bootstrap = ""
+        self._advertised = advertised
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
 
@@ -92,7 +94,8 @@ class EmbeddedBroker:
         address = f"tcp://127.0.0.1:{port}"
         self._process = start_child(
             [
-                binary, "broker", "--listener-url", address, "--advertised-listener-url", address,
+                binary, "broker", "--listener-url", address,
+                "--advertised-listener-url", f"tcp://127.0.0.1:{self._advertised or port}",
                 "--storage-engine", "memory://treasure-map/",
             ],
             self._log,

@@ -19,6 +19,7 @@ from faust.app.base import BootStrategy
 from mode import Service
 
 from agents.guarded import guarded
+from app.aiokafka_private import tell_broken_connections
 from app.lane import Lane, always
 from app.pace import Pace
 from tables.chunk import Chunk
@@ -144,4 +145,5 @@ def use_uvloop() -> bool:
     except ImportError:
         return False
     asyncio.set_event_loop_policy(policy)
+    tell_broken_connections()
     return True

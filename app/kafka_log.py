@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import AsyncIterator, Container
-from typing import Any
+from collections.abc import Awaitable, Container, Coroutine
+from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
@@ -20,6 +19,7 @@ from aiokafka.errors import (
 )
 
 from agents.log_partition import LogRecord
+from agents.tasks import within
 from app.aiokafka_append import Appends
 from app.aiokafka_private import check_metadata
 from app.idempotence import has_idempotent_producer
@@ -54,6 +54,7 @@ READERS_MAX = 4
 """Restores that read at the same time; each has a connection of its own."""
 
 Headers = tuple[tuple[str, bytes], ...]
+Result = TypeVar("Result")
 
 
 class KafkaLog:
@@ -124,12 +125,11 @@ class KafkaLog:
         """Flush and disconnect; what a broker does not take in time is left to the next claim."""
         if self._producer is not None:
             try:
-                async with asyncio.timeout(STOP_DEADLINE_S):
-                    await self._producer.stop()
+                await within(STOP_DEADLINE_S, self._producer.stop())
             except TimeoutError:
                 log.warning("the broker did not answer the last appends; their owners are gone")
         if self._offsets is not None:
-            await self._offsets.stop()
+            await _stop(self._offsets)
 
     async def append(
         self,
@@ -162,11 +162,10 @@ class KafkaLog:
             if offset is not None:
                 return offset
         try:
-            async with self._answered(cannot, self._append_deadline_s):
-                sent = await self._producer.send(
-                    topic, value or b"", key, partition=partition, headers=list(headers)
-                )
-                metadata = await asyncio.shield(sent)
+            sending = self._producer.send(
+                topic, value or b"", key, partition=partition, headers=list(headers)
+            )
+            metadata = await self._answered(cannot, self._append_deadline_s, _taken(sending))
         except OutcomeUnknownError as unknown:
             error = unknown.__cause__
             if isinstance(error, MessageSizeTooLargeError):
@@ -207,10 +206,7 @@ class KafkaLog:
         assert self._offsets is not None
         key = TopicPartition(topic, partition)
         cannot = f"cannot read offsets of {topic}[{partition}]"
-        async with self._answered(cannot, self._read_deadline_s):
-            start = await self._offsets.beginning_offsets([key])
-            end = await self._offsets.end_offsets([key])
-            return start[key], end[key]
+        return await self._answered(cannot, self._read_deadline_s, _bounds(self._offsets, key))
 
     async def read(
         self, topic: str, partition: int, start: int, stop: int, bytes_max: int | None = None
@@ -262,17 +258,14 @@ class KafkaLog:
                 **self._options,
             )
             try:
-                async with self._answered(cannot, self._read_deadline_s) as deadline:
-                    await consumer.start()
-                    consumer.assign([key])
-                    consumer.seek(key, start)
-                    return await self._collect(
-                        consumer, key, stop, bytes_max, deadline, may_lack=may_lack
-                    )
+                await self._answered(cannot, self._read_deadline_s, consumer.start())
+                consumer.assign([key])
+                consumer.seek(key, start)
+                return await self._collect(consumer, key, stop, bytes_max, may_lack=may_lack)
             except OffsetOutOfRangeError as error:
                 raise OffsetGoneError(_gone(cannot)) from error
             finally:
-                await consumer.stop()
+                await _stop(consumer)
 
     async def truncate(self, topic: str, partition: int, before: int) -> None:
         """Delete the records before an offset; a broker that cannot do that keeps them.
@@ -282,7 +275,8 @@ class KafkaLog:
         """
         cannot = f"cannot delete records of {topic}[{partition}] before {before}"
         admin = AIOKafkaAdminClient(bootstrap_servers=self._brokers, **self._options)
-        async with self._answered(cannot, self._append_deadline_s):
+
+        async def delete() -> None:
             try:
                 await admin.start()
                 await admin.delete_records(
@@ -293,13 +287,14 @@ class KafkaLog:
             finally:
                 await admin.close()
 
+        await self._answered(cannot, self._append_deadline_s, delete())
+
     async def _collect(
         self,
         consumer: AIOKafkaConsumer,
         key: TopicPartition,
         stop: int,
         bytes_max: int | None,
-        deadline: asyncio.Timeout,
         *,
         may_lack: bool,
     ) -> list[LogRecord]:
@@ -308,22 +303,29 @@ class KafkaLog:
         ``may_lack`` says that the last ones may be gone from a log that has their offsets.
         """
         now = asyncio.get_running_loop().time
+        cannot = f"cannot read {key.topic}[{key.partition}] on to {stop}"
+        patience_s = self._read_deadline_s
+        give_up_s = now() + patience_s
         records: list[LogRecord] = []
         moved_s = now()
         size = 0
-        position = first = await consumer.position(key)
+        position = first = await self._answered(cannot, patience_s, consumer.position(key))
         while position < stop and (bytes_max is None or size < bytes_max):
             few = min(RECORDS_AT_ONCE, stop - position)
-            found = await consumer.getmany(key, timeout_ms=500, max_records=few)
+            fetching = consumer.getmany(key, timeout_ms=500, max_records=few)
+            found = await self._answered(cannot, patience_s, fetching)
             # It does not wait where there is more of the last fetch.
             await asyncio.sleep(0)
             new = [record for record in found.get(key, ()) if record.offset < stop]
             records += [LogRecord(record.offset, record.value, record.timestamp) for record in new]
             size += sum(len(record.value or b"") for record in new)
-            before, position = position, await consumer.position(key)
+            at = self._answered(cannot, patience_s, consumer.position(key))
+            before, position = position, await at
             if position > before:
                 moved_s = now()
-                deadline.reschedule(moved_s + self._read_deadline_s)
+                give_up_s = moved_s + patience_s
+            elif now() > give_up_s:
+                raise OutcomeUnknownError(f"{cannot}: nothing came within {patience_s:g} s")
             elif now() - moved_s > END_AFTER_S:
                 # The end is asked for only where fetches bring nothing: the embedded broker tells
                 # one that is too low.
@@ -350,12 +352,12 @@ class KafkaLog:
                     "worker again"
                 ) from error
 
-    @contextlib.asynccontextmanager
-    async def _answered(self, cannot: str, deadline_s: float) -> AsyncIterator[asyncio.Timeout]:
+    async def _answered(
+        self, cannot: str, deadline_s: float, work: Coroutine[Any, Any, Result]
+    ) -> Result:
         """Turn errors of Kafka, and an answer that does not come, into OutcomeUnknownError."""
         try:
-            async with asyncio.timeout(deadline_s) as deadline:
-                yield deadline
+            return await within(deadline_s, work)
         except OffsetOutOfRangeError:
             raise
         except TimeoutError as error:
@@ -363,6 +365,24 @@ class KafkaLog:
             raise OutcomeUnknownError(f"{cannot}: no answer within {deadline_s:g} s") from error
         except KafkaError as error:
             raise OutcomeUnknownError(f"{cannot}: {error!r}") from error
+
+
+async def _taken(sending: Awaitable[asyncio.Future[Any]]) -> Any:
+    """Return the metadata of a record that was taken; who gives up does not take it back."""
+    return await asyncio.shield(await sending)
+
+
+async def _bounds(offsets: AIOKafkaConsumer, key: TopicPartition) -> tuple[int, int]:
+    start = await offsets.beginning_offsets([key])
+    end = await offsets.end_offsets([key])
+    return start[key], end[key]
+
+
+async def _stop(consumer: AIOKafkaConsumer) -> None:
+    try:
+        await within(STOP_DEADLINE_S, consumer.stop())
+    except TimeoutError:
+        log.warning("a consumer did not stop within %g s; it is left", STOP_DEADLINE_S)
 
 
 def _gone(cannot: str) -> str:

@@ -23,7 +23,7 @@ from aiokafka.errors import KafkaError
 from mode import Service
 
 from agents.guarded import guarded
-from agents.tasks import end
+from agents.tasks import end, within
 from app.aiokafka_private import Fetched, UnreadableError, abandon
 from app.alarm import Alarm
 from app.assignor import Assignor, Member, TopicPartition, by_topic
@@ -254,7 +254,10 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         if not done:
             log.warning("the group is left without an answer to the join that was under way")
             stopping.cancel()
-            await abandon(self._consumer)
+            try:
+                await within(STOP_SECONDS_MAX, abandon(self._consumer))
+            except TimeoutError:
+                log.warning("the connections to Kafka did not close; the process ends all the same")
         for task in self._tasks - {asyncio.current_task()}:
             # The crash itself may be what is stopping this service; it is not awaited here.
             task.cancel()
