@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterable
 
 import polars as pl
@@ -22,7 +23,7 @@ from tables.family import (
     parse_family_query,
 )
 from tables.few_cells import FEW_ROWS_MAX
-from tables.layer import Layer, Map, Measure
+from tables.layer import Layer, Map, Measure, Scalar
 from tables.parameters import Parameter, choice_parameter, read_parameters, whole_parameter
 from tables.query import Limits, find_layer
 
@@ -100,29 +101,33 @@ def parse_top_query(
 def top_rows(top: TopQuery, rows: pl.DataFrame) -> pl.DataFrame:
     """Return the rows of the first keys, in order of rank; equal ones in order of their key.
 
-    ``rows`` are those of ``top.query``. Keys without the measure are not ranked.
+    ``rows`` are those of ``top.query``. Keys without the measure, and those whose measure is no
+    finite number, which is answered as null too, come last in either order.
     """
     ranked = rows if rows.height <= FEW_ROWS_MAX else _candidates(top, rows)
     values = [one[top.by.name] for one in measures_of(top.query.rows, ranked)]
-    order = sorted(
-        (at for at, value in enumerate(values) if value is not None),
-        key=lambda at: values[at],  # type: ignore[arg-type,return-value]
-        reverse=top.descending,
-    )[: top.n]
-    return ranked[order]
+    numbers = {at: value for at, value in enumerate(values) if _is_number(value)}
+    order = sorted(numbers, key=numbers.__getitem__, reverse=top.descending)  # type: ignore[arg-type]
+    order += [at for at in range(len(values)) if at not in numbers]
+    return ranked[order[: top.n]]
+
+
+def _is_number(value: Scalar | None) -> bool:
+    return value is not None and (not isinstance(value, float) or math.isfinite(value))
 
 
 def _candidates(top: TopQuery, rows: pl.DataFrame) -> pl.DataFrame:
     """Return the rows that may be among the first, in their order."""
-    value = _approximate(top.by, top.query.rows)
-    ranked = rows.with_columns(value.alias("rank")).filter(pl.col("rank").is_not_null())
-    if not top.descending:
-        ranked = ranked.with_columns(-pl.col("rank"))
-    if ranked.height > top.n:
-        last = ranked["rank"].top_k(top.n).min()
-        assert isinstance(last, float), "there are at least n"
-        ranked = ranked.filter(pl.col("rank") >= last - CLOSE * abs(last))
-    return ranked.drop("rank")
+    ranks = rows.select(_approximate(top.by, top.query.rows)).to_series()
+    ranks = ranks if top.descending else -ranks
+    is_number = ranks.is_finite().fill_null(value=False)
+    numbers = ranks.filter(is_number)
+    if len(numbers) < top.n:
+        others = is_number.not_().cum_sum() <= top.n - len(numbers)
+        return rows.filter(is_number | others)
+    last = numbers.top_k(top.n).min()
+    assert isinstance(last, float), "there are at least n"
+    return rows.filter(is_number & (ranks >= last - CLOSE * abs(last)))
 
 
 def _approximate(measure: Measure, layer: Layer) -> pl.Expr:

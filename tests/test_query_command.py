@@ -184,6 +184,10 @@ async def test_keys_that_are_no_pairs_are_usage_errors(keys: list[str]) -> None:
         ([None, 1.5, 3.0], " ▁█"),
         ([None, "text"], "  "),
         ([-(2**90), 0, 2**90], "▁▄█"),
+        ([1.0, 9e307, 5.0], "▁█▁"),
+        ([-1.7e308, 0.0, 1.7e308], "▁▄█"),
+        ([1.0, float("inf"), float("nan"), 2.0], "▁  █"),
+        ([2**1100, 0, 1.5], "█▁▁"),
     ],
 )
 def test_bars_go_from_the_least_to_the_greatest(values: list[Any], bars: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import random
 from typing import Any
 
 import polars as pl
 import pytest
-from support import DAY_MS, small_map
+from support import DAY_MS, accumulators, dataclasses_replace, small_map
 from web_support import stored
 
 from tables.cell import cell_schema, measures_of
@@ -44,7 +46,7 @@ def some_rows(rng: random.Random, top: TopQuery, delays: list[int]) -> pl.DataFr
     "by", ["count", "sum_delay", "min_delay", "max_delay", "mean_delay", "variance_delay"]
 )
 def test_the_first_are_those_of_all_in_order(by: str, order: str, seed: int) -> None:
-    """Near ties are told apart exactly; equal keys are in their own order; nulls are not ranked."""
+    """Near ties are told apart exactly; equal keys are in their own order; nulls come last."""
     rng = random.Random(seed)
     top = ask(by, rng.choice([1, 5, 100]), order)
     rows = some_rows(rng, top, [2**53, 2**53 + 1, -(2**60), 7, 8, 0] if seed % 2 else [1, 2, 3])
@@ -53,9 +55,36 @@ def test_the_first_are_those_of_all_in_order(by: str, order: str, seed: int) -> 
         for at, measure in enumerate(measures_of(top.query.rows, rows))
         if measure[by] is not None
     ]
-    best = sorted(measured, key=lambda pair: pair[0], reverse=order == "desc")
-    expected = [rows["key_origin"][at] for _, at in best[: top.n]]
+    best = [at for _, at in sorted(measured, key=lambda pair: pair[0], reverse=order == "desc")]
+    best += sorted(set(range(rows.height)) - set(best))
+    expected = [rows["key_origin"][at] for at in best[: top.n]]
     assert top_rows(top, rows)["key_origin"].to_list() == expected
+
+
+@pytest.mark.parametrize("keys", [7, 300])
+@pytest.mark.parametrize("order", ["desc", "asc"])
+@pytest.mark.parametrize("by", ["sum_delay", "mean_delay", "variance_delay", "min_delay"])
+def test_what_is_no_finite_number_comes_last(by: str, order: str, keys: int) -> None:
+    """In either order and whatever the number of keys; each of them is answered as null."""
+    top = ask(by, 1, order)
+    layer = dataclasses_replace(top.query.rows, accumulators=accumulators("delay", "float"))
+    query = dataclasses.replace(top.query, rows=layer)
+    top = dataclasses.replace(top, query=query)
+    least = math.inf if by == "variance_delay" else -math.inf
+    odd = {0: math.inf, 1: least, 2: math.nan, 3: None}
+    rows = pl.DataFrame(
+        [
+            (f"{number:03d}", "UA", 0, 1, 0 if odd.get(number, 0) is None else 1,
+             *[odd.get(number, float(number))] * 4, 1)
+            for number in range(keys)
+        ],
+        schema=cell_schema(query.rows), orient="row",
+    )  # fmt: skip
+    numbers = [f"{number:03d}" for number in range(4, keys)]
+    whole = (numbers[::-1] if order == "desc" else numbers) + ["000", "001", "002", "003"]
+    for n in (1, 2, keys - 4, keys - 2, keys, keys + 5):
+        found = top_rows(dataclasses.replace(top, n=n), rows)["key_origin"].to_list()
+        assert found == whole[:n], n
 
 
 def test_a_request_is_one_to_the_layers_family() -> None:

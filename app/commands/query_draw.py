@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import TypeGuard
 
 from rich.table import Table
 from rich.text import Text
@@ -70,19 +73,24 @@ def by_key(rows: Sequence[Row]) -> dict[tuple[Value, ...], dict[int, Row]]:
 
 def sparkline(values: Sequence[Value]) -> str:
     """Return a bar for each value, from the least to the greatest, and a space for none."""
-    numbers = [value for value in values if isinstance(value, int | float)]
+    numbers = [value for value in values if _is_number(value)]
     if not numbers:
         return " " * len(values)
-    least, most = min(numbers), max(numbers)
+    # As fractions, no two numbers are too far apart, nor too large.
+    least, most = Fraction(min(numbers)), Fraction(max(numbers))
     span = most - least
 
     def bar(value: Value) -> str:
-        if not isinstance(value, int | float):
+        if not _is_number(value):
             return " "
-        height = (value - least) * (len(BARS) - 1) // span if span else len(BARS) // 2
+        height = (Fraction(value) - least) * (len(BARS) - 1) // span if span else len(BARS) // 2
         return BARS[int(height)]
 
     return "".join(bar(value) for value in values)
+
+
+def _is_number(value: Value) -> TypeGuard[int | float]:
+    return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def caption(answer: FamilyAnswer) -> str:
