@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from support import until
+from station_support import Process, apply
+from support import HOUR_MS, flight, until
 from workers import Cluster, Worker
 
 from app.generate_plan import MAP_FILE
@@ -123,3 +124,76 @@ async def test_verify_finds_two_workers_on_kafka_and_cassandra_equal(
         assert report.ledger["layer.by_gate.partial.too_late"] > 0
         # Open windows are sent early once nothing comes.
         assert all(layer.archived == layer.expected > 0 for layer in report.layers)
+
+
+REVISED = """
+
+[layers.by_carrier]
+source = "flights"
+events = ["flight.*"]
+key = ["carrier"]
+window = "1h"
+measures = ["count"]
+partitions = 2
+
+[layers.origins]
+from = "hour"
+key = ["origin"]
+window = "1d"
+measures = ["count", "sum(delay)"]
+partitions = 1
+"""
+
+
+@pytest.mark.slow
+async def test_verify_leaves_out_what_a_map_got_too_late_and_says_so(
+    broker: str, tmp_path: Path
+) -> None:
+    """Layers and measures of a second revision; what they have must be right, or null."""
+    worker = Process(broker, tmp_path / "worker")
+    first = worker.map_file.read_text()
+    topic = f"{worker.map_name}.raw"
+    hours = range(0, 40 * HOUR_MS, HOUR_MS // 2)
+    try:
+        await apply(worker)
+        worker.start()
+        await worker.ready()
+        await worker.send(topic, *((p, flight(at, "AB"[p])) for at in hours for p in (0, 1)))
+        await quiet(worker, 2 * len(hours))
+        assert await worker.stop() == 0
+        second = first.replace("revision = 1", "revision = 2")
+        second = second.replace('["count"]', '["count", "sum(delay)", "max(delay)"]') + REVISED
+        worker.map_file.write_text(second)
+        await apply(worker)
+        worker.start()
+        await worker.ready()
+        later = range(40 * HOUR_MS, 120 * HOUR_MS, HOUR_MS // 2)
+        await worker.send(topic, *((p, flight(at, "AB"[p])) for at in later for p in (0, 1)))
+        await quiet(worker, 2 * len(hours) + 2 * len(later))
+        settings = load_settings(worker.settings, {})
+        url = f"http://127.0.0.1:{worker.port}"
+        report = await verify(settings, urls=[url])
+        assert report.equal, [str(one) for one in report.differences]
+        expected = {layer.layer: layer.expected for layer in report.layers}
+        assert expected == {"hour": 240, "day": 5, "by_carrier": 80, "origins": 6}
+        assert all(layer.http == layer.expected for layer in report.layers)
+        notes = " | ".join(report.notes)
+        assert "by_carrier was compared from 1970-01-02T15:30:00.001000+00:00 on" in notes
+        assert "origins was compared from 1970-01-02" in notes
+        assert "max_delay of hour is null in windows that start before 1970-01-02T15:30" in notes
+        assert "sum_delay of day is null in windows that start before" in notes
+        assert "hour was compared" not in notes
+    finally:
+        worker.close()
+
+
+async def quiet(worker: Process, events: int) -> None:
+    """Wait until a worker has folded so many events, and sent what is closed."""
+
+    async def done() -> bool:
+        _, ledger = await worker.get("/v1/ledger")
+        _, layers = await worker.get("/v1/layers")
+        waiting = sum(row["unacknowledged_windows"] for row in layers["layers"])
+        return ledger["layers"]["hour"]["folded"] == events and not waiting
+
+    await until(done, 60)

@@ -11,6 +11,7 @@ import aiohttp
 import polars as pl
 import pytest
 from aiohttp import web
+from click.testing import CliRunner
 from house import RAW, House, archived
 from support import (
     DAY_MS,
@@ -24,9 +25,11 @@ from support import (
 )
 from test_few_cells import use_frames
 from test_reader import Owned
+from test_web_live import streams
 from web_support import METRICS, StandingView, in_thread
 
 from agents.changes import Changes
+from app.commands.query import command
 from app.settings import Settings
 from app.web import install
 from client import QueryClient, QueryFailedError, Range
@@ -299,6 +302,30 @@ async def test_a_measure_is_null_in_windows_that_began_before_it(
     assert await sums(house, "day", DAY_MS) == {
         0: (2, None), 1: (6, None), 2: (2, 14), 4: (2, 14), 5: (2, 14),
     }  # fmt: skip
+
+
+async def test_the_query_command_and_live_cells_say_from_when_on_a_measure_is_whole(
+    site: Site,
+) -> None:
+    """On standard error; followers are told with every step."""
+    site.put(HOUR_MS)
+    await work(await site.revise(COUNTS))
+    house = await site.revise(SUMS)
+    site.put(HOUR_MS + 1)
+    await work(house)
+    async with endpoint(house) as url:
+        words = ["--from", "1970-01-01", "--to", "1970-01-02", "--url", url]
+        for more in ([], ["--group", "-"]):
+            result = await in_thread(CliRunner().invoke, command, ["hour", *words, *more])
+            assert "sum_delay: the layer has it since 1970-01-01T01:00:00.001" in result.stderr
+            assert "count:" not in result.stderr
+        async for stream in streams(f"{url}/v1/layers/hour/live?since=open&interval_ms=100"):
+            told = [await stream.event() for _ in range(4)]
+    assert [kind for kind, _ in told] == ["told", "cell", "cell", "told"]
+    assert [cell["measures"]["max_delay"] for _, cell in told[1:3]] == [None, None]
+    last = told[-1][1]["whole_from"]
+    assert last["sum_delay"] == HOUR_MS + 1
+    assert "count" not in last
 
 
 @pytest.mark.parametrize("older", [RAW, DAY_TOPIC], ids=["senders", "receivers"])

@@ -30,7 +30,9 @@ from app.verify.layers import Cells
 from app.verify.letters import Letters
 from app.verify.records import Record
 from app.verify.report import Difference, LayerReport, Report
+from app.verify.same import archived_table
 from app.verify.topics import Topics
+from app.verify.whole import Whole
 from app.verify.workers import Quiet, Workers
 from tables.layer import Map
 
@@ -142,11 +144,11 @@ class _Verification:
             quiet = await self._wait_until_quiet()
             await self._read(quiet)
             found = Found(self._kept_max)
-            await self._check_ledgers(found)
-            layers = await self._compare(found)
+            await self._check_ledgers(found, quiet.whole)
+            layers = await self._compare(found, quiet.whole)
             after = await self._look()
             if after.positions == quiet.positions:
-                return self._report(layers, found)
+                return self._report(layers, found, quiet.whole)
 
     async def _wait_until_quiet(self) -> Quiet:
         """Return when two looks in a row see that everything is done, and the same of it.
@@ -203,7 +205,7 @@ class _Verification:
             events.settle()
         self._cells.make()
 
-    async def _check_ledgers(self, found: Found) -> None:
+    async def _check_ledgers(self, found: Found, whole: Whole) -> None:
         """Compare ledgers, and refuse logs that have lost records which the workers have read."""
         ledgers = await self._workers.ledgers()
         for url, ledger in ledgers.items():
@@ -211,46 +213,62 @@ class _Verification:
                 for number, row in ledger["records"].get(topic, {}).items():
                     check_log(topic, events.partitions[int(number)], row, url)
         partitions = {name: events.partitions for name, events in self._events.items()}
-        compare_ledgers(self._map, partitions, ledgers, found)
+        compare_ledgers(self._map, partitions, ledgers, found, whole)
 
-    def _compare_letters(self, found: Found) -> None:
+    def _compare_letters(self, found: Found, whole: Whole) -> None:
         for events in self._events.values():
             for difference in events.differences:
                 found.take(difference)
             for difference in events.letters_differing():
                 found.take(difference)
-        for difference in self._cells.late_letters():
+        for difference in self._cells.late_letters(whole):
             found.take(difference)
 
-    async def _compare(self, found: Found) -> list[LayerReport]:
+    async def _compare(self, found: Found, whole: Whole) -> list[LayerReport]:
         """Compare letters, and the rows of every layer."""
-        await asyncio.to_thread(self._compare_letters, found)
+        await asyncio.to_thread(self._compare_letters, found, whole)
+        await asyncio.to_thread(self._cells.leave_out, whole)
         now_ms = time.time_ns() // 1_000_000
         reports = {}
         for layer in self._map.layers:
             answers = Answers(self._database, layer, self._workers.urls, found)
             frames = self._workers.rows(
-                layer, self._cells.starts(layer), everywhere=self._settings.archive == "embedded"
-            )
+                layer, self._cells.starts(layer), since_ms=whole.cells.get(layer.name),
+                everywhere=self._settings.archive == "embedded",
+            )  # fmt: skip
             async for number, frame in frames:
                 answers.load(number, frame)
             reports[layer.name] = await asyncio.to_thread(
-                compare_answers, self._database, layer, self._workers.urls, found, now_ms
+                compare_answers,
+                self._database,
+                layer,
+                self._workers.urls,
+                found,
+                now_ms,
+                whole=whole,
             )
         if self._with_archive:
-            await asyncio.to_thread(self._compare_archive, found, reports, now_ms)
+            await asyncio.to_thread(self._compare_archive, found, reports, now_ms, whole)
         return list(reports.values())
 
-    def _compare_archive(self, found: Found, reports: dict[str, LayerReport], now_ms: int) -> None:
+    def _compare_archive(
+        self, found: Found, reports: dict[str, LayerReport], now_ms: int, whole: Whole
+    ) -> None:
         with open_archive(self._settings) as archive:
             for layer in self._map.layers:
                 report = reports[layer.name]
                 report.archived = load_archived(self._database, archive, self._map, layer)
+                if layer.name in whole.cells:
+                    # Of a layer that came back there may be rows from before it went.
+                    self._database.run(
+                        f"DELETE FROM {archived_table(layer)} WHERE start <"
+                        f" {whole.cells[layer.name]}"
+                    )
                 report.differing += compare_archive(
-                    self._database, layer, found, now_ms, early=self._early
+                    self._database, layer, found, now_ms, early=self._early, whole=whole
                 )
 
-    def _report(self, layers: list[LayerReport], found: Found) -> Report:
+    def _report(self, layers: list[LayerReport], found: Found, whole: Whole) -> Report:
         ledger: Counter[str] = Counter()
         partitions = {}
         offsets = 0
@@ -260,7 +278,7 @@ class _Verification:
                 counts = {name: count for name, count in sorted(one.ledger.items()) if count}
                 partitions[f"{topic}[{one.number}]"] = counts
                 offsets += one.position - one.first
-        notes = []
+        notes = whole.notes()
         if not self._with_archive:
             notes.append("the archive was not read")
         if self._letters.unreadable:

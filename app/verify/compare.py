@@ -26,8 +26,9 @@ from app.verify.database import Database
 from app.verify.events import Partition
 from app.verify.layers import Cells, Key, folded_as
 from app.verify.report import Difference, LayerReport
+from app.verify.whole import EVER_SINCE, Whole
 from app.verify.windows import window_end
-from tables.layer import Layer, Map
+from tables.layer import Accumulator, Layer, Map
 
 _RECORD_COLUMNS = (
     "with_events", "heartbeat", "tombstone", "empty", "oversized", "unreadable", "gap",
@@ -56,7 +57,13 @@ class Found:
 
 
 def compare_answers(
-    database: Database, layer: Layer, urls: Sequence[str], found: Found, now_ms: int
+    database: Database,
+    layer: Layer,
+    urls: Sequence[str],
+    found: Found,
+    now_ms: int,
+    *,
+    whole: Whole = EVER_SINCE,
 ) -> LayerReport:
     """Compare a layer's rows with what each worker answers.
 
@@ -71,11 +78,12 @@ def compare_answers(
     )
     report.http = database.number(f"SELECT count(*) FROM (SELECT DISTINCT {places} FROM {answers})")
     last: tuple[Key, int] | None = None
-    for row in database.rows(same.doubtful_answers(layer, len(urls), now_ms)):
+    for row in database.rows(same.doubtful_answers(layer, len(urls), now_ms, whole)):
         key, start, cell, rest = _read_row(layer, row)
         url, has_answer, stop, *values = rest
         measures = dict(zip((one.name for one in layer.measures), values, strict=True))
-        problem = _answer_problem(layer, start, cell, (stop, measures) if has_answer else None)
+        answer = (stop, measures) if has_answer else None
+        problem = _answer_problem(layer, start, cell, answer, whole)
         if problem is not None and last != (key, start):
             last = key, start
             report.differing += 1
@@ -84,7 +92,13 @@ def compare_answers(
 
 
 def compare_archive(
-    database: Database, layer: Layer, found: Found, now_ms: int, *, early: bool
+    database: Database,
+    layer: Layer,
+    found: Found,
+    now_ms: int,
+    *,
+    early: bool,
+    whole: Whole = EVER_SINCE,
 ) -> int:
     """Compare a layer's rows with the archived ones, part by part; return how many differ.
 
@@ -92,12 +106,12 @@ def compare_archive(
     Another one may be, with the value that it has.
     """
     differing = 0
-    for row in database.rows(same.doubtful_archived(layer, now_ms, early=early)):
+    for row in database.rows(same.doubtful_archived(layer, now_ms, whole, early=early)):
         key, start, cell, rest = _read_row(layer, row)
         part, is_stored, *values = rest
         names = [acc.column for acc in layer.accumulators]
         stored = dict(zip(names, values, strict=True)) if is_stored else None
-        problem = _stored_problem(layer, cell, stored)
+        problem = _stored_problem(layer, start, cell, stored, whole)
         if problem is not None:
             differing += 1
             found.add("archive", f"{_where(layer, key, start)} partition {part}", *problem)
@@ -109,8 +123,12 @@ def compare_ledgers(
     partitions: Mapping[str, list[Partition]],
     ledgers: Mapping[str, dict[str, Any]],
     found: Found,
+    whole: Whole = EVER_SINCE,
 ) -> None:
-    """Compare the counts of the source partitions that each worker owns with its ledger."""
+    """Compare the counts of the source partitions that each worker owns with its ledger.
+
+    Of a layer that the map got later nobody knows which events it was asked about.
+    """
     for url, ledger in ledgers.items():
         for problem in ledger["problems"]:
             found.add("ledger", f"{url} balance", "sums that add up", problem)
@@ -123,16 +141,16 @@ def compare_ledgers(
                     want = partition.ledger[f"records.{column}"]
                     where = f"{source.topic}[{number}] records.{column} at {url}"
                     _compare_count(where, want, row[column], found)
-        for where, want, got in _counts(themap, own, ledger):
+        for where, want, got in _counts(themap, own, ledger, whole):
             _compare_count(f"{where} at {url}", want, got, found)
 
 
 def _counts(
-    themap: Map, own: Counter[str], ledger: dict[str, Any]
+    themap: Map, own: Counter[str], ledger: dict[str, Any], whole: Whole
 ) -> Iterator[tuple[str, int, int]]:
     """Yield name, recomputed and served count of what is served for a whole worker."""
     for layer in themap.layers:
-        if layer.source is not None:
+        if layer.source is not None and layer.name not in whole.cells:
             name = folded_as(layer)
             for column in _LAYER_COLUMNS:
                 want = own[f"layer.{name}.{column}"]
@@ -144,7 +162,10 @@ def _counts(
         if layer.merged or layer.finer is not None
     )
     yield "events.decoded", own["events.decoded"] + contributed, ledger["events"]["decoded"]
+    later = any(layer.name in whole.cells for layer in themap.layers if layer.source is not None)
     for column in _EVENT_COLUMNS:
+        if later and column in ("classified", "unclassified"):
+            continue
         more = contributed if column == "classified" else 0
         yield f"events.{column}", own[f"events.{column}"] + more, ledger["events"][column]
     for kind in ("unreadable", "malformed"):
@@ -197,7 +218,11 @@ def _multiple(value: float, bits: int) -> int:
 
 
 def _answer_problem(
-    layer: Layer, start: int, cell: Cell | None, got: tuple[int, dict[str, Any]] | None
+    layer: Layer,
+    start: int,
+    cell: Cell | None,
+    got: tuple[int, dict[str, Any]] | None,
+    whole: Whole,
 ) -> tuple[object, object] | None:
     """Return what was wanted and got, None where both are the same."""
     if cell is None or got is None:
@@ -207,27 +232,40 @@ def _answer_problem(
     if stop != window_end(layer, start):
         return f"window end {window_end(layer, start)}", f"window end {stop}"
     equal = all(
-        equals(measures[measure.name], *measure_of(cell, measure))
+        measures[measure.name] is None
+        if _is_before(start, whole.measure_ms(layer, measure.name))
+        else equals(measures[measure.name], *measure_of(cell, measure))
         or (is_infinite(measures[measure.name]) and may_be_infinite(cell, measure))
         for measure in layer.measures
     )
     return None if equal else (_measures(layer, cell), measures)
 
 
+def _is_before(start: int, whole_ms: int | None) -> bool:
+    return whole_ms is not None and start < whole_ms
+
+
 def _stored_problem(
-    layer: Layer, cell: Cell | None, stored: dict[str, Any] | None
+    layer: Layer, start: int, cell: Cell | None, stored: dict[str, Any] | None, whole: Whole
 ) -> tuple[object, object] | None:
     if cell is None or stored is None:
         return _accumulated(cell) if cell is not None else None, stored
+    known = [
+        acc
+        for acc in layer.accumulators
+        if stored[acc.column] is not None or not _is_before(start, whole.column_ms(layer, acc))
+    ]
     equal = (stored["events"] or 0) == cell.events and all(
-        _stored_equals(layer, cell, stored, name) for name in cell.fields
+        _stored_equals(known, cell, stored, name) for name in cell.fields
     )
     return None if equal else (_accumulated(cell), stored)
 
 
-def _stored_equals(layer: Layer, cell: Cell, stored: dict[str, Any], name: str) -> bool:
+def _stored_equals(
+    accumulators: Sequence[Accumulator], cell: Cell, stored: dict[str, Any], name: str
+) -> bool:
     sums = cell.fields[name]
-    for acc in layer.accumulators:
+    for acc in accumulators:
         if acc.field != name:
             continue
         got = stored[acc.column]
@@ -236,8 +274,8 @@ def _stored_equals(layer: Layer, cell: Cell, stored: dict[str, Any], name: str) 
             if got != want:
                 return False
             continue
-        if got is None:  # the column came with a later revision
-            got = 0.0 if acc.type == "float" and acc.kind != "n" else 0
+        if got is None:
+            return False
         if acc.kind == "n":
             good = got == sums.n
         elif acc.kind == "sum":

@@ -22,6 +22,7 @@ from app.verify.database import Database, text
 from app.verify.events import Events
 from app.verify.repeats import find_repeats
 from app.verify.report import Difference
+from app.verify.whole import EVER_SINCE, Whole
 from tables.layer import KeyField, Layer, Map, Scalar
 
 Key = tuple[Scalar, ...]
@@ -75,10 +76,23 @@ class Cells:
             self._gather(layer)
             made.add(layer.name)
 
-    def late_letters(self) -> Iterator[Difference]:
-        """Yield where letters of events that are too late are others than they must be."""
+    def leave_out(self, whole: Whole) -> None:
+        """Take out the rows of windows that layers cannot have, once all tables are made."""
+        for layer in self._map.layers:
+            if layer.name in whole.cells:
+                self._database.run(
+                    f"DELETE FROM {self.table(layer)} WHERE start < {whole.cells[layer.name]}"
+                )
+
+    def late_letters(self, whole: Whole = EVER_SINCE) -> Iterator[Difference]:
+        """Yield where letters of events that are too late are others than they must be.
+
+        Layers that the map got later are left out: what came before was not late for them.
+        """
         for events in self._events.values():
-            yield from self._late_letters(events)
+            layers = [layer for layer in events.layers if layer.name not in whole.cells]
+            if layers:
+                yield from self._late_letters(events, layers)
 
     def starts(self, layer: Layer) -> Iterator[tuple[int, int]]:
         """Yield the starts of a layer's windows, in order, with how many rows each has."""
@@ -131,15 +145,19 @@ class Cells:
             f" {text(layer.name)} AS told FROM selected WHERE outcome = 'too_late'"
         )
 
-    def _late_letters(self, events: Events) -> Iterator[Difference]:
-        want = " UNION ALL ".join(f"FROM sealed_{layer.name}" for layer in events.layers)
+    def _late_letters(self, events: Events, layers: list[Layer]) -> Iterator[Difference]:
+        want = " UNION ALL ".join(f"FROM sealed_{layer.name}" for layer in layers)
+        got = events.late_letters()
+        if len(layers) < len(events.layers):
+            absent = [text(one.name) for one in events.layers if one not in layers]
+            got = f"SELECT * FROM ({got}) WHERE told NOT IN ({', '.join(absent)})"
         listed = (
             'SELECT part, "offset", list_sort(list(DISTINCT (told, place))) AS {} FROM ({})'
             " GROUP BY ALL"
         )
         rows = self._database.rows(
             f'SELECT part, "offset", want, got FROM ({listed.format("want", want)})'
-            f" FULL OUTER JOIN ({listed.format('got', events.late_letters())})"
+            f" FULL OUTER JOIN ({listed.format('got', got)})"
             ' USING (part, "offset") WHERE want IS DISTINCT FROM got ORDER BY part, "offset"'
         )
         for part, offset, late, told in rows:

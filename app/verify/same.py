@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from app.verify import sql
 from app.verify.layers import Cells
+from app.verify.whole import Whole
 from tables.layer import Accumulator, Layer, Measure
 
 EXACT_MAX = 2**53
@@ -54,7 +55,7 @@ def stored_columns(layer: Layer) -> list[tuple[str, bool]]:
     ]
 
 
-def doubtful_answers(layer: Layer, urls: int, now_ms: int) -> str:
+def doubtful_answers(layer: Layer, urls: int, now_ms: int, whole: Whole) -> str:
     """Return a query: key, window start, what is expected, URL, what is answered."""
     keys, sums = sql.keys_of(layer), sql.sums_of(layer)
     places = ", ".join([*keys, "start"])
@@ -64,7 +65,7 @@ def doubtful_answers(layer: Layer, urls: int, now_ms: int) -> str:
         for column, made in zip(one.columns, one.merged("cells", one), strict=True)
     ]
     strict = f"bool_and(closed) AND NOT {_expired(layer, 'any_value(stop)', now_ms)}"
-    whole = (
+    cells = (
         f"SELECT {places}, any_value(stop) AS stop, {strict} AS strict, sum(events)::BIGINT AS"
         f" events{''.join(f', {one}' for one in merged)} FROM {Cells.table(layer)} AS cells"
         f" GROUP BY {places}"
@@ -78,14 +79,19 @@ def doubtful_answers(layer: Layer, urls: int, now_ms: int) -> str:
     equal = sql.both(
         ["w.stop = a.stop"]
         + [
-            _measure_same(one, f"a.{column}", _sums(sums, one.field))
+            _or_null_before(
+                whole.measure_ms(layer, one.name),
+                "w.start",
+                f"a.{column}",
+                _measure_same(one, f"a.{column}", _sums(sums, one.field)),
+            )
             for one, (column, _) in zip(layer.measures, measure_columns(layer), strict=True)
         ]
     )
     pair = f"SELECT {', '.join(head)}, {{}} AS url, a.start IS NOT NULL, {', '.join(answered)}"
     different = f"NOT coalesce({equal}, false)"
     return (
-        f"WITH whole AS ({whole}), rest AS (SELECT *, row_number() OVER (PARTITION BY {places}"
+        f"WITH whole AS ({cells}), rest AS (SELECT *, row_number() OVER (PARTITION BY {places}"
         f" ORDER BY version DESC, url) AS age FROM {answers_table(layer)} AS a WHERE NOT EXISTS"
         f" (FROM whole AS w WHERE strict AND {on}))"
         f" {pair.format('each.url')} FROM whole AS w CROSS JOIN range({urls}) AS each(url)"
@@ -98,7 +104,7 @@ def doubtful_answers(layer: Layer, urls: int, now_ms: int) -> str:
     )
 
 
-def doubtful_archived(layer: Layer, now_ms: int, *, early: bool) -> str:
+def doubtful_archived(layer: Layer, now_ms: int, whole: Whole, *, early: bool) -> str:
     """Return a query: key, window start, what is expected, partition, what is archived."""
     keys, sums = sql.keys_of(layer), sql.sums_of(layer)
     on = f"{sql.joined(keys, 'c', 'a')} AND c.part = a.part"
@@ -111,7 +117,12 @@ def doubtful_archived(layer: Layer, now_ms: int, *, early: bool) -> str:
     ]  # fmt: skip
     equal = sql.both(
         [
-            _stored_same(layer, acc, f"a.{column}", _sums(sums, acc.field))
+            _or_null_before(
+                whole.column_ms(layer, acc),
+                "c.start",
+                f"a.{column}",
+                _stored_same(layer, acc, f"a.{column}", _sums(sums, acc.field)),
+            )
             for acc, (column, _) in zip(layer.accumulators, stored_columns(layer), strict=True)
         ]
     )
@@ -123,6 +134,13 @@ def doubtful_archived(layer: Layer, now_ms: int, *, early: bool) -> str:
         f" {archived_table(layer)} AS a ON {on}"
         f" WHERE NOT (coalesce({may_lack}, false) OR coalesce({equal}, false)) ORDER BY {order}"
     )
+
+
+def _or_null_before(whole_ms: int | None, start: str, got: str, test: str) -> str:
+    """Return a test that a null passes in windows from before the map had the measure."""
+    if whole_ms is None:
+        return test
+    return f"CASE WHEN {start} < {whole_ms} AND {got} IS NULL THEN true ELSE {test} END"
 
 
 def _expired(layer: Layer, stop: str, now_ms: int) -> str:

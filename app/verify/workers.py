@@ -10,6 +10,7 @@ from typing import Any, Self
 import polars as pl
 
 from app.verify.errors import VerifyError
+from app.verify.whole import Whole
 from app.verify.windows import window_end, window_nominal_ms
 from client.query import QueryClient, QueryFailedError
 from tables.layer import Layer, Map
@@ -30,6 +31,7 @@ class Quiet:
 
     positions: dict[tuple[str, int], int]
     busy: str
+    whole: Whole = dataclasses.field(default_factory=Whole)
 
 
 class Workers:
@@ -90,6 +92,7 @@ class Workers:
     async def quiet(self, ends: Mapping[tuple[str, int], int]) -> Quiet:
         """Return how far all are, and what is not done where the topics have these ends."""
         positions: dict[tuple[str, int], int] = {}
+        told: list[dict[str, Any]] = []
         for url in self._clients:
             try:
                 ledger = await self._ask(url, QueryClient.ledger)
@@ -102,20 +105,33 @@ class Workers:
                     if place in positions:
                         return Quiet({}, f"{topic}[{number}] is owned by two workers")
                     positions[place] = row["position"]
-            waiting = [
-                row["name"]
-                for row in layers
-                if row["unacknowledged_windows"] or (self._early and row["waiting_open_windows"])
-            ]
+            told += layers
+            waiting = [row["name"] for row in layers if self._is_waiting(row)]
             if waiting:
                 return Quiet({}, f"{url} has not sent all windows of {', '.join(waiting)}")
+        if missing := self._missing(positions, ends):
+            return Quiet({}, missing)
+        whole = Whole.of(told)
+        which = ", ".join(sorted(whole.unknown))
+        busy = which and f"it is not known yet from when on {which} is whole"
+        return Quiet({} if busy else positions, busy, whole)
+
+    def _missing(
+        self, positions: Mapping[tuple[str, int], int], ends: Mapping[tuple[str, int], int]
+    ) -> str:
+        """Return which partition is not at its end; an empty text where all are."""
         for place, end in sorted(ends.items()):
             where = f"{place[0]}[{place[1]}]"
             if place not in positions:
-                return Quiet({}, f"{where} is owned by none of {', '.join(self._clients)}")
+                return f"{where} is owned by none of {', '.join(self._clients)}"
             if positions[place] != end:
-                return Quiet({}, f"{where} is at {positions[place]} of {end}")
-        return Quiet(positions, "")
+                return f"{where} is at {positions[place]} of {end}"
+        return ""
+
+    def _is_waiting(self, row: Mapping[str, Any]) -> bool:
+        """Tell whether a worker has not sent all windows of a layer."""
+        early = self._early and row["waiting_open_windows"]
+        return bool(row["unacknowledged_windows"] or early)
 
     @property
     def urls(self) -> list[str]:
@@ -123,7 +139,12 @@ class Workers:
         return list(self._clients)
 
     async def rows(
-        self, layer: Layer, starts: Iterable[tuple[int, int]], *, everywhere: bool
+        self,
+        layer: Layer,
+        starts: Iterable[tuple[int, int]],
+        *,
+        everywhere: bool,
+        since_ms: int | None = None,
     ) -> AsyncIterator[tuple[int, pl.DataFrame]]:
         """Yield what each worker answers, by the number of its URL: some rows at a time.
 
@@ -133,8 +154,12 @@ class Workers:
                 asked for hold them and what is between.
             everywhere: whether all times there are may be asked for: where the archive reads a
                 range by its rows, not by its length.
+            since_ms: from when on the layer can be asked, where that is not ever since.
         """
-        for first, last in _ranges(layer, starts, everywhere):
+        for start, last in _ranges(layer, starts, everywhere):
+            first = start if since_ms is None else max(start, since_ms)
+            if first >= last:
+                continue
             for number, url in enumerate(self._clients):
                 yield number, await self._cells(url, layer, first, last)
 

@@ -1,0 +1,91 @@
+"""What layers cannot have: from when on they, and their measures, are whole, as workers tell it.
+
+A layer or measure that a revision of the map added knows nothing of what came before
+(docs/formats/map.md). That is left out of the comparison, and the report says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tables.layer import Accumulator, Layer
+
+_STORED = {
+    "count": ("events",), "sum": ("n", "sum"), "mean": ("n", "sum"), "min": ("n", "min"),
+    "max": ("n", "max"), "variance": ("n", "sum", "sqlo", "sqhi", "m2"),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Whole:
+    """From when on layers are whole that were not ever since: ``cells`` by layer, measures too.
+
+    ``unknown`` are the layers of which some worker does not know it yet.
+    """
+
+    cells: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    measures: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
+    unknown: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, rows: Iterable[Mapping[str, Any]]) -> Whole:
+        """Return what the layers of all workers say together: the latest of each."""
+        latest: dict[str, dict[str, int]] = {}
+        unknown = set()
+        for row in rows:
+            times = latest.setdefault(row["name"], {})
+            for said in row["whole_from"].values():
+                for name, whole_ms in said.items():
+                    if whole_ms is None:
+                        unknown.add(row["name"])
+                    else:
+                        times[name] = max(whole_ms, times.get(name, whole_ms))
+        cells = {layer: times.pop("cells") for layer, times in latest.items() if "cells" in times}
+        return cls(cells, latest, frozenset(unknown))
+
+    def measure_ms(self, layer: Layer, name: str) -> int | None:
+        """Return from when on a layer has a measure, None where ever since."""
+        return self.measures.get(layer.name, {}).get(name)
+
+    def column_ms(self, layer: Layer, acc: Accumulator) -> int | None:
+        """Return from when on a layer has an accumulator, None where ever since.
+
+        It has it at least as long as each measure that is computed from it.
+        """
+        times = [
+            self.measure_ms(layer, measure.name)
+            for measure in layer.measures
+            if measure.field == acc.field and acc.kind in _STORED[measure.kind]
+        ]
+        known = [time for time in times if time is not None]
+        return min(known) if known and len(known) == len(times) else None
+
+    def notes(self) -> list[str]:
+        """Return what was left out."""
+        found = [
+            f"{layer} was compared from {_moment(time)} on: the map got it then"
+            for layer, time in sorted(self.cells.items())
+        ]
+        for layer, times in sorted(self.measures.items()):
+            found += [
+                f"{name} of {layer} is null in windows that start before {_moment(time)}: the map"
+                " got it then"
+                for name, time in sorted(times.items())
+                if time > self.cells.get(layer, time - 1)
+            ]
+        return found
+
+
+EVER_SINCE = Whole()
+"""Of a map that got nothing later."""
+
+
+def _moment(time_ms: int) -> str:
+    start = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+    try:
+        return (start + dt.timedelta(milliseconds=time_ms)).isoformat()
+    except OverflowError:
+        return f"{time_ms} ms"
