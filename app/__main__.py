@@ -8,6 +8,7 @@ import sys
 
 import click
 
+from app.printable import printable
 from tables.errors import TreasureMapError
 
 COMMANDS = {
@@ -51,7 +52,7 @@ def main() -> None:
     try:
         group(prog_name="python -m app")
     except TreasureMapError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(printable(f"error: {error}", keep="\n"), err=True)
         sys.exit(1)
 
 

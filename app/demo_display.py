@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from app.demo_worker import Status
+from app.printable import printable
 from tables.layer import Map
 
 # Without a terminal, a line is written this often.
@@ -98,7 +99,7 @@ class Display:
             self._live.update(Group(Text(line, style="bold"), layer_table(status.layers), address))
         elif last or time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + _LINE_SECONDS
-            click.echo(line)
+            click.echo(printable(line))
 
     def _line(self, phase: str, progress: Progress, status: Status) -> str:
         open_cells = sum(layer["open_cells"] for layer in status.layers)
@@ -118,7 +119,7 @@ def layer_table(layers: list[dict[str, Any]]) -> Table:
         table.add_column(name, justify="right")
     for layer in layers:
         counts = ("open_cells", "archived_cells", "unacknowledged_windows")
-        table.add_row(layer["name"], *(f"{layer[name]:,}" for name in counts))
+        table.add_row(Text(printable(layer["name"])), *(f"{layer[name]:,}" for name in counts))
     return table
 
 
@@ -133,7 +134,8 @@ def ledger_lines(ledger: dict[str, Any]) -> list[str]:
     lines.append(_line_of("events", ledger["events"]))
     lines += [_line_of(f"layer {name}", row) for name, row in ledger["layers"].items()]
     lines.append("balanced" if ledger["balanced"] else "NOT balanced")
-    return lines + [f"  {problem}" for problem in ledger["problems"]]
+    lines += [f"  {problem}" for problem in ledger["problems"]]
+    return [printable(line) for line in lines]
 
 
 def _line_of(name: str, counts: dict[str, int]) -> str:

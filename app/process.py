@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import faust
 
 from app import memory
+from app.printable import printable
 from app.watchdog import Watchdog
 from tables.errors import SettingError, TreasureMapError
 
@@ -76,4 +77,4 @@ def complain(reason: BaseException, to: Any = None) -> None:
     text = str(reason) if isinstance(reason, TreasureMapError) else repr(reason)
     sys.stdout.flush()
     sys.stderr.flush()
-    (to or sys.stderr).write(f"error: {text}\n")
+    (to or sys.stderr).write(printable(f"error: {text}\n", keep="\n"))

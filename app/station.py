@@ -32,6 +32,7 @@ from app.metrics import Metrics
 from app.pace import Pace
 from app.peers import Peers
 from app.pressure import Pressure
+from app.printable import protect_log
 from app.process import Process
 from app.settings import Settings
 from app.topics import check_topics
@@ -136,6 +137,7 @@ def build(settings: Settings) -> MapApp:
         MapError: the map file cannot be used.
         SettingError: certificates or drivers that the settings ask for are not there.
     """
+    protect_log()
     themap = load_map(settings.map_file)
     options = kafka_options(settings)
     _make_folder(settings)

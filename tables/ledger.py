@@ -27,6 +27,12 @@ MALFORMED_REASONS = (
 )  # fmt: skip
 """``json``: no JSON object in UTF-8. ``missing``: time, type or a key field is null or absent."""
 
+LETTER_REASONS = frozenset(
+    {*UNREADABLE_REASONS, *MALFORMED_REASONS, "tombstone", "empty", "oversized", "future"}
+    | {"unclassified"}
+)
+"""Why records and events become dead letters."""
+
 EVENT_COLUMNS = ("malformed", "future", "duplicate", "unclassified", "classified")
 LAYER_COLUMNS = ("folded", "filtered", "too_late", "repeated")
 """``repeated`` counts contributions that were already known at their version or later."""

@@ -216,6 +216,32 @@ def run(brokers: str, file: Path, *arguments: str) -> Result:
     return result
 
 
+def test_letters_do_not_steer_the_terminal(embedded: str, tmp_path: Path) -> None:
+    """Types and topics of others are shown with escapes, as tables and as JSON."""
+    name = f"m{uuid.uuid4().hex[:12]}"
+    file = tmp_path / "map.toml"
+    file.write_text(MAP_TEXT.format(name=name))
+    applied = CliRunner().invoke(group, ["map", "apply", str(file), "--brokers", embedded])
+    assert applied.exit_code == 0, applied.output
+    steering = "got \x1b[2J\x1b]0;title\x07\x9b31m\u202e"
+
+    async def fill() -> None:
+        log = KafkaLog(embedded, 16 << 20)
+        await log.start()
+        base = small_map(name=name)
+        await write(log, base, 7, reason="unclassified", detail=steering, topic="x\x1b[1m")
+        await log.stop()
+
+    asyncio.run(fill())
+    for what in ("list", "count"):
+        for form in ((), ("--json",)):
+            output = run(embedded, file, what, *form).output
+            assert all(one.isprintable() or one == "\n" for one in output), ascii(output)
+    assert "got \\x1b[2J\\x1b]0;title\\x07\\x9b31m\\u202e" in run(embedded, file, "list").output
+    (row,) = map(orjson.loads, run(embedded, file, "list", "--json").output.splitlines())
+    assert row["detail"] == steering
+
+
 def test_the_command_lists_counts_and_replays(embedded: str, tmp_path: Path) -> None:
     """As tables and as JSON."""
     name = f"m{uuid.uuid4().hex[:12]}"
@@ -253,6 +279,10 @@ def test_the_command_lists_counts_and_replays(embedded: str, tmp_path: Path) -> 
     }
     assert "json" in run(embedded, file, "count").output
     assert "more" in run(embedded, file, "list", "--limit", "1").stderr
+    where = ["--map", str(file), "--brokers", embedded]
+    refused = CliRunner().invoke(group, ["deadletters", "replay", "--reason", "jsom", *where])
+    assert refused.exit_code == 2
+    assert "unknown 'jsom'; want one of arrow, batch, content_type" in refused.stderr
     assert "replayed 2 letters" in run(embedded, file, "replay", "--reason", "json").output
     assert "arrow" in run(embedded, file, "count", "--json").output
     assert "json" not in run(embedded, file, "count", "--json").output

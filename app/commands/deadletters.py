@@ -11,15 +11,16 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
-import orjson
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from app.connections import kafka_options
 from app.mapfile import load_map
+from app.printable import printable, printable_json
 from app.settings import Settings, settings_options
 from tables.layer import SideKind
+from tables.ledger import LETTER_REASONS
 from tables.letter import Letter
 
 if TYPE_CHECKING:
@@ -60,14 +61,14 @@ def list_(
     found, more = asyncio.run(_list(settings, late, _wanted(reasons, topics), replayed, limit))
     if as_json:
         for entry in found:
-            click.echo(orjson.dumps(_json(entry)))
+            click.echo(printable_json(_json(entry)))
     else:
         table = Table(
             "set aside", "topic", "partition", "offset", "index", "reason", "late by", "detail",
             "value", box=None, header_style="bold",
         )  # fmt: skip
         for entry in found:
-            table.add_row(*map(Text, _row(entry)))
+            table.add_row(*(Text(printable(text)) for text in _row(entry)))
         _console().print(table)
     if more:
         click.echo(f"more: only the first {limit} letters; raise --limit", err=True)
@@ -83,7 +84,7 @@ def count(
     rows = asyncio.run(_count(settings, late, _wanted(reasons, topics), replayed))
     if as_json:
         for row in rows:
-            click.echo(orjson.dumps(dataclasses.asdict(row)))
+            click.echo(printable_json(dataclasses.asdict(row)))
         return
     table = Table("topic", "reason", box=None, header_style="bold")
     for name in ("letters", "events"):
@@ -92,7 +93,8 @@ def count(
     table.add_column("for example")
     for row in rows:
         numbers = (f"{row.letters:,}", f"{row.events:,}")
-        table.add_row(row.topic, row.reason, *numbers, _when(row.newest_ms), Text(row.example))
+        texts = [row.topic, row.reason, *numbers, _when(row.newest_ms), row.example]
+        table.add_row(*(Text(printable(text)) for text in texts))
     _console().print(table)
 
 
@@ -108,6 +110,12 @@ def replay(
 
     Do it after a fix: of the map, or of a limit. What still cannot be used comes back as a letter.
     """
+    unknown = sorted(set(reasons) - LETTER_REASONS)
+    if unknown:
+        raise click.UsageError(
+            f"cannot use --reason: unknown {', '.join(map(repr, unknown))}; want one of"
+            f" {', '.join(sorted(LETTER_REASONS))}"
+        )
     done = asyncio.run(
         _letters(settings, late=False).replay(_wanted(reasons, topics), resume=resume)
     )

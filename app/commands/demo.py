@@ -11,6 +11,7 @@ import click
 
 from agents import tasks
 from app.demo import Plan, run
+from app.printable import printable
 
 _FOLDER = pathlib.Path(__file__).parent.parent.parent / "var"
 
@@ -34,7 +35,7 @@ def command(seconds: float | None) -> None:
         click.echo("stopped")
         sys.exit(130)
     for problem in problems:
-        click.echo(f"wrong: {problem}", err=True)
+        click.echo(printable(f"wrong: {problem}"), err=True)
     if problems:
         click.echo("the demo's check failed", err=True)
         sys.exit(1)

@@ -10,6 +10,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from app.mapfile import load_map
+from app.printable import printable
 from app.settings import Settings, settings_options
 from tables.errors import MapError
 from tables.layer import Layer, Map, Source
@@ -149,9 +150,9 @@ def _layer_label(themap: Map, layer: Layer) -> Text:
 
 
 def _label(name: str, summary: str, *lines: str) -> Text:
-    text = Text.assemble((name, "bold cyan"), f"  {summary}")
+    text = Text.assemble((printable(name), "bold cyan"), printable(f"  {summary}"))
     for line in lines:
-        text.append(f"\n{line}", "dim")
+        text.append(f"\n{printable(line)}", "dim")
     return text
 
 

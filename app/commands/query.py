@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from app.commands.query_draw import caption, cells_table, is_worth_sparks, moment, sparks_table
+from app.printable import printable, printable_json
 from app.settings import environment_variable
 from client import Answer, FamilyAnswer, QueryClient, QueryFailedError, Range
 from tables.errors import QueryError
@@ -113,11 +114,11 @@ def _ask(client: QueryClient, asked: Asked) -> Answer | FamilyAnswer:
 
 def _print(answer: Answer | FamilyAnswer, *, as_json: bool) -> None:
     if as_json:
-        click.echo(orjson.dumps(_json(answer), option=orjson.OPT_INDENT_2))
+        click.echo(printable_json(_json(answer), orjson.OPT_INDENT_2))
     else:
         Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS).print(_table(answer))
     for note in _notes(answer):
-        click.echo(note, err=True)
+        click.echo(printable(note), err=True)
 
 
 def _watch(client: QueryClient, asked: Asked) -> None:
@@ -126,7 +127,7 @@ def _watch(client: QueryClient, asked: Asked) -> None:
 
     def drawn() -> Group:
         answer = _ask(client, asked)
-        return Group(_table(answer), *(Text(note) for note in _notes(answer)))
+        return Group(_table(answer), *(Text(printable(note)) for note in _notes(answer)))
 
     try:
         with Live(drawn(), console=console, auto_refresh=False) as live:
@@ -144,7 +145,7 @@ def _tried(drawn: Callable[[], Group]) -> Group:
     except QueryFailedError as error:
         if error.status is not None and error.retry_after_s is None:
             raise
-        return Group(Text(f"asks again: {error}"))
+        return Group(Text(printable(f"asks again: {error}")))
 
 
 def _notes(answer: Answer | FamilyAnswer) -> list[str]:

@@ -11,6 +11,7 @@ from typing import TypeGuard
 from rich.table import Table
 from rich.text import Text
 
+from app.printable import printable
 from client import Cell, FamilyAnswer, Row
 from tables.window import TIME_MS_MAX, TIME_MS_MIN
 
@@ -23,14 +24,14 @@ Value = int | float | str | None
 
 def cells_table(title: str, cells: Sequence[Cell | Row]) -> Table:
     """Return a table with a line a cell: window, key, measures."""
-    table = Table(title=Text(title), caption=f"{len(cells)} cells")
+    table = Table(title=Text(printable(title)), caption=f"{len(cells)} cells")
     first = cells[0] if cells else None
     table.add_column("window start")
     table.add_column("window end")
     for name in first.key if first else ():
-        table.add_column(Text(name), overflow="fold")
+        table.add_column(Text(printable(name)), overflow="fold")
     for name in first.measures if first else ():
-        table.add_column(Text(name), justify="right", overflow="fold")
+        table.add_column(Text(printable(name)), justify="right", overflow="fold")
     for cell in cells:
         times = [moment(cell.window_start), moment(cell.window_end)]
         values = [*cell.key.values(), *cell.measures.values()]
@@ -40,12 +41,12 @@ def cells_table(title: str, cells: Sequence[Cell | Row]) -> Table:
 
 def sparks_table(title: str, answer: FamilyAnswer) -> Table:
     """Return a table with a line a key: for each measure its steps as bars, and the last value."""
-    table = Table(title=Text(title), caption=caption(answer))
+    table = Table(title=Text(printable(title)), caption=caption(answer))
     first = answer.rows[0]
     for name in first.key:
-        table.add_column(Text(name), overflow="fold")
+        table.add_column(Text(printable(name)), overflow="fold")
     for name in first.measures:
-        table.add_column(Text(name), overflow="fold")
+        table.add_column(Text(printable(name)), overflow="fold")
         table.add_column("last", justify="right")
     starts = sorted({row.window_start for row in answer.rows})
     for key, steps in by_key(answer.rows).items():
@@ -106,9 +107,7 @@ def shown(value: object) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:.6f}"
-    return "".join(
-        character if character.isprintable() else ascii(character)[1:-1] for character in str(value)
-    )
+    return printable(str(value))
 
 
 def moment(time_ms: int) -> str:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from app.printable import printable, printable_json
 from app.settings import Settings, settings_options
 from app.verify import Report, verify
 from tables.errors import TreasureMapError
@@ -30,7 +31,7 @@ def _cannot(function: Callable[..., None]) -> Callable[..., None]:
         try:
             function(*args, **options)
         except TreasureMapError as error:
-            click.echo(f"error: {error}", err=True)
+            click.echo(printable(f"error: {error}", keep="\n"), err=True)
             sys.exit(CANNOT)
 
     return run
@@ -73,7 +74,7 @@ def command(
         )
     )  # fmt: skip
     if as_json:
-        click.echo(orjson.dumps(report.as_json(), option=orjson.OPT_INDENT_2))
+        click.echo(printable_json(report.as_json(), orjson.OPT_INDENT_2))
     else:
         _show(report)
     if not report.equal:
@@ -93,13 +94,13 @@ def _show(report: Report) -> None:
     counts = Table("counted", box=None, header_style="bold")
     counts.add_column("recomputed", justify="right")
     for name, count in report.ledger.items():
-        counts.add_row(name, f"{count:,}")
+        counts.add_row(Text(printable(name)), f"{count:,}")
     console.print(counts)
     for difference in report.differences:
-        console.print(Text(str(difference)))
+        console.print(Text(printable(str(difference))))
     if report.differing > len(report.differences):
         console.print(f"and {report.differing - len(report.differences):,} more")
     for note in report.notes:
-        console.print(Text(f"note: {note}"))
+        console.print(Text(printable(f"note: {note}")))
     outcome = "all equal" if report.equal else f"{report.differing:,} differ"
     console.print(f"{report.offsets:,} offsets recomputed: {outcome}")

@@ -1,0 +1,109 @@
+"""What others wrote is shown so that it cannot steer a terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import unicodedata
+
+import pytest
+from click.testing import CliRunner
+
+import app.__main__ as program
+from app.commands import verify
+from app.commands.query_draw import cells_table, shown
+from app.demo_display import ledger_lines
+from app.printable import printable, printable_json, protect_log
+from app.verify.report import Difference, LayerReport, Report
+from client import Cell
+from tables.errors import TreasureMapError
+
+STEERING = "a\x1b[2J\x07\x9b31m\u202e\ud800\n\u00e9\U0001f600"
+ESCAPED = r"a\x1b[2J\x07\x9b31m\u202e\ud800\n\u00e9\U0001f600".replace(
+    r"\u00e9\U0001f600", "\u00e9\U0001f600"
+)
+
+
+def test_all_that_does_not_print_is_escaped() -> None:
+    """Every control character, mark of direction and half of a pair; nothing else."""
+    assert printable(STEERING) == ESCAPED
+    assert printable("x\ny\x1b", keep="\n") == "x\ny\\x1b"
+    for code in range(0x11000):
+        one = printable(chr(code))
+        assert one.isprintable()
+        if unicodedata.category(chr(code))[0] in "LNPS":
+            assert one == chr(code)
+
+
+def test_json_says_the_same_to_every_reader() -> None:
+    """Only what would steer a terminal is written in another way."""
+    text = STEERING.replace("\ud800", "\U000e0001")
+    shown_text = printable_json({text: [text]})
+    assert shown_text.isprintable()
+    assert json.loads(shown_text) == {text: [text]}
+
+
+def test_lines_of_the_log_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    """Messages, what is put into them, and tracebacks; lines stay lines."""
+    factory = logging.getLogRecordFactory()
+    stream = io.StringIO()
+    log = logging.Logger("test")  # noqa: LOG001 - one that nobody else has
+    log.addHandler(logging.StreamHandler(stream))
+    try:
+        protect_log()
+        log.warning("two\nlines %s", STEERING)
+        try:
+            int(STEERING)
+        except ValueError:
+            log.exception("it failed")
+    finally:
+        logging.setLogRecordFactory(factory)
+    lines = stream.getvalue().splitlines()
+    assert all(line.isprintable() for line in lines)
+    assert lines[:2] == ["two", f"lines {ESCAPED.partition(chr(92) + 'n')[0]}"]
+    assert sum("x1b[2J" in line for line in lines) > 1
+    del capsys
+
+
+def test_answers_differences_and_ledgers_are_escaped() -> None:
+    """In tables of cells, in the report of verify, in what the demo tells, and in map show."""
+    assert shown(STEERING) == ESCAPED
+    table = cells_table(STEERING, [Cell({"k": STEERING}, 0, 1, {"count": 1}, 0)])
+    assert str(table.title) == ESCAPED
+    counts = {"decoded": 1}
+    ledger = {
+        "records": {STEERING: {"0": {"read": 1}}}, "events": counts, "layers": {STEERING: counts},
+        "balanced": False, "problems": [STEERING],
+    }  # fmt: skip
+    assert all(line.isprintable() for line in ledger_lines(ledger))
+
+
+def test_the_report_of_verify_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    """Keys are whatever producers write."""
+    difference = Difference("http", f"hour key {STEERING}", "1", STEERING)
+    ledger = {f"malformed.{STEERING}": 1}
+    report = Report([LayerReport("hour")], ledger, {}, 1, 1, [difference], [STEERING])
+    verify._show(report)
+    out = capsys.readouterr().out
+    assert all(one.isprintable() or one == "\n" for one in out)
+    assert "a\\x1b[2J" in out
+
+
+def test_errors_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one message of a command that fails may repeat what a broker or an endpoint said."""
+
+    def fail(**_: object) -> None:
+        raise TreasureMapError(STEERING)
+
+    monkeypatch.setattr(program, "group", fail)
+
+    def run() -> None:
+        with pytest.raises(SystemExit):
+            program.main()
+
+    with CliRunner().isolation() as (_, err, _):
+        run()
+        text = err.getvalue().decode()
+    assert text.startswith("error: a\\x1b[2J")
+    assert all(one.isprintable() or one == "\n" for one in text)
