@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import logging
 import math
 import ssl
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +19,7 @@ import aiohttp
 import msgspec
 import polars as pl
 
+from agents.outage import Outage
 from app.assignor import TopicPartition
 from tables.block import decode_block, encode_block
 from tables.cell import archive_schema
@@ -45,7 +45,8 @@ LAST_TRY_S = 0.25
 
 AGAIN_S = 0.05
 
-log = logging.getLogger(__name__)
+DECODE = "decode"
+"""The kind of attempt that reading an answer is; see :class:`agents.outage.Outage`."""
 
 
 class WireRead(msgspec.Struct, frozen=True, array_like=True):
@@ -211,6 +212,7 @@ class Peers:
             self._headers["Authorization"] = f"Bearer {token}"
         self._tls = tls
         self._session: aiohttp.ClientSession | None = None
+        self._outages: dict[str, Outage] = {}
         self.asked_total = 0
         self.hedged_total = 0
         self.failed_total = 0
@@ -297,14 +299,24 @@ class Peers:
             for task in tries:
                 task.cancel()
 
+    def _outage(self, url: str) -> Outage:
+        """Return whether a worker answers; of those that have left nothing is remembered."""
+        if url not in self._outages:
+            there = set(self._members().values())
+            self._outages = {at: known for at, known in self._outages.items() if at in there}
+            self._outages[url] = Outage(f"worker {url}", "answers lack its live cells")
+        return self._outages[url]
+
     def _decoded(self, url: str, reads: list[LiveRead], answer: bytes) -> list[LiveRows] | None:
         """Return what a worker answered, None where it is damaged or of another version."""
         try:
-            return decode_rows(reads, answer)
+            rows = decode_rows(reads, answer)
         except DamagedError as error:
             self.failed_total += 1
-            log.warning("cannot read the live cells of a worker: %s: %s", url, error)
+            self._outage(url).failed(f"cannot read its live cells: {error}", DECODE)
             return None
+        self._outage(url).answered(DECODE)
+        return rows
 
     async def _post(self, url: str, body: bytes, cost: QueryCost) -> bytes | None:
         """Return the body of one answer, None where there is none."""
@@ -318,11 +330,12 @@ class Peers:
             ) as response:
                 answer = await response.read()
                 if response.status == HTTPStatus.OK:
+                    self._outage(url).answered()
                     return answer
                 what = answer.decode(errors="replace")[:200]
-                log.warning("a worker refused to tell its live cells: %s: %s", url, what)
+                self._outage(url).failed(f"it refused to tell its live cells: {what}")
         except (aiohttp.ClientError, OSError) as error:
-            log.info("a worker does not tell its live cells: %s: %r", url, error)
+            self._outage(url).failed(repr(error))
         self.failed_total += 1
         return None
 

@@ -17,6 +17,7 @@ from support import DAY_MS, HOUR_MS, MemoryLog, dataclasses_replace, small_map, 
 from web_support import METRICS, FrameCells, StandingView, frame, get
 
 import agents.reader
+from agents import outage
 from app.assignor import TopicPartition
 from app.peers import CONTENT_TYPE, PATH, Peers, decode_reads, encode_reads
 from app.settings import Settings
@@ -324,3 +325,33 @@ async def test_two_answers_for_one_partition_are_one() -> None:
     both.add(one)
     assert sorted(both.facts) == [0, 1]
     assert sum(found.height for found in both.rows) == 2
+
+
+async def test_a_worker_that_does_not_answer_is_told_once_and_when_it_is_back(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often it is asked meanwhile."""
+    monkeypatch.setattr(outage, "GRACE_S", 0.0)
+    (port,) = free_ports(1)
+    url = f"http://127.0.0.1:{port}"
+    peers = Peers(small_map(), lambda _: LiveRows(), lambda: {("t", 0): url}, own_url="http://me")
+    for _ in range(5):
+        assert await peers._post(url, b"", QueryCost()) is None
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"worker {url} does not answer; answers lack its live cells: ")
+    site = web.Application()
+
+    async def answered(_: web.Request) -> web.Response:
+        return web.Response(body=b"rows")
+
+    site.router.add_post(PATH, answered)
+    runner = web.AppRunner(site)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    assert await peers._post(url, b"", QueryCost()) == b"rows"
+    await peers.close()
+    await runner.cleanup()
+    lines = [record.getMessage() for record in caplog.records if record.name == "agents.outage"]
+    assert lines[1:] == [f"worker {url} answers again after 0 s; 5 attempts failed"]
+    assert peers.failed_total == 5
