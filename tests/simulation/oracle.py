@@ -225,11 +225,11 @@ class Oracle:
     def _is_published(self, row: Row) -> bool:
         """Tell whether a feed must have what an archived row came to in the end.
 
-        It is where all revisions since its last change have published it.
+        It is where all revisions since its last change have published it, and its window is whole.
         """
         (layer,) = [one for one in self._work.layers if one.name == row[0]]
         topic = self._map.input_topic(layer) if self._has(layer) else ""
-        if (topic, row[3]) not in self._cuts:
+        if (topic, row[3]) not in self._cuts or row[2] < self._whole_ms(self._chain(layer)):
             return False
         version, value = self.histories.get(row, [(0, None)])[-1]
         if value is None:
