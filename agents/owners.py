@@ -16,6 +16,7 @@ from agents.emit import EmitCounts, Emitter
 from agents.fold import Content
 from agents.guarded import guarded
 from agents.idle import IdleHeartbeat, StreamTimes
+from agents.late_watch import LateWatch
 from agents.live import read_live
 from agents.log_partition import LogPartitionIO, ReadableLog
 from agents.owner import Owner
@@ -110,6 +111,7 @@ class Owners:
         self._opening = asyncio.Lock()
         self.emitted = EmitCounts()
         self.dropped: Counter[str] = Counter()
+        self.late = LateWatch(lambda: asyncio.get_running_loop().time())
 
     async def restore(self, topic: str, partition: int, generation: int) -> int:
         """Open the store, claim, read the journal; return the source position to go on from."""
@@ -161,6 +163,7 @@ class Owners:
         """
         for key in partitions:
             held = self._held.pop(key, None)
+            self.late.forget(*key)
             if held is not None:
                 held.released = True
                 self._leave(key, held.store, self._let_go(held))
@@ -233,6 +236,8 @@ class Owners:
         held.emitter.wake(changed=bool(content.blocks))
         if has_records:
             held.heartbeat.seen()
+            stream_time_ms = owner.state.meta.stream_time_ms
+            self.late.take(owner.plan, partition, content.ledger, stream_time_ms)
         self._tidy(held)
         # Once it is let go, nobody would cancel what is begun here.
         if held.snapshotting is None and not held.released and held.owner.wants_snapshot():

@@ -88,6 +88,7 @@ class Metrics(Collector):
 
     def _ledger(self) -> Iterator[Metric]:
         owners = list(self._view.owners.each())
+        episodes = self._view.owners.late.episodes
         yield _counter(
             "records", "Records read, by what they held.", (*PARTITION, "column"),
             _columns(owners, "records", RECORD_COLUMNS),
@@ -117,6 +118,15 @@ class Metrics(Collector):
                 for owner in owners
                 for layer in owner.plan.layers
                 for column in LAYER_COLUMNS
+            ),
+        )  # fmt: skip
+        yield _counter(
+            "late_episodes", "How often most events of a layer began to come too late.", ("layer",),
+            (
+                ((layer.declared_name,), episodes.get(layer.declared_name, 0))
+                for plan in self._view.owners.plans.values()
+                if plan.finer is None
+                for layer in plan.layers
             ),
         )  # fmt: skip
         yield _gauge(

@@ -41,6 +41,14 @@ _EPOCH_DAY = dt.date(1970, 1, 1).toordinal()
 Column = TypeVar("Column", pl.Expr, pl.Series)
 
 
+def time_text(time_ms: int) -> str:
+    """Return a time as RFC 3339, or as milliseconds where that has no such year."""
+    if not TIME_MS_MIN <= time_ms <= TIME_MS_MAX:
+        return str(time_ms)
+    epoch = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+    return (epoch + dt.timedelta(milliseconds=time_ms)).isoformat().replace("+00:00", "Z")
+
+
 def parse_duration_ms(text: str) -> int:
     """Return the milliseconds of ``"250ms"``, ``"5s"``, ``"10m"``, ``"1h"`` or ``"7d"``.
 

@@ -16,12 +16,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from app.commands.query_draw import caption, cells_table, is_worth_sparks, moment, sparks_table
+from app.commands.query_draw import caption, cells_table, is_worth_sparks, sparks_table
 from app.printable import printable, printable_json
 from app.settings import environment_variable
 from client import Answer, FamilyAnswer, QueryClient, QueryFailedError, Range
 from tables.errors import QueryError
 from tables.query import exact_json
+from tables.window import time_text
 
 # Wide enough that nothing is cut where the table goes to a file or a pipe.
 PIPE_COLUMNS = 10_000
@@ -156,7 +157,7 @@ def _notes(answer: Answer | FamilyAnswer) -> list[str]:
         notes = [PARTIAL] if answer.exactness == "partial" else []
         count = len(answer.rows)
     for name, whole_ms in answer.whole_from.items():
-        since = "some time that is not known yet" if whole_ms is None else moment(whole_ms)
+        since = "some time that is not known yet" if whole_ms is None else time_text(whole_ms)
         notes.append(f"{name}: the layer has it since {since}; before, it is empty")
     return [*notes, f"more: only the first {count} cells; raise --limit"] if answer.more else notes
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -13,7 +12,7 @@ from rich.text import Text
 
 from app.printable import printable
 from client import Cell, FamilyAnswer, Row
-from tables.window import TIME_MS_MAX, TIME_MS_MIN
+from tables.window import time_text
 
 BARS = "▁▂▃▄▅▆▇█"
 SPARK_ROWS_MIN = 3
@@ -33,7 +32,7 @@ def cells_table(title: str, cells: Sequence[Cell | Row]) -> Table:
     for name in first.measures if first else ():
         table.add_column(Text(printable(name)), justify="right", overflow="fold")
     for cell in cells:
-        times = [moment(cell.window_start), moment(cell.window_end)]
+        times = [time_text(cell.window_start), time_text(cell.window_end)]
         values = [*cell.key.values(), *cell.measures.values()]
         table.add_row(*times, *(Text(shown(value)) for value in values))
     return table
@@ -97,7 +96,9 @@ def _is_number(value: Value) -> TypeGuard[int | float]:
 def caption(answer: FamilyAnswer) -> str:
     """Return what an answer is, in a few words."""
     age = "" if answer.data_age_ms is None else f", {answer.data_age_ms} ms old"
-    closed = "" if answer.watermark_ms is None else f", closed up to {moment(answer.watermark_ms)}"
+    closed = (
+        "" if answer.watermark_ms is None else f", closed up to {time_text(answer.watermark_ms)}"
+    )
     return f"{answer.exactness}{age}{closed}"
 
 
@@ -108,14 +109,6 @@ def shown(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.6f}"
     return printable(str(value))
-
-
-def moment(time_ms: int) -> str:
-    """Return a time as RFC 3339, or as milliseconds where that has no such year."""
-    if not TIME_MS_MIN <= time_ms <= TIME_MS_MAX:
-        return str(time_ms)
-    epoch = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-    return (epoch + dt.timedelta(milliseconds=time_ms)).isoformat().replace("+00:00", "Z")
 
 
 def _measure(row: Row | None, name: str) -> Value:

@@ -1,0 +1,94 @@
+"""Late watch: says when most events of a layer come too late, as after one clock that is ahead.
+
+One event of the future, within the source's ``future_skew``, seals the windows of all others in its
+partition. Nothing is wrong then for the protocol, and everything for whoever waits for the numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+
+from tables.plan import InputPlan
+from tables.window import time_text
+
+log = logging.getLogger(__name__)
+
+SPAN_S = 60.0
+"""Events are counted over so long."""
+
+EVENTS_MIN = 10
+"""Fewer that are too late say nothing."""
+
+Place = tuple[str, int, str]
+"""Topic, partition and layer."""
+
+
+@dataclasses.dataclass(slots=True)
+class _Span:
+    begin_s: float
+    too_late: int = 0
+    folded: int = 0
+
+    @property
+    def is_mostly_late(self) -> bool:
+        return self.too_late >= EVENTS_MIN and self.too_late > self.folded
+
+
+class LateWatch:
+    """Counts what is folded and what comes too late, by layer and source partition.
+
+    Args:
+        clock: a clock that never goes back, in seconds.
+
+    Attributes:
+        episodes: by layer, how often most events began to come too late.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._spans: dict[Place, _Span] = {}
+        self._late: set[Place] = set()
+        self.episodes: dict[str, int] = {}
+
+    def take(
+        self, plan: InputPlan, partition: int, counts: Mapping[str, int], stream_time_ms: int
+    ) -> None:
+        """Take a delta's ledger; the first one of an episode is told in the log."""
+        if plan.finer is not None:
+            return
+        now_s = self._clock()
+        for layer in plan.layers:
+            too_late = counts.get(f"layer.{layer.name}.too_late", 0)
+            folded = counts.get(f"layer.{layer.name}.folded", 0)
+            if not too_late and not folded:
+                continue
+            place = (plan.topic, partition, layer.declared_name)
+            span = self._spans.get(place)
+            if span is None or now_s - span.begin_s >= SPAN_S:
+                if span is not None and not span.is_mostly_late:
+                    self._late.discard(place)
+                span = self._spans[place] = _Span(now_s)
+            span.too_late += too_late
+            span.folded += folded
+            if span.is_mostly_late and place not in self._late:
+                self._begin(place, span, stream_time_ms)
+
+    def _begin(self, place: Place, span: _Span, stream_time_ms: int) -> None:
+        self._late.add(place)
+        topic, partition, layer = place
+        self.episodes[layer] = self.episodes.get(layer, 0) + 1
+        log.warning(
+            "most events of layer %s come too late in %s[%d]: %d of %d within a minute; its stream"
+            " time is %s; where that is ahead of the clock, a producer's clock was: see"
+            " `future_skew`, and `python -m app deadletters list --late`",
+            layer, topic, partition, span.too_late, span.too_late + span.folded,
+            time_text(stream_time_ms),
+        )  # fmt: skip
+
+    def forget(self, topic: str, partition: int) -> None:
+        """Forget a partition that another worker has now."""
+        self._late = {place for place in self._late if place[:2] != (topic, partition)}
+        for place in [place for place in self._spans if place[:2] == (topic, partition)]:
+            del self._spans[place]
