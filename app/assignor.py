@@ -35,6 +35,9 @@ class Member(msgspec.Struct, frozen=True):
 
     ``boot`` is greater for a later start of the same node. ``generation`` is the one in which
     ``owned`` was assigned: of two members that claim a partition, the later generation is right.
+    ``home`` is what a worker has again when it is started again: two boots of one home do not live
+    at once. ``alone`` says why it cannot share the group, if it cannot; ``settled`` that the group
+    has taken it before.
     """
 
     node: str
@@ -43,14 +46,23 @@ class Member(msgspec.Struct, frozen=True):
     generation: int
     owned: dict[str, list[int]]
     held: dict[str, list[int]]
+    home: str = ""
+    map: str = ""
+    alone: str = ""
+    settled: bool = False
 
 
 class Share(msgspec.Struct, frozen=True):
-    """What one member got: its node, its web URL and its partitions by topic."""
+    """What one member got: its node, its web URL and its partitions by topic.
+
+    ``refused`` says why it got nothing and must go; it knows itself by ``boot``.
+    """
 
     node: str
     url: str
     partitions: dict[str, list[int]]
+    boot: int = 0
+    refused: str = ""
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -68,14 +80,19 @@ def plan(
     A partition stays with its owner unless that one has more than its share. Of an owner with too
     many, those of its most crowded topic go; a partition without owner goes to a member that has
     less than its share of the topic, holds it on disk, has few of the topic, has few in all; ties
-    go by rendezvous hash of the node's name. An older boot of a node gets nothing: what it had
-    belongs to the node's latest boot.
+    go by rendezvous hash of the node's name. An older boot of a home gets nothing: what it had
+    belongs to the latest boot. Who is refused (:func:`refusals`) gets nothing.
 
     Args:
         partitions: number of partitions of each topic.
         candidates: members by their id in the group.
     """
-    living = _latest_boots(candidates)
+    refused = refusals(candidates)
+    living = {
+        member: candidate
+        for member, candidate in _latest_boots(candidates).items()
+        if member not in refused
+    }
     planned: dict[str, set[TopicPartition]] = {member: set() for member in candidates}
     if not living:
         return planned
@@ -95,6 +112,43 @@ def plan(
     for tp in sorted(homeless):
         planner.place(tp)
     return planned | planner.planned
+
+
+def refusals(candidates: Mapping[str, Candidate]) -> dict[str, str]:
+    """Return why members must go, by their id in the group: always the later ones.
+
+    Earlier are those whom the group has taken before, then those that were started earlier.
+    """
+    living = _latest_boots(candidates)
+    refused: dict[str, str] = {}
+    taken: list[Member] = []
+
+    def age(member: str) -> tuple[bool, int, str]:
+        said = living[member].member
+        return (not said.settled, said.boot, member)
+
+    for member in sorted(living, key=age):
+        said = living[member].member
+        reason = next(filter(None, (_why_not_beside(said, other) for other in taken)), "")
+        if reason:
+            refused[member] = reason
+        else:
+            taken.append(said)
+    return refused
+
+
+def _why_not_beside(late: Member, early: Member) -> str:
+    """Return why a member cannot be in the group beside an earlier one, empty if it can."""
+    if late.map and early.map and late.map != early.map:
+        return (
+            f"it is that of map {early.map}; got map {late.map}; give each map a group of its own"
+        )
+    if late.node == early.node:
+        return (
+            f"node {late.node} is a worker at {early.url or 'another address'} already; give each "
+            "worker a node of its own"
+        )
+    return late.alone or early.alone
 
 
 class _Planner:
@@ -157,21 +211,27 @@ class _Planner:
 def _latest_boots(candidates: Mapping[str, Candidate]) -> dict[str, Candidate]:
     latest: dict[str, str] = {}
     for member in sorted(candidates, key=lambda member: (candidates[member].member.boot, member)):
-        latest[candidates[member].member.node] = member
+        latest[_home(candidates[member])] = member
     return {member: candidates[member] for member in sorted(latest.values())}
 
 
 def _owners(
     candidates: Mapping[str, Candidate], living: Mapping[str, Candidate]
 ) -> dict[TopicPartition, str]:
-    """Return the living member whose node owned each partition last."""
-    by_node = {candidate.member.node: member for member, candidate in living.items()}
+    """Return the living member whose home owned each partition last."""
+    by_home = {_home(candidate): member for member, candidate in living.items()}
     owners: dict[TopicPartition, str] = {}
     ordered = sorted(candidates.values(), key=lambda one: (one.member.generation, one.member.node))
     for candidate in ordered:
         for tp in pairs(candidate.member.owned):
-            owners[tp] = by_node[candidate.member.node]
+            if (owner := by_home.get(_home(candidate))) is not None:
+                owners[tp] = owner
     return owners
+
+
+def _home(candidate: Candidate) -> str:
+    """Return the home of a member; older releases tell none, and go by the node's name."""
+    return candidate.member.home or candidate.member.node
 
 
 def _weight(node: str, tp: TopicPartition) -> int:
@@ -222,7 +282,11 @@ class Assignor(AbstractPartitionAssignor):  # type: ignore[misc]  # aiokafka com
             member: Candidate(_decoded(member, data.user_data), frozenset(data.subscription))
             for member, data in members.items()
         }
-        topics = sorted({topic for one in candidates.values() for topic in one.topics})
+        refused = refusals(candidates)
+        for member, reason in sorted(refused.items()):
+            log.warning("a member gets nothing: %s: %s", candidates[member].member.node, reason)
+        taken = [one for member, one in candidates.items() if member not in refused]
+        topics = sorted({topic for one in taken for topic in one.topics})
         partitions = {}
         for topic in topics:
             found = cluster.partitions_for_topic(topic)
@@ -232,7 +296,13 @@ class Assignor(AbstractPartitionAssignor):  # type: ignore[misc]  # aiokafka com
                 log.warning("cannot assign partitions of a topic: the brokers know none: %s", topic)
         planned = plan(partitions, candidates)
         shares = [
-            Share(candidates[member].member.node, candidates[member].member.url, by_topic(tps))
+            Share(
+                (said := candidates[member].member).node,
+                said.url,
+                by_topic(tps),
+                said.boot,
+                refused.get(member, ""),
+            )
             for member, tps in planned.items()
         ]
         data = msgspec.msgpack.encode(shares)

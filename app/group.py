@@ -13,13 +13,16 @@ class Group:
     Attributes:
         urls: the endpoint of each partition's owner.
         nodes: the endpoint of each node.
+        refused: why a member must go, by its boot.
     """
 
     def __init__(self) -> None:
         self.urls: dict[TopicPartition, str] = {}
         self.nodes: dict[str, str] = {}
+        self.refused: dict[int, str] = {}
 
     def take(self, shares: Sequence[Share]) -> None:
         """Take a new map."""
         self.urls = {tp: share.url for share in shares for tp in pairs(share.partitions)}
         self.nodes = {share.node: share.url for share in shares}
+        self.refused = {share.boot: share.refused for share in shares if share.refused}

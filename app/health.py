@@ -59,6 +59,7 @@ def readiness_of(
     """Return what keeps a worker from being ready, first what has to come first."""
     return Readiness(
         readiness.joining(transport),
+        readiness.refused(transport),
         *(readiness.away(question.outage) for question in watch.questions),
         readiness.closed(archive, owners.emitted.archive),
         owners.rivals.reasons,

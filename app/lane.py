@@ -204,8 +204,10 @@ class TransportOptions:
         fetch_max_wait_ms: how long a broker waits for the first record of an answer.
         chunk_bytes_max: most bytes of values in one chunk, but at least one record.
         chunk_records_max: most records in one chunk.
-        alone: why this node cannot share its group; as soon as another node is in it, the worker
-            stops with this. Empty where it can.
+        alone: why this node cannot share its group; of two the later one stops with this. Empty
+            where it can.
+        home: what this worker has again when it is started again, by default its node.
+        map_name: of the map that is served; all members of a group serve one.
         committed_only: leave out records of aborted transactions, and wait for open ones.
         client_options: passed to aiokafka's client as they are: TLS and login.
         retry_seconds: bounds of the random wait before a partition is claimed again.
@@ -225,6 +227,8 @@ class TransportOptions:
     chunk_bytes_max: int = 8 * MIB
     chunk_records_max: int = 100_000
     alone: str = ""
+    home: str = ""
+    map_name: str = ""
     committed_only: bool = True
     commit_seconds: float = 5.0
     retry_seconds: tuple[float, float] = (1.0, 3.0)

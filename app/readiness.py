@@ -49,6 +49,16 @@ def joining(transport: Transport) -> Source:
     return source
 
 
+def refused(transport: Transport) -> Source:
+    """Tell that the group refuses this worker."""
+
+    def source() -> Iterator[str]:
+        if transport.refusal.reason:
+            yield f"the group refuses this worker: {transport.refusal.reason}"
+
+    return source
+
+
 def away(outage: Outage, now_s: Callable[[], float] = time.time) -> Source:
     """Tell that a dependency does not answer, and since when."""
 

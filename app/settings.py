@@ -48,7 +48,7 @@ _FORMS = {
     "cassandra_hosts": "host names, separated by commas or as a list",
     "cassandra_replication": "a number like 3, or factors by data centre like dc1:3,dc2:3",
     "cassandra_keyspace": "a lower-case identifier of at most 48 characters",
-    "group": "1 to 200 letters, digits, dots, dashes and underscores",
+    "group": "at most 200 letters, digits, dots, dashes and underscores",
     "web_token": "at least 16 printable ASCII characters without spaces",
 }
 
@@ -67,12 +67,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     map_file: pathlib.Path = pathlib.Path("map.toml")
-    node: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] = socket.gethostname()
+    node: Annotated[str, msgspec.Meta(max_length=200)] = ""
     state_folder: pathlib.Path = pathlib.Path("var/state")
     insecure: bool = False
 
     brokers: Annotated[str, msgspec.Meta(pattern=_BROKERS)] = "127.0.0.1:9092"
-    group: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,200}$")] = "treasure-map"
+    group: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{0,200}$")] = ""
     kafka_tls: bool = False
     kafka_ca_file: str = ""
     kafka_cert_file: str = ""
@@ -123,6 +123,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     query_live_max: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 64
 
     @property
+    def node_name(self) -> str:
+        """The node, or host and port: workers of one host differ in it."""
+        return self.node or f"{socket.gethostname()}-{self.web_port}"
+
+    def group_of(self, map_name: str) -> str:
+        """Return the consumer group of the workers of a map."""
+        return self.group or f"treasure-map.{map_name}"
+
+    @property
     def kafka_uses_tls(self) -> bool:
         """Whether connections to brokers are encrypted: asked for, or given a certificate."""
         return self.kafka_tls or bool(self.kafka_ca_file or self.kafka_cert_file)
@@ -145,11 +154,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 # What each field means, in the order of the operating page; checked to be complete when imported.
 MEANINGS: dict[str, str] = {
     "map_file": "The map: sources and layers, a TOML file.",
-    "node": "This worker's name in the cluster; by default the host's name. Unique per worker.",
+    "node": "This worker's name in its group, where each has one of its own; empty: `HOST-PORT`, of"
+    " the host's name and `web_port`.",
     "state_folder": "Local store of open windows. May be wiped: it comes back from the journal.",
     "insecure": "Allow a bind without token and TLS, and servers beyond loopback without TLS.",
     "brokers": "Kafka brokers to start from, `host:port` separated by commas.",
-    "group": "Kafka consumer group; its members share the partitions.",
+    "group": "Kafka consumer group; its members share the partitions of one map. Empty:"
+    " `treasure-map.MAP`.",
     "kafka_tls": "Encrypt connections to Kafka; also on where a certificate is given.",
     "kafka_ca_file": "PEM file of the authorities that sign the brokers; empty: the system's.",
     "kafka_cert_file": "PEM file of this client's certificate for Kafka.",

@@ -55,10 +55,11 @@ class StartOver:
             TreasureMapError: no broker answers, or workers of the map run.
         """
         settings = self._settings
-        members = await members_of(settings.brokers, settings.group, self._options)
+        group = settings.group_of(self._map.name)
+        members = await members_of(settings.brokers, group, self._options)
         if members:
             raise TreasureMapError(
-                f"cannot start over map {self._map.name}: workers of group {settings.group} run; "
+                f"cannot start over map {self._map.name}: workers of group {group} run; "
                 f"got {', '.join(members)}; want none; stop them all first"
             )
         topics = await own_topics(settings.brokers, self._map, self._options)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import os
 import random
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -48,6 +50,8 @@ from tables.journal import Claimant
 from tables.layer import Map
 from tables.limits import RECORD_BYTES_MAX
 from tables.plan import plans_of
+
+log = logging.getLogger(__name__)
 
 # One core a worker: more threads only take time from the other workers of the machine.
 os.environ.setdefault("POLARS_MAX_THREADS", "1")
@@ -141,7 +145,7 @@ def build(settings: Settings) -> MapApp:
     themap = load_map(settings.map_file)
     options = kafka_options(settings)
     _make_folder(settings)
-    app = _app(settings)
+    app = _app(settings, themap)
     log = _log(settings, themap, options)
     archive = _archive(settings)
 
@@ -198,10 +202,10 @@ def build(settings: Settings) -> MapApp:
     return app
 
 
-def _app(settings: Settings) -> MapApp:
+def _app(settings: Settings, themap: Map) -> MapApp:
     """Return the Faust App, without agents and services."""
     app = create_app(
-        settings.group,
+        settings.group_of(themap.name),
         data_folder=settings.state_folder / "faust",
         web_host=settings.web_host,
         web_port=settings.web_port,
@@ -241,7 +245,14 @@ def _answer(
 async def _check(settings: Settings, owners: Owners, options: dict[str, Any]) -> None:
     """Check the topics, and take note of whose they are, before a partition is claimed."""
     cluster = await check_topics(settings.brokers, owners.themap, options)
-    owners.claimant = Claimant(settings.group, settings.node, cluster)
+    group = settings.group_of(owners.themap.name)
+    owners.claimant = Claimant(group, settings.node_name, cluster)
+    archive = settings.archive_folder.absolute() if settings.archive == "embedded" else "Cassandra"
+    log.info(
+        "map %s, revision %d: node %s of group %s; state in %s, archive in %s",
+        owners.themap.name, owners.themap.revision, settings.node_name, group,
+        settings.state_folder.absolute(), archive,
+    )  # fmt: skip
 
 
 def _peers(settings: Settings, view: View, transport: Transport) -> Peers:
@@ -303,8 +314,10 @@ def _transport_options(
 ) -> TransportOptions:
     return TransportOptions(
         brokers=settings.brokers,
-        group=settings.group,
-        node=settings.node,
+        group=settings.group_of(themap.name),
+        node=settings.node_name,
+        home=f"{socket.gethostname()}:{settings.state_folder.absolute()}:{themap.name}",
+        map_name=themap.name,
         web_url=advertised_url(settings),
         partitions=sum(themap.inputs().values()),
         session_timeout_ms=settings.session_timeout_ms,

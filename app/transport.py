@@ -32,6 +32,7 @@ from app.hints import CommitHints
 from app.lane import Lane, Owners, Statistics, TransportError, TransportOptions
 from app.listener import Listener
 from app.moves import Moves
+from app.refusal import Refusal
 from tables.chunk import Chunk
 from tables.errors import TreasureMapError
 
@@ -56,6 +57,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
     Attributes:
         ready: the partitions that are live, with the generation they were restored in.
         group: who owns what.
+        refusal: whether the group gives this worker nothing, and why.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         self._realigned: set[TopicPartition] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop_tasks: list[asyncio.Task[None]] = []
+        self.refusal = Refusal(options, self.group, self.fail)
         self._counts = Statistics()
         self._alarm = Alarm()
         for lane in self._lanes:
@@ -285,9 +288,10 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         if self.should_stop or self.failure is not None:
             # The join was under way when everything was released; nobody would release again.
             return
-        self._check_alone()
+        self.refusal.look()
         self._generation = self._fetched.generation()
-        self._owned = (self._generation, set(partitions))
+        if not self.refusal.reason:
+            self._owned = (self._generation, set(partitions))
         for tp in partitions:
             # A position of its own keeps aiokafka from asking for the group's commits.
             self._consumer.pause(KafkaPartition(*tp))
@@ -295,14 +299,6 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         for tp in sorted(partitions):
             self._moves.restore(tp, self._generation)
         log.info("generation %d: %d partitions assigned", self._generation, len(partitions))
-
-    def _check_alone(self) -> None:
-        nodes = sorted(self.group.nodes)
-        if self.options.alone and len(nodes) > 1:
-            raise TransportError(
-                f"cannot share group {self.options.group}: {self.options.alone}; "
-                f"got nodes {', '.join(nodes)}"
-            )
 
     async def _let_go(self) -> None:
         self._halt()
@@ -317,6 +313,10 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
             generation=generation,
             owned=by_topic(owned),
             held=by_topic(self._owners.held()),
+            home=self.options.home,
+            map=self.options.map_name,
+            alone=self.options.alone,
+            settled=generation != NO_GENERATION,
         )
 
     def _live(self, tp: TopicPartition, generation: int, position: int) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from typing import Any
 
 import msgspec
 import pytest
 
-from app.assignor import Assignor, Candidate, Member, Share, by_topic, pairs, plan
+from app.assignor import Assignor, Candidate, Member, Share, by_topic, pairs, plan, refusals
 
 TOPICS = {"raw": 16, "day": 8, "month": 5}
 
@@ -21,9 +22,12 @@ def member(
     boot: int = 1,
     generation: int = 1,
     topics: frozenset[str] = frozenset(TOPICS),
+    **more: Any,
 ) -> Candidate:
     """Return a member that reads ``topics``."""
-    said = Member(node, boot, "", generation, by_topic(owned or set()), by_topic(held or set()))
+    said = Member(
+        node, boot, "", generation, by_topic(owned or set()), by_topic(held or set()), **more
+    )
     return Candidate(said, topics)
 
 
@@ -93,6 +97,54 @@ def test_an_older_boot_of_a_node_gets_nothing_and_the_newer_keeps_its_partitions
     assert second["old"] == set()
     assert second["new"] == first["old"]
     assert second["b"] == first["b"]
+
+
+def test_a_worker_whose_node_is_taken_gets_nothing_and_the_one_before_keeps_all() -> None:
+    """Two workers of one host and no name of their own, say: homes tell them apart."""
+    before = member("a", everything(), home="one", boot=9, settled=True)
+    members = {"late": member("a", home="two", boot=1, generation=-1), "before": before}
+    refused = refusals(members)
+    assert list(refused) == ["late"]
+    assert refused["late"].startswith("node a is a worker at another address already; give each")
+    assert plan(TOPICS, members) == {"before": everything(), "late": set()}
+
+
+def test_a_restarted_worker_takes_its_home_over() -> None:
+    """Whatever its node is called now; the dead member of its home is not in its way."""
+    dead = member("a", everything(), home="one", boot=1, settled=True)
+    again = member("b", home="one", boot=2, generation=-1)
+    assert plan(TOPICS, {"dead": dead, "again": again}) == {"dead": set(), "again": everything()}
+
+
+@pytest.mark.parametrize(
+    ("early", "late", "why"),
+    [
+        ({"map": "a"}, {"map": "b"}, "it is that of map a; got map b; give each map a group"),
+        ({}, {"alone": "it is embedded"}, "it is embedded"),
+        ({"alone": "it is embedded"}, {}, "it is embedded"),
+    ],
+    ids=["other map", "late one is alone", "early one is alone"],
+)
+def test_who_cannot_be_beside_an_earlier_member_goes(
+    early: dict[str, str], late: dict[str, str], why: str
+) -> None:
+    """The later one: not yet settled, or started later; its topics are nobody's."""
+    members = {
+        "x": member("x", boot=5, topics=frozenset({"other"}), **late),
+        "y": member("y", boot=9, settled=True, topics=frozenset({"raw"}), **early),
+    }
+    refused = refusals(members)
+    assert list(refused) == ["x"]
+    assert refused["x"].startswith(why)
+    planned = plan({"raw": 16, "other": 3}, members)
+    assert planned == {"x": set(), "y": pairs({"raw": range(16)})}
+    both_new = {"x": member("x", boot=5, **late), "y": member("y", boot=9, **early)}
+    assert list(refusals(both_new)) == ["y"]
+
+
+def test_two_revisions_of_one_map_share_a_group() -> None:
+    """As workers are restarted one after the other."""
+    assert refusals({"x": member("x", map="a"), "y": member("y", map="a")}) == {}
 
 
 def test_a_partition_without_owner_goes_where_its_store_is() -> None:

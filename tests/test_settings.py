@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import socket
 
 import click
 import pytest
@@ -23,6 +24,16 @@ from tables.errors import SettingError
 
 TOKEN = "correct-horse-battery"  # noqa: S105 - no password of anything
 ANYWHERE = "0.0.0.0"  # noqa: S104 - nothing is bound here
+
+
+def test_node_and_group_follow_from_host_port_and_map_where_they_are_not_set() -> None:
+    """Two workers of one host, or of two maps, stand beside each other without any setting."""
+    one, two = load_settings({}, {}), load_settings({"web_port": 7001}, {})
+    assert one.node_name == f"{socket.gethostname()}-6066"
+    assert two.node_name == f"{socket.gethostname()}-7001"
+    assert one.group_of("shop") == "treasure-map.shop"
+    named = load_settings({"node": "n", "group": "treasure-map"}, {})
+    assert (named.node_name, named.group_of("shop")) == ("n", "treasure-map")
 
 
 def problems_of(
@@ -79,7 +90,9 @@ def test_every_bad_field_is_reported_at_once_with_its_place(tmp_path: pathlib.Pa
     """One message names bad fields of file, environment and flags."""
     file = written(tmp_path, 'web_port = "6066"\narchive = "tape"\nquery_limit_max = 0')
     text = problems_of(
-        {"brokers": "no port"}, {"TREASURE_MAP_INSECURE": "maybe", "TREASURE_MAP_NODE": ""}, file
+        {"brokers": "no port"},
+        {"TREASURE_MAP_INSECURE": "maybe", "TREASURE_MAP_NODE": "n" * 201},
+        file,
     )
     assert "6 problem(s)" in text
     for line in (
@@ -87,7 +100,7 @@ def test_every_bad_field_is_reported_at_once_with_its_place(tmp_path: pathlib.Pa
         f"archive (file {file}): got 'tape'; want one of embedded, cassandra",
         f"query_limit_max (file {file}): got 0; want `int` >= 1",
         "insecure (environment TREASURE_MAP_INSECURE): got 'maybe'; want true or false",
-        "node (environment TREASURE_MAP_NODE): got ''; want `str` of length >= 1",
+        f"node (environment TREASURE_MAP_NODE): got '{'n' * 201}'; want `str` of length <= 200",
         "brokers (flag --brokers): got 'no port'; want host:port, more separated by commas",
     ):
         assert f"  - {line}\n" in f"{text}\n"
