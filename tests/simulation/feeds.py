@@ -100,4 +100,4 @@ def _row_of(cell: FeedCell) -> Row:
 def _value_of(cell: FeedCell) -> Value:
     """Return the accumulators: every event of a run has the field, so that counts are equal."""
     count = cell.measures["count"]
-    return count, count, cell.measures["sum_v"], cell.measures["max_v"]
+    return count, count, cell.measures["sum_v"], cell.measures.get("max_v")

@@ -28,6 +28,8 @@ from tables.contribution import decode_contribution
 from tables.keyhash import key_hash
 from tables.layer import Layer, Map
 
+NEVER_ENDS = 2**62
+
 
 class Oracle:
     """Checks what is left of a run against the source logs.
@@ -95,6 +97,7 @@ class Oracle:
     def _fold(self) -> Iterator[str]:
         """Fold the source into all base layers."""
         began: dict[str, int] = {}
+        max_began: dict[str, int] = {}
         for partition in range(len(self._work.records)):
             fold = SourceFold(self._work, partition, self._cuts[RAW, partition], self.histories)
             fold.run()
@@ -102,10 +105,16 @@ class Oracle:
             self.late |= {(partition, offset, name) for offset, name in fold.late}
             for name, time in fold.began.items():
                 began[name] = max(time, began.get(name, NEVER))
+            for name, time in fold.max_began.items():
+                max_began[name] = max(time, max_began.get(name, NEVER))
         for layer in self._map.layers:
             said, want = self._complete[folded_as(layer)], began.get(layer.name, NEVER)
             if layer.source and said != want:
                 yield f"{layer.name} says that it has all events since {said}; want {want}"
+            said = self._complete.get(f"{folded_as(layer)}.max", NEVER)
+            want = max(want, max_began.get(layer.name, NEVER))
+            if layer.source and self._has_max(layer.name) and said != want:
+                yield f"{layer.name} says that it has the greatest value since {said}; want {want}"
 
     def _check_topics(self) -> Iterator[str]:
         """Check every contribution, and fold the layer topics, finer ones first."""
@@ -179,7 +188,11 @@ class Oracle:
         """Check the archive at rest against the source logs alone."""
         got = {row: value for row, (_, value) in self._archive.rows.items()}
         for row, value in sorted(self._wanted().items()):
-            if row not in got or not alike(value, got[row]):
+            max_ms = self._complete.get(f"{row[0]}.max", NEVER_ENDS)
+            if max_ms == NEVER_ENDS and self._has_max(row[0]):
+                yield f"{row[0]} does not know from when on it has the greatest value"
+            lacks = row in got and got[row][-1] is None and row[2] >= max_ms
+            if row not in got or lacks or not alike(value, got[row]):
                 yield f"row {row}: archive has {got.get(row)}, its log came to {value}"
 
     def _wanted(self) -> dict[Row, Value]:
@@ -238,6 +251,9 @@ class Oracle:
         revisions = self._work.revisions[first - 1 : self._map.revision]
         return all(revision.feed_of(layer) for revision in revisions)
 
+    def _has_max(self, name: str) -> bool:
+        return any(acc.kind == "max" for acc in self._map.layer(name).accumulators)
+
     def _has(self, layer: Layer) -> bool:
         return any(one.name == layer.name for one in self._map.layers)
 
@@ -263,15 +279,20 @@ def value_at(history: list[Step], version: int) -> Value | None:
 
 
 def alike(one: Value, other: Value) -> bool:
-    """Tell whether values agree: floats but for the last bits, which follow the cutting."""
-    return len(one) == len(other) and all(
-        a == b or math.isclose(a, b, rel_tol=1e-9) for a, b in zip(one, other, strict=True)
-    )
+    """Tell whether a value agrees with what is known: of floats, but for the last bits.
+
+    Those follow the cutting. Where the other value lacks the greatest, it is not compared; it must
+    not have it where it is not known.
+    """
+    *pairs, greatest = zip(one, other, strict=True)
+    if greatest[1] is not None:
+        pairs.append(greatest)
+    return all(a == b or (a is not None and math.isclose(a, b, rel_tol=1e-9)) for a, b in pairs)
 
 
 def _rows_of(finer: str, sender: int, block: bytes) -> Iterator[tuple[Row, int, Value]]:
     rows: list[dict[str, Any]] = pl.read_ipc_stream(io.BytesIO(block)).to_dicts()
     for row in rows:
         key = (row["key_k"],) if "key_k" in row else ()
-        value = (row["events"], row["n_v"], row["sum_v"], row["max_v"])
+        value = (row["events"], row["n_v"], row["sum_v"], row.get("max_v"))
         yield (finer, key, row["fine_start"], sender), row["contributed"], value

@@ -18,7 +18,7 @@ from tables.errors import OffsetGoneError
 from tables.journal import Identity, decode_entry, identity_of
 from tables.plan import InputPlan
 from tables.state import Meta, PartitionState
-from tables.table import BlockWrite
+from tables.table import NEVER_ENDS_MS, BlockWrite
 
 
 class Reading:
@@ -96,12 +96,19 @@ async def check_readers(world: World, worker: Worker) -> Iterator[str]:
 
 
 def complete_of(worker: Worker) -> dict[str, int]:
-    """Return by layer, combiners too, from which start on its owners say that windows are whole."""
+    """Return by layer, combiners too, from which start on its owners say that windows are whole.
+
+    Under the layer's name with ``.max``, from when on they say so of the greatest value.
+    """
     found: dict[str, int] = {}
     for owner in worker.owners.each():
         for layer in owner.plan.layers:
             complete_ms = owner.state.complete_ms(layer)
             found[layer.name] = max(complete_ms, found.get(layer.name, complete_ms))
+            if any(acc.kind == "max" for acc in layer.accumulators):
+                name = f"{layer.name}.max"
+                max_ms = owner.state.whole(layer).get("max_v", NEVER_ENDS_MS)
+                found[name] = max(max_ms, found.get(name, max_ms))
     return found
 
 

@@ -37,6 +37,9 @@ IDS_MAX = (0, 3, 8, 1_000), (0, 0, 8, 1_000)
 
 DROPPING = 0.3, 0.7
 
+WITH_MAX = 0.7
+"""Of the revisions that have the greatest value as a measure: it goes and comes as layers do."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
@@ -67,6 +70,15 @@ class Revision:
         """Tell whether the map has a layer."""
         return any(one.name == layer.name for one in self.themap.layers)
 
+    def has_max(self, layer: Layer) -> bool:
+        """Tell whether a layer of the map has the greatest value."""
+        return any(
+            acc.kind == "max"
+            for one in self.themap.layers
+            if one.name == layer.name
+            for acc in one.accumulators
+        )
+
     def feed_of(self, layer: Layer) -> FeedFormat | None:
         """Return the form in which a layer is published, None where it is not."""
         return next((one.publish for one in self.themap.layers if one.name == layer.name), None)
@@ -78,9 +90,29 @@ def draw_revisions(
     """Draw all layers that there will be, and the revisions that have some of them each."""
     layers = _draw_layers(rng, partitions, "float" if impure else "int", more=impure)
     count = REVISIONS if impure else 1
-    return layers, [
+    # Drawn beside the others, which are the same with and without it.
+    beside = random.Random()
+    beside.setstate(rng.getstate())
+    revisions = [
         _draw_revision(rng, layers, partitions, number, impure=impure) for number in range(count)
     ]
+    if impure:
+        revisions = [one if beside.random() < WITH_MAX else _without_max(one) for one in revisions]
+    return layers, revisions
+
+
+def _without_max(revision: Revision) -> Revision:
+    """Return a revision whose layers do not have the greatest value."""
+    change = msgspec.structs.replace
+    layers = tuple(
+        change(
+            layer,
+            measures=tuple(one for one in layer.measures if one.kind != "max"),
+            accumulators=tuple(one for one in layer.accumulators if one.kind != "max"),
+        )
+        for layer in revision.themap.layers
+    )
+    return dataclasses.replace(revision, themap=change(revision.themap, layers=layers))
 
 
 def _draw_layers(

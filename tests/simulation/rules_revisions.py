@@ -8,6 +8,7 @@ import polars as pl
 from simulation.rules import Patch, rule
 
 from agents.dedupe import Deduper
+from tables import cell, few_cells
 from tables.ids import IdTable
 from tables.journal import Claim, Delta
 from tables.layer import Layer
@@ -107,3 +108,19 @@ def ids_go_by_a_total() -> list[Patch]:
         self.meta.ids_gone = max(self.meta.ids_gone, delta.ids_gone)
 
     return [(PartitionState, "_forget_ids", forget_ids)]
+
+
+@rule(18, "an accumulator begins with the claim that names it first", quick="impure")
+def columns_begin() -> list[Patch]:
+    """Take every accumulator as if it had always been there."""
+    return [(PartitionState, "_begin_column", _nothing)]
+
+
+@rule(18, "null is contagious where cells merge", quick="impure")
+def null_is_contagious() -> list[Patch]:
+    """Merge what is known as if it were all."""
+
+    def known(*_: Any) -> bool:
+        return False
+
+    return [(cell, "_has_unknown", known), (few_cells, "_is_unknown", known)]

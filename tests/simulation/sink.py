@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import polars as pl
@@ -17,7 +18,9 @@ Row = tuple[str, tuple[Any, ...], int, int]
 """Layer, key, window start, source partition."""
 
 Value = tuple[Any, ...]
-"""The accumulators in the layer's order."""
+"""The accumulators in the layer's order; None for the greatest value, where it is not known."""
+
+ACCUMULATORS = 4
 
 
 class SimulatedArchive:
@@ -58,7 +61,7 @@ class SimulatedArchive:
         for cells, write_time in zip(values.rows(), write_times_us, strict=True):
             self._faults.loop.note(write_time)
             row = (layer.name, cells[:keys], cells[keys], cells[keys + 1])
-            version, value = cells[keys + 2], cells[keys + 3 :]
+            version, value = cells[keys + 2], padded(cells[keys + 3 :])
             self.sent.setdefault((row, version), set()).add(value)
             try:
                 await self._write_row(row, write_time, value)
@@ -91,7 +94,7 @@ class SimulatedArchive:
     def put(self, row: Row, write_time: int, value: Value) -> None:
         """Take a row as Cassandra does: of equal write times the larger value stays."""
         known = self.rows.get(row)
-        if known is None or (write_time, value) >= known:
+        if known is None or (write_time, _rank(value)) >= (known[0], _rank(known[1])):
             self.rows[row] = write_time, value
 
     async def _write_row(self, row: Row, write_time: int, value: Value) -> None:
@@ -100,3 +103,13 @@ class SimulatedArchive:
         await self._faults.request(
             lambda: self.put(row, write_time, value), ArchiveError, lingers=True
         )
+
+
+def padded(value: Value) -> Value:
+    """Return all accumulators of a value whose layer may lack the last one, the greatest."""
+    return (*value, *[None] * (ACCUMULATORS - len(value)))
+
+
+def _rank(value: Value) -> tuple[float, ...]:
+    """Return what values of one write time are compared by: of them a deletion stays."""
+    return tuple(math.inf if one is None else one for one in value)

@@ -30,6 +30,7 @@ class SourceFold:
         ledger: its counts.
         late: offset and layer of each event that was too late.
         began: by base layer, from when on it has all events, where a revision added it.
+        max_began: the same of the greatest value, where a revision added that to the layer.
     """
 
     def __init__(self, work: Workload, partition: int, cuts: Cuts, histories: Histories) -> None:
@@ -46,6 +47,7 @@ class SourceFold:
         self.ledger: Counter[str] = Counter()
         self.late: set[tuple[int, str]] = set()
         self.began: dict[str, int] = {}
+        self.max_began: dict[str, int] = {}
 
     def run(self) -> None:
         """Walk the log from its start to its end."""
@@ -73,6 +75,10 @@ class SourceFold:
                     self.began.pop(layer.name, None)
                 elif self._is_claimed and not before.has(layer) and self._stream > NEVER:
                     self.began[layer.name] = self._stream + 1
+                if not after.has_max(layer):
+                    self.max_began.pop(layer.name, None)
+                elif before.has(layer) and not before.has_max(layer) and self._stream > NEVER:
+                    self.max_began[layer.name] = self._stream + 1
             self._ids.keep(before.ids if after.ids else 0)
             self._revision, self._is_claimed = after, True
 
@@ -161,10 +167,10 @@ class RememberedIds:
 
 
 def added(values: list[Value | None]) -> Value:
-    """Return what values add up to."""
+    """Return what values add up to; where the greatest of one is not known, it is not."""
     found = [value for value in values if value is not None]
     counts, numbers, sums, greatest = zip(*found, strict=True)
-    return sum(counts), sum(numbers), sum(sums), max(greatest)
+    return sum(counts), sum(numbers), sum(sums), None if None in greatest else max(greatest)
 
 
 def folded_as(layer: Layer) -> str:
