@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,14 @@ WRITE_BUFFER_BYTES = 4 << 20
 BLOCK_CACHE_BYTES = 1 << 20
 """State is kept in memory as frames; the store is read once, so it needs next to no cache."""
 
+_DAMAGE = ("Corruption", "No such file")
+"""Words in RocksDB's errors about files that are not as it left them, or are not there."""
+
+_OWN_FILE = re.compile(
+    r"\d+\.(sst|log|blob)|MANIFEST-\d+|OPTIONS-\d+(\.dbtmp)?|LOG(\.old.*)?|CURRENT|IDENTITY"
+    r"|rocksdict-config\.json"
+)
+
 _VERSION = struct.Struct(">q")
 _FORMAT_KEY = b"format"
 _META_KEY = b"meta"
@@ -42,16 +51,38 @@ _META = msgspec.msgpack.Decoder(Meta)
 class PartitionStore:
     """The store of one partition in ``folder``; RocksDB's lock keeps other processes out."""
 
+    _is_damaged = False
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        self._db = self._opened()
+
+    def _opened(self) -> rocksdict.Rdict:
         try:
-            self._db = rocksdict.Rdict(str(folder), _options())
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                return rocksdict.Rdict(str(self.folder), _options())
+            except Exception as error:
+                if not any(word in str(error) for word in _DAMAGE):
+                    raise
+                log.warning(
+                    "local store %s is damaged, and made anew from the journal: %s",
+                    self.folder, error,
+                )  # fmt: skip
+                self._remove()
+                return rocksdict.Rdict(str(self.folder), _options())
         except Exception as error:
             raise TreasureMapError(
-                f"cannot open local store {folder}: {error}; is another worker using this folder? "
-                "Give each worker its own state_folder, or remove the damaged one: it is rebuilt"
+                f"cannot open local store {self.folder}: {error}; is another worker using this "
+                "folder, or may this one not write to it? Give each worker its own state_folder; "
+                "it may be removed: it is rebuilt"
             ) from error
+
+    def _remove(self) -> None:
+        """Remove RocksDB's files and no others."""
+        for path in self.folder.iterdir():
+            if path.is_file() and _OWN_FILE.fullmatch(path.name):
+                path.unlink()
 
     def load(self, plan: InputPlan) -> PartitionState | None:
         """Return the stored state, or None where there is none in this format, or no whole one."""
@@ -65,6 +96,7 @@ class PartitionStore:
             log.warning(
                 "local store %s is damaged, and made anew from the journal: %s", self.folder, error
             )
+            self._is_damaged = True
         return None
 
     def _load(self, plan: InputPlan) -> PartitionState:
@@ -116,7 +148,14 @@ class PartitionStore:
         self._write(batch)
 
     def clear(self) -> None:
-        """Discard all that is stored."""
+        """Discard all that is stored; a damaged store is made anew, or it would fail again."""
+        if self._is_damaged:
+            with contextlib.suppress(TreasureMapError):
+                self.close()
+            self._remove()
+            self._db = self._opened()
+            self._is_damaged = False
+            return
         batch = rocksdict.WriteBatch(raw_mode=True)
         for key in list(self._db.keys()):
             batch.delete(key)

@@ -277,3 +277,68 @@ def test_a_disk_that_takes_no_more_is_named_and_what_was_saved_stays(tmp_path: P
     store.close()
     assert state is not None
     assert state.meta.to == int(number) > 0
+
+
+def damage_table(folder: Path) -> None:
+    """Change a byte in the middle of the cells."""
+    (table,) = folder.glob("*.sst")
+    data = bytearray(table.read_bytes())
+    data[len(data) // 3] ^= 1
+    table.write_bytes(data)
+
+
+def cut_table(folder: Path) -> None:
+    """Cut a table off."""
+    (table,) = folder.glob("*.sst")
+    os.truncate(table, 100)
+
+
+def lose_table(folder: Path) -> None:
+    """Remove a table."""
+    (table,) = folder.glob("*.sst")
+    table.unlink()
+
+
+def damage_list(folder: Path) -> None:
+    """Write something else where RocksDB says which files are its."""
+    (folder / "CURRENT").write_text("of another program")
+
+
+def lose_list(folder: Path) -> None:
+    """Remove what says which files are RocksDB's."""
+    for manifest in folder.glob("MANIFEST-*"):
+        manifest.unlink()
+
+
+@pytest.mark.parametrize("harm", [damage_table, cut_table, lose_table, damage_list, lose_list])
+def test_a_store_of_damaged_files_is_made_anew(
+    tmp_path: Path, harm: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has no state, never a part of one; files of others stay."""
+    folder = tmp_path / "0"
+    journal = Journal(RAW_PLAN)
+    with closing(PartitionStore(folder)) as store:
+        for number in range(200):
+            block = hour_block([(os.urandom(200).hex(), "UA", number * HOUR_MS, 1)])
+            assert journal.append(delta(journal.state, number + 1, {"hour": block}))
+        store.save(journal.state.all_writes(), journal.state.meta)
+        store._db.flush()
+    (folder / "notes.txt").write_text("a person's")
+    harm(folder)
+    with closing(PartitionStore(folder)) as store:
+        assert store.load(RAW_PLAN) is None
+        assert "is damaged, and made anew from the journal" in caplog.text
+        store.clear()
+        store.save(journal.state.all_writes(), journal.state.meta)
+    with closing(PartitionStore(folder)) as store:
+        loaded = store.load(RAW_PLAN)
+    assert loaded is not None
+    assert contents_of(loaded) == contents_of(journal.state)
+    assert (folder / "notes.txt").read_text() == "a person's"
+
+
+def test_a_folder_that_cannot_be_one_is_told(tmp_path: Path) -> None:
+    """A file stands in its place."""
+    (tmp_path / "input").write_text("a file")
+    with pytest.raises(TreasureMapError, match="may this one not write to it"):
+        PartitionStore(tmp_path / "input" / "0")
