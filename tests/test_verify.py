@@ -156,6 +156,22 @@ def test_each_offset_and_event_is_counted_in_one_column(database: Database) -> N
     }  # fmt: skip
 
 
+def test_a_record_with_a_header_name_that_is_no_text_is_set_aside(database: Database) -> None:
+    """Kafka takes such names; whatever its value is, it is counted once, and has a letter."""
+    found = Recomputed.of(database, MemoryLog(), MAP)
+    name = b"Gr\xfcn".decode(errors="surrogateescape")
+    values = [flight(10), b"", None, b"\xff\xff\xff\xff", flight(20)]
+    headers = ((name, b"x"), ("content-type", b"application/json"))
+    records = [Record(at, 2 * 10**12, value, headers) for at, value in enumerate(values[:4])]
+    records.append(Record(4, 2 * 10**12, values[4], (("gr\u00fcn", b"x"),)))
+    found.events["flights"].take(0, records)
+    found.settle()
+    one, _ = found.ledgers()
+    assert one["unreadable.header"] == one["records.unreadable"] == 4
+    assert one["events.classified"] == 1
+    assert [(d.want, d.got) for d in found.differences()] == [("header", "")] * 4
+
+
 def test_what_is_set_aside_without_a_letter_is_found(database: Database) -> None:
     """The broken event and the one that is too late; nobody wrote letters here."""
     differences = Recomputed.of(database, small_log(), MAP).differences()

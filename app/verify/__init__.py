@@ -25,7 +25,7 @@ from app.verify.archive import load_archived, open_archive
 from app.verify.compare import Found, compare_answers, compare_archive, compare_ledgers
 from app.verify.database import Database
 from app.verify.errors import VerifyError
-from app.verify.events import Events, Partition
+from app.verify.events import TRUSTED, Events, Partition
 from app.verify.layers import Cells
 from app.verify.letters import Letters
 from app.verify.records import Record
@@ -286,8 +286,9 @@ class _Verification:
         ttl = [layer.name for layer in self._map.layers if layer.archive_ttl_ms]
         if ttl:
             notes.append(f"rows past their TTL may be missing in {', '.join(ttl)}")
-        if ledger["unreadable.too_many_cells"]:
-            notes.append("records of too many cells were taken from their letters")
+        for reason in TRUSTED:
+            if ledger[f"unreadable.{reason}"]:
+                notes.append(f"records of reason {reason} were taken from their letters")
         return Report(
             layers=layers,
             ledger={name: count for name, count in sorted(ledger.items()) if count},

@@ -30,6 +30,7 @@ from app.verify.records import (
     Record,
     RecordReader,
     form_of,
+    has_broken_name,
 )
 from tables.layer import Layer, Source
 
@@ -187,7 +188,8 @@ class Decoder:
         rows, rest = Rows.of(simple), []
         for record in others:
             value = record.value
-            if not value or value[0] <= _BLANK_MAX or len(value) > bytes_max:
+            is_blank = not value or value[0] <= _BLANK_MAX
+            if not value or is_blank or len(value) > bytes_max or has_broken_name(record):
                 rest.append(record)
                 continue
             form = form_of(record) if record.headers or value[0] == ARROW_START[0] else ""

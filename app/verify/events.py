@@ -24,13 +24,24 @@ from app.verify.arrow import ArrowRows
 from app.verify.batches import Decoder
 from app.verify.database import Database, text
 from app.verify.letters import WHOLE, Letters
-from app.verify.records import APPEND_TIME_MS_MIN, Faults, Record, RecordReader, form_of
+from app.verify.records import (
+    APPEND_TIME_MS_MIN,
+    Faults,
+    Record,
+    RecordReader,
+    form_of,
+    has_broken_name,
+)
 from app.verify.report import Difference
 from app.verify.sql import either
 from app.verify.trial import readable
 from tables.layer import Layer, Source
 
 KEY_BYTES_MAX = 1_024
+TRUSTED = ("too_many_cells", "record", "batch")
+"""Reasons for which letters are believed. What a journal record can hold is the worker's business,
+and what is broken in a batch is not there for others to read."""
+
 SUSPECTS_MAX = 1_000
 """Of a partition; the letters of more broken streams are taken as they are."""
 
@@ -152,14 +163,14 @@ class Events:
             for record in records:
                 partition.skip_to(record.offset)
                 partition.position += 1
-        trusted = self._letters.about(self.source.topic, part, "too_many_cells")
-        if trusted:
-            # What a journal record can hold is the worker's business: its word is taken.
-            untold = [record for record in records if record.offset not in trusted]
-            partition.read["records.unreadable"] += len(records) - len(untold)
-            partition.read["unreadable.too_many_cells"] += len(records) - len(untold)
-            self._trusted += [(part, one.offset) for one in records if one.offset in trusted]
-            records = untold
+        for reason in TRUSTED:
+            trusted = self._letters.about(self.source.topic, part, reason)
+            found = [record for record in records if record.offset in trusted] if trusted else []
+            if found:
+                partition.read["records.unreadable"] += len(found)
+                partition.read[f"unreadable.{reason}"] += len(found)
+                self._trusted += [(part, record.offset) for record in found]
+                records = [record for record in records if record.offset not in trusted]
         rest = self._decoder.values(part, records)
         partition.read["records.with_events"] += len(records) - len(rest)
         for record in rest:
@@ -283,7 +294,8 @@ class Events:
         if broken and record.value and len(partition.suspects) < SUSPECTS_MAX:
             partition.suspects.append((record.offset, record.value))
         value, bytes_max = record.value, self.source.record_bytes_max
-        is_stream = value and len(value) <= bytes_max and form_of(record) == "arrow"
+        is_sound = value and len(value) <= bytes_max and not has_broken_name(record)
+        is_stream = is_sound and form_of(record) == "arrow"
         if is_stream and not broken and self._decoder.arrow(part, record):
             partition.read["records.with_events"] += 1
             return

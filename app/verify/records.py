@@ -121,6 +121,8 @@ class RecordReader:
             many: tells whether it is said to hold several events; it decides where only the
                 worker's reader knows, between a broken document and broken lines.
         """
+        if has_broken_name(record):
+            return Content("unreadable", "header")
         value, form = record.value, form_of(record)
         if not value:
             return self._empty(record)
@@ -288,6 +290,19 @@ _DECODER = json.JSONDecoder(object_pairs_hook=Pairs, parse_constant=_no_number)
 _LARGE_DECODER = json.JSONDecoder(
     object_pairs_hook=Pairs, parse_constant=_no_number, parse_int=_large_int
 )
+
+
+def has_broken_name(record: Record) -> bool:
+    """Tell whether a header's name is not UTF-8; it has surrogates in place of such bytes."""
+    return any(not name.isascii() and not _is_text(name) for name, _ in record.headers)
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def form_of(record: Record) -> str:

@@ -10,6 +10,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka import TopicPartition as KafkaPartition
 from aiokafka.errors import KafkaError
 
+import app.aiokafka_private  # noqa: F401 - one broken record does not hide its batch then
 from app.connections import kafka_options
 from app.settings import Settings
 from app.verify.errors import VerifyError
