@@ -24,7 +24,11 @@ def watch_of(
     """Return what asks Kafka and the archive whether they answer, and partitions to move."""
 
     def positions() -> dict[TopicPartition, int]:
-        return {(owner.plan.topic, owner.partition): owner.position for owner in owners.each()}
+        found = {(owner.plan.topic, owner.partition): owner.position for owner in owners.each()}
+        if found:
+            # Measured here too, so that a pause ends although no more input comes.
+            pressure.admits_sources()
+        return found
 
     def is_paused(topic: str) -> bool:
         is_source = owners.plans[topic].source is not None
