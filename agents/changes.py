@@ -27,10 +27,14 @@ from tables.facts import PartitionFacts, whole_of
 from tables.family import KeyFilter
 from tables.layer import Layer
 from tables.live import LiveRead, LiveRows, Told
+from tables.parameters import INT64_MAX, INT64_MIN
 from tables.table import NEVER_ENDS_MS
 from tables.window import START_MS_MIN
 
 PLACE_CHARACTERS_MAX = 65_536
+
+AT_ONCE_ROWS_MAX = 2_000
+"""So few rows are put in order faster than a thread begins."""
 
 Place = Mapping[int, Told]
 """How far a follower is, by partition of the layer's input."""
@@ -94,18 +98,12 @@ class Changes:
         layer = self._layer
         found = await self._live_rows(place)
         facts = found.facts
-        frames = [
-            *(frame.select(list(archive_schema(layer))) for frame in found.rows),
-            await self._evicted(place, facts),
-        ]
-        known = [one for one in facts.values() if _is_known(one)]
-        rows = whole_only(pl.concat(frames), whole_of(known)).join(
-            _closed(facts), "source_partition", "left", maintain_order="left"
-        )
-        ends = layer.window.ends(pl.col("window_start"))
-        rows = rows.with_columns(is_closed=ends <= pl.col("closed_ms")).drop("closed_ms")
-        order = ["window_start", *layer.key_columns, "source_partition"]
-        return News(rows.sort(order), {**place, **_places(facts)}, facts)
+        frames = [*found.rows, await self._evicted(place, facts)]
+        if sum(frame.height for frame in frames) <= AT_ONCE_ROWS_MAX:
+            rows = _in_order(layer, frames, facts)
+        else:
+            rows = await self._archive.threads.run(_in_order, layer, frames, facts)
+        return News(rows, {**place, **_places(facts)}, facts)
 
     async def _live_rows(self, place: Place) -> LiveRows:
         return await self._ask(
@@ -177,6 +175,9 @@ def decode_place(layer: Layer, text: str) -> Place:
         raise bad from error
     if wire.layer != layer.name or not all(0 <= p < layer.partitions for p in wire.told):
         raise bad
+    numbers = (number for told in wire.told.values() for number in msgspec.structs.astuple(told))
+    if not all(INT64_MIN <= number <= INT64_MAX for number in numbers):
+        raise bad
     return wire.told
 
 
@@ -192,6 +193,19 @@ def _places(facts: Mapping[int, PartitionFacts]) -> Place:
 def _is_known(facts: PartitionFacts) -> bool:
     """Tell whether it is known which windows are whole: no cell is read of a partition before."""
     return facts.complete_ms < NEVER_ENDS_MS
+
+
+def _in_order(
+    layer: Layer, frames: list[pl.DataFrame], facts: Mapping[int, PartitionFacts]
+) -> pl.DataFrame:
+    """Return the rows of frames in order, with whether their windows are closed."""
+    columns = list(archive_schema(layer))
+    known = [one for one in facts.values() if _is_known(one)]
+    rows = whole_only(pl.concat([frame.select(columns) for frame in frames]), whole_of(known))
+    rows = rows.join(_closed(facts), "source_partition", "left", maintain_order="left")
+    ends = layer.window.ends(pl.col("window_start"))
+    rows = rows.with_columns(is_closed=ends <= pl.col("closed_ms")).drop("closed_ms")
+    return rows.sort(["window_start", *layer.key_columns, "source_partition"])
 
 
 def _closed(facts: Mapping[int, PartitionFacts]) -> pl.DataFrame:

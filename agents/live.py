@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import polars as pl
 
@@ -13,57 +13,87 @@ from tables.block import repeated
 from tables.cell import whole_only
 from tables.facts import PartitionFacts
 from tables.layer import Layer
-from tables.live import LiveRead, LiveRows, Told
+from tables.live import LiveJob, LiveRead, LiveRows, Told
 from tables.rollup_table import RollupTable
 from tables.table import NEVER_ENDS_MS, NEVER_MS
+from tables.window import START_MS_MIN
 
 
 def read_live(owners: Iterable[Owner], read: LiveRead) -> LiveRows:
     """Read the tables of owners of the layer's input; facts and rows are of one state each."""
-    found = LiveRows()
-    key = {f"key_{name}": value for name, value in read.keys.single.items()}
+    return live_job(owners, read).make()
+
+
+def live_job(owners: Iterable[Owner], read: LiveRead) -> LiveJob:
+    """Return what reads the tables of owners as they are now; facts and rows are of one state each.
+
+    Blocks never change, so what takes long is left to be made in any thread.
+    """
+    facts: dict[int, PartitionFacts] = {}
+    makers: list[Callable[[], pl.DataFrame]] = []
+    rows = 0
     for owner in owners:
         if not read.wants(owner.partition):
             continue
-        table = owner.state.tables[read.layer.name]
-        found.facts[owner.partition] = facts_of(owner, read.layer)
-        if read.from_ms >= read.to_ms:
-            continue
-        if read.parts:
-            assert isinstance(table, RollupTable), f"{read.layer.name} has no contributions"
-            rows = table.parts_in(read.from_ms, read.to_ms, key)
-            place = "held_by"
-        elif read.after is not None and owner.partition in read.after:
-            rows = _news(read, owner, read.after[owner.partition])
-            place = "source_partition"
-        else:
-            rows = table.cells_in(read.from_ms, read.to_ms, key)
-            place = "source_partition"
-        # What is read of a table by key has been looked for by the fields of one value.
-        if rows.height and (read.after is not None or not read.keys.is_single):
-            rows = matching(read.layer, rows, read.keys)
-        rows = whole_only(rows, {"events": owner.state.complete_ms(read.layer)})
-        if rows.height:
-            column = repeated(owner.partition, rows.height, pl.Int32).alias(place)
-            found.rows.append(rows.hstack([column]))
-    return found
+        facts[owner.partition] = facts_of(owner, read.layer)
+        if read.from_ms < read.to_ms:
+            rows += owner.state.tables[read.layer.name].rows
+            makers.append(_rows_of(owner, read))
+
+    def frames() -> list[pl.DataFrame]:
+        return [frame for maker in makers if (frame := maker()).height]
+
+    return LiveJob(facts, frames, rows)
 
 
-def _news(read: LiveRead, owner: Owner, told: Told) -> pl.DataFrame:
-    """Return the cells that have changed, or closed, since a follower was told so much."""
+def _rows_of(owner: Owner, read: LiveRead) -> Callable[[], pl.DataFrame]:
+    """Return what makes the rows of one owner's table, with the partition as a column."""
+    table, partition = owner.state.tables[read.layer.name], owner.partition
+    key = {f"key_{name}": value for name, value in read.keys.single.items()}
+    complete_ms = owner.state.complete_ms(read.layer)
+    place = "source_partition"
+    # What is read of a table by key has been looked for by the fields of one value.
+    is_matched = read.keys.is_single
+    if read.parts:
+        assert isinstance(table, RollupTable), f"{read.layer.name} has no contributions"
+        cells = table.collect_parts_in(read.from_ms, read.to_ms, key)
+        place = "held_by"
+    elif read.after is not None and partition in read.after:
+        cells = _news(read, owner, read.after[partition])
+        is_matched = False
+    else:
+        cells = table.collect_in(read.from_ms, read.to_ms, key)
+
+    def rows() -> pl.DataFrame:
+        found = cells()
+        if found.height and not is_matched:
+            found = matching(read.layer, found, read.keys)
+        found = whole_only(found, {"events": complete_ms})
+        return found.hstack([repeated(partition, found.height, pl.Int32).alias(place)])
+
+    return rows
+
+
+def _news(read: LiveRead, owner: Owner, told: Told) -> Callable[[], pl.DataFrame]:
+    """Return what makes the cells that have changed, or closed, since a follower was told."""
     layer, table = read.layer, owner.state.tables[read.layer.name]
-    closed_ms = owner.state.closed_ms(layer)
-
-    def has_closed(window: int) -> bool:
-        return told.closed_ms < layer.window.end(window) <= closed_ms
-
+    # Windows that have closed since are those that start in between.
+    first = layer.window.start(max(told.closed_ms, START_MS_MIN))
+    stop = layer.window.start(max(owner.state.closed_ms(layer), START_MS_MIN))
     windows = {
         window
         for window, version in table.versions.items()
-        if read.from_ms <= window < read.to_ms and (version > told.version or has_closed(window))
+        if (version > told.version or first <= window < stop)
+        and read.from_ms <= window < read.to_ms
     }
-    closed = pl.col("window_start").is_in([window for window in windows if has_closed(window)])
-    return table.cells_of(windows).filter((pl.col("version") > told.version) | closed)
+    cells = table.collect(windows)
+
+    def news() -> pl.DataFrame:
+        start = pl.col("window_start")
+        closed = (start >= first) & (start < stop)
+        return cells().filter((pl.col("version") > told.version) | closed)
+
+    return news
 
 
 def facts_of(owner: Owner, layer: Layer) -> PartitionFacts:

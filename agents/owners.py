@@ -17,7 +17,7 @@ from agents.fold import Content
 from agents.guarded import guarded
 from agents.idle import IdleHeartbeat, StreamTimes
 from agents.late_watch import LateWatch
-from agents.live import read_live
+from agents.live import live_job
 from agents.log_partition import LogPartitionIO, ReadableLog
 from agents.owner import Owner
 from agents.rivals import Rivals
@@ -26,7 +26,7 @@ from tables.chunk import Run
 from tables.errors import FencedError, OutcomeUnknownError
 from tables.journal import Claimant, Identity, PartPlace
 from tables.layer import Layer, Map
-from tables.live import LiveRead, LiveRows
+from tables.live import LiveJob, LiveRead, LiveRows
 from tables.plan import InputPlan, plans_of
 from tables.store import PartitionStore
 
@@ -246,13 +246,17 @@ class Owners:
             )
 
     def read(self, read: LiveRead) -> LiveRows:
-        """Return the applied cells held here, open and closed, with the facts of their partitions.
+        """Return the applied cells held here, open and closed, with their partitions' facts."""
+        return self.live_job(read).make()
 
-        Reads without an ``await`` between them are of one state of each partition.
+    def live_job(self, read: LiveRead) -> LiveJob:
+        """Return what makes the same of now, in any thread.
+
+        Jobs without an ``await`` between them are of one state of each partition.
         """
         topic = self.plan_of(read.layer).topic
         held = [held.owner for (name, _), held in self._held.items() if name == topic]
-        return read_live(held, read)
+        return live_job(held, read)
 
     def plan_of(self, layer: Layer) -> InputPlan:
         """Return the plan that a layer, or a combiner, stands in."""

@@ -16,10 +16,11 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 import polars as pl
 
+from agents.answers import FamilyAnswer, LayerAnswer
 from agents.parts import Part
 from tables.answer import are_behind, are_torn, cells_of, matching, merged_cells_of, rows_of
 from tables.archive import CellRange
@@ -67,8 +68,6 @@ PLAN_AT_ONCE_BOUNDARIES_MAX = 1_000
 BESIDE_ROWS_MIN = 2_000
 """Answers of so many rows are made in a thread; fewer are made faster than a thread begins."""
 
-Exactness = Literal["exact", "settling", "partial"]
-
 
 class LiveSource(Protocol):
     """The owners of all partitions, on any worker."""
@@ -83,56 +82,6 @@ class LiveSource(Protocol):
         """
 
 
-@dataclasses.dataclass(slots=True)
-class FamilyAnswer:
-    """Rows, and what they are.
-
-    Attributes:
-        rows: a cell frame of ``query.rows``; see :func:`tables.answer.rows_of`.
-        plan: what was read.
-        exactness: ``exact`` is the fold of the raw log up to ``as_of``; late events may still
-            change what is ``settling``; of what is ``partial`` some owners did not answer.
-        as_of: by source partition, the offset up to which events are in.
-        watermark_ms: smallest watermark of the base layer; ``NEVER_MS`` before any event.
-        fresh_ms: everything appended up to then is in; ``NEVER_MS`` where that is not known.
-        final: whether no later answer can have other rows.
-        cost: what it took.
-        whole: by measure, from when on it is whole, where that is not the whole range; None while
-            that is not known. In rows that start before, the measure is null.
-    """
-
-    rows: pl.DataFrame
-    plan: Plan
-    exactness: Exactness
-    as_of: dict[int, int]
-    watermark_ms: int
-    fresh_ms: int
-    final: bool
-    cost: QueryCost
-    whole: dict[str, int | None]
-
-
-@dataclasses.dataclass(slots=True)
-class LayerAnswer:
-    """The rows of one layer, live and archived: archive frames that may both have a cell.
-
-    Attributes:
-        live: of the owners that answered.
-        archived: everything that those may have evicted.
-        partial: whether live cells may be missing.
-        served: the partitions of the layer's input whose owners answered.
-        cost: what it took.
-        whole: as of a :class:`FamilyAnswer`.
-    """
-
-    live: pl.DataFrame
-    archived: pl.DataFrame
-    partial: bool
-    served: frozenset[int]
-    cost: QueryCost
-    whole: dict[str, int | None]
-
-
 class Reader:
     """Answers requests to families.
 
@@ -142,6 +91,9 @@ class Reader:
         archive: where the rest is.
         limits: the bounds of one request.
         clock_ms: the wall clock, for what has expired.
+
+    Attributes:
+        threads: where long steps are made: those of the archive.
     """
 
     def __init__(
@@ -159,7 +111,7 @@ class Reader:
         self._clock_ms = clock_ms
         self._facts = KnownFacts()
         self._asked_at: dict[str, float] = {}
-        self._threads = archive.threads
+        self.threads = archive.threads
 
     async def plan(self, query: FamilyQuery) -> Plan:
         """Return what would be read, from facts of now.
@@ -186,7 +138,7 @@ class Reader:
         )
         if boundaries_of(query) <= PLAN_AT_ONCE_BOUNDARIES_MAX:
             return plan(query, facts, self._limits.cells_max)
-        return await self._threads.run(plan, query, facts, self._limits.cells_max)
+        return await self.threads.run(plan, query, facts, self._limits.cells_max)
 
     def _whole(self, base: Layer) -> dict[str, int]:
         """Return, by column, from when on the windows of a base layer are known to be whole.
@@ -238,7 +190,7 @@ class Reader:
         read = sum(layer.live_rows + layer.archived_rows for layer in cost.layers.values())
         facts = base_rows.facts.values()
         return FamilyAnswer(
-            rows=rows() if read < BESIDE_ROWS_MIN else await self._threads.run(rows),
+            rows=rows() if read < BESIDE_ROWS_MIN else await self.threads.run(rows),
             plan=planned,
             exactness="partial" if partial else "settling" if torn else planned.exactness,
             as_of={fact.partition: fact.position for fact in facts},
@@ -269,8 +221,13 @@ class Reader:
             stop = min(stop, layer.window.start(max(evicted_ms, cells.from_ms)))
             known_ms = max(self._facts.archived_ms(layer), cells.from_ms)
             final_ms = min(stop, max(layer.window.start(known_ms), cells.from_ms))
+        # The archive leaves out what has expired; what is remembered of it may have it still.
+        kept_ms = NEVER_MS
+        if layer.archive_ttl_ms:
+            kept_ms = layer.window.start(self._clock_ms() - layer.archive_ttl_ms)
+        from_ms = max(cells.from_ms, kept_ms)
         archived = []
-        for start, end, final in ((cells.from_ms, final_ms, True), (final_ms, stop, False)):
+        for start, end, final in ((from_ms, final_ms, True), (max(final_ms, from_ms), stop, False)):
             if start < end:
                 part = dataclasses.replace(cells, from_ms=start, to_ms=end)
                 archived.append(await self._archive.read(layer, part, final=final, cost=cost))

@@ -28,9 +28,11 @@ from tables.errors import QueryError
 from tables.facts import PartitionFacts
 from tables.family import KeyFilter
 from tables.layer import Layer, Map, Scalar, combiner_of
-from tables.live import LiveRead, LiveRows, Told
+from tables.live import LiveJob, LiveRead, LiveRows, Told
+from tables.parameters import INT64_MAX, INT64_MIN
 from tables.rollup_table import rollup_schema
 from tables.sealed import DamagedError, seal, unpacked, unsealed
+from tables.threads import THREADS, Threads
 
 PATH = "/v1/worker/live"
 CONTENT_TYPE = "application/msgpack"
@@ -47,6 +49,12 @@ AGAIN_S = 0.05
 
 DECODE = "decode"
 """The kind of attempt that reading an answer is; see :class:`agents.outage.Outage`."""
+
+AT_ONCE_ROWS_MAX = 10_000
+"""Tables of so few rows are read in some 5 ms; of more, in a thread."""
+
+AT_ONCE_BYTES_MAX = 1 << 18
+"""Answers of so few bytes are decoded in some 2 ms."""
 
 
 class WireRead(msgspec.Struct, frozen=True, array_like=True):
@@ -79,7 +87,7 @@ class WireRows(msgspec.Struct, frozen=True, array_like=True):
 _reads = msgspec.msgpack.Decoder(WireReads)
 _rows = msgspec.msgpack.Decoder(list[WireRows])
 
-Local = Callable[[LiveRead], LiveRows]
+Local = Callable[[LiveRead], LiveJob]
 
 
 def encode_reads(themap: Map, reads: Iterable[LiveRead]) -> bytes:
@@ -119,6 +127,8 @@ def decode_reads(themap: Map, body: bytes) -> list[LiveRead]:
     unknown = sorted({read.layer for read in wire.reads} - layers.keys())
     if unknown:
         raise QueryError(f"cannot read live cells: no such layer; got {', '.join(unknown)}")
+    for read in wire.reads:
+        _check(layers[read.layer], read)
     return [
         LiveRead(
             layers[read.layer],
@@ -133,14 +143,41 @@ def decode_reads(themap: Map, body: bytes) -> list[LiveRead]:
     ]
 
 
-def encode_rows(found: Iterable[LiveRows]) -> bytes:
-    """Return the body of an answer."""
-    wire = [
-        WireRows(
-            list(rows.facts.values()), encode_block(pl.concat(rows.rows)) if rows.rows else b""
+def _check(layer: Layer, read: WireRead) -> None:
+    """Refuse what no worker asks for.
+
+    Raises:
+        QueryError: it names fields that the layer has not, values of other types, or contributions
+            of a layer that has none.
+    """
+    types = {"string": str, "int": int, "bool": bool}
+    fields = {field.name: types[field.type] for field in layer.key}
+    texts = [name for name, kind in fields.items() if kind is str]
+    numbers = [read.from_ms, read.to_ms, *(read.partitions or ())]
+    numbers += [n for told in (read.after or {}).values() for n in msgspec.structs.astuple(told)]
+    numbers += [v for values in read.values.values() for v in values if type(v) is int]
+    if (
+        not all(
+            name in fields and values and all(type(value) is fields[name] for value in values)
+            for name, values in read.values.items()
         )
-        for rows in found
-    ]
+        or not all(name in texts for name in read.prefixes)
+        or not all(INT64_MIN <= number <= INT64_MAX for number in numbers)
+        or (read.parts and not layer.merged)
+    ):
+        raise QueryError(
+            f"cannot read live cells: no worker asks for {layer.name} like this; want a request of"
+            " a worker of this version"
+        )
+
+
+def encode_jobs(jobs: Iterable[LiveJob]) -> bytes:
+    """Return the body of an answer, with the rows that the jobs make."""
+    wire = []
+    for job in jobs:
+        frames = job.frames()
+        block = encode_block(pl.concat(frames)) if frames else b""
+        wire.append(WireRows(list(job.facts.values()), block))
     return seal(ANSWER_FORMAT, msgspec.msgpack.encode(wire))
 
 
@@ -186,6 +223,7 @@ class Peers:
         own_url: this worker's endpoint.
         token: what requests carry; all workers of a group have the same.
         tls: checks the certificates of other workers; None where they have none.
+        threads: where long steps are made.
 
     Attributes:
         asked_total: requests to other workers.
@@ -202,6 +240,7 @@ class Peers:
         own_url: str,
         token: str = "",
         tls: ssl.SSLContext | None = None,
+        threads: Threads | None = None,
     ) -> None:
         self._map = themap
         self._local = local
@@ -211,6 +250,7 @@ class Peers:
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
         self._tls = tls
+        self._threads = threads or Threads(THREADS, "query")
         self._session: aiohttp.ClientSession | None = None
         self._outages: dict[str, Outage] = {}
         self.asked_total = 0
@@ -237,7 +277,7 @@ class Peers:
             owners.pop("", None)
             # What is here first: the state may move while others are waited for.
             if (mine := owners.pop(self._own_url, None)) is not None:
-                _add(found, [self._local(read) for read in self._of(reads, mine)])
+                _add(found, await self._made([self._local(one) for one in self._of(reads, mine)]))
             left_s = max(LAST_TRY_S, until - loop.time())
             asks = [
                 self._ask(url, self._of(reads, places), left_s, cost)
@@ -289,7 +329,7 @@ class Peers:
                 )
                 for task in done:
                     if (answer := task.result()) is not None:
-                        return self._decoded(url, reads, answer)
+                        return await self._decoded(url, reads, answer)
                 if not done and hedge_s < math.inf:
                     hedge_s = math.inf
                     self.hedged_total += 1
@@ -307,10 +347,21 @@ class Peers:
             self._outages[url] = Outage(f"worker {url}", "answers lack its live cells")
         return self._outages[url]
 
-    def _decoded(self, url: str, reads: list[LiveRead], answer: bytes) -> list[LiveRows] | None:
+    async def _made(self, jobs: list[LiveJob]) -> list[LiveRows]:
+        """Return the rows of this worker, made in a thread if they are many."""
+        if sum(job.height for job in jobs) <= AT_ONCE_ROWS_MAX:
+            return [job.make() for job in jobs]
+        return await self._threads.run(lambda: [job.make() for job in jobs])
+
+    async def _decoded(
+        self, url: str, reads: list[LiveRead], answer: bytes
+    ) -> list[LiveRows] | None:
         """Return what a worker answered, None where it is damaged or of another version."""
         try:
-            rows = decode_rows(reads, answer)
+            if len(answer) <= AT_ONCE_BYTES_MAX:
+                rows = decode_rows(reads, answer)
+            else:
+                rows = await self._threads.run(decode_rows, reads, answer)
         except DamagedError as error:
             self.failed_total += 1
             self._outage(url).failed(f"cannot read its live cells: {error}", DECODE)

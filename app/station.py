@@ -50,6 +50,7 @@ from tables.journal import Claimant
 from tables.layer import Map
 from tables.limits import RECORD_BYTES_MAX
 from tables.plan import plans_of
+from tables.threads import Threads
 
 log = logging.getLogger(__name__)
 
@@ -231,8 +232,9 @@ def _answer(
     lanes: list[Lane],
 ) -> None:
     """Add the query endpoint, with the other workers that it asks and the metrics."""
-    peers = _peers(settings, view, transport)
-    cache = ArchiveCache(view.archive, settings.query_cache_bytes_max)
+    threads = Threads(settings.query_concurrency_max, "query")
+    peers = _peers(settings, view, transport, threads)
+    cache = ArchiveCache(view.archive, settings.query_cache_bytes_max, threads)
     metrics = Metrics(view, transport, pressure, watch, lanes=lanes, peers=peers, cache=cache)
     install(app, view, settings, live=peers, cache=cache, metrics=metrics.text)
 
@@ -255,7 +257,7 @@ async def _check(settings: Settings, owners: Owners, options: dict[str, Any]) ->
     )  # fmt: skip
 
 
-def _peers(settings: Settings, view: View, transport: Transport) -> Peers:
+def _peers(settings: Settings, view: View, transport: Transport, threads: Threads) -> Peers:
     return Peers(
         view.themap,
         view.local,
@@ -263,6 +265,7 @@ def _peers(settings: Settings, view: View, transport: Transport) -> Peers:
         own_url=advertised_url(settings),
         token=settings.web_token,
         tls=peers_tls(settings),
+        threads=threads,
     )
 
 

@@ -15,7 +15,7 @@ from tables import ledger
 from tables.archive import Archive
 from tables.layer import Layer, Map, combiner_of
 from tables.ledger import EVENT_COLUMNS, LAYER_COLUMNS, RECORD_COLUMNS
-from tables.live import LiveRead, LiveRows
+from tables.live import LiveJob, LiveRead
 from tables.table import NEVER_MS
 from tables.whole import described
 
@@ -49,11 +49,11 @@ class View:
         self._pressure = pressure
         self._readiness = readiness
 
-    def local(self, read: LiveRead) -> LiveRows:
-        """Return the applied cells of this worker, with how fresh they are."""
-        found = self.owners.read(read)
+    def local(self, read: LiveRead) -> LiveJob:
+        """Return what makes the applied cells of this worker, with how fresh they are."""
+        job = self.owners.live_job(read)
         topic = self.owners.plan_of(read.layer).topic
-        for partition, facts in found.facts.items():
+        for partition, facts in job.facts.items():
             owner = self.owners.get(topic, partition)
             assert owner is not None, "its facts were read just now"
             fresh_ms = self._transport.fresh_ms(topic, partition, facts.position)
@@ -61,8 +61,8 @@ class View:
                 # Behind: what it has is everything up to the last record that is folded.
                 tail = owner.state.meta.tail
                 fresh_ms = NEVER_MS if tail is None else tail[0]
-            found.facts[partition] = msgspec.structs.replace(facts, fresh_ms=fresh_ms)
-        return found
+            job.facts[partition] = msgspec.structs.replace(facts, fresh_ms=fresh_ms)
+        return job
 
     def layers(self) -> list[dict[str, Any]]:
         """Return each layer's counts on this worker."""

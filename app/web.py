@@ -11,19 +11,18 @@ import asyncio
 import functools
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import Any, Protocol
 
 import msgspec
-import polars as pl
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from agents.reader import FamilyAnswer, LiveSource, Reader
+from agents.answers import FamilyAnswer, LayerAnswer
+from agents.reader import LiveSource, Reader
 from app.docs_page import docs_page
 from app.openapi import openapi
-from app.peers import CONTENT_TYPE, PATH, decode_reads, encode_rows
+from app.peers import CONTENT_TYPE, PATH, decode_reads, encode_jobs
 from app.readiness import READY
 from app.settings import Settings
 from app.web_families import (
@@ -42,14 +41,14 @@ from tables.archive_cache import ArchiveCache
 from tables.errors import QueryError
 from tables.family import FamilyQuery, parse_family_query
 from tables.layer import Layer, Map
-from tables.live import LiveRead, LiveRows
-from tables.query import Answer, CellQuery, Limits, cell_rows, merge_answer, parse_query
+from tables.live import LiveJob, LiveRead
+from tables.query import CellQuery, Limits, cell_rows, merge_answer, parse_query
 from tables.top import parse_top_query
 
 __all__ = ["WorkerView", "install", "ssl_context"]
 
-MERGED_AT_ONCE_ROWS_MAX = 2_000
-"""So few rows are merged faster than a thread begins."""
+MERGED_AT_ONCE_ROWS_MAX = 500
+"""So few rows are merged, and made JSON, in some 5 ms."""
 
 STALE_AGAIN_S = 0.01
 
@@ -63,8 +62,8 @@ class WorkerView(Protocol):
     def themap(self) -> Map:
         """The map this worker runs."""
 
-    def local(self, read: LiveRead) -> LiveRows:
-        """Return the applied cells of this worker."""
+    def local(self, read: LiveRead) -> LiveJob:
+        """Return what makes the applied cells of this worker."""
 
     def layers(self) -> list[dict[str, Any]]:
         """Return, for each layer, its name and its counts; see ``docs/formats/http.md``."""
@@ -145,12 +144,12 @@ class _Endpoint:
         self._metrics = metrics
         self._limits = _limits(settings)
         self._slots = Slots(settings.query_concurrency_max, settings.query_deadline_ms)
-        self._threads = ThreadPoolExecutor(settings.query_concurrency_max, "query")
+        self._threads = reader.threads
 
     async def close(self, _: web.Application) -> None:
         """Give up what still runs and let the threads go."""
         self._slots.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
 
     async def map(self, request: web.Request) -> web.Response:
         """Answer with the map as this worker runs it."""
@@ -198,7 +197,7 @@ class _Endpoint:
             self._view.themap, request.match_info["layer"], request.query.items(), self._limits
         )
         kind = accepted(request.headers)
-        return respond(await self._slots.run(self._read(query)), kind)
+        return await self._slots.run(self._read(query, kind))
 
     async def families(self, request: web.Request) -> web.Response:
         """Answer with the families of the map."""
@@ -254,7 +253,7 @@ class _Endpoint:
             make = functools.partial(_made, shown, found, now_ms, kind, etag)
             if rows <= MERGED_AT_ONCE_ROWS_MAX:
                 return make()
-            return await asyncio.get_running_loop().run_in_executor(self._threads, make)
+            return await self._threads.run(make)
 
         return await self._slots.run(response(), query.deadline_ms)
 
@@ -262,10 +261,12 @@ class _Endpoint:
         """Answer another worker with the live cells of this one; nothing is asked of others."""
         reads = decode_reads(self._view.themap, await request.read())
         # No await between them: all are of one state.
-        found = [self._view.local(read) for read in reads]
-        return web.Response(
-            body=encode_rows(found), headers=HEADERS | {"Content-Type": CONTENT_TYPE}
-        )
+        jobs = [self._view.local(read) for read in reads]
+        if sum(job.height for job in jobs) <= MERGED_AT_ONCE_ROWS_MAX:
+            body = encode_jobs(jobs)
+        else:
+            body = await self._threads.run(encode_jobs, jobs)
+        return web.Response(body=body, headers=HEADERS | {"Content-Type": CONTENT_TYPE})
 
     async def _family(self, query: FamilyQuery) -> tuple[FamilyAnswer, int]:
         """Return an answer as the reader wants it, and when it was made."""
@@ -285,16 +286,17 @@ class _Endpoint:
             # Younger data may come within the deadline.
             await asyncio.sleep(STALE_AGAIN_S)
 
-    async def _read(self, query: CellQuery) -> Answered:
-        layer = query.layer
-        found = await self._reader.layer(layer, query.cells)
+    async def _read(self, query: CellQuery, kind: str) -> web.Response:
+        found = await self._reader.layer(query.layer, query.cells)
         live, archived = found.live, found.archived
+        make = functools.partial(self._page, query, found, kind)
         if live.height + archived.height <= MERGED_AT_ONCE_ROWS_MAX:
-            page = self._merge(query, live, archived)
-        else:
-            page = await asyncio.get_running_loop().run_in_executor(
-                self._threads, self._merge, query, live, archived
-            )
+            return make()
+        return await self._threads.run(make)
+
+    def _page(self, query: CellQuery, found: LayerAnswer, kind: str) -> web.Response:
+        layer, live, archived = query.layer, found.live, found.archived
+        page = merge_answer(self._view.themap, query, live, archived, self._limits.cells_max)
         about = {
             "layer": layer.name,
             "map_revision": self._view.themap.revision,
@@ -305,13 +307,11 @@ class _Endpoint:
             "whole_from": found.whole,
         }
         ends = [layer.window.end(start) for start in page.cells["window_start"].to_list()]
-        return Answered(
+        answered = Answered(
             about, layer, page.cells, ends, lambda: cell_rows(layer, page.cells), versions=True,
             cursor=page.cursor,
         )  # fmt: skip
-
-    def _merge(self, query: CellQuery, live: pl.DataFrame, archived: pl.DataFrame) -> Answer:
-        return merge_answer(self._view.themap, query, live, archived, self._limits.cells_max)
+        return respond(answered, kind)
 
 
 def _document(document: dict[str, Any]) -> Handler:

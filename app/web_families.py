@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from agents.reader import FamilyAnswer
+from agents.answers import FamilyAnswer
 from app.web_formats import Answered
 from tables.answer import row_end
 from tables.cell import measures_of

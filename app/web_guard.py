@@ -13,10 +13,12 @@ import logging
 import ssl
 from collections.abc import Mapping
 from http import HTTPStatus
+from urllib.parse import unquote_to_bytes
 
 import orjson
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
+from yarl import URL
 
 from app.settings import Settings, is_loopback
 from tables.errors import ArchiveError, QueryError, SettingError
@@ -70,7 +72,11 @@ def answer(value: object, status: int = HTTPStatus.OK) -> web.Response:
 
 
 def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> web.Response:
-    """Return a refusal; ``detail`` says what to change."""
+    """Return a refusal; ``detail`` says what to change.
+
+    Bytes of a request that are not UTF-8, which come as surrogates, are told as question marks.
+    """
+    detail = detail.encode("utf-8", "replace").decode("utf-8")
     body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status}
     return web.Response(
         body=orjson.dumps(body | {"detail": detail}),
@@ -119,6 +125,11 @@ def guard(settings: Settings) -> Middleware:
                 " want the header Authorization: Bearer with web_token",
                 {"WWW-Authenticate": "Bearer"},
             )
+        if not _is_utf_8(request.rel_url):
+            return problem(
+                HTTPStatus.BAD_REQUEST,
+                "cannot answer: path or query are not UTF-8 once %XX are bytes; want them in UTF-8",
+            )
         return await _answer_or_problem(request, handler)
 
     return middleware
@@ -129,6 +140,16 @@ def host_name(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.partition(":")[0]
+
+
+def _is_utf_8(url: URL) -> bool:
+    """Return whether path and query are text; aiohttp has others as if they had other letters."""
+    try:
+        for raw in (url.raw_path, url.raw_query_string):
+            unquote_to_bytes(raw).decode()
+    except UnicodeError:
+        return False
+    return True
 
 
 def _carries(request: web.Request, token: bytes) -> bool:
@@ -143,6 +164,12 @@ async def _answer_or_problem(request: web.Request, handler: Handler) -> web.Stre
         return await handler(request)
     except tuple(_STATUSES) as error:
         return _known_problem(error)
+    except web.RequestPayloadError:
+        return problem(
+            HTTPStatus.BAD_REQUEST,
+            "cannot answer: the body is not what Content-Encoding or Content-Length say; want a"
+            " whole body, or none",
+        )
     except web.HTTPException as error:
         if error.status < HTTPStatus.BAD_REQUEST:
             raise

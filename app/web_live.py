@@ -1,6 +1,7 @@
 """Live cells over HTTP: server-sent events of what changes and closes in a layer, resumable.
 
-A stream is a loop: ask for what is news, write it, wait. It holds the rows of one step and no more:
+A stream is a loop: ask for what is news, write it, wait. It holds the rows of one step and no more,
+of which some hundreds are events at once:
 while a reader is slow nothing is asked, and one that takes nothing for long is let go. The id of
 the last event says how far a reader is; with it in ``Last-Event-ID`` any worker goes on from there.
 """
@@ -8,14 +9,14 @@ the last event says how far a reader is; with it in ``Last-Event-ID`` any worker
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any
 
 import orjson
-from aiohttp import web
+import polars as pl
+from aiohttp import hdrs, web
 
 from agents.changes import Changes, News, Place, decode_place, encode_place
 from agents.reader import LiveSource
@@ -47,6 +48,8 @@ SLOW_S_MAX = 30.0
 """A reader that takes nothing for so long is let go; it may come back with its last id."""
 
 CELLS_AT_ONCE = 500
+
+STREAM_HEADERS = HEADERS | {"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +103,11 @@ class LiveStreams:
         values = read_parameters(live_parameters(layer), request.query.items(), problems)
         if problems:
             raise QueryError(f"cannot follow {layer.name}: {'; '.join(problems)}")
+        if request.method == hdrs.METH_HEAD:
+            # A stream without end would hold its connection, and nobody reads it.
+            if last := request.headers.get("Last-Event-ID", ""):
+                decode_place(layer, last)
+            return web.Response(headers=STREAM_HEADERS)
         if len(self._running) >= self._settings.query_live_max:
             raise BusyError(
                 f"cannot follow {layer.name}: {len(self._running)} readers follow cells already;"
@@ -123,8 +131,7 @@ class LiveStreams:
             place = decode_place(layer, last)
         else:
             place = {} if values.get("since") == "open" else await changes.now()
-        headers = HEADERS | {"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
-        response = web.StreamResponse(headers=headers)
+        response = web.StreamResponse(headers=STREAM_HEADERS)
         await response.prepare(request)
         writer = _Writer(response)
         interval_s = values.get("interval_ms", INTERVAL_MS) / 1_000
@@ -152,9 +159,13 @@ class LiveStreams:
             await writer.write([b"event: problem\ndata: " + orjson.dumps(problem) + b"\n\n"])
             raise ConnectionError("the reader is too far behind") from error
         if news.rows.height or writer.is_silent:
-            events = _events(layer, news)
-            while some := list(itertools.islice(events, CELLS_AT_ONCE)):
-                await writer.write(some)
+            threads = self._cache.threads
+            for some in news.rows.iter_slices(CELLS_AT_ONCE):
+                if news.rows.height <= CELLS_AT_ONCE:
+                    events = _events(layer, some)
+                else:
+                    events = await threads.run(_events, layer, some)
+                await writer.write([events])
             await writer.write([_told(layer, news), _id(layer, news.place)])
         return news.place
 
@@ -183,15 +194,18 @@ class _Writer:
         self._written_at = asyncio.get_running_loop().time()
 
 
-def _events(layer: Layer, news: News) -> Iterator[bytes]:
-    rows = news.rows
+def _events(layer: Layer, rows: pl.DataFrame) -> bytes:
+    """Return the events of cells, which have whether they are closed."""
     about = zip(
         cell_rows(layer, rows), rows["source_partition"].to_list(), rows["is_closed"].to_list(),
         strict=True,
     )  # fmt: skip
-    for cell, partition, is_closed in about:
-        data = {**cell, "source_partition": partition, "closed": is_closed}
-        yield b"event: cell\ndata: " + orjson.dumps(data) + b"\n\n"
+    return b"".join(
+        b"event: cell\ndata: "
+        + orjson.dumps({**cell, "source_partition": partition, "closed": is_closed})
+        + b"\n\n"
+        for cell, partition, is_closed in about
+    )
 
 
 def _told(layer: Layer, news: News) -> bytes:

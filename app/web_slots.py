@@ -14,6 +14,9 @@ Result = TypeVar("Result")
 class Slots:
     """Runs at most so many queries, each for at most so long.
 
+    A query that was given up has its slot until all that it began has ended: a thread cannot be
+    stopped, and what was asked of the archive may still be under way.
+
     Args:
         count: how many at once.
         deadline_ms: how long each.
@@ -23,6 +26,11 @@ class Slots:
         self._count = count
         self._deadline_ms = deadline_ms
         self._running: set[asyncio.Task[Any]] = set()
+
+    @property
+    def running(self) -> int:
+        """How many slots are taken."""
+        return len(self._running)
 
     def close(self) -> None:
         """Give up what still runs."""
@@ -44,20 +52,26 @@ class Slots:
                 f"cannot read cells: {len(self._running)} queries are being answered;"
                 " want no more at once (query_concurrency_max); ask again later"
             )
-        task = asyncio.current_task()
-        assert task is not None, "a coroutine runs in a task"
+        task = asyncio.create_task(query)
         self._running.add(task)
+        task.add_done_callback(self._ended)
         most_ms = min(deadline_ms or self._deadline_ms, self._deadline_ms)
         try:
-            async with asyncio.timeout(most_ms / 1_000) as scope:
-                return await query
-        except TimeoutError:
-            if not scope.expired():
-                raise
-        finally:
-            self._running.discard(task)
+            await asyncio.wait({task}, timeout=most_ms / 1_000)
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        if task.done():
+            return task.result()
+        task.cancel()
         named = "query_deadline_ms" if most_ms == self._deadline_ms else "deadline_ms"
         raise DeadlineError(
             f"cannot read cells: not done after {most_ms} ms ({named});"
             " ask for a shorter range or fewer keys, or again later"
         )
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            # Whoever gave it up does not ask what came of it.
+            task.exception()

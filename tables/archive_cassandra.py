@@ -34,9 +34,10 @@ from cassandra.query import BatchStatement, BatchType, PreparedStatement, Statem
 
 from tables.archive import CellRange
 from tables.archive_cql import Batch, LayerTable, Row
-from tables.archive_driver import AGAIN, ANSWER_S, driver, execute
+from tables.archive_driver import AGAIN, ANSWER_S, driver
 from tables.archive_identity import History
 from tables.archive_layout import check_key, missing_accumulators, too_many_rows
+from tables.archive_pages import Pages
 from tables.archive_reads import Requests
 from tables.archive_register import Register
 from tables.cost import QueryCost
@@ -104,6 +105,7 @@ class CassandraArchive:
         self._tables: dict[str, LayerTable] = {}
         self._prepared: dict[str, PreparedStatement] = {}
         self._requests = Requests(settings.keyspace)
+        self._reading = asyncio.Semaphore(settings.in_flight_max)
         self.partitions_read_total = 0
         self.requests_total = 0
 
@@ -162,7 +164,8 @@ class CassandraArchive:
         insert = await self._prepare(verb, table.insert)
         batches = table.batches(rows, write_times_us, self._clock_ms())
         statements = (_statement(insert, batch) for batch in batches)
-        await self._execute_all(verb, statements, len(batches), _nothing)
+        permits = asyncio.Semaphore(self._settings.in_flight_max)
+        await self._execute_all(verb, statements, len(batches), _nothing, permits)
 
     async def read(
         self, layer: Layer, cells: CellRange, cost: QueryCost | None = None
@@ -196,12 +199,12 @@ class CassandraArchive:
         )
         rows: list[Row] = []
 
-        def take(answer: list[Row]) -> None:
-            rows.extend(answer)
+        def take(page: list[Row]) -> None:
+            rows.extend(page)
             if len(rows) > cells.rows_max:
                 raise too_many_rows(layer, cells)
 
-        await self._execute_all(verb, statements, len(requests), take)
+        await self._execute_all(verb, statements, len(requests), take, self._reading)
         if not cells.key:
             self._requests.found(table.name, len(partitions), len(rows))
         if len(rows) <= FEW_ROWS_MAX:
@@ -218,7 +221,8 @@ class CassandraArchive:
         table = next(iter(self._tables.values()), None)
         if table is not None:
             select = await self._prepare(verb, table.check)
-            await self._execute_all(verb, [select.bind(())], 1, _ignored)
+            permits = asyncio.Semaphore(1)
+            await self._execute_all(verb, [select.bind(())], 1, _ignored, permits)
 
     async def history(self, topic: str, partition: int) -> History | None:
         """Return which journal the rows of a partition come from; see the protocol."""
@@ -338,10 +342,12 @@ class CassandraArchive:
         statements: Iterable[Statement],
         count: int,
         take: Callable[[list[Row]], None],
+        permits: asyncio.Semaphore,
     ) -> None:
-        """Execute so many statements, at most ``in_flight_max`` at a time; hand over their rows.
+        """Execute so many statements, each with a permit; hand over their rows page by page.
 
-        The first error ends it; what had been sent may still be done by Cassandra.
+        The first error ends it; what had been sent may still be done by Cassandra, and has its
+        permit until then.
         """
         session = self._opened(verb)
         queue = iter(statements)
@@ -349,7 +355,7 @@ class CassandraArchive:
 
         async def lane() -> None:
             for statement in queue:
-                take(await execute(session, verb, statement, patience_s))
+                await Pages(session, verb, statement, permits, patience_s).read(take)
 
         if count <= 1:
             await lane()

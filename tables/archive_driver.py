@@ -1,4 +1,4 @@
-"""The Cassandra driver's answers, awaited to their end, and its errors, told apart.
+"""The Cassandra driver's errors, told apart.
 
 An error says that nobody answers now, or that somebody refuses. They have no common root. Beside
 ``DriverException`` there are the errors of connections and pools, the messages of nodes, which are
@@ -9,7 +9,6 @@ found no connection.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ssl
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from cassandra import (
     Unavailable,
     UnresolvableContactPoints,
 )
-from cassandra.cluster import NoHostAvailable, Session
+from cassandra.cluster import NoHostAvailable
 from cassandra.connection import (
     ConnectionBusy,
     ConnectionException,
@@ -38,9 +37,7 @@ from cassandra.protocol import (
     ServerError,
     TruncateError,
 )
-from cassandra.query import Statement
 
-from tables.archive_cql import Row
 from tables.errors import ArchiveAwayError, ArchiveError
 
 AGAIN = "check that Cassandra is up and can reach its quorum; the request can be sent again"
@@ -102,59 +99,6 @@ def _is_refusal(error: ssl.SSLError) -> bool:
     return not isinstance(
         error, ssl.SSLEOFError | ssl.SSLZeroReturnError | ssl.SSLWantReadError | ssl.SSLSyscallError
     )
-
-
-async def execute(
-    session: Session, verb: str, statement: Statement, patience_s: float
-) -> list[Row]:
-    """Return all rows of one statement, page after page, without blocking the loop.
-
-    Each page has the driver's own deadline; that none came for ``patience_s`` means that the driver
-    will never tell.
-    """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-    rows: list[Row] = []
-    pages = 0
-
-    def settle(error: BaseException | None) -> None:
-        # The loop may be gone when an answer comes after a cancelled run; nobody waits for it then.
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(_settle, done, error)
-
-    def on_page(page: list[Row] | None) -> None:
-        # The driver ignores what a callback raises, so everything ends in settle.
-        nonlocal pages
-        try:
-            pages += 1
-            rows.extend(page or ())
-            if answer.has_more_pages:
-                answer.start_fetching_next_page()
-            else:
-                settle(None)
-        except BaseException as error:  # noqa: BLE001 - carried to the caller
-            settle(error)
-
-    with driver(verb, AGAIN):
-        answer = session.execute_async(statement)
-        answer.add_callbacks(on_page, settle)
-        had = -1
-        while not done.done():
-            if pages == had:
-                raise TimeoutError(f"the driver told nothing within {patience_s:g} s")
-            had = pages
-            await asyncio.wait({done}, timeout=patience_s)
-        await done
-    return rows
-
-
-def _settle(done: asyncio.Future[None], error: BaseException | None) -> None:
-    if done.done():
-        return
-    if error is None:
-        done.set_result(None)
-    else:
-        done.set_exception(error)
 
 
 @contextlib.contextmanager

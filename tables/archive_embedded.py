@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import itertools
 import logging
+import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable
@@ -41,6 +42,7 @@ from tables.cost import QueryCost
 from tables.errors import ArchiveError
 from tables.layer import Layer, Map
 from tables.sealed import DamagedError
+from tables.threads import Threads
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +143,10 @@ class EmbeddedArchive:
         running, layout = self._opened("read", layer)
         now_ms = self._clock_ms()
         spent = cost or QueryCost()
-        return await _run(running.readers, lambda: _read(running.db, layout, cells, now_ms, spent))
+        stop = threading.Event()
+        return await running.readers.run(
+            lambda: _read(running.db, layout, cells, now_ms, spent, stop=stop), stop=stop
+        )
 
     @property
     def place(self) -> str:
@@ -334,7 +339,7 @@ class _Running:
     def __init__(self, db: rocksdict.Rdict) -> None:
         self.db = db
         self.writer = ThreadPoolExecutor(1, "archive-write")
-        self.readers = ThreadPoolExecutor(READ_THREADS, "archive-read")
+        self.readers = Threads(READ_THREADS, "archive-read")
         self.waiting: deque[_Write] = deque()
         self.layouts: dict[str, RunLayout] = {}
         self.runs: defaultdict[str, dict[int, dict[int, int]]] = defaultdict(dict)
@@ -356,7 +361,7 @@ class _Running:
         return known[bucket]
 
     def close(self) -> None:
-        self.readers.shutdown()
+        self.readers.finish()
         self.writer.shutdown()
         with rocks("close archive"):
             self.db.close()
@@ -373,8 +378,10 @@ def _history(db: rocksdict.Rdict, topic: str, partition: int) -> History | None:
 
 
 def _read(
-    db: rocksdict.Rdict, layout: RunLayout, cells: CellRange, now_ms: int, cost: QueryCost
-) -> pl.DataFrame:
+    db: rocksdict.Rdict, layout: RunLayout, cells: CellRange, now_ms: int, cost: QueryCost,
+    *, stop: threading.Event,
+) -> pl.DataFrame:  # fmt: skip
+    """Return the rows in range; some of them once ``stop`` is set: nobody waits for them then."""
     layer = layout.layer
     from_ms = max(cells.from_ms, _INT64_MIN)
     if layer.archive_ttl_ms:
@@ -388,7 +395,9 @@ def _read(
         with rocks(f"read layer {layer.name}"), scan as pieces:
             places: set[tuple[int, int]] = set()
             several = False
-            while some := list(itertools.islice(pieces, READ_ROWS // PIECE_ROWS)):
+            while not stop.is_set() and (
+                some := list(itertools.islice(pieces, READ_ROWS // PIECE_ROWS))
+            ):
                 places |= {(bucket, run) for bucket, run, _ in some}
                 cost.archive_partitions += len(some)
                 more = layout.rows_of(block for _, _, block in some)

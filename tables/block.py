@@ -198,13 +198,13 @@ def repeated(value: int, rows: int, kind: type[pl.DataType]) -> pl.Series:
 
 
 class Block:
-    """One block in memory: its rows, and the windows that they are of.
+    """One block in memory: its rows, the windows that they are of, the first and the last of them.
 
     ``version`` is that of all rows, or -1 where they have the column. A few rows stay tuples until
     somebody asks for their frame.
     """
 
-    __slots__ = ("_rows", "_version", "windows")
+    __slots__ = ("_rows", "_version", "first", "last", "windows")
 
     def __init__(self, rows: pl.DataFrame | FewRows, version: int = -1) -> None:
         self._rows = rows
@@ -217,6 +217,8 @@ class Block:
             starts = rows.get_column("window_start", default=None)
             if starts is not None:
                 self.windows = different(starts)
+        self.first = min(self.windows, default=0)
+        self.last = max(self.windows, default=0)
 
     @property
     def height(self) -> int:

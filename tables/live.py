@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import msgspec
 import polars as pl
@@ -83,6 +83,22 @@ class LiveRows:
                 frame.filter(pl.col(_place(frame)).is_in(wanted)) for frame in other.rows
             )
         self.facts.update((partition, other.facts[partition]) for partition in news)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LiveJob:
+    """A live read of one state: its facts, and what makes its rows, in any thread.
+
+    ``height`` is at most how many rows were looked at.
+    """
+
+    facts: dict[int, PartitionFacts]
+    frames: Callable[[], list[pl.DataFrame]]
+    height: int = 0
+
+    def make(self) -> LiveRows:
+        """Return the facts and the rows."""
+        return LiveRows(self.facts, self.frames())
 
 
 def _place(frame: pl.DataFrame) -> str:

@@ -14,7 +14,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tables.layer import KeyField, Scalar
-from tables.window import SECONDS_IN_MS_MAX, START_MS_MIN, TIME_MS_MAX, Window
+from tables.window import (
+    DAY_MS,
+    LENGTH_MS_MAX,
+    SECONDS_IN_MS_MAX,
+    START_MS_MIN,
+    TIME_MS_MAX,
+    Window,
+)
 
 # RFC 3339 with at most milliseconds, so that no digit is dropped in silence; a date is its midnight
 # in UTC.
@@ -135,13 +142,20 @@ def choice_parameter(
 
 
 def window_parameter(name: str, about: str) -> Parameter:
-    """Return a size of windows."""
+    """Return a size of windows, of at most a century."""
+
+    def read(text: str) -> Window:
+        window = Window.parse(text)
+        if window.length_ms > LENGTH_MS_MAX:
+            raise ValueError(f"too long; got {text!r}; want at most {LENGTH_MS_MAX // DAY_MS}d")
+        return window
+
     schema = {
         "type": "string",
-        "pattern": "^([1-9][0-9]{0,3}(ms|s|m|h|d)|day|month|year)$",
+        "pattern": "^([0-9]{1,12}(ms|s|m|h|d)|day|month|year)$",
         "examples": ["1m", "1h", "1d", "month"],
     }
-    return Parameter(name, about, Window.parse, schema)
+    return Parameter(name, about, read, schema)
 
 
 def key_parameter(field: KeyField, *, many: bool) -> Parameter:

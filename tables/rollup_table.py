@@ -48,10 +48,21 @@ class RollupTable(LayerTable):
 
         The columns are those of :func:`rollup_schema`. ``key`` is as for :meth:`cells_in`.
         """
-        rows = self._rows_in(from_ms, to_ms, key)
-        if rows.height > FEW_ROWS_MAX:
-            return whole_only(self._latest(rows), self.began)
-        return whole_only(FewRows(self._stored, self._latest_few(rows)).frame(), self.began)
+        return self.collect_parts_in(from_ms, to_ms, key)()
+
+    def collect_parts_in(
+        self, from_ms: int, to_ms: int, key: Mapping[str, Scalar]
+    ) -> Callable[[], pl.DataFrame]:
+        """Return what makes the frame of :meth:`parts_in`, as it is now, in any thread."""
+        matching, began = self._matching_in(from_ms, to_ms, key), dict(self.began)
+
+        def parts() -> pl.DataFrame:
+            rows = matching()
+            if rows.height > FEW_ROWS_MAX:
+                return whole_only(self._latest(rows), began)
+            return whole_only(FewRows(self._stored, self._latest_few(rows)).frame(), began)
+
+        return parts
 
     def _few_of(self, rows: pl.DataFrame) -> pl.DataFrame:
         names = list(self._stored)

@@ -249,19 +249,33 @@ class LayerTable:
 
         ``key`` has the values of key columns; those not named match all.
         """
-        rows = self._rows_in(from_ms, to_ms, key)
-        cells = self._few_of(rows) if rows.height <= FEW_ROWS_MAX else self._cells_of(rows)
-        return whole_only(cells, self.began)
+        return self.collect_in(from_ms, to_ms, key)()
 
-    def _rows_in(self, from_ms: int, to_ms: int, key: Mapping[str, Scalar]) -> pl.DataFrame:
-        found = []
-        for block in self._blocks.values():
-            inside = [from_ms <= window < to_ms for window in block.windows]
-            if any(inside):
-                found.append((block, all(inside)))
-        frames = frames_of([block for block, _ in found], self._stored, key)
-        whole = all(inside for _, inside in found)
-        return self._joined(
+    def collect_in(
+        self, from_ms: int, to_ms: int, key: Mapping[str, Scalar]
+    ) -> Callable[[], pl.DataFrame]:
+        """Return what makes the frame of :meth:`cells_in`, as it is now, in any thread."""
+        matching, began = self._matching_in(from_ms, to_ms, key), dict(self.began)
+
+        def cells() -> pl.DataFrame:
+            rows = matching()
+            is_few = rows.height <= FEW_ROWS_MAX
+            return whole_only(self._few_of(rows) if is_few else self._cells_of(rows), began)
+
+        return cells
+
+    def _matching_in(
+        self, from_ms: int, to_ms: int, key: Mapping[str, Scalar]
+    ) -> Callable[[], pl.DataFrame]:
+        """Return what makes the frame of the rows in range that have the values of ``key``."""
+        found = [
+            block
+            for block in self._blocks.values()
+            if block.windows and block.first < to_ms and block.last >= from_ms
+        ]
+        whole = all(from_ms <= block.first and block.last < to_ms for block in found)
+        frames = frames_of(found, self._stored, key)
+        return lambda: self._joined(
             [_matching(frame, from_ms, to_ms, key, whole=whole) for frame in frames]
         )
 

@@ -13,6 +13,9 @@ from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+THREADS = 4
+"""How many there are unless told otherwise."""
+
 TURN_S = 0.005
 """How long short steps go on before others have a turn: as long as Python lets a thread run."""
 
@@ -30,9 +33,13 @@ class Threads:
     def __init__(self, count: int, name: str) -> None:
         self._pool = ThreadPoolExecutor(count, name)
 
-    def close(self, *, wait: bool = False) -> None:
+    def close(self) -> None:
         """Take no more calls, and drop those that have not begun."""
-        self._pool.shutdown(wait=wait, cancel_futures=True)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def finish(self) -> None:
+        """Take no more calls, and block until all that there are have ended."""
+        self._pool.shutdown()
 
     async def run(
         self, call: Callable[..., T], *arguments: Any, stop: threading.Event | None = None

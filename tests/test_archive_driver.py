@@ -16,7 +16,9 @@ import cassandra
 from cassandra import connection, pool, protocol
 from cassandra.cluster import NoHostAvailable
 
-from tables.archive_driver import DRIVER_ERRORS, driver, execute, is_away
+from tables.archive_cql import Row
+from tables.archive_driver import DRIVER_ERRORS, driver, is_away
+from tables.archive_pages import Pages
 from tables.errors import ArchiveAwayError, ArchiveError
 
 RESET = ConnectionResetError(104, "Connection reset by peer")
@@ -124,6 +126,10 @@ async def test_a_driver_that_never_tells_is_away() -> None:
             assert statement == "select"
             return Answer()
 
+    rows: list[Row] = []
+    permits = asyncio.Semaphore(1)
     async with asyncio.timeout(20):
         with pytest.raises(ArchiveAwayError, match=r"told nothing within 0\.05 s"):
-            await execute(Session(), "read", "select", 0.05)
+            await Pages(Session(), "read", "select", permits, 0.05).read(rows.extend)
+        assert rows == [(1,)]
+        await permits.acquire()

@@ -27,7 +27,7 @@ from tables.archive_embedded import EmbeddedArchive
 from tables.cost import QueryCost
 from tables.errors import QueryError
 from tables.family import KeyFilter
-from tables.layer import Map
+from tables.layer import KeyField, Map
 from tables.live import LiveRead, LiveRows
 
 MAP = small_map()
@@ -35,7 +35,7 @@ MERGED = small_map(
     sources=(dataclasses_replace(MAP.sources[0], keyed_by=()),),
     layers=(dataclasses_replace(MAP.layers[0], merged=True), MAP.layers[1]),
 )
-HOURS = MAP.layer("hour")
+HOURS, DAYS = MAP.layers
 TOKEN = "correct-horse-battery"  # noqa: S105 - no password of anything
 RANGE = f"from=0&to={4 * DAY_MS}"
 FAMILY = f"/v1/families/hour/cells?{RANGE}&group=origin&step=1d"
@@ -63,9 +63,11 @@ class Group:
         house = House(self.log, self.archive, self.folder / str(number), self.map)
         port = free_ports(1)[0]
         url = f"http://127.0.0.1:{port}"
-        peers = Peers(self.map, house.owners.read, lambda: self.owners, own_url=url, token=TOKEN)
+        peers = Peers(
+            self.map, house.owners.live_job, lambda: self.owners, own_url=url, token=TOKEN
+        )
         view = StandingView(self.map, self.archive, FrameCells(frame([]), set()))
-        view.local = house.owners.read  # type: ignore[method-assign]
+        view.local = house.owners.live_job  # type: ignore[method-assign]
         site = web.Application()
         cache = ArchiveCache(self.archive, 1 << 20)
         given = Settings(web_token=TOKEN)
@@ -294,16 +296,27 @@ async def test_requests_that_are_none_are_refused(group: Group) -> None:
 
 def test_reads_keep_everything_on_their_way() -> None:
     """Types of values too: an integer, a bool and a text differ."""
-    keys = KeyFilter({"origin": ("1", 1, True)}, {"carrier": "U"})
+    fields = (*HOURS.key, KeyField("number", "int"), KeyField("flag", "bool"))
+    typed = dataclasses_replace(MAP, layers=(dataclasses_replace(HOURS, key=fields), DAYS))
+    keys = KeyFilter({"origin": ("1",), "number": (1,), "flag": (True,)}, {"carrier": "U"})
     reads = [
-        LiveRead(HOURS, 0, HOUR_MS, keys, partitions=frozenset({1})),
+        LiveRead(typed.layer("hour"), 0, HOUR_MS, keys, partitions=frozenset({1})),
         LiveRead(MERGED.layer("hour"), -5, 5, parts=True),
     ]
     found = decode_reads(MERGED, encode_reads(MERGED, [reads[1]]))
     assert found == [reads[1]]
-    (one,) = decode_reads(MAP, encode_reads(MAP, [reads[0]]))
+    (one,) = decode_reads(typed, encode_reads(typed, [reads[0]]))
     assert one == reads[0]
-    assert [type(value) for value in one.keys.values["origin"]] == [str, int, bool]
+    assert [type(values[0]) for values in one.keys.values.values()] == [str, int, bool]
+    for wrong in (
+        LiveRead(HOURS, 0, 1, KeyFilter({"nothing": ("JFK",)})),
+        LiveRead(HOURS, 0, 1, KeyFilter({"origin": (1,)})),
+        LiveRead(HOURS, 0, 1, KeyFilter({}, {"nothing": "J"})),
+        LiveRead(HOURS, 0, 2**63),
+        LiveRead(HOURS, 0, 1, parts=True),
+    ):
+        with pytest.raises(QueryError, match="no worker asks for hour like this"):
+            decode_reads(MAP, encode_reads(MAP, [wrong]))
     with pytest.raises(QueryError, match="no such layer; got hour"):
         decode_reads(
             MAP,

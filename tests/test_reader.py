@@ -12,11 +12,14 @@ import pytest
 from house import RAW, House, fill
 from support import DAY_MS, HOUR_MS, MemoryLog, dataclasses_replace, small_map
 from test_few_cells import use_frames
+from web_support import FrameCells, frame, stored
 
 import agents.reader
+from agents.answers import FamilyAnswer
 from agents.live import read_live
-from agents.reader import FamilyAnswer, Reader
+from agents.reader import Reader
 from tables.answer import row_end
+from tables.archive import CellRange
 from tables.archive_cache import ArchiveCache
 from tables.archive_embedded import EmbeddedArchive
 from tables.cell import measures_of
@@ -227,3 +230,24 @@ async def test_a_base_layer_that_came_later_answers_from_then_on(
         assert given(query, answer) == expected(house, query, answer.as_of)
         assert answer.rows.height > 20
     await house.kill()
+
+
+async def test_rows_that_have_expired_are_not_remembered(tmp_path: Path) -> None:
+    """The archive leaves them out; so does who remembers what it had before."""
+    kept = dataclasses_replace(HOURS, archive_ttl_ms=HOUR_MS)
+    themap = small_map(layers=(kept, DAYS))
+    now_ms = [HOUR_MS + 1]
+    archive = EmbeddedArchive(tmp_path, lambda: now_ms[0])
+    await archive.open(themap)
+    rows = frame([stored(hour=0), stored(hour=1)])
+    await archive.write(kept, rows, rows["window_start"])
+    live = FrameCells(frame([]), {0, 1})
+    live.archived_ms = live.evicted_ms = 5 * HOUR_MS
+    reader = Reader(themap, live, ArchiveCache(archive, 1 << 20), LIMITS, lambda: now_ms[0])
+    for now, hours in ((HOUR_MS + 1, [0, 1]), (2 * HOUR_MS, [1]), (3 * HOUR_MS, [])):
+        now_ms[0] = now
+        found = (await reader.layer(kept, CellRange(0, 5 * HOUR_MS))).archived["window_start"]
+        assert sorted(found) == [hour * HOUR_MS for hour in hours]
+        again = (await archive.read(kept, CellRange(0, 5 * HOUR_MS)))["window_start"]
+        assert sorted(again) == sorted(found)
+    await archive.close()

@@ -29,6 +29,7 @@ DOORS = {
         "tables/archive_cassandra.py",
         "tables/archive_cassandra_wipe.py",
         "tables/archive_driver.py",
+        "tables/archive_pages.py",
         "tables/archive_reads.py",
         "tables/archive_register.py",
         "app/verify/archive.py",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from tables.archive_embedded import EmbeddedArchive
 from tables.cost import QueryCost
 from tables.errors import ArchiveError, SettingError
 from tables.layer import Layer
+from tables.threads import Threads
 
 MAP = small_map()
 TOKEN = "correct-horse-battery"  # noqa: S105 - no password of anything
@@ -176,6 +178,46 @@ async def test_only_reading_is_possible(tmp_path: Path) -> None:
         assert response.status == 405
         assert response.headers["Content-Type"] == "application/problem+json"
         assert "GET" in response.headers["Allow"]
+
+
+class ThreadedArchive(EmbeddedArchive):
+    """An archive whose reads are in a thread, which nobody can stop, until the test says so."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.threads = Threads(8, "test")
+        self.reading = 0
+        self.go = threading.Event()
+
+    async def read(
+        self, layer: Layer, cells: CellRange, cost: QueryCost | None = None
+    ) -> pl.DataFrame:
+        """Wait in a thread, then return nothing."""
+        del cells, cost
+        await self.threads.run(self._wait)
+        return frame([], layer)
+
+    def _wait(self) -> None:
+        self.reading += 1
+        self.go.wait()
+        self.reading -= 1
+
+
+async def test_a_query_that_was_given_up_counts_until_nothing_of_it_runs(tmp_path: Path) -> None:
+    """So no number of short deadlines has the archive read more at once than it may."""
+    archive = ThreadedArchive(tmp_path)
+    path = f"{CELLS.replace('layers', 'families')}&key.origin=JFK&key.carrier=UA&deadline_ms=20"
+    async with served(MAP, tmp_path, archive=archive, query_concurrency_max=2) as (_, url):
+        found = [(await get(url + path))[0] for _ in range(20)]
+        assert found == [504, 504] + [503] * 18
+        assert archive.reading == 2
+        archive.go.set()
+
+        async def answers() -> bool:
+            return (await get(f"{url}{path}00"))[0] == 200
+
+        await until(answers)
+    archive.threads.close()
 
 
 async def test_more_rows_than_the_archive_may_read_are_refused(tmp_path: Path) -> None:

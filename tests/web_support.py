@@ -25,7 +25,7 @@ from tables.cell import archive_schema
 from tables.cost import QueryCost
 from tables.facts import PartitionFacts
 from tables.layer import Layer, Map
-from tables.live import LiveRead, LiveRows
+from tables.live import LiveJob, LiveRead, LiveRows
 from tables.query import Row
 from tables.table import NEVER_MS
 
@@ -133,9 +133,10 @@ class StandingView:
         self.live = live
         self.reasons: list[str] = []
 
-    def local(self, read: LiveRead) -> LiveRows:
-        """Return the rows of the frame."""
-        return self.live.local(read)
+    def local(self, read: LiveRead) -> LiveJob:
+        """Return what makes the rows of the frame."""
+        found = self.live.local(read)
+        return LiveJob(found.facts, lambda: found.rows)
 
     def layers(self) -> list[dict[str, Any]]:
         """Return one line a layer."""
