@@ -116,6 +116,8 @@ def facts_of(owner: Owner, layer: Layer) -> PartitionFacts:
         heard={sender: final for sender, (_, final) in state.meta.announced.items()},
         evicted_version=owner.evicted_versions[layer.name],
         whole=_later_columns(layer, state.whole(layer)),
+        first_ms=state.first_ms(layer),
+        last_ms=NEVER_ENDS_MS if state.plan.finer is not None else state.meta.stream_time_ms,
     )
 
 

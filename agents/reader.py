@@ -134,7 +134,10 @@ class Reader:
         # Whoever is silent, all windows that are not known to lack events can be used.
         whole = self._whole(base)
         facts[base.name] = dataclasses.replace(
-            facts[base.name], complete_ms=whole.get("events", NEVER_MS), whole=whole
+            facts[base.name],
+            complete_ms=whole.get("events", NEVER_MS),
+            whole=whole,
+            last_ms=self._facts.of(folded, now_ms).last_ms,
         )
         if boundaries_of(query) <= PLAN_AT_ONCE_BOUNDARIES_MAX:
             return plan(query, facts, self._limits.cells_max)
@@ -225,7 +228,7 @@ class Reader:
         kept_ms = NEVER_MS
         if layer.archive_ttl_ms:
             kept_ms = layer.window.start(self._clock_ms() - layer.archive_ttl_ms)
-        from_ms = max(cells.from_ms, kept_ms)
+        from_ms = max(cells.from_ms, kept_ms, self._facts.first_ms(layer))
         archived = []
         for start, end, final in ((from_ms, final_ms, True), (max(final_ms, from_ms), stop, False)):
             if start < end:
@@ -343,10 +346,13 @@ class Reader:
         # What is final by now, though it was not known to be when owners were asked.
         known_ms = max(self._facts.archived_ms(layer), live_from_ms)
         middle = min(stop, layer.window.start(known_ms))
-        final = await self._archived(query, part, NEVER_MS, live_from_ms, cost, final=True)
+        # Before the first window the archive has nothing, however many partitions that were.
+        first_ms = self._facts.first_ms(layer)
+        from_ms = max(live_from_ms, first_ms)
+        final = await self._archived(query, part, first_ms, live_from_ms, cost, final=True)
         archived = [
-            await self._archived(query, part, live_from_ms, middle, cost, final=True),
-            await self._archived(query, part, middle, stop, cost, final=False),
+            await self._archived(query, part, from_ms, middle, cost, final=True),
+            await self._archived(query, part, max(middle, from_ms), stop, cost, final=False),
         ]
         spent = cost.of(layer.name)
         spent.archived_rows += sum(rows.height for rows in (*final, *archived[0], *archived[1]))

@@ -17,7 +17,7 @@ import msgspec
 
 from tables.layer import Layer
 from tables.planner import NOTHING_KNOWN, LayerFacts
-from tables.table import NEVER_MS
+from tables.table import NEVER_ENDS_MS, NEVER_MS
 
 
 class PartitionFacts(msgspec.Struct, frozen=True, array_like=True):
@@ -37,6 +37,9 @@ class PartitionFacts(msgspec.Struct, frozen=True, array_like=True):
         fresh_ms: everything appended up to this wall-clock time is in its state.
         evicted_version: at least the greatest version of any window that was evicted.
         whole: the same as ``complete_ms`` of accumulators that the layer got later, by column.
+        first_ms: only windows that start at or after it have ever had cells; ``NEVER_MS`` if not
+            known. It falls if an older event comes.
+        last_ms: only windows that start at or before it have cells, as of this state.
     """
 
     partition: int
@@ -51,6 +54,8 @@ class PartitionFacts(msgspec.Struct, frozen=True, array_like=True):
     fresh_ms: int = NEVER_MS
     evicted_version: int = 2**62
     whole: dict[str, int] = {}
+    first_ms: int = NEVER_MS
+    last_ms: int = NEVER_ENDS_MS
 
 
 class KnownFacts:
@@ -72,6 +77,13 @@ class KnownFacts:
         if len(known) < layer.partitions:
             return NEVER_MS
         return min(fact.archived_ms for fact in known.values())
+
+    def first_ms(self, layer: Layer) -> int:
+        """Return from which start on windows of a layer may ever have had cells."""
+        known = self._known.get(layer.name, {})
+        if len(known) < layer.partitions:
+            return NEVER_MS
+        return min(fact.first_ms for fact in known.values())
 
     def whole(self, layer: Layer) -> dict[str, int]:
         """Return, by column, from when on a layer's windows are whole, where not ever since.
@@ -98,6 +110,8 @@ class KnownFacts:
             kept_ms=kept_ms,
             cells=sum(fact.cells for fact in facts),
             whole=whole_of(facts),
+            first_ms=min(fact.first_ms for fact in facts),
+            last_ms=max(fact.last_ms for fact in facts),
         )
 
 
@@ -131,4 +145,6 @@ def _both(one: PartitionFacts, other: PartitionFacts) -> PartitionFacts:
         fresh_ms=max(one.fresh_ms, other.fresh_ms),
         evicted_version=other.evicted_version,
         whole=later.whole,
+        first_ms=min(one.first_ms, other.first_ms),
+        last_ms=max(one.last_ms, other.last_ms),
     )

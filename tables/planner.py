@@ -36,6 +36,8 @@ class LayerFacts:
         cells: about how many cells a window has.
         whole: the same as ``complete_ms`` of accumulators that the layer got later, by column; of
             ``events`` it is that.
+        first_ms: only windows that start at or after it have ever had cells.
+        last_ms: only windows that start at or before it have cells.
     """
 
     sealed_ms: int = NEVER_MS
@@ -44,6 +46,16 @@ class LayerFacts:
     kept_ms: int = NEVER_MS
     cells: float = 1.0
     whole: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    first_ms: int = NEVER_MS
+    last_ms: int = NEVER_ENDS_MS
+
+    def with_cells(self, from_ms: int, to_ms: int) -> tuple[int, int]:
+        """Return the part of a range in which there may be cells.
+
+        What comes while a plan is carried out is read all the same; it is not counted before.
+        """
+        start = min(max(from_ms, self.first_ms), to_ms)
+        return start, max(min(to_ms, self.last_ms + 1), start)
 
 
 NOTHING_KNOWN = LayerFacts(complete_ms=NEVER_ENDS_MS)
@@ -85,7 +97,9 @@ def plan(query: FamilyQuery, facts: Mapping[str, LayerFacts], cells_max: int) ->
             was before the map had the layer, or even closed cells are too many.
     """
     if query.step is not None:
-        steps = (query.to_ms - query.from_ms) // query.step.shortest_ms
+        known = facts.get(query.family.base.name, LayerFacts())
+        start, stop = known.with_cells(query.from_ms, query.to_ms)
+        steps = (stop - start) // query.step.shortest_ms
         if steps > cells_max:
             raise QueryError(
                 f"cannot read family {query.family.name}: too many steps; got {steps}; want at most"
@@ -116,7 +130,20 @@ def _plan(query: FamilyQuery, facts: Mapping[str, LayerFacts], exactness: Exactn
     except GapError as gap:
         raise _refusal(query, choices, gap.at_ms, began_ms) from gap
     _check_ranked(query, facts)
-    return Plan(tuple(segments), exactness)
+    counted = (_counted(query, segment, facts) for segment in segments)
+    return Plan(tuple(counted), exactness)
+
+
+def _counted(query: FamilyQuery, segment: Segment, facts: Mapping[str, LayerFacts]) -> Segment:
+    """Return a segment with the cells of those of its windows that may have some."""
+    window = next(one.window for one in query.layers if one.name == segment.name)
+    known = facts.get(segment.name, LayerFacts())
+    start, stop = known.with_cells(segment.from_ms, segment.to_ms)
+    start, stop = window.start(start), window.first_start(stop)
+    windows = window.count(start, stop) if start < stop else 0
+    if windows == segment.windows:
+        return segment
+    return dataclasses.replace(segment, cells=segment.cells / segment.windows * windows)
 
 
 def _choices(

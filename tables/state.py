@@ -43,6 +43,8 @@ class Meta(msgspec.Struct):
     it does not tell; ``ids_gone`` is how many of the oldest ids have gone since. ``archive`` is the
     id of the archive that has the rows, and ``history`` that of the journal; both are empty until a
     claim names one. ``cluster``, ``group`` and ``node`` are those of the last claim that stands.
+    ``first_ms`` is, by layer, the start of the first window that ever had cells here, None in a
+    state that began before that was kept.
     """
 
     to: int = 0
@@ -77,6 +79,7 @@ class Meta(msgspec.Struct):
     cluster: str = ""
     group: str = ""
     node: str = ""
+    first_ms: dict[str, int] | None = None
 
 
 class PartitionState:
@@ -220,6 +223,11 @@ class PartitionState:
             began_ms = max(began_ms, told[column])
         return began_ms
 
+    def first_ms(self, layer: Layer) -> int:
+        """Return from which start on windows may ever have had cells; NEVER_MS if not known."""
+        first_ms = self.meta.first_ms
+        return NEVER_MS if first_ms is None else first_ms.get(layer.name, NEVER_ENDS_MS)
+
     def take_writes(self) -> list[BlockWrite]:
         """Return the block writes that the local store has not got yet, and forget them.
 
@@ -253,6 +261,7 @@ class PartitionState:
         meta = self.meta
         if meta.epoch < 0:
             meta.to = meta.base = claim.base
+            meta.first_ms = {}
         elif not self._may_stand(claim):
             return False
         meta.epoch = offset
@@ -367,6 +376,7 @@ class PartitionState:
         for name, data in delta.blocks.items():
             if name in self.tables:
                 self.tables[name].add(data, delta.stop, rows.get(name))
+                self._see(name)
         if delta.stop > delta.start:
             meta.to = delta.stop
             meta.tail = delta.tail
@@ -375,6 +385,12 @@ class PartitionState:
             self._hear(delta)
             ledger.add(meta.ledger, delta.ledger)
         return True
+
+    def _see(self, name: str) -> None:
+        """Take note of the first window of a layer that has changed."""
+        first_ms, windows = self.meta.first_ms, self.tables[name].touched
+        if first_ms is not None and windows:
+            first_ms[name] = min(first_ms.get(name, NEVER_ENDS_MS), *windows)
 
     def _forget_ids(self, delta: Delta) -> None:
         """Forget the oldest ids up to what has gone since the claim, which may be repeated."""

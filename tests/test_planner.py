@@ -13,7 +13,7 @@ from tables.family import FamilyQuery, family_of, parse_family_query
 from tables.layer import Map
 from tables.planner import LayerFacts, boundaries_of, plan
 from tables.query import Limits, UnknownLayerError
-from tables.table import NEVER_ENDS_MS
+from tables.table import NEVER_ENDS_MS, NEVER_MS
 from tables.window import MONTH
 
 MAP = small_map()
@@ -125,6 +125,19 @@ def test_more_steps_than_cells_may_be_read_are_refused_at_once() -> None:
     query = ask(start=-62_135_596_800_000, stop=253_402_300_800_000, step="5h", group="-")
     with pytest.raises(QueryError, match="too many steps; got 17529"):
         plan(query, {"day": FINAL}, 1_000_000)
+
+
+def test_windows_that_cannot_have_cells_cost_nothing() -> None:
+    """Before the first event and after the last: a range to the end of the year costs what is."""
+    query = ask(stop=365 * DAY_MS)
+    hours = LayerFacts(cells=500.0, first_ms=10 * HOUR_MS, last_ms=20 * HOUR_MS + 1)
+    planned = plan(query, {"hour": hours}, 10_000)
+    assert planned.cells == 11 * 500
+    assert [(one.from_ms, one.to_ms) for one in planned.segments] == [(0, 365 * DAY_MS)]
+    for nothing in (LayerFacts(first_ms=NEVER_ENDS_MS), LayerFacts(last_ms=NEVER_MS)):
+        assert plan(query, {"hour": nothing}, 1).cells == 0
+    steps = ask(start=-62_135_596_800_000, stop=253_402_300_800_000, step="1h", group="-")
+    assert plan(steps, {"hour": hours}, 10_000).cells == 11 * 500
 
 
 def test_how_much_is_planned_is_known_before() -> None:

@@ -251,3 +251,34 @@ async def test_rows_that_have_expired_are_not_remembered(tmp_path: Path) -> None
         again = (await archive.read(kept, CellRange(0, 5 * HOUR_MS)))["window_start"]
         assert sorted(again) == sorted(found)
     await archive.close()
+
+
+@pytest.mark.parametrize("themap", [KEYED, UNKEYED], ids=["keyed", "merged"])
+async def test_what_lies_before_the_first_window_is_not_looked_for(
+    themap: Map, archive: EmbeddedArchive, tmp_path: Path
+) -> None:
+    """However long the range is, the archive is asked for windows that there are."""
+    await archive.open(themap)
+    house = House(MemoryLog(), archive, tmp_path / "state", themap)
+    fill(house.log, 4, keyed=themap is KEYED)
+    await house.settle()
+    asked: list[CellRange] = []
+    read = archive.read
+
+    async def noted(layer: Any, cells: CellRange, cost: QueryCost | None = None) -> Any:
+        asked.append(cells)
+        return await read(layer, cells, cost)
+
+    archive.read = noted  # type: ignore[method-assign]
+    reader = Reader(themap, Owned(house), ArchiveCache(archive, 0), LIMITS, lambda: 10 * DAY_MS)
+    ends = str(-365 * 1_000 * DAY_MS), str(365 * 1_000 * DAY_MS)
+    words = [("from", ends[0]), ("to", ends[1]), ("key.origin", "JFK")]
+    query = parse_family_query(themap, "hour", words, LIMITS)
+    answer = await reader.answer(query)
+    assert given(query, answer) == expected(house, query, answer.as_of)
+    assert answer.plan.cells < 10_000
+    await reader.layer(themap.layer("hour"), CellRange(int(ends[0]), int(ends[1])))
+    assert len(asked) >= 2
+    assert min(cells.from_ms for cells in asked) > -30 * DAY_MS
+    assert max(cells.to_ms for cells in asked) < 30 * DAY_MS
+    await house.kill()
