@@ -10,11 +10,12 @@ import asyncio
 import importlib
 import itertools
 import ssl
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import faust
+from aiohttp import web
 from faust.app.base import BootStrategy
 from mode import Service
 
@@ -69,6 +70,7 @@ def create_app(
     web_host: str = "127.0.0.1",
     web_port: int = 6066,
     web_tls: ssl.SSLContext | None = None,
+    web_limits: Mapping[str, Any] | None = None,
     uvloop: bool = True,
 ) -> MapApp:
     """Return an App without agents; :func:`add_agent` and ``own_services`` fill it.
@@ -79,6 +81,7 @@ def create_app(
         web_host: address that the web server binds to.
         web_port: its port.
         web_tls: its certificate, None for plain HTTP.
+        web_limits: limits of requests, as aiohttp names them; its own if left out.
         uvloop: use uvloop's event loop where the platform has it.
     """
     if uvloop:
@@ -98,6 +101,10 @@ def create_app(
         web_graph_enabled=False,
         web_stats_enabled=False,
         web_metrics_enabled=False,
+    )
+    # Faust's own server takes no cursor of long keys.
+    app.web._runner = web.AppRunner(  # noqa: SLF001 - there is no other way to its limits
+        app.web.web_app, access_log=None, **web_limits or {}
     )
     for agent in AGENTS:
         # One waiting chunk at most: the transport hands over only to an agent that is idle.

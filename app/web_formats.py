@@ -23,6 +23,9 @@ from tables.layer import Layer
 
 ABOUT_HEADER = "Treasure-Map-Answer"
 CURSOR_HEADER = "Treasure-Map-Cursor"
+ABOUT_BYTES_MAX = 7_000
+"""Most clients refuse a header of 8 KiB."""
+
 COMPRESS_BYTES_MIN = 14_000
 """What is smaller arrives at once, compressed or not: TCP begins with ten packets (RFC 6928)."""
 
@@ -126,7 +129,7 @@ def respond(answered: Answered, kind: str, etag: str = "") -> web.Response:
     headers["Vary"] = "Accept, Accept-Encoding, Authorization"
     if kind != JSON:
         about = {name: value for name, value in answered.about.items() if name != "plan"}
-        headers[ABOUT_HEADER] = orjson.dumps(about, option=orjson.OPT_NON_STR_KEYS).decode()
+        headers[ABOUT_HEADER] = _about(about)
         if answered.cursor is not None:
             headers[CURSOR_HEADER] = answered.cursor
     body = FORMATS[kind](answered)
@@ -139,6 +142,15 @@ def respond(answered: Answered, kind: str, etag: str = "") -> web.Response:
     if len(body) >= COMPRESS_BYTES_MIN and kind != ARROW:
         response.enable_compression()
     return response
+
+
+def _about(about: Mapping[str, Any]) -> str:
+    """Return what an answer is as a header that every client takes."""
+    text = orjson.dumps(about, option=orjson.OPT_NON_STR_KEYS)
+    if len(text) > ABOUT_BYTES_MAX:
+        # It grows with the partitions of the source, beyond what clients take.
+        text = orjson.dumps({**about, "as_of": None})
+    return text.decode()
 
 
 def not_modified(etag: str) -> web.Response:

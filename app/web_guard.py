@@ -26,6 +26,10 @@ from tables.query import UnknownLayerError
 
 PROBLEM_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
+REQUEST_LIMITS = {"max_line_size": 32_768, "max_field_size": 66_000}
+"""The bytes of path and query, and of a header. A cursor has up to 24,576, and the id of a stream
+up to 65,536."""
+
 HEALTH_PATHS = ("/livez", "/readyz")
 # Answers change with every cycle, hold data of the reader's own, and are never a page.
 HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}

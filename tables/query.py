@@ -11,8 +11,11 @@ import base64
 import binascii
 import dataclasses
 import functools
+import zlib
 from collections.abc import Iterable
+from typing import Any
 
+import msgspec
 import orjson
 import polars as pl
 
@@ -33,7 +36,13 @@ from tables.parameters import (
 )
 from tables.window import START_MS_MIN, TIME_MS_MAX
 
-CURSOR_CHARACTERS_MAX = 4_096
+CURSOR_CHARACTERS_MAX = 24_576
+"""A key of sixteen texts of 1,024 bytes, whatever they are, takes less."""
+
+CURSOR_BYTES_MAX = 1 << 20
+"""Of a cursor that was compressed."""
+
+CURSOR_JSON_BYTES_MAX = 1_024
 LIMIT_DEFAULT = 1_000
 
 Row = dict[str, object]
@@ -181,7 +190,12 @@ def page_after(
 def encode_cursor(themap: Map, layer: Layer, position: Position) -> str:
     """Return the opaque text for a position in a layer's rows under this revision of the map."""
     window_start, key = position
-    raw = orjson.dumps([layer.name, themap.revision, window_start, *key])
+    parts = [layer.name, themap.revision, window_start, *key]
+    raw = orjson.dumps(parts)
+    if len(raw) > CURSOR_JSON_BYTES_MAX:
+        # Without what JSON makes of control characters, and without what repeats.
+        packed = msgspec.msgpack.encode(parts)
+        raw = min(packed, zlib.compress(packed), key=len)
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode("ascii")
 
 
@@ -196,8 +210,8 @@ def decode_cursor(themap: Map, layer: Layer, text: str) -> Position:
         raise bad
     try:
         raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-        parts = orjson.loads(raw)
-    except (binascii.Error, ValueError) as error:
+        parts = _cursor_parts(raw)
+    except (binascii.Error, ValueError, msgspec.MsgspecError, zlib.error) as error:
         raise bad from error
     types = {"string": str, "int": int, "bool": bool}
     wanted = [str, int, int, *(types[field.type] for field in layer.key)]
@@ -212,6 +226,16 @@ def decode_cursor(themap: Map, layer: Layer, text: str) -> Position:
             " ask again without cursor"
         )
     return window_start, tuple(key)
+
+
+def _cursor_parts(raw: bytes) -> Any:
+    """Return what a cursor's bytes are, which their first one tells."""
+    if raw.startswith(b"["):
+        return orjson.loads(raw)
+    if raw.startswith(b"\x78"):
+        # A list of MessagePack begins with no such byte.
+        raw = zlib.decompressobj().decompress(raw, CURSOR_BYTES_MAX)
+    return msgspec.msgpack.decode(raw)
 
 
 def exact_json(value: Scalar | None) -> Scalar | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import random
+import zlib
 from typing import Any
 
 import orjson
@@ -322,3 +324,17 @@ def test_keys_of_every_type_are_paged() -> None:
     assert [(row["late"], row["flight"]) for row in found] == [
         (False, -3), (False, 9), (False, 10), (True, -3), (True, 9), (True, 10),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("letters", ["a", "\x01", "é", "random"])
+def test_every_cursor_that_is_given_is_taken_back(letters: str) -> None:
+    """However long the key is, and whatever JSON makes of its letters."""
+    rng = random.Random(1)
+    layer = dataclasses_replace(HOURS, key=tuple(KeyField(f"k{i}", "string") for i in range(12)))
+    for length in (1, 100, 1_000):
+        pool = letters if letters != "random" else [chr(c) for c in range(128)]
+        key = tuple("".join(rng.choices(pool, k=length)) for _ in range(12))
+        cursor = encode_cursor(MAP, layer, (3 * HOUR_MS, key))
+        assert decode_cursor(MAP, layer, cursor) == (3 * HOUR_MS, key)
+    with pytest.raises(QueryError, match="not a cursor"):
+        decode_cursor(MAP, layer, base64.urlsafe_b64encode(zlib.compress(b"\xc0")).decode())

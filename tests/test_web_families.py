@@ -12,7 +12,7 @@ import orjson
 import polars as pl
 import pytest
 from multidict import CIMultiDict
-from support import DAY_MS, HOUR_MS, small_map
+from support import DAY_MS, HOUR_MS, dataclasses_replace, small_map
 from web_support import get, served, stored
 
 import app.web_formats
@@ -20,6 +20,7 @@ from app.web_formats import ARROW, accepted, has_etag
 from app.web_guard import NotAcceptableError
 
 MAP = small_map()
+HOURS = MAP.layer("hour")
 FAMILY = f"/v1/families/hour/cells?from=0&to={DAY_MS}"
 ROWS = [
     stored(origin, carrier, hour=hour, delays=[hour, 5])
@@ -252,3 +253,20 @@ async def test_bad_requests_are_told_what_to_change(
     assert (found, body["status"]) == (status, status)
     assert detail in body["detail"]
     assert headers["Content-Type"] == "application/problem+json"
+
+
+async def test_the_header_of_an_answer_is_bounded(tmp_path: Path) -> None:
+    """Clients refuse one of 8 KiB; the positions of a thousand partitions are left out of it."""
+    base = dataclasses_replace(HOURS, partitions=1_000)
+    source = dataclasses_replace(MAP.sources[0], partitions=1_000)
+    themap = dataclasses_replace(MAP, sources=(source,), layers=(base, *MAP.layers[1:]))
+    async with served(themap, tmp_path, [stored()]) as (_, url), aiohttp.ClientSession() as session:
+        path = f"{url}/v1/families/hour/cells?from=0&to={DAY_MS}"
+        async with session.get(path, headers={"Accept": "text/csv"}) as response:
+            about = response.headers["Treasure-Map-Answer"]
+            assert response.status == 200
+        async with session.get(path) as response:
+            as_of = orjson.loads(await response.read())["as_of"]
+    assert len(about) < 8_000
+    assert orjson.loads(about)["as_of"] is None
+    assert len(as_of["flights.raw"]) == 1_000
