@@ -136,7 +136,7 @@ class StandingView:
     def local(self, read: LiveRead) -> LiveJob:
         """Return what makes the rows of the frame."""
         found = self.live.local(read)
-        return LiveJob(found.facts, lambda: found.rows)
+        return LiveJob(found.facts, lambda: found.rows, sum(rows.height for rows in found.rows))
 
     def layers(self) -> list[dict[str, Any]]:
         """Return one line a layer."""
