@@ -15,6 +15,7 @@ from tables.facts import PartitionFacts
 from tables.layer import Layer
 from tables.live import LiveJob, LiveRead, LiveRows, Told
 from tables.rollup_table import RollupTable
+from tables.state import Meta
 from tables.table import NEVER_ENDS_MS, NEVER_MS
 from tables.window import START_MS_MIN
 
@@ -116,9 +117,14 @@ def facts_of(owner: Owner, layer: Layer) -> PartitionFacts:
         heard={sender: final for sender, (_, final) in state.meta.announced.items()},
         evicted_version=owner.evicted_versions[layer.name],
         whole=_later_columns(layer, state.whole(layer)),
-        first_ms=state.first_ms(layer),
+        first_ms=_first_ms(state.meta, layer),
         last_ms=NEVER_ENDS_MS if state.plan.finer is not None else state.meta.stream_time_ms,
     )
+
+
+def _first_ms(meta: Meta, layer: Layer) -> int:
+    """Return from which start on windows may ever have had cells; NEVER_MS if not known."""
+    return NEVER_MS if meta.first_ms is None else meta.first_ms.get(layer.name, NEVER_ENDS_MS)
 
 
 def _later_columns(layer: Layer, whole: Mapping[str, int]) -> dict[str, int]:

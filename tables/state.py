@@ -223,11 +223,6 @@ class PartitionState:
             began_ms = max(began_ms, told[column])
         return began_ms
 
-    def first_ms(self, layer: Layer) -> int:
-        """Return from which start on windows may ever have had cells; NEVER_MS if not known."""
-        first_ms = self.meta.first_ms
-        return NEVER_MS if first_ms is None else first_ms.get(layer.name, NEVER_ENDS_MS)
-
     def take_writes(self) -> list[BlockWrite]:
         """Return the block writes that the local store has not got yet, and forget them.
 
@@ -376,7 +371,8 @@ class PartitionState:
         for name, data in delta.blocks.items():
             if name in self.tables:
                 self.tables[name].add(data, delta.stop, rows.get(name))
-                self._see(name)
+                if meta.first_ms is not None and (seen := self.tables[name].touched):
+                    meta.first_ms[name] = min(meta.first_ms.get(name, NEVER_ENDS_MS), *seen)
         if delta.stop > delta.start:
             meta.to = delta.stop
             meta.tail = delta.tail
@@ -385,12 +381,6 @@ class PartitionState:
             self._hear(delta)
             ledger.add(meta.ledger, delta.ledger)
         return True
-
-    def _see(self, name: str) -> None:
-        """Take note of the first window of a layer that has changed."""
-        first_ms, windows = self.meta.first_ms, self.tables[name].touched
-        if first_ms is not None and windows:
-            first_ms[name] = min(first_ms.get(name, NEVER_ENDS_MS), *windows)
 
     def _forget_ids(self, delta: Delta) -> None:
         """Forget the oldest ids up to what has gone since the claim, which may be repeated."""

@@ -18,7 +18,7 @@ from typing import Any, Self
 import aiohttp
 import polars as pl
 import pytest
-from support import dataclasses_replace, small_map
+from support import dataclasses_replace, small_map, until
 from web_support import FrameCells, served, stored
 
 from app.peers import PATH, encode_reads
@@ -109,8 +109,7 @@ class Loop:
     async def beats(self, count: int) -> None:
         """Wait until so many turns have been measured."""
         stop = self._beats + count
-        while self._beats < stop:
-            await asyncio.sleep(0)
+        await until(lambda: asyncio.sleep(0, self._beats >= stop))
 
     async def __aenter__(self) -> Self:
         self._thread.start()
