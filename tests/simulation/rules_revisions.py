@@ -36,7 +36,7 @@ def closed_is_not_below_the_floor() -> list[Patch]:
     return [(PartitionState, "closed_ms", closed_ms)]
 
 
-@rule(1, "a floor stays while revisions lack the layer", quick="impure")
+@rule(1, "a floor stays while revisions lack the layer")
 def floor_of_a_layer_that_is_gone() -> list[Patch]:
     """Forget it with the layer."""
 
