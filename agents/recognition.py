@@ -51,7 +51,11 @@ class Recognition:
         except ArchiveError as error:
             log.info("a journal begins without asking the archive, which is asked later: %s", error)
             return
-        if known is not None:
+        if known is None:
+            return
+        # Another worker may have begun the journal, and be remembered, since it was looked at.
+        _, end = await self._io.journal_bounds()
+        if end == 0:
             raise self._other_journal("its journal is empty", known)
 
     async def claimed(self, claim: Claim, meta: Meta) -> None:

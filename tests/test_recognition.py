@@ -102,6 +102,29 @@ async def test_a_journal_made_anew_over_an_archive_that_stays_is_refused(make: M
     assert (await archived(after, "hour"))["events"].sum() == 40
 
 
+async def test_a_journal_that_another_worker_begins_meanwhile_is_no_other_one(
+    make: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was empty when it was looked at, and is not any more when the archive answers."""
+    log = MemoryLog()
+    house = await make("worker", log)
+    ask = house.archive.history
+
+    async def history(topic: str, partition: int) -> History | None:
+        if (JOURNAL, partition) not in log.records:
+            theirs = msgspec.structs.replace(
+                RAW_PLAN.claim(0), history="theirs", archive=house.archive.id
+            )
+            log.records[JOURNAL, partition] = [StoredRecord(0, encode_entry(theirs), 0)]
+            await house.archive.remember(topic, partition, History("theirs", "k"))
+        return await ask(topic, partition)
+
+    monkeypatch.setattr(house.archive, "history", history)
+    await house.owners.restore(RAW, 0, 1)
+    assert house.owners.get(RAW, 0) is not None
+    assert len(claims_of(log)) == 2
+
+
 async def test_another_journal_with_the_archive_s_id_is_refused_too(make: Made) -> None:
     """One that was begun while the archive was away, say: its first write finds out."""
     house = await make("worker", MemoryLog())
