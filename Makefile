@@ -11,12 +11,13 @@ MINUTES ?= 10
 # Workers are processes of one core each.
 export POLARS_MAX_THREADS ?= 1
 
-.PHONY: help setup demo test chaos simulate simulate-rules lint format clean
+.PHONY: help setup demo test fast chaos simulate simulate-rules lint format clean
 
 help:
 	@echo "make setup   make .venv with all that demo and test need"
 	@echo "make demo    run broker, worker and input; DEMO_SECONDS=20 makes it a check that ends"
 	@echo "make test    lint, types, import rules and every test"
+	@echo "make fast    the tests without brokers and servers"
 	@echo "make chaos   let workers, brokers, Cassandra, a disk and a clock fail; MINUTES=10 SEED=any RATE=2000 AWAY=3600"
 	@echo "make simulate        kills, stops and loses simulated workers; SEEDS=20000 FIRST=1"
 	@echo "make simulate-rules  the same without each rule in turn, which must fail; SEEDS=400"
@@ -39,9 +40,15 @@ $(STAMP): requirements.lock
 demo: setup
 	@$(BIN)/python -m app demo
 
-# Two processes: many tests wait for sessions to expire and servers to start.
+# Two processes: many tests wait for sessions to expire and servers to start. One that dies ends the
+# run with the name of its test: one that took its place would be given nothing to do, for ever.
+PROCESSES = --numprocesses 2 --dist loadgroup --max-worker-restart 0
 test: lint
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	@$(BIN)/python -m pytest $(PROCESSES)
+
+# No server, no broker, nothing that takes long: what to run after every change.
+fast: setup
+	@$(BIN)/python -m pytest $(PROCESSES) -m "not slow and not server"
 
 chaos: setup
 	@cd tests && PYTHONPATH=.:.. ../$(BIN)/python -m chaos --minutes $(MINUTES) \

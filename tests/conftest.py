@@ -23,6 +23,10 @@ settings.load_profile("default")
 REQUIRED = os.environ.pop(REQUIRE, "") == "1"
 
 
+_SERVERS = {"embedded", "broker", "brokers", "processes", "kafka", "cassandra_server", "cassandra"}
+"""Fixtures of brokers and nodes, and of what runs beside them."""
+
+
 @pytest.fixture(scope="session")
 def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Run one Kafka broker; give its bootstrap address. Tests bring their own topics and groups."""
@@ -88,6 +92,8 @@ def _skip_where_missing(name: servers.ServerName) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let one process run all tests of a server, so that one server of each runs."""
     for item in items:
+        if not _SERVERS.isdisjoint(getattr(item, "fixturenames", ())) or _needs_server(item):
+            item.add_marker("server")
         if _needs_server(item):
             item.add_marker(pytest.mark.xdist_group("servers"))
 
