@@ -35,6 +35,8 @@ from app.web import install
 from client import QueryClient, QueryFailedError, Range
 from tables.archive_cache import ArchiveCache
 from tables.archive_embedded import EmbeddedArchive
+from tables.block import conform
+from tables.cell import archive_schema
 from tables.family import KeyFilter
 from tables.layer import Layer, Map
 
@@ -328,17 +330,35 @@ async def test_the_query_command_and_live_cells_say_from_when_on_a_measure_is_wh
     assert "count" not in last
 
 
+class OlderWorkers:
+    """An archive as workers of an older map write to it: in measures they do not know, null."""
+
+    def __init__(self, archive: EmbeddedArchive) -> None:
+        self._archive = archive
+
+    def __getattr__(self, name: str) -> Any:
+        """Do all else as the archive does."""
+        return getattr(self._archive, name)
+
+    async def write(self, layer: Layer, rows: pl.DataFrame, write_times_us: pl.Series) -> None:
+        """Write rows that lack columns."""
+        newer = SUMS.layer(layer.name)
+        await self._archive.write(newer, conform(rows, archive_schema(newer)), write_times_us)
+
+
 @pytest.mark.parametrize("older", [RAW, DAY_TOPIC], ids=["senders", "receivers"])
 async def test_while_workers_of_both_revisions_run_a_coarser_layer_has_null_and_never_half(
     tmp_path: Path, older: str
 ) -> None:
     """Whoever is restarted last; what comes after has the measure."""
     log = MemoryLog()
-    archives = [EmbeddedArchive(tmp_path / name) for name in ("old", "new")]
-    houses = []
-    for archive, themap in zip(archives, (COUNTS, SUMS), strict=True):
-        await archive.open(themap)
-        houses.append(House(log, archive, tmp_path / f"state {themap.revision}", themap))
+    archive = EmbeddedArchive(tmp_path / "archive")
+    await archive.open(SUMS)
+    given: list[Any] = [OlderWorkers(archive), archive]
+    houses = [
+        House(log, one, tmp_path / f"state {themap.revision}", themap)
+        for one, themap in zip(given, (COUNTS, SUMS), strict=True)
+    ]
     old, new = houses
     newer = DAY_TOPIC if older == RAW else RAW
     site = Site(tmp_path)
@@ -363,11 +383,7 @@ async def test_while_workers_of_both_revisions_run_a_coarser_layer_has_null_and_
     site.heartbeat(10 * DAY_MS)
     await new.settle()
     days = await sums(new, "day", DAY_MS)
-    # The first day was closed and archived by whoever had it then.
-    assert {day: days[day] for day in days if day} == {
-        1: (6, None), 3: (2, 14), 4: (2, 14),
-    }  # fmt: skip
-    assert days.get(0, (2, None)) == (2, None)
+    assert days == {0: (2, None), 1: (6, None), 3: (2, 14), 4: (2, 14)}
     whole = max(
         owner.state.whole(DAY)["sum_delay"]
         for owner in new.owners.each()
@@ -375,8 +391,7 @@ async def test_while_workers_of_both_revisions_run_a_coarser_layer_has_null_and_
     )
     assert 30 * HOUR_MS < whole <= 2 * DAY_MS
     await new.kill()
-    for archive in archives:
-        await archive.close()
+    await archive.close()
 
 
 async def test_a_measure_that_comes_back_is_null_until_then(site: Site) -> None:
