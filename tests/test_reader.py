@@ -278,7 +278,7 @@ async def test_what_lies_before_the_first_window_is_not_looked_for(
     assert given(query, answer) == expected(house, query, answer.as_of)
     assert answer.plan.cells < 10_000
     await reader.layer(themap.layer("hour"), CellRange(int(ends[0]), int(ends[1])))
-    assert len(asked) >= 2
+    assert asked
     assert min(cells.from_ms for cells in asked) > -30 * DAY_MS
     assert max(cells.to_ms for cells in asked) < 30 * DAY_MS
     await house.kill()
