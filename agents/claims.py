@@ -11,12 +11,16 @@ from tables.archive_identity import draw_id
 from tables.errors import FencedError, JournalRefusedError
 from tables.journal import Claim, Claimant
 from tables.plan import InputPlan
-from tables.shape import changes
+from tables.shape import reshaped
 from tables.state import Meta
 
 START_OVER = (
     "start over: `map start-over` deletes the map's own topics and its archive; or take another map"
     " name, with an archive_folder of its own if it is embedded"
+)
+OTHER_PARTITIONS = (
+    "set partitions in the map to what the topic has; if its journals were begun with another "
+    f"number, {START_OVER}"
 )
 
 
@@ -35,27 +39,32 @@ def why_refused(
             f"{meta.group or 'unknown'} had it last; give this worker that archive (a folder may "
             f"be moved, a relative one is that of the working folder), or {START_OVER}"
         )
-    if claim.revision < meta.revision:
-        return JournalRefusedError(
-            f"cannot claim {where}: its journal is at map revision {meta.revision}; got "
-            f"{claim.revision}; to go back, use the old rules under a higher revision"
-        )
-    if claim.partitions != meta.partitions:
-        return JournalRefusedError(
-            f"cannot claim {where}: the map declares {claim.partitions} partitions; the "
-            f"journal was begun with {meta.partitions}; give the topic a source of another name"
-        )
-    if changed := changes(meta.shapes, claim.shapes or {}):
-        return JournalRefusedError(
-            f"cannot claim {where}: revision {claim.revision} makes other layers under the same "
-            f"names: {'; '.join(changed)}; give each a new name"
-        )
-    if claim.digest != meta.digest:
-        return JournalRefusedError(
-            f"cannot claim {where}: another map was used as revision {meta.revision}; raise "
-            "the revision with every change of the map"
-        )
+    if wrong := wrong_map(plan.topic, meta, claim):
+        return JournalRefusedError(f"cannot claim {where}: {'; '.join(wrong)}")
     return fenced(f"cannot claim {where}: a newer claim stands", meta, Claimant(claim.group))
+
+
+def wrong_map(topic: str, meta: Meta, claim: Claim) -> list[str]:
+    """Return why a claim's map may not go on with a journal of ``topic`` that comes to ``meta``."""
+    wrong = ""
+    if claim.revision < meta.revision:
+        wrong = (
+            f"its journals are at map revision {meta.revision}; got {claim.revision}; to go back, "
+            "use the old rules under a higher revision"
+        )
+    elif claim.partitions != meta.partitions:
+        wrong = (
+            f"the map declares {claim.partitions} partitions of {topic}; its journal was begun "
+            f"with {meta.partitions}; {OTHER_PARTITIONS}"
+        )
+    elif changed := reshaped(meta.shapes, claim.shapes or {}):
+        return changed
+    elif claim.revision == meta.revision and claim.digest != meta.digest:
+        wrong = (
+            f"another map was used as revision {meta.revision}; raise the revision with every "
+            "change of the map"
+        )
+    return [wrong] if wrong else []
 
 
 def fenced(cannot: str, meta: Meta, claimant: Claimant) -> FencedError:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Protocol
 
+from agents.claims import OTHER_PARTITIONS
 from app.assignor import TopicPartition
 from app.pace import Pace
 from tables.chunk import Chunk, Run
@@ -198,7 +199,8 @@ class TransportOptions:
         node: this worker's name; a later start of the same node replaces the earlier.
         web_url: where this node's endpoint answers the other members.
         boot: greater for a later start of the same node; by default the wall clock, nanoseconds.
-        partitions: partitions of all input topics, to divide the bytes of one fetch fairly.
+        partitions: how many the map has of each input topic; those of a topic left out are not
+            known. The bytes of one fetch are divided among them.
         fetch_bytes_max: most bytes of one answer to a fetch.
         partition_fetch_bytes_max: most bytes of one partition in it, but at least one batch.
         fetch_max_wait_ms: how long a broker waits for the first record of an answer.
@@ -218,7 +220,7 @@ class TransportOptions:
     node: str
     web_url: str = ""
     boot: int = dataclasses.field(default_factory=time.time_ns)
-    partitions: int = 1
+    partitions: Mapping[str, int] = dataclasses.field(default_factory=dict)
     session_timeout_ms: int = 10_000
     metadata_max_age_ms: int = 30_000
     fetch_bytes_max: int = 50 * MIB
@@ -234,11 +236,26 @@ class TransportOptions:
     retry_seconds: tuple[float, float] = (1.0, 3.0)
     client_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    def check(self, partitions: Iterable[TopicPartition]) -> None:
+        """Refuse partitions that the map does not have: they have no journal.
+
+        Raises:
+            TransportError: there is one.
+        """
+        for topic, partition in partitions:
+            count = self.partitions.get(topic)
+            if count is not None and partition >= count:
+                raise TransportError(
+                    f"cannot read {topic}[{partition}]: the topic got more partitions than the map "
+                    f"declares; want {count}; {OTHER_PARTITIONS}"
+                )
+
     def consumer_options(self) -> dict[str, Any]:
         """Return the keyword arguments of aiokafka's consumer."""
         # A broker fills an answer partition by partition. If all of them fit, none is crowded out,
         # however much data another has: layer topics are read while raw topics are plentiful.
-        fair = max(PARTITION_FETCH_BYTES_MIN, self.fetch_bytes_max // max(1, self.partitions))
+        count = max(1, sum(self.partitions.values()))
+        fair = max(PARTITION_FETCH_BYTES_MIN, self.fetch_bytes_max // count)
         return dict(self.client_options) | {
             "bootstrap_servers": self.brokers,
             "group_id": self.group,

@@ -323,7 +323,7 @@ def _transport_options(
         home=f"{socket.gethostname()}:{settings.state_folder.absolute()}:{themap.name}",
         map_name=themap.name,
         web_url=advertised_url(settings),
-        partitions=sum(themap.inputs().values()),
+        partitions=themap.inputs(),
         session_timeout_ms=settings.session_timeout_ms,
         fetch_bytes_max=settings.fetch_bytes_max,
         fetch_max_wait_ms=settings.fetch_max_wait_ms,

@@ -16,6 +16,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, for_code
 
+from agents.claims import OTHER_PARTITIONS, START_OVER
 from tables.errors import TreasureMapError
 from tables.layer import Map
 from tables.limits import RECORD_BYTES_MAX
@@ -326,8 +327,8 @@ async def _check(
 
 def _partitions_remedy(spec: TopicSpec) -> str:
     if spec.kind == "source":
-        return "set the source's partitions in the map to the topic's"
-    return "give the map another name, or delete the topic if it was never used"
+        return OTHER_PARTITIONS
+    return f"correct the map, or {START_OVER}"
 
 
 async def _configs(

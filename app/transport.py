@@ -288,6 +288,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         if self.should_stop or self.failure is not None:
             # The join was under way when everything was released; nobody would release again.
             return
+        self.options.check(sorted(partitions))
         self.refusal.look()
         self._generation = self._fetched.generation()
         if not self.refusal.reason:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tables.errors import MapError
 from tables.layer import Map
 
 Shapes = Mapping[str, Mapping[str, str]]
@@ -54,14 +53,6 @@ def joined(old: Shapes, new: Shapes) -> dict[str, dict[str, str]]:
     return found
 
 
-def refuse_changes(themap: Map, *known: Shapes) -> None:
-    """Refuse a map that gives a layer another shape than one of those known.
-
-    Raises:
-        MapError: it does; the message has every difference once.
-    """
-    shapes = shapes_of(themap)
-    found = dict.fromkeys(change for one in known for change in changes(one, shapes))
-    if found:
-        problems = [f"{change}: that is another layer; give it a new name" for change in found]
-        raise MapError(f"{themap.name} as revision {themap.revision}", problems)
+def reshaped(old: Shapes, new: Shapes) -> list[str]:
+    """Return what is wrong with new shapes, and what to do."""
+    return [f"{change}: that is another layer; give it a new name" for change in changes(old, new)]

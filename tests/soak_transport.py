@@ -211,7 +211,6 @@ def run_worker(config: dict[str, Any]) -> None:
         session_timeout_ms=SESSION_MS,
         metadata_max_age_ms=2_000,
         chunk_records_max=500,
-        partitions=2 * PARTITIONS,
     )
     owners = ToyOwners(ToyJournal(folder / "journal.db"), config["restore_seconds"])
     app = build_worker(options, owners, config["port"], folder / config["node"])

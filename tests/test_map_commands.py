@@ -13,6 +13,7 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from click.testing import CliRunner, Result
 
+from agents.claims import OTHER_PARTITIONS
 from app.commands.map import command
 from app.embedded_broker import EmbeddedBroker
 from app.mapfile import load_map
@@ -259,6 +260,33 @@ def test_apply_refuses_other_layers_than_those_that_journals_know(
     )
 
 
+def test_apply_refuses_what_workers_would_be_refused_with(own_map: Path, brokers: str) -> None:
+    """Another map as the journals' revision, a lower revision, another number of partitions."""
+    run("apply", own_map, "--brokers", brokers)
+    (plan,) = [one for one in plans_of(load_map(own_map)).values() if one.topic.endswith(".radar")]
+    asyncio.run(write(brokers, plan.journal, plan.claim(0)))
+    run("apply", own_map, "--brokers", brokers)
+    new = revised(own_map, ('measures = ["count"', 'measures = ["count", "max(delay_min)"'))
+    higher = new.read_text()
+    new.write_text(higher.replace("revision = 2", "revision = 1"))
+    with pytest.raises(MapError, match="another map was used as revision 1; raise the revision"):
+        run("apply", new, "--brokers", brokers)
+    new.write_text(higher)
+    run("apply", new, "--brokers", brokers)
+    claim = plans_of(load_map(new))[plan.topic].claim(0)
+    asyncio.run(write(brokers, plan.journal, claim))
+    with pytest.raises(MapError, match="journals are at map revision 2; got 1; to go back, use"):
+        run("apply", own_map, "--brokers", brokers)
+    wider = higher.replace(f"partitions = {plan.partitions}", f"partitions = {plan.partitions + 1}")
+    new.write_text(wider)
+    with pytest.raises(MapError) as refused:
+        run("apply", new, "--brokers", brokers)
+    assert str(refused.value).endswith(
+        f"1 problem(s)\n  - the map declares {plan.partitions + 1} partitions of {plan.topic}; "
+        f"its journal was begun with {plan.partitions}; {OTHER_PARTITIONS}"
+    )
+
+
 async def write(brokers: str, topic: str, *claims: Claim) -> None:
     """Write claims into the first partition of a journal."""
     async with AIOKafkaProducer(bootstrap_servers=brokers) as producer:
@@ -313,5 +341,5 @@ def test_apply_makes_and_checks_the_tables_of_cassandra(
 
 def test_apply_without_a_broker_is_an_operating_error(own_map: Path) -> None:
     """Port 1 of this machine serves nobody."""
-    with pytest.raises(TreasureMapError, match=r"cannot apply topics at brokers 127\.0\.0\.1:1: "):
+    with pytest.raises(TreasureMapError, match=r"cannot see to topics at brokers 127\.0\.0\.1:1: "):
         run("apply", own_map, "--brokers", "127.0.0.1:1")

@@ -240,7 +240,7 @@ async def test_what_must_not_be_continued_ends_the_worker_with_its_reason(
     assert await later_map.ended() == 1
     assert await later_format.ended() == 1
     assert last_words(later_map).startswith(
-        f"cannot claim {name}.raw[1]: its journal is at map revision 2; got 1; "
+        f"cannot claim {name}.raw[1]: its journals are at map revision 2; got 1; "
     )
     assert last_words(later_format).startswith("cannot read layer topic: got format 9; want 2; ")
 

@@ -203,7 +203,7 @@ async def test_all_topics_that_differ_are_refused_and_nothing_is_made(brokers: s
     problems = caught.value.problems
     assert len(problems) == 3
     assert problems[0].startswith(
-        f"topic {themap.name}.raw: wrong number of partitions; got 5; want 3; set the source's"
+        f"topic {themap.name}.raw: wrong number of partitions; got 5; want 3; set partitions in"
     )
     assert "got cleanup.policy=compact; want cleanup.policy=delete" in problems[1]
     assert "got retention.ms=1000; want retention.ms=-1" in problems[2]

@@ -14,7 +14,7 @@ from app.printable import printable
 from app.settings import Settings, settings_options
 from tables.errors import MapError
 from tables.layer import Layer, Map, Source
-from tables.shape import refuse_changes, shapes_of
+from tables.shape import reshaped, shapes_of
 
 # Where the output is no terminal nobody wraps it, and rich would at 80 columns.
 _WIDTH_PIPED = 240
@@ -79,7 +79,8 @@ def _check_against(themap: Map, old: Map) -> None:
     what = f"{themap.name} as revision {themap.revision}"
     if themap.name != old.name:
         raise MapError(what, [f"map {old.name} is another one; want two revisions of one map"])
-    refuse_changes(themap, shapes_of(old))
+    if problems := reshaped(shapes_of(old), shapes_of(themap)):
+        raise MapError(what, problems)
     if themap.digest != old.digest and themap.revision <= old.revision:
         problem = f"another map is revision {old.revision}; raise the revision with every change"
         raise MapError(what, [problem])
@@ -161,12 +162,12 @@ async def _apply(themap: Map, replication: int | None, settings: Settings) -> No
         cassandra_settings,
         kafka_options,
     )
-    from app.shapes import check_shapes  # noqa: PLC0415 - likewise
+    from app.histories import check_histories  # noqa: PLC0415 - likewise
     from app.topics import apply_topics  # noqa: PLC0415 - check and show need no client of Kafka
 
     archive_settings = cassandra_settings(settings) if settings.archive == "cassandra" else None
     options = kafka_options(settings)
-    await check_shapes(settings.brokers, themap, options)
+    await check_histories(settings.brokers, themap, options)
     report = await apply_topics(settings.brokers, themap, replication, client_options=options)
     for name in report.created:
         click.echo(f"created topic {name}")
