@@ -337,7 +337,7 @@ class PartitionState:
             else:
                 columns = {accumulator.column for accumulator in layer.accumulators}
                 self.tables[layer.name].forget(columns.difference(kept))
-        forgets: tuple[dict[str, Any], ...] = (meta.began_ms, meta.columns_ms)
+        forgets: tuple[dict[str, Any], ...] = (meta.began_ms, meta.columns_ms, meta.first_ms or {})
         for known in forgets:
             for name in known.keys() - layers.keys():
                 del known[name]
@@ -371,8 +371,7 @@ class PartitionState:
         for name, data in delta.blocks.items():
             if name in self.tables:
                 self.tables[name].add(data, delta.stop, rows.get(name))
-                if meta.first_ms is not None and (seen := self.tables[name].touched):
-                    meta.first_ms[name] = min(meta.first_ms.get(name, NEVER_ENDS_MS), *seen)
+                self._note_first(name)
         if delta.stop > delta.start:
             meta.to = delta.stop
             meta.tail = delta.tail
@@ -381,6 +380,12 @@ class PartitionState:
             self._hear(delta)
             ledger.add(meta.ledger, delta.ledger)
         return True
+
+    def _note_first(self, name: str) -> None:
+        """Note the first window that a layer's cells are in, after its table took some."""
+        first = self.meta.first_ms
+        if first is not None and name != IDS and (seen := self.tables[name].touched):
+            first[name] = min(first.get(name, NEVER_ENDS_MS), *seen)
 
     def _forget_ids(self, delta: Delta) -> None:
         """Forget the oldest ids up to what has gone since the claim, which may be repeated."""
