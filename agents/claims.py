@@ -10,9 +10,9 @@ from agents.partition_io import PartitionIO
 from tables.archive_identity import draw_id
 from tables.errors import FencedError, JournalRefusedError
 from tables.journal import Claim, Claimant
+from tables.meta import Meta
 from tables.plan import InputPlan
 from tables.shape import reshaped
-from tables.state import Meta
 
 START_OVER = (
     "start over: `map start-over` deletes the map's own topics and its archive; or take another map"

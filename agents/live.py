@@ -14,8 +14,8 @@ from tables.cell import whole_only
 from tables.facts import PartitionFacts
 from tables.layer import Layer
 from tables.live import LiveJob, LiveRead, LiveRows, Told
+from tables.meta import Meta
 from tables.rollup_table import RollupTable
-from tables.state import Meta
 from tables.table import NEVER_ENDS_MS, NEVER_MS
 from tables.window import START_MS_MIN
 

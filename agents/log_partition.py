@@ -11,8 +11,9 @@ from typing import Protocol
 from agents.emit import Log
 from tables.archive import Archive
 from tables.journal import Claimant, Identity
+from tables.meta import Meta
 from tables.plan import InputPlan
-from tables.state import Meta, PartitionState
+from tables.state import PartitionState
 from tables.store import PartitionStore
 from tables.table import BlockWrite
 

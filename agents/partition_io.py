@@ -7,7 +7,8 @@ from typing import Protocol
 
 from tables.archive import Archive
 from tables.journal import Claimant, Identity
-from tables.state import Meta, PartitionState
+from tables.meta import Meta
+from tables.state import PartitionState
 from tables.table import BlockWrite
 
 

@@ -13,8 +13,8 @@ from agents.partition_io import PartitionIO
 from tables.archive_identity import History
 from tables.errors import ArchiveAwayError, ArchiveError, JournalRefusedError
 from tables.journal import Claim
+from tables.meta import Meta
 from tables.plan import InputPlan
-from tables.state import Meta
 
 log = logging.getLogger(__name__)
 

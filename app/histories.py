@@ -16,8 +16,9 @@ from app.topics import topics_found
 from tables.errors import MapError
 from tables.layer import Map
 from tables.limits import RECORD_BYTES_MAX
+from tables.meta import Meta
 from tables.plan import InputPlan
-from tables.state import Meta, PartitionState
+from tables.state import PartitionState
 from tables.table import BlockWrite
 
 

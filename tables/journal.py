@@ -102,7 +102,7 @@ class Delta(msgspec.Struct, frozen=True, array_like=True, tag="delta"):
 class SnapshotPart(msgspec.Struct, frozen=True, array_like=True, tag="part"):
     """A part of a snapshot, which means nothing without the snapshot that names it.
 
-    ``meta`` is MessagePack of ``tables.state.Meta`` in the first part, empty in the others.
+    ``meta`` is MessagePack of ``tables.meta.Meta`` in the first part, empty in the others.
     ``blocks`` are ``(layer, sequence, bytes)``; a large block comes in pieces, in order.
     """
 

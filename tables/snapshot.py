@@ -14,8 +14,9 @@ import polars as pl
 
 from tables.block import encoded_pieces
 from tables.journal import SnapshotPart
+from tables.meta import Meta
 from tables.plan import InputPlan
-from tables.state import Meta, PartitionState
+from tables.state import PartitionState
 
 PIECE_ROWS = 25_000
 """Rows of a block that are encoded at once: this bounds a part, and how long the event loop waits

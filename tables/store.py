@@ -1,6 +1,6 @@
 """The local store: one RocksDB per source partition, written in atomic batches.
 
-    key "meta"                        MessagePack of tables.state.Meta
+    key "meta"                        MessagePack of tables.meta.Meta
     key "block/" layer "/" sequence   version (8 bytes, signed), then the block's bytes
 
 Both values are sealed (``tables.sealed``). The store is a cache of the journal: it is usable only
@@ -21,9 +21,10 @@ import msgspec
 import rocksdict
 
 from tables.errors import TreasureMapError
+from tables.meta import Meta
 from tables.plan import InputPlan
 from tables.sealed import DamagedError, seal, unpacked, unsealed
-from tables.state import Meta, PartitionState
+from tables.state import PartitionState
 from tables.table import BlockWrite
 
 log = logging.getLogger(__name__)

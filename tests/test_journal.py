@@ -35,8 +35,9 @@ from tables.journal import (
     encode_entry,
     identity_of,
 )
+from tables.meta import Meta
 from tables.sealed import seal
-from tables.state import Meta, PartitionState
+from tables.state import PartitionState
 from tables.table import NEVER_MS, BlockWrite
 
 INTS = st.integers(-(2**62), 2**63 - 1)

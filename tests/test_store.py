@@ -242,7 +242,7 @@ def test_a_store_holds_what_a_higher_revision_claims(store: PartitionStore) -> N
 FULL = """
 import os, pathlib, resource, sys
 from tables.errors import TreasureMapError
-from tables.state import Meta
+from tables.meta import Meta
 from tables.store import PartitionStore
 from tables.table import BlockWrite
 

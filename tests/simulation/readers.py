@@ -16,8 +16,9 @@ from agents.recovery import Recovery
 from tables import ledger
 from tables.errors import OffsetGoneError
 from tables.journal import Identity, decode_entry, identity_of
+from tables.meta import Meta
 from tables.plan import InputPlan
-from tables.state import Meta, PartitionState
+from tables.state import PartitionState
 from tables.table import NEVER_ENDS_MS, BlockWrite
 
 

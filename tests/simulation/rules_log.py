@@ -14,6 +14,7 @@ from simulation.stores import SimulatedStore
 
 import agents.fold
 import agents.ingest
+import tables.state
 from agents.emit import Emitter
 from agents.fold import Before, Content
 from agents.letters import send_letters
@@ -102,7 +103,7 @@ def floor_never_falls() -> list[Patch]:
 @rule(3, "a claim below the state's revision does not stand", quick="impure")
 def code_fence() -> list[Patch]:
     """Let any claim stand."""
-    return [(PartitionState, "_may_stand", lambda _self, _claim: True)]
+    return [(tables.state, "may_stand", lambda _meta, _claim: True)]
 
 
 @rule(4, "a delta stands only if it starts where the state is", quick="pure")
