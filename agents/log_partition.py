@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import zlib
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from agents.emit import Log
 from tables.archive import Archive
@@ -16,6 +16,8 @@ from tables.plan import InputPlan
 from tables.state import PartitionState
 from tables.store import PartitionStore
 from tables.table import BlockWrite
+
+T = TypeVar("T")
 
 READ_BYTES_MAX = 32 << 20
 """Journal entries held at once while recovering; the store is saved after each read."""
@@ -99,9 +101,14 @@ class LogPartitionIO:
         record = await self._log.record_at(self._plan.topic, self._partition, offset)
         return None if record is None else (record.append_time_ms, zlib.crc32(record.value or b""))
 
-    async def beside(self, work: Callable[[], None]) -> None:
-        """Do it in a thread."""
-        await asyncio.to_thread(work)
+    async def beside(self, work: Callable[[], T]) -> T:
+        """Do it in a thread, to its end: nobody may close the store before."""
+        doing = asyncio.ensure_future(asyncio.to_thread(work))
+        try:
+            return await asyncio.shield(doing)
+        except asyncio.CancelledError:
+            await asyncio.wait([doing])
+            raise
 
     def load(self) -> PartitionState | None:
         """Return the state of the local store, if it has one."""

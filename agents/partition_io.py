@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from tables.archive import Archive
 from tables.journal import Claimant, Identity
 from tables.meta import Meta
 from tables.state import PartitionState
 from tables.table import BlockWrite
+
+T = TypeVar("T")
 
 
 class PartitionIO(Protocol):
@@ -50,11 +52,14 @@ class PartitionIO(Protocol):
     async def source_identity(self, offset: int) -> Identity | None:
         """Return append time and CRC-32 of a source record, None where there is none."""
 
-    async def beside(self, work: Callable[[], None]) -> None:
-        """Do what takes long and touches no state, while others go on."""
+    async def beside(self, work: Callable[[], T]) -> T:
+        """Do what takes long and touches nothing that others do, while those go on.
+
+        It is done to its end, also where who waits is cancelled.
+        """
 
     def load(self) -> PartitionState | None:
-        """Return the state of the local store, if it has one."""
+        """Return the state of the local store, if it has one. Takes long where that is large."""
 
     def save(self, writes: list[BlockWrite], meta: Meta) -> None:
         """Write to the local store in one atomic batch."""

@@ -9,6 +9,9 @@ The rules are 6 and 7 of docs/formats/journal.md.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+
 import polars as pl
 
 from agents.claims import START_OVER
@@ -62,6 +65,9 @@ def take(state: PartitionState, partition: int, value: bytes) -> bool:
 class Recovery:
     """Brings the state of one partition up to a claim.
 
+    Nobody else has that state yet, so whatever takes long with it is done beside the event loop: a
+    state may have millions of cells and ids.
+
     Args:
         plan: of the input topic.
         partition: its number.
@@ -98,18 +104,20 @@ class Recovery:
                 if (await self._io.journal_bounds())[0] == start:
                     raise
             else:
+                if state.ids is not None:
+                    await self._io.beside(state.ids.prepare)
                 return state
 
     async def _begin(self, start: int, epoch: int) -> PartitionState:
-        state = self._io.load()
+        state = await self._io.beside(self._io.load)
         if state is not None and await self._is_usable(state, start, epoch):
             self._is_foreign = not state.is_of_own_map
             return state
-        self._io.discard()
+        await self._io.beside(self._io.discard)
         self._is_foreign = True
         state = await self._from_snapshot(start, epoch)
         if state is not None:
-            self._save(state)
+            await self._io.beside(functools.partial(self._save, state))
             return state
         if start > 0 and await self._is_overtaken(start, epoch):
             raise FencedError(
@@ -147,9 +155,13 @@ class Recovery:
                 continue
             ahead = [offset for offset in self._parts if offset > meta.journal_offset]
             stop = min([epoch + 1, *ahead])
-            for value in await self._io.read(meta.journal_offset, stop):
-                take(state, self._partition, value)
-            self._save(state)
+            values = await self._io.read(meta.journal_offset, stop)
+            await self._io.beside(functools.partial(self._take, state, values))
+
+    def _take(self, state: PartitionState, values: Sequence[bytes]) -> None:
+        for value in values:
+            take(state, self._partition, value)
+        self._save(state)
 
     def _save(self, state: PartitionState) -> None:
         if not state.is_of_own_map:
@@ -185,7 +197,7 @@ class Recovery:
             for offset in sorted(hints - tried, reverse=True):
                 parts = await self._parts_of(offset, start)
                 if parts is not None:
-                    return restored(self._plan, parts)
+                    return await self._io.beside(functools.partial(restored, self._plan, parts))
             # Where nothing was deleted, a delta that knows of no snapshot saves looking further.
             if hints and start == 0:
                 return None

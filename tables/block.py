@@ -43,7 +43,7 @@ _VALUE_BYTES = 40.0
 
 _PYTHON_TYPES: dict[type[pl.DataType], set[type]] = {
     pl.String: {str}, pl.Boolean: {bool}, pl.Int32: {int}, pl.Int64: {int}, pl.Int128: {int},
-    pl.Float64: {float, int},
+    pl.UInt64: {int}, pl.Float64: {float, int},
 }  # fmt: skip
 
 COMPRESS_BYTES_MIN = 1 << 16

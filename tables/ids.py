@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
 import polars as pl
@@ -125,9 +125,7 @@ class IdTable(LayerTable):
     def find(self, hashes: pl.DataFrame) -> dict[int, Remembered]:
         """Return the newest row of each hash that is here, by the hash's row in ``hashes``."""
         if self._filter is None:
-            self._filter = _Filter(self.rows)
-            for block in self._blocks.values():
-                self._filter.add(block.frame)
+            self._filter = _filter_of(self._blocks.values(), self.rows)
         found: dict[int, Remembered] = {}
         is_near = self._filter.may_have(hashes)
         if not is_near.any():
@@ -148,9 +146,23 @@ class IdTable(LayerTable):
             wanted = wanted.join(hits, on="number", how="anti")
         return found
 
-    def merge_ahead(self, rows: pl.DataFrame | FewRows, version: int) -> None:
-        """Make nothing: blocks are joined as they lie, which costs little."""
-        del rows, version
+    def prepare(self) -> None:
+        """Make what look-ups need, which takes seconds where millions are remembered."""
+        self._filter = _filter_of(self._blocks.values(), self.rows)
+        for sequence in self._blocks:
+            self._order_of(sequence)
+
+    def merge_ahead(self, rows: pl.DataFrame | FewRows, version: int) -> Callable[[], None] | None:
+        """Return what makes a larger filter, in any thread, where these ids have no room in it."""
+        del version
+        if self._filter is None or self._filter.has_room(rows.height):
+            return None
+        blocks, ids = list(self._blocks.values()), self.rows + rows.height
+
+        def ahead() -> None:
+            self._filter = _filter_of(blocks, ids)
+
+        return ahead
 
     def merge(self) -> None:
         """Join small blocks at the end, in their order."""
@@ -176,13 +188,18 @@ class IdTable(LayerTable):
         super()._drop(sequence)
         self._orders.pop(sequence, None)
 
+    def _order_of(self, sequence: int) -> pl.DataFrame:
+        order = self._orders.get(sequence)
+        if order is None:
+            block = self._blocks[sequence].frame
+            order = block.select("high").with_row_index("row").sort("high", maintain_order=True)
+            self._orders[sequence] = order
+        return order
+
     def _rows_of(self, sequence: int, wanted: pl.DataFrame) -> pl.DataFrame | None:
         """Return ``number`` and newest ``row`` of those hashes that a block has, None for none."""
         block = self._blocks[sequence].frame
-        order = self._orders.get(sequence)
-        if order is None:
-            order = block.select("high").with_row_index("row").sort("high", maintain_order=True)
-            self._orders[sequence] = order
+        order = self._order_of(sequence)
         first = order["high"].search_sorted(wanted["high"], side="left")
         stop = order["high"].search_sorted(wanted["high"], side="right")
         is_near = first < stop
@@ -211,6 +228,10 @@ class _Filter:
         """The memory that its words take."""
         return 8 * len(self._words)
 
+    def has_room(self, ids: int) -> bool:
+        """Tell whether so many more ids can be taken in."""
+        return ids <= self._room
+
     def add(self, hashes: pl.DataFrame) -> bool:
         """Take ids in; tell whether there was room for them."""
         self._room -= hashes.height
@@ -232,6 +253,14 @@ class _Filter:
 
     def _word(self) -> pl.Expr:
         return pl.lit(self._words).gather(pl.col("high") % len(self._words))
+
+
+def _filter_of(blocks: Iterable[Block], ids: int) -> _Filter:
+    """Return a filter of all ids of blocks, with room for as many again as ``ids``."""
+    made = _Filter(ids)
+    for block in blocks:
+        made.add(block.frame)
+    return made
 
 
 def _mask() -> pl.Expr:

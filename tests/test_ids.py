@@ -5,6 +5,7 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
+from tables import ids
 from tables.block import encode_block
 from tables.ids import JOIN_BLOCKS, IdTable, hash_ids
 
@@ -105,3 +106,23 @@ def test_blocks_come_back_from_the_writes_as_they_were() -> None:
         for piece in block.iter_slices(100):
             pieces.load(sequence, -1, encode_block(piece))
     assert pieces.find(ids_of(0, 3_000)) == table.find(ids_of(0, 3_000))
+
+
+def test_what_look_ups_need_is_made_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a start, and when the ids outgrow their filter: of millions it takes seconds."""
+    loaded = IdTable(10**6)
+    for number in range(4):
+        rows = ids_of(number * 1_000, (number + 1) * 1_000)
+        loaded.load(number, -1, encode_block(rows))
+    loaded.prepare()
+    grown = ids_of(4_000, 9_000)
+    ahead = loaded.merge_ahead(grown, 1)
+    assert ahead is not None
+    assert loaded.merge_ahead(ids_of(4_000, 4_001), 1) is None
+    ahead()
+    monkeypatch.setattr(ids, "_filter_of", None)
+    monkeypatch.setattr(pl.DataFrame, "sort", None)
+    assert len(loaded.find(ids_of(3_990, 4_010))) == 10
+    loaded.add(b"", 1, grown)
+    monkeypatch.undo()
+    assert len(loaded.find(ids_of(3_990, 9_010))) == 5_010

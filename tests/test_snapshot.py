@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import shutil
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from state_support import HOUR, RAW_PLAN, Journal, claim, contents_of, delta, ho
 from support import HOUR_MS, MemoryLog, StoredRecord, dataclasses_replace
 
 from agents import owner as owner_module
+from agents import recovery
 from agents.log_partition import LogPartitionIO
 from agents.owner import Owner
 from agents.recovery import Recovery
@@ -401,3 +403,47 @@ def test_parts_are_cut_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
         assert sum(sizes) <= 20_000 or len(sizes) == 1
     copied = snapshot.restored(RAW_PLAN, parts)
     assert contents_of(copied) == contents_of(journal.state)
+
+
+async def test_a_state_is_restored_beside_the_event_loop(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From store, snapshot and journal: a state of millions of cells would stop it for minutes."""
+    threads: set[str] = set()
+
+    def noting(name: str, at: Any) -> None:
+        whole = getattr(at, name)
+
+        def noted(*args: Any, **named: Any) -> Any:
+            threads.add(threading.current_thread().name)
+            return whole(*args, **named)
+
+        monkeypatch.setattr(at, name, noted)
+
+    for name in ("load", "clear", "save"):
+        noting(name, scene.store)
+    noting("restored", recovery)
+    noting("take", recovery)
+    await Recovery(RAW_PLAN, 0, scene.io).run(40)
+    await Recovery(RAW_PLAN, 0, scene.io).run(41)
+    assert threads
+    assert threading.current_thread().name not in threads
+
+
+async def test_who_is_cancelled_waits_for_what_is_done_beside(scene: Scene) -> None:
+    """A store that is read may not be closed."""
+    began, may_end = threading.Event(), threading.Event()
+
+    def work() -> None:
+        began.set()
+        may_end.wait(20)
+
+    doing = asyncio.create_task(scene.io.beside(work))
+    await asyncio.to_thread(began.wait, 20)
+    doing.cancel()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert not doing.done()
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await doing
