@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from simulation.log import PartitionLog
 from simulation.worker import Worker
@@ -20,6 +20,8 @@ from tables.meta import Meta
 from tables.plan import InputPlan
 from tables.state import PartitionState
 from tables.table import NEVER_ENDS_MS, BlockWrite
+
+T = TypeVar("T")
 
 
 class Reading:
@@ -54,6 +56,10 @@ class Reading:
     async def source_identity(self, offset: int) -> Identity | None:
         """Never asked for."""
         raise NotImplementedError
+
+    async def beside(self, work: Callable[[], T]) -> T:
+        """Do it at once."""
+        return work()
 
     def load(self) -> PartitionState | None:
         """Return the state of the store that this reader starts from."""
