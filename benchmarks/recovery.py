@@ -28,6 +28,7 @@ from benchmarks.cases import CASES
 from benchmarks.load import START_MS, encode
 from benchmarks.runs import WorkerRun
 from client.query import QueryClient
+from tables.archive_embedded import EmbeddedArchive
 from tables.layer import Map
 from tables.limits import RECORD_BYTES_MAX
 from tables.plan import InputPlan, plans_of
@@ -131,7 +132,9 @@ async def _run(case: str, load: Load, folder: Path) -> Row:
     try:
         begun, cpu = time.monotonic(), time.process_time()
         store = PartitionStore(folder)
-        owner = Owner(load.plan, 0, LogPartitionIO(load.plan, 0, log, store))
+        # It is never opened: what is measured comes from journal and store.
+        archive = EmbeddedArchive(folder.parent / "archive")
+        owner = Owner(load.plan, 0, LogPartitionIO(load.plan, 0, log, store, archive=archive))
         await owner.claim()
         seconds, used = time.monotonic() - begun, time.process_time() - cpu
         first, end = await log.bounds(load.plan.journal, 0)

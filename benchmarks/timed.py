@@ -18,6 +18,7 @@ import polars as pl
 
 import app.__main__
 from agents.fold import Content
+from agents.owner import Owner
 from agents.owners import Owners
 from tables.archive_embedded import EmbeddedArchive
 from tables.layer import Layer
@@ -30,13 +31,11 @@ _advance: Callable[..., Awaitable[None]] = Owners.advance
 _write: Callable[..., Awaitable[None]] = EmbeddedArchive.write
 
 
-async def _timed_advance(
-    self: Owners, topic: str, partition: int, content: Content, tail: Any
-) -> None:
-    await _advance(self, topic, partition, content, tail)
-    owner = self.get(topic, partition)
-    if owner is not None and owner.position >= content.stop > content.start:
-        TIMES.append(("delta", topic, partition, content.start, content.stop, time.monotonic_ns()))
+async def _timed_advance(self: Owners, owner: Owner, content: Content, tail: Any) -> None:
+    await _advance(self, owner, content, tail)
+    if owner.position >= content.stop > content.start:
+        place = owner.plan.topic, owner.partition
+        TIMES.append(("delta", *place, content.start, content.stop, time.monotonic_ns()))
 
 
 async def _timed_write(

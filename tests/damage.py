@@ -24,7 +24,7 @@ from test_gather import TOPIC, contribution
 
 from agents.gather import Gatherer
 from agents.recovery import take
-from app.peers import decode_rows, encode_rows
+from app.peers import decode_rows, encode_jobs
 from tables import ledger
 from tables.archive import CellRange
 from tables.archive_embedded import EmbeddedArchive
@@ -32,7 +32,7 @@ from tables.cell import archive_schema
 from tables.errors import ArchiveError, JournalRefusedError
 from tables.family import KeyFilter
 from tables.journal import Snapshot, encode_entry
-from tables.live import LiveRead, LiveRows
+from tables.live import LiveJob, LiveRead
 from tables.sealed import HEAD_BYTES, DamagedError
 from tables.snapshot import capture
 from tables.state import PartitionState
@@ -196,7 +196,7 @@ def peer() -> tuple[list[bytes], Try]:
             return False
         return True
 
-    return [encode_rows([LiveRows({}, [rows])])], attempt
+    return [encode_jobs([LiveJob({}, lambda: [rows], rows.height)])], attempt
 
 
 def kind_of(name: str, folder: Path) -> tuple[list[bytes], Try]:

@@ -166,9 +166,10 @@ async def test_a_piece_that_no_query_finds_is_told_by_verify(tmp_path: Path, cha
         await archive.write(HOURS, frame(rows), pl.Series([at, at], dtype=pl.Int64))
     await archive.close()
     with FolderRows(tmp_path) as stored:
-        found = stored.read(MAP, HOURS)
-    assert [key[0] for (key, _), _ in found] == ["EWR", "JFK"]
-    assert all(row["events"] == 3 and row["min_delay"] is None for row in found.values())
+        found = pl.concat(stored.frames(MAP, HOURS), how="diagonal")
+    assert set(found["key_origin"]) == {"EWR", "JFK"}
+    assert set(found["events"]) == {3}
+    assert found["min_delay"].null_count() == found.height
     db = rocksdict.Rdict(str(tmp_path), rocksdict.Options(raw_mode=True))
     place, block = next((k, v) for k, v in db.items() if k.startswith(b"hours\x00"))
     where = len(b"hours\x00") + 7 if change == "bucket" else len(b"hours\x00") + 16
@@ -176,4 +177,4 @@ async def test_a_piece_that_no_query_finds_is_told_by_verify(tmp_path: Path, cha
     db.put(place[:where] + bytes((place[where] + 1,)) + place[where + 1 :], block)
     db.close()
     with FolderRows(tmp_path) as stored, pytest.raises(VerifyError, match="where no query finds"):
-        stored.read(MAP, HOURS)
+        list(stored.frames(MAP, HOURS))

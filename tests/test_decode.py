@@ -7,7 +7,7 @@ from support import dataclasses_replace, flight, run_of, small_map
 
 from agents.batch import PLACE, EventBatch
 from agents.decode import Decoder
-from agents.letters import letter_of
+from agents.letters import letters_of
 from agents.owner import tail_of
 from tables import ledger
 from tables.chunk import RecordFault
@@ -184,10 +184,10 @@ def test_a_record_with_a_fault_is_set_aside_whatever_its_value_is() -> None:
     assert ledger.imbalances(counts | {"events.classified": 1}, 5, []) == []
     assert (counts["records.oversized"], counts["records.unreadable"]) == (1, 3)
     assert counts["unreadable.batch"] == 2
-    value, headers = letter_of(run, batch.aside[1], DECODER.part_of)
+    ((value, headers),) = letters_of(run, batch.aside[1], DECODER.part_of)
     assert value == b" " * 10
     run.faults[2] = RecordFault("cut", "why", 1 << 30)
-    _, headers = letter_of(run, batch.aside[1], DECODER.part_of)
+    ((_, headers),) = letters_of(run, batch.aside[1], DECODER.part_of)
     assert dict(headers)["cut"] == b"%d" % (1 << 30)
 
 

@@ -203,7 +203,8 @@ def test_the_image_gets_exactly_the_packages_that_a_worker_needs() -> None:
     (end,) = [number for number, line in enumerate(lines) if re.search(expression, line)]
     pins = [line.partition("==")[0] for line in lines[:end] if line and line[0] != "#"]
     declared = project()["project"]
-    asked = [*declared["dependencies"], *declared["optional-dependencies"]["cassandra"]]
+    extras = declared["optional-dependencies"]
+    asked = [*declared["dependencies"], *extras["cassandra"], *extras["verify"]]
     assert {canonicalize_name(name) for name in pins} == closure(asked)
 
 

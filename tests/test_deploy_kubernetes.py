@@ -27,6 +27,7 @@ from app.mapfile import load_map
 from app.settings import Settings, load_settings
 from app.web import install
 from app.web_guard import HEALTH_PATHS
+from tables.archive_cache import ArchiveCache
 from tables.errors import SettingError
 
 MANIFEST = ROOT / "deploy" / "kubernetes.yaml"
@@ -140,7 +141,8 @@ def test_probes_ask_paths_that_answer_without_a_token() -> None:
     site = web.Application()
     nothing = cast("Any", None)
     view = StandingView(small_map(), nothing, nothing)
-    install(site, view, Settings(web_token=WEB_TOKEN), live=nothing, cache=nothing, metrics=bytes)
+    settings, cache = Settings(web_token=WEB_TOKEN), ArchiveCache(nothing, 0)
+    install(site, view, settings, live=nothing, cache=cache, metrics=bytes)
     routes = {resource.canonical for resource in site.router.resources()}
     (worker,) = [container for _, container in pods() if container["name"] == "worker"]
     (port,) = worker["ports"]

@@ -156,7 +156,7 @@ def test_a_missing_server_skips_unless_servers_are_required(
             assert kafka
         """
     )
-    pytester.makeini("[pytest]\nmarkers = kafka: x\n")
+    pytester.makeini("[pytest]\nmarkers =\n  kafka: x\n  server: x\n")
     monkeypatch.setenv("TREASURE_MAP_REQUIRE_SERVERS", required)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     result = pytester.runpytest_subprocess("-rs", "-p", "no:randomly", "-n", str(processes))

@@ -15,7 +15,7 @@ from support import dataclasses_replace, run_of, small_map
 
 from agents.decode import Decoder
 from agents.fold import Before, Folder
-from agents.letters import letter_of
+from agents.letters import letters_of
 from app.verify.arrow import ArrowRows
 from app.verify.batches import Decoder as BatchDecoder
 from app.verify.database import Database
@@ -140,7 +140,11 @@ def test_what_is_no_event_is_what_a_worker_takes_for_none(seed: int) -> None:
     decoder = Decoder(SOURCE)
     batch = decoder.decode([run])
     (content,) = Folder(plans_of(MAP)[RAW]).fold(batch, {0: Before(NEVER_MS, {})})
-    letters = [Record(0, 0, b"", letter_of(run, item, decoder.part_of)[1]) for item in batch.aside]
+    letters = [
+        Record(0, 0, b"", told)
+        for item in batch.aside
+        for _, told in letters_of(run, item, decoder.part_of)
+    ]
     taken = [
         Record(offset, run.append_times_ms[offset], value, headers.get(offset, ()))
         for offset, value in enumerate(values)
