@@ -62,6 +62,9 @@ def letters_of(run: Run, item: SetAside, part_of: PartOf) -> Iterator[tuple[byte
 
 
 def _letter(run: Run, item: SetAside, index: str, value: bytes, content_type: str) -> Headers:
+    fault = run.faults.get(item.record)
+    # Of a record that was cut off while it was inflated, only the beginning is here.
+    size = max(len(value), fault.size if fault is not None else 0)
     return Letter(
         topic=run.topic,
         partition=run.partition,
@@ -73,7 +76,7 @@ def _letter(run: Run, item: SetAside, index: str, value: bytes, content_type: st
         content_type=content_type,
         layer=item.layer,
         lateness_ms=item.lateness_ms,
-        cut=len(value) if len(value) > LETTER_BYTES_MAX else 0,
+        cut=size if size > LETTER_BYTES_MAX else 0,
     ).headers()
 
 
