@@ -17,11 +17,15 @@ from agents.guarded import guarded
 ROOT = Path(__file__).resolve().parent.parent
 # Tasks that somebody awaits, who gets their error.
 AWAITED = {
+    ("agents/log_partition.py", "asyncio.to_thread(work)"),
+    ("agents/tasks.py", "work"),
     ("app/peers.py", "self._post(url, body, cost)"),
     ("app/transport.py", "self._consumer.stop()"),
     ("app/transport.py", "work"),
+    ("app/web_slots.py", "query"),
     ("tables/archive_cache.py", "self._fetch(layer, cells, cost)"),
     ("tables/archive_cassandra.py", "lane()"),
+    ("tables/threads.py", "lane()"),
 }
 # Commands that are no worker.
 COMMANDS = ("app/commands/", "app/demo", "app/deadletters.py", "app/generate")
