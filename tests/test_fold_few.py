@@ -237,7 +237,7 @@ def test_squared_deviations_do_not_cancel() -> None:
 
 
 def test_a_block_of_an_earlier_revision_is_filled() -> None:
-    """A measure that came later is as if no event had carried the field, in few rows too."""
+    """A measure that came later is unknown for the windows before it, in few rows too."""
     old = {
         "key_a": pl.String(),
         "window_start": pl.Int64(),
@@ -249,7 +249,7 @@ def test_a_block_of_an_earlier_revision_is_filled() -> None:
     few = FewRows(old, [("a", 1, 7, 2), ("b", 2, 8, 3)])
     frame = decode_block(encode_block(few), new)
     assert frame.schema == pl.Schema(new)
-    assert frame.rows() == [("a", 1, 2, 0, None, 0.0), ("b", 2, 3, 0, None, 0.0)]
+    assert frame.rows() == [("a", 1, 2, None, None, None), ("b", 2, 3, None, None, None)]
     assert frame.equals(decode_block(encode_block(few.frame()), new))
 
 
