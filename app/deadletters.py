@@ -1,8 +1,11 @@
-"""Dead letters: which are there, and sending them to their source again after a fix.
+"""Letters: which are there, and sending them again.
+
+Dead letters go to their source, after a fix. Late ones go to a topic of their own, which a layer
+reads that takes them in: in their source they would only be late again.
 
 A letter is replayed once, whatever dies in between: a replay says in the side topic what it is
 about to send, sends it with the letter's place in a header, and says that it is done. Where that
-last word is missing, the source is searched for what has landed.
+last word is missing, the topic that it sends to is searched for what has landed.
 """
 
 from __future__ import annotations
@@ -18,12 +21,14 @@ import msgspec
 
 from app.kafka_log import KafkaLog
 from app.side_topic import MARK_HEADER, Entry, Mark, read_entries, read_records
+from app.topics import topics_found, topics_of
 from tables.errors import TreasureMapError
 from tables.layer import Map, SideKind
 from tables.letter import Letter
 
 LETTER_HEADER = "letter"
-"""In a replayed record: the place of its letter, ``partition:offset`` of the side topic."""
+"""In a replayed record: the place of its letter, ``partition:offset`` of the side topic; of a late
+one ``late:partition:offset``, so that one topic may take both."""
 
 SENDS_MAX = 500
 
@@ -80,6 +85,7 @@ class DeadLetters:
     def __init__(self, brokers: str, themap: Map, kind: SideKind, options: dict[str, Any]) -> None:
         self._brokers = brokers
         self._map = themap
+        self._kind = kind
         self._topic = themap.side_topic(kind)
         self._options = options
 
@@ -117,18 +123,22 @@ class DeadLetters:
             known.problems += bool(entry.problem)
         return known
 
-    async def replay(self, wanted: Wanted, *, resume: bool = False) -> Replayed:
-        """Send letters that are wanted to their source again, each once.
+    async def replay(self, wanted: Wanted, *, to: str = "", resume: bool = False) -> Replayed:
+        """Send letters that are wanted again, each once.
 
         Args:
-            wanted: which letters.
+            wanted: which letters; of late ones those of one layer.
+            to: the topic to send late letters to; dead ones go to their source.
             resume: bring a replay to its end that was cut off before; nothing else is sent.
 
         Raises:
-            ReplayError: another replay is under way or was cut off, or one began at the same time.
+            ReplayError: another replay is under way or was cut off, or one began at the same time;
+                late letters cannot go to that topic.
             SideTopicError: the topic cannot be read.
             OutcomeUnknownError: the broker did not answer; run it again with ``resume``.
         """
+        if not resume:
+            await self._check_target(to)
         known = await self.known()
         if known.planned and not resume:
             started = max(mark.started_ms for mark in known.planned.values())
@@ -146,12 +156,30 @@ class DeadLetters:
                     landed = await self._landed(partition, mark)
                     await self._finish(log, partition, mark, landed, result)
             else:
-                await self._replay(log, wanted, result)
+                await self._replay(log, wanted, to, result)
             return result
         finally:
             await log.stop()
 
-    async def _replay(self, log: KafkaLog, wanted: Wanted, result: Replayed) -> None:
+    async def _check_target(self, to: str) -> None:
+        """Raise ReplayError where late letters must not go."""
+        assert bool(to) == (self._kind == "late"), "late letters, and no others, go elsewhere"
+        if not to:
+            return
+        cannot = f"cannot replay late letters to {to}"
+        sources = {source.topic for source in self._map.sources}
+        if to in {spec.name for spec in topics_of(self._map, replication=1)} - sources:
+            raise ReplayError(f"{cannot}: workers of map {self._map.name} write it; want a source")
+        partitions = (await topics_found(self._brokers, self._options)).get(to, 0)
+        wanted = self._map.side_partitions
+        if partitions < wanted:
+            got = f"{partitions} partitions" if partitions else "no such topic"
+            raise ReplayError(
+                f"{cannot}: got {got}; want at least {wanted} partitions, so that each letter goes"
+                " to the partition of the number that its record had"
+            )
+
+    async def _replay(self, log: KafkaLog, wanted: Wanted, to: str, result: Replayed) -> None:
         chosen: dict[int, list[int]] = {}
         targets: dict[int, set[tuple[str, int]]] = {}
         sources = {source.topic for source in self._map.sources}
@@ -159,16 +187,21 @@ class DeadLetters:
             assert entry.letter is not None
             if entry.letter.topic not in sources:
                 result.foreign += 1
+            elif entry.letter.topic == to:
+                raise ReplayError(
+                    f"cannot replay late letters to {to}: they came from it, and would only be late"
+                    " again; want a topic that a layer reads which takes them in"
+                )
             elif entry.letter.cut or entry.letter.reason in _NOT_WHOLE:
                 result.cut += 1
             else:
                 chosen.setdefault(entry.partition, []).append(entry.offset)
-                place = (entry.letter.topic, entry.letter.partition)
+                place = (to or entry.letter.topic, entry.letter.partition)
                 targets.setdefault(entry.partition, set()).add(place)
         name, now_ms = uuid.uuid4().hex, time.time_ns() // 1_000_000
         for partition, offsets in chosen.items():
             ends = {f"{t}[{p}]": (await log.bounds(t, p))[1] for t, p in targets[partition]}
-            mark = Mark("planned", name, now_ms, offsets, ends)
+            mark = Mark("planned", name, now_ms, offsets, ends, to)
             await self._say(log, partition, mark)
             known = await self.known([partition])
             others = {replay for _, replay in known.planned} - {name}
@@ -195,7 +228,7 @@ class DeadLetters:
             if entry.offset not in missing:
                 continue
             assert entry.letter is not None, "a plan names letters"
-            sends.append(asyncio.ensure_future(_send(log, entry, entry.letter)))
+            sends.append(asyncio.ensure_future(_send(log, entry, entry.letter, mark.to)))
             if len(sends) >= SENDS_MAX:
                 await asyncio.gather(*sends)
                 sends = []
@@ -204,9 +237,9 @@ class DeadLetters:
         await self._say(log, partition, msgspec.structs.replace(mark, state="done"))
 
     async def _landed(self, partition: int, mark: Mark) -> set[int]:
-        """Return the letters of a plan that are in their source already."""
+        """Return the letters of a plan that have been sent already."""
         landed: set[int] = set()
-        prefix = f"{partition}:"
+        prefix = _place(mark.to, partition)
         for place, end in mark.ends.items():
             topic, _, number = place.removesuffix("]").rpartition("[")
             starts = {int(number): end}
@@ -226,8 +259,13 @@ class DeadLetters:
         await log.append(self._topic, partition, msgspec.json.encode(mark), headers)
 
 
-async def _send(log: KafkaLog, entry: Entry, letter: Letter) -> int:
-    headers = [(LETTER_HEADER, b"%d:%d" % (entry.partition, entry.offset))]
+def _place(to: str, partition: int) -> str:
+    return f"late:{partition}:" if to else f"{partition}:"
+
+
+async def _send(log: KafkaLog, entry: Entry, letter: Letter, to: str) -> int:
+    place = f"{_place(to, entry.partition)}{entry.offset}"
+    headers = [(LETTER_HEADER, place.encode())]
     if letter.content_type:
         headers.append(("content-type", letter.content_type.encode()))
-    return await log.append(letter.topic, letter.partition, entry.value, tuple(headers))
+    return await log.append(to or letter.topic, letter.partition, entry.value, tuple(headers))

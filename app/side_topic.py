@@ -41,7 +41,8 @@ class Mark(msgspec.Struct, frozen=True):
     """What a replay says of itself.
 
     ``offsets`` are those of letters in this partition; ``ends`` the source partition's end before
-    the first of them was sent, by topic and partition as ``topic[partition]``.
+    the first of them was sent, by topic and partition as ``topic[partition]``. ``to`` is the topic
+    that late letters are sent to; empty for dead ones, which go to their source.
     """
 
     state: Literal["planned", "done"]
@@ -49,6 +50,7 @@ class Mark(msgspec.Struct, frozen=True):
     started_ms: int
     offsets: list[int]
     ends: dict[str, int] = {}
+    to: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -125,12 +126,12 @@ async def test_a_replay_that_was_cut_off_is_brought_to_its_end(
         await write(log, themap, offset)
     letters, whole, sent = DeadLetters(brokers, themap, "dead", {}), deadletters._send, 0
 
-    async def fails(log: KafkaLog, entry: Any, letter: Letter) -> int:
+    async def fails(log: KafkaLog, entry: Any, letter: Letter, to: str) -> int:
         nonlocal sent
         if sent == sends:
             raise OutcomeUnknownError("killed")
         sent += 1
-        return await whole(log, entry, letter)
+        return await whole(log, entry, letter, to)
 
     monkeypatch.setattr(deadletters, "_send", fails)
     monkeypatch.setattr(deadletters, "SENDS_MAX", 1)
@@ -188,6 +189,62 @@ async def test_a_replay_that_was_overtaken_by_another_sends_nothing(
         await slow.replay(lambda _: True)
     assert sorted(await source_values(brokers, themap)) == [b"value %d" % n for n in range(4)]
     assert await slow.replay(lambda _: True) == Replayed()
+
+
+async def test_late_letters_of_a_layer_go_to_a_topic_of_their_own(
+    brokers: str, themap: Map, log: KafkaLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each once, though their replay was cut off; the side topic keeps them for other layers."""
+    other = small_map(name=f"{themap.name}x")
+    source = msgspec.structs.replace(other.sources[0], topic=f"{themap.name}.again")
+    await apply_topics(brokers, msgspec.structs.replace(other, sources=(source,)))
+    for offset, layer in ((3, "hour"), (3, "day"), (4, "hour"), (4, "hour"), (5, "hour")):
+        letter = Letter(f"{themap.name}.raw", 1, offset, "0", 1, "late", "sealed", "", layer)
+        await log.append(f"{themap.name}.late", 1, b"value %d" % offset, letter.headers())
+    letters, whole, sent = DeadLetters(brokers, themap, "late", {}), deadletters._send, 0
+
+    async def fails(*arguments: Any) -> int:
+        nonlocal sent
+        sent += 1
+        if sent == 2:
+            raise OutcomeUnknownError("killed")
+        return await whole(*arguments)
+
+    def of_hour(letter: Letter) -> bool:
+        return letter.layer == "hour"
+
+    monkeypatch.setattr(deadletters, "_send", fails)
+    monkeypatch.setattr(deadletters, "SENDS_MAX", 1)
+    with pytest.raises(OutcomeUnknownError):
+        await letters.replay(of_hour, to=source.topic)
+    monkeypatch.undo()
+    assert await letters.replay(of_hour, resume=True) == Replayed(sent=2, landed=1)
+    records = [r async for r in read_records(brokers, source.topic, {1: 0}, {})]
+    assert [record.value for record in records] == [b"value 3", b"value 4", b"value 5"]
+    assert dict(records[0].headers) == {"letter": b"late:1:0"}
+    assert await source_values(brokers, themap) == []
+    assert await letters.replay(of_hour, to=source.topic) == Replayed()
+    assert await offsets(letters) == [3]
+
+
+@pytest.mark.parametrize(
+    ("to", "words"),
+    [
+        ("{}.raw", "they came from it"),
+        ("{}.late", "workers of map .* write it"),
+        ("{}.nowhere", "no such topic; want at least 2 partitions"),
+    ],
+)
+async def test_late_letters_go_only_where_they_help(
+    brokers: str, themap: Map, log: KafkaLog, to: str, words: str
+) -> None:
+    """Not back to where they are late, not to topics that workers write, not into nothing."""
+    letter = Letter(f"{themap.name}.raw", 1, 3, "0", 1, "late", "sealed", "", "hour")
+    await log.append(f"{themap.name}.late", 1, b"value", letter.headers())
+    letters = DeadLetters(brokers, themap, "late", {})
+    with pytest.raises(ReplayError, match=words):
+        await letters.replay(lambda _: True, to=to.format(themap.name))
+    assert not (await letters.known()).planned
 
 
 async def test_records_that_are_no_letters_are_counted(
@@ -283,6 +340,13 @@ def test_the_command_lists_counts_and_replays(embedded: str, tmp_path: Path) -> 
     refused = CliRunner().invoke(group, ["deadletters", "replay", "--reason", "jsom", *where])
     assert refused.exit_code == 2
     assert "unknown 'jsom'; want one of arrow, batch, content_type" in refused.stderr
+    for form, words in (
+        (["--late"], "want --layer and --to"),
+        (["--late", "--layer", "huor", "--to", "x"], "unknown 'huor'; want one .*: hour"),
+        (["--layer", "hour"], "they are for --late"),
+    ):
+        refused = CliRunner().invoke(group, ["deadletters", "replay", *form, *where])
+        assert (refused.exit_code, re.search(words, refused.stderr) is None) == (2, False)
     assert "replayed 2 letters" in run(embedded, file, "replay", "--reason", "json").output
     assert "arrow" in run(embedded, file, "count", "--json").output
     assert "json" not in run(embedded, file, "count", "--json").output

@@ -40,6 +40,27 @@ measures = ["count", "sum(amount)"]
 """
 BEFORE = MAP_TEXT.format(revision=1, limit=2_000, events='["order.paid"]')
 AFTER = MAP_TEXT.format(revision=2, limit=100_000, events='["order.*"]')
+WITH_LATE = (
+    AFTER.replace("revision = 2", "revision = 3")
+    + """
+[sources.late]
+topic = "fix.too-late"
+partitions = 2
+time = "at"
+type = "type"
+keyed_by = ["store"]
+[sources.late.fields]
+store = "string"
+amount = "int"
+[layers.orders_late]
+source = "late"
+events = ["order.*"]
+key = ["store"]
+window = "1m"
+allowed_lateness = "30d"
+measures = ["count", "sum(amount)"]
+"""
+)
 START_MS = 1_700_000_040_000  # the start of a minute
 
 
@@ -65,22 +86,32 @@ def record(kind: int, batch: list[dict[str, Any]]) -> bytes:
     return file.getvalue()
 
 
-async def write(brokers: str) -> None:
+async def write_events(producer: AIOKafkaProducer) -> None:
     """Write the events; those of one store go to one partition."""
-    producer = AIOKafkaProducer(bootstrap_servers=brokers)
-    await producer.start()
     for partition, stores in ((0, {"s0", "s2"}), (1, {"s1"})):
         own = [event for event in events() if event["store"] in stores]
         for first in range(0, len(own), 10):
             await producer.send_and_wait(
                 "fix.raw", record(first // 10 % 2, own[first : first + 10]), partition=partition
             )
+
+
+async def heartbeat(producer: AIOKafkaProducer, time_ms: int) -> None:
+    """Say on both partitions that there is nothing before a time."""
+    headers = [(HEARTBEAT_HEADER, encode_heartbeat(time_ms))]
+    for partition in range(2):
+        await producer.send_and_wait("fix.raw", key=b"", partition=partition, headers=headers)
+
+
+async def write(brokers: str) -> None:
+    """Write the events, and some more in a record that is too large for the first map."""
+    producer = AIOKafkaProducer(bootstrap_servers=brokers)
+    await producer.start()
+    await write_events(producer)
     # Forty lines of JSON are more than the first map lets a record have.
     more = [event | {"at": event["at"] + 1} for event in events() if event["store"] == "s1"][:40]
     await producer.send_and_wait("fix.raw", record(0, more), partition=1)
-    for partition in range(2):
-        headers = [(HEARTBEAT_HEADER, encode_heartbeat(START_MS + 600_000))]
-        await producer.send_and_wait("fix.raw", key=b"", partition=partition, headers=headers)
+    await heartbeat(producer, START_MS + 600_000)
     await producer.stop()
 
 
@@ -98,10 +129,10 @@ async def applied(worker: Worker) -> dict[str, Any]:
     return found
 
 
-def answers(worker: Worker) -> dict[tuple[str, int], tuple[int, int]]:
+def answers(worker: Worker, layer: str = "orders") -> dict[tuple[str, int], tuple[int, int]]:
     """Return count and sum of every cell."""
     with QueryClient(worker.url) as client:
-        answer = client.cells("orders", {}, START_MS, START_MS + 3_600_000, limit=1_000)
+        answer = client.cells(layer, {}, START_MS, START_MS + 3_600_000, limit=1_000)
     return {
         (str(cell.key["store"]), cell.window_start): (
             cell.measures["count"],
@@ -111,11 +142,11 @@ def answers(worker: Worker) -> dict[tuple[str, int], tuple[int, int]]:
     }  # type: ignore[return-value]
 
 
-def truth() -> dict[tuple[str, int], tuple[int, int]]:
+def truth(*, more: bool = True) -> dict[tuple[str, int], tuple[int, int]]:
     """Return what the cells must be once every event was folded."""
-    more = [event | {"at": event["at"] + 1} for event in events() if event["store"] == "s1"][:40]
+    again = [event | {"at": event["at"] + 1} for event in events() if event["store"] == "s1"][:40]
     cells: dict[tuple[str, int], tuple[int, int]] = {}
-    for event in [*events(), *more]:
+    for event in [*events(), *again] if more else events():
         place = (event["store"], event["at"] - event["at"] % 60_000)
         count, total = cells.get(place, (0, 0))
         cells[place] = (count + 1, total + event["amount"])
@@ -149,7 +180,26 @@ async def test_letters_of_a_poor_map_are_folded_after_its_fix(broker: str, tmp_p
         assert answers(worker) == truth()
         assert await asyncio.to_thread(cluster.run, "deadletters", "count", "--json") == ""
 
+        # The day is over; then all events come once more, and are late.
+        producer = AIOKafkaProducer(bootstrap_servers=broker)
+        await producer.start()
+        await heartbeat(producer, START_MS + 86_400_000)
+        await write_events(producer)
+        await producer.stop()
+        ledger = await applied(worker)
+        assert ledger["layers"]["orders"]["too_late"] == 600
+        assert worker.stop() == 0
+        file.write_text(WITH_LATE)
+        await asyncio.to_thread(cluster.run, "map", "apply", str(file))
+        worker = cluster.add()
+        late = ["deadletters", "replay", "--late", "--layer", "orders", "--to", "fix.too-late"]
+        assert "replayed 60 letters" in await asyncio.to_thread(cluster.run, *late)
+        await until(lambda: _folded(worker, 600, "orders_late"), 60)
+        assert answers(worker, "orders_late") == truth(more=False)
+        assert answers(worker) == truth()
+        assert "replayed 0 letters" in await asyncio.to_thread(cluster.run, *late)
 
-async def _folded(worker: Worker, count: int) -> bool:
+
+async def _folded(worker: Worker, count: int, layer: str = "orders") -> bool:
     ledger = await asyncio.to_thread(worker.get, "ledger")
-    return ledger is not None and ledger["layers"]["orders"]["folded"] == count
+    return ledger is not None and ledger["layers"][layer]["folded"] == count

@@ -101,23 +101,33 @@ def count(
 @command.command()
 @click.option("--reason", "reasons", multiple=True, help="Only of this reason; repeatable.")
 @click.option("--topic", "topics", multiple=True, help="Only of this topic; repeatable.")
+@click.option("--late", is_flag=True, help="Late letters; want --layer and --to.")
+@click.option("--layer", default="", help="The layer whose late letters are sent.")
+@click.option("--to", default="", help="The topic that late letters are sent to.")
 @click.option("--resume", is_flag=True, help="Bring a replay to its end that was cut off.")
 @settings_options
 def replay(
-    settings: Settings, *, reasons: tuple[str, ...], topics: tuple[str, ...], resume: bool
-) -> None:
-    """Send dead letters to their source again, each once, to the partition they came from.
+    settings: Settings, *, reasons: tuple[str, ...], topics: tuple[str, ...], late: bool,
+    layer: str, to: str, resume: bool,
+) -> None:  # fmt: skip
+    """Send letters again, each once, to the number of partition that they came from.
 
-    Do it after a fix: of the map, or of a limit. What still cannot be used comes back as a letter.
+    Dead letters go to their source. Do it after a fix: of the map, or of a limit. What still cannot
+    be used comes back as a letter.
+
+    Late letters go to another topic, as their source's windows are sealed: one that a layer of the
+    same key, window and measures reads, with an allowed_lateness that takes them in.
     """
-    unknown = sorted(set(reasons) - LETTER_REASONS)
-    if unknown:
+    _check_reasons(reasons)
+    if late and not resume:
+        _check_late(settings, reasons, layer, to)
+    elif layer or to:
         raise click.UsageError(
-            f"cannot use --reason: unknown {', '.join(map(repr, unknown))}; want one of"
-            f" {', '.join(sorted(LETTER_REASONS))}"
+            "cannot use --layer and --to: they are for --late, and not for --resume; dead letters"
+            " go to their source, and what is resumed goes on to its topic"
         )
     done = asyncio.run(
-        _letters(settings, late=False).replay(_wanted(reasons, topics), resume=resume)
+        _letters(settings, late=late).replay(_wanted(reasons, topics, layer), to=to, resume=resume)
     )
     click.echo(f"replayed {done.sent} letters")
     if done.landed:
@@ -126,6 +136,27 @@ def replay(
         click.echo(f"{done.cut} left out: they do not hold their record; send it again yourself")
     if done.foreign:
         click.echo(f"{done.foreign} left out: not of a source of this map")
+
+
+def _check_reasons(reasons: tuple[str, ...]) -> None:
+    unknown = sorted(set(reasons) - LETTER_REASONS)
+    if unknown:
+        raise click.UsageError(
+            f"cannot use --reason: unknown {', '.join(map(repr, unknown))}; want one of"
+            f" {', '.join(sorted(LETTER_REASONS))}"
+        )
+
+
+def _check_late(settings: Settings, reasons: tuple[str, ...], layer: str, to: str) -> None:
+    """An event has a letter for each layer that it is late for: only one of them is sent."""
+    if not layer or not to or reasons:
+        raise click.UsageError("cannot replay late letters: want --layer and --to, and no --reason")
+    names = [one.name for one in load_map(settings.map_file).layers if one.source]
+    if layer not in names:
+        raise click.UsageError(
+            f"cannot use --layer: unknown {layer!r}; want one that reads a source: "
+            f"{', '.join(sorted(names))}"
+        )
 
 
 @dataclasses.dataclass(slots=True)
@@ -146,9 +177,13 @@ def _letters(settings: Settings, *, late: bool) -> DeadLetters:
     return DeadLetters(settings.brokers, themap, kind, kafka_options(settings))
 
 
-def _wanted(reasons: tuple[str, ...], topics: tuple[str, ...]) -> Callable[[Letter], bool]:
+def _wanted(
+    reasons: tuple[str, ...], topics: tuple[str, ...], layer: str = ""
+) -> Callable[[Letter], bool]:
     return lambda letter: (
-        (not reasons or letter.reason in reasons) and (not topics or letter.topic in topics)
+        (not reasons or letter.reason in reasons)
+        and (not topics or letter.topic in topics)
+        and (not layer or letter.layer == layer)
     )
 
 
