@@ -20,7 +20,7 @@ help:
 	@echo "make fast    the tests without brokers and servers"
 	@echo "make chaos   let workers, brokers, Cassandra, a disk and a clock fail; MINUTES=10 SEED=any RATE=2000 AWAY=3600"
 	@echo "make simulate        kills, stops and loses simulated workers; SEEDS=20000 FIRST=1"
-	@echo "make simulate-rules  the same without each rule in turn, which must fail; SEEDS=400"
+	@echo "make simulate-rules  the same without each rule in turn, which must fail; SEEDS=400 FAILURES=1"
 	@echo "make lint    the first three of these"
 	@echo "make format  let the formatter rewrite the code"
 	@echo "make clean   remove .venv and everything that was made"
@@ -60,7 +60,8 @@ simulate: setup
 	  --kinds $(or $(KINDS),pure impure)
 
 simulate-rules: setup
-	@$(SIMULATION) --rules --seeds $(or $(SEEDS),400) --first $(or $(FIRST),1)
+	@$(SIMULATION) --rules --seeds $(or $(SEEDS),400) --first $(or $(FIRST),1) \
+	  --failures $(or $(FAILURES),1)
 
 lint: setup
 	@$(BIN)/ruff check --quiet .
