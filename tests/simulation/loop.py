@@ -116,8 +116,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         for task in self._tasks:
             task._log_destroy_pending = False  # type: ignore[attr-defined]
             coroutine = task.get_coro()
-            if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:  # type: ignore[arg-type]
-                coroutine.close()
+            _close_unstarted(coroutine)
         self._tasks.clear()
         self._scheduled.clear()
         for process in self.processes:
@@ -170,3 +169,13 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     def _failed(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """End the run with what nobody caught."""
         raise context.get("exception") or RuntimeError(context["message"])
+
+
+def _close_unstarted(coroutine: Any) -> None:
+    """Close a coroutine that never began, and those that it was given to await."""
+    if inspect.getcoroutinestate(coroutine) != inspect.CORO_CREATED:
+        return
+    given = [value for value in coroutine.cr_frame.f_locals.values() if inspect.iscoroutine(value)]
+    coroutine.close()
+    for one in given:
+        _close_unstarted(one)
