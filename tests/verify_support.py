@@ -25,6 +25,7 @@ from app.verify.layers import Cells
 from app.verify.letters import Letters
 from app.verify.records import Record, RecordReader
 from app.verify.report import Difference
+from app.verify.whole import EVER_SINCE, Whole
 from app.verify.windows import window_end
 from tables.layer import Layer, Map
 
@@ -51,7 +52,13 @@ class Recomputed:
 
     @classmethod
     def of(
-        cls, database: Database, log: MemoryLog, themap: Map, *, early: bool = False
+        cls,
+        database: Database,
+        log: MemoryLog,
+        themap: Map,
+        *,
+        early: bool = False,
+        whole: Whole = EVER_SINCE,
     ) -> Recomputed:
         """Read the whole log."""
         letters = Letters(database)
@@ -65,6 +72,7 @@ class Recomputed:
         }
         found = cls(database, themap, events, letters, Cells(database, themap, events, early=early))
         for one in events.values():
+            one.know(whole)
             for part in range(one.source.partitions):
                 one.start(part, 0)
                 one.take(part, records_of(log, one.source.topic, part))

@@ -119,6 +119,7 @@ class _Verification:
         self._topic_events = {events.source.topic: events for events in self._events.values()}
         self._early = settings.early_emit_ms > 0
         self._cells = Cells(database, themap, self._events, early=self._early)
+        self._returned: set[str] = set()
 
     async def run(self) -> Report:
         await self._workers.check_map()
@@ -144,8 +145,8 @@ class _Verification:
             quiet = await self._wait_until_quiet()
             await self._read(quiet)
             found = Found(self._kept_max)
-            await self._check_ledgers(found, quiet.whole)
-            layers = await self._compare(found, quiet.whole)
+            ledgers = await self._ledgers()
+            layers = await self._compare(found, quiet.whole, ledgers)
             after = await self._look()
             if after.positions == quiet.positions:
                 return self._report(layers, found, quiet.whole)
@@ -175,6 +176,8 @@ class _Verification:
 
     async def _read(self, quiet: Quiet) -> None:
         """Read side topics, then sources, on to where the workers are."""
+        for events in self._events.values():
+            events.know(quiet.whole)
         ends = await self._topics.ends(self._side_topics())
         await self._topics.read(
             self._side_at, ends, lambda _topic, _part, records: self._letters.take(records)
@@ -205,28 +208,36 @@ class _Verification:
             events.settle()
         self._cells.make()
 
-    async def _check_ledgers(self, found: Found, whole: Whole) -> None:
-        """Compare ledgers, and refuse logs that have lost records which the workers have read."""
+    async def _ledgers(self) -> dict[str, dict[str, Any]]:
+        """Return all ledgers; refuse logs that have lost records which the workers have read."""
         ledgers = await self._workers.ledgers()
         for url, ledger in ledgers.items():
             for topic, events in self._topic_events.items():
                 for number, row in ledger["records"].get(topic, {}).items():
                     check_log(topic, events.partitions[int(number)], row, url)
-        partitions = {name: events.partitions for name, events in self._events.items()}
-        compare_ledgers(self._map, partitions, ledgers, found, whole)
+        return ledgers
 
-    def _compare_letters(self, found: Found, whole: Whole) -> None:
+    def _compare_letters(self, found: Found) -> None:
         for events in self._events.values():
             for difference in events.differences:
                 found.take(difference)
             for difference in events.letters_differing():
                 found.take(difference)
-        for difference in self._cells.late_letters(whole):
+        for difference in self._cells.late_letters():
             found.take(difference)
 
-    async def _compare(self, found: Found, whole: Whole) -> list[LayerReport]:
-        """Compare letters, and the rows of every layer."""
-        await asyncio.to_thread(self._compare_letters, found, whole)
+    async def _compare(
+        self, found: Found, whole: Whole, ledgers: dict[str, dict[str, Any]]
+    ) -> list[LayerReport]:
+        """Compare ledgers, letters, and the rows of every layer."""
+        archived = {}
+        bases = {layer.name for layer in self._map.layers if layer.source is not None}
+        self._returned = bases & whole.cells.keys()
+        if self._with_archive:
+            archived = await asyncio.to_thread(self._load_archived, whole)
+        partitions = {name: events.partitions for name, events in self._events.items()}
+        compare_ledgers(self._map, partitions, ledgers, found, frozenset(self._returned))
+        await asyncio.to_thread(self._compare_letters, found)
         await asyncio.to_thread(self._cells.leave_out, whole)
         now_ms = time.time_ns() // 1_000_000
         reports = {}
@@ -247,26 +258,35 @@ class _Verification:
                 now_ms,
                 whole=whole,
             )
-        if self._with_archive:
-            await asyncio.to_thread(self._compare_archive, found, reports, now_ms, whole)
+        for layer in self._map.layers if self._with_archive else ():
+            report = reports[layer.name]
+            report.archived = archived[layer.name]
+            report.differing += await asyncio.to_thread(
+                compare_archive,
+                self._database,
+                layer,
+                found,
+                now_ms,
+                early=self._early,
+                whole=whole,
+            )
         return list(reports.values())
 
-    def _compare_archive(
-        self, found: Found, reports: dict[str, LayerReport], now_ms: int, whole: Whole
-    ) -> None:
+    def _load_archived(self, whole: Whole) -> dict[str, int]:
+        """Have all archived rows in tables; return how many each layer has.
+
+        Where a layer has rows from before it is whole the map had it before.
+        """
+        archived = {}
         with open_archive(self._settings) as archive:
             for layer in self._map.layers:
-                report = reports[layer.name]
-                report.archived = load_archived(self._database, archive, self._map, layer)
+                archived[layer.name] = load_archived(self._database, archive, self._map, layer)
                 if layer.name in whole.cells:
-                    # Of a layer that came back there may be rows from before it went.
-                    self._database.run(
-                        f"DELETE FROM {archived_table(layer)} WHERE start <"
-                        f" {whole.cells[layer.name]}"
-                    )
-                report.differing += compare_archive(
-                    self._database, layer, found, now_ms, early=self._early, whole=whole
-                )
+                    before = f"FROM {archived_table(layer)} WHERE start < {whole.cells[layer.name]}"
+                    if not self._database.number(f"SELECT count(*) {before}"):
+                        self._returned.discard(layer.name)
+                    self._database.run(f"DELETE {before}")
+        return archived
 
     def _report(self, layers: list[LayerReport], found: Found, whole: Whole) -> Report:
         ledger: Counter[str] = Counter()
@@ -281,6 +301,9 @@ class _Verification:
         notes = whole.notes()
         if not self._with_archive:
             notes.append("the archive was not read")
+        if self._returned and self._with_archive:
+            which = ", ".join(sorted(self._returned))
+            notes.append(f"{which} was in the map before: what it counted then is not told apart")
         if self._letters.unreadable:
             notes.append(f"{self._letters.unreadable} records of side topics are no letters")
         ttl = [layer.name for layer in self._map.layers if layer.archive_ttl_ms]

@@ -123,34 +123,40 @@ def compare_ledgers(
     partitions: Mapping[str, list[Partition]],
     ledgers: Mapping[str, dict[str, Any]],
     found: Found,
-    whole: Whole = EVER_SINCE,
+    returned: frozenset[str] = frozenset(),
 ) -> None:
     """Compare the counts of the source partitions that each worker owns with its ledger.
 
-    Of a layer that the map got later nobody knows which events it was asked about.
+    Of a layer that has ``returned`` only the least is known: it counts on from when the map had
+    it before.
     """
     for url, ledger in ledgers.items():
         for problem in ledger["problems"]:
             found.add("ledger", f"{url} balance", "sums that add up", problem)
         own: Counter[str] = Counter()
+        doubt: Counter[str] = Counter()
         for source in themap.sources:
             for number, row in ledger["records"].get(source.topic, {}).items():
                 partition = partitions[source.name][int(number)]
                 own.update(partition.ledger)
+                doubt.update(partition.doubt)
                 for column in _RECORD_COLUMNS:
                     want = partition.ledger[f"records.{column}"]
                     where = f"{source.topic}[{number}] records.{column} at {url}"
                     _compare_count(where, want, row[column], found)
-        for where, want, got in _counts(themap, own, ledger, whole):
-            _compare_count(f"{where} at {url}", want, got, found)
+        for where, want, got in _counts(themap, own, ledger, returned):
+            _compare_count(f"{where} at {url}", want, got, found, doubt[where])
+        for layer in themap.layers:
+            if layer.name in returned:
+                _compare_least(layer, own, ledger, found, url)
 
 
 def _counts(
-    themap: Map, own: Counter[str], ledger: dict[str, Any], whole: Whole
+    themap: Map, own: Counter[str], ledger: dict[str, Any], returned: frozenset[str]
 ) -> Iterator[tuple[str, int, int]]:
     """Yield name, recomputed and served count of what is served for a whole worker."""
     for layer in themap.layers:
-        if layer.source is not None and layer.name not in whole.cells:
+        if layer.source is not None and layer.name not in returned:
             name = folded_as(layer)
             for column in _LAYER_COLUMNS:
                 want = own[f"layer.{name}.{column}"]
@@ -162,9 +168,8 @@ def _counts(
         if layer.merged or layer.finer is not None
     )
     yield "events.decoded", own["events.decoded"] + contributed, ledger["events"]["decoded"]
-    later = any(layer.name in whole.cells for layer in themap.layers if layer.source is not None)
     for column in _EVENT_COLUMNS:
-        if later and column in ("classified", "unclassified"):
+        if returned and column in ("classified", "unclassified"):
             continue
         more = contributed if column == "classified" else 0
         yield f"events.{column}", own[f"events.{column}"] + more, ledger["events"][column]
@@ -176,9 +181,21 @@ def _counts(
             yield name, own[name], served.get(reason, 0)
 
 
-def _compare_count(where: str, want: int, got: int, found: Found) -> None:
-    if want != got:
-        found.add("ledger", where, str(want), str(got))
+def _compare_least(
+    layer: Layer, own: Counter[str], ledger: dict[str, Any], found: Found, url: str
+) -> None:
+    name = folded_as(layer)
+    for column in _LAYER_COLUMNS:
+        want, got = own[f"layer.{name}.{column}"], ledger["layers"][name][column]
+        if got < want:
+            found.add("ledger", f"layer.{name}.{column} at {url}", f"{want} or more", str(got))
+
+
+def _compare_count(where: str, want: int, got: int, found: Found, doubt: int = 0) -> None:
+    """Compare a count, of which so many more, or less, are in doubt."""
+    least, most = sorted((want, want + doubt))
+    if not least <= got <= most:
+        found.add("ledger", where, f"{least} to {most}" if doubt else str(want), str(got))
 
 
 def _read_row(layer: Layer, row: tuple[Any, ...]) -> tuple[Key, int, Cell | None, tuple[Any, ...]]:

@@ -22,10 +22,11 @@ import polars as pl
 
 from app.verify.arrow import ArrowRows
 from app.verify.batches import Decoder
+from app.verify.cuts import Cuts
 from app.verify.database import Database, text
 from app.verify.letters import WHOLE, Letters
+from app.verify.outcomes import LETTERED, outcome_of
 from app.verify.records import (
-    APPEND_TIME_MS_MIN,
     Faults,
     Record,
     RecordReader,
@@ -33,11 +34,10 @@ from app.verify.records import (
     has_broken_name,
 )
 from app.verify.report import Difference
-from app.verify.sql import either
 from app.verify.trial import readable
+from app.verify.whole import Whole
 from tables.layer import Layer, Source
 
-KEY_BYTES_MAX = 1_024
 TRUSTED = ("too_many_cells", "record", "batch")
 """Reasons for which letters are believed. What a journal record can hold is the worker's business,
 and what is broken in a batch is not there for others to read."""
@@ -50,7 +50,8 @@ _COLUMN_TYPES: dict[str, tuple[pl.DataType, str]] = {
     "string": (pl.String(), "VARCHAR"), "int": (pl.Int64(), "BIGINT"),
     "bool": (pl.Boolean(), "BOOLEAN"), "float": (pl.Float64(), "DOUBLE"),
 }  # fmt: skip
-_ADVANCES = "outcome IN ('heartbeat', 'unclassified', 'classified')"
+_ADVANCES = "outcome IN ('heartbeat', 'unclassified', 'classified', 'doubtful')"
+_CLASSIFIED = "outcome IN ('classified', 'doubtful')"
 
 
 @dataclasses.dataclass(slots=True)
@@ -64,6 +65,7 @@ class Partition:
         stream_time_ms: the greatest event time so far; None before the first.
         read: counts of records and of events as they were read.
         ledger: all counts, by the names of the ledger.
+        doubt: how many more, or less, each count may be: events at cuts, see ``cuts.py``.
         gaps: offsets that carry no record, as spans.
         suspects: offsets and values of Arrow streams that letters call broken, to be tried.
     """
@@ -74,6 +76,7 @@ class Partition:
     stream_time_ms: int | None = None
     read: Counter[str] = dataclasses.field(default_factory=Counter)
     ledger: Counter[str] = dataclasses.field(default_factory=Counter)
+    doubt: Counter[str] = dataclasses.field(default_factory=Counter)
     gaps: list[tuple[int, int]] = dataclasses.field(default_factory=list)
     suspects: list[tuple[int, bytes]] = dataclasses.field(default_factory=list)
 
@@ -98,6 +101,7 @@ class Events:
     Attributes:
         source: the source.
         layers: the base layers that read it.
+        cuts: where the map got those of them that it had not ever since.
         partitions: all of them, by number.
         differences: Arrow streams that letters wrongly call broken.
         table: the table of classified events: ``part``, ``offset``, ``place``, ``time``,
@@ -111,6 +115,7 @@ class Events:
         self._letters = letters
         self.source = source
         self.layers = layers
+        self.cuts = Cuts(layers)
         self.table = f"events_{source.name}"
         self.aside = f"aside_{source.name}"
         self._gaps_table, self._trusted_table = f"gaps_{source.name}", f"trusted_{source.name}"
@@ -147,6 +152,10 @@ class Events:
         """Return whether a layer selects an event's type."""
         kinds = self._decoder.kinds.selecting(self.layers.index(layer))
         return f"kind IN ({', '.join(map(str, kinds))})" if kinds else "false"
+
+    def know(self, whole: Whole) -> None:
+        """Take from when on layers are whole, before the first record."""
+        self.cuts.know(whole, [one.first for one in self.partitions])
 
     def start(self, part: int, offset: int) -> None:
         """Begin at the log's first offset."""
@@ -216,9 +225,14 @@ class Events:
         self._load_places()
         for partition in self.partitions:
             partition.ledger = Counter(partition.read)
+            partition.doubt = Counter()
         for (part, outcome), count in self._outcomes.items():
             if outcome in ("unclassified", "classified"):
                 self.partitions[part].ledger[f"events.{outcome}"] += count
+            elif outcome == "doubtful":
+                self.partitions[part].ledger["events.classified"] += count
+                self.partitions[part].doubt["events.classified"] -= count
+                self.partitions[part].doubt["events.unclassified"] += count
         told = (
             f'SELECT part, "offset", place, list(told) AS told FROM ({self._claims()}) GROUP BY ALL'
         )
@@ -318,18 +332,30 @@ class Events:
 
     def _load(self, frame: pl.DataFrame) -> None:
         database = self._database
-        database.load(
-            f"CREATE OR REPLACE TEMP TABLE staged AS SELECT *, {self._outcome()} AS outcome"
-            " FROM incoming",
-            frame,
-        )
+        if self.cuts:
+            database.load(
+                "CREATE OR REPLACE TEMP TABLE taken AS SELECT incoming.*, told FROM incoming"
+                f' LEFT JOIN ({self._lettered()}) USING (part, "offset", place)',
+                frame,
+            )
+            self.cuts.find(self._passing)
+            database.run(
+                f"CREATE OR REPLACE TEMP TABLE staged AS SELECT *, {self._outcome()} AS outcome"
+                " FROM taken"
+            )
+        else:
+            database.load(
+                f"CREATE OR REPLACE TEMP TABLE staged AS SELECT *, {self._outcome()} AS outcome"
+                " FROM incoming",
+                frame,
+            )
         fields = "".join(f", {column}" for column in self._columns.values())
         database.run(
             f'INSERT INTO {self.table} SELECT part, "offset", place, time, greatest(here, known),'
             f" kind, nullif(id, ''){fields} FROM (SELECT *, max(time) FILTER (WHERE {_ADVANCES})"
             ' OVER (PARTITION BY part ORDER BY "offset", place ROWS BETWEEN UNBOUNDED PRECEDING'
             f" AND 1 PRECEDING) AS here FROM staged) JOIN {self.times()} USING (part)"
-            " WHERE outcome = 'classified'"
+            f" WHERE {_CLASSIFIED}"
         )
         counted = database.all(
             f"SELECT part, outcome, count(*), max(time) FILTER (WHERE {_ADVANCES}) FROM staged"
@@ -352,23 +378,25 @@ class Events:
                 f" WHERE outcome IN ({names})"
             )
 
-    def _outcome(self) -> str:
-        """Return why an event is not folded, or that it is classified; in this order."""
-        missing, long = [], []
-        for layer in self.layers:
-            selected = self.selected_by(layer)
-            for field in layer.key:
-                column = self._columns[field.name]
-                missing.append(f"({selected} AND {column} IS NULL)")
-                if field.type == "string":
-                    long.append(f"({selected} AND strlen({column}) > {KEY_BYTES_MAX})")
+    def _lettered(self) -> str:
+        """Return a query of the events of which letters tell reasons that depend on layers."""
+        self._letters.load()
         return (
-            "CASE WHEN kind IS NULL THEN 'heartbeat'"
-            f" WHEN appended >= {APPEND_TIME_MS_MIN}"
-            f" AND time > appended + {self.source.future_skew_ms} THEN 'future'"
-            f" WHEN {either(missing)} THEN 'missing' WHEN {either(long)} THEN 'key_too_long'"
-            " WHEN kind = 0 THEN 'unclassified' ELSE 'classified' END"
+            'SELECT part, "offset", place, min(told) AS told FROM dead_letters WHERE topic ='
+            f" {text(self.source.topic)} AND told IN ({', '.join(map(text, LETTERED))})"
+            " GROUP BY ALL"
         )
+
+    def _passing(self, whole_ms: int) -> list[tuple[int, int | None, int | None]]:
+        """Return, by partition, what moved the time to just before a time, and to it or beyond."""
+        return self._database.all(
+            f'SELECT part, min("offset") FILTER (WHERE time = {whole_ms - 1}), min("offset")'
+            f" FILTER (WHERE time >= {whole_ms}) FROM (SELECT *, {self._outcome()} AS outcome FROM"
+            f" taken) WHERE {_ADVANCES} GROUP BY part"
+        )
+
+    def _outcome(self) -> str:
+        return outcome_of(self.source, self.layers, self.cuts, self.selected_by, self._columns)
 
     def _claims(self, kind: str = "dead") -> str:
         """Return a query of letters about records that were read and are there."""

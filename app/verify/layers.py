@@ -22,7 +22,8 @@ from app.verify.database import Database, text
 from app.verify.events import Events
 from app.verify.repeats import find_repeats
 from app.verify.report import Difference
-from app.verify.whole import EVER_SINCE, Whole
+from app.verify.sql import either
+from app.verify.whole import Whole
 from tables.layer import KeyField, Layer, Map, Scalar
 
 Key = tuple[Scalar, ...]
@@ -84,15 +85,15 @@ class Cells:
                     f"DELETE FROM {self.table(layer)} WHERE start < {whole.cells[layer.name]}"
                 )
 
-    def late_letters(self, whole: Whole = EVER_SINCE) -> Iterator[Difference]:
+    def late_letters(self) -> Iterator[Difference]:
         """Yield where letters of events that are too late are others than they must be.
 
-        Layers that the map got later are left out: what came before was not late for them.
+        Of a layer that the map got later, letters may be there of what is at its cut, and from
+        when the map had it before.
         """
         for events in self._events.values():
-            layers = [layer for layer in events.layers if layer.name not in whole.cells]
-            if layers:
-                yield from self._late_letters(events, layers)
+            if events.layers:
+                yield from self._late_letters(events)
 
     def starts(self, layer: Layer) -> Iterator[tuple[int, int]]:
         """Yield the starts of a layer's windows, in order, with how many rows each has."""
@@ -111,9 +112,10 @@ class Cells:
             "CREATE OR REPLACE TEMP VIEW selected AS SELECT"
             f' part, "offset", place, {start} AS start, CASE WHEN NOT {filtered} THEN'
             f" 'filtered' WHEN before - {delay_ms} >= {sql.window_end(layer, start)} THEN"
-            f" 'too_late' ELSE 'folded' END AS outcome{''.join(f', {one}' for one in columns)}"
+            f" 'too_late' ELSE 'folded' END AS outcome, {events.cuts.sure(layer)} AS sure"
+            f"{''.join(f', {one}' for one in columns)}"
             f' FROM {events.table} ANTI JOIN {repeats} USING (part, "offset", place)'
-            f" WHERE {events.selected_by(layer)}"
+            f" WHERE {events.selected_by(layer)} AND {events.cuts.possible(layer)}"
         )
         self._count(events, layer)
         key = [f"{events.column(f.name)} AS k{number}" for number, f in enumerate(layer.key)]
@@ -136,25 +138,38 @@ class Cells:
 
     def _count(self, events: Events, layer: Layer) -> None:
         name = folded_as(layer)
-        counted = self._database.all("SELECT part, outcome, count(*) FROM selected GROUP BY ALL")
-        for part, outcome, count in counted:
-            events.partitions[part].ledger[f"layer.{name}.selected"] += count
-            events.partitions[part].ledger[f"layer.{name}.{outcome}"] += count
+        counted = self._database.all(
+            "SELECT part, outcome, sure, count(*) FROM selected GROUP BY ALL"
+        )
+        for part, outcome, sure, count in counted:
+            partition = events.partitions[part]
+            counts = partition.ledger if sure else partition.doubt
+            counts[f"layer.{name}.selected"] += count
+            counts[f"layer.{name}.{outcome}"] += count
         self._database.run(
             f'CREATE OR REPLACE TABLE sealed_{layer.name} AS SELECT part, "offset", place,'
-            f" {text(layer.name)} AS told FROM selected WHERE outcome = 'too_late'"
+            f" {text(layer.name)} AS told, sure FROM selected WHERE outcome = 'too_late'"
         )
 
-    def _late_letters(self, events: Events, layers: list[Layer]) -> Iterator[Difference]:
-        want = " UNION ALL ".join(f"FROM sealed_{layer.name}" for layer in layers)
+    def _late_letters(self, events: Events) -> Iterator[Difference]:
+        sealed = " UNION ALL ".join(f"FROM sealed_{layer.name}" for layer in events.layers)
         got = events.late_letters()
-        if len(layers) < len(events.layers):
-            absent = [text(one.name) for one in events.layers if one not in layers]
-            got = f"SELECT * FROM ({got}) WHERE told NOT IN ({', '.join(absent)})"
+        if events.cuts:
+            early = either(
+                [
+                    f"(told = {text(layer.name)} AND NOT {events.cuts.possible(layer)})"
+                    for layer in events.layers
+                ]
+            )
+            got = (
+                f"SELECT * FROM ({got}) ANTI JOIN (SELECT * FROM ({sealed}) WHERE NOT sure)"
+                f' USING (part, "offset", place, told) WHERE NOT {early}'
+            )
         listed = (
             'SELECT part, "offset", list_sort(list(DISTINCT (told, place))) AS {} FROM ({})'
             " GROUP BY ALL"
         )
+        want = f"SELECT * FROM ({sealed}) WHERE sure"
         rows = self._database.rows(
             f'SELECT part, "offset", want, got FROM ({listed.format("want", want)})'
             f" FULL OUTER JOIN ({listed.format('got', got)})"

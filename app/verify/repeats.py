@@ -69,8 +69,9 @@ def _candidates(database: Database, events: Events, part: int) -> str:
     """
     until = "greatest({})".format(
         ", ".join(
-            f"{sql.window_end(layer, sql.window_start(layer, 'time'))}"
-            f" + {layer.max_out_of_orderness_ms + layer.allowed_lateness_ms}"
+            f"CASE WHEN {events.cuts.sure(layer)} THEN"
+            f" {sql.window_end(layer, sql.window_start(layer, 'time'))}"
+            f" + {layer.max_out_of_orderness_ms + layer.allowed_lateness_ms} END"
             for layer in events.layers
         )
     )

@@ -23,28 +23,33 @@ _STORED = {
 class Whole:
     """From when on layers are whole that were not ever since: ``cells`` by layer, measures too.
 
-    ``unknown`` are the layers of which some worker does not know it yet.
+    ``unknown`` are the layers of which some worker does not know it yet. ``parts`` tells of cells
+    by layer and partition of its input.
     """
 
     cells: Mapping[str, int] = dataclasses.field(default_factory=dict)
     measures: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
     unknown: frozenset[str] = frozenset()
+    parts: Mapping[str, Mapping[int, int]] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, rows: Iterable[Mapping[str, Any]]) -> Whole:
         """Return what the layers of all workers say together: the latest of each."""
         latest: dict[str, dict[str, int]] = {}
         unknown = set()
+        parts: dict[str, dict[int, int]] = {}
         for row in rows:
             times = latest.setdefault(row["name"], {})
-            for said in row["whole_from"].values():
+            for number, said in row["whole_from"].items():
+                if said.get("cells") is not None:
+                    parts.setdefault(row["name"], {})[int(number)] = said["cells"]
                 for name, whole_ms in said.items():
                     if whole_ms is None:
                         unknown.add(row["name"])
                     else:
                         times[name] = max(whole_ms, times.get(name, whole_ms))
         cells = {layer: times.pop("cells") for layer, times in latest.items() if "cells" in times}
-        return cls(cells, latest, frozenset(unknown))
+        return cls(cells, latest, frozenset(unknown), parts)
 
     def measure_ms(self, layer: Layer, name: str) -> int | None:
         """Return from when on a layer has a measure, None where ever since."""

@@ -1,0 +1,70 @@
+"""Outcomes: why an event is not folded, or that it is classified, as SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from app.verify.cuts import Cuts
+from app.verify.database import text
+from app.verify.records import APPEND_TIME_MS_MIN
+from app.verify.sql import either
+from tables.layer import Layer, Source
+
+KEY_BYTES_MAX = 1_024
+LETTERED = ("missing", "key_too_long", "unclassified")
+"""Reasons that depend on which layers the map had."""
+
+
+def outcome_of(
+    source: Source,
+    layers: tuple[Layer, ...],
+    cuts: Cuts,
+    selected_by: Callable[[Layer], str],
+    columns: Mapping[str, str],
+) -> str:
+    """Return why an event is not folded, or that it is classified; in this order.
+
+    Where the map may not have had a layer that decides, a letter does (``told``), or it is in
+    doubt.
+
+    Args:
+        source: the source.
+        layers: its base layers.
+        cuts: where the map got those that it had not ever since.
+        selected_by: returns whether a layer selects an event's type.
+        columns: of fields.
+    """
+    missing, long = [], []
+    for layer in layers:
+        selected = selected_by(layer)
+        if cuts:
+            told = f"coalesce(told IN ({', '.join(map(text, LETTERED[:2]))}), false)"
+            selected = f"({selected} AND ({cuts.sure(layer)} OR {told}))"
+        for field in layer.key:
+            column = columns[field.name]
+            missing.append(f"({selected} AND {column} IS NULL)")
+            if field.type == "string":
+                long.append(f"({selected} AND strlen({column}) > {KEY_BYTES_MAX})")
+    return (
+        "CASE WHEN kind IS NULL THEN 'heartbeat'"
+        f" WHEN appended >= {APPEND_TIME_MS_MIN}"
+        f" AND time > appended + {source.future_skew_ms} THEN 'future'"
+        f" WHEN {either(missing)} THEN 'missing' WHEN {either(long)} THEN 'key_too_long'"
+        f" {_unclassified(source, layers, cuts, selected_by)} ELSE 'classified' END"
+    )
+
+
+def _unclassified(
+    source: Source, layers: tuple[Layer, ...], cuts: Cuts, selected_by: Callable[[Layer], str]
+) -> str:
+    """Return when an event is of a type that no layer selects, or in doubt about it."""
+    if not cuts:
+        return "WHEN kind = 0 THEN 'unclassified'"
+    may = either([f"({selected_by(one)} AND {cuts.possible(one)})" for one in layers])
+    sure = either([f"({selected_by(one)} AND {cuts.sure(one)})" for one in layers])
+    # If such events have letters, one that has none is classified.
+    doubtful = "true" if source.unclassified == "count" else "false"
+    return (
+        f"WHEN NOT {may} OR (NOT {sure} AND told IS NOT DISTINCT FROM 'unclassified') THEN"
+        f" 'unclassified' WHEN NOT {sure} AND {doubtful} THEN 'doubtful'"
+    )
