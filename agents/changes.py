@@ -20,7 +20,7 @@ from agents.reader import PATIENCE_S, LiveSource
 from tables.answer import matching
 from tables.archive import CellRange
 from tables.archive_cache import ArchiveCache
-from tables.cell import archive_schema, no_rows, whole_only
+from tables.cell import archive_schema, in_order, no_rows, whole_only
 from tables.cost import QueryCost
 from tables.errors import QueryError
 from tables.facts import PartitionFacts, whole_of
@@ -205,7 +205,7 @@ def _in_order(
     rows = rows.join(_closed(facts), "source_partition", "left", maintain_order="left")
     ends = layer.window.ends(pl.col("window_start"))
     rows = rows.with_columns(is_closed=ends <= pl.col("closed_ms")).drop("closed_ms")
-    return rows.sort(["window_start", *layer.key_columns, "source_partition"])
+    return in_order(rows, ["window_start", *layer.key_columns, "source_partition"])
 
 
 def _closed(facts: Mapping[int, PartitionFacts]) -> pl.DataFrame:

@@ -20,6 +20,7 @@ from agents.batch import DETAIL_CHARS_MAX, PLACE, EventBatch, SetAside, tally
 from agents.decode_arrow import ARROW_START, BROKEN_ARROW, ArrowEvents
 from agents.decode_json import Fault, JsonEvents, lines_of
 from tables.block import repeated
+from tables.cell import in_order
 from tables.chunk import Headers, RecordFault, Run
 from tables.heartbeat import HEARTBEAT_HEADER, decode_heartbeat
 from tables.layer import Source
@@ -261,7 +262,7 @@ class Decoder:
         if reasons is not None:
             refused = places.to_frame("place").with_columns(reason=reasons).drop_nulls()
             groups = refused.group_by(pl.col("place") // PLACE, "reason").agg(at=pl.col("place"))
-            for index, reason, at in groups.sort("place", "reason").iter_rows():
+            for index, reason, at in in_order(groups, ["place", "reason"]).iter_rows():
                 events = tuple(place % PLACE for place in at)
                 doing.refuse_events(index, events, reason, _NOT_EVENTS[reason])
             frame = frame.filter(reasons.is_null())

@@ -22,7 +22,7 @@ from typing import cast
 import polars as pl
 
 from tables.archive import Archive, CellRange
-from tables.cell import no_rows, stacked
+from tables.cell import in_order, no_rows, stacked
 from tables.cost import QueryCost
 from tables.layer import Layer, Scalar
 from tables.threads import THREADS, Threads, ended
@@ -236,7 +236,8 @@ def _cut(span: Span) -> list[Span]:
     if span.rows.is_empty():
         return [span]
     rows = span.rows
-    order = rows["window_start"].arg_sort()
+    numbered = rows.select("window_start").with_row_index("row")
+    order = in_order(numbered, ["window_start"])["row"]
     # Copies, which take no more than their rows: frames may have room for more, and slices keep
     # all that they are of in memory.
     if rows.height <= SPAN_ROWS_MAX:

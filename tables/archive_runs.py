@@ -18,7 +18,7 @@ import rocksdict
 from tables.archive import CellRange
 from tables.archive_layout import bucket_ms, missing_accumulators
 from tables.block import check_block, conform, decode_block, encode_block
-from tables.cell import archive_schema
+from tables.cell import archive_schema, in_order
 from tables.layer import Layer, Scalar
 from tables.sealed import seal, unsealed
 
@@ -130,7 +130,7 @@ class RunLayout:
 
         ``rows`` are an archive frame, or what was read of runs, with the column ``write_time``.
         """
-        rows = rows.sort([*self._identity, WRITE_TIME])
+        rows = in_order(rows, [*self._identity, WRITE_TIME])
         repeated = rows.select(self._repeated.alias("")).to_series()
         return rows.filter(~repeated) if repeated.any() else rows
 

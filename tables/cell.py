@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import polars as pl
 
 from tables.layer import Accumulator, Layer, Scalar
+
+PART_ROWS_MAX = 50_000
+"""So many rows are grouped in one step, in some 20 ms."""
 
 _KEY_TYPES: dict[str, pl.DataType] = {
     "string": pl.String(), "int": pl.Int64(), "bool": pl.Boolean(),
@@ -79,7 +82,37 @@ def merge_rows(
             pl.when(~_unknown(acc).any()).then(expr).alias(acc.column)
             for acc, expr in zip(accumulators, exprs, strict=True)
         ]
-    return rows.group_by(keys).agg(*exprs, pl.col("version").max())
+    exprs.append(pl.col("version").max())
+    return in_parts(rows, keys, lambda part: part.group_by(keys).agg(exprs))
+
+
+def in_parts(
+    rows: pl.DataFrame, keys: Sequence[str], step: Callable[[pl.DataFrame], pl.DataFrame]
+) -> pl.DataFrame:
+    """Return what a step makes of rows, in no order, a part of the values of ``keys`` at a time.
+
+    Whatever thread asks, polars computes in one of its own (``POLARS_MAX_THREADS``), for which the
+    event loop waits too: so no step of many rows may be one. Rows of one value stay in their order.
+    """
+    if rows.height <= PART_ROWS_MAX:
+        return step(rows)
+    count = -(-rows.height // PART_ROWS_MAX)
+    part = rows.select(keys).hash_rows() % count
+    return pl.concat([step(rows.filter(part == number)) for number in range(count)])
+
+
+def in_order(rows: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
+    """Return rows sorted by these columns, in the thread that asks, not in that of polars.
+
+    Measured on 600,000 rows of one window and two texts: others waited up to 7 s for polars before,
+    0.02 to 0.2 s so.
+    """
+    return rows.sort(keys, multithreaded=False)
+
+
+def first_in_order(rows: pl.DataFrame, keys: Sequence[str], count: int) -> pl.DataFrame:
+    """Return the first rows in the order of these columns; of many, the others are not sorted."""
+    return in_order(rows.bottom_k(count, by=keys) if rows.height > count else rows, keys)
 
 
 def _has_unknown(rows: pl.DataFrame, acc: Accumulator) -> bool:
@@ -157,13 +190,18 @@ def _merge_exprs(accumulators: Sequence[Accumulator]) -> list[pl.Expr]:
 def latest(layer: Layer, frame: pl.DataFrame) -> pl.DataFrame:
     """Keep the row of largest version of each cell and source partition of an archive frame."""
     identity = [*layer.key_columns, "window_start", "source_partition"]
-    return frame.sort("version").unique(identity, keep="last", maintain_order=True)
+
+    def newest(rows: pl.DataFrame) -> pl.DataFrame:
+        return in_order(rows, ["version"]).unique(identity, keep="last", maintain_order=True)
+
+    return in_parts(frame, identity, newest)
 
 
 def merge_partitions(layer: Layer, frame: pl.DataFrame) -> pl.DataFrame:
     """Merge an archive frame over source partitions into a cell frame, by window, then key."""
     keys = ["window_start", *layer.key_columns]
-    return merge_rows(frame, keys, layer.accumulators).sort(keys).select(list(cell_schema(layer)))
+    cells = in_order(merge_rows(frame, keys, layer.accumulators), keys)
+    return cells.select(list(cell_schema(layer)))
 
 
 def measures_of(layer: Layer, frame: pl.DataFrame) -> list[dict[str, Scalar | None]]:

@@ -192,7 +192,11 @@ class IdTable(LayerTable):
         order = self._orders.get(sequence)
         if order is None:
             block = self._blocks[sequence].frame
-            order = block.select("high").with_row_index("row").sort("high", maintain_order=True)
+            order = (
+                block.select("high")
+                .with_row_index("row")
+                .sort("high", maintain_order=True, multithreaded=False)
+            )
             self._orders[sequence] = order
         return order
 

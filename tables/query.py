@@ -20,7 +20,14 @@ import orjson
 import polars as pl
 
 from tables.archive import CellRange
-from tables.cell import archive_schema, latest, measures_of, merge_partitions
+from tables.cell import (
+    archive_schema,
+    cell_schema,
+    first_in_order,
+    latest,
+    measures_of,
+    merge_rows,
+)
 from tables.errors import QueryError
 from tables.layer import Layer, Map, Scalar
 from tables.parameters import (
@@ -165,7 +172,9 @@ def merge_answer(
         )
     columns = list(archive_schema(layer))
     rows = pl.concat([archived.select(columns), live.select(columns)])
-    cells = merge_partitions(layer, latest(layer, rows))
+    keys = ["window_start", *layer.key_columns]
+    cells = merge_rows(latest(layer, rows), keys, layer.accumulators)
+    cells = cells.select(list(cell_schema(layer)))
     page, last = page_after(layer, cells, query.after, query.limit)
     cursor = None if last is None else encode_cursor(themap, layer, last)
     return Answer(page, cursor)
@@ -176,11 +185,11 @@ def page_after(
 ) -> tuple[pl.DataFrame, Position | None]:
     """Return the first ``limit`` cells after a position, and that of the last where there are more.
 
-    ``cells`` is a cell frame of ``layer``, in order of window and key.
+    They are in order of window and key; ``cells``, a cell frame of ``layer``, may have any.
     """
     if after is not None:
         cells = cells.filter(_after(layer, after))
-    page = cells.head(limit)
+    page = first_in_order(cells, ["window_start", *layer.key_columns], limit)
     if cells.height <= limit:
         return page, None
     last = page.row(-1, named=True)

@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from tables.block import Block, FewRows, conform, different, frames_of
-from tables.cell import cell_schema, merge_rows, whole_only
+from tables.cell import cell_schema, in_order, in_parts, merge_rows, whole_only
 from tables.few_cells import FEW_ROWS_MAX, few_cells
 from tables.journal import Announcement
 from tables.layer import Layer, Scalar
@@ -161,10 +161,13 @@ class RollupTable(LayerTable):
     def _latest(self, rows: pl.DataFrame) -> pl.DataFrame:
         settled = rows.filter(pl.col("fine_start").is_null())
         single = rows.filter(pl.col("fine_start").is_not_null())
-        newest = single.sort("contributed", "version").unique(self.contribution, keep="last")
+        newest = in_parts(single, self.contribution, self._newest)
         # A replacement is younger than what it replaces, so dropping the old row never lowers the
         # cell's version.
         return pl.concat([settled, newest])
+
+    def _newest(self, rows: pl.DataFrame) -> pl.DataFrame:
+        return in_order(rows, ["contributed", "version"]).unique(self.contribution, keep="last")
 
 
 def rollup_schema(layer: Layer) -> dict[str, pl.DataType]:

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 import polars as pl
 
-from tables.cell import measures_of
+from tables.cell import first_in_order, in_order, measures_of
 from tables.errors import QueryError
 from tables.family import (
     FamilyQuery,
@@ -31,6 +31,9 @@ N_DEFAULT = 10
 
 CLOSE = 1e-9
 """Relative error of a measure that is computed from columns of floats, with a wide margin."""
+
+PART_ROWS_MAX = 20_000
+"""Measures of so many keys are computed, and ranked, at a time: many keys may be equal."""
 
 _NOT_OURS = frozenset({"step", "group", "measures", "limit", "cursor"})
 
@@ -104,7 +107,17 @@ def top_rows(top: TopQuery, rows: pl.DataFrame) -> pl.DataFrame:
     ``rows`` are those of ``top.query``. Keys without the measure, and those whose measure is no
     finite number, which is answered as null too, come last in either order.
     """
-    ranked = rows if rows.height <= FEW_ROWS_MAX else _candidates(top, rows)
+    if rows.height > FEW_ROWS_MAX:
+        rows = _candidates(top, rows)
+    found = rows.clear()
+    for part in rows.iter_slices(PART_ROWS_MAX):
+        found = _first(top, pl.concat([found, part]))
+    return found
+
+
+def _first(top: TopQuery, rows: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows of the first keys among some."""
+    ranked = in_order(rows, ["window_start", *top.query.rows.key_columns])
     values = [one[top.by.name] for one in measures_of(top.query.rows, ranked)]
     numbers = {at: value for at, value in enumerate(values) if _is_number(value)}
     order = sorted(numbers, key=numbers.__getitem__, reverse=top.descending)  # type: ignore[arg-type]
@@ -117,14 +130,15 @@ def _is_number(value: Scalar | None) -> bool:
 
 
 def _candidates(top: TopQuery, rows: pl.DataFrame) -> pl.DataFrame:
-    """Return the rows that may be among the first, in their order."""
+    """Return the rows that may be among the first."""
     ranks = rows.select(_approximate(top.by, top.query.rows)).to_series()
     ranks = ranks if top.descending else -ranks
     is_number = ranks.is_finite().fill_null(value=False)
     numbers = ranks.filter(is_number)
     if len(numbers) < top.n:
-        others = is_number.not_().cum_sum() <= top.n - len(numbers)
-        return rows.filter(is_number | others)
+        keys = ["window_start", *top.query.rows.key_columns]
+        others = first_in_order(rows.filter(~is_number), keys, top.n - len(numbers))
+        return pl.concat([rows.filter(is_number), others])
     last = numbers.top_k(top.n).min()
     assert isinstance(last, float), "there are at least n"
     return rows.filter(is_number & (ranks >= last - CLOSE * abs(last)))

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tables.cell
 from tables.cell import archive_schema, cell_schema, latest, measures_of, merge_partitions
 from tables.layer import Accumulator, KeyField, Layer, Measure
 from tables.window import Window
@@ -84,6 +85,23 @@ def test_merged_partitions_are_the_fold_of_all_their_events(parts: list[list[Eve
     for column in ("sum_f", "m2_f", "source_partition"):
         del whole[column]
     assert {column: got[column] for column in whole} == whole
+
+
+def test_rows_are_merged_a_part_of_the_keys_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they are at once: of many rows no step may take polars' one thread for long."""
+    rows = [
+        row(
+            [(number, 0.5 * number)], number % 3, number,
+            key_k=f"{number % 40}", window_start=number % 2,
+        )
+        for number in range(400)
+    ]  # fmt: skip
+    at_once = merge_partitions(LAYER, latest(LAYER, frame(*rows)))
+    assert at_once.height == 40
+    monkeypatch.setattr(tables.cell, "PART_ROWS_MAX", 9)
+    newest = latest(LAYER, frame(*rows))
+    assert newest.height == 120
+    assert merge_partitions(LAYER, newest).equals(at_once)
 
 
 @given(PARTS)

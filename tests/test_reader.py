@@ -22,7 +22,7 @@ from tables.answer import row_end
 from tables.archive import CellRange
 from tables.archive_cache import ArchiveCache
 from tables.archive_embedded import EmbeddedArchive
-from tables.cell import measures_of
+from tables.cell import in_order, measures_of
 from tables.cost import QueryCost
 from tables.errors import QueryError
 from tables.family import FamilyQuery, parse_family_query
@@ -123,12 +123,13 @@ def expected(house: House, query: FamilyQuery, as_of: dict[int, int]) -> list[tu
 
 
 def given(query: FamilyQuery, answer: FamilyAnswer) -> list[tuple[Any, ...]]:
-    """Return the rows of an answer in the form of :func:`expected`."""
-    measures = measures_of(query.rows, answer.rows)
+    """Return the rows of an answer in the form and order of :func:`expected`."""
+    rows = in_order(answer.rows, ["window_start", *query.rows.key_columns])
+    measures = measures_of(query.rows, rows)
     return [
         (*(row[name] for name in ("window_start", *query.rows.key_columns)),
          *(measure[name] for name in ("count", "sum_delay", "min_delay")))
-        for row, measure in zip(answer.rows.to_dicts(), measures, strict=True)
+        for row, measure in zip(rows.to_dicts(), measures, strict=True)
     ]  # fmt: skip
 
 

@@ -196,9 +196,20 @@ def carriage_returns(path: str, text: str) -> Iterator[str]:
         yield f"{path}:{text.count(chr(10)) + 1}: no line feed at the end; use one"
 
 
+def sorts(path: str, text: str) -> Iterator[str]:
+    """Polars sorts in a thread of its own, for which the event loop would wait."""
+    if not path.startswith(("tables/", "agents/")):
+        return
+    for call in calls(path, text):
+        name = attribute(call.func)[1]
+        here = any(keyword.arg == "multithreaded" for keyword in call.keywords)
+        if (name == "sort" and call.args and not here) or name == "arg_sort":
+            yield f"{path}:{call.lineno}: {name} of polars; use tables.cell.in_order"
+
+
 RULES: tuple[Rule, ...] = (
     long_lines, long_modules, long_functions, wrong_doors, prints, sleeps_in_tests, wall_clocks,
-    docstrings, test_docstrings, open_work, registries, carriage_returns,
+    sorts, docstrings, test_docstrings, open_work, registries, carriage_returns,
 )  # fmt: skip
 # pytest takes every function of this name for a test; this one is a rule.
 test_docstrings.__test__ = False  # type: ignore[attr-defined]
@@ -277,6 +288,8 @@ def test_the_rules_see_the_whole_house() -> None:
         (wall_clocks, "tables/x.py", "time.time()"),
         (wall_clocks, "tables/x.py", "clock = time.time_ns"),
         (wall_clocks, "agents/x.py", "dt.datetime.now(dt.UTC)"),
+        (sorts, "tables/x.py", 'frame.sort("version")'),
+        (sorts, "agents/x.py", 'frame["version"].arg_sort()'),
         (docstrings, "app/x.py", "import os"),
         (docstrings, "app/x.py", '"""No end"""'),
         (docstrings, "app/x.py", '"""Two\nlines."""'),
@@ -306,6 +319,8 @@ def test_a_rule_finds_what_breaks_it(rule: Rule, path: str, text: str) -> None:
         (wall_clocks, "tables/x.py", "time.monotonic()"),
         (sleeps_in_tests, "tests/test_x.py", "await asyncio.sleep(0)"),
         (long_functions, "app/x.py", "def f():\n" + "    x\n" * 69),
+        (sorts, "tables/x.py", 'frame.sort("version", multithreaded=False)'),
+        (sorts, "tables/x.py", "names.sort(key=len)"),
         (docstrings, "app/x.py", '"""One sentence.\n\nMore."""'),
     ],
 )
