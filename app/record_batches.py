@@ -47,7 +47,10 @@ _BATCH_BYTES_MIN = 26
 
 @dataclasses.dataclass(slots=True, frozen=True)
 class Record:
-    """A record as aiokafka's own classes have it; a name that is not UTF-8 has surrogates."""
+    """A record as aiokafka's own classes have it; a name that is not UTF-8 has surrogates.
+
+    ``fault`` is why it cannot be used, as in :attr:`Batch.faults`.
+    """
 
     offset: int
     timestamp: int
@@ -55,6 +58,7 @@ class Record:
     key: bytes | None
     value: bytes | None
     headers: list[tuple[str, bytes | None]]
+    fault: RecordFault | None = None
     checksum: None = None
 
 
@@ -213,7 +217,9 @@ class Batch:
         if not _INT64_MIN <= time_ms <= _INT64_MAX:
             time_ms = NO_TIME_MS
         kind = batch.timestamp_type
-        return Record(offset, time_ms, kind, found.key, found.value, found.headers)
+        return Record(
+            offset, time_ms, kind, found.key, found.value, found.headers, found.fault
+        )  # fmt: skip
 
     def _unread(self, offsets: range, rest: bytes, cause: str) -> list[Record]:
         """Return records that cannot be told apart; the first has all the bytes as its value."""
@@ -224,7 +230,7 @@ class Batch:
             time_ms = self._inner.max_timestamp
             log_append_time = self._inner.timestamp_type
         return [
-            Record(at, time_ms, log_append_time, None, b"" if number else rest, [])
+            Record(at, time_ms, log_append_time, None, b"" if number else rest, [], fault)
             for number, at in enumerate(offsets)
         ]
 

@@ -265,7 +265,7 @@ def sources() -> Iterator[tuple[str, object, list[str]]]:
     ]  # fmt: skip
     yield "error", FetchError, ["_error"]
     yield "records", PartitionRecords, [
-        "_records", "next_fetch_offset", "_check_crcs", "_isolation_level",
+        "_consumer_record", "_records", "next_fetch_offset", "_check_crcs", "_isolation_level",
         "_consume_aborted_up_to", "_contains_abort_marker", "_aborted_producers",
     ]  # fmt: skip
     yield "coordinator", GroupCoordinator, [

@@ -181,7 +181,7 @@ class Decoder:
         for record in records:
             value = record.value
             if value and value[0] == _OBJECT and not record.headers and b"\n" not in value:
-                (simple if len(value) <= bytes_max else others).append(record)
+                (simple if record.size <= bytes_max else others).append(record)
             else:
                 others.append(record)
         lines = [record.value for record in simple if record.value]
@@ -189,7 +189,7 @@ class Decoder:
         for record in others:
             value = record.value
             is_blank = not value or value[0] <= _BLANK_MAX
-            if not value or is_blank or len(value) > bytes_max or has_broken_name(record):
+            if not value or is_blank or record.size > bytes_max or has_broken_name(record):
                 rest.append(record)
                 continue
             form = form_of(record) if record.headers or value[0] == ARROW_START[0] else ""

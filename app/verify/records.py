@@ -45,12 +45,21 @@ _ANY = _JSON | _MISSING | _TYPE | _RANGE
 
 @dataclasses.dataclass(slots=True)
 class Record:
-    """One record of a topic; ``time_ms`` is its append time."""
+    """One record of a topic; ``time_ms`` is its append time.
+
+    ``cut`` is the size of a value of which only the beginning was read, 0 of a whole one.
+    """
 
     offset: int
     time_ms: int
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...] = ()
+    cut: int = 0
+
+    @property
+    def size(self) -> int:
+        """How many bytes its value has, those that were not read too."""
+        return self.cut or len(self.value or b"")
 
 
 @dataclasses.dataclass(slots=True)
@@ -124,10 +133,10 @@ class RecordReader:
         if has_broken_name(record):
             return Content("unreadable", "header")
         value, form = record.value, form_of(record)
+        if record.size > self._source.record_bytes_max:
+            return Content("oversized", "oversized")
         if not value:
             return self._empty(record)
-        if len(value) > self._source.record_bytes_max:
-            return Content("oversized", "oversized")
         if form == "unknown":
             return Content("unreadable", "content_type")
         found: list[Event | Faults] | None
