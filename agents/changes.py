@@ -28,13 +28,16 @@ from tables.family import KeyFilter
 from tables.layer import Layer
 from tables.live import LiveRead, LiveRows, Told
 from tables.parameters import INT64_MAX, INT64_MIN
-from tables.table import NEVER_ENDS_MS
+from tables.table import NEVER_ENDS_MS, NEVER_MS
 from tables.window import START_MS_MIN
 
 PLACE_CHARACTERS_MAX = 65_536
 
 AT_ONCE_ROWS_MAX = 2_000
 """So few rows are put in order faster than a thread begins."""
+
+NOTHING_TOLD = -1
+"""The version of a follower that was told of no cell: less than that of any."""
 
 Place = Mapping[int, Told]
 """How far a follower is, by partition of the layer's input."""
@@ -83,7 +86,7 @@ class Changes:
     async def now(self) -> Place:
         """Return the place of a follower that knows everything up to now."""
         found = await self._ask(LiveRead(self._layer))
-        return _places(found.facts)
+        return {partition: _told(one) for partition, one in found.facts.items()}
 
     async def since(self, place: Place) -> News:
         """Return what has become of the cells since then.
@@ -103,7 +106,7 @@ class Changes:
             rows = _in_order(layer, frames, facts)
         else:
             rows = await self._archive.threads.run(_in_order, layer, frames, facts)
-        return News(rows, {**place, **_places(facts)}, facts)
+        return News(rows, _places(place, facts), facts)
 
     async def _live_rows(self, place: Place) -> LiveRows:
         return await self._ask(
@@ -181,17 +184,24 @@ def decode_place(layer: Layer, text: str) -> Place:
     return wire.told
 
 
-def _places(facts: Mapping[int, PartitionFacts]) -> Place:
-    """Return where a follower is that was told of partitions; of some no cell was told yet."""
-    return {
-        partition: Told(one.position, one.closed_ms, one.evicted_ms)
-        for partition, one in facts.items()
-        if _is_known(one)
+def _told(facts: PartitionFacts) -> Told:
+    return Told(facts.position, facts.closed_ms, facts.evicted_ms)
+
+
+def _places(place: Place, facts: Mapping[int, PartitionFacts]) -> Place:
+    """Return where a follower is that was told more of partitions.
+
+    No cell is read of a partition that does not know which windows are whole. Once it does, all
+    are told that it has then, and those that it has evicted since it was asked for the first time.
+    """
+    asked = {
+        partition: Told(NOTHING_TOLD, NEVER_MS, one.evicted_ms) for partition, one in facts.items()
     }
+    told = {partition: _told(one) for partition, one in facts.items() if _is_known(one)}
+    return {**asked, **place, **told}
 
 
 def _is_known(facts: PartitionFacts) -> bool:
-    """Tell whether it is known which windows are whole: no cell is read of a partition before."""
     return facts.complete_ms < NEVER_ENDS_MS
 
 
