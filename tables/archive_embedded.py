@@ -20,13 +20,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, TypeVar
 
-import msgspec
-import orjson
 import polars as pl
 import rocksdict
 
+from tables import archive_extent
 from tables.archive import CellRange
-from tables.archive_folder import open_folder, reopen_folder, rocks, synced
+from tables.archive_books import FORMAT, Books
+from tables.archive_folder import RESTORE, open_folder, reopen_folder, rocks, synced
 from tables.archive_identity import History, Whose, check_map, draw_id
 from tables.archive_layout import check_key, not_expired, too_many_rows, window_ms_max
 from tables.archive_runs import (
@@ -46,10 +46,6 @@ from tables.threads import Threads
 
 log = logging.getLogger(__name__)
 
-FORMAT = "3"
-"""Since 3, blocks are sealed; a folder of 2 is taken over, and its blocks are read as they are."""
-
-_UNSEALED = "2"
 READ_THREADS = 2
 BUCKETS_KNOWN = 64
 """Of a layer, those written last: of another one all pieces are looked through first."""
@@ -57,11 +53,6 @@ BUCKETS_KNOWN = 64
 READ_ROWS = 1 << 16
 """Rows read before they are filtered."""
 
-# No layer's rows start with a zero byte: names of layers are not empty.
-_META = b"\x00layer\x00"
-_OPENED = b"\x00opened"
-WHOSE = b"\x00archive"
-_HISTORY = b"\x00history\x00"
 _RUNS_PER_OPEN = 1 << 32
 _INT64_MIN, _INT64_MAX = -(1 << 63), (1 << 63) - 1
 
@@ -95,8 +86,9 @@ class EmbeddedArchive:
         """Open the folder and check that it is the map's, and so are the layers in it.
 
         Raises:
-            ArchiveError: another process has the folder, it is another map's, or a stored layer
-                differs from the map's.
+            ArchiveDamagedError: it is damaged.
+            ArchiveError: another process has the folder, it is another map's or another program's,
+                or a stored layer differs from the map's.
         """
         assert self._running is None, "the archive is open"
         running = _Running(await asyncio.to_thread(open_folder, self._folder))
@@ -156,20 +148,18 @@ class EmbeddedArchive:
     async def history(self, topic: str, partition: int) -> History | None:
         """Return which journal the rows of a partition come from; see the protocol."""
         running = self._running_for(f"read the history of {topic}")
-        return await _run(running.writer, lambda: _history(running.db, topic, partition))
+        return await _run(running.writer, lambda: Books(running.db).history(topic, partition))
 
     async def remember(self, topic: str, partition: int, history: History) -> History:
         """Return which journal they come from, ``history`` from now on; see the protocol."""
         running = self._running_for(f"remember the history of {topic}")
 
         def take() -> History:
-            known = _history(running.db, topic, partition)
-            if known is not None:
-                return known
-            with rocks("remember a journal"):
-                place = _history_key(topic, partition)
-                running.db.put(place, msgspec.json.encode(history), synced())
-            return history
+            books = Books(running.db)
+            known = books.history(topic, partition)
+            if known is None:
+                books.put_history(topic, partition, history)
+            return known or history
 
         return await _run(running.writer, take)
 
@@ -190,40 +180,33 @@ class EmbeddedArchive:
 
     def _take(self, running: _Running, themap: Map) -> None:
         """Make the folder the map's own, or refuse it before anything in it is changed."""
-        with rocks("open archive"):
-            stored = running.db.get(WHOSE)
-        if stored is None:
-            # New, or of a release that gave no ids: then it becomes that of the first map it meets.
-            running.whose = Whose(draw_id(), themap.name)
-        else:
-            running.whose = msgspec.json.decode(stored, type=Whose)
-            check_map(str(self._folder), running.whose, themap.name)
+        books = Books(running.db)
+        books.check()
+        stored = books.whose()
+        if stored is not None:
+            check_map(str(self._folder), stored, themap.name)
+        # New, or of a release that gave no ids: then it becomes that of the first map it meets.
+        running.whose = stored or Whose(draw_id(), themap.name)
+        books.seal()
         self._take_layers(running, themap)
         if stored is None:
-            with rocks("open archive"):
-                running.db.put(WHOSE, msgspec.json.encode(running.whose), synced())
+            books.put_whose(running.whose)
+        self._write_down(running)
 
     def _take_layers(self, running: _Running, themap: Map) -> None:
-        db = running.db
+        books = Books(running.db)
         for layer in themap.layers:
-            place = _META + layer.name.encode()
             described = {"format": FORMAT} | RunLayout(layer).describe()
-            with rocks("open archive"):
-                stored = db.get(place)
+            stored = books.layer(layer.name)
             if stored is not None:
-                what = f"layer {layer.name} in {self._folder}"
-                described = grown(what, _described(what, stored), described)
+                described = grown(f"layer {layer.name} in {self._folder}", stored, described)
             layout = RunLayout(layer, described)
             # Before any row: blocks can only be merged by the description they are written under.
-            written = orjson.dumps(described)
-            if stored != written:
-                with rocks("open archive"):
-                    db.put(place, written, synced())
+            books.put_layer(layer.name, described)
             running.layouts[layer.name] = layout
             self._drop_expired(running, layout)
-        with rocks("open archive"):
-            opened = int.from_bytes(db.get(_OPENED) or b"") + 1
-            db.put(_OPENED, opened.to_bytes(4), synced())
+        opened = books.opened() + 1
+        books.put_opened(opened)
         running.next_run = opened * _RUNS_PER_OPEN
 
     def _write_waiting(self, running: _Running, write: _Write) -> None:
@@ -278,7 +261,19 @@ class EmbeddedArchive:
                 known[run] = rows_of_it
             for some in by_layer.values():
                 self._merge(running, some[0].layout)
+        self._write_down(running)
         running.failed = False
+
+    def _write_down(self, running: _Running) -> None:
+        """Keep how far the archive has come, so that a copy that ends before is recognised."""
+        try:
+            with rocks("write down how far it is"):
+                extent = archive_extent.reached(self._folder, running.db)
+            archive_extent.write_down(self._folder, extent, running.whose.map)
+        except OSError as error:
+            raise ArchiveError(
+                f"cannot write to the archive's folder {self._folder}: {error}; check its disk"
+            ) from error
 
     def _merge(self, running: _Running, layout: RunLayout) -> None:
         """Merge runs where a bucket has many; forget buckets that were written long ago."""
@@ -293,8 +288,8 @@ class EmbeddedArchive:
                 except DamagedError as error:
                     # Its rows are refused to readers; what is written beside them is still taken.
                     log.warning(
-                        "cannot merge rows of layer %s in %s: %s; restore the archive's folder "
-                        "from a copy", layout.layer.name, self._folder, error,
+                        "cannot merge rows of layer %s in %s: %s; %s",
+                        layout.layer.name, self._folder, error, RESTORE,
                     )  # fmt: skip
                     break
                 running.db.write(batch, synced())
@@ -367,16 +362,6 @@ class _Running:
             self.db.close()
 
 
-def _history_key(topic: str, partition: int) -> bytes:
-    return _HISTORY + f"{topic}\0{partition}".encode()
-
-
-def _history(db: rocksdict.Rdict, topic: str, partition: int) -> History | None:
-    with rocks("read the history of a journal"):
-        stored = db.get(_history_key(topic, partition))
-    return None if stored is None else msgspec.json.decode(stored, type=History)
-
-
 def _read(
     db: rocksdict.Rdict, layout: RunLayout, cells: CellRange, now_ms: int, cost: QueryCost,
     *, stop: threading.Event,
@@ -411,18 +396,6 @@ def _read(
             if several:
                 found = layout.in_order(found)
     return found.select(list(layout.schema)).filter(not_expired(layer, now_ms))
-
-
-def _described(what: str, stored: bytes) -> dict[str, str]:
-    """Return how a layer's rows were described when they were stored, brought up to this format."""
-    try:
-        found = msgspec.json.decode(stored, type=dict[str, str])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ArchiveError(
-            f"cannot use {what}: its description cannot be read: {error}; restore the archive's "
-            "folder from a copy, or use another one"
-        ) from error
-    return found | {"format": FORMAT} if found.get("format") == _UNSEALED else found
 
 
 async def _run(pool: ThreadPoolExecutor, step: Callable[[], T]) -> T:

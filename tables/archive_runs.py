@@ -64,6 +64,12 @@ def grown(place: str, have: Mapping[str, str], want: Mapping[str, str]) -> dict[
     return {**have, **columns, _ORDER: ", ".join([have[_ORDER], *added])}
 
 
+def is_description(found: Mapping[str, str]) -> bool:
+    """Tell whether it describes rows that can be stored: each column in the order has a type."""
+    columns = found.get(_ORDER, "").split(", ")
+    return all(found.get(f"column {column}") in _TYPES for column in columns)
+
+
 class RunLayout:
     """Where the rows of one layer are, and as which bytes.
 

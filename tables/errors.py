@@ -57,6 +57,10 @@ class ArchiveAwayError(ArchiveError):
     """The archive does not answer; it may do so later, with nothing changed here."""
 
 
+class ArchiveDamagedError(ArchiveError):
+    """Bytes of the archive are not those that were written; asking again does not help."""
+
+
 class QueryError(TreasureMapError):
     """A request that cannot be answered as asked; maps to HTTP 400."""
 

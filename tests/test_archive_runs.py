@@ -20,6 +20,7 @@ from tables.archive import CellRange
 from tables.archive_embedded import EmbeddedArchive
 from tables.archive_runs import RunLayout, lead, worth_merging
 from tables.errors import ArchiveError
+from tables.sealed import seal, unsealed
 
 TEXTS = st.text(st.sampled_from("\x00\x01aZ\xffß€\U0001f600"), max_size=4)
 KEYS = st.tuples(TEXTS, st.integers(-(2**63), 2**63 - 1), st.booleans())
@@ -150,7 +151,8 @@ async def test_a_folder_of_an_older_format_is_refused(tmp_path: Path) -> None:
     assert archive._running is not None
     place = b"\x00layer\x00hours"
     stored = archive._running.db.get(place)
-    archive._running.db.put(place, stored.replace(b'"format":"3"', b'"format":"1"'))
+    content = bytes(unsealed(stored)).replace(b'"format":"3"', b'"format":"1"')
+    archive._running.db.put(place, seal(3, content))
     await archive.close()
     with pytest.raises(ArchiveError, match="format is 1, want 3"):
         await archive.open(MAP)

@@ -179,6 +179,8 @@ class FolderRows:
         self._folder = folder
         options = rocksdict.Options(raw_mode=True)
         options.create_if_missing(create_if_missing=False)
+        # A damaged write is told, not taken for the end.
+        options.set_wal_recovery_mode(rocksdict.DBRecoveryMode.tolerate_corrupted_tail_records())
         try:
             self._db = rocksdict.Rdict(
                 str(folder), options, access_type=rocksdict.AccessType.read_only()
@@ -199,7 +201,7 @@ class FolderRows:
     def frames(self, themap: Map, layer: Layer) -> Iterator[pl.DataFrame]:
         """Yield the rows of a layer, as :class:`Archive` says."""
         described = self._db.get(b"\x00layer\x00" + layer.name.encode())
-        whose = json.loads(self._db.get(b"\x00archive") or b"{}")
+        whose = json.loads(_content(layer, self._db.get(b"\x00archive") or b"{}"))
         if described is None or whose.get("map", themap.name) != themap.name:
             raise VerifyError(
                 f"cannot read layer {layer.name} in {self._folder}: it is of another map; want"
@@ -242,6 +244,14 @@ class FolderRows:
             while rows.valid() and rows.key().startswith(prefix):
                 yield rows.key()[len(prefix) :], rows.value()
                 rows.next()
+            rows.status()
+        except Exception as error:
+            if type(error) is not Exception:
+                raise
+            raise VerifyError(
+                f"cannot read archive in {self._folder}: {error}; its files are damaged; restore "
+                "them from a copy"
+            ) from error
         finally:
             del rows  # a live iterator would keep the folder open
 
@@ -260,7 +270,12 @@ def open_archive(
 
 
 def _rows_of(layer: Layer, stored: bytes) -> pl.DataFrame:
-    """Return the rows of a piece, whose checksum must be right; older ones have none."""
+    """Return the rows of a piece."""
+    return pl.read_ipc_stream(io.BytesIO(_content(layer, stored)))
+
+
+def _content(layer: Layer, stored: bytes) -> bytes:
+    """Return what a value holds, whose checksum must be right; older ones have none."""
     if stored[:1] == _SEALED:
         checksum, stored = stored[1:9], stored[9:]
         if xxh3_64_digest(stored, _SEALED[0]) != checksum:
@@ -268,7 +283,7 @@ def _rows_of(layer: Layer, stored: bytes) -> pl.DataFrame:
                 f"cannot read layer {layer.name}: a piece of its rows is damaged; restore the "
                 "archive's folder from a copy"
             )
-    return pl.read_ipc_stream(io.BytesIO(stored))
+    return stored
 
 
 def _frame(layer: Layer, rows: list[dict[str, Any]]) -> pl.DataFrame:
