@@ -91,12 +91,23 @@ async def test_records_that_cannot_be_read_are_set_aside(
 
 @pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
 async def test_what_inflates_too_far_is_set_aside_within_a_bound(
-    brokers: str, processes: Callable[..., Process], codec: str
+    embedded: str, processes: Callable[..., Process], codec: str
 ) -> None:
     """Up to a MiB, which brokers take, that inflates to three times the bound, between events.
 
     Snappy inflates to twenty times at most.
     """
+    await check_bomb(embedded, processes, codec)
+
+
+@pytest.mark.kafka
+async def test_so_is_what_comes_from_kafka(kafka: str, processes: Callable[..., Process]) -> None:
+    """It stores batches as they were sent."""
+    await check_bomb(kafka, processes, "zstd")
+
+
+async def check_bomb(brokers: str, processes: Callable[..., Process], codec: str) -> None:
+    """Send a bomb between two events; the worker takes these, and stays small."""
     worker = processes(brokers)
     await apply(worker)
     topic = f"{worker.map_name}.raw"

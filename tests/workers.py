@@ -138,7 +138,6 @@ class Cluster:
         }
         self._folder = folder
         self.workers: list[Worker] = []
-        self._replay: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         """Make the map's topics."""
@@ -147,8 +146,6 @@ class Cluster:
 
     def __exit__(self, *_: object) -> None:
         """End every process."""
-        if self._replay is not None:
-            stop_child(self._replay, STOP_SECONDS_MAX)
         for worker in self.workers:
             worker.stop()
 
@@ -167,13 +164,6 @@ class Cluster:
         )
         assert done.returncode in codes, done.stdout + done.stderr
         return done.stdout
-
-    def replay(self, seconds: float) -> None:
-        """Start the flights replay; :meth:`sealed` waits for its end."""
-        command = [sys.executable, "-m", "app", "replay", "flights", "--seconds", str(seconds)]
-        command += ["--map", str(self._map_file)]
-        with (self._folder / "replay.log").open("wb") as log:
-            self._replay = start_child(command, log, self._environment, ROOT)
 
     async def ledgers(self) -> list[dict[str, Any]]:
         """Return the ledger of every worker that answers."""
@@ -199,11 +189,7 @@ class Cluster:
         await until(enough, 90)
 
     async def sealed(self, deadline_s: float = 150) -> None:
-        """Wait until the replay has ended and every window of its year is sealed and sent."""
-        if self._replay is not None:
-            code = await asyncio.to_thread(self._replay.wait, deadline_s)
-            assert code == 0, (self._folder / "replay.log").read_text()
-
+        """Wait until every window of the flights' year is sealed and sent."""
         await until(self._all_sealed, deadline_s)
 
     async def _all_sealed(self) -> bool:
