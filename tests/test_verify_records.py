@@ -217,20 +217,21 @@ def test_what_is_decoded_by_the_column_is_what_plain_rules_read(
     arrow = ArrowRows(source)
     reader = RecordReader(source, arrow)
     faulty: dict[tuple[int, int], Faults] = {}
-    decoder = BatchDecoder(
-        source, MAP.base_layers("flights"), names, reader, arrow=arrow,
-        faulty=lambda _part, offset, place, faults: faulty.update({(offset, place): faults}),
-    )  # fmt: skip
-    rest = decoder.values(0, taken)
-    left = [one for one in rest if form_of(one) != "arrow" or not decoder.arrow(0, one)]
-    batch = decoder.batch
-    got = {
-        (offset, place): (time, kind, name or "", *more)
-        for offset, place, time, kind, name, *more in zip(
-            batch.offsets, batch.places, batch.times, batch.kinds, batch.ids,
-            *batch.fields.values(), strict=True,
+    with Database() as database:
+        decoder = BatchDecoder(
+            database, source, MAP.base_layers("flights"), {f.name: f.type for f in fields}, reader,
+            arrow=arrow,
+            faulty=lambda _part, offset, place, faults: faulty.update({(offset, place): faults}),
+        )  # fmt: skip
+        rest = decoder.values(0, taken)
+        left = [one for one in rest if form_of(one) != "arrow" or not decoder.arrow(0, one)]
+        assert decoder.load()
+        columns = ", ".join(decoder.columns.values())
+        rows = database.all(
+            f'SELECT "offset", place, time, kind, id, {columns} FROM {decoder.table}'  # noqa: S608
         )
-    }  # fmt: skip
+    assert len({row[:2] for row in rows}) == len(rows)
+    got = {row[:2]: (*row[2:4], row[4] or "", *row[5:]) for row in rows}
     want: dict[tuple[int, int], Any] = {}
     wrong: dict[tuple[int, int], Faults] = {}
     for record in taken:
@@ -247,6 +248,61 @@ def test_what_is_decoded_by_the_column_is_what_plain_rules_read(
     assert faulty == {where: one for where, one in wrong.items() if where[0] not in alone}
     assert len(left) < len(taken) / 2
     assert len(got) > 10
+
+
+LENIENT = (
+    '"x":[1,2,],', '"x":{"y":1,},', '"x":{"y":1, \t},', '"x":NaN,', '"x":nan,', '"x":-Infinity,',
+    '"x":[ -inf ],', '"x":[1,NaN],', '"x":1e400,', '"x":-1E+400,', '"x":1e-400,', '"x":0.1e0309,',
+    f'"x":{"9" * 299},', f'"x":{"9" * 399},', f'"x":{"9" * 500},', f'"x":{"9" * 500}.5,',
+    f'"x":{"[" * 99}{"]" * 99},', f'"x":{"[" * 200}{"]" * 200},', f'"x":{"[" * 5000}{"]" * 5000},',
+    '"x":"\\ud800",', '"x":"\\u0000",', '"x":"\\u0061",', '"x":"a\tb",', '"x":"info, nan}, ]",',
+    '"\\u0064elay":"x",', '"delay":1,', '"delay":"x",', '"d\\u0065lay":null,', '"x":{"delay":"x"},',
+    '"x":"\\"delay\\":",', '"delay":1.0,', '"delay":-0,', '"weight":-0.0,', '"weight":1e308,',
+    '"weight":123456789012345678901234567890,', '"weight":1e-999,', '"weight":1E5,',
+    '"delay":9223372036854775807,', '"delay":9223372036854775808,', '"delay":18446744073709551616,',
+    '"vip":TRUE,', '"vip":"true",', '"origin":"\\ud83d\\ude00\\/\\n\\"",', '"x":0x1F,', '"x":01,',
+    '"x":.5,', '"x":5.,', '"x":+1,', "'x':1,", "x:1,", "/*c*/", "//c\n", ",", "\ufeff", "\x00", "",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("more", LENIENT)
+def test_what_other_readers_of_json_take_too_is_read_as_plain_rules_do(more: str) -> None:
+    """In any place of an event; the engine's reader takes more than JSON, and names twice."""
+    text = '{"at": 5, "type": "flight.left", "origin": "A", "carrier": "B"}'
+    values = [
+        text,
+        text.replace('"origin"', f'{more}"origin"'),
+        "{" + more + text[1:],
+        text[:-1] + ", " + more.rstrip(",") + "}",
+        text + more,
+        text,
+    ]
+    taken = [Record(at, 2 * 10**12, one.encode()) for at, one in enumerate(values)]
+    reader = RecordReader(SOURCE, ArrowRows(SOURCE))
+    names = list(FIELDS)
+    faulty: dict[int, Faults] = {}
+    with Database() as database:
+        decoder = BatchDecoder(
+            database, SOURCE, MAP.base_layers("flights"), FIELDS, reader, arrow=ArrowRows(SOURCE),
+            faulty=lambda _part, offset, _place, faults: faulty.update({offset: faults}),
+        )  # fmt: skip
+        left = {one.offset for one in decoder.values(0, taken)}
+        assert decoder.load()
+        columns = ", ".join(decoder.columns.values())
+        rows = database.all(f'SELECT "offset", time, {columns} FROM {decoder.table}')  # noqa: S608
+    for record in taken:
+        if record.offset in left:
+            continue
+        (event,) = reader.read(record, many=lambda: False).events
+        found = [row[1:] for row in rows if row[0] == record.offset]
+        if isinstance(event, frozenset):
+            assert (found, faulty[record.offset]) == ([], event)
+        else:
+            want = [event.fields.get(name) for name in names]
+            weight = want[names.index("weight")]
+            want[names.index("weight")] = None if weight is None else float(weight)
+            assert found == [(event.time_ms, *want)], (record.value, found)
+    assert {0, 5}.isdisjoint(left)
 
 
 def test_a_stream_that_a_letter_wrongly_calls_broken_is_found() -> None:

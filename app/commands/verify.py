@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from app.memory import collect_seldom
 from app.printable import printable, printable_json
 from app.settings import Settings, settings_options
 from app.verify import Report, verify
@@ -67,6 +68,7 @@ def command(
 
     Exit code 0: all is equal; 1: something differs; 2: it cannot be verified.
     """
+    collect_seldom()
     report = asyncio.run(
         verify(
             settings, urls=urls, deadline_s=deadline_s, rows=rows, ca_file=ca_file,

@@ -1,10 +1,11 @@
-r"""Batches: the events of many records as columns, decoded by the column.
+r"""Batches: the events of many records as rows of a table, decoded by the column.
 
-What is surely sound is taken at once, and with another reader of JSON than the worker's. Whatever
-is in doubt, in one event or in a whole record, is read by the plain rules of ``records.py``::
+What is surely sound is decoded by the engine, which has another reader of JSON than the worker's.
+Whatever is in doubt, in one event or in a whole record, is read by the plain rules of
+``records.py``::
 
-    values -> lines -> documents -> columns -- sound --> batch
-                  \-------- in doubt ---> plain rules --'  `-> faults
+    values -> lines -- sound ---------------> table
+                  \-- in doubt -> plain rules --'  `-> faults
 
 A document is sound if it is an object without repeated names whose values are of their types.
 """
@@ -13,12 +14,15 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, Self
 
 import orjson
+import polars as pl
 
-from app.verify.columns import MISSING, SOUND, as_floats, as_texts, times_of, unsound
+from app.verify.columns import COLUMN_TYPES, MISSING, SOUND, as_floats, as_texts, unsound
+from app.verify.database import Database
+from app.verify.lines import Lines, decoded, doubt
 from app.verify.records import (
     ARROW_START,
     TIME_MS_MAX,
@@ -33,12 +37,6 @@ from app.verify.records import (
     has_broken_name,
 )
 from tables.layer import Layer, Source
-
-_ESCAPED_NAME = re.compile(rb"\\u00[0-7]")
-"""In an escaped name there is one: the names of a map are ASCII."""
-
-_NESTED_MAX = 100
-"""Brackets beyond one a document; the plain reader gives up where they are nested too deeply."""
 
 _OBJECT = ord("{")
 _BLANK_MAX = ord(" ")
@@ -128,12 +126,13 @@ class Kinds(dict[str, int]):
 
 
 class Decoder:
-    """Decodes the records of one source into a batch.
+    """Decodes the records of one source into tables, under a view.
 
     Args:
+        database: where they are.
         source: the source.
         layers: the base layers that read it.
-        needed: names of the fields that they need.
+        needed: the fields that they need, with their types.
         reader: reads by the plain rules.
         arrow: reads Arrow streams.
         faulty: takes partition, offset, place and faults of what is no event.
@@ -141,14 +140,16 @@ class Decoder:
 
     def __init__(
         self,
+        database: Database,
         source: Source,
         layers: tuple[Layer, ...],
-        needed: Iterable[str],
+        needed: Mapping[str, str],
         reader: RecordReader,
         *,
         arrow: ArrowReader,
         faulty: Callable[[int, int, int, Faults], None],
     ) -> None:
+        self._database = database
         self._source = source
         self._reader = reader
         self._arrow = arrow
@@ -160,31 +161,117 @@ class Decoder:
         # The text of a float is another one where its digits are many.
         declared = SOUND.get(types.get(source.id_field or "", ""), frozenset({str, int, MISSING}))
         self._id_types = declared if float not in declared else frozenset({MISSING})
-        names = {*roles, *types, *filter(None, [source.id_field])}
-        self._quoted = [(name, b'"%s"' % name.encode()) for name in names]
-        self._needed = tuple(needed)
-        self.batch = self._empty()
+        self._needed = dict(needed)
+        self.columns = {name: f"f{number}" for number, name in enumerate(needed)}
+        self.table = f"taken_{source.name}"
+        self._kinds_table = f"kinds_{source.name}"
+        self._kinds_known = _TYPES_MAX
+        self._decoded, self._doubt = decoded(source, self.columns), doubt(source)
+        self._batch = self._empty()
+        self._lines = Lines()
 
     def _empty(self) -> Batch:
         return Batch({name: [] for name in self._needed})
 
-    def take(self) -> Batch:
-        """Return the batch, and begin another one."""
-        batch, self.batch = self.batch, self._empty()
-        return batch
+    def __len__(self) -> int:
+        """How many events and heartbeats are not in the table yet."""
+        return len(self._lines) + len(self._batch)
 
-    def values(self, part: int, records: Iterable[Record]) -> list[Record]:
+    @property
+    def size(self) -> int:
+        """How many bytes of documents are not in the table yet."""
+        return self._lines.size
+
+    def load(self) -> bool:
+        """Make the view of all that was taken since the last time; tell whether there is any.
+
+        Its columns are ``part``, ``offset``, ``place``, ``appended``, ``time``, ``kind``, ``id``,
+        and ``columns``. Heartbeats have no kind, and a place below 0.
+        """
+        if not len(self):
+            return False
+        fields = "".join(f", {column}" for column in self.columns.values())
+        common = f'part, "offset", place, appended, time, kind, id{fields}'
+        tables = [f"SELECT {common} FROM plain"]
+        lines, self._lines = self._lines, Lines()
+        if len(lines):
+            self._decode(lines)
+            tables.insert(0, f"SELECT {common} FROM decoded JOIN {self._kinds_table} USING (type)"
+                " WHERE sound")  # fmt: skip
+        batch, self._batch = self._batch, self._empty()
+        self._database.load(
+            "CREATE OR REPLACE TEMP TABLE plain AS FROM incoming", self._frame(batch)
+        )
+        self._database.run(
+            f"CREATE OR REPLACE TEMP VIEW {self.table} AS {' UNION ALL '.join(tables)}"
+        )
+        return True
+
+    def _decode(self, lines: Lines) -> None:
+        """Decode lines; those in doubt by plain rules, in the order of the log."""
+        database = self._database
+        database.load(
+            f"CREATE OR REPLACE TEMP TABLE decoded AS {self._decoded}", lines.frame(self._doubt)
+        )
+        doubtful = database.all("SELECT number FROM decoded WHERE NOT sound ORDER BY number")
+        for (row,) in doubtful:
+            self._event(
+                lines.parts[row], lines.offsets[row], lines.places[row], lines.appended[row],
+                self._reader.line(lines.texts[row]),
+            )  # fmt: skip
+        if self._kinds_known >= _TYPES_MAX:  # a stream of ever new types
+            database.run(
+                f"CREATE OR REPLACE TEMP TABLE {self._kinds_table} (type VARCHAR, kind SMALLINT)"
+            )
+            self._kinds_known = 0
+        new = database.all(
+            f"SELECT DISTINCT type FROM decoded ANTI JOIN {self._kinds_table} USING (type)"
+            " WHERE sound"
+        )
+        if new:
+            rows = [(kind, self.kinds[kind]) for (kind,) in new]
+            schema = {"type": pl.String, "kind": pl.Int16}
+            database.load(
+                f"INSERT INTO {self._kinds_table} FROM incoming",
+                pl.DataFrame(rows, schema=schema, orient="row"),
+            )
+            self._kinds_known += len(rows)
+
+    def _frame(self, batch: Batch) -> pl.DataFrame:
+        return pl.DataFrame(
+            [
+                pl.Series("part", batch.parts, pl.Int32),
+                pl.Series("offset", batch.offsets, pl.Int64),
+                pl.Series("place", batch.places, pl.Int32),
+                pl.Series("appended", batch.appended, pl.Int64),
+                pl.Series("time", batch.times, pl.Int64),
+                pl.Series("kind", batch.kinds, pl.Int16),
+                pl.Series("id", batch.ids, pl.String),
+                *(
+                    pl.Series(column, batch.fields[name], COLUMN_TYPES[self._needed[name]][0])
+                    for name, column in self.columns.items()
+                ),
+            ]
+        )
+
+    def values(self, part: int, records: Sequence[Record]) -> list[Record]:
         """Decode records of JSON; return those that it leaves to others."""
         bytes_max = self._source.record_bytes_max
-        simple: list[Record] = []
+        simple = [
+            record
+            for record in records
+            if (value := record.value)
+            and value[0] == _OBJECT
+            and not record.headers
+            and b"\n" not in value
+            and len(value) <= bytes_max
+            and not record.cut
+        ]
         others: list[Record] = []
-        for record in records:
-            value = record.value
-            if value and value[0] == _OBJECT and not record.headers and b"\n" not in value:
-                (simple if record.size <= bytes_max else others).append(record)
-            else:
-                others.append(record)
-        lines = [record.value for record in simple if record.value]
+        if len(simple) < len(records):
+            taken = {record.offset for record in simple}
+            others = [record for record in records if record.offset not in taken]
+        texts = [record.value for record in simple if record.value]
         rows, rest = Rows.of(simple), []
         for record in others:
             value = record.value
@@ -194,17 +281,23 @@ class Decoder:
                 continue
             form = form_of(record) if record.headers or value[0] == ARROW_START[0] else ""
             if form == "json" or (not form and b"\n" not in value):
-                lines.append(value)
+                texts.append(value)
                 rows.add(record)
                 continue
             several = [line for line in value.split(b"\n") if line.strip()]
             # Without a form it is lines if the first one is a document: then the whole is none.
             if form == "lines" or (not form and _document(several[0]) is not None):
-                lines += several
+                texts += several
                 rows.add(record, len(several))
             else:
                 rest.append(record)
-        self._lines(part, rows, lines)
+        lines = self._lines
+        lines.parts += [part] * len(texts)
+        lines.offsets += rows.offsets
+        lines.places += rows.places
+        lines.appended += rows.appended
+        lines.texts += texts
+        lines.size += sum(map(len, texts))
         return rest
 
     def arrow(self, part: int, record: Record) -> int | None:
@@ -227,7 +320,7 @@ class Decoder:
             self._event(part, record.offset, place, record.time_ms, event)
 
     def _heartbeat(self, part: int, record: Record, time_ms: int) -> None:
-        batch = self.batch
+        batch = self._batch
         batch.parts.append(part)
         batch.offsets.append(record.offset)
         batch.places.append(-1)
@@ -243,7 +336,7 @@ class Decoder:
         if not isinstance(event, Event):
             self._faulty(part, offset, place, event)
             return
-        batch = self.batch
+        batch = self._batch
         batch.parts.append(part)
         batch.offsets.append(offset)
         batch.places.append(place)
@@ -257,52 +350,6 @@ class Decoder:
 
     def _is_float(self, name: str) -> bool:
         return self._fields.get(name) == "float"
-
-    def _lines(self, part: int, rows: Rows, lines: list[bytes]) -> None:
-        if not lines:
-            return
-        documents = _documents(lines)
-        doubtful = {row for row, one in enumerate(documents) if type(one) is not dict}
-        for row in doubtful:
-            documents[row] = {}
-        doubtful |= self._repeating(lines, documents, doubtful)
-        source = self._source
-        times = [one.get(source.time_field) for one in documents]
-        columns = Columns(
-            times_of(times, source.time_unit_ms),
-            [one.get(source.type_field) for one in documents],
-            [one.get(source.id_field) for one in documents] if source.id_field else [],
-            {name: [one.get(name) for one in documents] for name in self._fields},
-        )
-        doubtful |= self._doubtful(columns)
-        self._extend(part, rows, columns, doubtful, lambda row: self._reader.line(lines[row]))
-
-    def _repeating(
-        self, lines: list[bytes], documents: list[dict[str, Any]], broken: set[int]
-    ) -> set[int]:
-        """Return the lines in which a name that matters may be there twice, or is nested deeply.
-
-        Every name has a colon. A name that is not escaped stands in its line as it is.
-        """
-        sound = lines if not broken else [one for i, one in enumerate(lines) if i not in broken]
-        whole = b"\n".join(sound)
-        nested = whole.count(b"{") + whole.count(b"[") > len(sound) + _NESTED_MAX
-        if not nested and whole.count(b":") == sum(map(len, documents)):
-            return set()
-        if not nested and _ESCAPED_NAME.search(whole) is None:
-            found = all(
-                whole.count(quoted) == sum(name in one for one in documents)
-                for name, quoted in self._quoted
-            )
-            if found:
-                return set()
-        return {
-            row
-            for row, (line, one) in enumerate(zip(lines, documents, strict=True))
-            if line.count(b"{") + line.count(b"[") > _NESTED_MAX
-            or _ESCAPED_NAME.search(line) is not None
-            or any(line.count(quoted) != (name in one) for name, quoted in self._quoted)
-        }
 
     def _doubtful(self, columns: Columns) -> set[int]:
         """Return the rows that are no events, or cannot be told to be."""
@@ -340,7 +387,7 @@ class Decoder:
             rows = Rows(kept(rows.offsets), kept(rows.places), kept(rows.appended))
             fields = {name: kept(column) for name, column in columns.fields.items()}
             columns = Columns(kept(columns.times), kept(columns.types), kept(columns.ids), fields)
-        batch, count = self.batch, len(columns.times)
+        batch, count = self._batch, len(columns.times)
         batch.parts += [part] * count
         batch.offsets += rows.offsets
         batch.places += rows.places
@@ -378,11 +425,3 @@ def _document(line: bytes) -> Any:
         return orjson.loads(line)
     except orjson.JSONDecodeError:
         return None
-
-
-def _documents(lines: list[bytes]) -> list[Any]:
-    loads = orjson.loads
-    try:
-        return [loads(line) for line in lines]
-    except orjson.JSONDecodeError:
-        return [_document(line) for line in lines]

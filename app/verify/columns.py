@@ -1,10 +1,18 @@
-"""Columns of values as they were read: whether they are sound, and as times, texts and floats."""
+"""Columns of values as they were read: whether they are sound, and as texts and floats."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from app.verify.records import INT64_MAX, INT64_MIN, text_time_ms
+import polars as pl
+
+from app.verify.records import INT64_MAX, INT64_MIN
+
+COLUMN_TYPES: dict[str, tuple[pl.DataType, str]] = {
+    "string": (pl.String(), "VARCHAR"), "int": (pl.Int64(), "BIGINT"),
+    "bool": (pl.Boolean(), "BOOLEAN"), "float": (pl.Float64(), "DOUBLE"),
+}  # fmt: skip
+"""By declared type, those of a frame and of a table."""
 
 MISSING = type(None)
 SOUND: dict[str, frozenset[type]] = {
@@ -13,45 +21,6 @@ SOUND: dict[str, frozenset[type]] = {
     "bool": frozenset({bool, MISSING}),
     "float": frozenset({float, int, MISSING}),
 }
-
-
-def times_of(column: list[Any], unit_ms: int) -> list[Any]:
-    """Return times in milliseconds; what is no time is something else."""
-    types = set(map(type, column))
-    if types == {int}:
-        return column if unit_ms == 1 else [time * unit_ms for time in column]
-    if types == {str}:
-        minutes = _Minutes()
-        return [minutes.time_ms(text) for text in column]
-    return [
-        time * unit_ms if type(time) is int else text_time_ms(time) if type(time) is str else None
-        for time in column
-    ]
-
-
-class _Minutes(dict[str, int | None]):
-    """Texts of times, of which those of one minute begin alike."""
-
-    def __missing__(self, start: str) -> int | None:
-        """Read a minute."""
-        found = self[start] = text_time_ms(start + "00Z")
-        return found
-
-    def time_ms(self, text: str) -> int | None:
-        """Return the milliseconds of a text; None for no time."""
-        seconds, fraction = text[17:19], text[20:-1]
-        if (
-            text[-1:] == "Z"
-            and text[16:17] == ":"
-            and seconds < "60"
-            and seconds.isdecimal()
-            and text.isascii()
-            and len(text) in (20, 24)
-            and (not fraction or (text[19] == "." and fraction.isdecimal()))
-        ):
-            minute_ms = self[text[:17]]
-            return None if minute_ms is None else minute_ms + int(seconds + (fraction or "000"))
-        return text_time_ms(text)
 
 
 def unsound(column: list[Any], sound: frozenset[type]) -> set[int]:

@@ -22,6 +22,7 @@ import polars as pl
 
 from app.verify.arrow import ArrowRows
 from app.verify.batches import Decoder
+from app.verify.columns import COLUMN_TYPES
 from app.verify.cuts import Cuts
 from app.verify.database import Database, text
 from app.verify.letters import WHOLE, Letters
@@ -46,10 +47,7 @@ SUSPECTS_MAX = 1_000
 """Of a partition; the letters of more broken streams are taken as they are."""
 
 _BATCH_ROWS = 200_000
-_COLUMN_TYPES: dict[str, tuple[pl.DataType, str]] = {
-    "string": (pl.String(), "VARCHAR"), "int": (pl.Int64(), "BIGINT"),
-    "bool": (pl.Boolean(), "BOOLEAN"), "float": (pl.Float64(), "DOUBLE"),
-}  # fmt: skip
+_BATCH_BYTES = 64 << 20
 _ADVANCES = "outcome IN ('heartbeat', 'unclassified', 'classified', 'doubtful')"
 _CLASSIFIED = "outcome IN ('classified', 'doubtful')"
 
@@ -120,19 +118,20 @@ class Events:
         self.aside = f"aside_{source.name}"
         self._gaps_table, self._trusted_table = f"gaps_{source.name}", f"trusted_{source.name}"
         self._needed = _needed(source, layers)
-        self._columns = {name: f"f{number}" for number, name in enumerate(self._needed)}
         arrow = ArrowRows(source)
         self._reader = RecordReader(source, arrow)
         self._decoder = Decoder(
-            source, layers, self._needed, self._reader, arrow=arrow, faulty=self._set_aside
-        )
+            database, source, layers, self._needed, self._reader, arrow=arrow,
+            faulty=self._set_aside,
+        )  # fmt: skip
+        self._columns = self._decoder.columns
         self.partitions = [Partition(number) for number in range(source.partitions)]
         self.differences: list[Difference] = []
         self._faults: list[tuple[int, int, int, str]] = []
         self._outcomes: Counter[tuple[int, str]] = Counter()
         self._trusted: list[tuple[int, int]] = []
         fields = "".join(
-            f", {column} {_COLUMN_TYPES[self._needed[name]][1]}"
+            f", {column} {COLUMN_TYPES[self._needed[name]][1]}"
             for name, column in self._columns.items()
         )
         database.run(
@@ -184,31 +183,14 @@ class Events:
         partition.read["records.with_events"] += len(records) - len(rest)
         for record in rest:
             self._take_alone(partition, record)
-        if len(self._decoder.batch) >= _BATCH_ROWS or len(self._faults) >= _BATCH_ROWS:
+        waiting = max(len(self._decoder), len(self._faults))
+        if waiting >= _BATCH_ROWS or self._decoder.size >= _BATCH_BYTES:
             self.load()
 
     def load(self) -> None:
         """Have in the tables all that was taken."""
-        batch = self._decoder.take()
-        if len(batch):
-            fields = [(self._columns[name], column) for name, column in batch.fields.items()]
-            types = [_COLUMN_TYPES[kind][0] for kind in self._needed.values()]
-            frame = pl.DataFrame(
-                [
-                    pl.Series("part", batch.parts, pl.Int32),
-                    pl.Series("offset", batch.offsets, pl.Int64),
-                    pl.Series("place", batch.places, pl.Int32),
-                    pl.Series("appended", batch.appended, pl.Int64),
-                    pl.Series("time", batch.times, pl.Int64),
-                    pl.Series("kind", batch.kinds, pl.Int16),
-                    pl.Series("id", batch.ids, pl.String),
-                    *(
-                        pl.Series(name, column, kind)
-                        for (name, column), kind in zip(fields, types, strict=True)
-                    ),
-                ]
-            )
-            self._load(frame)
+        if self._decoder.load():
+            self._stage()
         faults, self._faults = self._faults, []
         if faults:
             schema = {
@@ -330,25 +312,20 @@ class Events:
         if place != WHOLE:
             self.partitions[part].read["events.decoded"] += 1
 
-    def _load(self, frame: pl.DataFrame) -> None:
-        database = self._database
+    def _stage(self) -> None:
+        """Take what was decoded: count where it went, and keep what is classified."""
+        database, taken = self._database, self._decoder.table
         if self.cuts:
-            database.load(
-                "CREATE OR REPLACE TEMP TABLE taken AS SELECT incoming.*, told FROM incoming"
-                f' LEFT JOIN ({self._lettered()}) USING (part, "offset", place)',
-                frame,
-            )
-            self.cuts.find(self._passing)
             database.run(
-                f"CREATE OR REPLACE TEMP TABLE staged AS SELECT *, {self._outcome()} AS outcome"
-                " FROM taken"
+                f"CREATE OR REPLACE TEMP TABLE lettered AS SELECT taken.*, told FROM {taken} AS"
+                f' taken LEFT JOIN ({self._lettered()}) USING (part, "offset", place)'
             )
-        else:
-            database.load(
-                f"CREATE OR REPLACE TEMP TABLE staged AS SELECT *, {self._outcome()} AS outcome"
-                " FROM incoming",
-                frame,
-            )
+            taken = "lettered"
+            self.cuts.find(self._passing)
+        database.run(
+            f"CREATE OR REPLACE TEMP TABLE staged AS SELECT *, {self._outcome()} AS outcome"
+            f" FROM {taken}"
+        )
         fields = "".join(f", {column}" for column in self._columns.values())
         database.run(
             f'INSERT INTO {self.table} SELECT part, "offset", place, time, greatest(here, known),'
@@ -392,7 +369,7 @@ class Events:
         return self._database.all(
             f'SELECT part, min("offset") FILTER (WHERE time = {whole_ms - 1}), min("offset")'
             f" FILTER (WHERE time >= {whole_ms}) FROM (SELECT *, {self._outcome()} AS outcome FROM"
-            f" taken) WHERE {_ADVANCES} GROUP BY part"
+            f" lettered) WHERE {_ADVANCES} GROUP BY part"
         )
 
     def _outcome(self) -> str:

@@ -1,0 +1,190 @@
+"""Lines: documents of JSON as they are, and the SQL by which the engine decodes them by the column.
+
+The engine's reader takes more than JSON is: commas before a bracket, NaN, numbers beyond every
+type, names that are there twice. A line that may have any of these is in doubt, and so is one
+whose values are not of their types; those are left to the plain rules of ``records.py``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import polars as pl
+
+from app.verify.database import text
+from app.verify.records import TIME_MS_MAX, TIME_MS_MIN
+from app.verify.sql import both, either
+from tables.layer import Source
+
+_LENIENT = (
+    r",[ \t\r\n]*[\]}]",
+    r"[:,\[][ \t\r\n]*-?(?:[iI]|[nN][aA])",
+    r"[0-9][eE]\+?[0-9]{3}",
+    r"\\u00[0-7]",
+)
+"""What is no JSON; numbers beyond the largest float; and escapes that a name may be written with:
+the names of a map are ASCII."""
+
+_DIGITS_MAX = 300
+"""A number of so many digits may be beyond the largest float."""
+
+_DIGITS = f"[0-9]{{{_DIGITS_MAX}}}"
+
+_NESTED_MAX = 100
+"""Brackets of a document; the plain reader gives up where they are nested too deeply."""
+
+_RFC3339 = (
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}T(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{3,9})?Z"
+)
+"""The form of most times; others are left to the plain rules."""
+
+_INTS = "('BIGINT', 'UBIGINT')"
+
+
+@dataclasses.dataclass(slots=True)
+class Lines:
+    """Lines that each hold a document, and where they stand: partition, offset, place, time."""
+
+    parts: list[int] = dataclasses.field(default_factory=list)
+    offsets: list[int] = dataclasses.field(default_factory=list)
+    places: list[int] = dataclasses.field(default_factory=list)
+    appended: list[int] = dataclasses.field(default_factory=list)
+    texts: list[bytes] = dataclasses.field(default_factory=list)
+    size: int = 0
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.texts)
+
+    def frame(self, doubt: str) -> pl.DataFrame:
+        """Return them as columns, with their numbers; a line in doubt, or not UTF-8, is null."""
+        try:
+            line = pl.Series("line", self.texts, pl.Binary).cast(pl.String)
+        except pl.exceptions.PolarsError:
+            line = pl.Series("line", [_decoded(one) for one in self.texts], pl.String)
+        long = pl.col("line").str.len_bytes()
+        doubtful = (
+            pl.col("line").str.contains(doubt)
+            | ((long >= _DIGITS_MAX) & pl.col("line").str.contains(_DIGITS))
+            | ((long >= 2 * _NESTED_MAX) & (_brackets("{") + _brackets("[") > _NESTED_MAX))
+        )
+        return pl.DataFrame(
+            [
+                pl.Series("part", self.parts, pl.Int32),
+                pl.Series("offset", self.offsets, pl.Int64),
+                pl.Series("place", self.places, pl.Int32),
+                pl.Series("appended", self.appended, pl.Int64),
+                line,
+                pl.int_range(len(self.texts), dtype=pl.Int64, eager=True).alias("number"),
+            ]
+        ).with_columns(pl.when(~doubtful).then("line"))
+
+
+def _decoded(line: bytes) -> str | None:
+    try:
+        return line.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _brackets(one: str) -> pl.Expr:
+    return pl.col("line").str.count_matches(one, literal=True)
+
+
+def doubt(source: Source) -> str:
+    """Return a pattern of what may be no JSON, or have a name that matters twice."""
+    names = "|".join(f'"{name}".*"{name}"' for name in _names(source))
+    return f"(?s){'|'.join(_LENIENT)}|{names}"
+
+
+def decoded(source: Source, needed: Mapping[str, str]) -> str:
+    """Return a query of the lines of ``incoming`` as events.
+
+    Its columns are those of :meth:`Lines.frame` but for the line, then ``time``, ``type``, ``id``,
+    the needed fields, and ``sound``: whether a line is surely an event, and this one.
+
+    Args:
+        source: the source.
+        needed: by field that is needed, its column.
+    """
+    types = {field.name: field.type for field in source.fields}
+    roles = {source.time_field, source.type_field}
+    names = _names(source)
+    paths = "[" + ", ".join(text(f'$."{name}"') for name in names) + "]"
+    at = {name: (f"t[{number}]", f"s[{number}]") for number, name in enumerate(names, 1)}
+    kind, value = at[source.type_field]
+    columns = [f"{_time(*at[source.time_field], source.time_unit_ms)} AS time", f"{value} AS type"]
+    sound = [f"{kind} = 'VARCHAR'", f"time BETWEEN {TIME_MS_MIN} AND {TIME_MS_MAX}"]
+    sound += [_is_sound(*at[name], one) for name, one in types.items() if name not in roles]
+    if source.id_field is None:
+        columns.append("NULL::VARCHAR AS id")
+    else:
+        columns.append(_id(*at[source.id_field], types.get(source.id_field)))
+        sound.append(_is_sound_id(*at[source.id_field], types.get(source.id_field)))
+    for name, column in needed.items():
+        own = {source.time_field: "time", source.type_field: "type"}.get(name)
+        columns.append(f"{own or _value(at[name][1], types[name])} AS {column}")
+    place = 'part, "offset", place, appended, number'
+    return (
+        f"SELECT {place}, {', '.join(columns)}, coalesce({both(sound)}, false) AS sound FROM"
+        f" (SELECT {place}, CASE WHEN valid THEN json_type(line, {paths}) END AS t, CASE WHEN valid"
+        f" THEN json_extract_string(line, {paths}) END AS s FROM (SELECT *,"
+        " coalesce(json_valid(line), false) AS valid FROM incoming))"
+    )
+
+
+def _names(source: Source) -> list[str]:
+    """Return the names that matter."""
+    fields = (field.name for field in source.fields)
+    ids = filter(None, [source.id_field])
+    return list(dict.fromkeys([source.time_field, source.type_field, *fields, *ids]))
+
+
+def _time(kind: str, value: str, unit_ms: int) -> str:
+    fraction = f"CASE WHEN strlen({value}) > 20 THEN substring({value}, 21, 3)::BIGINT ELSE 0 END"
+    return (
+        f"CASE WHEN {kind} IN {_INTS} THEN try_cast({value}::HUGEINT * {unit_ms} AS BIGINT)"
+        f" WHEN {kind} = 'VARCHAR' AND regexp_full_match({value}, {text(_RFC3339)})"
+        f" THEN epoch_ms(try_cast(left({value}, 19) AS TIMESTAMP)) + {fraction} END"
+    )
+
+
+def _value(value: str, kind: str) -> str:
+    return {
+        "string": value,
+        "int": f"try_cast({value} AS BIGINT)",
+        "float": f"try_cast({value} AS DOUBLE)",
+        "bool": f"({value} = 'true')",
+    }[kind]
+
+
+def _id(kind: str, value: str, declared: str | None) -> str:
+    del kind
+    if declared == "bool":  # as Python writes it
+        return f"CASE {value} WHEN 'true' THEN 'True' WHEN 'false' THEN 'False' END AS id"
+    return f"{value} AS id"
+
+
+def _is_sound(kind: str, value: str, declared: str) -> str:
+    kinds = {
+        "string": "('VARCHAR', 'NULL')",
+        "int": "('BIGINT', 'UBIGINT', 'NULL')",
+        "float": "('DOUBLE', 'BIGINT', 'UBIGINT', 'NULL')",
+        "bool": "('BOOLEAN', 'NULL')",
+    }[declared]
+    tests = [f"{kind} IN {kinds}"]
+    if declared == "int":
+        tests.append(f"({value} IS NULL OR try_cast({value} AS BIGINT) IS NOT NULL)")
+    elif declared == "float":
+        tests.append(f"({value} IS NULL OR isfinite(try_cast({value} AS DOUBLE)))")
+    return either([f"{kind} IS NULL", both(tests)])
+
+
+def _is_sound_id(kind: str, value: str, declared: str | None) -> str:
+    """Return whether an id is surely one; the text of a float is another one here and there."""
+    if declared == "float":
+        return f"coalesce({kind} = 'NULL', true)"
+    if declared is not None:
+        return _is_sound(kind, value, declared)
+    return either([_is_sound(kind, value, "string"), _is_sound(kind, value, "int")])
