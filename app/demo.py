@@ -36,7 +36,7 @@ REPLAY_SECONDS = 20.0
 STREAM_SECONDS = 3_600.0
 # Of a demo with a given length, this part goes to the flights.
 REPLAY_SHARE = 0.75
-DRAIN_SECONDS_MAX = 120.0
+STILL_SECONDS_MAX = 60.0
 # A drained flow must look the same again after this: a worker tells coarser layers of its progress
 # once a second.
 QUIET_SECONDS = 1.5
@@ -126,12 +126,12 @@ async def _feed(
 
 
 async def drain(
-    brokers: str, themap: Map, worker: DemoWorker, seconds_max: float = DRAIN_SECONDS_MAX
+    brokers: str, themap: Map, worker: DemoWorker, seconds_max: float = STILL_SECONDS_MAX
 ) -> None:
     """Wait until all input is applied, every closed window acknowledged, and nothing moves.
 
     Raises:
-        DemoError: the worker ended, or it takes longer than ``seconds_max``.
+        DemoError: the worker ended, or nothing has moved for ``seconds_max``.
     """
     quiet: dict[tuple[str, int], int] | None = None
 

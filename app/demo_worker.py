@@ -167,15 +167,17 @@ class DemoWorker:
         """Ask ``condition`` until it says nothing any more that it waits for.
 
         Raises:
-            DemoError: the worker ended, or the condition does not hold in time.
+            DemoError: the worker ended, or the condition said the same for ``seconds_max``.
         """
-        deadline = time.monotonic() + seconds_max
+        before, deadline = "", 0.0
         while missing := await condition():
             self.check()
-            if time.monotonic() > deadline:
+            if missing != before:
+                before, deadline = missing, time.monotonic() + seconds_max
+            elif time.monotonic() > deadline:
                 raise DemoError(
-                    f"cannot go on with the demo: waited {seconds_max:.0f} s; got {missing}; the"
-                    f" worker's log ends with:\n{self._log_end()}"
+                    f"cannot go on with the demo: nothing has moved for {seconds_max:.0f} s; got"
+                    f" {missing}; the worker's log ends with:\n{self._log_end()}"
                 )
             await asyncio.sleep(_POLL_SECONDS)
 

@@ -20,7 +20,7 @@ import servers
 from rich.console import Console
 from test_children import wait_gone
 
-from app import demo_check
+from app import demo_check, demo_worker
 from app.demo import Plan
 from app.demo_display import Display, Progress, ledger_lines
 from app.demo_worker import DemoError, DemoWorker, Status
@@ -196,6 +196,27 @@ def test_a_worker_that_ends_at_once_is_reported_with_the_end_of_its_log(
         asyncio.run(worker.ready())
 
 
+async def test_a_demo_waits_as_long_as_something_moves(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However slow the machine is; what stands still is an error that says what it waits for."""
+    worker = DemoWorker("127.0.0.1:1", tmp_path / "map.toml", tmp_path)
+    monkeypatch.setattr(worker, "check", lambda: None)
+    monkeypatch.setattr(worker, "_log_end", lambda: "nothing")
+    monkeypatch.setattr(demo_worker, "_POLL_SECONDS", 0.01)
+    said = iter([*(f"{n} left" for n in range(40, 0, -1)), ""])
+
+    async def moves() -> str:
+        return next(said)
+
+    async def stands() -> str:
+        return "7 left"
+
+    await worker.wait(moves, 0.1)
+    with pytest.raises(DemoError, match=r"nothing has moved for 0 s; got 7 left"):
+        await worker.wait(stands, 0.1)
+
+
 @pytest.fixture(autouse=True)
 def _own_port(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the usual port to whoever wants it: these tests run beside each other."""
@@ -250,11 +271,12 @@ def test_a_demo_that_is_interrupted_leaves_nothing_behind(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_demo_of_eight_seconds_ends_with_everything_equal() -> None:
     """The whole flow: all rows of the flights over HTTP and in the archive equal the file's."""
     done = subprocess.run(
         [sys.executable, "-m", "app", "demo"], cwd=ROOT, env=os.environ | {"DEMO_SECONDS": "8"},
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=240,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=540,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "departures_month over HTTP: 187 rows equal the file" in done.stdout
