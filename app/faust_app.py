@@ -10,12 +10,11 @@ import asyncio
 import importlib
 import itertools
 import ssl
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import faust
-from aiohttp import web
 from faust.app.base import BootStrategy
 from mode import Service
 
@@ -23,6 +22,7 @@ from agents.guarded import guarded
 from app.aiokafka_private import tell_broken_connections
 from app.lane import Lane, always
 from app.pace import Pace
+from app.web_server import Runner
 from tables.chunk import Chunk
 
 Handler = Callable[[Chunk], Awaitable[None]]
@@ -70,7 +70,7 @@ def create_app(
     web_host: str = "127.0.0.1",
     web_port: int = 6066,
     web_tls: ssl.SSLContext | None = None,
-    web_limits: Mapping[str, Any] | None = None,
+    web_followers_max: int = 64,
     uvloop: bool = True,
 ) -> MapApp:
     """Return an App without agents; :func:`add_agent` and ``own_services`` fill it.
@@ -81,7 +81,7 @@ def create_app(
         web_host: address that the web server binds to.
         web_port: its port.
         web_tls: its certificate, None for plain HTTP.
-        web_limits: limits of requests, as aiohttp names them; its own if left out.
+        web_followers_max: how many streams without end there may be.
         uvloop: use uvloop's event loop where the platform has it.
     """
     if uvloop:
@@ -102,9 +102,9 @@ def create_app(
         web_stats_enabled=False,
         web_metrics_enabled=False,
     )
-    # Faust's own server takes no cursor of long keys.
-    app.web._runner = web.AppRunner(  # noqa: SLF001 - there is no other way to its limits
-        app.web.web_app, access_log=None, **web_limits or {}
+    # Faust's own server takes no cursor of long keys, and has no bounds.
+    app.web._runner = Runner(  # noqa: SLF001 - there is no other way to its limits
+        app.web.web_app, web_followers_max
     )
     for agent in AGENTS:
         # One waiting chunk at most: the transport hands over only to an agent that is idle.

@@ -42,7 +42,7 @@ from app.transport import Transport
 from app.view import View
 from app.watch import Watch
 from app.web import install
-from app.web_guard import REQUEST_LIMITS, ssl_context
+from app.web_guard import ssl_context
 from tables.archive import Archive
 from tables.archive_cache import ArchiveCache
 from tables.errors import ArchiveAwayError, SettingError
@@ -211,7 +211,7 @@ def _app(settings: Settings, themap: Map) -> MapApp:
         web_host=settings.web_host,
         web_port=settings.web_port,
         web_tls=ssl_context(settings),
-        web_limits=REQUEST_LIMITS,
+        web_followers_max=settings.query_live_max,
     )
     app.conf.Worker = Process
     app.stall_seconds_max = settings.session_timeout_ms / 1_000

@@ -52,6 +52,9 @@ MERGED_AT_ONCE_ROWS_MAX = 500
 
 STALE_AGAIN_S = 0.01
 
+BODY_S_MAX = 10.0
+"""What a worker may take to send what it asks."""
+
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -259,14 +262,19 @@ class _Endpoint:
 
     async def worker(self, request: web.Request) -> web.Response:
         """Answer another worker with the live cells of this one; nothing is asked of others."""
-        reads = decode_reads(self._view.themap, await request.read())
+        try:
+            async with asyncio.timeout(BODY_S_MAX):
+                body = await request.read()
+        except TimeoutError as error:
+            raise web.HTTPRequestTimeout(reason="the body did not come in time") from error
+        reads = decode_reads(self._view.themap, body)
         # No await between them: all are of one state.
         jobs = [self._view.local(read) for read in reads]
         if sum(job.height for job in jobs) <= MERGED_AT_ONCE_ROWS_MAX:
-            body = encode_jobs(jobs)
+            rows = encode_jobs(jobs)
         else:
-            body = await self._threads.run(encode_jobs, jobs)
-        return web.Response(body=body, headers=HEADERS | {"Content-Type": CONTENT_TYPE})
+            rows = await self._threads.run(encode_jobs, jobs)
+        return web.Response(body=rows, headers=HEADERS | {"Content-Type": CONTENT_TYPE})
 
     async def _family(self, query: FamilyQuery) -> tuple[FamilyAnswer, int]:
         """Return an answer as the reader wants it, and when it was made."""

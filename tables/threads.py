@@ -17,7 +17,7 @@ THREADS = 4
 """How many there are unless told otherwise."""
 
 TURN_S = 0.005
-"""How long short steps go on before others have a turn: as long as Python lets a thread run."""
+"""How long short steps go on before others have a turn."""
 
 T = TypeVar("T")
 

@@ -16,7 +16,8 @@ from support import HOUR_MS, small_map
 
 from app.settings import Settings
 from app.web import install
-from app.web_guard import REQUEST_LIMITS, ssl_context
+from app.web_guard import ssl_context
+from app.web_server import Runner
 from tables.answer import matching
 from tables.archive import Archive
 from tables.archive_cache import ArchiveCache
@@ -189,7 +190,7 @@ async def served(
     given = Settings(**settings)
     cache = ArchiveCache(archive, given.query_cache_bytes_max)
     install(app, view, given, live=cells, cache=cache, metrics=lambda: METRICS)
-    runner = web.AppRunner(app, **REQUEST_LIMITS)
+    runner = Runner(app, given.query_live_max)
     await runner.setup()
     tls = ssl_context(Settings(**settings))
     await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
