@@ -79,6 +79,7 @@ class Owners:
         emitted: what was emitted since the worker started.
         dropped: runs of records that no owner took, by reason, one of ``DROPS``. Whoever owns their
             partition reads the same records again.
+        damaged_stores: local stores that were damaged, and made anew from the journal.
         claimant: who claims partitions; set before the first is restored.
     """
 
@@ -111,6 +112,7 @@ class Owners:
         self._opening = asyncio.Lock()
         self.emitted = EmitCounts()
         self.dropped: Counter[str] = Counter()
+        self.damaged_stores = 0
         self.late = LateWatch(lambda: asyncio.get_running_loop().time())
 
     async def restore(self, topic: str, partition: int, generation: int) -> int:
@@ -153,7 +155,11 @@ class Owners:
         """Open a store. RocksDB keeps the interpreter meanwhile, so the loop runs in between."""
         async with self._opening:
             await asyncio.sleep(0)
-            return PartitionStore(self._folder / topic / str(partition))
+            folder = self._folder / topic / str(partition)
+            return PartitionStore(folder, self._note_damage)
+
+    def _note_damage(self) -> None:
+        self.damaged_stores += 1
 
     async def release(self, partitions: set[TopicPartition]) -> None:
         """Let these partitions go: end their cycles and emissions, close their stores.

@@ -165,6 +165,10 @@ class Metrics(Collector):
             (((reason,), dropped[reason]) for reason in DROPS),
         )  # fmt: skip
         yield _counter(
+            "damaged_stores", "Local stores that were damaged, and made anew from the journal.", (),
+            [((), self._view.owners.damaged_stores)],
+        )  # fmt: skip
+        yield _counter(
             "agent_seconds", "Time that agents spent on chunks.", ("agent",),
             (((lane.name,), lane.handled_seconds) for lane in self._lanes),
         )  # fmt: skip

@@ -2,8 +2,9 @@
 
     key "meta"                        MessagePack of tables.meta.Meta
     key "block/" layer "/" sequence   version (8 bytes, signed), then the block's bytes
+    key "sum"                         exclusive or of a hash of each of these, 8 bytes
 
-Both values are sealed (``tables.sealed``). The store is a cache of the journal: it is usable only
+All values are sealed (``tables.sealed``). The store is a cache of the journal: it is usable only
 where it is whole and the journal still holds what it names, and is discarded otherwise. A reused
 store saves reading the journal from its start.
 """
@@ -11,10 +12,12 @@ store saves reading the journal from its start.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
+import operator
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -23,13 +26,13 @@ import rocksdict
 from tables.errors import TreasureMapError
 from tables.meta import Meta
 from tables.plan import InputPlan
-from tables.sealed import DamagedError, seal, unpacked, unsealed
+from tables.sealed import HEAD_BYTES, DamagedError, digest, seal, unpacked, unsealed
 from tables.state import PartitionState
 from tables.table import BlockWrite
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3
+FORMAT = 4
 WRITE_BUFFER_BYTES = 4 << 20
 BLOCK_CACHE_BYTES = 1 << 20
 """State is kept in memory as frames; the store is read once, so it needs next to no cache."""
@@ -45,17 +48,23 @@ _OWN_FILE = re.compile(
 _VERSION = struct.Struct(">q")
 _FORMAT_KEY = b"format"
 _META_KEY = b"meta"
+_SUM_KEY = b"sum"
 _BLOCKS = b"block/"
 _META = msgspec.msgpack.Decoder(Meta)
 
 
 class PartitionStore:
-    """The store of one partition in ``folder``; RocksDB's lock keeps other processes out."""
+    """The store of one partition in ``folder``; RocksDB's lock keeps other processes out.
+
+    ``damaged`` is called where it is found to be damaged: it is made anew from the journal.
+    """
 
     _is_damaged = False
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, damaged: Callable[[], None] = lambda: None) -> None:
         self.folder = folder
+        self._damaged = damaged
+        self._hashes: dict[bytes, int] | None = None
         self._db = self._opened()
 
     def _opened(self) -> rocksdict.Rdict:
@@ -66,10 +75,7 @@ class PartitionStore:
             except Exception as error:
                 if not any(word in str(error) for word in _DAMAGE):
                     raise
-                log.warning(
-                    "local store %s is damaged, and made anew from the journal: %s",
-                    self.folder, error,
-                )  # fmt: skip
+                self._tell_damaged(error)
                 self._remove()
                 return rocksdict.Rdict(str(self.folder), _options())
         except Exception as error:
@@ -94,18 +100,24 @@ class PartitionStore:
             # RocksDB's errors are bare exceptions.
             if type(error) not in (Exception, DamagedError):
                 raise
-            log.warning(
-                "local store %s is damaged, and made anew from the journal: %s", self.folder, error
-            )
+            self._tell_damaged(error)
             self._is_damaged = True
         return None
+
+    def _tell_damaged(self, error: Exception) -> None:
+        log.warning(
+            "local store %s is damaged, and made anew from the journal: %s", self.folder, error
+        )
+        self._damaged()
 
     def _load(self, plan: InputPlan) -> PartitionState:
         meta = self._db.get(_META_KEY)
         if meta is None:
             raise DamagedError("it does not say what it is of")
         state = PartitionState(plan, unpacked(_META, unsealed(meta)))
+        hashes = {_META_KEY: _hash(_META_KEY, meta)}
         for key, value in self._blocks():
+            hashes[_BLOCKS + key] = _hash(_BLOCKS + key, value)
             layer, _, sequence = key.decode(errors="replace").partition("/")
             if not sequence.isdecimal():
                 raise DamagedError(f"it holds a block {key!r}")
@@ -113,6 +125,10 @@ class PartitionStore:
                 content = unsealed(value)
                 (version,) = _VERSION.unpack_from(content)
                 state.tables[layer].load(int(sequence), version, bytes(content[_VERSION.size :]))
+        # RocksDB takes a list of its tables that was cut off for one that ends there.
+        if self._db.get(_SUM_KEY) != _sum(hashes):
+            raise DamagedError("some of it is gone: its values do not add up to their sum")
+        self._hashes = hashes
         return state
 
     def _blocks(self) -> Iterator[tuple[bytes, bytes]]:
@@ -138,18 +154,34 @@ class PartitionStore:
             TreasureMapError: the disk does not take it; it is full, for instance.
         """
         batch = rocksdict.WriteBatch(raw_mode=True)
+        hashes = self._stored()
         for write in writes:
             key = _BLOCKS + f"{write.layer}/{write.sequence}".encode()
             if write.data is None:
                 batch.delete(key)
+                hashes.pop(key, None)
             else:
-                batch.put(key, seal(FORMAT, _VERSION.pack(write.version) + write.data))
-        batch.put(_META_KEY, seal(FORMAT, msgspec.msgpack.encode(meta)))
+                value = seal(FORMAT, _VERSION.pack(write.version) + write.data)
+                batch.put(key, value)
+                hashes[key] = _hash(key, value)
+        value = seal(FORMAT, msgspec.msgpack.encode(meta))
+        batch.put(_META_KEY, value)
+        hashes[_META_KEY] = _hash(_META_KEY, value)
+        batch.put(_SUM_KEY, _sum(hashes))
         batch.put(_FORMAT_KEY, bytes((FORMAT,)))
         self._write(batch)
+        self._hashes = hashes
+
+    def _stored(self) -> dict[bytes, int]:
+        """Return the hash of each value that counts; what is written is known only afterwards."""
+        if self._hashes is None:
+            with self._disk("read"):
+                return {_BLOCKS + key: _hash(_BLOCKS + key, value) for key, value in self._blocks()}
+        return dict(self._hashes)
 
     def clear(self) -> None:
         """Discard all that is stored; a damaged store is made anew, or it would fail again."""
+        self._hashes = None
         if self._is_damaged:
             with contextlib.suppress(TreasureMapError):
                 self.close()
@@ -187,6 +219,17 @@ class PartitionStore:
         """
         with self._disk("close"):
             self._db.close()
+
+
+def _hash(key: bytes, value: bytes) -> int:
+    """Return a hash of a sealed value and its key; of the value its checksum will do."""
+    return digest(key + value[:HEAD_BYTES])
+
+
+def _sum(hashes: dict[bytes, int]) -> bytes:
+    """Return the sealed sum of hashes, whatever their order."""
+    total = functools.reduce(operator.xor, hashes.values(), 0)
+    return seal(FORMAT, total.to_bytes(8))
 
 
 def _options() -> rocksdict.Options:

@@ -1,9 +1,12 @@
 """The local store: all of a state or none of it, in a real RocksDB, for one process at a time."""
 
+import functools
 import os
 import random
+import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -335,6 +338,71 @@ def test_a_store_of_damaged_files_is_made_anew(
     assert loaded is not None
     assert contents_of(loaded) == contents_of(journal.state)
     assert (folder / "notes.txt").read_text() == "a person's"
+
+
+SAVES_AND_DIES = """
+import os, pathlib, signal, sys
+from state_support import RAW_PLAN, Journal, delta, hour_block
+from tables.store import PartitionStore
+
+store = PartitionStore(pathlib.Path(sys.argv[1]))
+journal = Journal(RAW_PLAN)
+for number in range(60):
+    to = journal.state.meta.to
+    block = hour_block([(os.urandom(200).hex(), "UA", number, 1)])
+    assert journal.append(delta(journal.state, to + 1, {"hour": block}))
+    store.save(journal.state.take_writes(), journal.state.meta)
+    if number in (20, 40):
+        store._db.flush()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of an owner that was killed: tables have part of its state, a log more."""
+    folder = tmp_path_factory.mktemp("killed") / "0"
+    paths = os.pathsep.join(path for path in sys.path if path)
+    done = subprocess.run(
+        [sys.executable, "-c", SAVES_AND_DIES, str(folder)], check=False, timeout=DEADLINE_S,
+        env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == -9, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("how", ["flip", "cut", "lose"])
+@pytest.mark.parametrize("name", ["*.sst", "*.log", "MANIFEST-*", "CURRENT", "*.json", "OPTIONS-*"])
+def test_of_damaged_files_no_part_is_taken_for_all(
+    killed: Path, tmp_path: Path, name: str, how: str
+) -> None:
+    """The state is that of a prefix, whole, or it is counted as damaged, and made anew."""
+    for seed in range(12):
+        chance = random.Random(seed)
+        folder = tmp_path / str(seed)
+        shutil.copytree(killed, folder)
+        path = chance.choice([path for path in folder.glob(name) if path.stat().st_size])
+        if how == "lose":
+            path.unlink()
+        elif how == "cut":
+            os.truncate(path, chance.randrange(path.stat().st_size))
+        else:
+            data = bytearray(path.read_bytes())
+            data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+            path.write_bytes(data)
+        damage: Counter[str] = Counter()
+        with closing(
+            PartitionStore(folder, functools.partial(damage.update, ["made anew"]))
+        ) as store:
+            state = store.load(RAW_PLAN)
+            if state is None:
+                assert damage.total() == 1, f"seed {seed}"
+                store.clear()
+                store.save([], Journal(RAW_PLAN).state.meta)
+                assert store.load(RAW_PLAN) is not None
+            else:
+                assert not damage
+                assert len(cells_of(state.tables["hour"])) == state.meta.to, f"seed {seed}"
 
 
 def test_a_folder_that_cannot_be_one_is_told(tmp_path: Path) -> None:
