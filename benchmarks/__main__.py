@@ -34,6 +34,7 @@ from benchmarks import (
     recovery,
     soak,
     throughput,
+    verify,
 )
 from benchmarks.cases import CASES, Case
 from benchmarks.runs import Row, summary
@@ -221,6 +222,33 @@ def recovery_command(
                 rows.append(recovery.run(case, load, Path(folder, f"{case}-{number}")))
                 _say(f"{case}: {count:,} cells in {rows[-1].seconds:.2f} s")
     _print(rows, recovery.summary(rows), as_json=as_json)
+
+
+@group.command(name="verify")
+@click.option("--format", "forms", multiple=True, type=click.Choice(["json", "ndjson", "arrow"]))
+@click.option("--events", type=click.IntRange(min=10_000), help="How many; ten million by default.")
+@click.option("--runs", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--smoke", is_flag=True, help="Few events, one run, embedded broker.")
+@click.option("--brokers", help="Brokers to use instead of one that is started here.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list of rows.")
+def verify_command(
+    forms: tuple[str, ...], *, events: int | None, runs: int, smoke: bool, brokers: str | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """CPU time and memory of a recomputation of five layers from the raw topic."""
+    count = events or (verify.SMOKE_EVENTS if smoke else verify.EVENTS)
+    rows: list[verify.Row] = []
+    with tempfile.TemporaryDirectory() as folder, _broker(brokers, Path(folder), smoke) as found:
+        for form in forms or ("json",):
+            place = Path(folder, form)
+            with (
+                throughput.loaded(verify.case_of(form), found, count) as load,  # type: ignore[arg-type]
+                verify.worked(load, place) as (worker, map_file),
+            ):
+                for number in range(1 if smoke else runs):
+                    rows.append(verify.run(load, worker, map_file, place / str(number)))
+                    _say(f"{form}: {rows[-1].cpu_seconds:.1f} s of CPU time")
+    _print(rows, verify.summary(rows), as_json=as_json)
 
 
 @group.command(name="memory")

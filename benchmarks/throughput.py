@@ -71,7 +71,7 @@ def run(load: Load, folder: Path, module: str = "app") -> Row:
     worker.
     """
     case = load.case
-    map_file, themap = _own_map(load, folder)
+    map_file, themap = own_map(load, folder)
     wanted = {name: frame.height for name, frame in load.truth.items()}
     started: list[float] = []
 
@@ -115,7 +115,7 @@ def startup(brokers: str, map_file: Path, folder: Path) -> float:
         return worker.cpu_seconds()
 
 
-def _own_map(load: Load, folder: Path) -> tuple[Path, Map]:
+def own_map(load: Load, folder: Path) -> tuple[Path, Map]:
     """Return a map that reads the same topic under a name, and with topics, of its own."""
     name = f"r{uuid.uuid4().hex[:8]}"
     text = load.case.map_text(load.name).replace(f'name = "{load.name}"', f'name = "{name}"')

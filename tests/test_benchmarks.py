@@ -148,6 +148,19 @@ def test_the_smoke_size_of_memory_gives_a_slope() -> None:
 
 
 @pytest.mark.slow
+def test_the_smoke_size_of_verify_finds_all_equal() -> None:
+    """The report was compared with the truth; five layers of every form of records."""
+    command = [sys.executable, "-m", "benchmarks", "verify", "--smoke", "--json"]
+    command += ["--format", "json", "--format", "ndjson", "--format", "arrow"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = orjson.loads(done.stdout)
+    assert [row["case"] for row in rows] == ["json", "ndjson", "arrow"]
+    assert {(row["layers"], row["events"]) for row in rows} == {(5, 20_000)}
+    assert all(row["cpu_seconds"] > 0 and row["peak_memory_bytes"] > 0 for row in rows)
+
+
+@pytest.mark.slow
 def test_the_smoke_size_of_soak_gives_samples_and_a_plot(tmp_path: Path) -> None:
     """Every event sent was in the ledger at the end."""
     plot = tmp_path / "soak.svg"
