@@ -1,8 +1,6 @@
 """No request holds the event loop for long, or much memory, at the limits of each kind.
 
-A hold is how long the loop has no turn for others. Machines are slow, and crowded: what counts is
-the CPU time of the loop's thread in one turn, measured by how long a known piece of work takes, and
-how much longer the loop stood than a thread beside it, which only ever sleeps.
+In the process of the test, beside other requests; ``test_requests_under_load`` asks a whole worker.
 """
 
 from __future__ import annotations
@@ -13,12 +11,13 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import aiohttp
 import polars as pl
 import pytest
-from support import dataclasses_replace, small_map, until
+from loop_meter import WORK_S, Loop, reset_peak, resident, work_s
+from support import dataclasses_replace, small_map
 from web_support import FrameCells, served, stored
 
 from app.peers import PATH, encode_reads
@@ -31,7 +30,6 @@ log = logging.getLogger(__name__)
 SECONDS_MAX = 0.05
 """The hold that the endpoint promises, on a machine that does the known work in ``WORK_S``."""
 
-WORK_S = 0.03
 TRIES = 3
 ROWS = 200_000
 STEP_MS = 1_000
@@ -83,70 +81,6 @@ REQUESTS: dict[str, tuple[str, dict[str, str]]] = {
 STATUSES = {"family, many crossing steps": 400, "family, a century": 400}
 
 
-class Loop:
-    """Measures the loop it runs in, and a thread that sleeps beside it."""
-
-    def __init__(self) -> None:
-        self.cpu_s = self.wall_s = self.beside_s = 0.0
-        self._beats = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sleep)
-
-    def _sleep(self) -> None:
-        while not self._stop.is_set():
-            at = time.perf_counter()
-            self._stop.wait(0.001)
-            self.beside_s = max(self.beside_s, time.perf_counter() - at - 0.001)
-
-    async def _beat(self) -> None:
-        while True:
-            cpu, wall = time.thread_time(), time.perf_counter()
-            await asyncio.sleep(0.001)
-            self.cpu_s = max(self.cpu_s, time.thread_time() - cpu)
-            self.wall_s = max(self.wall_s, time.perf_counter() - wall - 0.001)
-            self._beats += 1
-
-    async def beats(self, count: int) -> None:
-        """Wait until so many turns have been measured."""
-        stop = self._beats + count
-        await until(lambda: asyncio.sleep(0, self._beats >= stop))
-
-    async def __aenter__(self) -> Self:
-        self._thread.start()
-        self._task = asyncio.create_task(self._beat())
-        await self.beats(1)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.beats(2)
-        self._task.cancel()
-        self._stop.set()
-        await asyncio.to_thread(self._thread.join)
-
-    @property
-    def held_s(self) -> float:
-        """How long the loop was held, as far as the machine is not to blame."""
-        return max(self.cpu_s, self.wall_s - self.beside_s)
-
-
-def work_s() -> float:
-    """Return the CPU time of a known piece of work, of which the fastest run counts."""
-    found = []
-    for _ in range(5):
-        at = time.thread_time()
-        sum(number * number for number in range(400_000))
-        found.append(time.thread_time() - at)
-    return min(found)
-
-
-def resident(name: str) -> int:
-    """Return the memory of this process in bytes: ``VmRSS``, or ``VmHWM``, the most since reset."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name):
-            return int(line.split()[1]) * 1_024
-    raise LookupError(name)
-
-
 def many(hours: range) -> pl.DataFrame:
     """Return cells of a second each, with a thousand different keys among them."""
     (one,) = pl.DataFrame([stored()], schema=archive_schema(SECONDS), orient="row").rows(named=True)
@@ -188,11 +122,6 @@ async def ask(session: aiohttp.ClientSession, url: str, name: str) -> int:
             while await response.content.readany():
                 pass
         return response.status
-
-
-def reset_peak() -> None:
-    """Have ``VmHWM`` begin anew."""
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 async def test_no_request_holds_the_loop_or_much_memory(
