@@ -273,6 +273,10 @@ class Metrics(Collector):
             "query_cache", "Final ranges asked of the archive, by whether they were remembered.",
             ("outcome",), [(("hit",), cache.hits_total), (("miss",), cache.misses_total)],
         )  # fmt: skip
+        yield _counter(
+            "archive_damaged_reads", "Reads of the archive that met damaged rows.", (),
+            [((), cache.damaged_total)],
+        )  # fmt: skip
         yield _gauge("query_cache_bytes", "Memory of what is remembered.", (), [((), cache.bytes)])
         yield _gauge(
             "query_cache_entries", "Ranges that are remembered.", (), [((), cache.entries)]

@@ -21,7 +21,7 @@ from aiohttp.typedefs import Handler, Middleware
 from yarl import URL
 
 from app.settings import Settings, is_loopback
-from tables.errors import ArchiveError, QueryError, SettingError
+from tables.errors import ArchiveDamagedError, ArchiveError, QueryError, SettingError
 from tables.query import UnknownLayerError
 
 PROBLEM_TYPE = "application/problem+json"
@@ -57,6 +57,7 @@ class DeadlineError(Exception):
 _STATUSES: dict[type[Exception], HTTPStatus] = {
     UnknownLayerError: HTTPStatus.NOT_FOUND,
     QueryError: HTTPStatus.BAD_REQUEST,
+    ArchiveDamagedError: HTTPStatus.INTERNAL_SERVER_ERROR,
     ArchiveError: HTTPStatus.SERVICE_UNAVAILABLE,
     NotAcceptableError: HTTPStatus.NOT_ACCEPTABLE,
     BusyError: HTTPStatus.SERVICE_UNAVAILABLE,
@@ -186,9 +187,21 @@ async def _answer_or_problem(request: web.Request, handler: Handler) -> web.Stre
         )
 
 
+def damaged_words(error: ArchiveDamagedError) -> str:
+    """Return what a reader is told of rows that are damaged, without names of files."""
+    return (
+        f"cannot read cells: archived rows are damaged; got {error.where or 'a query'}; ask for"
+        " a range or keys without them; who runs this worker finds in its log what to restore"
+    )
+
+
 def _known_problem(error: Exception) -> web.Response:
     status = next(status for kind, status in _STATUSES.items() if isinstance(error, kind))
     detail = str(error)
+    if isinstance(error, ArchiveDamagedError):
+        # Asking again does not help, so nobody is told to.
+        _log.error("a query found the archive damaged: %s", error)
+        return problem(status, damaged_words(error))
     if isinstance(error, ArchiveError):
         # The cause may name hosts: it goes to the operator's log, not to the reader.
         _log.warning("a query found the archive unable to answer: %s", error)

@@ -24,10 +24,10 @@ from agents.changes import Changes, News, Place, decode_place, encode_place
 from agents.reader import LiveSource
 from app.settings import Settings
 from app.web_families import known_ms
-from app.web_guard import HEADERS, BusyError
+from app.web_guard import HEADERS, BusyError, damaged_words
 from tables.archive_cache import ArchiveCache
 from tables.block import decode_block, encode_block
-from tables.errors import ArchiveError, QueryError
+from tables.errors import ArchiveDamagedError, ArchiveError, QueryError
 from tables.facts import whole_of
 from tables.family import KeyFilter
 from tables.layer import Layer, Map
@@ -163,6 +163,14 @@ class LiveStreams:
         """Write what is news; return how far the reader is then."""
         try:
             news, packed = await self._news(changes, place)
+        except ArchiveDamagedError as error:
+            log.error("live cells need archived rows that are damaged: %s", error)  # noqa: TRY400
+            problem = {
+                "status": HTTPStatus.INTERNAL_SERVER_ERROR,
+                "detail": f"{damaged_words(error)}; begin anew, without an id",
+            }
+            await writer.write([b"event: problem\ndata: " + orjson.dumps(problem) + b"\n\n"])
+            raise ConnectionError("rows that the reader lacks are damaged") from error
         except ArchiveError as error:
             log.warning("live cells wait for the archive: %s", error)
             await writer.write([_comment("the archive does not answer; it is asked again")])

@@ -20,7 +20,7 @@ FORMAT = "3"
 """Since 3, blocks are sealed; a folder of 2 is taken over, and its blocks are read as they are."""
 
 _UNSEALED = "2"
-_BOOKS = b"\x00"
+_BOOKS, _BOOKS_END = b"\x00", b"\x01"
 _HISTORY = b"\x00history\x00"
 _OPENED_BYTES = 4
 
@@ -126,11 +126,14 @@ class Books:
 
     def _all(self) -> dict[bytes, bytes]:
         found = {}
-        places = self._db.iter()
+        # Not a row is looked at: damaged ones keep nobody from opening it.
+        options = rocksdict.ReadOptions()
+        options.set_iterate_upper_bound(_BOOKS_END)
+        places = self._db.iter(options)
         try:
             places.seek(_BOOKS)
-            while places.valid() and (key := places.key()).startswith(_BOOKS):
-                found[key] = places.value()
+            while places.valid():
+                found[places.key()] = places.value()
                 places.next()
             places.status()
         finally:

@@ -24,6 +24,7 @@ import polars as pl
 from tables.archive import Archive, CellRange
 from tables.cell import in_order, no_rows, stacked
 from tables.cost import QueryCost
+from tables.errors import ArchiveDamagedError
 from tables.layer import Layer, Scalar
 from tables.threads import THREADS, Threads, ended
 
@@ -94,6 +95,7 @@ class ArchiveCache:
         bytes: how much is kept.
         hits_total: ranges that were answered from memory.
         misses_total: ranges of final rows that had to be read.
+        damaged_total: reads that met damaged rows.
     """
 
     def __init__(self, archive: Archive, bytes_max: int, threads: Threads | None = None) -> None:
@@ -106,6 +108,7 @@ class ArchiveCache:
         self.bytes = 0
         self.hits_total = 0
         self.misses_total = 0
+        self.damaged_total = 0
 
     @property
     def entries(self) -> int:
@@ -185,7 +188,12 @@ class ArchiveCache:
         return rows
 
     async def _read(self, layer: Layer, cells: CellRange, cost: QueryCost) -> pl.DataFrame:
-        rows = await self._archive.read(layer, cells, cost)
+        try:
+            rows = await self._archive.read(layer, cells, cost)
+        except ArchiveDamagedError as error:
+            self.damaged_total += 1
+            error.where = f"layer {layer.name}, windows from {cells.from_ms} to {cells.to_ms} ms"
+            raise
         cost.archive_reads += 1
         cost.archive_bytes += int(rows.estimated_size())
         # An empty frame takes some KiB too, so all share one.

@@ -26,7 +26,7 @@ import rocksdict
 from tables import archive_extent
 from tables.archive import CellRange
 from tables.archive_books import FORMAT, Books
-from tables.archive_folder import RESTORE, open_folder, reopen_folder, rocks, synced
+from tables.archive_folder import open_folder, reopen_folder, rocks, synced
 from tables.archive_identity import History, Whose, check_map, draw_id
 from tables.archive_layout import check_key, not_expired, too_many_rows, window_ms_max
 from tables.archive_runs import (
@@ -39,9 +39,8 @@ from tables.archive_runs import (
     worth_merging,
 )
 from tables.cost import QueryCost
-from tables.errors import ArchiveError
+from tables.errors import ArchiveDamagedError, ArchiveError
 from tables.layer import Layer, Map
-from tables.sealed import DamagedError
 from tables.threads import Threads
 
 log = logging.getLogger(__name__)
@@ -95,8 +94,10 @@ class EmbeddedArchive:
         self._running = running
         try:
             await _run(running.writer, lambda: self._take(running, themap))
-        except BaseException:
+        except BaseException as error:
             await self.close()
+            if isinstance(error, ArchiveDamagedError):
+                raise ArchiveDamagedError(f"{error} (folder {self._folder})") from error
             raise
 
     async def check(self) -> None:
@@ -284,18 +285,18 @@ class EmbeddedArchive:
             while chosen := worth_merging(runs, runs_max):
                 run, batch = running.new_run(), rocksdict.WriteBatch(raw_mode=True)
                 try:
-                    rows = layout.merge(running.db, batch, bucket, chosen, run)
-                except DamagedError as error:
+                    with rocks(f"merge rows of layer {layout.layer.name}"):
+                        rows = layout.merge(running.db, batch, bucket, chosen, run)
+                except ArchiveDamagedError as error:
                     # Its rows are refused to readers; what is written beside them is still taken.
-                    log.warning(
-                        "cannot merge rows of layer %s in %s: %s; %s",
-                        layout.layer.name, self._folder, error, RESTORE,
-                    )  # fmt: skip
-                    break
-                running.db.write(batch, synced())
+                    log.warning("runs stay as they are: %s", error)
+                    rows = 0
+                else:
+                    running.db.write(batch, synced())
                 for old in chosen:
                     del runs[old]
-                runs[run] = rows
+                if rows:
+                    runs[run] = rows
         for bucket in list(itertools.islice(buckets, max(0, len(buckets) - BUCKETS_KNOWN))):
             del buckets[bucket]
 
@@ -349,11 +350,21 @@ class _Running:
         return self.next_run
 
     def runs_of(self, layout: RunLayout, bucket: int) -> dict[int, int]:
-        """Return the runs of a bucket with their rows, to be kept up to date."""
+        """Return the runs of a bucket with their rows, to be kept up to date.
+
+        Those of a damaged bucket are left out: what is written beside them is still taken.
+        """
         known = self.runs[layout.layer.name]
         runs = known.pop(bucket, None)
-        known[bucket] = layout.runs_of(self.db, bucket) if runs is None else runs
-        return known[bucket]
+        if runs is None:
+            try:
+                with rocks(f"list rows of layer {layout.layer.name}"):
+                    runs = layout.runs_of(self.db, bucket)
+            except ArchiveDamagedError as error:
+                log.warning("runs stay as they are: %s", error)
+                runs = {}
+        known[bucket] = runs
+        return runs
 
     def close(self) -> None:
         self.readers.finish()

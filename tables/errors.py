@@ -58,7 +58,13 @@ class ArchiveAwayError(ArchiveError):
 
 
 class ArchiveDamagedError(ArchiveError):
-    """Bytes of the archive are not those that were written; asking again does not help."""
+    """Bytes of the archive are not those that were written; asking again does not help.
+
+    Attributes:
+        where: which rows were asked for, in words for who asked; empty where none were.
+    """
+
+    where = ""
 
 
 class QueryError(TreasureMapError):

@@ -21,7 +21,7 @@ from tables.archive_cache import ArchiveCache
 from tables.archive_embedded import EmbeddedArchive
 from tables.cell import archive_schema
 from tables.cost import QueryCost
-from tables.errors import ArchiveError
+from tables.errors import ArchiveDamagedError, ArchiveError
 from tables.layer import Layer
 
 HOURS = small_map().layer("hour")
@@ -100,6 +100,22 @@ async def test_a_repeated_range_is_read_once(archive: Counted) -> None:
     assert len(archive.asked) == 1
     with pytest.raises(ArchiveError):
         await read(cache, hours(-5, 101))
+
+
+async def test_reads_that_meet_damaged_rows_are_counted_and_say_where(archive: Counted) -> None:
+    """The error names the range in words that may be shown to whoever asked."""
+    cache = ArchiveCache(archive, 1 << 20)
+    assert archive._running is not None
+    db = archive._running.db
+    place = next(key for key in db.keys() if key.startswith(b"hour\x00"))  # noqa: SIM118
+    db[place] = db[place][:-1]
+    for final in (True, False):
+        with pytest.raises(ArchiveDamagedError) as refused:
+            await cache.read(HOURS, hours(-20, 180), final=final, cost=QueryCost())
+        assert refused.value.where.startswith("layer hour, windows from -72000000 to ")
+    assert cache.damaged_total == 2
+    assert (cache.hits_total, cache.bytes) == (0, 0)
+    assert await read(cache, hours(170, 180)) == list(range(170, 180))
 
 
 async def test_only_what_is_missing_is_read(archive: Counted) -> None:

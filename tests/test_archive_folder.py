@@ -15,7 +15,8 @@ import msgspec
 import pytest
 import rocksdict
 from state_support import RAW_PLAN, Journal
-from test_archive import HOURS, cell, get, put
+from support import HOUR_MS
+from test_archive import HOURS, START_MS, cell, get, put
 
 from tables import archive_extent
 from tables.archive_embedded import EmbeddedArchive
@@ -200,6 +201,26 @@ async def test_of_damaged_files_no_part_is_taken_for_all(
     assert refused
 
 
+async def test_rows_are_written_beside_a_damaged_table(killed: Path, tmp_path: Path) -> None:
+    """Of its bucket nothing more is merged, and who reads it is told; the rest goes on."""
+    folder = tmp_path / "archive"
+    shutil.copytree(killed, folder)
+    (table,) = folder.glob("*.sst")
+    data = bytearray(table.read_bytes())
+    data[len(data) // 2] ^= 1
+    table.write_bytes(data)
+    archive = EmbeddedArchive(folder)
+    await archive.open(MAP)
+    later = START_MS + 400 * HOUR_MS
+    for gate in range(70):
+        await put(archive, cell(key_gate=gate, version=9))
+        await put(archive, cell(key_gate=gate, window_start=later))
+    with pytest.raises(ArchiveDamagedError, match="cannot read layer hours: RocksDB says Corrup"):
+        await get(archive)
+    assert (await get(archive, later, later + 1)).height == 70
+    await archive.close()
+
+
 async def test_a_write_that_was_not_acknowledged_may_be_torn(killed: Path, tmp_path: Path) -> None:
     """A process that dies while it writes leaves the beginning of a record."""
     folder = tmp_path / "archive"
@@ -281,6 +302,7 @@ async def test_a_damaged_entry_is_refused_with_what_to_do(tmp_path: Path, key: b
         with pytest.raises(ArchiveDamagedError) as refused:
             await archive.open(MAP)
         assert WHAT_TO_DO in str(refused.value)
+        assert str(tmp_path) in str(refused.value)
     set_entry(tmp_path, key, good)
     assert await rows_of(tmp_path) == 1
     if key == b"\x00opened":

@@ -36,7 +36,7 @@ from tables.archive import CellRange
 from tables.archive_cache import ArchiveCache
 from tables.archive_embedded import EmbeddedArchive
 from tables.cost import QueryCost
-from tables.errors import ArchiveError, SettingError
+from tables.errors import ArchiveDamagedError, ArchiveError, SettingError
 from tables.layer import Layer
 from tables.threads import Threads
 
@@ -367,6 +367,22 @@ async def test_an_archive_that_fails_is_a_503_without_its_names(
         assert status == 500
         assert "10.9.9.9" not in str(body)
         assert "10.9.9.9" in caplog.text
+
+
+async def test_damaged_rows_are_a_500_that_names_the_range_and_no_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is no outage: asking again does not help, and nobody is told to."""
+    archive = HeldArchive(tmp_path)
+    async with served(MAP, tmp_path, archive=archive) as (_, url):
+        archive.go.set()
+        archive.error = ArchiveDamagedError("cannot read: /var/archive/000009.sst is damaged")
+        status, body, headers = await get(url + CELLS)
+        assert status == 500
+        assert "Retry-After" not in headers
+        assert "archived rows are damaged; got layer hour, windows from" in body["detail"]
+        assert "000009" not in str(body)
+        assert "000009" in caplog.text
 
 
 async def test_faust_serves_the_endpoint_and_nothing_of_its_own(tmp_path: Path) -> None:

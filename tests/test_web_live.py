@@ -15,7 +15,7 @@ from support import HOUR_MS, small_map, until
 from web_support import FrameCells, frame, get, served, stored
 
 import app.web_live
-from tables.errors import ArchiveError
+from tables.errors import ArchiveDamagedError, ArchiveError
 
 MAP = small_map()
 LIVE = "/v1/layers/hour/live?interval_ms=100"
@@ -170,6 +170,27 @@ async def test_an_archive_that_is_away_holds_news_back(
                 line = await asyncio.wait_for(stream.response.content.readline(), 10)
             away = False
             assert told_cells(await stream.until_told()) == [("JFK", 1, 1, 7, True)]
+
+
+async def test_a_follower_that_needs_damaged_rows_is_told_and_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They do not come back by waiting."""
+    rows = [stored(hour=1, version=7)]
+    async with served(MAP, tmp_path, [], rows) as (view, url):
+        grow(view.live, position=5)
+
+        async def damaged(*_: Any) -> Any:
+            raise ArchiveDamagedError("damaged")
+
+        monkeypatch.setattr(view.archive, "read", damaged)
+        async for stream in streams(url + LIVE):
+            await stream.until_told()
+            view.live.position, view.live.evicted_ms = 9, 2 * HOUR_MS
+            view.live.closed_ms = 2 * HOUR_MS
+            kind, data = await asyncio.wait_for(stream.event(), 10)
+            assert (kind, data["status"]) == ("problem", 500)
+            assert "archived rows are damaged; got layer hour, windows from" in data["detail"]
 
 
 async def test_a_reader_that_takes_nothing_is_let_go(
