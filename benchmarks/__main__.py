@@ -242,7 +242,7 @@ def verify_command(
         for form in forms or ("json",):
             place = Path(folder, form)
             with (
-                throughput.loaded(verify.case_of(form), found, count) as load,  # type: ignore[arg-type]
+                throughput.loaded(verify.case_of(form, count), found, count) as load,  # type: ignore[arg-type]
                 verify.worked(load, place) as (worker, map_file),
             ):
                 for number in range(1 if smoke else runs):

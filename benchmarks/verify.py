@@ -28,7 +28,7 @@ from client.query import QueryClient
 
 EVENTS, SMOKE_EVENTS = 10_000_000, 20_000
 ENTITIES = 200
-"""Of ten types each, over 100 windows: of ten million events some fifty fall into a row."""
+"""For so many events, of ten types each, over 100 windows; fewer have as many a row, about 25."""
 
 DEADLINE_SECONDS = 600
 
@@ -46,9 +46,10 @@ class Row:
     peak_memory_bytes: int
 
 
-def case_of(form: Format) -> Case:
+def case_of(form: Format, events: int) -> Case:
     """Return five layers in all, four of them on the source."""
-    return Case(form, form, base_layers=4, entities=ENTITIES)
+    entities = max(1, ENTITIES * events // EVENTS)
+    return Case(form, form, base_layers=4, entities=entities)
 
 
 @contextlib.contextmanager
