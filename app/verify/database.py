@@ -54,6 +54,8 @@ class Database:
                 "autoinstall_known_extensions": False,
             },
         )
+        # Its files go with the folder: what is left to write into them at the end is not written.
+        self._connection.execute("PRAGMA disable_checkpoint_on_shutdown")
 
     def __enter__(self) -> Self:
         """Return the database."""

@@ -63,12 +63,13 @@ class Lines:
             line = pl.Series("line", self.texts, pl.Binary).cast(pl.String)
         except pl.exceptions.PolarsError:
             line = pl.Series("line", [_decoded(one) for one in self.texts], pl.String)
-        long = pl.col("line").str.len_bytes()
-        doubtful = (
-            pl.col("line").str.contains(doubt)
-            | ((long >= _DIGITS_MAX) & pl.col("line").str.contains(_DIGITS))
-            | ((long >= 2 * _NESTED_MAX) & (_brackets("{") + _brackets("[") > _NESTED_MAX))
-        )
+        doubtful = pl.col("line").str.contains(doubt)
+        # Each test reads all lines again, and few have what only long ones can have.
+        longest = line.str.len_bytes().max() or 0
+        if longest >= _DIGITS_MAX:  # type: ignore[operator]
+            doubtful |= pl.col("line").str.contains(_DIGITS)
+        if longest >= 2 * _NESTED_MAX:  # type: ignore[operator]
+            doubtful |= _brackets("{") + _brackets("[") > _NESTED_MAX
         return pl.DataFrame(
             [
                 pl.Series("part", self.parts, pl.Int32),

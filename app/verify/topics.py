@@ -12,12 +12,13 @@ from aiokafka.errors import KafkaError
 
 from app.aiokafka_private import read_plain
 from app.connections import kafka_options
+from app.record_batches import NO_TIME_MS
+from app.record_batches import Record as Unplain
 from app.settings import Settings
 from app.verify.errors import VerifyError
 from app.verify.records import Record
 
 Result = TypeVar("Result")
-NO_TIME_MS = -1
 _ANSWER_SECONDS = 30.0
 _FETCH_BYTES = 4 << 20
 
@@ -139,10 +140,12 @@ class Topics:
 
 
 def _record(one: Any) -> Record:
-    headers = tuple((name, data or b"") for name, data in one.headers) if one.headers else ()
-    fault = getattr(one, "fault", None)  # the C library's own records have none
-    cut = fault.size if fault is not None and fault.reason == "cut" else 0
     time_ms = NO_TIME_MS if one.timestamp is None else one.timestamp
+    if not one.headers and type(one) is not Unplain:
+        return Record(one.offset, time_ms, one.value)
+    headers = tuple((name, data or b"") for name, data in one.headers)
+    fault = one.fault if type(one) is Unplain else None
+    cut = fault.size if fault is not None and fault.reason == "cut" else 0
     return Record(one.offset, time_ms, one.value, headers, cut)
 
 
