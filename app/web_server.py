@@ -186,6 +186,9 @@ class Connection(web.RequestHandler):
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         """Send an answer while its reader takes it."""
+        if isinstance(resp, web.HTTPException) and resp.status >= HTTPStatus.BAD_REQUEST:
+            # Raised before any handler was asked.
+            resp = problem(resp.status, f"cannot answer: {resp.reason}")
         if request.headers.get("Upgrade"):
             # What follows on such a connection may not be read, though nothing was agreed.
             resp.force_close()
@@ -209,13 +212,18 @@ class Connection(web.RequestHandler):
         """Answer what is no HTTP with a problem, and end the connection."""
         if request.writer.output_size:
             raise ConnectionError("cannot answer anew: an answer has begun") from exc
-        why = (message or "no cause is known").splitlines()[0]
+        why = (message or "no cause is known").splitlines()[0].rstrip(":.")
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             log.error("cannot answer: %s", why, exc_info=exc)
             why = "a fault in this worker; its log has the cause"
         response = problem(status, f"cannot read the request: {why}; want HTTP/1.1")
         response.force_close()
         return response
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        """Log what failed; that a body is broken, which its sender is told, is no fault of ours."""
+        if not isinstance(kw.get("exc_info"), web.RequestPayloadError):
+            super().log_exception(*args, **kw)
 
     def taken_at(self) -> float:
         """Return when the reader was last seen to take some of its answer, by the loop's clock."""

@@ -32,6 +32,16 @@ def test_values_have_their_types_and_those_of_many_come_once() -> None:
     assert problems == []
 
 
+def test_of_thousands_of_unknown_parameters_some_are_told() -> None:
+    """To look for what each may have meant would hold up the loop."""
+    problems: list[str] = []
+    assert read_parameters(WORDS, [(f"step{n}", "") for n in range(5_000)], problems) == {}
+    assert len(problems) == 12
+    assert problems[0].endswith("did you mean step?")
+    assert problems[10] == "and 4990 more that there are not"
+    assert problems[11].startswith("from: missing")
+
+
 def test_all_that_is_wrong_is_told() -> None:
     """One refusal names everything that must change."""
     problems: list[str] = []

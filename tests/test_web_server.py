@@ -221,6 +221,26 @@ async def test_a_body_that_does_not_come_is_a_408(
         assert b"application/problem+json" in head
 
 
+async def test_an_expectation_that_nobody_meets_is_a_problem(url: str) -> None:
+    """It is refused before any path is looked at."""
+    async with connected(url) as ends:
+        ends[1].write(get("/livez", "Expect: miracles", "Connection: close"))
+        assert refused(await ended(ends))[0] == 417
+
+
+async def test_a_broken_body_is_told_to_its_sender_alone(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Anyone could fill the log with it."""
+    async with connected(url) as ends:
+        ends[1].write(
+            b"POST /v1/worker/live HTTP/1.1\r\nHost: localhost\r\nContent-Encoding: gzip\r\n"
+            b"Content-Length: 3\r\n\r\nabc"
+        )
+        assert refused(await ended(ends))[0] == 400
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 async def test_pipelined_requests_are_answered_in_turn(url: str) -> None:
     """And no more of them are read meanwhile than wait in order."""
     async with connected(url) as ends:
