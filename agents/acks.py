@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+
+from tables.window import Window
 
 
 class Acks:
@@ -53,10 +56,24 @@ class Acks:
             self._suspects.pop(window, None)
 
 
-def oldest_taken(versions: Mapping[int, int], sinks: Sequence[Acks]) -> list[int]:
-    """Return the oldest of some windows, up to the first that a sink lacks at its version."""
+def oldest_taken(
+    window: Window, floor_ms: int, versions: Mapping[int, int], sinks: Sequence[Acks], most: int
+) -> list[int]:
+    """Return the oldest windows, up to the first that ends after a floor or that a sink lacks.
 
-    def is_taken(window: int) -> bool:
-        return all(acks.get(window, -1) >= versions[window] for acks in sinks)
+    It may be asked with every delta, of 100,000s of windows.
 
-    return list(itertools.takewhile(is_taken, sorted(versions)))
+    Args:
+        window: the layer's.
+        floor_ms: where the last of them may end.
+        versions: of the windows there are, by start.
+        sinks: who must have them at their version.
+        most: how many are returned at most.
+    """
+
+    def is_taken(start: int) -> bool:
+        return all(acks.get(start, -1) >= versions[start] for acks in sinks)
+
+    ordered = sorted(versions)
+    sealed = bisect.bisect_right(ordered, floor_ms, key=window.end)
+    return list(itertools.takewhile(is_taken, ordered[: min(sealed, most)]))

@@ -336,8 +336,9 @@ class Owner:
             if oldest is None or layer.window.end(oldest) > floor:
                 continue
             acks = [self._acks[layer.name, sink] for sink in self.sinks(layer)]
-            sealed = {w: v for w, v in table.versions.items() if layer.window.end(w) <= floor}
-            found[layer.name] = oldest_taken(sealed, acks)[:room]
+            if any(one.get(oldest, -1) < table.versions[oldest] for one in acks):
+                continue
+            found[layer.name] = oldest_taken(layer.window, floor, table.versions, acks, room)
             room -= len(found[layer.name])
         return found
 
