@@ -1,7 +1,7 @@
 """The engine that recomputes: DuckDB over files in a temporary folder, which goes with it.
 
 What does not fit in its memory is spilled into the folder too. Frames are how rows come in: DuckDB
-reads them as Arrow, and nothing is computed in them.
+reads them as Arrow, and nothing is computed in them; but lines that may be no JSON are told there.
 """
 
 from __future__ import annotations
