@@ -10,6 +10,8 @@ from simulation.rules import Rule
 from simulation.run import run_seed
 from simulation.stores import Stores, temporary_stores
 
+pytestmark = pytest.mark.slow
+
 SEEDS = range(1, 201)
 SEEDS_PER_TEST = 50
 SEEDS_MAX = 100
