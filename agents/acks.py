@@ -12,8 +12,8 @@ from tables.window import Window
 class Acks:
     """Acknowledgements of one sink: by window start, up to which version it has all cells.
 
-    Only windows that have changed since they were acknowledged are ever looked through: with five
-    seconds a window and hours of lateness there are thousands of others.
+    What it lacks is kept up to date, never looked for: with five seconds a window and hours of
+    lateness there are thousands of others, and while a sink is away it may be 100,000s.
 
     Args:
         versions: by window start, the version of its latest change; it is followed as it changes,
@@ -23,7 +23,7 @@ class Acks:
     def __init__(self, versions: Mapping[int, int]) -> None:
         self._versions = versions
         self._acked: dict[int, int] = {}
-        self._suspects = dict.fromkeys(versions)
+        self._lacking = dict(versions)
 
     def get(self, window: int, default: int) -> int:
         """Return up to which version the sink has a window, ``default`` where it has nothing."""
@@ -31,29 +31,31 @@ class Acks:
 
     def changed(self, windows: Iterable[int]) -> None:
         """Take note that cells of these windows have changed."""
-        self._suspects.update(dict.fromkeys(windows))
+        for window in windows:
+            version = self._versions.get(window, -1)
+            if version > self._acked.get(window, -1):
+                self._lacking[window] = version
 
     def lacking(self) -> dict[int, int]:
         """Return the windows that the sink lacks at their version."""
-        versions, acked = self._versions, self._acked
-        return {
-            window: version
-            for window in self._suspects
-            if (version := versions.get(window, -1)) > acked.get(window, -1)
-        }
+        return dict(self._lacking)
+
+    def first(self) -> int | None:
+        """Return the oldest of them, None where there is none."""
+        return min(self._lacking, default=None)
 
     def take(self, sent: Mapping[int, int]) -> None:
         """Take note that the sink has these windows up to these versions."""
         for window, version in sent.items():
             has = self._acked[window] = max(version, self._acked.get(window, -1))
             if self._versions.get(window, -1) <= has:
-                self._suspects.pop(window, None)
+                self._lacking.pop(window, None)
 
     def forget(self, windows: Iterable[int]) -> None:
         """Forget windows that are evicted."""
         for window in windows:
             self._acked.pop(window, None)
-            self._suspects.pop(window, None)
+            self._lacking.pop(window, None)
 
 
 def oldest_taken(

@@ -266,10 +266,10 @@ class Owner:
         All of it comes from one snapshot of the state (rule 11).
         """
         closed, floor = self.state.closed_ms(layer), self.state.floor_ms(layer)
-        waiting = self._unacknowledged(layer, coarser)
-        if not waiting:
+        waiting = self._acks[layer.name, coarser].first()
+        if waiting is None or waiting >= layer.window.start(closed):
             return closed, floor
-        least = min(layer.window.end(window) for window in waiting) - 1
+        least = layer.window.end(waiting) - 1
         return min(closed, least), min(floor, least)
 
     def has_due(self, layer: Layer, sink: str) -> bool:
@@ -308,13 +308,10 @@ class Owner:
         )
 
     def _unacknowledged(self, layer: Layer, sink: str) -> dict[int, int]:
-        closed = self.state.closed_ms(layer)
-        end = layer.window.end
-        return {
-            window: version
-            for window, version in self._changed(layer, sink).items()
-            if end(window) <= closed
-        }
+        # Windows end one after the other: closed are those before the one that holds this time.
+        stop = layer.window.start(self.state.closed_ms(layer))
+        changed = self._changed(layer, sink)
+        return {window: version for window, version in changed.items() if window < stop}
 
     def _changed(self, layer: Layer, sink: str) -> dict[int, int]:
         """Return the windows, open ones too, that ``sink`` lacks at their version."""

@@ -1,12 +1,15 @@
 """Acknowledgements: what a sink lacks is what brute force says, whatever the order of steps."""
 
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.acks import Acks, oldest_taken
+from agents.owner import Owner
 from tables.window import Window
 
 WINDOWS = st.integers(0, 5)
@@ -53,6 +56,31 @@ def test_what_is_lacking_is_every_window_above_its_acknowledgement(
 
 
 HOUR = Window(3_600_000)
+
+
+@pytest.mark.parametrize("window", [HOUR, Window(7), Window(0), Window(0, 12)], ids=repr)
+@given(at=st.integers(-(10**14), 10**14), time_ms=st.integers(-(10**14), 10**14))
+def test_windows_before_the_one_of_a_time_are_those_that_end_by_then(
+    window: Window, at: int, time_ms: int
+) -> None:
+    """So closed windows are found without looking at the end of each."""
+    for until in (time_ms, at, at + 1, window.end(window.start(at)), -(1 << 62)):
+        start = window.start(at)
+        assert (window.end(start) <= until) == (start < window.start(until))
+
+
+def test_what_600_000_closed_windows_lack_is_told_at_once() -> None:
+    """Every query asked for it: while the archive was away each held up the loop for seconds."""
+    width = HOUR.end(0)
+    acks = Acks({number * width: number for number in range(600_000)})
+    layer = SimpleNamespace(name="hour", window=HOUR)
+    state = SimpleNamespace(closed_ms=lambda _: 500_000 * width, floor_ms=lambda _: 0)
+    owner: Any = object.__new__(Owner)
+    owner.state, owner._acks = state, {("hour", "archive"): acks}
+    began = time.thread_time()
+    assert owner.announcement(layer, "archive") == (width - 1, 0)
+    assert time.thread_time() - began < 0.3
+    assert len(owner._unacknowledged(layer, "archive")) == 500_000
 
 
 @given(
