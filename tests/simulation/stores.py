@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import rocksdict
@@ -36,12 +36,12 @@ class Stores:
             self.lose(place)
         self._locks.clear()
 
-    def open(self, place: Path) -> PartitionStore:
+    def open(self, place: Path, damaged: Callable[[], None] = lambda: None) -> PartitionStore:
         """Open a store for the process that runs; takes the place of the product's class."""
         holder = self._locks.get(place)
         assert holder is None or not holder.alive, f"{place} is open in process {holder}"
         self._locks[place] = PROCESS.get()
-        return SimulatedStore(self, place)
+        return SimulatedStore(self, place, damaged)
 
     def unlock(self, place: Path) -> None:
         """Give a lock back, if the process that runs has it."""
@@ -93,10 +93,12 @@ class Stores:
 class SimulatedStore(PartitionStore):
     """The real local store, over a database that stays open."""
 
-    def __init__(self, stores: Stores, place: Path) -> None:
-        self.folder = place
+    def __init__(self, stores: Stores, place: Path, damaged: Callable[[], None]) -> None:
         self._stores = stores
-        self._db = stores.database(place)
+        super().__init__(place, damaged)
+
+    def _opened(self) -> rocksdict.Rdict:
+        return self._stores.database(self.folder)
 
     def close(self) -> None:
         """Give the lock back."""
