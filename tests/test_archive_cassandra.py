@@ -327,10 +327,10 @@ async def test_an_archive_closed_while_it_opens_says_so(cassandra: tuple[str, in
     connected = pytest.importorskip("cassandra.cluster")._clusters_for_shutdown
     before = set(connected)
     refused: list[str] = []
-    for step in range(12):
+    for step in range(6):
         archive = archive_cassandra.CassandraArchive(settings)
         opening = asyncio.create_task(archive.open(themap))
-        await asyncio.sleep(step * 0.04)
+        await asyncio.sleep(step * 0.08)
         await archive.close()
         try:
             await opening

@@ -149,13 +149,12 @@ def test_the_smoke_size_of_memory_gives_a_slope() -> None:
 
 @pytest.mark.slow
 def test_the_smoke_size_of_verify_finds_all_equal() -> None:
-    """The report was compared with the truth; five layers of every form of records."""
+    """The report was compared with the truth; five layers."""
     command = [sys.executable, "-m", "benchmarks", "verify", "--smoke", "--json"]
-    command += ["--format", "json", "--format", "ndjson", "--format", "arrow"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     rows = orjson.loads(done.stdout)
-    assert [row["case"] for row in rows] == ["json", "ndjson", "arrow"]
+    assert [row["case"] for row in rows] == ["json"]
     assert {(row["layers"], row["events"]) for row in rows} == {(5, 20_000)}
     assert all(row["cpu_seconds"] > 0 and row["peak_memory_bytes"] > 0 for row in rows)
 

@@ -13,7 +13,7 @@ from chaos.run import run
 from servers import CassandraServer
 from workers import Cluster
 
-KILLS_MIN = 10
+KILLS_MIN = 7
 
 
 @pytest.mark.slow

@@ -94,10 +94,10 @@ measures = ["count", "sum(delay)", "variance(delay)"]
 """
 BEGIN_MS = 1_356_998_400_000  # 2013-01-01
 OPEN_MS = 1_420_070_400_000  # 2015-01-01
-TICKS = range(BEGIN_MS, OPEN_MS, 6 * HOUR_MS + 61_000)
+TICKS = range(BEGIN_MS, OPEN_MS, 12 * HOUR_MS + 61_000)
 KEYS = 35
 ARCHIVED = 2 * KEYS * (len(TICKS) - 1)
-OPEN_CELLS = 600_000
+OPEN_CELLS = 300_000
 LINES = 1_000
 EVENTS_PER_S = 3_000
 HELD_S_MAX = 3.0
@@ -145,6 +145,16 @@ REQUESTS: dict[str, tuple[str, dict[str, str]]] = {
     "live, open cells": (f"{WIDE}/live?since=open", {}),
     "live, now": (f"{SECOND}/live?since=now&interval_ms=100", {}),
 }  # fmt: skip
+HEADS = {
+    "livez",
+    "metrics",
+    "open cells",
+    "family, odd steps",
+    "top, two years",
+    "live, open cells",
+}
+"""Asked as HEAD too, which takes as much: one of each form of answer."""
+
 STATUSES = {200, 400, 503, 504}
 """Slow machines come too late with some; what cannot be read within its limits is refused."""
 
@@ -278,7 +288,7 @@ async def crowds(asker: Asker) -> None:
         ends = [await asker.raw(path) for _ in range(count)]
         if name != "who leave":
             # Others are answered beside them, a byte at a time for those who are slow.
-            for _ in range(10):
+            for _ in range(4):
                 assert await asker.ask("livez") == 200
                 for end in ends if path else ():
                     with contextlib.suppress(BlockingIOError):
@@ -302,7 +312,7 @@ async def position(worker: Process) -> int:
 async def test_requests_at_their_limits_hold_neither_loop_nor_memory(
     processes: Callable[..., Process],
 ) -> None:
-    """Each kind, as GET and as HEAD, then many at once, while thousands of events a second come."""
+    """Each kind, then many at once, while thousands of events a second come."""
     worker = processes()
     worker.map_file.write_text(MAP.format(name=worker.map_name))
     await apply(worker)
@@ -319,7 +329,9 @@ async def test_requests_at_their_limits_hold_neither_loop_nor_memory(
         await asker.measured("filling")
         begun = await position(worker)
         for name in REQUESTS:
-            statuses = [await asker.ask(name), await asker.ask(name, "HEAD")]
+            statuses = [await asker.ask(name)]
+            if name in HEADS:
+                statuses.append(await asker.ask(name, "HEAD"))
             assert set(statuses) <= STATUSES, name
             await asker.measured(name, f"statuses {statuses}")
         await crowds(asker)

@@ -12,8 +12,8 @@ from simulation.stores import Stores, temporary_stores
 
 pytestmark = pytest.mark.slow
 
-SEEDS = range(1, 201)
-SEEDS_PER_TEST = 50
+SEEDS = range(1, 101)
+SEEDS_PER_TEST = 25
 SEEDS_MAX = 100
 """A rule that shows within so many seeds of one kind is dropped here; the long target has all."""
 
