@@ -19,7 +19,7 @@ KILLS_MIN = 7
 @pytest.mark.slow
 @pytest.mark.kafka
 @pytest.mark.cassandra
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 async def test_rows_equal_a_recomputation_whatever_dies(
     kafka: str, cassandra_server: CassandraServer, tmp_path: Path
 ) -> None:
