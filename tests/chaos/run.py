@@ -21,10 +21,7 @@ ROUND_SECONDS = 120.0
 STANDSTILL_SECONDS_MAX = 120
 RETRY_SECONDS = 1.0
 
-REASONS = (
-    "cannot apply topics", "cannot check topics",
-    "cannot connect to Kafka", "local store",
-)  # fmt: skip
+REASONS = ("cannot see to topics", "cannot connect to Kafka", "local store")
 """Why a worker may end by itself here: what it starts with is away, or its disk is full."""
 
 
