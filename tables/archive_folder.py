@@ -17,6 +17,7 @@ import rocksdict
 
 from tables import archive_extent
 from tables.errors import ArchiveDamagedError, ArchiveError
+from tables.rocks_files import DAMAGE, ROCKS_FILE
 from tables.sealed import DamagedError
 
 log = logging.getLogger(__name__)
@@ -34,15 +35,6 @@ RESTORE = (
     "restore the archive's folder from a copy, or start over with `map start-over`; what each "
     "costs is on docs/OPERATING.md, When bytes are damaged"
 )
-DAMAGE = ("Corruption", "No such file")
-"""Words in RocksDB's errors about files that are not as it left them, or are not there."""
-
-ROCKS_FILE = re.compile(
-    r"\d+\.(sst|log|blob)|MANIFEST-\d+|OPTIONS-\d+(\.dbtmp)?|LOG(\.old.*)?|CURRENT|IDENTITY|LOCK"
-    r"|rocksdict-config\.json"
-)
-"""Names of files that RocksDB makes, and rocksdict beside it."""
-
 _ROWS_FILE = re.compile(r"\d+\.(sst|log|blob)")
 _LOCKED = ("While lock file", "lock hold by current process")
 _FOREIGN_SHOWN = 3

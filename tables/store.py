@@ -15,7 +15,6 @@ import contextlib
 import functools
 import logging
 import operator
-import re
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +25,7 @@ import rocksdict
 from tables.errors import TreasureMapError
 from tables.meta import Meta
 from tables.plan import InputPlan
+from tables.rocks_files import DAMAGE, ROCKS_FILE
 from tables.sealed import HEAD_BYTES, DamagedError, digest, seal, unpacked, unsealed
 from tables.state import PartitionState
 from tables.table import BlockWrite
@@ -36,14 +36,6 @@ FORMAT = 4
 WRITE_BUFFER_BYTES = 4 << 20
 BLOCK_CACHE_BYTES = 1 << 20
 """State is kept in memory as frames; the store is read once, so it needs next to no cache."""
-
-_DAMAGE = ("Corruption", "No such file")
-"""Words in RocksDB's errors about files that are not as it left them, or are not there."""
-
-_OWN_FILE = re.compile(
-    r"\d+\.(sst|log|blob)|MANIFEST-\d+|OPTIONS-\d+(\.dbtmp)?|LOG(\.old.*)?|CURRENT|IDENTITY"
-    r"|rocksdict-config\.json"
-)
 
 _VERSION = struct.Struct(">q")
 _FORMAT_KEY = b"format"
@@ -73,7 +65,7 @@ class PartitionStore:
             try:
                 return rocksdict.Rdict(str(self.folder), _options())
             except Exception as error:
-                if not any(word in str(error) for word in _DAMAGE):
+                if not any(word in str(error) for word in DAMAGE):
                     raise
                 self._tell_damaged(error)
                 self._remove()
@@ -86,9 +78,9 @@ class PartitionStore:
             ) from error
 
     def _remove(self) -> None:
-        """Remove RocksDB's files and no others."""
+        """Remove RocksDB's files and no others; its lock stays."""
         for path in self.folder.iterdir():
-            if path.is_file() and _OWN_FILE.fullmatch(path.name):
+            if path.is_file() and path.name != "LOCK" and ROCKS_FILE.fullmatch(path.name):
                 path.unlink()
 
     def load(self, plan: InputPlan) -> PartitionState | None:
