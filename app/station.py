@@ -37,7 +37,7 @@ from app.pressure import Pressure
 from app.printable import protect_log
 from app.process import Process
 from app.settings import Settings
-from app.topics import check_topics
+from app.topics import wait_for_topics
 from app.transport import Transport
 from app.view import View
 from app.watch import Watch
@@ -62,6 +62,9 @@ _ALONE = (
     "workers, or give this worker a group of its own"
 )
 
+
+BROKERS_PATIENCE_S = 60.0
+"""How long a worker that starts asks again while some of the brokers do not answer."""
 
 REOPEN_S = (1.0, 5.0)
 """How long to wait before an archive that was away at the start is tried again."""
@@ -247,7 +250,9 @@ def _answer(
 
 async def _check(settings: Settings, owners: Owners, options: dict[str, Any]) -> None:
     """Check the topics, and take note of whose they are, before a partition is claimed."""
-    cluster = await check_topics(settings.brokers, owners.themap, options)
+    cluster = await wait_for_topics(
+        settings.brokers, owners.themap, options, patience_s=BROKERS_PATIENCE_S
+    )
     group = settings.group_of(owners.themap.name)
     owners.claimant = Claimant(group, settings.node_name, cluster)
     archive = settings.archive_folder.absolute() if settings.archive == "embedded" else "Cassandra"

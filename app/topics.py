@@ -9,17 +9,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import logging
+import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Literal
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError, for_code
+from aiokafka.errors import (
+    AuthenticationFailedError,
+    BrokerResponseError,
+    KafkaError,
+    for_code,
+)
 
 from agents.claims import OTHER_PARTITIONS, START_OVER
 from tables.errors import TreasureMapError
 from tables.layer import Map
 from tables.limits import RECORD_BYTES_MAX
+
+log = logging.getLogger(__name__)
 
 TopicKind = Literal["source", "layer", "journal", "feed", "side"]
 
@@ -28,6 +37,7 @@ REPLICATION_MAX = 3
 
 VISIBLE_DEADLINE_S = 30.0
 _VISIBLE_POLL_S = 0.05
+_ASK_AGAIN_S = 1.0
 _REQUEST_TIMEOUT_MS = 20_000
 _ALREADY_EXISTS = 36
 _UNKNOWN_TOPIC = 3
@@ -57,6 +67,10 @@ class TopicReport:
     existing: list[str]
     unchecked: dict[str, str]
     replication: int
+
+
+class BrokersAwayError(TreasureMapError):
+    """A broker did not answer; another one, or the same one a moment later, may."""
 
 
 class TopicsRefusedError(TreasureMapError):
@@ -133,7 +147,7 @@ async def apply_topics(
 
     Raises:
         TopicsRefusedError: topics differ from the map, or the broker refused to make some.
-        TreasureMapError: no broker answers.
+        BrokersAwayError: a broker does not answer.
     """
     async with _admin(brokers, client_options or {}) as admin:
         if replication is None:
@@ -156,6 +170,35 @@ async def apply_topics(
     )
 
 
+async def wait_for_topics(
+    brokers: str,
+    themap: Map,
+    client_options: Mapping[str, Any] | None = None,
+    *,
+    patience_s: float,
+) -> str:
+    """Do what :func:`check_topics` does, asking again while brokers do not answer.
+
+    Clients ask any broker that the cluster names: one that is away fails them though others answer.
+
+    Raises:
+        TopicsRefusedError: topics are missing or differ from the map.
+        BrokersAwayError: brokers did not answer for ``patience_s`` seconds.
+    """
+    give_up = time.monotonic() + patience_s
+    waiting = False
+    while True:
+        try:
+            return await check_topics(brokers, themap, client_options)
+        except BrokersAwayError as error:
+            if time.monotonic() > give_up:
+                raise
+            if not waiting:
+                log.warning("%s; they are asked again for %.0f s", error, patience_s)
+            waiting = True
+            await asyncio.sleep(_ASK_AGAIN_S)
+
+
 async def check_topics(
     brokers: str, themap: Map, client_options: Mapping[str, Any] | None = None
 ) -> str:
@@ -166,7 +209,7 @@ async def check_topics(
 
     Raises:
         TopicsRefusedError: topics are missing or differ from the map.
-        TreasureMapError: no broker answers.
+        BrokersAwayError: a broker does not answer.
     """
     async with _admin(brokers, client_options or {}) as admin:
         specs = topics_of(themap, replication=1)
@@ -185,7 +228,7 @@ async def own_topics(
     """Return those of the map's topics that exist, without its sources, which are others' to write.
 
     Raises:
-        TreasureMapError: no broker answers.
+        BrokersAwayError: a broker does not answer.
     """
     async with _admin(brokers, client_options or {}) as admin:
         found = await _partitions_found(admin)
@@ -199,7 +242,7 @@ async def delete_topics(
     """Delete topics; returns when no broker shows them any more.
 
     Raises:
-        TreasureMapError: no broker answers, or it keeps some.
+        TreasureMapError: a broker does not answer, or it keeps some.
     """
     async with _admin(brokers, client_options or {}) as admin:
         answer = await admin.delete_topics(names)
@@ -229,7 +272,7 @@ async def members_of(
     """Return the clients that are in a consumer group now.
 
     Raises:
-        TreasureMapError: no broker answers.
+        BrokersAwayError: a broker does not answer.
     """
     async with _admin(brokers, client_options or {}) as admin:
         answers = await admin.describe_consumer_groups([group])
@@ -245,7 +288,7 @@ async def topics_found(
     """Return the number of partitions of every topic there is.
 
     Raises:
-        TreasureMapError: no broker answers.
+        BrokersAwayError: a broker does not answer.
     """
     async with _admin(brokers, client_options or {}) as admin:
         return await _partitions_found(admin)
@@ -260,12 +303,18 @@ async def _admin(brokers: str, options: Mapping[str, Any]) -> AsyncIterator[AIOK
         await admin.start()
         yield admin
     except (KafkaError, OSError, TimeoutError) as error:
-        raise TreasureMapError(
+        raise (TreasureMapError if _is_refusal(error) else BrokersAwayError)(
             f"cannot see to topics at brokers {brokers}: {error or type(error).__name__}; want a "
             "broker that answers; check the brokers setting and that they are up"
         ) from error
     finally:
         await admin.close()
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Tell whether a broker answered that it will not, rather than not at all."""
+    refusals = (BrokerResponseError, AuthenticationFailedError)
+    return isinstance(error, refusals) and not error.retriable
 
 
 async def _partitions_found(admin: AIOKafkaAdminClient) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import uuid
 from collections.abc import AsyncIterator
@@ -9,11 +10,20 @@ from collections.abc import AsyncIterator
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from reset_proxy import ResetProxy
 from servers import free_ports
 from support import until
 
+from app.embedded_broker import EmbeddedBroker
 from app.mapfile import parse_map
-from app.topics import TopicSpec, TopicsRefusedError, apply_topics, topics_of
+from app.topics import (
+    BrokersAwayError,
+    TopicSpec,
+    TopicsRefusedError,
+    apply_topics,
+    topics_of,
+    wait_for_topics,
+)
 from tables.errors import TreasureMapError
 from tables.layer import Map
 
@@ -225,6 +235,30 @@ async def test_no_broker_is_an_error_that_names_the_address() -> None:
     (port,) = free_ports(1)
     with pytest.raises(TreasureMapError, match=f"at brokers 127.0.0.1:{port}: .*brokers setting"):
         await apply_topics(f"127.0.0.1:{port}", fresh_map())
+
+
+async def test_a_broker_that_the_cluster_names_is_waited_for() -> None:
+    """One broker answers, but those that it names do not yet: a worker asks again."""
+    (port,) = free_ports(1)
+    themap = fresh_map()
+    with EmbeddedBroker(advertised=port) as broker:
+        to = int(broker.bootstrap.rpartition(":")[2])
+        async with ResetProxy(port, to):
+            await apply_topics(broker.bootstrap, themap)
+        with pytest.raises(BrokersAwayError, match="cannot see to topics"):
+            await wait_for_topics(broker.bootstrap, themap, patience_s=0)
+        waiting = asyncio.create_task(wait_for_topics(broker.bootstrap, themap, patience_s=60))
+        await asyncio.sleep(1)
+        assert not waiting.done()
+        async with ResetProxy(port, to):
+            assert await waiting
+
+
+async def test_topics_that_are_missing_are_not_waited_for(brokers: str) -> None:
+    """What no waiting mends is told at once."""
+    async with asyncio.timeout(30):
+        with pytest.raises(TopicsRefusedError, match="missing; make it with `map apply`"):
+            await wait_for_topics(brokers, fresh_map(), patience_s=3_600)
 
 
 async def test_a_broker_that_does_not_tell_settings_leaves_journals_unchecked(
