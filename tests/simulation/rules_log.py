@@ -118,9 +118,12 @@ def epoch() -> list[Patch]:
     return [_forced("epoch"), (Owner, "_append", _append_whoever_owns)]
 
 
-@rule(4, "a delta stands only at the state's revision")
+@rule(4, "a delta stands only at the state's revision", bears=False)
 def entry_revision() -> list[Patch]:
-    """Take deltas of every revision."""
+    """Take deltas of every revision.
+
+    No two claims have one epoch, and the deltas of a claim have its revision: the epoch tells both.
+    """
     return [_forced("revision")]
 
 

@@ -88,7 +88,7 @@ def draw_records(rng: random.Random, *, impure: bool) -> list[Record]:
         for _ in range(events):
             sent.append(_draw_event(rng, now, len(sent), impure=impure))
             if rng.random() < 0.2:
-                sent[-1] = rng.choice(sent[-rng.choice((2, 8, 20)) :])
+                sent[-1] = rng.choice(sent[-rng.choice((2, 8, 20, 40)) :])
             record.append(sent[-1])
         records.append(record)
     return records
