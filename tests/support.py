@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 import orjson
+import pytest
 
 from agents.log_partition import LogRecord
 from app.pressure import Pressure
@@ -23,6 +24,11 @@ NO_PRESSURE = Pressure(2**60, 0, [Path()], lambda: 0)
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 EVENTS = Accumulator("events", None, "int")
+
+
+def seeds(count: int) -> list[Any]:
+    """Return so many seeds as parameters; all but the first are left to ``make test``."""
+    return [pytest.param(n, marks=pytest.mark.slow) if n else n for n in range(count)]
 
 
 def accumulators(field: str, kind: str = "int") -> tuple[Accumulator, ...]:

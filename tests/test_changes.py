@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import pytest
 from house import RAW, House, fill, live_cells
-from support import DAY_MS, HOUR_MS, MemoryLog, small_map, until
+from support import DAY_MS, HOUR_MS, MemoryLog, seeds, small_map, until
 from test_reader import KEYED, UNKEYED, Owned
 
 from agents.changes import Changes, News, Place, decode_place, encode_place
@@ -67,7 +67,7 @@ def counted(house: House, cell: Cell, version: int) -> int:
     )
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", seeds(4))
 @pytest.mark.parametrize("themap", [KEYED, UNKEYED], ids=["keyed", "merged"])
 async def test_a_follower_misses_no_last_value(
     themap: Map, seed: int, archive: EmbeddedArchive, tmp_path: Path

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import pytest
 from house import RAW, House, fill
-from support import DAY_MS, HOUR_MS, MemoryLog, dataclasses_replace, small_map
+from support import DAY_MS, HOUR_MS, MemoryLog, dataclasses_replace, seeds, small_map
 from test_few_cells import use_frames
 from web_support import FrameCells, frame, stored
 
@@ -149,7 +149,7 @@ def some_query(rng: random.Random, themap: Map) -> FamilyQuery:
     return parse_family_query(themap, "hour", words, LIMITS)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", seeds(6))
 @pytest.mark.parametrize("themap", [KEYED, UNKEYED], ids=["keyed", "merged"])
 async def test_every_answer_is_the_fold_of_its_prefix(
     themap: Map,

@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit
 import msgspec
 import orjson
 import pytest
-from support import DAY_MS, HOUR_MS, dataclasses_replace, small_map
+from support import DAY_MS, HOUR_MS, dataclasses_replace, seeds, small_map
 from web_support import served, stored
 
 from app.peers import WireRead, WireReads
@@ -139,7 +139,7 @@ async def status_of(url: str, request: bytes) -> tuple[int, bytes]:
         writer.close()
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(3))
 async def test_no_request_ends_in_a_fault(seed: int, tmp_path: Path) -> None:
     """Each is answered, or refused with a 4xx, or comes too late or too often."""
     rng = random.Random(seed)
