@@ -14,13 +14,14 @@ from collections.abc import Iterable
 
 import polars as pl
 
-from tables.cell import first_in_order, in_order, measures_of
+from tables.cell import first_in_order, in_order, in_parts, measures_of
 from tables.errors import QueryError
 from tables.family import (
     FamilyQuery,
     family_parameters,
     family_with,
     parse_family_query,
+    stored_for,
 )
 from tables.few_cells import FEW_ROWS_MAX
 from tables.layer import Layer, Map, Measure, Scalar
@@ -109,6 +110,8 @@ def top_rows(top: TopQuery, rows: pl.DataFrame) -> pl.DataFrame:
     """
     if rows.height > FEW_ROWS_MAX:
         rows = _candidates(top, rows)
+    if rows.height > PART_ROWS_MAX:
+        rows = _some_of_each(top, rows)
     found = rows.clear()
     for part in rows.iter_slices(PART_ROWS_MAX):
         found = _first(top, pl.concat([found, part]))
@@ -131,21 +134,51 @@ def _is_number(value: Scalar | None) -> bool:
 
 def _candidates(top: TopQuery, rows: pl.DataFrame) -> pl.DataFrame:
     """Return the rows that may be among the first."""
-    ranks = rows.select(_approximate(top.by, top.query.rows)).to_series()
-    ranks = ranks if top.descending else -ranks
+    value, scale = _approximate(top.by, top.query.rows)
+    measured = rows.select(value.alias("value"), (CLOSE * scale.abs()).alias("error"))
+    ranks = measured["value"] if top.descending else -measured["value"]
+    error = measured["error"]
     is_number = ranks.is_finite().fill_null(value=False)
     numbers = ranks.filter(is_number)
     if len(numbers) < top.n:
         keys = ["window_start", *top.query.rows.key_columns]
         others = first_in_order(rows.filter(~is_number), keys, top.n - len(numbers))
         return pl.concat([rows.filter(is_number), others])
-    last = numbers.top_k(top.n).min()
+    last = (ranks - error).filter(is_number).top_k(top.n).min()
     assert isinstance(last, float), "there are at least n"
-    return rows.filter(is_number & (ranks >= last - CLOSE * abs(last)))
+    return rows.filter(is_number & (ranks + error >= last))
 
 
-def _approximate(measure: Measure, layer: Layer) -> pl.Expr:
-    """Return a measure as a column of floats, near enough to choose who may be among the first."""
+def _some_of_each(top: TopQuery, rows: pl.DataFrame) -> pl.DataFrame:
+    """Return, of rows whose measure comes from the same values, those of the first keys alone."""
+    values = stored_for(top.query.rows, top.by)
+    keys = ["window_start", *top.query.rows.key_columns]
+    place = pl.int_range(pl.len()).over(values)
+    return in_parts(rows, values, lambda part: in_order(part, keys).filter(place < top.n))
+
+
+def _approximate(measure: Measure, layer: Layer) -> tuple[pl.Expr, pl.Expr]:
+    """Return a measure in floats, and what it is not farther from the exact one than CLOSE of."""
+    value = _in_floats(measure, layer)
+    if measure.kind == "variance" and not _is_float(measure, layer):
+        # The difference of two numbers that may be much larger than itself.
+        return value, _mean_square(measure)
+    return value, value
+
+
+def _mean_square(measure: Measure) -> pl.Expr:
+    """Return the mean of a whole number's squares."""
+    high, low, n = (
+        pl.col(f"{kind}_{measure.field}").cast(pl.Float64) for kind in ("sqhi", "sqlo", "n")
+    )
+    return pl.when(n > 0).then((high * 2.0**64 + low) / n)
+
+
+def _is_float(measure: Measure, layer: Layer) -> bool:
+    return any(acc.kind == "m2" and acc.field == measure.field for acc in layer.accumulators)
+
+
+def _in_floats(measure: Measure, layer: Layer) -> pl.Expr:
 
     def column(kind: str) -> pl.Expr:
         return pl.col(f"{kind}_{measure.field}").cast(pl.Float64)
@@ -160,10 +193,9 @@ def _approximate(measure: Measure, layer: Layer) -> pl.Expr:
         return total
     if measure.kind == "mean":
         return total / n
-    if any(acc.kind == "m2" and acc.field == measure.field for acc in layer.accumulators):
+    if _is_float(measure, layer):
         return pl.when(n > 0).then(column("m2") / n)
-    # The difference of two large numbers is no good in floats; all keys may be among the first.
-    return pl.when(n > 0).then(0.0)
+    return _mean_square(measure) - (total / n) ** 2
 
 
 def _of_key(name: str) -> bool:

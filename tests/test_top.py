@@ -15,6 +15,7 @@ from web_support import stored
 import tables.top
 from tables.cell import cell_schema, measures_of
 from tables.errors import QueryError
+from tables.layer import Layer
 from tables.query import Limits, UnknownLayerError
 from tables.top import TopQuery, parse_top_query, top_rows
 
@@ -69,6 +70,25 @@ def test_the_first_are_those_of_all_in_order(
     expected = [rows["key_origin"][at] for at in best[: top.n]]
     mixed = rows.sample(fraction=1, shuffle=True, seed=seed)
     assert top_rows(top, mixed)["key_origin"].to_list() == expected
+
+
+@pytest.mark.parametrize("by", ["count", "sum_delay", "variance_delay"])
+def test_of_many_equal_keys_few_are_computed(monkeypatch: pytest.MonkeyPatch, by: str) -> None:
+    """What comes from the same values is the same; keys of other values are not left out."""
+    top = ask(by, 5)
+    found = []
+
+    def counted(layer: Layer, frame: pl.DataFrame) -> list[dict[str, Any]]:
+        found.append(frame.height)
+        return measures_of(layer, frame)
+
+    monkeypatch.setattr(tables.top, "measures_of", counted)
+    few = [stored("9", delays=[3, 5, 70]), stored("8", delays=[4, 4, 71])]
+    many = [stored(f"{number:06d}", delays=[3, 4]) for number in range(30_000)]
+    rows = pl.DataFrame([*many, *few], schema=cell_schema(top.query.rows), orient="row")
+    first = top_rows(top, rows.sample(fraction=1, shuffle=True, seed=1))["key_origin"].to_list()
+    assert first == ["8", "9", "000000", "000001", "000002"]
+    assert sum(found) <= 20
 
 
 @pytest.mark.parametrize("keys", [7, 300])
