@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +52,24 @@ def put(log: MemoryLog, chance: random.Random, hours: range) -> None:
             log.put(RAW, chance.randrange(2), orjson.dumps(event | {"delay": 3}))
 
 
-async def work(folder: Path, log: MemoryLog, *maps: Map, later: random.Random) -> House:
-    """Take a log through houses of one revision after the other; each has ten hours more."""
+async def work(
+    folder: Path,
+    log: MemoryLog,
+    *maps: Map,
+    later: random.Random | None = None,
+    feed: Callable[[int], None] | None = None,
+) -> House:
+    """Take a log through houses of one revision after the other.
+
+    For each there come ten hours more of ``later``, or what ``feed`` writes.
+    """
     archive = EmbeddedArchive(folder / "archive")
     house = None
     for number, themap in enumerate(maps):
-        put(log, later, range(number * 10, number * 10 + 10))
+        if feed is not None:
+            feed(number)
+        else:
+            put(log, later or random.Random(), range(number * 10, number * 10 + 10))
         if house is not None:
             await house.kill()
             await archive.close()
@@ -151,6 +163,49 @@ async def test_counts_and_letters_of_a_later_layer_are_those_from_its_cut_on(
                 found = Found(20)
                 compare_ledgers(themap, of, {"http://one": changed}, found)
                 assert [one.where for one in found.kept] == [f"layer.later.{column} at http://one"]
+    finally:
+        await house.kill()
+        await house.archive.close()
+
+
+@pytest.mark.parametrize("moves_on", [False, True])
+async def test_how_long_ids_are_remembered_is_in_doubt_at_a_cut(
+    tmp_path: Path, database: Database, moves_on: bool
+) -> None:
+    """Events of long ago repeat ids only in the layer that is new; the log tells not since when."""
+    source = dataclasses_replace(FIRST.sources[0], id_field="trip")
+    slow = dataclasses_replace(LATER, allowed_lateness_ms=1_000 * HOUR_MS)
+    first = dataclasses_replace(FIRST, sources=(source,))
+    themap = small_map(layers=(HOUR, slow), revision=2, digest="second", sources=(source,))
+    log = MemoryLog()
+
+    def write(at: int, kind: str, trip: str) -> None:
+        event = {"at": at, "type": f"{kind}.left", "origin": "JFK", "carrier": "UA", "trip": trip}
+        log.put(RAW, 0, orjson.dumps(event | {"delay": 3}))
+
+    def feed(number: int) -> None:
+        if number == 0:
+            write(100 * HOUR_MS, "flight", "first")
+            return
+        for trip in range(40):
+            write(HOUR_MS + trip, "bus", f"{trip % 25}")
+        if moves_on:
+            write(101 * HOUR_MS, "flight", "second")
+            write(HOUR_MS, "bus", "3")
+
+    house = await work(tmp_path, log, first, themap, feed=feed)
+    try:
+        ledger, found = ledger_of(house), Found(20)
+        assert ledger["events"]["duplicate"] == 15 + moves_on
+        recomputed = Recomputed.of(database, log, themap, whole=whole_of(house))
+        assert recomputed.differences() == []
+        of = {"flights": recomputed.events["flights"].partitions}
+        compare_ledgers(themap, of, {"http://one": ledger}, found)
+        assert found.kept == []
+        for wrong in (-40, 40):
+            events = ledger["events"] | {"duplicate": ledger["events"]["duplicate"] + wrong}
+            compare_ledgers(themap, of, {"http://one": ledger | {"events": events}}, found)
+        assert [one.where for one in found.kept] == ["events.duplicate at http://one"] * 2
     finally:
         await house.kill()
         await house.archive.close()

@@ -64,6 +64,7 @@ class Partition:
         read: counts of records and of events as they were read.
         ledger: all counts, by the names of the ledger.
         doubt: how many more, or less, each count may be: events at cuts, see ``cuts.py``.
+        repeats_in_doubt: how many events may repeat an id, or not, for the same reason.
         gaps: offsets that carry no record, as spans.
         suspects: offsets and values of Arrow streams that letters call broken, to be tried.
     """
@@ -75,6 +76,7 @@ class Partition:
     read: Counter[str] = dataclasses.field(default_factory=Counter)
     ledger: Counter[str] = dataclasses.field(default_factory=Counter)
     doubt: Counter[str] = dataclasses.field(default_factory=Counter)
+    repeats_in_doubt: int = 0
     gaps: list[tuple[int, int]] = dataclasses.field(default_factory=list)
     suspects: list[tuple[int, bytes]] = dataclasses.field(default_factory=list)
 

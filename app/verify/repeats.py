@@ -1,18 +1,24 @@
 """Events whose id is remembered, by docs/formats/journal.md rule 17.
 
+How long an id is remembered follows from the layers that the map has. Where that is in doubt, see
+``cuts.py``, duplicates are those of the layers that it surely had, and it is counted how many
+differ if it had all that it may have had.
+
 An id that is in a partition once repeats nothing. So only ids that may be there again are walked
 through in the order of the log; of all others it is counted how many are remembered between.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 
 import polars as pl
 
 from app.verify import sql
 from app.verify.database import Database
 from app.verify.events import Events
+from tables.layer import Layer
 
 _ROWS = 50_000
 
@@ -28,27 +34,46 @@ def find_repeats(database: Database, events: Events) -> str:
     if source.id_field is None:
         return table
     for partition in events.partitions:
-        found = 0
-        rows: list[tuple[int, int, int]] = []
-        for offset, place in _repeats(database, events, partition.number):
-            rows.append((partition.number, offset, place))
-            if len(rows) >= _ROWS:
-                _load(database, table, rows)
-                rows = []
-            found += 1
-        _load(database, table, rows)
+        number = partition.number
+        found = _fill(database, table, number, _repeats(database, events, number, events.cuts.sure))
         partition.ledger["events.duplicate"] += found
         partition.ledger["events.classified"] -= found
+    if events.cuts:
+        _count_doubtful(database, events, table)
     return table
 
 
-def _repeats(database: Database, events: Events, part: int) -> Iterator[tuple[int, int]]:
-    """Yield offset and place of a partition's duplicates."""
+def _count_doubtful(database: Database, events: Events, table: str) -> None:
+    """Count the events that are duplicates, or are not, if the map had all that it may have had."""
+    other = f"{table}_possible"
+    database.run(f"CREATE OR REPLACE TABLE {other} AS FROM {table} LIMIT 0")
+    for partition in events.partitions:
+        number = partition.number
+        _fill(database, other, number, _repeats(database, events, number, events.cuts.possible))
+        partition.repeats_in_doubt = database.number(
+            f"SELECT count(*) FROM ((FROM {table} WHERE part = {number} EXCEPT FROM {other}) UNION"
+            f" ALL (FROM {other} WHERE part = {number} EXCEPT FROM {table}))"
+        )
+
+
+def _fill(database: Database, table: str, part: int, found: Iterator[tuple[int, int]]) -> int:
+    """Load a partition's duplicates into a table; return how many."""
+    count = 0
+    while rows := [(part, *place) for place in itertools.islice(found, _ROWS)]:
+        _load(database, table, rows)
+        count += len(rows)
+    return count
+
+
+def _repeats(
+    database: Database, events: Events, part: int, has: Callable[[Layer], str]
+) -> Iterator[tuple[int, int]]:
+    """Yield offset and place of a partition's duplicates; ``has`` tells when there is a layer."""
     ids_max = events.source.ids_max
     remembered: dict[str, tuple[int, int]] = {}
     again = 0  # how many of those that may repeat were remembered
     for offset, place, name, before, until, others in database.rows(
-        _candidates(database, events, part)
+        _candidates(database, events, part, has)
     ):
         known = remembered.get(name)
         number = others + again
@@ -62,14 +87,14 @@ def _repeats(database: Database, events: Events, part: int) -> Iterator[tuple[in
                 del remembered[next(iter(remembered))]
 
 
-def _candidates(database: Database, events: Events, part: int) -> str:
+def _candidates(database: Database, events: Events, part: int, has: Callable[[Layer], str]) -> str:
     """Return a query of the events that may repeat, in log order.
 
     ``until`` is when the id is forgotten; ``others`` is how many other ids were remembered before.
     """
     until = "greatest({})".format(
         ", ".join(
-            f"CASE WHEN {events.cuts.sure(layer)} THEN"
+            f"CASE WHEN {has(layer)} THEN"
             f" {sql.window_end(layer, sql.window_start(layer, 'time'))}"
             f" + {layer.max_out_of_orderness_ms + layer.allowed_lateness_ms} END"
             for layer in events.layers
@@ -98,7 +123,6 @@ def _candidates(database: Database, events: Events, part: int) -> str:
 
 
 def _load(database: Database, table: str, rows: list[tuple[int, int, int]]) -> None:
-    if rows:
-        schema = {"part": pl.Int32, "offset": pl.Int64, "place": pl.Int32}
-        frame = pl.DataFrame(rows, schema=schema, orient="row")
-        database.load(f"INSERT INTO {table} FROM incoming", frame)
+    schema = {"part": pl.Int32, "offset": pl.Int64, "place": pl.Int32}
+    frame = pl.DataFrame(rows, schema=schema, orient="row")
+    database.load(f"INSERT INTO {table} FROM incoming", frame)
