@@ -75,6 +75,7 @@ class LayerPage(msgspec.Struct):
     whole_from: dict[str, int | None]
     cells: list[Cell]
     cursor: str | None
+    hint: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class SegmentRead(msgspec.Struct):
@@ -133,6 +134,7 @@ class FamilyPage(msgspec.Struct):
     by: str | msgspec.UnsetType = msgspec.UNSET
     order: Literal["desc", "asc"] | msgspec.UnsetType = msgspec.UNSET
     keys: int | msgspec.UnsetType = msgspec.UNSET
+    hint: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class FamilyAbout(msgspec.Struct):

@@ -59,7 +59,7 @@ os.environ.setdefault("POLARS_MAX_THREADS", "1")
 
 _ALONE = (
     "its archive is embedded and serves one worker only; set archive to cassandra for more "
-    "workers, or give this worker a group of its own"
+    "workers, or stop the other one"
 )
 
 

@@ -33,7 +33,7 @@ from app.web_families import (
     describe_plan,
     etag_of,
 )
-from app.web_formats import Answered, accepted, has_etag, not_modified, respond
+from app.web_formats import Answered, accepted, has_etag, hinted, not_modified, respond
 from app.web_guard import HEADERS, PartialError, answer, guard, ssl_context
 from app.web_live import LiveStreams
 from app.web_slots import Slots
@@ -313,6 +313,7 @@ class _Endpoint:
             "partitions": layer.partitions,
             "rows_read": {"live": live.height, "archived": archived.height},
             "whole_from": found.whole,
+            **hinted(page.cells, query.cells.from_ms, query.cells.to_ms),
         }
         ends = [layer.window.end(start) for start in page.cells["window_start"].to_list()]
         answered = Answered(

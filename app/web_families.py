@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from agents.answers import FamilyAnswer
-from app.web_formats import Answered
+from app.web_formats import Answered, hinted
 from tables.answer import row_end
 from tables.cell import measures_of
 from tables.family import FamilyQuery, family_of
@@ -88,6 +88,7 @@ def _answered(
         "whole_from": answer.whole,
         "cost": answer.cost,
         "plan": describe_plan(answer.plan),
+        **hinted(rows, query.from_ms, query.to_ms),
     }
     ends = [row_end(query, start) for start in rows["window_start"].to_list()]
     return Answered(

@@ -20,6 +20,7 @@ from multidict import MultiMapping
 from app.web_guard import HEADERS, NotAcceptableError
 from tables.columns import measure_columns
 from tables.layer import Layer
+from tables.parameters import seconds_hint
 
 ABOUT_HEADER = "Treasure-Map-Answer"
 CURSOR_HEADER = "Treasure-Map-Cursor"
@@ -54,6 +55,12 @@ class Answered:
     cells: Callable[[], Sequence[Mapping[str, Any]]]
     versions: bool
     cursor: str | None = None
+
+
+def hinted(rows: pl.DataFrame, *times: int) -> dict[str, str]:
+    """Return what to add to an answer without cells where its range was probably not meant."""
+    hint = "" if rows.height else seconds_hint(*times)
+    return {"hint": f"the range has no cells: {hint}"} if hint else {}
 
 
 def table_of(answered: Answered) -> pl.DataFrame:

@@ -100,9 +100,15 @@ def read_parameters(
 def check_range(values: Mapping[str, Any], problems: list[str]) -> None:
     """Note where ``from`` and ``to`` are both there and no time lies between them."""
     if "from" in values and "to" in values and values["from"] >= values["to"]:
-        small = any(0 < values[name] < SECONDS_IN_MS_MAX for name in ("from", "to"))
-        hint = "; are these seconds, where milliseconds are wanted?" if small else ""
-        problems.append(f"to: an empty range; got {values['to']}; want a time after from{hint}")
+        hint = seconds_hint(values["from"], values["to"])
+        told = f"; {hint}" if hint else ""
+        problems.append(f"to: an empty range; got {values['to']}; want a time after from{told}")
+
+
+def seconds_hint(*times: int) -> str:
+    """Return a hint for one who asked for times of 1970 to 1973, empty where nobody did."""
+    small = any(0 < time < SECONDS_IN_MS_MAX for time in times)
+    return "are these seconds, where milliseconds are wanted?" if small else ""
 
 
 def did_you_mean(name: str, known: list[str]) -> str:

@@ -18,6 +18,7 @@ from tables.cover import Choice, GapError, Segment, cover, cover_steps
 from tables.errors import QueryError
 from tables.family import FamilyQuery, KeyFilter, stored_for
 from tables.layer import Layer
+from tables.parameters import seconds_hint
 from tables.table import NEVER_ENDS_MS, NEVER_MS
 
 Exactness = Literal["exact", "settling"]
@@ -254,10 +255,11 @@ def _refusal(
     for name, time_ms in (("from", query.from_ms), ("to", query.to_ms)):
         start = base.window.start(time_ms)
         if start != time_ms:
+            hint = seconds_hint(time_ms)
             return QueryError(
                 f"{problem}: {name} lies inside a window of its finest layer {base.name}; got"
                 f" {time_ms}; want where one of {base.window} starts, like {start} or"
-                f" {base.window.end(start)}"
+                f" {base.window.end(start)}{f'; {hint}' if hint else ''}"
             )
     if at_ms < began_ms:
         return QueryError(

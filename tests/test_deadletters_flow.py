@@ -173,7 +173,8 @@ async def test_letters_of_a_poor_map_are_folded_after_its_fix(broker: str, tmp_p
 
         file.write_text(AFTER)
         worker = cluster.add()
-        await asyncio.to_thread(cluster.run, "deadletters", "replay")
+        told = await asyncio.to_thread(cluster.run, "deadletters", "replay")
+        assert "is folded and not shown" in told
         await until(lambda: _folded(worker, 640), 60)
         ledger = await applied(worker)
         assert ledger["balanced"], ledger["problems"]

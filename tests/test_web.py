@@ -99,6 +99,24 @@ async def test_what_live_tables_cover_is_not_read_from_the_archive(tmp_path: Pat
             assert body["rows_read"] == rows
 
 
+@pytest.mark.parametrize("path", ["layers/hour/cells", "families/hour/cells", "layers/hour/top"])
+async def test_an_empty_answer_hints_at_seconds(tmp_path: Path, path: str) -> None:
+    """Who asked for seconds sees why there is nothing; who did not, or got cells, no hint."""
+    by = "&by=count" if path.endswith("top") else ""
+    async with served(MAP, tmp_path, [stored(hour=2)]) as (_, url):
+        for first, last, told in (
+            (1_706_400, 1_710_000, True),
+            (0, 10_800, False),
+            (1_706_400_000, 1_710_000_000, False),
+        ):
+            span = f"from={first * 1_000}&to={last * 1_000}"
+            status, body, _ = await get(f"{url}/v1/{path}?{span}{by}")
+            assert status == 200
+            assert ("hint" in body) is told, body
+        _, body, _ = await get(f"{url}/v1/families/hour/cells?from=1706400001&to=1710000000")
+        assert body["detail"].endswith("are these seconds, where milliseconds are wanted?")
+
+
 async def test_key_and_range_choose_the_cells(tmp_path: Path) -> None:
     """The range holds its start and not its end; keys not named match all."""
     origins = ("EWR", "JFK")

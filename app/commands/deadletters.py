@@ -36,6 +36,12 @@ def command() -> None:
     """See what workers could not use, and send it to its source again after a fix."""
 
 
+_OF_NEW_LAYERS = (
+    "a layer that the map got since answers from then on only: what was replayed of the time"
+    " before is folded and not shown; to have it all, read the topic with a map of another name"
+)
+
+
 def _filtered(function: Callable[..., None]) -> Callable[..., None]:
     """Add the options that choose letters."""
     options = [
@@ -136,6 +142,8 @@ def replay(
         click.echo(f"{done.cut} left out: they do not hold their record; send it again yourself")
     if done.foreign:
         click.echo(f"{done.foreign} left out: not of a source of this map")
+    if done.sent and not late and (not reasons or "unclassified" in reasons):
+        click.echo(_OF_NEW_LAYERS)
 
 
 def _check_reasons(reasons: tuple[str, ...]) -> None:
