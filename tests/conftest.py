@@ -89,13 +89,20 @@ def _skip_where_missing(name: servers.ServerName) -> None:
         pytest.skip(reason)
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let one process run all tests of a server, so that one server of each runs."""
+    """Let one process run all tests of a server, so that one server of each runs.
+
+    Another one runs those that start servers of their own. What takes long comes first, so that no
+    process waits for it at the end.
+    """
     for item in items:
         if not _SERVERS.isdisjoint(getattr(item, "fixturenames", ())) or _needs_server(item):
             item.add_marker("server")
         if _needs_server(item):
-            item.add_marker(pytest.mark.xdist_group("servers"))
+            group = "servers" if _shares_server(item) else "servers of its own"
+            item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -106,6 +113,17 @@ def pytest_configure_node(node: WorkerController) -> None:
 
 def _needs_server(item: pytest.Item) -> bool:
     return any(item.get_closest_marker(name) for name in ("kafka", "cassandra"))
+
+
+def _shares_server(item: pytest.Item) -> bool:
+    callspec = getattr(item, "callspec", None)
+    chosen = (
+        {value for value in callspec.params.values() if isinstance(value, str)}
+        if callspec
+        else set()
+    )
+    names = {*getattr(item, "fixturenames", ()), *chosen}
+    return not names.isdisjoint({"kafka", "cassandra_server", "cassandra"})
 
 
 @pytest.hookimpl(wrapper=True)
