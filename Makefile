@@ -40,15 +40,16 @@ $(STAMP): requirements.lock
 demo: setup
 	@$(BIN)/python -m app demo
 
-# Two processes: many tests wait for sessions to expire and servers to start. One that dies ends the
-# run with the name of its test: one that took its place would be given nothing to do, for ever.
-PROCESSES = --numprocesses 2 --dist loadgroup --max-worker-restart 0
+# More processes than cores: most of the time tests wait for groups to form, sessions to expire and
+# servers to start. One that dies ends the run with the name of its test: one that took its place
+# would be given nothing to do, for ever.
+PROCESSES = --numprocesses 4 --dist loadgroup --max-worker-restart 0
 test: lint
 	@$(BIN)/python -m pytest $(PROCESSES)
 
 # No server, no broker, nothing that takes long: what to run after every change.
 fast: setup
-	@$(BIN)/python -m pytest $(PROCESSES) -m "not slow and not server"
+	@$(BIN)/python -m pytest $(PROCESSES) --numprocesses 2 -m "not slow and not server"
 
 chaos: setup
 	@cd tests && PYTHONPATH=.:.. ../$(BIN)/python -m chaos --minutes $(MINUTES) \
