@@ -1,5 +1,7 @@
 """Late watch: says when most events of a layer come too late, as after one clock that is ahead.
 
+It says too when all are of the first months of the epoch, as times in seconds are.
+
 One event of the future, within the source's ``future_skew``, seals the windows of all others in its
 partition. Nothing is wrong then for the protocol, and everything for whoever waits for the numbers.
 """
@@ -11,7 +13,7 @@ import logging
 from collections.abc import Callable, Mapping
 
 from tables.plan import InputPlan
-from tables.window import time_text
+from tables.window import SECONDS_IN_MS_MAX, time_text
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ class LateWatch:
         self._clock = clock
         self._spans: dict[Place, _Span] = {}
         self._late: set[Place] = set()
+        self._in_seconds: set[str] = set()
         self.episodes: dict[str, int] = {}
 
     def take(
@@ -58,6 +61,8 @@ class LateWatch:
         """Take a delta's ledger; the first one of an episode is told in the log."""
         if plan.finer is not None:
             return
+        if 0 < stream_time_ms < SECONDS_IN_MS_MAX:
+            self._tell_of_seconds(plan.topic, partition, stream_time_ms)
         now_s = self._clock()
         for layer in plan.layers:
             too_late = counts.get(f"layer.{layer.name}.too_late", 0)
@@ -86,6 +91,15 @@ class LateWatch:
             layer, topic, partition, span.too_late, span.too_late + span.folded,
             time_text(stream_time_ms),
         )  # fmt: skip
+
+    def _tell_of_seconds(self, topic: str, partition: int, stream_time_ms: int) -> None:
+        if topic not in self._in_seconds:
+            self._in_seconds.add(topic)
+            log.warning(
+                "the events of %s[%d] are of %s; are these seconds, where milliseconds are wanted?"
+                ' If so, start over with `time_unit = "s"` in the source',
+                topic, partition, time_text(stream_time_ms),
+            )  # fmt: skip
 
     def forget(self, topic: str, partition: int) -> None:
         """Forget a partition that another worker has now."""

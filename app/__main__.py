@@ -25,6 +25,10 @@ COMMANDS = {
 OF_EXAMPLES = {"demo", "replay"}
 
 
+INTERRUPTED = 130
+"""What shells expect of a program that Ctrl-C ended."""
+
+
 class LazyGroup(click.Group):
     """A group whose commands are modules with a ``command``, so that a query imports no worker."""
 
@@ -48,9 +52,15 @@ def group() -> None:
 
 
 def main() -> None:
-    """Run the command line; an operating error is one message and exit code 1."""
+    """Run the command line; an operating error is one message and exit code 1, Ctrl-C is 130."""
     try:
-        group(prog_name="python -m app")
+        sys.exit(group.main(prog_name="python -m app", standalone_mode=False))
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("aborted", err=True)
+        sys.exit(INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
     except TreasureMapError as error:
         click.echo(printable(f"error: {error}", keep="\n"), err=True)
         sys.exit(1)

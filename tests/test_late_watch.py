@@ -42,6 +42,18 @@ def test_an_episode_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     assert bench.watch.episodes == {"hour": 2}
 
 
+def test_times_in_seconds_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """They would fold into windows that nobody asks for, without a letter."""
+    bench = Bench()
+    counts = {"layer.hour.folded": 5}
+    for partition, time_ms in ((0, 1_709_251_200), (1, 1_709_251_300), (0, 1_709_251_400)):
+        bench.watch.take(PLAN, partition, counts, time_ms)
+    assert [record.message.partition(";")[0] for record in caplog.records] == [
+        "the events of flights.raw[0] are of 1970-01-20T18:47:31.200000Z"
+    ]
+    assert "are these seconds" in caplog.text
+
+
 @pytest.mark.parametrize(("too_late", "folded"), [(EVENTS_MIN - 1, 0), (500, 500), (3, 97)])
 def test_some_late_events_are_no_episode(too_late: int, folded: int) -> None:
     """Nor is a handful of which most are late."""

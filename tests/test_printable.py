@@ -96,7 +96,7 @@ def test_errors_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(**_: object) -> None:
         raise TreasureMapError(STEERING)
 
-    monkeypatch.setattr(program, "group", fail)
+    monkeypatch.setattr(program.group, "main", fail)
 
     def run() -> None:
         with pytest.raises(SystemExit):

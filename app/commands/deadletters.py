@@ -64,6 +64,7 @@ def list_(
     replayed: bool, as_json: bool, limit: int,
 ) -> None:  # fmt: skip
     """Print letters, oldest first within each partition."""
+    _check_reasons(reasons, late=late)
     found, more = asyncio.run(_list(settings, late, _wanted(reasons, topics), replayed, limit))
     if as_json:
         for entry in found:
@@ -87,6 +88,7 @@ def count(
     replayed: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Print how many letters and events there are, by topic and reason."""
+    _check_reasons(reasons, late=late)
     rows = asyncio.run(_count(settings, late, _wanted(reasons, topics), replayed))
     if as_json:
         for row in rows:
@@ -146,8 +148,8 @@ def replay(
         click.echo(_OF_NEW_LAYERS)
 
 
-def _check_reasons(reasons: tuple[str, ...]) -> None:
-    unknown = sorted(set(reasons) - LETTER_REASONS)
+def _check_reasons(reasons: tuple[str, ...], *, late: bool = False) -> None:
+    unknown = sorted(set(reasons) - LETTER_REASONS - ({"late"} if late else set()))
     if unknown:
         raise click.UsageError(
             f"cannot use --reason: unknown {', '.join(map(repr, unknown))}; want one of"
