@@ -21,7 +21,7 @@ from tables import archive_embedded
 from tables.archive import Archive
 from tables.window import DAY_MS
 
-MONTHS = 3
+MONTHS = 2
 """What a test replays: each makes all layers' rows, also those of months that end in between."""
 
 SEALED_MS = YEAR_END_MS + 2 * 31 * DAY_MS

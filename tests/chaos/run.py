@@ -42,7 +42,13 @@ class Verdict:
 
 
 async def run(
-    arena: Arena, faults: Sequence[Fault], rounds: int, rate: float, beside: Sequence[Fault] = ()
+    arena: Arena,
+    faults: Sequence[Fault],
+    rounds: int,
+    rate: float,
+    beside: Sequence[Fault] = (),
+    *,
+    round_s: float = ROUND_SECONDS,
 ) -> Verdict:
     """Run a load through ``rounds`` of all faults, mend everything, and compare.
 
@@ -53,7 +59,7 @@ async def run(
     begun = time.monotonic()
     async with arena.running():
         arena.start_load(
-            rounds * ROUND_SECONDS, rate,
+            rounds * round_s, rate,
             "--speed", "30", "--bad", "0.01", "--late", "0.03", "--duplicates", "0.02",
             "--keys", "200",
         )  # fmt: skip
@@ -61,7 +67,7 @@ async def run(
             for fault in beside:
                 group.create_task(_happen(arena, fault))
             for _ in range(rounds):
-                await _round(arena, faults, group)
+                await _round(arena, faults, group, round_s)
         manifest = await arena.load_ended()
         await arena.heal()
 
@@ -97,9 +103,11 @@ async def _settle(arena: Arena, manifest: dict[str, Any]) -> None:
         await asyncio.sleep(RETRY_SECONDS)
 
 
-async def _round(arena: Arena, faults: Sequence[Fault], group: asyncio.TaskGroup) -> None:
+async def _round(
+    arena: Arena, faults: Sequence[Fault], group: asyncio.TaskGroup, round_s: float
+) -> None:
     order = arena.random.sample(list(faults), len(faults))
-    gap = ROUND_SECONDS / len(order)
+    gap = round_s / len(order)
     for fault in order:
         group.create_task(_happen(arena, fault))
         await asyncio.sleep(gap * arena.random.uniform(0.6, 1.0))
