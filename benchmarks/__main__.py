@@ -282,7 +282,7 @@ def soak_command(
     *, minutes: float, rate: int, plot: Path | None, smoke: bool, brokers: str | None, as_json: bool
 ) -> None:
     """Memory of a worker at a fixed rate for long."""
-    seconds = 12.0 if smoke else minutes * 60
+    seconds = 8.0 if smoke else minutes * 60
     every = soak.SMOKE_SAMPLE_SECONDS if smoke else soak.SAMPLE_SECONDS
     with tempfile.TemporaryDirectory() as folder, _broker(brokers, Path(folder), smoke) as found:
         rows = soak.run(found, 500 if smoke else rate, seconds, Path(folder, "soak"), every)

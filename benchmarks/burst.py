@@ -26,7 +26,7 @@ from benchmarks.ticker import Schedule, tick
 
 FACTOR = 10
 INTERVAL_MS = 10
-PHASES_SECONDS, SMOKE_PHASES_SECONDS = (30, 60, 90), (4, 4, 6)
+PHASES_SECONDS, SMOKE_PHASES_SECONDS = (30, 60, 90), (2, 2, 3)
 WARM_UP_SECONDS, SMOKE_WARM_UP_SECONDS = 10, 1
 NORMAL_FACTOR, NORMAL_MORE_MS = 1.5, 5.0
 """Age is normal again while its median is at most so much above that of before the burst."""

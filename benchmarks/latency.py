@@ -38,8 +38,8 @@ from client.query import QueryClient, QueryFailedError
 RATES = {5_000: 5, 50_000: 5, 200_000: 10}
 """Events a second, each with the milliseconds between two ticks."""
 
-SMOKE_RATES = {2_000: 10}
-SECONDS, SMOKE_SECONDS = 40.0, 12.0
+SMOKE_RATES = {1_000: 10}
+SECONDS, SMOKE_SECONDS = 40.0, 8.0
 WARM_UP_SECONDS, SMOKE_WARM_UP_SECONDS = 10.0, 2.0
 ASK_SECONDS = 0.05
 START_SECONDS_MAX = 60

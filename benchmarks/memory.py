@@ -20,7 +20,7 @@ from benchmarks.runs import WorkerRun
 from client.query import QueryClient
 
 CELLS = (250_000, 500_000, 1_000_000, 2_000_000)
-SMOKE_CELLS = (5_000, 20_000)
+SMOKE_CELLS = (2_000, 8_000)
 SETTLED_SECONDS, SMOKE_SETTLED_SECONDS = 75.0, 1.0
 """A worker gives freed memory back once a minute."""
 

@@ -33,7 +33,7 @@ from tables.archive_layout import bucket_ms
 from tables.keyhash import key_hash
 from tables.layer import Map
 
-EVENTS, SMOKE_EVENTS = 1_000_000, 20_000
+EVENTS, SMOKE_EVENTS = 1_000_000, 8_000
 SPAN_MS, SMOKE_SPAN_MS = 24 * 3_600_000, 2 * 3_600_000
 """Of event time; the smoke size asks for two hours where the full one asks for a day."""
 

@@ -26,7 +26,7 @@ from benchmarks.runs import ROOT, WorkerRun
 from benchmarks.throughput import Load, own_map
 from client.query import QueryClient
 
-EVENTS, SMOKE_EVENTS = 10_000_000, 20_000
+EVENTS, SMOKE_EVENTS = 10_000_000, 8_000
 ENTITIES = 200
 """For so many events, of ten types each, over 100 windows; fewer have as many a row, about 25."""
 

@@ -24,7 +24,7 @@ def _nothing(*_: Any) -> None:
     """Do nothing."""
 
 
-@rule(1, "what is sealed is closed", quick="impure")
+@rule(1, "what is sealed is closed", quick="impure", seed=104)
 def closed_is_not_below_the_floor() -> list[Patch]:
     """Let the watermark follow from stream time and the newest revision alone."""
 
@@ -48,19 +48,24 @@ def floor_of_a_layer_that_is_gone() -> list[Patch]:
     return [(PartitionState, "_keep_only", keep_only)]
 
 
-@rule(3, "a claim empties the layers that it does not name", quick="impure")
+@rule(3, "a claim empties the layers that it does not name", quick="impure", seed=49)
 def claims_empty_layers() -> list[Patch]:
     """Keep what the reader's own map has."""
     return [(LayerTable, "clear", _nothing)]
 
 
-@rule(3, "a base layer has all events only after the claim that named it first", quick="impure")
+@rule(
+    3,
+    "a base layer has all events only after the claim that named it first",
+    quick="impure",
+    seed=2,
+)
 def layers_begin() -> list[Patch]:
     """Take every layer as if it had always been there."""
     return [(PartitionState, "_begin_layers", _nothing)]
 
 
-@rule(6, "a store takes only states of its worker's own map", quick="impure")
+@rule(6, "a store takes only states of its worker's own map", quick="impure", seed=13)
 def store_of_own_map() -> list[Patch]:
     """Save whatever a worker could read."""
     return [(PartitionState, "is_of_own_map", True)]
@@ -79,7 +84,7 @@ def duplicates() -> list[Patch]:
     return [(Deduper, "find", find)]
 
 
-@rule(17, "a claim without ids forgets them", quick="impure")
+@rule(17, "a claim without ids forgets them", quick="impure", seed=33)
 def claims_forget_ids() -> list[Patch]:
     """Keep those that the reader's own map remembers."""
 
@@ -91,7 +96,7 @@ def claims_forget_ids() -> list[Patch]:
     return [(IdTable, "clear", _nothing), (IdTable, "keep", keep)]
 
 
-@rule(17, "more ids bring back none that was forgotten", quick="impure")
+@rule(17, "more ids bring back none that was forgotten", quick="impure", seed=94)
 def forgotten_ids_stay_so() -> list[Patch]:
     """Let what lies there be remembered again."""
     return [(IdTable, "keep", _nothing)]
@@ -110,13 +115,13 @@ def ids_go_by_a_total() -> list[Patch]:
     return [(PartitionState, "_forget_ids", forget_ids)]
 
 
-@rule(18, "an accumulator begins with the claim that names it first", quick="impure")
+@rule(18, "an accumulator begins with the claim that names it first", quick="impure", seed=2)
 def columns_begin() -> list[Patch]:
     """Take every accumulator as if it had always been there."""
     return [(PartitionState, "_begin_column", _nothing)]
 
 
-@rule(18, "null is contagious where cells merge", quick="impure")
+@rule(18, "null is contagious where cells merge", quick="impure", seed=8)
 def null_is_contagious() -> list[Patch]:
     """Merge what is known as if it were all."""
 
