@@ -40,6 +40,33 @@ class _OwnKafkaBoot(BootStrategy):  # type: ignore[misc]  # faust comes without 
         return itertools.chain(super().server(), self.app.own_services)
 
 
+class OwnSettings(faust.Settings):  # type: ignore[misc]  # faust comes without types
+    """Faust's settings as the worker gives them, whatever Faust's own variables and options say.
+
+    Faust would let these, WEB_BIND or ``--web-port``, win over the worker's settings, past all that
+    is checked of them. Variables are not read; options come once the App is built and sealed.
+
+    Attributes:
+        refused: what options asked for since.
+    """
+
+    refused: list[str] | None = None
+
+    def getenv(self, env_name: str) -> None:
+        """Return nothing, whatever the variable says."""
+
+    def seal(self) -> None:
+        """Let nothing change any more."""
+        self.refused = []
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        """Set a setting, or refuse another value once sealed."""
+        if self.refused is None or key not in self.SETTINGS:
+            super().__setattr__(key, value)
+        elif value != getattr(self, key):
+            self.refused.append(f"{key} {value}")
+
+
 class MapApp(faust.App):  # type: ignore[misc]  # faust comes without types
     """A Faust App with services of its own that start last and stop first.
 
@@ -50,6 +77,7 @@ class MapApp(faust.App):  # type: ignore[misc]  # faust comes without types
     """
 
     BootStrategy = _OwnKafkaBoot
+    Settings = OwnSettings
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.own_services: list[Service] = []

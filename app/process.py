@@ -41,6 +41,7 @@ class Process(faust.Worker):  # type: ignore[misc]  # faust comes without types
         memory.keep_freed()
         sys.setswitchinterval(SWITCH_S)
         try:
+            self._check_options()
             await super().start()
         except TreasureMapError as error:
             self._reason = error
@@ -57,6 +58,13 @@ class Process(faust.Worker):  # type: ignore[misc]  # faust comes without types
         except Exception as error:
             self._reason = error
             raise
+
+    def _check_options(self) -> None:
+        if self.app.conf.refused:
+            raise SettingError(
+                f"cannot use options of Faust's own: got {', '.join(self.app.conf.refused)}; want"
+                " the worker's settings to say it; see `python -m app worker --help`"
+            )
 
     async def on_startup_finished(self) -> None:
         """Everything that lives as long as the process has been made."""

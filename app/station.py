@@ -203,6 +203,7 @@ def build(settings: Settings) -> MapApp:
     )
     view = View(themap, archive, owners, transport, pressure, readiness=readiness)
     _answer(app, settings, view, transport, pressure=pressure, watch=watch, lanes=[ingest, rollup])
+    app.conf.seal()
     return app
 
 
