@@ -7,6 +7,7 @@ import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from app.certificates import client_context
 from app.settings import Settings
 from tables.errors import SettingError
 
@@ -22,7 +23,9 @@ def kafka_options(settings: Settings) -> dict[str, Any]:
     """
     options: dict[str, Any] = {}
     if settings.kafka_uses_tls:
-        options["ssl_context"] = _tls(settings)
+        options["ssl_context"] = client_context(
+            "kafka", settings.kafka_ca_file, settings.kafka_cert_file, settings.kafka_key_file
+        )
     if settings.kafka_sasl_mechanism:
         options["sasl_mechanism"] = settings.kafka_sasl_mechanism
         options["sasl_plain_username"] = settings.kafka_username
@@ -36,7 +39,8 @@ def cassandra_settings(settings: Settings) -> CassandraSettings:
     """Return the settings of the Cassandra archive; imports the Cassandra driver.
 
     Raises:
-        SettingError: the driver is not installed, or the archive cannot make such a replication.
+        SettingError: the driver is not installed, the archive cannot make such a replication, or a
+            certificate file cannot be used.
     """
     try:
         from tables.archive_cassandra import CassandraSettings  # noqa: PLC0415 (an extra)
@@ -45,6 +49,14 @@ def cassandra_settings(settings: Settings) -> CassandraSettings:
             f"cannot use archive cassandra: {error}; want the package cassandra-driver; install "
             "treasure-map[cassandra]"
         ) from error
+    if settings.cassandra_uses_tls:
+        # The driver would try for ever to connect without them.
+        client_context(
+            "cassandra",
+            settings.cassandra_ca_file,
+            settings.cassandra_cert_file,
+            settings.cassandra_key_file,
+        )
     return CassandraSettings(
         hosts=settings.cassandra_hosts,
         port=settings.cassandra_port,
@@ -73,19 +85,6 @@ def _replication(settings: Settings) -> int:
     return int(factor)
 
 
-def _tls(settings: Settings) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=settings.kafka_ca_file or None)
-        if settings.kafka_cert_file:
-            context.load_cert_chain(settings.kafka_cert_file, settings.kafka_key_file)
-    except (OSError, ssl.SSLError) as error:
-        raise SettingError(
-            f"cannot use TLS files for Kafka: {error}; want PEM files that can be read; check "
-            "kafka_ca_file, kafka_cert_file and kafka_key_file"
-        ) from error
-    return context
-
-
 def _path(text: str) -> Path | None:
     return Path(text) if text else None
 
@@ -108,12 +107,4 @@ def peers_tls(settings: Settings) -> ssl.SSLContext | None:
     Raises:
         SettingError: the file of authorities cannot be used.
     """
-    if not settings.web_ca_file:
-        return None
-    try:
-        return ssl.create_default_context(cafile=settings.web_ca_file)
-    except OSError as error:
-        raise SettingError(
-            f"cannot use web_ca_file: {error}; got {settings.web_ca_file}; want a PEM file of"
-            " certificates"
-        ) from error
+    return client_context("web", settings.web_ca_file) if settings.web_ca_file else None

@@ -29,6 +29,7 @@ MIB = 1024 * 1024
 _MASK = "********"
 _SECRET = {"secret": True}
 _BROKERS = r"^\s*[^\s,:]+:\d{1,5}(\s*,\s*[^\s,:]+:\d{1,5})*\s*$"
+_URL = r"^(https?://[^\s/?#@]+(/[^\s?#]*)?)?$"
 _REPLICATION = r"^([1-9]\d?|[A-Za-z0-9_.-]+:[1-9]\d?(,[A-Za-z0-9_.-]+:[1-9]\d?)*)$"
 # Flags whose name is not the field's own.
 _FLAG_NAMES = {"map_file": "map"}
@@ -49,6 +50,7 @@ _FORMS = {
     "cassandra_replication": "a number like 3, or factors by data centre like dc1:3,dc2:3",
     "cassandra_keyspace": "a lower-case identifier of at most 48 characters",
     "group": "at most 200 letters, digits, dots, dashes and underscores",
+    "web_url": "a URL like https://worker-1:6066",
     "web_token": "at least 16 printable ASCII characters without spaces",
 }
 
@@ -113,7 +115,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     web_cert_file: str = ""
     web_key_file: str = ""
     web_ca_file: str = ""
-    web_url: str = ""
+    web_url: Annotated[str, msgspec.Meta(pattern=_URL)] = ""
     query_rows_max: Positive = 1_000_000
     query_cells_max: Positive = 1_000_000
     query_limit_max: Positive = 10_000
@@ -369,6 +371,12 @@ def _relations(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
         if getattr(settings, present) and not getattr(settings, absent):
             text = f"{present}: got a value, without {absent}; want both or neither; set {absent}"
             yield (one, other), text
+    if settings.web_cert_file and settings.web_url.startswith("http:"):
+        text = (
+            f"web_url: got {settings.web_url}, with web_cert_file; want https://, as the endpoint"
+            " speaks TLS; other workers would send their token in clear"
+        )
+        yield ("web_url", "web_cert_file"), text
     for smaller, larger in _ORDERED:
         low, high = getattr(settings, smaller), getattr(settings, larger)
         if low > high:

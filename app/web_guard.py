@@ -20,8 +20,9 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 from yarl import URL
 
+from app.certificates import server_context
 from app.settings import Settings, is_loopback
-from tables.errors import ArchiveDamagedError, ArchiveError, QueryError, SettingError
+from tables.errors import ArchiveDamagedError, ArchiveError, QueryError
 from tables.query import UnknownLayerError
 
 PROBLEM_TYPE = "application/problem+json"
@@ -99,15 +100,7 @@ def ssl_context(settings: Settings) -> ssl.SSLContext | None:
     """
     if not settings.web_cert_file:
         return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(settings.web_cert_file, settings.web_key_file)
-    except OSError as error:
-        raise SettingError(
-            f"cannot use web_cert_file: {error}; got {settings.web_cert_file} with key"
-            f" {settings.web_key_file}; want PEM files of a certificate and its key"
-        ) from error
-    return context
+    return server_context("web", settings.web_cert_file, settings.web_key_file)
 
 
 def guard(settings: Settings) -> Middleware:

@@ -174,6 +174,23 @@ def test_what_is_beyond_loopback_must_be_guarded(flags: dict[str, object], field
     assert load_settings(flags | {"insecure": True}, {}).insecure
 
 
+@pytest.mark.parametrize(
+    "url",
+    ["worker-1:6066", "ftp://a", "https://", "http://u:p@a:1", "https://a/?x=1", "http://a b"],
+)
+def test_where_other_workers_find_one_is_a_url(url: str) -> None:
+    """They would ask whatever it names."""
+    assert "web_url" in problems_of({"web_url": url})
+
+
+def test_where_other_workers_find_one_that_speaks_tls_is_https() -> None:
+    """They would send their token in clear, and get no answer."""
+    tls = {"web_cert_file": "c", "web_key_file": "k"}
+    assert "want https://" in problems_of({"web_url": "http://worker-1:6066", **tls})
+    for url in ("https://worker-1:6066", "https://[::1]:6066/base", ""):
+        assert load_settings({"web_url": url, **tls}, {}).web_url == url
+
+
 def test_a_guarded_worker_beyond_loopback_is_accepted() -> None:
     """Token and TLS open the bind; TLS opens brokers and Cassandra."""
     settings = load_settings(

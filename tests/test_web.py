@@ -30,13 +30,13 @@ from web_support import (
 from app.faust_app import create_app
 from app.settings import Settings
 from app.web import install
-from app.web_guard import host_name, ssl_context
+from app.web_guard import host_name
 from client import QueryClient, QueryFailedError
 from tables.archive import CellRange
 from tables.archive_cache import ArchiveCache
 from tables.archive_embedded import EmbeddedArchive
 from tables.cost import QueryCost
-from tables.errors import ArchiveDamagedError, ArchiveError, SettingError
+from tables.errors import ArchiveDamagedError, ArchiveError
 from tables.layer import Layer
 from tables.threads import Threads
 
@@ -425,13 +425,6 @@ async def test_faust_serves_the_endpoint_and_nothing_of_its_own(tmp_path: Path) 
     finally:
         await app.stop()
         await archive.close()
-
-
-def test_files_that_are_no_certificate_are_a_setting_error(tmp_path: Path) -> None:
-    """Without files there is no TLS."""
-    assert ssl_context(Settings()) is None
-    with pytest.raises(SettingError, match="cannot use web_cert_file"):
-        ssl_context(Settings(web_cert_file=str(tmp_path / "c"), web_key_file=str(tmp_path / "k")))
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificate with openssl")
