@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+import warnings
+
 import pytest
 from aiokafka import AIOKafkaProducer
+from servers import free_ports
 from support import flight, small_map
 
 from app import inflate
 from app.settings import load_settings
 from app.topics import apply_topics
 from app.verify.database import Database
+from app.verify.errors import VerifyError
 from app.verify.events import Events
 from app.verify.letters import Letters
 from app.verify.records import Record
@@ -81,3 +86,19 @@ async def test_a_record_that_a_batch_cuts_is_as_large_as_it_is(
         assert [(one.where, one.want) for one in events.letters_differing()][-1] == (
             f"dead letter of {RAW}[0] offset {found[-1].offset}", "oversized",
         )  # fmt: skip
+
+
+async def test_no_broker_ends_with_one_message_and_nothing_open() -> None:
+    """A consumer that could not connect is closed all the same."""
+    (port,) = free_ports(1)
+    topics = Topics(load_settings({"brokers": f"127.0.0.1:{port}"}, {}))
+    with pytest.raises(VerifyError, match="cannot read topics: KafkaConnectionError: ") as raised:
+        async with topics:
+            pass
+    assert str(raised.value).count("KafkaConnectionError") == 1
+    del raised
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        del topics
+        gc.collect()
+    assert [one for one in told if "Unclosed" in str(one.message)] == []

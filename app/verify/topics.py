@@ -44,7 +44,11 @@ class Topics:
 
     async def __aenter__(self) -> Self:
         """Connect."""
-        await self._ask(self._consumer.start())
+        try:
+            await self._ask(self._consumer.start())
+        except BaseException:
+            await self._consumer.stop()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -134,7 +138,7 @@ class Topics:
                 return await question
         except (KafkaError, TimeoutError) as error:
             raise VerifyError(
-                f"cannot read topics: {type(error).__name__} {error}; got no answer from"
+                f"cannot read topics: {error or type(error).__name__}; got no answer from"
                 f" {self._brokers}; want a broker that answers; check brokers and their security"
             ) from error
 
