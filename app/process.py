@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 import sys
 from typing import Any, NoReturn
@@ -18,6 +19,9 @@ from app import memory
 from app.printable import printable
 from app.watchdog import Watchdog
 from tables.errors import SettingError, TreasureMapError
+
+PRIVATE = 0o077
+"""Of files and folders that are made nobody else may do anything: they hold events."""
 
 SWITCH_S = 0.0005
 """How long a thread may keep Python's lock while others wait for it. A chunk is folded in dozens of
@@ -39,6 +43,7 @@ class Process(faust.Worker):  # type: ignore[misc]  # faust comes without types
         """Start and run; an error that an operator can mend ends the run in order."""
         self._watchdog.start(asyncio.get_running_loop())
         memory.keep_freed()
+        os.umask(PRIVATE)
         sys.setswitchinterval(SWITCH_S)
         try:
             self._check_options()

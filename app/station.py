@@ -35,7 +35,7 @@ from app.pace import Pace
 from app.peers import Peers
 from app.pressure import Pressure
 from app.printable import protect_log
-from app.process import Process
+from app.process import PRIVATE, Process
 from app.settings import Settings
 from app.topics import wait_for_topics
 from app.transport import Transport
@@ -279,7 +279,7 @@ def _peers(settings: Settings, view: View, transport: Transport, threads: Thread
 def _make_folder(settings: Settings) -> None:
     """Make the state folder: Faust makes its own in it, but not the ones above."""
     try:
-        settings.state_folder.mkdir(parents=True, exist_ok=True)
+        settings.state_folder.mkdir(mode=0o777 & ~PRIVATE, parents=True, exist_ok=True)
     except OSError as error:
         raise SettingError(
             f"cannot make state folder {settings.state_folder}: {error.strerror}; want a folder "

@@ -177,6 +177,20 @@ async def test_a_worker_that_cannot_start_says_why_and_nothing_else(
         assert re.match(wanted[command], last_words(worker)), last_words(worker)
 
 
+async def test_what_a_worker_writes_is_its_users_alone(processes: Callable[..., Process]) -> None:
+    """Whatever the umask of the shell: local stores and archive hold events."""
+    worker = processes()
+    await apply(worker)
+    worker.start()
+    await worker.ready()
+    assert await worker.stop() == 0
+    made = [worker.folder / "state", *(worker.folder / "state").rglob("*")]
+    made += [worker.folder / "archive", *(worker.folder / "archive").rglob("*")]
+    assert len(made) > 10
+    open_to_others = [path for path in made if path.stat().st_mode & 0o077]
+    assert open_to_others == []
+
+
 async def test_a_web_port_that_is_taken_is_named(processes: Callable[..., Process]) -> None:
     """Another worker of this machine has it."""
     with socket.socket() as taken:
