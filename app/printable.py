@@ -9,9 +9,19 @@ from __future__ import annotations
 
 import logging
 import traceback
+from collections.abc import Iterable
 from typing import Any
 
 import orjson
+
+MASK = "********"
+"""What is shown in the place of a secret."""
+
+SECRET_LENGTH_MIN = 4
+"""Without the texts of shorter ones no line could be read."""
+
+_OF_BYTES = "aiokafka.conn"
+"""Logs at debug whole requests and answers: the login with its password, records."""
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -40,25 +50,41 @@ def printable_json(value: object, option: int | None = None) -> str:
     return "".join(one if one.isprintable() or one == "\n" else _json_escape(one) for one in text)
 
 
-class PrintableRecord(logging.LogRecord):
-    """A line of the log that is safe to show, with a traceback below it."""
+def protect_log(secrets: Iterable[str] = ()) -> None:
+    """Make all lines that are logged from now on safe to show, those of libraries too.
 
-    def getMessage(self) -> str:  # noqa: N802 - as logging has it
-        """Return the message."""
-        return printable(super().getMessage(), keep="\n")
+    None has a secret of these, nor the bytes that went to brokers: events, and what logs in.
+    """
+    hidden = sorted((s for s in secrets if len(s) >= SECRET_LENGTH_MIN), key=len, reverse=True)
+
+    def shown(text: str) -> str:
+        for secret in hidden:
+            text = text.replace(secret, MASK)
+        return printable(text, keep="\n")
+
+    class Record(logging.LogRecord):
+        """A line that is safe to show, with a traceback below it."""
+
+        def getMessage(self) -> str:  # noqa: N802 - as logging has it
+            """Return the message."""
+            return shown(super().getMessage())
+
+    def record(*args: Any, **more: Any) -> logging.LogRecord:
+        made = Record(*args, **more)
+        if made.name == _OF_BYTES and made.levelno <= logging.DEBUG and made.args:
+            made.args = tuple(_kind_of(one) for one in made.args)
+        if made.exc_info and made.exc_info[0] is not None:
+            lines = "".join(traceback.format_exception(*made.exc_info))
+            made.exc_text = shown(lines.rstrip("\n"))
+        return made
+
+    logging.setLogRecordFactory(record)
 
 
-def protect_log() -> None:
-    """Make all lines that are logged from now on safe to show, those of libraries too."""
-    logging.setLogRecordFactory(_record)
-
-
-def _record(*args: Any, **more: Any) -> logging.LogRecord:
-    record = PrintableRecord(*args, **more)
-    if record.exc_info and record.exc_info[0] is not None:
-        lines = "".join(traceback.format_exception(*record.exc_info))
-        record.exc_text = printable(lines.rstrip("\n"), keep="\n")
-    return record
+def _kind_of(argument: object) -> object:
+    """Return what a line may have of a request or an answer: which it is."""
+    is_plain = argument is None or isinstance(argument, str | int | float | BaseException)
+    return argument if is_plain else type(argument).__name__
 
 
 def _json_escape(character: str) -> str:

@@ -21,12 +21,12 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_o
 import click
 import msgspec
 
+from app.printable import MASK
 from tables.errors import SettingError
 
 ENVIRONMENT_PREFIX = "TREASURE_MAP_"
 FILE_VARIABLE = "TREASURE_MAP_SETTINGS"
 MIB = 1024 * 1024
-_MASK = "********"
 _SECRET = {"secret": True}
 _BROKERS = r"^\s*[^\s,:]+:\d{1,5}(\s*,\s*[^\s,:]+:\d{1,5})*\s*$"
 _URL = r"^(https?://[^\s/?#@]+(/[^\s?#]*)?)?$"
@@ -235,7 +235,12 @@ def is_secret(name: str) -> bool:
 def masked(settings: Settings) -> dict[str, object]:
     """Return the fields of ``settings`` with every secret that is set replaced by asterisks."""
     values = msgspec.structs.asdict(settings)
-    return {name: _MASK if value and is_secret(name) else value for name, value in values.items()}
+    return {name: MASK if value and is_secret(name) else value for name, value in values.items()}
+
+
+def secrets_of(settings: Settings) -> list[str]:
+    """Return the values that must never be shown."""
+    return [getattr(settings, name) for name in FIELDS if is_secret(name)]
 
 
 def environment_variable(name: str) -> str:
@@ -288,7 +293,7 @@ def load_settings(
         try:
             values[name] = _convert(name, field)
         except (msgspec.ValidationError, ValueError) as error:
-            shown = _MASK if is_secret(name) else repr(field.value)
+            shown = MASK if is_secret(name) else repr(field.value)
             problems.append(f"{name} ({field.where}): got {shown}; want {_wanted(name, error)}")
     settings = Settings(**values)
     sound = values.keys() | (FIELDS.keys() - given.keys())
@@ -373,8 +378,7 @@ def _relations(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
             yield (one, other), text
     if settings.web_cert_file and settings.web_url.startswith("http:"):
         text = (
-            f"web_url: got {settings.web_url}, with web_cert_file; want https://, as the endpoint"
-            " speaks TLS; other workers would send their token in clear"
+            f"web_url: got {settings.web_url}, with web_cert_file; want https://, as it speaks TLS"
         )
         yield ("web_url", "web_cert_file"), text
     for smaller, larger in _ORDERED:

@@ -36,7 +36,7 @@ from app.peers import Peers
 from app.pressure import Pressure
 from app.printable import protect_log
 from app.process import PRIVATE, Process
-from app.settings import Settings
+from app.settings import Settings, secrets_of
 from app.topics import wait_for_topics
 from app.transport import Transport
 from app.view import View
@@ -145,7 +145,7 @@ def build(settings: Settings) -> MapApp:
         MapError: the map file cannot be used.
         SettingError: certificates or drivers that the settings ask for are not there.
     """
-    protect_log()
+    protect_log(secrets_of(settings))
     themap = load_map(settings.map_file)
     options = kafka_options(settings)
     _make_folder(settings)

@@ -8,6 +8,7 @@ import logging
 import unicodedata
 
 import pytest
+from aiokafka.protocol.admin import SaslAuthenticateRequest_v0
 from click.testing import CliRunner
 
 import app.__main__ as program
@@ -64,6 +65,30 @@ def test_lines_of_the_log_are_escaped(capsys: pytest.CaptureFixture[str]) -> Non
     assert lines[:2] == ["two", f"lines {ESCAPED.partition(chr(92) + 'n')[0]}"]
     assert sum("x1b[2J" in line for line in lines) > 1
     del capsys
+
+
+def test_no_line_of_the_log_has_a_secret_or_what_went_to_brokers() -> None:
+    """Neither as an argument, nor in an error, nor in the bytes of a login."""
+    stream, factory = io.StringIO(), logging.getLogRecordFactory()
+    log = logging.Logger("aiokafka.conn")  # noqa: LOG001 - one that nobody else has
+    log.addHandler(logging.StreamHandler(stream))
+    login = SaslAuthenticateRequest_v0(b"\0worker\0Pa55-of-kafka")
+    try:
+        protect_log(["Pa55-of-kafka", "", "5", "Pa55"])
+        log.debug("Request to %s:%d %d: %s", "broker", 9092, 7, login)
+        log.info("logging in with %s", "Pa55-of-kafka")
+        log.info(f"logging in with {login!r}")  # noqa: G004 - as a library may
+        try:
+            {}["Pa55-of-kafka"]
+        except KeyError:
+            log.exception("it failed with Pa55")
+    finally:
+        logging.setLogRecordFactory(factory)
+    assert "Pa55" not in stream.getvalue()
+    assert "of-kafka" not in stream.getvalue()
+    first, second = stream.getvalue().splitlines()[:2]
+    assert first == "Request to broker:9092 7: SaslAuthenticateRequest_v0"
+    assert second == "logging in with ********"
 
 
 def test_answers_differences_and_ledgers_are_escaped() -> None:
