@@ -226,10 +226,8 @@ assert list(MEANINGS) == list(FIELDS), "MEANINGS must list the fields of Setting
 
 def is_secret(name: str) -> bool:
     """Tell whether a field's value must never be shown."""
-    return any(
-        (meta.extra or {}).get("secret", False)
-        for meta in getattr(FIELDS[name].type, "__metadata__", ())
-    )
+    metas = getattr(FIELDS[name].type, "__metadata__", ())
+    return any((meta.extra or {}).get("secret", False) for meta in metas)
 
 
 def masked(settings: Settings) -> dict[str, object]:
