@@ -204,6 +204,8 @@ async def check_topics(
 ) -> str:
     """Check that the topics of a map are there and as it needs them; make and change none.
 
+    A journal whose settings the broker does not tell is warned of.
+
     Returns:
         The id of the Kafka cluster, empty where the brokers tell none.
 
@@ -218,7 +220,8 @@ async def check_topics(
         if missing:
             problems = [f"topic {name}: missing; make it with `map apply`" for name in missing]
             raise TopicsRefusedError(themap.name, problems, "use")
-        await _check(admin, themap, specs, found, "use")
+        for name, reason in (await _check(admin, themap, specs, found, "use")).items():
+            log.warning("journal %s was not checked, %s: it must keep everything", name, reason)
         return (await admin.describe_cluster()).get("cluster_id") or ""
 
 

@@ -21,6 +21,7 @@ from app.topics import (
     TopicSpec,
     TopicsRefusedError,
     apply_topics,
+    check_topics,
     topics_of,
     wait_for_topics,
 )
@@ -262,9 +263,9 @@ async def test_topics_that_are_missing_are_not_waited_for(brokers: str) -> None:
 
 
 async def test_a_broker_that_does_not_tell_settings_leaves_journals_unchecked(
-    embedded: str, monkeypatch: pytest.MonkeyPatch
+    embedded: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The report says which journals could not be checked, and why.
+    """The report says which journals could not be checked, and why; so does a worker's log.
 
     The embedded broker closes the connection where settings are asked for by name, and asking so is
     how it is made not to tell.
@@ -280,3 +281,6 @@ async def test_a_broker_that_does_not_tell_settings_leaves_journals_unchecked(
     journals = [spec.name for spec in topics_of(themap, 1) if spec.kind == "journal"]
     assert list(report.unchecked) == journals
     assert all("does not tell settings: " in reason for reason in report.unchecked.values())
+    assert await check_topics(embedded, themap)
+    for name in journals:
+        assert f"journal {name} was not checked, " in caplog.text

@@ -55,7 +55,9 @@ def _cannot(function: Callable[..., None]) -> Callable[..., None]:
     show_default=True,
     help="Most differences to show.",
 )
-@click.option("--ca-file", help="PEM file of the authority of the endpoints' certificates.")
+@click.option(
+    "--ca-file", help="PEM file of the authority of the endpoints' certificates; else web_ca_file."
+)
 @click.option("--no-archive", is_flag=True, help="Leave the archive out.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @_cannot
@@ -71,8 +73,8 @@ def command(
     collect_seldom()
     report = asyncio.run(
         verify(
-            settings, urls=urls, deadline_s=deadline_s, rows=rows, ca_file=ca_file,
-            archive=not no_archive,
+            settings, urls=urls, deadline_s=deadline_s, rows=rows,
+            ca_file=ca_file or settings.web_ca_file or None, archive=not no_archive,
         )
     )  # fmt: skip
     if as_json:
