@@ -35,6 +35,11 @@ def kafka_options(settings: Settings) -> dict[str, Any]:
     return options
 
 
+def client_options(login: Settings | None) -> dict[str, Any]:
+    """Return :func:`kafka_options`, or those of a plain connection where there are no settings."""
+    return {} if login is None else kafka_options(login)
+
+
 def cassandra_settings(settings: Settings) -> CassandraSettings:
     """Return the settings of the Cassandra archive; imports the Cassandra driver.
 

@@ -14,7 +14,7 @@ import collections
 import time
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Self
+from typing import Any, Self
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
@@ -48,18 +48,27 @@ class Feed:
         brokers: bootstrap servers, ``host:port`` separated by commas.
         topic: what is written to.
         compressed: with zstd. Batches of a few records are quicker without, for all who read them.
+        options: security options of aiokafka's clients.
 
     Attributes:
         partitions: how many the topic has.
         events: records handed over with :meth:`add` so far.
     """
 
-    def __init__(self, brokers: str, topic: str, *, compressed: bool = True) -> None:
+    def __init__(
+        self,
+        brokers: str,
+        topic: str,
+        *,
+        compressed: bool = True,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
         self.topic = topic
         self.partitions = 0
         self.events = 0
         self._brokers = brokers
         self._compressed = compressed
+        self._options = dict(options or {})
         self._producer: AIOKafkaProducer | None = None
         self._open: dict[int, BatchBuilder] = {}
         self._full: dict[int, list[BatchBuilder]] = collections.defaultdict(list)
@@ -75,12 +84,13 @@ class Feed:
             self._producer = AIOKafkaProducer(
                 bootstrap_servers=self._brokers,
                 acks="all",
-                enable_idempotence=await has_idempotent_producer(self._brokers),
+                enable_idempotence=await has_idempotent_producer(self._brokers, self._options),
                 # Measured on the flights: aiokafka's lz4 (at its fixed level 9) takes 2.8 s of CPU
                 # for the year, zstd 0.3 s and fewer bytes.
                 compression_type="zstd" if self._compressed else None,
                 max_batch_size=BATCH_BYTES_MAX,
                 max_request_size=2 * BATCH_BYTES_MAX,
+                **self._options,
             )
             await self._producer.start()
             self.partitions = await self._find_partitions()

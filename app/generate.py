@@ -22,14 +22,16 @@ from typing import Any, Self
 import aiokafka
 from aiokafka.errors import KafkaError
 
+from app.connections import client_options
 from app.feed import Feed
 from app.generate_manifest import Written, manifest_of, write_manifest
 from app.generate_plan import GenerateError, Part, Plan, check_times, parts_of
 from app.generate_process import Failed, PartResult, Progress, Ready, run_process
 from app.generate_truth import PartitionTruth
-from app.generate_words import words_of
+from app.generate_words import Words, words_of
 from app.mapfile import load_map
 from app.replay import settled_ms
+from app.settings import Settings
 from tables.layer import Map, Source
 
 # A process imports, connects and makes its words in about a second on an idle machine.
@@ -49,6 +51,7 @@ def generate(
     append: bool = False,
     command: Sequence[str] = (),
     show: Callable[[dict[int, Progress]], None] | None = None,
+    login: Settings | None = None,
 ) -> dict[str, Any]:
     """Write a load, then its manifest, and return the manifest.
 
@@ -62,6 +65,7 @@ def generate(
         append: whether the topic may hold records already.
         command: the command line, for the manifest.
         show: called a few times a second with the progress of each part.
+        login: settings that say how to connect to Kafka; None: plain.
 
     Raises:
         GenerateError: the load cannot be written as asked.
@@ -71,13 +75,9 @@ def generate(
     source = _source(themap, plan)
     started_ms = time.time_ns() // 1_000_000
     check_times(themap, source, plan, started_ms, settle=settle)
-    words = words_of(themap, source, keys=plan.keys, skew=plan.skew, types=plan.types)
-    if not words.types:
-        raise GenerateError(
-            f"cannot generate events for {source.name}: no layer reads it; got {themap.name}'s"
-            f" layers; want one with source = {source.name!r}; give another --source"
-        )
-    first = asyncio.run(_ends(plan.brokers, source))
+    words = _words(themap, source, plan)
+    options = client_options(login)
+    first = asyncio.run(_ends(plan.brokers, source, options))
     if any(first.values()) and not append:
         raise GenerateError(
             f"cannot generate events into {source.topic}: it holds records, so that what is late is"
@@ -86,10 +86,10 @@ def generate(
         )
     weights = words.partition_weights()
     parts = parts_of(weights, min(processes, sum(weight > 0 for weight in weights)))
-    with _Processes(plan, parts) as running:
+    with _Processes(plan, parts, login) as running:
         results = running.run(show or (lambda _: None))
     truths = {number: one for result in results for number, one in result.partitions.items()}
-    settled = asyncio.run(_settle(plan, themap, source, truths)) if settle else None
+    settled = asyncio.run(_settle(plan, themap, source, truths, options)) if settle else None
     written = Written(
         plan=plan,
         command=command,
@@ -97,7 +97,7 @@ def generate(
         ended_ms=time.time_ns() // 1_000_000,
         results=results,
         first=first,
-        ends=asyncio.run(_ends(plan.brokers, source)),
+        ends=asyncio.run(_ends(plan.brokers, source, options)),
         settled_ms=settled,
     )
     content = manifest_of(themap, written)
@@ -139,8 +139,9 @@ def _source(themap: Map, plan: Plan) -> Source:
 class _Processes:
     """The processes of a load; use it in a ``with`` statement, which leaves none behind."""
 
-    def __init__(self, plan: Plan, parts: Sequence[Part]) -> None:
+    def __init__(self, plan: Plan, parts: Sequence[Part], login: Settings | None) -> None:
         self._plan = plan
+        self._login = login
         self._parts = parts
         self._children: dict[Connection, BaseProcess] = {}
         self._results: list[PartResult] = []
@@ -154,7 +155,7 @@ class _Processes:
         for part in self._parts:
             ours, theirs = context.Pipe()
             child = context.Process(
-                target=run_process, args=(self._plan, part, theirs), daemon=True
+                target=run_process, args=(self._plan, part, theirs, self._login), daemon=True
             )
             child.start()
             theirs.close()
@@ -240,20 +241,34 @@ class _Processes:
                 signal.signal(number, handler)
 
 
+def _words(themap: Map, source: Source, plan: Plan) -> Words:
+    words = words_of(themap, source, keys=plan.keys, skew=plan.skew, types=plan.types)
+    if not words.types:
+        raise GenerateError(
+            f"cannot generate events for {source.name}: no layer reads it; got {themap.name}'s"
+            f" layers; want one with source = {source.name!r}; give another --source"
+        )
+    return words
+
+
 async def _settle(
-    plan: Plan, themap: Map, source: Source, truths: dict[int, PartitionTruth]
+    plan: Plan,
+    themap: Map,
+    source: Source,
+    truths: dict[int, PartitionTruth],
+    options: dict[str, Any],
 ) -> int:
     """Write the last heartbeat to every partition, and return its time."""
     newest = max(plan.start_ms, *(one.stream_time_ms for one in truths.values()))
     time_ms = settled_ms(themap, source.name, newest, margin_ms=0)
-    async with Feed(plan.brokers, source.topic) as feed:
+    async with Feed(plan.brokers, source.topic, options=options) as feed:
         feed.heartbeat(time_ms)
     for one in truths.values():
         one.heartbeat(time_ms)
     return time_ms
 
 
-async def _ends(brokers: str, source: Source) -> dict[int, int]:
+async def _ends(brokers: str, source: Source, options: dict[str, Any]) -> dict[int, int]:
     """Return the end of every partition of the source's topic.
 
     The end that answers a fetch is taken: the one that the embedded broker lists is that of the
@@ -266,9 +281,11 @@ async def _ends(brokers: str, source: Source) -> dict[int, int]:
     try:
         async with (
             asyncio.timeout(_ENDS_SECONDS_MAX),
-            Feed(brokers, source.topic),  # says what to do where the topic is not there
+            Feed(
+                brokers, source.topic, options=options
+            ),  # says what to do where the topic is not there
             aiokafka.AIOKafkaConsumer(
-                bootstrap_servers=brokers, enable_auto_commit=False, fetch_max_wait_ms=10
+                bootstrap_servers=brokers, enable_auto_commit=False, fetch_max_wait_ms=10, **options
             ) as consumer,
         ):
             consumer.assign(places)

@@ -16,7 +16,9 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from multiprocessing.connection import Connection
+from typing import Any
 
+from app.connections import client_options
 from app.feed import Feed
 from app.generate_events import EventMaker
 from app.generate_plan import (
@@ -32,6 +34,7 @@ from app.generate_records import RecordMaker
 from app.generate_truth import PartitionTruth
 from app.generate_words import Words, words_of
 from app.mapfile import load_map
+from app.settings import Settings
 from tables.errors import TreasureMapError
 
 _UNPACED_EVENTS = STEP_EVENTS_MAX // 2
@@ -175,25 +178,25 @@ async def _pause(stop: asyncio.Event, seconds: float) -> None:
         return
 
 
-def run_process(plan: Plan, part: Part, parent: Connection) -> None:
+def run_process(plan: Plan, part: Part, parent: Connection, login: Settings | None) -> None:
     """Write one part as a process of its own; the parent's end stops it in order."""
     # Ctrl-C reaches the whole group; the parent tells when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        result = asyncio.run(_run(plan, part, parent))
+        result = asyncio.run(_run(plan, part, parent, client_options(login)))
     except (TreasureMapError, EOFError) as error:
         parent.send(Failed(str(error) or "the parent is gone"))
     else:
         parent.send(result)
 
 
-async def _run(plan: Plan, part: Part, parent: Connection) -> PartResult:
+async def _run(plan: Plan, part: Part, parent: Connection, options: dict[str, Any]) -> PartResult:
     themap = load_map(plan.map_file)
     source = themap.source(plan.source)
     words = words_of(themap, source, keys=plan.keys, skew=plan.skew, types=plan.types)
     writer = PartWriter(plan, part, words)
     stop = asyncio.Event()
-    async with Feed(plan.brokers, source.topic) as feed:
+    async with Feed(plan.brokers, source.topic, options=options) as feed:
         if feed.partitions != source.partitions:
             raise GenerateError(
                 f"cannot write to {source.topic}: it is not the map's topic; got {feed.partitions}"

@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import polars as pl
 
@@ -93,6 +94,7 @@ async def replay(
     *,
     seconds: float,
     progress: Callable[[int], None] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> int:
     """Write ``records`` to ``topic`` over ``seconds`` and return how many events were written.
 
@@ -104,11 +106,12 @@ async def replay(
         settled_ms: the time of the last heartbeat; see :func:`settled_ms`.
         seconds: how long the whole takes; 0 is as fast as possible.
         progress: called with the number of events written so far.
+        options: security options of aiokafka's clients.
 
     Raises:
         FeedError: no broker answers, the topic is missing, or records were refused.
     """
-    async with Feed(brokers, topic) as feed:
+    async with Feed(brokers, topic, options=options) as feed:
         placed = _placed(records, feed.partitions)
         start = time.monotonic()
         for step in steps(records["at"], seconds, settled_ms):

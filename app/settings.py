@@ -18,7 +18,6 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
-import click
 import msgspec
 
 from app.printable import MASK
@@ -416,35 +415,3 @@ def _posture(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
             f" want TLS; set cassandra_tls or cassandra_ca_file, {way_out}"
         )
         yield ("cassandra_hosts", "archive", "cassandra_tls"), text
-
-
-def settings_options(function: Function) -> Function:
-    """Add ``--settings FILE`` and a flag for every setting but the secrets to a click command.
-
-    The command's function is called with ``settings: Settings`` instead of the flags.
-
-    Raises:
-        SettingError: when the command runs, as :func:`load_settings`.
-    """
-
-    @functools.wraps(function)
-    def with_settings(*args: Any, settings_file: str | None, **options: Any) -> Any:
-        flags = {name: options.pop(name) for name in list(FIELDS) if name in options}
-        return function(*args, settings=load_settings(flags, file=settings_file), **options)
-
-    wrapped: Any = with_settings
-    for name in reversed(FIELDS):
-        flag_name = flag(name)
-        if flag_name is None:
-            continue
-        meaning = f"{MEANINGS[name].replace('`', '')}  [{environment_variable(name)}]"
-        if FIELDS[name].type is bool:
-            both = f"{flag_name}/--no-{flag_name[2:]}"
-            option = click.option(both, name, default=None, help=meaning)
-        else:
-            option = click.option(flag_name, name, default=None, metavar="VALUE", help=meaning)
-        wrapped = option(wrapped)
-    file_help = f"TOML file of settings.  [{FILE_VARIABLE}]"
-    file_option = click.option("--settings", "settings_file", metavar="FILE", help=file_help)
-    result: Function = file_option(wrapped)
-    return result

@@ -17,8 +17,8 @@ from app.settings import (
     is_loopback,
     is_secret,
     load_settings,
-    settings_options,
 )
+from app.settings_options import settings_options
 from app.settings_page import settings_table, with_table
 from tables.errors import SettingError
 

@@ -18,7 +18,8 @@ from rich.text import Text
 from app.connections import kafka_options
 from app.mapfile import load_map
 from app.printable import printable, printable_json
-from app.settings import Settings, settings_options
+from app.settings import Settings
+from app.settings_options import settings_options
 from tables.layer import SideKind
 from tables.ledger import LETTER_REASONS
 from tables.letter import Letter

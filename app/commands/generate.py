@@ -17,6 +17,8 @@ from app.generate import generate
 from app.generate_plan import MAP_FILE, SOURCE, Format, Plan, default_start_ms, processes_for
 from app.generate_process import Progress
 from app.mapfile import load_map
+from app.settings import Settings
+from app.settings_options import kafka_settings_options
 
 _LINE_SECONDS = 5.0
 _SHARE = click.FloatRange(0, 1)
@@ -45,13 +47,6 @@ class _Auto(click.ParamType):
     help="The map that events are made for. [default: a shop of its own]",
 )
 @click.option("--source", default=SOURCE, show_default=True, help="The map's source to write to.")
-@click.option(
-    "--brokers",
-    default="127.0.0.1:9092",
-    show_default=True,
-    envvar="TREASURE_MAP_BROKERS",
-    help="Kafka brokers to start from, host:port separated by commas.",
-)
 @click.option(
     "--rate",
     type=click.FloatRange(min=0),
@@ -158,8 +153,10 @@ class _Auto(click.ParamType):
     help="Whether to end with heartbeats that close and seal every window.",
 )
 @click.option("--append", is_flag=True, help="Write to a topic that holds records already.")
+@kafka_settings_options
 def command(
     *,
+    settings: Settings,
     processes: int | None,
     form: str,
     manifest: pathlib.Path,
@@ -176,7 +173,8 @@ def command(
         now_ms = time.time_ns() // 1_000_000
         start_ms = default_start_ms(themap, source, now_ms, options["seconds"], options["speed"])
     # Where the source is not known, generate() says so.
-    plan = Plan(format=cast("Format", form), start_ms=start_ms or 0, **options)
+    brokers = settings.brokers
+    plan = Plan(format=cast("Format", form), start_ms=start_ms or 0, brokers=brokers, **options)
     if processes is None:
         cores = len(os.sched_getaffinity(0))
         partitions = source.partitions if source is not None else 1
@@ -184,7 +182,7 @@ def command(
     with _Display(plan) as display:
         content = generate(
             plan, manifest, processes=processes, settle=settle, append=append,
-            command=sys.argv, show=display.show,
+            command=sys.argv, show=display.show, login=settings,
         )  # fmt: skip
     _say(content, manifest)
 

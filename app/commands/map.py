@@ -11,7 +11,8 @@ from rich.tree import Tree
 
 from app.mapfile import load_map
 from app.printable import printable
-from app.settings import Settings, settings_options
+from app.settings import Settings
+from app.settings_options import settings_options
 from tables.errors import MapError
 from tables.layer import Layer, Map, Source
 from tables.shape import reshaped, shapes_of

@@ -7,20 +7,16 @@ import pathlib
 
 import click
 
+from app.connections import kafka_options
 from app.mapfile import load_map
 from app.replay import keyed, replay, settled_ms
+from app.settings import Settings
+from app.settings_options import kafka_settings_options
 from examples.flights import events
 
 
 @click.command(name="replay", help="Write recorded events to their topic, with heartbeats.")
 @click.argument("recording", type=click.Choice(["flights"]))
-@click.option(
-    "--brokers",
-    default="127.0.0.1:9092",
-    show_default=True,
-    envvar="TREASURE_MAP_BROKERS",
-    help="Kafka brokers to start from, host:port separated by commas.",
-)
 @click.option(
     "--map",
     "map_file",
@@ -35,7 +31,8 @@ from examples.flights import events
     show_default=True,
     help="How long the year takes; 0 is as fast as possible.",
 )
-def command(recording: str, brokers: str, map_file: pathlib.Path, seconds: float) -> None:
+@kafka_settings_options
+def command(recording: str, map_file: pathlib.Path, seconds: float, settings: Settings) -> None:
     """Write the recording and say how many events it had."""
     del recording
     themap = load_map(map_file)
@@ -44,5 +41,10 @@ def command(recording: str, brokers: str, map_file: pathlib.Path, seconds: float
     topic = source.topic
     end_ms = settled_ms(themap, events.SOURCE, int(records["at"][-1]))
     click.echo(f"replaying {len(records):,} events into {topic} over {seconds:g} s")
-    written = asyncio.run(replay(brokers, topic, records, end_ms, seconds=seconds))
+    written = asyncio.run(
+        replay(
+            settings.brokers, topic, records, end_ms, seconds=seconds,
+            options=kafka_options(settings),
+        )
+    )  # fmt: skip
     click.echo(f"wrote {written:,} events; stream time stands at {end_ms} ms")

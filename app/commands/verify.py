@@ -16,7 +16,8 @@ from rich.text import Text
 
 from app.memory import collect_seldom
 from app.printable import printable, printable_json
-from app.settings import Settings, settings_options
+from app.settings import Settings
+from app.settings_options import settings_options
 from app.verify import Report, verify
 from tables.errors import TreasureMapError
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from app.process import Process
-from app.settings import Settings, settings_options
+from app.settings import Settings
+from app.settings_options import settings_options
 from app.station import build
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
