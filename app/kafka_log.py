@@ -22,6 +22,7 @@ from agents.log_partition import LogRecord
 from agents.tasks import within
 from app.aiokafka_append import Appends
 from app.aiokafka_private import check_metadata
+from app.brokers import connect_error
 from app.idempotence import has_idempotent_producer
 from tables.errors import OffsetGoneError, OutcomeUnknownError, TreasureMapError
 
@@ -98,6 +99,7 @@ class KafkaLog:
         The journal's chain rule rejects repeats.
 
         Raises:
+            BrokersAwayError: some answer, and one that was asked does not.
             TreasureMapError: no broker answers.
         """
         try:
@@ -116,10 +118,8 @@ class KafkaLog:
             await self._offsets.start()
         except KafkaError as error:
             await self.stop()
-            raise TreasureMapError(
-                f"cannot connect to Kafka: {error!r}; got brokers {self._brokers}; want at least "
-                "one that answers; start it or correct the setting `brokers`"
-            ) from error
+            self._producer = self._offsets = None
+            raise connect_error(error, self._brokers) from error
 
     async def stop(self) -> None:
         """Flush and disconnect; what a broker does not take in time is left to the next claim."""

@@ -24,6 +24,7 @@ from agents.ingest import Ingest
 from agents.outage import Outage
 from agents.owners import Owners
 from agents.rollup import Rollup
+from app.brokers import patiently
 from app.connections import advertised_url, cassandra_settings, kafka_options, peers_tls
 from app.faust_app import MapApp, add_agent, create_app, lane_of
 from app.health import readiness_of, watch_of
@@ -37,7 +38,7 @@ from app.pressure import Pressure
 from app.printable import protect_log
 from app.process import PRIVATE, Process
 from app.settings import Settings, secrets_of
-from app.topics import wait_for_topics
+from app.topics import check_topics
 from app.transport import Transport
 from app.view import View
 from app.watch import Watch
@@ -62,9 +63,6 @@ _ALONE = (
     "workers, or stop the other one"
 )
 
-
-BROKERS_PATIENCE_S = 60.0
-"""How long a worker that starts asks again while some of the brokers do not answer."""
 
 REOPEN_S = (1.0, 5.0)
 """How long to wait before an archive that was away at the start is tried again."""
@@ -110,7 +108,7 @@ class Foundation(Service):  # type: ignore[misc]  # mode comes without types
             self.log.info("Not opened, because asked to stop: %s", error)
 
     async def _open(self) -> None:
-        await self._log_client.start()
+        await patiently(self._log_client.start)
         await self._check()
         try:
             await self._archive.open(self._map)
@@ -251,9 +249,7 @@ def _answer(
 
 async def _check(settings: Settings, owners: Owners, options: dict[str, Any]) -> None:
     """Check the topics, and take note of whose they are, before a partition is claimed."""
-    cluster = await wait_for_topics(
-        settings.brokers, owners.themap, options, patience_s=BROKERS_PATIENCE_S
-    )
+    cluster = await patiently(lambda: check_topics(settings.brokers, owners.themap, options))
     group = settings.group_of(owners.themap.name)
     owners.claimant = Claimant(group, settings.node_name, cluster)
     archive = settings.archive_folder.absolute() if settings.archive == "embedded" else "Cassandra"

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Literal
 
@@ -24,6 +23,7 @@ from aiokafka.errors import (
 )
 
 from agents.claims import OTHER_PARTITIONS, START_OVER
+from app.brokers import BrokersAwayError
 from tables.errors import TreasureMapError
 from tables.layer import Map
 from tables.limits import RECORD_BYTES_MAX
@@ -37,7 +37,6 @@ REPLICATION_MAX = 3
 
 VISIBLE_DEADLINE_S = 30.0
 _VISIBLE_POLL_S = 0.05
-_ASK_AGAIN_S = 1.0
 _REQUEST_TIMEOUT_MS = 20_000
 _ALREADY_EXISTS = 36
 _UNKNOWN_TOPIC = 3
@@ -67,10 +66,6 @@ class TopicReport:
     existing: list[str]
     unchecked: dict[str, str]
     replication: int
-
-
-class BrokersAwayError(TreasureMapError):
-    """A broker did not answer; another one, or the same one a moment later, may."""
 
 
 class TopicsRefusedError(TreasureMapError):
@@ -168,35 +163,6 @@ async def apply_topics(
         unchecked=unchecked,
         replication=replication,
     )
-
-
-async def wait_for_topics(
-    brokers: str,
-    themap: Map,
-    client_options: Mapping[str, Any] | None = None,
-    *,
-    patience_s: float,
-) -> str:
-    """Do what :func:`check_topics` does, asking again while brokers do not answer.
-
-    Clients ask any broker that the cluster names: one that is away fails them though others answer.
-
-    Raises:
-        TopicsRefusedError: topics are missing or differ from the map.
-        BrokersAwayError: brokers did not answer for ``patience_s`` seconds.
-    """
-    give_up = time.monotonic() + patience_s
-    waiting = False
-    while True:
-        try:
-            return await check_topics(brokers, themap, client_options)
-        except BrokersAwayError as error:
-            if time.monotonic() > give_up:
-                raise
-            if not waiting:
-                log.warning("%s; they are asked again for %.0f s", error, patience_s)
-            waiting = True
-            await asyncio.sleep(_ASK_AGAIN_S)
 
 
 async def check_topics(

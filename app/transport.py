@@ -27,6 +27,7 @@ from agents.tasks import end, within
 from app.aiokafka_private import Fetched, UnreadableError, abandon
 from app.alarm import Alarm
 from app.assignor import Assignor, Member, TopicPartition, by_topic
+from app.brokers import connect_error, patiently
 from app.group import Group
 from app.hints import CommitHints
 from app.lane import Lane, Owners, Statistics, TransportError, TransportOptions
@@ -212,28 +213,16 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         """Connect, join the group, start to read.
 
         Raises:
-            TransportError: an input topic does not exist, or no broker answers.
+            TransportError: an input topic does not exist.
+            TreasureMapError: no broker answers.
         """
-        options = self.options
         topics = {topic for lane in self._lanes for topic in lane.topics}
-        self._consumer = AIOKafkaConsumer(
-            partition_assignment_strategy=[Assignor(self._describe, self.group.take)],
-            **options.consumer_options(),
-        )
-        try:
-            await self._consumer.start()
-            known = await self._consumer.topics()
-        except KafkaError as error:
-            await self._consumer.stop()
-            raise TransportError(
-                f"cannot connect to Kafka: {error!r}; got brokers {options.brokers}; want at least"
-                " one that answers; start it or correct the setting `brokers`"
-            ) from error
+        known = await patiently(self._connect)
         if missing := sorted(topics - known):
             await self._consumer.stop()
             raise TransportError(
-                f"cannot read {', '.join(missing)}: the brokers at {options.brokers} know no such"
-                " topic; create it with `map apply`"
+                f"cannot read {', '.join(missing)}: the brokers at {self.options.brokers} know no"
+                " such topic; create it with `map apply`"
             )
         self._fetched = Fetched(self._consumer)
         self._consumer.subscribe(
@@ -243,6 +232,19 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
             asyncio.create_task(guarded(self._read(self._fetched), self.fail)),
             asyncio.create_task(guarded(self._hints.run(self._consumer), self.fail)),
         ]
+
+    async def _connect(self) -> set[str]:
+        """Start a consumer; return all topics there are."""
+        self._consumer = AIOKafkaConsumer(
+            partition_assignment_strategy=[Assignor(self._describe, self.group.take)],
+            **self.options.consumer_options(),
+        )
+        try:
+            await self._consumer.start()
+            return set(await self._consumer.topics())
+        except KafkaError as error:
+            await self._consumer.stop()
+            raise connect_error(error, self.options.brokers) from error
 
     async def on_stop(self) -> None:
         """Let partitions go, leave a last hint of the positions, leave the group."""

@@ -14,16 +14,15 @@ from reset_proxy import ResetProxy
 from servers import free_ports
 from support import until
 
+from app.brokers import BrokersAwayError, patiently
 from app.embedded_broker import EmbeddedBroker
 from app.mapfile import parse_map
 from app.topics import (
-    BrokersAwayError,
     TopicSpec,
     TopicsRefusedError,
     apply_topics,
     check_topics,
     topics_of,
-    wait_for_topics,
 )
 from tables.errors import TreasureMapError
 from tables.layer import Map
@@ -247,8 +246,8 @@ async def test_a_broker_that_the_cluster_names_is_waited_for() -> None:
         async with ResetProxy(port, to):
             await apply_topics(broker.bootstrap, themap)
         with pytest.raises(BrokersAwayError, match="cannot see to topics"):
-            await wait_for_topics(broker.bootstrap, themap, patience_s=0)
-        waiting = asyncio.create_task(wait_for_topics(broker.bootstrap, themap, patience_s=60))
+            await patiently(lambda: check_topics(broker.bootstrap, themap), patience_s=0)
+        waiting = asyncio.create_task(patiently(lambda: check_topics(broker.bootstrap, themap)))
         await asyncio.sleep(1)
         assert not waiting.done()
         async with ResetProxy(port, to):
@@ -259,7 +258,7 @@ async def test_topics_that_are_missing_are_not_waited_for(brokers: str) -> None:
     """What no waiting mends is told at once."""
     async with asyncio.timeout(30):
         with pytest.raises(TopicsRefusedError, match="missing; make it with `map apply`"):
-            await wait_for_topics(brokers, fresh_map(), patience_s=3_600)
+            await patiently(lambda: check_topics(brokers, fresh_map()), patience_s=3_600)
 
 
 async def test_a_broker_that_does_not_tell_settings_leaves_journals_unchecked(

@@ -22,7 +22,12 @@ from aiokafka.errors import KafkaConnectionError
 from app.lane import Lane, Owners, TransportError, TransportOptions
 from app.transport import Transport
 from tables.chunk import Chunk, Run
-from tables.errors import FencedError, JournalRefusedError, OutcomeUnknownError
+from tables.errors import (
+    FencedError,
+    JournalRefusedError,
+    OutcomeUnknownError,
+    TreasureMapError,
+)
 
 SECONDS_MAX = 60.0
 TopicPartitions = set[tuple[str, int]]
@@ -458,7 +463,7 @@ async def test_a_missing_topic_and_a_missing_broker_are_named(embedded: str) -> 
         await bench.transport.start()
     await bench.close()
     bench = Bench("127.0.0.1:1", {"ingest": "t"}, Memory())
-    with pytest.raises(TransportError, match=r"cannot connect to Kafka: .*127.0.0.1:1") as raised:
+    with pytest.raises(TreasureMapError, match=r"cannot connect to Kafka: .*127.0.0.1:1") as raised:
         await bench.transport.start()
     assert isinstance(raised.value.__cause__, KafkaConnectionError)
     await bench.close()

@@ -22,8 +22,8 @@ STANDSTILL_SECONDS_MAX = 120
 RETRY_SECONDS = 1.0
 
 REASONS = ("cannot connect to Kafka", "local store", "cannot share group chaos: node ")
-"""Why a worker may end by itself here: Kafka is away at its start, its disk is full, or it begins in
-another folder, on the small disk, while the group still has the one that was killed before."""
+"""Why a worker may end by itself here: Kafka is away at its start, its disk is full, or it begins
+in another folder, on the small disk, while the group still has the one that was killed before."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
