@@ -72,7 +72,7 @@ def test_a_merged_run_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert worth_merging(dict.fromkeys(range(40), 900), 32) == []
 
 
-@pytest.mark.parametrize("seed", seeds(6))
+@pytest.mark.parametrize("seed", seeds(4))
 async def test_what_is_read_is_what_a_dict_would_hold(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seed: int
 ) -> None:
