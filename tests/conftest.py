@@ -89,12 +89,12 @@ def _skip_where_missing(name: servers.ServerName) -> None:
         pytest.skip(reason)
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, None, None]:
     """Let one process run all tests of a server, so that one server of each runs.
 
-    Another one runs those that start servers of their own. What takes long comes first, so that no
-    process waits for it at the end.
+    Another one runs those that start servers of their own. Marks are there before tests are chosen
+    by them. What takes long comes first, in any order, so that no process waits for it at the end.
     """
     for item in items:
         if not _SERVERS.isdisjoint(getattr(item, "fixturenames", ())) or _needs_server(item):
@@ -102,6 +102,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if _needs_server(item):
             group = "servers" if _shares_server(item) else "servers of its own"
             item.add_marker(pytest.mark.xdist_group(group))
+    yield
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
