@@ -6,6 +6,7 @@ import gc
 import importlib
 import importlib.util
 import sys
+from typing import Any
 
 import click
 
@@ -33,6 +34,14 @@ INTERRUPTED = 130
 class LazyGroup(click.Group):
     """A group whose commands are modules with a ``command``, so that a query imports no worker."""
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; one that is interrupted ends with 130, where click alone has 1."""
+        try:
+            return super().invoke(ctx)
+        except (click.Abort, KeyboardInterrupt):
+            click.echo("aborted", err=True)
+            ctx.exit(INTERRUPTED)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands that can run here."""
         del ctx
@@ -58,15 +67,9 @@ def group() -> None:
 
 
 def main() -> None:
-    """Run the command line; an operating error is one message and exit code 1, Ctrl-C is 130."""
+    """Run the command line; an operating error is one message and exit code 1."""
     try:
-        sys.exit(group.main(prog_name="python -m app", standalone_mode=False))
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("aborted", err=True)
-        sys.exit(INTERRUPTED)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        group(prog_name="python -m app")
     except TreasureMapError as error:
         click.echo(printable(f"error: {error}", keep="\n"), err=True)
         sys.exit(1)

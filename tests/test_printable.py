@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
 import unicodedata
 
+import click
 import pytest
 from aiokafka.protocol.admin import SaslAuthenticateRequest_v0
 from click.testing import CliRunner
@@ -132,3 +134,24 @@ def test_errors_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
         text = err.getvalue().decode()
     assert text.startswith("error: a\\x1b[2J")
     assert all(one.isprintable() or one == "\n" for one in text)
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [(KeyboardInterrupt(), 130), (BrokenPipeError(errno.EPIPE, "gone"), 1)],
+    ids=["Ctrl-C", "closed pipe"],
+)
+def test_an_interrupted_command_ends_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, raised: BaseException, code: int
+) -> None:
+    """Ctrl-C has an exit code of its own, which scripts tell from a difference or an error."""
+
+    @click.command()
+    def command() -> None:
+        raise raised
+
+    monkeypatch.setattr(program.LazyGroup, "get_command", lambda *_: command)
+    done = CliRunner().invoke(program.group, ["verify"])
+    assert done.exit_code == code
+    assert isinstance(done.exception, SystemExit)
+    assert "Traceback" not in done.output
