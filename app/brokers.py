@@ -8,7 +8,12 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from aiokafka.errors import KafkaConnectionError, KafkaError
+from aiokafka.errors import (
+    AuthenticationFailedError,
+    BrokerResponseError,
+    KafkaConnectionError,
+    KafkaError,
+)
 
 from tables.errors import TreasureMapError
 
@@ -25,11 +30,17 @@ class BrokersAwayError(TreasureMapError):
     """A broker did not answer; another one, or the same one a moment later, may."""
 
 
+def is_refusal(error: Exception) -> bool:
+    """Tell whether a broker answered that it will not, rather than not at all."""
+    refusals = (BrokerResponseError, AuthenticationFailedError)
+    return isinstance(error, refusals) and not error.retriable
+
+
 def connect_error(error: KafkaError, brokers: str) -> TreasureMapError:
     """Return why there is no connection; it is a BrokersAwayError unless nobody answers at all."""
     # aiokafka's first question goes to the brokers of the setting, later ones to any they name.
     nobody = isinstance(error, KafkaConnectionError) and "bootstrap" in str(error)
-    kind = BrokersAwayError if error.retriable and not nobody else TreasureMapError
+    kind = TreasureMapError if nobody or is_refusal(error) else BrokersAwayError
     return kind(
         f"cannot connect to Kafka: {error!r}; got brokers {brokers}; want at least one that"
         " answers; start it or correct the setting `brokers`"

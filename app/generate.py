@@ -281,9 +281,8 @@ async def _ends(brokers: str, source: Source, options: dict[str, Any]) -> dict[i
     try:
         async with (
             asyncio.timeout(_ENDS_SECONDS_MAX),
-            Feed(
-                brokers, source.topic, options=options
-            ),  # says what to do where the topic is not there
+            # Says what to do where the topic is not there.
+            Feed(brokers, source.topic, options=options),
             aiokafka.AIOKafkaConsumer(
                 bootstrap_servers=brokers, enable_auto_commit=False, fetch_max_wait_ms=10, **options
             ) as consumer,

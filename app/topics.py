@@ -15,15 +15,10 @@ from typing import Any, Literal
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import (
-    AuthenticationFailedError,
-    BrokerResponseError,
-    KafkaError,
-    for_code,
-)
+from aiokafka.errors import KafkaError, for_code
 
 from agents.claims import OTHER_PARTITIONS, START_OVER
-from app.brokers import BrokersAwayError
+from app.brokers import BrokersAwayError, is_refusal
 from tables.errors import TreasureMapError
 from tables.layer import Map
 from tables.limits import RECORD_BYTES_MAX
@@ -272,18 +267,12 @@ async def _admin(brokers: str, options: Mapping[str, Any]) -> AsyncIterator[AIOK
         await admin.start()
         yield admin
     except (KafkaError, OSError, TimeoutError) as error:
-        raise (TreasureMapError if _is_refusal(error) else BrokersAwayError)(
+        raise (TreasureMapError if is_refusal(error) else BrokersAwayError)(
             f"cannot see to topics at brokers {brokers}: {error or type(error).__name__}; want a "
             "broker that answers; check the brokers setting and that they are up"
         ) from error
     finally:
         await admin.close()
-
-
-def _is_refusal(error: Exception) -> bool:
-    """Tell whether a broker answered that it will not, rather than not at all."""
-    refusals = (BrokerResponseError, AuthenticationFailedError)
-    return isinstance(error, refusals) and not error.retriable
 
 
 async def _partitions_found(admin: AIOKafkaAdminClient) -> dict[str, int]:

@@ -19,6 +19,7 @@ from tables.errors import TreasureMapError
     ("error", "is_waited_for"),
     [
         (NodeNotReadyError("node id 2"), True),
+        (KafkaError("Unable to get cluster metadata over all known brokers"), True),
         (KafkaConnectionError("Connection at a:9092 closed"), True),
         (KafkaConnectionError("Unable to bootstrap from [('a', 9092)]"), False),
         (TopicAuthorizationFailedError("t"), False),
