@@ -28,7 +28,12 @@ EVENTS = Accumulator("events", None, "int")
 
 def seeds(count: int) -> list[Any]:
     """Return so many seeds as parameters; all but the first are left to ``make test``."""
-    return [pytest.param(n, marks=pytest.mark.slow) if n else n for n in range(count)]
+    return kinds(*range(count))
+
+
+def kinds(first: object, *more: object) -> list[Any]:
+    """Return kinds of one thing as parameters; all but the first are left to ``make test``."""
+    return [first, *(pytest.param(one, marks=pytest.mark.slow) for one in more)]
 
 
 def accumulators(field: str, kind: str = "int") -> tuple[Accumulator, ...]:

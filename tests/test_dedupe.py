@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 import polars as pl
+import pytest
 from house import RAW, House, archived, fill
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -166,6 +167,7 @@ def test_every_chunking_and_form_drops_what_is_plainly_a_duplicate(
     assert counts["events.duplicate"] == wanted["events.duplicate"]
 
 
+@pytest.mark.slow
 def test_a_large_load_with_many_repeats_is_counted_as_plainly() -> None:
     """Thousands of events, so that blocks are joined, the filter is rebuilt and ids are evicted."""
     rng = random.Random(5)

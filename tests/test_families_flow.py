@@ -245,27 +245,29 @@ async def test_every_exact_answer_is_the_truth_while_workers_come_and_go(
         quiet_from = len(told)
 
         async def enough() -> bool:
+            exact = [one for one in told if one.body["exactness"] == "exact"]
             last = [one.body["exactness"] for one in told[quiet_from:]]
-            return last[-20:].count("exact") == 20
+            coarse = sum(map(from_coarser, exact))
+            return last[-20:].count("exact") == 20 and len(exact) > 100 and coarse > 20
 
-        await until(enough, 60)
+        # On a busy machine few questions are answered while the load runs: more come after it.
+        await until(enough, 120)
         for reader in readers:
             reader.cancel()
         await asyncio.gather(*readers, return_exceptions=True)
     check(load, told)
 
 
+def from_coarser(one: Told) -> bool:
+    """Tell whether a coarser layer gave a part of the answer."""
+    return any(segment["layer"].endswith("_minute") for segment in one.body["plan"]["segments"])
+
+
 def check(load: Load, told: list[Told]) -> None:
-    """Compare every exact answer with the truth, and see that there was something to compare."""
+    """Compare every exact answer with the truth."""
     truth = {"orders": load.folded("order"), "payments": load.folded("payment")}
     kinds = Counter(one.body["exactness"] for one in told)
+    print(dict(kinds), f"{sum(map(from_coarser, told))} from coarser layers")  # noqa: T201
     for one in told:
         if one.body["exactness"] == "exact":
             assert one.body["cells"] == expected(truth[one.family], one), one
-    coarse = sum(
-        any(segment["layer"].endswith("_minute") for segment in one.body["plan"]["segments"])
-        for one in told
-    )
-    print(dict(kinds), f"{coarse} from coarser layers")  # noqa: T201 - shown where it fails
-    assert kinds["exact"] > 100, kinds
-    assert coarse > 20, coarse

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from support import kinds
 
 from agents.decode import Decoder
 from agents.fold import Before, Folder
@@ -145,7 +146,7 @@ def known(ledger: Ledger) -> Ledger:
     return {name: count for name, count in ledger.items() if count}
 
 
-@pytest.mark.parametrize("form", ["json", "ndjson", "arrow", "mixed"])
+@pytest.mark.parametrize("form", kinds("mixed", "json", "ndjson", "arrow"))
 @pytest.mark.parametrize("records_max", [29, 100_000])
 def test_the_workers_steps_come_to_the_truth(form: Format, records_max: int) -> None:
     """A tenth of it bad, a tenth late, of the example's map; in small runs and in one."""
@@ -161,7 +162,7 @@ def test_the_workers_steps_come_to_the_truth(form: Format, records_max: int) -> 
     assert sum(truth.late.get("orders_minute", 0) for truth in records.truth.partitions.values())
 
 
-@pytest.mark.parametrize("form", ["json", "ndjson", "arrow", "mixed"])
+@pytest.mark.parametrize("form", kinds("mixed", "json", "ndjson", "arrow"))
 def test_a_map_of_seconds_numbers_months_and_no_key_comes_to_the_truth(form: Format) -> None:
     """Partitions at random, layers that are merged, filters over nulls and over the type."""
     themap = parse_map(HARD_MAP, "hard")
@@ -175,7 +176,7 @@ def test_a_map_of_seconds_numbers_months_and_no_key_comes_to_the_truth(form: For
         assert truth.ledger["layer.by_user.partial.filtered"]
 
 
-@pytest.mark.parametrize("form", ["json", "mixed"])
+@pytest.mark.parametrize("form", kinds("mixed", "json"))
 @pytest.mark.parametrize("window", ["month", "2s"])
 def test_repeats_among_late_and_bad_events_come_to_the_truth(form: Format, window: str) -> None:
     """With short windows some come when all their windows are sealed, and are too late."""
@@ -192,7 +193,7 @@ def test_repeats_among_late_and_bad_events_come_to_the_truth(form: Format, windo
         assert truth.ledger["events.duplicate"] > 200
 
 
-@pytest.mark.parametrize("form", ["json", "ndjson", "arrow", "mixed"])
+@pytest.mark.parametrize("form", kinds("mixed", "json", "ndjson", "arrow"))
 def test_every_kind_that_a_form_has_is_written(form: Format) -> None:
     """Kinds come in rounds, so that a few dozen bad events have them all."""
     records, _ = written(load_map(MAP_FILE), plan_of(form))

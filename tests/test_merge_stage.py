@@ -16,6 +16,7 @@ from support import (
     accumulators,
     dataclasses_replace,
     flight,
+    seeds,
     small_map,
     until,
 )
@@ -187,7 +188,7 @@ async def test_rows_equal_those_of_a_keyed_source(make: Callable[[], House]) -> 
     await check_hours(house, events)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(3))
 @pytest.mark.parametrize("keep_state", [True, False])
 async def test_kills_at_any_moment_change_nothing(
     make: Callable[[], House], seed: int, keep_state: bool

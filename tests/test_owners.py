@@ -15,6 +15,7 @@ from support import (
     StoredRecord,
     dataclasses_replace,
     flight,
+    seeds,
     until,
 )
 
@@ -72,7 +73,7 @@ async def test_measures_come_out_exact(make: Callable[[], House]) -> None:
     assert total == sum(delay or 0 for *_, delay in events) > 2**63
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", seeds(6))
 @pytest.mark.parametrize("keep_state", [True, False])
 async def test_kills_at_any_moment_change_nothing(
     make: Callable[[], House], seed: int, keep_state: bool

@@ -124,6 +124,7 @@ async def ask(session: aiohttp.ClientSession, url: str, name: str) -> int:
         return response.status
 
 
+@pytest.mark.slow
 async def test_no_request_holds_the_loop_or_much_memory(
     endpoint: tuple[FrameCells, str],
 ) -> None:

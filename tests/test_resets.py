@@ -71,6 +71,7 @@ async def append_while_reset(broker: EmbeddedBroker, port: int) -> None:
     assert [e for e in exceptions if not isinstance(e, KafkaConnectionError | OSError)] == []
 
 
+@pytest.mark.slow
 @LOOPS
 def test_every_append_ends_while_connections_are_reset(loop: NewLoop) -> None:
     """By the hundred, under load: appended, or of unknown outcome."""

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from house import MAP, RAW, House, check, fill
 from state_support import HOUR, RAW_PLAN, Journal, claim, contents_of, delta, hour_block
-from support import HOUR_MS, MemoryLog, StoredRecord, dataclasses_replace
+from support import HOUR_MS, MemoryLog, StoredRecord, dataclasses_replace, seeds
 
 from agents import owner as owner_module
 from agents import recovery
@@ -91,7 +91,7 @@ def journal_of(seed: int, deltas: int = 40) -> Journal:
 
 
 @pytest.mark.usefixtures("small_parts")
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", seeds(5))
 def test_a_restored_state_is_the_captured_one(seed: int) -> None:
     """Cells, versions, meta, and the blocks as they lay, though they came in pieces."""
     state = journal_of(seed).state
@@ -168,7 +168,7 @@ async def test_a_wiped_store_comes_back_from_a_truncated_journal(
 
 
 @pytest.mark.usefixtures("small_parts")
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", seeds(6))
 async def test_kills_at_any_moment_between_snapshots_change_nothing(
     make: Callable[[], House], seed: int
 ) -> None:
