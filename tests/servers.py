@@ -300,6 +300,7 @@ class KafkaServer(Server):
     Attributes:
         bootstrap: ``host:port`` for clients.
         listeners: ``host:port`` of every listener, by its name.
+        format_options: more options of the tool that formats its folder the first time.
     """
 
     name: ServerName = "kafka"
@@ -320,6 +321,7 @@ class KafkaServer(Server):
         super().__init__(folder, ports["LOOPBACK"], measured=measured)
         self.listeners = {name: f"127.0.0.1:{port}" for name, port in ports.items()}
         self.bootstrap = self.listeners["LOOPBACK"]
+        self.format_options: list[str] = []
         controllers = properties["controller.listener.names"]
         self._properties = {
             **properties,
@@ -349,6 +351,7 @@ class KafkaServer(Server):
                     f"--cluster-id={self.cluster}",
                     "-c",
                     config,
+                    *self.format_options,
                 ],
                 capture_output=True,
                 text=True,

@@ -1,0 +1,152 @@
+"""Kafka and Cassandra with TLS, logins and rights; listeners for what clients do wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pki import Authority
+from servers import CassandraServer, KafkaServer, free_ports
+
+PASSWORDS = {"admin": "the password of admin", "worker": "Kafka/Pa55=wörd;ünusual+Zq7"}
+"""By user, of Kafka; the letters and signs are such as files and protocols have trouble with."""
+
+_CERTIFICATES = {
+    "SECURE": "server", "MUTUAL": "server", "CLEAR_LOGIN": "",
+    "WRONG_HOST": "wronghost", "EXPIRED": "expired", "FOREIGN": "foreign",
+}  # fmt: skip
+"""Listeners of clients under test, each with the certificate that it shows."""
+
+_PROTOCOLS = {"MUTUAL": "SSL", "CLEAR_LOGIN": "SASL_PLAINTEXT"}
+_JAAS = "org.apache.kafka.common.security.{} required {};"
+
+
+class SecureKafka(KafkaServer):
+    """One Kafka node that denies what no ACL allows.
+
+    Its own listener, ``bootstrap``, is in clear and may everything: it is the administrator's.
+    Clients under test use ``at[...]``:
+
+    - ``SECURE``: TLS, login by SCRAM-SHA-512 or PLAIN;
+    - ``MUTUAL``: TLS with a certificate of the client, whose user is its common name;
+    - ``CLEAR_LOGIN``: login without TLS;
+    - ``WRONG_HOST``, ``EXPIRED``, ``FOREIGN``: as SECURE, with a certificate that is no good.
+
+    Args:
+        folder: of its data.
+        authority: signs its certificates, and those of clients.
+        passwords: by user.
+        settings: more properties.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        authority: Authority,
+        passwords: Mapping[str, str] = PASSWORDS,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(folder)
+        ports = free_ports(len(_CERTIFICATES))
+        at = {n: f"localhost:{port}" for n, port in zip(_CERTIFICATES, ports, strict=True)}
+        self.at = at
+        certificates = {
+            "server": authority.issue("server"),
+            "wronghost": authority.issue("wronghost", "kafka.example"),
+            "expired": authority.issue("expired", expired=True),
+            "foreign": Authority(folder / "foreign", "another").issue("foreign"),
+        }
+        own = {"INTERNAL": "PLAINTEXT", "LOOPBACK": "PLAINTEXT", "CONTROLLER": "PLAINTEXT"}
+        every = {**self.listeners, **at}
+        made = {
+            "listeners": ",".join(
+                f"{name}://{where.replace('localhost', '127.0.0.1')}"
+                for name, where in every.items()
+            ),
+            "advertised.listeners": ",".join(
+                f"{name}://{where}" for name, where in every.items() if name != "CONTROLLER"
+            ),
+            "listener.security.protocol.map": ",".join(
+                f"{name}:{(own | _PROTOCOLS).get(name, 'SASL_SSL')}" for name in every
+            ),
+            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            "super.users": "User:ANONYMOUS;User:admin",
+            "allow.everyone.if.no.acl.found": "false",
+            "sasl.enabled.mechanisms": "SCRAM-SHA-512,PLAIN",
+            "ssl.principal.mapping.rules": "RULE:^.*CN=([^,]+).*$/$1/,DEFAULT",
+        }
+        plain = " ".join(f'user_{user}="{word}"' for user, word in passwords.items())
+        for name, certificate in _CERTIFICATES.items():
+            prefix = f"listener.name.{name.lower()}"
+            if certificate:
+                made |= {
+                    f"{prefix}.ssl.keystore.type": "PEM",
+                    f"{prefix}.ssl.keystore.location": str(certificates[certificate].store_file),
+                    f"{prefix}.ssl.truststore.type": "PEM",
+                    f"{prefix}.ssl.truststore.location": str(authority.ca_file),
+                }
+            if name == "MUTUAL":
+                made[f"{prefix}.ssl.client.auth"] = "required"
+            else:
+                made[f"{prefix}.scram-sha-512.sasl.jaas.config"] = _JAAS.format(
+                    "scram.ScramLoginModule", ""
+                )
+                made[f"{prefix}.plain.sasl.jaas.config"] = _JAAS.format(
+                    "plain.PlainLoginModule", plain
+                )
+        self.configure({k: _escaped(v) for k, v in {**made, **(settings or {})}.items()})
+        self.format_options = [
+            f"--add-scram=SCRAM-SHA-512=[name={user},password={word}]"
+            for user, word in passwords.items()
+        ]
+
+
+class SecureCassandra(CassandraServer):
+    """One Cassandra node with roles, rights and TLS.
+
+    The superuser is ``cassandra`` with the password ``cassandra``; it is made soon after the start.
+
+    Args:
+        folder: of its data.
+        authority: signs its certificate, and those of clients.
+        identities: the hosts and addresses of its certificate; this machine's where empty.
+        mutual: whether clients must show a certificate.
+    """
+
+    def __init__(
+        self, folder: Path, authority: Authority, *identities: str, mutual: bool = False
+    ) -> None:
+        super().__init__(folder)
+        self._authority = authority
+        self._certificate = authority.issue(f"node-{self.port}", *identities)
+        self._mutual = mutual
+
+    def _command(self) -> list[str]:
+        # The superuser is made so long after the start, lest several nodes make it at once.
+        *java, main = super()._command()
+        return [*java, "-Dcassandra.superuser_setup_delay_ms=0", main]
+
+    def _yaml(self) -> str:
+        return (
+            super()._yaml()
+            + f"""authenticator: PasswordAuthenticator
+authorizer: CassandraAuthorizer
+role_manager: CassandraRoleManager
+permissions_validity: 100ms
+roles_validity: 100ms
+credentials_validity: 100ms
+client_encryption_options:
+  enabled: true
+  optional: false
+  require_client_auth: {str(self._mutual).lower()}
+  keystore: {self._certificate.store_file}
+  truststore: {self._authority.ca_file}
+  ssl_context_factory:
+    class_name: org.apache.cassandra.security.PEMBasedSslContextFactory
+"""
+        )
+
+
+def _escaped(value: str) -> str:
+    """Return a value for a properties file, which Java reads as Latin-1."""
+    return value.encode("ascii", "backslashreplace").decode().replace("\\x", "\\u00")
