@@ -27,6 +27,7 @@ from tables.chunk import Run
 from tables.contribution import added_up
 from tables.errors import (
     FencedError,
+    JournalUnreadError,
     OffsetGoneError,
     OutcomeUnknownError,
 )
@@ -107,12 +108,16 @@ class Owner:
         Raises:
             FencedError: another owner claimed meanwhile.
             OutcomeUnknownError: the claim may or may not have landed.
+            JournalUnreadError: it has, and the journal could not be read.
             JournalRefusedError: this worker must not continue this history.
         """
         await self.archive.check_empty()
         claim = await new_claim(self.plan, self._io)
         epoch = await self._io.append(encode_entry(claim))
-        self.state = await Recovery(self.plan, self.partition, self._io).run(epoch)
+        try:
+            self.state = await Recovery(self.plan, self.partition, self._io).run(epoch)
+        except OutcomeUnknownError as error:
+            raise JournalUnreadError(str(error)) from error
         if self.state.meta.epoch != epoch:
             raise why_refused(self.plan, self.partition, self.state.meta, claim)
         self._epoch = epoch

@@ -335,6 +335,11 @@ def check_metadata(user: AIOKafkaConsumer | AIOKafkaProducer) -> None:
         syncing.result()
 
 
+def refused_topics(consumer: AIOKafkaConsumer) -> set[str]:
+    """Return the topics that brokers do not show to this user, of those that were asked for."""
+    return set(consumer._client.cluster.unauthorized_topics)
+
+
 async def abandon(consumer: AIOKafkaConsumer) -> None:
     """Close a consumer whose ``stop()`` does not end: leave the group without waiting for its join.
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
 
 from aiokafka.errors import (
     AuthenticationFailedError,
     BrokerResponseError,
+    ClusterAuthorizationFailedError,
+    GroupAuthorizationFailedError,
     KafkaConnectionError,
-    KafkaError,
+    TopicAuthorizationFailedError,
 )
 
+from app.broker_causes import cause_of
 from tables.errors import TreasureMapError
 
 log = logging.getLogger(__name__)
@@ -24,6 +27,18 @@ PATIENCE_S = 60.0
 """How long a worker that starts asks again while some of the brokers do not answer."""
 
 _ASK_AGAIN_S = 1.0
+
+
+UNAUTHORIZED = (
+    TopicAuthorizationFailedError,
+    GroupAuthorizationFailedError,
+    ClusterAuthorizationFailedError,
+)
+"""What brokers answer a user who lacks a right."""
+
+
+class NotAllowedError(TreasureMapError):
+    """This user lacks a right; asking again does not help."""
 
 
 class BrokersAwayError(TreasureMapError):
@@ -36,14 +51,32 @@ def is_refusal(error: Exception) -> bool:
     return isinstance(error, refusals) and not error.retriable
 
 
-def connect_error(error: KafkaError, brokers: str) -> TreasureMapError:
-    """Return why there is no connection; it is a BrokersAwayError unless nobody answers at all."""
+async def connect_error(
+    error: Exception, cannot: str, brokers: str, options: Mapping[str, Any]
+) -> TreasureMapError:
+    """Return why there is no connection; a BrokersAwayError where asking again may help.
+
+    Args:
+        error: what a client of aiokafka raised when it was to connect or to be answered.
+        cannot: what cannot be done, as a sentence begins with it.
+        brokers: ``host:port``, separated by commas.
+        options: security options of aiokafka's clients.
+    """
+    if isinstance(error, UNAUTHORIZED):
+        return NotAllowedError(
+            f"{cannot}: {error!r}: this user lacks a right; allow what `python -m app map acl`"
+            " prints"
+        )
+    cause = await cause_of(brokers, options)
+    if cause is not None and cause.is_final:
+        return TreasureMapError(f"{cannot}: {cause.words}")
     # aiokafka's first question goes to the brokers of the setting, later ones to any they name.
     nobody = isinstance(error, KafkaConnectionError) and "bootstrap" in str(error)
     kind = TreasureMapError if nobody or is_refusal(error) else BrokersAwayError
+    why = cause.words if cause is not None else f"{error or type(error).__name__}"
     return kind(
-        f"cannot connect to Kafka: {error!r}; got brokers {brokers}; want at least one that"
-        " answers; start it or correct the setting `brokers`"
+        f"{cannot}: {why}; got brokers {brokers}; want at least one that answers; start it or"
+        " correct the setting `brokers`"
     )
 
 

@@ -20,8 +20,11 @@ from typing import Any
 import msgspec
 
 from app.kafka_log import KafkaLog
+from app.rights import Right
+from app.rights_check import check_rights
 from app.side_topic import MARK_HEADER, Entry, Mark, read_entries, read_records
-from app.topics import topics_found, topics_of
+from app.topic_specs import topics_of
+from app.topics import topics_found
 from tables.errors import TreasureMapError
 from tables.layer import Map, SideKind
 from tables.letter import Letter
@@ -88,6 +91,7 @@ class DeadLetters:
         self._kind = kind
         self._topic = themap.side_topic(kind)
         self._options = options
+        self._may = False
 
     async def letters(self, wanted: Wanted, *, replayed: bool = False) -> AsyncGenerator[Entry]:
         """Yield each letter that is wanted once, however often it was written.
@@ -98,7 +102,9 @@ class DeadLetters:
 
         Raises:
             SideTopicError: the topic cannot be read.
+            RightsError: this user may not read it.
         """
+        await self._check_rights([Right("topic", self._topic, ("Read",))])
         known = await self.known()
         seen: set[int] = set()
         async for entry in self._entries():
@@ -135,8 +141,12 @@ class DeadLetters:
             ReplayError: another replay is under way or was cut off, or one began at the same time;
                 late letters cannot go to that topic.
             SideTopicError: the topic cannot be read.
+            RightsError: this user may not read and write what it must.
             OutcomeUnknownError: the broker did not answer; run it again with ``resume``.
         """
+        targets = [to] if to else [source.topic for source in self._map.sources]
+        rights = [Right("topic", name, ("Read", "Write")) for name in (self._topic, *targets)]
+        await self._check_rights(rights)
         if not resume:
             await self._check_target(to)
         known = await self.known()
@@ -160,6 +170,14 @@ class DeadLetters:
             return result
         finally:
             await log.stop()
+
+    async def _check_rights(self, rights: list[Right]) -> None:
+        if not self._may:
+            cannot = f"cannot use letters of {self._topic}"
+            await check_rights(
+                self._brokers, self._options, rights, cannot=cannot, role="deadletters"
+            )
+        self._may = True
 
     async def _check_target(self, to: str) -> None:
         """Raise ReplayError where late letters must not go."""

@@ -21,6 +21,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.partitioner import murmur2
 from aiokafka.producer.message_accumulator import BatchBuilder
 
+from app.brokers import connect_error
 from app.idempotence import has_idempotent_producer
 from tables.chunk import Headers
 from tables.errors import TreasureMapError
@@ -96,10 +97,9 @@ class Feed:
             self.partitions = await self._find_partitions()
         except KafkaError as error:
             await self._stop()
-            raise FeedError(
-                f"cannot write to {self.topic}: {type(error).__name__}; got no answer from"
-                f" {self._brokers}; want a Kafka broker; check --brokers"
-            ) from error
+            cannot = f"cannot write to {self.topic}"
+            told = await connect_error(error, cannot, self._brokers, self._options)
+            raise FeedError(str(told)) from error
         except BaseException:
             await self._stop()
             raise

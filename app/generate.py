@@ -22,6 +22,7 @@ from typing import Any, Self
 import aiokafka
 from aiokafka.errors import KafkaError
 
+from app.brokers import connect_error
 from app.connections import client_options
 from app.feed import Feed
 from app.generate_manifest import Written, manifest_of, write_manifest
@@ -31,6 +32,8 @@ from app.generate_truth import PartitionTruth
 from app.generate_words import Words, words_of
 from app.mapfile import load_map
 from app.replay import settled_ms
+from app.rights import Right
+from app.rights_check import check_rights
 from app.settings import Settings
 from tables.layer import Map, Source
 
@@ -70,6 +73,7 @@ def generate(
     Raises:
         GenerateError: the load cannot be written as asked.
         FeedError: no broker answers, the topic is missing, or records were refused.
+        RightsError: this user may not read and write the topic.
     """
     themap = load_map(plan.map_file)
     source = _source(themap, plan)
@@ -77,6 +81,13 @@ def generate(
     check_times(themap, source, plan, started_ms, settle=settle)
     words = _words(themap, source, plan)
     options = client_options(login)
+    rights = [Right("topic", source.topic, ("Read", "Write"))]
+    asyncio.run(
+        check_rights(
+            plan.brokers, options, rights,
+            cannot=f"cannot generate events into {source.topic}", role="producer",
+        )
+    )  # fmt: skip
     first = asyncio.run(_ends(plan.brokers, source, options))
     if any(first.values()) and not append:
         raise GenerateError(
@@ -294,8 +305,5 @@ async def _ends(brokers: str, source: Source, options: dict[str, Any]) -> dict[i
                 await consumer.getmany(timeout_ms=50)
             return {place.partition: consumer.highwater(place) for place in places}
     except (KafkaError, TimeoutError) as error:
-        raise GenerateError(
-            f"cannot read the ends of {source.topic}: {type(error).__name__}; got no answer from"
-            f" {brokers}; want a broker that answers and the map's {source.partitions} partitions;"
-            " check --brokers and --map"
-        ) from error
+        cannot = f"cannot read the ends of {source.partitions} partitions of {source.topic}"
+        raise GenerateError(str(await connect_error(error, cannot, brokers, options))) from error

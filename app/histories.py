@@ -59,7 +59,7 @@ async def check_histories(
         return
     sources = {source.topic for source in themap.sources}
     wrong: dict[bool, dict[str, None]] = {True: {}, False: {}}
-    log = KafkaLog(brokers, RECORD_BYTES_MAX, options)
+    log = KafkaLog(brokers, RECORD_BYTES_MAX, options, reads_only=True)
     await log.start()
     try:
         for topic in sorted(name.removeprefix(prefix) for name in topics):

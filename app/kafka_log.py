@@ -21,9 +21,10 @@ from aiokafka.errors import (
 from agents.log_partition import LogRecord
 from agents.tasks import within
 from app.aiokafka_append import Appends
-from app.aiokafka_private import check_metadata
-from app.brokers import connect_error
+from app.aiokafka_private import check_metadata, refused_topics
+from app.brokers import UNAUTHORIZED, NotAllowedError, connect_error
 from app.idempotence import has_idempotent_producer
+from app.rights import Operation
 from tables.errors import OffsetGoneError, OutcomeUnknownError, TreasureMapError
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ class KafkaLog:
             the chain rule, and layer topics, by versions. Small records take the shorter way.
         append_deadline_s: seconds after which the outcome of an append is unknown.
         read_deadline_s: seconds without progress after which a read is given up.
+        reads_only: nothing is appended, so no right to write is asked for.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class KafkaLog:
         repeatable: Container[str] = (),
         append_deadline_s: float = APPEND_DEADLINE_S,
         read_deadline_s: float = READ_DEADLINE_S,
+        reads_only: bool = False,
     ) -> None:
         self._brokers = brokers
         self._record_bytes_max = record_bytes_max
@@ -88,6 +91,7 @@ class KafkaLog:
         self._append_deadline_s = append_deadline_s
         self._read_deadline_s = read_deadline_s
         self._repeatable = repeatable
+        self._reads_only = reads_only
         self._producer: AIOKafkaProducer | None = None
         self._appends: Appends | None = None
         self._offsets: AIOKafkaConsumer | None = None
@@ -103,23 +107,29 @@ class KafkaLog:
             TreasureMapError: no broker answers.
         """
         try:
-            idempotent = await has_idempotent_producer(self._brokers, self._options)
-            self._producer = AIOKafkaProducer(
-                bootstrap_servers=self._brokers,
-                acks="all",
-                enable_idempotence=idempotent,
-                linger_ms=0,
-                max_request_size=self._record_bytes_max,
-                **self._options,
-            )
-            await self._producer.start()
-            self._appends = Appends(self._producer, self._append_deadline_s)
+            if not self._reads_only:
+                await self._start_producer()
             self._offsets = AIOKafkaConsumer(bootstrap_servers=self._brokers, **self._options)
             await self._offsets.start()
         except KafkaError as error:
             await self.stop()
             self._producer = self._offsets = None
-            raise connect_error(error, self._brokers) from error
+            raise await connect_error(
+                error, "cannot connect to Kafka", self._brokers, self._options
+            ) from error
+
+    async def _start_producer(self) -> None:
+        idempotent = await has_idempotent_producer(self._brokers, self._options)
+        self._producer = AIOKafkaProducer(
+            bootstrap_servers=self._brokers,
+            acks="all",
+            enable_idempotence=idempotent,
+            linger_ms=0,
+            max_request_size=self._record_bytes_max,
+            **self._options,
+        )
+        await self._producer.start()
+        self._appends = Appends(self._producer, self._append_deadline_s)
 
     async def stop(self) -> None:
         """Flush and disconnect; what a broker does not take in time is left to the next claim."""
@@ -147,6 +157,7 @@ class KafkaLog:
 
         Raises:
             OutcomeUnknownError: it may or may not have been taken.
+            NotAllowedError: this user may not write.
             TreasureMapError: the broker will never take it, or takes nothing more from this
                 process.
         """
@@ -165,7 +176,9 @@ class KafkaLog:
             sending = self._producer.send(
                 topic, value or b"", key, partition=partition, headers=list(headers)
             )
-            metadata = await self._answered(cannot, self._append_deadline_s, _taken(sending))
+            metadata = await self._answered(
+                cannot, self._append_deadline_s, _taken(sending), "Write"
+            )
         except OutcomeUnknownError as unknown:
             error = unknown.__cause__
             if isinstance(error, MessageSizeTooLargeError):
@@ -202,11 +215,18 @@ class KafkaLog:
 
         Raises:
             OutcomeUnknownError: the broker did not answer.
+            NotAllowedError: this user may not read.
         """
         assert self._offsets is not None
         key = TopicPartition(topic, partition)
         cannot = f"cannot read offsets of {topic}[{partition}]"
-        return await self._answered(cannot, self._read_deadline_s, _bounds(self._offsets, key))
+        try:
+            return await self._answered(cannot, self._read_deadline_s, _bounds(self._offsets, key))
+        except OutcomeUnknownError as error:
+            # A topic that is not shown to this user is asked for until the time is up.
+            if topic in refused_topics(self._offsets):
+                raise _not_allowed(cannot, "Read") from error
+            raise
 
     async def read(
         self, topic: str, partition: int, start: int, stop: int, bytes_max: int | None = None
@@ -218,6 +238,7 @@ class KafkaLog:
         Raises:
             OffsetGoneError: the log begins after them or ends before them.
             OutcomeUnknownError: the broker did not give them in time.
+            NotAllowedError: this user may not read.
         """
         return await self._read(TopicPartition(topic, partition), start, stop, bytes_max)
 
@@ -287,7 +308,11 @@ class KafkaLog:
             finally:
                 await admin.close()
 
-        await self._answered(cannot, self._append_deadline_s, delete())
+        try:
+            await self._answered(cannot, self._append_deadline_s, delete(), "Delete")
+        except NotAllowedError as error:
+            # A journal that grows is no reason to end; the next start tells what is missing.
+            raise OutcomeUnknownError(str(error)) from error
 
     async def _collect(
         self,
@@ -353,9 +378,17 @@ class KafkaLog:
                 ) from error
 
     async def _answered(
-        self, cannot: str, deadline_s: float, work: Coroutine[Any, Any, Result]
+        self,
+        cannot: str,
+        deadline_s: float,
+        work: Coroutine[Any, Any, Result],
+        operation: Operation = "Read",
     ) -> Result:
-        """Turn errors of Kafka, and an answer that does not come, into OutcomeUnknownError."""
+        """Turn errors of Kafka, and an answer that does not come, into OutcomeUnknownError.
+
+        Raises:
+            NotAllowedError: this user lacks the right for an operation.
+        """
         try:
             return await within(deadline_s, work)
         except OffsetOutOfRangeError:
@@ -363,6 +396,8 @@ class KafkaLog:
         except TimeoutError as error:
             self._check_clients(cannot)
             raise OutcomeUnknownError(f"{cannot}: no answer within {deadline_s:g} s") from error
+        except UNAUTHORIZED as error:
+            raise _not_allowed(cannot, operation) from error
         except KafkaError as error:
             raise OutcomeUnknownError(f"{cannot}: {error!r}") from error
 
@@ -383,6 +418,13 @@ async def _stop(consumer: AIOKafkaConsumer) -> None:
         await within(STOP_DEADLINE_S, consumer.stop())
     except TimeoutError:
         log.warning("a consumer did not stop within %g s; it is left", STOP_DEADLINE_S)
+
+
+def _not_allowed(cannot: str, operation: Operation) -> NotAllowedError:
+    return NotAllowedError(
+        f"{cannot}: this user may not {operation} it; allow what `python -m app map acl` prints,"
+        " then start again"
+    )
 
 
 def _gone(cannot: str) -> str:

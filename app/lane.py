@@ -38,6 +38,7 @@ class Owners(Protocol):
         Raises:
             FencedError: another owner claimed meanwhile; it is called again after a while.
             OutcomeUnknownError: as FencedError.
+            JournalUnreadError: as FencedError, after an ever longer while.
         """
 
     async def release(self, partitions: set[TopicPartition]) -> None:

@@ -14,11 +14,15 @@ from collections.abc import Callable
 from agents.guarded import guarded
 from app.assignor import TopicPartition
 from app.lane import Owners
-from tables.errors import FencedError, OutcomeUnknownError
+from tables.errors import FencedError, JournalUnreadError, OutcomeUnknownError
 
 log = logging.getLogger(__name__)
 
 RELEASE_SECONDS_MAX = 3.0
+
+DOUBLED_MAX = 7
+"""How often the wait for another try is doubled while a journal takes claims and cannot be read:
+up to some four minutes, and a few hundred claims a day."""
 
 
 class Moves:
@@ -106,7 +110,7 @@ class Moves:
         earlier = [task for task in (previous, self._release) if task and not task.done()]
         if earlier:
             await asyncio.wait(earlier)
-        tries = 0
+        tries = unread = 0
         while self._stands(generation):
             await asyncio.sleep(delay_seconds)
             try:
@@ -116,8 +120,9 @@ class Moves:
                 level = logging.DEBUG if tries else logging.WARNING
                 log.log(level, "a restore starts again: %s[%d]: %s", *tp, error)
                 tries += 1
+                unread = unread + 1 if isinstance(error, JournalUnreadError) else 0
                 self.retries += 1
-                delay_seconds = self._retry_delay()
+                delay_seconds = self._retry_delay() * 2 ** min(unread, DOUBLED_MAX)
                 continue
             if tries > 1:
                 log.warning("%s[%d] is restored after %d tries", *tp, tries + 1)

@@ -22,6 +22,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka import TopicPartition as KafkaPartition
 from aiokafka.errors import KafkaError
 
+from app.brokers import connect_error
 from tables.chunk import Headers
 from tables.errors import TreasureMapError
 from tables.letter import Letter, LetterError, read_letter
@@ -112,9 +113,8 @@ async def read_records(
             async for record in _read_partition(consumer, key):
                 yield record
     except KafkaError as error:
-        raise SideTopicError(
-            f"cannot read {topic}: {error!r}; got brokers {brokers}; want at least one that answers"
-        ) from error
+        told = await connect_error(error, f"cannot read {topic}", brokers, options)
+        raise SideTopicError(str(told)) from error
     finally:
         await consumer.stop()
 

@@ -249,8 +249,10 @@ def _answer(
 
 async def _check(settings: Settings, owners: Owners, options: dict[str, Any]) -> None:
     """Check the topics, and take note of whose they are, before a partition is claimed."""
-    cluster = await patiently(lambda: check_topics(settings.brokers, owners.themap, options))
     group = settings.group_of(owners.themap.name)
+    cluster = await patiently(
+        lambda: check_topics(settings.brokers, owners.themap, options, group=group)
+    )
     owners.claimant = Claimant(group, settings.node_name, cluster)
     archive = settings.archive_folder.absolute() if settings.archive == "embedded" else "Cassandra"
     log.info(

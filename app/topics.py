@@ -11,42 +11,27 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import AsyncIterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError, for_code
+from aiokafka.errors import KafkaError, TopicAuthorizationFailedError, for_code
 
 from agents.claims import OTHER_PARTITIONS, START_OVER
-from app.brokers import BrokersAwayError, is_refusal
+from app.brokers import connect_error
+from app.rights import rights_of
+from app.rights_check import missing_rights
+from app.topic_specs import KEPT_FOR_EVER, REPLICATION_MAX, TopicSpec, topics_of
 from tables.errors import TreasureMapError
 from tables.layer import Map
-from tables.limits import RECORD_BYTES_MAX
 
 log = logging.getLogger(__name__)
-
-TopicKind = Literal["source", "layer", "journal", "feed", "side"]
-
-REPLICATION_MAX = 3
-"""Copies of a topic where the caller names no number and there are brokers enough."""
 
 VISIBLE_DEADLINE_S = 30.0
 _VISIBLE_POLL_S = 0.05
 _REQUEST_TIMEOUT_MS = 20_000
 _ALREADY_EXISTS = 36
 _UNKNOWN_TOPIC = 3
-_KEPT_FOR_EVER = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class TopicSpec:
-    """A topic as the map wants it; ``config`` is by Kafka's names."""
-
-    name: str
-    kind: TopicKind
-    partitions: int
-    replication: int
-    config: Mapping[str, str]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -76,47 +61,6 @@ class TopicsRefusedError(TreasureMapError):
         super().__init__(
             f"cannot {verb} topics of map {map_name}: {len(problems)} problem(s)\n{lines}"
         )
-
-
-def topics_of(themap: Map, replication: int) -> list[TopicSpec]:
-    """Return the topics of a map: each input followed by its journal, then feeds and side topics.
-
-    Side topics have as many partitions as the widest source, so that what is set aside of a source
-    partition keeps its order in the partition of that number. How long sources, layer topics, feeds
-    and side topics keep their records is left to the broker; a journal keeps all of them, because
-    state is the fold of it. A feed of JSON may be compacted; records of Arrow have no key, and
-    brokers refuse such where topics are. Sources take the broker's time as the append time, because
-    a producer's own clock must not decide what is too far in the future.
-
-    Args:
-        themap: the map.
-        replication: copies of every partition; from 3 on, writes to the map's own topics need 2.
-    """
-    own = {"max.message.bytes": str(RECORD_BYTES_MAX)}
-    if replication >= REPLICATION_MAX:
-        own["min.insync.replicas"] = str(replication - 1)
-    sources = {source.topic for source in themap.sources}
-    specs = []
-    for topic, partitions in themap.inputs().items():
-        if topic in sources:
-            config = {"message.timestamp.type": "LogAppendTime"}
-            specs.append(TopicSpec(topic, "source", partitions, replication, config))
-        else:
-            config = {"cleanup.policy": "delete"} | own
-            specs.append(TopicSpec(topic, "layer", partitions, replication, config))
-        journal = themap.journal_topic(topic)
-        specs.append(TopicSpec(journal, "journal", partitions, replication, _KEPT_FOR_EVER | own))
-    for layer in themap.layers:
-        if layer.publish:
-            config = own | ({"cleanup.policy": "delete"} if layer.publish == "arrow" else {})
-            feed = themap.feed_topic(layer)
-            specs.append(TopicSpec(feed, "feed", layer.partitions, replication, config))
-    widest = themap.side_partitions
-    kinds: tuple[Literal["late", "dead"], ...] = ("late", "dead")
-    specs += [
-        TopicSpec(themap.side_topic(kind), "side", widest, replication, dict(own)) for kind in kinds
-    ]
-    return specs
 
 
 async def apply_topics(
@@ -161,25 +105,37 @@ async def apply_topics(
 
 
 async def check_topics(
-    brokers: str, themap: Map, client_options: Mapping[str, Any] | None = None
+    brokers: str,
+    themap: Map,
+    client_options: Mapping[str, Any] | None = None,
+    *,
+    group: str,
 ) -> str:
-    """Check that the topics of a map are there and as it needs them; make and change none.
+    """Check that a worker can use the topics of a map and its group; make and change none.
 
-    A journal whose settings the broker does not tell is warned of.
+    They must be there, as the map needs them, and with the rights that a worker needs. A journal
+    whose settings the broker does not tell is warned of.
 
     Returns:
         The id of the Kafka cluster, empty where the brokers tell none.
 
     Raises:
-        TopicsRefusedError: topics are missing or differ from the map.
+        TopicsRefusedError: topics are missing or differ from the map, or a right is missing.
         BrokersAwayError: a broker does not answer.
     """
-    async with _admin(brokers, client_options or {}) as admin:
+    options = client_options or {}
+    async with _admin(brokers, options) as admin:
         specs = topics_of(themap, replication=1)
         found = await _partitions_found(admin)
-        missing = [spec.name for spec in specs if spec.name not in found]
-        if missing:
-            problems = [f"topic {name}: missing; make it with `map apply`" for name in missing]
+        problems = [
+            f"topic {spec.name}: missing, or this user may not Describe it; make it with"
+            " `map apply`, or allow what `map acl` prints"
+            for spec in specs
+            if spec.name not in found
+        ]
+        wanted = rights_of(themap, "worker", group)
+        problems += await missing_rights(brokers, options, wanted, may_lack=True)
+        if problems:
             raise TopicsRefusedError(themap.name, problems, "use")
         for name, reason in (await _check(admin, themap, specs, found, "use")).items():
             log.warning("journal %s was not checked, %s: it must keep everything", name, reason)
@@ -267,10 +223,7 @@ async def _admin(brokers: str, options: Mapping[str, Any]) -> AsyncIterator[AIOK
         await admin.start()
         yield admin
     except (KafkaError, OSError, TimeoutError) as error:
-        raise (TreasureMapError if is_refusal(error) else BrokersAwayError)(
-            f"cannot see to topics at brokers {brokers}: {error or type(error).__name__}; want a "
-            "broker that answers; check the brokers setting and that they are up"
-        ) from error
+        raise await connect_error(error, "cannot see to topics", brokers, options) from error
     finally:
         await admin.close()
 
@@ -318,7 +271,7 @@ async def _check(
                 "or publish the layer as JSON"
             )
     for name, config in configs.items():
-        for option, want in _KEPT_FOR_EVER.items():
+        for option, want in KEPT_FOR_EVER.items():
             if option not in config:
                 unchecked[name] = f"the broker does not tell {option}"
             elif config[option] != want:
@@ -373,7 +326,9 @@ async def _create(admin: AIOKafkaAdminClient, themap: Map, missing: list[TopicSp
     )
     problems = []
     for name, code, *rest in answer.topic_errors:
-        if code not in (0, _ALREADY_EXISTS):
+        if for_code(code) is TopicAuthorizationFailedError:
+            problems.append(f"topic {name}: this user may not Create it; allow it, or let another")
+        elif code not in (0, _ALREADY_EXISTS):
             cause = (rest and rest[0]) or for_code(code).__name__
             problems.append(f"topic {name}: the broker does not make it: {cause}; see to its cause")
     if problems:

@@ -244,7 +244,9 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
             return set(await self._consumer.topics())
         except KafkaError as error:
             await self._consumer.stop()
-            raise connect_error(error, self.options.brokers) from error
+            raise await connect_error(
+                error, "cannot connect to Kafka", self.options.brokers, self.options.client_options
+            ) from error
 
     async def on_stop(self) -> None:
         """Let partitions go, leave a last hint of the positions, leave the group."""

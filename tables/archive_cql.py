@@ -24,6 +24,9 @@ from tables.layer import Layer, Map
 from tables.window import DAY_MS
 
 FORMAT = 1
+REGISTER_TABLE = "archives"
+"""Whose archive tables are. No layer has it: the names of their tables have an underscore."""
+
 TABLE_NAME_CHARS_MAX = 48
 """Cassandra's own limit on names of keyspaces and tables."""
 

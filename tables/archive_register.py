@@ -12,10 +12,8 @@ from cassandra import ConsistencyLevel
 from cassandra.cluster import Session
 from cassandra.query import SimpleStatement
 
+from tables.archive_cql import REGISTER_TABLE
 from tables.archive_identity import History, draw_id
-
-TABLE = "archives"
-"""No layer has it: the names of their tables have an underscore."""
 
 _OWN = ("", -1)
 """The topic and partition under which the archive's own id stands."""
@@ -27,7 +25,7 @@ class Register:
     def __init__(self, session: Session, keyspace: str, map_name: str) -> None:
         self._session = session
         self._keyspace = keyspace
-        self._table = f'"{keyspace}"."{TABLE}"'
+        self._table = f'"{keyspace}"."{REGISTER_TABLE}"'
         self._map = map_name
 
     def open(self) -> str:
@@ -55,7 +53,7 @@ class Register:
         for name, table in list(tables.items()):
             if re.match(own, table.options["comment"]):
                 self._session.execute(f'DROP TABLE IF EXISTS "{self._keyspace}"."{name}"')
-        if TABLE not in tables:
+        if REGISTER_TABLE not in tables:
             return
         found = f"SELECT topic, partition FROM {self._table} WHERE map = %s"  # noqa: S608
         for topic, partition in list(self._session.execute(found, (self._map,))):

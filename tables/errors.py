@@ -45,6 +45,13 @@ class OutcomeUnknownError(TreasureMapError):
     """An append that may or may not have landed; the owner claims again and reads what stands."""
 
 
+class JournalUnreadError(OutcomeUnknownError):
+    """A claim has landed and the journal could not be read after it.
+
+    Each further try leaves one more claim in the journal, so they become rare.
+    """
+
+
 class OffsetGoneError(TreasureMapError):
     """Records were asked for that the log does not have: deleted, or never written."""
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import servers
 from hypothesis import settings
+from pki import Authority
+from secure_servers import SecureKafka
 from station_support import Process
 from xdist.workermanage import WorkerController
 
@@ -23,7 +25,9 @@ settings.load_profile("default")
 REQUIRED = os.environ.pop(REQUIRE, "") == "1"
 
 
-_SERVERS = {"embedded", "broker", "brokers", "processes", "kafka", "cassandra_server", "cassandra"}
+_SHARED = {"kafka", "cassandra_server", "cassandra"}
+_SECURE = {"secure_kafka"}
+_SERVERS = {"embedded", "broker", "brokers", "processes", *_SHARED, *_SECURE}
 """Fixtures of brokers and nodes, and of what runs beside them."""
 
 
@@ -31,14 +35,26 @@ _SERVERS = {"embedded", "broker", "brokers", "processes", "kafka", "cassandra_se
 def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Run one Kafka broker; give its bootstrap address. Tests bring their own topics and groups."""
     _skip_where_missing("kafka")
+    _only_here(tmp_path_factory, "kafka")
     with servers.KafkaServer(tmp_path_factory.mktemp("kafka")) as server:
         yield server.bootstrap
+
+
+@pytest.fixture(scope="session")
+def secure_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureKafka]:
+    """Run one Kafka broker with TLS, logins and rights. Tests bring their own topics and users."""
+    _skip_where_missing("kafka")
+    _only_here(tmp_path_factory, "secure_kafka")
+    folder = tmp_path_factory.mktemp("secure_kafka")
+    with SecureKafka(folder, Authority(folder / "certificates")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
 def cassandra_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.CassandraServer]:
     """Run one Cassandra node; who stops it starts it again."""
     _skip_where_missing("cassandra")
+    _only_here(tmp_path_factory, "cassandra")
     with servers.CassandraServer(tmp_path_factory.mktemp("cassandra")) as server:
         yield server
 
@@ -89,9 +105,20 @@ def _skip_where_missing(name: servers.ServerName) -> None:
         pytest.skip(reason)
 
 
+def _only_here(factory: pytest.TempPathFactory, name: str) -> None:
+    """Fail where another process of the same run has started this server: groups do not hold.
+
+    pytest-xdist 3.8 writes a group into a name that pytest 9.2 no longer goes by.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        mark = factory.getbasetemp().parent / f"{name}.started"
+        assert not mark.exists(), f"two processes of this run want {name}"
+        mark.touch()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, None, None]:
-    """Let one process run all tests of a server, so that one server of each runs.
+    """Let one process run all tests of some servers, so that one server of each runs.
 
     Another one runs those that start servers of their own. Marks are there before tests are chosen
     by them. What takes long comes first, in any order, so that no process waits for it at the end.
@@ -100,7 +127,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, N
         if not _SERVERS.isdisjoint(getattr(item, "fixturenames", ())) or _needs_server(item):
             item.add_marker("server")
         if _needs_server(item):
-            group = "servers" if _shares_server(item) else "servers of its own"
+            group = _shared_servers(item) or "servers of its own"
             item.add_marker(pytest.mark.xdist_group(group))
     yield
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
@@ -116,7 +143,8 @@ def _needs_server(item: pytest.Item) -> bool:
     return any(item.get_closest_marker(name) for name in ("kafka", "cassandra"))
 
 
-def _shares_server(item: pytest.Item) -> bool:
+def _shared_servers(item: pytest.Item) -> str:
+    """Return which of the shared servers a test uses; empty for none."""
     callspec = getattr(item, "callspec", None)
     chosen = (
         {value for value in callspec.params.values() if isinstance(value, str)}
@@ -124,7 +152,9 @@ def _shares_server(item: pytest.Item) -> bool:
         else set()
     )
     names = {*getattr(item, "fixturenames", ()), *chosen}
-    return not names.isdisjoint({"kafka", "cassandra_server", "cassandra"})
+    if not names.isdisjoint(_SECURE):
+        return "secure servers"
+    return "" if names.isdisjoint(_SHARED) else "servers"
 
 
 @pytest.hookimpl(wrapper=True)

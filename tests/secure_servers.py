@@ -6,10 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pki import Authority
-from servers import CassandraServer, KafkaServer, free_ports
+from servers import CassandraServer, KafkaServer, free_ports, wait_for_port
 
-PASSWORDS = {"admin": "the password of admin", "worker": "Kafka/Pa55=wörd;ünusual+Zq7"}
-"""By user, of Kafka; the letters and signs are such as files and protocols have trouble with."""
+PASSWORDS = {"worker": "Kafka/Pa55=wörd;ünusual+Zq7"} | {
+    user: f"the password of {user}"
+    for user in ("admin", "apply", "start-over", "verify", "deadletters", "producer", "reader")
+}
+"""By user, of Kafka: an administrator, and one for each part of the product.
+
+Letters and signs are such as files and protocols have trouble with.
+"""
 
 _CERTIFICATES = {
     "SECURE": "server", "MUTUAL": "server", "CLEAR_LOGIN": "",
@@ -32,6 +38,12 @@ class SecureKafka(KafkaServer):
     - ``CLEAR_LOGIN``: login without TLS;
     - ``WRONG_HOST``, ``EXPIRED``, ``FOREIGN``: as SECURE, with a certificate that is no good.
 
+    Attributes:
+        at: ``host:port`` of these listeners.
+        authority: signed its good certificates.
+        clients: certificates of clients: ``worker``, and ``expired`` and ``stranger``, of which it
+            should take none.
+
     Args:
         folder: of its data.
         authority: signs its certificates, and those of clients.
@@ -50,12 +62,19 @@ class SecureKafka(KafkaServer):
         ports = free_ports(len(_CERTIFICATES))
         at = {n: f"localhost:{port}" for n, port in zip(_CERTIFICATES, ports, strict=True)}
         self.at = at
+        self.authority = authority
         certificates = {
             "server": authority.issue("server"),
             "wronghost": authority.issue("wronghost", "kafka.example"),
             "expired": authority.issue("expired", expired=True),
-            "foreign": Authority(folder / "foreign", "another").issue("foreign"),
+            "foreign": (foreign := Authority(folder / "foreign", "another")).issue("foreign"),
         }
+        self.clients = {
+            "worker": authority.issue("worker"),
+            "expired": authority.issue("expiredclient", expired=True),
+            "stranger": foreign.issue("stranger"),
+        }
+        self._passwords = dict(passwords)
         own = {"INTERNAL": "PLAINTEXT", "LOOPBACK": "PLAINTEXT", "CONTROLLER": "PLAINTEXT"}
         every = {**self.listeners, **at}
         made = {
@@ -99,6 +118,28 @@ class SecureKafka(KafkaServer):
             f"--add-scram=SCRAM-SHA-512=[name={user},password={word}]"
             for user, word in passwords.items()
         ]
+
+    def wait_until_serving(self) -> None:
+        """Return once all listeners take connections."""
+        super().wait_until_serving()
+        for at in self.at.values():
+            wait_for_port(int(at.rpartition(":")[2]))
+
+    def login(
+        self, listener: str = "SECURE", user: str = "worker", **changes: str
+    ) -> dict[str, str]:
+        """Return the settings of a client that does all right, but for ``changes``."""
+        right = {"brokers": self.at[listener]}
+        if listener != "CLEAR_LOGIN":
+            right["kafka_ca_file"] = str(self.authority.ca_file)
+        if listener == "MUTUAL":
+            right["kafka_cert_file"] = str(self.clients["worker"].cert_file)
+            right["kafka_key_file"] = str(self.clients["worker"].key_file)
+        else:
+            right["kafka_sasl_mechanism"] = "SCRAM-SHA-512"
+            right["kafka_username"] = user
+            right["kafka_password"] = self._passwords[user]
+        return {name: value for name, value in {**right, **changes}.items() if value}
 
 
 class SecureCassandra(CassandraServer):

@@ -164,6 +164,23 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+def wait_for_port(port: int, seconds_max: float = START_SECONDS_MAX) -> None:
+    """Return once something listens on a port of this machine.
+
+    Raises:
+        ServerError: nothing does in time.
+    """
+    deadline = time.monotonic() + seconds_max
+    while time.monotonic() < deadline:
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection(("127.0.0.1", port), timeout=1),
+        ):
+            return
+        time.sleep(0.1)
+    raise ServerError(f"port {port} did not open in {seconds_max:g} s")
+
+
 class Server:
     """One server process with a folder, a log and a port that tells when it serves.
 

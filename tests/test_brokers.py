@@ -25,9 +25,11 @@ from tables.errors import TreasureMapError
         (TopicAuthorizationFailedError("t"), False),
     ],
 )
-def test_what_some_brokers_answer_is_waited_for(error: KafkaError, is_waited_for: bool) -> None:
-    """A setting that names nobody, or a login that is refused, ends a worker at once."""
-    told = connect_error(error, "a:9092")
+async def test_what_some_brokers_answer_is_waited_for(
+    error: KafkaError, is_waited_for: bool
+) -> None:
+    """A setting that names nobody, or a right that is missing, ends a worker at once."""
+    told = await connect_error(error, "cannot connect to Kafka", "127.0.0.1:1", {})
     assert isinstance(told, BrokersAwayError) is is_waited_for
     assert str(told).startswith("cannot connect to Kafka: ")
 

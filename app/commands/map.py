@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 
 import click
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.tree import Tree
 
 from app.mapfile import load_map
 from app.printable import printable
+from app.rights import ROLES, Role, cassandra_commands, checks_of, kafka_commands, rights_of
 from app.settings import Settings
 from app.settings_options import settings_options
 from tables.errors import MapError
@@ -85,6 +87,46 @@ def _check_against(themap: Map, old: Map) -> None:
     if themap.digest != old.digest and themap.revision <= old.revision:
         problem = f"another map is revision {old.revision}; raise the revision with every change"
         raise MapError(what, [problem])
+
+
+@command.command()
+@_map_file
+@click.option(
+    "--for",
+    "role",
+    type=click.Choice(list(ROLES)),
+    default="worker",
+    show_default=True,
+    help="Who is to be allowed it.",
+)
+@click.option("--user", required=True, help="The user of Kafka, and the role of Cassandra.")
+@settings_options
+def acl(file: str, role: Role, user: str, settings: Settings) -> None:
+    """Print the least rights for the map FILE, as commands of Kafka and as CQL.
+
+    Nothing is asked or changed: who may give rights runs what is printed.
+    """
+    themap = load_map(file)
+    group = settings.group_of(themap.name)
+    rights = rights_of(themap, role, group)
+    for line in kafka_commands(rights, user, settings.brokers):
+        click.echo(line)
+    if not rights:
+        click.echo("# Nothing: no layer of this map is published.")
+    if checks := checks_of(themap, role):
+        click.echo("# So that it can check settings of topics, of which it warns otherwise:")
+        for line in kafka_commands(checks, user, settings.brokers):
+            click.echo(line)
+    if settings.archive == "cassandra":
+        from tables.archive_cql import (  # noqa: PLC0415 - check and apply need no archive
+            REGISTER_TABLE,
+            LayerTable,
+        )
+
+        keyspace = settings.cassandra_keyspace
+        tables = [LayerTable(themap, layer, keyspace).name for layer in themap.layers]
+        for line in cassandra_commands([*tables, REGISTER_TABLE], role, user, keyspace):
+            click.echo(line)
 
 
 @command.command("start-over")
@@ -164,10 +206,20 @@ async def _apply(themap: Map, replication: int | None, settings: Settings) -> No
         kafka_options,
     )
     from app.histories import check_histories  # noqa: PLC0415 - likewise
+    from app.rights_check import check_rights  # noqa: PLC0415 - likewise
     from app.topics import apply_topics  # noqa: PLC0415 - check and show need no client of Kafka
 
     archive_settings = cassandra_settings(settings) if settings.archive == "cassandra" else None
     options = kafka_options(settings)
+    # That a topic may be made shows when it is made.
+    rights = [
+        dataclasses.replace(right, operations=tuple({*right.operations} & {"Describe", "Read"}))
+        for right in rights_of(themap, "apply", settings.group_of(themap.name))
+    ]
+    await check_rights(
+        settings.brokers, options, rights,
+        cannot=f"cannot apply map {themap.name}", role="apply", may_lack=True,
+    )  # fmt: skip
     await check_histories(settings.brokers, themap, options)
     report = await apply_topics(settings.brokers, themap, replication, client_options=options)
     for name in report.created:

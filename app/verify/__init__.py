@@ -18,7 +18,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from app.connections import kafka_options
 from app.mapfile import load_map
+from app.rights import rights_of
+from app.rights_check import check_rights
 from app.settings import Settings
 from app.verify.answers import Answers
 from app.verify.archive import load_archived, open_archive
@@ -71,6 +74,11 @@ async def verify(
         TreasureMapError: the map or the settings cannot be used.
     """
     themap = load_map(settings.map_file)
+    await check_rights(
+        settings.brokers, kafka_options(settings),
+        rights_of(themap, "verify", settings.group_of(themap.name)),
+        cannot="cannot verify", role="verify",
+    )  # fmt: skip
     with Database() as database:
         async with (
             Topics(settings) as topics,

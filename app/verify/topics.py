@@ -11,6 +11,7 @@ from aiokafka import TopicPartition as KafkaPartition
 from aiokafka.errors import KafkaError
 
 from app.aiokafka_private import read_plain
+from app.brokers import connect_error
 from app.connections import kafka_options
 from app.record_batches import NO_TIME_MS
 from app.record_batches import Record as Unplain
@@ -31,6 +32,7 @@ class Topics:
 
     def __init__(self, settings: Settings) -> None:
         self._brokers = settings.brokers
+        self._options = kafka_options(settings)
         self._consumer = AIOKafkaConsumer(
             bootstrap_servers=settings.brokers,
             enable_auto_commit=False,
@@ -38,7 +40,7 @@ class Topics:
             isolation_level="read_committed",
             fetch_max_wait_ms=20,
             max_partition_fetch_bytes=_FETCH_BYTES,
-            **kafka_options(settings),
+            **self._options,
         )
         self._positions: dict[KafkaPartition, int] = {}
 
@@ -137,10 +139,8 @@ class Topics:
             async with asyncio.timeout(_ANSWER_SECONDS):
                 return await question
         except (KafkaError, TimeoutError) as error:
-            raise VerifyError(
-                f"cannot read topics: {error or type(error).__name__}; got no answer from"
-                f" {self._brokers}; want a broker that answers; check brokers and their security"
-            ) from error
+            told = await connect_error(error, "cannot read topics", self._brokers, self._options)
+            raise VerifyError(str(told)) from error
 
 
 def _record(one: Any) -> Record:

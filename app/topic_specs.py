@@ -1,0 +1,70 @@
+"""The topics that follow from a map, as it wants them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+from tables.layer import Map
+from tables.limits import RECORD_BYTES_MAX
+
+TopicKind = Literal["source", "layer", "journal", "feed", "side"]
+
+REPLICATION_MAX = 3
+"""Copies of a topic where the caller names no number and there are brokers enough."""
+
+KEPT_FOR_EVER = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
+"""What a journal's settings must be: state is the fold of all of it."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TopicSpec:
+    """A topic as the map wants it; ``config`` is by Kafka's names."""
+
+    name: str
+    kind: TopicKind
+    partitions: int
+    replication: int
+    config: Mapping[str, str]
+
+
+def topics_of(themap: Map, replication: int) -> list[TopicSpec]:
+    """Return the topics of a map: each input followed by its journal, then feeds and side topics.
+
+    Side topics have as many partitions as the widest source, so that what is set aside of a source
+    partition keeps its order in the partition of that number. How long sources, layer topics, feeds
+    and side topics keep their records is left to the broker; a journal keeps all of them, because
+    state is the fold of it. A feed of JSON may be compacted; records of Arrow have no key, and
+    brokers refuse such where topics are. Sources take the broker's time as the append time, because
+    a producer's own clock must not decide what is too far in the future.
+
+    Args:
+        themap: the map.
+        replication: copies of every partition; from 3 on, writes to the map's own topics need 2.
+    """
+    own = {"max.message.bytes": str(RECORD_BYTES_MAX)}
+    if replication >= REPLICATION_MAX:
+        own["min.insync.replicas"] = str(replication - 1)
+    sources = {source.topic for source in themap.sources}
+    specs = []
+    for topic, partitions in themap.inputs().items():
+        if topic in sources:
+            config = {"message.timestamp.type": "LogAppendTime"}
+            specs.append(TopicSpec(topic, "source", partitions, replication, config))
+        else:
+            config = {"cleanup.policy": "delete"} | own
+            specs.append(TopicSpec(topic, "layer", partitions, replication, config))
+        journal = themap.journal_topic(topic)
+        specs.append(TopicSpec(journal, "journal", partitions, replication, KEPT_FOR_EVER | own))
+    for layer in themap.layers:
+        if layer.publish:
+            config = own | ({"cleanup.policy": "delete"} if layer.publish == "arrow" else {})
+            feed = themap.feed_topic(layer)
+            specs.append(TopicSpec(feed, "feed", layer.partitions, replication, config))
+    widest = themap.side_partitions
+    kinds: tuple[Literal["late", "dead"], ...] = ("late", "dead")
+    specs += [
+        TopicSpec(themap.side_topic(kind), "side", widest, replication, dict(own)) for kind in kinds
+    ]
+    return specs

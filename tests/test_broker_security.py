@@ -1,0 +1,97 @@
+"""What a client does wrong with TLS or its login is told with the setting to look at."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+from secure_servers import SecureKafka
+
+from app.broker_causes import cause_of
+from app.connections import kafka_options
+from app.settings import load_settings
+
+pytestmark = pytest.mark.kafka
+
+WRONG = {
+    "password": (
+        "SECURE", {"kafka_password": "wrong"},
+        "refuses the login of user worker by SCRAM-SHA-512; want .* kafka_password",
+    ),
+    "password, plain": (
+        "SECURE", {"kafka_password": "wrong", "kafka_sasl_mechanism": "PLAIN"},
+        "refuses the login of user worker by PLAIN; want .* kafka_password",
+    ),
+    "user": ("SECURE", {"kafka_username": "nobody"}, "refuses the login of user nobody"),
+    "mechanism": (
+        "SECURE", {"kafka_sasl_mechanism": "SCRAM-SHA-256"},
+        "does not take the login SCRAM-SHA-256; want PLAIN or SCRAM-SHA-512 in kafka_sasl_mech",
+    ),
+    "authority": ("FOREIGN", {}, "cannot be checked .*; want .* in kafka_ca_file"),
+    "host": ("WRONG_HOST", {}, "is not for localhost; want .* setting brokers"),
+    "expired": ("EXPIRED", {}, "has expired; want one that is valid"),
+    "plain for TLS": (
+        "SECURE", {"kafka_ca_file": ""}, "speaks TLS on this port; want kafka_tls or kafka_ca_file",
+    ),
+    "TLS for plain": (
+        "CLEAR_LOGIN", {"kafka_tls": "true"},
+        "speaks no TLS on this port; want .* neither kafka_tls",
+    ),
+    "no login": (
+        "CLEAR_LOGIN",
+        {"kafka_sasl_mechanism": "", "kafka_username": "", "kafka_password": ""},
+        "closes the connection of a client without a login; want kafka_sasl_mechanism",
+    ),
+    "no login, TLS": (
+        "SECURE",
+        {"kafka_sasl_mechanism": "", "kafka_username": "", "kafka_password": ""},
+        "closes the connection of a client without a login; want kafka_sasl_mechanism",
+    ),
+    "login where none is": (
+        "MUTUAL",
+        {"kafka_sasl_mechanism": "PLAIN", "kafka_username": "worker", "kafka_password": "any"},
+        "takes no login on this port; want kafka_sasl_mechanism empty",
+    ),
+    "no certificate": (
+        "MUTUAL", {"kafka_cert_file": "", "kafka_key_file": ""},
+        "refuses .* or that it shows none .*; want in kafka_cert_file",
+    ),
+}  # fmt: skip
+"""What is wrong, at which listener, and how it is told."""
+
+
+@pytest.mark.parametrize("what", WRONG)
+async def test_what_is_wrong_is_told_with_its_setting(secure_kafka: SecureKafka, what: str) -> None:
+    """Within seconds, and as something that does not pass by itself."""
+    listener, changes, told = WRONG[what]
+    settings = load_settings(secure_kafka.login(listener, **changes, insecure="true"), {})
+    began_s = time.monotonic()
+    cause = await cause_of(settings.brokers, kafka_options(settings))
+    print(f"{time.monotonic() - began_s:.1f} s: {cause}")  # noqa: T201 - shown where it fails
+    assert cause is not None
+    assert cause.is_final
+    assert settings.brokers in cause.words
+    assert re.search(told, cause.words), cause.words
+
+
+@pytest.mark.parametrize("client", ["expired", "stranger"])
+async def test_a_certificate_that_brokers_refuse_is_told(
+    secure_kafka: SecureKafka, client: str
+) -> None:
+    """With the setting that names it."""
+    files = secure_kafka.clients[client]
+    own = {"kafka_cert_file": str(files.cert_file), "kafka_key_file": str(files.key_file)}
+    settings = load_settings(secure_kafka.login("MUTUAL", **own), {})
+    cause = await cause_of(settings.brokers, kafka_options(settings))
+    assert cause is not None
+    assert cause.is_final
+    assert "refuses the certificate of this client" in cause.words
+    assert "kafka_cert_file" in cause.words
+
+
+@pytest.mark.parametrize("listener", ["SECURE", "MUTUAL", "CLEAR_LOGIN"])
+async def test_what_is_right_has_no_cause(secure_kafka: SecureKafka, listener: str) -> None:
+    """Whether by login or by certificate."""
+    settings = load_settings(secure_kafka.login(listener, insecure="true"), {})
+    assert await cause_of(settings.brokers, kafka_options(settings)) is None
