@@ -107,8 +107,7 @@ class Owner:
 
         Raises:
             FencedError: another owner claimed meanwhile.
-            OutcomeUnknownError: the claim may or may not have landed.
-            JournalUnreadError: it has, and the journal could not be read.
+            OutcomeUnknownError: it may have landed; a JournalUnreadError: it has, unread.
             JournalRefusedError: this worker must not continue this history.
         """
         await self.archive.check_empty()

@@ -135,20 +135,11 @@ async def _open(at: str, host: str, port: int) -> None:
         async with asyncio.timeout(STEP_S):
             _, writer = await asyncio.open_connection(host, port)
     except socket.gaierror as error:
-        raise _FoundError(
-            f"{at} has a name that is not known here; look at the setting brokers", is_final=False
-        ) from error
+        raise _FoundError(f"{at} has a name that is not known here", is_final=False) from error
     except ConnectionRefusedError as error:
-        raise _FoundError(
-            f"nothing listens at {host}:{port}; start the broker, or look at the setting brokers",
-            is_final=False,
-        ) from error
+        raise _FoundError(f"nothing listens at {host}:{port}", is_final=False) from error
     except (OSError, TimeoutError) as error:
-        raise _FoundError(
-            f"{at} does not answer ({_text(error)}); look at the network, and at the setting"
-            " brokers",
-            is_final=False,
-        ) from error
+        raise _FoundError(f"{at} does not answer: {_text(error)}", is_final=False) from error
     writer.close()
 
 

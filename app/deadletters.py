@@ -144,11 +144,11 @@ class DeadLetters:
             RightsError: this user may not read and write what it must.
             OutcomeUnknownError: the broker did not answer; run it again with ``resume``.
         """
+        if not resume:
+            await self._check_target(to)
         targets = [to] if to else [source.topic for source in self._map.sources]
         rights = [Right("topic", name, ("Read", "Write")) for name in (self._topic, *targets)]
         await self._check_rights(rights)
-        if not resume:
-            await self._check_target(to)
         known = await self.known()
         if known.planned and not resume:
             started = max(mark.started_ms for mark in known.planned.values())
@@ -191,7 +191,7 @@ class DeadLetters:
         partitions = (await topics_found(self._brokers, self._options)).get(to, 0)
         wanted = self._map.side_partitions
         if partitions < wanted:
-            got = f"{partitions} partitions" if partitions else "no such topic"
+            got = f"{partitions} partitions" if partitions else "no such topic, or none shown"
             raise ReplayError(
                 f"{cannot}: got {got}; want at least {wanted} partitions, so that each letter goes"
                 " to the partition of the number that its record had"

@@ -100,8 +100,8 @@ async def read_records(
         await consumer.start()
         if topic not in await consumer.topics():
             raise SideTopicError(
-                f"cannot read {topic}: the brokers at {brokers} know no such topic; create it with"
-                " `map apply`"
+                f"cannot read {topic}: the brokers at {brokers} show this user no such topic; make"
+                " it with `map apply`, or allow what `map acl` prints"
             )
         for partition, start in starts.items():
             key = KafkaPartition(topic, partition)

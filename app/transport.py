@@ -221,8 +221,8 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         if missing := sorted(topics - known):
             await self._consumer.stop()
             raise TransportError(
-                f"cannot read {', '.join(missing)}: the brokers at {self.options.brokers} know no"
-                " such topic; create it with `map apply`"
+                f"cannot read {', '.join(missing)}: the brokers at {self.options.brokers} show this"
+                " user no such topic; make it with `map apply`, or allow what `map acl` prints"
             )
         self._fetched = Fetched(self._consumer)
         self._consumer.subscribe(

@@ -26,7 +26,6 @@ from app.verify import verify
 from tables.errors import OutcomeUnknownError, TreasureMapError
 from tables.layer import Map
 
-
 MAP = """
 revision = 1
 name = "NAME"

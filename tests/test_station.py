@@ -120,7 +120,8 @@ def miss_topics(worker: Process) -> str:
     """Leave the topics unmade: nothing to do here."""
     return (
         rf"cannot use topics of map {worker.map_name}: 6 problem\(s\)\n"
-        rf"  - topic {worker.map_name}\.raw: missing; make it with `map apply`\n"
+        rf"  - topic {worker.map_name}\.raw: missing, or this user may not Describe it; make it"
+        r" with `map apply`, or allow what `map acl` prints\n"
     )
 
 

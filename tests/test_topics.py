@@ -233,7 +233,9 @@ async def test_a_topic_that_the_broker_does_not_make_is_an_error(kafka: str) -> 
 async def test_no_broker_is_an_error_that_names_the_address() -> None:
     """Nobody listens: the message says where and what to check."""
     (port,) = free_ports(1)
-    with pytest.raises(TreasureMapError, match=f"at brokers 127.0.0.1:{port}: .*brokers setting"):
+    with pytest.raises(
+        TreasureMapError, match=f"got brokers 127.0.0.1:{port}; .*setting `brokers`"
+    ):
         await apply_topics(f"127.0.0.1:{port}", fresh_map())
 
 
@@ -246,8 +248,10 @@ async def test_a_broker_that_the_cluster_names_is_waited_for() -> None:
         async with ResetProxy(port, to):
             await apply_topics(broker.bootstrap, themap)
         with pytest.raises(BrokersAwayError, match="cannot see to topics"):
-            await patiently(lambda: check_topics(broker.bootstrap, themap), patience_s=0)
-        waiting = asyncio.create_task(patiently(lambda: check_topics(broker.bootstrap, themap)))
+            await patiently(lambda: check_topics(broker.bootstrap, themap, group="g"), patience_s=0)
+        waiting = asyncio.create_task(
+            patiently(lambda: check_topics(broker.bootstrap, themap, group="g"))
+        )
         await asyncio.sleep(1)
         assert not waiting.done()
         async with ResetProxy(port, to):
@@ -257,8 +261,8 @@ async def test_a_broker_that_the_cluster_names_is_waited_for() -> None:
 async def test_topics_that_are_missing_are_not_waited_for(brokers: str) -> None:
     """What no waiting mends is told at once."""
     async with asyncio.timeout(30):
-        with pytest.raises(TopicsRefusedError, match="missing; make it with `map apply`"):
-            await patiently(lambda: check_topics(brokers, fresh_map()), patience_s=3_600)
+        with pytest.raises(TopicsRefusedError, match=r"missing, or .*; make it with `map apply`"):
+            await patiently(lambda: check_topics(brokers, fresh_map(), group="g"), patience_s=3_600)
 
 
 async def test_a_broker_that_does_not_tell_settings_leaves_journals_unchecked(
@@ -280,6 +284,6 @@ async def test_a_broker_that_does_not_tell_settings_leaves_journals_unchecked(
     journals = [spec.name for spec in topics_of(themap, 1) if spec.kind == "journal"]
     assert list(report.unchecked) == journals
     assert all("does not tell settings: " in reason for reason in report.unchecked.values())
-    assert await check_topics(embedded, themap)
+    assert await check_topics(embedded, themap, group="g")
     for name in journals:
         assert f"journal {name} was not checked, " in caplog.text

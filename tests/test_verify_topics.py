@@ -92,10 +92,10 @@ async def test_no_broker_ends_with_one_message_and_nothing_open() -> None:
     """A consumer that could not connect is closed all the same."""
     (port,) = free_ports(1)
     topics = Topics(load_settings({"brokers": f"127.0.0.1:{port}"}, {}))
-    with pytest.raises(VerifyError, match="cannot read topics: KafkaConnectionError: ") as raised:
+    with pytest.raises(VerifyError, match="cannot read topics: nothing listens at ") as raised:
         async with topics:
             pass
-    assert str(raised.value).count("KafkaConnectionError") == 1
+    assert str(raised.value).count("nothing listens") == 1
     del raised
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")

@@ -70,8 +70,9 @@ class Topics:
         missing = sorted(topics.keys() - known)
         if missing:
             raise VerifyError(
-                f"cannot read {', '.join(missing)}: the brokers at {self._brokers} know no such"
-                " topic; got another map or another cluster; give those of the workers"
+                f"cannot read {', '.join(missing)}: the brokers at {self._brokers} show this user"
+                " no such topic; got another map, another cluster or a user without the right to"
+                " Describe it; give those of the workers"
             )
         places = _places(topics)
         found = await self._ask(self._consumer.beginning_offsets(places))
