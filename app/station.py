@@ -24,6 +24,7 @@ from agents.ingest import Ingest
 from agents.outage import Outage
 from agents.owners import Owners
 from agents.rollup import Rollup
+from app.aiokafka_logins import hold_back_logins
 from app.brokers import patiently
 from app.connections import advertised_url, cassandra_settings, kafka_options, peers_tls
 from app.faust_app import MapApp, add_agent, create_app, lane_of
@@ -144,6 +145,7 @@ def build(settings: Settings) -> MapApp:
         SettingError: certificates or drivers that the settings ask for are not there.
     """
     protect_log(secrets_of(settings))
+    hold_back_logins()
     themap = load_map(settings.map_file)
     options = kafka_options(settings)
     _make_folder(settings)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
+from typing import Any
 
 import pytest
+from aiokafka import client
+from aiokafka.conn import AIOKafkaConnection, create_conn
+from aiokafka.errors import KafkaConnectionError
 from secure_servers import SecureKafka
 
+from app.aiokafka_logins import AGAIN_S, Logins
 from app.broker_causes import cause_of
 from app.connections import kafka_options
 from app.settings import load_settings
@@ -95,3 +101,32 @@ async def test_what_is_right_has_no_cause(secure_kafka: SecureKafka, listener: s
     """Whether by login or by certificate."""
     settings = load_settings(secure_kafka.login(listener, insecure="true"), {})
     assert await cause_of(settings.brokers, kafka_options(settings)) is None
+
+
+async def test_a_login_that_is_refused_is_tried_ever_more_seldom(
+    secure_kafka: SecureKafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often a client wants to connect; one that succeeds is forgotten."""
+    now_s, tries = 0.0, []
+
+    async def connect(*where: Any, **options: Any) -> AIOKafkaConnection:
+        tries.append(now_s)
+        return await create_conn(*where, **options)
+
+    monkeypatch.setattr(client, "create_conn", Logins(connect, lambda: now_s).connect)
+    wrong = load_settings(secure_kafka.login(kafka_password="wrong"), {})  # noqa: S106
+    for tenth in range(3_000):
+        now_s = tenth / 10
+        kafka = client.AIOKafkaClient(bootstrap_servers=wrong.brokers, **kafka_options(wrong))
+        with pytest.raises(KafkaConnectionError):
+            await kafka.bootstrap()
+        await kafka.close()
+    waits = [later - earlier for earlier, later in itertools.pairwise(tries)]
+    assert waits == pytest.approx([1, 2, 4, 8, 16, 32, 60, 60, 60], abs=0.11)
+    assert max(waits) <= AGAIN_S[1] + 0.11
+    right = load_settings(secure_kafka.login(), {})
+    now_s += AGAIN_S[1]
+    for _ in range(2):
+        kafka = client.AIOKafkaClient(bootstrap_servers=right.brokers, **kafka_options(right))
+        await kafka.bootstrap()
+        await kafka.close()

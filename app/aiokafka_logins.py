@@ -1,0 +1,75 @@
+"""Logins that a broker refuses are tried ever more seldom.
+
+aiokafka's clients try a connection again after a tenth of a second whatever became of the last one.
+A password that was changed on the brokers would be tried several times a second by each of them,
+for ever; many systems lock a user who does that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiokafka import client
+from aiokafka.errors import (
+    IllegalSaslStateError,
+    KafkaError,
+    SaslAuthenticationFailed,
+    UnsupportedSaslMechanismError,
+)
+
+AGAIN_S = (1.0, 60.0)
+"""How long after the first refusal a login is tried again, doubled each time, and the most."""
+
+_REFUSALS = (SaslAuthenticationFailed, UnsupportedSaslMechanismError, IllegalSaslStateError)
+
+Connect = Callable[..., Awaitable[Any]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Refusal:
+    error: KafkaError
+    wait_s: float
+    until_s: float
+
+
+class Logins:
+    """Connects, and remembers who was refused where.
+
+    Args:
+        connect: makes a connection and logs in: aiokafka's ``create_conn``.
+        clock_s: seconds of a clock that never goes back.
+    """
+
+    def __init__(self, connect: Connect, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self._connect = connect
+        self._clock_s = clock_s
+        self._refusals: dict[tuple[Any, ...], _Refusal] = {}
+
+    async def connect(self, host: str, port: int, **options: Any) -> Any:
+        """Return a connection; raise the last refusal again while it is too early for another try.
+
+        Raises:
+            KafkaError: the login is refused, or there is no connection.
+            OSError: there is no connection.
+        """
+        user = (host, port, options.get("sasl_mechanism"), options.get("sasl_plain_username"))
+        last = self._refusals.get(user)
+        if last is not None and self._clock_s() < last.until_s:
+            raise type(last.error)(*last.error.args)
+        try:
+            connection = await self._connect(host, port, **options)
+        except _REFUSALS as error:
+            wait_s = min(2 * last.wait_s, AGAIN_S[1]) if last is not None else AGAIN_S[0]
+            self._refusals[user] = _Refusal(error, wait_s, self._clock_s() + wait_s)
+            raise
+        self._refusals.pop(user, None)
+        return connection
+
+
+def hold_back_logins() -> None:
+    """Have all clients of this process connect so from now on."""
+    if not isinstance(getattr(client.create_conn, "__self__", None), Logins):
+        client.create_conn = Logins(client.create_conn).connect

@@ -1,0 +1,235 @@
+"""A whole job over TLS with logins and the least rights; secrets that nothing shows."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import servers
+from acls import allow, rules_of
+from secure_servers import PASSWORDS, SecureKafka
+from support import until
+from workers import ROOT
+
+from app.children import start_child, stop_child
+from app.connections import kafka_options
+from app.rights import ROLES
+from app.settings import load_settings
+from client.follow import follow
+from client.query import QueryClient
+
+pytestmark = [pytest.mark.kafka, pytest.mark.slow]
+
+MAP = """
+revision = 1
+name = "NAME"
+[sources.orders]
+topic = "NAME.raw"
+partitions = 2
+time = "at"
+type = "type"
+keyed_by = ["shop"]
+[sources.orders.fields]
+shop = "string"
+cents = "int"
+[layers.minute]
+source = "orders"
+events = ["*"]
+key = ["shop"]
+window = "1m"
+measures = ["count", "sum(cents)"]
+publish = "json"
+[layers.hour]
+from = "minute"
+key = ["shop"]
+window = "1h"
+partitions = 2
+"""
+TOKEN = "the-token-of-every-reader"  # noqa: S105 - of a worker that lives for a test
+ENDED_S_MAX = 60.0
+"""How long a command may take to say what is wrong, its start included, on a busy machine."""
+
+
+class Lab:
+    """A map of its own on a secure broker, and commands that run as its users.
+
+    Attributes:
+        outputs: all that commands and workers have printed, one file each.
+    """
+
+    def __init__(self, server: SecureKafka, folder: Path) -> None:
+        self.server = server
+        self.name = f"m{uuid.uuid4().hex[:8]}"
+        self.folder = folder
+        self.map_file = folder / "map.toml"
+        self.map_file.write_text(MAP.replace("NAME", self.name))
+        (self.port,) = servers.free_ports(1)
+        self.outputs: list[Path] = []
+        self._workers: list[subprocess.Popen[bytes]] = []
+
+    def environment(self, user: str, **changes: str) -> dict[str, str]:
+        """Return the environment of a user's process."""
+        settings = self.server.login(user=user, map_file=str(self.map_file), **changes)
+        settings |= {
+            "web_port": str(self.port), "web_token": TOKEN,
+            "state_folder": str(self.folder / "state"),
+            "archive_folder": str(self.folder / "archive"),
+        }  # fmt: skip
+        own = {name: value for name, value in os.environ.items() if "TREASURE_MAP" not in name}
+        return own | {f"TREASURE_MAP_{name.upper()}": value for name, value in settings.items()}
+
+    def run(self, user: str, *arguments: str, **changes: str) -> tuple[int, str]:
+        """Run a command to its end; return its exit code and what it printed."""
+        done = subprocess.run(
+            [sys.executable, "-m", "app", *arguments], env=self.environment(user, **changes),
+            cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
+        )  # fmt: skip
+        self.outputs.append(self.folder / f"output-{len(self.outputs)}")
+        self.outputs[-1].write_text(done.stdout + done.stderr)
+        return done.returncode, done.stdout + done.stderr
+
+    async def succeeds(self, user: str, *arguments: str) -> str:
+        """Run a command that must end well; return what it printed."""
+        code, text = await asyncio.to_thread(self.run, user, *arguments)
+        assert code == 0, text
+        return text
+
+    def start(self, *flags: str, **changes: str) -> subprocess.Popen[bytes]:
+        """Start a worker."""
+        self.outputs.append(self.folder / f"output-{len(self.outputs)}")
+        with self.outputs[-1].open("wb") as log:
+            command = [sys.executable, "-m", "app", "worker", *flags]
+            worker = start_child(command, log, self.environment("worker", **changes), ROOT)
+        self._workers.append(worker)
+        return worker
+
+    def close(self) -> None:
+        """End workers that still run."""
+        for worker in self._workers:
+            stop_child(worker, 30)
+
+
+@pytest.fixture
+async def lab(secure_kafka: SecureKafka, tmp_path: Path) -> AsyncIterator[Lab]:
+    """Give a map of its own, without any right yet."""
+    made = Lab(secure_kafka, tmp_path)
+    yield made
+    await asyncio.to_thread(made.close)
+
+
+async def give_rights(lab: Lab) -> None:
+    """Give each user exactly what is printed for its role."""
+    for role in ROLES:
+        printed = await lab.succeeds(
+            role, "map", "acl", str(lab.map_file), "--for", role, "--user", role
+        )
+        rules = rules_of(printed)
+        assert rules
+        for user, right in rules:
+            await allow(lab.server.bootstrap, user, [right])
+
+
+async def folded(lab: Lab, worker: subprocess.Popen[bytes], events: int) -> None:
+    """Wait until the worker has folded so many events."""
+
+    def count() -> int:
+        with QueryClient(f"http://127.0.0.1:{lab.port}", token=TOKEN) as client:
+            return int(client.ledger()["layers"]["minute"]["folded"])
+
+    async def enough() -> bool:
+        assert worker.poll() is None, lab.outputs[-1].read_text()[-3_000:]
+        try:
+            return await asyncio.to_thread(count) >= events
+        except Exception:  # noqa: BLE001 - it has not started yet
+            return False
+
+    await until(enough, 90)
+
+
+async def test_a_job_runs_on_exactly_the_printed_rights(lab: Lab) -> None:
+    """Map, load, worker, verification, letters, feed and its end, each by a user of its own.
+
+    The worker logs all that it can; no output and no file has a secret.
+    """
+    await give_rights(lab)
+    text = await lab.succeeds("apply", "map", "apply", str(lab.map_file))
+    assert "7 created" in text
+    worker = lab.start("-l", "debug", kafka_sasl_mechanism="PLAIN")
+    manifest = lab.folder / "manifest.json"
+    await lab.succeeds(
+        "producer", "generate", "--source", "orders", "--manifest", str(manifest),
+        "--rate", "2000", "--seconds", "2", "--speed", "600", "--bad", "0.05", "--types", "3",
+        "--processes", "1", "--map", str(lab.map_file),
+    )  # fmt: skip
+    await folded(lab, worker, 3_000)
+    text = await lab.succeeds("verify", "verify", "--url", f"http://127.0.0.1:{lab.port}")
+    assert "all equal" in text
+    text = await lab.succeeds("deadletters", "deadletters", "count")
+    assert f"{lab.name}.raw" in text
+    await lab.succeeds("deadletters", "deadletters", "list", "--limit", "5")
+    text = await lab.succeeds("deadletters", "deadletters", "replay")
+    assert re.search(r"replayed [1-9]", text)
+    settings = load_settings(lab.server.login(user="reader"), {})
+    async with follow(
+        "minute", settings.brokers, map_name=lab.name, to_end=True,
+        client_options=kafka_options(settings),
+    ) as cells:  # fmt: skip
+        assert [cell async for cell in cells]
+    assert await asyncio.to_thread(stop_child, worker, 30) == 0
+    text = await lab.succeeds("start-over", "map", "start-over", str(lab.map_file), "--yes")
+    assert "deleted" in text
+    assert nothing_shows(lab, [*PASSWORDS.values(), TOKEN]) == []
+
+
+def nothing_shows(lab: Lab, secrets: list[str]) -> list[str]:
+    """Return which files have a secret, in any form that it is likely to be in."""
+    found = []
+    for path in lab.folder.rglob("*"):
+        content = path.read_bytes() if path.is_file() else b""
+        for secret in secrets:
+            forms = [secret.encode(), repr(secret.encode())[2:-1].encode()]
+            found += [f"{path.name}: {secret}" for form in forms if form in content]
+    return found
+
+
+COMMANDS = {
+    "worker": ("worker",),
+    "apply": ("map", "apply", "MAP"),
+    "verify": ("verify",),
+    "deadletters": ("deadletters", "count"),
+    "producer": ("generate", "--map", "MAP", "--source", "orders", "--manifest", "MANIFEST"),
+}
+WRONG = {
+    "password": ({"kafka_password": "not the password"}, "refuses the login of user"),
+    "authority": ({"kafka_ca_file": "FOREIGN"}, "want the authority that signed it"),
+    "plain": ({"kafka_ca_file": ""}, "speaks TLS on this port"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+async def test_each_command_says_why_it_cannot_connect(lab: Lab, what: str) -> None:
+    """As its last words, without a traceback, with its exit code, and soon."""
+    changes, told = WRONG[what]
+    foreign = lab.server.folder / "foreign" / "another.pem"
+    changes = {name: value.replace("FOREIGN", str(foreign)) for name, value in changes.items()}
+    for user, words in COMMANDS.items():
+        arguments = [
+            one.replace("MANIFEST", str(lab.folder / "manifest")).replace("MAP", str(lab.map_file))
+            for one in words
+        ]
+        began_s = time.monotonic()
+        code, text = await asyncio.to_thread(lab.run, user, *arguments, insecure="true", **changes)
+        print(f"{user}: {time.monotonic() - began_s:.1f} s, {code}")  # noqa: T201 - if it fails
+        assert code == (2 if user == "verify" else 1), text
+        assert time.monotonic() - began_s < ENDED_S_MAX
+        assert told in text.rstrip().rpartition("error: ")[2]
+        assert "Traceback" not in text
+    assert nothing_shows(lab, list(PASSWORDS.values())) == []
