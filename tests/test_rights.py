@@ -12,6 +12,7 @@ import pytest
 from acls import allow, forbid
 from secure_servers import SecureKafka
 from support import until
+from workers import ROOT
 
 from app.brokers import NotAllowedError
 from app.connections import kafka_options
@@ -19,8 +20,9 @@ from app.deadletters import DeadLetters
 from app.feed import Feed
 from app.kafka_log import KafkaLog
 from app.mapfile import parse_map
-from app.rights import Right, RightsError, Role, rights_of
+from app.rights import ROLES, Right, RightsError, Role, rights_of
 from app.settings import Settings, load_settings
+from app.topic_specs import topics_of
 from app.topics import TopicsRefusedError, apply_topics, check_topics
 from app.verify import verify
 from tables.errors import OutcomeUnknownError, TreasureMapError
@@ -259,3 +261,17 @@ def test_roles_need_nothing_of_the_cluster(role: Role) -> None:
     for right in rights_of(themap, role, "a group"):
         assert right.resource in ("topic", "group")
         assert right.operations
+
+
+def test_the_page_has_all_rights() -> None:
+    """What is printed is what docs/DEPLOYING.md says."""
+    page = (ROOT / "docs" / "DEPLOYING.md").read_text("utf-8")
+    _, themap = new_map()
+    kinds = {spec.name: spec.kind for spec in topics_of(themap, replication=1)}
+    columns = ("source", "journal", "layer", "feed", "side", "group")
+    for role, words in ROLES.items():
+        cells = dict.fromkeys(columns, "-")
+        for right in rights_of(themap, role, "the group"):
+            kind = "group" if right.resource == "group" else kinds[right.name]
+            cells[kind] = " ".join(right.operations)
+        assert f"| `{role}`: {words} | {' | '.join(cells.values())} | " in page
