@@ -69,7 +69,7 @@ class Moves:
         Two live owners that claim at once would fence each other for ever.
         """
         previous = self._restores.get(tp)
-        delay_seconds = self._retry_delay() if later else 0.0
+        delay_seconds = self.retry_delay() if later else 0.0
         self._restores[tp] = asyncio.create_task(
             guarded(self._restore(tp, generation, delay_seconds, previous), self._failed)
         )
@@ -122,7 +122,7 @@ class Moves:
                 tries += 1
                 unread = unread + 1 if isinstance(error, JournalUnreadError) else 0
                 self.retries += 1
-                delay_seconds = self._retry_delay() * 2 ** min(unread, DOUBLED_MAX)
+                delay_seconds = self.retry_delay(unread)
                 continue
             if tries > 1:
                 log.warning("%s[%d] is restored after %d tries", *tp, tries + 1)
@@ -130,5 +130,7 @@ class Moves:
                 self._live(tp, generation, position)
             return
 
-    def _retry_delay(self) -> float:
-        return random.SystemRandom().uniform(*self._retry_seconds)
+    def retry_delay(self, unread: int = 0) -> float:
+        """Return the seconds before another try, after so many that left a claim in the journal."""
+        doubled = 2 ** min(unread, DOUBLED_MAX)
+        return random.SystemRandom().uniform(*self._retry_seconds) * doubled
