@@ -132,5 +132,5 @@ class Moves:
 
     def retry_delay(self, unread: int = 0) -> float:
         """Return the seconds before another try, after so many that left a claim in the journal."""
-        doubled = 2 ** min(unread, DOUBLED_MAX)
+        doubled: int = 2 ** min(unread, DOUBLED_MAX)
         return random.SystemRandom().uniform(*self._retry_seconds) * doubled
