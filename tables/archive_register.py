@@ -14,11 +14,20 @@ from cassandra.query import SimpleStatement
 
 from tables.archive_identity import History, draw_id
 
-TABLE = "archives"
+REGISTER_TABLE = "archives"
 """No layer has it: the names of their tables have an underscore."""
 
 _OWN = ("", -1)
 """The topic and partition under which the archive's own id stands."""
+
+
+def create_register(keyspace: str) -> str:
+    """Return the statement that makes the table of a keyspace where it is missing."""
+    return (
+        f'CREATE TABLE IF NOT EXISTS "{keyspace}"."{REGISTER_TABLE}" (map text, topic text, '
+        "partition int, id text, cluster text, PRIMARY KEY (map, topic, partition)) "
+        "WITH comment = 'treasure-map archives: ids, and the journals that rows come from'"
+    )
 
 
 class Register:
@@ -27,16 +36,11 @@ class Register:
     def __init__(self, session: Session, keyspace: str, map_name: str) -> None:
         self._session = session
         self._keyspace = keyspace
-        self._table = f'"{keyspace}"."{TABLE}"'
+        self._table = f'"{keyspace}"."{REGISTER_TABLE}"'
         self._map = map_name
 
     def open(self) -> str:
-        """Make the table where it is missing; return the id of the map's archive."""
-        self._session.execute(
-            f"CREATE TABLE IF NOT EXISTS {self._table} (map text, topic text, partition int, "
-            "id text, cluster text, PRIMARY KEY (map, topic, partition)) "
-            "WITH comment = 'treasure-map archives: ids, and the journals that rows come from'"
-        )
+        """Return the id of the map's archive, drawn now where it has none; the table is there."""
         known = self._find(*_OWN) or self._add(*_OWN, History(draw_id()))
         return known.id
 
@@ -55,7 +59,7 @@ class Register:
         for name, table in list(tables.items()):
             if re.match(own, table.options["comment"]):
                 self._session.execute(f'DROP TABLE IF EXISTS "{self._keyspace}"."{name}"')
-        if TABLE not in tables:
+        if REGISTER_TABLE not in tables:
             return
         found = f"SELECT topic, partition FROM {self._table} WHERE map = %s"  # noqa: S608
         for topic, partition in list(self._session.execute(found, (self._map,))):
