@@ -553,14 +553,37 @@ def map_apply(worker: Process, username: str) -> None:
     assert "archive: 2 tables in keyspace" in made.stdout
 
 
+def archived(worker: Process, layer: str) -> Callable[[], Awaitable[bool]]:
+    """Return a condition: the archive has taken cells of a layer."""
+
+    async def there() -> bool:
+        _, found = await worker.get("/v1/layers")
+        return any(row["name"] == layer and row["archived_cells"] for row in found["layers"])
+
+    return there
+
+
+async def stays(condition: Callable[[], Awaitable[bool]], seconds: float) -> bool:
+    """Return whether a condition holds all the time for so long."""
+    end_s = time.monotonic() + seconds
+    while time.monotonic() < end_s:
+        if not await condition():
+            return False
+        await asyncio.sleep(0.05)
+    return True
+
+
 @pytest.mark.cassandra
 async def test_a_worker_is_not_ready_while_its_writes_are_refused(
     node: SecureCassandra, authority: Authority, processes: Callable[..., Process]
 ) -> None:
-    """With the right and the table, until it is granted again; so are reads, and in other words."""
+    """With the right and the table, until it is granted again; so are reads, and in other words.
+
+    Neither emissions that have nothing to write nor another table's rows say that all is well.
+    """
     settings = settings_of(node, authority)
     space = settings.keyspace
-    worker = processes(**worker_settings(settings))
+    worker = processes(**worker_settings(settings), early_emit_ms="1000")
     await asyncio.to_thread(map_apply, worker, "maker")
     grant(node, "SELECT MODIFY", space)
     worker.start()
@@ -569,11 +592,16 @@ async def test_a_worker_is_not_ready_while_its_writes_are_refused(
     revoke(node, "MODIFY", space)
     raw = f"{worker.map_name}.raw"
     await worker.send(raw, *((p, flight(at * HOUR_MS)) for p in (0, 1) for at in (0, 49)))
-    await until(unready(worker, "the archive refuses since "), SECONDS_MAX)
+    refused = unready(worker, "the archive refuses since ")
+    await until(refused, SECONDS_MAX)
+    run(node, f"GRANT MODIFY ON TABLE {space}.{worker.map_name}_day TO worker")
+    await until(archived(worker, "day"), SECONDS_MAX)
+    assert await stays(refused, 5)
     _, state = await worker.get("/readyz")
     log.info("%s", state["reasons"])
     (reason,) = (r for r in state["reasons"] if r.startswith("the archive refuses since "))
-    assert f"Cassandra refuses: user worker has no MODIFY permission on <table {space}." in reason
+    table = f"<table {space}.{worker.map_name}_hour>"
+    assert f"Cassandra refuses: user worker has no MODIFY permission on {table}" in reason
     assert "the archive refuses; closed cells wait in tables and journal: " in worker.log()
     grant(node, "MODIFY", space)
     await worker.ready()
@@ -585,14 +613,13 @@ async def test_a_worker_is_not_ready_while_its_writes_are_refused(
 
     await until(evicted, SECONDS_MAX)
     revoke(node, "SELECT", space)
-    await until(unready(worker, "the archive refuses since "), SECONDS_MAX)
+    await until(refused, SECONDS_MAX)
     status, problem = await worker.get(f"/v1/layers/hour/cells?from=0&to={HOUR_MS}")
     assert status == 503
     assert problem["detail"] == (
         "cannot read cells: the archive refuses to answer; who runs this worker finds in its log "
         "what to mend; ask again later"
     )
-    table = f"<table {space}.{worker.map_name}_hour>"
     assert f"user worker has no SELECT permission on {table}" in worker.log()
     grant(node, "SELECT", space)
     await worker.ready()
