@@ -98,7 +98,7 @@ class EmitCounts:
 
     ``archived`` counts rows acknowledged by the archive, ``published`` those acknowledged by feeds,
     both by layer; ``failures`` attempts that failed, and are repeated, by the kind of sink, one of
-    ``SINKS``. ``archive`` and ``kafka`` are what the sinks depend on.
+    ``SINKS``. ``archive`` and ``kafka`` are what the sinks depend on; each attempt reports there.
     """
 
     archived: Counter[str] = dataclasses.field(default_factory=Counter)
@@ -106,10 +106,6 @@ class EmitCounts:
     failures: Counter[str] = dataclasses.field(default_factory=Counter)
     archive: Outage = dataclasses.field(default_factory=_archive)
     kafka: Outage = dataclasses.field(default_factory=_kafka)
-
-    def outage(self, sink: str) -> Outage:
-        """Return what a sink depends on."""
-        return self.archive if sink == SINKS[0] else self.kafka
 
 
 @dataclasses.dataclass(slots=True)
@@ -154,6 +150,7 @@ class Emitter:
         self._counts = counts
         self._failed = failed
         self._early_emit_s = early_emit_s
+        self._recognition = f"recognize {owner.plan.topic} {owner.partition}"
         self._changed_at = -NEVER_S
         self._tasks: list[asyncio.Task[None]] = []
         self._routes: list[_Route] = []
@@ -186,6 +183,7 @@ class Emitter:
     async def stop(self) -> None:
         """Cancel the tasks; what was not acknowledged is sent by the next owner."""
         await asyncio.gather(*(end(task) for task in self._tasks))
+        self._counts.archive.abandoned(self._recognition)
 
     def _spawn(self, route: _Route) -> None:
         self._routes.append(route)
@@ -207,12 +205,10 @@ class Emitter:
             try:
                 await route.emit(early)
                 retry_s = RETRY_S_MIN
-                self._counts.outage(route.sink).answered(route.sink)
                 if early:
                     route.sent_early = change
-            except (ArchiveError, OutcomeUnknownError) as error:
+            except (ArchiveError, OutcomeUnknownError):
                 self._counts.failures[route.sink] += 1
-                self._counts.outage(route.sink).failed(error, route.sink)
                 # Every attempt takes all that waits in hand. News of more would repeat it with
                 # every delta, and bring no sink back.
                 await _pause(route, retry_s * random.uniform(0.5, 1.0))  # noqa: S311 - spreads only
@@ -255,17 +251,31 @@ class Emitter:
 
     async def _emit_archive(self, early: bool) -> None:
         owner = self._owner
-        await owner.archive.check()
+        archive = self._counts.archive
+        # Each partition and each table is a kind of its own: where one is refused, others that
+        # are taken, or an emission that had nothing to write, say nothing of it.
+        with archive.attempt(self._recognition):
+            await owner.archive.check()
         for layer in owner.plan.layers:
             due = None if layer.is_combiner else owner.due(layer, ARCHIVE, early=early)
             if due is None:
                 continue
             emission, (rows, times) = await beside(due, functools.partial(archive_rows, owner))
-            await self._archive.write(layer, rows, times)
+            with archive.attempt(f"write {layer.name}"):
+                await self._archive.write(layer, rows, times)
             self._counts.archived[layer.name] += rows.height
             self._acknowledge(emission)
 
     async def _emit_coarser(self, early: bool) -> None:
+        with self._counts.kafka.attempt("layer_topic"):
+            await self._send_coarser(early)
+
+    async def _emit_feed(self, early: bool) -> None:
+        assert not early, "open cells are not published"
+        with self._counts.kafka.attempt("feed"):
+            await self._publish()
+
+    async def _send_coarser(self, early: bool) -> None:
         owner = self._owner
         now = _now()
         combine = now >= self._combined_at + COMBINER_EMIT_S
@@ -281,8 +291,7 @@ class Emitter:
                         self._combined_at = now
         await self._announce()
 
-    async def _emit_feed(self, early: bool) -> None:
-        assert not early, "open cells are not published"
+    async def _publish(self) -> None:
         owner = self._owner
         for layer in owner.plan.layers:
             due = owner.due(layer, FEED) if layer.publish else None

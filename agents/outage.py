@@ -10,10 +10,13 @@ meanwhile is counted, not told.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+
+from tables.errors import ArchiveError, ArchiveRefusedError, OutcomeUnknownError
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +30,12 @@ have been that of a partition that has moved away."""
 
 @dataclasses.dataclass(slots=True)
 class _Failing:
-    """One kind of attempt that fails: since when it has had no answer, and when it failed."""
+    """One kind of attempt that fails: since when it has not succeeded, when and how it failed."""
 
     since_s: float
     first_s: float
     last_s: float
+    error: object
 
 
 class Outage:
@@ -67,11 +71,24 @@ class Outage:
         now_s = self._clock_s()
         if not self._failing:
             self._failures_before = self.failures
-        since_s = self._answered_s.get(attempt, now_s)
-        self._failing.setdefault(attempt, _Failing(since_s, now_s, now_s)).last_s = now_s
+        answered_s = self._answered_s.get(attempt, now_s)
+        # What is tried now and then may have failed for a part of the time only.
+        since_s = answered_s if now_s < answered_s + FORGET_S else now_s
+        failing = self._failing.setdefault(attempt, _Failing(since_s, now_s, now_s, error))
+        failing.last_s, failing.error = now_s, error
         self.failures += 1
         self.error = str(error) or repr(error)
         self._tell()
+
+    @contextlib.contextmanager
+    def attempt(self, kind: str) -> Iterator[None]:
+        """Take note of how an attempt ends, the body of the ``with`` statement."""
+        try:
+            yield
+        except (ArchiveError, OutcomeUnknownError) as error:
+            self.failed(error, kind)
+            raise
+        self.answered(kind)
 
     def answered(self, attempt: str = "") -> None:
         """Take note of an attempt that got an answer."""
@@ -85,6 +102,11 @@ class Outage:
             )  # fmt: skip
             self._told_s = None
 
+    def abandoned(self, attempt: str) -> None:
+        """Take note that nobody makes attempts of this kind any more."""
+        self._failing.pop(attempt, None)
+        self._answered_s.pop(attempt, None)
+
     @property
     def is_away(self) -> bool:
         """Whether failures have gone on for so long that this is an outage; then that is told."""
@@ -96,11 +118,21 @@ class Outage:
         """The seconds for which it has not answered, 0 while it is not away."""
         return max((self._clock_s() - failing.since_s for failing in self._long()), default=0.0)
 
+    @property
+    def words(self) -> tuple[str, str]:
+        """How it is away and why: it does not answer, or it answers and refuses."""
+        long = self._long()
+        refused = [failing for failing in long if isinstance(failing.error, ArchiveRefusedError)]
+        latest = max(refused or long, key=lambda failing: failing.last_s, default=None)
+        error = latest.error if latest is not None else self.error
+        return "refuses" if refused else "does not answer", str(error) or repr(error)
+
     def _tell(self) -> None:
         if self._told_s is None and (long := self._long()):
             self._told_s = min(failing.since_s for failing in long)
             self.outages += 1
-            log.warning("%s does not answer; %s: %s", self.name, self._meanwhile, self.error)
+            how, why = self.words
+            log.warning("%s %s; %s: %s", self.name, how, self._meanwhile, why)
 
     def _long(self) -> list[_Failing]:
         now_s = self._clock_s()

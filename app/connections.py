@@ -71,6 +71,7 @@ def cassandra_settings(settings: Settings) -> CassandraSettings:
         username=settings.cassandra_username or None,
         password=settings.cassandra_password or None,
         tls=settings.cassandra_uses_tls,
+        tls_name=settings.cassandra_tls_name,
         tls_ca_file=_path(settings.cassandra_ca_file),
         tls_certificate_file=_path(settings.cassandra_cert_file),
         tls_key_file=_path(settings.cassandra_key_file),

@@ -2,7 +2,8 @@
 
 aiokafka and the Cassandra driver log each attempt to reach what is away, many a second. Their
 loggers stay as they are; a line is like another if logger, level and message are the same but for
-the numbers, addresses and errors put into it.
+the numbers, addresses and errors put into it. Some of these lines come with the traceback of an
+error that says it all: that a node is away, or refuses.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class FloodFilter(logging.Filter):
         if record.levelno < logging.WARNING or hasattr(record, _LAST):
             return True
         key = (record.name, record.levelno, str(record.msg))
+        _drop_traceback(record)
         now_s = self._clock_s()
         with self._lock:
             flood = self._floods.get(key)
@@ -85,6 +87,18 @@ class FloodFilter(logging.Filter):
                 record.args = ()
                 setattr(record, _LAST, True)
                 logging.getLogger(name).handle(record)
+
+
+def _drop_traceback(record: logging.LogRecord) -> None:
+    """Put the error of a library, or of the network, in place of the way that it took."""
+    error = record.exc_info[1] if record.exc_info else None
+    if error is None:
+        return
+    root = type(error).__module__.partition(".")[0]
+    if root in LIBRARIES or isinstance(error, OSError):
+        record.msg = f"{record.getMessage().rstrip(':')}: {type(error).__name__}: {error}"
+        record.args = ()
+        record.exc_info = record.exc_text = None
 
 
 def tame() -> FloodFilter:

@@ -60,14 +60,15 @@ def refused(transport: Transport) -> Source:
 
 
 def away(outage: Outage, now_s: Callable[[], float] = time.time) -> Source:
-    """Tell that a dependency does not answer, and since when."""
+    """Tell that a dependency does not answer, or refuses, and since when."""
 
     def source() -> Iterator[str]:
         if outage.is_away:
+            how, why = outage.words
             since = dt.datetime.fromtimestamp(now_s() - outage.away_s, dt.UTC)
             yield (
-                f"{outage.name} does not answer since {since:%Y-%m-%dT%H:%M:%SZ} "
-                f"({outage.away_s:.0f} s): {outage.error}"
+                f"{outage.name} {how} since {since:%Y-%m-%dT%H:%M:%SZ} "
+                f"({outage.away_s:.0f} s): {why}"
             )
 
     return source

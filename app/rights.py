@@ -56,6 +56,10 @@ _CHECKED: dict[Role, tuple[TopicKind, ...]] = {"worker": ("journal", "feed")}
 
 _GROUP: dict[Role, tuple[Operation, ...]] = {"worker": ("Read",), "start-over": ("Describe",)}
 
+_KEYSPACE: dict[Role, tuple[str, ...]] = {
+    "apply": ("CREATE", "ALTER", "SELECT", "MODIFY"),
+    "start-over": ("DROP", "SELECT", "MODIFY"),
+}
 _TABLES: dict[Role, tuple[str, ...]] = {"worker": ("SELECT", "MODIFY"), "verify": ("SELECT",)}
 
 
@@ -115,13 +119,8 @@ def cassandra_commands(
     ``map apply`` may make what is missing; all others find tables as they are.
     """
     name = '"' + user.replace('"', '""') + '"'
-    if role == "apply":
-        yield f"GRANT CREATE ON ALL KEYSPACES TO {name};"
-        for permission in ("ALTER", "SELECT", "MODIFY"):
-            yield f'GRANT {permission} ON KEYSPACE "{keyspace}" TO {name};'
-    if role == "start-over":
-        for permission in ("DROP", "SELECT", "MODIFY"):
-            yield f'GRANT {permission} ON KEYSPACE "{keyspace}" TO {name};'
+    for permission in _KEYSPACE.get(role, ()):
+        yield f'GRANT {permission} ON KEYSPACE "{keyspace}" TO {name};'
     for table in tables:
         for permission in _TABLES.get(role, ()):
             yield f'GRANT {permission} ON TABLE "{keyspace}"."{table}" TO {name};'

@@ -102,6 +102,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     cassandra_local_dc: Annotated[str, msgspec.Meta(min_length=1)] = "datacenter1"
     cassandra_replication: Annotated[str, msgspec.Meta(pattern=_REPLICATION)] = "1"
     cassandra_tls: bool = False
+    cassandra_tls_name: str = ""
     cassandra_ca_file: str = ""
     cassandra_cert_file: str = ""
     cassandra_key_file: str = ""
@@ -139,8 +140,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def cassandra_uses_tls(self) -> bool:
-        """Whether connections to Cassandra are encrypted: asked for, or given a certificate."""
-        return self.cassandra_tls or bool(self.cassandra_ca_file or self.cassandra_cert_file)
+        """Whether connections to Cassandra are encrypted: asked for, or given what TLS needs."""
+        given = (self.cassandra_tls_name, self.cassandra_ca_file, self.cassandra_cert_file)
+        return self.cassandra_tls or any(given)
 
     def __repr__(self) -> str:
         """Show every field, secrets masked."""
@@ -195,11 +197,15 @@ MEANINGS: dict[str, str] = {
     "cassandra_keyspace": "Keyspace of the layer tables.",
     "cassandra_local_dc": "Data centre this worker reads and writes in (LOCAL_QUORUM).",
     "cassandra_replication": "Copies of a row: a number, or `dc1:3,dc2:3` by data centre.",
-    "cassandra_tls": "Encrypt connections to Cassandra; also on where a certificate is given.",
+    "cassandra_tls": "Encrypt connections to Cassandra; also on where a certificate, or a name that"
+    " certificates must have, is given.",
+    "cassandra_tls_name": "The name in every node's certificate; empty: the host of"
+    " `cassandra_hosts` that has the node's address, or the address where none has it.",
     "cassandra_ca_file": "PEM file of the authorities that sign the nodes; empty: the system's.",
     "cassandra_cert_file": "PEM file of this client's certificate for Cassandra.",
     "cassandra_key_file": "PEM file of the key of `cassandra_cert_file`.",
-    "cassandra_username": "Name to log in to Cassandra with.",
+    "cassandra_username": "Role to log in to Cassandra with; a worker needs SELECT and MODIFY on"
+    " the keyspace.",
     "cassandra_password": "Password to log in to Cassandra with.",
     "web_host": "Address the query endpoint binds to.",
     "web_port": "Port of the query endpoint.",

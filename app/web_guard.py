@@ -22,7 +22,7 @@ from yarl import URL
 
 from app.certificates import server_context
 from app.settings import Settings, is_loopback
-from tables.errors import ArchiveDamagedError, ArchiveError, QueryError
+from tables.errors import ArchiveDamagedError, ArchiveError, ArchiveRefusedError, QueryError
 from tables.query import UnknownLayerError
 
 PROBLEM_TYPE = "application/problem+json"
@@ -188,6 +188,13 @@ def damaged_words(error: ArchiveDamagedError) -> str:
     )
 
 
+def unanswered_words(error: ArchiveError) -> str:
+    """Return what a reader is told of an archive that gives no rows, without its inner names."""
+    if isinstance(error, ArchiveRefusedError):
+        return "the archive refuses to answer; who runs this worker finds in its log what to mend"
+    return "the archive does not answer now"
+
+
 def _known_problem(error: Exception) -> web.Response:
     status = next(status for kind, status in _STATUSES.items() if isinstance(error, kind))
     detail = str(error)
@@ -196,9 +203,9 @@ def _known_problem(error: Exception) -> web.Response:
         _log.error("a query found the archive damaged: %s", error)
         return problem(status, damaged_words(error))
     if isinstance(error, ArchiveError):
-        # The cause may name hosts: it goes to the operator's log, not to the reader.
+        # The cause may name hosts and users: it goes to the operator's log, not to the reader.
         _log.warning("a query found the archive unable to answer: %s", error)
-        detail = "cannot read cells: the archive does not answer now; ask again later"
+        detail = f"cannot read cells: {unanswered_words(error)}; ask again later"
     passes = status >= HTTPStatus.SERVICE_UNAVAILABLE
     return problem(status, detail, {"Retry-After": str(RETRY_AFTER_S)} if passes else None)
 

@@ -24,7 +24,7 @@ from agents.changes import Changes, News, Place, decode_place, encode_place
 from agents.reader import LiveSource
 from app.settings import Settings
 from app.web_families import known_ms
-from app.web_guard import HEADERS, BusyError, damaged_words
+from app.web_guard import HEADERS, BusyError, damaged_words, unanswered_words
 from tables.archive_cache import ArchiveCache
 from tables.block import decode_block, encode_block
 from tables.errors import ArchiveDamagedError, ArchiveError, QueryError
@@ -173,7 +173,7 @@ class LiveStreams:
             raise ConnectionError("rows that the reader lacks are damaged") from error
         except ArchiveError as error:
             log.warning("live cells wait for the archive: %s", error)
-            await writer.write([_comment("the archive does not answer; it is asked again")])
+            await writer.write([_comment(f"{unanswered_words(error)}; it is asked again")])
             return place
         except QueryError as error:
             problem = {"status": HTTPStatus.GONE, "detail": f"{error}; begin anew, without an id"}

@@ -9,74 +9,29 @@ schema, prepare, shutdown) run in a thread.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import ssl
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import polars as pl
-from cassandra import ConsistencyLevel, InvalidRequest, ProtocolVersion
-from cassandra.auth import PlainTextAuthProvider
-from cassandra.cluster import (
-    EXEC_PROFILE_DEFAULT,
-    Cluster,
-    ExecutionProfile,
-    NoHostAvailable,
-    Session,
-)
-from cassandra.policies import (
-    DCAwareRoundRobinPolicy,
-    ExponentialReconnectionPolicy,
-    TokenAwarePolicy,
-)
-from cassandra.query import BatchStatement, BatchType, PreparedStatement, Statement, tuple_factory
+from cassandra.cluster import Cluster, Session
+from cassandra.query import BatchStatement, BatchType, PreparedStatement, Statement
 
 from tables.archive import CellRange
+from tables.archive_cluster import CassandraSettings, cluster_of, connect
 from tables.archive_cql import Batch, LayerTable, Row
 from tables.archive_driver import AGAIN, ANSWER_S, driver
 from tables.archive_identity import History
-from tables.archive_layout import check_key, missing_accumulators, too_many_rows
+from tables.archive_layout import check_key, too_many_rows
 from tables.archive_pages import Pages
 from tables.archive_reads import Requests
 from tables.archive_register import Register
+from tables.archive_schema import Schema
 from tables.cost import QueryCost
 from tables.errors import ArchiveAwayError, ArchiveError
 from tables.few_cells import FEW_ROWS_MAX
 from tables.layer import Layer, Map
 
-RECONNECT_S_MAX = 10.0
-RECONNECTION = ExponentialReconnectionPolicy(0.5, RECONNECT_S_MAX, max_attempts=None)
-"""How a node that is away is tried again. The driver's own policy waits up to ten minutes once a
-node was away for as long, and gives it up after 64 attempts."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class CassandraSettings:
-    """Where Cassandra (4.0 or newer) is and how to speak to it.
-
-    ``replication`` is the number of replicas in ``local_dc`` if the keyspace has to be made; a
-    keyspace that exists keeps its own. ``username`` and ``password`` go together. ``tls`` checks
-    the server against ``tls_ca_file`` or, where it is None, the system's authorities, and its
-    address against the certificate unless ``tls_check_hostname`` is off (nodes are known by the
-    address they gossip, which certificates may lack); certificate and key files are for servers
-    that ask for them. ``in_flight_max`` bounds requests that wait for an answer.
-    """
-
-    hosts: tuple[str, ...] = ("127.0.0.1",)
-    port: int = 9042
-    keyspace: str = "treasure_map"
-    local_dc: str = "datacenter1"
-    replication: int = 3
-    username: str | None = None
-    password: str | None = dataclasses.field(default=None, repr=False)
-    tls: bool = False
-    tls_check_hostname: bool = True
-    tls_ca_file: Path | None = None
-    tls_certificate_file: Path | None = None
-    tls_key_file: Path | None = None
-    request_timeout_s: float = 10.0
-    in_flight_max: int = 64
+__all__ = ["CassandraArchive", "CassandraSettings"]
 
 
 class CassandraArchive:
@@ -128,14 +83,16 @@ class CassandraArchive:
         )
 
     async def open(self, themap: Map) -> None:
-        """Connect; make keyspace and tables where they are missing, and check those that are there.
+        """Connect; check keyspace and tables, and make those that are missing.
 
-        Columns of measures that the map has gained are added.
+        Columns of measures that the map has gained are added. Where nothing is missing the user
+        needs SELECT and MODIFY alone.
 
         Raises:
             ArchiveAwayError: no node answers, or too few.
-            ArchiveError: no permission, a table that is not the layer's, or the archive was closed
-                meanwhile.
+            ArchiveRefusedError: a certificate, a login, a right or a datacenter is not as it must
+                be.
+            ArchiveError: a table that is not the layer's, or the archive was closed meanwhile.
         """
         assert self._cluster is None, "the archive is open"
         self._wanted = True
@@ -254,14 +211,12 @@ class CassandraArchive:
 
     def _connect(self) -> None:
         settings = self._settings
-        what = f"open archive in Cassandra at {', '.join(settings.hosts)}, port {settings.port}"
+        what = f"open archive in {settings.place}"
         with driver(what, "check addresses, datacenter, user and rights"):
             cluster = cluster_of(settings)
             self._cluster = cluster
-            session = self._connected(cluster)
-            self._make_keyspace(cluster, session)
-            for table in self._tables.values():
-                self._make_table(cluster, session, table)
+            session = connect(cluster, settings, what)
+            Schema(cluster, session, settings).make(self._tables.values())
             self._register = Register(session, settings.keyspace, self._map_name)
             self._id = self._register.open()
             self._session = session
@@ -269,59 +224,6 @@ class CassandraArchive:
         if not self._wanted:
             cluster.shutdown()
             raise ArchiveError(f"cannot {what}: it was closed meanwhile")
-
-    def _connected(self, cluster: Cluster) -> Session:
-        """Return a session; raise what tells a datacenter without nodes from nodes that are away.
-
-        The driver raises the same for both.
-        """
-        try:
-            return cluster.connect()
-        except NoHostAvailable as error:
-            found = {host.datacenter for host in cluster.metadata.all_hosts()} - {None}
-            wanted = self._settings.local_dc
-            if not found or wanted in found:
-                raise
-            raise ArchiveError(
-                f"cannot open archive: no node is in datacenter {wanted}; got nodes in "
-                f"{', '.join(sorted(found))}; set cassandra_local_dc to one of them"
-            ) from error
-
-    def _make_keyspace(self, cluster: Cluster, session: Session) -> None:
-        settings = self._settings
-        if settings.keyspace not in cluster.metadata.keyspaces:
-            session.execute(
-                f'CREATE KEYSPACE IF NOT EXISTS "{settings.keyspace}" WITH replication = '
-                f"{{'class': 'NetworkTopologyStrategy', "
-                f"'{settings.local_dc}': {settings.replication}}}"
-            )
-            # Another worker may have made it first: then no event has told this driver of it yet.
-            cluster.refresh_keyspace_metadata(settings.keyspace)
-
-    def _make_table(self, cluster: Cluster, session: Session, table: LayerTable) -> None:
-        session.execute(table.create)
-        missing = self._missing(cluster, table)
-        while missing:
-            try:
-                session.execute(table.add(missing))
-            except InvalidRequest:
-                # Another worker may have added some of them first; then fewer are missing now.
-                before, missing = missing, self._missing(cluster, table)
-                if missing == before:
-                    raise
-            else:
-                missing = self._missing(cluster, table)
-
-    def _missing(self, cluster: Cluster, table: LayerTable) -> list[str]:
-        """Return the accumulators that the table lacks, once all nodes agree on the schema."""
-        keyspace = self._settings.keyspace
-        cluster.refresh_table_metadata(keyspace, table.name)
-        found = cluster.metadata.keyspaces[keyspace].tables[table.name]
-        have = {f"column {name}": column.cql_type for name, column in found.columns.items()}
-        have["partition key"] = ", ".join(column.name for column in found.partition_key)
-        have["clustering key"] = ", ".join(column.name for column in found.clustering_key)
-        have["comment"] = found.options["comment"]
-        return missing_accumulators(f"table {keyspace}.{table.name}", have, table.describe())
 
     async def _prepare(self, verb: str, query: str) -> PreparedStatement:
         prepared = self._prepared.get(query)
@@ -386,45 +288,6 @@ def _statement(insert: PreparedStatement, batch: Batch) -> Statement:
     for row in batch.rows:
         statement.add(insert, row)
     return statement
-
-
-def cluster_of(settings: CassandraSettings) -> Cluster:
-    """Return the driver's cluster of these settings, not connected yet."""
-    profile = ExecutionProfile(
-        load_balancing_policy=TokenAwarePolicy(DCAwareRoundRobinPolicy(settings.local_dc)),
-        consistency_level=ConsistencyLevel.LOCAL_QUORUM,
-        request_timeout=settings.request_timeout_s,
-        row_factory=tuple_factory,
-    )
-    return Cluster(
-        list(settings.hosts),
-        port=settings.port,
-        execution_profiles={EXEC_PROFILE_DEFAULT: profile},
-        auth_provider=_credentials(settings),
-        ssl_context=_tls(settings),
-        # Named, because the driver otherwise tries versions downwards and warns of each.
-        protocol_version=ProtocolVersion.V5,
-        reconnection_policy=RECONNECTION,
-        connect_timeout=settings.request_timeout_s,
-        control_connection_timeout=settings.request_timeout_s,
-        application_name="treasure-map",
-    )
-
-
-def _credentials(settings: CassandraSettings) -> PlainTextAuthProvider | None:
-    if settings.username is None:
-        return None
-    return PlainTextAuthProvider(settings.username, settings.password)
-
-
-def _tls(settings: CassandraSettings) -> ssl.SSLContext | None:
-    if not settings.tls:
-        return None
-    context = ssl.create_default_context(cafile=settings.tls_ca_file)
-    context.check_hostname = settings.tls_check_hostname
-    if settings.tls_certificate_file is not None:
-        context.load_cert_chain(settings.tls_certificate_file, settings.tls_key_file)
-    return context
 
 
 def _ignored(rows: list[Row]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tables.archive_cassandra import CassandraSettings, cluster_of
+from tables.archive_cluster import CassandraSettings, cluster_of, connect
 from tables.archive_driver import AGAIN, driver
 from tables.archive_register import Register
 
@@ -13,10 +13,11 @@ def wipe_keyspace(settings: CassandraSettings, map_name: str) -> None:
     Raises:
         ArchiveError: Cassandra does not answer, or refuses.
     """
-    with driver(f"delete archive of map {map_name}", AGAIN):
+    what = f"delete archive of map {map_name}"
+    with driver(what, AGAIN):
         cluster = cluster_of(settings)
         try:
-            session = cluster.connect()
+            session = connect(cluster, settings, what)
             if settings.keyspace in cluster.metadata.keyspaces:
                 Register(session, settings.keyspace, map_name).wipe()
         finally:

@@ -10,6 +10,7 @@ found no connection.
 from __future__ import annotations
 
 import contextlib
+import re
 import ssl
 from collections.abc import Iterator
 
@@ -19,6 +20,7 @@ from cassandra import (
     DriverException,
     OperationTimedOut,
     Timeout,
+    Unauthorized,
     Unavailable,
     UnresolvableContactPoints,
 )
@@ -38,7 +40,8 @@ from cassandra.protocol import (
     TruncateError,
 )
 
-from tables.errors import ArchiveAwayError, ArchiveError
+from tables.archive_tls import is_refusal
+from tables.errors import ArchiveAwayError, ArchiveRefusedError
 
 AGAIN = "check that Cassandra is up and can reach its quorum; the request can be sent again"
 
@@ -74,40 +77,84 @@ _PASSING = (
     ServerError,
     TruncateError,
 )
-_REFUSED = (AuthenticationFailed, ProtocolVersionUnsupported, ssl.SSLCertVerificationError)
+_REFUSED = (ProtocolVersionUnsupported, ssl.SSLCertVerificationError)
+
+_NO_QUORUM_OF_ROLES = "Unable to perform authentication"
+"""How Cassandra begins its refusal of a login that it cannot check now, as roles are rows too."""
+
+_MESSAGE = re.compile(r'message="(.*)"', re.DOTALL)
 
 
 def is_away(error: BaseException) -> bool:
-    """Tell whether an error passes by itself: nobody answers, rather than somebody refuses."""
+    """Return whether an error passes by itself: nobody answers, rather than somebody refuses."""
     if not isinstance(error, NoHostAvailable):
         return _passes(error)
+    return all(map(_passes, causes_of(error)))
+
+
+def causes_of(error: NoHostAvailable) -> list[BaseException]:
+    """Return the error of each node that was asked, where the driver has them."""
     causes = error.errors.values() if isinstance(error.errors, dict) else ()
-    return all(_passes(cause) for cause in causes if isinstance(cause, BaseException))
+    return [cause for cause in causes if isinstance(cause, BaseException)]
+
+
+def said(error: BaseException) -> str:
+    """Return what a node said, without the driver's words around it, beginning in lower case."""
+    text = str(error)
+    found = _MESSAGE.search(text)
+    words = found[1] if found else text
+    return f"{words[:1].lower()}{words[1:]}"
+
+
+def login_refusal(error: NoHostAvailable, username: str | None) -> str:
+    """Return why no node lets this user in; empty where that is not what is wrong."""
+    failed = [
+        cause
+        for cause in causes_of(error)
+        if isinstance(cause, AuthenticationFailed) and not _passes(cause)
+    ]
+    if not failed:
+        return ""
+    if username is None:
+        return "Cassandra wants a login and none is set; set cassandra_username and its password"
+    return (
+        f"Cassandra refuses the login of user {username}: {said(failed[0])}; set "
+        "cassandra_username and cassandra_password to those of a role that may log in"
+    )
 
 
 def _passes(cause: BaseException) -> bool:
     # The root of all: the control connection failed while the schema was read. No more is told.
     if type(cause) is DriverException:
         return True
-    if isinstance(cause, ssl.SSLError) and _is_refusal(cause):
+    if isinstance(cause, ssl.SSLError) and is_refusal(cause):
         return False
+    if isinstance(cause, AuthenticationFailed):
+        return _NO_QUORUM_OF_ROLES in str(cause)
     return isinstance(cause, _PASSING) and not isinstance(cause, _REFUSED)
-
-
-def _is_refusal(error: ssl.SSLError) -> bool:
-    """Tell whether TLS failed for good; a connection that broke meanwhile is an SSLError too."""
-    return not isinstance(
-        error, ssl.SSLEOFError | ssl.SSLZeroReturnError | ssl.SSLWantReadError | ssl.SSLSyscallError
-    )
 
 
 @contextlib.contextmanager
 def driver(what: str, mend: str) -> Iterator[None]:
-    """Turn the driver's errors into the archive's."""
+    """Turn the driver's errors into the archive's.
+
+    Args:
+        what: what is done, as a message goes on after "cannot".
+        mend: what to do about an error of which no more is known.
+
+    Raises:
+        ArchiveAwayError: nobody answers, or too few.
+        ArchiveRefusedError: somebody refuses.
+    """
     try:
         yield
+    except Unauthorized as error:
+        raise ArchiveRefusedError(
+            f"cannot {what}: Cassandra refuses: {said(error)}; grant it, or set cassandra_username "
+            "to a role that has it"
+        ) from error
     except DRIVER_ERRORS as error:
-        kind = ArchiveAwayError if is_away(error) else ArchiveError
+        kind = ArchiveAwayError if is_away(error) else ArchiveRefusedError
         raise kind(f"cannot {what}: {_cause(error)}; {mend}") from error
 
 

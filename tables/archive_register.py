@@ -19,6 +19,15 @@ _OWN = ("", -1)
 """The topic and partition under which the archive's own id stands."""
 
 
+def create_register(keyspace: str) -> str:
+    """Return the statement that makes the table of a keyspace where it is missing."""
+    return (
+        f'CREATE TABLE IF NOT EXISTS "{keyspace}"."{REGISTER_TABLE}" (map text, topic text, '
+        "partition int, id text, cluster text, PRIMARY KEY (map, topic, partition)) "
+        "WITH comment = 'treasure-map archives: ids, and the journals that rows come from'"
+    )
+
+
 class Register:
     """The rows of one map. Every method waits for an answer, and raises the driver's errors."""
 
@@ -29,12 +38,7 @@ class Register:
         self._map = map_name
 
     def open(self) -> str:
-        """Make the table where it is missing; return the id of the map's archive."""
-        self._session.execute(
-            f"CREATE TABLE IF NOT EXISTS {self._table} (map text, topic text, partition int, "
-            "id text, cluster text, PRIMARY KEY (map, topic, partition)) "
-            "WITH comment = 'treasure-map archives: ids, and the journals that rows come from'"
-        )
+        """Return the id of the map's archive, drawn now where it has none; the table is there."""
         known = self._find(*_OWN) or self._add(*_OWN, History(draw_id()))
         return known.id
 

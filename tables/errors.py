@@ -64,6 +64,13 @@ class ArchiveAwayError(ArchiveError):
     """The archive does not answer; it may do so later, with nothing changed here."""
 
 
+class ArchiveRefusedError(ArchiveError):
+    """The archive answers and refuses: a right, a login or a certificate is not as it must be.
+
+    Asking again does not help until somebody has mended what the message says.
+    """
+
+
 class ArchiveDamagedError(ArchiveError):
     """Bytes of the archive are not those that were written; asking again does not help.
 

@@ -13,19 +13,22 @@ class ResetProxy:
     """Passes bytes between clients and one port of this machine, until :meth:`reset`.
 
     Attributes:
+        connections: how many there were.
         resets: connections that were reset.
     """
 
-    def __init__(self, port: int, to: int) -> None:
+    def __init__(self, port: int, to: int, host: str = "127.0.0.1") -> None:
+        self._host = host
         self._port = port
         self._to = to
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
+        self.connections = 0
         self.resets = 0
 
     async def __aenter__(self) -> Self:
         """Listen."""
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
+        self._server = await asyncio.start_server(self._serve, self._host, self._port)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -45,6 +48,7 @@ class ResetProxy:
         self._writers.clear()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
         from_broker, to_broker = await asyncio.open_connection("127.0.0.1", self._to)
         self._writers.add(writer)
         try:

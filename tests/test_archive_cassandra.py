@@ -31,7 +31,9 @@ from tables.layer import Accumulator, KeyField, Layer, Map, Measure
 from tables.window import DAY_MS, Window
 
 archive_cassandra = pytest.importorskip("tables.archive_cassandra")
+archive_cluster = pytest.importorskip("tables.archive_cluster")
 archive_driver = pytest.importorskip("tables.archive_driver")
+schema_module = pytest.importorskip("tables.archive_schema")
 
 HOUR_MS = 3_600_000
 BUCKET_MS = 32 * HOUR_MS
@@ -312,9 +314,9 @@ async def test_a_request_goes_where_the_driver_would_send_its_first_partition(
 
 def test_a_node_that_is_away_for_days_is_tried_again_every_few_seconds() -> None:
     """However long it was away, rows go to it soon after it is back."""
-    waits = list(itertools.islice(archive_cassandra.RECONNECTION.new_schedule(), 20_000))
+    waits = list(itertools.islice(archive_cluster.RECONNECTION.new_schedule(), 20_000))
     assert len(waits) == 20_000
-    assert max(waits) <= archive_cassandra.RECONNECT_S_MAX <= 10
+    assert max(waits) <= archive_cluster.RECONNECT_S_MAX <= 10
     assert sum(waits) > 86_400
 
 
@@ -365,11 +367,12 @@ async def test_a_node_that_goes_and_comes_back_is_written_again(tmp_path: Path) 
         with pytest.raises(ArchiveError, match="cannot write layer hours"):
             await archive.write(LAYER, frame, times(frame))
         # So does opening, where the node goes away after it was connected to.
+        schema = schema_module.Schema(archive._cluster, archive._session, settings)
         with (
             pytest.raises(ArchiveAwayError, match="was not refreshed"),
             archive_driver.driver("open", "wait"),
         ):
-            archive._missing(archive._cluster, archive._tables["hours"])
+            schema.missing_columns(archive._tables["hours"])
         server.resume()
         await _until_done(archive, frame)
 

@@ -17,13 +17,17 @@ from cassandra import connection, pool, protocol
 from cassandra.cluster import NoHostAvailable
 
 from tables.archive_cql import Row
-from tables.archive_driver import DRIVER_ERRORS, driver, is_away
+from tables.archive_driver import DRIVER_ERRORS, driver, is_away, login_refusal, said
 from tables.archive_pages import Pages
-from tables.errors import ArchiveAwayError, ArchiveError
+from tables.errors import ArchiveAwayError, ArchiveError, ArchiveRefusedError
 
 RESET = ConnectionResetError(104, "Connection reset by peer")
 SHUT = connection.ConnectionShutdown("Connection to 127.0.0.1:9042 was closed")
 WRONG = cassandra.AuthenticationFailed("Bad credentials")
+UNCHECKED = cassandra.AuthenticationFailed(
+    'Failed to authenticate to a: Error from server: code=0100 [Bad credentials] message="Unable to'
+    ' perform authentication: Cannot achieve consistency level QUORUM"'
+)
 OVERLOADED = protocol.OverloadedErrorMessage(0x1001, "overloaded", None)
 
 
@@ -44,6 +48,7 @@ OVERLOADED = protocol.OverloadedErrorMessage(0x1001, "overloaded", None)
         cassandra.DriverException("the table was not refreshed"),
         cassandra.UnresolvableContactPoints("cassandra"),
         OVERLOADED,
+        UNCHECKED,
         protocol.IsBootstrappingErrorMessage(0x1002, "bootstrapping", None),
         protocol.ServerError(0, "it is shutting down", None),
         ssl.SSLEOFError(8, "EOF occurred in violation of protocol"),
@@ -79,9 +84,27 @@ def test_what_passes_is_away(error: Exception) -> None:
 def test_what_somebody_must_mend_is_refused(error: Exception) -> None:
     """The worker ends with it, rather than trying for ever."""
     assert not is_away(error)
-    with pytest.raises(ArchiveError, match="cannot ask: ") as raised, driver("ask", "mend it"):
+    with pytest.raises(ArchiveRefusedError, match="cannot ask: "), driver("ask", "mend it"):
         raise error
-    assert not isinstance(raised.value, ArchiveAwayError)
+
+
+def test_a_refused_right_is_told_in_the_node_s_words() -> None:
+    """Without the driver's words around them."""
+    words = "User w has no MODIFY permission on <table a.b> or any of its parents"
+    error = cassandra.Unauthorized(f'Error from server: code=2100 [Unauthorized] message="{words}"')
+    with pytest.raises(ArchiveError) as raised, driver("write layer b", "mend it"):
+        raise error
+    assert str(raised.value).startswith(f"cannot write layer b: Cassandra refuses: u{words[1:]}; ")
+    assert said(ValueError("A")) == "a"
+
+
+def test_a_refused_login_is_told_with_its_user() -> None:
+    """A login that cannot be checked now is no refused one."""
+    refused = NoHostAvailable("one refuses", {"a": RESET, "b": WRONG})
+    assert "login of user worker: bad credentials" in login_refusal(refused, "worker")
+    assert "wants a login and none is set" in login_refusal(refused, None)
+    for causes in ({"a": UNCHECKED}, {"a": RESET}, None):
+        assert login_refusal(NoHostAvailable("none", causes), "worker") == ""
 
 
 NEVER_RAISED = {

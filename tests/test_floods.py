@@ -80,3 +80,16 @@ def test_the_libraries_own_loggers_are_filtered() -> None:
     assert tamed in child.filters
     for name in list(logging.Logger.manager.loggerDict):
         logging.getLogger(name).removeFilter(tamed)
+
+
+def test_the_traceback_of_what_is_away_is_one_line(
+    flooded: tuple[logging.Logger, FloodFilter], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A fault in a library keeps its own."""
+    logger, _ = flooded
+    logger.error("Error connecting to %s:", "a", exc_info=ConnectionResetError("100 %s"))
+    logger.error("Error of a call of %s:", "a", exc_info=ValueError("a fault"))
+    away, fault = caplog.records
+    assert away.getMessage() == "Error connecting to a: ConnectionResetError: 100 %s"
+    assert away.exc_info is None
+    assert fault.exc_info is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agents.outage import FORGET_S, GRACE_S, Outage
+from tables.errors import ArchiveAwayError, ArchiveError, ArchiveRefusedError
 
 
 class Clock:
@@ -89,3 +90,41 @@ def test_what_nobody_tries_any_more_is_forgotten(outage: Outage, clock: Clock) -
     assert outage.is_away
     clock.now_s += 1
     assert not outage.is_away
+
+
+def test_one_that_refuses_is_not_said_to_be_silent(
+    outage: Outage, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What somebody must mend comes before what passes, in the log and in words."""
+    for _ in range(3):
+        outage.failed(ArchiveRefusedError("no MODIFY on a table"), "write hour")
+        outage.failed(ArchiveAwayError("no quorum"), "write day")
+        outage.answered("ask")
+        clock.now_s += GRACE_S
+    assert outage.words == ("refuses", "no MODIFY on a table")
+    assert caplog.messages == ["the archive refuses; cells wait: no MODIFY on a table"]
+    outage.answered("write hour")
+    assert outage.words == ("does not answer", "no quorum")
+    outage.answered("write day")
+    assert not outage.is_away
+
+
+def test_an_attempt_reports_how_it_ends(outage: Outage, clock: Clock) -> None:
+    """By its kind; what nobody attempts any more is no reason."""
+    with pytest.raises(ArchiveError), outage.attempt("write hour"):
+        raise ArchiveError("no quorum")
+    with outage.attempt("write day"):
+        pass
+    clock.now_s += GRACE_S
+    assert (outage.is_away, outage.failures) == (True, 1)
+    outage.abandoned("write hour")
+    assert not outage.is_away
+
+
+def test_what_is_seldom_attempted_is_away_since_it_failed(outage: Outage, clock: Clock) -> None:
+    """Not since an answer of hours ago."""
+    outage.answered("write hour")
+    clock.now_s += 3_600
+    outage.failed("no quorum", "write hour")
+    clock.now_s += 5
+    assert outage.away_s == 5

@@ -28,10 +28,13 @@ DOORS = {
     "cassandra": (
         "tables/archive_cassandra.py",
         "tables/archive_cassandra_wipe.py",
+        "tables/archive_cluster.py",
         "tables/archive_driver.py",
+        "tables/archive_endpoints.py",
         "tables/archive_pages.py",
         "tables/archive_reads.py",
         "tables/archive_register.py",
+        "tables/archive_schema.py",
         "app/verify/archive.py",
     ),
     "rocksdict": ("tables/", "app/verify/archive.py"),

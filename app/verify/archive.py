@@ -102,6 +102,8 @@ class CassandraRows:
         self._settings = settings
         try:
             from cassandra import auth, cluster, policies, query  # noqa: PLC0415 - an extra
+
+            from tables.archive_endpoints import nodes_of  # noqa: PLC0415 - an extra too
         except ImportError as error:
             raise VerifyError(
                 f"cannot read archive cassandra: {error}; install treasure-map[cassandra]"
@@ -113,16 +115,23 @@ class CassandraRows:
             row_factory=query.dict_factory,
         )
         self._statement = query.SimpleStatement
+        hosts, port = settings.cassandra_hosts, settings.cassandra_port
+        tls = _tls(settings)
+        try:
+            nodes, others = nodes_of(hosts, port, settings.cassandra_tls_name, tls=tls is not None)
+        except Exception as error:  # the driver's, an extra: no host name is known
+            raise VerifyError(f"cannot reach Cassandra: {error}; check cassandra_hosts") from error
         self._cluster = cluster.Cluster(
-            list(settings.cassandra_hosts),
-            port=settings.cassandra_port,
+            nodes,
+            port=port,
+            endpoint_factory=others,
             execution_profiles={cluster.EXEC_PROFILE_DEFAULT: profile},
             auth_provider=auth.PlainTextAuthProvider(
                 settings.cassandra_username, settings.cassandra_password
             )
             if settings.cassandra_username
             else None,
-            ssl_context=_tls(settings),
+            ssl_context=tls,
             protocol_version=5,
         )
         try:

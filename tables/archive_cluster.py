@@ -1,0 +1,168 @@
+"""The driver's cluster: how Cassandra is reached, and why it cannot be."""
+
+from __future__ import annotations
+
+import dataclasses
+import ssl
+from pathlib import Path
+
+from cassandra import ConsistencyLevel, ProtocolVersion
+from cassandra.auth import PlainTextAuthProvider
+from cassandra.cluster import (
+    EXEC_PROFILE_DEFAULT,
+    Cluster,
+    ExecutionProfile,
+    NoHostAvailable,
+    Session,
+)
+from cassandra.policies import (
+    DCAwareRoundRobinPolicy,
+    ExponentialReconnectionPolicy,
+    TokenAwarePolicy,
+)
+from cassandra.query import tuple_factory
+
+from tables.archive_driver import login_refusal
+from tables.archive_endpoints import nodes_of
+from tables.archive_tls import plain_refusal, tls_refusal
+from tables.errors import ArchiveRefusedError
+
+RECONNECT_S_MAX = 10.0
+RECONNECTION = ExponentialReconnectionPolicy(0.5, RECONNECT_S_MAX, max_attempts=None)
+"""How a node that is away is tried again. The driver's own policy waits up to ten minutes once a
+node was away for as long, and gives it up after 64 attempts."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CassandraSettings:
+    """Where Cassandra (4.0 or newer) is and how to speak to it.
+
+    ``replication`` is the number of replicas in ``local_dc`` if the keyspace has to be made; a
+    keyspace that exists keeps its own. ``username`` and ``password`` go together. ``tls`` checks
+    each node against ``tls_ca_file`` or, where it is None, the system's authorities, and its name:
+    ``tls_name``, or where that is empty the one that :class:`NodeNames` has for it. Certificate and
+    key files are for servers that ask for them. ``in_flight_max`` bounds requests that wait for an
+    answer.
+    """
+
+    hosts: tuple[str, ...] = ("127.0.0.1",)
+    port: int = 9042
+    keyspace: str = "treasure_map"
+    local_dc: str = "datacenter1"
+    replication: int = 3
+    username: str | None = None
+    password: str | None = dataclasses.field(default=None, repr=False)
+    tls: bool = False
+    tls_name: str = ""
+    tls_ca_file: Path | None = None
+    tls_certificate_file: Path | None = None
+    tls_key_file: Path | None = None
+    request_timeout_s: float = 10.0
+    in_flight_max: int = 64
+
+    @property
+    def place(self) -> str:
+        """Hosts and port, in words."""
+        return f"Cassandra at {', '.join(self.hosts)}, port {self.port}"
+
+
+def cluster_of(settings: CassandraSettings) -> Cluster:
+    """Return the driver's cluster of these settings, not connected yet; waits for host names.
+
+    Raises:
+        UnresolvableContactPoints: no address is known of any host.
+    """
+    nodes, others = nodes_of(settings.hosts, settings.port, settings.tls_name, tls=settings.tls)
+    profile = ExecutionProfile(
+        load_balancing_policy=TokenAwarePolicy(DCAwareRoundRobinPolicy(settings.local_dc)),
+        consistency_level=ConsistencyLevel.LOCAL_QUORUM,
+        request_timeout=settings.request_timeout_s,
+        row_factory=tuple_factory,
+    )
+    return Cluster(
+        nodes,
+        port=settings.port,
+        endpoint_factory=others,
+        execution_profiles={EXEC_PROFILE_DEFAULT: profile},
+        auth_provider=_credentials(settings),
+        ssl_context=_tls(settings) if settings.tls else None,
+        # Named, because the driver otherwise tries versions downwards and warns of each.
+        protocol_version=ProtocolVersion.V5,
+        reconnection_policy=RECONNECTION,
+        connect_timeout=settings.request_timeout_s,
+        control_connection_timeout=settings.request_timeout_s,
+        application_name="treasure-map",
+    )
+
+
+def connect(cluster: Cluster, settings: CassandraSettings, what: str) -> Session:
+    """Return a session of a cluster; waits.
+
+    Args:
+        cluster: what :func:`cluster_of` made of the settings.
+        settings: how it is reached.
+        what: what the session is for, as a message goes on after "cannot".
+
+    Raises:
+        ArchiveRefusedError: nodes answer, and none of them can be used: says what to mend.
+        NoHostAvailable: nodes do not answer; so do the driver's other errors say.
+    """
+    try:
+        return cluster.connect()
+    except NoHostAvailable as error:
+        reason = (
+            _datacenter_refusal(cluster, settings)
+            or login_refusal(error, settings.username)
+            or _handshake_refusal(cluster, settings)
+        )
+        if not reason:
+            raise
+        raise ArchiveRefusedError(f"cannot {what}: {reason}") from error
+
+
+def _datacenter_refusal(cluster: Cluster, settings: CassandraSettings) -> str:
+    """Return that nodes are there, and none in the datacenter.
+
+    The driver raises the same for nodes that are away.
+    """
+    found = {host.datacenter for host in cluster.metadata.all_hosts()} - {None}
+    wanted = settings.local_dc
+    if not found or wanted in found:
+        return ""
+    return (
+        f"no node is in datacenter {wanted}; got nodes in {', '.join(sorted(found))}; set "
+        "cassandra_local_dc to one of them"
+    )
+
+
+def _handshake_refusal(cluster: Cluster, settings: CassandraSettings) -> str:
+    """Return why connections to the first node that answers break off; empty where none does."""
+    for node in cluster.endpoints_resolved:
+        if settings.tls:
+            name = node.ssl_options["server_hostname"]
+            reason = tls_refusal(
+                node.address,
+                node.port,
+                name,
+                lambda: _tls(settings),
+                has_certificate=settings.tls_certificate_file is not None,
+            )
+        else:
+            reason = plain_refusal(node.address, node.port)
+        if reason:
+            return reason
+    return ""
+
+
+def _credentials(settings: CassandraSettings) -> PlainTextAuthProvider | None:
+    if settings.username is None:
+        return None
+    return PlainTextAuthProvider(settings.username, settings.password)
+
+
+def _tls(settings: CassandraSettings) -> ssl.SSLContext:
+    """Return what checks nodes, their names too: the context that is made here asks for both."""
+    context = ssl.create_default_context(cafile=settings.tls_ca_file)
+    if settings.tls_certificate_file is not None:
+        context.load_cert_chain(settings.tls_certificate_file, settings.tls_key_file)
+    return context

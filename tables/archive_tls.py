@@ -1,0 +1,159 @@
+"""Why TLS to a node of Cassandra cannot succeed, found by shaking hands with it once more.
+
+The driver tells a certificate that is refused, a node without TLS and a node that has gone in the
+same words: that no host could be reached. Only the first two need somebody to mend them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import ssl
+from collections.abc import Callable
+
+PROBE_S = 3.0
+"""How long each step of a probe may take; a node that is slower counts as away."""
+
+_OPTIONS = bytes.fromhex("050000000500000000")
+"""The request OPTIONS of protocol version 5, which needs no login. With TLS 1.3 a node refuses a
+client's certificate only after the client has ended its handshake."""
+
+# Of X509_V_ERR_*, as OpenSSL numbers them.
+_NOT_YET_VALID, _EXPIRED = 9, 10
+_OTHER_NAME = (62, 63, 64)
+# OpenSSL's words for bytes that are no TLS, of which the last two are those of newer releases.
+_NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE")
+_OF_PROTOCOL = ("PROTOCOL_VERSION", "INSUFFICIENT_SECURITY", "ILLEGAL_PARAMETER")
+_BROKEN_OFF = (
+    ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLWantReadError, ssl.SSLSyscallError,
+)  # fmt: skip
+
+
+def is_refusal(error: ssl.SSLError) -> bool:
+    """Return whether TLS failed for good; a connection that broke meanwhile is an SSLError too."""
+    return not isinstance(error, _BROKEN_OFF)
+
+
+def plain_refusal(address: str, port: int) -> str:
+    """Return that a node speaks TLS, asked by a client that does not; empty where it does not.
+
+    Args:
+        address: of the node.
+        port: of the node.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    # Nothing is sent over this connection: it only shows whether there is TLS.
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        _shake(address, port, address, context)
+    except ssl.SSLError as error:
+        if "ALERT" not in (error.reason or ""):
+            return ""
+    except OSError:
+        return ""
+    return (
+        f"port {port} of {address} speaks TLS and this client does not; set cassandra_tls, or "
+        "cassandra_ca_file where an authority of your own signs the nodes"
+    )
+
+
+def tls_refusal(
+    address: str,
+    port: int,
+    name: str,
+    context_of: Callable[[], ssl.SSLContext],
+    *,
+    has_certificate: bool,
+) -> str:
+    """Return why TLS with a node fails for good, in words; empty where it does not.
+
+    Args:
+        address: of the node.
+        port: of the node.
+        name: what its certificate must have.
+        context_of: makes what checks the node, and shows it a certificate if there is one.
+        has_certificate: whether there is one.
+    """
+    context = context_of()
+    try:
+        _shake(address, port, name, context)
+    except ssl.SSLCertVerificationError as error:
+        return f"the certificate of {address} {_flaw(error, address, port, name, context_of)}"
+    except ssl.SSLError as error:
+        if not is_refusal(error):
+            return ""
+        return _words(error, address, port, has_certificate=has_certificate)
+    except OSError:
+        return ""
+    return ""
+
+
+def _shake(address: str, port: int, name: str, context: ssl.SSLContext) -> None:
+    """Shake hands with a node, and ask it something."""
+    with (
+        socket.create_connection((address, port), timeout=PROBE_S) as plain,
+        context.wrap_socket(plain, server_hostname=name) as secure,
+    ):
+        secure.sendall(_OPTIONS)
+        with contextlib.suppress(TimeoutError):
+            secure.recv(1)
+
+
+def _flaw(
+    error: ssl.SSLCertVerificationError,
+    address: str,
+    port: int,
+    name: str,
+    context_of: Callable[[], ssl.SSLContext],
+) -> str:
+    if error.verify_code in _OTHER_NAME:
+        names = _names(address, port, context_of)
+        return (
+            f"is not for {name}; got one for {names}; want such a name in cassandra_hosts, or in "
+            "cassandra_tls_name if all nodes have it"
+        )
+    if error.verify_code == _EXPIRED:
+        return "has expired; renew it on the node, or set the clock of this machine"
+    if error.verify_code == _NOT_YET_VALID:
+        return "is not valid yet; set the clock of this machine, or make it anew"
+    return (
+        f"is not signed by an authority that this client trusts ({error.verify_message}); set "
+        "cassandra_ca_file to the PEM file of the authority that signs the nodes"
+    )
+
+
+def _names(address: str, port: int, context_of: Callable[[], ssl.SSLContext]) -> str:
+    """Return the names of the certificate, which is checked for everything else."""
+    context = context_of()
+    context.check_hostname = False
+    found: list[str] = []
+    with (
+        contextlib.suppress(OSError),
+        socket.create_connection((address, port), timeout=PROBE_S) as plain,
+        context.wrap_socket(plain) as secure,
+    ):
+        names = (secure.getpeercert() or {}).get("subjectAltName", ())
+        found = [str(name[1]) for name in names]
+    return ", ".join(found) or "no name"
+
+
+def _words(error: ssl.SSLError, address: str, port: int, *, has_certificate: bool) -> str:
+    reason = error.reason or ""
+    if reason in _NO_TLS:
+        return (
+            f"port {port} of {address} speaks no TLS; set cassandra_port to one that does, or "
+            "leave cassandra_tls and the files of certificates unset"
+        )
+    said = re.sub(r"^(SSLV3|TLSV1|TLSV13)_", "", reason).replace("_", " ").lower() or str(error)
+    if "ALERT" not in reason or any(word in reason for word in _OF_PROTOCOL):
+        return (
+            f"TLS with port {port} of {address} fails ({said}); check what protocols and ciphers "
+            "the node takes"
+        )
+    does = "refuses the" if has_certificate else "wants a"
+    # Cassandra 5.0 says "internal error" of a certificate that it does not trust.
+    return (
+        f"{address} {does} certificate of this client ({said}); set cassandra_cert_file and "
+        "cassandra_key_file to one that an authority of the node's truststore signs"
+    )
