@@ -116,7 +116,10 @@ def login_refusal(error: NoHostAvailable, username: str | None) -> str:
     if not failed:
         return ""
     if username is None:
-        return "Cassandra wants a login and none is set; set cassandra_username and its password"
+        return (
+            "Cassandra wants a login and none is set; set cassandra_username and "
+            "cassandra_password to those of a role that may log in"
+        )
     return (
         f"Cassandra refuses the login of user {username}: {said(failed[0])}; set "
         "cassandra_username and cassandra_password to those of a role that may log in"

@@ -516,6 +516,7 @@ def worker_settings(settings: Any) -> dict[str, str]:
 
 
 @pytest.mark.cassandra
+@pytest.mark.slow
 async def test_a_worker_that_is_refused_ends_with_the_cause(
     node: SecureCassandra,
     authority: Authority,
@@ -574,6 +575,7 @@ async def stays(condition: Callable[[], Awaitable[bool]], seconds: float) -> boo
 
 
 @pytest.mark.cassandra
+@pytest.mark.slow
 async def test_a_worker_is_not_ready_while_its_writes_are_refused(
     node: SecureCassandra, authority: Authority, processes: Callable[..., Process]
 ) -> None:

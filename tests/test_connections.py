@@ -69,3 +69,17 @@ def test_replication_over_other_data_centres_is_refused(text: str) -> None:
     settings = Settings(cassandra_local_dc="east", cassandra_replication=text)
     with pytest.raises(SettingError, match="want a number of copies; make the keyspace by hand"):
         cassandra_settings(settings)
+
+
+@pytest.mark.parametrize("name", ["cassandra_tls_name", "cassandra_ca_file"])
+def test_what_only_tls_needs_turns_tls_on(name: str) -> None:
+    """A name that is to be checked is never left unchecked."""
+    settings = Settings(**{name: "nodes"})
+    assert settings.cassandra_uses_tls
+
+
+def test_the_name_of_all_nodes_reaches_the_archive() -> None:
+    """The driver is to check it."""
+    pytest.importorskip("cassandra")
+    settings = cassandra_settings(Settings(cassandra_tls_name="cassandra.example"))
+    assert (settings.tls, settings.tls_name) == (True, "cassandra.example")
