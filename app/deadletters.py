@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
@@ -25,15 +26,19 @@ from app.rights_check import check_rights
 from app.side_topic import MARK_HEADER, Entry, Mark, read_entries, read_records
 from app.topic_specs import topics_of
 from app.topics import topics_found
-from tables.errors import TreasureMapError
+from tables.errors import RecordTooLargeError, TreasureMapError
 from tables.layer import Map, SideKind
 from tables.letter import Letter
+
+warnings = logging.getLogger(__name__)
 
 LETTER_HEADER = "letter"
 """In a replayed record: the place of its letter, ``partition:offset`` of the side topic; of a late
 one ``late:partition:offset``, so that one topic may take both."""
 
 SENDS_MAX = 500
+ALONE_BYTES_MIN = 64 << 10
+"""A letter as large as this is the last of its requests: its topic may not take it."""
 
 _NOT_WHOLE = ("record", "batch")
 """Reasons of letters whose value is not the record's: bytes of a batch, or nothing."""
@@ -66,13 +71,15 @@ class Known:
 class Replayed:
     """What became of a replay, in letters: sent now, found in the source already, left out.
 
-    ``cut`` are those that do not hold their record, ``foreign`` those of no source of the map.
+    ``cut`` are those that do not hold their record, ``foreign`` those of no source of the map,
+    ``large`` those that their topic does not take with their place in a header: they stay letters.
     """
 
     sent: int = 0
     landed: int = 0
     cut: int = 0
     foreign: int = 0
+    large: int = 0
 
 
 class DeadLetters:
@@ -241,18 +248,31 @@ class DeadLetters:
         """Send the letters of a plan that have not landed, then say that it is done."""
         missing = set(mark.offsets) - landed
         result.landed += len(landed)
+        large: set[int] = set()
         sends: list[asyncio.Future[int]] = []
         async for entry in self._entries([partition]):
             if entry.offset not in missing:
                 continue
             assert entry.letter is not None, "a plan names letters"
             sends.append(asyncio.ensure_future(_send(log, entry, entry.letter, mark.to)))
-            if len(sends) >= SENDS_MAX:
-                await asyncio.gather(*sends)
-                sends = []
+            if len(sends) < SENDS_MAX and len(entry.value) < ALONE_BYTES_MIN:
+                continue
+            *others, last = sends
+            sends = []
+            await asyncio.gather(*others)
+            try:
+                await last
+            except RecordTooLargeError as error:
+                large.add(entry.offset)
+                warnings.warning("letter %d:%d stays: %s", partition, entry.offset, error)
+                # A producer has numbered the record, and sends no more once one is missing.
+                await log.stop()
+                await log.start()
         await asyncio.gather(*sends)
-        result.sent += len(missing)
-        await self._say(log, partition, msgspec.structs.replace(mark, state="done"))
+        result.sent += len(missing) - len(large)
+        result.large += len(large)
+        done = [offset for offset in mark.offsets if offset not in large]
+        await self._say(log, partition, msgspec.structs.replace(mark, state="done", offsets=done))
 
     async def _landed(self, partition: int, mark: Mark) -> set[int]:
         """Return the letters of a plan that have been sent already."""

@@ -25,7 +25,12 @@ from app.aiokafka_private import check_metadata, refused_topics
 from app.brokers import UNAUTHORIZED, NotAllowedError, connect_error
 from app.idempotence import has_idempotent_producer
 from app.rights import Operation
-from tables.errors import OffsetGoneError, OutcomeUnknownError, TreasureMapError
+from tables.errors import (
+    OffsetGoneError,
+    OutcomeUnknownError,
+    RecordTooLargeError,
+    TreasureMapError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -158,6 +163,7 @@ class KafkaLog:
         Raises:
             OutcomeUnknownError: it may or may not have been taken.
             NotAllowedError: this user may not write.
+            RecordTooLargeError: the topic, or this log, takes no record of that size.
             TreasureMapError: the broker will never take it, or takes nothing more from this
                 process.
         """
@@ -182,7 +188,7 @@ class KafkaLog:
         except OutcomeUnknownError as unknown:
             error = unknown.__cause__
             if isinstance(error, MessageSizeTooLargeError):
-                raise TreasureMapError(
+                raise RecordTooLargeError(
                     f"{cannot}: the record is too large; got {len(value or b'')} bytes of value; "
                     f"want less than {self._record_bytes_max} and than the topic's "
                     "max.message.bytes; raise the topic's, or lower the setting chunk_records_max"

@@ -45,6 +45,10 @@ class OutcomeUnknownError(TreasureMapError):
     """An append that may or may not have landed; the owner claims again and reads what stands."""
 
 
+class RecordTooLargeError(TreasureMapError):
+    """A record that its topic does not take; a larger limit, or a smaller record, is needed."""
+
+
 class JournalUnreadError(OutcomeUnknownError):
     """A claim has landed and the journal could not be read after it.
 

@@ -11,7 +11,7 @@ import pytest
 import servers
 from hypothesis import settings
 from pki import Authority
-from secure_servers import SecureKafka
+from secure_servers import SecureCassandra, SecureKafka
 from station_support import Process
 from xdist.workermanage import WorkerController
 
@@ -26,7 +26,7 @@ REQUIRED = os.environ.pop(REQUIRE, "") == "1"
 
 
 _SHARED = {"kafka", "cassandra_server", "cassandra"}
-_SECURE = {"secure_kafka"}
+_SECURE = {"secure_kafka", "secure_cassandra"}
 _SERVERS = {"embedded", "broker", "brokers", "processes", *_SHARED, *_SECURE}
 """Fixtures of brokers and nodes, and of what runs beside them."""
 
@@ -47,6 +47,16 @@ def secure_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureKaf
     _only_here(tmp_path_factory, "secure_kafka")
     folder = tmp_path_factory.mktemp("secure_kafka")
     with SecureKafka(folder, Authority(folder / "certificates")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def secure_cassandra(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureCassandra]:
+    """Run one Cassandra node with TLS, logins and rights, whose certificate is for localhost."""
+    _skip_where_missing("cassandra")
+    _only_here(tmp_path_factory, "secure_cassandra")
+    folder = tmp_path_factory.mktemp("secure_cassandra")
+    with SecureCassandra(folder, Authority(folder / "certificates"), "localhost") as server:
         yield server
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ssl
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from pki import Authority
+from pki import Authority, Certificate
 from servers import CassandraServer, KafkaServer, free_ports, wait_for_port
 
 PASSWORDS = {"worker": "Kafka/Pa55=wörd;ünusual+Zq7"} | {
@@ -16,6 +19,9 @@ PASSWORDS = {"worker": "Kafka/Pa55=wörd;ünusual+Zq7"} | {
 
 Letters and signs are such as files and protocols have trouble with.
 """
+
+SUPERUSER_S_MAX = 60.0
+"""How long after the start of a Cassandra node its superuser may be missing."""
 
 _CERTIFICATES = {
     "SECURE": "server", "MUTUAL": "server", "CLEAR_LOGIN": "",
@@ -152,15 +158,49 @@ class SecureCassandra(CassandraServer):
         authority: signs its certificate, and those of clients.
         identities: the hosts and addresses of its certificate; this machine's where empty.
         mutual: whether clients must show a certificate.
+
+    Attributes:
+        authority: signed its certificate.
     """
 
     def __init__(
         self, folder: Path, authority: Authority, *identities: str, mutual: bool = False
     ) -> None:
         super().__init__(folder)
-        self._authority = authority
+        self.authority = authority
         self._certificate = authority.issue(f"node-{self.port}", *identities)
         self._mutual = mutual
+
+    def run(self, statement: str, certificate: Certificate | None = None) -> list[Any]:
+        """Run a statement as the superuser, who is made soon after the node has started.
+
+        The driver is used as it is, and checks no certificate.
+        """
+        from cassandra import auth, cluster, policies  # noqa: PLC0415 - an extra
+
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        if certificate is not None:
+            context.load_cert_chain(certificate.cert_file, certificate.key_file)
+        profile = cluster.ExecutionProfile(
+            policies.DCAwareRoundRobinPolicy("datacenter1"), request_timeout=60
+        )
+        deadline = time.monotonic() + SUPERUSER_S_MAX
+        while True:
+            administrator = cluster.Cluster(
+                [self.host],
+                port=self.port,
+                execution_profiles={cluster.EXEC_PROFILE_DEFAULT: profile},
+                auth_provider=auth.PlainTextAuthProvider("cassandra", "cassandra"),
+                ssl_context=context,
+                protocol_version=5,
+            )
+            try:
+                return list(administrator.connect().execute(statement))
+            except cluster.NoHostAvailable:
+                assert time.monotonic() < deadline, self.log_tail()
+            finally:
+                administrator.shutdown()
 
     def _command(self) -> list[str]:
         # The superuser is made so long after the start, lest several nodes make it at once.
@@ -181,7 +221,7 @@ client_encryption_options:
   optional: false
   require_client_auth: {str(self._mutual).lower()}
   keystore: {self._certificate.store_file}
-  truststore: {self._authority.ca_file}
+  truststore: {self.authority.ca_file}
   ssl_context_factory:
     class_name: org.apache.cassandra.security.PEMBasedSslContextFactory
 """

@@ -50,9 +50,9 @@ END_S_MAX = 15.0
 
 
 @pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """Make what signs the nodes, and clients."""
-    return Authority(tmp_path_factory.mktemp("authority"))
+def authority(secure_cassandra: SecureCassandra) -> Authority:
+    """Give what signs the nodes, and clients."""
+    return secure_cassandra.authority
 
 
 @pytest.fixture(scope="module")
@@ -62,18 +62,15 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 @pytest.fixture(scope="module")
-def node(
-    tmp_path_factory: pytest.TempPathFactory, authority: Authority
-) -> Iterator[SecureCassandra]:
-    """Run a node whose certificate has its name alone, with a role for each of ``ROLES``."""
-    if reason := servers.why_missing("cassandra"):
-        pytest.skip(reason)
-    with SecureCassandra(tmp_path_factory.mktemp("node"), authority, "localhost") as server:
-        for role in ROLES:
-            run(server, f"CREATE ROLE {role} WITH PASSWORD = '{PASSWORD}' AND LOGIN = true")
-        run(server, "CREATE ROLE locked WITH PASSWORD = 'x' AND LOGIN = false")
-        run(server, "GRANT CREATE ON ALL KEYSPACES TO maker")
-        yield server
+def node(secure_cassandra: SecureCassandra) -> SecureCassandra:
+    """Give the node whose certificate has its name alone, with a role for each of ``ROLES``."""
+    for role in ROLES:
+        secure_cassandra.run(
+            f"CREATE ROLE IF NOT EXISTS {role} WITH PASSWORD = '{PASSWORD}' AND LOGIN = true",
+        )
+    secure_cassandra.run("CREATE ROLE locked WITH PASSWORD = 'x' AND LOGIN = false")
+    secure_cassandra.run("GRANT CREATE ON ALL KEYSPACES TO maker")
+    return secure_cassandra
 
 
 @pytest.fixture(scope="module")
@@ -85,40 +82,8 @@ def mutual_node(
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("mutual")
     with SecureCassandra(folder, authority, NAME, mutual=True) as server:
-        run(server, "LIST ROLES", authority.issue("administrator"))
+        server.run("LIST ROLES", authority.issue("administrator"))
         yield server
-
-
-def run(node: SecureCassandra, statement: str, certificate: Certificate | None = None) -> list[Any]:
-    """Run a statement as the superuser, who is made soon after the node has started.
-
-    The driver is used as it is, and checks no certificate.
-    """
-    from cassandra import auth, cluster, policies  # noqa: PLC0415 - an extra
-
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    if certificate is not None:
-        context.load_cert_chain(certificate.cert_file, certificate.key_file)
-    profile = cluster.ExecutionProfile(
-        policies.DCAwareRoundRobinPolicy("datacenter1"), request_timeout=60
-    )
-    deadline = time.monotonic() + SECONDS_MAX
-    while True:
-        administrator = cluster.Cluster(
-            [node.host],
-            port=node.port,
-            execution_profiles={cluster.EXEC_PROFILE_DEFAULT: profile},
-            auth_provider=auth.PlainTextAuthProvider("cassandra", "cassandra"),
-            ssl_context=context,
-            protocol_version=5,
-        )
-        try:
-            return list(administrator.connect().execute(statement))
-        except cluster.NoHostAvailable:
-            assert time.monotonic() < deadline, node.log_tail()
-        finally:
-            administrator.shutdown()
 
 
 def settings_of(node: SecureCassandra, authority: Authority, **changes: Any) -> Any:
@@ -177,12 +142,12 @@ async def works(archive: Any) -> None:
 def grant(node: SecureCassandra, rights: str, keyspace: str, role: str = "worker") -> None:
     """Give a role rights on a keyspace."""
     for right in rights.split():
-        run(node, f"GRANT {right} ON KEYSPACE {keyspace} TO {role}")
+        node.run(f"GRANT {right} ON KEYSPACE {keyspace} TO {role}")
 
 
 def revoke(node: SecureCassandra, right: str, keyspace: str) -> None:
     """Take a right on a keyspace from the worker."""
-    run(node, f"REVOKE {right} ON KEYSPACE {keyspace} FROM worker")
+    node.run(f"REVOKE {right} ON KEYSPACE {keyspace} FROM worker")
 
 
 # Names and certificates.
@@ -244,13 +209,12 @@ async def test_a_node_that_others_gossip_is_checked_too(
     settings = settings_of(node, authority, username="maker", tls_name=name)
     # What changes the schema waits for all nodes, also for one that nobody reaches.
     await (await opened(settings)).close()
-    (version,) = run(node, "SELECT schema_version FROM system.local")[0]
+    (version,) = node.run("SELECT schema_version FROM system.local")[0]
     values = (
         f"'127.0.0.2', {port}, 'datacenter1', 'rack1', {uuid.uuid4()}, '127.0.0.2', {port}, "
         f"'5.0.4', {version}, {{'17'}}"
     )
-    run(
-        node,
+    node.run(
         "INSERT INTO system.peers_v2 (peer, peer_port, data_center, rack, host_id, native_address,"  # noqa: S608 - names of this test
         f" native_port, release_version, schema_version, tokens) VALUES ({values})",
     )
@@ -267,7 +231,7 @@ async def test_a_node_that_others_gossip_is_checked_too(
     finally:
         await archive.close()
         gone = f"peer = '127.0.0.2' AND peer_port = {port}"
-        run(node, f"DELETE FROM system.peers_v2 WHERE {gone}")  # noqa: S608 - likewise
+        node.run(f"DELETE FROM system.peers_v2 WHERE {gone}")  # noqa: S608 - likewise
 
 
 def pools(archive: Any) -> set[str]:
@@ -408,7 +372,7 @@ async def test_select_and_modify_are_all_that_a_worker_needs(
     archive = await opened(settings)
     await works(archive)
     await archive.close()
-    listed = run(node, "LIST ALL PERMISSIONS OF worker")
+    listed = node.run("LIST ALL PERMISSIONS OF worker")
     has = {row.permission for row in listed if settings.keyspace in row.resource}
     assert has == {"SELECT", "MODIFY"}
 
@@ -430,8 +394,7 @@ async def test_what_is_missing_is_told_with_the_right_to_make_it(
         "run `python -m app map apply` with the cassandra_username of a role that has it" in words
     )
 
-    run(
-        node,
+    node.run(
         f"CREATE KEYSPACE {space} WITH replication ="
         " {'class': 'NetworkTopologyStrategy', 'datacenter1': 1}",
     )
@@ -596,7 +559,7 @@ async def test_a_worker_is_not_ready_while_its_writes_are_refused(
     await worker.send(raw, *((p, flight(at * HOUR_MS)) for p in (0, 1) for at in (0, 49)))
     refused = unready(worker, "the archive refuses since ")
     await until(refused, SECONDS_MAX)
-    run(node, f"GRANT MODIFY ON TABLE {space}.{worker.map_name}_day TO worker")
+    node.run(f"GRANT MODIFY ON TABLE {space}.{worker.map_name}_day TO worker")
     await until(archived(worker, "day"), SECONDS_MAX)
     assert await stays(refused, 5)
     _, state = await worker.get("/readyz")

@@ -117,6 +117,25 @@ async def test_a_replay_sends_what_was_chosen_once(
     assert await letters.replay(lambda letter: letter.reason == "batch") == Replayed(cut=1)
 
 
+@pytest.mark.parametrize("brokers", [pytest.param("kafka", marks=pytest.mark.kafka)], indirect=True)
+async def test_a_letter_that_its_topic_does_not_take_stays_and_hinders_no_other(
+    brokers: str, themap: Map, log: KafkaLog
+) -> None:
+    """A record as large as its topic takes has no room for the header of a replay.
+
+    The embedded broker takes records of any size.
+    """
+    largest = Letter(f"{themap.name}.raw", 1, 2, "0", 1, "json", "why", "application/json")
+    await write(log, themap, 1)
+    await log.append(f"{themap.name}.dead", 1, b"x" * 1_048_560, largest.headers())
+    await write(log, themap, 3)
+    letters = DeadLetters(brokers, themap, "dead", {})
+    assert await letters.replay(lambda _: True) == Replayed(sent=2, large=1)
+    assert await source_values(brokers, themap) == [b"value 1", b"value 3"]
+    assert await offsets(letters) == [2]
+    assert await letters.replay(lambda _: True) == Replayed(large=1)
+
+
 @pytest.mark.parametrize("sends", range(5))
 async def test_a_replay_that_was_cut_off_is_brought_to_its_end(
     brokers: str, themap: Map, log: KafkaLog, monkeypatch: pytest.MonkeyPatch, sends: int

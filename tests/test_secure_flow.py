@@ -15,18 +15,18 @@ from pathlib import Path
 import pytest
 import servers
 from acls import allow, rules_of
-from secure_servers import PASSWORDS, SecureKafka
+from secure_servers import PASSWORDS, SecureCassandra, SecureKafka
 from support import until
 from workers import ROOT
 
 from app.children import start_child, stop_child
 from app.connections import kafka_options
-from app.rights import ROLES
+from app.rights import ROLES, Role
 from app.settings import load_settings
 from client.follow import follow
 from client.query import QueryClient
 
-pytestmark = [pytest.mark.kafka, pytest.mark.slow]
+pytestmark = [pytest.mark.kafka, pytest.mark.cassandra, pytest.mark.slow]
 
 MAP = """
 revision = 1
@@ -53,6 +53,7 @@ key = ["shop"]
 window = "1h"
 partitions = 2
 """
+CASSANDRA_PASSWORD = "a password with ; and = signs"  # noqa: S105 - of a node that lives for tests
 TOKEN = "the-token-of-every-reader"  # noqa: S105 - of a worker that lives for a test
 ENDED_S_MAX = 60.0
 """How long a command may take to say what is wrong, its start included, on a busy machine."""
@@ -65,8 +66,9 @@ class Lab:
         outputs: all that commands and workers have printed, one file each.
     """
 
-    def __init__(self, server: SecureKafka, folder: Path) -> None:
+    def __init__(self, server: SecureKafka, cassandra: SecureCassandra, folder: Path) -> None:
         self.server = server
+        self.cassandra = cassandra
         self.name = f"m{uuid.uuid4().hex[:8]}"
         self.folder = folder
         self.map_file = folder / "map.toml"
@@ -75,14 +77,22 @@ class Lab:
         self.outputs: list[Path] = []
         self._workers: list[subprocess.Popen[bytes]] = []
 
+    def archive(self, user: str) -> dict[str, str]:
+        """Return the settings of a user's archive, in a keyspace of its own."""
+        return {
+            "archive": "cassandra", "cassandra_hosts": "localhost",
+            "cassandra_port": str(self.cassandra.port), "cassandra_keyspace": self.name,
+            "cassandra_ca_file": str(self.cassandra.authority.ca_file),
+            "cassandra_username": f"{self.name}_{user}", "cassandra_password": CASSANDRA_PASSWORD,
+        }  # fmt: skip
+
     def environment(self, user: str, **changes: str) -> dict[str, str]:
         """Return the environment of a user's process."""
         settings = self.server.login(user=user, map_file=str(self.map_file), **changes)
         settings |= {
             "web_port": str(self.port), "web_token": TOKEN,
             "state_folder": str(self.folder / "state"),
-            "archive_folder": str(self.folder / "archive"),
-        }  # fmt: skip
+        } | self.archive(user)  # fmt: skip
         own = {name: value for name, value in os.environ.items() if "TREASURE_MAP" not in name}
         return own | {f"TREASURE_MAP_{name.upper()}": value for name, value in settings.items()}
 
@@ -118,23 +128,29 @@ class Lab:
 
 
 @pytest.fixture
-async def lab(secure_kafka: SecureKafka, tmp_path: Path) -> AsyncIterator[Lab]:
+async def lab(
+    secure_kafka: SecureKafka, secure_cassandra: SecureCassandra, tmp_path: Path
+) -> AsyncIterator[Lab]:
     """Give a map of its own, without any right yet."""
-    made = Lab(secure_kafka, tmp_path)
+    made = Lab(secure_kafka, secure_cassandra, tmp_path)
     yield made
     await asyncio.to_thread(made.close)
 
 
-async def give_rights(lab: Lab) -> None:
-    """Give each user exactly what is printed for its role."""
-    for role in ROLES:
-        printed = await lab.succeeds(
-            role, "map", "acl", str(lab.map_file), "--for", role, "--user", role
-        )
-        rules = rules_of(printed)
+async def give_rights(lab: Lab, *roles: Role) -> None:
+    """Give each user exactly what is printed for its role, on Kafka and Cassandra."""
+    for role in roles:
+        name = f"{lab.name}_{role}"
+        create = f"CREATE ROLE \"{name}\" WITH PASSWORD = '{CASSANDRA_PASSWORD}' AND LOGIN = true"
+        await asyncio.to_thread(lab.cassandra.run, create)
+        words = ("map", "acl", str(lab.map_file), "--for", role, "--user")
+        rules = rules_of(await lab.succeeds(role, *words, role))
         assert rules
         for user, right in rules:
             await allow(lab.server.bootstrap, user, [right])
+        for line in (await lab.succeeds(role, *words, name)).splitlines():
+            if line.startswith("GRANT "):
+                await asyncio.to_thread(lab.cassandra.run, line)
 
 
 async def folded(lab: Lab, worker: subprocess.Popen[bytes], events: int) -> None:
@@ -159,8 +175,13 @@ async def test_a_job_runs_on_exactly_the_printed_rights(lab: Lab) -> None:
 
     The worker logs all that it can; no output and no file has a secret.
     """
-    await give_rights(lab)
+    replication = "{'class': 'SimpleStrategy', 'replication_factor': 1}"
+    keyspace = f"CREATE KEYSPACE {lab.name} WITH replication = {replication}"
+    await asyncio.to_thread(lab.cassandra.run, keyspace)
+    await give_rights(lab, "apply")
     text = await lab.succeeds("apply", "map", "apply", str(lab.map_file))
+    assert "2 tables" in text
+    await give_rights(lab, *(role for role in ROLES if role != "apply"))
     assert "7 created" in text
     worker = lab.start("-l", "debug", kafka_sasl_mechanism="PLAIN")
     manifest = lab.folder / "manifest.json"
@@ -186,7 +207,7 @@ async def test_a_job_runs_on_exactly_the_printed_rights(lab: Lab) -> None:
     assert await asyncio.to_thread(stop_child, worker, 30) == 0
     text = await lab.succeeds("start-over", "map", "start-over", str(lab.map_file), "--yes")
     assert "deleted" in text
-    assert nothing_shows(lab, [*PASSWORDS.values(), TOKEN]) == []
+    assert nothing_shows(lab, [*PASSWORDS.values(), TOKEN, CASSANDRA_PASSWORD]) == []
 
 
 def nothing_shows(lab: Lab, secrets: list[str]) -> list[str]:

@@ -143,6 +143,11 @@ def replay(
         click.echo(f"{done.landed} had been sent before")
     if done.cut:
         click.echo(f"{done.cut} left out: they do not hold their record; send it again yourself")
+    if done.large:
+        click.echo(
+            f"{done.large} left out, larger than their topic takes with one more header; raise its"
+            " max.message.bytes by 200 and replay them again"
+        )
     if done.foreign:
         click.echo(f"{done.foreign} left out: not of a source of this map")
     if done.sent and not late and (not reasons or "unclassified" in reasons):
