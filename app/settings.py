@@ -9,18 +9,18 @@ list) and is never printed.
 from __future__ import annotations
 
 import difflib
-import functools
-import ipaddress
 import os
 import pathlib
 import socket
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 import msgspec
 
 from app.printable import MASK
+from app.settings_checks import relations
+from app.settings_meanings import MEANINGS
 from tables.errors import SettingError
 
 ENVIRONMENT_PREFIX = "TREASURE_MAP_"
@@ -32,16 +32,6 @@ _URL = r"^(https?://[^\s/?#@]+(/[^\s?#]*)?)?$"
 _REPLICATION = r"^([1-9]\d?|[A-Za-z0-9_.-]+:[1-9]\d?(,[A-Za-z0-9_.-]+:[1-9]\d?)*)$"
 # Flags whose name is not the field's own.
 _FLAG_NAMES = {"map_file": "map"}
-# Fields that mean nothing without each other, and limits that must not exceed others.
-_TOGETHER = (
-    ("kafka_cert_file", "kafka_key_file"),
-    ("cassandra_cert_file", "cassandra_key_file"),
-    ("web_cert_file", "web_key_file"),
-    ("kafka_username", "kafka_password"),
-    ("kafka_sasl_mechanism", "kafka_username"),
-    ("cassandra_username", "cassandra_password"),
-)
-_ORDERED = (("query_limit_max", "query_cells_max"),)
 # What a field takes, where msgspec's own words would show a pattern.
 _FORMS = {
     "brokers": "host:port, more separated by commas",
@@ -152,73 +142,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return list(masked(self).items())
 
 
-# What each field means, in the order of the operating page; checked to be complete when imported.
-MEANINGS: dict[str, str] = {
-    "map_file": "The map: sources and layers, a TOML file.",
-    "node": "This worker's name in its group, where each has one of its own; empty: `HOST-PORT`, of"
-    " the host's name and `web_port`.",
-    "state_folder": "Local store of open windows. May be wiped: it comes back from the journal.",
-    "insecure": "Allow a bind without token and TLS, and servers beyond loopback without TLS.",
-    "brokers": "Kafka brokers to start from, `host:port` separated by commas.",
-    "group": "Kafka consumer group; its members share the partitions of one map. Empty:"
-    " `treasure-map.MAP`.",
-    "kafka_tls": "Encrypt connections to Kafka; also on where a certificate is given.",
-    "kafka_ca_file": "PEM file of the authorities that sign the brokers; empty: the system's.",
-    "kafka_cert_file": "PEM file of this client's certificate for Kafka.",
-    "kafka_key_file": "PEM file of the key of `kafka_cert_file`.",
-    "kafka_sasl_mechanism": "How to log in to Kafka: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512.",
-    "kafka_username": "Name to log in to Kafka with.",
-    "kafka_password": "Password to log in to Kafka with.",
-    "session_timeout_ms": "A member not heard of for this long loses its partitions.",
-    "stuck_after_ms": "A partition whose log grows while its owner stands for this long is claimed"
-    " again; until it moves, `/readyz` answers 503.",
-    "fetch_max_wait_ms": "Longest a broker holds a fetch for more records: idle delay per fetch.",
-    "fetch_bytes_max": "Most bytes a broker puts in one answer to a fetch.",
-    "gather_ms_max": (
-        "Longest that a busy worker gathers records for one cycle; a quiet one does not wait."
-    ),
-    "chunk_bytes_max": (
-        "Most bytes of record values folded in one cycle; fewer where a cycle takes long."
-    ),
-    "chunk_records_max": "Most records folded in one cycle.",
-    "pending_bytes_max": "Memory of closed cells that archive or coarser layers have not taken,"
-    " past which sources pause; layer topics at twice as much.",
-    "disk_free_bytes_min": "Free bytes on the disk of the state folder, or of an embedded archive,"
-    " below which sources pause; layer topics at half of it.",
-    "archive": "Where closed cells rest: `embedded` (one worker only) or `cassandra`.",
-    "archive_folder": "Folder of the embedded archive, one for each map. May be moved, not wiped:"
-    " a worker with another archive than its journals' is refused.",
-    "early_emit_ms": "Cells of open windows are sent on too once those of their partition have not"
-    " changed for so long; 0: never.",
-    "cassandra_hosts": "Cassandra nodes to start from.",
-    "cassandra_port": "Port of every Cassandra node.",
-    "cassandra_keyspace": "Keyspace of the layer tables.",
-    "cassandra_local_dc": "Data centre this worker reads and writes in (LOCAL_QUORUM).",
-    "cassandra_replication": "Copies of a row: a number, or `dc1:3,dc2:3` by data centre.",
-    "cassandra_tls": "Encrypt connections to Cassandra; also on where a certificate is given.",
-    "cassandra_ca_file": "PEM file of the authorities that sign the nodes; empty: the system's.",
-    "cassandra_cert_file": "PEM file of this client's certificate for Cassandra.",
-    "cassandra_key_file": "PEM file of the key of `cassandra_cert_file`.",
-    "cassandra_username": "Name to log in to Cassandra with.",
-    "cassandra_password": "Password to log in to Cassandra with.",
-    "web_host": "Address the query endpoint binds to.",
-    "web_port": "Port of the query endpoint.",
-    "web_token": "Bearer token that every request but the health checks must carry; 16 or more"
-    " printable ASCII characters.",
-    "web_cert_file": "PEM file of the query endpoint's certificate; turns TLS on.",
-    "web_key_file": "PEM file of the key of `web_cert_file`.",
-    "web_ca_file": "PEM file of the authorities that sign other workers' certificates; empty: the"
-    " system's.",
-    "web_url": "Where other workers reach this one's endpoint; empty: as `web_host` and `web_port`"
-    " say, or this machine's own address where that is a wildcard.",
-    "query_rows_max": "Most archive rows one query reads.",
-    "query_cells_max": "Most live and archived rows one query merges.",
-    "query_limit_max": "Most cells in one page of an answer.",
-    "query_deadline_ms": "A query that takes longer is given up (HTTP 504).",
-    "query_concurrency_max": "Queries answered at the same time; more are turned away (HTTP 503).",
-    "query_cache_bytes_max": "Memory for archive rows that will not change; 0 keeps none.",
-    "query_live_max": "Readers that follow cells at once; more are turned away (HTTP 503).",
-}
 FIELDS = {field.name: field for field in msgspec.structs.fields(Settings)}
 assert list(MEANINGS) == list(FIELDS), "MEANINGS must list the fields of Settings in their order"
 
@@ -248,15 +171,6 @@ def environment_variable(name: str) -> str:
 def flag(name: str) -> str | None:
     """Return the flag of a field, None for a secret."""
     return None if is_secret(name) else f"--{_FLAG_NAMES.get(name, name).replace('_', '-')}"
-
-
-@functools.lru_cache(maxsize=64)
-def is_loopback(host: str) -> bool:
-    """Tell whether a host name or address can only mean this machine."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
 
 
 def load_settings(
@@ -294,7 +208,7 @@ def load_settings(
             problems.append(f"{name} ({field.where}): got {shown}; want {_wanted(name, error)}")
     settings = Settings(**values)
     sound = values.keys() | (FIELDS.keys() - given.keys())
-    problems += [text for fields, text in _relations(settings) if sound.issuperset(fields)]
+    problems += [text for fields, text in relations(settings) if sound.issuperset(fields)]
     if problems:
         lines = "\n".join(f"  - {problem}" for problem in problems)
         raise SettingError(f"cannot use settings: {len(problems)} problem(s)\n{lines}")
@@ -363,55 +277,3 @@ def _wanted(name: str, error: Exception) -> str:
     if get_origin(FIELDS[name].type) is Literal:
         return "one of " + ", ".join(choice for choice in get_args(FIELDS[name].type) if choice)
     return str(error).removeprefix("Expected ").split(", got ")[0]
-
-
-def _relations(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
-    """What is wrong between fields, each with the fields it is about."""
-    yield from _posture(settings)
-    for one, other in _TOGETHER:
-        present, absent = (one, other) if getattr(settings, one) else (other, one)
-        if getattr(settings, present) and not getattr(settings, absent):
-            text = f"{present}: got a value, without {absent}; want both or neither; set {absent}"
-            yield (one, other), text
-    if settings.web_cert_file and settings.web_url.startswith("http:"):
-        text = (
-            f"web_url: got {settings.web_url}, with web_cert_file; want https://, as it speaks TLS"
-        )
-        yield ("web_url", "web_cert_file"), text
-    for smaller, larger in _ORDERED:
-        low, high = getattr(settings, smaller), getattr(settings, larger)
-        if low > high:
-            text = (
-                f"{smaller}: got {low}; want at most {larger}, {high}; lower it or raise {larger}"
-            )
-            yield (smaller, larger), text
-
-
-def _posture(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
-    """What is reachable from, or reaches, beyond loopback is authenticated and encrypted."""
-    if settings.insecure:
-        return
-    way_out = "or set insecure if the network itself is trusted"
-    guards = ("web_token", "web_cert_file")
-    missing = [name for name in guards if not getattr(settings, name)]
-    if missing and not is_loopback(settings.web_host):
-        text = (
-            f"web_host: got {settings.web_host}, reachable from other machines;"
-            f" want {' and '.join(missing)} with it; set them, bind to 127.0.0.1, {way_out}"
-        )
-        yield ("web_host", *guards), text
-    hosts = [broker.strip().rpartition(":")[0] for broker in settings.brokers.split(",")]
-    remote = [host for host in hosts if not is_loopback(host)]
-    if remote and not settings.kafka_uses_tls:
-        text = (
-            f"brokers: got {', '.join(remote)}, beyond loopback without TLS;"
-            f" want TLS; set kafka_tls or kafka_ca_file, {way_out}"
-        )
-        yield ("brokers", "kafka_tls"), text
-    remote = [host for host in settings.cassandra_hosts if not is_loopback(host)]
-    if settings.archive == "cassandra" and remote and not settings.cassandra_uses_tls:
-        text = (
-            f"cassandra_hosts: got {', '.join(remote)}, beyond loopback without TLS;"
-            f" want TLS; set cassandra_tls or cassandra_ca_file, {way_out}"
-        )
-        yield ("cassandra_hosts", "archive", "cassandra_tls"), text

@@ -21,7 +21,8 @@ from aiohttp.typedefs import Handler, Middleware
 from yarl import URL
 
 from app.certificates import server_context
-from app.settings import Settings, is_loopback
+from app.settings import Settings
+from app.settings_checks import is_loopback
 from tables.errors import ArchiveDamagedError, ArchiveError, QueryError
 from tables.query import UnknownLayerError
 

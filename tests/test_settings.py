@@ -14,10 +14,10 @@ from app.settings import (
     Settings,
     environment_variable,
     flag,
-    is_loopback,
     is_secret,
     load_settings,
 )
+from app.settings_checks import is_loopback
 from app.settings_options import settings_options
 from app.settings_page import settings_table, with_table
 from tables.errors import SettingError
