@@ -20,6 +20,7 @@ COMMANDS = {
     "deadletters": "app.commands.deadletters",
     "demo": "app.commands.demo",
     "generate": "app.commands.generate",
+    "token": "app.commands.token",
     "verify": "app.commands.verify",
     "worker": "app.commands.worker",
 }

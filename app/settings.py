@@ -41,6 +41,7 @@ _FORMS = {
     "group": "at most 200 letters, digits, dots, dashes and underscores",
     "web_url": "a URL like https://worker-1:6066",
     "web_token": "at least 16 printable ASCII characters without spaces",
+    "peer_secret": "at least 16 printable ASCII characters without spaces",
 }
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -101,6 +102,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     web_host: Annotated[str, msgspec.Meta(min_length=1)] = "127.0.0.1"
     web_port: Port = 6066
     web_token: Token = ""
+    web_tokens_file: str = ""
+    peer_secret: Token = ""
     web_cert_file: str = ""
     web_key_file: str = ""
     web_ca_file: str = ""

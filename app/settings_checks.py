@@ -22,6 +22,9 @@ _TOGETHER = (
 _ORDERED = (("query_limit_max", "query_cells_max"),)
 
 
+_TOKENS = "web_token or web_tokens_file"
+
+
 @functools.lru_cache(maxsize=64)
 def is_loopback(host: str) -> bool:
     """Tell whether a host name or address can only mean this machine."""
@@ -44,6 +47,14 @@ def relations(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
             f"web_url: got {settings.web_url}, with web_cert_file; want https://, as it speaks TLS"
         )
         yield ("web_url", "web_cert_file"), text
+    have_secret = bool(settings.peer_secret or settings.web_token)
+    if settings.web_tokens_file and settings.archive == "cassandra" and not have_secret:
+        text = (
+            f"web_tokens_file: got {settings.web_tokens_file}, without peer_secret; want"
+            " peer_secret too where a group may have several workers, by which they know each"
+            " other; set the same at all of them"
+        )
+        yield ("web_tokens_file", "archive", "peer_secret", "web_token"), text
     for smaller, larger in _ORDERED:
         low, high = getattr(settings, smaller), getattr(settings, larger)
         if low > high:
@@ -58,8 +69,9 @@ def _posture(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
     if settings.insecure:
         return
     way_out = "or set insecure if the network itself is trusted"
-    guards = ("web_token", "web_cert_file")
-    missing = [name for name in guards if not getattr(settings, name)]
+    guards = ("web_token", "web_tokens_file", "web_cert_file")
+    missing = [] if settings.web_token or settings.web_tokens_file else [_TOKENS]
+    missing += [] if settings.web_cert_file else ["web_cert_file"]
     if missing and not is_loopback(settings.web_host):
         text = (
             f"web_host: got {settings.web_host}, reachable from other machines;"

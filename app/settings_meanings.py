@@ -52,8 +52,12 @@ MEANINGS: dict[str, str] = {
     "cassandra_password": "Password to log in to Cassandra with.",
     "web_host": "Address the query endpoint binds to.",
     "web_port": "Port of the query endpoint.",
-    "web_token": "Bearer token that every request but the health checks must carry; 16 or more"
-    " printable ASCII characters.",
+    "web_token": "One bearer token with all scopes, which readers of the query endpoint send; 16 or"
+    " more printable ASCII characters.",
+    "web_tokens_file": "File of tokens with names and scopes, which `python -m app token` writes;"
+    " read again when it changes.",
+    "peer_secret": "What workers of a group prove themselves to each other with, the same at all of"
+    " them; 16 or more printable ASCII characters. Empty: derived from `web_token`.",
     "web_cert_file": "PEM file of the query endpoint's certificate; turns TLS on.",
     "web_key_file": "PEM file of the key of `web_cert_file`.",
     "web_ca_file": "PEM file of the authorities that sign other workers' certificates; empty: the"

@@ -37,12 +37,14 @@ from app.peers import Peers
 from app.pressure import Pressure
 from app.printable import protect_log
 from app.process import PRIVATE, Process
+from app.reloads import Reloads
 from app.settings import Settings, secrets_of
 from app.topics import check_topics
 from app.transport import Transport
 from app.view import View
 from app.watch import Watch
 from app.web import install
+from app.web_access import Access
 from app.web_guard import ssl_context
 from tables.archive import Archive
 from tables.archive_cache import ArchiveCache
@@ -151,7 +153,7 @@ def build(settings: Settings) -> MapApp:
     log = _log(settings, themap, options)
     archive = _archive(settings)
 
-    # The owners are told to the transport before it can be told to them.
+    # The transport is made of the owners, and the owners report to the transport.
     def failed(error: BaseException) -> None:
         transport.fail(error)
 
@@ -184,23 +186,22 @@ def build(settings: Settings) -> MapApp:
     )
     add_agent(app, ingest, Ingest(owners, log).handle, transport.fail)
     add_agent(app, rollup, Rollup(owners, log).handle, transport.fail)
+    reloads = Reloads(failed)
     check = functools.partial(_check, settings, owners, options)
     foundation = Foundation(
-        log,
-        archive,
-        themap,
-        check,
-        transport.fail,
-        opened_late=owners.claim_anew,
-        outage=owners.emitted.archive,
-    )
+        log, archive, themap, check, transport.fail,
+        opened_late=owners.claim_anew, outage=owners.emitted.archive,
+    )  # fmt: skip
     watch = watch_of(settings, owners, transport, pressure, archive)
-    app.own_services += [foundation, transport, watch]
+    app.own_services += [foundation, transport, watch, reloads]
     readiness = readiness_of(
         settings, watch, transport, owners=owners, archive=archive, pressure=pressure
     )
     view = View(themap, archive, owners, transport, pressure, readiness=readiness)
-    _answer(app, settings, view, transport, pressure=pressure, watch=watch, lanes=[ingest, rollup])
+    _answer(
+        app, settings, view, transport,
+        pressure=pressure, watch=watch, lanes=[ingest, rollup], reloads=reloads,
+    )  # fmt: skip
     app.conf.seal()
     return app
 
@@ -233,13 +234,21 @@ def _answer(
     pressure: Pressure,
     watch: Watch,
     lanes: list[Lane],
+    reloads: Reloads,
 ) -> None:
     """Add the query endpoint, with the other workers that it asks and the metrics."""
     threads = Threads(settings.query_concurrency_max, "query")
-    peers = _peers(settings, view, transport, threads)
+    access = Access(settings, reloads)
+    peers = _peers(settings, view, transport, threads, access)
     cache = ArchiveCache(view.archive, settings.query_cache_bytes_max, threads)
-    metrics = Metrics(view, transport, pressure, watch, lanes=lanes, peers=peers, cache=cache)
-    install(app, view, settings, live=peers, cache=cache, metrics=metrics.text)
+    metrics = Metrics(
+        view, transport, pressure, watch, lanes=lanes, peers=peers, cache=cache,
+        reloads=reloads, is_insecure=settings.insecure,
+    )  # fmt: skip
+    install(
+        app, view, settings, live=peers, cache=cache, metrics=metrics.text, access=access,
+        workers=peers.workers,
+    )  # fmt: skip
 
     async def close_peers(_: web.Application) -> None:
         await peers.close()
@@ -260,14 +269,17 @@ async def _check(settings: Settings, owners: Owners, options: dict[str, Any]) ->
     )  # fmt: skip
 
 
-def _peers(settings: Settings, view: View, transport: Transport, threads: Threads) -> Peers:
+def _peers(
+    settings: Settings, view: View, transport: Transport, threads: Threads, access: Access
+) -> Peers:
     return Peers(
         view.themap,
         view.local,
         lambda: transport.group.urls,
         own_url=advertised_url(settings),
-        token=settings.web_token,
+        key=access.peer_key,
         tls=peers_tls(settings),
+        only_https=bool(settings.web_cert_file),
         threads=threads,
     )
 

@@ -14,8 +14,10 @@ import polars as pl
 from aiohttp import web
 from support import HOUR_MS, small_map
 
+from app.reloads import Reloads
 from app.settings import Settings
 from app.web import install
+from app.web_access import Access
 from app.web_guard import ssl_context
 from app.web_server import Runner
 from tables.answer import matching
@@ -189,7 +191,11 @@ async def served(
     app = web.Application()
     given = Settings(**settings)
     cache = ArchiveCache(archive, given.query_cache_bytes_max)
-    install(app, view, given, live=cells, cache=cache, metrics=lambda: METRICS)
+    failures: list[BaseException] = []
+    reloads = Reloads(failures.append)
+    access = Access(given, reloads)
+    install(app, view, given, live=cells, cache=cache, metrics=lambda: METRICS, access=access)
+    await reloads.start()
     runner = Runner(app, given.query_live_max)
     await runner.setup()
     tls = ssl_context(Settings(**settings))
@@ -199,7 +205,9 @@ async def served(
         yield view, f"{scheme}://127.0.0.1:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()
+        await reloads.stop()
         await archive.close()
+        assert not failures
 
 
 async def get(url: str, **headers: str) -> tuple[int, Any, aiohttp.typedefs.LooseHeaders]:
