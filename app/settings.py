@@ -2,8 +2,8 @@
 
 A later place overrides an earlier: default < file (``--settings`` or ``TREASURE_MAP_SETTINGS``)
 < ``TREASURE_MAP_<NAME>`` < flag. Every bad field stands in one SettingError, each with where it
-came from. A secret is read from the file or the environment only (a flag would stand in the process
-list) and is never printed.
+came from. A secret is read from the file, the environment or a file of its own (a flag would stand
+in the process list) and is never printed.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import msgspec
 from app.printable import MASK
 from app.settings_checks import relations
 from app.settings_meanings import MEANINGS
+from app.settings_secrets import PRIVATE_FILES, SECRET_FILES, read_secret, warn_of_readers
 from tables.errors import SettingError
 
 ENVIRONMENT_PREFIX = "TREASURE_MAP_"
@@ -72,6 +73,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     kafka_sasl_mechanism: Literal["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = ""
     kafka_username: str = ""
     kafka_password: Secret = ""
+    kafka_password_file: str = ""
     session_timeout_ms: Milliseconds = 10_000
     stuck_after_ms: Milliseconds = 60_000
     fetch_max_wait_ms: Annotated[int, msgspec.Meta(ge=0, le=60_000)] = 50
@@ -98,12 +100,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     cassandra_key_file: str = ""
     cassandra_username: str = ""
     cassandra_password: Secret = ""
+    cassandra_password_file: str = ""
 
     web_host: Annotated[str, msgspec.Meta(min_length=1)] = "127.0.0.1"
     web_port: Port = 6066
     web_token: Token = ""
+    web_token_file: str = ""
     web_tokens_file: str = ""
     peer_secret: Token = ""
+    peer_secret_file: str = ""
     web_cert_file: str = ""
     web_key_file: str = ""
     web_ca_file: str = ""
@@ -195,13 +200,15 @@ def load_settings(
     given: dict[str, _Given] = {}
     problems: list[str] = []
     path = file if file is not None else environ.get(FILE_VARIABLE)
-    if path:
-        _read_file(pathlib.Path(path), given, problems)
+    private = []
+    if path and _read_file(pathlib.Path(path), given, problems):
+        private.append(str(path))
     _read_environment(environ, given, problems)
     for name, value in (flags or {}).items():
         assert name in FIELDS, f"{name} is no field of Settings"
         if value is not None:
             given[name] = _Given(value, f"flag {flag(name) or name}", isinstance(value, str))
+    unread = _read_secrets(given, problems)
     values: dict[str, Any] = {}
     for name, field in given.items():
         try:
@@ -210,11 +217,13 @@ def load_settings(
             shown = MASK if is_secret(name) else repr(field.value)
             problems.append(f"{name} ({field.where}): got {shown}; want {_wanted(name, error)}")
     settings = Settings(**values)
-    sound = values.keys() | (FIELDS.keys() - given.keys())
+    sound = values.keys() | (FIELDS.keys() - given.keys() - unread)
     problems += [text for fields, text in relations(settings) if sound.issuperset(fields)]
     if problems:
         lines = "\n".join(f"  - {problem}" for problem in problems)
         raise SettingError(f"cannot use settings: {len(problems)} problem(s)\n{lines}")
+    private += filter(None, (getattr(settings, name) for name in PRIVATE_FILES))
+    warn_of_readers(private)
     return settings
 
 
@@ -226,17 +235,40 @@ class _Given(NamedTuple):
     is_text: bool
 
 
-def _read_file(path: pathlib.Path, given: dict[str, _Given], problems: list[str]) -> None:
+def _read_file(path: pathlib.Path, given: dict[str, _Given], problems: list[str]) -> bool:
+    """Add the values of a file; return whether a secret is among them."""
     try:
         document = tomllib.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         problems.append(f"file {path}: cannot read it: {error}; want a TOML file of settings")
-        return
+        return False
     for name, value in document.items():
         if name in FIELDS:
             given[name] = _Given(value, f"file {path}", is_text=False)
         else:
             problems.append(f"{name} (file {path}): no such setting; {_nearest(name, FIELDS)}")
+    return any(name in FIELDS and is_secret(name) and bool(document[name]) for name in document)
+
+
+def _read_secrets(given: dict[str, _Given], problems: list[str]) -> set[str]:
+    """Add the secrets that stand in files of their own; return those that cannot be read."""
+    unread = set()
+    for name, of_file in SECRET_FILES.items():
+        file = given.get(of_file)
+        if file is None or not file.value or not isinstance(file.value, str):
+            continue
+        if name in given and given[name].value:
+            problems.append(
+                f"{of_file} ({file.where}): got a file, and {name} ({given[name].where}) too; want"
+                " one of them; take the other out"
+            )
+            continue
+        try:
+            given[name] = _Given(read_secret(pathlib.Path(file.value)), file.where, is_text=True)
+        except ValueError as error:
+            problems.append(f"{of_file} ({file.where}): got {file.value}; {error}")
+            unread.add(name)
+    return unread
 
 
 def _read_environment(

@@ -18,6 +18,8 @@ MEANINGS: dict[str, str] = {
     "kafka_sasl_mechanism": "How to log in to Kafka: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512.",
     "kafka_username": "Name to log in to Kafka with.",
     "kafka_password": "Password to log in to Kafka with.",
+    "kafka_password_file": "File that holds `kafka_password`, with or without a line end; give one"
+    " of the two.",
     "session_timeout_ms": "A member not heard of for this long loses its partitions.",
     "stuck_after_ms": "A partition whose log grows while its owner stands for this long is claimed"
     " again; until it moves, `/readyz` answers 503.",
@@ -50,14 +52,17 @@ MEANINGS: dict[str, str] = {
     "cassandra_key_file": "PEM file of the key of `cassandra_cert_file`.",
     "cassandra_username": "Name to log in to Cassandra with.",
     "cassandra_password": "Password to log in to Cassandra with.",
+    "cassandra_password_file": "File that holds `cassandra_password`; give one of the two.",
     "web_host": "Address the query endpoint binds to.",
     "web_port": "Port of the query endpoint.",
     "web_token": "One bearer token with all scopes, which readers of the query endpoint send; 16 or"
     " more printable ASCII characters.",
+    "web_token_file": "File that holds `web_token`; give one of the two.",
     "web_tokens_file": "File of tokens with names and scopes, which `python -m app token` writes;"
     " read again when it changes.",
     "peer_secret": "What workers of a group prove themselves to each other with, the same at all of"
     " them; 16 or more printable ASCII characters. Empty: derived from `web_token`.",
+    "peer_secret_file": "File that holds `peer_secret`; give one of the two.",
     "web_cert_file": "PEM file of the query endpoint's certificate; turns TLS on.",
     "web_key_file": "PEM file of the key of `web_cert_file`.",
     "web_ca_file": "PEM file of the authorities that sign other workers' certificates; empty: the"
