@@ -19,6 +19,7 @@ from agents.owner import Owner
 from agents.owners import DROPS
 from app.lane import Lane
 from app.pressure import REASONS, Pressure
+from app.web_server import REASONS as REFUSED
 from tables.ledger import EVENT_COLUMNS, LAYER_COLUMNS, RECORD_COLUMNS
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from app.transport import Transport
     from app.view import View
     from app.watch import Watch
+    from app.web_server import Counts
     from tables.archive_cache import ArchiveCache
 
 PREFIX = "treasure_map_"
@@ -48,6 +50,7 @@ class Metrics(Collector):
         cache: what remembers of the archive.
         reloads: what reads files again.
         is_insecure: whether the settings allow what is not guarded.
+        connections: what connections to the endpoint come to.
     """
 
     def __init__(
@@ -62,7 +65,9 @@ class Metrics(Collector):
         cache: ArchiveCache,
         reloads: Reloads,
         is_insecure: bool,
+        connections: Counts,
     ) -> None:
+        self._connections = connections
         self._reloads = reloads
         self._is_insecure = is_insecure
         self._peers = peers
@@ -294,6 +299,13 @@ class Metrics(Collector):
         yield _gauge(
             "insecure", "1 if the settings allow what is not guarded.", (),
             [((), self._is_insecure)],
+        )  # fmt: skip
+        connections = self._connections
+        yield _gauge("web_connections", "Connections to the endpoint.", (),
+                     [((), connections.open)])  # fmt: skip
+        yield _counter(
+            "web_refused", "Connections that were refused or ended, by the reason.", ("reason",),
+            (((reason,), connections.refused[reason]) for reason in REFUSED),
         )  # fmt: skip
         reloads = self._reloads.all
         yield _gauge(

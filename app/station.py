@@ -46,6 +46,7 @@ from app.watch import Watch
 from app.web import install
 from app.web_access import Access
 from app.web_guard import ssl_context
+from app.web_listener import raise_files_limit
 from tables.archive import Archive
 from tables.archive_cache import ArchiveCache
 from tables.errors import ArchiveAwayError, SettingError
@@ -146,6 +147,7 @@ def build(settings: Settings) -> MapApp:
         SettingError: certificates or drivers that the settings ask for are not there.
     """
     protect_log(secrets_of(settings))
+    raise_files_limit()
     themap = load_map(settings.map_file)
     options = kafka_options(settings)
     _make_folder(settings)
@@ -243,7 +245,7 @@ def _answer(
     cache = ArchiveCache(view.archive, settings.query_cache_bytes_max, threads)
     metrics = Metrics(
         view, transport, pressure, watch, lanes=lanes, peers=peers, cache=cache,
-        reloads=reloads, is_insecure=settings.insecure,
+        reloads=reloads, is_insecure=settings.insecure, connections=app.connections,
     )  # fmt: skip
     install(
         app, view, settings, live=peers, cache=cache, metrics=metrics.text, access=access,

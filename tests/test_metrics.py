@@ -20,6 +20,7 @@ from app.reloads import Reloads
 from app.transport import Transport
 from app.view import View
 from app.watch import Progress, Watch
+from app.web_server import Counts
 from tables.archive import CellRange
 from tables.archive_cache import ArchiveCache
 from tables.archive_embedded import EmbeddedArchive
@@ -68,7 +69,7 @@ async def samples(tmp_path: Path) -> dict[tuple[str, ...], float]:
     reloads.add("tokens", [], lambda: None)
     text = Metrics(
         view, transport, NO_PRESSURE, watch, lanes=[lane], peers=peers, cache=cache,
-        reloads=reloads, is_insecure=True,
+        reloads=reloads, is_insecure=True, connections=Counts(),
     ).text()  # fmt: skip
     await house.kill()
     await archive.close()

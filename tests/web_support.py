@@ -19,7 +19,8 @@ from app.settings import Settings
 from app.web import install
 from app.web_access import Access
 from app.web_guard import ssl_context
-from app.web_server import Runner
+from app.web_listener import Site
+from app.web_server import Counts, Runner
 from tables.answer import matching
 from tables.archive import Archive
 from tables.archive_cache import ArchiveCache
@@ -135,6 +136,7 @@ class StandingView:
         self.archive = archive
         self.live = live
         self.reasons: list[str] = []
+        self.counts = Counts()
 
     def local(self, read: LiveRead) -> LiveJob:
         """Return what makes the rows of the frame."""
@@ -199,8 +201,9 @@ async def served(
     runner = Runner(app, given.query_live_max)
     await runner.setup()
     tls = ssl_context(Settings(**settings))
-    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
+    await Site(runner, "127.0.0.1", 0, tls=tls).start()
     scheme = "http" if tls is None else "https"
+    view.counts = runner.counts
     try:
         yield view, f"{scheme}://127.0.0.1:{runner.addresses[0][1]}"
     finally:
