@@ -75,6 +75,7 @@ class MapApp(faust.App):  # type: ignore[misc]  # faust comes without types
         own_services: what to run; add to it before the App starts.
         chunks: the channel of each agent, by its name.
         connections: what connections to the endpoint come to.
+        reload_files: looks at all files that are read again when they change.
         stall_seconds_max: how long the event loop may stand still before the process is ended.
     """
 
@@ -85,6 +86,7 @@ class MapApp(faust.App):  # type: ignore[misc]  # faust comes without types
         self.own_services: list[Service] = []
         self.chunks: dict[str, Any] = {}
         self.connections = Counts()
+        self.reload_files: Callable[[], object] = int
         self.stall_seconds_max = 10.0
         super().__init__(*args, **kwargs)
 

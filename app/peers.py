@@ -68,11 +68,11 @@ class Peers:
         members: returns the endpoint of each partition's owner, as of the last assignment.
         own_url: this worker's endpoint.
         key: what requests are signed with; None where no secret is set.
-        tls: checks the certificates of other workers; None where the system's authorities do.
         only_https: whether workers are asked over TLS only, as this one is.
         threads: where long steps are made.
 
     Attributes:
+        tls: checks the certificates of other workers; None where the system's authorities do.
         asked_total: requests to other workers.
         hedged_total: those of them that were second tries.
         failed_total: requests that were not answered.
@@ -86,7 +86,6 @@ class Peers:
         *,
         own_url: str,
         key: PeerKey | None = None,
-        tls: ssl.SSLContext | None = None,
         only_https: bool = False,
         threads: Threads | None = None,
     ) -> None:
@@ -95,7 +94,7 @@ class Peers:
         self._members = members
         self._own_url = own_url
         self._key = key
-        self._tls = tls
+        self.tls: ssl.SSLContext | None = None
         self._only_https = only_https
         self._troubles: dict[str, Trouble] = {}
         self._threads = threads or Threads(THREADS, "query")
@@ -254,7 +253,7 @@ class Peers:
         proof = None if self._key is None else self._key.sign("POST", url, PATH, body)
         headers = {} if proof is None else {HEADER: proof.header}
         async with self._session.post(
-            f"{url}{PATH}", data=body, headers=headers, ssl=self._tls or True, allow_redirects=False
+            f"{url}{PATH}", data=body, headers=headers, ssl=self.tls or True, allow_redirects=False
         ) as response:
             answer = await response.read()
             if response.status != HTTPStatus.OK:

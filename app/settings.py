@@ -70,6 +70,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     kafka_ca_file: str = ""
     kafka_cert_file: str = ""
     kafka_key_file: str = ""
+    kafka_key_password_file: str = ""
     kafka_sasl_mechanism: Literal["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = ""
     kafka_username: str = ""
     kafka_password: Secret = ""
@@ -98,6 +99,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     cassandra_ca_file: str = ""
     cassandra_cert_file: str = ""
     cassandra_key_file: str = ""
+    cassandra_key_password_file: str = ""
     cassandra_username: str = ""
     cassandra_password: Secret = ""
     cassandra_password_file: str = ""
@@ -111,6 +113,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     peer_secret_file: str = ""
     web_cert_file: str = ""
     web_key_file: str = ""
+    web_key_password_file: str = ""
     web_ca_file: str = ""
     web_url: Annotated[str, msgspec.Meta(pattern=_URL)] = ""
     query_rows_max: Positive = 1_000_000

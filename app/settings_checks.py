@@ -19,6 +19,10 @@ _TOGETHER = (
     ("kafka_sasl_mechanism", "kafka_username"),
     ("cassandra_username", "cassandra_password"),
 )
+# Fields that mean nothing without another.
+_NEEDS = tuple(
+    (f"{of}_key_password_file", f"{of}_key_file") for of in ("kafka", "cassandra", "web")
+)
 _ORDERED = (("query_limit_max", "query_cells_max"),)
 
 
@@ -41,6 +45,10 @@ def relations(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
         present, absent = (one, other) if getattr(settings, one) else (other, one)
         if getattr(settings, present) and not getattr(settings, absent):
             text = f"{present}: got a value, without {absent}; want both or neither; set {absent}"
+            yield (one, other), text
+    for one, other in _NEEDS:
+        if getattr(settings, one) and not getattr(settings, other):
+            text = f"{one}: got a value, without {other}; want the key that it opens; set {other}"
             yield (one, other), text
     if settings.web_cert_file and settings.web_url.startswith("http:"):
         text = (

@@ -15,6 +15,8 @@ MEANINGS: dict[str, str] = {
     "kafka_ca_file": "PEM file of the authorities that sign the brokers; empty: the system's.",
     "kafka_cert_file": "PEM file of this client's certificate for Kafka.",
     "kafka_key_file": "PEM file of the key of `kafka_cert_file`.",
+    "kafka_key_password_file": "File that holds the passphrase of `kafka_key_file`; empty:"
+    " it has none.",
     "kafka_sasl_mechanism": "How to log in to Kafka: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512.",
     "kafka_username": "Name to log in to Kafka with.",
     "kafka_password": "Password to log in to Kafka with.",
@@ -50,6 +52,8 @@ MEANINGS: dict[str, str] = {
     "cassandra_ca_file": "PEM file of the authorities that sign the nodes; empty: the system's.",
     "cassandra_cert_file": "PEM file of this client's certificate for Cassandra.",
     "cassandra_key_file": "PEM file of the key of `cassandra_cert_file`.",
+    "cassandra_key_password_file": "File that holds the passphrase of `cassandra_key_file`; empty:"
+    " it has none.",
     "cassandra_username": "Name to log in to Cassandra with.",
     "cassandra_password": "Password to log in to Cassandra with.",
     "cassandra_password_file": "File that holds `cassandra_password`; give one of the two.",
@@ -65,6 +69,8 @@ MEANINGS: dict[str, str] = {
     "peer_secret_file": "File that holds `peer_secret`; give one of the two.",
     "web_cert_file": "PEM file of the query endpoint's certificate; turns TLS on.",
     "web_key_file": "PEM file of the key of `web_cert_file`.",
+    "web_key_password_file": "File that holds the passphrase of `web_key_file`; empty:"
+    " it has none.",
     "web_ca_file": "PEM file of the authorities that sign other workers' certificates; empty: the"
     " system's.",
     "web_url": "Where other workers reach this one's endpoint; empty: as `web_host` and `web_port`"

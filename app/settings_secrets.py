@@ -26,6 +26,9 @@ PRIVATE_FILES = (
     "kafka_key_file",
     "cassandra_key_file",
     "web_key_file",
+    "kafka_key_password_file",
+    "cassandra_key_password_file",
+    "web_key_password_file",
 )
 """Settings that name files which nobody else should read."""
 

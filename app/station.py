@@ -149,16 +149,18 @@ def build(settings: Settings) -> MapApp:
     protect_log(secrets_of(settings))
     raise_files_limit()
     themap = load_map(settings.map_file)
-    options = kafka_options(settings)
-    _make_folder(settings)
-    app = _app(settings, themap)
-    log = _log(settings, themap, options)
-    archive = _archive(settings)
 
-    # The transport is made of the owners, and the owners report to the transport.
     def failed(error: BaseException) -> None:
         transport.fail(error)
 
+    reloads = Reloads(failed)
+    options = kafka_options(settings, reloads)
+    _make_folder(settings)
+    app = _app(settings, themap, reloads)
+    log = _log(settings, themap, options)
+    archive = _archive(settings, reloads)
+
+    # The transport is made of the owners, and the owners report to the transport.
     def fenced(topic: str, partition: int, reason: str) -> None:
         transport.restart(topic, partition, reason)
 
@@ -188,7 +190,6 @@ def build(settings: Settings) -> MapApp:
     )
     add_agent(app, ingest, Ingest(owners, log).handle, transport.fail)
     add_agent(app, rollup, Rollup(owners, log).handle, transport.fail)
-    reloads = Reloads(failed)
     check = functools.partial(_check, settings, owners, options)
     foundation = Foundation(
         log, archive, themap, check, transport.fail,
@@ -208,17 +209,18 @@ def build(settings: Settings) -> MapApp:
     return app
 
 
-def _app(settings: Settings, themap: Map) -> MapApp:
+def _app(settings: Settings, themap: Map, reloads: Reloads) -> MapApp:
     """Return the Faust App, without agents and services."""
     app = create_app(
         settings.group_of(themap.name),
         data_folder=settings.state_folder / "faust",
         web_host=settings.web_host,
         web_port=settings.web_port,
-        web_tls=ssl_context(settings),
+        web_tls=ssl_context(settings, reloads),
         web_followers_max=settings.query_live_max,
     )
     app.conf.Worker = Process
+    app.reload_files = reloads.look
     app.stall_seconds_max = settings.session_timeout_ms / 1_000
     # Faust connects to none of them, but its banner shows them.
     app.conf.broker = ";".join(
@@ -242,6 +244,7 @@ def _answer(
     threads = Threads(settings.query_concurrency_max, "query")
     access = Access(settings, reloads)
     peers = _peers(settings, view, transport, threads, access)
+    peers.tls = peers_tls(settings, reloads)
     cache = ArchiveCache(view.archive, settings.query_cache_bytes_max, threads)
     metrics = Metrics(
         view, transport, pressure, watch, lanes=lanes, peers=peers, cache=cache,
@@ -280,7 +283,6 @@ def _peers(
         lambda: transport.group.urls,
         own_url=advertised_url(settings),
         key=access.peer_key,
-        tls=peers_tls(settings),
         only_https=bool(settings.web_cert_file),
         threads=threads,
     )
@@ -319,14 +321,14 @@ def _log(settings: Settings, themap: Map, options: dict[str, Any]) -> KafkaLog:
     return KafkaLog(settings.brokers, RECORD_BYTES_MAX, options, repeatable=repeatable)
 
 
-def _archive(settings: Settings) -> Archive:
+def _archive(settings: Settings, reloads: Reloads) -> Archive:
     if settings.archive == "embedded":
         from tables.archive_embedded import EmbeddedArchive  # noqa: PLC0415 - only where chosen
 
         return EmbeddedArchive(settings.archive_folder)
     from tables.archive_cassandra import CassandraArchive  # noqa: PLC0415 - an extra
 
-    return CassandraArchive(cassandra_settings(settings))
+    return CassandraArchive(cassandra_settings(settings, reloads))
 
 
 def _transport_options(

@@ -20,7 +20,8 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 from yarl import URL
 
-from app.certificates import server_context
+from app.certificates import PemFiles, server_context
+from app.reloads import Reloads
 from app.settings import Settings
 from app.settings_checks import is_loopback
 from app.web_access import CALLER, PEER, PROOF, Access, Refused, scopes
@@ -94,15 +95,22 @@ def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) 
     )
 
 
-def ssl_context(settings: Settings) -> ssl.SSLContext | None:
+def ssl_context(settings: Settings, reloads: Reloads | None = None) -> ssl.SSLContext | None:
     """Return the TLS side of the query endpoint, None where no certificate is set.
+
+    Args:
+        settings: certificate and key.
+        reloads: reads them again when they change.
 
     Raises:
         SettingError: the certificate and key cannot be used.
     """
     if not settings.web_cert_file:
         return None
-    return server_context("web", settings.web_cert_file, settings.web_key_file)
+    files = PemFiles(
+        "web", "", settings.web_cert_file, settings.web_key_file, settings.web_key_password_file
+    )
+    return server_context(files, reloads)
 
 
 def guard(settings: Settings, access: Access) -> Middleware:

@@ -60,7 +60,8 @@ class CassandraSettings:
     the server against ``tls_ca_file`` or, where it is None, the system's authorities, and its
     address against the certificate unless ``tls_check_hostname`` is off (nodes are known by the
     address they gossip, which certificates may lack); certificate and key files are for servers
-    that ask for them. ``in_flight_max`` bounds requests that wait for an answer.
+    that ask for them; ``tls_context``, if given, has all of these. ``in_flight_max`` bounds
+    requests that wait for an answer.
     """
 
     hosts: tuple[str, ...] = ("127.0.0.1",)
@@ -75,6 +76,7 @@ class CassandraSettings:
     tls_ca_file: Path | None = None
     tls_certificate_file: Path | None = None
     tls_key_file: Path | None = None
+    tls_context: ssl.SSLContext | None = dataclasses.field(default=None, repr=False)
     request_timeout_s: float = 10.0
     in_flight_max: int = 64
 
@@ -418,8 +420,8 @@ def _credentials(settings: CassandraSettings) -> PlainTextAuthProvider | None:
 
 
 def _tls(settings: CassandraSettings) -> ssl.SSLContext | None:
-    if not settings.tls:
-        return None
+    if not settings.tls or settings.tls_context is not None:
+        return settings.tls_context
     context = ssl.create_default_context(cafile=settings.tls_ca_file)
     context.check_hostname = settings.tls_check_hostname
     if settings.tls_certificate_file is not None:

@@ -17,7 +17,7 @@ from support import small_map
 from web_support import served, stored
 
 from app import peer_troubles
-from app.certificates import client_context
+from app.certificates import PemFiles, client_context
 from app.peer_proof import HEADER, SKEW_S, PeerKey, ProofError
 from app.peer_wire import PATH, encode_jobs, encode_reads
 from app.peers import Peers
@@ -288,7 +288,8 @@ async def test_a_worker_whose_certificate_fails_is_told(
     settings = {"web_cert_file": str(made.cert_file), "web_key_file": str(made.key_file),
                 "peer_secret": SECRET}  # fmt: skip
     async with served(MAP, tmp_path / "archive", [stored()], **settings) as (_, url):
-        peers = peers_of(url, only_https=True, tls=client_context("web", str(authority.ca_file)))
+        peers = peers_of(url, only_https=True)
+        peers.tls = client_context(PemFiles("web", str(authority.ca_file)))
         # The endpoint is signed for under the address that its settings say.
         peers._key = SignsFor("https://127.0.0.1:6066")
         for _ in range(3):

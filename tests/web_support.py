@@ -200,7 +200,7 @@ async def served(
     await reloads.start()
     runner = Runner(app, given.query_live_max)
     await runner.setup()
-    tls = ssl_context(Settings(**settings))
+    tls = ssl_context(given, reloads)
     await Site(runner, "127.0.0.1", 0, tls=tls).start()
     scheme = "http" if tls is None else "https"
     view.counts = runner.counts
