@@ -74,6 +74,7 @@ class MapApp(faust.App):  # type: ignore[misc]  # faust comes without types
     Attributes:
         own_services: what to run; add to it before the App starts.
         chunks: the channel of each agent, by its name.
+        accepting_failed: called with the error if the endpoint cannot accept any more.
         connections: what connections to the endpoint come to.
         reload_files: looks at all files that are read again when they change.
         stall_seconds_max: how long the event loop may stand still before the process is ended.
@@ -85,6 +86,7 @@ class MapApp(faust.App):  # type: ignore[misc]  # faust comes without types
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.own_services: list[Service] = []
         self.chunks: dict[str, Any] = {}
+        self.accepting_failed: Callable[[BaseException], None] = _raise
         self.connections = Counts()
         self.reload_files: Callable[[], object] = int
         self.stall_seconds_max = 10.0
@@ -94,6 +96,11 @@ class MapApp(faust.App):  # type: ignore[misc]  # faust comes without types
         """Open the channels: they stay shut until Faust's own consumer would open them."""
         await super().on_start()
         self.flow_control.resume()
+
+
+def _raise(error: BaseException) -> None:
+    """Take an error where no worker runs that it could stop."""
+    raise error
 
 
 def create_app(
@@ -139,8 +146,9 @@ def create_app(
     runner = Runner(app.web.web_app, web_followers_max)
     app.web._runner = runner  # noqa: SLF001 - there is no other way to its limits
     app.web._transport_handlers["tcp"] = lambda: Site(  # noqa: SLF001 - nor to what listens
-        runner, app.conf.web_bind, app.conf.web_port, tls=app.conf.web_ssl_context
-    )
+        runner, app.conf.web_bind, app.conf.web_port, tls=app.conf.web_ssl_context,
+        failed=app.accepting_failed,
+    )  # fmt: skip
     app.connections = runner.counts
     for agent in AGENTS:
         # One waiting chunk at most: the transport hands over only to an agent that is idle.

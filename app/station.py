@@ -157,6 +157,7 @@ def build(settings: Settings) -> MapApp:
     options = kafka_options(settings, reloads)
     _make_folder(settings)
     app = _app(settings, themap, reloads)
+    app.accepting_failed = failed
     log = _log(settings, themap, options)
     archive = _archive(settings, reloads)
 

@@ -15,12 +15,16 @@ import contextlib
 import errno
 import functools
 import ipaddress
+import logging
 import resource
 import socket
 import ssl
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
+
+from agents.guarded import guarded
 
 if TYPE_CHECKING:
     from app.web_server import Place, Server
@@ -37,6 +41,8 @@ ACCEPT_PAUSE_S = 0.1
 
 ADDRESS_PREFIX_V6 = 64
 """The bits of an IPv6 address that one network has: its hosts choose the others as they like."""
+
+log = logging.getLogger(__name__)
 
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
@@ -65,14 +71,22 @@ class Site(web.BaseSite):
         host: name or address to bind to.
         port: its port.
         tls: the certificate, None for plain HTTP.
+        failed: called with the error if accepting fails: nobody could ask the worker any more.
     """
 
-    __slots__ = ("_host", "_port")
+    __slots__ = ("_failed", "_host", "_port")
 
     def __init__(
-        self, runner: Any, host: str, port: int, *, tls: ssl.SSLContext | None = None
+        self,
+        runner: Any,
+        host: str,
+        port: int,
+        *,
+        tls: ssl.SSLContext | None = None,
+        failed: Callable[[BaseException], None],
     ) -> None:
         super().__init__(runner, ssl_context=tls)
+        self._failed = failed
         self._host = host
         self._port = port
 
@@ -88,7 +102,8 @@ class Site(web.BaseSite):
             OSError: the address cannot be used.
         """
         await super().start()
-        listener: Any = Listener(self._runner.server, self._ssl_context)  # type: ignore[arg-type]
+        server: Any = self._runner.server
+        listener: Any = Listener(server, self._ssl_context, self._failed)
         self._server = listener
         await listener.start(self._host, self._port)
 
@@ -99,12 +114,16 @@ class Listener:
     Args:
         server: admits connections and answers on them.
         tls: the certificate, None for plain HTTP.
+        failed: called with the error if accepting fails.
 
     Attributes:
         sockets: what listens.
     """
 
-    def __init__(self, server: Server, tls: ssl.SSLContext | None) -> None:
+    def __init__(
+        self, server: Server, tls: ssl.SSLContext | None, failed: Callable[[BaseException], None]
+    ) -> None:
+        self._failed = failed
         self._server = server
         self._tls = tls
         self._tasks: set[asyncio.Task[None]] = set()
@@ -121,7 +140,8 @@ class Listener:
             self.close()
             raise
         for listening in self.sockets:
-            self._keep(asyncio.create_task(self._accept(listening)))
+            task = asyncio.create_task(guarded(self._accept(listening), self._failed))
+            self._keep(task)
 
     def close(self) -> None:
         """Accept no more, and end handshakes."""
@@ -155,13 +175,17 @@ class Listener:
             if place is None:
                 self._refuse(accepted)
                 continue
-            task = loop.create_task(self._open(accepted, place))
+            task = loop.create_task(guarded(self._open(accepted, place), self._failed))
             place.task = task
             task.add_done_callback(functools.partial(_close_unused, accepted, place))
             self._keep(task)
 
     async def _open(self, accepted: socket.socket, place: Place) -> None:
         """Make a connection of what was accepted; it leaves its place when it ends."""
+        if not place.network:
+            # It was to make room before it began.
+            accepted.close()
+            return
         options: dict[str, Any] = {}
         if self._tls is not None:
             options = {
@@ -175,6 +199,10 @@ class Listener:
             )
         except OSError:
             # TLS errors and a handshake that takes too long are of that kind too.
+            self._server.leave(place, handshake_failed=True)
+        except Exception:
+            # Whatever one client does, others are accepted.
+            log.exception("cannot open a connection that was accepted")
             self._server.leave(place, handshake_failed=True)
         except BaseException:
             self._server.leave(place)

@@ -124,7 +124,7 @@ class Place:
     """What a connection takes from the moment that it is accepted.
 
     Attributes:
-        network: the address, or the network of it, that it counts for.
+        network: the address, or the network of it, that it counts for; empty once it is left.
         task: what makes a connection of it, until that is done.
         connection: the connection, from then on.
     """
@@ -236,7 +236,7 @@ class Server(web.Server):
                 self.leave(place)
                 if connection is not None and connection.transport is not None:
                     connection.let_go()
-                elif task is not None:
+                elif task is not None and connection is not None:
                     task.cancel()
                 return True
         return False

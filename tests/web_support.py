@@ -201,7 +201,7 @@ async def served(
     runner = Runner(app, given.query_live_max)
     await runner.setup()
     tls = ssl_context(given, reloads)
-    await Site(runner, "127.0.0.1", 0, tls=tls).start()
+    await Site(runner, "127.0.0.1", 0, tls=tls, failed=failures.append).start()
     scheme = "http" if tls is None else "https"
     view.counts = runner.counts
     try:
