@@ -16,7 +16,7 @@ from support import DAY_MS, small_map, until
 from web_support import METRICS, FrameCells, StandingView, frame, get, served, stored
 
 from app.peer_proof import HEADER, PeerKey
-from app.peer_wire import encode_reads
+from app.peer_wire import PATH, encode_reads
 from app.reloads import Reloads
 from app.settings import Settings
 from app.tokens import make_token, revoke_token
@@ -152,6 +152,72 @@ def test_the_page_has_the_table_of_today(tmp_path: Path) -> None:
         for row in [line.strip("|").split("|")]
     }
     assert rows == STATUSES
+
+
+@pytest.mark.parametrize(
+    ("settings", "statuses"),
+    [
+        ({}, (200, 200, 200, 200)),
+        ({"peer_secret": SECRET}, (200, 401, 401, 200)),
+        ({"web_token": TOKEN}, (401, 401, 403, 401)),
+        ({"web_token": TOKEN, "peer_secret": SECRET}, (401, 401, 403, 200)),
+        ({"web_tokens_file": "tokens.json"}, (401, 401, 401, 401)),
+    ],
+    ids=["nothing", "peer secret", "token", "both", "file of tokens"],
+)
+async def test_what_is_set_decides_who_asks_between_workers(
+    tmp_path: Path, settings: dict[str, str], statuses: tuple[int, ...]
+) -> None:
+    """The map without a token; then the path of workers without one, with one, and signed."""
+    if "web_tokens_file" in settings:
+        settings = {"web_tokens_file": str(tmp_path / settings["web_tokens_file"])}
+        make_token(Path(settings["web_tokens_file"]), "first", ["read", "live", "admin"])
+    body = encode_reads(MAP, [LiveRead(MAP.layer("hour"))])
+    own = "http://127.0.0.1:6066"
+    signed = {HEADER: PeerKey(SECRET, own).sign("POST", own, PATH, body).header}
+    async with (
+        served(MAP, tmp_path / "a", **settings) as (_, url),
+        aiohttp.ClientSession() as session,
+    ):
+        found = (
+            await status_of(session, f"{url}/v1/map", None, {}),
+            await status_of(session, url + PATH, body, {}),
+            await status_of(session, url + PATH, body, bearer(TOKEN)),
+            await status_of(session, url + PATH, body, signed),
+        )
+    assert found == statuses
+
+
+async def test_the_key_that_follows_from_a_token_opens_what_the_token_does_not(
+    tmp_path: Path,
+) -> None:
+    """So nothing but ``web_token`` need be set, and it goes to no other worker."""
+    body = encode_reads(MAP, [LiveRead(MAP.layer("hour"))])
+    own = "http://127.0.0.1:6066"
+    signed = {HEADER: PeerKey(TOKEN, own).sign("POST", own, PATH, body).header}
+    async with (
+        served(MAP, tmp_path, web_token=TOKEN) as (_, url),
+        aiohttp.ClientSession() as session,
+    ):
+        assert await status_of(session, url + PATH, body, signed) == 200
+        other = signed | {"Content-Type": "application/msgpack"}
+        assert await status_of(session, url + PATH, body, other) == 401
+        key = PeerKey(TOKEN, own)
+        changed = {HEADER: key.sign("POST", own, PATH, body).header}
+        async with session.post(url + PATH, data=body + b"x", headers=changed) as response:
+            assert response.status == 401
+            assert "not the one that was signed" in await response.text()
+
+
+async def test_the_document_says_which_scope_a_path_wants(tmp_path: Path) -> None:
+    """Where tokens are set."""
+    async with served(MAP, tmp_path, web_token=TOKEN) as (_, url):
+        _, document, _ = await get(f"{url}/openapi.json", **bearer(TOKEN))
+    wants = {path: about["get"]["security"] for path, about in document["paths"].items()}
+    assert wants["/v1/layers/hour/live"] == [{"token": ["live"]}]
+    assert wants["/v1/layers/hour/cells"] == [{"token": ["read"]}]
+    assert wants["/v1/ledger"] == [{"token": ["admin"]}]
+    assert wants["/readyz"] == []
 
 
 async def test_a_wrong_scope_is_a_403_that_names_the_right_one(tmp_path: Path) -> None:
