@@ -174,7 +174,7 @@ class Access:
         """Return the proof of a worker, or why it is refused; None where none is wanted."""
         if self.peer_key is None and not self.wants_token:
             return None
-        why = "no secret between workers is set; set peer_secret at all workers"
+        why = "no secret between workers is set; want peer_secret at all workers"
         if self.peer_key is not None:
             header = request.headers.get(HEADER, "")
             try:
