@@ -277,6 +277,27 @@ async def test_sighup_has_files_read_again_and_ends_nothing(
     assert "tm_" not in worker.log()
 
 
+async def test_sighup_does_not_end_a_worker_that_starts(processes: Callable[..., Process]) -> None:
+    """From the moment on that its command is loaded."""
+    worker = processes()
+    await apply(worker)
+    worker.start()
+    status = Path(f"/proc/{worker.running.pid}/status")
+
+    async def is_safe() -> bool:
+        lines = (await asyncio.to_thread(status.read_text)).splitlines()
+        masks = [
+            int(line.split()[1], 16) for line in lines if line.startswith(("SigIgn", "SigCgt"))
+        ]
+        return any(mask >> (signal.SIGHUP - 1) & 1 for mask in masks)
+
+    await until(is_safe, 30)
+    assert "Kafka" not in worker.log()
+    worker.running.send_signal(signal.SIGHUP)
+    await worker.ready()
+    assert await worker.stop() == 0
+
+
 async def test_reloads_are_told_in_the_readiness(tmp_path: Path) -> None:
     """A worker whose files are broken is ready: it has the last good ones."""
     tokens = tmp_path / "tokens.json"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from app.process import Process, ignore_hangups
+from app.process import Process
 from app.settings import Settings
 from app.settings_options import settings_options
 from app.station import build
@@ -24,6 +24,5 @@ LEVELS = ("debug", "info", "warning", "error", "critical")
 @settings_options
 def command(loglevel: str, settings: Settings) -> None:
     """Run a worker: read, fold, journal, archive and answer until it is stopped."""
-    ignore_hangups()
     worker = Process(build(settings), loglevel=loglevel.upper(), redirect_stdouts=False)
     worker.execute_from_commandline()
