@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import importlib.util
+import signal
 import sys
 from typing import Any
 
@@ -20,11 +21,13 @@ COMMANDS = {
     "deadletters": "app.commands.deadletters",
     "demo": "app.commands.demo",
     "generate": "app.commands.generate",
+    "token": "app.commands.token",
     "verify": "app.commands.verify",
     "worker": "app.commands.worker",
 }
 # Commands that play the examples, which an installed program comes without.
 OF_EXAMPLES = {"demo", "replay"}
+WORKER = "worker"
 
 
 INTERRUPTED = 130
@@ -52,6 +55,10 @@ class LazyGroup(click.Group):
         """Import and return one command."""
         if cmd_name not in self.list_commands(ctx):
             return None
+        if cmd_name == WORKER:
+            # It has files read again (app.process), and must not end what is still being loaded:
+            # supervisors take such an end for a wanted one.
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
         # Of all that imports make nothing is garbage: looking for some takes a fifth of the time.
         gc.disable()
         try:

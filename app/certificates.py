@@ -1,71 +1,173 @@
-"""Certificates: TLS from PEM files; what cannot be used is told with its setting and its file."""
+"""Certificates: TLS from PEM files, read again while the worker runs.
+
+What cannot be used is refused with its setting and its file. Connections that are open keep what
+they began with; new ones have the files of now.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import ssl
-from typing import NoReturn
+from pathlib import Path
+from typing import Any
 
+from app.reloads import Reloads
+from app.settings_secrets import read_secret
 from tables.errors import SettingError
 
 
-def client_context(
-    of: str, ca_file: str, cert_file: str = "", key_file: str = ""
-) -> ssl.SSLContext:
-    """Return what checks a server, and shows it an own certificate where there is one.
+@dataclasses.dataclass(frozen=True, slots=True)
+class PemFiles:
+    """The files of one side of TLS.
 
-    Args:
+    Attributes:
         of: how the settings of these files begin: ``kafka``, ``cassandra`` or ``web``.
         ca_file: authorities; empty: the system's.
         cert_file: an own certificate; empty: none.
         key_file: its key.
+        key_password_file: the passphrase of the key; empty: it has none.
+    """
+
+    of: str
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+    key_password_file: str = ""
+
+    @property
+    def paths(self) -> list[str]:
+        """The files that there are."""
+        all_of_them = (self.ca_file, self.cert_file, self.key_file, self.key_password_file)
+        return [path for path in all_of_them if path]
+
+
+def client_context(files: PemFiles, reloads: Reloads | None = None) -> ssl.SSLContext:
+    """Return what checks a server, and shows it an own certificate where there is one.
+
+    Args:
+        files: authorities, certificate and key.
+        reloads: reads them again when they change. An authority that is taken out of its file is
+            trusted until the process ends, because contexts forget none.
 
     Raises:
         SettingError: a file cannot be used.
     """
-    try:
-        context = ssl.create_default_context(cafile=ca_file or None)
-    except OSError as error:
-        raise SettingError(
-            f"cannot use {of}_ca_file: {_reason(error)}; got {ca_file}; want a PEM file of"
-            " certificates"
-        ) from error
-    if cert_file:
-        _load(context, of, cert_file, key_file)
+
+    def made() -> ssl.SSLContext:
+        try:
+            context = ssl.create_default_context(cafile=files.ca_file or None)
+        except OSError as error:
+            raise SettingError(
+                f"cannot use {files.of}_ca_file: {_reason(error)}; got {files.ca_file}; want a PEM"
+                " file of certificates"
+            ) from error
+        if files.cert_file:
+            _load(context, files)
+        return context
+
+    context = made()
+
+    def again() -> None:
+        # Whoever has the context keeps it; what is wrong with the files is found on another one.
+        made()
+        if files.ca_file:
+            context.load_verify_locations(files.ca_file)
+        if files.cert_file:
+            _load(context, files)
+
+    if reloads is not None and files.paths:
+        reloads.add(f"{files.of}_client", files.paths, again)
     return context
 
 
-def server_context(of: str, cert_file: str, key_file: str) -> ssl.SSLContext:
+def server_context(files: PemFiles, reloads: Reloads | None = None) -> ssl.SSLContext:
     """Return what shows a certificate to clients.
 
+    Args:
+        files: certificate and key.
+        reloads: reads them again when they change.
+
     Raises:
         SettingError: a file cannot be used.
     """
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    _load(context, of, cert_file, key_file)
+
+    def made() -> ssl.SSLContext:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        _load(context, files)
+        return context
+
+    context = current = made()
+
+    def again() -> None:
+        nonlocal current
+        current = made()
+
+    def choose(connection: Any, name: str | None, first: ssl.SSLContext) -> None:
+        """Take the files of now; called for each handshake, whether the client names a host."""
+        del name, first
+        connection.context = current
+
+    context.sni_callback = choose
+    if reloads is not None:
+        reloads.add(f"{files.of}_server", files.paths, again)
     return context
 
 
-def _load(context: ssl.SSLContext, of: str, cert_file: str, key_file: str) -> None:
+def _load(context: ssl.SSLContext, files: PemFiles) -> None:
+    """Load certificate and key.
+
+    Raises:
+        SettingError: they cannot be used.
+    """
+    passphrase = _Passphrase(files)
     try:
-        context.load_cert_chain(cert_file, key_file, password=_refuse_passphrase)
-    except _EncryptedError as error:
+        context.load_cert_chain(files.cert_file, files.key_file, password=passphrase)
+    except (OSError, ValueError) as error:
+        # A ValueError is of a passphrase that is too long for OpenSSL.
+        reason = _reason(error) if isinstance(error, OSError) else str(error)
+        if passphrase.was_asked and "mismatch" not in reason:
+            raise SettingError(
+                f"cannot use {files.of}_key_password_file: its passphrase does not open the key;"
+                f" got {files.key_password_file} for {files.key_file}; want the passphrase of that"
+                " key"
+            ) from error
         raise SettingError(
-            f"cannot use {of}_key_file: it is encrypted; got {key_file}; want a key without a"
-            " passphrase, in a file that only this user may read"
-        ) from error
-    except OSError as error:
-        raise SettingError(
-            f"cannot use {of}_cert_file: {_reason(error)}; got {cert_file} with key {key_file};"
-            " want PEM files of a certificate and its key"
+            f"cannot use {files.of}_cert_file: {reason}; got {files.cert_file} with key"
+            f" {files.key_file}; want PEM files of a certificate and its key"
         ) from error
 
 
-class _EncryptedError(Exception):
-    """A key wants a passphrase; OpenSSL alone would ask the terminal for it, and wait."""
+class _Passphrase:
+    """Gives the passphrase of a key; OpenSSL alone would ask the terminal for it, and wait.
 
+    Attributes:
+        was_asked: whether the key wants one.
+    """
 
-def _refuse_passphrase() -> NoReturn:
-    raise _EncryptedError
+    def __init__(self, files: PemFiles) -> None:
+        self._files = files
+        self.was_asked = False
+
+    def __call__(self) -> str:
+        """Return the passphrase.
+
+        Raises:
+            SettingError: there is none.
+        """
+        files = self._files
+        self.was_asked = True
+        if not files.key_password_file:
+            raise SettingError(
+                f"cannot use {files.of}_key_file: it is encrypted; got {files.key_file}; want"
+                f" {files.of}_key_password_file too, or a key without a passphrase in a file that"
+                " only this user may read"
+            )
+        try:
+            return read_secret(Path(files.key_password_file))
+        except ValueError as error:
+            raise SettingError(
+                f"cannot use {files.of}_key_password_file: {error}; got {files.key_password_file}"
+            ) from error
 
 
 def _reason(error: OSError) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import socket
 import ssl
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app.certificates import client_context
+from app.certificates import PemFiles, client_context
+from app.reloads import Reloads
 from app.settings import Settings
 from tables.errors import SettingError
 
@@ -15,17 +15,23 @@ if TYPE_CHECKING:
     from tables.archive_cassandra import CassandraSettings
 
 
-def kafka_options(settings: Settings) -> dict[str, Any]:
+def kafka_options(settings: Settings, reloads: Reloads | None = None) -> dict[str, Any]:
     """Return the security options that every aiokafka client takes: TLS and login.
+
+    Args:
+        settings: files, name and password.
+        reloads: reads the files again when they change.
 
     Raises:
         SettingError: a certificate file cannot be used.
     """
     options: dict[str, Any] = {}
     if settings.kafka_uses_tls:
-        options["ssl_context"] = client_context(
-            "kafka", settings.kafka_ca_file, settings.kafka_cert_file, settings.kafka_key_file
-        )
+        files = PemFiles(
+            "kafka", settings.kafka_ca_file, settings.kafka_cert_file, settings.kafka_key_file,
+            settings.kafka_key_password_file,
+        )  # fmt: skip
+        options["ssl_context"] = client_context(files, reloads)
     if settings.kafka_sasl_mechanism:
         options["sasl_mechanism"] = settings.kafka_sasl_mechanism
         options["sasl_plain_username"] = settings.kafka_username
@@ -40,8 +46,27 @@ def client_options(login: Settings | None) -> dict[str, Any]:
     return {} if login is None else kafka_options(login)
 
 
-def cassandra_settings(settings: Settings) -> CassandraSettings:
+def cassandra_tls(settings: Settings, reloads: Reloads | None = None) -> ssl.SSLContext | None:
+    """Return what checks the nodes of Cassandra, None for connections without TLS.
+
+    Raises:
+        SettingError: a certificate file cannot be used.
+    """
+    if not settings.cassandra_uses_tls:
+        return None
+    files = PemFiles(
+        "cassandra", settings.cassandra_ca_file, settings.cassandra_cert_file,
+        settings.cassandra_key_file, settings.cassandra_key_password_file,
+    )  # fmt: skip
+    return client_context(files, reloads)
+
+
+def cassandra_settings(settings: Settings, reloads: Reloads | None = None) -> CassandraSettings:
     """Return the settings of the Cassandra archive; imports the Cassandra driver.
+
+    Args:
+        settings: nodes, files, name and password.
+        reloads: reads the files again when they change.
 
     Raises:
         SettingError: the driver is not installed, the archive cannot make such a replication, or a
@@ -54,14 +79,6 @@ def cassandra_settings(settings: Settings) -> CassandraSettings:
             f"cannot use archive cassandra: {error}; want the package cassandra-driver; install "
             "treasure-map[cassandra]"
         ) from error
-    if settings.cassandra_uses_tls:
-        # The driver would try for ever to connect without them.
-        client_context(
-            "cassandra",
-            settings.cassandra_ca_file,
-            settings.cassandra_cert_file,
-            settings.cassandra_key_file,
-        )
     return CassandraSettings(
         hosts=settings.cassandra_hosts,
         port=settings.cassandra_port,
@@ -70,11 +87,10 @@ def cassandra_settings(settings: Settings) -> CassandraSettings:
         replication=_replication(settings),
         username=settings.cassandra_username or None,
         password=settings.cassandra_password or None,
-        tls=settings.cassandra_uses_tls,
+        # Made here: the driver would try for ever to connect without its files.
+        tls=cassandra_tls(settings, reloads),
         tls_name=settings.cassandra_tls_name,
-        tls_ca_file=_path(settings.cassandra_ca_file),
-        tls_certificate_file=_path(settings.cassandra_cert_file),
-        tls_key_file=_path(settings.cassandra_key_file),
+        tls_shows_certificate=bool(settings.cassandra_cert_file),
     )
 
 
@@ -91,10 +107,6 @@ def _replication(settings: Settings) -> int:
     return int(factor)
 
 
-def _path(text: str) -> Path | None:
-    return Path(text) if text else None
-
-
 def advertised_url(settings: Settings) -> str:
     """Return where other workers reach this one's endpoint."""
     if settings.web_url:
@@ -107,10 +119,12 @@ def advertised_url(settings: Settings) -> str:
     return f"{scheme}://{bracketed}:{settings.web_port}"
 
 
-def peers_tls(settings: Settings) -> ssl.SSLContext | None:
+def peers_tls(settings: Settings, reloads: Reloads | None = None) -> ssl.SSLContext | None:
     """Return what checks the certificates of other workers, None where the system's will do.
 
     Raises:
         SettingError: the file of authorities cannot be used.
     """
-    return client_context("web", settings.web_ca_file) if settings.web_ca_file else None
+    if not settings.web_ca_file:
+        return None
+    return client_context(PemFiles("web", settings.web_ca_file), reloads)

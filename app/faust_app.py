@@ -22,7 +22,8 @@ from agents.guarded import guarded
 from app.aiokafka_private import tell_broken_connections
 from app.lane import Lane, always
 from app.pace import Pace
-from app.web_server import Runner
+from app.web_listener import Site
+from app.web_server import Counts, Runner
 from tables.chunk import Chunk
 
 Handler = Callable[[Chunk], Awaitable[None]]
@@ -73,6 +74,9 @@ class MapApp(faust.App):  # type: ignore[misc]  # faust comes without types
     Attributes:
         own_services: what to run; add to it before the App starts.
         chunks: the channel of each agent, by its name.
+        accepting_failed: called with the error if the endpoint cannot accept any more.
+        connections: what connections to the endpoint come to.
+        reload_files: looks at all files that are read again when they change.
         stall_seconds_max: how long the event loop may stand still before the process is ended.
     """
 
@@ -82,6 +86,9 @@ class MapApp(faust.App):  # type: ignore[misc]  # faust comes without types
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.own_services: list[Service] = []
         self.chunks: dict[str, Any] = {}
+        self.accepting_failed: Callable[[BaseException], None] = _raise
+        self.connections = Counts()
+        self.reload_files: Callable[[], object] = int
         self.stall_seconds_max = 10.0
         super().__init__(*args, **kwargs)
 
@@ -89,6 +96,11 @@ class MapApp(faust.App):  # type: ignore[misc]  # faust comes without types
         """Open the channels: they stay shut until Faust's own consumer would open them."""
         await super().on_start()
         self.flow_control.resume()
+
+
+def _raise(error: BaseException) -> None:
+    """Take an error where no worker runs that it could stop."""
+    raise error
 
 
 def create_app(
@@ -131,9 +143,13 @@ def create_app(
         web_metrics_enabled=False,
     )
     # Faust's own server takes no cursor of long keys, and has no bounds.
-    app.web._runner = Runner(  # noqa: SLF001 - there is no other way to its limits
-        app.web.web_app, web_followers_max
-    )
+    runner = Runner(app.web.web_app, web_followers_max)
+    app.web._runner = runner  # noqa: SLF001 - there is no other way to its limits
+    app.web._transport_handlers["tcp"] = lambda: Site(  # noqa: SLF001 - nor to what listens
+        runner, app.conf.web_bind, app.conf.web_port, tls=app.conf.web_ssl_context,
+        failed=app.accepting_failed,
+    )  # fmt: skip
+    app.connections = runner.counts
     for agent in AGENTS:
         # One waiting chunk at most: the transport hands over only to an agent that is idle.
         app.chunks[agent] = app.channel(maxsize=1)

@@ -19,13 +19,16 @@ from agents.owner import Owner
 from agents.owners import DROPS
 from app.lane import Lane
 from app.pressure import REASONS, Pressure
+from app.web_server import REASONS as REFUSED
 from tables.ledger import EVENT_COLUMNS, LAYER_COLUMNS, RECORD_COLUMNS
 
 if TYPE_CHECKING:
     from app.peers import Peers
+    from app.reloads import Reloads
     from app.transport import Transport
     from app.view import View
     from app.watch import Watch
+    from app.web_server import Counts
     from tables.archive_cache import ArchiveCache
 
 PREFIX = "treasure_map_"
@@ -45,6 +48,9 @@ class Metrics(Collector):
         lanes: the agents' lanes.
         peers: what asks other workers.
         cache: what remembers of the archive.
+        reloads: what reads files again.
+        is_insecure: whether the settings allow what is not guarded.
+        connections: what connections to the endpoint come to.
     """
 
     def __init__(
@@ -57,7 +63,13 @@ class Metrics(Collector):
         lanes: Iterable[Lane],
         peers: Peers,
         cache: ArchiveCache,
+        reloads: Reloads,
+        is_insecure: bool,
+        connections: Counts,
     ) -> None:
+        self._connections = connections
+        self._reloads = reloads
+        self._is_insecure = is_insecure
         self._peers = peers
         self._cache = cache
         self._view = view
@@ -85,6 +97,7 @@ class Metrics(Collector):
         yield from self._pressing()
         yield from self._needing()
         yield from self._answering()
+        yield from self._guarding()
 
     def _ledger(self) -> Iterator[Metric]:
         owners = list(self._view.owners.each())
@@ -281,6 +294,28 @@ class Metrics(Collector):
         yield _gauge(
             "query_cache_entries", "Ranges that are remembered.", (), [((), cache.entries)]
         )
+
+    def _guarding(self) -> Iterator[Metric]:
+        yield _gauge(
+            "insecure", "1 if the settings allow what is not guarded.", (),
+            [((), self._is_insecure)],
+        )  # fmt: skip
+        connections = self._connections
+        yield _gauge("web_connections", "Connections to the endpoint.", (),
+                     [((), connections.open)])  # fmt: skip
+        yield _counter(
+            "web_refused", "Connections that were refused or ended, by the reason.", ("reason",),
+            (((reason,), connections.refused[reason]) for reason in REFUSED),
+        )  # fmt: skip
+        reloads = self._reloads.all
+        yield _gauge(
+            "reload_failing", "1 while changed files cannot be used, and the last good ones are.",
+            ("what",), (((one.name,), bool(one.error)) for one in reloads),
+        )  # fmt: skip
+        yield _counter(
+            "reloads", "Times that changed files were put to use.", ("what",),
+            (((one.name,), one.loads_total) for one in reloads),
+        )  # fmt: skip
 
 
 def _place(owner: Owner) -> tuple[str, str]:

@@ -7,12 +7,13 @@ below, and tests compare real answers with them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any, Literal
 
 import msgspec
 
+from app.web_access import OPEN
 from app.web_formats import FORMATS, JSON
 from app.web_guard import PROBLEM_TYPE
 from app.web_live import live_parameters
@@ -166,15 +167,32 @@ class Layers(msgspec.Struct):
     layers: list[LayerAbout]
 
 
+class WorkerAbout(msgspec.Struct):
+    """One worker of the group; ``problem`` says why it is not asked or not trusted."""
+
+    url: str
+    own: bool
+    partitions: int
+    problem: str
+
+
+class Cluster(msgspec.Struct):
+    """The workers of the group that own partitions."""
+
+    workers: list[WorkerAbout]
+
+
 class Ready(msgspec.Struct):
-    """Whether a worker is restored and caught up."""
+    """Whether a worker is restored and caught up; without a token that is wanted, no more."""
 
     ready: bool
-    reason: str
-    reasons: list[str]
-    serving: dict[str, list[int]]
-    restoring: dict[str, list[int]]
-    paused: dict[str, list[str]]
+    reason: str | msgspec.UnsetType = msgspec.UNSET
+    reasons: list[str] | msgspec.UnsetType = msgspec.UNSET
+    serving: dict[str, list[int]] | msgspec.UnsetType = msgspec.UNSET
+    restoring: dict[str, list[int]] | msgspec.UnsetType = msgspec.UNSET
+    paused: dict[str, list[str]] | msgspec.UnsetType = msgspec.UNSET
+    insecure: bool | msgspec.UnsetType = msgspec.UNSET
+    warnings: list[str] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Live(msgspec.Struct):
@@ -183,20 +201,27 @@ class Live(msgspec.Struct):
     live: bool
 
 
-_TYPES = (Problem, LayerPage, FamilyPage, Families, Layers, Ready, Live)
+_TYPES = (Problem, LayerPage, FamilyPage, Families, Layers, Cluster, Ready, Live)
 _REFUSALS = (
     HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND,
     HTTPStatus.NOT_ACCEPTABLE, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT,
 )  # fmt: skip
 
 
-def openapi(themap: Map, limits: Limits, *, token: bool) -> dict[str, Any]:
+def openapi(
+    themap: Map,
+    limits: Limits,
+    *,
+    token: bool,
+    scope_of: Callable[[str], str | None] = lambda _: None,
+) -> dict[str, Any]:
     """Return the document of a worker that runs this map.
 
     Args:
         themap: the map.
         limits: the bounds of one request.
         token: whether requests must carry one.
+        scope_of: returns the scope that the token of a path must have.
     """
     _, components = msgspec.json.schema_components(
         _TYPES, ref_template="#/components/schemas/{name}"
@@ -215,6 +240,12 @@ def openapi(themap: Map, limits: Limits, *, token: bool) -> dict[str, Any]:
     if token:
         document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"token": []}]
+        for path, about in document["paths"].items():
+            scope = scope_of(path)
+            if scope == OPEN:
+                about["get"]["security"] = []
+            elif scope is not None:
+                about["get"]["security"] = [{"token": [scope]}]
     return document
 
 
@@ -222,6 +253,7 @@ def _paths(themap: Map, limits: Limits) -> dict[str, Any]:
     paths: dict[str, Any] = {
         "/v1/families": _get("The families of the map", [], _json("Families")),
         "/v1/map": _get("The map, with the topics that follow from it", [], _any()),
+        "/v1/cluster": _get("The workers of the group", [], _json("Cluster")),
         "/v1/layers": _get("What each layer holds on this worker", [], _json("Layers")),
         "/v1/ledger": _get("Where every offset and event went", [], _any()),
         "/livez": _get("Whether the event loop runs", [], _json("Live")),

@@ -12,31 +12,23 @@ import asyncio
 import dataclasses
 import math
 import ssl
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
+from typing import Any
 
 import aiohttp
-import msgspec
-import polars as pl
 
 from agents.outage import Outage
 from app.assignor import TopicPartition
-from tables.block import decode_block, encode_block
-from tables.cell import archive_schema
+from app.peer_proof import HEADER, PeerKey, ProofError
+from app.peer_troubles import PeerError, Trouble, why_never
+from app.peer_wire import CONTENT_TYPE, PATH, decode_rows, encode_reads
 from tables.cost import QueryCost
-from tables.errors import QueryError
-from tables.facts import PartitionFacts
-from tables.family import KeyFilter
-from tables.layer import Layer, Map, Scalar, combiner_of
-from tables.live import LiveJob, LiveRead, LiveRows, Told
-from tables.parameters import INT64_MAX, INT64_MIN
-from tables.rollup_table import rollup_schema
-from tables.sealed import DamagedError, seal, unpacked, unsealed
+from tables.layer import Map
+from tables.live import LiveJob, LiveRead, LiveRows
+from tables.sealed import DamagedError
 from tables.threads import THREADS, Threads
-
-PATH = "/v1/worker/live"
-CONTENT_TYPE = "application/msgpack"
-ANSWER_FORMAT = 1
 
 HEDGE_S = 0.15
 """A worker answers in milliseconds; one that collects garbage or stands on its disk may not, and
@@ -56,161 +48,15 @@ AT_ONCE_ROWS_MAX = 10_000
 AT_ONCE_BYTES_MAX = 1 << 18
 """Answers of so few bytes are decoded in some 2 ms."""
 
-
-class WireRead(msgspec.Struct, frozen=True, array_like=True):
-    """One :class:`tables.live.LiveRead` on its way; ``layer`` may be a combiner's name."""
-
-    layer: str
-    from_ms: int
-    to_ms: int
-    values: dict[str, list[Scalar]]
-    prefixes: dict[str, str]
-    parts: bool
-    partitions: list[int] | None
-    after: dict[int, Told] | None
+REFUSAL_CHARACTERS = 200
+_UNTRUSTED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 
 
-class WireReads(msgspec.Struct, frozen=True, array_like=True):
-    """A request: all reads are answered from one state. ``digest`` is that of the asker's map."""
+class _RefusalError(Exception):
+    """A worker does not answer what it is asked, for now."""
 
-    digest: str
-    reads: list[WireRead]
-
-
-class WireRows(msgspec.Struct, frozen=True, array_like=True):
-    """One :class:`tables.live.LiveRows`; ``block`` is empty where there are no rows."""
-
-    facts: list[PartitionFacts]
-    block: bytes
-
-
-_reads = msgspec.msgpack.Decoder(WireReads)
-_rows = msgspec.msgpack.Decoder(list[WireRows])
 
 Local = Callable[[LiveRead], LiveJob]
-
-
-def encode_reads(themap: Map, reads: Iterable[LiveRead]) -> bytes:
-    """Return the body of a request."""
-    wire = [
-        WireRead(
-            read.layer.name,
-            read.from_ms,
-            read.to_ms,
-            {name: list(values) for name, values in read.keys.values.items()},
-            dict(read.keys.prefixes),
-            read.parts,
-            None if read.partitions is None else sorted(read.partitions),
-            None if read.after is None else dict(read.after),
-        )
-        for read in reads
-    ]
-    return msgspec.msgpack.encode(WireReads(themap.digest, wire))
-
-
-def decode_reads(themap: Map, body: bytes) -> list[LiveRead]:
-    """Return the reads of a request.
-
-    Raises:
-        QueryError: it is none, or of another map.
-    """
-    try:
-        wire = unpacked(_reads, body)
-    except DamagedError as error:
-        raise QueryError(f"cannot read live cells: the request is none: {error}") from error
-    if wire.digest != themap.digest:
-        raise QueryError(
-            "cannot read live cells: the worker that asks runs another map; want the same revision"
-            " on all workers of a group; it is so once all have been restarted"
-        )
-    layers = _layers(themap)
-    unknown = sorted({read.layer for read in wire.reads} - layers.keys())
-    if unknown:
-        raise QueryError(f"cannot read live cells: no such layer; got {', '.join(unknown)}")
-    for read in wire.reads:
-        _check(layers[read.layer], read)
-    return [
-        LiveRead(
-            layers[read.layer],
-            read.from_ms,
-            read.to_ms,
-            KeyFilter({n: tuple(values) for n, values in read.values.items()}, read.prefixes),
-            read.parts,
-            None if read.partitions is None else frozenset(read.partitions),
-            read.after,
-        )
-        for read in wire.reads
-    ]
-
-
-def _check(layer: Layer, read: WireRead) -> None:
-    """Refuse what no worker asks for.
-
-    Raises:
-        QueryError: it names fields that the layer has not, values of other types, or contributions
-            of a layer that has none.
-    """
-    types = {"string": str, "int": int, "bool": bool}
-    fields = {field.name: types[field.type] for field in layer.key}
-    texts = [name for name, kind in fields.items() if kind is str]
-    numbers = [read.from_ms, read.to_ms, *(read.partitions or ())]
-    numbers += [n for told in (read.after or {}).values() for n in msgspec.structs.astuple(told)]
-    numbers += [v for values in read.values.values() for v in values if type(v) is int]
-    if (
-        not all(
-            name in fields and values and all(type(value) is fields[name] for value in values)
-            for name, values in read.values.items()
-        )
-        or not all(name in texts for name in read.prefixes)
-        or not all(INT64_MIN <= number <= INT64_MAX for number in numbers)
-        or (read.parts and not layer.merged)
-    ):
-        raise QueryError(
-            f"cannot read live cells: no worker asks for {layer.name} like this; want a request of"
-            " a worker of this version"
-        )
-
-
-def encode_jobs(jobs: Iterable[LiveJob]) -> bytes:
-    """Return the body of an answer, with the rows that the jobs make."""
-    wire = []
-    for job in jobs:
-        frames = job.frames()
-        block = encode_block(pl.concat(frames)) if frames else b""
-        wire.append(WireRows(list(job.facts.values()), block))
-    return seal(ANSWER_FORMAT, msgspec.msgpack.encode(wire))
-
-
-def decode_rows(reads: Sequence[LiveRead], body: bytes) -> list[LiveRows]:
-    """Return what a worker answered to ``reads``.
-
-    Raises:
-        DamagedError: it is no answer to them, or one of another version.
-    """
-    content = unsealed(body)
-    if body[0] != ANSWER_FORMAT:
-        raise DamagedError(f"got format {body[0]}; want {ANSWER_FORMAT}")
-    answers = unpacked(_rows, content)
-    if len(answers) != len(reads):
-        raise DamagedError(f"got {len(answers)} answers to {len(reads)} reads")
-    found = []
-    for read, wire in zip(reads, answers, strict=True):
-        schema = archive_schema(read.layer)
-        if read.parts:
-            schema = rollup_schema(read.layer) | {"held_by": pl.Int32()}
-        rows = [decode_block(wire.block, schema)] if wire.block else []
-        found.append(LiveRows({facts.partition: facts for facts in wire.facts}, rows))
-    return found
-
-
-def _layers(themap: Map) -> dict[str, Layer]:
-    layers = {layer.name: layer for layer in themap.layers}
-    for layer in themap.layers:
-        if layer.merged:
-            assert layer.source is not None
-            combiner = combiner_of(themap.source(layer.source), layer)
-            layers[combiner.name] = combiner
-    return layers
 
 
 class Peers:
@@ -221,11 +67,12 @@ class Peers:
         local: reads the partitions of this worker.
         members: returns the endpoint of each partition's owner, as of the last assignment.
         own_url: this worker's endpoint.
-        token: what requests carry; all workers of a group have the same.
-        tls: checks the certificates of other workers; None where they have none.
+        key: what requests are signed with; None where no secret is set.
+        only_https: whether workers are asked over TLS only, as this one is.
         threads: where long steps are made.
 
     Attributes:
+        tls: checks the certificates of other workers; None where the system's authorities do.
         asked_total: requests to other workers.
         hedged_total: those of them that were second tries.
         failed_total: requests that were not answered.
@@ -238,18 +85,18 @@ class Peers:
         members: Callable[[], Mapping[TopicPartition, str]],
         *,
         own_url: str,
-        token: str = "",
-        tls: ssl.SSLContext | None = None,
+        key: PeerKey | None = None,
+        only_https: bool = False,
         threads: Threads | None = None,
     ) -> None:
         self._map = themap
         self._local = local
         self._members = members
         self._own_url = own_url
-        self._headers = {"Content-Type": CONTENT_TYPE}
-        if token:
-            self._headers["Authorization"] = f"Bearer {token}"
-        self._tls = tls
+        self._key = key
+        self.tls: ssl.SSLContext | None = None
+        self._only_https = only_https
+        self._troubles: dict[str, Trouble] = {}
         self._threads = threads or Threads(THREADS, "query")
         self._session: aiohttp.ClientSession | None = None
         self._outages: dict[str, Outage] = {}
@@ -373,22 +220,70 @@ class Peers:
         """Return the body of one answer, None where there is none."""
         self.asked_total += 1
         cost.workers_asked += 1
-        if self._session is None:
-            self._session = aiohttp.ClientSession(headers=self._headers)
+        trouble = self._trouble(url)
         try:
-            async with self._session.post(
-                f"{url}{PATH}", data=body, ssl=self._tls or True
-            ) as response:
-                answer = await response.read()
-                if response.status == HTTPStatus.OK:
-                    self._outage(url).answered()
-                    return answer
-                what = answer.decode(errors="replace")[:200]
-                self._outage(url).failed(f"it refused to tell its live cells: {what}")
+            answer = await self._answer(url, body)
+        except (PeerError, ProofError, ssl.SSLError, aiohttp.ClientSSLError) as error:
+            # Asking again does not help: a person has to look at it.
+            trouble.found(str(error))
+        except _RefusalError as error:
+            self._outage(url).failed(error)
         except (aiohttp.ClientError, OSError) as error:
             self._outage(url).failed(repr(error))
+        else:
+            trouble.gone()
+            self._outage(url).answered()
+            return answer
         self.failed_total += 1
         return None
+
+    async def _answer(self, url: str, body: bytes) -> bytes:
+        """Return the body of one answer.
+
+        Raises:
+            PeerError: the URL must not be asked, or the worker does not trust this one.
+            _RefusalError: the worker refuses for another reason.
+            ProofError: the answer is not signed by a worker of the group.
+            aiohttp.ClientError, OSError: it does not answer, or its certificate is not trusted.
+        """
+        if why := why_never(url, only_https=self._only_https):
+            raise PeerError(f"it is not asked: {why}")
+        if self._session is None:
+            self._session = aiohttp.ClientSession(headers={"Content-Type": CONTENT_TYPE})
+        proof = None if self._key is None else self._key.sign("POST", url, PATH, body)
+        headers = {} if proof is None else {HEADER: proof.header}
+        async with self._session.post(
+            f"{url}{PATH}", data=body, headers=headers, ssl=self.tls or True, allow_redirects=False
+        ) as response:
+            answer = await response.read()
+            if response.status != HTTPStatus.OK:
+                what = answer.decode(errors="replace")[:REFUSAL_CHARACTERS]
+                kind = PeerError if response.status in _UNTRUSTED else _RefusalError
+                raise kind(f"it refused to tell its live cells: {what}")
+            if self._key is not None and proof is not None:
+                self._key.check_answer(proof, response.headers.get(HEADER, ""), answer)
+            return answer
+
+    def workers(self) -> list[dict[str, Any]]:
+        """Return the owners of partitions, and why one of them is not used; see ``http.md``."""
+        counts = Counter(self._members().values())
+        return [
+            {
+                "url": url,
+                "own": url == self._own_url,
+                "partitions": count,
+                "problem": self._troubles[url].why if url in self._troubles else "",
+            }
+            for url, count in sorted(counts.items())
+        ]
+
+    def _trouble(self, url: str) -> Trouble:
+        """Return what is wrong with a worker; of those that have left nothing is remembered."""
+        if url not in self._troubles:
+            there = set(self._members().values())
+            self._troubles = {at: known for at, known in self._troubles.items() if at in there}
+            self._troubles[url] = Trouble(url)
+        return self._troubles[url]
 
 
 def _add(found: Sequence[LiveRows], answer: Sequence[LiveRows]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import signal
 import socket
 import sys
 from typing import Any, NoReturn
@@ -41,7 +42,9 @@ class Process(faust.Worker):  # type: ignore[misc]  # faust comes without types
 
     async def start(self) -> None:
         """Start and run; an error that an operator can mend ends the run in order."""
-        self._watchdog.start(asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        self._watchdog.start(loop)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
         memory.keep_freed()
         os.umask(PRIVATE)
         sys.setswitchinterval(SWITCH_S)
@@ -63,6 +66,11 @@ class Process(faust.Worker):  # type: ignore[misc]  # faust comes without types
         except Exception as error:
             self._reason = error
             raise
+
+    def _reload(self) -> None:
+        """Look at files that may have changed, as who sends SIGHUP asks for."""
+        self.log.info("SIGHUP: certificates, keys and tokens are looked at")
+        self.app.reload_files()
 
     def _check_options(self) -> None:
         if self.app.conf.refused:
@@ -96,6 +104,11 @@ class Process(faust.Worker):  # type: ignore[misc]  # faust comes without types
             complain(reason, self.stderr)
             code = code or 1
         sys.exit(code)
+
+
+def ignore_hangups() -> None:
+    """Let SIGHUP, which has files read again, not end a worker that is still being built."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def complain(reason: BaseException, to: Any = None) -> None:

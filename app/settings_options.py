@@ -11,11 +11,11 @@ import click
 from app.settings import (
     FIELDS,
     FILE_VARIABLE,
-    MEANINGS,
     environment_variable,
     flag,
     load_settings,
 )
+from app.settings_meanings import MEANINGS
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

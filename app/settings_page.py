@@ -8,7 +8,8 @@ from __future__ import annotations
 import pathlib
 import sys
 
-from app.settings import FIELDS, MEANINGS, flag, is_secret
+from app.settings import FIELDS, flag, is_secret
+from app.settings_meanings import MEANINGS
 
 BEGIN = "<!-- settings: made by app.settings_page -->"
 END = "<!-- settings: end -->"

@@ -38,13 +38,16 @@ from app.peers import Peers
 from app.pressure import Pressure
 from app.printable import protect_log
 from app.process import PRIVATE, Process
+from app.reloads import Reloads
 from app.settings import Settings, secrets_of
 from app.topics import check_topics
 from app.transport import Transport
 from app.view import View
 from app.watch import Watch
 from app.web import install
+from app.web_access import Access
 from app.web_guard import ssl_context
+from app.web_listener import raise_files_limit
 from tables.archive import Archive
 from tables.archive_cache import ArchiveCache
 from tables.errors import ArchiveAwayError, SettingError
@@ -146,17 +149,21 @@ def build(settings: Settings) -> MapApp:
     """
     protect_log(secrets_of(settings))
     hold_back_logins()
+    raise_files_limit()
     themap = load_map(settings.map_file)
-    options = kafka_options(settings)
-    _make_folder(settings)
-    app = _app(settings, themap)
-    log = _log(settings, themap, options)
-    archive = _archive(settings)
 
-    # The owners are told to the transport before it can be told to them.
     def failed(error: BaseException) -> None:
         transport.fail(error)
 
+    reloads = Reloads(failed)
+    options = kafka_options(settings, reloads)
+    _make_folder(settings)
+    app = _app(settings, themap, reloads)
+    app.accepting_failed = failed
+    log = _log(settings, themap, options)
+    archive = _archive(settings, reloads)
+
+    # The transport is made of the owners, and the owners report to the transport.
     def fenced(topic: str, partition: int, reason: str) -> None:
         transport.restart(topic, partition, reason)
 
@@ -188,36 +195,35 @@ def build(settings: Settings) -> MapApp:
     add_agent(app, rollup, Rollup(owners, log).handle, transport.fail)
     check = functools.partial(_check, settings, owners, options)
     foundation = Foundation(
-        log,
-        archive,
-        themap,
-        check,
-        transport.fail,
-        opened_late=owners.claim_anew,
-        outage=owners.emitted.archive,
-    )
+        log, archive, themap, check, transport.fail,
+        opened_late=owners.claim_anew, outage=owners.emitted.archive,
+    )  # fmt: skip
     watch = watch_of(settings, owners, transport, pressure, archive)
-    app.own_services += [foundation, transport, watch]
+    app.own_services += [foundation, transport, watch, reloads]
     readiness = readiness_of(
         settings, watch, transport, owners=owners, archive=archive, pressure=pressure
     )
     view = View(themap, archive, owners, transport, pressure, readiness=readiness)
-    _answer(app, settings, view, transport, pressure=pressure, watch=watch, lanes=[ingest, rollup])
+    _answer(
+        app, settings, view, transport,
+        pressure=pressure, watch=watch, lanes=[ingest, rollup], reloads=reloads,
+    )  # fmt: skip
     app.conf.seal()
     return app
 
 
-def _app(settings: Settings, themap: Map) -> MapApp:
+def _app(settings: Settings, themap: Map, reloads: Reloads) -> MapApp:
     """Return the Faust App, without agents and services."""
     app = create_app(
         settings.group_of(themap.name),
         data_folder=settings.state_folder / "faust",
         web_host=settings.web_host,
         web_port=settings.web_port,
-        web_tls=ssl_context(settings),
+        web_tls=ssl_context(settings, reloads),
         web_followers_max=settings.query_live_max,
     )
     app.conf.Worker = Process
+    app.reload_files = reloads.look
     app.stall_seconds_max = settings.session_timeout_ms / 1_000
     # Faust connects to none of them, but its banner shows them.
     app.conf.broker = ";".join(
@@ -235,13 +241,22 @@ def _answer(
     pressure: Pressure,
     watch: Watch,
     lanes: list[Lane],
+    reloads: Reloads,
 ) -> None:
     """Add the query endpoint, with the other workers that it asks and the metrics."""
     threads = Threads(settings.query_concurrency_max, "query")
-    peers = _peers(settings, view, transport, threads)
+    access = Access(settings, reloads)
+    peers = _peers(settings, view, transport, threads, access)
+    peers.tls = peers_tls(settings, reloads)
     cache = ArchiveCache(view.archive, settings.query_cache_bytes_max, threads)
-    metrics = Metrics(view, transport, pressure, watch, lanes=lanes, peers=peers, cache=cache)
-    install(app, view, settings, live=peers, cache=cache, metrics=metrics.text)
+    metrics = Metrics(
+        view, transport, pressure, watch, lanes=lanes, peers=peers, cache=cache,
+        reloads=reloads, is_insecure=settings.insecure, connections=app.connections,
+    )  # fmt: skip
+    install(
+        app, view, settings, live=peers, cache=cache, metrics=metrics.text, access=access,
+        workers=peers.workers,
+    )  # fmt: skip
 
     async def close_peers(_: web.Application) -> None:
         await peers.close()
@@ -264,14 +279,16 @@ async def _check(settings: Settings, owners: Owners, options: dict[str, Any]) ->
     )  # fmt: skip
 
 
-def _peers(settings: Settings, view: View, transport: Transport, threads: Threads) -> Peers:
+def _peers(
+    settings: Settings, view: View, transport: Transport, threads: Threads, access: Access
+) -> Peers:
     return Peers(
         view.themap,
         view.local,
         lambda: transport.group.urls,
         own_url=advertised_url(settings),
-        token=settings.web_token,
-        tls=peers_tls(settings),
+        key=access.peer_key,
+        only_https=bool(settings.web_cert_file),
         threads=threads,
     )
 
@@ -309,14 +326,14 @@ def _log(settings: Settings, themap: Map, options: dict[str, Any]) -> KafkaLog:
     return KafkaLog(settings.brokers, RECORD_BYTES_MAX, options, repeatable=repeatable)
 
 
-def _archive(settings: Settings) -> Archive:
+def _archive(settings: Settings, reloads: Reloads) -> Archive:
     if settings.archive == "embedded":
         from tables.archive_embedded import EmbeddedArchive  # noqa: PLC0415 - only where chosen
 
         return EmbeddedArchive(settings.archive_folder)
     from tables.archive_cassandra import CassandraArchive  # noqa: PLC0415 - an extra
 
-    return CassandraArchive(cassandra_settings(settings))
+    return CassandraArchive(cassandra_settings(settings, reloads))
 
 
 def _transport_options(

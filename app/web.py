@@ -14,17 +14,31 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Protocol
 
-import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from agents.answers import FamilyAnswer, LayerAnswer
 from agents.reader import LiveSource, Reader
 from app.docs_page import docs_page
 from app.openapi import openapi
-from app.peers import CONTENT_TYPE, PATH, decode_reads, encode_jobs
+from app.peer_proof import HEADER, Proof, sha256
+from app.peer_wire import CONTENT_TYPE, PATH, decode_reads, encode_jobs
 from app.readiness import READY
+from app.reloads import Reloads
 from app.settings import Settings
+from app.web_access import (
+    ADMIN,
+    CALLER,
+    LIVE,
+    OPEN,
+    PEER,
+    PROOF,
+    READ,
+    Access,
+    check_scopes,
+    mount,
+    scope_of,
+)
 from app.web_families import (
     age_ms,
     answered_family,
@@ -36,11 +50,12 @@ from app.web_families import (
 from app.web_formats import Answered, accepted, has_etag, hinted, not_modified, respond
 from app.web_guard import HEADERS, PartialError, answer, guard, ssl_context
 from app.web_live import LiveStreams
+from app.web_map import describe_map
 from app.web_slots import Slots
 from tables.archive_cache import ArchiveCache
 from tables.errors import QueryError
 from tables.family import FamilyQuery, parse_family_query
-from tables.layer import Layer, Map
+from tables.layer import Map
 from tables.live import LiveJob, LiveRead
 from tables.query import CellQuery, Limits, cell_rows, merge_answer, parse_query
 from tables.top import parse_top_query
@@ -95,6 +110,8 @@ def install(
     live: LiveSource,
     cache: ArchiveCache,
     metrics: Callable[[], bytes],
+    access: Access | None = None,
+    workers: Callable[[], list[dict[str, Any]]] = list,
 ) -> None:
     """Mount the endpoint on an aiohttp application or a Faust app, before its server starts.
 
@@ -107,6 +124,8 @@ def install(
         live: the owners of all partitions, here and on other workers.
         cache: the archive, and what is remembered of it.
         metrics: returns the worker's metrics in Prometheus' text form.
+        access: who may ask what; None for what the settings alone say, with tokens read once.
+        workers: returns the workers of the group.
     """
     if isinstance(app, web.Application):
         site = app
@@ -114,24 +133,35 @@ def install(
         app.web.blueprints = type(app.web.blueprints)()
         site = app.web.web_app
     reader = Reader(view.themap, live, cache, _limits(settings), clock_ms)
-    endpoint = _Endpoint(view, settings, reader, metrics)
+    access = access or Access(settings, Reloads(_ignore))
+    endpoint = _Endpoint(view, settings, reader, metrics, access)
+    endpoint.workers = workers
     streams = LiveStreams(view.themap, live, cache, settings)
-    site.middlewares.append(guard(settings))
-    site.router.add_get("/v1/map", endpoint.map)
-    site.router.add_get("/v1/layers", endpoint.layers)
-    site.router.add_get("/v1/layers/{layer}/cells", endpoint.cells)
-    site.router.add_get("/v1/layers/{layer}/top", endpoint.top)
-    site.router.add_get("/v1/layers/{layer}/live", streams.stream)
-    site.router.add_get("/v1/families", endpoint.families)
-    site.router.add_get("/v1/families/{family}/cells", endpoint.family)
-    document = openapi(view.themap, _limits(settings), token=bool(settings.web_token))
-    site.router.add_get("/openapi.json", _document(document))
-    site.router.add_get("/docs", _page(docs_page(document)))
-    site.router.add_get("/v1/ledger", endpoint.ledger)
-    site.router.add_post(PATH, endpoint.worker)
-    site.router.add_get("/metrics", endpoint.metrics)
-    site.router.add_get("/livez", endpoint.livez)
-    site.router.add_get("/readyz", endpoint.readyz)
+    site.middlewares.append(guard(settings, access))
+    get = hdrs.METH_GET
+    for method, path, scope, handler in (
+        (get, "/livez", OPEN, endpoint.livez),
+        (get, "/readyz", OPEN, endpoint.readyz),
+        (get, "/v1/map", READ, endpoint.map),
+        (get, "/v1/cluster", READ, endpoint.cluster),
+        (get, "/v1/layers", READ, endpoint.layers),
+        (get, "/v1/layers/{layer}/cells", READ, endpoint.cells),
+        (get, "/v1/layers/{layer}/top", READ, endpoint.top),
+        (get, "/v1/families", READ, endpoint.families),
+        (get, "/v1/families/{family}/cells", READ, endpoint.family),
+        (get, "/v1/layers/{layer}/live", LIVE, streams.stream),
+        (get, "/v1/ledger", ADMIN, endpoint.ledger),
+        (get, "/metrics", ADMIN, endpoint.metrics),
+        (hdrs.METH_POST, PATH, PEER, endpoint.worker),
+    ):
+        mount(site, method, path, scope, handler)
+    document = openapi(
+        view.themap, _limits(settings), token=access.wants_token,
+        scope_of=functools.partial(scope_of, site),
+    )  # fmt: skip
+    mount(site, get, "/openapi.json", READ, _document(document))
+    mount(site, get, "/docs", READ, _page(docs_page(document)))
+    site.on_startup.append(check_scopes)
     site.on_shutdown.append(streams.close)
     site.on_cleanup.append(endpoint.close)
 
@@ -140,9 +170,16 @@ class _Endpoint:
     """The handlers, with the slots that bound how many queries run at once."""
 
     def __init__(
-        self, view: WorkerView, settings: Settings, reader: Reader, metrics: Callable[[], bytes]
+        self,
+        view: WorkerView,
+        settings: Settings,
+        reader: Reader,
+        metrics: Callable[[], bytes],
+        access: Access,
     ) -> None:
+        self.workers: Callable[[], list[dict[str, Any]]] = list
         self._view = view
+        self._access = access
         self._reader = reader
         self._metrics = metrics
         self._limits = _limits(settings)
@@ -158,6 +195,11 @@ class _Endpoint:
         """Answer with the map as this worker runs it."""
         _no_parameters(request)
         return answer(describe_map(self._view.themap))
+
+    async def cluster(self, request: web.Request) -> web.Response:
+        """Answer with the workers of the group, as this one sees them."""
+        _no_parameters(request)
+        return answer({"workers": self.workers()})
 
     async def layers(self, request: web.Request) -> web.Response:
         """Answer with what each layer holds on this worker."""
@@ -180,10 +222,15 @@ class _Endpoint:
         return answer({"live": True})
 
     async def readyz(self, request: web.Request) -> web.Response:
-        """Answer whether this worker is restored and caught up, and all it needs answers."""
+        """Answer whether this worker is restored and caught up, and all it needs answers.
+
+        Who has no valid token, where one is wanted, learns no more than that.
+        """
         _no_parameters(request)
         reasons = self._view.unready()
         status = HTTPStatus.SERVICE_UNAVAILABLE if reasons else HTTPStatus.OK
+        if CALLER not in request:
+            return answer({"ready": not reasons}, status)
         state = {
             "ready": not reasons,
             "reason": reasons[0] if reasons else READY,
@@ -191,6 +238,8 @@ class _Endpoint:
             "serving": self._view.serving(),
             "restoring": self._view.restoring(),
             "paused": self._view.paused(),
+            "insecure": self._access.is_insecure,
+            "warnings": self._access.warnings(),
         }
         return answer(state, status)
 
@@ -267,14 +316,25 @@ class _Endpoint:
                 body = await request.read()
         except TimeoutError as error:
             raise web.HTTPRequestTimeout(reason="the body did not come in time") from error
+        proof: Proof | None = request.get(PROOF)
+        if proof is not None and sha256(body) != proof.sha256:
+            raise web.HTTPUnauthorized(reason="the body is not the one that was signed")
         reads = decode_reads(self._view.themap, body)
         # No await between them: all are of one state.
         jobs = [self._view.local(read) for read in reads]
         if sum(job.height for job in jobs) <= MERGED_AT_ONCE_ROWS_MAX:
-            rows = encode_jobs(jobs)
+            rows, signed = self._signed(proof, jobs)
         else:
-            rows = await self._threads.run(encode_jobs, jobs)
-        return web.Response(body=rows, headers=HEADERS | {"Content-Type": CONTENT_TYPE})
+            rows, signed = await self._threads.run(self._signed, proof, jobs)
+        return web.Response(body=rows, headers=HEADERS | {"Content-Type": CONTENT_TYPE} | signed)
+
+    def _signed(self, proof: Proof | None, jobs: list[LiveJob]) -> tuple[bytes, dict[str, str]]:
+        """Return the body of an answer to a worker, and the header that proves whose it is."""
+        rows = encode_jobs(jobs)
+        key = self._access.peer_key
+        if proof is None or key is None:
+            return rows, {}
+        return rows, {HEADER: key.sign_answer(proof, rows)}
 
     async def _family(self, query: FamilyQuery) -> tuple[FamilyAnswer, int]:
         """Return an answer as the reader wants it, and when it was made."""
@@ -323,6 +383,10 @@ class _Endpoint:
         return respond(answered, kind)
 
 
+def _ignore(_: BaseException) -> None:
+    """Take what nobody runs."""
+
+
 def _document(document: dict[str, Any]) -> Handler:
     async def handler(request: web.Request) -> web.Response:
         """Answer with what can be asked, as OpenAPI."""
@@ -366,42 +430,6 @@ def _made(
 def clock_ms() -> int:
     """Return the wall clock."""
     return time.time_ns() // 1_000_000
-
-
-def describe_map(themap: Map) -> dict[str, Any]:
-    """Return the map as JSON, with the topics that follow from it."""
-    return {
-        "name": themap.name,
-        "revision": themap.revision,
-        "digest": themap.digest,
-        "sources": [msgspec.to_builtins(source) for source in themap.sources],
-        "layers": [_describe_layer(themap, layer) for layer in themap.layers],
-    }
-
-
-def _describe_layer(themap: Map, layer: Layer) -> dict[str, Any]:
-    return {
-        "name": layer.name,
-        "source": layer.source,
-        "finer": layer.finer,
-        "merged": layer.merged,
-        "events": layer.events,
-        "where": [msgspec.to_builtins(condition) for condition in layer.where],
-        "key": [msgspec.to_builtins(field) for field in layer.key],
-        "window": str(layer.window),
-        "measures": [
-            {"name": measure.name, "kind": measure.kind, "field": measure.field}
-            for measure in layer.measures
-        ],
-        "max_out_of_orderness_ms": layer.max_out_of_orderness_ms,
-        "allowed_lateness_ms": layer.allowed_lateness_ms,
-        "archive_ttl_ms": layer.archive_ttl_ms,
-        "input_topic": themap.input_topic(layer),
-        "journal_topic": themap.journal_topic(themap.input_topic(layer)),
-        "publish": layer.publish,
-        "feed_topic": themap.feed_topic(layer) if layer.publish else None,
-        "partitions": layer.partitions,
-    }
 
 
 def _no_parameters(request: web.Request) -> None:

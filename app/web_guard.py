@@ -2,13 +2,13 @@
 
 On loopback without a token anyone on this machine may read, but only under a name of this machine:
 a page of another site that rebinds its own name to 127.0.0.1 (DNS rebinding) sends that name as
-Host. With a token every request but the health checks carries it. Every refusal and failure is an
+Host. Where tokens are set a request carries one with the scope of its route, and requests between
+workers carry a proof (``app.web_access``). Every refusal and failure is an
 ``application/problem+json`` document (RFC 9457).
 """
 
 from __future__ import annotations
 
-import hmac
 import logging
 import ssl
 from collections.abc import Mapping
@@ -20,8 +20,11 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 from yarl import URL
 
-from app.certificates import server_context
-from app.settings import Settings, is_loopback
+from app.certificates import PemFiles, server_context
+from app.reloads import Reloads
+from app.settings import Settings
+from app.settings_checks import is_loopback
+from app.web_access import CALLER, PEER, PROOF, Access, Refused, scopes
 from tables.errors import ArchiveDamagedError, ArchiveError, ArchiveRefusedError, QueryError
 from tables.query import UnknownLayerError
 
@@ -92,21 +95,27 @@ def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) 
     )
 
 
-def ssl_context(settings: Settings) -> ssl.SSLContext | None:
+def ssl_context(settings: Settings, reloads: Reloads | None = None) -> ssl.SSLContext | None:
     """Return the TLS side of the query endpoint, None where no certificate is set.
+
+    Args:
+        settings: certificate and key.
+        reloads: reads them again when they change.
 
     Raises:
         SettingError: the certificate and key cannot be used.
     """
     if not settings.web_cert_file:
         return None
-    return server_context("web", settings.web_cert_file, settings.web_key_file)
+    files = PemFiles(
+        "web", "", settings.web_cert_file, settings.web_key_file, settings.web_key_password_file
+    )
+    return server_context(files, reloads)
 
 
-def guard(settings: Settings) -> Middleware:
-    """Return the middleware that checks Host and token and turns every error into a problem."""
-    token = settings.web_token.encode()
-    checks_host = not token and is_loopback(settings.web_host)
+def guard(settings: Settings, access: Access) -> Middleware:
+    """Return the middleware that checks who asks and turns every error into a problem."""
+    checks_host = not access.wants_token and is_loopback(settings.web_host)
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -116,12 +125,12 @@ def guard(settings: Settings) -> Middleware:
                 "cannot answer: the Host header is no name of this machine;"
                 " want localhost or 127.0.0.1; ask under that name, or set web_token",
             )
-        if token and request.path not in HEALTH_PATHS and not _carries(request, token):
+        if (refused := _entered(request, access)) is not None:
+            wants = {"WWW-Authenticate": "Bearer"}
             return problem(
-                HTTPStatus.UNAUTHORIZED,
-                "cannot answer: the token is missing or wrong;"
-                " want the header Authorization: Bearer with web_token",
-                {"WWW-Authenticate": "Bearer"},
+                refused.status,
+                refused.detail,
+                wants if refused.status == HTTPStatus.UNAUTHORIZED else None,
             )
         if not _is_utf_8(request.rel_url):
             return problem(
@@ -131,6 +140,30 @@ def guard(settings: Settings) -> Middleware:
         return await _answer_or_problem(request, handler)
 
     return middleware
+
+
+def _entered(request: web.Request, access: Access) -> Refused | None:
+    """Note on a request who sends it; return why it is refused, None if it is not."""
+    caller = access.caller(request.headers)
+    if caller is not None:
+        request[CALLER] = caller
+    resource = request.match_info.route.resource
+    if resource is None:
+        # No such path, or not by this method: who has no token does not learn which.
+        return access.refusal("", caller)
+    scope = scopes(request.app).get(resource.canonical)
+    if scope is None:
+        return Refused(
+            HTTPStatus.FORBIDDEN, "cannot answer: this path has no scope, so nobody may ask it"
+        )
+    if scope != PEER:
+        return access.refusal(scope, caller)
+    found = access.peer(request, caller)
+    if isinstance(found, Refused):
+        return found
+    if found is not None:
+        request[PROOF] = found
+    return None
 
 
 def host_name(host: str) -> str:
@@ -148,13 +181,6 @@ def _is_utf_8(url: URL) -> bool:
     except UnicodeError:
         return False
     return True
-
-
-def _carries(request: web.Request, token: bytes) -> bool:
-    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    # Bytes that are not UTF-8 come as surrogates; they match no token, and must not fail either.
-    raw = given.strip().encode("utf-8", "surrogateescape")
-    return hmac.compare_digest(raw, token) and scheme.lower() == "bearer"
 
 
 async def _answer_or_problem(request: web.Request, handler: Handler) -> web.StreamResponse:

@@ -23,6 +23,7 @@ from aiohttp import hdrs, web
 from agents.changes import Changes, News, Place, decode_place, encode_place
 from agents.reader import LiveSource
 from app.settings import Settings
+from app.web_access import CALLER, LIVE, Caller
 from app.web_families import known_ms
 from app.web_guard import HEADERS, BusyError, damaged_words, unanswered_words
 from tables.archive_cache import ArchiveCache
@@ -144,12 +145,18 @@ class LiveStreams:
         writer = _Writer(response)
         interval_s = values.get("interval_ms", INTERVAL_MS) / 1_000
         loop = asyncio.get_running_loop()
+        caller: Caller = request[CALLER]
         try:
             await writer.write([b"event: told\ndata: {}\n", _id(layer, place)])
-            while True:
+            while caller.may_still(LIVE):
                 next_at = loop.time() + interval_s
                 place = await self._step(layer, changes, place, writer)
                 await asyncio.sleep(max(0.0, next_at - loop.time()))
+            ended = {
+                "status": HTTPStatus.UNAUTHORIZED,
+                "detail": "cannot follow: the token was revoked or has expired; want a valid one",
+            }
+            await writer.write([_problem(ended)])
         except TimeoutError:
             log.info("a reader that takes nothing is let go: %s", layer.name)
             if request.transport is not None:
@@ -169,7 +176,7 @@ class LiveStreams:
                 "status": HTTPStatus.INTERNAL_SERVER_ERROR,
                 "detail": f"{damaged_words(error)}; begin anew, without an id",
             }
-            await writer.write([b"event: problem\ndata: " + orjson.dumps(problem) + b"\n\n"])
+            await writer.write([_problem(problem)])
             raise ConnectionError("rows that the reader lacks are damaged") from error
         except ArchiveError as error:
             log.warning("live cells wait for the archive: %s", error)
@@ -177,7 +184,7 @@ class LiveStreams:
             return place
         except QueryError as error:
             problem = {"status": HTTPStatus.GONE, "detail": f"{error}; begin anew, without an id"}
-            await writer.write([b"event: problem\ndata: " + orjson.dumps(problem) + b"\n\n"])
+            await writer.write([_problem(problem)])
             raise ConnectionError("the reader is too far behind") from error
         threads = self._cache.threads
         schema = news.rows.schema
@@ -256,6 +263,10 @@ def _told(layer: Layer, news: News) -> bytes:
 def _id(layer: Layer, place: Place) -> bytes:
     """Return the end of an event that has this id."""
     return b"id: " + encode_place(layer, place).encode() + b"\n\n"
+
+
+def _problem(about: Mapping[str, Any]) -> bytes:
+    return b"event: problem\ndata: " + orjson.dumps(about) + b"\n\n"
 
 
 def _comment(text: str) -> bytes:

@@ -5,11 +5,12 @@ It is made from the environment and the settings file when this module is import
 
 import sys
 
-from app.process import complain
+from app.process import complain, ignore_hangups
 from app.settings import load_settings
 from app.station import build
 from tables.errors import TreasureMapError
 
+ignore_hangups()
 try:
     app = build(load_settings())
 except TreasureMapError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import ssl
-from pathlib import Path
 
 from cassandra import ConsistencyLevel, ProtocolVersion
 from cassandra.auth import PlainTextAuthProvider
@@ -39,10 +38,10 @@ class CassandraSettings:
 
     ``replication`` is the number of replicas in ``local_dc`` if the keyspace has to be made; a
     keyspace that exists keeps its own. ``username`` and ``password`` go together. ``tls`` checks
-    each node against ``tls_ca_file`` or, where it is None, the system's authorities, and its name:
-    ``tls_name``, or where that is empty the one that :class:`NodeNames` has for it. Certificate and
-    key files are for servers that ask for them. ``in_flight_max`` bounds requests that wait for an
-    answer.
+    the authority of each node and its name: ``tls_name``, or where that is empty the one that
+    :class:`NodeNames` has for it; it is None for connections without TLS. It may be changed while
+    it is in use, as when its files are read again; ``tls_shows_certificate`` says whether it has
+    one of this client. ``in_flight_max`` bounds requests that wait for an answer.
     """
 
     hosts: tuple[str, ...] = ("127.0.0.1",)
@@ -52,11 +51,9 @@ class CassandraSettings:
     replication: int = 3
     username: str | None = None
     password: str | None = dataclasses.field(default=None, repr=False)
-    tls: bool = False
+    tls: ssl.SSLContext | None = dataclasses.field(default=None, repr=False)
     tls_name: str = ""
-    tls_ca_file: Path | None = None
-    tls_certificate_file: Path | None = None
-    tls_key_file: Path | None = None
+    tls_shows_certificate: bool = False
     request_timeout_s: float = 10.0
     in_flight_max: int = 64
 
@@ -72,7 +69,9 @@ def cluster_of(settings: CassandraSettings) -> Cluster:
     Raises:
         UnresolvableContactPoints: no address is known of any host.
     """
-    nodes, others = nodes_of(settings.hosts, settings.port, settings.tls_name, tls=settings.tls)
+    nodes, others = nodes_of(
+        settings.hosts, settings.port, settings.tls_name, tls=settings.tls is not None
+    )
     profile = ExecutionProfile(
         load_balancing_policy=TokenAwarePolicy(DCAwareRoundRobinPolicy(settings.local_dc)),
         consistency_level=ConsistencyLevel.LOCAL_QUORUM,
@@ -85,7 +84,7 @@ def cluster_of(settings: CassandraSettings) -> Cluster:
         endpoint_factory=others,
         execution_profiles={EXEC_PROFILE_DEFAULT: profile},
         auth_provider=_credentials(settings),
-        ssl_context=_tls(settings) if settings.tls else None,
+        ssl_context=settings.tls,
         # Named, because the driver otherwise tries versions downwards and warns of each.
         protocol_version=ProtocolVersion.V5,
         reconnection_policy=RECONNECTION,
@@ -138,14 +137,14 @@ def _datacenter_refusal(cluster: Cluster, settings: CassandraSettings) -> str:
 def _handshake_refusal(cluster: Cluster, settings: CassandraSettings) -> str:
     """Return why connections to the first node that answers break off; empty where none does."""
     for node in cluster.endpoints_resolved:
-        if settings.tls:
+        if settings.tls is not None:
             name = node.ssl_options["server_hostname"]
             reason = tls_refusal(
                 node.address,
                 node.port,
                 name,
-                lambda: _tls(settings),
-                has_certificate=settings.tls_certificate_file is not None,
+                settings.tls,
+                has_certificate=settings.tls_shows_certificate,
             )
         else:
             reason = plain_refusal(node.address, node.port)
@@ -158,11 +157,3 @@ def _credentials(settings: CassandraSettings) -> PlainTextAuthProvider | None:
     if settings.username is None:
         return None
     return PlainTextAuthProvider(settings.username, settings.password)
-
-
-def _tls(settings: CassandraSettings) -> ssl.SSLContext:
-    """Return what checks nodes, their names too: the context that is made here asks for both."""
-    context = ssl.create_default_context(cafile=settings.tls_ca_file)
-    if settings.tls_certificate_file is not None:
-        context.load_cert_chain(settings.tls_certificate_file, settings.tls_key_file)
-    return context

@@ -10,7 +10,6 @@ import contextlib
 import re
 import socket
 import ssl
-from collections.abc import Callable
 
 PROBE_S = 3.0
 """How long each step of a probe may take; a node that is slower counts as away."""
@@ -62,7 +61,7 @@ def tls_refusal(
     address: str,
     port: int,
     name: str,
-    context_of: Callable[[], ssl.SSLContext],
+    context: ssl.SSLContext,
     *,
     has_certificate: bool,
 ) -> str:
@@ -72,14 +71,13 @@ def tls_refusal(
         address: of the node.
         port: of the node.
         name: what its certificate must have.
-        context_of: makes what checks the node, and shows it a certificate if there is one.
+        context: checks the node, and shows it a certificate if there is one.
         has_certificate: whether there is one.
     """
-    context = context_of()
     try:
         _shake(address, port, name, context)
     except ssl.SSLCertVerificationError as error:
-        return f"the certificate of {address} {_flaw(error, address, port, name, context_of)}"
+        return f"the certificate of {address} {_flaw(error, address, port, name, context)}"
     except ssl.SSLError as error:
         if not is_refusal(error):
             return ""
@@ -105,10 +103,10 @@ def _flaw(
     address: str,
     port: int,
     name: str,
-    context_of: Callable[[], ssl.SSLContext],
+    context: ssl.SSLContext,
 ) -> str:
     if error.verify_code in _OTHER_NAME:
-        names = _names(address, port, context_of)
+        names = _names(address, port, context)
         return (
             f"is not for {name}; got one for {names}; want such a name in cassandra_hosts, or in "
             "cassandra_tls_name if all nodes have it"
@@ -123,10 +121,15 @@ def _flaw(
     )
 
 
-def _names(address: str, port: int, context_of: Callable[[], ssl.SSLContext]) -> str:
-    """Return the names of the certificate, which is checked for everything else."""
-    context = context_of()
+def _names(address: str, port: int, checks: ssl.SSLContext) -> str:
+    """Return the names of the certificate, which is checked for everything else.
+
+    Others use ``checks`` meanwhile, so another context has its authorities.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
+    if authorities := checks.get_ca_certs(binary_form=True):
+        context.load_verify_locations(cadata=b"".join(authorities))
     found: list[str] = []
     with (
         contextlib.suppress(OSError),

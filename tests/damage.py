@@ -24,7 +24,7 @@ from test_gather import TOPIC, contribution
 
 from agents.gather import Gatherer
 from agents.recovery import take
-from app.peers import decode_rows, encode_jobs
+from app.peer_wire import decode_rows, encode_jobs
 from tables import ledger
 from tables.archive import CellRange
 from tables.archive_embedded import EmbeddedArchive

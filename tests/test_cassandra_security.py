@@ -86,6 +86,14 @@ def mutual_node(
         yield server
 
 
+def checks(authority: Authority | None, own: Certificate | None = None) -> ssl.SSLContext:
+    """Return what trusts an authority, None for the system's, and shows an own certificate."""
+    context = ssl.create_default_context(cafile=authority.ca_file if authority else None)
+    if own is not None:
+        context.load_cert_chain(own.cert_file, own.key_file)
+    return context
+
+
 def settings_of(node: SecureCassandra, authority: Authority, **changes: Any) -> Any:
     """Return how a worker reaches a node: by its name, in a keyspace of its own."""
     settings = archive_cassandra.CassandraSettings(
@@ -95,8 +103,7 @@ def settings_of(node: SecureCassandra, authority: Authority, **changes: Any) -> 
         replication=1,
         username="worker",
         password=PASSWORD,
-        tls=True,
-        tls_ca_file=authority.ca_file,
+        tls=checks(authority),
         request_timeout_s=60,
     )
     return dataclasses.replace(settings, **changes)
@@ -162,19 +169,19 @@ async def test_a_node_is_checked_against_the_host_that_was_given(
     archive = await opened(settings)
     await works(archive)
     await archive.close()
-    with archive_of_verify.CassandraRows(verifying(settings)) as found:
+    with archive_of_verify.CassandraRows(verifying(settings, authority)) as found:
         frames = await asyncio.to_thread(lambda: list(found.frames(map_of(LAYER), LAYER)))
     assert [frame["key_origin"].to_list() for frame in frames] == [["JFK"]]
 
 
-def verifying(settings: Any) -> Settings:
+def verifying(settings: Any, authority: Authority) -> Settings:
     """Return the settings of a command for those of an archive."""
     return Settings(
         archive="cassandra",
         cassandra_hosts=settings.hosts,
         cassandra_port=settings.port,
         cassandra_keyspace=settings.keyspace,
-        cassandra_ca_file=str(settings.tls_ca_file),
+        cassandra_ca_file=str(authority.ca_file),
         cassandra_username=settings.username,
         cassandra_password=settings.password,
     )
@@ -244,8 +251,8 @@ async def test_a_node_of_another_authority_ends_it(
     node: SecureCassandra, authority: Authority, foreign: Authority
 ) -> None:
     """The setting to look at is named; so it is where the system's authorities are asked."""
-    for ca_file in (foreign.ca_file, None):
-        words = await refusal(settings_of(node, authority, tls_ca_file=ca_file))
+    for trusted in (foreign, None):
+        words = await refusal(settings_of(node, authority, tls=checks(trusted)))
         assert "is not signed by an authority that this client trusts" in words
         assert "set cassandra_ca_file" in words
 
@@ -255,7 +262,7 @@ async def test_an_expired_certificate_ends_it(authority: Authority, tmp_path: Pa
     certificate = authority.issue(f"expired-{tmp_path.name}", expired=True)
     with tls_listener(certificate) as port:
         settings = archive_cassandra.CassandraSettings(
-            hosts=("localhost",), port=port, tls=True, tls_ca_file=authority.ca_file
+            hosts=("localhost",), port=port, tls=checks(authority)
         )
         words = await refusal(settings)
     assert "the certificate of 127.0.0.1 has expired; renew it on the node" in words
@@ -286,18 +293,18 @@ async def test_a_client_without_tls_at_a_node_with_it_ends(
 ) -> None:
     """The node closes the connection without a word."""
     for one in (node, mutual_node):
-        words = await refusal(settings_of(one, authority, tls=False))
+        words = await refusal(settings_of(one, authority, tls=None))
         assert f"port {one.port} of 127.0.0.1 speaks TLS and this client does not" in words
         assert "set cassandra_tls, or cassandra_ca_file" in words
 
 
 @pytest.mark.cassandra
 async def test_a_client_with_tls_at_a_node_without_it_ends(
-    cassandra_server: servers.CassandraServer, authority: Authority
+    cassandra_server: servers.CassandraServer, foreign: Authority
 ) -> None:
     """It is told that the port speaks no TLS."""
     settings = archive_cassandra.CassandraSettings(
-        hosts=("localhost",), port=cassandra_server.port, tls=True, tls_ca_file=authority.ca_file
+        hosts=("localhost",), port=cassandra_server.port, tls=checks(foreign)
     )
     words = await refusal(settings)
     assert f"port {cassandra_server.port} of 127.0.0.1 speaks no TLS; set cassandra_port" in words
@@ -314,12 +321,17 @@ async def test_a_node_that_wants_certificates_gets_one_it_knows_or_ends_it(
     )  # fmt: skip
     for changes, told in (
         ({}, "127.0.0.1 wants a certificate of this client"),
-        (with_certificate(foreign.issue("client")), "127.0.0.1 refuses the certificate of this"),
+        (
+            with_certificate(authority, foreign.issue("client")),
+            "127.0.0.1 refuses the certificate of this",
+        ),
     ):
         words = await refusal(dataclasses.replace(settings, **changes))
         assert told in words
         assert "set cassandra_cert_file and cassandra_key_file to one that" in words
-    settings = dataclasses.replace(settings, **with_certificate(authority.issue("client")))
+    settings = dataclasses.replace(
+        settings, **with_certificate(authority, authority.issue("client"))
+    )
     archive = await opened(settings)
     await works(archive)
     await archive.close()
@@ -327,12 +339,9 @@ async def test_a_node_that_wants_certificates_gets_one_it_knows_or_ends_it(
     assert f"is not for localhost; got one for {NAME}; " in words
 
 
-def with_certificate(certificate: Certificate) -> dict[str, Path]:
+def with_certificate(authority: Authority, own: Certificate) -> dict[str, Any]:
     """Return what a client changes to show a certificate."""
-    return {
-        "tls_certificate_file": certificate.cert_file,
-        "tls_key_file": certificate.key_file,
-    }
+    return {"tls": checks(authority, own), "tls_shows_certificate": True}
 
 
 # Logins.
@@ -464,7 +473,7 @@ async def changed(ask: Callable[[], Awaitable[Any]], *, fails: bool) -> ArchiveE
 # Workers.
 
 
-def worker_settings(settings: Any) -> dict[str, str]:
+def worker_settings(settings: Any, authority: Authority) -> dict[str, str]:
     """Return the settings of a worker for those of its archive."""
     return {
         "archive": "cassandra",
@@ -472,7 +481,7 @@ def worker_settings(settings: Any) -> dict[str, str]:
         "cassandra_port": str(settings.port),
         "cassandra_keyspace": settings.keyspace,
         "cassandra_replication": "1",
-        "cassandra_ca_file": str(settings.tls_ca_file),
+        "cassandra_ca_file": str(authority.ca_file),
         "cassandra_username": settings.username,
         "cassandra_password": settings.password,
     }
@@ -548,7 +557,7 @@ async def test_a_worker_is_not_ready_while_its_writes_are_refused(
     """
     settings = settings_of(node, authority)
     space = settings.keyspace
-    worker = processes(**worker_settings(settings), early_emit_ms="1000")
+    worker = processes(**worker_settings(settings, authority), early_emit_ms="1000")
     await asyncio.to_thread(map_apply, worker, "maker")
     grant(node, "SELECT MODIFY", space)
     worker.start()

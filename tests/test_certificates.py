@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from app.certificates import client_context, server_context
+from app.certificates import PemFiles, client_context, server_context
 from app.connections import cassandra_settings, kafka_options, peers_tls
 from app.settings import Settings
 from app.web_guard import ssl_context
@@ -53,17 +53,17 @@ def test_a_certificate_that_cannot_be_used_is_told(
 ) -> None:
     """A key with a passphrase does not wait on the terminal."""
     with pytest.raises(SettingError, match=f"cannot use {told}") as raised:
-        server_context("web", files[cert], files[key])
+        server_context(PemFiles("web", "", files[cert], files[key]))
     assert files[key] in str(raised.value)
     with pytest.raises(SettingError, match=f"cannot use {told.replace('web', 'kafka')}"):
-        client_context("kafka", "", files[cert], files[key])
+        client_context(PemFiles("kafka", "", files[cert], files[key]))
 
 
 def test_files_that_can_be_used_are(files: dict[str, str]) -> None:
     """A server's side, and a client's with and without a certificate of its own."""
-    server_context("web", files["cert.pem"], files["cert.key"])
-    assert client_context("web", "").check_hostname
-    assert client_context("web", files["cert.pem"], files["cert.pem"], files["cert.key"])
+    server_context(PemFiles("web", "", files["cert.pem"], files["cert.key"]))
+    assert client_context(PemFiles("web")).check_hostname
+    assert client_context(PemFiles("web", files["cert.pem"], files["cert.pem"], files["cert.key"]))
 
 
 @pytest.mark.parametrize("name", ["missing.pem", "none.pem"])

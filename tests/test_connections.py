@@ -50,7 +50,7 @@ def test_empty_settings_of_cassandra_are_none() -> None:
     pytest.importorskip("cassandra")
     settings = cassandra_settings(Settings(cassandra_hosts=("a", "b"), cassandra_port=9043))
     assert (settings.hosts, settings.port) == (("a", "b"), 9043)
-    assert (settings.username, settings.password, settings.tls_ca_file) == (None, None, None)
+    assert (settings.username, settings.password, settings.tls) == (None, None, None)
     assert not settings.tls
 
 

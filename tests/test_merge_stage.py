@@ -25,7 +25,7 @@ from agents import emit
 from agents.emission import ARCHIVE
 from app.readiness import Readiness
 from app.view import View
-from app.web import describe_map
+from app.web_map import describe_map
 from tables import ledger
 from tables.archive import CellRange
 from tables.archive_embedded import EmbeddedArchive

@@ -16,9 +16,11 @@ from app.lane import Lane, Statistics
 from app.metrics import PREFIX, Metrics
 from app.peers import Peers
 from app.readiness import Readiness
+from app.reloads import Reloads
 from app.transport import Transport
 from app.view import View
 from app.watch import Progress, Watch
+from app.web_server import Counts
 from tables.archive import CellRange
 from tables.archive_cache import ArchiveCache
 from tables.archive_embedded import EmbeddedArchive
@@ -63,9 +65,12 @@ async def samples(tmp_path: Path) -> dict[tuple[str, ...], float]:
     for _ in range(3):
         await cache.read(MAP.layer("hour"), CellRange(0, HOUR_MS), final=True, cost=QueryCost())
     watch = Watch(Progress(60, lambda *_: None), [], FloodFilter(), house.failures.append)
+    reloads = Reloads(house.failures.append)
+    reloads.add("tokens", [], lambda: None)
     text = Metrics(
-        view, transport, NO_PRESSURE, watch, lanes=[lane], peers=peers, cache=cache
-    ).text()
+        view, transport, NO_PRESSURE, watch, lanes=[lane], peers=peers, cache=cache,
+        reloads=reloads, is_insecure=True, connections=Counts(),
+    ).text()  # fmt: skip
     await house.kill()
     await archive.close()
     return {

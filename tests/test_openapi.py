@@ -29,7 +29,7 @@ RANGE = f"from=0&to={DAY_MS}"
         f"/v1/families/hour/cells?{RANGE}&group=origin&step=1h",
         f"/v1/families/hour/cells?{RANGE}&explain=true",
         f"/v1/layers/hour/top?{RANGE}&by=count",
-        "/v1/families", "/v1/map", "/v1/layers", "/v1/ledger", "/livez", "/readyz",
+        "/v1/families", "/v1/map", "/v1/cluster", "/v1/layers", "/v1/ledger", "/livez", "/readyz",
         "/v1/layers/hour/cells", "/v1/families/hour/cells?from=1&to=2",
     ],
 )  # fmt: skip

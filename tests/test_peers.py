@@ -19,9 +19,12 @@ from web_support import METRICS, FrameCells, StandingView, frame, get
 import agents.reader
 from agents import outage
 from app.assignor import TopicPartition
-from app.peers import CONTENT_TYPE, PATH, Peers, decode_reads, encode_reads
+from app.peer_proof import HEADER, PeerKey
+from app.peer_wire import CONTENT_TYPE, PATH, decode_reads, encode_reads
+from app.peers import Peers
 from app.settings import Settings
 from app.web import install
+from app.web_access import peer_key
 from tables.archive_cache import ArchiveCache
 from tables.archive_embedded import EmbeddedArchive
 from tables.cost import QueryCost
@@ -63,14 +66,18 @@ class Group:
         house = House(self.log, self.archive, self.folder / str(number), self.map)
         port = free_ports(1)[0]
         url = f"http://127.0.0.1:{port}"
+        given = Settings(web_token=TOKEN, web_port=port)
         peers = Peers(
-            self.map, house.owners.live_job, lambda: self.owners, own_url=url, token=TOKEN
+            self.map,
+            house.owners.live_job,
+            lambda: self.owners,
+            own_url=url,
+            key=peer_key(given),
         )
         view = StandingView(self.map, self.archive, FrameCells(frame([]), set()))
         view.local = house.owners.live_job  # type: ignore[method-assign]
         site = web.Application()
         cache = ArchiveCache(self.archive, 1 << 20)
-        given = Settings(web_token=TOKEN)
         install(site, view, given, live=peers, cache=cache, metrics=lambda: METRICS)
 
         @web.middleware
@@ -284,17 +291,18 @@ async def test_the_patience_is_for_all_tries_together(
 
 
 async def test_requests_that_are_none_are_refused(group: Group) -> None:
-    """Without the token, too long, of another map, or no MessagePack at all."""
+    """Signed with another secret, too long, of another map, or no MessagePack at all."""
     other = dataclasses_replace(group.map, digest="other")
     read = LiveRead(group.map.layer("hour"))
-    for body, token, status in (
+    for body, secret, status in (
         (encode_reads(group.map, [read]), TOKEN, 200),
         (encode_reads(group.map, [read]), "wrong-horse-battery", 401),
         (encode_reads(other, [read]), TOKEN, 400),
         (b"\xc1", TOKEN, 400),
         (bytes((1 << 20) + 1), TOKEN, 413),
     ):
-        headers = {"Authorization": f"Bearer {token}", "Content-Type": CONTENT_TYPE}
+        proof = PeerKey(secret, "").sign("POST", group.urls[0], PATH, body)
+        headers = {HEADER: proof.header, "Content-Type": CONTENT_TYPE}
         async with (
             aiohttp.ClientSession(headers=headers) as session,
             session.post(group.urls[0] + PATH, data=body) as response,

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import unicodedata
+from pathlib import Path
 
 import click
 import pytest
@@ -17,7 +18,9 @@ import app.__main__ as program
 from app.commands import verify
 from app.commands.query_draw import cells_table, shown
 from app.demo_display import ledger_lines
-from app.printable import printable, printable_json, protect_log
+from app.printable import MASK, printable, printable_json, protect_log
+from app.settings import load_settings, secrets_of
+from app.settings_secrets import SECRET_FILES
 from app.verify.report import Difference, LayerReport, Report
 from client import Cell
 from tables.errors import TreasureMapError
@@ -91,6 +94,33 @@ def test_no_line_of_the_log_has_a_secret_or_what_went_to_brokers() -> None:
     first, second = stream.getvalue().splitlines()[:2]
     assert first == "Request to broker:9092 7: SaslAuthenticateRequest_v0"
     assert second == "logging in with ********"
+
+
+def test_secrets_from_files_are_masked_like_others(tmp_path: Path) -> None:
+    """In lines of the log, and wherever settings are shown."""
+    secrets = {name: f"secret-of-{name.replace('_', '-')}" for name in SECRET_FILES}
+    flags: dict[str, object] = {
+        "kafka_username": "u", "kafka_sasl_mechanism": "PLAIN", "cassandra_username": "u",
+    }  # fmt: skip
+    for name, of_file in SECRET_FILES.items():
+        file = tmp_path / name
+        file.write_text(f"{secrets[name]}\n")
+        file.chmod(0o600)
+        flags[of_file] = str(file)
+    settings = load_settings(flags, {})
+    stream, factory = io.StringIO(), logging.getLogRecordFactory()
+    log = logging.Logger("test")  # noqa: LOG001 - one that nobody else has
+    log.addHandler(logging.StreamHandler(stream))
+    try:
+        protect_log(secrets_of(settings))
+        log.warning("%r %s", settings, " ".join(secrets.values()))
+    finally:
+        logging.setLogRecordFactory(factory)
+    for name, secret in secrets.items():
+        assert getattr(settings, name) == secret
+        assert secret not in stream.getvalue()
+        assert secret not in f"{settings!r} {settings.__rich_repr__()}"
+    assert stream.getvalue().count(MASK) == 2 * len(secrets)
 
 
 def test_answers_differences_and_ledgers_are_escaped() -> None:

@@ -158,6 +158,11 @@ async def test_the_token_comes_from_the_environment(tmp_path: Path) -> None:
         assert (await run(*arguments, TREASURE_MAP_WEB_TOKEN=token)).exit_code == 0
         with pytest.raises(QueryError, match="the token is missing or wrong"):
             await run(*arguments)
+        file = tmp_path / "token"
+        file.write_text(f"{token}\n")
+        assert (await run(*arguments, TREASURE_MAP_WEB_TOKEN_FILE=str(file))).exit_code == 0
+        with pytest.raises(QueryError, match="cannot use TREASURE_MAP_WEB_TOKEN_FILE: cannot read"):
+            await run(*arguments, TREASURE_MAP_WEB_TOKEN_FILE=str(tmp_path / "none"))
 
 
 async def test_a_refusal_of_the_endpoint_is_passed_on(tmp_path: Path) -> None:

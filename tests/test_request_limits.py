@@ -20,7 +20,7 @@ from loop_meter import WORK_S, Loop, reset_peak, resident, work_s
 from support import dataclasses_replace, small_map
 from web_support import FrameCells, served, stored
 
-from app.peers import PATH, encode_reads
+from app.peer_wire import PATH, encode_reads
 from tables.cell import archive_schema
 from tables.live import LiveRead
 from tables.window import Window

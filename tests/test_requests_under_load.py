@@ -33,6 +33,7 @@ from aiohttp import web
 from app import station
 from app.process import Process
 from app.settings import load_settings
+from app.web_access import OPEN, mount
 from loop_meter import Loop, resident, reset_peak
 
 app = station.build(load_settings())
@@ -48,7 +49,7 @@ async def held(request):
 async def start(_):
     meter.start()
 
-app.web.web_app.router.add_get("/held", held)
+mount(app.web.web_app, "GET", "/held", OPEN, held)
 app.web.web_app.on_startup.append(start)
 Process(app, loglevel="INFO").execute_from_commandline()
 """

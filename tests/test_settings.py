@@ -14,10 +14,10 @@ from app.settings import (
     Settings,
     environment_variable,
     flag,
-    is_loopback,
     is_secret,
     load_settings,
 )
+from app.settings_checks import is_loopback
 from app.settings_options import settings_options
 from app.settings_page import settings_table, with_table
 from tables.errors import SettingError
@@ -147,6 +147,7 @@ def test_secrets_are_shown_nowhere() -> None:
         "web_token",
         "kafka_password",
         "cassandra_password",
+        "peer_secret",
     }
 
 
@@ -244,6 +245,20 @@ def test_fields_that_contradict_each_other_are_refused(flags: dict[str, object],
     assert text in problems_of(flags)
 
 
+def test_a_file_of_tokens_stands_for_a_token(tmp_path: pathlib.Path) -> None:
+    """Beyond loopback; a group of several workers wants a secret between them too."""
+    given: dict[str, object] = {
+        "web_host": ANYWHERE, "web_cert_file": "c", "web_key_file": "k",
+        "web_tokens_file": str(tmp_path / "tokens.json"),
+    }  # fmt: skip
+    assert load_settings(given, {}).web_tokens_file
+    several = given | {"archive": "cassandra"}
+    assert "web_tokens_file: got " in problems_of(several)
+    assert "want peer_secret too" in problems_of(several)
+    for secret in ("peer_secret", "web_token"):
+        assert load_settings(several | {secret: TOKEN}, {})
+
+
 def test_a_bad_field_is_not_reported_again_by_a_rule_over_its_default() -> None:
     """Rules between fields are left out where a field of theirs could not be read."""
     text = problems_of({"web_host": ANYWHERE, "web_token": "short"})
@@ -270,7 +285,8 @@ def test_a_command_gets_settings_from_flags(tmp_path: pathlib.Path) -> None:
     assert seen[0].query_limit_max == 7
     options = {name for parameter in command.params for name in parameter.opts}
     assert {flag(name) for name in FIELDS} - {None} <= options
-    assert not any("token" in option or "password" in option for option in options)
+    secrets = {f"--{name.replace('_', '-')}" for name in FIELDS if is_secret(name)}
+    assert not secrets & options
 
 
 def test_every_setting_has_its_variable() -> None:

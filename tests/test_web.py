@@ -269,6 +269,8 @@ async def test_map_layers_ledger_and_health_answer(tmp_path: Path) -> None:
                 "serving": {"raw": [0]},
                 "restoring": {"raw": [1]},
                 "paused": {},
+                "insecure": False,
+                "warnings": [],
             },
         )
 

@@ -15,7 +15,7 @@ import pytest
 from support import DAY_MS, HOUR_MS, dataclasses_replace, seeds, small_map
 from web_support import served, stored
 
-from app.peers import WireRead, WireReads
+from app.peer_wire import WireRead, WireReads
 from tables.layer import KeyField
 from tables.live import Told
 from tables.window import MONTH, START_MS_MIN, TIME_MS_MAX, YEAR

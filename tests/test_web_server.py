@@ -163,6 +163,7 @@ async def test_past_the_most_connections_the_longest_silent_goes(
 ) -> None:
     """Thousands that say nothing keep nobody out."""
     monkeypatch.setattr(app.web_server, "CONNECTIONS_MAX", 4)
+    monkeypatch.setattr(app.web_server, "ADDRESS_SHARE", 1.0)
     async with contextlib.AsyncExitStack() as stack:
         _, url = await stack.enter_async_context(served(MAP, tmp_path, query_live_max=1))
         used = await stack.enter_async_context(connected(url))
@@ -181,6 +182,7 @@ async def test_where_all_are_busy_a_new_connection_is_refused_in_words(
 ) -> None:
     """Followers are neither silent nor done."""
     monkeypatch.setattr(app.web_server, "CONNECTIONS_MAX", 0)
+    monkeypatch.setattr(app.web_server, "ADDRESS_SHARE", 1.0)
     async with contextlib.AsyncExitStack() as stack:
         given = served(MAP, tmp_path, [stored()], query_live_max=2)
         _, url = await stack.enter_async_context(given)

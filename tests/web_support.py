@@ -14,10 +14,13 @@ import polars as pl
 from aiohttp import web
 from support import HOUR_MS, small_map
 
+from app.reloads import Reloads
 from app.settings import Settings
 from app.web import install
+from app.web_access import Access
 from app.web_guard import ssl_context
-from app.web_server import Runner
+from app.web_listener import Site
+from app.web_server import Counts, Runner
 from tables.answer import matching
 from tables.archive import Archive
 from tables.archive_cache import ArchiveCache
@@ -133,6 +136,7 @@ class StandingView:
         self.archive = archive
         self.live = live
         self.reasons: list[str] = []
+        self.counts = Counts()
 
     def local(self, read: LiveRead) -> LiveJob:
         """Return what makes the rows of the frame."""
@@ -189,17 +193,24 @@ async def served(
     app = web.Application()
     given = Settings(**settings)
     cache = ArchiveCache(archive, given.query_cache_bytes_max)
-    install(app, view, given, live=cells, cache=cache, metrics=lambda: METRICS)
+    failures: list[BaseException] = []
+    reloads = Reloads(failures.append)
+    access = Access(given, reloads)
+    install(app, view, given, live=cells, cache=cache, metrics=lambda: METRICS, access=access)
+    await reloads.start()
     runner = Runner(app, given.query_live_max)
     await runner.setup()
-    tls = ssl_context(Settings(**settings))
-    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
+    tls = ssl_context(given, reloads)
+    await Site(runner, "127.0.0.1", 0, tls=tls, failed=failures.append).start()
     scheme = "http" if tls is None else "https"
+    view.counts = runner.counts
     try:
         yield view, f"{scheme}://127.0.0.1:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()
+        await reloads.stop()
         await archive.close()
+        assert not failures
 
 
 async def get(url: str, **headers: str) -> tuple[int, Any, aiohttp.typedefs.LooseHeaders]:

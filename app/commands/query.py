@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 import msgspec
@@ -19,6 +20,7 @@ from rich.text import Text
 from app.commands.query_draw import caption, cells_table, is_worth_sparks, sparks_table
 from app.printable import printable, printable_json
 from app.settings import environment_variable
+from app.settings_secrets import read_secret
 from client import Answer, FamilyAnswer, QueryClient, QueryFailedError, Range
 from tables.errors import QueryError
 from tables.query import exact_json
@@ -84,7 +86,7 @@ def command(
 
     With --step, --group or --measure: rows of family NAME over that range, from whichever layers
     have them cheapest; steps are drawn as bars. Where the endpoint wants a token, it is read from
-    TREASURE_MAP_WEB_TOKEN.
+    TREASURE_MAP_WEB_TOKEN, or from the file that TREASURE_MAP_WEB_TOKEN_FILE names.
     """  # fmt: skip
     rows = bool(step or groups or measures)
     found = Range(
@@ -94,7 +96,7 @@ def command(
     asked = Asked(name, found, limit, rows)
     if watch and as_json:
         raise click.UsageError("cannot use --watch with --json: a document has an end; give one")
-    token = os.environ.get(environment_variable("web_token"))
+    token = _token()
     try:
         with QueryClient(url, token, ca_file=ca_file) as client:
             if watch:
@@ -103,6 +105,22 @@ def command(
                 _print(_ask(client, asked), as_json=as_json)
     except (QueryFailedError, ValueError, OSError) as error:
         raise QueryError(str(error)) from error
+
+
+def _token() -> str | None:
+    """Return the token of the environment, or of the file that it names; None where neither is.
+
+    Raises:
+        QueryError: the file cannot be read.
+    """
+    token = os.environ.get(environment_variable("web_token"))
+    file = os.environ.get(environment_variable("web_token_file"))
+    if token or not file:
+        return token
+    try:
+        return read_secret(Path(file))
+    except ValueError as error:
+        raise QueryError(f"cannot use {environment_variable('web_token_file')}: {error}") from error
 
 
 def _ask(client: QueryClient, asked: Asked) -> Answer | FamilyAnswer:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import ssl
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -18,6 +17,7 @@ import polars as pl
 import rocksdict
 from xxhash import xxh3_64_digest
 
+from app.connections import cassandra_tls
 from app.settings import Settings
 from app.verify import sql
 from app.verify.database import Database
@@ -116,7 +116,7 @@ class CassandraRows:
         )
         self._statement = query.SimpleStatement
         hosts, port = settings.cassandra_hosts, settings.cassandra_port
-        tls = _tls(settings)
+        tls = cassandra_tls(settings)
         try:
             nodes, others = nodes_of(hosts, port, settings.cassandra_tls_name, tls=tls is not None)
         except Exception as error:  # the driver's, an extra: no host name is known
@@ -314,12 +314,3 @@ def _sorted_bytes(value: str | float) -> bytes:
     if isinstance(value, str):
         return value.encode().replace(b"\x00", b"\x00\xff") + b"\x00\x00"
     return (int(value) + _BIAS).to_bytes(8, "big")
-
-
-def _tls(settings: Settings) -> ssl.SSLContext | None:
-    if not settings.cassandra_uses_tls:
-        return None
-    context = ssl.create_default_context(cafile=settings.cassandra_ca_file or None)
-    if settings.cassandra_cert_file:
-        context.load_cert_chain(settings.cassandra_cert_file, settings.cassandra_key_file)
-    return context

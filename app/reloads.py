@@ -1,0 +1,129 @@
+"""Files that a worker reads again while it runs: certificates, keys and tokens.
+
+A look compares the size, times and inode of each file with those of the last contents in use.
+Contents that cannot be used change nothing: the last good ones stay, with one warning. A file may
+be half written when it is looked at, so the warning waits for a second look.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mode import Service
+
+from agents.guarded import guarded
+from agents.tasks import end
+from tables.errors import TreasureMapError
+
+LOOK_S = 1.0
+"""How often files are looked at. A look is one system call a file, some microseconds."""
+
+WARN_LOOKS = 2
+"""At which failed look in a row the warning comes: writers of two files need a moment between."""
+
+Signature = tuple[tuple[int, ...] | None, ...]
+
+log = logging.getLogger(__name__)
+
+
+class Reload:
+    """One thing made of files.
+
+    Args:
+        name: the thing, as metrics label it: ``tokens``, ``web_certificate``.
+        files: paths of its files; empty ones are left out.
+        load: reads the files and puts their contents to use, or raises and changes nothing.
+
+    Attributes:
+        error: why the files cannot be used as they are now; empty if they are in use.
+        loads_total: how often changed contents were put to use.
+
+    Raises:
+        TreasureMapError, OSError: the first load fails.
+    """
+
+    def __init__(self, name: str, files: Sequence[str], load: Callable[[], None]) -> None:
+        self.name = name
+        self.files = tuple(file for file in files if file)
+        self._load = load
+        # Read before the files are: a change between the two is seen at the next look.
+        self._seen = _signature(self.files)
+        self._failed_looks = 0
+        self.error = ""
+        self.loads_total = 0
+        load()
+
+    def look(self) -> None:
+        """Load the files if they have changed, or could not be used at the last look."""
+        found = _signature(self.files)
+        if found == self._seen and not self.error:
+            return
+        try:
+            self._load()
+        except (TreasureMapError, OSError) as error:
+            self.error = str(error)
+            self._failed_looks += 1
+            if self._failed_looks == WARN_LOOKS:
+                log.warning("%s: the last good contents stay in use: %s", self.name, error)
+        else:
+            log.info("%s: the changed files are in use: %s", self.name, ", ".join(self.files))
+            self._seen, self._failed_looks, self.error = found, 0, ""
+            self.loads_total += 1
+
+
+class Reloads(Service):  # type: ignore[misc]  # mode comes without types
+    """Looks at all files once a second, and at once when asked to.
+
+    Args:
+        failed: called with the error if looking itself fails.
+    """
+
+    def __init__(self, failed: Callable[[BaseException], None], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._failed = failed
+        self._task: asyncio.Task[None] | None = None
+        self.all: list[Reload] = []
+
+    def add(self, name: str, files: Sequence[str], load: Callable[[], None]) -> None:
+        """Load files now, and again whenever they change; see :class:`Reload`."""
+        self.all.append(Reload(name, files, load))
+
+    def look(self) -> None:
+        """Look at all files."""
+        for one in self.all:
+            one.look()
+
+    def warnings(self) -> list[str]:
+        """Return a sentence for each thing whose files cannot be used as they are now."""
+        return [f"{one.name}: {one.error}" for one in self.all if one.error]
+
+    async def on_start(self) -> None:
+        """Begin to look."""
+        self._task = asyncio.create_task(guarded(self._look(), self._failed))
+
+    async def on_stop(self) -> None:
+        """Look no more."""
+        if self._task is not None:
+            await end(self._task)
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            self.look()
+
+
+def _signature(files: Sequence[str]) -> Signature:
+    """Return values that change when one of the files does; None stands for a missing file."""
+    found: list[tuple[int, ...] | None] = []
+    for file in files:
+        try:
+            stat = os.stat(file)  # noqa: PTH116 - follows the links of a mounted secret
+        except OSError:
+            found.append(None)
+        else:
+            found.append((stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
+    return tuple(found)

@@ -1,0 +1,80 @@
+"""Secrets in files of their own: read with the settings, and warned of where others may read them.
+
+A setting like ``kafka_password`` may be given as the contents of the file that
+``kafka_password_file`` names, as Docker, Kubernetes and systemd hand secrets over.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+
+SECRET_FILES = {
+    "kafka_password": "kafka_password_file",
+    "cassandra_password": "cassandra_password_file",
+    "web_token": "web_token_file",
+    "peer_secret": "peer_secret_file",
+}
+"""The setting that names a file, by the secret that is in it."""
+
+PRIVATE_FILES = (
+    *SECRET_FILES.values(),
+    "web_tokens_file",
+    "kafka_key_file",
+    "cassandra_key_file",
+    "web_key_file",
+    "kafka_key_password_file",
+    "cassandra_key_password_file",
+    "web_key_password_file",
+)
+"""Settings that name files which nobody else should read."""
+
+SECRET_BYTES_MAX = 64 * 1024
+
+log = logging.getLogger(__name__)
+
+
+def read_secret(file: Path) -> str:
+    """Return the contents of a file without its line end.
+
+    Raises:
+        ValueError: it cannot be read, is empty, too large or not text; the message has none of it.
+    """
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(SECRET_BYTES_MAX + 1)
+    except OSError as error:
+        raise ValueError(f"cannot read it: {error.strerror}; want a file with the secret") from None
+    if len(content) > SECRET_BYTES_MAX:
+        raise ValueError(f"it is longer than {SECRET_BYTES_MAX} bytes; want the secret alone")
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        raise ValueError("it is not UTF-8; want the secret as text") from None
+    secret = text.removesuffix("\n").removesuffix("\r")
+    if not secret:
+        raise ValueError("it is empty; want the secret")
+    return secret
+
+
+def warn_of_readers(files: Iterable[str | os.PathLike[str]]) -> None:
+    """Warn of each file that others on this machine may read, with the command that mends it."""
+    for file in files:
+        try:
+            about = os.stat(file)  # noqa: PTH116 - a path of any kind
+        except OSError:
+            # Who reads the file says so.
+            continue
+        # A file of another user, as a mounted secret is, may need its group for us to read it.
+        is_ours = about.st_uid == os.geteuid()
+        others = stat.S_IRWXG | stat.S_IRWXO if is_ours else stat.S_IRWXO
+        if about.st_mode & others:
+            mend = "go-rwx" if is_ours else "o-rwx"
+            log.warning(
+                "%s holds secrets and others on this machine may read or change it (mode %03o);"
+                " run: chmod %s %s",
+                file, stat.S_IMODE(about.st_mode), mend, file,
+            )  # fmt: skip
