@@ -209,9 +209,9 @@ class Feed:
         found = cluster.partitions_for_topic(self.topic)
         if not found:
             raise FeedError(
-                f"cannot write to {self.topic}: it is not there; got {len(cluster.topics())} other"
-                f" topics at {self._brokers}; want the map's topics;"
-                " make them: python -m app map apply FILE"
+                f"cannot write to {self.topic}: it is not there, or this user may not Describe it;"
+                f" got {len(cluster.topics())} other topics at {self._brokers}; want the map's"
+                " topics; make them: python -m app map apply FILE; or allow what `map acl` prints"
             )
         return len(found)
 

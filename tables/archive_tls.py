@@ -11,6 +11,7 @@ import re
 import socket
 import ssl
 
+TRIES = 3
 PROBE_S = 3.0
 """How long each step of a probe may take; a node that is slower counts as away."""
 
@@ -74,16 +75,17 @@ def tls_refusal(
         context: checks the node, and shows it a certificate if there is one.
         has_certificate: whether there is one.
     """
-    try:
-        _shake(address, port, name, context)
-    except ssl.SSLCertVerificationError as error:
-        return f"the certificate of {address} {_flaw(error, address, port, name, context)}"
-    except ssl.SSLError as error:
-        if not is_refusal(error):
-            return ""
-        return _words(error, address, port, has_certificate=has_certificate)
-    except OSError:
-        return ""
+    for _ in range(TRIES):
+        try:
+            _shake(address, port, name, context)
+        except ssl.SSLCertVerificationError as error:
+            return f"the certificate of {address} {_flaw(error, address, port, name, context)}"
+        except ssl.SSLError as error:
+            if is_refusal(error):
+                return _words(error, address, port, has_certificate=has_certificate)
+        except OSError:
+            # A node that refuses a certificate may close before its reason has been read.
+            continue
     return ""
 
 

@@ -26,7 +26,7 @@ REQUIRED = os.environ.pop(REQUIRE, "") == "1"
 
 
 _SHARED = {"kafka", "cassandra_server", "cassandra"}
-_SECURE = {"secure_kafka", "secure_cassandra"}
+_SECURE = {"secure_kafka", "secure_cassandra", "mutual_cassandra"}
 _SERVERS = {"embedded", "broker", "brokers", "processes", *_SHARED, *_SECURE}
 """Fixtures of brokers and nodes, and of what runs beside them."""
 
@@ -57,6 +57,18 @@ def secure_cassandra(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secur
     _only_here(tmp_path_factory, "secure_cassandra")
     folder = tmp_path_factory.mktemp("secure_cassandra")
     with SecureCassandra(folder, Authority(folder / "certificates"), "localhost") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mutual_cassandra(
+    tmp_path_factory: pytest.TempPathFactory, secure_cassandra: SecureCassandra
+) -> Iterator[SecureCassandra]:
+    """Run another one, that wants certificates; its own is for a name that is not its host's."""
+    folder = tmp_path_factory.mktemp("mutual_cassandra")
+    authority = secure_cassandra.authority
+    with SecureCassandra(folder, authority, "cassandra.example", mutual=True) as server:
+        server.run("LIST ROLES", authority.issue("administrator"))
         yield server
 
 
@@ -136,9 +148,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, N
     for item in items:
         if not _SERVERS.isdisjoint(getattr(item, "fixturenames", ())) or _needs_server(item):
             item.add_marker("server")
-        if _needs_server(item):
-            group = _shared_servers(item) or "servers of its own"
-            item.add_marker(pytest.mark.xdist_group(group))
+        shared = _shared_servers(item)
+        if shared or _needs_server(item):
+            item.add_marker(pytest.mark.xdist_group(shared or "servers of its own"))
     yield
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 

@@ -68,22 +68,9 @@ def node(secure_cassandra: SecureCassandra) -> SecureCassandra:
         secure_cassandra.run(
             f"CREATE ROLE IF NOT EXISTS {role} WITH PASSWORD = '{PASSWORD}' AND LOGIN = true",
         )
-    secure_cassandra.run("CREATE ROLE locked WITH PASSWORD = 'x' AND LOGIN = false")
+    secure_cassandra.run("CREATE ROLE IF NOT EXISTS locked WITH PASSWORD = 'x' AND LOGIN = false")
     secure_cassandra.run("GRANT CREATE ON ALL KEYSPACES TO maker")
     return secure_cassandra
-
-
-@pytest.fixture(scope="module")
-def mutual_node(
-    tmp_path_factory: pytest.TempPathFactory, authority: Authority
-) -> Iterator[SecureCassandra]:
-    """Run a node that wants certificates, and whose own is for a name that is not its host's."""
-    if reason := servers.why_missing("cassandra"):
-        pytest.skip(reason)
-    folder = tmp_path_factory.mktemp("mutual")
-    with SecureCassandra(folder, authority, NAME, mutual=True) as server:
-        server.run("LIST ROLES", authority.issue("administrator"))
-        yield server
 
 
 def checks(authority: Authority | None, own: Certificate | None = None) -> ssl.SSLContext:
@@ -289,10 +276,10 @@ def tls_listener(certificate: Certificate) -> Iterator[int]:
 
 @pytest.mark.cassandra
 async def test_a_client_without_tls_at_a_node_with_it_ends(
-    node: SecureCassandra, mutual_node: SecureCassandra, authority: Authority
+    node: SecureCassandra, mutual_cassandra: SecureCassandra, authority: Authority
 ) -> None:
     """The node closes the connection without a word."""
-    for one in (node, mutual_node):
+    for one in (node, mutual_cassandra):
         words = await refusal(settings_of(one, authority, tls=None))
         assert f"port {one.port} of 127.0.0.1 speaks TLS and this client does not" in words
         assert "set cassandra_tls, or cassandra_ca_file" in words
@@ -312,11 +299,11 @@ async def test_a_client_with_tls_at_a_node_without_it_ends(
 
 @pytest.mark.cassandra
 async def test_a_node_that_wants_certificates_gets_one_it_knows_or_ends_it(
-    mutual_node: SecureCassandra, authority: Authority, foreign: Authority
+    mutual_cassandra: SecureCassandra, authority: Authority, foreign: Authority
 ) -> None:
     """None, one of another authority, and a good one; and never under another name."""
     settings = settings_of(
-        mutual_node, authority, tls_name=NAME, username="cassandra",
+        mutual_cassandra, authority, tls_name=NAME, username="cassandra",
         password="cassandra",  # noqa: S106 - as Cassandra is shipped
     )  # fmt: skip
     for changes, told in (
@@ -496,7 +483,7 @@ async def test_a_worker_that_is_refused_ends_with_the_cause(
     processes: Callable[..., Process],
 ) -> None:
     """Its last words are all that an operator needs, and no traceback is among the others."""
-    good = worker_settings(settings_of(node, authority))
+    good = worker_settings(settings_of(node, authority), authority)
     for changes, told in (
         ({"cassandra_ca_file": str(foreign.ca_file)}, "set cassandra_ca_file"),
         ({"cassandra_tls_name": NAME}, "or in cassandra_tls_name if all nodes have it"),
