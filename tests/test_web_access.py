@@ -331,3 +331,12 @@ def test_a_file_of_tokens_that_is_not_there_ends_the_start(tmp_path: Path) -> No
     settings = Settings(web_tokens_file=str(tmp_path / "none.json"))
     with pytest.raises(Exception, match=r"cannot use web_tokens_file: .*python -m app token"):
         Access(settings, Reloads(lambda _: None))
+
+
+def test_the_page_of_threats_names_tests_that_there_are() -> None:
+    """Each defence stands beside the modules that try it."""
+    page = (ROOT / "docs" / "SECURITY.md").read_text("utf-8")
+    rows = [line for line in page.splitlines() if "`test_" in line]
+    named = {name for line in rows for name in re.findall(r"`(test_\w+\.py)`", line)}
+    assert len(rows) > 10
+    assert [name for name in sorted(named) if not (ROOT / "tests" / name).exists()] == []
