@@ -43,7 +43,7 @@ demo: setup
 # More processes than cores: most of the time tests wait for groups to form, sessions to expire and
 # servers to start. One that dies ends the run with the name of its test: one that took its place
 # would be given nothing to do, for ever.
-PROCESSES = --numprocesses 3 --dist loadgroup --max-worker-restart 0
+PROCESSES = --numprocesses 4 --dist loadgroup --max-worker-restart 0
 test: lint
 	@$(BIN)/python -m pytest $(PROCESSES)
 

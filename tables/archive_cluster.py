@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import ssl
+from collections.abc import Callable
+from typing import Protocol
 
-from cassandra import ConsistencyLevel, ProtocolVersion
+from cassandra import ConsistencyLevel, ProtocolVersion, cluster, pool
 from cassandra.auth import PlainTextAuthProvider
 from cassandra.cluster import (
     EXEC_PROFILE_DEFAULT,
@@ -26,10 +29,39 @@ from tables.archive_endpoints import nodes_of
 from tables.archive_tls import plain_refusal, tls_refusal
 from tables.errors import ArchiveRefusedError
 
+log = logging.getLogger(__name__)
+
 RECONNECT_S_MAX = 10.0
 RECONNECTION = ExponentialReconnectionPolicy(0.5, RECONNECT_S_MAX, max_attempts=None)
 """How a node that is away is tried again. The driver's own policy waits up to ten minutes once a
 node was away for as long, and gives it up after 64 attempts."""
+
+
+class _Handler(Protocol):
+    """What of the driver's private handlers of reconnections is replaced here."""
+
+    on_exception: Callable[..., bool]
+
+
+def _goes_on(_handler: object, error: Exception, wait_s: float | None) -> bool:
+    """Have a node that refuses a login tried again too.
+
+    The driver gives it up for good, so that a password that was changed and put back, or roles that
+    could not be read for a moment, would leave a worker without its archive until it is restarted.
+    ``RECONNECTION`` makes such tries rare.
+    """
+    log.info("a node is tried again in %s s: %s", wait_s, error)
+    return True
+
+
+def keep_trying_nodes() -> None:
+    """Have the driver give no node up; from now on, for all clusters of this process."""
+    handlers: tuple[type[_Handler], ...] = (
+        pool._HostReconnectionHandler,  # noqa: SLF001 - the driver has no setting for it
+        cluster._ControlReconnectionHandler,  # noqa: SLF001 - likewise
+    )
+    for handler in handlers:
+        handler.on_exception = _goes_on
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,6 +101,7 @@ def cluster_of(settings: CassandraSettings) -> Cluster:
     Raises:
         UnresolvableContactPoints: no address is known of any host.
     """
+    keep_trying_nodes()
     nodes, others = nodes_of(
         settings.hosts, settings.port, settings.tls_name, tls=settings.tls is not None
     )

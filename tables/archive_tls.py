@@ -46,7 +46,11 @@ def plain_refusal(address: str, port: int) -> str:
     # Nothing is sent over this connection: it only shows whether there is TLS.
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
-        _shake(address, port, address, context)
+        with (
+            socket.create_connection((address, port), timeout=PROBE_S) as plain,
+            context.wrap_socket(plain, server_hostname=address),
+        ):
+            pass
     except ssl.SSLError as error:
         if "ALERT" not in (error.reason or ""):
             return ""

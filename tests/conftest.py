@@ -27,6 +27,9 @@ REQUIRED = os.environ.pop(REQUIRE, "") == "1"
 
 _SHARED = {"kafka", "cassandra_server", "cassandra"}
 _SECURE = {"secure_kafka", "secure_cassandra", "mutual_cassandra"}
+_STARTED: list[servers.Server] = []
+"""Shared servers of this process."""
+
 _SERVERS = {"embedded", "broker", "brokers", "processes", *_SHARED, *_SECURE}
 """Fixtures of brokers and nodes, and of what runs beside them."""
 
@@ -37,6 +40,7 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     _skip_where_missing("kafka")
     _only_here(tmp_path_factory, "kafka")
     with servers.KafkaServer(tmp_path_factory.mktemp("kafka")) as server:
+        _STARTED.append(server)
         yield server.bootstrap
 
 
@@ -47,6 +51,7 @@ def secure_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureKaf
     _only_here(tmp_path_factory, "secure_kafka")
     folder = tmp_path_factory.mktemp("secure_kafka")
     with SecureKafka(folder, Authority(folder / "certificates")) as server:
+        _STARTED.append(server)
         yield server
 
 
@@ -57,6 +62,7 @@ def secure_cassandra(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secur
     _only_here(tmp_path_factory, "secure_cassandra")
     folder = tmp_path_factory.mktemp("secure_cassandra")
     with SecureCassandra(folder, Authority(folder / "certificates"), "localhost") as server:
+        _STARTED.append(server)
         yield server
 
 
@@ -68,6 +74,7 @@ def mutual_cassandra(
     folder = tmp_path_factory.mktemp("mutual_cassandra")
     authority = secure_cassandra.authority
     with SecureCassandra(folder, authority, "cassandra.example", mutual=True) as server:
+        _STARTED.append(server)
         server.run("LIST ROLES", authority.issue("administrator"))
         yield server
 
@@ -78,6 +85,7 @@ def cassandra_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[serve
     _skip_where_missing("cassandra")
     _only_here(tmp_path_factory, "cassandra")
     with servers.CassandraServer(tmp_path_factory.mktemp("cassandra")) as server:
+        _STARTED.append(server)
         yield server
 
 
@@ -85,6 +93,31 @@ def cassandra_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[serve
 def cassandra(cassandra_server: servers.CassandraServer) -> tuple[str, int]:
     """Give host and port of the Cassandra node. Tests bring their own keyspaces."""
     return cassandra_server.host, cassandra_server.port
+
+
+@pytest.fixture(scope="session")
+def _spare_cassandra(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.CassandraServer]:
+    server = servers.CassandraServer(tmp_path_factory.mktemp("spare_cassandra"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def spare_cassandra(
+    _spare_cassandra: servers.CassandraServer,
+) -> Iterator[servers.CassandraServer]:
+    """Give a Cassandra node that a test may stop and kill: nobody else uses it meanwhile.
+
+    Tests bring their own keyspaces.
+    """
+    _skip_where_missing("cassandra")
+    if not _spare_cassandra.is_running:
+        _spare_cassandra.start()
+        _STARTED.append(_spare_cassandra)
+    yield _spare_cassandra
+    if _spare_cassandra.is_running:
+        # A test that failed may have left it paused.
+        _spare_cassandra.resume()
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +186,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, N
             item.add_marker(pytest.mark.xdist_group(shared or "servers of its own"))
     yield
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Stop the shared servers after their last test: they would take time to the end of the run.
+
+    A process is given all tests of a group, one after the other.
+    """
+    group = item.get_closest_marker("xdist_group")
+    if "PYTEST_XDIST_WORKER" not in os.environ or group is None:
+        return
+    following = nextitem and nextitem.get_closest_marker("xdist_group")
+    if following != group:
+        for server in _STARTED:
+            server.stop()
+        _STARTED.clear()
 
 
 @pytest.hookimpl(optionalhook=True)

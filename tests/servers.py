@@ -207,6 +207,11 @@ class Server:
         self.stop()
 
     @property
+    def is_running(self) -> bool:
+        """Whether it was started and neither stopped nor killed since."""
+        return self._process is not None
+
+    @property
     def pid(self) -> int:
         """The process id of the running server."""
         assert self._process is not None, "the server is not running"

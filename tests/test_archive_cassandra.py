@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import uuid
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -346,15 +345,17 @@ async def test_an_archive_closed_while_it_opens_says_so(cassandra: tuple[str, in
 
 @pytest.mark.cassandra
 @pytest.mark.slow
-async def test_a_node_that_goes_and_comes_back_is_written_again(tmp_path: Path) -> None:
+async def test_a_node_that_goes_and_comes_back_is_written_again(
+    spare_cassandra: servers.CassandraServer,
+) -> None:
     """While the node hangs or is gone calls fail as archive errors; after, rows go in again."""
-    reason = servers.why_missing("cassandra")
-    if reason is not None:
-        pytest.skip(reason)
-    server = servers.CassandraServer(tmp_path / "node")
-    await asyncio.to_thread(server.start)
+    server = spare_cassandra
     settings = archive_cassandra.CassandraSettings(
-        hosts=(server.host,), port=server.port, replication=1, request_timeout_s=2
+        hosts=(server.host,),
+        port=server.port,
+        replication=1,
+        keyspace=keyspace(),
+        request_timeout_s=2,
     )
     archive = archive_cassandra.CassandraArchive(settings)
     frame = rows(["a", "b"], [0])
@@ -384,20 +385,21 @@ async def test_a_node_that_goes_and_comes_back_is_written_again(tmp_path: Path) 
         assert (await archive.read(LAYER, cells)).height == 2
     finally:
         await archive.close()
-        await asyncio.to_thread(server.stop)
 
 
 @pytest.mark.cassandra
 @pytest.mark.slow
-async def test_what_a_node_acknowledged_survives_its_kill(tmp_path: Path) -> None:
+async def test_what_a_node_acknowledged_survives_its_kill(
+    spare_cassandra: servers.CassandraServer,
+) -> None:
     """Rows are written again and again until the node is killed; each has its last version then."""
-    reason = servers.why_missing("cassandra")
-    if reason is not None:
-        pytest.skip(reason)
-    server = servers.CassandraServer(tmp_path / "node")
-    await asyncio.to_thread(server.start)
+    server = spare_cassandra
     settings = archive_cassandra.CassandraSettings(
-        hosts=(server.host,), port=server.port, replication=1, request_timeout_s=5
+        hosts=(server.host,),
+        port=server.port,
+        replication=1,
+        keyspace=keyspace(),
+        request_timeout_s=5,
     )
     acknowledged: dict[str, int] = {}
 
@@ -410,30 +412,32 @@ async def test_what_a_node_acknowledged_survives_its_kill(tmp_path: Path) -> Non
                 return
             acknowledged.update(dict.fromkeys(keys, version))
 
-    try:
-        archive = archive_cassandra.CassandraArchive(settings)
-        await archive.open(map_of(LAYER))
-        keys = [[f"{writer}-{i}" for i in range(20)] for writer in range(4)]
-        writing = [asyncio.create_task(write(archive, some)) for some in keys]
+    archive = archive_cassandra.CassandraArchive(settings)
+    await archive.open(map_of(LAYER))
+    keys = [[f"{writer}-{i}" for i in range(20)] for writer in range(4)]
+    writing = [asyncio.create_task(write(archive, some)) for some in keys]
 
-        async def enough() -> bool:
-            return len(acknowledged) == 80 and min(acknowledged.values()) > 10
+    async def enough() -> bool:
+        return len(acknowledged) == 80 and min(acknowledged.values()) > 10
 
-        await until(enough)
-        await asyncio.to_thread(server.kill)
-        await asyncio.gather(*writing)
-        await archive.close()
+    await until(enough)
+    await asyncio.to_thread(server.kill)
+    await asyncio.gather(*writing)
+    await archive.close()
 
-        await asyncio.to_thread(server.start)
-        archive = archive_cassandra.CassandraArchive(settings)
-        await archive.open(map_of(LAYER))
-        found = await archive.read(LAYER, CellRange(0, HOUR_MS))
-        await archive.close()
-    finally:
-        await asyncio.to_thread(server.stop)
+    await asyncio.to_thread(server.start)
+    archive = archive_cassandra.CassandraArchive(settings)
+    await archive.open(map_of(LAYER))
+    found = await archive.read(LAYER, CellRange(0, HOUR_MS))
+    await archive.close()
     have = dict(found.select("key_origin", "version").iter_rows())
     behind = {key: v for key, v in acknowledged.items() if have.get(key, 0) < v}
     assert not behind
+
+
+def keyspace() -> str:
+    """Return a name that nobody else has."""
+    return f"k{uuid.uuid4().hex[:12]}"
 
 
 async def _until_done(archive: Any, frame: pl.DataFrame) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -92,36 +93,35 @@ async def test_a_worker_whose_kafka_is_away_is_not_ready_until_it_is_back(
 @pytest.mark.cassandra
 @pytest.mark.slow
 async def test_a_worker_whose_cassandra_is_away_is_not_ready_until_it_is_back(
-    processes: Callable[..., Process], tmp_path: Path
+    processes: Callable[..., Process], spare_cassandra: servers.CassandraServer
 ) -> None:
     """It says so although nothing is written or asked, and goes on by itself."""
-    if reason := servers.why_missing("cassandra"):
-        pytest.skip(reason)
-    with servers.CassandraServer(tmp_path / "cassandra") as cassandra:
-        worker = processes(
-            archive="cassandra", cassandra_hosts=cassandra.host,
-            cassandra_port=str(cassandra.port), cassandra_replication="1",
-        )  # fmt: skip
-        await apply_topics(worker.settings["brokers"], load_map(worker.map_file))
-        worker.start()
-        await worker.ready()
-        before = warnings_of(worker)
-        await asyncio.to_thread(cassandra.kill)
-        await until(unready(worker, "the archive does not answer since "), SECONDS_MAX)
-        raw = f"{worker.map_name}.raw"
-        await worker.send(raw, *((p, flight(at * HOUR_MS)) for p in (0, 1) for at in (0, 5, 9)))
-        await until(folded(worker, 6), SECONDS_MAX)
-        await asyncio.sleep(5)
-        await asyncio.to_thread(cassandra.start)
-        await worker.ready()
+    cassandra = spare_cassandra
+    worker = processes(
+        archive="cassandra", cassandra_hosts=cassandra.host,
+        cassandra_port=str(cassandra.port), cassandra_replication="1",
+        cassandra_keyspace=f"k{uuid.uuid4().hex[:12]}",
+    )  # fmt: skip
+    await apply_topics(worker.settings["brokers"], load_map(worker.map_file))
+    worker.start()
+    await worker.ready()
+    before = warnings_of(worker)
+    await asyncio.to_thread(cassandra.kill)
+    await until(unready(worker, "the archive does not answer since "), SECONDS_MAX)
+    raw = f"{worker.map_name}.raw"
+    await worker.send(raw, *((p, flight(at * HOUR_MS)) for p in (0, 1) for at in (0, 5, 9)))
+    await until(folded(worker, 6), SECONDS_MAX)
+    await asyncio.sleep(5)
+    await asyncio.to_thread(cassandra.start)
+    await worker.ready()
 
-        async def archived() -> bool:
-            _, layers = await worker.get("/v1/layers")
-            return bool(layers["layers"][0]["archived_cells"] >= 4)
+    async def archived() -> bool:
+        _, layers = await worker.get("/v1/layers")
+        return bool(layers["layers"][0]["archived_cells"] >= 4)
 
-        await until(archived, SECONDS_MAX)
-        log = worker.log()
-        away, back = "the archive does not answer; ", "the archive answers again after "
-        assert log.count(away) == log.count(back) == 1
-        assert warnings_of(worker) - before < WARNINGS_OF_AN_OUTAGE_MAX, log
-        assert await worker.stop() == 0
+    await until(archived, SECONDS_MAX)
+    log = worker.log()
+    away, back = "the archive does not answer; ", "the archive answers again after "
+    assert log.count(away) == log.count(back) == 1
+    assert warnings_of(worker) - before < WARNINGS_OF_AN_OUTAGE_MAX, log
+    assert await worker.stop() == 0

@@ -7,9 +7,9 @@ import contextlib
 import signal
 import sys
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -253,16 +253,14 @@ async def counted(worker: Process) -> dict[tuple[str, str, int], int]:
 @pytest.mark.cassandra
 @pytest.mark.slow
 async def test_a_worker_starts_without_its_cassandra_and_archives_once_it_is_there(
-    processes: Callable[..., Process], tmp_path: Path
+    processes: Callable[..., Process], spare_cassandra: servers.CassandraServer
 ) -> None:
     """It folds and answers meanwhile, says what it waits for, and nothing is lost."""
-    reason = servers.why_missing("cassandra")
-    if reason is not None:
-        pytest.skip(reason)
-    cassandra = servers.CassandraServer(tmp_path / "cassandra")
+    cassandra = spare_cassandra
+    await asyncio.to_thread(cassandra.stop)
     worker = processes(
         archive="cassandra", cassandra_hosts=cassandra.host, cassandra_port=str(cassandra.port),
-        cassandra_replication="1",
+        cassandra_replication="1", cassandra_keyspace=f"k{uuid.uuid4().hex[:12]}",
     )  # fmt: skip
     await apply(worker)
     worker.start()

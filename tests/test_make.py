@@ -39,5 +39,5 @@ def test_a_process_of_tests_that_dies_ends_the_run(tmp_path: Path) -> None:
         cwd=tmp_path, check=False, capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert run.returncode == 1, run.stdout + run.stderr
-    assert "crashed while running 'test_dies.py::test_of_a_server[1]'" in run.stdout
+    assert "crashed while running 'test_dies.py::test_of_a_server[1]" in run.stdout
     assert "Fatal Python error: Aborted" in run.stderr

@@ -11,10 +11,12 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import servers
 from acls import allow, rules_of
+from pki import Authority
 from secure_servers import PASSWORDS, SecureCassandra, SecureKafka
 from support import until
 from workers import ROOT
@@ -24,7 +26,7 @@ from app.connections import kafka_options
 from app.rights import ROLES, Role
 from app.settings import load_settings
 from client.follow import follow
-from client.query import QueryClient
+from client.query import QueryClient, QueryFailedError
 
 pytestmark = [pytest.mark.kafka, pytest.mark.cassandra, pytest.mark.slow]
 
@@ -55,6 +57,7 @@ partitions = 2
 """
 CASSANDRA_PASSWORD = "a password with ; and = signs"  # noqa: S105 - of a node that lives for tests
 TOKEN = "the-token-of-every-reader"  # noqa: S105 - of a worker that lives for a test
+WORKERS = 2
 ENDED_S_MAX = 60.0
 """How long a command may take to say what is wrong, its start included, on a busy machine."""
 
@@ -73,7 +76,10 @@ class Lab:
         self.folder = folder
         self.map_file = folder / "map.toml"
         self.map_file.write_text(MAP.replace("NAME", self.name))
-        (self.port,) = servers.free_ports(1)
+        self.ports = servers.free_ports(WORKERS)
+        self.urls = [f"https://localhost:{port}" for port in self.ports]
+        self.authority = Authority(folder / "endpoints", "endpoints")
+        self.endpoint = self.authority.issue("worker", "localhost")
         self.outputs: list[Path] = []
         self._workers: list[subprocess.Popen[bytes]] = []
 
@@ -90,8 +96,9 @@ class Lab:
         """Return the environment of a user's process."""
         settings = self.server.login(user=user, map_file=str(self.map_file), **changes)
         settings |= {
-            "web_port": str(self.port), "web_token": TOKEN,
-            "state_folder": str(self.folder / "state"),
+            "web_token": TOKEN, "web_ca_file": str(self.authority.ca_file),
+            "web_cert_file": str(self.endpoint.cert_file),
+            "web_key_file": str(self.endpoint.key_file),
         } | self.archive(user)  # fmt: skip
         own = {name: value for name, value in os.environ.items() if "TREASURE_MAP" not in name}
         return own | {f"TREASURE_MAP_{name.upper()}": value for name, value in settings.items()}
@@ -112,14 +119,23 @@ class Lab:
         assert code == 0, text
         return text
 
-    def start(self, *flags: str, **changes: str) -> subprocess.Popen[bytes]:
+    def start(self, number: int, *flags: str, **changes: str) -> subprocess.Popen[bytes]:
         """Start a worker."""
         self.outputs.append(self.folder / f"output-{len(self.outputs)}")
+        own = {
+            "web_port": str(self.ports[number]), "web_url": self.urls[number],
+            "state_folder": str(self.folder / f"state{number}"),
+        }  # fmt: skip
         with self.outputs[-1].open("wb") as log:
             command = [sys.executable, "-m", "app", "worker", *flags]
-            worker = start_child(command, log, self.environment("worker", **changes), ROOT)
+            worker = start_child(command, log, self.environment("worker", **changes, **own), ROOT)
         self._workers.append(worker)
         return worker
+
+    def client(self, number: int) -> QueryClient:
+        """Return a reader of a worker."""
+        ca_file = str(self.authority.ca_file)
+        return QueryClient(self.urls[number], token=TOKEN, ca_file=ca_file)
 
     def close(self) -> None:
         """End workers that still run."""
@@ -153,27 +169,40 @@ async def give_rights(lab: Lab, *roles: Role) -> None:
                 await asyncio.to_thread(lab.cassandra.run, line)
 
 
-async def folded(lab: Lab, worker: subprocess.Popen[bytes], events: int) -> None:
-    """Wait until the worker has folded so many events."""
+async def folded(lab: Lab, events: int) -> None:
+    """Wait until the workers have folded so many events, each some of them."""
 
-    def count() -> int:
-        with QueryClient(f"http://127.0.0.1:{lab.port}", token=TOKEN) as client:
-            return int(client.ledger()["layers"]["minute"]["folded"])
+    def counts() -> list[int]:
+        found = []
+        for number in range(WORKERS):
+            with lab.client(number) as client:
+                found.append(int(client.ledger()["layers"]["minute"]["folded"]))
+        return found
 
     async def enough() -> bool:
-        assert worker.poll() is None, lab.outputs[-1].read_text()[-3_000:]
         try:
-            return await asyncio.to_thread(count) >= events
-        except Exception:  # noqa: BLE001 - it has not started yet
+            found = await asyncio.to_thread(counts)
+        except (QueryFailedError, OSError, KeyError):
+            await asyncio.sleep(0.5)
             return False
+        return sum(found) >= events and all(found)
 
-    await until(enough, 90)
+    await until(enough, 120)
+
+
+def answers(lab: Lab) -> list[list[dict[str, Any]]]:
+    """Return all hours as each worker tells them; each has the other's partitions from it."""
+    found = []
+    for number in range(WORKERS):
+        with lab.client(number) as client:
+            found.append(client.cells("hour", {}, 0, "2100-01-01").cells)
+    return found
 
 
 async def test_a_job_runs_on_exactly_the_printed_rights(lab: Lab) -> None:
-    """Map, load, worker, verification, letters, feed and its end, each by a user of its own.
+    """Map, load, two workers, verification, letters, feed and the end, each by its own user.
 
-    The worker logs all that it can; no output and no file has a secret.
+    One worker logs all that it can; no output and no file has a secret.
     """
     replication = "{'class': 'SimpleStrategy', 'replication_factor': 1}"
     keyspace = f"CREATE KEYSPACE {lab.name} WITH replication = {replication}"
@@ -183,16 +212,19 @@ async def test_a_job_runs_on_exactly_the_printed_rights(lab: Lab) -> None:
     assert "2 tables" in text
     await give_rights(lab, *(role for role in ROLES if role != "apply"))
     assert "7 created" in text
-    worker = lab.start("-l", "debug", kafka_sasl_mechanism="PLAIN")
+    workers = [lab.start(0, "-l", "debug", kafka_sasl_mechanism="PLAIN"), lab.start(1)]
     manifest = lab.folder / "manifest.json"
     await lab.succeeds(
         "producer", "generate", "--source", "orders", "--manifest", str(manifest),
         "--rate", "2000", "--seconds", "2", "--speed", "600", "--bad", "0.05", "--types", "3",
         "--processes", "1", "--map", str(lab.map_file),
     )  # fmt: skip
-    await folded(lab, worker, 3_000)
-    text = await lab.succeeds("verify", "verify", "--url", f"http://127.0.0.1:{lab.port}")
-    assert "all equal" in text
+    await folded(lab, 3_000)
+    first, second = await asyncio.to_thread(answers, lab)
+    assert first
+    assert first == second
+    urls = [word for url in lab.urls for word in ("--url", url)]
+    assert "all equal" in await lab.succeeds("verify", "verify", *urls)
     text = await lab.succeeds("deadletters", "deadletters", "count")
     assert f"{lab.name}.raw" in text
     await lab.succeeds("deadletters", "deadletters", "list", "--limit", "5")
@@ -204,7 +236,8 @@ async def test_a_job_runs_on_exactly_the_printed_rights(lab: Lab) -> None:
         client_options=kafka_options(settings),
     ) as cells:  # fmt: skip
         assert [cell async for cell in cells]
-    assert await asyncio.to_thread(stop_child, worker, 30) == 0
+    for worker in workers:
+        assert await asyncio.to_thread(stop_child, worker, 30) == 0
     text = await lab.succeeds("start-over", "map", "start-over", str(lab.map_file), "--yes")
     assert "deleted" in text
     assert nothing_shows(lab, [*PASSWORDS.values(), TOKEN, CASSANDRA_PASSWORD]) == []
