@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -19,8 +21,10 @@ from deploy_support import (
     image_environment,
     parse_command,
 )
+from pki import Authority
 from support import small_map
 from web_support import StandingView
+from yarl import URL
 
 from app.connections import advertised_url
 from app.mapfile import load_map
@@ -61,7 +65,10 @@ def pod_environment(container: dict[str, Any]) -> dict[str, str]:
             variables |= one("ConfigMap", source["configMapRef"]["name"])["data"]
         else:
             variables["TREASURE_MAP_WEB_TOKEN"] = WEB_TOKEN
-    fields = {"metadata.name": "treasure-map-0", "status.podIP": "10.1.2.3"}
+    fields = {
+        "metadata.name": "treasure-map-0", "metadata.namespace": "default",
+        "status.podIP": "10.1.2.3",
+    }  # fmt: skip
     for item in container.get("env", []):
         from_field = item.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath")
         value = fields[from_field] if from_field else item["value"]
@@ -69,6 +76,26 @@ def pod_environment(container: dict[str, Any]) -> dict[str, str]:
         value = re.sub(r"\$\((\w+)\)", lambda match: variables[match[1]], value)
         variables[item["name"]] = value
     return variables
+
+
+async def test_the_certificate_that_is_asked_for_is_taken_by_other_workers(tmp_path: Path) -> None:
+    """OpenSSL takes no wildcard with one dot: the name of the namespace is in it too."""
+    told = re.search(r"The certificate is for (\S+),", MANIFEST.read_text("utf-8"))
+    assert told is not None
+    (worker,) = [container for _, container in pods() if container["name"] == "worker"]
+    host = URL(pod_environment(worker)["TREASURE_MAP_WEB_URL"]).host
+    authority = Authority(tmp_path)
+    made = authority.issue("worker", told[1].replace("NAMESPACE", "default"))
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving.load_cert_chain(made.cert_file, made.key_file)
+    server = await asyncio.start_server(lambda _, w: w.close(), "127.0.0.1", 0, ssl=serving)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        checks = ssl.create_default_context(cafile=authority.ca_file)
+        _, writer = await asyncio.open_connection(
+            "127.0.0.1", port, ssl=checks, server_hostname=host
+        )
+        writer.close()
 
 
 def test_pods_get_settings_that_are_closed_to_others() -> None:
@@ -81,7 +108,7 @@ def test_pods_get_settings_that_are_closed_to_others() -> None:
     (worker,) = [container for _, container in pods() if container["name"] == "worker"]
     settings = load_settings(environ=pod_environment(worker))
     assert (settings.node, settings.web_host) == ("treasure-map-0", "10.1.2.3")
-    assert advertised_url(settings) == "https://treasure-map-0.treasure-map-peers:6066"
+    assert advertised_url(settings) == "https://treasure-map-0.treasure-map-peers.default:6066"
     without = pod_environment(worker)
     del without["TREASURE_MAP_WEB_TOKEN"]
     with pytest.raises(SettingError, match="web_token"):
