@@ -98,7 +98,6 @@ class DeadLetters:
         self._kind = kind
         self._topic = themap.side_topic(kind)
         self._options = options
-        self._may = False
 
     async def letters(self, wanted: Wanted, *, replayed: bool = False) -> AsyncGenerator[Entry]:
         """Yield each letter that is wanted once, however often it was written.
@@ -111,7 +110,11 @@ class DeadLetters:
             SideTopicError: the topic cannot be read.
             RightsError: this user may not read it.
         """
-        await self._check_rights([Right("topic", self._topic, ("Read",))])
+        await self._check_rights(Right("topic", self._topic, ("Read",)))
+        async for entry in self._letters(wanted, replayed=replayed):
+            yield entry
+
+    async def _letters(self, wanted: Wanted, *, replayed: bool = False) -> AsyncIterator[Entry]:
         known = await self.known()
         seen: set[int] = set()
         async for entry in self._entries():
@@ -154,8 +157,8 @@ class DeadLetters:
         if not resume:
             await self._check_target(to)
         targets = [to] if to else [source.topic for source in self._map.sources]
-        rights = [Right("topic", name, ("Read", "Write")) for name in (self._topic, *targets)]
-        await self._check_rights(rights)
+        used = (self._topic, *targets)
+        await self._check_rights(*(Right("topic", name, ("Read", "Write")) for name in used))
         known = await self.known()
         if known.planned and not resume:
             started = max(mark.started_ms for mark in known.planned.values())
@@ -178,13 +181,9 @@ class DeadLetters:
         finally:
             await log.stop()
 
-    async def _check_rights(self, rights: list[Right]) -> None:
-        if not self._may:
-            cannot = f"cannot use letters of {self._topic}"
-            await check_rights(
-                self._brokers, self._options, rights, cannot=cannot, role="deadletters"
-            )
-        self._may = True
+    async def _check_rights(self, *rights: Right) -> None:
+        cannot = f"cannot use letters of {self._topic}"
+        await check_rights(self._brokers, self._options, rights, cannot=cannot, role="deadletters")
 
     async def _check_target(self, to: str) -> None:
         """Raise ReplayError where late letters must not go."""
@@ -208,7 +207,7 @@ class DeadLetters:
         chosen: dict[int, list[int]] = {}
         targets: dict[int, set[tuple[str, int]]] = {}
         sources = {source.topic for source in self._map.sources}
-        async for entry in self.letters(wanted):
+        async for entry in self._letters(wanted):
             assert entry.letter is not None
             if entry.letter.topic not in sources:
                 result.foreign += 1

@@ -20,6 +20,33 @@ PASSWORDS = {"worker": "Kafka/Pa55=wörd;ünusual+Zq7"} | {
 Letters and signs are such as files and protocols have trouble with.
 """
 
+MAP = """
+revision = 1
+name = "NAME"
+[sources.orders]
+topic = "NAME.raw"
+partitions = 2
+time = "at"
+type = "type"
+keyed_by = ["shop"]
+[sources.orders.fields]
+shop = "string"
+cents = "int"
+[layers.minute]
+source = "orders"
+events = ["*"]
+key = ["shop"]
+window = "1m"
+measures = ["count", "sum(cents)"]
+publish = "json"
+[layers.hour]
+from = "minute"
+key = ["shop"]
+window = "1h"
+partitions = 2
+"""
+"""Of a source, a published layer and a coarser one; NAME is to be replaced."""
+
 SUPERUSER_S_MAX = 60.0
 """How long after the start of a Cassandra node its superuser may be missing."""
 

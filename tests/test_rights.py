@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from acls import allow, forbid
-from secure_servers import SecureKafka
+from secure_servers import MAP, SecureKafka
 from support import until
 from workers import ROOT
 
@@ -28,31 +28,6 @@ from app.verify import verify
 from tables.errors import OutcomeUnknownError, TreasureMapError
 from tables.layer import Map
 
-MAP = """
-revision = 1
-name = "NAME"
-[sources.orders]
-topic = "NAME.raw"
-partitions = 2
-time = "at"
-type = "type"
-keyed_by = ["shop"]
-[sources.orders.fields]
-shop = "string"
-cents = "int"
-[layers.minute]
-source = "orders"
-events = ["order.*"]
-key = ["shop"]
-window = "1m"
-measures = ["count", "sum(cents)"]
-publish = "json"
-[layers.hour]
-from = "minute"
-key = ["shop"]
-window = "1h"
-partitions = 2
-"""
 SECONDS_MAX = 20.0
 """How long a command may take to tell what is missing, on a busy machine."""
 
@@ -139,15 +114,14 @@ async def test_what_commands_lack_is_told_at_once(secure_kafka: SecureKafka) -> 
     bootstrap = secure_kafka.bootstrap
     await apply_topics(bootstrap, themap)
 
-    def letters(user: str) -> DeadLetters:
-        settings = settings_of(secure_kafka, user)
-        return DeadLetters(settings.brokers, themap, "dead", kafka_options(settings))
+    settings = settings_of(secure_kafka, "deadletters")
+    letters = DeadLetters(settings.brokers, themap, "dead", kafka_options(settings))
 
     async def replay() -> None:
-        await letters("deadletters").replay(lambda _: True)
+        await letters.replay(lambda _: True)
 
     async def list_() -> None:
-        async for _ in letters("deadletters").letters(lambda _: True):
+        async for _ in letters.letters(lambda _: True):
             pass
 
     words, seconds = await refused(list_, RightsError)

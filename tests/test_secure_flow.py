@@ -17,7 +17,7 @@ import pytest
 import servers
 from acls import allow, rules_of
 from pki import Authority
-from secure_servers import PASSWORDS, SecureCassandra, SecureKafka
+from secure_servers import MAP, PASSWORDS, SecureCassandra, SecureKafka
 from support import until
 from workers import ROOT
 
@@ -30,31 +30,6 @@ from client.query import QueryClient, QueryFailedError
 
 pytestmark = [pytest.mark.kafka, pytest.mark.cassandra, pytest.mark.slow]
 
-MAP = """
-revision = 1
-name = "NAME"
-[sources.orders]
-topic = "NAME.raw"
-partitions = 2
-time = "at"
-type = "type"
-keyed_by = ["shop"]
-[sources.orders.fields]
-shop = "string"
-cents = "int"
-[layers.minute]
-source = "orders"
-events = ["*"]
-key = ["shop"]
-window = "1m"
-measures = ["count", "sum(cents)"]
-publish = "json"
-[layers.hour]
-from = "minute"
-key = ["shop"]
-window = "1h"
-partitions = 2
-"""
 CASSANDRA_PASSWORD = "a password with ; and = signs"  # noqa: S105 - of a node that lives for tests
 TOKEN = "the-token-of-every-reader"  # noqa: S105 - of a worker that lives for a test
 WORKERS = 2

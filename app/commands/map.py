@@ -213,7 +213,9 @@ async def _apply(themap: Map, replication: int | None, settings: Settings) -> No
     options = kafka_options(settings)
     # That a topic may be made shows when it is made.
     rights = [
-        dataclasses.replace(right, operations=tuple({*right.operations} & {"Describe", "Read"}))
+        dataclasses.replace(
+            right, operations=tuple(o for o in right.operations if o in ("Describe", "Read"))
+        )
         for right in rights_of(themap, "apply", settings.group_of(themap.name))
     ]
     await check_rights(
