@@ -25,7 +25,7 @@ settings.load_profile("default")
 REQUIRED = os.environ.pop(REQUIRE, "") == "1"
 
 
-_SHARED = {"kafka", "cassandra_server", "cassandra"}
+_SHARED = {"kafka", "kafka_server", "cassandra_server", "cassandra"}
 _SECURE = {"secure_kafka", "secure_cassandra", "mutual_cassandra"}
 _STARTED: list[servers.Server] = []
 """Shared servers of this process."""
@@ -35,13 +35,29 @@ _SERVERS = {"embedded", "broker", "brokers", "processes", *_SHARED, *_SECURE}
 
 
 @pytest.fixture(scope="session")
-def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Run one Kafka broker; give its bootstrap address. Tests bring their own topics and groups."""
+def _kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.KafkaServer]:
     _skip_where_missing("kafka")
     _only_here(tmp_path_factory, "kafka")
     with servers.KafkaServer(tmp_path_factory.mktemp("kafka")) as server:
         _STARTED.append(server)
-        yield server.bootstrap
+        yield server
+
+
+@pytest.fixture(scope="session")
+def kafka(_kafka: servers.KafkaServer) -> str:
+    """Run one Kafka broker; give its bootstrap address. Tests bring their own topics and groups."""
+    return _kafka.bootstrap
+
+
+@pytest.fixture
+def kafka_server(_kafka: servers.KafkaServer) -> Iterator[servers.KafkaServer]:
+    """Give the broker that all share to a test that stops or pauses it: one test runs at a time."""
+    yield _kafka
+    # A test that failed may have left it so.
+    if _kafka.is_running:
+        _kafka.resume()
+    else:
+        _kafka.start()
 
 
 @pytest.fixture(scope="session")

@@ -190,6 +190,7 @@ async def test_a_range_that_grows_stays_one_span(archive: Counted) -> None:
     assert sum(one.to_ms - one.from_ms for one in archive.asked) == 59 * HOUR_MS
 
 
+@pytest.mark.slow
 async def test_what_is_remembered_takes_no_more_memory_than_its_bytes() -> None:
     """Many keys of one row each, whose frames take more than their values by far."""
     done = await asyncio.create_subprocess_exec(

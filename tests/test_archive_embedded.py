@@ -258,6 +258,7 @@ asyncio.run(run())
 """
 
 
+@pytest.mark.slow
 def test_an_embedded_archive_takes_rows_again_when_its_disk_has_room(tmp_path: Path) -> None:
     """RocksDB itself would refuse every later write, and the worker would wait for ever."""
     done = subprocess.run(

@@ -67,6 +67,7 @@ def counted(house: House, cell: Cell, version: int) -> int:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", seeds(3))
 @pytest.mark.parametrize("themap", [KEYED, UNKEYED], ids=["keyed", "merged"])
 async def test_a_follower_misses_no_last_value(

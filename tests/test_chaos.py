@@ -23,7 +23,7 @@ from servers import CassandraServer
 from workers import Cluster
 
 KILLS_MIN = 5
-ROUND_S = 75.0
+ROUND_S = 50.0
 RATE = 1_500
 FAULTS = [kill, wipe, swap, terminate, freeze, add, remove, cassandra_away, kill]
 

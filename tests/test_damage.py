@@ -43,6 +43,7 @@ def test_whatever_changes_in_sealed_bytes_is_noticed(kind: str) -> None:
     assert found["refused"] > TRIES - 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", UNSEALED)
 def test_bytes_of_formats_without_checksum_end_no_process(kind: str) -> None:
     """What has the structure of a block may be taken; the rest is refused."""

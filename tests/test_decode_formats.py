@@ -129,6 +129,7 @@ def equal(one: pl.DataFrame | None, other: pl.DataFrame | None) -> bool:
     return one.equals(other) if one is not None and other is not None else one is other
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.tuples(st.lists(EVENTS, min_size=1, max_size=5), st.integers(0, 11)), max_size=8),
     st.lists(st.integers(0, 8), max_size=4),

@@ -151,6 +151,7 @@ LOGS = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(LOGS, st.sampled_from([1, 2, 5, 2_000_000]), st.data())
 def test_every_chunking_and_form_drops_what_is_plainly_a_duplicate(
@@ -228,6 +229,7 @@ def doubled(log: MemoryLog, seed: int) -> int:
     return again
 
 
+@pytest.mark.slow
 async def test_duplicates_are_dropped_through_kills_with_and_without_a_store(
     tmp_path: Path,
 ) -> None:

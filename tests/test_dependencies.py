@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 
 import pytest
 import servers
@@ -17,15 +16,6 @@ from app.topics import apply_topics
 
 WARNINGS_OF_AN_OUTAGE_MAX = 30
 """First and last lines of what a library tells in some way each, and our own two."""
-
-
-@pytest.fixture
-def kafka_server(tmp_path: Path) -> Iterator[servers.KafkaServer]:
-    """Run a Kafka broker that a test may stop."""
-    if reason := servers.why_missing("kafka"):
-        pytest.skip(reason)
-    with servers.KafkaServer(tmp_path / "kafka") as server:
-        yield server
 
 
 def warnings_of(worker: Process) -> int:

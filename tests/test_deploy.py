@@ -228,6 +228,7 @@ def closure(asked: list[str]) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_the_program_runs_without_the_examples(tmp_path: Path) -> None:
     """Like in the image: commands that play the examples are not there, all others are."""
     for name in project()["tool"]["setuptools"]["packages"]:

@@ -76,7 +76,7 @@ SPEED = 20
 """Event time goes so much faster than the clock: a minute's window is sealed in four seconds."""
 
 REGIONS = ("north", "south", "west")
-SECONDS = 40.0
+SECONDS = 28.0
 
 
 @dataclasses.dataclass(slots=True)

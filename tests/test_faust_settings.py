@@ -49,6 +49,7 @@ def shown(folder: Path, environment: dict[str, str]) -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 def test_no_variable_of_fausts_changes_a_setting(tmp_path: Path) -> None:
     """There are some eighty; the address of the endpoint is among them."""
     names = variables()

@@ -208,6 +208,7 @@ def _coarser(themap: Map, name: str) -> Iterator[Layer]:
         yield from _coarser(themap, layer.name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", sorted(truth.LAYERS))
 def test_truth_agrees_with_the_events(
     layer: str, flights: pl.DataFrame, made: pl.DataFrame

@@ -87,6 +87,7 @@ def test_a_sum_of_floats_is_that_of_a_frame(values: list[float]) -> None:
     assert repr(float_sum(values)) == repr(wanted[0])
 
 
+@pytest.mark.slow
 @given(CHUNKS)
 def test_floats_of_any_size_come_to_the_same_by_tuples_and_by_frames(
     chunks: list[list[float]],
@@ -102,6 +103,7 @@ def test_floats_of_any_size_come_to_the_same_by_tuples_and_by_frames(
         assert one == pytest.approx(other, rel=1e-9)
 
 
+@pytest.mark.slow
 @given(CHUNKS)
 def test_cutting_into_chunks_changes_no_result(chunks: list[list[float]]) -> None:
     """Counts, least and greatest are the same; sums but for rounding, unless they overflow."""

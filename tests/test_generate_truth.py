@@ -146,6 +146,7 @@ def known(ledger: Ledger) -> Ledger:
     return {name: count for name, count in ledger.items() if count}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", kinds("mixed", "json", "ndjson", "arrow"))
 @pytest.mark.parametrize("records_max", [29, 100_000])
 def test_the_workers_steps_come_to_the_truth(form: Format, records_max: int) -> None:
@@ -162,6 +163,7 @@ def test_the_workers_steps_come_to_the_truth(form: Format, records_max: int) -> 
     assert sum(truth.late.get("orders_minute", 0) for truth in records.truth.partitions.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", kinds("mixed", "json", "ndjson", "arrow"))
 def test_a_map_of_seconds_numbers_months_and_no_key_comes_to_the_truth(form: Format) -> None:
     """Partitions at random, layers that are merged, filters over nulls and over the type."""
@@ -176,6 +178,7 @@ def test_a_map_of_seconds_numbers_months_and_no_key_comes_to_the_truth(form: For
         assert truth.ledger["layer.by_user.partial.filtered"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", kinds("mixed", "json"))
 @pytest.mark.parametrize("window", ["month", "2s"])
 def test_repeats_among_late_and_bad_events_come_to_the_truth(form: Format, window: str) -> None:

@@ -8,7 +8,6 @@ import signal
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Container, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -327,9 +326,9 @@ async def test_no_broker_is_named_with_what_to_do() -> None:
 
 @pytest.fixture(params=["embedded", pytest.param("kafka", marks=pytest.mark.kafka)])
 def pausable(
-    request: pytest.FixtureRequest, tmp_path: Path
+    request: pytest.FixtureRequest,
 ) -> Iterator[tuple[str, Callable[[signal.Signals], None]]]:
-    """Run a broker of its own; give its address and what sends it a signal."""
+    """Run a broker that nobody else uses meanwhile; give its address and what signals it."""
     if request.param == "embedded":
         with EmbeddedBroker() as broker:
             assert broker.pid is not None
@@ -338,12 +337,8 @@ def pausable(
             # In order it would wait for connections that a stopped log has given up.
             os.kill(pid, signal.SIGKILL)
         return
-    reason = servers.why_missing("kafka")
-    if reason is not None:
-        pytest.skip(reason)
-    with servers.KafkaServer(tmp_path / "kafka") as server:
-        yield server.bootstrap, lambda number: os.kill(server.pid, number)
-        server.resume()
+    server: servers.KafkaServer = request.getfixturevalue("kafka_server")
+    yield server.bootstrap, lambda number: os.kill(server.pid, number)
 
 
 @pytest.mark.parametrize("repeatable", [(), EveryTopic()], ids=["by aiokafka", "soon"])

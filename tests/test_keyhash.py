@@ -38,6 +38,7 @@ def test_a_key_has_the_hash_it_always_had(
     assert key_hash(key) == number
 
 
+@pytest.mark.slow
 @given(st.lists(FIELDS, max_size=4))
 def test_canonical_bytes_give_the_key_back(fields: list[tuple[str, Scalar]]) -> None:
     """Different keys have different bytes, because the bytes can be read."""
@@ -47,6 +48,7 @@ def test_canonical_bytes_give_the_key_back(fields: list[tuple[str, Scalar]]) -> 
     assert [type(value) for value in back] == [type(value) for value in values]
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.text(max_size=3), st.integers(-5, 5), st.booleans())))
 def test_hashes_of_a_frame_are_those_of_its_rows(rows: list[tuple[str, int, bool]]) -> None:
     """One hash a row, in the frame's order, repeated keys included."""

@@ -552,6 +552,7 @@ def _inline(value: object) -> str:
     return str(value) if isinstance(value, int) else f"'{value}'"
 
 
+@pytest.mark.slow
 @given(st.randoms(use_true_random=False))
 def test_equal_meanings_are_equal_maps_with_equal_digests(seed: random.Random) -> None:
     """Neither layout nor the order of sections and fields changes map or digest."""

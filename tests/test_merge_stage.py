@@ -188,6 +188,7 @@ async def test_rows_equal_those_of_a_keyed_source(make: Callable[[], House]) -> 
     await check_hours(house, events)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", seeds(3))
 @pytest.mark.parametrize("keep_state", [True, False])
 async def test_kills_at_any_moment_change_nothing(

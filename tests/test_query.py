@@ -116,6 +116,7 @@ def expected_cells(last: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
     ]
 
 
+@pytest.mark.slow
 @given(history=histories(), data=st.data(), limit=st.integers(1, 5))
 def test_any_split_between_live_and_archive_gives_the_same_pages(
     history: tuple[list[dict[str, Any]], list[dict[str, Any]]], data: st.DataObject, limit: int

@@ -149,6 +149,7 @@ def some_query(rng: random.Random, themap: Map) -> FamilyQuery:
     return parse_family_query(themap, "hour", words, LIMITS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", seeds(4))
 @pytest.mark.parametrize("themap", [KEYED, UNKEYED], ids=["keyed", "merged"])
 async def test_every_answer_is_the_fold_of_its_prefix(

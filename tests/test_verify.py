@@ -276,6 +276,7 @@ async def test_an_archive_of_another_map_is_not_compared(
         )
 
 
+@pytest.mark.slow
 async def test_a_changed_archive_row_is_found(tmp_path: Path, database: Database) -> None:
     """Whatever is changed, exactly that row is reported."""
     log = MemoryLog()
@@ -403,6 +404,7 @@ def test_answers_of_other_columns_are_found(database: Database, change: dict[str
     assert differing.kept[0].where == f"hour columns {next(iter(change))} at http://one"
 
 
+@pytest.mark.slow
 def test_a_measure_that_is_off_by_one_bit_is_found(database: Database) -> None:
     """Of integers all are exact, those beyond the integers that floats have too."""
     found = Recomputed.of(database, small_log(), MAP)
