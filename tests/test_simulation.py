@@ -12,8 +12,8 @@ from simulation.stores import Stores, temporary_stores
 
 pytestmark = pytest.mark.slow
 
-SEEDS = range(1, 31)
-SEEDS_PER_TEST = 15
+SEEDS = range(1, 21)
+SEEDS_PER_TEST = 10
 SEEDS_MAX = 60
 """So many are tried where the seed that shows a rule does so no more, as after other draws."""
 
