@@ -10,6 +10,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 MINUTES ?= 10
 # Workers are processes of one core each.
 export POLARS_MAX_THREADS ?= 1
+# Processes of tests and workers share what one of them has compiled.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo test fast chaos simulate simulate-rules lint format clean
 
@@ -44,8 +46,15 @@ demo: setup
 # servers to start. One that dies ends the run with the name of its test: one that took its place
 # would be given nothing to do, for ever.
 PROCESSES = --numprocesses 4 --dist loadgroup --max-worker-restart 0
-test: lint
+test: setup
+	@$(MAKE) --no-print-directory --jobs=2 lint compiled
 	@$(BIN)/python -m pytest $(PROCESSES)
+
+# Tests are compiled once, beside the lint; else each process of tests would do it, at the same time.
+# What is wrong with them, the tests themselves tell.
+.PHONY: compiled
+compiled: setup
+	@$(BIN)/python -m pytest --collect-only > .venv/compiled.log 2>&1 || true
 
 # No server, no broker, nothing that takes long: what to run after every change.
 fast: setup
