@@ -14,18 +14,22 @@ class Group:
         urls: the endpoint of each partition's owner.
         nodes: the endpoint of each node.
         refused: why a member must go, by its boot.
-        strangers: how many members are no workers.
+        strangers: why members are no workers, by the node and URL that each names.
     """
 
     def __init__(self) -> None:
         self.urls: dict[TopicPartition, str] = {}
         self.nodes: dict[str, str] = {}
         self.refused: dict[int, str] = {}
-        self.strangers = 0
+        self.strangers: dict[tuple[str, str], str] = {}
 
     def take(self, shares: Sequence[Share]) -> None:
         """Take a new map."""
         self.urls = {tp: share.url for share in shares for tp in pairs(share.partitions)}
         self.nodes = {share.node: share.url for share in shares if not share.refused}
         self.refused = {share.boot: share.refused for share in shares if share.refused}
-        self.strangers = sum(1 for share in shares if share.refused and not share.boot)
+        self.strangers = {
+            (share.node, share.url): share.refused
+            for share in shares
+            if share.refused and not share.boot
+        }

@@ -18,7 +18,7 @@ import msgspec
 
 from app.peer_proof import PeerKey
 
-_UNSIGNED = "is not signed by a worker of this group"
+_UNSIGNED = "is not signed by a worker of this group, with the same peer_secret or web_token"
 
 
 class GroupProof:

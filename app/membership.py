@@ -32,7 +32,7 @@ DESCRIBE_S = 3.0
 NAMED_MAX = 5
 """Strangers that a message names."""
 
-MEND = "give Read on the group to workers only, and the same peer_secret or web_token to all"
+MEND = "give Read on the group to workers only"
 
 log = logging.getLogger(__name__)
 

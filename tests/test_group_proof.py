@@ -12,6 +12,7 @@ from app.group_proof import GroupProof
 from app.peer_proof import PeerKey
 
 SECRET = "secret-between-workers"  # noqa: S105 - no password of anything
+UNSIGNED = "is not signed by a worker of this group, with the same peer_secret or web_token"
 TOPICS = {"raw": 4}
 EVERYTHING = {"raw": [0, 1, 2, 3]}
 ANYONE = GroupProof("flights")
@@ -65,7 +66,7 @@ def test_a_join_is_proved_for_one_member_of_one_group() -> None:
         b"", b"\xff", b"\x90", msgspec.msgpack.encode([1]), b"\x91" * 100_000,
     ):  # fmt: skip
         why = proof().why_stranger(data, "m1")
-        assert why == "what it joined with is not signed by a worker of this group"
+        assert why == f"what it joined with {UNSIGNED}"
         assert ANYONE.why_stranger(data, "m1") == ""
 
 
@@ -98,7 +99,9 @@ def test_a_stranger_gets_nothing_whatever_it_says(said: Member) -> None:
     assert counts == {"m1": 4, "m9": 0}
     assert group.nodes == {"n1": "https://n1"}
     assert set(group.urls.values()) == {"https://n1"}
-    assert group.strangers == 1
+    assert group.strangers == {
+        (said.node, said.url): f"what it joined with {UNSIGNED}",
+    }
     assert list(group.refused) == [0]
 
 
@@ -121,7 +124,7 @@ def test_a_plan_is_for_one_generation() -> None:
     for other in (proof().plan(shares, 8), proof("ships").plan(shares, 7), ANYONE.plan(shares, 7),
                   proof().plan([], 7), worker):  # fmt: skip
         why = proof().why_no_plan(other, 7)
-        assert why == "the plan is not signed by a worker of this group"
+        assert why == f"the plan {UNSIGNED}"
         assert ANYONE.why_no_plan(other, 7) == ""
     assert pairs(shares_of(data)[0].partitions) == pairs(EVERYTHING)
 

@@ -38,7 +38,8 @@ pytestmark = pytest.mark.kafka
 
 SECRET = "secret-between-workers"  # noqa: S105 - no password of anything
 LATER = 2**62
-UNSIGNED = "what it joined with is not signed by a worker of this group"
+NOT_SIGNED = "is not signed by a worker of this group, with the same peer_secret or web_token"
+UNSIGNED = f"what it joined with {NOT_SIGNED}"
 MEND = "give Read on the group to workers only"
 
 
@@ -224,7 +225,7 @@ async def test_a_worker_that_is_led_by_none_ends_with_its_reason(
         await until(has_failed, 60)
     failure = bench.transport.failure
     assert isinstance(failure, TransportError)
-    why = "is not signed by a worker of this group" if readable else "cannot be read"
+    why = NOT_SIGNED if readable else "cannot be read"
     words = str(failure)
     assert words.startswith(f"cannot share group {group}: its leader is no worker: the plan {why};")
     if secret:
@@ -235,3 +236,32 @@ async def test_a_worker_that_is_led_by_none_ends_with_its_reason(
     assert [call for call in bench.owners.calls if call[0] == "restore"] == []
     loud = [one for one in caplog.records if one.levelno >= logging.ERROR]
     assert [one for one in loud if one.name.startswith("aiokafka")] == []
+
+
+@pytest.mark.parametrize("secret", ["", "another secret"], ids=["no secret", "another secret"])
+async def test_a_worker_that_has_not_the_secret_of_the_others_ends_with_that_reason(
+    secure_kafka: SecureKafka, benches: Benches, secret: str
+) -> None:
+    """The others go on; it would have nothing, and not know why."""
+    group = await new_group(secure_kafka)
+    leader = await bench_of(secure_kafka, benches, group, node="n1", peer_key=PeerKey(SECRET, ""))
+
+    async def has_all() -> bool:
+        await asyncio.sleep(0.05)
+        return len(leader.transport.ready) == 2
+
+    await until(has_all, 60)
+    key = PeerKey(secret, "") if secret else None
+    late = await bench_of(secure_kafka, benches, group, node="n2", peer_key=key)
+
+    async def has_failed() -> bool:
+        await asyncio.sleep(0.05)
+        return late.transport.failure is not None
+
+    await until(has_failed, 60)
+    assert NOT_SIGNED in str(late.transport.failure)
+    assert str(late.transport.failure).startswith(f"cannot share group {group}: ")
+    assert isinstance(late.owners, Memory)
+    assert [call for call in late.owners.calls if call[0] == "restore"] == []
+    await until(has_all, 60)
+    assert leader.transport.failure is None
