@@ -313,9 +313,13 @@ class Assignor(AbstractPartitionAssignor):  # type: ignore[misc]  # aiokafka com
         """Plan for the whole group, as its leader; every member gets the whole map."""
         candidates = {member: self._candidate(member, data) for member, data in members.items()}
         refused = refusals(candidates)
+        latest = _latest_boots(candidates)
         for member, reason in sorted(refused.items()):
             said = candidates[member].member
-            log.warning(
+            # One that was restarted stays in the group for a session, and is no surprise.
+            is_dead = member not in latest and not candidates[member].stranger
+            log.log(
+                logging.INFO if is_dead else logging.WARNING,
                 "member %s gets nothing, it says that it is node %s at %s: %s",
                 member, said.node, said.url or "no address", reason,
             )  # fmt: skip

@@ -26,10 +26,11 @@ class Group:
     def take(self, shares: Sequence[Share]) -> None:
         """Take a new map."""
         self.urls = {tp: share.url for share in shares for tp in pairs(share.partitions)}
-        self.nodes = {share.node: share.url for share in shares if not share.refused}
         self.refused = {share.boot: share.refused for share in shares if share.refused}
         self.strangers = {
             (share.node, share.url): share.refused
             for share in shares
             if share.refused and not share.boot
         }
+        believed = [share for share in shares if share.boot or not share.refused]
+        self.nodes = {share.node: share.url for share in believed}
