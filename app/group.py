@@ -15,6 +15,7 @@ class Group:
         nodes: the endpoint of each node.
         refused: why a member must go, by its boot.
         strangers: why members are no workers, by the node and URL that each names.
+        twins: the nodes of each endpoint that several of them name.
     """
 
     def __init__(self) -> None:
@@ -22,6 +23,7 @@ class Group:
         self.nodes: dict[str, str] = {}
         self.refused: dict[int, str] = {}
         self.strangers: dict[tuple[str, str], str] = {}
+        self.twins: dict[str, list[str]] = {}
 
     def take(self, shares: Sequence[Share]) -> None:
         """Take a new map."""
@@ -34,3 +36,8 @@ class Group:
         }
         believed = [share for share in shares if share.boot or not share.refused]
         self.nodes = {share.node: share.url for share in believed}
+        at: dict[str, list[str]] = {}
+        for share in shares:
+            if share.url and not share.refused:
+                at.setdefault(share.url, []).append(share.node)
+        self.twins = {url: sorted(nodes) for url, nodes in at.items() if len(nodes) > 1}

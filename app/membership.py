@@ -63,6 +63,7 @@ class Membership:
         self._fail = fail
         self._consumer: AIOKafkaConsumer | None = None
         self._told: set[str] = set()
+        self._twins: dict[str, list[str]] = {}
         self._telling: asyncio.Task[None] | None = None
         self.assignor = Assignor(describe, group.take, self._proof, self._place)
 
@@ -72,7 +73,15 @@ class Membership:
         look_at_group(consumer, self._joined, self._planned)
 
     def look(self) -> None:
-        """Say which members are no workers, as of a new plan; each once."""
+        """Say which members are no workers, or not where they say, as of a new plan; each once."""
+        for url, nodes in self._group.twins.items():
+            if self._twins.get(url) != nodes:
+                log.warning(
+                    "nodes %s of group %s name one URL, %s: who asks there is answered by one of"
+                    " them, and lacks the live cells of the others; give each worker a web_url of"
+                    " its own", ", ".join(nodes), self._name, url,
+                )  # fmt: skip
+        self._twins = self._group.twins
         if self._group.strangers and (self._telling is None or self._telling.done()):
             self._telling = asyncio.create_task(guarded(self._tell(), self._fail))
 

@@ -265,3 +265,25 @@ async def test_a_worker_that_has_not_the_secret_of_the_others_ends_with_that_rea
     assert [call for call in late.owners.calls if call[0] == "restore"] == []
     await until(has_all, 60)
     assert leader.transport.failure is None
+
+
+async def test_workers_that_name_one_url_are_told(
+    secure_kafka: SecureKafka, benches: Benches, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once by each; both are workers, and go on."""
+    group, key = await new_group(secure_kafka), PeerKey(SECRET, "")
+    made = [
+        await bench_of(
+            secure_kafka, benches, group, node=node, peer_key=key, web_url="https://one:1"
+        )
+        for node in ("n1", "n2")
+    ]
+
+    async def have_one_each() -> bool:
+        await asyncio.sleep(0.05)
+        return [len(bench.transport.ready) for bench in made] == [1, 1]
+
+    await until(have_one_each, 60)
+    told = [one.getMessage() for one in caplog.records if "name one URL" in one.getMessage()]
+    assert len(told) == 2
+    assert told[0].startswith(f"nodes n1, n2 of group {group} name one URL, https://one:1: ")
