@@ -46,10 +46,11 @@ _BROKEN_OFF = (
 def fault_of(error: BaseException) -> Fault | None:
     """Return what an error of TLS stands for; None where the connection broke, or of others."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return _OF_CERTIFICATE.get(error.verify_code, Fault.NOT_TRUSTED)
+        return _OF_CERTIFICATE.get(getattr(error, "verify_code", 0), Fault.NOT_TRUSTED)
     if not isinstance(error, ssl.SSLError) or isinstance(error, _BROKEN_OFF):
         return None
-    reason = error.reason or ""
+    # Errors that OpenSSL did not raise itself have no such attributes.
+    reason = getattr(error, "reason", None) or ""
     if reason in _NO_TLS:
         return Fault.PLAIN
     if "ALERT" not in reason:
@@ -60,5 +61,5 @@ def fault_of(error: BaseException) -> Fault | None:
 
 def words_of(error: ssl.SSLError) -> str:
     """Return what OpenSSL calls an error, without the version of TLS before it."""
-    reason = re.sub(r"^(SSLV3|TLSV1|TLSV13)_", "", error.reason or "")
+    reason = re.sub(r"^(SSLV3|TLSV1|TLSV13)_", "", getattr(error, "reason", None) or "")
     return reason.replace("_", " ").lower() or str(error)
