@@ -20,6 +20,8 @@ from aiokafka.coordinator.protocol import (
     ConsumerProtocolMemberMetadata,
 )
 
+from app.group_proof import GroupProof
+
 log = logging.getLogger(__name__)
 
 TopicPartition = tuple[str, int]
@@ -55,7 +57,8 @@ class Member(msgspec.Struct, frozen=True):
 class Share(msgspec.Struct, frozen=True):
     """What one member got: its node, its web URL and its partitions by topic.
 
-    ``refused`` says why it got nothing and must go; it knows itself by ``boot``.
+    ``refused`` says why it got nothing and must go; it knows itself by ``boot``, which is 0 of one
+    that is no worker: it may have named any.
     """
 
     node: str
@@ -66,10 +69,16 @@ class Share(msgspec.Struct, frozen=True):
 
 
 class Candidate(msgspec.Struct, frozen=True):
-    """A member as the planner sees it: what it says of itself, and the topics it reads."""
+    """A member as the planner sees it: what it says of itself, and the topics it reads.
+
+    ``stranger`` says why it is no worker, of which nothing is believed; ``proved`` that it says
+    this as the member that it is, and not in the words of another.
+    """
 
     member: Member
     topics: frozenset[str]
+    stranger: str = ""
+    proved: bool = False
 
 
 def plan(
@@ -117,10 +126,19 @@ def plan(
 def refusals(candidates: Mapping[str, Candidate]) -> dict[str, str]:
     """Return why members must go, by their id in the group: always the later ones.
 
-    Earlier are those whom the group has taken before, then those that were started earlier.
+    Earlier are those whom the group has taken before, then those that were started earlier. An
+    older boot of a home goes whatever it says, and so does who is no worker.
     """
     living = _latest_boots(candidates)
-    refused: dict[str, str] = {}
+    refused = {member: one.stranger for member, one in candidates.items() if one.stranger}
+    latest = {_home(candidate): candidate.member for candidate in living.values()}
+    for member, candidate in candidates.items():
+        if member not in living and member not in refused:
+            later = latest[_home(candidate)]
+            refused[member] = (
+                f"a worker of its home was started later, node {later.node} at"
+                f" {later.url or 'another address'}; give each worker a state folder of its own"
+            )
     taken: list[Member] = []
 
     def age(member: str) -> tuple[bool, int, str]:
@@ -209,9 +227,15 @@ class _Planner:
 
 
 def _latest_boots(candidates: Mapping[str, Candidate]) -> dict[str, Candidate]:
+    """Return the latest boot of each home, and of equal ones the one that is proved to be it."""
     latest: dict[str, str] = {}
-    for member in sorted(candidates, key=lambda member: (candidates[member].member.boot, member)):
-        latest[_home(candidates[member])] = member
+
+    def age(member: str) -> tuple[int, bool, str]:
+        return candidates[member].member.boot, candidates[member].proved, member
+
+    for member in sorted(candidates, key=age):
+        if not candidates[member].stranger:
+            latest[_home(candidates[member])] = member
     return {member: candidates[member] for member in sorted(latest.values())}
 
 
@@ -223,7 +247,7 @@ def _owners(
     owners: dict[TopicPartition, str] = {}
     ordered = sorted(candidates.values(), key=lambda one: (one.member.generation, one.member.node))
     for candidate in ordered:
-        for tp in pairs(candidate.member.owned):
+        for tp in () if candidate.stranger else pairs(candidate.member.owned):
             if (owner := by_home.get(_home(candidate))) is not None:
                 owners[tp] = owner
     return owners
@@ -259,32 +283,46 @@ class Assignor(AbstractPartitionAssignor):  # type: ignore[misc]  # aiokafka com
     Args:
         describe: returns what this member says of itself; called for every join.
         on_shares: called with what every member got, as of an assignment.
+        proof: signs what is said, and checks it.
+        place: returns this member's number in the group, empty at first, and the generation.
     """
 
     name = NAME
 
     def __init__(
-        self, describe: Callable[[], Member], on_shares: Callable[[list[Share]], None]
+        self,
+        describe: Callable[[], Member],
+        on_shares: Callable[[list[Share]], None],
+        proof: GroupProof | None = None,
+        place: Callable[[], tuple[str, int]] = lambda: ("", -1),
     ) -> None:
         self._describe = describe
         self._on_shares = on_shares
+        self._proof = proof or GroupProof("")
+        self._place = place
 
     def metadata(self, topics: Iterable[str]) -> ConsumerProtocolMemberMetadata:
         """Return what this member joins with."""
-        data = msgspec.msgpack.encode(self._describe())
+        number, _ = self._place()
+        data = self._proof.join(self._describe(), number)
         return ConsumerProtocolMemberMetadata(_PROTOCOL_VERSION, sorted(topics), data)
 
     def assign(
         self, cluster: Any, members: Mapping[str, ConsumerProtocolMemberMetadata]
     ) -> dict[str, ConsumerProtocolMemberAssignment]:
         """Plan for the whole group, as its leader; every member gets the whole map."""
-        candidates = {
-            member: Candidate(_decoded(member, data.user_data), frozenset(data.subscription))
-            for member, data in members.items()
-        }
+        candidates = {member: self._candidate(member, data) for member, data in members.items()}
         refused = refusals(candidates)
+        latest = _latest_boots(candidates)
         for member, reason in sorted(refused.items()):
-            log.warning("a member gets nothing: %s: %s", candidates[member].member.node, reason)
+            said = candidates[member].member
+            # One that was restarted stays in the group for a session, and is no surprise.
+            is_dead = member not in latest and not candidates[member].stranger
+            log.log(
+                logging.INFO if is_dead else logging.WARNING,
+                "member %s gets nothing, it says that it is node %s at %s: %s",
+                member, said.node, said.url or "no address", reason,
+            )  # fmt: skip
         taken = [one for member, one in candidates.items() if member not in refused]
         topics = sorted({topic for one in taken for topic in one.topics})
         partitions = {}
@@ -300,12 +338,12 @@ class Assignor(AbstractPartitionAssignor):  # type: ignore[misc]  # aiokafka com
                 (said := candidates[member].member).node,
                 said.url,
                 by_topic(tps),
-                said.boot,
+                0 if candidates[member].stranger else said.boot,
                 refused.get(member, ""),
             )
             for member, tps in planned.items()
         ]
-        data = msgspec.msgpack.encode(shares)
+        data = self._proof.plan(shares, self._place()[1])
         return {
             member: ConsumerProtocolMemberAssignment(
                 _PROTOCOL_VERSION, list(by_topic(tps).items()), data
@@ -315,13 +353,33 @@ class Assignor(AbstractPartitionAssignor):  # type: ignore[misc]  # aiokafka com
 
     def on_assignment(self, assignment: ConsumerProtocolMemberAssignment) -> None:
         """Take the leader's map. aiokafka calls this after it has taken the partitions."""
-        self._on_shares(msgspec.msgpack.decode(assignment.user_data, type=list[Share]))
+        self._on_shares(shares_of(assignment.user_data))
+
+    def _candidate(self, member: str, data: ConsumerProtocolMemberMetadata) -> Candidate:
+        said, topics = data.user_data, frozenset(data.subscription)
+        stranger = self._proof.why_stranger(said, member)
+        if not topics and not stranger:
+            stranger = "it does not say which topics it reads"
+        proved = not stranger and self._proof.is_joined(said, member)
+        return Candidate(_decoded(member, said), topics, stranger, proved)
+
+
+def shares_of(data: bytes) -> list[Share]:
+    """Return a leader's plan.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    try:
+        return msgspec.msgpack.decode(data, type=list[Share])
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise ValueError(str(error)) from error
 
 
 def _decoded(member: str, data: bytes) -> Member:
     """Return what a member says of itself; one that cannot be read takes part as a new node."""
     try:
         return msgspec.msgpack.decode(data, type=Member)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         log.warning("cannot read what group member %s says of itself: %s", member, error)
         return Member(member, 0, "", -1, {}, {})

@@ -25,6 +25,8 @@ from aiokafka.errors import (
 from aiokafka.protocol.admin import SaslHandShakeRequest
 from aiokafka.protocol.metadata import MetadataRequest
 
+from tables.tls_faults import Fault, fault_of, words_of
+
 STEP_S = 5.0
 """How long a step may take."""
 
@@ -168,29 +170,30 @@ def _tls_words(at: str, host: str, error: Exception) -> str | None:
     """Return what a failed handshake says; None where it says nothing."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the certificate of {at} {_certificate_words(host, error)}"
-    reason = error.reason or "" if isinstance(error, ssl.SSLError) else ""
-    if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
+    fault = fault_of(error)
+    if fault is Fault.PLAIN:
         return f"{at} speaks no TLS on this port; {_TLS_PORT}"
-    if "PROTOCOL_VERSION" in reason:
-        return f"{at} speaks another version of TLS; want 1.2 or 1.3 on the broker"
-    if "ALERT" not in reason:
+    if not isinstance(error, ssl.SSLError) or fault in (None, Fault.UNKNOWN):
         return None
+    if fault is Fault.PROTOCOL:
+        return (
+            f"{at} speaks another version of TLS, or wants other ciphers ({words_of(error)}); want"
+            " 1.2 or 1.3 on the broker"
+        )
     return (
         f"{at} refuses the certificate of this client, or that it shows none"
-        f" ({reason.replace('_', ' ').lower()}); want in kafka_cert_file and kafka_key_file one"
+        f" ({words_of(error)}); want in kafka_cert_file and kafka_key_file one"
         " that is valid and signed by an authority of the brokers"
     )
 
 
-_EXPIRED, _NOT_YET_VALID = 10, 9
-
-
 def _certificate_words(host: str, error: ssl.SSLCertVerificationError) -> str:
-    if error.verify_code == _EXPIRED:
+    fault = fault_of(error)
+    if fault is Fault.EXPIRED:
         return "has expired; want one that is valid"
-    if error.verify_code == _NOT_YET_VALID:
+    if fault is Fault.NOT_YET_VALID:
         return "is not valid yet; look at the clocks"
-    if "mismatch" in error.verify_message:
+    if fault is Fault.OTHER_NAME:
         return (
             f"is not for {host}; want one for that name, or a name that it is for in the setting"
             " brokers and in the brokers' advertised.listeners"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import ssl
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from app.reloads import Reloads
 from app.settings_secrets import read_secret
@@ -41,13 +41,47 @@ class PemFiles:
         return [path for path in all_of_them if path]
 
 
+class ContextOfNow(ssl.SSLContext):
+    """Hands each new connection to the context that was made last; none is changed once in use.
+
+    Whoever connects keeps this one object. Contexts forget no authority, and OpenSSL does not say
+    that one may be changed while other threads shake hands by it, as the Cassandra driver's do; so
+    changed files are a new context. By itself this one trusts nobody.
+
+    Args:
+        made: the first one.
+
+    Attributes:
+        now: wraps new connections.
+    """
+
+    now: ssl.SSLContext
+
+    def __new__(cls, made: ssl.SSLContext) -> Self:
+        """Make one that checks names and certificates, and has no authority."""
+        context = super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
+        context.now = made
+        return context
+
+    def wrap_socket(self, *args: Any, **options: Any) -> ssl.SSLSocket:
+        """Return a connection of threads, by the context of now."""
+        return self.now.wrap_socket(*args, **options)
+
+    def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
+        """Return a connection of an event loop, by the context of now."""
+        return self.now.wrap_bio(*args, **options)
+
+    def get_ca_certs(self, *args: Any, **options: Any) -> Any:
+        """Return the authorities that are trusted now."""
+        return self.now.get_ca_certs(*args, **options)
+
+
 def client_context(files: PemFiles, reloads: Reloads | None = None) -> ssl.SSLContext:
     """Return what checks a server, and shows it an own certificate where there is one.
 
     Args:
         files: authorities, certificate and key.
-        reloads: reads them again when they change. An authority that is taken out of its file is
-            trusted until the process ends, because contexts forget none.
+        reloads: reads them again when they change.
 
     Raises:
         SettingError: a file cannot be used.
@@ -65,18 +99,14 @@ def client_context(files: PemFiles, reloads: Reloads | None = None) -> ssl.SSLCo
             _load(context, files)
         return context
 
-    context = made()
+    if reloads is None or not files.paths:
+        return made()
+    context = ContextOfNow(made())
 
     def again() -> None:
-        # Whoever has the context keeps it; what is wrong with the files is found on another one.
-        made()
-        if files.ca_file:
-            context.load_verify_locations(files.ca_file)
-        if files.cert_file:
-            _load(context, files)
+        context.now = made()
 
-    if reloads is not None and files.paths:
-        reloads.add(f"{files.of}_client", files.paths, again)
+    reloads.add(f"{files.of}_client", files.paths, again)
     return context
 
 

@@ -47,25 +47,29 @@ class OwnSettings(faust.Settings):  # type: ignore[misc]  # faust comes without 
     Faust would let these, WEB_BIND or ``--web-port``, win over the worker's settings, past all that
     is checked of them. Variables are not read; options come once the App is built and sealed.
 
-    Attributes:
-        refused: what options asked for since.
     """
 
-    refused: list[str] | None = None
+    # Faust warns of each attribute that is set after it was read, unless it is a private one.
+    _refused: list[str] | None = None
+
+    @property
+    def refused(self) -> list[str]:
+        """Return the options that asked for another value once sealed."""
+        return self._refused or []
 
     def getenv(self, env_name: str) -> None:
         """Return nothing, whatever the variable says."""
 
     def seal(self) -> None:
         """Let nothing change any more."""
-        self.refused = []
+        self._refused = []
 
     def __setattr__(self, key: str, value: Any) -> None:
         """Set a setting, or refuse another value once sealed."""
-        if self.refused is None or key not in self.SETTINGS:
+        if self._refused is None or key not in self.SETTINGS:
             super().__setattr__(key, value)
         elif value != getattr(self, key):
-            self.refused.append(f"{key} {value}")
+            self._refused.append(f"{key} {value}")
 
 
 class MapApp(faust.App):  # type: ignore[misc]  # faust comes without types

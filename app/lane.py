@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from agents.claims import OTHER_PARTITIONS
-from app.assignor import TopicPartition
+from app.assignor import Member, TopicPartition, by_topic
 from app.pace import Pace
+from app.peer_proof import PeerKey
 from tables.chunk import Chunk, Run
 from tables.errors import TreasureMapError
 
@@ -211,6 +212,7 @@ class TransportOptions:
             where it can.
         home: what this worker has again when it is started again, by default its node.
         map_name: of the map that is served; all members of a group serve one.
+        peer_key: what members prove themselves with; None where no secret is set.
         committed_only: leave out records of aborted transactions, and wait for open ones.
         client_options: passed to aiokafka's client as they are: TLS and login.
         retry_seconds: bounds of the random wait before a partition is claimed again.
@@ -232,6 +234,7 @@ class TransportOptions:
     alone: str = ""
     home: str = ""
     map_name: str = ""
+    peer_key: PeerKey | None = None
     committed_only: bool = True
     commit_seconds: float = 5.0
     retry_seconds: tuple[float, float] = (1.0, 3.0)
@@ -250,6 +253,29 @@ class TransportOptions:
                     f"cannot read {topic}[{partition}]: the topic got more partitions than the map "
                     f"declares; want {count}; {OTHER_PARTITIONS}"
                 )
+
+    def member(
+        self, generation: int, owned: set[TopicPartition], held: set[TopicPartition]
+    ) -> Member:
+        """Return what this node says of itself when it joins.
+
+        Args:
+            generation: the one in which it was given ``owned``, below 0 if it never was.
+            owned: the partitions that it was given last.
+            held: the partitions whose local store is here.
+        """
+        return Member(
+            node=self.node,
+            boot=self.boot,
+            url=self.web_url,
+            generation=generation,
+            owned=by_topic(owned),
+            held=by_topic(held),
+            home=self.home,
+            map=self.map_name,
+            alone=self.alone,
+            settled=generation >= 0,
+        )
 
     def consumer_options(self) -> dict[str, Any]:
         """Return the keyword arguments of aiokafka's consumer."""

@@ -109,6 +109,16 @@ class PeerKey:
                 " web_token, at all workers"
             )
 
+    def prove(self, about: str, content: bytes) -> str:
+        """Return the proof of what a worker tells its group; ``about`` says what it is for."""
+        return self._mac(f"group {VERSION} {about} {sha256(content)}")
+
+    def is_proved(self, about: str, content: bytes, proof: str) -> bool:
+        """Return whether a worker has told its group this."""
+        return hmac.compare_digest(
+            proof.encode("utf-8", "replace"), self.prove(about, content).encode()
+        )
+
     def _request_mac(self, method: str, url: str, about: str) -> str:
         return self._mac(f"request {VERSION} {method} {url} {about}")
 

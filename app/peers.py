@@ -24,6 +24,7 @@ from app.assignor import TopicPartition
 from app.peer_proof import HEADER, PeerKey, ProofError
 from app.peer_troubles import PeerError, Trouble, why_never
 from app.peer_wire import CONTENT_TYPE, PATH, decode_rows, encode_reads
+from app.web_server import UNTAKEN_BYTES_MAX
 from tables.cost import QueryCost
 from tables.layer import Map
 from tables.live import LiveJob, LiveRead, LiveRows
@@ -47,6 +48,13 @@ AT_ONCE_ROWS_MAX = 10_000
 
 AT_ONCE_BYTES_MAX = 1 << 18
 """Answers of so few bytes are decoded in some 2 ms."""
+
+ANSWER_BYTES_MAX = UNTAKEN_BYTES_MAX
+"""Of an answer, which is read before its signature can be checked. No worker sends a longer one:
+its endpoint ends connections for which more than that waits."""
+
+REFUSAL_BYTES_MAX = 1 << 16
+"""Of a refusal; a worker's are a sentence or two."""
 
 REFUSAL_CHARACTERS = 200
 _UNTRUSTED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
@@ -181,6 +189,10 @@ class Peers:
                     hedge_s = math.inf
                     self.hedged_total += 1
                     tries.add(asyncio.create_task(self._post(url, body, cost)))
+            if tries:
+                # Neither of them has ended: whoever sends slowly has no more time than who is gone.
+                self.failed_total += len(tries)
+                self._outage(url).failed(f"it has not answered within {patience_s:.2f} s")
             return None
         finally:
             for task in tries:
@@ -241,7 +253,8 @@ class Peers:
         """Return the body of one answer.
 
         Raises:
-            PeerError: the URL must not be asked, or the worker does not trust this one.
+            PeerError: the URL must not be asked, the worker does not trust this one, or sends more
+                than a worker does.
             _RefusalError: the worker refuses for another reason.
             ProofError: the answer is not signed by a worker of the group.
             aiohttp.ClientError, OSError: it does not answer, or its certificate is not trusted.
@@ -249,17 +262,22 @@ class Peers:
         if why := why_never(url, only_https=self._only_https):
             raise PeerError(f"it is not asked: {why}")
         if self._session is None:
-            self._session = aiohttp.ClientSession(headers={"Content-Type": CONTENT_TYPE})
+            # Workers compress nothing here, and who is not one could have little inflated to much.
+            self._session = aiohttp.ClientSession(
+                headers={"Content-Type": CONTENT_TYPE, "Accept-Encoding": "identity"},
+                auto_decompress=False,
+            )
         proof = None if self._key is None else self._key.sign("POST", url, PATH, body)
         headers = {} if proof is None else {HEADER: proof.header}
         async with self._session.post(
             f"{url}{PATH}", data=body, headers=headers, ssl=self.tls or True, allow_redirects=False
         ) as response:
-            answer = await response.read()
             if response.status != HTTPStatus.OK:
+                answer = await _body(response, REFUSAL_BYTES_MAX)
                 what = answer.decode(errors="replace")[:REFUSAL_CHARACTERS]
                 kind = PeerError if response.status in _UNTRUSTED else _RefusalError
                 raise kind(f"it refused to tell its live cells: {what}")
+            answer = await _body(response, ANSWER_BYTES_MAX)
             if self._key is not None and proof is not None:
                 self._key.check_answer(proof, response.headers.get(HEADER, ""), answer)
             return answer
@@ -284,6 +302,24 @@ class Peers:
             self._troubles = {at: known for at, known in self._troubles.items() if at in there}
             self._troubles[url] = Trouble(url)
         return self._troubles[url]
+
+
+async def _body(response: aiohttp.ClientResponse, bytes_max: int) -> bytes:
+    """Return the body of an answer.
+
+    Raises:
+        PeerError: it is longer than so many bytes, or says that it will be.
+    """
+    answer = bytearray()
+    if (response.content_length or 0) <= bytes_max:
+        async for part in response.content.iter_any():
+            answer += part
+            if len(answer) > bytes_max:
+                break
+        else:
+            return bytes(answer)
+    response.close()
+    raise PeerError(f"its answer is longer than {bytes_max:,} bytes, which no worker's is")
 
 
 def _add(found: Sequence[LiveRows], answer: Sequence[LiveRows]) -> None:

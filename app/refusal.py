@@ -38,15 +38,17 @@ class Refusal:
 
     def look(self) -> None:
         """Take note of a new assignment."""
-        reason = self._group.refused.get(self._options.boot, "")
+        options = self._options
+        reason = self._group.refused.get(options.boot, "")
+        if not reason and options.peer_key is None:
+            # The others have a secret, and cannot know that this one is a worker.
+            reason = self._group.strangers.get((options.node, options.web_url), "")
         if reason == self.reason:
             return
         self.stop()
         self.reason = reason
         if reason:
-            log.warning(
-                "group %s refuses this worker, which waits: %s", self._options.group, reason
-            )
+            log.warning("group %s refuses this worker, which waits: %s", options.group, reason)
             self._ending = asyncio.create_task(guarded(self._end(), self._fail))
 
     def stop(self) -> None:

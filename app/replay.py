@@ -19,6 +19,8 @@ from typing import Any
 import polars as pl
 
 from app.feed import Feed, partition_of
+from app.rights import Right
+from app.rights_check import check_rights
 from tables.layer import Layer, Map, Source
 from tables.window import DAY_MS
 
@@ -109,8 +111,14 @@ async def replay(
         options: security options of aiokafka's clients.
 
     Raises:
-        FeedError: no broker answers, the topic is missing, or records were refused.
+        RightsError: this user may not write to the topic.
+        FeedError: the topic is missing, or records were refused.
+        TreasureMapError: no broker answers.
     """
+    await check_rights(
+        brokers, options or {}, [Right("topic", topic, ("Write",))],
+        cannot=f"cannot replay events into {topic}", role="producer", may_lack=True,
+    )  # fmt: skip
     async with Feed(brokers, topic, options=options) as feed:
         placed = _placed(records, feed.partitions)
         start = time.monotonic()

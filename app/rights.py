@@ -24,7 +24,7 @@ ROLES: dict[Role, str] = {
     "start-over": "`map start-over`",
     "verify": "`verify`",
     "deadletters": "`deadletters`, replays among them",
-    "producer": "`generate`, `replay`; an own producer needs Write alone",
+    "producer": "`generate`; `replay` and an own producer need Write alone",
     "reader": "who follows feeds",
 }
 """Who needs rights, in words."""

@@ -45,7 +45,7 @@ from app.transport import Transport
 from app.view import View
 from app.watch import Watch
 from app.web import install
-from app.web_access import Access
+from app.web_access import Access, peer_key
 from app.web_guard import ssl_context
 from app.web_listener import raise_files_limit
 from tables.archive import Archive
@@ -345,6 +345,7 @@ def _transport_options(
         node=settings.node_name,
         home=f"{socket.gethostname()}:{settings.state_folder.absolute()}:{themap.name}",
         map_name=themap.name,
+        peer_key=peer_key(settings),
         web_url=advertised_url(settings),
         partitions=themap.inputs(),
         session_timeout_ms=settings.session_timeout_ms,

@@ -19,19 +19,20 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer
 from aiokafka import TopicPartition as KafkaPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import InconsistentGroupProtocolError, KafkaError
 from mode import Service
 
 from agents.guarded import guarded
 from agents.tasks import end, within
 from app.aiokafka_private import Fetched, UnreadableError, abandon
 from app.alarm import Alarm
-from app.assignor import Assignor, Member, TopicPartition, by_topic
+from app.assignor import Member, TopicPartition
 from app.brokers import connect_error, patiently
 from app.group import Group
 from app.hints import CommitHints
 from app.lane import Lane, Owners, Statistics, TransportError, TransportOptions
 from app.listener import Listener
+from app.membership import Membership, protocol_error
 from app.moves import Moves
 from app.refusal import Refusal
 from tables.chunk import Chunk
@@ -90,6 +91,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop_tasks: list[asyncio.Task[None]] = []
         self.refusal = Refusal(options, self.group, self.fail)
+        self._membership = Membership(options, self.group, self._describe, self.fail)
         self._counts = Statistics()
         self._alarm = Alarm()
         for lane in self._lanes:
@@ -236,11 +238,12 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
     async def _connect(self) -> set[str]:
         """Start a consumer; return all topics there are."""
         self._consumer = AIOKafkaConsumer(
-            partition_assignment_strategy=[Assignor(self._describe, self.group.take)],
+            partition_assignment_strategy=[self._membership.assignor],
             **self.options.consumer_options(),
         )
         try:
             await self._consumer.start()
+            self._membership.attach(self._consumer)
             return set(await self._consumer.topics())
         except KafkaError as error:
             await self._consumer.stop()
@@ -251,6 +254,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
     async def on_stop(self) -> None:
         """Let partitions go, leave a last hint of the positions, leave the group."""
         handled = self._hints.take()
+        self._membership.stop()
         await self._let_go()
         await asyncio.gather(*(end(task) for task in self._loop_tasks))
         if self._consumer is None:
@@ -294,6 +298,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
             return
         self.options.check(sorted(partitions))
         self.refusal.look()
+        self._membership.look()
         self._generation = self._fetched.generation()
         if not self.refusal.reason:
             self._owned = (self._generation, set(partitions))
@@ -310,19 +315,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         await self._moves.release(set(self._owned[1]))
 
     def _describe(self) -> Member:
-        generation, owned = self._owned
-        return Member(
-            node=self.options.node,
-            boot=self.options.boot,
-            url=self.options.web_url,
-            generation=generation,
-            owned=by_topic(owned),
-            held=by_topic(self._owners.held()),
-            home=self.options.home,
-            map=self.options.map_name,
-            alone=self.options.alone,
-            settled=generation != NO_GENERATION,
-        )
+        return self.options.member(*self._owned, self._owners.held())
 
     def _live(self, tp: TopicPartition, generation: int, position: int) -> None:
         """Read a partition that has been restored from its owner's position on."""
@@ -424,6 +417,8 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         try:
             fetched.check_errors()
         except KafkaError as error:
+            if isinstance(error, InconsistentGroupProtocolError):
+                raise TransportError(protocol_error(self.options.group)) from error
             if not error.retriable:
                 raise TransportError(
                     f"cannot stay in group {self.options.group}: {error!r}; mend it on the brokers,"

@@ -71,9 +71,9 @@ class CassandraSettings:
     ``replication`` is the number of replicas in ``local_dc`` if the keyspace has to be made; a
     keyspace that exists keeps its own. ``username`` and ``password`` go together. ``tls`` checks
     the authority of each node and its name: ``tls_name``, or where that is empty the one that
-    :class:`NodeNames` has for it; it is None for connections without TLS. It may be changed while
-    it is in use, as when its files are read again; ``tls_shows_certificate`` says whether it has
-    one of this client. ``in_flight_max`` bounds requests that wait for an answer.
+    :class:`NodeNames` has for it; it is None for connections without TLS. It may stand for another
+    one at each connection, as when its files are read again; ``tls_shows_certificate`` says whether
+    it has one of this client. ``in_flight_max`` bounds requests that wait for an answer.
     """
 
     hosts: tuple[str, ...] = ("127.0.0.1",)

@@ -40,8 +40,8 @@ from cassandra.protocol import (
     TruncateError,
 )
 
-from tables.archive_tls import is_refusal
 from tables.errors import ArchiveAwayError, ArchiveRefusedError
+from tables.tls_faults import fault_of
 
 AGAIN = "check that Cassandra is up and can reach its quorum; the request can be sent again"
 
@@ -130,7 +130,7 @@ def _passes(cause: BaseException) -> bool:
     # The root of all: the control connection failed while the schema was read. No more is told.
     if type(cause) is DriverException:
         return True
-    if isinstance(cause, ssl.SSLError) and is_refusal(cause):
+    if fault_of(cause) is not None:
         return False
     if isinstance(cause, AuthenticationFailed):
         return _NO_QUORUM_OF_ROLES in str(cause)

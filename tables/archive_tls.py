@@ -7,9 +7,10 @@ same words: that no host could be reached. Only the first two need somebody to m
 from __future__ import annotations
 
 import contextlib
-import re
 import socket
 import ssl
+
+from tables.tls_faults import Fault, fault_of, words_of
 
 TRIES = 3
 PROBE_S = 3.0
@@ -18,21 +19,6 @@ PROBE_S = 3.0
 _OPTIONS = bytes.fromhex("050000000500000000")
 """The request OPTIONS of protocol version 5, which needs no login. With TLS 1.3 a node refuses a
 client's certificate only after the client has ended its handshake."""
-
-# Of X509_V_ERR_*, as OpenSSL numbers them.
-_NOT_YET_VALID, _EXPIRED = 9, 10
-_OTHER_NAME = (62, 63, 64)
-# OpenSSL's words for bytes that are no TLS, of which the last two are those of newer releases.
-_NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE")
-_OF_PROTOCOL = ("PROTOCOL_VERSION", "INSUFFICIENT_SECURITY", "ILLEGAL_PARAMETER")
-_BROKEN_OFF = (
-    ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLWantReadError, ssl.SSLSyscallError,
-)  # fmt: skip
-
-
-def is_refusal(error: ssl.SSLError) -> bool:
-    """Return whether TLS failed for good; a connection that broke meanwhile is an SSLError too."""
-    return not isinstance(error, _BROKEN_OFF)
 
 
 def plain_refusal(address: str, port: int) -> str:
@@ -52,7 +38,7 @@ def plain_refusal(address: str, port: int) -> str:
         ):
             pass
     except ssl.SSLError as error:
-        if "ALERT" not in (error.reason or ""):
+        if fault_of(error) not in (Fault.PROTOCOL, Fault.CLIENT_CERTIFICATE):
             return ""
     except OSError:
         return ""
@@ -85,7 +71,7 @@ def tls_refusal(
         except ssl.SSLCertVerificationError as error:
             return f"the certificate of {address} {_flaw(error, address, port, name, context)}"
         except ssl.SSLError as error:
-            if is_refusal(error):
+            if fault_of(error) is not None:
                 return _words(error, address, port, has_certificate=has_certificate)
         except OSError:
             # A node that refuses a certificate may close before its reason has been read.
@@ -111,15 +97,16 @@ def _flaw(
     name: str,
     context: ssl.SSLContext,
 ) -> str:
-    if error.verify_code in _OTHER_NAME:
+    fault = fault_of(error)
+    if fault is Fault.OTHER_NAME:
         names = _names(address, port, context)
         return (
             f"is not for {name}; got one for {names}; want such a name in cassandra_hosts, or in "
             "cassandra_tls_name if all nodes have it"
         )
-    if error.verify_code == _EXPIRED:
+    if fault is Fault.EXPIRED:
         return "has expired; renew it on the node, or set the clock of this machine"
-    if error.verify_code == _NOT_YET_VALID:
+    if fault is Fault.NOT_YET_VALID:
         return "is not valid yet; set the clock of this machine, or make it anew"
     return (
         f"is not signed by an authority that this client trusts ({error.verify_message}); set "
@@ -148,14 +135,14 @@ def _names(address: str, port: int, checks: ssl.SSLContext) -> str:
 
 
 def _words(error: ssl.SSLError, address: str, port: int, *, has_certificate: bool) -> str:
-    reason = error.reason or ""
-    if reason in _NO_TLS:
+    fault = fault_of(error)
+    if fault is Fault.PLAIN:
         return (
             f"port {port} of {address} speaks no TLS; set cassandra_port to one that does, or "
             "leave cassandra_tls and the files of certificates unset"
         )
-    said = re.sub(r"^(SSLV3|TLSV1|TLSV13)_", "", reason).replace("_", " ").lower() or str(error)
-    if "ALERT" not in reason or any(word in reason for word in _OF_PROTOCOL):
+    said = words_of(error)
+    if fault is not Fault.CLIENT_CERTIFICATE:
         return (
             f"TLS with port {port} of {address} fails ({said}); check what protocols and ciphers "
             "the node takes"

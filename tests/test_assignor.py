@@ -109,6 +109,18 @@ def test_a_worker_whose_node_is_taken_gets_nothing_and_the_one_before_keeps_all(
     assert plan(TOPICS, members) == {"before": everything(), "late": set()}
 
 
+def test_an_older_start_of_a_home_that_lives_is_told() -> None:
+    """It would own nothing from then on, without a word; a dead one does not mind."""
+    members = {
+        "old": member("a", everything(), home="one", boot=1, settled=True),
+        "new": member("b", home="one", boot=2, generation=-1),
+    }
+    assert refusals(members) == {
+        "old": "a worker of its home was started later, node b at another address; give each"
+        " worker a state folder of its own"
+    }
+
+
 def test_a_restarted_worker_takes_its_home_over() -> None:
     """Whatever its node is called now; the dead member of its home is not in its way."""
     dead = member("a", everything(), home="one", boot=1, settled=True)

@@ -13,8 +13,8 @@ from support import small_map
 
 from app.connections import cassandra_settings, kafka_options
 from app.reloads import Reloads
-from app.settings import Settings
-from tables.errors import ArchiveError
+from app.settings import Settings, load_settings
+from tables.errors import ArchiveError, ArchiveRefusedError
 
 
 def put(made: Certificate, folder: Path) -> None:
@@ -32,6 +32,68 @@ def files(of: str, authority: Authority, folder: Path) -> dict[str, str]:
         f"{of}_key_file": str(folder / "c.key"),
         f"{of}_key_password_file": str(folder / "c.password"),
     }
+
+
+def trust(authority: Authority, ca_file: Path) -> None:
+    """Have a file of authorities hold this one alone."""
+    ca_file.write_bytes(authority.ca_file.read_bytes())
+
+
+@pytest.mark.kafka
+async def test_a_broker_of_an_authority_that_was_taken_out_is_not_connected_to(
+    secure_kafka: SecureKafka, tmp_path: Path
+) -> None:
+    """A connection that is open goes on; the next one is refused, and taken once it is back."""
+    ca_file, other = tmp_path / "ca.pem", Authority(tmp_path / "other")
+    trust(secure_kafka.authority, ca_file)
+    looks = Reloads(lambda _: None)
+    login = secure_kafka.login(user="admin", kafka_ca_file=str(ca_file))
+    options = kafka_options(load_settings(login, {}), looks)
+    at = {"bootstrap_servers": secure_kafka.at["SECURE"]} | options
+    async with AIOKafkaProducer(**at) as open_before:
+        # Its first connection is of the bootstrap; the broker itself gets another.
+        assert await open_before.client.fetch_all_metadata()
+        trust(other, ca_file)
+        looks.look()
+        assert await open_before.client.fetch_all_metadata()
+        refused = AIOKafkaProducer(**at)
+        with pytest.raises(KafkaConnectionError):
+            await refused.start()
+        await refused.stop()
+        assert await open_before.client.fetch_all_metadata()
+    trust(secure_kafka.authority, ca_file)
+    looks.look()
+    async with AIOKafkaProducer(**at) as again:
+        assert await again.client.fetch_all_metadata()
+
+
+@pytest.mark.cassandra
+async def test_a_node_of_an_authority_that_was_taken_out_is_not_connected_to(
+    secure_cassandra: SecureCassandra, tmp_path: Path
+) -> None:
+    """Likewise; the archive that is open goes on."""
+    from tables.archive_cassandra import CassandraArchive  # noqa: PLC0415 - an extra
+
+    ca_file, other = tmp_path / "ca.pem", Authority(tmp_path / "other")
+    trust(secure_cassandra.authority, ca_file)
+    looks = Reloads(lambda _: None)
+    settings = Settings(
+        cassandra_port=secure_cassandra.port, cassandra_hosts=("localhost",),
+        cassandra_keyspace="taken_out", cassandra_ca_file=str(ca_file),
+        cassandra_username="cassandra", cassandra_password="cassandra",  # noqa: S106
+    )  # fmt: skip
+    made = cassandra_settings(settings, looks)
+    archive = CassandraArchive(made)
+    await archive.open(small_map())
+    trust(other, ca_file)
+    looks.look()
+    await archive.check()
+    refused = CassandraArchive(made)
+    with pytest.raises(ArchiveRefusedError, match="not signed by an authority"):
+        await refused.open(small_map())
+    await refused.close()
+    await archive.check()
+    await archive.close()
 
 
 @pytest.mark.kafka

@@ -104,3 +104,13 @@ async def test_only_the_settings_address_is_listened_on(
     loopback = "0100007F"
     assert listening(worker.running.pid) == {(loopback, worker.port)}
     assert await worker.stop() == 0
+
+
+async def test_a_worker_prints_no_warning(processes: Callable[..., Process]) -> None:
+    """Neither its start nor its end, of Python's own; a log that warns each time is not read."""
+    worker = processes()
+    await apply(worker)
+    worker.start()
+    await worker.ready()
+    assert await worker.stop() == 0
+    assert [line for line in worker.log().splitlines() if "Warning" in line] == []

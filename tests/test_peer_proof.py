@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import gzip
 import logging
 import ssl
 from collections.abc import AsyncIterator
@@ -215,6 +217,94 @@ async def test_redirects_of_a_worker_are_not_followed() -> None:
             assert await peers._post(url, BODY, QueryCost()) is None
             await peers.close()
     assert (len(first), asked) == (1, [])
+
+
+@contextlib.asynccontextmanager
+async def sender(
+    part: bytes, pause_s: float, headers: dict[str, str], status: int = 200
+) -> AsyncIterator[tuple[str, list[int]]]:
+    """Serve answers without an end, in parts; give the URL, and how much of each was sent."""
+    sent: list[int] = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        number = len(sent)
+        sent.append(0)
+        response = web.StreamResponse(status=status, headers=headers)
+        await response.prepare(request)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await response.write(part)
+                sent[number] += len(part)
+                await asyncio.sleep(pause_s)
+        return response
+
+    site = web.Application()
+    site.router.add_post(PATH, handler)
+    runner = web.AppRunner(site, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}", sent
+    finally:
+        await runner.cleanup()
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [({}, 200), ({"Content-Length": str(1 << 40)}, 200), ({}, 503), ({}, 401)],
+    ids=["endless", "says that it is long", "endless refusal", "endless distrust"],
+)
+async def test_an_answer_without_an_end_is_broken_off(
+    monkeypatch: pytest.MonkeyPatch, headers: dict[str, str], status: int
+) -> None:
+    """At a bound, before its signature can be checked; it counts as failed, and is told."""
+    monkeypatch.setattr("app.peers.ANSWER_BYTES_MAX", 4 << 20)
+    async with sender(bytes(1 << 16), 0, headers, status) as (url, sent):
+        peers = peers_of(url)
+        async with asyncio.timeout(30):
+            assert await peers._post(url, BODY, QueryCost()) is None
+        await peers.close()
+    # What is on its way, in the buffers of both sides and of the system, is sent beside.
+    assert len(sent) == 1
+    assert sent[0] < 32 << 20
+    assert peers.failed_total == 1
+    (problem,) = [one["problem"] for one in peers.workers() if one["url"] == url]
+    bytes_max = "4,194,304" if status == 200 else "65,536"
+    assert problem == f"its answer is longer than {bytes_max} bytes, which no worker's is"
+
+
+async def test_a_compressed_answer_is_not_inflated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers compress none; a bomb of a few bytes would come to as many as it likes."""
+    monkeypatch.setattr("app.peers.ANSWER_BYTES_MAX", 1 << 16)
+    bomb = gzip.compress(bytes(16 << 20))
+    assert len(bomb) < 1 << 16
+
+    def answer() -> web.Response:
+        return web.Response(body=bomb, headers={"Content-Encoding": "gzip"})
+
+    async with rogue(answer) as (url, asked):
+        peers = peers_of(url)
+        assert await peers._post(url, BODY, QueryCost()) is None
+        await peers.close()
+    assert asked[0][1]["Accept-Encoding"] == "identity"
+    (problem,) = [one["problem"] for one in peers.workers() if one["url"] == url]
+    assert problem.startswith("its answer is not signed by a worker of this group")
+
+
+async def test_a_slow_answer_has_its_time_as_a_whole(caplog: pytest.LogCaptureFixture) -> None:
+    """However steadily bytes come; both tries are counted, and it is told as any that is gone."""
+    async with sender(b"x", 0.01, {}) as (url, sent):
+        peers = peers_of(url)
+        loop = asyncio.get_running_loop()
+        for tries in (1, 2):
+            began_s = loop.time()
+            assert await peers._ask(url, READS, 1.2, QueryCost()) is None
+            assert 1.1 < loop.time() - began_s < 5
+            assert (len(sent), peers.failed_total) == (2 * tries, 2 * tries)
+        await peers.close()
+    assert all(some > 1 for some in sent)
+    (told,) = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
+    assert "it has not answered within 1.20 s" in told
 
 
 async def test_a_worker_with_tls_asks_none_without(caplog: pytest.LogCaptureFixture) -> None:

@@ -8,6 +8,7 @@ import hashlib
 import logging
 import shutil
 import signal
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from station_support import Process, apply
 from support import small_map, until
 from web_support import get, served
 
-from app.certificates import PemFiles, client_context, server_context
+from app.certificates import ContextOfNow, PemFiles, client_context, server_context
 from app.reloads import Reload, Reloads
 from app.settings import load_settings
 from app.tokens import make_token
@@ -156,6 +157,15 @@ async def connect(port: int, context: ssl.SSLContext) -> None:
     writer.transport.abort()
 
 
+def connect_by_thread(port: int, context: ssl.SSLContext) -> None:
+    """Connect as the Cassandra driver does, likewise."""
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=10) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as secure,
+    ):
+        assert secure.recv(1) == b"x"
+
+
 async def test_a_client_takes_a_new_authority_and_a_new_certificate(tmp_path: Path) -> None:
     """With the context that a Kafka client holds, for its next connection."""
     ours, theirs = Authority(tmp_path / "ours"), Authority(tmp_path / "theirs")
@@ -182,7 +192,26 @@ async def test_a_client_takes_a_new_authority_and_a_new_certificate(tmp_path: Pa
         looks.look()
         assert looks.all[0].error.startswith("cannot use kafka_ca_file: ")
         await connect(port, context)
-    assert [name for name in names if name] == ["first", "second", "second"]
+        await asyncio.to_thread(connect_by_thread, port, context)
+        ca.write_bytes(ours.ca_file.read_bytes())
+        looks.look()
+        for attempt in (
+            connect(port, context),
+            asyncio.to_thread(connect_by_thread, port, context),
+        ):
+            with pytest.raises(ssl.SSLCertVerificationError):
+                await attempt
+    assert [name for name in names if name] == ["first", "second", "second", "second"]
+
+
+def test_a_context_of_now_trusts_nobody_by_itself(tmp_path: Path) -> None:
+    """Should anything connect past it, it fails."""
+    ca_file = Authority(tmp_path).ca_file
+    context = client_context(PemFiles("kafka", str(ca_file)), reloads())
+    assert isinstance(context, ContextOfNow)
+    assert len(context.get_ca_certs()) == 1
+    assert ssl.SSLContext.get_ca_certs(context) == []
+    assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
 
 
 @pytest.mark.parametrize("of", ["web", "kafka", "cassandra"])

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import servers
-from acls import allow, rules_of
+from acls import allow, forbid, rules_of
 from pki import Authority
 from secure_servers import MAP, PASSWORDS, SecureCassandra, SecureKafka
 from support import until
@@ -23,10 +23,13 @@ from workers import ROOT
 
 from app.children import start_child, stop_child
 from app.connections import kafka_options
-from app.rights import ROLES, Role
+from app.mapfile import load_map
+from app.rights import ROLES, Right, Role
 from app.settings import load_settings
+from app.topics import apply_topics
 from client.follow import follow
 from client.query import QueryClient, QueryFailedError
+from examples.flights import events
 
 pytestmark = [pytest.mark.kafka, pytest.mark.cassandra, pytest.mark.slow]
 
@@ -218,6 +221,28 @@ async def test_a_job_runs_on_exactly_the_printed_rights(lab: Lab) -> None:
     assert nothing_shows(lab, [*PASSWORDS.values(), TOKEN, CASSANDRA_PASSWORD]) == []
 
 
+async def test_a_replay_runs_on_the_right_to_write_alone(lab: Lab) -> None:
+    """Without it, it says so before it begins; the role of producers has it."""
+    text = events.MAP_FILE.read_text("utf-8").replace('name = "flights"', f'name = "{lab.name}"')
+    lab.map_file.write_text(text.replace("flights.raw", f"{lab.name}.raw"))
+    topic = f"{lab.name}.raw"
+    await apply_topics(lab.server.bootstrap, load_map(lab.map_file))
+    words = ("replay", "flights", "--seconds", "0", "--map", str(lab.map_file))
+    may_read, may_write = (Right("topic", topic, (one,)) for one in ("Read", "Write"))
+    await allow(lab.server.bootstrap, "producer", [may_read])
+    code, text = await asyncio.to_thread(lab.run, "producer", *words)
+    assert code == 1
+    assert f"cannot replay events into {topic}: 1 right(s) are missing" in text
+    assert f"topic {topic}: this user may not Write; allow it" in text
+    await forbid(lab.server.bootstrap, "producer", [may_read])
+    await allow(lab.server.bootstrap, "producer", [may_write])
+    assert "wrote 1,0" in await lab.succeeds("producer", *words)
+    acl = await lab.succeeds(
+        "producer", "map", "acl", str(lab.map_file), "--for", "producer", "--user", "producer"
+    )
+    assert ("producer", Right("topic", topic, ("Read", "Write"))) in rules_of(acl)
+
+
 def nothing_shows(lab: Lab, secrets: list[str]) -> list[str]:
     """Return which files have a secret, in any form that it is likely to be in."""
     found = []
@@ -234,6 +259,7 @@ COMMANDS = {
     "apply": ("map", "apply", "MAP"),
     "verify": ("verify",),
     "deadletters": ("deadletters", "count"),
+    "reader": ("replay", "flights", "--map", "FLIGHTS"),
     "producer": ("generate", "--map", "MAP", "--source", "orders", "--manifest", "MANIFEST"),
 }
 WRONG = {
@@ -251,7 +277,9 @@ async def test_each_command_says_why_it_cannot_connect(lab: Lab, what: str) -> N
     changes = {name: value.replace("FOREIGN", str(foreign)) for name, value in changes.items()}
     for user, words in COMMANDS.items():
         arguments = [
-            one.replace("MANIFEST", str(lab.folder / "manifest")).replace("MAP", str(lab.map_file))
+            one.replace("MANIFEST", str(lab.folder / "manifest"))
+            .replace("MAP", str(lab.map_file))
+            .replace("FLIGHTS", str(events.MAP_FILE))
             for one in words
         ]
         began_s = time.monotonic()

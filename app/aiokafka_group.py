@@ -1,0 +1,75 @@
+"""What aiokafka's group coordinator passes on, looked at before aiokafka interprets it.
+
+aiokafka takes what other members of a group say as it comes: one that says nothing it can read ends
+the leader, and a leader that plans nothing it can read ends everybody, without a word of who it is.
+``tests/test_aiokafka_private.py`` fails when an upgrade changes a name used here.
+"""
+
+# ruff: noqa: SLF001 - private names are what this file is for
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
+
+from aiokafka import AIOKafkaConsumer
+from aiokafka.protocol.admin import DescribeGroupsRequest
+
+
+class Described(NamedTuple):
+    """A member of a group, as its coordinator tells it.
+
+    Attributes:
+        member: its number, which the coordinator gave it.
+        host: the address that it joined from.
+        joined: the bytes that it joined with.
+    """
+
+    member: str
+    host: str
+    joined: bytes
+
+
+def look_at_group(
+    consumer: AIOKafkaConsumer,
+    joined: Callable[[str, bytes], bytes],
+    planned: Callable[[int, bytes], Awaitable[bytes]],
+) -> None:
+    """Have a consumer look at what other members say before it is used.
+
+    Args:
+        consumer: a started consumer, not subscribed yet.
+        joined: called as the leader with number and bytes of each member; returns the bytes to use.
+        planned: called with the generation and what the leader gave; returns the bytes to use.
+    """
+    coordinator = consumer._coordinator
+    perform, complete = coordinator._perform_assignment, coordinator._on_join_complete
+
+    async def performed(response: Any) -> Any:
+        response.members = [(*row[:-1], joined(row[0], row[-1])) for row in response.members]
+        return await perform(response)
+
+    async def completed(generation: int, member: str, protocol: str, data: bytes) -> None:
+        await complete(generation, member, protocol, await planned(generation, data))
+
+    coordinator._perform_assignment = performed
+    coordinator._on_join_complete = completed
+
+
+def place_in_group(consumer: AIOKafkaConsumer) -> tuple[str, int]:
+    """Return the number of this member, empty before its first join, and the generation."""
+    return str(consumer._coordinator.member_id), int(consumer._coordinator.generation)
+
+
+async def describe_group(consumer: AIOKafkaConsumer, group: str) -> list[Described]:
+    """Return the members of the group; who may read it may ask for them.
+
+    Raises:
+        KafkaError: the coordinator does not answer.
+    """
+    answer = await consumer._coordinator._send_req(DescribeGroupsRequest([group]))
+    return [
+        Described(row[0], row[2].lstrip("/"), row[-2])
+        for found in answer.groups
+        for row in found[5]
+    ]

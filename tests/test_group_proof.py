@@ -1,0 +1,136 @@
+"""What members of a group say is believed if a worker of it has signed it."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from aiokafka.coordinator.protocol import ConsumerProtocolMemberMetadata
+
+from app.assignor import Assignor, Member, Share, pairs, shares_of
+from app.group import Group
+from app.group_proof import GroupProof
+from app.peer_proof import PeerKey
+
+SECRET = "secret-between-workers"  # noqa: S105 - no password of anything
+UNSIGNED = "is not signed by a worker of this group, with the same peer_secret or web_token"
+TOPICS = {"raw": 4}
+EVERYTHING = {"raw": [0, 1, 2, 3]}
+ANYONE = GroupProof("flights")
+
+
+def proof(group: str = "flights", secret: str = SECRET) -> GroupProof:
+    """Return what a worker signs with."""
+    return GroupProof(group, PeerKey(secret, "https://worker-1:6066"))
+
+
+def member(node: str, boot: int = 1, home: str = "", owned: bool = False) -> Member:
+    """Return what a worker says."""
+    return Member(node, boot, f"https://{node}", 1, EVERYTHING if owned else {}, {}, home=home)
+
+
+class Cluster:
+    """The broker's metadata, as far as the assignor asks."""
+
+    def partitions_for_topic(self, topic: str) -> set[int] | None:
+        """Return the partitions of a topic, None for an unknown one."""
+        return set(range(TOPICS[topic])) if topic in TOPICS else None
+
+
+def planned(joined: dict[str, bytes]) -> tuple[dict[str, int], Group]:
+    """Return how many partitions each member gets from a leader that is a worker, and the map."""
+    group = Group()
+    leader = Assignor(lambda: member("n1"), group.take, proof(), lambda: ("m1", 7))
+    given = leader.assign(
+        Cluster(),
+        {n: ConsumerProtocolMemberMetadata(0, ["raw"], data) for n, data in joined.items()},
+    )
+    leader.on_assignment(next(iter(given.values())))
+    counts = {n: sum(len(of) for _, of in one.assignment) for n, one in given.items()}
+    return counts, group
+
+
+def test_a_join_is_proved_for_one_member_of_one_group() -> None:
+    """Before a member has a number its proof has none."""
+    said = member("n1")
+    for number in ("m1", ""):
+        assert proof().why_stranger(proof().join(said, number), "m1") == ""
+    assert proof().is_joined(proof().join(said, "m1"), "m1")
+    assert not proof().is_joined(proof().join(said, ""), "m1")
+    for data in (
+        proof().join(said, "m2"),
+        proof("ships").join(said, "m1"),
+        proof("flights", "another").join(said, "m1"),
+        ANYONE.join(said, "m1"),
+        msgspec.msgpack.encode(msgspec.to_builtins(said) | {"proof": "\u00e9" * 64}),
+        proof().plan([Share("n1", "", {})], 1),
+        b"", b"\xff", b"\x90", msgspec.msgpack.encode([1]), b"\x91" * 100_000,
+    ):  # fmt: skip
+        why = proof().why_stranger(data, "m1")
+        assert why == f"what it joined with {UNSIGNED}"
+        assert ANYONE.why_stranger(data, "m1") == ""
+
+
+def test_what_a_later_version_says_besides_is_signed_too() -> None:
+    """A worker reads what it knows of it; nobody can change the rest."""
+
+    class LaterMember(Member, frozen=True):
+        zone: str = ""
+
+    later = LaterMember("n1", 1, "", 1, {}, {}, zone="a")
+    data = proof().join(later, "m1")
+    assert proof().is_joined(data, "m1")
+    assert msgspec.msgpack.decode(data, type=Member).node == "n1"
+    assert not proof().is_joined(data.replace(b"\xa4zone\xa1a", b"\xa4zone\xa1b"), "m1")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        member("n1", boot=2**62, home="home", owned=True),
+        Member("n1", 0, "https://n9", 9, EVERYTHING, {}, home="other", settled=True),
+        member("n9", owned=True),
+    ],
+    ids=["later start of a home", "node", "owner"],
+)
+def test_a_stranger_gets_nothing_whatever_it_says(said: Member) -> None:
+    """The worker that it would be taken for keeps all, and is not refused in its place."""
+    worker = member("n1", boot=5, home="home", owned=True)
+    counts, group = planned({"m1": proof().join(worker, "m1"), "m9": ANYONE.join(said, "m9")})
+    assert counts == {"m1": 4, "m9": 0}
+    assert group.nodes == {"n1": "https://n1"}
+    assert set(group.urls.values()) == {"https://n1"}
+    assert group.strangers == {
+        (said.node, said.url): f"what it joined with {UNSIGNED}",
+    }
+    assert list(group.refused) == [0]
+
+
+def test_who_repeats_a_first_join_does_not_replace_its_worker() -> None:
+    """It was told without a number; the worker has joined again with its own since."""
+    worker = member("n1", boot=5, home="home", owned=True)
+    first, again = proof().join(worker, ""), proof().join(worker, "m1")
+    for other in ("m0", "m9"):
+        assert planned({"m1": again, other: first})[0] == {"m1": 4, other: 0}
+        assert planned({"m1": again, other: again})[0] == {"m1": 4, other: 0}
+
+
+def test_a_plan_is_for_one_generation() -> None:
+    """Who leads without the secret cannot use one of another time either."""
+    shares = [Share("n1", "https://n1", EVERYTHING, 1), Share("n2", "", {}, 2)]
+    data = proof().plan(shares, 7)
+    assert shares_of(data) == shares
+    assert proof().why_no_plan(data, 7) == ""
+    worker = proof().join(member("n1"), "m1")
+    for other in (proof().plan(shares, 8), proof("ships").plan(shares, 7), ANYONE.plan(shares, 7),
+                  proof().plan([], 7), worker):  # fmt: skip
+        why = proof().why_no_plan(other, 7)
+        assert why == f"the plan {UNSIGNED}"
+        assert ANYONE.why_no_plan(other, 7) == ""
+    assert pairs(shares_of(data)[0].partitions) == pairs(EVERYTHING)
+
+
+def test_bytes_that_are_no_plan_are_told() -> None:
+    """Whatever they are."""
+    for data in (b"", b"\xff", b"\x91" * 100_000, msgspec.msgpack.encode([{"node": 1}])):
+        with pytest.raises(ValueError):  # noqa: PT011 - the words are those of a decoder
+            shares_of(data)
