@@ -113,7 +113,7 @@ async def _feed(
                 brokers, themap, seconds=plan.stream_seconds, progress=progress.write
             )
         async with _shown(display, "draining", progress, worker):
-            await drain(brokers, themap, worker)
+            await drain(brokers, themap, worker, int(records["at"][-1]))
         status = await worker.status()
         progress.apply(status.events(themap))
         display.show("drained", progress, status, last=True)
@@ -125,22 +125,27 @@ async def _feed(
         )
 
 
-async def drain(
-    brokers: str, themap: Map, worker: DemoWorker, seconds_max: float = STILL_SECONDS_MAX
-) -> None:
-    """Wait until all input is applied, every closed window acknowledged, and nothing moves.
+async def drain(brokers: str, themap: Map, worker: DemoWorker, last_ms: int) -> None:
+    """Wait until the flights' windows are closed and acknowledged, all input applied, all quiet.
+
+    ``last_ms`` is the time of the last flight.
 
     Raises:
-        DemoError: the worker ended, or nothing has moved for ``seconds_max``.
+        DemoError: the worker ended, or nothing has moved for ``STILL_SECONDS_MAX``.
     """
+    layers = [themap.layer(name) for name in truth.LAYERS]
+    ends = {layer.name: layer.window.end(layer.window.start(last_ms)) for layer in layers}
     quiet: dict[tuple[str, int], int] | None = None
 
     async def missing() -> str:
         nonlocal quiet
         status = await worker.status()
         positions = status.positions()
-        ends = await end_offsets(brokers, themap)
-        behind = {place: end for place, end in ends.items() if positions.get(place, 0) != end}
+        stops = await end_offsets(brokers, themap)
+        behind = {place: stop for place, stop in stops.items() if positions.get(place, 0) != stop}
+        # Between these two a coarser layer may just wait for its next announcement.
+        if open_layers := status.open_layers(ends):
+            return f"windows of {', '.join(open_layers)} that are open"
         before, quiet = quiet, positions
         if behind or status.unacknowledged:
             reached = {place: positions.get(place) for place in behind}
@@ -153,7 +158,7 @@ async def drain(
         await asyncio.sleep(QUIET_SECONDS)
         return "a worker that still moves"
 
-    await worker.wait(missing, seconds_max)
+    await worker.wait(missing, STILL_SECONDS_MAX)
 
 
 @contextlib.asynccontextmanager

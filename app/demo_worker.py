@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import IO, Any, Self
 from urllib.parse import urlsplit
 
@@ -62,6 +62,11 @@ class Status:
     def unacknowledged(self) -> int:
         """Closed windows that archive or layer topics have not acknowledged yet."""
         return sum(layer["unacknowledged_windows"] for layer in self.layers)
+
+    def open_layers(self, ends: Mapping[str, int]) -> list[str]:
+        """Return the layers of ``ends`` whose watermark has not come to the time given there."""
+        watermarks = {layer["name"]: layer["watermark_ms"] for layer in self.layers}
+        return [name for name, end in ends.items() if (watermarks[name] or 0) < end]
 
     def positions(self) -> dict[tuple[str, int], int]:
         """Return up to which offset each partition has been applied."""
