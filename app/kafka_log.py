@@ -22,9 +22,8 @@ from agents.log_partition import LogRecord
 from agents.tasks import within
 from app.aiokafka_append import Appends
 from app.aiokafka_private import check_metadata, refused_topics
-from app.brokers import UNAUTHORIZED, NotAllowedError, connect_error
+from app.brokers import UNAUTHORIZED, NotAllowedError, Operation, connect_error
 from app.idempotence import has_idempotent_producer
-from app.rights import Operation
 from tables.errors import (
     OffsetGoneError,
     OutcomeUnknownError,

@@ -22,6 +22,10 @@ PATH = "/v1/worker/live"
 CONTENT_TYPE = "application/msgpack"
 ANSWER_FORMAT = 1
 
+ANSWER_BYTES_MAX = 128 << 20
+"""Of an answer, which is read before its signature can be checked. No worker sends a longer one:
+its endpoint ends connections for which more than that waits."""
+
 
 class WireRead(msgspec.Struct, frozen=True, array_like=True):
     """One :class:`tables.live.LiveRead` on its way; ``layer`` may be a combiner's name."""

@@ -23,8 +23,7 @@ from agents.outage import Outage
 from app.assignor import TopicPartition
 from app.peer_proof import HEADER, PeerKey, ProofError
 from app.peer_troubles import PeerError, Trouble, why_never
-from app.peer_wire import CONTENT_TYPE, PATH, decode_rows, encode_reads
-from app.web_server import UNTAKEN_BYTES_MAX
+from app.peer_wire import ANSWER_BYTES_MAX, CONTENT_TYPE, PATH, decode_rows, encode_reads
 from tables.cost import QueryCost
 from tables.layer import Map
 from tables.live import LiveJob, LiveRead, LiveRows
@@ -48,10 +47,6 @@ AT_ONCE_ROWS_MAX = 10_000
 
 AT_ONCE_BYTES_MAX = 1 << 18
 """Answers of so few bytes are decoded in some 2 ms."""
-
-ANSWER_BYTES_MAX = UNTAKEN_BYTES_MAX
-"""Of an answer, which is read before its signature can be checked. No worker sends a longer one:
-its endpoint ends connections for which more than that waits."""
 
 REFUSAL_BYTES_MAX = 1 << 16
 """Of a refusal; a worker's are a sentence or two."""

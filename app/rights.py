@@ -10,11 +10,11 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
+from app.brokers import Operation
 from app.topic_specs import TopicKind, topics_of
 from tables.errors import TreasureMapError
 from tables.layer import Map
 
-Operation = Literal["Read", "Write", "Create", "Delete", "Describe", "DescribeConfigs"]
 Role = Literal["worker", "apply", "start-over", "verify", "deadletters", "producer", "reader"]
 Resource = Literal["topic", "group"]
 

@@ -21,8 +21,8 @@ from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.metadata import MetadataResponse_v5
 from aiokafka.protocol.types import Array, Boolean, Int16, Int32, Schema, String
 
-from app.brokers import connect_error
-from app.rights import Operation, Right, RightsError, Role
+from app.brokers import Operation, connect_error
+from app.rights import Right, RightsError, Role
 
 _BITS: dict[Operation, int] = {
     "Read": 3, "Write": 4, "Create": 5, "Delete": 6, "Describe": 8, "DescribeConfigs": 10,

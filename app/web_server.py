@@ -27,6 +27,7 @@ from typing import Any, cast
 
 from aiohttp import web
 
+from app.peer_wire import ANSWER_BYTES_MAX
 from app.web_guard import REQUEST_LIMITS, problem
 from app.web_listener import files_limit
 
@@ -63,7 +64,7 @@ UNTAKEN_S_MAX = 60.0
 """How long a reader may take nothing of an answer. Buffers of the system lie between: what a reader
 takes is seen here by the megabyte on one machine, by less over a network."""
 
-UNTAKEN_BYTES_MAX = 128 << 20
+UNTAKEN_BYTES_MAX = ANSWER_BYTES_MAX
 """Of all answers that wait for their readers. The largest page is some 40 MB, of keys of four
 kilobytes; most are below 3."""
 
