@@ -6,7 +6,7 @@ import bisect
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
-from tables.window import Window
+from tables.model.window import Window
 
 
 class Acks:

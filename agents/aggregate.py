@@ -7,8 +7,8 @@ from typing import cast
 import polars as pl
 
 from agents.batch import Rows
-from tables.cell import accumulator_type
-from tables.layer import Accumulator, Layer
+from tables.model.layer import Accumulator, Layer
+from tables.state.cell import accumulator_type
 
 _WORD = 2**64
 _INT64_MAX = 2**63 - 1

@@ -7,8 +7,8 @@ from typing import Literal
 
 import polars as pl
 
-from tables.cost import QueryCost
-from tables.planner import Plan
+from tables.model.cost import QueryCost
+from tables.query.planner import Plan
 
 Exactness = Literal["exact", "settling", "partial"]
 
@@ -18,7 +18,7 @@ class FamilyAnswer:
     """Rows, and what they are.
 
     Attributes:
-        rows: a cell frame of ``query.rows``; see :func:`tables.answer.rows_of`.
+        rows: a cell frame of ``query.rows``; see :func:`tables.query.answer.rows_of`.
         plan: what was read.
         exactness: ``exact`` is the fold of the raw log up to ``as_of``; late events may still
             change what is ``settling``; of what is ``partial`` some owners did not answer.

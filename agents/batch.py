@@ -13,9 +13,9 @@ import itertools
 
 import polars as pl
 
-from tables.chunk import Run
-from tables.layer import SideKind
-from tables.ledger import Ledger
+from tables.model.layer import SideKind
+from tables.model.ledger import Ledger
+from tables.record.chunk import Run
 
 PLACE = 2**32
 """What a record's index is multiplied with in a place."""

@@ -17,19 +17,19 @@ import msgspec
 import polars as pl
 
 from agents.reader import PATIENCE_S, LiveSource
-from tables.answer import matching
-from tables.archive import CellRange
-from tables.archive_cache import ArchiveCache
-from tables.cell import archive_schema, in_order, no_rows, whole_only
-from tables.cost import QueryCost
-from tables.errors import QueryError
-from tables.facts import PartitionFacts, whole_of
-from tables.family import KeyFilter
-from tables.layer import Layer
-from tables.live import LiveRead, LiveRows, Told
-from tables.parameters import INT64_MAX, INT64_MIN
-from tables.table import NEVER_ENDS_MS, NEVER_MS
-from tables.window import START_MS_MIN
+from tables.archive.cache import ArchiveCache
+from tables.archive.protocol import CellRange
+from tables.model.cost import QueryCost
+from tables.model.errors import QueryError
+from tables.model.layer import Layer
+from tables.model.window import START_MS_MIN
+from tables.query.answer import matching
+from tables.query.facts import PartitionFacts, whole_of
+from tables.query.family import KeyFilter
+from tables.query.live import LiveRead, LiveRows, Told
+from tables.query.parameters import INT64_MAX, INT64_MIN
+from tables.state.cell import archive_schema, in_order, no_rows, whole_only
+from tables.state.layer_table import NEVER_ENDS_MS, NEVER_MS
 
 PLACE_CHARACTERS_MAX = 65_536
 

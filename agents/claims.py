@@ -7,12 +7,12 @@ import logging
 import msgspec
 
 from agents.partition_io import PartitionIO
-from tables.archive_identity import draw_id
-from tables.errors import FencedError, JournalRefusedError
-from tables.journal import Claim, Claimant
-from tables.meta import Meta
-from tables.plan import InputPlan
-from tables.shape import reshaped
+from tables.archive.identity import draw_id
+from tables.model.errors import FencedError, JournalRefusedError
+from tables.model.shape import reshaped
+from tables.state.input_plan import InputPlan
+from tables.state.journal import Claim, Claimant
+from tables.state.partition_meta import Meta
 
 START_OVER = (
     "start over: `map start-over` deletes the map's own topics and its archive; or take another map"

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 
-from tables.layer import Layer
-from tables.remembered import Remembered
+from tables.model.layer import Layer
+from tables.record.remembered import Remembered
 
 
 class Classifier:

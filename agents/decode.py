@@ -19,14 +19,14 @@ import polars as pl
 from agents.batch import DETAIL_CHARS_MAX, PLACE, EventBatch, SetAside, tally
 from agents.decode_arrow import ARROW_START, BROKEN_ARROW, ArrowEvents
 from agents.decode_json import Fault, JsonEvents, lines_of
-from tables.block import repeated
-from tables.cell import in_order
-from tables.chunk import Headers, RecordFault, Run
-from tables.heartbeat import HEARTBEAT_HEADER, decode_heartbeat
-from tables.layer import Source
-from tables.ledger import Ledger
-from tables.remembered import Remembered
-from tables.window import SECONDS_IN_MS_MAX, TIME_MS_MAX, TIME_MS_MIN
+from tables.model.layer import Source
+from tables.model.ledger import Ledger
+from tables.model.window import SECONDS_IN_MS_MAX, TIME_MS_MAX, TIME_MS_MIN
+from tables.record.chunk import Headers, RecordFault, Run
+from tables.record.heartbeat import HEARTBEAT_HEADER, decode_heartbeat
+from tables.record.remembered import Remembered
+from tables.state.block import repeated
+from tables.state.cell import in_order
 
 CONTENT_TYPE = "content-type"
 CONTENT_TYPES = {

@@ -11,9 +11,9 @@ import polars as pl
 
 from agents.batch import ID_COLUMN
 from agents.decode_json import COLUMNS, parse_times
-from tables.arrow_stream import CONTINUATION, ArrowError, check_stream
-from tables.layer import Source
-from tables.window import TIME_MS_MAX, TIME_MS_MIN
+from tables.model.layer import Source
+from tables.model.window import TIME_MS_MAX, TIME_MS_MIN
+from tables.record.arrow_stream import CONTINUATION, ArrowError, check_stream
 
 ARROW_START = CONTINUATION
 BROKEN_ARROW = (ArrowError, pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)

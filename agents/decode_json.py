@@ -16,8 +16,8 @@ import msgspec
 import polars as pl
 
 from agents.batch import DETAIL_CHARS_MAX, ID_COLUMN
-from tables.layer import Source
-from tables.window import TIME_MS_MAX, TIME_MS_MIN
+from tables.model.layer import Source
+from tables.model.window import TIME_MS_MAX, TIME_MS_MIN
 
 _Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 _TYPES: dict[str, Any] = {"string": str, "int": _Int64, "bool": bool, "float": float}

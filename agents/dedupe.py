@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import polars as pl
 
 from agents.batch import ID_COLUMN
-from tables.ids import HASH, IdTable, Remembered, hash_ids
-from tables.layer import Layer
+from tables.model.layer import Layer
+from tables.state.id_table import HASH, IdTable, Remembered, hash_ids
 
 
 class Deduper:

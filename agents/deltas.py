@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from tables.errors import DeltaTooLargeError, TreasureMapError
-from tables.journal import Delta, encode_entry
+from tables.model.errors import DeltaTooLargeError, TreasureMapError
+from tables.state.journal import Delta, encode_entry
 
 
 def fitted(delta: Delta, where: str, bytes_max: int) -> tuple[Delta, bytes]:

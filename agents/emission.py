@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import polars as pl
 
-from tables.journal import Announcement
-from tables.layer import Layer
+from tables.model.layer import Layer
+from tables.state.journal import Announcement
 
 ARCHIVE = ".archive"
 """The sink that every layer but a combiner has; the others are the names of layers, which begin

@@ -31,12 +31,12 @@ from agents.guarded import guarded
 from agents.outage import Outage
 from agents.owner import Owner
 from agents.tasks import end
-from tables.archive import Archive
-from tables.contribution import Contribution, encode_contribution, split_cells
-from tables.errors import ArchiveError, OutcomeUnknownError
-from tables.feed import FeedRecord, feed_records
-from tables.journal import Announcement
-from tables.layer import Layer
+from tables.archive.protocol import Archive
+from tables.model.errors import ArchiveError, OutcomeUnknownError
+from tables.model.layer import Layer
+from tables.query.feed_records import FeedRecord, feed_records
+from tables.state.contribution import Contribution, encode_contribution, split_cells
+from tables.state.journal import Announcement
 
 ANNOUNCE_INTERVAL_S = 1.0
 """An announcement without cells is sent at most this often to a partition."""

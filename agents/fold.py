@@ -17,13 +17,13 @@ from agents.aggregate import Aggregation
 from agents.batch import DETAIL_CHARS_MAX, FEW, ID_COLUMN, EventBatch, Rows, tally
 from agents.classify import Classifier
 from agents.dedupe import Deduper
-from tables.block import FewRows
-from tables.ids import IDS, IdTable
-from tables.layer import Condition, Layer
-from tables.ledger import Ledger
-from tables.plan import InputPlan
-from tables.table import NEVER_MS
-from tables.window import SECONDS_IN_MS_MAX
+from tables.model.layer import Condition, Layer
+from tables.model.ledger import Ledger
+from tables.model.window import SECONDS_IN_MS_MAX
+from tables.state.block import FewRows
+from tables.state.id_table import IDS, IdTable
+from tables.state.input_plan import InputPlan
+from tables.state.layer_table import NEVER_MS
 
 OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "==": operator.eq,

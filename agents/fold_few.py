@@ -16,13 +16,13 @@ from agents.batch import FEW_EVENTS_MAX, tally
 from agents.classify import Classifier
 from agents.decode_json import UNREADABLE, JsonEvents
 from agents.fold import KEY_BYTES_MAX, OPERATORS, Before, Content, floor_before
-from tables.block import FewRows
-from tables.cell import cell_schema
-from tables.chunk import Run
-from tables.floats import float_sum, squared_deviations
-from tables.layer import Accumulator, Condition, Layer, Source
-from tables.ledger import Ledger
-from tables.plan import InputPlan
+from tables.model.floats import float_sum, squared_deviations
+from tables.model.layer import Accumulator, Condition, Layer, Source
+from tables.model.ledger import Ledger
+from tables.record.chunk import Run
+from tables.state.block import FewRows
+from tables.state.cell import cell_schema
+from tables.state.input_plan import InputPlan
 
 _KEY_CHARS_MAX = KEY_BYTES_MAX // 4
 _WORD = 2**64

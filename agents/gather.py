@@ -14,15 +14,15 @@ import polars as pl
 
 from agents.batch import DETAIL_CHARS_MAX, FEW, SetAside
 from agents.fold import Content
-from tables.cell import later_of
-from tables.chunk import Run
-from tables.contribution import Contribution, cause_against, decode_cells, decode_contribution
-from tables.journal import Announcement
-from tables.plan import InputPlan
-from tables.rollup_table import RollupTable
-from tables.sealed import DamagedError
-from tables.state import PartitionState
-from tables.table import NEVER_MS
+from tables.record.chunk import Run
+from tables.record.sealed import DamagedError
+from tables.state.cell import later_of
+from tables.state.contribution import Contribution, cause_against, decode_cells, decode_contribution
+from tables.state.input_plan import InputPlan
+from tables.state.journal import Announcement
+from tables.state.layer_table import NEVER_MS
+from tables.state.partition_state import PartitionState
+from tables.state.rollup_table import RollupTable
 
 
 @dataclasses.dataclass(slots=True, frozen=True)

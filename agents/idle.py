@@ -22,12 +22,12 @@ from typing import Protocol
 from agents.emit import Log
 from agents.guarded import guarded
 from agents.owner import Owner
-from tables.errors import JournalRefusedError, OffsetGoneError, OutcomeUnknownError
-from tables.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
-from tables.journal import Delta, decode_entry
-from tables.plan import InputPlan
-from tables.table import NEVER_MS
-from tables.window import TIME_MS_MAX
+from tables.model.errors import JournalRefusedError, OffsetGoneError, OutcomeUnknownError
+from tables.model.window import TIME_MS_MAX
+from tables.record.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
+from tables.state.input_plan import InputPlan
+from tables.state.journal import Delta, decode_entry
+from tables.state.layer_table import NEVER_MS
 
 log = logging.getLogger(__name__)
 

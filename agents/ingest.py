@@ -11,8 +11,8 @@ from agents.fold_few import FewFolder
 from agents.letters import send_letters
 from agents.owner import Owner, tail_of
 from agents.owners import Owners
-from tables.chunk import Chunk, Run
-from tables.errors import DeltaTooLargeError, OutcomeUnknownError
+from tables.model.errors import DeltaTooLargeError, OutcomeUnknownError
+from tables.record.chunk import Chunk, Run
 
 
 class Ingest:

@@ -12,8 +12,8 @@ import dataclasses
 import logging
 from collections.abc import Callable, Mapping
 
-from tables.plan import InputPlan
-from tables.window import SECONDS_IN_MS_MAX, time_text
+from tables.model.window import SECONDS_IN_MS_MAX, time_text
+from tables.state.input_plan import InputPlan
 
 log = logging.getLogger(__name__)
 

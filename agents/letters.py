@@ -8,10 +8,10 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 
 from agents.batch import SetAside
 from agents.emit import Log
-from tables.chunk import Headers, Run
-from tables.layer import Map
-from tables.letter import Letter, index_of
-from tables.limits import LETTER_BYTES_MAX, LETTER_INDEX_BYTES_MAX
+from tables.model.layer import Map
+from tables.model.limits import LETTER_BYTES_MAX, LETTER_INDEX_BYTES_MAX
+from tables.record.chunk import Headers, Run
+from tables.record.letter import Letter, index_of
 
 PartOf = Callable[[Run, SetAside], tuple[bytes, str]]
 """Returns the value of what is set aside, and its content type."""

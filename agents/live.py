@@ -8,16 +8,16 @@ import polars as pl
 
 from agents.emission import ARCHIVE
 from agents.owner import Owner
-from tables.answer import matching
-from tables.block import repeated
-from tables.cell import whole_only
-from tables.facts import PartitionFacts
-from tables.layer import Layer
-from tables.live import LiveJob, LiveRead, LiveRows, Told
-from tables.meta import Meta
-from tables.rollup_table import RollupTable
-from tables.table import NEVER_ENDS_MS, NEVER_MS
-from tables.window import START_MS_MIN
+from tables.model.layer import Layer
+from tables.model.window import START_MS_MIN
+from tables.query.answer import matching
+from tables.query.facts import PartitionFacts
+from tables.query.live import LiveJob, LiveRead, LiveRows, Told
+from tables.state.block import repeated
+from tables.state.cell import whole_only
+from tables.state.layer_table import NEVER_ENDS_MS, NEVER_MS
+from tables.state.partition_meta import Meta
+from tables.state.rollup_table import RollupTable
 
 
 def read_live(owners: Iterable[Owner], read: LiveRead) -> LiveRows:

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from agents.emit import Log
-from tables.archive import Archive
-from tables.journal import Claimant, Identity
-from tables.meta import Meta
-from tables.plan import InputPlan
-from tables.state import PartitionState
-from tables.store import PartitionStore
-from tables.table import BlockWrite
+from tables.archive.protocol import Archive
+from tables.state.input_plan import InputPlan
+from tables.state.journal import Claimant, Identity
+from tables.state.layer_table import BlockWrite
+from tables.state.partition_meta import Meta
+from tables.state.partition_state import PartitionState
+from tables.state.store import PartitionStore
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 
-from tables.errors import ArchiveError, ArchiveRefusedError, OutcomeUnknownError
+from tables.model.errors import ArchiveError, ArchiveRefusedError, OutcomeUnknownError
 
 log = logging.getLogger(__name__)
 

@@ -20,18 +20,21 @@ from agents.fold import Before, Content
 from agents.partition_io import PartitionIO
 from agents.recognition import Recognition
 from agents.recovery import Recovery, take
-from tables import ledger
-from tables.block import FewRows, encode_block
-from tables.cell import whole_only
-from tables.chunk import Run
-from tables.contribution import added_up
-from tables.errors import (
+from tables.model import ledger
+from tables.model.errors import (
     FencedError,
     JournalUnreadError,
     OffsetGoneError,
     OutcomeUnknownError,
 )
-from tables.journal import (
+from tables.model.layer import Layer
+from tables.model.limits import DELTA_BYTES_MAX, EVICTED_MAX
+from tables.record.chunk import Run
+from tables.state.block import FewRows, encode_block
+from tables.state.cell import whole_only
+from tables.state.contribution import added_up
+from tables.state.input_plan import InputPlan
+from tables.state.journal import (
     Announcement,
     Delta,
     Entry,
@@ -42,12 +45,9 @@ from tables.journal import (
     encode_entry,
     identity_of,
 )
-from tables.layer import Layer
-from tables.limits import DELTA_BYTES_MAX, EVICTED_MAX
-from tables.plan import InputPlan
-from tables.snapshot import capture
-from tables.state import PartitionState
-from tables.table import NEVER_ENDS_MS, NEVER_MS
+from tables.state.layer_table import NEVER_ENDS_MS, NEVER_MS
+from tables.state.partition_state import PartitionState
+from tables.state.snapshot import capture
 
 SNAPSHOT_TAIL_BYTES_MIN = 1 << 20
 """Deltas up to this size are read faster than they are worth a snapshot."""

@@ -21,14 +21,14 @@ from agents.live import live_job
 from agents.log_partition import LogPartitionIO, ReadableLog
 from agents.owner import Owner
 from agents.rivals import Rivals
-from tables.archive import Archive
-from tables.chunk import Run
-from tables.errors import FencedError, OutcomeUnknownError
-from tables.journal import Claimant, Identity, PartPlace
-from tables.layer import Layer, Map
-from tables.live import LiveJob, LiveRead, LiveRows
-from tables.plan import InputPlan, plans_of
-from tables.store import PartitionStore
+from tables.archive.protocol import Archive
+from tables.model.errors import FencedError, OutcomeUnknownError
+from tables.model.layer import Layer, Map
+from tables.query.live import LiveJob, LiveRead, LiveRows
+from tables.record.chunk import Run
+from tables.state.input_plan import InputPlan, plans_of
+from tables.state.journal import Claimant, Identity, PartPlace
+from tables.state.store import PartitionStore
 
 log = logging.getLogger(__name__)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-from tables.archive import Archive
-from tables.journal import Claimant, Identity
-from tables.meta import Meta
-from tables.state import PartitionState
-from tables.table import BlockWrite
+from tables.archive.protocol import Archive
+from tables.state.journal import Claimant, Identity
+from tables.state.layer_table import BlockWrite
+from tables.state.partition_meta import Meta
+from tables.state.partition_state import PartitionState
 
 T = TypeVar("T")
 

@@ -6,9 +6,9 @@ import dataclasses
 
 import polars as pl
 
-from tables.cover import Segment
-from tables.layer import Layer
-from tables.live import LiveRows
+from tables.model.layer import Layer
+from tables.query.cover import Segment
+from tables.query.live import LiveRows
 
 
 @dataclasses.dataclass(slots=True)

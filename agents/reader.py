@@ -22,23 +22,23 @@ import polars as pl
 
 from agents.answers import FamilyAnswer, LayerAnswer
 from agents.parts import Part
-from tables.answer import are_behind, are_torn, cells_of, matching, merged_cells_of, rows_of
-from tables.archive import CellRange
-from tables.archive_cache import ArchiveCache
-from tables.cell import later_of, no_rows, stacked, whole_only
-from tables.cost import QueryCost
-from tables.cover import Segment
-from tables.errors import QueryError
-from tables.facts import KnownFacts
-from tables.family import FamilyQuery, KeyFilter
-from tables.keyhash import key_hash
-from tables.layer import Layer, Map, combiner_of
-from tables.live import LiveRead, LiveRows
-from tables.planner import Plan, boundaries_of, plan
-from tables.query import Limits
-from tables.table import NEVER_ENDS_MS, NEVER_MS
+from tables.archive.cache import ArchiveCache
+from tables.archive.protocol import CellRange
+from tables.model.cost import QueryCost
+from tables.model.errors import QueryError
+from tables.model.keyhash import key_hash
+from tables.model.layer import Layer, Map, combiner_of
+from tables.query.answer import are_behind, are_torn, cells_of, matching, merged_cells_of, rows_of
+from tables.query.cell_query import Limits
+from tables.query.cover import Segment
+from tables.query.facts import KnownFacts
+from tables.query.family import FamilyQuery, KeyFilter
+from tables.query.live import LiveRead, LiveRows
+from tables.query.planner import Plan, boundaries_of, plan
+from tables.query.whole import check_began, later_measures
+from tables.state.cell import later_of, no_rows, stacked, whole_only
+from tables.state.layer_table import NEVER_ENDS_MS, NEVER_MS
 from tables.threads import gathered
-from tables.whole import check_began, later_measures
 
 FACTS_S_MAX = 2.0
 """Facts that are older are asked for before a plan is made: a coarser cell that is not known to be
@@ -117,7 +117,7 @@ class Reader:
         """Return what would be read, from facts of now.
 
         Raises:
-            QueryError: it cannot be answered; see :func:`tables.planner.plan`.
+            QueryError: it cannot be answered; see :func:`tables.query.planner.plan`.
         """
         return await self._plan(query, QueryCost(), _now() + PATIENCE_S)
 

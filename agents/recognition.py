@@ -10,11 +10,11 @@ import logging
 
 from agents.claims import START_OVER
 from agents.partition_io import PartitionIO
-from tables.archive_identity import History
-from tables.errors import ArchiveAwayError, ArchiveError, JournalRefusedError
-from tables.journal import Claim
-from tables.meta import Meta
-from tables.plan import InputPlan
+from tables.archive.identity import History
+from tables.model.errors import ArchiveAwayError, ArchiveError, JournalRefusedError
+from tables.state.input_plan import InputPlan
+from tables.state.journal import Claim
+from tables.state.partition_meta import Meta
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,9 @@ import polars as pl
 
 from agents.claims import START_OVER
 from agents.partition_io import PartitionIO
-from tables.errors import FencedError, JournalRefusedError, OffsetGoneError
-from tables.journal import (
+from tables.model.errors import FencedError, JournalRefusedError, OffsetGoneError
+from tables.state.input_plan import InputPlan
+from tables.state.journal import (
     Claim,
     Delta,
     Entry,
@@ -28,9 +29,8 @@ from tables.journal import (
     decode_entry,
     identity_of,
 )
-from tables.plan import InputPlan
-from tables.snapshot import restored
-from tables.state import PartitionState
+from tables.state.partition_state import PartitionState
+from tables.state.snapshot import restored
 
 LOOK_BACK_ENTRIES = 16
 """How far back from a claim a hint of the latest snapshot is looked for; then 8 times as far."""

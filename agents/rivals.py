@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from tables.errors import FencedError
+from tables.model.errors import FencedError
 
 REMEMBERED_S = 60.0
 """How long a rival counts after it was last met: a partition is claimed again after 1 to 3 s."""

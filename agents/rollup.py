@@ -9,8 +9,8 @@ from agents.gather import Gatherer
 from agents.letters import send_letters, whole_record
 from agents.owner import tail_of
 from agents.owners import Owners
-from tables.chunk import Chunk, Run
-from tables.errors import DeltaTooLargeError, OutcomeUnknownError
+from tables.model.errors import DeltaTooLargeError, OutcomeUnknownError
+from tables.record.chunk import Chunk, Run
 
 
 class Rollup:

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from app.printable import printable
-from tables.errors import TreasureMapError
+from tables.model.errors import TreasureMapError
 
 COMMANDS = {
     "map": "app.commands.map",

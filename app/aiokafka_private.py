@@ -29,7 +29,7 @@ from aiokafka.consumer.fetcher import READ_COMMITTED, FetchError, FetchResult
 from aiokafka.errors import CorruptRecordException, KafkaConnectionError, KafkaError
 
 from app.record_batches import NO_TIME_MS, Batch, Batches
-from tables.chunk import Headers, RecordFault, Run
+from tables.record.chunk import Headers, RecordFault, Run
 
 log = logging.getLogger(__name__)
 

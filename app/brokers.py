@@ -18,7 +18,7 @@ from aiokafka.errors import (
 )
 
 from app.broker_causes import cause_of
-from tables.errors import TreasureMapError
+from tables.model.errors import TreasureMapError
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from app.reloads import Reloads
 from app.settings_secrets import read_secret
-from tables.errors import SettingError
+from tables.model.errors import SettingError
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from app.certificates import PemFiles, client_context
 from app.reloads import Reloads
 from app.settings import Settings
-from tables.errors import SettingError
+from tables.model.errors import SettingError
 
 if TYPE_CHECKING:
-    from tables.archive_cassandra import CassandraSettings
+    from tables.archive.cassandra.archive import CassandraSettings
 
 
 def kafka_options(settings: Settings, reloads: Reloads | None = None) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def cassandra_settings(settings: Settings, reloads: Reloads | None = None) -> Ca
             certificate file cannot be used.
     """
     try:
-        from tables.archive_cassandra import CassandraSettings  # noqa: PLC0415 (an extra)
+        from tables.archive.cassandra.archive import CassandraSettings  # noqa: PLC0415 (an extra)
     except ImportError as error:
         raise SettingError(
             f"cannot use archive cassandra: {error}; want the package cassandra-driver; install "

@@ -26,9 +26,9 @@ from app.rights_check import check_rights
 from app.side_topic import MARK_HEADER, Entry, Mark, read_entries, read_records
 from app.topic_specs import topics_of
 from app.topics import topics_found
-from tables.errors import RecordTooLargeError, TreasureMapError
-from tables.layer import Map, SideKind
-from tables.letter import Letter
+from tables.model.errors import RecordTooLargeError, TreasureMapError
+from tables.model.layer import Map, SideKind
+from tables.record.letter import Letter
 
 warnings = logging.getLogger(__name__)
 

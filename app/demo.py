@@ -30,7 +30,7 @@ from app.replay import replay, settled_ms
 from app.topics import apply_topics
 from client.query import QueryFailedError
 from examples.flights import events, truth
-from tables.layer import Map
+from tables.model.layer import Map
 
 REPLAY_SECONDS = 20.0
 STREAM_SECONDS = 3_600.0

@@ -13,10 +13,10 @@ import polars as pl
 
 from client.query import QueryClient
 from examples.flights import truth
-from tables.archive import Archive, CellRange
-from tables.archive_embedded import EmbeddedArchive
-from tables.cell import latest, measures_of, merge_partitions
-from tables.layer import Layer, Map, Scalar
+from tables.archive.embedded.archive import EmbeddedArchive
+from tables.archive.protocol import Archive, CellRange
+from tables.model.layer import Layer, Map, Scalar
+from tables.state.cell import latest, measures_of, merge_partitions
 
 # All windows of the flights start in these years.
 FROM_MS = 1_325_376_000_000  # 2012-01-01

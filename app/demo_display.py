@@ -14,7 +14,7 @@ from rich.text import Text
 
 from app.demo_worker import Status
 from app.printable import printable
-from tables.layer import Map
+from tables.model.layer import Map
 
 # Without a terminal, a line is written this often.
 _LINE_SECONDS = 2.0

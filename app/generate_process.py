@@ -35,7 +35,7 @@ from app.generate_truth import PartitionTruth
 from app.generate_words import Words, words_of
 from app.mapfile import load_map
 from app.settings import Settings
-from tables.errors import TreasureMapError
+from tables.model.errors import TreasureMapError
 
 _UNPACED_EVENTS = STEP_EVENTS_MAX // 2
 _REPORT_SECONDS = 0.25

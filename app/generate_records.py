@@ -24,8 +24,8 @@ from app.generate_events import StepEvents
 from app.generate_plan import Format, GenerateError, Part, Plan
 from app.generate_truth import PartitionTruth, Truth
 from app.generate_words import Words
-from tables.chunk import Headers
-from tables.ledger import add
+from tables.model.ledger import add
+from tables.record.chunk import Headers
 
 
 @dataclasses.dataclass(slots=True)

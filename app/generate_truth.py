@@ -17,8 +17,8 @@ from typing import Any
 import polars as pl
 
 from app.generate_words import Words
-from tables.layer import Condition, Layer
-from tables.ledger import Ledger, add
+from tables.model.layer import Condition, Layer
+from tables.model.ledger import Ledger, add
 
 # So far back that no window ends at or below a floor made of it, and no sum with it wraps.
 _NEVER_MS = -(2**62)

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import polars as pl
 
 from app.feed import partition_of
-from tables.layer import Field, Layer, Map, Source
-from tables.plan import plans_of
+from tables.model.layer import Field, Layer, Map, Source
+from tables.state.input_plan import plans_of
 
 SIDE_VALUES_MAX = 16
 """Values of a key field by which the source is not keyed."""

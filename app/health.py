@@ -11,7 +11,7 @@ from app.readiness import Readiness
 from app.settings import Settings
 from app.transport import Transport
 from app.watch import Progress, Question, Watch, ask_kafka
-from tables.archive import Archive
+from tables.archive.protocol import Archive
 
 
 def watch_of(

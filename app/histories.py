@@ -13,13 +13,13 @@ from agents.log_partition import LogPartitionIO
 from agents.recovery import Recovery
 from app.kafka_log import KafkaLog
 from app.topics import topics_found
-from tables.errors import MapError
-from tables.layer import Map
-from tables.limits import RECORD_BYTES_MAX
-from tables.meta import Meta
-from tables.plan import InputPlan
-from tables.state import PartitionState
-from tables.table import BlockWrite
+from tables.model.errors import MapError
+from tables.model.layer import Map
+from tables.model.limits import RECORD_BYTES_MAX
+from tables.state.input_plan import InputPlan
+from tables.state.layer_table import BlockWrite
+from tables.state.partition_meta import Meta
+from tables.state.partition_state import PartitionState
 
 
 class _JournalOnly(LogPartitionIO):

@@ -24,7 +24,7 @@ from app.aiokafka_append import Appends
 from app.aiokafka_private import check_metadata, refused_topics
 from app.brokers import UNAUTHORIZED, NotAllowedError, Operation, connect_error
 from app.idempotence import has_idempotent_producer
-from tables.errors import (
+from tables.model.errors import (
     OffsetGoneError,
     OutcomeUnknownError,
     RecordTooLargeError,

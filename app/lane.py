@@ -12,8 +12,8 @@ from agents.claims import OTHER_PARTITIONS
 from app.assignor import Member, TopicPartition, by_topic
 from app.pace import Pace
 from app.peer_proof import PeerKey
-from tables.chunk import Chunk, Run
-from tables.errors import TreasureMapError
+from tables.model.errors import TreasureMapError
+from tables.record.chunk import Chunk, Run
 
 MIB = 1 << 20
 # A member is heard at least this often, and three times within a session (Kafka's own advice).

@@ -1,4 +1,4 @@
-"""The map file: TOML text into a checked ``tables.layer.Map``, or every problem in it at once.
+"""The map file: TOML text into a checked ``Map``, or every problem in it at once.
 
 A map that cannot be exact is refused here, so that nothing after this module meets one. What the
 file may hold is described in ``docs/formats/map.md``.
@@ -19,8 +19,8 @@ from app.mapfile_layers import read_layers
 from app.mapfile_names import note_tables, note_topics
 from app.mapfile_read import Section
 from app.mapfile_sources import read_sources
-from tables.errors import MapError
-from tables.layer import Layer, Map, Source
+from tables.model.errors import MapError
+from tables.model.layer import Layer, Map, Source
 
 MAP_BYTES_MAX = 4 * 1024 * 1024
 """A map of thousands of layers has about one MiB; a larger file is another file."""

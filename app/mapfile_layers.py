@@ -14,8 +14,16 @@ from app.mapfile_measures import (
 )
 from app.mapfile_read import DURATION_MS_MAX, Section, nearest, shown
 from app.mapfile_sources import PARTITIONS_MAX, DraftSource
-from tables.layer import Accumulator, Condition, FeedFormat, FieldType, KeyField, Layer, Measure
-from tables.window import DAY_MS, YEAR, Window
+from tables.model.layer import (
+    Accumulator,
+    Condition,
+    FeedFormat,
+    FieldType,
+    KeyField,
+    Layer,
+    Measure,
+)
+from tables.model.window import DAY_MS, YEAR, Window
 
 PARTITIONS_DEFAULT_MAX = 8
 """A layer topic gets contributions, fewer by far than events; more partitions are set by hand."""

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from typing import Literal, cast, get_args
 
 from app.mapfile_read import Section, nearest, shown
-from tables.layer import (
+from tables.model.layer import (
     Accumulator,
     Condition,
     FieldType,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from app.mapfile_read import Section, topic_problem
-from tables.archive_cql import TABLE_NAME_CHARS_MAX
+from tables.archive.cassandra.cql import TABLE_NAME_CHARS_MAX
 
 _SIDES = ("late", "dead")
 

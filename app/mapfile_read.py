@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import cast
 
-from tables.window import DAY_MS, LENGTH_MS_MAX, parse_duration_ms
+from tables.model.window import DAY_MS, LENGTH_MS_MAX, parse_duration_ms
 
 DURATION_MS_MAX = LENGTH_MS_MAX
 

@@ -7,7 +7,7 @@ from typing import cast, get_args
 
 from app.mapfile_measures import undeclared
 from app.mapfile_read import Section, nearest, shown, topic_problem
-from tables.layer import FUTURE_SKEW_MS, IDS_MAX, Field, FieldType, Source
+from tables.model.layer import FUTURE_SKEW_MS, IDS_MAX, Field, FieldType, Source
 
 PARTITIONS_MAX = 10_000
 """More than any source needs at a worker a core; a number above it is a slip of the keyboard."""

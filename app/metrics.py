@@ -20,7 +20,7 @@ from agents.owners import DROPS
 from app.lane import Lane
 from app.pressure import REASONS, Pressure
 from app.web_server import REASONS as REFUSED
-from tables.ledger import EVENT_COLUMNS, LAYER_COLUMNS, RECORD_COLUMNS
+from tables.model.ledger import EVENT_COLUMNS, LAYER_COLUMNS, RECORD_COLUMNS
 
 if TYPE_CHECKING:
     from app.peers import Peers
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from app.view import View
     from app.watch import Watch
     from app.web_server import Counts
-    from tables.archive_cache import ArchiveCache
+    from tables.archive.cache import ArchiveCache
 
 PREFIX = "treasure_map_"
 PARTITION = ("topic", "partition")

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from agents.guarded import guarded
 from app.assignor import TopicPartition
 from app.lane import Owners
-from tables.errors import FencedError, JournalUnreadError, OutcomeUnknownError
+from tables.model.errors import FencedError, JournalUnreadError, OutcomeUnknownError
 
 log = logging.getLogger(__name__)
 

@@ -1,8 +1,8 @@
 """The OpenAPI 3.1 document of an endpoint, made from what reads and refuses its requests.
 
 Every layer and family has paths of its own, because its key decides what may be asked. Parameters
-are those that requests are read by (``tables.parameters``); the schemas of answers are of the types
-below, and tests compare real answers with them.
+are those that requests are read by (``tables.query.parameters``); the schemas of answers are of the
+types below, and tests compare real answers with them.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from app.web_access import OPEN
 from app.web_formats import FORMATS, JSON
 from app.web_guard import PROBLEM_TYPE
 from app.web_live import live_parameters
-from tables.family import family_of, family_parameters
-from tables.layer import Layer, Map
-from tables.parameters import Parameter
-from tables.query import Limits, cells_parameters
-from tables.top import top_parameters
+from tables.model.layer import Layer, Map
+from tables.query.cell_query import Limits, cells_parameters
+from tables.query.family import family_of, family_parameters
+from tables.query.parameters import Parameter
+from tables.query.top import top_parameters
 
 VERSION = "3.1.0"
 

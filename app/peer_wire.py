@@ -7,16 +7,16 @@ from collections.abc import Iterable, Sequence
 import msgspec
 import polars as pl
 
-from tables.block import decode_block, encode_block
-from tables.cell import archive_schema
-from tables.errors import QueryError
-from tables.facts import PartitionFacts
-from tables.family import KeyFilter
-from tables.layer import Layer, Map, Scalar, combiner_of
-from tables.live import LiveJob, LiveRead, LiveRows, Told
-from tables.parameters import INT64_MAX, INT64_MIN
-from tables.rollup_table import rollup_schema
-from tables.sealed import DamagedError, seal, unpacked, unsealed
+from tables.model.errors import QueryError
+from tables.model.layer import Layer, Map, Scalar, combiner_of
+from tables.query.facts import PartitionFacts
+from tables.query.family import KeyFilter
+from tables.query.live import LiveJob, LiveRead, LiveRows, Told
+from tables.query.parameters import INT64_MAX, INT64_MIN
+from tables.record.sealed import DamagedError, seal, unpacked, unsealed
+from tables.state.block import decode_block, encode_block
+from tables.state.cell import archive_schema
+from tables.state.rollup_table import rollup_schema
 
 PATH = "/v1/worker/live"
 CONTENT_TYPE = "application/msgpack"
@@ -28,7 +28,7 @@ its endpoint ends connections for which more than that waits."""
 
 
 class WireRead(msgspec.Struct, frozen=True, array_like=True):
-    """One :class:`tables.live.LiveRead` on its way; ``layer`` may be a combiner's name."""
+    """One :class:`tables.query.live.LiveRead` on its way; ``layer`` may be a combiner's name."""
 
     layer: str
     from_ms: int
@@ -48,7 +48,7 @@ class WireReads(msgspec.Struct, frozen=True, array_like=True):
 
 
 class WireRows(msgspec.Struct, frozen=True, array_like=True):
-    """One :class:`tables.live.LiveRows`; ``block`` is empty where there are no rows."""
+    """One :class:`tables.query.live.LiveRows`; ``block`` is empty where there are no rows."""
 
     facts: list[PartitionFacts]
     block: bytes

@@ -24,10 +24,10 @@ from app.assignor import TopicPartition
 from app.peer_proof import HEADER, PeerKey, ProofError
 from app.peer_troubles import PeerError, Trouble, why_never
 from app.peer_wire import ANSWER_BYTES_MAX, CONTENT_TYPE, PATH, decode_rows, encode_reads
-from tables.cost import QueryCost
-from tables.layer import Map
-from tables.live import LiveJob, LiveRead, LiveRows
-from tables.sealed import DamagedError
+from tables.model.cost import QueryCost
+from tables.model.layer import Map
+from tables.query.live import LiveJob, LiveRead, LiveRows
+from tables.record.sealed import DamagedError
 from tables.threads import THREADS, Threads
 
 HEDGE_S = 0.15

@@ -19,7 +19,7 @@ import faust
 from app import memory
 from app.printable import printable
 from app.watchdog import Watchdog
-from tables.errors import SettingError, TreasureMapError
+from tables.model.errors import SettingError, TreasureMapError
 
 PRIVATE = 0o077
 """Of files and folders that are made nobody else may do anything: they hold events."""

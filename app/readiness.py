@@ -14,8 +14,8 @@ from agents.outage import Outage
 from app.group import Group
 from app.pressure import Pressure
 from app.transport import NO_GENERATION, Transport
-from tables.archive import Archive
-from tables.layer import Map
+from tables.archive.protocol import Archive
+from tables.model.layer import Map
 
 Source = Callable[[], Iterable[str]]
 

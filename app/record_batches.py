@@ -22,8 +22,8 @@ from aiokafka.record.default_records import DefaultRecordBatch
 from aiokafka.record.legacy_records import LegacyRecordBatch
 
 from app.inflate import INFLATED_BYTES_MAX, inflate
-from tables.chunk import RecordFault
-from tables.limits import LETTER_BYTES_MAX
+from tables.model.limits import LETTER_BYTES_MAX
+from tables.record.chunk import RecordFault
 
 # Kafka's NO_TIMESTAMP: what a record without a time carries (formats before 2 may have none).
 NO_TIME_MS = -1

@@ -17,7 +17,7 @@ from mode import Service
 
 from agents.guarded import guarded
 from agents.tasks import end
-from tables.errors import TreasureMapError
+from tables.model.errors import TreasureMapError
 
 LOOK_S = 1.0
 """How often files are looked at. A look is one system call a file, some microseconds."""

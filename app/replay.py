@@ -21,8 +21,8 @@ import polars as pl
 from app.feed import Feed, partition_of
 from app.rights import Right
 from app.rights_check import check_rights
-from tables.layer import Layer, Map, Source
-from tables.window import DAY_MS
+from tables.model.layer import Layer, Map, Source
+from tables.model.window import DAY_MS
 
 STEP_SECONDS = 0.05
 MARGIN_MS = DAY_MS

@@ -12,8 +12,8 @@ from typing import Literal
 
 from app.brokers import Operation
 from app.topic_specs import TopicKind, topics_of
-from tables.errors import TreasureMapError
-from tables.layer import Map
+from tables.model.errors import TreasureMapError
+from tables.model.layer import Map
 
 Role = Literal["worker", "apply", "start-over", "verify", "deadletters", "producer", "reader"]
 Resource = Literal["topic", "group"]

@@ -22,7 +22,7 @@ from app.printable import MASK
 from app.settings_checks import relations
 from app.settings_meanings import MEANINGS
 from app.settings_secrets import PRIVATE_FILES, SECRET_FILES, read_secret, warn_of_readers
-from tables.errors import SettingError
+from tables.model.errors import SettingError
 
 ENVIRONMENT_PREFIX = "TREASURE_MAP_"
 FILE_VARIABLE = "TREASURE_MAP_SETTINGS"

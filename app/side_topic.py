@@ -23,9 +23,9 @@ from aiokafka import TopicPartition as KafkaPartition
 from aiokafka.errors import KafkaError
 
 from app.brokers import connect_error
-from tables.chunk import Headers
-from tables.errors import TreasureMapError
-from tables.letter import Letter, LetterError, read_letter
+from tables.model.errors import TreasureMapError
+from tables.record.chunk import Headers
+from tables.record.letter import Letter, LetterError, read_letter
 
 MARK_HEADER = "treasure-map-replay"
 IDLE_SECONDS = 1.0

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 from app.connections import cassandra_settings, kafka_options
 from app.settings import Settings
 from app.topics import delete_topics, members_of, own_topics
-from tables.archive_wipe import wipe_folder
-from tables.errors import TreasureMapError
-from tables.layer import Map
+from tables.archive.embedded.wipe import wipe_folder
+from tables.model.errors import TreasureMapError
+from tables.model.layer import Map
 
 if TYPE_CHECKING:
-    from tables.archive_cassandra import CassandraSettings
+    from tables.archive.cassandra.archive import CassandraSettings
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -79,6 +79,6 @@ class StartOver:
         if self._cassandra is None:
             wipe_folder(self._settings.archive_folder, self._map.name)
             return
-        from tables.archive_cassandra_wipe import wipe_keyspace  # noqa: PLC0415 (an extra)
+        from tables.archive.cassandra.wipe import wipe_keyspace  # noqa: PLC0415 (an extra)
 
         await asyncio.to_thread(wipe_keyspace, self._cassandra, self._map.name)

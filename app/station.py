@@ -48,13 +48,13 @@ from app.web import install
 from app.web_access import Access, peer_key
 from app.web_guard import ssl_context
 from app.web_listener import raise_files_limit
-from tables.archive import Archive
-from tables.archive_cache import ArchiveCache
-from tables.errors import ArchiveAwayError, SettingError
-from tables.journal import Claimant
-from tables.layer import Map
-from tables.limits import RECORD_BYTES_MAX
-from tables.plan import plans_of
+from tables.archive.cache import ArchiveCache
+from tables.archive.protocol import Archive
+from tables.model.errors import ArchiveAwayError, SettingError
+from tables.model.layer import Map
+from tables.model.limits import RECORD_BYTES_MAX
+from tables.state.input_plan import plans_of
+from tables.state.journal import Claimant
 from tables.threads import Threads
 
 log = logging.getLogger(__name__)
@@ -328,10 +328,10 @@ def _log(settings: Settings, themap: Map, options: dict[str, Any]) -> KafkaLog:
 
 def _archive(settings: Settings, reloads: Reloads) -> Archive:
     if settings.archive == "embedded":
-        from tables.archive_embedded import EmbeddedArchive  # noqa: PLC0415 - only where chosen
+        from tables.archive.embedded.archive import EmbeddedArchive  # noqa: PLC0415 - only where chosen
 
         return EmbeddedArchive(settings.archive_folder)
-    from tables.archive_cassandra import CassandraArchive  # noqa: PLC0415 - an extra
+    from tables.archive.cassandra.archive import CassandraArchive  # noqa: PLC0415 - an extra
 
     return CassandraArchive(cassandra_settings(settings, reloads))
 

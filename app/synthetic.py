@@ -16,7 +16,7 @@ import orjson
 
 from app.feed import Feed, partition_of
 from app.replay import settled_ms
-from tables.layer import Map
+from tables.model.layer import Map
 
 SOURCE = "radar"
 RATE = 2_000

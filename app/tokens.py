@@ -20,7 +20,7 @@ from typing import Annotated
 
 import msgspec
 
-from tables.errors import SettingError
+from tables.model.errors import SettingError
 
 READ, LIVE, ADMIN = "read", "live", "admin"
 SCOPES = (READ, LIVE, ADMIN)

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-from tables.layer import Map
-from tables.limits import RECORD_BYTES_MAX
+from tables.model.layer import Map
+from tables.model.limits import RECORD_BYTES_MAX
 
 TopicKind = Literal["source", "layer", "journal", "feed", "side"]
 

@@ -22,8 +22,8 @@ from app.brokers import connect_error
 from app.rights import rights_of
 from app.rights_check import missing_rights
 from app.topic_specs import KEPT_FOR_EVER, REPLICATION_MAX, TopicSpec, topics_of
-from tables.errors import TreasureMapError
-from tables.layer import Map
+from tables.model.errors import TreasureMapError
+from tables.model.layer import Map
 
 log = logging.getLogger(__name__)
 

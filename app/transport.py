@@ -35,8 +35,8 @@ from app.listener import Listener
 from app.membership import Membership, protocol_error
 from app.moves import Moves
 from app.refusal import Refusal
-from tables.chunk import Chunk
-from tables.errors import TreasureMapError
+from tables.model.errors import TreasureMapError
+from tables.record.chunk import Chunk
 
 log = logging.getLogger(__name__)
 coordinator_log = logging.getLogger(f"{__name__}.coordinator")

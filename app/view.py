@@ -11,13 +11,13 @@ from agents.owners import Owners
 from app.pressure import Pressure
 from app.readiness import Readiness
 from app.transport import Transport
-from tables import ledger
-from tables.archive import Archive
-from tables.layer import Layer, Map, combiner_of
-from tables.ledger import EVENT_COLUMNS, LAYER_COLUMNS, RECORD_COLUMNS
-from tables.live import LiveJob, LiveRead
-from tables.table import NEVER_MS
-from tables.whole import described
+from tables.archive.protocol import Archive
+from tables.model import ledger
+from tables.model.layer import Layer, Map, combiner_of
+from tables.model.ledger import EVENT_COLUMNS, LAYER_COLUMNS, RECORD_COLUMNS
+from tables.query.live import LiveJob, LiveRead
+from tables.query.whole import described
+from tables.state.layer_table import NEVER_MS
 
 
 class View:

@@ -31,7 +31,7 @@ from agents.outage import Outage
 from agents.tasks import end, within
 from app.assignor import TopicPartition
 from app.floods import FloodFilter
-from tables.errors import TreasureMapError
+from tables.model.errors import TreasureMapError
 
 log = logging.getLogger(__name__)
 

@@ -52,13 +52,13 @@ from app.web_guard import HEADERS, PartialError, answer, guard, ssl_context
 from app.web_live import LiveStreams
 from app.web_map import describe_map
 from app.web_slots import Slots
-from tables.archive_cache import ArchiveCache
-from tables.errors import QueryError
-from tables.family import FamilyQuery, parse_family_query
-from tables.layer import Map
-from tables.live import LiveJob, LiveRead
-from tables.query import CellQuery, Limits, cell_rows, merge_answer, parse_query
-from tables.top import parse_top_query
+from tables.archive.cache import ArchiveCache
+from tables.model.errors import QueryError
+from tables.model.layer import Map
+from tables.query.cell_query import CellQuery, Limits, cell_rows, merge_answer, parse_query
+from tables.query.family import FamilyQuery, parse_family_query
+from tables.query.live import LiveJob, LiveRead
+from tables.query.top import parse_top_query
 
 __all__ = ["WorkerView", "install", "ssl_context"]
 

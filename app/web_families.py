@@ -10,14 +10,14 @@ import polars as pl
 
 from agents.answers import FamilyAnswer
 from app.web_formats import Answered, hinted
-from tables.answer import row_end
-from tables.cell import measures_of
-from tables.family import FamilyQuery, family_of
-from tables.layer import Map
-from tables.planner import Plan
-from tables.query import encode_cursor, exact_json, page_after
-from tables.table import NEVER_MS
-from tables.top import TopQuery, top_rows
+from tables.model.layer import Map
+from tables.query.answer import row_end
+from tables.query.cell_query import encode_cursor, exact_json, page_after
+from tables.query.family import FamilyQuery, family_of
+from tables.query.planner import Plan
+from tables.query.top import TopQuery, top_rows
+from tables.state.cell import measures_of
+from tables.state.layer_table import NEVER_MS
 
 
 def describe_families(themap: Map) -> list[dict[str, Any]]:

@@ -18,9 +18,9 @@ from aiohttp import web
 from multidict import MultiMapping
 
 from app.web_guard import HEADERS, NotAcceptableError
-from tables.columns import measure_columns
-from tables.layer import Layer
-from tables.parameters import seconds_hint
+from tables.model.layer import Layer
+from tables.query.measure_columns import measure_columns
+from tables.query.parameters import seconds_hint
 
 ABOUT_HEADER = "Treasure-Map-Answer"
 CURSOR_HEADER = "Treasure-Map-Cursor"

@@ -25,8 +25,8 @@ from app.reloads import Reloads
 from app.settings import Settings
 from app.settings_checks import is_loopback
 from app.web_access import CALLER, PEER, PROOF, Access, Refused, scopes
-from tables.errors import ArchiveDamagedError, ArchiveError, ArchiveRefusedError, QueryError
-from tables.query import UnknownLayerError
+from tables.model.errors import ArchiveDamagedError, ArchiveError, ArchiveRefusedError, QueryError
+from tables.query.cell_query import UnknownLayerError
 
 PROBLEM_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1

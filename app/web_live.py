@@ -26,13 +26,13 @@ from app.settings import Settings
 from app.web_access import CALLER, LIVE, Caller
 from app.web_families import known_ms
 from app.web_guard import HEADERS, BusyError, damaged_words, unanswered_words
-from tables.archive_cache import ArchiveCache
-from tables.block import decode_block, encode_block
-from tables.errors import ArchiveDamagedError, ArchiveError, QueryError
-from tables.facts import whole_of
-from tables.family import KeyFilter
-from tables.layer import Layer, Map
-from tables.parameters import (
+from tables.archive.cache import ArchiveCache
+from tables.model.errors import ArchiveDamagedError, ArchiveError, QueryError
+from tables.model.layer import Layer, Map
+from tables.query.cell_query import cell_rows, find_layer
+from tables.query.facts import whole_of
+from tables.query.family import KeyFilter
+from tables.query.parameters import (
     Parameter,
     choice_parameter,
     key_parameter,
@@ -40,9 +40,9 @@ from tables.parameters import (
     read_parameters,
     whole_parameter,
 )
-from tables.query import cell_rows, find_layer
-from tables.table import NEVER_MS
-from tables.whole import later_measures
+from tables.query.whole import later_measures
+from tables.state.block import decode_block, encode_block
+from tables.state.layer_table import NEVER_MS
 
 INTERVAL_MS, INTERVAL_MS_MIN, INTERVAL_MS_MAX = 500, 100, 60_000
 SILENT_S_MAX = 15.0

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from tables.layer import Layer, Map
+from tables.model.layer import Layer, Map
 
 
 def describe_map(themap: Map) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import sys
 from app.process import complain, ignore_hangups
 from app.settings import load_settings
 from app.station import build
-from tables.errors import TreasureMapError
+from tables.model.errors import TreasureMapError
 
 ignore_hangups()
 try:

@@ -17,9 +17,9 @@ import polars as pl
 from app.mapfile import parse_map
 from benchmarks.cases import CASES, WINDOW_MS
 from benchmarks.load import START_MS
-from tables.archive import Archive, CellRange
-from tables.cell import archive_schema
-from tables.layer import Layer, Map
+from tables.archive.protocol import Archive, CellRange
+from tables.model.layer import Layer, Map
+from tables.state.cell import archive_schema
 
 ROWS, SMOKE_ROWS = 200_000, 4_000
 CELLS = (20, 200, 2_000)

@@ -19,8 +19,8 @@ import polars as pl
 from agents.dedupe import Deduper
 from app.mapfile import parse_map
 from benchmarks.cases import CASES
-from tables.block import encode_block
-from tables.ids import IdTable
+from tables.state.block import encode_block
+from tables.state.id_table import IdTable
 
 REMEMBERED = 1_000_000
 SMOKE_REMEMBERED = 20_000

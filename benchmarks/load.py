@@ -10,7 +10,7 @@ import polars as pl
 from app.feed import Feed, partition_of
 from app.replay import settled_ms
 from benchmarks.cases import ENTITIES, WINDOW_MS, BenchmarkLayer, Case
-from tables.layer import Map
+from tables.model.layer import Map
 
 START_MS = 1_700_000_000_000
 WINDOWS = 100

@@ -27,7 +27,7 @@ from benchmarks.cases import CASES
 from benchmarks.runs import WorkerRun, made_map
 from benchmarks.throughput import check_rows, startup
 from client.query import QueryClient
-from tables.archive_embedded import EmbeddedArchive
+from tables.archive.embedded.archive import EmbeddedArchive
 
 EVENTS = 2_000_000
 TOPIC = "peers-input"

@@ -21,7 +21,7 @@ from app.children import start_child, stop_child
 from app.mapfile import parse_map
 from app.topics import apply_topics
 from client.query import QueryClient, QueryFailedError
-from tables.layer import Map
+from tables.model.layer import Map
 
 ROOT = Path(__file__).resolve().parent.parent
 DEADLINE_SECONDS = 600.0

@@ -22,7 +22,7 @@ from benchmarks.cases import CASES
 from benchmarks.runs import WorkerRun, made_map
 from benchmarks.ticker import Schedule, tick
 from client.query import QueryClient
-from tables.layer import Map
+from tables.model.layer import Map
 
 INTERVAL_MS = 10
 SAMPLE_SECONDS, SMOKE_SAMPLE_SECONDS = 5.0, 0.5

@@ -22,9 +22,9 @@ from benchmarks.cases import Case
 from benchmarks.load import events_of, fill, truth_of
 from benchmarks.runs import Row, WorkerRun, made_map
 from client.query import QueryClient
-from tables.archive import Archive, CellRange
-from tables.archive_embedded import EmbeddedArchive
-from tables.layer import Map
+from tables.archive.embedded.archive import EmbeddedArchive
+from tables.archive.protocol import Archive, CellRange
+from tables.model.layer import Map
 
 SMOKE_EVENTS = 20_000
 
@@ -126,7 +126,7 @@ def archive_of(settings: Mapping[str, str], folder: Path) -> Archive:
     """Return the archive of a worker with these settings; with none, the embedded one."""
     if not settings:
         return EmbeddedArchive(folder)
-    from tables.archive_cassandra import (  # noqa: PLC0415 - an extra
+    from tables.archive.cassandra.archive import (  # noqa: PLC0415 - an extra
         CassandraArchive,
         CassandraSettings,
     )

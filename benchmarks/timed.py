@@ -20,8 +20,8 @@ import app.__main__
 from agents.fold import Content
 from agents.owner import Owner
 from agents.owners import Owners
-from tables.archive_embedded import EmbeddedArchive
-from tables.layer import Layer
+from tables.archive.embedded.archive import EmbeddedArchive
+from tables.model.layer import Layer
 
 TIMES: list[tuple[str, str, int, int, int, int]] = []
 SCHEMA = {"what": pl.String, "name": pl.String, "partition": pl.Int64, "start": pl.Int64,

@@ -11,7 +11,7 @@ import sys
 import urllib.request
 
 from app.settings import Settings, load_settings
-from tables.errors import SettingError
+from tables.model.errors import SettingError
 
 DEADLINE_S = 5
 

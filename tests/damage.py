@@ -25,18 +25,18 @@ from test_gather import TOPIC, contribution
 from agents.gather import Gatherer
 from agents.recovery import take
 from app.peer_wire import decode_rows, encode_jobs
-from tables import ledger
-from tables.archive import CellRange
-from tables.archive_embedded import EmbeddedArchive
-from tables.cell import archive_schema
-from tables.errors import ArchiveError, JournalRefusedError
-from tables.family import KeyFilter
-from tables.journal import Snapshot, encode_entry
-from tables.live import LiveJob, LiveRead
-from tables.sealed import HEAD_BYTES, DamagedError
-from tables.snapshot import capture
-from tables.state import PartitionState
-from tables.store import PartitionStore
+from tables.archive.embedded.archive import EmbeddedArchive
+from tables.archive.protocol import CellRange
+from tables.model import ledger
+from tables.model.errors import ArchiveError, JournalRefusedError
+from tables.query.family import KeyFilter
+from tables.query.live import LiveJob, LiveRead
+from tables.record.sealed import HEAD_BYTES, DamagedError
+from tables.state.cell import archive_schema
+from tables.state.journal import Snapshot, encode_entry
+from tables.state.partition_state import PartitionState
+from tables.state.snapshot import capture
+from tables.state.store import PartitionStore
 
 Try = Callable[[bytes], bool]
 """Gives bytes to their reader; tells whether it took them. Fails where the reader is deceived."""

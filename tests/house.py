@@ -15,15 +15,15 @@ from support import DAY_MS, HOUR_MS, MemoryLog, StoredRecord, flight, run_of, sm
 from agents.ingest import Ingest
 from agents.owners import Owners
 from agents.rollup import Rollup
-from tables import ledger
-from tables.archive import CellRange
-from tables.archive_embedded import EmbeddedArchive
-from tables.cell import archive_schema, latest, merge_partitions
-from tables.chunk import Chunk, Run
-from tables.errors import FencedError, OutcomeUnknownError
-from tables.family import KeyFilter
-from tables.layer import Layer, Map
-from tables.live import LiveRead
+from tables.archive.embedded.archive import EmbeddedArchive
+from tables.archive.protocol import CellRange
+from tables.model import ledger
+from tables.model.errors import FencedError, OutcomeUnknownError
+from tables.model.layer import Layer, Map
+from tables.query.family import KeyFilter
+from tables.query.live import LiveRead
+from tables.record.chunk import Chunk, Run
+from tables.state.cell import archive_schema, latest, merge_partitions
 
 MAP = small_map()
 RAW = "flights.raw"

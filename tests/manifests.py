@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tables.ledger import EVENT_COLUMNS, RECORD_COLUMNS
+from tables.model.ledger import EVENT_COLUMNS, RECORD_COLUMNS
 
 
 def is_applied(manifest: dict[str, Any], ledgers: Sequence[dict[str, Any]]) -> bool:

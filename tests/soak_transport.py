@@ -40,8 +40,8 @@ from aiokafka.errors import KafkaError  # noqa: E402
 from app.faust_app import add_agent, create_app, lane_of  # noqa: E402
 from app.lane import TransportOptions  # noqa: E402
 from app.transport import Transport  # noqa: E402
-from tables.chunk import Chunk, Run  # noqa: E402
-from tables.errors import FencedError  # noqa: E402
+from tables.model.errors import FencedError  # noqa: E402
+from tables.record.chunk import Chunk, Run  # noqa: E402
 
 RAW, LAYER = "raw", "layer"
 PARTITIONS = 6

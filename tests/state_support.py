@@ -10,14 +10,14 @@ import polars as pl
 from support import DAY_MS, dataclasses_replace, small_map
 
 from agents.fold import Content
-from tables.block import FewRows, encode_block
-from tables.cell import cell_schema
-from tables.journal import Announcement, Claim, Delta, Entry, encode_entry, identity_of
-from tables.layer import Layer
-from tables.plan import InputPlan, plans_of
-from tables.rollup_table import rollup_schema
-from tables.state import PartitionState
-from tables.table import BlockWrite, LayerTable
+from tables.model.layer import Layer
+from tables.state.block import FewRows, encode_block
+from tables.state.cell import cell_schema
+from tables.state.input_plan import InputPlan, plans_of
+from tables.state.journal import Announcement, Claim, Delta, Entry, encode_entry, identity_of
+from tables.state.layer_table import BlockWrite, LayerTable
+from tables.state.partition_state import PartitionState
+from tables.state.rollup_table import rollup_schema
 
 MAP = small_map()
 HOUR, DAY = MAP.layer("hour"), MAP.layer("day")

@@ -14,11 +14,11 @@ import pytest
 
 from agents.log_partition import LogRecord
 from app.pressure import Pressure
-from tables.chunk import Headers, Run
-from tables.errors import OffsetGoneError, OutcomeUnknownError
-from tables.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
-from tables.layer import Accumulator, Field, KeyField, Layer, Map, Measure, Source
-from tables.window import Window
+from tables.model.errors import OffsetGoneError, OutcomeUnknownError
+from tables.model.layer import Accumulator, Field, KeyField, Layer, Map, Measure, Source
+from tables.model.window import Window
+from tables.record.chunk import Headers, Run
+from tables.record.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
 
 NO_PRESSURE = Pressure(2**60, 0, [Path()], lambda: 0)
 HOUR_MS = 3_600_000

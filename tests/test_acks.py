@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from agents.acks import Acks, oldest_taken
 from agents.owner import Owner
-from tables.window import Window
+from tables.model.window import Window
 
 WINDOWS = st.integers(0, 5)
 STEPS = st.lists(

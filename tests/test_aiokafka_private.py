@@ -25,7 +25,7 @@ from aiokafka.record.util import calc_crc32c
 
 from app.aiokafka_private import Fetched, UnreadableError
 from app.record_batches import Batches
-from tables.chunk import Run
+from tables.record.chunk import Run
 
 TP = TopicPartition("t", 0)
 MANY = 1_000_000

@@ -15,13 +15,13 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from tables.archive import Archive, CellRange
-from tables.archive_embedded import EmbeddedArchive
-from tables.archive_identity import History
-from tables.cell import archive_schema
-from tables.errors import ArchiveError, QueryError
-from tables.layer import Accumulator, KeyField, Layer, Map, Measure
-from tables.window import Window
+from tables.archive.embedded.archive import EmbeddedArchive
+from tables.archive.identity import History
+from tables.archive.protocol import Archive, CellRange
+from tables.model.errors import ArchiveError, QueryError
+from tables.model.layer import Accumulator, KeyField, Layer, Map, Measure
+from tables.model.window import Window
+from tables.state.cell import archive_schema
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
@@ -87,7 +87,7 @@ def site(request: pytest.FixtureRequest, tmp_path: Path) -> Site:
     themap = Map(revision=1, name=name, sources=(), layers=(HOURS, MONTHS, TTL), digest="")
     if request.param == "embedded":
         return Site(lambda: EmbeddedArchive(tmp_path / "archive", clock), themap, clock)
-    module = pytest.importorskip("tables.archive_cassandra")
+    module = pytest.importorskip("tables.archive.cassandra.archive")
     host, port = request.getfixturevalue("cassandra")
     settings = module.CassandraSettings(
         hosts=(host,), port=port, keyspace="battery", replication=1, request_timeout_s=60

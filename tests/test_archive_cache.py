@@ -15,14 +15,14 @@ import pytest
 from support import HOUR_MS, small_map, until
 from web_support import stored
 
-import tables.archive_cache
-from tables.archive import CellRange
-from tables.archive_cache import ArchiveCache
-from tables.archive_embedded import EmbeddedArchive
-from tables.cell import archive_schema
-from tables.cost import QueryCost
-from tables.errors import ArchiveDamagedError, ArchiveError
-from tables.layer import Layer
+import tables.archive.cache
+from tables.archive.cache import ArchiveCache
+from tables.archive.embedded.archive import EmbeddedArchive
+from tables.archive.protocol import CellRange
+from tables.model.cost import QueryCost
+from tables.model.errors import ArchiveDamagedError, ArchiveError
+from tables.model.layer import Layer
+from tables.state.cell import archive_schema
 
 HOURS = small_map().layer("hour")
 KEY = {"origin": "JFK", "carrier": "UA"}
@@ -144,9 +144,9 @@ async def test_any_sequence_of_ranges_gives_what_the_archive_gives(
 ) -> None:
     """In whatever order ranges grow, overlap and leave holes, and however little room there is."""
     rng = random.Random(seed)
-    monkeypatch.setattr(tables.archive_cache, "SPAN_ROWS_MAX", rng.choice([1, 7, 40, 16_384]))
-    monkeypatch.setattr(tables.archive_cache, "JOINED_ROWS_MAX", rng.choice([0, 5, 4_096]))
-    monkeypatch.setattr(tables.archive_cache, "AT_ONCE_ROWS_MAX", rng.choice([0, 2_000]))
+    monkeypatch.setattr(tables.archive.cache, "SPAN_ROWS_MAX", rng.choice([1, 7, 40, 16_384]))
+    monkeypatch.setattr(tables.archive.cache, "JOINED_ROWS_MAX", rng.choice([0, 5, 4_096]))
+    monkeypatch.setattr(tables.archive.cache, "AT_ONCE_ROWS_MAX", rng.choice([0, 2_000]))
     cache = ArchiveCache(archive, rng.choice([3_000, 60_000, 1 << 20]))
     for _ in range(100):
         start = rng.randrange(-30, 190)
@@ -209,9 +209,9 @@ import asyncio, gc
 from pathlib import Path
 from support import HOUR_MS, small_map
 from web_support import frame, stored
-from tables.archive import CellRange
-from tables.archive_cache import ArchiveCache
-from tables.cost import QueryCost
+from tables.archive.protocol.protocol import CellRange
+from tables.archive.protocol.cache import ArchiveCache
+from tables.model.cost import QueryCost
 
 class Rows:
     async def read(self, layer, cells, cost=None):

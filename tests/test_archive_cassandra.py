@@ -13,26 +13,26 @@ import pytest
 import servers
 from support import until
 
-from tables.archive import CellRange
-from tables.archive_cql import (
+from tables.archive.cassandra.cql import (
     BATCH_BYTES_MAX,
     BATCH_ROWS_MAX,
     PARTITIONS_MAX,
     LayerTable,
     compaction_window,
 )
-from tables.archive_identity import History
-from tables.archive_reads import Request, routing_key
-from tables.cell import archive_schema
-from tables.errors import ArchiveAwayError, ArchiveError, QueryError
-from tables.keyhash import key_hash
-from tables.layer import Accumulator, KeyField, Layer, Map, Measure
-from tables.window import DAY_MS, Window
+from tables.archive.cassandra.reads import Request, routing_key
+from tables.archive.identity import History
+from tables.archive.protocol import CellRange
+from tables.model.errors import ArchiveAwayError, ArchiveError, QueryError
+from tables.model.keyhash import key_hash
+from tables.model.layer import Accumulator, KeyField, Layer, Map, Measure
+from tables.model.window import DAY_MS, Window
+from tables.state.cell import archive_schema
 
-archive_cassandra = pytest.importorskip("tables.archive_cassandra")
-archive_cluster = pytest.importorskip("tables.archive_cluster")
-archive_driver = pytest.importorskip("tables.archive_driver")
-schema_module = pytest.importorskip("tables.archive_schema")
+archive_cassandra = pytest.importorskip("tables.archive.cassandra.archive")
+archive_cluster = pytest.importorskip("tables.archive.cassandra.cluster")
+archive_driver = pytest.importorskip("tables.archive.cassandra.driver")
+schema_module = pytest.importorskip("tables.archive.cassandra.schema")
 
 HOUR_MS = 3_600_000
 BUCKET_MS = 32 * HOUR_MS

@@ -14,11 +14,11 @@ from station_support import SECONDS_MAX, Process, apply
 from support import flight, until
 from test_archive_cassandra import BUCKET_MS, HOUR_MS, LAYER, map_of, rows, settings_of, times
 
-from tables.archive import CellRange
-from tables.errors import QueryError
+from tables.archive.protocol import CellRange
+from tables.model.errors import QueryError
 
-archive_cassandra = pytest.importorskip("tables.archive_cassandra")
-archive_pages = pytest.importorskip("tables.archive_pages")
+archive_cassandra = pytest.importorskip("tables.archive.cassandra.archive")
+archive_pages = pytest.importorskip("tables.archive.cassandra.pages")
 
 PAGE_ROWS = 5_000
 """The driver's pages."""

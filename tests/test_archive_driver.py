@@ -16,10 +16,10 @@ import cassandra
 from cassandra import connection, pool, protocol
 from cassandra.cluster import NoHostAvailable
 
-from tables.archive_cql import Row
-from tables.archive_driver import DRIVER_ERRORS, driver, is_away, login_refusal, said
-from tables.archive_pages import Pages
-from tables.errors import ArchiveAwayError, ArchiveError, ArchiveRefusedError
+from tables.archive.cassandra.cql import Row
+from tables.archive.cassandra.driver import DRIVER_ERRORS, driver, is_away, login_refusal, said
+from tables.archive.cassandra.pages import Pages
+from tables.model.errors import ArchiveAwayError, ArchiveError, ArchiveRefusedError
 
 RESET = ConnectionResetError(104, "Connection reset by peer")
 SHUT = connection.ConnectionShutdown("Connection to 127.0.0.1:9042 was closed")

@@ -17,11 +17,11 @@ import rocksdict
 from polars.testing import assert_frame_equal
 from test_archive import DAY_MS, HOURS, START_MS, TTL, Clock, cell, frame, get, put
 
-from tables.archive import Archive
-from tables.archive_embedded import EmbeddedArchive
-from tables.archive_runs import RunLayout
-from tables.errors import ArchiveError
-from tables.layer import Map
+from tables.archive.embedded.archive import EmbeddedArchive
+from tables.archive.embedded.runs import RunLayout
+from tables.archive.protocol import Archive
+from tables.model.errors import ArchiveError
+from tables.model.layer import Map
 
 TESTS = Path(__file__).resolve().parent
 
@@ -33,8 +33,8 @@ async def test_a_second_process_on_the_folder_is_refused(tmp_path: Path) -> None
     await archive.open(themap)
     program = (
         "import asyncio, pathlib, sys\n"
-        "from tables.archive_embedded import EmbeddedArchive\n"
-        "from tables.layer import Map\n"
+        "from tables.archive.embedded.archive import EmbeddedArchive\n"
+        "from tables.model.layer import Map\n"
         "themap = Map(revision=1, name='m', sources=(), layers=(), digest='')\n"
         "asyncio.run(EmbeddedArchive(pathlib.Path(sys.argv[1])).open(themap))\n"
     )
@@ -224,9 +224,9 @@ FULL_DISK = """
 import asyncio, pathlib, resource, sys
 from support import small_map
 from web_support import frame, stored
-from tables.archive import CellRange
-from tables.archive_embedded import EmbeddedArchive
-from tables.errors import ArchiveError
+from tables.archive.protocol.protocol import CellRange
+from tables.archive.protocol.embedded.archive import EmbeddedArchive
+from tables.model.errors import ArchiveError
 import polars as pl
 
 async def run():

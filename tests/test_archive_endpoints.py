@@ -10,7 +10,13 @@ pytest.importorskip("cassandra", reason="the extra `cassandra` is not installed"
 from cassandra import UnresolvableContactPoints
 from cassandra.connection import DefaultEndPoint
 
-from tables.archive_endpoints import RESOLVE_S, NodeEndPoint, NodeNames, addresses_of, nodes_of
+from tables.archive.cassandra.endpoints import (
+    RESOLVE_S,
+    NodeEndPoint,
+    NodeNames,
+    addresses_of,
+    nodes_of,
+)
 
 HOSTS = ("cassandra-0.cassandra", "cassandra-1.cassandra", "cassandra")
 

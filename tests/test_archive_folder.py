@@ -18,14 +18,14 @@ from state_support import RAW_PLAN, Journal
 from support import HOUR_MS
 from test_archive import HOURS, START_MS, cell, get, put
 
-from tables import archive_extent
-from tables.archive_embedded import EmbeddedArchive
-from tables.archive_identity import History
-from tables.archive_wipe import wipe_folder
-from tables.errors import ArchiveDamagedError, ArchiveError
-from tables.layer import Map
-from tables.sealed import unsealed
-from tables.store import PartitionStore
+from tables.archive.embedded import extent as archive_extent
+from tables.archive.embedded.archive import EmbeddedArchive
+from tables.archive.embedded.wipe import wipe_folder
+from tables.archive.identity import History
+from tables.model.errors import ArchiveDamagedError, ArchiveError
+from tables.model.layer import Map
+from tables.record.sealed import unsealed
+from tables.state.store import PartitionStore
 
 TESTS = Path(__file__).resolve().parent
 MAP = Map(revision=1, name="m", sources=(), layers=(HOURS,), digest="")

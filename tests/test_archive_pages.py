@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from support import until
 
-from tables.archive_cql import Row
-from tables.archive_pages import Pages
-from tables.errors import ArchiveAwayError
+from tables.archive.cassandra.cql import Row
+from tables.archive.cassandra.pages import Pages
+from tables.model.errors import ArchiveAwayError
 
 PAGE = [(1,)] * 5_000
 

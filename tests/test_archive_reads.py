@@ -13,7 +13,7 @@ from cassandra.pool import Host
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tables.archive_reads import ROWS_MAX, TOGETHER_MAX, Request, Requests, routing_key
+from tables.archive.cassandra.reads import ROWS_MAX, TOGETHER_MAX, Request, Requests, routing_key
 
 KEYSPACE = "sky"
 MURMUR3 = "org.apache.cassandra.dht.Murmur3Partitioner"

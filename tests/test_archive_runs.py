@@ -16,12 +16,13 @@ from test_archive import HOUR_MS, HOURS, START_MS, Clock, Map, cell, frame
 
 from app.verify.archive import FolderRows
 from app.verify.topics import VerifyError
-from tables import archive_embedded, archive_runs
-from tables.archive import CellRange
-from tables.archive_embedded import EmbeddedArchive
-from tables.archive_runs import RunLayout, lead, worth_merging
-from tables.errors import ArchiveError
-from tables.sealed import seal, unsealed
+from tables.archive.embedded import archive as archive_embedded
+from tables.archive.embedded import runs as archive_runs
+from tables.archive.embedded.archive import EmbeddedArchive
+from tables.archive.embedded.runs import RunLayout, lead, worth_merging
+from tables.archive.protocol import CellRange
+from tables.model.errors import ArchiveError
+from tables.record.sealed import seal, unsealed
 
 TEXTS = st.text(st.sampled_from("\x00\x01aZ\xffß€\U0001f600"), max_size=4)
 KEYS = st.tuples(TEXTS, st.integers(-(2**63), 2**63 - 1), st.booleans())

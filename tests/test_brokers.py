@@ -12,7 +12,7 @@ from aiokafka.errors import (
 
 import app.brokers
 from app.brokers import BrokersAwayError, connect_error, patiently
-from tables.errors import TreasureMapError
+from tables.model.errors import TreasureMapError
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from secure_servers import SecureCassandra
 from support import small_map, until
 from test_cassandra_security import checks
 
-from tables.errors import ArchiveError
+from tables.model.errors import ArchiveError
 
-archive_cassandra = pytest.importorskip("tables.archive_cassandra")
+archive_cassandra = pytest.importorskip("tables.archive.cassandra.archive")
 
 PASSWORD = "the password of a role"  # noqa: S105 - of a role that lives for a test
 

@@ -32,13 +32,13 @@ from workers import ROOT
 
 from app.settings import Settings
 from app.verify import archive as archive_of_verify
-from tables.archive import CellRange
-from tables.archive_identity import History
-from tables.errors import ArchiveAwayError, ArchiveError
-from tables.layer import Accumulator
+from tables.archive.identity import History
+from tables.archive.protocol import CellRange
+from tables.model.errors import ArchiveAwayError, ArchiveError
+from tables.model.layer import Accumulator
 
-archive_cassandra = pytest.importorskip("tables.archive_cassandra")
-wipe = pytest.importorskip("tables.archive_cassandra_wipe")
+archive_cassandra = pytest.importorskip("tables.archive.cassandra.archive")
+wipe = pytest.importorskip("tables.archive.cassandra.wipe")
 
 log = logging.getLogger(__name__)
 

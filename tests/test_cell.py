@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import tables.cell
-from tables.cell import archive_schema, cell_schema, latest, measures_of, merge_partitions
-from tables.layer import Accumulator, KeyField, Layer, Measure
-from tables.window import Window
+import tables.state.cell
+from tables.model.layer import Accumulator, KeyField, Layer, Measure
+from tables.model.window import Window
+from tables.state.cell import archive_schema, cell_schema, latest, measures_of, merge_partitions
 
 KINDS = ("count", "sum", "min", "max", "mean", "variance")
 LAYER = Layer(
@@ -98,7 +98,7 @@ def test_rows_are_merged_a_part_of_the_keys_at_a_time(monkeypatch: pytest.Monkey
     ]  # fmt: skip
     at_once = merge_partitions(LAYER, latest(LAYER, frame(*rows)))
     assert at_once.height == 40
-    monkeypatch.setattr(tables.cell, "PART_ROWS_MAX", 9)
+    monkeypatch.setattr(tables.state.cell, "PART_ROWS_MAX", 9)
     newest = latest(LAYER, frame(*rows))
     assert newest.height == 120
     assert merge_partitions(LAYER, newest).equals(at_once)

@@ -11,7 +11,7 @@ from app.certificates import PemFiles, client_context, server_context
 from app.connections import cassandra_settings, kafka_options, peers_tls
 from app.settings import Settings
 from app.web_guard import ssl_context
-from tables.errors import SettingError
+from tables.model.errors import SettingError
 
 pytestmark = pytest.mark.skipif(
     shutil.which("openssl") is None, reason="makes its certificates with openssl"

@@ -14,7 +14,7 @@ from support import small_map
 from app.connections import cassandra_settings, kafka_options
 from app.reloads import Reloads
 from app.settings import Settings, load_settings
-from tables.errors import ArchiveError, ArchiveRefusedError
+from tables.model.errors import ArchiveError, ArchiveRefusedError
 
 
 def put(made: Certificate, folder: Path) -> None:
@@ -72,7 +72,7 @@ async def test_a_node_of_an_authority_that_was_taken_out_is_not_connected_to(
     secure_cassandra: SecureCassandra, tmp_path: Path
 ) -> None:
     """Likewise; the archive that is open goes on."""
-    from tables.archive_cassandra import CassandraArchive  # noqa: PLC0415 - an extra
+    from tables.archive.cassandra.archive import CassandraArchive  # noqa: PLC0415 - an extra
 
     ca_file, other = tmp_path / "ca.pem", Authority(tmp_path / "other")
     trust(secure_cassandra.authority, ca_file)
@@ -126,7 +126,7 @@ async def test_a_renewed_certificate_opens_a_node_without_a_restart(
     mutual_cassandra: SecureCassandra, tmp_path: Path
 ) -> None:
     """Likewise, by the archive that the settings make."""
-    from tables.archive_cassandra import CassandraArchive  # noqa: PLC0415 - an extra
+    from tables.archive.cassandra.archive import CassandraArchive  # noqa: PLC0415 - an extra
 
     authority = mutual_cassandra.authority
     put(Authority(tmp_path / "other").issue("worker"), tmp_path)

@@ -14,12 +14,12 @@ from support import DAY_MS, HOUR_MS, MemoryLog, seeds, small_map, until
 from test_reader import KEYED, UNKEYED, Owned
 
 from agents.changes import Changes, News, Place, decode_place, encode_place
-from tables.archive import CellRange
-from tables.archive_cache import ArchiveCache
-from tables.archive_embedded import EmbeddedArchive
-from tables.errors import ArchiveError, QueryError
-from tables.family import KeyFilter
-from tables.layer import Map
+from tables.archive.cache import ArchiveCache
+from tables.archive.embedded.archive import EmbeddedArchive
+from tables.archive.protocol import CellRange
+from tables.model.errors import ArchiveError, QueryError
+from tables.model.layer import Map
+from tables.query.family import KeyFilter
 
 HOURS = small_map().layer("hour")
 Cell = tuple[str, str, int, int]

@@ -9,7 +9,7 @@ import pytest
 
 from app.connections import cassandra_settings, kafka_options
 from app.settings import Settings
-from tables.errors import SettingError
+from tables.model.errors import SettingError
 
 LOGIN = {"kafka_username": "worker", "kafka_password": "of the broker"}
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from state_support import Cells, measured
 from support import HOUR_MS, dataclasses_replace, small_map
 
-from tables import contribution
-from tables.cell import cell_schema
-from tables.contribution import Contribution, added_up, decode_cells, split_cells
-from tables.keyhash import key_hashes
+from tables.model.keyhash import key_hashes
+from tables.state import contribution
+from tables.state.cell import cell_schema
+from tables.state.contribution import Contribution, added_up, decode_cells, split_cells
 
 MAP = small_map()
 HOUR, DAY = MAP.layer("hour"), MAP.layer("day")

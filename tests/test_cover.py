@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import tables.cover
-from tables.cover import Choice, GapError, Segment, cover, cover_steps
-from tables.window import DAY_MS, MONTH, YEAR, Window
+import tables.query.cover
+from tables.model.window import DAY_MS, MONTH, YEAR, Window
+from tables.query.cover import Choice, GapError, Segment, cover, cover_steps
 
 HOUR_MS = 3_600_000
 MINUTE_MS = 60_000
@@ -154,7 +154,7 @@ def test_windows_that_cross_too_often_are_covered_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The coarsest goes first then."""
-    monkeypatch.setattr(tables.cover, "POINTS_MAX", 10)
+    monkeypatch.setattr(tables.query.cover, "POINTS_MAX", 10)
     found = [choice("1", Window(1)), choice("5", Window(5)), choice("7", Window(7))]
     segments = cover(found, 0, 700)
     assert [(one.name, one.windows) for one in segments] == [("7", 100)]
@@ -170,7 +170,7 @@ def test_many_steps_are_covered_at_once_by_windows_that_lie_inside(
     hour = ms(2013, 1, 1) + HOUR_MS
     few = cover_steps(found, ms(2013, 1, 1), hour, Window(65_000))
     assert {one.name for one in few} == {"5s", "minute"}
-    monkeypatch.setattr(tables.cover, "STEPS_APART_MAX", 10)
+    monkeypatch.setattr(tables.query.cover, "STEPS_APART_MAX", 10)
     assert len(cover_steps(found, ms(2013, 1, 1), hour, Window(65_000))) == 1
     with pytest.raises(GapError):
         cover_steps(found, ms(2013, 1, 1), hour, Window(61_000))
@@ -180,7 +180,7 @@ def test_all_of_a_cover_weighs_no_more_boundaries_than_one_search_may(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What the first steps weigh is not there for the last ones, which take the coarsest first."""
-    monkeypatch.setattr(tables.cover, "POINTS_MAX", 40)
+    monkeypatch.setattr(tables.query.cover, "POINTS_MAX", 40)
     found = [choice("1", Window(1)), choice("5", Window(5), 0.5), choice("7", Window(7))]
     segments = cover_steps(found, 0, 1_000, Window(101))
     check_tiles(segments, found, 0, 1_000)

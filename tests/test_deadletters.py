@@ -21,9 +21,9 @@ from app.deadletters import DeadLetters, Replayed, ReplayError
 from app.kafka_log import KafkaLog
 from app.side_topic import MARK_HEADER, Mark, SideTopicError, read_records
 from app.topics import apply_topics
-from tables.errors import OutcomeUnknownError
-from tables.layer import Map
-from tables.letter import Letter
+from tables.model.errors import OutcomeUnknownError
+from tables.model.layer import Map
+from tables.record.letter import Letter
 
 MAP_TEXT = """
 revision = 1

@@ -15,7 +15,7 @@ from support import until
 from workers import Cluster, Worker
 
 from client.query import QueryClient
-from tables.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
+from tables.record.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
 
 MAP_TEXT = """
 revision = {revision}

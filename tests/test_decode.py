@@ -9,9 +9,9 @@ from agents.batch import PLACE, EventBatch
 from agents.decode import Decoder
 from agents.letters import letters_of
 from agents.owner import tail_of
-from tables import ledger
-from tables.chunk import RecordFault
-from tables.ledger import EVENT_COLUMNS, RECORD_COLUMNS
+from tables.model import ledger
+from tables.model.ledger import EVENT_COLUMNS, RECORD_COLUMNS
+from tables.record.chunk import RecordFault
 
 SOURCE = small_map().source("flights")
 DECODER = Decoder(dataclasses_replace(SOURCE, record_bytes_max=1_000))

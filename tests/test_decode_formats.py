@@ -18,10 +18,10 @@ from agents.batch import PLACE, EventBatch, SetAside
 from agents.decode import Decoder
 from agents.decode_json import parse_times
 from agents.fold import Before, Folder
-from tables import ledger
-from tables.layer import Field, Map
-from tables.plan import plans_of
-from tables.table import NEVER_MS
+from tables.model import ledger
+from tables.model.layer import Field, Map
+from tables.state.input_plan import plans_of
+from tables.state.layer_table import NEVER_MS
 
 FIELDS = tuple(
     Field(name, kind)

@@ -21,15 +21,15 @@ from support import DAY_MS, HOUR_MS, MemoryLog, dataclasses_replace, flight, run
 
 from agents.decode import Decoder
 from agents.fold import Before, Folder
-from tables import ledger
-from tables.archive_embedded import EmbeddedArchive
-from tables.block import encode_block
-from tables.errors import FencedError, OutcomeUnknownError
-from tables.ids import IDS, IdTable
-from tables.layer import Map
-from tables.plan import plans_of
-from tables.table import NEVER_MS
-from tables.window import Window
+from tables.archive.embedded.archive import EmbeddedArchive
+from tables.model import ledger
+from tables.model.errors import FencedError, OutcomeUnknownError
+from tables.model.layer import Map
+from tables.model.window import Window
+from tables.state.block import encode_block
+from tables.state.id_table import IDS, IdTable
+from tables.state.input_plan import plans_of
+from tables.state.layer_table import NEVER_MS
 
 MINUTE_MS = 60_000
 Event = dict[str, Any]

@@ -26,7 +26,7 @@ from app.demo_display import Display, Progress, ledger_lines
 from app.demo_worker import DemoError, DemoWorker, Status
 from app.mapfile import load_map
 from examples.flights import events
-from tables.layer import Layer, Map
+from tables.model.layer import Layer, Map
 
 ROOT = pathlib.Path(__file__).parent.parent
 

@@ -42,7 +42,7 @@ from workers import Worker
 from app.__main__ import COMMANDS, OF_EXAMPLES
 from app.mapfile import load_map
 from app.settings import FIELDS, Settings, load_settings
-from tables.errors import SettingError
+from tables.model.errors import SettingError
 
 HEALTHCHECK = ROOT / "deploy" / "healthcheck.py"
 MAVEN = {"m": "http://maven.apache.org/POM/4.0.0"}

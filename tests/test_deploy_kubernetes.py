@@ -31,8 +31,8 @@ from app.mapfile import load_map
 from app.settings import Settings, load_settings
 from app.web import install
 from app.web_guard import HEALTH_PATHS
-from tables.archive_cache import ArchiveCache
-from tables.errors import SettingError
+from tables.archive.cache import ArchiveCache
+from tables.model.errors import SettingError
 
 MANIFEST = ROOT / "deploy" / "kubernetes.yaml"
 

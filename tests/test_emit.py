@@ -30,13 +30,13 @@ from agents.fold import Folder
 from agents.log_partition import LogPartitionIO
 from agents.owner import Owner, tail_of
 from client.feed import decode_record
-from tables.archive import CellRange
-from tables.archive_embedded import EmbeddedArchive
-from tables.contribution import Contribution, decode_cells, decode_contribution
-from tables.errors import ArchiveError, OutcomeUnknownError
-from tables.layer import Layer, Map
-from tables.plan import plans_of
-from tables.store import PartitionStore
+from tables.archive.embedded.archive import EmbeddedArchive
+from tables.archive.protocol import CellRange
+from tables.model.errors import ArchiveError, OutcomeUnknownError
+from tables.model.layer import Layer, Map
+from tables.state.contribution import Contribution, decode_cells, decode_contribution
+from tables.state.input_plan import plans_of
+from tables.state.store import PartitionStore
 
 BASE = 7
 """The first offset that the source's log still has."""

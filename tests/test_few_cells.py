@@ -9,12 +9,12 @@ import polars as pl
 import pytest
 from support import HOUR_MS, accumulators, dataclasses_replace, small_map
 
-from tables.block import encode_block
-from tables.cell import cell_schema
-from tables.query import Limits
-from tables.rollup_table import RollupTable, rollup_schema
-from tables.table import FoldTable, LayerTable
-from tables.top import parse_top_query, top_rows
+from tables.query.cell_query import Limits
+from tables.query.top import parse_top_query, top_rows
+from tables.state.block import encode_block
+from tables.state.cell import cell_schema
+from tables.state.layer_table import FoldTable, LayerTable
+from tables.state.rollup_table import RollupTable, rollup_schema
 
 HOURS, DAYS = small_map().layers
 INTS = (HOURS, DAYS)

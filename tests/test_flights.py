@@ -16,7 +16,7 @@ import pytest
 
 from app.mapfile import load_map
 from examples.flights import events, truth
-from tables.layer import Layer, Map
+from tables.model.layer import Layer, Map
 
 ROOT = pathlib.Path(__file__).parent.parent
 EVENTS = 336_776 + 328_521 + 328_063 + 8_255

@@ -17,9 +17,9 @@ from app.replay import keyed, replay, settled_ms
 from examples.flights.events import flight_events, read_flights
 from examples.flights.events import records as event_records
 from examples.flights.truth import LAYERS, MONTH_LAYERS
-from tables import archive_embedded
-from tables.archive import Archive
-from tables.window import DAY_MS
+from tables.archive.embedded import archive as archive_embedded
+from tables.archive.protocol import Archive
+from tables.model.window import DAY_MS
 
 MONTHS = 2
 """What a test replays: each makes all layers' rows, also those of months that end in between."""
@@ -192,7 +192,7 @@ async def test_two_workers_over_kafka_and_cassandra_share_the_work(
     kafka: str, cassandra: tuple[str, int], tmp_path: Path, flights: pl.DataFrame
 ) -> None:
     """Real brokers, real database, partitions on both workers: the same rows."""
-    from tables.archive_cassandra import CassandraArchive, CassandraSettings  # noqa: PLC0415
+    from tables.archive.cassandra.archive import CassandraArchive, CassandraSettings  # noqa: PLC0415
 
     part = Part(flights, MONTHS)
     host, port = cassandra

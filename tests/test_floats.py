@@ -16,14 +16,14 @@ from support import accumulators, dataclasses_replace, run_of, small_map
 from agents.decode import Decoder
 from agents.fold import Before, Folder
 from agents.fold_few import FewFolder
-from tables.block import FewRows
-from tables.cell import archive_schema, cell_schema, measures_of, merge_partitions
-from tables.columns import measure_columns
-from tables.few_cells import few_cells
-from tables.floats import float_sum
-from tables.layer import Field, Layer, Map, Measure
-from tables.plan import plans_of
-from tables.table import NEVER_MS
+from tables.model.floats import float_sum
+from tables.model.layer import Field, Layer, Map, Measure
+from tables.query.measure_columns import measure_columns
+from tables.state.block import FewRows
+from tables.state.cell import archive_schema, cell_schema, measures_of, merge_partitions
+from tables.state.input_plan import plans_of
+from tables.state.layer_table import NEVER_MS
+from tables.state.small_merge import few_cells
 
 KINDS = ("count", "sum", "mean", "min", "max", "variance")
 FINITE = st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from(

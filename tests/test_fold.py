@@ -14,11 +14,11 @@ from support import HOUR_MS, accumulators, dataclasses_replace, flight, run_of, 
 from agents.classify import Classifier
 from agents.decode import Decoder
 from agents.fold import Before, Folder
-from tables import ledger
-from tables.block import encode_block
-from tables.layer import Condition, Field, Map
-from tables.plan import plans_of
-from tables.table import NEVER_MS, FoldTable
+from tables.model import ledger
+from tables.model.layer import Condition, Field, Map
+from tables.state.block import encode_block
+from tables.state.input_plan import plans_of
+from tables.state.layer_table import NEVER_MS, FoldTable
 
 MAP = small_map()
 

@@ -25,13 +25,13 @@ from agents.batch import FEW_EVENTS_MAX
 from agents.decode import Decoder
 from agents.fold import KEY_BYTES_MAX, Before, Content, Folder
 from agents.fold_few import FewFolder
-from tables import ledger
-from tables.block import FewRows, decode_block, encode_block
-from tables.chunk import RecordFault, Run
-from tables.layer import Condition, Field, KeyField, Map
-from tables.plan import plans_of
-from tables.table import NEVER_MS
-from tables.window import MONTH, Window
+from tables.model import ledger
+from tables.model.layer import Condition, Field, KeyField, Map
+from tables.model.window import MONTH, Window
+from tables.record.chunk import RecordFault, Run
+from tables.state.block import FewRows, decode_block, encode_block
+from tables.state.input_plan import plans_of
+from tables.state.layer_table import NEVER_MS
 
 NEVER = {0: Before(NEVER_MS, {}), 1: Before(NEVER_MS, {})}
 

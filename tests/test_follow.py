@@ -18,9 +18,9 @@ from servers import free_ports
 from support import HOUR_MS, dataclasses_replace, small_map, until
 
 from client import FeedCell, FollowFailedError, Unreadable, follow
-from tables.cell import cell_schema
-from tables.feed import feed_records
-from tables.layer import Layer
+from tables.model.layer import Layer
+from tables.query.feed_records import feed_records
+from tables.state.cell import cell_schema
 
 ROOT = Path(__file__).parent.parent
 HOUR = small_map().layer("hour")

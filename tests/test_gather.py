@@ -16,14 +16,14 @@ from support import DAY_MS, HOUR_MS, run_of
 from agents.batch import SetAside
 from agents.fold import Content
 from agents.gather import Gatherer
-from tables import ledger
-from tables.block import encode_block
-from tables.cell import cell_schema
-from tables.contribution import Contribution, encode_contribution
-from tables.errors import JournalRefusedError
-from tables.journal import Announcement
-from tables.sealed import seal
-from tables.table import NEVER_MS
+from tables.model import ledger
+from tables.model.errors import JournalRefusedError
+from tables.record.sealed import seal
+from tables.state.block import encode_block
+from tables.state.cell import cell_schema
+from tables.state.contribution import Contribution, encode_contribution
+from tables.state.journal import Announcement
+from tables.state.layer_table import NEVER_MS
 
 TOPIC = "small.layer.day"
 NEVER: Announcement = (NEVER_MS, NEVER_MS)

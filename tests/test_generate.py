@@ -23,8 +23,8 @@ from app.commands.generate import command
 from app.feed import partition_of
 from app.generate_plan import MAP_FILE
 from app.mapfile import load_map
-from tables.heartbeat import HEARTBEAT_HEADER
-from tables.ledger import imbalances
+from tables.model.ledger import imbalances
+from tables.record.heartbeat import HEARTBEAT_HEADER
 
 ROOT = Path(__file__).resolve().parent.parent
 TOPIC = "shop.raw"

@@ -13,10 +13,10 @@ from agents.fold import Before, Folder
 from app.generate_bad import CONTENT_TYPES, KINDS, OVERSIZED_EVERY, Bad, Deck, Sample, arrow_stream
 from app.generate_plan import MAP_FILE, SOURCE
 from app.mapfile import load_map
-from tables.chunk import Headers, Run
-from tables.ledger import Ledger
-from tables.plan import plans_of
-from tables.table import NEVER_MS
+from tables.model.ledger import Ledger
+from tables.record.chunk import Headers, Run
+from tables.state.input_plan import plans_of
+from tables.state.layer_table import NEVER_MS
 
 NOW_MS = 1_700_000_000_000
 MAP = load_map(MAP_FILE)

@@ -29,7 +29,7 @@ from app.generate_plan import (
 from app.generate_words import matches, types_of, unclassified_type, words_of
 from app.mapfile import load_map
 from app.replay import settled_ms
-from tables.window import DAY_MS
+from tables.model.window import DAY_MS
 
 MAP = load_map(MAP_FILE)
 NOW_MS = 1_700_000_000_000

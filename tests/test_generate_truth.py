@@ -16,14 +16,14 @@ from app.generate_plan import MAP_FILE, SOURCE, Format, Part, Plan, schedule
 from app.generate_records import Pack, RecordMaker
 from app.generate_words import words_of
 from app.mapfile import load_map, parse_map
-from tables.block import encode_block
-from tables.chunk import Headers, Run
-from tables.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
-from tables.ids import IDS, IdTable
-from tables.layer import Map
-from tables.ledger import Ledger, add, imbalances
-from tables.plan import plans_of
-from tables.table import NEVER_MS
+from tables.model.layer import Map
+from tables.model.ledger import Ledger, add, imbalances
+from tables.record.chunk import Headers, Run
+from tables.record.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
+from tables.state.block import encode_block
+from tables.state.id_table import IDS, IdTable
+from tables.state.input_plan import plans_of
+from tables.state.layer_table import NEVER_MS
 
 START_MS = 1_700_000_000_000
 NOW_MS = START_MS + 3_600_000

@@ -23,8 +23,8 @@ AWAITED = {
     ("app/transport.py", "self._consumer.stop()"),
     ("app/transport.py", "work"),
     ("app/web_slots.py", "query"),
-    ("tables/archive_cache.py", "self._fetch(layer, cells, cost)"),
-    ("tables/archive_cassandra.py", "lane()"),
+    ("tables/archive/cache.py", "self._fetch(layer, cells, cost)"),
+    ("tables/archive/cassandra/archive.py", "lane()"),
     ("tables/threads.py", "lane()"),
 }
 # Commands that are no worker.

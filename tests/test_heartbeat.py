@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tables.heartbeat import HEARTBEAT_HEADER, decode_heartbeat, encode_heartbeat
+from tables.record.heartbeat import HEARTBEAT_HEADER, decode_heartbeat, encode_heartbeat
 
 
 def test_the_header_has_the_name_that_other_writers_use() -> None:

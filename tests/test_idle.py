@@ -12,12 +12,12 @@ from house import RAW, House, archived
 from support import MemoryLog, StoredRecord, dataclasses_replace, flight, small_map, until
 
 from agents import emit, idle, owners
-from tables.archive_embedded import EmbeddedArchive
-from tables.errors import OutcomeUnknownError
-from tables.heartbeat import HEARTBEAT_HEADER, decode_heartbeat
-from tables.layer import Map
-from tables.table import NEVER_MS
-from tables.window import TIME_MS_MAX, Window
+from tables.archive.embedded.archive import EmbeddedArchive
+from tables.model.errors import OutcomeUnknownError
+from tables.model.layer import Map
+from tables.model.window import TIME_MS_MAX, Window
+from tables.record.heartbeat import HEARTBEAT_HEADER, decode_heartbeat
+from tables.state.layer_table import NEVER_MS
 
 FINE_MS, COARSE_MS = 50, 100
 IDLE_MS = 30

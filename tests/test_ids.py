@@ -5,9 +5,9 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from tables import ids
-from tables.block import encode_block
-from tables.ids import JOIN_BLOCKS, IdTable, hash_ids
+from tables.state import id_table as ids
+from tables.state.block import encode_block
+from tables.state.id_table import JOIN_BLOCKS, IdTable, hash_ids
 
 
 def ids_of(first: int, stop: int, until: int = 10) -> pl.DataFrame:

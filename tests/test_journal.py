@@ -23,8 +23,9 @@ from state_support import (
 )
 from support import HOUR_MS
 
-from tables.errors import JournalRefusedError
-from tables.journal import (
+from tables.model.errors import JournalRefusedError
+from tables.record.sealed import seal
+from tables.state.journal import (
     FORMAT,
     Claim,
     Delta,
@@ -35,10 +36,9 @@ from tables.journal import (
     encode_entry,
     identity_of,
 )
-from tables.meta import Meta
-from tables.sealed import seal
-from tables.state import PartitionState
-from tables.table import NEVER_MS, BlockWrite
+from tables.state.layer_table import NEVER_MS, BlockWrite
+from tables.state.partition_meta import Meta
+from tables.state.partition_state import PartitionState
 
 INTS = st.integers(-(2**62), 2**63 - 1)
 COUNTS = st.integers(0, 2**40)

@@ -20,7 +20,7 @@ from aiokafka.structs import ConsumerRecord
 from app.embedded_broker import EmbeddedBroker
 from app.feed import Feed
 from app.kafka_log import KafkaLog
-from tables.errors import OffsetGoneError, OutcomeUnknownError, TreasureMapError
+from tables.model.errors import OffsetGoneError, OutcomeUnknownError, TreasureMapError
 
 RECORD_BYTES_MAX = 4_000_000
 DEADLINE_S = 2.0

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tables.keyhash import key_bytes, key_from_bytes, key_hash, key_hashes
-from tables.layer import Scalar
+from tables.model.keyhash import key_bytes, key_from_bytes, key_hash, key_hashes
+from tables.model.layer import Scalar
 
 FIELDS = st.one_of(
     st.tuples(st.just("string"), st.text()),

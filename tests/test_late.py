@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from support import DAY_MS, HOUR_MS, MemoryLog, dataclasses_replace, flight, small_map, until
 
 from agents import emit, owners
-from tables import ledger
-from tables.archive_embedded import EmbeddedArchive
-from tables.layer import Map
-from tables.letter import Letter, read_letter
+from tables.archive.embedded.archive import EmbeddedArchive
+from tables.model import ledger
+from tables.model.layer import Map
+from tables.record.letter import Letter, read_letter
 
 END_MS = 10 * DAY_MS
 MINUTE_MS = 60_000

@@ -6,7 +6,7 @@ import pytest
 from support import small_map
 
 from agents.late_watch import EVENTS_MIN, SPAN_S, LateWatch
-from tables.plan import plans_of
+from tables.state.input_plan import plans_of
 
 PLAN = plans_of(small_map())["flights.raw"]
 STREAM_TIME_MS = 1_700_000_000_000

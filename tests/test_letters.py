@@ -15,11 +15,11 @@ from support import HOUR_MS, MemoryLog, StoredRecord, flight, until
 
 import agents.letters
 from agents import owner
-from tables import ledger
-from tables.archive_embedded import EmbeddedArchive
-from tables.errors import TreasureMapError
-from tables.journal import Delta, decode_entry
-from tables.letter import Letter, LetterError, index_of, read_letter
+from tables.archive.embedded.archive import EmbeddedArchive
+from tables.model import ledger
+from tables.model.errors import TreasureMapError
+from tables.record.letter import Letter, LetterError, index_of, read_letter
+from tables.state.journal import Delta, decode_entry
 
 
 @pytest.fixture

@@ -27,8 +27,8 @@ from app.process import Process
 from app.settings import load_settings
 from agents.emit import Emitter
 from agents.owners import Owners
-from tables.archive_embedded import EmbeddedArchive
-from tables.errors import ArchiveError
+from tables.archive.protocol.embedded.archive import EmbeddedArchive
+from tables.model.errors import ArchiveError
 
 flag = pathlib.Path(sys.argv.pop())
 kind = sys.argv.pop()

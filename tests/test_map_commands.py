@@ -18,10 +18,10 @@ from app.commands.map import command
 from app.embedded_broker import EmbeddedBroker
 from app.mapfile import load_map
 from app.topics import topics_found
-from tables.archive_cql import LayerTable
-from tables.errors import ArchiveError, MapError, SettingError, TreasureMapError
-from tables.journal import Claim, encode_entry
-from tables.plan import InputPlan, plans_of
+from tables.archive.cassandra.cql import LayerTable
+from tables.model.errors import ArchiveError, MapError, SettingError, TreasureMapError
+from tables.state.input_plan import InputPlan, plans_of
+from tables.state.journal import Claim, encode_entry
 
 ROOT = Path(__file__).parent.parent
 FLIGHTS = ROOT / "examples" / "flights" / "map.toml"

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.mapfile import MAP_BYTES_MAX, digest_of, load_map, parse_map
-from tables.errors import MapError
-from tables.layer import Condition, KeyField, Layer, Map, Measure
-from tables.window import DAY_MS, Window
+from tables.model.errors import MapError
+from tables.model.layer import Condition, KeyField, Layer, Map, Measure
+from tables.model.window import DAY_MS, Window
 
 FLIGHTS = Path(__file__).parent.parent / "examples" / "flights" / "map.toml"
 HOUR_MS = 3_600_000

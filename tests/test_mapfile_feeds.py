@@ -4,7 +4,7 @@ import pytest
 from test_mapfile import changed, problems_of, read
 
 from app.web_map import describe_map
-from tables.layer import combiner_of
+from tables.model.layer import combiner_of
 
 
 @pytest.mark.parametrize(

@@ -26,12 +26,12 @@ from agents.emission import ARCHIVE
 from app.readiness import Readiness
 from app.view import View
 from app.web_map import describe_map
-from tables import ledger
-from tables.archive import CellRange
-from tables.archive_embedded import EmbeddedArchive
-from tables.contribution import decode_contribution
-from tables.layer import Layer, Map, combiner_of
-from tables.plan import plans_of
+from tables.archive.embedded.archive import EmbeddedArchive
+from tables.archive.protocol import CellRange
+from tables.model import ledger
+from tables.model.layer import Layer, Map, combiner_of
+from tables.state.contribution import decode_contribution
+from tables.state.input_plan import plans_of
 
 PARTITIONS = 3
 HOUR_TOPIC, DAY_TOPIC = "small.layer.hour", "small.layer.day"

@@ -21,11 +21,11 @@ from app.transport import Transport
 from app.view import View
 from app.watch import Progress, Watch
 from app.web_server import Counts
-from tables.archive import CellRange
-from tables.archive_cache import ArchiveCache
-from tables.archive_embedded import EmbeddedArchive
-from tables.cost import QueryCost
-from tables.ledger import EVENT_COLUMNS, LAYER_COLUMNS, RECORD_COLUMNS
+from tables.archive.cache import ArchiveCache
+from tables.archive.embedded.archive import EmbeddedArchive
+from tables.archive.protocol import CellRange
+from tables.model.cost import QueryCost
+from tables.model.ledger import EVENT_COLUMNS, LAYER_COLUMNS, RECORD_COLUMNS
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -7,7 +7,7 @@ import asyncio
 from support import until
 
 from app.moves import DOUBLED_MAX, Moves
-from tables.errors import FencedError, JournalUnreadError, OutcomeUnknownError
+from tables.model.errors import FencedError, JournalUnreadError, OutcomeUnknownError
 
 HOUR_S = 3_600.0
 CLAIM_BYTES = 1_000

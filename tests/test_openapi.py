@@ -13,8 +13,8 @@ from web_support import get, served, stored
 
 from app.docs_page import docs_page
 from app.openapi import openapi
-from tables.layer import KeyField
-from tables.query import Limits
+from tables.model.layer import KeyField
+from tables.query.cell_query import Limits
 
 MAP = small_map()
 ROWS = [stored(origin, hour=hour) for origin in ("JFK", "LGA") for hour in range(3)]

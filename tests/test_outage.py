@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agents.outage import FORGET_S, GRACE_S, Outage
-from tables.errors import ArchiveAwayError, ArchiveError, ArchiveRefusedError
+from tables.model.errors import ArchiveAwayError, ArchiveError, ArchiveRefusedError
 
 
 class Clock:

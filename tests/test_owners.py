@@ -22,16 +22,16 @@ from support import (
 from agents import owners
 from agents.emit import Emitter
 from agents.owner import UNSAVED_DELTAS_MAX, Owner
-from tables import ledger
-from tables.archive_embedded import EmbeddedArchive
-from tables.cell import measures_of
-from tables.chunk import Chunk
-from tables.errors import JournalRefusedError
-from tables.facts import PartitionFacts
-from tables.family import KeyFilter
-from tables.live import LiveRead
-from tables.store import PartitionStore
-from tables.table import NEVER_MS
+from tables.archive.embedded.archive import EmbeddedArchive
+from tables.model import ledger
+from tables.model.errors import JournalRefusedError
+from tables.query.facts import PartitionFacts
+from tables.query.family import KeyFilter
+from tables.query.live import LiveRead
+from tables.record.chunk import Chunk
+from tables.state.cell import measures_of
+from tables.state.layer_table import NEVER_MS
+from tables.state.store import PartitionStore
 
 DAY = "small.layer.day"
 

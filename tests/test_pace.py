@@ -7,7 +7,7 @@ from support import flight, run_of
 
 from app.lane import Arrived, Lane
 from app.pace import BUSY_FROM, CHUNK_BYTES_MIN, CYCLE_SECONDS, Pace
-from tables.chunk import Chunk
+from tables.record.chunk import Chunk
 
 MIB = 1 << 20
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tables.parameters import (
+from tables.model.window import MONTH
+from tables.query.parameters import (
     choice_parameter,
     parse_time_ms,
     read_parameters,
@@ -12,7 +13,6 @@ from tables.parameters import (
     whole_parameter,
     window_parameter,
 )
-from tables.window import MONTH
 
 NEW_YEAR_MS = 1_356_998_400_000
 WORDS = [

@@ -16,7 +16,7 @@ from test_topics import admin_of
 from agents.claims import OTHER_PARTITIONS
 from app.commands.map import command
 from app.lane import TransportError, TransportOptions
-from tables.errors import MapError
+from tables.model.errors import MapError
 
 AT_MS = 1_699_920_000_000
 WORDS = f"the topic got more partitions than the map declares; want 2; {OTHER_PARTITIONS}"

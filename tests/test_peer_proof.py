@@ -25,8 +25,8 @@ from app.peer_wire import PATH, encode_jobs, encode_reads
 from app.peers import Peers
 from app.settings import Settings
 from app.web_access import peer_key
-from tables.cost import QueryCost
-from tables.live import LiveJob, LiveRead, LiveRows
+from tables.model.cost import QueryCost
+from tables.query.live import LiveJob, LiveRead, LiveRows
 
 MAP = small_map()
 SECRET = "secret-between-workers"  # noqa: S105 - no password of anything

@@ -25,13 +25,13 @@ from app.peers import Peers
 from app.settings import Settings
 from app.web import install
 from app.web_access import peer_key
-from tables.archive_cache import ArchiveCache
-from tables.archive_embedded import EmbeddedArchive
-from tables.cost import QueryCost
-from tables.errors import QueryError
-from tables.family import KeyFilter
-from tables.layer import KeyField, Map
-from tables.live import LiveRead, LiveRows
+from tables.archive.cache import ArchiveCache
+from tables.archive.embedded.archive import EmbeddedArchive
+from tables.model.cost import QueryCost
+from tables.model.errors import QueryError
+from tables.model.layer import KeyField, Map
+from tables.query.family import KeyFilter
+from tables.query.live import LiveRead, LiveRows
 
 MAP = small_map()
 MERGED = small_map(

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from support import DAY_MS, HOUR_MS, dataclasses_replace, small_map
 
-from tables.errors import QueryError
-from tables.family import FamilyQuery, family_of, parse_family_query
-from tables.layer import Map
-from tables.planner import LayerFacts, boundaries_of, plan
-from tables.query import Limits, UnknownLayerError
-from tables.table import NEVER_ENDS_MS, NEVER_MS
-from tables.window import MONTH
+from tables.model.errors import QueryError
+from tables.model.layer import Map
+from tables.model.window import MONTH
+from tables.query.cell_query import Limits, UnknownLayerError
+from tables.query.family import FamilyQuery, family_of, parse_family_query
+from tables.query.planner import LayerFacts, boundaries_of, plan
+from tables.state.layer_table import NEVER_ENDS_MS, NEVER_MS
 
 MAP = small_map()
 HOURS, DAYS = MAP.layers

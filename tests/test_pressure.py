@@ -15,12 +15,12 @@ from support import DAY_MS, HOUR_MS, MemoryLog, flight, until
 from agents import emit, owners
 from app import pressure
 from app.pressure import Gate, Pressure
-from tables.archive_embedded import EmbeddedArchive
-from tables.block import encode_block
-from tables.cell import cell_schema
-from tables.errors import ArchiveError
-from tables.layer import Layer
-from tables.table import FoldTable
+from tables.archive.embedded.archive import EmbeddedArchive
+from tables.model.errors import ArchiveError
+from tables.model.layer import Layer
+from tables.state.block import encode_block
+from tables.state.cell import cell_schema
+from tables.state.layer_table import FoldTable
 
 DAY_TOPIC = "small.layer.day"
 DISK = Path("/disk")

@@ -23,7 +23,7 @@ from app.settings import load_settings, secrets_of
 from app.settings_secrets import SECRET_FILES
 from app.verify.report import Difference, LayerReport, Report
 from client import Cell
-from tables.errors import TreasureMapError
+from tables.model.errors import TreasureMapError
 
 STEERING = "a\x1b[2J\x07\x9b31m\u202e\ud800\n\u00e9\U0001f600"
 ESCAPED = r"a\x1b[2J\x07\x9b31m\u202e\ud800\n\u00e9\U0001f600".replace(

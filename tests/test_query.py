@@ -15,12 +15,10 @@ from hypothesis import strategies as st
 from support import DAY_MS, HOUR_MS, dataclasses_replace, small_map
 from web_support import frame, given_cells, stored
 
-from tables.archive import CellRange
-from tables.cell import archive_schema
-from tables.errors import QueryError
-from tables.layer import KeyField, Map
-from tables.parameters import INT64_MAX, INT64_MIN
-from tables.query import (
+from tables.archive.protocol import CellRange
+from tables.model.errors import QueryError
+from tables.model.layer import KeyField, Map
+from tables.query.cell_query import (
     CellQuery,
     Limits,
     Row,
@@ -32,6 +30,8 @@ from tables.query import (
     merge_answer,
     parse_query,
 )
+from tables.query.parameters import INT64_MAX, INT64_MIN
+from tables.state.cell import archive_schema
 
 MAP = small_map()
 HOURS = MAP.layer("hour")

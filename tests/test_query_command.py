@@ -16,7 +16,7 @@ from web_support import in_thread, served, stored
 
 from app.commands.query import command
 from app.commands.query_draw import sparkline
-from tables.errors import QueryError
+from tables.model.errors import QueryError
 
 MAP = small_map()
 DAY = ["--from", "1970-01-01", "--to", "1970-01-02"]

@@ -18,19 +18,19 @@ import agents.reader
 from agents.answers import FamilyAnswer
 from agents.live import read_live
 from agents.reader import Reader
-from tables.answer import row_end
-from tables.archive import CellRange
-from tables.archive_cache import ArchiveCache
-from tables.archive_embedded import EmbeddedArchive
-from tables.cell import in_order, measures_of
-from tables.cost import QueryCost
-from tables.errors import QueryError
-from tables.family import FamilyQuery, parse_family_query
-from tables.heartbeat import decode_heartbeat
-from tables.layer import Map
-from tables.live import LiveRead, LiveRows
-from tables.query import Limits
-from tables.window import Window
+from tables.archive.cache import ArchiveCache
+from tables.archive.embedded.archive import EmbeddedArchive
+from tables.archive.protocol import CellRange
+from tables.model.cost import QueryCost
+from tables.model.errors import QueryError
+from tables.model.layer import Map
+from tables.model.window import Window
+from tables.query.answer import row_end
+from tables.query.cell_query import Limits
+from tables.query.family import FamilyQuery, parse_family_query
+from tables.query.live import LiveRead, LiveRows
+from tables.record.heartbeat import decode_heartbeat
+from tables.state.cell import in_order, measures_of
 
 HOURS, DAYS = small_map().layers
 SIX_HOURS = dataclasses_replace(DAYS, name="six", window=Window(6 * HOUR_MS), finer="hour")

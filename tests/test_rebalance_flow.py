@@ -18,9 +18,9 @@ from agents.owners import Owners
 from app.kafka_log import Headers, KafkaLog
 from app.mapfile import load_map
 from app.topics import apply_topics
-from tables.archive_embedded import EmbeddedArchive
-from tables.errors import OutcomeUnknownError
-from tables.limits import RECORD_BYTES_MAX
+from tables.archive.embedded.archive import EmbeddedArchive
+from tables.model.errors import OutcomeUnknownError
+from tables.model.limits import RECORD_BYTES_MAX
 
 
 class SlowLetters(KafkaLog):

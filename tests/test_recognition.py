@@ -14,15 +14,15 @@ from support import DAY_MS, MemoryLog, StoredRecord, flight, until
 
 from agents.log_partition import LogPartitionIO
 from agents.owner import Owner
-from tables.archive_embedded import EmbeddedArchive
-from tables.archive_identity import History
-from tables.errors import (
+from tables.archive.embedded.archive import EmbeddedArchive
+from tables.archive.identity import History
+from tables.model.errors import (
     ArchiveAwayError,
     FencedError,
     JournalRefusedError,
 )
-from tables.journal import Claim, Claimant, decode_entry, encode_entry
-from tables.store import PartitionStore
+from tables.state.journal import Claim, Claimant, decode_entry, encode_entry
+from tables.state.store import PartitionStore
 
 JOURNAL = RAW_PLAN.journal
 

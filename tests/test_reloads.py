@@ -24,7 +24,7 @@ from app.certificates import ContextOfNow, PemFiles, client_context, server_cont
 from app.reloads import Reload, Reloads
 from app.settings import load_settings
 from app.tokens import make_token
-from tables.errors import SettingError
+from tables.model.errors import SettingError
 
 MAP = small_map()
 TOKEN = "correct-horse-battery"  # noqa: S105 - no password of anything

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tables.remembered import ENTRY_SIZE, LENGTH_MAX, SIZE_MAX, Remembered
+from tables.record.remembered import ENTRY_SIZE, LENGTH_MAX, SIZE_MAX, Remembered
 
 
 def test_an_answer_is_found_once() -> None:

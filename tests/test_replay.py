@@ -23,8 +23,8 @@ from app.idempotence import has_idempotent_producer
 from app.mapfile import load_map
 from app.replay import Step, keyed, replay, settled_ms, steps
 from examples.flights import events
-from tables.heartbeat import HEARTBEAT_HEADER, decode_heartbeat
-from tables.window import DAY_MS
+from tables.model.window import DAY_MS
+from tables.record.heartbeat import HEARTBEAT_HEADER, decode_heartbeat
 
 HOUR_MS = DAY_MS // 24
 # 1 January 2013, 00:00 UTC.

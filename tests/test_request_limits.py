@@ -23,9 +23,9 @@ from support import dataclasses_replace, small_map
 from web_support import FrameCells, served, stored
 
 from app.peer_wire import PATH, encode_reads
-from tables.cell import archive_schema
-from tables.live import LiveRead
-from tables.window import Window
+from tables.model.window import Window
+from tables.query.live import LiveRead
+from tables.state.cell import archive_schema
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from servers import free_ports
 from app.aiokafka_private import tell_broken_connections, write
 from app.embedded_broker import EmbeddedBroker
 from app.kafka_log import KafkaLog
-from tables.errors import OutcomeUnknownError
+from tables.model.errors import OutcomeUnknownError
 
 LOOPS = pytest.mark.parametrize(
     "loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]

@@ -23,14 +23,14 @@ from support import (
 
 from agents.log_partition import LogPartitionIO
 from agents.recovery import Recovery
-from tables import snapshot
-from tables.archive_embedded import EmbeddedArchive
-from tables.block import encode_block
-from tables.ids import IDS, hash_ids
-from tables.journal import Entry, decode_entry, encode_entry, identity_of
-from tables.plan import InputPlan, plans_of
-from tables.state import PartitionState
-from tables.store import PartitionStore
+from tables.archive.embedded.archive import EmbeddedArchive
+from tables.state import snapshot
+from tables.state.block import encode_block
+from tables.state.id_table import IDS, hash_ids
+from tables.state.input_plan import InputPlan, plans_of
+from tables.state.journal import Entry, decode_entry, encode_entry, identity_of
+from tables.state.partition_state import PartitionState
+from tables.state.store import PartitionStore
 
 HOUR = small_map().layer("hour")
 OTHER = dataclasses_replace(HOUR, name="other")

@@ -15,11 +15,11 @@ from test_reader import LIMITS, Owned
 
 from agents.owner import Owner
 from agents.reader import Reader
-from tables.archive_cache import ArchiveCache
-from tables.archive_embedded import EmbeddedArchive
-from tables.errors import ArchiveError, OutcomeUnknownError
-from tables.family import parse_family_query
-from tables.layer import Map
+from tables.archive.cache import ArchiveCache
+from tables.archive.embedded.archive import EmbeddedArchive
+from tables.model.errors import ArchiveError, OutcomeUnknownError
+from tables.model.layer import Map
+from tables.query.family import parse_family_query
 
 MINUTE_MS = 60_000
 HOUR, DAY = small_map().layers

@@ -25,8 +25,8 @@ from app.settings import Settings, load_settings
 from app.topic_specs import topics_of
 from app.topics import TopicsRefusedError, apply_topics, check_topics
 from app.verify import verify
-from tables.errors import OutcomeUnknownError, TreasureMapError
-from tables.layer import Map
+from tables.model.errors import OutcomeUnknownError, TreasureMapError
+from tables.model.layer import Map
 
 SECONDS_MAX = 20.0
 """How long a command may take to tell what is missing, on a busy machine."""

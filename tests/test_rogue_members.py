@@ -30,7 +30,7 @@ from app.rights import Right, rights_of
 from app.settings import load_settings
 from app.tokens import make_token
 from app.topics import apply_topics
-from tables.layer import Map
+from tables.model.layer import Map
 
 __all__ = ["benches"]
 

@@ -20,7 +20,7 @@ from app.settings import (
 from app.settings_checks import is_loopback
 from app.settings_options import settings_options
 from app.settings_page import settings_table, with_table
-from tables.errors import SettingError
+from tables.model.errors import SettingError
 
 TOKEN = "correct-horse-battery"  # noqa: S105 - no password of anything
 ANYWHERE = "0.0.0.0"  # noqa: S104 - nothing is bound here

@@ -9,7 +9,7 @@ import pytest
 
 from app.settings import load_settings
 from app.settings_secrets import SECRET_FILES
-from tables.errors import SettingError
+from tables.model.errors import SettingError
 
 SECRET = "correct-horse-battery"  # noqa: S105 - no password of anything
 # What a secret means nothing without.

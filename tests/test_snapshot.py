@@ -20,11 +20,11 @@ from agents import recovery
 from agents.log_partition import LogPartitionIO
 from agents.owner import Owner
 from agents.recovery import Recovery
-from tables import snapshot
-from tables.archive_embedded import EmbeddedArchive
-from tables.errors import FencedError, JournalRefusedError
-from tables.journal import Snapshot, SnapshotPart, decode_entry, encode_entry, identity_of
-from tables.store import PartitionStore
+from tables.archive.embedded.archive import EmbeddedArchive
+from tables.model.errors import FencedError, JournalRefusedError
+from tables.state import snapshot
+from tables.state.journal import Snapshot, SnapshotPart, decode_entry, encode_entry, identity_of
+from tables.state.store import PartitionStore
 
 JOURNAL = "small.journal.flights.raw"
 DAY = "small.layer.day"

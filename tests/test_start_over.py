@@ -15,12 +15,12 @@ from test_archive_cassandra import LAYER, rows, settings_of, times
 
 from app.commands.map import command
 from app.embedded_broker import EmbeddedBroker
-from tables import archive_extent
-from tables.archive import CellRange
-from tables.archive_embedded import EmbeddedArchive
-from tables.archive_identity import History
-from tables.errors import ArchiveError, TreasureMapError
-from tables.layer import Map
+from tables.archive.embedded import extent as archive_extent
+from tables.archive.embedded.archive import EmbeddedArchive
+from tables.archive.identity import History
+from tables.archive.protocol import CellRange
+from tables.model.errors import ArchiveError, TreasureMapError
+from tables.model.layer import Map
 
 MAP = """
 revision = 1
@@ -154,8 +154,8 @@ async def test_another_map_s_archive_is_not_deleted(begun: Begun) -> None:
 @pytest.mark.cassandra
 async def test_a_map_s_tables_go_and_those_of_others_stay(cassandra: Any) -> None:
     """With its id; names that begin alike are other maps."""
-    from tables.archive_cassandra import CassandraArchive  # noqa: PLC0415 (an extra)
-    from tables.archive_cassandra_wipe import wipe_keyspace  # noqa: PLC0415 (an extra)
+    from tables.archive.cassandra.archive import CassandraArchive  # noqa: PLC0415 (an extra)
+    from tables.archive.cassandra.wipe import wipe_keyspace  # noqa: PLC0415 (an extra)
 
     settings = settings_of(cassandra, "wiped")
     ids: dict[str, list[str]] = {"a": [], "a_b": []}

@@ -21,12 +21,12 @@ from app.embedded_broker import EmbeddedBroker
 from app.kafka_log import KafkaLog
 from app.mapfile import load_map
 from app.station import Foundation
-from tables.archive import Archive
-from tables.archive_embedded import EmbeddedArchive
-from tables.errors import ArchiveAwayError, ArchiveError
-from tables.journal import Claim, encode_entry
-from tables.layer import Map
-from tables.sealed import seal
+from tables.archive.embedded.archive import EmbeddedArchive
+from tables.archive.protocol import Archive
+from tables.model.errors import ArchiveAwayError, ArchiveError
+from tables.model.layer import Map
+from tables.record.sealed import seal
+from tables.state.journal import Claim, encode_entry
 
 HOUR_MS = 3_600_000
 

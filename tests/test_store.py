@@ -26,11 +26,11 @@ from state_support import (
 )
 from support import DAY_MS, HOUR_MS, small_map
 
-from tables.errors import TreasureMapError
-from tables.plan import InputPlan, plans_of
-from tables.state import PartitionState
-from tables.store import FORMAT, PartitionStore
-from tables.table import BlockWrite
+from tables.model.errors import TreasureMapError
+from tables.state.input_plan import InputPlan, plans_of
+from tables.state.layer_table import BlockWrite
+from tables.state.partition_state import PartitionState
+from tables.state.store import FORMAT, PartitionStore
 
 DEADLINE_S = 60
 ROOT = Path(__file__).resolve().parent.parent
@@ -130,7 +130,7 @@ def test_a_save_that_fails_changes_nothing(store: PartitionStore) -> None:
 SAVES_FOR_EVER = """
 import pathlib, sys
 from state_support import RAW_PLAN, Journal, delta, hour_block
-from tables.store import PartitionStore
+from tables.state.partition_state.store import PartitionStore
 
 store = PartitionStore(pathlib.Path(sys.argv[1]))
 journal = Journal(RAW_PLAN)
@@ -187,7 +187,9 @@ def test_a_second_opener_is_refused_until_the_first_closes(store: PartitionStore
 
 def test_a_second_process_is_refused(store: PartitionStore) -> None:
     """The lock is the operating system's."""
-    code = "import pathlib, sys, tables.store as s; s.PartitionStore(pathlib.Path(sys.argv[1]))"
+    code = (
+        "import pathlib, sys, tables.state.store as s; s.PartitionStore(pathlib.Path(sys.argv[1]))"
+    )
     paths = os.pathsep.join(path for path in sys.path if path)
     other = subprocess.run(
         [sys.executable, "-c", code, str(store.folder)],
@@ -244,10 +246,10 @@ def test_a_store_holds_what_a_higher_revision_claims(store: PartitionStore) -> N
 
 FULL = """
 import os, pathlib, resource, sys
-from tables.errors import TreasureMapError
-from tables.meta import Meta
-from tables.store import PartitionStore
-from tables.table import BlockWrite
+from tables.model.errors import TreasureMapError
+from tables.state.partition_state.partition_meta import Meta
+from tables.state.partition_state.store import PartitionStore
+from tables.state.partition_state.layer_table import BlockWrite
 
 store = PartitionStore(pathlib.Path(sys.argv[1]))
 # The kernel refuses what would make a file larger, as a full disk does.
@@ -343,7 +345,7 @@ def test_a_store_of_damaged_files_is_made_anew(
 SAVES_AND_DIES = """
 import os, pathlib, signal, sys
 from state_support import RAW_PLAN, Journal, delta, hour_block
-from tables.store import PartitionStore
+from tables.state.partition_state.store import PartitionStore
 
 store = PartitionStore(pathlib.Path(sys.argv[1]))
 journal = Journal(RAW_PLAN)

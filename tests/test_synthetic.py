@@ -18,8 +18,8 @@ from app.embedded_broker import EmbeddedBroker
 from app.mapfile import load_map
 from app.synthetic import DISORDER_MS_MAX, SECTORS, contacts, stream
 from examples.flights.events import MAP_FILE
-from tables.heartbeat import HEARTBEAT_HEADER, decode_heartbeat
-from tables.layer import Map
+from tables.model.layer import Map
+from tables.record.heartbeat import HEARTBEAT_HEADER, decode_heartbeat
 
 NOW_MS = 1_700_000_000_000
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from state_support import DAY, HOUR, cells_of, day_block, hour_block, hour_rows, reload
 from support import DAY_MS, HOUR_MS, accumulators, dataclasses_replace
 
-from tables import table as table_module
-from tables.block import FewRows, encode_block
-from tables.cell import cell_schema, measures_of
-from tables.rollup_table import RollupTable
-from tables.table import NEVER_MS, TAIL_BLOCKS_MAX, TAIL_FEW_MAX, BlockWrite, FoldTable
+from tables.state import layer_table as table_module
+from tables.state.block import FewRows, encode_block
+from tables.state.cell import cell_schema, measures_of
+from tables.state.layer_table import NEVER_MS, TAIL_BLOCKS_MAX, TAIL_FEW_MAX, BlockWrite, FoldTable
+from tables.state.rollup_table import RollupTable
 
 ORIGINS = st.sampled_from(["JFK", "LGA"])
 CARRIERS = st.sampled_from(["UA", "AA"])

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 import app.__main__ as program
 from app.tokens import Tokens, hash_of, lifetime_of, make_token, read_tokens, revoke_token
-from tables.errors import SettingError
+from tables.model.errors import SettingError
 
 
 def run(file: Path, *arguments: str) -> Result:

@@ -12,12 +12,12 @@ import pytest
 from support import DAY_MS, accumulators, dataclasses_replace, small_map
 from web_support import stored
 
-import tables.top
-from tables.cell import cell_schema, measures_of
-from tables.errors import QueryError
-from tables.layer import Layer
-from tables.query import Limits, UnknownLayerError
-from tables.top import TopQuery, parse_top_query, top_rows
+import tables.query.top
+from tables.model.errors import QueryError
+from tables.model.layer import Layer
+from tables.query.cell_query import Limits, UnknownLayerError
+from tables.query.top import TopQuery, parse_top_query, top_rows
+from tables.state.cell import cell_schema, measures_of
 
 MAP = small_map()
 RANGE = [("from", "0"), ("to", str(DAY_MS))]
@@ -55,8 +55,8 @@ def test_the_first_are_those_of_all_in_order(
     Rows come in any order, and are ranked all at once, or a few at a time.
     """
     if seed > 1:
-        monkeypatch.setattr(tables.top, "FEW_ROWS_MAX", 0)
-        monkeypatch.setattr(tables.top, "PART_ROWS_MAX", 7)
+        monkeypatch.setattr(tables.query.top, "FEW_ROWS_MAX", 0)
+        monkeypatch.setattr(tables.query.top, "PART_ROWS_MAX", 7)
     rng = random.Random(seed)
     top = ask(by, rng.choice([1, 5, 100]), order)
     rows = some_rows(rng, top, [2**53, 2**53 + 1, -(2**60), 7, 8, 0] if seed % 2 else [1, 2, 3])
@@ -82,7 +82,7 @@ def test_of_many_equal_keys_few_are_computed(monkeypatch: pytest.MonkeyPatch, by
         found.append(frame.height)
         return measures_of(layer, frame)
 
-    monkeypatch.setattr(tables.top, "measures_of", counted)
+    monkeypatch.setattr(tables.query.top, "measures_of", counted)
     few = [stored("9", delays=[3, 5, 70]), stored("8", delays=[4, 4, 71])]
     many = [stored(f"{number:06d}", delays=[3, 4]) for number in range(30_000)]
     rows = pl.DataFrame([*many, *few], schema=cell_schema(top.query.rows), orient="row")

@@ -24,8 +24,8 @@ from app.topics import (
     check_topics,
     topics_of,
 )
-from tables.errors import TreasureMapError
-from tables.layer import Map
+from tables.model.errors import TreasureMapError
+from tables.model.layer import Map
 
 TEXT = """
 revision = 1

@@ -21,13 +21,13 @@ from aiokafka.errors import KafkaConnectionError
 
 from app.lane import Lane, Owners, TransportError, TransportOptions
 from app.transport import Transport
-from tables.chunk import Chunk, Run
-from tables.errors import (
+from tables.model.errors import (
     FencedError,
     JournalRefusedError,
     OutcomeUnknownError,
     TreasureMapError,
 )
+from tables.record.chunk import Chunk, Run
 
 SECONDS_MAX = 60.0
 TopicPartitions = set[tuple[str, int]]

@@ -29,9 +29,9 @@ from app.verify.events import Events, Partition
 from app.verify.letters import Letters
 from app.verify.records import Record
 from app.verify.windows import window_end, window_start
-from tables.archive_embedded import EmbeddedArchive
-from tables.layer import Layer, Map
-from tables.window import TIME_MS_MAX, TIME_MS_MIN, Window
+from tables.archive.embedded.archive import EmbeddedArchive
+from tables.model.layer import Layer, Map
+from tables.model.window import TIME_MS_MAX, TIME_MS_MIN, Window
 
 MAP = small_map()
 HOUR, DAY = MAP.layers

@@ -16,9 +16,9 @@ from app.settings import load_settings
 from app.verify import archive as verify_archive
 from app.verify.archive import open_archive
 from app.verify.errors import VerifyError
-from tables.cell import archive_schema
+from tables.state.cell import archive_schema
 
-archive_cassandra = pytest.importorskip("tables.archive_cassandra")
+archive_cassandra = pytest.importorskip("tables.archive.cassandra.archive")
 pytestmark = pytest.mark.cassandra
 ROWS, FRAME_ROWS = 20_000, 3_000
 

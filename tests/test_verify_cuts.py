@@ -19,10 +19,10 @@ from app.verify.cuts import Cuts
 from app.verify.database import Database
 from app.verify.errors import VerifyError
 from app.verify.whole import Whole
-from tables.archive_embedded import EmbeddedArchive
-from tables.layer import KeyField, Map
-from tables.ledger import EVENT_COLUMNS, LAYER_COLUMNS, RECORD_COLUMNS, total
-from tables.whole import described
+from tables.archive.embedded.archive import EmbeddedArchive
+from tables.model.layer import KeyField, Map
+from tables.model.ledger import EVENT_COLUMNS, LAYER_COLUMNS, RECORD_COLUMNS, total
+from tables.query.whole import described
 
 HOUR, DAY = small_map().layers
 FIRST = small_map(layers=(HOUR,))

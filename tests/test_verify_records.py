@@ -23,9 +23,9 @@ from app.verify.events import Events
 from app.verify.letters import Letters
 from app.verify.records import Faults, Record, RecordReader, form_of
 from app.verify.trial import readable
-from tables.layer import Field
-from tables.plan import plans_of
-from tables.table import NEVER_MS
+from tables.model.layer import Field
+from tables.state.input_plan import plans_of
+from tables.state.layer_table import NEVER_MS
 
 FIELDS = {
     "origin": "string", "carrier": "string", "delay": "int", "vip": "bool", "weight": "float",

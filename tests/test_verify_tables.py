@@ -13,8 +13,8 @@ from verify_support import Recomputed, plain_partitions, plain_rows
 
 from app.verify.cells import Cell, FieldSums
 from app.verify.database import Database
-from tables.layer import Condition, Field, KeyField, Map, Measure
-from tables.window import Window
+from tables.model.layer import Condition, Field, KeyField, Map, Measure
+from tables.model.window import Window
 
 RAW = "flights.raw"
 FIELDS = (

@@ -20,7 +20,7 @@ from app.pressure import Pressure
 from app.readiness import Readiness
 from app.transport import NO_GENERATION, Transport
 from app.watch import Progress, Question, Watch, ask_kafka
-from tables.archive import Archive
+from tables.archive.protocol import Archive
 
 T0, T1 = ("t", 0), ("t", 1)
 STUCK_S = 60.0

@@ -32,12 +32,12 @@ from app.settings import Settings
 from app.web import install
 from app.web_guard import host_name
 from client import QueryClient, QueryFailedError
-from tables.archive import CellRange
-from tables.archive_cache import ArchiveCache
-from tables.archive_embedded import EmbeddedArchive
-from tables.cost import QueryCost
-from tables.errors import ArchiveDamagedError, ArchiveError
-from tables.layer import Layer
+from tables.archive.cache import ArchiveCache
+from tables.archive.embedded.archive import EmbeddedArchive
+from tables.archive.protocol import CellRange
+from tables.model.cost import QueryCost
+from tables.model.errors import ArchiveDamagedError, ArchiveError
+from tables.model.layer import Layer
 from tables.threads import Threads
 
 MAP = small_map()

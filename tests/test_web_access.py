@@ -24,9 +24,9 @@ from app.web import install
 from app.web_access import Access, scopes, unscoped
 from client import QueryClient, QueryFailedError
 from client.query_async import AsyncQueryClient
-from tables.archive_cache import ArchiveCache
-from tables.archive_embedded import EmbeddedArchive
-from tables.live import LiveRead
+from tables.archive.cache import ArchiveCache
+from tables.archive.embedded.archive import EmbeddedArchive
+from tables.query.live import LiveRead
 
 ROOT = Path(__file__).resolve().parent.parent
 MAP = small_map()

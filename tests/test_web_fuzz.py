@@ -16,9 +16,9 @@ from support import DAY_MS, HOUR_MS, dataclasses_replace, seeds, small_map
 from web_support import served, stored
 
 from app.peer_wire import WireRead, WireReads
-from tables.layer import KeyField
-from tables.live import Told
-from tables.window import MONTH, START_MS_MIN, TIME_MS_MAX, YEAR
+from tables.model.layer import KeyField
+from tables.model.window import MONTH, START_MS_MIN, TIME_MS_MAX, YEAR
+from tables.query.live import Told
 
 KEY = (KeyField("origin", "string"), KeyField("carrier", "string"))
 HOURS, DAYS = small_map().layers

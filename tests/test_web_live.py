@@ -15,7 +15,7 @@ from support import HOUR_MS, small_map, until
 from web_support import FrameCells, frame, get, served, stored
 
 import app.web_live
-from tables.errors import ArchiveDamagedError, ArchiveError
+from tables.model.errors import ArchiveDamagedError, ArchiveError
 
 MAP = small_map()
 LIVE = "/v1/layers/hour/live?interval_ms=100"

@@ -33,12 +33,12 @@ from app.commands.query import command
 from app.settings import Settings
 from app.web import install
 from client import QueryClient, QueryFailedError, Range
-from tables.archive_cache import ArchiveCache
-from tables.archive_embedded import EmbeddedArchive
-from tables.block import conform
-from tables.cell import archive_schema
-from tables.family import KeyFilter
-from tables.layer import Layer, Map
+from tables.archive.cache import ArchiveCache
+from tables.archive.embedded.archive import EmbeddedArchive
+from tables.model.layer import Layer, Map
+from tables.query.family import KeyFilter
+from tables.state.block import conform
+from tables.state.cell import archive_schema
 
 HOUR, DAY = small_map().layers
 OTHER = dataclasses_replace(HOUR, name="other")

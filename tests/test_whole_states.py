@@ -14,20 +14,20 @@ from test_gather import block_of
 from test_planner import FINAL, MAP, ask, read
 
 from agents.gather import Gatherer
-from tables.cell import merge_rows
-from tables.contribution import Contribution, encode_contribution
-from tables.errors import QueryError
-from tables.facts import KnownFacts, PartitionFacts
-from tables.family import parse_family_query
-from tables.few_cells import merge_few
-from tables.layer import Accumulator, Map
-from tables.plan import InputPlan, plans_of
-from tables.planner import LayerFacts
-from tables.query import Limits
-from tables.shape import shapes_of
-from tables.state import PartitionState
-from tables.table import NEVER_ENDS_MS, NEVER_MS
-from tables.top import parse_top_query
+from tables.model.errors import QueryError
+from tables.model.layer import Accumulator, Map
+from tables.model.shape import shapes_of
+from tables.query.cell_query import Limits
+from tables.query.facts import KnownFacts, PartitionFacts
+from tables.query.family import parse_family_query
+from tables.query.planner import LayerFacts
+from tables.query.top import parse_top_query
+from tables.state.cell import merge_rows
+from tables.state.contribution import Contribution, encode_contribution
+from tables.state.input_plan import InputPlan, plans_of
+from tables.state.layer_table import NEVER_ENDS_MS, NEVER_MS
+from tables.state.partition_state import PartitionState
+from tables.state.small_merge import merge_few
 
 ALL = {acc.column: NEVER_MS for acc in DAY.accumulators}
 COUNTS = tuple(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tables.window import (
+from tables.model.window import (
     DAY_MS,
     LENGTH_MS_MAX,
     MONTH,

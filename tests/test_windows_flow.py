@@ -22,17 +22,17 @@ from agents.fold import Before, Folder
 from app.commands.map import draw
 from app.commands.query import command
 from app.mapfile import parse_map
-from tables import ledger
-from tables.archive import CellRange
-from tables.archive_cql import LayerTable, compaction_window
-from tables.archive_embedded import EmbeddedArchive
-from tables.archive_layout import bucket_ms
-from tables.block import encode_block
-from tables.errors import MapError
-from tables.layer import Layer, Map
-from tables.plan import plans_of
-from tables.table import NEVER_MS, FoldTable
-from tables.window import TIME_MS_MAX, TIME_MS_MIN, Window
+from tables.archive.cassandra.cql import LayerTable, compaction_window
+from tables.archive.embedded.archive import EmbeddedArchive
+from tables.archive.layout import bucket_ms
+from tables.archive.protocol import CellRange
+from tables.model import ledger
+from tables.model.errors import MapError
+from tables.model.layer import Layer, Map
+from tables.model.window import TIME_MS_MAX, TIME_MS_MIN, Window
+from tables.state.block import encode_block
+from tables.state.input_plan import plans_of
+from tables.state.layer_table import NEVER_MS, FoldTable
 
 RAW = "flights.raw"
 WINDOWS = ["1ms", "250ms", "1h", "day", "7d", "365d", "36500d", "month", "year"]

@@ -27,7 +27,7 @@ from app.verify.records import Record, RecordReader
 from app.verify.report import Difference
 from app.verify.whole import EVER_SINCE, Whole
 from app.verify.windows import window_end
-from tables.layer import Layer, Map
+from tables.model.layer import Layer, Map
 
 Archived = dict[tuple[Place, int], dict[str, Any]]
 

@@ -21,17 +21,17 @@ from app.web_access import Access
 from app.web_guard import ssl_context
 from app.web_listener import Site
 from app.web_server import Counts, Runner
-from tables.answer import matching
-from tables.archive import Archive
-from tables.archive_cache import ArchiveCache
-from tables.archive_embedded import EmbeddedArchive
-from tables.cell import archive_schema
-from tables.cost import QueryCost
-from tables.facts import PartitionFacts
-from tables.layer import Layer, Map
-from tables.live import LiveJob, LiveRead, LiveRows
-from tables.query import Row
-from tables.table import NEVER_MS
+from tables.archive.cache import ArchiveCache
+from tables.archive.embedded.archive import EmbeddedArchive
+from tables.archive.protocol import Archive
+from tables.model.cost import QueryCost
+from tables.model.layer import Layer, Map
+from tables.query.answer import matching
+from tables.query.cell_query import Row
+from tables.query.facts import PartitionFacts
+from tables.query.live import LiveJob, LiveRead, LiveRows
+from tables.state.cell import archive_schema
+from tables.state.layer_table import NEVER_MS
 
 Result = TypeVar("Result")
 CLOCK_MS = 1_400_000_000_000

@@ -20,7 +20,7 @@ from support import until
 from app.children import start_child, stop_child
 from app.mapfile import load_map
 from client.query import QueryClient, QueryFailedError
-from tables.layer import combiner_of
+from tables.model.layer import combiner_of
 
 ROOT = Path(__file__).resolve().parent.parent
 FLIGHTS_MAP = ROOT / "examples" / "flights" / "map.toml"

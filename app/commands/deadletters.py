@@ -20,9 +20,9 @@ from app.mapfile import load_map
 from app.printable import printable, printable_json
 from app.settings import Settings
 from app.settings_options import settings_options
-from tables.layer import SideKind
-from tables.ledger import LETTER_REASONS
-from tables.letter import Letter
+from tables.model.layer import SideKind
+from tables.model.ledger import LETTER_REASONS
+from tables.record.letter import Letter
 
 if TYPE_CHECKING:
     from app.deadletters import DeadLetters

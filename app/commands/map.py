@@ -15,9 +15,9 @@ from app.printable import printable
 from app.rights import ROLES, Role, cassandra_commands, checks_of, kafka_commands, rights_of
 from app.settings import Settings
 from app.settings_options import settings_options
-from tables.errors import MapError
-from tables.layer import Layer, Map, Source
-from tables.shape import reshaped, shapes_of
+from tables.model.errors import MapError
+from tables.model.layer import Layer, Map, Source
+from tables.model.shape import reshaped, shapes_of
 
 # Where the output is no terminal nobody wraps it, and rich would at 80 columns.
 _WIDTH_PIPED = 240
@@ -118,7 +118,7 @@ def acl(file: str, role: Role, user: str, settings: Settings) -> None:
         for line in kafka_commands(checks, user, settings.brokers):
             click.echo(line)
     if settings.archive == "cassandra":
-        from tables.archive_cql import (  # noqa: PLC0415 - check and apply need no archive
+        from tables.archive.cassandra.cql import (  # noqa: PLC0415 - check and apply need no archive
             REGISTER_TABLE,
             LayerTable,
         )
@@ -172,7 +172,7 @@ def _source_label(themap: Map, source: Source) -> Text:
 
 
 def _layer_label(themap: Map, layer: Layer) -> Text:
-    from tables.archive_cql import LayerTable  # noqa: PLC0415 (check and apply need no archive)
+    from tables.archive.cassandra.cql import LayerTable  # noqa: PLC0415 (check and apply need no archive)
 
     topic = themap.input_topic(layer)
     key = ", ".join(field.name for field in layer.key)
@@ -238,7 +238,7 @@ async def _apply(themap: Map, replication: int | None, settings: Settings) -> No
     if archive_settings is None:
         click.echo("archive: embedded, nothing to make; pass --archive cassandra for its tables")
         return
-    from tables.archive_cassandra import CassandraArchive  # noqa: PLC0415 (an extra)
+    from tables.archive.cassandra.archive import CassandraArchive  # noqa: PLC0415 (an extra)
 
     archive = CassandraArchive(archive_settings)
     await archive.open(themap)

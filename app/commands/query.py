@@ -22,9 +22,9 @@ from app.printable import printable, printable_json
 from app.settings import environment_variable
 from app.settings_secrets import read_secret
 from client import Answer, FamilyAnswer, QueryClient, QueryFailedError, Range
-from tables.errors import QueryError
-from tables.query import exact_json
-from tables.window import time_text
+from tables.model.errors import QueryError
+from tables.model.window import time_text
+from tables.query.cell_query import exact_json
 
 # Wide enough that nothing is cut where the table goes to a file or a pipe.
 PIPE_COLUMNS = 10_000

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from app.printable import printable
 from client import Cell, FamilyAnswer, Row
-from tables.window import time_text
+from tables.model.window import time_text
 
 BARS = "▁▂▃▄▅▆▇█"
 SPARK_ROWS_MIN = 3

@@ -14,7 +14,7 @@ from app.printable import printable
 from app.settings import Settings, environment_variable
 from app.settings_options import settings_options
 from app.tokens import SCOPES, lifetime_of, make_token, now, read_tokens, revoke_token
-from tables.errors import SettingError
+from tables.model.errors import SettingError
 
 _WIDTH_PIPED = 200
 _FILE = ("web_tokens_file",)

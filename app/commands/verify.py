@@ -19,7 +19,7 @@ from app.printable import printable, printable_json
 from app.settings import Settings
 from app.settings_options import settings_options
 from app.verify import Report, verify
-from tables.errors import TreasureMapError
+from tables.model.errors import TreasureMapError
 
 DIFFERS, CANNOT = 1, 2
 _WIDTH_PIPED = 200

@@ -37,7 +37,7 @@ from app.verify.same import archived_table
 from app.verify.topics import Topics
 from app.verify.whole import Whole
 from app.verify.workers import Quiet, Workers
-from tables.layer import Map
+from tables.model.layer import Map
 
 __all__ = ["Difference", "LayerReport", "Report", "VerifyError", "verify"]
 

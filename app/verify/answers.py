@@ -11,7 +11,7 @@ from app.verify.compare import Found
 from app.verify.database import Database
 from app.verify.layers import KEY_TYPES
 from app.verify.same import answers_table, measure_columns
-from tables.layer import Layer
+from tables.model.layer import Layer
 
 
 class Answers:

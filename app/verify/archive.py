@@ -25,7 +25,7 @@ from app.verify.errors import VerifyError
 from app.verify.layers import KEY_TYPES, key_hash
 from app.verify.same import archived_table, stored_columns
 from app.verify.windows import window_nominal_ms
-from tables.layer import Layer, Map
+from tables.model.layer import Layer, Map
 
 _BUCKET_WINDOWS, _BUCKET_MS_MIN = 32, 10_000
 _BIAS = 2**63
@@ -103,7 +103,7 @@ class CassandraRows:
         try:
             from cassandra import auth, cluster, policies, query  # noqa: PLC0415 - an extra
 
-            from tables.archive_endpoints import nodes_of  # noqa: PLC0415 - an extra too
+            from tables.archive.cassandra.endpoints import nodes_of  # noqa: PLC0415 - an extra too
         except ImportError as error:
             raise VerifyError(
                 f"cannot read archive cassandra: {error}; install treasure-map[cassandra]"

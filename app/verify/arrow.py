@@ -24,7 +24,7 @@ from app.verify.records import (
     Faults,
     text_time_ms,
 )
-from tables.layer import Source
+from tables.model.layer import Source
 
 _DAY_MS = 86_400_000
 _MS_PER = {"ms": 1, "us": 1_000, "ns": 1_000_000}

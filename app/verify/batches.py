@@ -36,7 +36,7 @@ from app.verify.records import (
     form_of,
     has_broken_name,
 )
-from tables.layer import Layer, Source
+from tables.model.layer import Layer, Source
 
 _OBJECT = ord("{")
 _BLANK_MAX = ord(" ")

@@ -11,7 +11,7 @@ import dataclasses
 import math
 from fractions import Fraction
 
-from tables.layer import Layer, Measure
+from tables.model.layer import Layer, Measure
 
 SCALE_BITS = 1_074
 """The least positive float is 2**-1074."""

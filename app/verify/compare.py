@@ -28,7 +28,7 @@ from app.verify.layers import Cells, Key, folded_as
 from app.verify.report import Difference, LayerReport
 from app.verify.whole import EVER_SINCE, Whole
 from app.verify.windows import window_end
-from tables.layer import Accumulator, Layer, Map
+from tables.model.layer import Accumulator, Layer, Map
 
 _RECORD_COLUMNS = (
     "with_events", "heartbeat", "tombstone", "empty", "oversized", "unreadable", "gap",

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 
 from app.verify.errors import VerifyError
 from app.verify.whole import Whole
-from tables.layer import Layer
+from tables.model.layer import Layer
 
 Times = Callable[[int], list[tuple[int, int | None, int | None]]]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tables.errors import TreasureMapError
+from tables.model.errors import TreasureMapError
 
 
 class VerifyError(TreasureMapError):

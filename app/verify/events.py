@@ -37,7 +37,7 @@ from app.verify.records import (
 from app.verify.report import Difference
 from app.verify.trial import readable
 from app.verify.whole import Whole
-from tables.layer import Layer, Source
+from tables.model.layer import Layer, Source
 
 TRUSTED = ("too_many_cells", "record", "batch")
 """Reasons for which letters are believed. What a journal record can hold is the worker's business,

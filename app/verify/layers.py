@@ -24,7 +24,7 @@ from app.verify.repeats import find_repeats
 from app.verify.report import Difference
 from app.verify.sql import either
 from app.verify.whole import Whole
-from tables.layer import KeyField, Layer, Map, Scalar
+from tables.model.layer import KeyField, Layer, Map, Scalar
 
 Key = tuple[Scalar, ...]
 _ROWS = 50_000

@@ -15,7 +15,7 @@ import polars as pl
 from app.verify.database import text
 from app.verify.records import TIME_MS_MAX, TIME_MS_MIN
 from app.verify.sql import both, either
-from tables.layer import Source
+from tables.model.layer import Source
 
 _LENIENT = (
     r",[ \t\r\n]*[\]}]",

@@ -8,7 +8,7 @@ from app.verify.cuts import Cuts
 from app.verify.database import text
 from app.verify.records import APPEND_TIME_MS_MIN
 from app.verify.sql import either
-from tables.layer import Layer, Source
+from tables.model.layer import Layer, Source
 
 KEY_BYTES_MAX = 1_024
 LETTERED = ("missing", "key_too_long", "unclassified")

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
-from tables.layer import Source
+from tables.model.layer import Source
 
 TIME_MS_MIN, TIME_MS_MAX = -62_135_596_800_000, 253_402_300_799_999
 # Below it, an append time is none.

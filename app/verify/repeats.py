@@ -18,7 +18,7 @@ import polars as pl
 from app.verify import sql
 from app.verify.database import Database
 from app.verify.events import Events
-from tables.layer import Layer
+from tables.model.layer import Layer
 
 _ROWS = 50_000
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from app.verify import sql
 from app.verify.layers import Cells
 from app.verify.whole import Whole
-from tables.layer import Accumulator, Layer, Measure
+from tables.model.layer import Accumulator, Layer, Measure
 
 EXACT_MAX = 2**53
 """Up to here integers are floats, and a quotient of two is rounded correctly."""

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 
 from app.verify.database import text
-from tables.layer import Condition, Layer, Scalar
+from tables.model.layer import Condition, Layer, Scalar
 
 SCALE_BITS = 70
 """Floats are added as multiples of 2**-70: so many of them can never come to infinity."""

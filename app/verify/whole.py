@@ -11,7 +11,7 @@ import datetime as dt
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tables.layer import Accumulator, Layer
+from tables.model.layer import Accumulator, Layer
 
 _STORED = {
     "count": ("events",), "sum": ("n", "sum"), "mean": ("n", "sum"), "min": ("n", "min"),

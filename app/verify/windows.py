@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 
-from tables.layer import Layer
+from tables.model.layer import Layer
 
 _DAY_MS = 86_400_000
 _ERA_DAYS = 146_097

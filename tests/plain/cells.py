@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from app.verify.cells import SCALE_BITS, Cell, FieldSums
-from tables.layer import Layer
+from tables.model.layer import Layer
 
 
 class PlainSums(FieldSums):

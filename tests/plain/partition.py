@@ -18,7 +18,7 @@ from app.verify.layers import Key, folded_as
 from app.verify.records import APPEND_TIME_MS_MIN, Event, Faults, Record, RecordReader
 from app.verify.report import Difference
 from app.verify.windows import window_end, window_start
-from tables.layer import Condition, Layer, Scalar, Source
+from tables.model.layer import Condition, Layer, Scalar, Source
 
 KEY_BYTES_MAX = 1_024
 Place = tuple[Key, int]

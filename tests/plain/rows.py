@@ -17,7 +17,7 @@ from plain.partition import Partition, Place
 
 from app.verify.layers import key_hash
 from app.verify.windows import window_end, window_start
-from tables.layer import Layer, Map
+from tables.model.layer import Layer, Map
 
 
 @dataclasses.dataclass(slots=True)

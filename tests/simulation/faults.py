@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from simulation.loop import SimulatedLoop
 
-from tables.errors import OutcomeUnknownError, TreasureMapError
+from tables.model.errors import OutcomeUnknownError, TreasureMapError
 
 Result = TypeVar("Result")
 

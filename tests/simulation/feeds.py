@@ -13,8 +13,8 @@ from simulation.sink import Row, SimulatedArchive, Value
 from simulation.workload import Workload
 
 from client.feed import FeedCell, Versions, decode_record
-from tables.keyhash import key_hash
-from tables.layer import Layer
+from tables.model.keyhash import key_hash
+from tables.model.layer import Layer
 
 Check = Callable[[Row, int, Value], str | None]
 """Returns what is wrong with a value of a row at a version."""

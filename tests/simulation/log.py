@@ -8,7 +8,7 @@ from typing import Any
 from simulation.faults import Faults
 from support import StoredRecord
 
-from tables.errors import OffsetGoneError, OutcomeUnknownError
+from tables.model.errors import OffsetGoneError, OutcomeUnknownError
 
 APPEND_TIME_MS = 2_000_000_000_000
 

@@ -24,9 +24,9 @@ from simulation.sink import Row, SimulatedArchive, Value
 from simulation.source import NEVER, Histories, SourceFold, Step, added, folded_as
 from simulation.workload import Workload
 
-from tables.contribution import decode_contribution
-from tables.keyhash import key_hash
-from tables.layer import Layer, Map
+from tables.model.keyhash import key_hash
+from tables.model.layer import Layer, Map
+from tables.state.contribution import decode_contribution
 
 NEVER_ENDS = 2**62
 

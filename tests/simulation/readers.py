@@ -13,13 +13,13 @@ from simulation.world import World
 
 from agents.owner import Owner
 from agents.recovery import Recovery
-from tables import ledger
-from tables.errors import OffsetGoneError
-from tables.journal import Identity, decode_entry, identity_of
-from tables.meta import Meta
-from tables.plan import InputPlan
-from tables.state import PartitionState
-from tables.table import NEVER_ENDS_MS, BlockWrite
+from tables.model import ledger
+from tables.model.errors import OffsetGoneError
+from tables.state.input_plan import InputPlan
+from tables.state.journal import Identity, decode_entry, identity_of
+from tables.state.layer_table import NEVER_ENDS_MS, BlockWrite
+from tables.state.partition_meta import Meta
+from tables.state.partition_state import PartitionState
 
 T = TypeVar("T")
 

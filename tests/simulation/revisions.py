@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import msgspec
 from support import EVENTS
 
-from tables.layer import (
+from tables.model.layer import (
     Accumulator,
     Condition,
     FeedFormat,
@@ -26,7 +26,7 @@ from tables.layer import (
     Measure,
     Source,
 )
-from tables.window import Window
+from tables.model.window import Window
 
 RAW = "events.raw"
 BY_KEY = (KeyField("k", "string"),)

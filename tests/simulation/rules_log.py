@@ -9,23 +9,23 @@ from typing import Any
 
 import msgspec
 import polars as pl
+import tables.state.partition_state.partition_state
 from simulation.rules import Patch, rule
 from simulation.stores import SimulatedStore
 
 import agents.fold
 import agents.ingest
-import tables.state
 from agents.emit import Emitter
 from agents.fold import Before, Content
 from agents.letters import send_letters
 from agents.log_partition import LogPartitionIO
 from agents.owner import Owner
 from agents.recovery import Recovery
-from tables.errors import JournalRefusedError, OutcomeUnknownError
-from tables.journal import Delta, Identity, decode_entry, encode_entry, identity_of
-from tables.layer import Layer
-from tables.state import PartitionState
-from tables.table import NEVER_MS
+from tables.model.errors import JournalRefusedError, OutcomeUnknownError
+from tables.model.layer import Layer
+from tables.state.journal import Delta, Identity, decode_entry, encode_entry, identity_of
+from tables.state.layer_table import NEVER_MS
+from tables.state.partition_state import PartitionState
 
 _apply_delta = PartitionState._apply_delta
 _append = LogPartitionIO.append
@@ -103,7 +103,7 @@ def floor_never_falls() -> list[Patch]:
 @rule(3, "a claim below the state's revision does not stand", quick="impure", seed=2)
 def code_fence() -> list[Patch]:
     """Let any claim stand."""
-    return [(tables.state, "may_stand", lambda _meta, _claim: True)]
+    return [(tables.state.partition_state, "may_stand", lambda _meta, _claim: True)]
 
 
 @rule(4, "a delta stands only if it starts where the state is", quick="pure", seed=2)

@@ -18,14 +18,14 @@ from agents.emit import archive_rows
 from agents.fold import Content
 from agents.gather import Gatherer
 from agents.owner import Owner
-from tables.contribution import split_cells
-from tables.errors import ArchiveError
-from tables.feed import FeedRecord, feed_records
-from tables.journal import Announcement, Delta
-from tables.layer import Layer
-from tables.rollup_table import RollupTable
-from tables.state import PartitionState
-from tables.table import NEVER_MS
+from tables.model.errors import ArchiveError
+from tables.model.layer import Layer
+from tables.query.feed_records import FeedRecord, feed_records
+from tables.state.contribution import split_cells
+from tables.state.journal import Announcement, Delta
+from tables.state.layer_table import NEVER_MS
+from tables.state.partition_state import PartitionState
+from tables.state.rollup_table import RollupTable
 
 _claim = Owner.claim
 _compose = Owner._compose

@@ -8,12 +8,13 @@ import polars as pl
 from simulation.rules import Patch, rule
 
 from agents.dedupe import Deduper
-from tables import cell, few_cells
-from tables.ids import IdTable
-from tables.journal import Claim, Delta
-from tables.layer import Layer
-from tables.state import PartitionState
-from tables.table import NEVER_MS, LayerTable
+from tables.model.layer import Layer
+from tables.state import cell
+from tables.state import small_merge as few_cells
+from tables.state.id_table import IdTable
+from tables.state.journal import Claim, Delta
+from tables.state.layer_table import NEVER_MS, LayerTable
+from tables.state.partition_state import PartitionState
 
 _find = Deduper.find
 _keep = IdTable.keep

@@ -8,11 +8,11 @@ from typing import Any
 import polars as pl
 from simulation.faults import Faults
 
-from tables.archive import CellRange
-from tables.archive_identity import History
-from tables.cost import QueryCost
-from tables.errors import ArchiveError
-from tables.layer import Layer, Map
+from tables.archive.identity import History
+from tables.archive.protocol import CellRange
+from tables.model.cost import QueryCost
+from tables.model.errors import ArchiveError
+from tables.model.layer import Layer, Map
 
 Row = tuple[str, tuple[Any, ...], int, int]
 """Layer, key, window start, source partition."""
@@ -24,7 +24,7 @@ ACCUMULATORS = 4
 
 
 class SimulatedArchive:
-    """``tables.archive.Archive`` in memory; what is written comes late, twice or never.
+    """``tables.archive.protocol.Archive`` in memory; what is written comes late, twice or never.
 
     ``sent`` remembers all values that writers tried to write, by row and version: there should be
     one.

@@ -12,7 +12,7 @@ from simulation.cuts import Cuts
 from simulation.sink import Row, Value
 from simulation.workload import Event, Workload
 
-from tables.layer import Layer
+from tables.model.layer import Layer
 
 NEVER = -(2**62)
 GONE = 0.5

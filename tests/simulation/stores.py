@@ -13,7 +13,7 @@ from pathlib import Path
 import rocksdict
 from simulation.loop import PROCESS, Process
 
-from tables.store import PartitionStore
+from tables.state.store import PartitionStore
 
 Contents = dict[bytes, bytes]
 

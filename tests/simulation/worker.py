@@ -17,9 +17,9 @@ from support import run_of
 from agents.ingest import Ingest
 from agents.owners import Owners
 from agents.rollup import Rollup
-from tables.chunk import Chunk, Run
-from tables.errors import FencedError, OutcomeUnknownError
-from tables.layer import Map
+from tables.model.errors import FencedError, OutcomeUnknownError
+from tables.model.layer import Map
+from tables.record.chunk import Chunk, Run
 
 Key = tuple[str, int]
 

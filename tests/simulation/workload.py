@@ -12,8 +12,8 @@ import random
 from simulation.log import SimulatedLog
 from simulation.revisions import RAW, Revision, draw_revisions
 
-from tables.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
-from tables.layer import Layer, Map
+from tables.model.layer import Layer, Map
+from tables.record.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
 
 KEYS = "aaabc"
 JUMPS_MS = (0, 0, 0, 9, 25)

@@ -32,10 +32,10 @@ import agents.log_partition
 import agents.owner
 import agents.owners
 import agents.recovery
-import tables.snapshot
-import tables.table
-from tables.errors import JournalRefusedError, OutcomeUnknownError
-from tables.layer import Map
+import tables.state.layer_table
+import tables.state.snapshot
+from tables.model.errors import JournalRefusedError, OutcomeUnknownError
+from tables.model.layer import Map
 
 HOSTS = [Path(f"host{number}") for number in range(3)]
 """State folders, of which at most one living process uses each."""
@@ -320,14 +320,14 @@ def prepared(rng: random.Random, stores: Stores) -> Iterator[None]:
             (agents.owner, "SNAPSHOT_TAIL_BYTES_MIN", rng.choice((1_000, 4_000, 1 << 20))),
             (agents.log_partition, "READ_BYTES_MAX", rng.choice((2_000, 20_000))),
             (agents.recovery, "LOOK_BACK_ENTRIES", rng.choice((2, 16))),
-            (tables.snapshot, "PART_BYTES", rng.choice((1, 1 << 20))),
+            (tables.state.snapshot, "PART_BYTES", rng.choice((1, 1 << 20))),
             (agents.owner, "UNSAVED_DELTAS_MAX", rng.choice((1, 3, 16))),
             (agents.emit, "BESIDE_ROWS_MIN", rng.choice((1, 10_000))),
             (agents.fold_few, "FEW_EVENTS_MAX", rng.choice((0, 4, 250))),
-            (tables.table, "AHEAD_ROWS_MIN", rng.choice((1, 20_000))),
-            (tables.table, "TAIL_BLOCKS_MAX", rng.choice((2, 4, 8))),
-            (tables.table, "TAIL_ROWS_MAX", rng.choice((0, 8, 256))),
-            (tables.table, "TAIL_FEW_MAX", rng.choice((8, 64))),
+            (tables.state.layer_table, "AHEAD_ROWS_MIN", rng.choice((1, 20_000))),
+            (tables.state.layer_table, "TAIL_BLOCKS_MAX", rng.choice((2, 4, 8))),
+            (tables.state.layer_table, "TAIL_ROWS_MAX", rng.choice((0, 8, 256))),
+            (tables.state.layer_table, "TAIL_FEW_MAX", rng.choice((8, 64))),
         ):
             stack.enter_context(mock.patch.object(module, name, value))
         yield

@@ -1,0 +1,1 @@
+"""The archive in Cassandra, for any number of workers."""

@@ -1,0 +1,165 @@
+"""The Cassandra driver's errors, told apart.
+
+An error says that nobody answers now, or that somebody refuses. They have no common root. Beside
+``DriverException`` there are the errors of connections and pools, the messages of nodes, which are
+raised as they came where the driver knows no better, and ``NoHostAvailable``, whose causes are a
+map by node, an empty one where no node could be asked, or only a list of addresses where a session
+found no connection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import ssl
+from collections.abc import Iterator
+
+from cassandra import (
+    AuthenticationFailed,
+    CoordinationFailure,
+    DriverException,
+    OperationTimedOut,
+    Timeout,
+    Unauthorized,
+    Unavailable,
+    UnresolvableContactPoints,
+)
+from cassandra.cluster import NoHostAvailable
+from cassandra.connection import (
+    ConnectionBusy,
+    ConnectionException,
+    ProtocolError,
+    ProtocolVersionUnsupported,
+)
+from cassandra.pool import NoConnectionsAvailable
+from cassandra.protocol import (
+    ErrorMessage,
+    IsBootstrappingErrorMessage,
+    OverloadedErrorMessage,
+    ServerError,
+    TruncateError,
+)
+
+from tables.model.errors import ArchiveAwayError, ArchiveRefusedError
+from tables.tls_faults import fault_of
+
+AGAIN = "check that Cassandra is up and can reach its quorum; the request can be sent again"
+
+ANSWER_S = 5.0
+"""How much longer than a request's own time its answer is waited for: the driver's threads end it
+by then, unless one of them has died."""
+
+DRIVER_ERRORS = (
+    DriverException,
+    NoHostAvailable,
+    ConnectionException,
+    ConnectionBusy,
+    NoConnectionsAvailable,
+    ProtocolError,
+    ErrorMessage,
+    OSError,
+)
+"""Everything that the driver tells of a request or of connecting."""
+
+_PASSING = (
+    ConnectionException,
+    ConnectionBusy,
+    NoConnectionsAvailable,
+    ProtocolError,
+    OSError,
+    OperationTimedOut,
+    Unavailable,
+    Timeout,
+    CoordinationFailure,
+    UnresolvableContactPoints,
+    IsBootstrappingErrorMessage,
+    OverloadedErrorMessage,
+    ServerError,
+    TruncateError,
+)
+_REFUSED = (ProtocolVersionUnsupported, ssl.SSLCertVerificationError)
+
+_NO_QUORUM_OF_ROLES = "Unable to perform authentication"
+"""How Cassandra begins its refusal of a login that it cannot check now, as roles are rows too."""
+
+_MESSAGE = re.compile(r'message="(.*)"', re.DOTALL)
+
+
+def is_away(error: BaseException) -> bool:
+    """Return whether an error passes by itself: nobody answers, rather than somebody refuses."""
+    if not isinstance(error, NoHostAvailable):
+        return _passes(error)
+    return all(map(_passes, causes_of(error)))
+
+
+def causes_of(error: NoHostAvailable) -> list[BaseException]:
+    """Return the error of each node that was asked, where the driver has them."""
+    causes = error.errors.values() if isinstance(error.errors, dict) else ()
+    return [cause for cause in causes if isinstance(cause, BaseException)]
+
+
+def said(error: BaseException) -> str:
+    """Return what a node said, without the driver's words around it, beginning in lower case."""
+    text = str(error)
+    found = _MESSAGE.search(text)
+    words = found[1] if found else text
+    return f"{words[:1].lower()}{words[1:]}"
+
+
+def login_refusal(error: NoHostAvailable, username: str | None) -> str:
+    """Return why no node lets this user in; empty where that is not what is wrong."""
+    failed = [
+        cause
+        for cause in causes_of(error)
+        if isinstance(cause, AuthenticationFailed) and not _passes(cause)
+    ]
+    if not failed:
+        return ""
+    if username is None:
+        return (
+            "Cassandra wants a login and none is set; set cassandra_username and "
+            "cassandra_password to those of a role that may log in"
+        )
+    return (
+        f"Cassandra refuses the login of user {username}: {said(failed[0])}; set "
+        "cassandra_username and cassandra_password to those of a role that may log in"
+    )
+
+
+def _passes(cause: BaseException) -> bool:
+    # The root of all: the control connection failed while the schema was read. No more is told.
+    if type(cause) is DriverException:
+        return True
+    if fault_of(cause) is not None:
+        return False
+    if isinstance(cause, AuthenticationFailed):
+        return _NO_QUORUM_OF_ROLES in str(cause)
+    return isinstance(cause, _PASSING) and not isinstance(cause, _REFUSED)
+
+
+@contextlib.contextmanager
+def driver(what: str, mend: str) -> Iterator[None]:
+    """Turn the driver's errors into the archive's.
+
+    Args:
+        what: what is done, as a message goes on after "cannot".
+        mend: what to do about an error of which no more is known.
+
+    Raises:
+        ArchiveAwayError: nobody answers, or too few.
+        ArchiveRefusedError: somebody refuses.
+    """
+    try:
+        yield
+    except Unauthorized as error:
+        raise ArchiveRefusedError(
+            f"cannot {what}: Cassandra refuses: {said(error)}; grant it, or set cassandra_username "
+            "to a role that has it"
+        ) from error
+    except DRIVER_ERRORS as error:
+        kind = ArchiveAwayError if is_away(error) else ArchiveRefusedError
+        raise kind(f"cannot {what}: {_cause(error)}; {mend}") from error
+
+
+def _cause(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

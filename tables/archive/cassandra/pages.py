@@ -1,0 +1,107 @@
+"""Pages: the answer of one statement to Cassandra, page after page, without blocking the loop.
+
+The driver answers in threads of its own. A page is asked for once the one before was taken, so that
+a reader that has enough holds no more than one of each statement.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+from cassandra.cluster import ResponseFuture, Session
+from cassandra.query import Statement
+
+from tables.archive.cassandra.cql import Row
+from tables.archive.cassandra.driver import AGAIN, driver
+
+
+class Pages:
+    """One statement, and whether something of it is on its way.
+
+    Args:
+        session: what executes it.
+        verb: what it is for, in messages.
+        statement: what is executed.
+        permits: it takes one until nothing of it is on its way any more. Who gives it up leaves the
+            permit with what was sent: Cassandra works on that all the same.
+        patience_s: each page has the driver's own deadline; that none came for so long means that
+            the driver will never tell.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        verb: str,
+        statement: Statement,
+        permits: asyncio.Semaphore,
+        patience_s: float,
+    ) -> None:
+        self._session = session
+        self._verb = verb
+        self._statement = statement
+        self._permits = permits
+        self._patience_s = patience_s
+        self._loop = asyncio.get_running_loop()
+        self._page: asyncio.Future[list[Row]] = self._loop.create_future()
+        self._is_given_up = False
+        self._has_permit = False
+
+    async def read(self, take: Callable[[list[Row]], None]) -> None:
+        """Hand over each page as it comes; an error, also of ``take``, ends it.
+
+        Raises:
+            ArchiveError: what the driver said, or that it said nothing.
+        """
+        await self._permits.acquire()
+        self._has_permit = True
+        try:
+            with driver(self._verb, AGAIN):
+                answer = self._session.execute_async(self._statement)
+                answer.add_callbacks(self._on_page, self._on_error)
+                await self._take_pages(answer, take)
+        except asyncio.CancelledError:
+            self._is_given_up = not self._page.done()
+            # The driver may never tell.
+            self._loop.call_later(self._patience_s, self._free)
+            raise
+        finally:
+            if not self._is_given_up:
+                self._free()
+
+    def _free(self) -> None:
+        """Give the permit back, once."""
+        if self._has_permit:
+            self._has_permit = False
+            self._permits.release()
+
+    async def _take_pages(self, answer: ResponseFuture, take: Callable[[list[Row]], None]) -> None:
+        while True:
+            await asyncio.wait({self._page}, timeout=self._patience_s)
+            if not self._page.done():
+                raise TimeoutError(f"the driver told nothing within {self._patience_s:g} s")
+            take(self._page.result())
+            if not answer.has_more_pages:
+                return
+            self._page = self._loop.create_future()
+            answer.start_fetching_next_page()
+
+    def _on_page(self, page: list[Row] | None) -> None:
+        self._call(list(page or ()), None)
+
+    def _on_error(self, error: BaseException) -> None:
+        self._call([], error)
+
+    def _call(self, rows: list[Row], error: BaseException | None) -> None:
+        # The loop may be gone when an answer comes after a cancelled run; nobody waits for it then.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._arrived, rows, error)
+
+    def _arrived(self, rows: list[Row], error: BaseException | None) -> None:
+        if self._is_given_up:
+            self._free()
+        elif error is not None:
+            self._page.set_exception(error)
+        else:
+            self._page.set_result(rows)

@@ -1,0 +1,91 @@
+"""The register in Cassandra: whose archive a map's tables are, and the journals behind its rows.
+
+One table for all maps of a keyspace. What is written is never changed, and only where nothing was
+(lightweight transactions), so that of two workers which are first both go by the same.
+"""
+
+from __future__ import annotations
+
+import re
+
+from cassandra import ConsistencyLevel
+from cassandra.cluster import Session
+from cassandra.query import SimpleStatement
+
+from tables.archive.cassandra.cql import REGISTER_TABLE
+from tables.archive.identity import History, draw_id
+
+_OWN = ("", -1)
+"""The topic and partition under which the archive's own id stands."""
+
+
+def create_register(keyspace: str) -> str:
+    """Return the statement that makes the table of a keyspace where it is missing."""
+    return (
+        f'CREATE TABLE IF NOT EXISTS "{keyspace}"."{REGISTER_TABLE}" (map text, topic text, '
+        "partition int, id text, cluster text, PRIMARY KEY (map, topic, partition)) "
+        "WITH comment = 'treasure-map archives: ids, and the journals that rows come from'"
+    )
+
+
+class Register:
+    """The rows of one map. Every method waits for an answer, and raises the driver's errors."""
+
+    def __init__(self, session: Session, keyspace: str, map_name: str) -> None:
+        self._session = session
+        self._keyspace = keyspace
+        self._table = f'"{keyspace}"."{REGISTER_TABLE}"'
+        self._map = map_name
+
+    def open(self) -> str:
+        """Return the id of the map's archive, drawn now where it has none; the table is there."""
+        known = self._find(*_OWN) or self._add(*_OWN, History(draw_id()))
+        return known.id
+
+    def history(self, topic: str, partition: int) -> History | None:
+        """Return which journal the rows of an input partition come from."""
+        return self._find(topic, partition)
+
+    def remember(self, topic: str, partition: int, history: History) -> History:
+        """Return which journal they come from, ``history`` from now on where none yet has."""
+        return self._add(topic, partition, history)
+
+    def wipe(self) -> None:
+        """Delete the map's tables, which have comments that say so, and its rows here."""
+        own = rf"treasure-map archive \d+: map {re.escape(self._map)}, "
+        tables = self._session.cluster.metadata.keyspaces[self._keyspace].tables
+        for name, table in list(tables.items()):
+            if re.match(own, table.options["comment"]):
+                self._session.execute(f'DROP TABLE IF EXISTS "{self._keyspace}"."{name}"')
+        if REGISTER_TABLE not in tables:
+            return
+        found = f"SELECT topic, partition FROM {self._table} WHERE map = %s"  # noqa: S608
+        for topic, partition in list(self._session.execute(found, (self._map,))):
+            gone = (
+                f"DELETE FROM {self._table} "  # noqa: S608 - names of a checked map
+                "WHERE map = %s AND topic = %s AND partition = %s IF EXISTS"
+            )
+            self._session.execute(gone, (self._map, topic, partition))
+
+    def _find(self, topic: str, partition: int) -> History | None:
+        text = (
+            f"SELECT id, cluster FROM {self._table} "  # noqa: S608 - names of a checked map
+            "WHERE map = %s AND topic = %s AND partition = %s"
+        )
+        rows = list(self._session.execute(text, (self._map, topic, partition)))
+        return History(*rows[0]) if rows else None
+
+    def _add(self, topic: str, partition: int, history: History) -> History:
+        statement = SimpleStatement(
+            f"INSERT INTO {self._table} (map, topic, partition, id, cluster) "  # noqa: S608
+            "VALUES (%s, %s, %s, %s, %s) IF NOT EXISTS",
+            serial_consistency_level=ConsistencyLevel.LOCAL_SERIAL,
+            # Doing it twice is doing it once: the second time finds what the first one wrote.
+            is_idempotent=True,
+        )
+        values = (self._map, topic, partition, history.id, history.cluster)
+        self._session.execute(statement, values)
+        # The answer has the row that was there in an order of its own; this reads what stands now.
+        found = self._find(topic, partition)
+        assert found is not None, "a row that is there after IF NOT EXISTS"
+        return found

@@ -1,0 +1,106 @@
+"""The schema in Cassandra: keyspace and tables are looked at, and what is missing is made.
+
+Statements are sent only for what is missing: a user that may read and write rows opens a schema
+that is there, and need not own any of it. What makes it is mostly ``map apply``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from cassandra import InvalidRequest, Unauthorized
+from cassandra.cluster import Cluster, Session
+
+from tables.archive.cassandra.cluster import CassandraSettings
+from tables.archive.cassandra.cql import REGISTER_TABLE, LayerTable
+from tables.archive.cassandra.driver import said
+from tables.archive.cassandra.register import create_register
+from tables.archive.layout import missing_accumulators
+from tables.model.errors import ArchiveRefusedError
+
+
+class Schema:
+    """Keyspace and tables of one map. Every method waits, and raises the driver's errors too."""
+
+    def __init__(self, cluster: Cluster, session: Session, settings: CassandraSettings) -> None:
+        self._cluster = cluster
+        self._session = session
+        self._settings = settings
+        self._keyspace = settings.keyspace
+
+    def make(self, tables: Iterable[LayerTable]) -> None:
+        """Make what is missing, and check what is there.
+
+        Raises:
+            ArchiveRefusedError: something is missing, and this user may not make it.
+            ArchiveError: a table is another layer's.
+        """
+        tables = list(tables)
+        if missing := [name for name in self._names(tables) if not self._has(name)]:
+            # Another worker may just have made it: then no event has told this driver of it yet.
+            self._cluster.refresh_schema_metadata()
+            missing = [name for name in missing if not self._has(name)]
+        if self._keyspace not in self._cluster.metadata.keyspaces:
+            self._make_keyspace()
+        for table in tables:
+            if table.name in missing:
+                self._make(f"table {self._keyspace}.{table.name}", table.create)
+            self._add_columns(table)
+        if REGISTER_TABLE in missing:
+            self._make(f"table {self._keyspace}.{REGISTER_TABLE}", create_register(self._keyspace))
+
+    def missing_columns(self, table: LayerTable) -> list[str]:
+        """Return the accumulators that the table lacks, once all nodes agree on the schema.
+
+        Raises:
+            ArchiveError: the table is another layer's.
+        """
+        self._cluster.refresh_table_metadata(self._keyspace, table.name)
+        found = self._cluster.metadata.keyspaces[self._keyspace].tables[table.name]
+        have = {f"column {name}": column.cql_type for name, column in found.columns.items()}
+        have["partition key"] = ", ".join(column.name for column in found.partition_key)
+        have["clustering key"] = ", ".join(column.name for column in found.clustering_key)
+        have["comment"] = found.options["comment"]
+        return missing_accumulators(f"table {self._keyspace}.{table.name}", have, table.describe())
+
+    def _names(self, tables: list[LayerTable]) -> list[str]:
+        return [*(table.name for table in tables), REGISTER_TABLE]
+
+    def _has(self, table: str) -> bool:
+        keyspace = self._cluster.metadata.keyspaces.get(self._keyspace)
+        return keyspace is not None and table in keyspace.tables
+
+    def _make_keyspace(self) -> None:
+        settings = self._settings
+        self._make(
+            f"keyspace {self._keyspace}",
+            f'CREATE KEYSPACE IF NOT EXISTS "{self._keyspace}" WITH replication = '
+            f"{{'class': 'NetworkTopologyStrategy', "
+            f"'{settings.local_dc}': {settings.replication}}}",
+        )
+        # Another worker may have made it first: then no event has told this driver of it yet.
+        self._cluster.refresh_keyspace_metadata(self._keyspace)
+
+    def _add_columns(self, table: LayerTable) -> None:
+        missing = self.missing_columns(table)
+        while missing:
+            what = f"columns {', '.join(missing)} of table {self._keyspace}.{table.name}"
+            try:
+                self._make(what, table.add(missing))
+            except InvalidRequest:
+                # Another worker may have added some of them first; then fewer are missing now.
+                before, missing = missing, self.missing_columns(table)
+                if missing == before:
+                    raise
+            else:
+                missing = self.missing_columns(table)
+
+    def _make(self, what: str, statement: str) -> None:
+        try:
+            self._session.execute(statement)
+        except Unauthorized as error:
+            raise ArchiveRefusedError(
+                f"cannot open archive in {self._settings.place}: {what} must be made, and "
+                f"Cassandra refuses: {said(error)}; run `python -m app map apply` with the "
+                "cassandra_username of a role that has it, once"
+            ) from error

@@ -1,0 +1,1 @@
+"""The archive inside the worker: one RocksDB in a folder."""

@@ -1,0 +1,80 @@
+"""How far an embedded archive has come, in a file beside its database.
+
+RocksDB takes a list of its tables, or a log of writes, that was cut off for one that ends there: it
+opens, and deletes what it does not know any more. So what it had reached is written down after each
+write that was acknowledged, and an archive that ends before that is refused. The file also says
+whose the folder is where the database cannot.
+
+    sealed: sequence | number of the list | bytes of the list, 8 bytes each | name of the map
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+import rocksdict
+
+from tables.record.sealed import DamagedError, seal, unsealed
+
+NAME = "treasure-map-extent"
+_FORMAT = 3
+_NUMBERS = struct.Struct(">QQQ")
+
+
+class Extent(NamedTuple):
+    """What a database had reached: its last write, and the list of its tables.
+
+    Attributes:
+        sequence: RocksDB's number of the last write.
+        manifest: the number in the name of the list; a later one takes its place.
+        manifest_bytes: its size; it only grows.
+    """
+
+    sequence: int
+    manifest: int
+    manifest_bytes: int
+
+    def lacks(self, before: Extent) -> str:
+        """Return in words what is missing since ``before``; empty where nothing is."""
+        if self.sequence < before.sequence:
+            return f"its last write is {self.sequence}, and {before.sequence} were acknowledged"
+        if self[1:] < before[1:] and self.manifest <= before.manifest:
+            return (
+                f"MANIFEST-{self.manifest:06} has {self.manifest_bytes} bytes, and "
+                f"MANIFEST-{before.manifest:06} had {before.manifest_bytes}"
+            )
+        return ""
+
+
+def reached(folder: Path, db: rocksdict.Rdict) -> Extent:
+    """Return what an open database has reached. Raises OSError, or an exception of RocksDB's."""
+    manifest = (folder / "CURRENT").read_text().strip()
+    size = (folder / manifest).stat().st_size
+    return Extent(db.latest_sequence_number(), int(manifest.removeprefix("MANIFEST-")), size)
+
+
+def written(folder: Path) -> tuple[Extent, str] | None:
+    """Return what was written down, and for which map; None where nothing readable is."""
+    with contextlib.suppress(FileNotFoundError, DamagedError, struct.error, UnicodeDecodeError):
+        content = bytes(unsealed((folder / NAME).read_bytes()))
+        numbers = _NUMBERS.unpack_from(content)
+        return Extent(*numbers), content[_NUMBERS.size :].decode()
+    return None
+
+
+def write_down(folder: Path, extent: Extent, map_name: str) -> None:
+    """Write it over what was there: as many bytes, which need no room and are changed at once.
+
+    It is not synced: what is lost of it is found to be behind, and only checks less.
+    """
+    content = seal(_FORMAT, _NUMBERS.pack(*extent) + map_name.encode())
+    file = os.open(folder / NAME, os.O_WRONLY | os.O_CREAT, 0o644)
+    try:
+        os.pwrite(file, content, 0)
+        os.ftruncate(file, len(content))
+    finally:
+        os.close(file)

@@ -1,0 +1,61 @@
+"""Wiping archives: a map starts over, and its history goes, its own alone."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import rocksdict
+
+from tables.archive.embedded import extent as archive_extent
+from tables.archive.embedded.books import Books
+from tables.archive.embedded.folder import has_archive, open_folder
+from tables.archive.identity import Whose, check_map
+from tables.model.errors import ArchiveDamagedError, ArchiveError
+
+log = logging.getLogger(__name__)
+
+
+def wipe_folder(folder: Path, map_name: str) -> None:
+    """Delete an embedded archive, if there is one; what else may lie in the folder stays.
+
+    Raises:
+        ArchiveError: it is another map's or another program's, a worker has it open, or it cannot
+            be deleted.
+    """
+    if not has_archive(folder):
+        return
+    try:
+        whose = _map_of(folder)
+    except ArchiveDamagedError as error:
+        # What else says whose it is, because to start over is what a damaged archive needs.
+        known = archive_extent.written(folder)
+        if known is None:
+            raise ArchiveError(
+                f"cannot delete archive in {folder}: it is damaged, and does not say of which map "
+                f"it is ({error}); remove the folder, if it is this map's"
+            ) from error
+        log.warning("deletes a damaged archive: %s", error)
+        whose = known[1]
+    if whose is not None:
+        check_map(str(folder), Whose("", whose), map_name)
+    try:
+        rocksdict.Rdict.destroy(str(folder))
+        (folder / archive_extent.NAME).unlink(missing_ok=True)
+        if any(folder.iterdir()):
+            # It says that the folder may be an archive's again, whatever else lies there.
+            archive_extent.write_down(folder, archive_extent.Extent(0, 0, 0), map_name)
+    except Exception as error:
+        raise ArchiveError(
+            f"cannot delete archive in {folder}: {error}; check that it is this user's to delete"
+        ) from error
+
+
+def _map_of(folder: Path) -> str | None:
+    """Return whose an archive is; None where it is of a release that did not say."""
+    db = open_folder(folder)
+    try:
+        whose = Books(db).whose()
+    finally:
+        db.close()
+    return None if whose is None else whose.map

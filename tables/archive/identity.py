@@ -1,0 +1,50 @@
+"""Whose an archive is: its own id, its map, and the journal that each partition's rows come from.
+
+Rows of two maps, or of two histories of one topic, cannot be told apart once they are mixed: they
+differ in versions alone, and the greater one wins. So an archive has an id of its own, which lies
+inside it and moves with it, and remembers which journal writes the rows of an input partition; and
+a journal remembers the archive that has its rows (docs/formats/journal.md rule 19).
+"""
+
+from __future__ import annotations
+
+import secrets
+
+import msgspec
+
+from tables.model.errors import ArchiveError
+
+ID_BYTES = 8
+"""Of a random id; two of a billion archives are the same with a probability of 3 in 100."""
+
+
+class Whose(msgspec.Struct, frozen=True):
+    """What an archive says of itself: its id, and the name of the map whose rows it has."""
+
+    id: str
+    map: str
+
+
+class History(msgspec.Struct, frozen=True):
+    """A journal partition's history: the id that its first claim drew, and Kafka's cluster id."""
+
+    id: str
+    cluster: str = ""
+
+
+def draw_id() -> str:
+    """Return a new id, of hexadecimal digits."""
+    return secrets.token_hex(ID_BYTES)
+
+
+def check_map(place: str, whose: Whose, map_name: str) -> None:
+    """Refuse an archive of another map.
+
+    Raises:
+        ArchiveError: says whose it is and what to do.
+    """
+    if whose.map != map_name:
+        raise ArchiveError(
+            f"cannot open archive in {place}: it has the rows of another map; got map {whose.map};"
+            f" want map {map_name}; give each map an archive_folder of its own"
+        )

@@ -1,0 +1,282 @@
+"""Queries over one layer: what is asked, and the one answer of live and archived cells together.
+
+Everything here is pure. A reader takes the live frame first and the archived one after: a cell
+leaving the table in between is then in both, never in neither, and :func:`merge_answer` keeps of
+each source partition the row of the larger version before it merges source partitions.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import functools
+import zlib
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+import orjson
+import polars as pl
+
+from tables.archive.protocol import CellRange
+from tables.model.errors import QueryError
+from tables.model.layer import Layer, Map, Scalar
+from tables.model.window import START_MS_MIN, TIME_MS_MAX
+from tables.query.parameters import (
+    INT64_MAX,
+    INT64_MIN,
+    Parameter,
+    check_range,
+    did_you_mean,
+    key_parameter,
+    read_parameters,
+    time_parameter,
+    whole_parameter,
+)
+from tables.state.cell import (
+    archive_schema,
+    cell_schema,
+    first_in_order,
+    latest,
+    measures_of,
+    merge_rows,
+)
+
+CURSOR_CHARACTERS_MAX = 24_576
+"""A key of sixteen texts of 1,024 bytes, whatever they are, takes less."""
+
+CURSOR_BYTES_MAX = 1 << 20
+"""Of a cursor that was compressed."""
+
+CURSOR_JSON_BYTES_MAX = 1_024
+LIMIT_DEFAULT = 1_000
+
+Row = dict[str, object]
+Position = tuple[int, tuple[Scalar, ...]]
+
+
+class UnknownLayerError(QueryError):
+    """A layer that the map does not have; maps to HTTP 404."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Limits:
+    """The bounds of one query; each is the setting of the same name with ``query_`` before it."""
+
+    rows_max: int = 1_000_000
+    cells_max: int = 1_000_000
+    limit_max: int = 10_000
+    deadline_ms_max: int = 10_000
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CellQuery:
+    """A checked request for one page of cells.
+
+    ``cells`` already starts at the cursor's window; ``after`` is the position of the last row that
+    was given before.
+    """
+
+    layer: Layer
+    cells: CellRange
+    limit: int
+    after: Position | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Answer:
+    """One page: cells in order of window and key, and the next page's cursor if there is one."""
+
+    cells: pl.DataFrame
+    cursor: str | None
+
+
+def find_layer(themap: Map, name: str) -> Layer:
+    """Return the layer ``name`` of the map.
+
+    Raises:
+        UnknownLayerError: there is none; the message names those there are.
+    """
+    for layer in themap.layers:
+        if layer.name == name:
+            return layer
+    known = [layer.name for layer in themap.layers]
+    raise UnknownLayerError(
+        f"cannot read cells: no such layer; got {name!r}; want one of {', '.join(known)}"
+        f"{did_you_mean(name, known)}"
+    )
+
+
+def cells_parameters(layer: Layer, limits: Limits) -> list[Parameter]:
+    """Return what a request for cells of one layer may say."""
+    return [
+        time_parameter("from", "Windows that start at or after this time."),
+        time_parameter("to", "Windows that start before this time."),
+        whole_parameter("limit", "Most cells of the page.", 1, limits.limit_max),
+        Parameter("cursor", "That of the page before, unchanged.", str, {"type": "string"}),
+        *(key_parameter(field, many=False) for field in layer.key),
+    ]
+
+
+def parse_query(
+    themap: Map, layer_name: str, parameters: Iterable[tuple[str, str]], limits: Limits
+) -> CellQuery:
+    """Check the parameters of a request for cells: ``key.<field>``, from, to, limit and cursor.
+
+    Raises:
+        UnknownLayerError: the map has no such layer.
+        QueryError: some parameters cannot be used; the message names all of them.
+    """
+    layer = find_layer(themap, layer_name)
+    problems: list[str] = []
+    given = read_parameters(cells_parameters(layer, limits), parameters, problems)
+    check_range(given, problems)
+    after: Position | None = None
+    if "cursor" in given:
+        try:
+            after = decode_cursor(themap, layer, given["cursor"])
+        except QueryError as error:
+            problems.append(f"cursor: {error}")
+    if problems:
+        raise QueryError(f"cannot read cells of {layer.name}: {'; '.join(problems)}")
+    from_ms, to_ms = given["from"], given["to"]
+    key = {field.name: given[name] for field in layer.key if (name := f"key.{field.name}") in given}
+    limit = given.get("limit", min(LIMIT_DEFAULT, limits.limit_max))
+    start_ms = from_ms if after is None else max(from_ms, after[0])
+    cells = CellRange(start_ms, max(start_ms, to_ms), key, limits.rows_max)
+    return CellQuery(layer, cells, limit, after)
+
+
+def merge_answer(
+    themap: Map, query: CellQuery, live: pl.DataFrame, archived: pl.DataFrame, cells_max: int
+) -> Answer:
+    """Merge archive frames of live and archived cells into the page that ``query`` asks for.
+
+    Args:
+        themap: the map, whose revision the cursor carries.
+        query: what was asked; the frames hold its range.
+        live: what the worker holds; read before ``archived``.
+        archived: what the archive holds.
+        cells_max: most rows of both frames together.
+
+    Raises:
+        QueryError: the frames have more rows than ``cells_max``.
+    """
+    layer = query.layer
+    count = live.height + archived.height
+    if count > cells_max:
+        raise QueryError(
+            f"cannot read cells of {layer.name}: too many to merge; got {count};"
+            f" want at most {cells_max}; ask for a shorter range or fewer keys"
+        )
+    columns = list(archive_schema(layer))
+    rows = pl.concat([archived.select(columns), live.select(columns)])
+    keys = ["window_start", *layer.key_columns]
+    cells = merge_rows(latest(layer, rows), keys, layer.accumulators)
+    cells = cells.select(list(cell_schema(layer)))
+    page, last = page_after(layer, cells, query.after, query.limit)
+    cursor = None if last is None else encode_cursor(themap, layer, last)
+    return Answer(page, cursor)
+
+
+def page_after(
+    layer: Layer, cells: pl.DataFrame, after: Position | None, limit: int
+) -> tuple[pl.DataFrame, Position | None]:
+    """Return the first ``limit`` cells after a position, and that of the last where there are more.
+
+    They are in order of window and key; ``cells``, a cell frame of ``layer``, may have any.
+    """
+    if after is not None:
+        cells = cells.filter(_after(layer, after))
+    page = first_in_order(cells, ["window_start", *layer.key_columns], limit)
+    if cells.height <= limit:
+        return page, None
+    last = page.row(-1, named=True)
+    return page, (last["window_start"], tuple(last[name] for name in layer.key_columns))
+
+
+def encode_cursor(themap: Map, layer: Layer, position: Position) -> str:
+    """Return the opaque text for a position in a layer's rows under this revision of the map."""
+    window_start, key = position
+    parts = [layer.name, themap.revision, window_start, *key]
+    raw = orjson.dumps(parts)
+    if len(raw) > CURSOR_JSON_BYTES_MAX:
+        # Without what JSON makes of control characters, and without what repeats.
+        packed = msgspec.msgpack.encode(parts)
+        raw = min(packed, zlib.compress(packed), key=len)
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode("ascii")
+
+
+def decode_cursor(themap: Map, layer: Layer, text: str) -> Position:
+    """Return the position that :func:`encode_cursor` was given.
+
+    Raises:
+        QueryError: the text is no cursor, or one of another layer or revision of the map.
+    """
+    bad = QueryError("not a cursor of this layer; want the cursor of the last answer, unchanged")
+    if len(text) > CURSOR_CHARACTERS_MAX:
+        raise bad
+    try:
+        raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        parts = _cursor_parts(raw)
+    except (binascii.Error, ValueError, msgspec.MsgspecError, zlib.error) as error:
+        raise bad from error
+    types = {"string": str, "int": int, "bool": bool}
+    wanted = [str, int, int, *(types[field.type] for field in layer.key)]
+    if not isinstance(parts, list) or [type(part) for part in parts] != wanted:
+        raise bad
+    name, revision, window_start, *key = parts
+    if name != layer.name or not START_MS_MIN <= window_start <= TIME_MS_MAX:
+        raise bad
+    if revision != themap.revision:
+        raise QueryError(
+            f"made under another revision of the map; got {revision}; want {themap.revision};"
+            " ask again without cursor"
+        )
+    return window_start, tuple(key)
+
+
+def _cursor_parts(raw: bytes) -> Any:
+    """Return what a cursor's bytes are, which their first one tells."""
+    if raw.startswith(b"["):
+        return orjson.loads(raw)
+    if raw.startswith(b"\x78"):
+        # A list of MessagePack begins with no such byte.
+        raw = zlib.decompressobj().decompress(raw, CURSOR_BYTES_MAX)
+    return msgspec.msgpack.decode(raw)
+
+
+def exact_json(value: Scalar | None) -> Scalar | None:
+    """Return a measure as JSON can carry it: an integer beyond int64 becomes its decimal text."""
+    if isinstance(value, int) and not INT64_MIN <= value <= INT64_MAX:
+        return str(value)
+    return value
+
+
+def cell_rows(layer: Layer, page: pl.DataFrame) -> list[Row]:
+    """Return the cells of a cell frame as JSON has them, in answers and in feeds."""
+    measures = measures_of(layer, page)
+    return [
+        {
+            "key": {field.name: row[field.column] for field in layer.key},
+            "window_start": row["window_start"],
+            "window_end": layer.window.end(row["window_start"]),
+            "measures": {name: exact_json(value) for name, value in measure.items()},
+            "version": row["version"],
+        }
+        for row, measure in zip(page.iter_rows(named=True), measures, strict=True)
+    ]
+
+
+def _after(layer: Layer, position: Position) -> pl.Expr:
+    """Rows whose (window_start, key) is above ``position`` in the order of the answer."""
+    window_start, key = position
+    names = ["window_start", *layer.key_columns]
+    pairs = list(zip(names, (window_start, *key), strict=True))
+
+    def later(rest: pl.Expr, pair: tuple[str, Scalar]) -> pl.Expr:
+        column, value = pl.col(pair[0]), pl.lit(pair[1])
+        return (column > value) | ((column == value) & rest)
+
+    return functools.reduce(later, reversed(pairs), pl.lit(value=False))

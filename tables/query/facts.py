@@ -1,0 +1,150 @@
+"""Facts: what partitions tell of a layer beside its cells, from which a reader plans.
+
+Every fact but ``evicted_ms`` stays true: floors never fall, and what is archived stays so. So a
+reader may plan with facts of before, and keeps of two the one that says more; from when on cells
+are whole is what the later one says. Where a partition's
+cells of a window are follows from the facts that came with them:
+
+    windows that end   ... <= evicted_ms            evicted_ms < ...
+    its cells are      final, in the archive        all in its table
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from tables.model.layer import Layer
+from tables.query.planner import NOTHING_KNOWN, LayerFacts
+from tables.state.layer_table import NEVER_ENDS_MS, NEVER_MS
+
+
+class PartitionFacts(msgspec.Struct, frozen=True, array_like=True):
+    """What one partition of a layer's input knows, as of one state.
+
+    Attributes:
+        partition: of the layer's input.
+        position: the offset up to which its input is folded.
+        closed_ms: windows that end at or before it are closed.
+        floor_ms: the same of sealed windows.
+        archived_ms: the same of windows that are final and in the archive.
+        evicted_ms: only windows that end at or before it have been evicted.
+        complete_ms: windows that start at or after it have all events; ``NEVER_ENDS_MS`` while that
+            is not known.
+        cells: about how many cells a window has.
+        heard: of a layer with a topic, by sender, up to which end of finer windows it has all.
+        fresh_ms: everything appended up to this wall-clock time is in its state.
+        evicted_version: at least the greatest version of any window that was evicted.
+        whole: the same as ``complete_ms`` of accumulators that the layer got later, by column.
+        first_ms: only windows that start at or after it have ever had cells; ``NEVER_MS`` if not
+            known. It falls if an older event comes.
+        last_ms: only windows that start at or before it have cells, as of this state.
+    """
+
+    partition: int
+    position: int
+    closed_ms: int
+    floor_ms: int
+    archived_ms: int
+    evicted_ms: int
+    complete_ms: int
+    cells: float
+    heard: dict[int, int] = {}
+    fresh_ms: int = NEVER_MS
+    evicted_version: int = 2**62
+    whole: dict[str, int] = {}
+    first_ms: int = NEVER_MS
+    last_ms: int = NEVER_ENDS_MS
+
+
+class KnownFacts:
+    """The facts that a reader has heard, of any number of layers."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, dict[int, PartitionFacts]] = {}
+
+    def take(self, layer: str, facts: Iterable[PartitionFacts]) -> None:
+        """Take what partitions tell; older facts change nothing."""
+        known = self._known.setdefault(layer, {})
+        for fact in facts:
+            before = known.get(fact.partition)
+            known[fact.partition] = fact if before is None else _both(before, fact)
+
+    def archived_ms(self, layer: Layer) -> int:
+        """Return up to which end the windows of a layer are final and archived."""
+        known = self._known.get(layer.name, {})
+        if len(known) < layer.partitions:
+            return NEVER_MS
+        return min(fact.archived_ms for fact in known.values())
+
+    def first_ms(self, layer: Layer) -> int:
+        """Return from which start on windows of a layer may ever have had cells."""
+        known = self._known.get(layer.name, {})
+        if len(known) < layer.partitions:
+            return NEVER_MS
+        return min(fact.first_ms for fact in known.values())
+
+    def whole(self, layer: Layer) -> dict[str, int]:
+        """Return, by column, from when on a layer's windows are whole, where not ever since.
+
+        ``events`` stands for the layer itself. Partitions of which nothing is known do not count.
+        """
+        return whole_of(self._known.get(layer.name, {}).values())
+
+    def of(self, layer: Layer, now_ms: int) -> LayerFacts:
+        """Return what is known of a layer, which may be nothing."""
+        known = self._known.get(layer.name, {})
+        if len(known) < layer.partitions:
+            return NOTHING_KNOWN
+        facts = known.values()
+        kept_ms = NEVER_MS
+        if layer.archive_ttl_ms:
+            # What was not evicted has not expired, however old it is.
+            evicted_ms = max(fact.evicted_ms for fact in facts)
+            kept_ms = min(now_ms - layer.archive_ttl_ms, max(evicted_ms, NEVER_MS))
+        return LayerFacts(
+            sealed_ms=min(fact.floor_ms for fact in facts),
+            closed_ms=min(fact.closed_ms for fact in facts),
+            complete_ms=max(fact.complete_ms for fact in facts),
+            kept_ms=kept_ms,
+            cells=sum(fact.cells for fact in facts),
+            whole=whole_of(facts),
+            first_ms=min(fact.first_ms for fact in facts),
+            last_ms=max(fact.last_ms for fact in facts),
+        )
+
+
+def whole_of(facts: Iterable[PartitionFacts]) -> dict[str, int]:
+    """Return, by column, from when on all partitions are whole, where not ever since.
+
+    ``events`` stands for the layer itself.
+    """
+    found: dict[str, int] = {}
+    for fact in facts:
+        for column, whole_ms in (("events", fact.complete_ms), *fact.whole.items()):
+            if whole_ms > found.get(column, NEVER_MS):
+                found[column] = whole_ms
+    return found
+
+
+def _both(one: PartitionFacts, other: PartitionFacts) -> PartitionFacts:
+    """Return what two facts of one partition say together; of cells, what came last of any."""
+    later = other if other.position >= one.position else one
+    return PartitionFacts(
+        partition=one.partition,
+        position=max(one.position, other.position),
+        closed_ms=max(one.closed_ms, other.closed_ms),
+        floor_ms=max(one.floor_ms, other.floor_ms),
+        archived_ms=max(one.archived_ms, other.archived_ms),
+        evicted_ms=max(one.evicted_ms, other.evicted_ms),
+        complete_ms=later.complete_ms,
+        # An empty table says nothing of how full windows are.
+        cells=other.cells or one.cells,
+        heard={},
+        fresh_ms=max(one.fresh_ms, other.fresh_ms),
+        evicted_version=other.evicted_version,
+        whole=later.whole,
+        first_ms=min(one.first_ms, other.first_ms),
+        last_ms=max(one.last_ms, other.last_ms),
+    )

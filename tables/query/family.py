@@ -1,0 +1,286 @@
+"""Families: a base layer with all layers that descend from it, asked as one.
+
+A reader names the family, a time range and what the rows are to be; which layers the answer comes
+from is the planner's business (``tables.query.planner``). Fields that are neither grouped by nor
+named are added up over.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from tables.model.errors import QueryError
+from tables.model.layer import Accumulator, Layer, Map, Measure, Scalar
+from tables.model.window import Window
+from tables.query.cell_query import (
+    LIMIT_DEFAULT,
+    Limits,
+    Position,
+    UnknownLayerError,
+    decode_cursor,
+    find_layer,
+)
+from tables.query.parameters import (
+    Parameter,
+    check_range,
+    choice_parameter,
+    key_parameter,
+    prefix_parameter,
+    read_parameters,
+    time_parameter,
+    whole_parameter,
+    window_parameter,
+)
+
+NO_FIELD = "-"
+"""As the only ``group``, has everything added up; no field can have this name."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class KeyFilter:
+    """Which keys are meant: of each field named, one of some values, or those with a prefix."""
+
+    values: Mapping[str, tuple[Scalar, ...]] = dataclasses.field(default_factory=dict)
+    prefixes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> KeyFilter:
+        """Return what parameters like ``key.<field>`` and ``prefix.<field>`` say."""
+        return cls(_named(values, "key."), _named(values, "prefix."))
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """The names of the fields that are restricted."""
+        return frozenset(self.values) | frozenset(self.prefixes)
+
+    @property
+    def single(self) -> dict[str, Scalar]:
+        """The fields that can have one value only, with it."""
+        return {name: values[0] for name, values in self.values.items() if len(values) == 1}
+
+    @property
+    def is_single(self) -> bool:
+        """Whether :attr:`single` says all of it."""
+        return not self.prefixes and all(len(values) == 1 for values in self.values.values())
+
+    def keys_of(self, layer: Layer, most: int) -> list[dict[str, Scalar]] | None:
+        """Return all keys of a layer that pass, None where they are not known or too many."""
+        choices = [self.values.get(field.name, ()) for field in layer.key]
+        if not 0 < math.prod(len(values) for values in choices) <= most:
+            return None
+        names = [field.name for field in layer.key]
+        return [dict(zip(names, key, strict=True)) for key in itertools.product(*choices)]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Family:
+    """Layers that descend from one base layer, which is the first; finer ones before coarser."""
+
+    layers: tuple[Layer, ...]
+
+    @property
+    def base(self) -> Layer:
+        """The layer that folds events."""
+        return self.layers[0]
+
+    @property
+    def name(self) -> str:
+        """The base layer's name."""
+        return self.base.name
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FamilyQuery:
+    """A checked request to a family.
+
+    Rows are cells of ``rows``, a layer that stands nowhere: its key are the fields that rows keep.
+    ``step`` is the windows that they are of, None for the whole range as one. ``layers`` are those
+    of the family that rows can be made from, the base first. ``ranked`` is the measure that rows
+    are ranked by, of which all must be known then.
+    """
+
+    family: Family
+    from_ms: int
+    to_ms: int
+    step: Window | None
+    keys: KeyFilter
+    rows: Layer
+    layers: tuple[Layer, ...]
+    limit: int
+    after: Position | None = None
+    deadline_ms: int | None = None
+    max_staleness_ms: int | None = None
+    partial: Literal["allow", "refuse"] = "allow"
+    explain: bool = False
+    ranked: Measure | None = None
+
+
+def family_of(themap: Map, name: str) -> Family:
+    """Return the family of base layer ``name``.
+
+    Raises:
+        UnknownLayerError: the map has no such layer, or it is not a base layer.
+    """
+    layer = find_layer(themap, name)
+    if layer.finer is not None:
+        base = family_with(themap, layer)
+        raise UnknownLayerError(
+            f"cannot read family {name}: {name} is made from {layer.finer}; want a base layer;"
+            f" ask family {base.name}, or layer {name} by itself"
+        )
+    found = [layer]
+    for one in found:
+        found += themap.coarser(one.name)
+    return Family(tuple(found))
+
+
+def family_with(themap: Map, layer: Layer) -> Family:
+    """Return the family that a layer is in."""
+    while layer.finer is not None:
+        layer = themap.layer(layer.finer)
+    return family_of(themap, layer.name)
+
+
+@functools.lru_cache(1_024)
+def family_parameters(family: Family, limits: Limits) -> tuple[Parameter, ...]:
+    """Return what a request to a family may say."""
+    base = family.base
+    fields = [field.name for field in base.key]
+    return (
+        time_parameter("from", "The start of the range."),
+        time_parameter("to", "The end of the range, which is not in it."),
+        window_parameter("step", "One row for each of these; left out, one for the whole range."),
+        *(key_parameter(field, many=True) for field in base.key),
+        *(prefix_parameter(field) for field in base.key if field.type == "string"),
+        choice_parameter(
+            "group",
+            f"The key fields that rows keep; the others are added up over. {NO_FIELD} keeps none;"
+            " left out, those named by key and prefix are kept.",
+            [*fields, NO_FIELD],
+            many=True,
+        ),
+        choice_parameter(
+            "measures", "What rows tell; left out, all.",
+            [measure.name for measure in base.measures], many=True,
+        ),
+        whole_parameter("limit", "Most rows of the page.", 1, limits.limit_max),
+        Parameter("cursor", "That of the page before, unchanged.", str, {"type": "string"}),
+        whole_parameter(
+            "deadline_ms", "How long the answer may take.", 1, limits.deadline_ms_max
+        ),
+        whole_parameter(
+            "max_staleness_ms", "How old the answer's data may be.", 0, limits.deadline_ms_max
+        ),
+        choice_parameter(
+            "partial", "Whether an answer that lacks an owner is wanted.", ["allow", "refuse"],
+            many=False,
+        ),
+        choice_parameter(
+            "explain", "Whether to tell the plan and not run it.", ["true", "false"], many=False
+        ),
+    )  # fmt: skip
+
+
+def parse_family_query(
+    themap: Map, name: str, parameters: Iterable[tuple[str, str]], limits: Limits
+) -> FamilyQuery:
+    """Check the parameters of a request to a family.
+
+    Raises:
+        UnknownLayerError: the map has no such family.
+        QueryError: some parameters cannot be used; the message names all of them.
+    """
+    family = family_of(themap, name)
+    problems: list[str] = []
+    values = read_parameters(family_parameters(family, limits), parameters, problems)
+    check_range(values, problems)
+    keys = KeyFilter.of(values)
+    both = sorted(keys.values.keys() & keys.prefixes.keys())
+    problems += [f"prefix.{field}: key.{field} is given too; want one of them" for field in both]
+    group = _group(keys, values.get("group"), problems)
+    if problems:
+        raise QueryError(f"cannot read family {name}: {'; '.join(problems)}")
+    wanted = values.get("measures")
+    measures = [one for one in family.base.measures if wanted is None or one.name in wanted]
+    rows = msgspec.structs.replace(
+        family.base,
+        key=tuple(field for field in family.base.key if field.name in group),
+        measures=tuple(measures),
+        accumulators=_accumulators(family.base, measures),
+    )
+    after: Position | None = None
+    if "cursor" in values:
+        try:
+            after = decode_cursor(themap, rows, values["cursor"])
+        except QueryError as error:
+            raise QueryError(f"cannot read family {name}: cursor: {error}") from error
+    return FamilyQuery(
+        family=family,
+        # No row before that of the position is wanted any more.
+        from_ms=values["from"] if after is None else max(values["from"], after[0]),
+        to_ms=values["to"],
+        step=values.get("step"),
+        keys=keys,
+        rows=rows,
+        layers=tuple(layer for layer in family.layers if _serves(layer, rows, keys)),
+        limit=values.get("limit", min(LIMIT_DEFAULT, limits.limit_max)),
+        after=after,
+        deadline_ms=values.get("deadline_ms"),
+        max_staleness_ms=values.get("max_staleness_ms"),
+        partial=values.get("partial", "allow"),
+        explain=values.get("explain") == "true",
+    )
+
+
+def _accumulators(base: Layer, measures: Iterable[Measure]) -> tuple[Accumulator, ...]:
+    """Return those of a layer's accumulators that measures are computed from."""
+    wanted = {name for measure in measures for name in stored_for(base, measure)}
+    return tuple(
+        accumulator
+        for accumulator in base.accumulators
+        if accumulator.kind == "events" or accumulator.column in wanted
+    )
+
+
+def stored_for(layer: Layer, measure: Measure) -> list[str]:
+    """Return the accumulators of a layer that a measure is computed from."""
+    kinds = {
+        "count": ("events",), "sum": ("n", "sum"), "mean": ("n", "sum"), "min": ("n", "min"),
+        "max": ("n", "max"), "variance": ("n", "sum", "sqlo", "sqhi", "m2"),
+    }  # fmt: skip
+    return [
+        accumulator.column
+        for accumulator in layer.accumulators
+        if accumulator.kind in kinds[measure.kind] and accumulator.field == measure.field
+    ]
+
+
+def _serves(layer: Layer, rows: Layer, keys: KeyFilter) -> bool:
+    """Tell whether rows like those of ``rows`` can be made from cells of a layer."""
+    fields = {field.name for field in layer.key}
+    wanted = keys.fields | {field.name for field in rows.key}
+    return wanted <= fields and set(rows.accumulators) <= set(layer.accumulators)
+
+
+def _named(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in values.items()
+        if name.startswith(prefix)
+    }
+
+
+def _group(keys: KeyFilter, given: tuple[str, ...] | None, problems: list[str]) -> frozenset[str]:
+    """Return the fields that rows keep."""
+    if given is None:
+        return keys.fields
+    if NO_FIELD in given and len(given) > 1:
+        problems.append(f"group: {NO_FIELD} is given with fields; want it alone")
+    return frozenset(given) - {NO_FIELD}

@@ -1,0 +1,97 @@
+"""Feed records: closed cells of a published layer as bytes for other people's programs.
+
+A record of JSON is one cell, with a key that is the same for all its versions; a record of Arrow is
+many cells of one partition, without key. What their fields mean is described in
+``docs/formats/feed.md``. A key's cells are in one partition, by the hash that archives use too.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import NamedTuple, cast
+
+import orjson
+import polars as pl
+
+from tables.model.keyhash import key_hashes
+from tables.model.layer import Layer, Scalar
+from tables.query.cell_query import cell_rows
+from tables.query.measure_columns import measure_columns
+from tables.state.block import repeated
+
+ARROW_BYTES_MAX = 512 * 1024
+"""Of the cells in one record, before compression: topics of others take 1 MiB by default."""
+
+
+class FeedRecord(NamedTuple):
+    """One record, and the partition of the feed that it goes to."""
+
+    partition: int
+    key: bytes | None
+    value: bytes
+
+
+def feed_records(
+    layer: Layer, revision: int, source_partition: int, cells: pl.DataFrame
+) -> list[FeedRecord]:
+    """Return the records of a cell frame, in its order within each partition of the feed.
+
+    Args:
+        layer: a layer that is published.
+        revision: of the map.
+        source_partition: the partition of the layer's input that the cells are from.
+        cells: a cell frame of the layer.
+    """
+    targets = key_hashes(cells, layer.key_columns) % layer.partitions
+    if layer.publish == "json":
+        return _json_records(layer, revision, source_partition, cells, targets)
+    rows = _arrow_frame(layer, revision, source_partition, cells)
+    parts = rows.hstack([targets.alias("target")]).partition_by(
+        "target", as_dict=True, include_key=False, maintain_order=True
+    )
+    found = []
+    for (target, *_), part in parts.items():
+        pieces = -(-int(part.estimated_size()) // ARROW_BYTES_MAX)
+        found += [
+            FeedRecord(int(target), None, _arrow_bytes(piece))
+            for piece in part.iter_slices(max(1, part.height // max(1, pieces)))
+        ]
+    return found
+
+
+def _json_records(
+    layer: Layer, revision: int, source_partition: int, cells: pl.DataFrame, targets: pl.Series
+) -> list[FeedRecord]:
+    about = {"layer": layer.name, "map_revision": revision}
+    records = []
+    for row, target in zip(cell_rows(layer, cells), targets.to_list(), strict=True):
+        fields = cast("dict[str, Scalar]", row["key"])
+        key = [*fields.values(), row["window_start"], source_partition]
+        value = about | row | {"source_partition": source_partition}
+        records.append(FeedRecord(target, orjson.dumps(key), orjson.dumps(value)))
+    return records
+
+
+def _arrow_frame(
+    layer: Layer, revision: int, source_partition: int, cells: pl.DataFrame
+) -> pl.DataFrame:
+    rows = cells.height
+    return pl.DataFrame(
+        [
+            pl.Series([layer.name], dtype=pl.String).new_from_index(0, rows).alias("layer"),
+            repeated(revision, rows, pl.Int32).alias("map_revision"),
+            *(cells[name] for name in layer.key_columns),
+            cells["window_start"],
+            layer.window.ends(cells["window_start"]).alias("window_end"),
+            *measure_columns(layer, cells),
+            cells["version"],
+            repeated(source_partition, rows, pl.Int32).alias("source_partition"),
+        ]
+    )
+
+
+def _arrow_bytes(rows: pl.DataFrame) -> bytes:
+    out = io.BytesIO()
+    # Older readers know no views of strings.
+    rows.write_ipc_stream(out, compression="lz4", compat_level=pl.CompatLevel.oldest())
+    return out.getvalue()

@@ -1,0 +1,105 @@
+"""Live reads: what is asked of the tables of owners, and what they answer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import msgspec
+import polars as pl
+
+from tables.model.layer import Layer
+from tables.query.facts import PartitionFacts
+from tables.query.family import KeyFilter
+
+
+class Told(msgspec.Struct, frozen=True, array_like=True):
+    """How far a follower of a layer's cells is in one partition of its input.
+
+    Attributes:
+        version: it has every value up to this version.
+        closed_ms: it knows that windows which end at or before it are closed.
+        evicted_ms: what the partition had evicted then.
+    """
+
+    version: int
+    closed_ms: int
+    evicted_ms: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LiveRead:
+    """What is read of the tables of one layer, or of a merged layer's combiner.
+
+    Windows that start in ``[from_ms, to_ms)``; an empty range asks for the facts alone. ``parts``
+    has a merged layer's contributions given in place of its cells. ``partitions`` are those of the
+    layer's input that can have the keys, None for all. ``after`` has only what is news given: cells
+    that have changed, or closed, since a follower was told so much; of partitions that are not in
+    it, everything.
+    """
+
+    layer: Layer
+    from_ms: int = 0
+    to_ms: int = 0
+    keys: KeyFilter = dataclasses.field(default_factory=KeyFilter)
+    parts: bool = False
+    partitions: frozenset[int] | None = None
+    after: Mapping[int, Told] | None = None
+
+    def wants(self, partition: int) -> bool:
+        """Tell whether a partition is asked."""
+        return self.partitions is None or partition in self.partitions
+
+    @property
+    def asked(self) -> frozenset[int]:
+        """The partitions that are asked."""
+        if self.partitions is not None:
+            return self.partitions
+        return frozenset(range(self.layer.partitions))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LiveRows:
+    """What owners have of a read: facts by partition, and rows with ``source_partition``.
+
+    Rows are an archive frame. Of ``parts`` they are contributions (``rollup_schema``), whose
+    ``source_partition`` is the sender, with the partition that holds them as ``held_by`` (Int32).
+    """
+
+    facts: dict[int, PartitionFacts] = dataclasses.field(default_factory=dict)
+    rows: list[pl.DataFrame] = dataclasses.field(default_factory=list)
+
+    def add(self, other: LiveRows) -> None:
+        """Add what other owners have, but nothing of a partition that is here already.
+
+        Two owners may answer for one partition while it moves; each is right by itself.
+        """
+        news = other.facts.keys() - self.facts.keys()
+        if len(news) == len(other.facts):
+            self.rows.extend(other.rows)
+        else:
+            wanted = list(news)
+            self.rows.extend(
+                frame.filter(pl.col(_place(frame)).is_in(wanted)) for frame in other.rows
+            )
+        self.facts.update((partition, other.facts[partition]) for partition in news)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LiveJob:
+    """A live read of one state: its facts, and what makes its rows, in any thread.
+
+    ``height`` is at most how many rows were looked at.
+    """
+
+    facts: dict[int, PartitionFacts]
+    frames: Callable[[], list[pl.DataFrame]]
+    height: int = 0
+
+    def make(self) -> LiveRows:
+        """Return the facts and the rows."""
+        return LiveRows(self.facts, self.frames())
+
+
+def _place(frame: pl.DataFrame) -> str:
+    return "held_by" if "held_by" in frame.columns else "source_partition"

@@ -1,0 +1,231 @@
+"""Parameters of a request: how each one's text is read, and everything that is wrong at once.
+
+A :class:`Parameter` is the one description of a parameter: requests are read by it, refusals name
+it, and the OpenAPI document is made from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from tables.model.layer import KeyField, Scalar
+from tables.model.window import (
+    DAY_MS,
+    LENGTH_MS_MAX,
+    SECONDS_IN_MS_MAX,
+    START_MS_MIN,
+    TIME_MS_MAX,
+    Window,
+)
+
+# RFC 3339 with at most milliseconds, so that no digit is dropped in silence; a date is its midnight
+# in UTC.
+_RFC_3339 = re.compile(
+    r"\d{4}-\d\d-\d\d([Tt]\d\d:\d\d:\d\d(\.\d{1,3})?([Zz]|[+-]\d\d:\d\d))?", re.ASCII
+)
+_INTEGER = re.compile(r"-?\d{1,19}", re.ASCII)
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+UNKNOWN_TOLD_MAX = 10
+"""So many unknown parameters are told: to find what each may have meant takes some 0.1 ms."""
+
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_TIME = "want epoch milliseconds or RFC 3339 with at most milliseconds, like 2013-01-01T00:00:00Z"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter of a request.
+
+    Attributes:
+        name: as it stands in the URL.
+        about: what it means, a sentence for readers of the OpenAPI document.
+        read: returns the value of a text; raises ValueError with what is wrong.
+        schema: the JSON schema of one value.
+        want: what is said where it is missing; empty where it may be.
+        many: whether it may be given several times; its value is then a tuple.
+    """
+
+    name: str
+    about: str
+    read: Callable[[str], Any]
+    schema: Mapping[str, object]
+    want: str = ""
+    many: bool = False
+
+
+def read_parameters(
+    parameters: Sequence[Parameter], given: Iterable[tuple[str, str]], problems: list[str]
+) -> dict[str, Any]:
+    """Return the values by name of those given that can be read; note what is wrong.
+
+    A parameter of ``many`` that was not given is left out, like every other.
+    """
+    by_name = {parameter.name: parameter for parameter in parameters}
+    texts: dict[str, list[str]] = {}
+    unknown = 0
+    for name, text in given:
+        if name not in by_name:
+            unknown += 1
+            if unknown > UNKNOWN_TOLD_MAX:
+                continue
+            problems.append(
+                f"{name}: no such parameter; want {', '.join(by_name)}"
+                f"{did_you_mean(name, list(by_name))}"
+            )
+        elif name in texts and not by_name[name].many:
+            problems.append(f"{name}: given twice; want it once")
+        else:
+            texts.setdefault(name, []).append(text)
+    if unknown > UNKNOWN_TOLD_MAX:
+        problems.append(f"and {unknown - UNKNOWN_TOLD_MAX} more that there are not")
+    values: dict[str, Any] = {}
+    for name, parameter in by_name.items():
+        if name not in texts:
+            if parameter.want:
+                problems.append(f"{name}: missing; {parameter.want}")
+            continue
+        try:
+            read = [parameter.read(text) for text in texts[name]]
+            values[name] = tuple(dict.fromkeys(read)) if parameter.many else read[0]
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+    return values
+
+
+def check_range(values: Mapping[str, Any], problems: list[str]) -> None:
+    """Note where ``from`` and ``to`` are both there and no time lies between them."""
+    if "from" in values and "to" in values and values["from"] >= values["to"]:
+        hint = seconds_hint(values["from"], values["to"])
+        told = f"; {hint}" if hint else ""
+        problems.append(f"to: an empty range; got {values['to']}; want a time after from{told}")
+
+
+def seconds_hint(*times: int) -> str:
+    """Return a hint for one who asked for times of 1970 to 1973, empty where nobody did."""
+    small = any(0 < time < SECONDS_IN_MS_MAX for time in times)
+    return "are these seconds, where milliseconds are wanted?" if small else ""
+
+
+def did_you_mean(name: str, known: list[str]) -> str:
+    """Return a hint at the name that was probably meant, empty where none is near."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def time_parameter(name: str, about: str) -> Parameter:
+    """Return a time that must be given."""
+    schema = {
+        "anyOf": [
+            {"type": "integer", "minimum": START_MS_MIN, "maximum": TIME_MS_MAX + 1},
+            {"type": "string", "pattern": f"^{_RFC_3339.pattern}$"},
+        ],
+        "examples": ["2013-01-01T00:00:00Z", 1_356_998_400_000],
+    }
+    return Parameter(name, about, parse_time_ms, schema, want="want epoch milliseconds or RFC 3339")
+
+
+def whole_parameter(name: str, about: str, least: int, most: int) -> Parameter:
+    """Return a whole number that may be given."""
+
+    def read(text: str) -> int:
+        if _INTEGER.fullmatch(text) and least <= int(text) <= most:
+            return int(text)
+        raise ValueError(f"got {text!r}; want a whole number from {least} to {most}")
+
+    return Parameter(name, about, read, {"type": "integer", "minimum": least, "maximum": most})
+
+
+def choice_parameter(
+    name: str, about: str, choices: Sequence[str], *, many: bool, required: bool = False
+) -> Parameter:
+    """Return one of some words, or several of them."""
+    listed = ", ".join(choices)
+
+    def read(text: str) -> str:
+        if text in choices:
+            return text
+        raise ValueError(f"got {text!r}; want one of {listed}{did_you_mean(text, list(choices))}")
+
+    want = f"want one of {listed}" if required else ""
+    schema = {"type": "string", "enum": list(choices)}
+    return Parameter(name, about, read, schema, want=want, many=many)
+
+
+def window_parameter(name: str, about: str) -> Parameter:
+    """Return a size of windows, of at most a century."""
+
+    def read(text: str) -> Window:
+        window = Window.parse(text)
+        if window.length_ms > LENGTH_MS_MAX:
+            raise ValueError(f"too long; got {text!r}; want at most {LENGTH_MS_MAX // DAY_MS}d")
+        return window
+
+    schema = {
+        "type": "string",
+        "pattern": "^([0-9]{1,12}(ms|s|m|h|d)|day|month|year)$",
+        "examples": ["1m", "1h", "1d", "month"],
+    }
+    return Parameter(name, about, read, schema)
+
+
+def key_parameter(field: KeyField, *, many: bool) -> Parameter:
+    """Return a key field's value, or several of them."""
+    kinds = {"string": "string", "int": "integer", "bool": "boolean"}
+
+    def read(text: str) -> Scalar:
+        return key_value(field, text)
+
+    about = f"Only cells whose {field.name} is this{', or one of these' if many else ''}."
+    return Parameter(f"key.{field.name}", about, read, {"type": kinds[field.type]}, many=many)
+
+
+def prefix_parameter(field: KeyField) -> Parameter:
+    """Return the beginning of a text field's values."""
+    about = f"Only cells whose {field.name} begins so."
+    return Parameter(f"prefix.{field.name}", about, str, {"type": "string"})
+
+
+def key_value(field: KeyField, text: str) -> Scalar:
+    """Return a key field's value.
+
+    Raises:
+        ValueError: the text is none of its type.
+    """
+    if field.type == "string":
+        return text
+    if field.type == "bool":
+        if text not in ("true", "false"):
+            raise ValueError(f"not a bool; got {text!r}; want true or false")
+        return text == "true"
+    if not _INTEGER.fullmatch(text) or not INT64_MIN <= int(text) <= INT64_MAX:
+        raise ValueError(f"not an integer of 64 bits; got {text!r}; want one like 42")
+    return int(text)
+
+
+def parse_time_ms(text: str) -> int:
+    """Return the epoch milliseconds of ``"1356998400000"``, ``"2013-01-01T00:00:00Z"`` or a date.
+
+    Raises:
+        ValueError: the text has another form, or lies where no window starts or ends: outside the
+            years 1 to 9999, but for the windows that the first and the last event time are in.
+    """
+    if _INTEGER.fullmatch(text):
+        time_ms = int(text)
+    elif _RFC_3339.fullmatch(text):
+        full = text if len(text) > len("2013-01-01") else f"{text}T00:00:00Z"
+        try:
+            time = dt.datetime.fromisoformat(full.upper())
+            time_ms = (time - _EPOCH) // dt.timedelta(milliseconds=1)
+        except (ValueError, OverflowError) as error:
+            raise ValueError(f"{error}; got {text!r}; {_TIME}") from error
+    else:
+        hint = "; write a plus in a URL as %2B" if " " in text else ""
+        raise ValueError(f"not a time; got {text!r}; {_TIME}{hint}")
+    if not START_MS_MIN <= time_ms <= TIME_MS_MAX + 1:
+        raise ValueError(f"outside the years 1 to 9999; got {text!r}; {_TIME}")
+    return time_ms

@@ -1,0 +1,278 @@
+"""The planner: from which layers a request to a family is answered, with the fewest cells.
+
+A plan is a pure function of the request and of what is known of the layers. Exactness decides what
+may be used: a coarser cell only once its window is sealed and complete, finer cells elsewhere, so
+that the answer is the fold of the raw log up to one position of each source partition. Where that
+would be too many cells, coarser cells that are only closed are used too, and the answer is
+``settling``: late events may still change it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from tables.model.errors import QueryError
+from tables.model.layer import Layer
+from tables.query.cover import Choice, GapError, Segment, cover, cover_steps
+from tables.query.family import FamilyQuery, KeyFilter, stored_for
+from tables.query.parameters import seconds_hint
+from tables.state.layer_table import NEVER_ENDS_MS, NEVER_MS
+
+Exactness = Literal["exact", "settling"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LayerFacts:
+    """What is known of one layer over all its partitions; every time may be an earlier one.
+
+    Attributes:
+        sealed_ms: windows that end at or before it change no more.
+        closed_ms: the same of closed windows.
+        complete_ms: windows that start at or after it have all events: before, the map did not have
+            the layer yet.
+        kept_ms: windows that start at or after it have not expired in the archive.
+        cells: about how many cells a window has.
+        whole: the same as ``complete_ms`` of accumulators that the layer got later, by column; of
+            ``events`` it is that.
+        first_ms: only windows that start at or after it have ever had cells.
+        last_ms: only windows that start at or before it have cells.
+    """
+
+    sealed_ms: int = NEVER_MS
+    closed_ms: int = NEVER_MS
+    complete_ms: int = NEVER_MS
+    kept_ms: int = NEVER_MS
+    cells: float = 1.0
+    whole: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    first_ms: int = NEVER_MS
+    last_ms: int = NEVER_ENDS_MS
+
+    def with_cells(self, from_ms: int, to_ms: int) -> tuple[int, int]:
+        """Return the part of a range in which there may be cells.
+
+        What comes while a plan is carried out is read all the same; it is not counted before.
+        """
+        start = min(max(from_ms, self.first_ms), to_ms)
+        return start, max(min(to_ms, self.last_ms + 1), start)
+
+
+NOTHING_KNOWN = LayerFacts(complete_ms=NEVER_ENDS_MS)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Plan:
+    """What is read, in order of time, and what the answer is by it."""
+
+    segments: tuple[Segment, ...]
+    exactness: Exactness
+
+    @property
+    def cells(self) -> float:
+        """About how many cells are read."""
+        return sum(segment.cells for segment in self.segments)
+
+
+def boundaries_of(query: FamilyQuery) -> int:
+    """Return about how many boundaries planning looks at, at most; no cover is made."""
+    span_ms = query.to_ms - query.from_ms
+    windows = [layer.window for layer in query.layers[1:]]
+    if query.step is not None:
+        windows.append(query.step)
+    return sum(span_ms // window.shortest_ms for window in windows)
+
+
+def plan(query: FamilyQuery, facts: Mapping[str, LayerFacts], cells_max: int) -> Plan:
+    """Return the cover of the range with the fewest cells that is exact, if it can be had.
+
+    Args:
+        query: what is asked.
+        facts: by layer; all windows of the base can be used, whether sealed or not. A coarser
+            layer without facts is not used.
+        cells_max: more cells than this are not read.
+
+    Raises:
+        QueryError: the range does not begin and end where windows do, some of it has expired or
+            was before the map had the layer, or even closed cells are too many.
+    """
+    if query.step is not None:
+        known = facts.get(query.family.base.name, LayerFacts())
+        start, stop = known.with_cells(query.from_ms, query.to_ms)
+        steps = (stop - start) // query.step.shortest_ms
+        if steps > cells_max:
+            raise QueryError(
+                f"cannot read family {query.family.name}: too many steps; got {steps}; want at most"
+                f" {cells_max} (query_cells_max); ask for a shorter range or longer steps"
+            )
+    exact = _plan(query, facts, "exact")
+    if exact.cells <= cells_max:
+        return exact
+    settling = _plan(query, facts, "settling")
+    if settling.cells <= cells_max:
+        return settling
+    raise QueryError(
+        f"cannot read family {query.family.name}: too many cells to read; got about"
+        f" {math.ceil(settling.cells)}; want at most {cells_max} (query_cells_max); ask for a"
+        " shorter range, fewer keys, or fields that a coarser layer has"
+    )
+
+
+def _plan(query: FamilyQuery, facts: Mapping[str, LayerFacts], exactness: Exactness) -> Plan:
+    choices = _choices(query, facts, exactness)
+    base = query.family.base
+    began_ms = facts.get(base.name, LayerFacts()).complete_ms
+    try:
+        if query.step is None:
+            segments = cover(choices, query.from_ms, query.to_ms)
+        else:
+            segments = cover_steps(choices, query.from_ms, query.to_ms, query.step)
+    except GapError as gap:
+        raise _refusal(query, choices, gap.at_ms, began_ms) from gap
+    _check_ranked(query, facts)
+    counted = (_counted(query, segment, facts) for segment in segments)
+    return Plan(tuple(counted), exactness)
+
+
+def _counted(query: FamilyQuery, segment: Segment, facts: Mapping[str, LayerFacts]) -> Segment:
+    """Return a segment with the cells of those of its windows that may have some."""
+    window = next(one.window for one in query.layers if one.name == segment.name)
+    known = facts.get(segment.name, LayerFacts())
+    start, stop = known.with_cells(segment.from_ms, segment.to_ms)
+    start, stop = window.start(start), window.first_start(stop)
+    windows = window.count(start, stop) if start < stop else 0
+    if windows == segment.windows:
+        return segment
+    return dataclasses.replace(segment, cells=segment.cells / segment.windows * windows)
+
+
+def _choices(
+    query: FamilyQuery, facts: Mapping[str, LayerFacts], exactness: Exactness
+) -> list[Choice]:
+    """Return the layers that may be used, the base first; none has more cells than its finer one.
+
+    Whatever is known of its cells: each of a coarser layer is made of at least one.
+    """
+    base, *coarser = query.layers
+    known = facts.get(base.name, LayerFacts())
+    began_ms = known.complete_ms
+    cells = {base.name: _cells(base, query.keys, known)}
+    first = max(began_ms, known.kept_ms)
+    choices = [Choice(base.name, base.window, first, NEVER_ENDS_MS, cells[base.name])]
+    for layer in coarser:
+        known = facts.get(layer.name, NOTHING_KNOWN)
+        final_ms = known.sealed_ms if exactness == "exact" else known.closed_ms
+        most = min(
+            cells[one.name] * (layer.window.shortest_ms // one.window.longest_ms)
+            for one in query.layers
+            if one.name in cells and _descends(query, layer, one)
+        )
+        cells[layer.name] = min(_cells(layer, query.keys, known), most)
+        first = max(began_ms, known.complete_ms, known.kept_ms)
+        choices += [
+            Choice(
+                layer.name, layer.window, max(first, start), min(final_ms, stop), cells[layer.name]
+            )
+            for start, stop in _as_whole(query, layer, facts)
+        ]
+    return choices
+
+
+def _as_whole(
+    query: FamilyQuery, layer: Layer, facts: Mapping[str, LayerFacts]
+) -> list[tuple[int, int]]:
+    """Return where a coarser layer knows as many of the measures that are asked for as the base.
+
+    Where the base does not know one either, the coarser layer's null is the answer.
+    """
+    base = facts.get(query.family.base.name, LayerFacts()).whole
+    own = facts.get(layer.name, NOTHING_KNOWN).whole
+    lacks = sorted(
+        (base.get(acc.column, NEVER_MS), own.get(acc.column, NEVER_MS))
+        for acc in query.rows.accumulators
+        if acc.kind != "events"
+    )
+    found, first = [], NEVER_MS
+    for known_ms, whole_ms in lacks:
+        if known_ms >= whole_ms:
+            continue
+        # A window that starts before the base knows the measure is null whoever is asked.
+        stop = known_ms
+        if NEVER_MS < known_ms < NEVER_ENDS_MS:
+            stop = layer.window.end(layer.window.start(known_ms - 1))
+        if first < stop:
+            found.append((first, stop))
+        first = max(first, whole_ms)
+    return [*found, (first, NEVER_ENDS_MS)]
+
+
+def _check_ranked(query: FamilyQuery, facts: Mapping[str, LayerFacts]) -> None:
+    """Refuse to rank by a measure where it is not known of the whole range.
+
+    Raises:
+        QueryError: it is not.
+    """
+    if query.ranked is None:
+        return
+    base = query.family.base
+    whole = facts.get(base.name, LayerFacts()).whole
+    names = stored_for(base, query.ranked)
+    whole_ms = max((whole.get(name, NEVER_MS) for name in names), default=NEVER_MS)
+    if query.from_ms < whole_ms:
+        raise QueryError(
+            f"cannot rank by {query.ranked.name}: {base.name} has it only since {whole_ms} of the"
+            f" events' time; got {query.from_ms}; want a range from"
+            f" {base.window.first_start(whole_ms)} on"
+        )
+
+
+def _descends(query: FamilyQuery, layer: Layer, finer: Layer) -> bool:
+    """Tell whether ``layer`` is made from ``finer``, directly or not."""
+    by_name = {one.name: one for one in query.family.layers}
+    while layer.finer is not None:
+        layer = by_name[layer.finer]
+        if layer is finer:
+            return True
+    return False
+
+
+def _cells(layer: Layer, keys: KeyFilter, known: LayerFacts) -> float:
+    """Return about how many cells of a window are read."""
+    counts = [len(keys.values.get(field.name, ())) for field in layer.key]
+    named = math.prod(counts)
+    # Fewer than one are no reason to read more windows: each may be a partition of the archive.
+    cells = max(known.cells, 1.0)
+    return min(float(named), cells) if named else cells
+
+
+def _refusal(
+    query: FamilyQuery, choices: Sequence[Choice], at_ms: int, began_ms: int
+) -> QueryError:
+    """Return why no cover has the range: it lies askew to the windows, or is not there."""
+    base = choices[0]
+    problem = f"cannot read family {query.family.name}"
+    for name, time_ms in (("from", query.from_ms), ("to", query.to_ms)):
+        start = base.window.start(time_ms)
+        if start != time_ms:
+            hint = seconds_hint(time_ms)
+            return QueryError(
+                f"{problem}: {name} lies inside a window of its finest layer {base.name}; got"
+                f" {time_ms}; want where one of {base.window} starts, like {start} or"
+                f" {base.window.end(start)}{f'; {hint}' if hint else ''}"
+            )
+    if at_ms < began_ms:
+        return QueryError(
+            f"{problem}: the map has had {base.name} only since {began_ms} of the events' time; got"
+            f" {at_ms}; want a range from {base.window.first_start(began_ms)} on"
+        )
+    if at_ms < base.from_ms:
+        return QueryError(
+            f"{problem}: the cells of {base.name} from {at_ms} on have expired (archive_ttl); want"
+            f" a range from {base.window.first_start(base.from_ms)} on, or one of whole windows of"
+            " a coarser layer"
+        )
+    return QueryError(
+        f"{problem}: a step of {query.step} begins inside a window of {base.name}, at {at_ms};"
+        f" want steps of whole windows of {base.window}"
+    )

@@ -1,0 +1,202 @@
+"""Top: the keys of a layer with the greatest, or least, of one measure over a range.
+
+Every key of the range is added up before any is ranked, so the answer is exact whatever is spread
+over windows and partitions. Ranking looks at columns first and computes measures, with Python's
+exact integers, only of keys that may be among the first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterable
+
+import polars as pl
+
+from tables.model.errors import QueryError
+from tables.model.layer import Layer, Map, Measure, Scalar
+from tables.query.cell_query import Limits, find_layer
+from tables.query.family import (
+    FamilyQuery,
+    family_parameters,
+    family_with,
+    parse_family_query,
+    stored_for,
+)
+from tables.query.parameters import Parameter, choice_parameter, read_parameters, whole_parameter
+from tables.state.cell import first_in_order, in_order, in_parts, measures_of
+from tables.state.small_merge import FEW_ROWS_MAX
+
+N_DEFAULT = 10
+
+CLOSE = 1e-9
+"""Relative error of a measure that is computed from columns of floats, with a wide margin."""
+
+PART_ROWS_MAX = 20_000
+"""Measures of so many keys are computed, and ranked, at a time: many keys may be equal."""
+
+_NOT_OURS = frozenset({"step", "group", "measures", "limit", "cursor"})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TopQuery:
+    """A checked request: ``query`` gives one row a key, of which the first ``n`` are wanted."""
+
+    query: FamilyQuery
+    layer: Layer
+    by: Measure
+    n: int
+    descending: bool
+
+
+@functools.lru_cache(1_024)
+def top_parameters(themap: Map, layer: Layer, limits: Limits) -> tuple[Parameter, ...]:
+    """Return what a request for the top keys of a layer may say."""
+    names = {field.name for field in layer.key}
+    theirs = family_parameters(family_with(themap, layer), limits)
+    return (
+        choice_parameter(
+            "by", "The measure that keys are ranked by.",
+            [measure.name for measure in layer.measures], many=False, required=True,
+        ),
+        whole_parameter("n", f"How many keys; left out, {N_DEFAULT}.", 1, limits.limit_max),
+        choice_parameter(
+            "order", "desc, the greatest first, or asc; left out, desc.", ["desc", "asc"],
+            many=False,
+        ),
+        *(
+            parameter
+            for parameter in theirs
+            if parameter.name not in _NOT_OURS
+            and (not _of_key(parameter.name) or parameter.name.partition(".")[2] in names)
+        ),
+    )  # fmt: skip
+
+
+def parse_top_query(
+    themap: Map, layer_name: str, parameters: Iterable[tuple[str, str]], limits: Limits
+) -> TopQuery:
+    """Check the parameters of a request for the top keys of a layer.
+
+    Raises:
+        UnknownLayerError: the map has no such layer.
+        QueryError: some parameters cannot be used; the message names all of them.
+    """
+    layer = find_layer(themap, layer_name)
+    given = list(parameters)
+    problems: list[str] = []
+    known = top_parameters(themap, layer, limits)
+    values = read_parameters(known, given, problems)
+    if problems:
+        raise QueryError(f"cannot read the top of {layer_name}: {'; '.join(problems)}")
+    mine = {"by", "n", "order"}
+    rest = [(name, text) for name, text in given if name not in mine]
+    rest += [("group", field.name) for field in layer.key] or [("group", "-")]
+    rest += [("measures", measure.name) for measure in layer.measures]
+    query = parse_family_query(themap, family_with(themap, layer).name, rest, limits)
+    by = next(measure for measure in layer.measures if measure.name == values["by"])
+    query = dataclasses.replace(query, ranked=by)
+    return TopQuery(
+        query, layer, by, values.get("n", N_DEFAULT), values.get("order", "desc") == "desc"
+    )
+
+
+def top_rows(top: TopQuery, rows: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows of the first keys, in order of rank; equal ones in order of their key.
+
+    ``rows`` are those of ``top.query``. Keys without the measure, and those whose measure is no
+    finite number, which is answered as null too, come last in either order.
+    """
+    if rows.height > FEW_ROWS_MAX:
+        rows = _candidates(top, rows)
+    if rows.height > PART_ROWS_MAX:
+        rows = _some_of_each(top, rows)
+    found = rows.clear()
+    for part in rows.iter_slices(PART_ROWS_MAX):
+        found = _first(top, pl.concat([found, part]))
+    return found
+
+
+def _first(top: TopQuery, rows: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows of the first keys among some."""
+    ranked = in_order(rows, ["window_start", *top.query.rows.key_columns])
+    values = [one[top.by.name] for one in measures_of(top.query.rows, ranked)]
+    numbers = {at: value for at, value in enumerate(values) if _is_number(value)}
+    order = sorted(numbers, key=numbers.__getitem__, reverse=top.descending)  # type: ignore[arg-type]
+    order += [at for at in range(len(values)) if at not in numbers]
+    return ranked[order[: top.n]]
+
+
+def _is_number(value: Scalar | None) -> bool:
+    return value is not None and (not isinstance(value, float) or math.isfinite(value))
+
+
+def _candidates(top: TopQuery, rows: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows that may be among the first."""
+    value, scale = _approximate(top.by, top.query.rows)
+    measured = rows.select(value.alias("value"), (CLOSE * scale.abs()).alias("error"))
+    ranks = measured["value"] if top.descending else -measured["value"]
+    error = measured["error"]
+    is_number = ranks.is_finite().fill_null(value=False)
+    numbers = ranks.filter(is_number)
+    if len(numbers) < top.n:
+        keys = ["window_start", *top.query.rows.key_columns]
+        others = first_in_order(rows.filter(~is_number), keys, top.n - len(numbers))
+        return pl.concat([rows.filter(is_number), others])
+    last = (ranks - error).filter(is_number).top_k(top.n).min()
+    assert isinstance(last, float), "there are at least n"
+    return rows.filter(is_number & (ranks + error >= last))
+
+
+def _some_of_each(top: TopQuery, rows: pl.DataFrame) -> pl.DataFrame:
+    """Return, of rows whose measure comes from the same values, those of the first keys alone."""
+    values = stored_for(top.query.rows, top.by)
+    keys = ["window_start", *top.query.rows.key_columns]
+    place = pl.int_range(pl.len()).over(values)
+    return in_parts(rows, values, lambda part: in_order(part, keys).filter(place < top.n))
+
+
+def _approximate(measure: Measure, layer: Layer) -> tuple[pl.Expr, pl.Expr]:
+    """Return a measure in floats, and what it is not farther from the exact one than CLOSE of."""
+    value = _in_floats(measure, layer)
+    if measure.kind == "variance" and not _is_float(measure, layer):
+        # The difference of two numbers that may be much larger than itself.
+        return value, _mean_square(measure)
+    return value, value
+
+
+def _mean_square(measure: Measure) -> pl.Expr:
+    """Return the mean of a whole number's squares."""
+    high, low, n = (
+        pl.col(f"{kind}_{measure.field}").cast(pl.Float64) for kind in ("sqhi", "sqlo", "n")
+    )
+    return pl.when(n > 0).then((high * 2.0**64 + low) / n)
+
+
+def _is_float(measure: Measure, layer: Layer) -> bool:
+    return any(acc.kind == "m2" and acc.field == measure.field for acc in layer.accumulators)
+
+
+def _in_floats(measure: Measure, layer: Layer) -> pl.Expr:
+
+    def column(kind: str) -> pl.Expr:
+        return pl.col(f"{kind}_{measure.field}").cast(pl.Float64)
+
+    if measure.kind == "count":
+        return pl.col("events").cast(pl.Float64)
+    if measure.kind in ("min", "max"):
+        return column(measure.kind)
+    n = column("n")
+    total = pl.when(n > 0).then(column("sum"))
+    if measure.kind == "sum":
+        return total
+    if measure.kind == "mean":
+        return total / n
+    if _is_float(measure, layer):
+        return pl.when(n > 0).then(column("m2") / n)
+    return _mean_square(measure) - (total / n) ** 2
+
+
+def _of_key(name: str) -> bool:
+    return name.startswith(("key.", "prefix."))

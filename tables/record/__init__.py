@@ -1,0 +1,1 @@
+"""What stands in Kafka records beside journals: chunks, heartbeats, letters, and sealed bytes."""

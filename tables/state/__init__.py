@@ -1,0 +1,1 @@
+"""The state of a source partition: its journal, its layer tables, its local store."""

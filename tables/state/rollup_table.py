@@ -1,0 +1,179 @@
+"""The table of a coarser layer: contributions, which replace each other until they settle.
+
+The rules are those of docs/formats/journal.md, number 12.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+from tables.model.layer import Layer, Scalar
+from tables.state.block import Block, FewRows, conform, different, frames_of
+from tables.state.cell import cell_schema, in_order, in_parts, merge_rows, whole_only
+from tables.state.journal import Announcement
+from tables.state.layer_table import NEVER_MS, LayerTable, Merge
+from tables.state.small_merge import FEW_ROWS_MAX, few_cells
+
+_HEARD = ("window_start", "fine_start", "source_partition")
+
+
+class RollupTable(LayerTable):
+    """Contributions of finer windows: of each one the largest version counts.
+
+    A row is a contribution: the key, ``fine_start``, ``source_partition``, the coarser
+    ``window_start``, the value, and ``contributed``, its version at the sender. Rows whose finer
+    window is final are added up into *settled* rows, which have null in place of the finer window
+    and the sender.
+    """
+
+    def __init__(self, layer: Layer, finer: Layer) -> None:
+        super().__init__(layer.name, rollup_schema(layer))
+        self.layer = layer
+        self.finer = finer
+        self.contribution = [*layer.key_columns, "fine_start", "source_partition"]
+        self._cell = [*layer.key_columns, "window_start"]
+        self.announced: dict[int, Announcement] = {}
+        # By window and sender, the latest finer window of which there is a contribution.
+        self._heard: dict[int, dict[int, int]] = {}
+
+    def _cells_of(self, rows: pl.DataFrame) -> pl.DataFrame:
+        # In the order of a cell frame.
+        return merge_rows(self._latest(rows), self._cell, self.layer.accumulators)
+
+    def parts_in(self, from_ms: int, to_ms: int, key: Mapping[str, Scalar]) -> pl.DataFrame:
+        """Return the contributions of windows that start in the range, and what is settled.
+
+        The columns are those of :func:`rollup_schema`. ``key`` is as for :meth:`cells_in`.
+        """
+        return self.collect_parts_in(from_ms, to_ms, key)()
+
+    def collect_parts_in(
+        self, from_ms: int, to_ms: int, key: Mapping[str, Scalar]
+    ) -> Callable[[], pl.DataFrame]:
+        """Return what makes the frame of :meth:`parts_in`, as it is now, in any thread."""
+        matching, began = self._matching_in(from_ms, to_ms, key), dict(self.began)
+
+        def parts() -> pl.DataFrame:
+            rows = matching()
+            if rows.height > FEW_ROWS_MAX:
+                return whole_only(self._latest(rows), began)
+            return whole_only(FewRows(self._stored, self._latest_few(rows)).frame(), began)
+
+        return parts
+
+    def _few_of(self, rows: pl.DataFrame) -> pl.DataFrame:
+        names = list(self._stored)
+        key = [names.index(name) for name in self._cell]
+        values = [names.index(acc.column) for acc in self.layer.accumulators]
+        values.append(names.index("version"))
+        return few_cells(
+            self.layer,
+            (
+                (tuple(row[at] for at in key), tuple(row[at] for at in values))
+                for row in self._latest_few(rows)
+            ),
+        )
+
+    def _latest_few(self, rows: pl.DataFrame) -> list[tuple[Any, ...]]:
+        """Return the rows that :meth:`_latest` does."""
+        names = list(self._stored)
+        place = [names.index(name) for name in self.contribution]
+        fine, contributed = names.index("fine_start"), names.index("contributed")
+        version = names.index("version")
+        settled = []
+        single: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+        for row in rows.rows():
+            if row[fine] is None:
+                settled.append(row)
+                continue
+            where = tuple(row[at] for at in place)
+            known = single.get(where)
+            if known is None or (known[contributed], known[version]) <= (
+                row[contributed], row[version],
+            ):  # fmt: skip
+                single[where] = row
+        return [*settled, *single.values()]
+
+    def _due_for_merge(self, blocks: dict[int, Block]) -> list[int]:
+        """Return all: settling needs every row of a contribution at once."""
+        return list(blocks)
+
+    def _merge_of(self, blocks: dict[int, Block]) -> Callable[[], Merge]:
+        """Keep the latest contributions and add up what is settled, over all blocks."""
+        chosen = list(blocks)
+        frames = frames_of(blocks.values(), self._stored)
+        floors = {sender: floor for sender, (_, floor) in self.announced.items()}
+        return lambda: Merge.of(chosen, self._settled(self._joined(frames), floors))
+
+    def _settled(self, rows: pl.DataFrame, floors: Mapping[int, int]) -> pl.DataFrame:
+        rows = self._latest(rows)
+        floor = pl.col("source_partition").replace_strict(
+            floors, default=NEVER_MS, return_dtype=pl.Int64
+        )
+        settles = self.finer.window.ends(pl.col("fine_start")) <= floor
+        settled = rows.filter(pl.col("fine_start").is_null() | settles)
+        single = rows.filter(pl.col("fine_start").is_not_null() & ~settles)
+        added = merge_rows(settled, self._cell, self.layer.accumulators).with_columns(
+            pl.lit(0, pl.Int64).alias("contributed"),
+            pl.lit(None, pl.Int64).alias("fine_start"),
+            pl.lit(None, pl.Int32).alias("source_partition"),
+        )
+        return pl.concat([conform(added, self._stored), single])
+
+    def evict(self, windows: Sequence[int]) -> None:
+        """Forget all cells of these windows."""
+        super().evict(windows)
+        for window in windows:
+            self._heard.pop(window, None)
+
+    def clear(self) -> None:
+        """Forget everything, as if no block had ever come."""
+        super().clear()
+        self._heard.clear()
+
+    def may_know(self, rows: pl.DataFrame) -> bool:
+        """Tell whether contributions like these may be there; False only where none is.
+
+        ``rows`` are a delta's. Most are of later finer windows than all before.
+        """
+        columns = (rows[name].to_list() for name in _HEARD)
+        return any(
+            fine <= self._heard.get(window, {}).get(sender, NEVER_MS)
+            for window, fine, sender in set(zip(*columns, strict=True))
+        )
+
+    def _notice(self, block: Block) -> None:
+        columns = (block.values(name) for name in _HEARD)
+        for window, fine, sender in set(zip(*columns, strict=True)):
+            if fine is not None:
+                heard = self._heard.setdefault(window, {})
+                heard[sender] = max(fine, heard.get(sender, NEVER_MS))
+
+    def known(self, windows: pl.Series) -> pl.DataFrame:
+        """Return the largest version held of each single contribution in these coarser windows."""
+        rows = self._of_windows(different(windows))
+        rows = rows.filter(rows["fine_start"].is_not_null())
+        return rows.group_by(self.contribution).agg(pl.col("contributed").max().alias("known"))
+
+    def _latest(self, rows: pl.DataFrame) -> pl.DataFrame:
+        settled = rows.filter(pl.col("fine_start").is_null())
+        single = rows.filter(pl.col("fine_start").is_not_null())
+        newest = in_parts(single, self.contribution, self._newest)
+        # A replacement is younger than what it replaces, so dropping the old row never lowers the
+        # cell's version.
+        return pl.concat([settled, newest])
+
+    def _newest(self, rows: pl.DataFrame) -> pl.DataFrame:
+        return in_order(rows, ["contributed", "version"]).unique(self.contribution, keep="last")
+
+
+def rollup_schema(layer: Layer) -> dict[str, pl.DataType]:
+    """Return the columns of a rollup table's blocks; those of a delta lack ``version``."""
+    cell = cell_schema(layer)
+    schema: dict[str, pl.DataType] = {name: cell[name] for name in layer.key_columns}
+    schema |= {"fine_start": pl.Int64(), "source_partition": pl.Int32(), "window_start": pl.Int64()}
+    schema |= {acc.column: cell[acc.column] for acc in layer.accumulators}
+    return schema | {"contributed": pl.Int64(), "version": pl.Int64()}
