@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
-from agents.decode import Decoder
-from agents.emit import Log
-from agents.fold import Content, Folder
-from agents.fold_few import FewFolder
-from agents.letters import send_letters
-from agents.owner import Owner, tail_of
-from agents.owners import Owners
+from agents.decode.records import Decoder
+from agents.fold.layers import Content, Folder
+from agents.fold.small import FewFolder
+from agents.partition.emitter import Log
+from agents.partition.letters import send_letters
+from agents.partition.owner import Owner, tail_of
+from agents.partition.owners import Owners
 from tables.model.errors import DeltaTooLargeError, OutcomeUnknownError
 from tables.record.chunk import Chunk, Run
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-from agents.emit import Log
-from agents.gather import Gatherer
-from agents.letters import send_letters, whole_record
-from agents.owner import tail_of
-from agents.owners import Owners
+from agents.fold.gather import Gatherer
+from agents.partition.emitter import Log
+from agents.partition.letters import send_letters, whole_record
+from agents.partition.owner import tail_of
+from agents.partition.owners import Owners
 from tables.model.errors import DeltaTooLargeError, OutcomeUnknownError
 from tables.record.chunk import Chunk, Run
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 
 LIBRARIES = ("aiokafka", "cassandra")
-OWN = ("agents.idle", "app.hints", "app.transport.coordinator")
+OWN = ("agents.partition.idle_heartbeat", "app.hints", "app.transport.coordinator")
 """Loggers of ours that tell the same of each attempt; see :mod:`agents.outage` for the others."""
 
 QUIET_S = 30.0

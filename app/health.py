@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agents.owners import Owners
+from agents.partition.owners import Owners
 from app import readiness
 from app.assignor import TopicPartition
 from app.floods import tame

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from agents.claims import wrong_map
-from agents.log_partition import LogPartitionIO
-from agents.recovery import Recovery
+from agents.partition.claims import wrong_map
+from agents.partition.log_partition import LogPartitionIO
+from agents.partition.recovery import Recovery
 from app.kafka_log import KafkaLog
 from app.topics import topics_found
 from tables.model.errors import MapError

@@ -18,7 +18,7 @@ from aiokafka.errors import (
     ProducerClosed,
 )
 
-from agents.log_partition import LogRecord
+from agents.partition.log_partition import LogRecord
 from agents.tasks import within
 from app.aiokafka_append import Appends
 from app.aiokafka_private import check_metadata, refused_topics
@@ -64,7 +64,7 @@ Result = TypeVar("Result")
 
 
 class KafkaLog:
-    """``agents.log_partition.ReadableLog`` over Kafka.
+    """``agents.partition.log_partition.ReadableLog`` over Kafka.
 
     Args:
         brokers: bootstrap servers, ``host:port`` separated by commas.

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Protocol
 
-from agents.claims import OTHER_PARTITIONS
+from agents.partition.claims import OTHER_PARTITIONS
 from app.assignor import Member, TopicPartition, by_topic
 from app.pace import Pace
 from app.peer_proof import PeerKey

@@ -14,9 +14,9 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from agents.emit import SINKS
-from agents.owner import Owner
-from agents.owners import DROPS
+from agents.partition.emitter import SINKS
+from agents.partition.owner import Owner
+from agents.partition.owners import DROPS
 from app.lane import Lane
 from app.pressure import REASONS, Pressure
 from app.web_server import REASONS as REFUSED

@@ -63,7 +63,7 @@ Local = Callable[[LiveRead], LiveJob]
 
 
 class Peers:
-    """``agents.reader.LiveSource`` over a group of workers.
+    """``agents.query.reader.LiveSource`` over a group of workers.
 
     Args:
         themap: the map that all of them run.
@@ -116,7 +116,7 @@ class Peers:
     async def read(
         self, reads: Sequence[LiveRead], cost: QueryCost, until: float
     ) -> list[LiveRows]:
-        """Return what owners have; see :class:`agents.reader.LiveSource`."""
+        """Return what owners have; see :class:`agents.query.reader.LiveSource`."""
         found = [LiveRows() for _ in reads]
         loop = asyncio.get_running_loop()
         while lacking := self._lacking(reads, found):

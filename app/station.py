@@ -18,11 +18,11 @@ from typing import Any
 from aiohttp import web
 from mode import Service
 
-from agents.emit import EmitCounts
 from agents.guarded import guarded
 from agents.ingest import Ingest
 from agents.outage import Outage
-from agents.owners import Owners
+from agents.partition.emitter import EmitCounts
+from agents.partition.owners import Owners
 from agents.rollup import Rollup
 from app.aiokafka_logins import hold_back_logins
 from app.brokers import patiently

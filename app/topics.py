@@ -17,7 +17,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAuthorizationFailedError, for_code
 
-from agents.claims import OTHER_PARTITIONS, START_OVER
+from agents.partition.claims import OTHER_PARTITIONS, START_OVER
 from app.brokers import connect_error
 from app.rights import rights_of
 from app.rights_check import missing_rights

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from agents.owners import Owners
+from agents.partition.owners import Owners
 from app.pressure import Pressure
 from app.readiness import Readiness
 from app.transport import Transport

@@ -1,7 +1,7 @@
 """The query endpoint: aiohttp handlers over what one worker knows, mounted on Faust's web server.
 
-Queries read applied state only, of all workers of the group (``agents.reader``). Work is bounded:
-so many queries at once, each with a deadline. Paths and answers are described in
+Queries read applied state only, of all workers of the group (``agents.query.reader``). Work is
+bounded: so many queries at once, each with a deadline. Paths and answers are described in
 ``docs/formats/http.md``.
 """
 
@@ -17,8 +17,8 @@ from typing import Any, Protocol
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
-from agents.answers import FamilyAnswer, LayerAnswer
-from agents.reader import LiveSource, Reader
+from agents.query.answers import FamilyAnswer, LayerAnswer
+from agents.query.reader import LiveSource, Reader
 from app.docs_page import docs_page
 from app.openapi import openapi
 from app.peer_proof import HEADER, Proof, sha256

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from agents.answers import FamilyAnswer
+from agents.query.answers import FamilyAnswer
 from app.web_formats import Answered, hinted
 from tables.model.layer import Map
 from tables.query.answer import row_end

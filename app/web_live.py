@@ -20,8 +20,8 @@ import orjson
 import polars as pl
 from aiohttp import hdrs, web
 
-from agents.changes import Changes, News, Place, decode_place, encode_place
-from agents.reader import LiveSource
+from agents.query.changes import Changes, News, Place, decode_place, encode_place
+from agents.query.reader import LiveSource
 from app.settings import Settings
 from app.web_access import CALLER, LIVE, Caller
 from app.web_families import known_ms

@@ -16,7 +16,7 @@ from itertools import groupby
 
 import polars as pl
 
-from agents.dedupe import Deduper
+from agents.fold.dedupe import Deduper
 from app.mapfile import parse_map
 from benchmarks.cases import CASES
 from tables.state.block import encode_block

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import polars as pl
 
-from agents.log_partition import LogPartitionIO
-from agents.owner import Owner
+from agents.partition.log_partition import LogPartitionIO
+from agents.partition.owner import Owner
 from app.feed import Feed
 from app.kafka_log import KafkaLog
 from app.mapfile import parse_map

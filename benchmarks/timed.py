@@ -17,9 +17,9 @@ from typing import Any
 import polars as pl
 
 import app.__main__
-from agents.fold import Content
-from agents.owner import Owner
-from agents.owners import Owners
+from agents.fold.layers import Content
+from agents.partition.owner import Owner
+from agents.partition.owners import Owners
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model.layer import Layer
 

@@ -22,8 +22,8 @@ from support import HOUR_MS, run_of
 from test_archive_runs import HOURS, MAP, Clock, cell, frame
 from test_gather import TOPIC, contribution
 
-from agents.gather import Gatherer
-from agents.recovery import take
+from agents.fold.gather import Gatherer
+from agents.partition.recovery import take
 from app.peer_wire import decode_rows, encode_jobs
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.protocol import CellRange

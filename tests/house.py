@@ -13,7 +13,7 @@ import polars as pl
 from support import DAY_MS, HOUR_MS, MemoryLog, StoredRecord, flight, run_of, small_map, until
 
 from agents.ingest import Ingest
-from agents.owners import Owners
+from agents.partition.owners import Owners
 from agents.rollup import Rollup
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.protocol import CellRange

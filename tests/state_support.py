@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 from support import DAY_MS, dataclasses_replace, small_map
 
-from agents.fold import Content
+from agents.fold.layers import Content
 from tables.model.layer import Layer
 from tables.state.block import FewRows, encode_block
 from tables.state.cell import cell_schema

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.acks import Acks, oldest_taken
-from agents.owner import Owner
+from agents.partition.acks import Acks, oldest_taken
+from agents.partition.owner import Owner
 from tables.model.window import Window
 
 WINDOWS = st.integers(0, 5)

@@ -13,7 +13,7 @@ from house import RAW, House, fill, live_cells
 from support import DAY_MS, HOUR_MS, MemoryLog, seeds, small_map, until
 from test_reader import KEYED, UNKEYED, Owned
 
-from agents.changes import Changes, News, Place, decode_place, encode_place
+from agents.query.changes import Changes, News, Place, decode_place, encode_place
 from tables.archive.cache import ArchiveCache
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.protocol import CellRange

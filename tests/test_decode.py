@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import dataclasses_replace, flight, run_of, small_map
 
-from agents.batch import PLACE, EventBatch
-from agents.decode import Decoder
-from agents.letters import letters_of
-from agents.owner import tail_of
+from agents.decode.event_batch import PLACE, EventBatch
+from agents.decode.records import Decoder
+from agents.partition.letters import letters_of
+from agents.partition.owner import tail_of
 from tables.model import ledger
 from tables.model.ledger import EVENT_COLUMNS, RECORD_COLUMNS
 from tables.record.chunk import RecordFault

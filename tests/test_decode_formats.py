@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import dataclasses_replace, run_of, small_map
 
-from agents.batch import PLACE, EventBatch, SetAside
-from agents.decode import Decoder
-from agents.decode_json import parse_times
-from agents.fold import Before, Folder
+from agents.decode.event_batch import PLACE, EventBatch, SetAside
+from agents.decode.json_events import parse_times
+from agents.decode.records import Decoder
+from agents.fold.layers import Before, Folder
 from tables.model import ledger
 from tables.model.layer import Field, Map
 from tables.state.input_plan import plans_of

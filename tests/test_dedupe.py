@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import DAY_MS, HOUR_MS, MemoryLog, dataclasses_replace, flight, run_of, small_map
 
-from agents.decode import Decoder
-from agents.fold import Before, Folder
+from agents.decode.records import Decoder
+from agents.fold.layers import Before, Folder
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model import ledger
 from tables.model.errors import FencedError, OutcomeUnknownError

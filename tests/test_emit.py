@@ -22,13 +22,13 @@ from support import (
     until,
 )
 
-from agents import emit
-from agents.decode import Decoder
-from agents.emission import ARCHIVE, FEED
-from agents.emit import EmitCounts, Emitter
-from agents.fold import Folder
-from agents.log_partition import LogPartitionIO
-from agents.owner import Owner, tail_of
+from agents.decode.records import Decoder
+from agents.fold.layers import Folder
+from agents.partition import emitter as emit
+from agents.partition.emission import ARCHIVE, FEED
+from agents.partition.emitter import EmitCounts, Emitter
+from agents.partition.log_partition import LogPartitionIO
+from agents.partition.owner import Owner, tail_of
 from client.feed import decode_record
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.protocol import CellRange

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import accumulators, dataclasses_replace, run_of, small_map
 
-from agents.decode import Decoder
-from agents.fold import Before, Folder
-from agents.fold_few import FewFolder
+from agents.decode.records import Decoder
+from agents.fold.layers import Before, Folder
+from agents.fold.small import FewFolder
 from tables.model.floats import float_sum
 from tables.model.layer import Field, Layer, Map, Measure
 from tables.query.measure_columns import measure_columns

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import HOUR_MS, accumulators, dataclasses_replace, flight, run_of, small_map
 
-from agents.classify import Classifier
-from agents.decode import Decoder
-from agents.fold import Before, Folder
+from agents.decode.records import Decoder
+from agents.fold.classify import Classifier
+from agents.fold.layers import Before, Folder
 from tables.model import ledger
 from tables.model.layer import Condition, Field, Map
 from tables.state.block import encode_block

@@ -21,10 +21,10 @@ from support import (
     small_map,
 )
 
-from agents.batch import FEW_EVENTS_MAX
-from agents.decode import Decoder
-from agents.fold import KEY_BYTES_MAX, Before, Content, Folder
-from agents.fold_few import FewFolder
+from agents.decode.event_batch import FEW_EVENTS_MAX
+from agents.decode.records import Decoder
+from agents.fold.layers import KEY_BYTES_MAX, Before, Content, Folder
+from agents.fold.small import FewFolder
 from tables.model import ledger
 from tables.model.layer import Condition, Field, KeyField, Map
 from tables.model.window import MONTH, Window

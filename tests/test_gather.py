@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from state_support import DAY, DAY_PLAN, Cells, Journal, cells_of, measured
 from support import DAY_MS, HOUR_MS, run_of
 
-from agents.batch import SetAside
-from agents.fold import Content
-from agents.gather import Gatherer
+from agents.decode.event_batch import SetAside
+from agents.fold.gather import Gatherer
+from agents.fold.layers import Content
 from tables.model import ledger
 from tables.model.errors import JournalRefusedError
 from tables.record.sealed import seal

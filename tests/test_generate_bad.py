@@ -8,8 +8,8 @@ import random
 import polars as pl
 import pytest
 
-from agents.decode import Decoder
-from agents.fold import Before, Folder
+from agents.decode.records import Decoder
+from agents.fold.layers import Before, Folder
 from app.generate_bad import CONTENT_TYPES, KINDS, OVERSIZED_EVERY, Bad, Deck, Sample, arrow_stream
 from app.generate_plan import MAP_FILE, SOURCE
 from app.mapfile import load_map

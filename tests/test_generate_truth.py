@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from support import kinds
 
-from agents.decode import Decoder
-from agents.fold import Before, Folder
+from agents.decode.records import Decoder
+from agents.fold.layers import Before, Folder
 from app.generate_bad import KINDS
 from app.generate_events import EventMaker
 from app.generate_plan import MAP_FILE, SOURCE, Format, Part, Plan, schedule

@@ -17,7 +17,7 @@ from agents.guarded import guarded
 ROOT = Path(__file__).resolve().parent.parent
 # Tasks that somebody awaits, who gets their error.
 AWAITED = {
-    ("agents/log_partition.py", "asyncio.to_thread(work)"),
+    ("agents/partition/log_partition.py", "asyncio.to_thread(work)"),
     ("agents/tasks.py", "work"),
     ("app/peers.py", "self._post(url, body, cost)"),
     ("app/transport.py", "self._consumer.stop()"),

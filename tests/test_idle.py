@@ -11,7 +11,9 @@ import pytest
 from house import RAW, House, archived
 from support import MemoryLog, StoredRecord, dataclasses_replace, flight, small_map, until
 
-from agents import emit, idle, owners
+from agents.partition import emitter as emit
+from agents.partition import idle_heartbeat as idle
+from agents.partition import owners
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model.errors import OutcomeUnknownError
 from tables.model.layer import Map

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import DAY_MS, HOUR_MS, MemoryLog, dataclasses_replace, flight, small_map, until
 
-from agents import emit, owners
+from agents.partition import emitter as emit
+from agents.partition import owners
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model import ledger
 from tables.model.layer import Map

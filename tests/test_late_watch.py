@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from support import small_map
 
-from agents.late_watch import EVENTS_MIN, SPAN_S, LateWatch
+from agents.partition.late_watch import EVENTS_MIN, SPAN_S, LateWatch
 from tables.state.input_plan import plans_of
 
 PLAN = plans_of(small_map())["flights.raw"]

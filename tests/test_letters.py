@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import HOUR_MS, MemoryLog, StoredRecord, flight, until
 
-import agents.letters
-from agents import owner
+import agents.partition.letters
+from agents.partition import owner
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model import ledger
 from tables.model.errors import TreasureMapError
@@ -166,7 +166,7 @@ async def test_places_that_fill_a_header_go_into_several_letters(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A record of lines of which every second is none; no letter is larger than a record."""
-    monkeypatch.setattr(agents.letters, "LETTER_INDEX_BYTES_MAX", 100)
+    monkeypatch.setattr(agents.partition.letters, "LETTER_INDEX_BYTES_MAX", 100)
     lines = [flight(1) if place % 2 else b"%d?" % place for place in range(200)]
     house.log.put(RAW, 0, b"\n".join(lines))
     await house.restore()
@@ -183,7 +183,7 @@ async def test_a_value_larger_than_a_letter_goes_into_several(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each is exact, so all can be replayed; only an event of its own size is cut."""
-    monkeypatch.setattr(agents.letters, "LETTER_BYTES_MAX", 100)
+    monkeypatch.setattr(agents.partition.letters, "LETTER_BYTES_MAX", 100)
     lines = [b"%d?%s" % (place, b"x" * 30) for place in range(8)] + [b"y" * 300]
     house.log.put(RAW, 0, b"\n".join(lines))
     await house.restore()

@@ -25,8 +25,8 @@ import asyncio, pathlib, sys, time
 from app import station
 from app.process import Process
 from app.settings import load_settings
-from agents.emit import Emitter
-from agents.owners import Owners
+from agents.partition.emitter import Emitter
+from agents.partition.owners import Owners
 from tables.archive.protocol.embedded.archive import EmbeddedArchive
 from tables.model.errors import ArchiveError
 

@@ -13,7 +13,7 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from click.testing import CliRunner, Result
 
-from agents.claims import OTHER_PARTITIONS
+from agents.partition.claims import OTHER_PARTITIONS
 from app.commands.map import command
 from app.embedded_broker import EmbeddedBroker
 from app.mapfile import load_map

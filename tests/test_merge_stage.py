@@ -21,8 +21,8 @@ from support import (
     until,
 )
 
-from agents import emit
-from agents.emission import ARCHIVE
+from agents.partition import emitter as emit
+from agents.partition.emission import ARCHIVE
 from app.readiness import Readiness
 from app.view import View
 from app.web_map import describe_map

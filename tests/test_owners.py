@@ -19,9 +19,9 @@ from support import (
     until,
 )
 
-from agents import owners
-from agents.emit import Emitter
-from agents.owner import UNSAVED_DELTAS_MAX, Owner
+from agents.partition import owners
+from agents.partition.emitter import Emitter
+from agents.partition.owner import UNSAVED_DELTAS_MAX, Owner
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model import ledger
 from tables.model.errors import JournalRefusedError

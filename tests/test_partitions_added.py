@@ -13,7 +13,7 @@ from station_support import Process, apply, last_words
 from support import HOUR_MS, flight, until
 from test_topics import admin_of
 
-from agents.claims import OTHER_PARTITIONS
+from agents.partition.claims import OTHER_PARTITIONS
 from app.commands.map import command
 from app.lane import TransportError, TransportOptions
 from tables.model.errors import MapError

@@ -16,7 +16,7 @@ from servers import free_ports
 from support import DAY_MS, HOUR_MS, MemoryLog, dataclasses_replace, small_map, until
 from web_support import METRICS, FrameCells, StandingView, frame, get
 
-import agents.reader
+import agents.query.reader
 from agents import outage
 from app.assignor import TopicPartition
 from app.peer_proof import HEADER, PeerKey
@@ -275,7 +275,7 @@ async def test_the_patience_is_for_all_tries_together(
     group: Group, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker that never answers costs a reader its patience, not its deadline."""
-    monkeypatch.setattr(agents.reader, "PATIENCE_S", 0.4)
+    monkeypatch.setattr(agents.query.reader, "PATIENCE_S", 0.4)
 
     async def hangs(number: int, request: web.Request) -> None:
         del request

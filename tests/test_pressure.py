@@ -12,7 +12,8 @@ import pytest
 from house import MAP, RAW, House, check, fill
 from support import DAY_MS, HOUR_MS, MemoryLog, flight, until
 
-from agents import emit, owners
+from agents.partition import emitter as emit
+from agents.partition import owners
 from app import pressure
 from app.pressure import Gate, Pressure
 from tables.archive.embedded.archive import EmbeddedArchive

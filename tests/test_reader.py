@@ -14,10 +14,10 @@ from support import DAY_MS, HOUR_MS, MemoryLog, dataclasses_replace, seeds, smal
 from test_few_cells import use_frames
 from web_support import FrameCells, frame, stored
 
-import agents.reader
-from agents.answers import FamilyAnswer
-from agents.live import read_live
-from agents.reader import Reader
+import agents.query.reader
+from agents.partition.live_reads import read_live
+from agents.query.answers import FamilyAnswer
+from agents.query.reader import Reader
 from tables.archive.cache import ArchiveCache
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.protocol import CellRange
@@ -160,7 +160,7 @@ async def test_every_answer_is_the_fold_of_its_prefix(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whatever has been folded, emitted, settled, evicted, merged or restarted by then."""
-    monkeypatch.setattr(agents.reader, "TORN_WAIT_S", 0)
+    monkeypatch.setattr(agents.query.reader, "TORN_WAIT_S", 0)
     if seed % 2:
         use_frames(monkeypatch)
     rng = random.Random(seed)

@@ -14,7 +14,7 @@ from support import HOUR_MS, flight
 from test_transport import Bench, Memory, until
 
 from agents.ingest import Ingest
-from agents.owners import Owners
+from agents.partition.owners import Owners
 from app.kafka_log import Headers, KafkaLog
 from app.mapfile import load_map
 from app.topics import apply_topics

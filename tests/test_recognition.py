@@ -12,8 +12,8 @@ from house import MAP, RAW, House, archived, check, fill
 from state_support import RAW_PLAN
 from support import DAY_MS, MemoryLog, StoredRecord, flight, until
 
-from agents.log_partition import LogPartitionIO
-from agents.owner import Owner
+from agents.partition.log_partition import LogPartitionIO
+from agents.partition.owner import Owner
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.identity import History
 from tables.model.errors import (

@@ -21,8 +21,8 @@ from support import (
     small_map,
 )
 
-from agents.log_partition import LogPartitionIO
-from agents.recovery import Recovery
+from agents.partition.log_partition import LogPartitionIO
+from agents.partition.recovery import Recovery
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.state import snapshot
 from tables.state.block import encode_block

@@ -13,8 +13,8 @@ from house import RAW, House, archived, expected
 from support import DAY_MS, HOUR_MS, MemoryLog, dataclasses_replace, flight, small_map
 from test_reader import LIMITS, Owned
 
-from agents.owner import Owner
-from agents.reader import Reader
+from agents.partition.owner import Owner
+from agents.query.reader import Reader
 from tables.archive.cache import ArchiveCache
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model.errors import ArchiveError, OutcomeUnknownError

@@ -15,11 +15,11 @@ from house import MAP, RAW, House, check, fill
 from state_support import HOUR, RAW_PLAN, Journal, claim, contents_of, delta, hour_block
 from support import HOUR_MS, MemoryLog, StoredRecord, dataclasses_replace, seeds
 
-from agents import owner as owner_module
-from agents import recovery
-from agents.log_partition import LogPartitionIO
-from agents.owner import Owner
-from agents.recovery import Recovery
+from agents.partition import owner as owner_module
+from agents.partition import recovery
+from agents.partition.log_partition import LogPartitionIO
+from agents.partition.owner import Owner
+from agents.partition.recovery import Recovery
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model.errors import FencedError, JournalRefusedError
 from tables.state import snapshot

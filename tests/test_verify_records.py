@@ -13,9 +13,9 @@ from plain.letters import Letters as PlainLetters
 from plain.partition import Partition
 from support import dataclasses_replace, run_of, small_map
 
-from agents.decode import Decoder
-from agents.fold import Before, Folder
-from agents.letters import letters_of
+from agents.decode.records import Decoder
+from agents.fold.layers import Before, Folder
+from agents.partition.letters import letters_of
 from app.verify.arrow import ArrowRows
 from app.verify.batches import Decoder as BatchDecoder
 from app.verify.database import Database

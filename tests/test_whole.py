@@ -28,7 +28,7 @@ from test_reader import Owned
 from test_web_live import streams
 from web_support import METRICS, StandingView, in_thread
 
-from agents.changes import Changes
+from agents.query.changes import Changes
 from app.commands.query import command
 from app.settings import Settings
 from app.web import install

@@ -13,7 +13,7 @@ from support import DAY_MS, EVENTS, HOUR_MS, dataclasses_replace, run_of, small_
 from test_gather import block_of
 from test_planner import FINAL, MAP, ask, read
 
-from agents.gather import Gatherer
+from agents.fold.gather import Gatherer
 from tables.model.errors import QueryError
 from tables.model.layer import Accumulator, Map
 from tables.model.shape import shapes_of

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from support import DAY_MS, HOUR_MS, MemoryLog, dataclasses_replace, flight, run_of, small_map
 from web_support import frame, get, in_thread, served, stored
 
-from agents.decode import Decoder
-from agents.fold import Before, Folder
+from agents.decode.records import Decoder
+from agents.fold.layers import Before, Folder
 from app.commands.map import draw
 from app.commands.query import command
 from app.mapfile import parse_map

@@ -11,8 +11,8 @@ from simulation.log import PartitionLog
 from simulation.worker import Worker
 from simulation.world import World
 
-from agents.owner import Owner
-from agents.recovery import Recovery
+from agents.partition.owner import Owner
+from agents.partition.recovery import Recovery
 from tables.model import ledger
 from tables.model.errors import OffsetGoneError
 from tables.state.input_plan import InputPlan
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class Reading:
-    """``agents.partition_io.PartitionIO`` of somebody who only reads."""
+    """``agents.partition.partition_io.PartitionIO`` of somebody who only reads."""
 
     def __init__(self, journal: PartitionLog, stored: PartitionState | None) -> None:
         self._journal = journal

@@ -7,20 +7,20 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any
 
+import agents.fold.layers.layers
 import msgspec
 import polars as pl
 import tables.state.partition_state.partition_state
 from simulation.rules import Patch, rule
 from simulation.stores import SimulatedStore
 
-import agents.fold
 import agents.ingest
-from agents.emit import Emitter
-from agents.fold import Before, Content
-from agents.letters import send_letters
-from agents.log_partition import LogPartitionIO
-from agents.owner import Owner
-from agents.recovery import Recovery
+from agents.fold.layers import Before, Content
+from agents.partition.emitter import Emitter
+from agents.partition.letters import send_letters
+from agents.partition.log_partition import LogPartitionIO
+from agents.partition.owner import Owner
+from agents.partition.recovery import Recovery
 from tables.model.errors import JournalRefusedError, OutcomeUnknownError
 from tables.model.layer import Layer
 from tables.state.journal import Delta, Identity, decode_entry, encode_entry, identity_of
@@ -81,7 +81,7 @@ def stream_time_per_event() -> list[Patch]:
             ]
         )
 
-    return [(agents.fold, "_times_before", stream_times)]
+    return [(agents.fold.layers, "_times_before", stream_times)]
 
 
 @rule(1, "the floor never falls", quick="impure", seed=2)

@@ -12,12 +12,12 @@ from simulation.loop import PROCESS
 from simulation.rules import Patch, rule
 from simulation.sink import Row, SimulatedArchive, Value
 
-import agents.emit
-from agents.emission import FEED
-from agents.emit import archive_rows
-from agents.fold import Content
-from agents.gather import Gatherer
-from agents.owner import Owner
+import agents.partition.emitter
+from agents.fold.gather import Gatherer
+from agents.fold.layers import Content
+from agents.partition.emission import FEED
+from agents.partition.emitter import archive_rows
+from agents.partition.owner import Owner
 from tables.model.errors import ArchiveError
 from tables.model.layer import Layer
 from tables.query.feed_records import FeedRecord, feed_records
@@ -66,7 +66,7 @@ def versions() -> list[Patch]:
     def without(coarser: Layer, cells: pl.DataFrame) -> list[tuple[int, bytes]]:
         return split_cells(coarser, cells.with_columns(version=pl.lit(0, pl.Int64)))
 
-    return [(agents.emit, "split_cells", without)]
+    return [(agents.partition.emitter, "split_cells", without)]
 
 
 @rule(8, "what is published carries the version of its cell", quick="pure")
@@ -79,7 +79,7 @@ def published_versions() -> list[Patch]:
         version = pl.col("version").max().over("window_start") + 1
         return feed_records(layer, revision, source_partition, cells.with_columns(version))
 
-    return [(agents.emit, "feed_records", largest)]
+    return [(agents.partition.emitter, "feed_records", largest)]
 
 
 @rule(9, "a window is evicted only when every sink has acknowledged it", quick="pure")
@@ -246,7 +246,7 @@ def write_times() -> list[Patch]:
         now = int((asyncio.get_running_loop().time() + shifted_s) * 1_000_000)
         return rows, pl.Series([now] * len(times), dtype=pl.Int64)
 
-    return [(agents.emit, "archive_rows", rows_now)]
+    return [(agents.partition.emitter, "archive_rows", rows_now)]
 
 
 @rule(13, "the larger write time stays", quick="pure", seed=4)

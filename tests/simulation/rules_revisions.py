@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 from simulation.rules import Patch, rule
 
-from agents.dedupe import Deduper
+from agents.fold.dedupe import Deduper
 from tables.model.layer import Layer
 from tables.state import cell
 from tables.state import small_merge as few_cells

@@ -15,7 +15,7 @@ from simulation.sink import SimulatedArchive
 from support import run_of
 
 from agents.ingest import Ingest
-from agents.owners import Owners
+from agents.partition.owners import Owners
 from agents.rollup import Rollup
 from tables.model.errors import FencedError, OutcomeUnknownError
 from tables.model.layer import Map

@@ -26,12 +26,12 @@ from simulation.stores import Contents, Stores
 from simulation.worker import Key, Surroundings, Worker
 from simulation.workload import Workload, encode_record, make_workload, write_records
 
-import agents.emit
-import agents.fold_few
-import agents.log_partition
-import agents.owner
-import agents.owners
-import agents.recovery
+import agents.fold.small
+import agents.partition.emitter
+import agents.partition.log_partition
+import agents.partition.owner
+import agents.partition.owners
+import agents.partition.recovery
 import tables.state.layer_table
 import tables.state.snapshot
 from tables.model.errors import JournalRefusedError, OutcomeUnknownError
@@ -313,17 +313,21 @@ def prepared(rng: random.Random, stores: Stores) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         for module, name, value in (
-            (agents.owners, "PartitionStore", stores.open),
+            (agents.partition.owners, "PartitionStore", stores.open),
             (pl.DataFrame, "group_by", _ordered(pl.DataFrame.group_by)),
             (pl.DataFrame, "unique", _ordered(pl.DataFrame.unique)),
             (pl.Series, "unique", _ordered(pl.Series.unique)),
-            (agents.owner, "SNAPSHOT_TAIL_BYTES_MIN", rng.choice((1_000, 4_000, 1 << 20))),
-            (agents.log_partition, "READ_BYTES_MAX", rng.choice((2_000, 20_000))),
-            (agents.recovery, "LOOK_BACK_ENTRIES", rng.choice((2, 16))),
+            (
+                agents.partition.owner,
+                "SNAPSHOT_TAIL_BYTES_MIN",
+                rng.choice((1_000, 4_000, 1 << 20)),
+            ),
+            (agents.partition.log_partition, "READ_BYTES_MAX", rng.choice((2_000, 20_000))),
+            (agents.partition.recovery, "LOOK_BACK_ENTRIES", rng.choice((2, 16))),
             (tables.state.snapshot, "PART_BYTES", rng.choice((1, 1 << 20))),
-            (agents.owner, "UNSAVED_DELTAS_MAX", rng.choice((1, 3, 16))),
-            (agents.emit, "BESIDE_ROWS_MIN", rng.choice((1, 10_000))),
-            (agents.fold_few, "FEW_EVENTS_MAX", rng.choice((0, 4, 250))),
+            (agents.partition.owner, "UNSAVED_DELTAS_MAX", rng.choice((1, 3, 16))),
+            (agents.partition.emitter, "BESIDE_ROWS_MIN", rng.choice((1, 10_000))),
+            (agents.fold.small, "FEW_EVENTS_MAX", rng.choice((0, 4, 250))),
             (tables.state.layer_table, "AHEAD_ROWS_MIN", rng.choice((1, 20_000))),
             (tables.state.layer_table, "TAIL_BLOCKS_MAX", rng.choice((2, 4, 8))),
             (tables.state.layer_table, "TAIL_ROWS_MAX", rng.choice((0, 8, 256))),

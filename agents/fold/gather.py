@@ -12,8 +12,8 @@ from typing import cast
 
 import polars as pl
 
-from agents.batch import DETAIL_CHARS_MAX, FEW, SetAside
-from agents.fold import Content
+from agents.decode.event_batch import DETAIL_CHARS_MAX, FEW, SetAside
+from agents.fold.layers import Content
 from tables.record.chunk import Run
 from tables.record.sealed import DamagedError
 from tables.state.cell import later_of

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-from agents.emit import Log
+from agents.partition.emitter import Log
 from tables.archive.protocol import Archive
 from tables.state.input_plan import InputPlan
 from tables.state.journal import Claimant, Identity
@@ -54,7 +54,7 @@ class ReadableLog(Log, Protocol):
 
 
 class LogPartitionIO:
-    """``agents.partition_io.PartitionIO`` over a log and a local store."""
+    """``agents.partition.partition_io.PartitionIO`` over a log and a local store."""
 
     def __init__(
         self,

@@ -9,8 +9,8 @@ from typing import cast
 
 import polars as pl
 
-from agents.batch import ID_COLUMN
-from agents.decode_json import COLUMNS, parse_times
+from agents.decode.event_batch import ID_COLUMN
+from agents.decode.json_events import COLUMNS, parse_times
 from tables.model.layer import Source
 from tables.model.window import TIME_MS_MAX, TIME_MS_MIN
 from tables.record.arrow_stream import CONTINUATION, ArrowError, check_stream

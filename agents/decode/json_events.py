@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import msgspec
 import polars as pl
 
-from agents.batch import DETAIL_CHARS_MAX, ID_COLUMN
+from agents.decode.event_batch import DETAIL_CHARS_MAX, ID_COLUMN
 from tables.model.layer import Source
 from tables.model.window import TIME_MS_MAX, TIME_MS_MIN
 

@@ -20,8 +20,8 @@ from typing import Protocol
 
 import polars as pl
 
-from agents.answers import FamilyAnswer, LayerAnswer
-from agents.parts import Part
+from agents.query.answers import FamilyAnswer, LayerAnswer
+from agents.query.parts import Part
 from tables.archive.cache import ArchiveCache
 from tables.archive.protocol import CellRange
 from tables.model.cost import QueryCost

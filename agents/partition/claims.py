@@ -6,7 +6,7 @@ import logging
 
 import msgspec
 
-from agents.partition_io import PartitionIO
+from agents.partition.partition_io import PartitionIO
 from tables.archive.identity import draw_id
 from tables.model.errors import FencedError, JournalRefusedError
 from tables.model.shape import reshaped

@@ -12,15 +12,15 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 
-from agents.emit import EmitCounts, Emitter
-from agents.fold import Content
+from agents.fold.layers import Content
 from agents.guarded import guarded
-from agents.idle import IdleHeartbeat, StreamTimes
-from agents.late_watch import LateWatch
-from agents.live import live_job
-from agents.log_partition import LogPartitionIO, ReadableLog
-from agents.owner import Owner
-from agents.rivals import Rivals
+from agents.partition.emitter import EmitCounts, Emitter
+from agents.partition.idle_heartbeat import IdleHeartbeat, StreamTimes
+from agents.partition.late_watch import LateWatch
+from agents.partition.live_reads import live_job
+from agents.partition.log_partition import LogPartitionIO, ReadableLog
+from agents.partition.owner import Owner
+from agents.partition.rivals import Rivals
 from tables.archive.protocol import Archive
 from tables.model.errors import FencedError, OutcomeUnknownError
 from tables.model.layer import Layer, Map
@@ -73,7 +73,7 @@ class Owners:
         fenced: called with topic, partition and reason when a partition must be claimed again.
         misplaced: called with topic, partition and the owner's next offset when records came that
             begin elsewhere: they must be read on from there.
-        early_emit_s: see :class:`agents.emit.Emitter`.
+        early_emit_s: see :class:`agents.partition.emitter.Emitter`.
 
     Attributes:
         emitted: what was emitted since the worker started.

@@ -12,14 +12,14 @@ from collections.abc import Iterator, Mapping
 
 import polars as pl
 
-from agents.acks import Acks, oldest_taken
-from agents.claims import check_source, fenced, new_claim, why_refused
-from agents.deltas import fitted
-from agents.emission import ARCHIVE, FEED, Due, Emission
-from agents.fold import Before, Content
-from agents.partition_io import PartitionIO
-from agents.recognition import Recognition
-from agents.recovery import Recovery, take
+from agents.fold.layers import Before, Content
+from agents.partition.acks import Acks, oldest_taken
+from agents.partition.claims import check_source, fenced, new_claim, why_refused
+from agents.partition.deltas import fitted
+from agents.partition.emission import ARCHIVE, FEED, Due, Emission
+from agents.partition.partition_io import PartitionIO
+from agents.partition.recognition import Recognition
+from agents.partition.recovery import Recovery, take
 from tables.model import ledger
 from tables.model.errors import (
     FencedError,

@@ -19,9 +19,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from agents.emit import Log
 from agents.guarded import guarded
-from agents.owner import Owner
+from agents.partition.emitter import Log
+from agents.partition.owner import Owner
 from tables.model.errors import JournalRefusedError, OffsetGoneError, OutcomeUnknownError
 from tables.model.window import TIME_MS_MAX
 from tables.record.heartbeat import HEARTBEAT_HEADER, encode_heartbeat

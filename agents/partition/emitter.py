@@ -26,10 +26,10 @@ from typing import Protocol, TypeVar
 
 import polars as pl
 
-from agents.emission import ARCHIVE, FEED, Due, Emission
 from agents.guarded import guarded
 from agents.outage import Outage
-from agents.owner import Owner
+from agents.partition.emission import ARCHIVE, FEED, Due, Emission
+from agents.partition.owner import Owner
 from agents.tasks import end
 from tables.archive.protocol import Archive
 from tables.model.errors import ArchiveError, OutcomeUnknownError

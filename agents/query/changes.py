@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import msgspec
 import polars as pl
 
-from agents.reader import PATIENCE_S, LiveSource
+from agents.query.reader import PATIENCE_S, LiveSource
 from tables.archive.cache import ArchiveCache
 from tables.archive.protocol import CellRange
 from tables.model.cost import QueryCost

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from agents.claims import START_OVER
-from agents.partition_io import PartitionIO
+from agents.partition.claims import START_OVER
+from agents.partition.partition_io import PartitionIO
 from tables.model.errors import FencedError, JournalRefusedError, OffsetGoneError
 from tables.state.input_plan import InputPlan
 from tables.state.journal import (

@@ -6,7 +6,7 @@ from typing import cast
 
 import polars as pl
 
-from agents.batch import Rows
+from agents.decode.event_batch import Rows
 from tables.model.layer import Accumulator, Layer
 from tables.state.cell import accumulator_type
 
@@ -49,7 +49,7 @@ class Aggregation:
 
 
 def _measured(values: pl.Series) -> pl.Series:
-    """Return a field's values; of floats with one zero, as in :mod:`agents.fold_few`."""
+    """Return a field's values; of floats with one zero, as in :mod:`agents.fold.small`."""
     # Polars leaves an addition of zero out.
     return values.set(values == 0.0, 0.0) if values.dtype == pl.Float64 else values
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from agents.batch import ID_COLUMN
+from agents.decode.event_batch import ID_COLUMN
 from tables.model.layer import Layer
 from tables.state.id_table import HASH, IdTable, Remembered, hash_ids
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 
-from agents.claims import START_OVER
-from agents.partition_io import PartitionIO
+from agents.partition.claims import START_OVER
+from agents.partition.partition_io import PartitionIO
 from tables.archive.identity import History
 from tables.model.errors import ArchiveAwayError, ArchiveError, JournalRefusedError
 from tables.state.input_plan import InputPlan

@@ -16,9 +16,9 @@ from typing import Any, cast
 
 import polars as pl
 
-from agents.batch import DETAIL_CHARS_MAX, PLACE, EventBatch, SetAside, tally
-from agents.decode_arrow import ARROW_START, BROKEN_ARROW, ArrowEvents
-from agents.decode_json import Fault, JsonEvents, lines_of
+from agents.decode.arrow_events import ARROW_START, BROKEN_ARROW, ArrowEvents
+from agents.decode.event_batch import DETAIL_CHARS_MAX, PLACE, EventBatch, SetAside, tally
+from agents.decode.json_events import Fault, JsonEvents, lines_of
 from tables.model.layer import Source
 from tables.model.ledger import Ledger
 from tables.model.window import SECONDS_IN_MS_MAX, TIME_MS_MAX, TIME_MS_MIN

@@ -13,10 +13,10 @@ from typing import Any, cast
 
 import polars as pl
 
-from agents.aggregate import Aggregation
-from agents.batch import DETAIL_CHARS_MAX, FEW, ID_COLUMN, EventBatch, Rows, tally
-from agents.classify import Classifier
-from agents.dedupe import Deduper
+from agents.decode.event_batch import DETAIL_CHARS_MAX, FEW, ID_COLUMN, EventBatch, Rows, tally
+from agents.fold.aggregate import Aggregation
+from agents.fold.classify import Classifier
+from agents.fold.dedupe import Deduper
 from tables.model.layer import Condition, Layer
 from tables.model.ledger import Ledger
 from tables.model.window import SECONDS_IN_MS_MAX

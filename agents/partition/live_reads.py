@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 import polars as pl
 
-from agents.emission import ARCHIVE
-from agents.owner import Owner
+from agents.partition.emission import ARCHIVE
+from agents.partition.owner import Owner
 from tables.model.layer import Layer
 from tables.model.window import START_MS_MIN
 from tables.query.answer import matching

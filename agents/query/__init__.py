@@ -1,0 +1,1 @@
+"""Answers to requests: plans them, asks owners and archive, follows changes."""
