@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from app.printable import printable
+from app.host.printable import printable
 from tables.model.errors import TreasureMapError
 
 COMMANDS = {
@@ -56,8 +56,8 @@ class LazyGroup(click.Group):
         if cmd_name not in self.list_commands(ctx):
             return None
         if cmd_name == WORKER:
-            # It has files read again (app.process), and must not end what is still being loaded:
-            # supervisors take such an end for a wanted one.
+            # It has files read again (app.runtime.worker_process), and must not end what is still
+            # being loaded: supervisors take such an end for a wanted one.
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
         # Of all that imports make nothing is garbage: looking for some takes a fifth of the time.
         gc.disable()

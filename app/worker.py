@@ -5,9 +5,9 @@ It is made from the environment and the settings file when this module is import
 
 import sys
 
-from app.process import complain, ignore_hangups
-from app.settings import load_settings
-from app.station import build
+from app.config.settings import load_settings
+from app.runtime.wiring import build
+from app.runtime.worker_process import complain, ignore_hangups
 from tables.model.errors import TreasureMapError
 
 ignore_hangups()

@@ -21,7 +21,7 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
-from app.embedded_broker import EmbeddedBroker
+from app.demo.embedded_broker import EmbeddedBroker
 from benchmarks import (
     archive,
     burst,

@@ -14,7 +14,7 @@ from itertools import groupby
 
 import polars as pl
 
-from app.mapfile import parse_map
+from app.mapfile.load import parse_map
 from benchmarks.cases import CASES, WINDOW_MS
 from benchmarks.load import START_MS
 from tables.archive.protocol import Archive, CellRange

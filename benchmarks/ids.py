@@ -17,7 +17,7 @@ from itertools import groupby
 import polars as pl
 
 from agents.fold.dedupe import Deduper
-from app.mapfile import parse_map
+from app.mapfile.load import parse_map
 from benchmarks.cases import CASES
 from tables.state.block import encode_block
 from tables.state.id_table import IdTable

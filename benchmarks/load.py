@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from app.feed import Feed, partition_of
-from app.replay import settled_ms
+from app.kafka.batch_producer import Feed, partition_of
+from app.load.replay import settled_ms
 from benchmarks.cases import ENTITIES, WINDOW_MS, BenchmarkLayer, Case
 from tables.model.layer import Map
 

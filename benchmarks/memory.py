@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from app.mapfile import parse_map
+from app.mapfile.load import parse_map
 from benchmarks.recovery import LAYER, MAP_TEXT, fill
 from benchmarks.runs import WorkerRun
 from client.query import QueryClient

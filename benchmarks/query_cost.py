@@ -23,7 +23,7 @@ from typing import Any
 
 import polars as pl
 
-from app.feed import Feed, partition_of
+from app.kafka.batch_producer import Feed, partition_of
 from benchmarks.query_mix import Ask, Cells, answer_of, events_of, mix
 from benchmarks.raw_events import MINUTE_MS, RawEvents
 from benchmarks.runs import WorkerRun, made_map

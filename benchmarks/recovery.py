@@ -20,10 +20,10 @@ import polars as pl
 
 from agents.partition.log_partition import LogPartitionIO
 from agents.partition.owner import Owner
-from app.feed import Feed
-from app.kafka_log import KafkaLog
-from app.mapfile import parse_map
-from app.topics import apply_topics
+from app.cluster.topics import apply_topics
+from app.kafka.batch_producer import Feed
+from app.kafka.log import KafkaLog
+from app.mapfile.load import parse_map
 from benchmarks.cases import CASES
 from benchmarks.load import START_MS, encode
 from benchmarks.runs import WorkerRun

@@ -17,9 +17,9 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Self
 
-from app.children import start_child, stop_child
-from app.mapfile import parse_map
-from app.topics import apply_topics
+from app.cluster.topics import apply_topics
+from app.host.children import start_child, stop_child
+from app.mapfile.load import parse_map
 from client.query import QueryClient, QueryFailedError
 from tables.model.layer import Map
 

@@ -30,7 +30,7 @@ INTERVAL_SECONDS = 0.002
 WRITE_SECONDS = 1.0
 
 STAGES = {
-    "app/aiokafka_private.py": "walk record batches",
+    "app/kafka/aiokafka_private.py": "walk record batches",
     "agents/decode/records.py": "decode",
     "agents/decode/json_events.py": "decode",
     "agents/decode/arrow_events.py": "decode",
@@ -54,14 +54,14 @@ STAGES = {
     "tables/state/layer_table.py": "blocks",
     "tables/state/snapshot.py": "snapshots",
     "tables/state/store.py": "local store",
-    "app/kafka_log.py": "append to Kafka",
+    "app/kafka/log.py": "append to Kafka",
     "agents/partition/emitter.py": "emit",
     "tables/archive/embedded/archive.py": "archive",
     "tables/archive/embedded/runs.py": "archive",
     "tables/archive/cassandra/archive.py": "archive",
     "tables/archive/cassandra/cql.py": "archive",
-    "app/transport.py": "transport",
-    "app/lane.py": "transport",
+    "app/kafka/transport.py": "transport",
+    "app/kafka/lane.py": "transport",
 }
 """Files of ours to stages; other files of ours are ``other``."""
 
@@ -70,7 +70,13 @@ LIBRARIES = {"aiokafka/consumer": "fetch", "aiokafka/producer": "append to Kafka
 """Parts of paths of libraries to stages, for stacks without a frame of ours."""
 
 
-OUTERMOST = ("benchmarks/", "app/__main__", "app/process", "app/commands", "app/settings")
+OUTERMOST = (
+    "benchmarks/",
+    "app/__main__",
+    "app/runtime/worker_process",
+    "app/commands",
+    "app/config/",
+)
 """What every stack has: the command line, and the loop that runs all else."""
 
 

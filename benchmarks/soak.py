@@ -17,7 +17,7 @@ from pathlib import Path
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from app.mapfile import parse_map
+from app.mapfile.load import parse_map
 from benchmarks.cases import CASES
 from benchmarks.runs import WorkerRun, made_map
 from benchmarks.ticker import Schedule, tick

@@ -16,8 +16,8 @@ from tempfile import TemporaryDirectory
 
 import polars as pl
 
-from app.mapfile import parse_map
-from app.topics import apply_topics
+from app.cluster.topics import apply_topics
+from app.mapfile.load import parse_map
 from benchmarks.cases import Case
 from benchmarks.load import events_of, fill, truth_of
 from benchmarks.runs import Row, WorkerRun, made_map

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import polars as pl
 
-from app.feed import Feed, partition_of
+from app.kafka.batch_producer import Feed, partition_of
 from benchmarks.load import events_of
 
 PROBE = "probe"

@@ -10,7 +10,7 @@ import ssl
 import sys
 import urllib.request
 
-from app.settings import Settings, load_settings
+from app.config.settings import Settings, load_settings
 from tables.model.errors import SettingError
 
 DEADLINE_S = 5

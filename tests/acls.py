@@ -10,7 +10,7 @@ from typing import Any
 from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.admin import CreateAclsRequest, DeleteAclsRequest
 
-from app.rights import Right
+from app.cluster.rights import Right
 
 _RESOURCES = {"topic": 2, "group": 3}
 _OPERATIONS = {

@@ -16,7 +16,7 @@ from secure_servers import SecureCassandra, SecureKafka
 from station_support import Process
 from xdist.workermanage import WorkerController
 
-from app.embedded_broker import EmbeddedBroker
+from app.demo.embedded_broker import EmbeddedBroker
 
 REQUIRE = "TREASURE_MAP_REQUIRE_SERVERS"
 # On a busy machine an example may take any time.

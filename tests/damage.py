@@ -24,7 +24,7 @@ from test_gather import TOPIC, contribution
 
 from agents.fold.gather import Gatherer
 from agents.partition.recovery import take
-from app.peer_wire import decode_rows, encode_jobs
+from app.peers.wire import decode_rows, encode_jobs
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.protocol import CellRange
 from tables.model import ledger

@@ -10,7 +10,7 @@ import click
 from compose_file import ROOT
 
 from app.__main__ import group
-from app.settings import ENVIRONMENT_PREFIX
+from app.config.settings import ENVIRONMENT_PREFIX
 
 # A worker lets its partitions go within this; whoever ends one must give it that long.
 STOP_SECONDS = 60

@@ -21,7 +21,7 @@ from aiokafka.protocol.group import (
     SyncGroupRequest,
 )
 
-from app.assignor import NAME, Member, Share
+from app.kafka.assignor import NAME, Member, Share
 
 Partitions = Mapping[str, list[int]]
 SESSION_MS = 6_000

@@ -37,9 +37,9 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer  # noqa: E402
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic  # noqa: E402
 from aiokafka.errors import KafkaError  # noqa: E402
 
-from app.faust_app import add_agent, create_app, lane_of  # noqa: E402
-from app.lane import TransportOptions  # noqa: E402
-from app.transport import Transport  # noqa: E402
+from app.kafka.lane import TransportOptions  # noqa: E402
+from app.kafka.transport import Transport  # noqa: E402
+from app.runtime.faust_app import add_agent, create_app, lane_of  # noqa: E402
 from tables.model.errors import FencedError  # noqa: E402
 from tables.record.chunk import Chunk, Run  # noqa: E402
 

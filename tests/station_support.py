@@ -18,9 +18,9 @@ from aiokafka import AIOKafkaProducer
 from support import until
 from workers import ROOT
 
-from app.children import start_child, stop_child
-from app.mapfile import load_map
-from app.topics import apply_topics
+from app.cluster.topics import apply_topics
+from app.host.children import start_child, stop_child
+from app.mapfile.load import load_map
 
 HOUR_MS = 3_600_000
 SECONDS_MAX = 60.0

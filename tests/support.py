@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 from agents.partition.log_partition import LogRecord
-from app.pressure import Pressure
+from app.health.backpressure import Pressure
 from tables.model.errors import OffsetGoneError, OutcomeUnknownError
 from tables.model.layer import Accumulator, Field, KeyField, Layer, Map, Measure, Source
 from tables.model.window import Window

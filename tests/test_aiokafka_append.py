@@ -16,8 +16,8 @@ from aiokafka.errors import (
     NodeNotReadyError,
 )
 
-from app import aiokafka_append
-from app.aiokafka_append import Appends
+from app.kafka import produce_request as aiokafka_append
+from app.kafka.produce_request import Appends
 
 PARTITIONS = 3
 

@@ -23,8 +23,8 @@ from aiokafka.errors import CorruptRecordException, TopicAuthorizationFailedErro
 from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c
 
-from app.aiokafka_private import Fetched, UnreadableError
-from app.record_batches import Batches
+from app.kafka.aiokafka_private import Fetched, UnreadableError
+from app.kafka.record_batches import Batches
 from tables.record.chunk import Run
 
 TP = TopicPartition("t", 0)
@@ -287,7 +287,7 @@ def sources() -> Iterator[tuple[str, object, list[str]]]:
 
 @pytest.mark.parametrize(("owner", "names"), [pytest.param(o, n, id=i) for i, o, n in sources()])
 def test_the_private_names_are_still_there(owner: type, names: list[str]) -> None:
-    """An upgrade that renames one must change app/aiokafka_private.py, or a file beside it."""
+    """An upgrade that renames one must change ``aiokafka_private.py``, or a file beside it."""
     try:
         source = inspect.getsource(owner)
     except (TypeError, OSError):

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from app.assignor import Assignor, Candidate, Member, Share, by_topic, pairs, plan, refusals
+from app.kafka.assignor import Assignor, Candidate, Member, Share, by_topic, pairs, plan, refusals
 
 TOPICS = {"raw": 16, "day": 8, "month": 5}
 

@@ -12,7 +12,7 @@ import pytest
 from support import run_of
 
 from agents.decode.records import Decoder
-from app.mapfile import parse_map
+from app.mapfile.load import parse_map
 from benchmarks.cases import CASES
 from benchmarks.load import WINDOWS, encode, events_of, truth_of
 

@@ -13,10 +13,10 @@ from aiokafka.conn import AIOKafkaConnection, create_conn
 from aiokafka.errors import KafkaConnectionError
 from secure_servers import SecureKafka
 
-from app.aiokafka_logins import AGAIN_S, Logins
-from app.broker_causes import cause_of
-from app.connections import kafka_options
-from app.settings import load_settings
+from app.config.connections import kafka_options
+from app.config.settings import load_settings
+from app.kafka.connection_causes import cause_of
+from app.kafka.logins import AGAIN_S, Logins
 
 pytestmark = pytest.mark.kafka
 

@@ -10,8 +10,8 @@ from aiokafka.errors import (
     TopicAuthorizationFailedError,
 )
 
-import app.brokers
-from app.brokers import BrokersAwayError, connect_error, patiently
+import app.kafka.brokers
+from app.kafka.brokers import BrokersAwayError, connect_error, patiently
 from tables.model.errors import TreasureMapError
 
 
@@ -38,7 +38,7 @@ async def test_a_step_is_done_again_while_brokers_are_away(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The log says it once; another error, or the end of patience, comes through."""
-    monkeypatch.setattr(app.brokers, "_ASK_AGAIN_S", 0.001)
+    monkeypatch.setattr(app.kafka.brokers, "_ASK_AGAIN_S", 0.001)
     errors: list[Exception] = [BrokersAwayError("one is away")] * 3
 
     async def step() -> str:

@@ -30,7 +30,7 @@ from test_archive_cassandra import LAYER, map_of, rows, times
 from test_dependencies import unready
 from workers import ROOT
 
-from app.settings import Settings
+from app.config.settings import Settings
 from app.verify import archive as archive_of_verify
 from tables.archive.identity import History
 from tables.archive.protocol import CellRange

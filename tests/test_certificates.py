@@ -7,10 +7,10 @@ import subprocess
 
 import pytest
 
-from app.certificates import PemFiles, client_context, server_context
-from app.connections import cassandra_settings, kafka_options, peers_tls
-from app.settings import Settings
-from app.web_guard import ssl_context
+from app.config.connections import cassandra_settings, kafka_options, peers_tls
+from app.config.settings import Settings
+from app.trust.certificates import PemFiles, client_context, server_context
+from app.web.guard import ssl_context
 from tables.model.errors import SettingError
 
 pytestmark = pytest.mark.skipif(

@@ -11,9 +11,9 @@ from pki import PASSPHRASE, Authority, Certificate
 from secure_servers import SecureCassandra, SecureKafka
 from support import small_map
 
-from app.connections import cassandra_settings, kafka_options
-from app.reloads import Reloads
-from app.settings import Settings, load_settings
+from app.config.connections import cassandra_settings, kafka_options
+from app.config.settings import Settings, load_settings
+from app.host.reloads import Reloads
 from tables.model.errors import ArchiveError, ArchiveRefusedError
 
 

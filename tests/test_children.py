@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from app.children import start_child, stop_child
+from app.host.children import start_child, stop_child
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -59,7 +59,7 @@ def test_a_child_that_does_not_listen_is_made_to_end(tmp_path: pathlib.Path) -> 
 def test_a_child_does_not_outlive_a_parent_that_is_killed() -> None:
     """The parent gets no chance to stop anything."""
     code = (
-        "import os, sys, signal; from app.children import start_child;"
+        "import os, sys, signal; from app.host.children import start_child;"
         "child = start_child(['sleep', '600'], sys.stderr.buffer, os.environ);"
         "print(child.pid, flush=True);"
         "signal.pause()"

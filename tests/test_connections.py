@@ -7,8 +7,8 @@ import ssl
 import aiokafka
 import pytest
 
-from app.connections import cassandra_settings, kafka_options
-from app.settings import Settings
+from app.config.connections import cassandra_settings, kafka_options
+from app.config.settings import Settings
 from tables.model.errors import SettingError
 
 LOGIN = {"kafka_username": "worker", "kafka_password": "of the broker"}

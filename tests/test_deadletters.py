@@ -15,12 +15,12 @@ import pytest
 from click.testing import CliRunner, Result
 from support import small_map
 
-from app import deadletters
 from app.__main__ import group
-from app.deadletters import DeadLetters, Replayed, ReplayError
-from app.kafka_log import KafkaLog
-from app.side_topic import MARK_HEADER, Mark, SideTopicError, read_records
-from app.topics import apply_topics
+from app.cluster.topics import apply_topics
+from app.deadletters import replay as deadletters
+from app.deadletters.replay import DeadLetters, Replayed, ReplayError
+from app.deadletters.side_topic import MARK_HEADER, Mark, SideTopicError, read_records
+from app.kafka.log import KafkaLog
 from tables.model.errors import OutcomeUnknownError
 from tables.model.layer import Map
 from tables.record.letter import Letter

@@ -20,11 +20,12 @@ import servers
 from rich.console import Console
 from test_children import wait_gone
 
-from app import demo_check, demo_worker
-from app.demo import Plan
-from app.demo_display import Display, Progress, ledger_lines
-from app.demo_worker import DemoError, DemoWorker, Status
-from app.mapfile import load_map
+from app.demo import check as demo_check
+from app.demo import worker as demo_worker
+from app.demo.display import Display, Progress, ledger_lines
+from app.demo.run import Plan
+from app.demo.worker import DemoError, DemoWorker, Status
+from app.mapfile.load import load_map
 from examples.flights import events
 from tables.model.layer import Layer, Map
 

@@ -11,8 +11,8 @@ import servers
 from station_support import HOUR_MS, SECONDS_MAX, Process
 from support import flight, until
 
-from app.mapfile import load_map
-from app.topics import apply_topics
+from app.cluster.topics import apply_topics
+from app.mapfile.load import load_map
 
 WARNINGS_OF_AN_OUTAGE_MAX = 30
 """First and last lines of what a library tells in some way each, and our own two."""

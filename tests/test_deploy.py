@@ -40,8 +40,8 @@ from web_support import served
 from workers import Worker
 
 from app.__main__ import COMMANDS, OF_EXAMPLES
-from app.mapfile import load_map
-from app.settings import FIELDS, Settings, load_settings
+from app.config.settings import FIELDS, Settings, load_settings
+from app.mapfile.load import load_map
 from tables.model.errors import SettingError
 
 HEALTHCHECK = ROOT / "deploy" / "healthcheck.py"

@@ -26,11 +26,11 @@ from support import small_map
 from web_support import StandingView
 from yarl import URL
 
-from app.connections import advertised_url
-from app.mapfile import load_map
-from app.settings import Settings, load_settings
-from app.web import install
-from app.web_guard import HEALTH_PATHS
+from app.config.connections import advertised_url
+from app.config.settings import Settings, load_settings
+from app.mapfile.load import load_map
+from app.web.endpoint import install
+from app.web.guard import HEALTH_PATHS
 from tables.archive.cache import ArchiveCache
 from tables.model.errors import SettingError
 

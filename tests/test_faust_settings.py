@@ -16,8 +16,8 @@ from station_support import FAUST, MAP, Process, apply
 ROOT = Path(__file__).resolve().parent.parent
 SHOW = """
 import faust, orjson, sys
-from app.settings import load_settings
-from app.station import build
+from app.config.settings import load_settings
+from app.runtime.wiring import build
 
 conf = build(load_settings(environ={})).conf
 sys.stdout.buffer.write(orjson.dumps({name: str(getattr(conf, name)) for name in conf.SETTINGS}))

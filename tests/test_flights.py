@@ -14,7 +14,7 @@ import orjson
 import polars as pl
 import pytest
 
-from app.mapfile import load_map
+from app.mapfile.load import load_map
 from examples.flights import events, truth
 from tables.model.layer import Layer, Map
 

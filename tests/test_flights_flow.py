@@ -11,9 +11,9 @@ import polars as pl
 import pytest
 from workers import FLIGHTS_MAP, YEAR_END_MS, Cluster
 
-from app import demo_check
-from app.embedded_broker import EmbeddedBroker
-from app.replay import keyed, replay, settled_ms
+from app.demo import check as demo_check
+from app.demo.embedded_broker import EmbeddedBroker
+from app.load.replay import keyed, replay, settled_ms
 from examples.flights.events import flight_events, read_flights
 from examples.flights.events import records as event_records
 from examples.flights.truth import LAYERS, MONTH_LAYERS

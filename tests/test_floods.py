@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from mode.utils.logging import ExtensionFormatter
 
-from app.floods import QUIET_S, FloodFilter, tame
+from app.host.floods import QUIET_S, FloodFilter, tame
 
 
 class Clock:

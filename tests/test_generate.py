@@ -20,9 +20,9 @@ from aiokafka.structs import ConsumerRecord
 from click.testing import CliRunner
 
 from app.commands.generate import command
-from app.feed import partition_of
-from app.generate_plan import MAP_FILE
-from app.mapfile import load_map
+from app.kafka.batch_producer import partition_of
+from app.load.plan import MAP_FILE
+from app.mapfile.load import load_map
 from tables.model.ledger import imbalances
 from tables.record.heartbeat import HEARTBEAT_HEADER
 

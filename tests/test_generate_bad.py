@@ -10,9 +10,17 @@ import pytest
 
 from agents.decode.records import Decoder
 from agents.fold.layers import Before, Folder
-from app.generate_bad import CONTENT_TYPES, KINDS, OVERSIZED_EVERY, Bad, Deck, Sample, arrow_stream
-from app.generate_plan import MAP_FILE, SOURCE
-from app.mapfile import load_map
+from app.load.bad_input import (
+    CONTENT_TYPES,
+    KINDS,
+    OVERSIZED_EVERY,
+    Bad,
+    Deck,
+    Sample,
+    arrow_stream,
+)
+from app.load.plan import MAP_FILE, SOURCE
+from app.mapfile.load import load_map
 from tables.model.ledger import Ledger
 from tables.record.chunk import Headers, Run
 from tables.state.input_plan import plans_of

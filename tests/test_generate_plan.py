@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.feed import partition_of
-from app.generate_plan import (
+from app.kafka.batch_producer import partition_of
+from app.load.plan import (
     EVENTS_PER_PROCESS,
     MAP_FILE,
     SOURCE,
@@ -26,9 +26,9 @@ from app.generate_plan import (
     schedule,
     step_seconds,
 )
-from app.generate_words import matches, types_of, unclassified_type, words_of
-from app.mapfile import load_map
-from app.replay import settled_ms
+from app.load.replay import settled_ms
+from app.load.vocabulary import matches, types_of, unclassified_type, words_of
+from app.mapfile.load import load_map
 from tables.model.window import DAY_MS
 
 MAP = load_map(MAP_FILE)

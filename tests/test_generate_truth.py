@@ -10,12 +10,12 @@ from support import kinds
 
 from agents.decode.records import Decoder
 from agents.fold.layers import Before, Folder
-from app.generate_bad import KINDS
-from app.generate_events import EventMaker
-from app.generate_plan import MAP_FILE, SOURCE, Format, Part, Plan, schedule
-from app.generate_records import Pack, RecordMaker
-from app.generate_words import words_of
-from app.mapfile import load_map, parse_map
+from app.load.bad_input import KINDS
+from app.load.events import EventMaker
+from app.load.plan import MAP_FILE, SOURCE, Format, Part, Plan, schedule
+from app.load.records import Pack, RecordMaker
+from app.load.vocabulary import words_of
+from app.mapfile.load import load_map, parse_map
 from tables.model.layer import Map
 from tables.model.ledger import Ledger, add, imbalances
 from tables.record.chunk import Headers, Run

@@ -13,7 +13,7 @@ import pytest
 from support import until
 from workers import Cluster
 
-from app.generate_plan import MAP_FILE
+from app.load.plan import MAP_FILE
 
 
 async def letters(brokers: str, topic: str, partitions: int) -> Counter[str]:

@@ -6,10 +6,10 @@ import msgspec
 import pytest
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberMetadata
 
-from app.assignor import Assignor, Member, Share, pairs, shares_of
-from app.group import Group
-from app.group_proof import GroupProof
-from app.peer_proof import PeerKey
+from app.kafka.assignor import Assignor, Member, Share, pairs, shares_of
+from app.kafka.group_map import Group
+from app.kafka.group_proof import GroupProof
+from app.trust.proof import PeerKey
 
 SECRET = "secret-between-workers"  # noqa: S105 - no password of anything
 UNSIGNED = "is not signed by a worker of this group, with the same peer_secret or web_token"

@@ -19,16 +19,16 @@ ROOT = Path(__file__).resolve().parent.parent
 AWAITED = {
     ("agents/partition/log_partition.py", "asyncio.to_thread(work)"),
     ("agents/tasks.py", "work"),
-    ("app/peers.py", "self._post(url, body, cost)"),
-    ("app/transport.py", "self._consumer.stop()"),
-    ("app/transport.py", "work"),
-    ("app/web_slots.py", "query"),
+    ("app/peers/remote_owners.py", "self._post(url, body, cost)"),
+    ("app/kafka/transport.py", "self._consumer.stop()"),
+    ("app/kafka/transport.py", "work"),
+    ("app/web/admission.py", "query"),
     ("tables/archive/cache.py", "self._fetch(layer, cells, cost)"),
     ("tables/archive/cassandra/archive.py", "lane()"),
     ("tables/threads.py", "lane()"),
 }
 # Commands that are no worker.
-COMMANDS = ("app/commands/", "app/demo", "app/deadletters.py", "app/generate")
+COMMANDS = ("app/commands/", "app/demo", "app/deadletters/replay.py", "app/generate")
 
 
 async def fail() -> None:

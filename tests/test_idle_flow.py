@@ -11,8 +11,8 @@ import pytest
 from support import until
 from workers import Cluster, Worker
 
-from app.feed import Feed
-from app.settings import load_settings
+from app.config.settings import load_settings
+from app.kafka.batch_producer import Feed
 from app.verify import verify
 
 MAP_TEXT = """

@@ -17,9 +17,9 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaConnectionError
 from aiokafka.structs import ConsumerRecord
 
-from app.embedded_broker import EmbeddedBroker
-from app.feed import Feed
-from app.kafka_log import KafkaLog
+from app.demo.embedded_broker import EmbeddedBroker
+from app.kafka.batch_producer import Feed
+from app.kafka.log import KafkaLog
 from tables.model.errors import OffsetGoneError, OutcomeUnknownError, TreasureMapError
 
 RECORD_BYTES_MAX = 4_000_000

@@ -18,13 +18,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from station_support import SECONDS_MAX, Process, apply
 from support import HOUR_MS, flight, until
 
-from app.watchdog import EXIT_CODE
+from app.host.watchdog import EXIT_CODE
 
 WORKER = """
 import asyncio, pathlib, sys, time
-from app import station
-from app.process import Process
-from app.settings import load_settings
+from app.runtime import wiring as station
+from app.runtime.worker_process import Process
+from app.config.settings import load_settings
 from agents.partition.emitter import Emitter
 from agents.partition.owners import Owners
 from tables.archive.protocol.embedded.archive import EmbeddedArchive

@@ -14,10 +14,10 @@ from aiokafka import AIOKafkaProducer
 from click.testing import CliRunner, Result
 
 from agents.partition.claims import OTHER_PARTITIONS
+from app.cluster.topics import topics_found
 from app.commands.map import command
-from app.embedded_broker import EmbeddedBroker
-from app.mapfile import load_map
-from app.topics import topics_found
+from app.demo.embedded_broker import EmbeddedBroker
+from app.mapfile.load import load_map
 from tables.archive.cassandra.cql import LayerTable
 from tables.model.errors import ArchiveError, MapError, SettingError, TreasureMapError
 from tables.state.input_plan import InputPlan, plans_of

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.mapfile import MAP_BYTES_MAX, digest_of, load_map, parse_map
+from app.mapfile.load import MAP_BYTES_MAX, digest_of, load_map, parse_map
 from tables.model.errors import MapError
 from tables.model.layer import Condition, KeyField, Layer, Map, Measure
 from tables.model.window import DAY_MS, Window

@@ -3,7 +3,7 @@
 import pytest
 from test_mapfile import changed, problems_of, read
 
-from app.web_map import describe_map
+from app.web.map_answer import describe_map
 from tables.model.layer import combiner_of
 
 

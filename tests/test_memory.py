@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 KEEPS = """
 import resource
-from app.memory import keep_freed
+from app.host.allocator import keep_freed
 
 def faults(times=20):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -29,7 +29,7 @@ print(given_back, faults())
 
 SELDOM = """
 import gc
-from app.memory import collect_seldom
+from app.host.allocator import collect_seldom
 
 collect_seldom()
 before = gc.get_stats()[0]["collections"]
@@ -41,7 +41,7 @@ print(gc.get_freeze_count(), gc.get_stats()[0]["collections"] - before)
 GIVES_BACK = """
 import time
 from pathlib import Path
-from app.memory import give_back_at_times, keep_freed
+from app.host.allocator import give_back_at_times, keep_freed
 
 def resident():
     lines = Path("/proc/self/status").read_text().splitlines()

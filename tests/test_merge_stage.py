@@ -23,9 +23,9 @@ from support import (
 
 from agents.partition import emitter as emit
 from agents.partition.emission import ARCHIVE
-from app.readiness import Readiness
-from app.view import View
-from app.web_map import describe_map
+from app.health.readiness import Readiness
+from app.runtime.worker_status import View
+from app.web.map_answer import describe_map
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.protocol import CellRange
 from tables.model import ledger

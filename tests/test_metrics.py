@@ -11,16 +11,16 @@ from house import MAP, RAW, House, fill
 from prometheus_client.parser import text_string_to_metric_families
 from support import HOUR_MS, NO_PRESSURE, MemoryLog
 
-from app.floods import FloodFilter
-from app.lane import Lane, Statistics
-from app.metrics import PREFIX, Metrics
-from app.peers import Peers
-from app.readiness import Readiness
-from app.reloads import Reloads
-from app.transport import Transport
-from app.view import View
-from app.watch import Progress, Watch
-from app.web_server import Counts
+from app.health.readiness import Readiness
+from app.health.watch import Progress, Watch
+from app.host.floods import FloodFilter
+from app.host.reloads import Reloads
+from app.kafka.lane import Lane, Statistics
+from app.kafka.transport import Transport
+from app.peers.remote_owners import Peers
+from app.runtime.metrics import PREFIX, Metrics
+from app.runtime.worker_status import View
+from app.web.server import Counts
 from tables.archive.cache import ArchiveCache
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.protocol import CellRange

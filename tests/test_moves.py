@@ -6,7 +6,7 @@ import asyncio
 
 from support import until
 
-from app.moves import DOUBLED_MAX, Moves
+from app.kafka.moves import DOUBLED_MAX, Moves
 from tables.model.errors import FencedError, JournalUnreadError, OutcomeUnknownError
 
 HOUR_S = 3_600.0

@@ -11,8 +11,8 @@ import pytest
 from support import DAY_MS, dataclasses_replace, small_map
 from web_support import get, served, stored
 
-from app.docs_page import docs_page
-from app.openapi import openapi
+from app.web.docs_page import docs_page
+from app.web.openapi import openapi
 from tables.model.layer import KeyField
 from tables.query.cell_query import Limits
 

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 from support import flight, run_of
 
-from app.lane import Arrived, Lane
-from app.pace import BUSY_FROM, CHUNK_BYTES_MIN, CYCLE_SECONDS, Pace
+from app.kafka.lane import Arrived, Lane
+from app.kafka.pace import BUSY_FROM, CHUNK_BYTES_MIN, CYCLE_SECONDS, Pace
 from tables.record.chunk import Chunk
 
 MIB = 1 << 20

@@ -18,13 +18,13 @@ from pki import Authority
 from support import small_map
 from web_support import served, stored
 
-from app import peer_troubles
-from app.certificates import PemFiles, client_context
-from app.peer_proof import HEADER, SKEW_S, PeerKey, ProofError
-from app.peer_wire import PATH, encode_jobs, encode_reads
-from app.peers import Peers
-from app.settings import Settings
-from app.web_access import peer_key
+from app.config.settings import Settings
+from app.peers import troubles as peer_troubles
+from app.peers.remote_owners import Peers
+from app.peers.wire import PATH, encode_jobs, encode_reads
+from app.trust.certificates import PemFiles, client_context
+from app.trust.proof import HEADER, SKEW_S, PeerKey, ProofError
+from app.web.access import peer_key
 from tables.model.cost import QueryCost
 from tables.query.live import LiveJob, LiveRead, LiveRows
 
@@ -258,7 +258,7 @@ async def test_an_answer_without_an_end_is_broken_off(
     monkeypatch: pytest.MonkeyPatch, headers: dict[str, str], status: int
 ) -> None:
     """At a bound, before its signature can be checked; it counts as failed, and is told."""
-    monkeypatch.setattr("app.peers.ANSWER_BYTES_MAX", 4 << 20)
+    monkeypatch.setattr("app.peers.remote_owners.ANSWER_BYTES_MAX", 4 << 20)
     async with sender(bytes(1 << 16), 0, headers, status) as (url, sent):
         peers = peers_of(url)
         async with asyncio.timeout(30):
@@ -275,7 +275,7 @@ async def test_an_answer_without_an_end_is_broken_off(
 
 async def test_a_compressed_answer_is_not_inflated(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers compress none; a bomb of a few bytes would come to as many as it likes."""
-    monkeypatch.setattr("app.peers.ANSWER_BYTES_MAX", 1 << 16)
+    monkeypatch.setattr("app.peers.remote_owners.ANSWER_BYTES_MAX", 1 << 16)
     bomb = gzip.compress(bytes(16 << 20))
     assert len(bomb) < 1 << 16
 
@@ -385,7 +385,7 @@ async def test_a_worker_whose_certificate_fails_is_told(
         for _ in range(3):
             found = await peers._ask(url, READS, 1.0, QueryCost())
         await peers.close()
-    warnings = [one.getMessage() for one in caplog.records if one.name == "app.peer_troubles"]
+    warnings = [one.getMessage() for one in caplog.records if one.name == "app.peers.troubles"]
     (problem,) = [one["problem"] for one in peers.workers() if one["url"] == url]
     if kind == "good":
         assert isinstance(found, list)

@@ -18,13 +18,13 @@ from web_support import METRICS, FrameCells, StandingView, frame, get
 
 import agents.query.reader
 from agents import outage
-from app.assignor import TopicPartition
-from app.peer_proof import HEADER, PeerKey
-from app.peer_wire import CONTENT_TYPE, PATH, decode_reads, encode_reads
-from app.peers import Peers
-from app.settings import Settings
-from app.web import install
-from app.web_access import peer_key
+from app.config.settings import Settings
+from app.kafka.assignor import TopicPartition
+from app.peers.remote_owners import Peers
+from app.peers.wire import CONTENT_TYPE, PATH, decode_reads, encode_reads
+from app.trust.proof import HEADER, PeerKey
+from app.web.access import peer_key
+from app.web.endpoint import install
 from tables.archive.cache import ArchiveCache
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model.cost import QueryCost

@@ -14,8 +14,8 @@ from support import DAY_MS, HOUR_MS, MemoryLog, flight, until
 
 from agents.partition import emitter as emit
 from agents.partition import owners
-from app import pressure
-from app.pressure import Gate, Pressure
+from app.health import backpressure as pressure
+from app.health.backpressure import Gate, Pressure
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model.errors import ArchiveError
 from tables.model.layer import Layer

@@ -17,10 +17,10 @@ from click.testing import CliRunner
 import app.__main__ as program
 from app.commands import verify
 from app.commands.query_draw import cells_table, shown
-from app.demo_display import ledger_lines
-from app.printable import MASK, printable, printable_json, protect_log
-from app.settings import load_settings, secrets_of
-from app.settings_secrets import SECRET_FILES
+from app.config.settings import load_settings, secrets_of
+from app.demo.display import ledger_lines
+from app.host.printable import MASK, printable, printable_json, protect_log
+from app.trust.secret_files import SECRET_FILES
 from app.verify.report import Difference, LayerReport, Report
 from client import Cell
 from tables.model.errors import TreasureMapError

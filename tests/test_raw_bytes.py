@@ -17,7 +17,7 @@ from station_support import SECONDS_MAX, Process, apply
 from support import flight, until
 
 from app.__main__ import group
-from app.inflate import INFLATED_BYTES_MAX
+from app.kafka.inflate import INFLATED_BYTES_MAX
 
 MIB = 1 << 20
 

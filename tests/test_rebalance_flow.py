@@ -15,9 +15,9 @@ from test_transport import Bench, Memory, until
 
 from agents.ingest import Ingest
 from agents.partition.owners import Owners
-from app.kafka_log import Headers, KafkaLog
-from app.mapfile import load_map
-from app.topics import apply_topics
+from app.cluster.topics import apply_topics
+from app.kafka.log import Headers, KafkaLog
+from app.mapfile.load import load_map
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model.errors import OutcomeUnknownError
 from tables.model.limits import RECORD_BYTES_MAX

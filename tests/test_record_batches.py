@@ -13,8 +13,8 @@ from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import calc_crc32c
 
-from app import inflate, record_batches
-from app.record_batches import Batches
+from app.kafka import inflate, record_batches
+from app.kafka.record_batches import Batches
 
 CODECS = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
 COMPRESSED = {name: codec for name, codec in CODECS.items() if codec}

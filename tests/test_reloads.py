@@ -20,10 +20,10 @@ from station_support import Process, apply
 from support import small_map, until
 from web_support import get, served
 
-from app.certificates import ContextOfNow, PemFiles, client_context, server_context
-from app.reloads import Reload, Reloads
-from app.settings import load_settings
-from app.tokens import make_token
+from app.config.settings import load_settings
+from app.host.reloads import Reload, Reloads
+from app.trust.certificates import ContextOfNow, PemFiles, client_context, server_context
+from app.trust.tokens import make_token
 from tables.model.errors import SettingError
 
 MAP = small_map()
@@ -97,7 +97,7 @@ async def test_a_renewed_certificate_is_shown_to_new_connections(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Old ones go on; a key of another certificate changes nothing, with one warning."""
-    monkeypatch.setattr("app.reloads.LOOK_S", 0.05)
+    monkeypatch.setattr("app.host.reloads.LOOK_S", 0.05)
     authority = Authority(tmp_path)
     one, two, three = (authority.issue(name) for name in ("one", "two", "three"))
     cert, key = tmp_path / "web.crt", tmp_path / "web.key"
@@ -123,7 +123,7 @@ async def test_a_renewed_certificate_is_shown_to_new_connections(
         for _ in range(10):
             await asyncio.sleep(0.05)
             assert await is_shown(two)
-        warnings = [one.getMessage() for one in caplog.records if one.name == "app.reloads"]
+        warnings = [one.getMessage() for one in caplog.records if one.name == "app.host.reloads"]
         assert len(warnings) == 1
         assert (
             "web_server: the last good contents stay in use: cannot use web_cert_file: key"

@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.commands.replay import command
-from app.embedded_broker import EmbeddedBroker
-from app.feed import BATCH_BYTES_MAX, Feed, FeedError, partition_of
-from app.idempotence import has_idempotent_producer
-from app.mapfile import load_map
-from app.replay import Step, keyed, replay, settled_ms, steps
+from app.demo.embedded_broker import EmbeddedBroker
+from app.kafka.batch_producer import BATCH_BYTES_MAX, Feed, FeedError, partition_of
+from app.kafka.idempotence import has_idempotent_producer
+from app.load.replay import Step, keyed, replay, settled_ms, steps
+from app.mapfile.load import load_map
 from examples.flights import events
 from tables.model.window import DAY_MS
 from tables.record.heartbeat import HEARTBEAT_HEADER, decode_heartbeat

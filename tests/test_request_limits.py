@@ -22,7 +22,7 @@ from loop_meter import WORK_S, Loop, reset_peak, resident, work_s
 from support import dataclasses_replace, small_map
 from web_support import FrameCells, served, stored
 
-from app.peer_wire import PATH, encode_reads
+from app.peers.wire import PATH, encode_reads
 from tables.model.window import Window
 from tables.query.live import LiveRead
 from tables.state.cell import archive_schema

@@ -30,10 +30,10 @@ WORKER = """
 import sys
 sys.path.insert(0, "tests")
 from aiohttp import web
-from app import station
-from app.process import Process
-from app.settings import load_settings
-from app.web_access import OPEN, mount
+from app.runtime import wiring as station
+from app.runtime.worker_process import Process
+from app.config.settings import load_settings
+from app.web.endpoint.access import OPEN, mount
 from loop_meter import Loop, resident, reset_peak
 
 app = station.build(load_settings())

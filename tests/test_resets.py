@@ -14,9 +14,9 @@ from aiokafka.errors import KafkaConnectionError
 from reset_proxy import ResetProxy
 from servers import free_ports
 
-from app.aiokafka_private import tell_broken_connections, write
-from app.embedded_broker import EmbeddedBroker
-from app.kafka_log import KafkaLog
+from app.demo.embedded_broker import EmbeddedBroker
+from app.kafka.aiokafka_private import tell_broken_connections, write
+from app.kafka.log import KafkaLog
 from tables.model.errors import OutcomeUnknownError
 
 LOOPS = pytest.mark.parametrize(

@@ -14,16 +14,16 @@ from secure_servers import MAP, SecureKafka
 from support import until
 from workers import ROOT
 
-from app.brokers import NotAllowedError
-from app.connections import kafka_options
-from app.deadletters import DeadLetters
-from app.feed import Feed
-from app.kafka_log import KafkaLog
-from app.mapfile import parse_map
-from app.rights import ROLES, Right, RightsError, Role, rights_of
-from app.settings import Settings, load_settings
-from app.topic_specs import topics_of
-from app.topics import TopicsRefusedError, apply_topics, check_topics
+from app.cluster.rights import ROLES, Right, RightsError, Role, rights_of
+from app.cluster.topic_specs import topics_of
+from app.cluster.topics import TopicsRefusedError, apply_topics, check_topics
+from app.config.connections import kafka_options
+from app.config.settings import Settings, load_settings
+from app.deadletters.replay import DeadLetters
+from app.kafka.batch_producer import Feed
+from app.kafka.brokers import NotAllowedError
+from app.kafka.log import KafkaLog
+from app.mapfile.load import parse_map
 from app.verify import verify
 from tables.model.errors import OutcomeUnknownError, TreasureMapError
 from tables.model.layer import Map

@@ -21,15 +21,15 @@ from support import flight, until
 from test_secure_workers import CELLS, ORIGINS, Asker, secured
 from test_transport import Bench, Benches, Memory, benches
 
-from app.assignor import Member, Share
-from app.connections import kafka_options
-from app.lane import TransportError
-from app.mapfile import load_map
-from app.peer_proof import PeerKey
-from app.rights import Right, rights_of
-from app.settings import load_settings
-from app.tokens import make_token
-from app.topics import apply_topics
+from app.cluster.rights import Right, rights_of
+from app.cluster.topics import apply_topics
+from app.config.connections import kafka_options
+from app.config.settings import load_settings
+from app.kafka.assignor import Member, Share
+from app.kafka.lane import TransportError
+from app.mapfile.load import load_map
+from app.trust.proof import PeerKey
+from app.trust.tokens import make_token
 from tables.model.layer import Map
 
 __all__ = ["benches"]

@@ -21,12 +21,12 @@ from secure_servers import MAP, PASSWORDS, SecureCassandra, SecureKafka
 from support import until
 from workers import ROOT
 
-from app.children import start_child, stop_child
-from app.connections import kafka_options
-from app.mapfile import load_map
-from app.rights import ROLES, Right, Role
-from app.settings import load_settings
-from app.topics import apply_topics
+from app.cluster.rights import ROLES, Right, Role
+from app.cluster.topics import apply_topics
+from app.config.connections import kafka_options
+from app.config.settings import load_settings
+from app.host.children import start_child, stop_child
+from app.mapfile.load import load_map
 from client.follow import follow
 from client.query import QueryClient, QueryFailedError
 from examples.flights import events

@@ -15,7 +15,7 @@ from pki import Authority, Certificate
 from station_support import Process, apply
 from support import flight, until
 
-from app.tokens import make_token, revoke_token
+from app.trust.tokens import make_token, revoke_token
 
 SECRET = "secret-between-workers"  # noqa: S105 - no password of anything
 CELLS = "/v1/layers/hour/cells?from=0&to=86400000"

@@ -9,7 +9,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from app.settings import (
+from app.config.checks import is_loopback
+from app.config.options import settings_options
+from app.config.page import settings_table, with_table
+from app.config.settings import (
     FIELDS,
     Settings,
     environment_variable,
@@ -17,9 +20,6 @@ from app.settings import (
     is_secret,
     load_settings,
 )
-from app.settings_checks import is_loopback
-from app.settings_options import settings_options
-from app.settings_page import settings_table, with_table
 from tables.model.errors import SettingError
 
 TOKEN = "correct-horse-battery"  # noqa: S105 - no password of anything
@@ -301,8 +301,8 @@ def test_every_setting_has_its_variable() -> None:
 
 
 def test_the_operating_page_holds_the_table_of_today() -> None:
-    """docs/OPERATING.md is what ``python -m app.settings_page docs/OPERATING.md`` writes."""
+    """docs/OPERATING.md is what ``python -m app.config.page docs/OPERATING.md`` writes."""
     path = pathlib.Path(__file__).parent.parent / "docs" / "OPERATING.md"
     page = path.read_text("utf-8")
-    assert with_table(page) == page, "run: python -m app.settings_page docs/OPERATING.md"
+    assert with_table(page) == page, "run: python -m app.config.page docs/OPERATING.md"
     assert settings_table() in page

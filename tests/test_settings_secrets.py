@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from app.settings import load_settings
-from app.settings_secrets import SECRET_FILES
+from app.config.settings import load_settings
+from app.trust.secret_files import SECRET_FILES
 from tables.model.errors import SettingError
 
 SECRET = "correct-horse-battery"  # noqa: S105 - no password of anything

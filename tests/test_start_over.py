@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from test_archive_cassandra import LAYER, rows, settings_of, times
 
 from app.commands.map import command
-from app.embedded_broker import EmbeddedBroker
+from app.demo.embedded_broker import EmbeddedBroker
 from tables.archive.embedded import extent as archive_extent
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.identity import History
@@ -135,9 +135,9 @@ async def test_it_is_refused_while_workers_run(begun: Begun) -> None:
 
 
 async def _started(begun: Begun) -> None:
-    from app.mapfile import load_map  # noqa: PLC0415
-    from app.settings import load_settings  # noqa: PLC0415
-    from app.start_over import StartOver  # noqa: PLC0415
+    from app.cluster.start_over import StartOver  # noqa: PLC0415
+    from app.config.settings import load_settings  # noqa: PLC0415
+    from app.mapfile.load import load_map  # noqa: PLC0415
 
     settings = load_settings({"brokers": begun.brokers, "group": begun.name}, {})
     await StartOver(settings, load_map(begun.file)).look()

@@ -16,11 +16,11 @@ import servers
 from station_support import COMMANDS, FAUST, MODULE, SECONDS_MAX, Process, apply, last_words
 from support import flight, small_map, until
 
-from app import station
-from app.embedded_broker import EmbeddedBroker
-from app.kafka_log import KafkaLog
-from app.mapfile import load_map
-from app.station import Foundation
+from app.demo.embedded_broker import EmbeddedBroker
+from app.kafka.log import KafkaLog
+from app.mapfile.load import load_map
+from app.runtime import wiring as station
+from app.runtime.wiring import Foundation
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.protocol import Archive
 from tables.model.errors import ArchiveAwayError, ArchiveError
@@ -264,9 +264,9 @@ async def test_what_must_not_be_continued_ends_the_worker_with_its_reason(
 
 BUG = """
 from mode import Service
-from app.process import Process
-from app.settings import load_settings
-from app.station import build
+from app.runtime.worker_process import Process
+from app.config.settings import load_settings
+from app.runtime.wiring import build
 
 class Broken(Service):
     async def on_start(self):

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import app.__main__ as program
-from app.tokens import Tokens, hash_of, lifetime_of, make_token, read_tokens, revoke_token
+from app.trust.tokens import Tokens, hash_of, lifetime_of, make_token, read_tokens, revoke_token
 from tables.model.errors import SettingError
 
 
@@ -54,7 +54,7 @@ def test_a_token_expires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     tokens.load()
     assert tokens.find(hash_of(token)) is not None
     later = dt.datetime.now(dt.UTC) + dt.timedelta(days=91)
-    monkeypatch.setattr("app.tokens.now", lambda: later)
+    monkeypatch.setattr("app.trust.tokens.now", lambda: later)
     assert tokens.find(hash_of(token)) is None
     monkeypatch.setattr("app.commands.token.now", lambda: later)
     assert "(expired)" in run(file, "list").stdout

@@ -14,16 +14,16 @@ from reset_proxy import ResetProxy
 from servers import free_ports
 from support import until
 
-from app.brokers import BrokersAwayError, patiently
-from app.embedded_broker import EmbeddedBroker
-from app.mapfile import parse_map
-from app.topics import (
+from app.cluster.topics import (
     TopicSpec,
     TopicsRefusedError,
     apply_topics,
     check_topics,
     topics_of,
 )
+from app.demo.embedded_broker import EmbeddedBroker
+from app.kafka.brokers import BrokersAwayError, patiently
+from app.mapfile.load import parse_map
 from tables.model.errors import TreasureMapError
 from tables.model.layer import Map
 
@@ -279,7 +279,7 @@ async def test_a_broker_that_does_not_tell_settings_leaves_journals_unchecked(
     def by_name_only(kind: ConfigResourceType, name: str) -> ConfigResource:
         return ConfigResource(kind, name, {"retention.ms": None})
 
-    monkeypatch.setattr("app.topics.ConfigResource", by_name_only)
+    monkeypatch.setattr("app.cluster.topics.ConfigResource", by_name_only)
     report = await apply_topics(embedded, themap)
     journals = [spec.name for spec in topics_of(themap, 1) if spec.kind == "journal"]
     assert list(report.unchecked) == journals

@@ -19,8 +19,8 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaConnectionError
 
-from app.lane import Lane, Owners, TransportError, TransportOptions
-from app.transport import Transport
+from app.kafka.lane import Lane, Owners, TransportError, TransportOptions
+from app.kafka.transport import Transport
 from tables.model.errors import (
     FencedError,
     JournalRefusedError,

@@ -18,7 +18,7 @@ from plain.partition import Place
 from support import DAY_MS, HOUR_MS, MemoryLog, dataclasses_replace, flight, small_map
 from verify_support import Archived, Recomputed, measures_of
 
-from app.settings import Settings
+from app.config.settings import Settings
 from app.verify import check_log
 from app.verify.archive import load_archived, open_archive
 from app.verify.cells import equals

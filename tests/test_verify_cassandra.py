@@ -12,7 +12,7 @@ import pytest
 from reset_proxy import ResetProxy
 from support import HOUR_MS, small_map
 
-from app.settings import load_settings
+from app.config.settings import load_settings
 from app.verify import archive as verify_archive
 from app.verify.archive import open_archive
 from app.verify.errors import VerifyError

@@ -10,9 +10,9 @@ from aiokafka import AIOKafkaProducer
 from servers import free_ports
 from support import flight, small_map
 
-from app import inflate
-from app.settings import load_settings
-from app.topics import apply_topics
+from app.cluster.topics import apply_topics
+from app.config.settings import load_settings
+from app.kafka import inflate
 from app.verify.database import Database
 from app.verify.errors import VerifyError
 from app.verify.events import Events

@@ -12,8 +12,8 @@ from station_support import Process, apply
 from support import HOUR_MS, flight, until
 from workers import Cluster, Worker
 
-from app.generate_plan import MAP_FILE
-from app.settings import load_settings
+from app.config.settings import load_settings
+from app.load.plan import MAP_FILE
 from app.verify import verify
 
 MERGED_MAP = """

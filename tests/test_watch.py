@@ -12,14 +12,14 @@ from support import small_map, until
 from test_outage import Clock
 
 from agents.outage import GRACE_S, Outage
-from app import readiness, watch
-from app.floods import FloodFilter
-from app.group import Group
-from app.lane import Statistics
-from app.pressure import Pressure
-from app.readiness import Readiness
-from app.transport import NO_GENERATION, Transport
-from app.watch import Progress, Question, Watch, ask_kafka
+from app.health import readiness, watch
+from app.health.backpressure import Pressure
+from app.health.readiness import Readiness
+from app.health.watch import Progress, Question, Watch, ask_kafka
+from app.host.floods import FloodFilter
+from app.kafka.group_map import Group
+from app.kafka.lane import Statistics
+from app.kafka.transport import NO_GENERATION, Transport
 from tables.archive.protocol import Archive
 
 T0, T1 = ("t", 0), ("t", 1)

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 from support import until
 
-from app.watchdog import EXIT_CODE
+from app.host.watchdog import EXIT_CODE
 
 ROOT = Path(__file__).resolve().parent.parent
 STALL_SECONDS_MAX = 0.5
 SECONDS_MAX = 30.0
 PROGRAM = """
 import asyncio, signal, sys, threading, time
-from app import watchdog
+from app.host import watchdog
 
 def spin():
     while True:

@@ -27,10 +27,10 @@ from web_support import (
     stored,
 )
 
-from app.faust_app import create_app
-from app.settings import Settings
-from app.web import install
-from app.web_guard import host_name
+from app.config.settings import Settings
+from app.runtime.faust_app import create_app
+from app.web.endpoint import install
+from app.web.guard import host_name
 from client import QueryClient, QueryFailedError
 from tables.archive.cache import ArchiveCache
 from tables.archive.embedded.archive import EmbeddedArchive

@@ -15,13 +15,13 @@ from aiohttp import web
 from support import DAY_MS, small_map, until
 from web_support import METRICS, FrameCells, StandingView, frame, get, served, stored
 
-from app.peer_proof import HEADER, PeerKey
-from app.peer_wire import PATH, encode_reads
-from app.reloads import Reloads
-from app.settings import Settings
-from app.tokens import make_token, revoke_token
-from app.web import install
-from app.web_access import Access, scopes, unscoped
+from app.config.settings import Settings
+from app.host.reloads import Reloads
+from app.peers.wire import PATH, encode_reads
+from app.trust.proof import HEADER, PeerKey
+from app.trust.tokens import make_token, revoke_token
+from app.web.access import Access, scopes, unscoped
+from app.web.endpoint import install
 from client import QueryClient, QueryFailedError
 from client.query_async import AsyncQueryClient
 from tables.archive.cache import ArchiveCache
@@ -285,7 +285,7 @@ async def test_a_file_that_breaks_keeps_the_last_good_tokens(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With one warning, and a word in the readiness for who has a token."""
-    monkeypatch.setattr("app.reloads.LOOK_S", 0.05)
+    monkeypatch.setattr("app.host.reloads.LOOK_S", 0.05)
     caplog.set_level(logging.INFO)
     file = tmp_path / "tokens.json"
     token = make_token(file, "first", ["read"])
@@ -306,7 +306,7 @@ async def test_a_file_that_breaks_keeps_the_last_good_tokens(
         file.write_bytes(good)
         await until(lambda: not_(warned), 5)
     warnings = [one for one in caplog.records if one.levelno >= logging.WARNING]
-    assert [one.name for one in warnings] == ["app.reloads"]
+    assert [one.name for one in warnings] == ["app.host.reloads"]
     assert token not in caplog.text
 
 

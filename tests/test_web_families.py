@@ -15,9 +15,9 @@ from multidict import CIMultiDict
 from support import DAY_MS, HOUR_MS, dataclasses_replace, small_map
 from web_support import get, served, stored
 
-import app.web_formats
-from app.web_formats import ARROW, accepted, has_etag
-from app.web_guard import NotAcceptableError
+import app.web.formats
+from app.web.formats import ARROW, accepted, has_etag
+from app.web.guard import NotAcceptableError
 
 MAP = small_map()
 HOURS = MAP.layer("hour")
@@ -167,7 +167,7 @@ async def test_large_answers_are_compressed_for_who_wants_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A browser sends the header; the client library need not."""
-    monkeypatch.setattr(app.web_formats, "COMPRESS_BYTES_MIN", 1_024)
+    monkeypatch.setattr(app.web.formats, "COMPRESS_BYTES_MIN", 1_024)
     path = f"{FAMILY}&group=origin&group=carrier&step=1h"
     async with served(MAP, tmp_path, ROWS) as (_, url):
         async with (

@@ -15,7 +15,7 @@ import pytest
 from support import DAY_MS, HOUR_MS, dataclasses_replace, seeds, small_map
 from web_support import served, stored
 
-from app.peer_wire import WireRead, WireReads
+from app.peers.wire import WireRead, WireReads
 from tables.model.layer import KeyField
 from tables.model.window import MONTH, START_MS_MIN, TIME_MS_MAX, YEAR
 from tables.query.live import Told

@@ -14,7 +14,7 @@ import pytest
 from support import HOUR_MS, small_map, until
 from web_support import FrameCells, frame, get, served, stored
 
-import app.web_live
+import app.web.live_stream
 from tables.model.errors import ArchiveDamagedError, ArchiveError
 
 MAP = small_map()
@@ -197,7 +197,7 @@ async def test_a_reader_that_takes_nothing_is_let_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its place is free again; nothing more was made for it than it was slow to take."""
-    monkeypatch.setattr(app.web_live, "SLOW_S_MAX", 0.3)
+    monkeypatch.setattr(app.web.live_stream, "SLOW_S_MAX", 0.3)
     rows = [stored(f"{number:06d}", version=3) for number in range(30_000)]
     async with served(MAP, tmp_path, query_live_max=1) as (view, url):
         grow(view.live, *rows, position=5)

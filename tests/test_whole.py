@@ -30,8 +30,8 @@ from web_support import METRICS, StandingView, in_thread
 
 from agents.query.changes import Changes
 from app.commands.query import command
-from app.settings import Settings
-from app.web import install
+from app.config.settings import Settings
+from app.web.endpoint import install
 from client import QueryClient, QueryFailedError, Range
 from tables.archive.cache import ArchiveCache
 from tables.archive.embedded.archive import EmbeddedArchive

@@ -21,7 +21,7 @@ from agents.decode.records import Decoder
 from agents.fold.layers import Before, Folder
 from app.commands.map import draw
 from app.commands.query import command
-from app.mapfile import parse_map
+from app.mapfile.load import parse_map
 from tables.archive.cassandra.cql import LayerTable, compaction_window
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.layout import bucket_ms

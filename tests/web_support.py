@@ -14,13 +14,13 @@ import polars as pl
 from aiohttp import web
 from support import HOUR_MS, small_map
 
-from app.reloads import Reloads
-from app.settings import Settings
-from app.web import install
-from app.web_access import Access
-from app.web_guard import ssl_context
-from app.web_listener import Site
-from app.web_server import Counts, Runner
+from app.config.settings import Settings
+from app.host.reloads import Reloads
+from app.web.access import Access
+from app.web.endpoint import install
+from app.web.guard import ssl_context
+from app.web.listener import Site
+from app.web.server import Counts, Runner
 from tables.archive.cache import ArchiveCache
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.protocol import Archive

@@ -17,8 +17,8 @@ from typing import Any, Self
 import servers
 from support import until
 
-from app.children import start_child, stop_child
-from app.mapfile import load_map
+from app.host.children import start_child, stop_child
+from app.mapfile.load import load_map
 from client.query import QueryClient, QueryFailedError
 from tables.model.layer import combiner_of
 

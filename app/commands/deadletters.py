@@ -15,18 +15,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from app.connections import kafka_options
-from app.mapfile import load_map
-from app.printable import printable, printable_json
-from app.settings import Settings
-from app.settings_options import settings_options
+from app.config.connections import kafka_options
+from app.config.options import settings_options
+from app.config.settings import Settings
+from app.host.printable import printable, printable_json
+from app.mapfile.load import load_map
 from tables.model.layer import SideKind
 from tables.model.ledger import LETTER_REASONS
 from tables.record.letter import Letter
 
 if TYPE_CHECKING:
-    from app.deadletters import DeadLetters
-    from app.side_topic import Entry
+    from app.deadletters.replay import DeadLetters
+    from app.deadletters.side_topic import Entry
 
 VALUE_CHARS_MAX = 60
 _WIDTH_PIPED = 200
@@ -187,7 +187,7 @@ class _Row:
 
 def _letters(settings: Settings, *, late: bool) -> DeadLetters:
     themap = load_map(settings.map_file)
-    from app.deadletters import DeadLetters  # noqa: PLC0415 - help needs no client of Kafka
+    from app.deadletters.replay import DeadLetters  # noqa: PLC0415 - help needs no client of Kafka
 
     kind: SideKind = "late" if late else "dead"
     return DeadLetters(settings.brokers, themap, kind, kafka_options(settings))

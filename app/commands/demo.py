@@ -10,8 +10,8 @@ import sys
 import click
 
 from agents import tasks
-from app.demo import Plan, run
-from app.printable import printable
+from app.demo.run import Plan, run
+from app.host.printable import printable
 
 _FOLDER = pathlib.Path(__file__).parent.parent.parent / "var"
 

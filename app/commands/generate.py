@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from app.generate import generate
-from app.generate_plan import MAP_FILE, SOURCE, Format, Plan, default_start_ms, processes_for
-from app.generate_process import Progress
-from app.mapfile import load_map
-from app.settings import Settings
-from app.settings_options import kafka_settings_options
+from app.config.options import kafka_settings_options
+from app.config.settings import Settings
+from app.load.generator import generate
+from app.load.plan import MAP_FILE, SOURCE, Format, Plan, default_start_ms, processes_for
+from app.load.process import Progress
+from app.mapfile.load import load_map
 
 _LINE_SECONDS = 5.0
 _SHARE = click.FloatRange(0, 1)

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
-from app.mapfile import load_map
-from app.printable import printable
-from app.rights import ROLES, Role, cassandra_commands, checks_of, kafka_commands, rights_of
-from app.settings import Settings
-from app.settings_options import settings_options
+from app.cluster.rights import ROLES, Role, cassandra_commands, checks_of, kafka_commands, rights_of
+from app.config.options import settings_options
+from app.config.settings import Settings
+from app.host.printable import printable
+from app.mapfile.load import load_map
 from tables.model.errors import MapError
 from tables.model.layer import Layer, Map, Source
 from tables.model.shape import reshaped, shapes_of
@@ -201,13 +201,13 @@ def _label(name: str, summary: str, *lines: str) -> Text:
 
 
 async def _apply(themap: Map, replication: int | None, settings: Settings) -> None:
-    from app.connections import (  # noqa: PLC0415 - check and show need no client of Cassandra
+    from app.cluster.histories import check_histories  # noqa: PLC0415 - likewise
+    from app.cluster.rights_check import check_rights  # noqa: PLC0415 - likewise
+    from app.cluster.topics import apply_topics  # noqa: PLC0415 - check and show need no client of Kafka
+    from app.config.connections import (  # noqa: PLC0415 - check and show need no client of Cassandra
         cassandra_settings,
         kafka_options,
     )
-    from app.histories import check_histories  # noqa: PLC0415 - likewise
-    from app.rights_check import check_rights  # noqa: PLC0415 - likewise
-    from app.topics import apply_topics  # noqa: PLC0415 - check and show need no client of Kafka
 
     archive_settings = cassandra_settings(settings) if settings.archive == "cassandra" else None
     options = kafka_options(settings)
@@ -250,7 +250,7 @@ async def _apply(themap: Map, replication: int | None, settings: Settings) -> No
 
 
 async def _start_over(themap: Map, settings: Settings, *, yes: bool) -> None:
-    from app.start_over import StartOver  # noqa: PLC0415 - check and show need no client of Kafka
+    from app.cluster.start_over import StartOver  # noqa: PLC0415 - check and show need no client of Kafka
 
     starting = StartOver(settings, themap)
     doomed = await starting.look()

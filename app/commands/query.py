@@ -18,9 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 from app.commands.query_draw import caption, cells_table, is_worth_sparks, sparks_table
-from app.printable import printable, printable_json
-from app.settings import environment_variable
-from app.settings_secrets import read_secret
+from app.config.settings import environment_variable
+from app.host.printable import printable, printable_json
+from app.trust.secret_files import read_secret
 from client import Answer, FamilyAnswer, QueryClient, QueryFailedError, Range
 from tables.model.errors import QueryError
 from tables.model.window import time_text

@@ -10,7 +10,7 @@ from typing import TypeGuard
 from rich.table import Table
 from rich.text import Text
 
-from app.printable import printable
+from app.host.printable import printable
 from client import Cell, FamilyAnswer, Row
 from tables.model.window import time_text
 

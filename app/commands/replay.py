@@ -7,11 +7,11 @@ import pathlib
 
 import click
 
-from app.connections import kafka_options
-from app.mapfile import load_map
-from app.replay import keyed, replay, settled_ms
-from app.settings import Settings
-from app.settings_options import kafka_settings_options
+from app.config.connections import kafka_options
+from app.config.options import kafka_settings_options
+from app.config.settings import Settings
+from app.load.replay import keyed, replay, settled_ms
+from app.mapfile.load import load_map
 from examples.flights import events
 
 

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from app.printable import printable
-from app.settings import Settings, environment_variable
-from app.settings_options import settings_options
-from app.tokens import SCOPES, lifetime_of, make_token, now, read_tokens, revoke_token
+from app.config.options import settings_options
+from app.config.settings import Settings, environment_variable
+from app.host.printable import printable
+from app.trust.tokens import SCOPES, lifetime_of, make_token, now, read_tokens, revoke_token
 from tables.model.errors import SettingError
 
 _WIDTH_PIPED = 200

@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from app.memory import collect_seldom
-from app.printable import printable, printable_json
-from app.settings import Settings
-from app.settings_options import settings_options
+from app.config.options import settings_options
+from app.config.settings import Settings
+from app.host.allocator import collect_seldom
+from app.host.printable import printable, printable_json
 from app.verify import Report, verify
 from tables.model.errors import TreasureMapError
 

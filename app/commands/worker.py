@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from app.process import Process
-from app.settings import Settings
-from app.settings_options import settings_options
-from app.station import build
+from app.config.options import settings_options
+from app.config.settings import Settings
+from app.runtime.wiring import build
+from app.runtime.worker_process import Process
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
 

@@ -18,11 +18,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from app.connections import kafka_options
-from app.mapfile import load_map
-from app.rights import rights_of
-from app.rights_check import check_rights
-from app.settings import Settings
+from app.cluster.rights import rights_of
+from app.cluster.rights_check import check_rights
+from app.config.connections import kafka_options
+from app.config.settings import Settings
+from app.mapfile.load import load_map
 from app.verify.answers import Answers
 from app.verify.archive import load_archived, open_archive
 from app.verify.compare import Found, compare_answers, compare_archive, compare_ledgers

@@ -17,8 +17,8 @@ import polars as pl
 import rocksdict
 from xxhash import xxh3_64_digest
 
-from app.connections import cassandra_tls
-from app.settings import Settings
+from app.config.connections import cassandra_tls
+from app.config.settings import Settings
 from app.verify import sql
 from app.verify.database import Database
 from app.verify.errors import VerifyError

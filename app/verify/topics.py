@@ -10,12 +10,12 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka import TopicPartition as KafkaPartition
 from aiokafka.errors import KafkaError
 
-from app.aiokafka_private import read_plain
-from app.brokers import connect_error
-from app.connections import kafka_options
-from app.record_batches import NO_TIME_MS
-from app.record_batches import Record as Unplain
-from app.settings import Settings
+from app.config.connections import kafka_options
+from app.config.settings import Settings
+from app.kafka.aiokafka_private import read_plain
+from app.kafka.brokers import connect_error
+from app.kafka.record_batches import NO_TIME_MS
+from app.kafka.record_batches import Record as Unplain
 from app.verify.errors import VerifyError
 from app.verify.records import Record
 

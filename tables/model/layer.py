@@ -1,7 +1,8 @@
 """The map as types: sources, layers and what follows from them (topics, columns, routes).
 
 Everything here is plain data that the map file is read into after its checks; names are safe
-identifiers, references resolve, windows nest. ``app.mapfile`` is the one place that makes these.
+identifiers, references resolve, windows nest. ``app.mapfile.load`` is the one place that makes
+these.
 """
 
 from __future__ import annotations

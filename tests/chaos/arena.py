@@ -20,7 +20,7 @@ from typing import Any, Self
 from servers import CassandraServer, KafkaServer
 from workers import Cluster, Worker
 
-from app.children import start_child, stop_child
+from app.host.children import start_child, stop_child
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MAP_FILE = Path(__file__).with_name("map.toml")

@@ -1,0 +1,1 @@
+"""What a map needs of Kafka and Cassandra: topics, rights, histories, and how it starts over."""

@@ -1,0 +1,93 @@
+"""Histories: whether a map may go on with the journals that a cluster has of it.
+
+A worker's claim is refused where it may not; here it is told before a worker has to be stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from agents.partition.claims import wrong_map
+from agents.partition.log_partition import LogPartitionIO
+from agents.partition.recovery import Recovery
+from app.cluster.topics import topics_found
+from app.kafka.log import KafkaLog
+from tables.model.errors import MapError
+from tables.model.layer import Map
+from tables.model.limits import RECORD_BYTES_MAX
+from tables.state.input_plan import InputPlan
+from tables.state.layer_table import BlockWrite
+from tables.state.partition_meta import Meta
+from tables.state.partition_state import PartitionState
+
+
+class _JournalOnly(LogPartitionIO):
+    """A partition's journal without a local store."""
+
+    def __init__(self, plan: InputPlan, to: KafkaLog) -> None:
+        # What these are for is overridden below, or never asked for.
+        super().__init__(plan, 0, to, NotImplemented, archive=NotImplemented)
+
+    def load(self) -> PartitionState | None:
+        """Return that there is no state."""
+        return None
+
+    def save(self, writes: list[BlockWrite], meta: Meta) -> None:
+        """Keep nothing."""
+
+    def discard(self) -> None:
+        """There is nothing to empty."""
+
+
+async def check_histories(
+    brokers: str, themap: Map, client_options: Mapping[str, Any] | None = None
+) -> None:
+    """Check that workers with this map would not be refused by its journals.
+
+    Of each journal of the map its first partition is read. A source of other partitions is told
+    alone: layers get other ones by it.
+
+    Raises:
+        MapError: they would be; the message has all that is wrong.
+        TreasureMapError: no broker answers.
+    """
+    options = dict(client_options or {})
+    prefix = themap.journal_topic("")
+    topics = [name for name in await topics_found(brokers, options) if name.startswith(prefix)]
+    if not topics:
+        return
+    sources = {source.topic for source in themap.sources}
+    wrong: dict[bool, dict[str, None]] = {True: {}, False: {}}
+    log = KafkaLog(brokers, RECORD_BYTES_MAX, options, reads_only=True)
+    await log.start()
+    try:
+        for topic in sorted(name.removeprefix(prefix) for name in topics):
+            meta = await _known(log, themap, topic)
+            if meta is None:
+                continue
+            # An input that the map has no more may have had any number.
+            count = themap.inputs().get(topic, meta.partitions)
+            claim = _plan(themap, topic, count).claim(0)
+            other_source = topic in sources and count != meta.partitions
+            wrong[other_source] |= dict.fromkeys(wrong_map(topic, meta, claim))
+    finally:
+        await log.stop()
+    if problems := list(wrong[True] or wrong[False]):
+        raise MapError(f"{themap.name} as revision {themap.revision}", problems)
+
+
+async def _known(log: KafkaLog, themap: Map, topic: str) -> Meta | None:
+    """Return what the journal of an input comes to, None where nobody has claimed it."""
+    plan = _plan(themap, topic, 1)
+    io = _JournalOnly(plan, log)
+    _, end = await io.journal_bounds()
+    if not end:
+        return None
+    meta = (await Recovery(plan, 0, io).run(end - 1)).meta
+    return meta if meta.epoch >= 0 else None
+
+
+def _plan(themap: Map, topic: str, partitions: int) -> InputPlan:
+    # Without layers all blocks are skipped: claims alone are taken.
+    return InputPlan(themap, topic, partitions, (), None, None, 0, {})

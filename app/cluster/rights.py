@@ -1,0 +1,148 @@
+"""Rights: the least that each part of the product must be allowed on Kafka and Cassandra.
+
+Kafka's operations imply Describe, without which a topic is not even shown. Nothing needs a right on
+the cluster or on transactional ids.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+from app.cluster.topic_specs import TopicKind, topics_of
+from app.kafka.brokers import Operation
+from tables.model.errors import TreasureMapError
+from tables.model.layer import Map
+
+Role = Literal["worker", "apply", "start-over", "verify", "deadletters", "producer", "reader"]
+Resource = Literal["topic", "group"]
+
+ROLES: dict[Role, str] = {
+    "worker": "a worker",
+    "apply": "`map apply`",
+    "start-over": "`map start-over`",
+    "verify": "`verify`",
+    "deadletters": "`deadletters`, replays among them",
+    "producer": "`generate`; `replay` and an own producer need Write alone",
+    "reader": "who follows feeds",
+}
+"""Who needs rights, in words."""
+
+_TOPICS: dict[Role, dict[TopicKind, tuple[Operation, ...]]] = {
+    "worker": {
+        "source": ("Read",),
+        "journal": ("Read", "Write", "Delete"),
+        "layer": ("Read", "Write"),
+        "feed": ("Write",),
+        "side": ("Write",),
+    },
+    "apply": {
+        "source": ("Create", "Describe"),
+        "journal": ("Create", "Describe", "DescribeConfigs", "Read"),
+        "layer": ("Create", "Describe"),
+        "feed": ("Create", "Describe", "DescribeConfigs"),
+        "side": ("Create", "Describe"),
+    },
+    "start-over": dict.fromkeys(("journal", "layer", "feed", "side"), ("Delete",)),
+    "verify": dict.fromkeys(("source", "layer", "side"), ("Read",)),
+    "deadletters": dict.fromkeys(("source", "side"), ("Read", "Write")),
+    "producer": {"source": ("Read", "Write")},
+    "reader": {"feed": ("Read",)},
+}
+
+_CHECKED: dict[Role, tuple[TopicKind, ...]] = {"worker": ("journal", "feed")}
+"""Topics whose settings are looked at, if that is allowed: a worker that may not warns of it."""
+
+_GROUP: dict[Role, tuple[Operation, ...]] = {"worker": ("Read",), "start-over": ("Describe",)}
+
+_KEYSPACE: dict[Role, tuple[str, ...]] = {
+    "apply": ("CREATE", "ALTER", "SELECT", "MODIFY"),
+    "start-over": ("DROP", "SELECT", "MODIFY"),
+}
+_TABLES: dict[Role, tuple[str, ...]] = {"worker": ("SELECT", "MODIFY"), "verify": ("SELECT",)}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Right:
+    """What must be allowed on one topic or group."""
+
+    resource: Resource
+    name: str
+    operations: tuple[Operation, ...]
+
+
+def rights_of(themap: Map, role: Role, group: str) -> list[Right]:
+    """Return what a role must be allowed on Kafka.
+
+    Args:
+        themap: the map.
+        role: who.
+        group: the consumer group of the map's workers.
+    """
+    wanted = _TOPICS[role]
+    found = [
+        Right("topic", spec.name, wanted[spec.kind])
+        for spec in topics_of(themap, replication=1)
+        if spec.kind in wanted
+    ]
+    if role in _GROUP:
+        found.append(Right("group", group, _GROUP[role]))
+    return found
+
+
+def checks_of(themap: Map, role: Role) -> list[Right]:
+    """Return what a role should be allowed besides, so that it need not warn."""
+    kinds = _CHECKED.get(role, ())
+    specs = topics_of(themap, replication=1)
+    return [Right("topic", one.name, ("DescribeConfigs",)) for one in specs if one.kind in kinds]
+
+
+def kafka_commands(rights: Iterable[Right], user: str, brokers: str) -> Iterator[str]:
+    """Yield commands of Kafka's own tool that allow a user all of it, one for equal operations."""
+    alike: dict[tuple[Operation, ...], list[Right]] = {}
+    for right in rights:
+        alike.setdefault(right.operations, []).append(right)
+    for operations, some in alike.items():
+        words = [f"kafka-acls --bootstrap-server {brokers} --add"]
+        words += [f"--allow-principal {quoted(f'User:{user}')}"]
+        words += [f"--operation {operation}" for operation in operations]
+        words = [" ".join(words), *(f"--{right.resource} {right.name}" for right in some)]
+        yield " \\\n  ".join(words)
+
+
+def cassandra_commands(
+    tables: Iterable[str], role: Role, user: str, keyspace: str
+) -> Iterator[str]:
+    """Yield CQL that grants a role of Cassandra what it must be allowed on these tables.
+
+    ``map apply`` may make what is missing; all others find tables as they are.
+    """
+    name = '"' + user.replace('"', '""') + '"'
+    for permission in _KEYSPACE.get(role, ()):
+        yield f'GRANT {permission} ON KEYSPACE "{keyspace}" TO {name};'
+    for table in tables:
+        for permission in _TABLES.get(role, ()):
+            yield f'GRANT {permission} ON TABLE "{keyspace}"."{table}" TO {name};'
+
+
+def quoted(text: str) -> str:
+    """Return a word as shells take it, in single quotes."""
+    inner = text.replace("'", "'\"'\"'")
+    return f"'{inner}'"
+
+
+class RightsError(TreasureMapError):
+    """A user may not what it must; lists all.
+
+    Attributes:
+        problems: one line each.
+    """
+
+    def __init__(self, cannot: str, role: Role, problems: list[str]) -> None:
+        self.problems = problems
+        lines = "\n".join(f"  - {problem}" for problem in problems)
+        super().__init__(
+            f"{cannot}: {len(problems)} right(s) are missing; `python -m app map acl` prints what"
+            f" {ROLES[role]} needs\n{lines}"
+        )

@@ -1,0 +1,199 @@
+"""Whether this user has the rights that it needs, asked before anything begins.
+
+Brokers tell with a topic or group what the asking user may do with it (KIP-430). One that is too
+old for that tells nothing, and then what is missing shows where it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+from aiokafka.client import AIOKafkaClient, CoordinationType
+from aiokafka.errors import (
+    GroupAuthorizationFailedError,
+    IncompatibleBrokerVersion,
+    KafkaError,
+    for_code,
+)
+from aiokafka.protocol.admin import DescribeGroupsRequest_v3, DescribeGroupsResponse_v3
+from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.metadata import MetadataResponse_v5
+from aiokafka.protocol.types import Array, Boolean, Int16, Int32, Schema, String
+
+from app.cluster.rights import Right, RightsError, Role
+from app.kafka.brokers import Operation, connect_error
+
+_BITS: dict[Operation, int] = {
+    "Read": 3, "Write": 4, "Create": 5, "Delete": 6, "Describe": 8, "DescribeConfigs": 10,
+}  # fmt: skip
+"""Kafka's numbers of operations: the bits that they are told by."""
+
+
+_BEFORE = MetadataResponse_v5.SCHEMA
+
+
+class _MetadataResponse(Response):  # type: ignore[misc]  # aiokafka comes without types
+    API_KEY = 3
+    API_VERSION = 8
+    SCHEMA = Schema(
+        *zip(_BEFORE.names[:4], _BEFORE.fields[:4], strict=True),
+        (
+            "topics",
+            Array(
+                ("error_code", Int16),
+                ("topic", String("utf-8")),
+                ("is_internal", Boolean),
+                (
+                    "partitions",
+                    Array(
+                        ("error_code", Int16),
+                        ("partition", Int32),
+                        ("leader", Int32),
+                        ("leader_epoch", Int32),
+                        ("replicas", Array(Int32)),
+                        ("isr", Array(Int32)),
+                        ("offline_replicas", Array(Int32)),
+                    ),
+                ),
+                ("authorized_operations", Int32),
+            ),
+        ),
+        ("cluster_authorized_operations", Int32),
+    )
+
+
+class _MetadataStruct(RequestStruct):  # type: ignore[misc]  # aiokafka comes without types
+    API_KEY = 3
+    API_VERSION = 8
+    RESPONSE_TYPE = _MetadataResponse
+    SCHEMA = Schema(
+        ("topics", Array(String("utf-8"))),
+        ("allow_auto_topic_creation", Boolean),
+        ("include_cluster_authorized_operations", Boolean),
+        ("include_topic_authorized_operations", Boolean),
+    )
+
+
+class _Metadata(Request[_MetadataStruct]):  # type: ignore[misc]  # aiokafka comes without types
+    """Asks for all topics, and what may be done with each."""
+
+    API_KEY: ClassVar[int] = 3
+
+    def build(self, request_struct_class: type[_MetadataStruct]) -> _MetadataStruct:
+        return request_struct_class(None, False, False, True)
+
+
+class _GroupsStruct(RequestStruct):  # type: ignore[misc]  # aiokafka comes without types
+    API_KEY = 15
+    API_VERSION = 3
+    # aiokafka's own has the answer of an older version here.
+    RESPONSE_TYPE = DescribeGroupsResponse_v3
+    SCHEMA = DescribeGroupsRequest_v3.SCHEMA
+
+
+class _Groups(Request[_GroupsStruct]):  # type: ignore[misc]  # aiokafka comes without types
+    API_KEY: ClassVar[int] = 15
+
+    def __init__(self, group: str) -> None:
+        self._group = group
+
+    def build(self, request_struct_class: type[_GroupsStruct]) -> _GroupsStruct:
+        return request_struct_class([self._group], True)
+
+
+async def check_rights(
+    brokers: str,
+    options: Mapping[str, Any],
+    rights: Iterable[Right],
+    *,
+    cannot: str,
+    role: Role,
+    may_lack: bool = False,
+) -> None:
+    """Check that this user has rights, before anything begins.
+
+    Args:
+        brokers: bootstrap servers, ``host:port`` separated by commas.
+        options: security options of aiokafka's clients.
+        rights: what must be allowed.
+        cannot: what cannot be done without, as a sentence begins with it.
+        role: whose rights they are.
+        may_lack: whether topics may be missing.
+
+    Raises:
+        RightsError: some are missing.
+        TreasureMapError: there is no connection.
+    """
+    try:
+        problems = await missing_rights(brokers, options, rights, may_lack=may_lack)
+    except (KafkaError, OSError, TimeoutError) as error:
+        raise await connect_error(error, cannot, brokers, options) from error
+    if problems:
+        raise RightsError(cannot, role, problems)
+
+
+async def missing_rights(
+    brokers: str, options: Mapping[str, Any], rights: Iterable[Right], *, may_lack: bool = False
+) -> list[str]:
+    """Return a line for each topic or group with which this user may not do what it must.
+
+    Args:
+        brokers: bootstrap servers, ``host:port`` separated by commas.
+        options: security options of aiokafka's clients.
+        rights: what must be allowed.
+        may_lack: whether topics may be missing, as before they are made.
+
+    Raises:
+        KafkaError: a broker does not answer.
+    """
+    client = AIOKafkaClient(bootstrap_servers=brokers, **options)
+    try:
+        await client.bootstrap()
+        return await _missing(client, rights, may_lack=may_lack)
+    except (NotImplementedError, IncompatibleBrokerVersion):
+        # The broker has no such version of the question.
+        return []
+    finally:
+        await client.close()
+
+
+async def _missing(client: AIOKafkaClient, rights: Iterable[Right], *, may_lack: bool) -> list[str]:
+    answer: Any = await client.send(client.get_random_node(), _Metadata())
+    topics = answer.to_object()["topics"]
+    allowed = {one["topic"]: one["authorized_operations"] for one in topics if one["partitions"]}
+    problems = []
+    for right in rights:
+        if right.resource == "group":
+            bits = await _group_operations(client, right.name)
+        elif right.name in allowed:
+            bits = allowed[right.name]
+        elif may_lack:
+            continue
+        else:
+            problems.append(
+                f"topic {right.name}: missing, or this user may not Describe it; make it with"
+                " `map apply`, or allow what `map acl` prints"
+            )
+            continue
+        # A number below 0 says that nothing is told.
+        if bits >= 0 and (lacking := [n for n in right.operations if not bits >> _BITS[n] & 1]):
+            words = ", ".join(lacking)
+            problems.append(f"{right.resource} {right.name}: this user may not {words}; allow it")
+    return problems
+
+
+async def _group_operations(client: AIOKafkaClient, group: str) -> int:
+    """Return what may be done with a group, below 0 where nobody tells."""
+    try:
+        node = await client.coordinator_lookup(CoordinationType.GROUP, group)
+        answer: Any = await client.send(node, _Groups(group))
+    except GroupAuthorizationFailedError:
+        return 0
+    except KafkaError:
+        # Only its coordinator tells, and may be away for a moment; then it shows when it is joined.
+        return -1
+    (found,) = answer.groups
+    if for_code(found[0]) is GroupAuthorizationFailedError:
+        return 0
+    return int(found[-1])

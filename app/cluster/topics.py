@@ -1,0 +1,352 @@
+"""The Kafka topics that follow from a map: what they are, and making them.
+
+A topic that exists is never changed: where it differs in what results depend on (partitions; for a
+journal, that nothing is ever deleted by time, size or compaction) it is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaError, TopicAuthorizationFailedError, for_code
+
+from agents.partition.claims import OTHER_PARTITIONS, START_OVER
+from app.cluster.rights import rights_of
+from app.cluster.rights_check import missing_rights
+from app.cluster.topic_specs import KEPT_FOR_EVER, REPLICATION_MAX, TopicSpec, topics_of
+from app.kafka.brokers import connect_error
+from tables.model.errors import TreasureMapError
+from tables.model.layer import Map
+
+log = logging.getLogger(__name__)
+
+VISIBLE_DEADLINE_S = 30.0
+_VISIBLE_POLL_S = 0.05
+_REQUEST_TIMEOUT_MS = 20_000
+_ALREADY_EXISTS = 36
+_UNKNOWN_TOPIC = 3
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TopicReport:
+    """What became of a map's topics, by name.
+
+    ``unchecked`` holds journals whose settings the broker would not tell, with its answer: they
+    are as they should be only if whoever made them saw to it.
+    """
+
+    created: list[str]
+    existing: list[str]
+    unchecked: dict[str, str]
+    replication: int
+
+
+class TopicsRefusedError(TreasureMapError):
+    """Topics that differ from what the map needs, or that the broker would not make; lists all.
+
+    Attributes:
+        problems: one line each, ``topic <name>: <what is wrong>; <what to do>``.
+    """
+
+    def __init__(self, map_name: str, problems: list[str], verb: str = "apply") -> None:
+        self.problems = problems
+        lines = "\n".join(f"  - {problem}" for problem in problems)
+        super().__init__(
+            f"cannot {verb} topics of map {map_name}: {len(problems)} problem(s)\n{lines}"
+        )
+
+
+async def apply_topics(
+    brokers: str,
+    themap: Map,
+    replication: int | None = None,
+    client_options: Mapping[str, Any] | None = None,
+) -> TopicReport:
+    """Make the topics of a map that are missing; check those that exist, and change none.
+
+    Nothing is made where something is refused beforehand. To apply a map again does nothing.
+
+    Args:
+        brokers: bootstrap servers, ``host:port`` separated by commas.
+        themap: the map.
+        replication: copies of every partition; None takes the number of brokers, at most 3.
+        client_options: security options of aiokafka's clients.
+
+    Raises:
+        TopicsRefusedError: topics differ from the map, or the broker refused to make some.
+        BrokersAwayError: a broker does not answer.
+    """
+    async with _admin(brokers, client_options or {}) as admin:
+        if replication is None:
+            cluster = await admin.describe_cluster()
+            replication = min(REPLICATION_MAX, len(cluster["brokers"]))
+        specs = topics_of(themap, replication)
+        found = await _partitions_found(admin)
+        unchecked = await _check(admin, themap, specs, found)
+        missing = [spec for spec in specs if spec.name not in found]
+        if missing:
+            await _create(admin, themap, missing)
+            found = await _wait_visible(admin, specs)
+            # A topic may have been made by somebody else meanwhile, or otherwise than asked.
+            unchecked = await _check(admin, themap, specs, found)
+    return TopicReport(
+        created=[spec.name for spec in missing],
+        existing=[spec.name for spec in specs if spec not in missing],
+        unchecked=unchecked,
+        replication=replication,
+    )
+
+
+async def check_topics(
+    brokers: str,
+    themap: Map,
+    client_options: Mapping[str, Any] | None = None,
+    *,
+    group: str,
+) -> str:
+    """Check that a worker can use the topics of a map and its group; make and change none.
+
+    They must be there, as the map needs them, and with the rights that a worker needs. A journal
+    whose settings the broker does not tell is warned of.
+
+    Returns:
+        The id of the Kafka cluster, empty where the brokers tell none.
+
+    Raises:
+        TopicsRefusedError: topics are missing or differ from the map, or a right is missing.
+        BrokersAwayError: a broker does not answer.
+    """
+    options = client_options or {}
+    async with _admin(brokers, options) as admin:
+        specs = topics_of(themap, replication=1)
+        found = await _partitions_found(admin)
+        problems = [
+            f"topic {spec.name}: missing, or this user may not Describe it; make it with"
+            " `map apply`, or allow what `map acl` prints"
+            for spec in specs
+            if spec.name not in found
+        ]
+        wanted = rights_of(themap, "worker", group)
+        problems += await missing_rights(brokers, options, wanted, may_lack=True)
+        if problems:
+            raise TopicsRefusedError(themap.name, problems, "use")
+        for name, reason in (await _check(admin, themap, specs, found, "use")).items():
+            log.warning("journal %s was not checked, %s: it must keep everything", name, reason)
+        return (await admin.describe_cluster()).get("cluster_id") or ""
+
+
+async def own_topics(
+    brokers: str, themap: Map, client_options: Mapping[str, Any] | None = None
+) -> list[str]:
+    """Return those of the map's topics that exist, without its sources, which are others' to write.
+
+    Raises:
+        BrokersAwayError: a broker does not answer.
+    """
+    async with _admin(brokers, client_options or {}) as admin:
+        found = await _partitions_found(admin)
+    specs = topics_of(themap, replication=1)
+    return [spec.name for spec in specs if spec.kind != "source" and spec.name in found]
+
+
+async def delete_topics(
+    brokers: str, names: list[str], client_options: Mapping[str, Any] | None = None
+) -> None:
+    """Delete topics; returns when no broker shows them any more.
+
+    Raises:
+        TreasureMapError: a broker does not answer, or it keeps some.
+    """
+    async with _admin(brokers, client_options or {}) as admin:
+        answer = await admin.delete_topics(names)
+        refused = [
+            f"{name} ({for_code(code).__name__})"
+            for name, code in (one[:2] for one in answer.topic_error_codes)
+            if code not in (0, _UNKNOWN_TOPIC)
+        ]
+        if refused:
+            raise TreasureMapError(
+                f"cannot delete topics: the broker refuses {', '.join(refused)}; see to its cause, "
+                "delete.topic.enable and who may delete among them, then start over again"
+            )
+        deadline = asyncio.get_running_loop().time() + VISIBLE_DEADLINE_S
+        while left := sorted(set(names) & (await _partitions_found(admin)).keys()):
+            if asyncio.get_running_loop().time() > deadline:
+                raise TreasureMapError(
+                    f"cannot delete topics: {', '.join(left)} are still there after "
+                    f"{VISIBLE_DEADLINE_S:.0f} s; check the brokers' health and start over again"
+                )
+            await asyncio.sleep(_VISIBLE_POLL_S)
+
+
+async def members_of(
+    brokers: str, group: str, client_options: Mapping[str, Any] | None = None
+) -> list[str]:
+    """Return the clients that are in a consumer group now.
+
+    Raises:
+        BrokersAwayError: a broker does not answer.
+    """
+    async with _admin(brokers, client_options or {}) as admin:
+        answers = await admin.describe_consumer_groups([group])
+    # Of a group: error, name, state, protocol's kind, protocol, members; of those: id, client id,
+    # which the embedded broker does not tell.
+    members = [member for answer in answers for found in answer.groups for member in found[5]]
+    return sorted(member[1] or member[0] for member in members)
+
+
+async def topics_found(
+    brokers: str, client_options: Mapping[str, Any] | None = None
+) -> dict[str, int]:
+    """Return the number of partitions of every topic there is.
+
+    Raises:
+        BrokersAwayError: a broker does not answer.
+    """
+    async with _admin(brokers, client_options or {}) as admin:
+        return await _partitions_found(admin)
+
+
+@contextlib.asynccontextmanager
+async def _admin(brokers: str, options: Mapping[str, Any]) -> AsyncIterator[AIOKafkaAdminClient]:
+    admin = AIOKafkaAdminClient(
+        bootstrap_servers=brokers, request_timeout_ms=_REQUEST_TIMEOUT_MS, **options
+    )
+    try:
+        await admin.start()
+        yield admin
+    except (KafkaError, OSError, TimeoutError) as error:
+        raise await connect_error(error, "cannot see to topics", brokers, options) from error
+    finally:
+        await admin.close()
+
+
+async def _partitions_found(admin: AIOKafkaAdminClient) -> dict[str, int]:
+    """Return the number of partitions of every topic there is.
+
+    All topics are asked for: brokers may create a topic that is asked for by name.
+    """
+    topics = await admin.describe_topics()
+    return {topic["topic"]: len(topic["partitions"]) for topic in topics if topic["partitions"]}
+
+
+async def _check(
+    admin: AIOKafkaAdminClient,
+    themap: Map,
+    specs: list[TopicSpec],
+    found: Mapping[str, int],
+    verb: str = "apply",
+) -> dict[str, str]:
+    """Raise where topics that exist differ; return the journals that could not be checked.
+
+    Of feeds of Arrow it is looked for what would stop workers.
+    """
+    problems = [
+        f"topic {spec.name}: wrong number of partitions; got {found[spec.name]}; want "
+        f"{spec.partitions}; {_partitions_remedy(spec)}"
+        for spec in specs
+        if spec.name in found and found[spec.name] != spec.partitions
+    ]
+    journals = [spec.name for spec in specs if spec.kind == "journal" and spec.name in found]
+    keyless = [
+        spec.name
+        for spec in specs
+        if spec.kind == "feed" and "cleanup.policy" in spec.config and spec.name in found
+    ]
+    configs, unknown = await _configs(admin, journals + keyless)
+    unchecked = {name: reason for name, reason in unknown.items() if name in journals}
+    for name in keyless:
+        policy = configs.pop(name, {}).get("cleanup.policy", "delete")
+        if policy != "delete":
+            problems.append(
+                f"topic {name}: a feed of Arrow has no record keys and cannot be compacted; got "
+                f"cleanup.policy={policy}; want cleanup.policy=delete; set it with kafka-configs, "
+                "or publish the layer as JSON"
+            )
+    for name, config in configs.items():
+        for option, want in KEPT_FOR_EVER.items():
+            if option not in config:
+                unchecked[name] = f"the broker does not tell {option}"
+            elif config[option] != want:
+                problems.append(
+                    f"topic {name}: a journal must keep everything; got {option}={config[option]}; "
+                    f"want {option}={want}; set it with kafka-configs if nothing was deleted yet, "
+                    "or give the map another name"
+                )
+    if problems:
+        raise TopicsRefusedError(themap.name, problems, verb)
+    return unchecked
+
+
+def _partitions_remedy(spec: TopicSpec) -> str:
+    if spec.kind == "source":
+        return OTHER_PARTITIONS
+    return f"correct the map, or {START_OVER}"
+
+
+async def _configs(
+    admin: AIOKafkaAdminClient, topics: list[str]
+) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """Return the settings of each topic, and why those of the others are not known.
+
+    All settings are asked for: the embedded broker closes the connection when some are named.
+    """
+    if not topics:
+        return {}, {}
+    resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in topics]
+    try:
+        answers = await admin.describe_configs(resources)
+    except (KafkaError, TimeoutError) as error:
+        reason = f"the broker does not tell settings: {error or type(error).__name__}"
+        return {}, dict.fromkeys(topics, reason)
+    configs: dict[str, dict[str, str]] = {}
+    unchecked: dict[str, str] = {}
+    for code, message, _, name, entries in (one for answer in answers for one in answer.resources):
+        if code:
+            unchecked[name] = f"the broker does not tell settings: {message or for_code(code)}"
+        else:
+            # Name and value come first in every version of the answer.
+            configs[name] = {entry[0]: entry[1] for entry in entries}
+    return configs, unchecked
+
+
+async def _create(admin: AIOKafkaAdminClient, themap: Map, missing: list[TopicSpec]) -> None:
+    answer = await admin.create_topics(
+        [
+            NewTopic(spec.name, spec.partitions, spec.replication, topic_configs=dict(spec.config))
+            for spec in missing
+        ]
+    )
+    problems = []
+    for name, code, *rest in answer.topic_errors:
+        if for_code(code) is TopicAuthorizationFailedError:
+            problems.append(f"topic {name}: this user may not Create it; allow it, or let another")
+        elif code not in (0, _ALREADY_EXISTS):
+            cause = (rest and rest[0]) or for_code(code).__name__
+            problems.append(f"topic {name}: the broker does not make it: {cause}; see to its cause")
+    if problems:
+        raise TopicsRefusedError(themap.name, problems)
+
+
+async def _wait_visible(admin: AIOKafkaAdminClient, specs: list[TopicSpec]) -> dict[str, int]:
+    """Return the topics found once all of the map's are among them, so that workers find them."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + VISIBLE_DEADLINE_S
+    while True:
+        found = await _partitions_found(admin)
+        absent = [spec.name for spec in specs if spec.name not in found]
+        if not absent:
+            return found
+        if loop.time() > deadline:
+            raise TreasureMapError(
+                f"cannot find topics after making them: {', '.join(absent)}; got none within "
+                f"{VISIBLE_DEADLINE_S:.0f} s; want all; check the brokers' health and apply again"
+            )
+        await asyncio.sleep(_VISIBLE_POLL_S)

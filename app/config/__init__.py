@@ -1,0 +1,1 @@
+"""Settings, and what the clients of Kafka and Cassandra are given of them."""

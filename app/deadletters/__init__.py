@@ -1,0 +1,1 @@
+"""Dead letters: the side topics that hold them, and sending them again."""

@@ -1,0 +1,232 @@
+"""The demo: broker, topics, one worker, the flights, the radar, and a check of what came out.
+
+embedded broker <-- replay of the flights, then the radar
+      |
+    worker --> embedded archive
+      |                |
+ HTTP answers     its folder, after the worker stopped
+      `----- equal to the file? -----'
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import pathlib
+import tempfile
+from collections.abc import AsyncIterator
+
+import click
+import polars as pl
+
+from agents import tasks
+from app.cluster.topics import apply_topics
+from app.demo import check as demo_check
+from app.demo import radar as synthetic
+from app.demo.display import Display, Progress, ledger_lines
+from app.demo.embedded_broker import EmbeddedBroker
+from app.demo.worker import DemoError, DemoWorker, end_offsets
+from app.load.replay import replay, settled_ms
+from app.mapfile.load import load_map
+from client.query import QueryFailedError
+from examples.flights import events, truth
+from tables.model.layer import Map
+
+REPLAY_SECONDS = 20.0
+STREAM_SECONDS = 3_600.0
+# Of a demo with a given length, this part goes to the flights.
+REPLAY_SHARE = 0.75
+STILL_SECONDS_MAX = 60.0
+# A drained flow must look the same again after this: a worker tells coarser layers of its progress
+# once a second.
+QUIET_SECONDS = 1.5
+_SHOW_SECONDS = 0.5
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Plan:
+    """How long each part takes, in seconds."""
+
+    replay_seconds: float
+    stream_seconds: float
+
+    @classmethod
+    def of(cls, seconds: float | None) -> Plan:
+        """Return the plan of a demo that takes ``seconds``; None goes on for an hour."""
+        if seconds is None:
+            return cls(REPLAY_SECONDS, STREAM_SECONDS)
+        return cls(seconds * REPLAY_SHARE, seconds * (1 - REPLAY_SHARE))
+
+
+async def run(plan: Plan, folder: pathlib.Path) -> list[str]:
+    """Run the demo and return what its check found wrong; empty where everything is equal.
+
+    Args:
+        plan: how long its parts take.
+        folder: existing; takes a temporary folder for state, archive and the worker's log.
+
+    Raises:
+        TreasureMapError: some part of it could not go on.
+    """
+    themap = load_map(events.MAP_FILE)
+    with (
+        EmbeddedBroker() as broker,
+        tempfile.TemporaryDirectory(prefix="demo-", dir=folder) as own,
+    ):
+        click.echo(f"broker at {broker.bootstrap}, memory only")
+        await apply_topics(broker.bootstrap, themap)
+        with DemoWorker(broker.bootstrap, events.MAP_FILE, pathlib.Path(own)) as worker:
+            # The file is read while the worker starts.
+            flights, _ = await asyncio.gather(
+                asyncio.to_thread(events.read_flights), worker.ready()
+            )
+            click.echo(f"worker is ready; query endpoint: {worker.url}")
+            await _feed(plan, broker.bootstrap, themap, worker, flights)
+            status = await worker.status()
+            problems = await asyncio.to_thread(_check_answers, worker.url, themap, flights)
+            code = worker.stop()
+            if code != 0:
+                problems.append(f"worker: ended with exit code {code} when it was stopped; want 0")
+            problems += await _check_archive(worker.archive_folder, themap, flights)
+    for line in ledger_lines(status.ledger):
+        click.echo(line)
+    return problems + [f"ledger: {problem}" for problem in status.ledger["problems"]]
+
+
+async def _feed(
+    plan: Plan, brokers: str, themap: Map, worker: DemoWorker, flights: pl.DataFrame
+) -> None:
+    """Write the flights, then the radar, and wait until everything has been taken in."""
+    progress = Progress()
+    records = await asyncio.to_thread(lambda: events.records(events.flight_events(flights)))
+    end_ms = settled_ms(themap, events.SOURCE, int(records["at"][-1]))
+    topic = themap.source(events.SOURCE).topic
+    with Display(worker.url, themap) as display:
+        async with _shown(display, "flights", progress, worker):
+            await replay(
+                brokers, topic, records, end_ms,
+                seconds=plan.replay_seconds, progress=progress.write,
+            )  # fmt: skip
+        progress.begin()
+        async with _shown(display, "radar", progress, worker):
+            await synthetic.stream(
+                brokers, themap, seconds=plan.stream_seconds, progress=progress.write
+            )
+        async with _shown(display, "draining", progress, worker):
+            await drain(brokers, themap, worker, int(records["at"][-1]))
+        status = await worker.status()
+        progress.apply(status.events(themap))
+        display.show("drained", progress, status, last=True)
+    applied = status.events(themap)
+    if applied != progress.written:
+        raise DemoError(
+            f"cannot accept the run: events were lost or doubled; got {applied:,} applied; want"
+            f" the {progress.written:,} that were written"
+        )
+
+
+async def drain(brokers: str, themap: Map, worker: DemoWorker, last_ms: int) -> None:
+    """Wait until the flights' windows are closed and acknowledged, all input applied, all quiet.
+
+    ``last_ms`` is the time of the last flight.
+
+    Raises:
+        DemoError: the worker ended, or nothing has moved for ``STILL_SECONDS_MAX``.
+    """
+    layers = [themap.layer(name) for name in truth.LAYERS]
+    ends = {layer.name: layer.window.end(layer.window.start(last_ms)) for layer in layers}
+    quiet: dict[tuple[str, int], int] | None = None
+
+    async def missing() -> str:
+        nonlocal quiet
+        status = await worker.status()
+        positions = status.positions()
+        stops = await end_offsets(brokers, themap)
+        behind = {place: stop for place, stop in stops.items() if positions.get(place, 0) != stop}
+        # Between these two a coarser layer may just wait for its next announcement.
+        if open_layers := status.open_layers(ends):
+            return f"windows of {', '.join(open_layers)} that are open"
+        before, quiet = quiet, positions
+        if behind or status.unacknowledged:
+            reached = {place: positions.get(place) for place in behind}
+            return (
+                f"positions {reached} where topics end at {behind},"
+                f" and {status.unacknowledged} unacknowledged windows"
+            )
+        if before == positions:
+            return ""
+        await asyncio.sleep(QUIET_SECONDS)
+        return "a worker that still moves"
+
+    await worker.wait(missing, STILL_SECONDS_MAX)
+
+
+@contextlib.asynccontextmanager
+async def _shown(
+    display: Display, phase: str, progress: Progress, worker: DemoWorker
+) -> AsyncIterator[None]:
+    """Show progress while the body runs; the worker's end ends the body too."""
+    body = asyncio.current_task()
+    assert body is not None
+    failures: list[Exception] = []
+
+    async def show() -> None:
+        try:
+            while True:
+                await _show(display, phase, progress, worker)
+                await asyncio.sleep(_SHOW_SECONDS)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the body raises it
+            failures.append(error)
+            body.cancel()
+
+    task = asyncio.create_task(show())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if failures:
+            body.uncancel()
+            raise failures[0] from None
+        raise
+    finally:
+        await tasks.end(task)
+
+
+async def _show(display: Display, phase: str, progress: Progress, worker: DemoWorker) -> None:
+    try:
+        status = await worker.status()
+    except QueryFailedError:
+        # A worker that is too busy to answer shows nothing new; one that ended raises DemoError.
+        return
+    progress.apply(status.events(display.themap))
+    display.show(phase, progress, status)
+
+
+def _check_answers(url: str, themap: Map, flights: pl.DataFrame) -> list[str]:
+    """Compare the month layers as answered over HTTP."""
+    problems = []
+    for name in truth.MONTH_LAYERS:
+        layer = themap.layer(name)
+        want = demo_check.expected(layer, flights)
+        got, partial = demo_check.answered(url, layer)
+        found = demo_check.differences("over HTTP", layer, want, got)
+        if partial:
+            found.append(f"{name} over HTTP: the answer says it is partial; want all partitions")
+        problems += found
+        if not found:
+            click.echo(f"{name} over HTTP: {len(got):,} rows equal the file")
+    return problems
+
+
+async def _check_archive(folder: pathlib.Path, themap: Map, flights: pl.DataFrame) -> list[str]:
+    """Compare every layer of the flights as it stands in the archive's folder."""
+    problems = []
+    layers = [themap.layer(name) for name in truth.LAYERS]
+    rows = await demo_check.archived(folder, themap, layers)
+    for layer in layers:
+        want = await asyncio.to_thread(demo_check.expected, layer, flights)
+        found = demo_check.differences("in the archive", layer, want, rows[layer.name])
+        problems += found
+        if not found:
+            click.echo(f"{layer.name} in the archive: {len(want):,} rows equal the file")
+    return problems

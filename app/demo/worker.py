@@ -1,0 +1,258 @@
+"""The demo's worker: ``python -m app worker`` as a child process, and what it says over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import http
+import http.client
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import IO, Any, Self
+from urllib.parse import urlsplit
+
+import aiokafka
+from aiokafka.errors import KafkaError
+
+from app.config.settings import ENVIRONMENT_PREFIX, environment_variable
+from app.host.children import start_child, stop_child
+from client.query import QueryClient
+from tables.model.errors import TreasureMapError
+from tables.model.layer import Map
+
+READY_SECONDS_MAX = 60.0
+STOP_SECONDS_MAX = 30.0
+# The port that README and the query command name; a free one where it is taken.
+PORT = 6066
+_POLL_SECONDS = 0.2
+_ENDS_SECONDS_MAX = 30.0
+_ROOT = pathlib.Path(__file__).parent.parent.parent
+_LOG_LINES = 15
+
+
+class DemoError(TreasureMapError):
+    """The demo could not go on, or its check failed."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Status:
+    """What the worker says of itself at one moment: answers of /v1/ledger and /v1/layers."""
+
+    ledger: dict[str, Any]
+    layers: list[dict[str, Any]]
+
+    def events(self, themap: Map) -> int:
+        """Return how many events of the sources have been applied.
+
+        Those of layer topics, which the ledger's events count too, are contributions. Here a
+        record of a source has one event.
+        """
+        return sum(
+            row["with_events"]
+            for source in themap.sources
+            for row in self.ledger["records"].get(source.topic, {}).values()
+        )
+
+    @property
+    def unacknowledged(self) -> int:
+        """Closed windows that archive or layer topics have not acknowledged yet."""
+        return sum(layer["unacknowledged_windows"] for layer in self.layers)
+
+    def open_layers(self, ends: Mapping[str, int]) -> list[str]:
+        """Return the layers of ``ends`` whose watermark has not come to the time given there."""
+        watermarks = {layer["name"]: layer["watermark_ms"] for layer in self.layers}
+        return [name for name, end in ends.items() if (watermarks[name] or 0) < end]
+
+    def positions(self) -> dict[tuple[str, int], int]:
+        """Return up to which offset each partition has been applied."""
+        return {
+            (topic, int(partition)): row["position"]
+            for topic, partitions in self.ledger["records"].items()
+            for partition, row in partitions.items()
+        }
+
+
+class DemoWorker:
+    """A worker over an embedded archive; use it in a ``with`` statement.
+
+    Attributes:
+        url: the address of its query endpoint.
+        archive_folder: where its archive is; free to open once it has stopped.
+    """
+
+    def __init__(self, brokers: str, map_file: pathlib.Path, folder: pathlib.Path) -> None:
+        # What is no port is refused by the worker, with the words for every setting.
+        port = os.environ.get(environment_variable("web_port")) or _port()
+        self.url = f"http://127.0.0.1:{port}"
+        self.archive_folder = folder / "archive"
+        own = {
+            "brokers": brokers,
+            "map_file": str(map_file),
+            "state_folder": str(folder / "state"),
+            "archive": "embedded",
+            "archive_folder": str(self.archive_folder),
+            "web_port": str(port),
+        }
+        self._environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(ENVIRONMENT_PREFIX)
+        } | {environment_variable(name): value for name, value in own.items()}
+        self._log_file = folder / "worker.log"
+        self._log: IO[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        """Start the process; :meth:`ready` waits for it."""
+        self._log = self._log_file.open("wb")
+        command = [sys.executable, "-m", "app", "worker"]
+        self._process = start_child(command, self._log, self._environment, _ROOT)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the process."""
+        self.stop()
+
+    @property
+    def pid(self) -> int | None:
+        """The process id while the worker runs, else None."""
+        return self._process.pid if self._process is not None else None
+
+    def stop(self) -> int:
+        """Stop the process and return its exit code; stopping again returns 0."""
+        process, self._process = self._process, None
+        code = stop_child(process, STOP_SECONDS_MAX) if process is not None else 0
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+        return code
+
+    def check(self) -> None:
+        """See that the process runs.
+
+        Raises:
+            DemoError: it has ended; the message has the last lines of its log.
+        """
+        assert self._process is not None, "the worker is used inside its with block"
+        code = self._process.poll()
+        if code is not None:
+            raise DemoError(
+                f"cannot go on with the demo: its worker ended; got exit code {code}; want it to"
+                f" run until the demo stops it; its last lines:\n{self._log_end()}"
+            )
+
+    async def ready(self) -> None:
+        """Wait until the worker is restored and caught up.
+
+        Raises:
+            DemoError: it ended, or is not ready in time.
+        """
+
+        async def missing() -> str:
+            return await asyncio.to_thread(self._not_ready)
+
+        await self.wait(missing, READY_SECONDS_MAX)
+
+    async def status(self) -> Status:
+        """Ask the worker for its ledger, then for its layers.
+
+        Raises:
+            DemoError: it ended.
+            QueryFailedError: it does not answer.
+        """
+        self.check()
+        return await asyncio.to_thread(self._status)
+
+    async def wait(self, condition: Callable[[], Awaitable[str]], seconds_max: float) -> None:
+        """Ask ``condition`` until it says nothing any more that it waits for.
+
+        Raises:
+            DemoError: the worker ended, or the condition said the same for ``seconds_max``.
+        """
+        before, deadline = "", 0.0
+        while missing := await condition():
+            self.check()
+            if missing != before:
+                before, deadline = missing, time.monotonic() + seconds_max
+            elif time.monotonic() > deadline:
+                raise DemoError(
+                    f"cannot go on with the demo: nothing has moved for {seconds_max:.0f} s; got"
+                    f" {missing}; the worker's log ends with:\n{self._log_end()}"
+                )
+            await asyncio.sleep(_POLL_SECONDS)
+
+    def _not_ready(self) -> str:
+        """Return what the worker waits for, empty where it is ready."""
+        connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=5)
+        try:
+            connection.request("GET", "/readyz")
+            answer = connection.getresponse()
+            said = answer.read().decode(errors="replace")
+        except (OSError, http.client.HTTPException) as error:
+            # It does not listen yet; whether it ever will, the deadline decides.
+            return f"no answer from {self.url}: {error}"
+        finally:
+            connection.close()
+        return "" if answer.status == http.HTTPStatus.OK else said
+
+    def _status(self) -> Status:
+        with QueryClient(self.url) as client:
+            ledger = client.ledger()
+            return Status(ledger, client.layers())
+
+    def _log_end(self) -> str:
+        lines = self._log_file.read_text(errors="replace").splitlines()[-_LOG_LINES:]
+        return "\n".join(f"  {line}" for line in lines)
+
+
+async def end_offsets(brokers: str, themap: Map) -> dict[tuple[str, int], int]:
+    """Return the end of every partition of the map's input topics.
+
+    The end that answers a fetch is taken: the one that the embedded broker lists is that of the
+    first record of the last batch.
+
+    Raises:
+        DemoError: the broker does not answer.
+    """
+    places = [
+        aiokafka.TopicPartition(topic, partition)
+        for topic, partitions in themap.inputs().items()
+        for partition in range(partitions)
+    ]
+    try:
+        async with (
+            asyncio.timeout(_ENDS_SECONDS_MAX),
+            aiokafka.AIOKafkaConsumer(
+                bootstrap_servers=brokers, enable_auto_commit=False, fetch_max_wait_ms=10
+            ) as consumer,
+        ):
+            consumer.assign(places)
+            for place, offset in (await consumer.end_offsets(places)).items():
+                consumer.seek(place, offset)
+            while any(consumer.highwater(place) is None for place in places):
+                await consumer.getmany(timeout_ms=50)
+            return {(place.topic, place.partition): consumer.highwater(place) for place in places}
+    except (KafkaError, TimeoutError) as error:
+        raise DemoError(
+            f"cannot read the ends of topics: {type(error).__name__}; got no answer from {brokers};"
+            " want a broker that answers; see whether the machine is overloaded"
+        ) from error
+
+
+def _port() -> int:
+    """Return the usual port, or a free one where it is taken."""
+    for port in (PORT, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            found: int = probe.getsockname()[1]
+            return found
+    raise DemoError("cannot start the demo: no port of this machine is free")

@@ -1,0 +1,74 @@
+"""Health of a worker, put together: what is watched, and what readiness follows from."""
+
+from __future__ import annotations
+
+from agents.partition.owners import Owners
+from app.config.settings import Settings
+from app.health import readiness
+from app.health.backpressure import Pressure
+from app.health.readiness import Readiness
+from app.health.watch import Progress, Question, Watch, ask_kafka
+from app.host.floods import tame
+from app.kafka.assignor import TopicPartition
+from app.kafka.transport import Transport
+from tables.archive.protocol import Archive
+
+
+def watch_of(
+    settings: Settings,
+    owners: Owners,
+    transport: Transport,
+    pressure: Pressure,
+    archive: Archive,
+) -> Watch:
+    """Return what asks Kafka and the archive whether they answer, and partitions to move."""
+
+    def positions() -> dict[TopicPartition, int]:
+        found = {(owner.plan.topic, owner.partition): owner.position for owner in owners.each()}
+        if found:
+            # Measured here too, so that a pause ends although no more input comes.
+            pressure.admits_sources()
+        return found
+
+    def is_paused(topic: str) -> bool:
+        is_source = owners.plans[topic].source is not None
+        return bool((pressure.sources if is_source else pressure.layers).reasons)
+
+    progress = Progress(settings.stuck_after_ms / 1_000, transport.restart)
+
+    async def ask_archive() -> None:
+        # Until it is open, who tries to open it reports.
+        if archive.is_open:
+            await archive.check()
+
+    questions = [
+        Question(
+            ask_kafka(progress, positions, transport.restoring, transport.ends, is_paused),
+            owners.emitted.kafka,
+        ),
+        Question(ask_archive, owners.emitted.archive),
+    ]
+    return Watch(progress, questions, tame(), transport.fail)
+
+
+def readiness_of(
+    settings: Settings,
+    watch: Watch,
+    transport: Transport,
+    *,
+    owners: Owners,
+    archive: Archive,
+    pressure: Pressure,
+) -> Readiness:
+    """Return what keeps a worker from being ready, first what has to come first."""
+    return Readiness(
+        readiness.joining(transport),
+        readiness.refused(transport),
+        *(readiness.away(question.outage) for question in watch.questions),
+        readiness.closed(archive, owners.emitted.archive),
+        owners.rivals.reasons,
+        readiness.unowned(owners.themap, transport.group, transport),
+        watch.progress.reasons,
+        readiness.paused(pressure),
+        readiness.reading(transport, settings.chunk_records_max),
+    )

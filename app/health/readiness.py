@@ -1,0 +1,142 @@
+"""Readiness: why this worker should not be asked now, as sentences from several small sources.
+
+A source is called without waiting, and yields a sentence for each thing that is not as it should
+be. The first source tells what has to come first.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+from agents.outage import Outage
+from app.health.backpressure import Pressure
+from app.kafka.group_map import Group
+from app.kafka.transport import NO_GENERATION, Transport
+from tables.archive.protocol import Archive
+from tables.model.layer import Map
+
+Source = Callable[[], Iterable[str]]
+
+READY = "restored and caught up"
+NAMED_MAX = 3
+"""Partitions that a sentence names; of more it tells the number."""
+
+
+class Readiness:
+    """All that keeps a worker from being ready.
+
+    Args:
+        sources: what is asked, in this order.
+    """
+
+    def __init__(self, *sources: Source) -> None:
+        self._sources = sources
+
+    def reasons(self) -> list[str]:
+        """Return the sentences of all sources; a worker without any is ready."""
+        return [sentence for source in self._sources for sentence in source()]
+
+
+def joining(transport: Transport) -> Source:
+    """Tell that the worker has no place in the group yet."""
+
+    def source() -> Iterator[str]:
+        if transport.statistics().generation == NO_GENERATION:
+            yield "joining the group"
+
+    return source
+
+
+def refused(transport: Transport) -> Source:
+    """Tell that the group refuses this worker."""
+
+    def source() -> Iterator[str]:
+        if transport.refusal.reason:
+            yield f"the group refuses this worker: {transport.refusal.reason}"
+
+    return source
+
+
+def away(outage: Outage, now_s: Callable[[], float] = time.time) -> Source:
+    """Tell that a dependency does not answer, or refuses, and since when."""
+
+    def source() -> Iterator[str]:
+        if outage.is_away:
+            how, why = outage.words
+            since = dt.datetime.fromtimestamp(now_s() - outage.away_s, dt.UTC)
+            yield (
+                f"{outage.name} {how} since {since:%Y-%m-%dT%H:%M:%SZ} "
+                f"({outage.away_s:.0f} s): {why}"
+            )
+
+    return source
+
+
+def closed(archive: Archive, outage: Outage) -> Source:
+    """Tell that the archive has not been opened yet, before its outage tells more."""
+
+    def source() -> Iterator[str]:
+        if not archive.is_open and not outage.is_away:
+            yield "the archive does not answer"
+
+    return source
+
+
+def unowned(themap: Map, group: Group, transport: Transport) -> Source:
+    """Tell that no worker of the group reads some partition of the map."""
+    wanted = [
+        (topic, partition)
+        for topic, count in sorted(themap.inputs().items())
+        for partition in range(count)
+    ]
+
+    def source() -> Iterator[str]:
+        lacking = [tp for tp in wanted if tp not in group.urls]
+        if lacking and transport.statistics().generation != NO_GENERATION:
+            yield f"no worker of the group owns {names(lacking)}"
+
+    return source
+
+
+def reading(transport: Transport, behind_records_max: int) -> Source:
+    """Tell what is not restored, fetched or caught up with yet.
+
+    Args:
+        transport: what reads.
+        behind_records_max: unread records, over all partitions, up to which a worker counts as
+            caught up: one chunk.
+    """
+
+    def source() -> Iterator[str]:
+        if unserved := transport.unserved():
+            yield f"{names(unserved)} are assigned, and neither read nor restored"
+        if restoring := transport.statistics().restoring:
+            yield f"restoring {restoring} partitions"
+        lags = transport.lag_records().values()
+        if any(lag is None for lag in lags):
+            yield "waiting for the first fetch of some partitions"
+        behind = sum(lag for lag in lags if lag is not None)
+        if behind > behind_records_max:
+            yield f"{behind} records behind"
+
+    return source
+
+
+def paused(pressure: Pressure) -> Source:
+    """Tell what is paused until cells have left, or a disk has room."""
+
+    def source() -> Iterator[str]:
+        for gate in pressure.gates:
+            if gate.reasons:
+                yield f"{gate.name} are paused: {'; '.join(gate.words())}"
+
+    return source
+
+
+def names(partitions: list[tuple[str, int]]) -> str:
+    """Return the first partitions of a list by name, and how many more there are."""
+    shown = ", ".join(f"{topic}[{partition}]" for topic, partition in partitions[:NAMED_MAX])
+    more = len(partitions) - NAMED_MAX
+    return f"{shown} and {more} more" if more > 0 else shown

@@ -1,0 +1,220 @@
+"""The watch: asks dependencies now and then whether they answer, and partitions whether they move.
+
+Kafka is asked for the end of each owned partition's log, over the connections that records come by.
+A partition whose log goes on while its owner stands is stuck, whatever the reason: it is claimed
+again, and counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import time
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Collection,
+    Container,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+)
+from typing import Any
+
+from aiokafka.errors import KafkaError
+from mode import Service
+
+from agents.guarded import guarded
+from agents.outage import Outage
+from agents.tasks import end, within
+from app.host.floods import FloodFilter
+from app.kafka.assignor import TopicPartition
+from tables.model.errors import TreasureMapError
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 2.0
+"""Between two questions to one dependency."""
+
+ANSWER_S_MAX = 5.0
+"""How long an answer may take; a broker that stops for a collection of garbage takes a second."""
+
+
+ASK = "ask"
+"""The kind of attempt that a question is; see :class:`agents.outage.Outage`."""
+
+
+@dataclasses.dataclass(slots=True)
+class Standing:
+    """An owner that has not reached the end of its log: where, since when, when it is too long."""
+
+    position: int
+    end: int
+    since_s: float
+    due_s: float
+    is_stuck: bool = False
+
+
+class Progress:
+    """Which partitions stand although their log goes on.
+
+    Args:
+        stuck_after_s: for how long a partition may stand.
+        claim_again: called with topic, partition and reason for one that stands longer, and again
+            after as long.
+        clock_s: seconds of a clock that never goes back.
+
+    Attributes:
+        stuck_total: how often a partition was claimed again.
+    """
+
+    def __init__(
+        self,
+        stuck_after_s: float,
+        claim_again: Callable[[str, int, str], None],
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._stuck_after_s = stuck_after_s
+        self._claim_again = claim_again
+        self._clock_s = clock_s
+        self._standing: dict[TopicPartition, Standing] = {}
+        self.stuck_total = 0
+
+    def look(
+        self,
+        positions: Mapping[TopicPartition, int],
+        ends: Mapping[TopicPartition, int],
+        restoring: Container[TopicPartition] = (),
+    ) -> None:
+        """Compare owners' next offsets with the ends of their logs.
+
+        What is known of a partition that is being claimed again stays for its next owner.
+        """
+        now_s = self._clock_s()
+        self.excuse(but=lambda tp: tp in positions or tp in restoring)
+        for tp, position in positions.items():
+            last, log_end = self._standing.get(tp), ends.get(tp, position)
+            if position >= log_end:
+                self._standing.pop(tp, None)
+            elif last is None or last.position != position:
+                self._standing[tp] = Standing(position, log_end, now_s, now_s + self._stuck_after_s)
+            else:
+                last.end = log_end
+                if now_s >= last.due_s:
+                    last.is_stuck, last.due_s = True, now_s + self._stuck_after_s
+                    self.stuck_total += 1
+                    self._claim_again(*tp, f"it {self._words(last)}")
+
+    def excuse(self, *, but: Callable[[TopicPartition], bool] = lambda _: False) -> None:
+        """Forget how long partitions have stood: there is a reason that is told elsewhere."""
+        self._standing = {tp: standing for tp, standing in self._standing.items() if but(tp)}
+
+    def stuck(self) -> dict[TopicPartition, str]:
+        """Return what is stuck, each with where and for how long, in words."""
+        return {
+            tp: self._words(standing)
+            for tp, standing in sorted(self._standing.items())
+            if standing.is_stuck
+        }
+
+    def reasons(self) -> Iterator[str]:
+        """Tell which partitions are stuck; a source of :class:`app.health.readiness.Readiness`."""
+        for (topic, partition), words in self.stuck().items():
+            yield f"{topic}[{partition}] {words}"
+
+    def _words(self, standing: Standing) -> str:
+        stood_s = self._clock_s() - standing.since_s
+        return (
+            f"stands at offset {standing.position} for {stood_s:.0f} s "
+            f"while its log goes on to {standing.end}"
+        )
+
+
+@dataclasses.dataclass(slots=True, frozen=True)
+class Question:
+    """What one dependency is asked, and who is told how that ended."""
+
+    ask: Callable[[], Coroutine[Any, Any, None]]
+    outage: Outage
+
+
+class Watch(Service):  # type: ignore[misc]  # mode comes without types
+    """Asks each of some dependencies, beside each other, for as long as the worker runs.
+
+    Args:
+        progress: what partitions are stuck.
+        questions: one a dependency.
+        floods: told now and then to show what it holds back.
+        failed: told what no dependency should raise.
+    """
+
+    def __init__(
+        self,
+        progress: Progress,
+        questions: list[Question],
+        floods: FloodFilter,
+        failed: Callable[[BaseException], None],
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.progress = progress
+        self.questions = questions
+        self.floods = floods
+        self._failed = failed
+        self._asking: list[asyncio.Task[None]] = []
+
+    async def on_start(self) -> None:
+        """Begin to ask."""
+        self._asking = [
+            asyncio.create_task(guarded(self._ask(question), self._failed))
+            for question in self.questions
+        ]
+
+    async def on_stop(self) -> None:
+        """Ask no more."""
+        await asyncio.gather(*(end(task) for task in self._asking))
+
+    async def _ask(self, question: Question) -> None:
+        while True:
+            try:
+                await within(ANSWER_S_MAX, question.ask())
+            except (TreasureMapError, KafkaError, TimeoutError) as error:
+                question.outage.failed(error, ASK)
+            else:
+                question.outage.answered(ASK)
+            self.floods.tell_last()
+            await asyncio.sleep(LOOK_S)
+
+
+def ask_kafka(
+    progress: Progress,
+    positions: Callable[[], Mapping[TopicPartition, int]],
+    restoring: Callable[[], Collection[TopicPartition]],
+    ends: Callable[[Iterable[TopicPartition]], Awaitable[Mapping[TopicPartition, int]]],
+    is_paused: Callable[[str], bool],
+) -> Callable[[], Coroutine[Any, Any, None]]:
+    """Return what Kafka is asked: how far logs go that partitions of this worker should follow.
+
+    Args:
+        progress: told what was found.
+        positions: returns the next offset of each owner.
+        restoring: returns the partitions that are to have an owner here.
+        ends: returns the ends of logs.
+        is_paused: tells whether the input from a topic is paused: such partitions stand rightly.
+    """
+
+    async def ask() -> None:
+        asked = set(positions())
+        try:
+            found = await ends(asked)
+        except BaseException:
+            # Nothing can move while nothing answers, and then it needs a while.
+            progress.excuse()
+            raise
+        now = positions().items()
+        moving = {tp: at for tp, at in now if tp in asked and not is_paused(tp[0])}
+        progress.look(moving, found, restoring())
+
+    return ask

@@ -1,0 +1,107 @@
+"""Brokers that do not answer, though others do: what a worker does that starts meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Literal, TypeVar
+
+from aiokafka.errors import (
+    AuthenticationFailedError,
+    BrokerResponseError,
+    ClusterAuthorizationFailedError,
+    GroupAuthorizationFailedError,
+    KafkaConnectionError,
+    TopicAuthorizationFailedError,
+)
+
+from app.kafka.connection_causes import cause_of
+from tables.model.errors import TreasureMapError
+
+log = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+Operation = Literal["Read", "Write", "Create", "Delete", "Describe", "DescribeConfigs"]
+"""What Kafka's access lists allow of a topic or a group."""
+
+PATIENCE_S = 60.0
+"""How long a worker that starts asks again while some of the brokers do not answer."""
+
+_ASK_AGAIN_S = 1.0
+
+
+UNAUTHORIZED = (
+    TopicAuthorizationFailedError,
+    GroupAuthorizationFailedError,
+    ClusterAuthorizationFailedError,
+)
+"""What brokers answer a user who lacks a right."""
+
+
+class NotAllowedError(TreasureMapError):
+    """This user lacks a right; asking again does not help."""
+
+
+class BrokersAwayError(TreasureMapError):
+    """A broker did not answer; another one, or the same one a moment later, may."""
+
+
+def is_refusal(error: Exception) -> bool:
+    """Tell whether a broker answered that it will not, rather than not at all."""
+    refusals = (BrokerResponseError, AuthenticationFailedError)
+    return isinstance(error, refusals) and not error.retriable
+
+
+async def connect_error(
+    error: Exception, cannot: str, brokers: str, options: Mapping[str, Any]
+) -> TreasureMapError:
+    """Return why there is no connection; a BrokersAwayError where asking again may help.
+
+    Args:
+        error: what a client of aiokafka raised when it was to connect or to be answered.
+        cannot: what cannot be done, as a sentence begins with it.
+        brokers: ``host:port``, separated by commas.
+        options: security options of aiokafka's clients.
+    """
+    if isinstance(error, UNAUTHORIZED):
+        return NotAllowedError(
+            f"{cannot}: {error!r}: this user lacks a right; allow what `python -m app map acl`"
+            " prints"
+        )
+    cause = await cause_of(brokers, options)
+    if cause is not None and cause.is_final:
+        return TreasureMapError(f"{cannot}: {cause.words}")
+    # aiokafka's first question goes to the brokers of the setting, later ones to any they name.
+    nobody = isinstance(error, KafkaConnectionError) and "bootstrap" in str(error)
+    kind = TreasureMapError if nobody or is_refusal(error) else BrokersAwayError
+    why = cause.words if cause is not None else f"{error or type(error).__name__}"
+    return kind(
+        f"{cannot}: {why}; got brokers {brokers}; want at least one that answers; start it or"
+        " correct the setting `brokers`"
+    )
+
+
+async def patiently(
+    step: Callable[[], Awaitable[Result]], patience_s: float = PATIENCE_S
+) -> Result:
+    """Do a step, again and again while brokers do not answer.
+
+    Clients ask any broker that the cluster names: one that is away fails them though others answer.
+
+    Raises:
+        BrokersAwayError: brokers did not answer for ``patience_s`` seconds.
+    """
+    give_up = time.monotonic() + patience_s
+    waiting = False
+    while True:
+        try:
+            return await step()
+        except BrokersAwayError as error:
+            if time.monotonic() > give_up:
+                raise
+            if not waiting:
+                log.warning("%s; they are asked again for %.0f s", error, patience_s)
+            waiting = True
+            await asyncio.sleep(_ASK_AGAIN_S)

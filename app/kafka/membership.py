@@ -1,0 +1,180 @@
+"""Membership: how this worker joins its group, and what it believes of the other members.
+
+Who is no worker gets nothing, and every worker says who it is and from which address. A plan that
+no worker made ends this worker, with the same words: it cannot know what it owns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from aiokafka import AIOKafkaConsumer
+from aiokafka.coordinator.protocol import (
+    ConsumerProtocolMemberAssignment,
+    ConsumerProtocolMemberMetadata,
+)
+from aiokafka.errors import KafkaError
+
+from agents.guarded import guarded
+from app.kafka.assignor import NAME, Assignor, Member, shares_of
+from app.kafka.group_map import Group
+from app.kafka.group_proof import GroupProof
+from app.kafka.group_protocol import describe_group, look_at_group, place_in_group
+from app.kafka.lane import TransportError, TransportOptions
+
+DESCRIBE_S = 3.0
+"""How long the coordinator may take to tell who the members are."""
+
+NAMED_MAX = 5
+"""Strangers that a message names."""
+
+MEND = "give Read on the group to workers only"
+
+log = logging.getLogger(__name__)
+
+
+class Membership:
+    """The group protocol of one worker.
+
+    Args:
+        options: who this worker is.
+        group: takes the plans.
+        describe: returns what this worker says of itself.
+        fail: called with the reason to end.
+
+    Attributes:
+        assignor: what the consumer joins with.
+    """
+
+    def __init__(
+        self,
+        options: TransportOptions,
+        group: Group,
+        describe: Callable[[], Member],
+        fail: Callable[[BaseException], None],
+    ) -> None:
+        self._name = options.group
+        self._group = group
+        self._proof = GroupProof(options.group, options.peer_key)
+        self._fail = fail
+        self._consumer: AIOKafkaConsumer | None = None
+        self._told: set[str] = set()
+        self._twins: dict[str, list[str]] = {}
+        self._telling: asyncio.Task[None] | None = None
+        self.assignor = Assignor(describe, group.take, self._proof, self._place)
+
+    def attach(self, consumer: AIOKafkaConsumer) -> None:
+        """Look at what comes to a consumer that has started and not joined."""
+        self._consumer = consumer
+        look_at_group(consumer, self._joined, self._planned)
+
+    def look(self) -> None:
+        """Say which members are no workers, or not where they say, as of a new plan; each once."""
+        for url, nodes in self._group.twins.items():
+            if self._twins.get(url) != nodes:
+                log.warning(
+                    "nodes %s of group %s name one URL, %s: who asks there is answered by one of"
+                    " them, and lacks the live cells of the others; give each worker a web_url of"
+                    " its own", ", ".join(nodes), self._name, url,
+                )  # fmt: skip
+        self._twins = self._group.twins
+        if self._group.strangers and (self._telling is None or self._telling.done()):
+            self._telling = asyncio.create_task(guarded(self._tell(), self._fail))
+
+    def stop(self) -> None:
+        """Say no more."""
+        if self._telling is not None:
+            self._telling.cancel()
+
+    def _place(self) -> tuple[str, int]:
+        assert self._consumer is not None
+        return place_in_group(self._consumer)
+
+    def _joined(self, member: str, data: bytes) -> bytes:
+        """Return what a member joined with, of a stranger without the topics that it names."""
+        if not self._why_stranger(member, data):
+            return data
+        found = _metadata(data)
+        said = b"" if found is None else found.user_data
+        return bytes(ConsumerProtocolMemberMetadata(0, [], said).encode())
+
+    def _why_stranger(self, member: str, data: bytes) -> str:
+        found = _metadata(data)
+        if found is None:
+            return "what it joined with cannot be read"
+        return self._proof.why_stranger(found.user_data, member)
+
+    async def _planned(self, generation: int, data: bytes) -> bytes:
+        """Return what the leader gave this worker; nothing where it must not be used."""
+        try:
+            found = ConsumerProtocolMemberAssignment.decode(data)
+            found.partitions()
+            shares_of(found.user_data)
+        except Exception:  # noqa: BLE001 - of bytes that anybody may have sent
+            why = "the plan cannot be read"
+        else:
+            why = self._proof.why_no_plan(found.user_data, generation)
+        if not why:
+            return data
+        strangers = "; ".join((await self._strangers()).values()) or "none that shows"
+        self._fail(
+            TransportError(
+                f"cannot share group {self._name}: its leader is no worker: {why}; got members that"
+                f" are no workers: {strangers}; {MEND}"
+            )
+        )
+        return bytes(ConsumerProtocolMemberAssignment(0, [], msgspec.msgpack.encode([])).encode())
+
+    async def _tell(self) -> None:
+        found = await self._strangers()
+        for member, words in found.items():
+            if member not in self._told:
+                log.warning(
+                    "group %s has a member that is no worker and gets nothing: %s; %s",
+                    self._name, words, MEND,
+                )  # fmt: skip
+        self._told = set(found)
+
+    async def _strangers(self) -> dict[str, str]:
+        """Return who is no worker, in words, by its number."""
+        assert self._consumer is not None
+        try:
+            async with asyncio.timeout(DESCRIBE_S):
+                described = await describe_group(self._consumer, self._name)
+        except (KafkaError, TimeoutError) as error:
+            return {"": f"nobody tells who: {error!r}"}
+        found = {}
+        for member, host, data in described:
+            if why := self._why_stranger(member, data):
+                found[member] = f"{member} from {host} {_claims(data)}: {why}"
+        return dict(list(found.items())[:NAMED_MAX])
+
+
+def _metadata(data: bytes) -> Any:
+    """Return what a member joined with; None where it cannot be read."""
+    try:
+        return ConsumerProtocolMemberMetadata.decode(data)
+    except Exception:  # noqa: BLE001 - of bytes that anybody may have sent
+        return None
+
+
+def _claims(data: bytes) -> str:
+    """Return who a member says that it is."""
+    found = _metadata(data)
+    try:
+        said = msgspec.msgpack.decode(found.user_data if found else b"", type=Member)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return "says nothing of itself"
+    return f"says that it is node {said.node} at {said.url or 'no address'}"
+
+
+def protocol_error(group: str) -> str:
+    """Return what it means that members of a group have no protocol in common."""
+    return (
+        f"cannot share group {group}: its members do not speak {NAME}, so they are no workers of"
+        f" this version; end them, or give this map a group of its own; {MEND}"
+    )

@@ -1,0 +1,136 @@
+"""Moves: owners of partitions are restored and let go, never both at once for a partition.
+
+Nothing here is awaited by the group's coordinator for longer than a bound, because no heartbeat is
+sent meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+
+from agents.guarded import guarded
+from app.kafka.assignor import TopicPartition
+from app.kafka.lane import Owners
+from tables.model.errors import FencedError, JournalUnreadError, OutcomeUnknownError
+
+log = logging.getLogger(__name__)
+
+RELEASE_SECONDS_MAX = 3.0
+
+DOUBLED_MAX = 7
+"""How often the wait for another try is doubled while a journal takes claims and cannot be read:
+up to some four minutes, and a few hundred claims a day."""
+
+
+class Moves:
+    """Restores the owners of partitions that were assigned, and releases those that are revoked.
+
+    Args:
+        owners: what keeps the state of partitions.
+        retry_seconds: bounds of the random wait before a partition is claimed again.
+        stands: tells whether a generation is still the one that this member reads in.
+        live: called with partition, generation and the source position to read on from.
+        failed: called with what no other try can mend.
+
+    Attributes:
+        retries: restores that began again.
+        slow_releases: releases that took longer than their bound; they go on behind it.
+    """
+
+    def __init__(
+        self,
+        owners: Owners,
+        retry_seconds: tuple[float, float],
+        *,
+        stands: Callable[[int], bool],
+        live: Callable[[TopicPartition, int, int], None],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self._owners = owners
+        self._retry_seconds = retry_seconds
+        self._stands = stands
+        self._live = live
+        self._failed = failed
+        self._restores: dict[TopicPartition, asyncio.Task[None]] = {}
+        self._release: asyncio.Task[None] | None = None
+        self.retries = 0
+        self.slow_releases = 0
+
+    def restoring(self) -> list[TopicPartition]:
+        """Return the partitions that are assigned here and not live yet."""
+        return sorted(tp for tp, task in self._restores.items() if not task.done())
+
+    def restore(self, tp: TopicPartition, generation: int, *, later: bool = False) -> None:
+        """Begin to restore a partition; ``later`` waits first, because another owner may be there.
+
+        Two live owners that claim at once would fence each other for ever.
+        """
+        previous = self._restores.get(tp)
+        delay_seconds = self.retry_delay() if later else 0.0
+        self._restores[tp] = asyncio.create_task(
+            guarded(self._restore(tp, generation, delay_seconds, previous), self._failed)
+        )
+
+    async def release(self, owned: set[TopicPartition]) -> None:
+        """Cancel all restores and let these partitions go, within a bounded time."""
+        restores = [task for task in self._restores.values() if not task.done()]
+        for task in restores:
+            task.cancel()
+        self._release = asyncio.create_task(
+            guarded(self._drop(owned, restores, self._release), self._failed)
+        )
+        done, _ = await asyncio.wait([self._release], timeout=RELEASE_SECONDS_MAX)
+        if not done:
+            self.slow_releases += 1
+            log.warning("owners did not let go within %.0f s; goes on", RELEASE_SECONDS_MAX)
+
+    async def _drop(
+        self,
+        owned: set[TopicPartition],
+        restores: list[asyncio.Task[None]],
+        previous: asyncio.Task[None] | None,
+    ) -> None:
+        """End restores, then owners. Late or not, the next restore waits for this to end."""
+        if previous is not None:
+            await asyncio.wait([previous])
+        if restores:
+            await asyncio.wait(restores)
+        await self._owners.release(owned)
+
+    async def _restore(
+        self,
+        tp: TopicPartition,
+        generation: int,
+        delay_seconds: float,
+        previous: asyncio.Task[None] | None,
+    ) -> None:
+        earlier = [task for task in (previous, self._release) if task and not task.done()]
+        if earlier:
+            await asyncio.wait(earlier)
+        tries = unread = 0
+        while self._stands(generation):
+            await asyncio.sleep(delay_seconds)
+            try:
+                position = await self._owners.restore(*tp, generation)
+            except (FencedError, OutcomeUnknownError) as error:
+                # Each try fails alike while brokers are away; what is one line is told once.
+                level = logging.DEBUG if tries else logging.WARNING
+                log.log(level, "a restore starts again: %s[%d]: %s", *tp, error)
+                tries += 1
+                unread = unread + 1 if isinstance(error, JournalUnreadError) else 0
+                self.retries += 1
+                delay_seconds = self.retry_delay(unread)
+                continue
+            if tries > 1:
+                log.warning("%s[%d] is restored after %d tries", *tp, tries + 1)
+            if self._stands(generation):
+                self._live(tp, generation, position)
+            return
+
+    def retry_delay(self, unread: int = 0) -> float:
+        """Return the seconds before another try, after so many that left a claim in the journal."""
+        doubled: int = 2 ** min(unread, DOUBLED_MAX)
+        return random.SystemRandom().uniform(*self._retry_seconds) * doubled

@@ -1,0 +1,66 @@
+"""Group commits: hints for lag displays, never what a worker goes on from."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from aiokafka import TopicPartition as KafkaPartition
+from aiokafka.errors import KafkaError
+
+from agents.tasks import within
+from app.kafka.assignor import TopicPartition
+
+log = logging.getLogger(__name__)
+
+COMMIT_SECONDS_MAX = 5.0
+
+
+class CommitHints:
+    """Positions that were handled and not committed yet, and the loop that commits them.
+
+    Args:
+        interval_seconds: time between commits.
+
+    Attributes:
+        failures: commits that the brokers did not take. They are logged and counted, never fatal.
+    """
+
+    def __init__(self, interval_seconds: float) -> None:
+        self._interval_seconds = interval_seconds
+        self._handled: dict[TopicPartition, int] = {}
+        self.failures = 0
+
+    def note(self, tp: TopicPartition, position: int) -> None:
+        """Remember that a partition was handled up to ``position``."""
+        self._handled[tp] = position
+
+    def forget(self, tp: TopicPartition) -> None:
+        """Drop what was noted of a partition."""
+        self._handled.pop(tp, None)
+
+    def take(self) -> dict[TopicPartition, int]:
+        """Return what was noted since the last call, and forget it."""
+        handled, self._handled = self._handled, {}
+        return handled
+
+    async def run(self, consumer: Any) -> None:
+        """Commit at intervals until cancelled."""
+        while True:
+            await asyncio.sleep(self._interval_seconds)
+            await self.commit(consumer, self.take(), COMMIT_SECONDS_MAX)
+
+    async def commit(
+        self, consumer: Any, handled: Mapping[TopicPartition, int], seconds_max: float
+    ) -> None:
+        """Commit positions within a bounded time."""
+        if not handled:
+            return
+        offsets = {KafkaPartition(*tp): position for tp, position in handled.items()}
+        try:
+            await within(seconds_max, consumer.commit(offsets))
+        except (KafkaError, TimeoutError) as error:
+            self.failures += 1
+            log.warning("positions were not committed; only lag displays miss them: %r", error)

@@ -1,0 +1,1 @@
+"""Input for tests of a map: synthetic loads with a known outcome, and recorded events."""

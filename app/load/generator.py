@@ -1,0 +1,311 @@
+"""Generate: writes a load of synthetic events with a known outcome to a source's topic.
+
+plan -> one process a part -> settle -> manifest
+        each: events -> bad input among them -> records -> feed
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import pathlib
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any, Self
+
+import aiokafka
+from aiokafka.errors import KafkaError
+
+from app.cluster.rights import Right
+from app.cluster.rights_check import check_rights
+from app.config.connections import client_options
+from app.config.settings import Settings
+from app.kafka.batch_producer import Feed
+from app.kafka.brokers import connect_error
+from app.load.manifest import Written, manifest_of, write_manifest
+from app.load.plan import GenerateError, Part, Plan, check_times, parts_of
+from app.load.process import Failed, PartResult, Progress, Ready, run_process
+from app.load.replay import settled_ms
+from app.load.truth import PartitionTruth
+from app.load.vocabulary import Words, words_of
+from app.mapfile.load import load_map
+from tables.model.layer import Map, Source
+
+# A process imports, connects and makes its words in about a second on an idle machine.
+_READY_SECONDS_MAX = 60.0
+_BEGIN_SECONDS = 0.1
+_POLL_SECONDS = 0.25
+_ENDS_SECONDS_MAX = 30.0
+_STOP_SECONDS_MAX = 10.0
+
+
+def generate(
+    plan: Plan,
+    manifest: pathlib.Path,
+    *,
+    processes: int,
+    settle: bool = True,
+    append: bool = False,
+    command: Sequence[str] = (),
+    show: Callable[[dict[int, Progress]], None] | None = None,
+    login: Settings | None = None,
+) -> dict[str, Any]:
+    """Write a load, then its manifest, and return the manifest.
+
+    An interrupt (SIGINT, SIGTERM) ends the load in order; the manifest is of what was written.
+
+    Args:
+        plan: the load.
+        manifest: the file to write.
+        processes: how many processes write; at most one a partition.
+        settle: whether every partition gets a last heartbeat that closes and seals all windows.
+        append: whether the topic may hold records already.
+        command: the command line, for the manifest.
+        show: called a few times a second with the progress of each part.
+        login: settings that say how to connect to Kafka; None: plain.
+
+    Raises:
+        GenerateError: the load cannot be written as asked.
+        FeedError: no broker answers, the topic is missing, or records were refused.
+        RightsError: this user may not read and write the topic.
+    """
+    themap = load_map(plan.map_file)
+    source = _source(themap, plan)
+    started_ms = time.time_ns() // 1_000_000
+    check_times(themap, source, plan, started_ms, settle=settle)
+    words = _words(themap, source, plan)
+    options = client_options(login)
+    first = asyncio.run(_first(plan.brokers, source, options))
+    if any(first.values()) and not append:
+        raise GenerateError(
+            f"cannot generate events into {source.topic}: it holds records, so that what is late is"
+            f" not known; got {sum(first.values())} records; want an empty topic; make it anew, or"
+            " give --append"
+        )
+    weights = words.partition_weights()
+    parts = parts_of(weights, min(processes, sum(weight > 0 for weight in weights)))
+    with _Processes(plan, parts, login) as running:
+        results = running.run(show or (lambda _: None))
+    truths = {number: one for result in results for number, one in result.partitions.items()}
+    settled = asyncio.run(_settle(plan, themap, source, truths, options)) if settle else None
+    written = Written(
+        plan=plan,
+        command=command,
+        started_ms=started_ms,
+        ended_ms=time.time_ns() // 1_000_000,
+        results=results,
+        first=first,
+        ends=asyncio.run(_ends(plan.brokers, source, options)),
+        settled_ms=settled,
+    )
+    content = manifest_of(themap, written)
+    write_manifest(manifest, content)
+    if written.disturbed:
+        raise GenerateError(
+            f"cannot vouch for {source.topic}: other records came in between;"
+            f" got other ends in partitions {written.disturbed}; want those of {manifest}; make the"
+            " topic anew and generate again"
+        )
+    return content
+
+
+def _source(themap: Map, plan: Plan) -> Source:
+    """Return a source that events can be generated for."""
+    name = plan.source
+    names = [source.name for source in themap.sources]
+    if name not in names:
+        raise GenerateError(
+            f"cannot generate events: the map has no such source; got {name!r}; want one of"
+            f" {', '.join(names)}; change --source"
+        )
+    source = themap.source(name)
+    if plan.duplicates and source.id_field is None:
+        raise GenerateError(
+            f"cannot generate duplicates for {name}: its events have no id; got a share of"
+            f" {plan.duplicates}; want a source with an id; add one to the map, or leave"
+            " --duplicates out"
+        )
+    own = sorted({source.time_field, source.type_field} & set(source.keyed_by))
+    if own:
+        raise GenerateError(
+            f"cannot generate events for {name}: it is keyed by its time or type; got {own}; want"
+            " keys of other fields; change the map's keyed_by"
+        )
+    return source
+
+
+class _Processes:
+    """The processes of a load; use it in a ``with`` statement, which leaves none behind."""
+
+    def __init__(self, plan: Plan, parts: Sequence[Part], login: Settings | None) -> None:
+        self._plan = plan
+        self._login = login
+        self._parts = parts
+        self._children: dict[Connection, BaseProcess] = {}
+        self._results: list[PartResult] = []
+        self._stopping = False
+
+    def __enter__(self) -> Self:
+        """Start them all."""
+        # Each process is one core's; it reads this when it imports polars.
+        os.environ.setdefault("POLARS_MAX_THREADS", "1")
+        context = multiprocessing.get_context("spawn")
+        for part in self._parts:
+            ours, theirs = context.Pipe()
+            child = context.Process(
+                target=run_process, args=(self._plan, part, theirs, self._login), daemon=True
+            )
+            child.start()
+            theirs.close()
+            self._children[ours] = child
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End those that still run: a closed pipe asks them to."""
+        for pipe, child in self._children.items():
+            pipe.close()
+            child.join(_STOP_SECONDS_MAX)
+            if child.is_alive():
+                child.kill()
+                child.join()
+
+    def run(self, show: Callable[[dict[int, Progress]], None]) -> list[PartResult]:
+        """Let them write, and return what each has written."""
+        progress: dict[int, Progress] = {}
+        waiting = set(self._children)
+        deadline_s = time.monotonic() + _READY_SECONDS_MAX
+        with self._interrupts():
+            while waiting:
+                if time.monotonic() > deadline_s:
+                    raise GenerateError(
+                        f"cannot begin: processes are not ready; got {len(waiting)} that are not;"
+                        f" want all within {_READY_SECONDS_MAX:.0f} s; look at the machine's load"
+                    )
+                waiting -= {pipe for pipe, _ in self._messages()}
+            begin_s = time.monotonic() + _BEGIN_SECONDS
+            for pipe in self._children:
+                pipe.send(begin_s)
+            if self._stopping:
+                self._stop()
+            while len(self._results) < len(self._children):
+                for _, message in self._messages():
+                    if isinstance(message, PartResult):
+                        self._results.append(message)
+                    elif isinstance(message, Progress):
+                        progress[message.part] = message
+                show(progress)
+        return self._results
+
+    def _messages(self) -> Iterator[tuple[Connection, Ready | Progress | PartResult]]:
+        """Yield what the processes say within a moment."""
+        done = {result.part.number for result in self._results}
+        open_pipes = [
+            pipe
+            for pipe, part in zip(self._children, self._parts, strict=True)
+            if part.number not in done
+        ]
+        for pipe in multiprocessing.connection.wait(open_pipes, _POLL_SECONDS):
+            assert isinstance(pipe, Connection)
+            try:
+                message = pipe.recv()
+            except EOFError:
+                self._children[pipe].join()
+                message = Failed(f"a process ended with exit code {self._children[pipe].exitcode}")
+            if isinstance(message, Failed):
+                raise GenerateError(f"cannot go on: {message.reason}")
+            yield pipe, message
+
+    def _stop(self) -> None:
+        for pipe in self._children:
+            with contextlib.suppress(BrokenPipeError):  # it has ended, as it is asked to
+                pipe.send("stop")
+
+    @contextlib.contextmanager
+    def _interrupts(self) -> Iterator[None]:
+        """Take the first interrupt as the wish to end in order; the second is a usual one."""
+        before: dict[int, Any] = {}
+
+        def interrupted(number: int, _: object) -> None:
+            signal.signal(number, before[number])
+            self._stopping = True
+            self._stop()
+
+        for wanted in (signal.SIGINT, signal.SIGTERM):
+            before[wanted] = signal.signal(wanted, interrupted)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _words(themap: Map, source: Source, plan: Plan) -> Words:
+    words = words_of(themap, source, keys=plan.keys, skew=plan.skew, types=plan.types)
+    if not words.types:
+        raise GenerateError(
+            f"cannot generate events for {source.name}: no layer reads it; got {themap.name}'s"
+            f" layers; want one with source = {source.name!r}; give another --source"
+        )
+    return words
+
+
+async def _settle(
+    plan: Plan,
+    themap: Map,
+    source: Source,
+    truths: dict[int, PartitionTruth],
+    options: dict[str, Any],
+) -> int:
+    """Write the last heartbeat to every partition, and return its time."""
+    newest = max(plan.start_ms, *(one.stream_time_ms for one in truths.values()))
+    time_ms = settled_ms(themap, source.name, newest, margin_ms=0)
+    async with Feed(plan.brokers, source.topic, options=options) as feed:
+        feed.heartbeat(time_ms)
+    for one in truths.values():
+        one.heartbeat(time_ms)
+    return time_ms
+
+
+async def _first(brokers: str, source: Source, options: dict[str, Any]) -> dict[int, int]:
+    """Return the end of every partition before anything is written, if it may be written."""
+    await check_rights(
+        brokers, options, [Right("topic", source.topic, ("Read", "Write"))],
+        cannot=f"cannot generate events into {source.topic}", role="producer", may_lack=True,
+    )  # fmt: skip
+    return await _ends(brokers, source, options)
+
+
+async def _ends(brokers: str, source: Source, options: dict[str, Any]) -> dict[int, int]:
+    """Return the end of every partition of the source's topic.
+
+    The end that answers a fetch is taken: the one that the embedded broker lists is that of the
+    first record of the last batch.
+
+    Raises:
+        GenerateError: the broker does not answer, or the topic has other partitions.
+    """
+    places = [aiokafka.TopicPartition(source.topic, number) for number in range(source.partitions)]
+    try:
+        async with (
+            asyncio.timeout(_ENDS_SECONDS_MAX),
+            # Says what to do where the topic is not there.
+            Feed(brokers, source.topic, options=options),
+            aiokafka.AIOKafkaConsumer(
+                bootstrap_servers=brokers, enable_auto_commit=False, fetch_max_wait_ms=10, **options
+            ) as consumer,
+        ):
+            consumer.assign(places)
+            for place, offset in (await consumer.end_offsets(places)).items():
+                consumer.seek(place, offset)
+            while any(consumer.highwater(place) is None for place in places):
+                await consumer.getmany(timeout_ms=50)
+            return {place.partition: consumer.highwater(place) for place in places}
+    except (KafkaError, TimeoutError) as error:
+        cannot = f"cannot read the ends of {source.partitions} partitions of {source.topic}"
+        raise GenerateError(str(await connect_error(error, cannot, brokers, options))) from error

@@ -1,0 +1,159 @@
+"""The words of a load: the types and keys that its events are made of, for any map.
+
+Types follow from the patterns of the source's layers, keys from the fields of their keys.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+import polars as pl
+
+from app.kafka.batch_producer import partition_of
+from tables.model.layer import Field, Layer, Map, Source
+from tables.state.input_plan import plans_of
+
+SIDE_VALUES_MAX = 16
+"""Values of a key field by which the source is not keyed."""
+
+UNCLASSIFIED_LEVELS_MAX = 4
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Words:
+    """What the events of a source are made of.
+
+    ``types`` are those that layers select, then ``unclassified`` if some type is selected by none.
+    ``members`` tells, by layer and type, whether the layer selects it. A key is a number from 0;
+    ``keyed`` are the fields whose value it decides, ``sides`` the other fields of layers' keys.
+    ``places`` holds the partition of each key; None where the source is keyed by nothing.
+    """
+
+    source: Source
+    layers: tuple[Layer, ...]
+    types: tuple[str, ...]
+    unclassified: str | None
+    members: tuple[tuple[bool, ...], ...]
+    keyed: tuple[Field, ...]
+    sides: tuple[Field, ...]
+    measured: tuple[Field, ...]
+    keys: int
+    weights: tuple[float, ...]
+    places: tuple[int, ...] | None
+    key_texts: tuple[bytes, ...]
+
+    def partition_weights(self) -> list[float]:
+        """Return the share of all events that each partition of the source gets."""
+        if self.places is None:
+            return [1 / self.source.partitions] * self.source.partitions
+        shares = [0.0] * self.source.partitions
+        for weight, place in zip(self.weights, self.places, strict=True):
+            shares[place] += weight
+        return shares
+
+
+def words_of(themap: Map, source: Source, *, keys: int, skew: float, types: int) -> Words:
+    """Return the words of a load.
+
+    Args:
+        themap: the map.
+        source: one of its sources.
+        keys: how many keys there are.
+        skew: the key of rank r is drawn in proportion to ``r ** -skew``.
+        types: how many types there are, where patterns leave it open.
+    """
+    layers = plans_of(themap)[source.topic].layers
+    names = {name: None for layer in layers for name in (field.name for field in layer.key)}
+    named = [field for field in source.fields if field.name in names]
+    keyed = [field for field in source.fields if field.name in source.keyed_by] or named
+    own = {source.time_field, source.type_field}
+    keyed = [field for field in keyed if field.name not in own]
+    sides = [field for field in named if field not in keyed and field.name not in own]
+    measured = [f for f in source.fields if f not in (*keyed, *sides) and f.name not in own]
+    patterns = list(dict.fromkeys(pattern for layer in layers for pattern in layer.events))
+    chosen = types_of(patterns, types)
+    known = [*chosen, *filter(None, [nowhere := unclassified_type(patterns)])]
+    ranks = [(rank + 1) ** -skew for rank in range(keys)]
+    total = sum(ranks)
+    texts = [_key_text(source, keyed, key) for key in range(keys)] if source.keyed_by else []
+    return Words(
+        source=source,
+        layers=layers,
+        types=tuple(chosen),
+        unclassified=nowhere,
+        members=tuple(
+            tuple(any(matches(p, name) for p in layer.events) for name in known) for layer in layers
+        ),
+        keyed=tuple(keyed),
+        sides=tuple(sides),
+        measured=tuple(measured),
+        keys=keys,
+        weights=tuple(rank / total for rank in ranks),
+        places=tuple(partition_of(text, source.partitions) for text in texts) or None,
+        key_texts=tuple(texts),
+    )
+
+
+def types_of(patterns: Sequence[str], types: int) -> list[str]:
+    """Return ``types`` types that match the patterns in turn; fewer where patterns have no star.
+
+    ``order.*`` gives ``order.t0``, ``order.t1``, and so on.
+    """
+    found: dict[str, None] = {}
+    for number in itertools.count():
+        before = len(found)
+        for pattern in patterns:
+            levels = [
+                f"t{number}" if level in ("*", "**") else level for level in pattern.split(".")
+            ]
+            found.setdefault(".".join(levels))
+            if len(found) == types:
+                return list(found)
+        if len(found) == before:
+            return list(found)
+    raise AssertionError("counting has no end")
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Tell whether a layer's pattern matches a type: ``*`` is a level, ``**`` one or more."""
+    wanted, levels = pattern.split("."), name.split(".")
+    for place, want in enumerate(wanted):
+        if place >= len(levels):
+            return False
+        if want == "**":
+            return True
+        if want not in ("*", levels[place]):
+            return False
+    return len(wanted) == len(levels)
+
+
+def unclassified_type(patterns: Sequence[str]) -> str | None:
+    """Return a type that no pattern matches, or None where they match all that is tried."""
+    for levels in range(1, UNCLASSIFIED_LEVELS_MAX + 1):
+        name = ".".join(["unknown"] * levels)
+        if not any(matches(pattern, name) for pattern in patterns):
+            return name
+    return None
+
+
+def key_values(field: Field, count: int) -> pl.Series:
+    """Return the value of a key field for each of ``count`` numbers."""
+    numbers = pl.int_range(count, eager=True, dtype=pl.Int64)
+    if field.type == "int":
+        return numbers
+    if field.type == "bool":
+        return numbers % 2 == 0
+    return pl.Series([f"{field.name}{number}" for number in range(count)], dtype=pl.String)
+
+
+def _key_text(source: Source, keyed: Sequence[Field], key: int) -> bytes:
+    """Return the Kafka key: the values of ``keyed_by`` in its order, joined by ``|``."""
+    forms = {field.name: field for field in keyed}
+    texts = []
+    for name in source.keyed_by:
+        kind = forms[name].type if name in forms else "string"
+        text = str(key % 2 == 0).lower() if kind == "bool" else str(key)
+        texts.append(text if kind in ("int", "bool") else f"{name}{key}")
+    return "|".join(texts).encode()

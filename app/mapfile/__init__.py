@@ -1,0 +1,1 @@
+"""The map file: TOML into a ``Map``, with every problem in it at once."""

@@ -1,0 +1,1 @@
+"""Live reads of other workers: what is asked, what travels, what goes wrong."""

@@ -1,0 +1,204 @@
+"""The Faust App: its agents, web, command line and services; its own Kafka side stays off.
+
+Faust's producer, consumer, conductor, tables and recovery are not started; Kafka is read by
+``app.kafka.transport``, one of the App's services. Agents are real agents, on channels of chunks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import itertools
+import ssl
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import faust
+from faust.app.base import BootStrategy
+from mode import Service
+
+from agents.guarded import guarded
+from app.kafka.aiokafka_private import tell_broken_connections
+from app.kafka.lane import Lane, always
+from app.kafka.pace import Pace
+from app.web.listener import Site
+from app.web.server import Counts, Runner
+from tables.record.chunk import Chunk
+
+Handler = Callable[[Chunk], Awaitable[None]]
+AGENTS = ("ingest", "rollup")
+"""The agents: of raw topics, and of layer topics."""
+
+
+class _OwnKafkaBoot(BootStrategy):  # type: ignore[misc]  # faust comes without types
+    """Starts everything of Faust but Kafka, then our own services; they stop in reverse."""
+
+    enable_kafka = False
+
+    def server(self) -> Iterable[Any]:
+        """Return the services in the order they start."""
+        return itertools.chain(super().server(), self.app.own_services)
+
+
+class OwnSettings(faust.Settings):  # type: ignore[misc]  # faust comes without types
+    """Faust's settings as the worker gives them, whatever Faust's own variables and options say.
+
+    Faust would let these, WEB_BIND or ``--web-port``, win over the worker's settings, past all that
+    is checked of them. Variables are not read; options come once the App is built and sealed.
+
+    """
+
+    # Faust warns of each attribute that is set after it was read, unless it is a private one.
+    _refused: list[str] | None = None
+
+    @property
+    def refused(self) -> list[str]:
+        """Return the options that asked for another value once sealed."""
+        return self._refused or []
+
+    def getenv(self, env_name: str) -> None:
+        """Return nothing, whatever the variable says."""
+
+    def seal(self) -> None:
+        """Let nothing change any more."""
+        self._refused = []
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        """Set a setting, or refuse another value once sealed."""
+        if self._refused is None or key not in self.SETTINGS:
+            super().__setattr__(key, value)
+        elif value != getattr(self, key):
+            self._refused.append(f"{key} {value}")
+
+
+class MapApp(faust.App):  # type: ignore[misc]  # faust comes without types
+    """A Faust App with services of its own that start last and stop first.
+
+    Attributes:
+        own_services: what to run; add to it before the App starts.
+        chunks: the channel of each agent, by its name.
+        accepting_failed: called with the error if the endpoint cannot accept any more.
+        connections: what connections to the endpoint come to.
+        reload_files: looks at all files that are read again when they change.
+        stall_seconds_max: how long the event loop may stand still before the process is ended.
+    """
+
+    BootStrategy = _OwnKafkaBoot
+    Settings = OwnSettings
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.own_services: list[Service] = []
+        self.chunks: dict[str, Any] = {}
+        self.accepting_failed: Callable[[BaseException], None] = _raise
+        self.connections = Counts()
+        self.reload_files: Callable[[], object] = int
+        self.stall_seconds_max = 10.0
+        super().__init__(*args, **kwargs)
+
+    async def on_start(self) -> None:
+        """Open the channels: they stay shut until Faust's own consumer would open them."""
+        await super().on_start()
+        self.flow_control.resume()
+
+
+def _raise(error: BaseException) -> None:
+    """Take an error where no worker runs that it could stop."""
+    raise error
+
+
+def create_app(
+    name: str,
+    *,
+    data_folder: Path,
+    web_host: str = "127.0.0.1",
+    web_port: int = 6066,
+    web_tls: ssl.SSLContext | None = None,
+    web_followers_max: int = 64,
+    uvloop: bool = True,
+) -> MapApp:
+    """Return an App without agents; :func:`add_agent` and ``own_services`` fill it.
+
+    Args:
+        name: Faust's app id.
+        data_folder: where Faust may keep its files.
+        web_host: address that the web server binds to.
+        web_port: its port.
+        web_tls: its certificate, None for plain HTTP.
+        web_followers_max: how many streams without end there may be.
+        uvloop: use uvloop's event loop where the platform has it.
+    """
+    if uvloop:
+        use_uvloop()
+    app = MapApp(
+        name,
+        datadir=str(data_folder),
+        topic_disable_leader=True,
+        web_enabled=True,
+        web_bind=web_host,
+        web_host=web_host,
+        web_port=web_port,
+        web_ssl_context=web_tls,
+        # Faust's own views tell more about the worker than a reader needs, without a token.
+        web_router_enabled=False,
+        web_tables_enabled=False,
+        web_graph_enabled=False,
+        web_stats_enabled=False,
+        web_metrics_enabled=False,
+    )
+    # Faust's own server takes no cursor of long keys, and has no bounds.
+    runner = Runner(app.web.web_app, web_followers_max)
+    app.web._runner = runner  # noqa: SLF001 - there is no other way to its limits
+    app.web._transport_handlers["tcp"] = lambda: Site(  # noqa: SLF001 - nor to what listens
+        runner, app.conf.web_bind, app.conf.web_port, tls=app.conf.web_ssl_context,
+        failed=app.accepting_failed,
+    )  # fmt: skip
+    app.connections = runner.counts
+    for agent in AGENTS:
+        # One waiting chunk at most: the transport hands over only to an agent that is idle.
+        app.chunks[agent] = app.channel(maxsize=1)
+    return app
+
+
+def lane_of(
+    app: MapApp,
+    agent: str,
+    topics: Iterable[str],
+    admits: Callable[[], bool] = always,
+    pace: Pace | None = None,
+) -> Lane:
+    """Return the lane that feeds ``agent`` with the chunks of ``topics`` while ``admits()``."""
+    return Lane(agent, frozenset(topics), app.chunks[agent].put, admits, pace)
+
+
+def add_agent(
+    app: MapApp, lane: Lane, handler: Handler, failed: Callable[[BaseException], None]
+) -> None:
+    """Register the agent of a lane: it awaits ``handler`` for every chunk.
+
+    Args:
+        app: where it is registered.
+        lane: what it reads.
+        handler: the work of one chunk; the next one comes when it returns.
+        failed: told what the handler raised. Faust alone would start the agent again and skip the
+            chunk; the worker must stop instead.
+    """
+
+    async def agent(chunks: Any) -> None:
+        lane.attach()
+        async for chunk in chunks:
+            await guarded(lane.handle(chunk, handler), failed)
+
+    agent.__doc__ = f"Take the chunks of {len(lane.topics)} topics, one at a time."
+    app.agent(app.chunks[lane.name], name=lane.name)(agent)
+
+
+def use_uvloop() -> bool:
+    """Make uvloop the event loop of this process where it is installed; tell whether it is."""
+    try:
+        policy = importlib.import_module("uvloop").EventLoopPolicy()
+    except ImportError:
+        return False
+    asyncio.set_event_loop_policy(policy)
+    tell_broken_connections()
+    return True

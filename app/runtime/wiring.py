@@ -1,0 +1,358 @@
+"""A worker process, put together: archive, log, owners, agents, transport and web on one Faust App.
+
+settings -> map -> archive, log -> owners -> ingest, rollup (agents) <- chunks <- transport
+                                      `-> view -> web
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import os
+import random
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+from mode import Service
+
+from agents.guarded import guarded
+from agents.ingest import Ingest
+from agents.outage import Outage
+from agents.partition.emitter import EmitCounts
+from agents.partition.owners import Owners
+from agents.rollup import Rollup
+from app.cluster.topics import check_topics
+from app.config.connections import advertised_url, cassandra_settings, kafka_options, peers_tls
+from app.config.settings import Settings, secrets_of
+from app.health.backpressure import Pressure
+from app.health.checks import readiness_of, watch_of
+from app.health.watch import Watch
+from app.host.printable import protect_log
+from app.host.reloads import Reloads
+from app.kafka.brokers import patiently
+from app.kafka.lane import Lane, TransportOptions
+from app.kafka.log import KafkaLog
+from app.kafka.logins import hold_back_logins
+from app.kafka.pace import Pace
+from app.kafka.transport import Transport
+from app.mapfile.load import load_map
+from app.peers.remote_owners import Peers
+from app.runtime.faust_app import MapApp, add_agent, create_app, lane_of
+from app.runtime.metrics import Metrics
+from app.runtime.worker_process import PRIVATE, Process
+from app.runtime.worker_status import View
+from app.web.access import Access, peer_key
+from app.web.endpoint import install
+from app.web.guard import ssl_context
+from app.web.listener import raise_files_limit
+from tables.archive.cache import ArchiveCache
+from tables.archive.protocol import Archive
+from tables.model.errors import ArchiveAwayError, SettingError
+from tables.model.layer import Map
+from tables.model.limits import RECORD_BYTES_MAX
+from tables.state.input_plan import plans_of
+from tables.state.journal import Claimant
+from tables.threads import Threads
+
+log = logging.getLogger(__name__)
+
+# One core a worker: more threads only take time from the other workers of the machine.
+os.environ.setdefault("POLARS_MAX_THREADS", "1")
+
+_ALONE = (
+    "its archive is embedded and serves one worker only; set archive to cassandra for more "
+    "workers, or stop the other one"
+)
+
+
+REOPEN_S = (1.0, 5.0)
+"""How long to wait before an archive that was away at the start is tried again."""
+
+
+class Foundation(Service):  # type: ignore[misc]  # mode comes without types
+    """What must be there before the first partition is restored: the log, and the archive.
+
+    An archive that does not answer is waited for while the worker runs: cells wait in tables and
+    journal, and ``/readyz`` says so. ``failed`` is told why it can never be opened, ``outage``
+    that it is away; ``opened_late`` is called when it was opened after the start.
+    """
+
+    def __init__(
+        self,
+        log: KafkaLog,
+        archive: Archive,
+        themap: Map,
+        check: Callable[[], Awaitable[None]],
+        failed: Callable[[BaseException], None],
+        *,
+        opened_late: Callable[[], Awaitable[None]],
+        outage: Outage | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self._opened_late = opened_late
+        self._outage = outage or EmitCounts().archive
+        self._log_client = log
+        self._archive = archive
+        self._map = themap
+        self._check = check
+        self._failed = failed
+        self._opening: asyncio.Task[None] | None = None
+
+    async def on_start(self) -> None:
+        """Connect to Kafka, check the topics and open the archive, unless asked to stop."""
+        try:
+            await self.wait(self._open())
+        except Exception as error:
+            if not self.should_stop:
+                raise
+            self.log.info("Not opened, because asked to stop: %s", error)
+
+    async def _open(self) -> None:
+        await patiently(self._log_client.start)
+        await self._check()
+        try:
+            await self._archive.open(self._map)
+        except ArchiveAwayError as error:
+            self._outage.failed(error, "open")
+            self._opening = asyncio.create_task(guarded(self._open_later(), self._failed))
+
+    async def _open_later(self) -> None:
+        while not self._archive.is_open:
+            await asyncio.sleep(random.uniform(*REOPEN_S))  # noqa: S311 - spreads only
+            try:
+                await self._archive.open(self._map)
+            except ArchiveAwayError as error:
+                self._outage.failed(error, "open")
+        self._outage.answered("open")
+        await self._opened_late()
+
+    async def on_stop(self) -> None:
+        """Close both, after the transport has let every partition go."""
+        if self._opening is not None:
+            self._opening.cancel()
+        try:
+            await self._archive.close()
+        finally:
+            await self._log_client.stop()
+
+
+def build(settings: Settings) -> MapApp:
+    """Return the Faust App of a worker, ready to be run.
+
+    Raises:
+        MapError: the map file cannot be used.
+        SettingError: certificates or drivers that the settings ask for are not there.
+    """
+    protect_log(secrets_of(settings))
+    hold_back_logins()
+    raise_files_limit()
+    themap = load_map(settings.map_file)
+
+    def failed(error: BaseException) -> None:
+        transport.fail(error)
+
+    reloads = Reloads(failed)
+    options = kafka_options(settings, reloads)
+    _make_folder(settings)
+    app = _app(settings, themap, reloads)
+    app.accepting_failed = failed
+    log = _log(settings, themap, options)
+    archive = _archive(settings, reloads)
+
+    # The transport is made of the owners, and the owners report to the transport.
+    def fenced(topic: str, partition: int, reason: str) -> None:
+        transport.restart(topic, partition, reason)
+
+    def misplaced(topic: str, partition: int, position: int) -> None:
+        transport.realign(topic, partition, position)
+
+    owners = Owners(
+        themap,
+        log,
+        archive,
+        settings.state_folder / themap.name,
+        failed=failed,
+        fenced=fenced,
+        misplaced=misplaced,
+        early_emit_s=settings.early_emit_ms / 1_000,
+    )
+    layer_topics = {t for t, plan in owners.plans.items() if plan.finer is not None}
+    pressure = _pressure(settings, owners)
+    sources = owners.plans.keys() - layer_topics
+    ingest = lane_of(app, "ingest", sources, pressure.admits_sources, _pace(settings))
+    rollup = lane_of(app, "rollup", layer_topics, pressure.admits_layers, _pace(settings))
+    transport = Transport(
+        _transport_options(settings, themap, options),
+        owners,
+        [ingest, rollup],
+        app.flow_control.clear,
+    )
+    add_agent(app, ingest, Ingest(owners, log).handle, transport.fail)
+    add_agent(app, rollup, Rollup(owners, log).handle, transport.fail)
+    check = functools.partial(_check, settings, owners, options)
+    foundation = Foundation(
+        log, archive, themap, check, transport.fail,
+        opened_late=owners.claim_anew, outage=owners.emitted.archive,
+    )  # fmt: skip
+    watch = watch_of(settings, owners, transport, pressure, archive)
+    app.own_services += [foundation, transport, watch, reloads]
+    readiness = readiness_of(
+        settings, watch, transport, owners=owners, archive=archive, pressure=pressure
+    )
+    view = View(themap, archive, owners, transport, pressure, readiness=readiness)
+    _answer(
+        app, settings, view, transport,
+        pressure=pressure, watch=watch, lanes=[ingest, rollup], reloads=reloads,
+    )  # fmt: skip
+    app.conf.seal()
+    return app
+
+
+def _app(settings: Settings, themap: Map, reloads: Reloads) -> MapApp:
+    """Return the Faust App, without agents and services."""
+    app = create_app(
+        settings.group_of(themap.name),
+        data_folder=settings.state_folder / "faust",
+        web_host=settings.web_host,
+        web_port=settings.web_port,
+        web_tls=ssl_context(settings, reloads),
+        web_followers_max=settings.query_live_max,
+    )
+    app.conf.Worker = Process
+    app.reload_files = reloads.look
+    app.stall_seconds_max = settings.session_timeout_ms / 1_000
+    # Faust connects to none of them, but its banner shows them.
+    app.conf.broker = ";".join(
+        f"kafka://{broker.strip()}" for broker in settings.brokers.split(",")
+    )
+    return app
+
+
+def _answer(
+    app: MapApp,
+    settings: Settings,
+    view: View,
+    transport: Transport,
+    *,
+    pressure: Pressure,
+    watch: Watch,
+    lanes: list[Lane],
+    reloads: Reloads,
+) -> None:
+    """Add the query endpoint, with the other workers that it asks and the metrics."""
+    threads = Threads(settings.query_concurrency_max, "query")
+    access = Access(settings, reloads)
+    peers = _peers(settings, view, transport, threads, access)
+    peers.tls = peers_tls(settings, reloads)
+    cache = ArchiveCache(view.archive, settings.query_cache_bytes_max, threads)
+    metrics = Metrics(
+        view, transport, pressure, watch, lanes=lanes, peers=peers, cache=cache,
+        reloads=reloads, is_insecure=settings.insecure, connections=app.connections,
+    )  # fmt: skip
+    install(
+        app, view, settings, live=peers, cache=cache, metrics=metrics.text, access=access,
+        workers=peers.workers,
+    )  # fmt: skip
+
+    async def close_peers(_: web.Application) -> None:
+        await peers.close()
+
+    app.web.web_app.on_cleanup.append(close_peers)
+
+
+async def _check(settings: Settings, owners: Owners, options: dict[str, Any]) -> None:
+    """Check the topics, and take note of whose they are, before a partition is claimed."""
+    group = settings.group_of(owners.themap.name)
+    cluster = await patiently(
+        lambda: check_topics(settings.brokers, owners.themap, options, group=group)
+    )
+    owners.claimant = Claimant(group, settings.node_name, cluster)
+    archive = settings.archive_folder.absolute() if settings.archive == "embedded" else "Cassandra"
+    log.info(
+        "map %s, revision %d: node %s of group %s; state in %s, archive in %s",
+        owners.themap.name, owners.themap.revision, settings.node_name, group,
+        settings.state_folder.absolute(), archive,
+    )  # fmt: skip
+
+
+def _peers(
+    settings: Settings, view: View, transport: Transport, threads: Threads, access: Access
+) -> Peers:
+    return Peers(
+        view.themap,
+        view.local,
+        lambda: transport.group.urls,
+        own_url=advertised_url(settings),
+        key=access.peer_key,
+        only_https=bool(settings.web_cert_file),
+        threads=threads,
+    )
+
+
+def _make_folder(settings: Settings) -> None:
+    """Make the state folder: Faust makes its own in it, but not the ones above."""
+    try:
+        settings.state_folder.mkdir(mode=0o777 & ~PRIVATE, parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingError(
+            f"cannot make state folder {settings.state_folder}: {error.strerror}; want a folder "
+            "that this user may write; set state_folder"
+        ) from error
+
+
+def _pressure(settings: Settings, owners: Owners) -> Pressure:
+    embedded = [settings.archive_folder] if settings.archive == "embedded" else []
+    return Pressure(
+        settings.pending_bytes_max,
+        settings.disk_free_bytes_min,
+        [settings.state_folder, *embedded],
+        owners.pending_bytes,
+    )
+
+
+def _pace(settings: Settings) -> Pace:
+    return Pace(settings.gather_ms_max / 1_000, settings.chunk_bytes_max)
+
+
+def _log(settings: Settings, themap: Map, options: dict[str, Any]) -> KafkaLog:
+    """Return the log; of journals and layer topics it knows that a repeat does no harm."""
+    plans = plans_of(themap)
+    repeatable = {plan.journal for plan in plans.values()}
+    repeatable |= {topic for topic, plan in plans.items() if plan.finer is not None}
+    return KafkaLog(settings.brokers, RECORD_BYTES_MAX, options, repeatable=repeatable)
+
+
+def _archive(settings: Settings, reloads: Reloads) -> Archive:
+    if settings.archive == "embedded":
+        from tables.archive.embedded.archive import EmbeddedArchive  # noqa: PLC0415 - only where chosen
+
+        return EmbeddedArchive(settings.archive_folder)
+    from tables.archive.cassandra.archive import CassandraArchive  # noqa: PLC0415 - an extra
+
+    return CassandraArchive(cassandra_settings(settings, reloads))
+
+
+def _transport_options(
+    settings: Settings, themap: Map, options: dict[str, Any]
+) -> TransportOptions:
+    return TransportOptions(
+        brokers=settings.brokers,
+        group=settings.group_of(themap.name),
+        node=settings.node_name,
+        home=f"{socket.gethostname()}:{settings.state_folder.absolute()}:{themap.name}",
+        map_name=themap.name,
+        peer_key=peer_key(settings),
+        web_url=advertised_url(settings),
+        partitions=themap.inputs(),
+        session_timeout_ms=settings.session_timeout_ms,
+        fetch_bytes_max=settings.fetch_bytes_max,
+        fetch_max_wait_ms=settings.fetch_max_wait_ms,
+        chunk_bytes_max=settings.chunk_bytes_max,
+        chunk_records_max=settings.chunk_records_max,
+        alone=_ALONE if settings.archive == "embedded" else "",
+        client_options=options,
+    )

@@ -1,0 +1,119 @@
+"""The worker process around the Faust App: how it ends, and its last words.
+
+What stops a worker is told twice: in the log where it happened, and as the last line of standard
+error, where people and supervisors look first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+import socket
+import sys
+from typing import Any, NoReturn
+
+import faust
+
+from app.host import allocator as memory
+from app.host.printable import printable
+from app.host.watchdog import Watchdog
+from tables.model.errors import SettingError, TreasureMapError
+
+PRIVATE = 0o077
+"""Of files and folders that are made nobody else may do anything: they hold events."""
+
+SWITCH_S = 0.0005
+"""How long a thread may keep Python's lock while others wait for it. A chunk is folded in dozens of
+steps that give the lock away: with the 5 ms of Python's own, a query that makes Python objects
+beside them made 13 ms of folding 487, and 159 so (two cores, crowded)."""
+
+_CANNOT_LISTEN = {errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES}
+
+
+class Process(faust.Worker):  # type: ignore[misc]  # faust comes without types
+    """Faust's worker; an operating error ends it with one message instead of a traceback."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._reason: BaseException | None = None
+        self._watchdog = Watchdog(self.app.stall_seconds_max)
+
+    async def start(self) -> None:
+        """Start and run; an error that an operator can mend ends the run in order."""
+        loop = asyncio.get_running_loop()
+        self._watchdog.start(loop)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        memory.keep_freed()
+        os.umask(PRIVATE)
+        sys.setswitchinterval(SWITCH_S)
+        try:
+            self._check_options()
+            await super().start()
+        except TreasureMapError as error:
+            self._reason = error
+        except OSError as error:
+            if not isinstance(error, socket.gaierror) and error.errno not in _CANNOT_LISTEN:
+                self._reason = error
+                raise
+            conf = self.app.conf
+            self._reason = SettingError(
+                f"cannot listen for queries: {error.strerror}; got {conf.web_bind}:"
+                f"{conf.web_port}; want an address of this machine with a free port; end what "
+                "listens there, or set web_host and web_port"
+            )
+        except Exception as error:
+            self._reason = error
+            raise
+
+    def _reload(self) -> None:
+        """Look at files that may have changed, as who sends SIGHUP asks for."""
+        self.log.info("SIGHUP: certificates, keys and tokens are looked at")
+        self.app.reload_files()
+
+    def _check_options(self) -> None:
+        if self.app.conf.refused:
+            raise SettingError(
+                f"cannot use options of Faust's own: got {', '.join(self.app.conf.refused)}; want"
+                " the worker's settings to say it; see `python -m app worker --help`"
+            )
+
+    async def on_startup_finished(self) -> None:
+        """Everything that lives as long as the process has been made."""
+        await super().on_startup_finished()
+        memory.collect_seldom()
+        memory.give_back_at_times()
+
+    async def _sentinel_task(self) -> None:
+        """Let the loop turn once before it is closed; Faust's lets every stop take a second more.
+
+        All tasks have ended by then.
+        """
+        await asyncio.sleep(0)
+
+    def execute_from_commandline(self) -> NoReturn:
+        """Run to the end and exit: 0 where the worker was asked to stop, else 1 with its reason."""
+        try:
+            super().execute_from_commandline()
+        except SystemExit as ending:
+            code = ending.code
+        self._watchdog.leave()
+        reason = self._reason or self.crash_reason
+        if reason is not None:
+            complain(reason, self.stderr)
+            code = code or 1
+        sys.exit(code)
+
+
+def ignore_hangups() -> None:
+    """Let SIGHUP, which has files read again, not end a worker that is still being built."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def complain(reason: BaseException, to: Any = None) -> None:
+    """Write why the process ends; an error that nobody foresaw is named by its kind."""
+    text = str(reason) if isinstance(reason, TreasureMapError) else repr(reason)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    (to or sys.stderr).write(printable(f"error: {text}\n", keep="\n"))

@@ -1,0 +1,174 @@
+"""What the web endpoint sees of a worker: live cells, ledger, layers, readiness."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from agents.partition.owners import Owners
+from app.health.backpressure import Pressure
+from app.health.readiness import Readiness
+from app.kafka.transport import Transport
+from tables.archive.protocol import Archive
+from tables.model import ledger
+from tables.model.layer import Layer, Map, combiner_of
+from tables.model.ledger import EVENT_COLUMNS, LAYER_COLUMNS, RECORD_COLUMNS
+from tables.query.live import LiveJob, LiveRead
+from tables.query.whole import described
+from tables.state.layer_table import NEVER_MS
+
+
+class View:
+    """``app.web.endpoint.WorkerView`` over the owners and the transport of this process.
+
+    Args:
+        themap: the map that is served.
+        archive: where closed cells are.
+        owners: the partitions of this worker.
+        transport: what reads for them.
+        pressure: what pauses it.
+        readiness: what keeps it from being ready.
+    """
+
+    def __init__(
+        self,
+        themap: Map,
+        archive: Archive,
+        owners: Owners,
+        transport: Transport,
+        pressure: Pressure,
+        *,
+        readiness: Readiness,
+    ) -> None:
+        self.themap = themap
+        self.archive = archive
+        self.owners = owners
+        self._transport = transport
+        self._pressure = pressure
+        self._readiness = readiness
+
+    def local(self, read: LiveRead) -> LiveJob:
+        """Return what makes the applied cells of this worker, with how fresh they are."""
+        job = self.owners.live_job(read)
+        topic = self.owners.plan_of(read.layer).topic
+        for partition, facts in job.facts.items():
+            owner = self.owners.get(topic, partition)
+            assert owner is not None, "its facts were read just now"
+            fresh_ms = self._transport.fresh_ms(topic, partition, facts.position)
+            if fresh_ms is None:
+                # Behind: what it has is everything up to the last record that is folded.
+                tail = owner.state.meta.tail
+                fresh_ms = NEVER_MS if tail is None else tail[0]
+            job.facts[partition] = msgspec.structs.replace(facts, fresh_ms=fresh_ms)
+        return job
+
+    def layers(self) -> list[dict[str, Any]]:
+        """Return each layer's counts on this worker."""
+        return [self._layer(layer) for layer in self.themap.layers]
+
+    def ledger(self) -> dict[str, Any]:
+        """Return where every offset and event of this worker's partitions went."""
+        records: dict[str, dict[str, dict[str, int | None]]] = {}
+        problems: list[str] = []
+        lags = self._transport.lag_records()
+        handed = self._transport.positions()
+        for owner in self.owners.each():
+            meta = owner.state.meta
+            topic, partition = owner.plan.topic, owner.partition
+            row: dict[str, int | None] = {"read": meta.to - meta.base, "position": meta.to}
+            row |= {name: meta.ledger.get(f"records.{name}", 0) for name in RECORD_COLUMNS}
+            lag, position = lags.get((topic, partition)), handed.get((topic, partition))
+            row["end"] = None if lag is None or position is None else position + lag
+            records.setdefault(topic, {})[str(partition)] = row
+            names = [layer.name for layer in owner.plan.layers]
+            found = ledger.imbalances(meta.ledger, meta.to - meta.base, names)
+            problems += [f"{topic}[{partition}]: {problem}" for problem in found]
+        counts = ledger.total(owner.state.meta.ledger for owner in self.owners.each())
+        events = {name: counts.get(f"events.{name}", 0) for name in ("decoded", *EVENT_COLUMNS)}
+        columns = ("selected", *LAYER_COLUMNS)
+        layers = {
+            layer: {name: counts.get(f"layer.{layer}.{name}", 0) for name in columns}
+            for layer in self._counted()
+        }
+        return {
+            "records": records,
+            "events": events,
+            "reasons": {kind: _by_reason(counts, kind) for kind in ("unreadable", "malformed")},
+            "layers": layers,
+            "balanced": not problems,
+            "problems": problems,
+        }
+
+    def unready(self) -> list[str]:
+        """Return why this worker should not be asked now, in sentences; none where it is ready."""
+        return self._readiness.reasons()
+
+    def serving(self) -> dict[str, list[int]]:
+        """Return the restored partitions, whose live cells queries read, by topic."""
+        return _by_topic((owner.plan.topic, owner.partition) for owner in self.owners.each())
+
+    def restoring(self) -> dict[str, list[int]]:
+        """Return the partitions that are assigned and not restored yet, by topic."""
+        return _by_topic(self._transport.restoring())
+
+    def paused(self) -> dict[str, list[str]]:
+        """Return the kinds of input that are paused, each with its reasons in words."""
+        return {gate.name: gate.words() for gate in self._pressure.gates if gate.reasons}
+
+    def _counted(self) -> list[str]:
+        """Return the layers of the ledger: the map's, and before each merged one its combiner."""
+        names = []
+        for layer in self.themap.layers:
+            if layer.merged:
+                names.append(self._combiner(layer).name)
+            names.append(layer.name)
+        return names
+
+    def _combiner(self, layer: Layer) -> Layer:
+        assert layer.source is not None
+        return combiner_of(self.themap.source(layer.source), layer)
+
+    def _layer(self, layer: Layer) -> dict[str, Any]:
+        topic = self.themap.input_topic(layer)
+        owners = [owner for owner in self.owners.each() if owner.plan.topic == topic]
+        senders = [(owner, layer) for owner in owners]
+        if layer.merged:
+            combiner = self._combiner(layer)
+            senders += [(o, combiner) for o in self.owners.each() if combiner in o.plan.layers]
+        closed = [owner.state.closed_ms(layer) for owner in owners]
+        floors = [owner.state.floor_ms(layer) for owner in owners]
+        return {
+            "name": layer.name,
+            # Rows of unmerged blocks count singly, so this is an upper bound of the cells.
+            "open_cells": sum(owner.state.tables[layer.name].rows for owner in owners),
+            "unacknowledged_windows": sum(owner.unacknowledged(sent) for owner, sent in senders),
+            "waiting_open_windows": sum(owner.waiting_open(sent) for owner, sent in senders),
+            "archived_cells": self.owners.archived_cells(layer),
+            "watermark_ms": _known(closed),
+            "floor_ms": _known(floors),
+            "partitions": sorted(owner.partition for owner in owners),
+            "whole_from": {
+                str(owner.partition): described(layer, owner.state.whole(layer)) for owner in owners
+            },
+        }
+
+
+def _by_topic(partitions: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for topic, partition in sorted(partitions):
+        found.setdefault(topic, []).append(partition)
+    return found
+
+
+def _by_reason(counts: ledger.Ledger, kind: str) -> dict[str, int]:
+    prefix = f"{kind}."
+    found = {n.removeprefix(prefix): c for n, c in counts.items() if n.startswith(prefix)}
+    return dict(sorted(found.items()))
+
+
+def _known(times: list[int]) -> int | None:
+    """Return the least of some times, None where there is none or no event has come yet."""
+    least = min(times, default=NEVER_MS)
+    return None if least == NEVER_MS else least

@@ -1,0 +1,1 @@
+"""HTTP: the server, who may ask, the routes, the formats of answers, live streams."""

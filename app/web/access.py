@@ -1,0 +1,194 @@
+"""Access: which scope each route wants, and what a request may do.
+
+A route is mounted together with its scope (:func:`mount`); one that has none ends the start of the
+worker, and the guard answers nothing on it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hmac
+import re
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler
+
+from app.config.connections import advertised_url
+from app.config.settings import Settings
+from app.host.reloads import Reloads
+from app.trust.proof import HEADER, PeerKey, Proof, ProofError
+from app.trust.tokens import ADMIN, LIVE, READ, SCOPES, Tokens, hash_of
+
+__all__ = ["ADMIN", "LIVE", "OPEN", "PEER", "READ", "Access", "Caller", "mount", "scope_of"]
+
+OPEN, PEER = "open", "peer"
+"""What no token may have: routes that want none, and those between workers."""
+
+_SCOPES = web.AppKey("scopes", dict[str, str])
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks.
+
+    Attributes:
+        scopes: what they may ask.
+        may_still: returns whether they may still use a scope, after tokens have changed.
+    """
+
+    scopes: frozenset[str]
+    may_still: Callable[[str], bool]
+
+
+CALLER = web.RequestKey("caller", Caller)
+PROOF = web.RequestKey("proof", Proof)
+"""What the guard notes on a request: who sends it, and the proof of a worker; neither where there
+is none."""
+
+_ANYONE = Caller(frozenset(SCOPES), lambda _: True)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Refused:
+    """Why a request is not answered."""
+
+    status: HTTPStatus
+    detail: str
+
+
+def mount(site: web.Application, method: str, path: str, scope: str, handler: Handler) -> None:
+    """Add a route with the scope that it wants; GET comes with HEAD."""
+    assert scope in (OPEN, PEER, *SCOPES), f"{scope} is no scope"
+    if method == hdrs.METH_GET:
+        site.router.add_get(path, handler)
+    else:
+        site.router.add_route(method, path, handler)
+    scopes(site)[path] = scope
+
+
+def scopes(site: web.Application) -> dict[str, str]:
+    """Return the scope of each path, as it was mounted."""
+    if _SCOPES not in site:
+        site[_SCOPES] = {}
+    return site[_SCOPES]
+
+
+def unscoped(site: web.Application) -> list[str]:
+    """Return the routes that have no scope."""
+    found = {route.resource.canonical for route in site.router.routes() if route.resource}
+    return sorted(found - scopes(site).keys())
+
+
+async def check_scopes(site: web.Application) -> None:
+    """Refuse to start with a route that has no scope."""
+    assert not unscoped(site), f"{unscoped(site)} have no scope; use app.web.access.mount"
+
+
+def scope_of(site: web.Application, path: str) -> str | None:
+    """Return the scope of a path like ``/v1/layers/hour/live``, None where nothing is there."""
+    for mounted, scope in scopes(site).items():
+        if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", mounted), path):
+            return scope
+    return None
+
+
+class Access:
+    """Who may ask one worker what.
+
+    Args:
+        settings: tokens and secrets.
+        reloads: reads the file of tokens again when it changes.
+
+    Attributes:
+        wants_token: whether readers need a token.
+        is_insecure: whether the settings allow what is not guarded.
+        peer_key: what workers prove themselves with; None where nothing is set for it.
+
+    Raises:
+        SettingError: the file of tokens cannot be used.
+    """
+
+    def __init__(self, settings: Settings, reloads: Reloads) -> None:
+        self.is_insecure = settings.insecure
+        self._reloads = reloads
+        self._token = settings.web_token.encode()
+        self._tokens: Tokens | None = None
+        if settings.web_tokens_file:
+            self._tokens = Tokens(settings.web_tokens_file)
+            reloads.add("tokens", [settings.web_tokens_file], self._tokens.load)
+        self.wants_token = bool(self._token or self._tokens)
+        self.peer_key = peer_key(settings)
+
+    def warnings(self) -> list[str]:
+        """Return a sentence for each thing that an operator should mend."""
+        return self._reloads.warnings()
+
+    def caller(self, headers: Mapping[str, str]) -> Caller | None:
+        """Return who sends these headers, None for a token that is missing, wrong or expired."""
+        if not self.wants_token:
+            return _ANYONE
+        scheme, _, rest = headers.get(hdrs.AUTHORIZATION, "").partition(" ")
+        text = rest.strip()
+        # Bytes that are not UTF-8 come as surrogates; they match no token, and must not fail.
+        raw = text.encode("utf-8", "surrogateescape")
+        is_whole = hmac.compare_digest(raw, self._token) and bool(self._token)
+        if scheme.lower() != "bearer":
+            return None
+        if is_whole:
+            return _ANYONE
+        if self._tokens is None:
+            return None
+        tokens, digest = self._tokens, hash_of(text)
+        token = tokens.find(digest)
+        if token is None:
+            return None
+
+        def may_still(scope: str) -> bool:
+            found = tokens.find(digest)
+            return found is not None and scope in found.scopes
+
+        return Caller(frozenset(token.scopes), may_still)
+
+    def refusal(self, scope: str, caller: Caller | None) -> Refused | None:
+        """Return why a caller may not ask a route of a scope for readers; None if they may."""
+        if scope == OPEN:
+            return None
+        if caller is None:
+            return Refused(
+                HTTPStatus.UNAUTHORIZED,
+                "cannot answer: the token is missing or wrong; want the header Authorization:"
+                " Bearer with a token that is valid now",
+            )
+        if scope in SCOPES and scope not in caller.scopes:
+            granted = " ".join(sorted(caller.scopes & set(SCOPES))) or "none"
+            return Refused(
+                HTTPStatus.FORBIDDEN,
+                f"cannot answer: the token does not have the scope {scope}; got {granted}; want a"
+                f" token made with --scope {scope}",
+            )
+        return None
+
+    def peer(self, request: web.Request, caller: Caller | None) -> Proof | Refused | None:
+        """Return the proof of a worker, or why it is refused; None where none is wanted."""
+        if self.peer_key is None and not self.wants_token:
+            return None
+        why = "no secret between workers is set; want peer_secret at all workers"
+        if self.peer_key is not None:
+            header = request.headers.get(HEADER, "")
+            try:
+                return self.peer_key.check(request.method, request.path, header)
+            except ProofError as error:
+                why = str(error)
+        has_token = self.wants_token and caller is not None
+        return Refused(
+            HTTPStatus.FORBIDDEN if has_token else HTTPStatus.UNAUTHORIZED,
+            f"cannot answer: this path is for workers, and no token opens it: {why}",
+        )
+
+
+def peer_key(settings: Settings) -> PeerKey | None:
+    """Return the key between workers: of ``peer_secret``, else of ``web_token``."""
+    secret = settings.peer_secret or settings.web_token
+    return PeerKey(secret, advertised_url(settings)) if secret else None

@@ -1,0 +1,128 @@
+"""Families over HTTP: what there is to ask, and an answer with what it is and cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import Any
+
+import polars as pl
+
+from agents.query.answers import FamilyAnswer
+from app.web.formats import Answered, hinted
+from tables.model.layer import Map
+from tables.query.answer import row_end
+from tables.query.cell_query import encode_cursor, exact_json, page_after
+from tables.query.family import FamilyQuery, family_of
+from tables.query.planner import Plan
+from tables.query.top import TopQuery, top_rows
+from tables.state.cell import measures_of
+from tables.state.layer_table import NEVER_MS
+
+
+def describe_families(themap: Map) -> list[dict[str, Any]]:
+    """Return the families of a map: what can be asked of each."""
+    found = []
+    for base in (layer for layer in themap.layers if layer.finer is None):
+        family = family_of(themap, base.name)
+        found.append(
+            {
+                "name": family.name,
+                "layers": [layer.name for layer in family.layers],
+                "key": [field.name for field in base.key],
+                "measures": [measure.name for measure in base.measures],
+                "window": str(base.window),
+            }
+        )
+    return found
+
+
+def describe_plan(plan: Plan) -> dict[str, Any]:
+    """Return a plan as JSON."""
+    segments = [
+        {
+            "layer": segment.name,
+            "from": segment.from_ms,
+            "to": segment.to_ms,
+            "windows": segment.windows,
+            "cells": segment.cells,
+        }
+        for segment in plan.segments
+    ]
+    return {"exactness": plan.exactness, "cells": plan.cells, "segments": segments}
+
+
+def answered_family(themap: Map, query: FamilyQuery, answer: FamilyAnswer, now_ms: int) -> Answered:
+    """Return one page of an answer."""
+    rows, cursor = page_after(query.rows, answer.rows, query.after, query.limit)
+    next_page = None if cursor is None else encode_cursor(themap, query.rows, cursor)
+    found = _answered(themap, query, answer, rows, now_ms)
+    return dataclasses.replace(found, cursor=next_page)
+
+
+def answered_top(themap: Map, top: TopQuery, answer: FamilyAnswer, now_ms: int) -> Answered:
+    """Return the first keys of an answer."""
+    rows = top_rows(top, answer.rows)
+    found = _answered(themap, top.query, answer, rows, now_ms)
+    ranked = {
+        "layer": top.layer.name,
+        "by": top.by.name,
+        "order": "desc" if top.descending else "asc",
+        "keys": answer.rows.height,
+    }
+    return dataclasses.replace(found, about={**ranked, **found.about})
+
+
+def _answered(
+    themap: Map, query: FamilyQuery, answer: FamilyAnswer, rows: pl.DataFrame, now_ms: int
+) -> Answered:
+    topic = themap.source(query.family.base.source or "").topic
+    about = {
+        "family": query.family.name,
+        "map_revision": themap.revision,
+        "exactness": answer.exactness,
+        "final": answer.final,
+        "as_of": {topic: answer.as_of},
+        "watermark_ms": known_ms(answer.watermark_ms),
+        "data_age_ms": age_ms(answer, now_ms),
+        "whole_from": answer.whole,
+        "cost": answer.cost,
+        "plan": describe_plan(answer.plan),
+        **hinted(rows, query.from_ms, query.to_ms),
+    }
+    ends = [row_end(query, start) for start in rows["window_start"].to_list()]
+    return Answered(
+        about, query.rows, rows, ends, lambda: _cells(query, rows, ends), versions=False
+    )
+
+
+def etag_of(themap: Map, request_line: str, kind: str) -> str:
+    """Return the ETag of a final answer: the same question has the same cells for ever.
+
+    It is weak: what the answer cost, and how old it is, is not what it is.
+    """
+    text = f"{themap.digest}\n{request_line}\n{kind}"
+    return f'W/"{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}"'
+
+
+def age_ms(answer: FamilyAnswer, now_ms: int) -> int | None:
+    """Return how old an answer's data is, None where that is not known."""
+    return None if answer.fresh_ms == NEVER_MS else max(0, now_ms - answer.fresh_ms)
+
+
+def known_ms(time_ms: int) -> int | None:
+    """Return a time, None where there is none yet."""
+    return None if time_ms == NEVER_MS else time_ms
+
+
+def _cells(query: FamilyQuery, rows: pl.DataFrame, ends: list[int]) -> list[dict[str, Any]]:
+    measures = measures_of(query.rows, rows)
+    return [
+        {
+            "key": {field.name: row[field.column] for field in query.rows.key},
+            "window_start": row["window_start"],
+            "window_end": end,
+            "measures": {name: exact_json(value) for name, value in measure.items()},
+        }
+        for row, end, measure in zip(rows.iter_rows(named=True), ends, measures, strict=True)
+    ]

@@ -1,0 +1,185 @@
+"""Formats: one answer as JSON, lines of JSON, CSV or an Arrow stream, whichever a reader accepts.
+
+JSON has everything in one document. The others are the cells alone, as a table; what the answer is
+stands in headers then: the rest of the document, and where the next page is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+import polars as pl
+from aiohttp import web
+from multidict import MultiMapping
+
+from app.web.guard import HEADERS, NotAcceptableError
+from tables.model.layer import Layer
+from tables.query.measure_columns import measure_columns
+from tables.query.parameters import seconds_hint
+
+ABOUT_HEADER = "Treasure-Map-Answer"
+CURSOR_HEADER = "Treasure-Map-Cursor"
+ABOUT_BYTES_MAX = 7_000
+"""Most clients refuse a header of 8 KiB."""
+
+COMPRESS_BYTES_MIN = 14_000
+"""What is smaller arrives at once, compressed or not: TCP begins with ten packets (RFC 6928)."""
+
+COMPRESS_AT_ONCE_BYTES_MAX = 1 << 17
+"""So many bytes are compressed in some 3 ms; more are compressed in a thread."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Answered:
+    """An answer before it has a format.
+
+    Attributes:
+        about: what it is, as JSON can carry it.
+        layer: the shape of its rows.
+        rows: a cell frame of ``layer``, the page's rows in order.
+        ends: where each row's window ends.
+        cells: returns the rows as objects of JSON.
+        versions: whether rows have a version.
+        cursor: where the next page begins, if there is one.
+    """
+
+    about: Mapping[str, Any]
+    layer: Layer
+    rows: pl.DataFrame
+    ends: list[int]
+    cells: Callable[[], Sequence[Mapping[str, Any]]]
+    versions: bool
+    cursor: str | None = None
+
+
+def hinted(rows: pl.DataFrame, *times: int) -> dict[str, str]:
+    """Return what to add to an answer without cells where its range was probably not meant."""
+    hint = "" if rows.height else seconds_hint(*times)
+    return {"hint": f"the range has no cells: {hint}"} if hint else {}
+
+
+def table_of(answered: Answered) -> pl.DataFrame:
+    """Return the rows as readers get them: key, window, measures, and version where there is one.
+
+    Key fields have their own names; times are epoch milliseconds.
+    """
+    layer, rows = answered.layer, answered.rows
+    columns = [rows[field.column].alias(field.name) for field in layer.key]
+    columns += [rows["window_start"], pl.Series("window_end", answered.ends, dtype=pl.Int64)]
+    columns += measure_columns(layer, rows)
+    if answered.versions:
+        columns.append(rows["version"])
+    return pl.DataFrame(columns)
+
+
+def _json(answered: Answered) -> bytes:
+    document = {**answered.about, "cells": answered.cells(), "cursor": answered.cursor}
+    return orjson.dumps(document, option=orjson.OPT_NON_STR_KEYS)
+
+
+def _lines(answered: Answered) -> bytes:
+    return b"".join(orjson.dumps(cell) + b"\n" for cell in answered.cells())
+
+
+def _csv(answered: Answered) -> bytes:
+    return table_of(answered).write_csv().encode()
+
+
+def _arrow(answered: Answered) -> bytes:
+    out = io.BytesIO()
+    # Older readers know no views of strings.
+    table_of(answered).write_ipc_stream(
+        out, compression="lz4", compat_level=pl.CompatLevel.oldest()
+    )
+    return out.getvalue()
+
+
+JSON, ARROW = "application/json", "application/vnd.apache.arrow.stream"
+FORMATS: dict[str, Callable[[Answered], bytes]] = {
+    JSON: _json, "application/x-ndjson": _lines, "text/csv": _csv, ARROW: _arrow,
+}  # fmt: skip
+
+
+def accepted(headers: MultiMapping[str]) -> str:
+    """Return the format that an Accept header prefers; of equal ones, the first named.
+
+    Raises:
+        NotAcceptableError: it accepts none of them.
+    """
+    best: tuple[float, str] = (0.0, "")
+    ranges = [part for value in headers.getall("Accept", ["*/*"]) for part in value.split(",")]
+    for part in ranges:
+        kind, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        for name in FORMATS:
+            matches = kind in (name, "*/*", f"{name.partition('/')[0]}/*")
+            quality = _quality(parameters)
+            if matches and quality > best[0]:
+                best = quality, name
+    if not best[1]:
+        raise NotAcceptableError(
+            f"cannot answer in any of {', '.join(part.strip() for part in ranges)}; want"
+            f" one of {', '.join(FORMATS)} in Accept"
+        )
+    return best[1]
+
+
+def respond(answered: Answered, kind: str, etag: str = "") -> web.Response:
+    """Return an answer in a format; with an ETag where it will always be the same."""
+    headers = dict(HEADERS)
+    if etag:
+        headers |= {"ETag": etag, "Cache-Control": "private, no-cache"}
+    headers["Vary"] = "Accept, Accept-Encoding, Authorization"
+    if kind != JSON:
+        about = {name: value for name, value in answered.about.items() if name != "plan"}
+        headers[ABOUT_HEADER] = _about(about)
+        if answered.cursor is not None:
+            headers[CURSOR_HEADER] = answered.cursor
+    body = FORMATS[kind](answered)
+    charset = "; charset=utf-8" if kind == "text/csv" else ""
+    response = web.Response(
+        body=body,
+        headers=headers | {"Content-Type": kind + charset},
+        zlib_executor_size=COMPRESS_AT_ONCE_BYTES_MAX,
+    )
+    if len(body) >= COMPRESS_BYTES_MIN and kind != ARROW:
+        response.enable_compression()
+    return response
+
+
+def _about(about: Mapping[str, Any]) -> str:
+    """Return what an answer is as a header that every client takes."""
+    text = orjson.dumps(about, option=orjson.OPT_NON_STR_KEYS)
+    if len(text) > ABOUT_BYTES_MAX:
+        # It grows with the partitions of the source, beyond what clients take.
+        text = orjson.dumps({**about, "as_of": None})
+    return text.decode()
+
+
+def not_modified(etag: str) -> web.Response:
+    """Return that what a reader has is still right."""
+    return web.Response(
+        status=HTTPStatus.NOT_MODIFIED,
+        headers={**HEADERS, "ETag": etag, "Cache-Control": "private, no-cache"},
+    )
+
+
+def has_etag(headers: MultiMapping[str], etag: str) -> bool:
+    """Tell whether an If-None-Match header names an ETag."""
+    given = ",".join(headers.getall("If-None-Match", []))
+    return etag in (part.strip() for part in given.split(","))
+
+
+def _quality(parameters: Iterable[str]) -> float:
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name.strip() == "q":
+            try:
+                return min(1.0, max(0.0, float(value)))
+            except ValueError:
+                return 0.0
+    return 1.0

@@ -1,0 +1,247 @@
+"""The guard of the query endpoint: who may ask, and how every refusal looks.
+
+On loopback without a token anyone on this machine may read, but only under a name of this machine:
+a page of another site that rebinds its own name to 127.0.0.1 (DNS rebinding) sends that name as
+Host. Where tokens are set a request carries one with the scope of its route, and requests between
+workers carry a proof (``app.web.access``). Every refusal and failure is an
+``application/problem+json`` document (RFC 9457).
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from collections.abc import Mapping
+from http import HTTPStatus
+from urllib.parse import unquote_to_bytes
+
+import orjson
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+from yarl import URL
+
+from app.config.checks import is_loopback
+from app.config.settings import Settings
+from app.host.reloads import Reloads
+from app.trust.certificates import PemFiles, server_context
+from app.web.access import CALLER, PEER, PROOF, Access, Refused, scopes
+from tables.model.errors import ArchiveDamagedError, ArchiveError, ArchiveRefusedError, QueryError
+from tables.query.cell_query import UnknownLayerError
+
+PROBLEM_TYPE = "application/problem+json"
+RETRY_AFTER_S = 1
+REQUEST_LIMITS = {"max_line_size": 32_768, "max_field_size": 66_000}
+"""The bytes of path and query, and of a header. A cursor has up to 24,576, and the id of a stream
+up to 65,536."""
+
+HEALTH_PATHS = ("/livez", "/readyz")
+# Answers change with every cycle, hold data of the reader's own, and are never a page.
+HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+
+_log = logging.getLogger(__name__)
+
+
+class BusyError(Exception):
+    """As many queries are being answered as may be; maps to HTTP 503."""
+
+
+class NotAcceptableError(Exception):
+    """No format that there is is accepted; maps to HTTP 406."""
+
+
+class PartialError(Exception):
+    """Some owners do not answer, and a partial answer is not wanted; maps to HTTP 503."""
+
+
+class DeadlineError(Exception):
+    """A query took longer than it may; maps to HTTP 504."""
+
+
+# The most special kind of error first.
+_STATUSES: dict[type[Exception], HTTPStatus] = {
+    UnknownLayerError: HTTPStatus.NOT_FOUND,
+    QueryError: HTTPStatus.BAD_REQUEST,
+    ArchiveDamagedError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    ArchiveError: HTTPStatus.SERVICE_UNAVAILABLE,
+    NotAcceptableError: HTTPStatus.NOT_ACCEPTABLE,
+    BusyError: HTTPStatus.SERVICE_UNAVAILABLE,
+    PartialError: HTTPStatus.SERVICE_UNAVAILABLE,
+    DeadlineError: HTTPStatus.GATEWAY_TIMEOUT,
+}
+
+
+def answer(value: object, status: int = HTTPStatus.OK) -> web.Response:
+    """Return a JSON answer."""
+    return web.Response(
+        body=orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS),
+        status=status,
+        content_type="application/json",
+        headers=HEADERS,
+    )
+
+
+def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> web.Response:
+    """Return a refusal; ``detail`` says what to change.
+
+    Bytes of a request that are not UTF-8, which come as surrogates, are told as question marks.
+    """
+    detail = detail.encode("utf-8", "replace").decode("utf-8")
+    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status}
+    return web.Response(
+        body=orjson.dumps(body | {"detail": detail}),
+        status=status,
+        content_type=PROBLEM_TYPE,
+        headers={**HEADERS, **(headers or {})},
+    )
+
+
+def ssl_context(settings: Settings, reloads: Reloads | None = None) -> ssl.SSLContext | None:
+    """Return the TLS side of the query endpoint, None where no certificate is set.
+
+    Args:
+        settings: certificate and key.
+        reloads: reads them again when they change.
+
+    Raises:
+        SettingError: the certificate and key cannot be used.
+    """
+    if not settings.web_cert_file:
+        return None
+    files = PemFiles(
+        "web", "", settings.web_cert_file, settings.web_key_file, settings.web_key_password_file
+    )
+    return server_context(files, reloads)
+
+
+def guard(settings: Settings, access: Access) -> Middleware:
+    """Return the middleware that checks who asks and turns every error into a problem."""
+    checks_host = not access.wants_token and is_loopback(settings.web_host)
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if checks_host and not is_loopback(host_name(request.headers.get("Host", ""))):
+            return problem(
+                HTTPStatus.FORBIDDEN,
+                "cannot answer: the Host header is no name of this machine;"
+                " want localhost or 127.0.0.1; ask under that name, or set web_token",
+            )
+        if (refused := _entered(request, access)) is not None:
+            wants = {"WWW-Authenticate": "Bearer"}
+            return problem(
+                refused.status,
+                refused.detail,
+                wants if refused.status == HTTPStatus.UNAUTHORIZED else None,
+            )
+        if not _is_utf_8(request.rel_url):
+            return problem(
+                HTTPStatus.BAD_REQUEST,
+                "cannot answer: path or query are not UTF-8 once %XX are bytes; want them in UTF-8",
+            )
+        return await _answer_or_problem(request, handler)
+
+    return middleware
+
+
+def _entered(request: web.Request, access: Access) -> Refused | None:
+    """Note on a request who sends it; return why it is refused, None if it is not."""
+    caller = access.caller(request.headers)
+    if caller is not None:
+        request[CALLER] = caller
+    resource = request.match_info.route.resource
+    if resource is None:
+        # No such path, or not by this method: who has no token does not learn which.
+        return access.refusal("", caller)
+    scope = scopes(request.app).get(resource.canonical)
+    if scope is None:
+        return Refused(
+            HTTPStatus.FORBIDDEN, "cannot answer: this path has no scope, so nobody may ask it"
+        )
+    if scope != PEER:
+        return access.refusal(scope, caller)
+    found = access.peer(request, caller)
+    if isinstance(found, Refused):
+        return found
+    if found is not None:
+        request[PROOF] = found
+    return None
+
+
+def host_name(host: str) -> str:
+    """Return the name of a Host header without its port: ``[::1]:6066`` gives ``::1``."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
+
+
+def _is_utf_8(url: URL) -> bool:
+    """Return whether path and query are text; aiohttp has others as if they had other letters."""
+    try:
+        for raw in (url.raw_path, url.raw_query_string):
+            unquote_to_bytes(raw).decode()
+    except UnicodeError:
+        return False
+    return True
+
+
+async def _answer_or_problem(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except tuple(_STATUSES) as error:
+        return _known_problem(error)
+    except web.RequestPayloadError:
+        return problem(
+            HTTPStatus.BAD_REQUEST,
+            "cannot answer: the body is not what Content-Encoding or Content-Length say; want a"
+            " whole body, or none",
+        )
+    except web.HTTPException as error:
+        if error.status < HTTPStatus.BAD_REQUEST:
+            raise
+        return _http_problem(request, error)
+    except Exception:  # noqa: BLE001 - the log has all of it; the reader gets no inner names
+        _log.exception("cannot answer %s %s", request.method, request.path)
+        return problem(
+            HTTPStatus.INTERNAL_SERVER_ERROR,
+            "cannot answer: a fault in this worker; its log has the cause",
+        )
+
+
+def damaged_words(error: ArchiveDamagedError) -> str:
+    """Return what a reader is told of rows that are damaged, without names of files."""
+    return (
+        f"cannot read cells: archived rows are damaged; got {error.where or 'a query'}; ask for"
+        " a range or keys without them; who runs this worker finds in its log what to restore"
+    )
+
+
+def unanswered_words(error: ArchiveError) -> str:
+    """Return what a reader is told of an archive that gives no rows, without its inner names."""
+    if isinstance(error, ArchiveRefusedError):
+        return "the archive refuses to answer; who runs this worker finds in its log what to mend"
+    return "the archive does not answer now"
+
+
+def _known_problem(error: Exception) -> web.Response:
+    status = next(status for kind, status in _STATUSES.items() if isinstance(error, kind))
+    detail = str(error)
+    if isinstance(error, ArchiveDamagedError):
+        # Asking again does not help, so nobody is told to.
+        _log.error("a query found the archive damaged: %s", error)
+        return problem(status, damaged_words(error))
+    if isinstance(error, ArchiveError):
+        # The cause may name hosts and users: it goes to the operator's log, not to the reader.
+        _log.warning("a query found the archive unable to answer: %s", error)
+        detail = f"cannot read cells: {unanswered_words(error)}; ask again later"
+    passes = status >= HTTPStatus.SERVICE_UNAVAILABLE
+    return problem(status, detail, {"Retry-After": str(RETRY_AFTER_S)} if passes else None)
+
+
+def _http_problem(request: web.Request, error: web.HTTPException) -> web.Response:
+    if error.status == HTTPStatus.NOT_FOUND:
+        detail = f"cannot answer {request.path}: no such path; docs/formats/http.md lists them"
+    elif error.status == HTTPStatus.METHOD_NOT_ALLOWED:
+        detail = f"cannot answer {request.method}: everything here is read; want GET"
+    else:
+        detail = f"cannot answer: {error.reason}"
+    kept = {name: value for name, value in error.headers.items() if name == "Allow"}
+    return problem(error.status, detail, kept)

@@ -1,0 +1,273 @@
+"""Live cells over HTTP: server-sent events of what changes and closes in a layer, resumable.
+
+A stream is a loop: ask for what is news, write it, wait. It holds the rows of one step and no more,
+many of them compressed, and some hundreds as events: while a reader is slow nothing is asked, and
+one that takes nothing for long is let go. The news of a few streams are made at once, whose rows
+are not compressed yet. The id of the last event says how far a reader is; with it in
+``Last-Event-ID`` any worker goes on from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import Iterable, Mapping
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+import polars as pl
+from aiohttp import hdrs, web
+
+from agents.query.changes import Changes, News, Place, decode_place, encode_place
+from agents.query.reader import LiveSource
+from app.config.settings import Settings
+from app.web.access import CALLER, LIVE, Caller
+from app.web.family_answers import known_ms
+from app.web.guard import HEADERS, BusyError, damaged_words, unanswered_words
+from tables.archive.cache import ArchiveCache
+from tables.model.errors import ArchiveDamagedError, ArchiveError, QueryError
+from tables.model.layer import Layer, Map
+from tables.query.cell_query import cell_rows, find_layer
+from tables.query.facts import whole_of
+from tables.query.family import KeyFilter
+from tables.query.parameters import (
+    Parameter,
+    choice_parameter,
+    key_parameter,
+    prefix_parameter,
+    read_parameters,
+    whole_parameter,
+)
+from tables.query.whole import later_measures
+from tables.state.block import decode_block, encode_block
+from tables.state.layer_table import NEVER_MS
+
+INTERVAL_MS, INTERVAL_MS_MIN, INTERVAL_MS_MAX = 500, 100, 60_000
+SILENT_S_MAX = 15.0
+"""A comment at least so often tells both ends that the other is there."""
+
+SLOW_S_MAX = 30.0
+"""A reader that takes nothing for so long is let go; it may come back with its last id."""
+
+CELLS_AT_ONCE = 500
+
+PACKED_ROWS = 5_000
+"""So many rows are compressed together, to some 25 bytes each; 24 followers that held frames of
+600,000 rows held 2.4 GB."""
+
+STREAM_HEADERS = HEADERS | {"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
+
+log = logging.getLogger(__name__)
+
+
+def live_parameters(layer: Layer) -> list[Parameter]:
+    """Return what a request for a stream may say."""
+    return [
+        *(key_parameter(field, many=True) for field in layer.key),
+        *(prefix_parameter(field) for field in layer.key if field.type == "string"),
+        choice_parameter(
+            "since",
+            "now: what changes from now on; open: first all cells that have not left live tables.",
+            ["now", "open"],
+            many=False,
+        ),
+        whole_parameter(
+            "interval_ms", f"How often at most; left out, {INTERVAL_MS}.",
+            INTERVAL_MS_MIN, INTERVAL_MS_MAX,
+        ),
+    ]  # fmt: skip
+
+
+class LiveStreams:
+    """The streams of one worker.
+
+    Args:
+        themap: the map that is served.
+        live: where owners are asked.
+        cache: where evicted cells are.
+        settings: how many streams there may be, and how many rows each may read at once.
+    """
+
+    def __init__(
+        self, themap: Map, live: LiveSource, cache: ArchiveCache, settings: Settings
+    ) -> None:
+        self._map = themap
+        self._live = live
+        self._cache = cache
+        self._settings = settings
+        self._running: set[asyncio.Task[Any]] = set()
+        self._making = asyncio.Semaphore(settings.query_concurrency_max)
+
+    async def close(self, _: web.Application) -> None:
+        """End all streams; their readers come back to another worker."""
+        for task in self._running:
+            task.cancel()
+
+    async def stream(self, request: web.Request) -> web.StreamResponse:
+        """Write events until the reader goes, or the worker stops."""
+        layer = find_layer(self._map, request.match_info["layer"])
+        problems: list[str] = []
+        values = read_parameters(live_parameters(layer), request.query.items(), problems)
+        if problems:
+            raise QueryError(f"cannot follow {layer.name}: {'; '.join(problems)}")
+        if request.method == hdrs.METH_HEAD:
+            # A stream without end would hold its connection, and nobody reads it.
+            if last := request.headers.get("Last-Event-ID", ""):
+                decode_place(layer, last)
+            return web.Response(headers=STREAM_HEADERS)
+        if len(self._running) >= self._settings.query_live_max:
+            raise BusyError(
+                f"cannot follow {layer.name}: {len(self._running)} readers follow cells already;"
+                " want no more at once (query_live_max); ask again later, or another worker"
+            )
+        task = asyncio.current_task()
+        assert task is not None
+        self._running.add(task)
+        try:
+            return await self._stream(request, layer, values)
+        finally:
+            self._running.discard(task)
+
+    async def _stream(
+        self, request: web.Request, layer: Layer, values: Mapping[str, Any]
+    ) -> web.StreamResponse:
+        keys = KeyFilter.of(values)
+        changes = Changes(layer, keys, self._live, self._cache, self._settings.query_rows_max)
+        place: Place
+        if last := request.headers.get("Last-Event-ID", ""):
+            place = decode_place(layer, last)
+        else:
+            place = {} if values.get("since") == "open" else await changes.now()
+        response = web.StreamResponse(headers=STREAM_HEADERS)
+        await response.prepare(request)
+        writer = _Writer(response)
+        interval_s = values.get("interval_ms", INTERVAL_MS) / 1_000
+        loop = asyncio.get_running_loop()
+        caller: Caller = request[CALLER]
+        try:
+            await writer.write([b"event: told\ndata: {}\n", _id(layer, place)])
+            while caller.may_still(LIVE):
+                next_at = loop.time() + interval_s
+                place = await self._step(layer, changes, place, writer)
+                await asyncio.sleep(max(0.0, next_at - loop.time()))
+            ended = {
+                "status": HTTPStatus.UNAUTHORIZED,
+                "detail": "cannot follow: the token was revoked or has expired; want a valid one",
+            }
+            await writer.write([_problem(ended)])
+        except TimeoutError:
+            log.info("a reader that takes nothing is let go: %s", layer.name)
+            if request.transport is not None:
+                # An end in order would wait until the reader has taken all.
+                request.transport.abort()
+        except ConnectionError:
+            log.info("a reader of live cells has gone: %s", layer.name)
+        return response
+
+    async def _step(self, layer: Layer, changes: Changes, place: Place, writer: _Writer) -> Place:
+        """Write what is news; return how far the reader is then."""
+        try:
+            news, packed = await self._news(changes, place)
+        except ArchiveDamagedError as error:
+            log.error("live cells need archived rows that are damaged: %s", error)  # noqa: TRY400
+            problem = {
+                "status": HTTPStatus.INTERNAL_SERVER_ERROR,
+                "detail": f"{damaged_words(error)}; begin anew, without an id",
+            }
+            await writer.write([_problem(problem)])
+            raise ConnectionError("rows that the reader lacks are damaged") from error
+        except ArchiveError as error:
+            log.warning("live cells wait for the archive: %s", error)
+            await writer.write([_comment(f"{unanswered_words(error)}; it is asked again")])
+            return place
+        except QueryError as error:
+            problem = {"status": HTTPStatus.GONE, "detail": f"{error}; begin anew, without an id"}
+            await writer.write([_problem(problem)])
+            raise ConnectionError("the reader is too far behind") from error
+        threads = self._cache.threads
+        schema = news.rows.schema
+        for piece in packed:
+            rows = await threads.run(decode_block, piece, schema)
+            for some in rows.iter_slices(CELLS_AT_ONCE):
+                await writer.write([await threads.run(_events, layer, some)])
+        if news.rows.height:
+            await writer.write([_events(layer, news.rows)])
+        if packed or news.rows.height or writer.is_silent:
+            await writer.write([_told(layer, news), _id(layer, news.place)])
+        return news.place
+
+    async def _news(self, changes: Changes, place: Place) -> tuple[News, list[bytes]]:
+        """Return what is news, many rows of it compressed in place of those of the news."""
+        async with self._making:
+            news = await changes.since(place)
+            if news.rows.height <= CELLS_AT_ONCE:
+                return news, []
+            packed = await self._cache.threads.run(_packed, news.rows)
+            return dataclasses.replace(news, rows=news.rows.clear()), packed
+
+
+class _Writer:
+    """Writes to one reader, which must take what it gets in time."""
+
+    def __init__(self, response: web.StreamResponse) -> None:
+        self._response = response
+        self._written_at = asyncio.get_running_loop().time()
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether nothing was written for long."""
+        return asyncio.get_running_loop().time() - self._written_at > SILENT_S_MAX
+
+    async def write(self, parts: Iterable[bytes]) -> None:
+        """Write, and wait until most of it is taken.
+
+        Raises:
+            TimeoutError: it takes too long.
+            ConnectionError: the reader has gone.
+        """
+        async with asyncio.timeout(SLOW_S_MAX):
+            await self._response.write(b"".join(parts))
+        self._written_at = asyncio.get_running_loop().time()
+
+
+def _packed(rows: pl.DataFrame) -> list[bytes]:
+    return [encode_block(some) for some in rows.iter_slices(PACKED_ROWS)]
+
+
+def _events(layer: Layer, rows: pl.DataFrame) -> bytes:
+    """Return the events of cells, which have whether they are closed."""
+    about = zip(
+        cell_rows(layer, rows), rows["source_partition"].to_list(), rows["is_closed"].to_list(),
+        strict=True,
+    )  # fmt: skip
+    return b"".join(
+        b"event: cell\ndata: "
+        + orjson.dumps({**cell, "source_partition": partition, "closed": is_closed})
+        + b"\n\n"
+        for cell, partition, is_closed in about
+    )
+
+
+def _told(layer: Layer, news: News) -> bytes:
+    facts = news.facts.values()
+    told = {
+        "watermark_ms": known_ms(min((fact.closed_ms for fact in facts), default=NEVER_MS)),
+        "partial": not news.place.keys() >= set(range(layer.partitions)),
+        "whole_from": later_measures(layer, whole_of(facts)),
+    }
+    return b"event: told\ndata: " + orjson.dumps(told) + b"\n"
+
+
+def _id(layer: Layer, place: Place) -> bytes:
+    """Return the end of an event that has this id."""
+    return b"id: " + encode_place(layer, place).encode() + b"\n\n"
+
+
+def _problem(about: Mapping[str, Any]) -> bytes:
+    return b"event: problem\ndata: " + orjson.dumps(about) + b"\n\n"
+
+
+def _comment(text: str) -> bytes:
+    return b": " + text.encode() + b"\n\n"
