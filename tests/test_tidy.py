@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import pathlib
 import re
 import subprocess
@@ -56,6 +57,12 @@ TEXT_SUFFIXES = {
     ".py", ".md", ".toml", ".txt", ".lock", ".xml", ".yaml", ".yml", ".cfg", ".html", ".css",
     ".js", ".sh", "",
 }  # fmt: skip
+
+NAMED_PATH = re.compile(
+    r"`((?:app|agents|tables|client|tests|benchmarks|examples|deploy|docs)/[\w./-]+)`"
+)
+NAMED_MODULE = re.compile(r"`((?:app|agents|tables|client)(?:\.\w+)+)`")
+NAMED_CONSTANT = re.compile(r"`([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)`")
 
 Rule = Callable[[str, str], Iterator[str]]
 
@@ -199,9 +206,56 @@ def sorts(path: str, text: str) -> Iterator[str]:
             yield f"{path}:{call.lineno}: {name} of polars; use tables.state.cell.in_order"
 
 
+def dangling_names(path: str, text: str) -> Iterator[str]:
+    """A path, module or constant in back ticks exists: who follows it finds it."""
+    for number, line in enumerate(text.splitlines(), 1):
+        for found in NAMED_PATH.finditer(line):
+            if not (ROOT / found[1]).exists():
+                yield f"{path}:{number}: {found[1]} does not exist; use the path it has now"
+        for found in NAMED_MODULE.finditer(line):
+            if not is_defined(found[1]):
+                yield f"{path}:{number}: {found[1]} does not exist; use the name it has now"
+        for found in NAMED_CONSTANT.finditer(line) if path.endswith(".md") else ():
+            if found[1] not in names_in_code():
+                yield f"{path}:{number}: no code has {found[1]}; use the name it has now"
+
+
+def is_defined(dotted: str) -> bool:
+    """Tell whether a dotted name is a module of ours, or stands in one."""
+    parts = dotted.split(".")
+    for count in range(len(parts), 0, -1):
+        base = ROOT.joinpath(*parts[:count])
+        module = base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
+        if module.is_file():
+            text = module.read_text("utf-8")
+            return all(re.search(rf"\b{name}\b", text) for name in parts[count:])
+    return False
+
+
+@functools.cache
+def names_in_code() -> frozenset[str]:
+    """Return all words that stand in files that are no documentation."""
+    files = [path for path in tracked() if not path.endswith(".md")]
+    return frozenset(
+        word for path in files for word in re.findall(r"\w+", (ROOT / path).read_text("utf-8"))
+    )
+
+
+def unlisted_packages(path: str, text: str) -> Iterator[str]:
+    """The page of the architecture has every package."""
+    if path != "docs/ARCHITECTURE.md":
+        return
+    for module in tracked():
+        package, _, name = module.rpartition("/")
+        top, _, inner = package.partition("/")
+        if name == "__init__.py" and top in PACKAGES and inner and f"`{inner}/`" not in text:
+            yield f"{path}:1: package {package} is missing; use a row that says its job"
+
+
 RULES: tuple[Rule, ...] = (
     long_lines, long_modules, long_functions, wrong_doors, prints, sleeps_in_tests, wall_clocks,
-    sorts, docstrings, test_docstrings, open_work, registries, carriage_returns,
+    sorts, docstrings, test_docstrings, open_work, registries, carriage_returns, dangling_names,
+    unlisted_packages,
 )  # fmt: skip
 # pytest takes every function of this name for a test; this one is a rule.
 test_docstrings.__test__ = False  # type: ignore[attr-defined]
@@ -255,6 +309,13 @@ def test_the_whole_house_keeps_the_rule(rule: Rule) -> None:
     assert not found, "\n".join(["house rules are broken:", *found])
 
 
+def test_a_package_without_a_row_is_found() -> None:
+    """Whoever adds a package says on the page what it is for."""
+    page = (ROOT / "docs/ARCHITECTURE.md").read_text("utf-8").replace("`kafka/`", "")
+    [message] = unlisted_packages("docs/ARCHITECTURE.md", page)
+    assert "app/kafka" in message
+
+
 def test_the_rules_see_the_whole_house() -> None:
     """A listing that came back empty would keep every rule."""
     paths = tracked()
@@ -291,6 +352,9 @@ def test_the_rules_see_the_whole_house() -> None:
         (carriage_returns, "app/x.py", "x \n"),
         (carriage_returns, "app/x.py", "x\r\n"),
         (carriage_returns, "app/x.py", "x"),
+        (dangling_names, "docs/x.md", "see `app/" + "nothing.py`"),
+        (dangling_names, "app/x.py", '"""``app.web.endpoint.' + 'nothing_of_it``."""'),
+        (dangling_names, "docs/x.md", "`NOTHING_" + "OF_IT` rows"),
     ],
 )  # fmt: skip
 def test_a_rule_finds_what_breaks_it(rule: Rule, path: str, text: str) -> None:
@@ -318,6 +382,11 @@ def test_a_rule_finds_what_breaks_it(rule: Rule, path: str, text: str) -> None:
         (sorts, "tables/x.py", 'frame.sort("version", multithreaded=False)'),
         (sorts, "tables/x.py", "names.sort(key=len)"),
         (docstrings, "app/x.py", '"""One sentence.\n\nMore."""'),
+        (
+            dangling_names,
+            "docs/x.md",
+            "`app/web/`, `app.web.endpoint`, `FUNCTION_LINES_MAX`",
+        ),
     ],
 )
 def test_a_rule_lets_pass_what_keeps_it(rule: Rule, path: str, text: str) -> None:
