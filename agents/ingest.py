@@ -6,11 +6,11 @@ import asyncio
 
 from agents.decode.records import Decoder
 from agents.fold.layers import Content, Folder
-from agents.fold.small import FewFolder
+from agents.fold.small import SmallBatchFolder
 from agents.partition.emitter import Log
 from agents.partition.letters import send_letters
 from agents.partition.owner import Owner, tail_of
-from agents.partition.owners import Owners
+from agents.partition.owners import PartitionManager
 from tables.model.errors import DeltaTooLargeError, OutcomeUnknownError
 from tables.record.chunk import Chunk, Run
 
@@ -18,11 +18,11 @@ from tables.record.chunk import Chunk, Run
 class Ingest:
     """Decodes, classifies and folds the chunks of all raw sources, and advances their owners."""
 
-    def __init__(self, owners: Owners, to: Log) -> None:
+    def __init__(self, owners: PartitionManager, to: Log) -> None:
         self._owners = owners
         self._log = to
         self._steps = {
-            topic: (Decoder(plan.source), Folder(plan), FewFolder(plan.source, plan))
+            topic: (Decoder(plan.source), Folder(plan), SmallBatchFolder(plan.source, plan))
             for topic, plan in owners.plans.items()
             if plan.source is not None
         }

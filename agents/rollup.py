@@ -8,7 +8,7 @@ from agents.fold.gather import Gatherer
 from agents.partition.emitter import Log
 from agents.partition.letters import send_letters, whole_record
 from agents.partition.owner import tail_of
-from agents.partition.owners import Owners
+from agents.partition.owners import PartitionManager
 from tables.model.errors import DeltaTooLargeError, OutcomeUnknownError
 from tables.record.chunk import Chunk, Run
 
@@ -16,7 +16,7 @@ from tables.record.chunk import Chunk, Run
 class Rollup:
     """Gathers the chunks of all layer topics and advances their owners."""
 
-    def __init__(self, owners: Owners, to: Log) -> None:
+    def __init__(self, owners: PartitionManager, to: Log) -> None:
         self._owners = owners
         self._log = to
         self._gatherers = {

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from app.kafka.batch_producer import Feed, partition_of
+from app.kafka.batch_producer import BatchProducer, partition_of
 from app.load.replay import settled_ms
 from benchmarks.cases import ENTITIES, WINDOW_MS, BenchmarkLayer, Case
 from tables.model.layer import Map
@@ -98,7 +98,7 @@ async def fill(case: Case, brokers: str, themap: Map, events: pl.DataFrame) -> N
     names = events["entity"].unique().to_list()
     places = {name: partition_of(name.encode(), source.partitions) for name in names}
     target = events["entity"].replace_strict(places, return_dtype=pl.Int32)
-    async with Feed(brokers, source.topic) as feed:
+    async with BatchProducer(brokers, source.topic) as feed:
         for partition in range(source.partitions):
             mine = events.filter(target == partition)
             for some in mine.iter_slices(RECORDS_AT_ONCE * min(case.per_record, 20)):

@@ -23,7 +23,7 @@ from typing import Any
 
 import polars as pl
 
-from app.kafka.batch_producer import Feed, partition_of
+from app.kafka.batch_producer import BatchProducer, partition_of
 from benchmarks.query_mix import Ask, Cells, answer_of, events_of, mix
 from benchmarks.raw_events import MINUTE_MS, RawEvents
 from benchmarks.runs import WorkerRun, made_map
@@ -178,7 +178,7 @@ async def _send(brokers: str, themap: Map, events: pl.DataFrame) -> None:
     places = {name: partition_of(name.encode(), source.partitions) for name in names}
     target = pl.col("entity").replace_strict(places, return_dtype=pl.Int32)
     lines = events.select(line.alias("line"), target.alias("target"))
-    async with Feed(brokers, source.topic) as feed:
+    async with BatchProducer(brokers, source.topic) as feed:
         for some in lines.iter_slices(20_000):
             # In order of time in each partition, or most would be too late.
             parts = some.partition_by("target", as_dict=True, maintain_order=True)

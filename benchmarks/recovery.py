@@ -21,7 +21,7 @@ import polars as pl
 from agents.partition.log_partition import LogPartitionIO
 from agents.partition.owner import Owner
 from app.cluster.topics import apply_topics
-from app.kafka.batch_producer import Feed
+from app.kafka.batch_producer import BatchProducer
 from app.kafka.log import KafkaLog
 from app.mapfile.load import parse_map
 from benchmarks.cases import CASES
@@ -154,7 +154,7 @@ async def fill(brokers: str, themap: Map, cells: int, events_per_cell: int) -> N
     await apply_topics(brokers, themap)
     (source,) = themap.sources
     entities = pl.DataFrame({"entity": [f"user-{number}" for number in range(cells)]})
-    async with Feed(brokers, source.topic) as feed:
+    async with BatchProducer(brokers, source.topic) as feed:
         for number in range(events_per_cell):
             events = entities.select(
                 pl.lit("order.paid").alias("type"),

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import polars as pl
 
-from app.kafka.batch_producer import Feed, partition_of
+from app.kafka.batch_producer import BatchProducer, partition_of
 from benchmarks.load import events_of
 
 PROBE = "probe"
@@ -63,7 +63,7 @@ def _precise_loop() -> asyncio.AbstractEventLoop:
 async def _tick(schedule: Schedule) -> list[tuple[int, ...]]:
     interval_ms = schedule.interval_ms
     rows: list[tuple[int, ...]] = []
-    async with Feed(schedule.brokers, schedule.topic, compressed=False) as feed:
+    async with BatchProducer(schedule.brokers, schedule.topic, compressed=False) as feed:
         pool = _pool(feed.partitions)
         probe = partition_of(PROBE.encode(), feed.partitions)
         offsets = [0] * feed.partitions

@@ -19,7 +19,7 @@ import polars as pl
 import app.__main__
 from agents.fold.layers import Content
 from agents.partition.owner import Owner
-from agents.partition.owners import Owners
+from agents.partition.owners import PartitionManager
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model.layer import Layer
 
@@ -27,11 +27,11 @@ TIMES: list[tuple[str, str, int, int, int, int]] = []
 SCHEMA = {"what": pl.String, "name": pl.String, "partition": pl.Int64, "start": pl.Int64,
           "stop": pl.Int64, "at_ns": pl.Int64}  # fmt: skip
 
-_advance: Callable[..., Awaitable[None]] = Owners.advance
+_advance: Callable[..., Awaitable[None]] = PartitionManager.advance
 _write: Callable[..., Awaitable[None]] = EmbeddedArchive.write
 
 
-async def _timed_advance(self: Owners, owner: Owner, content: Content, tail: Any) -> None:
+async def _timed_advance(self: PartitionManager, owner: Owner, content: Content, tail: Any) -> None:
     await _advance(self, owner, content, tail)
     if owner.position >= content.stop > content.start:
         place = owner.plan.topic, owner.partition
@@ -52,7 +52,7 @@ def _save() -> None:
 
 
 if __name__ == "__main__":
-    Owners.advance = _timed_advance  # type: ignore[method-assign]
+    PartitionManager.advance = _timed_advance  # type: ignore[method-assign]
     EmbeddedArchive.write = _timed_write  # type: ignore[method-assign]
     atexit.register(_save)
     sys.argv[0] = "app"

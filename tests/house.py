@@ -13,7 +13,7 @@ import polars as pl
 from support import DAY_MS, HOUR_MS, MemoryLog, StoredRecord, flight, run_of, small_map, until
 
 from agents.ingest import Ingest
-from agents.partition.owners import Owners
+from agents.partition.owners import PartitionManager
 from agents.rollup import Rollup
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.protocol import CellRange
@@ -30,7 +30,7 @@ RAW = "flights.raw"
 Event = tuple[int, str, str, int | None]
 
 
-class House:
+class LocalWorker:
     """One worker without transport: restores partitions, feeds them chunks, can be killed."""
 
     def __init__(
@@ -50,7 +50,7 @@ class House:
 
     def start(self) -> None:
         """Begin a new worker process, as far as memory goes."""
-        self.owners = Owners(
+        self.owners = PartitionManager(
             self.map,
             self.log,
             self.archive,
@@ -130,13 +130,13 @@ class House:
         return not any(busy) and not waiting and announced
 
 
-def live_cells(house: House, layer: Layer, keys: KeyFilter | None = None) -> pl.DataFrame:
+def live_cells(house: LocalWorker, layer: Layer, keys: KeyFilter | None = None) -> pl.DataFrame:
     """Return the archive frame of a layer's live cells, of all times."""
     found = house.owners.read(LiveRead(layer, -(2**60), 2**60, keys or KeyFilter()))
     return pl.concat([pl.DataFrame(schema=archive_schema(layer)), *found.rows])
 
 
-def serving(house: House, layer: Layer) -> set[int]:
+def serving(house: LocalWorker, layer: Layer) -> set[int]:
     """Return the partitions of a layer's input that are restored and answer."""
     return set(house.owners.read(LiveRead(layer)).facts)
 
@@ -172,7 +172,7 @@ def fill(
     return events
 
 
-async def archived(house: House, name: str) -> pl.DataFrame:
+async def archived(house: LocalWorker, name: str) -> pl.DataFrame:
     """Return a layer's cells from the archive."""
     layer = house.map.layer(name)
     rows = await house.archive.read(layer, CellRange(-(2**60), 2**60))
@@ -188,7 +188,7 @@ def expected(events: list[Event]) -> dict[tuple[str, int], tuple[int, int]]:
     return dict(days)
 
 
-async def check(house: House, events: list[Event]) -> None:
+async def check(house: LocalWorker, events: list[Event]) -> None:
     """The archive's days equal the plain recomputation and the ledgers balance."""
     rows = (await archived(house, "day")).to_dicts()
     got = {(r["key_carrier"], r["window_start"]): (r["events"], r["sum_delay"]) for r in rows}

@@ -17,7 +17,7 @@ from tables.archive.cassandra.cql import (
     BATCH_BYTES_MAX,
     BATCH_ROWS_MAX,
     PARTITIONS_MAX,
-    LayerTable,
+    CassandraTable,
     compaction_window,
 )
 from tables.archive.cassandra.reads import Request, routing_key
@@ -54,10 +54,10 @@ def map_of(*layers: Layer, name: str = "flights") -> Map:
     return Map(revision=1, name=name, sources=(), layers=layers, digest="")
 
 
-def table(**changes: Any) -> LayerTable:
+def table(**changes: Any) -> CassandraTable:
     """Return the table of the layer, changed."""
     layer = msgspec.structs.replace(LAYER, **changes)
-    return LayerTable(map_of(layer), layer, "space")
+    return CassandraTable(map_of(layer), layer, "space")
 
 
 def settings_of(cassandra: tuple[str, int], keyspace: str) -> Any:
@@ -297,7 +297,7 @@ async def test_a_request_goes_where_the_driver_would_send_its_first_partition(
     archive = archive_cassandra.CassandraArchive(settings)
     name = f"m{uuid.uuid4().hex[:12]}"
     await archive.open(map_of(LAYER, name=name))
-    place = LayerTable(map_of(LAYER, name=name), LAYER, "pages")
+    place = CassandraTable(map_of(LAYER, name=name), LAYER, "pages")
     cells = CellRange(0, HOUR_MS)
     one = await archive._prepare("read", place.select(cells))
     several = await archive._prepare("read", place.select(cells, several=True))

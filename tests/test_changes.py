@@ -9,11 +9,11 @@ from typing import Any
 
 import orjson
 import pytest
-from house import RAW, House, fill, live_cells
+from house import RAW, LocalWorker, fill, live_cells
 from support import DAY_MS, HOUR_MS, MemoryLog, seeds, small_map, until
 from test_reader import KEYED, UNKEYED, Owned
 
-from agents.query.changes import Changes, News, Place, decode_place, encode_place
+from agents.query.changes import ChangeBatch, Changes, Place, decode_place, encode_place
 from tables.archive.cache import ArchiveCache
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.protocol import CellRange
@@ -42,7 +42,7 @@ class Follower:
         self.closed: set[Cell] = set()
         self.told = 0
 
-    def take(self, news: News) -> Place:
+    def take(self, news: ChangeBatch) -> Place:
         """Take what is news; return where the follower is then."""
         for row in news.rows.to_dicts():
             cell = (row["key_origin"], row["key_carrier"], row["window_start"],
@@ -55,7 +55,7 @@ class Follower:
         return news.place
 
 
-def counted(house: House, cell: Cell, version: int) -> int:
+def counted(house: LocalWorker, cell: Cell, version: int) -> int:
     """Return how many events a cell has up to an offset of its source partition."""
     origin, carrier, window, partition = cell
     records = house.log.records[RAW, partition][:version]
@@ -77,7 +77,7 @@ async def test_a_follower_misses_no_last_value(
     rng = random.Random(seed)
     layer = themap.layer("hour")
     await archive.open(themap)
-    house = House(MemoryLog(), archive, tmp_path / "state", themap)
+    house = LocalWorker(MemoryLog(), archive, tmp_path / "state", themap)
     fill(house.log, seed, keyed=themap is KEYED)
     await house.restore()
     live = Owned(house)
@@ -120,7 +120,7 @@ async def test_what_a_combiner_evicts_before_it_is_heard_of_is_told(
     """A follower that comes before the first contribution misses none, though all are evicted."""
     await archive.open(UNKEYED)
     layer = UNKEYED.layer("hour")
-    house = House(MemoryLog(), archive, tmp_path / "state", UNKEYED)
+    house = LocalWorker(MemoryLog(), archive, tmp_path / "state", UNKEYED)
     fill(house.log, 2, keyed=False)
     await house.restore()
     changes = Changes(layer, KeyFilter(), Owned(house), ArchiveCache(archive, 0), 10**6)
@@ -143,7 +143,7 @@ async def test_what_a_combiner_evicts_before_it_is_heard_of_is_told(
 async def test_from_now_on_means_from_now_on(archive: EmbeddedArchive, tmp_path: Path) -> None:
     """Only what changes or closes later is told, and only of the keys wanted."""
     await archive.open(KEYED)
-    house = House(MemoryLog(), archive, tmp_path / "state", KEYED)
+    house = LocalWorker(MemoryLog(), archive, tmp_path / "state", KEYED)
     fill(house.log, 3, 200)
     await house.restore()
     await house.step(RAW, 50)
@@ -166,7 +166,7 @@ async def test_an_archive_that_is_away_is_told_and_nothing_is_skipped(
 ) -> None:
     """The place stays where it is, and the next try has all of it."""
     await archive.open(KEYED)
-    house = House(MemoryLog(), archive, tmp_path / "state", KEYED)
+    house = LocalWorker(MemoryLog(), archive, tmp_path / "state", KEYED)
     fill(house.log, 4, 100)
     await house.restore()
     await house.step(RAW, 10)

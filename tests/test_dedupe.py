@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 import polars as pl
 import pytest
-from house import RAW, House, archived, fill
+from house import RAW, LocalWorker, archived, fill
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import DAY_MS, HOUR_MS, MemoryLog, dataclasses_replace, flight, run_of, small_map
@@ -240,7 +240,7 @@ async def test_duplicates_are_dropped_through_kills_with_and_without_a_store(
     themap = map_with_ids()
     archive = EmbeddedArchive(tmp_path / "archive")
     await archive.open(themap)
-    house = House(log, archive, tmp_path / "state", themap)
+    house = LocalWorker(log, archive, tmp_path / "state", themap)
     rng = random.Random(3)
     for number in range(40):
         await house.restore()
@@ -281,7 +281,7 @@ async def test_a_duplicate_of_a_sealed_window_is_too_late(tmp_path: Path) -> Non
     themap = map_with_ids()
     archive = EmbeddedArchive(tmp_path / "archive")
     await archive.open(themap)
-    house = House(log, archive, tmp_path / "state", themap)
+    house = LocalWorker(log, archive, tmp_path / "state", themap)
     await house.restore()
     while await house.step(RAW, 1):
         pass

@@ -23,7 +23,7 @@ from test_children import wait_gone
 from app.demo import check as demo_check
 from app.demo import worker as demo_worker
 from app.demo.display import Display, Progress, ledger_lines
-from app.demo.run import Plan
+from app.demo.run import DemoTimes
 from app.demo.worker import DemoError, DemoWorker, Status
 from app.mapfile.load import load_map
 from examples.flights import events
@@ -66,10 +66,10 @@ def status(**layer: int) -> Status:
 
 def test_a_demo_of_given_length_splits_it_between_flights_and_radar() -> None:
     """Together they take that time; without a length the radar goes on for an hour."""
-    plan = Plan.of(20)
+    plan = DemoTimes.of(20)
     assert plan.replay_seconds + plan.stream_seconds == pytest.approx(20)
     assert min(dataclasses.astuple(plan)) > 0
-    assert Plan.of(None) == Plan(20, 3_600)
+    assert DemoTimes.of(None) == DemoTimes(20, 3_600)
 
 
 def test_equal_rows_have_no_differences(layer: Layer, flights: pl.DataFrame) -> None:

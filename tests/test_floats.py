@@ -15,7 +15,7 @@ from support import accumulators, dataclasses_replace, run_of, small_map
 
 from agents.decode.records import Decoder
 from agents.fold.layers import Before, Folder
-from agents.fold.small import FewFolder
+from agents.fold.small import SmallBatchFolder
 from tables.model.floats import float_sum
 from tables.model.layer import Field, Layer, Map, Measure
 from tables.query.measure_columns import measure_columns
@@ -52,7 +52,7 @@ def folded(values: list[float]) -> tuple[pl.DataFrame, pl.DataFrame]:
     assert plan.source is not None
     event = {"at": 1, "type": "flight.x", "origin": "JFK", "carrier": "UA"}
     run, before = run_of([orjson.dumps(event | {"delay": v}) for v in values]), Before(NEVER_MS, {})
-    few = FewFolder(plan.source, plan).fold([run], {0: before})
+    few = SmallBatchFolder(plan.source, plan).fold([run], {0: before})
     general = Folder(plan).fold(Decoder(plan.source).decode([run]), {0: before})
     assert few is not None
     mine, theirs = few[0].blocks["hour"], general[0].blocks["hour"]

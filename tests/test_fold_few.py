@@ -24,7 +24,7 @@ from support import (
 from agents.decode.event_batch import FEW_EVENTS_MAX
 from agents.decode.records import Decoder
 from agents.fold.layers import KEY_BYTES_MAX, Before, Content, Folder
-from agents.fold.small import FewFolder
+from agents.fold.small import SmallBatchFolder
 from tables.model import ledger
 from tables.model.layer import Condition, Field, KeyField, Map
 from tables.model.window import MONTH, Window
@@ -70,7 +70,7 @@ def both_ways(
     """Return the contents of the few events' way, and those of the general one."""
     plan = plans_of(themap)["flights.raw"]
     assert plan.source is not None
-    few = FewFolder(plan.source, plan).fold(runs, before)
+    few = SmallBatchFolder(plan.source, plan).fold(runs, before)
     batch = Decoder(plan.source).decode(runs)
     return few, Folder(plan).fold(batch, before)
 
@@ -194,7 +194,7 @@ def test_a_time_in_seconds_and_ids_are_left_to_the_general_way() -> None:
     for changes in ({"time_unit_ms": 1_000}, {"id_field": "carrier"}):
         plan = plans_of(wide_map(**changes))["flights.raw"]
         assert plan.source is not None
-        assert FewFolder(plan.source, plan).fold([run_of([flight(0)])], NEVER) is None
+        assert SmallBatchFolder(plan.source, plan).fold([run_of([flight(0)])], NEVER) is None
 
 
 def test_offsets_without_a_record_are_counted() -> None:

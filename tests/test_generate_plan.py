@@ -17,7 +17,7 @@ from app.load.plan import (
     STEP_SECONDS_MAX,
     STEP_SECONDS_MIN,
     GenerateError,
-    Plan,
+    LoadSpec,
     Step,
     check_times,
     default_start_ms,
@@ -35,9 +35,9 @@ MAP = load_map(MAP_FILE)
 NOW_MS = 1_700_000_000_000
 
 
-def plan_from(start_ms: int, *, seconds: float = 10, speed: float = 1) -> Plan:
+def plan_from(start_ms: int, *, seconds: float = 10, speed: float = 1) -> LoadSpec:
     """Return a plan of the example that starts then."""
-    return Plan(
+    return LoadSpec(
         map_file=str(MAP_FILE), source=SOURCE, brokers="", rate=1_000, seconds=seconds, keys=10,
         skew=0, types=3, late=0, bad=0, format="json", batch=1, seed=1, start_ms=start_ms,
         speed=speed,

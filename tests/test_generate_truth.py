@@ -12,7 +12,7 @@ from agents.decode.records import Decoder
 from agents.fold.layers import Before, Folder
 from app.load.bad_input import KINDS
 from app.load.events import EventMaker
-from app.load.plan import MAP_FILE, SOURCE, Format, Part, Plan, schedule
+from app.load.plan import MAP_FILE, SOURCE, Format, LoadSpec, Part, schedule
 from app.load.records import Pack, RecordMaker
 from app.load.vocabulary import words_of
 from app.mapfile.load import load_map, parse_map
@@ -70,17 +70,17 @@ where = [{ field = "kind", op = "in", value = ["a.t0", "b"] }]
 """
 
 
-def plan_of(form: Format, **changes: Any) -> Plan:
+def plan_of(form: Format, **changes: Any) -> LoadSpec:
     """Return a plan of 6,000 events over six seconds of event time."""
     fields: dict[str, Any] = {
         "map_file": str(MAP_FILE), "source": SOURCE, "brokers": "", "rate": 2_000.0,
         "seconds": 3.0, "keys": 50, "skew": 1.0, "types": 7, "late": 0.1, "bad": 0.1,
         "format": form, "batch": 40, "seed": 3, "start_ms": START_MS, "speed": 60.0,
     }  # fmt: skip
-    return Plan(**fields | changes)
+    return LoadSpec(**fields | changes)
 
 
-def written(themap: Map, plan: Plan) -> tuple[RecordMaker, dict[int, list[Pack]]]:
+def written(themap: Map, plan: LoadSpec) -> tuple[RecordMaker, dict[int, list[Pack]]]:
     """Return a part of all partitions, written, and its records with heartbeats as packs."""
     source = themap.source(plan.source)
     words = words_of(themap, source, keys=plan.keys, skew=plan.skew, types=plan.types)

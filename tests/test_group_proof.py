@@ -7,7 +7,7 @@ import pytest
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberMetadata
 
 from app.kafka.assignor import Assignor, Member, Share, pairs, shares_of
-from app.kafka.group_map import Group
+from app.kafka.group_map import GroupMap
 from app.kafka.group_proof import GroupProof
 from app.trust.proof import PeerKey
 
@@ -36,9 +36,9 @@ class Cluster:
         return set(range(TOPICS[topic])) if topic in TOPICS else None
 
 
-def planned(joined: dict[str, bytes]) -> tuple[dict[str, int], Group]:
+def planned(joined: dict[str, bytes]) -> tuple[dict[str, int], GroupMap]:
     """Return how many partitions each member gets from a leader that is a worker, and the map."""
-    group = Group()
+    group = GroupMap()
     leader = Assignor(lambda: member("n1"), group.take, proof(), lambda: ("m1", 7))
     given = leader.assign(
         Cluster(),

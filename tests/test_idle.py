@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from house import RAW, House, archived
+from house import RAW, LocalWorker, archived
 from support import MemoryLog, StoredRecord, dataclasses_replace, flight, small_map, until
 
 from agents.partition import emitter as emit
@@ -59,7 +59,7 @@ class AwayLog(MemoryLog):
         return await super().bounds(topic, partition)
 
 
-Make = Callable[..., House]
+Make = Callable[..., LocalWorker]
 
 
 @pytest.fixture
@@ -69,11 +69,11 @@ async def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     monkeypatch.setattr(owners, "TIDY_AFTER_S", 0.0)
     archive, log = EmbeddedArchive(tmp_path / "archive"), AwayLog()
     await archive.open(map_of())
-    houses: list[House] = []
+    houses: list[LocalWorker] = []
 
-    def build(themap: Map, early_emit_s: float = 0.0) -> House:
+    def build(themap: Map, early_emit_s: float = 0.0) -> LocalWorker:
         folder = tmp_path / f"state{len(houses)}"
-        houses.append(House(log, archive, folder, themap, early_emit_s))
+        houses.append(LocalWorker(log, archive, folder, themap, early_emit_s))
         return houses[-1]
 
     yield build
@@ -82,7 +82,7 @@ async def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     await archive.close()
 
 
-async def step(house: House) -> None:
+async def step(house: LocalWorker) -> None:
     """Read all there is, once."""
     for topic in house.map.inputs():
         await house.step(topic, 1_000)
@@ -99,13 +99,13 @@ def heartbeats(log: MemoryLog, partition: int) -> list[int]:
     ]
 
 
-async def rows(house: House, name: str) -> list[tuple[int, int]]:
+async def rows(house: LocalWorker, name: str) -> list[tuple[int, int]]:
     """Return window and count of each archived row of a layer."""
     found = await archived(house, name)
     return sorted(found.select("window_start", "events").rows())
 
 
-def far(house: House, name: str) -> tuple[int, int]:
+def far(house: LocalWorker, name: str) -> tuple[int, int]:
     """Return the least watermark and floor over a layer's partitions."""
     layer = house.map.layer(name)
     states = [o.state for o in house.owners.each() if layer in o.plan.layers]
@@ -119,7 +119,7 @@ def two_silent(log: MemoryLog) -> None:
         log.put(RAW, partition, flight(12, origin))
 
 
-async def sent_early(house: House) -> None:
+async def sent_early(house: LocalWorker) -> None:
     """Return when every layer's open cells are in the archive; check that none is closed."""
 
     async def there() -> bool:
@@ -136,7 +136,7 @@ async def sent_early(house: House) -> None:
             assert not owner.housekeeping()
 
 
-async def closed(house: House) -> None:
+async def closed(house: LocalWorker) -> None:
     """Return when every window of every layer is sealed and forgotten, rows in the archive."""
 
     async def done() -> bool:
@@ -216,7 +216,7 @@ async def test_a_later_event_replaces_what_was_sent_early(make: Make) -> None:
 class Look:
     """One idle heartbeat that looks when it is told to, over a log whose times a test sets."""
 
-    def __init__(self, house: House, partition: int) -> None:
+    def __init__(self, house: LocalWorker, partition: int) -> None:
         owner = house.owners.get(RAW, partition)
         assert owner is not None
         self.log = house.log

@@ -12,7 +12,7 @@ from support import until
 from workers import Cluster, Worker
 
 from app.config.settings import load_settings
-from app.kafka.batch_producer import Feed
+from app.kafka.batch_producer import BatchProducer
 from app.verify import verify
 
 MAP_TEXT = """
@@ -52,7 +52,7 @@ START_MS = 1_700_000_040_000
 
 async def write(brokers: str) -> None:
     """Write two events to each of two partitions; nothing follows."""
-    async with Feed(brokers, "quiet.raw") as feed:
+    async with BatchProducer(brokers, "quiet.raw") as feed:
         for partition, store in enumerate(("a", "b")):
             event = {"at": START_MS + partition, "type": "order", "store": store}
             feed.add(partition, [None] * 2, [orjson.dumps(event)] * 2)

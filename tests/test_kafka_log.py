@@ -18,7 +18,7 @@ from aiokafka.errors import KafkaConnectionError
 from aiokafka.structs import ConsumerRecord
 
 from app.demo.embedded_broker import EmbeddedBroker
-from app.kafka.batch_producer import Feed
+from app.kafka.batch_producer import BatchProducer
 from app.kafka.log import KafkaLog
 from tables.model.errors import OffsetGoneError, OutcomeUnknownError, TreasureMapError
 
@@ -93,7 +93,7 @@ async def test_reading_one_record_unpacks_no_others_of_a_long_log(
     log  r r r ... 20,000      read  r      unpacked  r
     """
     topic = await topic_on(brokers)
-    async with Feed(brokers, topic) as feed:
+    async with BatchProducer(brokers, topic) as feed:
         feed.add(0, [None] * 20_000, [b"%0100d" % number for number in range(20_000)])
     unpacked = []
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from house import MAP, RAW, House, archived
+from house import MAP, RAW, LocalWorker, archived
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import DAY_MS, HOUR_MS, MemoryLog, dataclasses_replace, flight, small_map, until
@@ -32,17 +32,17 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
+async def house(tmp_path: Path) -> AsyncIterator[LocalWorker]:
     """A worker over a log in memory and a real archive."""
     archive = EmbeddedArchive(tmp_path / "archive")
     await archive.open(MAP)
-    house = House(MemoryLog(), archive, tmp_path / "state")
+    house = LocalWorker(MemoryLog(), archive, tmp_path / "state")
     yield house
     await house.kill()
     await archive.close()
 
 
-async def work(house: House) -> None:
+async def work(house: LocalWorker) -> None:
     """Read all there is and have it acknowledged, whatever is still open."""
 
     async def done() -> bool:
@@ -64,7 +64,7 @@ async def work(house: House) -> None:
     assert not house.failures
 
 
-def letters(house: House) -> list[Letter]:
+def letters(house: LocalWorker) -> list[Letter]:
     """Return the letters of late events."""
     topic = house.map.side_topic("late")
     found = [
@@ -75,7 +75,9 @@ def letters(house: House) -> list[Letter]:
     return [read_letter(record.headers) for record in found]
 
 
-async def test_an_event_inside_the_lateness_amends_every_row_that_holds_it(house: House) -> None:
+async def test_an_event_inside_the_lateness_amends_every_row_that_holds_it(
+    house: LocalWorker,
+) -> None:
     """Its hour is in the archive, and its day too; both rows are replaced by the whole cell.
 
     day 0 ........................................ | day 1, hour 0    | hour 1
@@ -103,7 +105,7 @@ async def test_an_event_inside_the_lateness_amends_every_row_that_holds_it(house
 
 
 async def test_an_event_past_the_lateness_is_counted_and_told_with_place_and_lateness(
-    house: House,
+    house: LocalWorker,
 ) -> None:
     """How far it was behind the watermark, also where another chunk has moved that.
 
@@ -135,7 +137,7 @@ async def test_lateness_is_measured_from_each_layers_own_watermark(tmp_path: Pat
     themap = small_map(layers=(hour, patient))
     archive = EmbeddedArchive(tmp_path / "archive")
     await archive.open(themap)
-    house = House(MemoryLog(), archive, tmp_path / "state", themap)
+    house = LocalWorker(MemoryLog(), archive, tmp_path / "state", themap)
     try:
         house.log.put(RAW, 0, b"\n".join([flight(9 * HOUR_MS), flight(1)]))
         await house.restore()
@@ -170,7 +172,7 @@ async def rows_of(themap: Map, written: list[bytes], records_max: int) -> list[l
     with tempfile.TemporaryDirectory() as folder:
         archive = EmbeddedArchive(Path(folder) / "archive")
         await archive.open(themap)
-        house = House(log, archive, Path(folder) / "state", themap)
+        house = LocalWorker(log, archive, Path(folder) / "state", themap)
         try:
             await house.restore()
             while any([await house.step(topic, records_max) for topic in themap.inputs()]):

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from house import MAP, RAW, House
+from house import MAP, RAW, LocalWorker
 from hypothesis import given
 from hypothesis import strategies as st
 from support import HOUR_MS, MemoryLog, StoredRecord, flight, until
@@ -23,17 +23,17 @@ from tables.state.journal import Delta, decode_entry
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
+async def house(tmp_path: Path) -> AsyncIterator[LocalWorker]:
     """A worker over a log in memory."""
     archive = EmbeddedArchive(tmp_path / "archive")
     await archive.open(MAP)
-    house = House(MemoryLog(), archive, tmp_path / "state")
+    house = LocalWorker(MemoryLog(), archive, tmp_path / "state")
     yield house
     await house.kill()
     await archive.close()
 
 
-def letters(house: House, kind: str = "dead") -> list[tuple[Letter, bytes]]:
+def letters(house: LocalWorker, kind: str = "dead") -> list[tuple[Letter, bytes]]:
     """Return what is in a side topic."""
     found: list[StoredRecord] = []
     for partition in range(MAP.side_partitions):
@@ -74,7 +74,7 @@ def test_a_record_without_a_letters_headers_is_refused(name: str) -> None:
         read_letter(broken)
 
 
-async def test_a_letter_tells_record_place_and_reason(house: House) -> None:
+async def test_a_letter_tells_record_place_and_reason(house: LocalWorker) -> None:
     """Of a record of lines only the bad ones are in it."""
     lines = [flight(1), b"{", flight(2, carrier="x" * 2_000), flight(3)]
     house.log.put(RAW, 1, flight(1))
@@ -92,7 +92,7 @@ async def test_a_letter_tells_record_place_and_reason(house: House) -> None:
     assert ledger.imbalances(counts, 2, ["hour"]) == []
 
 
-async def test_the_position_waits_for_the_letters(house: House) -> None:
+async def test_the_position_waits_for_the_letters(house: LocalWorker) -> None:
     """A letter that may not have landed: no delta is written, and the partition claimed again."""
     house.log.put(RAW, 0, b"{")
     await house.restore()
@@ -106,7 +106,7 @@ async def test_the_position_waits_for_the_letters(house: House) -> None:
     assert len(letters(house)) == 1
 
 
-async def test_too_late_events_go_to_the_late_topic_with_their_layer(house: House) -> None:
+async def test_too_late_events_go_to_the_late_topic_with_their_layer(house: LocalWorker) -> None:
     """Their window was sealed by what came before them in the log."""
     house.log.put(RAW, 0, b"\n".join([flight(0), flight(5 * HOUR_MS), flight(1), flight(2)]))
     await house.restore()
@@ -116,7 +116,7 @@ async def test_too_late_events_go_to_the_late_topic_with_their_layer(house: Hous
     assert value == b"\n".join([flight(1), flight(2)])
 
 
-async def test_types_that_no_layer_selects_are_dead_letters(house: House) -> None:
+async def test_types_that_no_layer_selects_are_dead_letters(house: LocalWorker) -> None:
     """They are counted too; the map may say that counting is enough."""
     event = json.loads(flight(1)) | {"type": "bus.left"}
     house.log.put(RAW, 0, json.dumps(event).encode())
@@ -128,7 +128,7 @@ async def test_types_that_no_layer_selects_are_dead_letters(house: House) -> Non
 
 
 async def test_a_chunk_too_large_for_one_delta_is_taken_in_parts(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    house: LocalWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing differs but the number of deltas."""
     for number in range(64):
@@ -143,7 +143,7 @@ async def test_a_chunk_too_large_for_one_delta_is_taken_in_parts(
 
 
 async def test_a_record_too_large_for_one_delta_is_set_aside(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    house: LocalWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It cannot be cut, and its partition must go on."""
     chance = random.Random(1)
@@ -163,7 +163,7 @@ async def test_a_record_too_large_for_one_delta_is_set_aside(
 
 
 async def test_places_that_fill_a_header_go_into_several_letters(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    house: LocalWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A record of lines of which every second is none; no letter is larger than a record."""
     monkeypatch.setattr(agents.partition.letters, "LETTER_INDEX_BYTES_MAX", 100)
@@ -180,7 +180,7 @@ async def test_places_that_fill_a_header_go_into_several_letters(
 
 
 async def test_a_value_larger_than_a_letter_goes_into_several(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    house: LocalWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each is exact, so all can be replayed; only an event of its own size is cut."""
     monkeypatch.setattr(agents.partition.letters, "LETTER_BYTES_MAX", 100)
@@ -195,7 +195,7 @@ async def test_a_value_larger_than_a_letter_goes_into_several(
 
 
 async def test_a_delta_that_is_too_large_by_itself_blames_no_record(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    house: LocalWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The worker ends in words; a good event is no dead letter for it."""
     house.log.put(RAW, 0, flight(1))
@@ -207,7 +207,7 @@ async def test_a_delta_that_is_too_large_by_itself_blames_no_record(
 
 
 async def test_many_windows_are_evicted_by_several_deltas(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    house: LocalWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those that one delta has no room for go with the next ones, oldest first."""
     monkeypatch.setattr(owner, "EVICTED_MAX", 5)
@@ -234,7 +234,7 @@ async def test_many_windows_are_evicted_by_several_deltas(
 
 
 async def test_evictions_that_a_delta_has_no_room_for_wait(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    house: LocalWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The record that comes with them is taken in, whatever goes."""
     for hour in range(60):

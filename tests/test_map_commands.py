@@ -18,7 +18,7 @@ from app.cluster.topics import topics_found
 from app.commands.map import command
 from app.demo.embedded_broker import EmbeddedBroker
 from app.mapfile.load import load_map
-from tables.archive.cassandra.cql import LayerTable
+from tables.archive.cassandra.cql import CassandraTable
 from tables.model.errors import ArchiveError, MapError, SettingError, TreasureMapError
 from tables.state.input_plan import InputPlan, plans_of
 from tables.state.journal import Claim, encode_entry
@@ -130,7 +130,7 @@ def test_show_draws_every_layer_below_what_it_is_made_from() -> None:
         partitions = "1 partition)" if layer.partitions == 1 else f"{layer.partitions} partitions)"
         assert f"input    {topic} ({partitions}" in below
         assert f"journal  {themap.journal_topic(topic)}" in below
-        assert f"archive  {LayerTable(themap, layer, 'any').name}" in below
+        assert f"archive  {CassandraTable(themap, layer, 'any').name}" in below
         merged = "merged   from 4 source partitions, as the source is not keyed by part of its key"
         assert (merged in below) == layer.merged
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from house import RAW, Event, House, archived, check, fill, live_cells, serving
+from house import RAW, Event, LocalWorker, archived, check, fill, live_cells, serving
 from support import (
     DAY_MS,
     HOUR_MS,
@@ -24,7 +24,7 @@ from support import (
 from agents.partition import emitter as emit
 from agents.partition.emission import ARCHIVE
 from app.health.readiness import Readiness
-from app.runtime.worker_status import View
+from app.runtime.worker_status import WorkerStatus
 from app.web.map_answer import describe_map
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.protocol import CellRange
@@ -66,10 +66,10 @@ class NoTransport:
         return {}
 
 
-def view_of(house: House) -> View:
+def view_of(house: LocalWorker) -> WorkerStatus:
     """Return what the web endpoint sees of a house."""
     transport: Any = NoTransport()
-    return View(
+    return WorkerStatus(
         house.map, house.archive, house.owners, transport, NO_PRESSURE, readiness=Readiness()
     )
 
@@ -84,7 +84,7 @@ def hours_of(events: list[Event]) -> dict[tuple[str, str, int], tuple[int, int]]
     return dict(hours)
 
 
-async def check_hours(house: House, events: list[Event]) -> None:
+async def check_hours(house: LocalWorker, events: list[Event]) -> None:
     """Each hour's cell is in the archive whole, in one row of one merging partition."""
     await check(house, events)
     rows = (await archived(house, "hour")).to_dicts()
@@ -101,13 +101,13 @@ async def check_hours(house: House, events: list[Event]) -> None:
     assert set(stored["source_partition"]) <= set(range(HOUR.partitions))
 
 
-def live_hours(house: House) -> list[tuple[Any, ...]]:
+def live_hours(house: LocalWorker) -> list[tuple[Any, ...]]:
     """Return the live cells of the merged layer: origin, carrier, window start and events."""
     cells = live_cells(house, HOUR)
     return sorted(cells.select("key_origin", "key_carrier", "window_start", "events").rows())
 
 
-async def pump(house: House, until_live: list[tuple[Any, ...]]) -> None:
+async def pump(house: LocalWorker, until_live: list[tuple[Any, ...]]) -> None:
     """Hand contributions over until the merged layer's live cells are ``until_live``."""
 
     async def there() -> bool:
@@ -118,15 +118,15 @@ async def pump(house: House, until_live: list[tuple[Any, ...]]) -> None:
 
 
 @pytest.fixture
-async def make(tmp_path: Path) -> AsyncIterator[Callable[[], House]]:
+async def make(tmp_path: Path) -> AsyncIterator[Callable[[], LocalWorker]]:
     """Return a maker of houses of the merged map over one log, archive and state folder each."""
     archive = EmbeddedArchive(tmp_path / "archive")
     await archive.open(MAP)
     log = MemoryLog()
-    houses: list[House] = []
+    houses: list[LocalWorker] = []
 
-    def build() -> House:
-        houses.append(House(log, archive, tmp_path / f"state{len(houses)}", MAP))
+    def build() -> LocalWorker:
+        houses.append(LocalWorker(log, archive, tmp_path / f"state{len(houses)}", MAP))
         return houses[-1]
 
     yield build
@@ -180,7 +180,7 @@ def test_the_map_over_http_says_which_layers_are_merged() -> None:
     assert (hour["source"], hour["input_topic"]) == ("flights", HOUR_TOPIC)
 
 
-async def test_rows_equal_those_of_a_keyed_source(make: Callable[[], House]) -> None:
+async def test_rows_equal_those_of_a_keyed_source(make: Callable[[], LocalWorker]) -> None:
     """Events at random over all partitions, out of order, add up to the same hours and days."""
     house = make()
     events = fill(house.log, 1, partitions=PARTITIONS, keyed=False)
@@ -192,7 +192,7 @@ async def test_rows_equal_those_of_a_keyed_source(make: Callable[[], House]) -> 
 @pytest.mark.parametrize("seed", seeds(3))
 @pytest.mark.parametrize("keep_state", [True, False])
 async def test_kills_at_any_moment_change_nothing(
-    make: Callable[[], House], seed: int, keep_state: bool
+    make: Callable[[], LocalWorker], seed: int, keep_state: bool
 ) -> None:
     """Workers that die between folding, combining and merging leave the same rows."""
     house = make()
@@ -204,7 +204,7 @@ async def test_kills_at_any_moment_change_nothing(
 
 @pytest.mark.parametrize("failure", ["lost", "unanswered"])
 async def test_an_emission_without_answer_is_sent_again_and_counted_once(
-    make: Callable[[], House], failure: str
+    make: Callable[[], LocalWorker], failure: str
 ) -> None:
     """Contributions and deltas whose outcome is unknown change nothing."""
     house = make()
@@ -220,7 +220,7 @@ async def test_an_emission_without_answer_is_sent_again_and_counted_once(
 
 
 async def test_two_workers_that_both_believe_they_own_the_source_leave_the_same_rows(
-    make: Callable[[], House],
+    make: Callable[[], LocalWorker],
 ) -> None:
     """What a zombie still sends has a version that is known already, or an older one."""
     zombie, successor = make(), make()
@@ -240,7 +240,7 @@ async def test_two_workers_that_both_believe_they_own_the_source_leave_the_same_
     await check_hours(successor, events)
 
 
-async def test_open_windows_are_merged_before_they_close(make: Callable[[], House]) -> None:
+async def test_open_windows_are_merged_before_they_close(make: Callable[[], LocalWorker]) -> None:
     """Three partitions hold parts of one open cell; the live table has their sum.
 
     partition 0  e        partition 1  e e      partition 2  e     no window closes
@@ -257,7 +257,7 @@ async def test_open_windows_are_merged_before_they_close(make: Callable[[], Hous
     assert serving(house, HOUR) == {0, 1}
 
 
-async def test_an_idle_partition_emits_its_last_changes(make: Callable[[], House]) -> None:
+async def test_an_idle_partition_emits_its_last_changes(make: Callable[[], LocalWorker]) -> None:
     """A change that came within the second after an early emission follows it by itself."""
     house = make()
     await house.restore()
@@ -268,7 +268,7 @@ async def test_an_idle_partition_emits_its_last_changes(make: Callable[[], House
 
 
 async def test_early_emissions_wait_and_closed_windows_do_not(
-    make: Callable[[], House], monkeypatch: pytest.MonkeyPatch
+    make: Callable[[], LocalWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Within the interval an open cell is not sent again; when its window closes it is.
 
@@ -292,7 +292,7 @@ async def test_early_emissions_wait_and_closed_windows_do_not(
 
 
 async def test_a_hot_key_costs_its_merger_one_row_a_partition_and_emission(
-    make: Callable[[], House], monkeypatch: pytest.MonkeyPatch
+    make: Callable[[], LocalWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All events are of one cell; the merge stage gets one row from each source partition."""
     monkeypatch.setattr(emit, "COMBINER_EMIT_S", 3_600.0)
@@ -306,7 +306,7 @@ async def test_a_hot_key_costs_its_merger_one_row_a_partition_and_emission(
     assert view_of(house).ledger()["layers"]["hour"]["selected"] == PARTITIONS
 
 
-def blocks_sent(house: House) -> int:
+def blocks_sent(house: LocalWorker) -> int:
     """Return how many records with cells are in the merged layer's topic."""
     values = [
         record.value
@@ -317,7 +317,7 @@ def blocks_sent(house: House) -> int:
 
 
 async def test_the_merged_layer_closes_when_every_source_partition_has(
-    make: Callable[[], House],
+    make: Callable[[], LocalWorker],
 ) -> None:
     """One partition that is behind holds the window open; its heartbeat closes it."""
     house = make()
@@ -338,7 +338,9 @@ async def test_the_merged_layer_closes_when_every_source_partition_has(
     await until(closed)
 
 
-async def test_a_combiner_has_no_archive_and_leaves_its_table(make: Callable[[], House]) -> None:
+async def test_a_combiner_has_no_archive_and_leaves_its_table(
+    make: Callable[[], LocalWorker],
+) -> None:
     """Its one sink is the merge stage; acknowledged and sealed, its cells are forgotten."""
     house = make()
     fill(house.log, 4, partitions=PARTITIONS, keyed=False)
@@ -357,7 +359,7 @@ async def test_a_combiner_has_no_archive_and_leaves_its_table(make: Callable[[],
     await until(empty)
 
 
-async def test_the_ledger_counts_both_stages(make: Callable[[], House]) -> None:
+async def test_the_ledger_counts_both_stages(make: Callable[[], LocalWorker]) -> None:
     """Events under the combiner's name, contributions under the layer's; both add up."""
     house = make()
     events = fill(house.log, 5, partitions=PARTITIONS, keyed=False)
@@ -374,7 +376,7 @@ async def test_the_ledger_counts_both_stages(make: Callable[[], House]) -> None:
 
 
 async def test_windows_that_wait_in_combiners_count_as_unacknowledged(
-    make: Callable[[], House], monkeypatch: pytest.MonkeyPatch
+    make: Callable[[], LocalWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Closed and not yet in the layer's topic, a window is on its way still."""
 
@@ -399,7 +401,7 @@ async def test_float_sums_merge_to_the_same_cells(tmp_path: Path) -> None:
     themap = float_map()
     archive = EmbeddedArchive(tmp_path / "archive")
     await archive.open(themap)
-    house = House(MemoryLog(), archive, tmp_path / "state", themap)
+    house = LocalWorker(MemoryLog(), archive, tmp_path / "state", themap)
     for number, value in enumerate(values):
         record = flight(number, "JFK", "UA").replace(
             b'"delay":1', b'"delay":' + str(value).encode()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
-from house import MAP, RAW, House, fill
+from house import MAP, RAW, LocalWorker, fill
 from prometheus_client.parser import text_string_to_metric_families
 from support import HOUR_MS, NO_PRESSURE, MemoryLog
 
@@ -19,7 +19,7 @@ from app.kafka.lane import Lane, Statistics
 from app.kafka.transport import Transport
 from app.peers.remote_owners import Peers
 from app.runtime.metrics import PREFIX, Metrics
-from app.runtime.worker_status import View
+from app.runtime.worker_status import WorkerStatus
 from app.web.server import Counts
 from tables.archive.cache import ArchiveCache
 from tables.archive.embedded.archive import EmbeddedArchive
@@ -54,11 +54,11 @@ async def samples(tmp_path: Path) -> dict[tuple[str, ...], float]:
     log = MemoryLog()
     fill(log, 3)
     log.put(RAW, 0, b"no JSON")
-    house = House(log, archive, tmp_path / "state")
+    house = LocalWorker(log, archive, tmp_path / "state")
     await house.restore()
     await house.settle()
     transport = cast("Transport", StandingTransport())
-    view = View(MAP, archive, house.owners, transport, NO_PRESSURE, readiness=Readiness())
+    view = WorkerStatus(MAP, archive, house.owners, transport, NO_PRESSURE, readiness=Readiness())
     lane = Lane("ingest", frozenset(), house.ingest.handle)
     peers = Peers(MAP, view.local, dict, own_url="")
     cache = ArchiveCache(archive, 1 << 20)

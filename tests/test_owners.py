@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from house import MAP, RAW, House, archived, as_run, check, fill, live_cells, serving
+from house import MAP, RAW, LocalWorker, archived, as_run, check, fill, live_cells, serving
 from support import (
     HOUR_MS,
     MemoryLog,
@@ -37,15 +37,15 @@ DAY = "small.layer.day"
 
 
 @pytest.fixture
-async def make(tmp_path: Path) -> AsyncIterator[Callable[[], House]]:
+async def make(tmp_path: Path) -> AsyncIterator[Callable[[], LocalWorker]]:
     """Return a maker of houses over one log, one archive and one state folder."""
     archive = EmbeddedArchive(tmp_path / "archive")
     await archive.open(MAP)
     log = MemoryLog()
-    houses: list[House] = []
+    houses: list[LocalWorker] = []
 
-    def build() -> House:
-        houses.append(House(log, archive, tmp_path / f"state{len(houses)}"))
+    def build() -> LocalWorker:
+        houses.append(LocalWorker(log, archive, tmp_path / f"state{len(houses)}"))
         return houses[-1]
 
     yield build
@@ -54,7 +54,7 @@ async def make(tmp_path: Path) -> AsyncIterator[Callable[[], House]]:
     await archive.close()
 
 
-async def test_rows_equal_a_recomputation(make: Callable[[], House]) -> None:
+async def test_rows_equal_a_recomputation(make: Callable[[], LocalWorker]) -> None:
     """From records to archived days through the layer topic, everything adds up."""
     house = make()
     events = fill(house.log, 1)
@@ -62,7 +62,7 @@ async def test_rows_equal_a_recomputation(make: Callable[[], House]) -> None:
     await check(house, events)
 
 
-async def test_measures_come_out_exact(make: Callable[[], House]) -> None:
+async def test_measures_come_out_exact(make: Callable[[], LocalWorker]) -> None:
     """Sums beyond 64 bits are exact integers in the answer."""
     house = make()
     events = fill(house.log, 2)
@@ -76,7 +76,7 @@ async def test_measures_come_out_exact(make: Callable[[], House]) -> None:
 @pytest.mark.parametrize("seed", seeds(6))
 @pytest.mark.parametrize("keep_state", [True, False])
 async def test_kills_at_any_moment_change_nothing(
-    make: Callable[[], House], seed: int, keep_state: bool
+    make: Callable[[], LocalWorker], seed: int, keep_state: bool
 ) -> None:
     """Workers that die after some of the events leave the same rows, with and without state."""
     house = make()
@@ -88,7 +88,7 @@ async def test_kills_at_any_moment_change_nothing(
 
 @pytest.mark.parametrize("failure", ["lost", "unanswered"])
 async def test_an_append_without_answer_is_neither_lost_nor_counted_twice(
-    make: Callable[[], House], failure: str
+    make: Callable[[], LocalWorker], failure: str
 ) -> None:
     """An owner that does not know whether its delta landed claims again and reads what stands."""
     house = make()
@@ -103,7 +103,7 @@ async def test_an_append_without_answer_is_neither_lost_nor_counted_twice(
 
 
 async def test_a_partition_is_restored_after_it_has_been_let_go(
-    make: Callable[[], House], monkeypatch: pytest.MonkeyPatch
+    make: Callable[[], LocalWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who restores waits for whoever is still releasing: a store is open once at a time."""
     house = make()
@@ -130,7 +130,7 @@ async def test_a_partition_is_restored_after_it_has_been_let_go(
 
 
 async def test_two_workers_that_both_believe_they_own_a_partition_fence_each_other(
-    make: Callable[[], House],
+    make: Callable[[], LocalWorker],
 ) -> None:
     """A zombie's delta does not stand; its partitions are forgotten and reported."""
     zombie, successor = make(), make()
@@ -152,7 +152,7 @@ async def test_two_workers_that_both_believe_they_own_a_partition_fence_each_oth
 
 
 async def test_a_stale_copy_of_the_local_store_catches_up_from_the_journal(
-    make: Callable[[], House], tmp_path: Path
+    make: Callable[[], LocalWorker], tmp_path: Path
 ) -> None:
     """A store that is behind is only a shorter way to the same state."""
     house = make()
@@ -171,7 +171,7 @@ async def test_a_stale_copy_of_the_local_store_catches_up_from_the_journal(
 
 
 async def test_a_store_of_another_journal_is_discarded(
-    make: Callable[[], House], tmp_path: Path
+    make: Callable[[], LocalWorker], tmp_path: Path
 ) -> None:
     """Journal and archive made anew make the local store worthless, and it is noticed."""
     house = make()
@@ -190,7 +190,9 @@ async def test_a_store_of_another_journal_is_discarded(
     assert counts["layer.hour.folded"] == len(events)
 
 
-async def test_sealed_and_acknowledged_cells_leave_the_table(make: Callable[[], House]) -> None:
+async def test_sealed_and_acknowledged_cells_leave_the_table(
+    make: Callable[[], LocalWorker],
+) -> None:
     """After everything is sealed nothing stays in memory."""
     house = make()
     fill(house.log, 8)
@@ -204,25 +206,25 @@ async def test_sealed_and_acknowledged_cells_leave_the_table(make: Callable[[], 
 
 
 async def test_another_map_under_the_same_revision_is_refused(
-    make: Callable[[], House], tmp_path: Path
+    make: Callable[[], LocalWorker], tmp_path: Path
 ) -> None:
     """A changed map needs a higher revision, and says so."""
     house = make()
     fill(house.log, 9)
     await house.restore()
-    other = House(
+    other = LocalWorker(
         house.log, house.archive, tmp_path / "other", dataclasses_replace(MAP, digest="changed")
     )
     with pytest.raises(JournalRefusedError, match="raise the revision"):
         await other.owners.restore(RAW, 0, 1)
-    older = House(
+    older = LocalWorker(
         house.log, house.archive, tmp_path / "older", dataclasses_replace(MAP, revision=0)
     )
     with pytest.raises(JournalRefusedError, match="higher revision"):
         await older.owners.restore(RAW, 0, 1)
 
 
-async def test_a_source_made_anew_is_refused(make: Callable[[], House]) -> None:
+async def test_a_source_made_anew_is_refused(make: Callable[[], LocalWorker]) -> None:
     """A log that is shorter than what was read, or other at its end, is not continued."""
     house = make()
     fill(house.log, 10)
@@ -239,7 +241,7 @@ async def test_a_source_made_anew_is_refused(make: Callable[[], House]) -> None:
         await house.owners.restore(RAW, 0, 1)
 
 
-async def test_a_source_that_was_compacted_goes_on(make: Callable[[], House]) -> None:
+async def test_a_source_that_was_compacted_goes_on(make: Callable[[], LocalWorker]) -> None:
     """The last record that was read is gone, which makes it no other record."""
     house = make()
     fill(house.log, 10)
@@ -264,7 +266,7 @@ def changed(record: StoredRecord) -> StoredRecord:
     return StoredRecord(record.offset, b"other", record.append_time_ms)
 
 
-async def test_live_cells_are_readable_before_they_close(make: Callable[[], House]) -> None:
+async def test_live_cells_are_readable_before_they_close(make: Callable[[], LocalWorker]) -> None:
     """Open windows answer from applied state."""
     house = make()
     house.log.put(RAW, 0, flight(5, "LGA", "UA", 3))
@@ -277,7 +279,7 @@ async def test_live_cells_are_readable_before_they_close(make: Callable[[], Hous
     assert none.height == 0
 
 
-async def test_facts_tell_which_windows_are_here(make: Callable[[], House]) -> None:
+async def test_facts_tell_which_windows_are_here(make: Callable[[], LocalWorker]) -> None:
     """What is sealed may have been evicted, but nothing that is not older than what is here."""
     house = make()
     hour = MAP.layer("hour")
@@ -303,7 +305,7 @@ async def test_facts_tell_which_windows_are_here(make: Callable[[], House]) -> N
 
 
 async def test_a_restart_reads_only_what_the_local_store_has_not(
-    make: Callable[[], House],
+    make: Callable[[], LocalWorker],
 ) -> None:
     """The store is reused: after it, the journal is read from where the store ends."""
     house = make()
@@ -329,7 +331,7 @@ async def test_a_restart_reads_only_what_the_local_store_has_not(
 
 
 async def test_others_serve_while_a_partition_is_restored(
-    make: Callable[[], House], monkeypatch: pytest.MonkeyPatch
+    make: Callable[[], LocalWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its journal is long in coming; the other one folds, and queries read it."""
     house = make()
@@ -366,7 +368,7 @@ async def test_others_serve_while_a_partition_is_restored(
 
 @pytest.mark.parametrize("claimed", [True, False])
 async def test_the_loop_goes_on_while_a_store_closes(
-    make: Callable[[], House], monkeypatch: pytest.MonkeyPatch, claimed: bool
+    make: Callable[[], LocalWorker], monkeypatch: pytest.MonkeyPatch, claimed: bool
 ) -> None:
     """A disk that is slow or full holds back only the partition: it opens again after the close."""
     house = make()
@@ -409,7 +411,7 @@ async def test_the_loop_goes_on_while_a_store_closes(
     "what", ["housekeeping", "capture", "due", "close"], ids=["tidy", "snapshot", "emit", "release"]
 )
 async def test_background_work_that_dies_is_told_with_its_reason(
-    make: Callable[[], House], monkeypatch: pytest.MonkeyPatch, what: str
+    make: Callable[[], LocalWorker], monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """A worker that evicts, snapshots, emits or releases no more must not go on as if it did."""
     monkeypatch.setattr(owners, "TIDY_AFTER_S", 0)
@@ -436,13 +438,13 @@ async def test_background_work_that_dies_is_told_with_its_reason(
     monkeypatch.setattr(PartitionStore, "close", close)
 
 
-def events_and_a_late_one(house: House) -> None:
+def events_and_a_late_one(house: LocalWorker) -> None:
     """Put an hour, an event that is too late for it and needs a letter, and one more."""
     for at in (0, 9 * HOUR_MS, 0, 9 * HOUR_MS + 1):
         house.log.put(RAW, 0, flight(at))
 
 
-async def held_up(house: House, chunk: Chunk) -> tuple[asyncio.Task[None], asyncio.Event]:
+async def held_up(house: LocalWorker, chunk: Chunk) -> tuple[asyncio.Task[None], asyncio.Event]:
     """Hand a chunk over that waits for a letter to be acknowledged; return what lets it go on."""
     waits, goes_on = asyncio.Event(), asyncio.Event()
     append = house.log.append
@@ -462,7 +464,7 @@ async def held_up(house: House, chunk: Chunk) -> tuple[asyncio.Task[None], async
 
 @pytest.mark.parametrize("generation", [1, 2])
 async def test_a_chunk_in_hand_is_not_taken_by_the_next_owner(
-    make: Callable[[], House], generation: int
+    make: Callable[[], LocalWorker], generation: int
 ) -> None:
     """Its owner is let go while a letter is on its way; the next one gets the records again."""
     house = make()
@@ -484,7 +486,7 @@ async def test_a_chunk_in_hand_is_not_taken_by_the_next_owner(
 
 
 async def test_a_chunk_of_another_generation_or_place_is_counted_and_read_again(
-    make: Callable[[], House],
+    make: Callable[[], LocalWorker],
 ) -> None:
     """No run is dropped without a word: the transport is told where the owner goes on."""
     house = make()

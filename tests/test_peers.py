@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
-from house import RAW, House, fill
+from house import RAW, LocalWorker, fill
 from servers import free_ports
 from support import DAY_MS, HOUR_MS, MemoryLog, dataclasses_replace, small_map, until
 from web_support import METRICS, FrameCells, StandingView, frame, get
@@ -53,7 +53,7 @@ class Group:
         self.archive = archive
         self.folder = folder
         self.log = MemoryLog()
-        self.houses: list[House] = []
+        self.houses: list[LocalWorker] = []
         self.urls: list[str] = []
         self.peers: list[Peers] = []
         self.owners: dict[TopicPartition, str] = {}
@@ -63,7 +63,7 @@ class Group:
     async def add(self, stack: contextlib.AsyncExitStack) -> None:
         """Start a worker that owns nothing yet."""
         number = len(self.houses)
-        house = House(self.log, self.archive, self.folder / str(number), self.map)
+        house = LocalWorker(self.log, self.archive, self.folder / str(number), self.map)
         port = free_ports(1)[0]
         url = f"http://127.0.0.1:{port}"
         given = Settings(web_token=TOKEN, web_port=port)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from house import MAP, RAW, House, check, fill
+from house import MAP, RAW, LocalWorker, check, fill
 from support import DAY_MS, HOUR_MS, MemoryLog, flight, until
 
 from agents.partition import emitter as emit
@@ -177,7 +177,7 @@ async def test_an_archive_away_pauses_sources_and_nothing_is_lost(
     monkeypatch.setattr(owners, "TIDY_AFTER_S", 0.01)
     log = MemoryLog()
     events = fill(log, 7, 2_000)
-    house = House(log, archive, tmp_path / "state")
+    house = LocalWorker(log, archive, tmp_path / "state")
     await house.restore()
     # By this clock nothing takes time, so that every chunk is measured.
     press = Pressure(40_000, 0, [tmp_path], house.owners.pending_bytes, lambda: 0.0)
@@ -238,7 +238,7 @@ async def test_open_cells_never_pause_what_would_close_them(archive: Away, tmp_p
     log = MemoryLog()
     for number in range(2_000):
         log.put(RAW, 0, flight(number % HOUR_MS, carrier=f"{number:05}"))
-    house = House(log, archive, tmp_path / "state")
+    house = LocalWorker(log, archive, tmp_path / "state")
     await house.restore()
     press = Pressure(1, 0, [tmp_path], house.owners.pending_bytes)
     while press.admits_sources() and await house.step(RAW, 500):

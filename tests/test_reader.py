@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 import pytest
-from house import RAW, House, fill
+from house import RAW, LocalWorker, fill
 from support import DAY_MS, HOUR_MS, MemoryLog, dataclasses_replace, seeds, small_map
 from test_few_cells import use_frames
 from web_support import FrameCells, frame, stored
@@ -46,7 +46,7 @@ LIMITS = Limits()
 class Owned:
     """A LiveSource over one house; some owners may be told not to answer."""
 
-    def __init__(self, house: House) -> None:
+    def __init__(self, house: LocalWorker) -> None:
         self.house = house
         self.silent: set[tuple[str, int]] = set()
         self.asked: list[LiveRead] = []
@@ -80,7 +80,7 @@ async def archive(tmp_path: Path) -> AsyncIterator[EmbeddedArchive]:
     await made.close()
 
 
-def folded(house: House, as_of: dict[int, int]) -> dict[tuple[Any, ...], list[int | None]]:
+def folded(house: LocalWorker, as_of: dict[int, int]) -> dict[tuple[Any, ...], list[int | None]]:
     """Return the delays of each hour cell, from the raw log up to these offsets, by rule 1."""
     found: dict[tuple[Any, ...], list[int | None]] = {}
     for partition, stop in as_of.items():
@@ -100,7 +100,9 @@ def folded(house: House, as_of: dict[int, int]) -> dict[tuple[Any, ...], list[in
     return found
 
 
-def expected(house: House, query: FamilyQuery, as_of: dict[int, int]) -> list[tuple[Any, ...]]:
+def expected(
+    house: LocalWorker, query: FamilyQuery, as_of: dict[int, int]
+) -> list[tuple[Any, ...]]:
     """Return start, key, count, sum and least delay of each row, by plain Python."""
     rows: dict[tuple[Any, ...], list[int | None]] = {}
     for (origin, carrier, window), delays in folded(house, as_of).items():
@@ -165,7 +167,7 @@ async def test_every_answer_is_the_fold_of_its_prefix(
         use_frames(monkeypatch)
     rng = random.Random(seed)
     await archive.open(themap)
-    house = House(MemoryLog(), archive, tmp_path / "state", themap)
+    house = LocalWorker(MemoryLog(), archive, tmp_path / "state", themap)
     fill(house.log, seed, keyed=themap is KEYED)
     await house.restore()
     reader = Reader(
@@ -207,7 +209,7 @@ async def test_a_base_layer_that_came_later_answers_from_then_on(
     first = dataclasses_replace(themap, layers=(old,), digest="first")
     later = dataclasses_replace(themap, layers=(old, *themap.layers), revision=2, digest="later")
     await archive.open(first)
-    house = House(MemoryLog(), archive, tmp_path / "state", first)
+    house = LocalWorker(MemoryLog(), archive, tmp_path / "state", first)
     fill(house.log, 3, keyed=themap is KEYED)
     await house.restore()
     for _ in range(10):
@@ -215,7 +217,7 @@ async def test_a_base_layer_that_came_later_answers_from_then_on(
     await house.kill()
     await archive.close()
     await archive.open(later)
-    house = House(house.log, archive, tmp_path / "state", later)
+    house = LocalWorker(house.log, archive, tmp_path / "state", later)
     await house.settle()
     reader = Reader(
         later, Owned(house), ArchiveCache(archive, 100_000), LIMITS, lambda: 10 * DAY_MS
@@ -261,7 +263,7 @@ async def test_what_lies_before_the_first_window_is_not_looked_for(
 ) -> None:
     """However long the range is, the archive is asked for windows that there are."""
     await archive.open(themap)
-    house = House(MemoryLog(), archive, tmp_path / "state", themap)
+    house = LocalWorker(MemoryLog(), archive, tmp_path / "state", themap)
     fill(house.log, 4, keyed=themap is KEYED)
     await house.settle()
     asked: list[CellRange] = []

@@ -14,7 +14,7 @@ from support import HOUR_MS, flight
 from test_transport import Bench, Memory, until
 
 from agents.ingest import Ingest
-from agents.partition.owners import Owners
+from agents.partition.owners import PartitionManager
 from app.cluster.topics import apply_topics
 from app.kafka.log import Headers, KafkaLog
 from app.mapfile.load import load_map
@@ -59,7 +59,7 @@ class Scene:
         self.brokers, self.map, self.raw = brokers, load_map(file), f"{name}.raw"
         self.log, self.archive = SlowLetters(brokers), EmbeddedArchive(folder / "archive")
         self.failures: list[BaseException] = []
-        self.owners = Owners(
+        self.owners = PartitionManager(
             self.map,
             self.log,
             self.archive,

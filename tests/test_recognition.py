@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from house import MAP, RAW, House, archived, check, fill
+from house import MAP, RAW, LocalWorker, archived, check, fill
 from state_support import RAW_PLAN
 from support import DAY_MS, MemoryLog, StoredRecord, flight, until
 
@@ -26,18 +26,18 @@ from tables.state.store import PartitionStore
 
 JOURNAL = RAW_PLAN.journal
 
-Made = Callable[..., House]
+Made = Callable[..., LocalWorker]
 
 
 @pytest.fixture
 async def make(tmp_path: Path) -> AsyncIterator[Made]:
     """Return what makes workers, each with folders of its own name; they end with the test."""
-    houses: list[House] = []
+    houses: list[LocalWorker] = []
 
-    async def made(name: str, log: MemoryLog, archive: str = "archive") -> House:
+    async def made(name: str, log: MemoryLog, archive: str = "archive") -> LocalWorker:
         opened = EmbeddedArchive(tmp_path / archive)
         await opened.open(MAP)
-        house = House(log, opened, tmp_path / name)
+        house = LocalWorker(log, opened, tmp_path / name)
         house.owners.claimant = Claimant(group="g", node=name, cluster="k")
         houses.append(house)
         return house
@@ -47,7 +47,7 @@ async def make(tmp_path: Path) -> AsyncIterator[Made]:
         await end(house)
 
 
-async def end(house: House) -> None:
+async def end(house: LocalWorker) -> None:
     """End a worker, as one that is asked to."""
     await house.kill()
     await house.archive.close()
@@ -245,7 +245,7 @@ async def test_another_node_of_the_group_is_no_rival(make: Made) -> None:
     assert house.owners.rivals.reason() == ""
 
 
-async def claimed_by(house: House, claimant: Claimant) -> None:
+async def claimed_by(house: LocalWorker, claimant: Claimant) -> None:
     """Have another worker, with the same archive, claim the first partition."""
     store = PartitionStore(house.folder.parent / f"of {claimant.node}" / "0")
     io = LogPartitionIO(RAW_PLAN, 0, house.log, store, archive=house.archive, claimant=claimant)

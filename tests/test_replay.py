@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from app.commands.replay import command
 from app.demo.embedded_broker import EmbeddedBroker
-from app.kafka.batch_producer import BATCH_BYTES_MAX, Feed, FeedError, partition_of
+from app.kafka.batch_producer import BATCH_BYTES_MAX, BatchProducer, FeedError, partition_of
 from app.kafka.idempotence import has_idempotent_producer
 from app.load.replay import Step, keyed, replay, settled_ms, steps
 from app.mapfile.load import load_map
@@ -215,7 +215,7 @@ async def test_more_than_a_batch_of_records_keeps_its_order(broker: str) -> None
     """Full batches are put aside until the flush, heartbeats among them too."""
     await make_topic(broker, "large", 1)
     value = b"x" * (BATCH_BYTES_MAX // 10)
-    async with Feed(broker, "large") as feed:
+    async with BatchProducer(broker, "large") as feed:
         feed.add(0, [b"%d" % number for number in range(35)], [value] * 35)
         feed.heartbeat(5)
         feed.add(0, [b"35"], [value])

@@ -21,7 +21,7 @@ import orjson
 import pytest
 from aiokafka import AIOKafkaProducer
 from loop_meter import WORK_S, work_s
-from station_support import Process, apply
+from station_support import WorkerProcess, apply
 from support import HOUR_MS, until
 
 log = logging.getLogger(__name__)
@@ -173,7 +173,7 @@ def records(lines: Iterable[bytes]) -> Iterator[bytes]:
         yield b"\n".join(some)
 
 
-async def fill(worker: Process) -> None:
+async def fill(worker: WorkerProcess) -> None:
     """Send two years of seconds, and an hour with all the open cells; wait until they are there."""
     topic = f"{worker.map_name}.raw"
     async with AIOKafkaProducer(bootstrap_servers=worker.settings["brokers"]) as producer:
@@ -198,7 +198,7 @@ async def fill(worker: Process) -> None:
 
 
 @contextlib.asynccontextmanager
-async def ingesting(worker: Process) -> AsyncIterator[None]:
+async def ingesting(worker: WorkerProcess) -> AsyncIterator[None]:
     """Send events at a steady rate meanwhile; their time goes as the clock's does."""
     topic, loop = f"{worker.map_name}.raw", asyncio.get_running_loop()
 
@@ -227,7 +227,7 @@ async def ingesting(worker: Process) -> AsyncIterator[None]:
 class Asker:
     """Asks one worker, and remembers how long each kind of request held its loop."""
 
-    def __init__(self, session: aiohttp.ClientSession, worker: Process) -> None:
+    def __init__(self, session: aiohttp.ClientSession, worker: WorkerProcess) -> None:
         self._session = session
         self._worker = worker
         self._url = f"http://127.0.0.1:{worker.port}"
@@ -300,7 +300,7 @@ async def crowds(asker: Asker) -> None:
         await asker.measured(name, f"{count} connections")
 
 
-async def position(worker: Process) -> int:
+async def position(worker: WorkerProcess) -> int:
     """Return how many events are decoded, of a ledger that adds up."""
     _, ledger = await worker.get("/v1/ledger")
     assert ledger["balanced"], ledger["problems"]
@@ -311,7 +311,7 @@ async def position(worker: Process) -> int:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 async def test_requests_at_their_limits_hold_neither_loop_nor_memory(
-    processes: Callable[..., Process],
+    processes: Callable[..., WorkerProcess],
 ) -> None:
     """Each kind, then many at once, while thousands of events a second come."""
     worker = processes()

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 import pytest
-from house import RAW, House, archived, expected
+from house import RAW, LocalWorker, archived, expected
 from support import DAY_MS, HOUR_MS, MemoryLog, dataclasses_replace, flight, small_map
 from test_reader import LIMITS, Owned
 
@@ -38,15 +38,15 @@ class Upgrade:
 
     def __init__(self, archive: EmbeddedArchive, folder: Path) -> None:
         self.archive, self.folder, self.log = archive, folder, MemoryLog()
-        self.house: House | None = None
+        self.house: LocalWorker | None = None
 
-    async def to(self, themap: Map) -> House:
+    async def to(self, themap: Map) -> LocalWorker:
         """End the worker there is; start one of this map."""
         if self.house is not None:
             await self.house.kill()
             await self.archive.close()
         await self.archive.open(themap)
-        self.house = House(self.log, self.archive, self.folder, themap)
+        self.house = LocalWorker(self.log, self.archive, self.folder, themap)
         await self.house.restore()
         return self.house
 
@@ -205,13 +205,13 @@ async def test_a_worker_of_an_older_map_leaves_the_store_as_it_is(upgrade: Upgra
     await upgrade.house.kill()
     kept = upgrade.folder.with_name("kept")
     shutil.copytree(upgrade.folder, kept)
-    upgrade.house = House(upgrade.log, upgrade.archive, upgrade.folder, both)
+    upgrade.house = LocalWorker(upgrade.log, upgrade.archive, upgrade.folder, both)
     await upgrade.house.restore()
     await upgrade.house.step(RAW, 2)
     await upgrade.house.kill()
     shutil.rmtree(upgrade.folder)
     kept.rename(upgrade.folder)
-    older = House(upgrade.log, upgrade.archive, upgrade.folder, small_map())
+    older = LocalWorker(upgrade.log, upgrade.archive, upgrade.folder, small_map())
     with pytest.raises(Exception, match="revision 2"):
         await older.owners.restore(RAW, 0, 1)
     await older.kill()

@@ -20,7 +20,7 @@ from app.cluster.topics import TopicsRefusedError, apply_topics, check_topics
 from app.config.connections import kafka_options
 from app.config.settings import Settings, load_settings
 from app.deadletters.replay import DeadLetters
-from app.kafka.batch_producer import Feed
+from app.kafka.batch_producer import BatchProducer
 from app.kafka.brokers import NotAllowedError
 from app.kafka.log import KafkaLog
 from app.mapfile.load import parse_map
@@ -166,7 +166,7 @@ async def test_a_producer_that_may_not_write_is_told(secure_kafka: SecureKafka) 
     settings = settings_of(secure_kafka, "producer")
 
     async def write() -> None:
-        async with Feed(settings.brokers, topic, options=kafka_options(settings)):
+        async with BatchProducer(settings.brokers, topic, options=kafka_options(settings)):
             pass
 
     words, _ = await refused(write, TreasureMapError)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from house import MAP, RAW, House, check, fill
+from house import MAP, RAW, LocalWorker, check, fill
 from state_support import HOUR, RAW_PLAN, Journal, claim, contents_of, delta, hour_block
 from support import HOUR_MS, MemoryLog, StoredRecord, dataclasses_replace, seeds
 
@@ -33,17 +33,17 @@ DAY = "small.layer.day"
 @pytest.fixture
 async def make(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Callable[[], House]]:
+) -> AsyncIterator[Callable[[], LocalWorker]]:
     """Return a maker of houses that take a snapshot whenever their journals grew a little."""
     monkeypatch.setattr(owner_module, "SNAPSHOT_TAIL_BYTES_MIN", 4_000)
     monkeypatch.setattr(owner_module, "SNAPSHOT_TAIL_RATIO", 1)
     archive = EmbeddedArchive(tmp_path / "archive")
     await archive.open(MAP)
     log = MemoryLog()
-    houses: list[House] = []
+    houses: list[LocalWorker] = []
 
-    def build() -> House:
-        houses.append(House(log, archive, tmp_path / f"state{len(houses)}"))
+    def build() -> LocalWorker:
+        houses.append(LocalWorker(log, archive, tmp_path / f"state{len(houses)}"))
         return houses[-1]
 
     yield build
@@ -64,7 +64,7 @@ def started(log: MemoryLog) -> list[int]:
     return [log.starts.get((JOURNAL, partition), 0) for partition in range(2)]
 
 
-def owners_of(house: House) -> list[Owner]:
+def owners_of(house: LocalWorker) -> list[Owner]:
     """Return the owners of the raw source."""
     found = [house.owners.get(RAW, partition) for partition in range(2)]
     return [owner for owner in found if owner is not None]
@@ -142,7 +142,7 @@ def test_snapshots_count_by_what_they_cover() -> None:
 
 @pytest.mark.usefixtures("small_parts")
 async def test_a_wiped_store_comes_back_from_a_truncated_journal(
-    make: Callable[[], House],
+    make: Callable[[], LocalWorker],
 ) -> None:
     """Two snapshots stay, what lies before them is gone, all rows are there."""
     house = make()
@@ -170,7 +170,7 @@ async def test_a_wiped_store_comes_back_from_a_truncated_journal(
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("seed", seeds(6))
 async def test_kills_at_any_moment_between_snapshots_change_nothing(
-    make: Callable[[], House], seed: int
+    make: Callable[[], LocalWorker], seed: int
 ) -> None:
     """Half of them lose the local store, appends go unanswered, journals are truncated."""
     rng = random.Random(seed)
@@ -193,7 +193,7 @@ async def test_kills_at_any_moment_between_snapshots_change_nothing(
 
 
 async def test_a_journal_without_its_beginning_and_without_a_snapshot_is_refused(
-    make: Callable[[], House],
+    make: Callable[[], LocalWorker],
 ) -> None:
     """State never starts empty by mistake."""
     house = make()
@@ -324,7 +324,7 @@ async def test_a_truncation_beside_a_recovery_makes_it_start_again(scene: Scene)
         assert await scene.recovered() == whole
 
 
-async def test_a_snapshot_of_a_lost_owner_is_given_up(make: Callable[[], House]) -> None:
+async def test_a_snapshot_of_a_lost_owner_is_given_up(make: Callable[[], LocalWorker]) -> None:
     """Its parts may lie in the journal; no snapshot names them."""
     first, second = make(), make()
     fill(first.log, 9, count=50)
@@ -342,7 +342,7 @@ async def test_a_snapshot_of_a_lost_owner_is_given_up(make: Callable[[], House])
 
 
 async def test_a_partition_that_is_let_go_during_a_delta_takes_no_snapshot(
-    make: Callable[[], House], monkeypatch: pytest.MonkeyPatch
+    make: Callable[[], LocalWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The delta makes a snapshot due, while its store is about to be closed."""
     house = make()
@@ -372,7 +372,7 @@ async def test_a_partition_that_is_let_go_during_a_delta_takes_no_snapshot(
     )
 
 
-async def test_a_snapshot_is_due_by_the_size_of_the_tail(make: Callable[[], House]) -> None:
+async def test_a_snapshot_is_due_by_the_size_of_the_tail(make: Callable[[], LocalWorker]) -> None:
     """Past the least size, and past a multiple of the last snapshot."""
     house = make()
     fill(house.log, 4, count=20)

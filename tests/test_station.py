@@ -13,14 +13,14 @@ from typing import cast
 
 import pytest
 import servers
-from station_support import COMMANDS, FAUST, MODULE, SECONDS_MAX, Process, apply, last_words
+from station_support import COMMANDS, FAUST, MODULE, SECONDS_MAX, WorkerProcess, apply, last_words
 from support import flight, small_map, until
 
 from app.demo.embedded_broker import EmbeddedBroker
 from app.kafka.log import KafkaLog
 from app.mapfile.load import load_map
 from app.runtime import wiring as station
-from app.runtime.wiring import Foundation
+from app.runtime.wiring import StorageService
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.protocol import Archive
 from tables.model.errors import ArchiveAwayError, ArchiveError
@@ -32,7 +32,7 @@ HOUR_MS = 3_600_000
 
 
 async def test_a_worker_serves_until_it_is_asked_to_stop(
-    processes: Callable[..., Process],
+    processes: Callable[..., WorkerProcess],
 ) -> None:
     """Both commands, from ready to folded, closed, archived and rolled up."""
     module, faust = processes(), processes()
@@ -43,7 +43,7 @@ async def test_a_worker_serves_until_it_is_asked_to_stop(
     await asyncio.gather(check_service(module), check_service(faust))
 
 
-async def check_service(worker: Process) -> None:
+async def check_service(worker: WorkerProcess) -> None:
     """Take a worker from its start to its end."""
     await worker.ready()
     assert (await worker.get("/livez"))[0] == 200
@@ -89,7 +89,7 @@ async def check_service(worker: Process) -> None:
 
 
 async def test_a_worker_that_is_stopped_while_it_joins_leaves_nothing_behind(
-    processes: Callable[..., Process],
+    processes: Callable[..., WorkerProcess],
 ) -> None:
     """The answer to the join may still come; nothing is restored for it then."""
     worker = processes()
@@ -102,7 +102,7 @@ async def test_a_worker_that_is_stopped_while_it_joins_leaves_nothing_behind(
 
 
 async def test_a_worker_stops_although_its_broker_does_not_answer(
-    processes: Callable[..., Process],
+    processes: Callable[..., WorkerProcess],
 ) -> None:
     """Every step of the way out has a deadline."""
     with EmbeddedBroker() as broker:
@@ -116,7 +116,7 @@ async def test_a_worker_stops_although_its_broker_does_not_answer(
         os.kill(broker.pid, signal.SIGKILL)
 
 
-def miss_topics(worker: Process) -> str:
+def miss_topics(worker: WorkerProcess) -> str:
     """Leave the topics unmade: nothing to do here."""
     return (
         rf"cannot use topics of map {worker.map_name}: 6 problem\(s\)\n"
@@ -125,38 +125,38 @@ def miss_topics(worker: Process) -> str:
     )
 
 
-def spoil_map(worker: Process) -> str:
+def spoil_map(worker: WorkerProcess) -> str:
     """Write a map that is none."""
     worker.map_file.write_text("revision = 1")
     return r"cannot use map .*: \d+ problem\(s\)\n"
 
 
-def lose_map(worker: Process) -> str:
+def lose_map(worker: WorkerProcess) -> str:
     """Take the map file away."""
     worker.map_file.unlink()
     return r"cannot use map .*: 1 problem\(s\)\n  - file: cannot be read"
 
 
-def spoil_setting(worker: Process) -> str:
+def spoil_setting(worker: WorkerProcess) -> str:
     """Set what no setting takes."""
     worker.settings["group"] = "a b"
     return r"cannot use settings: 1 problem\(s\)\n  - group \(environment TREASURE_MAP_GROUP\)"
 
 
-def block_state_folder(worker: Process) -> str:
+def block_state_folder(worker: WorkerProcess) -> str:
     """Put a file where the folder should be."""
     worker.settings["state_folder"] = str(worker.map_file / "state")
     return r"cannot make state folder .*state: Not a directory; want a folder .*; set state_folder"
 
 
-def stop_broker(worker: Process) -> str:
+def stop_broker(worker: WorkerProcess) -> str:
     """Name a port where no broker is."""
     (port,) = servers.free_ports(1)
     worker.settings["brokers"] = f"127.0.0.1:{port}"
     return rf"cannot connect to Kafka: .*; got brokers 127\.0\.0\.1:{port}; want .*; start it"
 
 
-def lose_host(worker: Process) -> str:
+def lose_host(worker: WorkerProcess) -> str:
     """Bind to what is no address of any machine."""
     worker.settings |= {"web_host": "no.such.host.invalid", "insecure": "true"}
     return r"cannot listen for queries: .*; got no\.such\.host\.invalid:\d+; want .* set web_host"
@@ -167,7 +167,7 @@ def lose_host(worker: Process) -> str:
     [miss_topics, spoil_map, lose_map, spoil_setting, block_state_folder, stop_broker, lose_host],
 )
 async def test_a_worker_that_cannot_start_says_why_and_nothing_else(
-    processes: Callable[..., Process], spoil: Callable[[Process], str]
+    processes: Callable[..., WorkerProcess], spoil: Callable[[WorkerProcess], str]
 ) -> None:
     """Both commands end with code 1 and the reason as their last words."""
     workers = {command: processes() for command in COMMANDS}
@@ -180,7 +180,9 @@ async def test_a_worker_that_cannot_start_says_why_and_nothing_else(
         assert re.match(wanted[command], last_words(worker)), last_words(worker)
 
 
-async def test_what_a_worker_writes_is_its_users_alone(processes: Callable[..., Process]) -> None:
+async def test_what_a_worker_writes_is_its_users_alone(
+    processes: Callable[..., WorkerProcess],
+) -> None:
     """Whatever the umask of the shell: local stores and archive hold events."""
     worker = processes()
     await apply(worker)
@@ -194,7 +196,7 @@ async def test_what_a_worker_writes_is_its_users_alone(processes: Callable[..., 
     assert open_to_others == []
 
 
-async def test_a_web_port_that_is_taken_is_named(processes: Callable[..., Process]) -> None:
+async def test_a_web_port_that_is_taken_is_named(processes: Callable[..., WorkerProcess]) -> None:
     """Another worker of this machine has it."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -209,7 +211,7 @@ async def test_a_web_port_that_is_taken_is_named(processes: Callable[..., Proces
     )
 
 
-async def test_an_archive_folder_in_use_is_named(processes: Callable[..., Process]) -> None:
+async def test_an_archive_folder_in_use_is_named(processes: Callable[..., WorkerProcess]) -> None:
     """Two processes must not write to one embedded archive."""
     worker = processes()
     await apply(worker)
@@ -224,7 +226,7 @@ async def test_an_archive_folder_in_use_is_named(processes: Callable[..., Proces
 
 
 async def test_a_topic_with_other_partitions_is_refused_at_the_start(
-    processes: Callable[..., Process],
+    processes: Callable[..., WorkerProcess],
 ) -> None:
     """Later it would fail at a journal partition that is not there."""
     worker = processes()
@@ -240,7 +242,7 @@ async def test_a_topic_with_other_partitions_is_refused_at_the_start(
 
 
 async def test_what_must_not_be_continued_ends_the_worker_with_its_reason(
-    processes: Callable[..., Process],
+    processes: Callable[..., WorkerProcess],
 ) -> None:
     """A journal that a later map has begun; a record of a later format, whose cells would be lost.
 
@@ -279,7 +281,7 @@ Process(app, loglevel="INFO").execute_from_commandline()
 
 
 async def test_an_error_that_nobody_foresaw_is_shown_with_its_traceback(
-    processes: Callable[..., Process],
+    processes: Callable[..., WorkerProcess],
 ) -> None:
     """The last words are its name; where it came from stands above."""
     worker = processes()
@@ -290,7 +292,7 @@ async def test_an_error_that_nobody_foresaw_is_shown_with_its_traceback(
 
 
 async def test_workers_with_embedded_archives_do_not_share_a_group(
-    processes: Callable[..., Process],
+    processes: Callable[..., WorkerProcess],
 ) -> None:
     """Each would archive cells that the other cannot read; one that sees another says so."""
     one = processes(node="one")
@@ -371,7 +373,7 @@ async def test_what_fails_because_the_worker_stops_is_no_failure(asked_to_stop: 
 
     async def check() -> None: ...
 
-    foundation = Foundation(
+    foundation = StorageService(
         cast(KafkaLog, _Still()), cast(Archive, archive), small_map(), check, _nobody,
         opened_late=check,
     )  # fmt: skip
@@ -397,7 +399,7 @@ async def test_an_archive_that_is_away_at_the_start_is_opened_once_it_answers(
 
     async def check() -> None: ...
 
-    foundation = Foundation(
+    foundation = StorageService(
         cast(KafkaLog, _Still()), cast(Archive, archive), small_map(), check, _nobody,
         opened_late=check,
     )  # fmt: skip
@@ -422,7 +424,7 @@ async def test_an_archive_that_refuses_once_it_answers_stops_the_worker(
 
     async def check() -> None: ...
 
-    foundation = Foundation(
+    foundation = StorageService(
         cast(KafkaLog, _Still()), cast(Archive, _AwayArchive(2, refused)), small_map(), check,
         told.append, opened_late=check,
     )  # fmt: skip

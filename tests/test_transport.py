@@ -19,7 +19,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaConnectionError
 
-from app.kafka.lane import Lane, Owners, TransportError, TransportOptions
+from app.kafka.lane import Lane, PartitionLifecycle, TransportError, TransportOptions
 from app.kafka.transport import Transport
 from tables.model.errors import (
     FencedError,
@@ -85,7 +85,7 @@ class Bench:
     """A transport without Faust: a queue and a task stand for each agent."""
 
     def __init__(
-        self, brokers: str, topics: dict[str, str], owners: Owners, **options: Any
+        self, brokers: str, topics: dict[str, str], owners: PartitionLifecycle, **options: Any
     ) -> None:
         self.chunks: list[Chunk] = []
         self.seen: dict[tuple[str, int], list[tuple[int, bytes | None]]] = {}

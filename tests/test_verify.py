@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from house import House, fill
+from house import LocalWorker, fill
 from plain.cells import PlainSums
 from plain.partition import Place
 from support import DAY_MS, HOUR_MS, MemoryLog, dataclasses_replace, flight, small_map
@@ -22,7 +22,7 @@ from app.config.settings import Settings
 from app.verify import check_log
 from app.verify.archive import load_archived, open_archive
 from app.verify.cells import equals
-from app.verify.compare import Found, compare_answers, compare_archive, compare_ledgers
+from app.verify.compare import DifferenceLog, compare_answers, compare_archive, compare_ledgers
 from app.verify.database import Database
 from app.verify.errors import VerifyError
 from app.verify.events import Events, Partition
@@ -221,11 +221,11 @@ def test_what_the_engine_wrote_is_removed() -> None:
     assert not running.folder.exists()
 
 
-async def settled_house(tmp_path: Path, log: MemoryLog, themap: Map = MAP) -> House:
+async def settled_house(tmp_path: Path, log: MemoryLog, themap: Map = MAP) -> LocalWorker:
     """Return a worker that has done everything in ``log``, and holds its archive open."""
     archive = EmbeddedArchive(tmp_path / "archive", clock_ms=lambda: NOW_MS)
     await archive.open(themap)
-    house = House(log, archive, tmp_path / "state", themap)
+    house = LocalWorker(log, archive, tmp_path / "state", themap)
     await house.settle()
     return house
 
@@ -245,7 +245,7 @@ async def test_a_worker_s_archive_equals_the_recomputation(
     fill(log, seed, count=300, keyed=seed == 0)
     house = await settled_house(tmp_path, log)
     try:
-        found, differing = Recomputed.of(database, log, MAP), Found(10)
+        found, differing = Recomputed.of(database, log, MAP), DifferenceLog(10)
         for layer in MAP.layers:
             assert load_archive(tmp_path, found, layer) > 4
             assert compare_archive(database, layer, differing, NOW_MS, early=False) == 0
@@ -294,7 +294,7 @@ async def test_a_changed_archive_row_is_found(tmp_path: Path, database: Database
     far = start + 900 * HOUR_MS
     changed.append((far, {**sound, ((key, far), partition): sound[where]}))
     for window, archived in changed:
-        differing = Found(10)
+        differing = DifferenceLog(10)
         found.load_archived(HOUR, archived)
         assert compare_archive(database, HOUR, differing, NOW_MS, early=False) == 1
         assert [one.what for one in differing.kept] == ["archive"]
@@ -319,7 +319,7 @@ def differing_in_archive(
 ) -> int:
     """Return how many rows differ from these in the archive."""
     found.load_archived(layer, archived)
-    return compare_archive(found.database, layer, Found(1), NOW_MS, early=early)
+    return compare_archive(found.database, layer, DifferenceLog(1), NOW_MS, early=early)
 
 
 def test_open_rows_may_be_archived_but_not_with_another_value(database: Database) -> None:
@@ -364,9 +364,9 @@ def test_open_rows_that_are_sent_early_have_to_be_archived(database: Database) -
 
 def differing_answers(
     found: Recomputed, answers: dict[str, dict[Place, dict[str, Any]]]
-) -> tuple[int, Found]:
+) -> tuple[int, DifferenceLog]:
     """Return how many rows differ from answers, and what was found."""
-    differing = Found(10)
+    differing = DifferenceLog(10)
     found.load_answers(HOUR, answers, differing)
     report = compare_answers(found.database, HOUR, list(answers), differing, NOW_MS)
     assert report.expected == 3
@@ -463,7 +463,7 @@ def test_a_changed_number_of_the_ledger_is_found(
         for name in place[:-1]:
             inner = inner[name]
         inner[place[-1]] = inner.get(place[-1], 0) + 1
-    found = Found(10)
+    found = DifferenceLog(10)
     compare_ledgers(MAP, {"flights": partitions}, {"http://one": ledger}, found)
     assert len(found.kept) == (1 if place else 0), found.kept
 
@@ -472,7 +472,7 @@ def test_a_worker_answers_only_for_the_partitions_it_owns(database: Database) ->
     """Two workers with a partition each."""
     partitions = partitions_of(Recomputed.of(database, small_log(), MAP))
     ledgers = {f"http://{one.number}": served([one]) for one in partitions}
-    found = Found(10)
+    found = DifferenceLog(10)
     compare_ledgers(MAP, {"flights": partitions}, ledgers, found)
     assert found.kept == []
 

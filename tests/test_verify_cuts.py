@@ -10,11 +10,11 @@ from typing import Any
 
 import orjson
 import pytest
-from house import RAW, House
+from house import RAW, LocalWorker
 from support import HOUR_MS, MemoryLog, dataclasses_replace, small_map, until
 from verify_support import Recomputed
 
-from app.verify.compare import Found, compare_ledgers
+from app.verify.compare import DifferenceLog, compare_ledgers
 from app.verify.cuts import Cuts
 from app.verify.database import Database
 from app.verify.errors import VerifyError
@@ -58,7 +58,7 @@ async def work(
     *maps: Map,
     later: random.Random | None = None,
     feed: Callable[[int], None] | None = None,
-) -> House:
+) -> LocalWorker:
     """Take a log through houses of one revision after the other.
 
     For each there come ten hours more of ``later``, or what ``feed`` writes.
@@ -74,10 +74,10 @@ async def work(
             await house.kill()
             await archive.close()
         await archive.open(themap)
-        house = House(log, archive, folder / "state", themap)
+        house = LocalWorker(log, archive, folder / "state", themap)
         await house.restore()
 
-        async def done(house: House = house) -> bool:
+        async def done(house: LocalWorker = house) -> bool:
             return not any([await house.step(topic, 7) for topic in house.map.inputs()])
 
         await until(done)
@@ -85,7 +85,7 @@ async def work(
     return house
 
 
-def whole_of(house: House) -> Whole:
+def whole_of(house: LocalWorker) -> Whole:
     """Return what a worker would tell of its layers."""
     return Whole.of(
         {
@@ -100,7 +100,7 @@ def whole_of(house: House) -> Whole:
     )
 
 
-def ledger_of(house: House) -> dict[str, Any]:
+def ledger_of(house: LocalWorker) -> dict[str, Any]:
     """Return the ledger that a worker would serve."""
     owners = list(house.owners.each())
     counts = total(owner.state.meta.ledger for owner in owners)
@@ -148,7 +148,7 @@ async def test_counts_and_letters_of_a_later_layer_are_those_from_its_cut_on(
         assert recomputed.differences() == []
         partitions = recomputed.events["flights"].partitions
         of = {"flights": partitions}
-        found = Found(20)
+        found = DifferenceLog(20)
         compare_ledgers(themap, of, {"http://one": ledger}, found)
         assert found.kept == []
         doubt = sum((Counter(one.doubt) for one in partitions), Counter[str]())
@@ -160,7 +160,7 @@ async def test_counts_and_letters_of_a_later_layer_are_those_from_its_cut_on(
                 changed = ledger | {"layers": ledger["layers"] | {
                     "later": ledger["layers"]["later"] | {column: sure + by}
                 }}  # fmt: skip
-                found = Found(20)
+                found = DifferenceLog(20)
                 compare_ledgers(themap, of, {"http://one": changed}, found)
                 assert [one.where for one in found.kept] == [f"layer.later.{column} at http://one"]
     finally:
@@ -195,7 +195,7 @@ async def test_how_long_ids_are_remembered_is_in_doubt_at_a_cut(
 
     house = await work(tmp_path, log, first, themap, feed=feed)
     try:
-        ledger, found = ledger_of(house), Found(20)
+        ledger, found = ledger_of(house), DifferenceLog(20)
         assert ledger["events"]["duplicate"] == 15 + moves_on
         recomputed = Recomputed.of(database, log, themap, whole=whole_of(house))
         assert recomputed.differences() == []
@@ -249,10 +249,10 @@ async def test_a_layer_that_was_there_before_counts_on(tmp_path: Path, database:
         recomputed = Recomputed.of(database, log, fourth, whole=whole_of(house))
         of = {"flights": recomputed.events["flights"].partitions}
         assert recomputed.differences() == []
-        found, ledger = Found(20), ledger_of(house)
+        found, ledger = DifferenceLog(20), ledger_of(house)
         compare_ledgers(fourth, of, {"http://one": ledger}, found)
         assert "layer.later.selected at http://one" in [one.where for one in found.kept]
-        found, returned = Found(20), frozenset({"later", "any"})
+        found, returned = DifferenceLog(20), frozenset({"later", "any"})
         compare_ledgers(fourth, of, {"http://one": ledger}, found, returned)
         assert found.kept == []
         ledger["layers"]["later"]["folded"] = 1

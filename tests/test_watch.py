@@ -17,7 +17,7 @@ from app.health.backpressure import Pressure
 from app.health.readiness import Readiness
 from app.health.watch import Progress, Question, Watch, ask_kafka
 from app.host.floods import FloodFilter
-from app.kafka.group_map import Group
+from app.kafka.group_map import GroupMap
 from app.kafka.lane import Statistics
 from app.kafka.transport import NO_GENERATION, Transport
 from tables.archive.protocol import Archive
@@ -231,7 +231,7 @@ def test_readiness_names_partitions_that_nobody_reads() -> None:
     moment.lost = [("t", number) for number in range(5)]
     (sentence,) = reasons_at(moment)
     assert sentence == "t[0], t[1], t[2] and 2 more are assigned, and neither read nor restored"
-    group, themap = Group(), small_map()
+    group, themap = GroupMap(), small_map()
     every = [(topic, p) for topic, count in themap.inputs().items() for p in range(count)]
     group.urls = dict.fromkeys(every, "http://one")
     moment = Moment({}, generation=1)

@@ -18,7 +18,7 @@ from web_support import served, stored
 from app.peers.wire import WireRead, WireReads
 from tables.model.layer import KeyField
 from tables.model.window import MONTH, START_MS_MIN, TIME_MS_MAX, YEAR
-from tables.query.live import Told
+from tables.query.live import FollowerPosition
 
 KEY = (KeyField("origin", "string"), KeyField("carrier", "string"))
 HOURS, DAYS = small_map().layers
@@ -96,7 +96,7 @@ def some_body(rng: random.Random) -> bytes:
         rng.choice([{}, {"origin": ["JFK"]}, {"x": [1]}, {"origin": []}, {"carrier": [2**64 - 1]}]),
         rng.choice([{}, {"carrier": "U"}, {"x": ""}]),
         rng.choice([False, True]), rng.choice([None, [0], [number]]),
-        rng.choice([None, {0: Told(number, 0, 0)}]),
+        rng.choice([None, {0: FollowerPosition(number, 0, 0)}]),
     )  # fmt: skip
     body = msgspec.msgpack.encode(WireReads(rng.choice([MAP.digest, "x"]), [read]))
     return rng.choice([body, body, body, body[:-1], b"", b"\xff"])

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 from aiohttp import web
 from click.testing import CliRunner
-from house import RAW, House, archived
+from house import RAW, LocalWorker, archived
 from support import (
     DAY_MS,
     EVENTS,
@@ -60,13 +60,13 @@ class Site:
         self.folder = folder
         self.log = MemoryLog()
         self.archive = EmbeddedArchive(folder / "archive")
-        self.house: House | None = None
+        self.house: LocalWorker | None = None
 
-    async def revise(self, themap: Map, *, state: str = "state") -> House:
+    async def revise(self, themap: Map, *, state: str = "state") -> LocalWorker:
         """End the house there is, and start one of another revision."""
         await self.close()
         await self.archive.open(themap)
-        self.house = House(self.log, self.archive, self.folder / state, themap)
+        self.house = LocalWorker(self.log, self.archive, self.folder / state, themap)
         await self.house.restore()
         return self.house
 
@@ -97,7 +97,7 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
     await made.close()
 
 
-async def work(house: House) -> None:
+async def work(house: LocalWorker) -> None:
     """Work until all is read and what is closed has been acknowledged and told."""
 
     async def done() -> bool:
@@ -110,7 +110,7 @@ async def work(house: House) -> None:
 
 
 @contextlib.asynccontextmanager
-async def endpoint(house: House) -> AsyncIterator[str]:
+async def endpoint(house: LocalWorker) -> AsyncIterator[str]:
     """Serve a house over HTTP."""
     live: Any = Owned(house)
     app = web.Application()
@@ -247,7 +247,7 @@ Sums = dict[int, tuple[int, int | None]]
 """By window, in days or hours, how many events and the sum of their delays."""
 
 
-async def sums(house: House, name: str, unit_ms: int) -> Sums:
+async def sums(house: LocalWorker, name: str, unit_ms: int) -> Sums:
     """Return what the archive has of a layer."""
     rows = (await archived(house, name)).group_by("window_start").agg(
         pl.col("events").sum(),
@@ -356,7 +356,7 @@ async def test_while_workers_of_both_revisions_run_a_coarser_layer_has_null_and_
     await archive.open(SUMS)
     given: list[Any] = [OlderWorkers(archive), archive]
     houses = [
-        House(log, one, tmp_path / f"state {themap.revision}", themap)
+        LocalWorker(log, one, tmp_path / f"state {themap.revision}", themap)
         for one, themap in zip(given, (COUNTS, SUMS), strict=True)
     ]
     old, new = houses

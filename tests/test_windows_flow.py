@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 import pytest
 from click.testing import CliRunner
-from house import House, archived
+from house import LocalWorker, archived
 from hypothesis import example, given
 from hypothesis import strategies as st
 from support import DAY_MS, HOUR_MS, MemoryLog, dataclasses_replace, flight, run_of, small_map
@@ -22,7 +22,7 @@ from agents.fold.layers import Before, Folder
 from app.commands.map import draw
 from app.commands.query import command
 from app.mapfile.load import parse_map
-from tables.archive.cassandra.cql import LayerTable, compaction_window
+from tables.archive.cassandra.cql import CassandraTable, compaction_window
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.layout import bucket_ms
 from tables.archive.protocol import CellRange
@@ -161,7 +161,7 @@ async def test_days_make_months_and_months_make_years(tmp_path: Path) -> None:
         log.put(RAW, partition, ms(2033, 1, 1))
     archive = EmbeddedArchive(tmp_path / "archive")
     await archive.open(themap)
-    house = House(log, archive, tmp_path / "state", themap)
+    house = LocalWorker(log, archive, tmp_path / "state", themap)
     try:
         await house.settle()
         for layer in (month, year):
@@ -177,10 +177,10 @@ async def test_days_make_months_and_months_make_years(tmp_path: Path) -> None:
         await archive.close()
 
 
-def table_of(window: str, **changes: Any) -> LayerTable:
+def table_of(window: str, **changes: Any) -> CassandraTable:
     """Return the Cassandra table of a layer of these windows."""
     themap = map_with(window, **changes)
-    return LayerTable(themap, themap.layers[0], "space")
+    return CassandraTable(themap, themap.layers[0], "space")
 
 
 @given(st.sampled_from(WINDOWS), TIMES)

@@ -18,7 +18,7 @@ from app.verify.answers import Answers
 from app.verify.archive import load_archived
 from app.verify.arrow import ArrowRows
 from app.verify.cells import Cell, measure_of
-from app.verify.compare import Found, read_sums
+from app.verify.compare import DifferenceLog, read_sums
 from app.verify.database import Database
 from app.verify.events import Events
 from app.verify.layers import Cells
@@ -135,7 +135,10 @@ class Recomputed:
         load_archived(self.database, Archive(), self.themap, layer)
 
     def load_answers(
-        self, layer: Layer, answers: Mapping[str, Mapping[Place, Mapping[str, Any]]], found: Found
+        self,
+        layer: Layer,
+        answers: Mapping[str, Mapping[Place, Mapping[str, Any]]],
+        found: DifferenceLog,
     ) -> None:
         """Have answers in their table; each has the columns of an answer but for the key."""
         table = Answers(self.database, layer, list(answers), found)

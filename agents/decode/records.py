@@ -47,7 +47,7 @@ _NOT_EVENTS = {
 
 
 @dataclasses.dataclass(slots=True)
-class _Sink:
+class _DecodedEvents:
     """What is decoded so far: JSON structs, with Arrow frames at their place between them."""
 
     events: list[Any] = dataclasses.field(default_factory=list)
@@ -68,13 +68,13 @@ class _Sink:
 
 
 @dataclasses.dataclass(slots=True)
-class _Doing:
+class _RunDecoder:
     """One run while it is decoded: its ledger delta, and where events and refusals go."""
 
     number: int
     run: Run
     counts: Ledger
-    sink: _Sink
+    sink: _DecodedEvents
 
     def refuse_record(self, index: int, column: str, reason: str, detail: str) -> None:
         """Count a record in its column, and by reason where it is unreadable; set it aside."""
@@ -100,7 +100,7 @@ class Decoder:
 
     def decode(self, runs: list[Run]) -> EventBatch:
         """Return the events of ``runs``, which are of this source's topic, in order."""
-        sink = _Sink()
+        sink = _DecodedEvents()
         bounds: list[tuple[int, int]] = []
         ledgers: list[Ledger] = []
         for number, run in enumerate(runs):
@@ -108,7 +108,7 @@ class Decoder:
             counts: Ledger = {}
             tally(counts, "records.gap", run.next_offset - run.first_offset - len(run.values))
             ledgers.append(counts)
-            self._decode_run(_Doing(number, run, counts, sink))
+            self._decode_run(_RunDecoder(number, run, counts, sink))
             bounds.append((first, sink.rows))
         parts = [
             (run.partition, last - first) for run, (first, last) in zip(runs, bounds, strict=True)
@@ -121,7 +121,7 @@ class Decoder:
     def refuse(self, run: Run, reason: str, detail: str) -> EventBatch:
         """Return the batch of a run of one record that is refused as a whole."""
         assert len(run.values) == 1, "what is refused is one record"
-        doing = _Doing(0, run, {}, _Sink())
+        doing = _RunDecoder(0, run, {}, _DecodedEvents())
         tally(doing.counts, "records.gap", run.next_offset - run.first_offset - 1)
         doing.refuse_record(0, "unreadable", reason, detail)
         frame = self._frame(doing.sink, [(run.partition, 0)])
@@ -144,7 +144,7 @@ class Decoder:
         lines = lines_of(value)
         return b"\n".join(lines[place] for place in item.events), _NAMES["lines"]
 
-    def _decode_run(self, doing: _Doing) -> None:
+    def _decode_run(self, doing: _RunDecoder) -> None:
         for first, last, form in self._parts(doing.run):
             if form == "arrow":
                 self._decode_arrow(doing, range(first, last))
@@ -163,7 +163,7 @@ class Decoder:
         else:
             yield from _parts(run)
 
-    def _decode_json(self, doing: _Doing, indexes: range, form: str) -> None:
+    def _decode_json(self, doing: _RunDecoder, indexes: range, form: str) -> None:
         """Decode records of JSON: all at once, and one by one what is not plain."""
         values = cast("list[bytes]", doing.run.values[indexes.start : indexes.stop])
         has_lines = form == "lines" or (not form and b"\n" in values[0])
@@ -177,13 +177,13 @@ class Decoder:
             self._decode_record(doing, index - 1, form)
         self._place(doing, index, indexes.stop)
 
-    def _place(self, doing: _Doing, first: int, last: int) -> None:
+    def _place(self, doing: _RunDecoder, first: int, last: int) -> None:
         """Take note that the records of these indexes were one event each."""
         tally(doing.counts, "records.with_events", last - first)
         tally(doing.counts, "events.decoded", last - first)
         doing.sink.place(pl.int_range(first, last, dtype=pl.UInt64, eager=True) * PLACE)
 
-    def _decode_lines(self, doing: _Doing, indexes: range, form: str) -> None:
+    def _decode_lines(self, doing: _RunDecoder, indexes: range, form: str) -> None:
         """Decode records of which most hold lines of events."""
         places: list[range] = []
         for index in indexes:
@@ -199,7 +199,7 @@ class Decoder:
                 self._decode_record(doing, index, form)
         doing.sink.place(_joined(places))
 
-    def _decode_record(self, doing: _Doing, index: int, form: str) -> None:
+    def _decode_record(self, doing: _RunDecoder, index: int, form: str) -> None:
         """Decode one record line by line; without a content type it may be of any form."""
         value = doing.run.values[index]
         assert value is not None, "tombstones are parts of their own"
@@ -226,7 +226,7 @@ class Decoder:
             doing.refuse_events(index, tuple(at), reason, detail)
         doing.sink.place(pl.Series(places, dtype=pl.UInt64))
 
-    def _decode_arrow(self, doing: _Doing, indexes: range) -> None:
+    def _decode_arrow(self, doing: _RunDecoder, indexes: range) -> None:
         """Decode records of Arrow, neighbours of one schema at once."""
         pieces: list[tuple[int, pl.DataFrame]] = []
         for index in indexes:
@@ -251,7 +251,7 @@ class Decoder:
         if pieces:
             self._take_arrow(doing, pieces)
 
-    def _take_arrow(self, doing: _Doing, pieces: list[tuple[int, pl.DataFrame]]) -> None:
+    def _take_arrow(self, doing: _RunDecoder, pieces: list[tuple[int, pl.DataFrame]]) -> None:
         """Take records of one schema; each piece is a record's index and columns."""
         places = pl.concat(
             pl.int_range(index * PLACE, index * PLACE + piece.height, dtype=pl.UInt64, eager=True)
@@ -268,7 +268,7 @@ class Decoder:
             frame = frame.filter(reasons.is_null())
         doing.sink.take_frame(frame)
 
-    def _decode_other(self, doing: _Doing, index: int, form: str) -> None:
+    def _decode_other(self, doing: _RunDecoder, index: int, form: str) -> None:
         """Decode one record that is neither JSON nor Arrow."""
         value, headers = doing.run.values[index], doing.run.headers.get(index, ())
         if form == "fault":
@@ -311,7 +311,7 @@ class Decoder:
         limit = self._source.record_bytes_max
         return "oversized", "oversized", f"got {size} bytes; want at most {limit}"
 
-    def _frame(self, sink: _Sink, parts: list[tuple[int, int]]) -> pl.DataFrame:
+    def _frame(self, sink: _DecodedEvents, parts: list[tuple[int, int]]) -> pl.DataFrame:
         """Return the JSON events as a frame, with the Arrow frames at their places.
 
         ``parts`` has, for each run, its partition and how many rows it has.

@@ -37,7 +37,7 @@ class _Record:
 
 
 @dataclasses.dataclass(slots=True)
-class _Gathering:
+class _GatherResult:
     """What is known while a run is gathered: its ledger delta, and what is set aside."""
 
     counts: dict[str, int]
@@ -71,7 +71,7 @@ class Gatherer:
         ``refused`` says why all of them are.
         """
         gaps = run.next_offset - run.first_offset - len(run.values)
-        doing = _Gathering({"records.gap": gaps})
+        doing = _GatherResult({"records.gap": gaps})
         announced = dict(state.meta.announced)
         records = self._decode(run, doing, refused)
         with_cells = self._announce(records, announced)
@@ -90,7 +90,7 @@ class Gatherer:
         )
         return content, doing.aside
 
-    def _decode(self, run: Run, doing: _Gathering, refused: str) -> list[_Record]:
+    def _decode(self, run: Run, doing: _GatherResult, refused: str) -> list[_Record]:
         """Return the records that can be used."""
         records = []
         for index, value in enumerate(run.values):
@@ -123,7 +123,7 @@ class Gatherer:
             doing.count("records.heartbeat" if record.rows is None else "records.with_events")
         return records
 
-    def _is_usable(self, record: _Record, doing: _Gathering) -> bool:
+    def _is_usable(self, record: _Record, doing: _GatherResult) -> bool:
         cause = "" if record.rows is None else cause_against(record.rows, self._layer)
         if cause:
             doing.refuse(record.index, cause)
@@ -159,7 +159,7 @@ class Gatherer:
         _, own_floor = announced.get(sender, (NEVER_MS, NEVER_MS))
         return floor, own_floor
 
-    def _live(self, records: list[_Record], doing: _Gathering) -> pl.DataFrame | None:
+    def _live(self, records: list[_Record], doing: _GatherResult) -> pl.DataFrame | None:
         """Return the cells that are not final already, in order; None where there are none."""
         frames = [record.rows for record in records if record.rows is not None]
         if not frames:
@@ -192,7 +192,7 @@ class Gatherer:
         doing.count(f"layer.{name}.repeated", int(live.sum()) - int(single.sum()))
         return rows if single.all() else rows.filter(single)
 
-    def _newer(self, rows: pl.DataFrame, table: RollupTable, doing: _Gathering) -> pl.DataFrame:
+    def _newer(self, rows: pl.DataFrame, table: RollupTable, doing: _GatherResult) -> pl.DataFrame:
         """Return the rows that replace a smaller version, the last of each contribution only."""
         name = self._layer.name
         identity = table.contribution

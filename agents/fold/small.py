@@ -31,7 +31,7 @@ _INT64_MAX = 2**63 - 1
 Getter = Callable[[Any], Any]
 
 
-class FewFolder:
+class SmallBatchFolder:
     """Folds chunks of a few plain events of one source into its base layers."""
 
     def __init__(self, source: Source, plan: InputPlan) -> None:

@@ -12,7 +12,7 @@ from tables.model.layer import Layer
 from tables.model.window import START_MS_MIN
 from tables.query.answer import matching
 from tables.query.facts import PartitionFacts
-from tables.query.live import LiveJob, LiveRead, LiveRows, Told
+from tables.query.live import FollowerPosition, LiveJob, LiveRead, LiveRows
 from tables.state.block import repeated
 from tables.state.cell import whole_only
 from tables.state.layer_table import NEVER_ENDS_MS, NEVER_MS
@@ -75,7 +75,7 @@ def _rows_of(owner: Owner, read: LiveRead) -> Callable[[], pl.DataFrame]:
     return rows
 
 
-def _news(read: LiveRead, owner: Owner, told: Told) -> Callable[[], pl.DataFrame]:
+def _news(read: LiveRead, owner: Owner, told: FollowerPosition) -> Callable[[], pl.DataFrame]:
     """Return what makes the cells that have changed, or closed, since a follower was told."""
     layer, table = read.layer, owner.state.tables[read.layer.name]
     # Windows that have closed since are those that start in between.

@@ -44,7 +44,7 @@ DROPS = (STALE, MISPLACED)
 
 
 @dataclasses.dataclass(slots=True)
-class Held:
+class OwnedPartition:
     """One owned partition: its owner, its store, what emits for it and moves its time.
 
     ``generation`` is that of the consumer group in which it was restored.
@@ -61,7 +61,7 @@ class Held:
     snapshotting: asyncio.Task[None] | None = None
 
 
-class Owners:
+class PartitionManager:
     """The partitions of this worker.
 
     Args:
@@ -107,7 +107,7 @@ class Owners:
         self._stream_times = StreamTimes(to, self.get)
         self.claimant = Claimant()
         self.rivals = Rivals()
-        self._held: dict[TopicPartition, Held] = {}
+        self._held: dict[TopicPartition, OwnedPartition] = {}
         self._leaving: dict[TopicPartition, asyncio.Task[None]] = {}
         self._opening = asyncio.Lock()
         self.emitted = EmitCounts()
@@ -139,7 +139,7 @@ class Owners:
             early_emit_s=self._early_emit_s,
         )  # fmt: skip
         heartbeat = IdleHeartbeat(owner, self._log, self._stream_times, self._failed)
-        held = Held(owner, generation, store, emitter, heartbeat)
+        held = OwnedPartition(owner, generation, store, emitter, heartbeat)
         emitter.on_acknowledged = lambda: self._tidy(held)
         self._held[topic, partition] = held
         emitter.start()
@@ -294,7 +294,11 @@ class Owners:
                 await self._lost(topic, partition, held, error)
 
     async def _lost(
-        self, topic: str, partition: int, held: Held, error: FencedError | OutcomeUnknownError
+        self,
+        topic: str,
+        partition: int,
+        held: OwnedPartition,
+        error: FencedError | OutcomeUnknownError,
     ) -> None:
         """Forget a partition that another owner may have, and have it claimed again."""
         if self._held.get((topic, partition)) is held:
@@ -302,7 +306,7 @@ class Owners:
             self.rivals.note(error)
             self._fenced(topic, partition, str(error))
 
-    async def _snapshot(self, topic: str, partition: int, held: Held) -> None:
+    async def _snapshot(self, topic: str, partition: int, held: OwnedPartition) -> None:
         """Write a snapshot between the deltas, part by part, and truncate behind the one before."""
         owner = held.owner
         places: list[PartPlace] = []
@@ -323,7 +327,7 @@ class Owners:
         else:
             await self._truncate(held)
 
-    async def _truncate(self, held: Held) -> None:
+    async def _truncate(self, held: OwnedPartition) -> None:
         try:
             await held.owner.truncate()
         except OutcomeUnknownError as error:
@@ -349,7 +353,7 @@ class Owners:
         finally:
             del self._leaving[key]
 
-    async def _let_go(self, held: Held) -> None:
+    async def _let_go(self, held: OwnedPartition) -> None:
         await held.emitter.stop()
         held.heartbeat.stop()
         for task in (held.tidying, held.snapshotting):
@@ -358,12 +362,12 @@ class Owners:
         async with held.cycle:
             pass
 
-    def _tidy(self, held: Held) -> None:
+    def _tidy(self, held: OwnedPartition) -> None:
         """Evict soon what is acknowledged, so that an idle partition shrinks too."""
         if held.tidying is None and not held.released:
             held.tidying = asyncio.create_task(guarded(self._evict(held), self._failed))
 
-    async def _evict(self, held: Held) -> None:
+    async def _evict(self, held: OwnedPartition) -> None:
         await asyncio.sleep(TIDY_AFTER_S)
         content = held.owner.housekeeping()
         # Another tidying may begin from here on: what it waits for is not in this content.

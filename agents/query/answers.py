@@ -8,7 +8,7 @@ from typing import Literal
 import polars as pl
 
 from tables.model.cost import QueryCost
-from tables.query.planner import Plan
+from tables.query.planner import QueryPlan
 
 Exactness = Literal["exact", "settling", "partial"]
 
@@ -32,7 +32,7 @@ class FamilyAnswer:
     """
 
     rows: pl.DataFrame
-    plan: Plan
+    plan: QueryPlan
     exactness: Exactness
     as_of: dict[int, int]
     watermark_ms: int

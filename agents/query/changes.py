@@ -26,7 +26,7 @@ from tables.model.window import START_MS_MIN
 from tables.query.answer import matching
 from tables.query.facts import PartitionFacts, whole_of
 from tables.query.family import KeyFilter
-from tables.query.live import LiveRead, LiveRows, Told
+from tables.query.live import FollowerPosition, LiveRead, LiveRows
 from tables.query.parameters import INT64_MAX, INT64_MIN
 from tables.state.cell import archive_schema, in_order, no_rows, whole_only
 from tables.state.layer_table import NEVER_ENDS_MS, NEVER_MS
@@ -39,17 +39,17 @@ AT_ONCE_ROWS_MAX = 2_000
 NOTHING_TOLD = -1
 """The version of a follower that was told of no cell: less than that of any."""
 
-Place = Mapping[int, Told]
+Place = Mapping[int, FollowerPosition]
 """How far a follower is, by partition of the layer's input."""
 
 
 class _WirePlace(msgspec.Struct, frozen=True, array_like=True):
     layer: str
-    told: dict[int, Told]
+    told: dict[int, FollowerPosition]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class News:
+class ChangeBatch:
     """What a follower is told next.
 
     Attributes:
@@ -88,7 +88,7 @@ class Changes:
         found = await self._ask(LiveRead(self._layer))
         return {partition: _told(one) for partition, one in found.facts.items()}
 
-    async def since(self, place: Place) -> News:
+    async def since(self, place: Place) -> ChangeBatch:
         """Return what has become of the cells since then.
 
         Partitions that are not in ``place`` are told from their oldest live cell on; those that do
@@ -106,7 +106,7 @@ class Changes:
             rows = _in_order(layer, frames, facts)
         else:
             rows = await self._archive.threads.run(_in_order, layer, frames, facts)
-        return News(rows, _places(place, facts), facts)
+        return ChangeBatch(rows, _places(place, facts), facts)
 
     async def _live_rows(self, place: Place) -> LiveRows:
         return await self._ask(
@@ -184,8 +184,8 @@ def decode_place(layer: Layer, text: str) -> Place:
     return wire.told
 
 
-def _told(facts: PartitionFacts) -> Told:
-    return Told(facts.position, facts.closed_ms, facts.evicted_ms)
+def _told(facts: PartitionFacts) -> FollowerPosition:
+    return FollowerPosition(facts.position, facts.closed_ms, facts.evicted_ms)
 
 
 def _places(place: Place, facts: Mapping[int, PartitionFacts]) -> Place:
@@ -195,7 +195,8 @@ def _places(place: Place, facts: Mapping[int, PartitionFacts]) -> Place:
     are told that it has then, and those that it has evicted since it was asked for the first time.
     """
     asked = {
-        partition: Told(NOTHING_TOLD, NEVER_MS, one.evicted_ms) for partition, one in facts.items()
+        partition: FollowerPosition(NOTHING_TOLD, NEVER_MS, one.evicted_ms)
+        for partition, one in facts.items()
     }
     told = {partition: _told(one) for partition, one in facts.items() if _is_known(one)}
     return {**asked, **place, **told}

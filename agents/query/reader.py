@@ -34,7 +34,7 @@ from tables.query.cover import Segment
 from tables.query.facts import KnownFacts
 from tables.query.family import FamilyQuery, KeyFilter
 from tables.query.live import LiveRead, LiveRows
-from tables.query.planner import Plan, boundaries_of, plan
+from tables.query.planner import QueryPlan, boundaries_of, plan
 from tables.query.whole import check_began, later_measures
 from tables.state.cell import later_of, no_rows, stacked, whole_only
 from tables.state.layer_table import NEVER_ENDS_MS, NEVER_MS
@@ -113,7 +113,7 @@ class Reader:
         self._asked_at: dict[str, float] = {}
         self.threads = archive.threads
 
-    async def plan(self, query: FamilyQuery) -> Plan:
+    async def plan(self, query: FamilyQuery) -> QueryPlan:
         """Return what would be read, from facts of now.
 
         Raises:
@@ -121,7 +121,7 @@ class Reader:
         """
         return await self._plan(query, QueryCost(), _now() + PATIENCE_S)
 
-    async def _plan(self, query: FamilyQuery, cost: QueryCost, until: float) -> Plan:
+    async def _plan(self, query: FamilyQuery, cost: QueryCost, until: float) -> QueryPlan:
         old = _now() - FACTS_S_MAX
         base = query.family.base
         folded = self._input_of(base)
@@ -251,7 +251,7 @@ class Reader:
         assert base.source is not None
         return combiner_of(self._map.source(base.source), base) if base.merged else base
 
-    def _parts(self, query: FamilyQuery, planned: Plan) -> list[Part]:
+    def _parts(self, query: FamilyQuery, planned: QueryPlan) -> list[Part]:
         """Return the parts of a plan, one for each layer."""
         segments: dict[str, list[Segment]] = {}
         for segment in planned.segments:

@@ -10,7 +10,7 @@ import sys
 import click
 
 from agents import tasks
-from app.demo.run import Plan, run
+from app.demo.run import DemoTimes, run
 from app.host.printable import printable
 
 _FOLDER = pathlib.Path(__file__).parent.parent.parent / "var"
@@ -30,7 +30,7 @@ def command(seconds: float | None) -> None:
     """
     _FOLDER.mkdir(exist_ok=True)
     try:
-        problems = asyncio.run(_run(Plan.of(seconds)))
+        problems = asyncio.run(_run(DemoTimes.of(seconds)))
     except (KeyboardInterrupt, asyncio.CancelledError):
         click.echo("stopped")
         sys.exit(130)
@@ -42,7 +42,7 @@ def command(seconds: float | None) -> None:
     click.echo("everything adds up: the ledger balances and all rows equal the file")
 
 
-async def _run(plan: Plan) -> list[str]:
+async def _run(plan: DemoTimes) -> list[str]:
     """Run the demo; Ctrl-C or being asked to terminate ends it with all its children."""
     asked = asyncio.Event()
     loop = asyncio.get_running_loop()

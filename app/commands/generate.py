@@ -16,7 +16,7 @@ from rich.text import Text
 from app.config.options import kafka_settings_options
 from app.config.settings import Settings
 from app.load.generator import generate
-from app.load.plan import MAP_FILE, SOURCE, Format, Plan, default_start_ms, processes_for
+from app.load.plan import MAP_FILE, SOURCE, Format, LoadSpec, default_start_ms, processes_for
 from app.load.process import Progress
 from app.mapfile.load import load_map
 
@@ -174,7 +174,7 @@ def command(
         start_ms = default_start_ms(themap, source, now_ms, options["seconds"], options["speed"])
     # Where the source is not known, generate() says so.
     brokers = settings.brokers
-    plan = Plan(format=cast("Format", form), start_ms=start_ms or 0, brokers=brokers, **options)
+    plan = LoadSpec(format=cast("Format", form), start_ms=start_ms or 0, brokers=brokers, **options)
     if processes is None:
         cores = len(os.sched_getaffinity(0))
         partitions = source.partitions if source is not None else 1
@@ -190,7 +190,7 @@ def command(
 class _Display:
     """Shows progress: in place on a terminal, as a line every few seconds elsewhere."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: LoadSpec) -> None:
         self._plan = plan
         console = Console(stderr=True)
         self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None

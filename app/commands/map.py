@@ -120,11 +120,11 @@ def acl(file: str, role: Role, user: str, settings: Settings) -> None:
     if settings.archive == "cassandra":
         from tables.archive.cassandra.cql import (  # noqa: PLC0415 - check and apply need no archive
             REGISTER_TABLE,
-            LayerTable,
+            CassandraTable,
         )
 
         keyspace = settings.cassandra_keyspace
-        tables = [LayerTable(themap, layer, keyspace).name for layer in themap.layers]
+        tables = [CassandraTable(themap, layer, keyspace).name for layer in themap.layers]
         for line in cassandra_commands([*tables, REGISTER_TABLE], role, user, keyspace):
             click.echo(line)
 
@@ -172,7 +172,7 @@ def _source_label(themap: Map, source: Source) -> Text:
 
 
 def _layer_label(themap: Map, layer: Layer) -> Text:
-    from tables.archive.cassandra.cql import LayerTable  # noqa: PLC0415 (check and apply need no archive)
+    from tables.archive.cassandra.cql import CassandraTable  # noqa: PLC0415 (check and apply need no archive)
 
     topic = themap.input_topic(layer)
     key = ", ".join(field.name for field in layer.key)
@@ -182,7 +182,7 @@ def _layer_label(themap: Map, layer: Layer) -> Text:
     lines += [
         f"input    {topic} ({_count(layer.partitions, 'partition')})",
         f"journal  {themap.journal_topic(topic)}",
-        f"archive  {LayerTable(themap, layer, keyspace='').name}",
+        f"archive  {CassandraTable(themap, layer, keyspace='').name}",
     ]
     if layer.publish:
         feed = themap.feed_topic(layer)

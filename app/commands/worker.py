@@ -7,7 +7,7 @@ import click
 from app.config.options import settings_options
 from app.config.settings import Settings
 from app.runtime.wiring import build
-from app.runtime.worker_process import Process
+from app.runtime.worker_process import WorkerProcess
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
 
@@ -24,5 +24,5 @@ LEVELS = ("debug", "info", "warning", "error", "critical")
 @settings_options
 def command(loglevel: str, settings: Settings) -> None:
     """Run a worker: read, fold, journal, archive and answer until it is stopped."""
-    worker = Process(build(settings), loglevel=loglevel.upper(), redirect_stdouts=False)
+    worker = WorkerProcess(build(settings), loglevel=loglevel.upper(), redirect_stdouts=False)
     worker.execute_from_commandline()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 import orjson
 
-from app.kafka.batch_producer import Feed, partition_of
+from app.kafka.batch_producer import BatchProducer, partition_of
 from app.load.replay import settled_ms
 from tables.model.layer import Map
 
@@ -79,7 +79,7 @@ async def stream(
     """
     chance = random.Random(seed)  # noqa: S311  # the stream must repeat, not be secret
     stop = stop or asyncio.Event()
-    async with Feed(brokers, themap.source(SOURCE).topic) as feed:
+    async with BatchProducer(brokers, themap.source(SOURCE).topic) as feed:
         places = {sector: partition_of(sector.encode(), feed.partitions) for sector in SECTORS}
         start, beat, now_ms = time.monotonic(), 0.0, _now_ms()
         while (elapsed := time.monotonic() - start) < seconds and not stop.is_set():
@@ -103,7 +103,7 @@ async def stream(
     return feed.events
 
 
-def _add(feed: Feed, places: dict[str, int], made: Iterator[tuple[str, bytes]]) -> None:
+def _add(feed: BatchProducer, places: dict[str, int], made: Iterator[tuple[str, bytes]]) -> None:
     """Put each contact into the partition of its sector."""
     keys: dict[int, list[bytes]] = collections.defaultdict(list)
     values: dict[int, list[bytes]] = collections.defaultdict(list)

@@ -45,21 +45,21 @@ _SHOW_SECONDS = 0.5
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Plan:
+class DemoTimes:
     """How long each part takes, in seconds."""
 
     replay_seconds: float
     stream_seconds: float
 
     @classmethod
-    def of(cls, seconds: float | None) -> Plan:
+    def of(cls, seconds: float | None) -> DemoTimes:
         """Return the plan of a demo that takes ``seconds``; None goes on for an hour."""
         if seconds is None:
             return cls(REPLAY_SECONDS, STREAM_SECONDS)
         return cls(seconds * REPLAY_SHARE, seconds * (1 - REPLAY_SHARE))
 
 
-async def run(plan: Plan, folder: pathlib.Path) -> list[str]:
+async def run(plan: DemoTimes, folder: pathlib.Path) -> list[str]:
     """Run the demo and return what its check found wrong; empty where everything is equal.
 
     Args:
@@ -95,7 +95,7 @@ async def run(plan: Plan, folder: pathlib.Path) -> list[str]:
 
 
 async def _feed(
-    plan: Plan, brokers: str, themap: Map, worker: DemoWorker, flights: pl.DataFrame
+    plan: DemoTimes, brokers: str, themap: Map, worker: DemoWorker, flights: pl.DataFrame
 ) -> None:
     """Write the flights, then the radar, and wait until everything has been taken in."""
     progress = Progress()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agents.partition.owners import Owners
+from agents.partition.owners import PartitionManager
 from app.config.settings import Settings
 from app.health import readiness
 from app.health.backpressure import Pressure
@@ -16,7 +16,7 @@ from tables.archive.protocol import Archive
 
 def watch_of(
     settings: Settings,
-    owners: Owners,
+    owners: PartitionManager,
     transport: Transport,
     pressure: Pressure,
     archive: Archive,
@@ -56,7 +56,7 @@ def readiness_of(
     watch: Watch,
     transport: Transport,
     *,
-    owners: Owners,
+    owners: PartitionManager,
     archive: Archive,
     pressure: Pressure,
 ) -> Readiness:

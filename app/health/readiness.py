@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from agents.outage import Outage
 from app.health.backpressure import Pressure
-from app.kafka.group_map import Group
+from app.kafka.group_map import GroupMap
 from app.kafka.transport import NO_GENERATION, Transport
 from tables.archive.protocol import Archive
 from tables.model.layer import Map
@@ -84,7 +84,7 @@ def closed(archive: Archive, outage: Outage) -> Source:
     return source
 
 
-def unowned(themap: Map, group: Group, transport: Transport) -> Source:
+def unowned(themap: Map, group: GroupMap, transport: Transport) -> Source:
     """Tell that no worker of the group reads some partition of the map."""
     wanted = [
         (topic, partition)

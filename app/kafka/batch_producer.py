@@ -42,7 +42,7 @@ def partition_of(key: bytes, partitions: int) -> int:
     return int(murmur2(key) & 0x7FFFFFFF) % partitions
 
 
-class Feed:
+class BatchProducer:
     """Writes to one topic; use it in an ``async with`` statement, which flushes at its end.
 
     Args:

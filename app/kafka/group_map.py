@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from app.kafka.assignor import Share, TopicPartition, pairs
 
 
-class Group:
+class GroupMap:
     """What the assignor's map says; it comes with every assignment, to every member.
 
     Attributes:

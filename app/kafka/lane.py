@@ -27,7 +27,7 @@ class TransportError(TreasureMapError):
     """Kafka cannot be read as it must be; the worker stops with it."""
 
 
-class Owners(Protocol):
+class PartitionLifecycle(Protocol):
     """What keeps the state of partitions: opened, claimed and read before a partition goes live."""
 
     async def restore(self, topic: str, partition: int, generation: int) -> int:

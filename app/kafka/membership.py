@@ -21,7 +21,7 @@ from aiokafka.errors import KafkaError
 
 from agents.guarded import guarded
 from app.kafka.assignor import NAME, Assignor, Member, shares_of
-from app.kafka.group_map import Group
+from app.kafka.group_map import GroupMap
 from app.kafka.group_proof import GroupProof
 from app.kafka.group_protocol import describe_group, look_at_group, place_in_group
 from app.kafka.lane import TransportError, TransportOptions
@@ -53,7 +53,7 @@ class Membership:
     def __init__(
         self,
         options: TransportOptions,
-        group: Group,
+        group: GroupMap,
         describe: Callable[[], Member],
         fail: Callable[[BaseException], None],
     ) -> None:

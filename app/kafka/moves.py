@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from agents.guarded import guarded
 from app.kafka.assignor import TopicPartition
-from app.kafka.lane import Owners
+from app.kafka.lane import PartitionLifecycle
 from tables.model.errors import FencedError, JournalUnreadError, OutcomeUnknownError
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Moves:
 
     def __init__(
         self,
-        owners: Owners,
+        owners: PartitionLifecycle,
         retry_seconds: tuple[float, float],
         *,
         stands: Callable[[int], bool],

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 COMMIT_SECONDS_MAX = 5.0
 
 
-class CommitHints:
+class OffsetCommits:
     """Positions that were handled and not committed yet, and the loop that commits them.
 
     Args:

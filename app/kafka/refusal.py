@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 
 from agents.guarded import guarded
-from app.kafka.group_map import Group
+from app.kafka.group_map import GroupMap
 from app.kafka.lane import TransportError, TransportOptions
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ class Refusal:
     """
 
     def __init__(
-        self, options: TransportOptions, group: Group, fail: Callable[[BaseException], None]
+        self, options: TransportOptions, group: GroupMap, fail: Callable[[BaseException], None]
     ) -> None:
         self._options = options
         self._group = group

@@ -27,14 +27,14 @@ from agents.tasks import end, within
 from app.kafka.aiokafka_private import Fetched, UnreadableError, abandon
 from app.kafka.assignor import Member, TopicPartition
 from app.kafka.brokers import connect_error, patiently
-from app.kafka.group_map import Group
-from app.kafka.lane import Lane, Owners, Statistics, TransportError, TransportOptions
+from app.kafka.group_map import GroupMap
+from app.kafka.lane import Lane, PartitionLifecycle, Statistics, TransportError, TransportOptions
 from app.kafka.membership import Membership, protocol_error
 from app.kafka.moves import Moves
-from app.kafka.offset_commits import CommitHints
+from app.kafka.offset_commits import OffsetCommits
 from app.kafka.rebalance_listener import Listener
 from app.kafka.refusal import Refusal
-from app.kafka.wakeup import Alarm
+from app.kafka.wakeup import Wakeup
 from tables.model.errors import TreasureMapError
 from tables.record.chunk import Chunk
 
@@ -52,7 +52,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
 
     Args:
         options: brokers, group, this node, limits.
-        owners: what keeps the state of partitions; see :class:`app.kafka.lane.Owners`.
+        owners: what keeps the state of partitions; see :class:`app.kafka.lane.PartitionLifecycle`.
         lanes: the kinds of input; a topic belongs to exactly one.
         purge: empties the queues between this service and the agents.
 
@@ -65,7 +65,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
     def __init__(
         self,
         options: TransportOptions,
-        owners: Owners,
+        owners: PartitionLifecycle,
         lanes: Iterable[Lane],
         purge: Callable[[], None],
         **kwargs: Any,
@@ -73,7 +73,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         super().__init__(**kwargs)
         self.options = options
         self.ready: dict[TopicPartition, int] = {}
-        self.group = Group()
+        self.group = GroupMap()
         self.failure: BaseException | None = None
         self._owners = owners
         self._lanes = tuple(lanes)
@@ -83,7 +83,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         self._generation = NO_GENERATION
         self._owned: tuple[int, set[TopicPartition]] = (NO_GENERATION, set())
         self._positions: dict[TopicPartition, int] = {}
-        self._hints = CommitHints(options.commit_seconds)
+        self._hints = OffsetCommits(options.commit_seconds)
         self._moves = Moves(
             owners, options.retry_seconds, stands=self._stands, live=self._live, failed=self.fail
         )
@@ -93,7 +93,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         self.refusal = Refusal(options, self.group, self.fail)
         self._membership = Membership(options, self.group, self._describe, self.fail)
         self._counts = Statistics()
-        self._alarm = Alarm()
+        self._alarm = Wakeup()
         for lane in self._lanes:
             lane.bind(self._idle)
 

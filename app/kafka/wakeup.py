@@ -6,7 +6,7 @@ import asyncio
 import math
 
 
-class Alarm:
+class Wakeup:
     """Wakes one waiter. One timer serves all who want it woken by a time."""
 
     def __init__(self) -> None:

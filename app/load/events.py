@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import polars as pl
 
-from app.load.plan import Part, Plan, Step
+from app.load.plan import LoadSpec, Part, Step
 from app.load.vocabulary import SIDE_VALUES_MAX, Words, key_values
 from tables.model.layer import Field
 from tables.model.window import TIME_MS_MIN
@@ -44,7 +44,7 @@ class StepEvents:
 class EventMaker:
     """Makes the events of one process; the same seed, part and steps give the same events."""
 
-    def __init__(self, words: Words, plan: Plan, part: Part) -> None:
+    def __init__(self, words: Words, plan: LoadSpec, part: Part) -> None:
         self._words = words
         self._plan = plan
         self._part = part

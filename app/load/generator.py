@@ -26,10 +26,10 @@ from app.cluster.rights import Right
 from app.cluster.rights_check import check_rights
 from app.config.connections import client_options
 from app.config.settings import Settings
-from app.kafka.batch_producer import Feed
+from app.kafka.batch_producer import BatchProducer
 from app.kafka.brokers import connect_error
 from app.load.manifest import Written, manifest_of, write_manifest
-from app.load.plan import GenerateError, Part, Plan, check_times, parts_of
+from app.load.plan import GenerateError, LoadSpec, Part, check_times, parts_of
 from app.load.process import Failed, PartResult, Progress, Ready, run_process
 from app.load.replay import settled_ms
 from app.load.truth import PartitionTruth
@@ -46,7 +46,7 @@ _STOP_SECONDS_MAX = 10.0
 
 
 def generate(
-    plan: Plan,
+    plan: LoadSpec,
     manifest: pathlib.Path,
     *,
     processes: int,
@@ -115,7 +115,7 @@ def generate(
     return content
 
 
-def _source(themap: Map, plan: Plan) -> Source:
+def _source(themap: Map, plan: LoadSpec) -> Source:
     """Return a source that events can be generated for."""
     name = plan.source
     names = [source.name for source in themap.sources]
@@ -143,7 +143,7 @@ def _source(themap: Map, plan: Plan) -> Source:
 class _Processes:
     """The processes of a load; use it in a ``with`` statement, which leaves none behind."""
 
-    def __init__(self, plan: Plan, parts: Sequence[Part], login: Settings | None) -> None:
+    def __init__(self, plan: LoadSpec, parts: Sequence[Part], login: Settings | None) -> None:
         self._plan = plan
         self._login = login
         self._parts = parts
@@ -245,7 +245,7 @@ class _Processes:
                 signal.signal(number, handler)
 
 
-def _words(themap: Map, source: Source, plan: Plan) -> Words:
+def _words(themap: Map, source: Source, plan: LoadSpec) -> Words:
     words = words_of(themap, source, keys=plan.keys, skew=plan.skew, types=plan.types)
     if not words.types:
         raise GenerateError(
@@ -256,7 +256,7 @@ def _words(themap: Map, source: Source, plan: Plan) -> Words:
 
 
 async def _settle(
-    plan: Plan,
+    plan: LoadSpec,
     themap: Map,
     source: Source,
     truths: dict[int, PartitionTruth],
@@ -265,7 +265,7 @@ async def _settle(
     """Write the last heartbeat to every partition, and return its time."""
     newest = max(plan.start_ms, *(one.stream_time_ms for one in truths.values()))
     time_ms = settled_ms(themap, source.name, newest, margin_ms=0)
-    async with Feed(plan.brokers, source.topic, options=options) as feed:
+    async with BatchProducer(plan.brokers, source.topic, options=options) as feed:
         feed.heartbeat(time_ms)
     for one in truths.values():
         one.heartbeat(time_ms)
@@ -295,7 +295,7 @@ async def _ends(brokers: str, source: Source, options: dict[str, Any]) -> dict[i
         async with (
             asyncio.timeout(_ENDS_SECONDS_MAX),
             # Says what to do where the topic is not there.
-            Feed(brokers, source.topic, options=options),
+            BatchProducer(brokers, source.topic, options=options),
             aiokafka.AIOKafkaConsumer(
                 bootstrap_servers=brokers, enable_auto_commit=False, fetch_max_wait_ms=10, **options
             ) as consumer,

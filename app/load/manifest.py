@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from app.load.plan import Plan
+from app.load.plan import LoadSpec
 from app.load.process import PartResult
 from app.load.truth import PartitionTruth
 from tables.model.errors import TreasureMapError
@@ -34,7 +34,7 @@ class Written:
     time of the last heartbeat, None where there was none.
     """
 
-    plan: Plan
+    plan: LoadSpec
     command: Sequence[str]
     started_ms: int
     ended_ms: int

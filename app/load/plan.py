@@ -42,7 +42,7 @@ class GenerateError(TreasureMapError):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Plan:
+class LoadSpec:
     """A load as asked for; the fields are the options of ``python -m app generate``.
 
     ``rate`` is in events a second over all processes, 0 for as fast as possible. ``late``, ``bad``
@@ -181,7 +181,7 @@ def default_start_ms(themap: Map, source: Source, now_ms: int, seconds: float, s
     return end_ms - length_ms
 
 
-def check_times(themap: Map, source: Source, plan: Plan, now_ms: int, *, settle: bool) -> None:
+def check_times(themap: Map, source: Source, plan: LoadSpec, now_ms: int, *, settle: bool) -> None:
     """Check that all times the load needs are times that a worker takes.
 
     Raises:

@@ -20,13 +20,13 @@ from typing import Any
 
 from app.config.connections import client_options
 from app.config.settings import Settings
-from app.kafka.batch_producer import Feed
+from app.kafka.batch_producer import BatchProducer
 from app.load.events import EventMaker
 from app.load.plan import (
     STEP_EVENTS_MAX,
     GenerateError,
+    LoadSpec,
     Part,
-    Plan,
     Step,
     schedule,
     step_seconds,
@@ -83,7 +83,7 @@ class PartResult:
 class PartWriter:
     """Writes one part of a load."""
 
-    def __init__(self, plan: Plan, part: Part, words: Words) -> None:
+    def __init__(self, plan: LoadSpec, part: Part, words: Words) -> None:
         self._plan = plan
         self._part = part
         self._events = EventMaker(words, plan, part)
@@ -93,7 +93,7 @@ class PartWriter:
 
     async def write(
         self,
-        feed: Feed,
+        feed: BatchProducer,
         begin_s: float,
         stop: asyncio.Event,
         report: Callable[[Progress], None] | None = None,
@@ -126,7 +126,7 @@ class PartWriter:
             stopped=stop.is_set(),
         )
 
-    def _add(self, feed: Feed, step: Step) -> None:
+    def _add(self, feed: BatchProducer, step: Step) -> None:
         """Hand over the records of a step, and the heartbeat that follows them."""
         now_ms = time.time_ns() // 1_000_000
         if step.events:
@@ -178,7 +178,7 @@ async def _pause(stop: asyncio.Event, seconds: float) -> None:
         return
 
 
-def run_process(plan: Plan, part: Part, parent: Connection, login: Settings | None) -> None:
+def run_process(plan: LoadSpec, part: Part, parent: Connection, login: Settings | None) -> None:
     """Write one part as a process of its own; the parent's end stops it in order."""
     # Ctrl-C reaches the whole group; the parent tells when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -190,13 +190,15 @@ def run_process(plan: Plan, part: Part, parent: Connection, login: Settings | No
         parent.send(result)
 
 
-async def _run(plan: Plan, part: Part, parent: Connection, options: dict[str, Any]) -> PartResult:
+async def _run(
+    plan: LoadSpec, part: Part, parent: Connection, options: dict[str, Any]
+) -> PartResult:
     themap = load_map(plan.map_file)
     source = themap.source(plan.source)
     words = words_of(themap, source, keys=plan.keys, skew=plan.skew, types=plan.types)
     writer = PartWriter(plan, part, words)
     stop = asyncio.Event()
-    async with Feed(plan.brokers, source.topic, options=options) as feed:
+    async with BatchProducer(plan.brokers, source.topic, options=options) as feed:
         if feed.partitions != source.partitions:
             raise GenerateError(
                 f"cannot write to {source.topic}: it is not the map's topic; got {feed.partitions}"

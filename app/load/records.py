@@ -21,7 +21,7 @@ import polars as pl
 
 from app.load.bad_input import CONTENT_TYPES, EVERY, Bad, Deck, Form, Sample, arrow_stream
 from app.load.events import StepEvents
-from app.load.plan import Format, GenerateError, Part, Plan
+from app.load.plan import Format, GenerateError, LoadSpec, Part
 from app.load.truth import PartitionTruth, Truth
 from app.load.vocabulary import Words
 from tables.model.ledger import add
@@ -52,7 +52,7 @@ class Piece:
 class RecordMaker:
     """Makes the records of one process and notes the truth about them."""
 
-    def __init__(self, words: Words, plan: Plan, part: Part) -> None:
+    def __init__(self, words: Words, plan: LoadSpec, part: Part) -> None:
         self._words = words
         self._format: Format = plan.format
         self._batch = plan.batch

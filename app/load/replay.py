@@ -20,7 +20,7 @@ import polars as pl
 
 from app.cluster.rights import Right
 from app.cluster.rights_check import check_rights
-from app.kafka.batch_producer import Feed, partition_of
+from app.kafka.batch_producer import BatchProducer, partition_of
 from tables.model.layer import Layer, Map, Source
 from tables.model.window import DAY_MS
 
@@ -119,7 +119,7 @@ async def replay(
         brokers, options or {}, [Right("topic", topic, ("Write",))],
         cannot=f"cannot replay events into {topic}", role="producer", may_lack=True,
     )  # fmt: skip
-    async with Feed(brokers, topic, options=options) as feed:
+    async with BatchProducer(brokers, topic, options=options) as feed:
         placed = _placed(records, feed.partitions)
         start = time.monotonic()
         for step in steps(records["at"], seconds, settled_ms):

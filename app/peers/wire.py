@@ -11,7 +11,7 @@ from tables.model.errors import QueryError
 from tables.model.layer import Layer, Map, Scalar, combiner_of
 from tables.query.facts import PartitionFacts
 from tables.query.family import KeyFilter
-from tables.query.live import LiveJob, LiveRead, LiveRows, Told
+from tables.query.live import FollowerPosition, LiveJob, LiveRead, LiveRows
 from tables.query.parameters import INT64_MAX, INT64_MIN
 from tables.record.sealed import DamagedError, seal, unpacked, unsealed
 from tables.state.block import decode_block, encode_block
@@ -37,7 +37,7 @@ class WireRead(msgspec.Struct, frozen=True, array_like=True):
     prefixes: dict[str, str]
     parts: bool
     partitions: list[int] | None
-    after: dict[int, Told] | None
+    after: dict[int, FollowerPosition] | None
 
 
 class WireReads(msgspec.Struct, frozen=True, array_like=True):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from app.host.reloads import Reloads
     from app.kafka.transport import Transport
     from app.peers.remote_owners import Peers
-    from app.runtime.worker_status import View
+    from app.runtime.worker_status import WorkerStatus
     from app.web.server import Counts
     from tables.archive.cache import ArchiveCache
 
@@ -55,7 +55,7 @@ class Metrics(Collector):
 
     def __init__(
         self,
-        view: View,
+        view: WorkerStatus,
         transport: Transport,
         pressure: Pressure,
         watch: Watch,

@@ -22,7 +22,7 @@ from agents.guarded import guarded
 from agents.ingest import Ingest
 from agents.outage import Outage
 from agents.partition.emitter import EmitCounts
-from agents.partition.owners import Owners
+from agents.partition.owners import PartitionManager
 from agents.rollup import Rollup
 from app.cluster.topics import check_topics
 from app.config.connections import advertised_url, cassandra_settings, kafka_options, peers_tls
@@ -42,8 +42,8 @@ from app.mapfile.load import load_map
 from app.peers.remote_owners import Peers
 from app.runtime.faust_app import MapApp, add_agent, create_app, lane_of
 from app.runtime.metrics import Metrics
-from app.runtime.worker_process import PRIVATE, Process
-from app.runtime.worker_status import View
+from app.runtime.worker_process import PRIVATE, WorkerProcess
+from app.runtime.worker_status import WorkerStatus
 from app.web.access import Access, peer_key
 from app.web.endpoint import install
 from app.web.guard import ssl_context
@@ -72,7 +72,7 @@ REOPEN_S = (1.0, 5.0)
 """How long to wait before an archive that was away at the start is tried again."""
 
 
-class Foundation(Service):  # type: ignore[misc]  # mode comes without types
+class StorageService(Service):  # type: ignore[misc]  # mode comes without types
     """What must be there before the first partition is restored: the log, and the archive.
 
     An archive that does not answer is waited for while the worker runs: cells wait in tables and
@@ -170,7 +170,7 @@ def build(settings: Settings) -> MapApp:
     def misplaced(topic: str, partition: int, position: int) -> None:
         transport.realign(topic, partition, position)
 
-    owners = Owners(
+    owners = PartitionManager(
         themap,
         log,
         archive,
@@ -194,7 +194,7 @@ def build(settings: Settings) -> MapApp:
     add_agent(app, ingest, Ingest(owners, log).handle, transport.fail)
     add_agent(app, rollup, Rollup(owners, log).handle, transport.fail)
     check = functools.partial(_check, settings, owners, options)
-    foundation = Foundation(
+    foundation = StorageService(
         log, archive, themap, check, transport.fail,
         opened_late=owners.claim_anew, outage=owners.emitted.archive,
     )  # fmt: skip
@@ -203,7 +203,7 @@ def build(settings: Settings) -> MapApp:
     readiness = readiness_of(
         settings, watch, transport, owners=owners, archive=archive, pressure=pressure
     )
-    view = View(themap, archive, owners, transport, pressure, readiness=readiness)
+    view = WorkerStatus(themap, archive, owners, transport, pressure, readiness=readiness)
     _answer(
         app, settings, view, transport,
         pressure=pressure, watch=watch, lanes=[ingest, rollup], reloads=reloads,
@@ -222,7 +222,7 @@ def _app(settings: Settings, themap: Map, reloads: Reloads) -> MapApp:
         web_tls=ssl_context(settings, reloads),
         web_followers_max=settings.query_live_max,
     )
-    app.conf.Worker = Process
+    app.conf.Worker = WorkerProcess
     app.reload_files = reloads.look
     app.stall_seconds_max = settings.session_timeout_ms / 1_000
     # Faust connects to none of them, but its banner shows them.
@@ -235,7 +235,7 @@ def _app(settings: Settings, themap: Map, reloads: Reloads) -> MapApp:
 def _answer(
     app: MapApp,
     settings: Settings,
-    view: View,
+    view: WorkerStatus,
     transport: Transport,
     *,
     pressure: Pressure,
@@ -264,7 +264,7 @@ def _answer(
     app.web.web_app.on_cleanup.append(close_peers)
 
 
-async def _check(settings: Settings, owners: Owners, options: dict[str, Any]) -> None:
+async def _check(settings: Settings, owners: PartitionManager, options: dict[str, Any]) -> None:
     """Check the topics, and take note of whose they are, before a partition is claimed."""
     group = settings.group_of(owners.themap.name)
     cluster = await patiently(
@@ -280,7 +280,7 @@ async def _check(settings: Settings, owners: Owners, options: dict[str, Any]) ->
 
 
 def _peers(
-    settings: Settings, view: View, transport: Transport, threads: Threads, access: Access
+    settings: Settings, view: WorkerStatus, transport: Transport, threads: Threads, access: Access
 ) -> Peers:
     return Peers(
         view.themap,
@@ -304,7 +304,7 @@ def _make_folder(settings: Settings) -> None:
         ) from error
 
 
-def _pressure(settings: Settings, owners: Owners) -> Pressure:
+def _pressure(settings: Settings, owners: PartitionManager) -> Pressure:
     embedded = [settings.archive_folder] if settings.archive == "embedded" else []
     return Pressure(
         settings.pending_bytes_max,

@@ -32,7 +32,7 @@ beside them made 13 ms of folding 487, and 159 so (two cores, crowded)."""
 _CANNOT_LISTEN = {errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES}
 
 
-class Process(faust.Worker):  # type: ignore[misc]  # faust comes without types
+class WorkerProcess(faust.Worker):  # type: ignore[misc]  # faust comes without types
     """Faust's worker; an operating error ends it with one message instead of a traceback."""
 
     def __init__(self, *args: Any, **options: Any) -> None:

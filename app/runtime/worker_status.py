@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from agents.partition.owners import Owners
+from agents.partition.owners import PartitionManager
 from app.health.backpressure import Pressure
 from app.health.readiness import Readiness
 from app.kafka.transport import Transport
@@ -20,7 +20,7 @@ from tables.query.whole import described
 from tables.state.layer_table import NEVER_MS
 
 
-class View:
+class WorkerStatus:
     """``app.web.endpoint.WorkerView`` over the owners and the transport of this process.
 
     Args:
@@ -36,7 +36,7 @@ class View:
         self,
         themap: Map,
         archive: Archive,
-        owners: Owners,
+        owners: PartitionManager,
         transport: Transport,
         pressure: Pressure,
         *,

@@ -25,7 +25,7 @@ from app.config.settings import Settings
 from app.mapfile.load import load_map
 from app.verify.answers import Answers
 from app.verify.archive import load_archived, open_archive
-from app.verify.compare import Found, compare_answers, compare_archive, compare_ledgers
+from app.verify.compare import DifferenceLog, compare_answers, compare_archive, compare_ledgers
 from app.verify.database import Database
 from app.verify.errors import VerifyError
 from app.verify.events import TRUSTED, Events, Partition
@@ -152,7 +152,7 @@ class _Verification:
         while True:
             quiet = await self._wait_until_quiet()
             await self._read(quiet)
-            found = Found(self._kept_max)
+            found = DifferenceLog(self._kept_max)
             ledgers = await self._ledgers()
             layers = await self._compare(found, quiet.whole, ledgers)
             after = await self._look()
@@ -225,7 +225,7 @@ class _Verification:
                     check_log(topic, events.partitions[int(number)], row, url)
         return ledgers
 
-    def _compare_letters(self, found: Found) -> None:
+    def _compare_letters(self, found: DifferenceLog) -> None:
         for events in self._events.values():
             for difference in events.differences:
                 found.take(difference)
@@ -235,7 +235,7 @@ class _Verification:
             found.take(difference)
 
     async def _compare(
-        self, found: Found, whole: Whole, ledgers: dict[str, dict[str, Any]]
+        self, found: DifferenceLog, whole: Whole, ledgers: dict[str, dict[str, Any]]
     ) -> list[LayerReport]:
         """Compare ledgers, letters, and the rows of every layer."""
         archived = {}
@@ -296,7 +296,7 @@ class _Verification:
                     self._database.run(f"DELETE {before}")
         return archived
 
-    def _report(self, layers: list[LayerReport], found: Found, whole: Whole) -> Report:
+    def _report(self, layers: list[LayerReport], found: DifferenceLog, whole: Whole) -> Report:
         ledger: Counter[str] = Counter()
         partitions = {}
         offsets = 0

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import polars as pl
 
 from app.verify import sql
-from app.verify.compare import Found
+from app.verify.compare import DifferenceLog
 from app.verify.database import Database
 from app.verify.layers import KEY_TYPES
 from app.verify.same import answers_table, measure_columns
@@ -24,7 +24,9 @@ class Answers:
         found: is told of answers that have other columns than they must.
     """
 
-    def __init__(self, database: Database, layer: Layer, urls: Sequence[str], found: Found) -> None:
+    def __init__(
+        self, database: Database, layer: Layer, urls: Sequence[str], found: DifferenceLog
+    ) -> None:
         self._database = database
         self._layer = layer
         self._urls = urls

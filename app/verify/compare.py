@@ -40,7 +40,7 @@ _EVENT_COLUMNS = ("malformed", "future", "duplicate", "unclassified", "classifie
 _LAYER_COLUMNS = ("selected", "folded", "filtered", "too_late")
 
 
-class Found:
+class DifferenceLog:
     """Differences: all are counted, the first are kept."""
 
     def __init__(self, kept_max: int) -> None:
@@ -63,7 +63,7 @@ def compare_answers(
     database: Database,
     layer: Layer,
     urls: Sequence[str],
-    found: Found,
+    found: DifferenceLog,
     now_ms: int,
     *,
     whole: Whole = EVER_SINCE,
@@ -97,7 +97,7 @@ def compare_answers(
 def compare_archive(
     database: Database,
     layer: Layer,
-    found: Found,
+    found: DifferenceLog,
     now_ms: int,
     *,
     early: bool,
@@ -125,7 +125,7 @@ def compare_ledgers(
     themap: Map,
     partitions: Mapping[str, list[Partition]],
     ledgers: Mapping[str, dict[str, Any]],
-    found: Found,
+    found: DifferenceLog,
     returned: frozenset[str] = frozenset(),
 ) -> None:
     """Compare the counts of the source partitions that each worker owns with its ledger.
@@ -190,7 +190,7 @@ def _counts(
 
 
 def _compare_least(
-    layer: Layer, own: Counter[str], ledger: dict[str, Any], found: Found, url: str
+    layer: Layer, own: Counter[str], ledger: dict[str, Any], found: DifferenceLog, url: str
 ) -> None:
     name = folded_as(layer)
     for column in _LAYER_COLUMNS:
@@ -200,7 +200,7 @@ def _compare_least(
 
 
 def _compare_count(
-    where: str, want: int, got: int, found: Found, *, doubt: int = 0, either_way: int = 0
+    where: str, want: int, got: int, found: DifferenceLog, *, doubt: int = 0, either_way: int = 0
 ) -> None:
     """Compare a count, of which so many more, or less, are in doubt, and some either way."""
     least, most = sorted((want, want + doubt))

@@ -11,7 +11,7 @@ from app.web.guard import BusyError, DeadlineError
 Result = TypeVar("Result")
 
 
-class Slots:
+class QueryAdmission:
     """Runs at most so many queries, each for at most so long.
 
     A query that was given up has its slot until all that it began has ended: a thread cannot be

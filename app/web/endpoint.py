@@ -37,7 +37,7 @@ from app.web.access import (
     mount,
     scope_of,
 )
-from app.web.admission import Slots
+from app.web.admission import QueryAdmission
 from app.web.docs_page import docs_page
 from app.web.family_answers import (
     age_ms,
@@ -47,7 +47,7 @@ from app.web.family_answers import (
     describe_plan,
     etag_of,
 )
-from app.web.formats import Answered, accepted, has_etag, hinted, not_modified, respond
+from app.web.formats import Page, accepted, has_etag, hinted, not_modified, respond
 from app.web.guard import HEADERS, PartialError, answer, guard, ssl_context
 from app.web.live_stream import LiveStreams
 from app.web.map_answer import describe_map
@@ -183,7 +183,7 @@ class _Endpoint:
         self._reader = reader
         self._metrics = metrics
         self._limits = _limits(settings)
-        self._slots = Slots(settings.query_concurrency_max, settings.query_deadline_ms)
+        self._slots = QueryAdmission(settings.query_concurrency_max, settings.query_deadline_ms)
         self._threads = reader.threads
 
     async def close(self, _: web.Application) -> None:
@@ -264,7 +264,7 @@ class _Endpoint:
         if query.explain:
             return await self._explain(query)
 
-        def page(found: FamilyAnswer, now_ms: int) -> Answered:
+        def page(found: FamilyAnswer, now_ms: int) -> Page:
             return answered_family(self._view.themap, query, found, now_ms)
 
         return await self._answer(request, query, page)
@@ -277,7 +277,7 @@ class _Endpoint:
         if top.query.explain:
             return await self._explain(top.query)
 
-        def first(found: FamilyAnswer, now_ms: int) -> Answered:
+        def first(found: FamilyAnswer, now_ms: int) -> Page:
             return answered_top(self._view.themap, top, found, now_ms)
 
         return await self._answer(request, top.query, first)
@@ -290,7 +290,7 @@ class _Endpoint:
         self,
         request: web.Request,
         query: FamilyQuery,
-        shown: Callable[[FamilyAnswer, int], Answered],
+        shown: Callable[[FamilyAnswer, int], Page],
     ) -> web.Response:
         """Answer in the format wanted, or that what the reader has is still right."""
         kind = accepted(request.headers)
@@ -376,7 +376,7 @@ class _Endpoint:
             **hinted(page.cells, query.cells.from_ms, query.cells.to_ms),
         }
         ends = [layer.window.end(start) for start in page.cells["window_start"].to_list()]
-        answered = Answered(
+        answered = Page(
             about, layer, page.cells, ends, lambda: cell_rows(layer, page.cells), versions=True,
             cursor=page.cursor,
         )  # fmt: skip
@@ -418,7 +418,7 @@ def _limits(settings: Settings) -> Limits:
 
 
 def _made(
-    shown: Callable[[FamilyAnswer, int], Answered],
+    shown: Callable[[FamilyAnswer, int], Page],
     found: FamilyAnswer,
     now_ms: int,
     kind: str,

@@ -9,12 +9,12 @@ from typing import Any
 import polars as pl
 
 from agents.query.answers import FamilyAnswer
-from app.web.formats import Answered, hinted
+from app.web.formats import Page, hinted
 from tables.model.layer import Map
 from tables.query.answer import row_end
 from tables.query.cell_query import encode_cursor, exact_json, page_after
 from tables.query.family import FamilyQuery, family_of
-from tables.query.planner import Plan
+from tables.query.planner import QueryPlan
 from tables.query.top import TopQuery, top_rows
 from tables.state.cell import measures_of
 from tables.state.layer_table import NEVER_MS
@@ -37,7 +37,7 @@ def describe_families(themap: Map) -> list[dict[str, Any]]:
     return found
 
 
-def describe_plan(plan: Plan) -> dict[str, Any]:
+def describe_plan(plan: QueryPlan) -> dict[str, Any]:
     """Return a plan as JSON."""
     segments = [
         {
@@ -52,7 +52,7 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
     return {"exactness": plan.exactness, "cells": plan.cells, "segments": segments}
 
 
-def answered_family(themap: Map, query: FamilyQuery, answer: FamilyAnswer, now_ms: int) -> Answered:
+def answered_family(themap: Map, query: FamilyQuery, answer: FamilyAnswer, now_ms: int) -> Page:
     """Return one page of an answer."""
     rows, cursor = page_after(query.rows, answer.rows, query.after, query.limit)
     next_page = None if cursor is None else encode_cursor(themap, query.rows, cursor)
@@ -60,7 +60,7 @@ def answered_family(themap: Map, query: FamilyQuery, answer: FamilyAnswer, now_m
     return dataclasses.replace(found, cursor=next_page)
 
 
-def answered_top(themap: Map, top: TopQuery, answer: FamilyAnswer, now_ms: int) -> Answered:
+def answered_top(themap: Map, top: TopQuery, answer: FamilyAnswer, now_ms: int) -> Page:
     """Return the first keys of an answer."""
     rows = top_rows(top, answer.rows)
     found = _answered(themap, top.query, answer, rows, now_ms)
@@ -75,7 +75,7 @@ def answered_top(themap: Map, top: TopQuery, answer: FamilyAnswer, now_ms: int) 
 
 def _answered(
     themap: Map, query: FamilyQuery, answer: FamilyAnswer, rows: pl.DataFrame, now_ms: int
-) -> Answered:
+) -> Page:
     topic = themap.source(query.family.base.source or "").topic
     about = {
         "family": query.family.name,
@@ -91,9 +91,7 @@ def _answered(
         **hinted(rows, query.from_ms, query.to_ms),
     }
     ends = [row_end(query, start) for start in rows["window_start"].to_list()]
-    return Answered(
-        about, query.rows, rows, ends, lambda: _cells(query, rows, ends), versions=False
-    )
+    return Page(about, query.rows, rows, ends, lambda: _cells(query, rows, ends), versions=False)
 
 
 def etag_of(themap: Map, request_line: str, kind: str) -> str:

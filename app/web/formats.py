@@ -35,7 +35,7 @@ COMPRESS_AT_ONCE_BYTES_MAX = 1 << 17
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Answered:
+class Page:
     """An answer before it has a format.
 
     Attributes:
@@ -63,7 +63,7 @@ def hinted(rows: pl.DataFrame, *times: int) -> dict[str, str]:
     return {"hint": f"the range has no cells: {hint}"} if hint else {}
 
 
-def table_of(answered: Answered) -> pl.DataFrame:
+def table_of(answered: Page) -> pl.DataFrame:
     """Return the rows as readers get them: key, window, measures, and version where there is one.
 
     Key fields have their own names; times are epoch milliseconds.
@@ -77,20 +77,20 @@ def table_of(answered: Answered) -> pl.DataFrame:
     return pl.DataFrame(columns)
 
 
-def _json(answered: Answered) -> bytes:
+def _json(answered: Page) -> bytes:
     document = {**answered.about, "cells": answered.cells(), "cursor": answered.cursor}
     return orjson.dumps(document, option=orjson.OPT_NON_STR_KEYS)
 
 
-def _lines(answered: Answered) -> bytes:
+def _lines(answered: Page) -> bytes:
     return b"".join(orjson.dumps(cell) + b"\n" for cell in answered.cells())
 
 
-def _csv(answered: Answered) -> bytes:
+def _csv(answered: Page) -> bytes:
     return table_of(answered).write_csv().encode()
 
 
-def _arrow(answered: Answered) -> bytes:
+def _arrow(answered: Page) -> bytes:
     out = io.BytesIO()
     # Older readers know no views of strings.
     table_of(answered).write_ipc_stream(
@@ -100,7 +100,7 @@ def _arrow(answered: Answered) -> bytes:
 
 
 JSON, ARROW = "application/json", "application/vnd.apache.arrow.stream"
-FORMATS: dict[str, Callable[[Answered], bytes]] = {
+FORMATS: dict[str, Callable[[Page], bytes]] = {
     JSON: _json, "application/x-ndjson": _lines, "text/csv": _csv, ARROW: _arrow,
 }  # fmt: skip
 
@@ -128,7 +128,7 @@ def accepted(headers: MultiMapping[str]) -> str:
     return best[1]
 
 
-def respond(answered: Answered, kind: str, etag: str = "") -> web.Response:
+def respond(answered: Page, kind: str, etag: str = "") -> web.Response:
     """Return an answer in a format; with an ETag where it will always be the same."""
     headers = dict(HEADERS)
     if etag:

@@ -20,7 +20,7 @@ import orjson
 import polars as pl
 from aiohttp import hdrs, web
 
-from agents.query.changes import Changes, News, Place, decode_place, encode_place
+from agents.query.changes import ChangeBatch, Changes, Place, decode_place, encode_place
 from agents.query.reader import LiveSource
 from app.config.settings import Settings
 from app.web.access import CALLER, LIVE, Caller
@@ -198,7 +198,7 @@ class LiveStreams:
             await writer.write([_told(layer, news), _id(layer, news.place)])
         return news.place
 
-    async def _news(self, changes: Changes, place: Place) -> tuple[News, list[bytes]]:
+    async def _news(self, changes: Changes, place: Place) -> tuple[ChangeBatch, list[bytes]]:
         """Return what is news, many rows of it compressed in place of those of the news."""
         async with self._making:
             news = await changes.since(place)
@@ -250,7 +250,7 @@ def _events(layer: Layer, rows: pl.DataFrame) -> bytes:
     )
 
 
-def _told(layer: Layer, news: News) -> bytes:
+def _told(layer: Layer, news: ChangeBatch) -> bytes:
     facts = news.facts.values()
     told = {
         "watermark_ms": known_ms(min((fact.closed_ms for fact in facts), default=NEVER_MS)),

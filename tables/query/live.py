@@ -13,7 +13,7 @@ from tables.query.facts import PartitionFacts
 from tables.query.family import KeyFilter
 
 
-class Told(msgspec.Struct, frozen=True, array_like=True):
+class FollowerPosition(msgspec.Struct, frozen=True, array_like=True):
     """How far a follower of a layer's cells is in one partition of its input.
 
     Attributes:
@@ -44,7 +44,7 @@ class LiveRead:
     keys: KeyFilter = dataclasses.field(default_factory=KeyFilter)
     parts: bool = False
     partitions: frozenset[int] | None = None
-    after: Mapping[int, Told] | None = None
+    after: Mapping[int, FollowerPosition] | None = None
 
     def wants(self, partition: int) -> bool:
         """Tell whether a partition is asked."""

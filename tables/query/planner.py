@@ -63,7 +63,7 @@ NOTHING_KNOWN = LayerFacts(complete_ms=NEVER_ENDS_MS)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Plan:
+class QueryPlan:
     """What is read, in order of time, and what the answer is by it."""
 
     segments: tuple[Segment, ...]
@@ -84,7 +84,7 @@ def boundaries_of(query: FamilyQuery) -> int:
     return sum(span_ms // window.shortest_ms for window in windows)
 
 
-def plan(query: FamilyQuery, facts: Mapping[str, LayerFacts], cells_max: int) -> Plan:
+def plan(query: FamilyQuery, facts: Mapping[str, LayerFacts], cells_max: int) -> QueryPlan:
     """Return the cover of the range with the fewest cells that is exact, if it can be had.
 
     Args:
@@ -119,7 +119,7 @@ def plan(query: FamilyQuery, facts: Mapping[str, LayerFacts], cells_max: int) ->
     )
 
 
-def _plan(query: FamilyQuery, facts: Mapping[str, LayerFacts], exactness: Exactness) -> Plan:
+def _plan(query: FamilyQuery, facts: Mapping[str, LayerFacts], exactness: Exactness) -> QueryPlan:
     choices = _choices(query, facts, exactness)
     base = query.family.base
     began_ms = facts.get(base.name, LayerFacts()).complete_ms
@@ -132,7 +132,7 @@ def _plan(query: FamilyQuery, facts: Mapping[str, LayerFacts], exactness: Exactn
         raise _refusal(query, choices, gap.at_ms, began_ms) from gap
     _check_ranked(query, facts)
     counted = (_counted(query, segment, facts) for segment in segments)
-    return Plan(tuple(counted), exactness)
+    return QueryPlan(tuple(counted), exactness)
 
 
 def _counted(query: FamilyQuery, segment: Segment, facts: Mapping[str, LayerFacts]) -> Segment:

@@ -15,7 +15,7 @@ from simulation.sink import SimulatedArchive
 from support import run_of
 
 from agents.ingest import Ingest
-from agents.partition.owners import Owners
+from agents.partition.owners import PartitionManager
 from agents.rollup import Rollup
 from tables.model.errors import FencedError, OutcomeUnknownError
 from tables.model.layer import Map
@@ -70,7 +70,7 @@ class Worker:
         self._log = around.log
         self._stopped = stopped
         self._locks: dict[Key, asyncio.Lock] = {}
-        self.owners = Owners(
+        self.owners = PartitionManager(
             themap,
             around.log,
             around.archive,

@@ -17,7 +17,7 @@ from cassandra.cluster import Cluster, Session
 from cassandra.query import BatchStatement, BatchType, PreparedStatement, Statement
 
 from tables.archive.cassandra.cluster import CassandraSettings, cluster_of, connect
-from tables.archive.cassandra.cql import Batch, LayerTable, Row
+from tables.archive.cassandra.cql import Batch, CassandraTable, Row
 from tables.archive.cassandra.driver import AGAIN, ANSWER_S, driver
 from tables.archive.cassandra.pages import Pages
 from tables.archive.cassandra.reads import Requests
@@ -57,7 +57,7 @@ class CassandraArchive:
         self._map_name = ""
         self._id = ""
         self._register: Register | None = None
-        self._tables: dict[str, LayerTable] = {}
+        self._tables: dict[str, CassandraTable] = {}
         self._prepared: dict[str, PreparedStatement] = {}
         self._requests = Requests(settings.keyspace)
         self._reading = asyncio.Semaphore(settings.in_flight_max)
@@ -98,7 +98,9 @@ class CassandraArchive:
         self._wanted = True
         keyspace = self._settings.keyspace
         self._map_name = themap.name
-        self._tables = {layer.name: LayerTable(themap, layer, keyspace) for layer in themap.layers}
+        self._tables = {
+            layer.name: CassandraTable(themap, layer, keyspace) for layer in themap.layers
+        }
         try:
             await asyncio.to_thread(self._connect)
         except BaseException as error:

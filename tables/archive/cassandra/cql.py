@@ -64,12 +64,12 @@ Place = int | tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows of one partition that are written together: values for :attr:`LayerTable.insert`."""
+    """Rows of one partition that are written together: values for :attr:`CassandraTable.insert`."""
 
     rows: list[Row]
 
 
-class LayerTable:
+class CassandraTable:
     """The CQL of one layer's table in one keyspace.
 
     Attributes:

@@ -12,7 +12,7 @@ from cassandra import InvalidRequest, Unauthorized
 from cassandra.cluster import Cluster, Session
 
 from tables.archive.cassandra.cluster import CassandraSettings
-from tables.archive.cassandra.cql import REGISTER_TABLE, LayerTable
+from tables.archive.cassandra.cql import REGISTER_TABLE, CassandraTable
 from tables.archive.cassandra.driver import said
 from tables.archive.cassandra.register import create_register
 from tables.archive.layout import missing_accumulators
@@ -28,7 +28,7 @@ class Schema:
         self._settings = settings
         self._keyspace = settings.keyspace
 
-    def make(self, tables: Iterable[LayerTable]) -> None:
+    def make(self, tables: Iterable[CassandraTable]) -> None:
         """Make what is missing, and check what is there.
 
         Raises:
@@ -49,7 +49,7 @@ class Schema:
         if REGISTER_TABLE in missing:
             self._make(f"table {self._keyspace}.{REGISTER_TABLE}", create_register(self._keyspace))
 
-    def missing_columns(self, table: LayerTable) -> list[str]:
+    def missing_columns(self, table: CassandraTable) -> list[str]:
         """Return the accumulators that the table lacks, once all nodes agree on the schema.
 
         Raises:
@@ -63,7 +63,7 @@ class Schema:
         have["comment"] = found.options["comment"]
         return missing_accumulators(f"table {self._keyspace}.{table.name}", have, table.describe())
 
-    def _names(self, tables: list[LayerTable]) -> list[str]:
+    def _names(self, tables: list[CassandraTable]) -> list[str]:
         return [*(table.name for table in tables), REGISTER_TABLE]
 
     def _has(self, table: str) -> bool:
@@ -81,7 +81,7 @@ class Schema:
         # Another worker may have made it first: then no event has told this driver of it yet.
         self._cluster.refresh_keyspace_metadata(self._keyspace)
 
-    def _add_columns(self, table: LayerTable) -> None:
+    def _add_columns(self, table: CassandraTable) -> None:
         missing = self.missing_columns(table)
         while missing:
             what = f"columns {', '.join(missing)} of table {self._keyspace}.{table.name}"
