@@ -7,7 +7,7 @@ import sys
 
 from app.config.settings import load_settings
 from app.runtime.wiring import build
-from app.runtime.worker_process import complain, ignore_hangups
+from app.runtime.worker_process import ignore_hangups, report_exit
 from tables.model.errors import TreasureMapError
 
 ignore_hangups()
@@ -15,5 +15,5 @@ try:
     app = build(load_settings())
 except TreasureMapError as error:
     # Faust's command line would show a traceback of its own search for the App.
-    complain(error)
+    report_exit(error)
     sys.exit(1)

@@ -26,10 +26,10 @@ from typing import Protocol, TypeVar
 
 import polars as pl
 
-from agents.guarded import guarded
 from agents.outage import Outage
 from agents.partition.emission import ARCHIVE, FEED, Due, Emission
 from agents.partition.owner import Owner
+from agents.supervised import supervised
 from agents.tasks import end
 from tables.archive.protocol import Archive
 from tables.model.errors import ArchiveError, OutcomeUnknownError
@@ -187,7 +187,7 @@ class Emitter:
 
     def _spawn(self, route: _Route) -> None:
         self._routes.append(route)
-        self._tasks.append(asyncio.create_task(guarded(self._serve(route), self._failed)))
+        self._tasks.append(asyncio.create_task(supervised(self._serve(route), self._failed)))
 
     async def _serve(self, route: _Route) -> None:
         """Emit whenever something is due; back off on failure."""

@@ -19,9 +19,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from agents.guarded import guarded
 from agents.partition.emitter import Log
 from agents.partition.owner import Owner
+from agents.supervised import supervised
 from tables.model.errors import JournalRefusedError, OffsetGoneError, OutcomeUnknownError
 from tables.model.window import TIME_MS_MAX
 from tables.record.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
@@ -130,7 +130,7 @@ class IdleHeartbeat:
         """Begin to wait."""
         self.seen()
         if self._idle_s:
-            self._task = asyncio.create_task(guarded(self._run(), self._failed))
+            self._task = asyncio.create_task(supervised(self._run(), self._failed))
 
     def seen(self) -> None:
         """Tell that records have been applied just now."""

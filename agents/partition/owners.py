@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 
 from agents.fold.layers import Content
-from agents.guarded import guarded
 from agents.partition.emitter import EmitCounts, Emitter
 from agents.partition.idle_heartbeat import IdleHeartbeat, StreamTimes
 from agents.partition.late_watch import LateWatch
@@ -21,6 +20,7 @@ from agents.partition.live_reads import live_job
 from agents.partition.log_partition import LogPartitionIO, ReadableLog
 from agents.partition.owner import Owner
 from agents.partition.rivals import Rivals
+from agents.supervised import supervised
 from tables.archive.protocol import Archive
 from tables.model.errors import FencedError, OutcomeUnknownError
 from tables.model.layer import Layer, Map
@@ -248,7 +248,7 @@ class PartitionManager:
         # Once it is let go, nobody would cancel what is begun here.
         if held.snapshotting is None and not held.released and held.owner.wants_snapshot():
             held.snapshotting = asyncio.create_task(
-                guarded(self._snapshot(topic, partition, held), self._failed)
+                supervised(self._snapshot(topic, partition, held), self._failed)
             )
 
     def read(self, read: LiveRead) -> LiveRows:
@@ -339,14 +339,14 @@ class PartitionManager:
     ) -> None:
         """Begin to close a store, after ``first``; who restores the partition waits for it."""
         self._leaving[key] = asyncio.create_task(
-            guarded(self._close(key, store, first), self._failed)
+            supervised(self._close(key, store, first), self._failed)
         )
 
     async def _close(
         self, key: TopicPartition, store: PartitionStore, first: Awaitable[None] | None
     ) -> None:
         if first is not None:
-            await guarded(first, self._failed)
+            await supervised(first, self._failed)
         try:
             # Beside the loop: RocksDB waits for its disk, for seconds where that is full.
             await asyncio.to_thread(store.close)
@@ -365,7 +365,7 @@ class PartitionManager:
     def _tidy(self, held: OwnedPartition) -> None:
         """Evict soon what is acknowledged, so that an idle partition shrinks too."""
         if held.tidying is None and not held.released:
-            held.tidying = asyncio.create_task(guarded(self._evict(held), self._failed))
+            held.tidying = asyncio.create_task(supervised(self._evict(held), self._failed))
 
     async def _evict(self, held: OwnedPartition) -> None:
         await asyncio.sleep(TIDY_AFTER_S)

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from app.config.options import settings_options
 from app.config.settings import Settings
-from app.host.allocator import collect_seldom
+from app.host.allocator import tune_gc
 from app.host.printable import printable, printable_json
 from app.verify import Report, verify
 from tables.model.errors import TreasureMapError
@@ -71,7 +71,7 @@ def command(
 
     Exit code 0: all is equal; 1: something differs; 2: it cannot be verified.
     """
-    collect_seldom()
+    tune_gc()
     report = asyncio.run(
         verify(
             settings, urls=urls, deadline_s=deadline_s, rows=rows,

@@ -26,8 +26,8 @@ from typing import Any
 from aiokafka.errors import KafkaError
 from mode import Service
 
-from agents.guarded import guarded
 from agents.outage import Outage
+from agents.supervised import supervised
 from agents.tasks import end, within
 from app.host.floods import FloodFilter
 from app.kafka.assignor import TopicPartition
@@ -168,7 +168,7 @@ class Watch(Service):  # type: ignore[misc]  # mode comes without types
     async def on_start(self) -> None:
         """Begin to ask."""
         self._asking = [
-            asyncio.create_task(guarded(self._ask(question), self._failed))
+            asyncio.create_task(supervised(self._ask(question), self._failed))
             for question in self.questions
         ]
 

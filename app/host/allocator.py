@@ -34,7 +34,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _MMAP_THRESHOLD_BYTES_MAX = 32 << 20
 
 
-def keep_freed() -> bool:
+def keep_freed_memory() -> bool:
     """Have the C library keep freed memory; tell whether it can be told to (glibc can)."""
     if not sys.platform.startswith("linux"):
         return False
@@ -47,7 +47,7 @@ def keep_freed() -> bool:
     return False
 
 
-def give_back_at_times(seconds: float = GIVE_BACK_SECONDS) -> None:
+def trim_periodically(seconds: float = GIVE_BACK_SECONDS) -> None:
     """Give freed memory back to the system now and then, in a thread of its own (glibc can)."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is None:
@@ -62,7 +62,7 @@ def give_back_at_times(seconds: float = GIVE_BACK_SECONDS) -> None:
     threading.Thread(target=give_back, name="memory", daemon=True).start()
 
 
-def collect_seldom() -> None:
+def tune_gc() -> None:
     """Leave what lives now out of all collections, and collect what comes after less often.
 
     Call it once a process has started: modules, classes and settings live as long as it does.

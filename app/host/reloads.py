@@ -15,7 +15,7 @@ from typing import Any
 
 from mode import Service
 
-from agents.guarded import guarded
+from agents.supervised import supervised
 from agents.tasks import end
 from tables.model.errors import TreasureMapError
 
@@ -103,7 +103,7 @@ class Reloads(Service):  # type: ignore[misc]  # mode comes without types
 
     async def on_start(self) -> None:
         """Begin to look."""
-        self._task = asyncio.create_task(guarded(self._look(), self._failed))
+        self._task = asyncio.create_task(supervised(self._look(), self._failed))
 
     async def on_stop(self) -> None:
         """Look no more."""

@@ -19,7 +19,7 @@ from aiokafka.coordinator.protocol import (
 )
 from aiokafka.errors import KafkaError
 
-from agents.guarded import guarded
+from agents.supervised import supervised
 from app.kafka.assignor import NAME, Assignor, Member, shares_of
 from app.kafka.group_map import GroupMap
 from app.kafka.group_proof import GroupProof
@@ -83,7 +83,7 @@ class Membership:
                 )  # fmt: skip
         self._twins = self._group.twins
         if self._group.strangers and (self._telling is None or self._telling.done()):
-            self._telling = asyncio.create_task(guarded(self._tell(), self._fail))
+            self._telling = asyncio.create_task(supervised(self._tell(), self._fail))
 
     def stop(self) -> None:
         """Say no more."""

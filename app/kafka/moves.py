@@ -11,7 +11,7 @@ import logging
 import random
 from collections.abc import Callable
 
-from agents.guarded import guarded
+from agents.supervised import supervised
 from app.kafka.assignor import TopicPartition
 from app.kafka.lane import PartitionLifecycle
 from tables.model.errors import FencedError, JournalUnreadError, OutcomeUnknownError
@@ -71,7 +71,7 @@ class Moves:
         previous = self._restores.get(tp)
         delay_seconds = self.retry_delay() if later else 0.0
         self._restores[tp] = asyncio.create_task(
-            guarded(self._restore(tp, generation, delay_seconds, previous), self._failed)
+            supervised(self._restore(tp, generation, delay_seconds, previous), self._failed)
         )
 
     async def release(self, owned: set[TopicPartition]) -> None:
@@ -80,7 +80,7 @@ class Moves:
         for task in restores:
             task.cancel()
         self._release = asyncio.create_task(
-            guarded(self._drop(owned, restores, self._release), self._failed)
+            supervised(self._drop(owned, restores, self._release), self._failed)
         )
         done, _ = await asyncio.wait([self._release], timeout=RELEASE_SECONDS_MAX)
         if not done:

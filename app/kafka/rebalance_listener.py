@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from aiokafka import ConsumerRebalanceListener
 from aiokafka import TopicPartition as KafkaPartition
 
-from agents.guarded import guarded
+from agents.supervised import supervised
 from app.kafka.assignor import TopicPartition
 
 
@@ -38,4 +38,4 @@ class Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka com
 
     async def _guarded(self, work: Awaitable[None]) -> None:
         with contextlib.suppress(asyncio.CancelledError):
-            await guarded(work, self._failed)
+            await supervised(work, self._failed)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from agents.guarded import guarded
+from agents.supervised import supervised
 from app.kafka.group_map import GroupMap
 from app.kafka.lane import TransportError, TransportOptions
 
@@ -49,7 +49,7 @@ class Refusal:
         self.reason = reason
         if reason:
             log.warning("group %s refuses this worker, which waits: %s", options.group, reason)
-            self._ending = asyncio.create_task(guarded(self._end(), self._fail))
+            self._ending = asyncio.create_task(supervised(self._end(), self._fail))
 
     def stop(self) -> None:
         """Wait no longer."""

@@ -22,7 +22,7 @@ from aiokafka import TopicPartition as KafkaPartition
 from aiokafka.errors import InconsistentGroupProtocolError, KafkaError
 from mode import Service
 
-from agents.guarded import guarded
+from agents.supervised import supervised
 from agents.tasks import end, within
 from app.kafka.aiokafka_private import Fetched, UnreadableError, abandon
 from app.kafka.assignor import Member, TopicPartition
@@ -231,8 +231,8 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
             sorted(topics), listener=Listener(self.revoked, self.assigned, self.fail)
         )
         self._loop_tasks = [
-            asyncio.create_task(guarded(self._read(self._fetched), self.fail)),
-            asyncio.create_task(guarded(self._hints.run(self._consumer), self.fail)),
+            asyncio.create_task(supervised(self._read(self._fetched), self.fail)),
+            asyncio.create_task(supervised(self._hints.run(self._consumer), self.fail)),
         ]
 
     async def _connect(self) -> set[str]:

@@ -18,7 +18,7 @@ import faust
 from faust.app.base import BootStrategy
 from mode import Service
 
-from agents.guarded import guarded
+from agents.supervised import supervised
 from app.kafka.aiokafka_private import tell_broken_connections
 from app.kafka.lane import Lane, always
 from app.kafka.pace import Pace
@@ -187,7 +187,7 @@ def add_agent(
     async def agent(chunks: Any) -> None:
         lane.attach()
         async for chunk in chunks:
-            await guarded(lane.handle(chunk, handler), failed)
+            await supervised(lane.handle(chunk, handler), failed)
 
     agent.__doc__ = f"Take the chunks of {len(lane.topics)} topics, one at a time."
     app.agent(app.chunks[lane.name], name=lane.name)(agent)

@@ -18,12 +18,12 @@ from typing import Any
 from aiohttp import web
 from mode import Service
 
-from agents.guarded import guarded
 from agents.ingest import Ingest
 from agents.outage import Outage
 from agents.partition.emitter import EmitCounts
 from agents.partition.owners import PartitionManager
 from agents.rollup import Rollup
+from agents.supervised import supervised
 from app.cluster.topics import check_topics
 from app.config.connections import advertised_url, cassandra_settings, kafka_options, peers_tls
 from app.config.settings import Settings, secrets_of
@@ -118,7 +118,7 @@ class StorageService(Service):  # type: ignore[misc]  # mode comes without types
             await self._archive.open(self._map)
         except ArchiveAwayError as error:
             self._outage.failed(error, "open")
-            self._opening = asyncio.create_task(guarded(self._open_later(), self._failed))
+            self._opening = asyncio.create_task(supervised(self._open_later(), self._failed))
 
     async def _open_later(self) -> None:
         while not self._archive.is_open:

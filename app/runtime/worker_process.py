@@ -45,7 +45,7 @@ class WorkerProcess(faust.Worker):  # type: ignore[misc]  # faust comes without 
         loop = asyncio.get_running_loop()
         self._watchdog.start(loop)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
-        memory.keep_freed()
+        memory.keep_freed_memory()
         os.umask(PRIVATE)
         sys.setswitchinterval(SWITCH_S)
         try:
@@ -82,8 +82,8 @@ class WorkerProcess(faust.Worker):  # type: ignore[misc]  # faust comes without 
     async def on_startup_finished(self) -> None:
         """Everything that lives as long as the process has been made."""
         await super().on_startup_finished()
-        memory.collect_seldom()
-        memory.give_back_at_times()
+        memory.tune_gc()
+        memory.trim_periodically()
 
     async def _sentinel_task(self) -> None:
         """Let the loop turn once before it is closed; Faust's lets every stop take a second more.
@@ -101,7 +101,7 @@ class WorkerProcess(faust.Worker):  # type: ignore[misc]  # faust comes without 
         self._watchdog.leave()
         reason = self._reason or self.crash_reason
         if reason is not None:
-            complain(reason, self.stderr)
+            report_exit(reason, self.stderr)
             code = code or 1
         sys.exit(code)
 
@@ -111,7 +111,7 @@ def ignore_hangups() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
-def complain(reason: BaseException, to: Any = None) -> None:
+def report_exit(reason: BaseException, to: Any = None) -> None:
     """Write why the process ends; an error that nobody foresaw is named by its kind."""
     text = str(reason) if isinstance(reason, TreasureMapError) else repr(reason)
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Slots: how many queries are answered at once, each until it is done or late."""
+"""Admission: how many queries are answered at once, each until it is done or late."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from agents.guarded import guarded
+from agents.supervised import supervised
 
 if TYPE_CHECKING:
     from app.web.server import Place, Server
@@ -140,7 +140,7 @@ class Listener:
             self.close()
             raise
         for listening in self.sockets:
-            task = asyncio.create_task(guarded(self._accept(listening), self._failed))
+            task = asyncio.create_task(supervised(self._accept(listening), self._failed))
             self._keep(task)
 
     def close(self) -> None:
@@ -175,7 +175,7 @@ class Listener:
             if place is None:
                 self._refuse(accepted)
                 continue
-            task = loop.create_task(guarded(self._open(accepted, place), self._failed))
+            task = loop.create_task(supervised(self._open(accepted, place), self._failed))
             place.task = task
             task.add_done_callback(functools.partial(_close_unused, accepted, place))
             self._keep(task)

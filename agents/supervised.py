@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 
-async def guarded(work: Awaitable[object], failed: Callable[[BaseException], None]) -> None:
+async def supervised(work: Awaitable[object], failed: Callable[[BaseException], None]) -> None:
     """Await ``work``; whatever ends it before its time is handed to ``failed``.
 
     That is every exception, polars' panics among them, which are no ``Exception``; and a

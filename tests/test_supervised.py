@@ -1,4 +1,4 @@
-"""Background work that dies, in every way there is, is handed on; all of a worker's is guarded."""
+"""Background work that dies, in any way, is handed on; all work of a worker is supervised."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from polars.exceptions import PanicException
 from support import until
 
-from agents.guarded import guarded
+from agents.supervised import supervised
 
 ROOT = Path(__file__).resolve().parent.parent
 # Tasks that somebody awaits, who gets their error.
@@ -65,7 +65,7 @@ async def test_whatever_ends_background_work_is_told(
 ) -> None:
     """The task itself ends in order: nobody awaits it."""
     told: list[BaseException] = []
-    await asyncio.create_task(guarded(work(), told.append))
+    await asyncio.create_task(supervised(work(), told.append))
     (error,) = told
     assert isinstance(error, Exception)
     assert reason in str(error)
@@ -74,7 +74,7 @@ async def test_whatever_ends_background_work_is_told(
 async def test_work_that_is_cancelled_or_done_is_told_to_nobody() -> None:
     """These are the two ways it may end."""
     told: list[BaseException] = []
-    task = asyncio.create_task(guarded(asyncio.Event().wait(), told.append))
+    task = asyncio.create_task(supervised(asyncio.Event().wait(), told.append))
     await asyncio.sleep(0)
     task.cancel()
 
@@ -83,11 +83,11 @@ async def test_work_that_is_cancelled_or_done_is_told_to_nobody() -> None:
 
     await until(ended)
     assert task.cancelled()
-    await guarded(asyncio.sleep(0), told.append)
+    await supervised(asyncio.sleep(0), told.append)
     assert told == []
 
 
-def test_every_background_task_of_a_worker_is_guarded() -> None:
+def test_every_background_task_of_a_worker_is_supervised() -> None:
     """A task that nobody awaits and nothing guards would die without a word."""
     found = set()
     for path in sorted(ROOT.glob("*/**/*.py")):
@@ -100,6 +100,6 @@ def test_every_background_task_of_a_worker_is_guarded() -> None:
                 "ensure_future",
             }:
                 work = ast.unparse(node.args[0])
-                if not work.startswith("guarded("):
+                if not work.startswith("supervised("):
                     found.add((name, work))
     assert found == AWAITED
