@@ -11,7 +11,7 @@ import msgspec
 import polars as pl
 import pytest
 import servers
-from support import until
+from support import dataclasses_replace, until
 
 from tables.archive.cassandra.cql import (
     BATCH_BYTES_MAX,
@@ -357,6 +357,12 @@ async def test_a_node_that_goes_and_comes_back_is_written_again(
         keyspace=keyspace(),
         request_timeout_s=2,
     )
+    # To make tables may take longer than that.
+    patient = archive_cassandra.CassandraArchive(
+        dataclasses_replace(settings, request_timeout_s=60)
+    )
+    await patient.open(map_of(LAYER))
+    await patient.close()
     archive = archive_cassandra.CassandraArchive(settings)
     frame = rows(["a", "b"], [0])
     cells = CellRange(0, HOUR_MS)

@@ -23,6 +23,7 @@ from app.kafka.idempotence import has_idempotent_producer
 from app.load.replay import Step, keyed, replay, settled_ms, steps
 from app.mapfile.load import load_map
 from examples.flights import events
+from tables.model.errors import TreasureMapError
 from tables.model.window import DAY_MS
 from tables.record.heartbeat import HEARTBEAT_HEADER, decode_heartbeat
 
@@ -232,7 +233,7 @@ async def test_a_missing_topic_is_named_with_how_to_make_it(broker: str) -> None
 
 async def test_an_unreachable_broker_is_named() -> None:
     """Nothing listens on port 1."""
-    with pytest.raises(FeedError, match=r"nothing listens at 127\.0\.0\.1:1; .*`brokers`"):
+    with pytest.raises(TreasureMapError, match=r"nothing listens at 127\.0\.0\.1:1; .*`brokers`"):
         await replay("127.0.0.1:1", "any", recording([1]), DAY_MS, seconds=0)
 
 

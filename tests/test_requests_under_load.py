@@ -33,7 +33,7 @@ from aiohttp import web
 from app.runtime import wiring as station
 from app.runtime.worker_process import Process
 from app.config.settings import load_settings
-from app.web.endpoint.access import OPEN, mount
+from app.web.access import OPEN, mount
 from loop_meter import Loop, resident, reset_peak
 
 app = station.build(load_settings())

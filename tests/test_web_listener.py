@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import resource
 import socket
 import ssl
@@ -13,9 +14,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import aiohttp
-import app.web.endpoint.endpoint
-import app.web.endpoint.listener
-import app.web.endpoint.server
 import orjson
 import pytest
 from pki import Authority
@@ -23,6 +21,9 @@ from station_support import Process, apply
 from support import flight, small_map, until
 from web_support import StandingView, served, stored
 
+import app.web.endpoint
+import app.web.listener
+import app.web.server
 from app.web.listener import network_of
 from app.web.server import connections_max
 
@@ -115,6 +116,7 @@ async def test_a_handshake_that_does_not_end_is_ended(
     made = Authority(tmp_path).issue("a")
     settings = {"web_cert_file": str(made.cert_file), "web_key_file": str(made.key_file)}
     async with served(MAP, tmp_path / "a", **settings) as (view, url):
+        gc.collect()  # What earlier tests left open is closed.
         before = len(open_files())
         many = [await clients.open(url) for _ in range(50)]
         for one in many:
@@ -131,7 +133,7 @@ async def test_handshakes_that_wait_go_before_anybody_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clients: Clients
 ) -> None:
     """A reader whose connection is silent keeps it, and a new one is answered."""
-    monkeypatch.setattr(app.web.endpoint.server, "CONNECTIONS_MAX", 5)
+    monkeypatch.setattr(app.web.server, "CONNECTIONS_MAX", 5)
     authority = Authority(tmp_path)
     made = authority.issue("a")
     tls = ssl.create_default_context(cafile=authority.ca_file)
@@ -161,7 +163,7 @@ async def test_a_head_by_drops_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clients: Clients, sent: bytes
 ) -> None:
     """Its time is for all of it, not for each byte; a request after it has its own."""
-    monkeypatch.setattr(app.web.endpoint.server, "HEAD_S_MAX", 0.6)
+    monkeypatch.setattr(app.web.server, "HEAD_S_MAX", 0.6)
     async with served(MAP, tmp_path) as (view, url):
         ends = await clients.open(url)
         assert await ends.is_answered()
@@ -184,7 +186,7 @@ async def test_a_head_in_two_pieces_is_answered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clients: Clients
 ) -> None:
     """And a stream that goes on for longer than a head may take is none."""
-    monkeypatch.setattr(app.web.endpoint.server, "HEAD_S_MAX", 0.5)
+    monkeypatch.setattr(app.web.server, "HEAD_S_MAX", 0.5)
     async with served(MAP, tmp_path, [stored()]) as (view, url):
         ends = await clients.open(url)
         await ends.send(LIVEZ[:20])
@@ -203,7 +205,7 @@ async def test_a_body_by_drops_is_ended(
 ) -> None:
     """Of a request between workers, which is a 408, and of one that needs none."""
     monkeypatch.setattr(app.web.endpoint, "BODY_S_MAX", 0.4)
-    monkeypatch.setattr(app.web.endpoint.server, "LINGER_S_MAX", 0.4)
+    monkeypatch.setattr(app.web.server, "LINGER_S_MAX", 0.4)
     async with served(MAP, tmp_path) as (view, url):
         for line, status in ((b"POST /v1/worker/live", b"408"), (b"GET /livez", b"200")):
             ends = await clients.open(url)
@@ -224,7 +226,7 @@ async def test_connections_of_one_address_push_out_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clients: Clients
 ) -> None:
     """Who comes from elsewhere keeps a silent connection, however many they are."""
-    monkeypatch.setattr(app.web.endpoint.server, "CONNECTIONS_MAX", 9)
+    monkeypatch.setattr(app.web.server, "CONNECTIONS_MAX", 9)
     async with served(MAP, tmp_path, query_live_max=1) as (view, url):
         quiet = await clients.open(url, "127.0.0.2")
         many = [await clients.open(url, "127.0.0.3") for _ in range(30)]
@@ -240,7 +242,7 @@ async def test_a_refused_connection_of_a_busy_address_is_told_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clients: Clients
 ) -> None:
     """Followers are not pushed out; those of other addresses find room."""
-    monkeypatch.setattr(app.web.endpoint.server, "CONNECTIONS_MAX", 2)
+    monkeypatch.setattr(app.web.server, "CONNECTIONS_MAX", 2)
     async with served(MAP, tmp_path, [stored()], query_live_max=2) as (view, url):
         for _ in range(2):
             ends = await clients.open(url)

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import app.web.endpoint.endpoint
-import app.web.endpoint.live_stream
-import app.web.endpoint.server
 import orjson
 import pytest
 from support import small_map, until
 from web_support import served, stored
+
+import app.web.endpoint
+import app.web.live_stream
+import app.web.server
 
 MAP = small_map()
 ROWS = [stored("A" * 1_000, f"{number:05d}") for number in range(10_000)]
@@ -27,7 +28,7 @@ Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 @pytest.fixture
 async def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
     """Serve rows of more bytes than all buffers of a connection hold; what waits is short."""
-    monkeypatch.setattr(app.web.endpoint.server, "CHECK_S", 0.05)
+    monkeypatch.setattr(app.web.server, "CHECK_S", 0.05)
     async with served(MAP, tmp_path, ROWS, query_live_max=2, query_deadline_ms=60_000) as (_, url):
         yield url
 
@@ -115,7 +116,7 @@ async def test_a_silent_connection_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
     """Before its first request, in the middle of one, and after one."""
-    monkeypatch.setattr(app.web.endpoint.server, "SILENT_S_MAX", 0.2)
+    monkeypatch.setattr(app.web.server, "SILENT_S_MAX", 0.2)
     async with served(MAP, tmp_path) as (_, url), connected(url) as ends:
         ends[1].write(sent)
         assert (b"live" in await ended(ends)) == sent.endswith(b"\r\n")
@@ -125,7 +126,7 @@ async def test_an_answer_that_nobody_takes_is_let_go(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A reader that takes a little now and then keeps it."""
-    monkeypatch.setattr(app.web.endpoint.server, "UNTAKEN_S_MAX", 1.5)
+    monkeypatch.setattr(app.web.server, "UNTAKEN_S_MAX", 1.5)
     async with connected(url) as slow, connected(url) as stuck:
         for ends in (slow, stuck):
             ends[1].write(get(PAGE))
@@ -146,7 +147,7 @@ async def test_of_too_many_answers_that_wait_the_oldest_goes(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What waits for readers has a size in all."""
-    monkeypatch.setattr(app.web.endpoint.server, "UNTAKEN_BYTES_MAX", 16_000_000)
+    monkeypatch.setattr(app.web.server, "UNTAKEN_BYTES_MAX", 16_000_000)
     async with connected(url) as first, connected(url) as second:
         for ends in (first, second):
             ends[1].write(get(PAGE))
@@ -161,8 +162,8 @@ async def test_past_the_most_connections_the_longest_silent_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Thousands that say nothing keep nobody out."""
-    monkeypatch.setattr(app.web.endpoint.server, "CONNECTIONS_MAX", 4)
-    monkeypatch.setattr(app.web.endpoint.server, "ADDRESS_SHARE", 1.0)
+    monkeypatch.setattr(app.web.server, "CONNECTIONS_MAX", 4)
+    monkeypatch.setattr(app.web.server, "ADDRESS_SHARE", 1.0)
     async with contextlib.AsyncExitStack() as stack:
         _, url = await stack.enter_async_context(served(MAP, tmp_path, query_live_max=1))
         used = await stack.enter_async_context(connected(url))
@@ -180,8 +181,8 @@ async def test_where_all_are_busy_a_new_connection_is_refused_in_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Followers are neither silent nor done."""
-    monkeypatch.setattr(app.web.endpoint.server, "CONNECTIONS_MAX", 0)
-    monkeypatch.setattr(app.web.endpoint.server, "ADDRESS_SHARE", 1.0)
+    monkeypatch.setattr(app.web.server, "CONNECTIONS_MAX", 0)
+    monkeypatch.setattr(app.web.server, "ADDRESS_SHARE", 1.0)
     async with contextlib.AsyncExitStack() as stack:
         given = served(MAP, tmp_path, [stored()], query_live_max=2)
         _, url = await stack.enter_async_context(given)
