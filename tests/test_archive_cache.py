@@ -209,8 +209,8 @@ import asyncio, gc
 from pathlib import Path
 from support import HOUR_MS, small_map
 from web_support import frame, stored
-from tables.archive.protocol.protocol import CellRange
-from tables.archive.protocol.cache import ArchiveCache
+from tables.archive.protocol import CellRange
+from tables.archive.cache import ArchiveCache
 from tables.model.cost import QueryCost
 
 class Rows:

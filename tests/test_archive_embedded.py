@@ -224,8 +224,8 @@ FULL_DISK = """
 import asyncio, pathlib, resource, sys
 from support import small_map
 from web_support import frame, stored
-from tables.archive.protocol.protocol import CellRange
-from tables.archive.protocol.embedded.archive import EmbeddedArchive
+from tables.archive.protocol import CellRange
+from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model.errors import ArchiveError
 import polars as pl
 

@@ -25,7 +25,7 @@ FLOATS = tuple(
 
 def use_frames(patch: pytest.MonkeyPatch) -> None:
     """Have all rows be too many."""
-    for module in ("table", "rollup_table", "answer", "top"):
+    for module in ("state.layer_table", "state.rollup_table", "query.answer", "query.top"):
         patch.setattr(f"tables.{module}.FEW_ROWS_MAX", -1)
 
 

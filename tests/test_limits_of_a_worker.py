@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import servers
 from prometheus_client.parser import text_string_to_metric_families
-from station_support import SECONDS_MAX, WorkerProcess, apply
+from station_support import SECONDS_MAX, Process, apply
 from support import HOUR_MS, flight, until
 
 from app.host.watchdog import EXIT_CODE
@@ -23,17 +23,17 @@ from app.host.watchdog import EXIT_CODE
 WORKER = """
 import asyncio, pathlib, sys, time
 from app.runtime import wiring as station
-from app.runtime.worker_process import Process
+from app.runtime.worker_process import WorkerProcess
 from app.config.settings import load_settings
 from agents.partition.emitter import Emitter
-from agents.partition.owners import Owners
-from tables.archive.protocol.embedded.archive import EmbeddedArchive
+from agents.partition.owners import PartitionManager
+from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model.errors import ArchiveError
 
 flag = pathlib.Path(sys.argv.pop())
 kind = sys.argv.pop()
 write, announce = EmbeddedArchive.write, Emitter._announce
-restore = Owners.restore
+restore = PartitionManager.restore
 
 async def write_or_not(archive, layer, rows, times):
     if kind == "away" and flag.exists():
@@ -52,15 +52,15 @@ async def restore_or_not(owners, topic, partition, generation):
         await asyncio.sleep(0.1)
     return await restore(owners, topic, partition, generation)
 
-Owners.restore = restore_or_not
+PartitionManager.restore = restore_or_not
 EmbeddedArchive.write, Emitter._announce = write_or_not, announce_or_not
-Process(station.build(load_settings()), loglevel="INFO").execute_from_commandline()
+WorkerProcess(station.build(load_settings()), loglevel="INFO").execute_from_commandline()
 """
 SESSION_MS = 2_000
 """The embedded broker takes any; in it the watchdog ticks every 0.2 s."""
 
 
-async def started(worker: WorkerProcess, kind: str, *, ready: bool = True) -> None:
+async def started(worker: Process, kind: str, *, ready: bool = True) -> None:
     """Start a worker that does as told while its flag is there."""
     worker.settings["session_timeout_ms"] = str(SESSION_MS)
     await apply(worker)
@@ -69,14 +69,14 @@ async def started(worker: WorkerProcess, kind: str, *, ready: bool = True) -> No
         await worker.ready()
 
 
-async def close_an_hour(worker: WorkerProcess, at_hour: int = 0) -> None:
+async def close_an_hour(worker: Process, at_hour: int = 0) -> None:
     """Send an event, and one two hours later that closes and seals its window."""
     events = [flight(hour * HOUR_MS) for hour in (at_hour, at_hour + 2)]
     await worker.send(f"{worker.map_name}.raw", *((0, event) for event in events))
 
 
 async def test_a_stopped_worker_joins_again_and_a_stuck_one_leaves(
-    processes: Callable[..., WorkerProcess],
+    processes: Callable[..., Process],
 ) -> None:
     """Both lose their partitions; only what stands still while it could run is ended."""
     worker = processes()
@@ -108,7 +108,7 @@ async def test_a_stopped_worker_joins_again_and_a_stuck_one_leaves(
 
 
 async def test_a_background_task_that_dies_stops_its_worker_with_the_reason(
-    processes: Callable[..., WorkerProcess],
+    processes: Callable[..., Process],
 ) -> None:
     """Emission would otherwise stop for ever, without a word."""
     worker = processes()
@@ -120,7 +120,7 @@ async def test_a_background_task_that_dies_stops_its_worker_with_the_reason(
 
 
 async def test_while_a_partition_recovers_the_others_serve(
-    processes: Callable[..., WorkerProcess],
+    processes: Callable[..., Process],
 ) -> None:
     """``/readyz`` tells which is missing, answers over all of them say that they are partial."""
     worker = processes()
@@ -157,7 +157,7 @@ async def test_while_a_partition_recovers_the_others_serve(
 
 
 async def test_sources_pause_while_the_archive_is_away_and_no_row_is_missing(
-    processes: Callable[..., WorkerProcess],
+    processes: Callable[..., Process],
 ) -> None:
     """Told by /readyz and /metrics; the position stops, membership does not end, all goes on."""
     worker = processes(pending_bytes_max="30000", chunk_records_max="50", disk_free_bytes_min="0")
@@ -221,7 +221,7 @@ async def test_sources_pause_while_the_archive_is_away_and_no_row_is_missing(
     assert "sources go on" in worker.log()
 
 
-async def metrics(worker: WorkerProcess) -> dict[tuple[str, ...], float]:
+async def metrics(worker: Process) -> dict[tuple[str, ...], float]:
     """Return the samples, by name and the values of labels, these in the order of their names."""
     status, text = await worker.ask("/metrics")
     assert status == 200
@@ -232,7 +232,7 @@ async def metrics(worker: WorkerProcess) -> dict[tuple[str, ...], float]:
     }
 
 
-async def counted(worker: WorkerProcess) -> dict[tuple[str, str, int], int]:
+async def counted(worker: Process) -> dict[tuple[str, str, int], int]:
     """Return the events of every cell of the hours, by origin, carrier and hour."""
     found: dict[tuple[str, str, int], int] = {}
     cursor = ""
@@ -253,7 +253,7 @@ async def counted(worker: WorkerProcess) -> dict[tuple[str, str, int], int]:
 @pytest.mark.cassandra
 @pytest.mark.slow
 async def test_a_worker_starts_without_its_cassandra_and_archives_once_it_is_there(
-    processes: Callable[..., WorkerProcess], spare_cassandra: servers.CassandraServer
+    processes: Callable[..., Process], spare_cassandra: servers.CassandraServer
 ) -> None:
     """It folds and answers meanwhile, says what it waits for, and nothing is lost."""
     cassandra = spare_cassandra

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 KEEPS = """
 import resource
-from app.host.allocator import keep_freed
+from app.host.allocator import keep_freed_memory
 
 def faults(times=20):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -22,16 +22,16 @@ def faults(times=20):
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 given_back = faults()
-assert keep_freed()
+assert keep_freed_memory()
 faults(times=1)
 print(given_back, faults())
 """
 
 SELDOM = """
 import gc
-from app.host.allocator import collect_seldom
+from app.host.allocator import tune_gc
 
-collect_seldom()
+tune_gc()
 before = gc.get_stats()[0]["collections"]
 kept = [[] for _ in range(40_000)]
 print(gc.get_freeze_count(), gc.get_stats()[0]["collections"] - before)
@@ -41,17 +41,17 @@ print(gc.get_freeze_count(), gc.get_stats()[0]["collections"] - before)
 GIVES_BACK = """
 import time
 from pathlib import Path
-from app.host.allocator import give_back_at_times, keep_freed
+from app.host.allocator import trim_periodically, keep_freed_memory
 
 def resident():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 
-assert keep_freed()
+assert keep_freed_memory()
 chunk = [bytearray(2 << 20) for _ in range(64)]
 del chunk
 kept = resident()
-give_back_at_times(0.05)
+trim_periodically(0.05)
 deadline = time.monotonic() + 20
 while resident() > kept - 100_000 and time.monotonic() < deadline:
     time.sleep(0.02)

@@ -21,7 +21,7 @@ import orjson
 import pytest
 from aiokafka import AIOKafkaProducer
 from loop_meter import WORK_S, work_s
-from station_support import WorkerProcess, apply
+from station_support import Process, apply
 from support import HOUR_MS, until
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ import sys
 sys.path.insert(0, "tests")
 from aiohttp import web
 from app.runtime import wiring as station
-from app.runtime.worker_process import Process
+from app.runtime.worker_process import WorkerProcess
 from app.config.settings import load_settings
 from app.web.access import OPEN, mount
 from loop_meter import Loop, resident, reset_peak
@@ -51,7 +51,7 @@ async def start(_):
 
 mount(app.web.web_app, "GET", "/held", OPEN, held)
 app.web.web_app.on_startup.append(start)
-Process(app, loglevel="INFO").execute_from_commandline()
+WorkerProcess(app, loglevel="INFO").execute_from_commandline()
 """
 MAP = """
 revision = 1
@@ -173,7 +173,7 @@ def records(lines: Iterable[bytes]) -> Iterator[bytes]:
         yield b"\n".join(some)
 
 
-async def fill(worker: WorkerProcess) -> None:
+async def fill(worker: Process) -> None:
     """Send two years of seconds, and an hour with all the open cells; wait until they are there."""
     topic = f"{worker.map_name}.raw"
     async with AIOKafkaProducer(bootstrap_servers=worker.settings["brokers"]) as producer:
@@ -198,7 +198,7 @@ async def fill(worker: WorkerProcess) -> None:
 
 
 @contextlib.asynccontextmanager
-async def ingesting(worker: WorkerProcess) -> AsyncIterator[None]:
+async def ingesting(worker: Process) -> AsyncIterator[None]:
     """Send events at a steady rate meanwhile; their time goes as the clock's does."""
     topic, loop = f"{worker.map_name}.raw", asyncio.get_running_loop()
 
@@ -227,7 +227,7 @@ async def ingesting(worker: WorkerProcess) -> AsyncIterator[None]:
 class Asker:
     """Asks one worker, and remembers how long each kind of request held its loop."""
 
-    def __init__(self, session: aiohttp.ClientSession, worker: WorkerProcess) -> None:
+    def __init__(self, session: aiohttp.ClientSession, worker: Process) -> None:
         self._session = session
         self._worker = worker
         self._url = f"http://127.0.0.1:{worker.port}"
@@ -300,7 +300,7 @@ async def crowds(asker: Asker) -> None:
         await asker.measured(name, f"{count} connections")
 
 
-async def position(worker: WorkerProcess) -> int:
+async def position(worker: Process) -> int:
     """Return how many events are decoded, of a ledger that adds up."""
     _, ledger = await worker.get("/v1/ledger")
     assert ledger["balanced"], ledger["problems"]
@@ -311,7 +311,7 @@ async def position(worker: WorkerProcess) -> int:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 async def test_requests_at_their_limits_hold_neither_loop_nor_memory(
-    processes: Callable[..., WorkerProcess],
+    processes: Callable[..., Process],
 ) -> None:
     """Each kind, then many at once, while thousands of events a second come."""
     worker = processes()

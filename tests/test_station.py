@@ -13,7 +13,7 @@ from typing import cast
 
 import pytest
 import servers
-from station_support import COMMANDS, FAUST, MODULE, SECONDS_MAX, WorkerProcess, apply, last_words
+from station_support import COMMANDS, FAUST, MODULE, SECONDS_MAX, Process, apply, last_words
 from support import flight, small_map, until
 
 from app.demo.embedded_broker import EmbeddedBroker
@@ -32,7 +32,7 @@ HOUR_MS = 3_600_000
 
 
 async def test_a_worker_serves_until_it_is_asked_to_stop(
-    processes: Callable[..., WorkerProcess],
+    processes: Callable[..., Process],
 ) -> None:
     """Both commands, from ready to folded, closed, archived and rolled up."""
     module, faust = processes(), processes()
@@ -43,7 +43,7 @@ async def test_a_worker_serves_until_it_is_asked_to_stop(
     await asyncio.gather(check_service(module), check_service(faust))
 
 
-async def check_service(worker: WorkerProcess) -> None:
+async def check_service(worker: Process) -> None:
     """Take a worker from its start to its end."""
     await worker.ready()
     assert (await worker.get("/livez"))[0] == 200
@@ -89,7 +89,7 @@ async def check_service(worker: WorkerProcess) -> None:
 
 
 async def test_a_worker_that_is_stopped_while_it_joins_leaves_nothing_behind(
-    processes: Callable[..., WorkerProcess],
+    processes: Callable[..., Process],
 ) -> None:
     """The answer to the join may still come; nothing is restored for it then."""
     worker = processes()
@@ -102,7 +102,7 @@ async def test_a_worker_that_is_stopped_while_it_joins_leaves_nothing_behind(
 
 
 async def test_a_worker_stops_although_its_broker_does_not_answer(
-    processes: Callable[..., WorkerProcess],
+    processes: Callable[..., Process],
 ) -> None:
     """Every step of the way out has a deadline."""
     with EmbeddedBroker() as broker:
@@ -116,7 +116,7 @@ async def test_a_worker_stops_although_its_broker_does_not_answer(
         os.kill(broker.pid, signal.SIGKILL)
 
 
-def miss_topics(worker: WorkerProcess) -> str:
+def miss_topics(worker: Process) -> str:
     """Leave the topics unmade: nothing to do here."""
     return (
         rf"cannot use topics of map {worker.map_name}: 6 problem\(s\)\n"
@@ -125,38 +125,38 @@ def miss_topics(worker: WorkerProcess) -> str:
     )
 
 
-def spoil_map(worker: WorkerProcess) -> str:
+def spoil_map(worker: Process) -> str:
     """Write a map that is none."""
     worker.map_file.write_text("revision = 1")
     return r"cannot use map .*: \d+ problem\(s\)\n"
 
 
-def lose_map(worker: WorkerProcess) -> str:
+def lose_map(worker: Process) -> str:
     """Take the map file away."""
     worker.map_file.unlink()
     return r"cannot use map .*: 1 problem\(s\)\n  - file: cannot be read"
 
 
-def spoil_setting(worker: WorkerProcess) -> str:
+def spoil_setting(worker: Process) -> str:
     """Set what no setting takes."""
     worker.settings["group"] = "a b"
     return r"cannot use settings: 1 problem\(s\)\n  - group \(environment TREASURE_MAP_GROUP\)"
 
 
-def block_state_folder(worker: WorkerProcess) -> str:
+def block_state_folder(worker: Process) -> str:
     """Put a file where the folder should be."""
     worker.settings["state_folder"] = str(worker.map_file / "state")
     return r"cannot make state folder .*state: Not a directory; want a folder .*; set state_folder"
 
 
-def stop_broker(worker: WorkerProcess) -> str:
+def stop_broker(worker: Process) -> str:
     """Name a port where no broker is."""
     (port,) = servers.free_ports(1)
     worker.settings["brokers"] = f"127.0.0.1:{port}"
     return rf"cannot connect to Kafka: .*; got brokers 127\.0\.0\.1:{port}; want .*; start it"
 
 
-def lose_host(worker: WorkerProcess) -> str:
+def lose_host(worker: Process) -> str:
     """Bind to what is no address of any machine."""
     worker.settings |= {"web_host": "no.such.host.invalid", "insecure": "true"}
     return r"cannot listen for queries: .*; got no\.such\.host\.invalid:\d+; want .* set web_host"
@@ -167,7 +167,7 @@ def lose_host(worker: WorkerProcess) -> str:
     [miss_topics, spoil_map, lose_map, spoil_setting, block_state_folder, stop_broker, lose_host],
 )
 async def test_a_worker_that_cannot_start_says_why_and_nothing_else(
-    processes: Callable[..., WorkerProcess], spoil: Callable[[WorkerProcess], str]
+    processes: Callable[..., Process], spoil: Callable[[Process], str]
 ) -> None:
     """Both commands end with code 1 and the reason as their last words."""
     workers = {command: processes() for command in COMMANDS}
@@ -181,7 +181,7 @@ async def test_a_worker_that_cannot_start_says_why_and_nothing_else(
 
 
 async def test_what_a_worker_writes_is_its_users_alone(
-    processes: Callable[..., WorkerProcess],
+    processes: Callable[..., Process],
 ) -> None:
     """Whatever the umask of the shell: local stores and archive hold events."""
     worker = processes()
@@ -196,7 +196,7 @@ async def test_what_a_worker_writes_is_its_users_alone(
     assert open_to_others == []
 
 
-async def test_a_web_port_that_is_taken_is_named(processes: Callable[..., WorkerProcess]) -> None:
+async def test_a_web_port_that_is_taken_is_named(processes: Callable[..., Process]) -> None:
     """Another worker of this machine has it."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -211,7 +211,7 @@ async def test_a_web_port_that_is_taken_is_named(processes: Callable[..., Worker
     )
 
 
-async def test_an_archive_folder_in_use_is_named(processes: Callable[..., WorkerProcess]) -> None:
+async def test_an_archive_folder_in_use_is_named(processes: Callable[..., Process]) -> None:
     """Two processes must not write to one embedded archive."""
     worker = processes()
     await apply(worker)
@@ -226,7 +226,7 @@ async def test_an_archive_folder_in_use_is_named(processes: Callable[..., Worker
 
 
 async def test_a_topic_with_other_partitions_is_refused_at_the_start(
-    processes: Callable[..., WorkerProcess],
+    processes: Callable[..., Process],
 ) -> None:
     """Later it would fail at a journal partition that is not there."""
     worker = processes()
@@ -242,7 +242,7 @@ async def test_a_topic_with_other_partitions_is_refused_at_the_start(
 
 
 async def test_what_must_not_be_continued_ends_the_worker_with_its_reason(
-    processes: Callable[..., WorkerProcess],
+    processes: Callable[..., Process],
 ) -> None:
     """A journal that a later map has begun; a record of a later format, whose cells would be lost.
 
@@ -266,7 +266,7 @@ async def test_what_must_not_be_continued_ends_the_worker_with_its_reason(
 
 BUG = """
 from mode import Service
-from app.runtime.worker_process import Process
+from app.runtime.worker_process import WorkerProcess
 from app.config.settings import load_settings
 from app.runtime.wiring import build
 
@@ -276,12 +276,12 @@ class Broken(Service):
 
 app = build(load_settings())
 app.own_services[:] = [Broken()]
-Process(app, loglevel="INFO").execute_from_commandline()
+WorkerProcess(app, loglevel="INFO").execute_from_commandline()
 """
 
 
 async def test_an_error_that_nobody_foresaw_is_shown_with_its_traceback(
-    processes: Callable[..., WorkerProcess],
+    processes: Callable[..., Process],
 ) -> None:
     """The last words are its name; where it came from stands above."""
     worker = processes()
@@ -292,7 +292,7 @@ async def test_an_error_that_nobody_foresaw_is_shown_with_its_traceback(
 
 
 async def test_workers_with_embedded_archives_do_not_share_a_group(
-    processes: Callable[..., WorkerProcess],
+    processes: Callable[..., Process],
 ) -> None:
     """Each would archive cells that the other cannot read; one that sees another says so."""
     one = processes(node="one")

@@ -130,7 +130,7 @@ def test_a_save_that_fails_changes_nothing(store: PartitionStore) -> None:
 SAVES_FOR_EVER = """
 import pathlib, sys
 from state_support import RAW_PLAN, Journal, delta, hour_block
-from tables.state.partition_state.store import PartitionStore
+from tables.state.store import PartitionStore
 
 store = PartitionStore(pathlib.Path(sys.argv[1]))
 journal = Journal(RAW_PLAN)
@@ -247,9 +247,9 @@ def test_a_store_holds_what_a_higher_revision_claims(store: PartitionStore) -> N
 FULL = """
 import os, pathlib, resource, sys
 from tables.model.errors import TreasureMapError
-from tables.state.partition_state.partition_meta import Meta
-from tables.state.partition_state.store import PartitionStore
-from tables.state.partition_state.layer_table import BlockWrite
+from tables.state.partition_meta import Meta
+from tables.state.store import PartitionStore
+from tables.state.layer_table import BlockWrite
 
 store = PartitionStore(pathlib.Path(sys.argv[1]))
 # The kernel refuses what would make a file larger, as a full disk does.
@@ -345,7 +345,7 @@ def test_a_store_of_damaged_files_is_made_anew(
 SAVES_AND_DIES = """
 import os, pathlib, signal, sys
 from state_support import RAW_PLAN, Journal, delta, hour_block
-from tables.state.partition_state.store import PartitionStore
+from tables.state.store import PartitionStore
 
 store = PartitionStore(pathlib.Path(sys.argv[1]))
 journal = Journal(RAW_PLAN)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from app.cluster.topic_specs import TopicKind, topics_of
-from app.kafka.brokers import Operation
+from app.kafka.operations import Operation
 from tables.model.errors import TreasureMapError
 from tables.model.layer import Map
 

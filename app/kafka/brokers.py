@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from aiokafka.errors import (
     AuthenticationFailedError,
@@ -22,9 +22,6 @@ from tables.model.errors import TreasureMapError
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
-
-Operation = Literal["Read", "Write", "Create", "Delete", "Describe", "DescribeConfigs"]
-"""What Kafka's access lists allow of a topic or a group."""
 
 PATIENCE_S = 60.0
 """How long a worker that starts asks again while some of the brokers do not answer."""

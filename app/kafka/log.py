@@ -21,8 +21,9 @@ from aiokafka.errors import (
 from agents.partition.log_partition import LogRecord
 from agents.tasks import within
 from app.kafka.aiokafka_private import check_metadata, refused_topics
-from app.kafka.brokers import UNAUTHORIZED, NotAllowedError, Operation, connect_error
+from app.kafka.brokers import UNAUTHORIZED, NotAllowedError, connect_error
 from app.kafka.idempotence import has_idempotent_producer
+from app.kafka.operations import Operation
 from app.kafka.produce_request import Appends
 from tables.model.errors import (
     OffsetGoneError,

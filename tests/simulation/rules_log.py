@@ -7,14 +7,14 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any
 
-import agents.fold.layers.layers
 import msgspec
 import polars as pl
-import tables.state.partition_state.partition_state
 from simulation.rules import Patch, rule
 from simulation.stores import SimulatedStore
 
+import agents.fold.layers
 import agents.ingest
+import tables.state.partition_state
 from agents.fold.layers import Before, Content
 from agents.partition.emitter import Emitter
 from agents.partition.letters import send_letters
