@@ -24,7 +24,7 @@ ID_COLUMN = ".id"
 """No declared field can have this name."""
 
 FEW = 2_000
-"""So many values are looked through faster than a query over them begins."""
+"""Values below which a loop in Python beats the start-up cost of a query of polars."""
 
 FEW_EVENTS_MAX = 1_000
 """So many events of a chunk are folded faster one by one than as columns. With eight partitions,

@@ -84,7 +84,7 @@ class JsonEvents:
         return all(map(bytes.isascii, values)) or all(map(_is_utf8, values))
 
     def decode_all(self, values: Sequence[bytes]) -> list[Any]:
-        """Return the event of each plain value; raises one of ``UNREADABLE`` where one is none."""
+        """Return the event of each plain value; raises one of ``UNREADABLE`` if one is no event."""
         return list(map(self._decoder.decode, values))
 
     def getter(self, field: str) -> Callable[[Any], Any]:

@@ -286,7 +286,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
     # The group.
 
     async def revoked(self) -> None:
-        """Partitions are about to move: nothing goes on, and owners get a bounded time to end."""
+        """Stop handing over chunks before a rebalance, and give owners a bounded time to finish."""
         self._counts.rebalances += 1
         await self._let_go()
 

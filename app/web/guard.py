@@ -42,11 +42,11 @@ _log = logging.getLogger(__name__)
 
 
 class BusyError(Exception):
-    """As many queries are being answered as may be; maps to HTTP 503."""
+    """The query limit is reached; maps to HTTP 503."""
 
 
 class NotAcceptableError(Exception):
-    """No format that there is is accepted; maps to HTTP 406."""
+    """The client accepts none of our formats; maps to HTTP 406."""
 
 
 class PartialError(Exception):

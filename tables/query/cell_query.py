@@ -96,7 +96,7 @@ def find_layer(themap: Map, name: str) -> Layer:
     """Return the layer ``name`` of the map.
 
     Raises:
-        UnknownLayerError: there is none; the message names those there are.
+        UnknownLayerError: the map has no such layer; the message lists the layers it has.
     """
     for layer in themap.layers:
         if layer.name == name:

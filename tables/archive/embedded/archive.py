@@ -47,7 +47,9 @@ log = logging.getLogger(__name__)
 
 READ_THREADS = 2
 BUCKETS_KNOWN = 64
-"""Of a layer, those written last: of another one all pieces are looked through first."""
+"""Buckets of a layer whose run sizes are cached, most recently written first.
+
+Any other bucket is scanned once before it is merged."""
 
 READ_ROWS = 1 << 16
 """Rows read before they are filtered."""
