@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 import uuid
 import xml.etree.ElementTree as ET
+import zipfile
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -192,8 +193,36 @@ def test_the_image_gets_every_package_of_ours_and_nothing_else() -> None:
     }
     assert copied == let_in
     assert all((ROOT / path).exists() for path in copied)
-    packages = {name.split(".")[0] for name in project()["tool"]["setuptools"]["packages"]}
-    assert {path for path in copied if (ROOT / path).is_dir()} == packages
+    assert {path for path in copied if (ROOT / path).is_dir()} == top_packages()
+
+
+def top_packages() -> set[str]:
+    """Return the names of the packages that the project consists of."""
+    found = project()["tool"]["setuptools"]["packages"]["find"]["include"]
+    return {name.removesuffix("*") for name in found}
+
+
+@pytest.mark.slow
+def test_the_wheel_has_every_module(tmp_path: Path) -> None:
+    """Of all packages, and nothing of tests, benchmarks and examples."""
+    source = tmp_path / "source"
+    listed = subprocess.run(
+        ["git", "ls-files", *top_packages(), "pyproject.toml", "README.md", "LICENSE"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    for name in listed:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, source / name)
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
+         "--no-index", "--wheel-dir", str(tmp_path), str(source)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as built:
+        inside = {name for name in built.namelist() if ".dist-info/" not in name}
+    assert inside == {name for name in listed if "/" in name}
 
 
 def test_the_image_gets_exactly_the_packages_that_a_worker_needs() -> None:
@@ -231,9 +260,8 @@ def closure(asked: list[str]) -> set[str]:
 @pytest.mark.slow
 def test_the_program_runs_without_the_examples(tmp_path: Path) -> None:
     """Like in the image: commands that play the examples are not there, all others are."""
-    for name in project()["tool"]["setuptools"]["packages"]:
-        if "." not in name:
-            (tmp_path / name).symlink_to(ROOT / name)
+    for name in top_packages():
+        (tmp_path / name).symlink_to(ROOT / name)
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
