@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import uuid
 from typing import Any
@@ -11,7 +12,7 @@ import msgspec
 import polars as pl
 import pytest
 import servers
-from support import dataclasses_replace, until
+from support import until
 
 from tables.archive.cassandra.cql import (
     BATCH_BYTES_MAX,
@@ -359,7 +360,7 @@ async def test_a_node_that_goes_and_comes_back_is_written_again(
     )
     # To make tables may take longer than that.
     patient = archive_cassandra.CassandraArchive(
-        dataclasses_replace(settings, request_timeout_s=60)
+        dataclasses.replace(settings, request_timeout_s=60)
     )
     await patient.open(map_of(LAYER))
     await patient.close()

@@ -62,6 +62,8 @@ measures = ["count", "sum(amount)"]
 """
 )
 START_MS = 1_700_000_040_000  # the start of a minute
+RECORDS = 60
+"""Those of :func:`write_events`, ten events each."""
 
 
 def events() -> list[dict[str, Any]]:
@@ -115,15 +117,19 @@ async def write(brokers: str) -> None:
     await producer.stop()
 
 
-async def applied(worker: Worker) -> dict[str, Any]:
-    """Return the ledger once all that is in the source has been applied."""
+async def applied(worker: Worker, records: int = 0) -> dict[str, Any]:
+    """Return the ledger once all that is in the source has been applied, at least so many records.
+
+    A worker knows the end of a partition as of its last fetch.
+    """
     found: dict[str, Any] = {}
 
     async def all_read() -> bool:
         nonlocal found
         found = await asyncio.to_thread(worker.get, "ledger") or {}
         rows = found.get("records", {}).get("fix.raw", {}).values()
-        return len(rows) == 2 and all(row["position"] == row["end"] for row in rows)
+        enough = sum(row["position"] for row in rows) >= records
+        return enough and len(rows) == 2 and all(row["position"] == row["end"] for row in rows)
 
     await until(all_read, 60)
     return found
@@ -161,7 +167,7 @@ async def test_letters_of_a_poor_map_are_folded_after_its_fix(broker: str, tmp_p
     with Cluster(broker, tmp_path, map_file=file, archive="embedded") as cluster:
         worker = cluster.add()
         await write(broker)
-        ledger = await applied(worker)
+        ledger = await applied(worker, RECORDS + 3)
         assert ledger["events"]["unclassified"] == 300
         assert ledger["records"]["fix.raw"]["1"]["oversized"] == 1
         assert ledger["layers"]["orders"]["folded"] == 300
@@ -182,12 +188,13 @@ async def test_letters_of_a_poor_map_are_folded_after_its_fix(broker: str, tmp_p
         assert await asyncio.to_thread(cluster.run, "deadletters", "count", "--json") == ""
 
         # The day is over; then all events come once more, and are late.
+        before = sum(row["position"] for row in ledger["records"]["fix.raw"].values())
         producer = AIOKafkaProducer(bootstrap_servers=broker)
         await producer.start()
         await heartbeat(producer, START_MS + 86_400_000)
         await write_events(producer)
         await producer.stop()
-        ledger = await applied(worker)
+        ledger = await applied(worker, before + RECORDS + 2)
         assert ledger["layers"]["orders"]["too_late"] == 600
         assert worker.stop() == 0
         file.write_text(WITH_LATE)
