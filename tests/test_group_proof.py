@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import msgspec
 import pytest
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberMetadata
@@ -9,6 +11,7 @@ from aiokafka.coordinator.protocol import ConsumerProtocolMemberMetadata
 from app.kafka.assignor import Assignor, Member, Share, pairs, shares_of
 from app.kafka.group_map import GroupMap
 from app.kafka.group_proof import GroupProof
+from app.kafka.membership import JOIN_BYTES_MAX, JOIN_TOPICS_MAX, why_too_much
 from app.trust.proof import PeerKey
 
 SECRET = "secret-between-workers"  # noqa: S105 - no password of anything
@@ -68,6 +71,53 @@ def test_a_join_is_proved_for_one_member_of_one_group() -> None:
         why = proof().why_stranger(data, "m1")
         assert why == f"what it joined with {UNSIGNED}"
         assert ANYONE.why_stranger(data, "m1") == ""
+
+
+@pytest.mark.parametrize(
+    "begin", [b"\xdd", b"\x81\xa1a\xdd", b"\xdf"], ids=["list", "field", "map"]
+)
+def test_a_join_of_many_small_things_takes_no_memory(begin: bytes) -> None:
+    """Whoever may join would else end the leader with ten megabytes, and the next one."""
+    data = begin + (1_000_000).to_bytes(4) + b"\x80" * 1_000_000
+    tracemalloc.start()
+    try:
+        assert proof().why_stranger(data, "m1")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 5_000_000
+
+
+def test_a_join_that_is_more_than_a_worker_says_is_not_read() -> None:
+    """Reading it would take the time in which the leader has to show that it lives."""
+    of = ConsumerProtocolMemberMetadata
+    said = proof().join(member("n1"), "")
+    assert why_too_much(of(0, ["raw"] * JOIN_TOPICS_MAX, said).encode()) == ""
+    assert why_too_much(b"") == ""
+    topics, size = JOIN_TOPICS_MAX + 1, JOIN_BYTES_MAX + 1
+    assert why_too_much(of(0, [""] * topics, said).encode()) == (
+        f"it joined with {topics:,} topics; want at most {JOIN_TOPICS_MAX:,}"
+    )
+    assert why_too_much(b"\0" * size) == (
+        f"it joined with {size:,} bytes; want at most {JOIN_BYTES_MAX:,}"
+    )
+
+
+def test_of_a_stranger_no_long_name_is_told() -> None:
+    """The plan goes to every member, and each worker logs it."""
+    said = Member("n" * 100_000, 0, "https://n9/" + "u" * 100_000, 9, EVERYTHING, {})
+    data = {"m1": proof().join(member("n1"), "m1"), "m9": ANYONE.join(said, "m9")}
+    ((node, url),) = planned(data)[1].strangers
+    assert (node, url) == (said.node[:200], said.url[:200])
+
+
+@pytest.mark.parametrize("fields", [0, 1, 13, 14, 15, 16, 300])
+def test_a_join_of_any_number_of_fields_is_proved(fields: int) -> None:
+    """MessagePack counts few of them in another way than many."""
+    said = msgspec.defstruct("Said", [(f"f{n}", int, n) for n in range(fields)])()
+    data = proof().join(said, "m1")
+    assert proof().is_joined(data, "m1")
+    assert not proof().is_joined(bytes([data[0] ^ 1]) + data[1:], "m1")
 
 
 def test_what_a_later_version_says_besides_is_signed_too() -> None:

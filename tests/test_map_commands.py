@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import subprocess
 import sys
 import uuid
@@ -345,3 +346,24 @@ def test_apply_without_a_broker_is_an_operating_error(own_map: Path) -> None:
         TreasureMapError, match=r"cannot apply map .*: nothing listens at 127\.0\.0\.1:1;"
     ):
         run("apply", own_map, "--brokers", "127.0.0.1:1")
+
+
+def test_rights_are_printed_as_words_that_a_shell_takes_as_they_are() -> None:
+    """Whatever settings and user have in them."""
+    name = "o'brien; $(reboot)"
+    done = run("acl", str(FLIGHTS), "--user", name, "--brokers", "$(reboot):1, `ls`;x:2",
+               "--insecure")  # fmt: skip
+    for line in done.output.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if words:
+            assert words[:3] == ["kafka-acls", "--bootstrap-server", "$(reboot):1,`ls`;x:2"]
+            assert f"User:{name}" in words
+
+
+@pytest.mark.parametrize("user", ["", "*", "a\nb", "a\x1b[2J"])
+def test_rights_are_for_one_user(user: str) -> None:
+    """Kafka takes a star for everybody."""
+    done = CliRunner().invoke(command, ["acl", str(FLIGHTS), "--user", user])
+    assert done.exit_code == 2
+    assert "want the name of one user" in done.output
+    assert "kafka-acls" not in done.output

@@ -8,6 +8,7 @@ import json
 import logging
 import unicodedata
 from pathlib import Path
+from urllib.parse import quote, quote_plus
 
 import click
 import pytest
@@ -94,6 +95,25 @@ def test_no_line_of_the_log_has_a_secret_or_what_went_to_brokers() -> None:
     first, second = stream.getvalue().splitlines()[:2]
     assert first == "Request to broker:9092 7: SaslAuthenticateRequest_v0"
     assert second == "logging in with ********"
+
+
+@pytest.mark.parametrize("secret", ['a/b %\u00e9\n"1', "tm_1%2F2+3=", "byte-\udcff-of-none"])
+def test_no_line_of_the_log_has_a_secret_in_other_words(secret: str) -> None:
+    """Of a URL, of JSON, or of values in Python."""
+    stream, factory = io.StringIO(), logging.getLogRecordFactory()
+    log = logging.Logger("any")  # noqa: LOG001 - one that nobody else has
+    log.addHandler(logging.StreamHandler(stream))
+    raw = secret.encode("utf-8", "surrogateescape")
+    try:
+        protect_log([secret])
+        for form in (secret, quote(raw, ""), quote_plus(raw), json.dumps({"a": secret}), [secret]):
+            log.info("got %s.", form)
+        log.info("got %r.", raw)
+    finally:
+        logging.setLogRecordFactory(factory)
+    assert [line.replace(MASK, "") for line in stream.getvalue().splitlines()] == [
+        "got .", "got .", "got .", 'got {"a": ""}.', "got [''].", "got b''.",
+    ]  # fmt: skip
 
 
 def test_secrets_from_files_are_masked_like_others(tmp_path: Path) -> None:

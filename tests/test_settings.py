@@ -20,6 +20,7 @@ from app.config.settings import (
     is_secret,
     load_settings,
 )
+from app.host.printable import MASK
 from tables.model.errors import SettingError
 
 TOKEN = "correct-horse-battery"  # noqa: S105 - no password of anything
@@ -149,6 +150,22 @@ def test_secrets_are_shown_nowhere() -> None:
         "cassandra_password",
         "peer_secret",
     }
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"brokers": "user:p@55/word@broker:9092"},
+        {"brokers": "SASL_SSL://user:p@55/word@broker:9092"},
+        {"web_url": "https://user:p@55/word@worker"},
+        {"archive": "cassandra", "cassandra_hosts": "user:p@55/word@node"},
+    ],
+)
+def test_a_password_before_a_host_is_not_shown(given: dict[str, object]) -> None:
+    """Where a URL is taken for a host, or a login for a part of it."""
+    text = problems_of(given, {}, None)
+    assert "word" not in text
+    assert f"{MASK}@" in text
 
 
 def test_a_secret_of_the_wrong_type_is_not_shown(tmp_path: pathlib.Path) -> None:

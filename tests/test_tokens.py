@@ -149,3 +149,10 @@ def test_commands_beside_each_other_lose_no_token(tmp_path: Path) -> None:
         thread.join()
     names = {token.name for token in read_tokens(file)}
     assert names == {"first", *(f"t{number}" for number in range(0, 16, 2))}
+
+
+def test_a_token_for_longer_than_there_are_years_is_refused(tmp_path: Path) -> None:
+    """In words, and no file is made."""
+    with pytest.raises(SettingError, match=r"^cannot make token a: it would expire after the year"):
+        make_token(tmp_path / "tokens.json", "a", ["read"], lifetime_of("999999w"))
+    assert not list(tmp_path.iterdir())

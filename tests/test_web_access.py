@@ -126,6 +126,26 @@ def site_of(folder: Path, **settings: Any) -> web.Application:
     return site
 
 
+async def test_of_two_headers_that_prove_something_none_is_taken(tmp_path: Path) -> None:
+    """A proxy before the worker may have looked at the other one."""
+    settings = {"web_token": TOKEN, "peer_secret": SECRET}
+    key, body = PeerKey(SECRET, ""), encode_reads(MAP, [LiveRead(MAP.layer("hour"))])
+    async with (
+        served(MAP, tmp_path / "a", [stored()], **settings) as (_, url),
+        aiohttp.ClientSession() as session,
+    ):
+        for others, status in (([], 200), (["tm_other"], 401), ([TOKEN], 401)):
+            values = [f"Bearer {token}" for token in (TOKEN, *others)]
+            for order in (values, values[::-1]):
+                headers = [("Authorization", value) for value in order]
+                async with session.get(f"{url}/v1/map", headers=headers) as response:
+                    assert response.status == status
+            proofs = [key.sign("POST", "http://127.0.0.1:6066", PATH, body).header, *others]
+            headers = [(HEADER, value) for value in proofs]
+            async with session.post(url + PATH, headers=headers, data=body) as response:
+                assert response.status == status
+
+
 async def test_a_route_without_a_scope_keeps_the_endpoint_from_starting(tmp_path: Path) -> None:
     """Who adds one must say who may ask it."""
 

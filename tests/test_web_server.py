@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import aiohttp
 import orjson
 import pytest
 from support import small_map, until
@@ -240,6 +241,27 @@ async def test_a_broken_body_is_told_to_its_sender_alone(
             b"Content-Length: 3\r\n\r\nabc"
         )
         assert refused(await ended(ends))[0] == 400
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def test_bodies_on_one_connection_are_no_heads(url: str) -> None:
+    """However much of one comes before its request is begun with."""
+    async with aiohttp.ClientSession() as session:
+        for _ in range(6):
+            async with session.post(f"{url}/v1/worker/live", data=b"x" * 1_000_000) as response:
+                assert response.status == 400, await response.text()
+
+
+async def test_who_leaves_within_a_body_fills_no_log(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Workers that ask twice do."""
+    async with connected(url) as ends:
+        ends[1].write(
+            b"POST /v1/worker/live HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nabc"
+        )
+        ends[1].write_eof()
+        await ended(ends)
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 

@@ -7,6 +7,7 @@ the cluster or on transactional ids.
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
@@ -100,14 +101,16 @@ def checks_of(themap: Map, role: Role) -> list[Right]:
 
 def kafka_commands(rights: Iterable[Right], user: str, brokers: str) -> Iterator[str]:
     """Yield commands of Kafka's own tool that allow a user all of it, one for equal operations."""
+    servers = ",".join(server.strip() for server in brokers.split(","))
     alike: dict[tuple[Operation, ...], list[Right]] = {}
     for right in rights:
         alike.setdefault(right.operations, []).append(right)
     for operations, some in alike.items():
-        words = [f"kafka-acls --bootstrap-server {brokers} --add"]
+        words = [f"kafka-acls --bootstrap-server {shlex.quote(servers)} --add"]
         words += [f"--allow-principal {quoted(f'User:{user}')}"]
         words += [f"--operation {operation}" for operation in operations]
-        words = [" ".join(words), *(f"--{right.resource} {right.name}" for right in some)]
+        names = (f"--{right.resource} {shlex.quote(right.name)}" for right in some)
+        words = [" ".join(words), *names]
         yield " \\\n  ".join(words)
 
 

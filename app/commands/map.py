@@ -106,6 +106,9 @@ def acl(file: str, role: Role, user: str, settings: Settings) -> None:
 
     Nothing is asked or changed: who may give rights runs what is printed.
     """
+    if not user.isprintable() or user in ("", "*"):
+        # Kafka takes User:* for everybody.
+        raise click.UsageError(f"cannot use --user: got {user!r}; want the name of one user")
     themap = load_map(file)
     group = settings.group_of(themap.name)
     rights = rights_of(themap, role, group)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import os
 import pathlib
+import re
 import socket
 import tomllib
 from collections.abc import Callable, Mapping
@@ -28,6 +29,7 @@ ENVIRONMENT_PREFIX = "TREASURE_MAP_"
 FILE_VARIABLE = "TREASURE_MAP_SETTINGS"
 MIB = 1024 * 1024
 _SECRET = {"secret": True}
+_LOGIN = re.compile(r"\S*:\S*@")
 _BROKERS = r"^\s*[^\s,:]+:\d{1,5}(\s*,\s*[^\s,:]+:\d{1,5})*\s*$"
 _URL = r"^(https?://[^\s/?#@]+(/[^\s?#]*)?)?$"
 _REPLICATION = r"^([1-9]\d?|[A-Za-z0-9_.-]+:[1-9]\d?(,[A-Za-z0-9_.-]+:[1-9]\d?)*)$"
@@ -225,7 +227,8 @@ def load_settings(
     sound = values.keys() | (FIELDS.keys() - given.keys() - unread)
     problems += [text for fields, text in relations(settings) if sound.issuperset(fields)]
     if problems:
-        lines = "\n".join(f"  - {problem}" for problem in problems)
+        # Whoever takes a host for a URL may put a password into it.
+        lines = "\n".join(f"  - {_LOGIN.sub(f'{MASK}@', problem)}" for problem in problems)
         raise SettingError(f"cannot use settings: {len(problems)} problem(s)\n{lines}")
     private += filter(None, (getattr(settings, name) for name in PRIVATE_FILES))
     warn_of_readers(private)

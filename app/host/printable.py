@@ -7,10 +7,12 @@ another one.
 
 from __future__ import annotations
 
+import json
 import logging
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import orjson
 
@@ -55,7 +57,8 @@ def protect_log(secrets: Iterable[str] = ()) -> None:
 
     None has a secret of these, nor the bytes that went to brokers: events, and what logs in.
     """
-    hidden = sorted((s for s in secrets if len(s) >= SECRET_LENGTH_MIN), key=len, reverse=True)
+    long = [secret for secret in secrets if len(secret) >= SECRET_LENGTH_MIN]
+    hidden = sorted({form for secret in long for form in _forms(secret)}, key=len, reverse=True)
 
     def shown(text: str) -> str:
         for secret in hidden:
@@ -79,6 +82,20 @@ def protect_log(secrets: Iterable[str] = ()) -> None:
         return made
 
     logging.setLogRecordFactory(record)
+
+
+def _forms(secret: str) -> Iterator[str]:
+    """Yield a secret as it is, and as URLs, JSON and Python's own words of values have it."""
+    yield secret
+    # Bytes of the environment that are not UTF-8 are surrogates in a text.
+    raw = secret.encode("utf-8", "surrogateescape")
+    for safe in ("", "/"):
+        yield quote(raw, safe)
+        yield quote_plus(raw, safe)
+    for ascii_alone in (True, False):
+        yield json.dumps(secret, ensure_ascii=ascii_alone)[1:-1]
+    yield repr(secret)[1:-1]
+    yield repr(raw)[2:-1]
 
 
 def _kind_of(argument: object) -> object:

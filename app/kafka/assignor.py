@@ -31,6 +31,9 @@ TopicPartition = tuple[str, int]
 NAME = "treasure-map-1"
 _PROTOCOL_VERSION = 0
 
+STRANGER_CHARACTERS_MAX = 200
+"""Of the node and URL of a member that is no worker; a worker's node has as many at most."""
+
 
 class Member(msgspec.Struct, frozen=True):
     """What one member says of itself when it joins.
@@ -361,7 +364,10 @@ class Assignor(AbstractPartitionAssignor):  # type: ignore[misc]  # aiokafka com
         if not topics and not stranger:
             stranger = "it does not say which topics it reads"
         proved = not stranger and self._proof.is_joined(said, member)
-        return Candidate(_decoded(member, said), topics, stranger, proved)
+        told = _decoded(member, said)
+        if stranger:
+            told = _cut(told)
+        return Candidate(told, topics, stranger, proved)
 
 
 def shares_of(data: bytes) -> list[Share]:
@@ -374,6 +380,12 @@ def shares_of(data: bytes) -> list[Share]:
         return msgspec.msgpack.decode(data, type=list[Share])
     except (msgspec.MsgspecError, RecursionError) as error:
         raise ValueError(str(error)) from error
+
+
+def _cut(told: Member) -> Member:
+    """Return what a stranger says as far as others are told: brokers take no plan of any length."""
+    node, url = told.node[:STRANGER_CHARACTERS_MAX], told.url[:STRANGER_CHARACTERS_MAX]
+    return msgspec.structs.replace(told, node=node, url=url)
 
 
 def _decoded(member: str, data: bytes) -> Member:

@@ -7,6 +7,9 @@ key between workers (``peer_secret``). Who has no key gets no partition and is b
 A worker has no number yet when it joins first, so its first proof has none. Whoever reads the group
 can repeat it, but not the next one, which has; of two members with one boot the one with its number
 in its proof is the worker. A map that is planned for one generation is of no use in another.
+
+Anybody may join with any bytes, and megabytes of empty lists and maps take gigabytes and minutes to
+read. So the proof of a join is checked over its bytes as they are, and nothing is made of them.
 """
 
 from __future__ import annotations
@@ -17,6 +20,15 @@ from typing import Any
 import msgspec
 
 from app.trust.proof import PeerKey
+
+_PROOF_FIELD = b"\xa5proof\xd9\x40"
+"""How MessagePack has the name of the last field, and begins its value of so many digits."""
+
+_PROOF_DIGITS = 64
+_MAP_16 = 0xDE
+"""What begins a map of more fields than fit into that byte; from 0x80 on it has them itself."""
+
+_FEW_MAX = 15
 
 _UNSIGNED = "is not signed by a worker of this group, with the same peer_secret or web_token"
 
@@ -48,7 +60,10 @@ class GroupProof:
 
     def is_joined(self, data: bytes, number: str) -> bool:
         """Return whether a worker said this under its number."""
-        return self._key is not None and self._is_signed(data, self._of_join(number))
+        if self._key is None or (apart := _apart(data)) is None:
+            return False
+        content, proof = apart
+        return self._key.is_proved(self._of_join(number), content, proof)
 
     def why_stranger(self, data: bytes, number: str) -> str:
         """Return why who says this is no worker; empty for a worker."""
@@ -58,7 +73,7 @@ class GroupProof:
 
     def why_no_plan(self, data: bytes, generation: int) -> str:
         """Return why a plan must not be used; empty if it may."""
-        if self._key is None or self._is_signed(data, self._of_plan(generation)):
+        if self._key is None or self._is_planned(data, self._of_plan(generation)):
             return ""
         return f"the plan {_UNSIGNED}"
 
@@ -77,18 +92,36 @@ class GroupProof:
                 part["proof"] = proof
         return msgspec.msgpack.encode(parts if many else parts[0])
 
-    def _is_signed(self, data: bytes, about: str) -> bool:
+    def _is_planned(self, data: bytes, about: str) -> bool:
         """Return whether all parts are signed together, fields of later versions among them."""
         assert self._key is not None
         try:
-            found = msgspec.msgpack.decode(data)
+            parts = msgspec.msgpack.decode(data)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return False
-        parts = found if isinstance(found, list) else [found]
-        if not parts or not all(isinstance(part, dict) for part in parts):
+        if not isinstance(parts, list) or not parts:
+            return False
+        if not all(isinstance(part, dict) for part in parts):
             return False
         proofs = {str(part.pop("proof", "")) for part in parts}
         if len(proofs) != 1:
             return False
-        content = msgspec.msgpack.encode(parts)
-        return self._key.is_proved(about, content, proofs.pop())
+        return self._key.is_proved(about, msgspec.msgpack.encode(parts), proofs.pop())
+
+
+def _apart(data: bytes) -> tuple[bytes, str] | None:
+    """Return what a join is signed over, and its proof, which is its last field; None without."""
+    fields, proof = data[:-_PROOF_DIGITS], data[-_PROOF_DIGITS:]
+    if not fields.endswith(_PROOF_FIELD):
+        return None
+    if data[0] == _MAP_16:
+        count, begin = int.from_bytes(data[1:3]), 3
+    else:
+        count, begin = data[0] - 0x80, 1
+    if not 0 < count <= (0xFFFF if begin > 1 else _FEW_MAX):
+        return None
+    count -= 1
+    few = count <= _FEW_MAX
+    head = bytes([0x80 + count]) if few else bytes([_MAP_16]) + count.to_bytes(2)
+    content = b"\x91" + head + fields[begin : -len(_PROOF_FIELD)]
+    return content, proof.decode("ascii", "replace")

@@ -20,7 +20,7 @@ from aiokafka.coordinator.protocol import (
 from aiokafka.errors import KafkaError
 
 from agents.supervised import supervised
-from app.kafka.assignor import NAME, Assignor, Member, shares_of
+from app.kafka.assignor import NAME, STRANGER_CHARACTERS_MAX, Assignor, Member, shares_of
 from app.kafka.group_map import GroupMap
 from app.kafka.group_proof import GroupProof
 from app.kafka.group_protocol import describe_group, look_at_group, place_in_group
@@ -31,6 +31,13 @@ DESCRIBE_S = 3.0
 
 NAMED_MAX = 5
 """Strangers that a message names."""
+
+JOIN_BYTES_MAX = 1 << 20
+"""What a member may join with. Brokers keep all that a group says in one record of their topic of
+groups, which has no more by default."""
+
+JOIN_TOPICS_MAX = 4_096
+"""Topics that it may name there: reading half a million takes seconds."""
 
 MEND = "give Read on the group to workers only"
 
@@ -99,10 +106,13 @@ class Membership:
         if not self._why_stranger(member, data):
             return data
         found = _metadata(data)
+        # Of what cannot be read or is too long nothing is passed on.
         said = b"" if found is None else found.user_data
         return bytes(ConsumerProtocolMemberMetadata(0, [], said).encode())
 
     def _why_stranger(self, member: str, data: bytes) -> str:
+        if why := why_too_much(data):
+            return why
         found = _metadata(data)
         if found is None:
             return "what it joined with cannot be read"
@@ -154,8 +164,21 @@ class Membership:
         return dict(list(found.items())[:NAMED_MAX])
 
 
+def why_too_much(data: bytes) -> str:
+    """Return why what a member joined with is more than a worker says; empty if it is not."""
+    if len(data) > JOIN_BYTES_MAX:
+        return f"it joined with {len(data):,} bytes; want at most {JOIN_BYTES_MAX:,}"
+    # Version, and how many topics follow.
+    topics = int.from_bytes(data[2:6])
+    if topics > JOIN_TOPICS_MAX:
+        return f"it joined with {topics:,} topics; want at most {JOIN_TOPICS_MAX:,}"
+    return ""
+
+
 def _metadata(data: bytes) -> Any:
-    """Return what a member joined with; None where it cannot be read."""
+    """Return what a member joined with; None where it cannot be read or is too much."""
+    if why_too_much(data):
+        return None
     try:
         return ConsumerProtocolMemberMetadata.decode(data)
     except Exception:  # noqa: BLE001 - of bytes that anybody may have sent
@@ -169,7 +192,8 @@ def _claims(data: bytes) -> str:
         said = msgspec.msgpack.decode(found.user_data if found else b"", type=Member)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return "says nothing of itself"
-    return f"says that it is node {said.node} at {said.url or 'no address'}"
+    node, url = said.node[:STRANGER_CHARACTERS_MAX], said.url[:STRANGER_CHARACTERS_MAX]
+    return f"says that it is node {node} at {url or 'no address'}"
 
 
 def protocol_error(group: str) -> str:

@@ -145,7 +145,13 @@ def make_token(
         )
     token = PREFIX + secrets.token_urlsafe(TOKEN_BYTES)
     created = now().replace(microsecond=0)
-    expires = None if lifetime is None else created + lifetime
+    try:
+        expires = None if lifetime is None else created + lifetime
+    except OverflowError as error:
+        raise SettingError(
+            f"cannot make token {name}: it would expire after the year {dt.MAXYEAR}; want a"
+            " shorter time, or none"
+        ) from error
     with _locked(file):
         there = read_tokens(file) if file.exists() else ()
         if any(one.name == name for one in there):

@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import hmac
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from http import HTTPStatus
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
+from multidict import MultiMapping
 
 from app.config.connections import advertised_url
 from app.config.settings import Settings
@@ -125,11 +126,11 @@ class Access:
         """Return a sentence for each thing that an operator should mend."""
         return self._reloads.warnings()
 
-    def caller(self, headers: Mapping[str, str]) -> Caller | None:
+    def caller(self, headers: MultiMapping[str]) -> Caller | None:
         """Return who sends these headers, None for a token that is missing, wrong or expired."""
         if not self.wants_token:
             return _ANYONE
-        scheme, _, rest = headers.get(hdrs.AUTHORIZATION, "").partition(" ")
+        scheme, _, rest = _only(headers, hdrs.AUTHORIZATION).partition(" ")
         text = rest.strip()
         # Bytes that are not UTF-8 come as surrogates; they match no token, and must not fail.
         raw = text.encode("utf-8", "surrogateescape")
@@ -176,7 +177,7 @@ class Access:
             return None
         why = "no secret between workers is set; want peer_secret at all workers"
         if self.peer_key is not None:
-            header = request.headers.get(HEADER, "")
+            header = _only(request.headers, HEADER)
             try:
                 return self.peer_key.check(request.method, request.path, header)
             except ProofError as error:
@@ -186,6 +187,12 @@ class Access:
             HTTPStatus.FORBIDDEN if has_token else HTTPStatus.UNAUTHORIZED,
             f"cannot answer: this path is for workers, and no token opens it: {why}",
         )
+
+
+def _only(headers: MultiMapping[str], name: str) -> str:
+    """Return a header that comes once; of two a proxy may have looked at the other one."""
+    found = headers.getall(name, [])
+    return found[0] if len(found) == 1 else ""
 
 
 def peer_key(settings: Settings) -> PeerKey | None:

@@ -316,6 +316,9 @@ class _Endpoint:
                 body = await request.read()
         except TimeoutError as error:
             raise web.HTTPRequestTimeout(reason="the body did not come in time") from error
+        except ConnectionError as error:
+            # Who asks twice leaves the slower answer.
+            raise web.HTTPBadRequest(reason="the connection ended within the body") from error
         proof: Proof | None = request.get(PROOF)
         if proof is not None and sha256(body) != proof.sha256:
             raise web.HTTPUnauthorized(reason="the body is not the one that was signed")

@@ -26,6 +26,7 @@ from http import HTTPStatus
 from typing import Any, cast
 
 from aiohttp import web
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
 from app.peers.wire import ANSWER_BYTES_MAX
 from app.web.guard import REQUEST_LIMITS, problem
@@ -252,7 +253,6 @@ class Server(web.Server):
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = cast("Connection", request.protocol)
         self.silent.pop(connection, None)
-        connection.reads_body = request.body_exists
         return await self._handler(request)
 
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
@@ -303,11 +303,10 @@ class Connection(web.RequestHandler):
 
     Attributes:
         place: what it takes, None where nobody counts it.
-        reads_body: whether what comes may be the body of the request that is being answered.
     """
 
     __slots__ = (
-        "_head_bytes", "_head_late", "_server", "_taken_at", "_untaken", "place", "reads_body",
+        "_body", "_head_bytes", "_head_late", "_server", "_taken_at", "_untaken", "place",
     )  # fmt: skip
 
     def __init__(self, server: Server, options: dict[str, Any], place: Place | None = None) -> None:
@@ -315,14 +314,18 @@ class Connection(web.RequestHandler):
         self._server = server
         self.place = place
         self._head_late: asyncio.TimerHandle | None = None
-        self.reads_body = False
+        # The body of the last request whose head has come.
+        self._body: StreamReader = EMPTY_PAYLOAD
         self._head_bytes = self._untaken = 0
         self._taken_at = 0.0
 
     def data_received(self, data: bytes) -> None:
         """Take bytes, of a head no more than a bound in all."""
+        is_body = not self._body.is_eof()
         super().data_received(data)
-        if self._messages or self.reads_body:
+        if self._messages:
+            self._body = self._messages[-1][1]
+        if self._messages or is_body:
             self._end_head()
             return
         if self._head_late is None:
@@ -372,7 +375,6 @@ class Connection(web.RequestHandler):
             return await super().finish_response(request, resp, start_time)
         finally:
             self._server.forget(self)
-            self.reads_body = False
             self._end_head()
             if self.transport is not None and not self.transport.is_closing():
                 self._server.silent[self] = None
