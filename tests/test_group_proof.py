@@ -6,12 +6,16 @@ import tracemalloc
 
 import msgspec
 import pytest
-from aiokafka.coordinator.protocol import ConsumerProtocolMemberMetadata
+from aiokafka.coordinator.protocol import (
+    ConsumerProtocolMemberAssignment,
+    ConsumerProtocolMemberMetadata,
+)
 
 from app.kafka.assignor import Assignor, Member, Share, pairs, shares_of
 from app.kafka.group_map import GroupMap
 from app.kafka.group_proof import GroupProof
-from app.kafka.membership import JOIN_BYTES_MAX, JOIN_TOPICS_MAX, why_too_much
+from app.kafka.lane import TransportOptions
+from app.kafka.membership import JOIN_BYTES_MAX, JOIN_TOPICS_MAX, Membership, why_too_much
 from app.trust.proof import PeerKey
 
 SECRET = "secret-between-workers"  # noqa: S105 - no password of anything
@@ -184,3 +188,36 @@ def test_bytes_that_are_no_plan_are_told() -> None:
     for data in (b"", b"\xff", b"\x91" * 100_000, msgspec.msgpack.encode([{"node": 1}])):
         with pytest.raises(ValueError):  # noqa: PT011 - the words are those of a decoder
             shares_of(data)
+
+
+async def test_a_plan_gives_a_worker_what_it_tells_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever leads may repeat shares that a worker signed, with other partitions beside them."""
+
+    async def nobody(*_: object) -> list[object]:
+        return []
+
+    monkeypatch.setattr("app.kafka.membership.describe_group", nobody)
+    failed: list[BaseException] = []
+    key = PeerKey(SECRET, "https://n2")
+    options = TransportOptions(brokers="", group="flights", node="n2", boot=1, peer_key=key)
+    membership = Membership(options, GroupMap(), lambda: member("n2"), failed.append)
+    monkeypatch.setattr(membership, "_consumer", object())
+    leader = Assignor(lambda: member("n1"), GroupMap().take, proof(), lambda: ("m1", 7))
+    joined = {number: proof().join(member(f"n{number[1]}"), number) for number in ("m1", "m2")}
+    given = leader.assign(
+        Cluster(),
+        {n: ConsumerProtocolMemberMetadata(0, ["raw"], data) for n, data in joined.items()},
+    )["m2"]
+    data = bytes(given.encode())
+    assert await membership._planned(7, data) == data
+    assert failed == []
+    every = list(EVERYTHING.items())
+    other = bytes(ConsumerProtocolMemberAssignment(0, every, given.user_data).encode())
+    assert (
+        ConsumerProtocolMemberAssignment.decode(await membership._planned(7, other)).assignment
+        == []
+    )
+    (error,) = failed
+    assert "other partitions than it tells the others" in str(error)

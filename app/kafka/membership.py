@@ -67,6 +67,8 @@ class Membership:
         self._name = options.group
         self._group = group
         self._proof = GroupProof(options.group, options.peer_key)
+        self._is_proved = options.peer_key is not None
+        self._describe = describe
         self._fail = fail
         self._consumer: AIOKafkaConsumer | None = None
         self._told: set[str] = set()
@@ -127,7 +129,7 @@ class Membership:
         except Exception:  # noqa: BLE001 - of bytes that anybody may have sent
             why = "the plan cannot be read"
         else:
-            why = self._proof.why_no_plan(found.user_data, generation)
+            why = self._proof.why_no_plan(found.user_data, generation) or self._why_not_ours(found)
         if not why:
             return data
         strangers = "; ".join((await self._strangers()).values()) or "none that shows"
@@ -138,6 +140,21 @@ class Membership:
             )
         )
         return bytes(ConsumerProtocolMemberAssignment(0, [], msgspec.msgpack.encode([])).encode())
+
+    def _why_not_ours(self, found: ConsumerProtocolMemberAssignment) -> str:
+        """Return why a signed plan must not be used; empty if it may.
+
+        The leader signs the shares of all. The partitions of each stand beside them once more.
+        """
+        if not self._is_proved:
+            return ""
+        me = self._describe()
+        given = {topic: sorted(partitions) for topic, partitions in found.assignment if partitions}
+        for share in shares_of(found.user_data):
+            told = {topic: sorted(of) for topic, of in share.partitions.items() if of}
+            if (share.node, share.boot) == (me.node, me.boot) and told == given:
+                return ""
+        return "the plan gives this worker other partitions than it tells the others"
 
     async def _tell(self) -> None:
         found = await self._strangers()
