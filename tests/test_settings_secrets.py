@@ -86,6 +86,16 @@ def test_a_file_without_a_secret_is_told_once(
     )
 
 
+@pytest.mark.parametrize("given", [SECRET, "cGFzcw/d29yZA==", "x" * 5_000])
+@pytest.mark.parametrize("name", SECRET_FILES)
+def test_a_secret_that_was_given_for_its_file_is_not_shown(name: str, given: str) -> None:
+    """Nothing of that name is there, nor a folder for it; a path that is wrong is shown."""
+    for value, is_shown in ((given, False), ("/nowhere/secret", True)):
+        with pytest.raises(SettingError, match="cannot read it") as raised:
+            load_settings({**BESIDE.get(name, {}), SECRET_FILES[name]: value}, {})
+        assert (value in str(raised.value)) is is_shown
+
+
 def test_a_secret_of_a_bad_form_is_not_shown(tmp_path: Path) -> None:
     """What is wrong with it is said all the same."""
     file = private(tmp_path / "secret", b"swordfish")

@@ -22,7 +22,13 @@ import msgspec
 from app.config.checks import relations
 from app.config.meanings import MEANINGS
 from app.host.printable import MASK
-from app.trust.secret_files import PRIVATE_FILES, SECRET_FILES, read_secret, warn_of_readers
+from app.trust.secret_files import (
+    PRIVATE_FILES,
+    SECRET_FILES,
+    read_secret,
+    shown_path,
+    warn_of_readers,
+)
 from tables.model.errors import SettingError
 
 ENVIRONMENT_PREFIX = "TREASURE_MAP_"
@@ -274,7 +280,7 @@ def _read_secrets(given: dict[str, _Given], problems: list[str]) -> set[str]:
         try:
             given[name] = _Given(read_secret(pathlib.Path(file.value)), file.where, is_text=True)
         except ValueError as error:
-            problems.append(f"{of_file} ({file.where}): got {file.value}; {error}")
+            problems.append(f"{of_file} ({file.where}): got {shown_path(file.value)}; {error}")
             unread.add(name)
     return unread
 

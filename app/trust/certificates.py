@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from app.host.reloads import Reloads
-from app.trust.secret_files import read_secret
+from app.trust.secret_files import read_secret, shown_path
 from tables.model.errors import SettingError
 
 
@@ -196,7 +196,8 @@ class _Passphrase:
             return read_secret(Path(files.key_password_file))
         except ValueError as error:
             raise SettingError(
-                f"cannot use {files.of}_key_password_file: {error}; got {files.key_password_file}"
+                f"cannot use {files.of}_key_password_file: {error}; got"
+                f" {shown_path(str(files.key_password_file))}"
             ) from error
 
 

@@ -60,6 +60,14 @@ def read_secret(file: Path) -> str:
     return secret
 
 
+def shown_path(given: str) -> str:
+    """Return a path for a message, unless it may be a secret that was given for its file."""
+    is_within = os.path.dirname(given) != "" and os.path.isdir(os.path.dirname(given))  # noqa: PTH112, PTH120 - never raise
+    if os.path.isabs(given) or is_within or os.path.exists(given):  # noqa: PTH110, PTH117 - never raise
+        return given
+    return "a text that names no file here (not shown, it may be the secret itself)"
+
+
 def warn_of_readers(files: Iterable[str | os.PathLike[str]]) -> None:
     """Warn of each file that others on this machine may read, with the command that mends it."""
     for file in files:
