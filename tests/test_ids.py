@@ -119,7 +119,7 @@ def test_what_look_ups_need_is_made_ahead(monkeypatch: pytest.MonkeyPatch) -> No
     ahead = loaded.merge_ahead(grown, 1)
     assert ahead is not None
     assert loaded.merge_ahead(ids_of(4_000, 4_001), 1) is None
-    ahead()
+    ahead.commit(ahead.make())
     monkeypatch.setattr(ids, "_filter_of", None)
     monkeypatch.setattr(pl.DataFrame, "sort", None)
     assert len(loaded.find(ids_of(3_990, 4_010))) == 10

@@ -430,7 +430,7 @@ async def test_a_state_is_restored_beside_the_event_loop(
     assert threading.current_thread().name not in threads
 
 
-async def test_who_is_cancelled_waits_for_what_is_done_beside(scene: Scene) -> None:
+async def test_who_is_cancelled_waits_for_what_is_run_in_a_thread(scene: Scene) -> None:
     """A store that is read may not be closed."""
     began, may_end = threading.Event(), threading.Event()
 
@@ -438,7 +438,7 @@ async def test_who_is_cancelled_waits_for_what_is_done_beside(scene: Scene) -> N
         began.set()
         may_end.wait(20)
 
-    doing = asyncio.create_task(scene.io.beside(work))
+    doing = asyncio.create_task(scene.io.run_in_thread(work))
     await asyncio.to_thread(began.wait, 20)
     doing.cancel()
     await asyncio.sleep(0)

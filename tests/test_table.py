@@ -53,8 +53,8 @@ def test_partial_cells_add_up_in_any_order_of_steps(steps: list[object]) -> None
             # A delta's block holds a cell once.
             cells = {row[:3]: row for row in step}.values()
             rows = hour_rows(cells, few=len(cells) < 3)
-            if version % 3 and (ahead := table.merge_ahead(rows, version)) is not None:
-                ahead()
+            if version % 3 and (job := table.merge_ahead(rows, version)) is not None:
+                job.commit(job.make())
             table.add(encode_block(rows), version, rows if version % 2 else None)
             for *identity, delay in cells:
                 events, total, _ = expected.get(tuple(identity), (0, 0, 0))
@@ -67,8 +67,8 @@ def test_partial_cells_add_up_in_any_order_of_steps(steps: list[object]) -> None
         elif table.rows:
             table.merge()
         assert table.versions == newest(expected)
-        newest_blocks = list(table._blocks.values())[-TAIL_BLOCKS_MAX - 1 :]
-        assert len(table._blocks) <= TAIL_BLOCKS_MAX or (
+        newest_blocks = list(table.blocks.values())[-TAIL_BLOCKS_MAX - 1 :]
+        assert len(table.blocks) <= TAIL_BLOCKS_MAX or (
             sum(block.height for block in newest_blocks) <= 12 + table.rows.bit_length()
         )
     assert cells_of(table) == expected
@@ -220,7 +220,7 @@ def test_a_table_from_the_store_merges_as_the_one_that_was_never_closed(seed: in
         reload(tables[1], disk, rng)
     one, other = (table.cells().sort("window_start") for table in tables)
     assert one.equals(other)
-    heights = [[block.height for block in table._blocks.values()] for table in tables]
+    heights = [[block.height for block in table.blocks.values()] for table in tables]
     assert heights[0] == heights[1]
 
 
@@ -237,9 +237,9 @@ def test_a_merge_made_ahead_is_the_merge() -> None:
             [("JFK", "UA", hour, 1, 1, rng.random(), 0.0, 0.0, 0.0)
              for hour in rng.sample(range(40), rng.randint(1, 5))],
         )  # fmt: skip
-        merge = ahead.merge_ahead(rows, version)
-        if merge is not None:
-            merge()
+        job = ahead.merge_ahead(rows, version)
+        if job is not None:
+            job.commit(job.make())
             made += 1
             if rng.random() < 0.3:
                 # Rows that are evicted meanwhile make other blocks than those that were merged.
@@ -249,10 +249,23 @@ def test_a_merge_made_ahead_is_the_merge() -> None:
                 used += 1
         for table in (ahead, plain):
             table.add(encode_block(rows), version)
-        assert ahead._ahead is None
         assert places(ahead) == places(plain)
     assert made > used > 10
     assert cells_bits(ahead) == cells_bits(plain)
+
+
+def test_sinks_that_ask_for_the_same_windows_share_one_job() -> None:
+    """It is of the moment when it was asked for, and a change of the windows makes another one."""
+    table = FoldTable(HOUR)
+    for version in (1, 2):
+        table.add(encode_block(hour_rows([("JFK", "UA", 0, version)], few=True)), version)
+    job = table.collect([0])
+    assert table.collect([0]) is job
+    table.add(encode_block(hour_rows([("JFK", "UA", 0, 5)], few=True)), 3)
+    assert table.collect([0]) is not job
+    assert job() is job()
+    assert cells_of(table, job()) == {("JFK", "UA", 0): (2, 3, 2)}
+    assert cells_of(table) == {("JFK", "UA", 0): (3, 8, 3)}
 
 
 def places(table: FoldTable) -> list[tuple[int, int, bool]]:

@@ -101,7 +101,7 @@ class LogPartitionIO:
         record = await self._log.record_at(self._plan.topic, self._partition, offset)
         return None if record is None else (record.append_time_ms, zlib.crc32(record.value or b""))
 
-    async def beside(self, work: Callable[[], T]) -> T:
+    async def run_in_thread(self, work: Callable[[], T]) -> T:
         """Do it in a thread, to its end: nobody may close the store before."""
         doing = asyncio.ensure_future(asyncio.to_thread(work))
         try:

@@ -423,15 +423,15 @@ class Owner:
         return offset
 
     async def _merge_ahead(self, delta: Delta, rows: Mapping[str, pl.DataFrame | FewRows]) -> None:
-        """Make the large merges that a delta of these rows will bring beside the event loop.
+        """Make the large merges that a delta of these rows will bring in a thread.
 
         Where windows are evicted first, other blocks will be merged than those there now.
         """
         for name, block in rows.items():
             if name not in delta.evicted:
-                merge = self.state.tables[name].merge_ahead(block, delta.stop)
-                if merge is not None:
-                    await self._io.beside(merge)
+                job = self.state.tables[name].merge_ahead(block, delta.stop)
+                if job is not None:
+                    job.commit(await self._io.run_in_thread(job.make))
 
 
 def _has_events(counts: ledger.Ledger) -> bool:

@@ -52,7 +52,7 @@ class PartitionIO(Protocol):
     async def source_identity(self, offset: int) -> Identity | None:
         """Return append time and CRC-32 of a source record, None where there is none."""
 
-    async def beside(self, work: Callable[[], T]) -> T:
+    async def run_in_thread(self, work: Callable[[], T]) -> T:
         """Do what takes long and touches nothing that others do, while those go on.
 
         It is done to its end, also where who waits is cancelled.

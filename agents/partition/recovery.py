@@ -105,19 +105,19 @@ class Recovery:
                     raise
             else:
                 if state.ids is not None:
-                    await self._io.beside(state.ids.prepare)
+                    await self._io.run_in_thread(state.ids.prepare)
                 return state
 
     async def _begin(self, start: int, epoch: int) -> PartitionState:
-        state = await self._io.beside(self._io.load)
+        state = await self._io.run_in_thread(self._io.load)
         if state is not None and await self._is_usable(state, start, epoch):
             self._is_foreign = not state.is_of_own_map
             return state
-        await self._io.beside(self._io.discard)
+        await self._io.run_in_thread(self._io.discard)
         self._is_foreign = True
         state = await self._from_snapshot(start, epoch)
         if state is not None:
-            await self._io.beside(functools.partial(self._save, state))
+            await self._io.run_in_thread(functools.partial(self._save, state))
             return state
         if start > 0 and await self._is_overtaken(start, epoch):
             raise FencedError(
@@ -156,7 +156,7 @@ class Recovery:
             ahead = [offset for offset in self._parts if offset > meta.journal_offset]
             stop = min([epoch + 1, *ahead])
             values = await self._io.read(meta.journal_offset, stop)
-            await self._io.beside(functools.partial(self._take, state, values))
+            await self._io.run_in_thread(functools.partial(self._take, state, values))
 
     def _take(self, state: PartitionState, values: Sequence[bytes]) -> None:
         for value in values:
@@ -197,7 +197,9 @@ class Recovery:
             for offset in sorted(hints - tried, reverse=True):
                 parts = await self._parts_of(offset, start)
                 if parts is not None:
-                    return await self._io.beside(functools.partial(restored, self._plan, parts))
+                    return await self._io.run_in_thread(
+                        functools.partial(restored, self._plan, parts)
+                    )
             # Where nothing was deleted, a delta that knows of no snapshot saves looking further.
             if hints and start == 0:
                 return None

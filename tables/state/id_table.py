@@ -14,14 +14,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import random
-from collections.abc import Callable, Iterable, Sequence
-from typing import cast
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import polars as pl
 from xxhash import xxh3_128_digest
 
 from tables.state.block import Block, FewRows, decode_block, encode_block
 from tables.state.layer_table import LayerTable
+from tables.state.table_jobs import MergeJob
 
 IDS = ".ids"
 """The table's name, which no layer can have, and that of its blocks in deltas and stores."""
@@ -152,17 +153,16 @@ class IdTable(LayerTable):
         for sequence in self._blocks:
             self._order_of(sequence)
 
-    def merge_ahead(self, rows: pl.DataFrame | FewRows, version: int) -> Callable[[], None] | None:
-        """Return what makes a larger filter, in any thread, where these ids have no room in it."""
+    def merge_ahead(self, rows: pl.DataFrame | FewRows, version: int) -> MergeJob[Any] | None:
+        """Return the job of making a larger filter, None if these ids have room in this one."""
         del version
         if self._filter is None or self._filter.has_room(rows.height):
             return None
         blocks, ids = list(self._blocks.values()), self.rows + rows.height
+        return MergeJob(functools.partial(_filter_of, blocks, ids), self._commit_filter)
 
-        def ahead() -> None:
-            self._filter = _filter_of(blocks, ids)
-
-        return ahead
+    def _commit_filter(self, larger: _Filter) -> None:
+        self._filter = larger
 
     def merge(self) -> None:
         """Join small blocks at the end, in their order."""

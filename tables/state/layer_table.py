@@ -15,6 +15,7 @@ import itertools
 import operator
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import polars as pl
 
@@ -32,6 +33,7 @@ from tables.state.block import (
 )
 from tables.state.cell import cell_schema, merge_rows, whole_only
 from tables.state.small_merge import FEW_ROWS_MAX, columns_of, few_cells
+from tables.state.table_jobs import CellsJob, Merge, MergeJob
 
 TAIL_BLOCKS_MAX = 8
 TAIL_ROWS_MAX = 256
@@ -64,20 +66,6 @@ class BlockWrite:
     data: bytes | None
 
 
-@dataclasses.dataclass(slots=True, frozen=True)
-class Merge:
-    """Blocks merged into one: which, and the one with its bytes."""
-
-    replaced: list[int]
-    block: Block
-    data: bytes
-
-    @classmethod
-    def of(cls, replaced: list[int], rows: pl.DataFrame) -> Merge:
-        """Return what ``rows`` replace."""
-        return cls(replaced, Block(rows), encode_block(rows))
-
-
 class LayerTable:
     """What all kinds share: blocks, versions by window, eviction.
 
@@ -101,7 +89,7 @@ class LayerTable:
         self._delta = {name: kind for name, kind in stored.items() if name != "version"}
         self._blocks: dict[int, Block] = {}
         self._sequence = 0
-        self._merged: tuple[dict[int, int], weakref.ref[pl.DataFrame]] | None = None
+        self._collected: tuple[dict[int, int], weakref.ref[CellsJob]] | None = None
         self._ahead: Merge | None = None
         # By block, the bytes of a row and the rows of each window, from when they were asked for.
         self._sizes: dict[int, tuple[float, dict[int, int]]] = {}
@@ -162,8 +150,8 @@ class LayerTable:
         """Merge the newest blocks, and older ones where it is time, into one."""
         self._replace(self._merge_of(self._blocks)())
 
-    def merge_ahead(self, rows: pl.DataFrame | FewRows, version: int) -> Callable[[], None] | None:
-        """Return what makes the merge that adding these rows will bring, in any thread.
+    def merge_ahead(self, rows: pl.DataFrame | FewRows, version: int) -> MergeJob[Any] | None:
+        """Return the merge that adding these rows will bring, to be made in a thread.
 
         None where there is none, or a small one. :meth:`add` comes to the same without it.
         """
@@ -175,12 +163,10 @@ class LayerTable:
         due = self._due_for_merge(blocks)
         if not _is_tail_long(blocks) or sum(blocks[at].height for at in due) < AHEAD_ROWS_MIN:
             return None
-        merge = self._merge_of(blocks)
+        return MergeJob(self._merge_of(blocks), self._commit_ahead)
 
-        def ahead() -> None:
-            self._ahead = merge()
-
-        return ahead
+    def _commit_ahead(self, merge: Merge) -> None:
+        self._ahead = merge
 
     @property
     def blocks(self) -> dict[int, pl.DataFrame]:
@@ -226,14 +212,14 @@ class LayerTable:
             self._drop(sequence)
         self.versions.clear()
         self.touched = frozenset()
-        self._oldest = self._merged = self._ahead = None
+        self._oldest = self._collected = self._ahead = None
         self._sequence = 0
 
     def forget(self, columns: Collection[str]) -> None:
         """Forget what these columns hold, as if no event had carried their fields."""
         if not columns:
             return
-        self._merged = self._ahead = None
+        self._collected = self._ahead = None
         self._sizes.clear()
         for sequence, block in self._blocks.items():
             rows = conform(block.frame.drop(columns), self._stored)
@@ -283,15 +269,16 @@ class LayerTable:
         """Return the cell frame of the cells of these windows."""
         return self.collect(windows)()
 
-    def collect(self, windows: Collection[int]) -> Callable[[], pl.DataFrame]:
+    def collect(self, windows: Collection[int]) -> CellsJob:
         """Return what makes the cell frame of these windows, as they are now, in any thread.
 
-        Every sink asks for the same ones, so an answer that is still in use is given again.
+        Every sink asks for the same ones, so a job that is still in use is given again.
         """
         wanted = {window: self.versions.get(window, -1) for window in windows}
-        known = self._merged[1]() if self._merged and self._merged[0] == wanted else None
-        if known is not None:
-            return lambda: known
+        if self._collected is not None and self._collected[0] == wanted:
+            known = self._collected[1]()
+            if known is not None:
+                return known
         chosen = frozenset(windows)
         found = [block for block in self._blocks.values() if not block.windows.isdisjoint(chosen)]
         whole = all(block.windows <= chosen for block in found)
@@ -302,11 +289,11 @@ class LayerTable:
             rows = self._joined(frames)
             if not whole:
                 rows = rows.filter(is_among(rows["window_start"], chosen))
-            made = whole_only(self._cells_of(rows), began)
-            self._merged = wanted, weakref.ref(made)
-            return made
+            return whole_only(self._cells_of(rows), began)
 
-        return cells
+        job = CellsJob(cells)
+        self._collected = wanted, weakref.ref(job)
+        return job
 
     def rows_of(self, windows: Collection[int]) -> int:
         """Return at most how many rows there are of these windows."""

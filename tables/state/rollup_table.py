@@ -14,8 +14,9 @@ from tables.model.layer import Layer, Scalar
 from tables.state.block import Block, FewRows, conform, different, frames_of
 from tables.state.cell import cell_schema, in_order, in_parts, merge_rows, whole_only
 from tables.state.journal import Announcement
-from tables.state.layer_table import NEVER_MS, LayerTable, Merge
+from tables.state.layer_table import NEVER_MS, LayerTable
 from tables.state.small_merge import FEW_ROWS_MAX, few_cells
+from tables.state.table_jobs import Merge
 
 _HEARD = ("window_start", "fine_start", "source_partition")
 

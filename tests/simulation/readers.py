@@ -57,7 +57,7 @@ class Reading:
         """Never asked for."""
         raise NotImplementedError
 
-    async def beside(self, work: Callable[[], T]) -> T:
+    async def run_in_thread(self, work: Callable[[], T]) -> T:
         """Do it at once."""
         return work()
 
