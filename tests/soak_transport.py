@@ -37,8 +37,8 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer  # noqa: E402
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic  # noqa: E402
 from aiokafka.errors import KafkaError  # noqa: E402
 
-from app.kafka.lane import TransportOptions  # noqa: E402
 from app.kafka.transport import Transport  # noqa: E402
+from app.kafka.transport_options import TransportOptions  # noqa: E402
 from app.runtime.faust_app import add_agent, create_app, lane_of  # noqa: E402
 from tables.model.errors import FencedError  # noqa: E402
 from tables.record.chunk import Chunk, Run  # noqa: E402
@@ -189,8 +189,10 @@ class ToyOwners:
 def build_worker(options: TransportOptions, owners: ToyOwners, port: int, folder: Path) -> Any:
     """Return a Faust App whose agents write the toy journal."""
     app = create_app("soak", data_folder=folder, web_port=port)
-    lanes = [lane_of(app, "ingest", [RAW]), lane_of(app, "rollup", [LAYER])]
-    transport = Transport(options, owners, lanes, app.flow_control.clear)
+    transport = Transport(options, app.flow_control.clear)
+    topics = {"ingest": RAW, "rollup": LAYER}
+    lanes = [lane_of(app, transport.lane_idle, agent, [topic]) for agent, topic in topics.items()]
+    transport.serve(owners, lanes)
     owners.restart = transport.restart
     for lane in lanes:
         add_agent(app, lane, owners.handle, transport.fail)

@@ -46,7 +46,7 @@ async def test_a_broker_of_an_authority_that_was_taken_out_is_not_connected_to(
     """A connection that is open goes on; the next one is refused, and taken once it is back."""
     ca_file, other = tmp_path / "ca.pem", Authority(tmp_path / "other")
     trust(secure_kafka.authority, ca_file)
-    looks = Reloads(lambda _: None)
+    looks = Reloads()
     login = secure_kafka.login(user="admin", kafka_ca_file=str(ca_file))
     options = kafka_options(load_settings(login, {}), looks)
     at = {"bootstrap_servers": secure_kafka.at["SECURE"]} | options
@@ -76,7 +76,7 @@ async def test_a_node_of_an_authority_that_was_taken_out_is_not_connected_to(
 
     ca_file, other = tmp_path / "ca.pem", Authority(tmp_path / "other")
     trust(secure_cassandra.authority, ca_file)
-    looks = Reloads(lambda _: None)
+    looks = Reloads()
     settings = Settings(
         cassandra_port=secure_cassandra.port, cassandra_hosts=("localhost",),
         cassandra_keyspace="taken_out", cassandra_ca_file=str(ca_file),
@@ -102,7 +102,7 @@ async def test_a_renewed_certificate_opens_a_broker_without_a_restart(
 ) -> None:
     """For the next connection that is made with the options of the start."""
     put(secure_kafka.clients["stranger"], tmp_path)
-    looks = Reloads(lambda _: None)
+    looks = Reloads()
     settings = Settings(**files("kafka", secure_kafka.authority, tmp_path))
     options = kafka_options(settings, looks)
 
@@ -130,7 +130,7 @@ async def test_a_renewed_certificate_opens_a_node_without_a_restart(
 
     authority = mutual_cassandra.authority
     put(Authority(tmp_path / "other").issue("worker"), tmp_path)
-    looks = Reloads(lambda _: None)
+    looks = Reloads()
     settings = Settings(
         cassandra_port=mutual_cassandra.port, cassandra_hosts=(mutual_cassandra.host,),
         cassandra_tls_name="cassandra.example", cassandra_keyspace="renewed",

@@ -14,8 +14,8 @@ from aiokafka.coordinator.protocol import (
 from app.kafka.assignor import Assignor, Member, Share, pairs, shares_of
 from app.kafka.group_map import GroupMap
 from app.kafka.group_proof import GroupProof
-from app.kafka.lane import TransportOptions
 from app.kafka.membership import JOIN_BYTES_MAX, JOIN_TOPICS_MAX, Membership, why_too_much
+from app.kafka.transport_options import TransportOptions
 from app.trust.proof import PeerKey
 
 SECRET = "secret-between-workers"  # noqa: S105 - no password of anything

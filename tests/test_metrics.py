@@ -15,7 +15,8 @@ from app.health.readiness import Readiness
 from app.health.watch import Progress, Watch
 from app.host.floods import FloodFilter
 from app.host.reloads import Reloads
-from app.kafka.lane import Lane, Statistics
+from app.kafka.lane import Lane
+from app.kafka.statistics import Statistics
 from app.kafka.transport import Transport
 from app.peers.remote_owners import Peers
 from app.runtime.metrics import PREFIX, Metrics
@@ -59,13 +60,13 @@ async def samples(tmp_path: Path) -> dict[tuple[str, ...], float]:
     await house.settle()
     transport = cast("Transport", StandingTransport())
     view = WorkerStatus(MAP, archive, house.owners, transport, NO_PRESSURE, readiness=Readiness())
-    lane = Lane("ingest", frozenset(), house.ingest.handle)
+    lane = Lane("ingest", frozenset(), house.ingest.handle, lambda _: None)
     peers = Peers(MAP, view.local, dict, own_url="")
     cache = ArchiveCache(archive, 1 << 20)
     for _ in range(3):
         await cache.read(MAP.layer("hour"), CellRange(0, HOUR_MS), final=True, cost=QueryCost())
     watch = Watch(Progress(60, lambda *_: None), [], FloodFilter(), house.failures.append)
-    reloads = Reloads(house.failures.append)
+    reloads = Reloads()
     reloads.add("tokens", [], lambda: None)
     text = Metrics(
         view, transport, NO_PRESSURE, watch, lanes=[lane], peers=peers, cache=cache,

@@ -5,9 +5,9 @@ import asyncio
 import pytest
 from support import flight, run_of
 
-from app.kafka.lane import Arrived, Lane
+from app.kafka.lane import Lane
 from app.kafka.pace import BUSY_FROM, CHUNK_BYTES_MIN, CYCLE_SECONDS, Pace
-from tables.record.chunk import Chunk
+from tables.record.chunk import Chunk, Run
 
 MIB = 1 << 20
 
@@ -88,56 +88,123 @@ def test_a_chunk_can_be_smaller_than_the_least_where_a_setting_says_so() -> None
     assert pace.wait_seconds(1_000) == 0
 
 
-def test_what_arrives_is_one_run_a_partition() -> None:
+RAW_0, RAW_1 = ("flights.raw", 0), ("flights.raw", 1)
+ROOM = (8 * MIB, 1_000)
+"""Most bytes and records of a chunk."""
+
+
+class Agent:
+    """A lane whose agent has started, with its channel and a clock."""
+
+    def __init__(self, pace: Pace | None = None) -> None:
+        self.now = 0.0
+        self.channel: asyncio.Queue[Chunk] = asyncio.Queue(1)
+        self.done: list[Chunk | None] = []
+        self.is_admitting = True
+        self.lane = Lane(
+            "ingest",
+            frozenset({"flights.raw"}),
+            self.channel.put,
+            self.done.append,
+            admits=lambda: self.is_admitting,
+            pace=pace,
+            clock=lambda: self.now,
+        )
+        self.lane.attach()
+
+    async def cycle(self, *runs: Run, seconds: float = 1.0) -> Chunk:
+        """Take a chunk of these runs from fetch to the end of its work."""
+        self.lane.take_in(runs)
+        chunk = self.lane.next_chunk(1)
+        assert chunk is not None
+        await self.lane.offer(chunk)
+        assert not self.lane.is_idle
+        await self.lane.handle(await self.channel.get(), lambda _: self._work(seconds))
+        return chunk
+
+    async def _work(self, seconds: float) -> None:
+        assert not self.lane.is_idle
+        self.now += seconds
+
+
+async def test_what_is_taken_in_is_one_run_a_partition() -> None:
     """Runs of one partition are joined in order; sizes and next offsets are kept."""
-    arrived = Arrived()
-    assert not arrived
-    assert arrived.next_offset(("flights.raw", 0), 4) == 4
-    arrived.add([run_of([flight(1), 5], first_offset=4), run_of([flight(2)], partition=1)])
+    agent = Agent()
+    lane = agent.lane
+    positions = {RAW_0: 4, RAW_1: 0, ("flights.layer", 0): 7}
+    assert lane.next_offsets(positions) == {RAW_0: 4, RAW_1: 0}
+    assert lane.room(*ROOM) == ROOM
+    assert lane.due_in() is None
+    lane.take_in([run_of([flight(1), 5], first_offset=4), run_of([flight(2)], partition=1)])
     broken = run_of([flight(3)], first_offset=8)
     broken.first_offset = 6
     broken.headers[0] = (("a", b"b"),)
-    arrived.add([broken])
-    assert arrived.next_offset(("flights.raw", 0), 4) == 9
-    assert (arrived.records, arrived.bytes) == (4, 3 * len(flight(1)))
-    first, second = arrived.take()
+    lane.take_in([broken])
+    assert lane.next_offsets(positions) == {RAW_0: 9, RAW_1: 1}
+    assert lane.room(*ROOM) == (8 * MIB - 3 * len(flight(1)), 1_000 - 4)
+    chunk = await agent.cycle()
+    first, second = chunk.runs
     assert (first.first_offset, first.next_offset) == (4, 9)
     assert list(first.offsets) == [4, 5, 8]
     assert first.values == [flight(1), None, flight(3)]
     assert set(first.headers) == {1, 2}
     assert first.size == 2 * len(flight(1))
     assert second.values == [flight(2)]
-    assert not arrived
-    assert (arrived.records, arrived.bytes) == (0, 0)
+    assert agent.done == [None, chunk]
+    assert lane.is_idle
+    assert lane.room(*ROOM) == ROOM
+    assert lane.due_in() is None
+    assert lane.handled_seconds == 1.0
 
 
-def test_what_is_forgotten_is_fetched_again() -> None:
+def test_the_room_of_a_chunk_is_what_pace_and_limit_allow() -> None:
+    """The smaller of the two counts, less what is there already."""
+    lane = Agent(Pace(0.0, 1_000)).lane
+    lane.take_in([run_of([b"x" * 600])])
+    assert lane.room(8 * MIB, 1) == (400, 0)
+    assert lane.room(700, 2) == (100, 1)
+
+
+def test_what_is_fetched_again_is_dropped() -> None:
     """One partition goes, the others stay."""
-    arrived = Arrived()
-    arrived.add([run_of([flight(1)]), run_of([flight(2), flight(3)], partition=1)])
-    arrived.forget(("flights.raw", 1))
-    arrived.forget(("flights.raw", 7))
-    assert (arrived.records, arrived.bytes) == (1, len(flight(1)))
-    assert arrived.next_offset(("flights.raw", 1), 0) == 0
+    lane = Agent().lane
+    lane.take_in([run_of([flight(1)]), run_of([flight(2), flight(3)], partition=1)])
+    lane.refetch(RAW_1)
+    lane.refetch(("flights.raw", 7))
+    assert lane.room(*ROOM) == (8 * MIB - len(flight(1)), 999)
+    assert lane.next_offsets({RAW_0: 0, RAW_1: 0}) == {RAW_0: 1, RAW_1: 0}
+
+
+async def test_a_chunk_in_the_channel_stays_whole_unless_a_partition_is_forgotten() -> None:
+    """What is only fetched again is in no chunk yet; what is forgotten goes from both."""
+    agent = Agent()
+    lane = agent.lane
+    runs = [run_of([flight(1)], partition=number) for number in (0, 1)]
+    await lane.offer(chunk := Chunk(1, list(runs)))
+    lane.take_in([run_of([flight(2)], partition=1, first_offset=1)])
+    lane.refetch(RAW_1)
+    assert lane.next_offsets({RAW_1: 1}) == {RAW_1: 1}
+    assert chunk.runs == runs
+    lane.take_in([run_of([flight(2)], partition=1, first_offset=1)])
+    lane.forget(RAW_1)
+    assert lane.next_offsets({RAW_1: 1}) == {RAW_1: 1}
+    assert chunk.runs == runs[:1]
 
 
 async def test_a_lane_tells_when_its_next_chunk_is_due() -> None:
-    """Counted from the end of the last cycle."""
-    queue: asyncio.Queue[Chunk] = asyncio.Queue(1)
+    """Counted from the end of the last cycle; a chunk is given while more is admitted."""
     pace = Pace(0.0)
-    lane = Lane("ingest", frozenset({"flights.raw"}), queue.put, pace=pace)
-    lane.attach()
-    assert lane.wait_seconds() <= 0
-    chunk = Chunk(1, [run_of([flight(1)])])
-    lane.queue(chunk)
-    await lane.handle(chunk, _nothing)
+    agent = Agent(pace)
+    lane = agent.lane
+    await agent.cycle(run_of([flight(1)]))
     pace.gather_seconds = 60.0
-    assert 59 < lane.wait_seconds() <= 60
-    lane.arrived.add([run_of([b"x" * MIB])])
-    assert lane.wait_seconds() <= 0
-    lane.forget_queued()
-    assert not lane.arrived
-
-
-async def _nothing(chunk: Chunk) -> None:
-    assert chunk.size == len(flight(1))
+    lane.take_in([run_of([b"x"])])
+    agent.now += 10.0
+    assert lane.due_in() == 50.0
+    lane.take_in([run_of([b"x" * MIB])])
+    assert lane.due_in() == -10.0
+    agent.is_admitting = False
+    assert lane.next_chunk(1) is None
+    assert lane.due_in() == -10.0
+    lane.forget_all()
+    assert lane.due_in() is None

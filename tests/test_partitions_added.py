@@ -15,7 +15,7 @@ from test_topics import admin_of
 
 from agents.partition.claims import OTHER_PARTITIONS
 from app.commands.map import command
-from app.kafka.lane import TransportError, TransportOptions
+from app.kafka.transport_options import TransportError, TransportOptions
 from tables.model.errors import MapError
 
 AT_MS = 1_699_920_000_000

@@ -26,7 +26,7 @@ from app.cluster.topics import apply_topics
 from app.config.connections import kafka_options
 from app.config.settings import load_settings
 from app.kafka.assignor import Member, Share
-from app.kafka.lane import TransportError
+from app.kafka.transport_options import TransportError
 from app.mapfile.load import load_map
 from app.trust.proof import PeerKey
 from app.trust.tokens import make_token

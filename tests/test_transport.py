@@ -19,8 +19,10 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaConnectionError
 
-from app.kafka.lane import Lane, PartitionLifecycle, TransportError, TransportOptions
+from app.kafka.lane import Lane
+from app.kafka.lifecycle import PartitionLifecycle
 from app.kafka.transport import Transport
+from app.kafka.transport_options import TransportError, TransportOptions
 from tables.model.errors import (
     FencedError,
     JournalRefusedError,
@@ -94,15 +96,14 @@ class Bench:
         self.wrong: Exception | None = None
         self.owners = owners
         self._queues = {name: asyncio.Queue[Chunk](1) for name in topics}
-        self.lanes = {
-            name: Lane(name, frozenset({topic}), self._queues[name].put)
-            for name, topic in topics.items()
-        }
         given = {"group": uuid.uuid4().hex, "node": "a", "retry_seconds": (0.01, 0.05)}
         given |= {"session_timeout_ms": 3_000} | options
-        self.transport = Transport(
-            TransportOptions(brokers=brokers, **given), owners, self.lanes.values(), self._purge
-        )
+        self.transport = Transport(TransportOptions(brokers=brokers, **given), self._purge)
+        self.lanes = {
+            name: Lane(name, frozenset({topic}), self._queues[name].put, self.transport.lane_idle)
+            for name, topic in topics.items()
+        }
+        self.transport.serve(owners, self.lanes.values())
         self._tasks = [asyncio.create_task(self._agent(name)) for name in topics]
 
     def _purge(self) -> None:
@@ -377,9 +378,9 @@ async def test_what_waits_of_a_restarted_partition_does_not_reach_its_next_owner
     """It is taken out of the chunk in the channel too; the other partitions stay in it."""
     raw = await topic_on(embedded)
     bench = await benches(embedded, {"ingest": raw}, Memory())
-    await until(lambda: len(bench.transport.ready) == 2 and bench.lanes["ingest"].idle, "both")
+    await until(lambda: len(bench.transport.ready) == 2 and bench.lanes["ingest"].is_idle, "both")
     runs = [Run(raw, number, 0, 1, range(1), [b"1"], [0], {}) for number in (0, 1)]
-    bench.lanes["ingest"].queue(chunk := Chunk(1, list(runs)))
+    await bench.lanes["ingest"].offer(chunk := Chunk(1, list(runs)))
     bench.transport.restart(raw, 0, "fenced")
     assert chunk.runs == runs[1:]
 
@@ -446,12 +447,12 @@ async def test_a_chunk_that_waits_is_dropped_when_partitions_are_revoked(
     raw = await topic_on(embedded, 1)
     bench = await benches(embedded, {"ingest": raw}, Memory())
     lane = bench.lanes["ingest"]
-    await until(lambda: lane.idle, "the agent")
+    await until(lambda: lane.is_idle, "the agent")
     dropped = Chunk(1, [])
-    lane.queue(dropped)
-    assert not lane.idle
+    await lane.offer(dropped)
+    assert not lane.is_idle
     await bench.transport.revoked()
-    assert lane.idle
+    assert lane.is_idle
     await lane.handle(dropped, bench._handle)
     assert bench.chunks == []
 

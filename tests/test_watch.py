@@ -18,7 +18,7 @@ from app.health.readiness import Readiness
 from app.health.watch import Progress, Question, Watch, ask_kafka
 from app.host.floods import FloodFilter
 from app.kafka.group_map import GroupMap
-from app.kafka.lane import Statistics
+from app.kafka.statistics import Statistics
 from app.kafka.transport import NO_GENERATION, Transport
 from tables.archive.protocol import Archive
 

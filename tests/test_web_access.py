@@ -350,7 +350,7 @@ def test_a_file_of_tokens_that_is_not_there_ends_the_start(tmp_path: Path) -> No
     """Nobody could ask such a worker anything."""
     settings = Settings(web_tokens_file=str(tmp_path / "none.json"))
     with pytest.raises(Exception, match=r"cannot use web_tokens_file: .*python -m app token"):
-        Access(settings, Reloads(lambda _: None))
+        Access(settings, Reloads())
 
 
 def test_the_page_of_threats_names_tests_that_there_are() -> None:

@@ -15,7 +15,7 @@ from aiohttp import web
 from support import HOUR_MS, small_map
 
 from app.config.settings import Settings
-from app.host.reloads import Reloads
+from app.host.reloads import Reloads, ReloadService
 from app.web.access import Access
 from app.web.endpoint import install
 from app.web.guard import ssl_context
@@ -194,10 +194,11 @@ async def served(
     given = Settings(**settings)
     cache = ArchiveCache(archive, given.query_cache_bytes_max)
     failures: list[BaseException] = []
-    reloads = Reloads(failures.append)
+    reloads = Reloads()
+    looking = ReloadService(reloads, failures.append)
     access = Access(given, reloads)
     install(app, view, given, live=cells, cache=cache, metrics=lambda: METRICS, access=access)
-    await reloads.start()
+    await looking.start()
     runner = Runner(app, given.query_live_max)
     await runner.setup()
     tls = ssl_context(given, reloads)
@@ -208,7 +209,7 @@ async def served(
         yield view, f"{scheme}://127.0.0.1:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()
-        await reloads.stop()
+        await looking.stop()
         await archive.close()
         assert not failures
 

@@ -75,17 +75,14 @@ class Reload:
             self.loads_total += 1
 
 
-class Reloads(Service):  # type: ignore[misc]  # mode comes without types
-    """Looks at all files once a second, and at once when asked to.
+class Reloads:
+    """All that is made of files.
 
-    Args:
-        failed: called with the error if looking itself fails.
+    Attributes:
+        all: one for each thing.
     """
 
-    def __init__(self, failed: Callable[[BaseException], None], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self._failed = failed
-        self._task: asyncio.Task[None] | None = None
+    def __init__(self) -> None:
         self.all: list[Reload] = []
 
     def add(self, name: str, files: Sequence[str], load: Callable[[], None]) -> None:
@@ -101,6 +98,23 @@ class Reloads(Service):  # type: ignore[misc]  # mode comes without types
         """Return a sentence for each thing whose files cannot be used as they are now."""
         return [f"{one.name}: {one.error}" for one in self.all if one.error]
 
+
+class ReloadService(Service):  # type: ignore[misc]  # mode comes without types
+    """Looks at all files once a second.
+
+    Args:
+        reloads: all that is made of files.
+        failed: called with the error if looking itself fails.
+    """
+
+    def __init__(
+        self, reloads: Reloads, failed: Callable[[BaseException], None], **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self._reloads = reloads
+        self._failed = failed
+        self._task: asyncio.Task[None] | None = None
+
     async def on_start(self) -> None:
         """Begin to look."""
         self._task = asyncio.create_task(supervised(self._look(), self._failed))
@@ -113,7 +127,7 @@ class Reloads(Service):  # type: ignore[misc]  # mode comes without types
     async def _look(self) -> None:
         while True:
             await asyncio.sleep(LOOK_S)
-            self.look()
+            self._reloads.look()
 
 
 def _signature(files: Sequence[str]) -> Signature:

@@ -1,104 +1,26 @@
-"""What the transport is told and given: its options, the owners it restores, the lanes it feeds."""
+"""One kind of input on its way from the transport to its agent.
+
+take_in -> gathered: one run a partition -> next_chunk -> offer -> channel -> handle
+^ refetch drops from here                      ^ forget drops from here too
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
-from agents.partition.claims import OTHER_PARTITIONS
-from app.kafka.assignor import Member, TopicPartition, by_topic
+from app.kafka.assignor import TopicPartition
 from app.kafka.pace import Pace
-from app.trust.proof import PeerKey
-from tables.model.errors import TreasureMapError
 from tables.record.chunk import Chunk, Run
 
-MIB = 1 << 20
-# A member is heard at least this often, and three times within a session (Kafka's own advice).
-HEARTBEAT_MS_MAX = 3_000
-# Revoking takes up to three seconds; a join must not throw out a member that is still at it.
-REBALANCE_MS_MIN = 10_000
-PARTITION_FETCH_BYTES_MIN = 64 * 1024
-
-
-class TransportError(TreasureMapError):
-    """Kafka cannot be read as it must be; the worker stops with it."""
-
-
-class PartitionLifecycle(Protocol):
-    """What keeps the state of partitions: opened, claimed and read before a partition goes live."""
-
-    async def restore(self, topic: str, partition: int, generation: int) -> int:
-        """Open the store, claim, read the journal; return the source position to go on from.
-
-        May be cancelled when partitions are revoked. At most one runs per partition, and none
-        beside a release of it.
-
-        Raises:
-            FencedError: another owner claimed meanwhile; it is called again after a while.
-            OutcomeUnknownError: as FencedError.
-            JournalUnreadError: as FencedError, after an ever longer while.
-        """
-
-    async def release(self, partitions: set[TopicPartition]) -> None:
-        """Drop the memory of partitions that are revoked, and close what is open.
-
-        Called with every partition assigned last, restored or not.
-        """
-
-    def held(self) -> set[TopicPartition]:
-        """Return the partitions whose local store is on this node's disk."""
+Idle = Callable[[Chunk | None], None]
+"""Called with the chunk that a lane's agent has done, or None when the agent starts."""
 
 
 def always() -> bool:
     """Admit whatever comes."""
     return True
-
-
-class Arrived:
-    """Records that were fetched for a lane and wait for its agent: one run a partition."""
-
-    def __init__(self) -> None:
-        self._runs: dict[TopicPartition, Run] = {}
-        self.bytes = 0
-        self.records = 0
-
-    def __bool__(self) -> bool:
-        return bool(self._runs)
-
-    def next_offset(self, tp: TopicPartition, position: int) -> int:
-        """Return the offset to fetch of a partition that stands at ``position``."""
-        run = self._runs.get(tp)
-        return position if run is None else run.next_offset
-
-    def add(self, runs: Iterable[Run]) -> None:
-        """Add what was fetched next of some partitions."""
-        for run in runs:
-            known = self._runs.setdefault((run.topic, run.partition), run)
-            if known is not run:
-                known.extend(run)
-            self.bytes += run.size
-            self.records += len(run.values)
-
-    def take(self) -> list[Run]:
-        """Return all of it, and have nothing."""
-        runs = list(self._runs.values())
-        self.clear()
-        return runs
-
-    def forget(self, tp: TopicPartition) -> None:
-        """Drop what there is of one partition: it is fetched again."""
-        run = self._runs.pop(tp, None)
-        if run is not None:
-            self.bytes -= run.size
-            self.records -= len(run.values)
-
-    def clear(self) -> None:
-        """Drop everything."""
-        self._runs = {}
-        self.bytes = self.records = 0
 
 
 class Lane:
@@ -110,8 +32,13 @@ class Lane:
         name: the agent's name.
         topics: the topics of this kind.
         send: puts a chunk into the agent's channel.
+        became_idle: called when the agent can be offered a chunk.
         admits: whether more may be taken in now; what is not stays in Kafka.
         pace: when the next chunk is due, and how large it may be.
+        clock: seconds that pass.
+
+    Attributes:
+        handled_seconds: how long the agent has worked on chunks.
     """
 
     def __init__(
@@ -119,203 +46,129 @@ class Lane:
         name: str,
         topics: frozenset[str],
         send: Callable[[Chunk], Awaitable[Any]],
+        became_idle: Idle,
+        *,
         admits: Callable[[], bool] = always,
         pace: Pace | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.name = name
         self.topics = topics
-        self.send = send
-        self.admits = admits
         self.pace = pace or Pace()
-        self.arrived = Arrived()
         self.handled_seconds = 0.0
+        self._send = send
+        self._became_idle = became_idle
+        self._admits = admits
+        self._clock = clock
+        self._runs: dict[TopicPartition, Run] = {}
+        self._bytes = self._records = 0
         self._done_at = 0.0
         self._attached = False
-        self._queued: Chunk | None = None
+        self._waiting: Chunk | None = None
         self._in_hand: Chunk | None = None
-        self._became_idle: Callable[[Chunk | None], None] = _nobody
+
+    # What the transport asks for.
 
     @property
-    def idle(self) -> bool:
+    def is_idle(self) -> bool:
         """Whether the agent has started and has nothing waiting or in hand."""
-        return self._attached and self._queued is None and self._in_hand is None
+        return self._attached and self._waiting is None and self._in_hand is None
 
-    def wait_seconds(self) -> float:
-        """Return in how long the next chunk is due; not above 0 where it is due now."""
-        due = self._done_at + self.pace.wait_seconds(self.arrived.bytes)
-        return due - time.perf_counter()
+    def next_offsets(self, positions: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+        """Return the offsets to fetch next of this lane's partitions.
 
-    def bind(self, became_idle: Callable[[Chunk | None], None]) -> None:
-        """Tell ``became_idle`` the chunk that was done, or None when the agent starts."""
-        self._became_idle = became_idle
+        ``positions`` are the next offsets to hand over.
+        """
+        return {
+            tp: self._runs[tp].next_offset if tp in self._runs else position
+            for tp, position in positions.items()
+            if tp[0] in self.topics
+        }
+
+    def room(self, bytes_max: int, records_max: int) -> tuple[int, int]:
+        """Return how many bytes and records fit into the next chunk; 0 or less if it is full.
+
+        Args:
+            bytes_max: most bytes of values in one chunk, whatever the pace allows.
+            records_max: most records in one chunk.
+        """
+        return min(self.pace.chunk_bytes, bytes_max) - self._bytes, records_max - self._records
+
+    def take_in(self, runs: Iterable[Run]) -> None:
+        """Add what was fetched next of some partitions."""
+        for run in runs:
+            known = self._runs.setdefault((run.topic, run.partition), run)
+            if known is not run:
+                known.extend(run)
+            self._bytes += run.size
+            self._records += len(run.values)
+
+    def due_in(self) -> float | None:
+        """Return in how many seconds the next chunk is due, 0 or less if it is due now.
+
+        None if nothing was fetched, or the agent is not idle.
+        """
+        if not self._runs or not self.is_idle:
+            return None
+        return self._done_at + self.pace.wait_seconds(self._bytes) - self._clock()
+
+    def next_chunk(self, generation: int) -> Chunk | None:
+        """Return all that was fetched as one chunk, which is to be offered at once.
+
+        None if no more is admitted now.
+        """
+        if not self._admits():
+            return None
+        chunk = Chunk(generation, list(self._runs.values()))
+        self._clear()
+        return chunk
+
+    async def offer(self, chunk: Chunk) -> None:
+        """Put a chunk into the channel of the idle agent, which has room for it."""
+        assert self.is_idle, f"lane {self.name} has a chunk already"
+        self._waiting = chunk
+        await self._send(chunk)
+
+    def refetch(self, tp: TopicPartition) -> None:
+        """Drop what was fetched of one partition and is in no chunk: it is fetched again."""
+        run = self._runs.pop(tp, None)
+        if run is not None:
+            self._bytes -= run.size
+            self._records -= len(run.values)
+
+    def forget(self, tp: TopicPartition) -> None:
+        """Drop what waits of one partition, fetched or in the channel: its next owner reads it."""
+        self.refetch(tp)
+        if self._waiting is not None:
+            self._waiting.runs = [r for r in self._waiting.runs if (r.topic, r.partition) != tp]
+
+    def forget_all(self) -> None:
+        """Drop all that waits; the channel was emptied."""
+        self._waiting = None
+        self._clear()
+
+    def _clear(self) -> None:
+        self._runs = {}
+        self._bytes = self._records = 0
+
+    # What the agent does.
 
     def attach(self) -> None:
         """The agent reads its channel from now on; before that, chunks would be lost."""
         self._attached = True
         self._became_idle(None)
 
-    def queue(self, chunk: Chunk) -> None:
-        """Note a chunk that goes into the channel."""
-        assert self.idle, f"lane {self.name} has a chunk already"
-        self._queued = chunk
-
-    def forget_queued(self) -> None:
-        """The channel was emptied: what waited in it, or for it, will not come."""
-        self._queued = None
-        self.arrived.clear()
-
-    def forget(self, tp: TopicPartition) -> None:
-        """Drop what waits of one partition, fetched or in the channel: it is read again."""
-        self.arrived.forget(tp)
-        if self._queued is not None:
-            self._queued.runs = [r for r in self._queued.runs if (r.topic, r.partition) != tp]
-
     async def handle(self, chunk: Chunk, handler: Callable[[Chunk], Awaitable[None]]) -> None:
         """Run ``handler`` with a chunk that the agent took from its channel."""
-        if chunk is not self._queued:
+        if chunk is not self._waiting:
             return
-        self._queued, self._in_hand = None, chunk
-        size, started = chunk.size, time.perf_counter()
+        self._waiting, self._in_hand = None, chunk
+        size, started = chunk.size, self._clock()
         try:
             await handler(chunk)
         finally:
             self._in_hand = None
-            self._done_at = time.perf_counter()
+            self._done_at = self._clock()
             self.handled_seconds += self._done_at - started
         self.pace.done(size, self._done_at - started)
         self._became_idle(chunk)
-
-
-def _nobody(chunk: Chunk | None) -> None:
-    """Stand in until a transport is bound."""
-    logging.getLogger(__name__).debug("no transport is bound yet; chunk %r", chunk)
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class TransportOptions:
-    """How to reach Kafka, who this node is, and how much is read at once.
-
-    Attributes:
-        brokers: where to start from, ``host:port`` separated by commas.
-        group: the consumer group whose members share the partitions.
-        node: this worker's name; a later start of the same node replaces the earlier.
-        web_url: where this node's endpoint answers the other members.
-        boot: greater for a later start of the same node; by default the wall clock, nanoseconds.
-        partitions: how many the map has of each input topic; those of a topic left out are not
-            known. The bytes of one fetch are divided among them.
-        fetch_bytes_max: most bytes of one answer to a fetch.
-        partition_fetch_bytes_max: most bytes of one partition in it, but at least one batch.
-        fetch_max_wait_ms: how long a broker waits for the first record of an answer.
-        chunk_bytes_max: most bytes of values in one chunk, but at least one record.
-        chunk_records_max: most records in one chunk.
-        alone: why this node cannot share its group; of two the later one stops with this. Empty
-            where it can.
-        home: what this worker has again when it is started again, by default its node.
-        map_name: of the map that is served; all members of a group serve one.
-        peer_key: what members prove themselves with; None where no secret is set.
-        committed_only: leave out records of aborted transactions, and wait for open ones.
-        client_options: passed to aiokafka's client as they are: TLS and login.
-        retry_seconds: bounds of the random wait before a partition is claimed again.
-    """
-
-    brokers: str
-    group: str
-    node: str
-    web_url: str = ""
-    boot: int = dataclasses.field(default_factory=time.time_ns)
-    partitions: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    session_timeout_ms: int = 10_000
-    metadata_max_age_ms: int = 30_000
-    fetch_bytes_max: int = 50 * MIB
-    partition_fetch_bytes_max: int = MIB
-    fetch_max_wait_ms: int = 50
-    chunk_bytes_max: int = 8 * MIB
-    chunk_records_max: int = 100_000
-    alone: str = ""
-    home: str = ""
-    map_name: str = ""
-    peer_key: PeerKey | None = None
-    committed_only: bool = True
-    commit_seconds: float = 5.0
-    retry_seconds: tuple[float, float] = (1.0, 3.0)
-    client_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    def check(self, partitions: Iterable[TopicPartition]) -> None:
-        """Refuse partitions that the map does not have: they have no journal.
-
-        Raises:
-            TransportError: there is one.
-        """
-        for topic, partition in partitions:
-            count = self.partitions.get(topic)
-            if count is not None and partition >= count:
-                raise TransportError(
-                    f"cannot read {topic}[{partition}]: the topic got more partitions than the map "
-                    f"declares; want {count}; {OTHER_PARTITIONS}"
-                )
-
-    def member(
-        self, generation: int, owned: set[TopicPartition], held: set[TopicPartition]
-    ) -> Member:
-        """Return what this node says of itself when it joins.
-
-        Args:
-            generation: the one in which it was given ``owned``, below 0 if it never was.
-            owned: the partitions that it was given last.
-            held: the partitions whose local store is here.
-        """
-        return Member(
-            node=self.node,
-            boot=self.boot,
-            url=self.web_url,
-            generation=generation,
-            owned=by_topic(owned),
-            held=by_topic(held),
-            home=self.home,
-            map=self.map_name,
-            alone=self.alone,
-            settled=generation >= 0,
-        )
-
-    def consumer_options(self) -> dict[str, Any]:
-        """Return the keyword arguments of aiokafka's consumer."""
-        # A broker fills an answer partition by partition. If all of them fit, none is crowded out,
-        # however much data another has: layer topics are read while raw topics are plentiful.
-        count = max(1, sum(self.partitions.values()))
-        fair = max(PARTITION_FETCH_BYTES_MIN, self.fetch_bytes_max // count)
-        return dict(self.client_options) | {
-            "bootstrap_servers": self.brokers,
-            "group_id": self.group,
-            "client_id": f"treasure-map-{self.node}",
-            "enable_auto_commit": False,
-            # With `earliest` a position before the log's start would move without a word.
-            "auto_offset_reset": "none",
-            "isolation_level": "read_committed" if self.committed_only else "read_uncommitted",
-            "check_crcs": True,
-            "session_timeout_ms": self.session_timeout_ms,
-            "heartbeat_interval_ms": min(HEARTBEAT_MS_MAX, self.session_timeout_ms // 3),
-            "rebalance_timeout_ms": max(REBALANCE_MS_MIN, self.session_timeout_ms),
-            "metadata_max_age_ms": self.metadata_max_age_ms,
-            "fetch_max_bytes": self.fetch_bytes_max,
-            "max_partition_fetch_bytes": min(self.partition_fetch_bytes_max, fair),
-            "fetch_max_wait_ms": self.fetch_max_wait_ms,
-        }
-
-
-@dataclasses.dataclass(slots=True)
-class Statistics:
-    """Counts of one transport since it started; the first three are as of now."""
-
-    generation: int = -1
-    ready: int = 0
-    restoring: int = 0
-    chunks: int = 0
-    records: int = 0
-    rebalances: int = 0
-    restores: int = 0
-    restore_retries: int = 0
-    restarts: int = 0
-    seeks_back: int = 0
-    slow_releases: int = 0
-    retried_errors: int = 0
-    commit_failures: int = 0

@@ -24,7 +24,7 @@ from app.kafka.assignor import NAME, STRANGER_CHARACTERS_MAX, Assignor, Member, 
 from app.kafka.group_map import GroupMap
 from app.kafka.group_proof import GroupProof
 from app.kafka.group_protocol import describe_group, look_at_group, place_in_group
-from app.kafka.lane import TransportError, TransportOptions
+from app.kafka.transport_options import TransportError, TransportOptions
 
 DESCRIBE_S = 3.0
 """How long the coordinator may take to tell who the members are."""

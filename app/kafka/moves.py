@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from agents.supervised import supervised
 from app.kafka.assignor import TopicPartition
-from app.kafka.lane import PartitionLifecycle
+from app.kafka.lifecycle import PartitionLifecycle
 from tables.model.errors import FencedError, JournalUnreadError, OutcomeUnknownError
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from agents.supervised import supervised
 from app.kafka.group_map import GroupMap
-from app.kafka.lane import TransportError, TransportOptions
+from app.kafka.transport_options import TransportError, TransportOptions
 
 log = logging.getLogger(__name__)
 

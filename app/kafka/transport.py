@@ -28,12 +28,15 @@ from app.kafka.aiokafka_private import Fetched, UnreadableError, abandon
 from app.kafka.assignor import Member, TopicPartition
 from app.kafka.brokers import connect_error, patiently
 from app.kafka.group_map import GroupMap
-from app.kafka.lane import Lane, PartitionLifecycle, Statistics, TransportError, TransportOptions
+from app.kafka.lane import Lane
+from app.kafka.lifecycle import PartitionLifecycle
 from app.kafka.membership import Membership, protocol_error
 from app.kafka.moves import Moves
 from app.kafka.offset_commits import OffsetCommits
 from app.kafka.rebalance_listener import Listener
 from app.kafka.refusal import Refusal
+from app.kafka.statistics import Statistics
+from app.kafka.transport_options import TransportError, TransportOptions
 from app.kafka.wakeup import Wakeup
 from tables.model.errors import TreasureMapError
 from tables.record.chunk import Chunk
@@ -50,10 +53,11 @@ IDLE_SECONDS_MAX = 0.5
 class Transport(Service):  # type: ignore[misc]  # mode comes without types
     """Reads the input topics in a consumer group and feeds the lanes.
 
+    Owners report to the transport that reads for them, and it restores and releases them. So it is
+    made first, they are made with its methods, and :meth:`serve` names them before the start.
+
     Args:
         options: brokers, group, this node, limits.
-        owners: what keeps the state of partitions; see :class:`app.kafka.lane.PartitionLifecycle`.
-        lanes: the kinds of input; a topic belongs to exactly one.
         purge: empties the queues between this service and the agents.
 
     Attributes:
@@ -62,21 +66,16 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         refusal: whether the group gives this worker nothing, and why.
     """
 
-    def __init__(
-        self,
-        options: TransportOptions,
-        owners: PartitionLifecycle,
-        lanes: Iterable[Lane],
-        purge: Callable[[], None],
-        **kwargs: Any,
-    ) -> None:
+    _owners: PartitionLifecycle
+    _moves: Moves
+
+    def __init__(self, options: TransportOptions, purge: Callable[[], None], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.options = options
         self.ready: dict[TopicPartition, int] = {}
         self.group = GroupMap()
         self.failure: BaseException | None = None
-        self._owners = owners
-        self._lanes = tuple(lanes)
+        self._lanes: tuple[Lane, ...] = ()
         self._purge = purge
         self._consumer: Any = None
         self._fetched: Fetched | None = None
@@ -84,9 +83,6 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         self._owned: tuple[int, set[TopicPartition]] = (NO_GENERATION, set())
         self._positions: dict[TopicPartition, int] = {}
         self._hints = OffsetCommits(options.commit_seconds)
-        self._moves = Moves(
-            owners, options.retry_seconds, stands=self._stands, live=self._live, failed=self.fail
-        )
         self._realigned: set[TopicPartition] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop_tasks: list[asyncio.Task[None]] = []
@@ -94,8 +90,23 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         self._membership = Membership(options, self.group, self._describe, self.fail)
         self._counts = Statistics()
         self._alarm = Wakeup()
-        for lane in self._lanes:
-            lane.bind(self._idle)
+
+    def serve(self, owners: PartitionLifecycle, lanes: Iterable[Lane]) -> None:
+        """Read for these; called once, before the start.
+
+        Args:
+            owners: what keeps the state of partitions.
+            lanes: the kinds of input; a topic belongs to exactly one.
+        """
+        self._owners = owners
+        self._lanes = tuple(lanes)
+        self._moves = Moves(
+            owners,
+            self.options.retry_seconds,
+            stands=self._stands,
+            live=self._live,
+            failed=self.fail,
+        )
 
     # What others ask of the transport.
 
@@ -131,7 +142,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
                 "nothing is lost, further times are only counted", topic, partition, position,
             )  # fmt: skip
         for lane in self._lanes:
-            lane.arrived.forget(tp)
+            lane.refetch(tp)
         self._fetched.discard(*tp)
         self._positions[tp] = position
         self._consumer.seek(KafkaPartition(*tp), position)
@@ -281,7 +292,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         self._hints.take()
         self._purge()
         for lane in self._lanes:
-            lane.forget_queued()
+            lane.forget_all()
 
     # The group.
 
@@ -361,24 +372,16 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         if not self._stands(self._generation):
             return False
         for lane in self._lanes:
-            arrived = lane.arrived
-            room = min(lane.pace.chunk_bytes, self.options.chunk_bytes_max) - arrived.bytes
-            wanted = {
-                tp: arrived.next_offset(tp, at)
-                for tp, at in self._positions.items()
-                if tp[0] in lane.topics
-            }
+            room = lane.room(self.options.chunk_bytes_max, self.options.chunk_records_max)
             try:
-                runs = fetched.drain(
-                    wanted, room, self.options.chunk_records_max - arrived.records, self._seek_back
-                )
+                runs = fetched.drain(lane.next_offsets(self._positions), *room, self._seek_back)
             except UnreadableError as error:
                 raise TransportError(
                     f"cannot read {error}; a broker refuses it, or the log is damaged; the worker"
                     " stops, and reads on from its journal when it is started again; if it stays"
                     " so, look at the broker's log and disk, and let another copy lead"
                 ) from error
-            arrived.add(runs)
+            lane.take_in(runs)
             some = some or bool(runs)
         return some
 
@@ -386,23 +389,22 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         """Give every idle lane its chunk where it is due; tell whether there was any."""
         some = False
         for lane in self._lanes:
-            if not (lane.arrived and lane.idle and self._stands(self._generation)):
+            due_in = lane.due_in()
+            if due_in is None or not self._stands(self._generation):
                 continue
-            wait_seconds = lane.wait_seconds()
-            if wait_seconds > 0:
-                self._alarm.ring_in(wait_seconds)
+            if due_in > 0:
+                self._alarm.ring_in(due_in)
                 continue
-            if not lane.admits():
+            chunk = lane.next_chunk(self._generation)
+            if chunk is None:
                 continue
             some = True
-            runs = lane.arrived.take()
-            for run in runs:
+            for run in chunk.runs:
                 self._positions[run.topic, run.partition] = run.next_offset
                 self._counts.records += len(run.values)
             self._counts.chunks += 1
-            lane.queue(chunk := Chunk(self._generation, runs))
             # The channel has room, since its lane is idle, so this does not wait.
-            await lane.send(chunk)
+            await lane.offer(chunk)
         return some
 
     def _arrived(self, arrival: asyncio.Future[None]) -> None:
@@ -430,8 +432,8 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
     def _seek_back(self, topic: str, partition: int) -> None:
         self.realign(topic, partition, self._positions[topic, partition])
 
-    def _idle(self, chunk: Chunk | None) -> None:
-        """A lane has done a chunk, or its agent has started."""
+    def lane_idle(self, chunk: Chunk | None) -> None:
+        """Take note that a lane has done a chunk, or that its agent has started."""
         if chunk is not None and chunk.generation == self._generation:
             for run in chunk.runs:
                 if (run.topic, run.partition) in self.ready:

@@ -20,7 +20,7 @@ from mode import Service
 
 from agents.supervised import supervised
 from app.kafka.aiokafka_private import tell_broken_connections
-from app.kafka.lane import Lane, always
+from app.kafka.lane import Idle, Lane, always
 from app.kafka.pace import Pace
 from app.web.listener import Site
 from app.web.server import Counts, Runner
@@ -162,13 +162,16 @@ def create_app(
 
 def lane_of(
     app: MapApp,
+    became_idle: Idle,
     agent: str,
     topics: Iterable[str],
+    *,
     admits: Callable[[], bool] = always,
     pace: Pace | None = None,
 ) -> Lane:
     """Return the lane that feeds ``agent`` with the chunks of ``topics`` while ``admits()``."""
-    return Lane(agent, frozenset(topics), app.chunks[agent].put, admits, pace)
+    put = app.chunks[agent].put
+    return Lane(agent, frozenset(topics), put, became_idle, admits=admits, pace=pace)
 
 
 def add_agent(

@@ -31,13 +31,14 @@ from app.health.backpressure import Pressure
 from app.health.checks import readiness_of, watch_of
 from app.health.watch import Watch
 from app.host.printable import protect_log
-from app.host.reloads import Reloads
+from app.host.reloads import Reloads, ReloadService
 from app.kafka.brokers import patiently
-from app.kafka.lane import Lane, TransportOptions
+from app.kafka.lane import Lane
 from app.kafka.log import KafkaLog
 from app.kafka.logins import hold_back_logins
 from app.kafka.pace import Pace
 from app.kafka.transport import Transport
+from app.kafka.transport_options import TransportOptions
 from app.mapfile.load import load_map
 from app.peers.remote_owners import Peers
 from app.runtime.faust_app import MapApp, add_agent, create_app, lane_of
@@ -151,46 +152,32 @@ def build(settings: Settings) -> MapApp:
     hold_back_logins()
     raise_files_limit()
     themap = load_map(settings.map_file)
-
-    def failed(error: BaseException) -> None:
-        transport.fail(error)
-
-    reloads = Reloads(failed)
+    reloads = Reloads()
     options = kafka_options(settings, reloads)
     _make_folder(settings)
     app = _app(settings, themap, reloads)
-    app.accepting_failed = failed
     log = _log(settings, themap, options)
     archive = _archive(settings, reloads)
-
-    # The transport is made of the owners, and the owners report to the transport.
-    def fenced(topic: str, partition: int, reason: str) -> None:
-        transport.restart(topic, partition, reason)
-
-    def misplaced(topic: str, partition: int, position: int) -> None:
-        transport.realign(topic, partition, position)
-
+    transport = Transport(_transport_options(settings, themap, options), app.flow_control.clear)
+    app.accepting_failed = transport.fail
     owners = PartitionManager(
         themap,
         log,
         archive,
         settings.state_folder / themap.name,
-        failed=failed,
-        fenced=fenced,
-        misplaced=misplaced,
+        failed=transport.fail,
+        fenced=transport.restart,
+        misplaced=transport.realign,
         early_emit_s=settings.early_emit_ms / 1_000,
     )
     layer_topics = {t for t, plan in owners.plans.items() if plan.finer is not None}
     pressure = _pressure(settings, owners)
     sources = owners.plans.keys() - layer_topics
-    ingest = lane_of(app, "ingest", sources, pressure.admits_sources, _pace(settings))
-    rollup = lane_of(app, "rollup", layer_topics, pressure.admits_layers, _pace(settings))
-    transport = Transport(
-        _transport_options(settings, themap, options),
-        owners,
-        [ingest, rollup],
-        app.flow_control.clear,
-    )
+    pace = functools.partial(Pace, settings.gather_ms_max / 1_000, settings.chunk_bytes_max)
+    lane = functools.partial(lane_of, app, transport.lane_idle)
+    ingest = lane("ingest", sources, admits=pressure.admits_sources, pace=pace())
+    rollup = lane("rollup", layer_topics, admits=pressure.admits_layers, pace=pace())
+    transport.serve(owners, [ingest, rollup])
     add_agent(app, ingest, Ingest(owners, log).handle, transport.fail)
     add_agent(app, rollup, Rollup(owners, log).handle, transport.fail)
     check = functools.partial(_check, settings, owners, options)
@@ -199,7 +186,7 @@ def build(settings: Settings) -> MapApp:
         opened_late=owners.claim_anew, outage=owners.emitted.archive,
     )  # fmt: skip
     watch = watch_of(settings, owners, transport, pressure, archive)
-    app.own_services += [foundation, transport, watch, reloads]
+    app.own_services += [foundation, transport, watch, ReloadService(reloads, transport.fail)]
     readiness = readiness_of(
         settings, watch, transport, owners=owners, archive=archive, pressure=pressure
     )
@@ -312,10 +299,6 @@ def _pressure(settings: Settings, owners: PartitionManager) -> Pressure:
         [settings.state_folder, *embedded],
         owners.pending_bytes,
     )
-
-
-def _pace(settings: Settings) -> Pace:
-    return Pace(settings.gather_ms_max / 1_000, settings.chunk_bytes_max)
 
 
 def _log(settings: Settings, themap: Map, options: dict[str, Any]) -> KafkaLog:

@@ -133,7 +133,7 @@ def install(
         app.web.blueprints = type(app.web.blueprints)()
         site = app.web.web_app
     reader = Reader(view.themap, live, cache, _limits(settings), clock_ms)
-    access = access or Access(settings, Reloads(_ignore))
+    access = access or Access(settings, Reloads())
     endpoint = _Endpoint(view, settings, reader, metrics, access)
     endpoint.workers = workers
     streams = LiveStreams(view.themap, live, cache, settings)
@@ -384,10 +384,6 @@ class _Endpoint:
             cursor=page.cursor,
         )  # fmt: skip
         return respond(answered, kind)
-
-
-def _ignore(_: BaseException) -> None:
-    """Take what nobody runs."""
 
 
 def _document(document: dict[str, Any]) -> Handler:
