@@ -7,10 +7,10 @@ import asyncio
 from agents.decode.records import Decoder
 from agents.fold.layers import Content, Folder
 from agents.fold.small import SmallBatchFolder
-from agents.partition.emitter import Log
 from agents.partition.letters import send_letters
 from agents.partition.owner import Owner, tail_of
 from agents.partition.owners import PartitionManager
+from agents.ports import Log
 from tables.model.errors import DeltaTooLargeError, OutcomeUnknownError
 from tables.record.chunk import Chunk, Run
 

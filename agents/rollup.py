@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 
 from agents.fold.gather import Gatherer
-from agents.partition.emitter import Log
 from agents.partition.letters import send_letters, whole_record
 from agents.partition.owner import tail_of
 from agents.partition.owners import PartitionManager
+from agents.ports import Log
 from tables.model.errors import DeltaTooLargeError, OutcomeUnknownError
 from tables.record.chunk import Chunk, Run
 

@@ -118,7 +118,7 @@ class LocalWorker:
         await self.restore()
         busy = [await self.step(topic, 1_000) for topic in self.map.inputs()]
         waiting = sum(
-            owner.unacknowledged(layer)
+            owner.sinks.unacknowledged(layer)
             for owner in self.owners.each()
             for layer in owner.plan.layers
         )

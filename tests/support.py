@@ -12,7 +12,7 @@ import msgspec
 import orjson
 import pytest
 
-from agents.partition.log_partition import LogRecord
+from agents.ports import LogRecord
 from app.health.backpressure import Pressure
 from tables.model.errors import OffsetGoneError, OutcomeUnknownError
 from tables.model.layer import Accumulator, Field, KeyField, Layer, Map, Measure, Source

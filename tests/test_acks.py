@@ -1,4 +1,4 @@
-"""Acknowledgements: what a sink lacks is what brute force says, whatever the order of steps."""
+"""Acknowledgements: brute force finds the same windows pending, whatever the order of steps."""
 
 import time
 from types import SimpleNamespace
@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.partition.acks import Acks, oldest_taken
-from agents.partition.owner import Owner
+from agents.partition.acks import Acks, oldest_acknowledged
+from agents.partition.emission import ARCHIVE
+from agents.partition.sinks import Sinks
 from tables.model.window import Window
 
 WINDOWS = st.integers(0, 5)
@@ -25,7 +26,7 @@ STEPS = st.lists(
 
 
 @given(st.dictionaries(WINDOWS, st.integers(1, 3)), STEPS)
-def test_what_is_lacking_is_every_window_above_its_acknowledgement(
+def test_pending_is_every_window_above_its_acknowledgement(
     versions: dict[int, int], steps: list[tuple[str, set[int]]]
 ) -> None:
     """Emissions of now and of before are acknowledged; windows change, go and come again."""
@@ -37,22 +38,23 @@ def test_what_is_lacking_is_every_window_above_its_acknowledgement(
             versions.update(dict.fromkeys(windows, version))
             acks.changed(windows)
         elif step == "take":
-            taken = {w: v for w, v in acks.lacking().items() if w in windows}
+            taken = {w: v for w, v in acks.pending().items() if w in windows}
             sent.append(taken)
-            acks.take(taken)
+            acks.acknowledge(taken)
             acked |= taken
         elif step == "late":
             # An answer that came twice, or to an older emission.
             old = {w: v for w, v in sent[len(sent) // 2].items() if w in versions}
-            acks.take(old)
+            acks.acknowledge(old)
             acked |= {w: max(v, acked.get(w, -1)) for w, v in old.items()}
         else:
             for window in windows:
                 versions.pop(window, None)
                 acked.pop(window, None)
             acks.forget(windows)
-        assert acks.lacking() == {w: v for w, v in versions.items() if v > acked.get(w, -1)}
-        assert [acks.get(w, -1) for w in range(6)] == [acked.get(w, -1) for w in range(6)]
+        assert acks.pending() == {w: v for w, v in versions.items() if v > acked.get(w, -1)}
+        found = [acks.acknowledged_version(w) for w in range(6)]
+        assert found == [acked.get(w, -1) for w in range(6)]
 
 
 HOUR = Window(3_600_000)
@@ -72,15 +74,17 @@ def test_windows_before_the_one_of_a_time_are_those_that_end_by_then(
 def test_what_600_000_closed_windows_lack_is_told_at_once() -> None:
     """Every query asked for it: while the archive was away each held up the loop for seconds."""
     width = HOUR.end(0)
-    acks = Acks({number * width: number for number in range(600_000)})
-    layer = SimpleNamespace(name="hour", window=HOUR)
-    state = SimpleNamespace(closed_ms=lambda _: 500_000 * width, floor_ms=lambda _: 0)
-    owner: Any = object.__new__(Owner)
-    owner.state, owner._acks = state, {("hour", "archive"): acks}
+    layer: Any = SimpleNamespace(name="hour", window=HOUR, is_combiner=False, publish="")
+    table = SimpleNamespace(versions={number * width: number for number in range(600_000)})
+    state: Any = SimpleNamespace(
+        tables={"hour": table}, closed_ms=lambda _: 500_000 * width, floor_ms=lambda _: 0
+    )
+    plan: Any = SimpleNamespace(layers=[layer], coarser={"hour": []})
+    sinks = Sinks(plan, state)
     began = time.thread_time()
-    assert owner.announcement(layer, "archive") == (width - 1, 0)
+    assert sinks.announcement(layer, ARCHIVE) == (width - 1, 0)
     assert time.thread_time() - began < 0.3
-    assert len(owner._unacknowledged(layer, "archive")) == 500_000
+    assert sinks.unacknowledged(layer) == 500_000
 
 
 @given(
@@ -95,14 +99,14 @@ def test_the_oldest_that_all_sinks_have_are_what_brute_force_says(
     """Up to the first that a sink lacks at its version, or that is not sealed."""
     width = HOUR.end(0)
     acks = Acks({start * width: version for start, version in versions.items()})
-    acks.take({start * width: version for start, version in acked.items()})
+    acks.acknowledge({start * width: version for start, version in acked.items()})
     want = []
     for start in sorted(versions):
         if start + 1 > floor or acked.get(start, -1) < versions[start] or len(want) == most:
             break
         want.append(start * width)
     have = {start * width: version for start, version in versions.items()}
-    assert oldest_taken(HOUR, floor * width, have, [acks], most) == want
+    assert oldest_acknowledged(HOUR, floor * width, have, [acks], most) == want
 
 
 @pytest.mark.parametrize("away", [True, False])
@@ -112,8 +116,10 @@ def test_600_000_sealed_windows_do_not_hold_up_a_delta(away: bool) -> None:
     versions = {number * width: number for number in range(600_000)}
     acks = Acks(versions)
     if not away:
-        acks.take({start: version for start, version in versions.items() if start < 1_000 * width})
+        acks.acknowledge(
+            {start: version for start, version in versions.items() if start < 1_000 * width}
+        )
     began = time.thread_time()
-    found = oldest_taken(HOUR, 600_000 * width, versions, [acks], 500_000)
+    found = oldest_acknowledged(HOUR, 600_000 * width, versions, [acks], 500_000)
     assert time.thread_time() - began < 0.3
     assert len(found) == (0 if away else 1_000)

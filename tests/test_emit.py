@@ -25,8 +25,10 @@ from support import (
 from agents.decode.records import Decoder
 from agents.fold.layers import Folder
 from agents.partition import emitter as emit
+from agents.partition import writers
 from agents.partition.emission import ARCHIVE, FEED
-from agents.partition.emitter import EmitCounts, Emitter
+from agents.partition.emit_counts import EmitCounts
+from agents.partition.emitter import Emitter
 from agents.partition.log_partition import LogPartitionIO
 from agents.partition.owner import Owner, tail_of
 from client.feed import decode_record
@@ -127,8 +129,21 @@ class TimedLog(MemoryLog):
         ]
 
 
+class Spread:
+    """In place of chance: always the most, which is remembered."""
+
+    def __init__(self) -> None:
+        self.pauses: list[float] = []
+
+    def __call__(self, least: float, most: float) -> float:
+        """Return the most."""
+        assert least == most / 2
+        self.pauses.append(most)
+        return most
+
+
 class Scene:
-    """One owner of partition 1 with its emitter, fed by hand."""
+    """One owner of partition 1 with its emitter, fed by hand, whose clock may be put forward."""
 
     def __init__(
         self,
@@ -145,8 +160,17 @@ class Scene:
         self.owner = Owner(plan, 1, LogPartitionIO(plan, 1, log, self.store, archive=archive))
         self.counts = EmitCounts()
         self.failures: list[BaseException] = []
+        self.spread = Spread()
+        self.ahead_s = 0.0
         self.emitter = Emitter(
-            self.owner, archive, log, self.counts, self.failures.append, early_emit_s=early_emit_s
+            self.owner,
+            archive,
+            log,
+            self.counts,
+            self.failures.append,
+            early_emit_s=early_emit_s,
+            clock=lambda: asyncio.get_running_loop().time() + self.ahead_s,
+            uniform=self.spread,
         )
         self._decoder, self._folder = Decoder(plan.source), Folder(plan)
 
@@ -168,43 +192,30 @@ class Scene:
 
     async def settled(self) -> bool:
         """Tell whether every sink has acknowledged what is closed."""
-        return not any(self.owner.unacknowledged(layer) for layer in self.owner.plan.layers)
+        return not any(self.owner.sinks.unacknowledged(layer) for layer in self.owner.plan.layers)
 
     async def idle(self) -> bool:
         """Tell whether the tasks have seen every wake."""
-        return not any(route.news.is_set() for route in self.emitter._routes)
+        return not self.emitter.statistics().woken
 
     async def told(self) -> bool:
         """Tell whether the layer topic's partitions have heard of the present floor."""
         heard = {partition: self.log.contributions(partition)[-1:] for partition in range(2)}
-        now = self.owner.announcement(HOUR, "day")
+        now = self.owner.sinks.announcement(HOUR, "day")
         return all(found and found[0].announced == now for found in heard.values())
 
 
 @pytest.fixture
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
-    """Shorten pauses and intervals, without chance in them; return the pauses that are taken."""
-    monkeypatch.setattr(emit, "ANNOUNCE_INTERVAL_S", 0.05)
+async def make(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Callable[..., Awaitable[Scene]]]:
+    """Return a maker of scenes over one log and one archive; each is claimed and not started.
+
+    Pauses and intervals are short.
+    """
+    monkeypatch.setattr(writers, "ANNOUNCE_INTERVAL_S", 0.05)
     monkeypatch.setattr(emit, "RETRY_S_MIN", 0.01)
     monkeypatch.setattr(emit, "RETRY_S_MAX", 0.04)
-    monkeypatch.setattr(emit.random, "uniform", lambda _, most: most)
-    taken: list[float | None] = []
-    timeout = asyncio.timeout
-
-    def noted(pause_s: float | None) -> asyncio.Timeout:
-        taken.append(pause_s)
-        return timeout(pause_s)
-
-    monkeypatch.setattr(emit.asyncio, "timeout", noted)
-    return taken
-
-
-@pytest.fixture
-async def make(
-    tmp_path: Path, pauses: list[float | None]
-) -> AsyncIterator[Callable[..., Awaitable[Scene]]]:
-    """Return a maker of scenes over one log and one archive; each is claimed and not started."""
-    del pauses  # they are short from the start
     archive, log = Archive(tmp_path / "archive"), TimedLog()
     await archive.open(MAP)
     numbers = itertools.count()
@@ -314,23 +325,18 @@ async def test_a_layer_topic_that_is_away_holds_no_archive_back(
         return scene.counts.archived["hour"] == 1
 
     await until(archived)
-    assert scene.owner.announcement(HOUR, "day") == (HOUR_MS - 1, HOUR_MS - 1)
+    assert scene.owner.sinks.announcement(HOUR, "day") == (HOUR_MS - 1, HOUR_MS - 1)
     scene.log.lost = False
     await until(scene.settled)
-    assert scene.owner.announcement(HOUR, "day") == (3 * HOUR_MS, 2 * HOUR_MS)
+    assert scene.owner.sinks.announcement(HOUR, "day") == (3 * HOUR_MS, 2 * HOUR_MS)
     assert sum(bool(c.block) for c in scene.log.contributions()) == 1
 
 
-async def test_retries_back_off_up_to_a_limit_and_each_failure_is_counted(
-    scene: Scene, pauses: list[float | None]
-) -> None:
+async def test_retries_back_off_up_to_a_limit_and_each_failure_is_counted(scene: Scene) -> None:
     """Pauses double from the least to the greatest, and start anew after a success."""
     await scene.feed(0)
     scene.archive.error = ArchiveError("cannot write: disk full")
     await scene.feed(HOUR_MS)
-
-    def retries() -> list[float]:
-        return [pause for pause in pauses if pause in (0.01, 0.02, 0.04)]
 
     async def failed_often() -> bool:
         return scene.archive.attempts >= 5
@@ -339,17 +345,17 @@ async def test_retries_back_off_up_to_a_limit_and_each_failure_is_counted(
     scene.archive.error = None
     await until(scene.settled)
     failures = scene.archive.attempts - 1
-    assert retries() == [0.01, 0.02, *[0.04] * (failures - 2)]
+    assert scene.spread.pauses == [0.01, 0.02, *[0.04] * (failures - 2)]
     assert scene.counts.archive.failures == scene.counts.failures["archive"] == failures
-    pauses.clear()
+    scene.spread.pauses.clear()
     scene.archive.error = ArchiveError("cannot write: again")
     await scene.feed(2 * HOUR_MS)
 
     async def failed_again() -> bool:
-        return bool(retries())
+        return bool(scene.spread.pauses)
 
     await until(failed_again)
-    assert retries()[0] == 0.01
+    assert scene.spread.pauses[0] == 0.01
     assert scene.failures == []
 
 
@@ -357,7 +363,7 @@ async def test_announcements_alone_reach_every_partition_when_a_floor_passes_a_w
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also those that no cell goes to; a move inside the same windows is no news."""
-    monkeypatch.setattr(emit, "ANNOUNCE_INTERVAL_S", 0.0)  # what is news is sent at once
+    monkeypatch.setattr(writers, "ANNOUNCE_INTERVAL_S", 0.0)  # what is news is sent at once
     await scene.feed(0, HOUR_MS)
     await until(scene.told)
     count = len(scene.log.contributions())
@@ -379,7 +385,7 @@ async def test_announcements_alone_keep_their_interval(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However fast floors pass windows; the last one is told without another wake."""
-    monkeypatch.setattr(emit, "ANNOUNCE_INTERVAL_S", 0.2)
+    monkeypatch.setattr(writers, "ANNOUNCE_INTERVAL_S", 0.2)
     days = itertools.count()
 
     async def told_often() -> bool:
@@ -418,17 +424,15 @@ async def test_a_stop_ends_tasks_that_wait_for_ever(scene: Scene) -> None:
     await scene.feed(0, HOUR_MS)
 
     async def hanging() -> bool:
-        return scene.archive.attempts == 1 and scene.owner.unacknowledged(HOUR) == 1
+        return scene.archive.attempts == 1 and scene.owner.sinks.unacknowledged(HOUR) == 1
 
     await until(hanging)
-    tasks = list(scene.emitter._tasks)
-    assert len(tasks) == 2
-    assert not any(task.done() for task in tasks)
+    assert scene.emitter.statistics().tasks == 2
     async with asyncio.timeout(10):
         await scene.emitter.stop()
-    assert all(task.done() for task in tasks)
+    assert scene.emitter.statistics().tasks == 0
     assert scene.failures == []
-    assert scene.owner.unacknowledged(HOUR) == 1
+    assert scene.owner.sinks.unacknowledged(HOUR) == 1
 
 
 async def test_a_stop_ends_tasks_between_two_retries(scene: Scene) -> None:
@@ -442,7 +446,7 @@ async def test_a_stop_ends_tasks_between_two_retries(scene: Scene) -> None:
     await until(failed)
     async with asyncio.timeout(10):
         await scene.emitter.stop()
-    assert all(task.cancelled() for task in scene.emitter._tasks)
+    assert scene.emitter.statistics().tasks == 0
     assert scene.failures == []
 
 
@@ -471,7 +475,7 @@ async def test_a_layer_that_nothing_is_made_from_goes_to_the_archive_only(
     scene.emitter.start()
     await scene.feed(0, HOUR_MS)
     await until(scene.settled)
-    assert len(scene.emitter._tasks) == 1
+    assert scene.emitter.statistics().tasks == 1
     assert scene.archive.versions() == [(0, BASE + 2)]
     assert scene.log.contributions() == []
 
@@ -500,8 +504,8 @@ async def test_a_feed_gets_closed_cells_and_what_amends_them(
     await until(scene.idle)
     assert scene.log.published() == [(0, BASE + 2, 1), (0, BASE + 3, 6)]
     (hour,) = scene.owner.plan.layers
-    assert scene.owner.sinks(hour) == [ARCHIVE, FEED, "day"]
-    assert scene.owner.waiting_open(hour) == 0
+    assert scene.owner.sinks.names_of(hour) == [ARCHIVE, FEED, "day"]
+    assert scene.owner.sinks.waiting_open(hour) == 0
     assert scene.counts.published == {"hour": 2}
     assert scene.failures == []
 
@@ -520,9 +524,9 @@ async def test_a_feed_that_is_away_holds_nothing_but_eviction_back(
 
     await until(elsewhere)
     await until(scene.told)
-    assert scene.owner.announcement(HOUR, "day") == (3 * HOUR_MS, 2 * HOUR_MS)
-    assert scene.owner.unacknowledged(scene.owner.plan.layers[0]) == 1
-    assert scene.owner.pending_bytes() > 0
+    assert scene.owner.sinks.announcement(HOUR, "day") == (3 * HOUR_MS, 2 * HOUR_MS)
+    assert scene.owner.sinks.unacknowledged(scene.owner.plan.layers[0]) == 1
+    assert scene.owner.sinks.pending_bytes() > 0
     assert scene.owner.housekeeping() is None
     scene.log.feed_lost = False
     await until(scene.settled)
@@ -535,7 +539,7 @@ async def test_a_new_owner_publishes_all_that_is_closed_again(
     make: Callable[..., Awaitable[Scene]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At the same versions, however many records are appended together."""
-    monkeypatch.setattr(emit, "FEED_RECORDS_AT_ONCE", 1)
+    monkeypatch.setattr(writers, "FEED_RECORDS_AT_ONCE", 1)
     first = await make(publishing("json"))
     first.emitter.start()
     await first.feed(-HOUR_MS, 0, HOUR_MS)
@@ -560,8 +564,7 @@ async def test_nothing_is_sent_early_under_load_nor_where_it_is_off(
     scene.emitter.start()
 
     async def attempts_after(minutes: int) -> int:
-        # As if so much time had passed since cells changed last.
-        scene.emitter._changed_at -= minutes * 60
+        scene.ahead_s += minutes * 60
         scene.emitter.wake()
         await until(scene.idle)
         return scene.archive.attempts
@@ -595,4 +598,4 @@ async def test_open_cells_are_tried_again_until_they_are_there(
 
     await until(there)
     assert [c.announced for c in scene.log.contributions() if c.block] == [(2, 2 - HOUR_MS)]
-    assert scene.owner.announcement(HOUR, "day") == (2, 2 - HOUR_MS)
+    assert scene.owner.sinks.announcement(HOUR, "day") == (2, 2 - HOUR_MS)

@@ -11,9 +11,8 @@ import pytest
 from house import RAW, LocalWorker, archived
 from support import MemoryLog, StoredRecord, dataclasses_replace, flight, small_map, until
 
-from agents.partition import emitter as emit
 from agents.partition import idle_heartbeat as idle
-from agents.partition import owners
+from agents.partition import owned_partition, writers
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model.errors import OutcomeUnknownError
 from tables.model.layer import Map
@@ -65,8 +64,8 @@ Make = Callable[..., LocalWorker]
 @pytest.fixture
 async def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
     """Return a maker of workers, of which each has a folder; they share one log and one archive."""
-    monkeypatch.setattr(emit, "ANNOUNCE_INTERVAL_S", 0.0)
-    monkeypatch.setattr(owners, "TIDY_AFTER_S", 0.0)
+    monkeypatch.setattr(writers, "ANNOUNCE_INTERVAL_S", 0.0)
+    monkeypatch.setattr(owned_partition, "EVICT_AFTER_S", 0.0)
     archive, log = EmbeddedArchive(tmp_path / "archive"), AwayLog()
     await archive.open(map_of())
     houses: list[LocalWorker] = []
@@ -132,7 +131,7 @@ async def sent_early(house: LocalWorker) -> None:
     for owner in house.owners.each():
         for layer in owner.plan.layers:
             assert owner.state.closed_ms(layer) < FINE_MS
-            assert owner.unacknowledged(layer) == 0
+            assert owner.sinks.unacknowledged(layer) == 0
             assert not owner.housekeeping()
 
 

@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import DAY_MS, HOUR_MS, MemoryLog, dataclasses_replace, flight, small_map, until
 
-from agents.partition import emitter as emit
-from agents.partition import owners
+from agents.partition import owned_partition, writers
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model import ledger
 from tables.model.layer import Map
@@ -27,8 +26,8 @@ MINUTE_MS = 60_000
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Announce and evict at once."""
-    monkeypatch.setattr(emit, "ANNOUNCE_INTERVAL_S", 0.0)
-    monkeypatch.setattr(owners, "TIDY_AFTER_S", 0.0)
+    monkeypatch.setattr(writers, "ANNOUNCE_INTERVAL_S", 0.0)
+    monkeypatch.setattr(owned_partition, "EVICT_AFTER_S", 0.0)
 
 
 @pytest.fixture
@@ -49,10 +48,10 @@ async def work(house: LocalWorker) -> None:
         await house.restore()
         busy = [await house.step(topic, 1_000) for topic in house.map.inputs()]
         every = list(house.owners.each())
-        waiting = sum(o.unacknowledged(layer) for o in every for layer in o.plan.layers)
+        waiting = sum(o.sinks.unacknowledged(layer) for o in every for layer in o.plan.layers)
         told = all(
             coarser.state.meta.announced.get(finer.partition)
-            == finer.announcement(MAP.layer("hour"), "day")
+            == finer.sinks.announcement(MAP.layer("hour"), "day")
             for coarser in every
             if coarser.plan.finer is not None
             for finer in every

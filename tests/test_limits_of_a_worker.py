@@ -25,14 +25,14 @@ import asyncio, pathlib, sys, time
 from app.runtime import wiring as station
 from app.runtime.worker_process import WorkerProcess
 from app.config.settings import load_settings
-from agents.partition.emitter import Emitter
 from agents.partition.owners import PartitionManager
+from agents.partition.writers import LayerTopicWriter
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model.errors import ArchiveError
 
 flag = pathlib.Path(sys.argv.pop())
 kind = sys.argv.pop()
-write, announce = EmbeddedArchive.write, Emitter._announce
+write, announce = EmbeddedArchive.write, LayerTopicWriter._announce
 restore = PartitionManager.restore
 
 async def write_or_not(archive, layer, rows, times):
@@ -42,10 +42,10 @@ async def write_or_not(archive, layer, rows, times):
         time.sleep(3600)
     await write(archive, layer, rows, times)
 
-async def announce_or_not(emitter):
+async def announce_or_not(writer):
     if kind == "bug" and flag.exists():
         raise ValueError("a bug in a background task")
-    return await announce(emitter)
+    return await announce(writer)
 
 async def restore_or_not(owners, topic, partition, generation):
     while kind == "slow" and flag.exists() and topic.endswith(".raw") and partition == 1:
@@ -53,7 +53,7 @@ async def restore_or_not(owners, topic, partition, generation):
     return await restore(owners, topic, partition, generation)
 
 PartitionManager.restore = restore_or_not
-EmbeddedArchive.write, Emitter._announce = write_or_not, announce_or_not
+EmbeddedArchive.write, LayerTopicWriter._announce = write_or_not, announce_or_not
 WorkerProcess(station.build(load_settings()), loglevel="INFO").execute_from_commandline()
 """
 SESSION_MS = 2_000

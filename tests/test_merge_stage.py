@@ -21,7 +21,7 @@ from support import (
     until,
 )
 
-from agents.partition import emitter as emit
+from agents.partition import writers
 from agents.partition.emission import ARCHIVE
 from app.health.readiness import Readiness
 from app.runtime.worker_status import WorkerStatus
@@ -275,7 +275,7 @@ async def test_early_emissions_wait_and_closed_windows_do_not(
     hour 0           | hour 1 ...
     e  (sent)  e  e  | e          the first three are sent once they are closed, the last is not
     """
-    monkeypatch.setattr(emit, "COMBINER_EMIT_S", 3_600.0)
+    monkeypatch.setattr(writers, "COMBINER_EMIT_S", 3_600.0)
     house = make()
     await house.restore()
     house.log.put(RAW, 0, flight(1, "JFK", "UA"))
@@ -295,7 +295,7 @@ async def test_a_hot_key_costs_its_merger_one_row_a_partition_and_emission(
     make: Callable[[], LocalWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All events are of one cell; the merge stage gets one row from each source partition."""
-    monkeypatch.setattr(emit, "COMBINER_EMIT_S", 3_600.0)
+    monkeypatch.setattr(writers, "COMBINER_EMIT_S", 3_600.0)
     house = make()
     for partition in range(PARTITIONS):
         for at in range(500):
@@ -347,10 +347,10 @@ async def test_a_combiner_has_no_archive_and_leaves_its_table(
     await house.settle()
     owner = house.owners.get(RAW, 0)
     assert owner is not None
-    assert owner.sinks(COMBINER) == ["hour"]
+    assert owner.sinks.names_of(COMBINER) == ["hour"]
     merging = house.owners.get(HOUR_TOPIC, 0)
     assert merging is not None
-    assert merging.sinks(HOUR) == [ARCHIVE, "day"]
+    assert merging.sinks.names_of(HOUR) == [ARCHIVE, "day"]
     tables = [table for each in house.owners.each() for table in each.state.tables.values()]
 
     async def empty() -> bool:
@@ -384,7 +384,7 @@ async def test_windows_that_wait_in_combiners_count_as_unacknowledged(
         await asyncio.Event().wait()
 
     house = make()
-    monkeypatch.setattr(emit.Emitter, "_send", away)
+    monkeypatch.setattr(writers.LayerTopicWriter, "_send", away)
     fill(house.log, 6, partitions=PARTITIONS, keyed=False)
     await house.restore()
     await house.step(RAW, 1_000)

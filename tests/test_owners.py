@@ -19,9 +19,10 @@ from support import (
     until,
 )
 
-from agents.partition import owners
+from agents.partition import owned_partition, owners
 from agents.partition.emitter import Emitter
 from agents.partition.owner import UNSAVED_DELTAS_MAX, Owner
+from agents.partition.sinks import Sinks
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model import ledger
 from tables.model.errors import JournalRefusedError
@@ -387,19 +388,32 @@ async def test_the_loop_goes_on_while_a_store_closes(
     else:
         # Its claim lasts until it is cancelled, as when partitions are revoked.
         with monkeypatch.context() as patch:
-            patch.setattr(Owner, "claim", lambda _: asyncio.Event().wait())
+            claiming = asyncio.Event()
+
+            async def claim_for_ever(_: Owner) -> None:
+                claiming.set()
+                await asyncio.Event().wait()
+
+            patch.setattr(Owner, "claim", claim_for_ever)
             leaving = asyncio.create_task(house.owners.restore(RAW, 0, 1))
-            await asyncio.sleep(0.1)
+            await claiming.wait()
         leaving.cancel()
 
     async def begun() -> bool:
-        return closing.is_set()
+        return closing.is_set() and leaving.done() == (not claimed)
 
     await until(begun)
+    opened = threading.Event()
+
+    def opening(*args: Any) -> PartitionStore:
+        opened.set()
+        return PartitionStore(*args)
+
+    monkeypatch.setattr(owners, "PartitionStore", opening)
     again = asyncio.create_task(house.owners.restore(RAW, 0, 2))
-    await asyncio.sleep(0.05)
-    assert leaving.done() == (not claimed)
-    assert not again.done()
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert not opened.is_set()
     may_close.set()
     await asyncio.gather(leaving, return_exceptions=True)
     await again
@@ -414,7 +428,7 @@ async def test_background_work_that_dies_is_told_with_its_reason(
     make: Callable[[], LocalWorker], monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """A worker that evicts, snapshots, emits or releases no more must not go on as if it did."""
-    monkeypatch.setattr(owners, "TIDY_AFTER_S", 0)
+    monkeypatch.setattr(owned_partition, "EVICT_AFTER_S", 0)
     monkeypatch.setattr(Owner, "wants_snapshot", lambda _: True)
     house = make()
     fill(house.log, 5, 50)
@@ -423,7 +437,7 @@ async def test_background_work_that_dies_is_told_with_its_reason(
     def die(*_: object, **__: object) -> None:
         raise ValueError("a bug")
 
-    part = PartitionStore if what == "close" else Owner
+    part = {"close": PartitionStore, "due": Sinks}.get(what, Owner)
     close = PartitionStore.close
     monkeypatch.setattr(part, what, die)
     assert await house.step(RAW, 1_000)

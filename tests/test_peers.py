@@ -111,7 +111,7 @@ class Group:
         async def is_done() -> bool:
             # What was sent before a step that finds nothing has been read.
             owners = [owner for house in self.houses for owner in house.owners.each()]
-            waiting = sum(o.unacknowledged(layer) for o in owners for layer in o.plan.layers)
+            waiting = sum(o.sinks.unacknowledged(layer) for o in owners for layer in o.plan.layers)
             busy = await self._step()
             return not busy and not waiting
 

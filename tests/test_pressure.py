@@ -13,7 +13,7 @@ from house import MAP, RAW, LocalWorker, check, fill
 from support import DAY_MS, HOUR_MS, MemoryLog, flight, until
 
 from agents.partition import emitter as emit
-from agents.partition import owners
+from agents.partition import owned_partition
 from app.health import backpressure as pressure
 from app.health.backpressure import Gate, Pressure
 from tables.archive.embedded.archive import EmbeddedArchive
@@ -174,7 +174,7 @@ async def test_an_archive_away_pauses_sources_and_nothing_is_lost(
 ) -> None:
     """Pending memory stays below the mark and a chunk; layer topics go on; then all rows come."""
     monkeypatch.setattr(emit, "RETRY_S_MAX", 0.1)
-    monkeypatch.setattr(owners, "TIDY_AFTER_S", 0.01)
+    monkeypatch.setattr(owned_partition, "EVICT_AFTER_S", 0.01)
     log = MemoryLog()
     events = fill(log, 7, 2_000)
     house = LocalWorker(log, archive, tmp_path / "state")

@@ -102,7 +102,9 @@ async def work(house: LocalWorker) -> None:
 
     async def done() -> bool:
         busy = [await house.step(topic, 100) for topic in house.map.inputs()]
-        waiting = [o.unacknowledged(one) for o in house.owners.each() for one in o.plan.layers]
+        waiting = [
+            o.sinks.unacknowledged(one) for o in house.owners.each() for one in o.plan.layers
+        ]
         known = [o.state.is_known(one) for o in house.owners.each() for one in o.plan.layers]
         return not any(busy) and not any(waiting) and all(known)
 
@@ -370,7 +372,7 @@ async def test_while_workers_of_both_revisions_run_a_coarser_layer_has_null_and_
     async def settled() -> bool:
         busy = [await h.step(topic, 100) for h in houses for topic in (RAW, DAY_TOPIC)]
         owners = [owner for house in houses for owner in house.owners.each()]
-        waiting = [o.unacknowledged(one) for o in owners for one in o.plan.layers]
+        waiting = [o.sinks.unacknowledged(one) for o in owners for one in o.plan.layers]
         closed = [o.state.closed_ms(one) for o in owners for one in o.plan.layers]
         return not any(busy) and not any(waiting) and min(closed) >= 29 * HOUR_MS
 

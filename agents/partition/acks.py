@@ -1,4 +1,4 @@
-"""What a sink has acknowledged of a layer's windows, and which it lacks."""
+"""Which of a layer's windows a sink has acknowledged, and which are pending there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tables.model.window import Window
 class Acks:
     """Acknowledgements of one sink: by window start, up to which version it has all cells.
 
-    What it lacks is kept up to date, never looked for: with five seconds a window and hours of
+    What is pending is kept up to date, never looked for: with five seconds a window and hours of
     lateness there are thousands of others, and while a sink is away it may be 100,000s.
 
     Args:
@@ -23,42 +23,42 @@ class Acks:
     def __init__(self, versions: Mapping[int, int]) -> None:
         self._versions = versions
         self._acked: dict[int, int] = {}
-        self._lacking = dict(versions)
+        self._pending = dict(versions)
 
-    def get(self, window: int, default: int) -> int:
-        """Return up to which version the sink has a window, ``default`` where it has nothing."""
-        return self._acked.get(window, default)
+    def acknowledged_version(self, window: int) -> int:
+        """Return up to which version the sink has a window, -1 if it has nothing of it."""
+        return self._acked.get(window, -1)
 
     def changed(self, windows: Iterable[int]) -> None:
         """Take note that cells of these windows have changed."""
         for window in windows:
             version = self._versions.get(window, -1)
             if version > self._acked.get(window, -1):
-                self._lacking[window] = version
+                self._pending[window] = version
 
-    def lacking(self) -> dict[int, int]:
-        """Return the windows that the sink lacks at their version."""
-        return dict(self._lacking)
+    def pending(self) -> dict[int, int]:
+        """Return the windows, with their versions, that the sink has not acknowledged at these."""
+        return dict(self._pending)
 
-    def first(self) -> int | None:
-        """Return the oldest of them, None where there is none."""
-        return min(self._lacking, default=None)
+    def first_pending(self) -> int | None:
+        """Return the oldest of them, None if there is none."""
+        return min(self._pending, default=None)
 
-    def take(self, sent: Mapping[int, int]) -> None:
+    def acknowledge(self, sent: Mapping[int, int]) -> None:
         """Take note that the sink has these windows up to these versions."""
         for window, version in sent.items():
             has = self._acked[window] = max(version, self._acked.get(window, -1))
             if self._versions.get(window, -1) <= has:
-                self._lacking.pop(window, None)
+                self._pending.pop(window, None)
 
     def forget(self, windows: Iterable[int]) -> None:
         """Forget windows that are evicted."""
         for window in windows:
             self._acked.pop(window, None)
-            self._lacking.pop(window, None)
+            self._pending.pop(window, None)
 
 
-def oldest_taken(
+def oldest_acknowledged(
     window: Window, floor_ms: int, versions: Mapping[int, int], sinks: Sequence[Acks], most: int
 ) -> list[int]:
     """Return the oldest windows, up to the first that ends after a floor or that a sink lacks.
@@ -73,9 +73,9 @@ def oldest_taken(
         most: how many are returned at most.
     """
 
-    def is_taken(start: int) -> bool:
-        return all(acks.get(start, -1) >= versions[start] for acks in sinks)
+    def is_acknowledged(start: int) -> bool:
+        return all(acks.acknowledged_version(start) >= versions[start] for acks in sinks)
 
     ordered = sorted(versions)
     sealed = bisect.bisect_right(ordered, floor_ms, key=window.end)
-    return list(itertools.takewhile(is_taken, ordered[: min(sealed, most)]))
+    return list(itertools.takewhile(is_acknowledged, ordered[: min(sealed, most)]))

@@ -16,11 +16,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable
 
-from agents.partition.emitter import Log
 from agents.partition.owner import Owner
+from agents.ports import ReadableLog
 from agents.supervised import supervised
 from tables.model.errors import JournalRefusedError, OffsetGoneError, OutcomeUnknownError
 from tables.model.window import TIME_MS_MAX
@@ -36,24 +35,6 @@ LOOK_BACK_ENTRIES = 8
 after it at times; an idle partition's next heartbeat makes a delta again."""
 
 
-class Stored(Protocol):
-    """A record as read back."""
-
-    @property
-    def value(self) -> bytes | None:
-        """Its value."""
-
-
-class IdleLog(Log, Protocol):
-    """What is asked of the log beside appends."""
-
-    async def bounds(self, topic: str, partition: int) -> tuple[int, int]:
-        """Return the first offset and the one after the last. Raises OutcomeUnknownError."""
-
-    async def read(self, topic: str, partition: int, start: int, stop: int) -> Sequence[Stored]:
-        """Return the records of offsets ``[start, stop)``. Raises OffsetGoneError."""
-
-
 class StreamTimes:
     """How far the partitions of a source are: those of this worker, and by their journals others.
 
@@ -62,7 +43,7 @@ class StreamTimes:
     ``idle_heartbeat`` for all partitions of this worker.
     """
 
-    def __init__(self, to: IdleLog, held: Callable[[str, int], Owner | None]) -> None:
+    def __init__(self, to: ReadableLog, held: Callable[[str, int], Owner | None]) -> None:
         self._log = to
         self._held = held
         self._journaled: dict[tuple[str, int], tuple[float, int | None]] = {}
@@ -113,7 +94,7 @@ class IdleHeartbeat:
     def __init__(
         self,
         owner: Owner,
-        to: IdleLog,
+        to: ReadableLog,
         times: StreamTimes,
         failed: Callable[[BaseException], None],
     ) -> None:

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 
 from agents.decode.event_batch import SetAside
-from agents.partition.emitter import Log
+from agents.ports import Log
 from tables.model.layer import Map
 from tables.model.limits import LETTER_BYTES_MAX, LETTER_INDEX_BYTES_MAX
 from tables.record.chunk import Headers, Run

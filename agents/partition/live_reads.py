@@ -104,7 +104,7 @@ def facts_of(owner: Owner, layer: Layer) -> PartitionFacts:
     floor = state.floor_ms(layer)
     oldest_end = NEVER_ENDS_MS if table.oldest is None else layer.window.end(table.oldest)
     evicted_ms = min(floor, oldest_end - 1)
-    archived_ms = evicted_ms if layer.is_combiner else owner.announcement(layer, ARCHIVE)[1]
+    archived_ms = evicted_ms if layer.is_combiner else owner.sinks.announcement(layer, ARCHIVE)[1]
     return PartitionFacts(
         partition=owner.partition,
         position=owner.position,

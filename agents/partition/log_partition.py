@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import zlib
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
-from agents.partition.emitter import Log
+from agents.ports import ReadableLog
 from tables.archive.protocol import Archive
 from tables.state.input_plan import InputPlan
 from tables.state.journal import Claimant, Identity
@@ -21,36 +20,6 @@ T = TypeVar("T")
 
 READ_BYTES_MAX = 32 << 20
 """Journal entries held at once while recovering; the store is saved after each read."""
-
-
-@dataclasses.dataclass(slots=True, frozen=True)
-class LogRecord:
-    """One record as read back: its value, None for none, and its append time in milliseconds."""
-
-    offset: int
-    value: bytes | None
-    append_time_ms: int
-
-
-class ReadableLog(Log, Protocol):
-    """A log that can be read back as well."""
-
-    async def read(
-        self, topic: str, partition: int, start: int, stop: int, bytes_max: int | None = None
-    ) -> list[LogRecord]:
-        """Return the records of offsets ``[start, stop)``; no more once values reach ``bytes_max``.
-
-        There is at least one. Raises OffsetGoneError.
-        """
-
-    async def record_at(self, topic: str, partition: int, offset: int) -> LogRecord | None:
-        """Return the record at an offset, None where there is none. Raises OutcomeUnknownError."""
-
-    async def truncate(self, topic: str, partition: int, before: int) -> None:
-        """Delete the records before an offset, if brokers can. Raises OutcomeUnknownError."""
-
-    async def bounds(self, topic: str, partition: int) -> tuple[int, int]:
-        """Return the first offset and the one after the last."""
 
 
 class LogPartitionIO:

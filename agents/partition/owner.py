@@ -13,13 +13,12 @@ from collections.abc import Iterator, Mapping
 import polars as pl
 
 from agents.fold.layers import Before, Content
-from agents.partition.acks import Acks, oldest_taken
 from agents.partition.claims import check_source, fenced, new_claim, why_refused
-from agents.partition.deltas import fitted
-from agents.partition.emission import ARCHIVE, FEED, Due, Emission
+from agents.partition.deltas import delta_of, fitted
 from agents.partition.partition_io import PartitionIO
 from agents.partition.recognition import Recognition
 from agents.partition.recovery import Recovery, take
+from agents.partition.sinks import Sinks
 from tables.model import ledger
 from tables.model.errors import (
     FencedError,
@@ -27,15 +26,11 @@ from tables.model.errors import (
     OffsetGoneError,
     OutcomeUnknownError,
 )
-from tables.model.layer import Layer
-from tables.model.limits import DELTA_BYTES_MAX, EVICTED_MAX
+from tables.model.limits import DELTA_BYTES_MAX
 from tables.record.chunk import Run
-from tables.state.block import FewRows, encode_block
-from tables.state.cell import whole_only
-from tables.state.contribution import added_up
+from tables.state.block import FewRows
 from tables.state.input_plan import InputPlan
 from tables.state.journal import (
-    Announcement,
     Delta,
     Entry,
     Identity,
@@ -45,7 +40,6 @@ from tables.state.journal import (
     encode_entry,
     identity_of,
 )
-from tables.state.layer_table import NEVER_ENDS_MS, NEVER_MS
 from tables.state.partition_state import PartitionState
 from tables.state.snapshot import capture
 
@@ -75,8 +69,7 @@ class Owner:
         self._epoch = -1
         self.archive = Recognition(plan, partition, io)
         self._unsaved_deltas = self._unsaved_bytes = 0
-        self._acks = self._no_acks()
-        self._told: dict[str, int] = {}
+        self.sinks = Sinks(plan, self.state)
         # By layer, the greatest version of any window that was evicted.
         self.evicted_versions: dict[str, int] = {}
 
@@ -88,19 +81,12 @@ class Owner:
     @property
     def has_events(self) -> bool:
         """Whether any event, and not heartbeats alone, has moved the partition's stream time."""
-        return _has_events(self.state.meta.ledger)
+        return ledger.has_events(self.state.meta.ledger)
 
     def before(self) -> Before:
         """Return what folding the next chunk must know."""
         meta = self.state.meta
         return Before(meta.stream_time_ms, meta.floors, self.state.ids)
-
-    def sinks(self, layer: Layer) -> list[str]:
-        """Return where the cells of ``layer`` go: those of a combiner to its merge stage only."""
-        names = [coarser.name for coarser in self.plan.coarser[layer.name]]
-        if layer.is_combiner:
-            return names
-        return [ARCHIVE, FEED, *names] if layer.publish else [ARCHIVE, *names]
 
     async def claim(self) -> None:
         """Claim the partition and restore its state from local store and journal.
@@ -120,7 +106,7 @@ class Owner:
         if self.state.meta.epoch != epoch:
             raise why_refused(self.plan, self.partition, self.state.meta, claim)
         self._epoch = epoch
-        self._acks = self._no_acks()
+        self.sinks = Sinks(self.plan, self.state)
         # Whatever earlier owners have evicted changed before this claim.
         self.evicted_versions = {layer.name: self.position for layer in self.plan.layers}
         await check_source(self.plan, self.partition, self.state.meta, self._io)
@@ -151,19 +137,7 @@ class Owner:
         self._unsaved_bytes += len(value)
         if self._unsaved_deltas >= UNSAVED_DELTAS_MAX or self._unsaved_bytes >= UNSAVED_BYTES_MAX:
             self._save()
-        for (name, _), acks in self._acks.items():
-            if name in delta.evicted:
-                acks.forget(delta.evicted[name])
-            if name in delta.blocks:
-                acks.changed(self.state.tables[name].touched)
-
-    def _no_acks(self) -> dict[tuple[str, str], Acks]:
-        """Return acknowledgements by layer and sink: a new owner takes none as given (rule 10)."""
-        return {
-            (layer.name, sink): Acks(self.state.tables[layer.name].versions)
-            for layer in self.plan.layers
-            for sink in self.sinks(layer)
-        }
+        self.sinks.applied(delta)
 
     def wants_snapshot(self) -> bool:
         """Tell whether the journal has grown so much that a snapshot is due."""
@@ -216,180 +190,13 @@ class Owner:
 
     def housekeeping(self) -> Content | None:
         """Return an empty-range content where windows can be evicted, else None."""
-        if not any(self._evictable().values()):
+        if not any(self.sinks.evictable().values()):
             return None
         position = self.position
         return Content(position, position, self.state.meta.stream_time_ms, {}, {})
 
-    def due(self, layer: Layer, sink: str, *, early: bool = False) -> Due | None:
-        """Return the closed cells that ``sink`` has not acknowledged at their version, if any.
-
-        ``early`` takes the cells of open windows along: emission at any time is free (rule 8). Of
-        windows that the layer does not have whole nothing is sent.
-        """
-        early = early and self.state.is_known(layer)
-        versions = self._changed(layer, sink) if early else self._unacknowledged(layer, sink)
-        if not versions:
-            return None
-        table = self.state.tables[layer.name]
-        collect = table.collect(versions)
-        announced = self.announcement(layer, sink)
-        complete_ms = self.state.complete_ms(layer)
-        whole = self.whole_for(layer, sink)
-        acks = self._acks[layer.name, sink]
-        sent = {window: acks.get(window, -1) for window in versions if acks.get(window, -1) >= 0}
-
-        def emission() -> Emission:
-            cells = whole_only(collect(), {"events": complete_ms})
-            if sink not in (ARCHIVE, FEED):
-                cells = added_up(layer, self._coarser(layer, sink), cells)
-            if sent:
-                start = pl.col("window_start")
-                known = start.replace_strict(sent, default=-1, return_dtype=pl.Int64)
-                cells = cells.filter(pl.col("version") > known)
-            return Emission(layer, sink, cells, versions, announced, whole)
-
-        return Due(table.rows_of(versions), emission)
-
-    def whole_for(self, layer: Layer, sink: str) -> dict[str, int]:
-        """Return what a coarser layer is told of what it gets whole; nothing for other sinks."""
-        if sink in (ARCHIVE, FEED):
-            return {}
-        return self.state.sends_whole(layer, self._coarser(layer, sink))
-
-    def _coarser(self, layer: Layer, name: str) -> Layer:
-        return next(coarser for coarser in self.plan.coarser[layer.name] if coarser.name == name)
-
-    def acknowledge(self, emission: Emission) -> None:
-        """Take note that the sink has all cells of ``emission``."""
-        self._acks[emission.layer.name, emission.sink].take(emission.versions)
-
-    def announcement(self, layer: Layer, coarser: str) -> Announcement:
-        """Return what may be announced to ``coarser``: times up to which its log has everything.
-
-        All of it comes from one snapshot of the state (rule 11).
-        """
-        closed, floor = self.state.closed_ms(layer), self.state.floor_ms(layer)
-        waiting = self._acks[layer.name, coarser].first()
-        if waiting is None or waiting >= layer.window.start(closed):
-            return closed, floor
-        least = layer.window.end(waiting) - 1
-        return min(closed, least), min(floor, least)
-
-    def has_due(self, layer: Layer, sink: str) -> bool:
-        """Tell whether :meth:`due` would return closed cells."""
-        return bool(self._unacknowledged(layer, sink))
-
-    def has_changed(self, layer: Layer, sink: str) -> bool:
-        """Tell whether cells, of open windows too, have changed since ``sink`` got them."""
-        return bool(self._changed(layer, sink))
-
-    def waiting_open(self, layer: Layer) -> int:
-        """Return the number of open windows that some sink lacks at their version.
-
-        Feeds do not count: they get no open cells.
-        """
-        return sum(
-            len(self._changed(layer, sink)) - len(self._unacknowledged(layer, sink))
-            for sink in self.sinks(layer)
-            if sink != FEED
-        )
-
-    def unacknowledged(self, layer: Layer) -> int:
-        """Return the number of closed windows that some sink has not acknowledged."""
-        return sum(len(self._unacknowledged(layer, sink)) for sink in self.sinks(layer))
-
-    def pending_bytes(self) -> int:
-        """Return about how much memory the closed cells take that some sink has not acknowledged.
-
-        Open cells are not among them: they wait for events, and no pause would let them go.
-        """
-        return sum(
-            self.state.tables[layer.name].bytes_of(
-                {w for sink in self.sinks(layer) for w in self._unacknowledged(layer, sink)}
-            )
-            for layer in self.plan.layers
-        )
-
-    def _unacknowledged(self, layer: Layer, sink: str) -> dict[int, int]:
-        # Windows end one after the other: closed are those before the one that holds this time.
-        stop = layer.window.start(self.state.closed_ms(layer))
-        changed = self._changed(layer, sink)
-        return {window: version for window, version in changed.items() if window < stop}
-
-    def _changed(self, layer: Layer, sink: str) -> dict[int, int]:
-        """Return the windows, open ones too, that ``sink`` lacks at their version."""
-        return self._acks[layer.name, sink].lacking()
-
-    def _evictable(self) -> dict[str, list[int]]:
-        """Return the sealed windows, by layer, that every sink has acknowledged (rule 9).
-
-        They are sealed before the delta that evicts them, so it cannot change their cells. Older
-        ones go first, so that all that were evicted end before all that are there; those that one
-        delta has no room for wait for the next.
-        """
-        room = EVICTED_MAX
-        found: dict[str, list[int]] = {}
-        for layer in self.plan.layers:
-            floor = min(self.state.floor_ms(layer), self._told_ms(layer))
-            table = self.state.tables[layer.name]
-            oldest = table.oldest
-            if oldest is None or layer.window.end(oldest) > floor:
-                continue
-            acks = [self._acks[layer.name, sink] for sink in self.sinks(layer)]
-            if any(one.get(oldest, -1) < table.versions[oldest] for one in acks):
-                continue
-            found[layer.name] = oldest_taken(layer.window, floor, table.versions, acks, room)
-            room -= len(found[layer.name])
-        return found
-
-    def _told_ms(self, layer: Layer) -> int:
-        """Return up to which floor cells may go as far as readers are concerned.
-
-        Parts of cells are not archived: a combiner keeps them until its merge stage can know that
-        it has them all.
-        """
-        if not layer.is_combiner:
-            return NEVER_ENDS_MS
-        (coarser,) = self.plan.coarser[layer.name]
-        return self._told.get(coarser.name, NEVER_MS)
-
-    def told(self, coarser: str, announced: Announcement) -> None:
-        """Take note that every partition of a coarser layer's topic has this announcement."""
-        self._told[coarser] = announced[1]
-
     def _compose(self, content: Content, tail: Identity | None) -> Delta:
-        meta = self.state.meta
-        assert content.start == meta.to, f"content from {content.start} after {meta.to}"
-        names = [layer.name for layer in self.plan.layers]
-        wrong = ledger.imbalances(content.ledger, content.stop - content.start, names)
-        assert not wrong, f"the ledger of {content.start} to {content.stop} is off: {wrong}"
-        stream_time = max(meta.stream_time_ms, content.stream_time_ms)
-        floors = {}
-        if self.plan.finer is None and stream_time > NEVER_MS:
-            for layer in self.plan.layers:
-                floor = stream_time - layer.max_out_of_orderness_ms - layer.allowed_lateness_ms
-                floors[layer.name] = max(floor, meta.floors.get(layer.name, NEVER_MS))
-        evicted = {name: windows for name, windows in self._evictable().items() if windows}
-        ids = self.state.ids
-        forgettable = ids.forgettable(stream_time) if ids is not None else 0
-        return Delta(
-            epoch=self._epoch,
-            revision=self.plan.themap.revision,
-            start=content.start,
-            stop=content.stop,
-            stream_time_ms=stream_time,
-            floors=floors,
-            announced=content.announced,
-            ledger={name: count for name, count in content.ledger.items() if count},
-            blocks={name: encode_block(block) for name, block in content.blocks.items()},
-            evicted=evicted,
-            tail=tail,
-            snapshot=meta.snapshot,
-            has_events=self.has_events or _has_events(content.ledger),
-            ids_gone=meta.ids_gone + forgettable,
-            whole=content.whole,
-        )
+        return delta_of(content, self.state, self._epoch, self.sinks.evictable(), tail)
 
     async def _append(
         self, entry: Entry, value: bytes, rows: Mapping[str, pl.DataFrame | FewRows] | None = None
@@ -432,10 +239,6 @@ class Owner:
                 job = self.state.tables[name].merge_ahead(block, delta.stop)
                 if job is not None:
                     job.commit(await self._io.run_in_thread(job.make))
-
-
-def _has_events(counts: ledger.Ledger) -> bool:
-    return any(counts.get(f"events.{column}") for column in ("classified", "unclassified"))
 
 
 def tail_of(run: Run) -> Identity | None:

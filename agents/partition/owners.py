@@ -1,25 +1,23 @@
-"""Owners: the partitions of this worker, from restore to release, and their reads.
-
-One cycle at a time per partition: a lock per owner keeps a chunk, idle eviction and release apart.
-"""
+"""Owners: the registry of the partitions of this worker, and their reads."""
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 
 from agents.fold.layers import Content
-from agents.partition.emitter import EmitCounts, Emitter
-from agents.partition.idle_heartbeat import IdleHeartbeat, StreamTimes
+from agents.partition.emit_counts import EmitCounts
+from agents.partition.idle_heartbeat import StreamTimes
 from agents.partition.late_watch import LateWatch
 from agents.partition.live_reads import live_job
-from agents.partition.log_partition import LogPartitionIO, ReadableLog
+from agents.partition.log_partition import LogPartitionIO
+from agents.partition.owned_partition import MISPLACED, STALE, Lost, OwnedPartition
 from agents.partition.owner import Owner
 from agents.partition.rivals import Rivals
+from agents.ports import ReadableLog
 from agents.supervised import supervised
 from tables.archive.protocol import Archive
 from tables.model.errors import FencedError, OutcomeUnknownError
@@ -27,38 +25,12 @@ from tables.model.layer import Layer, Map
 from tables.query.live import LiveJob, LiveRead, LiveRows
 from tables.record.chunk import Run
 from tables.state.input_plan import InputPlan, plans_of
-from tables.state.journal import Claimant, Identity, PartPlace
+from tables.state.journal import Claimant, Identity
 from tables.state.store import PartitionStore
 
 log = logging.getLogger(__name__)
 
 TopicPartition = tuple[str, int]
-
-TIDY_AFTER_S = 0.5
-"""How long eviction waits for a delta to ride on before it appends one of its own."""
-
-
-STALE, MISPLACED = "stale", "misplaced"
-DROPS = (STALE, MISPLACED)
-"""Why a run is taken by no owner: it was fetched for an earlier one, or begins elsewhere."""
-
-
-@dataclasses.dataclass(slots=True)
-class OwnedPartition:
-    """One owned partition: its owner, its store, what emits for it and moves its time.
-
-    ``generation`` is that of the consumer group in which it was restored.
-    """
-
-    owner: Owner
-    generation: int
-    store: PartitionStore
-    emitter: Emitter
-    heartbeat: IdleHeartbeat
-    cycle: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
-    released: bool = False
-    tidying: asyncio.Task[None] | None = None
-    snapshotting: asyncio.Task[None] | None = None
 
 
 class PartitionManager:
@@ -134,16 +106,20 @@ class PartitionManager:
             self._leave((topic, partition), store)
             self.rivals.note(error)
             raise
-        emitter = Emitter(
-            owner, self._archive, self._log, self.emitted, self._failed,
+        held = OwnedPartition(
+            owner,
+            generation,
+            store,
+            self._archive,
+            self._log,
+            emitted=self.emitted,
+            times=self._stream_times,
+            failed=self._failed,
+            lost=self._lost,
             early_emit_s=self._early_emit_s,
-        )  # fmt: skip
-        heartbeat = IdleHeartbeat(owner, self._log, self._stream_times, self._failed)
-        held = OwnedPartition(owner, generation, store, emitter, heartbeat)
-        emitter.on_acknowledged = lambda: self._tidy(held)
-        self._held[topic, partition] = held
-        emitter.start()
-        heartbeat.start()
+        )
+        self._held[held.key] = held
+        held.start()
         return owner.position
 
     async def _claim(self, owner: Owner) -> None:
@@ -171,8 +147,8 @@ class PartitionManager:
             held = self._held.pop(key, None)
             self.late.forget(*key)
             if held is not None:
-                held.released = True
-                self._leave(key, held.store, self._let_go(held))
+                held.is_released = True
+                self._leave(key, held.store, held.stop())
         # Shielded, because who waits may be cancelled while somebody else waits too.
         leaving_now = [self._leaving[key] for key in partitions if key in self._leaving]
         await asyncio.gather(*(asyncio.shield(leaving) for leaving in leaving_now))
@@ -220,36 +196,28 @@ class PartitionManager:
         A partition that was lost is forgotten and claimed again; its records are read again then.
         So are those that were folded for an owner that has been let go meanwhile.
         """
-        topic, partition = owner.plan.topic, owner.partition
-        held = self._held.get((topic, partition))
+        held = self._held_for(owner)
         has_records = content.stop > content.start
-        if held is None or held.owner is not owner:
-            self.dropped[STALE] += has_records
-            return
         try:
-            async with held.cycle:
-                if held.released:
-                    self.dropped[STALE] += has_records
-                    return
-                if owner.position != content.start:
-                    if has_records:
-                        self._misplace(owner)
-                    return
-                await owner.advance(content, tail)
+            dropped = STALE if held is None else await held.advance(content, tail)
         except (FencedError, OutcomeUnknownError) as error:
-            await self._lost(topic, partition, held, error)
+            assert held is not None
+            await self._lost(held, error)
             return
-        held.emitter.wake(changed=bool(content.blocks))
-        if has_records:
-            held.heartbeat.seen()
+        if not has_records:
+            return
+        if dropped == MISPLACED:
+            self._misplace(owner)
+        elif dropped:
+            self.dropped[dropped] += 1
+        else:
             stream_time_ms = owner.state.meta.stream_time_ms
-            self.late.take(owner.plan, partition, content.ledger, stream_time_ms)
-        self._tidy(held)
-        # Once it is let go, nobody would cancel what is begun here.
-        if held.snapshotting is None and not held.released and held.owner.wants_snapshot():
-            held.snapshotting = asyncio.create_task(
-                supervised(self._snapshot(topic, partition, held), self._failed)
-            )
+            self.late.take(owner.plan, owner.partition, content.ledger, stream_time_ms)
+
+    def _held_for(self, owner: Owner) -> OwnedPartition | None:
+        """Return the partition whose owner this is, None if that has been let go."""
+        held = self._held.get((owner.plan.topic, owner.partition))
+        return held if held is not None and held.owner is owner else None
 
     def read(self, read: LiveRead) -> LiveRows:
         """Return the applied cells held here, open and closed, with their partitions' facts."""
@@ -274,13 +242,13 @@ class PartitionManager:
 
     def pending_bytes(self) -> int:
         """Return about how much memory the cells take that sinks have not acknowledged."""
-        return sum(owner.pending_bytes() for owner in self.each())
+        return sum(owner.sinks.pending_bytes() for owner in self.each())
 
     async def claim_anew(self) -> None:
         """Claim those partitions again that were claimed while the archive could not be known."""
         for (topic, partition), held in list(self._held.items()):
             if not held.owner.archive.named:
-                await self._lost(topic, partition, held, _archive_there(topic, partition))
+                await self._lost(held, _archive_there(topic, partition))
 
     async def give_up(self, owners: Iterable[Owner], error: OutcomeUnknownError) -> None:
         """Have the partitions of these owners claimed and their records read again.
@@ -288,51 +256,17 @@ class PartitionManager:
         For what must be acknowledged before a delta and may not have landed (rule 5).
         """
         for owner in owners:
-            topic, partition = owner.plan.topic, owner.partition
-            held = self._held.get((topic, partition))
-            if held is not None and held.owner is owner:
-                await self._lost(topic, partition, held, error)
+            held = self._held_for(owner)
+            if held is not None:
+                await self._lost(held, error)
 
-    async def _lost(
-        self,
-        topic: str,
-        partition: int,
-        held: OwnedPartition,
-        error: FencedError | OutcomeUnknownError,
-    ) -> None:
+    async def _lost(self, held: OwnedPartition, error: Lost) -> None:
         """Forget a partition that another owner may have, and have it claimed again."""
-        if self._held.get((topic, partition)) is held:
-            await self.release({(topic, partition)})
+        topic, partition = held.key
+        if self._held.get(held.key) is held:
+            await self.release({held.key})
             self.rivals.note(error)
             self._fenced(topic, partition, str(error))
-
-    async def _snapshot(self, topic: str, partition: int, held: OwnedPartition) -> None:
-        """Write a snapshot between the deltas, part by part, and truncate behind the one before."""
-        owner = held.owner
-        places: list[PartPlace] = []
-        try:
-            covers, parts = owner.capture()
-            for part in parts:
-                async with held.cycle:
-                    if held.released:
-                        return
-                    places.append(await owner.append_part(part))
-            async with held.cycle:
-                if held.released:
-                    return
-                await owner.append_snapshot(covers, places)
-        except (FencedError, OutcomeUnknownError) as error:
-            held.snapshotting = None
-            await self._lost(topic, partition, held, error)
-        else:
-            await self._truncate(held)
-
-    async def _truncate(self, held: OwnedPartition) -> None:
-        try:
-            await held.owner.truncate()
-        except OutcomeUnknownError as error:
-            log.warning("a journal was not truncated, the next snapshot tries again: %s", error)
-        held.snapshotting = None
 
     def _leave(
         self, key: TopicPartition, store: PartitionStore, first: Awaitable[None] | None = None
@@ -352,28 +286,6 @@ class PartitionManager:
             await asyncio.to_thread(store.close)
         finally:
             del self._leaving[key]
-
-    async def _let_go(self, held: OwnedPartition) -> None:
-        await held.emitter.stop()
-        held.heartbeat.stop()
-        for task in (held.tidying, held.snapshotting):
-            if task is not None:
-                task.cancel()
-        async with held.cycle:
-            pass
-
-    def _tidy(self, held: OwnedPartition) -> None:
-        """Evict soon what is acknowledged, so that an idle partition shrinks too."""
-        if held.tidying is None and not held.released:
-            held.tidying = asyncio.create_task(supervised(self._evict(held), self._failed))
-
-    async def _evict(self, held: OwnedPartition) -> None:
-        await asyncio.sleep(TIDY_AFTER_S)
-        content = held.owner.housekeeping()
-        # Another tidying may begin from here on: what it waits for is not in this content.
-        held.tidying = None
-        if content is not None:
-            await self.advance(held.owner, content, None)
 
 
 def _archive_there(topic: str, partition: int) -> FencedError:

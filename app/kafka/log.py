@@ -18,7 +18,7 @@ from aiokafka.errors import (
     ProducerClosed,
 )
 
-from agents.partition.log_partition import LogRecord
+from agents.ports import LogRecord
 from agents.tasks import within
 from app.kafka.aiokafka_private import check_metadata, refused_topics
 from app.kafka.brokers import UNAUTHORIZED, NotAllowedError, connect_error

@@ -14,9 +14,9 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from agents.partition.emitter import SINKS
+from agents.partition.emit_counts import SINKS
+from agents.partition.owned_partition import DROPS
 from agents.partition.owner import Owner
-from agents.partition.owners import DROPS
 from app.health.backpressure import REASONS, Pressure
 from app.kafka.lane import Lane
 from app.web.server import REASONS as REFUSED

@@ -20,7 +20,7 @@ from mode import Service
 
 from agents.ingest import Ingest
 from agents.outage import Outage
-from agents.partition.emitter import EmitCounts
+from agents.partition.emit_counts import EmitCounts
 from agents.partition.owners import PartitionManager
 from agents.rollup import Rollup
 from agents.supervised import supervised

@@ -133,18 +133,20 @@ class WorkerStatus:
     def _layer(self, layer: Layer) -> dict[str, Any]:
         topic = self.themap.input_topic(layer)
         owners = [owner for owner in self.owners.each() if owner.plan.topic == topic]
-        senders = [(owner, layer) for owner in owners]
+        senders = [(owner.sinks, layer) for owner in owners]
         if layer.merged:
             combiner = self._combiner(layer)
-            senders += [(o, combiner) for o in self.owners.each() if combiner in o.plan.layers]
+            senders += [
+                (o.sinks, combiner) for o in self.owners.each() if combiner in o.plan.layers
+            ]
         closed = [owner.state.closed_ms(layer) for owner in owners]
         floors = [owner.state.floor_ms(layer) for owner in owners]
         return {
             "name": layer.name,
             # Rows of unmerged blocks count singly, so this is an upper bound of the cells.
             "open_cells": sum(owner.state.tables[layer.name].rows for owner in owners),
-            "unacknowledged_windows": sum(owner.unacknowledged(sent) for owner, sent in senders),
-            "waiting_open_windows": sum(owner.waiting_open(sent) for owner, sent in senders),
+            "unacknowledged_windows": sum(sinks.unacknowledged(sent) for sinks, sent in senders),
+            "waiting_open_windows": sum(sinks.waiting_open(sent) for sinks, sent in senders),
             "archived_cells": self.owners.archived_cells(layer),
             "watermark_ms": _known(closed),
             "floor_ms": _known(floors),

@@ -52,6 +52,11 @@ def total(ledgers: Iterable[Mapping[str, int]]) -> Ledger:
     return result
 
 
+def has_events(ledger: Mapping[str, int]) -> bool:
+    """Return whether any event was used or could have been, as far as its type goes."""
+    return any(ledger.get(f"events.{column}") for column in ("classified", "unclassified"))
+
+
 def imbalances(ledger: Mapping[str, int], offsets_read: int, layers: Iterable[str]) -> list[str]:
     """Return a sentence for every sum that does not add up; empty where the ledger balances."""
     found = []

@@ -158,7 +158,7 @@ def _unfinished(world: World, owner: Owner) -> Iterator[str]:
     log = world.log.of(owner.plan.topic, owner.partition)
     if owner.position != log.end:
         yield f"it came to rest at {owner.position}; its log ends at {log.end}"
-    waiting = {layer.name: owner.unacknowledged(layer) for layer in owner.plan.layers}
+    waiting = {layer.name: owner.sinks.unacknowledged(layer) for layer in owner.plan.layers}
     if any(waiting.values()):
         yield f"closed windows came to rest unacknowledged: {waiting}"
     for layer in owner.plan.layers:

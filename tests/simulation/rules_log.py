@@ -201,10 +201,7 @@ async def _advance_first(self: Owner, content: Content, tail: Any, *, store: boo
     meta = self.state.meta
     offset, entry = meta.journal_offset, meta.entry
     self.state.apply(offset, delta, identity_of(value))
-    for (name, _), acks in self._acks.items():
-        acks.forget(delta.evicted.get(name, ()))
-        if name in delta.blocks:
-            acks.changed(self.state.tables[name].touched)
+    self.sinks.applied(delta)
     if store:
         meta.journal_offset, meta.entry = offset, entry
         self._io.save(self.state.take_writes(), meta)

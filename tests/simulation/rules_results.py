@@ -12,12 +12,13 @@ from simulation.loop import PROCESS
 from simulation.rules import Patch, rule
 from simulation.sink import Row, SimulatedArchive, Value
 
-import agents.partition.emitter
+import agents.partition.writers
 from agents.fold.gather import Gatherer
 from agents.fold.layers import Content
 from agents.partition.emission import FEED
-from agents.partition.emitter import archive_rows
 from agents.partition.owner import Owner
+from agents.partition.sinks import Sinks
+from agents.partition.writers import archive_rows
 from tables.model.errors import ArchiveError
 from tables.model.layer import Layer
 from tables.query.feed_records import FeedRecord, feed_records
@@ -29,34 +30,33 @@ from tables.state.rollup_table import RollupTable
 
 _claim = Owner.claim
 _compose = Owner._compose
-_evictable = Owner._evictable
-_sinks = Owner.sinks
-_announcement = Owner.announcement
+_evictable = Sinks.evictable
+_names_of = Sinks.names_of
 _floors = Gatherer._floors
 
 COUNTERS = (0, 0, 0, NEVER_MS)
 
 
-def _windows(owner: Owner, floors: dict[str, int], least: Any) -> dict[str, list[int]]:
+def _windows(sinks: Sinks, floors: dict[str, int], least: Any) -> dict[str, list[int]]:
     """Return windows at or below the floors whose acknowledgements satisfy ``least``."""
     found = {}
-    for layer in owner.plan.layers:
-        acks = [owner._acks[layer.name, sink] for sink in owner.sinks(layer)]
+    for layer in sinks._plan.layers:
+        acks = [sinks._acks[layer.name, sink] for sink in sinks.names_of(layer)]
         found[layer.name] = [
             window
-            for window, version in owner.state.tables[layer.name].versions.items()
+            for window, version in sinks._state.tables[layer.name].versions.items()
             if layer.window.end(window) <= floors[layer.name]
-            and all(least(acked.get(window, -1), version) for acked in acks)
+            and all(least(acked.acknowledged_version(window), version) for acked in acks)
         ]
     return found
 
 
 def _evicting(least: Any) -> list[Patch]:
-    def evictable(self: Owner) -> dict[str, list[int]]:
-        floors = {layer.name: self.state.floor_ms(layer) for layer in self.plan.layers}
+    def evictable(self: Sinks) -> dict[str, list[int]]:
+        floors = {layer.name: self._state.floor_ms(layer) for layer in self._plan.layers}
         return _windows(self, floors, least)
 
-    return [(Owner, "_evictable", evictable)]
+    return [(Sinks, "evictable", evictable)]
 
 
 @rule(8, "what is sent carries the version of its cell", quick="pure")
@@ -66,7 +66,7 @@ def versions() -> list[Patch]:
     def without(coarser: Layer, cells: pl.DataFrame) -> list[tuple[int, bytes]]:
         return split_cells(coarser, cells.with_columns(version=pl.lit(0, pl.Int64)))
 
-    return [(agents.partition.emitter, "split_cells", without)]
+    return [(agents.partition.writers, "split_cells", without)]
 
 
 @rule(8, "what is published carries the version of its cell", quick="pure")
@@ -79,7 +79,7 @@ def published_versions() -> list[Patch]:
         version = pl.col("version").max().over("window_start") + 1
         return feed_records(layer, revision, source_partition, cells.with_columns(version))
 
-    return [(agents.partition.emitter, "feed_records", largest)]
+    return [(agents.partition.writers, "feed_records", largest)]
 
 
 @rule(9, "a window is evicted only when every sink has acknowledged it", quick="pure")
@@ -92,14 +92,14 @@ def evict_acknowledged() -> list[Patch]:
 def evict_published() -> list[Patch]:
     """Evict what a feed lacks."""
 
-    def sinks(self: Owner, layer: Layer) -> list[str]:
-        return [sink for sink in _sinks(self, layer) if sink != FEED]
+    def names_of(self: Sinks, layer: Layer) -> list[str]:
+        return [sink for sink in _names_of(self, layer) if sink != FEED]
 
-    def evictable(self: Owner) -> dict[str, list[int]]:
-        with mock.patch.object(Owner, "sinks", sinks):
+    def evictable(self: Sinks) -> dict[str, list[int]]:
+        with mock.patch.object(Sinks, "names_of", names_of):
             return _evictable(self)
 
-    return [(Owner, "_evictable", evictable)]
+    return [(Sinks, "evictable", evictable)]
 
 
 @rule(9, "an acknowledgement counts for its version only")
@@ -122,7 +122,7 @@ def evict_what_was_sealed_before() -> list[Patch]:
             everyone = len(announced) == self.plan.senders
             floor = min(f for _, f in announced) if everyone else NEVER_MS
             floors = dict.fromkeys((layer.name for layer in self.plan.layers), floor)
-        evicted = _windows(self, floors, lambda acked, version: acked >= version)
+        evicted = _windows(self.sinks, floors, lambda acked, version: acked >= version)
         return msgspec.structs.replace(
             delta, evicted={name: windows for name, windows in evicted.items() if windows}
         )
@@ -136,8 +136,8 @@ def new_owner_sends_again() -> list[Patch]:
 
     async def claim(self: Owner) -> None:
         await _claim(self)
-        for (layer, _), acked in self._acks.items():
-            acked.take(self.state.tables[layer].versions)
+        for (layer, _), acked in self.sinks._acks.items():
+            acked.acknowledge(self.state.tables[layer].versions)
 
     return [(Owner, "claim", claim)]
 
@@ -146,22 +146,22 @@ def new_owner_sends_again() -> list[Patch]:
 def announce_acknowledged() -> list[Patch]:
     """Announce watermark and floor as they are."""
 
-    def announcement(self: Owner, layer: Layer, coarser: str) -> Announcement:
+    def announcement(self: Sinks, layer: Layer, coarser: str) -> Announcement:
         del coarser
-        return self.state.closed_ms(layer), self.state.floor_ms(layer)
+        return self._state.closed_ms(layer), self._state.floor_ms(layer)
 
-    return [(Owner, "announcement", announcement)]
+    return [(Sinks, "announcement", announcement)]
 
 
 @rule(11, "no slack stands in for acknowledgements")
 def announce_with_slack() -> list[Patch]:
     """Announce the floor with some slack, whatever is acknowledged."""
 
-    def announcement(self: Owner, layer: Layer, coarser: str) -> Announcement:
+    def announcement(self: Sinks, layer: Layer, coarser: str) -> Announcement:
         del coarser
-        return self.state.closed_ms(layer), max(NEVER_MS, self.state.floor_ms(layer) - 8)
+        return self._state.closed_ms(layer), max(NEVER_MS, self._state.floor_ms(layer) - 8)
 
-    return [(Owner, "announcement", announcement)]
+    return [(Sinks, "announcement", announcement)]
 
 
 @rule(
@@ -246,7 +246,7 @@ def write_times() -> list[Patch]:
         now = int((asyncio.get_running_loop().time() + shifted_s) * 1_000_000)
         return rows, pl.Series([now] * len(times), dtype=pl.Int64)
 
-    return [(agents.partition.emitter, "archive_rows", rows_now)]
+    return [(agents.partition.writers, "archive_rows", rows_now)]
 
 
 @rule(13, "the larger write time stays", quick="pure", seed=4)

@@ -27,11 +27,11 @@ from simulation.worker import Key, Surroundings, Worker
 from simulation.workload import Workload, encode_record, make_workload, write_records
 
 import agents.fold.small
-import agents.partition.emitter
 import agents.partition.log_partition
 import agents.partition.owner
 import agents.partition.owners
 import agents.partition.recovery
+import agents.partition.writers
 import tables.state.layer_table
 import tables.state.snapshot
 from tables.model.errors import JournalRefusedError, OutcomeUnknownError
@@ -326,7 +326,7 @@ def prepared(rng: random.Random, stores: Stores) -> Iterator[None]:
             (agents.partition.recovery, "LOOK_BACK_ENTRIES", rng.choice((2, 16))),
             (tables.state.snapshot, "PART_BYTES", rng.choice((1, 1 << 20))),
             (agents.partition.owner, "UNSAVED_DELTAS_MAX", rng.choice((1, 3, 16))),
-            (agents.partition.emitter, "BESIDE_ROWS_MIN", rng.choice((1, 10_000))),
+            (agents.partition.writers, "THREAD_ROWS_MIN", rng.choice((1, 10_000))),
             (agents.fold.small, "FEW_EVENTS_MAX", rng.choice((0, 4, 250))),
             (tables.state.layer_table, "AHEAD_ROWS_MIN", rng.choice((1, 20_000))),
             (tables.state.layer_table, "TAIL_BLOCKS_MAX", rng.choice((2, 4, 8))),

@@ -1,0 +1,97 @@
+"""Schedules: moments in their order, and a task that sleeps until one comes or news brings it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from agents.partition.schedule import NEVER, NOW, Schedule, When, at
+
+
+class Clock:
+    """A clock that the test puts forward."""
+
+    def __init__(self) -> None:
+        self.now_s = 5.0
+
+    def __call__(self) -> float:
+        """Return the seconds that it shows."""
+        return self.now_s
+
+
+def test_moments_are_in_their_order() -> None:
+    """So the earliest of some is their least."""
+    assert sorted([NEVER, at(2), NOW, at(-1)]) == [NOW, at(-1), at(2), NEVER]
+    assert [when.is_due(2.0) for when in (NOW, at(1), at(2), at(3), NEVER)] == [
+        True, True, True, False, False,
+    ]  # fmt: skip
+    assert at(3).wait_s(2.0) == 1.0
+    assert NEVER.wait_s(2.0) is None
+
+
+class Sleeper:
+    """A task that sleeps on a schedule; the test says when something is due."""
+
+    def __init__(self) -> None:
+        self.due: When = NEVER
+        self.asked = 0
+        self.clock = Clock()
+        self.schedule = Schedule(self._due, self.clock)
+        self.task = asyncio.create_task(self.schedule.sleep())
+
+    def _due(self) -> When:
+        self.asked += 1
+        return self.due
+
+    async def turns(self) -> None:
+        """Let the task do all that it can do now."""
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+
+async def test_news_wakes_a_task_only_if_something_is_due_earlier() -> None:
+    """What is due later than it would look by itself, it finds by itself."""
+    sleeper = Sleeper()
+    await sleeper.turns()
+    sleeper.schedule.look()
+    assert not sleeper.schedule.is_woken
+    sleeper.due = at(3_600)
+    sleeper.schedule.look()
+    assert sleeper.schedule.is_woken
+    await sleeper.turns()
+    assert not sleeper.schedule.is_woken
+    assert not sleeper.task.done()
+    sleeper.due = at(7_200)
+    sleeper.schedule.look()
+    assert not sleeper.schedule.is_woken
+    sleeper.due = NOW
+    sleeper.schedule.look()
+    await sleeper.task
+
+
+async def test_a_task_wakes_when_the_time_comes() -> None:
+    """By itself, and by news if the clock was put forward meanwhile."""
+    sleeper = Sleeper()
+    sleeper.due = at(5.01)
+    await sleeper.turns()
+    assert not sleeper.task.done()
+    sleeper.clock.now_s = 6.0
+    async with asyncio.timeout(20):
+        await sleeper.task
+    sleeper = Sleeper()
+    sleeper.due = at(3_600)
+    await sleeper.turns()
+    sleeper.clock.now_s = 3_600
+    sleeper.schedule.look()
+    async with asyncio.timeout(20):
+        await sleeper.task
+
+
+async def test_nothing_is_looked_through_while_a_task_does_what_was_due() -> None:
+    """While an archive is away, what waits grows with every delta."""
+    sleeper = Sleeper()
+    sleeper.due = NOW
+    await sleeper.task
+    asked = sleeper.asked
+    sleeper.schedule.look()
+    assert sleeper.asked == asked
+    assert not sleeper.schedule.is_woken
