@@ -138,7 +138,9 @@ def store(folder: Path) -> tuple[list[bytes], Try]:
     journal = Journal(RAW_PLAN)
     for rows, few in ((100, False), (5, False), (5, True)):
         block = hour_block(cells(rows), few=few)
-        assert journal.append(delta(journal.state, journal.state.meta.to + 1, {"hour": block}))
+        assert journal.append(
+            delta(journal.state, journal.state.meta.next_offset + 1, {"hour": block})
+        )
     opened = PartitionStore(folder / "0")
     opened.save(journal.state.all_writes(), journal.state.meta)
     values = {key: opened._db[key] for key in opened._db.keys()}  # noqa: SIM118 - no mapping

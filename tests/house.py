@@ -198,4 +198,4 @@ async def check(house: LocalWorker, events: list[Event]) -> None:
     for owner in house.owners.each():
         meta = owner.state.meta
         names = [layer.name for layer in owner.plan.layers]
-        assert ledger.imbalances(meta.ledger, meta.to - meta.base, names) == []
+        assert ledger.imbalances(meta.ledger, meta.next_offset - meta.base, names) == []

@@ -152,7 +152,7 @@ def delta(
     entry = Delta(
         epoch=meta.epoch,
         revision=meta.revision,
-        start=meta.to,
+        start=meta.next_offset,
         stop=stop,
         stream_time_ms=meta.stream_time_ms,
         floors={},

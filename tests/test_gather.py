@@ -73,7 +73,7 @@ class Topic:
 
     def take(self, *values: bytes | None, gap: int = 0) -> Content:
         """Gather one run and apply what came of it; ``gap`` offsets after it carry no record."""
-        run = run_of(list(values), 0, self.journal.state.meta.to, TOPIC)
+        run = run_of(list(values), 0, self.journal.state.meta.next_offset, TOPIC)
         run.next_offset += gap
         content, aside = self.gatherer.gather(run, self.journal.state)
         self.aside += aside
@@ -91,7 +91,7 @@ class Topic:
     def counts(self, *names: str) -> list[int]:
         """Return what the layer's ledger says of these columns."""
         meta = self.journal.state.meta
-        assert ledger.imbalances(meta.ledger, meta.to - meta.base, ["day"]) == []
+        assert ledger.imbalances(meta.ledger, meta.next_offset - meta.base, ["day"]) == []
         return [meta.ledger.get(f"layer.day.{name}", 0) for name in names]
 
 
@@ -328,4 +328,4 @@ def test_a_newer_format_stops_the_reader() -> None:
     with pytest.raises(JournalRefusedError, match="run the version that wrote it"):
         topic.take(contribution([("UA", 0, 1, 1)]), seal(3, b"whatever"))
     assert topic.sums() == {}
-    assert topic.journal.state.meta.to == 0
+    assert topic.journal.state.meta.next_offset == 0

@@ -145,10 +145,11 @@ def test_the_first_claim_begins_the_state_at_its_base() -> None:
     """Later ones do not move it."""
     journal = Journal(RAW_PLAN, base=40)
     meta = journal.state.meta
-    assert (meta.to, meta.base, meta.epoch, meta.revision, meta.partitions) == (40, 40, 0, 1, 2)
+    assert (meta.next_offset, meta.base, meta.epoch) == (40, 40, 0)
+    assert (meta.revision, meta.partitions) == (1, 2)
     assert journal.append(delta(journal.state, 50))
     assert journal.append(claim(base=45))
-    assert (meta.to, meta.base, meta.epoch) == (50, 40, 2)
+    assert (meta.next_offset, meta.base, meta.epoch) == (50, 40, 2)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +216,7 @@ def test_deltas_stand_by_chain_epoch_and_revision(changes: dict[str, int], *, st
         {("JFK", "UA", 0): (1, 1, 11)} if stands else {}
     )
     if stands:
-        assert (meta.to, meta.stream_time_ms, meta.tail) == (11, HOUR_MS, (1, 1))
+        assert (meta.next_offset, meta.stream_time_ms, meta.tail) == (11, HOUR_MS, (1, 1))
         assert meta.ledger == {"records.with_events": 1}
     else:
         same = {"journal_offset": 4, "entry": meta.entry}
@@ -238,7 +239,7 @@ def test_a_zombie_that_goes_on_after_a_newer_claim_changes_nothing() -> None:
     assert journal.append(claim())
     assert not journal.append(zombie)
     assert journal.append(delta(journal.state, 3))
-    assert journal.state.meta.to == 3
+    assert journal.state.meta.next_offset == 3
 
 
 def test_a_delta_over_no_records_evicts_and_does_nothing_else() -> None:
@@ -254,7 +255,7 @@ def test_a_delta_over_no_records_evicts_and_does_nothing_else() -> None:
         assert journal.append(entry)
         meta = journal.state.meta
         assert cells_of(journal.state.tables["hour"]) == {("JFK", "UA", HOUR_MS): (1, 1, 5)}
-        assert (meta.to, meta.tail, meta.ledger, meta.floors) == (5, (3, 4), {}, {})
+        assert (meta.next_offset, meta.tail, meta.ledger, meta.floors) == (5, (3, 4), {}, {})
         assert meta.stream_time_ms == NEVER_MS
 
 
@@ -316,7 +317,7 @@ def random_entry(rng: random.Random, state: PartitionState, epochs: list[int]) -
     """Return an entry as owners and zombies write them: often the next one, often not."""
     if rng.random() < 0.2:
         return claim(rng.randint(1, 3), rng.choice(["a", "a", "b"]), base=rng.randint(0, 5))
-    to = max(state.meta.to + rng.choice([0, 0, 0, 0, -1, 1]), 0)
+    to = max(state.meta.next_offset + rng.choice([0, 0, 0, 0, -1, 1]), 0)
     epoch = state.meta.epoch if rng.random() < 0.8 else rng.choice(epochs)
     rows = {(rng.choice(["UA", "AA"]), rng.randint(0, 5) * HOUR_MS) for _ in range(3)}
     if state.plan is DAY_PLAN:
@@ -345,7 +346,7 @@ def test_every_reader_comes_to_the_same_state(seed: int, plan: Any) -> None:
             epochs.append(offset)
     assert len(expected.deltas) > 9
     meta = journal.state.meta
-    assert (meta.to, meta.epoch, meta.revision) == (
+    assert (meta.next_offset, meta.epoch, meta.revision) == (
         expected.to, expected.epoch, expected.revision,
     )  # fmt: skip
     assert meta.ledger == {"n": len(expected.deltas)}

@@ -137,7 +137,7 @@ async def test_a_chunk_too_large_for_one_delta_is_taken_in_parts(
     monkeypatch.setattr(owner, "DELTA_BYTES_MAX", 7_000)
     await house.step(RAW, 100)
     state = house.owners.get(RAW, 0).state  # type: ignore[union-attr]
-    assert state.meta.to == 64
+    assert state.meta.next_offset == 64
     assert state.tables["hour"].cells().height == 64
     assert state.meta.ledger["layer.hour.folded"] == 64
 

@@ -71,7 +71,7 @@ class History:
     def advance(self, blocks: dict[str, bytes], time_ms: int, **changes: Any) -> None:
         """Append a delta of one record that moves stream time."""
         floors = {layer.name: time_ms - HOUR_MS for layer in self.plan.layers}
-        stop = self.state.meta.to + 1
+        stop = self.state.meta.next_offset + 1
         self._put(delta(self.state, stop, blocks, stream_time_ms=time_ms, floors=floors, **changes))
         self.apply_to(self.state)
         self.store.save(self.state.take_writes(), self.state.meta)

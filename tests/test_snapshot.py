@@ -114,7 +114,7 @@ def test_parts_are_those_of_the_moment_of_capture() -> None:
     taken = [next(parts)]
     block = {HOUR.name: hour_block([("a", "x", 0, 1_000)])}
     for _ in range(20):
-        journal.append(delta(journal.state, journal.state.meta.to + 1, block))
+        journal.append(delta(journal.state, journal.state.meta.next_offset + 1, block))
     taken += parts
     assert contents_of(snapshot.restored(RAW_PLAN, taken)) == before
 
@@ -394,7 +394,7 @@ def test_parts_are_cut_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
         cells = [(chance.randbytes(size).hex(), "UA", at * HOUR_MS, 1) for at in range(40)]
         if size > 500:
             cells = cells[:2]
-        to = journal.state.meta.to
+        to = journal.state.meta.next_offset
         assert journal.append(delta(journal.state, to + 1, {"hour": hour_block(cells)}))
     parts = list(snapshot.capture(journal.state))
     assert len(parts) > 10

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
+import msgspec
 import pytest
 import rocksdict
 from state_support import (
@@ -29,6 +30,7 @@ from support import DAY_MS, HOUR_MS, small_map
 from tables.model.errors import TreasureMapError
 from tables.state.input_plan import InputPlan, plans_of
 from tables.state.layer_table import BlockWrite
+from tables.state.partition_meta import Meta
 from tables.state.partition_state import PartitionState
 from tables.state.store import FORMAT, PartitionStore
 
@@ -50,7 +52,7 @@ def raw_delta(journal: Journal, rng: random.Random) -> None:
     cells = {(rng.choice("JL"), rng.choice("UA"), rng.randint(0, 4) * HOUR_MS) for _ in range(3)}
     blocks = {"hour": hour_block((*cell, rng.randint(-9, 9)) for cell in cells)}
     evicted = {"hour": [rng.randint(0, 4) * HOUR_MS]} if rng.random() < 0.3 else {}
-    start = journal.state.meta.to
+    start = journal.state.meta.next_offset
     entry = delta(
         journal.state, start + 3, blocks, ledger={"records.with_events": 3},
         evicted=evicted, stream_time_ms=start, floors={"hour": start - HOUR_MS}, tail=(start, 7),
@@ -60,7 +62,7 @@ def raw_delta(journal: Journal, rng: random.Random) -> None:
 
 def day_delta(journal: Journal, rng: random.Random) -> None:
     """Append contributions and an announcement; what is final settles when blocks are merged."""
-    start = journal.state.meta.to
+    start = journal.state.meta.next_offset
     hour = start * HOUR_MS
     rows = {(rng.choice("UA"), hour, sender) for sender in (0, 1)}
     blocks = {"day": day_block((*row, rng.randint(-9, 9), start) for row in rows)}
@@ -111,6 +113,13 @@ def test_a_new_store_has_no_state(store: PartitionStore) -> None:
     assert store.load(RAW_PLAN) is None
 
 
+def test_stored_bytes_keep_the_first_name_of_the_next_offset() -> None:
+    """So stores and snapshots of earlier versions are read, and those read this one's."""
+    stored = msgspec.msgpack.decode(msgspec.msgpack.encode(Meta(next_offset=5)))
+    assert stored["to"] == 5
+    assert "next_offset" not in stored
+
+
 def test_a_save_that_fails_changes_nothing(store: PartitionStore) -> None:
     """A batch is written whole: no block and no meta is there without the rest."""
     journal = Journal(RAW_PLAN)
@@ -135,7 +144,7 @@ from tables.state.store import PartitionStore
 store = PartitionStore(pathlib.Path(sys.argv[1]))
 journal = Journal(RAW_PLAN)
 while True:
-    to = journal.state.meta.to
+    to = journal.state.meta.next_offset
     blocks = {"hour": hour_block((str(i), "UA", 0, 1) for i in range(20))}
     assert journal.append(delta(journal.state, to + 20, blocks))
     store.save(journal.state.take_writes(), journal.state.meta)
@@ -163,7 +172,7 @@ def test_a_process_killed_while_it_saves_leaves_one_state(tmp_path: Path) -> Non
     with closing(PartitionStore(folder)) as store:
         state = store.load(RAW_PLAN)
     assert state is not None
-    to = state.meta.to
+    to = state.meta.next_offset
     assert to >= 20 * 50
     assert state.meta.journal_offset == 1 + to // 20
     assert state.tables["hour"].versions == {0: to}
@@ -256,7 +265,8 @@ store = PartitionStore(pathlib.Path(sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 try:
     for number in range(10):
-        store.save([BlockWrite("none", number, 1, os.urandom(200_000))], Meta(to=number + 1))
+        meta = Meta(next_offset=number + 1)
+        store.save([BlockWrite("none", number, 1, os.urandom(200_000))], meta)
 except TreasureMapError as error:
     print(number, error)
 try:
@@ -281,7 +291,7 @@ def test_a_disk_that_takes_no_more_is_named_and_what_was_saved_stays(tmp_path: P
     state = store.load(plans_of(small_map())["flights.raw"])
     store.close()
     assert state is not None
-    assert state.meta.to == int(number) > 0
+    assert state.meta.next_offset == int(number) > 0
 
 
 def damage_table(folder: Path) -> None:
@@ -350,7 +360,7 @@ from tables.state.store import PartitionStore
 store = PartitionStore(pathlib.Path(sys.argv[1]))
 journal = Journal(RAW_PLAN)
 for number in range(60):
-    to = journal.state.meta.to
+    to = journal.state.meta.next_offset
     block = hour_block([(os.urandom(200).hex(), "UA", number, 1)])
     assert journal.append(delta(journal.state, to + 1, {"hour": block}))
     store.save(journal.state.take_writes(), journal.state.meta)
@@ -404,7 +414,7 @@ def test_of_damaged_files_no_part_is_taken_for_all(
                 assert store.load(RAW_PLAN) is not None
             else:
                 assert not damage
-                assert len(cells_of(state.tables["hour"])) == state.meta.to, f"seed {seed}"
+                assert len(cells_of(state.tables["hour"])) == state.meta.next_offset, f"seed {seed}"
 
 
 def test_a_folder_that_cannot_be_one_is_told(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def claimed(state: PartitionState, plan: InputPlan) -> bool:
 def moved(state: PartitionState, time_ms: int, **blocks: bytes) -> None:
     """Apply a delta of one record that moves stream time."""
     floors = {layer.name: time_ms - HOUR_MS for layer in state.plan.layers}
-    entry = delta(state, state.meta.to + 1, blocks, stream_time_ms=time_ms, floors=floors)
+    entry = delta(state, state.meta.next_offset + 1, blocks, stream_time_ms=time_ms, floors=floors)
     assert state.apply(state.meta.journal_offset, entry, (1, 1))
 
 
@@ -67,7 +67,7 @@ def record(sender: int, whole: dict[str, int] | None, rows: list[Any] | None = N
 
 def gathered(journal: Journal, *records: bytes) -> dict[int, dict[str, int]]:
     """Let records come to a state of the day; return what was news of its senders."""
-    run = run_of(list(records), 0, journal.state.meta.to, DAY_PLAN.topic)
+    run = run_of(list(records), 0, journal.state.meta.next_offset, DAY_PLAN.topic)
     content, _ = Gatherer(journal.plan).gather(run, journal.state)
     entry = delta(
         journal.state, content.stop, announced=content.announced, whole=content.whole,

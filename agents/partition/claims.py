@@ -104,24 +104,24 @@ async def check_source(plan: InputPlan, partition: int, meta: Meta, io: Partitio
     where = f"{plan.topic}[{partition}]"
     first, end = await io.source_bounds()
     tail = None
-    if meta.tail is not None and meta.to > first:
-        tail = await io.source_identity(meta.to - 1)
+    if meta.tail is not None and meta.next_offset > first:
+        tail = await io.source_identity(meta.next_offset - 1)
     if tail is not None and tail != meta.tail:
         raise JournalRefusedError(
-            f"cannot continue {where}: record {meta.to - 1} is not the one that was read; "
+            f"cannot continue {where}: record {meta.next_offset - 1} is not the one that was read; "
             f"the topic was made anew; {START_OVER}"
         )
     # Where the last record is there, the log reaches it, whatever end the broker tells: the
     # embedded one counts its last batch as one record.
-    if meta.to < first or (meta.to > end and tail is None):
+    if meta.next_offset < first or (meta.next_offset > end and tail is None):
         raise JournalRefusedError(
-            f"cannot continue {where} at offset {meta.to}: its log holds [{first}, {end}); "
-            "events were deleted before they were read, or the topic was made anew; "
-            f"{START_OVER}"
+            f"cannot continue {where} at offset {meta.next_offset}: its log holds "
+            f"[{first}, {end}); events were deleted before they were read, or the topic was made "
+            f"anew; {START_OVER}"
         )
-    if tail is None and meta.tail is not None and meta.to > first:
+    if tail is None and meta.tail is not None and meta.next_offset > first:
         log.warning(
             "%s goes on at offset %d: the record before it is gone, as after a compaction;"
             " offsets without a record are counted as records.gap",
-            where, meta.to,
+            where, meta.next_offset,
         )  # fmt: skip

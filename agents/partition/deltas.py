@@ -32,7 +32,9 @@ def delta_of(
         tail: the identity of the last record that it covers.
     """
     meta, plan = state.meta, state.plan
-    assert content.start == meta.to, f"content from {content.start} after {meta.to}"
+    assert content.start == meta.next_offset, (
+        f"content from {content.start} after {meta.next_offset}"
+    )
     names = [layer.name for layer in plan.layers]
     wrong = ledger.imbalances(content.ledger, content.stop - content.start, names)
     assert not wrong, f"the ledger of {content.start} to {content.stop} is off: {wrong}"

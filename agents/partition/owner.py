@@ -75,8 +75,8 @@ class Owner:
 
     @property
     def position(self) -> int:
-        """The next source offset: ``state.to``, and nothing else, says where to go on."""
-        return self.state.meta.to
+        """The next source offset: that of the state, and nothing else, says where to go on."""
+        return self.state.meta.next_offset
 
     @property
     def has_events(self) -> bool:

@@ -77,13 +77,16 @@ class WorkerStatus:
         for owner in self.owners.each():
             meta = owner.state.meta
             topic, partition = owner.plan.topic, owner.partition
-            row: dict[str, int | None] = {"read": meta.to - meta.base, "position": meta.to}
+            row: dict[str, int | None] = {
+                "read": meta.next_offset - meta.base,
+                "position": meta.next_offset,
+            }
             row |= {name: meta.ledger.get(f"records.{name}", 0) for name in RECORD_COLUMNS}
             lag, position = lags.get((topic, partition)), handed.get((topic, partition))
             row["end"] = None if lag is None or position is None else position + lag
             records.setdefault(topic, {})[str(partition)] = row
             names = [layer.name for layer in owner.plan.layers]
-            found = ledger.imbalances(meta.ledger, meta.to - meta.base, names)
+            found = ledger.imbalances(meta.ledger, meta.next_offset - meta.base, names)
             problems += [f"{topic}[{partition}]: {problem}" for problem in found]
         counts = ledger.total(owner.state.meta.ledger for owner in self.owners.each())
         events = {name: counts.get(f"events.{name}", 0) for name in ("decoded", *EVENT_COLUMNS)}

@@ -198,7 +198,7 @@ class PartitionState:
     def _apply_claim(self, offset: int, claim: Claim) -> bool:
         meta = self.meta
         if meta.epoch < 0:
-            meta.to = meta.base = claim.base
+            meta.next_offset = meta.base = claim.base
             meta.first_ms = {}
         elif not may_stand(meta, claim):
             return False
@@ -303,7 +303,11 @@ class PartitionState:
         self, delta: Delta, identity: Identity, rows: Mapping[str, pl.DataFrame | FewRows]
     ) -> bool:
         meta = self.meta
-        stands = (delta.start, delta.epoch, delta.revision) == (meta.to, meta.epoch, meta.revision)
+        stands = (delta.start, delta.epoch, delta.revision) == (
+            meta.next_offset,
+            meta.epoch,
+            meta.revision,
+        )
         if not stands:
             return False
         meta.tail_bytes += identity[0]
@@ -316,7 +320,7 @@ class PartitionState:
                 self.tables[name].add(data, delta.stop, rows.get(name))
                 self._note_first(name)
         if delta.stop > delta.start:
-            meta.to = delta.stop
+            meta.next_offset = delta.stop
             meta.tail = delta.tail
             self._take_floors(delta.floors)
             meta.stream_time_ms = max(meta.stream_time_ms, delta.stream_time_ms)

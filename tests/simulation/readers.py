@@ -127,7 +127,7 @@ def check_ledgers(worker: Worker, expected: dict[tuple[str, int], Counter[str]])
             continue
         meta = owner.state.meta
         names = [layer.name for layer in owner.plan.layers]
-        yield from ledger.imbalances(meta.ledger, meta.to - meta.base, names)
+        yield from ledger.imbalances(meta.ledger, meta.next_offset - meta.base, names)
         got = {name: meta.ledger.get(name, 0) for name in want}
         if got != dict(want):
             yield f"{key}: its ledger is {got}; its log came to {dict(want)}"

@@ -44,9 +44,13 @@ def _forced(*fields: str) -> Patch:
         self: PartitionState, delta: Delta, identity: Identity, rows: Mapping[str, Any]
     ) -> bool:
         meta = self.meta
-        right = {"start": min(meta.to, delta.stop), "epoch": meta.epoch, "revision": meta.revision}
+        right = {
+            "start": min(meta.next_offset, delta.stop),
+            "epoch": meta.epoch,
+            "revision": meta.revision,
+        }
         if "start" in fields:
-            meta.to = right["start"]
+            meta.next_offset = right["start"]
         changes = {field: right[field] for field in fields}
         return _apply_delta(self, msgspec.structs.replace(delta, **changes), identity, rows)
 
@@ -155,7 +159,7 @@ async def _trusting(self: Owner, entry: Any, value: bytes, rows: Any = None) -> 
     offset = await self._io.append(value)
     meta = self.state.meta
     if isinstance(entry, Delta):
-        follows = {"start": meta.to, "epoch": meta.epoch, "revision": meta.revision}
+        follows = {"start": meta.next_offset, "epoch": meta.epoch, "revision": meta.revision}
         entry = msgspec.structs.replace(entry, **follows)
     meta.journal_offset = offset
     self.state.apply(offset, entry, identity_of(value), rows)
@@ -339,6 +343,6 @@ def position_is_of_the_state() -> list[Patch]:
     async def claim(self: Owner) -> None:
         await _claim(self)
         meta = self.state.meta
-        meta.to = max(meta.to, commits.get((self.plan.topic, self.partition), 0))
+        meta.next_offset = max(meta.next_offset, commits.get((self.plan.topic, self.partition), 0))
 
     return [(Owner, "_compose", compose), (Owner, "claim", claim)]
