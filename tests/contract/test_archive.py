@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import random
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,55 +19,28 @@ from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.identity import History
 from tables.archive.protocol import Archive, CellRange
 from tables.model.errors import ArchiveError, QueryError
-from tables.model.layer import Accumulator, KeyField, Layer, Map, Measure
+from tables.model.layer import Accumulator, KeyField, Layer, Map
 from tables.model.window import Window
 from tables.state.cell import archive_schema
+from tests.support.archive_rows import (
+    ACCUMULATORS,
+    DAY_MS,
+    HOUR_MS,
+    HOURS,
+    START_MS,
+    TTL,
+    Clock,
+    cell,
+    frame,
+    get,
+    put,
+)
 
-HOUR_MS = 3_600_000
-DAY_MS = 24 * HOUR_MS
-START_MS = 1_356_998_400_000  # 2013-01-01T00:00Z
 MONTHS_MS = (START_MS, START_MS + 31 * DAY_MS, START_MS + 59 * DAY_MS)
 
-ACCUMULATORS = (
-    Accumulator("events", None, "int"),
-    Accumulator("n", "delay", "int"),
-    Accumulator("sum", "delay", "int"),
-    Accumulator("min", "delay", "int"),
-    Accumulator("max", "delay", "int"),
-    Accumulator("sqlo", "delay", "int"),
-    Accumulator("sqhi", "delay", "int"),
-    Accumulator("n", "speed", "float"),
-    Accumulator("sum", "speed", "float"),
-    Accumulator("min", "speed", "float"),
-    Accumulator("max", "speed", "float"),
-    Accumulator("m2", "speed", "float"),
-)
-HOURS = Layer(
-    name="hours",
-    key=(KeyField("origin", "string"), KeyField("gate", "int"), KeyField("late", "bool")),
-    window=Window(HOUR_MS),
-    measures=(Measure("count"), Measure("variance", "delay"), Measure("variance", "speed")),
-    accumulators=ACCUMULATORS,
-    max_out_of_orderness_ms=0,
-    allowed_lateness_ms=0,
-    partitions=2,
-    source="flights",
-)
 MONTHS = msgspec.structs.replace(
     HOURS, name="months", key=(KeyField("carrier", "string"),), window=Window(0), slots=1
 )
-TTL = msgspec.structs.replace(HOURS, name="hours_ttl", archive_ttl_ms=2 * DAY_MS)
-
-
-class Clock:
-    """A wall clock that stands where the test puts it."""
-
-    def __init__(self) -> None:
-        self.now_ms = START_MS
-
-    def __call__(self) -> int:
-        """Return the time."""
-        return self.now_ms
 
 
 @dataclasses.dataclass
@@ -102,39 +75,6 @@ async def archive(site: Site) -> AsyncIterator[Archive]:
     await opened.open(site.map)
     yield opened
     await opened.close()
-
-
-def cell(layer: Layer = HOURS, **values: Any) -> dict[str, Any]:
-    """Return one archive row: a cell with no measured field, changed by ``values``."""
-    row: dict[str, Any] = {}
-    for name, kind in archive_schema(layer).items():
-        row[name] = {pl.String(): "JFK", pl.Boolean(): False, pl.Float64(): 0.0}.get(kind, 0)
-        if name.startswith(("min_", "max_")):
-            row[name] = None
-    return row | {"window_start": START_MS, "events": 1} | values
-
-
-def frame(rows: Sequence[Mapping[str, Any]], layer: Layer = HOURS) -> pl.DataFrame:
-    """Return the archive frame of rows."""
-    return pl.DataFrame(rows, schema=archive_schema(layer), orient="row")
-
-
-async def put(archive: Archive, *rows: dict[str, Any], at: int = 1, layer: Layer = HOURS) -> None:
-    """Write rows with one write time."""
-    times = pl.Series("write_time", [at] * len(rows), dtype=pl.Int64)
-    await archive.write(layer, frame(rows, layer), times)
-
-
-async def get(
-    archive: Archive,
-    from_ms: int = START_MS,
-    to_ms: int = START_MS + DAY_MS,
-    layer: Layer = HOURS,
-    **key: Any,
-) -> pl.DataFrame:
-    """Read a range, sorted."""
-    got = await archive.read(layer, CellRange(from_ms, to_ms, key))
-    return got.sort([*layer.key_columns, "window_start", "source_partition"])
 
 
 async def test_a_row_is_read_as_it_was_written(archive: Archive) -> None:

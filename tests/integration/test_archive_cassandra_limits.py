@@ -13,15 +13,7 @@ import pytest
 
 from tables.archive.protocol import CellRange
 from tables.model.errors import QueryError
-from tests.contract.test_archive_cassandra import (
-    BUCKET_MS,
-    HOUR_MS,
-    LAYER,
-    map_of,
-    rows,
-    settings_of,
-    times,
-)
+from tests.support.cassandra_rows import BUCKET_MS, HOUR_MS, LAYER, map_of, rows, settings_of, times
 from tests.support.common import flight, until
 from tests.support.station_support import SECONDS_MAX, Process, apply
 

@@ -8,11 +8,10 @@ import uuid
 import pytest
 
 from tables.model.errors import ArchiveError
-from tests.integration.test_cassandra_security import checks
 from tests.support import servers
 from tests.support.common import small_map, until
 from tests.support.reset_proxy import ResetProxy
-from tests.support.secure_servers import SecureCassandra
+from tests.support.secure_servers import SecureCassandra, checks
 
 archive_cassandra = pytest.importorskip("tables.archive.cassandra.archive")
 

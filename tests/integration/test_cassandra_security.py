@@ -27,15 +27,14 @@ from tables.archive.identity import History
 from tables.archive.protocol import CellRange
 from tables.model.errors import ArchiveAwayError, ArchiveError
 from tables.model.layer import Accumulator
-from tests.contract.test_archive_cassandra import LAYER, map_of, rows, times
-from tests.integration.test_dependencies import unready
 from tests.support import servers
+from tests.support.cassandra_rows import LAYER, map_of, rows, times
 from tests.support.cluster import ROOT
 from tests.support.common import flight, until
 from tests.support.pki import Authority, Certificate
 from tests.support.reset_proxy import ResetProxy
-from tests.support.secure_servers import SecureCassandra
-from tests.support.station_support import HOUR_MS, SECONDS_MAX, Process, apply, last_words
+from tests.support.secure_servers import SecureCassandra, checks
+from tests.support.station_support import HOUR_MS, SECONDS_MAX, Process, apply, last_words, unready
 
 archive_cassandra = pytest.importorskip("tables.archive.cassandra.archive")
 wipe = pytest.importorskip("tables.archive.cassandra.wipe")
@@ -71,14 +70,6 @@ def node(secure_cassandra: SecureCassandra) -> SecureCassandra:
     secure_cassandra.run("CREATE ROLE IF NOT EXISTS locked WITH PASSWORD = 'x' AND LOGIN = false")
     secure_cassandra.run("GRANT CREATE ON ALL KEYSPACES TO maker")
     return secure_cassandra
-
-
-def checks(authority: Authority | None, own: Certificate | None = None) -> ssl.SSLContext:
-    """Return what trusts an authority, None for the system's, and shows an own certificate."""
-    context = ssl.create_default_context(cafile=authority.ca_file if authority else None)
-    if own is not None:
-        context.load_cert_chain(own.cert_file, own.key_file)
-    return context
 
 
 def settings_of(node: SecureCassandra, authority: Authority, **changes: Any) -> Any:

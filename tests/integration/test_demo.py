@@ -28,7 +28,7 @@ from examples.flights import events
 from tables.model.layer import Layer, Map
 from tests import ROOT
 from tests.support import servers
-from tests.unit.app.host.test_children import wait_gone
+from tests.support.waiting import wait_gone
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from app.cluster.topics import apply_topics
 from app.mapfile.load import load_map
 from tests.support import servers
 from tests.support.common import flight, until
-from tests.support.station_support import HOUR_MS, SECONDS_MAX, Process
+from tests.support.station_support import HOUR_MS, SECONDS_MAX, Process, unready
 
 WARNINGS_OF_AN_OUTAGE_MAX = 30
 """First and last lines of what a library tells in some way each, and our own two."""
@@ -21,17 +21,6 @@ WARNINGS_OF_AN_OUTAGE_MAX = 30
 def warnings_of(worker: Process) -> int:
     """Return how many lines of the worker's log warn."""
     return sum("[WARNING]" in line or "[ERROR]" in line for line in worker.log().splitlines())
-
-
-def unready(worker: Process, *beginnings: str) -> Callable[[], Awaitable[bool]]:
-    """Return a condition: /readyz is 503 and gives these reasons."""
-
-    async def told() -> bool:
-        status, state = await worker.get("/readyz")
-        reasons = state["reasons"]
-        return status == 503 and all(any(r.startswith(b) for r in reasons) for b in beginnings)
-
-    return told
 
 
 def folded(worker: Process, count: int) -> Callable[[], Awaitable[bool]]:

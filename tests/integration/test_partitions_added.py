@@ -14,8 +14,8 @@ from agents.partition.claims import OTHER_PARTITIONS
 from app.commands.map import command
 from app.kafka.lane import TransportError, TransportOptions
 from tables.model.errors import MapError
-from tests.integration.test_topics import admin_of
 from tests.support.common import HOUR_MS, flight, until
+from tests.support.kafka_admin import admin_of
 from tests.support.station_support import Process, apply, last_words
 
 AT_MS = 1_699_920_000_000

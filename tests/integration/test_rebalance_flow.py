@@ -18,9 +18,9 @@ from app.mapfile.load import load_map
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model.errors import OutcomeUnknownError
 from tables.model.limits import RECORD_BYTES_MAX
-from tests.integration.test_transport import Bench, Memory, until
 from tests.support import station_support
 from tests.support.common import HOUR_MS, flight
+from tests.support.transport_bench import Bench, Memory, until
 
 
 class SlowLetters(KafkaLog):

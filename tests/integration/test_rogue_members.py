@@ -22,17 +22,15 @@ from app.mapfile.load import load_map
 from app.trust.proof import PeerKey
 from app.trust.tokens import make_token
 from tables.model.layer import Map
-from tests.integration.test_secure_workers import CELLS, ORIGINS, Asker, secured
-from tests.integration.test_transport import Bench, Benches, Memory, benches
 from tests.support import servers
 from tests.support.acls import allow
 from tests.support.common import flight, until
 from tests.support.pki import PASSPHRASE, Authority
 from tests.support.rogue import Rogue, assignment, joined, plan_nothing
 from tests.support.secure_servers import SecureKafka
+from tests.support.secured_workers import CELLS, ORIGINS, Asker, secured
 from tests.support.station_support import Process
-
-__all__ = ["benches"]
+from tests.support.transport_bench import Bench, Benches, Memory
 
 pytestmark = pytest.mark.kafka
 

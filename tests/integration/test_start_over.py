@@ -20,7 +20,7 @@ from tables.archive.identity import History
 from tables.archive.protocol import CellRange
 from tables.model.errors import ArchiveError, TreasureMapError
 from tables.model.layer import Map
-from tests.contract.test_archive_cassandra import LAYER, rows, settings_of, times
+from tests.support.cassandra_rows import LAYER, rows, settings_of, times
 
 MAP = """
 revision = 1

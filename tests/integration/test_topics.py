@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import uuid
-from collections.abc import AsyncIterator
 
 import pytest
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from app.cluster.topics import (
@@ -24,6 +22,7 @@ from app.mapfile.load import parse_map
 from tables.model.errors import TreasureMapError
 from tables.model.layer import Map
 from tests.support.common import until
+from tests.support.kafka_admin import admin_of
 from tests.support.reset_proxy import ResetProxy
 from tests.support.servers import free_ports
 
@@ -62,17 +61,6 @@ def arrow_map() -> Map:
     """Return such a map with a feed of Arrow."""
     text = TEXT.replace("publish = true", 'publish = "arrow"')
     return parse_map(text.replace("{name}", f"shop_{uuid.uuid4().hex[:8]}"), "test")
-
-
-@contextlib.asynccontextmanager
-async def admin_of(brokers: str) -> AsyncIterator[AIOKafkaAdminClient]:
-    """Connect as an administrator."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=brokers)
-    await admin.start()
-    try:
-        yield admin
-    finally:
-        await admin.close()
 
 
 async def partitions_at(brokers: str, prefix: str) -> dict[str, int]:

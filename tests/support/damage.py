@@ -25,6 +25,7 @@ from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.protocol import CellRange
 from tables.model import ledger
 from tables.model.errors import ArchiveError, JournalRefusedError
+from tables.model.layer import Map
 from tables.query.family import KeyFilter
 from tables.query.live import LiveJob, LiveRead
 from tables.record.sealed import HEAD_BYTES, DamagedError
@@ -33,10 +34,10 @@ from tables.state.journal import Snapshot, encode_entry
 from tables.state.partition_state import PartitionState
 from tables.state.snapshot import capture
 from tables.state.store import PartitionStore
+from tests.support.archive_rows import HOURS, Clock, cell, frame
 from tests.support.common import HOUR_MS, run_of
+from tests.support.contributions import TOPIC, contribution
 from tests.support.state_support import DAY_PLAN, HOUR, RAW_PLAN, Journal, claim, delta, hour_block
-from tests.unit.agents.fold.test_gather import TOPIC, contribution
-from tests.unit.tables.archive.test_archive_runs import HOURS, MAP, Clock, cell, frame
 
 Try = Callable[[bytes], bool]
 """Gives bytes to their reader; tells whether it took them. Fails where the reader is deceived."""
@@ -163,7 +164,7 @@ def archive(folder: Path, form: int) -> tuple[list[bytes], Try]:
     """Return the pieces of an embedded archive, and what reads it with one of them changed."""
     opened = EmbeddedArchive(folder, Clock())
     loop = asyncio.new_event_loop()
-    loop.run_until_complete(opened.open(MAP))
+    loop.run_until_complete(opened.open(Map(1, "m", (), (HOURS,), "")))
     rows = frame([cell(key_origin=f"origin {at}", events=3) for at in range(40)])
     times = pl.repeat(7, rows.height, dtype=pl.Int64, eager=True)
     loop.run_until_complete(opened.write(HOURS, rows, times))

@@ -258,3 +258,11 @@ client_encryption_options:
 def _escaped(value: str) -> str:
     """Return a value for a properties file, which Java reads as Latin-1."""
     return value.encode("ascii", "backslashreplace").decode().replace("\\x", "\\u00")
+
+
+def checks(authority: Authority | None, own: Certificate | None = None) -> ssl.SSLContext:
+    """Return what trusts an authority, None for the system's, and shows an own certificate."""
+    context = ssl.create_default_context(cafile=authority.ca_file if authority else None)
+    if own is not None:
+        context.load_cert_chain(own.cert_file, own.key_file)
+    return context

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import uuid
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +176,14 @@ def last_words(process: Process) -> str:
     assert found, f"no last words:\n{log}"
     assert "[INFO]" not in words, f"not the last words:\n{log}"
     return words.rstrip()
+
+
+def unready(worker: Process, *beginnings: str) -> Callable[[], Awaitable[bool]]:
+    """Return a condition: /readyz is 503 and gives these reasons."""
+
+    async def told() -> bool:
+        status, state = await worker.get("/readyz")
+        reasons = state["reasons"]
+        return status == 503 and all(any(r.startswith(b) for r in reasons) for b in beginnings)
+
+    return told

@@ -19,7 +19,7 @@ from tables.model.layer import Map
 from tables.query.family import KeyFilter
 from tests.support.common import DAY_MS, HOUR_MS, MemoryLog, seeds, small_map, until
 from tests.support.local_worker import RAW, LocalWorker, fill, live_cells
-from tests.worker.test_reader import KEYED, UNKEYED, Owned
+from tests.support.owned import KEYED, UNKEYED, Owned
 
 HOURS = small_map().layer("hour")
 Cell = tuple[str, str, int, int]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import orjson
 import pytest
 
 import agents.query.reader
-from agents.partition.live_reads import read_live
 from agents.query.answers import FamilyAnswer
 from agents.query.reader import Reader
 from tables.archive.cache import ArchiveCache
@@ -21,11 +20,8 @@ from tables.archive.protocol import CellRange
 from tables.model.cost import QueryCost
 from tables.model.errors import QueryError
 from tables.model.layer import Map
-from tables.model.window import Window
 from tables.query.answer import row_end
-from tables.query.cell_query import Limits
 from tables.query.family import FamilyQuery, parse_family_query
-from tables.query.live import LiveRead, LiveRows
 from tables.record.heartbeat import decode_heartbeat
 from tables.state.cell import in_order, measures_of
 from tests.support.common import (
@@ -37,48 +33,10 @@ from tests.support.common import (
     small_map,
     until,
 )
+from tests.support.general_way import use_frames
 from tests.support.local_worker import RAW, LocalWorker, fill
+from tests.support.owned import DAYS, HOURS, KEYED, LIMITS, UNKEYED, Owned
 from tests.support.web_support import FrameCells, frame, stored
-from tests.unit.tables.state.test_few_cells import use_frames
-
-HOURS, DAYS = small_map().layers
-SIX_HOURS = dataclasses_replace(DAYS, name="six", window=Window(6 * HOUR_MS), finer="hour")
-DAYS_OF_SIX = dataclasses_replace(DAYS, finer="six")
-KEYED = small_map(layers=(HOURS, SIX_HOURS, DAYS_OF_SIX))
-UNKEYED = small_map(
-    sources=(dataclasses_replace(KEYED.sources[0], keyed_by=()),),
-    layers=(dataclasses_replace(HOURS, merged=True), SIX_HOURS, DAYS_OF_SIX),
-)
-LIMITS = Limits()
-
-
-class Owned:
-    """A LiveSource over one house; some owners may be told not to answer."""
-
-    def __init__(self, house: LocalWorker) -> None:
-        self.house = house
-        self.silent: set[tuple[str, int]] = set()
-        self.asked: list[LiveRead] = []
-
-    async def read(
-        self, reads: Sequence[LiveRead], cost: QueryCost, until: float
-    ) -> list[LiveRows]:
-        """Answer from the house's owners."""
-        del until
-        self.asked += reads
-        cost.workers_asked += 1
-        return [
-            read_live(
-                [
-                    owner
-                    for owner in self.house.owners.each()
-                    if read.layer in owner.plan.layers
-                    and (owner.plan.topic, owner.partition) not in self.silent
-                ],
-                read,
-            )
-            for read in reads
-        ]
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from tables.model.layer import Map
 from tables.query.family import parse_family_query
 from tests.support.common import DAY_MS, HOUR_MS, MemoryLog, dataclasses_replace, flight, small_map
 from tests.support.local_worker import RAW, LocalWorker, archived, expected
-from tests.worker.test_reader import LIMITS, Owned
+from tests.support.owned import LIMITS, Owned
 
 MINUTE_MS = 60_000
 HOUR, DAY = small_map().layers

@@ -4,62 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-import orjson
 import pytest
 
 import app.web.live_stream
 from tables.model.errors import ArchiveDamagedError, ArchiveError
 from tests.support.common import HOUR_MS, small_map, until
+from tests.support.live_streams import Stream, streams
 from tests.support.web_support import FrameCells, frame, get, served, stored
 
 MAP = small_map()
 LIVE = "/v1/layers/hour/live?interval_ms=100"
-
-
-class Stream:
-    """One reader of events."""
-
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self.response = response
-        self.last_id = ""
-
-    async def event(self) -> tuple[str, Any]:
-        """Return kind and data of the next event that is no comment."""
-        kind, data = "", None
-        while True:
-            line = (await self.response.content.readline()).decode().rstrip("\n")
-            name, _, value = line.partition(": ")
-            if name == "event":
-                kind = value
-            elif name == "data":
-                data = orjson.loads(value)
-            elif name == "id":
-                self.last_id = value
-            elif not line and kind:
-                return kind, data
-
-    async def until_told(self) -> list[dict[str, Any]]:
-        """Return the cells up to the event that has an id."""
-        cells = []
-        while True:
-            kind, data = await asyncio.wait_for(self.event(), 10)
-            if kind != "cell":
-                assert kind == "told", data
-                return cells
-            cells.append(data)
-
-
-async def streams(url: str, **headers: str) -> AsyncIterator[Stream]:
-    """Give a reader of a stream."""
-    async with aiohttp.ClientSession() as session, session.get(url, headers=headers) as response:
-        assert response.status == 200, await response.text()
-        assert response.headers["Content-Type"] == "text/event-stream"
-        yield Stream(response)
 
 
 def told_cells(cells: list[dict[str, Any]]) -> list[tuple[Any, ...]]:

@@ -34,11 +34,11 @@ from tests.support.common import (
     small_map,
     until,
 )
+from tests.support.general_way import use_frames
+from tests.support.live_streams import streams
 from tests.support.local_worker import RAW, LocalWorker, archived
+from tests.support.owned import Owned
 from tests.support.web_support import METRICS, StandingView, in_thread
-from tests.unit.tables.state.test_few_cells import use_frames
-from tests.worker.test_reader import Owned
-from tests.worker.test_web_live import streams
 
 HOUR, DAY = small_map().layers
 OTHER = dataclasses_replace(HOUR, name="other")

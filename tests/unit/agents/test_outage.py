@@ -6,17 +6,7 @@ import pytest
 
 from agents.outage import FORGET_S, GRACE_S, Outage
 from tables.model.errors import ArchiveAwayError, ArchiveError, ArchiveRefusedError
-
-
-class Clock:
-    """Seconds that a test moves."""
-
-    def __init__(self) -> None:
-        self.now_s = 1_000.0
-
-    def __call__(self) -> float:
-        """Return the time."""
-        return self.now_s
+from tests.support.clock import Clock
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from app.kafka.group_map import GroupMap
 from app.kafka.lane import Statistics
 from app.kafka.transport import NO_GENERATION, Transport
 from tables.archive.protocol import Archive
+from tests.support.clock import Clock
 from tests.support.common import small_map, until
-from tests.unit.agents.test_outage import Clock
 
 T0, T1 = ("t", 0), ("t", 1)
 STUCK_S = 60.0

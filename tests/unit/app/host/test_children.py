@@ -14,21 +14,7 @@ import pytest
 
 from app.host.children import start_child, stop_child
 from tests import ROOT
-
-
-def wait_gone(pid: int) -> None:
-    """Wait until no process has ``pid``, or it is only waiting to be collected."""
-    deadline = time.monotonic() + 20
-    pause = threading.Event()
-    while time.monotonic() < deadline:
-        try:
-            status = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except FileNotFoundError:
-            return
-        if status == "Z":
-            return
-        pause.wait(0.02)
-    pytest.fail(f"process {pid} is still there")
+from tests.support.waiting import wait_gone
 
 
 def test_a_child_ends_when_it_is_asked_to(tmp_path: pathlib.Path) -> None:

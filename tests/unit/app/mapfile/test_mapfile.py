@@ -13,70 +13,13 @@ from hypothesis import strategies as st
 
 from app.mapfile.load import MAP_BYTES_MAX, digest_of, load_map, parse_map
 from tables.model.errors import MapError
-from tables.model.layer import Condition, KeyField, Layer, Map, Measure
+from tables.model.layer import Condition, KeyField, Layer, Measure
 from tables.model.window import DAY_MS, Window
 from tests import ROOT
+from tests.support.map_text import BASE, changed, problems_of, read
 
 FLIGHTS = ROOT / "examples" / "flights" / "map.toml"
 HOUR_MS = 3_600_000
-
-BASE = """
-revision = 3
-name = "shop"
-
-[sources.orders]
-topic = "orders.raw"
-partitions = 12
-time = "@timestamp"
-type = "type"
-id = "orderId"
-keyed_by = ["store"]
-
-[sources.orders.fields]
-store = "int"
-vip = "bool"
-country = "string"
-amount = "int"
-weight = "float"
-
-[layers.minute]
-source = "orders"
-events = ["order.*"]
-key = ["store", "country"]
-window = "1m"
-measures = ["count", "mean(amount)", "variance(weight)"]
-
-[layers.hour]
-from = "minute"
-key = ["country"]
-window = "1h"
-
-[layers.day]
-from = "hour"
-key = ["country"]
-window = "day"
-"""
-
-
-def changed(*changes: tuple[str, str]) -> str:
-    """Return BASE with texts replaced; each must stand in it once."""
-    text = BASE
-    for old, new in changes:
-        assert text.count(old) == 1, old
-        text = text.replace(old, new)
-    return text
-
-
-def problems_of(text: str) -> list[str]:
-    """Return the problems for which the text is refused."""
-    with pytest.raises(MapError) as caught:
-        parse_map(text, "test")
-    return caught.value.problems
-
-
-def read(*changes: tuple[str, str]) -> Map:
-    """Return the map of BASE with texts replaced."""
-    return parse_map(changed(*changes), "test")
 
 
 def columns(layer: Layer) -> list[str]:

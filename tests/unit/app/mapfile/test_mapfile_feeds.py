@@ -4,7 +4,7 @@ import pytest
 
 from app.web.map_answer import describe_map
 from tables.model.layer import combiner_of
-from tests.unit.app.mapfile.test_mapfile import changed, problems_of, read
+from tests.support.map_text import changed, problems_of, read
 
 
 @pytest.mark.parametrize(

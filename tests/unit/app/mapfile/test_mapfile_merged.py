@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.unit.app.mapfile.test_mapfile import changed, problems_of, read
+from tests.support.map_text import changed, problems_of, read
 
 
 @pytest.mark.parametrize(

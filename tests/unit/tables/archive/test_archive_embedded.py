@@ -22,7 +22,7 @@ from tables.archive.protocol import Archive
 from tables.model.errors import ArchiveError
 from tables.model.layer import Map
 from tests import ROOT
-from tests.contract.test_archive import DAY_MS, HOURS, START_MS, TTL, Clock, cell, frame, get, put
+from tests.support.archive_rows import DAY_MS, HOURS, START_MS, TTL, Clock, cell, frame, get, put
 
 
 async def test_a_second_process_on_the_folder_is_refused(tmp_path: Path) -> None:
@@ -198,10 +198,12 @@ async def test_a_writer_that_is_killed_loses_nothing_it_acknowledged(tmp_path: P
     """Rows acknowledged before SIGKILL are read by the next process."""
     program = (
         "import asyncio, os, pathlib, signal, sys\n"
-        "from tests.contract import test_archive as t\n"
+        "from tables.archive.embedded.archive import EmbeddedArchive\n"
+        "from tables.model.layer import Map\n"
+        "from tests.support import archive_rows as t\n"
         "async def main():\n"
-        "    archive = t.EmbeddedArchive(pathlib.Path(sys.argv[1]))\n"
-        "    await archive.open(t.Map(1, 'm', (), (t.HOURS,), ''))\n"
+        "    archive = EmbeddedArchive(pathlib.Path(sys.argv[1]))\n"
+        "    await archive.open(Map(1, 'm', (), (t.HOURS,), ''))\n"
         "    await t.put(archive, *(t.cell(key_gate=i) for i in range(100)))\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "asyncio.run(main())\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.agents.test_outage import Clock
+from tests.support.clock import Clock
 
 pytest.importorskip("cassandra", reason="the extra `cassandra` is not installed")
 

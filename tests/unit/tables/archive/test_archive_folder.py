@@ -24,7 +24,7 @@ from tables.model.layer import Map
 from tables.record.sealed import unsealed
 from tables.state.store import PartitionStore
 from tests import ROOT
-from tests.contract.test_archive import HOURS, START_MS, cell, get, put
+from tests.support.archive_rows import HOURS, START_MS, cell, get, put
 from tests.support.common import HOUR_MS
 from tests.support.state_support import RAW_PLAN, Journal
 
@@ -33,10 +33,12 @@ WHAT_TO_DO = "restore the archive's folder from a copy, or start over with `map 
 
 WRITES = """
 import asyncio, os, pathlib, signal, sys
-from tests.contract import test_archive as t
+from tables.archive.embedded.archive import EmbeddedArchive
+from tables.model.layer import Map
+from tests.support import archive_rows as t
 async def main():
-    archive = t.EmbeddedArchive(pathlib.Path(sys.argv[1]))
-    await archive.open(t.Map(1, 'm', (), (t.HOURS,), ''))
+    archive = EmbeddedArchive(pathlib.Path(sys.argv[1]))
+    await archive.open(Map(1, 'm', (), (t.HOURS,), ''))
     for at in range(40):
         await t.put(archive, *(t.cell(key_gate=at * 40 + i) for i in range(40)))
         if at == 20:

@@ -20,8 +20,9 @@ from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.embedded.runs import RunLayout, lead, worth_merging
 from tables.archive.protocol import CellRange
 from tables.model.errors import ArchiveError
+from tables.model.layer import Map
 from tables.record.sealed import seal, unsealed
-from tests.contract.test_archive import HOUR_MS, HOURS, START_MS, Clock, Map, cell, frame
+from tests.support.archive_rows import HOUR_MS, HOURS, START_MS, Clock, cell, frame
 from tests.support.common import seeds
 
 TEXTS = st.text(st.sampled_from("\x00\x01aZ\xffß€\U0001f600"), max_size=4)

@@ -15,18 +15,13 @@ from tables.state.cell import cell_schema
 from tables.state.layer_table import FoldTable, LayerTable
 from tables.state.rollup_table import RollupTable, rollup_schema
 from tests.support.common import HOUR_MS, accumulators, dataclasses_replace, small_map
+from tests.support.general_way import use_frames
 
 HOURS, DAYS = small_map().layers
 INTS = (HOURS, DAYS)
 FLOATS = tuple(
     dataclasses_replace(layer, accumulators=accumulators("delay", "float")) for layer in INTS
 )
-
-
-def use_frames(patch: pytest.MonkeyPatch) -> None:
-    """Have all rows be too many."""
-    for module in ("state.layer_table", "state.rollup_table", "query.answer", "query.top"):
-        patch.setattr(f"tables.{module}.FEW_ROWS_MAX", -1)
 
 
 def some_rows(rng: random.Random, schema: dict[str, pl.DataType]) -> pl.DataFrame:

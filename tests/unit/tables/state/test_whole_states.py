@@ -25,9 +25,9 @@ from tables.state.layer_table import NEVER_ENDS_MS, NEVER_MS
 from tables.state.partition_state import PartitionState
 from tables.state.small_merge import merge_few
 from tests.support.common import DAY_MS, EVENTS, HOUR_MS, dataclasses_replace, run_of, small_map
+from tests.support.contributions import block_of
+from tests.support.plans import FINAL, MAP, ask, read
 from tests.support.state_support import DAY, DAY_PLAN, HOUR, RAW_PLAN, Journal, delta, hour_block
-from tests.unit.agents.fold.test_gather import block_of
-from tests.unit.tables.query.test_planner import FINAL, MAP, ask, read
 
 ALL = {acc.column: NEVER_MS for acc in DAY.accumulators}
 COUNTS = tuple(
