@@ -3,8 +3,8 @@
 A worker takes and frees buffers of megabytes all the time: answers to fetches, inflated batches,
 chunks. By default glibc gives each of them back to the system and asks for it again, and the
 system clears every page anew. Measured on a virtual machine: inflating LZ4 batches of 350 KB took
-222 ns an event, 38 ns once freed memory is kept. Once a minute all of it is given back: otherwise the
-memory of a burst or a large merge would stay for ever, and a minute's work soon has its memory
+222 ns an event, 38 ns once freed memory is kept. Once a minute all of it is given back: otherwise
+the memory of a burst or a large merge would stay for ever, and a minute's work soon has its memory
 again (200 MiB are 50,000 pages, some 30 ms of a minute).
 
 Python's collector looks for cycles whenever 700 more objects live than died. A chunk is tens of

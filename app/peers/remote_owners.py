@@ -1,9 +1,9 @@
 """Peers: the owners of all partitions, on this worker and on the others of its group.
 
 The group's map has the owner of each partition. A worker answers for its own partitions only, so no
-request is ever forwarded twice. Whoever does not answer soon is asked a second time, over another connection;
-a partition that is on its way from one worker to another is asked for again until it is there or
-the time for it has passed: then it is missing from the answer.
+request is ever forwarded twice. Whoever does not answer soon is asked a second time, over another
+connection; a partition that is on its way from one worker to another is asked for again until it is
+there or the time for it has passed: then it is missing from the answer.
 """
 
 from __future__ import annotations
