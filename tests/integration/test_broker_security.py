@@ -20,7 +20,7 @@ from app.config.connections import kafka_options
 from app.config.settings import load_settings
 from app.kafka.connection_causes import cause_of
 from app.kafka.logins import AGAIN_S, Logins
-from tests.support.secure_servers import SecureKafka
+from tests.support.secure_servers import MAP, SecureKafka
 
 pytestmark = pytest.mark.kafka
 
