@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from compose_file import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from tests import ROOT
 
 HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
 

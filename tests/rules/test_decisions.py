@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
-from compose_file import ROOT
+
+from tests import ROOT
 
 FOLDER = ROOT / "docs" / "decisions"
 RECORDS = sorted(FOLDER.glob("[0-9]*.md"))
