@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from agents.decode.records import Decoder
-from agents.fold.layers import Content, Folder
+from agents.fold.content import Content
+from agents.fold.layers import Folder
 from agents.fold.small import SmallBatchFolder
 from agents.partition.letters import send_letters
 from agents.partition.owner import Owner, tail_of

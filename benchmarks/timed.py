@@ -17,7 +17,7 @@ from typing import Any
 import polars as pl
 
 import app.__main__
-from agents.fold.layers import Content
+from agents.fold.content import Content
 from agents.partition.owner import Owner
 from agents.partition.owners import PartitionManager
 from tables.archive.embedded.archive import EmbeddedArchive

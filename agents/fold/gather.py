@@ -13,14 +13,14 @@ from typing import cast
 import polars as pl
 
 from agents.decode.event_batch import DETAIL_CHARS_MAX, FEW, SetAside
-from agents.fold.layers import Content
+from agents.fold.content import Content
+from tables.model.window import NEVER_MS
 from tables.record.chunk import Run
 from tables.record.sealed import DamagedError
 from tables.state.cell import later_of
 from tables.state.contribution import Contribution, cause_against, decode_cells, decode_contribution
 from tables.state.input_plan import InputPlan
 from tables.state.journal import Announcement
-from tables.state.layer_table import NEVER_MS
 from tables.state.partition_state import PartitionState
 from tables.state.rollup_table import RollupTable
 

@@ -6,7 +6,6 @@ from the greatest time before it in its partition (docs/formats/journal.md rule 
 
 from __future__ import annotations
 
-import dataclasses
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any, cast
@@ -16,14 +15,12 @@ import polars as pl
 from agents.decode.event_batch import DETAIL_CHARS_MAX, FEW, ID_COLUMN, EventBatch, Rows, tally
 from agents.fold.aggregate import Aggregation
 from agents.fold.classify import Classifier
+from agents.fold.content import Before, Content
 from agents.fold.dedupe import Deduper
 from tables.model.layer import Condition, Layer
-from tables.model.ledger import Ledger
-from tables.model.window import SECONDS_IN_MS_MAX
-from tables.state.block import FewRows
-from tables.state.id_table import IDS, IdTable
+from tables.model.window import NEVER_MS, SECONDS_IN_MS_MAX
+from tables.state.id_table import IDS
 from tables.state.input_plan import InputPlan
-from tables.state.layer_table import NEVER_MS
 
 OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "==": operator.eq,
@@ -37,31 +34,6 @@ KEY_BYTES_MAX = 1_024
 """Of a key text. Cassandra takes 64 KiB in a row's key; sorting and caching want far less."""
 
 _ROW = ".row"
-
-
-@dataclasses.dataclass(slots=True, frozen=True)
-class Before:
-    """What folding must know of a partition's state: stream time and, by layer, the floor.
-
-    ``ids`` are the remembered ids where the source's events have ids.
-    """
-
-    stream_time_ms: int
-    floors: Mapping[str, int]
-    ids: IdTable | None = None
-
-
-@dataclasses.dataclass(slots=True)
-class Content:
-    """What a chunk adds to one source partition: the content of a delta, before its framing."""
-
-    start: int
-    stop: int
-    stream_time_ms: int
-    ledger: Ledger
-    blocks: dict[str, pl.DataFrame | FewRows]
-    announced: dict[int, tuple[int, int]] = dataclasses.field(default_factory=dict)
-    whole: dict[int, dict[str, int]] = dataclasses.field(default_factory=dict)
 
 
 class Folder:

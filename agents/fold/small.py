@@ -15,7 +15,8 @@ from typing import Any, cast
 from agents.decode.event_batch import FEW_EVENTS_MAX, tally
 from agents.decode.json_events import UNREADABLE, JsonEvents
 from agents.fold.classify import Classifier
-from agents.fold.layers import KEY_BYTES_MAX, OPERATORS, Before, Content, floor_before
+from agents.fold.content import Before, Content
+from agents.fold.layers import KEY_BYTES_MAX, OPERATORS, floor_before
 from tables.model.floats import float_sum, squared_deviations
 from tables.model.layer import Accumulator, Condition, Layer, Source
 from tables.model.ledger import Ledger

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 import msgspec
 
-from agents.fold.layers import Content
+from agents.fold.content import Content
 from tables.model import ledger
 from tables.model.errors import DeltaTooLargeError, TreasureMapError
+from tables.model.window import NEVER_MS
 from tables.state.block import encode_block
 from tables.state.journal import Delta, Identity, encode_entry
-from tables.state.layer_table import NEVER_MS
 from tables.state.partition_state import PartitionState
 
 

@@ -22,11 +22,10 @@ from agents.partition.owner import Owner
 from agents.ports import ReadableLog
 from agents.supervised import supervised
 from tables.model.errors import JournalRefusedError, OffsetGoneError, OutcomeUnknownError
-from tables.model.window import TIME_MS_MAX
+from tables.model.window import NEVER_MS, TIME_MS_MAX
 from tables.record.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
 from tables.state.input_plan import InputPlan
 from tables.state.journal import Delta, decode_entry
-from tables.state.layer_table import NEVER_MS
 
 log = logging.getLogger(__name__)
 

@@ -9,13 +9,12 @@ import polars as pl
 from agents.partition.emission import ARCHIVE
 from agents.partition.owner import Owner
 from tables.model.layer import Layer
-from tables.model.window import START_MS_MIN
+from tables.model.window import NEVER_ENDS_MS, NEVER_MS, START_MS_MIN
 from tables.query.answer import matching
 from tables.query.facts import PartitionFacts
 from tables.query.live import FollowerPosition, LiveJob, LiveRead, LiveRows
 from tables.state.block import repeated
 from tables.state.cell import whole_only
-from tables.state.layer_table import NEVER_ENDS_MS, NEVER_MS
 from tables.state.partition_meta import Meta
 from tables.state.rollup_table import RollupTable
 

@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from agents.fold.layers import Content
+from agents.fold.content import Content
 from agents.partition.emit_counts import EmitCounts
 from agents.partition.emitter import Emitter
 from agents.partition.idle_heartbeat import IdleHeartbeat, StreamTimes

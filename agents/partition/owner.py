@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 
 import polars as pl
 
-from agents.fold.layers import Before, Content
+from agents.fold.content import Before, Content
 from agents.partition.claims import check_source, fenced, new_claim, why_refused
 from agents.partition.deltas import delta_of, fitted
 from agents.partition.partition_io import PartitionIO

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 
-from agents.fold.layers import Content
+from agents.fold.content import Content
 from agents.partition.emit_counts import EmitCounts
 from agents.partition.idle_heartbeat import StreamTimes
 from agents.partition.late_watch import LateWatch
@@ -22,6 +22,7 @@ from agents.supervised import supervised
 from tables.archive.protocol import Archive
 from tables.model.errors import FencedError, OutcomeUnknownError
 from tables.model.layer import Layer, Map
+from tables.model.topic_partition import TopicPartition
 from tables.query.live import LiveJob, LiveRead, LiveRows
 from tables.record.chunk import Run
 from tables.state.input_plan import InputPlan, plans_of
@@ -29,8 +30,6 @@ from tables.state.journal import Claimant, Identity
 from tables.state.store import PartitionStore
 
 log = logging.getLogger(__name__)
-
-TopicPartition = tuple[str, int]
 
 
 class PartitionManager:

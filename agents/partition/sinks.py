@@ -13,11 +13,11 @@ from agents.partition.acks import Acks, oldest_acknowledged
 from agents.partition.emission import ARCHIVE, FEED, Due, Emission
 from tables.model.layer import Layer
 from tables.model.limits import EVICTED_MAX
+from tables.model.window import NEVER_ENDS_MS, NEVER_MS
 from tables.state.cell import whole_only
 from tables.state.contribution import added_up
 from tables.state.input_plan import InputPlan
 from tables.state.journal import Announcement, Delta
-from tables.state.layer_table import NEVER_ENDS_MS, NEVER_MS
 from tables.state.partition_state import PartitionState
 
 

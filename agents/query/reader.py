@@ -28,6 +28,7 @@ from tables.model.cost import QueryCost
 from tables.model.errors import QueryError
 from tables.model.keyhash import key_hash
 from tables.model.layer import Layer, Map, combiner_of
+from tables.model.window import NEVER_ENDS_MS, NEVER_MS
 from tables.query.answer import are_behind, are_torn, cells_of, matching, merged_cells_of, rows_of
 from tables.query.cell_query import Limits
 from tables.query.cover import Segment
@@ -37,7 +38,6 @@ from tables.query.live import LiveRead, LiveRows
 from tables.query.planner import QueryPlan, boundaries_of, plan
 from tables.query.whole import check_began, later_measures
 from tables.state.cell import later_of, no_rows, stacked, whole_only
-from tables.state.layer_table import NEVER_ENDS_MS, NEVER_MS
 from tables.threads import gathered
 
 FACTS_S_MAX = 2.0

@@ -9,9 +9,9 @@ from app.health.backpressure import Pressure
 from app.health.readiness import Readiness
 from app.health.watch import Progress, Question, Watch, ask_kafka
 from app.host.floods import tame
-from app.kafka.assignor import TopicPartition
 from app.kafka.transport import Transport
 from tables.archive.protocol import Archive
+from tables.model.topic_partition import TopicPartition
 
 
 def watch_of(

@@ -30,8 +30,8 @@ from agents.outage import Outage
 from agents.supervised import supervised
 from agents.tasks import end, within
 from app.host.floods import FloodFilter
-from app.kafka.assignor import TopicPartition
 from tables.model.errors import TreasureMapError
+from tables.model.topic_partition import TopicPartition
 
 log = logging.getLogger(__name__)
 

@@ -21,10 +21,9 @@ from aiokafka.coordinator.protocol import (
 )
 
 from app.kafka.group_proof import GroupProof, content_of
+from tables.model.topic_partition import TopicPartition
 
 log = logging.getLogger(__name__)
-
-TopicPartition = tuple[str, int]
 
 # Part of the group protocol: members with another name cannot join. A change of the formats below
 # that older members cannot read needs a new name.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from app.kafka.assignor import Share, TopicPartition, pairs
+from app.kafka.assignor import Share, pairs
+from tables.model.topic_partition import TopicPartition
 
 
 class GroupMap:

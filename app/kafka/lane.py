@@ -10,8 +10,8 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
-from app.kafka.assignor import TopicPartition
 from app.kafka.pace import Pace
+from tables.model.topic_partition import TopicPartition
 from tables.record.chunk import Chunk, Run
 
 Idle = Callable[[Chunk | None], None]

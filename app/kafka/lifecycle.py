@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from app.kafka.assignor import TopicPartition
+from tables.model.topic_partition import TopicPartition
 
 
 class PartitionLifecycle(Protocol):

@@ -12,9 +12,9 @@ import random
 from collections.abc import Callable
 
 from agents.supervised import supervised
-from app.kafka.assignor import TopicPartition
 from app.kafka.lifecycle import PartitionLifecycle
 from tables.model.errors import FencedError, JournalUnreadError, OutcomeUnknownError
+from tables.model.topic_partition import TopicPartition
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from aiokafka import TopicPartition as KafkaPartition
 from aiokafka.errors import KafkaError
 
 from agents.tasks import within
-from app.kafka.assignor import TopicPartition
+from tables.model.topic_partition import TopicPartition
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from aiokafka import ConsumerRebalanceListener
 from aiokafka import TopicPartition as KafkaPartition
 
 from agents.supervised import supervised
-from app.kafka.assignor import TopicPartition
+from tables.model.topic_partition import TopicPartition
 
 
 class Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka comes without types here

@@ -25,7 +25,7 @@ from mode import Service
 from agents.supervised import supervised
 from agents.tasks import end, within
 from app.kafka.aiokafka_private import Fetched, UnreadableError, abandon
-from app.kafka.assignor import Member, TopicPartition
+from app.kafka.assignor import Member
 from app.kafka.brokers import connect_error, patiently
 from app.kafka.group_map import GroupMap
 from app.kafka.lane import Lane
@@ -39,6 +39,7 @@ from app.kafka.statistics import Statistics
 from app.kafka.transport_options import TransportError, TransportOptions
 from app.kafka.wakeup import Wakeup
 from tables.model.errors import TreasureMapError
+from tables.model.topic_partition import TopicPartition
 from tables.record.chunk import Chunk
 
 log = logging.getLogger(__name__)

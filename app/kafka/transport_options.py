@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from agents.partition.claims import OTHER_PARTITIONS
-from app.kafka.assignor import Member, TopicPartition, by_topic
+from app.kafka.assignor import Member, by_topic
 from app.trust.proof import PeerKey
 from tables.model.errors import TreasureMapError
+from tables.model.topic_partition import TopicPartition
 
 MIB = 1 << 20
 # A member is heard at least this often, and three times within a session (Kafka's own advice).

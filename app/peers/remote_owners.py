@@ -20,12 +20,12 @@ from typing import Any
 import aiohttp
 
 from agents.outage import Outage
-from app.kafka.assignor import TopicPartition
 from app.peers.troubles import PeerError, Trouble, why_never
 from app.peers.wire import ANSWER_BYTES_MAX, CONTENT_TYPE, PATH, decode_rows, encode_reads
 from app.trust.proof import HEADER, PeerKey, ProofError
 from tables.model.cost import QueryCost
 from tables.model.layer import Map
+from tables.model.topic_partition import TopicPartition
 from tables.query.live import LiveJob, LiveRead, LiveRows
 from tables.record.sealed import DamagedError
 from tables.threads import THREADS, Threads

@@ -15,9 +15,9 @@ from tables.archive.protocol import Archive
 from tables.model import ledger
 from tables.model.layer import Layer, Map, combiner_of
 from tables.model.ledger import EVENT_COLUMNS, LAYER_COLUMNS, RECORD_COLUMNS
+from tables.model.window import NEVER_MS
 from tables.query.live import LiveJob, LiveRead
 from tables.query.whole import described
-from tables.state.layer_table import NEVER_MS
 
 
 class WorkerStatus:

@@ -11,13 +11,13 @@ import polars as pl
 from agents.query.answers import FamilyAnswer
 from app.web.formats import Page, hinted
 from tables.model.layer import Map
+from tables.model.window import NEVER_MS
 from tables.query.answer import row_end
 from tables.query.cell_query import encode_cursor, exact_json, page_after
 from tables.query.family import FamilyQuery, family_of
 from tables.query.planner import QueryPlan
 from tables.query.top import TopQuery, top_rows
 from tables.state.cell import measures_of
-from tables.state.layer_table import NEVER_MS
 
 
 def describe_families(themap: Map) -> list[dict[str, Any]]:

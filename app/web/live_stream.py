@@ -29,6 +29,7 @@ from app.web.guard import HEADERS, BusyError, damaged_words, unanswered_words
 from tables.archive.cache import ArchiveCache
 from tables.model.errors import ArchiveDamagedError, ArchiveError, QueryError
 from tables.model.layer import Layer, Map
+from tables.model.window import NEVER_MS
 from tables.query.cell_query import cell_rows, find_layer
 from tables.query.facts import whole_of
 from tables.query.family import KeyFilter
@@ -42,7 +43,6 @@ from tables.query.parameters import (
 )
 from tables.query.whole import later_measures
 from tables.state.block import decode_block, encode_block
-from tables.state.layer_table import NEVER_MS
 
 INTERVAL_MS, INTERVAL_MS_MIN, INTERVAL_MS_MAX = 500, 100, 60_000
 SILENT_S_MAX = 15.0

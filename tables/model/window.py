@@ -33,6 +33,12 @@ LENGTH_MS_MAX = 36_500 * DAY_MS
 START_MS_MIN = TIME_MS_MIN - LENGTH_MS_MAX
 """No window of a time starts before this."""
 
+NEVER_MS = -(2**62)
+"""Minus infinity among times: before any event."""
+
+NEVER_ENDS_MS = 2**62
+"""Plus infinity: after any window."""
+
 _CYCLE_MS = 146_097 * DAY_MS
 """The calendar repeats every 400 years; so dates that ``datetime`` does not have are computed."""
 

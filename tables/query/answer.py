@@ -18,11 +18,11 @@ import polars as pl
 
 from tables.model.keyhash import key_hashes
 from tables.model.layer import Layer
+from tables.model.window import NEVER_MS
 from tables.query.family import FamilyQuery, KeyFilter
 from tables.query.live import LiveRows
 from tables.state.block import FewRows
 from tables.state.cell import archive_schema, cell_schema, merge_rows, no_rows, stacked
-from tables.state.layer_table import NEVER_MS
 from tables.state.rollup_table import rollup_schema
 from tables.state.small_merge import FEW_ROWS_MAX, columns_of, merge_few
 

@@ -16,8 +16,8 @@ from collections.abc import Iterable
 import msgspec
 
 from tables.model.layer import Layer
+from tables.model.window import NEVER_ENDS_MS, NEVER_MS
 from tables.query.planner import NOTHING_KNOWN, LayerFacts
-from tables.state.layer_table import NEVER_ENDS_MS, NEVER_MS
 
 
 class PartitionFacts(msgspec.Struct, frozen=True, array_like=True):

@@ -16,10 +16,10 @@ from typing import Literal
 
 from tables.model.errors import QueryError
 from tables.model.layer import Layer
+from tables.model.window import NEVER_ENDS_MS, NEVER_MS
 from tables.query.cover import Choice, GapError, Segment, cover, cover_steps
 from tables.query.family import FamilyQuery, KeyFilter, stored_for
 from tables.query.parameters import seconds_hint
-from tables.state.layer_table import NEVER_ENDS_MS, NEVER_MS
 
 Exactness = Literal["exact", "settling"]
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from tables.archive.protocol import CellRange
 from tables.model.errors import QueryError
 from tables.model.layer import Layer
+from tables.model.window import NEVER_ENDS_MS, NEVER_MS
 from tables.query.family import stored_for
-from tables.state.layer_table import NEVER_ENDS_MS, NEVER_MS
 
 
 def check_began(layer: Layer, cells: CellRange, began_ms: int) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import polars as pl
 
 from tables.model.layer import Layer, Scalar
-from tables.model.window import START_MS_MIN
+from tables.model.window import NEVER_ENDS_MS, START_MS_MIN
 from tables.state.block import (
     Block,
     FewRows,
@@ -45,12 +45,6 @@ TAIL_FEW_MAX = 64
 
 AHEAD_ROWS_MIN = 5_000
 """Merges of so many rows are made in a thread. 6,000 rows take 2 ms, 25,000 take 12."""
-
-NEVER_MS = -(2**62)
-"""Minus infinity among times: before any event."""
-
-NEVER_ENDS_MS = 2**62
-"""Plus infinity: after any window."""
 
 
 @dataclasses.dataclass(slots=True, frozen=True)

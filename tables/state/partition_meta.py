@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from tables.model.shape import changes
+from tables.model.window import NEVER_MS
 from tables.state.journal import Announcement, Claim, Identity
-from tables.state.layer_table import NEVER_MS
 
 
 class Meta(msgspec.Struct):

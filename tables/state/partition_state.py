@@ -15,12 +15,13 @@ import polars as pl
 from tables.model import ledger
 from tables.model.layer import Layer
 from tables.model.shape import joined
+from tables.model.window import NEVER_ENDS_MS, NEVER_MS
 from tables.state.block import FewRows
 from tables.state.cell import later_of
 from tables.state.id_table import IDS, IdTable
 from tables.state.input_plan import InputPlan
 from tables.state.journal import Claim, Delta, Entry, Identity, Snapshot, SnapshotPart
-from tables.state.layer_table import NEVER_ENDS_MS, NEVER_MS, BlockWrite, FoldTable, LayerTable
+from tables.state.layer_table import BlockWrite, FoldTable, LayerTable
 from tables.state.partition_meta import Meta, may_stand
 from tables.state.rollup_table import RollupTable
 

@@ -11,10 +11,11 @@ from typing import Any
 import polars as pl
 
 from tables.model.layer import Layer, Scalar
+from tables.model.window import NEVER_MS
 from tables.state.block import Block, FewRows, conform, different, frames_of
 from tables.state.cell import cell_schema, in_order, in_parts, merge_rows, whole_only
 from tables.state.journal import Announcement
-from tables.state.layer_table import NEVER_MS, LayerTable
+from tables.state.layer_table import LayerTable
 from tables.state.small_merge import FEW_ROWS_MAX, few_cells
 from tables.state.table_jobs import Merge
 

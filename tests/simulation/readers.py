@@ -11,9 +11,10 @@ from agents.partition.owner import Owner
 from agents.partition.recovery import Recovery
 from tables.model import ledger
 from tables.model.errors import OffsetGoneError
+from tables.model.window import NEVER_ENDS_MS
 from tables.state.input_plan import InputPlan
 from tables.state.journal import Identity, decode_entry, identity_of
-from tables.state.layer_table import NEVER_ENDS_MS, BlockWrite
+from tables.state.layer_table import BlockWrite
 from tables.state.partition_meta import Meta
 from tables.state.partition_state import PartitionState
 from tests.simulation.log import PartitionLog

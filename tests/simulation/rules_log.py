@@ -13,7 +13,7 @@ import polars as pl
 import agents.fold.layers
 import agents.ingest
 import tables.state.partition_state
-from agents.fold.layers import Before, Content
+from agents.fold.content import Before, Content
 from agents.partition.emitter import Emitter
 from agents.partition.letters import send_letters
 from agents.partition.log_partition import LogPartitionIO
@@ -21,8 +21,8 @@ from agents.partition.owner import Owner
 from agents.partition.recovery import Recovery
 from tables.model.errors import JournalRefusedError, OutcomeUnknownError
 from tables.model.layer import Layer
+from tables.model.window import NEVER_MS
 from tables.state.journal import Delta, Identity, decode_entry, encode_entry, identity_of
-from tables.state.layer_table import NEVER_MS
 from tables.state.partition_state import PartitionState
 from tests.simulation.rules import Patch, rule
 from tests.simulation.stores import SimulatedStore

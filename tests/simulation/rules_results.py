@@ -10,18 +10,18 @@ import msgspec
 import polars as pl
 
 import agents.partition.writers
+from agents.fold.content import Content
 from agents.fold.gather import Gatherer
-from agents.fold.layers import Content
 from agents.partition.emission import FEED
 from agents.partition.owner import Owner
 from agents.partition.sinks import Sinks
 from agents.partition.writers import archive_rows
 from tables.model.errors import ArchiveError
 from tables.model.layer import Layer
+from tables.model.window import NEVER_MS
 from tables.query.feed_records import FeedRecord, feed_records
 from tables.state.contribution import split_cells
 from tables.state.journal import Announcement, Delta
-from tables.state.layer_table import NEVER_MS
 from tables.state.partition_state import PartitionState
 from tables.state.rollup_table import RollupTable
 from tests.simulation.loop import PROCESS

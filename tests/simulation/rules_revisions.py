@@ -8,11 +8,12 @@ import polars as pl
 
 from agents.fold.dedupe import Deduper
 from tables.model.layer import Layer
+from tables.model.window import NEVER_MS
 from tables.state import cell
 from tables.state import small_merge as few_cells
 from tables.state.id_table import IdTable
 from tables.state.journal import Claim, Delta
-from tables.state.layer_table import NEVER_MS, LayerTable
+from tables.state.layer_table import LayerTable
 from tables.state.partition_state import PartitionState
 from tests.simulation.rules import Patch, rule
 

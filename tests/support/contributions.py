@@ -6,11 +6,11 @@ from typing import Any
 
 import polars as pl
 
+from tables.model.window import NEVER_MS
 from tables.state.block import encode_block
 from tables.state.cell import cell_schema
 from tables.state.contribution import Contribution, encode_contribution
 from tables.state.journal import Announcement
-from tables.state.layer_table import NEVER_MS
 from tests.support.common import HOUR_MS
 from tests.support.state_support import DAY, measured
 

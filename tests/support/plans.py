@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from tables.model.layer import Map
+from tables.model.window import NEVER_ENDS_MS
 from tables.query.cell_query import Limits
 from tables.query.family import FamilyQuery, parse_family_query
 from tables.query.planner import LayerFacts, plan
-from tables.state.layer_table import NEVER_ENDS_MS
 from tests.support.common import DAY_MS, HOUR_MS, small_map
 
 MAP = small_map()

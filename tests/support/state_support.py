@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from agents.fold.layers import Content
+from agents.fold.content import Content
 from tables.model.layer import Layer
 from tables.state.block import FewRows, encode_block
 from tables.state.cell import cell_schema

@@ -25,12 +25,12 @@ from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.protocol import Archive
 from tables.model.cost import QueryCost
 from tables.model.layer import Layer, Map
+from tables.model.window import NEVER_MS
 from tables.query.answer import matching
 from tables.query.cell_query import Row
 from tables.query.facts import PartitionFacts
 from tables.query.live import LiveJob, LiveRead, LiveRows
 from tables.state.cell import archive_schema
-from tables.state.layer_table import NEVER_MS
 from tests.support.common import HOUR_MS, small_map
 
 Result = TypeVar("Result")

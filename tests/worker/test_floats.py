@@ -13,15 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.decode.records import Decoder
-from agents.fold.layers import Before, Folder
+from agents.fold.content import Before
+from agents.fold.layers import Folder
 from agents.fold.small import SmallBatchFolder
 from tables.model.floats import float_sum
 from tables.model.layer import Field, Layer, Map, Measure
+from tables.model.window import NEVER_MS
 from tables.query.measure_columns import measure_columns
 from tables.state.block import FewRows
 from tables.state.cell import archive_schema, cell_schema, measures_of, merge_partitions
 from tables.state.input_plan import plans_of
-from tables.state.layer_table import NEVER_MS
 from tables.state.small_merge import few_cells
 from tests.support.common import accumulators, dataclasses_replace, run_of, small_map
 

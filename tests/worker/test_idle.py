@@ -14,9 +14,8 @@ from agents.partition import owned_partition, writers
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model.errors import OutcomeUnknownError
 from tables.model.layer import Map
-from tables.model.window import TIME_MS_MAX, Window
+from tables.model.window import NEVER_MS, TIME_MS_MAX, Window
 from tables.record.heartbeat import HEARTBEAT_HEADER, decode_heartbeat
-from tables.state.layer_table import NEVER_MS
 from tests.support.common import (
     MemoryLog,
     StoredRecord,

@@ -16,12 +16,12 @@ from agents.partition.sinks import Sinks
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model import ledger
 from tables.model.errors import JournalRefusedError
+from tables.model.window import NEVER_MS
 from tables.query.facts import PartitionFacts
 from tables.query.family import KeyFilter
 from tables.query.live import LiveRead
 from tables.record.chunk import Chunk
 from tables.state.cell import measures_of
-from tables.state.layer_table import NEVER_MS
 from tables.state.store import PartitionStore
 from tests.support.common import (
     HOUR_MS,

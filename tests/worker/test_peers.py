@@ -15,7 +15,6 @@ from aiohttp import web
 import agents.query.reader
 from agents import outage
 from app.config.settings import Settings
-from app.kafka.assignor import TopicPartition
 from app.peers.remote_owners import Peers
 from app.peers.wire import CONTENT_TYPE, PATH, decode_reads, encode_reads
 from app.trust.proof import HEADER, PeerKey
@@ -26,6 +25,7 @@ from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model.cost import QueryCost
 from tables.model.errors import QueryError
 from tables.model.layer import KeyField, Map
+from tables.model.topic_partition import TopicPartition
 from tables.query.family import KeyFilter
 from tables.query.live import LiveRead, LiveRows
 from tests.support.common import DAY_MS, HOUR_MS, MemoryLog, dataclasses_replace, small_map, until

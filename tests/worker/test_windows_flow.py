@@ -15,7 +15,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agents.decode.records import Decoder
-from agents.fold.layers import Before, Folder
+from agents.fold.content import Before
+from agents.fold.layers import Folder
 from app.commands.map import draw
 from app.commands.query import command
 from app.mapfile.load import parse_map
@@ -26,10 +27,10 @@ from tables.archive.protocol import CellRange
 from tables.model import ledger
 from tables.model.errors import MapError
 from tables.model.layer import Layer, Map
-from tables.model.window import TIME_MS_MAX, TIME_MS_MIN, Window
+from tables.model.window import NEVER_MS, TIME_MS_MAX, TIME_MS_MIN, Window
 from tables.state.block import encode_block
 from tables.state.input_plan import plans_of
-from tables.state.layer_table import NEVER_MS, FoldTable
+from tables.state.layer_table import FoldTable
 from tests.support.common import (
     DAY_MS,
     HOUR_MS,

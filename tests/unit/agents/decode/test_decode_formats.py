@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from agents.decode.event_batch import PLACE, EventBatch, SetAside
 from agents.decode.json_events import parse_times
 from agents.decode.records import Decoder
-from agents.fold.layers import Before, Folder
+from agents.fold.content import Before
+from agents.fold.layers import Folder
 from tables.model import ledger
 from tables.model.layer import Field, Map
+from tables.model.window import NEVER_MS
 from tables.state.input_plan import plans_of
-from tables.state.layer_table import NEVER_MS
 from tests.support.common import dataclasses_replace, run_of, small_map
 
 FIELDS = tuple(

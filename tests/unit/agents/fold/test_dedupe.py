@@ -18,16 +18,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.decode.records import Decoder
-from agents.fold.layers import Before, Folder
+from agents.fold.content import Before
+from agents.fold.layers import Folder
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model import ledger
 from tables.model.errors import FencedError, OutcomeUnknownError
 from tables.model.layer import Map
-from tables.model.window import Window
+from tables.model.window import NEVER_MS, Window
 from tables.state.block import encode_block
 from tables.state.id_table import IDS, IdTable
 from tables.state.input_plan import plans_of
-from tables.state.layer_table import NEVER_MS
 from tests.support.common import (
     DAY_MS,
     HOUR_MS,

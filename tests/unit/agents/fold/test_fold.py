@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from agents.decode.records import Decoder
 from agents.fold.classify import Classifier
-from agents.fold.layers import Before, Folder
+from agents.fold.content import Before
+from agents.fold.layers import Folder
 from tables.model import ledger
 from tables.model.layer import Condition, Field, Map
+from tables.model.window import NEVER_MS
 from tables.state.block import encode_block
 from tables.state.input_plan import plans_of
-from tables.state.layer_table import NEVER_MS, FoldTable
+from tables.state.layer_table import FoldTable
 from tests.support.common import (
     HOUR_MS,
     accumulators,

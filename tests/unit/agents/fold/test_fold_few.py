@@ -13,15 +13,15 @@ from polars.testing import assert_frame_equal
 
 from agents.decode.event_batch import FEW_EVENTS_MAX
 from agents.decode.records import Decoder
-from agents.fold.layers import KEY_BYTES_MAX, Before, Content, Folder
+from agents.fold.content import Before, Content
+from agents.fold.layers import KEY_BYTES_MAX, Folder
 from agents.fold.small import SmallBatchFolder
 from tables.model import ledger
 from tables.model.layer import Condition, Field, KeyField, Map
-from tables.model.window import MONTH, Window
+from tables.model.window import MONTH, NEVER_MS, Window
 from tables.record.chunk import RecordFault, Run
 from tables.state.block import FewRows, decode_block, encode_block
 from tables.state.input_plan import plans_of
-from tables.state.layer_table import NEVER_MS
 from tests.support.common import (
     DAY_MS,
     EVENTS,

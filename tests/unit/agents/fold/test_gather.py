@@ -12,15 +12,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agents.decode.event_batch import SetAside
+from agents.fold.content import Content
 from agents.fold.gather import Gatherer
-from agents.fold.layers import Content
 from tables.model import ledger
 from tables.model.errors import JournalRefusedError
+from tables.model.window import NEVER_MS
 from tables.record.sealed import seal
 from tables.state.block import encode_block
 from tables.state.contribution import Contribution, encode_contribution
 from tables.state.journal import Announcement
-from tables.state.layer_table import NEVER_MS
 from tests.support.common import DAY_MS, HOUR_MS, run_of
 from tests.support.contributions import NEVER, TOPIC, Row, contribution
 from tests.support.state_support import DAY, DAY_PLAN, Cells, Journal, cells_of

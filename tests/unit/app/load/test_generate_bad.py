@@ -9,7 +9,8 @@ import polars as pl
 import pytest
 
 from agents.decode.records import Decoder
-from agents.fold.layers import Before, Folder
+from agents.fold.content import Before
+from agents.fold.layers import Folder
 from app.load.bad_input import (
     CONTENT_TYPES,
     KINDS,
@@ -22,9 +23,9 @@ from app.load.bad_input import (
 from app.load.plan import MAP_FILE, SOURCE
 from app.mapfile.load import load_map
 from tables.model.ledger import Ledger
+from tables.model.window import NEVER_MS
 from tables.record.chunk import Headers, Run
 from tables.state.input_plan import plans_of
-from tables.state.layer_table import NEVER_MS
 
 NOW_MS = 1_700_000_000_000
 MAP = load_map(MAP_FILE)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from agents.decode.records import Decoder
-from agents.fold.layers import Before, Folder
+from agents.fold.content import Before
+from agents.fold.layers import Folder
 from app.load.bad_input import KINDS
 from app.load.events import EventMaker
 from app.load.plan import MAP_FILE, SOURCE, Format, LoadSpec, Part, schedule
@@ -17,12 +18,12 @@ from app.load.vocabulary import words_of
 from app.mapfile.load import load_map, parse_map
 from tables.model.layer import Map
 from tables.model.ledger import Ledger, add, imbalances
+from tables.model.window import NEVER_MS
 from tables.record.chunk import Headers, Run
 from tables.record.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
 from tables.state.block import encode_block
 from tables.state.id_table import IDS, IdTable
 from tables.state.input_plan import plans_of
-from tables.state.layer_table import NEVER_MS
 from tests.support.common import kinds
 
 START_MS = 1_700_000_000_000

@@ -11,7 +11,8 @@ import polars as pl
 import pytest
 
 from agents.decode.records import Decoder
-from agents.fold.layers import Before, Folder
+from agents.fold.content import Before
+from agents.fold.layers import Folder
 from agents.partition.letters import letters_of
 from app.verify.arrow import ArrowRows
 from app.verify.batches import Decoder as BatchDecoder
@@ -21,8 +22,8 @@ from app.verify.letters import Letters
 from app.verify.records import Faults, Record, RecordReader, form_of
 from app.verify.trial import readable
 from tables.model.layer import Field
+from tables.model.window import NEVER_MS
 from tables.state.input_plan import plans_of
-from tables.state.layer_table import NEVER_MS
 from tests.support.common import dataclasses_replace, run_of, small_map
 from tests.support.plain.letters import Letters as PlainLetters
 from tests.support.plain.partition import Partition

@@ -7,11 +7,10 @@ import dataclasses
 import pytest
 
 from tables.model.errors import QueryError
-from tables.model.window import MONTH
+from tables.model.window import MONTH, NEVER_ENDS_MS, NEVER_MS
 from tables.query.cell_query import Limits, UnknownLayerError
 from tables.query.family import family_of, parse_family_query
 from tables.query.planner import LayerFacts, boundaries_of, plan
-from tables.state.layer_table import NEVER_ENDS_MS, NEVER_MS
 from tests.support.common import DAY_MS, HOUR_MS, dataclasses_replace, small_map
 from tests.support.plans import FINAL, MAP, ask, read
 

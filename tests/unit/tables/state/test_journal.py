@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tables.model.errors import JournalRefusedError
+from tables.model.window import NEVER_MS
 from tables.record.sealed import seal
 from tables.state.journal import (
     FORMAT,
@@ -23,7 +24,7 @@ from tables.state.journal import (
     encode_entry,
     identity_of,
 )
-from tables.state.layer_table import NEVER_MS, BlockWrite
+from tables.state.layer_table import BlockWrite
 from tables.state.partition_meta import Meta
 from tables.state.partition_state import PartitionState
 from tests.support.common import HOUR_MS

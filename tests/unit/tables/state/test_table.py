@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tables.model.window import NEVER_MS
 from tables.state import layer_table as table_module
 from tables.state.block import FewRows, encode_block
 from tables.state.cell import cell_schema, measures_of
-from tables.state.layer_table import NEVER_MS, TAIL_BLOCKS_MAX, TAIL_FEW_MAX, BlockWrite, FoldTable
+from tables.state.layer_table import TAIL_BLOCKS_MAX, TAIL_FEW_MAX, BlockWrite, FoldTable
 from tables.state.rollup_table import RollupTable
 from tests.support.common import DAY_MS, HOUR_MS, accumulators, dataclasses_replace
 from tests.support.state_support import (

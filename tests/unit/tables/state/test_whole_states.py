@@ -13,6 +13,7 @@ from agents.fold.gather import Gatherer
 from tables.model.errors import QueryError
 from tables.model.layer import Accumulator, Map
 from tables.model.shape import shapes_of
+from tables.model.window import NEVER_ENDS_MS, NEVER_MS
 from tables.query.cell_query import Limits
 from tables.query.facts import KnownFacts, PartitionFacts
 from tables.query.family import parse_family_query
@@ -21,7 +22,6 @@ from tables.query.top import parse_top_query
 from tables.state.cell import merge_rows
 from tables.state.contribution import Contribution, encode_contribution
 from tables.state.input_plan import InputPlan, plans_of
-from tables.state.layer_table import NEVER_ENDS_MS, NEVER_MS
 from tables.state.partition_state import PartitionState
 from tables.state.small_merge import merge_few
 from tests.support.common import DAY_MS, EVENTS, HOUR_MS, dataclasses_replace, run_of, small_map

@@ -1,0 +1,3 @@
+"""The name of a partition of a topic."""
+
+TopicPartition = tuple[str, int]
