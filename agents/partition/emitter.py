@@ -100,7 +100,7 @@ class Emitter:
         self.wake(changed=True)
 
     def wake(self, *, changed: bool = False) -> None:
-        """Tell that the state has changed; ``changed`` says that cells have.
+        """Take note that the state has changed; ``changed`` says that cells have.
 
         Most deltas make nothing due: then no task is woken. While an archive is away, what waits
         grows; it is not looked through for every delta.

@@ -37,7 +37,7 @@ after it at times; an idle partition's next heartbeat makes a delta again."""
 class StreamTimes:
     """How far the partitions of a source are: those of this worker, and by their journals others.
 
-    What a journal tells may be old, and then too little: stream time never falls. It may come from
+    The time in a journal may be old, and then too little: stream time never falls. It may come from
     a delta that does not stand, which was true of the log all the same. Journals are read once in
     ``idle_heartbeat`` for all partitions of this worker.
     """
@@ -50,7 +50,7 @@ class StreamTimes:
     async def slowest_other_ms(self, plan: InputPlan, partition: int) -> int:
         """Return the smallest M of a source's other partitions that had events.
 
-        ``NEVER_MS`` where none had, or one cannot be told.
+        ``NEVER_MS`` if none had, or one is not known.
         """
         others = [p for p in range(plan.partitions) if p != partition]
         found = [await self._time_ms(plan, other) for other in others]
@@ -76,8 +76,8 @@ class StreamTimes:
             try:
                 entry = decode_entry(record.value or b"")
             except JournalRefusedError as error:
-                # Its own owner is refused by it; here it only means that nothing can be told.
-                log.warning("%s[%d] tells no stream time: %s", plan.journal, partition, error)
+                # Its own owner is refused by it; here it only means that its time is not known.
+                log.warning("%s[%d] gives no stream time: %s", plan.journal, partition, error)
                 return NEVER_MS
             if isinstance(entry, Delta):
                 return entry.stream_time_ms if entry.has_events else None
@@ -113,7 +113,7 @@ class IdleHeartbeat:
             self._task = asyncio.create_task(supervised(self._run(), self._failed))
 
     def seen(self) -> None:
-        """Tell that records have been applied just now."""
+        """Take note that records have been applied just now."""
         self._seen_at = asyncio.get_running_loop().time()
 
     def stop(self) -> None:

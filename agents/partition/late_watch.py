@@ -58,7 +58,7 @@ class LateWatch:
     def take(
         self, plan: InputPlan, partition: int, counts: Mapping[str, int], stream_time_ms: int
     ) -> None:
-        """Take a delta's ledger; the first one of an episode is told in the log."""
+        """Take a delta's ledger; the first one of an episode is logged."""
         if plan.finer is not None:
             return
         if 0 < stream_time_ms < SECONDS_IN_MS_MAX:

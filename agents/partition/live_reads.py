@@ -59,7 +59,7 @@ def _rows_of(owner: Owner, read: LiveRead) -> Callable[[], pl.DataFrame]:
         cells = table.collect_parts_in(read.from_ms, read.to_ms, key)
         place = "held_by"
     elif read.after is not None and partition in read.after:
-        cells = _news(read, owner, read.after[partition])
+        cells = _changes(read, owner, read.after[partition])
         is_matched = False
     else:
         cells = table.collect_in(read.from_ms, read.to_ms, key)
@@ -74,30 +74,30 @@ def _rows_of(owner: Owner, read: LiveRead) -> Callable[[], pl.DataFrame]:
     return rows
 
 
-def _news(read: LiveRead, owner: Owner, told: FollowerPosition) -> Callable[[], pl.DataFrame]:
-    """Return what makes the cells that have changed, or closed, since a follower was told."""
+def _changes(read: LiveRead, owner: Owner, since: FollowerPosition) -> Callable[[], pl.DataFrame]:
+    """Return a job for the cells that have changed, or closed, since a follower's position."""
     layer, table = read.layer, owner.state.tables[read.layer.name]
     # Windows that have closed since are those that start in between.
-    first = layer.window.start(max(told.closed_ms, START_MS_MIN))
+    first = layer.window.start(max(since.closed_ms, START_MS_MIN))
     stop = layer.window.start(max(owner.state.closed_ms(layer), START_MS_MIN))
     windows = {
         window
         for window, version in table.versions.items()
-        if (version > told.version or first <= window < stop)
+        if (version > since.version or first <= window < stop)
         and read.from_ms <= window < read.to_ms
     }
     cells = table.collect(windows)
 
-    def news() -> pl.DataFrame:
+    def changes() -> pl.DataFrame:
         start = pl.col("window_start")
         closed = (start >= first) & (start < stop)
-        return cells().filter((pl.col("version") > told.version) | closed)
+        return cells().filter((pl.col("version") > since.version) | closed)
 
-    return news
+    return changes
 
 
 def facts_of(owner: Owner, layer: Layer) -> PartitionFacts:
-    """Return what a partition tells readers of one of its layers, or of a combiner."""
+    """Return the facts of a partition about one of its layers, or about a combiner."""
     state = owner.state
     table = state.tables[layer.name]
     floor = state.floor_ms(layer)

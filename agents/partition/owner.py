@@ -140,7 +140,7 @@ class Owner:
         self.sinks.applied(delta)
 
     def wants_snapshot(self) -> bool:
-        """Tell whether the journal has grown so much that a snapshot is due."""
+        """Return whether the journal has grown so much that a snapshot is due."""
         meta = self.state.meta
         tail_max = max(SNAPSHOT_TAIL_BYTES_MIN, SNAPSHOT_TAIL_RATIO * meta.snapshot_bytes)
         return meta.tail_bytes > tail_max

@@ -281,7 +281,7 @@ class PartitionManager:
         if first is not None:
             await supervised(first, self._failed)
         try:
-            # Beside the loop: RocksDB waits for its disk, for seconds where that is full.
+            # In a thread: RocksDB waits for its disk, for seconds where that is full.
             await asyncio.to_thread(store.close)
         finally:
             del self._leaving[key]

@@ -44,7 +44,7 @@ _ODD = (
 
 
 def take(state: PartitionState, partition: int, value: bytes) -> bool:
-    """Apply the next entry of a journal, as it was read; tell whether it stands.
+    """Apply the next entry of a journal, as it was read; return whether it stands.
 
     Raises:
         JournalRefusedError: it is of a newer format, damaged, or nothing that a state can take.
@@ -65,7 +65,7 @@ def take(state: PartitionState, partition: int, value: bytes) -> bool:
 class Recovery:
     """Brings the state of one partition up to a claim.
 
-    Nobody else has that state yet, so whatever takes long with it is done beside the event loop: a
+    Nobody else has that state yet, so whatever takes long with it is done in a thread: a
     state may have millions of cells and ids.
 
     Args:
@@ -133,7 +133,7 @@ class Recovery:
         return PartitionState(self._plan)
 
     async def _is_overtaken(self, start: int, epoch: int) -> bool:
-        """Tell whether somebody has claimed the partition after the claim at ``epoch``."""
+        """Return whether somebody has claimed the partition after the claim at ``epoch``."""
         at = epoch + 1
         _, end = await self._io.journal_bounds()
         if start >= at:
@@ -174,7 +174,7 @@ class Recovery:
             self._io.save(state.take_writes(), state.meta)
 
     async def _is_usable(self, state: PartitionState, start: int, epoch: int) -> bool:
-        """Tell whether the journal still holds what a stored state names (rule 6)."""
+        """Return whether the journal still holds what a stored state names (rule 6)."""
         offset = state.meta.journal_offset
         if not start <= offset <= epoch:
             return False

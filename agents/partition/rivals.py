@@ -29,7 +29,7 @@ class Rivals:
         self._met_at: dict[str, float] = {}
 
     def note(self, error: BaseException) -> None:
-        """Take note of what a partition was lost for; a rival is told of once while it stays."""
+        """Take note of what a partition was lost for; a rival is logged once while it stays."""
         if not isinstance(error, FencedError) or not error.rival:
             return
         known = self._known()

@@ -40,7 +40,7 @@ class Sinks:
             for layer in plan.layers
             for sink in self.names_of(layer)
         }
-        # By coarser layer, the floor that every partition of its topic has been told.
+        # By coarser layer, the floor that was announced to every partition of its topic.
         self._announced_floors: dict[str, int] = {}
         self.may_evict = asyncio.Event()
 

@@ -177,7 +177,7 @@ class LayerTopicWriter:
                 self._combined_at = now
 
     async def _announce(self) -> None:
-        """Tell coarser layers how far this partition is, if a floor has passed a window."""
+        """Announce to coarser layers how far this partition is, if a floor has passed a window."""
         now = self._clock()
         news = list(self._news())
         if not news or not _after(self._announced_at, ANNOUNCE_INTERVAL_S).is_due(now):

@@ -31,7 +31,7 @@ class Moves:
     Args:
         owners: what keeps the state of partitions.
         retry_seconds: bounds of the random wait before a partition is claimed again.
-        stands: tells whether a generation is still the one that this member reads in.
+        stands: returns whether a generation is still the one that this member reads in.
         live: called with partition, generation and the source position to read on from.
         failed: called with what no other try can mend.
 
@@ -116,7 +116,7 @@ class Moves:
             try:
                 position = await self._owners.restore(*tp, generation)
             except (FencedError, OutcomeUnknownError) as error:
-                # Each try fails alike while brokers are away; what is one line is told once.
+                # Each try fails alike while brokers are away; so one line says it once.
                 level = logging.DEBUG if tries else logging.WARNING
                 log.log(level, "a restore starts again: %s[%d]: %s", *tp, error)
                 tries += 1

@@ -150,7 +150,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         self._alarm.ring()
 
     def fail(self, reason: BaseException) -> None:
-        """Stop the worker with ``reason``; the first reason is the one that is told."""
+        """Stop the worker with ``reason``; the first reason is the one that is logged."""
         if self.failure is None:
             self.failure = reason
             # mode logs a crash without its traceback; an operating error needs none.
@@ -340,7 +340,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         self._alarm.ring()
 
     def _stands(self, generation: int) -> bool:
-        """Tell whether a generation is still the one that this member reads in."""
+        """Return whether a generation is still the one that this member reads in."""
         assert self._fetched is not None
         return (
             generation == self._generation
@@ -365,7 +365,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
                 await asyncio.sleep(0)
 
     def _take_in(self, fetched: Fetched) -> bool:
-        """Take what was fetched into the lanes, up to a chunk for each; tell whether there was any.
+        """Take what was fetched into the lanes, up to a chunk for each; return if any was.
 
         Fetches go on meanwhile, so the next chunk has all that came during the cycle before it.
         """
@@ -387,7 +387,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         return some
 
     async def _hand_over(self) -> bool:
-        """Give every idle lane its chunk where it is due; tell whether there was any."""
+        """Give every idle lane its chunk if it is due; return whether there was any."""
         some = False
         for lane in self._lanes:
             due_in = lane.due_in()

@@ -183,8 +183,8 @@ def add_agent(
         app: where it is registered.
         lane: what it reads.
         handler: the work of one chunk; the next one comes when it returns.
-        failed: told what the handler raised. Faust alone would start the agent again and skip the
-            chunk; the worker must stop instead.
+        failed: called with the error of a handler. Faust alone would start the agent again and
+            skip the chunk; the worker must stop instead.
     """
 
     async def agent(chunks: Any) -> None:
@@ -197,7 +197,7 @@ def add_agent(
 
 
 def use_uvloop() -> bool:
-    """Make uvloop the event loop of this process where it is installed; tell whether it is."""
+    """Make uvloop the event loop of this process where it is installed; return whether it is."""
     try:
         policy = importlib.import_module("uvloop").EventLoopPolicy()
     except ImportError:
