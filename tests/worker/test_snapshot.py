@@ -22,7 +22,7 @@ from tables.model.errors import FencedError, JournalRefusedError
 from tables.state import snapshot
 from tables.state.journal import Snapshot, SnapshotPart, decode_entry, encode_entry, identity_of
 from tables.state.store import PartitionStore
-from tests.support.common import HOUR_MS, MemoryLog, StoredRecord, dataclasses_replace, seeds
+from tests.support.common import HOUR_MS, MemoryLog, StoredRecord, dataclasses_replace, seeds, until
 from tests.support.local_worker import MAP, RAW, LocalWorker, check, fill
 from tests.support.state_support import (
     HOUR,
@@ -368,10 +368,19 @@ async def test_a_partition_that_is_let_go_during_a_delta_takes_no_snapshot(
     step = asyncio.create_task(house.step(RAW, 20))
     await waiting.wait()
     leaving = asyncio.create_task(house.owners.release({(RAW, 0), (RAW, 1)}))
-    await asyncio.sleep(0.01)
+
+    async def left() -> bool:
+        return all(house.owners.get(RAW, partition) is None for partition in range(2))
+
+    await until(left)
+    begun: list[Owner] = []
+    monkeypatch.setattr(Owner, "capture", begun.append)
     goes_on.set()
     await asyncio.gather(step, leaving)
-    await asyncio.sleep(0.05)
+    for _ in range(10):
+        # A snapshot that was begun takes its first step.
+        await asyncio.sleep(0)
+    assert begun == []
     assert house.failures == []
     assert not any(
         decode_entry(entry.value or b"").__class__ in (Snapshot, SnapshotPart)
