@@ -20,7 +20,7 @@ from client.query import QueryClient, QueryFailedError
 from tables.model.layer import combiner_of
 from tests import ROOT
 from tests.support import servers
-from tests.support.common import until
+from tests.support.waiting import until
 
 FLIGHTS_MAP = ROOT / "examples" / "flights" / "map.toml"
 SESSION_MS = 6_000

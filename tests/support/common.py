@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,16 +78,6 @@ def small_map(**changes: Any) -> Map:
 def dataclasses_replace(struct: Any, **changes: Any) -> Any:
     """Return a copy of a msgspec struct with other values."""
     return msgspec.structs.replace(struct, **changes)
-
-
-async def until(condition: Callable[[], Awaitable[bool]], deadline_s: float = 20) -> None:
-    """Return when ``condition`` holds; raise TimeoutError past the deadline."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + deadline_s
-    while not await condition():
-        if loop.time() > deadline:
-            raise TimeoutError(f"{condition} did not hold within {deadline_s} s")
-        await asyncio.sleep(0.01)
 
 
 def flight(at: int, origin: str = "JFK", carrier: str = "UA", delay: int | None = 1) -> bytes:
