@@ -48,7 +48,9 @@ class Worker:
         """Start the process, with further environment variables if given."""
         command = [sys.executable, "-m", "app", "worker"]
         with self._log.open("ab") as log:
-            self._process = start_child(command, log, self._environment | (environment or {}), ROOT)
+            self._process = start_child(
+                command, log, self._environment | dict(environment or {}), ROOT
+            )
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal; after SIGKILL, wait for the end."""

@@ -24,8 +24,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, Self
 
+from tests import ROOT
 from tests.support.compose_file import (
-    ROOT,
     cassandra_fields,
     cassandra_jvm,
     environment,

@@ -77,7 +77,11 @@ class Bench:
             name: Lane(name, frozenset({topic}), self._queues[name].put)
             for name, topic in topics.items()
         }
-        given = {"group": uuid.uuid4().hex, "node": "a", "retry_seconds": (0.01, 0.05)}
+        given: dict[str, Any] = {
+            "group": uuid.uuid4().hex,
+            "node": "a",
+            "retry_seconds": (0.01, 0.05),
+        }
         given |= {"session_timeout_ms": 3_000} | options
         self.transport = Transport(
             TransportOptions(brokers=brokers, **given), owners, self.lanes.values(), self._purge
