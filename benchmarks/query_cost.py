@@ -366,7 +366,8 @@ def busiest_share(events: pl.DataFrame, themap: Map) -> float:
     )
     by_place = placed.group_by("minute", "slot", "bucket").agg(pl.len())
     share = by_place.group_by("minute").agg(pl.col("len").max() / pl.col("len").sum())
-    return float(share["len"].median() or 0)
+    median = share["len"].median()
+    return median if isinstance(median, float) else 0.0
 
 
 def summary(rows: Iterable[Row]) -> list[list[str]]:

@@ -38,7 +38,7 @@ def command(minutes: float, seed: int | None, rate: float, archive_away: float |
     seed = random.SystemRandom().randrange(10**6) if seed is None else seed
     click.echo(f"seed {seed}")
     for name in ("kafka", "cassandra"):
-        if reason := why_missing(name):  # type: ignore[arg-type]
+        if reason := why_missing(name):
             raise click.ClickException(reason)
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         plan = [LONG, round(minutes * 60 / ROUND_SECONDS), rate]

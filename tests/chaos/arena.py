@@ -213,7 +213,7 @@ class Arena:
             return None
         if not library.exists():
             source = Path(__file__).with_name("clock.c")
-            command = [compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"]
+            command = [compiler, "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"]
             subprocess.run(command, check=True)
         return library
 

@@ -13,7 +13,7 @@ import click
 
 from tests.chaos.arena import WORKERS_MAX, WORKERS_MIN, Arena, SmallDisk
 from tests.support.cluster import SESSION_MS, Worker
-from tests.support.common import until
+from tests.support.waiting import until
 
 AWAY_SECONDS = 12.0
 FILL_AFTER_SECONDS = 10.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from agents.partition.log_partition import LogRecord
 from tables.model.errors import OffsetGoneError, OutcomeUnknownError
 from tests.simulation.faults import Faults
 from tests.support.common import StoredRecord
@@ -80,13 +81,13 @@ class SimulatedLog:
 
     async def read(
         self, topic: str, partition: int, start: int, stop: int, bytes_max: int | None = None
-    ) -> list[StoredRecord]:
+    ) -> list[LogRecord]:
         """Return the records of a range, no more once their values reach ``bytes_max``."""
         await self._faults.delay()
         log = self.of(topic, partition)
         if start < log.start:
             raise OffsetGoneError(f"{topic}[{partition}] has no offset {start} any more")
-        found: list[StoredRecord] = []
+        found: list[LogRecord] = []
         size = 0
         for record in log.slice(start, stop):
             found.append(record)

@@ -52,6 +52,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         youth: how strongly younger processes are preferred; old ones are then slow zombies.
     """
 
+    _scheduled: list[Any]
+
     def __init__(self, rng: random.Random, youth: float) -> None:
         super().__init__()
         self.steps = 0
@@ -153,7 +155,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         handle = process.ready.popleft()
         self.steps += 1
         self.note(process.number)
-        if not handle._cancelled:  # type: ignore[attr-defined]
+        if not handle._cancelled:
             handle._run()
 
     def _able(self) -> list[Process]:

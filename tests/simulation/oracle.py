@@ -272,7 +272,7 @@ class Oracle:
             yield f"letters lack {self.late - found}, and tell of {found - self.late}"
 
 
-def value_at(history: list[Step], version: int) -> Value | None:
+def value_at(history: list[Step], version: float) -> Value | None:
     """Return what a history came to at a version, None where it had not begun."""
     at = bisect.bisect_right(history, version, key=lambda step: step[0])
     return history[at - 1][1] if at else None

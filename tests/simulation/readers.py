@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 
 from agents.partition.owner import Owner
 from agents.partition.recovery import Recovery
+from tables.archive.protocol import Archive
 from tables.model import ledger
 from tables.model.errors import OffsetGoneError
 from tables.state.input_plan import InputPlan
-from tables.state.journal import Identity, decode_entry, identity_of
+from tables.state.journal import Claimant, Identity, decode_entry, identity_of
 from tables.state.layer_table import NEVER_ENDS_MS, BlockWrite
 from tables.state.partition_meta import Meta
 from tables.state.partition_state import PartitionState
@@ -26,7 +27,11 @@ T = TypeVar("T")
 class Reading:
     """``agents.partition.partition_io.PartitionIO`` of somebody who only reads."""
 
-    def __init__(self, journal: PartitionLog, stored: PartitionState | None) -> None:
+    def __init__(
+        self, journal: PartitionLog, stored: PartitionState | None, archive: Archive
+    ) -> None:
+        self.archive = archive
+        self.claimant = Claimant()
         self._journal = journal
         self._stored = stored
 
@@ -93,7 +98,7 @@ async def check_readers(world: World, worker: Worker) -> Iterator[str]:
         if key == chosen:
             for store in [None, *_left_behind(world, worker, key)]:
                 stored = _load(world, store, owner.plan) if store else None
-                io = Reading(journal, stored)
+                io = Reading(journal, stored, world.archive)
                 other = await Recovery(owner.plan, key[1], io).run(journal.end - 1)
                 if contents(other) != want:
                     start = f"{store}" if store else "the snapshot"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 
@@ -122,7 +123,7 @@ def _draw_layers(
 
     With ``more`` there may be a second base layer beside any of these.
     """
-    accumulated = "float" if kind == "float" else "int"
+    accumulated: Literal["int", "float"] = "float" if kind == "float" else "int"
     fine = Layer(
         name="fine",
         key=BY_KEY,
@@ -163,7 +164,8 @@ def _draw_revision(
     is_whole = not impure or rng.random() >= DROPPING[number % 2]
     kept = list(layers) if is_whole else _draw_kept(rng, layers)
     rules = {layer.name: _draw_rule(rng, layer, number) for layer in kept if layer.source}
-    published, form = rng.choice(list(layers)), rng.choice(("json", "arrow"))
+    forms: tuple[FeedFormat, ...] = ("json", "arrow")
+    published, form = rng.choice(list(layers)), rng.choice(forms)
     revised = [
         _revised(layer, rules.get(layer.name), form if layer is published else None)
         for layer in kept

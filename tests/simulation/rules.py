@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
-Patch = tuple[object, str, Callable[..., Any]]
+Patch = tuple[object, str, Any]
 
 
 @dataclasses.dataclass(frozen=True)

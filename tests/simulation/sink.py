@@ -70,6 +70,10 @@ class SimulatedArchive:
         if failed is not None:
             raise failed
 
+    async def check(self) -> None:
+        """Answer, unless the archive is away."""
+        await self._answer()
+
     async def history(self, topic: str, partition: int) -> History | None:
         """Return what was remembered, unless the archive is away."""
         await self._answer()

@@ -12,7 +12,7 @@ from polars.exceptions import PanicException
 
 from agents.supervised import supervised
 from tests import ROOT
-from tests.support.common import until
+from tests.support.waiting import until
 
 # Tasks that somebody awaits, who gets their error.
 AWAITED = {
