@@ -1,10 +1,10 @@
 """The one place that touches private names of aiokafka: what was fetched, and the group's state.
 
-aiokafka is pinned; ``tests/test_aiokafka_private.py`` fails when an upgrade changes a name used
-here. ``Fetched.drain`` replaces ``getmany()``, which makes one ConsumerRecord object per record,
-with the same order of checks: a result that is no longer wanted is removed, an error is removed and
-raised, a position moves only past what was taken. It never waits, so a drain and the hand-over of
-its runs are one step.
+aiokafka is pinned; ``tests/contract/test_aiokafka_private.py`` fails when an upgrade changes a name
+used here. ``Fetched.drain`` replaces ``getmany()``, which makes one ConsumerRecord object per
+record, with the same order of checks: a result that is no longer wanted is removed, an error is
+removed and raised, a position moves only past what was taken. It never waits, so a drain and the
+hand-over of its runs are one step.
 """
 
 # ruff: noqa: SLF001 - private names are what this file is for
@@ -23,7 +23,8 @@ from typing import Any, cast
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka import TopicPartition as KafkaPartition
-from aiokafka.conn import AIOKafkaConnection, CloseReason
+from aiokafka import conn as aiokafka_conn
+from aiokafka.conn import AIOKafkaConnection, AIOKafkaProtocol, CloseReason
 from aiokafka.consumer import fetcher
 from aiokafka.consumer.fetcher import READ_COMMITTED, FetchError, FetchResult
 from aiokafka.errors import CorruptRecordException, KafkaConnectionError, KafkaError
@@ -33,8 +34,24 @@ from tables.record.chunk import Headers, RecordFault, Run
 
 log = logging.getLogger(__name__)
 
-# From here on every consumer of this process reads batches in our way.
+
+class _Protocol(AIOKafkaProtocol):  # type: ignore[misc]  # aiokafka comes without types here
+    """A connection's protocol that reads the error which ended it; aiokafka does not.
+
+    asyncio reads it when it collects the protocol. If it collects the future that has the error
+    before, which may be so of garbage in cycles, it complains that nobody read it.
+    """
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        ended = self._get_close_waiter(None)
+        if not ended.cancelled():
+            ended.exception()
+
+
+# From here on every consumer of this process reads batches in our way, and connections end so.
 fetcher.MemoryRecords = Batches
+aiokafka_conn.AIOKafkaProtocol = _Protocol
 
 _LOG_APPEND_TIME = 1
 LEAVE_SECONDS_MAX = 2.0

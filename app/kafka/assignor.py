@@ -20,7 +20,7 @@ from aiokafka.coordinator.protocol import (
     ConsumerProtocolMemberMetadata,
 )
 
-from app.kafka.group_proof import GroupProof
+from app.kafka.group_proof import GroupProof, content_of
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ TopicPartition = tuple[str, int]
 
 # Part of the group protocol: members with another name cannot join. A change of the formats below
 # that older members cannot read needs a new name.
-NAME = "treasure-map-1"
+NAME = "treasure-map-2"
 _PROTOCOL_VERSION = 0
 
 STRANGER_CHARACTERS_MAX = 200
@@ -376,10 +376,7 @@ def shares_of(data: bytes) -> list[Share]:
     Raises:
         ValueError: it is not one.
     """
-    try:
-        return msgspec.msgpack.decode(data, type=list[Share])
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise ValueError(str(error)) from error
+    return content_of(data, list[Share])
 
 
 def _cut(told: Member) -> Member:
@@ -391,7 +388,7 @@ def _cut(told: Member) -> Member:
 def _decoded(member: str, data: bytes) -> Member:
     """Return what a member says of itself; one that cannot be read takes part as a new node."""
     try:
-        return msgspec.msgpack.decode(data, type=Member)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        return content_of(data, Member)
+    except ValueError as error:
         log.warning("cannot read what group member %s says of itself: %s", member, error)
         return Member(member, 0, "", -1, {}, {})

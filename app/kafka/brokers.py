@@ -17,6 +17,7 @@ from aiokafka.errors import (
     TopicAuthorizationFailedError,
 )
 
+import app.kafka.aiokafka_private  # noqa: F401 - so that connections of all commands end as there
 from app.kafka.connection_causes import cause_of
 from tables.model.errors import TreasureMapError
 

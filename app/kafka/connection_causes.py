@@ -33,6 +33,9 @@ STEP_S = 5.0
 ALERT_S = 0.5
 """How long after its own part of a TLS 1.3 handshake a client waits to be refused."""
 
+END_S = 0.5
+"""How long a connection may take to end."""
+
 BROKERS_MAX = 6
 """Brokers that are tried, of those of the setting and again of those that they name."""
 
@@ -142,7 +145,7 @@ async def _open(at: str, host: str, port: int) -> None:
         raise _FoundError(f"nothing listens at {host}:{port}", is_final=False) from error
     except (OSError, TimeoutError) as error:
         raise _FoundError(f"{at} does not answer: {_text(error)}", is_final=False) from error
-    writer.close()
+    await _end(writer)
 
 
 async def _shake_hands(at: str, host: str, port: int, context: ssl.SSLContext) -> None:
@@ -163,7 +166,15 @@ async def _shake_hands(at: str, host: str, port: int, context: ssl.SSLContext) -
         raise _FoundError(words) from error
     finally:
         if writer is not None:
-            writer.close()
+            await _end(writer)
+
+
+async def _end(writer: asyncio.StreamWriter) -> None:
+    """Close a connection, and read the error that ended it: asyncio complains if nobody does."""
+    writer.close()
+    with contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(END_S):
+            await writer.wait_closed()
 
 
 def _tls_words(at: str, host: str, error: Exception) -> str | None:
@@ -222,7 +233,7 @@ async def _speaks_tls(host: str, port: int) -> bool:
             _, writer = await asyncio.open_connection(host, port, ssl=context)
     except (OSError, TimeoutError):
         return False
-    writer.close()
+    await _end(writer)
     return True
 
 

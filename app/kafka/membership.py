@@ -11,7 +11,6 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
 from aiokafka import AIOKafkaConsumer
 from aiokafka.coordinator.protocol import (
     ConsumerProtocolMemberAssignment,
@@ -20,9 +19,9 @@ from aiokafka.coordinator.protocol import (
 from aiokafka.errors import KafkaError
 
 from agents.supervised import supervised
-from app.kafka.assignor import NAME, STRANGER_CHARACTERS_MAX, Assignor, Member, shares_of
+from app.kafka.assignor import NAME, STRANGER_CHARACTERS_MAX, Assignor, Member, Share, shares_of
 from app.kafka.group_map import GroupMap
-from app.kafka.group_proof import GroupProof
+from app.kafka.group_proof import GroupProof, content_of
 from app.kafka.group_protocol import describe_group, look_at_group, place_in_group
 from app.kafka.lane import TransportError, TransportOptions
 
@@ -125,11 +124,12 @@ class Membership:
         try:
             found = ConsumerProtocolMemberAssignment.decode(data)
             found.partitions()
-            shares_of(found.user_data)
+            why = self._proof.why_no_plan(found.user_data, generation)
+            shares = [] if why else shares_of(found.user_data)
         except Exception:  # noqa: BLE001 - of bytes that anybody may have sent
             why = "the plan cannot be read"
         else:
-            why = self._proof.why_no_plan(found.user_data, generation) or self._why_not_ours(found)
+            why = why or self._why_not_ours(found.assignment, shares)
         if not why:
             return data
         strangers = "; ".join((await self._strangers()).values()) or "none that shows"
@@ -139,9 +139,11 @@ class Membership:
                 f" are no workers: {strangers}; {MEND}"
             )
         )
-        return bytes(ConsumerProtocolMemberAssignment(0, [], msgspec.msgpack.encode([])).encode())
+        return bytes(
+            ConsumerProtocolMemberAssignment(0, [], self._proof.plan([], generation)).encode()
+        )
 
-    def _why_not_ours(self, found: ConsumerProtocolMemberAssignment) -> str:
+    def _why_not_ours(self, mine: list[tuple[str, list[int]]], shares: list[Share]) -> str:
         """Return why a signed plan must not be used; empty if it may.
 
         The leader signs the shares of all. The partitions of each stand beside them once more.
@@ -149,8 +151,8 @@ class Membership:
         if not self._is_proved:
             return ""
         me = self._describe()
-        given = {topic: sorted(partitions) for topic, partitions in found.assignment if partitions}
-        for share in shares_of(found.user_data):
+        given = {topic: sorted(partitions) for topic, partitions in mine if partitions}
+        for share in shares:
             told = {topic: sorted(of) for topic, of in share.partitions.items() if of}
             if (share.node, share.boot) == (me.node, me.boot) and told == given:
                 return ""
@@ -206,8 +208,8 @@ def _claims(data: bytes) -> str:
     """Return who a member says that it is."""
     found = _metadata(data)
     try:
-        said = msgspec.msgpack.decode(found.user_data if found else b"", type=Member)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        said = content_of(found.user_data if found else b"", Member)
+    except ValueError:
         return "says nothing of itself"
     node, url = said.node[:STRANGER_CHARACTERS_MAX], said.url[:STRANGER_CHARACTERS_MAX]
     return f"says that it is node {node} at {url or 'no address'}"
