@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 import tomllib
 from typing import Any
@@ -86,3 +87,21 @@ def test_dependabot_looks_where_versions_are_pinned() -> None:
     for one in updates:
         folder = ROOT / one["directory"].lstrip("/")
         assert (folder / reads[one["package-ecosystem"]]).is_file()
+
+
+def test_the_changelog_has_the_form_of_keep_a_changelog() -> None:
+    """First what is not released yet, then each release with its date, the newest first."""
+    text = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    first, *releases = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    assert first == "[Unreleased]"
+    found = [re.fullmatch(r"\[(\d+)\.(\d+)\.(\d+)\] - (\d{4}-\d\d-\d\d)", one) for one in releases]
+    versions = [tuple(map(int, one.groups()[:3])) for one in found if one]
+    dates = [dt.date.fromisoformat(one[4]) for one in found if one]
+    assert len(versions) == len(releases) > 0
+    assert versions == sorted(versions, reverse=True)
+    assert dates == sorted(dates, reverse=True)
+    kinds = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security", "Previously"}
+    for part in re.split(r"^## .+\n", text, flags=re.MULTILINE)[1:]:
+        names = re.findall(r"^### (.+)$", part, re.MULTILINE)
+        assert set(names) <= kinds
+        assert len(set(names)) == len(names)
