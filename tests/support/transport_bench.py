@@ -14,6 +14,7 @@ from app.kafka.lifecycle import PartitionLifecycle
 from app.kafka.transport import Transport
 from app.kafka.transport_options import TransportOptions
 from tables.record.chunk import Chunk
+from tests.support import waiting
 
 SECONDS_MAX = 60.0
 TopicPartitions = set[tuple[str, int]]
@@ -21,12 +22,7 @@ TopicPartitions = set[tuple[str, int]]
 
 async def until(condition: Callable[[], bool], what: str) -> None:
     """Wait for a condition, with a deadline."""
-    async with asyncio.timeout(SECONDS_MAX):
-        try:
-            while not condition():  # noqa: ASYNC110 - what is waited for has no event
-                await asyncio.sleep(0.01)
-        except asyncio.CancelledError:
-            raise AssertionError(f"never came: {what}") from None
+    await waiting.until(condition, SECONDS_MAX, what)
 
 
 class Memory:
@@ -81,7 +77,11 @@ class Bench:
         self.paused: set[str] = set()
         self.owners = owners
         self._queues = {name: asyncio.Queue[Chunk](1) for name in topics}
-        given = {"group": uuid.uuid4().hex, "node": "a", "retry_seconds": (0.01, 0.05)}
+        given: dict[str, Any] = {
+            "group": uuid.uuid4().hex,
+            "node": "a",
+            "retry_seconds": (0.01, 0.05),
+        }
         given |= {"session_timeout_ms": 3_000} | options
         self.transport = Transport(TransportOptions(brokers=brokers, **given), self._purge)
         self.lanes = {

@@ -16,15 +16,9 @@ from tables.model.errors import OutcomeUnknownError
 from tables.model.layer import Map
 from tables.model.window import NEVER_MS, TIME_MS_MAX, Window
 from tables.record.heartbeat import HEARTBEAT_HEADER, decode_heartbeat
-from tests.support.common import (
-    MemoryLog,
-    StoredRecord,
-    dataclasses_replace,
-    flight,
-    small_map,
-    until,
-)
+from tests.support.common import MemoryLog, StoredRecord, dataclasses_replace, flight, small_map
 from tests.support.local_worker import RAW, LocalWorker, archived
+from tests.support.waiting import until
 
 FINE_MS, COARSE_MS = 50, 100
 IDLE_MS = 30

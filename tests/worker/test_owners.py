@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from agents.partition import owned_partition, owners
+from agents.partition import owned_partition
 from agents.partition.emitter import Emitter
 from agents.partition.owner import UNSAVED_DELTAS_MAX, Owner
 from agents.partition.sinks import Sinks
@@ -30,7 +30,6 @@ from tests.support.common import (
     dataclasses_replace,
     flight,
     seeds,
-    until,
 )
 from tests.support.local_worker import (
     MAP,
@@ -43,6 +42,7 @@ from tests.support.local_worker import (
     live_cells,
     serving,
 )
+from tests.support.waiting import stays, until
 
 DAY = "small.layer.day"
 
@@ -400,30 +400,22 @@ async def test_the_loop_goes_on_while_a_store_closes(
         with monkeypatch.context() as patch:
             claiming = asyncio.Event()
 
-            async def claim_for_ever(_: Owner) -> None:
+            async def claim(_: Owner) -> None:
                 claiming.set()
                 await asyncio.Event().wait()
 
-            patch.setattr(Owner, "claim", claim_for_ever)
+            patch.setattr(Owner, "claim", claim)
             leaving = asyncio.create_task(house.owners.restore(RAW, 0, 1))
             await claiming.wait()
         leaving.cancel()
 
     async def begun() -> bool:
-        return closing.is_set() and leaving.done() == (not claimed)
+        return closing.is_set()
 
     await until(begun)
-    opened = threading.Event()
-
-    def opening(*args: Any) -> PartitionStore:
-        opened.set()
-        return PartitionStore(*args)
-
-    monkeypatch.setattr(owners, "PartitionStore", opening)
     again = asyncio.create_task(house.owners.restore(RAW, 0, 2))
-    for _ in range(100):
-        await asyncio.sleep(0)
-    assert not opened.is_set()
+    await until(lambda: leaving.done() == (not claimed))
+    await stays(lambda: not again.done(), 0.05)
     may_close.set()
     await asyncio.gather(leaving, return_exceptions=True)
     await again

@@ -76,7 +76,7 @@ def test_a_join_is_proved_for_one_member_of_one_group() -> None:
         b"\x92" * 100_000, b"\x93\xc4\x00\xa0" + b"\x91" * 100_000,
     ):  # fmt: skip
         why = proof().why_stranger(data, "m1")
-        assert why == f"what it joined with {UNSIGNED}"
+        assert why == f"its join {UNSIGNED}"
         assert ANYONE.why_stranger(data, "m1") == ""
 
 
@@ -158,7 +158,7 @@ def test_a_stranger_gets_nothing_whatever_it_says(said: Member) -> None:
     assert group.nodes == {"n1": "https://n1"}
     assert set(group.urls.values()) == {"https://n1"}
     assert group.strangers == {
-        (said.node, said.url): f"what it joined with {UNSIGNED}",
+        (said.node, said.url): f"its join {UNSIGNED}",
     }
     assert list(group.refused) == [0]
 
