@@ -115,7 +115,7 @@ async def test_an_empty_answer_hints_at_seconds(tmp_path: Path, path: str) -> No
             assert status == 200
             assert ("hint" in body) is told, body
         _, body, _ = await get(f"{url}/v1/families/hour/cells?from=1706400001&to=1710000000")
-        assert body["detail"].endswith("are these seconds, where milliseconds are wanted?")
+        assert body["detail"].endswith("are these seconds instead of milliseconds?")
 
 
 async def test_key_and_range_choose_the_cells(tmp_path: Path) -> None:
