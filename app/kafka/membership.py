@@ -1,7 +1,7 @@
-"""Membership: how this worker joins its group, and what it believes of the other members.
+"""Membership: how this worker joins its group, and which other members it trusts.
 
 Who is no worker gets nothing, and every worker says who it is and from which address. A plan that
-no worker made ends this worker, with the same words: it cannot know what it owns.
+no worker made ends this worker, with the same words: it cannot know which partitions it owns.
 """
 
 from __future__ import annotations
@@ -71,11 +71,11 @@ class Membership:
     Args:
         options: who this worker is.
         group: takes the plans.
-        describe: returns what this worker says of itself.
+        describe: returns this worker's description of itself.
         fail: called with the reason to end.
 
     Attributes:
-        assignor: what the consumer joins with.
+        assignor: makes the joins of the consumer.
         strangers: the members that are no workers, as of the last plan.
     """
 
@@ -99,12 +99,12 @@ class Membership:
         self.assignor = Assignor(describe, group.take, self._proof, self._place)
 
     def attach(self, consumer: AIOKafkaConsumer) -> None:
-        """Look at what comes to a consumer that has started and not joined."""
+        """Check the bytes of members for a consumer that has started and not joined."""
         self._consumer = consumer
         look_at_group(consumer, self._joined, self._planned)
 
     def look(self) -> None:
-        """Say which members are no workers, or not where they say, as of a new plan; each once."""
+        """Log members that are not workers, or share a URL, as of a new plan; each once."""
         for url, nodes in self._group.twins.items():
             if self._twins.get(url) != nodes:
                 log.warning(
@@ -142,7 +142,7 @@ class Membership:
         return place_in_group(self._consumer)
 
     def _joined(self, member: str, data: bytes) -> bytes:
-        """Return what a member joined with, of a stranger without the topics that it names."""
+        """Return a member's join, that of a stranger without the topics that it names."""
         if not self._why_stranger(member, data):
             return data
         found = _metadata(data)
@@ -155,11 +155,11 @@ class Membership:
             return why
         found = _metadata(data)
         if found is None:
-            return "what it joined with cannot be read"
+            return "its join cannot be read"
         return self._proof.why_stranger(found.user_data, member)
 
     async def _planned(self, generation: int, data: bytes) -> bytes:
-        """Return what the leader gave this worker; nothing where it must not be used."""
+        """Return the leader's plan for this worker; empty if it must not be used."""
         try:
             found = ConsumerProtocolMemberAssignment.decode(data)
             found.partitions()
@@ -244,7 +244,7 @@ class Membership:
 
 
 def why_too_much(data: bytes) -> str:
-    """Return why what a member joined with is more than a worker says; empty if it is not."""
+    """Return why a member's join is larger than a worker's; empty if it is not."""
     if len(data) > JOIN_BYTES_MAX:
         return f"it joined with {len(data):,} bytes; want at most {JOIN_BYTES_MAX:,}"
     # Version, and how many topics follow.
@@ -255,7 +255,7 @@ def why_too_much(data: bytes) -> str:
 
 
 def _metadata(data: bytes) -> Any:
-    """Return what a member joined with; None where it cannot be read or is too much."""
+    """Return a member's join; None if it cannot be read or is too large."""
     if why_too_much(data):
         return None
     try:
@@ -283,7 +283,7 @@ def _claims(data: bytes) -> str:
 
 
 def protocol_error(group: str) -> str:
-    """Return what it means that members of a group have no protocol in common."""
+    """Return the sentence about members of a group that have no protocol in common."""
     return (
         f"cannot share group {group}: its members do not speak {NAME}, so they are no workers of"
         f" this version; end them, or give this map a group of its own; {MEND}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import tracemalloc
 
 import msgspec
@@ -25,7 +24,7 @@ from app.kafka.membership import (
     why_too_much,
 )
 from app.trust.proof import PeerKey
-from tests.support.common import until
+from tests.support.waiting import until
 
 SECRET = "secret-between-workers"  # noqa: S105 - no password of anything
 UNSIGNED = "is not signed by a worker of this group, with the same peer_secret or web_token"
@@ -85,7 +84,7 @@ def test_a_join_is_proved_for_one_member_of_one_group() -> None:
         b"\x92" * 100_000, b"\x93\xc4\x00\xa0" + b"\x91" * 100_000,
     ):  # fmt: skip
         why = proof().why_stranger(data, "m1")
-        assert why == f"what it joined with {UNSIGNED}"
+        assert why == f"its join {UNSIGNED}"
         assert ANYONE.why_stranger(data, "m1") == ""
 
 
@@ -167,7 +166,7 @@ def test_a_stranger_gets_nothing_whatever_it_says(said: Member) -> None:
     assert group.nodes == {"n1": "https://n1"}
     assert set(group.urls.values()) == {"https://n1"}
     assert group.strangers == {
-        (said.node, said.url): f"what it joined with {UNSIGNED}",
+        (said.node, said.url): f"its join {UNSIGNED}",
     }
     assert list(group.refused) == [0]
 
@@ -274,12 +273,8 @@ async def test_strangers_are_counted_and_the_first_are_named(
     ]
     group.take([Share("n0", "", EVERYTHING, 9), *gone])
 
-    async def is_told() -> bool:
-        await asyncio.sleep(0)
-        return bool(membership.warnings())
-
     membership.look()
-    await until(is_told)
+    await until(lambda: bool(membership.warnings()))
     assert membership.strangers.total == 6
     (warning,) = membership.warnings()
     named = [f"m{n} from 10.0.0.9 says nothing of itself: what it joined with cannot be read"
