@@ -162,7 +162,7 @@ async def test_a_stranger_makes_no_worker_unready(
 
         async def is_ready_and_warns() -> bool:
             status, state = await worker.get("/readyz")
-            warned = "what it joined with cannot be read" in " ".join(state["warnings"])
+            warned = "its join cannot be read" in " ".join(state["warnings"])
             return status == 200 and state["reasons"] == [] and warned
 
         await until(is_ready_and_warns, 60)

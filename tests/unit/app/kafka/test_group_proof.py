@@ -277,7 +277,7 @@ async def test_strangers_are_counted_and_the_first_are_named(
     await until(lambda: bool(membership.warnings()))
     assert membership.strangers.total == 6
     (warning,) = membership.warnings()
-    named = [f"m{n} from 10.0.0.9 says nothing of itself: what it joined with cannot be read"
+    named = [f"m{n} from 10.0.0.9 says nothing of itself: its join cannot be read"
              for n in range(3, 7)]  # fmt: skip
     assert warning == (
         "group flights has members that are no workers of this map and get nothing, 6 in all: m2"
