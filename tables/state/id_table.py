@@ -148,7 +148,7 @@ class IdTable(LayerTable):
         return found
 
     def prepare(self) -> None:
-        """Make what look-ups need, which takes seconds where millions are remembered."""
+        """Make the indexes of look-ups, which takes seconds if millions are remembered."""
         self._filter = _filter_of(self._blocks.values(), self.rows)
         for sequence in self._blocks:
             self._order_of(sequence)
