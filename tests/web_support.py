@@ -17,9 +17,10 @@ from support import HOUR_MS, small_map
 from app.config.settings import Settings
 from app.host.reloads import Reloads
 from app.web.access import Access
-from app.web.endpoint import install
+from app.web.endpoint import ROUTES, install
 from app.web.guard import ssl_context
 from app.web.listener import Site
+from app.web.routes import Route
 from app.web.server import Counts, Runner
 from tables.archive.cache import ArchiveCache
 from tables.archive.embedded.archive import EmbeddedArchive
@@ -175,6 +176,8 @@ async def served(
     live: Sequence[dict[str, Any]] = (),
     archived: Sequence[dict[str, Any]] = (),
     archive: Archive | None = None,
+    *,
+    routes: Sequence[Route] = ROUTES,
     **settings: Any,
 ) -> AsyncIterator[tuple[StandingView, str]]:
     """Serve rows of the map's first layer; give the view and the endpoint's address."""
@@ -196,7 +199,10 @@ async def served(
     failures: list[BaseException] = []
     reloads = Reloads(failures.append)
     access = Access(given, reloads)
-    install(app, view, given, live=cells, cache=cache, metrics=lambda: METRICS, access=access)
+    install(
+        app, view, given, live=cells, cache=cache, metrics=lambda: METRICS, access=access,
+        routes=routes,
+    )  # fmt: skip
     await reloads.start()
     runner = Runner(app, given.query_live_max)
     await runner.setup()

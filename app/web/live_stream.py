@@ -57,6 +57,9 @@ PACKED_ROWS = 5_000
 """So many rows are compressed together, to some 25 bytes each; 24 followers that held frames of
 600,000 rows held 2.4 GB."""
 
+LAST_EVENT_ID = Parameter(
+    "Last-Event-ID", "Where to go on from: the id of the last event.", str, {"type": "string"}
+)
 STREAM_HEADERS = HEADERS | {"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
 
 log = logging.getLogger(__name__)
@@ -114,7 +117,7 @@ class LiveStreams:
             raise QueryError(f"cannot follow {layer.name}: {'; '.join(problems)}")
         if request.method == hdrs.METH_HEAD:
             # A stream without end would hold its connection, and nobody reads it.
-            if last := request.headers.get("Last-Event-ID", ""):
+            if last := request.headers.get(LAST_EVENT_ID.name, ""):
                 decode_place(layer, last)
             return web.Response(headers=STREAM_HEADERS)
         if len(self._running) >= self._settings.query_live_max:
@@ -136,7 +139,7 @@ class LiveStreams:
         keys = KeyFilter.of(values)
         changes = Changes(layer, keys, self._live, self._cache, self._settings.query_rows_max)
         place: Place
-        if last := request.headers.get("Last-Event-ID", ""):
+        if last := request.headers.get(LAST_EVENT_ID.name, ""):
             place = decode_place(layer, last)
         else:
             place = {} if values.get("since") == "open" else await changes.now()
