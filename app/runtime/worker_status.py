@@ -11,6 +11,7 @@ from agents.partition.owners import PartitionManager
 from app.health.backpressure import Pressure
 from app.health.readiness import Readiness
 from app.kafka.transport import Transport
+from client.status import LayerStatus
 from tables.archive.protocol import Archive
 from tables.model import ledger
 from tables.model.layer import Layer, Map, combiner_of
@@ -64,7 +65,7 @@ class WorkerStatus:
             job.facts[partition] = msgspec.structs.replace(facts, fresh_ms=fresh_ms)
         return job
 
-    def layers(self) -> list[dict[str, Any]]:
+    def layers(self) -> list[LayerStatus]:
         """Return each layer's counts on this worker."""
         return [self._layer(layer) for layer in self.themap.layers]
 
@@ -130,7 +131,7 @@ class WorkerStatus:
         assert layer.source is not None
         return combiner_of(self.themap.source(layer.source), layer)
 
-    def _layer(self, layer: Layer) -> dict[str, Any]:
+    def _layer(self, layer: Layer) -> LayerStatus:
         topic = self.themap.input_topic(layer)
         owners = [owner for owner in self.owners.each() if owner.plan.topic == topic]
         senders = [(owner, layer) for owner in owners]
@@ -139,20 +140,20 @@ class WorkerStatus:
             senders += [(o, combiner) for o in self.owners.each() if combiner in o.plan.layers]
         closed = [owner.state.closed_ms(layer) for owner in owners]
         floors = [owner.state.floor_ms(layer) for owner in owners]
-        return {
-            "name": layer.name,
+        return LayerStatus(
+            name=layer.name,
             # Rows of unmerged blocks count singly, so this is an upper bound of the cells.
-            "open_cells": sum(owner.state.tables[layer.name].rows for owner in owners),
-            "unacknowledged_windows": sum(owner.unacknowledged(sent) for owner, sent in senders),
-            "waiting_open_windows": sum(owner.waiting_open(sent) for owner, sent in senders),
-            "archived_cells": self.owners.archived_cells(layer),
-            "watermark_ms": _known(closed),
-            "floor_ms": _known(floors),
-            "partitions": sorted(owner.partition for owner in owners),
-            "whole_from": {
+            open_cells=sum(owner.state.tables[layer.name].rows for owner in owners),
+            unacknowledged_windows=sum(owner.unacknowledged(sent) for owner, sent in senders),
+            waiting_open_windows=sum(owner.waiting_open(sent) for owner, sent in senders),
+            archived_cells=self.owners.archived_cells(layer),
+            watermark_ms=_known(closed),
+            floor_ms=_known(floors),
+            partitions=sorted(owner.partition for owner in owners),
+            whole_from={
                 str(owner.partition): described(layer, owner.state.whole(layer)) for owner in owners
             },
-        }
+        )
 
 
 def _by_topic(partitions: Iterable[tuple[str, int]]) -> dict[str, list[int]]:

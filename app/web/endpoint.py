@@ -15,7 +15,6 @@ from agents.query.reader import LiveSource, Reader
 from app.config.settings import Settings
 from app.host.reloads import Reloads
 from app.peers.wire import PATH
-from app.web import openapi as answers
 from app.web.access import ADMIN, LIVE, OPEN, PEER, READ, Access, check_scopes
 from app.web.admission import QueryAdmission
 from app.web.formats import FORMATS
@@ -24,6 +23,8 @@ from app.web.handlers import Handlers, WorkerView, clock_ms
 from app.web.live_stream import LAST_EVENT_ID, LiveStreams, live_parameters
 from app.web.openapi import openapi
 from app.web.routes import EVENT_STREAM, Route, mount_routes
+from client.answers import Explained, Families, FamilyPage, Page
+from client.status import Cluster, Layers, Live, Ready, WorkerAbout
 from tables.archive.cache import ArchiveCache
 from tables.model.layer import Map
 from tables.query.cell_query import Limits, cells_parameters
@@ -53,25 +54,25 @@ def _family(themap: Map, family: str, limits: Limits) -> Sequence[Parameter]:
 
 
 ROUTES = (
-    Route("/v1/families", Handlers.families, READ, "The families of the map", answers.Families),
+    Route("/v1/families", Handlers.families, READ, "The families of the map", Families),
     Route("/v1/map", Handlers.map, READ, "The map, with the topics that follow from it"),
-    Route("/v1/cluster", Handlers.cluster, READ, "The workers of the group", answers.Cluster),
+    Route("/v1/cluster", Handlers.cluster, READ, "The workers of the group", Cluster),
     Route(
-        "/v1/layers", Handlers.layers, READ, "What each layer holds on this worker", answers.Layers
+        "/v1/layers", Handlers.layers, READ, "What each layer holds on this worker", Layers
     ),
     Route("/v1/ledger", Handlers.ledger, ADMIN, "Where every offset and event went"),
-    Route("/livez", Handlers.livez, OPEN, "Whether the event loop runs", answers.Live),
+    Route("/livez", Handlers.livez, OPEN, "Whether the event loop runs", Live),
     Route(
         "/readyz", Handlers.readyz, OPEN, "Whether this worker is restored and caught up",
-        answers.Ready, answers_unready=True,
+        Ready, answers_unready=True,
     ),
     Route(
-        "/v1/layers/{layer}/cells", Handlers.cells, READ, "Cells of {}", answers.LayerPage,
+        "/v1/layers/{layer}/cells", Handlers.cells, READ, "Cells of {}", Page,
         parameters=_cells, formats=TABLES,
     ),
     Route(
-        "/v1/layers/{layer}/top", Handlers.top, READ, "The first keys of {}", answers.FamilyPage,
-        parameters=_top, formats=TABLES,
+        "/v1/layers/{layer}/top", Handlers.top, READ, "The first keys of {}",
+        FamilyPage | Explained, parameters=_top, formats=TABLES,
     ),
     Route(
         "/v1/layers/{layer}/live", Handlers.live, LIVE, "Changes of cells of {}",
@@ -79,7 +80,7 @@ ROUTES = (
     ),
     Route(
         "/v1/families/{family}/cells", Handlers.family, READ, "Rows over any range, from {}",
-        answers.FamilyPage, parameters=_family, formats=TABLES,
+        FamilyPage | Explained, parameters=_family, formats=TABLES,
     ),
     Route("/openapi.json", Handlers.openapi, READ),
     Route("/docs", Handlers.docs, READ),
@@ -98,7 +99,7 @@ def install(
     cache: ArchiveCache,
     metrics: Callable[[], bytes],
     access: Access | None = None,
-    workers: Callable[[], list[dict[str, Any]]] = list,
+    workers: Callable[[], list[WorkerAbout]] = list,
     routes: Sequence[Route] = ROUTES,
 ) -> None:
     """Mount the endpoint on an aiohttp application or a Faust app, before its server starts.

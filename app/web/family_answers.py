@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from typing import Any
 
+import msgspec
 import polars as pl
 
 from agents.query.answers import FamilyAnswer
-from app.web.formats import Page, hinted
+from app.web.formats import Page, hint_of
+from client.answers import Cost, Families, FamilyAbout, FamilyPage, Plan, Row, Segment
 from tables.model.layer import Map
 from tables.query.answer import row_end
 from tables.query.cell_query import encode_cursor, exact_json, page_after
@@ -20,76 +21,69 @@ from tables.state.cell import measures_of
 from tables.state.layer_table import NEVER_MS
 
 
-def describe_families(themap: Map) -> list[dict[str, Any]]:
+def describe_families(themap: Map) -> Families:
     """Return the families of a map: what can be asked of each."""
     found = []
     for base in (layer for layer in themap.layers if layer.finer is None):
         family = family_of(themap, base.name)
-        found.append(
-            {
-                "name": family.name,
-                "layers": [layer.name for layer in family.layers],
-                "key": [field.name for field in base.key],
-                "measures": [measure.name for measure in base.measures],
-                "window": str(base.window),
-            }
-        )
-    return found
+        layers = [layer.name for layer in family.layers]
+        key = [field.name for field in base.key]
+        measures = [measure.name for measure in base.measures]
+        found.append(FamilyAbout(family.name, layers, key, measures, str(base.window)))
+    return Families(found)
 
 
-def describe_plan(plan: QueryPlan) -> dict[str, Any]:
-    """Return a plan as JSON."""
+def describe_plan(plan: QueryPlan) -> Plan:
+    """Return a plan as answers have it."""
     segments = [
-        {
-            "layer": segment.name,
-            "from": segment.from_ms,
-            "to": segment.to_ms,
-            "windows": segment.windows,
-            "cells": segment.cells,
-        }
-        for segment in plan.segments
+        Segment(one.name, one.from_ms, one.to_ms, one.windows, one.cells) for one in plan.segments
     ]
-    return {"exactness": plan.exactness, "cells": plan.cells, "segments": segments}
+    return Plan(plan.exactness, plan.cells, segments)
 
 
 def answered_family(themap: Map, query: FamilyQuery, answer: FamilyAnswer, now_ms: int) -> Page:
     """Return one page of an answer."""
     rows, cursor = page_after(query.rows, answer.rows, query.after, query.limit)
     next_page = None if cursor is None else encode_cursor(themap, query.rows, cursor)
-    found = _answered(themap, query, answer, rows, now_ms)
-    return dataclasses.replace(found, cursor=next_page)
+    return _answered(themap, query, answer, rows, now_ms, cursor=next_page)
 
 
 def answered_top(themap: Map, top: TopQuery, answer: FamilyAnswer, now_ms: int) -> Page:
     """Return the first keys of an answer."""
-    rows = top_rows(top, answer.rows)
-    found = _answered(themap, top.query, answer, rows, now_ms)
-    ranked = {
-        "layer": top.layer.name,
-        "by": top.by.name,
-        "order": "desc" if top.descending else "asc",
-        "keys": answer.rows.height,
-    }
-    return dataclasses.replace(found, about={**ranked, **found.about})
+    return _answered(
+        themap, top.query, answer, top_rows(top, answer.rows), now_ms,
+        layer=top.layer.name, by=top.by.name, order="desc" if top.descending else "asc",
+        keys=answer.rows.height,
+    )  # fmt: skip
 
 
 def _answered(
-    themap: Map, query: FamilyQuery, answer: FamilyAnswer, rows: pl.DataFrame, now_ms: int
+    themap: Map,
+    query: FamilyQuery,
+    answer: FamilyAnswer,
+    rows: pl.DataFrame,
+    now_ms: int,
+    *,
+    cursor: str | None = None,
+    **ranked: Any,
 ) -> Page:
     topic = themap.source(query.family.base.source or "").topic
-    about = {
-        "family": query.family.name,
-        "map_revision": themap.revision,
-        "exactness": answer.exactness,
-        "final": answer.final,
-        "as_of": {topic: answer.as_of},
-        "watermark_ms": known_ms(answer.watermark_ms),
-        "data_age_ms": age_ms(answer, now_ms),
-        "whole_from": answer.whole,
-        "cost": answer.cost,
-        "plan": describe_plan(answer.plan),
-        **hinted(rows, query.from_ms, query.to_ms),
-    }
+    about = FamilyPage(
+        **ranked,
+        family=query.family.name,
+        map_revision=themap.revision,
+        exactness=answer.exactness,
+        final=answer.final,
+        as_of={topic: {str(partition): offset for partition, offset in answer.as_of.items()}},
+        watermark_ms=known_ms(answer.watermark_ms),
+        data_age_ms=age_ms(answer, now_ms),
+        whole_from=answer.whole,
+        cost=msgspec.convert(answer.cost, Cost, from_attributes=True),
+        plan=describe_plan(answer.plan),
+        hint=hint_of(rows, query.from_ms, query.to_ms),
+        cells=[],
+        cursor=cursor,
+    )
     ends = [row_end(query, start) for start in rows["window_start"].to_list()]
     return Page(about, query.rows, rows, ends, lambda: _cells(query, rows, ends), versions=False)
 
@@ -113,14 +107,14 @@ def known_ms(time_ms: int) -> int | None:
     return None if time_ms == NEVER_MS else time_ms
 
 
-def _cells(query: FamilyQuery, rows: pl.DataFrame, ends: list[int]) -> list[dict[str, Any]]:
+def _cells(query: FamilyQuery, rows: pl.DataFrame, ends: list[int]) -> list[Row]:
     measures = measures_of(query.rows, rows)
     return [
-        {
-            "key": {field.name: row[field.column] for field in query.rows.key},
-            "window_start": row["window_start"],
-            "window_end": end,
-            "measures": {name: exact_json(value) for name, value in measure.items()},
-        }
+        Row(
+            {field.name: row[field.column] for field in query.rows.key},
+            row["window_start"],
+            end,
+            {name: exact_json(value) for name, value in measure.items()},
+        )
         for row, end, measure in zip(rows.iter_rows(named=True), ends, measures, strict=True)
     ]

@@ -26,6 +26,7 @@ from app.config.settings import Settings
 from app.host.reloads import Reloads
 from app.trust.certificates import PemFiles, server_context
 from app.web.access import CALLER, PEER, PROOF, Access, Refused, scopes
+from client.answers import Problem
 from tables.model.errors import ArchiveDamagedError, ArchiveError, ArchiveRefusedError, QueryError
 from tables.query.cell_query import UnknownLayerError
 
@@ -95,9 +96,10 @@ def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) 
     Bytes of a request that are not UTF-8, which come as surrogates, are told as question marks.
     """
     detail = detail.encode("utf-8", "replace").decode("utf-8")
-    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status}
+    title = HTTPStatus(status).phrase
+    refusal = Problem(type="about:blank", title=title, status=status, detail=detail)
     return web.Response(
-        body=orjson.dumps(body | {"detail": detail}),
+        body=encoded(refusal),
         status=status,
         content_type=PROBLEM_TYPE,
         headers={**HEADERS, **(headers or {})},

@@ -31,10 +31,13 @@ from app.web.family_answers import (
     describe_plan,
     etag_of,
 )
-from app.web.formats import Page, accepted, has_etag, hinted, not_modified, respond
+from app.web.formats import Page, accepted, has_etag, hint_of, not_modified, respond
 from app.web.guard import HEADERS, PartialError, answer
 from app.web.live_stream import LiveStreams
 from app.web.map_answer import describe_map
+from client import answers
+from client.answers import Explained
+from client.status import Cluster, Layers, LayerStatus, Live, Ready, WorkerAbout
 from tables.model.layer import Map
 from tables.query.cell_query import CellQuery, Limits, cell_rows, merge_answer, parse_query
 from tables.query.family import FamilyQuery, parse_family_query
@@ -63,8 +66,8 @@ class WorkerView(Protocol):
     def local(self, read: LiveRead) -> LiveJob:
         """Return what makes the applied cells of this worker."""
 
-    def layers(self) -> list[dict[str, Any]]:
-        """Return, for each layer, its name and its counts; see ``docs/formats/http.md``."""
+    def layers(self) -> list[LayerStatus]:
+        """Return, for each layer, its name and its counts."""
 
     def ledger(self) -> dict[str, Any]:
         """Return where every offset and event went, and whether it adds up."""
@@ -107,7 +110,7 @@ class Handlers:
         access: Access,
         limits: Limits,
         metrics: Callable[[], bytes],
-        workers: Callable[[], list[dict[str, Any]]],
+        workers: Callable[[], list[WorkerAbout]],
         document: dict[str, Any],
     ) -> None:
         self._view = view
@@ -133,11 +136,11 @@ class Handlers:
 
     async def cluster(self, _: web.Request) -> web.Response:
         """Answer with the workers of the group, as this one sees them."""
-        return answer({"workers": self._workers()})
+        return answer(Cluster(self._workers()))
 
     async def layers(self, _: web.Request) -> web.Response:
         """Answer with what each layer holds on this worker."""
-        return answer({"layers": self._view.layers()})
+        return answer(Layers(self._view.layers()))
 
     async def ledger(self, _: web.Request) -> web.Response:
         """Answer with where every offset and event went."""
@@ -158,7 +161,7 @@ class Handlers:
 
     async def livez(self, _: web.Request) -> web.Response:
         """Answer that the event loop runs."""
-        return answer({"live": True})
+        return answer(Live(live=True))
 
     async def readyz(self, request: web.Request) -> web.Response:
         """Answer whether this worker is restored and caught up, and all it needs answers.
@@ -168,17 +171,17 @@ class Handlers:
         reasons = self._view.unready()
         status = HTTPStatus.SERVICE_UNAVAILABLE if reasons else HTTPStatus.OK
         if CALLER not in request:
-            return answer({"ready": not reasons}, status)
-        state = {
-            "ready": not reasons,
-            "reason": reasons[0] if reasons else READY,
-            "reasons": reasons,
-            "serving": self._view.serving(),
-            "restoring": self._view.restoring(),
-            "paused": self._view.paused(),
-            "insecure": self._access.is_insecure,
-            "warnings": self._access.warnings(),
-        }
+            return answer(Ready(not reasons), status)
+        state = Ready(
+            ready=not reasons,
+            reason=reasons[0] if reasons else READY,
+            reasons=reasons,
+            serving=self._view.serving(),
+            restoring=self._view.restoring(),
+            paused=self._view.paused(),
+            insecure=self._access.is_insecure,
+            warnings=self._access.warnings(),
+        )
         return answer(state, status)
 
     async def cells(self, request: web.Request) -> web.Response:
@@ -191,7 +194,7 @@ class Handlers:
 
     async def families(self, _: web.Request) -> web.Response:
         """Answer with the families of the map."""
-        return answer({"families": describe_families(self._view.themap)})
+        return answer(describe_families(self._view.themap))
 
     async def family(self, request: web.Request) -> web.Response:
         """Answer a request to a family, from the cheapest layers that have it exactly."""
@@ -221,7 +224,7 @@ class Handlers:
 
     async def _explain(self, query: FamilyQuery) -> web.Response:
         plan = await self._slots.run(self._reader.plan(query), query.deadline_ms)
-        return answer({"family": query.family.name, "plan": describe_plan(plan)})
+        return answer(Explained(query.family.name, describe_plan(plan)))
 
     async def _answer(
         self,
@@ -309,21 +312,22 @@ class Handlers:
     def _page(self, query: CellQuery, found: LayerAnswer, kind: str) -> web.Response:
         layer, live, archived = query.layer, found.live, found.archived
         page = merge_answer(self._view.themap, query, live, archived, self._limits.cells_max)
-        about = {
-            "layer": layer.name,
-            "map_revision": self._view.themap.revision,
-            "partial": found.partial,
-            "partitions_served": len(found.served),
-            "partitions": layer.partitions,
-            "rows_read": {"live": live.height, "archived": archived.height},
-            "whole_from": found.whole,
-            **hinted(page.cells, query.cells.from_ms, query.cells.to_ms),
-        }
+        about = answers.Page(
+            layer=layer.name,
+            map_revision=self._view.themap.revision,
+            partial=found.partial,
+            partitions_served=len(found.served),
+            partitions=layer.partitions,
+            rows_read=answers.RowsRead(live.height, archived.height),
+            whole_from=found.whole,
+            hint=hint_of(page.cells, query.cells.from_ms, query.cells.to_ms),
+            cells=[],
+            cursor=page.cursor,
+        )
         ends = [layer.window.end(start) for start in page.cells["window_start"].to_list()]
         answered = Page(
-            about, layer, page.cells, ends, lambda: cell_rows(layer, page.cells), versions=True,
-            cursor=page.cursor,
-        )  # fmt: skip
+            about, layer, page.cells, ends, lambda: cell_rows(layer, page.cells), versions=True
+        )
         return respond(answered, kind)
 
 

@@ -25,7 +25,8 @@ from agents.query.reader import LiveSource
 from app.config.settings import Settings
 from app.web.access import CALLER, LIVE, Caller
 from app.web.family_answers import known_ms
-from app.web.guard import HEADERS, BusyError, damaged_words, unanswered_words
+from app.web.guard import HEADERS, BusyError, damaged_words, encoded, unanswered_words
+from client.answers import LiveCell
 from tables.archive.cache import ArchiveCache
 from tables.model.errors import ArchiveDamagedError, ArchiveError, QueryError
 from tables.model.layer import Layer, Map
@@ -247,10 +248,15 @@ def _events(layer: Layer, rows: pl.DataFrame) -> bytes:
     )  # fmt: skip
     return b"".join(
         b"event: cell\ndata: "
-        + orjson.dumps({**cell, "source_partition": partition, "closed": is_closed})
+        + encoded(
+            LiveCell(
+                cell.key, cell.window_start, cell.window_end, cell.measures, cell.version,
+                partition, is_closed,
+            )
+        )
         + b"\n\n"
         for cell, partition, is_closed in about
-    )
+    )  # fmt: skip
 
 
 def _told(layer: Layer, news: ChangeBatch) -> bytes:

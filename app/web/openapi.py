@@ -2,14 +2,15 @@
 
 Every layer and family has paths of its own, because its key decides what may be asked. Parameters
 are those that requests are read by (``tables.query.parameters``); the schemas of answers are of the
-types below, and tests compare real answers with them.
+types that they are encoded from (``client.answers``), and tests compare real answers with them.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, Literal
+from typing import Any, get_args
 
 import msgspec
 
@@ -17,6 +18,7 @@ from app.web.access import OPEN
 from app.web.formats import JSON
 from app.web.guard import PROBLEM_TYPE
 from app.web.routes import Route
+from client.answers import Problem
 from tables.model.layer import Map
 from tables.query.cell_query import Limits
 from tables.query.family import family_of
@@ -29,182 +31,6 @@ Schemas = Mapping[Any, dict[str, Any]]
 
 _SEVERAL = {"style": "form", "explode": True}
 """Several values are the parameter given several times."""
-
-Key = dict[str, str | int | bool]
-Measures = dict[str, int | float | str | None]
-
-
-class Problem(msgspec.Struct):
-    """A refusal (RFC 9457); ``detail`` says what to change."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-
-
-class Cell(msgspec.Struct):
-    """One aggregate of a layer; an integer beyond 64 bits is its decimal text."""
-
-    key: Key
-    window_start: int
-    window_end: int
-    measures: Measures
-    version: int
-
-
-class Row(msgspec.Struct):
-    """One row of a family; an integer beyond 64 bits is its decimal text."""
-
-    key: Key
-    window_start: int
-    window_end: int
-    measures: Measures
-
-
-class RowsRead(msgspec.Struct):
-    """Rows before merging."""
-
-    live: int
-    archived: int
-
-
-class LayerPage(msgspec.Struct):
-    """A page of cells of one layer."""
-
-    layer: str
-    map_revision: int
-    partial: bool
-    partitions_served: int
-    partitions: int
-    rows_read: RowsRead
-    whole_from: dict[str, int | None]
-    cells: list[Cell]
-    cursor: str | None
-    hint: str | msgspec.UnsetType = msgspec.UNSET
-
-
-class SegmentRead(msgspec.Struct):
-    """Windows of one layer."""
-
-    layer: str
-    from_ms: int = msgspec.field(name="from")
-    to_ms: int = msgspec.field(name="to")
-    windows: int
-    cells: float
-
-
-class PlanRead(msgspec.Struct):
-    """What a range is answered from."""
-
-    exactness: Literal["exact", "settling"]
-    cells: float
-    segments: list[SegmentRead]
-
-
-class LayerCost(msgspec.Struct):
-    """Rows read of one layer."""
-
-    live_rows: int
-    archived_rows: int
-
-
-class Cost(msgspec.Struct):
-    """What an answer cost."""
-
-    workers_asked: int
-    archive_reads: int
-    archive_partitions: int
-    archive_bytes: int
-    cache_hits: int
-    cache_misses: int
-    layers: dict[str, LayerCost]
-
-
-class FamilyPage(msgspec.Struct):
-    """A page of rows of a family, or only its plan where that was asked for."""
-
-    family: str
-    plan: PlanRead
-    map_revision: int | msgspec.UnsetType = msgspec.UNSET
-    exactness: Literal["exact", "settling", "partial"] | msgspec.UnsetType = msgspec.UNSET
-    final: bool | msgspec.UnsetType = msgspec.UNSET
-    as_of: dict[str, dict[str, int]] | msgspec.UnsetType = msgspec.UNSET
-    watermark_ms: int | msgspec.UnsetType | None = msgspec.UNSET
-    data_age_ms: int | msgspec.UnsetType | None = msgspec.UNSET
-    whole_from: dict[str, int | None] | msgspec.UnsetType = msgspec.UNSET
-    cost: Cost | msgspec.UnsetType = msgspec.UNSET
-    cells: list[Row] | msgspec.UnsetType = msgspec.UNSET
-    cursor: str | msgspec.UnsetType | None = msgspec.UNSET
-    layer: str | msgspec.UnsetType = msgspec.UNSET
-    by: str | msgspec.UnsetType = msgspec.UNSET
-    order: Literal["desc", "asc"] | msgspec.UnsetType = msgspec.UNSET
-    keys: int | msgspec.UnsetType = msgspec.UNSET
-    hint: str | msgspec.UnsetType = msgspec.UNSET
-
-
-class FamilyAbout(msgspec.Struct):
-    """One family."""
-
-    name: str
-    layers: list[str]
-    key: list[str]
-    measures: list[str]
-    window: str
-
-
-class Families(msgspec.Struct):
-    """All families."""
-
-    families: list[FamilyAbout]
-
-
-class LayerAbout(msgspec.Struct):
-    """What one layer holds on this worker."""
-
-    name: str
-    open_cells: int
-
-
-class Layers(msgspec.Struct):
-    """What each layer holds on this worker."""
-
-    layers: list[LayerAbout]
-
-
-class WorkerAbout(msgspec.Struct):
-    """One worker of the group; ``problem`` says why it is not asked or not trusted."""
-
-    url: str
-    own: bool
-    partitions: int
-    problem: str
-
-
-class Cluster(msgspec.Struct):
-    """The workers of the group that own partitions."""
-
-    workers: list[WorkerAbout]
-
-
-class Ready(msgspec.Struct):
-    """Whether a worker is restored and caught up; without a token that is wanted, no more."""
-
-    ready: bool
-    reason: str | msgspec.UnsetType = msgspec.UNSET
-    reasons: list[str] | msgspec.UnsetType = msgspec.UNSET
-    serving: dict[str, list[int]] | msgspec.UnsetType = msgspec.UNSET
-    restoring: dict[str, list[int]] | msgspec.UnsetType = msgspec.UNSET
-    paused: dict[str, list[str]] | msgspec.UnsetType = msgspec.UNSET
-    insecure: bool | msgspec.UnsetType = msgspec.UNSET
-    warnings: list[str] | msgspec.UnsetType = msgspec.UNSET
-
-
-class Live(msgspec.Struct):
-    """That the event loop runs."""
-
-    live: bool
-
 
 _REFUSALS = (
     HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND,
@@ -222,10 +48,13 @@ def openapi(themap: Map, limits: Limits, routes: Sequence[Route], *, token: bool
         token: whether requests must carry one.
     """
     shown = [route for route in routes if route.summary]
-    types = list(dict.fromkeys([Problem, *(route.answer for route in shown)]))
+    types = list(dict.fromkeys([Problem, *(one for route in shown for one in _types(route))]))
     found, components = msgspec.json.schema_components(
         types, ref_template="#/components/schemas/{name}"
     )
+    for component in components.values():
+        words = inspect.cleandoc(component["description"])
+        component["description"] = words.partition("\n\nAttributes:")[0]
     schemas = dict(zip(types, found, strict=True))
     document: dict[str, Any] = {
         "openapi": VERSION,
@@ -277,9 +106,10 @@ def _names(themap: Map) -> Iterator[tuple[str, str, str]]:
 
 
 def _responses(route: Route, schemas: Schemas) -> dict[str, Any]:
+    several = [schemas[one] for one in _types(route)]
+    schema = several[0] if len(several) == 1 else {"anyOf": several}
     content = {
-        kind: {"schema": schemas[route.answer] if kind == JSON else {"type": "string"}}
-        for kind in route.formats
+        kind: {"schema": schema if kind == JSON else {"type": "string"}} for kind in route.formats
     }
     refusal = {PROBLEM_TYPE: {"schema": schemas[Problem]}}
     responses: dict[str, Any] = {"200": {"description": "The answer", "content": content}}
@@ -289,6 +119,10 @@ def _responses(route: Route, schemas: Schemas) -> dict[str, Any]:
     if route.answers_unready:
         responses["503"] = {"description": "It is not", "content": content}
     return responses
+
+
+def _types(route: Route) -> tuple[Any, ...]:
+    return get_args(route.answer) or (route.answer,)
 
 
 def _security(scope: str, *, token: bool) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class Route:
         scope: what a request needs: ``OPEN``, ``PEER``, or a scope that tokens may have.
         summary: what it answers, in the OpenAPI document; ``{}`` becomes words for the layer or
             family. The document leaves out a route without one.
-        answer: the type of the answer in JSON.
+        answer: the type of the answer in JSON, or the union of those that it may have.
         parameters: returns what a request may say; None if it may say nothing.
         headers: the headers that it reads, beside those that all routes do.
         formats: the media types of its answers.
