@@ -16,7 +16,7 @@ from test_few_cells import use_frames
 from web_support import FrameCells, frame, stored
 
 import agents.query.reader
-from agents.partition.live_reads import read_live
+from agents.partition.live_reads import live_job
 from agents.query.answers import FamilyAnswer
 from agents.query.reader import Reader
 from tables.archive.cache import ArchiveCache
@@ -60,7 +60,7 @@ class Owned:
         self.asked += reads
         cost.workers_asked += 1
         return [
-            read_live(
+            live_job(
                 [
                     owner
                     for owner in self.house.owners.each()
@@ -68,7 +68,7 @@ class Owned:
                     and (owner.plan.topic, owner.partition) not in self.silent
                 ],
                 read,
-            )
+            ).make()
             for read in reads
         ]
 

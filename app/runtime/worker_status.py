@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import msgspec
-
 from agents.partition.owners import PartitionManager
 from app.health.backpressure import Pressure
 from app.health.readiness import Readiness
@@ -52,18 +50,7 @@ class WorkerStatus:
 
     def local(self, read: LiveRead) -> LiveJob:
         """Return what makes the applied cells of this worker, with how fresh they are."""
-        job = self.owners.live_job(read)
-        topic = self.owners.plan_of(read.layer).topic
-        for partition, facts in job.facts.items():
-            owner = self.owners.get(topic, partition)
-            assert owner is not None, "its facts were read just now"
-            fresh_ms = self._transport.fresh_ms(topic, partition, facts.position)
-            if fresh_ms is None:
-                # Behind: what it has is everything up to the last record that is folded.
-                tail = owner.state.meta.tail
-                fresh_ms = NEVER_MS if tail is None else tail[0]
-            job.facts[partition] = msgspec.structs.replace(facts, fresh_ms=fresh_ms)
-        return job
+        return self.owners.live_job(read, self._transport.fresh_ms)
 
     def layers(self) -> list[LayerStatus]:
         """Return each layer's counts on this worker."""
