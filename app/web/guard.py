@@ -27,7 +27,13 @@ from app.host.reloads import Reloads
 from app.trust.certificates import PemFiles, server_context
 from app.web.access import CALLER, PEER, PROOF, Access, Refused, scopes
 from client.answers import Problem
-from tables.model.errors import ArchiveDamagedError, ArchiveError, ArchiveRefusedError, QueryError
+from tables.model.errors import (
+    ArchiveDamagedError,
+    ArchiveError,
+    ArchiveRefusedError,
+    PartialError,
+    QueryError,
+)
 from tables.query.cell_query import UnknownLayerError
 
 PROBLEM_TYPE = "application/problem+json"
@@ -49,10 +55,6 @@ class BusyError(Exception):
 
 class NotAcceptableError(Exception):
     """The client accepts none of our formats; maps to HTTP 406."""
-
-
-class PartialError(Exception):
-    """Some owners do not answer, and a partial answer is not wanted; maps to HTTP 503."""
 
 
 class DeadlineError(Exception):

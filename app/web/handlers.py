@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import time
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Protocol
@@ -23,31 +22,28 @@ from app.trust.proof import HEADER, Proof, sha256
 from app.web.access import CALLER, PROOF, Access
 from app.web.admission import QueryAdmission
 from app.web.docs_page import docs_page
-from app.web.family_answers import (
-    age_ms,
+from app.web.formats import Page, accepted, has_etag, not_modified, respond
+from app.web.guard import HEADERS, answer
+from app.web.live_stream import LiveStreams
+from app.web.map_answer import describe_map
+from app.web.pages import (
+    answered_cells,
     answered_family,
     answered_top,
     describe_families,
     describe_plan,
     etag_of,
 )
-from app.web.formats import Page, accepted, has_etag, hint_of, not_modified, respond
-from app.web.guard import HEADERS, PartialError, answer
-from app.web.live_stream import LiveStreams
-from app.web.map_answer import describe_map
-from client import answers
 from client.answers import Explained
 from client.status import Cluster, Layers, LayerStatus, Live, Ready, WorkerAbout
 from tables.model.layer import Map
-from tables.query.cell_query import CellQuery, Limits, cell_rows, merge_answer, parse_query
+from tables.query.cell_query import CellQuery, Limits, parse_query
 from tables.query.family import FamilyQuery, parse_family_query
 from tables.query.live import LiveJob, LiveRead
 from tables.query.top import parse_top_query
 
 MERGED_AT_ONCE_ROWS_MAX = 500
 """So few rows are merged, and made JSON, in some 5 ms."""
-
-STALE_AGAIN_S = 0.01
 
 BODY_S_MAX = 10.0
 """What a worker may take to send what it asks."""
@@ -190,7 +186,16 @@ class Handlers:
             self._view.themap, request.match_info["layer"], request.query.items(), self._limits
         )
         kind = accepted(request.headers)
-        return await self._slots.run(self._read(query, kind))
+
+        async def response() -> web.Response:
+            found = await self._reader.layer(query.layer, query.cells)
+            rows = found.live.height + found.archived.height
+            return await self._made(rows, self._cells, query, found, kind)
+
+        return await self._slots.run(response())
+
+    def _cells(self, query: CellQuery, found: LayerAnswer, kind: str) -> web.Response:
+        return respond(answered_cells(self._view.themap, query, found, self._limits), kind)
 
     async def families(self, _: web.Request) -> web.Response:
         """Answer with the families of the map."""
@@ -204,9 +209,7 @@ class Handlers:
         if query.explain:
             return await self._explain(query)
 
-        def page(found: FamilyAnswer, now_ms: int) -> Page:
-            return answered_family(self._view.themap, query, found, now_ms)
-
+        page = functools.partial(answered_family, self._view.themap, query)
         return await self._answer(request, query, page)
 
     async def top(self, request: web.Request) -> web.Response:
@@ -217,20 +220,15 @@ class Handlers:
         if top.query.explain:
             return await self._explain(top.query)
 
-        def first(found: FamilyAnswer, now_ms: int) -> Page:
-            return answered_top(self._view.themap, top, found, now_ms)
-
-        return await self._answer(request, top.query, first)
+        page = functools.partial(answered_top, self._view.themap, top)
+        return await self._answer(request, top.query, page)
 
     async def _explain(self, query: FamilyQuery) -> web.Response:
         plan = await self._slots.run(self._reader.plan(query), query.deadline_ms)
         return answer(Explained(query.family.name, describe_plan(plan)))
 
     async def _answer(
-        self,
-        request: web.Request,
-        query: FamilyQuery,
-        shown: Callable[[FamilyAnswer, int], Page],
+        self, request: web.Request, query: FamilyQuery, page: Callable[[FamilyAnswer], Page]
     ) -> web.Response:
         """Answer in the format wanted, or that what the reader has is still right."""
         kind = accepted(request.headers)
@@ -240,14 +238,18 @@ class Handlers:
             return not_modified(etag)
 
         async def response() -> web.Response:
-            found, now_ms = await self._family(query)
-            rows = found.rows.height
-            make = functools.partial(_made, shown, found, now_ms, kind, etag)
-            if rows <= MERGED_AT_ONCE_ROWS_MAX:
-                return make()
-            return await self._threads.run(make)
+            found = await self._reader.answer(query)
+            return await self._made(found.rows.height, _family, page, found, kind, etag)
 
         return await self._slots.run(response(), query.deadline_ms)
+
+    async def _made(
+        self, rows: int, make: Callable[..., web.Response], *arguments: Any
+    ) -> web.Response:
+        """Return a response that is made of so many rows, in a thread if they are many."""
+        if rows <= MERGED_AT_ONCE_ROWS_MAX:
+            return make(*arguments)
+        return await self._threads.run(make, *arguments)
 
     async def live(self, request: web.Request) -> web.StreamResponse:
         """Write the changes of a layer's cells until the reader goes, or the worker stops."""
@@ -269,78 +271,17 @@ class Handlers:
         reads = decode_reads(self._view.themap, body)
         # No await between them: all are of one state.
         jobs = [self._view.local(read) for read in reads]
-        if sum(job.height for job in jobs) <= MERGED_AT_ONCE_ROWS_MAX:
-            rows, signed = self._signed(proof, jobs)
-        else:
-            rows, signed = await self._threads.run(self._signed, proof, jobs)
-        return web.Response(body=rows, headers=HEADERS | {"Content-Type": CONTENT_TYPE} | signed)
+        return await self._made(sum(job.height for job in jobs), self._signed, proof, jobs)
 
-    def _signed(self, proof: Proof | None, jobs: list[LiveJob]) -> tuple[bytes, dict[str, str]]:
-        """Return the body of an answer to a worker, and the header that proves whose it is."""
-        rows = encode_jobs(jobs)
-        key = self._access.peer_key
-        if proof is None or key is None:
-            return rows, {}
-        return rows, {HEADER: key.sign_answer(proof, rows)}
-
-    async def _family(self, query: FamilyQuery) -> tuple[FamilyAnswer, int]:
-        """Return an answer as the reader wants it, and when it was made."""
-        while True:
-            found = await self._reader.answer(query)
-            now_ms = clock_ms()
-            if found.exactness == "partial" and query.partial == "refuse":
-                raise PartialError(
-                    f"cannot read family {query.family.name}: some owners do not answer; ask again"
-                    " later, or with partial=allow"
-                )
-            age = age_ms(found, now_ms)
-            if query.max_staleness_ms is None or found.final:
-                return found, now_ms
-            if age is not None and age <= query.max_staleness_ms:
-                return found, now_ms
-            # Younger data may come within the deadline.
-            await asyncio.sleep(STALE_AGAIN_S)
-
-    async def _read(self, query: CellQuery, kind: str) -> web.Response:
-        found = await self._reader.layer(query.layer, query.cells)
-        live, archived = found.live, found.archived
-        make = functools.partial(self._page, query, found, kind)
-        if live.height + archived.height <= MERGED_AT_ONCE_ROWS_MAX:
-            return make()
-        return await self._threads.run(make)
-
-    def _page(self, query: CellQuery, found: LayerAnswer, kind: str) -> web.Response:
-        layer, live, archived = query.layer, found.live, found.archived
-        page = merge_answer(self._view.themap, query, live, archived, self._limits.cells_max)
-        about = answers.Page(
-            layer=layer.name,
-            map_revision=self._view.themap.revision,
-            partial=found.partial,
-            partitions_served=len(found.served),
-            partitions=layer.partitions,
-            rows_read=answers.RowsRead(live.height, archived.height),
-            whole_from=found.whole,
-            hint=hint_of(page.cells, query.cells.from_ms, query.cells.to_ms),
-            cells=[],
-            cursor=page.cursor,
-        )
-        ends = [layer.window.end(start) for start in page.cells["window_start"].to_list()]
-        answered = Page(
-            about, layer, page.cells, ends, lambda: cell_rows(layer, page.cells), versions=True
-        )
-        return respond(answered, kind)
+    def _signed(self, proof: Proof | None, jobs: list[LiveJob]) -> web.Response:
+        """Return the answer to a worker, with the header that proves whose it is."""
+        rows, headers = encode_jobs(jobs), HEADERS | {"Content-Type": CONTENT_TYPE}
+        if proof is not None and (key := self._access.peer_key) is not None:
+            headers |= {HEADER: key.sign_answer(proof, rows)}
+        return web.Response(body=rows, headers=headers)
 
 
-def _made(
-    shown: Callable[[FamilyAnswer, int], Page],
-    found: FamilyAnswer,
-    now_ms: int,
-    kind: str,
-    etag: str,
+def _family(
+    page: Callable[[FamilyAnswer], Page], found: FamilyAnswer, kind: str, etag: str
 ) -> web.Response:
-    return respond(shown(found, now_ms), kind, etag if found.final else "")
-
-
-def clock_ms() -> int:
-    """Return the wall clock."""
-    return time.time_ns() // 1_000_000
+    return respond(page(found), kind, etag if found.final else "")

@@ -24,8 +24,8 @@ from agents.query.changes import ChangeBatch, Changes, Place, decode_place, enco
 from agents.query.reader import LiveSource
 from app.config.settings import Settings
 from app.web.access import CALLER, LIVE, Caller
-from app.web.family_answers import known_ms
 from app.web.guard import HEADERS, BusyError, damaged_words, encoded, unanswered_words
+from app.web.pages import known_ms
 from client.answers import LiveCell
 from tables.archive.cache import ArchiveCache
 from tables.model.errors import ArchiveDamagedError, ArchiveError, QueryError

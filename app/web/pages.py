@@ -1,19 +1,29 @@
-"""Families over HTTP: what there is to ask, and an answer with what it is and cost."""
+"""Pages: answers of the reader as clients get them, with what each of them is and cost."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from typing import Any
 
 import msgspec
 import polars as pl
 
-from agents.query.answers import FamilyAnswer
+from agents.query.answers import FamilyAnswer, LayerAnswer
 from app.web.formats import Page, hint_of
+from client import answers
 from client.answers import Cost, Families, FamilyAbout, FamilyPage, Plan, Row, Segment
 from tables.model.layer import Map
 from tables.query.answer import row_end
-from tables.query.cell_query import encode_cursor, exact_json, page_after
+from tables.query.cell_query import (
+    CellQuery,
+    Limits,
+    cell_rows,
+    encode_cursor,
+    exact_json,
+    merge_answer,
+    page_after,
+)
 from tables.query.family import FamilyQuery, family_of
 from tables.query.planner import QueryPlan
 from tables.query.top import TopQuery, top_rows
@@ -41,17 +51,42 @@ def describe_plan(plan: QueryPlan) -> Plan:
     return Plan(plan.exactness, plan.cells, segments)
 
 
-def answered_family(themap: Map, query: FamilyQuery, answer: FamilyAnswer, now_ms: int) -> Page:
+def answered_cells(themap: Map, query: CellQuery, found: LayerAnswer, limits: Limits) -> Page:
+    """Return one page of cells of a layer, live and archived merged.
+
+    Raises:
+        QueryError: they are more than a request may have merged.
+    """
+    layer, live, archived = query.layer, found.live, found.archived
+    page = merge_answer(themap, query, live, archived, limits.cells_max)
+    about = answers.Page(
+        layer=layer.name,
+        map_revision=themap.revision,
+        partial=found.partial,
+        partitions_served=len(found.served),
+        partitions=layer.partitions,
+        rows_read=answers.RowsRead(live.height, archived.height),
+        whole_from=found.whole,
+        hint=hint_of(page.cells, query.cells.from_ms, query.cells.to_ms),
+        cells=[],
+        cursor=page.cursor,
+    )
+    ends = [layer.window.end(start) for start in page.cells["window_start"].to_list()]
+    cells = functools.partial(cell_rows, layer, page.cells)
+    return Page(about, layer, page.cells, ends, cells, versions=True)
+
+
+def answered_family(themap: Map, query: FamilyQuery, answer: FamilyAnswer) -> Page:
     """Return one page of an answer."""
     rows, cursor = page_after(query.rows, answer.rows, query.after, query.limit)
     next_page = None if cursor is None else encode_cursor(themap, query.rows, cursor)
-    return _answered(themap, query, answer, rows, now_ms, cursor=next_page)
+    return _answered(themap, query, answer, rows, cursor=next_page)
 
 
-def answered_top(themap: Map, top: TopQuery, answer: FamilyAnswer, now_ms: int) -> Page:
+def answered_top(themap: Map, top: TopQuery, answer: FamilyAnswer) -> Page:
     """Return the first keys of an answer."""
     return _answered(
-        themap, top.query, answer, top_rows(top, answer.rows), now_ms,
+        themap, top.query, answer, top_rows(top, answer.rows),
         layer=top.layer.name, by=top.by.name, order="desc" if top.descending else "asc",
         keys=answer.rows.height,
     )  # fmt: skip
@@ -62,7 +97,6 @@ def _answered(
     query: FamilyQuery,
     answer: FamilyAnswer,
     rows: pl.DataFrame,
-    now_ms: int,
     *,
     cursor: str | None = None,
     **ranked: Any,
@@ -76,7 +110,7 @@ def _answered(
         final=answer.final,
         as_of={topic: {str(partition): offset for partition, offset in answer.as_of.items()}},
         watermark_ms=known_ms(answer.watermark_ms),
-        data_age_ms=age_ms(answer, now_ms),
+        data_age_ms=answer.data_age_ms,
         whole_from=answer.whole,
         cost=msgspec.convert(answer.cost, Cost, from_attributes=True),
         plan=describe_plan(answer.plan),
@@ -85,7 +119,9 @@ def _answered(
         cursor=cursor,
     )
     ends = [row_end(query, start) for start in rows["window_start"].to_list()]
-    return Page(about, query.rows, rows, ends, lambda: _cells(query, rows, ends), versions=False)
+    return Page(
+        about, query.rows, rows, ends, functools.partial(_rows, query, rows, ends), versions=False
+    )
 
 
 def etag_of(themap: Map, request_line: str, kind: str) -> str:
@@ -97,17 +133,12 @@ def etag_of(themap: Map, request_line: str, kind: str) -> str:
     return f'W/"{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}"'
 
 
-def age_ms(answer: FamilyAnswer, now_ms: int) -> int | None:
-    """Return how old an answer's data is, None where that is not known."""
-    return None if answer.fresh_ms == NEVER_MS else max(0, now_ms - answer.fresh_ms)
-
-
 def known_ms(time_ms: int) -> int | None:
     """Return a time, None where there is none yet."""
     return None if time_ms == NEVER_MS else time_ms
 
 
-def _cells(query: FamilyQuery, rows: pl.DataFrame, ends: list[int]) -> list[Row]:
+def _rows(query: FamilyQuery, rows: pl.DataFrame, ends: list[int]) -> list[Row]:
     measures = measures_of(query.rows, rows)
     return [
         Row(
