@@ -1,4 +1,4 @@
-"""What the query endpoint answers, as types: it encodes them, and clients decode them.
+"""The answers of the query endpoint, as types: it encodes them, and clients decode them.
 
 Its OpenAPI document has their schemas. Once a client has an answer, integers in measures are exact.
 """
@@ -122,7 +122,7 @@ class LayerCost(msgspec.Struct, frozen=True):
 
 
 class Cost(msgspec.Struct, frozen=True):
-    """What an answer cost."""
+    """The cost of an answer."""
 
     workers_asked: int
     archive_reads: int
@@ -149,8 +149,8 @@ class FamilyPage(msgspec.Struct, frozen=True, kw_only=True):
         watermark_ms: what ends at or before it is closed; None before any event.
         data_age_ms: everything appended so long before the answer is in; None if not known.
         whole_from: as of a :class:`Page`.
-        cost: what it cost.
-        plan: which layers it came from.
+        cost: the cost of it.
+        plan: the layers that it came from.
         hint: why there may be no rows.
         cells: the rows.
         cursor: asks for the next page; None at the end, and of a top.
@@ -183,7 +183,7 @@ class Explained(msgspec.Struct, frozen=True):
 
 
 class FamilyAbout(msgspec.Struct, frozen=True):
-    """What can be asked of one family."""
+    """One family: its name, and the layers, key, measures and window that it has."""
 
     name: str
     layers: list[str]

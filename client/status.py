@@ -1,4 +1,4 @@
-"""What a worker says of itself, as types: the endpoint encodes them, and clients decode them."""
+"""A worker's reports on itself, as types: the endpoint encodes them, and clients decode them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from msgspec import UNSET, UnsetType
 
 
 class LayerStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What one layer holds on one worker.
+    """The counts and times of one layer on one worker.
 
     Attributes:
         name: the layer's name.
@@ -34,7 +34,7 @@ class LayerStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Layers(msgspec.Struct, frozen=True):
-    """What each layer holds on one worker."""
+    """The counts and times of all layers on one worker."""
 
     layers: list[LayerStatus]
 

@@ -1,8 +1,8 @@
 """The two ways to read a family's base layer at one position of each partition of its source.
 
-    keyed:   base tables, with coarser ones and facts       all in one round
-    merged:  merge stage, with coarser tables and facts     first, then
-             combiners                                      so that they have sealed what it settled
+    keyed:   base and coarser tables                 in one round
+    merged:  merge stage and coarser tables, then    in two rounds, so that combiners have sealed
+             combiners                               all that the merge stage has settled
 
 A keyed base folds events into its own tables. A merged one folds them into its combiners', and the
 merge stage settles what those send; its open windows are read in parts of both.

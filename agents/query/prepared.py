@@ -1,4 +1,4 @@
-"""Prepared answers: all that was read for a request, of which rows are made in any thread."""
+"""Prepared answers: everything that was read for a request; any thread makes rows of it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class PreparedAnswer:
     Attributes:
         query: the request.
         base: how its base layer was read.
-        parts: what was read of each layer.
+        parts: the rows that were read of each layer.
         whole: by column, from when on windows of the base layer are whole.
     """
 

@@ -84,13 +84,13 @@ class LiveSource(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ConsistentRead:
-    """What owners have for a request, of one position of each source partition if it is exact.
+    """The live rows of a request, of one position of each source partition if it is exact.
 
     Attributes:
         base: how the base layer was read.
         plan: the plan.
         parts: the parts of the plan, one for each layer, without rows of the archive.
-        facts: what the owners of the source say of themselves.
+        facts: those of the source's owners.
         exactness: as of a :class:`FamilyAnswer`.
         is_final: whether all of it is in the archive.
     """

@@ -1,7 +1,6 @@
 """The query endpoint: its routes, mounted on Faust's web server over what one worker knows.
 
-``ROUTES`` is the one table of what can be asked. Paths and answers are described in
-``docs/formats/http.md``.
+``ROUTES`` is the one table of its paths. ``docs/formats/http.md`` describes paths and answers.
 """
 
 from __future__ import annotations
@@ -88,7 +87,7 @@ ROUTES = (
     Route("/metrics", Handlers.metrics, ADMIN),
     Route(PATH, Handlers.worker, PEER, method=hdrs.METH_POST),
 )  # fmt: skip
-"""What can be asked. A route that tokens open is in docs/SECURITY.md too, with its scope."""
+"""All routes, in the order of the OpenAPI document. docs/SECURITY.md has the scope of each too."""
 
 
 def install(
@@ -116,7 +115,7 @@ def install(
         metrics: returns the worker's metrics in Prometheus' text form.
         access: who may ask what; None for what the settings alone say, with tokens read once.
         workers: returns the workers of the group.
-        routes: what can be asked.
+        routes: the routes of the endpoint.
     """
     if isinstance(app, web.Application):
         site = app

@@ -75,9 +75,9 @@ _STATUSES: dict[type[Exception], HTTPStatus] = {
 
 
 def encoded(value: object) -> bytes:
-    """Return JSON of a value, which may be a struct of the client; what is unset is left out.
+    """Return JSON of a value, which may be a struct of the client; unset fields are left out.
 
-    msgspec alone would write floats from 1e16 on otherwise than what clients have read so far.
+    msgspec alone writes floats from 1e16 on as ``1e16``, and clients have read ``1e+16`` so far.
     """
     return orjson.dumps(value, default=msgspec.to_builtins, option=orjson.OPT_NON_STR_KEYS)
 

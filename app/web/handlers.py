@@ -1,4 +1,4 @@
-"""The handlers of the query endpoint: what each route does with a request.
+"""The handlers of the query endpoint: each answers the requests of one route.
 
 Queries read applied state only, of all workers of the group (``agents.query.reader``). Work is
 bounded: so many queries at once, each with a deadline.
@@ -89,7 +89,7 @@ class Handlers:
         reader: answers requests for cells.
         streams: writes live cells.
         slots: bounds the queries that run at once.
-        access: who may ask what.
+        access: the tokens, and their scopes.
         limits: the bounds of one request.
         metrics: returns the worker's metrics in Prometheus' text form.
         workers: returns the workers of the group.
@@ -147,11 +147,11 @@ class Handlers:
         return web.Response(body=self._metrics(), headers=HEADERS | {"Content-Type": METRICS_TYPE})
 
     async def openapi(self, _: web.Request) -> web.Response:
-        """Answer with what can be asked, as OpenAPI."""
+        """Answer with the OpenAPI document."""
         return answer(self._document)
 
     async def docs(self, _: web.Request) -> web.Response:
-        """Answer with what can be asked, as a page."""
+        """Answer with the page that shows the OpenAPI document."""
         headers = HEADERS | {"Content-Security-Policy": PAGE_POLICY}
         return web.Response(text=self._page_of_document, content_type="text/html", headers=headers)
 

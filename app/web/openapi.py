@@ -44,7 +44,7 @@ def openapi(themap: Map, limits: Limits, routes: Sequence[Route], *, token: bool
     Args:
         themap: the map.
         limits: the bounds of one request.
-        routes: what can be asked.
+        routes: the routes of the endpoint.
         token: whether requests must carry one.
     """
     shown = [route for route in routes if route.summary]
@@ -82,7 +82,7 @@ def _operations(
     """Yield route, path and operation, once for each layer or family that a path may name."""
     for kind, name, words in _names(themap):
         for route in routes:
-            if route.names != kind:
+            if route.kind != kind:
                 continue
             given = () if route.parameters is None else route.parameters(themap, name, limits)
             parameters = [_parameter(one) | _SEVERAL for one in given]
@@ -96,7 +96,7 @@ def _operations(
 
 
 def _names(themap: Map) -> Iterator[tuple[str, str, str]]:
-    """Yield what paths may name: nothing, each layer, each family; its name, and words for it."""
+    """Yield kind, name and words of each name that paths may have: none, a layer, a family."""
     yield "", "", ""
     for layer in themap.layers:
         yield "layer", layer.name, f"{layer.name}: windows of {layer.window}"
@@ -126,7 +126,7 @@ def _types(route: Route) -> tuple[Any, ...]:
 
 
 def _security(scope: str, *, token: bool) -> dict[str, Any]:
-    """Return what the token of a request must have; of a route for anyone, nothing."""
+    """Return the scope that a token must have; no token is needed for an open route."""
     if not token:
         return {}
     return {"security": [] if scope == OPEN else [{"token": [scope]}]}

@@ -1,4 +1,4 @@
-"""Pages: answers of the reader as clients get them, with what each of them is and cost."""
+"""Pages: the reader's answers as clients get them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tables.state.layer_table import NEVER_MS
 
 
 def describe_families(themap: Map) -> Families:
-    """Return the families of a map: what can be asked of each."""
+    """Return the families of a map."""
     found = []
     for base in (layer for layer in themap.layers if layer.finer is None):
         family = family_of(themap, base.name)

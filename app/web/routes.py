@@ -1,4 +1,4 @@
-"""Routes: all that is to be said of one endpoint of the API, in one row.
+"""Routes: one row has everything about one endpoint of the API.
 
 The router, the scope that a token must have, the refusal of unknown parameters and the OpenAPI
 document follow from a :class:`Route`; the worker's own are ``app.web.endpoint.ROUTES``.
@@ -37,11 +37,11 @@ class Route:
     Attributes:
         path: the path; ``{layer}`` or ``{family}`` stands for the name of one.
         handler: answers a request.
-        scope: what a request needs: ``OPEN``, ``PEER``, or a scope that tokens may have.
-        summary: what it answers, in the OpenAPI document; ``{}`` becomes words for the layer or
-            family. The document leaves out a route without one.
+        scope: the scope that a request needs: ``OPEN``, ``PEER``, or one that tokens may have.
+        summary: its title in the OpenAPI document; ``{}`` becomes words for the layer or family.
+            The document leaves out a route without one.
         answer: the type of the answer in JSON, or the union of those that it may have.
-        parameters: returns what a request may say; None if it may say nothing.
+        parameters: returns its parameters; None if it takes none.
         headers: the headers that it reads, beside those that all routes do.
         formats: the media types of its answers.
         answers_unready: whether an answer of status 503 has that type too, and is no refusal.
@@ -60,8 +60,8 @@ class Route:
     method: str = hdrs.METH_GET
 
     @property
-    def names(self) -> str:
-        """What the path has a name of: ``layer``, ``family``, or nothing."""
+    def kind(self) -> str:
+        """The kind of the name in the path: ``layer``, ``family``, or empty if it has none."""
         found = re.search(r"\{(\w+)\}", self.path)
         return found[1] if found else ""
 
