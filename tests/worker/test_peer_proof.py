@@ -199,7 +199,7 @@ async def test_who_names_a_foreign_url_learns_nothing_that_opens_a_worker(
             ):
                 assert response.status == 401
     assert peers.failed_total == len(asked)
-    assert [one["own"] for one in peers.workers()] == [False, True]
+    assert [one.own for one in peers.workers()] == [False, True]
     (problem,) = [one.problem for one in peers.workers() if one.url == url]
     assert problem.startswith("its answer is not signed by a worker of this group")
     warnings = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
