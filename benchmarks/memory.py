@@ -71,7 +71,7 @@ def _measure(brokers: str, cells: int, folder: Path, settled_seconds: float) -> 
         worker.wait(done)
         with QueryClient(worker.url) as client:
             (layer,) = client.layers()
-        if layer["open_cells"] != cells:
-            raise AssertionError(f"the worker has {layer['open_rows']} rows; want {cells}")
+        if layer.open_cells != cells:
+            raise AssertionError(f"the worker has {layer.open_cells} rows; want {cells}")
         time.sleep(settled_seconds)
         return worker.memory_bytes(), worker.peak_memory_bytes()

@@ -137,7 +137,7 @@ def run_ours(brokers: str, events: int, truth: pl.DataFrame, folder: Path) -> Ro
         if not half and folded >= events / 2:
             half.append((folded, worker.cpu_seconds()))
         (layer,) = client.layers()
-        return bool(layer["archived_cells"] >= truth.height and worker.is_ready())
+        return bool(layer.archived_cells >= truth.height and worker.is_ready())
 
     # What stays open at the end of the topic is sent early, as it is, once nothing changes it.
     with WorkerRun(brokers, map_file, folder / "worker", early_emit_ms="500") as worker:

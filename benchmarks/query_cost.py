@@ -191,7 +191,7 @@ async def _send(brokers: str, themap: Map, events: pl.DataFrame) -> None:
 def _is_folded(worker: WorkerRun, client: QueryClient, count: int) -> bool:
     ledger = client.ledger()
     layers = client.layers()
-    waiting = sum(row["unacknowledged_windows"] for row in layers)
+    waiting = sum(row.unacknowledged_windows for row in layers)
     folded = ledger["layers"]["seconds"]["folded"]
     return bool(folded == count and not waiting and worker.is_ready())
 
@@ -235,9 +235,9 @@ def _ask_layers(
             if number < 0:
                 continue
             cost = body.cost
-            read = sum(sum(layer.values()) for layer in cost["layers"].values())
+            read = sum(one.live_rows + one.archived_rows for one in cost.layers.values())
             taken.setdefault(ask.query, []).append(
-                (read, cost["archive_partitions"], cost["archive_bytes"], cpu, others, seconds)
+                (read, cost.archive_partitions, cost.archive_bytes, cpu, others, seconds)
             )
             if body.data_age_ms is not None:
                 ages.setdefault(ask.query, []).append(body.data_age_ms)

@@ -66,7 +66,7 @@ def run(brokers: str, rate: int, seconds: float, folder: Path, sample_seconds: f
         with QueryClient(worker.url) as client:
             while sender.is_alive():
                 sender.join(sample_seconds)
-                open_rows = sum(layer["open_cells"] for layer in client.layers())
+                open_rows = sum(layer.open_cells for layer in client.layers())
                 rows.append(
                     Row(time.monotonic() - begun, worker.memory_bytes(), open_rows,
                         worker.cpu_seconds())

@@ -79,7 +79,7 @@ def run(load: Load, folder: Path, module: str = "app") -> Row:
         ledger = client.ledger()
         if not started and any(row["read"] for row in _partitions(ledger)):
             started.append(time.monotonic())
-        layers = {row["name"]: row["archived_cells"] for row in client.layers()}
+        layers = {row.name: row.archived_cells for row in client.layers()}
         return all(layers[name] >= count for name, count in wanted.items())
 
     settings = dict(load.cassandra)

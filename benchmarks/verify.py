@@ -59,7 +59,7 @@ def worked(load: Load, folder: Path) -> Iterator[tuple[WorkerRun, Path]]:
     wanted = {name: frame.height for name, frame in load.truth.items()}
 
     def done(client: QueryClient) -> bool:
-        layers = {row["name"]: row["archived_cells"] for row in client.layers()}
+        layers = {row.name: row.archived_cells for row in client.layers()}
         return all(layers[name] >= count for name, count in wanted.items())
 
     with WorkerRun(load.brokers, map_file, folder) as worker:

@@ -1,10 +1,14 @@
-"""What the query endpoint answers, as types; integers in measures are exact."""
+"""The answers of the query endpoint, as types: it encodes them, and clients decode them.
+
+Its OpenAPI document has their schemas. Once a client has an answer, integers in measures are exact.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 Key = dict[str, str | int | bool]
 Measures = dict[str, int | float | str | None]
@@ -27,7 +31,10 @@ class QueryFailedError(Exception):
 
 
 class Cell(msgspec.Struct, frozen=True):
-    """One aggregate: its key, its window ``[window_start, window_end)`` in ms, its measures."""
+    """One aggregate: its key, its window ``[window_start, window_end)`` in ms, its measures.
+
+    An integer beyond 64 bits is its decimal text in JSON.
+    """
 
     key: Key
     window_start: int
@@ -36,21 +43,32 @@ class Cell(msgspec.Struct, frozen=True):
     version: int
 
 
-class Page(msgspec.Struct, frozen=True):
+class RowsRead(msgspec.Struct, frozen=True):
+    """Rows before merging."""
+
+    live: int
+    archived: int
+
+
+class Page(msgspec.Struct, frozen=True, kw_only=True):
     """One page of cells; ``cursor`` asks for the next one, None at the end.
 
-    ``partial`` says that owners did not answer, so that their open cells are missing.
-    ``whole_from`` is, by measure that the layer got later, from when on it is known, in ms, where
-    that is after the start of the range: in earlier cells it is None. The time is None while that
-    is not known.
+    ``partial`` says that owners did not answer, so that their open cells are missing: so many of
+    the layer's ``partitions`` were served. ``whole_from`` is, by measure that the layer got later,
+    from when on it is known, in ms, where that is after the start of the range: in earlier cells it
+    is None. The time is None while that is not known. ``hint`` says why there may be no cells.
     """
 
     layer: str
     map_revision: int
     partial: bool
+    partitions_served: int
+    partitions: int
+    rows_read: RowsRead
+    whole_from: dict[str, int | None]
+    hint: str | UnsetType = UNSET
     cells: list[Cell]
-    cursor: str | None = None
-    whole_from: dict[str, int | None] = {}
+    cursor: str | None
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -67,7 +85,10 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One row of a family: its key, its step ``[window_start, window_end)`` in ms, its measures."""
+    """One row of a family: its key, its step ``[window_start, window_end)`` in ms, its measures.
+
+    An integer beyond 64 bits is its decimal text in JSON.
+    """
 
     key: Key
     window_start: int
@@ -75,31 +96,106 @@ class Row(msgspec.Struct, frozen=True):
     measures: Measures
 
 
-class FamilyPage(msgspec.Struct, frozen=True):
+class Segment(msgspec.Struct, frozen=True):
+    """Windows of one layer that start in ``[from_ms, to_ms)``; about how many cells they have."""
+
+    layer: str
+    from_ms: int = msgspec.field(name="from")
+    to_ms: int = msgspec.field(name="to")
+    windows: int
+    cells: float
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """Which layers a range is answered from, in order of time."""
+
+    exactness: Literal["exact", "settling"]
+    cells: float
+    segments: list[Segment]
+
+
+class LayerCost(msgspec.Struct, frozen=True):
+    """Rows read of one layer."""
+
+    live_rows: int
+    archived_rows: int
+
+
+class Cost(msgspec.Struct, frozen=True):
+    """The cost of an answer."""
+
+    workers_asked: int
+    archive_reads: int
+    archive_partitions: int
+    archive_bytes: int
+    cache_hits: int
+    cache_misses: int
+    layers: dict[str, LayerCost]
+
+
+class FamilyPage(msgspec.Struct, frozen=True, kw_only=True):
     """One page of rows of a family, or the first keys of a layer; see docs/formats/http.md.
 
     Attributes:
+        layer: the layer whose keys were ranked; this and the next three are of a top alone.
+        by: the measure that ranks them.
+        order: whether the greatest or the least is first.
+        keys: how many there were.
+        family: the family's name.
+        map_revision: that of the worker's map.
         exactness: ``exact``, ``settling`` or ``partial``.
         final: whether no later answer can differ.
         as_of: by topic and partition, the offset up to which events are in.
         watermark_ms: what ends at or before it is closed; None before any event.
         data_age_ms: everything appended so long before the answer is in; None if not known.
-        cost: what it cost.
-        plan: which layers it came from.
         whole_from: as of a :class:`Page`.
+        cost: the cost of it.
+        plan: the layers that it came from.
+        hint: why there may be no rows.
+        cells: the rows.
+        cursor: asks for the next page; None at the end, and of a top.
     """
 
+    layer: str | UnsetType = UNSET
+    by: str | UnsetType = UNSET
+    order: Literal["desc", "asc"] | UnsetType = UNSET
+    keys: int | UnsetType = UNSET
     family: str
-    exactness: str
+    map_revision: int
+    exactness: Literal["exact", "settling", "partial"]
     final: bool
     as_of: dict[str, dict[str, int]]
     watermark_ms: int | None
     data_age_ms: int | None
-    cost: dict[str, Any]
-    plan: dict[str, Any]
+    whole_from: dict[str, int | None]
+    cost: Cost
+    plan: Plan
+    hint: str | UnsetType = UNSET
     cells: list[Row]
-    cursor: str | None = None
-    whole_from: dict[str, int | None] = {}
+    cursor: str | None
+
+
+class Explained(msgspec.Struct, frozen=True):
+    """The plan of a request to a family, which was not carried out."""
+
+    family: str
+    plan: Plan
+
+
+class FamilyAbout(msgspec.Struct, frozen=True):
+    """One family: its name, and the layers, key, measures and window that it has."""
+
+    name: str
+    layers: list[str]
+    key: list[str]
+    measures: list[str]
+    window: str
+
+
+class Families(msgspec.Struct, frozen=True):
+    """The families of a map."""
+
+    families: list[FamilyAbout]
 
 
 class FamilyAnswer(msgspec.Struct, frozen=True):
@@ -119,24 +215,22 @@ class FamilyAnswer(msgspec.Struct, frozen=True):
     whole_from: dict[str, int | None] = {}
 
 
-class LiveCell(msgspec.Struct, frozen=True):
+class LiveCell(Cell, frozen=True):
     """A cell that has changed, or closed.
 
     Of equal key, window and source partition the larger version counts.
     """
 
-    key: Key
-    window_start: int
-    window_end: int
-    measures: Measures
-    version: int
     source_partition: int
     closed: bool
 
 
-class Problem(msgspec.Struct):
-    """A refusal; ``detail`` says what to change."""
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """A refusal (RFC 9457); ``detail`` says what to change."""
 
+    type: str | UnsetType = UNSET
+    title: str | UnsetType = UNSET
+    status: int | UnsetType = UNSET
     detail: str
 
 

@@ -21,6 +21,8 @@ from client import requests
 from client.answers import (
     Answer,
     Cell,
+    Families,
+    FamilyAbout,
     FamilyAnswer,
     FamilyPage,
     LiveCell,
@@ -30,6 +32,7 @@ from client.answers import (
 )
 from client.events import EventReader
 from client.requests import Range, Request, Response, Talk, Time
+from client.status import Layers, LayerStatus
 
 if TYPE_CHECKING:
     import polars as pl
@@ -92,15 +95,13 @@ class QueryClient:
         """Return the map that the worker runs."""
         return self._run(requests.plain("/v1/map", dict[str, Any]))
 
-    def layers(self) -> list[dict[str, Any]]:
+    def layers(self) -> list[LayerStatus]:
         """Return what each layer holds on the worker."""
-        kind = dict[str, list[dict[str, Any]]]
-        return self._run(requests.plain("/v1/layers", kind))["layers"]
+        return self._run(requests.plain("/v1/layers", Layers)).layers
 
-    def families(self) -> list[dict[str, Any]]:
+    def families(self) -> list[FamilyAbout]:
         """Return the families of the map: what can be asked of each."""
-        kind = dict[str, list[dict[str, Any]]]
-        return self._run(requests.plain("/v1/families", kind))["families"]
+        return self._run(requests.plain("/v1/families", Families)).families
 
     def ledger(self) -> dict[str, Any]:
         """Return where every offset and event went on the worker."""

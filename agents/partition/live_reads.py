@@ -12,22 +12,33 @@ from tables.model.layer import Layer
 from tables.model.window import NEVER_ENDS_MS, NEVER_MS, START_MS_MIN
 from tables.query.answer import matching
 from tables.query.facts import PartitionFacts
-from tables.query.live import FollowerPosition, LiveJob, LiveRead, LiveRows
+from tables.query.live import FollowerPosition, LiveJob, LiveRead
 from tables.state.block import repeated
 from tables.state.cell import whole_only
 from tables.state.partition_meta import Meta
 from tables.state.rollup_table import RollupTable
 
+FreshMs = Callable[[str, int, int], int | None]
+"""Returns up to which wall-clock time everything appended to a topic's partition lies below an
+offset; None if the log is longer, as far as is known, or nothing is known of it."""
 
-def read_live(owners: Iterable[Owner], read: LiveRead) -> LiveRows:
-    """Read the tables of owners of the layer's input; facts and rows are of one state each."""
-    return live_job(owners, read).make()
+
+def unknown_fresh_ms(_topic: str, _partition: int, _offset: int) -> int | None:
+    """Return that nothing is known of the log."""
+    return None
 
 
-def live_job(owners: Iterable[Owner], read: LiveRead) -> LiveJob:
+def live_job(
+    owners: Iterable[Owner], read: LiveRead, fresh_ms: FreshMs = unknown_fresh_ms
+) -> LiveJob:
     """Return what reads the tables of owners as they are now; facts and rows are of one state each.
 
     Blocks never change, so what takes long is left to be made in any thread.
+
+    Args:
+        owners: owners of the layer's input.
+        read: the read.
+        fresh_ms: tells how fresh a position is.
     """
     facts: dict[int, PartitionFacts] = {}
     makers: list[Callable[[], pl.DataFrame]] = []
@@ -35,7 +46,7 @@ def live_job(owners: Iterable[Owner], read: LiveRead) -> LiveJob:
     for owner in owners:
         if not read.wants(owner.partition):
             continue
-        facts[owner.partition] = facts_of(owner, read.layer)
+        facts[owner.partition] = facts_of(owner, read.layer, fresh_ms)
         if read.from_ms < read.to_ms:
             rows += owner.state.tables[read.layer.name].rows
             makers.append(_rows_of(owner, read))
@@ -96,7 +107,7 @@ def _changes(read: LiveRead, owner: Owner, since: FollowerPosition) -> Callable[
     return changes
 
 
-def facts_of(owner: Owner, layer: Layer) -> PartitionFacts:
+def facts_of(owner: Owner, layer: Layer, fresh_ms: FreshMs) -> PartitionFacts:
     """Return the facts of a partition about one of its layers, or about a combiner."""
     state = owner.state
     table = state.tables[layer.name]
@@ -114,11 +125,22 @@ def facts_of(owner: Owner, layer: Layer) -> PartitionFacts:
         complete_ms=state.complete_ms(layer),
         cells=table.rows / max(1, len(table.versions)),
         heard={sender: final for sender, (_, final) in state.meta.announced.items()},
+        fresh_ms=_fresh_ms(owner, fresh_ms),
         evicted_version=owner.evicted_versions[layer.name],
         whole=_later_columns(layer, state.whole(layer)),
         first_ms=_first_ms(state.meta, layer),
         last_ms=NEVER_ENDS_MS if state.plan.finer is not None else state.meta.stream_time_ms,
     )
+
+
+def _fresh_ms(owner: Owner, fresh_ms: FreshMs) -> int:
+    """Return up to which wall-clock time everything appended is in an owner's state."""
+    known = fresh_ms(owner.plan.topic, owner.partition, owner.position)
+    if known is not None:
+        return known
+    # Behind: what it has is everything up to the last record that is folded.
+    tail = owner.state.meta.tail
+    return NEVER_MS if tail is None else tail[0]
 
 
 def _first_ms(meta: Meta, layer: Layer) -> int:

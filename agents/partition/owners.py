@@ -12,7 +12,7 @@ from agents.fold.content import Content
 from agents.partition.emit_counts import EmitCounts
 from agents.partition.idle_heartbeat import StreamTimes
 from agents.partition.late_watch import LateWatch
-from agents.partition.live_reads import live_job
+from agents.partition.live_reads import FreshMs, live_job, unknown_fresh_ms
 from agents.partition.log_partition import LogPartitionIO
 from agents.partition.owned_partition import MISPLACED, STALE, Lost, OwnedPartition
 from agents.partition.owner import Owner
@@ -23,7 +23,7 @@ from tables.archive.protocol import Archive
 from tables.model.errors import FencedError, OutcomeUnknownError
 from tables.model.layer import Layer, Map
 from tables.model.topic_partition import TopicPartition
-from tables.query.live import LiveJob, LiveRead, LiveRows
+from tables.query.live import LiveJob, LiveRead
 from tables.record.chunk import Run
 from tables.state.input_plan import InputPlan, plans_of
 from tables.state.journal import Claimant, Identity
@@ -218,18 +218,15 @@ class PartitionManager:
         held = self._held.get((owner.plan.topic, owner.partition))
         return held if held is not None and held.owner is owner else None
 
-    def read(self, read: LiveRead) -> LiveRows:
-        """Return the applied cells held here, open and closed, with their partitions' facts."""
-        return self.live_job(read).make()
+    def live_job(self, read: LiveRead, fresh_ms: FreshMs = unknown_fresh_ms) -> LiveJob:
+        """Return what makes the applied cells held here, open and closed, in any thread.
 
-    def live_job(self, read: LiveRead) -> LiveJob:
-        """Return what makes the same of now, in any thread.
-
-        Jobs without an ``await`` between them are of one state of each partition.
+        Jobs without an ``await`` between them are of one state of each partition. Their facts have
+        how fresh it is, as ``fresh_ms`` tells.
         """
         topic = self.plan_of(read.layer).topic
         held = [held.owner for (name, _), held in self._held.items() if name == topic]
-        return live_job(held, read)
+        return live_job(held, read, fresh_ms)
 
     def plan_of(self, layer: Layer) -> InputPlan:
         """Return the plan that a layer, or a combiner, stands in."""

@@ -24,7 +24,7 @@ class FamilyAnswer:
             change what is ``settling``; of what is ``partial`` some owners did not answer.
         as_of: by source partition, the offset up to which events are in.
         watermark_ms: smallest watermark of the base layer; ``NEVER_MS`` before any event.
-        fresh_ms: everything appended up to then is in; ``NEVER_MS`` where that is not known.
+        data_age_ms: everything appended so long before the answer is in; None if not known.
         final: whether no later answer can have other rows.
         cost: what it took.
         whole: by measure, from when on it is whole, where that is not the whole range; None while
@@ -36,7 +36,7 @@ class FamilyAnswer:
     exactness: Exactness
     as_of: dict[int, int]
     watermark_ms: int
-    fresh_ms: int
+    data_age_ms: int | None
     final: bool
     cost: QueryCost
     whole: dict[str, int | None]

@@ -10,13 +10,24 @@ from tables.model.layer import Layer
 from tables.query.cover import Segment
 from tables.query.live import LiveRows
 
+KEYS_MAX = 64
+"""So many keys are read from the archive one by one; of more, a layer's windows are read whole."""
+
 
 @dataclasses.dataclass(slots=True)
 class Part:
     """The segments of one layer, in order, and what was found of them.
 
-    ``archived_ms`` is where the layer's windows that are known to be final end; what comes after is
-    read live, as one range.
+    Attributes:
+        layer: the layer.
+        segments: ranges of its windows.
+        archived_ms: where its windows that are known to be final end; what comes after is read
+            live, as one range.
+        partitions: those of its input that can have the keys, None for all.
+        live: what owners have; of a merged layer, its contributions.
+        combined: what its combiners have.
+        final: archive frames of windows that are final.
+        evicted: archive frames of windows that were looked for in live tables too.
     """
 
     layer: Layer
@@ -25,6 +36,18 @@ class Part:
     partitions: frozenset[int] | None
     live: LiveRows = dataclasses.field(default_factory=LiveRows)
     combined: LiveRows = dataclasses.field(default_factory=LiveRows)
+    final: list[pl.DataFrame] = dataclasses.field(default_factory=list)
+    evicted: list[pl.DataFrame] = dataclasses.field(default_factory=list)
+
+    @property
+    def live_height(self) -> int:
+        """How many rows of live tables were read."""
+        return sum(frame.height for frame in (*self.live.rows, *self.combined.rows))
+
+    @property
+    def archived_height(self) -> int:
+        """How many rows of the archive were read."""
+        return sum(frame.height for frame in (*self.final, *self.evicted))
 
     @property
     def to_ms(self) -> int:

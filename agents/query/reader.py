@@ -14,30 +14,30 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import polars as pl
 
-from agents.query.answers import FamilyAnswer, LayerAnswer
-from agents.query.parts import Part
+from agents.query.answers import Exactness, FamilyAnswer, LayerAnswer
+from agents.query.base_reads import BaseRead, base_read
+from agents.query.parts import KEYS_MAX, Part
+from agents.query.prepared import PreparedAnswer
 from tables.archive.cache import ArchiveCache
 from tables.archive.protocol import CellRange
 from tables.model.cost import QueryCost
-from tables.model.errors import QueryError
+from tables.model.errors import PartialError, QueryError
 from tables.model.keyhash import key_hash
-from tables.model.layer import Layer, Map, combiner_of
+from tables.model.layer import Layer, Map
 from tables.model.window import NEVER_ENDS_MS, NEVER_MS
-from tables.query.answer import are_behind, are_torn, cells_of, matching, merged_cells_of, rows_of
 from tables.query.cell_query import Limits
 from tables.query.cover import Segment
-from tables.query.facts import KnownFacts
+from tables.query.facts import KnownFacts, PartitionFacts
 from tables.query.family import FamilyQuery, KeyFilter
 from tables.query.live import LiveRead, LiveRows
 from tables.query.planner import QueryPlan, boundaries_of, plan
 from tables.query.whole import check_began, later_measures
-from tables.state.cell import later_of, no_rows, stacked, whole_only
+from tables.state.cell import no_rows, stacked, whole_only
 from tables.threads import gathered
 
 FACTS_S_MAX = 2.0
@@ -56,8 +56,8 @@ TORN_TRIES = 10
 PATIENCE_S = 1.5
 """How long owners are waited for in one answer: a rebalance without a crash takes less."""
 
-KEYS_MAX = 64
-"""So many keys are read from the archive one by one; of more, a layer's windows are read whole."""
+STALE_AGAIN_S = 0.01
+"""How long to wait before an answer that is too old is made again."""
 
 READS_AT_ONCE_MAX = 64
 """Ranges of one request that are read from the archive side by side."""
@@ -80,6 +80,27 @@ class LiveSource(Protocol):
         Owners are waited for until ``until``, by the event loop's clock; those that have not
         answered by then are missing among the facts. Who was asked is added to ``cost``.
         """
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ConsistentRead:
+    """The live rows of a request, of one position of each source partition if it is exact.
+
+    Attributes:
+        base: how the base layer was read.
+        plan: the plan.
+        parts: the parts of the plan, one for each layer, without rows of the archive.
+        facts: those of the source's owners.
+        exactness: as of a :class:`FamilyAnswer`.
+        is_final: whether all of it is in the archive.
+    """
+
+    base: BaseRead
+    plan: QueryPlan
+    parts: list[Part]
+    facts: list[PartitionFacts]
+    exactness: Exactness
+    is_final: bool
 
 
 class Reader:
@@ -119,90 +140,99 @@ class Reader:
         Raises:
             QueryError: it cannot be answered; see :func:`tables.query.planner.plan`.
         """
-        return await self._plan(query, QueryCost(), _now() + PATIENCE_S)
+        base = base_read(self._map, query.family.base)
+        return await self._plan(query, base, QueryCost(), _now() + PATIENCE_S)
 
-    async def _plan(self, query: FamilyQuery, cost: QueryCost, until: float) -> QueryPlan:
-        old = _now() - FACTS_S_MAX
-        base = query.family.base
-        folded = self._input_of(base)
-        layers = [*query.layers, folded] if base.merged else list(query.layers)
-        stale = [layer for layer in layers if self._asked_at.get(layer.name, old) <= old]
-        if stale:
-            await self._ask([LiveRead(layer) for layer in stale], cost, until)
+    async def _plan(
+        self, query: FamilyQuery, base: BaseRead, cost: QueryCost, until: float
+    ) -> QueryPlan:
+        layers = [*query.layers, *base.beside]
+        if stale := self._stale(layers, FACTS_S_MAX):
+            await self._ask(stale, cost, until)
         now_ms = self._clock_ms()
         facts = {layer.name: self._facts.of(layer, now_ms) for layer in query.layers}
         # Whoever is silent, all windows that are not known to lack events can be used.
-        whole = self._whole(base)
-        facts[base.name] = dataclasses.replace(
-            facts[base.name],
+        whole = base.whole(self._facts)
+        name = query.family.base.name
+        facts[name] = dataclasses.replace(
+            facts[name],
             complete_ms=whole.get("events", NEVER_MS),
             whole=whole,
-            last_ms=self._facts.of(folded, now_ms).last_ms,
+            last_ms=self._facts.of(base.folded, now_ms).last_ms,
         )
         if boundaries_of(query) <= PLAN_AT_ONCE_BOUNDARIES_MAX:
             return plan(query, facts, self._limits.cells_max)
         return await self.threads.run(plan, query, facts, self._limits.cells_max)
 
-    def _whole(self, base: Layer) -> dict[str, int]:
-        """Return, by column, from when on the windows of a base layer are known to be whole.
-
-        Of a merged one the combiners know it; its merge stage may keep a measure since later.
-        """
-        found = self._facts.whole(self._input_of(base))
-        if not base.merged:
-            return found
-        merged = self._facts.whole(base).items()
-        return later_of(found, {name: ms for name, ms in merged if ms < NEVER_ENDS_MS})
-
     async def answer(self, query: FamilyQuery) -> FamilyAnswer:
-        """Return the rows of a request.
+        """Return the rows of a request, which may be waited for until they are young enough.
 
         Raises:
             QueryError: it cannot be answered as it is.
+            PartialError: owners do not answer, and the request wants no answer without them.
             ArchiveError: the archive does not answer.
         """
-        base = query.family.base
+        while True:
+            found = await self._answer(query)
+            if not _is_too_old(found, query):
+                return found
+            # Younger data may come within the deadline.
+            await asyncio.sleep(STALE_AGAIN_S)
+
+    async def _answer(self, query: FamilyQuery) -> FamilyAnswer:
         cost = QueryCost()
-        until = _now() + PATIENCE_S
-        for left in reversed(range(TORN_TRIES)):
-            planned = await self._plan(query, cost, until)
-            parts = self._parts(query, planned)
-            base_rows = await self._read_live(query, parts, cost, until)
-            final = all(part.is_final for part in parts)
-            partial = any(part.lacks_owners for part in parts) or (
-                not final and len(base_rows.facts) < self._input_of(base).partitions
+        read = await self._consistent_read(query, cost)
+        if read.exactness == "partial" and query.partial == "refuse":
+            raise PartialError(
+                f"cannot read family {query.family.name}: some owners do not answer; ask again"
+                " later, or with partial=allow"
             )
-            torn = (
-                planned.exactness == "exact"
-                and not final
-                and self._are_torn(base, parts, base_rows)
-            )
-            if partial or not torn or not left:
-                break
-            await asyncio.sleep(TORN_WAIT_S)
-        makers = await gathered(
-            [functools.partial(self._cells, query, part, cost) for part in parts], len(parts)
+        await gathered(
+            [functools.partial(self._read_archive, query, part, cost) for part in read.parts],
+            len(read.parts),
         )
-        whole = self._whole(base)
-
-        def rows() -> pl.DataFrame:
-            made = zip(parts, makers, strict=True)
-            found = rows_of(query, [(part.layer, make()) for part, make in made])
-            return whole_only(found, whole)
-
-        read = sum(layer.live_rows + layer.archived_rows for layer in cost.layers.values())
-        facts = base_rows.facts.values()
+        whole = read.base.whole(self._facts)
+        prepared = PreparedAnswer(query, read.base, read.parts, whole)
+        is_small = prepared.height < BESIDE_ROWS_MIN
+        rows = prepared.rows() if is_small else await self.threads.run(prepared.rows)
+        facts = read.facts
+        fresh_ms = min((fact.fresh_ms for fact in facts), default=NEVER_MS)
         return FamilyAnswer(
-            rows=rows() if read < BESIDE_ROWS_MIN else await self.threads.run(rows),
-            plan=planned,
-            exactness="partial" if partial else "settling" if torn else planned.exactness,
+            rows=rows,
+            plan=read.plan,
+            exactness=read.exactness,
             as_of={fact.partition: fact.position for fact in facts},
             watermark_ms=min((fact.closed_ms for fact in facts), default=NEVER_MS),
-            fresh_ms=min((fact.fresh_ms for fact in facts), default=NEVER_MS),
-            final=final,
+            data_age_ms=None if fresh_ms == NEVER_MS else max(0, self._clock_ms() - fresh_ms),
+            final=read.is_final,
             cost=cost,
             whole=later_measures(query.rows, whole, query.from_ms),
         )
+
+    async def _consistent_read(self, query: FamilyQuery, cost: QueryCost) -> ConsistentRead:
+        """Plan, and ask owners until what they have is of one position of each partition."""
+        base = base_read(self._map, query.family.base)
+        until = _now() + PATIENCE_S
+        for left in reversed(range(TORN_TRIES)):
+            planned = await self._plan(query, base, cost, until)
+            parts = self._parts(query, planned)
+            is_final = all(part.is_final for part in parts)
+            facts = self._stale(query.layers, FACTS_AGAIN_S)
+            ask = functools.partial(self._ask, cost=cost, until=until)
+            live = [part for part in parts if not part.is_final]
+            rows = await base.read(ask, query, live, facts)
+            read = ConsistentRead(
+                base, planned, parts, list(rows.facts.values()), planned.exactness, is_final
+            )
+            if any(part.lacks_owners for part in parts) or (
+                not is_final and len(rows.facts) < base.folded.partitions
+            ):
+                return dataclasses.replace(read, exactness="partial")
+            if planned.exactness != "exact" or is_final or not base.are_torn(parts, rows):
+                return read
+            if left:
+                await asyncio.sleep(TORN_WAIT_S)
+        return dataclasses.replace(read, exactness="settling")
 
     async def layer(self, layer: Layer, cells: CellRange) -> LayerAnswer:
         """Return the rows of one layer in a range, as they are now.
@@ -246,11 +276,6 @@ class Reader:
             whole=later_measures(layer, whole, cells.from_ms),
         )
 
-    def _input_of(self, base: Layer) -> Layer:
-        """Return the layer whose tables events of ``base`` are folded into."""
-        assert base.source is not None
-        return combiner_of(self._map.source(base.source), base) if base.merged else base
-
     def _parts(self, query: FamilyQuery, planned: QueryPlan) -> list[Part]:
         """Return the parts of a plan, one for each layer."""
         segments: dict[str, list[Segment]] = {}
@@ -272,42 +297,10 @@ class Reader:
             partitions = frozenset(key_hash(key.values()) % layer.partitions for key in keys)
         return Part(layer, segments, archived_ms, partitions)
 
-    async def _read_live(
-        self, query: FamilyQuery, parts: list[Part], cost: QueryCost, until: float
-    ) -> LiveRows:
-        """Ask owners for what is not final; return what those of the base say of themselves.
-
-        The merge stage of a merged base is asked before its combiners, so that what it has settled
-        has been sealed in all of them.
-        """
-        base = query.family.base
-        folded = self._input_of(base)
-        parts = [part for part in parts if not part.is_final]
-        reads = [
-            LiveRead(
-                part.layer, part.live_from_ms, part.to_ms, query.keys,
-                parts=part.layer.merged, partitions=part.partitions,
-            )
-            for part in parts
-        ]  # fmt: skip
-        old = _now() - FACTS_AGAIN_S
-        facts = [LiveRead(one) for one in query.layers if self._asked_at.get(one.name, old) <= old]
-        of_base = LiveRead(folded)
-        if base.merged:
-            found = await self._ask([*reads, *facts], cost, until)
-            combined = [
-                LiveRead(folded, part.live_from_ms, part.to_ms, query.keys)
-                for part in parts
-                if part.layer is base
-            ]
-            *more, base_rows = await self._ask([*combined, of_base], cost, until)
-            for part, rows in zip((p for p in parts if p.layer is base), more, strict=True):
-                part.combined = rows
-        else:
-            *found, base_rows = await self._ask([*reads, *facts, of_base], cost, until)
-        for part, rows in zip(parts, found[: len(parts)], strict=True):
-            part.live = rows
-        return base_rows
+    def _stale(self, layers: Iterable[Layer], seconds_max: float) -> list[LiveRead]:
+        """Return what asks for the facts of the layers whose facts are older."""
+        old = _now() - seconds_max
+        return [LiveRead(one) for one in layers if self._asked_at.get(one.name, old) <= old]
 
     async def _ask(self, reads: list[LiveRead], cost: QueryCost, until: float) -> list[LiveRows]:
         found = await self._live.read(reads, cost, until)
@@ -317,24 +310,8 @@ class Reader:
                 self._asked_at[read.layer.name] = _now()
         return found
 
-    def _are_torn(self, base: Layer, parts: list[Part], base_rows: LiveRows) -> bool:
-        """Tell whether what was read is not of one position of each source partition."""
-        coarse = [part.to_ms for part in parts if part.layer is not base]
-        if coarse and are_behind(base_rows, max(coarse)):
-            return True
-        return any(
-            are_torn(base, part.live, part.combined, part.live_from_ms, part.to_ms)
-            for part in parts
-            if part.layer is base and base.merged and not part.is_final
-        )
-
-    async def _cells(
-        self, query: FamilyQuery, part: Part, cost: QueryCost
-    ) -> Callable[[], pl.DataFrame]:
-        """Return what makes the cells of a part, in any thread.
-
-        It is of what is final, what was live, and what had left live tables.
-        """
+    async def _read_archive(self, query: FamilyQuery, part: Part, cost: QueryCost) -> None:
+        """Give a part its rows of the archive: what is final, and what had left live tables."""
         layer = part.layer
         stop = part.to_ms
         live_from_ms = stop if part.is_final else part.live_from_ms
@@ -349,29 +326,14 @@ class Reader:
         # Before the first window the archive has nothing, however many partitions that were.
         first_ms = self._facts.first_ms(layer)
         from_ms = max(live_from_ms, first_ms)
-        final = await self._archived(query, part, first_ms, live_from_ms, cost, final=True)
-        archived = [
-            await self._archived(query, part, from_ms, middle, cost, final=True),
-            await self._archived(query, part, max(middle, from_ms), stop, cost, final=False),
+        part.final = await self._archived(query, part, first_ms, live_from_ms, cost, final=True)
+        part.evicted = [
+            *await self._archived(query, part, from_ms, middle, cost, final=True),
+            *await self._archived(query, part, max(middle, from_ms), stop, cost, final=False),
         ]
         spent = cost.of(layer.name)
-        spent.archived_rows += sum(rows.height for rows in (*final, *archived[0], *archived[1]))
-        spent.live_rows += sum(frame.height for frame in (*part.live.rows, *part.combined.rows))
-        keys = query.keys
-        is_read_by_key = keys.is_single or keys.keys_of(layer, KEYS_MAX) is not None
-
-        def cells() -> pl.DataFrame:
-            frames = []
-            for found in (final, itertools.chain(*archived)):
-                rows = stacked(found, no_rows(layer))
-                frames.append(rows if is_read_by_key else matching(layer, rows, keys))
-            finals, evicted = frames
-            live = part.inside(part.live)
-            if layer.merged:
-                return merged_cells_of(layer, live, part.inside(part.combined), evicted, finals)
-            return cells_of(layer, live, evicted, finals)
-
-        return cells
+        spent.archived_rows += part.archived_height
+        spent.live_rows += part.live_height
 
     async def _archived(
         self,
@@ -407,6 +369,13 @@ class Reader:
             for key in keys
         )
         return await gathered(reads, READS_AT_ONCE_MAX)
+
+
+def _is_too_old(found: FamilyAnswer, query: FamilyQuery) -> bool:
+    """Return whether an answer is older than a request wants it; a final one never is."""
+    if query.max_staleness_ms is None or found.final:
+        return False
+    return found.data_age_ms is None or found.data_age_ms > query.max_staleness_ms
 
 
 def _now() -> float:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from app.demo.worker import Status
 from app.host.printable import printable
+from client.status import LayerStatus
 from tables.model.layer import Map
 
 # Without a terminal, a line is written this often.
@@ -102,8 +103,8 @@ class Display:
             click.echo(printable(line))
 
     def _line(self, phase: str, progress: Progress, status: Status) -> str:
-        open_cells = sum(layer["open_cells"] for layer in status.layers)
-        archived = sum(layer["archived_cells"] for layer in status.layers)
+        open_cells = sum(layer.open_cells for layer in status.layers)
+        archived = sum(layer.archived_cells for layer in status.layers)
         return (
             f"{time.monotonic() - self._start:6.1f} s  {phase}: {progress.written:,} written,"
             f" {status.events(self.themap):,} applied, {progress.events_per_second:,.0f} events/s,"
@@ -111,15 +112,15 @@ class Display:
         )
 
 
-def layer_table(layers: list[dict[str, Any]]) -> Table:
+def layer_table(layers: list[LayerStatus]) -> Table:
     """Return open and archived cells, layer by layer."""
     table = Table(box=None, pad_edge=False)
     table.add_column("layer")
     for name in ("open cells", "archived cells", "unacknowledged"):
         table.add_column(name, justify="right")
     for layer in layers:
-        counts = ("open_cells", "archived_cells", "unacknowledged_windows")
-        table.add_row(Text(printable(layer["name"])), *(f"{layer[name]:,}" for name in counts))
+        counts = (layer.open_cells, layer.archived_cells, layer.unacknowledged_windows)
+        table.add_row(Text(printable(layer.name)), *(f"{count:,}" for count in counts))
     return table
 
 

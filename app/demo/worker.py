@@ -22,6 +22,7 @@ from aiokafka.errors import KafkaError
 from app.config.settings import ENVIRONMENT_PREFIX, environment_variable
 from app.host.children import start_child, stop_child
 from client.query import QueryClient
+from client.status import LayerStatus
 from tables.model.errors import TreasureMapError
 from tables.model.layer import Map
 
@@ -44,7 +45,7 @@ class Status:
     """The state of the worker at one moment: answers of /v1/ledger and /v1/layers."""
 
     ledger: dict[str, Any]
-    layers: list[dict[str, Any]]
+    layers: list[LayerStatus]
 
     def events(self, themap: Map) -> int:
         """Return how many events of the sources have been applied.
@@ -61,11 +62,11 @@ class Status:
     @property
     def unacknowledged(self) -> int:
         """Closed windows that archive or layer topics have not acknowledged yet."""
-        return sum(layer["unacknowledged_windows"] for layer in self.layers)
+        return sum(layer.unacknowledged_windows for layer in self.layers)
 
     def open_layers(self, ends: Mapping[str, int]) -> list[str]:
         """Return the layers of ``ends`` whose watermark has not come to the time given there."""
-        watermarks = {layer["name"]: layer["watermark_ms"] for layer in self.layers}
+        watermarks = {layer.name: layer.watermark_ms for layer in self.layers}
         return [name for name, end in ends.items() if (watermarks[name] or 0) < end]
 
     def positions(self) -> dict[tuple[str, int], int]:

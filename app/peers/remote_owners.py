@@ -15,7 +15,6 @@ import ssl
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
 
 import aiohttp
 
@@ -23,6 +22,7 @@ from agents.outage import Outage
 from app.peers.troubles import PeerError, Trouble, why_never
 from app.peers.wire import ANSWER_BYTES_MAX, CONTENT_TYPE, PATH, decode_rows, encode_reads
 from app.trust.proof import HEADER, PeerKey, ProofError
+from client.status import WorkerAbout
 from tables.model.cost import QueryCost
 from tables.model.layer import Map
 from tables.model.topic_partition import TopicPartition
@@ -277,16 +277,12 @@ class Peers:
                 self._key.check_answer(proof, response.headers.get(HEADER, ""), answer)
             return answer
 
-    def workers(self) -> list[dict[str, Any]]:
-        """Return the owners of partitions, and why one of them is not used; see ``http.md``."""
+    def workers(self) -> list[WorkerAbout]:
+        """Return the owners of partitions, and why one of them is not used."""
         counts = Counter(self._members().values())
+        troubles = {url: trouble.why for url, trouble in self._troubles.items()}
         return [
-            {
-                "url": url,
-                "own": url == self._own_url,
-                "partitions": count,
-                "problem": self._troubles[url].why if url in self._troubles else "",
-            }
+            WorkerAbout(url, url == self._own_url, count, troubles.get(url, ""))
             for url, count in sorted(counts.items())
         ]
 

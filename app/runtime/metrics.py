@@ -196,28 +196,31 @@ class Metrics(Collector):
             )  # fmt: skip
 
     def _layers(self) -> Iterator[Metric]:
-        rows = self._view.layers()
-        for name, what, field, family in (
-            ("open_rows", "Rows of live tables.", "open_cells", _gauge),
-            (
-                "unacknowledged_windows", "Closed windows that some sink lacks.",
-                "unacknowledged_windows", _gauge,
-            ),
-            ("archived_rows", "Rows that the archive acknowledged.", "archived_cells", _counter),
-        ):  # fmt: skip
-            yield family(name, what, ("layer",), (((row["name"],), row[field]) for row in rows))
+        layers = self._view.layers()
+        yield _gauge(
+            "open_rows", "Rows of live tables.", ("layer",),
+            (((layer.name,), layer.open_cells) for layer in layers),
+        )  # fmt: skip
+        yield _gauge(
+            "unacknowledged_windows", "Closed windows that some sink lacks.", ("layer",),
+            (((layer.name,), layer.unacknowledged_windows) for layer in layers),
+        )  # fmt: skip
+        yield _counter(
+            "archived_rows", "Rows that the archive acknowledged.", ("layer",),
+            (((layer.name,), layer.archived_cells) for layer in layers),
+        )  # fmt: skip
         yield _gauge(
             "watermark_seconds", "Least watermark of a layer's partitions.", ("layer",),
             (
-                ((row["name"],), row["watermark_ms"] / 1_000)
-                for row in rows
-                if row["watermark_ms"] is not None
+                ((layer.name,), layer.watermark_ms / 1_000)
+                for layer in layers
+                if layer.watermark_ms is not None
             ),
         )  # fmt: skip
         emitted = self._view.owners.emitted
         yield _counter(
             "published_rows", "Rows that feeds acknowledged.", ("layer",),
-            (((row["name"],), emitted.published[row["name"]]) for row in rows),
+            (((layer.name,), emitted.published[layer.name]) for layer in layers),
         )  # fmt: skip
         yield _counter(
             "emission_failures", "Emissions that failed, and are repeated.", ("sink",),

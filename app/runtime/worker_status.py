@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import msgspec
-
 from agents.partition.owners import PartitionManager
 from app.health.backpressure import Pressure
 from app.health.readiness import Readiness
 from app.kafka.transport import Transport
+from client.status import LayerStatus
 from tables.archive.protocol import Archive
 from tables.model import ledger
 from tables.model.layer import Layer, Map, combiner_of
@@ -51,20 +50,9 @@ class WorkerStatus:
 
     def local(self, read: LiveRead) -> LiveJob:
         """Return what makes the applied cells of this worker, with how fresh they are."""
-        job = self.owners.live_job(read)
-        topic = self.owners.plan_of(read.layer).topic
-        for partition, facts in job.facts.items():
-            owner = self.owners.get(topic, partition)
-            assert owner is not None, "its facts were read just now"
-            fresh_ms = self._transport.fresh_ms(topic, partition, facts.position)
-            if fresh_ms is None:
-                # Behind: what it has is everything up to the last record that is folded.
-                tail = owner.state.meta.tail
-                fresh_ms = NEVER_MS if tail is None else tail[0]
-            job.facts[partition] = msgspec.structs.replace(facts, fresh_ms=fresh_ms)
-        return job
+        return self.owners.live_job(read, self._transport.fresh_ms)
 
-    def layers(self) -> list[dict[str, Any]]:
+    def layers(self) -> list[LayerStatus]:
         """Return each layer's counts on this worker."""
         return [self._layer(layer) for layer in self.themap.layers]
 
@@ -137,7 +125,7 @@ class WorkerStatus:
         assert layer.source is not None
         return combiner_of(self.themap.source(layer.source), layer)
 
-    def _layer(self, layer: Layer) -> dict[str, Any]:
+    def _layer(self, layer: Layer) -> LayerStatus:
         topic = self.themap.input_topic(layer)
         owners = [owner for owner in self.owners.each() if owner.plan.topic == topic]
         senders = [(owner.sinks, layer) for owner in owners]
@@ -148,20 +136,20 @@ class WorkerStatus:
             ]
         closed = [owner.state.closed_ms(layer) for owner in owners]
         floors = [owner.state.floor_ms(layer) for owner in owners]
-        return {
-            "name": layer.name,
+        return LayerStatus(
+            name=layer.name,
             # Rows of unmerged blocks count singly, so this is an upper bound of the cells.
-            "open_cells": sum(owner.state.tables[layer.name].rows for owner in owners),
-            "unacknowledged_windows": sum(sinks.unacknowledged(sent) for sinks, sent in senders),
-            "waiting_open_windows": sum(sinks.waiting_open(sent) for sinks, sent in senders),
-            "archived_cells": self.owners.archived_cells(layer),
-            "watermark_ms": _known(closed),
-            "floor_ms": _known(floors),
-            "partitions": sorted(owner.partition for owner in owners),
-            "whole_from": {
+            open_cells=sum(owner.state.tables[layer.name].rows for owner in owners),
+            unacknowledged_windows=sum(sinks.unacknowledged(sent) for sinks, sent in senders),
+            waiting_open_windows=sum(sinks.waiting_open(sent) for sinks, sent in senders),
+            archived_cells=self.owners.archived_cells(layer),
+            watermark_ms=_known(closed),
+            floor_ms=_known(floors),
+            partitions=sorted(owner.partition for owner in owners),
+            whole_from={
                 str(owner.partition): described(layer, owner.state.whole(layer)) for owner in owners
             },
-        }
+        )
 
 
 def _by_topic(partitions: Iterable[tuple[str, int]]) -> dict[str, list[int]]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 from collections.abc import Iterable, Mapping
-from typing import Any
 
+from client.status import LayerStatus
 from tables.model.layer import Accumulator, Layer
 
 _STORED = {
@@ -33,19 +33,19 @@ class Whole:
     parts: Mapping[str, Mapping[int, int]] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(cls, rows: Iterable[Mapping[str, Any]]) -> Whole:
+    def of(cls, rows: Iterable[LayerStatus]) -> Whole:
         """Return the times that all workers tell of their layers: the latest of each."""
         latest: dict[str, dict[str, int]] = {}
         unknown = set()
         parts: dict[str, dict[int, int]] = {}
         for row in rows:
-            times = latest.setdefault(row["name"], {})
-            for number, said in row["whole_from"].items():
-                if said.get("cells") is not None:
-                    parts.setdefault(row["name"], {})[int(number)] = said["cells"]
+            times = latest.setdefault(row.name, {})
+            for number, said in row.whole_from.items():
+                if (cells_ms := said.get("cells")) is not None:
+                    parts.setdefault(row.name, {})[int(number)] = cells_ms
                 for name, whole_ms in said.items():
                     if whole_ms is None:
-                        unknown.add(row["name"])
+                        unknown.add(row.name)
                     else:
                         times[name] = max(whole_ms, times.get(name, whole_ms))
         cells = {layer: times.pop("cells") for layer, times in latest.items() if "cells" in times}

@@ -13,6 +13,7 @@ from app.verify.errors import VerifyError
 from app.verify.whole import Whole
 from app.verify.windows import window_end, window_nominal_ms
 from client.query import QueryClient, QueryFailedError
+from client.status import LayerStatus
 from tables.model.layer import Layer, Map
 
 _ROWS_PER_RANGE = 5_000
@@ -92,7 +93,7 @@ class Workers:
     async def quiet(self, ends: Mapping[tuple[str, int], int]) -> Quiet:
         """Return the progress of all workers, and their unfinished work up to these ends."""
         positions: dict[tuple[str, int], int] = {}
-        told: list[dict[str, Any]] = []
+        told: list[LayerStatus] = []
         for url in self._clients:
             try:
                 ledger = await self._ask(url, QueryClient.ledger)
@@ -106,7 +107,7 @@ class Workers:
                         return Quiet({}, f"{topic}[{number}] is owned by two workers")
                     positions[place] = row["position"]
             told += layers
-            waiting = [row["name"] for row in layers if self._is_waiting(row)]
+            waiting = [row.name for row in layers if self._is_waiting(row)]
             if waiting:
                 return Quiet({}, f"{url} has not sent all windows of {', '.join(waiting)}")
         if missing := self._missing(positions, ends):
@@ -128,10 +129,10 @@ class Workers:
                 return f"{where} is at {positions[place]} of {end}"
         return ""
 
-    def _is_waiting(self, row: Mapping[str, Any]) -> bool:
+    def _is_waiting(self, row: LayerStatus) -> bool:
         """Tell whether a worker has not sent all windows of a layer."""
-        early = self._early and row["waiting_open_windows"]
-        return bool(row["unacknowledged_windows"] or early)
+        early = self._early and row.waiting_open_windows
+        return bool(row.unacknowledged_windows or early)
 
     @property
     def urls(self) -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hmac
-import re
 from collections.abc import Callable
 from http import HTTPStatus
 
@@ -22,7 +21,7 @@ from app.host.reloads import Reloads
 from app.trust.proof import HEADER, PeerKey, Proof, ProofError
 from app.trust.tokens import ADMIN, LIVE, READ, SCOPES, Tokens, hash_of
 
-__all__ = ["ADMIN", "LIVE", "OPEN", "PEER", "READ", "Access", "Caller", "mount", "scope_of"]
+__all__ = ["ADMIN", "LIVE", "OPEN", "PEER", "READ", "Access", "Caller", "mount"]
 
 OPEN, PEER = "open", "peer"
 """What no token may have: routes that want none, and those between workers."""
@@ -85,14 +84,6 @@ def unscoped(site: web.Application) -> list[str]:
 async def check_scopes(site: web.Application) -> None:
     """Refuse to start with a route that has no scope."""
     assert not unscoped(site), f"{unscoped(site)} have no scope; use app.web.access.mount"
-
-
-def scope_of(site: web.Application, path: str) -> str | None:
-    """Return the scope of a path like ``/v1/layers/hour/live``, None where nothing is there."""
-    for mounted, scope in scopes(site).items():
-        if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", mounted), path):
-            return scope
-    return None
 
 
 class Access:

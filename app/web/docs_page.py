@@ -19,7 +19,11 @@ code { font-family: ui-monospace, monospace; }
 def docs_page(document: dict[str, Any]) -> str:
     """Return the page of an OpenAPI document."""
     info = document["info"]
-    paths = "\n".join(_path(path, about["get"]) for path, about in document["paths"].items())
+    paths = "\n".join(
+        _path(f"{method.upper()} {path}", about)
+        for path, methods in document["paths"].items()
+        for method, about in methods.items()
+    )
     return (
         "<!doctype html>\n<html lang=en><meta charset=utf-8>"
         '<meta name=viewport content="width=device-width">'
@@ -40,7 +44,7 @@ def _path(path: str, about: dict[str, Any]) -> str:
     table = f"<table>{rows}</table>" if rows else "<p>It takes no parameters.</p>"
     kinds = ", ".join(about["responses"]["200"]["content"])
     return (
-        f"<details><summary>GET {_text(path)}<span>{_text(about['summary'])}</span></summary>"
+        f"<details><summary>{_text(path)}<span>{_text(about['summary'])}</span></summary>"
         f"{table}<p>Answers: {_text(kinds)}</p></details>"
     )
 

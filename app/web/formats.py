@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
-from typing import Any
 
+import msgspec
 import orjson
 import polars as pl
 from aiohttp import web
+from msgspec import UNSET, UnsetType
 from multidict import MultiMapping
 
-from app.web.guard import HEADERS, NotAcceptableError
+from app.web.guard import HEADERS, NotAcceptableError, encoded
+from client import answers
 from tables.model.layer import Layer
 from tables.query.measure_columns import measure_columns
 from tables.query.parameters import seconds_hint
@@ -26,6 +28,8 @@ ABOUT_HEADER = "Treasure-Map-Answer"
 CURSOR_HEADER = "Treasure-Map-Cursor"
 ABOUT_BYTES_MAX = 7_000
 """Most clients refuse a header of 8 KiB."""
+
+_NOT_IN_HEADER = ("plan", "cells", "cursor")
 
 COMPRESS_BYTES_MIN = 14_000
 """What is smaller arrives at once, compressed or not: TCP begins with ten packets (RFC 6928)."""
@@ -39,28 +43,26 @@ class Page:
     """An answer before it has a format.
 
     Attributes:
-        about: what it is, as JSON can carry it.
+        about: what it is, as yet without cells.
         layer: the shape of its rows.
         rows: a cell frame of ``layer``, the page's rows in order.
         ends: where each row's window ends.
-        cells: returns the rows as objects of JSON.
+        cells: returns the rows as types of the client.
         versions: whether rows have a version.
-        cursor: where the next page begins, if there is one.
     """
 
-    about: Mapping[str, Any]
+    about: answers.Page | answers.FamilyPage
     layer: Layer
     rows: pl.DataFrame
     ends: list[int]
-    cells: Callable[[], Sequence[Mapping[str, Any]]]
+    cells: Callable[[], Sequence[answers.Cell | answers.Row]]
     versions: bool
-    cursor: str | None = None
 
 
-def hinted(rows: pl.DataFrame, *times: int) -> dict[str, str]:
-    """Return what to add to an answer without cells where its range was probably not meant."""
+def hint_of(rows: pl.DataFrame, *times: int) -> str | UnsetType:
+    """Return why an answer has no cells if its range was probably not meant."""
     hint = "" if rows.height else seconds_hint(*times)
-    return {"hint": f"the range has no cells: {hint}"} if hint else {}
+    return f"the range has no cells: {hint}" if hint else UNSET
 
 
 def table_of(answered: Page) -> pl.DataFrame:
@@ -78,12 +80,11 @@ def table_of(answered: Page) -> pl.DataFrame:
 
 
 def _json(answered: Page) -> bytes:
-    document = {**answered.about, "cells": answered.cells(), "cursor": answered.cursor}
-    return orjson.dumps(document, option=orjson.OPT_NON_STR_KEYS)
+    return encoded(msgspec.structs.replace(answered.about, cells=answered.cells()))
 
 
 def _lines(answered: Page) -> bytes:
-    return b"".join(orjson.dumps(cell) + b"\n" for cell in answered.cells())
+    return b"".join(encoded(cell) + b"\n" for cell in answered.cells())
 
 
 def _csv(answered: Page) -> bytes:
@@ -135,10 +136,9 @@ def respond(answered: Page, kind: str, etag: str = "") -> web.Response:
         headers |= {"ETag": etag, "Cache-Control": "private, no-cache"}
     headers["Vary"] = "Accept, Accept-Encoding, Authorization"
     if kind != JSON:
-        about = {name: value for name, value in answered.about.items() if name != "plan"}
-        headers[ABOUT_HEADER] = _about(about)
-        if answered.cursor is not None:
-            headers[CURSOR_HEADER] = answered.cursor
+        headers[ABOUT_HEADER] = _about(answered.about)
+        if answered.about.cursor is not None:
+            headers[CURSOR_HEADER] = answered.about.cursor
     body = FORMATS[kind](answered)
     charset = "; charset=utf-8" if kind == "text/csv" else ""
     response = web.Response(
@@ -151,12 +151,14 @@ def respond(answered: Page, kind: str, etag: str = "") -> web.Response:
     return response
 
 
-def _about(about: Mapping[str, Any]) -> str:
+def _about(about: answers.Page | answers.FamilyPage) -> str:
     """Return what an answer is as a header that every client takes."""
-    text = orjson.dumps(about, option=orjson.OPT_NON_STR_KEYS)
+    fields = msgspec.to_builtins(about)
+    fields = {name: value for name, value in fields.items() if name not in _NOT_IN_HEADER}
+    text = orjson.dumps(fields)
     if len(text) > ABOUT_BYTES_MAX:
         # It grows with the partitions of the source, beyond what clients take.
-        text = orjson.dumps({**about, "as_of": None})
+        text = orjson.dumps({**fields, "as_of": None})
     return text.decode()
 
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from urllib.parse import unquote_to_bytes
 
+import msgspec
 import orjson
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
@@ -25,7 +26,14 @@ from app.config.settings import Settings
 from app.host.reloads import Reloads
 from app.trust.certificates import PemFiles, server_context
 from app.web.access import CALLER, PEER, PROOF, Access, Refused, scopes
-from tables.model.errors import ArchiveDamagedError, ArchiveError, ArchiveRefusedError, QueryError
+from client.answers import Problem
+from tables.model.errors import (
+    ArchiveDamagedError,
+    ArchiveError,
+    ArchiveRefusedError,
+    PartialError,
+    QueryError,
+)
 from tables.query.cell_query import UnknownLayerError
 
 PROBLEM_TYPE = "application/problem+json"
@@ -49,10 +57,6 @@ class NotAcceptableError(Exception):
     """The client accepts none of our formats; maps to HTTP 406."""
 
 
-class PartialError(Exception):
-    """Some owners do not answer, and a partial answer is not wanted; maps to HTTP 503."""
-
-
 class DeadlineError(Exception):
     """A query took longer than it may; maps to HTTP 504."""
 
@@ -70,10 +74,18 @@ _STATUSES: dict[type[Exception], HTTPStatus] = {
 }
 
 
+def encoded(value: object) -> bytes:
+    """Return JSON of a value, which may be a struct of the client; unset fields are left out.
+
+    msgspec alone writes floats from 1e16 on as ``1e16``, and clients have read ``1e+16`` so far.
+    """
+    return orjson.dumps(value, default=msgspec.to_builtins, option=orjson.OPT_NON_STR_KEYS)
+
+
 def answer(value: object, status: int = HTTPStatus.OK) -> web.Response:
     """Return a JSON answer."""
     return web.Response(
-        body=orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS),
+        body=encoded(value),
         status=status,
         content_type="application/json",
         headers=HEADERS,
@@ -86,9 +98,10 @@ def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) 
     Bytes of a request that are not UTF-8, which come as surrogates, are told as question marks.
     """
     detail = detail.encode("utf-8", "replace").decode("utf-8")
-    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status}
+    title = HTTPStatus(status).phrase
+    refusal = Problem(type="about:blank", title=title, status=status, detail=detail)
     return web.Response(
-        body=orjson.dumps(body | {"detail": detail}),
+        body=encoded(refusal),
         status=status,
         content_type=PROBLEM_TYPE,
         headers={**HEADERS, **(headers or {})},

@@ -24,8 +24,9 @@ from agents.query.changes import ChangeBatch, Changes, Place, decode_place, enco
 from agents.query.reader import LiveSource
 from app.config.settings import Settings
 from app.web.access import CALLER, LIVE, Caller
-from app.web.family_answers import known_ms
-from app.web.guard import HEADERS, BusyError, damaged_words, unanswered_words
+from app.web.guard import HEADERS, BusyError, damaged_words, encoded, unanswered_words
+from app.web.pages import known_ms
+from client.answers import LiveCell
 from tables.archive.cache import ArchiveCache
 from tables.model.errors import ArchiveDamagedError, ArchiveError, QueryError
 from tables.model.layer import Layer, Map
@@ -57,6 +58,9 @@ PACKED_ROWS = 5_000
 """So many rows are compressed together, to some 25 bytes each; 24 followers that held frames of
 600,000 rows held 2.4 GB."""
 
+LAST_EVENT_ID = Parameter(
+    "Last-Event-ID", "Where to go on from: the id of the last event.", str, {"type": "string"}
+)
 STREAM_HEADERS = HEADERS | {"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
 
 log = logging.getLogger(__name__)
@@ -114,7 +118,7 @@ class LiveStreams:
             raise QueryError(f"cannot follow {layer.name}: {'; '.join(problems)}")
         if request.method == hdrs.METH_HEAD:
             # A stream without end would hold its connection, and nobody reads it.
-            if last := request.headers.get("Last-Event-ID", ""):
+            if last := request.headers.get(LAST_EVENT_ID.name, ""):
                 decode_place(layer, last)
             return web.Response(headers=STREAM_HEADERS)
         if len(self._running) >= self._settings.query_live_max:
@@ -136,7 +140,7 @@ class LiveStreams:
         keys = KeyFilter.of(values)
         changes = Changes(layer, keys, self._live, self._cache, self._settings.query_rows_max)
         place: Place
-        if last := request.headers.get("Last-Event-ID", ""):
+        if last := request.headers.get(LAST_EVENT_ID.name, ""):
             place = decode_place(layer, last)
         else:
             place = {} if values.get("since") == "open" else await changes.now()
@@ -244,10 +248,15 @@ def _events(layer: Layer, rows: pl.DataFrame) -> bytes:
     )  # fmt: skip
     return b"".join(
         b"event: cell\ndata: "
-        + orjson.dumps({**cell, "source_partition": partition, "closed": is_closed})
+        + encoded(
+            LiveCell(
+                cell.key, cell.window_start, cell.window_end, cell.measures, cell.version,
+                partition, is_closed,
+            )
+        )
         + b"\n\n"
         for cell, partition, is_closed in about
-    )
+    )  # fmt: skip
 
 
 def _told(layer: Layer, news: ChangeBatch) -> bytes:

@@ -89,5 +89,9 @@ class QueryError(TreasureMapError):
     """A request that cannot be answered as asked; maps to HTTP 400."""
 
 
+class PartialError(TreasureMapError):
+    """Some owners do not answer, and a partial answer is not wanted; maps to HTTP 503."""
+
+
 class DeltaTooLargeError(TreasureMapError):
     """A chunk adds more than one journal record holds; it was not appended. Take it in parts."""

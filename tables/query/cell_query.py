@@ -19,6 +19,7 @@ import msgspec
 import orjson
 import polars as pl
 
+from client.answers import Cell
 from tables.archive.protocol import CellRange
 from tables.model.errors import QueryError
 from tables.model.layer import Layer, Map, Scalar
@@ -52,7 +53,6 @@ CURSOR_BYTES_MAX = 1 << 20
 CURSOR_JSON_BYTES_MAX = 1_024
 LIMIT_DEFAULT = 1_000
 
-Row = dict[str, object]
 Position = tuple[int, tuple[Scalar, ...]]
 
 
@@ -254,17 +254,17 @@ def exact_json(value: Scalar | None) -> Scalar | None:
     return value
 
 
-def cell_rows(layer: Layer, page: pl.DataFrame) -> list[Row]:
-    """Return the cells of a cell frame as JSON has them, in answers and in feeds."""
+def cell_rows(layer: Layer, page: pl.DataFrame) -> list[Cell]:
+    """Return the cells of a cell frame, as answers and feeds have them."""
     measures = measures_of(layer, page)
     return [
-        {
-            "key": {field.name: row[field.column] for field in layer.key},
-            "window_start": row["window_start"],
-            "window_end": layer.window.end(row["window_start"]),
-            "measures": {name: exact_json(value) for name, value in measure.items()},
-            "version": row["version"],
-        }
+        Cell(
+            {field.name: row[field.column] for field in layer.key},
+            row["window_start"],
+            layer.window.end(row["window_start"]),
+            {name: exact_json(value) for name, value in measure.items()},
+            row["version"],
+        )
         for row, measure in zip(page.iter_rows(named=True), measures, strict=True)
     ]
 

@@ -8,13 +8,14 @@ many cells of one partition, without key. What their fields mean is described in
 from __future__ import annotations
 
 import io
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
+import msgspec
 import orjson
 import polars as pl
 
 from tables.model.keyhash import key_hashes
-from tables.model.layer import Layer, Scalar
+from tables.model.layer import Layer
 from tables.query.cell_query import cell_rows
 from tables.query.measure_columns import measure_columns
 from tables.state.block import repeated
@@ -64,10 +65,9 @@ def _json_records(
 ) -> list[FeedRecord]:
     about = {"layer": layer.name, "map_revision": revision}
     records = []
-    for row, target in zip(cell_rows(layer, cells), targets.to_list(), strict=True):
-        fields = cast("dict[str, Scalar]", row["key"])
-        key = [*fields.values(), row["window_start"], source_partition]
-        value = about | row | {"source_partition": source_partition}
+    for cell, target in zip(cell_rows(layer, cells), targets.to_list(), strict=True):
+        key = [*cell.key.values(), cell.window_start, source_partition]
+        value = about | msgspec.structs.asdict(cell) | {"source_partition": source_partition}
         records.append(FeedRecord(target, orjson.dumps(key), orjson.dumps(value)))
     return records
 

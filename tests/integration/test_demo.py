@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import polars as pl
 import pytest
 from rich.console import Console
@@ -24,6 +25,7 @@ from app.demo.display import Display, Progress, ledger_lines
 from app.demo.run import DemoTimes
 from app.demo.worker import DemoError, DemoWorker, Status
 from app.mapfile.load import load_map
+from client.status import LayerStatus
 from examples.flights import events
 from tables.model.layer import Layer, Map
 from tests import ROOT
@@ -59,8 +61,11 @@ def status(**layer: int) -> Status:
         "balanced": True,
         "problems": [],
     }
-    counts = {"open_cells": 0, "archived_cells": 0, "unacknowledged_windows": 0} | layer
-    return Status(ledger, [{"name": "hour", **counts}])
+    hour = LayerStatus(
+        name="hour", open_cells=0, unacknowledged_windows=0, waiting_open_windows=0,
+        archived_cells=0, watermark_ms=None, floor_ms=None, partitions=[0], whole_from={},
+    )  # fmt: skip
+    return Status(ledger, [msgspec.structs.replace(hour, **layer)])
 
 
 def test_a_demo_of_given_length_splits_it_between_flights_and_radar() -> None:

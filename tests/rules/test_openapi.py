@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 
 from app.web.docs_page import docs_page
+from app.web.endpoint import ROUTES
 from app.web.openapi import openapi
 from tables.model.layer import KeyField
 from tables.query.cell_query import Limits
@@ -61,7 +62,7 @@ async def test_the_document_describes_itself_and_is_shown(tmp_path: Path) -> Non
 
 def test_keys_and_measures_are_those_of_each_layer() -> None:
     """With types and choices; the day has no origin."""
-    paths = openapi(MAP, Limits(limit_max=77), token=False)["paths"]
+    paths = openapi(MAP, Limits(limit_max=77), ROUTES, token=False)["paths"]
 
     def names(path: str) -> dict[str, Any]:
         return {one["name"]: one["schema"] for one in paths[path]["get"]["parameters"]}
@@ -77,14 +78,14 @@ def test_keys_and_measures_are_those_of_each_layer() -> None:
 
 def test_a_token_is_told() -> None:
     """Every path wants it then."""
-    assert "security" not in openapi(MAP, Limits(), token=False)
-    assert openapi(MAP, Limits(), token=True)["security"] == [{"token": []}]
+    assert "security" not in openapi(MAP, Limits(), ROUTES, token=False)
+    assert openapi(MAP, Limits(), ROUTES, token=True)["security"] == [{"token": []}]
 
 
 def test_names_of_a_map_are_text_on_the_page() -> None:
     """They are checked when the map is read; the page escapes them all the same."""
     layer = dataclasses_replace(MAP.layers[0], key=(KeyField("<b>", "string"),))
-    page = docs_page(openapi(small_map(layers=(layer,)), Limits(), token=False))
+    page = docs_page(openapi(small_map(layers=(layer,)), Limits(), ROUTES, token=False))
     assert "key.&lt;b&gt;" in page
     assert "<b>" not in page
 

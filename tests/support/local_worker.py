@@ -134,13 +134,13 @@ class LocalWorker:
 
 def live_cells(house: LocalWorker, layer: Layer, keys: KeyFilter | None = None) -> pl.DataFrame:
     """Return the archive frame of a layer's live cells, of all times."""
-    found = house.owners.read(LiveRead(layer, -(2**60), 2**60, keys or KeyFilter()))
+    found = house.owners.live_job(LiveRead(layer, -(2**60), 2**60, keys or KeyFilter())).make()
     return pl.concat([pl.DataFrame(schema=archive_schema(layer)), *found.rows])
 
 
 def serving(house: LocalWorker, layer: Layer) -> set[int]:
     """Return the partitions of a layer's input that are restored and answer."""
-    return set(house.owners.read(LiveRead(layer)).facts)
+    return set(house.owners.live_job(LiveRead(layer)).facts)
 
 
 def as_run(topic: str, partition: int, at: int, records: list[StoredRecord]) -> Run:

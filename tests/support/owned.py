@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from agents.partition.live_reads import read_live
+from agents.partition.live_reads import live_job
 from tables.model.cost import QueryCost
 from tables.model.window import Window
 from tables.query.cell_query import Limits
@@ -43,7 +43,7 @@ class Owned:
         self.asked += reads
         cost.workers_asked += 1
         return [
-            read_live(
+            live_job(
                 [
                     owner
                     for owner in self.house.owners.each()
@@ -51,6 +51,6 @@ class Owned:
                     and (owner.plan.topic, owner.partition) not in self.silent
                 ],
                 read,
-            )
+            ).make()
             for read in reads
         ]

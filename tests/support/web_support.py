@@ -16,10 +16,12 @@ from aiohttp import web
 from app.config.settings import Settings
 from app.host.reloads import Reloads, ReloadService
 from app.web.access import Access
-from app.web.endpoint import install
+from app.web.endpoint import ROUTES, install
 from app.web.guard import ssl_context
 from app.web.listener import Site
+from app.web.routes import Route
 from app.web.server import Counts, Runner
+from client.status import LayerStatus
 from tables.archive.cache import ArchiveCache
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.protocol import Archive
@@ -27,7 +29,6 @@ from tables.model.cost import QueryCost
 from tables.model.layer import Layer, Map
 from tables.model.window import NEVER_MS
 from tables.query.answer import matching
-from tables.query.cell_query import Row
 from tables.query.facts import PartitionFacts
 from tables.query.live import LiveJob, LiveRead, LiveRows
 from tables.state.cell import archive_schema
@@ -71,12 +72,11 @@ def frame(rows: Sequence[dict[str, Any]], layer: Layer = HOURS) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=archive_schema(layer), orient="row")
 
 
-def given_cells(rows: Sequence[Row]) -> list[tuple[Any, ...]]:
+def given_cells(rows: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
     """Return the rows of an answer in the form of :func:`expected_cells`."""
     found = []
     for row in rows:
-        key: Any = row["key"]
-        measures: Any = row["measures"]
+        key, measures = row["key"], row["measures"]
         numbers = [measures[name] for name in ("count", "sum_delay", "min_delay", "max_delay")]
         found.append((row["window_start"], key["origin"], key["carrier"], *numbers, row["version"]))
     return found
@@ -144,9 +144,16 @@ class StandingView:
         found = self.live.local(read)
         return LiveJob(found.facts, lambda: found.rows, sum(rows.height for rows in found.rows))
 
-    def layers(self) -> list[dict[str, Any]]:
+    def layers(self) -> list[LayerStatus]:
         """Return one line a layer."""
-        return [{"name": layer.name, "open_cells": 1} for layer in self.themap.layers]
+        return [
+            LayerStatus(
+                name=layer.name, open_cells=1, unacknowledged_windows=2, waiting_open_windows=3,
+                archived_cells=4, watermark_ms=5, floor_ms=None, partitions=[0],
+                whole_from={"0": {"cells": None}},
+            )
+            for layer in self.themap.layers
+        ]  # fmt: skip
 
     def ledger(self) -> dict[str, Any]:
         """Return a ledger with a partition as an integer."""
@@ -180,6 +187,8 @@ async def served(
     live: Sequence[dict[str, Any]] = (),
     archived: Sequence[dict[str, Any]] = (),
     archive: Archive | None = None,
+    *,
+    routes: Sequence[Route] = ROUTES,
     **settings: Any,
 ) -> AsyncIterator[tuple[StandingView, str]]:
     """Serve rows of the map's first layer; give the view and the endpoint's address."""
@@ -202,7 +211,10 @@ async def served(
     reloads = Reloads()
     looking = ReloadService(reloads, failures.append)
     access = Access(given, reloads)
-    install(app, view, given, live=cells, cache=cache, metrics=lambda: METRICS, access=access)
+    install(
+        app, view, given, live=cells, cache=cache, metrics=lambda: METRICS, access=access,
+        routes=routes,
+    )  # fmt: skip
     await looking.start()
     runner = Runner(app, given.query_live_max)
     await runner.setup()

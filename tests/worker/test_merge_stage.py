@@ -398,10 +398,10 @@ async def test_windows_that_wait_in_combiners_count_as_unacknowledged(
     await house.restore()
     await house.step(RAW, 1_000)
     hour, day = view_of(house).layers()
-    assert (hour["name"], hour["partitions"], hour["open_cells"]) == ("hour", [0, 1], 0)
-    assert hour["unacknowledged_windows"] > 4 * 24
-    assert hour["watermark_ms"] is None
-    assert day["unacknowledged_windows"] == 0
+    assert (hour.name, hour.partitions, hour.open_cells) == ("hour", [0, 1], 0)
+    assert hour.unacknowledged_windows > 4 * 24
+    assert hour.watermark_ms is None
+    assert day.unacknowledged_windows == 0
 
 
 async def test_float_sums_merge_to_the_same_cells(tmp_path: Path) -> None:

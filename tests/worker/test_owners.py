@@ -299,7 +299,7 @@ async def test_facts_tell_which_windows_are_here(make: Callable[[], LocalWorker]
     await house.restore()
 
     def facts() -> PartitionFacts:
-        return house.owners.read(LiveRead(hour)).facts[0]
+        return house.owners.live_job(LiveRead(hour)).facts[0]
 
     assert (facts().evicted_ms, facts().position) == (NEVER_MS, 0)
     await house.step(RAW, 10)
@@ -313,6 +313,27 @@ async def test_facts_tell_which_windows_are_here(make: Callable[[], LocalWorker]
 
     await until(evicted)
     assert facts().archived_ms == facts().floor_ms
+
+
+async def test_facts_say_how_fresh_they_are(make: Callable[[], LocalWorker]) -> None:
+    """As the transport tells of the offset; if the log is longer, up to the last record folded."""
+    house = make()
+    hour = MAP.layer("hour")
+    house.log.put(RAW, 0, flight(0))
+    await house.restore()
+    await house.step(RAW, 10)
+    asked: list[tuple[str, int, int]] = []
+
+    def fresh_ms(topic: str, partition: int, offset: int) -> int | None:
+        asked.append((topic, partition, offset))
+        return 77 if offset == 1 else None
+
+    facts = house.owners.live_job(LiveRead(hour), fresh_ms).facts
+    assert sorted(asked) == [(RAW, 0, 1), (RAW, 1, 0)]
+    assert (facts[0].fresh_ms, facts[1].fresh_ms) == (77, NEVER_MS)
+    behind = house.owners.live_job(LiveRead(hour)).facts
+    assert behind[0].fresh_ms == house.log.records[RAW, 0][0].append_time_ms
+    await house.kill()
 
 
 async def test_a_restart_reads_only_what_the_local_store_has_not(

@@ -199,8 +199,8 @@ async def test_who_names_a_foreign_url_learns_nothing_that_opens_a_worker(
             ):
                 assert response.status == 401
     assert peers.failed_total == len(asked)
-    assert [one["own"] for one in peers.workers()] == [False, True]
-    (problem,) = [one["problem"] for one in peers.workers() if one["url"] == url]
+    assert [one.own for one in peers.workers()] == [False, True]
+    (problem,) = [one.problem for one in peers.workers() if one.url == url]
     assert problem.startswith("its answer is not signed by a worker of this group")
     warnings = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
     assert warnings == [f"worker {url} is not used, answers lack its live cells: {problem}"]
@@ -268,7 +268,7 @@ async def test_an_answer_without_an_end_is_broken_off(
     assert len(sent) == 1
     assert sent[0] < 32 << 20
     assert peers.failed_total == 1
-    (problem,) = [one["problem"] for one in peers.workers() if one["url"] == url]
+    (problem,) = [one.problem for one in peers.workers() if one.url == url]
     bytes_max = "4,194,304" if status == 200 else "65,536"
     assert problem == f"its answer is longer than {bytes_max} bytes, which no worker's is"
 
@@ -287,7 +287,7 @@ async def test_a_compressed_answer_is_not_inflated(monkeypatch: pytest.MonkeyPat
         assert await peers._post(url, BODY, QueryCost()) is None
         await peers.close()
     assert asked[0][1]["Accept-Encoding"] == "identity"
-    (problem,) = [one["problem"] for one in peers.workers() if one["url"] == url]
+    (problem,) = [one.problem for one in peers.workers() if one.url == url]
     assert problem.startswith("its answer is not signed by a worker of this group")
 
 
@@ -316,7 +316,7 @@ async def test_a_worker_with_tls_asks_none_without(caplog: pytest.LogCaptureFixt
         await peers.close()
     assert asked == []
     assert peers.failed_total == 5
-    (problem,) = [one["problem"] for one in peers.workers() if one["url"] == url]
+    (problem,) = [one.problem for one in peers.workers() if one.url == url]
     assert problem == "it is not asked: its URL has the scheme http; want https"
     assert len([one for one in caplog.records if one.levelno == logging.WARNING]) == 1
 
@@ -386,7 +386,7 @@ async def test_a_worker_whose_certificate_fails_is_told(
             found = await peers._ask(url, READS, 1.0, QueryCost())
         await peers.close()
     warnings = [one.getMessage() for one in caplog.records if one.name == "app.peers.troubles"]
-    (problem,) = [one["problem"] for one in peers.workers() if one["url"] == url]
+    (problem,) = [one.problem for one in peers.workers() if one.url == url]
     if kind == "good":
         assert isinstance(found, list)
         assert isinstance(found[0], LiveRows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from tables.archive.cache import ArchiveCache
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.protocol import CellRange
 from tables.model.cost import QueryCost
-from tables.model.errors import QueryError
+from tables.model.errors import PartialError, QueryError
 from tables.model.layer import Map
 from tables.query.answer import row_end
 from tables.query.family import FamilyQuery, parse_family_query
+from tables.query.live import LiveRead, LiveRows
 from tables.record.heartbeat import decode_heartbeat
 from tables.state.cell import in_order, measures_of
 from tests.support.common import DAY_MS, HOUR_MS, MemoryLog, dataclasses_replace, seeds, small_map
@@ -195,6 +196,38 @@ async def test_a_base_layer_that_came_later_answers_from_then_on(
         assert given(query, answer) == expected(house, query, answer.as_of)
         assert answer.rows.height > 20
     await house.kill()
+
+
+class Younger(FrameCells):
+    """Cells that are a second younger each time that they are read."""
+
+    async def read(
+        self, reads: Sequence[LiveRead], cost: QueryCost, until: float
+    ) -> list[LiveRows]:
+        """Return rows and facts."""
+        self.fresh_ms += 1_000
+        return await super().read(reads, cost, until)
+
+
+async def test_an_answer_is_as_young_and_as_whole_as_it_is_wanted(
+    archive: EmbeddedArchive,
+) -> None:
+    """Whoever asks: younger data is waited for, and what lacks an owner may be refused."""
+    themap, now_ms = small_map(), 100_000
+    await archive.open(themap)
+    live = Younger(frame([stored()]), {0, 1})
+    live.fresh_ms = now_ms - 10_000
+    reader = Reader(themap, live, ArchiveCache(archive, 0), LIMITS, lambda: now_ms)
+    words = [("from", "0"), ("to", str(DAY_MS))]
+    wanted = [*words, ("max_staleness_ms", "2500"), ("partial", "refuse")]
+    young = parse_family_query(themap, "hour", wanted, LIMITS)
+    answer = await reader.answer(young)
+    assert (answer.data_age_ms, answer.exactness, answer.rows.height) == (2_000, "exact", 1)
+    live.served = {0}
+    with pytest.raises(PartialError, match="some owners do not answer"):
+        await reader.answer(young)
+    answer = await reader.answer(parse_family_query(themap, "hour", words, LIMITS))
+    assert (answer.exactness, answer.rows.height) == ("partial", 1)
 
 
 async def test_rows_that_have_expired_are_not_remembered(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 import polars as pl
 import pytest
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
@@ -19,6 +20,7 @@ from app.runtime.faust_app import create_app
 from app.web.endpoint import install
 from app.web.guard import host_name
 from client import QueryClient, QueryFailedError
+from client.status import Layers
 from tables.archive.cache import ArchiveCache
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.protocol import CellRange
@@ -256,7 +258,7 @@ async def test_map_layers_ledger_and_health_answer(tmp_path: Path) -> None:
         assert [layer["name"] for layer in themap["layers"]] == ["hour", "day"]
         assert themap["layers"][1]["input_topic"] == "small.layer.day"
         assert themap["layers"][1]["window"] == "1d"
-        assert (await get(f"{url}/v1/layers"))[1] == {"layers": view.layers()}
+        assert (await get(f"{url}/v1/layers"))[1] == msgspec.to_builtins(Layers(view.layers()))
         assert (await get(f"{url}/v1/ledger"))[1]["records"] == {"raw": {"0": {"read": 3}}}
         assert (await get(f"{url}/livez"))[:2] == (200, {"live": True})
         view.mend = ["the group has a member that is no worker"]

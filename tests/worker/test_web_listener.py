@@ -17,7 +17,7 @@ import aiohttp
 import orjson
 import pytest
 
-import app.web.endpoint
+import app.web.handlers
 import app.web.listener
 import app.web.server
 from app.web.listener import network_of
@@ -204,7 +204,7 @@ async def test_a_body_by_drops_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clients: Clients
 ) -> None:
     """Of a request between workers, which is a 408, and of one that needs none."""
-    monkeypatch.setattr(app.web.endpoint, "BODY_S_MAX", 0.4)
+    monkeypatch.setattr(app.web.handlers, "BODY_S_MAX", 0.4)
     monkeypatch.setattr(app.web.server, "LINGER_S_MAX", 0.4)
     async with served(MAP, tmp_path) as (view, url):
         for line, status in ((b"POST /v1/worker/live", b"408"), (b"GET /livez", b"200")):

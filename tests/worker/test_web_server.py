@@ -14,7 +14,7 @@ import aiohttp
 import orjson
 import pytest
 
-import app.web.endpoint
+import app.web.handlers
 import app.web.live_stream
 import app.web.server
 from tests.support.common import small_map
@@ -215,7 +215,7 @@ async def test_a_body_that_does_not_come_is_a_408(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between workers."""
-    monkeypatch.setattr(app.web.endpoint, "BODY_S_MAX", 0.1)
+    monkeypatch.setattr(app.web.handlers, "BODY_S_MAX", 0.1)
     async with connected(url) as ends:
         ends[1].write(
             b"POST /v1/worker/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"

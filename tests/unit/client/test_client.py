@@ -53,7 +53,7 @@ async def test_both_clients_read_rows_of_all_pages(tmp_path: Path) -> None:
         {"flights.raw": {"0": 7, "1": 7}},
     )
     assert (some.rows, some.more) == (whole.rows[:7], True)
-    assert families[0]["name"] == "hour"
+    assert families[0].name == "hour"
 
 
 async def test_frames_come_as_arrow(tmp_path: Path) -> None:

@@ -57,9 +57,9 @@ def test_a_client_reads_what_the_query_endpoint_answers(form: str) -> None:
     assert len(found) == len(want) == 3
     for cell, row in zip(found, want, strict=True):
         assert (cell.layer, cell.map_revision, cell.source_partition) == ("hour", 7, 3)
-        assert (cell.key, cell.version) == (row["key"], row["version"])
-        assert (cell.window_start, cell.window_end) == (row["window_start"], row["window_end"])
-        answered = {n: int(v) if isinstance(v, str) else v for n, v in row["measures"].items()}  # type: ignore[attr-defined]
+        assert (cell.key, cell.version) == (row.key, row.version)
+        assert (cell.window_start, cell.window_end) == (row.window_start, row.window_end)
+        answered = {n: int(v) if isinstance(v, str) else v for n, v in row.measures.items()}
         assert cell.measures == answered
         assert {n: type(v) for n, v in cell.measures.items()} == {
             n: type(v) for n, v in answered.items()

@@ -1,0 +1,290 @@
+"""The handlers of the query endpoint: each answers the requests of one route.
+
+Queries read applied state only, of all workers of the group (``agents.query.reader``). Work is
+bounded: so many queries at once, each with a deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any, Protocol
+
+from aiohttp import web
+
+from agents.query.answers import FamilyAnswer, LayerAnswer
+from agents.query.reader import Reader
+from app.health.readiness import READY
+from app.peers.wire import CONTENT_TYPE, decode_reads, encode_jobs
+from app.trust.proof import HEADER, Proof, sha256
+from app.web.access import CALLER, PROOF, Access
+from app.web.admission import QueryAdmission
+from app.web.docs_page import docs_page
+from app.web.formats import Page, accepted, has_etag, not_modified, respond
+from app.web.guard import HEADERS, answer
+from app.web.live_stream import LiveStreams
+from app.web.map_answer import describe_map
+from app.web.pages import (
+    answered_cells,
+    answered_family,
+    answered_top,
+    describe_families,
+    describe_plan,
+    etag_of,
+)
+from client.answers import Explained
+from client.status import Cluster, Layers, LayerStatus, Live, Ready, WorkerAbout
+from tables.model.layer import Map
+from tables.query.cell_query import CellQuery, Limits, parse_query
+from tables.query.family import FamilyQuery, parse_family_query
+from tables.query.live import LiveJob, LiveRead
+from tables.query.top import parse_top_query
+
+MERGED_AT_ONCE_ROWS_MAX = 500
+"""So few rows are merged, and made JSON, in some 5 ms."""
+
+BODY_S_MAX = 10.0
+"""What a worker may take to send what it asks."""
+
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+
+
+class WorkerView(Protocol):
+    """What the endpoint reads of a worker; it answers at once, without waiting."""
+
+    @property
+    def themap(self) -> Map:
+        """The map this worker runs."""
+
+    def local(self, read: LiveRead) -> LiveJob:
+        """Return what makes the applied cells of this worker."""
+
+    def layers(self) -> list[LayerStatus]:
+        """Return, for each layer, its name and its counts."""
+
+    def ledger(self) -> dict[str, Any]:
+        """Return where every offset and event went, and whether it adds up."""
+
+    def unready(self) -> list[str]:
+        """Return why this worker should not be asked now, in sentences; none where it is ready."""
+
+    def warnings(self) -> list[str]:
+        """Return a sentence for each thing to mend that does not keep it from being ready."""
+
+    def serving(self) -> dict[str, list[int]]:
+        """Return the restored partitions, by topic."""
+
+    def restoring(self) -> dict[str, list[int]]:
+        """Return the partitions that are assigned and not restored yet, by topic."""
+
+    def paused(self) -> dict[str, list[str]]:
+        """Return the kinds of input that are paused, each with its reasons in words."""
+
+
+class Handlers:
+    """The handlers, with the slots that bound how many queries run at once.
+
+    Args:
+        view: the worker to answer for.
+        reader: answers requests for cells.
+        streams: writes live cells.
+        slots: bounds the queries that run at once.
+        access: the tokens, and their scopes.
+        limits: the bounds of one request.
+        metrics: returns the worker's metrics in Prometheus' text form.
+        workers: returns the workers of the group.
+        document: the OpenAPI document of the routes.
+    """
+
+    def __init__(
+        self,
+        view: WorkerView,
+        reader: Reader,
+        streams: LiveStreams,
+        slots: QueryAdmission,
+        *,
+        access: Access,
+        limits: Limits,
+        metrics: Callable[[], bytes],
+        workers: Callable[[], list[WorkerAbout]],
+        document: dict[str, Any],
+    ) -> None:
+        self._view = view
+        self._reader = reader
+        self._streams = streams
+        self._slots = slots
+        self._access = access
+        self._limits = limits
+        self._metrics = metrics
+        self._workers = workers
+        self._document = document
+        self._page_of_document = docs_page(document)
+        self._threads = reader.threads
+
+    async def close(self, _: web.Application) -> None:
+        """Give up what still runs and let the threads go."""
+        self._slots.close()
+        self._threads.close()
+
+    async def map(self, _: web.Request) -> web.Response:
+        """Answer with the map as this worker runs it."""
+        return answer(describe_map(self._view.themap))
+
+    async def cluster(self, _: web.Request) -> web.Response:
+        """Answer with the workers of the group, as this one sees them."""
+        return answer(Cluster(self._workers()))
+
+    async def layers(self, _: web.Request) -> web.Response:
+        """Answer with what each layer holds on this worker."""
+        return answer(Layers(self._view.layers()))
+
+    async def ledger(self, _: web.Request) -> web.Response:
+        """Answer with where every offset and event went."""
+        return answer(self._view.ledger())
+
+    async def metrics(self, _: web.Request) -> web.Response:
+        """Answer with the worker's metrics."""
+        return web.Response(body=self._metrics(), headers=HEADERS | {"Content-Type": METRICS_TYPE})
+
+    async def openapi(self, _: web.Request) -> web.Response:
+        """Answer with the OpenAPI document."""
+        return answer(self._document)
+
+    async def docs(self, _: web.Request) -> web.Response:
+        """Answer with the page that shows the OpenAPI document."""
+        headers = HEADERS | {"Content-Security-Policy": PAGE_POLICY}
+        return web.Response(text=self._page_of_document, content_type="text/html", headers=headers)
+
+    async def livez(self, _: web.Request) -> web.Response:
+        """Answer that the event loop runs."""
+        return answer(Live(live=True))
+
+    async def readyz(self, request: web.Request) -> web.Response:
+        """Answer whether this worker is restored and caught up, and all it needs answers.
+
+        Who has no valid token, where one is wanted, learns no more than that.
+        """
+        reasons = self._view.unready()
+        status = HTTPStatus.SERVICE_UNAVAILABLE if reasons else HTTPStatus.OK
+        if CALLER not in request:
+            return answer(Ready(not reasons), status)
+        state = Ready(
+            ready=not reasons,
+            reason=reasons[0] if reasons else READY,
+            reasons=reasons,
+            serving=self._view.serving(),
+            restoring=self._view.restoring(),
+            paused=self._view.paused(),
+            insecure=self._access.is_insecure,
+            warnings=[*self._access.warnings(), *self._view.warnings()],
+        )
+        return answer(state, status)
+
+    async def cells(self, request: web.Request) -> web.Response:
+        """Answer with one page of cells of one layer, live and archived merged."""
+        query = parse_query(
+            self._view.themap, request.match_info["layer"], request.query.items(), self._limits
+        )
+        kind = accepted(request.headers)
+
+        async def response() -> web.Response:
+            found = await self._reader.layer(query.layer, query.cells)
+            rows = found.live.height + found.archived.height
+            return await self._made(rows, self._cells, query, found, kind)
+
+        return await self._slots.run(response())
+
+    def _cells(self, query: CellQuery, found: LayerAnswer, kind: str) -> web.Response:
+        return respond(answered_cells(self._view.themap, query, found, self._limits), kind)
+
+    async def families(self, _: web.Request) -> web.Response:
+        """Answer with the families of the map."""
+        return answer(describe_families(self._view.themap))
+
+    async def family(self, request: web.Request) -> web.Response:
+        """Answer a request to a family, from the cheapest layers that have it exactly."""
+        query = parse_family_query(
+            self._view.themap, request.match_info["family"], request.query.items(), self._limits
+        )
+        if query.explain:
+            return await self._explain(query)
+
+        page = functools.partial(answered_family, self._view.themap, query)
+        return await self._answer(request, query, page)
+
+    async def top(self, request: web.Request) -> web.Response:
+        """Answer with the first keys of a layer by a measure."""
+        top = parse_top_query(
+            self._view.themap, request.match_info["layer"], request.query.items(), self._limits
+        )
+        if top.query.explain:
+            return await self._explain(top.query)
+
+        page = functools.partial(answered_top, self._view.themap, top)
+        return await self._answer(request, top.query, page)
+
+    async def _explain(self, query: FamilyQuery) -> web.Response:
+        plan = await self._slots.run(self._reader.plan(query), query.deadline_ms)
+        return answer(Explained(query.family.name, describe_plan(plan)))
+
+    async def _answer(
+        self, request: web.Request, query: FamilyQuery, page: Callable[[FamilyAnswer], Page]
+    ) -> web.Response:
+        """Answer in the format wanted, or that what the reader has is still right."""
+        kind = accepted(request.headers)
+        # Only answers that never change have one, so who names it has the answer.
+        etag = etag_of(self._view.themap, request.path_qs, kind)
+        if has_etag(request.headers, etag):
+            return not_modified(etag)
+
+        async def response() -> web.Response:
+            found = await self._reader.answer(query)
+            return await self._made(found.rows.height, _family, page, found, kind, etag)
+
+        return await self._slots.run(response(), query.deadline_ms)
+
+    async def _made(
+        self, rows: int, make: Callable[..., web.Response], *arguments: Any
+    ) -> web.Response:
+        """Return a response that is made of so many rows, in a thread if they are many."""
+        if rows <= MERGED_AT_ONCE_ROWS_MAX:
+            return make(*arguments)
+        return await self._threads.run(make, *arguments)
+
+    async def live(self, request: web.Request) -> web.StreamResponse:
+        """Write the changes of a layer's cells until the reader goes, or the worker stops."""
+        return await self._streams.stream(request)
+
+    async def worker(self, request: web.Request) -> web.Response:
+        """Answer another worker with the live cells of this one; nothing is asked of others."""
+        try:
+            async with asyncio.timeout(BODY_S_MAX):
+                body = await request.read()
+        except TimeoutError as error:
+            raise web.HTTPRequestTimeout(reason="the body did not come in time") from error
+        except ConnectionError as error:
+            # Who asks twice leaves the slower answer.
+            raise web.HTTPBadRequest(reason="the connection ended within the body") from error
+        proof: Proof | None = request.get(PROOF)
+        if proof is not None and sha256(body) != proof.sha256:
+            raise web.HTTPUnauthorized(reason="the body is not the one that was signed")
+        reads = decode_reads(self._view.themap, body)
+        # No await between them: all are of one state.
+        jobs = [self._view.local(read) for read in reads]
+        return await self._made(sum(job.height for job in jobs), self._signed, proof, jobs)
+
+    def _signed(self, proof: Proof | None, jobs: list[LiveJob]) -> web.Response:
+        """Return the answer to a worker, with the header that proves whose it is."""
+        rows, headers = encode_jobs(jobs), HEADERS | {"Content-Type": CONTENT_TYPE}
+        if proof is not None and (key := self._access.peer_key) is not None:
+            headers |= {HEADER: key.sign_answer(proof, rows)}
+        return web.Response(body=rows, headers=headers)
+
+
+def _family(
+    page: Callable[[FamilyAnswer], Page], found: FamilyAnswer, kind: str, etag: str
+) -> web.Response:
+    return respond(page(found), kind, etag if found.final else "")

@@ -1,0 +1,151 @@
+"""Pages: the reader's answers as clients get them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from typing import Any
+
+import msgspec
+import polars as pl
+
+from agents.query.answers import FamilyAnswer, LayerAnswer
+from app.web.formats import Page, hint_of
+from client import answers
+from client.answers import Cost, Families, FamilyAbout, FamilyPage, Plan, Row, Segment
+from tables.model.layer import Map
+from tables.model.window import NEVER_MS
+from tables.query.answer import row_end
+from tables.query.cell_query import (
+    CellQuery,
+    Limits,
+    cell_rows,
+    encode_cursor,
+    exact_json,
+    merge_answer,
+    page_after,
+)
+from tables.query.family import FamilyQuery, family_of
+from tables.query.planner import QueryPlan
+from tables.query.top import TopQuery, top_rows
+from tables.state.cell import measures_of
+
+
+def describe_families(themap: Map) -> Families:
+    """Return the families of a map."""
+    found = []
+    for base in (layer for layer in themap.layers if layer.finer is None):
+        family = family_of(themap, base.name)
+        layers = [layer.name for layer in family.layers]
+        key = [field.name for field in base.key]
+        measures = [measure.name for measure in base.measures]
+        found.append(FamilyAbout(family.name, layers, key, measures, str(base.window)))
+    return Families(found)
+
+
+def describe_plan(plan: QueryPlan) -> Plan:
+    """Return a plan as answers have it."""
+    segments = [
+        Segment(one.name, one.from_ms, one.to_ms, one.windows, one.cells) for one in plan.segments
+    ]
+    return Plan(plan.exactness, plan.cells, segments)
+
+
+def answered_cells(themap: Map, query: CellQuery, found: LayerAnswer, limits: Limits) -> Page:
+    """Return one page of cells of a layer, live and archived merged.
+
+    Raises:
+        QueryError: they are more than a request may have merged.
+    """
+    layer, live, archived = query.layer, found.live, found.archived
+    page = merge_answer(themap, query, live, archived, limits.cells_max)
+    about = answers.Page(
+        layer=layer.name,
+        map_revision=themap.revision,
+        partial=found.partial,
+        partitions_served=len(found.served),
+        partitions=layer.partitions,
+        rows_read=answers.RowsRead(live.height, archived.height),
+        whole_from=found.whole,
+        hint=hint_of(page.cells, query.cells.from_ms, query.cells.to_ms),
+        cells=[],
+        cursor=page.cursor,
+    )
+    ends = [layer.window.end(start) for start in page.cells["window_start"].to_list()]
+    cells = functools.partial(cell_rows, layer, page.cells)
+    return Page(about, layer, page.cells, ends, cells, versions=True)
+
+
+def answered_family(themap: Map, query: FamilyQuery, answer: FamilyAnswer) -> Page:
+    """Return one page of an answer."""
+    rows, cursor = page_after(query.rows, answer.rows, query.after, query.limit)
+    next_page = None if cursor is None else encode_cursor(themap, query.rows, cursor)
+    return _answered(themap, query, answer, rows, cursor=next_page)
+
+
+def answered_top(themap: Map, top: TopQuery, answer: FamilyAnswer) -> Page:
+    """Return the first keys of an answer."""
+    return _answered(
+        themap, top.query, answer, top_rows(top, answer.rows),
+        layer=top.layer.name, by=top.by.name, order="desc" if top.descending else "asc",
+        keys=answer.rows.height,
+    )  # fmt: skip
+
+
+def _answered(
+    themap: Map,
+    query: FamilyQuery,
+    answer: FamilyAnswer,
+    rows: pl.DataFrame,
+    *,
+    cursor: str | None = None,
+    **ranked: Any,
+) -> Page:
+    topic = themap.source(query.family.base.source or "").topic
+    about = FamilyPage(
+        **ranked,
+        family=query.family.name,
+        map_revision=themap.revision,
+        exactness=answer.exactness,
+        final=answer.final,
+        as_of={topic: {str(partition): offset for partition, offset in answer.as_of.items()}},
+        watermark_ms=known_ms(answer.watermark_ms),
+        data_age_ms=answer.data_age_ms,
+        whole_from=answer.whole,
+        cost=msgspec.convert(answer.cost, Cost, from_attributes=True),
+        plan=describe_plan(answer.plan),
+        hint=hint_of(rows, query.from_ms, query.to_ms),
+        cells=[],
+        cursor=cursor,
+    )
+    ends = [row_end(query, start) for start in rows["window_start"].to_list()]
+    return Page(
+        about, query.rows, rows, ends, functools.partial(_rows, query, rows, ends), versions=False
+    )
+
+
+def etag_of(themap: Map, request_line: str, kind: str) -> str:
+    """Return the ETag of a final answer: the same question has the same cells for ever.
+
+    It is weak: what the answer cost, and how old it is, is not what it is.
+    """
+    text = f"{themap.digest}\n{request_line}\n{kind}"
+    return f'W/"{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}"'
+
+
+def known_ms(time_ms: int) -> int | None:
+    """Return a time, None where there is none yet."""
+    return None if time_ms == NEVER_MS else time_ms
+
+
+def _rows(query: FamilyQuery, rows: pl.DataFrame, ends: list[int]) -> list[Row]:
+    measures = measures_of(query.rows, rows)
+    return [
+        Row(
+            {field.name: row[field.column] for field in query.rows.key},
+            row["window_start"],
+            end,
+            {name: exact_json(value) for name, value in measure.items()},
+        )
+        for row, end, measure in zip(rows.iter_rows(named=True), ends, measures, strict=True)
+    ]
