@@ -52,7 +52,7 @@ class SettingFields(msgspec.Struct, frozen=True, kw_only=True):
     node: Annotated[
         str,
         means(
-            "This worker's name in its group, where each has one of its own; empty: `HOST-PORT`,"
+            "This worker's name, unique in its group; empty: `HOST-PORT`,"
             " of the host's name and `web_port`.",
             max_length=200,
             default="the host's name",
@@ -84,7 +84,7 @@ class SettingFields(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = ""
     kafka_tls: Annotated[
-        bool, means("Encrypt connections to Kafka; also on where a certificate is given.")
+        bool, means("Encrypt connections to Kafka; also on if a certificate is given.")
     ] = False
     kafka_ca_file: Annotated[
         str, means("PEM file of the authorities that sign the brokers; empty: the system's.")
@@ -136,7 +136,7 @@ class SettingFields(msgspec.Struct, frozen=True, kw_only=True):
     ] = 10
     chunk_bytes_max: Annotated[
         Positive,
-        means("Most bytes of record values folded in one cycle; fewer where a cycle takes long."),
+        means("Most bytes of record values folded in one cycle; fewer if a cycle takes long."),
     ] = 8 * MIB
     chunk_records_max: Annotated[Positive, means("Most records folded in one cycle.")] = 100_000
     pending_bytes_max: Annotated[
@@ -204,7 +204,7 @@ class SettingFields(msgspec.Struct, frozen=True, kw_only=True):
     cassandra_tls: Annotated[
         bool,
         means(
-            "Encrypt connections to Cassandra; also on where a certificate, or a name that"
+            "Encrypt connections to Cassandra; also on if a certificate, or a name that"
             " certificates must have, is given."
         ),
     ] = False
@@ -212,7 +212,7 @@ class SettingFields(msgspec.Struct, frozen=True, kw_only=True):
         str,
         means(
             "The name in every node's certificate; empty: the host of `cassandra_hosts` that has"
-            " the node's address, or the address where none has it."
+            " the node's address, or the address if none has it."
         ),
     ] = ""
     cassandra_ca_file: Annotated[
@@ -288,7 +288,7 @@ class SettingFields(msgspec.Struct, frozen=True, kw_only=True):
         str,
         means(
             "Where other workers reach this one's endpoint; empty: as `web_host` and `web_port`"
-            " say, or this machine's own address where that is a wildcard.",
+            " say, or this machine's own address if that is a wildcard.",
             pattern=_URL,
             wanted="a URL like https://worker-1:6066",
         ),
@@ -322,7 +322,7 @@ def plain_type(field: FieldInfo) -> Any:
 
 
 def meaning(field: FieldInfo) -> str:
-    """Return the sentence that says what a setting is for.
+    """Return the sentence with the meaning of a setting.
 
     Raises:
         ValueError: the field has none.

@@ -28,7 +28,7 @@ def settings_table(kind: type[Settings] = Settings) -> str:
 
 
 def with_table(page: str) -> str:
-    """Return ``page`` with what stands between the marks replaced by the table of today.
+    """Return ``page`` with the text between the marks replaced by the table of today.
 
     Raises:
         ValueError: the page does not have both marks, each once.

@@ -33,7 +33,7 @@ _LOGIN = re.compile(r"\S*:\S*@")
 
 
 class Settings(SettingFields, frozen=True, kw_only=True):
-    """The settings of a worker and its commands, and what follows from them."""
+    """The settings of a worker and its commands, and the values that follow from them."""
 
     @property
     def node_name(self) -> str:
@@ -51,7 +51,7 @@ class Settings(SettingFields, frozen=True, kw_only=True):
 
     @property
     def cassandra_uses_tls(self) -> bool:
-        """Whether connections to Cassandra are encrypted: asked for, or given what TLS needs."""
+        """Whether connections to Cassandra are encrypted, by setting or because of TLS files."""
         given = (self.cassandra_tls_name, self.cassandra_ca_file, self.cassandra_cert_file)
         return self.cassandra_tls or any(given)
 

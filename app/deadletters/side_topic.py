@@ -39,7 +39,7 @@ class SideTopicError(TreasureMapError):
 
 
 class Mark(msgspec.Struct, frozen=True):
-    """What a replay says of itself.
+    """The mark of a replay.
 
     ``offsets`` are those of letters in this partition; ``ends`` the source partition's end before
     the first of them was sent, by topic and partition as ``topic[partition]``. ``to`` is the topic

@@ -41,7 +41,7 @@ class DemoError(TreasureMapError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Status:
-    """What the worker says of itself at one moment: answers of /v1/ledger and /v1/layers."""
+    """The state of the worker at one moment: answers of /v1/ledger and /v1/layers."""
 
     ledger: dict[str, Any]
     layers: list[dict[str, Any]]

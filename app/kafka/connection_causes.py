@@ -52,7 +52,7 @@ class Cause:
     """What is wrong with one broker.
 
     Attributes:
-        words: what is wrong and which setting to look at, as a part of a sentence.
+        words: the fault and the setting to look at, as a part of a sentence.
         is_final: whether it stays so until somebody changes something.
     """
 
@@ -67,7 +67,7 @@ class _FoundError(Exception):
 
 
 async def cause_of(brokers: str, options: Mapping[str, Any]) -> Cause | None:
-    """Return why brokers cannot be used; None where one of them, and all that it names, can be.
+    """Return why brokers cannot be used; None if one of them, and all that it names, can be.
 
     Args:
         brokers: ``host:port``, separated by commas.
@@ -87,7 +87,7 @@ async def cause_of(brokers: str, options: Mapping[str, Any]) -> Cause | None:
 
 
 async def _of_named(named: list[tuple[str, int]], options: Mapping[str, Any]) -> Cause | None:
-    """Return what is wrong for good with a broker that another one names."""
+    """Return the lasting fault of a broker that another one names."""
     for place in named[:BROKERS_MAX]:
         try:
             await _try(*place, options)
@@ -178,7 +178,7 @@ async def _end(writer: asyncio.StreamWriter) -> None:
 
 
 def _tls_words(at: str, host: str, error: Exception) -> str | None:
-    """Return what a failed handshake says; None where it says nothing."""
+    """Return the cause that a failed handshake tells; None if it tells none."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the certificate of {at} {_certificate_words(host, error)}"
     fault = fault_of(error)
@@ -266,7 +266,7 @@ async def _login_words(
             " kafka_sasl_mechanism"
         )
     return (
-        f"{at} refuses the login of user {user} by {mechanism}; want what the brokers know in"
+        f"{at} refuses the login of user {user} by {mechanism}; want a known user in"
         " kafka_username and kafka_password"
     )
 

@@ -1,6 +1,6 @@
-"""Proofs of a group: what members say when they join, and the leader's plan, signed by workers.
+"""Proofs of a group: joins of members and the leader's plan, signed by workers.
 
-Kafka lets whoever may read the group join it, say what it likes, and even lead it. So a join is
+Kafka lets whoever may read the group join it, send any bytes, and even lead it. So a join is
 signed over the group and the member's number, a plan over the group and its generation, with the
 key between workers (``peer_secret``). Who has no key gets no partition and is believed nothing.
 
@@ -38,7 +38,7 @@ class GroupProof:
 
     Args:
         group: the group.
-        key: signs; None where no secret is set: then nothing is signed, and everybody believed.
+        key: signs; None if no secret is set: then nothing is signed, and every member is trusted.
     """
 
     def __init__(self, group: str, key: PeerKey | None = None) -> None:
@@ -46,10 +46,10 @@ class GroupProof:
         self._key = key
 
     def join(self, said: msgspec.Struct, number: str) -> bytes:
-        """Return what a member says of itself, signed.
+        """Return a member's description of itself, signed.
 
         Args:
-            said: what it says.
+            said: the description.
             number: its number in the group; empty before its first join.
         """
         return self._signed(said, self._of_join(number))
@@ -66,7 +66,7 @@ class GroupProof:
         """Return why who says this is no worker; empty for a worker."""
         if self._key is None or self.is_joined(data, number) or self.is_joined(data, ""):
             return ""
-        return f"what it joined with {_UNSIGNED}"
+        return f"its join {_UNSIGNED}"
 
     def why_no_plan(self, data: bytes, generation: int) -> str:
         """Return why a plan must not be used; empty if it may."""
@@ -96,7 +96,7 @@ class GroupProof:
 
 
 def content_of(data: bytes, kind: type[Content]) -> Content:
-    """Return what a join or a plan says, signed or not.
+    """Return the content of a join or a plan, signed or not.
 
     Raises:
         ValueError: it cannot be read.

@@ -32,7 +32,7 @@ from app.mapfile.load import load_map
 from tables.model.errors import SettingError
 from tests.support import servers
 from tests.support.cluster import Worker
-from tests.support.common import small_map, until
+from tests.support.common import small_map
 from tests.support.compose_file import ROOT, environment, load_compose, published_schema
 from tests.support.deploy_support import (
     STOP_SECONDS,
@@ -43,6 +43,7 @@ from tests.support.deploy_support import (
     parse_command,
     project,
 )
+from tests.support.waiting import until
 from tests.support.web_support import served
 
 HEALTHCHECK = ROOT / "deploy" / "healthcheck.py"

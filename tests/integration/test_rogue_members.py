@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import re
 import socket
 import uuid
 from collections.abc import Awaitable, Callable
@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiokafka.errors import RebalanceInProgressError
 
 from app.cluster.rights import Right, rights_of
 from app.cluster.topics import apply_topics
 from app.config.connections import kafka_options
 from app.config.settings import load_settings
 from app.kafka.assignor import Member, Share
+from app.kafka.group_protocol import describe_group
 from app.kafka.lane import TransportError
 from app.mapfile.load import load_map
 from app.trust.proof import PeerKey
@@ -24,20 +26,21 @@ from app.trust.tokens import make_token
 from tables.model.layer import Map
 from tests.support import servers
 from tests.support.acls import allow
-from tests.support.common import flight, until
+from tests.support.common import flight
 from tests.support.pki import PASSPHRASE, Authority
 from tests.support.rogue import Rogue, assignment, joined, plan_nothing
 from tests.support.secure_servers import SecureKafka
 from tests.support.secured_workers import CELLS, ORIGINS, Asker, secured
 from tests.support.station_support import Process
 from tests.support.transport_bench import Bench, Benches, Memory
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.kafka
 
 SECRET = "secret-between-workers"  # noqa: S105 - no password of anything
 LATER = 2**62
 NOT_SIGNED = "is not signed by a worker of this group, with the same peer_secret or web_token"
-UNSIGNED = f"what it joined with {NOT_SIGNED}"
+UNSIGNED = f"its join {NOT_SIGNED}"
 MEND = "give Read on the group to workers only"
 
 
@@ -59,8 +62,22 @@ def claims(worker: Process, themap: Map, url: str) -> dict[str, bytes]:
             Member("n9", LATER, url, 9, everything, {}, home=home, map=themap.name),
             [*everything, "a topic that there is not"],
         ),
-        "says nothing of itself: what it joined with cannot be read": b"\xff",
+        "says nothing of itself: its join cannot be read": b"\xff",
     }
+
+
+async def warns(worker: Process, words: str, reader: Asker, admin: Asker) -> bool:
+    """Return whether a worker warns of one stranger, or of nobody, and is no less ready for it."""
+    _, state = await reader.ask(worker, "/readyz")
+    # There is no archive.
+    if not all(reason.startswith("the archive ") for reason in state["reasons"]):
+        return False
+    _, metrics = await admin.ask(worker, "/metrics")
+    total = float(re.findall(r"(?m)^treasure_map_group_strangers (\S+)", metrics)[0])
+    if not words:
+        return state["warnings"] == [] and total == 0
+    (warning,) = state["warnings"] or [""]
+    return words in warning and "1 in all" in warning and total == 1
 
 
 @pytest.mark.slow
@@ -84,6 +101,7 @@ async def test_workers_go_on_beside_members_that_are_none(
     await allow(secure_kafka.bootstrap, "worker", rights_of(themap, "worker", group))
     await allow(secure_kafka.bootstrap, "reader", [Right("group", group, ("Read",))])
     reader = Asker(authority, make_token(tmp_path / "tokens.json", "reader", ["read"]))
+    admin = Asker(authority, make_token(tmp_path / "tokens.json", "admin", ["admin"]))
     for worker, node in ((one, "n1"), (two, "n2")):
         worker.settings["node"] = node
         worker.start()
@@ -114,13 +132,41 @@ async def test_workers_go_on_beside_members_that_are_none(
             for worker in (one, two):
                 await worker.says(f" from 127.0.0.1 {words}; {MEND}")
                 await until(lambda worker=worker: is_whole(worker), 30)
+                told = f" from 127.0.0.1 {words}; {MEND}"
+                await until(lambda worker=worker, told=told: warns(worker, told, reader, admin), 30)
             assert rogue.given
         assert not any(rogue.given)
     for worker in (one, two):
+        await until(lambda worker=worker: warns(worker, "", reader, admin), 30)
         assert worker.running.poll() is None
         assert f"worker {url}" not in worker.log(), "it was asked"
         assert await worker.stop() == 0
         assert "Traceback" not in worker.log()
+
+
+async def test_a_stranger_makes_no_worker_unready(
+    secure_kafka: SecureKafka, processes: Callable[..., Process]
+) -> None:
+    """Whoever may read the group could else end its service; ``/readyz`` warns of it."""
+    worker = processes(**secure_kafka.login())
+    themap, group = load_map(worker.map_file), worker.settings["group"]
+    await apply_topics(secure_kafka.bootstrap, themap)
+    await allow(secure_kafka.bootstrap, "worker", rights_of(themap, "worker", group))
+    await allow(secure_kafka.bootstrap, "reader", [Right("group", group, ("Read",))])
+    worker.start()
+    await worker.ready()
+    rogue = Rogue(
+        secure_kafka.at["SECURE"], options_of(secure_kafka, "reader"), group, lambda _: b"\xff"
+    )
+    async with rogue:
+
+        async def is_ready_and_warns() -> bool:
+            status, state = await worker.get("/readyz")
+            warned = "its join cannot be read" in " ".join(state["warnings"])
+            return status == 200 and state["reasons"] == [] and warned
+
+        await until(is_ready_and_warns, 60)
+    assert await worker.stop() == 0
 
 
 async def bench_of(
@@ -162,7 +208,6 @@ async def test_a_member_that_nobody_can_read_ends_no_leader(
     bench = await bench_of(secure_kafka, benches, group, peer_key=key)
 
     async def has_all() -> bool:
-        await asyncio.sleep(0.05)
         return len(bench.transport.ready) == 2
 
     await until(has_all, 60)
@@ -174,13 +219,40 @@ async def test_a_member_that_nobody_can_read_ends_no_leader(
         async with rogue:
 
             async def is_given(rogue: Rogue = rogue) -> bool:
-                await asyncio.sleep(0.05)
                 return bool(rogue.given)
 
             await until(is_given, 60)
             await until(has_all, 60)
         assert not any(rogue.given)
     assert bench.transport.failure is None
+
+
+async def test_a_group_that_is_planned_anew_tells_of_nobody(
+    secure_kafka: SecureKafka, benches: Benches
+) -> None:
+    """Its coordinator leaves out what members joined with; workers would be taken for strangers."""
+    group = await new_group(secure_kafka)
+    bench = await bench_of(secure_kafka, benches, group, peer_key=PeerKey(SECRET, ""))
+
+    await until(lambda: len(bench.transport.ready) == 2, 60)
+    rogue = Rogue(
+        secure_kafka.at["SECURE"], options_of(secure_kafka, "reader"), group, lambda _: b"\xff"
+    )
+    planned_anew = 0
+
+    async def is_given() -> bool:
+        nonlocal planned_anew
+        try:
+            found = await describe_group(bench.transport._consumer, group)
+        except RebalanceInProgressError:
+            planned_anew += 1
+        else:
+            assert b"" not in [one.joined for one in found]
+        return bool(rogue.given)
+
+    async with rogue:
+        await until(is_given, 60)
+    assert planned_anew
 
 
 @pytest.mark.parametrize(
@@ -209,7 +281,6 @@ async def test_a_worker_that_is_led_by_none_ends_with_its_reason(
     async with rogue:
 
         async def leads() -> bool:
-            await asyncio.sleep(0.05)
             return rogue.leads
 
         await until(leads, 60)
@@ -217,7 +288,6 @@ async def test_a_worker_that_is_led_by_none_ends_with_its_reason(
         bench = await bench_of(secure_kafka, benches, group, peer_key=key)
 
         async def has_failed() -> bool:
-            await asyncio.sleep(0.05)
             return bench.transport.failure is not None
 
         await until(has_failed, 60)
@@ -245,7 +315,6 @@ async def test_a_worker_that_has_not_the_secret_of_the_others_ends_with_that_rea
     leader = await bench_of(secure_kafka, benches, group, node="n1", peer_key=PeerKey(SECRET, ""))
 
     async def has_all() -> bool:
-        await asyncio.sleep(0.05)
         return len(leader.transport.ready) == 2
 
     await until(has_all, 60)
@@ -253,7 +322,6 @@ async def test_a_worker_that_has_not_the_secret_of_the_others_ends_with_that_rea
     late = await bench_of(secure_kafka, benches, group, node="n2", peer_key=key)
 
     async def has_failed() -> bool:
-        await asyncio.sleep(0.05)
         return late.transport.failure is not None
 
     await until(has_failed, 60)
@@ -278,7 +346,6 @@ async def test_workers_that_name_one_url_are_told(
     ]
 
     async def have_one_each() -> bool:
-        await asyncio.sleep(0.05)
         return [len(bench.transport.ready) for bench in made] == [1, 1]
 
     await until(have_one_each, 60)

@@ -22,6 +22,7 @@ from aiokafka.protocol.group import (
 
 from app.kafka.assignor import NAME, Member, Share
 from app.kafka.group_proof import GroupProof
+from tests.support.waiting import beats
 
 Partitions = Mapping[str, list[int]]
 SESSION_MS = 6_000
@@ -94,16 +95,17 @@ class Rogue:
     async def _send(self, request: Any) -> Any:
         # The first group of a broker has no coordinator until its topic is there.
         async with asyncio.timeout(30):
-            while not self._node:
+            async for _ in beats(0.1):
+                if self._node:
+                    break
                 with contextlib.suppress(GroupCoordinatorNotAvailableError):
                     self._node = await self._client.coordinator_lookup(
                         CoordinationType.GROUP, self._group
                     )
-                await asyncio.sleep(0.1)
         return await self._client.send(self._node, request)
 
     async def _stay(self) -> None:
-        while True:
+        async for _ in beats(0.1):
             protocols = [(NAME, self._metadata(self._member))]
             join = await self._send(
                 JoinGroupRequest(
@@ -112,7 +114,6 @@ class Rogue:
             )
             self._member = join.member_id if join.error_code in (0, 79) else ""
             if join.error_code:
-                await asyncio.sleep(0.1)
                 continue
             self.leads = join.leader_id == self._member
             members = [row[0] for row in join.members]
@@ -126,8 +127,7 @@ class Rogue:
 
     async def _beat(self, generation: int) -> None:
         """Be heard of until the group moves on."""
-        while True:
-            await asyncio.sleep(0.3)
+        async for _ in beats(0.3):
             beat = await self._send(HeartbeatRequest(self._group, generation, self._member))
             if beat.error_code:
                 return
