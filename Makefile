@@ -13,13 +13,15 @@ export POLARS_MAX_THREADS ?= 1
 # Processes of tests and workers share what one of them has compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup lock demo test fast chaos simulate simulate-rules lint format clean
+.PHONY: help setup lock demo test fast coverage bench chaos simulate simulate-rules lint format clean
 
 help:
 	@echo "make setup   make .venv with all that demo and test need"
 	@echo "make demo    run broker, worker and input; DEMO_SECONDS=20 makes it a check that ends"
 	@echo "make test    lint, types, import rules and every test"
 	@echo "make fast    the tests without brokers and servers"
+	@echo "make coverage        branches that these tests reach; COVERED='not slow and not server'"
+	@echo "make bench   the benchmarks there are; BENCH='throughput --smoke' runs one of them"
 	@echo "make chaos   let workers, brokers, Cassandra, a disk and a clock fail; MINUTES=10 SEED=any RATE=2000 AWAY=3600"
 	@echo "make simulate        kills, stops and loses simulated workers; SEEDS=20000 FIRST=1"
 	@echo "make simulate-rules  the same without each rule in turn, which must fail; SEEDS=400 FAILURES=1"
@@ -71,6 +73,16 @@ compiled: setup
 # No server, no broker, nothing that takes long: what to run after every change.
 fast: setup
 	@$(BIN)/python -m pytest $(PROCESSES) --numprocesses 2 -m "not slow and not server"
+
+# Which tests are counted; processes that they start are counted too, unless they are killed.
+COVERED ?= not server
+coverage: setup
+	@rm -rf .cache/coverage
+	@status=0; $(BIN)/python -m coverage run -m pytest $(PROCESSES) -m "$(COVERED)" || status=$$?; \
+	  $(BIN)/python -m coverage combine --quiet && $(BIN)/python -m coverage report; exit $$status
+
+bench: setup
+	@$(BIN)/python -m benchmarks $(or $(BENCH),--help)
 
 chaos: setup
 	@$(BIN)/python -m tests.chaos --minutes $(MINUTES) \

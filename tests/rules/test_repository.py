@@ -105,3 +105,10 @@ def test_the_changelog_has_the_form_of_keep_a_changelog() -> None:
         names = re.findall(r"^### (.+)$", part, re.MULTILINE)
         assert set(names) <= kinds
         assert len(set(names)) == len(names)
+
+
+def test_coverage_counts_every_package_and_nothing_else() -> None:
+    """A package that is renamed or added would be left out in silence."""
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]
+    packages = tools["setuptools"]["packages"]["find"]["include"]
+    assert sorted(tools["coverage"]["run"]["source"]) == sorted(one.rstrip("*") for one in packages)

@@ -27,7 +27,7 @@ async def test_the_protocol_follows_from_tls_and_login(settings: Settings, proto
     """Four ways to reach a broker; aiokafka takes the options of each."""
     options = kafka_options(settings)
     assert options["security_protocol"] == protocol
-    aiokafka.AIOKafkaProducer(bootstrap_servers="127.0.0.1:9092", **options)
+    await aiokafka.AIOKafkaProducer(bootstrap_servers="127.0.0.1:9092", **options).stop()
 
 
 def test_a_login_has_mechanism_name_and_password() -> None:
