@@ -140,7 +140,6 @@ def install(
     site.on_cleanup.append(handlers.close)
 
 
-
 def _clock_ms() -> int:
     return time.time_ns() // 1_000_000
 
