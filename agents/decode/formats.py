@@ -1,6 +1,7 @@
 """The record formats that there are: this is the one list of them.
 
-A format is a module beside this one that keeps ``record_format.py``, and an entry here.
+A format is a module beside this one that keeps ``record_format.py``, and an entry here. For the
+load generator ``app/load/writers.py`` writes it.
 """
 
 from __future__ import annotations
