@@ -9,7 +9,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from app.config.checks import is_loopback
+from app.config.loopback import is_loopback
 from app.config.options import settings_options
 from app.config.page import settings_table, with_table
 from app.config.settings import (

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_o
 
 import msgspec
 
+from app.config import archives
 from app.config.checks import relations
 from app.config.meanings import MEANINGS
 from app.host.printable import MASK
@@ -93,7 +94,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     pending_bytes_max: Positive = 256 * MIB
     disk_free_bytes_min: Annotated[int, msgspec.Meta(ge=0)] = 256 * MIB
 
-    archive: Literal["embedded", "cassandra"] = "embedded"
+    archive: str = "embedded"
     archive_folder: pathlib.Path = pathlib.Path("var/archive")
     early_emit_ms: Annotated[int, msgspec.Meta(ge=0, le=86_400_000)] = 10_000
     cassandra_hosts: tuple[str, ...] = ("127.0.0.1",)
@@ -309,6 +310,8 @@ def _convert(name: str, field: _Given) -> Any:
         if not isinstance(value, str | pathlib.Path) or not str(value):
             raise ValueError("a path")
         return pathlib.Path(value)
+    if name == "archive" and value not in archives.names():
+        raise ValueError(f"one of {', '.join(archives.names())}")
     if name == "cassandra_hosts":
         hosts = value.split(",") if isinstance(value, str) else value
         found = tuple(host.strip() for host in msgspec.convert(hosts, tuple[str, ...]))
