@@ -61,10 +61,10 @@ fast: setup
 	@$(BIN)/python -m pytest $(PROCESSES) --numprocesses 2 -m "not slow and not server"
 
 chaos: setup
-	@cd tests && PYTHONPATH=.:.. ../$(BIN)/python -m chaos --minutes $(MINUTES) \
+	@$(BIN)/python -m tests.chaos --minutes $(MINUTES) \
 	  $(if $(SEED),--seed $(SEED)) $(if $(RATE),--rate $(RATE)) $(if $(AWAY),--archive-away $(AWAY))
 
-SIMULATION = PYTHONPATH=.:tests $(BIN)/python -m simulation
+SIMULATION = $(BIN)/python -m tests.simulation
 simulate: setup
 	@$(SIMULATION) --seeds $(or $(SEEDS),20000) --first $(or $(FIRST),1) \
 	  --kinds $(or $(KINDS),pure impure)

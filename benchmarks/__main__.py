@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import importlib
 import os
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -368,8 +367,8 @@ def _cassandra_settings(cassandra: Any) -> dict[str, str]:
 
 
 def _servers() -> Any:
-    sys.path.insert(0, str(ROOT / "tests"))
-    return importlib.import_module("servers")  # the tests' own; it runs what Maven's jars hold
+    # The tests' own; it runs what Maven's jars hold.
+    return importlib.import_module("tests.support.servers")
 
 
 def _print(rows: Sequence[Any], columns: list[list[str]], *, as_json: bool) -> None:

@@ -233,7 +233,8 @@ def _is_utf8(data: bytes) -> bool:
 def _reason(message: str) -> str:
     """Return the reason that a validation error of msgspec stands for.
 
-    msgspec has no codes; ``tests/test_decode_formats.py`` fails when an upgrade changes its words.
+    msgspec has no codes; ``tests/unit/agents/decode/test_decode_formats.py`` fails when an upgrade
+    changes its words.
     """
     if message.startswith("Expected `object`"):
         return "json"

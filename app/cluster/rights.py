@@ -25,10 +25,10 @@ ROLES: dict[Role, str] = {
     "start-over": "`map start-over`",
     "verify": "`verify`",
     "deadletters": "`deadletters`, replays among them",
-    "producer": "`generate`; `replay` and an own producer need Write alone",
-    "reader": "who follows feeds",
+    "producer": "`generate`; `replay` and producers of your own need Write alone",
+    "reader": "programs that follow feeds",
 }
-"""Who needs rights, in words."""
+"""The holders of rights, in words."""
 
 _TOPICS: dict[Role, dict[TopicKind, tuple[Operation, ...]]] = {
     "worker": {

@@ -1,10 +1,10 @@
 """The one place that touches private names of aiokafka: what was fetched, and the group's state.
 
-aiokafka is pinned; ``tests/test_aiokafka_private.py`` fails when an upgrade changes a name used
-here. ``Fetched.drain`` replaces ``getmany()``, which makes one ConsumerRecord object per record,
-with the same order of checks: a result that is no longer wanted is removed, an error is removed and
-raised, a position moves only past what was taken. It never waits, so a drain and the hand-over of
-its runs are one step.
+aiokafka is pinned; ``tests/contract/test_aiokafka_private.py`` fails when an upgrade changes a name
+used here. ``Fetched.drain`` replaces ``getmany()``, which makes one ConsumerRecord object per
+record, with the same order of checks: a result that is no longer wanted is removed, an error is
+removed and raised, a position moves only past what was taken. It never waits, so a drain and the
+hand-over of its runs are one step.
 """
 
 # ruff: noqa: SLF001 - private names are what this file is for

@@ -2,7 +2,7 @@
 
 aiokafka takes what other members of a group say as it comes: one that says nothing it can read ends
 the leader, and a leader that plans nothing it can read ends everybody, without a word of who it is.
-``tests/test_aiokafka_private.py`` fails when an upgrade changes a name used here.
+``tests/contract/test_aiokafka_private.py`` fails when an upgrade changes a name used here.
 """
 
 # ruff: noqa: SLF001 - private names are what this file is for

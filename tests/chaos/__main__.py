@@ -1,4 +1,4 @@
-"""``python -m chaos --minutes 10``: three brokers, Cassandra and workers, all of which die."""
+"""``python -m tests.chaos --minutes 10``: brokers, Cassandra and workers, all of which die."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import click
-from chaos.arena import MAP_FILE, Arena, SmallDisk
-from chaos.faults import LONG, archive_away_for, freeze
-from chaos.run import ROUND_SECONDS, Verdict, run
-from kafka_cluster import KafkaCluster
-from servers import CassandraServer, why_missing
-from workers import Cluster
+
+from tests.chaos.arena import MAP_FILE, Arena, SmallDisk
+from tests.chaos.faults import LONG, archive_away_for, freeze
+from tests.chaos.run import ROUND_SECONDS, Verdict, run
+from tests.support.cluster import Cluster
+from tests.support.kafka_cluster import KafkaCluster
+from tests.support.servers import CassandraServer, why_missing
 
 KEYSPACE = "chaos"
 PENDING_BYTES_MAX = 4 << 20
@@ -94,4 +95,4 @@ async def _run(folder: Path, seed: int, plan: Sequence[Any]) -> Verdict:
 
 
 if __name__ == "__main__":
-    command(prog_name="python -m chaos")
+    command(prog_name="python -m tests.chaos")

@@ -17,12 +17,11 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from servers import CassandraServer, KafkaServer
-from workers import Cluster, Worker
-
 from app.host.children import start_child, stop_child
+from tests import ROOT
+from tests.support.cluster import Cluster, Worker
+from tests.support.servers import CassandraServer, KafkaServer
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 MAP_FILE = Path(__file__).with_name("map.toml")
 WORKERS_MIN, WORKERS_MAX = 2, 4
 SUPERVISE_SECONDS = 0.3

@@ -10,9 +10,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import click
-from chaos.arena import WORKERS_MAX, WORKERS_MIN, Arena, SmallDisk
-from support import until
-from workers import SESSION_MS, Worker
+
+from tests.chaos.arena import WORKERS_MAX, WORKERS_MIN, Arena, SmallDisk
+from tests.support.cluster import SESSION_MS, Worker
+from tests.support.common import until
 
 AWAY_SECONDS = 12.0
 FILL_AFTER_SECONDS = 10.0

@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import manifests
-from chaos.arena import Arena
-from chaos.faults import Fault
+from tests.chaos.arena import Arena
+from tests.chaos.faults import Fault
+from tests.support import manifests
 
 ROUND_SECONDS = 120.0
 STANDSTILL_SECONDS_MAX = 120

@@ -10,7 +10,8 @@ import dataclasses
 from collections.abc import Iterator
 
 import msgspec
-from simulation.log import PartitionLog
+
+from tests.simulation.log import PartitionLog
 
 
 @dataclasses.dataclass(frozen=True)

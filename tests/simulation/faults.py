@@ -14,9 +14,8 @@ import random
 from collections.abc import Callable
 from typing import TypeVar
 
-from simulation.loop import SimulatedLoop
-
 from tables.model.errors import OutcomeUnknownError, TreasureMapError
+from tests.simulation.loop import SimulatedLoop
 
 Result = TypeVar("Result")
 

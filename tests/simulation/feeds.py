@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 
-from simulation.log import SimulatedLog
-from simulation.sink import Row, SimulatedArchive, Value
-from simulation.workload import Workload
-
 from client.feed import FeedCell, Versions, decode_record
 from tables.model.keyhash import key_hash
 from tables.model.layer import Layer
+from tests.simulation.log import SimulatedLog
+from tests.simulation.sink import Row, SimulatedArchive, Value
+from tests.simulation.workload import Workload
 
 Check = Callable[[Row, int, Value], str | None]
 """Returns what is wrong with a value of a row at a version."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from simulation.faults import Faults
-from support import StoredRecord
-
 from tables.model.errors import OffsetGoneError, OutcomeUnknownError
+from tests.simulation.faults import Faults
+from tests.support.common import StoredRecord
 
 APPEND_TIME_MS = 2_000_000_000_000
 

@@ -16,17 +16,17 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import polars as pl
-from simulation.cuts import Cuts, cuts_of, uncut
-from simulation.feeds import check_feeds
-from simulation.log import PartitionLog, SimulatedLog
-from simulation.revisions import RAW
-from simulation.sink import Row, SimulatedArchive, Value
-from simulation.source import NEVER, Histories, SourceFold, Step, added, folded_as
-from simulation.workload import Workload
 
 from tables.model.keyhash import key_hash
 from tables.model.layer import Layer, Map
 from tables.state.contribution import decode_contribution
+from tests.simulation.cuts import Cuts, cuts_of, uncut
+from tests.simulation.feeds import check_feeds
+from tests.simulation.log import PartitionLog, SimulatedLog
+from tests.simulation.revisions import RAW
+from tests.simulation.sink import Row, SimulatedArchive, Value
+from tests.simulation.source import NEVER, Histories, SourceFold, Step, added, folded_as
+from tests.simulation.workload import Workload
 
 NEVER_ENDS = 2**62
 

@@ -7,10 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from simulation.log import PartitionLog
-from simulation.worker import Worker
-from simulation.world import World
-
 from agents.partition.owner import Owner
 from agents.partition.recovery import Recovery
 from tables.model import ledger
@@ -20,6 +16,9 @@ from tables.state.journal import Identity, decode_entry, identity_of
 from tables.state.layer_table import NEVER_ENDS_MS, BlockWrite
 from tables.state.partition_meta import Meta
 from tables.state.partition_state import PartitionState
+from tests.simulation.log import PartitionLog
+from tests.simulation.worker import Worker
+from tests.simulation.world import World
 
 T = TypeVar("T")
 

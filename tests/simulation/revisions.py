@@ -12,7 +12,6 @@ import random
 from collections.abc import Sequence
 
 import msgspec
-from support import EVENTS
 
 from tables.model.layer import (
     Accumulator,
@@ -27,6 +26,7 @@ from tables.model.layer import (
     Source,
 )
 from tables.model.window import Window
+from tests.support.common import EVENTS
 
 RAW = "events.raw"
 BY_KEY = (KeyField("k", "string"),)

@@ -9,8 +9,6 @@ from typing import Any
 
 import msgspec
 import polars as pl
-from simulation.rules import Patch, rule
-from simulation.stores import SimulatedStore
 
 import agents.fold.layers
 import agents.ingest
@@ -26,6 +24,8 @@ from tables.model.layer import Layer
 from tables.state.journal import Delta, Identity, decode_entry, encode_entry, identity_of
 from tables.state.layer_table import NEVER_MS
 from tables.state.partition_state import PartitionState
+from tests.simulation.rules import Patch, rule
+from tests.simulation.stores import SimulatedStore
 
 _apply_delta = PartitionState._apply_delta
 _append = LogPartitionIO.append

@@ -8,9 +8,6 @@ from unittest import mock
 
 import msgspec
 import polars as pl
-from simulation.loop import PROCESS
-from simulation.rules import Patch, rule
-from simulation.sink import Row, SimulatedArchive, Value
 
 import agents.partition.emitter
 from agents.fold.gather import Gatherer
@@ -26,6 +23,9 @@ from tables.state.journal import Announcement, Delta
 from tables.state.layer_table import NEVER_MS
 from tables.state.partition_state import PartitionState
 from tables.state.rollup_table import RollupTable
+from tests.simulation.loop import PROCESS
+from tests.simulation.rules import Patch, rule
+from tests.simulation.sink import Row, SimulatedArchive, Value
 
 _claim = Owner.claim
 _compose = Owner._compose

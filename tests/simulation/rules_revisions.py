@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import polars as pl
-from simulation.rules import Patch, rule
 
 from agents.fold.dedupe import Deduper
 from tables.model.layer import Layer
@@ -15,6 +14,7 @@ from tables.state.id_table import IdTable
 from tables.state.journal import Claim, Delta
 from tables.state.layer_table import NEVER_MS, LayerTable
 from tables.state.partition_state import PartitionState
+from tests.simulation.rules import Patch, rule
 
 _find = Deduper.find
 _keep = IdTable.keep

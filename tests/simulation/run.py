@@ -7,11 +7,11 @@ import dataclasses
 import logging
 import random
 
-from simulation.oracle import Oracle
-from simulation.readers import check_ledgers, check_readers, complete_of
-from simulation.rules import Rule
-from simulation.stores import Stores
-from simulation.world import Statistics, World, prepared
+from tests.simulation.oracle import Oracle
+from tests.simulation.readers import check_ledgers, check_readers, complete_of
+from tests.simulation.rules import Rule
+from tests.simulation.stores import Stores
+from tests.simulation.world import Statistics, World, prepared
 
 FAILURES_MAX = 5
 MISFITS = ("TypeError", "AttributeError", "NameError", "KeyError", "ValueError")

@@ -6,13 +6,13 @@ import math
 from typing import Any
 
 import polars as pl
-from simulation.faults import Faults
 
 from tables.archive.identity import History
 from tables.archive.protocol import CellRange
 from tables.model.cost import QueryCost
 from tables.model.errors import ArchiveError
 from tables.model.layer import Layer, Map
+from tests.simulation.faults import Faults
 
 Row = tuple[str, tuple[Any, ...], int, int]
 """Layer, key, window start, source partition."""

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from simulation.cuts import Cuts
-from simulation.sink import Row, Value
-from simulation.workload import Event, Workload
-
 from tables.model.layer import Layer
+from tests.simulation.cuts import Cuts
+from tests.simulation.sink import Row, Value
+from tests.simulation.workload import Event, Workload
 
 NEVER = -(2**62)
 GONE = 0.5

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import rocksdict
-from simulation.loop import PROCESS, Process
 
 from tables.state.store import PartitionStore
+from tests.simulation.loop import PROCESS, Process
 
 Contents = dict[bytes, bytes]
 

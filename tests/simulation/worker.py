@@ -8,18 +8,17 @@ import random
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from simulation.faults import Faults
-from simulation.log import SimulatedLog
-from simulation.loop import SimulatedLoop
-from simulation.sink import SimulatedArchive
-from support import run_of
-
 from agents.ingest import Ingest
 from agents.partition.owners import PartitionManager
 from agents.rollup import Rollup
 from tables.model.errors import FencedError, OutcomeUnknownError
 from tables.model.layer import Map
 from tables.record.chunk import Chunk, Run
+from tests.simulation.faults import Faults
+from tests.simulation.log import SimulatedLog
+from tests.simulation.loop import SimulatedLoop
+from tests.simulation.sink import SimulatedArchive
+from tests.support.common import run_of
 
 Key = tuple[str, int]
 

@@ -1,9 +1,9 @@
 """The archive in Cassandra, for any number of workers: a table a layer, the latest write wins.
 
-With the modules ``tables.archive_*`` that are named in tests/test_tidy.py the only one that imports
-the Cassandra driver, which comes with the extra ``cassandra``. The driver answers in threads of its
-own; answers cross to the event loop by ``call_soon_threadsafe``, and calls that wait (connect,
-schema, prepare, shutdown) run in a thread.
+With the modules ``tables.archive_*`` that are named in tests/rules/test_tidy.py the only one that
+imports the Cassandra driver, which comes with the extra ``cassandra``. The driver answers in
+threads of its own; answers cross to the event loop by ``call_soon_threadsafe``, and calls that wait
+(connect, schema, prepare, shutdown) run in a thread.
 """
 
 from __future__ import annotations
