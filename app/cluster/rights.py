@@ -68,7 +68,7 @@ class Right:
 
 
 def rights_of(themap: Map, role: Role, group: str) -> list[Right]:
-    """Return what a role must be allowed on Kafka.
+    """Return the rights that a role must have on Kafka.
 
     Args:
         themap: the map.
@@ -87,7 +87,7 @@ def rights_of(themap: Map, role: Role, group: str) -> list[Right]:
 
 
 def checks_of(themap: Map, role: Role) -> list[Right]:
-    """Return what a role should be allowed besides, so that it need not warn."""
+    """Return the further rights that a role should have, so that it need not warn."""
     kinds = _CHECKED.get(role, ())
     specs = topics_of(themap, replication=1)
     return [Right("topic", one.name, ("DescribeConfigs",)) for one in specs if one.kind in kinds]
@@ -115,7 +115,7 @@ def quoted(text: str) -> str:
 
 
 class RightsError(TreasureMapError):
-    """A user may not what it must; lists all.
+    """A user lacks rights; lists all of them.
 
     Attributes:
         problems: one line each.
@@ -125,6 +125,6 @@ class RightsError(TreasureMapError):
         self.problems = problems
         lines = "\n".join(f"  - {problem}" for problem in problems)
         super().__init__(
-            f"{cannot}: {len(problems)} right(s) are missing; `python -m app map acl` prints what"
-            f" {ROLES[role]} needs\n{lines}"
+            f"{cannot}: {len(problems)} right(s) are missing; `python -m app map acl` prints the"
+            f" rights of {ROLES[role]}\n{lines}"
         )

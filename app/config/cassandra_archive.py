@@ -84,9 +84,9 @@ class CassandraKind:
 
 
 def _grants(tables: Iterable[str], role: str, user: str, keyspace: str) -> Iterator[str]:
-    """Yield CQL that grants a role of Cassandra what it must be allowed on these tables.
+    """Yield CQL that grants a role of Cassandra the rights that it needs on these tables.
 
-    ``map apply`` may make what is missing; all others find tables as they are.
+    ``map apply`` may make missing tables; all others use the tables as they are.
     """
     name = '"' + user.replace('"', '""') + '"'
     for permission in _KEYSPACE.get(role, ()):

@@ -1,6 +1,6 @@
 """Bad input of every kind that a worker must count and set aside (docs/formats/records.md).
 
-A kind takes the place of one event. Where it is made depends on what it breaks:
+A kind takes the place of one event. The place at which it is made depends on the broken part:
 
     row      a value of the event, before it is encoded: any form can say it
     line     the event's JSON text
@@ -62,7 +62,7 @@ class Sample:
 class Bad:
     """One kind of bad input.
 
-    ``counted`` is where the ledger counts it: ``malformed.json``, ``events.future``,
+    ``counted`` is its column of the ledger: ``malformed.json``, ``events.future``,
     ``records.tombstone``, ``unreadable.arrow``. ``make`` gives, by ``place``: a column and the
     value it gets; the line; the record's value and headers. It gives None if the event, or the
     whole source, has nothing that could be broken so. ``suits`` says whether a format can have it.
@@ -95,7 +95,7 @@ class Deck:
         self._rounds = {writer.name: self._kinds(writer) for writer in writers.WRITERS}
 
     def draw(self, form: str, sample: Sample) -> tuple[Bad, Any]:
-        """Return the next kind that a format and ``sample`` allow, and what it makes of it."""
+        """Return the next kind that a format and ``sample`` allow, and the bad input it makes."""
         for bad in self._rounds[form]:
             made = bad.make(sample)
             if made is not None:

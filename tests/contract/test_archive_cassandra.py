@@ -38,7 +38,7 @@ from tests.support.cassandra_rows import (
     settings_of,
     times,
 )
-from tests.support.common import until
+from tests.support.waiting import until
 
 archive_cluster = pytest.importorskip("tables.archive.cassandra.cluster")
 archive_driver = pytest.importorskip("tables.archive.cassandra.driver")
@@ -303,7 +303,7 @@ async def test_an_archive_closed_while_it_opens_says_so(cassandra: tuple[str, in
     for step in range(6):
         archive = archive_cassandra.CassandraArchive(settings)
         opening = asyncio.create_task(archive.open(themap))
-        await asyncio.sleep(step * 0.08)
+        await asyncio.wait({opening}, timeout=step * 0.08)
         await archive.close()
         try:
             await opening
@@ -419,14 +419,14 @@ def keyspace() -> str:
 
 
 async def _until_done(archive: Any, frame: pl.DataFrame) -> None:
-    async with asyncio.timeout(90):
-        while True:
-            try:
-                await archive.write(LAYER, frame, times(frame))
-            except ArchiveError:
-                await asyncio.sleep(0.1)  # the driver reconnects at its own pace
-            else:
-                return
+    async def is_taken() -> bool:
+        try:
+            await archive.write(LAYER, frame, times(frame))
+        except ArchiveError:
+            return False  # the driver reconnects at its own pace
+        return True
+
+    await until(is_taken, 90)
 
 
 @pytest.mark.cassandra

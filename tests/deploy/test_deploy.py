@@ -19,7 +19,7 @@ import zipfile
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jsonschema
 import pytest
@@ -32,8 +32,8 @@ from app.mapfile.load import load_map
 from tables.model.errors import SettingError
 from tests.support import servers
 from tests.support.cluster import Worker
-from tests.support.common import small_map, until
-from tests.support.compose_file import ROOT, environment, load_compose
+from tests.support.common import small_map
+from tests.support.compose_file import ROOT, environment, load_compose, published_schema
 from tests.support.deploy_support import (
     STOP_SECONDS,
     WEB_TOKEN,
@@ -43,6 +43,7 @@ from tests.support.deploy_support import (
     parse_command,
     project,
 )
+from tests.support.waiting import until
 from tests.support.web_support import served
 
 HEALTHCHECK = ROOT / "deploy" / "healthcheck.py"
@@ -55,16 +56,9 @@ OURS = ("apply", "worker", "generator")
 # Compose
 
 
-def compose_schema() -> dict[str, Any]:
-    """Return the schema of the Compose Specification, as check-jsonschema carries it."""
-    files = metadata.files("check-jsonschema") or []
-    (path,) = [file for file in files if file.name == "compose-spec.json"]
-    return cast("dict[str, Any]", json.loads(path.read_text("utf-8")))
-
-
 def test_the_compose_file_is_one_by_the_published_schema() -> None:
     """And the schema refuses a file with a field it does not know."""
-    validator = jsonschema.Draft202012Validator(compose_schema())
+    validator = jsonschema.Draft202012Validator(published_schema("compose-spec"))
     compose = load_compose()
     assert [error.message for error in validator.iter_errors(compose)] == []
     compose["services"]["worker"]["replica"] = 3
@@ -230,7 +224,7 @@ def test_the_image_gets_exactly_the_packages_that_a_worker_needs() -> None:
     (expression,) = re.findall(r"sed '/(\^.*?)/,\$d'", " ".join(arguments_of("RUN")))
     lines = (ROOT / "requirements.lock").read_text().splitlines()
     (end,) = [number for number, line in enumerate(lines) if re.search(expression, line)]
-    pins = [line.partition("==")[0] for line in lines[:end] if line and line[0] != "#"]
+    pins = [line.partition("==")[0] for line in lines[:end] if "==" in line]
     declared = project()["project"]
     extras = declared["optional-dependencies"]
     asked = [*declared["dependencies"], *extras["cassandra"], *extras["verify"]]

@@ -14,8 +14,9 @@ import pytest
 from tables.archive.protocol import CellRange
 from tables.model.errors import QueryError
 from tests.support.cassandra_rows import BUCKET_MS, HOUR_MS, LAYER, map_of, rows, settings_of, times
-from tests.support.common import flight, until
+from tests.support.common import flight
 from tests.support.station_support import SECONDS_MAX, Process, apply
+from tests.support.waiting import until
 
 archive_cassandra = pytest.importorskip("tables.archive.cassandra.archive")
 archive_pages = pytest.importorskip("tables.archive.cassandra.pages")
@@ -74,7 +75,7 @@ async def test_reads_that_are_given_up_leave_room_for_others(cassandra: tuple[st
         await asyncio.wait([reading], timeout=SECONDS_MAX)
         assert reading.done()
     assert (await archive.read(LAYER, everything)).height == frame.height
-    await until(lambda: asyncio.sleep(0, archive._reading._value == 4), SECONDS_MAX)
+    await until(lambda: archive._reading._value == 4, SECONDS_MAX)
     await archive.close()
 
 

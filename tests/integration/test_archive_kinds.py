@@ -12,19 +12,17 @@ from click.testing import CliRunner
 
 from app.commands.map import command
 from app.config import archives
-from tests.support.common import flight, until
+from tests.support.common import flight
 from tests.support.memory_archive import MemoryKind
 from tests.support.station_support import HOUR_MS, MAP, SECONDS_MAX, Process, apply
+from tests.support.waiting import until
 
 WORKER = """
-import sys
-sys.path.insert(0, "tests")
-from memory_archive import MemoryKind
 from app.config import archives
-from app.config.meanings import MEANINGS
 from app.config.settings import load_settings
 from app.runtime.wiring import build
 from app.runtime.worker_process import WorkerProcess
+from tests.support.memory_archive import MemoryKind
 
 archives.ARCHIVES = (*archives.ARCHIVES, MemoryKind())
 WorkerProcess(build(load_settings()), loglevel="INFO").execute_from_commandline()

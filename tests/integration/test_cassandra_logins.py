@@ -9,9 +9,10 @@ import pytest
 
 from tables.model.errors import ArchiveError
 from tests.support import servers
-from tests.support.common import small_map, until
+from tests.support.common import small_map
 from tests.support.reset_proxy import ResetProxy
 from tests.support.secure_servers import SecureCassandra, checks
+from tests.support.waiting import stays, until
 
 archive_cassandra = pytest.importorskip("tables.archive.cassandra.archive")
 
@@ -42,7 +43,6 @@ async def test_a_node_that_refused_a_login_is_used_again_once_it_takes_it(
         try:
             await archive.check()
         except ArchiveError:
-            await asyncio.sleep(0.5)
             return False
         return True
 
@@ -56,8 +56,7 @@ async def test_a_node_that_refused_a_login_is_used_again_once_it_takes_it(
         proxy.reset()
         await until(refuses, 30)
         # Long enough that each connection has been tried again, and refused.
-        await asyncio.sleep(5)
-        assert await refuses()
+        await stays(refuses, 5)
         await run(f"ALTER ROLE {name} WITH PASSWORD = '{PASSWORD}'")
         await until(answers, 60)
         await archive.close()

@@ -30,11 +30,12 @@ from tables.model.layer import Accumulator
 from tests.support import servers
 from tests.support.cassandra_rows import LAYER, map_of, rows, times
 from tests.support.cluster import ROOT
-from tests.support.common import flight, until
+from tests.support.common import flight
 from tests.support.pki import Authority, Certificate
 from tests.support.reset_proxy import ResetProxy
 from tests.support.secure_servers import SecureCassandra, checks
 from tests.support.station_support import HOUR_MS, SECONDS_MAX, Process, apply, last_words, unready
+from tests.support.waiting import stays, until
 
 archive_cassandra = pytest.importorskip("tables.archive.cassandra.archive")
 wipe = pytest.importorskip("tables.archive.cassandra.wipe")
@@ -514,16 +515,6 @@ def archived(worker: Process, layer: str) -> Callable[[], Awaitable[bool]]:
     return there
 
 
-async def stays(condition: Callable[[], Awaitable[bool]], seconds: float) -> bool:
-    """Return whether a condition holds all the time for so long."""
-    end_s = time.monotonic() + seconds
-    while time.monotonic() < end_s:
-        if not await condition():
-            return False
-        await asyncio.sleep(0.05)
-    return True
-
-
 @pytest.mark.cassandra
 @pytest.mark.slow
 async def test_a_worker_is_not_ready_while_its_writes_are_refused(
@@ -548,7 +539,7 @@ async def test_a_worker_is_not_ready_while_its_writes_are_refused(
     await until(refused, SECONDS_MAX)
     node.run(f"GRANT MODIFY ON TABLE {space}.{worker.map_name}_day TO worker")
     await until(archived(worker, "day"), SECONDS_MAX)
-    assert await stays(refused, 5)
+    await stays(refused, 5)
     _, state = await worker.get("/readyz")
     log.info("%s", state["reasons"])
     (reason,) = (r for r in state["reasons"] if r.startswith("the archive refuses since "))

@@ -15,7 +15,7 @@ from aiokafka import AIOKafkaProducer
 from client.query import QueryClient
 from tables.record.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
 from tests.support.cluster import Cluster, Worker
-from tests.support.common import until
+from tests.support.waiting import until
 
 MAP_TEXT = """
 revision = {revision}

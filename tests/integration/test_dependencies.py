@@ -11,8 +11,9 @@ import pytest
 from app.cluster.topics import apply_topics
 from app.mapfile.load import load_map
 from tests.support import servers
-from tests.support.common import flight, until
+from tests.support.common import flight
 from tests.support.station_support import HOUR_MS, SECONDS_MAX, Process, unready
+from tests.support.waiting import stays, until
 
 WARNINGS_OF_AN_OUTAGE_MAX = 30
 """First and last lines of what a library tells in some way each, and our own two."""
@@ -58,7 +59,7 @@ async def test_a_worker_whose_kafka_is_away_is_not_ready_until_it_is_back(
     assert (await worker.get("/livez"))[0] == 200
     status, answer = await worker.get(f"/v1/layers/hour/cells?from={HOUR_MS}&to={2 * HOUR_MS}")
     assert (status, len(answer["cells"])) == (200, 1)
-    await asyncio.sleep(5)
+    await stays(unready(worker, "Kafka does not answer since "), 5)
     await asyncio.to_thread(start)
     await worker.ready()
     await worker.send(raw, (0, flight(HOUR_MS + 1)))
@@ -90,7 +91,7 @@ async def test_a_worker_whose_cassandra_is_away_is_not_ready_until_it_is_back(
     raw = f"{worker.map_name}.raw"
     await worker.send(raw, *((p, flight(at * HOUR_MS)) for p in (0, 1) for at in (0, 5, 9)))
     await until(folded(worker, 6), SECONDS_MAX)
-    await asyncio.sleep(5)
+    await stays(unready(worker, "the archive does not answer since "), 5)
     await asyncio.to_thread(cassandra.start)
     await worker.ready()
 

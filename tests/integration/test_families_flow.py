@@ -22,7 +22,7 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from tests.support.cluster import Cluster, Worker
-from tests.support.common import until
+from tests.support.waiting import beats, until
 
 MAP = """
 revision = 1
@@ -78,6 +78,7 @@ SPEED = 20
 
 REGIONS = ("north", "south", "west")
 SECONDS = 28.0
+LOAD_S_MAX = 4 * SECONDS
 
 
 @dataclasses.dataclass(slots=True)
@@ -97,13 +98,18 @@ class Load:
         self.rng = rng
         self.log: list[dict[int, dict[str, Any]]] = [{} for _ in range(4)]
         self.now_ms = START_MS
+        self.share = 0.0
 
     async def run(self, brokers: str, seconds: float) -> None:
         """Write some hundred events a second, then heartbeats by way of late nothing."""
         loop = asyncio.get_running_loop()
         started = loop.time()
         async with AIOKafkaProducer(bootstrap_servers=brokers, linger_ms=5) as producer:
-            while (elapsed := loop.time() - started) < seconds:
+            async for _ in beats(0.02):
+                elapsed = loop.time() - started
+                self.share = elapsed / seconds
+                if elapsed >= seconds:
+                    return
                 self.now_ms = START_MS + int(elapsed * 1_000 * SPEED)
                 sent = []
                 for _ in range(self.rng.randint(1, 12)):
@@ -115,7 +121,6 @@ class Load:
                 for event, future in sent:
                     told = await future
                     self.log[told.partition][told.offset] = event
-                await asyncio.sleep(0.02)
 
     def _event(self) -> dict[str, Any]:
         late_ms = self.rng.choice([0] * 8 + [4_000, 30_000])
@@ -159,7 +164,7 @@ async def ask(workers: list[Worker], load: Load, rng: random.Random, told: list[
     """Ask one worker after the other, for as long as the load runs."""
     timeout = aiohttp.ClientTimeout(total=15)
     async with aiohttp.ClientSession(timeout=timeout) as session:
-        while True:
+        async for _ in beats(lambda: rng.random() * 0.05):
             family = rng.choice(["orders", "payments"])
             words = some_words(rng, load.now_ms)
             url = f"{rng.choice(workers).url}/v1/families/{family}/cells"
@@ -172,7 +177,6 @@ async def ask(workers: list[Worker], load: Load, rng: random.Random, told: list[
                         told.append(Told(family, words, body))
             except (aiohttp.ClientError, TimeoutError):
                 pass  # it was killed, or has not started yet
-            await asyncio.sleep(rng.random() * 0.05)
 
 
 def expected(log: list[list[tuple[int, dict[str, Any]]]], one: Told) -> list[dict[str, Any]]:
@@ -234,13 +238,13 @@ async def test_every_exact_answer_is_the_truth_while_workers_come_and_go(
             for i in range(3)
         ]
         loading = asyncio.create_task(load.run(kafka, SECONDS))
-        await asyncio.sleep(SECONDS * 0.2)
+        await until(lambda: load.share > 0.2, LOAD_S_MAX)
         cluster.add()
-        await asyncio.sleep(SECONDS * 0.2)
+        await until(lambda: load.share > 0.4, LOAD_S_MAX)
         first[0].signal(signal.SIGKILL)
-        await asyncio.sleep(SECONDS * 0.15)
+        await until(lambda: load.share > 0.55, LOAD_S_MAX)
         first[0].start()
-        await asyncio.sleep(SECONDS * 0.15)
+        await until(lambda: load.share > 0.7, LOAD_S_MAX)
         assert await first[1].stop_aside() == 0
         await loading
         quiet_from = len(told)

@@ -15,7 +15,7 @@ from aiokafka import AIOKafkaProducer
 
 from client import FeedCell, Follower, QueryClient, follow
 from tests.support.cluster import Cluster
-from tests.support.common import until
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 

@@ -19,8 +19,9 @@ from tables.model.layer import Layer
 from tables.query.feed_records import feed_records
 from tables.state.cell import cell_schema
 from tests import ROOT
-from tests.support.common import HOUR_MS, dataclasses_replace, small_map, until
+from tests.support.common import HOUR_MS, dataclasses_replace, small_map
 from tests.support.servers import free_ports
+from tests.support.waiting import until
 
 HOUR = small_map().layer("hour")
 

@@ -13,7 +13,7 @@ import pytest
 from app.load.plan import MAP_FILE
 from tests.support import manifests
 from tests.support.cluster import Cluster
-from tests.support.common import until
+from tests.support.waiting import until
 
 
 async def letters(brokers: str, topic: str, partitions: int) -> Counter[str]:

@@ -13,7 +13,7 @@ from app.config.settings import load_settings
 from app.kafka.batch_producer import BatchProducer
 from app.verify import verify
 from tests.support.cluster import Cluster, Worker
-from tests.support.common import until
+from tests.support.waiting import until
 
 MAP_TEXT = """
 revision = {revision}

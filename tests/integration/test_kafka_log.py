@@ -7,7 +7,7 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Container, Iterator
+from collections.abc import AsyncIterator, Container, Iterator
 from typing import Any
 
 import pytest
@@ -21,6 +21,7 @@ from app.kafka.batch_producer import BatchProducer
 from app.kafka.log import KafkaLog
 from tables.model.errors import OffsetGoneError, OutcomeUnknownError, TreasureMapError
 from tests.support import servers
+from tests.support.waiting import thread_states, until
 
 RECORD_BYTES_MAX = 4_000_000
 DEADLINE_S = 2.0
@@ -327,26 +328,26 @@ async def test_no_broker_is_named_with_what_to_do() -> None:
 @pytest.fixture(params=["embedded", pytest.param("kafka", marks=pytest.mark.kafka)])
 def pausable(
     request: pytest.FixtureRequest,
-) -> Iterator[tuple[str, Callable[[signal.Signals], None]]]:
-    """Run a broker that nobody else uses meanwhile; give its address and what signals it."""
+) -> Iterator[tuple[str, int]]:
+    """Run a broker that nobody else uses meanwhile; give its address and its process."""
     if request.param == "embedded":
         with EmbeddedBroker() as broker:
             assert broker.pid is not None
             pid = broker.pid
-            yield broker.bootstrap, lambda number: os.kill(pid, number)
+            yield broker.bootstrap, pid
             # In order it would wait for connections that a stopped log has given up.
             os.kill(pid, signal.SIGKILL)
         return
     server: servers.KafkaServer = request.getfixturevalue("kafka_server")
-    yield server.bootstrap, lambda number: os.kill(server.pid, number)
+    yield server.bootstrap, server.pid
 
 
 @pytest.mark.parametrize("repeatable", [(), EveryTopic()], ids=["by aiokafka", "soon"])
 async def test_a_broker_that_stops_answering_leaves_outcomes_unknown(
-    pausable: tuple[str, Callable[[signal.Signals], None]], repeatable: Container[str]
+    pausable: tuple[str, int], repeatable: Container[str]
 ) -> None:
     """Appends, reads and bounds end within their deadlines; later all is as if they were late."""
-    brokers, send_signal = pausable
+    brokers, pid = pausable
     topic = await topic_on(brokers)
     log, stopped = (
         KafkaLog(
@@ -362,9 +363,9 @@ async def test_a_broker_that_stops_answering_leaves_outcomes_unknown(
     await stopped.start()
     first = await log.append(topic, 0, b"first", ())
     await stopped.append(topic, 0, b"second", ())
-    send_signal(signal.SIGSTOP)
+    os.kill(pid, signal.SIGSTOP)
     # All threads of a process are stopped soon after, not at once.
-    await asyncio.sleep(0.1)
+    await until(lambda: set(thread_states(pid)) == {"T"})
     async with asyncio.timeout(ANSWER_SECONDS_MAX):
         outcomes = await asyncio.gather(
             log.append(topic, 0, b"unknown", ()),
@@ -383,7 +384,7 @@ async def test_a_broker_that_stops_answering_leaves_outcomes_unknown(
         await stopped.stop()
     with pytest.raises(OutcomeUnknownError, match="ProducerClosed"):
         await stopped.append(topic, 0, b"after", ())
-    send_signal(signal.SIGCONT)
+    os.kill(pid, signal.SIGCONT)
     last = await _append_until_taken(log, topic, b"last")
     records = await log.read(topic, 0, first, last + 1)
     values = [record.value for record in records]
@@ -411,18 +412,21 @@ async def test_a_long_read_goes_on_as_long_as_records_come(
     for number in range(6):
         await log.append(topic, 0, b"%d" % number, ())
     original = AIOKafkaConsumer.getmany
+    loop = asyncio.get_running_loop()
+    clock, ahead_s = loop.time, 0.0
+    monkeypatch.setattr(loop, "time", lambda: clock() + ahead_s)
 
     async def slowly(
         self: AIOKafkaConsumer, *keys: TopicPartition, timeout_ms: int, max_records: int
     ) -> Any:
+        nonlocal ahead_s
         assert max_records > 0
-        await asyncio.sleep(0.3)
+        ahead_s += 0.6
         return await original(self, *keys, timeout_ms=timeout_ms, max_records=1)
 
     monkeypatch.setattr(AIOKafkaConsumer, "getmany", slowly)
-    began = time.monotonic()
     records = await log.read(topic, 0, 0, 6)
-    assert time.monotonic() - began > 1.0
+    assert ahead_s > 3
     assert [record.offset for record in records] == list(range(6))
     await log.stop()
 

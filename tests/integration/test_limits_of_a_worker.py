@@ -16,46 +16,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.host.watchdog import EXIT_CODE
-from tests.support import servers
-from tests.support.common import HOUR_MS, flight, until
+from tests.support import faulty_worker, servers
+from tests.support.common import HOUR_MS, flight
 from tests.support.station_support import SECONDS_MAX, Process, apply
+from tests.support.waiting import until
 
-WORKER = """
-import asyncio, pathlib, sys, time
-from app.runtime import wiring as station
-from app.runtime.worker_process import WorkerProcess
-from app.config.settings import load_settings
-from agents.partition.emitter import Emitter
-from agents.partition.owners import PartitionManager
-from tables.archive.embedded.archive import EmbeddedArchive
-from tables.model.errors import ArchiveError
-
-flag = pathlib.Path(sys.argv.pop())
-kind = sys.argv.pop()
-write, announce = EmbeddedArchive.write, Emitter._announce
-restore = PartitionManager.restore
-
-async def write_or_not(archive, layer, rows, times):
-    if kind == "away" and flag.exists():
-        raise ArchiveError("cannot write: it is away; wait until it is back")
-    if kind == "stuck" and flag.exists():
-        time.sleep(3600)
-    await write(archive, layer, rows, times)
-
-async def announce_or_not(emitter):
-    if kind == "bug" and flag.exists():
-        raise ValueError("a bug in a background task")
-    return await announce(emitter)
-
-async def restore_or_not(owners, topic, partition, generation):
-    while kind == "slow" and flag.exists() and topic.endswith(".raw") and partition == 1:
-        await asyncio.sleep(0.1)
-    return await restore(owners, topic, partition, generation)
-
-PartitionManager.restore = restore_or_not
-EmbeddedArchive.write, Emitter._announce = write_or_not, announce_or_not
-WorkerProcess(station.build(load_settings()), loglevel="INFO").execute_from_commandline()
-"""
+WORKER = (sys.executable, "-m", faulty_worker.__name__)
 SESSION_MS = 2_000
 """The embedded broker takes any; in it the watchdog ticks every 0.2 s."""
 
@@ -64,7 +30,7 @@ async def started(worker: Process, kind: str, *, ready: bool = True) -> None:
     """Start a worker that does as told while its flag is there."""
     worker.settings["session_timeout_ms"] = str(SESSION_MS)
     await apply(worker)
-    worker.start((sys.executable, "-c", WORKER, kind, str(worker.folder / "flag")))
+    worker.start((*WORKER, kind, str(worker.folder / "flag")))
     if ready:
         await worker.ready()
 
@@ -101,9 +67,10 @@ async def test_a_stopped_worker_joins_again_and_a_stuck_one_leaves(
     await close_an_hour(worker, 4)
     assert await worker.ended() == EXIT_CODE
     words = worker.log().splitlines()[-1]
-    assert words.startswith(
-        "error: cannot stay in the group: the event loop stands still at <string>:"
-    ), words
+    assert words.startswith("error: cannot stay in the group: the event loop stands still at "), (
+        words
+    )
+    assert f"{faulty_worker.__file__}:" in words
     assert "(write_or_not)" in words
 
 

@@ -14,9 +14,10 @@ from agents.partition.claims import OTHER_PARTITIONS
 from app.commands.map import command
 from app.kafka.lane import TransportError, TransportOptions
 from tables.model.errors import MapError
-from tests.support.common import HOUR_MS, flight, until
+from tests.support.common import HOUR_MS, flight
 from tests.support.kafka_admin import admin_of
 from tests.support.station_support import Process, apply, last_words
+from tests.support.waiting import until
 
 AT_MS = 1_699_920_000_000
 WORDS = f"the topic got more partitions than the map declares; want 2; {OTHER_PARTITIONS}"

@@ -16,8 +16,9 @@ from click.testing import CliRunner
 
 from app.__main__ import group
 from app.kafka.inflate import INFLATED_BYTES_MAX
-from tests.support.common import flight, until
+from tests.support.common import flight
 from tests.support.station_support import SECONDS_MAX, Process, apply
+from tests.support.waiting import until
 
 MIB = 1 << 20
 

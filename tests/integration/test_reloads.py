@@ -21,9 +21,10 @@ from app.host.reloads import Reload, Reloads
 from app.trust.certificates import ContextOfNow, PemFiles, client_context, server_context
 from app.trust.tokens import make_token
 from tables.model.errors import SettingError
-from tests.support.common import small_map, until
+from tests.support.common import small_map
 from tests.support.pki import PASSPHRASE, Authority, Certificate
 from tests.support.station_support import Process, apply
+from tests.support.waiting import stays, until
 from tests.support.web_support import get, served
 
 MAP = small_map()
@@ -119,10 +120,8 @@ async def test_a_renewed_certificate_is_shown_to_new_connections(
         writer.transport.abort()
 
         shutil.copy(three.key_file, key)
-        await until(lambda: asyncio.sleep(0, "the last good contents" in caplog.text), 10)
-        for _ in range(10):
-            await asyncio.sleep(0.05)
-            assert await is_shown(two)
+        await until(lambda: "the last good contents" in caplog.text, 10)
+        await stays(lambda: is_shown(two), 0.5)
         warnings = [one.getMessage() for one in caplog.records if one.name == "app.host.reloads"]
         assert len(warnings) == 1
         assert (

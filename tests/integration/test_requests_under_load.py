@@ -21,9 +21,10 @@ import orjson
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from tests.support.common import HOUR_MS, until
+from tests.support.common import HOUR_MS
 from tests.support.loop_meter import WORK_S, work_s
 from tests.support.station_support import Process, apply
+from tests.support.waiting import beats, until
 
 log = logging.getLogger(__name__)
 
@@ -199,12 +200,11 @@ async def fill(worker: Process) -> None:
 @contextlib.asynccontextmanager
 async def ingesting(worker: Process) -> AsyncIterator[None]:
     """Send events at a steady rate meanwhile; their time goes as the clock's does."""
-    topic, loop = f"{worker.map_name}.raw", asyncio.get_running_loop()
+    topic = f"{worker.map_name}.raw"
 
     async def send() -> None:
-        begun = loop.time()
         async with AIOKafkaProducer(bootstrap_servers=worker.settings["brokers"]) as producer:
-            for beat in itertools.count():
+            async for beat in beats(0.05):
                 at = OPEN_MS + 1_000 + beat * 50
                 for partition, origin in enumerate(("JFK", "LGA")):
                     some = (
@@ -212,7 +212,6 @@ async def ingesting(worker: Process) -> AsyncIterator[None]:
                     )
                     for record in records(some):
                         await producer.send(topic, record, partition=partition)
-                await asyncio.sleep(max(0.0, begun + (beat + 1) * 0.05 - loop.time()))
 
     sending = asyncio.create_task(send())
     try:
@@ -288,12 +287,13 @@ async def crowds(asker: Asker) -> None:
         ends = [await asker.raw(path) for _ in range(count)]
         if name != "who leave":
             # Others are answered beside them, a byte at a time for those who are slow.
-            for _ in range(4):
+            async for number in beats(1):
                 assert await asker.ask("livez") == 200
                 for end in ends if path else ():
                     with contextlib.suppress(BlockingIOError):
                         end.recv(1)
-                await asyncio.sleep(1)
+                if number == 4:
+                    break
         for end in ends:
             end.close()
         await asker.measured(name, f"{count} connections")

@@ -18,6 +18,7 @@ from app.kafka.log import KafkaLog
 from tables.model.errors import OutcomeUnknownError
 from tests.support.reset_proxy import ResetProxy
 from tests.support.servers import free_ports
+from tests.support.waiting import beats
 
 LOOPS = pytest.mark.parametrize(
     "loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
@@ -49,8 +50,9 @@ async def append_while_reset(broker: EmbeddedBroker, port: int) -> None:
 
         async def writer(number: int) -> None:
             nonlocal appended
-            while proxy.resets < RESETS:
-                await asyncio.sleep(random.random() * 0.004)
+            async for _ in beats(lambda: random.random() * 0.004):
+                if proxy.resets >= RESETS:
+                    return
                 try:
                     async with asyncio.timeout(END_S):
                         await log.append(TOPIC, number % 8, b"x" * 200, ())
@@ -59,8 +61,9 @@ async def append_while_reset(broker: EmbeddedBroker, port: int) -> None:
                 appended += 1
 
         async def resetter() -> None:
-            while proxy.resets < RESETS:
-                await asyncio.sleep(random.uniform(0.02, 0.1))
+            async for _ in beats(lambda: random.uniform(0.02, 0.1)):
+                if proxy.resets >= RESETS:
+                    return
                 proxy.reset()
 
         await asyncio.gather(resetter(), *(writer(number) for number in range(WRITERS)))

@@ -25,8 +25,8 @@ from tables.model.errors import OutcomeUnknownError, TreasureMapError
 from tables.model.layer import Map
 from tests.support.acls import allow, forbid
 from tests.support.cluster import ROOT
-from tests.support.common import until
 from tests.support.secure_servers import MAP, SecureKafka
+from tests.support.waiting import until
 
 SECONDS_MAX = 20.0
 """How long a command may take to tell what is missing, on a busy machine."""

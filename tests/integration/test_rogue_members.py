@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import socket
 import uuid
@@ -24,20 +23,21 @@ from app.trust.tokens import make_token
 from tables.model.layer import Map
 from tests.support import servers
 from tests.support.acls import allow
-from tests.support.common import flight, until
+from tests.support.common import flight
 from tests.support.pki import PASSPHRASE, Authority
 from tests.support.rogue import Rogue, assignment, joined, plan_nothing
 from tests.support.secure_servers import SecureKafka
 from tests.support.secured_workers import CELLS, ORIGINS, Asker, secured
 from tests.support.station_support import Process
 from tests.support.transport_bench import Bench, Benches, Memory
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.kafka
 
 SECRET = "secret-between-workers"  # noqa: S105 - no password of anything
 LATER = 2**62
 NOT_SIGNED = "is not signed by a worker of this group, with the same peer_secret or web_token"
-UNSIGNED = f"what it joined with {NOT_SIGNED}"
+UNSIGNED = f"its join {NOT_SIGNED}"
 MEND = "give Read on the group to workers only"
 
 
@@ -59,7 +59,7 @@ def claims(worker: Process, themap: Map, url: str) -> dict[str, bytes]:
             Member("n9", LATER, url, 9, everything, {}, home=home, map=themap.name),
             [*everything, "a topic that there is not"],
         ),
-        "says nothing of itself: what it joined with cannot be read": b"\xff",
+        "says nothing of itself: its join cannot be read": b"\xff",
     }
 
 
@@ -162,7 +162,6 @@ async def test_a_member_that_nobody_can_read_ends_no_leader(
     bench = await bench_of(secure_kafka, benches, group, peer_key=key)
 
     async def has_all() -> bool:
-        await asyncio.sleep(0.05)
         return len(bench.transport.ready) == 2
 
     await until(has_all, 60)
@@ -174,7 +173,6 @@ async def test_a_member_that_nobody_can_read_ends_no_leader(
         async with rogue:
 
             async def is_given(rogue: Rogue = rogue) -> bool:
-                await asyncio.sleep(0.05)
                 return bool(rogue.given)
 
             await until(is_given, 60)
@@ -209,7 +207,6 @@ async def test_a_worker_that_is_led_by_none_ends_with_its_reason(
     async with rogue:
 
         async def leads() -> bool:
-            await asyncio.sleep(0.05)
             return rogue.leads
 
         await until(leads, 60)
@@ -217,7 +214,6 @@ async def test_a_worker_that_is_led_by_none_ends_with_its_reason(
         bench = await bench_of(secure_kafka, benches, group, peer_key=key)
 
         async def has_failed() -> bool:
-            await asyncio.sleep(0.05)
             return bench.transport.failure is not None
 
         await until(has_failed, 60)
@@ -245,7 +241,6 @@ async def test_a_worker_that_has_not_the_secret_of_the_others_ends_with_that_rea
     leader = await bench_of(secure_kafka, benches, group, node="n1", peer_key=PeerKey(SECRET, ""))
 
     async def has_all() -> bool:
-        await asyncio.sleep(0.05)
         return len(leader.transport.ready) == 2
 
     await until(has_all, 60)
@@ -253,7 +248,6 @@ async def test_a_worker_that_has_not_the_secret_of_the_others_ends_with_that_rea
     late = await bench_of(secure_kafka, benches, group, node="n2", peer_key=key)
 
     async def has_failed() -> bool:
-        await asyncio.sleep(0.05)
         return late.transport.failure is not None
 
     await until(has_failed, 60)
@@ -278,7 +272,6 @@ async def test_workers_that_name_one_url_are_told(
     ]
 
     async def have_one_each() -> bool:
-        await asyncio.sleep(0.05)
         return [len(bench.transport.ready) for bench in made] == [1, 1]
 
     await until(have_one_each, 60)

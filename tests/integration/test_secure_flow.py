@@ -28,9 +28,9 @@ from examples.flights import events
 from tests.support import manifests, servers
 from tests.support.acls import allow, forbid, rules_of
 from tests.support.cluster import ROOT
-from tests.support.common import until
 from tests.support.pki import Authority
 from tests.support.secure_servers import MAP, PASSWORDS, SecureCassandra, SecureKafka
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.cassandra, pytest.mark.slow]
 
@@ -163,7 +163,6 @@ async def applied(lab: Lab, manifest: Path) -> None:
         try:
             found = await asyncio.to_thread(ledgers)
         except (QueryFailedError, OSError, KeyError):
-            await asyncio.sleep(0.5)
             return False
         each = all(ledger["layers"]["minute"]["folded"] for ledger in found)
         return each and manifests.is_applied(load, found)

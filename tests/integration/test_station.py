@@ -25,7 +25,7 @@ from tables.model.layer import Map
 from tables.record.sealed import seal
 from tables.state.journal import Claim, encode_entry
 from tests.support import servers
-from tests.support.common import flight, small_map, until
+from tests.support.common import flight, small_map
 from tests.support.station_support import (
     COMMANDS,
     FAUST,
@@ -35,6 +35,7 @@ from tests.support.station_support import (
     apply,
     last_words,
 )
+from tests.support.waiting import until
 
 HOUR_MS = 3_600_000
 

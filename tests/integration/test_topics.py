@@ -21,10 +21,10 @@ from app.kafka.brokers import BrokersAwayError, patiently
 from app.mapfile.load import parse_map
 from tables.model.errors import TreasureMapError
 from tables.model.layer import Map
-from tests.support.common import until
 from tests.support.kafka_admin import admin_of
 from tests.support.reset_proxy import ResetProxy
 from tests.support.servers import free_ports
+from tests.support.waiting import stays, until
 
 TEXT = """
 revision = 1
@@ -240,8 +240,7 @@ async def test_a_broker_that_the_cluster_names_is_waited_for() -> None:
         waiting = asyncio.create_task(
             patiently(lambda: check_topics(broker.bootstrap, themap, group="g"))
         )
-        await asyncio.sleep(1)
-        assert not waiting.done()
+        await stays(lambda: not waiting.done(), 1)
         async with ResetProxy(port, to):
             assert await waiting
 

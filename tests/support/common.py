@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-from collections.abc import Awaitable, Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import orjson
@@ -20,6 +19,7 @@ from tables.model.window import Window
 from tables.record.chunk import Headers, Run
 from tables.record.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
 
+T = TypeVar("T", bound=msgspec.Struct)
 NO_PRESSURE = Pressure(2**60, 0, [Path()], lambda: 0)
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
@@ -77,19 +77,9 @@ def small_map(**changes: Any) -> Map:
     return dataclasses_replace(themap, **changes)
 
 
-def dataclasses_replace(struct: Any, **changes: Any) -> Any:
+def dataclasses_replace(struct: T, **changes: Any) -> T:
     """Return a copy of a msgspec struct with other values."""
     return msgspec.structs.replace(struct, **changes)
-
-
-async def until(condition: Callable[[], Awaitable[bool]], deadline_s: float = 20) -> None:
-    """Return when ``condition`` holds; raise TimeoutError past the deadline."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + deadline_s
-    while not await condition():
-        if loop.time() > deadline:
-            raise TimeoutError(f"{condition} did not hold within {deadline_s} s")
-        await asyncio.sleep(0.01)
 
 
 def flight(at: int, origin: str = "JFK", carrier: str = "UA", delay: int | None = 1) -> bytes:
@@ -99,14 +89,14 @@ def flight(at: int, origin: str = "JFK", carrier: str = "UA", delay: int | None 
 
 
 def run_of(
-    values: list[bytes | None],
+    values: Sequence[bytes | int | None],
     partition: int = 0,
     first_offset: int = 0,
     topic: str = "flights.raw",
     append_time_ms: int = 2_000_000_000_000,
 ) -> Run:
     """Return a run of records without gaps; an int in ``values`` stands for a heartbeat."""
-    headers = {
+    headers: dict[int, Headers] = {
         index: ((HEARTBEAT_HEADER, encode_heartbeat(value)),)
         for index, value in enumerate(values)
         if isinstance(value, int)
@@ -149,7 +139,9 @@ class MemoryLog:
         """Write as a producer would: an event, or a heartbeat where ``value`` is a time."""
         entries = self.records.setdefault((topic, partition), [])
         event = value if isinstance(value, bytes) else None
-        headers = () if event is not None else ((HEARTBEAT_HEADER, encode_heartbeat(int(value))),)
+        headers: Headers = ()
+        if isinstance(value, int):
+            headers = ((HEARTBEAT_HEADER, encode_heartbeat(value)),)
         entries.append(StoredRecord(len(entries), event, 2_000_000_000_000, headers))
 
     async def append(

@@ -168,7 +168,9 @@ def archive(folder: Path, form: int) -> tuple[list[bytes], Try]:
     rows = frame([cell(key_origin=f"origin {at}", events=3) for at in range(40)])
     times = pl.repeat(7, rows.height, dtype=pl.Int64, eager=True)
     loop.run_until_complete(opened.write(HOURS, rows, times))
-    db = opened._running.db
+    running = opened._running
+    assert running is not None
+    db = running.db
     (place,) = [key for key in db.keys() if key.startswith(b"hours\x00")]  # noqa: SIM118
     good = db[place] if form > 2 else db[place][HEAD_BYTES:]
 

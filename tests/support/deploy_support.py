@@ -10,7 +10,7 @@ import click
 
 from app.__main__ import group
 from app.config.settings import ENVIRONMENT_PREFIX
-from tests.support.compose_file import ROOT
+from tests import ROOT
 
 # A worker lets its partitions go within this; whoever ends one must give it that long.
 STOP_SECONDS = 60

@@ -34,7 +34,7 @@ class Stream:
 
     async def until_told(self) -> list[dict[str, Any]]:
         """Return the cells up to the event that has an id."""
-        cells = []
+        cells: list[dict[str, Any]] = []
         while True:
             kind, data = await asyncio.wait_for(self.event(), 10)
             if kind != "cell":

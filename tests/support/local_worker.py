@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import random
 import shutil
@@ -23,16 +22,8 @@ from tables.query.family import KeyFilter
 from tables.query.live import LiveRead
 from tables.record.chunk import Chunk, Run
 from tables.state.cell import archive_schema, latest, merge_partitions
-from tests.support.common import (
-    DAY_MS,
-    HOUR_MS,
-    MemoryLog,
-    StoredRecord,
-    flight,
-    run_of,
-    small_map,
-    until,
-)
+from tests.support.common import DAY_MS, HOUR_MS, MemoryLog, StoredRecord, flight, run_of, small_map
+from tests.support.waiting import beats, until
 
 MAP = small_map()
 RAW = "flights.raw"
@@ -109,10 +100,12 @@ class LocalWorker:
         rng = random.Random(seed)
         for _ in range(5):
             await self.restore()
-            for _ in range(rng.randint(1, 6)):
+            turns = rng.randint(1, 6)
+            async for turn in beats(lambda: rng.choice([0, 0.01])):
+                if turn == turns:
+                    break
                 for topic, most in records_max.items():
                     await self.step(topic, rng.randint(1, most))
-                await asyncio.sleep(rng.choice([0, 0.01]))
             await self.kill()
             if not keep_state:
                 shutil.rmtree(self.folder)

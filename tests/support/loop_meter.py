@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Self
 
-from tests.support.common import until
+from tests.support.waiting import beats, until
 
 TURN_S = 0.001
 SEEN_S = 0.03
@@ -71,17 +71,18 @@ class Loop:
                 self.places.append(" | ".join(places))
 
     async def _beat(self) -> None:
-        while True:
+        cpu, self._beat_at = time.thread_time(), time.perf_counter()
+        async for number in beats(lambda: TURN_S):
+            if number:
+                self.cpu_s = max(self.cpu_s, time.thread_time() - cpu)
+                self.wall_s = max(self.wall_s, time.perf_counter() - self._beat_at - TURN_S)
+                self._beats += 1
             cpu, self._beat_at = time.thread_time(), time.perf_counter()
-            await asyncio.sleep(TURN_S)
-            self.cpu_s = max(self.cpu_s, time.thread_time() - cpu)
-            self.wall_s = max(self.wall_s, time.perf_counter() - self._beat_at - TURN_S)
-            self._beats += 1
 
     async def beats(self, count: int) -> None:
         """Wait until so many turns have been measured."""
         stop = self._beats + count
-        await until(lambda: asyncio.sleep(0, self._beats >= stop))
+        await until(lambda: self._beats >= stop)
 
     async def __aenter__(self) -> Self:
         self.start()

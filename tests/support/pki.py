@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 from pathlib import Path
-from typing import cast
 
 import trustme
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
@@ -84,5 +83,4 @@ class Authority:
 
 
 def _pem(key: PrivateKeyTypes, by: KeySerializationEncryption | None = None) -> bytes:
-    made = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, by or NoEncryption())
-    return cast("bytes", made)
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, by or NoEncryption())

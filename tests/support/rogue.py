@@ -7,7 +7,6 @@ import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
-import msgspec
 from aiokafka.client import AIOKafkaClient, CoordinationType
 from aiokafka.coordinator.protocol import (
     ConsumerProtocolMemberAssignment,
@@ -22,20 +21,23 @@ from aiokafka.protocol.group import (
 )
 
 from app.kafka.assignor import NAME, Member, Share
+from app.kafka.group_proof import GroupProof
+from tests.support.waiting import beats
 
 Partitions = Mapping[str, list[int]]
 SESSION_MS = 6_000
+UNSIGNED = GroupProof("")
 
 
 def joined(said: Member, topics: list[str]) -> bytes:
     """Return what a member joins with."""
-    data = msgspec.msgpack.encode(said)
+    data = UNSIGNED.join(said, "")
     return bytes(ConsumerProtocolMemberMetadata(0, topics, data).encode())
 
 
 def assignment(mine: Partitions, shares: list[Share]) -> bytes:
     """Return what a leader gives a member."""
-    data = msgspec.msgpack.encode(shares)
+    data = UNSIGNED.plan(shares, 0)
     return bytes(ConsumerProtocolMemberAssignment(0, list(mine.items()), data).encode())
 
 
@@ -93,16 +95,17 @@ class Rogue:
     async def _send(self, request: Any) -> Any:
         # The first group of a broker has no coordinator until its topic is there.
         async with asyncio.timeout(30):
-            while not self._node:
+            async for _ in beats(0.1):
+                if self._node:
+                    break
                 with contextlib.suppress(GroupCoordinatorNotAvailableError):
                     self._node = await self._client.coordinator_lookup(
                         CoordinationType.GROUP, self._group
                     )
-                await asyncio.sleep(0.1)
         return await self._client.send(self._node, request)
 
     async def _stay(self) -> None:
-        while True:
+        async for _ in beats(0.1):
             protocols = [(NAME, self._metadata(self._member))]
             join = await self._send(
                 JoinGroupRequest(
@@ -111,7 +114,6 @@ class Rogue:
             )
             self._member = join.member_id if join.error_code in (0, 79) else ""
             if join.error_code:
-                await asyncio.sleep(0.1)
                 continue
             self.leads = join.leader_id == self._member
             members = [row[0] for row in join.members]
@@ -125,8 +127,7 @@ class Rogue:
 
     async def _beat(self, generation: int) -> None:
         """Be heard of until the group moves on."""
-        while True:
-            await asyncio.sleep(0.3)
+        async for _ in beats(0.3):
             beat = await self._send(HeartbeatRequest(self._group, generation, self._member))
             if beat.error_code:
                 return

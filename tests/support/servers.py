@@ -19,19 +19,19 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, Self
 
+from tests import ROOT
 from tests.support.compose_file import (
-    ROOT,
     cassandra_fields,
     cassandra_jvm,
     environment,
     kafka_properties,
 )
+from tests.support.waiting import wait_until
 
 ServerName = Literal["kafka", "cassandra"]
 
@@ -176,15 +176,19 @@ def wait_for_port(port: int, seconds_max: float = START_SECONDS_MAX) -> None:
     Raises:
         ServerError: nothing does in time.
     """
-    deadline = time.monotonic() + seconds_max
-    while time.monotonic() < deadline:
-        with (
-            contextlib.suppress(OSError),
-            socket.create_connection(("127.0.0.1", port), timeout=1),
-        ):
-            return
-        time.sleep(0.1)
-    raise ServerError(f"port {port} did not open in {seconds_max:g} s")
+    try:
+        wait_until(lambda: _listens(port), seconds_max, f"a listener on port {port}")
+    except TimeoutError as error:
+        raise ServerError(str(error)) from error
+
+
+def _listens(port: int) -> bool:
+    with (
+        contextlib.suppress(OSError),
+        socket.create_connection(("127.0.0.1", port), timeout=1),
+    ):
+        return True
+    return False
 
 
 class Server:
@@ -302,24 +306,23 @@ class Server:
         Raises:
             ServerError: it exited or did not serve in time; holds the end of its log.
         """
-        assert self._process is not None
-        deadline = time.monotonic() + START_SECONDS_MAX
-        while time.monotonic() < deadline:
-            code = self._process.poll()
+        process = self._process
+        assert process is not None
+
+        def serves() -> bool:
+            code = process.poll()
             if code is not None:
                 raise ServerError(
                     f"cannot start {self.name}: it exited with {code}; log:\n{self.log_tail()}"
                 )
-            with (
-                contextlib.suppress(OSError),
-                socket.create_connection(("127.0.0.1", self.port), timeout=1),
-            ):
-                return
-            time.sleep(0.1)
-        raise ServerError(
-            f"cannot start {self.name}: port {self.port} did not open in "
-            f"{START_SECONDS_MAX} s; log:\n{self.log_tail()}"
-        )
+            return _listens(self.port)
+
+        try:
+            wait_until(serves, START_SECONDS_MAX, f"a listener on port {self.port}")
+        except TimeoutError as error:
+            raise ServerError(
+                f"cannot start {self.name}: {error}; log:\n{self.log_tail()}"
+            ) from error
 
 
 class KafkaServer(Server):

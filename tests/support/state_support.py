@@ -9,14 +9,13 @@ from typing import Any
 import polars as pl
 
 from agents.fold.layers import Content
-from tables.model.layer import Layer
 from tables.state.block import FewRows, encode_block
 from tables.state.cell import cell_schema
 from tables.state.input_plan import InputPlan, plans_of
 from tables.state.journal import Announcement, Claim, Delta, Entry, encode_entry, identity_of
-from tables.state.layer_table import BlockWrite, LayerTable
+from tables.state.layer_table import BlockWrite, FoldTable, LayerTable
 from tables.state.partition_state import PartitionState
-from tables.state.rollup_table import rollup_schema
+from tables.state.rollup_table import RollupTable, rollup_schema
 from tests.support.common import DAY_MS, dataclasses_replace, small_map
 
 MAP = small_map()
@@ -78,7 +77,8 @@ def cells_of(table: LayerTable, rows: pl.DataFrame | None = None) -> Cells:
 
     ``rows`` are some of its cells.
     """
-    layer: Layer = table.layer
+    assert isinstance(table, FoldTable | RollupTable)
+    layer = table.layer
     found: Cells = {}
     for row in (table.cells() if rows is None else rows).iter_rows(named=True):
         identity = (*(row[name] for name in layer.key_columns), row["window_start"])

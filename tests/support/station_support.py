@@ -19,9 +19,9 @@ from aiokafka import AIOKafkaProducer
 from app.cluster.topics import apply_topics
 from app.host.children import start_child, stop_child
 from app.mapfile.load import load_map
+from tests import ROOT
 from tests.support import servers
-from tests.support.cluster import ROOT
-from tests.support.common import until
+from tests.support.waiting import until
 
 HOUR_MS = 3_600_000
 SECONDS_MAX = 60.0

@@ -11,6 +11,7 @@ from typing import Any
 from app.kafka.lane import Lane, PartitionLifecycle, TransportOptions
 from app.kafka.transport import Transport
 from tables.record.chunk import Chunk
+from tests.support import waiting
 
 SECONDS_MAX = 60.0
 TopicPartitions = set[tuple[str, int]]
@@ -18,12 +19,7 @@ TopicPartitions = set[tuple[str, int]]
 
 async def until(condition: Callable[[], bool], what: str) -> None:
     """Wait for a condition, with a deadline."""
-    async with asyncio.timeout(SECONDS_MAX):
-        try:
-            while not condition():  # noqa: ASYNC110 - what is waited for has no event
-                await asyncio.sleep(0.01)
-        except asyncio.CancelledError:
-            raise AssertionError(f"never came: {what}") from None
+    await waiting.until(condition, SECONDS_MAX, what)
 
 
 class Memory:
@@ -81,7 +77,11 @@ class Bench:
             name: Lane(name, frozenset({topic}), self._queues[name].put)
             for name, topic in topics.items()
         }
-        given = {"group": uuid.uuid4().hex, "node": "a", "retry_seconds": (0.01, 0.05)}
+        given: dict[str, Any] = {
+            "group": uuid.uuid4().hex,
+            "node": "a",
+            "retry_seconds": (0.01, 0.05),
+        }
         given |= {"session_timeout_ms": 3_000} | options
         self.transport = Transport(
             TransportOptions(brokers=brokers, **given), owners, self.lanes.values(), self._purge

@@ -17,9 +17,10 @@ from tables.archive.protocol import CellRange
 from tables.model.errors import ArchiveError, QueryError
 from tables.model.layer import Map
 from tables.query.family import KeyFilter
-from tests.support.common import DAY_MS, HOUR_MS, MemoryLog, seeds, small_map, until
+from tests.support.common import DAY_MS, HOUR_MS, MemoryLog, seeds, small_map
 from tests.support.local_worker import RAW, LocalWorker, fill, live_cells
 from tests.support.owned import KEYED, UNKEYED, Owned
+from tests.support.waiting import until
 
 HOURS = small_map().layer("hour")
 Cell = tuple[str, str, int, int]

@@ -35,8 +35,8 @@ from tests.support.common import (
     flight,
     run_of,
     small_map,
-    until,
 )
+from tests.support.waiting import until
 
 BASE = 7
 """The first offset that the source's log still has."""

@@ -18,15 +18,9 @@ from tables.model.layer import Map
 from tables.model.window import TIME_MS_MAX, Window
 from tables.record.heartbeat import HEARTBEAT_HEADER, decode_heartbeat
 from tables.state.layer_table import NEVER_MS
-from tests.support.common import (
-    MemoryLog,
-    StoredRecord,
-    dataclasses_replace,
-    flight,
-    small_map,
-    until,
-)
+from tests.support.common import MemoryLog, StoredRecord, dataclasses_replace, flight, small_map
 from tests.support.local_worker import RAW, LocalWorker, archived
+from tests.support.waiting import until
 
 FINE_MS, COARSE_MS = 50, 100
 IDLE_MS = 30

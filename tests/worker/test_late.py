@@ -17,16 +17,9 @@ from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model import ledger
 from tables.model.layer import Map
 from tables.record.letter import Letter, read_letter
-from tests.support.common import (
-    DAY_MS,
-    HOUR_MS,
-    MemoryLog,
-    dataclasses_replace,
-    flight,
-    small_map,
-    until,
-)
+from tests.support.common import DAY_MS, HOUR_MS, MemoryLog, dataclasses_replace, flight, small_map
 from tests.support.local_worker import MAP, RAW, LocalWorker, archived
+from tests.support.waiting import until
 
 END_MS = 10 * DAY_MS
 MINUTE_MS = 60_000

@@ -18,8 +18,9 @@ from tables.model import ledger
 from tables.model.errors import TreasureMapError
 from tables.record.letter import Letter, LetterError, index_of, read_letter
 from tables.state.journal import Delta, decode_entry
-from tests.support.common import HOUR_MS, MemoryLog, StoredRecord, flight, until
+from tests.support.common import HOUR_MS, MemoryLog, StoredRecord, flight
 from tests.support.local_worker import MAP, RAW, LocalWorker
+from tests.support.waiting import until
 
 
 @pytest.fixture

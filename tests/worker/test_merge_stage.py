@@ -29,7 +29,6 @@ from tests.support.common import (
     flight,
     seeds,
     small_map,
-    until,
 )
 from tests.support.local_worker import (
     RAW,
@@ -41,6 +40,7 @@ from tests.support.local_worker import (
     live_cells,
     serving,
 )
+from tests.support.waiting import until
 
 PARTITIONS = 3
 HOUR_TOPIC, DAY_TOPIC = "small.layer.hour", "small.layer.day"

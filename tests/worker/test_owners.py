@@ -29,7 +29,6 @@ from tests.support.common import (
     dataclasses_replace,
     flight,
     seeds,
-    until,
 )
 from tests.support.local_worker import (
     MAP,
@@ -42,6 +41,7 @@ from tests.support.local_worker import (
     live_cells,
     serving,
 )
+from tests.support.waiting import stays, until
 
 DAY = "small.layer.day"
 
@@ -397,9 +397,15 @@ async def test_the_loop_goes_on_while_a_store_closes(
     else:
         # Its claim lasts until it is cancelled, as when partitions are revoked.
         with monkeypatch.context() as patch:
-            patch.setattr(Owner, "claim", lambda _: asyncio.Event().wait())
+            claiming = asyncio.Event()
+
+            async def claim(_: Owner) -> None:
+                claiming.set()
+                await asyncio.Event().wait()
+
+            patch.setattr(Owner, "claim", claim)
             leaving = asyncio.create_task(house.owners.restore(RAW, 0, 1))
-            await asyncio.sleep(0.1)
+            await claiming.wait()
         leaving.cancel()
 
     async def begun() -> bool:
@@ -407,9 +413,8 @@ async def test_the_loop_goes_on_while_a_store_closes(
 
     await until(begun)
     again = asyncio.create_task(house.owners.restore(RAW, 0, 2))
-    await asyncio.sleep(0.05)
-    assert leaving.done() == (not claimed)
-    assert not again.done()
+    await until(lambda: leaving.done() == (not claimed))
+    await stays(lambda: not again.done(), 0.05)
     may_close.set()
     await asyncio.gather(leaving, return_exceptions=True)
     await again

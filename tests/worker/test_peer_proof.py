@@ -26,6 +26,7 @@ from tables.model.cost import QueryCost
 from tables.query.live import LiveJob, LiveRead, LiveRows
 from tests.support.common import small_map
 from tests.support.pki import Authority
+from tests.support.waiting import beats
 from tests.support.web_support import served, stored
 
 MAP = small_map()
@@ -232,10 +233,9 @@ async def sender(
         response = web.StreamResponse(status=status, headers=headers)
         await response.prepare(request)
         with contextlib.suppress(ConnectionError):
-            while True:
+            async for _ in beats(lambda: pause_s):
                 await response.write(part)
                 sent[number] += len(part)
-                await asyncio.sleep(pause_s)
         return response
 
     site = web.Application()

@@ -28,9 +28,10 @@ from tables.model.errors import QueryError
 from tables.model.layer import KeyField, Map
 from tables.query.family import KeyFilter
 from tables.query.live import LiveRead, LiveRows
-from tests.support.common import DAY_MS, HOUR_MS, MemoryLog, dataclasses_replace, small_map, until
+from tests.support.common import DAY_MS, HOUR_MS, MemoryLog, dataclasses_replace, small_map
 from tests.support.local_worker import RAW, LocalWorker, fill
 from tests.support.servers import free_ports
+from tests.support.waiting import beats, until
 from tests.support.web_support import METRICS, FrameCells, StandingView, frame, get
 
 MAP = small_map()
@@ -119,9 +120,8 @@ class Group:
 
     async def work(self) -> None:
         """Fold what owners send each other later: idle ones announce and evict in their time."""
-        while True:
+        async for _ in beats(lambda: 0.01):
             await self._step()
-            await asyncio.sleep(0.01)
 
     async def _step(self) -> bool:
         async with self._cycle:

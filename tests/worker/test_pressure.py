@@ -20,8 +20,9 @@ from tables.model.layer import Layer
 from tables.state.block import encode_block
 from tables.state.cell import cell_schema
 from tables.state.layer_table import FoldTable
-from tests.support.common import DAY_MS, HOUR_MS, MemoryLog, flight, until
+from tests.support.common import DAY_MS, HOUR_MS, MemoryLog, flight
 from tests.support.local_worker import MAP, RAW, LocalWorker, check, fill
+from tests.support.waiting import until
 
 DAY_TOPIC = "small.layer.day"
 DISK = Path("/disk")

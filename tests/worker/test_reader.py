@@ -24,18 +24,11 @@ from tables.query.answer import row_end
 from tables.query.family import FamilyQuery, parse_family_query
 from tables.record.heartbeat import decode_heartbeat
 from tables.state.cell import in_order, measures_of
-from tests.support.common import (
-    DAY_MS,
-    HOUR_MS,
-    MemoryLog,
-    dataclasses_replace,
-    seeds,
-    small_map,
-    until,
-)
+from tests.support.common import DAY_MS, HOUR_MS, MemoryLog, dataclasses_replace, seeds, small_map
 from tests.support.general_way import use_frames
 from tests.support.local_worker import RAW, LocalWorker, fill
 from tests.support.owned import DAYS, HOURS, KEYED, LIMITS, UNKEYED, Owned
+from tests.support.waiting import until
 from tests.support.web_support import FrameCells, frame, stored
 
 

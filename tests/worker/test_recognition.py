@@ -20,9 +20,10 @@ from tables.model.errors import (
 )
 from tables.state.journal import Claim, Claimant, decode_entry, encode_entry
 from tables.state.store import PartitionStore
-from tests.support.common import DAY_MS, MemoryLog, StoredRecord, flight, until
+from tests.support.common import DAY_MS, MemoryLog, StoredRecord, flight
 from tests.support.local_worker import MAP, RAW, LocalWorker, archived, check, fill
 from tests.support.state_support import RAW_PLAN
+from tests.support.waiting import until
 
 JOURNAL = RAW_PLAN.journal
 

@@ -26,8 +26,9 @@ from tables.model.cost import QueryCost
 from tables.model.errors import ArchiveDamagedError, ArchiveError
 from tables.model.layer import Layer
 from tables.threads import Threads
-from tests.support.common import DAY_MS, HOUR_MS, small_map, until
+from tests.support.common import DAY_MS, HOUR_MS, small_map
 from tests.support.servers import free_ports
+from tests.support.waiting import until
 from tests.support.web_support import (
     METRICS,
     FrameCells,

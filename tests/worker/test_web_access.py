@@ -26,7 +26,8 @@ from tables.archive.cache import ArchiveCache
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.query.live import LiveRead
 from tests import ROOT
-from tests.support.common import DAY_MS, small_map, until
+from tests.support.common import DAY_MS, small_map
+from tests.support.waiting import stays, until
 from tests.support.web_support import METRICS, FrameCells, StandingView, frame, get, served, stored
 
 MAP = small_map()
@@ -317,11 +318,14 @@ async def test_a_file_that_breaks_keeps_the_last_good_tokens(
             return bool((await get(f"{url}/readyz", **bearer(token)))[1]["warnings"])
 
         await until(warned, 5)
-        await until(lambda: asyncio.sleep(0, "the last good contents" in caplog.text), 5)
-        for _ in range(10):
-            await asyncio.sleep(0.05)
+        await until(lambda: "the last good contents" in caplog.text, 5)
+
+        async def is_ready() -> bool:
             status, body, _ = await get(f"{url}/readyz", **bearer(token))
-            assert (status, body["ready"]) == (200, True)
+            return (status, body["ready"]) == (200, True)
+
+        await stays(is_ready, 0.5)
+        body = (await get(f"{url}/readyz", **bearer(token)))[1]
         assert body["warnings"][0].startswith("tokens: cannot use web_tokens_file: ")
         file.write_bytes(good)
         await until(lambda: not_(warned), 5)

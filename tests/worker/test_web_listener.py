@@ -22,9 +22,10 @@ import app.web.listener
 import app.web.server
 from app.web.listener import network_of
 from app.web.server import connections_max
-from tests.support.common import flight, small_map, until
+from tests.support.common import flight, small_map
 from tests.support.pki import Authority
 from tests.support.station_support import Process, apply
+from tests.support.waiting import beats, stays, until
 from tests.support.web_support import StandingView, served, stored
 
 MAP = small_map()
@@ -99,12 +100,12 @@ def open_files() -> list[int]:
 
 async def counted(view: StandingView, reason: str, count: int) -> None:
     """Wait until so many connections were refused or ended for a reason."""
-    await until(lambda: asyncio.sleep(0, view.counts.refused[reason] >= count), 10)
+    await until(lambda: view.counts.refused[reason] >= count, 10)
 
 
 async def closed(view: StandingView, count: int = 0) -> None:
     """Wait until no more than so many connections are left."""
-    await until(lambda: asyncio.sleep(0, view.counts.open <= count), 10)
+    await until(lambda: view.counts.open <= count, 10)
 
 
 @pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"])
@@ -121,7 +122,7 @@ async def test_a_handshake_that_does_not_end_is_ended(
         many = [await clients.open(url) for _ in range(50)]
         for one in many:
             await one.send(sent)
-        await until(lambda: asyncio.sleep(0, view.counts.open == 50), 10)
+        await until(lambda: view.counts.open == 50, 10)
         for one in many:
             await one.ended()
         await closed(view)
@@ -170,10 +171,11 @@ async def test_a_head_by_drops_is_ended(
         begun = asyncio.get_running_loop().time()
         await ends.send(sent)
         answer = asyncio.create_task(ends.ended())
-        while not answer.done():
+        async for _ in beats(0.05):
+            if answer.done():
+                break
             with contextlib.suppress(ConnectionError):
                 await ends.send(b"a")
-            await asyncio.sleep(0.05)
         assert asyncio.get_running_loop().time() - begun < 5
         head, _, body = answer.result().partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 408")
@@ -190,14 +192,12 @@ async def test_a_head_in_two_pieces_is_answered(
     async with served(MAP, tmp_path, [stored()]) as (view, url):
         ends = await clients.open(url)
         await ends.send(LIVEZ[:20])
-        await asyncio.sleep(0.1)
+        await stays(lambda: view.counts.open == 1, 0.1)
         await ends.send(LIVEZ[20:])
         assert b'{"live":true}' in await ends.read()
         await ends.send(b"GET /v1/layers/hour/live HTTP/1.1\r\nHost: localhost\r\n\r\nGET /li")
         assert b"text/event-stream" in await ends.read()
-        await asyncio.sleep(1)
-        assert view.counts.refused["head"] == 0
-        assert view.counts.open == 1
+        await stays(lambda: view.counts.open == 1 and not view.counts.refused["head"], 1)
 
 
 async def test_a_body_by_drops_is_ended(
@@ -213,10 +213,11 @@ async def test_a_body_by_drops_is_ended(
             begun = asyncio.get_running_loop().time()
             await ends.send(line + head)
             answer = asyncio.create_task(ends.ended())
-            while not answer.done():
+            async for _ in beats(0.05):
+                if answer.done():
+                    break
                 with contextlib.suppress(ConnectionError):
                     await ends.send(b"a")
-                await asyncio.sleep(0.05)
             assert answer.result().split()[1] == status
             assert asyncio.get_running_loop().time() - begun < 3
         await closed(view)

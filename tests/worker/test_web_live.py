@@ -12,8 +12,9 @@ import pytest
 
 import app.web.live_stream
 from tables.model.errors import ArchiveDamagedError, ArchiveError
-from tests.support.common import HOUR_MS, small_map, until
+from tests.support.common import HOUR_MS, small_map
 from tests.support.live_streams import Stream, streams
+from tests.support.waiting import until
 from tests.support.web_support import FrameCells, frame, get, served, stored
 
 MAP = small_map()

@@ -32,12 +32,12 @@ from tests.support.common import (
     dataclasses_replace,
     flight,
     small_map,
-    until,
 )
 from tests.support.general_way import use_frames
 from tests.support.live_streams import streams
 from tests.support.local_worker import RAW, LocalWorker, archived
 from tests.support.owned import Owned
+from tests.support.waiting import until
 from tests.support.web_support import METRICS, StandingView, in_thread
 
 HOUR, DAY = small_map().layers

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tables.threads import TURN_S, Threads, Turns, gathered
-from tests.support.common import until
+from tests.support.waiting import until
 
 
 @pytest.fixture
@@ -114,4 +114,4 @@ async def test_others_have_a_turn_between_short_steps() -> None:
         pass
     assert turns > 2
     task.cancel()
-    await until(lambda: asyncio.sleep(0, task.done()))
+    await until(task.done)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from app.config import archives
-from app.config.meanings import MEANINGS
-from app.config.settings import Settings, load_settings
+from app.config.fields import meaning
+from app.config.settings import FIELDS, Settings, load_settings
 from app.runtime.wiring import build
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model.errors import SettingError
@@ -44,7 +44,8 @@ def test_a_setting_names_one_of_the_kinds(add: Callable[[MemoryKind], MemoryKind
 
 def test_the_operating_page_names_every_kind() -> None:
     """A value that may be set is one that the setting's meaning tells of."""
-    assert [name for name in archives.names() if f"`{name}`" not in MEANINGS["archive"]] == []
+    text = meaning(FIELDS["archive"])
+    assert [name for name in archives.names() if f"`{name}`" not in text] == []
 
 
 @pytest.mark.parametrize("serves_many", [True, False])

@@ -20,7 +20,8 @@ from app.kafka.lane import Statistics
 from app.kafka.transport import NO_GENERATION, Transport
 from tables.archive.protocol import Archive
 from tests.support.clock import Clock
-from tests.support.common import small_map, until
+from tests.support.common import small_map
+from tests.support.waiting import until
 
 T0, T1 = ("t", 0), ("t", 1)
 STUCK_S = 60.0

@@ -14,7 +14,7 @@ import pytest
 
 from app.host.watchdog import EXIT_CODE
 from tests import ROOT
-from tests.support.common import until
+from tests.support.waiting import until
 
 STALL_SECONDS_MAX = 0.5
 SECONDS_MAX = 30.0

@@ -6,7 +6,7 @@ import asyncio
 
 from app.kafka.moves import DOUBLED_MAX, Moves
 from tables.model.errors import FencedError, JournalUnreadError, OutcomeUnknownError
-from tests.support.common import until
+from tests.support.waiting import until
 
 HOUR_S = 3_600.0
 CLAIM_BYTES = 1_000

@@ -20,9 +20,10 @@ from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model.layer import KeyField, Map
 from tables.model.ledger import EVENT_COLUMNS, LAYER_COLUMNS, RECORD_COLUMNS, total
 from tables.query.whole import described
-from tests.support.common import HOUR_MS, MemoryLog, dataclasses_replace, small_map, until
+from tests.support.common import HOUR_MS, MemoryLog, dataclasses_replace, small_map
 from tests.support.local_worker import RAW, LocalWorker
 from tests.support.verify_support import Recomputed
+from tests.support.waiting import until
 
 HOUR, DAY = small_map().layers
 FIRST = small_map(layers=(HOUR,))

@@ -21,7 +21,8 @@ from tables.model.errors import ArchiveDamagedError, ArchiveError
 from tables.model.layer import Layer
 from tables.state.cell import archive_schema
 from tests import ROOT
-from tests.support.common import HOUR_MS, small_map, until
+from tests.support.common import HOUR_MS, small_map
+from tests.support.waiting import until
 from tests.support.web_support import stored
 
 HOURS = small_map().layer("hour")

@@ -11,7 +11,7 @@ import pytest
 from tables.archive.cassandra.cql import Row
 from tables.archive.cassandra.pages import Pages
 from tables.model.errors import ArchiveAwayError
-from tests.support.common import until
+from tests.support.waiting import until
 
 PAGE = [(1,)] * 5_000
 
@@ -100,11 +100,11 @@ async def test_what_was_sent_has_its_permit_until_it_is_answered() -> None:
     session.gate.clear()
     rows: list[Row] = []
     task = asyncio.create_task(pages(session, 2, permits).read(rows.extend))
-    await until(lambda: asyncio.sleep(0, bool(session.answers)))
+    await until(lambda: bool(session.answers))
     task.cancel()
     await asyncio.wait({task})
     assert permits.locked()
     session.gate.set()
-    await until(lambda: asyncio.sleep(0, not permits.locked()))
+    await until(lambda: not permits.locked())
     assert rows == []
     assert session.answers[0].given == 1
