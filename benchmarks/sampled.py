@@ -32,8 +32,12 @@ WRITE_SECONDS = 1.0
 STAGES = {
     "app/kafka/aiokafka_private.py": "walk record batches",
     "agents/decode/records.py": "decode",
+    "agents/decode/run_decoder.py": "decode",
+    "agents/decode/decoded_events.py": "decode",
+    "agents/decode/json_format.py": "decode",
     "agents/decode/json_events.py": "decode",
-    "agents/decode/arrow_events.py": "decode",
+    "agents/decode/arrow_format.py": "decode",
+    "agents/decode/column_events.py": "decode",
     "tables/record/arrow_stream.py": "decode",
     "agents/decode/event_batch.py": "fold",
     "agents/fold/classify.py": "fold",

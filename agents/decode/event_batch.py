@@ -14,7 +14,7 @@ import itertools
 import polars as pl
 
 from tables.model.layer import SideKind
-from tables.model.ledger import Ledger
+from tables.model.ledger import LedgerDelta, UnusableEvents
 from tables.record.chunk import Run
 
 PLACE = 2**32
@@ -88,7 +88,7 @@ class EventBatch:
     runs: list[Run]
     frame: pl.DataFrame
     bounds: Bounds
-    ledgers: list[Ledger]
+    ledgers: list[LedgerDelta]
     aside: list[SetAside]
 
     def keep(self, mask: pl.Series) -> None:
@@ -128,12 +128,17 @@ class EventBatch:
         return counts
 
     def refuse(
-        self, rows: pl.DataFrame, column: str, reason: str, detail: str, *, dead: bool = True
+        self,
+        rows: pl.DataFrame,
+        column: UnusableEvents,
+        reason: str,
+        detail: str,
+        *,
+        dead: bool = True,
     ) -> None:
         """Count the events of these rows as malformed, future or unclassified, and set them aside.
 
-        ``column`` is the ledger's event column; where it is ``malformed``, the reason is counted
-        too. Rows that are not ``dead`` are only counted.
+        ``column`` is the ledger's event column. Rows that are not ``dead`` are only counted.
         """
         if dead:
             counts = self.set_aside(rows, "dead", reason, detail)
@@ -142,9 +147,7 @@ class EventBatch:
             by_partition = rows.group_by("partition").len().iter_rows()
             counts = {numbers[partition]: count for partition, count in by_partition}
         for number, count in counts.items():
-            tally(self.ledgers[number], f"events.{column}", count)
-            if column == "malformed":
-                tally(self.ledgers[number], f"malformed.{reason}", count)
+            self.ledgers[number].add_unusable_events(column, reason, count)
 
 
 def bounds_after(bounds: Bounds, mask: pl.Series) -> Bounds:
@@ -153,9 +156,3 @@ def bounds_after(bounds: Bounds, mask: pl.Series) -> Bounds:
         (int(mask[first:last].sum() or 0) for first, last in bounds), initial=0
     )
     return list(itertools.pairwise(ends))
-
-
-def tally(counts: Ledger, name: str, count: int = 1) -> None:
-    """Add to a count; nothing is written for nothing."""
-    if count:
-        counts[name] = counts.get(name, 0) + count

@@ -1,4 +1,4 @@
-"""Decode JSON: values of records into event structs, and structs into a frame.
+"""JSON events: texts into event structs, and structs into a frame.
 
 A value is one JSON event, or lines of which each that is not blank is one. Every event is decoded
 from its own bytes: msgspec's ``decode_lines`` is not strict about lines (three broken lines can be
@@ -44,7 +44,6 @@ class JsonEvents:
 
     def __init__(self, source: Source) -> None:
         self._unit = source.time_unit_ms
-        self._record_bytes_max = source.record_bytes_max
         # Times that no calendar can compute are malformed like any wrong type.
         bounds = msgspec.Meta(ge=-(-TIME_MS_MIN // self._unit), le=TIME_MS_MAX // self._unit)
         fields: list[tuple[str, Any, Any]] = [
@@ -74,17 +73,11 @@ class JsonEvents:
         """Return the struct that stands for a heartbeat in :meth:`frame`."""
         return self._event(time_=time_ms, type_=None)
 
-    def are_plain(self, values: Sequence[bytes]) -> bool:
-        """Tell whether all values are UTF-8, where msgspec does not look too, and not too large.
-
-        :meth:`decode_lines` may be used on no others.
-        """
-        if max(map(len, values)) > self._record_bytes_max:
-            return False
-        return all(map(bytes.isascii, values)) or all(map(_is_utf8, values))
-
     def decode_all(self, values: Sequence[bytes]) -> list[Any]:
-        """Return the event of each plain value; raises one of ``UNREADABLE`` if one is no event."""
+        """Return the event of each value; raises one of ``UNREADABLE`` if one is not an event.
+
+        All values are UTF-8.
+        """
         return list(map(self._decoder.decode, values))
 
     def getter(self, field: str) -> Callable[[Any], Any]:
@@ -98,7 +91,7 @@ class JsonEvents:
         They are not just one event each, and nothing is added for them; what is before them has
         been added when they are yielded.
         """
-        decode = self._decoder.decode if self.are_plain(values) else self._decode_plain
+        decode = self._decoder.decode if are_utf8(values) else self._decode_utf8
         first = len(events)
         rest = iter(values)
         at = 0
@@ -116,7 +109,7 @@ class JsonEvents:
     def decode_lines(self, value: bytes, events: list[Any]) -> int:
         """Add the event of each line to ``events``; return how many lines there are.
 
-        Where not every line is an event nothing is added, and 0 returned.
+        The value is UTF-8. If some line is not an event nothing is added, and 0 returned.
         """
         before = len(events)
         lines = value.rstrip(b" \t\r\n").split(b"\n")
@@ -127,21 +120,23 @@ class JsonEvents:
             return 0
         return len(lines)
 
-    def decode_each(self, value: bytes, form: str) -> Iterator[Any]:
-        """Yield, for each line of a value that is not blank, its event or :class:`Fault`.
+    def decode_one(self, line: bytes) -> Any:
+        """Return the event of a line, or the :class:`Fault` for which it is not one."""
+        try:
+            return self._decode_utf8(line)
+        except msgspec.ValidationError as error:
+            detail = str(error)
+            reason = _reason(detail)
+            if reason == "out_of_range" and self._unit > 1 and detail.endswith(self._time_path):
+                detail += "; are these milliseconds instead of seconds?"
+            return Fault(reason, detail[:DETAIL_CHARS_MAX])
+        except UNREADABLE as error:
+            return Fault("json", str(error)[:DETAIL_CHARS_MAX])
 
-        ``form`` is ``json`` or ``lines`` where a content type says so, else empty.
-        """
-        if self.is_document(value, form):
-            yield self._decode_one(value)
-            return
-        for line in lines_of(value):
-            yield self._decode_one(line)
-
-    def is_document(self, value: bytes, form: str) -> bool:
-        """Tell whether a value is one JSON document, an event or not, rather than lines."""
-        if form or b"\n" not in value:
-            return form != "lines"
+    def is_document(self, value: bytes) -> bool:
+        """Return whether a value is one JSON document, an event or not, rather than lines."""
+        if b"\n" not in value:
+            return True
         for decode in (self._decoder.decode, msgspec.json.decode):
             try:
                 decode(value)
@@ -171,24 +166,9 @@ class JsonEvents:
             frame = frame.with_columns(pl.col("time").alias(self._time_field))
         return frame
 
-    def _decode_plain(self, value: bytes) -> Any:
-        if len(value) > self._record_bytes_max:
-            raise msgspec.DecodeError("it is too large")
+    def _decode_utf8(self, value: bytes) -> Any:
         _check_utf8(value)
         return self._decoder.decode(value)
-
-    def _decode_one(self, line: bytes) -> Any:
-        try:
-            _check_utf8(line)
-            return self._decoder.decode(line)
-        except msgspec.ValidationError as error:
-            detail = str(error)
-            reason = _reason(detail)
-            if reason == "out_of_range" and self._unit > 1 and detail.endswith(self._time_path):
-                detail += "; are these milliseconds instead of seconds?"
-            return Fault(reason, detail[:DETAIL_CHARS_MAX])
-        except UNREADABLE as error:
-            return Fault("json", str(error)[:DETAIL_CHARS_MAX])
 
     def _times(self, events: Sequence[Any]) -> pl.Series:
         """Return milliseconds; heartbeats are in milliseconds whatever the source's unit."""
@@ -206,6 +186,11 @@ class JsonEvents:
             return numbers
         heartbeat = pl.Series([event.type_ is None for event in events], dtype=pl.Boolean)
         return numbers.zip_with(heartbeat, numbers * self._unit)
+
+
+def are_utf8(values: Sequence[bytes]) -> bool:
+    """Return whether all values are UTF-8, in fields that msgspec skips unread too."""
+    return all(map(bytes.isascii, values)) or all(map(_is_utf8, values))
 
 
 def parse_times(texts: pl.Series) -> pl.Series:

@@ -14,6 +14,7 @@ import polars as pl
 
 from agents.decode.event_batch import DETAIL_CHARS_MAX, FEW, SetAside
 from agents.fold.content import Content
+from tables.model.ledger import LedgerDelta
 from tables.model.window import NEVER_MS
 from tables.record.chunk import Run
 from tables.record.sealed import DamagedError
@@ -40,16 +41,11 @@ class _Record:
 class _GatherResult:
     """What is known while a run is gathered: its ledger delta, and what is set aside."""
 
-    counts: dict[str, int]
+    ledger: LedgerDelta = dataclasses.field(default_factory=LedgerDelta)
     aside: list[SetAside] = dataclasses.field(default_factory=list)
 
-    def count(self, name: str, rows: int = 1) -> None:
-        if rows:
-            self.counts[name] = self.counts.get(name, 0) + rows
-
     def refuse(self, index: int, cause: str) -> None:
-        self.count("records.unreadable")
-        self.count("unreadable.contribution")
+        self.ledger.add_unusable_record("unreadable", "contribution")
         detail = cause[:DETAIL_CHARS_MAX]
         self.aside.append(SetAside("dead", 0, index, None, "contribution", detail))
 
@@ -70,8 +66,8 @@ class Gatherer:
 
         ``refused`` says why all of them are.
         """
-        gaps = run.next_offset - run.first_offset - len(run.values)
-        doing = _GatherResult({"records.gap": gaps})
+        doing = _GatherResult()
+        doing.ledger.add_gap(run.next_offset - run.first_offset - len(run.values))
         announced = dict(state.meta.announced)
         records = self._decode(run, doing, refused)
         with_cells = self._announce(records, announced)
@@ -83,7 +79,7 @@ class Gatherer:
             start=run.first_offset,
             stop=run.next_offset,
             stream_time_ms=NEVER_MS,
-            ledger=doing.counts,
+            ledger=doing.ledger.counts,
             blocks={} if newer is None or not newer.height else {self._layer.name: newer},
             announced=announced,
             whole=_news_of(records, state.meta.whole),
@@ -98,7 +94,7 @@ class Gatherer:
                 doing.refuse(index, run.faults[index].detail)
                 continue
             if not value:
-                doing.count("records.empty")
+                doing.ledger.add_unusable_record("empty", "empty")
                 continue
             if refused:
                 doing.refuse(index, refused)
@@ -119,8 +115,9 @@ class Gatherer:
         if frames and cause_against(pl.concat(frames), self._layer):
             records = [record for record in records if self._is_usable(record, doing)]
             doing.aside.sort(key=lambda item: item.record)
-        for record in records:
-            doing.count("records.heartbeat" if record.rows is None else "records.with_events")
+        cells = [record.rows.height for record in records if record.rows is not None]
+        doing.ledger.add_decoded(len(cells), sum(cells))
+        doing.ledger.add_heartbeats(len(records) - len(cells))
         return records
 
     def _is_usable(self, record: _Record, doing: _GatherResult) -> bool:
@@ -175,9 +172,8 @@ class Gatherer:
         starts = self._layer.window.starts(rows["fine_start"])
         senders = column([r.contribution.sender for r in records], pl.Int32)
         rows = rows.hstack([senders.alias("source_partition"), starts.alias("window_start")])
-        doing.count("events.decoded", rows.height)
-        doing.count("events.classified", rows.height)
-        doing.count(f"layer.{name}.selected", rows.height)
+        doing.ledger.add_classified(rows.height)
+        doing.ledger.add_layer(name, "selected", rows.height)
         oldest = cast("int", rows["fine_start"].min())
         if (
             self._finer.window.end(oldest) > max(r.own_floor for r in records)
@@ -188,8 +184,8 @@ class Gatherer:
         live = self._layer.window.ends(starts) > column([r.floor for r in records], pl.Int64)
         own = column([r.own_floor for r in records], pl.Int64)
         single = live & (self._finer.window.ends(rows["fine_start"]) > own)
-        doing.count(f"layer.{name}.too_late", rows.height - int(live.sum()))
-        doing.count(f"layer.{name}.repeated", int(live.sum()) - int(single.sum()))
+        doing.ledger.add_layer(name, "too_late", rows.height - int(live.sum()))
+        doing.ledger.add_layer(name, "repeated", int(live.sum()) - int(single.sum()))
         return rows if single.all() else rows.filter(single)
 
     def _newer(self, rows: pl.DataFrame, table: RollupTable, doing: _GatherResult) -> pl.DataFrame:
@@ -197,7 +193,7 @@ class Gatherer:
         name = self._layer.name
         identity = table.contribution
         if not table.may_know(rows) and _all_differ(rows, identity):
-            doing.count(f"layer.{name}.folded", rows.height)
+            doing.ledger.add_layer(name, "folded", rows.height)
             return pl.DataFrame([rows[name] for name in table.delta_columns])
         newest = rows.unique(identity, keep="last", maintain_order=True)
         known = table.known(rows["window_start"])
@@ -211,8 +207,8 @@ class Gatherer:
                 seen = rows.select(pl.max_horizontal("known", before)).to_series()
             newer = rows.filter((seen.is_null()) | (rows["contributed"] > seen))
             newest = newer.unique(identity, keep="last", maintain_order=True)
-        doing.count(f"layer.{name}.repeated", rows.height - newer.height)
-        doing.count(f"layer.{name}.folded", newer.height)
+        doing.ledger.add_layer(name, "repeated", rows.height - newer.height)
+        doing.ledger.add_layer(name, "folded", newer.height)
         return newest.select(table.delta_columns)
 
 

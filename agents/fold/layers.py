@@ -12,12 +12,13 @@ from typing import Any, cast
 
 import polars as pl
 
-from agents.decode.event_batch import DETAIL_CHARS_MAX, FEW, ID_COLUMN, EventBatch, Rows, tally
+from agents.decode.event_batch import DETAIL_CHARS_MAX, FEW, ID_COLUMN, EventBatch, Rows
 from agents.fold.aggregate import Aggregation
 from agents.fold.classify import Classifier
 from agents.fold.content import Before, Content
 from agents.fold.dedupe import Deduper
 from tables.model.layer import Condition, Layer
+from tables.model.ledger import LayerColumn, Ledger
 from tables.model.window import NEVER_MS, SECONDS_IN_MS_MAX
 from tables.state.id_table import IDS
 from tables.state.input_plan import InputPlan
@@ -59,10 +60,10 @@ class Folder:
                 start=run.first_offset,
                 stop=run.next_offset,
                 stream_time_ms=max(before[run.partition].stream_time_ms, time),
-                ledger=counts,
+                ledger=delta.counts,
                 blocks={},
             )
-            for run, time, counts in zip(batch.runs, newest, batch.ledgers, strict=True)
+            for run, time, delta in zip(batch.runs, newest, batch.ledgers, strict=True)
         ]
         late = [_may_be_late(layer, batch, before) for layer in self._layers]
         rows = batch.rows
@@ -135,7 +136,7 @@ class Folder:
             assert state.ids is not None, "events with ids need the ids remembered before them"
             repeats, fresh = self._deduper.find(events, state.stream_time_ms, state.ids)
             if repeats:
-                tally(batch.ledgers[number], "events.duplicate", len(repeats))
+                batch.ledgers[number].add_duplicates(len(repeats))
                 gone.append(events[_ROW][repeats])
             if fresh.height:
                 contents[number].blocks[IDS] = fresh
@@ -160,8 +161,8 @@ class Folder:
                 detail[:DETAIL_CHARS_MAX],
                 dead=self._source.unclassified == "dead",
             )
-        for counts, events in zip(batch.ledgers, rows.counts, strict=True):
-            tally(counts, "events.classified", events - counts.get("events.unclassified", 0))
+        for delta, events in zip(batch.ledgers, rows.counts, strict=True):
+            delta.add_classified(events - delta.unclassified)
         # Layers that select the same types share their rows.
         found = {tuple(layers_of): rows}
         members = []
@@ -182,7 +183,7 @@ class Folder:
     ) -> None:
         """Add a layer's cells to ``contents``; ``before`` is None where no event can be late."""
         layer, condition = self._layers[index], self._filters[index]
-        counted = {"selected": rows.counts}
+        counted: dict[LayerColumn, list[int]] = {"selected": rows.counts}
         if condition is not None:
             rows = rows.filter(rows.frame.select(condition).to_series())
         passed = rows.counts
@@ -201,7 +202,7 @@ class Folder:
         counted["folded"] = [int(block["events"].sum()) for block in cells]
         for number, content in enumerate(contents):
             for column, counts in counted.items():
-                tally(content.ledger, f"layer.{layer.name}.{column}", counts[number])
+                batch.ledgers[number].add_layer(layer.name, column, counts[number])
             if cells[number].height:
                 content.blocks[layer.name] = cells[number]
 

@@ -12,14 +12,14 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
-from agents.decode.event_batch import FEW_EVENTS_MAX, tally
-from agents.decode.json_events import UNREADABLE, JsonEvents
+from agents.decode.event_batch import FEW_EVENTS_MAX
+from agents.decode.json_events import UNREADABLE, JsonEvents, are_utf8
 from agents.fold.classify import Classifier
 from agents.fold.content import Before, Content
 from agents.fold.layers import KEY_BYTES_MAX, OPERATORS, floor_before
 from tables.model.floats import float_sum, squared_deviations
 from tables.model.layer import Accumulator, Condition, Layer, Source
-from tables.model.ledger import Ledger
+from tables.model.ledger import LedgerDelta
 from tables.record.chunk import Run
 from tables.state.block import FewRows
 from tables.state.cell import cell_schema
@@ -38,6 +38,7 @@ class SmallBatchFolder:
     def __init__(self, source: Source, plan: InputPlan) -> None:
         self._json = JsonEvents(source)
         self._skew_ms = source.future_skew_ms
+        self._record_bytes_max = source.record_bytes_max
         self._layers = [_FewLayer(layer, self._json) for layer in plan.layers]
         self._classifier = Classifier(plan.layers)
         # Ids are looked up many at once; a time that is scaled is not the field's value.
@@ -70,17 +71,17 @@ class SmallBatchFolder:
         if members is None or newest > min(run.append_times_ms) + self._skew_ms:
             return None
         count = len(events)
-        counts: Ledger = {
-            "records.with_events": count, "events.decoded": count, "events.classified": count
-        }  # fmt: skip
-        tally(counts, "records.gap", run.next_offset - run.first_offset - count)
+        ledger = LedgerDelta()
+        ledger.add_decoded(count, count)
+        ledger.add_classified(count)
+        ledger.add_gap(run.next_offset - run.first_offset - count)
         stream_time_ms = max(before.stream_time_ms, newest)
-        content = Content(run.first_offset, run.next_offset, stream_time_ms, counts, {})
+        content = Content(run.first_offset, run.next_offset, stream_time_ms, ledger.counts, {})
         for layer, mine in zip(self._layers, members, strict=True):
             if not mine:
                 continue
             late = layer.may_be_late(oldest, newest, before)
-            rows = None if late else layer.cells(mine, counts)
+            rows = None if late else layer.cells(mine, ledger)
             if rows is None:
                 return None
             if rows:
@@ -92,7 +93,7 @@ class SmallBatchFolder:
         if run.headers or run.faults or not run.values or None in run.values:
             return None
         values = cast("list[bytes]", run.values)
-        if not self._json.are_plain(values):
+        if max(map(len, values)) > self._record_bytes_max or not are_utf8(values):
             return None
         try:
             return self._json.decode_all(values)
@@ -137,21 +138,21 @@ class _FewLayer:
         window = self._layer.window
         return window.end(window.start(oldest_ms)) <= floor
 
-    def cells(self, events: list[Any], counts: Ledger) -> list[tuple[Any, ...]] | None:
+    def cells(self, events: list[Any], ledger: LedgerDelta) -> list[tuple[Any, ...]] | None:
         """Return the partial cells in order of first appearance, None where a key is malformed."""
         # An event without a key is malformed whatever the condition says, so keys come first.
         keys = self._keys(events)
         if keys is None:
             return None
-        tally(counts, f"layer.{self.name}.selected", len(events))
+        ledger.add_layer(self.name, "selected", len(events))
         groups: dict[tuple[Any, ...], list[Any]] = {}
         folded = 0
         for key, event in zip(keys, events, strict=True):
             if all(holds(event) for holds in self._where):
                 groups.setdefault(key, []).append(event)
                 folded += 1
-        tally(counts, f"layer.{self.name}.filtered", len(events) - folded)
-        tally(counts, f"layer.{self.name}.folded", folded)
+        ledger.add_layer(self.name, "filtered", len(events) - folded)
+        ledger.add_layer(self.name, "folded", folded)
         return [(*key, len(mine), *self._measures(mine)) for key, mine in groups.items()]
 
     def _keys(self, events: list[Any]) -> list[tuple[Any, ...]] | None:

@@ -1,4 +1,4 @@
-"""Rights: the least that each part of the product must be allowed on Kafka and Cassandra.
+"""Rights: the least that each part of the product must be allowed on Kafka; archives say their own.
 
 Kafka's operations imply Describe, without which a topic is not even shown. Nothing needs a right on
 the cluster or on transactional ids.
@@ -57,12 +57,6 @@ _CHECKED: dict[Role, tuple[TopicKind, ...]] = {"worker": ("journal", "feed")}
 
 _GROUP: dict[Role, tuple[Operation, ...]] = {"worker": ("Read",), "start-over": ("Describe",)}
 
-_KEYSPACE: dict[Role, tuple[str, ...]] = {
-    "apply": ("CREATE", "ALTER", "SELECT", "MODIFY"),
-    "start-over": ("DROP", "SELECT", "MODIFY"),
-}
-_TABLES: dict[Role, tuple[str, ...]] = {"worker": ("SELECT", "MODIFY"), "verify": ("SELECT",)}
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Right:
@@ -112,21 +106,6 @@ def kafka_commands(rights: Iterable[Right], user: str, brokers: str) -> Iterator
         names = (f"--{right.resource} {shlex.quote(right.name)}" for right in some)
         words = [" ".join(words), *names]
         yield " \\\n  ".join(words)
-
-
-def cassandra_commands(
-    tables: Iterable[str], role: Role, user: str, keyspace: str
-) -> Iterator[str]:
-    """Yield CQL that grants a role of Cassandra the rights that it needs on these tables.
-
-    ``map apply`` may make missing tables; all others use the tables as they are.
-    """
-    name = '"' + user.replace('"', '""') + '"'
-    for permission in _KEYSPACE.get(role, ()):
-        yield f'GRANT {permission} ON KEYSPACE "{keyspace}" TO {name};'
-    for table in tables:
-        for permission in _TABLES.get(role, ()):
-            yield f'GRANT {permission} ON TABLE "{keyspace}"."{table}" TO {name};'
 
 
 def quoted(text: str) -> str:

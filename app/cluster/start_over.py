@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from typing import TYPE_CHECKING
 
 from app.cluster.topics import delete_topics, members_of, own_topics
-from app.config.connections import cassandra_settings, kafka_options
+from app.config.archives import archive_of
+from app.config.connections import kafka_options
 from app.config.settings import Settings
-from tables.archive.embedded.wipe import wipe_folder
 from tables.model.errors import TreasureMapError
 from tables.model.layer import Map
-
-if TYPE_CHECKING:
-    from tables.archive.cassandra.archive import CassandraSettings
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,9 +40,7 @@ class StartOver:
         self._settings = settings
         self._map = themap
         self._options = kafka_options(settings)
-        self._cassandra: CassandraSettings | None = None
-        if settings.archive == "cassandra":
-            self._cassandra = cassandra_settings(settings)
+        self._wiping = archive_of(settings).wiping(settings, themap.name)
 
     async def look(self) -> Doomed:
         """Return the topics and the archive that would be deleted.
@@ -63,10 +57,7 @@ class StartOver:
                 f"got {', '.join(members)}; want none; stop them all first"
             )
         topics = await own_topics(settings.brokers, self._map, self._options)
-        if self._cassandra is None:
-            return Doomed(topics, f"the archive in folder {settings.archive_folder.absolute()}")
-        keyspace = self._cassandra.keyspace
-        return Doomed(topics, f"the tables of map {self._map.name} in keyspace {keyspace}")
+        return Doomed(topics, self._wiping.what)
 
     async def delete(self, doomed: Doomed) -> None:
         """Delete it; if that breaks off, workers are refused until it is done again.
@@ -76,9 +67,4 @@ class StartOver:
         """
         if doomed.topics:
             await delete_topics(self._settings.brokers, doomed.topics, self._options)
-        if self._cassandra is None:
-            wipe_folder(self._settings.archive_folder, self._map.name)
-            return
-        from tables.archive.cassandra.wipe import wipe_keyspace  # noqa: PLC0415 (an extra)
-
-        await asyncio.to_thread(wipe_keyspace, self._cassandra, self._map.name)
+        await asyncio.to_thread(self._wiping.wipe)

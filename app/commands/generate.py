@@ -16,8 +16,9 @@ from rich.text import Text
 from app.config.options import kafka_settings_options
 from app.config.settings import Settings
 from app.load.generator import generate
-from app.load.plan import MAP_FILE, SOURCE, Format, LoadSpec, default_start_ms, processes_for
+from app.load.plan import MAP_FILE, SOURCE, LoadSpec, default_start_ms, processes_for
 from app.load.process import Progress
+from app.load.writers import names
 from app.mapfile.load import load_map
 
 _LINE_SECONDS = 5.0
@@ -106,7 +107,7 @@ class _Auto(click.ParamType):
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["json", "ndjson", "arrow", "mixed"]),
+    type=click.Choice(names()),
     default="json",
     show_default=True,
     help="The form of records.",
@@ -174,7 +175,7 @@ def command(
         start_ms = default_start_ms(themap, source, now_ms, options["seconds"], options["speed"])
     # Where the source is not known, generate() says so.
     brokers = settings.brokers
-    plan = LoadSpec(format=cast("Format", form), start_ms=start_ms or 0, brokers=brokers, **options)
+    plan = LoadSpec(format=form, start_ms=start_ms or 0, brokers=brokers, **options)
     if processes is None:
         cores = len(os.sched_getaffinity(0))
         partitions = source.partitions if source is not None else 1

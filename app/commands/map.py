@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
-from app.cluster.rights import ROLES, Role, cassandra_commands, checks_of, kafka_commands, rights_of
+from app.cluster.rights import ROLES, Role, checks_of, kafka_commands, rights_of
+from app.config.archives import archive_of, for_many
 from app.config.options import settings_options
 from app.config.settings import Settings
 from app.host.printable import printable
@@ -120,16 +121,8 @@ def acl(file: str, role: Role, user: str, settings: Settings) -> None:
         click.echo("# So that it can check settings of topics, of which it warns otherwise:")
         for line in kafka_commands(checks, user, settings.brokers):
             click.echo(line)
-    if settings.archive == "cassandra":
-        from tables.archive.cassandra.cql import (  # noqa: PLC0415 - check and apply need no archive
-            REGISTER_TABLE,
-            CassandraTable,
-        )
-
-        keyspace = settings.cassandra_keyspace
-        tables = [CassandraTable(themap, layer, keyspace).name for layer in themap.layers]
-        for line in cassandra_commands([*tables, REGISTER_TABLE], role, user, keyspace):
-            click.echo(line)
+    for line in archive_of(settings).grants(settings, themap, role, user):
+        click.echo(line)
 
 
 @command.command("start-over")
@@ -207,12 +200,9 @@ async def _apply(themap: Map, replication: int | None, settings: Settings) -> No
     from app.cluster.histories import check_histories  # noqa: PLC0415 - likewise
     from app.cluster.rights_check import check_rights  # noqa: PLC0415 - likewise
     from app.cluster.topics import apply_topics  # noqa: PLC0415 - check and show need no client of Kafka
-    from app.config.connections import (  # noqa: PLC0415 - check and show need no client of Cassandra
-        cassandra_settings,
-        kafka_options,
-    )
+    from app.config.connections import kafka_options  # noqa: PLC0415 - likewise
 
-    archive_settings = cassandra_settings(settings) if settings.archive == "cassandra" else None
+    schema = archive_of(settings).schema(settings, themap)
     options = kafka_options(settings)
     # That a topic may be made shows when it is made.
     rights = [
@@ -238,18 +228,13 @@ async def _apply(themap: Map, replication: int | None, settings: Settings) -> No
         click.echo(
             f"warning: cannot check that journal {name} keeps everything: {reason}", err=True
         )
-    if archive_settings is None:
-        click.echo("archive: embedded, nothing to make; pass --archive cassandra for its tables")
+    if schema is None:
+        kind = f"archive: {settings.archive}, nothing to make"
+        click.echo(f"{kind}; pass --archive {for_many()} for its tables")
         return
-    from tables.archive.cassandra.archive import CassandraArchive  # noqa: PLC0415 (an extra)
-
-    archive = CassandraArchive(archive_settings)
-    await archive.open(themap)
-    await archive.close()
-    click.echo(
-        f"archive: {_count(len(themap.layers), 'table')} in keyspace {archive_settings.keyspace} "
-        "made or checked"
-    )
+    await schema.archive.open(themap)
+    await schema.archive.close()
+    click.echo(f"archive: {schema.what} made or checked")
 
 
 async def _start_over(themap: Map, settings: Settings, *, yes: bool) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import ipaddress
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
+
+from app.config.archive_kind import Fault
+from app.config.archives import archive_of
+from app.config.loopback import INSECURE, is_loopback
 
 if TYPE_CHECKING:
     from app.config.settings import Settings
@@ -29,16 +31,7 @@ _ORDERED = (("query_limit_max", "query_cells_max"),)
 _TOKENS = "web_token or web_tokens_file"
 
 
-@functools.lru_cache(maxsize=64)
-def is_loopback(host: str) -> bool:
-    """Tell whether a host name or address can only mean this machine."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
-
-
-def relations(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
+def relations(settings: Settings) -> Iterator[Fault]:
     """Yield each fault between fields: the fields that it is about, and a sentence."""
     yield from _posture(settings)
     for one, other in _TOGETHER:
@@ -56,7 +49,7 @@ def relations(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
         )
         yield ("web_url", "web_cert_file"), text
     have_secret = bool(settings.peer_secret or settings.web_token)
-    if settings.web_tokens_file and settings.archive == "cassandra" and not have_secret:
+    if settings.web_tokens_file and archive_of(settings).serves_many and not have_secret:
         text = (
             f"web_tokens_file: got {settings.web_tokens_file}, without peer_secret; want"
             " peer_secret too if a group may have several workers, by which they know each"
@@ -72,18 +65,17 @@ def relations(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
             yield (smaller, larger), text
 
 
-def _posture(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
+def _posture(settings: Settings) -> Iterator[Fault]:
     """What is reachable from, or reaches, beyond loopback is authenticated and encrypted."""
     if settings.insecure:
         return
-    way_out = "or set insecure if the network itself is trusted"
     guards = ("web_token", "web_tokens_file", "web_cert_file")
     missing = [] if settings.web_token or settings.web_tokens_file else [_TOKENS]
     missing += [] if settings.web_cert_file else ["web_cert_file"]
     if missing and not is_loopback(settings.web_host):
         text = (
             f"web_host: got {settings.web_host}, reachable from other machines;"
-            f" want {' and '.join(missing)} with it; set them, bind to 127.0.0.1, {way_out}"
+            f" want {' and '.join(missing)} with it; set them, bind to 127.0.0.1, {INSECURE}"
         )
         yield ("web_host", *guards), text
     hosts = [broker.strip().rpartition(":")[0] for broker in settings.brokers.split(",")]
@@ -91,13 +83,7 @@ def _posture(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
     if remote and not settings.kafka_uses_tls:
         text = (
             f"brokers: got {', '.join(remote)}, beyond loopback without TLS;"
-            f" want TLS; set kafka_tls or kafka_ca_file, {way_out}"
+            f" want TLS; set kafka_tls or kafka_ca_file, {INSECURE}"
         )
         yield ("brokers", "kafka_tls"), text
-    remote = [host for host in settings.cassandra_hosts if not is_loopback(host)]
-    if settings.archive == "cassandra" and remote and not settings.cassandra_uses_tls:
-        text = (
-            f"cassandra_hosts: got {', '.join(remote)}, beyond loopback without TLS;"
-            f" want TLS; set cassandra_tls or cassandra_ca_file, {way_out}"
-        )
-        yield ("cassandra_hosts", "archive", "cassandra_tls"), text
+    yield from archive_of(settings).exposed(settings)

@@ -6,12 +6,12 @@ import socket
 import ssl
 from typing import TYPE_CHECKING, Any
 
-from app.config.settings import Settings
 from app.host.reloads import Reloads
 from app.trust.certificates import PemFiles, client_context
 from tables.model.errors import SettingError
 
 if TYPE_CHECKING:
+    from app.config.settings import Settings
     from tables.archive.cassandra.archive import CassandraSettings
 
 

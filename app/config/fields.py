@@ -156,7 +156,7 @@ class SettingFields(msgspec.Struct, frozen=True, kw_only=True):
     ] = 256 * MIB
 
     archive: Annotated[
-        Literal["embedded", "cassandra"],
+        str,
         means("Where closed cells rest: `embedded` (one worker only) or `cassandra`."),
     ] = "embedded"
     archive_folder: Annotated[

@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 import msgspec
 from msgspec.structs import FieldInfo
 
+from app.config import archives
 from app.config.checks import relations
 from app.config.fields import SettingFields, flag, is_secret, plain_type, trait
 from app.host.printable import MASK
@@ -224,6 +225,8 @@ def _convert(field: FieldInfo, given: _Given) -> Any:
         if not isinstance(value, str | pathlib.Path) or not str(value):
             raise ValueError("a path")
         return pathlib.Path(value)
+    if field.name == "archive" and value not in archives.names():
+        raise ValueError(f"one of {', '.join(archives.names())}")
     if kind == tuple[str, ...]:
         parts = value.split(",") if isinstance(value, str) else value
         found = tuple(part.strip() for part in msgspec.convert(parts, tuple[str, ...]))

@@ -10,7 +10,6 @@ A kind takes the place of one event. The place at which it is made depends on th
 from __future__ import annotations
 
 import dataclasses
-import io
 import itertools
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -19,21 +18,14 @@ from typing import Any, Literal
 import orjson
 import polars as pl
 
+from app.load import writers
+from app.load.writers import Writer, arrow_stream
 from tables.model.layer import Source
 from tables.model.window import DAY_MS, TIME_MS_MAX
 from tables.record.chunk import Headers
 from tables.record.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
 
-Form = Literal["json", "ndjson", "arrow"]
 Place = Literal["row", "line", "record"]
-
-CONTENT_TYPES: dict[Form, bytes] = {
-    "json": b"application/json",
-    "ndjson": b"application/x-ndjson",
-    "arrow": b"application/vnd.apache.arrow.stream",
-}
-TEXT: tuple[Form, ...] = ("json", "ndjson")
-EVERY: tuple[Form, ...] = ("json", "ndjson", "arrow")
 
 KEY_BYTES_MAX = 1_024
 OVERSIZED_EVERY = 50
@@ -72,14 +64,14 @@ class Bad:
 
     ``counted`` is its column of the ledger: ``malformed.json``, ``events.future``,
     ``records.tombstone``, ``unreadable.arrow``. ``make`` gives, by ``place``: a column and the
-    value it gets; the line; the record's value and headers. It gives None where the event, or the
-    whole source, has nothing that could be broken so.
+    value it gets; the line; the record's value and headers. It gives None if the event, or the
+    whole source, has nothing that could be broken so. ``suits`` says whether a format can have it.
     """
 
     name: str
     counted: str
     place: Place
-    forms: tuple[Form, ...]
+    suits: Callable[[Writer], bool]
     make: Callable[[Sample], Any]
 
     @property
@@ -100,18 +92,18 @@ class Deck:
 
     def __init__(self, chance: random.Random) -> None:
         self._chance = chance
-        self._rounds = {form: self._kinds(form) for form in EVERY}
+        self._rounds = {writer.name: self._kinds(writer) for writer in writers.WRITERS}
 
-    def draw(self, form: Form, sample: Sample) -> tuple[Bad, Any]:
-        """Return the next kind that ``sample`` allows, and the bad input that it makes."""
+    def draw(self, form: str, sample: Sample) -> tuple[Bad, Any]:
+        """Return the next kind that a format and ``sample`` allow, and the bad input it makes."""
         for bad in self._rounds[form]:
             made = bad.make(sample)
             if made is not None:
                 return bad, made
         raise AssertionError("every source can get a tombstone")
 
-    def _kinds(self, form: Form) -> Iterator[Bad]:
-        kinds = [bad for bad in KINDS if form in bad.forms]
+    def _kinds(self, writer: Writer) -> Iterator[Bad]:
+        kinds = [bad for bad in KINDS if bad.suits(writer)]
         for number in itertools.count():
             own = [k for k in kinds if k.name != "oversized" or number % OVERSIZED_EVERY == 0]
             yield from self._chance.sample(own, len(own))
@@ -245,7 +237,7 @@ def _heartbeat(sample: Sample) -> tuple[None, Headers]:
 
 def _arrow(sample: Sample) -> tuple[bytes, Headers]:
     """Return Arrow that is cut off, that is something else, or whose lengths are not true."""
-    header = (("content-type", CONTENT_TYPES["arrow"]),)
+    header = (("content-type", b"application/vnd.apache.arrow.stream"),)
     whole = arrow_stream(pl.concat([sample.frame()] * 7))
     one, lie = (7).to_bytes(8, "little"), (1 << 40).to_bytes(8, "little")
     values = (
@@ -273,33 +265,41 @@ def _arrow_out_of_range(sample: Sample) -> tuple[bytes, Headers] | None:
     return arrow_stream(sample.frame().with_columns(column)), ()
 
 
-def arrow_stream(frame: pl.DataFrame) -> bytes:
-    """Return a frame as an Arrow IPC stream that every Arrow library reads."""
-    buffer = io.BytesIO()
-    # LZ4 takes half the time of ZSTD; the record batch is compressed once more by Kafka.
-    frame.write_ipc_stream(buffer, compression="lz4", compat_level=pl.CompatLevel.oldest())
-    return buffer.getvalue()
+def _every(_: Writer) -> bool:
+    return True
+
+
+def _text(writer: Writer) -> bool:
+    return writer.uses_lines
+
+
+def _columns(writer: Writer) -> bool:
+    return not writer.uses_lines
+
+
+def _only_arrow(writer: Writer) -> bool:
+    return writer.name == "arrow"
 
 
 KINDS = (
-    Bad("json", "malformed.json", "line", TEXT, _broken_json),
-    Bad("missing_null", "malformed.missing", "row", EVERY, _null),
-    Bad("missing_absent", "malformed.missing", "line", TEXT, _absent),
-    Bad("wrong_type", "malformed.wrong_type", "line", TEXT, _wrong_type),
-    Bad("out_of_range", "malformed.out_of_range", "line", TEXT, _out_of_range),
-    Bad("time_out_of_range", "malformed.out_of_range", "row", EVERY, _time_out_of_range),
-    Bad("not_finite", "malformed.not_finite", "row", ("arrow",), _not_finite),
-    Bad("key_too_long", "malformed.key_too_long", "row", EVERY, _key_too_long),
-    Bad("future", "events.future", "row", EVERY, _future),
-    Bad("unclassified", "events.unclassified", "row", EVERY, _unclassified),
-    Bad("tombstone", "records.tombstone", "record", EVERY, _tombstone),
-    Bad("empty", "records.empty", "record", EVERY, _empty),
-    Bad("arrow_empty", "records.empty", "record", ("arrow",), _no_rows),
-    Bad("oversized", "records.oversized", "record", EVERY, _oversized),
-    Bad("content_type", "unreadable.content_type", "record", EVERY, _content_type),
-    Bad("heartbeat", "unreadable.heartbeat", "record", EVERY, _heartbeat),
-    Bad("arrow", "unreadable.arrow", "record", ("arrow",), _arrow),
-    Bad("arrow_wrong_type", "malformed.wrong_type", "record", ("arrow",), _arrow_wrong_type),
-    Bad("arrow_out_of_range", "malformed.out_of_range", "record", ("arrow",), _arrow_out_of_range),
+    Bad("json", "malformed.json", "line", _text, _broken_json),
+    Bad("missing_null", "malformed.missing", "row", _every, _null),
+    Bad("missing_absent", "malformed.missing", "line", _text, _absent),
+    Bad("wrong_type", "malformed.wrong_type", "line", _text, _wrong_type),
+    Bad("out_of_range", "malformed.out_of_range", "line", _text, _out_of_range),
+    Bad("time_out_of_range", "malformed.out_of_range", "row", _every, _time_out_of_range),
+    Bad("not_finite", "malformed.not_finite", "row", _columns, _not_finite),
+    Bad("key_too_long", "malformed.key_too_long", "row", _every, _key_too_long),
+    Bad("future", "events.future", "row", _every, _future),
+    Bad("unclassified", "events.unclassified", "row", _every, _unclassified),
+    Bad("tombstone", "records.tombstone", "record", _every, _tombstone),
+    Bad("empty", "records.empty", "record", _every, _empty),
+    Bad("arrow_empty", "records.empty", "record", _only_arrow, _no_rows),
+    Bad("oversized", "records.oversized", "record", _every, _oversized),
+    Bad("content_type", "unreadable.content_type", "record", _every, _content_type),
+    Bad("heartbeat", "unreadable.heartbeat", "record", _every, _heartbeat),
+    Bad("arrow", "unreadable.arrow", "record", _only_arrow, _arrow),
+    Bad("arrow_wrong_type", "malformed.wrong_type", "record", _only_arrow, _arrow_wrong_type),
+    Bad("arrow_out_of_range", "malformed.out_of_range", "record", _only_arrow, _arrow_out_of_range),
 )
-"""Every kind. What JSON cannot say, such as numbers that are not finite, is in Arrow only."""
+"""Every kind. Numbers that are not finite are only in formats that can say them, as Arrow can."""

@@ -13,13 +13,11 @@ import itertools
 import math
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 from app.load.replay import settled_ms
+from app.load.writers import events_per_process
 from tables.model.errors import TreasureMapError
 from tables.model.layer import Map, Source
-
-Format = Literal["json", "ndjson", "arrow", "mixed"]
 
 MAP_FILE = pathlib.Path(__file__).parent.parent.parent / "examples" / "generate" / "map.toml"
 SOURCE = "shop"
@@ -31,11 +29,6 @@ STEP_EVENTS_MAX = 50_000
 
 HEARTBEAT_SECONDS = 1
 
-EVENTS_PER_PROCESS: dict[Format, int] = {
-    "json": 300_000, "ndjson": 400_000, "arrow": 500_000, "mixed": 300_000,
-}  # fmt: skip
-"""Events a second that one process is given by ``--processes auto``; see docs/OPERATING.md."""
-
 
 class GenerateError(TreasureMapError):
     """A load that cannot be written as asked."""
@@ -46,8 +39,9 @@ class LoadSpec:
     """A load as asked for; the fields are the options of ``python -m app generate``.
 
     ``rate`` is in events a second over all processes, 0 for as fast as possible. ``late``, ``bad``
-    and ``duplicates`` are shares of all events. ``batch`` is the most events of a record. Event
-    time starts at ``start_ms`` and runs at ``speed`` times real time.
+    and ``duplicates`` are shares of all events. ``format`` is one of ``writers.names()``, and
+    ``batch`` the most events of a record. Event time starts at ``start_ms`` and runs at ``speed``
+    times real time.
     """
 
     map_file: str
@@ -60,7 +54,7 @@ class LoadSpec:
     types: int
     late: float
     bad: float
-    format: Format
+    format: str
     batch: int
     seed: int
     start_ms: int
@@ -161,9 +155,9 @@ def parts_of(weights: Sequence[float], processes: int) -> list[Part]:
     ]
 
 
-def processes_for(rate: float, form: Format, partitions: int, cores: int) -> int:
+def processes_for(rate: float, form: str, partitions: int, cores: int) -> int:
     """Return how many processes ``--processes auto`` starts; each core takes one at most."""
-    wanted = math.ceil(rate / EVENTS_PER_PROCESS[form]) if rate else cores
+    wanted = math.ceil(rate / events_per_process(form)) if rate else cores
     return max(1, min(wanted, cores, partitions))
 
 

@@ -34,6 +34,7 @@ from app.load.plan import (
 from app.load.records import RecordMaker
 from app.load.truth import PartitionTruth
 from app.load.vocabulary import Words, words_of
+from app.load.writers import record_events_max
 from app.mapfile.load import load_map
 from tables.model.errors import TreasureMapError
 
@@ -144,7 +145,7 @@ class PartWriter:
             steps = _unpaced(seconds, begin_s)
         else:
             events = self._part.events(self._plan.events)
-            batch = 1 if self._plan.format == "json" else self._plan.batch
+            batch = record_events_max(self._plan.format, self._plan.batch)
             length_s = step_seconds(events / seconds, len(self._part.partitions), batch)
             steps = schedule(events, seconds, length_s)
         for step in steps:

@@ -19,11 +19,12 @@ from typing import Any, cast
 
 import polars as pl
 
-from app.load.bad_input import CONTENT_TYPES, EVERY, Bad, Deck, Form, Sample, arrow_stream
+from app.load.bad_input import Bad, Deck, Sample
 from app.load.events import StepEvents
-from app.load.plan import Format, GenerateError, LoadSpec, Part
+from app.load.plan import GenerateError, LoadSpec, Part
 from app.load.truth import PartitionTruth, Truth
 from app.load.vocabulary import Words
+from app.load.writers import MIXED, Writer, writers_of
 from tables.model.ledger import add
 from tables.record.chunk import Headers
 
@@ -45,7 +46,7 @@ class Piece:
     partition: int
     first: int
     stop: int
-    form: Form
+    writer: Writer
     headers: Headers
 
 
@@ -54,7 +55,9 @@ class RecordMaker:
 
     def __init__(self, words: Words, plan: LoadSpec, part: Part) -> None:
         self._words = words
-        self._format: Format = plan.format
+        self._writers = writers_of(plan.format)
+        self._is_mixed = plan.format == MIXED
+        self._in_pieces = any(writer.holds_many for writer in self._writers)
         self._batch = plan.batch
         self._chance = random.Random(f"{plan.seed}/{part.number}/records")  # noqa: S311  # repeatable
         self._deck = Deck(self._chance)
@@ -99,20 +102,20 @@ class RecordMaker:
         runs = facts["partition"].rle().struct.unnest()
         for length, partition in runs.iter_rows():
             stop = first + length
-            size = length if self._format == "json" else self._batch
+            size = self._batch if self._in_pieces else length
             for start in range(first, stop, size):
-                form, headers = self._form()
-                pieces.append(Piece(partition, start, min(start + size, stop), form, headers))
+                writer, headers = self._writer()
+                pieces.append(Piece(partition, start, min(start + size, stop), writer, headers))
             first = stop
         return pieces
 
-    def _form(self) -> tuple[Form, Headers]:
-        """Return the form of a piece; in a mix, every other one says its form in a header."""
-        if self._format != "mixed":
-            return self._format, ()
-        form = self._chance.choice(EVERY)
+    def _writer(self) -> tuple[Writer, Headers]:
+        """Return the writer of a piece; in a mix, every other one says its format in a header."""
+        if not self._is_mixed:
+            return self._writers[0], ()
+        writer = self._chance.choice(self._writers)
         told = self._chance.random() < 0.5  # noqa: PLR2004  # half of them
-        return form, (("content-type", CONTENT_TYPES[form]),) if told else ()
+        return writer, writer.headers if told else ()
 
     def _choose(
         self, step: StepEvents, pieces: list[Piece], now_ms: int
@@ -134,7 +137,7 @@ class RecordMaker:
                 key_names=self._key_names[type_id],
                 unclassified=self._words.unclassified,
             )
-            chosen[row] = self._deck.draw(piece.form, sample)
+            chosen[row] = self._deck.draw(piece.writer.name, sample)
         return chosen
 
     def _encode(
@@ -142,7 +145,7 @@ class RecordMaker:
     ) -> list[Pack]:
         """Return the records of all pieces."""
         events = _edited(step.events, bads)
-        lines = _lines(events) if any(piece.form != "arrow" for piece in pieces) else []
+        lines = _lines(events) if any(piece.writer.uses_lines for piece in pieces) else []
         for row, (bad, made) in bads.items():
             if bad.place == "line":
                 lines[row] = made
@@ -150,14 +153,15 @@ class RecordMaker:
         packs: list[Pack] = []
         for piece in pieces:
             cuts = own[bisect.bisect_left(own, piece.first) : bisect.bisect_left(own, piece.stop)]
-            if piece.form == "json":
-                packs.append(self._json_pack(step.facts, piece, lines, cuts, bads))
+            if not piece.writer.holds_many:
+                values = _single_values(piece, events, lines)
+                packs.append(self._pack_of_single(step.facts, piece, values, cuts, bads))
                 continue
             pack = Pack(piece.partition, [], [])
             first = piece.first
             for stop in (*cuts, piece.stop):
-                rows = events.slice(first, stop - first) if piece.form == "arrow" else None
-                for start, value in self._values(first, rows, lines[first:stop]):
+                rows, texts = events[first:stop], lines[first:stop]
+                for start, value in self._values(piece.writer, first, rows, texts):
                     _append(pack, self._key(step.facts, start), value, piece.headers)
                     self.truth.partitions[piece.partition].count("records.with_events")
                 if stop < piece.stop:
@@ -166,24 +170,23 @@ class RecordMaker:
             packs.append(pack)
         return packs
 
-    def _json_pack(
+    def _pack_of_single(
         self,
         facts: pl.DataFrame,
         piece: Piece,
-        lines: list[bytes],
+        events: list[bytes],
         cuts: list[int],
         bads: Mapping[int, tuple[Bad, Any]],
     ) -> Pack:
         """Return a piece with one record an event."""
         rows = slice(piece.first, piece.stop)
-        values = cast("list[bytes | None]", lines[rows])
-        count = len(values)
-        self._check_event(max(map(len, lines[rows])))
+        count = len(events)
+        self._check_event(max(map(len, events)))
         if self._words.places is None:
             keys: list[bytes | None] = [None] * count
         else:
             keys = self._keys.gather(facts["key_id"][rows]).to_list()
-        pack = Pack(piece.partition, keys, values)
+        pack = Pack(piece.partition, keys, cast("list[bytes | None]", events))
         if piece.headers:
             pack.headers = dict.fromkeys(range(count), piece.headers)
         for row in cuts:
@@ -196,24 +199,23 @@ class RecordMaker:
         return pack
 
     def _values(
-        self, first: int, rows: pl.DataFrame | None, lines: list[bytes]
+        self, writer: Writer, first: int, rows: pl.DataFrame, lines: list[bytes]
     ) -> Iterator[tuple[int, bytes]]:
         """Yield the values of records that hold these events, and the first row of each.
 
-        They are ``rows`` in Arrow, or else ``lines``: in one record, or in more where one would be
-        larger than the source takes.
+        There is one record, or more if one would be larger than the source takes.
         """
-        count = len(lines) if rows is None else rows.height
+        count = rows.height
         if not count:
             return
-        value = b"\n".join(lines) if rows is None else arrow_stream(rows)
+        value = writer.encode(rows, lines)
         if len(value) <= self._words.source.record_bytes_max:
             yield first, value
             return
         self._check_event(len(value) if count == 1 else 0)
         half = count // 2
-        yield from self._values(first, None if rows is None else rows[:half], lines[:half])
-        yield from self._values(first + half, None if rows is None else rows[half:], lines[half:])
+        yield from self._values(writer, first, rows[:half], lines[:half])
+        yield from self._values(writer, first + half, rows[half:], lines[half:])
 
     def _check_event(self, event_bytes: int) -> None:
         """Raise GenerateError if a record of one event is larger than the source takes."""
@@ -272,6 +274,14 @@ def _edited(events: pl.DataFrame, bads: Mapping[int, tuple[Bad, Any]]) -> pl.Dat
         events[name].scatter(at, pl.Series(values[name], dtype=events[name].dtype))
         for name, at in rows.items()
     )
+
+
+def _single_values(piece: Piece, events: pl.DataFrame, lines: list[bytes]) -> list[bytes]:
+    """Return the value of each event of a piece whose records hold one."""
+    if piece.writer.uses_lines:
+        return lines[piece.first : piece.stop]
+    rows = range(piece.first, piece.stop)
+    return [piece.writer.encode(events[row : row + 1], []) for row in rows]
 
 
 def _lines(events: pl.DataFrame) -> list[bytes]:

@@ -25,7 +25,8 @@ from agents.partition.owners import PartitionManager
 from agents.rollup import Rollup
 from agents.supervised import supervised
 from app.cluster.topics import check_topics
-from app.config.connections import advertised_url, cassandra_settings, kafka_options, peers_tls
+from app.config.archives import archive_of, why_alone
+from app.config.connections import advertised_url, kafka_options, peers_tls
 from app.config.settings import Settings, secrets_of
 from app.health.backpressure import Pressure
 from app.health.checks import readiness_of, watch_of
@@ -62,12 +63,6 @@ log = logging.getLogger(__name__)
 
 # One core a worker: more threads only take time from the other workers of the machine.
 os.environ.setdefault("POLARS_MAX_THREADS", "1")
-
-_ALONE = (
-    "its archive is embedded and serves one worker only; set archive to cassandra for more "
-    "workers, or stop the other one"
-)
-
 
 REOPEN_S = (1.0, 5.0)
 """How long to wait before an archive that was away at the start is tried again."""
@@ -157,7 +152,7 @@ def build(settings: Settings) -> MapApp:
     _make_folder(settings)
     app = _app(settings, themap, reloads)
     log = _log(settings, themap, options)
-    archive = _archive(settings, reloads)
+    archive = archive_of(settings).make(settings, reloads)
     transport = Transport(_transport_options(settings, themap, options), app.flow_control.clear)
     app.accepting_failed = transport.fail
     owners = PartitionManager(
@@ -258,11 +253,10 @@ async def _check(settings: Settings, owners: PartitionManager, options: dict[str
         lambda: check_topics(settings.brokers, owners.themap, options, group=group)
     )
     owners.claimant = Claimant(group, settings.node_name, cluster)
-    archive = settings.archive_folder.absolute() if settings.archive == "embedded" else "Cassandra"
     log.info(
         "map %s, revision %d: node %s of group %s; state in %s, archive in %s",
         owners.themap.name, owners.themap.revision, settings.node_name, group,
-        settings.state_folder.absolute(), archive,
+        settings.state_folder.absolute(), archive_of(settings).place(settings),
     )  # fmt: skip
 
 
@@ -292,11 +286,10 @@ def _make_folder(settings: Settings) -> None:
 
 
 def _pressure(settings: Settings, owners: PartitionManager) -> Pressure:
-    embedded = [settings.archive_folder] if settings.archive == "embedded" else []
     return Pressure(
         settings.pending_bytes_max,
         settings.disk_free_bytes_min,
-        [settings.state_folder, *embedded],
+        [settings.state_folder, *archive_of(settings).folders(settings)],
         owners.pending_bytes,
     )
 
@@ -307,16 +300,6 @@ def _log(settings: Settings, themap: Map, options: dict[str, Any]) -> KafkaLog:
     repeatable = {plan.journal for plan in plans.values()}
     repeatable |= {topic for topic, plan in plans.items() if plan.finer is not None}
     return KafkaLog(settings.brokers, RECORD_BYTES_MAX, options, repeatable=repeatable)
-
-
-def _archive(settings: Settings, reloads: Reloads) -> Archive:
-    if settings.archive == "embedded":
-        from tables.archive.embedded.archive import EmbeddedArchive  # noqa: PLC0415 - only where chosen
-
-        return EmbeddedArchive(settings.archive_folder)
-    from tables.archive.cassandra.archive import CassandraArchive  # noqa: PLC0415 - an extra
-
-    return CassandraArchive(cassandra_settings(settings, reloads))
 
 
 def _transport_options(
@@ -336,6 +319,6 @@ def _transport_options(
         fetch_max_wait_ms=settings.fetch_max_wait_ms,
         chunk_bytes_max=settings.chunk_bytes_max,
         chunk_records_max=settings.chunk_records_max,
-        alone=_ALONE if settings.archive == "embedded" else "",
+        alone=why_alone(settings),
         client_options=options,
     )

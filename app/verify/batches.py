@@ -286,7 +286,7 @@ class Decoder:
                 continue
             several = [line for line in value.split(b"\n") if line.strip()]
             # Without a form it is lines if the first one is a document: then the whole is none.
-            if form == "lines" or (not form and _document(several[0]) is not None):
+            if form == "ndjson" or (not form and _document(several[0]) is not None):
                 texts += several
                 rows.add(record, len(several))
             else:

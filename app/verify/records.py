@@ -23,7 +23,7 @@ INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 ARROW_START = b"\xff\xff\xff\xff"
 _CONTENT_TYPES = {
     b"application/json": "json",
-    b"application/x-ndjson": "lines",
+    b"application/x-ndjson": "ndjson",
     b"application/vnd.apache.arrow.stream": "arrow",
 }
 _HEARTBEAT = re.compile(rb"-?[0-9]{1,19}")

@@ -21,7 +21,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 from yarl import URL
 
-from app.config.checks import is_loopback
+from app.config.loopback import is_loopback
 from app.config.settings import Settings
 from app.host.reloads import Reloads
 from app.trust.certificates import PemFiles, server_context

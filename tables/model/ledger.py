@@ -9,8 +9,13 @@ or malformed is also counted by its reason, as ``unreadable.<reason>`` and ``mal
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 Ledger = dict[str, int]
+
+UnusableRecord = Literal["tombstone", "empty", "oversized", "unreadable"]
+UnusableEvents = Literal["malformed", "future", "unclassified"]
+LayerColumn = Literal["selected", "folded", "filtered", "too_late", "repeated"]
 
 RECORD_COLUMNS = (
     "with_events", "heartbeat", "tombstone", "empty", "oversized", "unreadable", "gap",
@@ -19,9 +24,10 @@ RECORD_COLUMNS = (
 record: transaction markers and compacted records."""
 
 UNREADABLE_REASONS = (
-    "content_type", "arrow", "heartbeat", "header", "record", "batch", "contribution",
-    "too_many_cells",
+    "content_type", "heartbeat", "header", "record", "batch", "contribution", "too_many_cells",
 )  # fmt: skip
+"""Whatever its format; ``agents/decode/formats.py`` adds those of each format."""
+
 MALFORMED_REASONS = (
     "json", "missing", "wrong_type", "out_of_range", "not_finite", "key_too_long",
 )  # fmt: skip
@@ -31,11 +37,75 @@ LETTER_REASONS = frozenset(
     {*UNREADABLE_REASONS, *MALFORMED_REASONS, "tombstone", "empty", "oversized", "future"}
     | {"unclassified"}
 )
-"""Why records and events become dead letters."""
+"""Why records and events become dead letters, whatever their format."""
 
 EVENT_COLUMNS = ("malformed", "future", "duplicate", "unclassified", "classified")
 LAYER_COLUMNS = ("folded", "filtered", "too_late", "repeated")
 """``repeated`` counts contributions that were already known at their version or later."""
+
+
+class LedgerDelta:
+    """What a run of records adds to its partition's ledger: a method for each thing counted.
+
+    Attributes:
+        counts: the names and counts so far; a count of nothing has no name in it.
+    """
+
+    __slots__ = ("counts",)
+
+    def __init__(self) -> None:
+        self.counts: Ledger = {}
+
+    def add_gap(self, offsets: int) -> None:
+        """Count offsets that carry no record."""
+        self._add("records.gap", offsets)
+
+    def add_decoded(self, records: int, events: int) -> None:
+        """Count records with events, and the events in them, whether they can be used or not."""
+        self._add("records.with_events", records)
+        self._add("events.decoded", events)
+
+    def add_heartbeats(self, records: int) -> None:
+        """Count records that move stream time and are nothing else."""
+        self._add("records.heartbeat", records)
+
+    def add_unusable_record(self, column: UnusableRecord, reason: str) -> None:
+        """Count a record that cannot be used; one that is unreadable by its reason too."""
+        self._add(f"records.{column}", 1)
+        if column == "unreadable":
+            self._add(f"unreadable.{reason}", 1)
+
+    def refuse_heartbeat(self) -> None:
+        """Count a record that was counted as a heartbeat as unreadable instead."""
+        self._add("records.heartbeat", -1)
+        self.add_unusable_record("unreadable", "heartbeat")
+
+    def add_unusable_events(self, column: UnusableEvents, reason: str, events: int) -> None:
+        """Count events that cannot be used; those that are malformed by their reason too."""
+        self._add(f"events.{column}", events)
+        if column == "malformed":
+            self._add(f"malformed.{reason}", events)
+
+    def add_duplicates(self, events: int) -> None:
+        """Count events whose id is remembered."""
+        self._add("events.duplicate", events)
+
+    def add_classified(self, events: int) -> None:
+        """Count events that some layer selects."""
+        self._add("events.classified", events)
+
+    def add_layer(self, layer: str, column: LayerColumn, rows: int) -> None:
+        """Count events, or contributions, of a layer."""
+        self._add(f"layer.{layer}.{column}", rows)
+
+    @property
+    def unclassified(self) -> int:
+        """Events counted as of no layer so far."""
+        return self.counts.get("events.unclassified", 0)
+
+    def _add(self, name: str, count: int) -> None:
+        if count:
+            self.counts[name] = self.counts.get(name, 0) + count
 
 
 def add(ledger: Ledger, delta: Mapping[str, int]) -> None:

@@ -1,4 +1,4 @@
-"""One battery for both archives: the row of the latest write time is read, and only that."""
+"""One battery for all archives: the row of the latest write time is read, and only that."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+from app.config import archives
+from app.config.settings import load_settings
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.identity import History
 from tables.archive.protocol import Archive, CellRange
@@ -35,6 +37,7 @@ from tests.support.archive_rows import (
     get,
     put,
 )
+from tests.support.memory_archive import MemoryKind
 
 MONTHS_MS = (START_MS, START_MS + 31 * DAY_MS, START_MS + 59 * DAY_MS)
 
@@ -52,14 +55,21 @@ class Site:
     clock: Clock
 
 
-@pytest.fixture(params=["embedded", pytest.param("cassandra", marks=pytest.mark.cassandra)])
-def site(request: pytest.FixtureRequest, tmp_path: Path) -> Site:
+@pytest.fixture(
+    params=["embedded", "memory", pytest.param("cassandra", marks=pytest.mark.cassandra)]
+)
+def site(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     """Give an empty archive's place, for each implementation."""
     clock = Clock()
     name = f"m{uuid.uuid4().hex[:12]}"
     themap = Map(revision=1, name=name, sources=(), layers=(HOURS, MONTHS, TTL), digest="")
     if request.param == "embedded":
         return Site(lambda: EmbeddedArchive(tmp_path / "archive", clock), themap, clock)
+    if request.param == "memory":
+        # A kind that is added to the list of them is chosen by its name.
+        monkeypatch.setattr(archives, "ARCHIVES", (*archives.ARCHIVES, MemoryKind(clock)))
+        chosen = load_settings({"archive": "memory"}, {})
+        return Site(lambda: archives.archive_of(chosen).make(chosen), themap, clock)
     module = pytest.importorskip("tables.archive.cassandra.archive")
     host, port = request.getfixturevalue("cassandra")
     settings = module.CassandraSettings(

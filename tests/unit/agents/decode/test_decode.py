@@ -64,8 +64,8 @@ def test_any_chunking_gives_the_same_events_and_ledger(values: list[bytes | None
     alone = [DECODER.decode([run_of([value], first_offset=i)]) for i, value in enumerate(values)]
     assert events(together) == [event for batch in alone for event in events(batch)]
     assert places(together) == [i for i, batch in enumerate(alone) for _ in events(batch)]
-    counted = ledger.total(batch.ledgers[0] for batch in alone)
-    nonzero = {name: count for name, count in together.ledgers[0].items() if count}
+    counted = ledger.total(batch.ledgers[0].counts for batch in alone)
+    nonzero = {name: count for name, count in together.ledgers[0].counts.items() if count}
     assert nonzero == {name: count for name, count in counted.items() if count}
 
 
@@ -73,13 +73,15 @@ def test_any_chunking_gives_the_same_events_and_ledger(values: list[bytes | None
 def test_every_record_is_in_exactly_one_column(values: list[bytes | None]) -> None:
     """The record columns add up to the offsets read."""
     batch = DECODER.decode([run_of(values)])
-    assert sum(batch.ledgers[0].get(f"records.{name}", 0) for name in RECORD_COLUMNS) == len(values)
+    assert sum(batch.ledgers[0].counts.get(f"records.{name}", 0) for name in RECORD_COLUMNS) == len(
+        values
+    )
 
 
 def test_each_fault_is_counted_under_its_reason() -> None:
     """What can be told apart is; the ledger adds up."""
     values = [flight(1), b'{"at":"x","type":"a"}', b"{nonsense", b"", None, b" ", b"x" * 1_001]
-    counts = DECODER.decode([run_of(values)]).ledgers[0]
+    counts = DECODER.decode([run_of(values)]).ledgers[0].counts
     assert {name: count for name, count in counts.items() if count} == {
         "records.with_events": 3,
         "records.empty": 2,
@@ -96,8 +98,8 @@ def test_times_outside_the_calendar_are_malformed_and_move_nothing() -> None:
     """Year 0 and year 10000 have no month; a heartbeat of such a time is unreadable."""
     batch = DECODER.decode([run_of([flight(-(10**17)), flight(10**15), -(10**17), flight(5)])])
     assert batch.frame["time"].to_list() == [5]
-    assert batch.ledgers[0]["malformed.out_of_range"] == 2
-    assert batch.ledgers[0]["unreadable.heartbeat"] == 1
+    assert batch.ledgers[0].counts["malformed.out_of_range"] == 2
+    assert batch.ledgers[0].counts["unreadable.heartbeat"] == 1
 
 
 def test_what_cannot_be_used_is_set_aside_with_its_reason() -> None:
@@ -113,7 +115,7 @@ def test_offsets_without_record_count_as_gaps() -> None:
     """Transaction markers and compacted records leave offsets without record."""
     run = run_of([flight(1), flight(2)])
     run.next_offset = 5
-    assert DECODER.decode([run]).ledgers[0]["records.gap"] == 3
+    assert DECODER.decode([run]).ledgers[0].counts["records.gap"] == 3
 
 
 def test_heartbeats_are_rows_without_type_at_their_place() -> None:
@@ -124,7 +126,7 @@ def test_heartbeats_are_rows_without_type_at_their_place() -> None:
         (5_000, None),
         (2, "flight.departed"),
     ]
-    assert batch.ledgers[0]["records.heartbeat"] == 1
+    assert batch.ledgers[0].counts["records.heartbeat"] == 1
 
 
 def test_a_heartbeat_that_is_no_number_is_unreadable() -> None:
@@ -133,7 +135,7 @@ def test_a_heartbeat_that_is_no_number_is_unreadable() -> None:
     run.headers[0] = (("treasure-map-time", b"soon"),)
     batch = DECODER.decode([run])
     assert batch.frame.height == 0
-    assert batch.ledgers[0]["records.unreadable"] == 1
+    assert batch.ledgers[0].counts["records.unreadable"] == 1
 
 
 def test_events_too_far_ahead_of_their_append_time_are_set_aside() -> None:
@@ -144,8 +146,8 @@ def test_events_too_far_ahead_of_their_append_time_are_set_aside() -> None:
     batch = DECODER.decode([run])
     assert batch.frame["time"].to_list() == [1, 2]
     assert batch.bounds == [(0, 2)]
-    assert batch.ledgers[0]["events.future"] == 1
-    assert batch.ledgers[0]["records.heartbeat"] == 0
+    assert batch.ledgers[0].counts["events.future"] == 1
+    assert batch.ledgers[0].counts["records.heartbeat"] == 0
     assert sorted(item.reason for item in batch.aside) == ["future", "heartbeat"]
 
 
@@ -160,7 +162,7 @@ def test_runs_keep_their_own_bounds_and_partitions() -> None:
 def test_every_event_column_is_counted_by_someone() -> None:
     """Decoded events are malformed here or classified by the next step; nothing else is left."""
     batch = DECODER.decode([run_of([flight(1), orjson.dumps({"at": 1})])])
-    counts = batch.ledgers[0]
+    counts = batch.ledgers[0].counts
     here = sum(counts.get(f"events.{name}", 0) for name in EVENT_COLUMNS)
     assert here + batch.frame.height == counts["events.decoded"]
 
@@ -180,7 +182,7 @@ def test_a_record_with_a_fault_is_set_aside_whatever_its_value_is() -> None:
         (1, "header", None), (2, "oversized", None), (3, "batch", None), (4, "batch", None),
     ]  # fmt: skip
     assert batch.aside[1].detail == "got 5000 bytes; want at most 1000"
-    (counts,) = batch.ledgers
+    (counts,) = (delta.counts for delta in batch.ledgers)
     assert ledger.imbalances(counts | {"events.classified": 1}, 5, []) == []
     assert (counts["records.oversized"], counts["records.unreadable"]) == (1, 3)
     assert counts["unreadable.batch"] == 2
@@ -217,8 +219,8 @@ def test_a_record_without_an_append_time_has_no_event_in_the_future() -> None:
     batch = DECODER.decode([run])
     assert places(batch) == [0, 2, 3, 4]
     assert [item.record for item in batch.aside] == [1]
-    assert batch.ledgers[0]["events.future"] == 1
-    assert batch.ledgers[0]["records.heartbeat"] == 1
+    assert batch.ledgers[0].counts["events.future"] == 1
+    assert batch.ledgers[0].counts["records.heartbeat"] == 1
 
 
 def test_a_time_in_the_wrong_unit_has_a_hint() -> None:

@@ -204,7 +204,9 @@ def decode(*values: bytes, headers: Any = None, **changes: Any) -> EventBatch:
 def reasons(batch: EventBatch) -> dict[str, int]:
     """Return the counts by reason."""
     return {
-        k: v for k, v in batch.ledgers[0].items() if k.split(".")[0] in ("malformed", "unreadable")
+        k: v
+        for k, v in batch.ledgers[0].counts.items()
+        if k.split(".")[0] in ("malformed", "unreadable")
     }
 
 
@@ -244,7 +246,7 @@ def test_what_is_no_json_object_says_so(value: bytes) -> None:
     """Other JSON, and no JSON, is one malformed event."""
     batch = decode(value)
     assert reasons(batch) == {"malformed.json": 1}
-    assert batch.ledgers[0]["records.with_events"] == 1
+    assert batch.ledgers[0].counts["records.with_events"] == 1
 
 
 def test_the_good_lines_of_a_record_are_kept() -> None:
@@ -341,7 +343,7 @@ def test_arrow_that_inflates_too_far_is_refused() -> None:
 def test_an_arrow_stream_without_rows_is_empty() -> None:
     """It has no event to count."""
     batch = decode(arrow([]))
-    assert batch.ledgers[0] == {"records.empty": 1}
+    assert batch.ledgers[0].counts == {"records.empty": 1}
 
 
 def test_a_content_type_wins_over_the_bytes() -> None:
@@ -372,7 +374,7 @@ def test_bytes_that_are_no_utf_8_are_refused_in_skipped_fields_too() -> None:
         [bad.replace(b",", b",\n")],
     ):
         batch = decode(*values)
-        assert batch.ledgers[0]["malformed.json"] >= 1
+        assert batch.ledgers[0].counts["malformed.json"] >= 1
         assert batch.frame.height == b"\n".join(values).count(good)
 
 
@@ -381,7 +383,7 @@ def test_white_space_counts_towards_the_size_of_a_record() -> None:
     value = json.dumps(GOOD).encode() + b" " * 100
     for headers in ({}, {0: (("content-type", b"application/x-ndjson"),)}):
         batch = decode(value, headers=headers, record_bytes_max=120)
-        assert batch.ledgers[0] == {"records.oversized": 1}
+        assert batch.ledgers[0].counts == {"records.oversized": 1}
 
 
 def test_one_document_may_stand_over_many_lines() -> None:
@@ -389,7 +391,7 @@ def test_one_document_may_stand_over_many_lines() -> None:
     good = json.dumps(GOOD, indent=2).encode()
     bad = json.dumps(GOOD | {"at": "x"}, indent=2).encode()
     batch = decode(good, bad)
-    assert batch.ledgers[0]["events.decoded"] == 2
+    assert batch.ledgers[0].counts["events.decoded"] == 2
     assert reasons(batch) == {"malformed.out_of_range": 1}
     assert DECODER.part_of(batch.runs[0], batch.aside[0]) == (bad, "application/json")
 
@@ -448,7 +450,9 @@ def test_a_refused_record_is_one_letter_and_no_event() -> None:
     batch = DECODER.decode([run])
     refused = DECODER.refuse(run, "too_many_cells", "too much")
     assert refused.frame.schema == batch.frame.schema
-    assert refused.ledgers == [{"records.unreadable": 1, "unreadable.too_many_cells": 1}]
+    assert [d.counts for d in refused.ledgers] == [
+        {"records.unreadable": 1, "unreadable.too_many_cells": 1}
+    ]
     assert refused.aside == [SetAside("dead", 0, 0, None, "too_many_cells", "too much")]
     (content,) = FOLDER.fold(refused, {0: Before(3, {})})
     assert (content.stop, content.stream_time_ms, content.blocks) == (8, 3, {})

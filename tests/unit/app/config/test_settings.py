@@ -12,8 +12,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from app.config.checks import is_loopback
 from app.config.fields import PrivateFile, Secret, flag, is_secret, meaning, means
+from app.config.loopback import is_loopback
 from app.config.options import settings_options
 from app.config.page import settings_table, with_table
 from app.config.settings import (

@@ -12,15 +12,14 @@ from agents.decode.records import Decoder
 from agents.fold.content import Before
 from agents.fold.layers import Folder
 from app.load.bad_input import (
-    CONTENT_TYPES,
     KINDS,
     OVERSIZED_EVERY,
     Bad,
     Deck,
     Sample,
-    arrow_stream,
 )
 from app.load.plan import MAP_FILE, SOURCE
+from app.load.writers import WRITERS, Writer, arrow_stream
 from app.mapfile.load import load_map
 from tables.model.ledger import Ledger
 from tables.model.window import NEVER_MS
@@ -36,7 +35,7 @@ EVENT = pl.DataFrame(
     },
     schema_overrides={"coupon": pl.String},
 )  # fmt: skip
-CASES = [(bad, form) for bad in KINDS for form in bad.forms]
+CASES = [(bad, writer) for bad in KINDS for writer in WRITERS if bad.suits(writer)]
 
 
 def sample(seed: int) -> Sample:
@@ -71,7 +70,7 @@ def ledger_of(value: bytes | None, headers: Headers) -> Ledger:
     return {name: count for name, count in content.ledger.items() if count}
 
 
-def record_of(bad: Bad, form: str, one: Sample) -> tuple[bytes | None, Headers]:
+def record_of(bad: Bad, writer: Writer, one: Sample) -> tuple[bytes | None, Headers]:
     """Return a record that holds nothing but the bad thing."""
     made = bad.make(one)
     assert made is not None
@@ -83,7 +82,7 @@ def record_of(bad: Bad, form: str, one: Sample) -> tuple[bytes | None, Headers]:
     name, value = made
     frame = EVENT.with_columns(pl.Series(name, [value], dtype=EVENT[name].dtype))
     line = dataclasses.replace(one, event=frame.row(0, named=True)).line()
-    return (arrow_stream(frame) if form == "arrow" else line), ()
+    return writer.encode(frame, [line]), ()
 
 
 def wanted(bad: Bad) -> Ledger:
@@ -102,29 +101,28 @@ def test_the_event_itself_is_good() -> None:
         assert ledger_of(value, ())["layer.orders_minute.folded"] == 1
 
 
-@pytest.mark.parametrize(("bad", "form"), CASES, ids=lambda one: getattr(one, "name", one))
-def test_a_kind_is_what_its_name_says(bad: Bad, form: str) -> None:
+@pytest.mark.parametrize(("bad", "writer"), CASES, ids=lambda one: getattr(one, "name", one))
+def test_a_kind_is_what_its_name_says(bad: Bad, writer: Writer) -> None:
     """Of forty made at random, each is counted under its reason and nothing else."""
     for seed in range(40):
-        value, headers = record_of(bad, form, sample(seed))
+        value, headers = record_of(bad, writer, sample(seed))
         assert ledger_of(value, headers) == wanted(bad), (seed, value and value[:300], headers)
 
 
-@pytest.mark.parametrize("form", ["json", "ndjson", "arrow"])
-def test_a_content_type_changes_nothing_but_for_lines_in_one_document(form: str) -> None:
+@pytest.mark.parametrize("writer", WRITERS, ids=lambda writer: writer.name)
+def test_a_content_type_changes_nothing_but_for_lines_in_one_document(writer: Writer) -> None:
     """Bad lines and rows are the same where a header tells their form."""
-    header = (("content-type", CONTENT_TYPES[form]),)  # type: ignore[index]
     for bad in KINDS:
-        if form in bad.forms and bad.place != "record":
+        if bad.suits(writer) and bad.place != "record":
             for seed in range(20):
-                value, _ = record_of(bad, form, sample(seed))
-                assert ledger_of(value, header) == wanted(bad), (bad.name, seed, value)
+                value, _ = record_of(bad, writer, sample(seed))
+                assert ledger_of(value, writer.headers) == wanted(bad), (bad.name, seed, value)
 
 
 def test_every_round_has_every_kind_and_few_have_an_oversized_record() -> None:
     """A record of more than a MiB would otherwise be most of what is written."""
     deck = Deck(random.Random(5))
-    kinds = [bad for bad in KINDS if "json" in bad.forms]
+    kinds = [bad for bad in KINDS if bad.suits(WRITERS[0])]
     first = [deck.draw("json", sample(0))[0].name for _ in kinds]
     assert sorted(first) == sorted(bad.name for bad in kinds)
     more = (OVERSIZED_EVERY - 1) * (len(kinds) - 1)

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from app.kafka.batch_producer import partition_of
 from app.load.plan import (
-    EVENTS_PER_PROCESS,
     MAP_FILE,
     SOURCE,
     STEP_EVENTS_MAX,
@@ -28,6 +27,7 @@ from app.load.plan import (
 )
 from app.load.replay import settled_ms
 from app.load.vocabulary import matches, types_of, unclassified_type, words_of
+from app.load.writers import events_per_process
 from app.mapfile.load import load_map
 from tables.model.window import DAY_MS
 
@@ -98,7 +98,7 @@ def test_each_partition_has_one_process(weights: list[float], data: st.DataObjec
 
 def test_auto_starts_a_process_for_each_share_of_the_rate_at_most_one_a_core() -> None:
     """As fast as possible is all cores; never more than there are partitions."""
-    one = EVENTS_PER_PROCESS["json"]
+    one = events_per_process("json")
     assert processes_for(one, "json", 8, 4) == 1
     assert processes_for(one + 1, "json", 8, 4) == 2
     assert processes_for(one * 9, "json", 8, 4) == 4

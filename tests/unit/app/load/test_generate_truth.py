@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 
+from agents.decode import formats
 from agents.decode.records import Decoder
 from agents.fold.content import Before
 from agents.fold.layers import Folder
+from app.load import writers
 from app.load.bad_input import KINDS
 from app.load.events import EventMaker
-from app.load.plan import MAP_FILE, SOURCE, Format, LoadSpec, Part, schedule
+from app.load.plan import MAP_FILE, SOURCE, LoadSpec, Part, schedule
 from app.load.records import Pack, RecordMaker
 from app.load.vocabulary import words_of
+from app.load.writers import writers_of
 from app.mapfile.load import load_map, parse_map
 from tables.model.layer import Map
 from tables.model.ledger import Ledger, add, imbalances
@@ -25,6 +28,7 @@ from tables.state.block import encode_block
 from tables.state.id_table import IDS, IdTable
 from tables.state.input_plan import plans_of
 from tests.support.common import kinds
+from tests.support.tsv_format import MAGIC, TSV, WRITER
 
 START_MS = 1_700_000_000_000
 NOW_MS = START_MS + 3_600_000
@@ -71,7 +75,7 @@ where = [{ field = "kind", op = "in", value = ["a.t0", "b"] }]
 """
 
 
-def plan_of(form: Format, **changes: Any) -> LoadSpec:
+def plan_of(form: str, **changes: Any) -> LoadSpec:
     """Return a plan of 6,000 events over six seconds of event time."""
     fields: dict[str, Any] = {
         "map_file": str(MAP_FILE), "source": SOURCE, "brokers": "", "rate": 2_000.0,
@@ -150,7 +154,7 @@ def known(ledger: Ledger) -> Ledger:
 @pytest.mark.slow
 @pytest.mark.parametrize("form", kinds("mixed", "json", "ndjson", "arrow"))
 @pytest.mark.parametrize("records_max", [29, 100_000])
-def test_the_workers_steps_come_to_the_truth(form: Format, records_max: int) -> None:
+def test_the_workers_steps_come_to_the_truth(form: str, records_max: int) -> None:
     """A tenth of it bad, a tenth late, of the example's map; in small runs and in one."""
     themap = load_map(MAP_FILE)
     records, packs = written(themap, plan_of(form))
@@ -166,7 +170,7 @@ def test_the_workers_steps_come_to_the_truth(form: Format, records_max: int) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", kinds("mixed", "json", "ndjson", "arrow"))
-def test_a_map_of_seconds_numbers_months_and_no_key_comes_to_the_truth(form: Format) -> None:
+def test_a_map_of_seconds_numbers_months_and_no_key_comes_to_the_truth(form: str) -> None:
     """Partitions at random, layers that are merged, filters over nulls and over the type."""
     themap = parse_map(HARD_MAP, "hard")
     plan = plan_of(form, source="raw", types=4, start_ms=START_MS // 1_000 * 1_000)
@@ -182,7 +186,7 @@ def test_a_map_of_seconds_numbers_months_and_no_key_comes_to_the_truth(form: For
 @pytest.mark.slow
 @pytest.mark.parametrize("form", kinds("mixed", "json"))
 @pytest.mark.parametrize("window", ["month", "2s"])
-def test_repeats_among_late_and_bad_events_come_to_the_truth(form: Format, window: str) -> None:
+def test_repeats_among_late_and_bad_events_come_to_the_truth(form: str, window: str) -> None:
     """With short windows some come when all their windows are sealed, and are too late."""
     text = HARD_MAP.replace('"month"', f'"{window}"').replace('lateness = "1h"', 'lateness = "1s"')
     themap = parse_map(text.replace('lateness = "20s"', 'lateness = "0s"'), "hard")
@@ -197,11 +201,27 @@ def test_repeats_among_late_and_bad_events_come_to_the_truth(form: Format, windo
         assert truth.ledger["events.duplicate"] > 200
 
 
+@pytest.mark.parametrize("form", ["tsv", "mixed"])
+def test_an_added_format_comes_to_the_truth(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A format with a writer is an entry in two lists: no other step of a load knows it."""
+    monkeypatch.setattr(formats, "FORMATS", (*formats.FORMATS, TSV))
+    monkeypatch.setattr(writers, "WRITERS", (*writers.WRITERS, WRITER))
+    themap = load_map(MAP_FILE)
+    records, packs = written(themap, plan_of(form))
+    values = [value for own in packs.values() for pack in own for value in pack.values]
+    assert sum((value or b"").startswith(MAGIC) for value in values) > 20
+    for number, own in packs.items():
+        ledger, time_ms = worked(themap, SOURCE, own, 70)
+        truth = records.truth.partitions[number]
+        assert known(ledger) == known(truth.ledger)
+        assert time_ms == truth.stream_time_ms
+
+
 @pytest.mark.parametrize("form", kinds("mixed", "json", "ndjson", "arrow"))
-def test_every_kind_that_a_form_has_is_written(form: Format) -> None:
+def test_every_kind_that_a_form_has_is_written(form: str) -> None:
     """Kinds come in rounds, so that a few dozen bad events have them all."""
     records, _ = written(load_map(MAP_FILE), plan_of(form))
-    wanted = {kind.name for kind in KINDS if form == "mixed" or form in kind.forms}
+    wanted = {kind.name for kind in KINDS if any(map(kind.suits, writers_of(form)))}
     assert set(records.bad) == wanted
 
 

@@ -1,31 +1,106 @@
-"""Decode Arrow: an IPC stream of events into an event frame, and why rows of it are no events."""
+"""Column events: the columns of some events into an event frame, and why rows are not events.
+
+For every format whose reader gives columns: it derives from :class:`ColumnDecoder`.
+"""
 
 from __future__ import annotations
 
-import io
+import abc
 import math
 from collections.abc import Callable
-from typing import cast
+from typing import ClassVar, cast
 
 import polars as pl
 
-from agents.decode.event_batch import ID_COLUMN
+from agents.decode.event_batch import DETAIL_CHARS_MAX, ID_COLUMN, PLACE
 from agents.decode.json_events import COLUMNS, parse_times
+from agents.decode.run_decoder import RunDecoder
 from tables.model.layer import Source
 from tables.model.window import TIME_MS_MAX, TIME_MS_MIN
-from tables.record.arrow_stream import CONTINUATION, ArrowError, check_stream
-
-ARROW_START = CONTINUATION
-BROKEN_ARROW = (ArrowError, pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
-"""What reading a broken stream raises."""
+from tables.state.cell import in_order
 
 _MS_PER = {"ms": 1, "us": 1_000, "ns": 1_000_000}
 _DAY_MS = 86_400_000
-_FAULT = "fault"
+_NOT_EVENTS = {
+    "missing": "time or type is null or absent",
+    "wrong_type": "a declared field is of another type",
+    "out_of_range": "a number or a time that its column or its source cannot hold",
+    "not_finite": "a float that is not a number, or infinite",
+}
 
 
-class ArrowEvents:
-    """Decodes the Arrow streams of one source."""
+class ColumnDecoder(abc.ABC):
+    """Decodes records of one source of which each holds columns, with a row an event.
+
+    Attributes:
+        reason: the reason for which a record that cannot be read is set aside.
+        broken: the errors that :meth:`read` raises of such a record.
+    """
+
+    reason: ClassVar[str]
+    broken: ClassVar[tuple[type[BaseException], ...]]
+
+    def __init__(self, source: Source) -> None:
+        self.columns = ColumnEvents(source)
+
+    @abc.abstractmethod
+    def read(self, value: bytes) -> pl.DataFrame:
+        """Return the columns of a value, at least those of ``columns.wanted`` that it has.
+
+        Raises:
+            BaseException: one of ``broken``: it cannot be read.
+        """
+
+    @abc.abstractmethod
+    def select(self, value: bytes, events: tuple[int, ...]) -> tuple[bytes, str]:
+        """Return a value with only these of its events, and its content type."""
+
+    def decode(self, run: RunDecoder, first: int, values: list[bytes]) -> None:
+        """Decode records, neighbours of one schema at once."""
+        pieces: list[tuple[int, pl.DataFrame]] = []
+        for index, value in enumerate(values, first):
+            try:
+                found = self.read(value)
+            except self.broken as error:
+                detail = str(error)[:DETAIL_CHARS_MAX]
+                run.refuse_record(index, "unreadable", self.reason, detail)
+                continue
+            if not found.height:
+                run.refuse_record(index, "empty", "empty", "no rows")
+                continue
+            run.ledger.add_decoded(1, found.height)
+            if pieces and pieces[-1][1].schema != found.schema:
+                self._add(run, pieces)
+                pieces = []
+            pieces.append((index, found))
+        if pieces:
+            self._add(run, pieces)
+
+    def _add(self, run: RunDecoder, pieces: list[tuple[int, pl.DataFrame]]) -> None:
+        """Add records of one schema; each piece is a record's index and columns."""
+        places = pl.concat(
+            pl.int_range(index * PLACE, index * PLACE + piece.height, dtype=pl.UInt64, eager=True)
+            for index, piece in pieces
+        )
+        found = pl.concat([piece for _, piece in pieces], rechunk=True)
+        frame, reasons = self.columns.events(found)
+        frame = frame.with_columns(place=places)
+        if reasons is not None:
+            refused = places.to_frame("place").with_columns(reason=reasons).drop_nulls()
+            groups = refused.group_by(pl.col("place") // PLACE, "reason").agg(at=pl.col("place"))
+            for index, reason, at in in_order(groups, ["place", "reason"]).iter_rows():
+                events = tuple(place % PLACE for place in at)
+                run.refuse_events(index, events, reason, _NOT_EVENTS[reason])
+            frame = frame.filter(reasons.is_null())
+        run.events.add_frame(frame)
+
+
+class ColumnEvents:
+    """Takes the events of one source out of columns.
+
+    Attributes:
+        wanted: the names of the columns that are of use.
+    """
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -33,24 +108,12 @@ class ArrowEvents:
         self._takes_time = any(f.name == source.time_field for f in source.fields)
         wanted = [source.time_field, source.type_field, *(f.name for f in self._fields)]
         wanted += [source.id_field] if source.id_field is not None else []
-        self._wanted = list(dict.fromkeys(wanted))
-
-    def read(self, value: bytes) -> pl.DataFrame:
-        """Return the columns of a stream that are of use, as they are.
-
-        Raises:
-            ArrowError: the stream is broken, lies, or inflates too far; so do all BROKEN_ARROW.
-        """
-        columns, rows = check_stream(value, self._source.inflated_bytes_max)
-        present = [name for name in self._wanted if name in columns]
-        if not present:
-            return pl.DataFrame({"none": pl.repeat(None, rows, eager=True)})
-        return pl.read_ipc_stream(io.BytesIO(value), columns=present)
+        self.wanted = list(dict.fromkeys(wanted))
 
     def events(self, found: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series | None]:
         """Return time, type and declared fields of what was read, and why rows are no events.
 
-        The second is a series of reasons, null for events; None where all rows are events.
+        The second is a series of reasons, null for events; None if all rows are events.
         """
         source = self._source
         faults = _Faults(found.height)
@@ -65,19 +128,6 @@ class ArrowEvents:
         if source.id_field is not None:
             frame[ID_COLUMN] = self._id(found, source.id_field, faults)
         return pl.DataFrame(frame), faults.reasons
-
-    def select(self, value: bytes, rows: tuple[int, ...]) -> bytes:
-        """Return an IPC stream of some rows of a stream that was read.
-
-        All columns are kept where the reader can read them, else those that the map declares.
-        """
-        try:
-            frame = pl.read_ipc_stream(io.BytesIO(value))
-        except BROKEN_ARROW:
-            frame, _ = self.events(self.read(value))
-        file = io.BytesIO()
-        frame[list(rows)].write_ipc_stream(file, compression="zstd")
-        return file.getvalue()
 
     def _time(self, found: pl.DataFrame, faults: _Faults) -> pl.Series:
         """Return the times in milliseconds, cut off towards the past."""

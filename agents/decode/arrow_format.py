@@ -1,0 +1,68 @@
+"""Arrow as a format of records: an IPC stream of events, a row each."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+
+import polars as pl
+
+from agents.decode.column_events import ColumnDecoder
+from tables.model.layer import Source
+from tables.record.arrow_stream import CONTINUATION, ArrowError, check_stream
+
+_ARROW_TYPE = "application/vnd.apache.arrow.stream"
+_REASON = "arrow"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ArrowFormat:
+    """The Arrow IPC streaming format."""
+
+    name: str = "arrow"
+    content_type: str = _ARROW_TYPE
+    magics: tuple[bytes, ...] = (CONTINUATION,)
+    unreadable_reasons: tuple[str, ...] = (_REASON,)
+
+    def decoder(self, source: Source) -> ArrowDecoder:
+        """Return what decodes the records of a source."""
+        return ArrowDecoder(source)
+
+
+ARROW = ArrowFormat()
+
+
+class ArrowDecoder(ColumnDecoder):
+    """Decodes the Arrow streams of one source."""
+
+    reason = _REASON
+    broken = (ArrowError, pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source)
+        self._inflated_bytes_max = source.inflated_bytes_max
+
+    def read(self, value: bytes) -> pl.DataFrame:
+        """Return the columns of a stream that are of use, as they are.
+
+        Raises:
+            ArrowError: the stream is broken, lies, or inflates too far; so do all of ``broken``.
+        """
+        columns, rows = check_stream(value, self._inflated_bytes_max)
+        present = [name for name in self.columns.wanted if name in columns]
+        if not present:
+            return pl.DataFrame({"none": pl.repeat(None, rows, eager=True)})
+        return pl.read_ipc_stream(io.BytesIO(value), columns=present)
+
+    def select(self, value: bytes, events: tuple[int, ...]) -> tuple[bytes, str]:
+        """Return an IPC stream of some rows of a stream that was read.
+
+        All columns are kept if the reader can read them, else those that the map declares.
+        """
+        try:
+            frame = pl.read_ipc_stream(io.BytesIO(value))
+        except self.broken:
+            frame, _ = self.columns.events(self.read(value))
+        file = io.BytesIO()
+        frame[list(events)].write_ipc_stream(file, compression="zstd")
+        return file.getvalue(), _ARROW_TYPE

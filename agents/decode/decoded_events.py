@@ -1,0 +1,70 @@
+"""The events of a chunk while its runs are decoded, in log order.
+
+JSON events and heartbeats are structs, so that all of a chunk become columns at once; events of
+formats that have columns already are frames, each at its place between the structs::
+
+    structs  s0 s1 s2 | s3 s4        frames  (3, F): F stands behind three structs
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from agents.decode.event_batch import PLACE, SetAside
+from agents.decode.json_events import JsonEvents
+from tables.state.block import repeated
+
+
+class DecodedEvents:
+    """What a chunk's runs of one source hold so far.
+
+    Args:
+        json: makes structs of the source's events, and columns of structs.
+
+    Attributes:
+        structs: JSON events and heartbeats; :meth:`place` follows what is added.
+        aside: the records and events that cannot be used.
+        rows: how many events and heartbeats have a place.
+    """
+
+    def __init__(self, json: JsonEvents) -> None:
+        self._json = json
+        self._places: list[pl.Series] = []
+        self._frames: list[tuple[int, pl.DataFrame]] = []
+        self.structs: list[Any] = []
+        self.aside: list[SetAside] = []
+        self.rows = 0
+
+    def place(self, places: pl.Series) -> None:
+        """Add the places (UInt64) of the structs that were added last."""
+        self._places.append(places)
+        self.rows += places.len()
+
+    def add_heartbeat(self, index: int, time_ms: int) -> None:
+        """Add the heartbeat that is record ``index`` of its run."""
+        self.structs.append(self._json.heartbeat(time_ms))
+        self.place(pl.Series([index * PLACE], dtype=pl.UInt64))
+
+    def add_frame(self, frame: pl.DataFrame) -> None:
+        """Add an event frame without ``partition``, behind the structs so far."""
+        self._frames.append((len(self.structs), frame))
+        self.rows += frame.height
+
+    def frame(self, parts: list[tuple[int, int]]) -> pl.DataFrame:
+        """Return the event frame.
+
+        Args:
+            parts: for each run, its partition and how many rows it has.
+        """
+        places = pl.concat(self._places) if self._places else pl.Series(dtype=pl.UInt64)
+        frame = self._json.frame(self.structs, places)
+        if self._frames:
+            json, pieces, done = frame, [], 0
+            for at, piece in self._frames:
+                pieces += [json[done:at], piece.select(json.columns)]
+                done = at
+            frame = pl.concat([*pieces, json[done:]])
+        partitions = [repeated(partition, rows, pl.Int32) for partition, rows in parts]
+        return frame.insert_column(0, pl.concat(partitions).alias("partition"))

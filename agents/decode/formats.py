@@ -1,0 +1,23 @@
+"""The record formats that there are: this is the one list of them.
+
+A format is a module beside this one that keeps ``record_format.py``, and an entry here. For the
+load generator ``app/load/writers.py`` writes it.
+"""
+
+from __future__ import annotations
+
+from agents.decode.arrow_format import ARROW
+from agents.decode.json_format import JSON, JSON_OR_LINES, NDJSON
+from agents.decode.record_format import RecordFormat
+from tables.model.ledger import LETTER_REASONS
+
+FORMATS: tuple[RecordFormat, ...] = (JSON, NDJSON, ARROW)
+"""Every format that a content type, or the first bytes of a value, can tell."""
+
+OTHERWISE: RecordFormat = JSON_OR_LINES
+"""The format of a value that neither tells."""
+
+
+def letter_reasons() -> frozenset[str]:
+    """Return why records and events become dead letters, those of every format among them."""
+    return LETTER_REASONS.union(*(form.unreadable_reasons for form in FORMATS))

@@ -1,0 +1,230 @@
+"""Decode one run: the format of each record, and what becomes of it.
+
+run         e e e e h e e  A A  e E e      e JSON event(s), E broken, h heartbeat, A Arrow
+stretches   |------|h|---| |-| |-----|     a stretch is decoded at once, but for what is broken
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+from agents.decode.decoded_events import DecodedEvents
+from agents.decode.event_batch import DETAIL_CHARS_MAX, SetAside
+from agents.decode.record_format import FormatDecoder, RecordFormat
+from tables.model.layer import Source
+from tables.model.ledger import LedgerDelta, UnusableRecord
+from tables.model.window import TIME_MS_MAX, TIME_MS_MIN
+from tables.record.chunk import Headers, RecordFault, Run
+from tables.record.heartbeat import HEARTBEAT_HEADER, decode_heartbeat
+from tables.record.remembered import Remembered
+
+CONTENT_TYPE = "content-type"
+
+
+class _Formless(enum.Enum):
+    """A record whose value no format's decoder is given."""
+
+    FAULTY = "it could not be read"
+    EMPTY = "it has no value: a heartbeat, a tombstone, or nothing"
+    UNKNOWN = "its content type is not one of ours"
+
+
+_Form = FormatDecoder | _Formless
+
+
+class SourceFormats:
+    """The decoders of one source, by what tells the format of a record.
+
+    Args:
+        source: what the records are of.
+        formats: all formats that a header or first bytes can tell.
+        otherwise: the format of a value that neither tells.
+    """
+
+    def __init__(
+        self, source: Source, formats: Sequence[RecordFormat], otherwise: RecordFormat
+    ) -> None:
+        self.record_bytes_max = source.record_bytes_max
+        self.content_types = [form.content_type for form in formats]
+        self._otherwise = otherwise.decoder(source)
+        decoders = [(form, form.decoder(source)) for form in formats]
+        self._by_content_type = {form.content_type: decoder for form, decoder in decoders}
+        self._by_magic = {magic: decoder for form, decoder in decoders for magic in form.magics}
+        self._magics = tuple(self._by_magic)
+        self._content_types = {decoder: form.content_type for form, decoder in decoders}
+        self._of_header: Remembered[bytes, _Form] = Remembered(self._find)
+
+    def stretches(self, run: Run) -> Iterator[tuple[int, int, _Form]]:
+        """Cut a run into stretches of one format: the records ``[first, last)`` and the format."""
+        values = run.values
+        plain = bool(values) and not run.headers and not run.faults and None not in values
+        # Values behind the first that begin with a magic are found because they are no JSON.
+        if plain and not cast("bytes", values[0]).startswith(self._magics):
+            yield 0, len(values), self._otherwise
+            return
+        first, before = 0, None
+        for index, value in enumerate(values):
+            form = self._of(run, index, value)
+            if form is not before:
+                if before is not None:
+                    yield first, index, before
+                first, before = index, form
+        if before is not None:
+            yield first, len(values), before
+
+    def by_magic(self, value: bytes) -> FormatDecoder | None:
+        """Return the decoder of the format that the first bytes tell, if they tell one."""
+        if not value.startswith(self._magics):
+            return None
+        return next(self._by_magic[magic] for magic in self._magics if value.startswith(magic))
+
+    def part_of(self, run: Run, item: SetAside) -> tuple[bytes, str]:
+        """Return the value of what is set aside of a record, and its content type if one is known.
+
+        That is the whole record if it could not be read, else the events of it that are set aside.
+        """
+        value = run.values[item.record]
+        form = self._of(run, item.record, value)
+        if item.events is None or value is None or isinstance(form, _Formless):
+            said = _content_type(run.headers.get(item.record, ()))
+            return value or b"", said or self._content_types.get(cast("FormatDecoder", form), "")
+        return form.select(value, item.events)
+
+    def _of(self, run: Run, index: int, value: bytes | None) -> _Form:
+        if index in run.faults:
+            return _Formless.FAULTY
+        if not value:
+            return _Formless.EMPTY
+        for name, data in run.headers.get(index, ()):
+            if name.lower() == CONTENT_TYPE:
+                return self._of_header(data)
+        return self.by_magic(value) or self._otherwise
+
+    def _find(self, media_type: bytes) -> _Form:
+        name = media_type.split(b";")[0].strip().lower().decode("latin-1")
+        return self._by_content_type.get(name, _Formless.UNKNOWN)
+
+
+class RunDecoder:
+    """Decodes one run; decoders of formats tell it what becomes of each record.
+
+    Attributes:
+        events: the chunk's events, to which those of the run are added.
+        formats: the decoders of the run's source.
+        ledger: what is counted.
+    """
+
+    def __init__(
+        self, number: int, run: Run, formats: SourceFormats, events: DecodedEvents
+    ) -> None:
+        self._number = number
+        self._run = run
+        self.formats = formats
+        self.events = events
+        self.ledger = LedgerDelta()
+        self.ledger.add_gap(run.next_offset - run.first_offset - len(run.values))
+
+    def decode(self) -> None:
+        """Decode all records."""
+        for first, last, form in self.formats.stretches(self._run):
+            if not isinstance(form, _Formless):
+                self._decode_values(form, first, last)
+                continue
+            for index in range(first, last):
+                if form is _Formless.FAULTY:
+                    self._refuse_faulty(index, self._run.faults[index])
+                elif form is _Formless.EMPTY:
+                    self._decode_empty(index)
+                else:
+                    self._refuse_unknown(index)
+
+    def refuse_record(self, index: int, column: UnusableRecord, reason: str, detail: str) -> None:
+        """Count a record in its column, and by reason if it is unreadable; set it aside."""
+        self.ledger.add_unusable_record(column, reason)
+        self._set_aside(index, None, reason, detail)
+
+    def refuse_events(self, index: int, at: tuple[int, ...], reason: str, detail: str) -> None:
+        """Count events of one record as malformed, and set them aside.
+
+        Args:
+            index: the record.
+            at: the places of the events in it.
+            reason: one of the malformed reasons of docs/formats/records.md.
+            detail: says more to people, in at most DETAIL_CHARS_MAX characters of the record.
+        """
+        self.ledger.add_unusable_events("malformed", reason, len(at))
+        self._set_aside(index, at, reason, detail)
+
+    def _set_aside(self, index: int, at: tuple[int, ...] | None, reason: str, detail: str) -> None:
+        self.events.aside.append(SetAside("dead", self._number, index, at, reason, detail))
+
+    def _decode_values(self, form: FormatDecoder, first: int, last: int) -> None:
+        """Decode the records of one format, and refuse those of them that are too large."""
+        values = cast("list[bytes]", self._run.values[first:last])
+        limit = self.formats.record_bytes_max
+        if max(map(len, values)) <= limit:
+            form.decode(self, first, values)
+            return
+        begin = 0
+        for at, value in enumerate(values):
+            if len(value) > limit:
+                if at > begin:
+                    form.decode(self, first + begin, values[begin:at])
+                self._refuse_oversized(first + at, len(value))
+                begin = at + 1
+        if begin < len(values):
+            form.decode(self, first + begin, values[begin:])
+
+    def _decode_empty(self, index: int) -> None:
+        """Decode a record without bytes: a heartbeat, a tombstone, or nothing."""
+        headers = self._run.headers.get(index, ())
+        data = next((data for name, data in headers if name == HEARTBEAT_HEADER), None)
+        if data is None:
+            if self._run.values[index] is None:
+                self.refuse_record(index, "tombstone", "tombstone", "no value")
+            else:
+                self.refuse_blank(index)
+            return
+        try:
+            time_ms = decode_heartbeat(data)
+        except ValueError as error:
+            self.refuse_record(index, "unreadable", "heartbeat", str(error))
+            return
+        if not TIME_MS_MIN <= time_ms <= TIME_MS_MAX:
+            detail = f"time {time_ms} is outside years 1 to 9999"
+            self.refuse_record(index, "unreadable", "heartbeat", detail)
+            return
+        self.ledger.add_heartbeats(1)
+        self.events.add_heartbeat(index, time_ms)
+
+    def refuse_blank(self, index: int) -> None:
+        """Refuse a record of text in which there is nothing."""
+        self.refuse_record(index, "empty", "empty", "nothing but white space")
+
+    def _refuse_faulty(self, index: int, fault: RecordFault) -> None:
+        if fault.reason == "cut" and fault.size > self.formats.record_bytes_max:
+            self._refuse_oversized(index, fault.size)
+            return
+        reason = "batch" if fault.reason == "cut" else fault.reason
+        self.refuse_record(index, "unreadable", reason, fault.detail[:DETAIL_CHARS_MAX])
+
+    def _refuse_unknown(self, index: int) -> None:
+        """Refuse a record whose content type is not one of ours."""
+        size = len(self._run.values[index] or b"")
+        if size > self.formats.record_bytes_max:
+            self._refuse_oversized(index, size)
+            return
+        said = _content_type(self._run.headers.get(index, ()))
+        detail = f"got {said!r}; want one of {', '.join(self.formats.content_types)}"
+        self.refuse_record(index, "unreadable", "content_type", detail)
+
+    def _refuse_oversized(self, index: int, size: int) -> None:
+        detail = f"got {size} bytes; want at most {self.formats.record_bytes_max}"
+        self.refuse_record(index, "oversized", "oversized", detail)
+
+
+def _content_type(headers: Headers) -> str:
+    found = next((data for name, data in headers if name.lower() == CONTENT_TYPE), b"")
+    return found.decode("latin-1")[:DETAIL_CHARS_MAX]

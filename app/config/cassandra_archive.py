@@ -1,0 +1,96 @@
+"""The archive in Cassandra as the settings choose it: a keyspace that all workers have together."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from app.config.archive_kind import Fault, Schema, Wiping
+from app.config.connections import cassandra_settings
+from app.config.loopback import INSECURE, is_loopback
+
+if TYPE_CHECKING:
+    from app.config.settings import Settings
+    from app.host.reloads import Reloads
+    from tables.archive.protocol import Archive
+    from tables.model.layer import Map
+
+_KEYSPACE: dict[str, tuple[str, ...]] = {
+    "apply": ("CREATE", "ALTER", "SELECT", "MODIFY"),
+    "start-over": ("DROP", "SELECT", "MODIFY"),
+}
+_TABLES: dict[str, tuple[str, ...]] = {"worker": ("SELECT", "MODIFY"), "verify": ("SELECT",)}
+
+
+class CassandraKind:
+    """The kind ``cassandra``; see :class:`app.config.archive_kind.ArchiveKind`."""
+
+    name = "cassandra"
+    serves_many = True
+
+    def exposed(self, settings: Settings) -> Iterator[Fault]:
+        """Yield that nodes beyond loopback are reached without TLS."""
+        remote = [host for host in settings.cassandra_hosts if not is_loopback(host)]
+        if remote and not settings.cassandra_uses_tls:
+            text = (
+                f"cassandra_hosts: got {', '.join(remote)}, beyond loopback without TLS;"
+                f" want TLS; set cassandra_tls or cassandra_ca_file, {INSECURE}"
+            )
+            yield ("cassandra_hosts", "archive", "cassandra_tls"), text
+
+    def folders(self, settings: Settings) -> list[Path]:
+        """Return none: its nodes have disks of their own."""
+        del settings
+        return []
+
+    def place(self, settings: Settings) -> str:
+        """Return its name."""
+        del settings
+        return "Cassandra"
+
+    def make(self, settings: Settings, reloads: Reloads | None = None) -> Archive:
+        """Return the archive, to be opened."""
+        made = cassandra_settings(settings, reloads)
+        from tables.archive.cassandra.archive import CassandraArchive  # noqa: PLC0415 - an extra
+
+        return CassandraArchive(made)
+
+    def schema(self, settings: Settings, themap: Map) -> Schema:
+        """Return the keyspace with a table for each layer."""
+        count = len(themap.layers)
+        tables = f"{count} table{'' if count == 1 else 's'}"
+        return Schema(self.make(settings), f"{tables} in keyspace {settings.cassandra_keyspace}")
+
+    def wiping(self, settings: Settings, map_name: str) -> Wiping:
+        """Return the map's tables."""
+        made = cassandra_settings(settings)
+        from tables.archive.cassandra.wipe import wipe_keyspace  # noqa: PLC0415 - an extra
+
+        what = f"the tables of map {map_name} in keyspace {made.keyspace}"
+        return Wiping(what, functools.partial(wipe_keyspace, made, map_name))
+
+    def grants(self, settings: Settings, themap: Map, role: str, user: str) -> Iterator[str]:
+        """Yield CQL for a role of Cassandra."""
+        from tables.archive.cassandra.cql import (  # noqa: PLC0415 - if chosen
+            REGISTER_TABLE,
+            CassandraTable,
+        )
+
+        keyspace = settings.cassandra_keyspace
+        tables = [CassandraTable(themap, layer, keyspace).name for layer in themap.layers]
+        return _grants([*tables, REGISTER_TABLE], role, user, keyspace)
+
+
+def _grants(tables: Iterable[str], role: str, user: str, keyspace: str) -> Iterator[str]:
+    """Yield CQL that grants a role of Cassandra the rights that it needs on these tables.
+
+    ``map apply`` may make missing tables; all others use the tables as they are.
+    """
+    name = '"' + user.replace('"', '""') + '"'
+    for permission in _KEYSPACE.get(role, ()):
+        yield f'GRANT {permission} ON KEYSPACE "{keyspace}" TO {name};'
+    for table in tables:
+        for permission in _TABLES.get(role, ()):
+            yield f'GRANT {permission} ON TABLE "{keyspace}"."{table}" TO {name};'

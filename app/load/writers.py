@@ -1,0 +1,84 @@
+"""Writers of record formats: events of a load as the values of records.
+
+There is one for each format that a worker decodes (``agents/decode/formats.py``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Callable
+
+import polars as pl
+
+from agents.decode import formats
+from tables.record.chunk import Headers
+
+MIXED = "mixed"
+"""The name of a load of every format."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Writer:
+    """Writes events in one format.
+
+    Attributes:
+        name: the format's name.
+        events_per_process: events a second that one process of a load is given by
+            ``--processes auto``; see docs/OPERATING.md.
+        encode: the value of a record of some events, given their rows and, if ``uses_lines``, each
+            as JSON too. Of a format that ``uses_lines`` and holds one event, that is the JSON.
+        uses_lines: whether JSON of the events is what is written, so that it can be broken.
+        holds_many: whether a record may hold more than one event.
+    """
+
+    name: str
+    events_per_process: int
+    encode: Callable[[pl.DataFrame, list[bytes]], bytes]
+    uses_lines: bool
+    holds_many: bool = True
+
+    @property
+    def headers(self) -> Headers:
+        """The header that says the format."""
+        (content_type,) = (f.content_type for f in formats.FORMATS if f.name == self.name)
+        return (("content-type", content_type.encode()),)
+
+
+def arrow_stream(frame: pl.DataFrame) -> bytes:
+    """Return a frame as an Arrow IPC stream that every Arrow library reads."""
+    buffer = io.BytesIO()
+    # LZ4 takes half the time of ZSTD; the record batch is compressed once more by Kafka.
+    frame.write_ipc_stream(buffer, compression="lz4", compat_level=pl.CompatLevel.oldest())
+    return buffer.getvalue()
+
+
+def _lines(_: pl.DataFrame, lines: list[bytes]) -> bytes:
+    return b"\n".join(lines)
+
+
+WRITERS: tuple[Writer, ...] = (
+    Writer("json", 300_000, _lines, uses_lines=True, holds_many=False),
+    Writer("ndjson", 400_000, _lines, uses_lines=True),
+    Writer("arrow", 500_000, lambda rows, _: arrow_stream(rows), uses_lines=False),
+)
+
+
+def names() -> list[str]:
+    """Return the formats that a load may have, that of every one included."""
+    return [*(writer.name for writer in WRITERS), MIXED]
+
+
+def writers_of(name: str) -> tuple[Writer, ...]:
+    """Return the writers of a load's format, one of :func:`names`."""
+    return tuple(writer for writer in WRITERS if name in (writer.name, MIXED))
+
+
+def events_per_process(name: str) -> int:
+    """Return how many events a second one process is given, if the load has this format."""
+    return min(writer.events_per_process for writer in writers_of(name))
+
+
+def record_events_max(name: str, batch: int) -> int:
+    """Return the most events of a record of a load whose records may have up to ``batch``."""
+    return batch if any(writer.holds_many for writer in writers_of(name)) else 1
