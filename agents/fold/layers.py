@@ -18,7 +18,7 @@ from agents.fold.classify import Classifier
 from agents.fold.content import Before, Content
 from agents.fold.dedupe import Deduper
 from tables.model.layer import Condition, Layer
-from tables.model.ledger import LayerColumn, Ledger
+from tables.model.ledger import LayerColumn
 from tables.model.window import NEVER_MS, SECONDS_IN_MS_MAX
 from tables.state.id_table import IDS
 from tables.state.input_plan import InputPlan
