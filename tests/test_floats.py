@@ -16,7 +16,7 @@ from support import accumulators, dataclasses_replace, run_of, small_map
 from agents.decode.records import Decoder
 from agents.fold.layers import Before, Folder
 from agents.fold.small import SmallBatchFolder
-from tables.model.floats import float_sum
+from tables.measures.floats import float_sum
 from tables.model.layer import Field, Layer, Map, Measure
 from tables.query.measure_columns import measure_columns
 from tables.state.block import FewRows
@@ -38,7 +38,7 @@ def float_map() -> Map:
     """Return a map of one layer with every measure of a float."""
     themap = small_map()
     fields = (Field("origin", "string"), Field("carrier", "string"), Field("delay", "float"))
-    measures = tuple(Measure(k, None if k == "count" else "delay") for k in KINDS)  # type: ignore[arg-type]
+    measures = tuple(Measure(k, None if k == "count" else "delay") for k in KINDS)
     hour = dataclasses_replace(
         themap.layers[0], accumulators=accumulators("delay", "float"), measures=measures
     )

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tables.archive.protocol import CellRange
+from tables.measures.registry import stored_for
 from tables.model.errors import QueryError
 from tables.model.layer import Layer
-from tables.query.family import stored_for
 from tables.state.layer_table import NEVER_ENDS_MS, NEVER_MS
 
 

@@ -9,8 +9,7 @@ from simulation.rules import Patch, rule
 
 from agents.fold.dedupe import Deduper
 from tables.model.layer import Layer
-from tables.state import cell
-from tables.state import small_merge as few_cells
+from tables.state import cell, small_merge
 from tables.state.id_table import IdTable
 from tables.state.journal import Claim, Delta
 from tables.state.layer_table import NEVER_MS, LayerTable
@@ -126,7 +125,11 @@ def columns_begin() -> list[Patch]:
 def null_is_contagious() -> list[Patch]:
     """Merge what is known as if it were all."""
 
-    def known(*_: Any) -> bool:
+    def none_of_frame(*_: Any) -> bool:
         return False
 
-    return [(cell, "_has_unknown", known), (few_cells, "_is_unknown", known)]
+    def none_of_few(_: Any, values: list[Any]) -> bool:
+        values[0] = [value for value in values[0] if value is not None]
+        return False
+
+    return [(cell, "_has_unknown", none_of_frame), (small_merge, "_has_unknown", none_of_few)]
