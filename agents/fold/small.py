@@ -17,7 +17,7 @@ from agents.decode.json_events import UNREADABLE, JsonEvents, are_utf8
 from agents.fold.classify import Classifier
 from agents.fold.content import Before, Content
 from agents.fold.layers import KEY_BYTES_MAX, OPERATORS, floor_before
-from tables.model.floats import float_sum, squared_deviations
+from tables.measures.registry import kind_of
 from tables.model.layer import Accumulator, Condition, Layer, Source
 from tables.model.ledger import LedgerDelta
 from tables.record.chunk import Run
@@ -26,8 +26,6 @@ from tables.state.cell import cell_schema
 from tables.state.input_plan import InputPlan
 
 _KEY_CHARS_MAX = KEY_BYTES_MAX // 4
-_WORD = 2**64
-_INT64_MAX = 2**63 - 1
 
 Getter = Callable[[Any], Any]
 
@@ -126,10 +124,12 @@ class _FewLayer:
         self._key = [json.getter(field.name) for field in layer.key]
         self._where = [_predicate(condition, json) for condition in layer.where]
         self._measured = [
-            (json.getter(field), kind, [_ACCUMULATE[acc.kind, acc.type] for acc in accumulators])
-            for (field, kind), accumulators in itertools.groupby(
-                (acc for acc in layer.accumulators if acc.field is not None), _field_of
+            (
+                None if field is None else json.getter(field),
+                number,
+                [kind_of(accumulator).fold_values for accumulator in stored],
             )
+            for (field, number), stored in itertools.groupby(layer.accumulators, _field_of)
         ]
 
     def may_be_late(self, oldest_ms: int, newest_ms: int, before: Before) -> bool:
@@ -153,7 +153,7 @@ class _FewLayer:
                 folded += 1
         ledger.add_layer(self.name, "filtered", len(events) - folded)
         ledger.add_layer(self.name, "folded", folded)
-        return [(*key, len(mine), *self._measures(mine)) for key, mine in groups.items()]
+        return [(*key, *self._measures(mine)) for key, mine in groups.items()]
 
     def _keys(self, events: list[Any]) -> list[tuple[Any, ...]] | None:
         """Return key and window start of each event, None where a key field is null or long."""
@@ -167,18 +167,19 @@ class _FewLayer:
         return list(zip(*columns, [starts[event.time_] for event in events], strict=True))
 
     def _measures(self, events: list[Any]) -> Iterator[Any]:
-        for get, kind, accumulate in self._measured:
-            values = [value for value in map(get, events) if value is not None]
-            if kind == "float":
+        for get, number, folds in self._measured:
+            values = events
+            if get is not None:
+                values = [value for value in map(get, events) if value is not None]
+            if number == "float":
                 # There is one zero, so that the least of equal ones is the same in any order.
                 values = [value + 0.0 for value in values]
-            for function in accumulate:
-                yield function(values)
+            for fold in folds:
+                yield fold(values)
 
 
-def _field_of(accumulator: Accumulator) -> tuple[str, str]:
-    """Return the measured field and its type."""
-    assert accumulator.field is not None
+def _field_of(accumulator: Accumulator) -> tuple[str | None, str]:
+    """Return the measured field, None if it is the events themselves, and its type."""
     return accumulator.field, accumulator.type
 
 
@@ -189,33 +190,3 @@ def _predicate(condition: Condition, json: JsonEvents) -> Getter:
         return lambda event: get(event) in value
     compare = OPERATORS[condition.op]
     return lambda event: (found := get(event)) is not None and bool(compare(found, value))
-
-
-def _squares(values: list[int]) -> tuple[int, int]:
-    """Return the sum of squares as ``(high, low)``, of which the low part is one word."""
-    total = sum(value * value for value in values)
-    return (0, total) if total <= _INT64_MAX else divmod(total, _WORD)
-
-
-def _least(values: list[Any]) -> Any:
-    return min(values, default=None)
-
-
-def _greatest(values: list[Any]) -> Any:
-    return max(values, default=None)
-
-
-_ACCUMULATE: Mapping[tuple[str, str], Callable[[list[Any]], Any]] = {
-    ("n", "int"): len,
-    ("n", "float"): len,
-    ("min", "int"): _least,
-    ("min", "float"): _least,
-    ("max", "int"): _greatest,
-    ("max", "float"): _greatest,
-    ("sum", "int"): sum,
-    ("sum", "float"): float_sum,
-    ("sqhi", "int"): lambda values: _squares(values)[0],
-    ("sqlo", "int"): lambda values: _squares(values)[1],
-    ("m2", "float"): squared_deviations,
-}
-"""By kind and type of an accumulator, its value over those of the events that have the field."""

@@ -8,7 +8,7 @@ import polars as pl
 
 from agents.partition.emission import ARCHIVE
 from agents.partition.owner import Owner
-from tables.model.layer import Layer
+from tables.model.layer import EVENTS, Layer
 from tables.model.window import NEVER_ENDS_MS, NEVER_MS, START_MS_MIN
 from tables.query.answer import matching
 from tables.query.facts import PartitionFacts
@@ -150,6 +150,6 @@ def _first_ms(meta: Meta, layer: Layer) -> int:
 
 def _later_columns(layer: Layer, whole: Mapping[str, int]) -> dict[str, int]:
     """Return from when on columns are whole that have not always been."""
-    columns = (acc.column for acc in layer.accumulators if acc.kind != "events")
+    columns = (acc.column for acc in layer.accumulators if acc != EVENTS)
     found = {column: whole.get(column, NEVER_ENDS_MS) for column in columns}
     return {column: ms for column, ms in found.items() if ms > NEVER_MS}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 
 from app.mapfile.measures import (
-    accumulators_of,
     measured_types,
     read_conditions,
     read_events,
@@ -14,6 +13,7 @@ from app.mapfile.measures import (
 )
 from app.mapfile.section import DURATION_MS_MAX, Section, nearest, shown
 from app.mapfile.sources import PARTITIONS_MAX, DraftSource
+from tables.measures.registry import accumulators_of
 from tables.model.layer import (
     Accumulator,
     Condition,

@@ -1,45 +1,17 @@
-"""What a layer selects and answers, read from its texts: event patterns, conditions, measures.
-
-A measure is computed from *accumulators*, the columns that a cell stores::
-
-    count        events
-    sum, mean    n, sum                  of the field
-    min, max     n and min, or max       of the field
-    variance     n, sum, sqlo, sqhi      of an int field: exact halves of the sum of squares
-                 n, sum, m2              of a float field: squared deviations, merged pairwise
-"""
+"""What a layer selects and answers, read from its texts: event patterns, conditions, measures."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Literal, cast, get_args
+from typing import cast, get_args
 
 from app.mapfile.section import Section, nearest, shown
-from tables.model.layer import (
-    Accumulator,
-    Condition,
-    FieldType,
-    Measure,
-    MeasureKind,
-    Operator,
-    Scalar,
-)
+from tables.measures.registry import MEASURES
+from tables.model.layer import Condition, FieldType, Measure, Operator, Scalar
 
-AccumulatorKind = Literal["n", "sum", "min", "max", "sqlo", "sqhi", "m2"]
-
-_NEEDS: dict[str, tuple[AccumulatorKind, ...]] = {
-    "sum": ("n", "sum"),
-    "mean": ("n", "sum"),
-    "min": ("n", "min"),
-    "max": ("n", "max"),
-}
-_VARIANCE: dict[str, tuple[AccumulatorKind, ...]] = {
-    "int": ("n", "sum", "sqlo", "sqhi"),
-    "float": ("n", "sum", "m2"),
-}
-_MEASURE = re.compile(r"(sum|min|max|mean|variance)\(([^()\s]+)\)")
+_MEASURE = re.compile(r"(\w+)(?:\(([^()\s]+)\))?")
 _PATTERN = re.compile(r"(?:[A-Za-z0-9_-]+|\*)(?:\.(?:[A-Za-z0-9_-]+|\*))*(?:\.\*\*)?|\*\*")
 _PYTHON_TYPES: dict[str, type] = {"string": str, "int": int, "bool": bool, "float": float}
 _INT64_MAX = 2**63 - 1
@@ -93,16 +65,17 @@ def read_measures(section: Section, *, required: bool) -> tuple[Measure, ...] | 
     measures: list[Measure] = []
     for text in texts:
         match = _MEASURE.fullmatch(text)
-        if text == "count":
-            measures.append(Measure("count"))
-        elif match is not None:
-            measures.append(Measure(cast("MeasureKind", match[1]), match[2]))
-        else:
-            section.note(
-                "measures",
-                f"unknown measure; got {text!r}; want count, sum(field), min(field), max(field), "
-                "mean(field) or variance(field); change it",
-            )
+        kind = MEASURES.get(match[1]) if match is not None else None
+        if match is not None and kind is not None and kind.has_field == (match[2] is not None):
+            measures.append(Measure(kind.name, match[2]))
+            continue
+        *some, last = (
+            f"{one.name}(field)" if one.has_field else one.name for one in MEASURES.values()
+        )
+        section.note(
+            "measures",
+            f"unknown measure; got {text!r}; want {', '.join(some)} or {last}; change it",
+        )
     return tuple(measures) if len(measures) == len(texts) else None
 
 
@@ -118,39 +91,18 @@ def measured_types(
         field = measure.field
         if field is None:
             continue
-        kind = declared.get(field)
+        kind, forms = declared.get(field), MEASURES[measure.kind].forms
         if field not in declared:
             section.note("measures", undeclared(field, declared, source))
-        elif kind in ("int", "float"):
+        elif kind is not None and kind in forms:
             types[field] = kind
         elif kind is not None:
             section.note(
                 "measures",
-                f"cannot measure {measure.kind}({field}): the field holds no numbers; got {kind}; "
-                "want int or float; measure another field or change its type",
+                f"cannot measure {measure.kind}({field}): the field has the wrong type; "
+                f"got {kind}; want {' or '.join(forms)}; measure another field or change its type",
             )
     return types
-
-
-def accumulators_of(
-    measures: Iterable[Measure], types: Mapping[str, FieldType]
-) -> tuple[Accumulator, ...]:
-    """Return what a cell stores for ``measures``: events, then by field in order of first use.
-
-    Measures of fields without an entry in ``types`` are left out: they have been noted.
-    """
-    kinds: dict[str, set[AccumulatorKind]] = {}
-    for measure in measures:
-        if measure.field is not None and measure.field in types:
-            needs = kinds.setdefault(measure.field, set())
-            needs.update(_needs(measure.kind, types[measure.field]))
-    stored = [Accumulator("events", None, "int")]
-    for field, needed in kinds.items():
-        number: Literal["int", "float"] = "float" if types[field] == "float" else "int"
-        stored += [
-            Accumulator(kind, field, number) for kind in get_args(AccumulatorKind) if kind in needed
-        ]
-    return tuple(stored)
 
 
 def undeclared(field: str, declared: Mapping[str, FieldType | None], source: str) -> str:
@@ -159,10 +111,6 @@ def undeclared(field: str, declared: Mapping[str, FieldType | None], source: str
         f"unknown field {field!r}; {nearest(field, declared)}; correct it or declare it in "
         f"sources.{source}.fields"
     )
-
-
-def _needs(kind: MeasureKind, field_type: FieldType) -> tuple[AccumulatorKind, ...]:
-    return _VARIANCE[field_type] if kind == "variance" else _NEEDS[kind]
 
 
 def _condition_value(

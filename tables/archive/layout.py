@@ -7,12 +7,12 @@ docs/decisions/0002-archive-tables.md.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 import polars as pl
 
 from tables.archive.protocol import CellRange
+from tables.measures.registry import is_accumulator
 from tables.model.errors import ArchiveError, QueryError
 from tables.model.layer import Layer
 
@@ -24,7 +24,7 @@ BUCKET_MS_MIN = 10_000
 At 128 bytes a row, 10 MiB in 10 s would be 8,000 rows a second and slot: more than is archived.
 """
 
-_ACCUMULATOR = re.compile(r"column (events|(n|sum|min|max|sqlo|sqhi|m2)_\w+)")
+_COLUMN = "column "
 
 
 def bucket_ms(layer: Layer) -> int:
@@ -87,7 +87,8 @@ def missing_accumulators(place: str, have: Mapping[str, str], want: Mapping[str,
         ArchiveError: names every difference.
     """
     one_sided = [name for name in {**want, **have} if (name in have) != (name in want)]
-    allowed = {name for name in one_sided if _ACCUMULATOR.fullmatch(name)}
+    columns = {name for name in one_sided if name.startswith(_COLUMN)}
+    allowed = {name for name in columns if is_accumulator(name.removeprefix(_COLUMN))}
     differences = [
         f"{name} is {have.get(name, 'absent')}, want {want.get(name, 'absent')}"
         for name in {**want, **have}
@@ -98,4 +99,4 @@ def missing_accumulators(place: str, have: Mapping[str, str], want: Mapping[str,
             f"cannot use {place}: it was made for another layer: {'; '.join(differences)}; "
             "give the changed layer a new name in the map, or use another archive"
         )
-    return [name.removeprefix("column ") for name in want if name in allowed]
+    return [name.removeprefix(_COLUMN) for name in want if name in allowed]

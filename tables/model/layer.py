@@ -15,7 +15,7 @@ from tables.model.window import Window
 
 KeyType = Literal["string", "int", "bool"]
 FieldType = Literal["string", "int", "bool", "float"]
-MeasureKind = Literal["count", "sum", "min", "max", "mean", "variance"]
+NumberType = Literal["int", "float"]
 Operator = Literal["==", "!=", "<", "<=", ">", ">=", "in"]
 SideKind = Literal["late", "dead"]
 FeedFormat = Literal["json", "arrow"]
@@ -83,9 +83,12 @@ class Condition(msgspec.Struct, frozen=True):
 
 
 class Measure(msgspec.Struct, frozen=True):
-    """What a layer answers: ``count`` has no field; the others skip events whose field is null."""
+    """What a layer answers: ``count`` has no field; the others skip events whose field is null.
 
-    kind: MeasureKind
+    ``kind`` is a name of ``tables.measures.registry``.
+    """
+
+    kind: str
     field: str | None = None
 
     @property
@@ -109,18 +112,22 @@ class KeyField(msgspec.Struct, frozen=True):
 class Accumulator(msgspec.Struct, frozen=True):
     """One stored column of a cell, from which measures are computed.
 
-    ``kind`` is one of events, n, sum, min, max, sqlo, sqhi, m2; ``type`` says whether the field is
-    int or float. The column is ``<kind>_<field>``, or ``events`` for the count of all events.
+    ``kind`` is a name of ``tables.measures.registry``; ``type`` says whether the field is int or
+    float. The column is ``<kind>_<field>``, or ``events`` for the count of all events.
     """
 
-    kind: Literal["events", "n", "sum", "min", "max", "sqlo", "sqhi", "m2"]
+    kind: str
     field: str | None
-    type: Literal["int", "float"]
+    type: NumberType
 
     @property
     def column(self) -> str:
         """The column in frames and in the archive."""
         return self.kind if self.field is None else f"{self.kind}_{self.field}"
+
+
+EVENTS = Accumulator("events", None, "int")
+"""The number of all events, which every cell has."""
 
 
 class Layer(msgspec.Struct, frozen=True):

@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 import msgspec
 
+from tables.measures.registry import stored_for
 from tables.model.errors import QueryError
-from tables.model.layer import Accumulator, Layer, Map, Measure, Scalar
+from tables.model.layer import EVENTS, Accumulator, Layer, Map, Measure, Scalar
 from tables.model.window import Window
 from tables.query.cell_query import (
     LIMIT_DEFAULT,
@@ -245,21 +246,8 @@ def _accumulators(base: Layer, measures: Iterable[Measure]) -> tuple[Accumulator
     return tuple(
         accumulator
         for accumulator in base.accumulators
-        if accumulator.kind == "events" or accumulator.column in wanted
+        if accumulator == EVENTS or accumulator.column in wanted
     )
-
-
-def stored_for(layer: Layer, measure: Measure) -> list[str]:
-    """Return the accumulators of a layer that a measure is computed from."""
-    kinds = {
-        "count": ("events",), "sum": ("n", "sum"), "mean": ("n", "sum"), "min": ("n", "min"),
-        "max": ("n", "max"), "variance": ("n", "sum", "sqlo", "sqhi", "m2"),
-    }  # fmt: skip
-    return [
-        accumulator.column
-        for accumulator in layer.accumulators
-        if accumulator.kind in kinds[measure.kind] and accumulator.field == measure.field
-    ]
 
 
 def _serves(layer: Layer, rows: Layer, keys: KeyFilter) -> bool:

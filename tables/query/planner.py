@@ -14,11 +14,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from tables.measures.registry import stored_for
 from tables.model.errors import QueryError
-from tables.model.layer import Layer
+from tables.model.layer import EVENTS, Layer
 from tables.model.window import NEVER_ENDS_MS, NEVER_MS
 from tables.query.cover import Choice, GapError, Segment, cover, cover_steps
-from tables.query.family import FamilyQuery, KeyFilter, stored_for
+from tables.query.family import FamilyQuery, KeyFilter
 from tables.query.parameters import seconds_hint
 
 Exactness = Literal["exact", "settling"]
@@ -191,7 +192,7 @@ def _as_whole(
     lacks = sorted(
         (base.get(acc.column, NEVER_MS), own.get(acc.column, NEVER_MS))
         for acc in query.rows.accumulators
-        if acc.kind != "events"
+        if acc != EVENTS
     )
     found, first = [], NEVER_MS
     for known_ms, whole_ms in lacks:

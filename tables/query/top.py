@@ -14,6 +14,7 @@ from collections.abc import Iterable
 
 import polars as pl
 
+from tables.measures.registry import form_of, stored_for
 from tables.model.errors import QueryError
 from tables.model.layer import Layer, Map, Measure, Scalar
 from tables.query.cell_query import Limits, find_layer
@@ -22,7 +23,6 @@ from tables.query.family import (
     family_parameters,
     family_with,
     parse_family_query,
-    stored_for,
 )
 from tables.query.parameters import Parameter, choice_parameter, read_parameters, whole_parameter
 from tables.state.cell import first_in_order, in_order, in_parts, measures_of
@@ -134,7 +134,7 @@ def _is_number(value: Scalar | None) -> bool:
 
 def _candidates(top: TopQuery, rows: pl.DataFrame) -> pl.DataFrame:
     """Return the rows that may be among the first."""
-    value, scale = _approximate(top.by, top.query.rows)
+    value, scale = _estimate(top.by, top.query.rows)
     measured = rows.select(value.alias("value"), (CLOSE * scale.abs()).alias("error"))
     ranks = measured["value"] if top.descending else -measured["value"]
     error = measured["error"]
@@ -157,45 +157,12 @@ def _some_of_each(top: TopQuery, rows: pl.DataFrame) -> pl.DataFrame:
     return in_parts(rows, values, lambda part: in_order(part, keys).filter(place < top.n))
 
 
-def _approximate(measure: Measure, layer: Layer) -> tuple[pl.Expr, pl.Expr]:
+def _estimate(measure: Measure, layer: Layer) -> tuple[pl.Expr, pl.Expr]:
     """Return a measure in floats, and what it is not farther from the exact one than CLOSE of."""
-    value = _in_floats(measure, layer)
-    if measure.kind == "variance" and not _is_float(measure, layer):
-        # The difference of two numbers that may be much larger than itself.
-        return value, _mean_square(measure)
-    return value, value
-
-
-def _mean_square(measure: Measure) -> pl.Expr:
-    """Return the mean of a whole number's squares."""
-    high, low, n = (
-        pl.col(f"{kind}_{measure.field}").cast(pl.Float64) for kind in ("sqhi", "sqlo", "n")
-    )
-    return pl.when(n > 0).then((high * 2.0**64 + low) / n)
-
-
-def _is_float(measure: Measure, layer: Layer) -> bool:
-    return any(acc.kind == "m2" and acc.field == measure.field for acc in layer.accumulators)
-
-
-def _in_floats(measure: Measure, layer: Layer) -> pl.Expr:
-
-    def column(kind: str) -> pl.Expr:
-        return pl.col(f"{kind}_{measure.field}").cast(pl.Float64)
-
-    if measure.kind == "count":
-        return pl.col("events").cast(pl.Float64)
-    if measure.kind in ("min", "max"):
-        return column(measure.kind)
-    n = column("n")
-    total = pl.when(n > 0).then(column("sum"))
-    if measure.kind == "sum":
-        return total
-    if measure.kind == "mean":
-        return total / n
-    if _is_float(measure, layer):
-        return pl.when(n > 0).then(column("m2") / n)
-    return _mean_square(measure) - (total / n) ** 2
+    form = form_of(layer, measure)
+    columns = [pl.col(name).cast(pl.Float64) for name in stored_for(layer, measure)]
+    value = form.estimate(*columns)
+    return value, value if form.magnitude is None else form.magnitude(*columns)
 
 
 def _of_key(name: str) -> bool:

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tables.archive.protocol import CellRange
+from tables.measures.registry import stored_for
 from tables.model.errors import QueryError
 from tables.model.layer import Layer
 from tables.model.window import NEVER_ENDS_MS, NEVER_MS
-from tables.query.family import stored_for
 
 
 def check_began(layer: Layer, cells: CellRange, began_ms: int) -> None:

@@ -5,18 +5,19 @@ accumulator columns, and ``version`` (Int64: the offset up to which the value is
 *archive frame* also has ``source_partition`` (Int32) last: one row a cell and source partition.
 
 A null in an accumulator column says that the value is not known, because the map got the measure
-when events of the cell had been folded already; but of ``min`` and ``max`` it says that no event
-had the field, where ``n`` is 0. Of cells that merge, one that is not known makes the whole so.
+when events of the cell had been folded already, unless its kind says otherwise
+(``tables.measures``). Of cells that merge, one that is not known makes the whole so.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import cast
 
 import polars as pl
 
+from tables.measures.registry import form_of, kind_of, merge_columns, stored_for
 from tables.model.layer import Accumulator, Layer, Scalar
 
 PART_ROWS_MAX = 50_000
@@ -25,24 +26,13 @@ PART_ROWS_MAX = 50_000
 _KEY_TYPES: dict[str, pl.DataType] = {
     "string": pl.String(), "int": pl.Int64(), "bool": pl.Boolean(),
 }  # fmt: skip
-_INT_TYPES: dict[str, pl.DataType] = {
-    "events": pl.Int64(), "n": pl.Int64(), "min": pl.Int64(), "max": pl.Int64(),
-    "sum": pl.Int128(), "sqlo": pl.Int128(), "sqhi": pl.Int128(),
-}  # fmt: skip
-
-
-def accumulator_type(accumulator: Accumulator) -> pl.DataType:
-    """Return the column type: sums of integers are 128 bits wide, so they never wrap."""
-    if accumulator.type == "int" or accumulator.kind == "n":
-        return _INT_TYPES[accumulator.kind]
-    return pl.Float64()
 
 
 def cell_schema(layer: Layer) -> dict[str, pl.DataType]:
     """Return the columns and types of a cell frame of ``layer``."""
     schema = {field.column: _KEY_TYPES[field.type] for field in layer.key}
     schema["window_start"] = pl.Int64()
-    schema |= {acc.column: accumulator_type(acc) for acc in layer.accumulators}
+    schema |= {acc.column: kind_of(acc).type for acc in layer.accumulators}
     schema["version"] = pl.Int64()
     return schema
 
@@ -76,10 +66,10 @@ def merge_rows(
 
     Columns are those of ``keys``, the accumulators, and the largest version.
     """
-    exprs = _merge_exprs(accumulators)
+    exprs = [_merged(acc) for acc in accumulators]
     if any(_has_unknown(rows, acc) for acc in accumulators):
         exprs = [
-            pl.when(~_unknown(acc).any()).then(expr).alias(acc.column)
+            pl.when(~_unknown_rows(acc).any()).then(expr).alias(acc.column)
             for acc, expr in zip(accumulators, exprs, strict=True)
         ]
     exprs.append(pl.col("version").max())
@@ -115,26 +105,23 @@ def first_in_order(rows: pl.DataFrame, keys: Sequence[str], count: int) -> pl.Da
     return in_order(rows.bottom_k(count, by=keys) if rows.height > count else rows, keys)
 
 
+def _merged(acc: Accumulator) -> pl.Expr:
+    """Return the aggregation that merges the values of an accumulator, all of them known."""
+    merged = kind_of(acc).merge_columns(*map(pl.col, merge_columns(acc)))
+    return merged.alias(acc.column)
+
+
+def _unknown_rows(acc: Accumulator) -> pl.Expr:
+    """Return whether the value of a row is not known."""
+    return cast("pl.Expr", kind_of(acc).unknown_rows(*map(pl.col, merge_columns(acc))))
+
+
 def _has_unknown(rows: pl.DataFrame, acc: Accumulator) -> bool:
     """Tell whether some value of a column is not known; a look at columns costs no query."""
-    column = rows[acc.column]
-    if not column.null_count():
+    if not rows[acc.column].null_count():
         return False
-    if acc.kind not in ("min", "max"):
-        return True
-    n = rows[f"n_{acc.field}"]
-    return bool(n.null_count()) or bool((column.is_null() & (n > 0)).any())
-
-
-def _unknown(acc: Accumulator) -> pl.Expr:
-    """Return whether the value of a row is not known."""
-    lacks = pl.col(acc.column).is_null()
-    n = pl.col(f"n_{acc.field}")
-    if acc.kind in ("min", "max"):
-        return lacks & (n.is_null() | (n > 0))
-    if acc.kind == "m2":
-        return lacks | n.is_null() | pl.col(f"sum_{acc.field}").is_null()
-    return lacks
+    columns = (rows[name] for name in merge_columns(acc))
+    return bool(kind_of(acc).unknown_rows(*columns).any())
 
 
 def later_of(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
@@ -161,32 +148,6 @@ def whole_only(rows: pl.DataFrame, whole: Mapping[str, int]) -> pl.DataFrame:
     return rows.with_columns(nulls) if nulls else rows
 
 
-def _merge_exprs(accumulators: Sequence[Accumulator]) -> list[pl.Expr]:
-    """Return the aggregations that merge the accumulators of partial cells into one.
-
-    Sums of squares of integers are kept as ``sqhi * 2**64 + sqlo`` with each half summed on its
-    own. For floats ``m2`` is the sum of squared deviations, merged pairwise (Chan, Golub, LeVeque
-    1979).
-    """
-    exprs = []
-    for acc in accumulators:
-        column = pl.col(acc.column)
-        if acc.kind == "min":
-            exprs.append(column.min())
-        elif acc.kind == "max":
-            exprs.append(column.max())
-        elif acc.kind == "m2":
-            n, total = pl.col(f"n_{acc.field}"), pl.col(f"sum_{acc.field}")
-            mean = total.sum() / n.sum()
-            shift = pl.when(n > 0).then(n * (total / n - mean) ** 2).otherwise(0.0)
-            # Means beyond any float leave no number; the deviations from them are infinite.
-            squares = (column.sum() + shift.sum()).fill_nan(math.inf)
-            exprs.append(squares.alias(acc.column))
-        else:
-            exprs.append(column.sum())
-    return exprs
-
-
 def latest(layer: Layer, frame: pl.DataFrame) -> pl.DataFrame:
     """Keep the row of largest version of each cell and source partition of an archive frame."""
     identity = [*layer.key_columns, "window_start", "source_partition"]
@@ -207,43 +168,19 @@ def merge_partitions(layer: Layer, frame: pl.DataFrame) -> pl.DataFrame:
 def measures_of(layer: Layer, frame: pl.DataFrame) -> list[dict[str, Scalar | None]]:
     """Return, for each row of a cell frame, the layer's measures by name.
 
-    Exact integers stay integers; ``mean`` divides by the field's own count and is null where no
-    event had the field; ``variance`` is that of the population (VAR_POP), from exact integers where
-    the field is int. A measure that is not known is null.
+    Exact integers stay integers. A measure is null if it is not known, and if no event had the
+    field.
     """
-    rows = frame[[acc.column for acc in layer.accumulators]].to_dicts()
-    floats = {acc.field for acc in layer.accumulators if acc.kind == "m2"}
-    return [
-        {
-            measure.name: _measure(row, measure.kind, measure.field, floats)
-            for measure in layer.measures
-        }
-        for row in rows
+    places = {acc.column: at for at, acc in enumerate(layer.accumulators)}
+    results = [
+        (
+            measure.name,
+            form_of(layer, measure).result,
+            [places[name] for name in stored_for(layer, measure)],
+        )
+        for measure in layer.measures
     ]
-
-
-def _measure(
-    row: dict[str, int | float], kind: str, field: str | None, floats: set[str | None]
-) -> Scalar | None:
-    if kind == "count":
-        return row["events"]
-    if kind in ("min", "max"):
-        return row[f"{kind}_{field}"]
-    n, total = row[f"n_{field}"], row[f"sum_{field}"]
-    if not n or total is None:
-        return None
-    if kind == "sum":
-        return total
-    return total / n if kind == "mean" else _variance(row, field, floats)
-
-
-def _variance(
-    row: dict[str, int | float], field: str | None, floats: set[str | None]
-) -> float | None:
-    n, total = row[f"n_{field}"], row[f"sum_{field}"]
-    if row[f"m2_{field}" if field in floats else f"sqlo_{field}"] is None:
-        return None
-    if field in floats:
-        return max(row[f"m2_{field}"], 0.0) / n
-    square = (int(row[f"sqhi_{field}"]) << 64) + int(row[f"sqlo_{field}"])
-    return (n * square - int(total) ** 2) / (n * n)
+    return [
+        {name: result(*[row[at] for at in stored]) for name, result, stored in results}
+        for row in frame[list(places)].rows()
+    ]

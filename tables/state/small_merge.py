@@ -6,13 +6,14 @@ rules are those of :func:`tables.state.cell.merge_rows`.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import polars as pl
 
-from tables.model.floats import float_sum, shift_of_means
+from tables.measures.kind import AccumulatorKind
+from tables.measures.registry import kind_of, merge_columns
 from tables.model.layer import Accumulator, Layer
 from tables.state.block import FewRows
 from tables.state.cell import cell_schema
@@ -21,10 +22,11 @@ FEW_ROWS_MAX = 256
 """Merging so many rows takes about as long here as it does as a frame."""
 
 Values = tuple[Any, ...]
+_Step = tuple[AccumulatorKind, list[int]]
 
 
 def merge_few(
-    accumulators: Sequence[Accumulator], rows: Iterable[tuple[Values, Values]]
+    accumulators: tuple[Accumulator, ...], rows: Iterable[tuple[Values, Values]]
 ) -> dict[Values, Values]:
     """Return, by key, the accumulators and the version of rows that add up.
 
@@ -35,10 +37,11 @@ def merge_few(
     groups: dict[Values, list[Values]] = {}
     for key, values in rows:
         groups.setdefault(key, []).append(values)
+    steps = _steps_of(accumulators)
     merged = {}
     for key, some in groups.items():
         is_whole = len(some) == 1 and None not in some[0]
-        merged[key] = some[0] if is_whole else _merged(accumulators, some)
+        merged[key] = some[0] if is_whole else _merged(steps, some)
     return merged
 
 
@@ -53,36 +56,25 @@ def columns_of(frame: pl.DataFrame, names: Iterable[str]) -> list[list[Any]]:
     return [frame.get_column(name).to_list() for name in names]
 
 
-def _merged(accumulators: Sequence[Accumulator], rows: list[Values]) -> Values:
+def _merged(steps: Sequence[_Step], rows: list[Values]) -> Values:
     *columns, versions = zip(*rows, strict=True)
-    by_name = {acc.column: column for acc, column in zip(accumulators, columns, strict=True)}
     found: list[Any] = []
-    for acc, column in zip(accumulators, columns, strict=True):
-        known = [value for value in column if value is not None]
-        if len(known) < len(column) and _is_unknown(acc, by_name):
-            found.append(None)
-        elif acc.kind == "min":
-            found.append(min(known, default=None))
-        elif acc.kind == "max":
-            found.append(max(known, default=None))
-        elif acc.kind == "m2":
-            counts, totals = by_name[f"n_{acc.field}"], by_name[f"sum_{acc.field}"]
-            if None in counts or None in totals:
-                found.append(None)
-                continue
-            squares = float_sum(known) + shift_of_means(counts, totals)
-            found.append(math.inf if math.isnan(squares) else squares)
-        elif acc.kind == "sum" and acc.type == "float":
-            found.append(float_sum(known))
-        else:
-            found.append(sum(known))
+    for kind, places in steps:
+        values = [columns[place] for place in places]
+        found.append(None if _has_unknown(kind, values) else kind.merge_values(*values))
     return (*found, max(versions))
 
 
-def _is_unknown(acc: Accumulator, by_name: Mapping[str, Values]) -> bool:
-    """Tell whether a column with nulls has a value that is not known."""
-    if acc.kind not in ("min", "max"):
-        return True
-    counts = by_name[f"n_{acc.field}"]
-    pairs = zip(by_name[acc.column], counts, strict=True)
-    return any(value is None and n != 0 for value, n in pairs)
+def _has_unknown(kind: AccumulatorKind, values: list[Values]) -> bool:
+    """Tell whether some value of an accumulator is not known."""
+    return kind.has_unknown(*values)
+
+
+@functools.lru_cache(1_024)
+def _steps_of(accumulators: tuple[Accumulator, ...]) -> tuple[_Step, ...]:
+    """Return how each accumulator is made, and the places of the columns that merging it takes."""
+    places = {accumulator.column: place for place, accumulator in enumerate(accumulators)}
+    return tuple(
+        (kind_of(accumulator), [places[name] for name in merge_columns(accumulator)])
+        for accumulator in accumulators
+    )

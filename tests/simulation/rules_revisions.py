@@ -9,8 +9,7 @@ import polars as pl
 from agents.fold.dedupe import Deduper
 from tables.model.layer import Layer
 from tables.model.window import NEVER_MS
-from tables.state import cell
-from tables.state import small_merge as few_cells
+from tables.state import cell, small_merge
 from tables.state.id_table import IdTable
 from tables.state.journal import Claim, Delta
 from tables.state.layer_table import LayerTable
@@ -127,7 +126,11 @@ def columns_begin() -> list[Patch]:
 def null_is_contagious() -> list[Patch]:
     """Merge the known values as if they were all."""
 
-    def known(*_: Any) -> bool:
+    def none_of_frame(*_: Any) -> bool:
         return False
 
-    return [(cell, "_has_unknown", known), (few_cells, "_is_unknown", known)]
+    def none_of_few(_: Any, values: list[Any]) -> bool:
+        values[0] = [value for value in values[0] if value is not None]
+        return False
+
+    return [(cell, "_has_unknown", none_of_frame), (small_merge, "_has_unknown", none_of_few)]

@@ -16,7 +16,7 @@ from agents.decode.records import Decoder
 from agents.fold.content import Before
 from agents.fold.layers import Folder
 from agents.fold.small import SmallBatchFolder
-from tables.model.floats import float_sum
+from tables.measures.floats import float_sum
 from tables.model.layer import Field, Layer, Map, Measure
 from tables.model.window import NEVER_MS
 from tables.query.measure_columns import measure_columns
@@ -39,7 +39,7 @@ def float_map() -> Map:
     """Return a map of one layer with every measure of a float."""
     themap = small_map()
     fields = (Field("origin", "string"), Field("carrier", "string"), Field("delay", "float"))
-    measures = tuple(Measure(k, None if k == "count" else "delay") for k in KINDS)  # type: ignore[arg-type]
+    measures = tuple(Measure(k, None if k == "count" else "delay") for k in KINDS)
     hour = dataclasses_replace(
         themap.layers[0], accumulators=accumulators("delay", "float"), measures=measures
     )

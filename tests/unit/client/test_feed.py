@@ -76,7 +76,7 @@ def test_every_type_of_key_and_measure_comes_through(form: str) -> None:
         form,
         key=(KeyField("shop", "int"), KeyField("vip", "bool")),
         window=MONTH,
-        measures=(Measure("count"), *(Measure(kind, "w") for kind in kinds)),  # type: ignore[arg-type]
+        measures=(Measure("count"), *(Measure(kind, "w") for kind in kinds)),
         accumulators=floats,
     )
     (cell,) = read(

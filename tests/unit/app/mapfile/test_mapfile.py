@@ -240,7 +240,7 @@ REFUSED: list[tuple[str, str, str, str]] = [
     ('"count", ', '"counts", ', "layers.minute.measures", "unknown measure; got 'counts'"),
     ('"count", ', '"median(amount)", ', "layers.minute.measures", "unknown measure"),
     ('"count", ', '"sum(price)", ', "layers.minute.measures", "unknown field 'price'"),
-    ('"count", ', '"sum(vip)", ', "layers.minute.measures", "holds no numbers; got bool"),
+    ('"count", ', '"sum(vip)", ', "layers.minute.measures", "wrong type; got bool"),
     ('"count", ', '"sum(store)", ', "layers.minute.measures", "'store' is a key field"),
     # filters
     *(

@@ -33,7 +33,7 @@ MEASURES = ("count", "sum", "mean", "min", "max", "variance")
 
 def measured(field: str) -> tuple[Measure, ...]:
     """Return all measures of a field."""
-    return tuple(Measure(kind, None if kind == "count" else field) for kind in MEASURES)  # type: ignore[arg-type]
+    return tuple(Measure(kind, None if kind == "count" else field) for kind in MEASURES)
 
 
 def wide_map(**source: Any) -> Map:

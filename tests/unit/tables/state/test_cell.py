@@ -24,8 +24,8 @@ LAYER = Layer(
     key=(KeyField("k", "string"),),
     window=Window(1_000),
     measures=(
-        *(Measure(kind, None if kind == "count" else "i") for kind in KINDS),  # type: ignore[arg-type]
-        *(Measure(kind, "f") for kind in KINDS[1:]),  # type: ignore[arg-type]
+        *(Measure(kind, None if kind == "count" else "i") for kind in KINDS),
+        *(Measure(kind, "f") for kind in KINDS[1:]),
     ),
     accumulators=(
         Accumulator("events", None, "int"),

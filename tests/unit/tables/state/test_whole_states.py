@@ -186,8 +186,8 @@ def test_a_claim_with_another_layer_under_the_same_name_does_not_stand() -> None
 @pytest.mark.parametrize("known", list(itertools.product([True, False], repeat=2)))
 def test_a_cell_of_parts_is_known_where_all_parts_are(known: tuple[bool, bool]) -> None:
     """As frames and as tuples alike; an extreme is null too where no event had the field."""
-    kinds = ("events", "n", "sum", "min", "max", "m2")
-    accumulators = [Accumulator(k, None if k == "events" else "x", "float") for k in kinds]  # type: ignore[arg-type]
+    kinds = ("n", "sum", "min", "max", "m2")
+    accumulators = (EVENTS, *(Accumulator(kind, "x", "float") for kind in kinds))
     values = [(1, 1, 2.0, 2.0, 2.0, 0.0), (3, 3, 6.0, 1.0, 3.0, 2.0)]
     rows = [
         one if is_known else (one[0], *[None] * 5)
