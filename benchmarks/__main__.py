@@ -176,7 +176,7 @@ def archive_command(*, runs: int, smoke: bool, as_json: bool) -> None:
     "--work",
     type=click.Path(path_type=Path),
     required=True,
-    help="Where they are installed, which is done where it is missing.",
+    help="Folder of their installation, which is made if it is missing.",
 )
 @click.option("--system", "systems", multiple=True, type=click.Choice(list(peers.SYSTEMS)))
 @click.option("--events", type=click.IntRange(min=10_000), default=peers.EVENTS, show_default=True)
@@ -346,7 +346,7 @@ def _broker(brokers: str | None, folder: Path, smoke: bool) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _cassandra(case: Case, folder: Path) -> Iterator[dict[str, str]]:
-    """Start Cassandra where a case archives there; give the settings of its workers."""
+    """Start Cassandra if a case archives there; give the settings of its workers."""
     if case.archive != "cassandra":
         yield {}
         return

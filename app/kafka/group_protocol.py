@@ -1,6 +1,6 @@
 """What aiokafka's group coordinator passes on, looked at before aiokafka interprets it.
 
-aiokafka takes what other members of a group say as it comes: one that says nothing it can read ends
+aiokafka trusts the bytes of other members of a group: one that sends bytes it cannot read ends
 the leader, and a leader that plans nothing it can read ends everybody, without a word of who it is.
 ``tests/contract/test_aiokafka_private.py`` fails when an upgrade changes a name used here.
 """
@@ -35,12 +35,12 @@ def look_at_group(
     joined: Callable[[str, bytes], bytes],
     planned: Callable[[int, bytes], Awaitable[bytes]],
 ) -> None:
-    """Have a consumer look at what other members say before it is used.
+    """Have a consumer check the bytes of other members before it uses them.
 
     Args:
         consumer: a started consumer, not subscribed yet.
         joined: called as the leader with number and bytes of each member; returns the bytes to use.
-        planned: called with the generation and what the leader gave; returns the bytes to use.
+        planned: called with the generation and the leader's plan; returns the bytes to use.
     """
     coordinator = consumer._coordinator
     perform, complete = coordinator._perform_assignment, coordinator._on_join_complete

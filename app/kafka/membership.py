@@ -1,7 +1,7 @@
-"""Membership: how this worker joins its group, and what it believes of the other members.
+"""Membership: how this worker joins its group, and which other members it trusts.
 
 Who is no worker gets nothing, and every worker says who it is and from which address. A plan that
-no worker made ends this worker, with the same words: it cannot know what it owns.
+no worker made ends this worker, with the same words: it cannot know which partitions it owns.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
 from aiokafka import AIOKafkaConsumer
 from aiokafka.coordinator.protocol import (
     ConsumerProtocolMemberAssignment,
@@ -20,9 +19,9 @@ from aiokafka.coordinator.protocol import (
 from aiokafka.errors import KafkaError
 
 from agents.supervised import supervised
-from app.kafka.assignor import NAME, STRANGER_CHARACTERS_MAX, Assignor, Member, shares_of
+from app.kafka.assignor import NAME, STRANGER_CHARACTERS_MAX, Assignor, Member, Share, shares_of
 from app.kafka.group_map import GroupMap
-from app.kafka.group_proof import GroupProof
+from app.kafka.group_proof import GroupProof, content_of
 from app.kafka.group_protocol import describe_group, look_at_group, place_in_group
 from app.kafka.lane import TransportError, TransportOptions
 
@@ -50,11 +49,11 @@ class Membership:
     Args:
         options: who this worker is.
         group: takes the plans.
-        describe: returns what this worker says of itself.
+        describe: returns this worker's description of itself.
         fail: called with the reason to end.
 
     Attributes:
-        assignor: what the consumer joins with.
+        assignor: makes the joins of the consumer.
     """
 
     def __init__(
@@ -77,12 +76,12 @@ class Membership:
         self.assignor = Assignor(describe, group.take, self._proof, self._place)
 
     def attach(self, consumer: AIOKafkaConsumer) -> None:
-        """Look at what comes to a consumer that has started and not joined."""
+        """Check the bytes of members for a consumer that has started and not joined."""
         self._consumer = consumer
         look_at_group(consumer, self._joined, self._planned)
 
     def look(self) -> None:
-        """Say which members are no workers, or not where they say, as of a new plan; each once."""
+        """Log members that are not workers, or share a URL, as of a new plan; each once."""
         for url, nodes in self._group.twins.items():
             if self._twins.get(url) != nodes:
                 log.warning(
@@ -104,7 +103,7 @@ class Membership:
         return place_in_group(self._consumer)
 
     def _joined(self, member: str, data: bytes) -> bytes:
-        """Return what a member joined with, of a stranger without the topics that it names."""
+        """Return a member's join, that of a stranger without the topics that it names."""
         if not self._why_stranger(member, data):
             return data
         found = _metadata(data)
@@ -117,19 +116,20 @@ class Membership:
             return why
         found = _metadata(data)
         if found is None:
-            return "what it joined with cannot be read"
+            return "its join cannot be read"
         return self._proof.why_stranger(found.user_data, member)
 
     async def _planned(self, generation: int, data: bytes) -> bytes:
-        """Return what the leader gave this worker; nothing where it must not be used."""
+        """Return the leader's plan for this worker; empty if it must not be used."""
         try:
             found = ConsumerProtocolMemberAssignment.decode(data)
             found.partitions()
-            shares_of(found.user_data)
+            why = self._proof.why_no_plan(found.user_data, generation)
+            shares = [] if why else shares_of(found.user_data)
         except Exception:  # noqa: BLE001 - of bytes that anybody may have sent
             why = "the plan cannot be read"
         else:
-            why = self._proof.why_no_plan(found.user_data, generation) or self._why_not_ours(found)
+            why = why or self._why_not_ours(found.assignment, shares)
         if not why:
             return data
         strangers = "; ".join((await self._strangers()).values()) or "none that shows"
@@ -139,9 +139,11 @@ class Membership:
                 f" are no workers: {strangers}; {MEND}"
             )
         )
-        return bytes(ConsumerProtocolMemberAssignment(0, [], msgspec.msgpack.encode([])).encode())
+        return bytes(
+            ConsumerProtocolMemberAssignment(0, [], self._proof.plan([], generation)).encode()
+        )
 
-    def _why_not_ours(self, found: ConsumerProtocolMemberAssignment) -> str:
+    def _why_not_ours(self, mine: list[tuple[str, list[int]]], shares: list[Share]) -> str:
         """Return why a signed plan must not be used; empty if it may.
 
         The leader signs the shares of all. The partitions of each stand beside them once more.
@@ -149,8 +151,8 @@ class Membership:
         if not self._is_proved:
             return ""
         me = self._describe()
-        given = {topic: sorted(partitions) for topic, partitions in found.assignment if partitions}
-        for share in shares_of(found.user_data):
+        given = {topic: sorted(partitions) for topic, partitions in mine if partitions}
+        for share in shares:
             told = {topic: sorted(of) for topic, of in share.partitions.items() if of}
             if (share.node, share.boot) == (me.node, me.boot) and told == given:
                 return ""
@@ -182,7 +184,7 @@ class Membership:
 
 
 def why_too_much(data: bytes) -> str:
-    """Return why what a member joined with is more than a worker says; empty if it is not."""
+    """Return why a member's join is larger than a worker's; empty if it is not."""
     if len(data) > JOIN_BYTES_MAX:
         return f"it joined with {len(data):,} bytes; want at most {JOIN_BYTES_MAX:,}"
     # Version, and how many topics follow.
@@ -193,7 +195,7 @@ def why_too_much(data: bytes) -> str:
 
 
 def _metadata(data: bytes) -> Any:
-    """Return what a member joined with; None where it cannot be read or is too much."""
+    """Return a member's join; None if it cannot be read or is too large."""
     if why_too_much(data):
         return None
     try:
@@ -206,15 +208,15 @@ def _claims(data: bytes) -> str:
     """Return who a member says that it is."""
     found = _metadata(data)
     try:
-        said = msgspec.msgpack.decode(found.user_data if found else b"", type=Member)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        said = content_of(found.user_data if found else b"", Member)
+    except ValueError:
         return "says nothing of itself"
     node, url = said.node[:STRANGER_CHARACTERS_MAX], said.url[:STRANGER_CHARACTERS_MAX]
     return f"says that it is node {node} at {url or 'no address'}"
 
 
 def protocol_error(group: str) -> str:
-    """Return what it means that members of a group have no protocol in common."""
+    """Return the sentence about members of a group that have no protocol in common."""
     return (
         f"cannot share group {group}: its members do not speak {NAME}, so they are no workers of"
         f" this version; end them, or give this map a group of its own; {MEND}"

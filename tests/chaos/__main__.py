@@ -22,7 +22,7 @@ from tests.support.servers import CassandraServer, why_missing
 
 KEYSPACE = "chaos"
 PENDING_BYTES_MAX = 4 << 20
-"""Of a worker: what an archive that is away for long fills, so that sources pause."""
+"""Bytes of a worker's cells that fill up while an archive is away, so that sources pause."""
 
 
 @click.command()
@@ -57,7 +57,7 @@ def command(minutes: float, seed: int | None, rate: float, archive_away: float |
 
 
 def keep_logs(folder: Path) -> None:
-    """Copy what all processes logged out of a folder that is about to be removed."""
+    """Copy the logs of all processes out of a folder that is about to be removed."""
     kept = Path(tempfile.mkdtemp(prefix="chaos-logs-"))
     for log in [*folder.glob("*.log"), *folder.rglob("server.log")]:
         shutil.copy(log, kept / "-".join(log.relative_to(folder).parts))
@@ -65,7 +65,7 @@ def keep_logs(folder: Path) -> None:
 
 
 def show(verdict: Verdict) -> None:
-    """Print what happened and what came of it."""
+    """Print the faults and the result."""
     click.echo(
         f"{verdict.seconds:,.0f} s, {verdict.events:,} events, {verdict.rows:,} rows compared"
     )

@@ -1,4 +1,4 @@
-"""The faults: each does its harm to the arena and, where that is not the point, mends it again."""
+"""The faults: each does its harm to the arena and, unless that is the point, mends it again."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ async def cassandra_away(arena: Arena) -> bool:
 
 
 def archive_away_for(seconds: float) -> Fault:
-    """Return the fault that Cassandra is away for as long, with what workers say of it."""
+    """Return the fault that Cassandra is away for this time, with the reports of workers."""
 
     async def archive_away(arena: Arena) -> bool:
         if len(await arena.ledgers()) < len(arena.present()):

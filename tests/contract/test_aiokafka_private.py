@@ -14,7 +14,7 @@ import aiokafka
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.client import AIOKafkaClient
-from aiokafka.conn import AIOKafkaConnection
+from aiokafka.conn import AIOKafkaConnection, AIOKafkaProtocol
 from aiokafka.consumer import fetcher as aiokafka_fetcher
 from aiokafka.consumer.fetcher import Fetcher, FetchError, FetchResult, PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
@@ -279,6 +279,7 @@ def sources() -> Iterator[tuple[str, object, list[str]]]:
     yield "connection", AIOKafkaConnection, [
         "_writer", "_versions", "_requests", "_next_correlation_id", "close",
     ]  # fmt: skip
+    yield "protocol", AIOKafkaProtocol, ["connection_lost", "_get_close_waiter"]
     yield "batch", DefaultRecordBatch, [
         "validate_crc", "is_control_batch", "is_transactional", "producer_id", "base_offset",
         "next_offset", "timestamp_type", "first_timestamp", "max_timestamp",

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +20,7 @@ from app.config.connections import kafka_options
 from app.config.settings import load_settings
 from app.kafka.connection_causes import cause_of
 from app.kafka.logins import AGAIN_S, Logins
-from tests.support.secure_servers import SecureKafka
+from tests.support.secure_servers import MAP, SecureKafka
 
 pytestmark = pytest.mark.kafka
 
@@ -94,6 +98,41 @@ async def test_a_certificate_that_brokers_refuse_is_told(
     assert cause.is_final
     assert "refuses the certificate of this client" in cause.words
     assert "kafka_cert_file" in cause.words
+
+
+COLLECTED_LATE = """
+import asyncio
+del asyncio.StreamReaderProtocol.__del__
+from app.__main__ import main
+main()
+"""
+"""Runs a command. A protocol that is garbage reads the error of its connection, and in which order
+garbage is collected nobody knows; here it comes too late."""
+
+
+@pytest.mark.parametrize(
+    "arguments", ["map apply", "map start-over --yes", "deadletters count", "worker"]
+)
+def test_a_refused_certificate_is_the_last_word(
+    secure_kafka: SecureKafka, tmp_path: Path, arguments: str
+) -> None:
+    """No word of asyncio comes after it, of an error that nobody read."""
+    map_file = tmp_path / "map.toml"
+    map_file.write_text(MAP.replace("NAME", "refused"))
+    files = secure_kafka.clients["stranger"]
+    own = {"kafka_cert_file": str(files.cert_file), "kafka_key_file": str(files.key_file)}
+    folders = {f"{name}_folder": str(tmp_path / name) for name in ("state", "archive")}
+    settings = secure_kafka.login("MUTUAL", map_file=str(map_file), **folders, **own)
+    command = arguments.split()
+    if command[0] == "map":
+        command.insert(2, str(map_file))
+    done = subprocess.run(
+        [sys.executable, "-c", COLLECTED_LATE, *command],
+        check=False, capture_output=True, text=True, timeout=60, cwd=Path(__file__).parent.parent,
+        env=os.environ | {f"TREASURE_MAP_{name.upper()}": of for name, of in settings.items()},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "refuses the certificate of this client" in done.stderr.splitlines()[-1], done.stderr
 
 
 @pytest.mark.parametrize("listener", ["SECURE", "MUTUAL", "CLEAR_LOGIN"])

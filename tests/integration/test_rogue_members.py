@@ -37,7 +37,7 @@ pytestmark = pytest.mark.kafka
 SECRET = "secret-between-workers"  # noqa: S105 - no password of anything
 LATER = 2**62
 NOT_SIGNED = "is not signed by a worker of this group, with the same peer_secret or web_token"
-UNSIGNED = f"what it joined with {NOT_SIGNED}"
+UNSIGNED = f"its join {NOT_SIGNED}"
 MEND = "give Read on the group to workers only"
 
 
@@ -59,7 +59,7 @@ def claims(worker: Process, themap: Map, url: str) -> dict[str, bytes]:
             Member("n9", LATER, url, 9, everything, {}, home=home, map=themap.name),
             [*everything, "a topic that there is not"],
         ),
-        "says nothing of itself: what it joined with cannot be read": b"\xff",
+        "says nothing of itself: its join cannot be read": b"\xff",
     }
 
 

@@ -383,7 +383,7 @@ async def test_no_background_task_ends_without_a_word(
     part = {"commit": transport._hints, "wait": transport._alarm}.get(what, transport)
     monkeypatch.setattr(part, what, lost)
     await until(lambda: bench.transport.failure is not None, "the failure")
-    assert "what it waited for was cancelled" in str(bench.transport.failure)
+    assert "its awaitable was cancelled" in str(bench.transport.failure)
 
 
 async def test_a_client_whose_metadata_grow_old_stops_the_worker(

@@ -25,7 +25,7 @@ KINDS = {"pure": False, "impure": True}
 
 
 def main() -> int:
-    """Run what the command line asks for; return the exit code."""
+    """Run the seeds of the command line; return the exit code."""
     arguments = _arguments()
     if arguments.rules:
         return _all_rules(arguments)
@@ -67,7 +67,7 @@ def _all_rules(arguments: argparse.Namespace) -> int:
                 ran[kind] += 1
                 failed[kind] += bool(outcome.failures)
                 if outcome.is_broken:
-                    wrong.append(f"what stands in for it does not fit the product: {rule.name}")
+                    wrong.append(f"the code in its place does not fit the product: {rule.name}")
                 if outcome.is_broken or 0 < arguments.failures <= failed.total():
                     break
         shown = "".join(f"{failed[kind]:6} of {ran[kind]:5}" for kind in arguments.kinds)

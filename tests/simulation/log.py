@@ -67,7 +67,7 @@ class SimulatedLog:
         *,
         key: bytes | None = None,
     ) -> int:
-        """Append a record, at least once where the broker repeats it."""
+        """Append a record, once or, if the broker repeats it, more often."""
         away = (self.feeds_away and ".feed." in topic) or (self.topics_away and ".layer." in topic)
         if away and ".journal." not in topic:
             await self._faults.delay()
@@ -97,7 +97,7 @@ class SimulatedLog:
         return found
 
     async def record_at(self, topic: str, partition: int, offset: int) -> StoredRecord | None:
-        """Return a record, None where there is none."""
+        """Return a record, None if there is none."""
         await self._faults.delay()
         log = self.of(topic, partition)
         return None if offset < log.start else next(iter(log.slice(offset, offset + 1)), None)

@@ -77,9 +77,9 @@ class Reading:
 
 
 async def check_readers(world: World, worker: Worker) -> Iterator[str]:
-    """Return what differs between the owner at rest and other readers of each partition.
+    """Return the differences between the owner at rest and other readers of each partition.
 
-    One of them reads the whole journal, with what was truncated; another one starts from the
+    One of them reads the whole journal, truncated entries included; another one starts from the
     newest snapshot, or from a local store that some worker left behind.
     """
     found: list[str] = []
@@ -124,7 +124,7 @@ def complete_of(worker: Worker) -> dict[str, int]:
 
 
 def check_ledgers(worker: Worker, expected: dict[tuple[str, int], Counter[str]]) -> Iterator[str]:
-    """Yield where a ledger is not the oracle's, or does not add up."""
+    """Yield the ledgers that are not the oracle's, or do not add up."""
     for key, want in expected.items():
         owner = worker.owners.get(*key)
         if owner is None:
@@ -149,7 +149,7 @@ def read_all(plan: InputPlan, journal: PartitionLog) -> PartitionState:
 def contents(state: PartitionState) -> dict[str, Any]:
     """Return all of a state in a form that compares, to the last bit and the order of blocks.
 
-    Blocks are numbered anew by a reader that began where there were none.
+    Blocks are numbered anew by a reader that began without any.
     """
     found: dict[str, Any] = {"meta": state.meta}
     for name, table in state.tables.items():

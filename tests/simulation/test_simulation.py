@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 SEEDS = range(1, 21)
 SEEDS_PER_TEST = 10
 SEEDS_MAX = 60
-"""So many are tried where the seed that shows a rule does so no more, as after other draws."""
+"""Seeds that are tried if the one that showed a rule does so no more, as after other draws."""
 
 
 @pytest.fixture

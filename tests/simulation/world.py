@@ -102,7 +102,7 @@ class World:
         return [(topic, number) for topic, count in inputs for number in range(count)]
 
     async def chaos(self) -> None:
-        """Do to the workers what may be done to workers."""
+        """Do to the workers all that the faults allow."""
         rng = self.rng
         self._start()
         for key in self.keys:

@@ -7,7 +7,6 @@ import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
-import msgspec
 from aiokafka.client import AIOKafkaClient, CoordinationType
 from aiokafka.coordinator.protocol import (
     ConsumerProtocolMemberAssignment,
@@ -22,21 +21,23 @@ from aiokafka.protocol.group import (
 )
 
 from app.kafka.assignor import NAME, Member, Share
+from app.kafka.group_proof import GroupProof
 from tests.support.waiting import beats
 
 Partitions = Mapping[str, list[int]]
 SESSION_MS = 6_000
+UNSIGNED = GroupProof("")
 
 
 def joined(said: Member, topics: list[str]) -> bytes:
     """Return what a member joins with."""
-    data = msgspec.msgpack.encode(said)
+    data = UNSIGNED.join(said, "")
     return bytes(ConsumerProtocolMemberMetadata(0, topics, data).encode())
 
 
 def assignment(mine: Partitions, shares: list[Share]) -> bytes:
     """Return what a leader gives a member."""
-    data = msgspec.msgpack.encode(shares)
+    data = UNSIGNED.plan(shares, 0)
     return bytes(ConsumerProtocolMemberAssignment(0, list(mine.items()), data).encode())
 
 

@@ -38,7 +38,7 @@ class CassandraArchive:
     """An archive in one keyspace. Rows expire at window end + TTL; the rest is the protocol's.
 
     Args:
-        settings: where and how.
+        settings: addresses, login and keyspace.
         clock_ms: the wall clock that TTLs are measured against.
 
     Attributes:
@@ -76,7 +76,7 @@ class CassandraArchive:
 
     @property
     def place(self) -> str:
-        """Keyspace and map, and where they are."""
+        """Keyspace and map, and their nodes."""
         settings = self._settings
         return (
             f"map {self._map_name} in keyspace {settings.keyspace} at {', '.join(settings.hosts)}"
@@ -250,8 +250,8 @@ class CassandraArchive:
     ) -> None:
         """Execute so many statements, each with a permit; hand over their rows page by page.
 
-        The first error ends it; what had been sent may still be done by Cassandra, and has its
-        permit until then.
+        The first error ends it; Cassandra may still execute statements that were sent, and each has
+        its permit until then.
         """
         session = self._opened(verb)
         queue = iter(statements)

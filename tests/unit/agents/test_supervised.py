@@ -56,7 +56,7 @@ async def lose() -> None:
     [
         (fail, "a bug"),
         (panic, "a fault"),
-        (lose, "a background task ended: what it waited for was cancelled"),
+        (lose, "a background task ended: its awaitable was cancelled"),
     ],
 )
 async def test_whatever_ends_background_work_is_told(

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
+import re
 import socket
+from typing import Annotated
 
 import click
 import pytest
 from click.testing import CliRunner
 
 from app.config.checks import is_loopback
+from app.config.fields import PrivateFile, Secret, flag, is_secret, meaning, means
 from app.config.options import settings_options
 from app.config.page import settings_table, with_table
 from app.config.settings import (
     FIELDS,
     Settings,
     environment_variable,
-    flag,
-    is_secret,
     load_settings,
+    secrets_of,
 )
 from app.host.printable import MASK
 from tables.model.errors import SettingError
@@ -145,7 +148,7 @@ def test_secrets_are_shown_nowhere() -> None:
     refused = problems_of({}, {"TREASURE_MAP_WEB_TOKEN": "swordfish"})
     assert "web_token" in refused
     assert "swordfish" not in refused
-    assert {name for name in FIELDS if is_secret(name)} == {
+    assert {name for name, field in FIELDS.items() if is_secret(field)} == {
         "web_token",
         "kafka_password",
         "cassandra_password",
@@ -302,9 +305,67 @@ def test_a_command_gets_settings_from_flags(tmp_path: pathlib.Path) -> None:
     assert seen[0].insecure is False
     assert seen[0].query_limit_max == 7
     options = {name for parameter in command.params for name in parameter.opts}
-    assert {flag(name) for name in FIELDS} - {None} <= options
-    secrets = {f"--{name.replace('_', '-')}" for name in FIELDS if is_secret(name)}
+    assert set(map(flag, FIELDS.values())) - {None} <= options
+    secrets = {f"--{name.replace('_', '-')}" for name in FIELDS if is_secret(FIELDS[name])}
     assert not secrets & options
+
+
+class TidalSettings(Settings, frozen=True, kw_only=True):
+    """The settings with three more, each at its one place."""
+
+    tide_height_max: Annotated[
+        int, means("Highest tide in `map_file`.", ge=0, le=20, wanted="a height in metres")
+    ] = 3
+    tide_password: Annotated[Secret, means("Password of the harbour.")] = ""
+    tide_password_file: Annotated[PrivateFile, means("File that holds `tide_password`.")] = ""
+
+
+def test_a_setting_is_added_at_one_place(tmp_path: pathlib.Path) -> None:
+    """Its field alone brings it to the page, the flags, the environment, the file and refusals."""
+    table = settings_table(TidalSettings)
+    assert table.startswith(settings_table())
+    assert table.removeprefix(settings_table()).splitlines() == [
+        "",
+        "| `tide_height_max` | `3` | `--tide-height-max` | Highest tide in `map_file`. |",
+        "| `tide_password` |  | none: a secret | Password of the harbour. |",
+        "| `tide_password_file` |  | `--tide-password-file` | File that holds `tide_password`. |",
+    ]
+    environ = {"TREASURE_MAP_TIDE_HEIGHT_MAX": "4", "TREASURE_MAP_TIDE_PASSWORD": "hunter2"}
+    settings = load_settings({}, environ, kind=TidalSettings)
+    assert isinstance(settings, TidalSettings)
+    assert (settings.tide_height_max, settings.tide_password) == (4, "hunter2")
+    assert secrets_of(settings)[-1] == "hunter2"
+    assert "tide_height_max=4, tide_password='********'" in repr(settings)
+    file = written(tmp_path, "tide_height_max = 5")
+    assert getattr(load_settings({}, {}, file, TidalSettings), "tide_height_max") == 5  # noqa: B009
+    text = "tide_height_max (environment TREASURE_MAP_TIDE_HEIGHT_MAX): got '21'; want a height in"
+    with pytest.raises(SettingError, match=re.escape(text)):
+        load_settings({}, {"TREASURE_MAP_TIDE_HEIGHT_MAX": "21"}, kind=TidalSettings)
+    with pytest.raises(SettingError, match="did you mean TREASURE_MAP_TIDE_PASSWORD"):
+        load_settings({}, {"TREASURE_MAP_TIDE_PASWORD": "x"}, kind=TidalSettings)
+
+    @click.command()
+    @functools.partial(settings_options, kind=TidalSettings)
+    def command(settings: TidalSettings) -> None:
+        click.echo(f"{settings.tide_height_max} {settings.tide_password}")
+
+    secret = tmp_path / "secret"
+    secret.write_text("high\n", "utf-8")
+    arguments = ["--tide-height-max", "6", "--tide-password-file", str(secret)]
+    assert CliRunner().invoke(command, arguments, catch_exceptions=False).output == "6 high\n"
+    shown = " ".join(CliRunner().invoke(command, ["--help"]).output.split())
+    assert "Highest tide in map_file. [TREASURE_MAP_TIDE_HEIGHT_MAX]" in shown
+
+
+def test_a_setting_without_a_text_is_refused() -> None:
+    """The page would have an empty row; the message says how a field is written."""
+
+    class SilentSettings(Settings, frozen=True, kw_only=True):
+        silent: bool = False
+
+    with pytest.raises(ValueError, match=r"cannot describe setting silent: .*; want one; write it"):
+        settings_table(SilentSettings)
+    assert all(meaning(field).endswith(".") for field in FIELDS.values())
 
 
 def test_every_setting_has_its_variable() -> None:

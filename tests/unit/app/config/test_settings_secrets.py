@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from app.config.settings import load_settings
-from app.trust.secret_files import SECRET_FILES
+from app.config.fields import is_secret, trait
+from app.config.settings import FIELDS, load_settings
 from tables.model.errors import SettingError
 
 SECRET = "correct-horse-battery"  # noqa: S105 - no password of anything
+SECRETS = [name for name, field in FIELDS.items() if is_secret(field)]
 # What a secret means nothing without.
 BESIDE = {
     "kafka_password": {"kafka_username": "u", "kafka_sasl_mechanism": "PLAIN"},
@@ -26,13 +27,13 @@ def private(path: Path, content: bytes) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", SECRET_FILES)
+@pytest.mark.parametrize("name", SECRETS)
 @pytest.mark.parametrize("end", ["", "\n", "\r\n"])
 def test_a_secret_is_read_from_a_file_of_its_own(tmp_path: Path, name: str, end: str) -> None:
     """Without its line end; named by environment, settings file or flag."""
     file = private(tmp_path / "secret", f"{SECRET}{end}".encode())
     beside = BESIDE.get(name, {})
-    of_file = SECRET_FILES[name]
+    of_file = f"{name}_file"
     variables = {f"TREASURE_MAP_{of_file.upper()}": str(file)}
     named = private(tmp_path / "settings.toml", f'{of_file} = "{file}"'.encode())
     for settings in (
@@ -44,18 +45,18 @@ def test_a_secret_is_read_from_a_file_of_its_own(tmp_path: Path, name: str, end:
         assert SECRET not in repr(settings)
 
 
-@pytest.mark.parametrize("name", SECRET_FILES)
+@pytest.mark.parametrize("name", SECRETS)
 def test_both_forms_of_a_secret_are_refused(tmp_path: Path, name: str) -> None:
     """Nobody could tell which counts; neither is shown."""
     file = private(tmp_path / "secret", b"another-secret-of-all")
     with pytest.raises(SettingError) as raised:
         load_settings(
-            {**BESIDE.get(name, {}), SECRET_FILES[name]: str(file)},
+            {**BESIDE.get(name, {}), f"{name}_file": str(file)},
             {f"TREASURE_MAP_{name.upper()}": SECRET},
         )
     message = str(raised.value)
     assert "1 problem(s)" in message
-    assert f"{SECRET_FILES[name]} (flag --" in message
+    assert f"{name}_file (flag --" in message
     assert f"{name} (environment TREASURE_MAP_{name.upper()}) too; want one of them" in message
     assert SECRET not in message
     assert "another-secret" not in message
@@ -87,12 +88,12 @@ def test_a_file_without_a_secret_is_told_once(
 
 
 @pytest.mark.parametrize("given", [SECRET, "cGFzcw/d29yZA==", "x" * 5_000])
-@pytest.mark.parametrize("name", SECRET_FILES)
+@pytest.mark.parametrize("name", SECRETS)
 def test_a_secret_that_was_given_for_its_file_is_not_shown(name: str, given: str) -> None:
     """Nothing of that name is there, nor a folder for it; a path that is wrong is shown."""
     for value, is_shown in ((given, False), ("/nowhere/secret", True)):
         with pytest.raises(SettingError, match="cannot read it") as raised:
-            load_settings({**BESIDE.get(name, {}), SECRET_FILES[name]: value}, {})
+            load_settings({**BESIDE.get(name, {}), f"{name}_file": value}, {})
         assert (value in str(raised.value)) is is_shown
 
 
@@ -127,6 +128,17 @@ def test_files_that_others_may_read_are_warned_of(
     for line, file in zip(warnings, (secret, key, with_secret), strict=True):
         assert line.endswith(f"(mode {mode:03o}); run: chmod go-rwx {file}")
     assert SECRET not in caplog.text
+
+
+def test_files_of_secrets_keys_and_tokens_are_private() -> None:
+    """They are warned of; maps, certificates and authorities are for everybody."""
+    private_files = {name for name, field in FIELDS.items() if trait(field, "private")}
+    assert private_files == {
+        *(f"{name}_file" for name in SECRETS),
+        "web_tokens_file",
+        *(f"{of}_key_file" for of in ("kafka", "cassandra", "web")),
+        *(f"{of}_key_password_file" for of in ("kafka", "cassandra", "web")),
+    }
 
 
 def test_a_mounted_secret_needs_its_group(

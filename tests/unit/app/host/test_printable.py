@@ -18,10 +18,10 @@ from click.testing import CliRunner
 import app.__main__ as program
 from app.commands import verify
 from app.commands.query_draw import cells_table, shown
-from app.config.settings import load_settings, secrets_of
+from app.config.fields import is_secret
+from app.config.settings import FIELDS, load_settings, secrets_of
 from app.demo.display import ledger_lines
 from app.host.printable import MASK, printable, printable_json, protect_log
-from app.trust.secret_files import SECRET_FILES
 from app.verify.report import Difference, LayerReport, Report
 from client import Cell
 from tables.model.errors import TreasureMapError
@@ -119,15 +119,19 @@ def test_no_line_of_the_log_has_a_secret_in_other_words(secret: str) -> None:
 
 def test_secrets_from_files_are_masked_like_others(tmp_path: Path) -> None:
     """In lines of the log, and wherever settings are shown."""
-    secrets = {name: f"secret-of-{name.replace('_', '-')}" for name in SECRET_FILES}
+    secrets = {
+        name: f"secret-of-{name.replace('_', '-')}"
+        for name, field in FIELDS.items()
+        if is_secret(field)
+    }
     flags: dict[str, object] = {
         "kafka_username": "u", "kafka_sasl_mechanism": "PLAIN", "cassandra_username": "u",
     }  # fmt: skip
-    for name, of_file in SECRET_FILES.items():
+    for name, secret in secrets.items():
         file = tmp_path / name
-        file.write_text(f"{secrets[name]}\n")
+        file.write_text(f"{secret}\n")
         file.chmod(0o600)
-        flags[of_file] = str(file)
+        flags[f"{name}_file"] = str(file)
     settings = load_settings(flags, {})
     stream, factory = io.StringIO(), logging.getLogRecordFactory()
     log = logging.Logger("test")  # noqa: LOG001 - one that nobody else has

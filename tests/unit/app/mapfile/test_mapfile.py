@@ -273,10 +273,10 @@ REFUSED: list[tuple[str, str, str, str]] = [
     ('"1h"', '"90s"', "layers.hour.window", "want a multiple of 1m"),
     ('"1h"', '"7h"', "layers.day.window", "got 7h in 1d; want a multiple of 7h"),
     ('"day"', '"90m"', "layers.day.window", "got 1h in 90m; want a multiple of 1h"),
-    ('"1h"', '"1h"\nevents = ["a"]', "layers.hour.events", "holds what its finer layer holds"),
+    ('"1h"', '"1h"\nevents = ["a"]', "layers.hour.events", "holds the events of its finer layer"),
     (
         '"1h"', '"1h"\nallowed_lateness = "0s"',
-        "layers.hour.allowed_lateness", "follows what its finer layer announces",
+        "layers.hour.allowed_lateness", "follows the announcements of its finer layer",
     ),
     ('"1h"', '"1h"\npartitions = 0', "layers.hour.partitions", "want 1 to 10000"),
     (
