@@ -185,7 +185,7 @@ class JsonEvents:
             detail = str(error)
             reason = _reason(detail)
             if reason == "out_of_range" and self._unit > 1 and detail.endswith(self._time_path):
-                detail += "; are these milliseconds, where seconds are wanted?"
+                detail += "; are these milliseconds instead of seconds?"
             return Fault(reason, detail[:DETAIL_CHARS_MAX])
         except UNREADABLE as error:
             return Fault("json", str(error)[:DETAIL_CHARS_MAX])

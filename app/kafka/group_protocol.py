@@ -13,7 +13,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer
+from aiokafka.errors import RebalanceInProgressError
 from aiokafka.protocol.admin import DescribeGroupsRequest
+
+_STABLE = "Stable"
+"""The state of a group whose members have their assignments."""
 
 
 class Described(NamedTuple):
@@ -65,9 +69,13 @@ async def describe_group(consumer: AIOKafkaConsumer, group: str) -> list[Describ
     """Return the members of the group; who may read it may ask for them.
 
     Raises:
+        RebalanceInProgressError: it is being planned anew; the coordinator does not tell then what
+            members joined with.
         KafkaError: the coordinator does not answer.
     """
     answer = await consumer._coordinator._send_req(DescribeGroupsRequest([group]))
+    if any(found[2] != _STABLE for found in answer.groups):
+        raise RebalanceInProgressError
     return [
         Described(row[0], row[2].lstrip("/"), row[-2])
         for found in answer.groups

@@ -19,7 +19,7 @@ import zipfile
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jsonschema
 import pytest
@@ -34,7 +34,7 @@ from tests import ROOT
 from tests.support import servers
 from tests.support.cluster import Worker
 from tests.support.common import small_map
-from tests.support.compose_file import environment, load_compose
+from tests.support.compose_file import environment, load_compose, published_schema
 from tests.support.deploy_support import (
     STOP_SECONDS,
     WEB_TOKEN,
@@ -57,16 +57,9 @@ OURS = ("apply", "worker", "generator")
 # Compose
 
 
-def compose_schema() -> dict[str, Any]:
-    """Return the schema of the Compose Specification, as check-jsonschema carries it."""
-    files = metadata.files("check-jsonschema") or []
-    (path,) = [file for file in files if file.name == "compose-spec.json"]
-    return cast("dict[str, Any]", json.loads(path.read_text("utf-8")))
-
-
 def test_the_compose_file_is_one_by_the_published_schema() -> None:
     """And the schema refuses a file with a field it does not know."""
-    validator = jsonschema.Draft202012Validator(compose_schema())
+    validator = jsonschema.Draft202012Validator(published_schema("compose-spec"))
     compose = load_compose()
     assert [error.message for error in validator.iter_errors(compose)] == []
     compose["services"]["worker"]["replica"] = 3

@@ -20,6 +20,7 @@ from app.config.connections import kafka_options
 from app.config.settings import load_settings
 from app.kafka.connection_causes import cause_of
 from app.kafka.logins import AGAIN_S, Logins
+from tests import ROOT
 from tests.support.secure_servers import MAP, SecureKafka
 
 pytestmark = pytest.mark.kafka
@@ -128,7 +129,7 @@ def test_a_refused_certificate_is_the_last_word(
         command.insert(2, str(map_file))
     done = subprocess.run(
         [sys.executable, "-c", COLLECTED_LATE, *command],
-        check=False, capture_output=True, text=True, timeout=60, cwd=Path(__file__).parent.parent,
+        check=False, capture_output=True, text=True, timeout=60, cwd=ROOT,
         env=os.environ | {f"TREASURE_MAP_{name.upper()}": of for name, of in settings.items()},
     )  # fmt: skip
     assert done.returncode == 1

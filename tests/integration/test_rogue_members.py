@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import socket
 import uuid
 from collections.abc import Awaitable, Callable
@@ -10,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiokafka.errors import RebalanceInProgressError
 
 from app.cluster.rights import Right, rights_of
 from app.cluster.topics import apply_topics
 from app.config.connections import kafka_options
 from app.config.settings import load_settings
 from app.kafka.assignor import Member, Share
+from app.kafka.group_protocol import describe_group
 from app.kafka.lane import TransportError
 from app.mapfile.load import load_map
 from app.trust.proof import PeerKey
@@ -63,6 +66,20 @@ def claims(worker: Process, themap: Map, url: str) -> dict[str, bytes]:
     }
 
 
+async def warns(worker: Process, words: str, reader: Asker, admin: Asker) -> bool:
+    """Return whether a worker warns of one stranger, or of nobody, and is no less ready for it."""
+    _, state = await reader.ask(worker, "/readyz")
+    # There is no archive.
+    if not all(reason.startswith("the archive ") for reason in state["reasons"]):
+        return False
+    _, metrics = await admin.ask(worker, "/metrics")
+    total = float(re.findall(r"(?m)^treasure_map_group_strangers (\S+)", metrics)[0])
+    if not words:
+        return state["warnings"] == [] and total == 0
+    (warning,) = state["warnings"] or [""]
+    return words in warning and "1 in all" in warning and total == 1
+
+
 @pytest.mark.slow
 async def test_workers_go_on_beside_members_that_are_none(
     secure_kafka: SecureKafka, processes: Callable[..., Process], tmp_path: Path
@@ -84,6 +101,7 @@ async def test_workers_go_on_beside_members_that_are_none(
     await allow(secure_kafka.bootstrap, "worker", rights_of(themap, "worker", group))
     await allow(secure_kafka.bootstrap, "reader", [Right("group", group, ("Read",))])
     reader = Asker(authority, make_token(tmp_path / "tokens.json", "reader", ["read"]))
+    admin = Asker(authority, make_token(tmp_path / "tokens.json", "admin", ["admin"]))
     for worker, node in ((one, "n1"), (two, "n2")):
         worker.settings["node"] = node
         worker.start()
@@ -114,13 +132,41 @@ async def test_workers_go_on_beside_members_that_are_none(
             for worker in (one, two):
                 await worker.says(f" from 127.0.0.1 {words}; {MEND}")
                 await until(lambda worker=worker: is_whole(worker), 30)
+                told = f" from 127.0.0.1 {words}; {MEND}"
+                await until(lambda worker=worker, told=told: warns(worker, told, reader, admin), 30)
             assert rogue.given
         assert not any(rogue.given)
     for worker in (one, two):
+        await until(lambda worker=worker: warns(worker, "", reader, admin), 30)
         assert worker.running.poll() is None
         assert f"worker {url}" not in worker.log(), "it was asked"
         assert await worker.stop() == 0
         assert "Traceback" not in worker.log()
+
+
+async def test_a_stranger_makes_no_worker_unready(
+    secure_kafka: SecureKafka, processes: Callable[..., Process]
+) -> None:
+    """Whoever may read the group could else end its service; ``/readyz`` warns of it."""
+    worker = processes(**secure_kafka.login())
+    themap, group = load_map(worker.map_file), worker.settings["group"]
+    await apply_topics(secure_kafka.bootstrap, themap)
+    await allow(secure_kafka.bootstrap, "worker", rights_of(themap, "worker", group))
+    await allow(secure_kafka.bootstrap, "reader", [Right("group", group, ("Read",))])
+    worker.start()
+    await worker.ready()
+    rogue = Rogue(
+        secure_kafka.at["SECURE"], options_of(secure_kafka, "reader"), group, lambda _: b"\xff"
+    )
+    async with rogue:
+
+        async def is_ready_and_warns() -> bool:
+            status, state = await worker.get("/readyz")
+            warned = "its join cannot be read" in " ".join(state["warnings"])
+            return status == 200 and state["reasons"] == [] and warned
+
+        await until(is_ready_and_warns, 60)
+    assert await worker.stop() == 0
 
 
 async def bench_of(
@@ -179,6 +225,34 @@ async def test_a_member_that_nobody_can_read_ends_no_leader(
             await until(has_all, 60)
         assert not any(rogue.given)
     assert bench.transport.failure is None
+
+
+async def test_a_group_that_is_planned_anew_tells_of_nobody(
+    secure_kafka: SecureKafka, benches: Benches
+) -> None:
+    """Its coordinator leaves out what members joined with; workers would be taken for strangers."""
+    group = await new_group(secure_kafka)
+    bench = await bench_of(secure_kafka, benches, group, peer_key=PeerKey(SECRET, ""))
+
+    await until(lambda: len(bench.transport.ready) == 2, 60)
+    rogue = Rogue(
+        secure_kafka.at["SECURE"], options_of(secure_kafka, "reader"), group, lambda _: b"\xff"
+    )
+    planned_anew = 0
+
+    async def is_given() -> bool:
+        nonlocal planned_anew
+        try:
+            found = await describe_group(bench.transport._consumer, group)
+        except RebalanceInProgressError:
+            planned_anew += 1
+        else:
+            assert b"" not in [one.joined for one in found]
+        return bool(rogue.given)
+
+    async with rogue:
+        await until(is_given, 60)
+    assert planned_anew
 
 
 @pytest.mark.parametrize(

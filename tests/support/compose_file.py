@@ -1,11 +1,13 @@
-"""What docker-compose.yml says, as the images' own entrypoints understand it.
+"""What docker-compose.yml says, as the images' own entrypoints understand it, and its schema.
 
 The tests' servers run on these settings, so that the file cannot drift from what is tested.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from importlib import metadata
 from typing import Any, cast
 
 import yaml
@@ -29,6 +31,13 @@ _CASSANDRA_FIELDS = (
 )
 # What the Cassandra image's start script, cassandra-env.sh, reads.
 _CASSANDRA_JVM = {"MAX_HEAP_SIZE", "HEAP_NEWSIZE", "JVM_EXTRA_OPTS"}
+
+
+def published_schema(name: str) -> dict[str, Any]:
+    """Return a published JSON schema such as ``compose-spec``, as check-jsonschema carries it."""
+    files = metadata.files("check-jsonschema") or []
+    (path,) = [file for file in files if file.name == f"{name}.json"]
+    return cast("dict[str, Any]", json.loads(path.read_text("utf-8")))
 
 
 def load_compose() -> dict[str, Any]:

@@ -136,6 +136,7 @@ class StandingView:
         self.archive = archive
         self.live = live
         self.reasons: list[str] = []
+        self.mend: list[str] = []
         self.counts = Counts()
 
     def local(self, read: LiveRead) -> LiveJob:
@@ -154,6 +155,10 @@ class StandingView:
     def unready(self) -> list[str]:
         """Return what the test set."""
         return self.reasons
+
+    def warnings(self) -> list[str]:
+        """Return what the test set."""
+        return self.mend
 
     def serving(self) -> dict[str, list[int]]:
         """Return a partition."""

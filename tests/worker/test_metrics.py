@@ -13,7 +13,10 @@ from app.health.readiness import Readiness
 from app.health.watch import Progress, Watch
 from app.host.floods import FloodFilter
 from app.host.reloads import Reloads
-from app.kafka.lane import Lane, Statistics
+from app.kafka.assignor import Member
+from app.kafka.group_map import GroupMap
+from app.kafka.lane import Lane, Statistics, TransportOptions
+from app.kafka.membership import Membership, Strangers
 from app.kafka.transport import Transport
 from app.peers.remote_owners import Peers
 from app.runtime.metrics import PREFIX, Metrics
@@ -31,6 +34,12 @@ from tests.support.local_worker import MAP, RAW, LocalWorker, fill
 
 class StandingTransport:
     """What is asked of a transport."""
+
+    def __init__(self) -> None:
+        options = TransportOptions(brokers="", group="g", node="n1", boot=1)
+        member = Member("n1", 1, "", 1, {}, {})
+        self.membership = Membership(options, GroupMap(), lambda: member, lambda _: None)
+        self.membership.strangers = Strangers(2, {})
 
     def statistics(self) -> Statistics:
         """Return counts that differ."""
@@ -103,6 +112,7 @@ def test_metrics_say_what_the_ledger_says(samples: dict[tuple[str, ...], float])
     assert (f"{PREFIX}lag_records", "1", RAW) not in samples
     assert samples[f"{PREFIX}partitions", "restoring"] == 1
     assert samples[f"{PREFIX}fenced_total",] == 7
+    assert samples[f"{PREFIX}group_strangers",] == 2
     assert samples[f"{PREFIX}watermark_seconds", "hour"] == 10 * 86_400
 
 

@@ -115,7 +115,7 @@ async def test_an_empty_answer_hints_at_seconds(tmp_path: Path, path: str) -> No
             assert status == 200
             assert ("hint" in body) is told, body
         _, body, _ = await get(f"{url}/v1/families/hour/cells?from=1706400001&to=1710000000")
-        assert body["detail"].endswith("are these seconds, where milliseconds are wanted?")
+        assert body["detail"].endswith("are these seconds instead of milliseconds?")
 
 
 async def test_key_and_range_choose_the_cells(tmp_path: Path) -> None:
@@ -259,6 +259,7 @@ async def test_map_layers_ledger_and_health_answer(tmp_path: Path) -> None:
         assert (await get(f"{url}/v1/layers"))[1] == {"layers": view.layers()}
         assert (await get(f"{url}/v1/ledger"))[1]["records"] == {"raw": {"0": {"read": 3}}}
         assert (await get(f"{url}/livez"))[:2] == (200, {"live": True})
+        view.mend = ["the group has a member that is no worker"]
         assert (await get(f"{url}/readyz"))[0] == 200
         view.reasons = ["restoring 2 partitions", "101 records behind"]
         assert (await get(f"{url}/readyz"))[:2] == (
@@ -271,7 +272,7 @@ async def test_map_layers_ledger_and_health_answer(tmp_path: Path) -> None:
                 "restoring": {"raw": [1]},
                 "paused": {},
                 "insecure": False,
-                "warnings": [],
+                "warnings": ["the group has a member that is no worker"],
             },
         )
 

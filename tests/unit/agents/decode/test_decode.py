@@ -226,4 +226,4 @@ def test_a_time_in_the_wrong_unit_has_a_hint() -> None:
     decoder = Decoder(dataclasses_replace(SOURCE, time_unit_ms=1_000))
     batch = decoder.decode([run_of([flight(1_699_920_000_000), flight(1_699_920_000)])])
     assert places(batch) == [1]
-    assert batch.aside[0].detail.endswith("are these milliseconds, where seconds are wanted?")
+    assert batch.aside[0].detail.endswith("are these milliseconds instead of seconds?")

@@ -14,9 +14,17 @@ from aiokafka.coordinator.protocol import (
 from app.kafka.assignor import Assignor, Member, Share, pairs, shares_of
 from app.kafka.group_map import GroupMap
 from app.kafka.group_proof import GroupProof, content_of
+from app.kafka.group_protocol import Described
 from app.kafka.lane import TransportOptions
-from app.kafka.membership import JOIN_BYTES_MAX, JOIN_TOPICS_MAX, Membership, why_too_much
+from app.kafka.membership import (
+    JOIN_BYTES_MAX,
+    JOIN_TOPICS_MAX,
+    NAMED_MAX,
+    Membership,
+    why_too_much,
+)
 from app.trust.proof import PeerKey
+from tests.support.waiting import until
 
 SECRET = "secret-between-workers"  # noqa: S105 - no password of anything
 UNSIGNED = "is not signed by a worker of this group, with the same peer_secret or web_token"
@@ -225,3 +233,60 @@ async def test_a_plan_gives_a_worker_what_it_tells_the_others(
         taken = ConsumerProtocolMemberAssignment.decode(await membership._planned(7, other))
         assert (taken.assignment, shares_of(taken.user_data)) == ([], [])
         assert "other partitions than it tells the others" in str(failed.pop())
+
+
+async def test_strangers_are_counted_and_the_first_are_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the address that each joined from, until the group is planned without them.
+
+    A worker of another map that gets nothing is one too; an earlier start of a worker is not.
+    """
+    of = ConsumerProtocolMemberMetadata
+    other = Member("n7", 7, "https://n7", 1, {}, {}, map="ships")
+    old = Member("n1", 1, "https://n1", 1, {}, {}, map="flights")
+    there = [(f"m{n}", of(0, ["raw"], proof().join(said, f"m{n}")).encode())
+             for n, said in enumerate([member("n0"), old, other])]  # fmt: skip
+    there += [(f"m{n}", b"\xff") for n in range(3, 8)]
+
+    async def described(*_: object) -> list[Described]:
+        return [Described(number, "10.0.0.9", data) for number, data in there]
+
+    monkeypatch.setattr("app.kafka.membership.describe_group", described)
+    options = TransportOptions(
+        brokers="",
+        group="flights",
+        node="n0",
+        boot=1,
+        map_name="flights",
+        peer_key=PeerKey(SECRET, ""),
+    )
+    group = GroupMap()
+    membership = Membership(
+        options, group, lambda: member("n0"), lambda error: pytest.fail(str(error))
+    )
+    monkeypatch.setattr(membership, "_consumer", object())
+    gone = [
+        Share("n1", "", {}, 1, "later"),
+        Share("n7", "", {}, 7, "another map"),
+        Share("", "", {}, 0, "no"),
+    ]
+    group.take([Share("n0", "", EVERYTHING, 9), *gone])
+
+    membership.look()
+    await until(lambda: bool(membership.warnings()))
+    assert membership.strangers.total == 6
+    (warning,) = membership.warnings()
+    named = [f"m{n} from 10.0.0.9 says nothing of itself: its join cannot be read"
+             for n in range(3, 7)]  # fmt: skip
+    assert warning == (
+        "group flights has members that are no workers of this map and get nothing, 6 in all: m2"
+        " from 10.0.0.9 says that it is node n7 at https://n7: it is a worker of map ships; give"
+        f" each map a group of its own; {'; '.join(named)}; and 1 more; give Read on the group to"
+        " workers only"
+    )
+    assert len(caplog.records) == NAMED_MAX
+    group.take([Share("n0", "", EVERYTHING, 9)])
+    membership.look()
+    assert membership.warnings() == []
+    assert membership.strangers.total == 0
