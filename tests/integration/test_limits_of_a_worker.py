@@ -71,7 +71,7 @@ async def test_a_stopped_worker_joins_again_and_a_stuck_one_leaves(
         words
     )
     assert f"{faulty_worker.__file__}:" in words
-    assert "(write_or_not)" in words
+    assert "write_or_not)" in words
 
 
 async def test_a_background_task_that_dies_stops_its_worker_with_the_reason(
