@@ -30,10 +30,11 @@ from app.__main__ import COMMANDS, OF_EXAMPLES
 from app.config.settings import FIELDS, Settings, load_settings
 from app.mapfile.load import load_map
 from tables.model.errors import SettingError
+from tests import ROOT
 from tests.support import servers
 from tests.support.cluster import Worker
 from tests.support.common import small_map
-from tests.support.compose_file import ROOT, environment, load_compose, published_schema
+from tests.support.compose_file import environment, load_compose, published_schema
 from tests.support.deploy_support import (
     STOP_SECONDS,
     WEB_TOKEN,
@@ -329,7 +330,7 @@ async def test_the_health_check_needs_no_authority_and_no_token(tmp_path: Path) 
         [*command, "-nodes", "-days", "1", "-subj", "/CN=other", "-keyout", key, "-out", cert],
         check=True, capture_output=True,
     )  # fmt: skip
-    settings = {"web_cert_file": cert, "web_key_file": key, "web_token": WEB_TOKEN}
+    settings: dict[str, Any] = {"web_cert_file": cert, "web_key_file": key, "web_token": WEB_TOKEN}
     async with served(small_map(), tmp_path / "archive", **settings) as (_, url):
         variables = {f"TREASURE_MAP_{name.upper()}": value for name, value in settings.items()}
         variables["TREASURE_MAP_WEB_PORT"] = url.rpartition(":")[2]

@@ -21,8 +21,8 @@ from app.web.endpoint import install
 from app.web.guard import HEALTH_PATHS
 from tables.archive.cache import ArchiveCache
 from tables.model.errors import SettingError
+from tests import ROOT
 from tests.support.common import small_map
-from tests.support.compose_file import ROOT
 from tests.support.deploy_support import (
     STOP_SECONDS,
     WEB_TOKEN,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from app.config.settings import ENVIRONMENT_PREFIX, load_settings
-from tests.support.compose_file import ROOT
+from tests import ROOT
 from tests.support.deploy_support import STOP_SECONDS, parse_command
 
 UNIT = ROOT / "deploy" / "treasure-map@.service"

@@ -234,7 +234,7 @@ class Soak:
     def start_worker(self, restore_seconds: float = 0) -> None:
         """Start one more member."""
         number = next(self._names)
-        config = {
+        config: dict[str, Any] = {
             "brokers": self.broker.bootstrap,
             "folder": str(self.folder),
             "node": f"node{number}",

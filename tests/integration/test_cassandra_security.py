@@ -27,9 +27,9 @@ from tables.archive.identity import History
 from tables.archive.protocol import CellRange
 from tables.model.errors import ArchiveAwayError, ArchiveError
 from tables.model.layer import Accumulator
+from tests import ROOT
 from tests.support import servers
 from tests.support.cassandra_rows import LAYER, map_of, rows, times
-from tests.support.cluster import ROOT
 from tests.support.common import flight
 from tests.support.pki import Authority, Certificate
 from tests.support.reset_proxy import ResetProxy

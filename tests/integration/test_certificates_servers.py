@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
@@ -24,7 +25,7 @@ def put(made: Certificate, folder: Path) -> None:
     (folder / "c.password").write_text(f"{PASSPHRASE}\n")
 
 
-def files(of: str, authority: Authority, folder: Path) -> dict[str, str]:
+def files(of: str, authority: Authority, folder: Path) -> dict[str, Any]:
     """Return the settings of one client."""
     return {
         f"{of}_ca_file": str(authority.ca_file),

@@ -12,7 +12,7 @@ from app.cluster.topics import apply_topics
 from app.mapfile.load import load_map
 from tests.support import servers
 from tests.support.common import flight
-from tests.support.station_support import HOUR_MS, SECONDS_MAX, Process, unready
+from tests.support.station_support import AWAY, HOUR_MS, SECONDS_MAX, Process, unready
 from tests.support.waiting import stays, until
 
 WARNINGS_OF_AN_OUTAGE_MAX = 30
@@ -65,7 +65,7 @@ async def test_a_worker_whose_kafka_is_away_is_not_ready_until_it_is_back(
     await worker.send(raw, (0, flight(HOUR_MS + 1)))
     await until(folded(worker, 2), SECONDS_MAX)
     log = worker.log()
-    assert log.count("Kafka does not answer; ") == log.count("Kafka answers again after ") == 1
+    assert log.count(AWAY) == log.count("Kafka answers again after ") == 1
     assert warnings_of(worker) - before < WARNINGS_OF_AN_OUTAGE_MAX, log
     assert await worker.stop() == 0
 

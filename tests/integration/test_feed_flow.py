@@ -189,7 +189,7 @@ async def test_feeds_are_right_over_late_events_and_restarts(scene: Scene) -> No
     await scene.hour_passes(2)
 
     async def repeated() -> bool:
-        there = {
+        there: dict[str, set[tuple[Any, ...]]] = {
             "minute": {(HOUR_MS, "north", "rye"), (HOUR_MS, "south", "rye")},
             "quarter": {(HOUR_MS, "north"), (HOUR_MS, "south")},
             "hour": {(HOUR_MS, "rye")},

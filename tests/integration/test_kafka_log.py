@@ -293,7 +293,7 @@ async def test_a_record_that_is_too_large_is_refused_for_good(brokers: str, log:
     ],
 )
 async def test_what_the_topic_never_takes_is_refused_for_good(
-    kafka: str, config: dict[str, str], message: str
+    kafka: str, config: dict[str, Any], message: str
 ) -> None:
     """The broker's own no: too large for the topic; without a key where it compacts by key."""
     topic = await topic_on(kafka, **config)

@@ -12,6 +12,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -103,7 +104,7 @@ async def test_a_renewed_certificate_is_shown_to_new_connections(
     one, two, three = (authority.issue(name) for name in ("one", "two", "three"))
     cert, key = tmp_path / "web.crt", tmp_path / "web.key"
     put(one, cert, key)
-    settings = {"web_cert_file": str(cert), "web_key_file": str(key)}
+    settings: dict[str, Any] = {"web_cert_file": str(cert), "web_key_file": str(key)}
     context = ssl.create_default_context(cafile=authority.ca_file)
     async with served(MAP, tmp_path / "a", **settings) as (_, url):
         place = urlsplit(url)
@@ -330,7 +331,7 @@ async def test_reloads_are_told_in_the_readiness(tmp_path: Path) -> None:
     """A worker whose files are broken is ready: it has the last good ones."""
     tokens = tmp_path / "tokens.json"
     make_token(tokens, "first", ["read"])
-    settings = {"web_tokens_file": str(tokens), "web_token": TOKEN}
+    settings: dict[str, Any] = {"web_tokens_file": str(tokens), "web_token": TOKEN}
     async with served(MAP, tmp_path / "a", **settings) as (_, url):
         tokens.unlink()
 
@@ -345,11 +346,11 @@ async def test_reloads_are_told_in_the_readiness(tmp_path: Path) -> None:
 def test_looking_goes_on_after_an_error(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     """One file that is broken does not keep others from being read."""
     caplog.set_level(logging.INFO)
-    looks, found = reloads(), []
+    looks, found = reloads(), list[str]()
     broken, good = tmp_path / "broken", tmp_path / "good"
     for file in (broken, good):
         file.write_text("")
-    looks.add("broken", [str(broken)], lambda: broken.read_bytes() and None)
+    looks.add("broken", [str(broken)], lambda: found.append(broken.read_text()))
     looks.add("good", [str(good)], lambda: found.append(good.read_text()))
     broken.unlink()
     good.write_text("new")

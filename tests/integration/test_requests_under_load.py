@@ -192,7 +192,7 @@ async def fill(worker: Process) -> None:
         _, found = await worker.get("/v1/layers")
         rows = {row["name"]: row for row in found["layers"]}
         is_archived = rows["second"]["archived_cells"] >= ARCHIVED
-        return is_archived and rows["wide"]["open_cells"] >= OPEN_CELLS
+        return bool(is_archived and rows["wide"]["open_cells"] >= OPEN_CELLS)
 
     await until(filled, 400)
 

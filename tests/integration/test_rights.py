@@ -23,8 +23,8 @@ from app.mapfile.load import parse_map
 from app.verify import verify
 from tables.model.errors import OutcomeUnknownError, TreasureMapError
 from tables.model.layer import Map
+from tests import ROOT
 from tests.support.acls import allow, forbid
-from tests.support.cluster import ROOT
 from tests.support.secure_servers import MAP, SecureKafka
 from tests.support.waiting import until
 

@@ -22,12 +22,13 @@ from app.config.connections import kafka_options
 from app.config.settings import load_settings
 from app.host.children import start_child, stop_child
 from app.mapfile.load import load_map
+from client import Cell
 from client.follow import follow
 from client.query import QueryClient, QueryFailedError
 from examples.flights import events
+from tests import ROOT
 from tests.support import manifests, servers
 from tests.support.acls import allow, forbid, rules_of
-from tests.support.cluster import ROOT
 from tests.support.pki import Authority
 from tests.support.secure_servers import MAP, PASSWORDS, SecureCassandra, SecureKafka
 from tests.support.waiting import until
@@ -170,7 +171,7 @@ async def applied(lab: Lab, manifest: Path) -> None:
     await until(enough, 120)
 
 
-def answers(lab: Lab) -> list[list[dict[str, Any]]]:
+def answers(lab: Lab) -> list[list[Cell]]:
     """Return all hours as each worker tells them; each has the other's partitions from it."""
     found = []
     for number in range(WORKERS):

@@ -173,3 +173,35 @@ def test_a_missing_server_skips_unless_servers_are_required(
     # A skip in a fixture is reported in the setup phase, where a failure counts as an error.
     assert counts == {"errors" if outcome == "failed" else outcome: 1}
     result.stdout.fnmatch_lines(["*java is not on PATH*"])
+
+
+MAVEN = """#!/bin/sh
+for argument; do
+  case $argument in -DoutputDirectory=*) folder=${argument#*=} ;; esac
+done
+mkdir -p "$folder" && echo fetched >> "$folder/some.jar"
+exit "$MAVEN_EXITS"
+"""
+
+
+def test_checkouts_with_other_versions_leave_each_others_jars(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may share one cache; servers of the other one run from it. Half a fetch is no jars."""
+    (tmp_path / "mvn").write_text(MAVEN)
+    (tmp_path / "mvn").chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(servers, "JARS", tmp_path / "jars")
+    found: list[Path] = []
+    for content in ("one", "other", "one"):
+        pom = tmp_path / "pom.xml"
+        pom.write_text(content)
+        monkeypatch.setattr(servers, "POM", pom)
+        if len(found) == 1:
+            monkeypatch.setenv("MAVEN_EXITS", "1")
+            with pytest.raises(servers.ServerError, match="mvn exited with 1"):
+                servers.jars("kafka")
+        monkeypatch.setenv("MAVEN_EXITS", "0")
+        found.append(servers.jars("kafka"))
+    assert found[0] == found[2] != found[1]
+    assert [(folder / "some.jar").read_text() for folder in found] == ["fetched\n"] * 3

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -27,6 +28,7 @@ from tables.state.journal import Claim, encode_entry
 from tests.support import servers
 from tests.support.common import flight, small_map
 from tests.support.station_support import (
+    AWAY,
     COMMANDS,
     FAUST,
     MODULE,
@@ -89,12 +91,20 @@ async def check_service(worker: Process) -> None:
     _, cells = await worker.get(f"/v1/layers/day/cells?from=0&to={24 * HOUR_MS}")
     assert [row["measures"]["count"] for row in cells["cells"]] == [3]
     assert await worker.stop() == 0
+    day = f"{worker.map_name}.layer.day"
+    assert stores_of(worker) == [f"{day}/0", f"{day}/1", f"{raw}/0", f"{raw}/1"]
     log = worker.log()
     assert "error:" not in log
     assert "Traceback" not in log
     # The events of this test are of 1970.
     told = [line for line in log.splitlines() if "[WARNING]" in line]
     assert ["are these seconds" in line for line in told] == [True]
+
+
+def stores_of(worker: Process) -> list[str]:
+    """Return the partitions that a worker has opened a store for."""
+    folder = Path(worker.settings["state_folder"]) / worker.map_name
+    return sorted(f"{path.parent.name}/{path.name}" for path in folder.glob("*/[0-9]*"))
 
 
 async def test_a_worker_that_is_stopped_while_it_joins_leaves_nothing_behind(
@@ -106,8 +116,8 @@ async def test_a_worker_that_is_stopped_while_it_joins_leaves_nothing_behind(
     worker.start()
     await worker.says("(Re-)joining group")
     assert await worker.stop() == 0
-    assert "does not answer" not in worker.log()
-    assert "partitions assigned" not in worker.log()
+    assert AWAY not in worker.log()
+    assert stores_of(worker) == []
 
 
 async def test_a_worker_stops_although_its_broker_does_not_answer(

@@ -7,6 +7,7 @@ import collections
 import itertools
 import random
 import time
+from typing import Any
 
 import aiokafka
 import orjson
@@ -93,7 +94,7 @@ async def test_the_stream_keeps_its_rate_and_ends_with_heartbeats(themap: Map) -
             consumer.assign(places)
             await consumer.seek_to_beginning(*places)
             ends = await consumer.end_offsets(places)
-            records = {place: [] for place in places}
+            records: dict[aiokafka.TopicPartition, list[Any]] = {place: [] for place in places}
             while any(len(records[place]) < ends[place] for place in places):
                 for place, got in (await consumer.getmany(timeout_ms=1_000)).items():
                     records[place] += got

@@ -9,13 +9,8 @@ import pytest
 from aiokafka.admin import NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from app.cluster.topics import (
-    TopicSpec,
-    TopicsRefusedError,
-    apply_topics,
-    check_topics,
-    topics_of,
-)
+from app.cluster.topic_specs import TopicSpec, topics_of
+from app.cluster.topics import TopicsRefusedError, apply_topics, check_topics
 from app.demo.embedded_broker import EmbeddedBroker
 from app.kafka.brokers import BrokersAwayError, patiently
 from app.mapfile.load import parse_map

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from tables.model.errors import (
 )
 from tables.record.chunk import Chunk, Run
 from tests.integration import soak_transport
+from tests.support import servers
 from tests.support.transport_bench import SECONDS_MAX, Bench, Benches, Memory, until
 
 
@@ -252,7 +254,8 @@ async def test_what_waits_of_a_restarted_partition_does_not_reach_its_next_owner
 async def test_partitions_move_to_a_new_member_and_back(brokers: str, benches: Benches) -> None:
     """Two members share; each knows what the other owns; nothing is lost or doubled."""
     raw = await topic_on(brokers, 4)
-    group, journal = uuid.uuid4().hex, {}
+    group = uuid.uuid4().hex
+    journal: dict[tuple[str, int], int] = {}
     one = await benches(
         brokers, {"ingest": raw}, Memory(journal), group=group, web_url="http://one"
     )
@@ -438,7 +441,7 @@ async def test_a_lane_that_admits_nothing_is_paused_and_the_others_are_not(
     generation = bench.transport.statistics().generation
     bench.paused.clear()
     await until(lambda: len(bench.values()) == 40, "all records")
-    assert sorted(bench.values()) == sorted([*numbers(0, 20), *numbers(100, 120)])
+    assert sorted(bench.values(), key=str) == sorted([*numbers(0, 20), *numbers(100, 120)], key=str)
     assert bench.transport.statistics().generation == generation
 
 
@@ -479,8 +482,8 @@ async def test_a_worker_process_exits_with_zero_on_sigterm_and_else_with_its_rea
 
 def start_worker(brokers: str, folder: Path, node: str) -> tuple[subprocess.Popen[bytes], int]:
     """Start the soak's worker as a process; return it and its web port."""
-    (port,) = soak_transport.servers.free_ports(1)
-    config = soak_transport.json.dumps(
+    (port,) = servers.free_ports(1)
+    config = json.dumps(
         {
             "brokers": brokers, "folder": str(folder), "node": node, "port": port,
             "restore_seconds": 0,

@@ -53,7 +53,7 @@ async def send(broker: str, *batches: list[bytes | None], codec: str | None = No
 
 async def test_every_record_is_read_once_and_in_order(broker: str) -> None:
     """Batches of many and of one, values that are none or empty."""
-    values = [flight(at) for at in range(2_000)]
+    values: list[bytes | None] = [flight(at) for at in range(2_000)]
     await send(broker, values[:1_500], [None, b""], values[1_500:])
     found = await read(broker)
     assert [one.offset for one in found] == list(range(2_002))

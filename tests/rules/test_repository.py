@@ -11,7 +11,8 @@ import jsonschema
 import pytest
 import yaml
 
-from tests.support.compose_file import ROOT, published_schema
+from tests import ROOT
+from tests.support.compose_file import published_schema
 
 SCHEMAS = {
     ".github/workflows/ci.yml": "github-workflows",

@@ -313,7 +313,7 @@ def attribute(node: ast.expr) -> tuple[str, str]:
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_the_whole_house_keeps_the_rule(rule: Rule) -> None:
     """Every file that is or would be tracked."""
-    found = []
+    found: list[str] = []
     for path in tracked():
         # A licence keeps the layout it came with.
         if path != "LICENSE":

@@ -123,7 +123,7 @@ def why_missing(name: ServerName) -> str | None:
     # Cassandra 5.0 runs on Java 11 and 17 only; Kafka on anything from 17 up.
     if major < JAVA_MAJOR or (name == "cassandra" and major != JAVA_MAJOR):
         return f"cannot run {name}: got Java {major}; want {JAVA_MAJOR}; set JAVA_HOME to one"
-    if not _fetched(name) and shutil.which("mvn") is None:
+    if not _folder(name).exists() and shutil.which("mvn") is None:
         return f"cannot run {name}: mvn is not on PATH to fetch its jars; install Maven"
     return None
 
@@ -134,14 +134,15 @@ def jars(name: ServerName) -> Path:
     Raises:
         ServerError: Maven failed.
     """
-    folder = JARS / name
+    folder = _folder(name)
     JARS.mkdir(parents=True, exist_ok=True)
-    with _locked(JARS / f"{name}.lock"):
-        if not _fetched(name):
-            shutil.rmtree(folder, ignore_errors=True)
+    with _locked(folder.with_suffix(".lock")):
+        if not folder.exists():
+            part = folder.with_suffix(".part")
+            shutil.rmtree(part, ignore_errors=True)
             command = [
                 "mvn", "-q", "-B", "-f", str(POM), "-P", name, "dependency:copy-dependencies",
-                "-DincludeScope=runtime", f"-DoutputDirectory={folder}",
+                "-DincludeScope=runtime", f"-DoutputDirectory={part}",
             ]  # fmt: skip
             done = subprocess.run(
                 command, capture_output=True, text=True, check=False, timeout=FETCH_SECONDS_MAX
@@ -151,7 +152,7 @@ def jars(name: ServerName) -> Path:
                     f"cannot fetch jars of {name}: mvn exited with {done.returncode}: "
                     f"{done.stdout[-2000:]}{done.stderr[-2000:]}"
                 )
-            (folder / "pom.sha256").write_text(_pom_digest())
+            part.rename(folder)
     return folder
 
 
@@ -483,13 +484,12 @@ def _java() -> str | None:
     return shutil.which("java", path=f"{home}/bin" if home else None)
 
 
-def _pom_digest() -> str:
-    return hashlib.sha256(POM.read_bytes()).hexdigest()
+def _folder(name: ServerName) -> Path:
+    """Return the place of a server's jars, one for each content of the POM.
 
-
-def _fetched(name: ServerName) -> bool:
-    marker = JARS / name / "pom.sha256"
-    return marker.exists() and marker.read_text() == _pom_digest()
+    Checkouts that share the cache, and differ in it, leave each other's jars alone.
+    """
+    return JARS / f"{name}-{hashlib.sha256(POM.read_bytes()).hexdigest()[:16]}"
 
 
 @contextlib.contextmanager

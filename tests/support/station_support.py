@@ -65,6 +65,10 @@ FAUST = (
 COMMANDS = {"module": MODULE, "faust": FAUST}
 
 
+AWAY = "Kafka does not answer; "
+"""The words of the line with which a worker says that its brokers went away."""
+
+
 class Process:
     """A worker process with a map, a group and folders of its own."""
 

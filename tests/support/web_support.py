@@ -231,7 +231,7 @@ async def served(
         assert not failures
 
 
-async def get(url: str, **headers: str) -> tuple[int, Any, aiohttp.typedefs.LooseHeaders]:
+async def get(url: str, **headers: str) -> tuple[int, Any, dict[str, str]]:
     """Return status, decoded JSON and headers of one request."""
     async with aiohttp.ClientSession() as session, session.get(url, headers=headers) as response:
         return response.status, orjson.loads(await response.read()), dict(response.headers)

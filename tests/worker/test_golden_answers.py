@@ -111,7 +111,7 @@ def shown(path: str, accept: str, response: aiohttp.ClientResponse, body: bytes)
 
 async def told(response: aiohttp.ClientResponse) -> bytes:
     """Return the beginning of a stream: up to the second event that has an id."""
-    lines = []
+    lines: list[bytes] = []
     while sum(line.startswith(b"id: ") for line in lines) < 2:
         lines.append(await response.content.readline())
         assert lines[-1], "the stream has ended"

@@ -334,7 +334,7 @@ async def test_a_broker_that_is_away_is_asked_again(
     log.away = True
 
     async def asked() -> bool:
-        return log.asked > 2
+        return bool(log.asked > 2)
 
     await until(asked)
     log.away = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -164,7 +165,9 @@ EVENTS = st.lists(
 )
 
 
-async def rows_of(themap: Map, written: list[bytes], records_max: int) -> list[list[object]]:
+async def rows_of(
+    themap: Map, written: list[bytes], records_max: int
+) -> list[list[tuple[Any, ...]]]:
     """Return the archived rows that a log comes to in such chunks, without their versions."""
     log = MemoryLog()
     for value in written:

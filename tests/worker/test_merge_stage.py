@@ -274,6 +274,8 @@ async def test_an_idle_partition_emits_its_last_changes(make: Callable[[], Local
         house.log.put(RAW, 0, flight(count, "JFK", "UA"))
         await house.step(RAW, 10)
         await pump(house, [("JFK", "UA", 0, count)])
+    assert blocks_sent(house) == 3
+    assert not house.failures
 
 
 async def test_early_emissions_wait_and_closed_windows_do_not(

@@ -404,6 +404,7 @@ async def test_the_loop_goes_on_while_a_store_closes(
 ) -> None:
     """A disk that is slow or full holds back only the partition: it opens again after the close."""
     house = make()
+    leaving: asyncio.Task[Any]
     may_close, closing = threading.Event(), threading.Event()
     close = PartitionStore.close
 

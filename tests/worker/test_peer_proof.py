@@ -173,7 +173,7 @@ async def test_who_names_a_foreign_url_learns_nothing_that_opens_a_worker(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Neither a token nor a signature that another worker takes; what it answers is not used."""
-    settings = {"web_token": TOKEN, "peer_secret": SECRET}
+    settings: dict[str, Any] = {"web_token": TOKEN, "peer_secret": SECRET}
     async with (
         rogue(unsigned) as (url, asked),
         served(MAP, tmp_path, [stored()], **settings) as (
@@ -375,8 +375,10 @@ async def test_a_worker_whose_certificate_fails_is_told(
         "wrong host": lambda: authority.issue("c", "elsewhere.example"),
         "unknown authority": lambda: other.issue("d"),
     }[kind]()
-    settings = {"web_cert_file": str(made.cert_file), "web_key_file": str(made.key_file),
-                "peer_secret": SECRET}  # fmt: skip
+    settings: dict[str, Any] = {
+        "web_cert_file": str(made.cert_file), "web_key_file": str(made.key_file),
+        "peer_secret": SECRET,
+    }  # fmt: skip
     async with served(MAP, tmp_path / "archive", [stored()], **settings) as (_, url):
         peers = peers_of(url, only_https=True)
         peers.tls = client_context(PemFiles("web", str(authority.ca_file)))

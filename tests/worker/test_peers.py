@@ -27,7 +27,7 @@ from tables.model.errors import QueryError
 from tables.model.layer import KeyField, Map
 from tables.model.topic_partition import TopicPartition
 from tables.query.family import KeyFilter
-from tables.query.live import LiveRead, LiveRows
+from tables.query.live import LiveJob, LiveRead, LiveRows
 from tests.support.common import DAY_MS, HOUR_MS, MemoryLog, dataclasses_replace, small_map
 from tests.support.local_worker import RAW, LocalWorker, fill
 from tests.support.servers import free_ports
@@ -174,7 +174,7 @@ async def test_every_worker_gives_the_whole_answer(group: Group) -> None:
     async def is_merged() -> bool:
         # Senders give a combiner their open windows in their own time.
         cells = (await group.ask(0, CELLS))["cells"]
-        return sum(cell["measures"]["count"] for cell in cells) == 600
+        return bool(sum(cell["measures"]["count"] for cell in cells) == 600)
 
     await until(is_merged)
     cells = [await group.ask(number, CELLS) for number in range(3)]
@@ -363,7 +363,9 @@ async def test_a_worker_that_does_not_answer_is_told_once_and_when_it_is_back(
     monkeypatch.setattr(outage, "GRACE_S", 0.0)
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
-    peers = Peers(small_map(), lambda _: LiveRows(), lambda: {("t", 0): url}, own_url="http://me")
+    peers = Peers(
+        small_map(), lambda _: LiveJob({}, list), lambda: {("t", 0): url}, own_url="http://me"
+    )
     for _ in range(5):
         assert await peers._post(url, b"", QueryCost()) is None
     lines = [record.getMessage() for record in caplog.records]

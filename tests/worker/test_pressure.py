@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections import namedtuple
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,7 +13,6 @@ import pytest
 
 from agents.partition import emitter as emit
 from agents.partition import owned_partition
-from app.health import backpressure as pressure
 from app.health.backpressure import Gate, Pressure
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model.errors import ArchiveError
@@ -70,7 +70,7 @@ def test_the_fullest_disk_counts_and_layer_topics_have_twice_the_room(
     """Sources pause first; what is measured is measured for both."""
     free = {Path("/state"): 1_000, Path("/archive"): 90}
     usage = namedtuple("usage", "free")  # noqa: PYI024 - as shutil's
-    monkeypatch.setattr(pressure.shutil, "disk_usage", lambda folder: usage(free[folder]))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(free[folder]))
     pending = [0]
     times = iter(range(1_000_000_000, 0, -1))
     made = Pressure(1_000, 100, list(free), lambda: pending[0], lambda: -next(times))

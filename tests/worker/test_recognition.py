@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import msgspec
@@ -27,7 +27,7 @@ from tests.support.waiting import until
 
 JOURNAL = RAW_PLAN.journal
 
-Made = Callable[..., LocalWorker]
+Made = Callable[..., Awaitable[LocalWorker]]
 
 
 @pytest.fixture
@@ -75,7 +75,8 @@ async def test_a_worker_with_another_archive_is_refused_and_the_first_goes_on(ma
     )
     log.put(RAW, 0, flight(11 * DAY_MS, "LGA"))
     await until(first.quiet)
-    assert first.fenced == first.failures == []
+    assert first.fenced == []
+    assert first.failures == []
     assert [c.archive for c in claims_of(log)] == [first.archive.id, second.archive.id]
     await check(first, events)
 
@@ -118,7 +119,8 @@ async def test_a_journal_that_another_worker_begins_meanwhile_is_no_other_one(
             )
             log.records[JOURNAL, partition] = [StoredRecord(0, encode_entry(theirs), 0)]
             await house.archive.remember(topic, partition, History("theirs", "k"))
-        return await ask(topic, partition)
+        known: History | None = await ask(topic, partition)
+        return known
 
     monkeypatch.setattr(house.archive, "history", history)
     await house.owners.restore(RAW, 0, 1)

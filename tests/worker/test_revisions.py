@@ -40,6 +40,7 @@ DELAYS = dataclasses_replace(HOUR, accumulators=accumulators("delay"))
 
 def plan_of(revision: int, *layers: Any, ids: int = 0) -> InputPlan:
     """Return the source's plan in a revision that has these layers, and remembers so many ids."""
+    assert RAW_PLAN.source is not None
     source = dataclasses_replace(RAW_PLAN.source, id_field="id" if ids else None, ids_max=ids)
     themap = small_map(
         sources=(source,), layers=layers, revision=revision, digest=f"revision {revision}"
@@ -165,9 +166,10 @@ async def test_a_measure_that_comes_back_begins_anew(history: History) -> None:
     await history.claim(plan_of(1, DELAYS))
     history.advance({"hour": block(1, 2)}, 10)
     await history.claim(plan_of(2, COUNT))
-    history.advance({"hour": encode_block(hour_rows([("0", "UA", 0, 7)]).select(
-        "key_origin", "key_carrier", "window_start", "events"
-    ))}, 20)  # fmt: skip
+    rows = hour_rows([("0", "UA", 0, 7)])
+    assert isinstance(rows, pl.DataFrame)
+    counted = rows.select("key_origin", "key_carrier", "window_start", "events")
+    history.advance({"hour": encode_block(counted)}, 20)
     without = history.captured()
     await history.claim(plan_of(3, DELAYS))
     history.advance({"hour": block(5)}, 30)

@@ -40,7 +40,8 @@ async def window(_: Handlers, request: web.Request) -> web.Response:
     """Answer with the window that holds a moment."""
     layer = find_layer(MAP, request.match_info["layer"])
     wanted = window_parameters(MAP, layer.name, Limits())
-    values = read_parameters(wanted, request.query.items(), problems := [])
+    problems: list[str] = []
+    values = read_parameters(wanted, request.query.items(), problems)
     assert not problems
     return answer(WindowAt(layer.name, layer.window.start(values["at"])))
 
@@ -62,8 +63,8 @@ async def test_a_route_that_is_added_is_served_guarded_and_described(tmp_path: P
         for scope in ("read", "admin")
     }
     path = "/v1/layers/day/window"
-    given = {"routes": (*ROUTES, *ADDED), "web_tokens_file": str(file)}
-    async with served(MAP, tmp_path / "a", **given) as (_, url):
+    routes = (*ROUTES, *ADDED)
+    async with served(MAP, tmp_path / "a", routes=routes, web_tokens_file=str(file)) as (_, url):
         status, found, _ = await get(f"{url}{path}?at=86400001", **headers["admin"])
         assert (status, found) == (200, {"layer": "day", "window_start": 86_400_000})
         assert (await get(f"{url}{path}?at=1"))[0] == 401

@@ -313,7 +313,9 @@ async def test_who_claimed_before_the_snapshots_that_are_left_is_fenced(scene: S
 
 
 @pytest.mark.usefixtures("small_parts")
-async def test_a_truncation_beside_a_recovery_makes_it_start_again(scene: Scene) -> None:
+async def test_a_truncation_beside_a_recovery_makes_it_start_again(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another owner may truncate at any moment while this one reads."""
     whole = await scene.recovered()
     read = scene.log.read
@@ -327,7 +329,7 @@ async def test_a_truncation_beside_a_recovery_makes_it_start_again(scene: Scene)
             await scene.log.truncate(JOURNAL, 0, 31)
         return await read(topic, partition, start, *rest)
 
-    scene.log.read = cut_in  # type: ignore[method-assign]
+    monkeypatch.setattr(scene.log, "read", cut_in)
     for left in (1, 2, 3, 4, 5):  # noqa: B007  # the log counts it down
         scene.log.starts.clear()
         assert await scene.recovered() == whole

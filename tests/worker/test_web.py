@@ -364,7 +364,7 @@ async def is_reading(archive: HeldArchive, count: int) -> bool:
 
 async def test_a_late_query_is_given_up_and_its_slot_is_free_again(tmp_path: Path) -> None:
     """The deadline gives 504 and ends the archive's read."""
-    settings = {"query_deadline_ms": 50, "query_concurrency_max": 1}
+    settings: dict[str, Any] = {"query_deadline_ms": 50, "query_concurrency_max": 1}
     archive = HeldArchive(tmp_path)
     async with served(MAP, tmp_path, archive=archive, **settings) as (_, url):
         status, body, headers = await get(url + CELLS)
@@ -443,7 +443,7 @@ async def test_the_client_reads_over_tls_and_checks_the_certificate(tmp_path: Pa
     run = [*request, *names, *files]
     done = await in_thread(subprocess.run, run, check=False, capture_output=True)
     assert done.returncode == 0, done.stderr
-    tls = {"web_cert_file": cert, "web_key_file": key}
+    tls: dict[str, Any] = {"web_cert_file": cert, "web_key_file": key}
     async with served(MAP, tmp_path / "archive", [stored()], **tls) as (_, url):
         with QueryClient(url, ca_file=cert) as client:
             answer = await in_thread(client.cells, "hour", {}, 0, DAY_MS)

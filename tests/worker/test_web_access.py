@@ -60,7 +60,11 @@ async def test_every_route_by_every_kind_of_caller(tmp_path: Path) -> None:
         scope: bearer(make_token(file, scope, [scope])) for scope in ("read", "live", "admin")
     }
     headers |= {"none": {}, "wrong": bearer("tm_wrong-token-1234"), "web_token": bearer(TOKEN)}
-    settings = {"web_tokens_file": str(file), "web_token": TOKEN, "peer_secret": SECRET}
+    settings: dict[str, Any] = {
+        "web_tokens_file": str(file),
+        "web_token": TOKEN,
+        "peer_secret": SECRET,
+    }
     found: dict[tuple[str, str], int] = {}
     async with served(MAP, tmp_path / "a", [stored()], **settings) as (view, url):
         key = PeerKey(SECRET, "http://127.0.0.1:6066")
@@ -129,7 +133,7 @@ def site_of(folder: Path, **settings: Any) -> web.Application:
 
 async def test_of_two_headers_that_prove_something_none_is_taken(tmp_path: Path) -> None:
     """A proxy before the worker may have looked at the other one."""
-    settings = {"web_token": TOKEN, "peer_secret": SECRET}
+    settings: dict[str, Any] = {"web_token": TOKEN, "peer_secret": SECRET}
     key, body = PeerKey(SECRET, ""), encode_reads(MAP, [LiveRead(MAP.layer("hour"))])
     async with (
         served(MAP, tmp_path / "a", [stored()], **settings) as (_, url),
@@ -187,7 +191,7 @@ def test_the_page_has_the_table_of_today(tmp_path: Path) -> None:
     ids=["nothing", "peer secret", "token", "both", "file of tokens"],
 )
 async def test_what_is_set_decides_who_asks_between_workers(
-    tmp_path: Path, settings: dict[str, str], statuses: tuple[int, ...]
+    tmp_path: Path, settings: dict[str, Any], statuses: tuple[int, ...]
 ) -> None:
     """The map without a token; then the path of workers without one, with one, and signed."""
     if "web_tokens_file" in settings:

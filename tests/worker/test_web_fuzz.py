@@ -6,6 +6,7 @@ import asyncio
 import base64
 import random
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -68,7 +69,7 @@ def some_query(rng: random.Random, kind: str, layer: str) -> str:
         given += [("from", 0), ("to", rng.choice([31 * DAY_MS, 365 * DAY_MS]))]
     elif rng.random() < 0.9:
         given += [("from", rng.choice(TIMES)), ("to", rng.choice(TIMES))]
-    names = {
+    names: dict[str, Sequence[object]] = {
         "key.origin": TEXTS, "key.carrier": TEXTS, "prefix.carrier": TEXTS, "limit": NUMBERS,
         "n": NUMBERS, "deadline_ms": NUMBERS, "max_staleness_ms": [0, 5, "x"], "step": STEPS,
         "interval_ms": NUMBERS, "since": ["now", "open", "x"], "group": ["origin", "-", "x"],

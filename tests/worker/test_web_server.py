@@ -128,15 +128,15 @@ async def test_an_answer_that_nobody_takes_is_let_go(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A reader that takes a little now and then keeps it."""
-    monkeypatch.setattr(app.web.server, "UNTAKEN_S_MAX", 1.5)
+    monkeypatch.setattr(app.web.server, "UNTAKEN_S_MAX", 4.0)
     async with connected(url) as slow, connected(url) as stuck:
         for ends in (slow, stuck):
             ends[1].write(get(PAGE))
         left = 11_000_000
         async for number in beats(lambda: 0.15):
-            if number == 20:
+            if number == 40:
                 break
-            for _ in range(40):
+            for _ in range(20):
                 left -= len(await slow[0].read(1 << 20))
         assert len(await ended(stuck)) < 8_000_000
         assert left > 0

@@ -30,7 +30,7 @@ async def test_a_result_or_an_error_comes_back(threads: Threads) -> None:
 async def test_who_is_cancelled_waits_until_the_thread_ends(threads: Threads) -> None:
     """A call that has not begun is dropped at once; one that runs is told to stop."""
     began, stop, go = threading.Event(), threading.Event(), threading.Event()
-    called = []
+    called: list[int] = []
 
     def call() -> None:
         began.set()

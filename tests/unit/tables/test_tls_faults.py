@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ def shaken(client: ssl.SSLContext, server: ssl.SSLContext) -> ssl.SSLError | Non
     there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
     asks = client.wrap_bio(back, there, server_hostname="localhost")
     answers = server.wrap_bio(there, back, server_side=True)
-    steps = [
+    steps: list[Callable[[], object]] = [
         asks.do_handshake, answers.do_handshake, asks.do_handshake, answers.do_handshake,
         lambda: asks.read(1),
     ]  # fmt: skip

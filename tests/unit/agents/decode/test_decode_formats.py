@@ -24,12 +24,9 @@ from tables.model.window import NEVER_MS
 from tables.state.input_plan import plans_of
 from tests.support.common import dataclasses_replace, run_of, small_map
 
-FIELDS = tuple(
-    Field(name, kind)
-    for name, kind in (
-        ("origin", "string"), ("carrier", "string"), ("delay", "int"),
-        ("vip", "bool"), ("weight", "float"),
-    )
+FIELDS = (
+    Field("origin", "string"), Field("carrier", "string"), Field("delay", "int"),
+    Field("vip", "bool"), Field("weight", "float"),
 )  # fmt: skip
 
 
@@ -104,10 +101,11 @@ def records(groups: Sequence[tuple[list[dict[str, Any]], int]]) -> tuple[list[by
     return values, headers
 
 
-def fold(values: list[bytes | None], headers: Any, cuts: Sequence[int]) -> tuple[Any, Any, Any]:
+def fold(values: Sequence[bytes | None], headers: Any, cuts: Sequence[int]) -> tuple[Any, Any, Any]:
     """Decode and fold in the chunks that cuts make; return cells, ledger and what is set aside."""
     counts: dict[str, int] = {}
-    blocks, aside = [], []
+    blocks: list[pl.DataFrame] = []
+    aside: list[Any] = []
     before = Before(NEVER_MS, {})
     for first, last in itertools.pairwise([0, *sorted(cuts), len(values)]):
         run = run_of(values[first:last], first_offset=first)
@@ -115,7 +113,10 @@ def fold(values: list[bytes | None], headers: Any, cuts: Sequence[int]) -> tuple
         batch = DECODER.decode([run])
         (content,) = FOLDER.fold(batch, {0: before})
         ledger.add(counts, content.ledger)
-        blocks += [block for name, block in content.blocks.items() if name == "hour"]
+        if "hour" in content.blocks:
+            block = content.blocks["hour"]
+            assert isinstance(block, pl.DataFrame)
+            blocks.append(block)
         aside += [(first + a.record, a.events, a.reason, a.layer) for a in batch.aside]
         before = Before(content.stream_time_ms, {})
         assert all(len(DECODER.part_of(run, item)) == 2 for item in batch.aside)

@@ -12,15 +12,16 @@ from click import UsageError
 from agents.decode import formats
 from agents.decode.event_batch import SetAside
 from agents.decode.records import Decoder
-from agents.fold.layers import Before, Folder
+from agents.fold.content import Before
+from agents.fold.layers import Folder
 from app.commands.deadletters import _check_reasons
 from app.load import writers
 from app.load.plan import processes_for
 from tables.model import ledger
 from tables.model.layer import Map
+from tables.model.window import NEVER_MS
 from tables.record.chunk import Run
 from tables.state.input_plan import plans_of
-from tables.state.layer_table import NEVER_MS
 from tests.support.common import flight, run_of, small_map
 from tests.support.tsv_format import MAGIC, TSV, WRITER, tsv
 

@@ -4,6 +4,7 @@ import itertools
 import math
 import random
 from collections import defaultdict
+from collections.abc import Sequence
 
 import polars as pl
 import pytest
@@ -33,13 +34,14 @@ MAP = small_map()
 
 
 def fold_all(
-    themap: Map, values: list[bytes | None], cuts: list[int]
+    themap: Map, values: Sequence[bytes | int | None], cuts: list[int]
 ) -> tuple[pl.DataFrame, dict[str, int]]:
     """Fold one partition in the chunks that ``cuts`` make; return cells and ledger."""
     plan = plans_of(themap)["flights.raw"]
     decoder, folder = Decoder(plan.source), Folder(plan)  # type: ignore[arg-type]
     layer = themap.layer("hour")
-    table, counts = FoldTable(layer), {}
+    table = FoldTable(layer)
+    counts: dict[str, int] = {}
     before = Before(NEVER_MS, {})
     slack = layer.max_out_of_orderness_ms + layer.allowed_lateness_ms
     edges = [0, *sorted(cuts), len(values)]

@@ -100,7 +100,7 @@ def test_the_oldest_that_all_sinks_have_are_what_brute_force_says(
     width = HOUR.end(0)
     acks = Acks({start * width: version for start, version in versions.items()})
     acks.acknowledge({start * width: version for start, version in acked.items()})
-    want = []
+    want: list[int] = []
     for start in sorted(versions):
         if start + 1 > floor or acked.get(start, -1) < versions[start] or len(want) == most:
             break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from typing import Any
 
 import aiokafka
 import pytest
@@ -11,7 +12,7 @@ from app.config.connections import cassandra_settings, kafka_options
 from app.config.settings import Settings
 from tables.model.errors import SettingError
 
-LOGIN = {"kafka_username": "worker", "kafka_password": "of the broker"}
+LOGIN: dict[str, Any] = {"kafka_username": "worker", "kafka_password": "of the broker"}
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,8 @@ def test_replication_over_other_data_centres_is_refused(text: str) -> None:
 @pytest.mark.parametrize("name", ["cassandra_tls_name", "cassandra_ca_file"])
 def test_what_only_tls_needs_turns_tls_on(name: str) -> None:
     """A name that is to be checked is never left unchecked."""
-    settings = Settings(**{name: "nodes"})
+    given: dict[str, Any] = {name: "nodes"}
+    settings = Settings(**given)
     assert settings.cassandra_uses_tls
 
 

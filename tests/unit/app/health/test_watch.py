@@ -157,7 +157,8 @@ async def test_a_dependency_that_hangs_is_away_until_it_answers(
         if bug:
             raise ValueError("a bug")
 
-    outage, failures = Outage("Kafka", "all waits", clock), []
+    outage = Outage("Kafka", "all waits", clock)
+    failures: list[BaseException] = []
     progress = Progress(STUCK_S, lambda *_: None, clock)
     watching = Watch(progress, [Question(ask, outage)], FloodFilter(), failures.append)
     await watching.start()

@@ -138,7 +138,7 @@ def test_a_restarted_worker_takes_its_home_over() -> None:
     ids=["other map", "late one is alone", "early one is alone"],
 )
 def test_who_cannot_be_beside_an_earlier_member_goes(
-    early: dict[str, str], late: dict[str, str], why: str
+    early: dict[str, Any], late: dict[str, Any], why: str
 ) -> None:
     """The later one: not yet settled, or started later; its topics are nobody's."""
     members = {

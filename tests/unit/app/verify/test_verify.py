@@ -141,7 +141,7 @@ def rows_variance() -> Fraction:
     """Return the variance of the three delays of the first day."""
     delays = [3, 2**62, -4]
     mean = Fraction(sum(delays), 3)
-    return sum((delay - mean) ** 2 for delay in delays) / 3
+    return sum(((delay - mean) ** 2 for delay in delays), start=Fraction()) / 3
 
 
 def test_each_offset_and_event_is_counted_in_one_column(database: Database) -> None:

@@ -16,6 +16,7 @@ from app.verify.cuts import Cuts
 from app.verify.database import Database
 from app.verify.errors import VerifyError
 from app.verify.whole import Whole
+from client.status import LayerStatus
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model.layer import KeyField, Map
 from tables.model.ledger import EVENT_COLUMNS, LAYER_COLUMNS, RECORD_COLUMNS, total
@@ -89,14 +90,21 @@ async def work(
 def whole_of(house: LocalWorker) -> Whole:
     """Return what a worker would tell of its layers."""
     return Whole.of(
-        {
-            "name": layer.name,
-            "whole_from": {
+        LayerStatus(
+            name=layer.name,
+            open_cells=0,
+            unacknowledged_windows=0,
+            waiting_open_windows=0,
+            archived_cells=0,
+            watermark_ms=None,
+            floor_ms=None,
+            partitions=[],
+            whole_from={
                 str(owner.partition): described(layer, owner.state.whole(layer))
                 for owner in house.owners.each()
                 if owner.plan.topic == house.map.input_topic(layer)
             },
-        }
+        )  # fmt: skip
         for layer in house.map.layers
     )
 

@@ -237,13 +237,14 @@ def test_what_is_decoded_by_the_column_is_what_plain_rules_read(
     wrong: dict[tuple[int, int], Faults] = {}
     for record in taken:
         content = reader.read(record, many=lambda: False)
-        for place, one in enumerate(content.events):
-            if isinstance(one, frozenset):
-                wrong[record.offset, place] = one
+        for place, read in enumerate(content.events):
+            if isinstance(read, frozenset):
+                wrong[record.offset, place] = read
             else:
-                kind = decoder.kinds[one.type]
-                found = tuple(one.fields.get(name) for name in names)
-                want[record.offset, place] = (one.time_ms, kind, one.id, *found)
+                found = tuple(read.fields.get(name) for name in names)
+                want[record.offset, place] = (
+                    read.time_ms, decoder.kinds[read.type], read.id, *found,
+                )  # fmt: skip
     alone = {one.offset for one in left}
     assert got == {where: one for where, one in want.items() if where[0] not in alone}
     assert faulty == {where: one for where, one in wrong.items() if where[0] not in alone}

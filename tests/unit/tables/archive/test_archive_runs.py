@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.verify.archive import FolderRows
-from app.verify.topics import VerifyError
+from app.verify.errors import VerifyError
 from tables.archive.embedded import archive as archive_embedded
 from tables.archive.embedded import runs as archive_runs
 from tables.archive.embedded.archive import EmbeddedArchive

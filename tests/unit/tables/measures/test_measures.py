@@ -25,7 +25,7 @@ FORMS = [
 ]
 FoldColumn = Callable[[pl.Expr], pl.Expr]
 TYPES = {"int": pl.Int64(), "float": pl.Float64()}
-EXTREMES = {
+EXTREMES: dict[str, list[Any]] = {
     "int": [2**63 - 1, -(2**63), 3_037_000_499, 3_037_000_500, 2**31, 0, 1],
     "float": [1.7976931348623157e308, -1.7976931348623157e308, 1e200, 2.0**53, 1.0, 5e-324, 0.0],
 }

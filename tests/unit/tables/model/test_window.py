@@ -25,9 +25,9 @@ from tables.model.window import (
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
-def ms(*date: int) -> int:
+def ms(year: int, month: int, day: int) -> int:
     """Return midnight UTC of a date in milliseconds."""
-    return (dt.datetime(*date, tzinfo=dt.UTC) - EPOCH) // dt.timedelta(milliseconds=1)
+    return (dt.datetime(year, month, day, tzinfo=dt.UTC) - EPOCH) // dt.timedelta(milliseconds=1)
 
 
 # The turns of years and months are where calendars go wrong, and random times seldom hit them.

@@ -108,10 +108,10 @@ def test_two_hours_and_thirty_seven_minutes() -> None:
     assert [(one.name, one.windows) for one in segments] == [("hour", 2), ("minute", 37)]
 
 
-def ms(*date: int) -> int:
+def ms(year: int, month: int, day: int) -> int:
     """Return midnight UTC of a date in milliseconds."""
     epoch = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-    return (dt.datetime(*date, tzinfo=dt.UTC) - epoch) // dt.timedelta(milliseconds=1)
+    return (dt.datetime(year, month, day, tzinfo=dt.UTC) - epoch) // dt.timedelta(milliseconds=1)
 
 
 def test_months_and_weeks_cross() -> None:

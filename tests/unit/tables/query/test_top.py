@@ -60,7 +60,7 @@ def test_the_first_are_those_of_all_in_order(
     rng = random.Random(seed)
     top = ask(by, rng.choice([1, 5, 100]), order)
     rows = some_rows(rng, top, [2**53, 2**53 + 1, -(2**60), 7, 8, 0] if seed % 2 else [1, 2, 3])
-    measured = [
+    measured: list[tuple[Any, int]] = [
         (measure[by], at)
         for at, measure in enumerate(measures_of(top.query.rows, rows))
         if measure[by] is not None

@@ -10,7 +10,12 @@ from tables.record.remembered import ENTRY_SIZE, LENGTH_MAX, SIZE_MAX, Remembere
 def test_an_answer_is_found_once() -> None:
     """And so is one that is nothing."""
     asked: list[str] = []
-    answers: Remembered[str, int] = Remembered(lambda text: asked.append(text) or len(text))
+
+    def length(text: str) -> int:
+        asked.append(text)
+        return len(text)
+
+    answers: Remembered[str, int] = Remembered(length)
     assert [answers(text) for text in ("a", "", "a", "")] == [1, 0, 1, 0]
     assert asked == ["a", ""]
 

@@ -12,7 +12,7 @@ from tables.state import contribution
 from tables.state.cell import cell_schema
 from tables.state.contribution import Contribution, added_up, decode_cells, split_cells
 from tests.support.common import HOUR_MS, dataclasses_replace, small_map
-from tests.support.state_support import Cells, measured
+from tests.support.state_support import measured
 
 MAP = small_map()
 HOUR, DAY = MAP.layer("hour"), MAP.layer("day")
@@ -35,8 +35,7 @@ def test_cells_add_up_to_the_coarser_key(
         | measured(delays)
         for (origin, carrier, hour), (delays, version) in hours.items()
     ]
-    want: Cells = {}
-    found: dict[object, dict[str, int]] = {}
+    found: dict[tuple[str, int], dict[str, int]] = {}
     for row in added_up(HOUR, DAY, pl.DataFrame(rows, schema=cell_schema(HOUR))).to_dicts():
         found[row.pop("key_carrier"), row.pop("window_start")] = row
     assert found.keys() == {(carrier, hour * HOUR_MS) for _, carrier, hour in hours}

@@ -307,6 +307,7 @@ class Expected:
             self.to = entry.base if first else self.to
             self.epoch, self.revision, self.digest = offset, entry.revision, entry.digest
             return True
+        assert isinstance(entry, Delta)
         if entry.start != self.to or entry.epoch != self.epoch or entry.revision != self.revision:
             return False
         self.deltas.append(entry)

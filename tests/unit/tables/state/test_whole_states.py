@@ -189,7 +189,7 @@ def test_a_cell_of_parts_is_known_where_all_parts_are(known: tuple[bool, bool]) 
     kinds = ("n", "sum", "min", "max", "m2")
     accumulators = (EVENTS, *(Accumulator(kind, "x", "float") for kind in kinds))
     values = [(1, 1, 2.0, 2.0, 2.0, 0.0), (3, 3, 6.0, 1.0, 3.0, 2.0)]
-    rows = [
+    rows: list[tuple[float | None, ...]] = [
         one if is_known else (one[0], *[None] * 5)
         for one, is_known in zip(values, known, strict=True)
     ]
