@@ -16,10 +16,10 @@ from servers import free_ports
 from support import DAY_MS, HOUR_MS, small_map
 from web_support import FrameCells, frame, in_thread, served, stored
 
-from client import LiveCell, QueryClient, QueryFailedError, Range
-from client.events import EventReader
-from client.query_async import AsyncQueryClient
-from client.requests import time_text
+from treasure_map import LiveCell, QueryClient, QueryFailedError, Range
+from treasure_map.events import EventReader
+from treasure_map.query_async import AsyncQueryClient
+from treasure_map.requests import time_text
 
 MAP = small_map()
 TOKEN = "correct-horse-battery"  # noqa: S105 - no password of anything
@@ -164,7 +164,7 @@ def test_times_may_be_of_any_kind() -> None:
 
 def test_the_client_needs_nothing_of_a_worker() -> None:
     """No aiohttp, no polars, no Kafka until they are used."""
-    code = "import sys, client; print(*sorted(m for m in sys.modules if '.' not in m))"
+    code = "import sys, treasure_map; print(*sorted(m for m in sys.modules if '.' not in m))"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     imported = set(done.stdout.split())
     assert "msgspec" in imported

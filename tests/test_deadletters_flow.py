@@ -14,8 +14,8 @@ from aiokafka import AIOKafkaProducer
 from support import until
 from workers import Cluster, Worker
 
-from client.query import QueryClient
 from tables.record.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
+from treasure_map.query import QueryClient
 
 MAP_TEXT = """
 revision = {revision}

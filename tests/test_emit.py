@@ -29,7 +29,6 @@ from agents.partition.emission import ARCHIVE, FEED
 from agents.partition.emitter import EmitCounts, Emitter
 from agents.partition.log_partition import LogPartitionIO
 from agents.partition.owner import Owner, tail_of
-from client.feed import decode_record
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.protocol import CellRange
 from tables.model.errors import ArchiveError, OutcomeUnknownError
@@ -37,6 +36,7 @@ from tables.model.layer import Layer, Map
 from tables.state.contribution import Contribution, decode_cells, decode_contribution
 from tables.state.input_plan import plans_of
 from tables.state.store import PartitionStore
+from treasure_map.feed import decode_record
 
 BASE = 7
 """The first offset that the source's log still has."""

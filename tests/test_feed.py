@@ -10,13 +10,13 @@ import polars as pl
 import pytest
 from support import EVENTS, HOUR_MS, accumulators, dataclasses_replace, small_map
 
-from client.feed import FeedCell, UnreadableRecordError, Versions, decode_record
 from tables.model.keyhash import key_hash
 from tables.model.layer import Accumulator, KeyField, Layer, Measure
 from tables.model.window import MONTH
 from tables.query.cell_query import cell_rows
 from tables.query.feed_records import ARROW_BYTES_MAX, FeedRecord, feed_records
 from tables.state.cell import cell_schema
+from treasure_map.feed import FeedCell, UnreadableRecordError, Versions, decode_record
 
 HOUR = small_map().layer("hour")
 REVISION, SOURCE_PARTITION = 7, 3

@@ -15,7 +15,7 @@ from aiokafka import AIOKafkaProducer
 from support import until
 from workers import Cluster
 
-from client import FeedCell, Follower, QueryClient, follow
+from treasure_map import FeedCell, Follower, QueryClient, follow
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 

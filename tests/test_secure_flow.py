@@ -29,9 +29,9 @@ from app.config.connections import kafka_options
 from app.config.settings import load_settings
 from app.host.children import start_child, stop_child
 from app.mapfile.load import load_map
-from client.follow import follow
-from client.query import QueryClient, QueryFailedError
 from examples.flights import events
+from treasure_map.follow import follow
+from treasure_map.query import QueryClient, QueryFailedError
 
 pytestmark = [pytest.mark.kafka, pytest.mark.cassandra, pytest.mark.slow]
 

@@ -31,7 +31,6 @@ from app.config.settings import Settings
 from app.runtime.faust_app import create_app
 from app.web.endpoint import install
 from app.web.guard import host_name
-from client import QueryClient, QueryFailedError
 from tables.archive.cache import ArchiveCache
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.protocol import CellRange
@@ -39,6 +38,7 @@ from tables.model.cost import QueryCost
 from tables.model.errors import ArchiveDamagedError, ArchiveError
 from tables.model.layer import Layer
 from tables.threads import Threads
+from treasure_map import QueryClient, QueryFailedError
 
 MAP = small_map()
 TOKEN = "correct-horse-battery"  # noqa: S105 - no password of anything

@@ -22,11 +22,11 @@ from app.trust.proof import HEADER, PeerKey
 from app.trust.tokens import make_token, revoke_token
 from app.web.access import Access, scopes, unscoped
 from app.web.endpoint import install
-from client import QueryClient, QueryFailedError
-from client.query_async import AsyncQueryClient
 from tables.archive.cache import ArchiveCache
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.query.live import LiveRead
+from treasure_map import QueryClient, QueryFailedError
+from treasure_map.query_async import AsyncQueryClient
 
 ROOT = Path(__file__).resolve().parent.parent
 MAP = small_map()

@@ -32,13 +32,13 @@ from agents.query.changes import Changes
 from app.commands.query import command
 from app.config.settings import Settings
 from app.web.endpoint import install
-from client import QueryClient, QueryFailedError, Range
 from tables.archive.cache import ArchiveCache
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model.layer import Layer, Map
 from tables.query.family import KeyFilter
 from tables.state.block import conform
 from tables.state.cell import archive_schema
+from treasure_map import QueryClient, QueryFailedError, Range
 
 HOUR, DAY = small_map().layers
 OTHER = dataclasses_replace(HOUR, name="other")

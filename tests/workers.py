@@ -19,8 +19,8 @@ from support import until
 
 from app.host.children import start_child, stop_child
 from app.mapfile.load import load_map
-from client.query import QueryClient, QueryFailedError
 from tables.model.layer import combiner_of
+from treasure_map.query import QueryClient, QueryFailedError
 
 ROOT = Path(__file__).resolve().parent.parent
 FLIGHTS_MAP = ROOT / "examples" / "flights" / "map.toml"

@@ -29,9 +29,9 @@ from app.demo.embedded_broker import EmbeddedBroker
 from app.demo.worker import DemoError, DemoWorker, end_offsets
 from app.load.replay import replay, settled_ms
 from app.mapfile.load import load_map
-from client.query import QueryFailedError
 from examples.flights import events, truth
 from tables.model.layer import Map
+from treasure_map.query import QueryFailedError
 
 REPLAY_SECONDS = 20.0
 STREAM_SECONDS = 3_600.0

@@ -12,9 +12,9 @@ from simulation.log import SimulatedLog
 from simulation.sink import Row, SimulatedArchive, Value
 from simulation.workload import Workload
 
-from client.feed import FeedCell, Versions, decode_record
 from tables.model.keyhash import key_hash
 from tables.model.layer import Layer
+from treasure_map.feed import FeedCell, Versions, decode_record
 
 Check = Callable[[Row, int, Value], str | None]
 """Returns what is wrong with a value of a row at a version."""

@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-from client.answers import (
+from treasure_map.answers import (
     Answer,
     Cell,
     FamilyAnswer,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from client.answers import Cell
+from treasure_map.answers import Cell
 
 if TYPE_CHECKING:
     import polars as pl

@@ -23,10 +23,10 @@ import types
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from client.feed import FeedCell, UnreadableRecordError, Versions, decode_record
+from treasure_map.feed import FeedCell, UnreadableRecordError, Versions, decode_record
 
 if TYPE_CHECKING:
-    from client.feed_reader import FeedReader, FeedRecord
+    from treasure_map.feed_reader import FeedReader, FeedRecord
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def follow(
     topic = layer if map_name is None else f"{map_name}.feed.{layer}"
 
     def reader() -> FeedReader:
-        from client.feed_reader import FeedReader  # noqa: PLC0415 - queries need no Kafka
+        from treasure_map.feed_reader import FeedReader  # noqa: PLC0415 - queries need no Kafka
 
         options = {"bootstrap_servers": brokers, **(client_options or {})}
         return FeedReader(topic, options, from_beginning=from_beginning, to_end=to_end)

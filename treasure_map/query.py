@@ -17,8 +17,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import SplitResult, quote, urlencode, urlsplit
 
-from client import requests
-from client.answers import (
+from treasure_map import requests
+from treasure_map.answers import (
     Answer,
     Cell,
     FamilyAnswer,
@@ -28,8 +28,8 @@ from client.answers import (
     QueryFailedError,
     Row,
 )
-from client.events import EventReader
-from client.requests import Range, Request, Response, Talk, Time
+from treasure_map.events import EventReader
+from treasure_map.requests import Range, Request, Response, Talk, Time
 
 if TYPE_CHECKING:
     import polars as pl

@@ -14,7 +14,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
-from client.feed import FollowFailedError
+from treasure_map.feed import FollowFailedError
 
 FETCH_WAIT_MS = 500
 """How long a fetch waits for records, so how soon the end of a feed is noticed."""
