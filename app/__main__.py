@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from treasure_map.installed import require_worker
+
+# Before all that may be missing is imported.
+require_worker()
+
 import gc
 import importlib
 import importlib.util

@@ -22,6 +22,12 @@ def project() -> dict[str, Any]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 
 
+def top_packages() -> set[str]:
+    """Return the names of the packages that the project consists of."""
+    found = project()["tool"]["setuptools"]["packages"]["find"]["include"]
+    return {name.removesuffix("*") for name in found}
+
+
 def image() -> str:
     """Return the name under which the image is built, of the version that the project has."""
     return f"treasure-map:{project()['project']['version']}"

@@ -15,7 +15,6 @@ import urllib.error
 import urllib.request
 import uuid
 import xml.etree.ElementTree as ET
-import zipfile
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -33,6 +32,7 @@ from deploy_support import (
     image_environment,
     parse_command,
     project,
+    top_packages,
 )
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -196,44 +196,17 @@ def test_the_image_gets_every_package_of_ours_and_nothing_else() -> None:
     assert {path for path in copied if (ROOT / path).is_dir()} == top_packages()
 
 
-def top_packages() -> set[str]:
-    """Return the names of the packages that the project consists of."""
-    found = project()["tool"]["setuptools"]["packages"]["find"]["include"]
-    return {name.removesuffix("*") for name in found}
-
-
-@pytest.mark.slow
-def test_the_wheel_has_every_module(tmp_path: Path) -> None:
-    """Of all packages, and nothing of tests, benchmarks and examples."""
-    source = tmp_path / "source"
-    listed = subprocess.run(
-        ["git", "ls-files", *top_packages(), "pyproject.toml", "README.md", "LICENSE"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    ).stdout.splitlines()  # fmt: skip
-    for name in listed:
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, source / name)
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
-         "--no-index", "--wheel-dir", str(tmp_path), str(source)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as built:
-        inside = {name for name in built.namelist() if ".dist-info/" not in name}
-    assert inside == {name for name in listed if "/" in name}
-
-
 def test_the_image_gets_exactly_the_packages_that_a_worker_needs() -> None:
-    """The part of the lock above the heading is the closure of the project's own dependencies."""
+    """The part of the lock above the heading is the closure of a worker's dependencies."""
     (expression,) = re.findall(r"sed '/(\^.*?)/,\$d'", " ".join(arguments_of("RUN")))
     lines = (ROOT / "requirements.lock").read_text().splitlines()
     (end,) = [number for number, line in enumerate(lines) if re.search(expression, line)]
     pins = [line.partition("==")[0] for line in lines[:end] if line and line[0] != "#"]
     declared = project()["project"]
     extras = declared["optional-dependencies"]
-    asked = [*declared["dependencies"], *extras["cassandra"], *extras["verify"]]
+    asked = [
+        *declared["dependencies"], *extras["worker"], *extras["cassandra"], *extras["verify"],
+    ]  # fmt: skip
     assert {canonicalize_name(name) for name in pins} == closure(asked)
 
 

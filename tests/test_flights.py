@@ -171,7 +171,7 @@ def test_reading_imports_neither_pandas_nor_the_package() -> None:
 def test_a_missing_package_is_named_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     """The message is for somebody who installed the worker only."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    with pytest.raises(events.FlightsMissingError, match="install the demo extra"):
+    with pytest.raises(events.FlightsMissingError, match=r"treasure-map\[demo\]"):
         events.read_flights()
 
 

@@ -1,7 +1,11 @@
 """The library for other people's programs: it asks a Treasure Map, and follows its feeds.
 
-It holds none of the worker's code. The client for asyncio is in :mod:`treasure_map.query_async`: it
-alone needs aiohttp.
+It uses none of the worker's code, and needs msgspec alone. What needs more is an extra of the
+distribution, and says so when it is missing:
+
+* ``async``: the client for asyncio, :class:`treasure_map.query_async.AsyncQueryClient`;
+* ``feed``: :func:`follow`;
+* ``frame``: answers as polars frames, and feeds of Arrow.
 """
 
 from treasure_map.answers import (
@@ -14,6 +18,7 @@ from treasure_map.answers import (
     QueryFailedError,
     Row,
 )
+from treasure_map.extras import MissingExtraError
 from treasure_map.feed import FeedCell, FollowFailedError
 from treasure_map.follow import Follower, Unreadable, follow
 from treasure_map.query import QueryClient
@@ -21,5 +26,6 @@ from treasure_map.requests import Range
 
 __all__ = [
     "Answer", "Cell", "FamilyAnswer", "FamilyPage", "FeedCell", "FollowFailedError", "Follower",
-    "LiveCell", "Page", "QueryClient", "QueryFailedError", "Range", "Row", "Unreadable", "follow",
+    "LiveCell", "MissingExtraError", "Page", "QueryClient", "QueryFailedError", "Range", "Row",
+    "Unreadable", "follow",
 ]  # fmt: skip

@@ -166,6 +166,7 @@ class QueryClient:
 
         Raises:
             QueryFailedError: as :meth:`page`.
+            MissingExtraError: polars is not installed.
         """
         path, parameters = requests.cells_of(layer, key, from_time, to_time)
         return self._run(requests.frame(path, parameters, page_cells))
@@ -201,6 +202,7 @@ class QueryClient:
 
         Raises:
             QueryFailedError: the endpoint refused, failed or was not reached.
+            MissingExtraError: polars is not installed.
         """
         path = f"/v1/families/{quote(family, safe='')}/cells"
         return self._run(requests.frame(path, asked.parameters(), page_rows))

@@ -17,13 +17,17 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import quote, urlencode
 
-import aiohttp
-
 from treasure_map import requests
 from treasure_map.answers import Answer, FamilyAnswer, FamilyPage, LiveCell
 from treasure_map.events import EventReader
+from treasure_map.extras import MissingExtraError
 from treasure_map.query import endpoint, unreachable
 from treasure_map.requests import Range, Request, Response, Talk, Time
+
+try:
+    import aiohttp
+except ImportError as error:
+    raise MissingExtraError("cannot ask from asyncio", "async", error) from error
 
 if TYPE_CHECKING:
     import polars as pl

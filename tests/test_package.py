@@ -1,0 +1,131 @@
+"""What people install: sdist and wheel, the library for clients alone, and the worker."""
+
+from __future__ import annotations
+
+import asyncio
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from deploy_support import project, top_packages
+from package_support import attempt, build, make_environment, run, tracked
+from packaging.requirements import Requirement
+from station_support import HOUR_MS, SECONDS_MAX, Process, apply
+from support import flight, until
+
+from treasure_map.installed import WORKER_MODULES
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("package")]
+
+ASK = """
+import importlib.util, sys
+from treasure_map import QueryClient
+foreign = [name for name in ("polars", "faust", "rocksdict", "aiohttp", "aiokafka", "click")
+           if importlib.util.find_spec(name)]
+assert not foreign, foreign
+with QueryClient(sys.argv[1]) as client:
+    for cell in client.cells("hour", {"origin": "JFK"}, 0, "2030-01-01").cells:
+        print(cell.key["carrier"], cell.window_start, cell.measures["count"])
+"""
+WANTS = """
+import treasure_map
+try:
+    %s
+except treasure_map.MissingExtraError as error:
+    print(error.extra, error.name, error)
+"""
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Return sdist and wheel."""
+    return build(tmp_path_factory.mktemp("built"))
+
+
+@pytest.fixture(scope="module")
+def client_python(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the interpreter of an environment with msgspec and the wheel, and nothing else."""
+    return make_environment(tmp_path_factory.mktemp("client") / "env", built[1], "msgspec")
+
+
+def test_the_wheel_has_every_module(built: tuple[Path, Path]) -> None:
+    """Of all packages, and nothing of tests, benchmarks and examples."""
+    with zipfile.ZipFile(built[1]) as wheel:
+        inside = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert inside == set(tracked(*top_packages()))
+
+
+def test_the_sdist_has_the_examples_and_no_tests(built: tuple[Path, Path]) -> None:
+    """And all that the wheel is made of: the wheel of these tests is made of it."""
+    with tarfile.open(built[0]) as sdist:
+        files = {one.name.partition("/")[2] for one in sdist.getmembers() if one.isfile()}
+    assert set(tracked("examples", "docs", "LICENSE", "CHANGELOG.md")) <= files
+    assert not {name for name in files if name.startswith(("tests/", "benchmarks/"))}
+
+
+async def test_the_library_alone_asks_a_worker(
+    client_python: Path, processes: Callable[..., Process], tmp_path: Path
+) -> None:
+    """With msgspec and none of the worker's libraries; the answer is that of the events sent."""
+    worker = processes()
+    await apply(worker)
+    worker.start()
+    await worker.ready()
+    raw = f"{worker.map_name}.raw"
+    await worker.send(raw, *((0, flight(at)) for at in (HOUR_MS, HOUR_MS + 1, 2 * HOUR_MS)))
+
+    async def folded() -> bool:
+        _, ledger = await worker.get("/v1/ledger")
+        return bool(ledger["layers"]["hour"]["folded"] == 3)
+
+    await until(folded, SECONDS_MAX)
+    url = f"http://127.0.0.1:{worker.port}"
+    told = await asyncio.to_thread(run, client_python, "-c", ASK, url, cwd=tmp_path)
+    assert told == f"UA {HOUR_MS} 2\nUA {2 * HOUR_MS} 1\n"
+
+
+@pytest.mark.parametrize(
+    ("extra", "module", "asked"),
+    [
+        ("async", "aiohttp", "import treasure_map.query_async"),
+        ("feed", "aiokafka", "treasure_map.follow('m.feed.hour').__enter__()"),
+        ("frame", "polars", "treasure_map.QueryClient().frame('hour', treasure_map.Range(0, 1))"),
+        (
+            "frame",
+            "polars",
+            "import treasure_map.feed as f; f.decode_record(b'\\xff\\xff\\xff\\xff')",
+        ),
+    ],
+)
+def test_a_missing_extra_says_how_it_is_installed(
+    client_python: Path, extra: str, module: str, asked: str
+) -> None:
+    """In the words of a shell, where it is first needed."""
+    told = run(client_python, "-c", WANTS % asked)
+    assert told.startswith(f"{extra} {module} cannot ")
+    assert told.endswith(f'run: pip install "treasure-map[{extra}]"\n')
+
+
+def test_without_the_worker_its_command_says_how_it_is_installed(client_python: Path) -> None:
+    """As a script and as modules; exit code 1 and one line."""
+    script = client_python.with_name("treasure-map")
+    for command in ([script], [client_python, "-m", "treasure_map"], [client_python, "-m", "app"]):
+        done = attempt(*command, "worker")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("error: cannot start treasure-map: only its library")
+        assert done.stderr.endswith(
+            'in an environment of its own, run: pip install "treasure-map[worker]"\n'
+        )
+        assert "got no module aiokafka, click, " in done.stderr
+
+
+def test_every_package_of_the_worker_is_looked_for() -> None:
+    """Or the first of them that is missing would be told as a traceback."""
+    modules = {"faust-streaming": "faust", "prometheus-client": "prometheus_client"}
+    extras = project()["project"]["optional-dependencies"]
+    names = {Requirement(text).name for text in extras["worker"]}
+    assert {modules.get(name, name) for name in names - {"uvloop"}} | {"msgspec"} == set(
+        WORKER_MODULES
+    )
