@@ -1,4 +1,4 @@
-"""The command line of Treasure Map: ``python -m app COMMAND``."""
+"""The command line of Treasure Map: ``treasure-map COMMAND``, or ``python -m app COMMAND``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from typing import Any
 import click
 
 from app.host.printable import printable
+from tables.called import called
 from tables.model.errors import TreasureMapError
+from treasure_map.version import version
 
 COMMANDS = {
     "map": "app.commands.map",
@@ -73,7 +75,18 @@ class LazyGroup(click.Group):
         return command
 
 
+def _say_version(ctx: click.Context, _: click.Parameter, is_asked: bool) -> None:
+    """Say the version and end, if that is asked for."""
+    if is_asked:
+        click.echo(f"treasure-map {version()}")
+        ctx.exit()
+
+
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_say_version,
+    help="Show the version and end.",
+)  # fmt: skip
 def group() -> None:
     """Treasure Map: a hierarchical map of your events, exact to the last one."""
 
@@ -81,7 +94,7 @@ def group() -> None:
 def main() -> None:
     """Run the command line; an operating error is one message and exit code 1."""
     try:
-        group(prog_name="python -m app")
+        group(prog_name=called())
     except TreasureMapError as error:
         click.echo(printable(f"error: {error}", keep="\n"), err=True)
         sys.exit(1)

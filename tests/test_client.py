@@ -20,6 +20,7 @@ from treasure_map import LiveCell, QueryClient, QueryFailedError, Range
 from treasure_map.events import EventReader
 from treasure_map.query_async import AsyncQueryClient
 from treasure_map.requests import time_text
+from treasure_map.version import version
 
 MAP = small_map()
 TOKEN = "correct-horse-battery"  # noqa: S105 - no password of anything
@@ -42,7 +43,8 @@ async def test_both_clients_read_rows_of_all_pages(tmp_path: Path) -> None:
             families = await in_thread(client.families)
         async with AsyncQueryClient(url, TOKEN) as later:
             other = await later.rows("hour", DAY)
-            assert (await later.map())["name"] == "small"
+            themap = await later.map()
+            assert (themap["name"], themap["version"]) == ("small", version())
             assert len((await later.cells("hour", {"origin": "JFK"}, 0, DAY_MS)).cells) == 4
     assert len(whole.rows) == 12
     assert whole.rows == paged.rows == other.rows

@@ -6,6 +6,7 @@ import types
 from importlib import resources
 
 import pytest
+from deploy_support import project
 
 import treasure_map
 
@@ -29,6 +30,13 @@ def test_what_is_exported_says_what_it_is(name: str) -> None:
     inherited = [base.__doc__ for base in getattr(member, "__mro__", ())[1:]]
     assert member.__doc__
     assert member.__doc__ not in inherited
+
+
+def test_the_library_has_its_version() -> None:
+    """The one of the project; other names are refused as of any module."""
+    assert treasure_map.__version__ == project()["project"]["version"]
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = treasure_map.nothing
 
 
 def test_the_library_says_that_it_is_typed() -> None:

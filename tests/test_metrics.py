@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 from pathlib import Path
 from typing import cast
@@ -26,6 +27,7 @@ from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.protocol import CellRange
 from tables.model.cost import QueryCost
 from tables.model.ledger import EVENT_COLUMNS, LAYER_COLUMNS, RECORD_COLUMNS
+from treasure_map.version import version
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -104,6 +106,7 @@ def test_metrics_say_what_the_ledger_says(samples: dict[tuple[str, ...], float])
     assert (f"{PREFIX}lag_records", "1", RAW) not in samples
     assert samples[f"{PREFIX}partitions", "restoring"] == 1
     assert samples[f"{PREFIX}fenced_total",] == 7
+    assert samples[f"{PREFIX}build_info", platform.python_version(), version()] == 1
     assert samples[f"{PREFIX}watermark_seconds", "hour"] == 10 * 86_400
 
 

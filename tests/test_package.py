@@ -121,6 +121,12 @@ def test_without_the_worker_its_command_says_how_it_is_installed(client_python: 
         assert "got no module aiokafka, click, " in done.stderr
 
 
+def test_an_installed_library_knows_its_version(client_python: Path, tmp_path: Path) -> None:
+    """From what the installer wrote, far from any source tree."""
+    told = run(client_python, "-c", "import treasure_map as t; print(t.__version__)", cwd=tmp_path)
+    assert told.strip() == project()["project"]["version"]
+
+
 def test_every_package_of_the_worker_is_looked_for() -> None:
     """Or the first of them that is missing would be told as a traceback."""
     modules = {"faust-streaming": "faust", "prometheus-client": "prometheus_client"}

@@ -23,9 +23,19 @@ from treasure_map.feed import FeedCell, FollowFailedError
 from treasure_map.follow import Follower, Unreadable, follow
 from treasure_map.query import QueryClient
 from treasure_map.requests import Range
+from treasure_map.version import version as _version
 
 __all__ = [
     "Answer", "Cell", "FamilyAnswer", "FamilyPage", "FeedCell", "FollowFailedError", "Follower",
     "LiveCell", "MissingExtraError", "Page", "QueryClient", "QueryFailedError", "Range", "Row",
     "Unreadable", "follow",
 ]  # fmt: skip
+
+__version__: str
+
+
+def __getattr__(name: str) -> str:
+    """Return ``__version__``; it is looked up when it is asked for."""
+    if name == "__version__":
+        return _version()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

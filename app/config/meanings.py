@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tables.called import called
+
 MEANINGS: dict[str, str] = {
     "map_file": "The map: sources and layers, a TOML file.",
     "node": "This worker's name in its group, where each has one of its own; empty: `HOST-PORT`, of"
@@ -66,7 +68,7 @@ MEANINGS: dict[str, str] = {
     "web_token": "One bearer token with all scopes, which readers of the query endpoint send; 16 or"
     " more printable ASCII characters.",
     "web_token_file": "File that holds `web_token`; give one of the two.",
-    "web_tokens_file": "File of tokens with names and scopes, which `python -m app token` writes;"
+    "web_tokens_file": f"File of tokens with names and scopes, which `{called('token')}` writes;"
     " read again when it changes.",
     "peer_secret": "What workers of a group prove themselves to each other with, the same at all of"
     " them; 16 or more printable ASCII characters. Empty: derived from `web_token`.",
