@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -58,8 +59,12 @@ def build(folder: Path) -> tuple[Path, Path]:
     return sdist, wheel
 
 
-def make_environment(folder: Path, wheel: Path, *distributions: str) -> Path:
-    """Install a wheel into a new environment; return its interpreter.
+def make_environment(
+    folder: Path, wheel: Path, distributions: Iterable[str], extra: str = ""
+) -> Path:
+    """Install a wheel, with an extra if one is named, into a new environment.
+
+    Returns the environment's interpreter.
 
     Of this environment's packages it has just these, of one top-level package each. The installer
     gets no others: it fails if the wheel needs more.
@@ -70,9 +75,10 @@ def make_environment(folder: Path, wheel: Path, *distributions: str) -> Path:
     linked.mkdir()
     for name in distributions:
         files = metadata.files(name) or []
-        for top in {file.parts[0] for file in files if file.parts[0] != ".."}:
+        for top in {file.parts[0] for file in files} - {"..", "__pycache__"}:
             (linked / top).symlink_to(str(metadata.distribution(name).locate_file(top)))
     (packages / "linked.pth").write_text(f"{linked}\n")
     python = folder / "bin" / "python"
-    run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-index", wheel)
+    wanted = f"{wheel}[{extra}]" if extra else str(wheel)
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-index", wanted)
     return python

@@ -23,10 +23,10 @@ from test_children import wait_gone
 from app.demo import check as demo_check
 from app.demo import worker as demo_worker
 from app.demo.display import Display, Progress, ledger_lines
+from app.demo.flights import events
 from app.demo.run import DemoTimes
 from app.demo.worker import DemoError, DemoWorker, Status
 from app.mapfile.load import load_map
-from examples.flights import events
 from tables.model.layer import Layer, Map
 
 ROOT = pathlib.Path(__file__).parent.parent

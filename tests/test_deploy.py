@@ -28,19 +28,19 @@ from deploy_support import (
     STOP_SECONDS,
     WEB_TOKEN,
     arguments_of,
+    closure,
     image,
     image_environment,
     parse_command,
     project,
     top_packages,
 )
-from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from support import small_map, until
 from web_support import served
 from workers import Worker
 
-from app.__main__ import COMMANDS, OF_EXAMPLES
+from app.__main__ import COMMANDS
 from app.config.settings import FIELDS, Settings, load_settings
 from app.mapfile.load import load_map
 from tables.model.errors import SettingError
@@ -208,50 +208,6 @@ def test_the_image_gets_exactly_the_packages_that_a_worker_needs() -> None:
         *declared["dependencies"], *extras["worker"], *extras["cassandra"], *extras["verify"],
     ]  # fmt: skip
     assert {canonicalize_name(name) for name in pins} == closure(asked)
-
-
-def closure(asked: list[str]) -> set[str]:
-    """Return the names of all that requirements need in the image, themselves included."""
-    python = re.findall(r"python:(\d+\.\d+)", arguments_of("FROM")[-1])[0]
-    there = {"python_version": python, "sys_platform": "linux", "platform_system": "Linux"}
-    found: set[str] = set()
-    waiting = [Requirement(text) for text in asked]
-    while waiting:
-        requirement = waiting.pop()
-        name = canonicalize_name(requirement.name)
-        if name in found and not requirement.extras:
-            continue
-        found.add(name)
-        extras = [there | {"extra": extra} for extra in ("", *requirement.extras)]
-        for text in metadata.requires(name) or []:
-            needed = Requirement(text)
-            if needed.marker is None or any(map(needed.marker.evaluate, extras)):
-                waiting.append(needed)
-    return found
-
-
-@pytest.mark.slow
-def test_the_program_runs_without_the_examples(tmp_path: Path) -> None:
-    """Like in the image: commands that play the examples are not there, all others are."""
-    for name in top_packages():
-        (tmp_path / name).symlink_to(ROOT / name)
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "app", *arguments],
-            env={"PYTHONPATH": str(tmp_path), "PYTHONSAFEPATH": "1"},
-            cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
-
-    told = run("--help")
-    assert told.returncode == 0, told.stderr
-    listed = set(re.findall(r"^  (\w+)  ", told.stdout, re.MULTILINE))
-    assert listed == COMMANDS.keys() - OF_EXAMPLES
-    refused = run("demo")
-    assert (refused.returncode, refused.stderr.splitlines()[-1]) == (
-        2,
-        "Error: No such command 'demo'.",
-    )
 
 
 # The health check of the image

@@ -16,7 +16,7 @@ from tables.model.errors import MapError
 from tables.model.layer import Condition, KeyField, Layer, Map, Measure
 from tables.model.window import DAY_MS, Window
 
-FLIGHTS = Path(__file__).parent.parent / "examples" / "flights" / "map.toml"
+FLIGHTS = Path(__file__).parent.parent / "app" / "demo" / "flights" / "map.toml"
 HOUR_MS = 3_600_000
 
 BASE = """

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from deploy_support import project, top_packages
+from deploy_support import closure, project, top_packages
 from package_support import attempt, build, make_environment, run, tracked
 from packaging.requirements import Requirement
 from station_support import HOUR_MS, SECONDS_MAX, Process, apply
 from support import flight, until
 
+from app.__main__ import COMMANDS
 from treasure_map.installed import WORKER_MODULES
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("package")]
@@ -47,11 +49,20 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def client_python(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the interpreter of an environment with msgspec and the wheel, and nothing else."""
-    return make_environment(tmp_path_factory.mktemp("client") / "env", built[1], "msgspec")
+    return make_environment(tmp_path_factory.mktemp("client") / "env", built[1], ["msgspec"])
+
+
+@pytest.fixture(scope="module")
+def worker_python(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the interpreter of an environment with the extra `worker`, and no more."""
+    declared = project()["project"]
+    needed = closure([*declared["dependencies"], *declared["optional-dependencies"]["worker"]])
+    folder = tmp_path_factory.mktemp("worker") / "env"
+    return make_environment(folder, built[1], needed, "worker")
 
 
 def test_the_wheel_has_every_module(built: tuple[Path, Path]) -> None:
-    """Of all packages, and nothing of tests, benchmarks and examples."""
+    """Of all packages, with the maps that commands play, and nothing of tests and benchmarks."""
     with zipfile.ZipFile(built[1]) as wheel:
         inside = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert inside == set(tracked(*top_packages()))
@@ -61,7 +72,7 @@ def test_the_sdist_has_the_examples_and_no_tests(built: tuple[Path, Path]) -> No
     """And all that the wheel is made of: the wheel of these tests is made of it."""
     with tarfile.open(built[0]) as sdist:
         files = {one.name.partition("/")[2] for one in sdist.getmembers() if one.isfile()}
-    assert set(tracked("examples", "docs", "LICENSE", "CHANGELOG.md")) <= files
+    assert set(tracked("examples", "docs", "LICENSE", "CHANGELOG.md", *top_packages())) <= files
     assert not {name for name in files if name.startswith(("tests/", "benchmarks/"))}
 
 
@@ -119,6 +130,50 @@ def test_without_the_worker_its_command_says_how_it_is_installed(client_python: 
             'in an environment of its own, run: pip install "treasure-map[worker]"\n'
         )
         assert "got no module aiokafka, click, " in done.stderr
+
+
+def test_an_installed_worker_has_its_defaults(
+    worker_python: Path, embedded: str, tmp_path: Path
+) -> None:
+    """Far from any source tree: it writes a load of the map that it brings, into this folder."""
+    script = worker_python.with_name("treasure-map")
+    shown = run(script, "--help", cwd=tmp_path)
+    assert set(re.findall(r"^  (\w+)  ", shown, re.MULTILINE)) == COMMANDS.keys()
+    default = re.sub(r"\s+", "", run(script, "generate", "--help", cwd=tmp_path))
+    (map_file,) = Path(worker_python.parents[1]).glob("lib/*/site-packages/app/load/*.toml")
+    assert f"[default:{map_file}]" in default
+    brokers = {"TREASURE_MAP_BROKERS": embedded}
+    run(script, "map", "apply", map_file, cwd=tmp_path, **brokers)
+    load = ("generate", "--rate", "500", "--seconds", "1", "--no-settle")
+    told = run(script, *load, cwd=tmp_path, **brokers)
+    assert told.startswith("wrote 500 events")
+    assert [file.name for file in (tmp_path / "var").iterdir()] == ["manifest.json"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extra"),
+    [
+        (["demo"], "demo"),
+        (["replay", "flights"], "demo"),
+        (["verify", "--url", "http://127.0.0.1:1"], "verify"),
+        (["map", "apply", "MAP", "--archive", "cassandra"], "cassandra"),
+    ],
+)
+def test_an_installed_worker_says_which_extra_a_command_needs(
+    worker_python: Path, embedded: str, tmp_path: Path, arguments: list[str], extra: str
+) -> None:
+    """Every command is there; one that lacks packages says how they are installed."""
+    (map_file,) = Path(worker_python.parents[1]).glob("lib/*/site-packages/app/load/*.toml")
+    settings = {"TREASURE_MAP_BROKERS": embedded, "TREASURE_MAP_MAP_FILE": str(map_file)}
+    given = [one.replace("MAP", str(map_file)) for one in arguments]
+    script = worker_python.with_name("treasure-map")
+    run(script, "map", "apply", map_file, cwd=tmp_path, **settings)
+    done = attempt(script, *given, cwd=tmp_path, **settings)
+    # Verification says with 1 that rows differ, and with 2 that it cannot tell.
+    assert done.returncode == (2 if extra == "verify" else 1), done.stderr
+    assert done.stderr.startswith("error: cannot ")
+    assert f'run: pip install "treasure-map[{extra}]"' in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_an_installed_library_knows_its_version(client_python: Path, tmp_path: Path) -> None:

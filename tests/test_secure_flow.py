@@ -27,9 +27,9 @@ from app.cluster.rights import ROLES, Right, Role
 from app.cluster.topics import apply_topics
 from app.config.connections import kafka_options
 from app.config.settings import load_settings
+from app.demo.flights import events
 from app.host.children import start_child, stop_child
 from app.mapfile.load import load_map
-from examples.flights import events
 from treasure_map.follow import follow
 from treasure_map.query import QueryClient, QueryFailedError
 

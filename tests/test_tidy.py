@@ -125,8 +125,8 @@ def wrong_doors(path: str, text: str) -> Iterator[str]:
 
 
 def prints(path: str, text: str) -> Iterator[str]:
-    """Only tests and benchmarks print; commands write with click, everything else logs."""
-    if path.startswith(("tests/", "benchmarks/", "app/commands/")):
+    """Tests, benchmarks and examples print; commands write with click, everything else logs."""
+    if path.startswith(("tests/", "benchmarks/", "examples/", "app/commands/")):
         return
     for node in calls(path, text):
         if isinstance(node.func, ast.Name) and node.func.id == "print":

@@ -23,7 +23,7 @@ from tables.model.layer import combiner_of
 from treasure_map.query import QueryClient, QueryFailedError
 
 ROOT = Path(__file__).resolve().parent.parent
-FLIGHTS_MAP = ROOT / "examples" / "flights" / "map.toml"
+FLIGHTS_MAP = ROOT / "app" / "demo" / "flights" / "map.toml"
 SESSION_MS = 6_000
 YEAR_END_MS = 1_388_534_400_000  # 2014-01-01
 STOP_SECONDS_MAX = 30

@@ -11,7 +11,7 @@ import pathlib
 
 import polars as pl
 
-from examples.flights import truth
+from app.demo.flights import truth
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.protocol import Archive, CellRange
 from tables.model.layer import Layer, Map, Scalar

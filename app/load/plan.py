@@ -21,7 +21,7 @@ from tables.model.layer import Map, Source
 
 Format = Literal["json", "ndjson", "arrow", "mixed"]
 
-MAP_FILE = pathlib.Path(__file__).parent.parent.parent / "examples" / "generate" / "map.toml"
+MAP_FILE = pathlib.Path(__file__).with_name("default_map.toml")
 SOURCE = "shop"
 
 STEP_SECONDS_MIN = 0.05

