@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import email
 import re
 import tarfile
 import zipfile
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from compose_file import ROOT
 from deploy_support import closure, project, top_packages
 from package_support import attempt, build, make_environment, run, tracked
 from packaging.requirements import Requirement
@@ -66,6 +68,28 @@ def test_the_wheel_has_every_module(built: tuple[Path, Path]) -> None:
     with zipfile.ZipFile(built[1]) as wheel:
         inside = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert inside == set(tracked(*top_packages()))
+
+
+def test_the_wheel_says_what_it_is(built: tuple[Path, Path]) -> None:
+    """By whom, under which licence and for whom: an index shows this and nothing else."""
+    with zipfile.ZipFile(built[1]) as wheel:
+        (name,) = [one for one in wheel.namelist() if one.endswith(".dist-info/METADATA")]
+        told = email.message_from_bytes(wheel.read(name))
+        licence = wheel.read(name.replace("METADATA", "licenses/LICENSE"))
+    declared = project()["project"]
+    assert (told["Name"], told["Version"]) == ("treasure-map", declared["version"])
+    assert told["License-Expression"] == "Apache-2.0"
+    assert licence == (ROOT / "LICENSE").read_bytes()
+    assert told["Author"] == "Treasure Map contributors"
+    assert told["Summary"]
+    assert told["Keywords"]
+    assert str(told.get_payload()).startswith("# Treasure Map\n")
+    assert {one.split(" :: ")[0] for one in told.get_all("Classifier", [])} >= {
+        "Development Status", "Intended Audience", "Programming Language", "Typing",
+    }  # fmt: skip
+    assert set(told.get_all("Provides-Extra", [])) == {
+        "worker", "cassandra", "verify", "demo", "async", "feed", "frame",
+    }  # fmt: skip
 
 
 def test_the_sdist_has_the_examples_and_no_tests(built: tuple[Path, Path]) -> None:
