@@ -10,7 +10,7 @@ COPY requirements.lock ./
 # heading is for tests. All of them come as wheels: this image has no compiler.
 RUN sed '/^# Only/,$d' requirements.lock > worker.lock \
     && /opt/treasure-map/bin/python -m pip install --no-cache-dir --no-deps \
-       --only-binary :all: --requirement worker.lock
+       --require-hashes --only-binary :all: --requirement worker.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY tables tables
 COPY agents agents

@@ -13,7 +13,7 @@ export POLARS_MAX_THREADS ?= 1
 # Processes of tests and workers share what one of them has compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test fast chaos simulate simulate-rules lint format clean
+.PHONY: help setup lock demo test fast chaos simulate simulate-rules lint format clean
 
 help:
 	@echo "make setup   make .venv with all that demo and test need"
@@ -25,6 +25,7 @@ help:
 	@echo "make simulate-rules  the same without each rule in turn, which must fail; SEEDS=400 FAILURES=1"
 	@echo "make lint    the first three of these"
 	@echo "make format  let the formatter rewrite the code"
+	@echo "make lock    write the hashes of what requirements.lock pins anew; needs uv"
 	@echo "make clean   remove .venv and everything that was made"
 
 setup: $(STAMP)
@@ -36,8 +37,19 @@ $(STAMP): requirements.lock
 	  echo "cannot set up: $(PYTHON) is too old or missing; want Python 3.11 or newer;" \
 	    "name another one: make PYTHON=/path/to/python3 $(MAKECMDGOALS)" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --no-deps --requirement requirements.lock
+	@$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement requirements.lock
 	@touch $@
+
+# Pins are changed in the lock by hand; this writes the hashes of all their files anew.
+UV ?= uv
+HASHED = $(UV) pip compile --quiet --no-deps --generate-hashes --universal --python-version 3.11 \
+  --no-header --no-annotate --no-emit-index-url -
+lock:
+	@set -e; trap 'rm -f requirements.lock.new' EXIT; { sed '/^[^#]/,$$d' requirements.lock; \
+	  sed '/^# Only/,$$d' requirements.lock | $(HASHED); echo; \
+	  grep '^# Only' requirements.lock; \
+	  sed '1,/^# Only/d' requirements.lock | $(HASHED); } > requirements.lock.new; \
+	  mv requirements.lock.new requirements.lock
 
 demo: setup
 	@$(BIN)/python -m app demo
@@ -61,10 +73,10 @@ fast: setup
 	@$(BIN)/python -m pytest $(PROCESSES) --numprocesses 2 -m "not slow and not server"
 
 chaos: setup
-	@cd tests && PYTHONPATH=.:.. ../$(BIN)/python -m chaos --minutes $(MINUTES) \
+	@$(BIN)/python -m tests.chaos --minutes $(MINUTES) \
 	  $(if $(SEED),--seed $(SEED)) $(if $(RATE),--rate $(RATE)) $(if $(AWAY),--archive-away $(AWAY))
 
-SIMULATION = PYTHONPATH=.:tests $(BIN)/python -m simulation
+SIMULATION = $(BIN)/python -m tests.simulation
 simulate: setup
 	@$(SIMULATION) --seeds $(or $(SEEDS),20000) --first $(or $(FIRST),1) \
 	  --kinds $(or $(KINDS),pure impure)

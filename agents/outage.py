@@ -42,14 +42,14 @@ class Outage:
     """Whether one dependency answers.
 
     Args:
-        name: what it is, as a sentence begins with it.
-        meanwhile: what that means while it is away, for the log.
+        name: its name, as the beginning of a sentence.
+        meanwhile: the consequence while it is away, for the log.
         clock_s: seconds of a clock that never goes back.
 
     Attributes:
         outages: how often it has gone away.
         failures: attempts that failed.
-        error: what failed last.
+        error: the latest failure.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ async def supervised(work: Awaitable[object], failed: Callable[[BaseException], 
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise
-        failed(_wrapped("what it waited for was cancelled", error))
+        failed(_wrapped("its awaitable was cancelled", error))
     except (KeyboardInterrupt, SystemExit):
         raise
     except Exception as error:  # noqa: BLE001 - handed on

@@ -15,7 +15,7 @@ async def end(task: asyncio.Task[Any]) -> None:
     """Cancel ``task`` until it has ended; its result or error is the caller's to take.
 
     Once does not always do: ``asyncio.wait_for`` loses a cancellation that arrives together with
-    what it waits for (before Python 3.12), and clients of brokers are full of it.
+    its awaitable (before Python 3.12), and clients of brokers are full of it.
     """
     while not task.done():
         task.cancel()

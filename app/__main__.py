@@ -42,7 +42,7 @@ class LazyGroup(click.Group):
     """A group whose commands are modules with a ``command``, so that a query imports no worker."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; one that is interrupted ends with 130, where click alone has 1."""
+        """Run a command; one that is interrupted ends with 130, not click's 1."""
         try:
             return super().invoke(ctx)
         except (click.Abort, KeyboardInterrupt):

@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import importlib
 import os
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -177,7 +176,7 @@ def archive_command(*, runs: int, smoke: bool, as_json: bool) -> None:
     "--work",
     type=click.Path(path_type=Path),
     required=True,
-    help="Where they are installed, which is done where it is missing.",
+    help="Folder of their installation, which is made if it is missing.",
 )
 @click.option("--system", "systems", multiple=True, type=click.Choice(list(peers.SYSTEMS)))
 @click.option("--events", type=click.IntRange(min=10_000), default=peers.EVENTS, show_default=True)
@@ -347,7 +346,7 @@ def _broker(brokers: str | None, folder: Path, smoke: bool) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _cassandra(case: Case, folder: Path) -> Iterator[dict[str, str]]:
-    """Start Cassandra where a case archives there; give the settings of its workers."""
+    """Start Cassandra if a case archives there; give the settings of its workers."""
     if case.archive != "cassandra":
         yield {}
         return
@@ -368,8 +367,8 @@ def _cassandra_settings(cassandra: Any) -> dict[str, str]:
 
 
 def _servers() -> Any:
-    sys.path.insert(0, str(ROOT / "tests"))
-    return importlib.import_module("servers")  # the tests' own; it runs what Maven's jars hold
+    # The tests' own; it runs what Maven's jars hold.
+    return importlib.import_module("tests.support.servers")
 
 
 def _print(rows: Sequence[Any], columns: list[list[str]], *, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""Archive: what writing rows costs, in emissions as workers make them, read back before a time.
+"""Archive: cost of writing rows, in emissions as workers make them; rows are read back first.
 
 An emission is a window's cells of one source partition. Eight partitions write at once.
 """
@@ -45,7 +45,7 @@ def map_of(name: str) -> Map:
 
 
 async def run(archive: Archive, themap: Map, kind: str, rows: int, cells: int) -> Row:
-    """Write ``rows`` rows in emissions of ``cells``; read them back; return what writing took."""
+    """Write ``rows`` rows in emissions of ``cells``; read them back; return the costs."""
     layer = themap.layer("five_seconds")
     emissions = _emissions(layer, rows, cells)
     await archive.open(themap)

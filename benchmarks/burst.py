@@ -1,4 +1,4 @@
-"""Burst: ten times the rate for a minute, what it does to age, and how long until that is normal.
+"""Burst: ten times the rate for a minute, its effect on age, and the time until age is normal.
 
     base rate      10 times the rate           base rate
     |-- warm up --|======= burst =======|-- until age is normal -------|
@@ -36,7 +36,7 @@ NORMAL_FACTOR, NORMAL_MORE_MS = 1.5, 5.0
 class Row:
     """One run; ages in milliseconds, of events due before the burst and in it.
 
-    ``normal_after_seconds`` is counted from the end of the burst, -1 where it was not reached;
+    ``normal_after_seconds`` is counted from the end of the burst, -1 if it was not reached;
     ``backlog_events`` were due and not applied at that end, and ``drained_per_second`` is how fast
     events were applied from then until it was gone.
     """
@@ -98,7 +98,7 @@ def summary(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def _row(rate: int, ages: pl.DataFrame, edges: tuple[int, int, int]) -> Row:
-    """Return what ages (``due_ns``, ``at_ns``, ``ms``, ``count``) say; ``edges`` in seconds."""
+    """Return a row of ages (``due_ns``, ``at_ns``, ``ms``, ``count``); ``edges`` in seconds."""
     warm_up, begin, end = edges
     first_ns = int(ages["due_ns"].min())  # type: ignore[arg-type]
     ages = ages.with_columns(second=(pl.col("due_ns") - first_ns) // 1_000_000_000)

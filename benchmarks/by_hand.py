@@ -1,7 +1,7 @@
 """What the fewest lines reach: a consumer by hand, which decodes and counts in a dict.
 
 It has no journal, no store, no archive, no lateness and no ledger, and loses everything when it
-ends. It shows what producer, broker and client library take of a latency before any job begins.
+ends. It shows the share of producer, broker and client library in a latency, without any job.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from benchmarks.timed import SCHEMA
 
 QUIET_MS = 500
-"""Nothing comes any more where nothing came for so long after the end."""
+"""The input has ended if nothing came for this time after its end."""
 
 
 class _Event(msgspec.Struct):

@@ -2,7 +2,7 @@
 
 The job is that of the peers: ten types of event, ten thousand entities of which few are very busy,
 windows of five seconds with count, sum, minimum and maximum, one second of allowed lateness; here
-with an archive and a coarser layer, so that what closes is archived and forwarded.
+with an archive and a coarser layer, so that closed windows are archived and forwarded.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ partitions = 2
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BenchmarkLayer:
-    """A layer of a case: what truth and map are made from."""
+    """A layer of a case, from which truth and map are made."""
 
     name: str
     key: tuple[str, ...]
@@ -64,7 +64,7 @@ class BenchmarkLayer:
 class Case:
     """One way to write the same events, and one map to read them with.
 
-    ``entities`` are skewed where they are :data:`ENTITIES`, else uniform. ``base_layers`` count the
+    ``entities`` are skewed if they are :data:`ENTITIES`, else uniform. ``base_layers`` count the
     layers on the source; there is always one coarser layer more. With ``ids`` the source has an id.
     """
 

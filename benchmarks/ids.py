@@ -1,7 +1,7 @@
-"""Ids: what telling duplicates costs an event, and what a remembered id costs in memory and bytes.
+"""Ids: cost of duplicate detection for an event, and of a remembered id in memory and bytes.
 
 One partition's steps alone, without broker or worker: hash and look up the ids of a chunk, encode
-what is new as a delta's block, apply it. How many duplicates were found is checked.
+new ids as a delta's block, apply it. The number of found duplicates is checked.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The load: the peers' events as records in a topic, and what every layer must make of them."""
+"""The load: the peers' events as records in a topic, and the rows that every layer must have."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def events_of(count: int, entities: int = ENTITIES) -> pl.DataFrame:
 
 
 def truth_of(events: pl.DataFrame, layers: Sequence[BenchmarkLayer]) -> dict[str, pl.DataFrame]:
-    """Return what each layer must hold, from the events alone."""
+    """Return the rows that each layer must have, from the events alone."""
     value = pl.col("value")
     sums = [pl.len().cast(pl.Int64).alias("events"), value.sum().alias("sum"),
             value.min().alias("min"), value.max().alias("max")]  # fmt: skip

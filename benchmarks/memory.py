@@ -1,4 +1,4 @@
-"""Memory: what an open cell costs a worker, by how its resident size grows with their number.
+"""Memory: bytes of an open cell, from the growth of a worker's resident size with their number.
 
 A worker folds one event a key into one window of a day, and is left alone until its size stands
 still. The cells that it serves are counted before a size is told.

@@ -60,11 +60,11 @@ class Row:
 
 
 class Peers:
-    """The folder of the peers and what its scripts need.
+    """The folder of the peers and the needs of its scripts.
 
     Args:
         folder: with ``setup.sh``, ``generate.py`` and a folder for each system.
-        work: where the systems are installed and results are written.
+        work: folder of the installed systems and of results.
         brokers: one broker, whose topics are used.
     """
 
@@ -77,7 +77,7 @@ class Peers:
         }  # fmt: skip
 
     def prepare(self, systems: Iterable[str], events: int) -> pl.DataFrame:
-        """Install what is missing and fill the topic; return the exact answer."""
+        """Install missing systems and fill the topic; return the exact answer."""
         missing = [name for name in systems if not (self._work / name / "classes").exists()]
         if missing or not self._python.exists():
             self._run(["./setup.sh", *missing])
@@ -91,7 +91,7 @@ class Peers:
         return pl.DataFrame(rows, schema=kinds).sort("type", "entity", "window_start")
 
     def run(self, system: str, events: int) -> Row:
-        """Run one system; return what it told of itself."""
+        """Run one system; return its own report."""
         folder, *options = SYSTEMS[system]
         self._run([f"{folder}/run.sh", str(events), *options])
         lines = (self._work / "results.jsonl").read_bytes().splitlines()

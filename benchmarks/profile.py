@@ -1,4 +1,4 @@
-"""Profile: where a CPU-second of a worker goes, by stage, over a run whose answers are checked."""
+"""Profile: shares of a worker's CPU-second by stage, over a run whose answers are checked."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ from treasure_map.query_async import AsyncQueryClient
 
 EVENTS, SMOKE_EVENTS = 1_000_000, 8_000
 SPAN_MS, SMOKE_SPAN_MS = 24 * 3_600_000, 2 * 3_600_000
-"""Of event time; the smoke size asks for two hours where the full one asks for a day."""
+"""Of event time; the smoke size queries two hours, the full one a day."""
 
 ASKS, SMOKE_ASKS = 8, 3
 CHECKED = ("layers", "layers, cached")
@@ -120,7 +120,7 @@ class Row:
 def run(
     brokers: str, cassandra: Mapping[str, str], pid: int, folder: Path, *, smoke: bool
 ) -> list[Row]:
-    """Load both designs, ask both the mix, compare all answers; return what it cost.
+    """Load both designs, send both the mix, compare all answers; return the costs.
 
     Args:
         brokers: Kafka's.
@@ -130,7 +130,7 @@ def run(
         smoke: whether few events and asks will do.
 
     Raises:
-        AssertionError: an answer is not what the events come to.
+        AssertionError: an answer differs from that of the events.
     """
     count, span_ms = (SMOKE_EVENTS, SMOKE_SPAN_MS) if smoke else (EVENTS, SPAN_MS)
     asks = SMOKE_ASKS if smoke else ASKS
@@ -168,7 +168,7 @@ def run(
 
 
 async def _send(brokers: str, themap: Map, events: pl.DataFrame) -> None:
-    """Write the events, and no heartbeat: the last windows stay open, as where events go on."""
+    """Write the events, and no heartbeat: the last windows stay open, as if events went on."""
     (source,) = themap.sources
     line = pl.concat_str(
         pl.lit('{"type":"x","at":'), "at", pl.lit(',"entity":"'), "entity",
@@ -218,7 +218,7 @@ def _ask_layers(
     worker: WorkerRun, design: str, events: pl.DataFrame, span_ms: int, *,
     asks: tuple[int, int], pid: int,
 ) -> list[Row]:  # fmt: skip
-    """Ask ``asks[0]`` times first, to warm what can be, and then ``asks[1]`` times."""
+    """Ask ``asks[0]`` times first, to warm caches, and then ``asks[1]`` times."""
     taken: dict[str, list[tuple[float, ...]]] = {}
     ages: dict[str, list[int]] = {}
     rng = random.Random(5)  # noqa: S311 - which keys are asked for
@@ -250,7 +250,7 @@ def _ask_layers(
 async def _at_rate(
     url: str, design: str, rate: int, events: pl.DataFrame, span_ms: int
 ) -> list[Row]:
-    """Ask at a fixed rate, whatever is answered yet; return what each kind took."""
+    """Ask at a fixed rate, an open loop; return the times of each kind."""
     rng = random.Random(6)  # noqa: S311 - likewise
     asks: list[Ask] = []
     while len(asks) < rate * RATE_SECONDS:
@@ -331,7 +331,7 @@ def _row(design: str, query: str, taken: Sequence[tuple[float, ...]]) -> Row:
 
 
 def _with_reductions(rows: list[Row], events: pl.DataFrame, themap: Map) -> list[Row]:
-    """Add how much less is read than of raw events, and what the busiest partition gets."""
+    """Add the savings against raw events, and the share of the busiest partition."""
     raw = {row.query: row.rows for row in rows if row.design == "raw"}
     shares = {"raw": 1.0, "layers": busiest_share(events, themap)}
     return [
@@ -366,7 +366,8 @@ def busiest_share(events: pl.DataFrame, themap: Map) -> float:
     )
     by_place = placed.group_by("minute", "slot", "bucket").agg(pl.len())
     share = by_place.group_by("minute").agg(pl.col("len").max() / pl.col("len").sum())
-    return float(share["len"].median() or 0)
+    median = share["len"].median()
+    return median if isinstance(median, float) else 0.0
 
 
 def summary(rows: Iterable[Row]) -> list[list[str]]:

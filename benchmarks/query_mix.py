@@ -1,4 +1,4 @@
-"""The mix of query cost: its events, what is asked of them, and what each answer must come to."""
+"""The mix of query cost: its events, the queries, and the right answer of each."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Ask:
     top: int = 0
 
     def range(self) -> Range:
-        """Return what a client asks for."""
+        """Return the path and parameters of the request."""
         key = {} if self.key is None else {"entity": self.key}
         return Range(self.from_ms, self.to_ms, key=key, step=self.step, group=["entity"])
 
@@ -67,7 +67,7 @@ def events_of(count: int, span_ms: int) -> pl.DataFrame:
 
 
 def answer_of(events: pl.DataFrame, ask: Ask) -> Cells:
-    """Return what an ask must come to, from events."""
+    """Return the right answer of a query, from events."""
     found = events.filter((pl.col("at") >= ask.from_ms) & (pl.col("at") < ask.to_ms))
     if ask.key is not None:
         found = found.filter(pl.col("entity") == ask.key)

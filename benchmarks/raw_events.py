@@ -28,7 +28,7 @@ class RawEvents:
     Args:
         host: a node.
         port: its port.
-        keyspace: made where it is missing.
+        keyspace: made if it is missing.
     """
 
     def __init__(self, host: str, port: int, keyspace: str) -> None:

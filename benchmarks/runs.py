@@ -62,7 +62,7 @@ def made_map(brokers: str, text: str, name: str, folder: Path) -> tuple[Path, Ma
 
 
 class WorkerRun:
-    """A worker process, pinned to one core where there are more."""
+    """A worker process, pinned to one core if there are more."""
 
     def __init__(
         self, brokers: str, map_file: Path, folder: Path, module: str = "app", **settings: str

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.sampled worker``: a worker that notes where its CPU time goes, by stage.
+"""``python -m benchmarks.sampled worker``: a worker that samples its CPU time by stage.
 
 A timer interrupts the main thread. Each time, the CPU time that the process has used since is put
 down to the stage of the innermost frame of our own code: native calls (polars with its threads,

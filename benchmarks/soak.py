@@ -1,4 +1,4 @@
-"""Soak: a worker at a fixed rate for long, and whether its memory stays where it is.
+"""Soak: a worker at a fixed rate for long, and whether its memory stays flat.
 
 Events are of now, so windows close, are archived, forwarded and evicted all the time. The ledger
 must have every event at the end. ``svg`` draws resident size and open rows over time.
@@ -35,7 +35,7 @@ WIDTH, HEIGHT, MARGIN = 900, 360, 56
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
-    """One sample: seconds since the first event, and what the worker had."""
+    """One sample: seconds since the first event, and the worker's memory and counts."""
 
     seconds: float
     resident_bytes: int
@@ -80,7 +80,7 @@ def run(brokers: str, rate: int, seconds: float, folder: Path, sample_seconds: f
 
 
 async def _make_short_log(brokers: str, themap: Map) -> None:
-    """Make the source's topic forget what was read long ago, so that no disk is filled."""
+    """Delete records of the source's topic that were read long ago, so that no disk is filled."""
     (source,) = themap.sources
     config = {"retention.bytes": str(KEPT_BYTES), "segment.bytes": str(KEPT_BYTES // 2)}
     admin = AIOKafkaAdminClient(bootstrap_servers=brokers)

@@ -31,7 +31,7 @@ SMOKE_EVENTS = 20_000
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Load:
-    """What is in the topic, and what it comes to.
+    """The records of the topic, and the right rows.
 
     ``cassandra`` are the settings of a worker that archives there, empty for the embedded archive.
     """
@@ -49,7 +49,7 @@ class Load:
 def loaded(
     case: Case, brokers: str, events: int, cassandra: Mapping[str, str] | None = None
 ) -> Iterator[Load]:
-    """Fill a topic of its own with events, and compute what they come to."""
+    """Fill a topic of its own with events, and compute the right rows."""
     name = f"b{uuid.uuid4().hex[:8]}"
     text = case.map_text(name)
     themap = parse_map(text, case.name)
@@ -65,9 +65,9 @@ def loaded(
 
 
 def run(load: Load, folder: Path, module: str = "app") -> Row:
-    """Take the load through one worker of an empty state; check its rows; return what it took.
+    """Take the load through one worker of an empty state; check its rows; return the costs.
 
-    Each run has a journal of its own: its map has another name for it. ``module`` is what runs the
+    Each run has a journal of its own: its map has another name for it. ``module`` runs the
     worker.
     """
     case = load.case
@@ -77,7 +77,7 @@ def run(load: Load, folder: Path, module: str = "app") -> Row:
 
     def done(client: QueryClient) -> bool:
         ledger = client.ledger()
-        if not started and sum(row["read"] for row in _partitions(ledger)):
+        if not started and any(row["read"] for row in _partitions(ledger)):
             started.append(time.monotonic())
         layers = {row["name"]: row["archived_cells"] for row in client.layers()}
         return all(layers[name] >= count for name, count in wanted.items())

@@ -44,9 +44,9 @@ class Schedule:
 
 
 def tick(schedule: Schedule, file: Path) -> None:
-    """Send what is due when it is due; write the ticks to ``file``.
+    """Send events when they are due; write the ticks to ``file``.
 
-    Runs in a process of its own, on another core than the worker's where there are more.
+    Runs in a process of its own, on another core than the worker's if there are more.
     """
     if (os.cpu_count() or 1) > 1:
         os.sched_setaffinity(0, {1})
@@ -95,7 +95,7 @@ async def _tick(schedule: Schedule) -> list[tuple[int, ...]]:
 
 
 def _pool(partitions: int) -> list[tuple[int, bytes, bytes]]:
-    """Return the peers' events as partition, what stands before the time, and what after."""
+    """Return the peers' events as partition, the bytes before the time, and those after it."""
     found = []
     for row in events_of(POOL_EVENTS).iter_rows(named=True):
         head = f'{{"id":"{row["id"]}","type":"{row["type"]}","at":'

@@ -1,4 +1,4 @@
-"""Verify: what a recomputation from the raw topic takes, of a worker that has done everything.
+"""Verify: cost of a recomputation from the raw topic, beside a worker that has read it all.
 
 Each run is ``python -m app verify`` in a process of its own, from its start to its end: it reads
 the topic from Kafka, computes all rows, and asks the worker and its archive for them. Its report
@@ -68,7 +68,7 @@ def worked(load: Load, folder: Path) -> Iterator[tuple[WorkerRun, Path]]:
 
 
 def run(load: Load, worker: WorkerRun, map_file: Path, folder: Path) -> Row:
-    """Verify the worker; check the report; return what it took."""
+    """Verify the worker; check the report; return the costs."""
     folder.mkdir(parents=True)
     command = [
         sys.executable, "-m", "app", "verify", "--json", "--map", str(map_file), "--brokers",
@@ -117,7 +117,7 @@ def summary(rows: Iterable[Row]) -> list[list[str]]:
 
 
 def _check(report: dict[str, Any], load: Load) -> int:
-    """Compare a report with what was made; return how many rows there are."""
+    """Compare a report with the events that were made; return the number of rows."""
     got = {
         row["layer"]: (row["expected"], row["http"], row["archived"]) for row in report["layers"]
     }

@@ -27,7 +27,7 @@ class Threads:
 
     Args:
         count: how many.
-        name: what they are for.
+        name: their purpose.
     """
 
     def __init__(self, count: int, name: str) -> None:

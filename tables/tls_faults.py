@@ -44,7 +44,7 @@ _BROKEN_OFF = (
 
 
 def fault_of(error: BaseException) -> Fault | None:
-    """Return what an error of TLS stands for; None where the connection broke, or of others."""
+    """Return the meaning of an error of TLS; None for a broken connection and other errors."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return _OF_CERTIFICATE.get(getattr(error, "verify_code", 0), Fault.NOT_TRUSTED)
     if not isinstance(error, ssl.SSLError) or isinstance(error, _BROKEN_OFF):
@@ -60,6 +60,6 @@ def fault_of(error: BaseException) -> Fault | None:
 
 
 def words_of(error: ssl.SSLError) -> str:
-    """Return what OpenSSL calls an error, without the version of TLS before it."""
+    """Return OpenSSL's words for an error, without the version of TLS before them."""
     reason = re.sub(r"^(SSLV3|TLSV1|TLSV13)_", "", getattr(error, "reason", None) or "")
     return reason.replace("_", " ").lower() or str(error)

@@ -9,14 +9,14 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
-import servers
 from hypothesis import settings
-from pki import Authority
-from secure_servers import SecureCassandra, SecureKafka
-from station_support import Process
 from xdist.workermanage import WorkerController
 
 from app.demo.embedded_broker import EmbeddedBroker
+from tests.support import servers
+from tests.support.pki import Authority
+from tests.support.secure_servers import SecureCassandra, SecureKafka
+from tests.support.station_support import Process
 
 REQUIRE = "TREASURE_MAP_REQUIRE_SERVERS"
 # On a busy machine an example may take any time.

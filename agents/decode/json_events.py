@@ -185,7 +185,7 @@ class JsonEvents:
             detail = str(error)
             reason = _reason(detail)
             if reason == "out_of_range" and self._unit > 1 and detail.endswith(self._time_path):
-                detail += "; are these milliseconds, where seconds are wanted?"
+                detail += "; are these milliseconds instead of seconds?"
             return Fault(reason, detail[:DETAIL_CHARS_MAX])
         except UNREADABLE as error:
             return Fault("json", str(error)[:DETAIL_CHARS_MAX])
@@ -248,7 +248,8 @@ def _is_utf8(data: bytes) -> bool:
 def _reason(message: str) -> str:
     """Return the reason that a validation error of msgspec stands for.
 
-    msgspec has no codes; ``tests/test_decode_formats.py`` fails when an upgrade changes its words.
+    msgspec has no codes; ``tests/unit/agents/decode/test_decode_formats.py`` fails when an upgrade
+    changes its words.
     """
     if message.startswith("Expected `object`"):
         return "json"

@@ -307,7 +307,7 @@ def _set_aside_late(batch: EventBatch, layer: Layer, gone: pl.DataFrame) -> None
     """Set events aside that are too late; those of the first months of the epoch with a hint."""
     detail = f"its window of {layer.declared_name} is sealed"
     small = gone["time"].is_between(0, SECONDS_IN_MS_MAX)
-    hint = f"{detail}; are these seconds, where milliseconds are wanted?"
+    hint = f"{detail}; are these seconds instead of milliseconds?"
     for rows, told in ((gone.filter(~small), detail), (gone.filter(small), hint)):
         if rows.height:
             batch.set_aside(rows, "late", "late", told, layer.declared_name)

@@ -97,7 +97,7 @@ class LateWatch:
         if topic not in self._in_seconds:
             self._in_seconds.add(topic)
             log.warning(
-                "the events of %s[%d] are of %s; are these seconds, where milliseconds are wanted?"
+                "the events of %s[%d] are of %s; are these seconds instead of milliseconds?"
                 ' If so, start over with `time_unit = "s"` in the source',
                 topic, partition, time_text(stream_time_ms),
             )  # fmt: skip

@@ -1,6 +1,6 @@
 """Histories: whether a map may go on with the journals that a cluster has of it.
 
-A worker's claim is refused where it may not; here it is told before a worker has to be stopped.
+A claim of another map is refused; these checks refuse it before a worker has to be stopped.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ async def check_histories(
 
 
 async def _known(log: KafkaLog, themap: Map, topic: str) -> Meta | None:
-    """Return what the journal of an input comes to, None where nobody has claimed it."""
+    """Return the history in the journal of an input, None if nobody has claimed it."""
     plan = _plan(themap, topic, 1)
     io = _JournalOnly(plan, log)
     _, end = await io.journal_bounds()

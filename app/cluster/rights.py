@@ -26,10 +26,10 @@ ROLES: dict[Role, str] = {
     "start-over": "`map start-over`",
     "verify": "`verify`",
     "deadletters": "`deadletters`, replays among them",
-    "producer": "`generate`; `replay` and an own producer need Write alone",
-    "reader": "who follows feeds",
+    "producer": "`generate`; `replay` and producers of your own need Write alone",
+    "reader": "programs that follow feeds",
 }
-"""Who needs rights, in words."""
+"""The holders of rights, in words."""
 
 _TOPICS: dict[Role, dict[TopicKind, tuple[Operation, ...]]] = {
     "worker": {
@@ -75,7 +75,7 @@ class Right:
 
 
 def rights_of(themap: Map, role: Role, group: str) -> list[Right]:
-    """Return what a role must be allowed on Kafka.
+    """Return the rights that a role must have on Kafka.
 
     Args:
         themap: the map.
@@ -94,7 +94,7 @@ def rights_of(themap: Map, role: Role, group: str) -> list[Right]:
 
 
 def checks_of(themap: Map, role: Role) -> list[Right]:
-    """Return what a role should be allowed besides, so that it need not warn."""
+    """Return the further rights that a role should have, so that it need not warn."""
     kinds = _CHECKED.get(role, ())
     specs = topics_of(themap, replication=1)
     return [Right("topic", one.name, ("DescribeConfigs",)) for one in specs if one.kind in kinds]
@@ -118,9 +118,9 @@ def kafka_commands(rights: Iterable[Right], user: str, brokers: str) -> Iterator
 def cassandra_commands(
     tables: Iterable[str], role: Role, user: str, keyspace: str
 ) -> Iterator[str]:
-    """Yield CQL that grants a role of Cassandra what it must be allowed on these tables.
+    """Yield CQL that grants a role of Cassandra the rights that it needs on these tables.
 
-    ``map apply`` may make what is missing; all others find tables as they are.
+    ``map apply`` may make missing tables; all others use the tables as they are.
     """
     name = '"' + user.replace('"', '""') + '"'
     for permission in _KEYSPACE.get(role, ()):
@@ -137,7 +137,7 @@ def quoted(text: str) -> str:
 
 
 class RightsError(TreasureMapError):
-    """A user may not what it must; lists all.
+    """A user lacks rights; lists all of them.
 
     Attributes:
         problems: one line each.
@@ -147,6 +147,6 @@ class RightsError(TreasureMapError):
         self.problems = problems
         lines = "\n".join(f"  - {problem}" for problem in problems)
         super().__init__(
-            f"{cannot}: {len(problems)} right(s) are missing; `{called('map acl')}` prints what"
-            f" {ROLES[role]} needs\n{lines}"
+            f"{cannot}: {len(problems)} right(s) are missing; `{called('map acl')}` prints the"
+            f" rights of {ROLES[role]}\n{lines}"
         )

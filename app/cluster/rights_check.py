@@ -1,7 +1,7 @@
 """Whether this user has the rights that it needs, asked before anything begins.
 
-Brokers tell with a topic or group what the asking user may do with it (KIP-430). One that is too
-old for that tells nothing, and then what is missing shows where it is used.
+Brokers answer with the operations that a user may do on a topic or group (KIP-430). One that is
+too old for that tells nothing; then a missing right shows when it is used.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class _MetadataStruct(RequestStruct):  # type: ignore[misc]  # aiokafka comes wi
 
 
 class _Metadata(Request[_MetadataStruct]):  # type: ignore[misc]  # aiokafka comes without types
-    """Asks for all topics, and what may be done with each."""
+    """Asks for all topics, and the operations that are allowed on each."""
 
     API_KEY: ClassVar[int] = 3
 
@@ -117,8 +117,8 @@ async def check_rights(
     Args:
         brokers: bootstrap servers, ``host:port`` separated by commas.
         options: security options of aiokafka's clients.
-        rights: what must be allowed.
-        cannot: what cannot be done without, as a sentence begins with it.
+        rights: the rights that are needed.
+        cannot: the action that needs them, as the beginning of a sentence.
         role: whose rights they are.
         may_lack: whether topics may be missing.
 
@@ -137,12 +137,12 @@ async def check_rights(
 async def missing_rights(
     brokers: str, options: Mapping[str, Any], rights: Iterable[Right], *, may_lack: bool = False
 ) -> list[str]:
-    """Return a line for each topic or group with which this user may not do what it must.
+    """Return a line for each topic or group on which this user lacks a right.
 
     Args:
         brokers: bootstrap servers, ``host:port`` separated by commas.
         options: security options of aiokafka's clients.
-        rights: what must be allowed.
+        rights: the rights that are needed.
         may_lack: whether topics may be missing, as before they are made.
 
     Raises:
@@ -185,7 +185,7 @@ async def _missing(client: AIOKafkaClient, rights: Iterable[Right], *, may_lack:
 
 
 async def _group_operations(client: AIOKafkaClient, group: str) -> int:
-    """Return what may be done with a group, below 0 where nobody tells."""
+    """Return the operations that are allowed on a group, below 0 if no broker tells."""
     try:
         node = await client.coordinator_lookup(CoordinationType.GROUP, group)
         answer: Any = await client.send(node, _Groups(group))

@@ -1,7 +1,7 @@
 """Starting over: a map's own topics and its archive are deleted; its raw topics are read anew.
 
-What raw topics hold no more is lost with the archive, so nothing is done before somebody has seen
-what goes. Journals and archive go together: each refuses another one beside it.
+Rows of records that raw topics no longer hold are lost with the archive, so nothing is done before
+somebody has seen the list. Journals and archive go together: each refuses another one beside it.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Doomed:
 
 
 class StartOver:
-    """Looks what a map has of its own, and deletes it.
+    """Finds the topics and the archive of a map, and deletes them.
 
     Args:
-        settings: where Kafka and the archive are.
+        settings: the addresses of Kafka and the archive.
         themap: the map that starts over.
 
     Raises:
@@ -49,7 +49,7 @@ class StartOver:
             self._cassandra = cassandra_settings(settings)
 
     async def look(self) -> Doomed:
-        """Return what would be deleted.
+        """Return the topics and the archive that would be deleted.
 
         Raises:
             TreasureMapError: no broker answers, or workers of the map run.
@@ -69,7 +69,7 @@ class StartOver:
         return Doomed(topics, f"the tables of map {self._map.name} in keyspace {keyspace}")
 
     async def delete(self, doomed: Doomed) -> None:
-        """Delete it; where that breaks off, workers are refused until it was done again.
+        """Delete it; if that breaks off, workers are refused until it is done again.
 
         Raises:
             TreasureMapError: something cannot be deleted.

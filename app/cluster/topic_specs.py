@@ -12,7 +12,7 @@ from tables.model.limits import RECORD_BYTES_MAX
 TopicKind = Literal["source", "layer", "journal", "feed", "side"]
 
 REPLICATION_MAX = 3
-"""Copies of a topic where the caller names no number and there are brokers enough."""
+"""Copies of a topic if the caller names no number and there are enough brokers."""
 
 KEPT_FOR_EVER = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
 """What a journal's settings must be: state is the fold of all of it."""
@@ -32,12 +32,12 @@ class TopicSpec:
 def topics_of(themap: Map, replication: int) -> list[TopicSpec]:
     """Return the topics of a map: each input followed by its journal, then feeds and side topics.
 
-    Side topics have as many partitions as the widest source, so that what is set aside of a source
-    partition keeps its order in the partition of that number. How long sources, layer topics, feeds
-    and side topics keep their records is left to the broker; a journal keeps all of them, because
-    state is the fold of it. A feed of JSON may be compacted; records of Arrow have no key, and
-    brokers refuse such where topics are. Sources take the broker's time as the append time, because
-    a producer's own clock must not decide what is too far in the future.
+    Side topics have as many partitions as the widest source, so the letters of a source
+    partition keep their order in the partition of that number. How long sources, layer topics,
+    feeds and side topics keep their records is left to the broker; a journal keeps all of them,
+    because state is the fold of it. A feed of JSON may be compacted; records of Arrow have no key,
+    and brokers refuse such records there. Sources take the broker's time as the append time,
+    because a producer's own clock must not decide which events are too far in the future.
 
     Args:
         themap: the map.

@@ -1,6 +1,6 @@
-"""The Kafka topics that follow from a map: what they are, and making them.
+"""The Kafka topics that follow from a map: their names and settings, and making them.
 
-A topic that exists is never changed: where it differs in what results depend on (partitions; for a
+A topic that exists is never changed: if results depend on the difference (partitions; for a
 journal, that nothing is ever deleted by time, size or compaction) it is refused.
 """
 
@@ -49,10 +49,10 @@ class TopicReport:
 
 
 class TopicsRefusedError(TreasureMapError):
-    """Topics that differ from what the map needs, or that the broker would not make; lists all.
+    """Topics that differ from the map's, or that the broker would not make; lists all.
 
     Attributes:
-        problems: one line each, ``topic <name>: <what is wrong>; <what to do>``.
+        problems: one line each, ``topic <name>: <fault>; <remedy>``.
     """
 
     def __init__(self, map_name: str, problems: list[str], verb: str = "apply") -> None:
@@ -71,7 +71,7 @@ async def apply_topics(
 ) -> TopicReport:
     """Make the topics of a map that are missing; check those that exist, and change none.
 
-    Nothing is made where something is refused beforehand. To apply a map again does nothing.
+    Nothing is made if something is refused beforehand. To apply a map again does nothing.
 
     Args:
         brokers: bootstrap servers, ``host:port`` separated by commas.
@@ -117,7 +117,7 @@ async def check_topics(
     whose settings the broker does not tell is warned of.
 
     Returns:
-        The id of the Kafka cluster, empty where the brokers tell none.
+        The id of the Kafka cluster, empty if the brokers tell none.
 
     Raises:
         TopicsRefusedError: topics are missing or differ from the map, or a right is missing.
@@ -244,9 +244,9 @@ async def _check(
     found: Mapping[str, int],
     verb: str = "apply",
 ) -> dict[str, str]:
-    """Raise where topics that exist differ; return the journals that could not be checked.
+    """Raise if topics that exist differ; return the journals that could not be checked.
 
-    Of feeds of Arrow it is looked for what would stop workers.
+    Feeds of Arrow are checked for settings that would stop workers.
     """
     problems = [
         f"topic {spec.name}: wrong number of partitions; got {found[spec.name]}; want "

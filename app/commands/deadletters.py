@@ -1,4 +1,4 @@
-"""``python -m app deadletters``: what workers set aside, by reason, and replaying it."""
+"""``python -m app deadletters``: events that workers set aside, by reason, and their replay."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ _WIDTH_PIPED = 200
 
 @click.group(name="deadletters")
 def command() -> None:
-    """See what workers could not use, and send it to its source again after a fix."""
+    """List events that workers could not use, and send them to their source again after a fix."""
 
 
 _OF_NEW_LAYERS = (
-    "a layer that the map got since answers from then on only: what was replayed of the time"
+    "a layer that the map got since answers from then on only: replayed events of the time"
     " before is folded and not shown; to have it all, read the topic with a map of another name"
 )
 
@@ -49,7 +49,7 @@ def _filtered(function: Callable[..., None]) -> Callable[..., None]:
         click.option("--late", is_flag=True, help="Of events that came too late, instead of dead."),
         click.option("--reason", "reasons", multiple=True, help="Only of this reason; repeatable."),
         click.option("--topic", "topics", multiple=True, help="Only of this topic; repeatable."),
-        click.option("--replayed", is_flag=True, help="Also what was replayed already."),
+        click.option("--replayed", is_flag=True, help="Also letters that were replayed already."),
         click.option("--json", "as_json", is_flag=True, help="Print JSON, an object a line."),
     ]
     for option in reversed(options):
@@ -133,7 +133,7 @@ def replay(
     elif layer or to:
         raise click.UsageError(
             "cannot use --layer and --to: they are for --late, and not for --resume; dead letters"
-            " go to their source, and what is resumed goes on to its topic"
+            " go to their source, and a resumed replay goes on to its topic"
         )
     done = asyncio.run(
         _letters(settings, late=late).replay(_wanted(reasons, topics, layer), to=to, resume=resume)

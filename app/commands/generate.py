@@ -81,7 +81,7 @@ class _Auto(click.ParamType):
     type=click.IntRange(1, 100_000),
     default=12,
     show_default=True,
-    help="How many event types there are; fewer where patterns have no star.",
+    help="Number of event types; fewer if patterns have no star.",
 )
 @click.option(
     "--late",
@@ -132,7 +132,7 @@ class _Auto(click.ParamType):
     type=click.Path(dir_okay=False, path_type=pathlib.Path),
     default=pathlib.Path("var/manifest.json"),
     show_default=True,
-    help="The file that says what was written and what must come of it.",
+    help="The file for the counts of written records and of the results that must follow.",
 )
 @click.option(
     "--start",
@@ -228,7 +228,7 @@ class _Display:
 
 
 def _say(content: dict[str, Any], manifest: pathlib.Path) -> None:
-    """Say what was written."""
+    """Print the counts of the load."""
     seconds, cpu_s, events = content["seconds"], content["cpu_seconds"], content["events"]
     how = "stopped after" if content["stopped"] else "in"
     click.echo(
@@ -236,4 +236,4 @@ def _say(content: dict[str, Any], manifest: pathlib.Path) -> None:
         f" ({events / seconds:,.0f}/s, {events / max(cpu_s, 0.001):,.0f} per CPU-second),"
         f" at most {content['behind_ms_max']:,} ms behind the schedule"
     )
-    click.echo(f"what a worker must come to stands in {manifest}")
+    click.echo(f"the counts that a worker must reach are in {manifest}")

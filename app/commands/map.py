@@ -1,4 +1,4 @@
-"""``map``: check a map file, show what follows from it, and make its topics and tables."""
+"""``map``: check a map file, show its topics and tables, and make them."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def show(file: str) -> None:
 def apply(file: str, replication: int | None, settings: Settings) -> None:
     """Make the Kafka topics of the map FILE and, with --archive cassandra, its tables.
 
-    What exists already is checked and never changed; what differs is refused.
+    Existing topics and tables are checked and never changed; one that differs is refused.
     """
     themap = load_map(file)
     asyncio.run(_apply(themap, replication, settings))
@@ -104,7 +104,7 @@ def _check_against(themap: Map, old: Map) -> None:
 def acl(file: str, role: Role, user: str, settings: Settings) -> None:
     """Print the least rights for the map FILE, as commands of Kafka and as CQL.
 
-    Nothing is asked or changed: who may give rights runs what is printed.
+    It connects to nothing and changes nothing: whoever may grant rights runs the output.
     """
     if not user.isprintable() or user in ("", "*"):
         # Kafka takes User:* for everybody.

@@ -108,7 +108,7 @@ def command(
 
 
 def _token() -> str | None:
-    """Return the token of the environment, or of the file that it names; None where neither is.
+    """Return the token of the environment, or of the file that it names; None if neither is set.
 
     Raises:
         QueryError: the file cannot be read.
@@ -158,7 +158,7 @@ def _watch(client: QueryClient, asked: Asked) -> None:
 
 
 def _tried(drawn: Callable[[], Group]) -> Group:
-    """Return what is drawn, or why there is nothing to draw now: a worker may be on its way."""
+    """Return the table, or why there is none now: a worker may be starting."""
     try:
         return drawn()
     except QueryFailedError as error:

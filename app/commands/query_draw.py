@@ -64,7 +64,7 @@ def is_worth_sparks(answer: FamilyAnswer) -> bool:
 
 
 def by_key(rows: Sequence[Row]) -> dict[tuple[Value, ...], dict[int, Row]]:
-    """Return the rows of each key by where they start."""
+    """Return the rows of each key by their starts."""
     found: dict[tuple[Value, ...], dict[int, Row]] = {}
     for row in rows:
         found.setdefault(tuple(row.key.values()), {})[row.window_start] = row
@@ -94,7 +94,7 @@ def _is_number(value: Value) -> TypeGuard[int | float]:
 
 
 def caption(answer: FamilyAnswer) -> str:
-    """Return what an answer is, in a few words."""
+    """Return exactness and age of an answer, in a few words."""
     age = "" if answer.data_age_ms is None else f", {answer.data_age_ms} ms old"
     closed = (
         "" if answer.watermark_ms is None else f", closed up to {time_text(answer.watermark_ms)}"

@@ -26,7 +26,7 @@ _WIDTH_PIPED = 200
 
 
 def _cannot(function: Callable[..., None]) -> Callable[..., None]:
-    """Make what keeps from verifying an exit code of its own."""
+    """Give reasons that prevent a verification an exit code of their own."""
 
     @functools.wraps(function)
     def run(*args: Any, **options: Any) -> None:
@@ -67,7 +67,7 @@ def command(
     settings: Settings, *, urls: tuple[str, ...], deadline_s: float, rows: int,
     ca_file: str | None, no_archive: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Recompute every row and count from the raw topics, and compare with what workers say.
+    """Recompute every row and count from the raw topics, and compare with the workers' answers.
 
     Exit code 0: all is equal; 1: something differs; 2: it cannot be verified.
     """

@@ -1,1 +1,1 @@
-"""Settings, and what the clients of Kafka and Cassandra are given of them."""
+"""Settings, and the options of Kafka's and Cassandra's clients that follow."""

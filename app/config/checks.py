@@ -59,7 +59,7 @@ def relations(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
     if settings.web_tokens_file and settings.archive == "cassandra" and not have_secret:
         text = (
             f"web_tokens_file: got {settings.web_tokens_file}, without peer_secret; want"
-            " peer_secret too where a group may have several workers, by which they know each"
+            " peer_secret too if a group may have several workers, by which they know each"
             " other; set the same at all of them"
         )
         yield ("web_tokens_file", "archive", "peer_secret", "web_token"), text

@@ -43,12 +43,12 @@ def kafka_options(settings: Settings, reloads: Reloads | None = None) -> dict[st
 
 
 def client_options(login: Settings | None) -> dict[str, Any]:
-    """Return :func:`kafka_options`, or those of a plain connection where there are no settings."""
+    """Return :func:`kafka_options`, or those of a plain connection without settings."""
     return {} if login is None else kafka_options(login)
 
 
 def cassandra_tls(settings: Settings, reloads: Reloads | None = None) -> ssl.SSLContext | None:
-    """Return what checks the nodes of Cassandra, None for connections without TLS.
+    """Return the context that checks the nodes of Cassandra, None for connections without TLS.
 
     Raises:
         SettingError: a certificate file cannot be used.
@@ -109,7 +109,7 @@ def _replication(settings: Settings) -> int:
 
 
 def advertised_url(settings: Settings) -> str:
-    """Return where other workers reach this one's endpoint."""
+    """Return the URL at which other workers reach this one's endpoint."""
     if settings.web_url:
         return settings.web_url.rstrip("/")
     host = settings.web_host
@@ -121,7 +121,7 @@ def advertised_url(settings: Settings) -> str:
 
 
 def peers_tls(settings: Settings, reloads: Reloads | None = None) -> ssl.SSLContext | None:
-    """Return what checks the certificates of other workers, None where the system's will do.
+    """Return the context that checks other workers' certificates, None for the system's.
 
     Raises:
         SettingError: the file of authorities cannot be used.

@@ -8,45 +8,51 @@ from typing import Any, TypeVar
 
 import click
 
-from app.config.meanings import MEANINGS
+from app.config.fields import flag, meaning, plain_type
 from app.config.settings import (
     FIELDS,
     FILE_VARIABLE,
+    Settings,
     environment_variable,
-    flag,
+    fields_of,
     load_settings,
 )
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def settings_options(function: Function, names: Iterable[str] = tuple(FIELDS)) -> Function:
+def settings_options(
+    function: Function, names: Iterable[str] | None = None, kind: type[Settings] = Settings
+) -> Function:
     """Add ``--settings FILE`` and a flag for every setting but the secrets to a click command.
 
-    The command's function is called with ``settings: Settings`` instead of the flags; ``names`` are
-    of those that have a flag.
+    The command's function is called with ``settings``, a ``kind``, instead of the flags; ``names``
+    are of those that have a flag, all of them by default.
 
     Raises:
         SettingError: when the command runs, as :func:`load_settings`.
     """
-    given = tuple(names)
+    fields = fields_of(kind)
+    given = tuple(fields if names is None else names)
 
     @functools.wraps(function)
     def with_settings(*args: Any, settings_file: str | None, **options: Any) -> Any:
         flags = {name: options.pop(name) for name in given if name in options}
-        return function(*args, settings=load_settings(flags, file=settings_file), **options)
+        settings = load_settings(flags, file=settings_file, kind=kind)
+        return function(*args, settings=settings, **options)
 
     wrapped: Any = with_settings
     for name in reversed(given):
-        flag_name = flag(name)
+        field = fields[name]
+        flag_name = flag(field)
         if flag_name is None:
             continue
-        meaning = f"{MEANINGS[name].replace('`', '')}  [{environment_variable(name)}]"
-        if FIELDS[name].type is bool:
+        text = f"{meaning(field).replace('`', '')}  [{environment_variable(name)}]"
+        if plain_type(field) is bool:
             both = f"{flag_name}/--no-{flag_name[2:]}"
-            option = click.option(both, name, default=None, help=meaning)
+            option = click.option(both, name, default=None, help=text)
         else:
-            option = click.option(flag_name, name, default=None, metavar="VALUE", help=meaning)
+            option = click.option(flag_name, name, default=None, metavar="VALUE", help=text)
         wrapped = option(wrapped)
     file_help = f"TOML file of settings.  [{FILE_VARIABLE}]"
     file_option = click.option("--settings", "settings_file", metavar="FILE", help=file_help)

@@ -8,25 +8,27 @@ from __future__ import annotations
 import pathlib
 import sys
 
-from app.config.meanings import MEANINGS
-from app.config.settings import FIELDS, flag, is_secret
+from msgspec.structs import FieldInfo
+
+from app.config.fields import flag, is_secret, meaning, trait
+from app.config.settings import Settings, fields_of
 
 BEGIN = "<!-- settings: made by app.config.page -->"
 END = "<!-- settings: end -->"
 
 
-def settings_table() -> str:
-    """Return the Markdown table of all settings, in their order."""
+def settings_table(kind: type[Settings] = Settings) -> str:
+    """Return the Markdown table of all settings of a struct, in their order."""
     lines = ["| setting | default | flag | meaning |", "|---|---|---|---|"]
-    for name, meaning in MEANINGS.items():
-        form = flag(name)
+    for name, field in fields_of(kind).items():
+        form = flag(field)
         shown = f"`{form}`" if form else "none: a secret"
-        lines.append(f"| `{name}` | {_default(name)} | {shown} | {meaning} |")
+        lines.append(f"| `{name}` | {_default(field)} | {shown} | {meaning(field)} |")
     return "\n".join(lines)
 
 
 def with_table(page: str) -> str:
-    """Return ``page`` with what stands between the marks replaced by the table of today.
+    """Return ``page`` with the text between the marks replaced by the table of today.
 
     Raises:
         ValueError: the page does not have both marks, each once.
@@ -37,15 +39,15 @@ def with_table(page: str) -> str:
     return f"{before}{BEGIN}\n{settings_table()}\n{END}{rest.partition(END)[2]}"
 
 
-def _default(name: str) -> str:
-    if name == "node":
-        return "the host's name"
-    value = FIELDS[name].default
+def _default(field: FieldInfo) -> str:
+    if words := trait(field, "default"):
+        return str(words)
+    value = field.default
     if isinstance(value, tuple):
         value = ",".join(value)
     if isinstance(value, bool):
         return str(value).lower()
-    return "" if value == "" or is_secret(name) else f"`{value}`"
+    return "" if value == "" or is_secret(field) else f"`{value}`"
 
 
 def main(path: pathlib.Path) -> None:

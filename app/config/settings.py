@@ -9,129 +9,31 @@ in the process list) and is never printed.
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 import pathlib
 import re
 import socket
 import tomllib
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import msgspec
+from msgspec.structs import FieldInfo
 
 from app.config.checks import relations
-from app.config.meanings import MEANINGS
+from app.config.fields import SettingFields, flag, is_secret, plain_type, trait
 from app.host.printable import MASK
-from app.trust.secret_files import (
-    PRIVATE_FILES,
-    SECRET_FILES,
-    read_secret,
-    shown_path,
-    warn_of_readers,
-)
+from app.trust.secret_files import read_secret, shown_path, warn_of_readers
 from tables.model.errors import SettingError
 
 ENVIRONMENT_PREFIX = "TREASURE_MAP_"
 FILE_VARIABLE = "TREASURE_MAP_SETTINGS"
-MIB = 1024 * 1024
-_SECRET = {"secret": True}
 _LOGIN = re.compile(r"\S*:\S*@")
-_BROKERS = r"^\s*[^\s,:]+:\d{1,5}(\s*,\s*[^\s,:]+:\d{1,5})*\s*$"
-_URL = r"^(https?://[^\s/?#@]+(/[^\s?#]*)?)?$"
-_REPLICATION = r"^([1-9]\d?|[A-Za-z0-9_.-]+:[1-9]\d?(,[A-Za-z0-9_.-]+:[1-9]\d?)*)$"
-# Flags whose name is not the field's own.
-_FLAG_NAMES = {"map_file": "map"}
-# What a field takes, where msgspec's own words would show a pattern.
-_FORMS = {
-    "brokers": "host:port, more separated by commas",
-    "cassandra_hosts": "host names, separated by commas or as a list",
-    "cassandra_replication": "a number like 3, or factors by data centre like dc1:3,dc2:3",
-    "cassandra_keyspace": "a lower-case identifier of at most 48 characters",
-    "group": "at most 200 letters, digits, dots, dashes and underscores",
-    "web_url": "a URL like https://worker-1:6066",
-    "web_token": "at least 16 printable ASCII characters without spaces",
-    "peer_secret": "at least 16 printable ASCII characters without spaces",
-}
-
-Positive = Annotated[int, msgspec.Meta(ge=1)]
-Milliseconds = Annotated[int, msgspec.Meta(ge=1, le=86_400_000)]
-Port = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
-Secret = Annotated[str, msgspec.Meta(extra=_SECRET)]
-Token = Annotated[str, msgspec.Meta(extra=_SECRET, pattern=r"^([!-~]{16,})?$")]
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything a worker and its commands can be told; an empty string or list means "not set".
-
-    ``brokers`` is Kafka's ``bootstrap.servers`` form; units stand last in the names.
-    """
-
-    map_file: pathlib.Path = pathlib.Path("map.toml")
-    node: Annotated[str, msgspec.Meta(max_length=200)] = ""
-    state_folder: pathlib.Path = pathlib.Path("var/state")
-    insecure: bool = False
-
-    brokers: Annotated[str, msgspec.Meta(pattern=_BROKERS)] = "127.0.0.1:9092"
-    group: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{0,200}$")] = ""
-    kafka_tls: bool = False
-    kafka_ca_file: str = ""
-    kafka_cert_file: str = ""
-    kafka_key_file: str = ""
-    kafka_key_password_file: str = ""
-    kafka_sasl_mechanism: Literal["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = ""
-    kafka_username: str = ""
-    kafka_password: Secret = ""
-    kafka_password_file: str = ""
-    session_timeout_ms: Milliseconds = 10_000
-    stuck_after_ms: Milliseconds = 60_000
-    fetch_max_wait_ms: Annotated[int, msgspec.Meta(ge=0, le=60_000)] = 50
-    fetch_bytes_max: Positive = 50 * MIB
-    gather_ms_max: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 10
-    chunk_bytes_max: Positive = 8 * MIB
-    chunk_records_max: Positive = 100_000
-    pending_bytes_max: Positive = 256 * MIB
-    disk_free_bytes_min: Annotated[int, msgspec.Meta(ge=0)] = 256 * MIB
-
-    archive: Literal["embedded", "cassandra"] = "embedded"
-    archive_folder: pathlib.Path = pathlib.Path("var/archive")
-    early_emit_ms: Annotated[int, msgspec.Meta(ge=0, le=86_400_000)] = 10_000
-    cassandra_hosts: tuple[str, ...] = ("127.0.0.1",)
-    cassandra_port: Port = 9042
-    cassandra_keyspace: Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]{0,47}$")] = (
-        "treasure_map"
-    )
-    cassandra_local_dc: Annotated[str, msgspec.Meta(min_length=1)] = "datacenter1"
-    cassandra_replication: Annotated[str, msgspec.Meta(pattern=_REPLICATION)] = "1"
-    cassandra_tls: bool = False
-    cassandra_tls_name: str = ""
-    cassandra_ca_file: str = ""
-    cassandra_cert_file: str = ""
-    cassandra_key_file: str = ""
-    cassandra_key_password_file: str = ""
-    cassandra_username: str = ""
-    cassandra_password: Secret = ""
-    cassandra_password_file: str = ""
-
-    web_host: Annotated[str, msgspec.Meta(min_length=1)] = "127.0.0.1"
-    web_port: Port = 6066
-    web_token: Token = ""
-    web_token_file: str = ""
-    web_tokens_file: str = ""
-    peer_secret: Token = ""
-    peer_secret_file: str = ""
-    web_cert_file: str = ""
-    web_key_file: str = ""
-    web_key_password_file: str = ""
-    web_ca_file: str = ""
-    web_url: Annotated[str, msgspec.Meta(pattern=_URL)] = ""
-    query_rows_max: Positive = 1_000_000
-    query_cells_max: Positive = 1_000_000
-    query_limit_max: Positive = 10_000
-    query_deadline_ms: Milliseconds = 10_000
-    query_concurrency_max: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 4
-    query_cache_bytes_max: Annotated[int, msgspec.Meta(ge=0)] = 64 << 20
-    query_live_max: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 64
+class Settings(SettingFields, frozen=True, kw_only=True):
+    """The settings of a worker and its commands, and the values that follow from them."""
 
     @property
     def node_name(self) -> str:
@@ -149,7 +51,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def cassandra_uses_tls(self) -> bool:
-        """Whether connections to Cassandra are encrypted: asked for, or given what TLS needs."""
+        """Whether connections to Cassandra are encrypted, by setting or because of TLS files."""
         given = (self.cassandra_tls_name, self.cassandra_ca_file, self.cassandra_cert_file)
         return self.cassandra_tls or any(given)
 
@@ -163,25 +65,27 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return list(masked(self).items())
 
 
-FIELDS = {field.name: field for field in msgspec.structs.fields(Settings)}
-assert list(MEANINGS) == list(FIELDS), "MEANINGS must list the fields of Settings in their order"
+@functools.cache
+def fields_of(kind: type[Settings]) -> Mapping[str, FieldInfo]:
+    """Return the fields of a struct of settings by name, in the order of the page."""
+    return {field.name: field for field in msgspec.structs.fields(kind)}
 
 
-def is_secret(name: str) -> bool:
-    """Tell whether a field's value must never be shown."""
-    metas = getattr(FIELDS[name].type, "__metadata__", ())
-    return any((meta.extra or {}).get("secret", False) for meta in metas)
+FIELDS = fields_of(Settings)
 
 
 def masked(settings: Settings) -> dict[str, object]:
     """Return the fields of ``settings`` with every secret that is set replaced by asterisks."""
-    values = msgspec.structs.asdict(settings)
-    return {name: MASK if value and is_secret(name) else value for name, value in values.items()}
+    return {
+        name: MASK if is_secret(field) and getattr(settings, name) else getattr(settings, name)
+        for name, field in fields_of(type(settings)).items()
+    }
 
 
 def secrets_of(settings: Settings) -> list[str]:
     """Return the values that must never be shown."""
-    return [getattr(settings, name) for name in FIELDS if is_secret(name)]
+    fields = fields_of(type(settings))
+    return [getattr(settings, name) for name, field in fields.items() if is_secret(field)]
 
 
 def environment_variable(name: str) -> str:
@@ -189,15 +93,11 @@ def environment_variable(name: str) -> str:
     return f"{ENVIRONMENT_PREFIX}{name.upper()}"
 
 
-def flag(name: str) -> str | None:
-    """Return the flag of a field, None for a secret."""
-    return None if is_secret(name) else f"--{_FLAG_NAMES.get(name, name).replace('_', '-')}"
-
-
 def load_settings(
     flags: Mapping[str, object] | None = None,
     environ: Mapping[str, str] | None = None,
     file: str | os.PathLike[str] | None = None,
+    kind: type[Settings] = Settings,
 ) -> Settings:
     """Read the settings from all places and check them as a whole.
 
@@ -205,39 +105,43 @@ def load_settings(
         flags: values by field name; None values are flags that were not given.
         environ: environment variables; None takes the process's own.
         file: the TOML file; None takes the one that ``TREASURE_MAP_SETTINGS`` names, if any.
+        kind: the struct that has the fields.
 
     Raises:
         SettingError: some field cannot be used; the message names all of them.
     """
     environ = os.environ if environ is None else environ
+    fields = fields_of(kind)
     given: dict[str, _Given] = {}
     problems: list[str] = []
     path = file if file is not None else environ.get(FILE_VARIABLE)
     private = []
-    if path and _read_file(pathlib.Path(path), given, problems):
+    if path and _read_file(pathlib.Path(path), fields, given, problems):
         private.append(str(path))
-    _read_environment(environ, given, problems)
+    _read_environment(environ, fields, given, problems)
     for name, value in (flags or {}).items():
-        assert name in FIELDS, f"{name} is no field of Settings"
+        assert name in fields, f"{name} is not a field of {kind.__name__}"
         if value is not None:
-            given[name] = _Given(value, f"flag {flag(name) or name}", isinstance(value, str))
-    unread = _read_secrets(given, problems)
+            place = f"flag {flag(fields[name]) or name}"
+            given[name] = _Given(value, place, is_text=isinstance(value, str))
+    unread = _read_secrets(fields, given, problems)
     values: dict[str, Any] = {}
-    for name, field in given.items():
+    for name, found in given.items():
+        field = fields[name]
         try:
-            values[name] = _convert(name, field)
+            values[name] = _convert(field, found)
         except (msgspec.ValidationError, ValueError) as error:
-            shown = MASK if is_secret(name) else repr(field.value)
-            problems.append(f"{name} ({field.where}): got {shown}; want {_wanted(name, error)}")
-    settings = Settings(**values)
-    sound = values.keys() | (FIELDS.keys() - given.keys() - unread)
-    problems += [text for fields, text in relations(settings) if sound.issuperset(fields)]
+            shown = MASK if is_secret(field) else repr(found.value)
+            problems.append(f"{name} ({found.where}): got {shown}; want {_wanted(field, error)}")
+    settings = kind(**values)
+    sound = values.keys() | (fields.keys() - given.keys() - unread)
+    problems += [text for names, text in relations(settings) if sound.issuperset(names)]
     if problems:
         # Whoever takes a host for a URL may put a password into it.
         lines = "\n".join(f"  - {_LOGIN.sub(f'{MASK}@', problem)}" for problem in problems)
         raise SettingError(f"cannot use settings: {len(problems)} problem(s)\n{lines}")
-    private += filter(None, (getattr(settings, name) for name in PRIVATE_FILES))
-    warn_of_readers(private)
+    private += [getattr(settings, name) for name in fields if trait(fields[name], "private")]
+    warn_of_readers(filter(None, private))
     return settings
 
 
@@ -249,7 +153,12 @@ class _Given(NamedTuple):
     is_text: bool
 
 
-def _read_file(path: pathlib.Path, given: dict[str, _Given], problems: list[str]) -> bool:
+def _read_file(
+    path: pathlib.Path,
+    fields: Mapping[str, FieldInfo],
+    given: dict[str, _Given],
+    problems: list[str],
+) -> bool:
     """Add the values of a file; return whether a secret is among them."""
     try:
         document = tomllib.loads(path.read_text("utf-8"))
@@ -257,17 +166,20 @@ def _read_file(path: pathlib.Path, given: dict[str, _Given], problems: list[str]
         problems.append(f"file {path}: cannot read it: {error}; want a TOML file of settings")
         return False
     for name, value in document.items():
-        if name in FIELDS:
+        if name in fields:
             given[name] = _Given(value, f"file {path}", is_text=False)
         else:
-            problems.append(f"{name} (file {path}): no such setting; {_nearest(name, FIELDS)}")
-    return any(name in FIELDS and is_secret(name) and bool(document[name]) for name in document)
+            problems.append(f"{name} (file {path}): no such setting; {_nearest(name, fields)}")
+    return any(is_secret(field) and bool(document.get(name)) for name, field in fields.items())
 
 
-def _read_secrets(given: dict[str, _Given], problems: list[str]) -> set[str]:
+def _read_secrets(
+    fields: Mapping[str, FieldInfo], given: dict[str, _Given], problems: list[str]
+) -> set[str]:
     """Add the secrets that stand in files of their own; return those that cannot be read."""
     unread = set()
-    for name, of_file in SECRET_FILES.items():
+    for name in filter(lambda name: is_secret(fields[name]), fields):
+        of_file = f"{name}_file"
         file = given.get(of_file)
         if file is None or not file.value or not isinstance(file.value, str):
             continue
@@ -286,9 +198,12 @@ def _read_secrets(given: dict[str, _Given], problems: list[str]) -> set[str]:
 
 
 def _read_environment(
-    environ: Mapping[str, str], given: dict[str, _Given], problems: list[str]
+    environ: Mapping[str, str],
+    fields: Mapping[str, FieldInfo],
+    given: dict[str, _Given],
+    problems: list[str],
 ) -> None:
-    known = {environment_variable(name): name for name in FIELDS}
+    known = {environment_variable(name): name for name in fields}
     for variable, value in environ.items():
         if variable in known:
             given[known[variable]] = _Given(value, f"environment {variable}", is_text=True)
@@ -302,27 +217,29 @@ def _nearest(name: str, known: Mapping[str, object] | list[str]) -> str:
     return f"did you mean {close[0]}?" if close else "docs/OPERATING.md lists all of them"
 
 
-def _convert(name: str, field: _Given) -> Any:
+def _convert(field: FieldInfo, given: _Given) -> Any:
     """Return a value as the field's type; text from environment and flags fits any type."""
-    value = field.value
-    if FIELDS[name].type is pathlib.Path:
+    value, kind = given.value, plain_type(field)
+    if kind is pathlib.Path:
         if not isinstance(value, str | pathlib.Path) or not str(value):
             raise ValueError("a path")
         return pathlib.Path(value)
-    if name == "cassandra_hosts":
-        hosts = value.split(",") if isinstance(value, str) else value
-        found = tuple(host.strip() for host in msgspec.convert(hosts, tuple[str, ...]))
+    if kind == tuple[str, ...]:
+        parts = value.split(",") if isinstance(value, str) else value
+        found = tuple(part.strip() for part in msgspec.convert(parts, tuple[str, ...]))
         if not all(found) or not found:
-            raise ValueError("host names")
+            raise ValueError("texts, separated by commas or as a list")
         return found
-    return msgspec.convert(value, FIELDS[name].type, strict=not field.is_text)
+    return msgspec.convert(value, field.type, strict=not given.is_text)
 
 
-def _wanted(name: str, error: Exception) -> str:
-    if name in _FORMS:
-        return _FORMS[name]
-    if FIELDS[name].type is bool:
+def _wanted(field: FieldInfo, error: Exception) -> str:
+    """Return the form of a value that a field takes."""
+    if wanted := trait(field, "wanted"):
+        return str(wanted)
+    kind = plain_type(field)
+    if kind is bool:
         return "true or false"
-    if get_origin(FIELDS[name].type) is Literal:
-        return "one of " + ", ".join(choice for choice in get_args(FIELDS[name].type) if choice)
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(choice for choice in get_args(kind) if choice)
     return str(error).removeprefix("Expected ").split(", got ")[0]

@@ -5,7 +5,7 @@ reads that takes them in: in their source they would only be late again.
 
 A letter is replayed once, whatever dies in between: a replay says in the side topic what it is
 about to send, sends it with the letter's place in a header, and says that it is done. Where that
-last word is missing, the topic that it sends to is searched for what has landed.
+last mark is missing, the target topic is searched for the letters that have arrived.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class DeadLetters:
             yield entry
 
     async def known(self, partitions: Iterable[int] | None = None) -> Known:
-        """Return what replays have said in the topic, or in some of its partitions."""
+        """Return the marks of replays in the topic, or in some of its partitions."""
         known = Known()
         async for entry in self._entries(partitions):
             if entry.mark is not None:
@@ -151,7 +151,7 @@ class DeadLetters:
             ReplayError: another replay is under way or was cut off, or one began at the same time;
                 late letters cannot go to that topic.
             SideTopicError: the topic cannot be read.
-            RightsError: this user may not read and write what it must.
+            RightsError: this user lacks a right to read or write.
             OutcomeUnknownError: the broker did not answer; run it again with ``resume``.
         """
         if not resume:
@@ -186,7 +186,7 @@ class DeadLetters:
         await check_rights(self._brokers, self._options, rights, cannot=cannot, role="deadletters")
 
     async def _check_target(self, to: str) -> None:
-        """Raise ReplayError where late letters must not go."""
+        """Raise ReplayError if late letters must not go to this topic."""
         assert bool(to) == (self._kind == "late"), "late letters, and no others, go elsewhere"
         if not to:
             return

@@ -39,7 +39,7 @@ class SideTopicError(TreasureMapError):
 
 
 class Mark(msgspec.Struct, frozen=True):
-    """What a replay says of itself.
+    """The mark of a replay.
 
     ``offsets`` are those of letters in this partition; ``ends`` the source partition's end before
     the first of them was sent, by topic and partition as ``topic[partition]``. ``to`` is the topic
@@ -81,7 +81,7 @@ class Record:
 async def read_records(
     brokers: str, topic: str, starts: Mapping[int, int | None], options: dict[str, Any]
 ) -> AsyncIterator[Record]:
-    """Yield the records of a topic up to where it ended when they were read.
+    """Yield the records of a topic up to its end at the time of reading.
 
     Args:
         brokers: bootstrap servers.
@@ -120,7 +120,7 @@ async def read_records(
 
 
 async def _read_partition(consumer: Any, key: KafkaPartition) -> AsyncIterator[Record]:
-    """Yield what is there; ends where the position has reached the end that fetches tell."""
+    """Yield the records there are; ends when the position reaches the end that fetches tell."""
     quiet_since = asyncio.get_running_loop().time()
     while True:
         found = await consumer.getmany(key, timeout_ms=200)

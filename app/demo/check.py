@@ -64,7 +64,7 @@ async def archived(folder: pathlib.Path, themap: Map, layers: list[Layer]) -> di
 
 
 def differences(where: str, layer: Layer, want: Rows, got: Rows) -> list[str]:
-    """Return a sentence for each row that differs, the first few of them; empty where equal."""
+    """Return a sentence for each row that differs, the first few of them; empty if equal."""
     wrong = sorted(place for place in want.keys() | got.keys() if want.get(place) != got.get(place))
     shown = [
         f"{layer.name} {where}, window {place[0]}, key {place[1]}:"

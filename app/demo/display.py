@@ -31,7 +31,7 @@ class Progress:
         self._applied: collections.deque[tuple[float, int]] = collections.deque()
 
     def begin(self) -> None:
-        """Start a source: :meth:`write` counts on from what was written before."""
+        """Start a source: :meth:`write` counts on from the events written before."""
         self._before = self.written
 
     def write(self, count: int) -> None:
@@ -68,7 +68,7 @@ class Display:
     Args:
         url: the address of the query endpoint.
         themap: the map that the worker runs.
-        console: where to; None is standard output.
+        console: gets the display; None is standard output.
     """
 
     def __init__(self, url: str, themap: Map, console: Console | None = None) -> None:

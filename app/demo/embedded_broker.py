@@ -43,7 +43,7 @@ class EmbeddedBroker:
     """
 
     def __init__(self, advertised: int | None = None) -> None:
-        """``advertised`` is the port that clients are told, where something stands before it."""
+        """``advertised`` is the port that clients are told, if a proxy stands before it."""
         self.bootstrap = ""
         self._advertised = advertised
         self._process: subprocess.Popen[bytes] | None = None
@@ -129,7 +129,7 @@ class EmbeddedBroker:
 def find_binary() -> str:
     """Return the path of the broker's binary.
 
-    The binary is run from where the package has it; only where an installer lost its executable
+    The binary is run in the package's folder; only if an installer lost its executable
     bit does the package make a copy, in the home folder.
 
     Raises:

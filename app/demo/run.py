@@ -1,4 +1,4 @@
-"""The demo: broker, topics, one worker, the flights, the radar, and a check of what came out.
+"""The demo: broker, topics, one worker, the flights, the radar, and a check of the result.
 
 embedded broker <-- replay of the flights, then the radar
       |
@@ -60,7 +60,7 @@ class DemoTimes:
 
 
 async def run(plan: DemoTimes, folder: pathlib.Path) -> list[str]:
-    """Run the demo and return what its check found wrong; empty where everything is equal.
+    """Run the demo and return the differences that its check found; empty if all is equal.
 
     Args:
         plan: how long its parts take.

@@ -1,4 +1,4 @@
-"""The demo's worker: ``python -m app worker`` as a child process, and what it says over HTTP."""
+"""The demo's worker: ``python -m app worker`` as a child process, and its answers over HTTP."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class DemoError(TreasureMapError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Status:
-    """What the worker says of itself at one moment: answers of /v1/ledger and /v1/layers."""
+    """The state of the worker at one moment: answers of /v1/ledger and /v1/layers."""
 
     ledger: dict[str, Any]
     layers: list[dict[str, Any]]
@@ -82,7 +82,7 @@ class DemoWorker:
 
     Attributes:
         url: the address of its query endpoint.
-        archive_folder: where its archive is; free to open once it has stopped.
+        archive_folder: folder of its archive; free to open once it has stopped.
     """
 
     def __init__(self, brokers: str, map_file: pathlib.Path, folder: pathlib.Path) -> None:
@@ -187,7 +187,7 @@ class DemoWorker:
             await asyncio.sleep(_POLL_SECONDS)
 
     def _not_ready(self) -> str:
-        """Return what the worker waits for, empty where it is ready."""
+        """Return the reason why the worker is not ready, empty if it is."""
         connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=5)
         try:
             connection.request("GET", "/readyz")
@@ -245,7 +245,7 @@ async def end_offsets(brokers: str, themap: Map) -> dict[tuple[str, int], int]:
 
 
 def _port() -> int:
-    """Return the usual port, or a free one where it is taken."""
+    """Return the usual port, or a free one if it is taken."""
     for port in (PORT, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,7 +1,7 @@
 """Back-pressure: while cells cannot leave, or a disk is nearly full, less is taken in.
 
-Nothing is dropped and nobody leaves the group: what is not taken stays in Kafka. What pauses is
-what adds; emission and eviction go on, so that what is pending can only fall.
+Nothing is dropped and nobody leaves the group: unread records stay in Kafka. Only inputs that add
+cells pause; emission and eviction go on, so the pending bytes can only fall.
 
     pending cells   0 ......... 80 % ......... max ......... 160 % ......... 2 max
     sources         taken         `- again       `- paused
@@ -26,10 +26,10 @@ LAYERS_ROOM = 2
 """How much more than sources layer topics may fill."""
 
 AGAIN = 0.8
-"""What was paused goes on when what is pending has fallen to this share of the mark."""
+"""Paused inputs go on when the pending bytes have fallen to this share of the mark."""
 
 FAR = 0.5
-"""Below this share of the mark there is time: what is pending is measured now and then. Above it,
+"""Below this share of the mark there is time: pending bytes are measured now and then. Above it,
 it is measured before every chunk, so that it passes the mark by one chunk at most."""
 
 COST_SHARE = 0.01
@@ -58,7 +58,7 @@ class Gate:
     pauses: int = 0
 
     def measure(self, pending_bytes: int, disk_free_bytes: int, disk: Path) -> None:
-        """Shut or open by what is measured; between the two marks nothing changes."""
+        """Shut or open by the measured bytes; between the two marks nothing changes."""
         was_open = not self.reasons
         if pending_bytes > self.pending_bytes_max:
             self.reasons[PENDING] = (

@@ -1,4 +1,4 @@
-"""Health of a worker, put together: what is watched, and what readiness follows from."""
+"""Health of a worker, put together: the things watched, and the sources of readiness."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def watch_of(
     pressure: Pressure,
     archive: Archive,
 ) -> Watch:
-    """Return what asks Kafka and the archive whether they answer, and partitions to move."""
+    """Return the watch over Kafka, the archive and the progress of partitions."""
 
     def positions() -> dict[TopicPartition, int]:
         found = {(owner.plan.topic, owner.partition): owner.position for owner in owners.each()}
@@ -60,7 +60,7 @@ def readiness_of(
     archive: Archive,
     pressure: Pressure,
 ) -> Readiness:
-    """Return what keeps a worker from being ready, first what has to come first."""
+    """Return the reasons why a worker is not ready, the most basic one first."""
     return Readiness(
         readiness.joining(transport),
         readiness.refused(transport),

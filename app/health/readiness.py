@@ -28,7 +28,7 @@ class Readiness:
     """All that keeps a worker from being ready.
 
     Args:
-        sources: what is asked, in this order.
+        sources: give the reasons, asked in this order.
     """
 
     def __init__(self, *sources: Source) -> None:
@@ -101,10 +101,10 @@ def unowned(themap: Map, group: GroupMap, transport: Transport) -> Source:
 
 
 def reading(transport: Transport, behind_records_max: int) -> Source:
-    """Tell what is not restored, fetched or caught up with yet.
+    """Give the reasons of partitions that are not restored, fetched or caught up yet.
 
     Args:
-        transport: what reads.
+        transport: reads the partitions.
         behind_records_max: unread records, over all partitions, up to which a worker counts as
             caught up: one chunk.
     """
@@ -125,7 +125,7 @@ def reading(transport: Transport, behind_records_max: int) -> Source:
 
 
 def paused(pressure: Pressure) -> Source:
-    """Tell what is paused until cells have left, or a disk has room."""
+    """Give the reasons of inputs that are paused until cells have left, or a disk has room."""
 
     def source() -> Iterator[str]:
         for gate in pressure.gates:

@@ -48,7 +48,7 @@ ASK = "ask"
 
 @dataclasses.dataclass(slots=True)
 class Standing:
-    """An owner that has not reached the end of its log: where, since when, when it is too long."""
+    """An owner that has not reached the end of its log: its offset, since when, until when."""
 
     position: int
     end: int
@@ -112,7 +112,7 @@ class Progress:
         self._standing = {tp: standing for tp, standing in self._standing.items() if but(tp)}
 
     def stuck(self) -> dict[TopicPartition, str]:
-        """Return what is stuck, each with where and for how long, in words."""
+        """Return the stuck partitions, each with its offset and time, in words."""
         return {
             tp: self._words(standing)
             for tp, standing in sorted(self._standing.items())
@@ -144,10 +144,10 @@ class Watch(Service):  # type: ignore[misc]  # mode comes without types
     """Asks each of some dependencies, beside each other, for as long as the worker runs.
 
     Args:
-        progress: what partitions are stuck.
+        progress: knows which partitions are stuck.
         questions: one a dependency.
-        floods: told now and then to show what it holds back.
-        failed: told what no dependency should raise.
+        floods: told now and then to show the lines that it holds back.
+        failed: gets errors that no dependency should raise.
     """
 
     def __init__(
@@ -195,10 +195,10 @@ def ask_kafka(
     ends: Callable[[Iterable[TopicPartition]], Awaitable[Mapping[TopicPartition, int]]],
     is_paused: Callable[[str], bool],
 ) -> Callable[[], Coroutine[Any, Any, None]]:
-    """Return what Kafka is asked: how far logs go that partitions of this worker should follow.
+    """Return the question to Kafka: the ends of the logs that this worker should follow.
 
     Args:
-        progress: told what was found.
+        progress: gets the ends that were found.
         positions: returns the next offset of each owner.
         restoring: returns the partitions that are to have an owner here.
         ends: returns the ends of logs.

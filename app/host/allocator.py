@@ -1,10 +1,10 @@
 """Memory of a worker process: how long freed memory is kept, and when Python collects.
 
-A worker takes and frees buffers of megabytes all the time: answers to fetches, what they inflate
-to, chunks. By default glibc gives each of them back to the system and asks for it again, and the
+A worker takes and frees buffers of megabytes all the time: answers to fetches, inflated batches,
+chunks. By default glibc gives each of them back to the system and asks for it again, and the
 system clears every page anew. Measured on a virtual machine: inflating LZ4 batches of 350 KB took
-222 ns an event, 38 ns once freed memory is kept. Once a minute all of it is given back: what a
-burst or a large merge took would stay for ever else, and what a minute of work needs is soon there
+222 ns an event, 38 ns once freed memory is kept. Once a minute all of it is given back: otherwise
+the memory of a burst or a large merge would stay for ever, and a minute's work soon has its memory
 again (200 MiB are 50,000 pages, some 30 ms of a minute).
 
 Python's collector looks for cycles whenever 700 more objects live than died. A chunk is tens of
@@ -63,7 +63,7 @@ def trim_periodically(seconds: float = GIVE_BACK_SECONDS) -> None:
 
 
 def tune_gc() -> None:
-    """Leave what lives now out of all collections, and collect what comes after less often.
+    """Leave the objects of now out of all collections, and collect later ones less often.
 
     Call it once a process has started: modules, classes and settings live as long as it does.
     """

@@ -35,7 +35,7 @@ def start_child(
         arguments: the program and its arguments.
         output: takes standard output and standard error.
         environment: all environment variables of the child.
-        folder: where it runs; None is here.
+        folder: its working folder; None is the present one.
     """
     parent = os.getpid()
 

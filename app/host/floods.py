@@ -1,9 +1,9 @@
 """Floods of the log: of lines that say the same, the first and the last are kept, others counted.
 
-aiokafka and the Cassandra driver log each attempt to reach what is away, many a second. Their
-loggers stay as they are; a line is like another if logger, level and message are the same but for
-the numbers, addresses and errors put into it. Some of these lines come with the traceback of an
-error that says it all: that a node is away, or refuses.
+aiokafka and the Cassandra driver log each attempt to reach a server that is
+away, many a second. Their loggers stay as they are; a line is like another if logger, level and
+message are the same but for the numbers, addresses and errors put into it. Some of these lines come
+with the traceback of an error that says it all: that a node is away, or refuses.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _drop_traceback(record: logging.LogRecord) -> None:
 
 
 def tame() -> FloodFilter:
-    """Filter what is told again and again, also by libraries that have been imported so far."""
+    """Filter repeated lines, also of libraries that have been imported so far."""
     tamed = FloodFilter()
     for name in OWN:
         logging.getLogger(name).addFilter(tamed)

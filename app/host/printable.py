@@ -1,4 +1,4 @@
-"""Text of others made safe to show: what would steer a terminal is shown as an escape.
+"""Text of others made safe to show: control characters of a terminal are shown as escapes.
 
 Keys, types, topics and errors come from whoever writes to Kafka. Control characters among them
 could clear a screen or set its title; those that turn the direction of text make it look like
@@ -55,7 +55,7 @@ def printable_json(value: object, option: int | None = None) -> str:
 def protect_log(secrets: Iterable[str] = ()) -> None:
     """Make all lines that are logged from now on safe to show, those of libraries too.
 
-    None has a secret of these, nor the bytes that went to brokers: events, and what logs in.
+    None has a secret of these, nor the bytes that went to brokers: events and logins.
     """
     long = [secret for secret in secrets if len(secret) >= SECRET_LENGTH_MIN]
     hidden = sorted({form for secret in long for form in _forms(secret)}, key=len, reverse=True)
@@ -99,7 +99,7 @@ def _forms(secret: str) -> Iterator[str]:
 
 
 def _kind_of(argument: object) -> object:
-    """Return what a line may have of a request or an answer: which it is."""
+    """Return the part of a request or an answer that a line may show: its kind."""
     is_plain = argument is None or isinstance(argument, str | int | float | BaseException)
     return argument if is_plain else type(argument).__name__
 

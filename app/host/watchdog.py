@@ -1,7 +1,7 @@
-"""The watchdog: ends a process whose event loop stands still, and says where it stood.
+"""The watchdog: ends a process whose event loop stands still, and shows the code that was running.
 
-By then the group has given the worker's partitions to others, and its journal fences what it may
-still do; what is left to do is to leave, so that a supervisor starts it again.
+By then the group has given the worker's partitions to others, and its journal fences whatever it
+may still do. So it has to end, and a supervisor starts it again.
 
     event loop   beat . beat . beat . [ long call ...............................
     thread         tick   tick   tick   +1   +1   +1   +1  > limit: last words, end
@@ -131,6 +131,6 @@ def _frames() -> dict[int | None, FrameType]:
 
 
 def _place() -> str:
-    """Return where the main thread is, as file, line and function."""
+    """Return the place of the main thread, as file, line and function."""
     frame = _frames()[threading.main_thread().ident]
     return f"{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_qualname})"

@@ -1,10 +1,10 @@
-"""The one place that touches private names of aiokafka: what was fetched, and the group's state.
+"""The one place that touches private names of aiokafka: fetched batches, and the group's state.
 
-aiokafka is pinned; ``tests/test_aiokafka_private.py`` fails when an upgrade changes a name used
-here. ``Fetched.drain`` replaces ``getmany()``, which makes one ConsumerRecord object per record,
-with the same order of checks: a result that is no longer wanted is removed, an error is removed and
-raised, a position moves only past what was taken. It never waits, so a drain and the hand-over of
-its runs are one step.
+aiokafka is pinned; ``tests/contract/test_aiokafka_private.py`` fails when an upgrade changes a name
+used here. ``Fetched.drain`` replaces ``getmany()``, which makes one ConsumerRecord object per
+record, with the same order of checks: a result that is no longer wanted is removed, an error is
+removed and raised, a position moves only past records that were taken. It never waits, so a drain
+and the hand-over of its runs are one step.
 """
 
 # ruff: noqa: SLF001 - private names are what this file is for
@@ -23,7 +23,8 @@ from typing import Any, cast
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka import TopicPartition as KafkaPartition
-from aiokafka.conn import AIOKafkaConnection, CloseReason
+from aiokafka import conn as aiokafka_conn
+from aiokafka.conn import AIOKafkaConnection, AIOKafkaProtocol, CloseReason
 from aiokafka.consumer import fetcher
 from aiokafka.consumer.fetcher import READ_COMMITTED, FetchError, FetchResult
 from aiokafka.errors import CorruptRecordException, KafkaConnectionError, KafkaError
@@ -33,8 +34,24 @@ from tables.record.chunk import Headers, RecordFault, Run
 
 log = logging.getLogger(__name__)
 
-# From here on every consumer of this process reads batches in our way.
+
+class _Protocol(AIOKafkaProtocol):  # type: ignore[misc]  # aiokafka comes without types here
+    """A connection's protocol that reads the error which ended it; aiokafka does not.
+
+    asyncio reads it when it collects the protocol. If it collects the future that has the error
+    before, which may be so of garbage in cycles, it complains that nobody read it.
+    """
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        ended = self._get_close_waiter(None)
+        if not ended.cancelled():
+            ended.exception()
+
+
+# From here on every consumer of this process reads batches in our way, and connections end so.
 fetcher.MemoryRecords = Batches
+aiokafka_conn.AIOKafkaProtocol = _Protocol
 
 _LOG_APPEND_TIME = 1
 LEAVE_SECONDS_MAX = 2.0
@@ -56,7 +73,7 @@ class UnreadableError(Exception):
 
 @dataclasses.dataclass(slots=True)
 class _Batch:
-    """The records of one decoded batch that no run has yet, by column, and where the batch ends."""
+    """The records of one decoded batch that no run has yet, by column, and the batch's end."""
 
     result: FetchResult
     next_offset: int
@@ -67,7 +84,7 @@ class _Batch:
     faults: dict[int, RecordFault] = dataclasses.field(default_factory=dict)
 
     def split(self, count: int) -> _Batch:
-        """Take the first ``count`` records out and return them; they end where the rest begins."""
+        """Remove and return the first ``count`` records; they end at the offset of the rest."""
         first = dataclasses.replace(
             self,
             next_offset=self.offsets[count],
@@ -106,11 +123,11 @@ class Fetched:
         assert self._fetcher is not None, "the consumer must be started"
 
     def check_errors(self) -> None:
-        """Raise what the group coordinator or the fetcher could not mend by themselves.
+        """Raise the error that the group coordinator or the fetcher could not mend by themselves.
 
         Raises:
             KafkaError: aiokafka's error. Having it raised lets the coordinator go on, if it runs.
-            Exception: what ended one of aiokafka's own tasks.
+            Exception: the error that ended one of aiokafka's own tasks.
         """
         check_metadata(self._consumer)
         self._consumer._coordinator.check_errors()
@@ -119,7 +136,7 @@ class Fetched:
             fetching.result()
 
     def generation(self) -> int:
-        """Return the group generation this member belongs to now, below 0 where it is no member."""
+        """Return the group generation of this member, below 0 if it is not a member now."""
         return int(self._consumer._coordinator.generation)
 
     def rebalancing(self) -> bool:
@@ -138,7 +155,7 @@ class Fetched:
         return waiter
 
     def discard(self, topic: str, partition: int) -> None:
-        """Drop what was fetched of a partition, so that it is fetched again from its position."""
+        """Drop the fetched records of a partition, so it is fetched again from its position."""
         self._remove(KafkaPartition(topic, partition))
 
     def drain(
@@ -157,7 +174,7 @@ class Fetched:
             strayed: called for a partition that stands elsewhere than its owner; it gives no run.
 
         Returns:
-            at most one run a partition; it has no records where the log holds none at its offsets.
+            at most one run a partition; it has no records if the log holds none at its offsets.
 
         Raises:
             UnreadableError: the broker refuses a partition, or a batch is damaged.
@@ -252,7 +269,7 @@ class Fetched:
 async def read_plain(
     consumer: AIOKafkaConsumer, timeout_s: float
 ) -> dict[KafkaPartition, list[Any]]:
-    """Return what ``getmany()`` does, with records as batches have them: ``Record``, or C's own.
+    """Return the result of ``getmany()``, with the batches' own records: ``Record``, or C's.
 
     Making a ConsumerRecord of each takes longer than all else, and it would have no fault.
     """
@@ -281,7 +298,7 @@ def write(connection: AIOKafkaConnection, message: bytes) -> None:
     """Write to a connection; one that is broken is closed, so that all its requests end.
 
     Between a reset and its being told the loop still has the transport, but will not write to it:
-    asyncio drops what is written, uvloop raises a RuntimeError, which aiokafka does not expect.
+    asyncio drops written bytes, uvloop raises a RuntimeError, which aiokafka does not expect.
 
     Raises:
         KafkaConnectionError: the connection is broken.
@@ -322,7 +339,7 @@ def _broken(connection: AIOKafkaConnection, error: Exception) -> KafkaConnection
 
 
 def check_metadata(user: AIOKafkaConsumer | AIOKafkaProducer) -> None:
-    """Raise what ended the task that keeps a client's metadata fresh; aiokafka tells nobody.
+    """Raise the error that ended the task of a client's metadata; aiokafka tells nobody.
 
     Without it a leader that moves is never found again.
 

@@ -1,6 +1,6 @@
 """The assignor: which member of the group owns which partition, and how all members know it.
 
-Every member sends with its join what it is and has: node name, boot, web URL, partitions owned and
+Every member describes itself in its join: node name, boot, web URL, partitions owned and
 held on disk. The group's leader plans the whole map with :func:`plan` and sends it to each member,
 so that any worker can ask the owner of a partition. Planning is pure: same members, same map.
 """
@@ -20,7 +20,7 @@ from aiokafka.coordinator.protocol import (
     ConsumerProtocolMemberMetadata,
 )
 
-from app.kafka.group_proof import GroupProof
+from app.kafka.group_proof import GroupProof, content_of
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ TopicPartition = tuple[str, int]
 
 # Part of the group protocol: members with another name cannot join. A change of the formats below
 # that older members cannot read needs a new name.
-NAME = "treasure-map-1"
+NAME = "treasure-map-2"
 _PROTOCOL_VERSION = 0
 
 STRANGER_CHARACTERS_MAX = 200
@@ -36,11 +36,11 @@ STRANGER_CHARACTERS_MAX = 200
 
 
 class Member(msgspec.Struct, frozen=True):
-    """What one member says of itself when it joins.
+    """A member's description of itself in its join.
 
     ``boot`` is greater for a later start of the same node. ``generation`` is the one in which
     ``owned`` was assigned: of two members that claim a partition, the later generation is right.
-    ``home`` is what a worker has again when it is started again: two boots of one home do not live
+    ``home`` stays the same when a worker is started again: two boots of one home do not live
     at once. ``alone`` says why it cannot share the group, if it cannot; ``settled`` that the group
     has taken it before.
     """
@@ -72,7 +72,7 @@ class Share(msgspec.Struct, frozen=True):
 
 
 class Candidate(msgspec.Struct, frozen=True):
-    """A member as the planner sees it: what it says of itself, and the topics it reads.
+    """A member as the planner sees it: its description of itself, and the topics it reads.
 
     ``stranger`` says why it is no worker, of which nothing is believed; ``proved`` that it says
     this as the member that it is, and not in the words of another.
@@ -92,7 +92,7 @@ def plan(
     A partition stays with its owner unless that one has more than its share. Of an owner with too
     many, those of its most crowded topic go; a partition without owner goes to a member that has
     less than its share of the topic, holds it on disk, has few of the topic, has few in all; ties
-    go by rendezvous hash of the node's name. An older boot of a home gets nothing: what it had
+    go by rendezvous hash of the node's name. An older boot of a home gets nothing: its partitions
     belongs to the latest boot. Who is refused (:func:`refusals`) gets nothing.
 
     Args:
@@ -173,7 +173,7 @@ def _why_not_beside(late: Member, early: Member) -> str:
 
 
 class _Planner:
-    """A plan in the making: who has what, how many in all and of each topic."""
+    """A plan in the making: each member's partitions, and their numbers in all and by topic."""
 
     def __init__(
         self, partitions: Mapping[str, int], living: Mapping[str, Candidate], share: int
@@ -191,7 +191,7 @@ class _Planner:
         self._counts[member][tp[0]] += 1
 
     def shed(self, member: str) -> list[TopicPartition]:
-        """Take from a member what it has above its share; return it."""
+        """Take from a member the partitions above its share; return them."""
         mine, counts, node = self.planned[member], self._counts[member], self._node(member)
         gone = []
         while len(mine) > self._share:
@@ -284,9 +284,9 @@ class Assignor(AbstractPartitionAssignor):  # type: ignore[misc]  # aiokafka com
     """aiokafka's assignor, as an object per consumer: aiokafka never asks whether it is a class.
 
     Args:
-        describe: returns what this member says of itself; called for every join.
-        on_shares: called with what every member got, as of an assignment.
-        proof: signs what is said, and checks it.
+        describe: returns this member's description of itself; called for every join.
+        on_shares: called with the partitions of every member, as of an assignment.
+        proof: signs joins and plans, and checks them.
         place: returns this member's number in the group, empty at first, and the generation.
     """
 
@@ -305,7 +305,7 @@ class Assignor(AbstractPartitionAssignor):  # type: ignore[misc]  # aiokafka com
         self._place = place
 
     def metadata(self, topics: Iterable[str]) -> ConsumerProtocolMemberMetadata:
-        """Return what this member joins with."""
+        """Return the metadata of this member's join."""
         number, _ = self._place()
         data = self._proof.join(self._describe(), number)
         return ConsumerProtocolMemberMetadata(_PROTOCOL_VERSION, sorted(topics), data)
@@ -376,22 +376,19 @@ def shares_of(data: bytes) -> list[Share]:
     Raises:
         ValueError: it is not one.
     """
-    try:
-        return msgspec.msgpack.decode(data, type=list[Share])
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise ValueError(str(error)) from error
+    return content_of(data, list[Share])
 
 
 def _cut(told: Member) -> Member:
-    """Return what a stranger says as far as others are told: brokers take no plan of any length."""
+    """Return a stranger's description, cut for the plan, whose length brokers bound."""
     node, url = told.node[:STRANGER_CHARACTERS_MAX], told.url[:STRANGER_CHARACTERS_MAX]
     return msgspec.structs.replace(told, node=node, url=url)
 
 
 def _decoded(member: str, data: bytes) -> Member:
-    """Return what a member says of itself; one that cannot be read takes part as a new node."""
+    """Return a member's description of itself; one that cannot be read takes part as a new node."""
     try:
-        return msgspec.msgpack.decode(data, type=Member)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        log.warning("cannot read what group member %s says of itself: %s", member, error)
+        return content_of(data, Member)
+    except ValueError as error:
+        log.warning("cannot read the join of group member %s: %s", member, error)
         return Member(member, 0, "", -1, {}, {})

@@ -1,6 +1,6 @@
 """A feed: writes records and heartbeats to one raw topic, many at a time.
 
-Values are packed into record batches here and handed to aiokafka whole: one future a batch, where
+Values are packed into record batches here and handed to aiokafka whole: one future a batch, while
 its ``send`` makes one a record. All of a partition's records keep their order.
 
     add(partition, keys, values) --> open batch of the partition --flush()--> sent, acknowledged
@@ -48,7 +48,7 @@ class BatchProducer:
 
     Args:
         brokers: bootstrap servers, ``host:port`` separated by commas.
-        topic: what is written to.
+        topic: gets the values.
         compressed: with zstd. Batches of a few records are quicker without, for all who read them.
         options: security options of aiokafka's clients.
 
@@ -107,7 +107,7 @@ class BatchProducer:
         return self
 
     async def __aexit__(self, kind: object, *_: object) -> None:
-        """Send what is open, unless leaving by an exception, and disconnect."""
+        """Send open batches, unless leaving by an exception, and disconnect."""
         try:
             if kind is None:
                 await self.drain()

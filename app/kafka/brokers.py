@@ -1,4 +1,4 @@
-"""Brokers that do not answer, though others do: what a worker does that starts meanwhile."""
+"""Brokers that do not answer, though others do: a worker that starts meanwhile waits for them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from aiokafka.errors import (
     TopicAuthorizationFailedError,
 )
 
+import app.kafka.aiokafka_private  # noqa: F401 - so that connections of all commands end as there
 from app.kafka.connection_causes import cause_of
 from tables.called import called
 from tables.model.errors import TreasureMapError
@@ -55,11 +56,11 @@ def is_refusal(error: Exception) -> bool:
 async def connect_error(
     error: Exception, cannot: str, brokers: str, options: Mapping[str, Any]
 ) -> TreasureMapError:
-    """Return why there is no connection; a BrokersAwayError where asking again may help.
+    """Return why there is no connection; a BrokersAwayError if asking again may help.
 
     Args:
-        error: what a client of aiokafka raised when it was to connect or to be answered.
-        cannot: what cannot be done, as a sentence begins with it.
+        error: the error of a client of aiokafka that should connect or be answered.
+        cannot: the failed action, as the beginning of a sentence.
         brokers: ``host:port``, separated by commas.
         options: security options of aiokafka's clients.
     """

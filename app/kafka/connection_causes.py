@@ -33,6 +33,9 @@ STEP_S = 5.0
 ALERT_S = 0.5
 """How long after its own part of a TLS 1.3 handshake a client waits to be refused."""
 
+END_S = 0.5
+"""How long a connection may take to end."""
+
 BROKERS_MAX = 6
 """Brokers that are tried, of those of the setting and again of those that they name."""
 
@@ -49,7 +52,7 @@ class Cause:
     """What is wrong with one broker.
 
     Attributes:
-        words: what is wrong and which setting to look at, as a part of a sentence.
+        words: the fault and the setting to look at, as a part of a sentence.
         is_final: whether it stays so until somebody changes something.
     """
 
@@ -64,7 +67,7 @@ class _FoundError(Exception):
 
 
 async def cause_of(brokers: str, options: Mapping[str, Any]) -> Cause | None:
-    """Return why brokers cannot be used; None where one of them, and all that it names, can be.
+    """Return why brokers cannot be used; None if one of them, and all that it names, can be.
 
     Args:
         brokers: ``host:port``, separated by commas.
@@ -84,7 +87,7 @@ async def cause_of(brokers: str, options: Mapping[str, Any]) -> Cause | None:
 
 
 async def _of_named(named: list[tuple[str, int]], options: Mapping[str, Any]) -> Cause | None:
-    """Return what is wrong for good with a broker that another one names."""
+    """Return the lasting fault of a broker that another one names."""
     for place in named[:BROKERS_MAX]:
         try:
             await _try(*place, options)
@@ -142,7 +145,7 @@ async def _open(at: str, host: str, port: int) -> None:
         raise _FoundError(f"nothing listens at {host}:{port}", is_final=False) from error
     except (OSError, TimeoutError) as error:
         raise _FoundError(f"{at} does not answer: {_text(error)}", is_final=False) from error
-    writer.close()
+    await _end(writer)
 
 
 async def _shake_hands(at: str, host: str, port: int, context: ssl.SSLContext) -> None:
@@ -163,11 +166,19 @@ async def _shake_hands(at: str, host: str, port: int, context: ssl.SSLContext) -
         raise _FoundError(words) from error
     finally:
         if writer is not None:
-            writer.close()
+            await _end(writer)
+
+
+async def _end(writer: asyncio.StreamWriter) -> None:
+    """Close a connection, and read the error that ended it: asyncio complains if nobody does."""
+    writer.close()
+    with contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(END_S):
+            await writer.wait_closed()
 
 
 def _tls_words(at: str, host: str, error: Exception) -> str | None:
-    """Return what a failed handshake says; None where it says nothing."""
+    """Return the cause that a failed handshake tells; None if it tells none."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the certificate of {at} {_certificate_words(host, error)}"
     fault = fault_of(error)
@@ -222,7 +233,7 @@ async def _speaks_tls(host: str, port: int) -> bool:
             _, writer = await asyncio.open_connection(host, port, ssl=context)
     except (OSError, TimeoutError):
         return False
-    writer.close()
+    await _end(writer)
     return True
 
 
@@ -255,7 +266,7 @@ async def _login_words(
             " kafka_sasl_mechanism"
         )
     return (
-        f"{at} refuses the login of user {user} by {mechanism}; want what the brokers know in"
+        f"{at} refuses the login of user {user} by {mechanism}; want a known user in"
         " kafka_username and kafka_password"
     )
 

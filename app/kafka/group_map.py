@@ -1,4 +1,4 @@
-"""The group as of the last assignment: which worker owns what, and where it answers."""
+"""The group as of the last assignment: the partitions of each worker, and its URL."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """What aiokafka's group coordinator passes on, looked at before aiokafka interprets it.
 
-aiokafka takes what other members of a group say as it comes: one that says nothing it can read ends
+aiokafka trusts the bytes of other members of a group: one that sends bytes it cannot read ends
 the leader, and a leader that plans nothing it can read ends everybody, without a word of who it is.
-``tests/test_aiokafka_private.py`` fails when an upgrade changes a name used here.
+``tests/contract/test_aiokafka_private.py`` fails when an upgrade changes a name used here.
 """
 
 # ruff: noqa: SLF001 - private names are what this file is for
@@ -13,7 +13,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer
+from aiokafka.errors import RebalanceInProgressError
 from aiokafka.protocol.admin import DescribeGroupsRequest
+
+_STABLE = "Stable"
+"""The state of a group whose members have their assignments."""
 
 
 class Described(NamedTuple):
@@ -35,12 +39,12 @@ def look_at_group(
     joined: Callable[[str, bytes], bytes],
     planned: Callable[[int, bytes], Awaitable[bytes]],
 ) -> None:
-    """Have a consumer look at what other members say before it is used.
+    """Have a consumer check the bytes of other members before it uses them.
 
     Args:
         consumer: a started consumer, not subscribed yet.
         joined: called as the leader with number and bytes of each member; returns the bytes to use.
-        planned: called with the generation and what the leader gave; returns the bytes to use.
+        planned: called with the generation and the leader's plan; returns the bytes to use.
     """
     coordinator = consumer._coordinator
     perform, complete = coordinator._perform_assignment, coordinator._on_join_complete
@@ -65,9 +69,13 @@ async def describe_group(consumer: AIOKafkaConsumer, group: str) -> list[Describ
     """Return the members of the group; who may read it may ask for them.
 
     Raises:
+        RebalanceInProgressError: it is being planned anew; the coordinator does not tell then what
+            members joined with.
         KafkaError: the coordinator does not answer.
     """
     answer = await consumer._coordinator._send_req(DescribeGroupsRequest([group]))
+    if any(found[2] != _STABLE for found in answer.groups):
+        raise RebalanceInProgressError
     return [
         Described(row[0], row[2].lstrip("/"), row[-2])
         for found in answer.groups

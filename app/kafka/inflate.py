@@ -1,7 +1,7 @@
 """Inflate: the compressed records of a batch, within a bound whatever they claim.
 
 A batch of some KiB can inflate to gigabytes. Its size is in no header that could be trusted, so a
-buffer of a guessed size is filled, and a larger one where that is too small.
+buffer of a guessed size is filled, and a larger one if that is too small.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _GUESS_FACTOR = 8
 _GUESS_BYTES_MIN = 64 << 10
 _PIECE_BYTES = 4 << 20
 _FULL = "failed to write whole buffer"
-"""The words of cramjam where its output is full; a test fails when an upgrade changes them."""
+"""The words of cramjam when its output is full; a test fails when an upgrade changes them."""
 
 _XERIAL_START = b"\x82SNAPPY\x00"
 _XERIAL_HEADER_BYTES = 16

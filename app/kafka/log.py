@@ -42,7 +42,7 @@ READ_DEADLINE_S = 30.0
 """A read that got nothing for so long is given up; so is a question for bounds."""
 
 END_AFTER_S = 1.0
-"""A read that got nothing for so long asks whether the log ends where it stands."""
+"""A read that got nothing for this time asks whether the log ends at its position."""
 
 RECORDS_AT_ONCE = 200
 """Records unpacked before others get their turn: a source far behind has millions behind the one
@@ -53,7 +53,7 @@ FETCH_BYTES_OF_ONE = 64 << 10
 """Of one fetch; a batch that is larger comes whole."""
 
 STOP_DEADLINE_S = 3.0
-"""Appends that are under way get so long when the worker stops; the journal tells what landed."""
+"""Time for appends under way when the worker stops; the journal shows those that arrived."""
 
 SOON_BYTES_MAX = 256 << 10
 """A larger record gains nothing by the shorter way."""
@@ -138,7 +138,7 @@ class KafkaLog:
         self._appends = Appends(self._producer, self._append_deadline_s)
 
     async def stop(self) -> None:
-        """Flush and disconnect; what a broker does not take in time is left to the next claim."""
+        """Flush and disconnect; the next claim decides about appends that are not done in time."""
         if self._producer is not None:
             try:
                 await within(STOP_DEADLINE_S, self._producer.stop())
@@ -205,7 +205,7 @@ class KafkaLog:
     async def _append_soon(
         self, cannot: str, topic: str, partition: int, value: bytes
     ) -> int | None:
-        """Append a record that may come twice; return its offset, None where that did not work."""
+        """Append a record that may come twice; return its offset, None if that failed."""
         assert self._appends is not None
         try:
             return await self._appends.append(topic, partition, value)
@@ -250,7 +250,7 @@ class KafkaLog:
         return await self._read(TopicPartition(topic, partition), start, stop, bytes_max)
 
     async def record_at(self, topic: str, partition: int, offset: int) -> LogRecord | None:
-        """Return the record at an offset; None where the log has none there any more.
+        """Return the record at an offset; None if the log has none there any more.
 
         Compaction takes records out, also the last ones, and markers of transactions are none.
 
@@ -330,7 +330,7 @@ class KafkaLog:
         *,
         may_lack: bool,
     ) -> list[LogRecord]:
-        """Return the records from where ``consumer`` stands; each step on moves the deadline.
+        """Return the records from the position of ``consumer``; each step on moves the deadline.
 
         ``may_lack`` says that the last ones may be gone from a log that has their offsets.
         """
@@ -441,7 +441,7 @@ def _gone(cannot: str) -> str:
 def _is_final(error: BaseException | None) -> bool:
     """Tell whether no later append can do better.
 
-    aiokafka retries what may pass. What it does not retry either belongs to the topic (who may
+    aiokafka retries errors that may pass. Any other error either belongs to the topic (who may
     write, how large) or has broken the producer's sequence, which only a new producer mends.
     """
     passing = isinstance(error, KafkaTimeoutError | ProducerClosed)

@@ -36,7 +36,7 @@ class _Refusal:
 
 
 class Logins:
-    """Connects, and remembers who was refused where.
+    """Connects, and remembers refused logins by broker.
 
     Args:
         connect: makes a connection and logs in: aiokafka's ``create_conn``.

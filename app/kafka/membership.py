@@ -1,33 +1,39 @@
-"""Membership: how this worker joins its group, and what it believes of the other members.
+"""Membership: how this worker joins its group, and which other members it trusts.
 
 Who is no worker gets nothing, and every worker says who it is and from which address. A plan that
-no worker made ends this worker, with the same words: it cannot know what it owns.
+no worker made ends this worker, with the same words: it cannot know which partitions it owns.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
-import msgspec
 from aiokafka import AIOKafkaConsumer
 from aiokafka.coordinator.protocol import (
     ConsumerProtocolMemberAssignment,
     ConsumerProtocolMemberMetadata,
 )
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, RebalanceInProgressError
 
 from agents.supervised import supervised
-from app.kafka.assignor import NAME, STRANGER_CHARACTERS_MAX, Assignor, Member, shares_of
+from app.kafka.assignor import NAME, STRANGER_CHARACTERS_MAX, Assignor, Member, Share, shares_of
 from app.kafka.group_map import GroupMap
-from app.kafka.group_proof import GroupProof
-from app.kafka.group_protocol import describe_group, look_at_group, place_in_group
+from app.kafka.group_proof import GroupProof, content_of
+from app.kafka.group_protocol import (
+    Described,
+    describe_group,
+    look_at_group,
+    place_in_group,
+)
 from app.kafka.lane import TransportError, TransportOptions
 
 DESCRIBE_S = 3.0
 """How long the coordinator may take to tell who the members are."""
+
+_DESCRIBE_AGAIN_S = 0.2
 
 NAMED_MAX = 5
 """Strangers that a message names."""
@@ -44,17 +50,33 @@ MEND = "give Read on the group to workers only"
 log = logging.getLogger(__name__)
 
 
+class Strangers(NamedTuple):
+    """Members of a group that are no workers of the map.
+
+    Attributes:
+        total: how many.
+        named: the first of them in words, by their number in the group.
+    """
+
+    total: int
+    named: Mapping[str, str]
+
+
+NOBODY = Strangers(0, {})
+
+
 class Membership:
     """The group protocol of one worker.
 
     Args:
         options: who this worker is.
         group: takes the plans.
-        describe: returns what this worker says of itself.
+        describe: returns this worker's description of itself.
         fail: called with the reason to end.
 
     Attributes:
-        assignor: what the consumer joins with.
+        assignor: makes the joins of the consumer.
+        strangers: the members that are no workers, as of the last plan.
     """
 
     def __init__(
@@ -64,25 +86,25 @@ class Membership:
         describe: Callable[[], Member],
         fail: Callable[[BaseException], None],
     ) -> None:
-        self._name = options.group
+        self._name, self._map = options.group, options.map_name
         self._group = group
         self._proof = GroupProof(options.group, options.peer_key)
         self._is_proved = options.peer_key is not None
         self._describe = describe
         self._fail = fail
         self._consumer: AIOKafkaConsumer | None = None
-        self._told: set[str] = set()
+        self.strangers = NOBODY
         self._twins: dict[str, list[str]] = {}
         self._telling: asyncio.Task[None] | None = None
         self.assignor = Assignor(describe, group.take, self._proof, self._place)
 
     def attach(self, consumer: AIOKafkaConsumer) -> None:
-        """Look at what comes to a consumer that has started and not joined."""
+        """Check the bytes of members for a consumer that has started and not joined."""
         self._consumer = consumer
         look_at_group(consumer, self._joined, self._planned)
 
     def look(self) -> None:
-        """Say which members are no workers, or not where they say, as of a new plan; each once."""
+        """Log members that are not workers, or share a URL, as of a new plan; each once."""
         for url, nodes in self._group.twins.items():
             if self._twins.get(url) != nodes:
                 log.warning(
@@ -91,8 +113,24 @@ class Membership:
                     " its own", ", ".join(nodes), self._name, url,
                 )  # fmt: skip
         self._twins = self._group.twins
-        if self._group.strangers and (self._telling is None or self._telling.done()):
+        self.stop()
+        if self._group.refused:
             self._telling = asyncio.create_task(supervised(self._tell(), self._fail))
+        else:
+            self.strangers = NOBODY
+
+    def warnings(self) -> list[str]:
+        """Return a sentence if the group has members that are no workers.
+
+        They keep no worker from being ready: whoever may join could else end its service.
+        """
+        total, named = self.strangers
+        if not total:
+            return []
+        them = "; ".join(named.values())
+        more = f"; and {total - len(named):,} more" if total > len(named) else ""
+        what = "members that are no workers of this map and get nothing"
+        return [f"group {self._name} has {what}, {total:,} in all: {them}{more}; {MEND}"]
 
     def stop(self) -> None:
         """Say no more."""
@@ -104,7 +142,7 @@ class Membership:
         return place_in_group(self._consumer)
 
     def _joined(self, member: str, data: bytes) -> bytes:
-        """Return what a member joined with, of a stranger without the topics that it names."""
+        """Return a member's join, that of a stranger without the topics that it names."""
         if not self._why_stranger(member, data):
             return data
         found = _metadata(data)
@@ -117,31 +155,34 @@ class Membership:
             return why
         found = _metadata(data)
         if found is None:
-            return "what it joined with cannot be read"
+            return "its join cannot be read"
         return self._proof.why_stranger(found.user_data, member)
 
     async def _planned(self, generation: int, data: bytes) -> bytes:
-        """Return what the leader gave this worker; nothing where it must not be used."""
+        """Return the leader's plan for this worker; empty if it must not be used."""
         try:
             found = ConsumerProtocolMemberAssignment.decode(data)
             found.partitions()
-            shares_of(found.user_data)
+            why = self._proof.why_no_plan(found.user_data, generation)
+            shares = [] if why else shares_of(found.user_data)
         except Exception:  # noqa: BLE001 - of bytes that anybody may have sent
             why = "the plan cannot be read"
         else:
-            why = self._proof.why_no_plan(found.user_data, generation) or self._why_not_ours(found)
+            why = why or self._why_not_ours(found.assignment, shares)
         if not why:
             return data
-        strangers = "; ".join((await self._strangers()).values()) or "none that shows"
+        strangers = "; ".join((await self._found()).named.values()) or "none that shows"
         self._fail(
             TransportError(
                 f"cannot share group {self._name}: its leader is no worker: {why}; got members that"
                 f" are no workers: {strangers}; {MEND}"
             )
         )
-        return bytes(ConsumerProtocolMemberAssignment(0, [], msgspec.msgpack.encode([])).encode())
+        return bytes(
+            ConsumerProtocolMemberAssignment(0, [], self._proof.plan([], generation)).encode()
+        )
 
-    def _why_not_ours(self, found: ConsumerProtocolMemberAssignment) -> str:
+    def _why_not_ours(self, mine: list[tuple[str, list[int]]], shares: list[Share]) -> str:
         """Return why a signed plan must not be used; empty if it may.
 
         The leader signs the shares of all. The partitions of each stand beside them once more.
@@ -149,40 +190,61 @@ class Membership:
         if not self._is_proved:
             return ""
         me = self._describe()
-        given = {topic: sorted(partitions) for topic, partitions in found.assignment if partitions}
-        for share in shares_of(found.user_data):
+        given = {topic: sorted(partitions) for topic, partitions in mine if partitions}
+        for share in shares:
             told = {topic: sorted(of) for topic, of in share.partitions.items() if of}
             if (share.node, share.boot) == (me.node, me.boot) and told == given:
                 return ""
         return "the plan gives this worker other partitions than it tells the others"
 
     async def _tell(self) -> None:
-        found = await self._strangers()
-        for member, words in found.items():
-            if member not in self._told:
+        found = await self._found()
+        for member, words in found.named.items() if found.total else ():
+            if member not in self.strangers.named:
                 log.warning(
-                    "group %s has a member that is no worker and gets nothing: %s; %s",
+                    "group %s has a member that is no worker of this map and gets nothing: %s; %s",
                     self._name, words, MEND,
                 )  # fmt: skip
-        self._told = set(found)
+        self.strangers = found
 
-    async def _strangers(self) -> dict[str, str]:
-        """Return who is no worker, in words, by its number."""
+    async def _found(self) -> Strangers:
+        """Return the members that are no workers."""
         assert self._consumer is not None
         try:
             async with asyncio.timeout(DESCRIBE_S):
-                described = await describe_group(self._consumer, self._name)
+                described = await self._described()
         except (KafkaError, TimeoutError) as error:
-            return {"": f"nobody tells who: {error!r}"}
-        found = {}
-        for member, host, data in described:
-            if why := self._why_stranger(member, data):
-                found[member] = f"{member} from {host} {_claims(data)}: {why}"
-        return dict(list(found.items())[:NAMED_MAX])
+            named = {"": f"nobody tells who: {error!r}"}
+            return Strangers(len(self._group.strangers), named)
+        found = [(one, why) for one in described if (why := self._why_no_worker(one))]
+        return Strangers(
+            len(found),
+            {
+                one.member: f"{one.member} from {one.host} {_claims(one.joined)}: {why}"
+                for one, why in found[:NAMED_MAX]
+            },
+        )
+
+    async def _described(self) -> list[Described]:
+        while True:
+            try:
+                return await describe_group(self._consumer, self._name)
+            except RebalanceInProgressError:
+                await asyncio.sleep(_DESCRIBE_AGAIN_S)
+
+    def _why_no_worker(self, one: Described) -> str:
+        """Return why a member is no worker of this map; empty if it is one."""
+        if why := self._why_stranger(one.member, one.joined):
+            return why
+        said = _said(one.joined)
+        if said is None or said.boot not in self._group.refused or said.map in ("", self._map):
+            return ""
+        name = said.map[:STRANGER_CHARACTERS_MAX]
+        return f"it is a worker of map {name}; give each map a group of its own"
 
 
 def why_too_much(data: bytes) -> str:
-    """Return why what a member joined with is more than a worker says; empty if it is not."""
+    """Return why a member's join is larger than a worker's; empty if it is not."""
     if len(data) > JOIN_BYTES_MAX:
         return f"it joined with {len(data):,} bytes; want at most {JOIN_BYTES_MAX:,}"
     # Version, and how many topics follow.
@@ -193,7 +255,7 @@ def why_too_much(data: bytes) -> str:
 
 
 def _metadata(data: bytes) -> Any:
-    """Return what a member joined with; None where it cannot be read or is too much."""
+    """Return a member's join; None if it cannot be read or is too large."""
     if why_too_much(data):
         return None
     try:
@@ -202,19 +264,26 @@ def _metadata(data: bytes) -> Any:
         return None
 
 
-def _claims(data: bytes) -> str:
-    """Return who a member says that it is."""
+def _said(data: bytes) -> Member | None:
+    """Return what a member says of itself; None where it cannot be read."""
     found = _metadata(data)
     try:
-        said = msgspec.msgpack.decode(found.user_data if found else b"", type=Member)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return content_of(found.user_data if found else b"", Member)
+    except ValueError:
+        return None
+
+
+def _claims(data: bytes) -> str:
+    """Return who a member says that it is."""
+    said = _said(data)
+    if said is None:
         return "says nothing of itself"
     node, url = said.node[:STRANGER_CHARACTERS_MAX], said.url[:STRANGER_CHARACTERS_MAX]
     return f"says that it is node {node} at {url or 'no address'}"
 
 
 def protocol_error(group: str) -> str:
-    """Return what it means that members of a group have no protocol in common."""
+    """Return the sentence about members of a group that have no protocol in common."""
     return (
         f"cannot share group {group}: its members do not speak {NAME}, so they are no workers of"
         f" this version; end them, or give this map a group of its own; {MEND}"

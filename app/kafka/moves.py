@@ -29,11 +29,11 @@ class Moves:
     """Restores the owners of partitions that were assigned, and releases those that are revoked.
 
     Args:
-        owners: what keeps the state of partitions.
+        owners: keep the state of partitions.
         retry_seconds: bounds of the random wait before a partition is claimed again.
         stands: tells whether a generation is still the one that this member reads in.
         live: called with partition, generation and the source position to read on from.
-        failed: called with what no other try can mend.
+        failed: called with errors that no other try can mend.
 
     Attributes:
         retries: restores that began again.

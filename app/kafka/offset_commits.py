@@ -1,4 +1,4 @@
-"""Group commits: hints for lag displays, never what a worker goes on from."""
+"""Group commits: hints for lag displays; workers never go on from them."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class OffsetCommits:
         self._handled[tp] = position
 
     def forget(self, tp: TopicPartition) -> None:
-        """Drop what was noted of a partition."""
+        """Drop the noted position of a partition."""
         self._handled.pop(tp, None)
 
     def take(self) -> dict[TopicPartition, int]:
-        """Return what was noted since the last call, and forget it."""
+        """Return the positions noted since the last call, and forget them."""
         handled, self._handled = self._handled, {}
         return handled
 

@@ -1,4 +1,4 @@
-"""Operations: what Kafka's access lists allow of a topic or a group."""
+"""Operations: the actions that Kafka's access lists allow on a topic or a group."""
 
 from typing import Literal
 

@@ -73,7 +73,7 @@ class Pace:
         )
 
     def done(self, handled_bytes: int, seconds: float) -> None:
-        """Learn from a cycle that has just ended: what it held and how long it took."""
+        """Learn from a cycle that has just ended: its size and its time."""
         now, cpu = self._clock(), self._cpu_clock()
         passed = now - self._at
         if passed > 0:

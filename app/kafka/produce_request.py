@@ -1,8 +1,8 @@
 """Appends: single records to partitions, in one request for all that come at once.
 
 aiokafka's producer takes 0.6 ms of CPU and 1.4 ms until the answer for the appends of eight
-partitions (a queue, a task and a future a record, schemas packed value by value); what is packed
-here takes 0.1 and 0.6. It does only what goes well: it knows leaders and connections from the
+partitions (a queue, a task and a future a record, schemas packed value by value); a request packed
+here takes 0.1 and 0.6. It does only the good case: it knows leaders and connections from the
 producer's client, and tries nothing twice. Who gets an error has the producer do it again.
 
 Beside ``app.kafka.aiokafka_private`` the one place that touches private names of aiokafka; the same
@@ -53,7 +53,7 @@ _RESULT = struct.Struct(">ihqq")
 
 @dataclasses.dataclass(slots=True)
 class _Append:
-    """One record on its way: its batch, and what its offset is put into."""
+    """One record on its way: its batch, and the future of its offset."""
 
     place: TopicPartition
     batch: bytes
@@ -82,7 +82,7 @@ class Appends:
         """Send a record with all others that are given before the loop's next turn.
 
         Returns:
-            Its offset, once all replicas have it. Ends with TimeoutError where no answer came in
+            Its offset, once all replicas have it. Ends with TimeoutError if no answer came in
             time, and with KafkaError for all else: it may have landed all the same.
 
         Raises:
@@ -162,7 +162,7 @@ class Appends:
 
 
 def _requests(appends: list[_Append]) -> Iterator[list[_Append]]:
-    """Yield what goes into each request: a partition once, in order, and not too much."""
+    """Yield the records of each request: a partition once, in order, within the size bound."""
     rest = appends
     while rest:
         taken: dict[TopicPartition, _Append] = {}
@@ -230,5 +230,5 @@ class _Sent:
 
     @staticmethod
     def parse_response_header(data: io.BytesIO) -> Any:
-        """Return what holds the answer's number."""
+        """Return the future of the answer with this number."""
         return ResponseHeader_v0.decode(data)

@@ -1,4 +1,4 @@
-"""What aiokafka tells when partitions move, passed on; what fails there stops the worker."""
+"""Calls of aiokafka when partitions move, passed on; an error there stops the worker."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from app.kafka.assignor import TopicPartition
 
 
 class Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka comes without types here
-    """aiokafka only logs what a listener raises; here ``failed`` is told."""
+    """aiokafka only logs errors of a listener; this one calls ``failed``."""
 
     def __init__(
         self,

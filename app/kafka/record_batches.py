@@ -2,7 +2,7 @@
 
 aiokafka reads a batch as a whole, and inflates it whatever it comes to: one record that it cannot
 read would stop its partition for ever. ``Batches`` takes the place of its ``MemoryRecords``. A
-batch is inflated within a bound, and read by aiokafka's C code; where that fails it is read record
+batch is inflated within a bound, and read by aiokafka's C code; if that fails it is read record
 by record, and those that cannot be read are in ``faults`` (docs/formats/records.md)::
 
     offset, length, CRC ... attributes, last offset, times, producer, count | records (compressed)
@@ -187,7 +187,7 @@ class Batch:
         return all(a < b for a, b in itertools.pairwise(offsets))
 
     def _read_each(self, data: memoryview, cause: str, *, is_whole: bool) -> list[Record]:
-        """Return what can be read of records one by one, and a fault for each other one."""
+        """Return the records that can be read one by one, and a fault for each other one."""
         base, count = self._inner.base_offset, _count_of(self._data)
         last, expected = self._inner.next_offset - 1, base
         records: list[Record] = []
@@ -236,7 +236,7 @@ class Batch:
 
 
 class _BrokenError(Exception):
-    """Bytes that are not what they have to be."""
+    """Bytes that break the format."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -273,9 +273,9 @@ class _Reader:
         raise _BrokenError("a number has more than ten bytes")
 
     def next_record(self, *, is_whole: bool) -> _Fields | None:
-        """Return the fields of the next record, broken or not; None where it cannot be found.
+        """Return the fields of the next record, broken or not; None if it cannot be found.
 
-        The data may end within it where that is not the whole batch. The place is then that of the
+        The data may end within it if that is not the whole batch. The place is then that of the
         record behind it, which cannot be found.
         """
         begin, held = self.at, len(self._data)

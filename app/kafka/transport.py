@@ -60,6 +60,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         ready: the partitions that are live, with the generation they were restored in.
         group: who owns what.
         refusal: whether the group gives this worker nothing, and why.
+        membership: which other members are workers.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop_tasks: list[asyncio.Task[None]] = []
         self.refusal = Refusal(options, self.group, self.fail)
-        self._membership = Membership(options, self.group, self._describe, self.fail)
+        self.membership = Membership(options, self.group, self._describe, self.fail)
         self._counts = Statistics()
         self._alarm = Wakeup()
         for lane in self._lanes:
@@ -238,12 +239,12 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
     async def _connect(self) -> set[str]:
         """Start a consumer; return all topics there are."""
         self._consumer = AIOKafkaConsumer(
-            partition_assignment_strategy=[self._membership.assignor],
+            partition_assignment_strategy=[self.membership.assignor],
             **self.options.consumer_options(),
         )
         try:
             await self._consumer.start()
-            self._membership.attach(self._consumer)
+            self.membership.attach(self._consumer)
             return set(await self._consumer.topics())
         except KafkaError as error:
             await self._consumer.stop()
@@ -254,7 +255,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
     async def on_stop(self) -> None:
         """Let partitions go, leave a last hint of the positions, leave the group."""
         handled = self._hints.take()
-        self._membership.stop()
+        self.membership.stop()
         await self._let_go()
         await asyncio.gather(*(end(task) for task in self._loop_tasks))
         if self._consumer is None:
@@ -298,7 +299,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
             return
         self.options.check(sorted(partitions))
         self.refusal.look()
-        self._membership.look()
+        self.membership.look()
         self._generation = self._fetched.generation()
         if not self.refusal.reason:
             self._owned = (self._generation, set(partitions))

@@ -1,6 +1,6 @@
 """Bad input of every kind that a worker must count and set aside (docs/formats/records.md).
 
-A kind takes the place of one event. Where it is made depends on what it breaks:
+A kind takes the place of one event. The place at which it is made depends on the broken part:
 
     row      a value of the event, before it is encoded: any form can say it
     line     the event's JSON text
@@ -70,7 +70,7 @@ class Sample:
 class Bad:
     """One kind of bad input.
 
-    ``counted`` is where the ledger counts it: ``malformed.json``, ``events.future``,
+    ``counted`` is its column of the ledger: ``malformed.json``, ``events.future``,
     ``records.tombstone``, ``unreadable.arrow``. ``make`` gives, by ``place``: a column and the
     value it gets; the line; the record's value and headers. It gives None where the event, or the
     whole source, has nothing that could be broken so.
@@ -103,7 +103,7 @@ class Deck:
         self._rounds = {form: self._kinds(form) for form in EVERY}
 
     def draw(self, form: Form, sample: Sample) -> tuple[Bad, Any]:
-        """Return the next kind that ``sample`` allows, and what it makes of it."""
+        """Return the next kind that ``sample`` allows, and the bad input that it makes."""
         for bad in self._rounds[form]:
             made = bad.make(sample)
             if made is not None:

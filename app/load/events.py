@@ -2,7 +2,7 @@
 
 Two frames have a row an event, in the order in which each partition gets them:
 
-    facts    partition, time (ms), type_id, key_id, origin: what the truth is computed from
+    facts    partition, time (ms), type_id, key_id, origin: the input of the truth
     events   the declared fields, as they are written
 
 Events of one ``origin`` are the same event, sent again with the same id.
@@ -25,11 +25,11 @@ from tables.model.window import TIME_MS_MIN
 _THIRD = 1 << 20
 _THIRDS = 3
 _NULLS_FROM = _THIRD - _THIRD // 64
-"""A measured field is null where its number is at or above this: of one event in 64."""
+"""A measured field is null if its number is at or above this: of one event in 64."""
 
 _HALF = 1 << 32
 _BACK_MAX = 50
-"""How many events of its step a repeat comes at most after what it repeats."""
+"""The most events of its step that lie between an event and its repeat."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -154,7 +154,7 @@ class EventMaker:
         return pl.DataFrame(columns)
 
     def _ids(self, count: int, declared: pl.Series | None) -> pl.Series:
-        """Return an id for each event, unique over the load: a text, or a number where declared."""
+        """Return an id for each event, unique over the load: a text, or a number if declared so."""
         processes = 1 << 10
         first = self._made
         self._made += count

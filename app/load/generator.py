@@ -58,7 +58,8 @@ def generate(
 ) -> dict[str, Any]:
     """Write a load, then its manifest, and return the manifest.
 
-    An interrupt (SIGINT, SIGTERM) ends the load in order; the manifest is of what was written.
+    An interrupt (SIGINT, SIGTERM) ends the load in order; the manifest has the records that were
+    written.
 
     Args:
         plan: the load.
@@ -84,7 +85,7 @@ def generate(
     first = asyncio.run(_first(plan.brokers, source, options))
     if any(first.values()) and not append:
         raise GenerateError(
-            f"cannot generate events into {source.topic}: it holds records, so that what is late is"
+            f"cannot generate events into {source.topic}: it holds records, so late events are"
             f" not known; got {sum(first.values())} records; want an empty topic; make it anew, or"
             " give --append"
         )
@@ -176,7 +177,7 @@ class _Processes:
                 child.join()
 
     def run(self, show: Callable[[dict[int, Progress]], None]) -> list[PartResult]:
-        """Let them write, and return what each has written."""
+        """Let the processes write, and return the counts of each."""
         progress: dict[int, Progress] = {}
         waiting = set(self._children)
         deadline_s = time.monotonic() + _READY_SECONDS_MAX
@@ -203,7 +204,7 @@ class _Processes:
         return self._results
 
     def _messages(self) -> Iterator[tuple[Connection, Ready | Progress | PartResult]]:
-        """Yield what the processes say within a moment."""
+        """Yield the messages of the processes within a moment."""
         done = {result.part.number for result in self._results}
         open_pipes = [
             pipe

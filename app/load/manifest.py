@@ -1,4 +1,4 @@
-"""The manifest of a load: what was asked for, what was written, and the ledger it must come to.
+"""The manifest of a load: its options, the written records, and the ledger that must follow.
 
 The format is described in docs/formats/manifest.md.
 """
@@ -31,7 +31,7 @@ class Written:
     """A load that has ended.
 
     ``first`` and ``ends`` are the offsets of each partition before and after; ``settled_ms`` is the
-    time of the last heartbeat, None where there was none.
+    time of the last heartbeat, None if there was none.
     """
 
     plan: LoadSpec

@@ -1,4 +1,4 @@
-"""The plan of a load: what is asked for, when it is due, and who writes which partition.
+"""The plan of a load: its options, the times of its events, and the writer of each partition.
 
 The load is open loop: the schedule alone says when events are due, never the broker's answers.
 
@@ -27,7 +27,7 @@ SOURCE = "shop"
 STEP_SECONDS_MIN = 0.05
 STEP_SECONDS_MAX = 1.0
 STEP_EVENTS_MAX = 50_000
-"""Bounds what one step holds in memory, and how long the sender waits for it to be made."""
+"""Bounds the memory of one step, and the time for which the sender waits for it."""
 
 HEARTBEAT_SECONDS = 1
 
@@ -69,7 +69,7 @@ class LoadSpec:
 
     @property
     def events(self) -> int:
-        """How many events there are in all; 0 where they are as many as possible."""
+        """The number of all events; 0 for as many as possible."""
         return math.floor(round(self.rate * self.seconds, 6))
 
     @property
@@ -170,7 +170,7 @@ def processes_for(rate: float, form: Format, partitions: int, cores: int) -> int
 def default_start_ms(themap: Map, source: Source, now_ms: int, seconds: float, speed: float) -> int:
     """Return the latest start at which no event and no last heartbeat is too far in the future.
 
-    That is now where the map's windows and ``future_skew`` allow it and ``speed`` is at most 1.
+    That is now if the map's windows and ``future_skew`` allow it and ``speed`` is at most 1.
     """
     length_ms = int(seconds * speed * 1_000)
     end_ms = now_ms + min(length_ms, int(seconds * 1_000))

@@ -117,7 +117,7 @@ class RecordMaker:
     def _choose(
         self, step: StepEvents, pieces: list[Piece], now_ms: int
     ) -> dict[int, tuple[Bad, Any]]:
-        """Return what comes in place of each bad row, in the order of rows."""
+        """Return the replacement of each bad row, in the order of rows."""
         stops = [piece.stop for piece in pieces]
         chosen = {}
         types = step.facts["type_id"].gather(step.bad)

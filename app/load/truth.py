@@ -1,8 +1,8 @@
-"""The truth about a load: the ledger that a worker must reach, from what was written and its order.
+"""The truth about a load: the ledger that a worker must reach, from the written records.
 
 It is computed without any code of the worker, by the rules of docs/formats/records.md and rule 1 of
 docs/formats/journal.md: an event is too late for a layer if its window ends at or below the floor
-before it, which is the greatest time before it in its partition, minus what the layer allows. An
+before it, which is the greatest time before it in its partition, minus the layer's lateness. An
 event that was sent before is a duplicate unless its windows are sealed in every layer.
 """
 
@@ -31,7 +31,7 @@ _OPERATORS: dict[str, Callable[[Any, Any], pl.Expr]] = {
 
 @dataclasses.dataclass(slots=True)
 class PartitionTruth:
-    """What was written to one partition and what must come of it.
+    """The events written to one partition and the counts that must follow.
 
     ``late`` counts, by layer, folded events whose window was closed before them. ``dead`` counts,
     by reason, the events and whole records that become dead letters.
@@ -113,7 +113,7 @@ class Truth:
     ) -> pl.Series:
         """Return which rows repeat an event that is remembered.
 
-        All repeats of an event are in its step, so no limit to what is remembered is reached.
+        All repeats of an event are in its step, so the limit of remembered ids is not reached.
         """
         frame = facts.select("time", "origin").with_columns(before=before, used=classified)
         windows = [

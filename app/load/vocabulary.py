@@ -28,7 +28,7 @@ class Words:
     ``types`` are those that layers select, then ``unclassified`` if some type is selected by none.
     ``members`` tells, by layer and type, whether the layer selects it. A key is a number from 0;
     ``keyed`` are the fields whose value it decides, ``sides`` the other fields of layers' keys.
-    ``places`` holds the partition of each key; None where the source is keyed by nothing.
+    ``places`` holds the partition of each key; None if the source is not keyed.
     """
 
     source: Source
@@ -62,7 +62,7 @@ def words_of(themap: Map, source: Source, *, keys: int, skew: float, types: int)
         source: one of its sources.
         keys: how many keys there are.
         skew: the key of rank r is drawn in proportion to ``r ** -skew``.
-        types: how many types there are, where patterns leave it open.
+        types: number of types, if patterns leave it open.
     """
     layers = plans_of(themap)[source.topic].layers
     names = {name: None for layer in layers for name in (field.name for field in layer.key)}
@@ -97,7 +97,7 @@ def words_of(themap: Map, source: Source, *, keys: int, skew: float, types: int)
 
 
 def types_of(patterns: Sequence[str], types: int) -> list[str]:
-    """Return ``types`` types that match the patterns in turn; fewer where patterns have no star.
+    """Return ``types`` types that match the patterns in turn; fewer if patterns have no star.
 
     ``order.*`` gives ``order.t0``, ``order.t1``, and so on.
     """
@@ -130,7 +130,7 @@ def matches(pattern: str, name: str) -> bool:
 
 
 def unclassified_type(patterns: Sequence[str]) -> str | None:
-    """Return a type that no pattern matches, or None where they match all that is tried."""
+    """Return a type that no pattern matches, or None if they match all that are tried."""
     for levels in range(1, UNCLASSIFIED_LEVELS_MAX + 1):
         name = ".".join(["unknown"] * levels)
         if not any(matches(pattern, name) for pattern in patterns):

@@ -33,16 +33,16 @@ TTL_MS_MAX = 630_720_000_000
 """20 years, the longest TTL that Cassandra takes (``ExpirationDateOverflowHandling``, MAX_TTL)."""
 
 _ONLY_FINEST = {
-    "events": "a coarser layer holds what its finer layer holds",
-    "where": "a coarser layer holds what its finer layer holds",
-    "max_out_of_orderness": "a coarser layer follows what its finer layer announces",
-    "allowed_lateness": "a coarser layer follows what its finer layer announces",
+    "events": "a coarser layer holds the events of its finer layer",
+    "where": "a coarser layer holds the events of its finer layer",
+    "max_out_of_orderness": "a coarser layer follows the announcements of its finer layer",
+    "allowed_lateness": "a coarser layer follows the announcements of its finer layer",
 }
 
 
 @dataclasses.dataclass(slots=True)
 class Draft:
-    """A layer as far as it could be read; None stands for what is wrong and has been noted."""
+    """A layer as far as it could be read; None stands for a fault that has been noted."""
 
     name: str
     section: Section
@@ -149,7 +149,7 @@ def _link(
             section.note("source", f"unknown source {named!r}; {nearest(named, sources)}")
         draft.source = sources.get(named)
     elif not section.has("source"):
-        section.note("source", "missing; want 'source' or 'from'; say what the layer is made of")
+        section.note("source", "missing; want 'source' or 'from'; name the layer's input")
 
 
 def _read_base(draft: Draft) -> None:
@@ -177,9 +177,9 @@ def _read_base(draft: Draft) -> None:
 
 
 def _read_input(draft: Draft, names: tuple[str, ...] | None, source: DraftSource) -> None:
-    """Tell where the layer's cells are complete: in each source partition, or after a merge stage.
+    """Decide whether cells are complete in each source partition, or only after a merge stage.
 
-    They are complete where the source is keyed by fields that are part of the layer's key: then all
+    They are complete if the source is keyed by fields that are part of the layer's key: then all
     events of a cell are in one partition.
     """
     section = draft.section

@@ -59,7 +59,7 @@ def load_map(path: Path | str) -> Map:
 
 
 def parse_map(text: str, source_name: str) -> Map:
-    """Return the checked map of a TOML text; ``source_name`` says in errors where the text is from.
+    """Return the checked map of a TOML text; ``source_name`` names the text's file in errors.
 
     Raises:
         MapError: the text is no TOML, or its map cannot be used; it holds every problem.

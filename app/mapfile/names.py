@@ -13,7 +13,7 @@ _SIDES = ("late", "dead")
 def note_tables(section: Section, name: str | None, layers: Iterable[str]) -> None:
     """Note layers whose archive tables would be one, or could not be named.
 
-    Cassandra folds names to small letters where they are not quoted, as people do not in cqlsh.
+    Cassandra folds names without quotes to small letters, and people do not quote in cqlsh.
     """
     first: dict[str, str] = {}
     for layer in sorted(layers):
@@ -45,7 +45,7 @@ def note_topics(
 
     Args:
         section: the whole map.
-        name: the map's name, or None where it is wrong; only the inputs are compared then.
+        name: the map's name, or None if it is wrong; then only the inputs are compared.
         inputs: each input topic, with the place in the map that it comes from.
         feeds: likewise each feed, which has no journal.
     """

@@ -1,6 +1,6 @@
 """Reading one table of the map file: typed fields, with every problem noted instead of raised.
 
-A reader returns None where a field is absent or wrong; a wrong field has been noted by then, so
+A reader returns None if a field is absent or wrong; a wrong field has been noted by then, so
 that callers only leave out the checks that need the missing value: a map with notes is never built.
 """
 
@@ -21,7 +21,7 @@ _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
 
 def nearest(name: str, known: Collection[str]) -> str:
-    """Return what to do about an unknown ``name``: the nearest known one, or all that are known."""
+    """Return the remedy for an unknown ``name``: the nearest known one, or all known ones."""
     close = difflib.get_close_matches(name, sorted(known), n=1)
     if close:
         return f"did you mean {close[0]!r}?"
@@ -30,7 +30,7 @@ def nearest(name: str, known: Collection[str]) -> str:
 
 
 def name_problem(name: str) -> str | None:
-    """Return what is wrong with ``name`` as a name of topics, tables and columns, or None."""
+    """Return the fault of ``name`` as a name of topics, tables and columns, or None."""
     if _NAME.fullmatch(name):
         return None
     return (
@@ -40,7 +40,7 @@ def name_problem(name: str) -> str | None:
 
 
 def topic_problem(topic: str) -> str | None:
-    """Return what Kafka would refuse in the topic name ``topic``, or None.
+    """Return the fault for which Kafka would refuse the topic name ``topic``, or None.
 
     The rule is that of ``org.apache.kafka.common.internals.Topic.validate``.
     """
@@ -62,7 +62,7 @@ class Section:
         self._asked: set[str] = set()
 
     def note(self, field: str, text: str) -> None:
-        """Note one problem of ``field``: what is wrong; what to change."""
+        """Note one problem of ``field``: the fault, then the remedy."""
         where = ".".join(part for part in (self.where, field) if part)
         self._problems.append(f"{where}: {text}")
 
@@ -97,7 +97,7 @@ class Section:
         return cast("int | None", value)
 
     def duration_ms(self, field: str, default_ms: int = 0) -> int:
-        """Return the milliseconds of a duration text; ``default_ms`` where absent or wrong."""
+        """Return the milliseconds of a duration text; ``default_ms`` if absent or wrong."""
         text = self.text(field)
         if text is None:
             return default_ms
@@ -168,7 +168,7 @@ class Section:
         return found
 
     def refuse(self, field: str, text: str) -> None:
-        """Note ``text`` if ``field`` stands here, where it does not belong."""
+        """Note ``text`` if this section has ``field``, which does not belong here."""
         if self.has(field):
             self.note(field, text)
 

@@ -37,7 +37,7 @@ class DraftSource:
 
     ``fields`` holds every declared field, those of a bad type as None, so that a layer that names
     one is not told that it is unknown. Each of ``keyed_by``, ``topic``, ``partitions`` and
-    ``built`` is None where it is wrong.
+    ``built`` is None if it is wrong.
     """
 
     name: str
@@ -111,7 +111,7 @@ def _read(name: str, section: Section) -> DraftSource:
 def _read_keyed_by(
     name: str, section: Section, fields: dict[str, FieldType | None]
 ) -> tuple[str, ...] | None:
-    """Return what producers key by: nothing where it is left out, None where it is wrong."""
+    """Return the fields that producers key by: none if left out, None if wrong."""
     if section.raw("keyed_by") in (None, []):
         return ()
     keyed_by = section.texts("keyed_by")
@@ -150,7 +150,7 @@ def _read_fields(
 def _note_same_field(
     section: Section, time_field: str | None, type_field: str | None, id_field: str | None
 ) -> None:
-    """Note where one JSON field is to be two of time, type and id."""
+    """Note a JSON field that is declared as two of time, type and id."""
     seen: dict[str, str] = {}
     for role, field in (("time", time_field), ("type", type_field), ("id", id_field)):
         if field is None:

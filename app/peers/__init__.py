@@ -1,1 +1,1 @@
-"""Live reads of other workers: what is asked, what travels, what goes wrong."""
+"""Live reads of other workers: requests, their bytes, and faults of workers."""

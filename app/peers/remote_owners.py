@@ -1,9 +1,9 @@
 """Peers: the owners of all partitions, on this worker and on the others of its group.
 
-The group's map says who owns what. A worker answers for its own partitions only, so no question is
-ever passed on twice. Whoever does not answer soon is asked a second time, over another connection;
-a partition that is on its way from one worker to another is asked for again until it is there or
-the time for it has passed: then it is missing from the answer.
+The group's map has the owner of each partition. A worker answers for its own partitions only, so no
+request is ever forwarded twice. Whoever does not answer soon is asked a second time, over another
+connection; a partition that is on its way from one worker to another is asked for again until it is
+there or the time for it has passed: then it is missing from the answer.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tables.threads import THREADS, Threads
 
 HEDGE_S = 0.15
 """A worker answers in milliseconds; one that collects garbage or stands on its disk may not, and
-what a second try finds instead is often the next owner."""
+a second try often finds the next owner."""
 
 LAST_TRY_S = 0.25
 """How long a worker has for its answer at least, when others have used up the time for all."""
@@ -56,7 +56,7 @@ _UNTRUSTED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 
 
 class _RefusalError(Exception):
-    """A worker does not answer what it is asked, for now."""
+    """A worker does not answer a request, for now."""
 
 
 Local = Callable[[LiveRead], LiveJob]
@@ -70,12 +70,12 @@ class Peers:
         local: reads the partitions of this worker.
         members: returns the endpoint of each partition's owner, as of the last assignment.
         own_url: this worker's endpoint.
-        key: what requests are signed with; None where no secret is set.
+        key: signs requests; None if no secret is set.
         only_https: whether workers are asked over TLS only, as this one is.
-        threads: where long steps are made.
+        threads: run long steps.
 
     Attributes:
-        tls: checks the certificates of other workers; None where the system's authorities do.
+        tls: checks the certificates of other workers; None for the system's authorities.
         asked_total: requests to other workers.
         hedged_total: those of them that were second tries.
         failed_total: requests that were not answered.
@@ -116,7 +116,7 @@ class Peers:
     async def read(
         self, reads: Sequence[LiveRead], cost: QueryCost, until: float
     ) -> list[LiveRows]:
-        """Return what owners have; see :class:`agents.query.reader.LiveSource`."""
+        """Return the live rows of owners; see :class:`agents.query.reader.LiveSource`."""
         found = [LiveRows() for _ in reads]
         loop = asyncio.get_running_loop()
         while lacking := self._lacking(reads, found):
@@ -164,7 +164,7 @@ class Peers:
     async def _ask(
         self, url: str, reads: list[LiveRead], patience_s: float, cost: QueryCost
     ) -> list[LiveRows] | None:
-        """Ask one worker, and once more if it does not answer soon; None where it does not."""
+        """Ask one worker, and once more if it does not answer soon; None without an answer."""
         loop = asyncio.get_running_loop()
         until = loop.time() + patience_s
         body = encode_reads(self._map, reads)
@@ -210,7 +210,7 @@ class Peers:
     async def _decoded(
         self, url: str, reads: list[LiveRead], answer: bytes
     ) -> list[LiveRows] | None:
-        """Return what a worker answered, None where it is damaged or of another version."""
+        """Return a worker's answer, None if it is damaged or of another version."""
         try:
             if len(answer) <= AT_ONCE_BYTES_MAX:
                 rows = decode_rows(reads, answer)
@@ -224,7 +224,7 @@ class Peers:
         return rows
 
     async def _post(self, url: str, body: bytes, cost: QueryCost) -> bytes | None:
-        """Return the body of one answer, None where there is none."""
+        """Return the body of one answer, None if there is none."""
         self.asked_total += 1
         cost.workers_asked += 1
         trouble = self._trouble(url)
@@ -291,7 +291,7 @@ class Peers:
         ]
 
     def _trouble(self, url: str) -> Trouble:
-        """Return what is wrong with a worker; of those that have left nothing is remembered."""
+        """Return the fault of a worker; those of workers that have left are forgotten."""
         if url not in self._troubles:
             there = set(self._members().values())
             self._troubles = {at: known for at, known in self._troubles.items() if at in there}

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class PeerError(Exception):
-    """A worker refuses what it is asked, or must not be asked."""
+    """A worker refuses a request, or must not be asked."""
 
 
 class Trouble:
@@ -25,7 +25,7 @@ class Trouble:
         clock_s: seconds of a clock that never goes back.
 
     Attributes:
-        why: what is wrong now; empty for nothing.
+        why: the present fault; empty for none.
     """
 
     def __init__(self, url: str, clock_s: Callable[[], float] = time.monotonic) -> None:
@@ -35,7 +35,7 @@ class Trouble:
         self.why = ""
 
     def found(self, why: str) -> None:
-        """Note what is wrong, and warn unless that was done within the last minute."""
+        """Note a fault, and warn unless that was done within the last minute."""
         self.why = why
         now_s = self._clock_s()
         if self._warned_s is None or now_s >= self._warned_s + WARN_AGAIN_S:

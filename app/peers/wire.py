@@ -48,7 +48,7 @@ class WireReads(msgspec.Struct, frozen=True, array_like=True):
 
 
 class WireRows(msgspec.Struct, frozen=True, array_like=True):
-    """One :class:`tables.query.live.LiveRows`; ``block`` is empty where there are no rows."""
+    """One :class:`tables.query.live.LiveRows`; ``block`` is empty if there are no rows."""
 
     facts: list[PartitionFacts]
     block: bytes
@@ -114,7 +114,7 @@ def decode_reads(themap: Map, body: bytes) -> list[LiveRead]:
 
 
 def _check(layer: Layer, read: WireRead) -> None:
-    """Refuse what no worker asks for.
+    """Refuse requests that no worker makes.
 
     Raises:
         QueryError: it names fields that the layer has not, values of other types, or contributions
@@ -152,7 +152,7 @@ def encode_jobs(jobs: Iterable[LiveJob]) -> bytes:
 
 
 def decode_rows(reads: Sequence[LiveRead], body: bytes) -> list[LiveRows]:
-    """Return what a worker answered to ``reads``.
+    """Return a worker's answer to ``reads``.
 
     Raises:
         DamagedError: it is no answer to them, or one of another version.

@@ -306,6 +306,10 @@ class Metrics(Collector):
             "insecure", "1 if the settings allow what is not guarded.", (),
             [((), self._is_insecure)],
         )  # fmt: skip
+        yield _gauge(
+            "group_strangers", "Members of the group that are no workers of this map.", (),
+            [((), self._transport.membership.strangers.total)],
+        )  # fmt: skip
         connections = self._connections
         yield _gauge("web_connections", "Connections to the endpoint.", (),
                      [((), connections.open)])  # fmt: skip

@@ -105,6 +105,10 @@ class WorkerStatus:
         """Return why this worker should not be asked now, in sentences; none where it is ready."""
         return self._readiness.reasons()
 
+    def warnings(self) -> list[str]:
+        """Return a sentence for each thing to mend that does not keep it from being ready."""
+        return self._transport.membership.warnings()
+
     def serving(self) -> dict[str, list[int]]:
         """Return the restored partitions, whose live cells queries read, by topic."""
         return _by_topic((owner.plan.topic, owner.partition) for owner in self.owners.each())

@@ -1,7 +1,7 @@
 """Certificates: TLS from PEM files, read again while the worker runs.
 
-What cannot be used is refused with its setting and its file. Connections that are open keep what
-they began with; new ones have the files of now.
+A file that cannot be used is refused with its setting and its name. Open connections go on
+unchanged; new ones have the files of now.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class ContextOfNow(ssl.SSLContext):
 
 
 def client_context(files: PemFiles, reloads: Reloads | None = None) -> ssl.SSLContext:
-    """Return what checks a server, and shows it an own certificate where there is one.
+    """Return the context that checks a server, and shows it an own certificate if there is one.
 
     Args:
         files: authorities, certificate and key.
@@ -111,7 +111,7 @@ def client_context(files: PemFiles, reloads: Reloads | None = None) -> ssl.SSLCo
 
 
 def server_context(files: PemFiles, reloads: Reloads | None = None) -> ssl.SSLContext:
-    """Return what shows a certificate to clients.
+    """Return the context that shows a certificate to clients.
 
     Args:
         files: certificate and key.
@@ -202,7 +202,7 @@ class _Passphrase:
 
 
 def _reason(error: OSError) -> str:
-    """Return what is wrong; of what is no PEM file OpenSSL says nothing that helps."""
+    """Return the fault in words; OpenSSL has no useful words for files that are not PEM."""
     if isinstance(error, ssl.SSLError):
         return (error.reason or "it is no PEM file").replace("_", " ").lower()
     return error.strerror or str(error)

@@ -43,11 +43,11 @@ class Proof(NamedTuple):
 
 
 class PeerKey:
-    """Signs and checks what workers of one group ask each other.
+    """Signs and checks requests between workers of one group.
 
     Args:
         secret: the same at all workers.
-        own_url: where other workers reach this one.
+        own_url: the URL at which other workers reach this one.
         clock_s: seconds of the wall clock.
     """
 
@@ -110,7 +110,7 @@ class PeerKey:
             )
 
     def prove(self, about: str, content: bytes) -> str:
-        """Return the proof of what a worker tells its group; ``about`` says what it is for."""
+        """Return the proof of a worker's message to its group; ``about`` names its purpose."""
         return self._mac(f"group {VERSION} {about} {sha256(content)}")
 
     def is_proved(self, about: str, content: bytes, proof: str) -> bool:

@@ -12,26 +12,6 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-SECRET_FILES = {
-    "kafka_password": "kafka_password_file",
-    "cassandra_password": "cassandra_password_file",
-    "web_token": "web_token_file",
-    "peer_secret": "peer_secret_file",
-}
-"""The setting that names a file, by the secret that is in it."""
-
-PRIVATE_FILES = (
-    *SECRET_FILES.values(),
-    "web_tokens_file",
-    "kafka_key_file",
-    "cassandra_key_file",
-    "web_key_file",
-    "kafka_key_password_file",
-    "cassandra_key_password_file",
-    "web_key_password_file",
-)
-"""Settings that name files which nobody else should read."""
-
 SECRET_BYTES_MAX = 64 * 1024
 
 log = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """Tokens of readers: a file of names, scopes and hashes that a worker reads and never writes.
 
 A token is 256 random bits, so a plain SHA-256 is enough at rest: nobody can try all of them, which
-is what slow hashes and salts are for. The token itself is shown once, when it is made.
+is the reason for slow hashes and salts. The token itself is shown once, when it is made.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tables.model.errors import SettingError
 
 READ, LIVE, ADMIN = "read", "live", "admin"
 SCOPES = (READ, LIVE, ADMIN)
-"""What a token may be good for: answers, streams, and what shows how the worker runs."""
+"""Scopes of a token: answers, streams, and the state of the worker."""
 
 PREFIX = "tm_"
 """Every token begins with it, so that scanners of source code and logs recognise one."""
@@ -45,8 +45,8 @@ class Token(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     """One token, without itself.
 
     Attributes:
-        name: what people call it; no two of a file have the same.
-        scopes: what it is good for; a scope of a later version grants nothing here.
+        name: its name for people; unique in its file.
+        scopes: its rights; a scope of a later version grants nothing here.
         sha256: the hash of its text, in hexadecimal.
         created: when it was made.
         expires: from when on it is refused; None for never.
@@ -82,7 +82,7 @@ class Tokens:
         self._by_hash: dict[str, Token] = {}
 
     def load(self) -> None:
-        """Read the file; what it held before counts no more.
+        """Read the file; its earlier content no longer counts.
 
         Raises:
             SettingError: the file cannot be read, or is not a file of tokens; nothing has changed.

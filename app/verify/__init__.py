@@ -59,7 +59,7 @@ async def verify(
     ca_file: str | None = None,
     archive: bool = True,
 ) -> Report:
-    """Wait until nothing moves, recompute everything, and return what differs.
+    """Wait until nothing moves, recompute everything, and return the differences.
 
     Args:
         settings: map, brokers and archive, as the workers have them.
@@ -148,7 +148,7 @@ class _Verification:
         self._side_at = await self._topics.starts(self._side_topics())
 
     async def _compare_quiet(self) -> Report:
-        """Compare while nothing moves: once more where something has moved meanwhile."""
+        """Compare while nothing moves: once more if something has moved meanwhile."""
         while True:
             quiet = await self._wait_until_quiet()
             await self._read(quiet)
@@ -208,7 +208,7 @@ class _Verification:
         await asyncio.to_thread(self._recompute)
 
     def _recompute(self) -> None:
-        """Make all tables from what was read."""
+        """Make all tables from the records that were read."""
         self._letters.load()
         for events in self._events.values():
             events.load()
@@ -311,7 +311,7 @@ class _Verification:
             notes.append("the archive was not read")
         if self._returned and self._with_archive:
             which = ", ".join(sorted(self._returned))
-            notes.append(f"{which} was in the map before: what it counted then is not told apart")
+            notes.append(f"{which} was in the map before: its counts of then are not told apart")
         if self._letters.unreadable:
             notes.append(f"{self._letters.unreadable} records of side topics are no letters")
         ttl = [layer.name for layer in self._map.layers if layer.archive_ttl_ms]

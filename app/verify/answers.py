@@ -1,4 +1,4 @@
-"""What workers answer over HTTP, in a table; it comes as Arrow, a page at a time."""
+"""Answers of workers over HTTP, in a table; they come as Arrow, a page at a time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Answers:
     """The answers for one layer.
 
     Args:
-        database: where their table is made anew.
+        database: gets their table, made anew.
         layer: the layer.
         urls: the endpoints that answer, by number.
         found: is told of answers that have other columns than they must.

@@ -45,7 +45,7 @@ class Archive(Protocol):
         """Yield the rows of a layer, some at a time.
 
         Columns are ``source_partition``, ``key_…``, ``window_start``, accumulators, and
-        ``write_time`` where of rows of one place and partition the latest counts.
+        ``write_time`` if the latest of several rows of one cell and partition counts.
 
         Raises:
             VerifyError: the archive does not answer, or a row is not where its key belongs.
@@ -76,7 +76,7 @@ def load_archived(database: Database, archive: Archive, themap: Map, layer: Laye
 
 
 def _as_loaded(layer: Layer, frame: pl.DataFrame) -> pl.DataFrame:
-    """Return rows in the order of their table; what DuckDB's Arrow has no type for is text."""
+    """Return rows in the order of their table; types that DuckDB's Arrow lacks are text."""
     names = ["source_partition", *layer.key_columns, "window_start"]
     names += [acc.column for acc in layer.accumulators] + ["write_time"]
     columns = []
@@ -285,7 +285,7 @@ def _rows_of(layer: Layer, stored: bytes) -> pl.DataFrame:
 
 
 def _content(layer: Layer, stored: bytes) -> bytes:
-    """Return what a value holds, whose checksum must be right; older ones have none."""
+    """Return the content of a sealed value; its checksum must be right; older ones have none."""
     if stored[:1] == _SEALED:
         checksum, stored = stored[1:9], stored[9:]
         if xxh3_64_digest(stored, _SEALED[0]) != checksum:
@@ -297,7 +297,7 @@ def _content(layer: Layer, stored: bytes) -> bytes:
 
 
 def _frame(layer: Layer, rows: list[dict[str, Any]]) -> pl.DataFrame:
-    """Return rows of Cassandra as a frame: what is beyond 64 bits is text, as DuckDB takes it."""
+    """Return rows of Cassandra as a frame: numbers beyond 64 bits are text, for DuckDB."""
     sums = {acc.column for acc in layer.accumulators if acc.type == "int" and acc.kind in _WIDE}
     columns: dict[str, pl.Series] = {}
     for name in rows[0] if rows else ():

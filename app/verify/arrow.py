@@ -1,4 +1,4 @@
-"""Arrow streams recomputed: rows to events, one value at a time; what breaks is read elsewhere.
+"""Arrow streams recomputed: rows to events, one value at a time; broken streams are read elsewhere.
 
 A stream that lies about itself can end the process that reads it. So only streams are read here
 that no dead letter calls broken; those that one does are tried in a process of their own.
@@ -44,14 +44,14 @@ class ArrowRows:
             self._names.add(source.id_field)
 
     def __call__(self, value: bytes) -> list[Event | Faults] | None:
-        """Return a stream's rows as events or faults; None where it cannot be read."""
+        """Return a stream's rows as events or faults; None if it cannot be read."""
         columns = self.columns(value)
         if columns is None:
             return None
         return [self.event(columns, row) for row in range(len(columns.times))]
 
     def columns(self, value: bytes) -> Columns | None:
-        """Return a stream's columns, with faults for values; None where it cannot be read."""
+        """Return a stream's columns, with faults for values; None if it cannot be read."""
         frame = self._frame(value)
         if frame is None:
             return None
@@ -155,7 +155,7 @@ def _times(frame: pl.DataFrame, source: Source) -> list[Any]:
 
 
 def _time_reader(dtype: pl.DataType, source: Source) -> Callable[[Any], Any] | None:
-    """Return what makes a value of a column a time or a fault; None for a column of no times."""
+    """Return the function from a column's value to a time or a fault; None for other columns."""
     if dtype.is_integer():
         return lambda value: _year(value * source.time_unit_ms)
     if isinstance(dtype, pl.Datetime):

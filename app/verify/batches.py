@@ -1,6 +1,6 @@
 r"""Batches: the events of many records as rows of a table, decoded by the column.
 
-What is surely sound is decoded by the engine, which has another reader of JSON than the worker's.
+The engine decodes records that are surely sound; its reader of JSON is not the worker's.
 Whatever is in doubt, in one event or in a whole record, is read by the plain rules of
 ``records.py``::
 
@@ -96,7 +96,7 @@ class ArrowReader(Protocol):
     """Reads Arrow streams."""
 
     def columns(self, value: bytes) -> Columns | None:
-        """Return a stream's columns; None where it cannot be read."""
+        """Return a stream's columns; None if it cannot be read."""
 
     def event(self, columns: Columns, row: int) -> Event | Faults:
         """Return the event of a row, or why there is none."""
@@ -129,13 +129,13 @@ class Decoder:
     """Decodes the records of one source into tables, under a view.
 
     Args:
-        database: where they are.
+        database: has their tables.
         source: the source.
         layers: the base layers that read it.
         needed: the fields that they need, with their types.
         reader: reads by the plain rules.
         arrow: reads Arrow streams.
-        faulty: takes partition, offset, place and faults of what is no event.
+        faulty: takes partition, offset, place and faults of values that are not events.
     """
 
     def __init__(
@@ -301,7 +301,7 @@ class Decoder:
         return rest
 
     def arrow(self, part: int, record: Record) -> int | None:
-        """Decode an Arrow stream; return how many rows it has, None where it cannot be read."""
+        """Decode an Arrow stream; return how many rows it has, None if it cannot be read."""
         assert record.value is not None
         columns = self._arrow.columns(record.value)
         if columns is None:
@@ -313,7 +313,7 @@ class Decoder:
         return len(columns.times)
 
     def content(self, part: int, record: Record, content: Content) -> None:
-        """Take what plain rules have read."""
+        """Add the events that the plain rules have read."""
         if content.column == "heartbeat":
             self._heartbeat(part, record, content.time_ms)
         for place, event in enumerate(content.events):
@@ -332,7 +332,7 @@ class Decoder:
             column.append(None)
 
     def _event(self, part: int, offset: int, place: int, append_ms: int, event: Any) -> None:
-        """Take an event, or what there is instead."""
+        """Add an event, or the fault that stands for one."""
         if not isinstance(event, Event):
             self._faulty(part, offset, place, event)
             return
@@ -406,9 +406,9 @@ class Decoder:
 
 
 def pattern_of(layer: Layer) -> re.Pattern[str]:
-    """Return what matches the types that a base layer selects.
+    """Return the pattern of the types that a base layer selects.
 
-    ``*`` is any one level; ``**``, which is last, is one or more. Levels are what dots separate:
+    ``*`` is any one level; ``**``, which is last, is one or more. Dots separate levels:
     any characters, line feeds too, or none.
     """
     levels = {"*": "[^.]*", "**": ".*"}
@@ -420,7 +420,7 @@ def pattern_of(layer: Layer) -> re.Pattern[str]:
 
 
 def _document(line: bytes) -> Any:
-    """Return a document; None where there is none, or nothing but ``null``."""
+    """Return a document; None if there is none, or only ``null``."""
     try:
         return orjson.loads(line)
     except orjson.JSONDecodeError:

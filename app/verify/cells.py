@@ -1,4 +1,4 @@
-"""Cells as exact numbers: what the measures of a layer are, and how far a worker's may be off.
+"""Cells as exact numbers: the measures of a layer, and the error that a worker's may have.
 
 Integers are Python's. Floats are whole multiples of 2**-1074, so that sums of them are integers
 too. A worker adds floats in some order; how far it may be off follows from the number of events and
@@ -31,7 +31,7 @@ Number = int | Fraction
 
 @dataclasses.dataclass(slots=True)
 class FieldSums:
-    """What is known of one measured field of a cell.
+    """The accumulators of one measured field of a cell.
 
     ``total`` and ``squares`` of floats are multiples of 2**-1074 and 2**-2148. ``magnitude`` is
     the sum of absolute values, for floats only. ``compensated`` says that sums of floats are not
@@ -90,7 +90,7 @@ class FieldSums:
 
     @property
     def squares_may_overflow(self) -> bool:
-        """Whether the squares of floats, or of what they are off the mean, come to infinity."""
+        """Whether the squares of floats, or of their distances from the mean, are infinite."""
         return self.is_float and (self.may_overflow or 4 * Fraction(self.square_sum) > _FLOAT_MAX)
 
 
@@ -105,7 +105,7 @@ class Cell:
 def measure_of(cell: Cell, measure: Measure) -> tuple[Number | float | None, Fraction]:
     """Return a measure's exact value, and how far a worker's may be from it.
 
-    What a worker rounds to a float is a fraction here, even where it is whole.
+    A number that a worker rounds to a float is a fraction here, even if it is whole.
     """
     if measure.field is None:
         return cell.events, _NOTHING
@@ -133,7 +133,7 @@ def may_be_infinite(cell: Cell, measure: Measure) -> bool:
 def equals(got: object, want: Number | float | None, slack: Fraction = _NOTHING) -> bool:
     """Tell whether a worker's number is ``want``.
 
-    A fraction is what is rounded once, to the nearest float, and may be off by ``slack`` before.
+    A fraction is rounded once, to the nearest float, and may be off by ``slack`` before that.
     """
     if not isinstance(want, Fraction):
         return type(got) is type(want) and got == want

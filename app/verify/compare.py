@@ -1,6 +1,6 @@
-"""Rows and ledgers compared: what was recomputed with what workers and archive say.
+"""Rows and ledgers compared: the recomputed ones with those of workers and archive.
 
-Tables are compared with each other by SQL, which lets pass what is surely equal. Any other pair of
+SQL compares tables with each other and passes over pairs that are surely equal. Any other pair of
 rows is compared here, number by number: few of them differ.
 """
 
@@ -68,7 +68,7 @@ def compare_answers(
     *,
     whole: Whole = EVER_SINCE,
 ) -> LayerReport:
-    """Compare a layer's rows with what each worker answers.
+    """Compare a layer's rows with the answers of each worker.
 
     A row whose window is closed everywhere is archived, so every worker must answer with it. One
     that is open is answered by the worker that has it, others may have an older version of it.
@@ -105,7 +105,7 @@ def compare_archive(
 ) -> int:
     """Compare a layer's rows with the archived ones, part by part; return how many differ.
 
-    A part whose window is closed has to be there, or any where open windows are sent ``early``.
+    A part of a closed window must be present, of an open one only if those are sent ``early``.
     Another one may be, with the value that it has.
     """
     differing = 0
@@ -162,7 +162,7 @@ def compare_ledgers(
 def _counts(
     themap: Map, own: Counter[str], ledger: dict[str, Any], returned: frozenset[str]
 ) -> Iterator[tuple[str, int, int]]:
-    """Yield name, recomputed and served count of what is served for a whole worker."""
+    """Yield name, recomputed and served value of each count of a whole worker."""
     for layer in themap.layers:
         if layer.source is not None and layer.name not in returned:
             name = folded_as(layer)
@@ -210,7 +210,7 @@ def _compare_count(
 
 
 def _read_row(layer: Layer, row: tuple[Any, ...]) -> tuple[Key, int, Cell | None, tuple[Any, ...]]:
-    """Return key, window start and cell of a row, and what else it has."""
+    """Return key, window start and cell of a row, and its other columns."""
     keys = len(layer.key)
     key, start = row[:keys], row[keys]
     is_expected, events = row[keys + 1 : keys + 3]
@@ -225,7 +225,7 @@ def _read_row(layer: Layer, row: tuple[Any, ...]) -> tuple[Key, int, Cell | None
 
 
 def read_sums(sums: sql.Sums, columns: Sequence[Any]) -> FieldSums:
-    """Return what the columns of a field hold."""
+    """Return the accumulators in the columns of a field."""
     n, total, least, most, high, low, size = columns
     found = FieldSums(sums.is_float, n, least=least, most=most)
     if not sums.is_float:
@@ -252,7 +252,7 @@ def _answer_problem(
     got: tuple[int, dict[str, Any]] | None,
     whole: Whole,
 ) -> tuple[object, object] | None:
-    """Return what was wanted and got, None where both are the same."""
+    """Return the wanted and the found value, None if both are the same."""
     if cell is None or got is None:
         want = _measures(layer, cell) if cell is not None else None
         return want, got[1] if got is not None else None

@@ -2,7 +2,7 @@
 
 Workers tell when, not where: the layer is whole from M + 1 on, where M was the partition's stream
 time. So the cut lies behind the record that moved the time to M, and not behind the one that moved
-it beyond. What is between is in doubt, and either is right for it::
+it beyond. Events between are in doubt, and either answer is right for them::
 
     records    ... time < M | M | ... time <= M ... | time > M | ...
     layer          absent         low - in doubt - high   has all
@@ -46,7 +46,7 @@ class Cuts:
         return bool(self._cuts)
 
     def know(self, whole: Whole, firsts: list[int]) -> None:
-        """Take what workers tell, and the first offset of each partition's log.
+        """Take the times that workers tell, and the first offset of each partition's log.
 
         Of a merged layer only the latest of all partitions is told, which is none of them before.
 

@@ -1,6 +1,6 @@
 """The engine that recomputes: DuckDB over files in a temporary folder, which goes with it.
 
-What does not fit in its memory is spilled into the folder too. Frames are how rows come in: DuckDB
+It spills rows beyond its memory into the folder too. Rows come in as frames: DuckDB
 reads them as Arrow, and nothing is computed in them; but lines that may be no JSON are told there.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import duckdb
 
 MEMORY_BYTES_MAX = 1 << 30
-"""Of the engine alone: what it reads is as much again, with Python."""
+"""Of the engine alone: its input takes as much again, with Python."""
 
 THREADS_MAX = 4
 _FETCH_ROWS = 10_000
@@ -33,7 +33,7 @@ class Database:
     """Tables in a temporary folder; use it in a ``with`` statement, in one thread at a time.
 
     Attributes:
-        folder: where everything is.
+        folder: holds all its files.
 
     Raises:
         VerifyError: DuckDB is not installed.
@@ -55,7 +55,7 @@ class Database:
                 "autoinstall_known_extensions": False,
             },
         )
-        # Its files go with the folder: what is left to write into them at the end is not written.
+        # Its files go with the folder, so nothing more is written into them at the end.
         self._connection.execute("PRAGMA disable_checkpoint_on_shutdown")
 
     def __enter__(self) -> Self:

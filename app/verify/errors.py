@@ -1,4 +1,4 @@
-"""What keeps from verifying."""
+"""Reasons for which a verification is not possible."""
 
 from __future__ import annotations
 

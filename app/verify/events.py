@@ -1,13 +1,13 @@
-"""The events of a source in tables, with what was known before each, and where every one went.
+"""The events of a source in tables, with stream time and floors before each, and its outcome.
 
 By docs/formats/journal.md rules 1 and 17 and docs/formats/records.md. Records come in the order of
-their partition's log, and what a rule asks of "before" is a window over that order::
+their partition's log, and a rule's "before" is a window function over that order::
 
     records -> batch -> outcome (future, missing, ..., classified)
                            |-> stream time before it = greatest time so far, by partition
                            `-> events table, those set aside beside it
 
-Dead letters are claims: each must be of something that is set aside here, and what is set aside
+Dead letters are claims: each must be of something that is set aside here, and everything set aside
 here must have one.
 """
 
@@ -40,8 +40,8 @@ from app.verify.whole import Whole
 from tables.model.layer import Layer, Source
 
 TRUSTED = ("too_many_cells", "record", "batch")
-"""Reasons for which letters are believed. What a journal record can hold is the worker's business,
-and what is broken in a batch is not there for others to read."""
+"""Reasons for which letters are believed. The size of a journal record is the worker's business,
+and other readers cannot see the broken part of a batch."""
 
 SUSPECTS_MAX = 1_000
 """Of a partition; the letters of more broken streams are taken as they are."""
@@ -54,7 +54,7 @@ _CLASSIFIED = "outcome IN ('classified', 'doubtful')"
 
 @dataclasses.dataclass(slots=True)
 class Partition:
-    """One source partition: how far it was read, and what its records came to.
+    """One source partition: the offset up to which it was read, and the counts of its records.
 
     Attributes:
         number: the partition.
@@ -90,18 +90,18 @@ class Partition:
 
 
 class Events:
-    """What follows from the records of one source so far.
+    """The results of the records of one source so far.
 
     Args:
-        database: where the tables are.
+        database: has the tables.
         source: the source.
         layers: the base layers that read it.
-        letters: what the side topics say.
+        letters: the claims of the side topics.
 
     Attributes:
         source: the source.
         layers: the base layers that read it.
-        cuts: where the map got those of them that it had not ever since.
+        cuts: the cuts of layers that came into the map later.
         partitions: all of them, by number.
         differences: Arrow streams that letters wrongly call broken.
         table: the table of classified events: ``part``, ``offset``, ``place``, ``time``,
@@ -205,7 +205,7 @@ class Events:
             )
 
     def settle(self) -> None:
-        """Count where all records and events went, once letters and records are loaded."""
+        """Count the outcomes of all records and events, when letters and records are loaded."""
         self._load_places()
         for partition in self.partitions:
             partition.ledger = Counter(partition.read)
@@ -234,7 +234,7 @@ class Events:
                 ledger[f"malformed.{reason}"] += count
 
     def letters_differing(self) -> Iterator[Difference]:
-        """Yield what of records must have a dead letter and has none, or another one."""
+        """Yield each record that must have a dead letter and lacks it, or has another one."""
         topic = self.source.topic
         claims = (
             'SELECT part, "offset", place, list_sort(list(DISTINCT told)) AS told FROM'
@@ -315,7 +315,7 @@ class Events:
             self.partitions[part].read["events.decoded"] += 1
 
     def _stage(self) -> None:
-        """Take what was decoded: count where it went, and keep what is classified."""
+        """Add decoded events: count their outcomes, and keep the classified ones."""
         database, taken = self._database, self._decoder.table
         if self.cuts:
             database.run(
@@ -367,7 +367,7 @@ class Events:
         )
 
     def _passing(self, whole_ms: int) -> list[tuple[int, int | None, int | None]]:
-        """Return, by partition, what moved the time to just before a time, and to it or beyond."""
+        """Return, by partition, the last events before stream time reached a time, and at it."""
         return self._database.all(
             f'SELECT part, min("offset") FILTER (WHERE time = {whole_ms - 1}), min("offset")'
             f" FILTER (WHERE time >= {whole_ms}) FROM (SELECT *, {self._outcome()} AS outcome FROM"

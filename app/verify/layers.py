@@ -1,4 +1,4 @@
-"""Cells recomputed in tables: what every layer holds at quiescence, from the events of all sources.
+"""Cells recomputed in tables: every layer's cells at quiescence, from the events of all sources.
 
 ::
 
@@ -6,7 +6,7 @@
                                         `--> coarser cells --> ...
                                  (of a merged layer the parts of all partitions are added)
 
-A table has a row for each part of a cell: what one partition of the layer's input holds of it,
+A table has a row for each part of a cell: the part in one partition of the layer's input,
 which is one row of the archive.
 """
 
@@ -38,7 +38,7 @@ class Cells:
     """The tables of cells of all layers.
 
     Args:
-        database: where they are.
+        database: has their tables.
         themap: the map.
         events: the events of each source, by its name.
         early: whether coarser layers have the cells of open windows too.
@@ -62,7 +62,7 @@ class Cells:
         return f"cells_{layer.name}"
 
     def make(self) -> None:
-        """Make all tables, and count in the ledgers where events went."""
+        """Make all tables, and count the outcomes of events in the ledgers."""
         for events in self._events.values():
             repeats = find_repeats(self._database, events)
             for layer in events.layers:
@@ -88,7 +88,7 @@ class Cells:
     def late_letters(self) -> Iterator[Difference]:
         """Yield where letters of events that are too late are others than they must be.
 
-        Of a layer that the map got later, letters may be there of what is at its cut, and from
+        A layer that the map got later may have letters of events at its cut, and from
         when the map had it before.
         """
         for events in self._events.values():
@@ -260,7 +260,7 @@ class Cells:
 
 
 def folded_as(layer: Layer) -> str:
-    """Return the name under which events of a base layer are counted: where they are folded."""
+    """Return the name under which events of a base layer are counted: that of its first table."""
     return f"{layer.name}.partial" if layer.merged else layer.name
 
 

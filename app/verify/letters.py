@@ -1,4 +1,4 @@
-"""Letters as claims: what the side topics say was set aside, by source partition and offset."""
+"""Letters as claims: the events set aside by the side topics, by source partition and offset."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _INT64_MAX = 2**63 - 1
 
 
 class Letters:
-    """What is in the two side topics so far; a letter that is there twice is one.
+    """The letters of the two side topics so far; a repeated letter counts once.
 
     Attributes:
         unreadable: records of the side topics that are neither letters nor marks of a replay.

@@ -23,7 +23,7 @@ _LENIENT = (
     r"[0-9][eE]\+?[0-9]{3}",
     r"\\u00[0-7]",
 )
-"""What is no JSON; numbers beyond the largest float; and escapes that a name may be written with:
+"""Lines that are not JSON; numbers beyond the largest float; and escapes within a name:
 the names of a map are ASCII."""
 
 _DIGITS_MAX = 300
@@ -32,7 +32,7 @@ _DIGITS_MAX = 300
 _DIGITS = f"[0-9]{{{_DIGITS_MAX}}}"
 
 _NESTED_MAX = 100
-"""Brackets of a document; the plain reader gives up where they are nested too deeply."""
+"""Brackets of a document; the plain reader gives up if they are nested too deeply."""
 
 _RFC3339 = (
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}T(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{3,9})?Z"
@@ -64,7 +64,7 @@ class Lines:
         except pl.exceptions.PolarsError:
             line = pl.Series("line", [_decoded(one) for one in self.texts], pl.String)
         doubtful = pl.col("line").str.contains(doubt)
-        # Each test reads all lines again, and few have what only long ones can have.
+        # Each test reads all lines again, and only the few long ones can have these numbers.
         longest = line.str.len_bytes().max() or 0
         if longest >= _DIGITS_MAX:  # type: ignore[operator]
             doubtful |= pl.col("line").str.contains(_DIGITS)
@@ -94,7 +94,7 @@ def _brackets(one: str) -> pl.Expr:
 
 
 def doubt(source: Source) -> str:
-    """Return a pattern of what may be no JSON, or have a name that matters twice."""
+    """Return a pattern of lines that may not be JSON, or may have a declared name twice."""
     names = "|".join(f'"{name}".*"{name}"' for name in _names(source))
     return f"(?s){'|'.join(_LENIENT)}|{names}"
 

@@ -30,7 +30,7 @@ def outcome_of(
     Args:
         source: the source.
         layers: its base layers.
-        cuts: where the map got those that it had not ever since.
+        cuts: the cuts of layers that came into the map later.
         selected_by: returns whether a layer selects an event's type.
         columns: of fields.
     """

@@ -1,4 +1,4 @@
-"""Records recomputed: what one record of a source holds, by docs/formats/records.md.
+"""Records recomputed: the events of one record of a source, by docs/formats/records.md.
 
 The decoder is the standard library's, one event at a time. An event with several faults is counted
 under one of them, so a fault here is the set of reasons that may stand in the ledger.
@@ -33,7 +33,7 @@ _RFC3339 = re.compile(
 )
 _EPOCH_DAY = dt.date(1970, 1, 1).toordinal()
 _DIGITS_MAX = 400
-"""Numbers of more digits are beyond every type, and beyond what ``int`` reads by default."""
+"""Numbers of more digits are beyond every type, and beyond the default limit of ``int``."""
 
 Faults = frozenset[str]
 _GOOD: Faults = frozenset()
@@ -66,7 +66,7 @@ class Record:
 class Event:
     """One event: its time, its type, the declared fields that are not null, and its id as text.
 
-    The id is empty where there is none, or where the source has no ids.
+    The id is empty if there is none, or if the source has no ids.
     """
 
     time_ms: int
@@ -77,10 +77,10 @@ class Event:
 
 @dataclasses.dataclass(slots=True)
 class Content:
-    """What a record holds.
+    """The events of a record.
 
     ``column`` is the ledger's, ``reason`` that of a record that is no events, ``time_ms`` that of
-    a heartbeat. ``events`` has, in order, events, and faults in place of what is malformed.
+    a heartbeat. ``events`` has, in order, events, and faults in place of malformed events.
     """
 
     column: str
@@ -91,7 +91,7 @@ class Content:
 
 @dataclasses.dataclass(slots=True)
 class Columns:
-    """Values by column, as they were read: what is of another type than declared is in doubt."""
+    """Values by column, as they were read: those of another type than declared are in doubt."""
 
     times: list[Any]
     types: list[Any]
@@ -106,7 +106,7 @@ class RecordReader:
     """Reads the records of one source.
 
     Args:
-        source: what is declared.
+        source: its declared fields.
         arrow: reads an Arrow stream; None for one that cannot be read.
     """
 
@@ -122,7 +122,7 @@ class RecordReader:
     def read(
         self, record: Record, *, broken_arrow: bool = False, many: Callable[[], bool]
     ) -> Content:
-        """Return what a record holds.
+        """Return the events of a record.
 
         Args:
             record: the record.
@@ -315,7 +315,7 @@ def _is_text(text: str) -> bool:
 
 
 def form_of(record: Record) -> str:
-    """Return the form of a record's value: empty where it is JSON or lines of JSON."""
+    """Return the form of a record's value: empty for JSON or lines of JSON."""
     for name, data in record.headers:
         if name.lower() == "content-type":
             return _CONTENT_TYPES.get(data.split(b";")[0].strip().lower(), "unknown")

@@ -1,4 +1,4 @@
-"""The report of a verification: what was compared, and what differs."""
+"""The report of a verification: the compared rows and counts, and the differences."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Difference:
     """One thing that is not as recomputed.
 
     ``what`` is ``http``, ``archive``, ``ledger`` or ``letters``; ``where`` says which row or count,
-    ``want`` what was recomputed, and ``got`` what was found.
+    ``want`` is the recomputed value, and ``got`` the found one.
     """
 
     what: str
@@ -36,7 +36,7 @@ class LayerReport:
 
 @dataclasses.dataclass(slots=True)
 class Report:
-    """What a verification came to.
+    """The result of a verification.
 
     Attributes:
         layers: by layer, how many rows were compared.
@@ -45,7 +45,7 @@ class Report:
         offsets: how many offsets of sources were read.
         differing: how many things differ, in all.
         differences: the first of them.
-        notes: what was not compared, and why.
+        notes: rows and counts that were not compared, and why.
     """
 
     layers: list[LayerReport]

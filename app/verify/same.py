@@ -1,7 +1,7 @@
 """Pairs of rows that are not surely equal, as queries: recomputed cells beside answers or archive.
 
-What a query lets pass is equal by the rules of ``cells.py``; numbers are left to those where
-floating-point arithmetic could be wrong about them.
+Rows that a query passes over are equal by the rules of ``cells.py``. A query leaves numbers to
+those rules if floating-point arithmetic could be wrong about them.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _HUGE = 2.0**900
 """Below it nothing here comes to infinity."""
 
 _FOUR_POWERS = 2**26
-"""The square of what is below it is exact."""
+"""The square of a number below it is exact."""
 
 
 def answers_table(layer: Layer) -> str:
-    """Return the table of what workers answer.
+    """Return the table of the workers' answers.
 
     Its columns are ``url``, the key, ``start``, ``stop``, ``version``, and ``m0`` and so on.
     """
@@ -56,7 +56,7 @@ def stored_columns(layer: Layer) -> list[tuple[str, bool]]:
 
 
 def doubtful_answers(layer: Layer, urls: int, now_ms: int, whole: Whole) -> str:
-    """Return a query: key, window start, what is expected, URL, what is answered."""
+    """Return a query: key, window start, expected values, URL, answered values."""
     keys, sums = sql.keys_of(layer), sql.sums_of(layer)
     places = ", ".join([*keys, "start"])
     merged = [
@@ -105,7 +105,7 @@ def doubtful_answers(layer: Layer, urls: int, now_ms: int, whole: Whole) -> str:
 
 
 def doubtful_archived(layer: Layer, now_ms: int, whole: Whole, *, early: bool) -> str:
-    """Return a query: key, window start, what is expected, partition, what is archived."""
+    """Return a query: key, window start, expected values, partition, archived values."""
     keys, sums = sql.keys_of(layer), sql.sums_of(layer)
     on = f"{sql.joined(keys, 'c', 'a')} AND c.part = a.part"
     columns = ["events", *(column for one in sums for column in one.columns)]
@@ -154,7 +154,7 @@ def _sums(sums: list[sql.Sums], field: str | None) -> sql.Sums | None:
 
 
 def _measure_same(measure: Measure, got: str, sums: sql.Sums | None) -> str:
-    """Return whether an answered measure is surely what is expected."""
+    """Return whether an answered measure surely equals the expected one."""
     if sums is None:
         return f"{got} = w.events"
     columns = [f"w.{column}" for column in sums.columns]
@@ -184,7 +184,7 @@ def _measure_same(measure: Measure, got: str, sums: sql.Sums | None) -> str:
 
 
 def _stored_same(layer: Layer, acc: Accumulator, got: str, sums: sql.Sums | None) -> str:
-    """Return whether an archived accumulator is surely what is expected."""
+    """Return whether an archived accumulator surely equals the expected one."""
     if sums is None:
         return f"coalesce({got}, 0) = c.events"
     columns = [f"c.{column}" for column in sums.columns]

@@ -29,7 +29,7 @@ class Sums:
 
     @property
     def columns(self) -> list[str]:
-        """The columns: values, sum, least, most; then what the sum of squares is made of.
+        """The columns: values, sum, least, most; then the parts of the sum of squares.
 
         Of integers ``high`` and ``low``; of floats ``large`` and ``square``, and the ``size``: the
         sum of magnitudes.

@@ -27,7 +27,7 @@ _FETCH_BYTES = 4 << 20
 class Topics:
     """Reads topics, each partition from where it was read before; use it in ``async with``.
 
-    What transactions have not committed is not read, as by workers.
+    Records of transactions that have not committed are not read, as workers do not read them.
     """
 
     def __init__(self, settings: Settings) -> None:

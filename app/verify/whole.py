@@ -1,6 +1,6 @@
-"""What layers cannot have: from when on they, and their measures, are whole, as workers tell it.
+"""Cells that layers cannot have: the times from which they and their measures are whole.
 
-A layer or measure that a revision of the map added knows nothing of what came before
+A layer or measure that a revision of the map added knows nothing of the events before
 (docs/formats/map.md). That is left out of the comparison, and the report says so.
 """
 
@@ -34,7 +34,7 @@ class Whole:
 
     @classmethod
     def of(cls, rows: Iterable[Mapping[str, Any]]) -> Whole:
-        """Return what the layers of all workers say together: the latest of each."""
+        """Return the times that all workers tell of their layers: the latest of each."""
         latest: dict[str, dict[str, int]] = {}
         unknown = set()
         parts: dict[str, dict[int, int]] = {}
@@ -52,11 +52,11 @@ class Whole:
         return cls(cells, latest, frozenset(unknown), parts)
 
     def measure_ms(self, layer: Layer, name: str) -> int | None:
-        """Return from when on a layer has a measure, None where ever since."""
+        """Return the time from which a layer has a measure, None for always."""
         return self.measures.get(layer.name, {}).get(name)
 
     def column_ms(self, layer: Layer, acc: Accumulator) -> int | None:
-        """Return from when on a layer has an accumulator, None where ever since.
+        """Return the time from which a layer has an accumulator, None for always.
 
         It has it at least as long as each measure that is computed from it.
         """
@@ -69,7 +69,7 @@ class Whole:
         return min(known) if known and len(known) == len(times) else None
 
     def notes(self) -> list[str]:
-        """Return what was left out."""
+        """Return the rows that were left out."""
         found = [
             f"{layer} was compared from {_moment(time)} on: the map got it then"
             for layer, time in sorted(self.cells.items())

@@ -1,4 +1,4 @@
-"""Workers asked over HTTP: whether all is quiet, what the ledger says, and every row of a layer."""
+"""Workers queried over HTTP: whether the job is quiescent, the ledger, and every row of a layer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _RETRIES = 5
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Quiet:
-    """How far all workers are. ``busy`` says what is not done yet; empty where all is quiet."""
+    """The progress of all workers. ``busy`` names unfinished work; empty if all is quiescent."""
 
     positions: dict[tuple[str, int], int]
     busy: str
@@ -90,7 +90,7 @@ class Workers:
         return {url: await self._ask(url, QueryClient.ledger) for url in self._clients}
 
     async def quiet(self, ends: Mapping[tuple[str, int], int]) -> Quiet:
-        """Return how far all are, and what is not done where the topics have these ends."""
+        """Return the progress of all workers, and their unfinished work up to these ends."""
         positions: dict[tuple[str, int], int] = {}
         told: list[dict[str, Any]] = []
         for url in self._clients:
@@ -119,7 +119,7 @@ class Workers:
     def _missing(
         self, positions: Mapping[tuple[str, int], int], ends: Mapping[tuple[str, int], int]
     ) -> str:
-        """Return which partition is not at its end; an empty text where all are."""
+        """Return the partition that is not at its end; an empty text if all are."""
         for place, end in sorted(ends.items()):
             where = f"{place[0]}[{place[1]}]"
             if place not in positions:
@@ -146,15 +146,15 @@ class Workers:
         everywhere: bool,
         since_ms: int | None = None,
     ) -> AsyncIterator[tuple[int, pl.DataFrame]]:
-        """Yield what each worker answers, by the number of its URL: some rows at a time.
+        """Yield the answers of each worker, by the number of its URL: some rows at a time.
 
         Args:
             layer: the layer.
             starts: starts of windows, in order, with how many rows are expected of each; the ranges
-                asked for hold them and what is between.
+                asked for hold them and all between.
             everywhere: whether all times there are may be asked for: where the archive reads a
                 range by its rows, not by its length.
-            since_ms: from when on the layer can be asked, where that is not ever since.
+            since_ms: the earliest time that can be queried, unless that is always.
         """
         for start, last in _ranges(layer, starts, everywhere):
             first = start if since_ms is None else max(start, since_ms)
@@ -173,7 +173,7 @@ class Workers:
         return found
 
     async def _ask(self, url: str, question: Any) -> Any:
-        """Ask a worker, again where it is told to be busy.
+        """Query a worker, again if it says that it is busy.
 
         Raises:
             VerifyError: it does not answer.

@@ -92,6 +92,9 @@ class WorkerView(Protocol):
     def unready(self) -> list[str]:
         """Return why this worker should not be asked now, in sentences; none where it is ready."""
 
+    def warnings(self) -> list[str]:
+        """Return a sentence for each thing to mend that does not keep it from being ready."""
+
     def serving(self) -> dict[str, list[int]]:
         """Return the restored partitions, by topic."""
 
@@ -239,7 +242,7 @@ class _Endpoint:
             "restoring": self._view.restoring(),
             "paused": self._view.paused(),
             "insecure": self._access.is_insecure,
-            "warnings": self._access.warnings(),
+            "warnings": [*self._access.warnings(), *self._view.warnings()],
         }
         return answer(state, status)
 

@@ -1,6 +1,6 @@
 """The archive's cache: rows that will never change, kept in memory up to a number of bytes.
 
-Only what is final is kept (``tables.query.facts``), so nothing here has to be told of a change; the
+Only final rows are kept (``tables.query.facts``), so the cache need not hear of changes; the
 least recently used goes when there is no room. What one key filter finds is kept in spans of time,
 which do not overlap and have rows in order of their windows, so that a range of one is a slice:
 
@@ -29,13 +29,13 @@ from tables.state.cell import in_order, no_rows, stacked
 from tables.threads import THREADS, Threads, ended
 
 SPAN_BYTES = 1_000
-"""About what a span takes beside its rows, with its place among the others."""
+"""About the memory of a span beside its rows, with its entry among the others."""
 
 COLUMN_BYTES = 600
 """What a column of a frame takes beside its values: measured were 210 for one row, 570 for 32."""
 
 SPAN_ROWS_MAX = 16_384
-"""Of a span, unless one window has more: so many rows go at once where there is no room."""
+"""Rows of a span, unless one window has more: they are dropped together to make room."""
 
 JOINED_ROWS_MAX = 4_096
 """Neighbours of so few rows become one span; to copy them costs some 0.1 ms."""
@@ -82,13 +82,13 @@ class _Asked:
 
 
 class ArchiveCache:
-    """An archive, of which what is final is remembered.
+    """An archive with a cache of its final rows.
 
     Args:
-        archive: what is asked for the rest.
+        archive: is read for all other rows.
         bytes_max: most bytes to keep; 0 keeps nothing, and reads that are under way are shared
             all the same.
-        threads: where long steps are made; those of the queries that read here, too.
+        threads: run long steps, as those of the queries that read here.
 
     Attributes:
         threads: as given.
@@ -124,7 +124,7 @@ class ArchiveCache:
             layer: whose rows.
             cells: which of them.
             final: whether none of them will ever change.
-            cost: what it costs is added.
+            cost: gets the cost of the read added.
         """
         if not final:
             return await self._read(layer, cells, cost)
@@ -232,7 +232,7 @@ def _place(layer: Layer, cells: CellRange) -> Place:
 
 
 def _hole(known: list[Span], from_ms: int, to_ms: int) -> tuple[int, int] | None:
-    """Return the span of a range in which something is not known, None where all of it is."""
+    """Return the span of a range that is not wholly in the cache, None if all of it is."""
     ends = [from_ms, *(span.to_ms for span in known)]
     starts = [*(span.from_ms for span in known), to_ms]
     holes = [(end, start) for end, start in zip(ends, starts, strict=True) if end < start]

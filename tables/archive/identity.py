@@ -41,7 +41,7 @@ def check_map(place: str, whose: Whose, map_name: str) -> None:
     """Refuse an archive of another map.
 
     Raises:
-        ArchiveError: says whose it is and what to do.
+        ArchiveError: names its map and the remedy.
     """
     if whose.map != map_name:
         raise ArchiveError(

@@ -1,7 +1,7 @@
 """Where a cell rests in an archive: buckets of windows, and until when. Shared by all archives.
 
 A bucket is a run of consecutive windows that are stored together. Its length follows from the size
-of the window alone, because it is part of where rows are found again. How it was chosen:
+of the window alone, because it is part of the key of rows. How it was chosen:
 docs/decisions/0002-archive-tables.md.
 """
 
@@ -76,7 +76,7 @@ def missing_accumulators(place: str, have: Mapping[str, str], want: Mapping[str,
     on one side only. Everything else has to be the same, and so have the types of accumulators.
 
     Args:
-        place: what differs, like ``table flights_by_hour``.
+        place: the thing that differs, like ``table flights_by_hour``.
         have: the stored properties: columns with their types, keys, format.
         want: the same for the map at hand.
 

@@ -1,4 +1,4 @@
-"""The archive: where compacted layers rest; a protocol with two implementations."""
+"""The archive, which keeps compacted layers: a protocol with two implementations."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Archive(Protocol):
 
     @property
     def place(self) -> str:
-        """Where it is, in words that tell what to wipe."""
+        """Its place, in words that say what to wipe."""
 
     async def open(self, themap: Map) -> None:
         """Connect and make ready for the map's layers.
@@ -81,14 +81,14 @@ class Archive(Protocol):
         """
 
     async def history(self, topic: str, partition: int) -> History | None:
-        """Return which journal the rows of an input partition come from, None where none yet has.
+        """Return the journal that the rows of an input partition come from, None if there are none.
 
         Raises:
             ArchiveError: the archive cannot answer now.
         """
 
     async def remember(self, topic: str, partition: int, history: History) -> History:
-        """Return which journal they come from; it is ``history`` from now on where none yet has.
+        """Return the journal that they come from; it is ``history`` from now on if there is none.
 
         Raises:
             ArchiveError: it may not have been taken.

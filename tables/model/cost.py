@@ -7,7 +7,7 @@ import dataclasses
 
 @dataclasses.dataclass(slots=True)
 class LayerCost:
-    """Rows read of one layer: of live tables, of the archive, and of what is remembered of it."""
+    """Rows read of one layer: from live tables, from the archive, and from its cache."""
 
     live_rows: int = 0
     archived_rows: int = 0

@@ -1,6 +1,6 @@
 """The one tree of operating errors; programmer errors are asserts.
 
-A message reads ``cannot <verb> <object>: <cause>; <what to do>``.
+A message reads ``cannot <verb> <object>: <cause>; <remedy>``.
 """
 
 
@@ -12,7 +12,7 @@ class MapError(TreasureMapError):
     """A map file that cannot be exact, with every problem found in it.
 
     Attributes:
-        problems: one line each, ``<where>: <what is wrong>; <what to change>``.
+        problems: one line each, ``<place>: <fault>; <remedy>``.
     """
 
     def __init__(self, source: str, problems: list[str]) -> None:
@@ -33,7 +33,7 @@ class FencedError(TreasureMapError):
     """A newer owner of the partition stands in the journal; this one forgets its memory.
 
     Attributes:
-        rival: the newer owner in words, where it is of another consumer group; else empty.
+        rival: the newer owner in words, if it is of another consumer group; else empty.
     """
 
     def __init__(self, message: str, rival: str = "") -> None:
@@ -42,7 +42,7 @@ class FencedError(TreasureMapError):
 
 
 class OutcomeUnknownError(TreasureMapError):
-    """An append that may or may not have landed; the owner claims again and reads what stands."""
+    """An append that may or may not have arrived; the owner claims again and reads the journal."""
 
 
 class RecordTooLargeError(TreasureMapError):
@@ -71,7 +71,7 @@ class ArchiveAwayError(ArchiveError):
 class ArchiveRefusedError(ArchiveError):
     """The archive answers and refuses: a right, a login or a certificate is not as it must be.
 
-    Asking again does not help until somebody has mended what the message says.
+    Asking again does not help until somebody has mended the fault of the message.
     """
 
 
@@ -79,7 +79,7 @@ class ArchiveDamagedError(ArchiveError):
     """Bytes of the archive are not those that were written; asking again does not help.
 
     Attributes:
-        where: which rows were asked for, in words for who asked; empty where none were.
+        where: the requested rows, in words for the caller; empty if there were none.
     """
 
     where = ""

@@ -1,8 +1,8 @@
 """Floats: sums of them in plain Python, the same as those of frames.
 
-Python's operators raise where a result is not finite, and its ``sum`` is another one in every
-version. These follow IEEE 754 as polars does: what is too large is infinite, and an infinite sum
-that meets its opposite is not a number.
+Python's operators raise if a result is not finite, and its ``sum`` is another one in every
+version. These follow IEEE 754 as polars does: a number that is too large is infinite, and an
+infinite sum that meets its opposite is not a number.
 """
 
 from __future__ import annotations

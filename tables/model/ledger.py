@@ -1,4 +1,4 @@
-"""The ledger: where every offset and every event went, as named counts that must add up.
+"""The ledger: named counts of every offset and every event by outcome, which must add up.
 
 Names are ``records.<column>``, ``events.<column>`` and ``layer.<layer>.<column>``. Three sums are
 checked against counts taken independently: records against the offsets read, events against
@@ -53,7 +53,7 @@ def total(ledgers: Iterable[Mapping[str, int]]) -> Ledger:
 
 
 def imbalances(ledger: Mapping[str, int], offsets_read: int, layers: Iterable[str]) -> list[str]:
-    """Return a sentence for every sum that does not add up; empty where the ledger balances."""
+    """Return a sentence for every sum that does not add up; empty if the ledger balances."""
     found = []
     records = sum(ledger.get(f"records.{column}", 0) for column in RECORD_COLUMNS)
     if records != offsets_read:

@@ -1,8 +1,8 @@
 """Limits: how large the records are that workers write, so that every one of them is taken.
 
 A record that no broker takes would end its worker again at every start. So whatever is made of
-many rows is cut by bytes, and what cannot be cut follows from something that was taken before: a
-cell's key came with a delta, a contribution's with a cell.
+many rows is cut by bytes, and a thing that cannot be cut follows from one that was accepted before:
+a cell's key came with a delta, a contribution's with a cell.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ EVICTED_BYTES_MAX = 9 * EVICTED_MAX
 """In MessagePack a number takes nine bytes at most."""
 
 LETTER_BYTES_MAX = 15 << 20
-"""Of a letter's value; what is left of the record is for its headers."""
+"""Of a letter's value; the rest of the record is for its headers."""
 
 LETTER_INDEX_BYTES_MAX = 1 << 19
 """Of a letter's header ``index``: more events of a record go into further letters."""

@@ -1,4 +1,4 @@
-"""Shapes: what of a layer no revision of the map may change, because its cells would not fit.
+"""Shapes: aspects of a layer that no revision may change, because its cells would not fit.
 
 Claims carry the shapes of all layers of their map (docs/formats/journal.md rule 15), so that a
 worker with a map that does not fit is refused before it has moved anything.
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from tables.model.layer import Map
 
 Shapes = Mapping[str, Mapping[str, str]]
-"""By layer, what each aspect of it is, in words."""
+"""By layer, each aspect of it in words."""
 
 
 def shapes_of(themap: Map) -> dict[str, dict[str, str]]:
@@ -46,7 +46,7 @@ def changes(old: Shapes, new: Shapes) -> list[str]:
 
 
 def joined(old: Shapes, new: Shapes) -> dict[str, dict[str, str]]:
-    """Return both: what was dropped is remembered, so that it cannot come back as another."""
+    """Return both: dropped layers are remembered, so that they cannot come back as others."""
     found = {name: dict(shape) for name, shape in old.items()}
     for name, shape in new.items():
         found.setdefault(name, {}).update(shape)
@@ -54,5 +54,5 @@ def joined(old: Shapes, new: Shapes) -> dict[str, dict[str, str]]:
 
 
 def reshaped(old: Shapes, new: Shapes) -> list[str]:
-    """Return what is wrong with new shapes, and what to do."""
+    """Return the fault of new shapes, and the remedy."""
     return [f"{change}: that is another layer; give it a new name" for change in changes(old, new)]

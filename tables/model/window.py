@@ -3,8 +3,8 @@
 A window is either a fixed length aligned to the epoch (Flink's tumbling window without offset) or a
 calendar month or year in UTC. A day is the fixed length of 86,400,000 ms: UTC has no other days.
 
-Columns and integers agree for all years from 1 to 9999, where event times lie, and far beyond: the
-last window of year 9999 ends, and the first fixed window of year 1 starts, outside them.
+Columns and integers agree for all years from 1 to 9999, the range of event times, and far beyond:
+the last window of year 9999 ends, and the first fixed window of year 1 starts, outside them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Column = TypeVar("Column", pl.Expr, pl.Series)
 
 
 def time_text(time_ms: int) -> str:
-    """Return a time as RFC 3339, or as milliseconds where that has no such year."""
+    """Return a time as RFC 3339, or as milliseconds if that has no such year."""
     if not TIME_MS_MIN <= time_ms <= TIME_MS_MAX:
         return str(time_ms)
     epoch = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
@@ -69,7 +69,7 @@ class Window(msgspec.Struct, frozen=True, omit_defaults=True):
     Attributes:
         length_ms: above zero, or 0 for windows of the calendar.
         months: of a window of the calendar, its months: 1, or 12 from January on. The default is
-            left out where a window is encoded, so that a map's digest is that of its meaning.
+            left out when a window is encoded, so that a map's digest is that of its meaning.
     """
 
     length_ms: int
@@ -113,12 +113,12 @@ class Window(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def longest_ms(self) -> int:
-        """The length of the longest window, for what must not end too early."""
+        """The length of the longest window, for bounds that must not be too short."""
         return self.length_ms or (31 if self.months == 1 else 366) * DAY_MS
 
     @property
     def shortest_ms(self) -> int:
-        """The length of the shortest window, for what must not be too large to fit."""
+        """The length of the shortest window, for bounds that must not be too long."""
         return self.length_ms or (28 if self.months == 1 else 365) * DAY_MS
 
     def start(self, time_ms: int) -> int:
@@ -164,9 +164,9 @@ class Window(msgspec.Struct, frozen=True, omit_defaults=True):
     def nests_in(self, coarser: Window) -> bool:
         """Tell whether every window of this size lies inside one window of ``coarser``.
 
-        Months and years start at midnight, with nothing else in common, so what nests in them
-        divides a day. No fixed length holds them: only multiples of the calendar's 400 years do,
-        which is more than ``LENGTH_MS_MAX``.
+        Months and years start at midnight, with nothing else in common, so windows that nest in
+        them divides a day. No fixed length holds them: only multiples of the calendar's 400 years
+        do, which is more than ``LENGTH_MS_MAX``.
         """
         if self.is_calendar:
             return coarser.is_calendar and coarser.months % self.months == 0

@@ -1,11 +1,11 @@
 """Answers: cells from live tables and archive, each of them once, as the rows that were asked for.
 
-Which rows of an archive count follows from the facts that came with the live rows: what a partition
-has not evicted is all in its table, and what it has is final. So the two never overlap, whatever is
-archived between the two reads (``tables.query.facts`` has the picture).
+The facts that came with the live rows decide which rows of an archive count: windows that a
+partition has not evicted are all in its table, and evicted ones are final. So the two never
+overlap, whatever is archived between the two reads (``tables.query.facts`` has the picture).
 
 A merged layer's open windows are read in parts, so that the answer is of one position of each
-source partition: what a sender has settled comes from the merge stage, the rest of its cells from
+source partition: a sender's settled values come from the merge stage, the rest of its cells from
 its combiner, which was read after.
 """
 
@@ -36,7 +36,7 @@ def cells_of(
 
     Args:
         layer: whose cells.
-        live: what owners have.
+        live: the live rows of owners.
         archived: archive frame of windows that were looked for in live tables too. Of a partition
             without facts every row counts: the answer is partial then.
         final: archive frame of other windows.
@@ -89,9 +89,9 @@ def merged_cells_of(
 def are_torn(layer: Layer, parts: LiveRows, combined: LiveRows, from_ms: int, to_ms: int) -> bool:
     """Tell whether parts and combiners are not of one position: they are read again then.
 
-    A combiner may have evicted what the merge stage had not settled: it is on its way through the
-    layer's topic. Or an owner that was replaced without knowing it, and is behind, answered for a
-    combiner. ``from_ms`` and ``to_ms`` are where windows of the layer start.
+    A combiner may have evicted windows that the merge stage had not settled: they are on their way
+    through the layer's topic. Or an owner that was replaced without knowing it, and is behind,
+    answered for a combiner. ``from_ms`` and ``to_ms`` are starts of windows of the layer.
     """
     for fact in parts.facts.values():
         for sender, combiner in combined.facts.items():
@@ -104,7 +104,7 @@ def are_torn(layer: Layer, parts: LiveRows, combined: LiveRows, from_ms: int, to
 
 
 def are_behind(base: LiveRows, sealed_ms: int) -> bool:
-    """Tell whether an owner of the base has not sealed what coarser cells were read up to.
+    """Return whether an owner of the base has sealed less than the coarser cells that were read.
 
     Then it was replaced without knowing it, and its position is not that of the coarser cells.
     """
@@ -130,12 +130,12 @@ def rows_of(query: FamilyQuery, parts: Sequence[tuple[Layer, pl.DataFrame]]) -> 
     """Return the rows that a request asks for; many are in no order.
 
     Args:
-        query: what is asked.
+        query: the request.
         parts: of layers of the family, cells or parts of them with the columns of a cell frame, of
             the keys that are asked for; together they have every event once.
 
     Returns:
-        A cell frame of ``query.rows``, where ``window_start`` is the row's.
+        A cell frame of ``query.rows``, whose ``window_start`` is the row's.
     """
     rows = query.rows
     if sum(cells.height for _, cells in parts) <= FEW_ROWS_MAX:
@@ -155,7 +155,7 @@ def rows_of(query: FamilyQuery, parts: Sequence[tuple[Layer, pl.DataFrame]]) -> 
 
 
 def _few_rows_of(query: FamilyQuery, frames: list[pl.DataFrame]) -> pl.DataFrame:
-    """Return what :func:`rows_of` does, of a few cells."""
+    """Return the result of :func:`rows_of`, for a few cells."""
     rows = query.rows
     names = [acc.column for acc in rows.accumulators]
     cells: list[tuple[Any, Any]] = []
@@ -173,7 +173,7 @@ def _few_rows_of(query: FamilyQuery, frames: list[pl.DataFrame]) -> pl.DataFrame
 
 
 def row_end(query: FamilyQuery, start_ms: int) -> int:
-    """Return where the row that starts at ``start_ms`` ends."""
+    """Return the end of the row that starts at ``start_ms``."""
     if query.step is None:
         return query.to_ms
     return min(query.step.end(query.step.start(start_ms)), query.to_ms)

@@ -1,4 +1,4 @@
-"""Queries over one layer: what is asked, and the one answer of live and archived cells together.
+"""Queries over one layer: the request, and one answer of live and archived cells together.
 
 Everything here is pure. A reader takes the live frame first and the archived one after: a cell
 leaving the table in between is then in both, never in neither, and :func:`merge_answer` keeps of
@@ -109,7 +109,7 @@ def find_layer(themap: Map, name: str) -> Layer:
 
 
 def cells_parameters(layer: Layer, limits: Limits) -> list[Parameter]:
-    """Return what a request for cells of one layer may say."""
+    """Return the parameters of a request for cells of one layer."""
     return [
         time_parameter("from", "Windows that start at or after this time."),
         time_parameter("to", "Windows that start before this time."),
@@ -155,9 +155,9 @@ def merge_answer(
 
     Args:
         themap: the map, whose revision the cursor carries.
-        query: what was asked; the frames hold its range.
-        live: what the worker holds; read before ``archived``.
-        archived: what the archive holds.
+        query: the request; the frames hold its range.
+        live: live rows of the worker; read before ``archived``.
+        archived: rows of the archive.
         cells_max: most rows of both frames together.
 
     Raises:
@@ -183,7 +183,7 @@ def merge_answer(
 def page_after(
     layer: Layer, cells: pl.DataFrame, after: Position | None, limit: int
 ) -> tuple[pl.DataFrame, Position | None]:
-    """Return the first ``limit`` cells after a position, and that of the last where there are more.
+    """Return the first ``limit`` cells after a position, and that of the last if there are more.
 
     They are in order of window and key; ``cells``, a cell frame of ``layer``, may have any.
     """
@@ -238,7 +238,7 @@ def decode_cursor(themap: Map, layer: Layer, text: str) -> Position:
 
 
 def _cursor_parts(raw: bytes) -> Any:
-    """Return what a cursor's bytes are, which their first one tells."""
+    """Return the content of a cursor's bytes, whose form the first one tells."""
     if raw.startswith(b"["):
         return orjson.loads(raw)
     if raw.startswith(b"\x78"):

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from tables.model.window import Window
 
 POINTS_MAX = 20_000
-"""Boundaries over which shortest paths are looked for, in some 100 ms for all of a cover; where
+"""Boundaries over which shortest paths are searched, in some 100 ms for all of a cover; if
 there are more, the coarsest goes first, and the cover may have more cells than need be."""
 
 STEPS_APART_MAX = 1_000
@@ -53,7 +53,7 @@ class Segment:
 
 
 class GapError(Exception):
-    """A range that no cover tiles; ``at_ms`` is where the first hole begins."""
+    """A range that no cover tiles; ``at_ms`` is the start of the first hole."""
 
     def __init__(self, at_ms: int) -> None:
         self.at_ms = at_ms
@@ -176,7 +176,7 @@ def _coarsest_first(choices: Sequence[Choice]) -> list[Choice]:
 
 
 def _run(choice: Choice, from_ms: int, to_ms: int) -> Segment | None:
-    """Return all windows of a choice in the range, None where there is none."""
+    """Return all windows of a choice in the range, None if there are none."""
     window = choice.window
     start = window.first_start(max(from_ms, choice.from_ms))
     stop = window.start(min(to_ms, choice.to_ms))

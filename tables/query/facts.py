@@ -1,6 +1,6 @@
-"""Facts: what partitions tell of a layer beside its cells, from which a reader plans.
+"""Facts: statements of partitions about a layer beside its cells, from which a reader plans.
 
-Every fact but ``evicted_ms`` stays true: floors never fall, and what is archived stays so. So a
+Every fact but ``evicted_ms`` stays true: floors never fall, and archived windows stay so. So a
 reader may plan with facts of before, and keeps of two the one that says more; from when on cells
 are whole is what the later one says. Where a partition's
 cells of a window are follows from the facts that came with them:
@@ -65,7 +65,7 @@ class KnownFacts:
         self._known: dict[str, dict[int, PartitionFacts]] = {}
 
     def take(self, layer: str, facts: Iterable[PartitionFacts]) -> None:
-        """Take what partitions tell; older facts change nothing."""
+        """Add facts of partitions; older facts change nothing."""
         known = self._known.setdefault(layer, {})
         for fact in facts:
             before = known.get(fact.partition)
@@ -86,14 +86,14 @@ class KnownFacts:
         return min(fact.first_ms for fact in known.values())
 
     def whole(self, layer: Layer) -> dict[str, int]:
-        """Return, by column, from when on a layer's windows are whole, where not ever since.
+        """Return, by column, the time from which a layer's windows are whole, unless always.
 
         ``events`` stands for the layer itself. Partitions of which nothing is known do not count.
         """
         return whole_of(self._known.get(layer.name, {}).values())
 
     def of(self, layer: Layer, now_ms: int) -> LayerFacts:
-        """Return what is known of a layer, which may be nothing."""
+        """Return the facts of a layer, which may be empty."""
         known = self._known.get(layer.name, {})
         if len(known) < layer.partitions:
             return NOTHING_KNOWN
@@ -116,7 +116,7 @@ class KnownFacts:
 
 
 def whole_of(facts: Iterable[PartitionFacts]) -> dict[str, int]:
-    """Return, by column, from when on all partitions are whole, where not ever since.
+    """Return, by column, the time from which all partitions are whole, unless always.
 
     ``events`` stands for the layer itself.
     """
@@ -129,7 +129,7 @@ def whole_of(facts: Iterable[PartitionFacts]) -> dict[str, int]:
 
 
 def _both(one: PartitionFacts, other: PartitionFacts) -> PartitionFacts:
-    """Return what two facts of one partition say together; of cells, what came last of any."""
+    """Return two facts of one partition as one; for cells, the latest of both."""
     later = other if other.position >= one.position else one
     return PartitionFacts(
         partition=one.partition,

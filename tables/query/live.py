@@ -1,4 +1,4 @@
-"""Live reads: what is asked of the tables of owners, and what they answer."""
+"""Live reads: requests to the tables of owners, and their answers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class FollowerPosition(msgspec.Struct, frozen=True, array_like=True):
     Attributes:
         version: it has every value up to this version.
         closed_ms: it knows that windows which end at or before it are closed.
-        evicted_ms: what the partition had evicted then.
+        evicted_ms: the end up to which the partition had evicted windows then.
     """
 
     version: int
@@ -33,7 +33,7 @@ class LiveRead:
 
     Windows that start in ``[from_ms, to_ms)``; an empty range asks for the facts alone. ``parts``
     has a merged layer's contributions given in place of its cells. ``partitions`` are those of the
-    layer's input that can have the keys, None for all. ``after`` has only what is news given: cells
+    layer's input that can have the keys, None for all. With ``after`` only changes are given: cells
     that have changed, or closed, since a follower was told so much; of partitions that are not in
     it, everything.
     """
@@ -70,7 +70,7 @@ class LiveRows:
     rows: list[pl.DataFrame] = dataclasses.field(default_factory=list)
 
     def add(self, other: LiveRows) -> None:
-        """Add what other owners have, but nothing of a partition that is here already.
+        """Add live rows of other owners, but none of a partition that is here already.
 
         Two owners may answer for one partition while it moves; each is right by itself.
         """
@@ -87,7 +87,7 @@ class LiveRows:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LiveJob:
-    """A live read of one state: its facts, and what makes its rows, in any thread.
+    """A live read of one state: its facts, and the function that makes its rows, in any thread.
 
     ``height`` is at most how many rows were looked at.
     """

@@ -31,7 +31,7 @@ _RFC_3339 = re.compile(
 _INTEGER = re.compile(r"-?\d{1,19}", re.ASCII)
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 UNKNOWN_TOLD_MAX = 10
-"""So many unknown parameters are told: to find what each may have meant takes some 0.1 ms."""
+"""Most unknown parameters that are named: a hint for each takes some 0.1 ms."""
 
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _TIME = "want epoch milliseconds or RFC 3339 with at most milliseconds, like 2013-01-01T00:00:00Z"
@@ -43,10 +43,10 @@ class Parameter:
 
     Attributes:
         name: as it stands in the URL.
-        about: what it means, a sentence for readers of the OpenAPI document.
-        read: returns the value of a text; raises ValueError with what is wrong.
+        about: its meaning, a sentence for readers of the OpenAPI document.
+        read: returns the value of a text; raises ValueError with the fault.
         schema: the JSON schema of one value.
-        want: what is said where it is missing; empty where it may be.
+        want: the demand if it is missing; empty if it may be missing.
         many: whether it may be given several times; its value is then a tuple.
     """
 
@@ -61,7 +61,7 @@ class Parameter:
 def read_parameters(
     parameters: Sequence[Parameter], given: Iterable[tuple[str, str]], problems: list[str]
 ) -> dict[str, Any]:
-    """Return the values by name of those given that can be read; note what is wrong.
+    """Return the values by name of those given that can be read; note faults.
 
     A parameter of ``many`` that was not given is left out, like every other.
     """
@@ -98,7 +98,7 @@ def read_parameters(
 
 
 def check_range(values: Mapping[str, Any], problems: list[str]) -> None:
-    """Note where ``from`` and ``to`` are both there and no time lies between them."""
+    """Note if ``from`` and ``to`` are both given and no time lies between them."""
     if "from" in values and "to" in values and values["from"] >= values["to"]:
         hint = seconds_hint(values["from"], values["to"])
         told = f"; {hint}" if hint else ""
@@ -106,13 +106,13 @@ def check_range(values: Mapping[str, Any], problems: list[str]) -> None:
 
 
 def seconds_hint(*times: int) -> str:
-    """Return a hint for one who asked for times of 1970 to 1973, empty where nobody did."""
+    """Return a hint for requests of times of 1970 to 1973, empty for others."""
     small = any(0 < time < SECONDS_IN_MS_MAX for time in times)
-    return "are these seconds, where milliseconds are wanted?" if small else ""
+    return "are these seconds instead of milliseconds?" if small else ""
 
 
 def did_you_mean(name: str, known: list[str]) -> str:
-    """Return a hint at the name that was probably meant, empty where none is near."""
+    """Return a hint at the name that was probably meant, empty if none is near."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
 

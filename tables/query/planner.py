@@ -88,7 +88,7 @@ def plan(query: FamilyQuery, facts: Mapping[str, LayerFacts], cells_max: int) ->
     """Return the cover of the range with the fewest cells that is exact, if it can be had.
 
     Args:
-        query: what is asked.
+        query: the request.
         facts: by layer; all windows of the base can be used, whether sealed or not. A coarser
             layer without facts is not used.
         cells_max: more cells than this are not read.

@@ -61,7 +61,7 @@ class _Table:
         return _unpack(form, self._data, at) if at else default
 
     def table(self, field: int) -> _Table | None:
-        """Return a table field, None where it is absent."""
+        """Return a table field, None if it is absent."""
         at = self._at(field)
         return _Table(self._data, at + _unpack(_UINT32, self._data, at)) if at else None
 
@@ -109,7 +109,7 @@ def check_stream(data: bytes, inflated_bytes_max: int) -> tuple[frozenset[str], 
 
     Args:
         data: a record's value.
-        inflated_bytes_max: what all its buffers may inflate to.
+        inflated_bytes_max: bytes up to which all its buffers may inflate.
 
     Raises:
         ArrowError: it must not be read.
@@ -125,7 +125,7 @@ def check_stream(data: bytes, inflated_bytes_max: int) -> tuple[frozenset[str], 
         position += size
         body_bytes = message.number(3, _INT64)
         if not 0 <= body_bytes <= len(data) - position:
-            raise ArrowError(f"a body of {body_bytes} bytes where {len(data) - position} are left")
+            raise ArrowError(f"a body of {body_bytes} bytes, but {len(data) - position} are left")
         kind, header = message.number(1, _UINT8), message.table(2)
         if header is None or (kind == _SCHEMA) is (columns is not None):
             raise ArrowError("its schema is not its first and only one")
@@ -149,12 +149,12 @@ def check_stream(data: bytes, inflated_bytes_max: int) -> tuple[frozenset[str], 
 
 
 def _metadata_size(data: bytes, position: int) -> tuple[int, int]:
-    """Return the size of the next message's metadata, and where it begins."""
+    """Return the size of the next message's metadata, and its first byte."""
     if data[position : position + 4] != CONTINUATION:
         raise ArrowError(f"no message begins at byte {position}")
     size = _unpack(_INT32, data, position + 4)
     if not 0 <= size <= len(data) - position - 8:
-        raise ArrowError(f"metadata of {size} bytes where {len(data) - position - 8} are left")
+        raise ArrowError(f"metadata of {size} bytes, but {len(data) - position - 8} are left")
     return size, position + 8
 
 

@@ -11,7 +11,7 @@ Headers = tuple[tuple[str, bytes], ...]
 class RecordFault:
     """Why a record cannot be used, whatever its value is.
 
-    ``reason`` is one of docs/formats/records.md, or ``cut`` where only the beginning of its value
+    ``reason`` is one of docs/formats/records.md, or ``cut`` if only the beginning of its value
     was read; ``size`` is that of the whole value then, in bytes.
     """
 
@@ -28,7 +28,7 @@ class Run:
     that carry no record (transaction markers, compacted records) lie between them, so that
     ``next_offset - first_offset >= len(values)``. ``offsets``, ``values`` and ``append_times_ms``
     have one item a record. ``headers`` has an entry only for records that have headers. ``size`` is
-    that of all values, in bytes; it is counted where it is not given. ``faults`` has, by index, the
+    that of all values, in bytes; it is counted if it is not given. ``faults`` has, by index, the
     records that could not be read: their values are for dead letters only.
     """
 
@@ -48,7 +48,7 @@ class Run:
             self.size = sum(len(value) for value in self.values if value is not None)
 
     def extend(self, after: Run) -> None:
-        """Add the records of a run that begins where this one ends."""
+        """Add the records of a run that begins at the end of this one."""
         at, offsets, more = len(self.values), self.offsets, after.offsets
         self.next_offset = after.next_offset
         self.size += after.size

@@ -1,6 +1,6 @@
-"""Letters: the headers of what is set aside in the topics for dead and late events.
+"""Letters: the headers of events and records in the topics for dead and late events.
 
-The value of a letter is what was set aside, in its own form; docs/formats/dead-letters.md.
+The value of a letter is the set-aside input, in its own form; docs/formats/dead-letters.md.
 """
 
 from __future__ import annotations

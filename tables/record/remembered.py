@@ -1,4 +1,4 @@
-"""Remembered: answers to what producers write again and again, within a bound of memory.
+"""Remembered: answers for texts that producers write again and again, within a bound of memory.
 
 Types, content types and schemas come from outside: there may be any number of them, and each may be
 as long as a record.
@@ -24,7 +24,7 @@ Answer = TypeVar("Answer")
 
 
 class Remembered(Generic[Text, Answer]):
-    """Finds answers, and remembers them; where they come to too much all are forgotten."""
+    """Finds answers, and remembers them; all are forgotten when they take too much memory."""
 
     def __init__(self, find: Callable[[Text], Answer]) -> None:
         self._find = find
@@ -32,7 +32,7 @@ class Remembered(Generic[Text, Answer]):
         self.size = 0
 
     def __call__(self, text: Text) -> Answer:
-        """Return the answer for a text; what finding it raises is raised each time."""
+        """Return the answer for a text; an error of finding it is raised each time."""
         if text in self._known:
             return self._known[text]
         answer = self._find(text)

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class DamagedError(ValueError):
-    """Bytes that are not what this program wrote: changed on their way, or another's."""
+    """Bytes that this program did not write so: changed on their way, or another's."""
 
 
 def seal(form: int, content: bytes) -> bytes:
@@ -45,7 +45,7 @@ def digest(data: bytes) -> int:
 
 
 def unpacked(decoder: msgspec.msgpack.Decoder[T], content: bytes | memoryview) -> T:
-    """Return what MessagePack holds.
+    """Return the content of MessagePack bytes.
 
     Raises:
         DamagedError: it is none, or of other types. Nothing else is raised, whatever the bytes.

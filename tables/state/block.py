@@ -1,11 +1,11 @@
 """Blocks: the rows that a delta adds to a layer, as bytes in journal and store, and in memory.
 
 Many rows are a frame, as bytes an Arrow IPC stream, compressed with LZ4 from ``COMPRESS_ROWS_MIN``
-rows on. A few are tuples, as bytes MessagePack: making a frame costs what fifty rows cost. The
+rows on. A few are tuples, as bytes MessagePack: making a frame costs as much as fifty rows. The
 version of a block's rows is a constant kept beside it, so a delta's bytes go to the store
 unchanged.
 
-A block has no checksum of its own: what it travels or lies in is sealed (``tables.record.sealed``).
+A block has no checksum of its own: the bytes around it are sealed (``tables.record.sealed``).
 One that comes out of anything else goes through :func:`check_block` first, because the reader of
 Arrow ends the process over some broken streams.
 """
@@ -39,7 +39,7 @@ _COLUMNS_FROM_ROWS = 60
 """From so many rows on a frame is made column by column."""
 
 _VALUE_BYTES = 40.0
-"""About what a value in a tuple takes."""
+"""About the bytes of a value in a tuple."""
 
 _PYTHON_TYPES: dict[type[pl.DataType], set[type]] = {
     pl.String: {str}, pl.Boolean: {bool}, pl.Int32: {int}, pl.Int64: {int}, pl.Int128: {int},
@@ -201,7 +201,7 @@ def repeated(value: int, rows: int, kind: type[pl.DataType]) -> pl.Series:
 class Block:
     """One block in memory: its rows, the windows that they are of, the first and the last of them.
 
-    ``version`` is that of all rows, or -1 where they have the column. A few rows stay tuples until
+    ``version`` is that of all rows, or -1 if they have the column. A few rows stay tuples until
     somebody asks for their frame.
     """
 
@@ -263,7 +263,7 @@ class Block:
         return frame.filter(~is_among(frame["window_start"], windows))
 
     def few(self) -> list[tuple[Any, ...]] | None:
-        """Return a few rows with their versions, None where they are a frame."""
+        """Return a few rows with their versions, None if they are a frame."""
         if not isinstance(self._rows, FewRows):
             return None
         version = self._version

@@ -1,4 +1,4 @@
-"""Contributions: what a layer's cells come to in a coarser layer, and their way there as bytes.
+"""Contributions: sums of a layer's cells for a coarser layer, and their way there as bytes.
 
 Finer cells that fall into one coarser key are added up before they are sent, each finer window for
 itself: a contribution is the absolute value of a coarser key in a finer window of one partition,
@@ -41,7 +41,7 @@ class Contribution(msgspec.Struct, frozen=True, array_like=True):
     up to these times are closed, and final, and already in this log. ``block`` has the coarser
     layer's key columns and accumulators, ``fine_start`` and ``contributed``; it is empty in a
     heartbeat. ``whole`` tells, by accumulator, from when on the sender's windows are whole and went
-    to this layer; of those left out it is not known. None is what versions before it say.
+    to this layer; it is unknown for those left out. Versions before it give None.
     """
 
     layer: str
@@ -127,7 +127,7 @@ def decode_cells(contribution: Contribution, coarser: Layer) -> pl.DataFrame:
 
 
 def cause_against(rows: pl.DataFrame, coarser: Layer) -> str:
-    """Return why contributions cannot be used, an empty text where they can."""
+    """Return why contributions cannot be used, an empty text if they can."""
     needed = (*coarser.key_columns, "fine_start", "contributed", "events")
     if any(rows[name].null_count() for name in needed):
         return "its block holds other cells: got nulls; want keys, windows and versions, no nulls"

@@ -147,13 +147,13 @@ class IdTable(LayerTable):
         return found
 
     def prepare(self) -> None:
-        """Make what look-ups need, which takes seconds where millions are remembered."""
+        """Make the indexes of look-ups, which takes seconds if millions are remembered."""
         self._filter = _filter_of(self._blocks.values(), self.rows)
         for sequence in self._blocks:
             self._order_of(sequence)
 
     def merge_ahead(self, rows: pl.DataFrame | FewRows, version: int) -> Callable[[], None] | None:
-        """Return what makes a larger filter, in any thread, where these ids have no room in it."""
+        """Return the maker of a larger filter, for any thread, if these ids have no room in it."""
         del version
         if self._filter is None or self._filter.has_room(rows.height):
             return None

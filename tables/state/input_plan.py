@@ -1,4 +1,4 @@
-"""An input's plan: which layers one input topic feeds, and what follows for its partitions."""
+"""An input's plan: the layers that one input topic feeds, and its partitions' duties."""
 
 from __future__ import annotations
 

@@ -40,9 +40,9 @@ class Claim(msgspec.Struct, frozen=True, array_like=True, tag="claim"):
     ``shapes`` are those of all layers of the map (``tables.model.shape``). Claims of formats 1 and
     2 say nothing of it.
 
-    ``archive`` is the id of the archive that the writer has, empty where it is away. ``history`` is
-    a new id: that of the first claim becomes the journal's. ``cluster`` is what Kafka calls itself,
-    ``group`` and ``node`` are the writer's: they decide nothing, but say who it was.
+    ``archive`` is the id of the archive that the writer has, empty if it is away. ``history`` is
+    a new id: that of the first claim becomes the journal's. ``cluster`` is the id of Kafka's
+    cluster, ``group`` and ``node`` are the writer's: they decide nothing, but say who it was.
     """
 
     revision: int
@@ -72,7 +72,7 @@ class Delta(msgspec.Struct, frozen=True, array_like=True, tag="delta"):
 
     ``floors`` are by layer; ``announced`` by sender partition (coarser layers only); ``blocks`` by
     layer, as bytes of ``tables.state.block``; ``evicted`` are window starts by layer; ``tail`` is
-    the identity of record ``stop - 1`` (append time and CRC-32), None where it carried no record.
+    the identity of record ``stop - 1`` (append time and CRC-32), None if it carried no record.
     ``snapshot`` is the journal offset of the latest snapshot that the writer knows, -1 for none: a
     hint for readers, which decides nothing. ``has_events`` is another: whether an event, and not
     heartbeats alone, has moved stream time up to ``stop``. ``ids_gone`` is how many of the oldest
@@ -170,5 +170,5 @@ def _blocks_of(entry: Entry) -> list[bytes]:
 
 
 def identity_of(value: bytes) -> Identity:
-    """Return what a journal entry is recognised by: length and CRC-32."""
+    """Return the identity of a journal entry: length and CRC-32."""
     return len(value), zlib.crc32(value)

@@ -54,8 +54,8 @@ class PartitionState:
     ) -> bool:
         """Take the journal entry at ``offset``; tell whether it stands.
 
-        ``offset`` must be the next one: a journal is read without gaps. ``rows`` are what a
-        delta's blocks hold, by name, where they need not be decoded because they were just encoded.
+        ``offset`` must be the next one: a journal is read without gaps. ``rows`` are the rows of a
+        delta's blocks, by name, if they need not be decoded because they were just encoded.
         """
         meta = self.meta
         assert offset == meta.journal_offset, f"journal gap: {offset} after {meta.journal_offset}"
@@ -75,8 +75,8 @@ class PartitionState:
     def is_of_own_map(self) -> bool:
         """Whether the claim that stands is of the reader's own map.
 
-        Only then has the state all that the journal says, and may be stored: of what its map does
-        not have it knows nothing.
+        Only then has the state all that the journal says, and may be stored: of layers that its map
+        does not have it knows nothing.
         """
         themap = self.plan.themap
         return (self.meta.revision, self.meta.digest) == (themap.revision, themap.digest)
@@ -84,7 +84,7 @@ class PartitionState:
     def skip(self, identity: Identity) -> None:
         """Take the next journal entry, which is known to be a snapshot's part: it changes nothing.
 
-        ``identity`` is what it is recognised by.
+        ``identity`` identifies the entry.
         """
         self.meta.journal_offset += 1
         self.meta.entry = identity
@@ -169,7 +169,7 @@ class PartitionState:
     def take_writes(self) -> list[BlockWrite]:
         """Return the block writes that the local store has not got yet, and forget them.
 
-        There is one for each block: what was merged away meanwhile is only deleted.
+        There is one for each block: blocks that were merged away meanwhile are only deleted.
         """
         writes = {
             (write.layer, write.sequence): write
@@ -186,7 +186,7 @@ class PartitionState:
         return [write for table in self.tables.values() for write in table.all_writes()]
 
     def _note_snapshot(self, offset: int, snapshot: Snapshot) -> None:
-        """Remember the latest snapshot, by what it covers; one that lands late is no news."""
+        """Remember the latest snapshot, by the prefix it covers; a late one changes nothing."""
         meta = self.meta
         if meta.covered and snapshot.covers <= meta.covered[-1]:
             return
@@ -216,7 +216,7 @@ class PartitionState:
         return True
 
     def _begin(self, claim: Claim) -> None:
-        """Take note of what layers have or feed that they did not before: it begins here."""
+        """Note the accumulators and sinks that layers did not have before: they begin here."""
         meta = self.meta
         for name, columns in (claim.layers or {}).items():
             before = (meta.layers or {}).get(name, columns)
@@ -257,9 +257,9 @@ class PartitionState:
             meta.columns_ms.setdefault(name, {})[column] = begins_ms
 
     def _keep_only(self, claim: Claim) -> None:
-        """Forget what a claim's map does not have; what a later one has again begins anew there.
+        """Drop layers that a claim's map lacks; those that a later one has again begin anew there.
 
-        Else a state would depend on who reads: some have skipped what others hold.
+        Else a state would depend on its reader: some have skipped rows that others hold.
         """
         meta = self.meta
         if claim.layers is not None:
@@ -331,7 +331,7 @@ class PartitionState:
             first[name] = min(first.get(name, NEVER_ENDS_MS), *seen)
 
     def _forget_ids(self, delta: Delta) -> None:
-        """Forget the oldest ids up to what has gone since the claim, which may be repeated."""
+        """Drop the oldest ids up to a total since the claim, which may be repeated."""
         meta = self.meta
         gone = delta.ids_gone
         if IDS in delta.evicted:
@@ -342,7 +342,7 @@ class PartitionState:
             meta.ids_gone = gone
 
     def _hear(self, delta: Delta) -> None:
-        """Take what the senders of a coarser layer say of themselves."""
+        """Apply the announcements of a coarser layer's senders."""
         meta = self.meta
         meta.announced |= delta.announced
         new = delta.announced.keys() - meta.since.keys()
@@ -359,7 +359,7 @@ class PartitionState:
     def _take_floors(self, floors: Mapping[str, int]) -> None:
         """Take the floors of the layers that the map has now.
 
-        Those of layers that it lost stay: what was announced as final stays so if they come back.
+        Those of layers that it lost stay: windows announced as final stay so if they come back.
         """
         meta = self.meta
         if not floors:
@@ -377,7 +377,7 @@ class PartitionState:
         return min(announcement[which] for announcement in announced.values())
 
     def _share(self) -> None:
-        """Tell the tables what the state says of their rows."""
+        """Give the tables the state's times of their rows."""
         for name, table in self.tables.items():
             table.began = self.meta.columns_ms.get(name, {})
             if isinstance(table, RollupTable):

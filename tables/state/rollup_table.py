@@ -44,7 +44,7 @@ class RollupTable(LayerTable):
         return merge_rows(self._latest(rows), self._cell, self.layer.accumulators)
 
     def parts_in(self, from_ms: int, to_ms: int, key: Mapping[str, Scalar]) -> pl.DataFrame:
-        """Return the contributions of windows that start in the range, and what is settled.
+        """Return the contributions of windows that start in the range, and the settled cells.
 
         The columns are those of :func:`rollup_schema`. ``key`` is as for :meth:`cells_in`.
         """
@@ -53,7 +53,7 @@ class RollupTable(LayerTable):
     def collect_parts_in(
         self, from_ms: int, to_ms: int, key: Mapping[str, Scalar]
     ) -> Callable[[], pl.DataFrame]:
-        """Return what makes the frame of :meth:`parts_in`, as it is now, in any thread."""
+        """Return the maker of the frame of :meth:`parts_in`, as it is now, for any thread."""
         matching, began = self._matching_in(from_ms, to_ms, key), dict(self.began)
 
         def parts() -> pl.DataFrame:
@@ -102,7 +102,7 @@ class RollupTable(LayerTable):
         return list(blocks)
 
     def _merge_of(self, blocks: dict[int, Block]) -> Callable[[], Merge]:
-        """Keep the latest contributions and add up what is settled, over all blocks."""
+        """Keep the latest contributions and add up settled ones, over all blocks."""
         chosen = list(blocks)
         frames = frames_of(blocks.values(), self._stored)
         floors = {sender: floor for sender, (_, floor) in self.announced.items()}
@@ -135,7 +135,7 @@ class RollupTable(LayerTable):
         self._heard.clear()
 
     def may_know(self, rows: pl.DataFrame) -> bool:
-        """Tell whether contributions like these may be there; False only where none is.
+        """Return whether contributions like these may exist; False only if none does.
 
         ``rows`` are a delta's. Most are of later finer windows than all before.
         """

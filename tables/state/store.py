@@ -5,7 +5,7 @@
     key "sum"                         exclusive or of a hash of each of these, 8 bytes
 
 All values are sealed (``tables.record.sealed``). The store is a cache of the journal: it is usable
-only where it is whole and the journal still holds what it names, and is discarded otherwise. A
+only if it is whole and the journal still holds the entry it names, and is discarded otherwise. A
 reused store saves reading the journal from its start.
 """
 
@@ -48,7 +48,7 @@ _META = msgspec.msgpack.Decoder(Meta)
 class PartitionStore:
     """The store of one partition in ``folder``; RocksDB's lock keeps other processes out.
 
-    ``damaged`` is called where it is found to be damaged: it is made anew from the journal.
+    ``damaged`` is called if it is found to be damaged: it is made anew from the journal.
     """
 
     _is_damaged = False
@@ -84,7 +84,7 @@ class PartitionStore:
                 path.unlink()
 
     def load(self, plan: InputPlan) -> PartitionState | None:
-        """Return the stored state, or None where there is none in this format, or no whole one."""
+        """Return the stored state, or None if there is none in this format, or no whole one."""
         try:
             if self._db.get(_FORMAT_KEY) == bytes((FORMAT,)):
                 return self._load(plan)
@@ -105,7 +105,7 @@ class PartitionStore:
     def _load(self, plan: InputPlan) -> PartitionState:
         meta = self._db.get(_META_KEY)
         if meta is None:
-            raise DamagedError("it does not say what it is of")
+            raise DamagedError("it names no journal")
         state = PartitionState(plan, unpacked(_META, unsealed(meta)))
         hashes = {_META_KEY: _hash(_META_KEY, meta)}
         for key, value in self._blocks():
@@ -139,8 +139,8 @@ class PartitionStore:
     def save(self, writes: list[BlockWrite], meta: Meta) -> None:
         """Write blocks and meta in one atomic batch.
 
-        The write-ahead log is not synced: what a crash of the machine loses is read from the
-        journal.
+        The write-ahead log is not synced: deltas that a crash of the machine loses are read from
+        the journal.
 
         Raises:
             TreasureMapError: the disk does not take it; it is full, for instance.
@@ -165,7 +165,7 @@ class PartitionStore:
         self._hashes = hashes
 
     def _stored(self) -> dict[bytes, int]:
-        """Return the hash of each value that counts; what is written is known only afterwards."""
+        """Return the hash of each value that counts; the written ones are known only afterwards."""
         if self._hashes is None:
             with self._disk("read"):
                 return {_BLOCKS + key: _hash(_BLOCKS + key, value) for key, value in self._blocks()}
@@ -192,7 +192,7 @@ class PartitionStore:
 
     @contextlib.contextmanager
     def _disk(self, verb: str) -> Iterator[None]:
-        """Turn RocksDB's errors, which are bare exceptions, into one that says what to do."""
+        """Turn RocksDB's errors, which are bare exceptions, into one that names the remedy."""
         try:
             yield
         except Exception as error:
@@ -207,7 +207,7 @@ class PartitionStore:
         """Close RocksDB and give its lock back.
 
         Raises:
-            TreasureMapError: a write failed before, or what was written last cannot be kept.
+            TreasureMapError: a write failed before, or the last write cannot be kept.
         """
         with self._disk("close"):
             self._db.close()

@@ -1,4 +1,4 @@
-"""``python -m chaos --minutes 10``: three brokers, Cassandra and workers, all of which die."""
+"""``python -m tests.chaos --minutes 10``: brokers, Cassandra and workers, all of which die."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import click
-from chaos.arena import MAP_FILE, Arena, SmallDisk
-from chaos.faults import LONG, archive_away_for, freeze
-from chaos.run import ROUND_SECONDS, Verdict, run
-from kafka_cluster import KafkaCluster
-from servers import CassandraServer, why_missing
-from workers import Cluster
+
+from tests.chaos.arena import MAP_FILE, Arena, SmallDisk
+from tests.chaos.faults import LONG, archive_away_for, freeze
+from tests.chaos.run import ROUND_SECONDS, Verdict, run
+from tests.support.cluster import Cluster
+from tests.support.kafka_cluster import KafkaCluster
+from tests.support.servers import CassandraServer, why_missing
 
 KEYSPACE = "chaos"
 PENDING_BYTES_MAX = 4 << 20
-"""Of a worker: what an archive that is away for long fills, so that sources pause."""
+"""Bytes of a worker's cells that fill up while an archive is away, so that sources pause."""
 
 
 @click.command()
@@ -37,7 +38,7 @@ def command(minutes: float, seed: int | None, rate: float, archive_away: float |
     seed = random.SystemRandom().randrange(10**6) if seed is None else seed
     click.echo(f"seed {seed}")
     for name in ("kafka", "cassandra"):
-        if reason := why_missing(name):  # type: ignore[arg-type]
+        if reason := why_missing(name):
             raise click.ClickException(reason)
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         plan = [LONG, round(minutes * 60 / ROUND_SECONDS), rate]
@@ -56,7 +57,7 @@ def command(minutes: float, seed: int | None, rate: float, archive_away: float |
 
 
 def keep_logs(folder: Path) -> None:
-    """Copy what all processes logged out of a folder that is about to be removed."""
+    """Copy the logs of all processes out of a folder that is about to be removed."""
     kept = Path(tempfile.mkdtemp(prefix="chaos-logs-"))
     for log in [*folder.glob("*.log"), *folder.rglob("server.log")]:
         shutil.copy(log, kept / "-".join(log.relative_to(folder).parts))
@@ -64,7 +65,7 @@ def keep_logs(folder: Path) -> None:
 
 
 def show(verdict: Verdict) -> None:
-    """Print what happened and what came of it."""
+    """Print the faults and the result."""
     click.echo(
         f"{verdict.seconds:,.0f} s, {verdict.events:,} events, {verdict.rows:,} rows compared"
     )
@@ -94,4 +95,4 @@ async def _run(folder: Path, seed: int, plan: Sequence[Any]) -> Verdict:
 
 
 if __name__ == "__main__":
-    command(prog_name="python -m chaos")
+    command(prog_name="python -m tests.chaos")

@@ -17,12 +17,11 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from servers import CassandraServer, KafkaServer
-from workers import Cluster, Worker
-
 from app.host.children import start_child, stop_child
+from tests import ROOT
+from tests.support.cluster import Cluster, Worker
+from tests.support.servers import CassandraServer, KafkaServer
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 MAP_FILE = Path(__file__).with_name("map.toml")
 WORKERS_MIN, WORKERS_MAX = 2, 4
 SUPERVISE_SECONDS = 0.3
@@ -32,7 +31,7 @@ VERIFY_SECONDS_MAX = 240
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Report:
-    """What ``verify`` found: rows compared, and what differs."""
+    """The report of ``verify``: compared rows, and the differences."""
 
     rows: int
     differing: list[str]
@@ -42,7 +41,7 @@ class SmallDisk:
     """A file system of a few MiB, for the state of one worker; use it in a ``with`` statement.
 
     Attributes:
-        folder: where it is; None where mounting is not permitted.
+        folder: its mount point; None if mounting is not permitted.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -80,7 +79,7 @@ class Arena:
         random: decides who is hit, and when.
         counts: how often each fault came to its end.
         reasons: the last words of workers that ended by themselves.
-        brokers: Kafka nodes that may be killed; none where there is only one.
+        brokers: Kafka nodes that may be killed; none if there is only one.
         busy: workers that a fault is at work on.
     """
 
@@ -165,7 +164,7 @@ class Arena:
 
     @contextlib.contextmanager
     def victim(self) -> Any:
-        """Choose a worker that no other fault is at work on; give None where there is none."""
+        """Choose a worker that no other fault is at work on; None if there is none."""
         free = [w for w in self.cluster.workers if w not in self.busy and w not in self.removed]
         if not free:
             yield None
@@ -201,20 +200,20 @@ class Arena:
         return [ledger for ledger in await asyncio.gather(*asked) if ledger is not None]
 
     async def readiness(self) -> str:
-        """Return what each worker says of itself."""
+        """Return the report of each worker."""
         present = self.present()
         said = await asyncio.gather(*(asyncio.to_thread(worker.readiness) for worker in present))
         return "\n".join(f"{w.node}: {words}" for w, words in zip(present, said, strict=True))
 
     def shifting_clock(self) -> Path | None:
-        """Return a library that shifts a process's wall clock; None where there is no compiler."""
+        """Return a library that shifts a process's wall clock; None without a compiler."""
         library = self.folder / "clock.so"
         compiler = shutil.which("cc")
         if compiler is None:
             return None
         if not library.exists():
             source = Path(__file__).with_name("clock.c")
-            command = [compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"]
+            command = [compiler, "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"]
             subprocess.run(command, check=True)
         return library
 
@@ -226,7 +225,7 @@ class Arena:
             self.add_worker()
 
     async def _supervise(self) -> None:
-        """Start again what ended by itself, as systemd or Kubernetes would."""
+        """Start workers again that ended by themselves, as systemd or Kubernetes would."""
         while True:
             await asyncio.sleep(SUPERVISE_SECONDS)
             for worker in self.present():

@@ -1,4 +1,4 @@
-"""The faults: each does its harm to the arena and, where that is not the point, mends it again."""
+"""The faults: each does its harm to the arena and, unless that is the point, mends it again."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import click
-from chaos.arena import WORKERS_MAX, WORKERS_MIN, Arena, SmallDisk
-from support import until
-from workers import SESSION_MS, Worker
+
+from tests.chaos.arena import WORKERS_MAX, WORKERS_MIN, Arena, SmallDisk
+from tests.support.cluster import SESSION_MS, Worker
+from tests.support.waiting import until
 
 AWAY_SECONDS = 12.0
 FILL_AFTER_SECONDS = 10.0
@@ -118,7 +119,7 @@ async def cassandra_away(arena: Arena) -> bool:
 
 
 def archive_away_for(seconds: float) -> Fault:
-    """Return the fault that Cassandra is away for as long, with what workers say of it."""
+    """Return the fault that Cassandra is away for this time, with the reports of workers."""
 
     async def archive_away(arena: Arena) -> bool:
         if len(await arena.ledgers()) < len(arena.present()):

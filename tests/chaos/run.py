@@ -1,6 +1,6 @@
 """A chaos run: a load, faults in an order that the seed decides, and the verdict of two oracles.
 
-The generator's manifest says what every event must come to, ``python -m app verify`` recomputes
+The generator's manifest has the right counts of all events, ``python -m app verify`` recomputes
 every row from the raw topic. Neither uses any code of the worker.
 """
 
@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import manifests
-from chaos.arena import Arena
-from chaos.faults import Fault
+from tests.chaos.arena import Arena
+from tests.chaos.faults import Fault
+from tests.support import manifests
 
 ROUND_SECONDS = 120.0
 STANDSTILL_SECONDS_MAX = 120
@@ -28,7 +28,7 @@ in another folder, on the small disk, while the group still has the one that was
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Verdict:
-    """What happened and what came of it; ``differing`` are rows and counts, none where all is well.
+    """The faults and their result; ``differing`` are rows and counts, none if all is well.
 
     ``reasons`` are those of workers that ended by themselves, and how often.
     """

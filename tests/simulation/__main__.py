@@ -13,10 +13,11 @@ import time
 from collections.abc import Generator, Iterator
 
 import click
-from simulation.catalogue import RULES, rule_named
-from simulation.rules import Rule
-from simulation.run import Outcome, run_seed
-from simulation.stores import temporary_stores
+
+from tests.simulation.catalogue import RULES, rule_named
+from tests.simulation.rules import Rule
+from tests.simulation.run import Outcome, run_seed
+from tests.simulation.stores import temporary_stores
 
 SEEDS_PER_TASK = 10
 SEEDS_IN_TURN = 20
@@ -24,7 +25,7 @@ KINDS = {"pure": False, "impure": True}
 
 
 def main() -> int:
-    """Run what the command line asks for; return the exit code."""
+    """Run the seeds of the command line; return the exit code."""
     arguments = _arguments()
     if arguments.rules:
         return _all_rules(arguments)
@@ -66,7 +67,7 @@ def _all_rules(arguments: argparse.Namespace) -> int:
                 ran[kind] += 1
                 failed[kind] += bool(outcome.failures)
                 if outcome.is_broken:
-                    wrong.append(f"what stands in for it does not fit the product: {rule.name}")
+                    wrong.append(f"the code in its place does not fit the product: {rule.name}")
                 if outcome.is_broken or 0 < arguments.failures <= failed.total():
                     break
         shown = "".join(f"{failed[kind]:6} of {ran[kind]:5}" for kind in arguments.kinds)
@@ -114,7 +115,7 @@ def _alone(outcome: Outcome) -> str:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m simulation")
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation")
     parser.add_argument("--seeds", type=int, default=100, help="how many")
     parser.add_argument("--first", type=int, default=1, help="the first one")
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))

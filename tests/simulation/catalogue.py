@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 
-from simulation.rules import FOUND, Rule
+from tests.simulation.rules import FOUND, Rule
 
 for _module in ("rules_log", "rules_results", "rules_revisions"):
-    importlib.import_module(f"simulation.{_module}")
+    importlib.import_module(f"tests.simulation.{_module}")
 
 RULES: tuple[Rule, ...] = tuple(sorted(FOUND, key=lambda rule: rule.number))
 

@@ -1,6 +1,6 @@
-"""Cuts: what a journal tells of its input, by rules 3 and 4 in words of its own.
+"""Cuts: the claims of a journal over its input, by rules 3 and 4 in code of its own.
 
-Which claims stood, at which revision of the map and where, and so under which revision each record
+Which claims stood, at which revision of the map and offset, and so under which revision each record
 of the input was folded.
 """
 
@@ -10,14 +10,15 @@ import dataclasses
 from collections.abc import Iterator
 
 import msgspec
-from simulation.log import PartitionLog
+
+from tests.simulation.log import PartitionLog
 
 
 @dataclasses.dataclass(frozen=True)
 class Cuts:
     """The history of one input partition, whose log begins at offset ``first``.
 
-    ``claims`` are the offset of the input where each claim found it, and its revision;
+    ``claims`` are the offset of the input at which each claim found it, and its revision;
     ``revisions`` are those under which the records were folded, in order.
     """
 
@@ -35,7 +36,7 @@ class Cuts:
 
 
 def cuts_of(journal: PartitionLog, first: int) -> Cuts:
-    """Read a journal, with what was truncated."""
+    """Read a journal, truncated entries included."""
     epoch, revision, to = -1, 0, first
     claims: list[tuple[int, int]] = []
     revisions: list[int] = []

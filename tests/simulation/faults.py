@@ -1,4 +1,4 @@
-"""Faults: what becomes of a request, and how long it takes.
+"""Faults: the outcome of a request, and the time it takes.
 
 done        the usual
 repeated    acknowledged, and done once more, later
@@ -14,9 +14,8 @@ import random
 from collections.abc import Callable
 from typing import TypeVar
 
-from simulation.loop import SimulatedLoop
-
 from tables.model.errors import OutcomeUnknownError, TreasureMapError
+from tests.simulation.loop import SimulatedLoop
 
 Result = TypeVar("Result")
 
@@ -35,8 +34,8 @@ class Faults:
 
     Args:
         loop: whose clock requests take time of.
-        rng: where every decision comes from.
-        hardness: with what the shares of failing requests are multiplied.
+        rng: draws every decision.
+        hardness: factor of the shares of failing requests.
     """
 
     def __init__(self, loop: SimulatedLoop, rng: random.Random, hardness: float) -> None:
@@ -101,7 +100,7 @@ class Faults:
         self.loop.later(self.rng.expovariate(1 / mean), lambda: self._do_late(number))
 
     def heal(self) -> None:
-        """Fail no more requests; of those under way, do at once what does not linger."""
+        """Fail no more requests; do those under way at once, unless they linger."""
         self.calm = True
         numbers = [number for number, (_, lingers) in self._late.items() if not lingers]
         self.rng.shuffle(numbers)

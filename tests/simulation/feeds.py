@@ -8,20 +8,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 
-from simulation.log import SimulatedLog
-from simulation.sink import Row, SimulatedArchive, Value
-from simulation.workload import Workload
-
 from tables.model.keyhash import key_hash
 from tables.model.layer import Layer
+from tests.simulation.log import SimulatedLog
+from tests.simulation.sink import Row, SimulatedArchive, Value
+from tests.simulation.workload import Workload
 from treasure_map.feed import FeedCell, Versions, decode_record
 
 Check = Callable[[Row, int, Value], str | None]
-"""Returns what is wrong with a value of a row at a version."""
+"""Returns the fault of a value of a row at a version."""
 
 ARROW_START = b"\xff\xff\xff\xff"
 AT_REST = 2**62
-"""A version above all: what a row comes to in the end."""
+"""A version above all: that of a row's last value."""
 
 
 def check_feeds(
@@ -33,7 +32,7 @@ def check_feeds(
 ) -> Iterator[str]:
     """Yield a sentence for everything in feeds that is not as it must be.
 
-    ``is_published`` tells of which archived rows a feed has what they came to in the end.
+    ``is_published`` tells which archived rows a feed has with their last value.
     """
     for layer in work.layers:
         if not any(revision.feed_of(layer) for revision in work.revisions):
@@ -83,7 +82,7 @@ def _check_sent(
 def _misplaced(
     layer: Layer, cell: FeedCell, partition: int, key: bytes | None, *, is_keyed: bool
 ) -> Iterator[str]:
-    """Yield what is wrong with the record of a cell: its partition, or its key."""
+    """Yield faults of the record of a cell: its partition, or its key."""
     fields = list(cell.key.values())
     if partition != key_hash(fields) % layer.partitions:
         yield f"{cell} is in partition {partition} of its feed"

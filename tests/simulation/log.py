@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from simulation.faults import Faults
-from support import StoredRecord
-
+from agents.partition.log_partition import LogRecord
 from tables.model.errors import OffsetGoneError, OutcomeUnknownError
+from tests.simulation.faults import Faults
+from tests.support.common import StoredRecord
 
 APPEND_TIME_MS = 2_000_000_000_000
 
@@ -67,7 +67,7 @@ class SimulatedLog:
         *,
         key: bytes | None = None,
     ) -> int:
-        """Append a record, at least once where the broker repeats it."""
+        """Append a record, once or, if the broker repeats it, more often."""
         away = (self.feeds_away and ".feed." in topic) or (self.topics_away and ".layer." in topic)
         if away and ".journal." not in topic:
             await self._faults.delay()
@@ -81,13 +81,13 @@ class SimulatedLog:
 
     async def read(
         self, topic: str, partition: int, start: int, stop: int, bytes_max: int | None = None
-    ) -> list[StoredRecord]:
+    ) -> list[LogRecord]:
         """Return the records of a range, no more once their values reach ``bytes_max``."""
         await self._faults.delay()
         log = self.of(topic, partition)
         if start < log.start:
             raise OffsetGoneError(f"{topic}[{partition}] has no offset {start} any more")
-        found: list[StoredRecord] = []
+        found: list[LogRecord] = []
         size = 0
         for record in log.slice(start, stop):
             found.append(record)
@@ -97,7 +97,7 @@ class SimulatedLog:
         return found
 
     async def record_at(self, topic: str, partition: int, offset: int) -> StoredRecord | None:
-        """Return a record, None where there is none."""
+        """Return a record, None if there is none."""
         await self._faults.delay()
         log = self.of(topic, partition)
         return None if offset < log.start else next(iter(log.slice(offset, offset + 1)), None)

@@ -1,4 +1,4 @@
-"""The event loop of the simulation: one seed decides what runs next, and no time is waited.
+"""The event loop of the simulation: one seed decides which callback runs next; no time is waited.
 
 The clock stands still while anything can run, and jumps to the next timer when nothing can. Every
 callback belongs to a simulated process: the one in whose context it was scheduled. Which process
@@ -21,7 +21,7 @@ from typing import Any
 
 
 class Process:
-    """A simulated process: what it has to run."""
+    """A simulated process: its callbacks that may run."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -51,6 +51,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         rng: decides which process goes on.
         youth: how strongly younger processes are preferred; old ones are then slow zombies.
     """
+
+    _scheduled: list[Any]
 
     def __init__(self, rng: random.Random, youth: float) -> None:
         super().__init__()
@@ -87,7 +89,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     def run_in_executor(  # type: ignore[override]
         self, executor: object, function: Callable[..., Any], *args: Any
     ) -> asyncio.Future[Any]:
-        """Run what goes to a thread elsewhere as a step of its process, which may die before."""
+        """Run the work of threads as a step of its process, which may die before."""
         del executor
         done = self.create_future()
 
@@ -123,7 +125,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             process.ready.clear()
 
     def _check_closed(self) -> None:
-        """Let what Python cleans up after a run schedule what it likes: nothing runs any more."""
+        """Let Python's clean-up after a run schedule anything: nothing runs any more."""
 
     def _call_soon(
         self, callback: Any, args: Any, context: contextvars.Context | None
@@ -153,7 +155,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         handle = process.ready.popleft()
         self.steps += 1
         self.note(process.number)
-        if not handle._cancelled:  # type: ignore[attr-defined]
+        if not handle._cancelled:
             handle._run()
 
     def _able(self) -> list[Process]:
@@ -167,7 +169,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
                 self._enqueue(handle)
 
     def _failed(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """End the run with what nobody caught."""
+        """End the run with an error that nobody caught."""
         raise context.get("exception") or RuntimeError(context["message"])
 
 

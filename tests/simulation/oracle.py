@@ -1,4 +1,4 @@
-"""The oracle: what every row, value, ledger and letter must be, in plain arithmetic.
+"""The oracle: the right rows, values, ledgers and letters, in plain arithmetic.
 
 It folds the source logs event by event (``source``), then the layer topics record by record. Of the
 product it uses only the bytes' layout. What an owner may have cut, and under which revision of the
@@ -16,26 +16,26 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import polars as pl
-from simulation.cuts import Cuts, cuts_of, uncut
-from simulation.feeds import check_feeds
-from simulation.log import PartitionLog, SimulatedLog
-from simulation.revisions import RAW
-from simulation.sink import Row, SimulatedArchive, Value
-from simulation.source import NEVER, Histories, SourceFold, Step, added, folded_as
-from simulation.workload import Workload
 
 from tables.model.keyhash import key_hash
 from tables.model.layer import Layer, Map
 from tables.state.contribution import decode_contribution
+from tests.simulation.cuts import Cuts, cuts_of, uncut
+from tests.simulation.feeds import check_feeds
+from tests.simulation.log import PartitionLog, SimulatedLog
+from tests.simulation.revisions import RAW
+from tests.simulation.sink import Row, SimulatedArchive, Value
+from tests.simulation.source import NEVER, Histories, SourceFold, Step, added, folded_as
+from tests.simulation.workload import Workload
 
 NEVER_ENDS = 2**62
 
 
 class Oracle:
-    """Checks what is left of a run against the source logs.
+    """Checks the results of a run against the source logs.
 
     Args:
-        work: what the run worked on.
+        work: map and source logs of the run.
         themap: the last revision of its map that was used.
         log: all logs at rest.
         archive: the archive at rest.
@@ -162,7 +162,7 @@ class Oracle:
                     self.histories.setdefault(row, []).append((record.offset + 1, total))
 
     def _by_coarser_key(self, layer: Layer, finer: str) -> dict[Row, list[list[Step]]]:
-        """Return the histories of finer cells by what they are sent as: the key is cut."""
+        """Return the histories of finer cells by their contributions: the key is cut."""
         found: dict[Row, list[list[Step]]] = {}
         for (name, key, window, sender), history in self.histories.items():
             if name == finer:
@@ -218,7 +218,7 @@ class Oracle:
         return want
 
     def _whole_ms(self, chain: list[Layer]) -> int:
-        """Return from which start on the first layer of a chain must have what its log came to.
+        """Return the start from which the first layer of a chain must have the rows of its log.
 
         Nothing is sent of windows that some layer of the chain has not had whole.
         """
@@ -236,9 +236,9 @@ class Oracle:
         return chain
 
     def _is_published(self, row: Row) -> bool:
-        """Tell whether a feed must have what an archived row came to in the end.
+        """Return whether a feed must have the last value of an archived row.
 
-        It is where all revisions since its last change have published it, and its window is whole.
+        It must if all revisions since its last change have published it, and its window is whole.
         """
         (layer,) = [one for one in self._work.layers if one.name == row[0]]
         topic = self._map.input_topic(layer) if self._has(layer) else ""
@@ -267,22 +267,22 @@ class Oracle:
                     position = (header["partition"], header["offset"])
                     found.add((int(position[0]), int(position[1]), header["layer"]))
             elif topic == self._map.side_topic("dead") and log.records:
-                yield "dead letters where every record is sound"
+                yield "dead letters although every record is sound"
         if self.late - found or (found - self.late and not self._work.impure):
             yield f"letters lack {self.late - found}, and tell of {found - self.late}"
 
 
-def value_at(history: list[Step], version: int) -> Value | None:
-    """Return what a history came to at a version, None where it had not begun."""
+def value_at(history: list[Step], version: float) -> Value | None:
+    """Return the value of a history at a version, None if it had not begun."""
     at = bisect.bisect_right(history, version, key=lambda step: step[0])
     return history[at - 1][1] if at else None
 
 
 def alike(one: Value, other: Value) -> bool:
-    """Tell whether a value agrees with what is known: of floats, but for the last bits.
+    """Return whether a value agrees with the known one: floats but for their last bits.
 
     Those follow the cutting. Where the other value lacks the greatest, it is not compared; it must
-    not have it where it is not known.
+    not have it if it is unknown.
     """
     *pairs, greatest = zip(one, other, strict=True)
     if greatest[1] is not None:

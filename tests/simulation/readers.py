@@ -7,19 +7,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from simulation.log import PartitionLog
-from simulation.worker import Worker
-from simulation.world import World
-
 from agents.partition.owner import Owner
 from agents.partition.recovery import Recovery
+from tables.archive.protocol import Archive
 from tables.model import ledger
 from tables.model.errors import OffsetGoneError
 from tables.state.input_plan import InputPlan
-from tables.state.journal import Identity, decode_entry, identity_of
+from tables.state.journal import Claimant, Identity, decode_entry, identity_of
 from tables.state.layer_table import NEVER_ENDS_MS, BlockWrite
 from tables.state.partition_meta import Meta
 from tables.state.partition_state import PartitionState
+from tests.simulation.log import PartitionLog
+from tests.simulation.worker import Worker
+from tests.simulation.world import World
 
 T = TypeVar("T")
 
@@ -27,7 +27,11 @@ T = TypeVar("T")
 class Reading:
     """``agents.partition.partition_io.PartitionIO`` of somebody who only reads."""
 
-    def __init__(self, journal: PartitionLog, stored: PartitionState | None) -> None:
+    def __init__(
+        self, journal: PartitionLog, stored: PartitionState | None, archive: Archive
+    ) -> None:
+        self.archive = archive
+        self.claimant = Claimant()
         self._journal = journal
         self._stored = stored
 
@@ -73,9 +77,9 @@ class Reading:
 
 
 async def check_readers(world: World, worker: Worker) -> Iterator[str]:
-    """Return what differs between the owner at rest and other readers of each partition.
+    """Return the differences between the owner at rest and other readers of each partition.
 
-    One of them reads the whole journal, with what was truncated; another one starts from the
+    One of them reads the whole journal, truncated entries included; another one starts from the
     newest snapshot, or from a local store that some worker left behind.
     """
     found: list[str] = []
@@ -94,7 +98,7 @@ async def check_readers(world: World, worker: Worker) -> Iterator[str]:
         if key == chosen:
             for store in [None, *_left_behind(world, worker, key)]:
                 stored = _load(world, store, owner.plan) if store else None
-                io = Reading(journal, stored)
+                io = Reading(journal, stored, world.archive)
                 other = await Recovery(owner.plan, key[1], io).run(journal.end - 1)
                 if contents(other) != want:
                     start = f"{store}" if store else "the snapshot"
@@ -120,7 +124,7 @@ def complete_of(worker: Worker) -> dict[str, int]:
 
 
 def check_ledgers(worker: Worker, expected: dict[tuple[str, int], Counter[str]]) -> Iterator[str]:
-    """Yield where a ledger is not the oracle's, or does not add up."""
+    """Yield the ledgers that are not the oracle's, or do not add up."""
     for key, want in expected.items():
         owner = worker.owners.get(*key)
         if owner is None:
@@ -145,7 +149,7 @@ def read_all(plan: InputPlan, journal: PartitionLog) -> PartitionState:
 def contents(state: PartitionState) -> dict[str, Any]:
     """Return all of a state in a form that compares, to the last bit and the order of blocks.
 
-    Blocks are numbered anew by a reader that began where there were none.
+    Blocks are numbered anew by a reader that began without any.
     """
     found: dict[str, Any] = {"meta": state.meta}
     for name, table in state.tables.items():

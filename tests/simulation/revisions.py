@@ -1,7 +1,7 @@
 """What the revisions of a run's map say: rules in plain numbers, and the maps made of them.
 
 The first revision has all layers, or lacks some that a later one adds. Each later one draws anew
-what a revision may change (docs/formats/map.md), so a layer, the id or a feed may go, come, and
+all that a revision may change (docs/formats/map.md), so a layer, the id or a feed may go, come, and
 come back. To let revisions change more, add it to :func:`_draw_revision`, and to the oracle.
 """
 
@@ -10,9 +10,9 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
-from support import EVENTS
 
 from tables.model.layer import (
     Accumulator,
@@ -27,13 +27,14 @@ from tables.model.layer import (
     Source,
 )
 from tables.model.window import Window
+from tests.support.common import EVENTS
 
 RAW = "events.raw"
 BY_KEY = (KeyField("k", "string"),)
 SKEW_MS = 2**60
 REVISIONS = 4
 IDS_MAX = (0, 3, 8, 1_000), (0, 0, 8, 1_000)
-"""For odd and even revisions: what one of them drops the next often takes up again."""
+"""For odd and even revisions: the next one often takes up again things that one dropped."""
 
 DROPPING = 0.3, 0.7
 
@@ -80,7 +81,7 @@ class Revision:
         )
 
     def feed_of(self, layer: Layer) -> FeedFormat | None:
-        """Return the form in which a layer is published, None where it is not."""
+        """Return the form in which a layer is published, None if it is not."""
         return next((one.publish for one in self.themap.layers if one.name == layer.name), None)
 
 
@@ -122,7 +123,7 @@ def _draw_layers(
 
     With ``more`` there may be a second base layer beside any of these.
     """
-    accumulated = "float" if kind == "float" else "int"
+    accumulated: Literal["int", "float"] = "float" if kind == "float" else "int"
     fine = Layer(
         name="fine",
         key=BY_KEY,
@@ -163,7 +164,8 @@ def _draw_revision(
     is_whole = not impure or rng.random() >= DROPPING[number % 2]
     kept = list(layers) if is_whole else _draw_kept(rng, layers)
     rules = {layer.name: _draw_rule(rng, layer, number) for layer in kept if layer.source}
-    published, form = rng.choice(list(layers)), rng.choice(("json", "arrow"))
+    forms: tuple[FeedFormat, ...] = ("json", "arrow")
+    published, form = rng.choice(list(layers)), rng.choice(forms)
     revised = [
         _revised(layer, rules.get(layer.name), form if layer is published else None)
         for layer in kept
@@ -196,7 +198,7 @@ def _draw_kept(rng: random.Random, layers: Sequence[Layer]) -> list[Layer]:
 
 
 def _draw_rule(rng: random.Random, layer: Layer, number: int) -> Rule:
-    """Draw what a revision says of a base layer: the first one what is drawn with the layer."""
+    """Draw a revision's base layer: for the first one, the layer that was drawn with the map."""
     slack, lateness = layer.max_out_of_orderness_ms, layer.allowed_lateness_ms
     if number == 0:
         return Rule(slack, lateness, 0)

@@ -11,23 +11,23 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
-Patch = tuple[object, str, Callable[..., Any]]
+Patch = tuple[object, str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A rule, and what takes its place when it is dropped.
+    """A rule, and the code in its place when it is dropped.
 
     Attributes:
-        name: what the rule is called in tables.
+        name: name of the rule in tables.
         number: that of docs/formats/journal.md.
         says: the rule in a sentence.
         patches: makes the replacements, anew for each run.
         quick: the kind of run, pure or impure, of which a seed shows the rule in the suite, ""
-            where only the long run looks for it.
+            if only the long run looks for it.
         seed: that seed.
         bears: whether results rest on the rule; others spare work, or are kept by another rule too.
-        tail_loss: whether it shows only where acknowledged ends of journals are lost, which the
+        tail_loss: whether it shows only if acknowledged ends of journals are lost, which the
             protocol does not promise to bear.
     """
 

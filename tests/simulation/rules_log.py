@@ -9,8 +9,6 @@ from typing import Any
 
 import msgspec
 import polars as pl
-from simulation.rules import Patch, rule
-from simulation.stores import SimulatedStore
 
 import agents.fold.layers
 import agents.ingest
@@ -26,6 +24,8 @@ from tables.model.layer import Layer
 from tables.state.journal import Delta, Identity, decode_entry, encode_entry, identity_of
 from tables.state.layer_table import NEVER_MS
 from tables.state.partition_state import PartitionState
+from tests.simulation.rules import Patch, rule
+from tests.simulation.stores import SimulatedStore
 
 _apply_delta = PartitionState._apply_delta
 _append = LogPartitionIO.append
@@ -106,7 +106,7 @@ def code_fence() -> list[Patch]:
     return [(tables.state.partition_state, "may_stand", lambda _meta, _claim: True)]
 
 
-@rule(4, "a delta stands only if it starts where the state is", quick="pure", seed=2)
+@rule(4, "a delta stands only if it starts at the state's position", quick="pure", seed=2)
 def chain() -> list[Patch]:
     """Take deltas of the right epoch wherever they start."""
     return [_forced("start")]
@@ -133,7 +133,7 @@ def epoch_and_entry_revision() -> list[Patch]:
     return [_forced("epoch", "revision"), (Owner, "_append", _append_whoever_owns)]
 
 
-@rule(4, "a delta stands only where it follows, under its own claim", quick="pure")
+@rule(4, "a delta stands only if it follows, under its own claim", quick="pure")
 def chain_and_epoch() -> list[Patch]:
     """Take every delta of the same revision."""
     return [_forced("start", "epoch"), (Owner, "_append", _append_whoever_owns)]
@@ -272,7 +272,7 @@ def tail_of_store() -> list[Patch]:
 
 @rule(6, "a store that the journal does not reach back to is emptied")
 def truncated_store() -> list[Patch]:
-    """Go on with an old store where the journal begins."""
+    """Go on with an old store at the beginning of the journal."""
 
     async def is_usable(_: Recovery, state: PartitionState, start: int, epoch: int) -> bool:
         state.meta.journal_offset = max(state.meta.journal_offset, start)
@@ -283,7 +283,7 @@ def truncated_store() -> list[Patch]:
 
 @rule(7, "a snapshot names the prefix that it covers", quick="impure", seed=2)
 def snapshot_names_its_prefix() -> list[Patch]:
-    """Let a snapshot count where it stands in the journal."""
+    """Let a snapshot count at its own offset in the journal."""
 
     async def snapshot_at(self: Any, offset: int, start: int) -> Any:
         found = await _snapshot_at(self, offset, start)
@@ -304,7 +304,7 @@ async def _truncate_all(self: Owner) -> None:
     await self._io.truncate(self.state.meta.journal_offset)
 
 
-@rule(7, "the journal is truncated only to what a snapshot covers", quick="impure", seed=2)
+@rule(7, "the journal is truncated only to the prefix of a snapshot", quick="impure", seed=2)
 def truncate_behind_snapshots() -> list[Patch]:
     """Truncate to the end."""
     return [(Owner, "truncate", _truncate_all)]
@@ -312,12 +312,12 @@ def truncate_behind_snapshots() -> list[Patch]:
 
 @rule(
     7,
-    "where the beginning is gone and no snapshot stands in for it, a reader refuses",
+    "if the beginning is gone and there is no snapshot, a reader refuses",
     quick="impure",
     seed=2,
 )
 def refuse_to_start_empty() -> list[Patch]:
-    """Truncate to the end, and start empty where a reader should refuse."""
+    """Truncate to the end, and start empty although a reader should refuse."""
 
     async def begin(self: Recovery, start: int, epoch: int) -> PartitionState:
         try:
@@ -332,7 +332,7 @@ def refuse_to_start_empty() -> list[Patch]:
 
 @rule(14, "the position is that of the state, and nothing else", quick="pure")
 def position_is_of_the_state() -> list[Patch]:
-    """Go on where the group's commits say."""
+    """Go on at the group's commits."""
     commits: dict[tuple[str, int], int] = {}
 
     def compose(self: Owner, content: Content, tail: Any) -> Delta:

@@ -8,9 +8,6 @@ from unittest import mock
 
 import msgspec
 import polars as pl
-from simulation.loop import PROCESS
-from simulation.rules import Patch, rule
-from simulation.sink import Row, SimulatedArchive, Value
 
 import agents.partition.emitter
 from agents.fold.gather import Gatherer
@@ -26,6 +23,9 @@ from tables.state.journal import Announcement, Delta
 from tables.state.layer_table import NEVER_MS
 from tables.state.partition_state import PartitionState
 from tables.state.rollup_table import RollupTable
+from tests.simulation.loop import PROCESS
+from tests.simulation.rules import Patch, rule
+from tests.simulation.sink import Row, SimulatedArchive, Value
 
 _claim = Owner.claim
 _compose = Owner._compose
@@ -59,7 +59,7 @@ def _evicting(least: Any) -> list[Patch]:
     return [(Owner, "_evictable", evictable)]
 
 
-@rule(8, "what is sent carries the version of its cell", quick="pure")
+@rule(8, "a sent cell carries its version", quick="pure")
 def versions() -> list[Patch]:
     """Send contributions without version."""
 
@@ -69,7 +69,7 @@ def versions() -> list[Patch]:
     return [(agents.partition.emitter, "split_cells", without)]
 
 
-@rule(8, "what is published carries the version of its cell", quick="pure")
+@rule(8, "a published cell carries its version", quick="pure")
 def published_versions() -> list[Patch]:
     """Publish the cells of a window with the largest version among them."""
 
@@ -84,13 +84,13 @@ def published_versions() -> list[Patch]:
 
 @rule(9, "a window is evicted only when every sink has acknowledged it", quick="pure")
 def evict_acknowledged() -> list[Patch]:
-    """Evict what is sealed."""
+    """Evict sealed windows."""
     return _evicting(lambda _acked, _version: True)
 
 
 @rule(9, "a feed is such a sink", quick="pure", seed=135)
 def evict_published() -> list[Patch]:
-    """Evict what a feed lacks."""
+    """Evict windows that a feed lacks."""
 
     def sinks(self: Owner, layer: Layer) -> list[str]:
         return [sink for sink in _sinks(self, layer) if sink != FEED]
@@ -104,13 +104,13 @@ def evict_published() -> list[Patch]:
 
 @rule(9, "an acknowledgement counts for its version only")
 def evict_at_its_version() -> list[Patch]:
-    """Evict what was acknowledged at any version."""
+    """Evict windows that were acknowledged at any version."""
     return _evicting(lambda acked, _version: acked >= 0)
 
 
-@rule(9, "a delta does not evict what it changes", quick="pure")
+@rule(9, "a delta does not evict windows that it changes", quick="pure")
 def evict_what_was_sealed_before() -> list[Patch]:
-    """Evict what the delta itself seals."""
+    """Evict windows that the delta itself seals."""
 
     def compose(self: Owner, content: Content, tail: Any) -> Delta:
         delta = _compose(self, content, tail)
@@ -142,7 +142,7 @@ def new_owner_sends_again() -> list[Patch]:
     return [(Owner, "claim", claim)]
 
 
-@rule(11, "an announcement holds back what the layer topic has not acknowledged")
+@rule(11, "an announcement stays below windows that the layer topic has not acknowledged")
 def announce_acknowledged() -> list[Patch]:
     """Announce watermark and floor as they are."""
 
@@ -189,7 +189,7 @@ def least_of_all_senders() -> list[Patch]:
 
 @rule(12, "a contribution replaces a smaller version only")
 def larger_version_stays() -> list[Patch]:
-    """Let what comes last replace what was there."""
+    """Let the last value replace the earlier one."""
 
     def newer(self: Gatherer, rows: pl.DataFrame, table: RollupTable, doing: Any) -> pl.DataFrame:
         doing.count(f"layer.{self._layer.name}.folded", rows.height)
@@ -251,7 +251,7 @@ def write_times() -> list[Patch]:
 
 @rule(13, "the larger write time stays", quick="pure", seed=4)
 def last_write_wins() -> list[Patch]:
-    """Let what comes last stay."""
+    """Let the last value stay."""
 
     def put(self: SimulatedArchive, row: Row, write_time: int, value: Value) -> None:
         self.rows[row] = write_time, value
@@ -261,7 +261,7 @@ def last_write_wins() -> list[Patch]:
 
 @rule(13, "rows are absolute values", quick="pure", seed=4)
 def absolute_values() -> list[Patch]:
-    """Write what was added since the process last wrote the row."""
+    """Write the difference since the process last wrote the row."""
     sent: dict[tuple[int, Row], Value] = {}
 
     async def write_row(self: SimulatedArchive, row: Row, write_time: int, value: Value) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import polars as pl
-from simulation.rules import Patch, rule
 
 from agents.fold.dedupe import Deduper
 from tables.model.layer import Layer
@@ -15,6 +14,7 @@ from tables.state.id_table import IdTable
 from tables.state.journal import Claim, Delta
 from tables.state.layer_table import NEVER_MS, LayerTable
 from tables.state.partition_state import PartitionState
+from tests.simulation.rules import Patch, rule
 
 _find = Deduper.find
 _keep = IdTable.keep
@@ -25,7 +25,7 @@ def _nothing(*_: Any) -> None:
     """Do nothing."""
 
 
-@rule(1, "what is sealed is closed", quick="impure", seed=104)
+@rule(1, "a sealed window is closed", quick="impure", seed=104)
 def closed_is_not_below_the_floor() -> list[Patch]:
     """Let the watermark follow from stream time and the newest revision alone."""
 
@@ -51,7 +51,7 @@ def floor_of_a_layer_that_is_gone() -> list[Patch]:
 
 @rule(3, "a claim empties the layers that it does not name", quick="impure", seed=49)
 def claims_empty_layers() -> list[Patch]:
-    """Keep what the reader's own map has."""
+    """Keep the layers of the reader's own map."""
     return [(LayerTable, "clear", _nothing)]
 
 
@@ -99,7 +99,7 @@ def claims_forget_ids() -> list[Patch]:
 
 @rule(17, "more ids bring back none that was forgotten", quick="impure", seed=94)
 def forgotten_ids_stay_so() -> list[Patch]:
-    """Let what lies there be remembered again."""
+    """Let ids that lie there be remembered again."""
     return [(IdTable, "keep", _nothing)]
 
 
@@ -122,9 +122,9 @@ def columns_begin() -> list[Patch]:
     return [(PartitionState, "_begin_column", _nothing)]
 
 
-@rule(18, "null is contagious where cells merge", quick="impure", seed=8)
+@rule(18, "null is contagious when cells merge", quick="impure", seed=8)
 def null_is_contagious() -> list[Patch]:
-    """Merge what is known as if it were all."""
+    """Merge the known values as if they were all."""
 
     def known(*_: Any) -> bool:
         return False

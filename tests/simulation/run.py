@@ -1,4 +1,4 @@
-"""Run one seed and say what is wrong."""
+"""Run one seed and report its failures."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import dataclasses
 import logging
 import random
 
-from simulation.oracle import Oracle
-from simulation.readers import check_ledgers, check_readers, complete_of
-from simulation.rules import Rule
-from simulation.stores import Stores
-from simulation.world import Statistics, World, prepared
+from tests.simulation.oracle import Oracle
+from tests.simulation.readers import check_ledgers, check_readers, complete_of
+from tests.simulation.rules import Rule
+from tests.simulation.stores import Stores
+from tests.simulation.world import Statistics, World, prepared
 
 FAILURES_MAX = 5
 MISFITS = ("TypeError", "AttributeError", "NameError", "KeyError", "ValueError")
@@ -19,7 +19,7 @@ MISFITS = ("TypeError", "AttributeError", "NameError", "KeyError", "ValueError")
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What came of a seed; ``failures`` is empty where everything is as it must be."""
+    """The outcome of a seed; ``failures`` is empty if everything is right."""
 
     seed: int
     impure: bool
@@ -29,7 +29,7 @@ class Outcome:
 
     @property
     def is_broken(self) -> bool:
-        """Whether what stands in for a rule does not fit the product, which tells nothing."""
+        """Whether the code in place of a rule does not fit the product, which shows nothing."""
         return any(name in text for text in self.failures for name in MISFITS)
 
 

@@ -6,25 +6,25 @@ import math
 from typing import Any
 
 import polars as pl
-from simulation.faults import Faults
 
 from tables.archive.identity import History
 from tables.archive.protocol import CellRange
 from tables.model.cost import QueryCost
 from tables.model.errors import ArchiveError
 from tables.model.layer import Layer, Map
+from tests.simulation.faults import Faults
 
 Row = tuple[str, tuple[Any, ...], int, int]
 """Layer, key, window start, source partition."""
 
 Value = tuple[Any, ...]
-"""The accumulators in the layer's order; None for the greatest value, where it is not known."""
+"""The accumulators in the layer's order; None for a greatest value that is unknown."""
 
 ACCUMULATORS = 4
 
 
 class SimulatedArchive:
-    """``tables.archive.protocol.Archive`` in memory; what is written comes late, twice or never.
+    """``tables.archive.protocol.Archive`` in memory; writes come late, twice or never.
 
     ``sent`` remembers all values that writers tried to write, by row and version: there should be
     one.
@@ -70,13 +70,17 @@ class SimulatedArchive:
         if failed is not None:
             raise failed
 
+    async def check(self) -> None:
+        """Answer, unless the archive is away."""
+        await self._answer()
+
     async def history(self, topic: str, partition: int) -> History | None:
-        """Return what was remembered, unless the archive is away."""
+        """Return the remembered history, unless the archive is away."""
         await self._answer()
         return self.histories.get((topic, partition))
 
     async def remember(self, topic: str, partition: int, history: History) -> History:
-        """Remember it where nothing was, unless the archive is away."""
+        """Remember it if there was none, unless the archive is away."""
         await self._answer()
         return self.histories.setdefault((topic, partition), history)
 
@@ -111,5 +115,5 @@ def padded(value: Value) -> Value:
 
 
 def _rank(value: Value) -> tuple[float, ...]:
-    """Return what values of one write time are compared by: of them a deletion stays."""
+    """Return the order of values of one write time: a deletion stays."""
     return tuple(math.inf if one is None else one for one in value)

@@ -8,15 +8,14 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from simulation.cuts import Cuts
-from simulation.sink import Row, Value
-from simulation.workload import Event, Workload
-
 from tables.model.layer import Layer
+from tests.simulation.cuts import Cuts
+from tests.simulation.sink import Row, Value
+from tests.simulation.workload import Event, Workload
 
 NEVER = -(2**62)
 GONE = 0.5
-"""Between the versions of two records: where a claim empties a layer."""
+"""Between the versions of two records: a claim empties a layer there."""
 
 Step = tuple[float, Value | None]
 Histories = dict[Row, list[Step]]
@@ -29,8 +28,8 @@ class SourceFold:
     Attributes:
         ledger: its counts.
         late: offset and layer of each event that was too late.
-        began: by base layer, from when on it has all events, where a revision added it.
-        max_began: the same of the greatest value, where a revision added that to the layer.
+        began: by base layer that a revision added, the time from which it has all events.
+        max_began: the same for the greatest value, if a revision added that to the layer.
     """
 
     def __init__(self, work: Workload, partition: int, cuts: Cuts, histories: Histories) -> None:
@@ -66,7 +65,7 @@ class SourceFold:
         self._claim(offset)
 
     def _claim(self, offset: int) -> None:
-        """Let the claims at an offset change what there is."""
+        """Let the claims at an offset change layers and ids."""
         for number in self._cuts.claimed_at(offset):
             before, after = self._revision, self._work.revisions[number - 1]
             for layer in self._bases:
@@ -111,7 +110,7 @@ class SourceFold:
         return self._ids.repeats(name, self._stream, until, self._revision.ids)
 
     def _place(self, layer: Layer, key: str, time: int, value: float, offset: int) -> str:
-        """Put an event where it belongs; return its column of the ledger."""
+        """Add an event to its cell; return its column of the ledger."""
         rule = self._revision.rules[layer.name]
         least = rule.least / 10 if self._work.impure else rule.least
         if value < least:
@@ -167,7 +166,7 @@ class RememberedIds:
 
 
 def added(values: list[Value | None]) -> Value:
-    """Return what values add up to; where the greatest of one is not known, it is not."""
+    """Return the sum of values; the greatest value is unknown if one of them is."""
     found = [value for value in values if value is not None]
     counts, numbers, sums, greatest = zip(*found, strict=True)
     return sum(counts), sum(numbers), sum(sums), None if None in greatest else max(greatest)

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import rocksdict
-from simulation.loop import PROCESS, Process
 
 from tables.state.store import PartitionStore
+from tests.simulation.loop import PROCESS, Process
 
 Contents = dict[bytes, bytes]
 
@@ -49,11 +49,11 @@ class Stores:
             del self._locks[place]
 
     def places(self) -> list[Path]:
-        """Return where there are stores."""
+        """Return the places that have stores."""
         return sorted(self._used)
 
     def database(self, place: Path) -> rocksdict.Rdict:
-        """Return the database of a place, a new one where there was none."""
+        """Return the database of a place, a new one if there was none."""
         if place not in self._used:
             if not self._free:
                 options = rocksdict.Options(raw_mode=True)
@@ -107,7 +107,7 @@ class SimulatedStore(PartitionStore):
 
 @contextlib.contextmanager
 def temporary_stores() -> Iterator[Stores]:
-    """Make stores, in memory where the system has a place for that; remove them afterwards."""
+    """Make stores, in memory if the system has a folder for that; remove them afterwards."""
     memory = MEMORY if MEMORY.is_dir() else None
     with tempfile.TemporaryDirectory(prefix="simulation", dir=memory) as folder:
         stores = Stores(Path(folder))

@@ -8,18 +8,17 @@ import random
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from simulation.faults import Faults
-from simulation.log import SimulatedLog
-from simulation.loop import SimulatedLoop
-from simulation.sink import SimulatedArchive
-from support import run_of
-
 from agents.ingest import Ingest
 from agents.partition.owners import PartitionManager
 from agents.rollup import Rollup
 from tables.model.errors import FencedError, OutcomeUnknownError
 from tables.model.layer import Map
 from tables.record.chunk import Chunk, Run
+from tests.simulation.faults import Faults
+from tests.simulation.log import SimulatedLog
+from tests.simulation.loop import SimulatedLoop
+from tests.simulation.sink import SimulatedArchive
+from tests.support.common import run_of
 
 Key = tuple[str, int]
 
@@ -32,7 +31,7 @@ RECORDS = (0, 1, 1, 2, 3, 8)
 
 @dataclasses.dataclass(frozen=True)
 class Surroundings:
-    """What all workers share: the loop they run on, and what they ask things of."""
+    """The surroundings of all workers: the loop, the log, the archive."""
 
     loop: SimulatedLoop
     faults: Faults
@@ -44,7 +43,7 @@ class Worker:
     """One worker process, of one map, on one host.
 
     Args:
-        around: what it shares with others.
+        around: its surroundings, shared with others.
         themap: that it serves.
         folder: of its host; no other living process may use it.
         early_emit_s: how long cells must not have changed before open ones are sent; 0 for never.
@@ -124,7 +123,7 @@ class Worker:
             self.wanted.discard((topic, partition))
 
     def _misplaced(self, topic: str, partition: int, position: int) -> None:
-        """Chunks are taken from where the owner stands, just before they are handed over."""
+        """Chunks are fetched at the owner's position, just before they are handed over."""
         raise AssertionError(f"a chunk of {topic}[{partition}] does not begin at {position}")
 
     async def _restore(self, key: Key, wait_s: float = 0) -> None:

@@ -9,11 +9,10 @@ import dataclasses
 import json
 import random
 
-from simulation.log import SimulatedLog
-from simulation.revisions import RAW, Revision, draw_revisions
-
 from tables.model.layer import Layer, Map
 from tables.record.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
+from tests.simulation.log import SimulatedLog
+from tests.simulation.revisions import RAW, Revision, draw_revisions
 
 KEYS = "aaabc"
 JUMPS_MS = (0, 0, 0, 9, 25)

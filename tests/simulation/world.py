@@ -17,14 +17,6 @@ from typing import Any
 from unittest import mock
 
 import polars as pl
-from simulation.faults import Faults
-from simulation.log import SimulatedLog
-from simulation.loop import SimulatedLoop
-from simulation.revisions import RAW
-from simulation.sink import SimulatedArchive
-from simulation.stores import Contents, Stores
-from simulation.worker import Key, Surroundings, Worker
-from simulation.workload import Workload, encode_record, make_workload, write_records
 
 import agents.fold.small
 import agents.partition.emitter
@@ -36,6 +28,14 @@ import tables.state.layer_table
 import tables.state.snapshot
 from tables.model.errors import JournalRefusedError, OutcomeUnknownError
 from tables.model.layer import Map
+from tests.simulation.faults import Faults
+from tests.simulation.log import SimulatedLog
+from tests.simulation.loop import SimulatedLoop
+from tests.simulation.revisions import RAW
+from tests.simulation.sink import SimulatedArchive
+from tests.simulation.stores import Contents, Stores
+from tests.simulation.worker import Key, Surroundings, Worker
+from tests.simulation.workload import Workload, encode_record, make_workload, write_records
 
 HOSTS = [Path(f"host{number}") for number in range(3)]
 """State folders, of which at most one living process uses each."""
@@ -102,7 +102,7 @@ class World:
         return [(topic, number) for topic, count in inputs for number in range(count)]
 
     async def chaos(self) -> None:
-        """Do to the workers what may be done to workers."""
+        """Do to the workers all that the faults allow."""
         rng = self.rng
         self._start()
         for key in self.keys:

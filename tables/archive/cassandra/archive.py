@@ -1,9 +1,9 @@
 """The archive in Cassandra, for any number of workers: a table a layer, the latest write wins.
 
-With the modules ``tables.archive_*`` that are named in tests/test_tidy.py the only one that imports
-the Cassandra driver, which comes with the extra ``cassandra``. The driver answers in threads of its
-own; answers cross to the event loop by ``call_soon_threadsafe``, and calls that wait (connect,
-schema, prepare, shutdown) run in a thread.
+With the modules ``tables.archive_*`` that are named in tests/rules/test_tidy.py the only one that
+imports the Cassandra driver, which comes with the extra ``cassandra``. The driver answers in
+threads of its own; answers cross to the event loop by ``call_soon_threadsafe``, and calls that wait
+(connect, schema, prepare, shutdown) run in a thread.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class CassandraArchive:
     """An archive in one keyspace. Rows expire at window end + TTL; the rest is the protocol's.
 
     Args:
-        settings: where and how.
+        settings: addresses, login and keyspace.
         clock_ms: the wall clock that TTLs are measured against.
 
     Attributes:
@@ -76,7 +76,7 @@ class CassandraArchive:
 
     @property
     def place(self) -> str:
-        """Keyspace and map, and where they are."""
+        """Keyspace and map, and their nodes."""
         settings = self._settings
         return (
             f"map {self._map_name} in keyspace {settings.keyspace} at {', '.join(settings.hosts)}"
@@ -250,8 +250,8 @@ class CassandraArchive:
     ) -> None:
         """Execute so many statements, each with a permit; hand over their rows page by page.
 
-        The first error ends it; what had been sent may still be done by Cassandra, and has its
-        permit until then.
+        The first error ends it; Cassandra may still execute statements that were sent, and each has
+        its permit until then.
         """
         session = self._opened(verb)
         queue = iter(statements)

@@ -70,7 +70,7 @@ class CassandraSettings:
 
     ``replication`` is the number of replicas in ``local_dc`` if the keyspace has to be made; a
     keyspace that exists keeps its own. ``username`` and ``password`` go together. ``tls`` checks
-    the authority of each node and its name: ``tls_name``, or where that is empty the one that
+    the authority of each node and its name: ``tls_name``, or if that is empty the one that
     :class:`NodeNames` has for it; it is None for connections without TLS. It may stand for another
     one at each connection, as when its files are read again; ``tls_shows_certificate`` says whether
     it has one of this client. ``in_flight_max`` bounds requests that wait for an answer.
@@ -131,12 +131,12 @@ def connect(cluster: Cluster, settings: CassandraSettings, what: str) -> Session
     """Return a session of a cluster; waits.
 
     Args:
-        cluster: what :func:`cluster_of` made of the settings.
+        cluster: the result of :func:`cluster_of`.
         settings: how it is reached.
-        what: what the session is for, as a message goes on after "cannot".
+        what: purpose of the session, as a message goes on after "cannot".
 
     Raises:
-        ArchiveRefusedError: nodes answer, and none of them can be used: says what to mend.
+        ArchiveRefusedError: nodes answer, and none of them can be used: names the remedy.
         NoHostAvailable: nodes do not answer; so do the driver's other errors say.
     """
     try:
@@ -168,7 +168,7 @@ def _datacenter_refusal(cluster: Cluster, settings: CassandraSettings) -> str:
 
 
 def _handshake_refusal(cluster: Cluster, settings: CassandraSettings) -> str:
-    """Return why connections to the first node that answers break off; empty where none does."""
+    """Return why connections to the first node that answers break off; empty if none does."""
     for node in cluster.endpoints_resolved:
         if settings.tls is not None:
             name = node.ssl_options["server_hostname"]

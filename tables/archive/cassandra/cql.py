@@ -2,7 +2,7 @@
 
 A table's primary key is ``((slot, bucket), key columns, window_start, source_partition)``: one
 key's windows are one slice of a partition, all keys of a range are ``slots`` partitions a bucket.
-Why, with what was measured: docs/decisions/0002-archive-tables.md.
+Reasons and measurements: docs/decisions/0002-archive-tables.md.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ COMPACTION_WINDOWS_MAX = 45
 """Time windows a TTL; TimeWindowCompactionStrategy wants fewer than 50."""
 
 COMPACTION_WINDOW_FOREVER_MS = 30 * DAY_MS
-"""Size of a compaction window where rows never expire."""
+"""Size of a compaction window if rows never expire."""
 
 _INT_MAX = (1 << 31) - 1
 _MINUTE_MS = 60_000
@@ -75,7 +75,7 @@ class CassandraTable:
     Attributes:
         name: the table, ``<map>_<layer>``, unquoted.
         schema: the columns of an archive frame, in order.
-        create: the statement that makes the table where it is missing.
+        create: the statement that makes the table if it is missing.
         insert: the statement that writes one row: slot, bucket, columns, write time (us), TTL (s).
         check: a statement that reads as queries do, and next to nothing.
     """
@@ -112,7 +112,7 @@ class CassandraTable:
         )
 
     def describe(self) -> dict[str, str]:
-        """Return what a table must have to be this layer's."""
+        """Return the comment, columns and keys that this layer's table must have."""
         columns = {f"column {column}": kind for column, kind in self._types.items()}
         return columns | {
             "partition key": "slot, bucket",

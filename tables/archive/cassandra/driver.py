@@ -2,8 +2,8 @@
 
 An error says that nobody answers now, or that somebody refuses. They have no common root. Beside
 ``DriverException`` there are the errors of connections and pools, the messages of nodes, which are
-raised as they came where the driver knows no better, and ``NoHostAvailable``, whose causes are a
-map by node, an empty one where no node could be asked, or only a list of addresses where a session
+raised as they came if the driver knows no better, and ``NoHostAvailable``, whose causes are a
+map by node, an empty one if no node could be asked, or only a list of addresses if a session
 found no connection.
 """
 
@@ -93,13 +93,13 @@ def is_away(error: BaseException) -> bool:
 
 
 def causes_of(error: NoHostAvailable) -> list[BaseException]:
-    """Return the error of each node that was asked, where the driver has them."""
+    """Return the error of each node that was asked, if the driver has them."""
     causes = error.errors.values() if isinstance(error.errors, dict) else ()
     return [cause for cause in causes if isinstance(cause, BaseException)]
 
 
 def said(error: BaseException) -> str:
-    """Return what a node said, without the driver's words around it, beginning in lower case."""
+    """Return a node's message, without the driver's words around it, beginning in lower case."""
     text = str(error)
     found = _MESSAGE.search(text)
     words = found[1] if found else text
@@ -107,7 +107,7 @@ def said(error: BaseException) -> str:
 
 
 def login_refusal(error: NoHostAvailable, username: str | None) -> str:
-    """Return why no node lets this user in; empty where that is not what is wrong."""
+    """Return why no node lets this user in; empty if the fault is another one."""
     failed = [
         cause
         for cause in causes_of(error)
@@ -142,8 +142,8 @@ def driver(what: str, mend: str) -> Iterator[None]:
     """Turn the driver's errors into the archive's.
 
     Args:
-        what: what is done, as a message goes on after "cannot".
-        mend: what to do about an error of which no more is known.
+        what: the action, as a message goes on after "cannot".
+        mend: the remedy for an error of which no more is known.
 
     Raises:
         ArchiveAwayError: nobody answers, or too few.

@@ -29,7 +29,7 @@ Lookup = Callable[[str, int], list[str]]
 
 
 def addresses_of(host: str, port: int) -> list[str]:
-    """Return the addresses of a host, each once; none where the name is not known now."""
+    """Return the addresses of a host, each once; none if the name is unknown now."""
     try:
         found = socket.getaddrinfo(host, port, socket.AF_UNSPEC, socket.SOCK_STREAM)
     except OSError:
@@ -43,7 +43,7 @@ class NodeNames:
     Args:
         hosts: names or addresses, as ``cassandra_hosts`` gives them.
         port: of every node.
-        name: the name of all nodes; empty where each has that of its host.
+        name: the name of all nodes; empty if each has that of its host.
         clock_s: seconds of a clock that never goes back.
         lookup: returns the addresses of a host; may wait.
     """
@@ -93,7 +93,7 @@ class NodeEndPoint(DefaultEndPoint):  # type: ignore[misc]  # the driver comes w
 
     @property
     def ssl_options(self) -> dict[str, str] | None:
-        """What the driver gives to ``SSLContext.wrap_socket``; None where nothing is encrypted."""
+        """Arguments of the driver for ``SSLContext.wrap_socket``; None without TLS."""
         if self._names is None:
             return None
         return {"server_hostname": self._names.of(self.address)}
@@ -103,8 +103,8 @@ class NodeEndPoints(DefaultEndPointFactory):  # type: ignore[misc]  # likewise
     """Makes the end points of nodes that others gossip.
 
     Args:
-        port: where a node does not gossip its own.
-        names: what certificates must have; None where nothing is encrypted.
+        port: of nodes that do not gossip their own.
+        names: names that certificates must have; None without TLS.
     """
 
     def __init__(self, port: int, names: NodeNames | None) -> None:
@@ -120,12 +120,12 @@ class NodeEndPoints(DefaultEndPointFactory):  # type: ignore[misc]  # likewise
 def nodes_of(
     hosts: Sequence[str], port: int, name: str = "", *, tls: bool
 ) -> tuple[list[NodeEndPoint], NodeEndPoints]:
-    """Return what a cluster starts from, and what makes its other end points; may wait.
+    """Return the first end points of a cluster, and the factory of its others; may wait.
 
     Args:
         hosts: names or addresses, as ``cassandra_hosts`` gives them.
         port: of every node.
-        name: what every certificate must have; empty where that follows from the hosts.
+        name: the name in every certificate; empty if that follows from the hosts.
         tls: whether connections are encrypted.
 
     Raises:

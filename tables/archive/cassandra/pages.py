@@ -21,11 +21,11 @@ class Pages:
     """One statement, and whether something of it is on its way.
 
     Args:
-        session: what executes it.
-        verb: what it is for, in messages.
-        statement: what is executed.
+        session: executes the statement.
+        verb: its purpose, in messages.
+        statement: the bound statement.
         permits: it takes one until nothing of it is on its way any more. Who gives it up leaves the
-            permit with what was sent: Cassandra works on that all the same.
+            permit with the request: Cassandra works on it all the same.
         patience_s: each page has the driver's own deadline; that none came for so long means that
             the driver will never tell.
     """
@@ -52,7 +52,7 @@ class Pages:
         """Hand over each page as it comes; an error, also of ``take``, ends it.
 
         Raises:
-            ArchiveError: what the driver said, or that it said nothing.
+            ArchiveError: has the driver's message, or says that it gave none.
         """
         await self._permits.acquire()
         self._has_permit = True

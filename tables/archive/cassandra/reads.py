@@ -1,4 +1,4 @@
-"""Reads of Cassandra: what is asked for in one request.
+"""Reads of Cassandra: the partitions of one request.
 
 A request costs reader and coordinator far more than a partition of a few rows does. So partitions
 that lie on the same replicas are asked for together, and one of those replicas is asked: none takes
@@ -52,7 +52,7 @@ class Request:
         return self.slots[0], self.buckets[0]
 
     def bound(self, select: PreparedStatement, values: Sequence[object]) -> Statement:
-        """Return what is executed: ``select`` with all its values."""
+        """Return the statement: ``select`` with all its values."""
         if not self.has_several:
             return select.bind(values)
         statement = RoutedStatement(select).bind(values)
@@ -61,7 +61,7 @@ class Request:
 
 
 class Requests:
-    """Which partitions are asked for together, by what reads have found so far."""
+    """Which partitions are read together, by the numbers of rows that reads have found so far."""
 
     def __init__(self, keyspace: str) -> None:
         self._keyspace = keyspace

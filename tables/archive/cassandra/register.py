@@ -1,6 +1,6 @@
 """The register in Cassandra: whose archive a map's tables are, and the journals behind its rows.
 
-One table for all maps of a keyspace. What is written is never changed, and only where nothing was
+One table for all maps of a keyspace. A written row is never changed, and only written if none was
 (lightweight transactions), so that of two workers which are first both go by the same.
 """
 
@@ -20,7 +20,7 @@ _OWN = ("", -1)
 
 
 def create_register(keyspace: str) -> str:
-    """Return the statement that makes the table of a keyspace where it is missing."""
+    """Return the statement that makes the table of a keyspace if it is missing."""
     return (
         f'CREATE TABLE IF NOT EXISTS "{keyspace}"."{REGISTER_TABLE}" (map text, topic text, '
         "partition int, id text, cluster text, PRIMARY KEY (map, topic, partition)) "
@@ -38,7 +38,7 @@ class Register:
         self._map = map_name
 
     def open(self) -> str:
-        """Return the id of the map's archive, drawn now where it has none; the table is there."""
+        """Return the id of the map's archive, drawn now if it has none; the table exists."""
         known = self._find(*_OWN) or self._add(*_OWN, History(draw_id()))
         return known.id
 
@@ -47,7 +47,7 @@ class Register:
         return self._find(topic, partition)
 
     def remember(self, topic: str, partition: int, history: History) -> History:
-        """Return which journal they come from, ``history`` from now on where none yet has."""
+        """Return the journal they come from; it is ``history`` from now on if there is none."""
         return self._add(topic, partition, history)
 
     def wipe(self) -> None:

@@ -1,6 +1,6 @@
-"""The schema in Cassandra: keyspace and tables are looked at, and what is missing is made.
+"""The schema in Cassandra: keyspace and tables are checked, and missing ones are made.
 
-Statements are sent only for what is missing: a user that may read and write rows opens a schema
+Statements are sent only for missing things: a user that may read and write rows opens a schema
 that is there, and need not own any of it. What makes it is mostly ``map apply``.
 """
 
@@ -30,7 +30,7 @@ class Schema:
         self._keyspace = settings.keyspace
 
     def make(self, tables: Iterable[CassandraTable]) -> None:
-        """Make what is missing, and check what is there.
+        """Make missing tables, and check existing ones.
 
         Raises:
             ArchiveRefusedError: something is missing, and this user may not make it.

@@ -22,7 +22,7 @@ client's certificate only after the client has ended its handshake."""
 
 
 def plain_refusal(address: str, port: int) -> str:
-    """Return that a node speaks TLS, asked by a client that does not; empty where it does not.
+    """Return that a node speaks TLS, asked by a client that does not; empty if it does not.
 
     Args:
         address: of the node.
@@ -44,7 +44,7 @@ def plain_refusal(address: str, port: int) -> str:
         return ""
     return (
         f"port {port} of {address} speaks TLS and this client does not; set cassandra_tls, or "
-        "cassandra_ca_file where an authority of your own signs the nodes"
+        "cassandra_ca_file if an authority of your own signs the nodes"
     )
 
 
@@ -56,12 +56,12 @@ def tls_refusal(
     *,
     has_certificate: bool,
 ) -> str:
-    """Return why TLS with a node fails for good, in words; empty where it does not.
+    """Return why TLS with a node fails for good, in words; empty if it does not.
 
     Args:
         address: of the node.
         port: of the node.
-        name: what its certificate must have.
+        name: the name that its certificate must have.
         context: checks the node, and shows it a certificate if there is one.
         has_certificate: whether there is one.
     """
@@ -144,7 +144,7 @@ def _words(error: ssl.SSLError, address: str, port: int, *, has_certificate: boo
     said = words_of(error)
     if fault is not Fault.CLIENT_CERTIFICATE:
         return (
-            f"TLS with port {port} of {address} fails ({said}); check what protocols and ciphers "
+            f"TLS with port {port} of {address} fails ({said}); check which protocols and ciphers "
             "the node takes"
         )
     does = "refuses the" if has_certificate else "wants a"

@@ -1,4 +1,4 @@
-"""Wiping a map's archive in Cassandra: its tables, and what the register says of it."""
+"""Wiping a map's archive in Cassandra: its tables, and its rows in the register."""
 
 from __future__ import annotations
 

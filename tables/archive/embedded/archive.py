@@ -64,7 +64,7 @@ class EmbeddedArchive:
     """An archive in one folder. Rows past their TTL are not returned, and dropped by the bucket.
 
     Args:
-        folder: made where it is missing; not the folder of layer state, which may be wiped.
+        folder: made if it is missing; not the folder of layer state, which may be wiped.
         clock_ms: the wall clock that TTLs are measured against.
     """
 
@@ -167,7 +167,7 @@ class EmbeddedArchive:
         return await _run(running.writer, take)
 
     async def close(self) -> None:
-        """Finish what runs, then release the folder."""
+        """Finish running calls, then release the folder."""
         running, self._running = self._running, None
         if running is not None:
             await asyncio.to_thread(running.close)
@@ -279,7 +279,7 @@ class EmbeddedArchive:
             ) from error
 
     def _merge(self, running: _Running, layout: RunLayout) -> None:
-        """Merge runs where a bucket has many; forget buckets that were written long ago."""
+        """Merge runs if a bucket has many; forget buckets that were written long ago."""
         buckets = running.runs[layout.layer.name]
         newest = max(buckets, default=0)
         for bucket, runs in list(buckets.items()):
@@ -319,7 +319,7 @@ class EmbeddedArchive:
 
 @dataclasses.dataclass(slots=True)
 class _Write:
-    """Rows of one layer that wait to be written, and what came of it: None while they wait."""
+    """Rows of one layer that wait to be written, and the outcome: None while they wait."""
 
     layout: RunLayout
     rows: pl.DataFrame
@@ -327,11 +327,11 @@ class _Write:
 
 
 class _Running:
-    """What an open archive holds: the database, its threads, and what is known of its layers.
+    """The parts of an open archive: the database, its threads, and the shapes of its layers.
 
-    ``waiting`` is what the next write takes: syncing the disk costs more than writing, so all that
-    comes meanwhile is written at once. ``runs`` has, by layer and bucket, the rows of each run, for
-    buckets that are being written.
+    ``waiting`` has the rows of the next write: syncing the disk costs more than writing, so all
+    that comes meanwhile is written at once. ``runs`` has, by layer and bucket, the rows of each
+    run, for buckets that are being written.
     """
 
     def __init__(self, db: rocksdict.Rdict) -> None:
@@ -354,7 +354,7 @@ class _Running:
     def runs_of(self, layout: RunLayout, bucket: int) -> dict[int, int]:
         """Return the runs of a bucket with their rows, to be kept up to date.
 
-        Those of a damaged bucket are left out: what is written beside them is still taken.
+        Those of a damaged bucket are left out: writes beside them are still accepted.
         """
         known = self.runs[layout.layer.name]
         runs = known.pop(bucket, None)

@@ -30,8 +30,8 @@ T = TypeVar("T")
 class Books:
     """The bookkeeping of one open database.
 
-    Every method raises ArchiveDamagedError where a value is not what was written, and ArchiveError
-    where RocksDB does not read or write it.
+    Every method raises ArchiveDamagedError if a value is not the written one, and ArchiveError
+    if RocksDB does not read or write it.
     """
 
     def __init__(self, db: rocksdict.Rdict) -> None:
@@ -53,14 +53,14 @@ class Books:
         self.opened()
 
     def seal(self) -> None:
-        """Seal what an earlier release wrote."""
+        """Seal the values that an earlier release wrote."""
         with rocks("open archive"):
             old = [(key, value) for key, value in self._all().items() if _is_bare(value)]
             for key, value in old:
                 self._db.put(key, seal(SEALED, value), synced())
 
     def whose(self) -> Whose | None:
-        """Return whose it is, None where it does not say yet."""
+        """Return id and map of the archive, None if it does not have them yet."""
         return self._read("tell whose it is", WHOSE, Whose)
 
     def put_whose(self, whose: Whose) -> None:

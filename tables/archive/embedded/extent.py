@@ -1,9 +1,9 @@
 """How far an embedded archive has come, in a file beside its database.
 
 RocksDB takes a list of its tables, or a log of writes, that was cut off for one that ends there: it
-opens, and deletes what it does not know any more. So what it had reached is written down after each
+opens, and deletes files that it no longer knows. So its extent is written down after each
 write that was acknowledged, and an archive that ends before that is refused. The file also says
-whose the folder is where the database cannot.
+whose the folder is if the database cannot.
 
     sealed: sequence | number of the list | bytes of the list, 8 bytes each | name of the map
 """
@@ -39,7 +39,7 @@ class Extent(NamedTuple):
     manifest_bytes: int
 
     def lacks(self, before: Extent) -> str:
-        """Return in words what is missing since ``before``; empty where nothing is."""
+        """Return in words the part that is missing since ``before``; empty if none is."""
         if self.sequence < before.sequence:
             return f"its last write is {self.sequence}, and {before.sequence} were acknowledged"
         if self[1:] < before[1:] and self.manifest <= before.manifest:
@@ -51,14 +51,14 @@ class Extent(NamedTuple):
 
 
 def reached(folder: Path, db: rocksdict.Rdict) -> Extent:
-    """Return what an open database has reached. Raises OSError, or an exception of RocksDB's."""
+    """Return the extent of an open database. Raises OSError, or an exception of RocksDB's."""
     manifest = (folder / "CURRENT").read_text().strip()
     size = (folder / manifest).stat().st_size
     return Extent(db.latest_sequence_number(), int(manifest.removeprefix("MANIFEST-")), size)
 
 
 def written(folder: Path) -> tuple[Extent, str] | None:
-    """Return what was written down, and for which map; None where nothing readable is."""
+    """Return the written extent and its map; None if there is nothing readable."""
     with contextlib.suppress(FileNotFoundError, DamagedError, struct.error, UnicodeDecodeError):
         content = bytes(unsealed((folder / NAME).read_bytes()))
         numbers = _NUMBERS.unpack_from(content)
@@ -67,9 +67,9 @@ def written(folder: Path) -> tuple[Extent, str] | None:
 
 
 def write_down(folder: Path, extent: Extent, map_name: str) -> None:
-    """Write it over what was there: as many bytes, which need no room and are changed at once.
+    """Write it over the older one: as many bytes, which need no room and are changed at once.
 
-    It is not synced: what is lost of it is found to be behind, and only checks less.
+    It is not synced: an older extent on disk is behind, and only checks less.
     """
     content = seal(_FORMAT, _NUMBERS.pack(*extent) + map_name.encode())
     file = os.open(folder / NAME, os.O_WRONLY | os.O_CREAT, 0o644)

@@ -41,7 +41,7 @@ _FOREIGN_SHOWN = 3
 
 
 def open_folder(folder: Path) -> rocksdict.Rdict:
-    """Open the database in a folder, which is made where it is missing.
+    """Open the database in a folder, which is made if it is missing.
 
     Raises:
         ArchiveDamagedError: files of it are damaged or missing; nothing was written.
@@ -76,7 +76,7 @@ def reopen_folder(db: rocksdict.Rdict, folder: Path) -> rocksdict.Rdict:
 
 
 def has_archive(folder: Path) -> bool:
-    """Tell whether a folder has a database, or what is left of an archive."""
+    """Return whether a folder has a database, or remains of an archive."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     return _is_begun(folder) or any(map(ROCKS_FILE.fullmatch, names))
 
@@ -200,7 +200,7 @@ def _try_lock(folder: Path) -> None:
 
 
 def _look_inside(folder: Path, db: rocksdict.Rdict) -> None:
-    """Refuse a database that ends before what was acknowledged, or has not one of our keys."""
+    """Refuse a database that ends before its extent, or has none of our keys."""
     before = archive_extent.written(folder)
     if before is not None:
         if lacking := archive_extent.reached(folder, db).lacks(before[0]):

@@ -1,7 +1,7 @@
 """Runs: how the embedded archive lays out the rows of one layer.
 
 What is written into a bucket at once is a *run*: rows in order of key, window and source partition,
-cut into *pieces*. A run never changes; where a bucket has many, some are merged into one that takes
+cut into *pieces*. A run never changes; if a bucket has many, some are merged into one that takes
 their place. docs/formats/archive.md has the bytes, docs/decisions/0008-archive-runs.md the reasons.
 
     layer 00 | bucket | run | first key of the piece | number of the piece  ->  block of its rows
@@ -23,7 +23,7 @@ from tables.state.block import check_block, conform, decode_block, encode_block
 from tables.state.cell import archive_schema, in_order
 
 PIECE_ROWS = 1_024
-"""Of a piece: what a read of one key decodes for every run, in some 0.1 ms."""
+"""Rows of a piece: a read of one key decodes as many in every run, in some 0.1 ms."""
 
 RUNS_MAX = 32
 """Of the newest bucket, into which every closed window is another run."""
@@ -75,7 +75,7 @@ class RunLayout:
 
     Args:
         layer: whose archive frames go in and come out.
-        described: the stored description of the rows, grown to hold the layer; None where the
+        described: the stored description of the rows, grown to hold the layer; None if the
             layer has no rows yet.
     """
 
@@ -95,7 +95,7 @@ class RunLayout:
         ).fill_null(value=False)
 
     def describe(self) -> dict[str, str]:
-        """Return what stored rows must agree on to be read: columns in order, key, window."""
+        """Return the shape that stored rows must have to be read: columns in order, key, window."""
         columns = {f"column {name}": str(kind) for name, kind in self.schema.items()}
         return columns | {
             _ORDER: ", ".join(self.schema),
@@ -134,7 +134,7 @@ class RunLayout:
     def in_order(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Return rows as a run has them: in order, and of each the one of the largest write time.
 
-        ``rows`` are an archive frame, or what was read of runs, with the column ``write_time``.
+        ``rows`` are an archive frame, or rows of runs, with the column ``write_time``.
         """
         rows = in_order(rows, [*self._identity, WRITE_TIME])
         repeated = rows.select(self._repeated.alias("")).to_series()
@@ -154,7 +154,7 @@ class RunLayout:
         """Return the stored rows of blocks, with all columns that were ever stored.
 
         Raises:
-            DamagedError: one is not what was stored.
+            DamagedError: one differs from the stored one.
         """
         frames = [decode_block(_opened(block), self._stored) for block in blocks]
         return pl.concat(frames) if frames else pl.DataFrame(schema=self._stored)
@@ -173,7 +173,7 @@ class RunLayout:
     ) -> Generator[tuple[int, int, bytes], None, None]:
         """Yield bucket, run and block of each piece that may hold rows of the range.
 
-        The key fields named from the first one on lead the order of a run, so what lies before and
+        The key fields named from the first one on lead the order of a run, so pieces before and
         after them is leapt over.
         """
         names = [field.name for field in self.layer.key]
@@ -220,7 +220,7 @@ class RunLayout:
         self, db: rocksdict.Rdict, batch: rocksdict.WriteBatch, bucket: int, chosen: list[int],
         run: int,
     ) -> int:  # fmt: skip
-        """Put into ``batch`` what has ``run`` take the place of the ``chosen`` runs.
+        """Add to ``batch`` the writes that put ``run`` in the place of the ``chosen`` runs.
 
         Returns:
             How many rows it has.
@@ -238,7 +238,7 @@ class RunLayout:
 
 
 def worth_merging(runs: Mapping[int, int], runs_max: int) -> list[int]:
-    """Return which runs of a bucket to merge, none where there are few enough.
+    """Return the runs of a bucket to merge, none if there are few enough.
 
     They are the newest, with older ones of up to twice their size, so that a row is merged
     O(log n) times.

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def wipe_folder(folder: Path, map_name: str) -> None:
-    """Delete an embedded archive, if there is one; what else may lie in the folder stays.
+    """Delete an embedded archive, if there is one; other files in the folder stay.
 
     Raises:
         ArchiveError: it is another map's or another program's, a worker has it open, or it cannot
@@ -52,7 +52,7 @@ def wipe_folder(folder: Path, map_name: str) -> None:
 
 
 def _map_of(folder: Path) -> str | None:
-    """Return whose an archive is; None where it is of a release that did not say."""
+    """Return the map of an archive; None if it is of a release that did not record it."""
     db = open_folder(folder)
     try:
         whose = Books(db).whose()

@@ -1,0 +1,1 @@
+"""Real processes and servers that are killed, stopped and cut off, and a check of every row."""

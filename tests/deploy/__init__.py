@@ -1,0 +1,1 @@
+"""Tests of the image, the compose file, the manifest and the unit."""

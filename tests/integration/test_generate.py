@@ -1,0 +1,270 @@
+"""A load in a topic is what its manifest says, recounted from the topic by other means."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import aiokafka
+import polars as pl
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.structs import ConsumerRecord
+from click.testing import CliRunner
+
+from app.commands.generate import command
+from app.kafka.batch_producer import partition_of
+from app.load.plan import MAP_FILE
+from app.mapfile.load import load_map
+from tables.model.ledger import imbalances
+from tables.record.heartbeat import HEARTBEAT_HEADER
+from tests import ROOT
+
+TOPIC = "shop.raw"
+PARTITIONS = 8
+# What the example's base layers say, by the first level of their types: name, lateness, key.
+LAYERS = {
+    "order": ("orders_minute", 2_000, 300_000, ("store", "region")),
+    "payment": ("payments_minute", 2_000, 300_000, ("store",)),
+    "click": ("clicks_minute", 5_000, 60_000, ("store", "online")),
+}
+MINUTE_MS = 60_000
+
+
+async def make_topic(brokers: str) -> None:
+    """Make the example's topic."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=brokers)
+    await admin.start()
+    await admin.create_topics([NewTopic(TOPIC, PARTITIONS, 1)])
+    await admin.close()
+
+
+async def read_topic(brokers: str) -> dict[int, list[ConsumerRecord]]:
+    """Return everything that stands in the topic, by partition."""
+    async with aiokafka.AIOKafkaConsumer(
+        bootstrap_servers=brokers, auto_offset_reset="earliest", max_partition_fetch_bytes=1 << 22
+    ) as consumer:
+        places = [aiokafka.TopicPartition(TOPIC, number) for number in range(PARTITIONS)]
+        consumer.assign(places)
+        ends = await consumer.end_offsets(places)
+        records: dict[int, list[ConsumerRecord]] = {number: [] for number in range(PARTITIONS)}
+        while any(len(records[place.partition]) < ends[place] for place in places):
+            for place, got in (await consumer.getmany(timeout_ms=1_000)).items():
+                records[place.partition] += got
+    return records
+
+
+def run(brokers: str, manifest: Path, *options: str) -> dict[str, Any]:
+    """Run the command as people do; return the manifest."""
+    arguments = ["--brokers", brokers, "--manifest", str(manifest), *options]
+    done = subprocess.run(
+        [sys.executable, "-m", "app", "generate", *arguments],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    content: dict[str, Any] = json.loads(manifest.read_bytes())
+    return content
+
+
+def interrupt_a_load(broker: str, path: Path) -> None:
+    """Start a long load, wait for its first progress, press Ctrl-C and wait for its end."""
+    with subprocess.Popen(
+        [
+            sys.executable, "-m", "app", "generate", "--brokers", broker, "--manifest", str(path),
+            "--rate", "2000", "--seconds", "600", "--processes", "2",
+        ],
+        cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"}, start_new_session=True,
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        assert "events" in process.stderr.readline()
+        # As a terminal does it: to the whole group.
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(60) == 0
+
+
+def events_of(value: bytes) -> list[dict[str, Any]]:
+    """Return the good events of a record, however they are encoded."""
+    if value.startswith(b"\xff\xff\xff\xff"):
+        return pl.read_ipc_stream(value).to_dicts()
+    return [json.loads(line) for line in value.split(b"\n")]
+
+
+def recount(records: list[ConsumerRecord]) -> tuple[Counter[str], int]:
+    """Return ledger and stream time of a partition without bad input, event by event."""
+    counts: Counter[str] = Counter()
+    time_ms = -(2**62)
+    for record in records:
+        if record.value is None:
+            counts["records.heartbeat"] += 1
+            time_ms = max(time_ms, int(dict(record.headers)[HEARTBEAT_HEADER]))
+            continue
+        counts["records.with_events"] += 1
+        for event in events_of(record.value):
+            counts["events.decoded"] += 1
+            counts["events.classified"] += 1
+            name, disorder_ms, lateness_ms, _ = LAYERS[event["type"].split(".")[0]]
+            counts[f"layer.{name}.selected"] += 1
+            end_ms = event["at"] // MINUTE_MS * MINUTE_MS + MINUTE_MS
+            amount = event["amount_cents"]
+            if name == "payments_minute" and (amount is None or amount < 0):
+                counts[f"layer.{name}.filtered"] += 1
+            elif end_ms <= time_ms - disorder_ms - lateness_ms:
+                counts[f"layer.{name}.too_late"] += 1
+            else:
+                counts[f"layer.{name}.folded"] += 1
+            time_ms = max(time_ms, event["at"])
+    return counts, time_ms
+
+
+@pytest.mark.parametrize("form", ["json", "ndjson", "arrow", "mixed"])
+async def test_a_manifest_equals_a_recount_of_the_topic(
+    broker: str, tmp_path: Path, form: str
+) -> None:
+    """Two processes, late events among others; each partition has its keys only, in its order."""
+    await make_topic(broker)
+    manifest = run(
+        broker, tmp_path / "m.json", "--rate", "8000", "--seconds", "1", "--late", "0.05",
+        "--format", form, "--batch", "50", "--processes", "2", "--keys", "60", "--speed", "120",
+    )  # fmt: skip
+    found = await read_topic(broker)
+    for number, records in found.items():
+        counts, time_ms = recount(records)
+        told = manifest["partitions"][str(number)]
+        assert told["ledger"] == dict(counts)
+        assert told["stream_time_ms"] == time_ms == manifest["settled_ms"]
+        assert (told["first"], told["end"]) == (0, len(records))
+        for record in records:
+            if record.value is not None:
+                assert partition_of(record.key, PARTITIONS) == number
+                stores = {event["store"].encode() for event in events_of(record.value)}
+                assert record.key in stores
+    assert manifest["events"] == 8_000
+    assert manifest["processes"] == 2
+    assert manifest["layers"]["orders_minute"]["too_late"] > 0
+    assert manifest["layers"]["orders_minute"]["late"] > 0
+    assert manifest["disturbed"] == []
+
+
+async def test_a_load_with_bad_input_adds_up_and_seals_every_window(
+    broker: str, tmp_path: Path
+) -> None:
+    """Records equal what the topic holds, and the last heartbeat lies past the last day."""
+    await make_topic(broker)
+    manifest = run(
+        broker, tmp_path / "m.json", "--rate", "6000", "--seconds", "1", "--bad", "0.1",
+        "--format", "mixed", "--processes", "1",
+    )  # fmt: skip
+    found = await read_topic(broker)
+    names = [name for name, *_ in LAYERS.values()]
+    for number, records in found.items():
+        told = manifest["partitions"][str(number)]
+        assert told["end"] == len(records)
+        assert imbalances(told["ledger"], len(records), names) == []
+        no_value = [record for record in records if record.value is None]
+        counted = ("records.heartbeat", "records.tombstone", "unreadable.heartbeat")
+        assert len(no_value) == sum(told["ledger"].get(name, 0) for name in counted)
+    bad = sum(manifest["bad"].values())
+    assert 400 < bad < 800
+    assert bad == sum(manifest["dead_letters"].values())
+    day_ms = 86_400_000
+    end_ms = manifest["options"]["start_ms"] + 1_000
+    assert manifest["settled_ms"] >= end_ms // day_ms * day_ms + day_ms
+
+
+@pytest.mark.slow
+@pytest.mark.kafka
+async def test_a_real_broker_takes_every_kind(kafka: str, tmp_path: Path) -> None:
+    """Oversized records too, since they are small once compressed; and no request twice."""
+    await make_topic(kafka)
+    manifest = run(
+        kafka, tmp_path / "m.json", "--rate", "6000", "--seconds", "2", "--bad", "0.1",
+        "--late", "0.05", "--format", "mixed", "--processes", "2",
+    )  # fmt: skip
+    assert manifest["disturbed"] == []
+    assert manifest["ledger"]["records.oversized"] > 0
+    for number, records in (await read_topic(kafka)).items():
+        assert manifest["partitions"][str(number)]["end"] == len(records)
+
+
+async def test_a_topic_with_records_is_refused_unless_told_otherwise(
+    broker: str, tmp_path: Path
+) -> None:
+    """With --append the offsets go on, and what is late is said to be unknown."""
+    await make_topic(broker)
+    path = tmp_path / "m.json"
+    options = ("--rate", "500", "--seconds", "0.5", "--processes", "1", "--no-settle")
+    first = run(broker, path, *options)
+    assert first["late"] == "known"
+    assert first["settled_ms"] is None
+    arguments = ["--brokers", broker, "--manifest", str(path), *options]
+    result = await asyncio.to_thread(CliRunner().invoke, command, arguments)
+    assert "it holds records" in str(result.exception)
+    again = run(broker, path, *options, "--append")
+    assert again["late"] == "unknown"
+    for number, told in again["partitions"].items():
+        assert told["first"] == first["partitions"][number]["end"]
+
+
+async def test_an_interrupt_ends_in_order_with_a_manifest(broker: str, tmp_path: Path) -> None:
+    """What was written until then is settled and counted."""
+    await make_topic(broker)
+    path = tmp_path / "m.json"
+    interrupt_a_load(broker, path)
+    manifest = json.loads(path.read_bytes())
+    assert manifest["stopped"] is True
+    assert manifest["events"] > 0
+    for number, records in (await read_topic(broker)).items():
+        told = manifest["partitions"][str(number)]
+        counts, time_ms = recount(records)
+        assert told["ledger"] == dict(counts)
+        assert time_ms == manifest["settled_ms"]
+
+
+async def test_fewer_events_than_steps_and_keys_than_processes_are_written(
+    broker: str, tmp_path: Path
+) -> None:
+    """One key is one process's, and a step may have no event."""
+    await make_topic(broker)
+    manifest = run(
+        broker, tmp_path / "m.json", "--rate", "4", "--seconds", "1", "--keys", "1",
+        "--processes", "3",
+    )  # fmt: skip
+    assert (manifest["events"], manifest["processes"]) == (4, 1)
+    assert manifest["ledger"]["records.heartbeat"] == 2 * PARTITIONS
+
+
+def test_a_topic_that_is_not_there_is_said_with_what_to_do(broker: str, tmp_path: Path) -> None:
+    """The map's topics have to be made first."""
+    arguments = ["--brokers", broker, "--manifest", str(tmp_path / "m.json")]
+    result = CliRunner().invoke(command, arguments)
+    assert "python -m app map apply" in str(result.exception)
+    assert not (tmp_path / "m.json").exists()
+
+
+def test_the_recount_knows_the_examples_layers() -> None:
+    """What stands above about the map is what the map says."""
+    found = {
+        layer.events[0].split(".")[0]: (
+            layer.name,
+            layer.max_out_of_orderness_ms,
+            layer.allowed_lateness_ms,
+            tuple(field.name for field in layer.key),
+        )
+        for layer in load_map(MAP_FILE).base_layers("shop")
+    }
+    assert found == LAYERS
+
+
+def test_duplicates_of_events_without_ids_are_refused(broker: str, tmp_path: Path) -> None:
+    """The example's source has no id."""
+    arguments = ["--brokers", broker, "--manifest", str(tmp_path / "m.json")]
+    result = CliRunner().invoke(command, [*arguments, "--duplicates", "0.1"])
+    assert "its events have no id" in str(result.exception)

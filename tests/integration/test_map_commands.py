@@ -1,0 +1,369 @@
+"""The map commands, as a person runs them."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from aiokafka import AIOKafkaProducer
+from click.testing import CliRunner, Result
+
+from agents.partition.claims import OTHER_PARTITIONS
+from app.cluster.topics import topics_found
+from app.commands.map import command
+from app.demo.embedded_broker import EmbeddedBroker
+from app.mapfile.load import load_map
+from tables.archive.cassandra.cql import CassandraTable
+from tables.model.errors import ArchiveError, MapError, SettingError, TreasureMapError
+from tables.state.input_plan import InputPlan, plans_of
+from tables.state.journal import Claim, encode_entry
+from tests import ROOT
+
+FLIGHTS = ROOT / "app" / "demo" / "flights" / "map.toml"
+
+
+@pytest.fixture(scope="module")
+def brokers() -> Iterator[str]:
+    """Run an embedded broker; give its bootstrap address."""
+    with EmbeddedBroker() as broker:
+        yield broker.bootstrap
+
+
+@pytest.fixture
+def own_map(tmp_path: Path) -> Path:
+    """Give the map of the demo under names and topics that no other test has."""
+    name = f"m{uuid.uuid4().hex[:8]}"
+    text = FLIGHTS.read_text().replace('name = "flights"', f'name = "{name}"')
+    text = text.replace('"flights.raw"', f'"{name}.flights"').replace(
+        '"radar.raw"', f'"{name}.radar"'
+    )
+    path = tmp_path / "map.toml"
+    path.write_text(text)
+    return path
+
+
+def run(*arguments: str | Path) -> Result:
+    """Run a map command that is to work."""
+    result = CliRunner().invoke(
+        command, [str(one) for one in arguments], catch_exceptions=False, prog_name="map"
+    )
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def python(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run the program as its own process."""
+    return subprocess.run(
+        [sys.executable, "-m", "app", *map(str, arguments)],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def test_check_says_ok_with_counts() -> None:
+    """One line that says what the map holds."""
+    digest = load_map(FLIGHTS).digest
+    assert run("check", FLIGHTS).stdout == (
+        f"ok: map flights, revision 1, digest {digest}: 2 sources, 14 layers "
+        "(8 made from finer ones), 11 input topics\n"
+    )
+
+
+def test_check_lists_all_problems_and_exits_with_1(tmp_path: Path) -> None:
+    """Every problem with its place on standard error, no traceback, exit code 1."""
+    path = tmp_path / "map.toml"
+    text = FLIGHTS.read_text()
+    text = text.replace('window = "5s"', 'window = "7s"').replace("time = ", "tim = ", 1)
+    path.write_text(text)
+    done = python("map", "check", path)
+    assert (done.returncode, done.stdout) == (1, "")
+    first, *lines = done.stderr.splitlines()
+    assert first == f"error: cannot use map {path}: 3 problem(s)"
+    assert [line.split(": ")[0] for line in lines] == [
+        "  - sources.flights.time",
+        "  - sources.flights.tim",
+        "  - layers.contacts_minute.window",
+    ]
+
+
+def test_check_and_show_import_no_client_of_a_server() -> None:
+    """A map is checked in a moment, on a machine that has neither Kafka nor Cassandra."""
+    program = (
+        "import sys; from app.__main__ import group\n"
+        f"for verb in 'check', 'show': group(['map', verb, {str(FLIGHTS)!r}], None, None, False)\n"
+        "loaded = {'aiokafka', 'cassandra', 'faust'} & sys.modules.keys()\n"
+        "assert not loaded, loaded\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_show_draws_every_layer_below_what_it_is_made_from() -> None:
+    """Deeper in the tree means coarser; each layer says its window, key, topics and table."""
+    lines = run("show", FLIGHTS).stdout.splitlines()
+    themap = load_map(FLIGHTS)
+    place = {
+        layer.name: next(
+            (number, line.index(layer.name))
+            for number, line in enumerate(lines)
+            if f"{layer.name}  per " in line
+        )
+        for layer in themap.layers
+    }
+    for layer in themap.layers:
+        number, indent = place[layer.name]
+        if layer.finer is not None:
+            above, outer = place[layer.finer]
+            assert number > above
+            assert indent > outer
+        key = ", ".join(field.name for field in layer.key)
+        assert lines[number].endswith(f"{layer.name}  per {layer.window} by {key}")
+        below = [line[indent:] for line in lines[number : number + 7]]
+        topic = themap.input_topic(layer)
+        partitions = "1 partition)" if layer.partitions == 1 else f"{layer.partitions} partitions)"
+        assert f"input    {topic} ({partitions}" in below
+        assert f"journal  {themap.journal_topic(topic)}" in below
+        assert f"archive  {CassandraTable(themap, layer, 'any').name}" in below
+        merged = "merged   from 4 source partitions, as the source is not keyed by part of its key"
+        assert (merged in below) == layer.merged
+
+
+def test_show_names_the_feed_of_a_published_layer(tmp_path: Path) -> None:
+    """With its partitions and its form; other layers have no such line."""
+    text = FLIGHTS.read_text().replace(
+        "[layers.arrivals_day]", "[layers.arrivals_day]\npublish = true"
+    )
+    path = tmp_path / "map.toml"
+    path.write_text(text)
+    lines = [line.strip("│ ") for line in run("show", path).stdout.splitlines()]
+    feeds = [line for line in lines if line.startswith("feed ")]
+    assert feeds == ["feed     flights.feed.arrivals_day (4 partitions, json)"]
+    assert "feed " not in run("show", FLIGHTS).stdout
+
+
+def test_show_draws_every_source_with_its_topic() -> None:
+    """What producers key by, and how many partitions there are."""
+    output = run("show", FLIGHTS).stdout
+    assert "flights  source keyed by origin" in output
+    assert "topic    radar.raw (2 partitions)" in output
+    assert "journal  flights.journal.radar.raw" in output
+
+
+@pytest.mark.parametrize("verb", ["check", "show", "apply"])
+def test_a_file_that_is_not_there_is_an_error(verb: str, tmp_path: Path) -> None:
+    """All commands read the map first."""
+    with pytest.raises(MapError, match="No such file"):
+        run(verb, tmp_path / "none.toml")
+
+
+def test_apply_makes_the_topics_and_says_which(own_map: Path, brokers: str) -> None:
+    """The first time each is named; the second time nothing is made."""
+    first = run("apply", own_map, "--brokers", brokers)
+    created = [line for line in first.stdout.splitlines() if line.startswith("created topic ")]
+    # Eleven inputs, as many journals, two side topics.
+    assert len(created) == 24
+    assert "topics: 24 created with 1 copy of each partition, 0 existed" in first.stdout
+    assert first.stderr == ""
+    again = run("apply", own_map, "--brokers", brokers)
+    assert "topics: 0 created with 1 copy of each partition, 24 existed" in again.stdout
+    assert "archive: embedded, nothing to make" in again.stdout
+
+
+def test_apply_refuses_topics_that_differ(own_map: Path, brokers: str) -> None:
+    """A map whose partitions changed does not fit the topics any more: exit 1, all named."""
+    run("apply", own_map, "--brokers", brokers)
+    own_map.write_text(own_map.read_text().replace("partitions = 4", "partitions = 5"))
+    done = python("map", "apply", own_map, "--brokers", brokers)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: cannot apply topics of map ")
+    # The source, its journal and the side topics, which are as wide as the widest source.
+    assert done.stderr.count("wrong number of partitions; got 4; want 5") == 4
+
+
+def revised(path: Path, *changes: tuple[str, str]) -> Path:
+    """Return a file with the map as its next revision, with some texts replaced."""
+    text = path.read_text().replace("revision = 1", "revision = 2")
+    for before, after in changes:
+        assert before in text
+        text = text.replace(before, after, 1)
+    new = path.with_name("new.toml")
+    new.write_text(text)
+    return new
+
+
+OTHER_LAYERS = [
+    (
+        ('window = "5s"', 'window = "10s"'),
+        "the window of layer contacts_5s was 5s, now 10s: that is another layer; give it a new",
+    ),
+    (
+        ('key = ["origin", "carrier"]', 'key = ["carrier", "origin"]'),
+        r"the key of layer scheduled_hour was origin \(string\), carrier \(string\), now carrier",
+    ),
+    (('from = "contacts_minute"', 'from = "contacts_5s"'), "the input of layer contacts_hour"),
+    (("partitions = 1", "partitions = 2"), "the partitions of layer"),
+]
+
+
+@pytest.mark.parametrize(("change", "problem"), OTHER_LAYERS, ids=["window", "key", "from", "p"])
+def test_check_against_the_map_in_use_refuses_other_layers_under_the_same_names(
+    tmp_path: Path, change: tuple[str, str], problem: str
+) -> None:
+    """A revision changes no key, window, input or partitions."""
+    path = tmp_path / "old.toml"
+    path.write_text(FLIGHTS.read_text())
+    with pytest.raises(MapError, match=problem):
+        run("check", revised(path, change), "--against", path)
+
+
+def test_check_against_the_map_in_use_takes_what_a_revision_may_change(tmp_path: Path) -> None:
+    """Measures and layers come and go; but any change needs a higher revision."""
+    path = tmp_path / "old.toml"
+    path.write_text(FLIGHTS.read_text())
+    change = 'measures = ["count"', 'measures = ["count", "max(delay_min)"'
+    new = revised(path, change)
+    assert "ok: map flights, revision 2" in run("check", new, "--against", path).stdout
+    new.write_text(new.read_text().replace("revision = 2", "revision = 1"))
+    with pytest.raises(MapError, match="raise the revision with every change"):
+        run("check", new, "--against", path)
+    new.write_text(new.read_text().replace('name = "flights"', 'name = "other"', 1))
+    with pytest.raises(MapError, match="want two revisions of one map"):
+        run("check", new, "--against", path)
+
+
+def test_apply_refuses_other_layers_than_those_that_journals_know(
+    own_map: Path, brokers: str
+) -> None:
+    """A claim that did not stand says nothing; and nothing is made where one is refused."""
+    run("apply", own_map, "--brokers", brokers)
+    themap = load_map(own_map)
+    more = '[layers.more]\nfrom = "contacts_5s"\nkey = ["sector"]\nwindow = "1h"\n\n'
+    before = "[layers.contacts_minute]"
+    new = revised(own_map, ('window = "5s"', 'window = "10s"'), (before, more + before))
+    (plan,) = [one for one in plans_of(themap).values() if one.topic.endswith(".radar")]
+    other = InputPlan(load_map(new), plan.topic, 7, (), None, None, 0, {})
+    asyncio.run(write(brokers, plan.journal, plan.claim(0), other.claim(0)))
+    with pytest.raises(MapError, match="the window of layer contacts_5s was 5s, now 10s"):
+        run("apply", new, "--brokers", brokers)
+    assert f"{themap.name}.layer.more" not in asyncio.run(topics_found(brokers))
+    text = new.read_text().replace('window = "10s"', 'window = "5s"')
+    new.write_text(text)
+    assert (
+        f"created topic {themap.name}.layer.more" in run("apply", new, "--brokers", brokers).stdout
+    )
+
+
+def test_apply_refuses_what_workers_would_be_refused_with(own_map: Path, brokers: str) -> None:
+    """Another map as the journals' revision, a lower revision, another number of partitions."""
+    run("apply", own_map, "--brokers", brokers)
+    (plan,) = [one for one in plans_of(load_map(own_map)).values() if one.topic.endswith(".radar")]
+    asyncio.run(write(brokers, plan.journal, plan.claim(0)))
+    run("apply", own_map, "--brokers", brokers)
+    new = revised(own_map, ('measures = ["count"', 'measures = ["count", "max(delay_min)"'))
+    higher = new.read_text()
+    new.write_text(higher.replace("revision = 2", "revision = 1"))
+    with pytest.raises(MapError, match="another map was used as revision 1; raise the revision"):
+        run("apply", new, "--brokers", brokers)
+    new.write_text(higher)
+    run("apply", new, "--brokers", brokers)
+    claim = plans_of(load_map(new))[plan.topic].claim(0)
+    asyncio.run(write(brokers, plan.journal, claim))
+    with pytest.raises(MapError, match="journals are at map revision 2; got 1; to go back, use"):
+        run("apply", own_map, "--brokers", brokers)
+    wider = higher.replace(f"partitions = {plan.partitions}", f"partitions = {plan.partitions + 1}")
+    new.write_text(wider)
+    with pytest.raises(MapError) as refused:
+        run("apply", new, "--brokers", brokers)
+    assert str(refused.value).endswith(
+        f"1 problem(s)\n  - the map declares {plan.partitions + 1} partitions of {plan.topic}; "
+        f"its journal was begun with {plan.partitions}; {OTHER_PARTITIONS}"
+    )
+
+
+async def write(brokers: str, topic: str, *claims: Claim) -> None:
+    """Write claims into the first partition of a journal."""
+    async with AIOKafkaProducer(bootstrap_servers=brokers) as producer:
+        for claim in claims:
+            await producer.send_and_wait(topic, encode_entry(claim), partition=0)
+
+
+def test_apply_takes_its_settings_from_the_environment(own_map: Path, brokers: str) -> None:
+    """Flags are one of the places that settings come from."""
+    result = CliRunner().invoke(
+        command,
+        ["apply", str(own_map)],
+        env={"TREASURE_MAP_BROKERS": brokers},
+        catch_exceptions=False,
+    )
+    assert "topics: 24 created" in result.stdout
+
+
+def test_apply_refuses_a_keyspace_over_other_data_centres(own_map: Path, brokers: str) -> None:
+    """It is refused before any topic is made."""
+    arguments = ("apply", own_map, "--brokers", brokers, "--archive", "cassandra")
+    with pytest.raises(SettingError, match="cannot make keyspace treasure_map"):
+        run(*arguments, "--cassandra-replication", "east:3,west:3")
+    assert "0 existed" in run("apply", own_map, "--brokers", brokers).stdout
+
+
+def test_apply_refuses_certificates_that_cannot_be_read(own_map: Path, tmp_path: Path) -> None:
+    """The message says which settings to check."""
+    with pytest.raises(SettingError, match=r"cannot use kafka_ca_file: No such file.*none\.pem"):
+        run("apply", own_map, "--kafka-ca-file", tmp_path / "none.pem")
+
+
+@pytest.mark.cassandra
+def test_apply_makes_and_checks_the_tables_of_cassandra(
+    own_map: Path, brokers: str, cassandra: tuple[str, int]
+) -> None:
+    """Tables are made once and checked after; a layer that differs from its table is refused."""
+    host, port = cassandra
+    keyspace = f"k{uuid.uuid4().hex[:8]}"
+    arguments = (
+        "apply", own_map, "--brokers", brokers, "--archive", "cassandra",
+        "--cassandra-hosts", host, "--cassandra-port", str(port), "--cassandra-keyspace", keyspace,
+    )  # fmt: skip
+    for _ in range(2):
+        output = run(*arguments).stdout
+        assert f"archive: 14 tables in keyspace {keyspace} made or checked" in output
+    text = own_map.read_text().replace("[layers.arrivals_day]", "[layers.arrivals_day]\nslots = 3")
+    own_map.write_text(text)
+    with pytest.raises(ArchiveError, match="slots"):
+        run(*arguments)
+
+
+def test_apply_without_a_broker_is_an_operating_error(own_map: Path) -> None:
+    """Port 1 of this machine serves nobody."""
+    with pytest.raises(
+        TreasureMapError, match=r"cannot apply map .*: nothing listens at 127\.0\.0\.1:1;"
+    ):
+        run("apply", own_map, "--brokers", "127.0.0.1:1")
+
+
+def test_rights_are_printed_as_words_that_a_shell_takes_as_they_are() -> None:
+    """Whatever settings and user have in them."""
+    name = "o'brien; $(reboot)"
+    done = run("acl", str(FLIGHTS), "--user", name, "--brokers", "$(reboot):1, `ls`;x:2",
+               "--insecure")  # fmt: skip
+    for line in done.output.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if words:
+            assert words[:3] == ["kafka-acls", "--bootstrap-server", "$(reboot):1,`ls`;x:2"]
+            assert f"User:{name}" in words
+
+
+@pytest.mark.parametrize("user", ["", "*", "a\nb", "a\x1b[2J"])
+def test_rights_are_for_one_user(user: str) -> None:
+    """Kafka takes a star for everybody."""
+    done = CliRunner().invoke(command, ["acl", str(FLIGHTS), "--user", user])
+    assert done.exit_code == 2
+    assert "want the name of one user" in done.output
+    assert "kafka-acls" not in done.output

@@ -1,0 +1,175 @@
+"""The servers the other tests stand on: they start, serve, keep data over a restart, and stop."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+from tests import ROOT
+from tests.support import servers
+from tests.support.compose_file import (
+    cassandra_fields,
+    cassandra_jvm,
+    environment,
+    kafka_properties,
+)
+
+pytest_plugins = ["pytester"]
+
+MISSING = """
+servers.why_missing = lambda name: f"cannot run {name}: java is not on PATH"
+"""
+
+
+@pytest.mark.kafka
+async def test_a_broker_serves_and_keeps_records_over_a_restart(tmp_path: Path) -> None:
+    """A record written before a restart is read after it, at the same address."""
+    reason = servers.why_missing("kafka")
+    if reason is not None:
+        pytest.skip(reason)
+    with servers.KafkaServer(tmp_path / "kafka") as server:
+        admin = AIOKafkaAdminClient(bootstrap_servers=server.bootstrap)
+        await admin.start()
+        await admin.create_topics([NewTopic("topic", num_partitions=1, replication_factor=1)])
+        await admin.close()
+        producer = AIOKafkaProducer(bootstrap_servers=server.bootstrap, enable_idempotence=True)
+        await producer.start()
+        await producer.send_and_wait("topic", b"value", partition=0)
+        await producer.stop()
+        first = server.pid
+
+        server.restart()
+
+        assert server.pid != first
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=server.bootstrap, auto_offset_reset="earliest"
+        )
+        await consumer.start()
+        try:
+            consumer.assign([TopicPartition("topic", 0)])
+            record = await consumer.getone()
+        finally:
+            await consumer.stop()
+        assert record.value == b"value"
+
+
+@pytest.mark.kafka
+def test_a_broker_that_cannot_start_says_what_its_log_said(tmp_path: Path) -> None:
+    """A bad setting ends in an error that holds the broker's own words."""
+    reason = servers.why_missing("kafka")
+    if reason is not None:
+        pytest.skip(reason)
+    server = servers.KafkaServer(tmp_path / "kafka", {"num.network.threads": "none"})
+    with pytest.raises(servers.ServerError, match=r"num\.network\.threads"):
+        server.start()
+
+
+@pytest.mark.cassandra
+def test_a_cassandra_node_answers_cql(cassandra: tuple[str, int]) -> None:
+    """The driver connects and reads the node's release."""
+    cluster_module = pytest.importorskip("cassandra.cluster")
+    policies = pytest.importorskip("cassandra.policies")
+    host, port = cassandra
+    profile = cluster_module.ExecutionProfile(policies.DCAwareRoundRobinPolicy("datacenter1"))
+    cluster = cluster_module.Cluster(
+        [host],
+        port=port,
+        execution_profiles={cluster_module.EXEC_PROFILE_DEFAULT: profile},
+        protocol_version=5,
+    )
+    try:
+        row = cluster.connect().execute("SELECT release_version FROM system.local").one()
+        assert row.release_version.startswith("5.0.")
+    finally:
+        cluster.shutdown()
+
+
+def test_a_broker_runs_on_the_properties_of_the_compose_file(tmp_path: Path) -> None:
+    """All of them but those that hold a host, a port or a folder."""
+    here = {"listeners", "advertised.listeners", "controller.quorum.voters", "log.dirs"}
+    server = servers.KafkaServer(tmp_path)
+    given = kafka_properties(environment("kafka"))
+    assert len(given) > len(here)
+    assert {name for name in given if server._properties[name] != given[name]} == here
+    assert server._properties.keys() == given.keys()
+    names = {listener.partition("://")[0] for listener in given["listeners"].split(",")}
+    assert server.listeners.keys() == names
+    assert len(set(server.listeners.values())) == len(names)
+
+
+def test_a_node_runs_on_the_fields_of_the_compose_file(tmp_path: Path) -> None:
+    """Its configuration has each of them once, and the JVM its heap and options."""
+    variables = environment("cassandra")
+    server = servers.CassandraServer(tmp_path)
+    config = yaml.safe_load(server._yaml())
+    fields = cassandra_fields(variables)
+    assert set(fields) == {"cluster_name", "num_tokens", "endpoint_snitch"}
+    assert {name: str(config[name]) for name in fields} == fields
+    options = cassandra_jvm(variables)
+    assert f"-Xmx{variables['MAX_HEAP_SIZE']}" in options
+    extra = variables["JVM_EXTRA_OPTS"].split()
+    assert "-Dcassandra.settings.commitlog_sync=batch" in extra
+    assert options[-len(extra) :] == extra
+
+
+def test_variables_become_properties_like_in_the_images() -> None:
+    """Dots, dashes and underscores; what an image would not read is refused."""
+    given = {
+        "KAFKA_A_B": "1",
+        "KAFKA_A___B__C": "2",
+        "KAFKA_HEAP_OPTS": "-Xmx1g",
+        "CLUSTER_ID": "x",
+    }
+    assert kafka_properties(given) == {"a.b": "1", "a-b_c": "2"}
+    assert cassandra_fields({"CASSANDRA_NUM_TOKENS": "4", "MAX_HEAP_SIZE": "1g"}) == {
+        "num_tokens": "4"
+    }
+    with pytest.raises(ValueError, match="its image reads no CASSANDRA_AUTO_SNAPSHOT"):
+        cassandra_fields({"CASSANDRA_AUTO_SNAPSHOT": "false"})
+
+
+def test_free_ports_are_distinct_and_below_the_outgoing_range() -> None:
+    """Ports of servers do not collide with one another or with clients' own ports."""
+    # So many that some are drawn twice: with 500 of 12,000, all but surely.
+    ports = servers.free_ports(500)
+    assert all(20_000 <= port < 32_000 for port in ports)
+    assert len(set(ports)) == 500
+
+
+@pytest.mark.parametrize(
+    ("required", "outcome", "processes"), [("0", "skipped", 0), ("1", "failed", 1)]
+)
+def test_a_missing_server_skips_unless_servers_are_required(
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
+    required: str,
+    outcome: str,
+    processes: int,
+) -> None:
+    """Without Java a test of Kafka is skipped with the reason, or fails where CI requires it."""
+    conftest = (ROOT / "tests" / "conftest.py").read_text()
+    pytester.makeconftest(conftest + MISSING)
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.kafka
+        def test_needs_kafka(kafka):
+            assert kafka
+        """
+    )
+    pytester.makeini("[pytest]\nmarkers =\n  kafka: x\n  server: x\n")
+    monkeypatch.setenv("TREASURE_MAP_REQUIRE_SERVERS", required)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    without = ("-p", "no:randomly", "-p", "no:schemathesis")
+    result = pytester.runpytest_subprocess("-rs", *without, "-n", str(processes))
+    counts = result.parseoutcomes()
+    # A skip in a fixture is reported in the setup phase, where a failure counts as an error.
+    assert counts == {"errors" if outcome == "failed" else outcome: 1}
+    result.stdout.fnmatch_lines(["*java is not on PATH*"])

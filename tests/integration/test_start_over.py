@@ -1,0 +1,178 @@
+"""Starting over: what is a map's own goes, and nothing else; and not while workers run."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaConsumer
+from click.testing import CliRunner, Result
+
+from app.commands.map import command
+from app.demo.embedded_broker import EmbeddedBroker
+from tables.archive.embedded import extent as archive_extent
+from tables.archive.embedded.archive import EmbeddedArchive
+from tables.archive.identity import History
+from tables.archive.protocol import CellRange
+from tables.model.errors import ArchiveError, TreasureMapError
+from tables.model.layer import Map
+from tests.support.cassandra_rows import LAYER, rows, settings_of, times
+
+MAP = """
+revision = 1
+name = "{name}"
+[sources.one]
+topic = "{name}.raw"
+partitions = 2
+time = "at"
+type = "type"
+keyed_by = ["k"]
+[sources.one.fields]
+k = "string"
+[layers.hour]
+source = "one"
+events = ["**"]
+key = ["k"]
+window = "1h"
+measures = ["count"]
+[layers.day]
+from = "hour"
+key = ["k"]
+window = "1d"
+"""
+
+
+@pytest.fixture(scope="module")
+def brokers() -> Iterator[str]:
+    """Run an embedded broker; give its bootstrap address."""
+    with EmbeddedBroker() as broker:
+        yield broker.bootstrap
+
+
+class Begun:
+    """A map with topics and an archive of its own."""
+
+    def __init__(self, folder: Path, brokers: str) -> None:
+        self.brokers = brokers
+        self.name = f"m{uuid.uuid4().hex[:8]}"
+        self.file = folder / "map.toml"
+        self.file.write_text(MAP.format(name=self.name))
+        self.archive = folder / "archive"
+
+    async def run(self, *arguments: str, typed: str | None = None) -> Result:
+        """Run a map command, which has a loop of its own; what it raises is raised."""
+        return await asyncio.to_thread(self._run, *arguments, typed=typed)
+
+    def _run(self, *arguments: str, typed: str | None) -> Result:
+        options = ["--brokers", self.brokers, "--archive-folder", str(self.archive)]
+        given = [arguments[0], str(self.file), *options, *arguments[1:]]
+        return CliRunner().invoke(command, given, input=typed, catch_exceptions=False)
+
+    async def begin_archive(self, name: str = "") -> str:
+        """Open the archive as a worker of the map, or of another one, does; return its id."""
+        archive = EmbeddedArchive(self.archive)
+        await archive.open(Map(1, name or self.name, (), (LAYER,), ""))
+        await archive.remember("raw", 0, History("before"))
+        drawn = archive.id
+        await archive.close()
+        return drawn
+
+
+@pytest.fixture
+async def begun(tmp_path: Path, brokers: str) -> Begun:
+    """Give a map that has topics."""
+    begun = Begun(tmp_path, brokers)
+    assert (await begun.run("apply")).exit_code == 0
+    return begun
+
+
+async def test_topics_and_archive_go_and_the_source_stays(begun: Begun) -> None:
+    """After it a worker begins with a new archive; done again, it finds nothing to delete."""
+    before = await begun.begin_archive()
+    (begun.archive / "mine").write_text("of somebody else")
+    done = await begun.run("start-over", "--yes")
+    assert done.exit_code == 0
+    own = [f"{begun.name}.{rest}" for rest in ("layer.day", "late", "dead")]
+    journals = [f"{begun.name}.journal.{topic}" for topic in (f"{begun.name}.raw", own[0])]
+    for name in (*own, *journals):
+        assert f"  topic {name}\n" in done.output
+    assert f"topic {begun.name}.raw\n" not in done.output
+    assert f"  the archive in folder {begun.archive}\n" in done.output
+    assert {path.name for path in begun.archive.iterdir()} - {archive_extent.NAME} == {"mine"}
+    again = await begun.run("apply")
+    assert f"topics: {len(own) + len(journals)} created" in again.output
+    assert "1 existed" in again.output
+    assert await begun.begin_archive() != before
+
+
+async def test_nothing_goes_unless_somebody_says_so(begun: Begun) -> None:
+    """Without the flag it asks, and anything but yes is no."""
+    before = await begun.begin_archive()
+    done = await begun.run("start-over", typed="n\n")
+    assert done.exit_code == 1
+    assert "Delete all of it? [y/N]: n" in done.output
+    assert "topics: 0 created" in (await begun.run("apply")).output
+    assert await begun.begin_archive() == before
+
+
+async def test_it_is_refused_while_workers_run(begun: Begun) -> None:
+    """They would write to what is deleted."""
+    consumer = AIOKafkaConsumer(
+        f"{begun.name}.raw", bootstrap_servers=begun.brokers, group_id=begun.name, client_id="w1"
+    )
+    await consumer.start()
+    try:
+        while not consumer.assignment():
+            await consumer.getmany(timeout_ms=100)
+        with pytest.raises(TreasureMapError, match=r"run; got .*\w.*; want none; stop them"):
+            await _started(begun)
+    finally:
+        await consumer.stop()
+
+
+async def _started(begun: Begun) -> None:
+    from app.cluster.start_over import StartOver  # noqa: PLC0415
+    from app.config.settings import load_settings  # noqa: PLC0415
+    from app.mapfile.load import load_map  # noqa: PLC0415
+
+    settings = load_settings({"brokers": begun.brokers, "group": begun.name}, {})
+    await StartOver(settings, load_map(begun.file)).look()
+
+
+async def test_another_map_s_archive_is_not_deleted(begun: Begun) -> None:
+    """The folder may be given by mistake."""
+    before = await begun.begin_archive("other")
+    with pytest.raises(ArchiveError, match="it has the rows of another map; got map other"):
+        await begun.run("start-over", "--yes")
+    assert await begun.begin_archive("other") == before
+
+
+@pytest.mark.cassandra
+async def test_a_map_s_tables_go_and_those_of_others_stay(cassandra: Any) -> None:
+    """With its id; names that begin alike are other maps."""
+    from tables.archive.cassandra.archive import CassandraArchive  # noqa: PLC0415 (an extra)
+    from tables.archive.cassandra.wipe import wipe_keyspace  # noqa: PLC0415 (an extra)
+
+    settings = settings_of(cassandra, "wiped")
+    ids: dict[str, list[str]] = {"a": [], "a_b": []}
+    for after in (False, True):
+        for name, found in ids.items():
+            archive = CassandraArchive(settings)
+            await archive.open(Map(1, name, (), (LAYER,), ""))
+            found.append(archive.id)
+            got = await archive.read(LAYER, CellRange(0, 1))
+            assert got.height == (1 if after and name == "a_b" else 0)
+            if not after:
+                await archive.write(LAYER, frame := rows(["x"], [0]), times(frame))
+                await archive.remember("raw", 0, History("before"))
+            elif name == "a":
+                assert await archive.history("raw", 0) is None
+            await archive.close()
+        if not after:
+            wipe_keyspace(settings, "a")
+    assert ids["a"][0] != ids["a"][1]
+    assert ids["a_b"][0] == ids["a_b"][1]

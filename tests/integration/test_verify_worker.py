@@ -1,0 +1,200 @@
+"""Verify on real workers: what they come to equals a recomputation from their topics."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from app.config.settings import load_settings
+from app.load.plan import MAP_FILE
+from app.verify import verify
+from tests.support.cluster import Cluster, Worker
+from tests.support.common import HOUR_MS, flight
+from tests.support.station_support import Process, apply
+from tests.support.waiting import until
+
+MERGED_MAP = """
+revision = 1
+name = "yard"
+[sources.scans]
+topic = "yard.raw"
+partitions = 4
+time = "at"
+type = "type"
+keyed_by = ["truck"]
+future_skew = "400d"
+[sources.scans.fields]
+truck = "string"
+gate = "string"
+weight = "float"
+pallets = "int"
+[layers.by_truck]
+source = "scans"
+events = ["scan.*"]
+key = ["truck"]
+window = "1m"
+allowed_lateness = "2m"
+measures = ["count", "mean(weight)", "variance(weight)", "variance(pallets)"]
+[layers.by_gate]
+source = "scans"
+events = ["scan.in", "move.**"]
+where = [{ field = "pallets", op = ">", value = 0 }]
+key = ["gate"]
+window = "5m"
+allowed_lateness = "1m"
+measures = ["count", "sum(pallets)", "min(weight)", "max(pallets)", "variance(pallets)"]
+partitions = 3
+[layers.by_gate_month]
+from = "by_gate"
+key = ["gate"]
+window = "month"
+measures = ["count", "sum(pallets)", "min(weight)"]
+partitions = 2
+[layers.by_gate_year]
+from = "by_gate_month"
+key = ["gate"]
+window = "year"
+partitions = 1
+"""
+
+
+async def answer(workers: Sequence[Worker]) -> None:
+    """Return once all of them answer; on a busy machine a start takes longer than the input."""
+
+    async def all_answer() -> bool:
+        ledgers = [await asyncio.to_thread(worker.get, "ledger") for worker in workers]
+        return None not in ledgers
+
+    await until(all_answer, 60)
+
+
+@pytest.mark.slow
+async def test_verify_finds_a_worker_equal_after_input_of_every_kind(
+    broker: str, tmp_path: Path
+) -> None:
+    """All forms, bad and late events; what is recomputed is the manifest's ledger too."""
+    with Cluster(broker, tmp_path, map_file=MAP_FILE, archive="embedded") as cluster:
+        worker = cluster.add()
+        path = tmp_path / "manifest.json"
+        await asyncio.to_thread(
+            cluster.run, "generate", "--brokers", broker, "--manifest", str(path),
+            "--rate", "10000", "--seconds", "2", "--speed", "300", "--bad", "0.02",
+            "--late", "0.03", "--format", "mixed", "--batch", "100", "--processes", "2",
+        )  # fmt: skip
+        flags = {"map_file": str(MAP_FILE), "brokers": broker}
+        settings = load_settings(flags | {"archive_folder": str(tmp_path / "archive")}, {})
+        await answer([worker])
+        report = await verify(settings, urls=[worker.url])
+        assert report.equal, [str(one) for one in report.differences]
+        assert all(layer.expected == layer.http for layer in report.layers)
+        manifest = json.loads(path.read_bytes())
+        assert report.ledger == manifest["ledger"]
+        for number, told in manifest["partitions"].items():
+            assert report.partitions[f"{manifest['topic']}[{number}]"] == told["ledger"]
+
+
+@pytest.mark.slow
+@pytest.mark.kafka
+@pytest.mark.cassandra
+async def test_verify_finds_two_workers_on_kafka_and_cassandra_equal(
+    kafka: str, cassandra: tuple[str, int], tmp_path: Path
+) -> None:
+    """A merged layer, coarser ones and floats; windows stay open at the end."""
+    path = tmp_path / "map.toml"
+    path.write_text(MERGED_MAP)
+    given = {
+        "archive": "cassandra", "cassandra_port": str(cassandra[1]), "cassandra_keyspace": "verify",
+        "group": "verify",
+    }  # fmt: skip
+    with Cluster(kafka, tmp_path, map_file=path, **given) as cluster:
+        workers = [cluster.add(), cluster.add()]
+        await asyncio.to_thread(
+            cluster.run, "generate", "--map", str(path), "--source", "scans", "--brokers", kafka,
+            "--manifest", str(tmp_path / "manifest.json"), "--rate", "2000", "--seconds", "2",
+            "--speed", "600", "--bad", "0.02", "--late", "0.05", "--processes", "1", "--no-settle",
+        )  # fmt: skip
+        settings = load_settings(given | {"map_file": str(path), "brokers": kafka}, {})
+        await answer(workers)
+        report = await verify(settings, urls=[worker.url for worker in workers])
+        assert report.equal, [str(one) for one in report.differences]
+        assert all(layer.http == layer.expected for layer in report.layers)
+        assert report.ledger["layer.by_gate.partial.too_late"] > 0
+        # Open windows are sent early once nothing comes.
+        assert all(layer.archived == layer.expected > 0 for layer in report.layers)
+
+
+REVISED = """
+
+[layers.by_carrier]
+source = "flights"
+events = ["flight.*"]
+key = ["carrier"]
+window = "1h"
+measures = ["count"]
+partitions = 2
+
+[layers.origins]
+from = "hour"
+key = ["origin"]
+window = "1d"
+measures = ["count", "sum(delay)"]
+partitions = 1
+"""
+
+
+@pytest.mark.slow
+async def test_verify_leaves_out_what_a_map_got_too_late_and_says_so(
+    broker: str, tmp_path: Path
+) -> None:
+    """Layers and measures of a second revision; what they have must be right, or null."""
+    worker = Process(broker, tmp_path / "worker")
+    first = worker.map_file.read_text()
+    topic = f"{worker.map_name}.raw"
+    hours = range(0, 40 * HOUR_MS, HOUR_MS // 2)
+    try:
+        await apply(worker)
+        worker.start()
+        await worker.ready()
+        await worker.send(topic, *((p, flight(at, "AB"[p])) for at in hours for p in (0, 1)))
+        await quiet(worker, 2 * len(hours))
+        assert await worker.stop() == 0
+        second = first.replace("revision = 1", "revision = 2")
+        second = second.replace('["count"]', '["count", "sum(delay)", "max(delay)"]') + REVISED
+        worker.map_file.write_text(second)
+        await apply(worker)
+        worker.start()
+        await worker.ready()
+        later = range(40 * HOUR_MS, 120 * HOUR_MS, HOUR_MS // 2)
+        await worker.send(topic, *((p, flight(at, "AB"[p])) for at in later for p in (0, 1)))
+        await quiet(worker, 2 * len(hours) + 2 * len(later))
+        settings = load_settings(worker.settings, {})
+        url = f"http://127.0.0.1:{worker.port}"
+        report = await verify(settings, urls=[url])
+        assert report.equal, [str(one) for one in report.differences]
+        expected = {layer.layer: layer.expected for layer in report.layers}
+        assert expected == {"hour": 240, "day": 5, "by_carrier": 80, "origins": 6}
+        assert all(layer.http == layer.expected for layer in report.layers)
+        notes = " | ".join(report.notes)
+        assert "by_carrier was compared from 1970-01-02T15:30:00.001000+00:00 on" in notes
+        assert "origins was compared from 1970-01-02" in notes
+        assert "max_delay of hour is null in windows that start before 1970-01-02T15:30" in notes
+        assert "sum_delay of day is null in windows that start before" in notes
+        assert "hour was compared" not in notes
+    finally:
+        worker.close()
+
+
+async def quiet(worker: Process, events: int) -> None:
+    """Wait until a worker has folded so many events, and sent what is closed."""
+
+    async def done() -> bool:
+        _, ledger = await worker.get("/v1/ledger")
+        _, layers = await worker.get("/v1/layers")
+        waiting = sum(row["unacknowledged_windows"] for row in layers["layers"])
+        return ledger["layers"]["hour"]["folded"] == events and not waiting
+
+    await until(done, 60)

@@ -1,0 +1,1 @@
+"""What tests share: maps, logs in memory, servers, worker processes."""

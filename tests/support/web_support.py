@@ -1,0 +1,229 @@
+"""A query endpoint on a free port, over a real embedded archive and a frame for the live table."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiohttp
+import orjson
+import polars as pl
+from aiohttp import web
+
+from app.config.settings import Settings
+from app.host.reloads import Reloads
+from app.web.access import Access
+from app.web.endpoint import install
+from app.web.guard import ssl_context
+from app.web.listener import Site
+from app.web.server import Counts, Runner
+from tables.archive.cache import ArchiveCache
+from tables.archive.embedded.archive import EmbeddedArchive
+from tables.archive.protocol import Archive
+from tables.model.cost import QueryCost
+from tables.model.layer import Layer, Map
+from tables.query.answer import matching
+from tables.query.cell_query import Row
+from tables.query.facts import PartitionFacts
+from tables.query.live import LiveJob, LiveRead, LiveRows
+from tables.state.cell import archive_schema
+from tables.state.layer_table import NEVER_MS
+from tests.support.common import HOUR_MS, small_map
+
+Result = TypeVar("Result")
+CLOCK_MS = 1_400_000_000_000
+METRICS = b"# TYPE treasure_map_paused gauge\n"
+HOURS = small_map().layer("hour")
+
+
+def stored(
+    origin: str = "JFK",
+    carrier: str = "UA",
+    *,
+    hour: int = 0,
+    partition: int = 0,
+    version: int = 1,
+    delays: Sequence[int] = (1,),
+) -> dict[str, Any]:
+    """Return the archive row of a cell that holds events of these delays."""
+    squares = sum(delay * delay for delay in delays)
+    return {
+        "key_origin": origin,
+        "key_carrier": carrier,
+        "window_start": hour * HOUR_MS,
+        "events": len(delays),
+        "n_delay": len(delays),
+        "sum_delay": sum(delays),
+        "min_delay": min(delays),
+        "max_delay": max(delays),
+        "sqlo_delay": squares & (2**64 - 1),
+        "sqhi_delay": squares >> 64,
+        "version": version,
+        "source_partition": partition,
+    }
+
+
+def frame(rows: Sequence[dict[str, Any]], layer: Layer = HOURS) -> pl.DataFrame:
+    """Return an archive frame."""
+    return pl.DataFrame(rows, schema=archive_schema(layer), orient="row")
+
+
+def given_cells(rows: Sequence[Row]) -> list[tuple[Any, ...]]:
+    """Return the rows of an answer in the form of :func:`expected_cells`."""
+    found = []
+    for row in rows:
+        key: Any = row["key"]
+        measures: Any = row["measures"]
+        numbers = [measures[name] for name in ("count", "sum_delay", "min_delay", "max_delay")]
+        found.append((row["window_start"], key["origin"], key["carrier"], *numbers, row["version"]))
+    return found
+
+
+class FrameCells:
+    """A LiveSource over one frame of the map's first layer; tests set what is served and evicted.
+
+    What it has not evicted is all in the frame; the default is that the archive may have anything.
+    """
+
+    def __init__(self, frame: pl.DataFrame, served: set[int]) -> None:
+        self.frame = frame
+        self.served = served
+        self.evicted_ms = 2**50
+        self.archived_ms = NEVER_MS
+        self.closed_ms = NEVER_MS
+        self.position = 7
+        self.fresh_ms = NEVER_MS
+
+    async def read(
+        self, reads: Sequence[LiveRead], cost: QueryCost, until: float
+    ) -> list[LiveRows]:
+        """Return rows of each range, from one partition, and facts of all that are served."""
+        del cost, until
+        return [self.local(read) for read in reads]
+
+    def local(self, read: LiveRead) -> LiveRows:
+        """Return the rows in range; none of a layer that the frame is not of."""
+        facts = {
+            partition: PartitionFacts(
+                partition, position=self.position, closed_ms=self.closed_ms,
+                floor_ms=self.archived_ms, archived_ms=self.archived_ms,
+                evicted_ms=self.evicted_ms, complete_ms=NEVER_MS, cells=1.0, fresh_ms=self.fresh_ms,
+                evicted_version=self.position,
+            )
+            for partition in self.served
+            if read.wants(partition)
+        }  # fmt: skip
+        if list(archive_schema(read.layer)) != self.frame.columns:
+            return LiveRows(facts, [])
+        start = pl.col("window_start")
+        rows = self.frame.filter((start >= read.from_ms) & (start < read.to_ms))
+        for partition, told in (read.after or {}).items():
+            end = read.layer.window.ends(start)
+            closed = (end > told.closed_ms) & (end <= self.closed_ms)
+            news = (pl.col("version") > told.version) | closed
+            rows = rows.filter((pl.col("source_partition") != partition) | news)
+        return LiveRows(facts, [matching(read.layer, rows, read.keys)])
+
+
+class StandingView:
+    """A WorkerView that stands still; tests set what it says."""
+
+    def __init__(self, themap: Map, archive: Archive, live: FrameCells) -> None:
+        self.themap = themap
+        self.archive = archive
+        self.live = live
+        self.reasons: list[str] = []
+        self.mend: list[str] = []
+        self.counts = Counts()
+
+    def local(self, read: LiveRead) -> LiveJob:
+        """Return what makes the rows of the frame."""
+        found = self.live.local(read)
+        return LiveJob(found.facts, lambda: found.rows, sum(rows.height for rows in found.rows))
+
+    def layers(self) -> list[dict[str, Any]]:
+        """Return one line a layer."""
+        return [{"name": layer.name, "open_cells": 1} for layer in self.themap.layers]
+
+    def ledger(self) -> dict[str, Any]:
+        """Return a ledger with a partition as an integer."""
+        return {"records": {"raw": {0: {"read": 3}}}, "balanced": True}
+
+    def unready(self) -> list[str]:
+        """Return what the test set."""
+        return self.reasons
+
+    def warnings(self) -> list[str]:
+        """Return what the test set."""
+        return self.mend
+
+    def serving(self) -> dict[str, list[int]]:
+        """Return a partition."""
+        return {"raw": [0]}
+
+    def restoring(self) -> dict[str, list[int]]:
+        """Return another partition."""
+        return {"raw": [1]}
+
+    def paused(self) -> dict[str, list[str]]:
+        """Return nothing that is paused."""
+        return {}
+
+
+@contextlib.asynccontextmanager
+async def served(
+    themap: Map,
+    folder: Path,
+    live: Sequence[dict[str, Any]] = (),
+    archived: Sequence[dict[str, Any]] = (),
+    archive: Archive | None = None,
+    **settings: Any,
+) -> AsyncIterator[tuple[StandingView, str]]:
+    """Serve rows of the map's first layer; give the view and the endpoint's address."""
+    layer = themap.layers[0]
+    schema = archive_schema(layer)
+    archive = archive or EmbeddedArchive(folder, clock_ms=lambda: CLOCK_MS)
+    await archive.open(themap)
+    if archived:
+        rows = pl.DataFrame(archived, schema=schema, orient="row")
+        ends = rows.select(layer.window.ends(pl.col("window_start"))).to_series()
+        await archive.write(layer, rows, ends * 1_000 + rows["version"])
+    cells = FrameCells(
+        pl.DataFrame(live, schema=schema, orient="row"), set(range(layer.partitions))
+    )
+    view = StandingView(themap, archive, cells)
+    app = web.Application()
+    given = Settings(**settings)
+    cache = ArchiveCache(archive, given.query_cache_bytes_max)
+    failures: list[BaseException] = []
+    reloads = Reloads(failures.append)
+    access = Access(given, reloads)
+    install(app, view, given, live=cells, cache=cache, metrics=lambda: METRICS, access=access)
+    await reloads.start()
+    runner = Runner(app, given.query_live_max)
+    await runner.setup()
+    tls = ssl_context(given, reloads)
+    await Site(runner, "127.0.0.1", 0, tls=tls, failed=failures.append).start()
+    scheme = "http" if tls is None else "https"
+    view.counts = runner.counts
+    try:
+        yield view, f"{scheme}://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+        await reloads.stop()
+        await archive.close()
+        assert not failures
+
+
+async def get(url: str, **headers: str) -> tuple[int, Any, aiohttp.typedefs.LooseHeaders]:
+    """Return status, decoded JSON and headers of one request."""
+    async with aiohttp.ClientSession() as session, session.get(url, headers=headers) as response:
+        return response.status, orjson.loads(await response.read()), dict(response.headers)
+
+
+async def in_thread(call: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
+    """Run a blocking client beside the server."""
+    return await asyncio.to_thread(call, *arguments, **named)

@@ -1,0 +1,183 @@
+"""The query clients, with and without asyncio: rows, frames, top keys, live cells."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import orjson
+import polars as pl
+import pytest
+
+from tests.support.common import DAY_MS, HOUR_MS, small_map
+from tests.support.servers import free_ports
+from tests.support.web_support import FrameCells, frame, in_thread, served, stored
+from treasure_map import LiveCell, QueryClient, QueryFailedError, Range
+from treasure_map.events import EventReader
+from treasure_map.query_async import AsyncQueryClient
+from treasure_map.requests import time_text
+from treasure_map.version import version
+
+MAP = small_map()
+TOKEN = "correct-horse-battery"  # noqa: S105 - no password of anything
+BIG = 2**90 + 1
+ROWS = [
+    stored(origin, hour=hour) | {"sum_delay": BIG}
+    for origin in ("JFK", "LGA", "EWR")
+    for hour in range(4)
+]
+DAY = Range(0, DAY_MS, step="1h", group=["origin"], measures=["count", "sum_delay"])
+
+
+async def test_both_clients_read_rows_of_all_pages(tmp_path: Path) -> None:
+    """The same ones, with exact integers; the limit cuts and says so."""
+    async with served(MAP, tmp_path, ROWS, web_token=TOKEN) as (_, url):
+        with QueryClient(url, TOKEN) as client:
+            whole = await in_thread(client.rows, "hour", DAY)
+            paged = await in_thread(client.rows, "hour", DAY, page_rows=5)
+            some = await in_thread(client.rows, "hour", DAY, limit=7, page_rows=5)
+            families = await in_thread(client.families)
+        async with AsyncQueryClient(url, TOKEN) as later:
+            other = await later.rows("hour", DAY)
+            themap = await later.map()
+            assert (themap["name"], themap["version"]) == ("small", version())
+            assert len((await later.cells("hour", {"origin": "JFK"}, 0, DAY_MS)).cells) == 4
+    assert len(whole.rows) == 12
+    assert whole.rows == paged.rows == other.rows
+    assert whole.rows[0].measures == {"count": 1, "sum_delay": BIG}
+    assert (whole.exactness, whole.more, whole.as_of) == (
+        "exact",
+        False,
+        {"flights.raw": {"0": 7, "1": 7}},
+    )
+    assert (some.rows, some.more) == (whole.rows[:7], True)
+    assert families[0]["name"] == "hour"
+
+
+async def test_frames_come_as_arrow(tmp_path: Path) -> None:
+    """All pages as one, with sums as decimals."""
+    async with served(MAP, tmp_path, ROWS) as (_, url):
+        with QueryClient(url) as client:
+            found = await in_thread(client.frame, "hour", DAY, page_rows=5)
+        async with AsyncQueryClient(url) as later:
+            assert (await later.frame("hour", DAY)).equals(found)
+    assert found.height == 12
+    assert found.schema["sum_delay"] == pl.Decimal(38, 0)
+    assert int(found["sum_delay"][0]) == BIG
+
+
+async def test_top_keys_and_filters(tmp_path: Path) -> None:
+    """Several keys, prefixes, nothing kept, and further parameters."""
+    async with served(MAP, tmp_path, ROWS) as (_, url):
+        with QueryClient(url) as client:
+            top = await in_thread(client.top, "hour", "count", Range(0, 2 * HOUR_MS), n=2)
+            one = Range(
+                0, DAY_MS, key={"origin": ["JFK", "LGA"]}, group=[], more={"partial": "refuse"}
+            )
+            total = await in_thread(client.rows, "hour", one)
+            begins = await in_thread(client.rows, "hour", Range(0, DAY_MS, prefix={"origin": "E"}))
+        async with AsyncQueryClient(url) as later:
+            assert (await later.top("hour", "count", Range(0, 2 * HOUR_MS), n=2)).cells == top.cells
+    assert [(row.key["origin"], row.measures["count"]) for row in top.cells] == [
+        ("EWR", 2), ("JFK", 2),
+    ]  # fmt: skip
+    assert [(row.key, row.measures["count"]) for row in total.rows] == [({}, 8)]
+    assert [row.key for row in begins.rows] == [{"origin": "EWR"}]
+
+
+async def test_refusals_say_what_to_change(tmp_path: Path) -> None:
+    """From both clients, with status and time to ask again."""
+    async with served(MAP, tmp_path, ROWS, query_live_max=0) as (_, url):
+        async with AsyncQueryClient(url) as later:
+            with pytest.raises(QueryFailedError, match="ask family hour") as caught:
+                await later.rows("day", DAY)
+            assert caught.value.status == 404
+            with pytest.raises(QueryFailedError, match="query_live_max") as caught:
+                async for _ in later.live("hour"):
+                    pass
+            assert (caught.value.status, caught.value.retry_after_s) == (503, 1)
+        with QueryClient(url) as client, pytest.raises(QueryFailedError, match="query_live_max"):
+            await in_thread(list, client.live("hour"))
+    gone = f"http://127.0.0.1:{free_ports(1)[0]}"
+    async with AsyncQueryClient(gone) as later:
+        with pytest.raises(QueryFailedError, match="start a worker there"):
+            await later.map()
+    with pytest.raises(ValueError, match="want http://host:port"):
+        AsyncQueryClient("ftp://x")
+
+
+async def test_both_clients_follow_live_cells(tmp_path: Path) -> None:
+    """Until they have seen enough, or the worker stops."""
+    seen: list[LiveCell] = []
+
+    def follow(url: str) -> list[LiveCell]:
+        with QueryClient(url) as client:
+            found = []
+            for cell in client.live("hour", since="open", interval_ms="100"):
+                found.append(cell)
+                if len(found) == 2:
+                    return found
+        raise AssertionError("the stream ended")
+
+    async with served(MAP, tmp_path, web_token="") as (view, url):
+        live: FrameCells = view.live
+        live.frame, live.position, live.evicted_ms = frame(ROWS[:2]), 5, -(2**62)
+        blocking = await in_thread(follow, url)
+        async with AsyncQueryClient(url) as later:
+            async for cell in later.live("hour", since="open", interval_ms="100"):
+                seen.append(cell)
+                if len(seen) == 2:
+                    break
+    assert seen == blocking
+    assert [cell.measures["sum_delay"] for cell in seen] == [BIG, BIG]
+    assert [cell.window_start for cell in seen] == [0, HOUR_MS]
+
+
+def test_events_are_read_however_they_are_cut() -> None:
+    """Comments, several kinds, and a problem that ends the stream."""
+    reader = EventReader()
+    cell: dict[str, Any] = {
+        "key": {"a": 1}, "window_start": 0, "window_end": 5, "measures": {"sum_x": str(BIG)},
+        "version": 7, "source_partition": 0, "closed": True,
+    }  # fmt: skip
+    lines = [b": hello\n", b"\n", b"event: cell\r\n", b"data: " + orjson.dumps(cell) + b"\r\n",
+             b"\r\n", b"event: told\n", b"data: {}\n", b"id: abc\n", b"\n"]  # fmt: skip
+    found = [one for line in lines for one in reader.take(line)]
+    assert [one.measures for one in found] == [{"sum_x": BIG}]
+    assert reader.last_id == "abc"
+    for line in (b"event: problem\n", b'data: {"detail": "begin anew"}\n'):
+        assert list(reader.take(line)) == []
+    with pytest.raises(QueryFailedError, match="begin anew"):
+        list(reader.take(b"\n"))
+
+
+def test_times_may_be_of_any_kind() -> None:
+    """But for a datetime that could be two moments."""
+    assert time_text(5) == "5"
+    assert time_text(dt.date(2013, 1, 1)) == "2013-01-01"
+    assert time_text(dt.datetime(2013, 1, 1, tzinfo=dt.UTC)) == "2013-01-01T00:00:00.000+00:00"
+    with pytest.raises(ValueError, match="want an aware datetime"):
+        time_text(dt.datetime(2013, 1, 1))  # noqa: DTZ001 - that is refused
+
+
+def test_the_client_needs_nothing_of_a_worker() -> None:
+    """No aiohttp, no polars, no Kafka until they are used."""
+    code = "import sys, treasure_map; print(*sorted(m for m in sys.modules if '.' not in m))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    imported = set(done.stdout.split())
+    assert "msgspec" in imported
+    assert not imported & {"aiohttp", "polars", "aiokafka", "faust", "app", "agents", "tables"}
+
+
+async def test_the_async_client_is_for_many_tasks(tmp_path: Path) -> None:
+    """One client, several requests at once."""
+    async with (
+        served(MAP, tmp_path, ROWS, query_concurrency_max=20) as (_, url),
+        AsyncQueryClient(url) as client,
+    ):
+        answers = await asyncio.gather(*(client.rows("hour", DAY) for _ in range(10)))
+    assert all(answer.rows == answers[0].rows for answer in answers)

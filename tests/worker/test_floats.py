@@ -1,0 +1,149 @@
+"""Floats of any size go through every path as IEEE 754 says, and end no worker."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import orjson
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agents.decode.records import Decoder
+from agents.fold.layers import Before, Folder
+from agents.fold.small import SmallBatchFolder
+from tables.model.floats import float_sum
+from tables.model.layer import Field, Layer, Map, Measure
+from tables.query.measure_columns import measure_columns
+from tables.state.block import FewRows
+from tables.state.cell import archive_schema, cell_schema, measures_of, merge_partitions
+from tables.state.input_plan import plans_of
+from tables.state.layer_table import NEVER_MS
+from tables.state.small_merge import few_cells
+from tests.support.common import accumulators, dataclasses_replace, run_of, small_map
+
+KINDS = ("count", "sum", "mean", "min", "max", "variance")
+FINITE = st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from(
+    [1.7976931348623157e308, -1.7976931348623157e308, 1e200, 20.5, 0.0, -0.0, 5e-324]
+)
+CHUNKS = st.lists(st.lists(FINITE, min_size=1, max_size=8), min_size=1, max_size=6)
+FLOATS = st.floats()
+WIDE = st.integers(-(2**127), 2**127 - 1)
+
+
+def float_map() -> Map:
+    """Return a map of one layer with every measure of a float."""
+    themap = small_map()
+    fields = (Field("origin", "string"), Field("carrier", "string"), Field("delay", "float"))
+    measures = tuple(Measure(k, None if k == "count" else "delay") for k in KINDS)  # type: ignore[arg-type]
+    hour = dataclasses_replace(
+        themap.layers[0], accumulators=accumulators("delay", "float"), measures=measures
+    )
+    source = dataclasses_replace(themap.sources[0], fields=fields)
+    return dataclasses_replace(themap, sources=(source,), layers=(hour,))
+
+
+def folded(values: list[float]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return the cells of one chunk of these values, by tuples and by frames."""
+    plan = plans_of(float_map())["flights.raw"]
+    assert plan.source is not None
+    event = {"at": 1, "type": "flight.x", "origin": "JFK", "carrier": "UA"}
+    run, before = run_of([orjson.dumps(event | {"delay": v}) for v in values]), Before(NEVER_MS, {})
+    few = SmallBatchFolder(plan.source, plan).fold([run], {0: before})
+    general = Folder(plan).fold(Decoder(plan.source).decode([run]), {0: before})
+    assert few is not None
+    mine, theirs = few[0].blocks["hour"], general[0].blocks["hour"]
+    assert isinstance(mine, FewRows)
+    assert isinstance(theirs, pl.DataFrame)
+    return mine.frame(), theirs
+
+
+def merged(layer: Layer, parts: list[pl.DataFrame]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return what partial cells add up to, by tuples and by frames."""
+    rows = pl.concat(parts).with_columns(
+        version=pl.lit(1, pl.Int64), source_partition=pl.lit(0, pl.Int32)
+    )[list(archive_schema(layer))]
+    place = len(layer.key) + 1
+    few = few_cells(layer, ((row[:place], row[place:-1]) for row in rows.rows()))
+    return few, merge_partitions(layer, rows)
+
+
+def bits(frame: pl.DataFrame) -> list[tuple[Any, ...]]:
+    """Return rows with floats as texts, so that every zero and every nan is like itself."""
+    return [tuple(map(repr, row)) for row in frame.rows()]
+
+
+@given(st.lists(FLOATS, max_size=20))
+def test_a_sum_of_floats_is_that_of_a_frame(values: list[float]) -> None:
+    """Bit for bit, with infinite values and those that are no number."""
+    values = [value + 0.0 for value in values]
+    frame = pl.DataFrame(
+        {"key": [0] * len(values), "value": values}, schema_overrides={"value": pl.Float64}
+    )
+    wanted = frame.group_by("key").agg(pl.col("value").sum())["value"].to_list() or [0.0]
+    assert repr(float_sum(values)) == repr(wanted[0])
+
+
+@pytest.mark.slow
+@given(CHUNKS)
+def test_floats_of_any_size_come_to_the_same_by_tuples_and_by_frames(
+    chunks: list[list[float]],
+) -> None:
+    """In one chunk or several, and where their sum or their squares are no float any more."""
+    layer = float_map().layers[0]
+    found = [folded(values) for values in chunks]
+    for few, general in found:
+        assert bits(few) == bits(general)
+    few, general = merged(layer, [cells for cells, _ in found])
+    assert bits(few.drop("m2_delay")) == bits(general.drop("m2_delay"))
+    for one, other in zip(few["m2_delay"], general["m2_delay"], strict=True):
+        assert one == pytest.approx(other, rel=1e-9)
+
+
+@pytest.mark.slow
+@given(CHUNKS)
+def test_cutting_into_chunks_changes_no_result(chunks: list[list[float]]) -> None:
+    """Counts, least and greatest are the same; sums but for rounding, unless they overflow."""
+    layer = float_map().layers[0]
+    values = list(itertools.chain(*chunks))
+    whole = folded(values)[0].to_dicts()[0]
+    parts = merged(layer, [folded(chunk)[0] for chunk in chunks])[0].to_dicts()[0]
+    for name in ("events", "n_delay", "min_delay", "max_delay"):
+        assert repr(parts[name]) == repr(whole[name])
+    size = math.fsum(abs(value) / 64 for value in values)
+    if size < 1e306:
+        assert parts["sum_delay"] == pytest.approx(whole["sum_delay"], rel=1e-9, abs=size * 1e-9)
+    if size < 1e150:
+        tolerance = (size * 64) ** 2 * 1e-9
+        assert parts["m2_delay"] == pytest.approx(whole["m2_delay"], rel=1e-9, abs=tolerance)
+
+
+@given(n=st.integers(0, 2**63 - 1), total=FLOATS, m2=FLOATS, least=FLOATS)
+def test_measures_of_any_floats_are_answered(n: int, total: float, m2: float, least: float) -> None:
+    """Whatever a cell holds; columns have null for what is no number or infinite."""
+    layer = float_map().layers[0]
+    cells = pl.DataFrame(
+        [("JFK", "UA", 0, n, n, total, least, least, m2, 1)],
+        schema=cell_schema(layer), orient="row",
+    )  # fmt: skip
+    found = measures_of(layer, cells)[0]
+    assert (found["mean_delay"] is None) == (n == 0)
+    for column in measure_columns(layer, cells)[1:]:
+        assert column[0] is None or math.isfinite(column[0])
+
+
+@given(n=st.integers(0, 2**63 - 1), total=WIDE, high=WIDE, low=WIDE)
+def test_measures_of_any_integers_are_answered(n: int, total: int, high: int, low: int) -> None:
+    """Also of 128 bits, which no events come to; a column of 38 digits has null for them."""
+    layer = small_map().layers[0]
+    cells = pl.DataFrame(
+        [("JFK", "UA", 0, n, n, total, 1, 1, low, high, 1)],
+        schema=cell_schema(layer), orient="row",
+    )  # fmt: skip
+    found = measures_of(layer, cells)[0]
+    columns = {column.name: column[0] for column in measure_columns(layer, cells)}
+    assert found["sum_delay"] == (total if n else None)
+    assert columns["sum_delay"] == (total if n and abs(total) < 10**38 else None)

@@ -1,0 +1,216 @@
+"""``python -m app query`` prints what the endpoint answers, as a table or JSON."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from click.testing import CliRunner, Result
+
+from app.commands.query import command
+from app.commands.query_draw import sparkline
+from tables.model.errors import QueryError
+from tests.support.common import HOUR_MS, small_map
+from tests.support.servers import free_ports
+from tests.support.web_support import in_thread, served, stored
+
+MAP = small_map()
+DAY = ["--from", "1970-01-01", "--to", "1970-01-02"]
+
+
+async def run(*arguments: str, **environment: str) -> Result:
+    """Run the command beside the server; its operating errors are raised."""
+    return await in_thread(
+        CliRunner().invoke, command, arguments, env=environment, catch_exceptions=False
+    )
+
+
+async def test_a_table_shows_keys_windows_and_measures(tmp_path: Path) -> None:
+    """Times as RFC 3339; nothing is cut where the output is no terminal."""
+    long = "x" * 200
+    async with served(MAP, tmp_path, [stored(), stored(long, hour=1)]) as (_, url):
+        result = await run("hour", *DAY, "--url", url)
+    assert result.exit_code == 0
+    for text in ("hour", "origin", "mean_delay", "1970-01-01T01:00:00Z", "1.000000", long):
+        assert text in result.stdout
+    assert "2 cells" in result.stdout
+    assert result.stderr == ""
+
+
+async def test_json_holds_the_cells_and_what_is_missing(tmp_path: Path) -> None:
+    """One document; integers beyond 64 bits are text, as over HTTP."""
+    rows = [stored("EWR"), stored("JFK"), stored("JFK", hour=1) | {"sum_delay": -(2**80)}]
+    async with served(MAP, tmp_path, rows[:2], rows[2:]) as (_, url):
+        result = await run("hour", *DAY, "--key", "origin=JFK", "--json", "--url", url)
+    document: Any = orjson.loads(result.stdout)
+    assert (document["layer"], document["partial"], document["more"]) == ("hour", False, False)
+    assert [cell["window_start"] for cell in document["cells"]] == [0, HOUR_MS]
+    sums = [cell["measures"]["sum_delay"] for cell in document["cells"]]
+    assert sums == [1, str(-(2**80))]
+
+
+async def test_a_limit_and_a_missing_owner_are_told(tmp_path: Path) -> None:
+    """On standard error, so that the output stays a document; partial also in the title."""
+    async with served(MAP, tmp_path, [stored(hour=hour) for hour in range(3)]) as (view, url):
+        view.live.served = {0}
+        result = await run("hour", *DAY, "--limit", "2", "--url", url)
+        assert "more: only the first 2 cells" in result.stderr
+        assert "partial: owners" in result.stderr
+        assert "hour (partial)" in result.stdout
+        document = orjson.loads((await run("hour", *DAY, "--json", "--url", url)).stdout)
+    assert (document["partial"], document["more"]) == (True, False)
+
+
+async def test_a_limit_above_one_page_follows_the_cursor(tmp_path: Path) -> None:
+    """1,200 cells are two pages of the endpoint."""
+    rows = [stored(f"o{number}") for number in range(1_200)]
+    async with served(MAP, tmp_path, rows) as (_, url):
+        result = await run("hour", *DAY, "--limit", "1100", "--json", "--url", url)
+    document = orjson.loads(result.stdout)
+    assert (len(document["cells"]), document["more"]) == (1_100, True)
+    origins = {cell["key"]["origin"] for cell in document["cells"]}
+    assert len(origins) == 1_100
+
+
+async def test_data_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    """Control characters are shown as escapes, and markup of rich as it stands."""
+    async with served(MAP, tmp_path, [stored("\x1b[2J", "[bold]")]) as (_, url):
+        result = await run("hour", *DAY, "--url", url)
+    assert "\x1b" not in result.stdout
+    assert r"\x1b[2J" in result.stdout
+    assert "[bold]" in result.stdout
+
+
+ROWS = [
+    stored(origin, hour=hour, delays=[delay])
+    for origin, delays in (("JFK", [0, 7, 14]), ("LGA", [5, 5]))
+    for hour, delay in enumerate(delays)
+]
+
+
+async def test_steps_of_a_family_are_drawn_as_bars(tmp_path: Path) -> None:
+    """A line a key, a column a measure; a step without rows is a gap."""
+    words = ["--step", "1h", "--group", "origin", "--measure", "sum_delay"]
+    async with served(MAP, tmp_path, ROWS) as (_, url):
+        result = await run("hour", *DAY, *words, "--url", url)
+    lines = result.stdout.splitlines()
+    (jfk,) = [line for line in lines if "JFK" in line]
+    (lga,) = [line for line in lines if "LGA" in line]
+    assert "▁▄█" in jfk
+    assert " 14 " in jfk
+    assert "▅▅ " in lga
+    assert "exact" in result.stdout
+
+
+async def test_rows_of_a_family_without_steps_are_a_table(tmp_path: Path) -> None:
+    """Several keys are one request; everything may be added up."""
+    words = ["--group", "-", "--key", "origin=JFK", "--key", "origin=LGA"]
+    async with served(MAP, tmp_path, ROWS) as (_, url):
+        result = await run("hour", *DAY, *words, "--url", url)
+        assert "1 rows, exact" in result.stdout
+        assert " 31 " in result.stdout
+        document = orjson.loads(
+            (await run("hour", *DAY, "--step", "1h", "--json", "--url", url)).stdout
+        )
+    assert document["exactness"] == "exact"
+    assert [row["measures"]["count"] for row in document["rows"]] == [2, 2, 1]
+
+
+async def test_watching_draws_again_until_it_is_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that is away for a moment is waited for."""
+    asked: list[float] = []
+    async with served(MAP, tmp_path, ROWS) as (view, url):
+
+        def pause(seconds: float) -> None:
+            asked.append(seconds)
+            view.live.frame = view.live.frame.head(1)
+            if len(asked) == 3:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr("app.commands.query.time.sleep", pause)
+        result = await run("hour", *DAY, "--watch", "--url", url)
+    assert result.exit_code == 0
+    assert len(asked) == 3
+    assert "5 cells" in result.stdout or "1 cells" in result.stdout
+    refused = await run("hour", *DAY, "--watch", "--json")
+    assert (refused.exit_code, "cannot use --watch with --json" in refused.stderr) == (2, True)
+
+
+async def test_an_empty_answer_is_a_table_without_rows(tmp_path: Path) -> None:
+    """No cells is an answer, not an error."""
+    async with served(MAP, tmp_path) as (_, url):
+        result = await run("hour", *DAY, "--url", url)
+    assert result.exit_code == 0
+    assert "0 cells" in result.stdout
+
+
+async def test_the_token_comes_from_the_environment(tmp_path: Path) -> None:
+    """Never from a flag, which would stand in the process list."""
+    token = "correct-horse-battery"  # noqa: S105 - no password of anything
+    async with served(MAP, tmp_path, [stored()], web_token=token) as (_, url):
+        arguments = ("hour", *DAY, "--url", url)
+        assert (await run(*arguments, TREASURE_MAP_WEB_TOKEN=token)).exit_code == 0
+        with pytest.raises(QueryError, match="the token is missing or wrong"):
+            await run(*arguments)
+        file = tmp_path / "token"
+        file.write_text(f"{token}\n")
+        assert (await run(*arguments, TREASURE_MAP_WEB_TOKEN_FILE=str(file))).exit_code == 0
+        with pytest.raises(QueryError, match="cannot use TREASURE_MAP_WEB_TOKEN_FILE: cannot read"):
+            await run(*arguments, TREASURE_MAP_WEB_TOKEN_FILE=str(tmp_path / "none"))
+
+
+async def test_a_refusal_of_the_endpoint_is_passed_on(tmp_path: Path) -> None:
+    """With what to change."""
+    async with served(MAP, tmp_path) as (_, url):
+        with pytest.raises(QueryError, match=r"did you mean key.origin\?"):
+            await run("hour", *DAY, "--key", "orign=JFK", "--url", url)
+
+
+@pytest.mark.parametrize("keys", [["origin"], ["=JFK"], ["origin=a", "origin=b"]])
+async def test_keys_that_are_no_pairs_are_usage_errors(keys: list[str]) -> None:
+    """Before anything is asked."""
+    flags = [part for key in keys for part in ("--key", key)]
+    result = await run("hour", *DAY, *flags)
+    assert result.exit_code == 2
+    assert "cannot use --key" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("values", "bars"),
+    [
+        ([1, 2, 3], "▁▄█"),
+        ([5, 5], "▅▅"),
+        ([None, 1.5, 3.0], " ▁█"),
+        ([None, "text"], "  "),
+        ([-(2**90), 0, 2**90], "▁▄█"),
+        ([1.0, 9e307, 5.0], "▁█▁"),
+        ([-1.7e308, 0.0, 1.7e308], "▁▄█"),
+        ([1.0, float("inf"), float("nan"), 2.0], "▁  █"),
+        ([2**1100, 0, 1.5], "█▁▁"),
+    ],
+)
+def test_bars_go_from_the_least_to_the_greatest(values: list[Any], bars: str) -> None:
+    """Whatever the size; what has no number is a space."""
+    assert sparkline(values) == bars
+
+
+def test_without_a_worker_the_command_fails_with_one_line() -> None:
+    """Exit code 1 and a message, no traceback; no module of the worker is imported."""
+    url = f"http://127.0.0.1:{free_ports(1)[0]}"
+    arguments = ["-X", "importtime", "-m", "app", "query", "hour", *DAY, "--url", url]
+    done = subprocess.run(
+        [sys.executable, *arguments], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    errors = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert len(errors) == 1
+    assert errors[0].startswith(f"error: cannot reach {url}")
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "treasure_map.query" in imported
+    assert not imported & {"faust", "aiokafka", "aiohttp", "rocksdict"}
