@@ -1,1 +1,1 @@
-"""Tests of `examples/`."""
+"""Tests of `app/demo/`."""
