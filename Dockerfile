@@ -15,7 +15,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY tables tables
 COPY agents agents
 COPY app app
-COPY client client
+COPY treasure_map treasure_map
 RUN /opt/treasure-map/bin/python -m pip install --no-cache-dir --no-deps .
 COPY deploy/healthcheck.py /opt/treasure-map/healthcheck.py
 

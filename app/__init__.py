@@ -1,1 +1,4 @@
-"""How it is plugged together: settings, transport, web, command line. The only user of faust."""
+"""How it is plugged together: settings, transport, web, command line. The only user of faust.
+
+A package of the worker of Treasure Map.
+"""

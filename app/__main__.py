@@ -1,10 +1,14 @@
-"""The command line of Treasure Map: ``python -m app COMMAND``."""
+"""The command line of Treasure Map: ``treasure-map COMMAND``, or ``python -m app COMMAND``."""
 
 from __future__ import annotations
 
+from treasure_map.installed import require_worker
+
+# Before all that may be missing is imported.
+require_worker()
+
 import gc
 import importlib
-import importlib.util
 import signal
 import sys
 from typing import Any
@@ -12,7 +16,9 @@ from typing import Any
 import click
 
 from app.host.printable import printable
+from tables.called import called
 from tables.model.errors import TreasureMapError
+from treasure_map.version import version
 
 COMMANDS = {
     "map": "app.commands.map",
@@ -25,8 +31,6 @@ COMMANDS = {
     "verify": "app.commands.verify",
     "worker": "app.commands.worker",
 }
-# Commands that play the examples, which an installed program comes without.
-OF_EXAMPLES = {"demo", "replay"}
 WORKER = "worker"
 
 
@@ -46,14 +50,14 @@ class LazyGroup(click.Group):
             ctx.exit(INTERRUPTED)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names of all commands that can run here."""
+        """Return the names of all commands."""
         del ctx
-        has_examples = importlib.util.find_spec("examples") is not None
-        return sorted(COMMANDS if has_examples else COMMANDS.keys() - OF_EXAMPLES)
+        return sorted(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import and return one command."""
-        if cmd_name not in self.list_commands(ctx):
+        del ctx
+        if cmd_name not in COMMANDS:
             return None
         if cmd_name == WORKER:
             # It has files read again (app.runtime.worker_process), and must not end what is still
@@ -68,7 +72,18 @@ class LazyGroup(click.Group):
         return command
 
 
+def _say_version(ctx: click.Context, _: click.Parameter, is_asked: bool) -> None:
+    """Say the version and end, if that is asked for."""
+    if is_asked:
+        click.echo(f"treasure-map {version()}")
+        ctx.exit()
+
+
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_say_version,
+    help="Show the version and end.",
+)  # fmt: skip
 def group() -> None:
     """Treasure Map: a hierarchical map of your events, exact to the last one."""
 
@@ -76,7 +91,7 @@ def group() -> None:
 def main() -> None:
     """Run the command line; an operating error is one message and exit code 1."""
     try:
-        group(prog_name="python -m app")
+        group(prog_name=called())
     except TreasureMapError as error:
         click.echo(printable(f"error: {error}", keep="\n"), err=True)
         sys.exit(1)

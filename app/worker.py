@@ -3,6 +3,10 @@
 It is made from the environment and the settings file when this module is imported.
 """
 
+from treasure_map.installed import require_worker
+
+require_worker()
+
 import sys
 
 from app.config.settings import load_settings

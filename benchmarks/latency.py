@@ -33,7 +33,7 @@ from benchmarks.by_hand import Topic, consume
 from benchmarks.cases import CASES, WINDOW_MS
 from benchmarks.runs import WorkerRun, made_map
 from benchmarks.ticker import PROBE, Schedule, tick
-from client.query import QueryClient, QueryFailedError
+from treasure_map.query import QueryClient, QueryFailedError
 
 RATES = {5_000: 5, 50_000: 5, 200_000: 10}
 """Events a second, each with the milliseconds between two ticks."""

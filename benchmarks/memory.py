@@ -17,7 +17,7 @@ from pathlib import Path
 from app.mapfile.load import parse_map
 from benchmarks.recovery import LAYER, MAP_TEXT, fill
 from benchmarks.runs import WorkerRun
-from client.query import QueryClient
+from treasure_map.query import QueryClient
 
 CELLS = (250_000, 500_000, 1_000_000, 2_000_000)
 SMOKE_CELLS = (2_000, 8_000)

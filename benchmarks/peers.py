@@ -26,8 +26,8 @@ import polars as pl
 from benchmarks.cases import CASES
 from benchmarks.runs import WorkerRun, made_map
 from benchmarks.throughput import check_rows, startup
-from client.query import QueryClient
 from tables.archive.embedded.archive import EmbeddedArchive
+from treasure_map.query import QueryClient
 
 EVENTS = 2_000_000
 TOPIC = "peers-input"

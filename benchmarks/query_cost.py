@@ -27,11 +27,11 @@ from app.kafka.batch_producer import BatchProducer, partition_of
 from benchmarks.query_mix import Ask, Cells, answer_of, events_of, mix
 from benchmarks.raw_events import MINUTE_MS, RawEvents
 from benchmarks.runs import WorkerRun, made_map
-from client.query import QueryClient, QueryFailedError, Range
-from client.query_async import AsyncQueryClient
 from tables.archive.layout import bucket_ms
 from tables.model.keyhash import key_hash
 from tables.model.layer import Map
+from treasure_map.query import QueryClient, QueryFailedError, Range
+from treasure_map.query_async import AsyncQueryClient
 
 EVENTS, SMOKE_EVENTS = 1_000_000, 8_000
 SPAN_MS, SMOKE_SPAN_MS = 24 * 3_600_000, 2 * 3_600_000

@@ -8,7 +8,7 @@ import random
 import polars as pl
 
 from benchmarks.raw_events import MINUTE_MS
-from client.query import Range
+from treasure_map.query import Range
 
 KEYS = 100
 HOUR_MS = 3_600_000

@@ -27,12 +27,12 @@ from app.mapfile.load import parse_map
 from benchmarks.cases import CASES
 from benchmarks.load import START_MS, encode
 from benchmarks.runs import WorkerRun
-from client.query import QueryClient
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model.layer import Map
 from tables.model.limits import RECORD_BYTES_MAX
 from tables.state.input_plan import InputPlan, plans_of
 from tables.state.store import PartitionStore
+from treasure_map.query import QueryClient
 
 CELLS = 1_000_000
 SMOKE_CELLS = 20_000

@@ -20,8 +20,8 @@ from typing import Any, Self
 from app.cluster.topics import apply_topics
 from app.host.children import start_child, stop_child
 from app.mapfile.load import parse_map
-from client.query import QueryClient, QueryFailedError
 from tables.model.layer import Map
+from treasure_map.query import QueryClient, QueryFailedError
 
 ROOT = Path(__file__).resolve().parent.parent
 DEADLINE_SECONDS = 600.0

@@ -21,8 +21,8 @@ from app.mapfile.load import parse_map
 from benchmarks.cases import CASES
 from benchmarks.runs import WorkerRun, made_map
 from benchmarks.ticker import Schedule, tick
-from client.query import QueryClient
 from tables.model.layer import Map
+from treasure_map.query import QueryClient
 
 INTERVAL_MS = 10
 SAMPLE_SECONDS, SMOKE_SAMPLE_SECONDS = 5.0, 0.5

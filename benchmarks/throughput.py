@@ -21,10 +21,10 @@ from app.mapfile.load import parse_map
 from benchmarks.cases import Case
 from benchmarks.load import events_of, fill, truth_of
 from benchmarks.runs import Row, WorkerRun, made_map
-from client.query import QueryClient
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.protocol import Archive, CellRange
 from tables.model.layer import Map
+from treasure_map.query import QueryClient
 
 SMOKE_EVENTS = 20_000
 

@@ -24,7 +24,7 @@ import orjson
 from benchmarks.cases import Case, Format
 from benchmarks.runs import ROOT, WorkerRun
 from benchmarks.throughput import Load, own_map
-from client.query import QueryClient
+from treasure_map.query import QueryClient
 
 EVENTS, SMOKE_EVENTS = 10_000_000, 8_000
 ENTITIES = 200

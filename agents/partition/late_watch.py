@@ -12,6 +12,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Mapping
 
+from tables.called import called
 from tables.model.window import SECONDS_IN_MS_MAX, time_text
 from tables.state.input_plan import InputPlan
 
@@ -87,9 +88,9 @@ class LateWatch:
         log.warning(
             "most events of layer %s come too late in %s[%d]: %d of %d within a minute; its stream"
             " time is %s; where that is ahead of the clock, a producer's clock was: see"
-            " `future_skew`, and `python -m app deadletters list --late`",
+            " `future_skew`, and `%s`",
             layer, topic, partition, span.too_late, span.too_late + span.folded,
-            time_text(stream_time_ms),
+            time_text(stream_time_ms), called("deadletters list --late"),
         )  # fmt: skip
 
     def _tell_of_seconds(self, topic: str, partition: int, stream_time_ms: int) -> None:

@@ -13,6 +13,7 @@ from typing import Literal
 
 from app.cluster.topic_specs import TopicKind, topics_of
 from app.kafka.operations import Operation
+from tables.called import called
 from tables.model.errors import TreasureMapError
 from tables.model.layer import Map
 
@@ -125,6 +126,6 @@ class RightsError(TreasureMapError):
         self.problems = problems
         lines = "\n".join(f"  - {problem}" for problem in problems)
         super().__init__(
-            f"{cannot}: {len(problems)} right(s) are missing; `python -m app map acl` prints the"
+            f"{cannot}: {len(problems)} right(s) are missing; `{called('map acl')}` prints the"
             f" rights of {ROLES[role]}\n{lines}"
         )

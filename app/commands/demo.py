@@ -11,9 +11,10 @@ import click
 
 from agents import tasks
 from app.demo.run import DemoTimes, run
+from app.demo.worker import DemoError
 from app.host.printable import printable
 
-_FOLDER = pathlib.Path(__file__).parent.parent.parent / "var"
+_FOLDER = pathlib.Path("var")
 
 
 @click.command(name="demo")
@@ -26,9 +27,16 @@ _FOLDER = pathlib.Path(__file__).parent.parent.parent / "var"
 def command(seconds: float | None) -> None:
     """Run broker, worker and input, and compare the result with the file.
 
+    It writes into the folder var of the one that it is called in, and nowhere else.
     Without a length the radar goes on for an hour; Ctrl-C ends everything at any time.
     """
-    _FOLDER.mkdir(exist_ok=True)
+    try:
+        _FOLDER.mkdir(exist_ok=True)
+    except OSError as error:
+        raise DemoError(
+            f"cannot run the demo: {error}; got the folder {_FOLDER.absolute()}; want one to write"
+            " into; call it in another folder"
+        ) from error
     try:
         problems = asyncio.run(_run(DemoTimes.of(seconds)))
     except (KeyboardInterrupt, asyncio.CancelledError):

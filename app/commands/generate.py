@@ -45,7 +45,8 @@ class _Auto(click.ParamType):
     "map_file",
     type=click.Path(dir_okay=False),
     default=str(MAP_FILE),
-    help="The map that events are made for. [default: a shop of its own]",
+    show_default=True,
+    help="The map that events are made for; the default is that of a shop.",
 )
 @click.option("--source", default=SOURCE, show_default=True, help="The map's source to write to.")
 @click.option(

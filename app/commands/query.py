@@ -21,10 +21,10 @@ from app.commands.query_draw import caption, cells_table, is_worth_sparks, spark
 from app.config.settings import environment_variable
 from app.host.printable import printable, printable_json
 from app.trust.secret_files import read_secret
-from client import Answer, FamilyAnswer, QueryClient, QueryFailedError, Range
 from tables.model.errors import QueryError
 from tables.model.window import time_text
 from tables.query.cell_query import exact_json
+from treasure_map import Answer, FamilyAnswer, QueryClient, QueryFailedError, Range
 
 # Wide enough that nothing is cut where the table goes to a file or a pipe.
 PIPE_COLUMNS = 10_000

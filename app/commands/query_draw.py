@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from app.host.printable import printable
-from client import Cell, FamilyAnswer, Row
 from tables.model.window import time_text
+from treasure_map import Cell, FamilyAnswer, Row
 
 BARS = "▁▂▃▄▅▆▇█"
 SPARK_ROWS_MIN = 3

@@ -10,9 +10,9 @@ import click
 from app.config.connections import kafka_options
 from app.config.options import kafka_settings_options
 from app.config.settings import Settings
+from app.demo.flights import events
 from app.load.replay import keyed, replay, settled_ms
 from app.mapfile.load import load_map
-from examples.flights import events
 
 
 @click.command(name="replay", help="Write recorded events to their topic, with heartbeats.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from app.host.reloads import Reloads
 from app.trust.certificates import PemFiles, client_context
 from tables.model.errors import SettingError
+from treasure_map.extras import install
 
 if TYPE_CHECKING:
     from app.config.settings import Settings
@@ -76,8 +77,8 @@ def cassandra_settings(settings: Settings, reloads: Reloads | None = None) -> Ca
         from tables.archive.cassandra.archive import CassandraSettings  # noqa: PLC0415 (an extra)
     except ImportError as error:
         raise SettingError(
-            f"cannot use archive cassandra: {error}; want the package cassandra-driver; install "
-            "treasure-map[cassandra]"
+            f"cannot use archive cassandra: {error}; want the package cassandra-driver; "
+            f"{install('cassandra')}"
         ) from error
     return CassandraSettings(
         hosts=settings.cassandra_hosts,

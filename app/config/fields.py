@@ -13,6 +13,8 @@ import msgspec
 from msgspec import Meta
 from msgspec.structs import FieldInfo
 
+from tables.called import called
+
 MIB = 1024 * 1024
 _BROKERS = r"^\s*[^\s,:]+:\d{1,5}(\s*,\s*[^\s,:]+:\d{1,5})*\s*$"
 _GROUP = r"^[A-Za-z0-9._-]{0,200}$"
@@ -256,7 +258,7 @@ class SettingFields(msgspec.Struct, frozen=True, kw_only=True):
     web_tokens_file: Annotated[
         PrivateFile,
         means(
-            "File of tokens with names and scopes, which `python -m app token` writes; read again"
+            f"File of tokens with names and scopes, which `{called('token')}` writes; read again"
             " when it changes."
         ),
     ] = ""

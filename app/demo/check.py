@@ -11,12 +11,12 @@ import pathlib
 
 import polars as pl
 
-from client.query import QueryClient
-from examples.flights import truth
+from app.demo.flights import truth
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.protocol import Archive, CellRange
 from tables.model.layer import Layer, Map, Scalar
 from tables.state.cell import latest, measures_of, merge_partitions
+from treasure_map.query import QueryClient
 
 # All windows of the flights start in these years.
 FROM_MS = 1_325_376_000_000  # 2012-01-01

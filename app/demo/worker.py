@@ -21,10 +21,10 @@ from aiokafka.errors import KafkaError
 
 from app.config.settings import ENVIRONMENT_PREFIX, environment_variable
 from app.host.children import start_child, stop_child
-from client.query import QueryClient
-from client.status import LayerStatus
 from tables.model.errors import TreasureMapError
 from tables.model.layer import Map
+from treasure_map.query import QueryClient
+from treasure_map.status import LayerStatus
 
 READY_SECONDS_MAX = 60.0
 STOP_SECONDS_MAX = 30.0

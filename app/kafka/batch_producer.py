@@ -23,6 +23,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 
 from app.kafka.brokers import connect_error
 from app.kafka.idempotence import has_idempotent_producer
+from tables.called import called
 from tables.model.errors import TreasureMapError
 from tables.record.chunk import Headers
 from tables.record.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
@@ -211,7 +212,7 @@ class BatchProducer:
             raise FeedError(
                 f"cannot write to {self.topic}: it is not there, or this user may not Describe it;"
                 f" got {len(cluster.topics())} other topics at {self._brokers}; want the map's"
-                " topics; make them: python -m app map apply FILE; or allow what `map acl` prints"
+                f" topics; make them: {called('map apply FILE')}; or allow what `map acl` prints"
             )
         return len(found)
 

@@ -19,6 +19,7 @@ from aiokafka.errors import (
 
 import app.kafka.aiokafka_private  # noqa: F401 - so that connections of all commands end as there
 from app.kafka.connection_causes import cause_of
+from tables.called import called
 from tables.model.errors import TreasureMapError
 
 log = logging.getLogger(__name__)
@@ -65,8 +66,7 @@ async def connect_error(
     """
     if isinstance(error, UNAUTHORIZED):
         return NotAllowedError(
-            f"{cannot}: {error!r}: this user lacks a right; allow what `python -m app map acl`"
-            " prints"
+            f"{cannot}: {error!r}: this user lacks a right; allow what `{called('map acl')}` prints"
         )
     cause = await cause_of(brokers, options)
     if cause is not None and cause.is_final:

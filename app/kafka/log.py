@@ -25,6 +25,7 @@ from app.kafka.brokers import UNAUTHORIZED, NotAllowedError, connect_error
 from app.kafka.idempotence import has_idempotent_producer
 from app.kafka.operations import Operation
 from app.kafka.produce_request import Appends
+from tables.called import called
 from tables.model.errors import (
     OffsetGoneError,
     OutcomeUnknownError,
@@ -428,7 +429,7 @@ async def _stop(consumer: AIOKafkaConsumer) -> None:
 
 def _not_allowed(cannot: str, operation: Operation) -> NotAllowedError:
     return NotAllowedError(
-        f"{cannot}: this user may not {operation} it; allow what `python -m app map acl` prints,"
+        f"{cannot}: this user may not {operation} it; allow what `{called('map acl')}` prints,"
         " then start again"
     )
 

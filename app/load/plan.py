@@ -19,7 +19,7 @@ from app.load.writers import events_per_process
 from tables.model.errors import TreasureMapError
 from tables.model.layer import Map, Source
 
-MAP_FILE = pathlib.Path(__file__).parent.parent.parent / "examples" / "generate" / "map.toml"
+MAP_FILE = pathlib.Path(__file__).with_name("default_map.toml")
 SOURCE = "shop"
 
 STEP_SECONDS_MIN = 0.05

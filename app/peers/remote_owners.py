@@ -22,13 +22,13 @@ from agents.outage import Outage
 from app.peers.troubles import PeerError, Trouble, why_never
 from app.peers.wire import ANSWER_BYTES_MAX, CONTENT_TYPE, PATH, decode_rows, encode_reads
 from app.trust.proof import HEADER, PeerKey, ProofError
-from client.status import WorkerAbout
 from tables.model.cost import QueryCost
 from tables.model.layer import Map
 from tables.model.topic_partition import TopicPartition
 from tables.query.live import LiveJob, LiveRead, LiveRows
 from tables.record.sealed import DamagedError
 from tables.threads import THREADS, Threads
+from treasure_map.status import WorkerAbout
 
 HEDGE_S = 0.15
 """A worker answers in milliseconds; one that collects garbage or stands on its disk may not, and

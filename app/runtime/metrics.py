@@ -7,6 +7,7 @@ where the series goes on.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from app.health.backpressure import REASONS, Pressure
 from app.kafka.lane import Lane
 from app.web.server import REASONS as REFUSED
 from tables.model.ledger import EVENT_COLUMNS, LAYER_COLUMNS, RECORD_COLUMNS
+from treasure_map.version import version
 
 if TYPE_CHECKING:
     from app.health.watch import Watch
@@ -299,6 +301,10 @@ class Metrics(Collector):
         )
 
     def _guarding(self) -> Iterator[Metric]:
+        yield _gauge(
+            "build_info", "1 for the version of the worker and that of Python.",
+            ("version", "python"), [((version(), platform.python_version()), 1)],
+        )  # fmt: skip
         yield _gauge(
             "insecure", "1 if the settings allow what is not guarded.", (),
             [((), self._is_insecure)],

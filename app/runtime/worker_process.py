@@ -19,6 +19,7 @@ import faust
 from app.host import allocator as memory
 from app.host.printable import printable
 from app.host.watchdog import Watchdog
+from tables.called import called
 from tables.model.errors import SettingError, TreasureMapError
 
 PRIVATE = 0o077
@@ -76,7 +77,7 @@ class WorkerProcess(faust.Worker):  # type: ignore[misc]  # faust comes without 
         if self.app.conf.refused:
             raise SettingError(
                 f"cannot use options of Faust's own: got {', '.join(self.app.conf.refused)}; want"
-                " the worker's settings to say it; see `python -m app worker --help`"
+                f" the worker's settings to say it; see `{called('worker --help')}`"
             )
 
     async def on_startup_finished(self) -> None:

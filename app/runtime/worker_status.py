@@ -9,7 +9,6 @@ from agents.partition.owners import PartitionManager
 from app.health.backpressure import Pressure
 from app.health.readiness import Readiness
 from app.kafka.transport import Transport
-from client.status import LayerStatus
 from tables.archive.protocol import Archive
 from tables.model import ledger
 from tables.model.layer import Layer, Map, combiner_of
@@ -17,6 +16,7 @@ from tables.model.ledger import EVENT_COLUMNS, LAYER_COLUMNS, RECORD_COLUMNS
 from tables.model.window import NEVER_MS
 from tables.query.live import LiveJob, LiveRead
 from tables.query.whole import described
+from treasure_map.status import LayerStatus
 
 
 class WorkerStatus:

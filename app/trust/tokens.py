@@ -20,6 +20,7 @@ from typing import Annotated
 
 import msgspec
 
+from tables.called import called
 from tables.model.errors import SettingError
 
 READ, LIVE, ADMIN = "read", "live", "admin"
@@ -157,7 +158,7 @@ def make_token(
         if any(one.name == name for one in there):
             raise SettingError(
                 f"cannot make token {name}: {file} has one of this name; want another name, or"
-                f" revoke it first: python -m app token revoke {name}"
+                f" revoke it first: {called(f'token revoke {name}')}"
             )
         _write(file, (*there, Token(name, wanted, hash_of(token), created, expires)))
     return token
@@ -197,8 +198,8 @@ def now() -> dt.datetime:
 
 def _unusable(file: Path, why: str) -> SettingError:
     return SettingError(
-        f"cannot use web_tokens_file: {why}; got {file}; want the file that `python -m app token"
-        " new` writes"
+        f"cannot use web_tokens_file: {why}; got {file}; want the file that"
+        f" `{called('token new')}` writes"
     )
 
 

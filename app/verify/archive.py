@@ -26,6 +26,7 @@ from app.verify.layers import KEY_TYPES, key_hash
 from app.verify.same import archived_table, stored_columns
 from app.verify.windows import window_nominal_ms
 from tables.model.layer import Layer, Map
+from treasure_map.extras import install
 
 _BUCKET_WINDOWS, _BUCKET_MS_MIN = 32, 10_000
 _BIAS = 2**63
@@ -106,7 +107,7 @@ class CassandraRows:
             from tables.archive.cassandra.endpoints import nodes_of  # noqa: PLC0415 - an extra too
         except ImportError as error:
             raise VerifyError(
-                f"cannot read archive cassandra: {error}; install treasure-map[cassandra]"
+                f"cannot read archive cassandra: {error}; {install('cassandra')}"
             ) from error
         profile = cluster.ExecutionProfile(
             load_balancing_policy=policies.DCAwareRoundRobinPolicy(settings.cassandra_local_dc),

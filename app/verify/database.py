@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 import polars as pl
 
 from app.verify.errors import VerifyError
+from treasure_map.extras import install
 
 if TYPE_CHECKING:
     import duckdb
@@ -42,7 +43,7 @@ class Database:
         try:
             import duckdb  # noqa: PLC0415 - an extra
         except ImportError as error:
-            raise VerifyError(f"cannot verify: {error}; install treasure-map[verify]") from error
+            raise VerifyError(f"cannot verify: {error}; {install('verify')}") from error
         self._error = duckdb.Error
         self.folder = Path(tempfile.mkdtemp(prefix="treasure-map-verify-"))
         self._connection: duckdb.DuckDBPyConnection = duckdb.connect(

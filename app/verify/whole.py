@@ -10,8 +10,8 @@ import dataclasses
 import datetime as dt
 from collections.abc import Iterable, Mapping
 
-from client.status import LayerStatus
 from tables.model.layer import Accumulator, Layer
+from treasure_map.status import LayerStatus
 
 _STORED = {
     "count": ("events",), "sum": ("n", "sum"), "mean": ("n", "sum"), "min": ("n", "min"),

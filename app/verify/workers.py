@@ -12,9 +12,9 @@ import polars as pl
 from app.verify.errors import VerifyError
 from app.verify.whole import Whole
 from app.verify.windows import window_end, window_nominal_ms
-from client.query import QueryClient, QueryFailedError
-from client.status import LayerStatus
 from tables.model.layer import Layer, Map
+from treasure_map.query import QueryClient, QueryFailedError
+from treasure_map.status import LayerStatus
 
 _ROWS_PER_RANGE = 5_000
 """Each page is read anew by the worker, so a range of many pages costs the square of them."""

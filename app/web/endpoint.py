@@ -23,14 +23,14 @@ from app.web.handlers import Handlers, WorkerView
 from app.web.live_stream import LAST_EVENT_ID, LiveStreams, live_parameters
 from app.web.openapi import openapi
 from app.web.routes import EVENT_STREAM, Route, mount_routes
-from client.answers import Explained, Families, FamilyPage, Page
-from client.status import Cluster, Layers, Live, Ready, WorkerAbout
 from tables.archive.cache import ArchiveCache
 from tables.model.layer import Map
 from tables.query.cell_query import Limits, cells_parameters
 from tables.query.family import family_of, family_parameters
 from tables.query.parameters import Parameter
 from tables.query.top import top_parameters
+from treasure_map.answers import Explained, Families, FamilyPage, Page
+from treasure_map.status import Cluster, Layers, Live, Ready, WorkerAbout
 
 __all__ = ["ROUTES", "WorkerView", "install", "ssl_context"]
 

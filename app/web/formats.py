@@ -19,10 +19,10 @@ from msgspec import UNSET, UnsetType
 from multidict import MultiMapping
 
 from app.web.guard import HEADERS, NotAcceptableError, encoded
-from client import answers
 from tables.model.layer import Layer
 from tables.query.measure_columns import measure_columns
 from tables.query.parameters import seconds_hint
+from treasure_map import answers
 
 ABOUT_HEADER = "Treasure-Map-Answer"
 CURSOR_HEADER = "Treasure-Map-Cursor"

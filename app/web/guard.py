@@ -26,7 +26,6 @@ from app.config.settings import Settings
 from app.host.reloads import Reloads
 from app.trust.certificates import PemFiles, server_context
 from app.web.access import CALLER, PEER, PROOF, Access, Refused, scopes
-from client.answers import Problem
 from tables.model.errors import (
     ArchiveDamagedError,
     ArchiveError,
@@ -35,6 +34,7 @@ from tables.model.errors import (
     QueryError,
 )
 from tables.query.cell_query import UnknownLayerError
+from treasure_map.answers import Problem
 
 PROBLEM_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1

@@ -34,13 +34,13 @@ from app.web.pages import (
     describe_plan,
     etag_of,
 )
-from client.answers import Explained
-from client.status import Cluster, Layers, LayerStatus, Live, Ready, WorkerAbout
 from tables.model.layer import Map
 from tables.query.cell_query import CellQuery, Limits, parse_query
 from tables.query.family import FamilyQuery, parse_family_query
 from tables.query.live import LiveJob, LiveRead
 from tables.query.top import parse_top_query
+from treasure_map.answers import Explained
+from treasure_map.status import Cluster, Layers, LayerStatus, Live, Ready, WorkerAbout
 
 MERGED_AT_ONCE_ROWS_MAX = 500
 """So few rows are merged, and made JSON, in some 5 ms."""

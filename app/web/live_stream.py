@@ -26,7 +26,6 @@ from app.config.settings import Settings
 from app.web.access import CALLER, LIVE, Caller
 from app.web.guard import HEADERS, BusyError, damaged_words, encoded, unanswered_words
 from app.web.pages import known_ms
-from client.answers import LiveCell
 from tables.archive.cache import ArchiveCache
 from tables.model.errors import ArchiveDamagedError, ArchiveError, QueryError
 from tables.model.layer import Layer, Map
@@ -44,6 +43,7 @@ from tables.query.parameters import (
 )
 from tables.query.whole import later_measures
 from tables.state.block import decode_block, encode_block
+from treasure_map.answers import LiveCell
 
 INTERVAL_MS, INTERVAL_MS_MIN, INTERVAL_MS_MAX = 500, 100, 60_000
 SILENT_S_MAX = 15.0

@@ -7,11 +7,13 @@ from typing import Any
 import msgspec
 
 from tables.model.layer import Layer, Map
+from treasure_map.version import version
 
 
 def describe_map(themap: Map) -> dict[str, Any]:
-    """Return the map as JSON, with the topics that follow from it."""
+    """Return the map as JSON, with the topics that follow from it, and the worker's version."""
     return {
+        "version": version(),
         "name": themap.name,
         "revision": themap.revision,
         "digest": themap.digest,

@@ -2,7 +2,8 @@
 
 Every layer and family has paths of its own, because its key decides what may be asked. Parameters
 are those that requests are read by (``tables.query.parameters``); the schemas of answers are of the
-types that they are encoded from (``client.answers``), and tests compare real answers with them.
+types that they are encoded from (``treasure_map.answers``), and tests compare real answers with
+them.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from app.web.access import OPEN
 from app.web.formats import JSON
 from app.web.guard import PROBLEM_TYPE
 from app.web.routes import Route
-from client.answers import Problem
 from tables.model.layer import Map
 from tables.query.cell_query import Limits
 from tables.query.family import family_of
 from tables.query.parameters import Parameter
+from treasure_map.answers import Problem
 
 VERSION = "3.1.0"
 

@@ -11,8 +11,6 @@ import polars as pl
 
 from agents.query.answers import FamilyAnswer, LayerAnswer
 from app.web.formats import Page, hint_of
-from client import answers
-from client.answers import Cost, Families, FamilyAbout, FamilyPage, Plan, Row, Segment
 from tables.model.layer import Map
 from tables.model.window import NEVER_MS
 from tables.query.answer import row_end
@@ -29,6 +27,8 @@ from tables.query.family import FamilyQuery, family_of
 from tables.query.planner import QueryPlan
 from tables.query.top import TopQuery, top_rows
 from tables.state.cell import measures_of
+from treasure_map import answers
+from treasure_map.answers import Cost, Families, FamilyAbout, FamilyPage, Plan, Row, Segment
 
 
 def describe_families(themap: Map) -> Families:

@@ -19,7 +19,6 @@ import msgspec
 import orjson
 import polars as pl
 
-from client.answers import Cell
 from tables.archive.protocol import CellRange
 from tables.model.errors import QueryError
 from tables.model.layer import Layer, Map, Scalar
@@ -43,6 +42,7 @@ from tables.state.cell import (
     measures_of,
     merge_rows,
 )
+from treasure_map.answers import Cell
 
 CURSOR_CHARACTERS_MAX = 24_576
 """A key of sixteen texts of 1,024 bytes, whatever they are, takes less."""

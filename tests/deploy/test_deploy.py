@@ -15,18 +15,15 @@ import urllib.error
 import urllib.request
 import uuid
 import xml.etree.ElementTree as ET
-import zipfile
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
-from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from app.__main__ import COMMANDS, OF_EXAMPLES
+from app.__main__ import COMMANDS
 from app.config.settings import FIELDS, Settings, load_settings
 from app.mapfile.load import load_map
 from tables.model.errors import SettingError
@@ -39,10 +36,12 @@ from tests.support.deploy_support import (
     STOP_SECONDS,
     WEB_TOKEN,
     arguments_of,
+    closure,
     image,
     image_environment,
     parse_command,
     project,
+    top_packages,
 )
 from tests.support.waiting import until
 from tests.support.web_support import served
@@ -191,89 +190,18 @@ def test_the_image_gets_every_package_of_ours_and_nothing_else() -> None:
     assert {path for path in copied if (ROOT / path).is_dir()} == top_packages()
 
 
-def top_packages() -> set[str]:
-    """Return the names of the packages that the project consists of."""
-    found = project()["tool"]["setuptools"]["packages"]["find"]["include"]
-    return {name.removesuffix("*") for name in found}
-
-
-@pytest.mark.slow
-def test_the_wheel_has_every_module(tmp_path: Path) -> None:
-    """Of all packages, and nothing of tests, benchmarks and examples."""
-    source = tmp_path / "source"
-    listed = subprocess.run(
-        ["git", "ls-files", *top_packages(), "pyproject.toml", "README.md", "LICENSE"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    ).stdout.splitlines()  # fmt: skip
-    for name in listed:
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, source / name)
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
-         "--no-index", "--wheel-dir", str(tmp_path), str(source)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as built:
-        inside = {name for name in built.namelist() if ".dist-info/" not in name}
-    assert inside == {name for name in listed if "/" in name}
-
-
 def test_the_image_gets_exactly_the_packages_that_a_worker_needs() -> None:
-    """The part of the lock above the heading is the closure of the project's own dependencies."""
+    """The part of the lock above the heading is the closure of a worker's dependencies."""
     (expression,) = re.findall(r"sed '/(\^.*?)/,\$d'", " ".join(arguments_of("RUN")))
     lines = (ROOT / "requirements.lock").read_text().splitlines()
     (end,) = [number for number, line in enumerate(lines) if re.search(expression, line)]
     pins = [line.partition("==")[0] for line in lines[:end] if "==" in line]
     declared = project()["project"]
     extras = declared["optional-dependencies"]
-    asked = [*declared["dependencies"], *extras["cassandra"], *extras["verify"]]
+    asked = [
+        *declared["dependencies"], *extras["worker"], *extras["cassandra"], *extras["verify"],
+    ]  # fmt: skip
     assert {canonicalize_name(name) for name in pins} == closure(asked)
-
-
-def closure(asked: list[str]) -> set[str]:
-    """Return the names of all that requirements need in the image, themselves included."""
-    python = re.findall(r"python:(\d+\.\d+)", arguments_of("FROM")[-1])[0]
-    there = {"python_version": python, "sys_platform": "linux", "platform_system": "Linux"}
-    found: set[str] = set()
-    waiting = [Requirement(text) for text in asked]
-    while waiting:
-        requirement = waiting.pop()
-        name = canonicalize_name(requirement.name)
-        if name in found and not requirement.extras:
-            continue
-        found.add(name)
-        extras = [there | {"extra": extra} for extra in ("", *requirement.extras)]
-        for text in metadata.requires(name) or []:
-            needed = Requirement(text)
-            if needed.marker is None or any(map(needed.marker.evaluate, extras)):
-                waiting.append(needed)
-    return found
-
-
-@pytest.mark.slow
-def test_the_program_runs_without_the_examples(tmp_path: Path) -> None:
-    """Like in the image: commands that play the examples are not there, all others are."""
-    for name in top_packages():
-        (tmp_path / name).symlink_to(ROOT / name)
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "app", *arguments],
-            env={"PYTHONPATH": str(tmp_path), "PYTHONSAFEPATH": "1"},
-            cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
-
-    told = run("--help")
-    assert told.returncode == 0, told.stderr
-    listed = set(re.findall(r"^  (\w+)  ", told.stdout, re.MULTILINE))
-    assert listed == COMMANDS.keys() - OF_EXAMPLES
-    refused = run("demo")
-    assert (refused.returncode, refused.stderr.splitlines()[-1]) == (
-        2,
-        "Error: No such command 'demo'.",
-    )
 
 
 # The health check of the image

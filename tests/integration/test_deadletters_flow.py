@@ -12,10 +12,10 @@ import polars as pl
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from client.query import QueryClient
 from tables.record.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
 from tests.support.cluster import Cluster, Worker
 from tests.support.waiting import until
+from treasure_map.query import QueryClient
 
 MAP_TEXT = """
 revision = {revision}

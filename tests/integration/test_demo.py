@@ -22,15 +22,15 @@ from rich.console import Console
 from app.demo import check as demo_check
 from app.demo import worker as demo_worker
 from app.demo.display import Display, Progress, ledger_lines
+from app.demo.flights import events
 from app.demo.run import DemoTimes
 from app.demo.worker import DemoError, DemoWorker, Status
 from app.mapfile.load import load_map
-from client.status import LayerStatus
-from examples.flights import events
 from tables.model.layer import Layer, Map
 from tests import ROOT
 from tests.support import servers
 from tests.support.waiting import wait_gone
+from treasure_map.status import LayerStatus
 
 
 @pytest.fixture

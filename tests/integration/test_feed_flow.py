@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from client import FeedCell, Follower, QueryClient, follow
 from tests.support.cluster import Cluster
 from tests.support.waiting import until
+from treasure_map import FeedCell, Follower, QueryClient, follow
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 

@@ -12,10 +12,10 @@ import pytest
 
 from app.demo import check as demo_check
 from app.demo.embedded_broker import EmbeddedBroker
+from app.demo.flights.events import flight_events, read_flights
+from app.demo.flights.events import records as event_records
+from app.demo.flights.truth import LAYERS, MONTH_LAYERS
 from app.load.replay import keyed, replay, settled_ms
-from examples.flights.events import flight_events, read_flights
-from examples.flights.events import records as event_records
-from examples.flights.truth import LAYERS, MONTH_LAYERS
 from tables.archive.embedded import archive as archive_embedded
 from tables.archive.protocol import Archive
 from tables.model.window import DAY_MS

@@ -15,7 +15,6 @@ import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 
-from client import FeedCell, FollowFailedError, Unreadable, follow
 from tables.model.layer import Layer
 from tables.query.feed_records import feed_records
 from tables.state.cell import cell_schema
@@ -23,6 +22,7 @@ from tests import ROOT
 from tests.support.common import HOUR_MS, dataclasses_replace, small_map
 from tests.support.servers import free_ports
 from tests.support.waiting import until
+from treasure_map import FeedCell, FollowFailedError, Unreadable, follow
 
 HOUR = small_map().layer("hour")
 
@@ -119,7 +119,7 @@ async def test_a_program_without_an_event_loop_follows_too(feed: Feed) -> None:
     follows = f"follow('hour', {feed.brokers!r}, map_name={feed.map_name!r}, to_end=True)"
     program = (
         "import sys\n"
-        "from client import follow\n"
+        "from treasure_map import follow\n"
         "assert 'aiokafka' not in sys.modules\n"
         f"with {follows} as cells:\n"
         "    for cell in cells:\n"
@@ -153,9 +153,9 @@ async def test_a_record_that_holds_no_cells_is_told_and_passed_over(
     await feed.publish("json", ("JFK", 0, 1))
 
     def warnings() -> list[str]:
-        return [one.getMessage() for one in caplog.records if one.name == "client.follow"]
+        return [one.getMessage() for one in caplog.records if one.name == "treasure_map.follow"]
 
-    with caplog.at_level(logging.WARNING, "client.follow"):
+    with caplog.at_level(logging.WARNING, "treasure_map.follow"):
         assert await read(feed) == [("JFK", 0, 1)]
     first, second = warnings()
     assert first.startswith(f"cannot read {feed.topic}[1] at offset {offset}: JSON is malformed")

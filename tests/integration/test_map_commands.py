@@ -25,7 +25,7 @@ from tables.state.input_plan import InputPlan, plans_of
 from tables.state.journal import Claim, encode_entry
 from tests import ROOT
 
-FLIGHTS = ROOT / "examples" / "flights" / "map.toml"
+FLIGHTS = ROOT / "app" / "demo" / "flights" / "map.toml"
 
 
 @pytest.fixture(scope="module")

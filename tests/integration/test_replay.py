@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 from app.commands.replay import command
 from app.demo.embedded_broker import EmbeddedBroker
+from app.demo.flights import events
 from app.kafka.batch_producer import BATCH_BYTES_MAX, BatchProducer, FeedError, partition_of
 from app.kafka.idempotence import has_idempotent_producer
 from app.load.replay import Step, keyed, replay, settled_ms, steps
 from app.mapfile.load import load_map
-from examples.flights import events
 from tables.model.errors import TreasureMapError
 from tables.model.window import DAY_MS
 from tables.record.heartbeat import HEARTBEAT_HEADER, decode_heartbeat

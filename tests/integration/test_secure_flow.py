@@ -20,18 +20,18 @@ from app.cluster.rights import ROLES, Right, Role
 from app.cluster.topics import apply_topics
 from app.config.connections import kafka_options
 from app.config.settings import load_settings
+from app.demo.flights import events
 from app.host.children import start_child, stop_child
 from app.mapfile.load import load_map
-from client import Cell
-from client.follow import follow
-from client.query import QueryClient, QueryFailedError
-from examples.flights import events
 from tests import ROOT
 from tests.support import manifests, servers
 from tests.support.acls import allow, forbid, rules_of
 from tests.support.pki import Authority
 from tests.support.secure_servers import MAP, PASSWORDS, SecureCassandra, SecureKafka
 from tests.support.waiting import until
+from treasure_map import Cell
+from treasure_map.follow import follow
+from treasure_map.query import QueryClient, QueryFailedError
 
 pytestmark = [pytest.mark.kafka, pytest.mark.cassandra, pytest.mark.slow]
 

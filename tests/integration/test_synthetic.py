@@ -16,9 +16,9 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from app.demo import radar as synthetic
 from app.demo.embedded_broker import EmbeddedBroker
+from app.demo.flights.events import MAP_FILE
 from app.demo.radar import DISORDER_MS_MAX, SECTORS, contacts, stream
 from app.mapfile.load import load_map
-from examples.flights.events import MAP_FILE
 from tables.model.layer import Map
 from tables.record.heartbeat import HEARTBEAT_HEADER, decode_heartbeat
 

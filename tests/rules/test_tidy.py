@@ -18,14 +18,14 @@ MODULE_LINES_MAX = 450
 # A test module mirrors a module and holds one short function for each of its behaviours.
 TEST_MODULE_LINES_MAX = 650
 FUNCTION_LINES_MAX = 70
-PACKAGES = ("tables", "agents", "app", "client")
+PACKAGES = ("tables", "agents", "app", "treasure_map")
 
 # Each external library and the files that may import it: prefixes of paths.
 DOORS = {
     "faust": ("app/",),
     "mode": ("app/",),
-    "aiokafka": ("app/", "client/feed_reader.py"),
-    "aiohttp": ("app/", "client/query_async.py"),
+    "aiokafka": ("app/", "treasure_map/feed_reader.py"),
+    "aiohttp": ("app/", "treasure_map/query_async.py"),
     # Verification reads archives on its own, or it would repeat the mistakes of what it checks.
     "cassandra": ("tables/archive/cassandra/", "app/verify/archive.py"),
     "rocksdict": ("tables/state/", "tables/archive/embedded/", "app/verify/archive.py"),
@@ -65,9 +65,9 @@ TEXT_SUFFIXES = {
 }  # fmt: skip
 
 NAMED_PATH = re.compile(
-    r"`((?:app|agents|tables|client|tests|benchmarks|examples|deploy|docs)/[\w./-]+)`"
+    r"`((?:app|agents|tables|treasure_map|tests|benchmarks|examples|deploy|docs)/[\w./-]+)`"
 )
-NAMED_MODULE = re.compile(r"`((?:app|agents|tables|client)(?:\.\w+)+)`")
+NAMED_MODULE = re.compile(r"`((?:app|agents|tables|treasure_map)(?:\.\w+)+)`")
 NAMED_CONSTANT = re.compile(r"`([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)`")
 
 Rule = Callable[[str, str], Iterator[str]]
@@ -131,8 +131,8 @@ def wrong_doors(path: str, text: str) -> Iterator[str]:
 
 
 def prints(path: str, text: str) -> Iterator[str]:
-    """Only tests and benchmarks print; commands write with click, everything else logs."""
-    if path.startswith(("tests/", "benchmarks/", "app/commands/")):
+    """Tests, benchmarks and examples print; commands write with click, everything else logs."""
+    if path.startswith(("tests/", "benchmarks/", "examples/", "app/commands/")):
         return
     for node in calls(path, text):
         if isinstance(node.func, ast.Name) and node.func.id == "print":

@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 
-from client.feed import FeedCell, Versions, decode_record
 from tables.model.keyhash import key_hash
 from tables.model.layer import Layer
 from tests.simulation.log import SimulatedLog
 from tests.simulation.sink import Row, SimulatedArchive, Value
 from tests.simulation.workload import Workload
+from treasure_map.feed import FeedCell, Versions, decode_record
 
 Check = Callable[[Row, int, Value], str | None]
 """Returns the fault of a value of a row at a version."""

@@ -16,13 +16,13 @@ from typing import Any, Self
 
 from app.host.children import start_child, stop_child
 from app.mapfile.load import load_map
-from client.query import QueryClient, QueryFailedError
 from tables.model.layer import combiner_of
 from tests import ROOT
 from tests.support import servers
 from tests.support.waiting import until
+from treasure_map.query import QueryClient, QueryFailedError
 
-FLIGHTS_MAP = ROOT / "examples" / "flights" / "map.toml"
+FLIGHTS_MAP = ROOT / "app" / "demo" / "flights" / "map.toml"
 SESSION_MS = 6_000
 YEAR_END_MS = 1_388_534_400_000  # 2014-01-01
 STOP_SECONDS_MAX = 30

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import tomllib
+from importlib import metadata
 from typing import Any
 
 import click
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from app.__main__ import group
 from app.config.settings import ENVIRONMENT_PREFIX
@@ -20,6 +24,32 @@ WEB_TOKEN = "0123456789abcdef"  # noqa: S105 - of tests
 def project() -> dict[str, Any]:
     """Return pyproject.toml."""
     return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+
+
+def top_packages() -> set[str]:
+    """Return the names of the packages that the project consists of."""
+    found = project()["tool"]["setuptools"]["packages"]["find"]["include"]
+    return {name.removesuffix("*") for name in found}
+
+
+def closure(asked: list[str]) -> set[str]:
+    """Return the names of all that requirements need in the image, themselves included."""
+    python = re.findall(r"python:(\d+\.\d+)", arguments_of("FROM")[-1])[0]
+    there = {"python_version": python, "sys_platform": "linux", "platform_system": "Linux"}
+    found: set[str] = set()
+    waiting = [Requirement(text) for text in asked]
+    while waiting:
+        requirement = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        if name in found and not requirement.extras:
+            continue
+        found.add(name)
+        extras = [there | {"extra": extra} for extra in ("", *requirement.extras)]
+        for text in metadata.requires(name) or []:
+            needed = Requirement(text)
+            if needed.marker is None or any(map(needed.marker.evaluate, extras)):
+                waiting.append(needed)
+    return found
 
 
 def image() -> str:

@@ -21,7 +21,6 @@ from app.web.guard import ssl_context
 from app.web.listener import Site
 from app.web.routes import Route
 from app.web.server import Counts, Runner
-from client.status import LayerStatus
 from tables.archive.cache import ArchiveCache
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.protocol import Archive
@@ -33,6 +32,7 @@ from tables.query.facts import PartitionFacts
 from tables.query.live import LiveJob, LiveRead, LiveRows
 from tables.state.cell import archive_schema
 from tests.support.common import HOUR_MS, small_map
+from treasure_map.status import LayerStatus
 
 Result = TypeVar("Result")
 CLOCK_MS = 1_400_000_000_000

@@ -21,7 +21,6 @@ from agents.partition.emit_counts import EmitCounts
 from agents.partition.emitter import Emitter
 from agents.partition.log_partition import LogPartitionIO
 from agents.partition.owner import Owner, tail_of
-from client.feed import decode_record
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.protocol import CellRange
 from tables.model.errors import ArchiveError, OutcomeUnknownError
@@ -39,6 +38,7 @@ from tests.support.common import (
     small_map,
 )
 from tests.support.waiting import until
+from treasure_map.feed import decode_record
 
 BASE = 7
 """The first offset that the source's log still has."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 from pathlib import Path
 from typing import cast
@@ -32,6 +33,7 @@ from tables.model.ledger import EVENT_COLUMNS, LAYER_COLUMNS, RECORD_COLUMNS
 from tests import ROOT
 from tests.support.common import HOUR_MS, NO_PRESSURE, MemoryLog
 from tests.support.local_worker import MAP, RAW, LocalWorker, fill
+from treasure_map.version import version
 
 
 class StandingTransport:
@@ -114,6 +116,7 @@ def test_metrics_say_what_the_ledger_says(samples: dict[tuple[str, ...], float])
     assert (f"{PREFIX}lag_records", "1", RAW) not in samples
     assert samples[f"{PREFIX}partitions", "restoring"] == 1
     assert samples[f"{PREFIX}fenced_total",] == 7
+    assert samples[f"{PREFIX}build_info", platform.python_version(), version()] == 1
     assert samples[f"{PREFIX}group_strangers",] == 2
     assert samples[f"{PREFIX}watermark_seconds", "hour"] == 10 * 86_400
 

@@ -212,5 +212,5 @@ def test_without_a_worker_the_command_fails_with_one_line() -> None:
     assert len(errors) == 1
     assert errors[0].startswith(f"error: cannot reach {url}")
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "client.query" in imported
+    assert "treasure_map.query" in imported
     assert not imported & {"faust", "aiokafka", "aiohttp", "rocksdict"}

@@ -19,8 +19,6 @@ from app.config.settings import Settings
 from app.runtime.faust_app import create_app
 from app.web.endpoint import install
 from app.web.guard import host_name
-from client import QueryClient, QueryFailedError
-from client.status import Layers
 from tables.archive.cache import ArchiveCache
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.protocol import CellRange
@@ -42,6 +40,8 @@ from tests.support.web_support import (
     served,
     stored,
 )
+from treasure_map import QueryClient, QueryFailedError
+from treasure_map.status import Layers
 
 MAP = small_map()
 TOKEN = "correct-horse-battery"  # noqa: S105 - no password of anything

@@ -20,8 +20,6 @@ from app.trust.proof import HEADER, PeerKey
 from app.trust.tokens import make_token, revoke_token
 from app.web.access import Access, scopes, unscoped
 from app.web.endpoint import install
-from client import QueryClient, QueryFailedError
-from client.query_async import AsyncQueryClient
 from tables.archive.cache import ArchiveCache
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.query.live import LiveRead
@@ -29,6 +27,8 @@ from tests import ROOT
 from tests.support.common import DAY_MS, small_map
 from tests.support.waiting import stays, until
 from tests.support.web_support import METRICS, FrameCells, StandingView, frame, get, served, stored
+from treasure_map import QueryClient, QueryFailedError
+from treasure_map.query_async import AsyncQueryClient
 
 MAP = small_map()
 TOKEN = "correct-horse-battery"  # noqa: S105 - no password of anything

@@ -17,7 +17,6 @@ from agents.query.changes import Changes
 from app.commands.query import command
 from app.config.settings import Settings
 from app.web.endpoint import install
-from client import QueryClient, QueryFailedError, Range
 from tables.archive.cache import ArchiveCache
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model.layer import Layer, Map
@@ -39,6 +38,7 @@ from tests.support.local_worker import RAW, LocalWorker, archived
 from tests.support.owned import Owned
 from tests.support.waiting import until
 from tests.support.web_support import METRICS, StandingView, in_thread
+from treasure_map import QueryClient, QueryFailedError, Range
 
 HOUR, DAY = small_map().layers
 OTHER = dataclasses_replace(HOUR, name="other")

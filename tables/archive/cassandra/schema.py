@@ -16,6 +16,7 @@ from tables.archive.cassandra.cql import REGISTER_TABLE, CassandraTable
 from tables.archive.cassandra.driver import said
 from tables.archive.cassandra.register import create_register
 from tables.archive.layout import missing_accumulators
+from tables.called import called
 from tables.model.errors import ArchiveRefusedError
 
 
@@ -101,6 +102,6 @@ class Schema:
         except Unauthorized as error:
             raise ArchiveRefusedError(
                 f"cannot open archive in {self._settings.place}: {what} must be made, and "
-                f"Cassandra refuses: {said(error)}; run `python -m app map apply` with the "
+                f"Cassandra refuses: {said(error)}; run `{called('map apply')}` with the "
                 "cassandra_username of a role that has it, once"
             ) from error

@@ -13,13 +13,14 @@ import orjson
 import polars as pl
 import pytest
 
-from client import LiveCell, QueryClient, QueryFailedError, Range
-from client.events import EventReader
-from client.query_async import AsyncQueryClient
-from client.requests import time_text
 from tests.support.common import DAY_MS, HOUR_MS, small_map
 from tests.support.servers import free_ports
 from tests.support.web_support import FrameCells, frame, in_thread, served, stored
+from treasure_map import LiveCell, QueryClient, QueryFailedError, Range
+from treasure_map.events import EventReader
+from treasure_map.query_async import AsyncQueryClient
+from treasure_map.requests import time_text
+from treasure_map.version import version
 
 MAP = small_map()
 TOKEN = "correct-horse-battery"  # noqa: S105 - no password of anything
@@ -42,7 +43,8 @@ async def test_both_clients_read_rows_of_all_pages(tmp_path: Path) -> None:
             families = await in_thread(client.families)
         async with AsyncQueryClient(url, TOKEN) as later:
             other = await later.rows("hour", DAY)
-            assert (await later.map())["name"] == "small"
+            themap = await later.map()
+            assert (themap["name"], themap["version"]) == ("small", version())
             assert len((await later.cells("hour", {"origin": "JFK"}, 0, DAY_MS)).cells) == 4
     assert len(whole.rows) == 12
     assert whole.rows == paged.rows == other.rows
@@ -164,7 +166,7 @@ def test_times_may_be_of_any_kind() -> None:
 
 def test_the_client_needs_nothing_of_a_worker() -> None:
     """No aiohttp, no polars, no Kafka until they are used."""
-    code = "import sys, client; print(*sorted(m for m in sys.modules if '.' not in m))"
+    code = "import sys, treasure_map; print(*sorted(m for m in sys.modules if '.' not in m))"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     imported = set(done.stdout.split())
     assert "msgspec" in imported

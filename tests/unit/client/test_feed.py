@@ -9,7 +9,6 @@ from typing import Any
 import polars as pl
 import pytest
 
-from client.feed import FeedCell, UnreadableRecordError, Versions, decode_record
 from tables.model.keyhash import key_hash
 from tables.model.layer import Accumulator, KeyField, Layer, Measure
 from tables.model.window import MONTH
@@ -17,6 +16,7 @@ from tables.query.cell_query import cell_rows
 from tables.query.feed_records import ARROW_BYTES_MAX, FeedRecord, feed_records
 from tables.state.cell import cell_schema
 from tests.support.common import EVENTS, HOUR_MS, accumulators, dataclasses_replace, small_map
+from treasure_map.feed import FeedCell, UnreadableRecordError, Versions, decode_record
 
 HOUR = small_map().layer("hour")
 REVISION, SOURCE_PARTITION = 7, 3

@@ -23,8 +23,8 @@ from app.config.settings import FIELDS, load_settings, secrets_of
 from app.demo.display import ledger_lines
 from app.host.printable import MASK, printable, printable_json, protect_log
 from app.verify.report import Difference, LayerReport, Report
-from client import Cell
 from tables.model.errors import TreasureMapError
+from treasure_map import Cell
 
 STEERING = "a\x1b[2J\x07\x9b31m\u202e\ud800\n\u00e9\U0001f600"
 ESCAPED = r"a\x1b[2J\x07\x9b31m\u202e\ud800\n\u00e9\U0001f600".replace(

@@ -18,7 +18,7 @@ from tables.model.window import DAY_MS, Window
 from tests import ROOT
 from tests.support.map_text import BASE, changed, problems_of, read
 
-FLIGHTS = ROOT / "examples" / "flights" / "map.toml"
+FLIGHTS = ROOT / "app" / "demo" / "flights" / "map.toml"
 HOUR_MS = 3_600_000
 
 

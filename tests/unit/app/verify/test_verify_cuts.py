@@ -16,7 +16,6 @@ from app.verify.cuts import Cuts
 from app.verify.database import Database
 from app.verify.errors import VerifyError
 from app.verify.whole import Whole
-from client.status import LayerStatus
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model.layer import KeyField, Map
 from tables.model.ledger import EVENT_COLUMNS, LAYER_COLUMNS, RECORD_COLUMNS, total
@@ -25,6 +24,7 @@ from tests.support.common import HOUR_MS, MemoryLog, dataclasses_replace, small_
 from tests.support.local_worker import RAW, LocalWorker
 from tests.support.verify_support import Recomputed
 from tests.support.waiting import until
+from treasure_map.status import LayerStatus
 
 HOUR, DAY = small_map().layers
 FIRST = small_map(layers=(HOUR,))
@@ -104,7 +104,7 @@ def whole_of(house: LocalWorker) -> Whole:
                 for owner in house.owners.each()
                 if owner.plan.topic == house.map.input_topic(layer)
             },
-        )  # fmt: skip
+        )
         for layer in house.map.layers
     )
 

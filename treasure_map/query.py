@@ -17,8 +17,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import SplitResult, quote, urlencode, urlsplit
 
-from client import requests
-from client.answers import (
+from treasure_map import requests
+from treasure_map.answers import (
     Answer,
     Cell,
     Families,
@@ -30,9 +30,9 @@ from client.answers import (
     QueryFailedError,
     Row,
 )
-from client.events import EventReader
-from client.requests import Range, Request, Response, Talk, Time
-from client.status import Layers, LayerStatus
+from treasure_map.events import EventReader
+from treasure_map.requests import Range, Request, Response, Talk, Time
+from treasure_map.status import Layers, LayerStatus
 
 if TYPE_CHECKING:
     import polars as pl
@@ -167,6 +167,7 @@ class QueryClient:
 
         Raises:
             QueryFailedError: as :meth:`page`.
+            MissingExtraError: polars is not installed.
         """
         path, parameters = requests.cells_of(layer, key, from_time, to_time)
         return self._run(requests.frame(path, parameters, page_cells))
@@ -202,6 +203,7 @@ class QueryClient:
 
         Raises:
             QueryFailedError: the endpoint refused, failed or was not reached.
+            MissingExtraError: polars is not installed.
         """
         path = f"/v1/families/{quote(family, safe='')}/cells"
         return self._run(requests.frame(path, asked.parameters(), page_rows))

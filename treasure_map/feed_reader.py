@@ -14,7 +14,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
-from client.feed import FollowFailedError
+from treasure_map.feed import FollowFailedError
 
 FETCH_WAIT_MS = 500
 """How long a fetch waits for records, so how soon the end of a feed is noticed."""
@@ -127,8 +127,8 @@ class FeedReader:
             feeds = ", ".join(sorted(name for name in topics if ".feed." in name)) or "none"
             raise FollowFailedError(
                 f"cannot follow {self._topic}: there is no such topic; got feeds {feeds}; want the"
-                " topic of a layer with `publish` in its map; correct the name, or make it: python"
-                " -m app map apply FILE"
+                " topic of a layer with `publish` in its map; correct the name, or make it:"
+                " treasure-map map apply FILE"
             )
         return [TopicPartition(self._topic, one["partition"]) for one in topics[self._topic]]
 

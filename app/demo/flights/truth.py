@@ -54,7 +54,7 @@ def truth(layer: str, flights: pl.DataFrame) -> pl.DataFrame:
 
     Args:
         layer: a name of ``LAYERS``.
-        flights: the file's rows, as :func:`examples.flights.events.read_flights` gives them.
+        flights: the file's rows, as :func:`app.demo.flights.events.read_flights` gives them.
     """
     what, key, window = LAYERS[layer]
     rows = _happened(flights, what).with_columns(

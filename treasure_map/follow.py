@@ -23,10 +23,11 @@ import types
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from client.feed import FeedCell, UnreadableRecordError, Versions, decode_record
+from treasure_map.extras import MissingExtraError
+from treasure_map.feed import FeedCell, UnreadableRecordError, Versions, decode_record
 
 if TYPE_CHECKING:
-    from client.feed_reader import FeedReader, FeedRecord
+    from treasure_map.feed_reader import FeedReader, FeedRecord
 
 log = logging.getLogger(__name__)
 
@@ -70,12 +71,18 @@ def follow(
             windows are forgotten, and cells of these are given as they come.
         on_unreadable: called with each record that cannot be read; None logs a warning.
         client_options: further options of aiokafka's clients, such as TLS and login.
+
+    Raises:
+        MissingExtraError: when it is entered, aiokafka is not installed; or, later, the layer is
+            published as Arrow and polars is not.
     """
     topic = layer if map_name is None else f"{map_name}.feed.{layer}"
 
     def reader() -> FeedReader:
-        from client.feed_reader import FeedReader  # noqa: PLC0415 - queries need no Kafka
-
+        try:
+            from treasure_map.feed_reader import FeedReader  # noqa: PLC0415 - queries need no Kafka
+        except ImportError as error:
+            raise MissingExtraError(f"cannot follow {topic}", "feed", error) from error
         options = {"bootstrap_servers": brokers, **(client_options or {})}
         return FeedReader(topic, options, from_beginning=from_beginning, to_end=to_end)
 

@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-from client.answers import (
+from treasure_map.answers import (
     Answer,
     Cell,
     FamilyAnswer,
@@ -26,6 +26,7 @@ from client.answers import (
     QueryFailedError,
     exact,
 )
+from treasure_map.extras import MissingExtraError
 
 if TYPE_CHECKING:
     import polars as pl
@@ -197,8 +198,10 @@ def frame(
     path: str, parameters: Sequence[tuple[str, str]], page_rows: int | None
 ) -> Talk[pl.DataFrame]:
     """Ask for all pages as Arrow; return one polars frame."""
-    import polars as pl  # noqa: PLC0415 - only who wants frames has it
-
+    try:
+        import polars as pl  # noqa: PLC0415 - only who wants frames has it
+    except ImportError as error:
+        raise MissingExtraError("cannot make a frame", "frame", error) from error
     frames = []
     cursor = None
     while True:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from client.answers import Cell
+from treasure_map.answers import Cell
+from treasure_map.extras import MissingExtraError
 
 if TYPE_CHECKING:
     import polars as pl
@@ -53,7 +54,7 @@ def decode_record(value: bytes) -> list[FeedCell]:
 
     Raises:
         UnreadableRecordError: the record is neither.
-        FollowFailedError: it is Arrow, and polars, which reads it, is not installed.
+        MissingExtraError: it is Arrow, and polars, which reads it, is not installed.
     """
     if value.startswith(_ARROW_START):
         return _arrow_cells(value)
@@ -72,10 +73,7 @@ def _arrow_cells(value: bytes) -> list[FeedCell]:
     try:
         import polars as pl  # noqa: PLC0415 - JSON needs none
     except ImportError as error:
-        raise FollowFailedError(
-            f"cannot read Arrow: {error}; want the package polars; install it, or publish the layer"
-            " as JSON"
-        ) from error
+        raise MissingExtraError("cannot read a feed of Arrow", "frame", error) from error
     try:
         frame = pl.read_ipc_stream(io.BytesIO(value))
     # What polars raises for bytes that are no Arrow IPC stream; flipped bits can make it panic.

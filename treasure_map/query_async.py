@@ -1,4 +1,4 @@
-"""The client of :mod:`client.query` for programs on asyncio; it needs aiohttp.
+"""The client of :mod:`treasure_map.query` for programs on asyncio; it needs aiohttp.
 
 ::
 
@@ -17,13 +17,17 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import quote, urlencode
 
-import aiohttp
+from treasure_map import requests
+from treasure_map.answers import Answer, FamilyAnswer, FamilyPage, LiveCell
+from treasure_map.events import EventReader
+from treasure_map.extras import MissingExtraError
+from treasure_map.query import endpoint, unreachable
+from treasure_map.requests import Range, Request, Response, Talk, Time
 
-from client import requests
-from client.answers import Answer, FamilyAnswer, FamilyPage, LiveCell
-from client.events import EventReader
-from client.query import endpoint, unreachable
-from client.requests import Range, Request, Response, Talk, Time
+try:
+    import aiohttp
+except ImportError as error:
+    raise MissingExtraError("cannot ask from asyncio", "async", error) from error
 
 if TYPE_CHECKING:
     import polars as pl
@@ -92,7 +96,7 @@ class AsyncQueryClient:
         limit: int | None = None,
         page_cells: int | None = None,
     ) -> Answer:
-        """Return the cells of a layer; see :meth:`client.query.QueryClient.cells`."""
+        """Return the cells of a layer; see :meth:`treasure_map.query.QueryClient.cells`."""
         talk = requests.cells(layer, key, from_time, to_time, limit=limit, page_cells=page_cells)
         return await self._run(talk)
 
@@ -104,7 +108,7 @@ class AsyncQueryClient:
         limit: int | None = None,
         page_rows: int | None = None,
     ) -> FamilyAnswer:
-        """Return the rows of a family; see :meth:`client.query.QueryClient.rows`."""
+        """Return the rows of a family; see :meth:`treasure_map.query.QueryClient.rows`."""
         return await self._run(requests.rows(family, asked, limit=limit, page_rows=page_rows))
 
     async def frame(
@@ -121,7 +125,7 @@ class AsyncQueryClient:
     async def live(
         self, layer: str, *, since: str = "now", last_id: str = "", **parameters: str
     ) -> AsyncIterator[LiveCell]:
-        """Yield cells as they change and close; see :meth:`client.query.QueryClient.live`."""
+        """Yield cells as they change and close; see :meth:`treasure_map.query.QueryClient.live`."""
         target = f"/v1/layers/{quote(layer, safe='')}/live?" + urlencode(
             {"since": since, **parameters}
         )

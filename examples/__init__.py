@@ -1,1 +1,0 @@
-"""Examples: whole maps with input to run them on."""

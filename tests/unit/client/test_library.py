@@ -1,0 +1,44 @@
+"""The library that other people's programs import: what it exports, and that it is typed."""
+
+from __future__ import annotations
+
+import types
+from importlib import resources
+
+import pytest
+
+import treasure_map
+from tests.support.deploy_support import project
+
+
+def test_all_that_is_public_is_exported() -> None:
+    """In order, and nothing by accident: what is in the list is kept from version to version."""
+    public = {
+        name
+        for name, member in vars(treasure_map).items()
+        if not name.startswith("_") and not isinstance(member, types.ModuleType)
+    }
+    assert treasure_map.__all__ == sorted(public)
+
+
+@pytest.mark.parametrize("name", treasure_map.__all__)
+def test_what_is_exported_says_what_it_is(name: str) -> None:
+    """It is of the library itself, and has a docstring of its own."""
+    member = getattr(treasure_map, name)
+    assert member.__module__.startswith("treasure_map.")
+    assert member.__name__ == name
+    inherited = [base.__doc__ for base in getattr(member, "__mro__", ())[1:]]
+    assert member.__doc__
+    assert member.__doc__ not in inherited
+
+
+def test_the_library_has_its_version() -> None:
+    """The one of the project; other names are refused as of any module."""
+    assert treasure_map.__version__ == project()["project"]["version"]
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = treasure_map.nothing
+
+
+def test_the_library_says_that_it_is_typed() -> None:
+    """Checkers of types read it only if it holds this file, which PEP 561 names."""
+    assert resources.files(treasure_map).joinpath("py.typed").is_file()
