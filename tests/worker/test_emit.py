@@ -118,7 +118,7 @@ class TimedLog(MemoryLog):
             for record in records
         ]
 
-    def published(self) -> list[tuple[int, int, int | None]]:
+    def published(self) -> list[tuple[int, int, object]]:
         """Return window, version and sum of every cell in the feed, by partition, in order."""
         return [
             (cell.window_start, cell.version, cell.measures["sum_delay"])
