@@ -23,10 +23,10 @@ PLACE = 2**32
 ID_COLUMN = ".id"
 """No declared field can have this name."""
 
-FEW = 2_000
+SMALL_VALUES_MAX = 2_000
 """Values below which a loop in Python beats the start-up cost of a query of polars."""
 
-FEW_EVENTS_MAX = 1_000
+SMALL_EVENTS_MAX = 1_000
 """So many events of a chunk are folded faster one by one than as columns. With eight partitions,
 from records to applied deltas: 400 events 2.4 and 3.7 ms, 1,500 4.6 and 5.7, 2,500 6.9 and 6.3."""
 

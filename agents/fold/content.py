@@ -8,8 +8,9 @@ from collections.abc import Mapping
 import polars as pl
 
 from tables.model.ledger import Ledger
-from tables.state.block import FewRows
+from tables.state.block import TupleRows
 from tables.state.id_table import IdTable
+from tables.state.journal import Announcement
 
 
 @dataclasses.dataclass(slots=True, frozen=True)
@@ -32,6 +33,6 @@ class Content:
     stop: int
     stream_time_ms: int
     ledger: Ledger
-    blocks: dict[str, pl.DataFrame | FewRows]
-    announced: dict[int, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    blocks: dict[str, pl.DataFrame | TupleRows]
+    announced: dict[int, Announcement] = dataclasses.field(default_factory=dict)
     whole: dict[int, dict[str, int]] = dataclasses.field(default_factory=dict)

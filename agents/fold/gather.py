@@ -12,7 +12,7 @@ from typing import cast
 
 import polars as pl
 
-from agents.decode.event_batch import DETAIL_CHARS_MAX, FEW, SetAside
+from agents.decode.event_batch import DETAIL_CHARS_MAX, SMALL_VALUES_MAX, SetAside
 from agents.fold.content import Content
 from tables.model.ledger import LedgerDelta
 from tables.model.window import NEVER_MS
@@ -21,7 +21,7 @@ from tables.record.sealed import DamagedError
 from tables.state.cell import later_of
 from tables.state.contribution import Contribution, cause_against, decode_cells, decode_contribution
 from tables.state.input_plan import InputPlan
-from tables.state.journal import Announcement
+from tables.state.journal import NOTHING_ANNOUNCED, Announcement
 from tables.state.partition_state import PartitionState
 from tables.state.rollup_table import RollupTable
 
@@ -144,17 +144,18 @@ class Gatherer:
             if record.rows is not None:
                 floor, own_floor = self._floors(announced, sender)
                 found.append(dataclasses.replace(record, floor=floor, own_floor=own_floor))
-            own_closed, own_floor = announced.get(sender, (NEVER_MS, NEVER_MS))
-            closed, floor = record.contribution.announced
-            announced[sender] = (max(own_closed, closed), max(own_floor, floor))
+            own = announced.get(sender, NOTHING_ANNOUNCED)
+            new = record.contribution.announced
+            announced[sender] = Announcement(
+                max(own.closed_ms, new.closed_ms), max(own.final_ms, new.final_ms)
+            )
         return found
 
     def _floors(self, announced: dict[int, Announcement], sender: int) -> tuple[int, int]:
         """Return the layer's floor, which takes all senders, and that of one sender."""
         everyone = len(announced) == self._plan.senders
-        floor = min(floor for _, floor in announced.values()) if everyone else NEVER_MS
-        _, own_floor = announced.get(sender, (NEVER_MS, NEVER_MS))
-        return floor, own_floor
+        floor = min(one.final_ms for one in announced.values()) if everyone else NEVER_MS
+        return floor, announced.get(sender, NOTHING_ANNOUNCED).final_ms
 
     def _live(self, records: list[_Record], doing: _GatherResult) -> pl.DataFrame | None:
         """Return the cells that are not final already, in order; None where there are none."""
@@ -229,7 +230,7 @@ def _news_of(
 
 
 def _all_differ(rows: pl.DataFrame, columns: list[str]) -> bool:
-    if rows.height <= FEW:
+    if rows.height <= SMALL_VALUES_MAX:
         return (
             len(set(zip(*(rows[name].to_list() for name in columns), strict=True))) == rows.height
         )

@@ -12,7 +12,13 @@ from typing import Any, cast
 
 import polars as pl
 
-from agents.decode.event_batch import DETAIL_CHARS_MAX, FEW, ID_COLUMN, EventBatch, Rows
+from agents.decode.event_batch import (
+    DETAIL_CHARS_MAX,
+    ID_COLUMN,
+    SMALL_VALUES_MAX,
+    EventBatch,
+    Rows,
+)
 from agents.fold.aggregate import Aggregation
 from agents.fold.classify import Classifier
 from agents.fold.content import Before, Content
@@ -209,7 +215,7 @@ class Folder:
 
 def _names(types: pl.Series) -> list[str]:
     """Return the different types."""
-    found = types if len(types) <= FEW else types.unique()
+    found = types if len(types) <= SMALL_VALUES_MAX else types.unique()
     return [name for name in dict.fromkeys(found.to_list()) if name is not None]
 
 
@@ -313,7 +319,7 @@ def _has_long(column: pl.Series) -> bool:
     """Tell whether a column has a text of more than KEY_BYTES_MAX bytes."""
     if column.dtype != pl.String:
         return False
-    if len(column) <= FEW:
+    if len(column) <= SMALL_VALUES_MAX:
         # No character takes more than four bytes.
         most = max(map(len, filter(None, column.to_list())), default=0)
         if most * 4 <= KEY_BYTES_MAX:

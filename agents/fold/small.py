@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
-from agents.decode.event_batch import FEW_EVENTS_MAX
+from agents.decode.event_batch import SMALL_EVENTS_MAX
 from agents.decode.json_events import UNREADABLE, JsonEvents, are_utf8
 from agents.fold.classify import Classifier
 from agents.fold.content import Before, Content
@@ -21,7 +21,7 @@ from tables.measures.registry import kind_of
 from tables.model.layer import Accumulator, Condition, Layer, Source
 from tables.model.ledger import LedgerDelta
 from tables.record.chunk import Run
-from tables.state.block import FewRows
+from tables.state.block import TupleRows
 from tables.state.cell import cell_schema
 from tables.state.input_plan import InputPlan
 
@@ -37,7 +37,7 @@ class SmallBatchFolder:
         self._json = JsonEvents(source)
         self._skew_ms = source.future_skew_ms
         self._record_bytes_max = source.record_bytes_max
-        self._layers = [_FewLayer(layer, self._json) for layer in plan.layers]
+        self._layers = [_SmallLayer(layer, self._json) for layer in plan.layers]
         self._classifier = Classifier(plan.layers)
         # Ids are looked up many at once; a time that is scaled is not the field's value.
         self._usable = source.id_field is None and source.time_unit_ms == 1
@@ -47,7 +47,7 @@ class SmallBatchFolder:
 
         ``before`` is by partition.
         """
-        if not self._usable or sum(len(run.values) for run in runs) > FEW_EVENTS_MAX:
+        if not self._usable or sum(len(run.values) for run in runs) > SMALL_EVENTS_MAX:
             return None
         contents = []
         for run in runs:
@@ -83,7 +83,7 @@ class SmallBatchFolder:
             if rows is None:
                 return None
             if rows:
-                content.blocks[layer.name] = FewRows(layer.schema, rows)
+                content.blocks[layer.name] = TupleRows(layer.schema, rows)
         return content
 
     def _plain_events(self, run: Run) -> list[Any] | None:
@@ -113,7 +113,7 @@ class SmallBatchFolder:
         ]
 
 
-class _FewLayer:
+class _SmallLayer:
     """How a few events become the cells of one layer."""
 
     def __init__(self, layer: Layer, json: JsonEvents) -> None:

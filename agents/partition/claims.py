@@ -105,7 +105,7 @@ async def check_source(plan: InputPlan, partition: int, meta: Meta, io: Partitio
     first, end = await io.source_bounds()
     tail = None
     if meta.tail is not None and meta.next_offset > first:
-        tail = await io.source_identity(meta.next_offset - 1)
+        tail = await io.record_fingerprint(meta.next_offset - 1)
     if tail is not None and tail != meta.tail:
         raise JournalRefusedError(
             f"cannot continue {where}: record {meta.next_offset - 1} is not the one that was read; "

@@ -11,7 +11,7 @@ from tables.model import ledger
 from tables.model.errors import DeltaTooLargeError, TreasureMapError
 from tables.model.window import NEVER_MS
 from tables.state.block import encode_block
-from tables.state.journal import Delta, Identity, encode_entry
+from tables.state.journal import Delta, RecordFingerprint, encode_entry
 from tables.state.partition_state import PartitionState
 
 
@@ -20,7 +20,7 @@ def delta_of(
     state: PartitionState,
     epoch: int,
     evictable: Mapping[str, list[int]],
-    tail: Identity | None,
+    tail: RecordFingerprint | None,
 ) -> Delta:
     """Return the delta that adds a chunk's content to a state.
 
@@ -29,7 +29,7 @@ def delta_of(
         state: stays as it is.
         epoch: that of the claim which appends it.
         evictable: the windows, by layer, that are evicted with it.
-        tail: the identity of the last record that it covers.
+        tail: the fingerprint of the last record that it covers.
     """
     meta, plan = state.meta, state.plan
     assert content.start == meta.next_offset, (

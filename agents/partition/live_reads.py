@@ -124,7 +124,7 @@ def facts_of(owner: Owner, layer: Layer, fresh_ms: FreshMs) -> PartitionFacts:
         evicted_ms=evicted_ms,
         complete_ms=state.complete_ms(layer),
         cells=table.rows / max(1, len(table.versions)),
-        heard={sender: final for sender, (_, final) in state.meta.announced.items()},
+        heard={sender: one.final_ms for sender, one in state.meta.announced.items()},
         fresh_ms=_fresh_ms(owner, fresh_ms),
         evicted_version=owner.evicted_versions[layer.name],
         whole=_later_columns(layer, state.whole(layer)),

@@ -10,7 +10,7 @@ from typing import TypeVar
 from agents.ports import ReadableLog
 from tables.archive.protocol import Archive
 from tables.state.input_plan import InputPlan
-from tables.state.journal import Claimant, Identity
+from tables.state.journal import Claimant, RecordFingerprint
 from tables.state.layer_table import BlockWrite
 from tables.state.partition_meta import Meta
 from tables.state.partition_state import PartitionState
@@ -65,10 +65,12 @@ class LogPartitionIO:
         """Return the source partition's first offset and the one after its last."""
         return await self._log.bounds(self._plan.topic, self._partition)
 
-    async def source_identity(self, offset: int) -> Identity | None:
+    async def record_fingerprint(self, offset: int) -> RecordFingerprint | None:
         """Return append time and CRC-32 of a source record, None where there is none."""
         record = await self._log.record_at(self._plan.topic, self._partition, offset)
-        return None if record is None else (record.append_time_ms, zlib.crc32(record.value or b""))
+        if record is None:
+            return None
+        return RecordFingerprint(record.append_time_ms, zlib.crc32(record.value or b""))
 
     async def run_in_thread(self, work: Callable[[], T]) -> T:
         """Do it in a thread, to its end: nobody may close the store before."""

@@ -21,7 +21,7 @@ from agents.ports import ReadableLog
 from agents.supervised import supervised
 from tables.archive.protocol import Archive
 from tables.model.errors import FencedError, OutcomeUnknownError
-from tables.state.journal import Identity, PartPlace
+from tables.state.journal import PartPlace, RecordFingerprint
 from tables.state.store import PartitionStore
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class OwnedPartition:
         self._heartbeat.start()
         self._evict_later()
 
-    async def advance(self, content: Content, tail: Identity | None) -> str:
+    async def advance(self, content: Content, tail: RecordFingerprint | None) -> str:
         """Advance by one delta, then emit; return why it was dropped, one of ``DROPS``, or "".
 
         Raises:

@@ -28,17 +28,17 @@ from tables.model.errors import (
 )
 from tables.model.limits import DELTA_BYTES_MAX
 from tables.record.chunk import Run
-from tables.state.block import FewRows
+from tables.state.block import TupleRows
 from tables.state.input_plan import InputPlan
 from tables.state.journal import (
     Delta,
     Entry,
-    Identity,
     PartPlace,
+    RecordFingerprint,
     Snapshot,
     SnapshotPart,
     encode_entry,
-    identity_of,
+    fingerprint_of,
 )
 from tables.state.partition_state import PartitionState
 from tables.state.snapshot import capture
@@ -112,7 +112,7 @@ class Owner:
         await check_source(self.plan, self.partition, self.state.meta, self._io)
         await self.archive.claimed(claim, self.state.meta)
 
-    async def advance(self, content: Content, tail: Identity | None) -> None:
+    async def advance(self, content: Content, tail: RecordFingerprint | None) -> None:
         """Append what a chunk adds, and apply it if it stands.
 
         Raises:
@@ -161,7 +161,7 @@ class Owner:
         """
         value = encode_entry(part)
         offset = await self._append(part, value)
-        return offset, *identity_of(value)
+        return offset, *fingerprint_of(value)
 
     async def append_snapshot(self, covers: int, parts: list[PartPlace]) -> None:
         """Complete a snapshot of which all parts are acknowledged.
@@ -195,11 +195,11 @@ class Owner:
         position = self.position
         return Content(position, position, self.state.meta.stream_time_ms, {}, {})
 
-    def _compose(self, content: Content, tail: Identity | None) -> Delta:
+    def _compose(self, content: Content, tail: RecordFingerprint | None) -> Delta:
         return delta_of(content, self.state, self._epoch, self.sinks.evictable(), tail)
 
     async def _append(
-        self, entry: Entry, value: bytes, rows: Mapping[str, pl.DataFrame | FewRows] | None = None
+        self, entry: Entry, value: bytes, rows: Mapping[str, pl.DataFrame | TupleRows] | None = None
     ) -> int:
         """Append an entry and read back up to it; return its offset.
 
@@ -224,12 +224,14 @@ class Owner:
                 take(self.state, self.partition, other)
         if isinstance(entry, Delta):
             await self._merge_ahead(entry, rows or {})
-        stands = self.state.apply(offset, entry, identity_of(value), rows)
+        stands = self.state.apply(offset, entry, fingerprint_of(value), rows)
         if not stands or meta.epoch != self._epoch:
             raise fenced(cannot, meta, self._io.claimant)
         return offset
 
-    async def _merge_ahead(self, delta: Delta, rows: Mapping[str, pl.DataFrame | FewRows]) -> None:
+    async def _merge_ahead(
+        self, delta: Delta, rows: Mapping[str, pl.DataFrame | TupleRows]
+    ) -> None:
         """Make the large merges that a delta of these rows will bring in a thread.
 
         Where windows are evicted first, other blocks will be merged than those there now.
@@ -241,8 +243,8 @@ class Owner:
                     job.commit(await self._io.run_in_thread(job.make))
 
 
-def tail_of(run: Run) -> Identity | None:
-    """Return the identity of a run's last record: append time and CRC-32 of its value.
+def tail_of(run: Run) -> RecordFingerprint | None:
+    """Return the fingerprint of a run's last record.
 
     None where there is none, or its value was not all read.
     """
@@ -250,4 +252,4 @@ def tail_of(run: Run) -> Identity | None:
         return None
     if len(run.values) - 1 in run.faults:
         return None
-    return run.append_times_ms[-1], zlib.crc32(run.values[-1] or b"")
+    return RecordFingerprint(run.append_times_ms[-1], zlib.crc32(run.values[-1] or b""))

@@ -26,7 +26,7 @@ from tables.model.topic_partition import TopicPartition
 from tables.query.live import LiveJob, LiveRead
 from tables.record.chunk import Run
 from tables.state.input_plan import InputPlan, plans_of
-from tables.state.journal import Claimant, Identity
+from tables.state.journal import Claimant, RecordFingerprint
 from tables.state.store import PartitionStore
 
 log = logging.getLogger(__name__)
@@ -189,7 +189,7 @@ class PartitionManager:
         self.dropped[MISPLACED] += 1
         self._misplaced(owner.plan.topic, owner.partition, owner.position)
 
-    async def advance(self, owner: Owner, content: Content, tail: Identity | None) -> None:
+    async def advance(self, owner: Owner, content: Content, tail: RecordFingerprint | None) -> None:
         """Advance a partition by one delta, then let it emit.
 
         A partition that was lost is forgotten and claimed again; its records are read again then.

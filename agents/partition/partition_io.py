@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from tables.archive.protocol import Archive
-from tables.state.journal import Claimant, Identity
+from tables.state.journal import Claimant, RecordFingerprint
 from tables.state.layer_table import BlockWrite
 from tables.state.partition_meta import Meta
 from tables.state.partition_state import PartitionState
@@ -49,7 +49,7 @@ class PartitionIO(Protocol):
     async def source_bounds(self) -> tuple[int, int]:
         """Return the source partition's first offset and the one after its last."""
 
-    async def source_identity(self, offset: int) -> Identity | None:
+    async def record_fingerprint(self, offset: int) -> RecordFingerprint | None:
         """Return append time and CRC-32 of a source record, None where there is none."""
 
     async def run_in_thread(self, work: Callable[[], T]) -> T:

@@ -22,12 +22,12 @@ from tables.state.journal import (
     Claim,
     Delta,
     Entry,
-    Identity,
+    EntryFingerprint,
     PartPlace,
     Snapshot,
     SnapshotPart,
     decode_entry,
-    identity_of,
+    fingerprint_of,
 )
 from tables.state.partition_state import PartitionState
 from tables.state.snapshot import restored
@@ -52,7 +52,7 @@ def take(state: PartitionState, partition: int, value: bytes) -> bool:
     offset = state.meta.journal_offset
     where = f"cannot apply entry {offset} of {state.plan.journal}[{partition}]"
     try:
-        return state.apply(offset, decode_entry(value), identity_of(value))
+        return state.apply(offset, decode_entry(value), fingerprint_of(value))
     except JournalRefusedError as error:
         raise JournalRefusedError(f"{where}: {error}") from error
     except _ODD as error:
@@ -79,7 +79,7 @@ class Recovery:
         self._partition = partition
         self._io = io
         # Parts of the snapshot that was loaded: they are not read a second time.
-        self._parts: dict[int, Identity] = {}
+        self._parts: dict[int, EntryFingerprint] = {}
         # Whether the store holds the state of another map, or none: it is filled anew.
         self._is_foreign = True
 
@@ -181,7 +181,7 @@ class Recovery:
         if offset == start:
             return True
         (before,) = await self._io.read(offset - 1, offset)
-        return identity_of(before) == state.meta.entry
+        return fingerprint_of(before) == state.meta.entry
 
     async def _from_snapshot(self, start: int, epoch: int) -> PartitionState | None:
         """Return the state of the latest usable snapshot before ``epoch``, None without one.
@@ -232,7 +232,7 @@ class Recovery:
             if part is None:
                 return None
             parts.append(part)
-        self._parts = {at: (length, crc) for at, length, crc in snapshot.parts}
+        self._parts = {at: EntryFingerprint(length, crc) for at, length, crc in snapshot.parts}
         return parts
 
     async def _snapshot_at(self, offset: int, start: int) -> Snapshot | None:
@@ -245,9 +245,9 @@ class Recovery:
         return None
 
     async def _read_part(self, place: PartPlace) -> SnapshotPart | None:
-        offset, *identity = place
+        offset, *fingerprint = place
         (value,) = await self._io.read(offset, offset + 1)
-        if identity_of(value) != tuple(identity):
+        if fingerprint_of(value) != tuple(fingerprint):
             return None
         entry = _entry_of(value)
         return entry if isinstance(entry, SnapshotPart) else None

@@ -109,9 +109,9 @@ class Sinks:
         closed, floor = self._state.closed_ms(layer), self._state.floor_ms(layer)
         waiting = self._acks[layer.name, coarser].first_pending()
         if waiting is None or waiting >= layer.window.start(closed):
-            return closed, floor
+            return Announcement(closed, floor)
         least = layer.window.end(waiting) - 1
-        return min(closed, least), min(floor, least)
+        return Announcement(min(closed, least), min(floor, least))
 
     # What has arrived.
 
@@ -122,7 +122,7 @@ class Sinks:
 
     def announced(self, coarser: str, announcement: Announcement) -> None:
         """Take note that every partition of a coarser layer's topic has this announcement."""
-        self._announced_floors[coarser] = announcement[1]
+        self._announced_floors[coarser] = announcement.final_ms
         self.may_evict.set()
 
     def applied(self, delta: Delta) -> None:

@@ -22,7 +22,7 @@ import polars as pl
 
 from agents import tasks
 from app.cluster.topics import apply_topics
-from app.demo import check as demo_check
+from app.demo import check
 from app.demo import radar as synthetic
 from app.demo.display import Display, Progress, ledger_lines
 from app.demo.embedded_broker import EmbeddedBroker
@@ -207,9 +207,9 @@ def _check_answers(url: str, themap: Map, flights: pl.DataFrame) -> list[str]:
     problems = []
     for name in truth.MONTH_LAYERS:
         layer = themap.layer(name)
-        want = demo_check.expected(layer, flights)
-        got, partial = demo_check.answered(url, layer)
-        found = demo_check.differences("over HTTP", layer, want, got)
+        want = check.expected(layer, flights)
+        got, partial = check.answered(url, layer)
+        found = check.differences("over HTTP", layer, want, got)
         if partial:
             found.append(f"{name} over HTTP: the answer says it is partial; want all partitions")
         problems += found
@@ -222,10 +222,10 @@ async def _check_archive(folder: pathlib.Path, themap: Map, flights: pl.DataFram
     """Compare every layer of the flights as it stands in the archive's folder."""
     problems = []
     layers = [themap.layer(name) for name in truth.LAYERS]
-    rows = await demo_check.archived(folder, themap, layers)
+    rows = await check.archived(folder, themap, layers)
     for layer in layers:
-        want = await asyncio.to_thread(demo_check.expected, layer, flights)
-        found = demo_check.differences("in the archive", layer, want, rows[layer.name])
+        want = await asyncio.to_thread(check.expected, layer, flights)
+        found = check.differences("in the archive", layer, want, rows[layer.name])
         problems += found
         if not found:
             click.echo(f"{layer.name} in the archive: {len(want):,} rows equal the file")

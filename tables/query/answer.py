@@ -21,10 +21,10 @@ from tables.model.layer import Layer
 from tables.model.window import NEVER_MS
 from tables.query.family import FamilyQuery, KeyFilter
 from tables.query.live import LiveRows
-from tables.state.block import FewRows
+from tables.state.block import TupleRows
 from tables.state.cell import archive_schema, cell_schema, merge_rows, no_rows, stacked
 from tables.state.rollup_table import rollup_schema
-from tables.state.small_merge import FEW_ROWS_MAX, columns_of, merge_few
+from tables.state.small_merge import SMALL_ROWS_MAX, columns_of, merge_few
 
 _PLACE = ["held_by", "source_partition"]
 
@@ -138,7 +138,7 @@ def rows_of(query: FamilyQuery, parts: Sequence[tuple[Layer, pl.DataFrame]]) -> 
         A cell frame of ``query.rows``, whose ``window_start`` is the row's.
     """
     rows = query.rows
-    if sum(cells.height for _, cells in parts) <= FEW_ROWS_MAX:
+    if sum(cells.height for _, cells in parts) <= SMALL_ROWS_MAX:
         return _few_rows_of(query, [cells for _, cells in parts if cells.height])
     start = pl.lit(query.from_ms, pl.Int64)
     if query.step is not None:
@@ -169,7 +169,7 @@ def _few_rows_of(query: FamilyQuery, frames: list[pl.DataFrame]) -> pl.DataFrame
         cells += zip(keys, values, strict=True)
     merged = sorted(merge_few(rows.accumulators, cells).items())
     found = [(*key, start, *values) for (start, *key), values in merged]
-    return FewRows(cell_schema(rows), found).frame()
+    return TupleRows(cell_schema(rows), found).frame()
 
 
 def row_end(query: FamilyQuery, start_ms: int) -> int:

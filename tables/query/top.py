@@ -26,7 +26,7 @@ from tables.query.family import (
 )
 from tables.query.parameters import Parameter, choice_parameter, read_parameters, whole_parameter
 from tables.state.cell import first_in_order, in_order, in_parts, measures_of
-from tables.state.small_merge import FEW_ROWS_MAX
+from tables.state.small_merge import SMALL_ROWS_MAX
 
 N_DEFAULT = 10
 
@@ -108,7 +108,7 @@ def top_rows(top: TopQuery, rows: pl.DataFrame) -> pl.DataFrame:
     ``rows`` are those of ``top.query``. Keys without the measure, and those whose measure is no
     finite number, which is answered as null too, come last in either order.
     """
-    if rows.height > FEW_ROWS_MAX:
+    if rows.height > SMALL_ROWS_MAX:
         rows = _candidates(top, rows)
     if rows.height > PART_ROWS_MAX:
         rows = _some_of_each(top, rows)

@@ -55,7 +55,7 @@ _few = msgspec.msgpack.Decoder(tuple[list[str], list[tuple[Any, ...]]])
 
 
 @dataclasses.dataclass(slots=True, frozen=True)
-class FewRows:
+class TupleRows:
     """Rows as tuples in the order of ``schema``, the columns and their types."""
 
     schema: Mapping[str, pl.DataType]
@@ -79,9 +79,9 @@ class FewRows:
         return pl.DataFrame([pl.Series(name, values, kind) for (name, kind), values in columns])
 
 
-def encode_block(rows: pl.DataFrame | FewRows) -> bytes:
+def encode_block(rows: pl.DataFrame | TupleRows) -> bytes:
     """Return the bytes of rows."""
-    if isinstance(rows, FewRows):
+    if isinstance(rows, TupleRows):
         try:
             return msgspec.msgpack.encode((list(rows.schema), rows.rows))
         except OverflowError:
@@ -139,7 +139,7 @@ def decode_frame(data: bytes, schema: Mapping[str, pl.DataType]) -> pl.DataFrame
     return frame
 
 
-def decode_rows(data: bytes, schema: Mapping[str, pl.DataType]) -> pl.DataFrame | FewRows:
+def decode_rows(data: bytes, schema: Mapping[str, pl.DataType]) -> pl.DataFrame | TupleRows:
     """Return the rows of ``data`` with exactly the columns of ``schema``.
 
     A column that the block does not know (a measure added by a later revision of the map) is null:
@@ -159,13 +159,13 @@ def decode_rows(data: bytes, schema: Mapping[str, pl.DataType]) -> pl.DataFrame 
     for (name, kind), column in zip(schema.items(), zip(*rows, strict=True), strict=False):
         if not _fit(kind, column) or (name == _START and None in column):
             raise DamagedError(f"its block holds other cells: a {name} is no {kind}")
-    return FewRows(schema, rows)
+    return TupleRows(schema, rows)
 
 
 def decode_block(data: bytes, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
     """Return the frame of ``data``; the same as :func:`decode_rows`."""
     rows = decode_rows(data, schema)
-    return rows.frame() if isinstance(rows, FewRows) else rows
+    return rows.frame() if isinstance(rows, TupleRows) else rows
 
 
 def conform(frame: pl.DataFrame, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
@@ -207,11 +207,11 @@ class Block:
 
     __slots__ = ("_rows", "_version", "first", "last", "windows")
 
-    def __init__(self, rows: pl.DataFrame | FewRows, version: int = -1) -> None:
+    def __init__(self, rows: pl.DataFrame | TupleRows, version: int = -1) -> None:
         self._rows = rows
         self._version = version
         self.windows: frozenset[int] = frozenset()
-        if isinstance(rows, FewRows):
+        if isinstance(rows, TupleRows):
             if "window_start" in rows.schema:
                 self.windows = frozenset(rows.values("window_start"))
         else:
@@ -229,7 +229,7 @@ class Block:
     def values(self, name: str) -> list[Any]:
         """Return the values of a column other than the version."""
         rows = self._rows
-        return rows.values(name) if isinstance(rows, FewRows) else rows[name].to_list()
+        return rows.values(name) if isinstance(rows, TupleRows) else rows[name].to_list()
 
     def rows_by_window(self) -> dict[int, int]:
         """Return how many rows there are of each window."""
@@ -240,7 +240,7 @@ class Block:
     @property
     def frame(self) -> pl.DataFrame:
         """The rows with their versions."""
-        if isinstance(self._rows, FewRows):
+        if isinstance(self._rows, TupleRows):
             self._rows = self._rows.frame()
         if self._version >= 0:
             versions = repeated(self._version, self.height, pl.Int64)
@@ -250,7 +250,7 @@ class Block:
 
     def row_bytes(self) -> float:
         """Return about how much memory a row takes."""
-        if isinstance(self._rows, FewRows):
+        if isinstance(self._rows, TupleRows):
             return _VALUE_BYTES * len(self._rows.schema)
         versions = 8 if self._version >= 0 else 0
         return self._rows.estimated_size() / max(1, self.height) + versions
@@ -264,7 +264,7 @@ class Block:
 
     def few(self) -> list[tuple[Any, ...]] | None:
         """Return a few rows with their versions, None if they are a frame."""
-        if not isinstance(self._rows, FewRows):
+        if not isinstance(self._rows, TupleRows):
             return None
         version = self._version
         return [(*row, version) for row in self._rows.rows] if version >= 0 else self._rows.rows
@@ -291,11 +291,11 @@ def frames_of(
             few += rows
             continue
         if few:
-            frames.append(FewRows(schema, few).frame())
+            frames.append(TupleRows(schema, few).frame())
             few = []
         frames.append(block.frame)
     if few:
-        frames.append(FewRows(schema, few).frame())
+        frames.append(TupleRows(schema, few).frame())
     return frames
 
 

@@ -20,7 +20,7 @@ from typing import Any, cast
 import polars as pl
 from xxhash import xxh3_128_digest
 
-from tables.state.block import Block, FewRows, decode_block, encode_block
+from tables.state.block import Block, TupleRows, decode_block, encode_block
 from tables.state.layer_table import LayerTable
 from tables.state.table_jobs import MergeJob
 
@@ -71,7 +71,7 @@ class IdTable(LayerTable):
         self._filter: _Filter | None = None
         self._orders: dict[int, pl.DataFrame] = {}
 
-    def add(self, data: bytes, version: int, rows: pl.DataFrame | FewRows | None = None) -> None:
+    def add(self, data: bytes, version: int, rows: pl.DataFrame | TupleRows | None = None) -> None:
         """Remember a delta's ids, which come after all others; their version says nothing."""
         del version
         frame = rows if isinstance(rows, pl.DataFrame) else decode_block(data, self._stored)
@@ -153,7 +153,7 @@ class IdTable(LayerTable):
         for sequence in self._blocks:
             self._order_of(sequence)
 
-    def merge_ahead(self, rows: pl.DataFrame | FewRows, version: int) -> MergeJob[Any] | None:
+    def merge_ahead(self, rows: pl.DataFrame | TupleRows, version: int) -> MergeJob[Any] | None:
         """Return the job of making a larger filter, None if these ids have room in this one."""
         del version
         if self._filter is None or self._filter.has_room(rows.height):

@@ -8,11 +8,13 @@ entry, stops: ignoring it would make readers disagree on history.
 from __future__ import annotations
 
 import zlib
+from typing import NamedTuple
 
 import msgspec
 
 from tables.model.errors import JournalRefusedError
 from tables.model.ledger import Ledger
+from tables.model.window import NEVER_MS
 from tables.record.sealed import DamagedError, seal, unpacked, unsealed
 from tables.state.block import check_block
 
@@ -22,11 +24,29 @@ once the structure of their blocks is checked."""
 
 _UNSEALED = (b"\x01", b"\x02")
 
-Announcement = tuple[int, int]
-"""``(closed_ms, floor_ms)``: windows that end at or below are closed, or final, and sent."""
 
-Identity = tuple[int, int]
-"""What a record is recognised by: its length and CRC-32, or its append time and CRC-32."""
+class Announcement(NamedTuple):
+    """Times of a sender: windows that end at or below are closed, or final, and all sent."""
+
+    closed_ms: int
+    final_ms: int
+
+
+NOTHING_ANNOUNCED = Announcement(NEVER_MS, NEVER_MS)
+
+
+class EntryFingerprint(NamedTuple):
+    """Length and CRC-32 of a journal entry, by which it is recognised."""
+
+    length: int
+    crc32: int
+
+
+class RecordFingerprint(NamedTuple):
+    """Append time and CRC-32 of a source record's value, by which it is recognised."""
+
+    append_time_ms: int
+    crc32: int
 
 
 class Claim(msgspec.Struct, frozen=True, array_like=True, tag="claim"):
@@ -72,7 +92,7 @@ class Delta(msgspec.Struct, frozen=True, array_like=True, tag="delta"):
 
     ``floors`` are by layer; ``announced`` by sender partition (coarser layers only); ``blocks`` by
     layer, as bytes of ``tables.state.block``; ``evicted`` are window starts by layer; ``tail`` is
-    the identity of record ``stop - 1`` (append time and CRC-32), None if it carried no record.
+    the fingerprint of record ``stop - 1``, None if it carried no record.
     ``snapshot`` is the journal offset of the latest snapshot that the writer knows, -1 for none: a
     hint for readers, which decides nothing. ``has_events`` is another: whether an event, and not
     heartbeats alone, has moved stream time up to ``stop``. ``ids_gone`` is how many of the oldest
@@ -92,7 +112,7 @@ class Delta(msgspec.Struct, frozen=True, array_like=True, tag="delta"):
     ledger: Ledger
     blocks: dict[str, bytes]
     evicted: dict[str, list[int]]
-    tail: Identity | None
+    tail: RecordFingerprint | None
     snapshot: int
     has_events: bool
     ids_gone: int = 0
@@ -121,7 +141,7 @@ class Snapshot(msgspec.Struct, frozen=True, array_like=True, tag="snapshot"):
 
 
 PartPlace = tuple[int, int, int]
-"""Journal offset of a snapshot's part, and its identity: length and CRC-32."""
+"""Journal offset of a snapshot's part, and its fingerprint: length and CRC-32."""
 
 Entry = Claim | Delta | SnapshotPart | Snapshot
 
@@ -169,6 +189,6 @@ def _blocks_of(entry: Entry) -> list[bytes]:
     return []
 
 
-def identity_of(value: bytes) -> Identity:
-    """Return the identity of a journal entry: length and CRC-32."""
-    return len(value), zlib.crc32(value)
+def fingerprint_of(value: bytes) -> EntryFingerprint:
+    """Return the fingerprint of a journal entry."""
+    return EntryFingerprint(len(value), zlib.crc32(value))

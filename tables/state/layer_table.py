@@ -23,7 +23,7 @@ from tables.model.layer import Layer, Scalar
 from tables.model.window import NEVER_ENDS_MS, START_MS_MIN
 from tables.state.block import (
     Block,
-    FewRows,
+    TupleRows,
     conform,
     decode_block,
     decode_rows,
@@ -32,7 +32,7 @@ from tables.state.block import (
     is_among,
 )
 from tables.state.cell import cell_schema, merge_rows, whole_only
-from tables.state.small_merge import FEW_ROWS_MAX, columns_of, few_cells
+from tables.state.small_merge import SMALL_ROWS_MAX, columns_of, small_cells
 from tables.state.table_jobs import CellsJob, Merge, MergeJob
 
 TAIL_BLOCKS_MAX = 8
@@ -41,7 +41,7 @@ TAIL_ROWS_MAX = 256
 whatever there is, and small blocks are read as one frame. With 1,000, an open loop of 200,000
 events a second had a p99 of 63 ms in place of 32: many frames are dear to read."""
 
-TAIL_FEW_MAX = 64
+SMALL_TAIL_MAX = 64
 
 AHEAD_ROWS_MIN = 5_000
 """Merges of so many rows are made in a thread. 6,000 rows take 2 ms, 25,000 take 12."""
@@ -119,7 +119,7 @@ class LayerTable:
             total += row_bytes * sum(rows for window, rows in counts.items() if window in windows)
         return int(total)
 
-    def add(self, data: bytes, version: int, rows: pl.DataFrame | FewRows | None = None) -> None:
+    def add(self, data: bytes, version: int, rows: pl.DataFrame | TupleRows | None = None) -> None:
         """Add a delta's block; its rows get ``version``. Who made it may give what it holds."""
         if rows is None:
             rows = decode_rows(data, self._delta)
@@ -144,7 +144,7 @@ class LayerTable:
         """Merge the newest blocks, and older ones where it is time, into one."""
         self._replace(self._merge_of(self._blocks)())
 
-    def merge_ahead(self, rows: pl.DataFrame | FewRows, version: int) -> MergeJob[Any] | None:
+    def merge_ahead(self, rows: pl.DataFrame | TupleRows, version: int) -> MergeJob[Any] | None:
         """Return the merge that adding these rows will bring, to be made in a thread.
 
         None where there is none, or a small one. :meth:`add` comes to the same without it.
@@ -239,8 +239,8 @@ class LayerTable:
 
         def cells() -> pl.DataFrame:
             rows = matching()
-            is_few = rows.height <= FEW_ROWS_MAX
-            return whole_only(self._few_of(rows) if is_few else self._cells_of(rows), began)
+            is_few = rows.height <= SMALL_ROWS_MAX
+            return whole_only(self._small_of(rows) if is_few else self._cells_of(rows), began)
 
         return cells
 
@@ -297,7 +297,7 @@ class LayerTable:
         """Return the cell frame of rows that have all rows of their cells."""
         raise NotImplementedError
 
-    def _few_of(self, rows: pl.DataFrame) -> pl.DataFrame:
+    def _small_of(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Return the same of a few rows."""
         raise NotImplementedError
 
@@ -385,13 +385,13 @@ class FoldTable(LayerTable):
         # In the order of a cell frame.
         return merge_rows(rows, self._identity, self.layer.accumulators)
 
-    def _few_of(self, rows: pl.DataFrame) -> pl.DataFrame:
+    def _small_of(self, rows: pl.DataFrame) -> pl.DataFrame:
         keys = list(zip(*columns_of(rows, self._identity), strict=True))
         if len(set(keys)) == len(keys):
             return rows
         names = [acc.column for acc in self.layer.accumulators]
         values = zip(*columns_of(rows, [*names, "version"]), strict=True)
-        return few_cells(self.layer, zip(keys, values, strict=True))
+        return small_cells(self.layer, zip(keys, values, strict=True))
 
 
 def _matching(
@@ -412,7 +412,7 @@ def _is_tail_long(blocks: dict[int, Block]) -> bool:
     """Tell whether blocks are to be merged; it follows from their sizes alone."""
     if len(blocks) <= TAIL_BLOCKS_MAX:
         return False
-    if len(blocks) > TAIL_FEW_MAX:
+    if len(blocks) > SMALL_TAIL_MAX:
         return True
     newest = itertools.islice(reversed(blocks.values()), TAIL_BLOCKS_MAX + 1)
     return sum(block.height for block in newest) > TAIL_ROWS_MAX

@@ -6,7 +6,7 @@ import msgspec
 
 from tables.model.shape import changes
 from tables.model.window import NEVER_MS
-from tables.state.journal import Announcement, Claim, Identity
+from tables.state.journal import Announcement, Claim, EntryFingerprint, RecordFingerprint
 
 
 class Meta(msgspec.Struct):
@@ -19,8 +19,8 @@ class Meta(msgspec.Struct):
     that a layer got later. ``sinks_ms`` is, by coarser layer, from when on it gets all cells from
     here; ``whole`` is, by sender and column, from when on a sender's cells are whole. ``shapes``
     are those of all layers that the journal has known, ``named`` the layers of the map of the claim
-    that stands. ``journal_offset`` is the next entry to read; ``entry`` the identity of the one
-    before it; ``tail`` the identity of source record ``next_offset - 1``. ``snapshot`` is the
+    that stands. ``journal_offset`` is the next entry to read; ``entry`` the fingerprint of the one
+    before it; ``tail`` the fingerprint of source record ``next_offset - 1``. ``snapshot`` is the
     journal offset of the latest snapshot, -1 before the first, and ``snapshot_bytes`` its size;
     ``covered`` what the last two cover; ``tail_bytes`` the size of the deltas since. ``layers`` and
     ``ids`` are those of the claim that stands, None where it does not tell; ``ids_gone`` is how
@@ -50,8 +50,8 @@ class Meta(msgspec.Struct):
     partitions: int = 0
     epoch: int = -1
     journal_offset: int = 0
-    entry: Identity | None = None
-    tail: Identity | None = None
+    entry: EntryFingerprint | None = None
+    tail: RecordFingerprint | None = None
     snapshot: int = -1
     snapshot_bytes: int = 0
     covered: list[int] = []

@@ -16,11 +16,19 @@ from tables.model import ledger
 from tables.model.layer import Layer
 from tables.model.shape import joined
 from tables.model.window import NEVER_ENDS_MS, NEVER_MS
-from tables.state.block import FewRows
+from tables.state.block import TupleRows
 from tables.state.cell import later_of
 from tables.state.id_table import IDS, IdTable
 from tables.state.input_plan import InputPlan
-from tables.state.journal import Claim, Delta, Entry, Identity, Snapshot, SnapshotPart
+from tables.state.journal import (
+    Announcement,
+    Claim,
+    Delta,
+    Entry,
+    EntryFingerprint,
+    Snapshot,
+    SnapshotPart,
+)
 from tables.state.layer_table import BlockWrite, FoldTable, LayerTable
 from tables.state.partition_meta import Meta, may_stand
 from tables.state.rollup_table import RollupTable
@@ -50,8 +58,8 @@ class PartitionState:
         self,
         offset: int,
         entry: Entry,
-        identity: Identity,
-        rows: Mapping[str, pl.DataFrame | FewRows] | None = None,
+        fingerprint: EntryFingerprint,
+        rows: Mapping[str, pl.DataFrame | TupleRows] | None = None,
     ) -> bool:
         """Take the journal entry at ``offset``; tell whether it stands.
 
@@ -60,12 +68,12 @@ class PartitionState:
         """
         meta = self.meta
         assert offset == meta.journal_offset, f"journal gap: {offset} after {meta.journal_offset}"
-        self.skip(identity)
+        self.skip(fingerprint)
         match entry:
             case Claim():
                 return self._apply_claim(offset, entry)
             case Delta():
-                return self._apply_delta(entry, identity, rows or {})
+                return self._apply_delta(entry, fingerprint, rows or {})
             case Snapshot():
                 self._note_snapshot(offset, entry)
             case SnapshotPart():
@@ -82,13 +90,13 @@ class PartitionState:
         themap = self.plan.themap
         return (self.meta.revision, self.meta.digest) == (themap.revision, themap.digest)
 
-    def skip(self, identity: Identity) -> None:
+    def skip(self, fingerprint: EntryFingerprint) -> None:
         """Take the next journal entry, which is known to be a snapshot's part: it changes nothing.
 
-        ``identity`` identifies the entry.
+        ``fingerprint`` is the entry's.
         """
         self.meta.journal_offset += 1
-        self.meta.entry = identity
+        self.meta.entry = fingerprint
 
     def closed_ms(self, layer: Layer) -> int:
         """Return C: windows of ``layer`` that end at or below it are closed.
@@ -99,14 +107,14 @@ class PartitionState:
         if self.plan.finer is None:
             watermark_ms = self.meta.stream_time_ms - layer.max_out_of_orderness_ms
         else:
-            watermark_ms = self._announced_least(0)
+            watermark_ms = self._least_closed_ms()
         return max(watermark_ms, self.floor_ms(layer))
 
     def floor_ms(self, layer: Layer) -> int:
         """Return F: windows of ``layer`` that end at or below it are sealed. It never falls."""
         if self.plan.finer is None:
             return self.meta.floors.get(layer.name, NEVER_MS)
-        return self._announced_least(1)
+        return self._least_final_ms()
 
     def complete_ms(self, layer: Layer) -> int:
         """Return from which start on windows have all events; ``NEVER_ENDS_MS`` while not known.
@@ -301,7 +309,10 @@ class PartitionState:
             self._whole.clear()
 
     def _apply_delta(
-        self, delta: Delta, identity: Identity, rows: Mapping[str, pl.DataFrame | FewRows]
+        self,
+        delta: Delta,
+        fingerprint: EntryFingerprint,
+        rows: Mapping[str, pl.DataFrame | TupleRows],
     ) -> bool:
         meta = self.meta
         stands = (delta.start, delta.epoch, delta.revision) == (
@@ -311,7 +322,7 @@ class PartitionState:
         )
         if not stands:
             return False
-        meta.tail_bytes += identity[0]
+        meta.tail_bytes += fingerprint[0]
         for name, windows in delta.evicted.items():
             if name in self.tables and name != IDS:
                 self.tables[name].evict(windows)
@@ -355,7 +366,7 @@ class PartitionState:
             meta.whole[sender] = later_of(meta.whole.get(sender, {}), told)
         for sender in new:
             # What a sender of an older version had evicted before ended at or below its floor.
-            floor = NEVER_MS if sender in meta.whole else delta.announced[sender][1]
+            floor = NEVER_MS if sender in meta.whole else delta.announced[sender].final_ms
             meta.since[sender] = floor
         if new or delta.whole:
             self._whole.clear()
@@ -375,11 +386,16 @@ class PartitionState:
             meta.floors = {}
         meta.floors = {**meta.floors, **floors}
 
-    def _announced_least(self, which: int) -> int:
+    def _least_closed_ms(self) -> int:
+        return min((one.closed_ms for one in self._announcements()), default=NEVER_MS)
+
+    def _least_final_ms(self) -> int:
+        return min((one.final_ms for one in self._announcements()), default=NEVER_MS)
+
+    def _announcements(self) -> Collection[Announcement]:
+        """Return the announcements of all senders, none while one of them has not announced."""
         announced = self.meta.announced
-        if len(announced) < self.plan.senders:
-            return NEVER_MS
-        return min(announcement[which] for announcement in announced.values())
+        return announced.values() if len(announced) >= self.plan.senders else ()
 
     def _share(self) -> None:
         """Give the tables the state's times of their rows."""

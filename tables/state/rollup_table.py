@@ -12,11 +12,11 @@ import polars as pl
 
 from tables.model.layer import Layer, Scalar
 from tables.model.window import NEVER_MS
-from tables.state.block import Block, FewRows, conform, different, frames_of
+from tables.state.block import Block, TupleRows, conform, different, frames_of
 from tables.state.cell import cell_schema, in_order, in_parts, merge_rows, whole_only
 from tables.state.journal import Announcement
 from tables.state.layer_table import LayerTable
-from tables.state.small_merge import FEW_ROWS_MAX, few_cells
+from tables.state.small_merge import SMALL_ROWS_MAX, small_cells
 from tables.state.table_jobs import Merge
 
 _HEARD = ("window_start", "fine_start", "source_partition")
@@ -60,18 +60,18 @@ class RollupTable(LayerTable):
 
         def parts() -> pl.DataFrame:
             rows = matching()
-            if rows.height > FEW_ROWS_MAX:
+            if rows.height > SMALL_ROWS_MAX:
                 return whole_only(self._latest(rows), began)
-            return whole_only(FewRows(self._stored, self._latest_few(rows)).frame(), began)
+            return whole_only(TupleRows(self._stored, self._latest_few(rows)).frame(), began)
 
         return parts
 
-    def _few_of(self, rows: pl.DataFrame) -> pl.DataFrame:
+    def _small_of(self, rows: pl.DataFrame) -> pl.DataFrame:
         names = list(self._stored)
         key = [names.index(name) for name in self._cell]
         values = [names.index(acc.column) for acc in self.layer.accumulators]
         values.append(names.index("version"))
-        return few_cells(
+        return small_cells(
             self.layer,
             (
                 (tuple(row[at] for at in key), tuple(row[at] for at in values))
@@ -107,7 +107,7 @@ class RollupTable(LayerTable):
         """Keep the latest contributions and add up settled ones, over all blocks."""
         chosen = list(blocks)
         frames = frames_of(blocks.values(), self._stored)
-        floors = {sender: floor for sender, (_, floor) in self.announced.items()}
+        floors = {sender: one.final_ms for sender, one in self.announced.items()}
         return lambda: Merge.of(chosen, self._settled(self._joined(frames), floors))
 
     def _settled(self, rows: pl.DataFrame, floors: Mapping[int, int]) -> pl.DataFrame:

@@ -15,10 +15,10 @@ import polars as pl
 from tables.measures.kind import AccumulatorKind
 from tables.measures.registry import kind_of, merge_columns
 from tables.model.layer import Accumulator, Layer
-from tables.state.block import FewRows
+from tables.state.block import TupleRows
 from tables.state.cell import cell_schema
 
-FEW_ROWS_MAX = 256
+SMALL_ROWS_MAX = 256
 """Merging so many rows takes about as long here as it does as a frame."""
 
 Values = tuple[Any, ...]
@@ -45,10 +45,10 @@ def merge_few(
     return merged
 
 
-def few_cells(layer: Layer, rows: Iterable[tuple[Values, Values]]) -> pl.DataFrame:
+def small_cells(layer: Layer, rows: Iterable[tuple[Values, Values]]) -> pl.DataFrame:
     """Return the cell frame of rows, each its key with the window last, and values as above."""
     merged = merge_few(layer.accumulators, rows)
-    return FewRows(cell_schema(layer), [(*key, *one) for key, one in merged.items()]).frame()
+    return TupleRows(cell_schema(layer), [(*key, *one) for key, one in merged.items()]).frame()
 
 
 def columns_of(frame: pl.DataFrame, names: Iterable[str]) -> list[list[Any]]:

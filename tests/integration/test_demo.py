@@ -19,7 +19,7 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from app.demo import check as demo_check
+from app.demo import check
 from app.demo import worker as demo_worker
 from app.demo.display import Display, Progress, ledger_lines
 from app.demo.flights import events
@@ -78,21 +78,21 @@ def test_a_demo_of_given_length_splits_it_between_flights_and_radar() -> None:
 
 def test_equal_rows_have_no_differences(layer: Layer, flights: pl.DataFrame) -> None:
     """And there are rows to compare."""
-    rows = demo_check.expected(layer, flights)
+    rows = check.expected(layer, flights)
     assert len(rows) > 10
-    assert demo_check.differences("here", layer, rows, dict(rows)) == []
+    assert check.differences("here", layer, rows, dict(rows)) == []
 
 
 def test_a_changed_a_missing_and_a_surplus_row_are_each_found(
     layer: Layer, flights: pl.DataFrame
 ) -> None:
     """Each is named with what was got and what was wanted."""
-    want = demo_check.expected(layer, flights)
+    want = check.expected(layer, flights)
     first, second, *_ = sorted(want)
     changed = {place: row for place, row in want.items() if place != second}
     changed[first] = {"count": -1}
     changed[0, ("??",)] = {"count": 7}
-    found = "\n".join(demo_check.differences("here", layer, want, changed))
+    found = "\n".join(check.differences("here", layer, want, changed))
     assert f"got {{'count': -1}}; want {want[first]}" in found
     assert f"got no row; want {want[second]}" in found
     assert "got {'count': 7}; want no row" in found
@@ -102,8 +102,8 @@ def test_many_differences_are_counted_and_not_all_shown(
     layer: Layer, flights: pl.DataFrame
 ) -> None:
     """Three rows and a number."""
-    want = demo_check.expected(layer, flights)
-    found = demo_check.differences("here", layer, want, {})
+    want = check.expected(layer, flights)
+    found = check.differences("here", layer, want, {})
     assert len(found) == 4
     assert f"{len(want) - 3} more rows differ" in found[-1]
 

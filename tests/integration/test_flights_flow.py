@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from app.demo import check as demo_check
+from app.demo import check
 from app.demo.embedded_broker import EmbeddedBroker
 from app.demo.flights.events import flight_events, read_flights
 from app.demo.flights.events import records as event_records
@@ -45,12 +45,12 @@ async def check_answers(cluster: Cluster, flights: pl.DataFrame) -> None:
     for name in MONTH_LAYERS:
         layer = cluster.map.layer(name)
         url = cluster.workers[0].url
-        rows, partial = await asyncio.to_thread(demo_check.answered, url, layer)
+        rows, partial = await asyncio.to_thread(check.answered, url, layer)
         # Everything is sealed and archived, so that even a partial answer lacks no cell. Whether a
         # second worker holds partitions may change at any time; alone, a worker has them all.
         assert not partial or len(cluster.workers) > 1
-        want = demo_check.expected(layer, flights)
-        assert demo_check.differences("over HTTP", layer, want, rows) == []
+        want = check.expected(layer, flights)
+        assert check.differences("over HTTP", layer, want, rows) == []
 
 
 async def check_archive(cluster: Cluster, archive: Archive, flights: pl.DataFrame) -> None:
@@ -58,9 +58,9 @@ async def check_archive(cluster: Cluster, archive: Archive, flights: pl.DataFram
     await archive.open(cluster.map)
     for name in LAYERS:
         layer = cluster.map.layer(name)
-        found = await demo_check.archived_rows(archive, layer)
-        want = demo_check.expected(layer, flights)
-        assert demo_check.differences("archived", layer, want, found) == []
+        found = await check.archived_rows(archive, layer)
+        want = check.expected(layer, flights)
+        assert check.differences("archived", layer, want, found) == []
     await archive.close()
 
 

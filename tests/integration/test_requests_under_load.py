@@ -30,13 +30,13 @@ log = logging.getLogger(__name__)
 
 WORKER = """
 from aiohttp import web
-from app.runtime import wiring as station
+from app.runtime import wiring
 from app.runtime.worker_process import WorkerProcess
 from app.config.settings import load_settings
 from app.web.access import OPEN, mount
 from tests.support.loop_meter import Loop, resident, reset_peak
 
-app = station.build(load_settings())
+app = wiring.build(load_settings())
 meter = Loop()
 
 async def held(request):

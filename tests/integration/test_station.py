@@ -17,7 +17,7 @@ import pytest
 from app.demo.embedded_broker import EmbeddedBroker
 from app.kafka.log import KafkaLog
 from app.mapfile.load import load_map
-from app.runtime import wiring as station
+from app.runtime import wiring
 from app.runtime.wiring import StorageService
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.protocol import Archive
@@ -413,7 +413,7 @@ async def test_an_archive_that_is_away_at_the_start_is_opened_once_it_answers(
     monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
     """The worker starts meanwhile; stopping ends the attempts."""
-    monkeypatch.setattr(station, "REOPEN_S", (0.0, 0.01))
+    monkeypatch.setattr(wiring, "REOPEN_S", (0.0, 0.01))
     archive = _AwayArchive(times)
 
     async def check() -> None: ...
@@ -437,7 +437,7 @@ async def test_an_archive_that_refuses_once_it_answers_stops_the_worker(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Waiting longer would not help."""
-    monkeypatch.setattr(station, "REOPEN_S", (0.0, 0.01))
+    monkeypatch.setattr(wiring, "REOPEN_S", (0.0, 0.01))
     refused = ArchiveError("cannot open archive: its table has other columns")
     told: list[BaseException] = []
 

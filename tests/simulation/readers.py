@@ -14,7 +14,7 @@ from tables.model import ledger
 from tables.model.errors import OffsetGoneError
 from tables.model.window import NEVER_ENDS_MS
 from tables.state.input_plan import InputPlan
-from tables.state.journal import Claimant, Identity, decode_entry, identity_of
+from tables.state.journal import Claimant, RecordFingerprint, decode_entry, fingerprint_of
 from tables.state.layer_table import BlockWrite
 from tables.state.partition_meta import Meta
 from tables.state.partition_state import PartitionState
@@ -58,7 +58,7 @@ class Reading:
         """Never asked for."""
         raise NotImplementedError
 
-    async def source_identity(self, offset: int) -> Identity | None:
+    async def record_fingerprint(self, offset: int) -> RecordFingerprint | None:
         """Never asked for."""
         raise NotImplementedError
 
@@ -143,7 +143,7 @@ def read_all(plan: InputPlan, journal: PartitionLog) -> PartitionState:
     state = PartitionState(plan)
     for record in journal.records:
         value = record.value or b""
-        state.apply(record.offset, decode_entry(value), identity_of(value))
+        state.apply(record.offset, decode_entry(value), fingerprint_of(value))
     return state
 
 

@@ -22,7 +22,7 @@ from agents.partition.recovery import Recovery
 from tables.model.errors import JournalRefusedError, OutcomeUnknownError
 from tables.model.layer import Layer
 from tables.model.window import NEVER_MS
-from tables.state.journal import Delta, Identity, decode_entry, encode_entry, identity_of
+from tables.state.journal import Delta, EntryFingerprint, decode_entry, encode_entry, fingerprint_of
 from tables.state.partition_state import PartitionState
 from tests.simulation.rules import Patch, rule
 from tests.simulation.stores import SimulatedStore
@@ -41,7 +41,7 @@ def _forced(*fields: str) -> Patch:
     """Take deltas whatever these fields say."""
 
     def apply_delta(
-        self: PartitionState, delta: Delta, identity: Identity, rows: Mapping[str, Any]
+        self: PartitionState, delta: Delta, fingerprint: EntryFingerprint, rows: Mapping[str, Any]
     ) -> bool:
         meta = self.meta
         right = {
@@ -52,7 +52,7 @@ def _forced(*fields: str) -> Patch:
         if "start" in fields:
             meta.next_offset = right["start"]
         changes = {field: right[field] for field in fields}
-        return _apply_delta(self, msgspec.structs.replace(delta, **changes), identity, rows)
+        return _apply_delta(self, msgspec.structs.replace(delta, **changes), fingerprint, rows)
 
     return PartitionState, "_apply_delta", apply_delta
 
@@ -65,7 +65,7 @@ async def _append_whoever_owns(self: Owner, _: Any, value: bytes, __: Any = None
         raise OutcomeUnknownError("read further already")
     stands = False
     for other in await self._io.read(meta.journal_offset, offset + 1):
-        stands = self.state.apply(meta.journal_offset, decode_entry(other), identity_of(other))
+        stands = self.state.apply(meta.journal_offset, decode_entry(other), fingerprint_of(other))
     if not stands:
         raise OutcomeUnknownError("it does not stand")
     return offset
@@ -97,7 +97,7 @@ def floor_never_falls() -> list[Patch]:
 
     def floor_ms(self: PartitionState, layer: Layer) -> int:
         if self.plan.finer is not None:
-            return self._announced_least(1)
+            return self._least_final_ms()
         slack = layer.max_out_of_orderness_ms + layer.allowed_lateness_ms
         return max(self.meta.stream_time_ms - slack, NEVER_MS)
 
@@ -162,7 +162,7 @@ async def _trusting(self: Owner, entry: Any, value: bytes, rows: Any = None) -> 
         follows = {"start": meta.next_offset, "epoch": meta.epoch, "revision": meta.revision}
         entry = msgspec.structs.replace(entry, **follows)
     meta.journal_offset = offset
-    self.state.apply(offset, entry, identity_of(value), rows)
+    self.state.apply(offset, entry, fingerprint_of(value), rows)
     return offset
 
 
@@ -204,12 +204,12 @@ async def _advance_first(self: Owner, content: Content, tail: Any, *, store: boo
     value = encode_entry(delta)
     meta = self.state.meta
     offset, entry = meta.journal_offset, meta.entry
-    self.state.apply(offset, delta, identity_of(value))
+    self.state.apply(offset, delta, fingerprint_of(value))
     self.sinks.applied(delta)
     if store:
         meta.journal_offset, meta.entry = offset, entry
         self._io.save(self.state.take_writes(), meta)
-        meta.journal_offset, meta.entry = offset + 1, identity_of(value)
+        meta.journal_offset, meta.entry = offset + 1, fingerprint_of(value)
     self.emitter.wake()  # type: ignore[attr-defined]
     for _ in range(3):
         await asyncio.sleep(0)

@@ -148,7 +148,7 @@ def announce_acknowledged() -> list[Patch]:
 
     def announcement(self: Sinks, layer: Layer, coarser: str) -> Announcement:
         del coarser
-        return self._state.closed_ms(layer), self._state.floor_ms(layer)
+        return Announcement(self._state.closed_ms(layer), self._state.floor_ms(layer))
 
     return [(Sinks, "announcement", announcement)]
 
@@ -159,7 +159,8 @@ def announce_with_slack() -> list[Patch]:
 
     def announcement(self: Sinks, layer: Layer, coarser: str) -> Announcement:
         del coarser
-        return self._state.closed_ms(layer), max(NEVER_MS, self._state.floor_ms(layer) - 8)
+        floor = max(NEVER_MS, self._state.floor_ms(layer) - 8)
+        return Announcement(self._state.closed_ms(layer), floor)
 
     return [(Sinks, "announcement", announcement)]
 

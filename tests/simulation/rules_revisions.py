@@ -31,7 +31,7 @@ def closed_is_not_below_the_floor() -> list[Patch]:
 
     def closed_ms(self: PartitionState, layer: Layer) -> int:
         if self.plan.finer is not None:
-            return self._announced_least(0)
+            return self._least_closed_ms()
         return max(self.meta.stream_time_ms - layer.max_out_of_orderness_ms, NEVER_MS)
 
     return [(PartitionState, "closed_ms", closed_ms)]

@@ -327,11 +327,11 @@ def prepared(rng: random.Random, stores: Stores) -> Iterator[None]:
             (tables.state.snapshot, "PART_BYTES", rng.choice((1, 1 << 20))),
             (agents.partition.owner, "UNSAVED_DELTAS_MAX", rng.choice((1, 3, 16))),
             (agents.partition.writers, "THREAD_ROWS_MIN", rng.choice((1, 10_000))),
-            (agents.fold.small, "FEW_EVENTS_MAX", rng.choice((0, 4, 250))),
+            (agents.fold.small, "SMALL_EVENTS_MAX", rng.choice((0, 4, 250))),
             (tables.state.layer_table, "AHEAD_ROWS_MIN", rng.choice((1, 20_000))),
             (tables.state.layer_table, "TAIL_BLOCKS_MAX", rng.choice((2, 4, 8))),
             (tables.state.layer_table, "TAIL_ROWS_MAX", rng.choice((0, 8, 256))),
-            (tables.state.layer_table, "TAIL_FEW_MAX", rng.choice((8, 64))),
+            (tables.state.layer_table, "SMALL_TAIL_MAX", rng.choice((8, 64))),
         ):
             stack.enter_context(mock.patch.object(module, name, value))
         yield

@@ -15,7 +15,7 @@ from tests.support.common import HOUR_MS
 from tests.support.state_support import DAY, measured
 
 TOPIC = "small.layer.day"
-NEVER: Announcement = (NEVER_MS, NEVER_MS)
+NEVER = Announcement(NEVER_MS, NEVER_MS)
 Row = tuple[str, int, int, int]
 """Carrier, hour, delay, version at the sender."""
 

@@ -30,7 +30,7 @@ from tables.query.family import KeyFilter
 from tables.query.live import LiveJob, LiveRead
 from tables.record.sealed import HEAD_BYTES, DamagedError
 from tables.state.cell import archive_schema
-from tables.state.journal import Snapshot, encode_entry
+from tables.state.journal import Announcement, Snapshot, encode_entry
 from tables.state.partition_state import PartitionState
 from tables.state.snapshot import capture
 from tables.state.store import PartitionStore
@@ -116,7 +116,11 @@ def journal_of(form: int) -> tuple[list[bytes], Try]:
 def layer_topic(form: int) -> tuple[list[bytes], Try]:
     """Return records of a layer topic, and what gathers one behind a good one."""
     rows = [(f"carrier {at}", at % 9, at, at) for at in range(60)]
-    values = [contribution(rows), contribution(rows[:3]), contribution([], announced=(9, 9))]
+    values = [
+        contribution(rows),
+        contribution(rows[:3]),
+        contribution([], announced=Announcement(9, 9)),
+    ]
     if form < 2:
         values = [unsealed(value, form) for value in values]
 

@@ -8,4 +8,4 @@ import pytest
 def use_frames(patch: pytest.MonkeyPatch) -> None:
     """Have all rows be too many."""
     for module in ("state.layer_table", "state.rollup_table", "query.answer", "query.top"):
-        patch.setattr(f"tables.{module}.FEW_ROWS_MAX", -1)
+        patch.setattr(f"tables.{module}.SMALL_ROWS_MAX", -1)

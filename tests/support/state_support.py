@@ -9,10 +9,10 @@ from typing import Any
 import polars as pl
 
 from agents.fold.content import Content
-from tables.state.block import FewRows, encode_block
+from tables.state.block import TupleRows, encode_block
 from tables.state.cell import cell_schema
 from tables.state.input_plan import InputPlan, plans_of
-from tables.state.journal import Announcement, Claim, Delta, Entry, encode_entry, identity_of
+from tables.state.journal import Announcement, Claim, Delta, Entry, encode_entry, fingerprint_of
 from tables.state.layer_table import BlockWrite, FoldTable, LayerTable
 from tables.state.partition_state import PartitionState
 from tables.state.rollup_table import RollupTable, rollup_schema
@@ -23,7 +23,7 @@ HOUR, DAY = MAP.layer("hour"), MAP.layer("day")
 RAW_PLAN: InputPlan = plans_of(MAP)["flights.raw"]
 DAY_PLAN: InputPlan = plans_of(MAP)["small.layer.day"]
 
-Rows = pl.DataFrame | FewRows
+Rows = pl.DataFrame | TupleRows
 Cells = dict[tuple[Any, ...], tuple[int, int, int]]
 """By key and window: events, sum of delays, version."""
 
@@ -46,7 +46,7 @@ def hour_rows(cells: Iterable[tuple[str, str, int, int]], *, few: bool = False) 
         for origin, carrier, start, delay in cells
     ]
     if few:
-        return FewRows(schema, [tuple(row[name] for name in schema) for row in rows])
+        return TupleRows(schema, [tuple(row[name] for name in schema) for row in rows])
     return pl.DataFrame(rows, schema=schema)
 
 
@@ -124,7 +124,7 @@ class Journal:
         """Append and apply; tell whether the entry stands."""
         value = encode_entry(entry)
         self.values.append(value)
-        return self.state.apply(len(self.values) - 1, entry, identity_of(value))
+        return self.state.apply(len(self.values) - 1, entry, fingerprint_of(value))
 
     def advance(self, content: Content) -> None:
         """Append what a chunk adds, as the partition's owner."""

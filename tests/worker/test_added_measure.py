@@ -91,7 +91,7 @@ def added() -> Iterator[Map]:
 def _form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have events and cells be few, or too many for tuples."""
     if request.param == "frames":
-        monkeypatch.setattr("agents.fold.small.FEW_EVENTS_MAX", -1)
+        monkeypatch.setattr("agents.fold.small.SMALL_EVENTS_MAX", -1)
         use_frames(monkeypatch)
 
 

@@ -20,10 +20,10 @@ from tables.measures.floats import float_sum
 from tables.model.layer import Field, Layer, Map, Measure
 from tables.model.window import NEVER_MS
 from tables.query.measure_columns import measure_columns
-from tables.state.block import FewRows
+from tables.state.block import TupleRows
 from tables.state.cell import archive_schema, cell_schema, measures_of, merge_partitions
 from tables.state.input_plan import plans_of
-from tables.state.small_merge import few_cells
+from tables.state.small_merge import small_cells
 from tests.support.common import accumulators, dataclasses_replace, run_of, small_map
 
 KINDS = ("count", "sum", "mean", "min", "max", "variance")
@@ -57,7 +57,7 @@ def folded(values: list[float]) -> tuple[pl.DataFrame, pl.DataFrame]:
     general = Folder(plan).fold(Decoder(plan.source).decode([run]), {0: before})
     assert few is not None
     mine, theirs = few[0].blocks["hour"], general[0].blocks["hour"]
-    assert isinstance(mine, FewRows)
+    assert isinstance(mine, TupleRows)
     assert isinstance(theirs, pl.DataFrame)
     return mine.frame(), theirs
 
@@ -68,7 +68,7 @@ def merged(layer: Layer, parts: list[pl.DataFrame]) -> tuple[pl.DataFrame, pl.Da
         version=pl.lit(1, pl.Int64), source_partition=pl.lit(0, pl.Int32)
     )[list(archive_schema(layer))]
     place = len(layer.key) + 1
-    few = few_cells(layer, ((row[:place], row[place:-1]) for row in rows.rows()))
+    few = small_cells(layer, ((row[:place], row[place:-1]) for row in rows.rows()))
     return few, merge_partitions(layer, rows)
 
 

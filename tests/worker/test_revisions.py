@@ -16,7 +16,7 @@ from tables.state import snapshot
 from tables.state.block import encode_block
 from tables.state.id_table import IDS, hash_ids
 from tables.state.input_plan import InputPlan, plans_of
-from tables.state.journal import Entry, decode_entry, encode_entry, identity_of
+from tables.state.journal import Entry, decode_entry, encode_entry, fingerprint_of
 from tables.state.partition_state import PartitionState
 from tables.state.store import PartitionStore
 from tests.simulation.readers import contents
@@ -86,7 +86,7 @@ class History:
         """Bring a state up to the end."""
         for record in self.log.records[RAW_PLAN.journal, 0][state.meta.journal_offset :]:
             value = record.value or b""
-            state.apply(record.offset, decode_entry(value), identity_of(value))
+            state.apply(record.offset, decode_entry(value), fingerprint_of(value))
         return state
 
     def captured(self) -> Callable[[InputPlan], PartitionState]:

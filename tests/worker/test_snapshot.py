@@ -20,7 +20,7 @@ from agents.partition.recovery import Recovery
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model.errors import FencedError, JournalRefusedError
 from tables.state import snapshot
-from tables.state.journal import Snapshot, SnapshotPart, decode_entry, encode_entry, identity_of
+from tables.state.journal import Snapshot, SnapshotPart, decode_entry, encode_entry, fingerprint_of
 from tables.state.store import PartitionStore
 from tests.support.common import HOUR_MS, MemoryLog, StoredRecord, dataclasses_replace, seeds
 from tests.support.local_worker import MAP, RAW, LocalWorker, check, fill
@@ -253,7 +253,7 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
     rest = iter(source.values[31:])
     for part in snapshot.capture(state):
         value = encode_entry(part)
-        places.append((scene.put(value), *identity_of(value)))
+        places.append((scene.put(value), *fingerprint_of(value)))
         scene.put(next(rest))
     scene.put(encode_entry(Snapshot(31, places)))
     for value in rest:

@@ -29,7 +29,7 @@ from tables.archive.protocol import CellRange
 from tables.model.cost import QueryCost
 from tables.model.errors import ArchiveAwayError, ArchiveError
 from tables.model.layer import Layer, Map
-from tables.state.small_merge import FEW_ROWS_MAX
+from tables.state.small_merge import SMALL_ROWS_MAX
 
 __all__ = ["CassandraArchive", "CassandraSettings"]
 
@@ -166,7 +166,7 @@ class CassandraArchive:
         await self._execute_all(verb, statements, len(requests), take, self._reading)
         if not cells.key:
             self._requests.found(table.name, len(partitions), len(rows))
-        if len(rows) <= FEW_ROWS_MAX:
+        if len(rows) <= SMALL_ROWS_MAX:
             return table.frame(rows, now_ms)
         return await asyncio.to_thread(table.frame, rows, now_ms)
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from agents.decode.event_batch import FEW_EVENTS_MAX
+from agents.decode.event_batch import SMALL_EVENTS_MAX
 from agents.decode.records import Decoder
 from agents.fold.content import Before, Content
 from agents.fold.layers import KEY_BYTES_MAX, Folder
@@ -20,7 +20,7 @@ from tables.model import ledger
 from tables.model.layer import Condition, Field, KeyField, Map
 from tables.model.window import MONTH, NEVER_MS, Window
 from tables.record.chunk import RecordFault, Run
-from tables.state.block import FewRows, decode_block, encode_block
+from tables.state.block import TupleRows, decode_block, encode_block
 from tables.state.input_plan import plans_of
 from tests.support.common import (
     DAY_MS,
@@ -86,7 +86,7 @@ def assert_same(few: list[Content] | None, general: list[Content]) -> None:
         )  # fmt: skip
         assert one.blocks.keys() == other.blocks.keys()
         for name, block in one.blocks.items():
-            assert isinstance(block, FewRows)
+            assert isinstance(block, TupleRows)
             frame, wanted = block.frame(), other.blocks[name]
             assert isinstance(wanted, pl.DataFrame)
             assert decode_block(encode_block(block), frame.schema).equals(frame)
@@ -154,7 +154,7 @@ OTHERS = {
     "a key that may be long": [flight(0, "x" * (KEY_BYTES_MAX // 4 + 1))],
     "a late one": [flight(0), flight(10 * HOUR_MS), flight(1)],
     "one of the future": [flight(2**45)],
-    "many": [flight(0)] * (FEW_EVENTS_MAX + 1),
+    "many": [flight(0)] * (SMALL_EVENTS_MAX + 1),
 }
 
 
@@ -246,7 +246,7 @@ def test_a_block_of_an_earlier_revision_is_filled() -> None:
     }
     new = {"key_a": pl.String(), "window_start": pl.Int64(), "events": pl.Int64(),
            "n_x": pl.Int64(), "min_x": pl.Float64(), "sum_x": pl.Float64()}  # fmt: skip
-    few = FewRows(old, [("a", 1, 7, 2), ("b", 2, 8, 3)])
+    few = TupleRows(old, [("a", 1, 7, 2), ("b", 2, 8, 3)])
     frame = decode_block(encode_block(few), new)
     assert frame.schema == pl.Schema(new)
     assert frame.rows() == [("a", 1, 2, None, None, None), ("b", 2, 3, None, None, None)]
@@ -263,6 +263,6 @@ def test_few_rows_make_the_same_frame_by_rows_and_by_columns(rows: int) -> None:
         "min_x": pl.Float64(),
     }
     values = [(f"k{i}", i, 2**64 + i, None if i % 2 else 0.5 * i) for i in range(rows)]
-    frame = FewRows(schema, values).frame()
+    frame = TupleRows(schema, values).frame()
     assert frame.schema == pl.Schema(schema)
     assert frame.rows() == values

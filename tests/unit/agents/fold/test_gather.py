@@ -28,7 +28,8 @@ from tests.support.state_support import DAY, DAY_PLAN, Cells, Journal, cells_of
 
 def tell(hour: int, sender: int = 0, floor: int | None = None) -> bytes:
     """Return an announcement of hours."""
-    return contribution([], sender, (hour * HOUR_MS, (hour if floor is None else floor) * HOUR_MS))
+    announced = Announcement(hour * HOUR_MS, (hour if floor is None else floor) * HOUR_MS)
+    return contribution([], sender, announced)
 
 
 class Topic:
@@ -87,7 +88,7 @@ class Model:
             else:
                 self.counts["folded"] += 1
                 self.values[place] = (delay, contributed)
-        self.announced[sender] = (max(own[0], announced[0]), max(own[1], announced[1]))
+        self.announced[sender] = Announcement(max(own[0], announced[0]), max(own[1], announced[1]))
 
     def sums(self) -> dict[tuple[str, int], tuple[int, int]]:
         """Return events and sum of delays by carrier and day."""
@@ -120,10 +121,11 @@ BAD = st.sampled_from(
         contribution([], sender=2),
         contribution([], sender=-1),
         contribution([("UA", 0, 1, 1)], layer="minute"),
-        encode_contribution(Contribution("hour", 1, 0, (DAY_MS, DAY_MS), b"no block")),
+        encode_contribution(Contribution("hour", 1, 0, Announcement(DAY_MS, DAY_MS), b"no block")),
     ]
 )
 LOGS = st.lists(st.one_of(GOOD, GOOD, GOOD, BAD), max_size=24)
+ONE = Announcement(1, 1)
 TALE = [("UA", 0, 1, 1)], 0, NEVER
 
 
@@ -216,7 +218,7 @@ def test_a_record_is_taken_before_its_own_announcement() -> None:
     """A sender may announce a window together with its last cells."""
     topic = Topic()
     topic.take(tell(24, sender=1))
-    sealing = (DAY_MS, DAY_MS)
+    sealing = Announcement(DAY_MS, DAY_MS)
     topic.take(
         contribution([("UA", 0, 1, 1)], announced=sealing),
         contribution([("UA", 1, 2, 1)], announced=sealing),
@@ -258,13 +260,13 @@ def test_foreign_and_broken_records_are_set_aside_with_their_reason() -> None:
         (b'{"a": 1}', "its checksum is wrong"),
         (b"\x03" + tell(1)[1:], "its checksum is wrong"),
         (contribution([("UA", 10**9, 1, 1)]), "windows that no event time can be in"),
-        (contribution([], layer="minute", announced=(1, 1)), "it is of layer minute, not hour"),
-        (contribution([], sender=2, announced=(1, 1)), "sender 2 does not exist"),
-        (contribution([], sender=-1, announced=(1, 1)), "sender -1 does not exist"),
-        (encode_contribution(Contribution("hour", 1, 0, (1, 1), b"x")), "its block is unreadable"),
+        (contribution([], layer="minute", announced=ONE), "it is of layer minute, not hour"),
+        (contribution([], sender=2, announced=ONE), "sender 2 does not exist"),
+        (contribution([], sender=-1, announced=ONE), "sender -1 does not exist"),
+        (encode_contribution(Contribution("hour", 1, 0, ONE, b"x")), "its block is unreadable"),
         (
             encode_contribution(
-                Contribution("hour", 1, 0, (1, 1), encode_block(pl.DataFrame({"a": [1]})))
+                Contribution("hour", 1, 0, ONE, encode_block(pl.DataFrame({"a": [1]})))
             ),
             "its block holds other cells",
         ),

@@ -55,7 +55,7 @@ def test_the_first_are_those_of_all_in_order(
     Rows come in any order, and are ranked all at once, or a few at a time.
     """
     if seed > 1:
-        monkeypatch.setattr(tables.query.top, "FEW_ROWS_MAX", 0)
+        monkeypatch.setattr(tables.query.top, "SMALL_ROWS_MAX", 0)
         monkeypatch.setattr(tables.query.top, "PART_ROWS_MAX", 7)
     rng = random.Random(seed)
     top = ask(by, rng.choice([1, 5, 100]), order)

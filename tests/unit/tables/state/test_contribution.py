@@ -11,6 +11,7 @@ from tables.model.keyhash import key_hashes
 from tables.state import contribution
 from tables.state.cell import cell_schema
 from tables.state.contribution import Contribution, added_up, decode_cells, split_cells
+from tables.state.journal import Announcement
 from tests.support.common import HOUR_MS, dataclasses_replace, small_map
 from tests.support.state_support import measured
 
@@ -75,7 +76,7 @@ def test_contributions_are_cut_and_none_is_lost(
     frame = cells(500)
     found = []
     for target, block in split_cells(DAY, frame):
-        rows = decode_cells(Contribution("hour", 1, 0, (0, 0), block), DAY)
+        rows = decode_cells(Contribution("hour", 1, 0, Announcement(0, 0), block), DAY)
         hashes = key_hashes(rows, DAY.key_columns).cast(pl.Int64) % DAY.partitions
         assert (hashes == target).all()
         assert rows.height == 1 or rows.estimated_size() <= 2 * bytes_max

@@ -15,14 +15,17 @@ from tables.model.window import NEVER_MS
 from tables.record.sealed import seal
 from tables.state.journal import (
     FORMAT,
+    Announcement,
     Claim,
     Delta,
     Entry,
+    EntryFingerprint,
+    RecordFingerprint,
     Snapshot,
     SnapshotPart,
     decode_entry,
     encode_entry,
-    identity_of,
+    fingerprint_of,
 )
 from tables.state.layer_table import BlockWrite
 from tables.state.partition_meta import Meta
@@ -81,7 +84,8 @@ def test_the_bytes_are_those_of_the_format_page() -> None:
         ]
     )  # fmt: skip
     entry = Delta(
-        3, 7, 40, 41, -1, {"h": 5}, {0: (1, 2)}, {"a": 1}, {"h": b"x"}, {"h": [6]}, (8, 9), 2,
+        3, 7, 40, 41, -1, {"h": 5}, {0: Announcement(1, 2)}, {"a": 1}, {"h": b"x"}, {"h": [6]},
+        RecordFingerprint(8, 9), 2,
         True, 4, {0: {"events": 3}},
     )  # fmt: skip
     value = encode_entry(entry)
@@ -113,7 +117,7 @@ def test_entries_of_the_formats_before_are_read(form: int) -> None:
 
 def test_an_entry_is_recognised_by_length_and_checksum() -> None:
     """CRC-32 of the standard check value."""
-    assert identity_of(b"123456789") == (9, 0xCBF43926)
+    assert fingerprint_of(b"123456789") == (9, 0xCBF43926)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +177,7 @@ def test_claims_stand_by_revision_digest_and_partitions(entry: Claim, *, stands:
     assert journal.append(entry) is stands
     meta = journal.state.meta
     assert meta.journal_offset == 3
-    assert meta.entry == identity_of(journal.values[-1])
+    assert meta.entry == fingerprint_of(journal.values[-1])
     if stands:
         assert (meta.epoch, meta.revision, meta.digest) == (2, entry.revision, entry.digest)
     else:
@@ -273,16 +277,16 @@ def test_a_gap_in_the_journal_is_an_error_of_the_program() -> None:
     journal = Journal(RAW_PLAN)
     entry = delta(journal.state, 1)
     with pytest.raises(AssertionError, match="journal gap"):
-        journal.state.apply(7, entry, (0, 0))
+        journal.state.apply(7, entry, EntryFingerprint(0, 0))
 
 
 def test_a_coarser_layer_is_as_far_as_its_slowest_sender() -> None:
     """A sender that was never heard holds it at minus infinity."""
     journal = Journal(DAY_PLAN)
     (day,) = DAY_PLAN.layers
-    assert journal.append(delta(journal.state, 1, announced={1: (70, 60)}))
+    assert journal.append(delta(journal.state, 1, announced={1: Announcement(70, 60)}))
     assert (journal.state.closed_ms(day), journal.state.floor_ms(day)) == (NEVER_MS, NEVER_MS)
-    assert journal.append(delta(journal.state, 2, announced={0: (90, 50)}))
+    assert journal.append(delta(journal.state, 2, announced={0: Announcement(90, 50)}))
     assert (journal.state.closed_ms(day), journal.state.floor_ms(day)) == (70, 50)
 
 
@@ -326,7 +330,7 @@ def random_entry(rng: random.Random, state: PartitionState, epochs: list[int]) -
         blocks = {"day": day_block((*row, 0, rng.randint(-9, 9), to) for row in rows)}
     else:
         blocks = {"hour": hour_block(("JFK", *row, rng.randint(-9, 9)) for row in rows)}
-    announced = {rng.randint(0, 1): (to * HOUR_MS // 9, to * HOUR_MS // 10)}
+    announced = {rng.randint(0, 1): Announcement(to * HOUR_MS // 9, to * HOUR_MS // 10)}
     entry = delta(state, to + rng.randint(1, 3), blocks, announced, {"n": 1}, start=to, epoch=epoch)
     return msgspec.structs.replace(entry, revision=rng.choice([state.meta.revision] * 4 + [1]))
 
@@ -354,7 +358,7 @@ def test_every_reader_comes_to_the_same_state(seed: int, plan: Any) -> None:
     assert meta.ledger == {"n": len(expected.deltas)}
     auditor = PartitionState(plan)
     for offset, value in enumerate(journal.values):
-        auditor.apply(offset, decode_entry(value), identity_of(value))
+        auditor.apply(offset, decode_entry(value), fingerprint_of(value))
     assert contents_of(auditor) == contents_of(journal.state)
     assert contents_of(stopping_reader(rng, journal)) == contents_of(journal.state)
 
@@ -364,7 +368,7 @@ def stopping_reader(rng: random.Random, journal: Journal) -> PartitionState:
     state = PartitionState(journal.plan)
     disks: dict[str, dict[int, BlockWrite]] = {name: {} for name in state.tables}
     for offset, value in enumerate(journal.values):
-        state.apply(offset, decode_entry(value), identity_of(value))
+        state.apply(offset, decode_entry(value), fingerprint_of(value))
         if rng.random() < 0.3:
             stored = msgspec.msgpack.decode(msgspec.msgpack.encode(state.meta), type=Meta)
             again = PartitionState(journal.plan, stored)

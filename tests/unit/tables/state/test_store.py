@@ -17,6 +17,7 @@ import rocksdict
 
 from tables.model.errors import TreasureMapError
 from tables.state.input_plan import InputPlan, plans_of
+from tables.state.journal import Announcement, RecordFingerprint
 from tables.state.layer_table import BlockWrite
 from tables.state.partition_meta import Meta
 from tables.state.partition_state import PartitionState
@@ -55,7 +56,8 @@ def raw_delta(journal: Journal, rng: random.Random) -> None:
     start = journal.state.meta.next_offset
     entry = delta(
         journal.state, start + 3, blocks, ledger={"records.with_events": 3},
-        evicted=evicted, stream_time_ms=start, floors={"hour": start - HOUR_MS}, tail=(start, 7),
+        evicted=evicted, stream_time_ms=start, floors={"hour": start - HOUR_MS},
+        tail=RecordFingerprint(start, 7),
     )  # fmt: skip
     assert journal.append(entry)
 
@@ -67,7 +69,7 @@ def day_delta(journal: Journal, rng: random.Random) -> None:
     rows = {(rng.choice("UA"), hour, sender) for sender in (0, 1)}
     blocks = {"day": day_block((*row, rng.randint(-9, 9), start) for row in rows)}
     evicted = {"day": [rng.randint(0, 1) * DAY_MS]} if rng.random() < 0.1 else {}
-    announced = dict.fromkeys((0, 1), (hour, hour - 2 * HOUR_MS))
+    announced = dict.fromkeys((0, 1), Announcement(hour, hour - 2 * HOUR_MS))
     assert journal.append(delta(journal.state, start + 1, blocks, announced, evicted=evicted))
 
 
@@ -256,6 +258,7 @@ def test_a_store_holds_what_a_higher_revision_claims(store: PartitionStore) -> N
 FULL = """
 import os, pathlib, resource, sys
 from tables.model.errors import TreasureMapError
+from tables.state.journal import Announcement, RecordFingerprint
 from tables.state.partition_meta import Meta
 from tables.state.store import PartitionStore
 from tables.state.layer_table import BlockWrite

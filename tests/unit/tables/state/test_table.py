@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from tables.model.window import NEVER_MS
 from tables.state import layer_table as table_module
-from tables.state.block import FewRows, encode_block
+from tables.state.block import TupleRows, encode_block
 from tables.state.cell import cell_schema, measures_of
-from tables.state.layer_table import TAIL_BLOCKS_MAX, TAIL_FEW_MAX, BlockWrite, FoldTable
+from tables.state.journal import Announcement
+from tables.state.layer_table import SMALL_TAIL_MAX, TAIL_BLOCKS_MAX, BlockWrite, FoldTable
 from tables.state.rollup_table import RollupTable
 from tests.support.common import DAY_MS, HOUR_MS, accumulators, dataclasses_replace
 from tests.support.state_support import (
@@ -132,7 +133,7 @@ def test_contributions_replace_each_other_until_they_settle(steps: list[object])
         elif isinstance(step, tuple):
             sender, floor = step
             known = table.announced.get(sender, (NEVER_MS, NEVER_MS))
-            table.announced[sender] = (max(known[0], floor), max(known[1], floor))
+            table.announced[sender] = Announcement(max(known[0], floor), max(known[1], floor))
         elif isinstance(step, random.Random):
             reload(table, disk, step)
         elif table.rows:
@@ -189,7 +190,7 @@ def test_settled_contributions_are_one_row_a_cell() -> None:
     table = RollupTable(DAY, HOUR)
     table.add(day_block(("UA", 0, sender, sender, 1) for sender in range(10)), 3)
     table.add(day_block([("UA", HOUR_MS, 0, 5, 2)]), 4)
-    table.announced = dict.fromkeys(range(10), (2 * HOUR_MS, HOUR_MS))
+    table.announced = dict.fromkeys(range(10), Announcement(2 * HOUR_MS, HOUR_MS))
     table.merge()
     assert table.rows == 2
     assert cells_of(table) == {("UA", 0): (11, 50, 4)}
@@ -201,7 +202,7 @@ def test_contributions_of_a_sender_that_announced_nothing_stay_single() -> None:
     """Missing is minus infinity: another sender's floor settles none of them."""
     table = RollupTable(DAY, HOUR)
     table.add(day_block([("UA", 0, 0, 1, 1), ("UA", 0, 1, 1, 1)]), 3)
-    table.announced = {1: (DAY_MS, DAY_MS)}
+    table.announced = {1: Announcement(DAY_MS, DAY_MS)}
     table.merge()
     assert table.known(pl.Series([0]))["source_partition"].to_list() == [0]
     assert cells_of(table) == {("UA", 0): (2, 2, 3)}
@@ -241,7 +242,7 @@ def test_a_merge_made_ahead_is_the_merge() -> None:
     ahead, plain = FoldTable(layer), FoldTable(layer)
     made = used = 0
     for version in range(200):
-        rows = FewRows(
+        rows = TupleRows(
             schema,
             [("JFK", "UA", hour, 1, 1, rng.random(), 0.0, 0.0, 0.0)
              for hour in rng.sample(range(40), rng.randint(1, 5))],
@@ -292,17 +293,17 @@ def test_small_blocks_wait_and_are_read_as_one() -> None:
     table = FoldTable(HOUR)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(table_module, "TAIL_ROWS_MAX", 256)
-        for version in range(TAIL_FEW_MAX):
+        for version in range(SMALL_TAIL_MAX):
             rows = hour_rows([("JFK", "UA", version % 3 * HOUR_MS, version)], few=version % 5 > 0)
             table.add(encode_block(rows), version)
-        assert len(table.blocks) == TAIL_FEW_MAX
+        assert len(table.blocks) == SMALL_TAIL_MAX
         assert {cell: v[0] for cell, v in cells_of(table).items()} == {
-            ("JFK", "UA", hour * HOUR_MS): len(range(hour, TAIL_FEW_MAX, 3)) for hour in range(3)
+            ("JFK", "UA", hour * HOUR_MS): len(range(hour, SMALL_TAIL_MAX, 3)) for hour in range(3)
         }
         before = cells_of(table)
-        table.add(hour_block([("LGA", "UA", 0, 1)]), TAIL_FEW_MAX)
+        table.add(hour_block([("LGA", "UA", 0, 1)]), SMALL_TAIL_MAX)
         assert len(table.blocks) == 1
-    assert cells_of(table) == before | {("LGA", "UA", 0): (1, 1, TAIL_FEW_MAX)}
+    assert cells_of(table) == before | {("LGA", "UA", 0): (1, 1, SMALL_TAIL_MAX)}
 
 
 def test_a_measure_that_came_later_is_not_known_of_what_came_before() -> None:

@@ -22,6 +22,7 @@ from tables.query.top import parse_top_query
 from tables.state.cell import merge_rows
 from tables.state.contribution import Contribution, encode_contribution
 from tables.state.input_plan import InputPlan, plans_of
+from tables.state.journal import NOTHING_ANNOUNCED, Announcement, EntryFingerprint
 from tables.state.partition_state import PartitionState
 from tables.state.small_merge import merge_few
 from tests.support.common import DAY_MS, EVENTS, HOUR_MS, dataclasses_replace, run_of, small_map
@@ -48,20 +49,20 @@ def plan_of(topic: str, revision: int, *layers: Any, **changes: Any) -> InputPla
 
 def claimed(state: PartitionState, plan: InputPlan) -> bool:
     """Let a claim of a plan come to a state; tell whether it stands."""
-    return state.apply(state.meta.journal_offset, plan.claim(0), (1, 1))
+    return state.apply(state.meta.journal_offset, plan.claim(0), EntryFingerprint(1, 1))
 
 
 def moved(state: PartitionState, time_ms: int, **blocks: bytes) -> None:
     """Apply a delta of one record that moves stream time."""
     floors = {layer.name: time_ms - HOUR_MS for layer in state.plan.layers}
     entry = delta(state, state.meta.next_offset + 1, blocks, stream_time_ms=time_ms, floors=floors)
-    assert state.apply(state.meta.journal_offset, entry, (1, 1))
+    assert state.apply(state.meta.journal_offset, entry, EntryFingerprint(1, 1))
 
 
 def record(sender: int, whole: dict[str, int] | None, rows: list[Any] | None = None) -> bytes:
     """Return a record of the day's topic."""
     block = block_of(rows) if rows else b""
-    never = (NEVER_MS, NEVER_MS)
+    never = NOTHING_ANNOUNCED
     return encode_contribution(Contribution("hour", 1, sender, never, block, whole))
 
 
@@ -104,8 +105,8 @@ def test_a_sender_that_does_not_know_yet_is_waited_for() -> None:
 def test_senders_of_an_older_version_have_been_whole_ever_since() -> None:
     """But what they had evicted when they were first heard never came."""
     journal = Journal(DAY_PLAN)
-    never = (NEVER_MS, NEVER_MS)
-    told = [Contribution("hour", 1, sender, (9, 7), b"") for sender in (0, 1)]
+    never = NOTHING_ANNOUNCED
+    told = [Contribution("hour", 1, sender, Announcement(9, 7), b"") for sender in (0, 1)]
     assert gathered(journal, *map(encode_contribution, told)) == {}
     assert journal.state.whole(DAY) == ALL | {"events": 7}
     again = encode_contribution(Contribution("hour", 1, 0, never, b"", ALL))
@@ -149,14 +150,14 @@ def test_what_a_claim_adds_to_a_coarser_layer_begins_after_all_its_windows() -> 
     frame = pl.read_ipc_stream(block).with_columns(
         window_start=pl.lit(DAY_MS, pl.Int64), source_partition=pl.lit(0, pl.Int32)
     )
-    entry = delta(state, 1, rows, {0: (NEVER_MS, NEVER_MS), 1: (NEVER_MS, NEVER_MS)},
+    entry = delta(state, 1, rows, dict.fromkeys((0, 1), NOTHING_ANNOUNCED),
                   whole={0: ALL, 1: ALL})  # fmt: skip
-    assert state.apply(state.meta.journal_offset, entry, (1, 1), {"day": frame})
+    assert state.apply(state.meta.journal_offset, entry, EntryFingerprint(1, 1), {"day": frame})
     assert state.whole(WITH_SUM[1])["sum_delay"] == NEVER_MS
     assert claimed(state, plan_of(DAY_PLAN.topic, 2, *WITH_SUM))
     assert "sum_delay" not in state.whole(WITH_SUM[1])
     again = delta(state, 2, whole={0: ALL, 1: ALL})
-    assert state.apply(state.meta.journal_offset, again, (1, 1))
+    assert state.apply(state.meta.journal_offset, again, EntryFingerprint(1, 1))
     assert state.whole(WITH_SUM[1])["sum_delay"] == 2 * DAY_MS
     assert state.tables["day"].cells()["sum_delay"].to_list() == [None]
 
