@@ -1,4 +1,4 @@
-"""What happens: the steps from a chunk of records to applied state and emissions.
+"""Agents: the steps from a chunk of records to applied state and emissions.
 
 A package of the worker of Treasure Map.
 """

@@ -37,7 +37,7 @@ class Ingest:
     async def _handle(
         self, topic: str, runs: list[Run], generation: int, refused: str = ""
     ) -> None:
-        """Take runs of one topic through; ``refused`` says why their records are not decoded."""
+        """Take runs of one topic through a cycle; ``refused`` says why a record is refused."""
         owners: dict[int, Owner] = {}
         for run in runs:
             owner = self._owners.taker(run, generation)
@@ -69,9 +69,9 @@ class Ingest:
         )
 
     async def _advance(self, owner: Owner, run: Run, content: Content, generation: int) -> None:
-        """Advance by a run, in halves where it adds more than one delta can hold.
+        """Advance by a run, in halves if it adds more than one delta can hold.
 
-        A single record that adds too much is refused, or its partition could never go on.
+        A single record that adds too much is refused, or its partition could never advance.
         """
         try:
             await self._owners.advance(owner, content, tail_of(run))

@@ -1,11 +1,11 @@
-"""An outage: whether something outside answers, with one line of the log at each change.
+"""An outage: whether a dependency answers, with one line of the log at each change.
 
     answered . failed . . . failed | away ............................ answered
                      GRACE_S       | "does not answer"                 "answers again after 41 s"
 
-Whoever tries reports how that ended. Many try beside each other, and one failure among answers is
-no outage: it is one when the same kind of attempt has not been answered for a while. What fails
-meanwhile is counted, not told.
+Every caller reports how its attempt ended. Many attempts run side by side, and one failure among
+answers is not an outage. An outage begins when one kind of attempt has failed for a while without
+an answer. Failures during an outage are counted, not logged.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from tables.model.errors import ArchiveError, ArchiveRefusedError, OutcomeUnknow
 log = logging.getLogger(__name__)
 
 GRACE_S = 1.0
-"""Failures without an answer between them for so long are an outage."""
+"""Seconds of failures, without an answer between them, that are an outage."""
 
 FORGET_S = 60.0
-"""A kind of attempt that nobody has made for so long says nothing any more: its last failure may
-have been that of a partition that has moved away."""
+"""Seconds after which the last failure of a kind of attempt no longer counts: it may have been
+that of a partition that has moved to another worker."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -67,12 +67,12 @@ class Outage:
         self.error = ""
 
     def failed(self, error: object, attempt: str = "") -> None:
-        """Take note of an attempt, of the kind that is named, that got no answer."""
+        """Count a failed attempt of the named kind."""
         now_s = self._clock_s()
         if not self._failing:
             self._failures_before = self.failures
         answered_s = self._answered_s.get(attempt, now_s)
-        # What is tried now and then may have failed for a part of the time only.
+        # Attempts that are made now and then may have failed for a part of the time only.
         since_s = answered_s if now_s < answered_s + FORGET_S else now_s
         failing = self._failing.setdefault(attempt, _Failing(since_s, now_s, now_s, error))
         failing.last_s, failing.error = now_s, error
@@ -82,7 +82,7 @@ class Outage:
 
     @contextlib.contextmanager
     def attempt(self, kind: str) -> Iterator[None]:
-        """Take note of how an attempt ends, the body of the ``with`` statement."""
+        """Report how an attempt, the body of the ``with`` statement, ends."""
         try:
             yield
         except (ArchiveError, OutcomeUnknownError) as error:
@@ -91,7 +91,7 @@ class Outage:
         self.answered(kind)
 
     def answered(self, attempt: str = "") -> None:
-        """Take note of an attempt that got an answer."""
+        """Report an attempt of the named kind that got an answer."""
         self._tell()
         now_s = self._answered_s[attempt] = self._clock_s()
         self._failing.pop(attempt, None)
@@ -103,13 +103,13 @@ class Outage:
             self._told_s = None
 
     def abandoned(self, attempt: str) -> None:
-        """Take note that nobody makes attempts of this kind any more."""
+        """Forget a kind of attempt that nobody makes any more."""
         self._failing.pop(attempt, None)
         self._answered_s.pop(attempt, None)
 
     @property
     def is_away(self) -> bool:
-        """Whether failures have gone on for so long that this is an outage; then that is told."""
+        """Whether failures have lasted so long that this is an outage, which is then logged."""
         self._tell()
         return bool(self._long())
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 @dataclasses.dataclass(slots=True, frozen=True)
 class LogRecord:
-    """One record as read back: its value, None for none, and its append time in milliseconds."""
+    """One record as read back: its value, None for a tombstone, and its append time in ms."""
 
     offset: int
     value: bytes | None
@@ -38,11 +38,11 @@ class ReadableLog(Log, Protocol):
     ) -> list[LogRecord]:
         """Return the records of offsets ``[start, stop)``; no more once values reach ``bytes_max``.
 
-        There is at least one. Raises OffsetGoneError.
+        It returns at least one record. Raises OffsetGoneError.
         """
 
     async def record_at(self, topic: str, partition: int, offset: int) -> LogRecord | None:
-        """Return the record at an offset, None where there is none. Raises OutcomeUnknownError."""
+        """Return the record at an offset, None if it is gone. Raises OutcomeUnknownError."""
 
     async def truncate(self, topic: str, partition: int, before: int) -> None:
         """Delete the records before an offset, if brokers can. Raises OutcomeUnknownError."""

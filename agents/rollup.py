@@ -28,7 +28,7 @@ class Rollup:
         await asyncio.gather(*(self._handle(run, chunk.generation) for run in chunk.runs))
 
     async def _handle(self, run: Run, generation: int, refused: str = "") -> None:
-        """Take a run through; ``refused`` says why its one record is not taken in."""
+        """Take a run through a cycle; ``refused`` says why its one record is refused."""
         owner = self._owners.taker(run, generation)
         if owner is None:
             return
@@ -42,7 +42,7 @@ class Rollup:
             await self._owners.advance(owner, content, tail_of(run))
         except DeltaTooLargeError as error:
             if len(run.values) == 1:
-                # No owner writes one; the partition could never go on.
+                # No owner writes such a record; unless it is refused, the partition never advances.
                 await self._handle(run, generation, refused=str(error))
                 return
             for half in run.halves():

@@ -7,11 +7,12 @@ from collections.abc import Awaitable, Callable
 
 
 async def supervised(work: Awaitable[object], failed: Callable[[BaseException], None]) -> None:
-    """Await ``work``; whatever ends it before its time is handed to ``failed``.
+    """Await ``work``; hand every error that ends it to ``failed``.
 
-    That is every exception, polars' panics among them, which are no ``Exception``; and a
-    cancellation that nobody asked this task for: it came out of something awaited, such as a client
-    that is closing, and would end the task without a word. Only a cancel of the task itself passes.
+    Errors are all exceptions, also polars' panics, which are not an ``Exception``. A cancellation
+    is an error too if nobody cancelled this task: it came out of an awaitable, such as a client
+    that is closing, and would end the task silently. Only a cancel of the task itself and the exit
+    of the program pass.
     """
     try:
         await work

@@ -1,4 +1,4 @@
-"""Ending tasks whose awaits are not all our own, and waits that have an end."""
+"""Tasks: cancel one until it has ended, and await one with a deadline."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Result = TypeVar("Result")
 
 
 async def end(task: asyncio.Task[Any]) -> None:
-    """Cancel ``task`` until it has ended; its result or error is the caller's to take.
+    """Cancel ``task`` until it has ended; the caller reads its result or error.
 
-    Once does not always do: ``asyncio.wait_for`` loses a cancellation that arrives together with
-    its awaitable (before Python 3.12), and clients of brokers are full of it.
+    One cancel is not always enough: before Python 3.12 ``asyncio.wait_for`` loses a cancellation
+    that arrives together with the result of its awaitable, and clients of brokers use it a lot.
     """
     while not task.done():
         task.cancel()
@@ -23,9 +23,9 @@ async def end(task: asyncio.Task[Any]) -> None:
 
 
 async def within(seconds: float, work: Coroutine[Any, Any, Result]) -> Result:
-    """Return the result of ``work``, which is cancelled until it has ended if that takes too long.
+    """Return the result of ``work``; cancel it until it has ended if it takes too long.
 
-    Unlike ``asyncio.wait_for`` and ``asyncio.timeout``, which cancel once: see :func:`end`.
+    ``asyncio.wait_for`` and ``asyncio.timeout`` cancel only once: see :func:`end`.
 
     Raises:
         TimeoutError: it took longer, and ended without a result.

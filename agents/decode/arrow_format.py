@@ -25,7 +25,7 @@ class ArrowFormat:
     unreadable_reasons: tuple[str, ...] = (_REASON,)
 
     def decoder(self, source: Source) -> ArrowDecoder:
-        """Return what decodes the records of a source."""
+        """Return the decoder of a source's records."""
         return ArrowDecoder(source)
 
 
@@ -43,10 +43,11 @@ class ArrowDecoder(ColumnDecoder):
         self._inflated_bytes_max = source.inflated_bytes_max
 
     def read(self, value: bytes) -> pl.DataFrame:
-        """Return the columns of a stream that are of use, as they are.
+        """Return the wanted columns of a stream, with the types they have there.
 
         Raises:
-            ArrowError: the stream is broken, lies, or inflates too far; so do all of ``broken``.
+            ArrowError: the stream is broken, lies, or inflates too far. All errors in ``broken``
+                mean the same.
         """
         columns, rows = check_stream(value, self._inflated_bytes_max)
         present = [name for name in self.columns.wanted if name in columns]

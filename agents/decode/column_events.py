@@ -1,6 +1,6 @@
 """Column events: the columns of some events into an event frame, and why rows are not events.
 
-For every format whose reader gives columns: it derives from :class:`ColumnDecoder`.
+The decoder of every format whose reader returns columns derives from :class:`ColumnDecoder`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _NOT_EVENTS = {
 
 
 class ColumnDecoder(abc.ABC):
-    """Decodes records of one source of which each holds columns, with a row an event.
+    """Decodes records of one source, each of which holds columns with one row per event.
 
     Attributes:
-        reason: the reason for which a record that cannot be read is set aside.
-        broken: the errors that :meth:`read` raises of such a record.
+        reason: the reason with which an unreadable record is set aside.
+        broken: the errors that :meth:`read` raises for such a record.
     """
 
     reason: ClassVar[str]
@@ -48,7 +48,7 @@ class ColumnDecoder(abc.ABC):
         """Return the columns of a value, at least those of ``columns.wanted`` that it has.
 
         Raises:
-            BaseException: one of ``broken``: it cannot be read.
+            BaseException: one of ``broken``; the value cannot be read.
         """
 
     @abc.abstractmethod
@@ -99,7 +99,7 @@ class ColumnEvents:
     """Takes the events of one source out of columns.
 
     Attributes:
-        wanted: the names of the columns that are of use.
+        wanted: the names of the columns that the source reads.
     """
 
     def __init__(self, source: Source) -> None:
@@ -111,7 +111,7 @@ class ColumnEvents:
         self.wanted = list(dict.fromkeys(wanted))
 
     def events(self, found: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series | None]:
-        """Return time, type and declared fields of what was read, and why rows are no events.
+        """Return time, type and declared fields of columns, and why rows are not events.
 
         The second is a series of reasons, null for events; None if all rows are events.
         """
@@ -170,14 +170,14 @@ class ColumnEvents:
         values = column.cast(COLUMNS[kind], strict=False)
         if kind == "int" and values.null_count() != column.null_count():
             faults.add("out_of_range", column.is_not_null() & values.is_null())
-        # A sum that is finite has no term that is not; one that is not may still be of good terms.
+        # All terms of a finite sum are finite; a sum that is not finite may still have good terms.
         if kind == "float" and not math.isfinite(values.sum()):
             faults.add("not_finite", ~values.is_finite().fill_null(value=True))
         return values
 
 
 class _Faults:
-    """Why rows are no events; of several faults of a row the first that is added is told."""
+    """Why rows are not events; a row with several faults keeps the first that was added."""
 
     def __init__(self, rows: int) -> None:
         self._rows = rows
@@ -193,7 +193,7 @@ class _Faults:
 
 
 def _lies_between(times: pl.Series, low: int, high: int) -> bool:
-    """Tell whether no time is null or outside, which costs a tenth of telling which ones are."""
+    """Return whether all times are in the range and not null, at a tenth of the cost of a mask."""
     first, last = times.min(), times.max()
     if first is None or times.null_count():
         return False

@@ -3,7 +3,7 @@
 JSON events and heartbeats are structs, so that all of a chunk become columns at once; events of
 formats that have columns already are frames, each at its place between the structs::
 
-    structs  s0 s1 s2 | s3 s4        frames  (3, F): F stands behind three structs
+    structs  s0 s1 s2 | s3 s4        frames  (3, F): F comes after three structs
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from tables.state.block import repeated
 
 
 class DecodedEvents:
-    """What a chunk's runs of one source hold so far.
+    """The events that have been decoded from a chunk's runs of one source so far.
 
     Args:
-        json: makes structs of the source's events, and columns of structs.
+        json: decodes the source's events into structs, and structs into columns.
 
     Attributes:
-        structs: JSON events and heartbeats; :meth:`place` follows what is added.
-        aside: the records and events that cannot be used.
+        structs: JSON events and heartbeats; call :meth:`place` after you add some.
+        aside: the records and events that are set aside.
         rows: how many events and heartbeats have a place.
     """
 
@@ -48,7 +48,7 @@ class DecodedEvents:
         self.place(pl.Series([index * PLACE], dtype=pl.UInt64))
 
     def add_frame(self, frame: pl.DataFrame) -> None:
-        """Add an event frame without ``partition``, behind the structs so far."""
+        """Add an event frame without ``partition``, after the structs so far."""
         self._frames.append((len(self.structs), frame))
         self.rows += frame.height
 

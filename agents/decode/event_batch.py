@@ -1,9 +1,9 @@
-"""The event batch: what a chunk's runs of one source hold, and what of it is set aside.
+"""The event batch: the events of a chunk's runs of one source, and those that are set aside.
 
 An event frame has ``partition`` (Int32), ``place`` (UInt64: index of the record in its run, times
 2**32, plus the event's place in its record), ``time`` (Int64, ms), ``type`` (String), one column
-per declared field and, where the source's events have ids, ``.id`` (String). Heartbeats are rows
-without type: they move stream time at their place in the log and are nothing else.
+per declared field and, if the source's events have ids, ``.id`` (String). Heartbeats are rows
+without type: they move stream time at their place in the log and are not folded.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ from tables.model.ledger import LedgerDelta, UnusableEvents
 from tables.record.chunk import Run
 
 PLACE = 2**32
-"""What a record's index is multiplied with in a place."""
+"""The factor of a record's index in a place."""
 
 ID_COLUMN = ".id"
-"""No declared field can have this name."""
+"""The column of event ids; no declared field can have this name."""
 
 SMALL_VALUES_MAX = 2_000
 """Values below which a loop in Python beats the start-up cost of a query of polars."""
 
 SMALL_EVENTS_MAX = 1_000
-"""So many events of a chunk are folded faster one by one than as columns. With eight partitions,
-from records to applied deltas: 400 events 2.4 and 3.7 ms, 1,500 4.6 and 5.7, 2,500 6.9 and 6.3."""
+"""Events of a chunk up to which it is faster to fold them one by one than as columns. With eight
+partitions, from records to applied deltas: 400 events take 2.4 and 3.7 ms, 1,500 take 4.6 and 5.7,
+2,500 take 6.9 and 6.3."""
 
 DETAIL_CHARS_MAX = 200
-"""Of what a letter tells people."""
+"""Characters of a letter's detail, which is for people."""
 
 
 @dataclasses.dataclass(slots=True, frozen=True)
@@ -40,8 +41,8 @@ class SetAside:
 
     ``record`` is the index in run ``run``; ``events`` the places in the record, None for a record
     that could not be read as events. ``reason`` is one of docs/formats/records.md; ``detail`` says
-    more to people. ``layer`` and ``lateness_ms``, of the least and the most late, are set for late
-    events.
+    more to people. ``layer`` and ``lateness_ms``, of the least and the most late event, are set for
+    late events.
     """
 
     kind: SideKind
@@ -55,7 +56,7 @@ class SetAside:
 
 
 Bounds = list[tuple[int, int]]
-"""For each run, its first row and the row after its last."""
+"""The first row of each run, and the row after its last."""
 
 
 @dataclasses.dataclass(slots=True, frozen=True)
@@ -72,14 +73,14 @@ class Rows:
         return [last - first for first, last in self.bounds]
 
     def filter(self, mask: pl.Series) -> Rows:
-        """Return the rows where ``mask`` is true."""
+        """Return the rows for which ``mask`` is true."""
         bounds = bounds_after(self.bounds, mask)
         return Rows(self.frame.filter(mask), bounds, self.partitions)
 
 
 @dataclasses.dataclass(slots=True)
 class EventBatch:
-    """What a chunk's runs of one source hold.
+    """The events of a chunk's runs of one source.
 
     ``bounds`` has, per run, its first row in ``frame`` and the row after its last. ``ledgers`` has
     one ledger delta per run, to which the later steps add.
@@ -92,7 +93,7 @@ class EventBatch:
     aside: list[SetAside]
 
     def keep(self, mask: pl.Series) -> None:
-        """Keep only the rows where ``mask`` is true."""
+        """Keep only the rows for which ``mask`` is true."""
         self.frame = self.frame.filter(mask)
         self.bounds = bounds_after(self.bounds, mask)
 
@@ -104,9 +105,9 @@ class EventBatch:
     def set_aside(
         self, rows: pl.DataFrame, kind: SideKind, reason: str, detail: str, layer: str = ""
     ) -> dict[int, int]:
-        """Set the events of these rows aside, by record; return how many by run.
+        """Set the events of these rows aside, by record; return their number by run.
 
-        ``rows`` has ``partition`` and ``place``; of late events also ``lateness``, in milliseconds.
+        ``rows`` has ``partition`` and ``place``, and for late events ``lateness`` in milliseconds.
         """
         counts: dict[int, int] = {}
         numbers = {run.partition: number for number, run in enumerate(self.runs)}
@@ -151,7 +152,7 @@ class EventBatch:
 
 
 def bounds_after(bounds: Bounds, mask: pl.Series) -> Bounds:
-    """Return the bounds of runs once only the rows remain where ``mask`` is true."""
+    """Return the bounds of runs after all rows are gone for which ``mask`` is not true."""
     ends = itertools.accumulate(
         (int(mask[first:last].sum() or 0) for first, last in bounds), initial=0
     )

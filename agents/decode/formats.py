@@ -1,4 +1,4 @@
-"""The record formats that there are: this is the one list of them.
+"""The list of all record formats.
 
 A format is a module beside this one that keeps ``record_format.py``, and an entry here. For the
 load generator ``app/load/writers.py`` writes it.
@@ -12,12 +12,12 @@ from agents.decode.record_format import RecordFormat
 from tables.model.ledger import LETTER_REASONS
 
 FORMATS: tuple[RecordFormat, ...] = (JSON, NDJSON, ARROW)
-"""Every format that a content type, or the first bytes of a value, can tell."""
+"""Every format that a content type, or the first bytes of a value, identifies."""
 
 OTHERWISE: RecordFormat = JSON_OR_LINES
-"""The format of a value that neither tells."""
+"""The format of a value that neither of them identifies."""
 
 
 def letter_reasons() -> frozenset[str]:
-    """Return why records and events become dead letters, those of every format among them."""
+    """Return all reasons of dead letters, also those of single formats."""
     return LETTER_REASONS.union(*(form.unreadable_reasons for form in FORMATS))

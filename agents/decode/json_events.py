@@ -1,8 +1,8 @@
 """JSON events: texts into event structs, and structs into a frame.
 
 A value is one JSON event, or lines of which each that is not blank is one. Every event is decoded
-from its own bytes: msgspec's ``decode_lines`` is not strict about lines (three broken lines can be
-three events), and looking for what it would take amiss costs more than a call an event.
+from its own bytes, because msgspec's ``decode_lines`` is not strict about lines: it can read three
+broken lines as three events. A check for such lines costs more than one call per event.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _RFC3339 = r"^\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)$"
 
 @dataclasses.dataclass(slots=True, frozen=True)
 class Fault:
-    """Why a line is no event: a reason of docs/formats/records.md, and a sentence."""
+    """Why a line is not an event: a reason of docs/formats/records.md, and a sentence."""
 
     reason: str
     detail: str
@@ -81,15 +81,15 @@ class JsonEvents:
         return list(map(self._decoder.decode, values))
 
     def getter(self, field: str) -> Callable[[Any], Any]:
-        """Return what gives a declared field of an event; a time is in the source's unit."""
+        """Return the getter of a declared field of an event; a time is in the source's unit."""
         attribute, _ = self._columns[field]
         return operator.attrgetter(attribute)
 
     def decode_many(self, values: Sequence[bytes], events: list[Any]) -> Iterator[int]:
-        """Add the event of each value to ``events``, and yield the indexes of values to look at.
+        """Add the event of each value to ``events``; yield the indexes of the other values.
 
-        They are not just one event each, and nothing is added for them; what is before them has
-        been added when they are yielded.
+        The other values are not one event each; nothing is added for them. When an index is
+        yielded, the events of all values before it have been added.
         """
         decode = self._decoder.decode if are_utf8(values) else self._decode_utf8
         first = len(events)
@@ -97,7 +97,7 @@ class JsonEvents:
         at = 0
         while True:
             try:
-                # What was decoded before an error stays in the list.
+                # The events before an error stay in the list.
                 events.extend(map(decode, rest))
             except UNREADABLE:
                 at += len(events) - first
@@ -109,7 +109,7 @@ class JsonEvents:
     def decode_lines(self, value: bytes, events: list[Any]) -> int:
         """Add the event of each line to ``events``; return how many lines there are.
 
-        The value is UTF-8. If some line is not an event nothing is added, and 0 returned.
+        The value is UTF-8. If a line is not an event, nothing is added, and 0 is returned.
         """
         before = len(events)
         lines = value.rstrip(b" \t\r\n").split(b"\n")
@@ -148,7 +148,7 @@ class JsonEvents:
     def frame(self, events: Sequence[Any], places: pl.Series) -> pl.DataFrame:
         """Return the event frame of structs, without ``partition``.
 
-        Times that are texts and no times are null in it.
+        Texts that are not times become null times.
         """
         columns = {
             "place": places,
@@ -171,7 +171,7 @@ class JsonEvents:
         return self._decoder.decode(value)
 
     def _times(self, events: Sequence[Any]) -> pl.Series:
-        """Return milliseconds; heartbeats are in milliseconds whatever the source's unit."""
+        """Return milliseconds; the time of a heartbeat is in milliseconds already."""
         times = [event.time_ for event in events]
         try:
             numbers = pl.Series(times, dtype=pl.Int64)
@@ -189,7 +189,7 @@ class JsonEvents:
 
 
 def are_utf8(values: Sequence[bytes]) -> bool:
-    """Return whether all values are UTF-8, in fields that msgspec skips unread too."""
+    """Return whether all values are UTF-8, also in the fields that msgspec skips unread."""
     return all(map(bytes.isascii, values)) or all(map(_is_utf8, values))
 
 
@@ -197,7 +197,7 @@ def parse_times(texts: pl.Series) -> pl.Series:
     """Return the milliseconds of RFC 3339 texts, cut off towards the past; null for others."""
     micros = texts.str.to_datetime("%+", time_unit="us", strict=False).cast(pl.Int64)
     times = micros // 1_000
-    # The parser takes more than RFC 3339 has: signs, single digits, spaces.
+    # The parser accepts more than RFC 3339: signs, single digits, spaces.
     strict = texts.str.contains(_RFC3339) & times.is_between(TIME_MS_MIN, TIME_MS_MAX)
     return times.set(~strict.fill_null(value=False), None)
 
@@ -217,7 +217,7 @@ def _texts(values: Sequence[str | int | None]) -> pl.Series:
 
 
 def _check_utf8(data: bytes) -> None:
-    """Raise UnicodeDecodeError where bytes are no UTF-8: msgspec looks at no skipped field."""
+    """Raise UnicodeDecodeError if bytes are not UTF-8: msgspec does not read skipped fields."""
     if not data.isascii():
         data.decode()
 

@@ -1,4 +1,4 @@
-"""JSON as a format of records: one document a record, lines of events, or whichever a value is."""
+"""JSON as a format of records: one document per record, lines of events, or either of them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _JSON_TYPE, _NDJSON_TYPE = "application/json", "application/x-ndjson"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class JsonFormat:
-    """A format of JSON; ``lines`` says whether values are lines of it, None: they may be.
+    """A format of JSON; ``lines`` says whether values are lines of events, None for either.
 
-    Lines that are one document together, an event or not, are one document if they may be either.
+    A value that may be either is one document if all of it is one, an event or not.
     """
 
     name: str
@@ -29,14 +29,14 @@ class JsonFormat:
     unreadable_reasons: tuple[str, ...] = ()
 
     def decoder(self, source: Source) -> JsonDecoder:
-        """Return what decodes the records of a source."""
+        """Return the decoder of a source's records."""
         return JsonDecoder(source, lines=self.lines)
 
 
 JSON = JsonFormat("json", _JSON_TYPE, lines=False)
 NDJSON = JsonFormat("ndjson", _NDJSON_TYPE, lines=True)
 JSON_OR_LINES = JsonFormat("json or ndjson", "", lines=None)
-"""The format of a value that neither a header nor its first bytes tell; it may be empty too."""
+"""The format of a value that neither a header nor its first bytes identify; it may be empty."""
 
 
 class JsonDecoder:
@@ -47,7 +47,7 @@ class JsonDecoder:
         self._lines = lines
 
     def decode(self, run: RunDecoder, first: int, values: list[bytes]) -> None:
-        """Decode records: all at once, and one by one those that are not plain."""
+        """Decode records: all at once, but one by one those that are not one event each."""
         has_lines = b"\n" in values[0] if self._lines is None else self._lines
         if has_lines and are_utf8(values):
             self._decode_lines(run, first, values)
@@ -80,7 +80,7 @@ class JsonDecoder:
         _place_lines(run, places)
 
     def _decode_record(self, run: RunDecoder, index: int, value: bytes) -> None:
-        """Decode one record event by event; if nothing has told its format, it may be of any."""
+        """Decode one record event by event; without a content type it may be of any format."""
         if self._lines is None:
             other = run.formats.by_magic(value)
             if other is not None:
@@ -109,18 +109,18 @@ class JsonDecoder:
 
 
 def _place_each(run: RunDecoder, first: int, last: int) -> None:
-    """Take note that the records of these indexes were one event each."""
+    """Count the records of these indexes, which were one event each, and add their places."""
     run.ledger.add_decoded(last - first, last - first)
     run.events.place(pl.int_range(first, last, dtype=pl.UInt64, eager=True) * PLACE)
 
 
 def _place_lines(run: RunDecoder, places: list[range]) -> None:
-    """Take note of records whose lines were all events; each range has the places of one."""
+    """Count records whose lines were all events; each range has the places of one record."""
     if not places:
         return
     events = sum(map(len, places))
     run.ledger.add_decoded(len(places), events)
-    # A range costs 4 us to begin with, a number on its own 30 ns.
+    # A range of any length costs 4 us, a single number 30 ns.
     if events < 100 * len(places):
         run.events.place(pl.Series(list(itertools.chain(*places)), dtype=pl.UInt64))
         return

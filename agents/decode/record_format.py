@@ -1,6 +1,6 @@
-"""The protocol of a record format: how values of it are told, and how they become events.
+"""The protocol of a record format: how its values are identified, and how they become events.
 
-``agents/decode/formats.py`` lists the formats that there are.
+``agents/decode/formats.py`` lists all formats.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class FormatDecoder(Protocol):
         """Decode the neighbouring records ``first``, ``first + 1``, ... of a run.
 
         Every record becomes events, of which some may be malformed, or is refused: ``run`` has
-        methods for both. No value is empty or larger than the source takes.
+        methods for both. No value is empty, or larger than the source accepts.
         """
 
     def select(self, value: bytes, events: tuple[int, ...]) -> tuple[bytes, str]:
@@ -36,15 +36,15 @@ class RecordFormat(Protocol):
 
     @property
     def content_type(self) -> str:
-        """The media type, in lower case, by which the header ``content-type`` says this format."""
+        """The media type, in lower case, by which the header ``content-type`` names this format."""
 
     @property
     def magics(self) -> tuple[bytes, ...]:
-        """The first bytes by which a value without that header is told; no JSON begins so."""
+        """The first bytes that identify a value without that header; no JSON begins so."""
 
     @property
     def unreadable_reasons(self) -> tuple[str, ...]:
-        """The reasons, of its own, for which a record of it is unreadable."""
+        """The reasons of this format alone for which a record is unreadable."""
 
     def decoder(self, source: Source) -> FormatDecoder:
-        """Return what decodes the records of a source."""
+        """Return the decoder of a source's records."""

@@ -1,7 +1,7 @@
 """Decode: the records of a chunk into one frame of events, in log order.
 
-What a record may be, and what is malformed, stands in docs/formats/records.md. One decoder says so,
-whatever the format, the path and the cutting into chunks::
+docs/formats/records.md defines records and malformed events. One decoder applies these rules to
+every format, on every path, for any cutting into chunks::
 
     runs -> stretches of one format -> events, refusals -> one frame -> its usable times
 """
@@ -23,7 +23,7 @@ from tables.record.chunk import Run
 
 
 class Decoder:
-    """Decodes the records of one source, of any of the formats that there are."""
+    """Decodes the records of one source, of any format."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -48,16 +48,16 @@ class Decoder:
 
     def refuse(self, run: Run, reason: str, detail: str) -> EventBatch:
         """Return the batch of a run of one record that is refused as a whole."""
-        assert len(run.values) == 1, "what is refused is one record"
+        assert len(run.values) == 1, "one record is refused at a time"
         events = DecodedEvents(self._json)
         decoder = RunDecoder(0, run, self._formats, events)
         decoder.refuse_record(0, "unreadable", reason, detail)
         return _batch([run], [decoder], [(0, 0)], events)
 
     def part_of(self, run: Run, item: SetAside) -> tuple[bytes, str]:
-        """Return the value of what is set aside of a record, and its content type.
+        """Return the part of a record that is set aside, and its content type.
 
-        That is the whole record if it could not be read or is one event, else these of its events.
+        The part is the whole record if it could not be read or is one event, else ``item.events``.
         """
         return self._formats.part_of(run, item)
 
@@ -75,20 +75,20 @@ def _batch(
 
 
 def _refuse_no_times(batch: EventBatch) -> None:
-    """Take out events whose time is a text that is no time."""
+    """Refuse events whose time is a text that is not a time."""
     times = batch.frame["time"]
     if times.null_count():
         nowhere = batch.frame.filter(times.is_null())
-        detail = "its time is no RFC 3339 text with offset, of years 1 to 9999"
+        detail = "its time is not an RFC 3339 text with offset, of years 1 to 9999"
         batch.refuse(nowhere, "malformed", "out_of_range", detail)
         batch.keep(times.is_not_null())
 
 
 def _refuse_future(batch: EventBatch, skew_ms: int) -> None:
-    """Take rows out whose time is too far ahead of their record's append time.
+    """Refuse rows whose time is too far ahead of their record's append time.
 
-    Such a row must not move stream time. A heartbeat so far ahead is unreadable. A record whose
-    append time is none, or from before there was Kafka, has nothing to be ahead of.
+    Such a row must not move stream time. A heartbeat so far ahead is unreadable. An append time
+    that is absent, or older than Kafka itself, is not a limit.
     """
     ahead: list[pl.Series] = []
     for number, run in enumerate(batch.runs):

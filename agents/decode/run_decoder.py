@@ -1,7 +1,7 @@
-"""Decode one run: the format of each record, and what becomes of it.
+"""Decode one run: the format of each record, and its events or the reason of its refusal.
 
 run         e e e e h e e  A A  e E e      e JSON event(s), E broken, h heartbeat, A Arrow
-stretches   |------|h|---| |-| |-----|     a stretch is decoded at once, but for what is broken
+stretches   |------|h|---| |-| |-----|     a stretch is decoded at once, but for its E
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CONTENT_TYPE = "content-type"
 
 
 class _Formless(enum.Enum):
-    """A record whose value no format's decoder is given."""
+    """A record whose value is not given to the decoder of any format."""
 
     FAULTY = "it could not be read"
     EMPTY = "it has no value: a heartbeat, a tombstone, or nothing"
@@ -35,12 +35,12 @@ _Form = FormatDecoder | _Formless
 
 
 class SourceFormats:
-    """The decoders of one source, by what tells the format of a record.
+    """The decoders of one source, by the content type or first bytes that identify a format.
 
     Args:
-        source: what the records are of.
-        formats: all formats that a header or first bytes can tell.
-        otherwise: the format of a value that neither tells.
+        source: the source of the records.
+        formats: all formats that a header or first bytes identify.
+        otherwise: the format of a value that neither of them identifies.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class SourceFormats:
         """Cut a run into stretches of one format: the records ``[first, last)`` and the format."""
         values = run.values
         plain = bool(values) and not run.headers and not run.faults and None not in values
-        # Values behind the first that begin with a magic are found because they are no JSON.
+        # The decoder finds later values that begin with a magic, because they are not JSON.
         if plain and not cast("bytes", values[0]).startswith(self._magics):
             yield 0, len(values), self._otherwise
             return
@@ -75,15 +75,15 @@ class SourceFormats:
             yield first, len(values), before
 
     def by_magic(self, value: bytes) -> FormatDecoder | None:
-        """Return the decoder of the format that the first bytes tell, if they tell one."""
+        """Return the decoder of the format that the first bytes identify, if they identify one."""
         if not value.startswith(self._magics):
             return None
         return next(self._by_magic[magic] for magic in self._magics if value.startswith(magic))
 
     def part_of(self, run: Run, item: SetAside) -> tuple[bytes, str]:
-        """Return the value of what is set aside of a record, and its content type if one is known.
+        """Return the part of a record that is set aside, and its content type if one is known.
 
-        That is the whole record if it could not be read, else the events of it that are set aside.
+        The part is the whole record if it could not be read, else ``item.events``.
         """
         value = run.values[item.record]
         form = self._of(run, item.record, value)
@@ -108,12 +108,12 @@ class SourceFormats:
 
 
 class RunDecoder:
-    """Decodes one run; decoders of formats tell it what becomes of each record.
+    """Decodes one run; the decoders of formats report the events and refusals of each record to it.
 
     Attributes:
         events: the chunk's events, to which those of the run are added.
         formats: the decoders of the run's source.
-        ledger: what is counted.
+        ledger: the counts of the run.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class RunDecoder:
         self.events.aside.append(SetAside("dead", self._number, index, at, reason, detail))
 
     def _decode_values(self, form: FormatDecoder, first: int, last: int) -> None:
-        """Decode the records of one format, and refuse those of them that are too large."""
+        """Decode the records of one format, and refuse those that are too large."""
         values = cast("list[bytes]", self._run.values[first:last])
         limit = self.formats.record_bytes_max
         if max(map(len, values)) <= limit:
@@ -200,7 +200,7 @@ class RunDecoder:
         self.events.add_heartbeat(index, time_ms)
 
     def refuse_blank(self, index: int) -> None:
-        """Refuse a record of text in which there is nothing."""
+        """Refuse a record that is empty or only white space."""
         self.refuse_record(index, "empty", "empty", "nothing but white space")
 
     def _refuse_faulty(self, index: int, fault: RecordFault) -> None:

@@ -13,7 +13,7 @@ from tables.model.layer import Accumulator, Layer
 
 
 class Aggregation:
-    """How the events of one layer become its cells."""
+    """Folds the events of one layer into its cells."""
 
     def __init__(self, layer: Layer) -> None:
         self._layer = layer
@@ -45,7 +45,7 @@ class Aggregation:
 
 
 class _Fold:
-    """The aggregations of one accumulator; which one is taken depends on the values of a chunk."""
+    """The aggregations of one accumulator; the values of a chunk decide which one is used."""
 
     def __init__(self, accumulator: Accumulator) -> None:
         kind, self.field = kind_of(accumulator), accumulator.field or ""
@@ -57,15 +57,15 @@ class _Fold:
             self._narrow = fold_column(values).alias(column)
 
     def expr(self, largest: dict[str, int], count: int) -> pl.Expr:
-        """Return the aggregation for so many rows with values of at most these magnitudes."""
+        """Return the aggregation for ``count`` rows with values of at most these magnitudes."""
         if self.fits is not None and self.fits(largest[self.field], count):
             return self._narrow
         return self._wide
 
 
 def _measured(values: pl.Series) -> pl.Series:
-    """Return a field's values; of floats with one zero, as in :mod:`agents.fold.small`."""
-    # Polars leaves an addition of zero out.
+    """Return a field's values; floats have one zero, as in :mod:`agents.fold.small`."""
+    # Polars optimizes an addition of zero away.
     return values.set(values == 0.0, 0.0) if values.dtype == pl.Float64 else values
 
 

@@ -1,4 +1,4 @@
-"""Classify: which layers an event's type belongs to.
+"""Classify: the layers that select an event's type.
 
 A pattern matches a dotted type level by level: ``*`` stands for one level, ``**`` for one or more.
 """
@@ -12,7 +12,7 @@ from tables.record.remembered import Remembered
 
 
 class Classifier:
-    """Tells, for a type, the indexes of the layers that select it; remembers the answers."""
+    """Returns the indexes of the layers that select a type, and remembers them."""
 
     def __init__(self, layers: tuple[Layer, ...]) -> None:
         self._patterns = [pattern_of(layer) for layer in layers]
@@ -27,9 +27,9 @@ class Classifier:
 
 
 def pattern_of(layer: Layer) -> re.Pattern[str]:
-    """Return what the whole of a type matches if a base layer selects it.
+    """Return the pattern that matches the whole of a type if a base layer selects it.
 
-    A type may be any text: a level has any characters but dots, line feeds too, or none.
+    A type may be any text. A level has any characters but dots, line feeds too; it may be empty.
     """
     levels = {"*": r"[^.]*", "**": r".*"}
     alternatives = [

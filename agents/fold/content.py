@@ -1,4 +1,4 @@
-"""The border between folds and owners: what a fold must know before, and what it adds."""
+"""The border between folds and owners: the state before a fold, and the content it adds."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tables.state.journal import Announcement
 
 @dataclasses.dataclass(slots=True, frozen=True)
 class Before:
-    """What folding must know of a partition's state: stream time and, by layer, the floor.
+    """The part of a partition's state that a fold needs: stream time and, by layer, the floor.
 
-    ``ids`` are the remembered ids where the source's events have ids.
+    ``ids`` are the remembered ids, None if the source's events have no ids.
     """
 
     stream_time_ms: int
@@ -27,7 +27,7 @@ class Before:
 
 @dataclasses.dataclass(slots=True)
 class Content:
-    """What a chunk adds to one source partition: the content of a delta, before its framing."""
+    """The content of a delta, before its framing: all that a chunk adds to one source partition."""
 
     start: int
     stop: int

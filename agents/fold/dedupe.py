@@ -2,7 +2,7 @@
 
 An event is a duplicate if an id like its own is remembered just before it (docs/formats/journal.md
 rule 17). Nearly all ids are new, so a batch is looked up at once; only events that may repeat one
-are taken one by one, because whether one is kept decides about the next.
+are checked one by one, because whether one is kept decides about the next.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class Deduper:
     def find(
         self, events: pl.DataFrame, stream_time_ms: int, ids: IdTable
     ) -> tuple[list[int], pl.DataFrame]:
-        """Return which rows are duplicates, and the hashes to remember of the others.
+        """Return the duplicate rows, and the hashes of the others, which are to be remembered.
 
         Args:
             events: classified events of one partition in log order, all with ``.id``, with ``time``
                 and with ``time_before``, the greatest time before each in the same run.
             stream_time_ms: stream time before the first of them.
-            ids: what is remembered before the first of them.
+            ids: the ids that are remembered before the first of them.
         """
         hashes = hash_ids(events[ID_COLUMN])
         now = pl.max_horizontal("time_before", stream_time_ms)
@@ -67,7 +67,7 @@ def _repeats(rows: pl.DataFrame, found: dict[int, Remembered], ids_max: int) -> 
     newest: dict[tuple[int, int], Remembered] = {}
     skipped = 0
     for number, high, low, until, now, lasts, remembered in suspects.iter_rows():
-        # Places count on from those in the table: the first id of this batch has place 0.
+        # Places continue those in the table: the first id of this batch has place 0.
         place = remembered - skipped
         known = newest.get((high, low)) or found.get(number)
         if known is not None and now < known.until and place - known.place <= ids_max:

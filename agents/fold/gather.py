@@ -1,4 +1,4 @@
-"""Gather: a layer topic's records into what they add to the coarser layer. Pure.
+"""Gather: a layer topic's records into the content they add to the coarser layer. Pure.
 
 Contributions replace each other by version; floors are the least over all senders, taken before
 each record (docs/formats/journal.md rule 12).
@@ -28,7 +28,7 @@ from tables.state.rollup_table import RollupTable
 
 @dataclasses.dataclass(slots=True, frozen=True)
 class _Record:
-    """A record of the run: its cells, and the floors that count for them once those are known."""
+    """A record of the run: its cells, and the floors that apply to them once they are known."""
 
     index: int
     contribution: Contribution
@@ -39,7 +39,7 @@ class _Record:
 
 @dataclasses.dataclass(slots=True)
 class _GatherResult:
-    """What is known while a run is gathered: its ledger delta, and what is set aside."""
+    """The result of gathering a run so far: its ledger delta, and the records set aside."""
 
     ledger: LedgerDelta = dataclasses.field(default_factory=LedgerDelta)
     aside: list[SetAside] = dataclasses.field(default_factory=list)
@@ -62,9 +62,9 @@ class Gatherer:
     def gather(
         self, run: Run, state: PartitionState, refused: str = ""
     ) -> tuple[Content, list[SetAside]]:
-        """Return what ``run`` adds to ``state``, and the records to set aside.
+        """Return the content that ``run`` adds to ``state``, and the records to set aside.
 
-        ``refused`` says why all of them are.
+        ``refused`` says why all records of the run are refused; "" refuses none of them for that.
         """
         doing = _GatherResult()
         doing.ledger.add_gap(run.next_offset - run.first_offset - len(run.values))
@@ -127,7 +127,7 @@ class Gatherer:
         return not cause
 
     def _foreign(self, contribution: Contribution) -> str:
-        """Return why a contribution is not one of the finer layer's, or an empty string."""
+        """Return why a contribution is not of the finer layer; an empty string if it is."""
         if contribution.layer != self._finer.name:
             return f"it is of layer {contribution.layer}, not {self._finer.name}"
         if not 0 <= contribution.sender < self._plan.senders:
@@ -137,7 +137,7 @@ class Gatherer:
     def _announce(
         self, records: list[_Record], announced: dict[int, Announcement]
     ) -> list[_Record]:
-        """Hear what records announce, in order; return those with cells and the floors before."""
+        """Apply announcements in order; return the records with cells, each with its floors."""
         found = []
         for record in records:
             sender = record.contribution.sender
@@ -152,13 +152,13 @@ class Gatherer:
         return found
 
     def _floors(self, announced: dict[int, Announcement], sender: int) -> tuple[int, int]:
-        """Return the layer's floor, which takes all senders, and that of one sender."""
+        """Return the layer's floor, which needs all senders, and that of one sender."""
         everyone = len(announced) == self._plan.senders
         floor = min(one.final_ms for one in announced.values()) if everyone else NEVER_MS
         return floor, announced.get(sender, NOTHING_ANNOUNCED).final_ms
 
     def _live(self, records: list[_Record], doing: _GatherResult) -> pl.DataFrame | None:
-        """Return the cells that are not final already, in order; None where there are none."""
+        """Return the cells that are not final yet, in order; None if there are no cells."""
         frames = [record.rows for record in records if record.rows is not None]
         if not frames:
             return None
@@ -190,7 +190,7 @@ class Gatherer:
         return rows if single.all() else rows.filter(single)
 
     def _newer(self, rows: pl.DataFrame, table: RollupTable, doing: _GatherResult) -> pl.DataFrame:
-        """Return the rows that replace a smaller version, the last of each contribution only."""
+        """Return the rows that replace a smaller version, only the last of each contribution."""
         name = self._layer.name
         identity = table.contribution
         if not table.may_know(rows) and _all_differ(rows, identity):
@@ -216,7 +216,7 @@ class Gatherer:
 def _news_of(
     records: list[_Record], known: Mapping[int, Mapping[str, int]]
 ) -> dict[int, dict[str, int]]:
-    """Return from when on the cells of senders are whole, where that is not known yet."""
+    """Return the times from which on senders' cells are whole, for senders with news of these."""
     found: dict[int, dict[str, int]] = {}
     for record in records:
         sender, told = record.contribution.sender, record.contribution.whole

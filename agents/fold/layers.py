@@ -1,6 +1,6 @@
 """Fold: an event batch into partial cells, per layer and source partition. Pure.
 
-Late or not is decided per event in log order, never per chunk: the floor before an event follows
+Lateness is decided per event in log order, never per chunk: the floor before an event follows
 from the greatest time before it in its partition (docs/formats/journal.md rule 1).
 """
 
@@ -38,7 +38,7 @@ OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     ">=": operator.ge,
 }
 KEY_BYTES_MAX = 1_024
-"""Of a key text. Cassandra takes 64 KiB in a row's key; sorting and caching want far less."""
+"""Bytes of a key text. Cassandra takes 64 KiB in a row's key; sorting and caching need far less."""
 
 _ROW = ".row"
 
@@ -83,9 +83,9 @@ class Folder:
         return contents
 
     def _refuse_keys(self, batch: EventBatch, layers_of: Mapping[str, tuple[int, ...]]) -> None:
-        """Take out events that lack a key field of a layer that selects them, or have it too long.
+        """Refuse events whose key field is absent or too long, for any layer that selects them.
 
-        They are malformed, so they move no time.
+        They are malformed, so they do not move stream time.
         """
         frame = batch.frame
         heartbeats = frame["type"].null_count()
@@ -123,7 +123,7 @@ class Folder:
         before: Mapping[int, Before],
         contents: list[Content],
     ) -> Rows:
-        """Return the rows that are no duplicates, count the others; give the ids to remember.
+        """Return the rows that are not duplicates; count duplicates; add new ids to ``contents``.
 
         Duplicates stay in the batch, because they move stream time like every event.
         """
@@ -187,7 +187,7 @@ class Folder:
         before: Mapping[int, Before] | None,
         contents: list[Content],
     ) -> None:
-        """Add a layer's cells to ``contents``; ``before`` is None where no event can be late."""
+        """Add a layer's cells to ``contents``; ``before`` is None if no event can be late."""
         layer, condition = self._layers[index], self._filters[index]
         counted: dict[LayerColumn, list[int]] = {"selected": rows.counts}
         if condition is not None:
@@ -197,14 +197,14 @@ class Folder:
         starts = layer.window.starts(rows.frame["time"])
         late = None if before is None else _late(layer, rows, starts, before)
         if late is not None:
-            assert before is not None, "it was looked at"
+            assert before is not None, "without it no event is late"
             gone = rows.frame.filter(late)
             gone = gone.with_columns(lateness=_lateness_ms(layer, gone, before))
             _set_aside_late(batch, layer, gone)
             rows, starts = rows.filter(~late), starts.filter(~late)
         counted["too_late"] = _difference(passed, rows.counts)
         cells = self._aggregations[index].cells(rows, starts)
-        # Taken from the cells, so that the ledger shows it where they lack an event.
+        # Counted from the cells, so that the ledger does not balance if they lack an event.
         counted["folded"] = [int(block["events"].sum()) for block in cells]
         for number, content in enumerate(contents):
             for column, counts in counted.items():
@@ -232,7 +232,7 @@ def _times_before(batch: EventBatch) -> pl.Series:
 
 
 def _may_be_late(layer: Layer, batch: EventBatch, before: Mapping[int, Before]) -> bool:
-    """Tell whether an event of the batch may be too late: never False where one is."""
+    """Return whether an event of the batch may be too late: never False if one is."""
     times = batch.frame["time"]
     oldest = times.min()
     if oldest is None:
@@ -246,7 +246,7 @@ def _may_be_late(layer: Layer, batch: EventBatch, before: Mapping[int, Before]) 
 def floor_before(layer: Layer, known: Before) -> int:
     """Return the floor of a layer before a chunk.
 
-    Stream time before it belongs to the floor too: a higher revision may have less slack.
+    Stream time before the chunk counts too, because a higher revision may have less slack.
     """
     slack = layer.max_out_of_orderness_ms + layer.allowed_lateness_ms
     return max(known.floors.get(layer.name, NEVER_MS), known.stream_time_ms - slack)
@@ -255,7 +255,7 @@ def floor_before(layer: Layer, known: Before) -> int:
 def _late(
     layer: Layer, rows: Rows, starts: pl.Series, before: Mapping[int, Before]
 ) -> pl.Series | None:
-    """Return which rows are too late, None where none is."""
+    """Return a mask of the rows that are too late, None if all are in time."""
     slack = layer.max_out_of_orderness_ms + layer.allowed_lateness_ms
     ends = layer.window.ends(starts)
     late = ends <= rows.frame["time_before"] - slack
@@ -270,7 +270,7 @@ def _late(
 def _lateness_ms(layer: Layer, rows: pl.DataFrame, before: Mapping[int, Before]) -> pl.Expr:
     """Return how far the events of rows that are too late were behind the layer's watermark.
 
-    It is above zero, because the floor counts as watermark where a higher revision of the map has
+    It is above zero, because the floor counts as watermark if a higher revision of the map has
     put the watermark below it.
     """
     slack = layer.max_out_of_orderness_ms
@@ -283,7 +283,7 @@ def _lateness_ms(layer: Layer, rows: pl.DataFrame, before: Mapping[int, Before])
 
 
 def _set_aside_late(batch: EventBatch, layer: Layer, gone: pl.DataFrame) -> None:
-    """Set events aside that are too late; those of the first months of the epoch with a hint."""
+    """Set events aside that are too late; times in the first months of the epoch get a hint."""
     detail = f"its window of {layer.declared_name} is sealed"
     small = gone["time"].is_between(0, SECONDS_IN_MS_MAX)
     hint = f"{detail}; are these seconds instead of milliseconds?"
@@ -316,7 +316,7 @@ def _filter(conditions: tuple[Condition, ...]) -> pl.Expr | None:
 
 
 def _has_long(column: pl.Series) -> bool:
-    """Tell whether a column has a text of more than KEY_BYTES_MAX bytes."""
+    """Return whether a column has a text of more than KEY_BYTES_MAX bytes."""
     if column.dtype != pl.String:
         return False
     if len(column) <= SMALL_VALUES_MAX:

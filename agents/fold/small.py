@@ -1,9 +1,9 @@
 """Fold of a few events: the same as decode and fold, in plain Python, for chunks of plain events.
 
-A frame has its price whatever it holds: for the fifty events of a quiet moment that is ten times
-what the events cost. What is not plain JSON events that every layer takes at once (lines, Arrow,
-heartbeats, anything broken, late, in the future or that no layer selects) is left to the general
-way, which alone says what becomes of it.
+A frame has a fixed cost: for the fifty events of a quiet moment it is ten times the cost of the
+events. This path takes only chunks of plain JSON events that are in time and that some layer
+selects. All other chunks (with lines, Arrow, heartbeats, and events that are broken, late, in the
+future or unclassified) take the general path, which alone decides about these.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class SmallBatchFolder:
         self._record_bytes_max = source.record_bytes_max
         self._layers = [_SmallLayer(layer, self._json) for layer in plan.layers]
         self._classifier = Classifier(plan.layers)
-        # Ids are looked up many at once; a time that is scaled is not the field's value.
+        # Ids are looked up many at once, and a scaled time is not the value of its field.
         self._usable = source.id_field is None and source.time_unit_ms == 1
 
     def fold(self, runs: Sequence[Run], before: Mapping[int, Before]) -> list[Content] | None:
-        """Return one content per run, or None where the general way must be taken.
+        """Return one content per run, or None if the chunk must take the general path.
 
         ``before`` is by partition.
         """
@@ -87,7 +87,7 @@ class SmallBatchFolder:
         return content
 
     def _plain_events(self, run: Run) -> list[Any] | None:
-        """Return one event a record, None where a record is anything else."""
+        """Return one event per record, None if a record is anything else."""
         if run.headers or run.faults or not run.values or None in run.values:
             return None
         values = cast("list[bytes]", run.values)
@@ -99,7 +99,7 @@ class SmallBatchFolder:
             return None
 
     def _members(self, events: list[Any]) -> list[list[Any]] | None:
-        """Return the events of each layer, None where one is of no layer."""
+        """Return the events of each layer, None if no layer selects one of them."""
         types = [event.type_ for event in events]
         layers_of = {name: self._classifier.layers_of(name) for name in dict.fromkeys(types)}
         if not all(layers_of.values()):
@@ -114,7 +114,7 @@ class SmallBatchFolder:
 
 
 class _SmallLayer:
-    """How a few events become the cells of one layer."""
+    """Folds a few events into the cells of one layer."""
 
     def __init__(self, layer: Layer, json: JsonEvents) -> None:
         self._layer = layer
@@ -133,14 +133,14 @@ class _SmallLayer:
         ]
 
     def may_be_late(self, oldest_ms: int, newest_ms: int, before: Before) -> bool:
-        """Tell whether an event may be too late: never False where one is."""
+        """Return whether an event may be too late: never False if one is."""
         floor = max(floor_before(self._layer, before), newest_ms - self._slack_ms)
         window = self._layer.window
         return window.end(window.start(oldest_ms)) <= floor
 
     def cells(self, events: list[Any], ledger: LedgerDelta) -> list[tuple[Any, ...]] | None:
-        """Return the partial cells in order of first appearance, None where a key is malformed."""
-        # An event without a key is malformed whatever the condition says, so keys come first.
+        """Return the partial cells in order of first appearance, None if a key is malformed."""
+        # An event without a key is malformed even if the condition rejects it, so keys come first.
         keys = self._keys(events)
         if keys is None:
             return None
@@ -156,7 +156,7 @@ class _SmallLayer:
         return [(*key, *self._measures(mine)) for key, mine in groups.items()]
 
     def _keys(self, events: list[Any]) -> list[tuple[Any, ...]] | None:
-        """Return key and window start of each event, None where a key field is null or long."""
+        """Return key and window start of each event, None if a key field is null or long."""
         start = self._layer.window.start
         columns = [list(map(get, events)) for get in self._key]
         for column in columns:
@@ -184,7 +184,7 @@ def _field_of(accumulator: Accumulator) -> tuple[str | None, str]:
 
 
 def _predicate(condition: Condition, json: JsonEvents) -> Getter:
-    """Return a function that tells whether an event fulfils a condition; null never does."""
+    """Return a predicate: whether an event fulfils a condition; null never does."""
     get, value = json.getter(condition.field), condition.value
     if isinstance(value, tuple):
         return lambda event: get(event) in value

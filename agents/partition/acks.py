@@ -12,12 +12,12 @@ from tables.model.window import Window
 class Acks:
     """Acknowledgements of one sink: by window start, up to which version it has all cells.
 
-    What is pending is kept up to date, never looked for: with five seconds a window and hours of
-    lateness there are thousands of others, and while a sink is away it may be 100,000s.
+    The pending windows are kept up to date, never searched for. With windows of five seconds and
+    hours of lateness there are thousands of others, and 100,000s while a sink is away.
 
     Args:
-        versions: by window start, the version of its latest change; it is followed as it changes,
-            where :meth:`changed` tells of it.
+        versions: by window start, the version of its latest change. It is read again for the
+            windows that :meth:`changed` gets.
     """
 
     def __init__(self, versions: Mapping[int, int]) -> None:
@@ -26,11 +26,11 @@ class Acks:
         self._pending = dict(versions)
 
     def acknowledged_version(self, window: int) -> int:
-        """Return up to which version the sink has a window, -1 if it has nothing of it."""
+        """Return the version up to which the sink has a window, -1 if it has nothing of it."""
         return self._acked.get(window, -1)
 
     def changed(self, windows: Iterable[int]) -> None:
-        """Take note that cells of these windows have changed."""
+        """Record that cells of these windows have changed."""
         for window in windows:
             version = self._versions.get(window, -1)
             if version > self._acked.get(window, -1):
@@ -41,11 +41,11 @@ class Acks:
         return dict(self._pending)
 
     def first_pending(self) -> int | None:
-        """Return the oldest of them, None if there is none."""
+        """Return the oldest pending window, None if there is none."""
         return min(self._pending, default=None)
 
     def acknowledge(self, sent: Mapping[int, int]) -> None:
-        """Take note that the sink has these windows up to these versions."""
+        """Record that the sink has these windows up to these versions."""
         for window, version in sent.items():
             has = self._acked[window] = max(version, self._acked.get(window, -1))
             if self._versions.get(window, -1) <= has:
@@ -63,14 +63,14 @@ def oldest_acknowledged(
 ) -> list[int]:
     """Return the oldest windows, up to the first that ends after a floor or that a sink lacks.
 
-    It may be asked with every delta, of 100,000s of windows.
+    It may be called with every delta, for 100,000s of windows.
 
     Args:
         window: the layer's.
-        floor_ms: where the last of them may end.
-        versions: of the windows there are, by start.
-        sinks: who must have them at their version.
-        most: how many are returned at most.
+        floor_ms: the latest end of a returned window.
+        versions: the versions of all windows, by start.
+        sinks: the sinks that must have a window at its version.
+        most: the maximum of windows that are returned.
     """
 
     def is_acknowledged(start: int) -> bool:

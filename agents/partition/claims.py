@@ -1,4 +1,4 @@
-"""Why a claim does not stand, or a state must not go on (docs/formats/journal.md rule 3)."""
+"""Why a claim does not stand, or a state must not continue (docs/formats/journal.md rule 3)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ START_OVER = (
     " name, with an archive_folder of its own if it is embedded"
 )
 OTHER_PARTITIONS = (
-    "set partitions in the map to what the topic has; if its journals were begun with another "
+    "set partitions in the map to the number of the topic; if its journals were begun with another "
     f"number, {START_OVER}"
 )
 
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 def why_refused(
     plan: InputPlan, partition: int, meta: Meta, claim: Claim
 ) -> JournalRefusedError | FencedError:
-    """Return why ``claim`` does not stand in a journal that comes to ``meta``."""
+    """Return why ``claim`` does not stand in a journal whose state is ``meta``."""
     where = f"{plan.topic}[{partition}]"
     if claim.archive and meta.archive and claim.archive != meta.archive:
         return JournalRefusedError(
@@ -45,7 +45,7 @@ def why_refused(
 
 
 def wrong_map(topic: str, meta: Meta, claim: Claim) -> list[str]:
-    """Return why a claim's map may not go on with a journal of ``topic`` that comes to ``meta``."""
+    """Return why a claim's map may not continue a journal of ``topic`` whose state is ``meta``."""
     wrong = ""
     if claim.revision < meta.revision:
         wrong = (
@@ -68,7 +68,7 @@ def wrong_map(topic: str, meta: Meta, claim: Claim) -> list[str]:
 
 
 def fenced(cannot: str, meta: Meta, claimant: Claimant) -> FencedError:
-    """Return the error of an owner that a newer one, that of ``meta``, has replaced."""
+    """Return the error of an owner that a newer owner, the one in ``meta``, has replaced."""
     known = bool(meta.group or meta.node)
     who = f"node {meta.node or 'unknown'} of group {meta.group or 'unknown'}" if known else ""
     rival = who if known and meta.group != claimant.group else ""
@@ -92,14 +92,14 @@ async def new_claim(plan: InputPlan, io: PartitionIO) -> Claim:
 async def check_source(plan: InputPlan, partition: int, meta: Meta, io: PartitionIO) -> None:
     """Refuse a source log that is not the one whose prefix the state was made from.
 
-    A record that is gone is no other record: compaction takes them out, also the last one that was
-    read, and those behind it that were not read yet.
+    A missing record does not prove another log: compaction removes records, also the last one that
+    was read and later ones that were not read yet.
 
-    Its bounds are asked for after the journal was read: an earlier owner may have gone on until the
+    The bounds are read after the journal, because an earlier owner may have advanced until the
     claim.
 
     Raises:
-        JournalRefusedError: it is another log, or has lost what is still to be read.
+        JournalRefusedError: it is another log, or has lost records that are still to be read.
     """
     where = f"{plan.topic}[{partition}]"
     first, end = await io.source_bounds()
@@ -111,8 +111,8 @@ async def check_source(plan: InputPlan, partition: int, meta: Meta, io: Partitio
             f"cannot continue {where}: record {meta.next_offset - 1} is not the one that was read; "
             f"the topic was made anew; {START_OVER}"
         )
-    # Where the last record is there, the log reaches it, whatever end the broker tells: the
-    # embedded one counts its last batch as one record.
+    # If the last record is there, the log reaches it, even if the broker reports an earlier end:
+    # the embedded one counts its last batch as one record.
     if meta.next_offset < first or (meta.next_offset > end and tail is None):
         raise JournalRefusedError(
             f"cannot continue {where} at offset {meta.next_offset}: its log holds "

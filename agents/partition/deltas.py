@@ -65,12 +65,12 @@ def delta_of(
 
 
 def fitted(delta: Delta, where: str, bytes_max: int) -> tuple[Delta, bytes]:
-    """Return a delta of at most so many bytes, and those.
+    """Return a delta of at most ``bytes_max`` bytes, and its bytes.
 
-    What it evicts may wait for a delta of its own; what it adds may not.
+    Its evictions may wait for a delta of their own; its content may not.
 
     Raises:
-        DeltaTooLargeError: its cells are too large; take fewer records at once.
+        DeltaTooLargeError: its cells are too large; use fewer records for one delta.
         TreasureMapError: it is too large without its cells, so no record is at fault.
     """
     value = encode_entry(delta)
@@ -84,6 +84,6 @@ def fitted(delta: Delta, where: str, bytes_max: int) -> tuple[Delta, bytes]:
     if len(value) - sum(map(len, delta.blocks.values())) <= bytes_max:
         raise DeltaTooLargeError(f"{cannot}one record holds too little; {got}")
     raise TreasureMapError(
-        f"{cannot}what it says beside its cells is too large; {got}; use fewer layers, or fewer "
+        f"{cannot}its content beside its cells is too large; {got}; use fewer layers, or fewer "
         "partitions of the finer layer"
     )

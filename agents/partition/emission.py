@@ -1,4 +1,4 @@
-"""Emissions: cells of one layer for one sink, and the names of the sinks that are no layers."""
+"""Emissions: cells of one layer for one sink, and the names of sinks that are not layers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ARCHIVE = ".archive"
 with a letter, and feeds."""
 
 FEED = ".feed"
-"""The sink of a published layer for programs of others. Open cells never go there."""
+"""The sink of a published layer for other programs. Open cells are never sent to it."""
 
 
 @dataclasses.dataclass(slots=True, frozen=True)
@@ -23,9 +23,9 @@ class Emission:
     """Cells of one layer on their way to one sink, captured from applied state.
 
     On the way to a coarser layer they are added up to its key (:func:`contribution.added_up`).
-    ``versions`` are those of the windows at capture: what an acknowledgement covers. ``announced``
-    is what may be said to a coarser layer along with them, and ``whole`` from when on it gets all
-    windows, by accumulator.
+    ``versions`` are those of the windows at capture: an acknowledgement covers them. ``announced``
+    is the announcement that may go to a coarser layer with the cells. ``whole`` has, by
+    accumulator, the time from which on that layer gets all windows.
     """
 
     layer: Layer
@@ -40,7 +40,7 @@ class Emission:
 class Due:
     """An emission that is still to be made, of the state as it was when it became due.
 
-    ``rows`` is at most how many rows it is made from. ``emission`` may be called in any thread.
+    It is made from at most ``rows`` rows. ``emission`` may be called in any thread.
     """
 
     rows: int

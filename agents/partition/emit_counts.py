@@ -1,4 +1,4 @@
-"""What a worker's emitters count, and whether what they send to answers."""
+"""The counts of a worker's emitters, and whether archive and Kafka answer them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ def _archive() -> Outage:
 
 
 def _kafka() -> Outage:
-    return Outage("Kafka", "nothing is read or sent on, and what was read is answered for")
+    return Outage("Kafka", "nothing is read or sent; queries see only the records read so far")
 
 
 @dataclasses.dataclass(slots=True)
 class EmitCounts:
-    """What was emitted since the worker started.
+    """Emissions since the worker started.
 
     ``archived`` counts rows acknowledged by the archive, ``published`` those acknowledged by feeds,
-    both by layer; ``failures`` attempts that failed, and are repeated, by the kind of sink, one of
-    ``SINKS``. ``archive`` and ``kafka`` are what the sinks depend on; each attempt reports there.
+    both by layer. ``failures`` counts failed attempts, which are retried, by the kind of sink, one
+    of ``SINKS``. Each attempt reports its end to ``archive`` or ``kafka``, on which it depends.
     """
 
     archived: Counter[str] = dataclasses.field(default_factory=Counter)

@@ -32,9 +32,10 @@ RETRY_S_MAX = 10.0
 
 @dataclasses.dataclass(slots=True, frozen=True)
 class EmitterStatistics:
-    """What an emitter does now.
+    """The tasks of an emitter now.
 
-    ``tasks`` have not ended; ``woken`` of them have been woken and have not looked yet.
+    ``tasks`` counts those that have not ended, ``woken`` those that have been woken and have not
+    checked yet.
     """
 
     tasks: int
@@ -42,19 +43,19 @@ class EmitterStatistics:
 
 
 class Emitter:
-    """Sends what one owner's state has closed; ``wake`` it after every applied delta.
+    """Sends the closed cells of one owner; call ``wake`` after every applied delta.
 
     Args:
-        owner: whose cells are sent.
-        archive: where rows go.
-        to: where the topics of coarser layers and feeds are.
-        counts: are kept over all owners of the worker.
+        owner: the owner of the cells.
+        archive: the sink of the rows.
+        to: the log with the topics of coarser layers and the feeds.
+        counts: the counts over all owners of the worker.
         failed: called with the reason when a task ends: the worker must stop with it.
-        early_emit_s: how long the partition's cells must not have changed before those of open
+        early_emit_s: seconds without a change of the partition's cells after which those of open
             windows are sent too; 0 for never. So a cell is sent early at most once in that time,
-            and not at all under load.
+            and never under load.
         clock: seconds of a clock that never goes back.
-        uniform: draws a number between two: retries of many partitions are spread.
+        uniform: draws a number between two others, to spread the retries of many partitions.
     """
 
     def __init__(
@@ -100,10 +101,10 @@ class Emitter:
         self.wake(changed=True)
 
     def wake(self, *, changed: bool = False) -> None:
-        """Take note that the state has changed; ``changed`` says that cells have.
+        """Wake the tasks whose work a change of the state makes due; ``changed``: cells changed.
 
-        Most deltas make nothing due: then no task is woken. While an archive is away, what waits
-        grows; it is not looked through for every delta.
+        Most deltas make nothing due, and then no task is woken. While an archive is away, the
+        waiting windows pile up; they are not searched for every delta.
         """
         if changed:
             self._changed_at = self._clock()
@@ -111,12 +112,12 @@ class Emitter:
             schedule.look()
 
     async def stop(self) -> None:
-        """Cancel the tasks; what was not acknowledged is sent by the next owner."""
+        """Cancel the tasks; the next owner sends the cells that were not acknowledged."""
         await asyncio.gather(*(end(task) for task in self._tasks))
         self._to_archive.abandon()
 
     def statistics(self) -> EmitterStatistics:
-        """Return what the tasks do now."""
+        """Return how many tasks run, and how many have been woken."""
         return EmitterStatistics(
             tasks=sum(not task.done() for task in self._tasks),
             woken=sum(schedule.is_woken for schedule in self._schedules.values()),
@@ -136,8 +137,8 @@ class Emitter:
                     self._sent_early[writer.kind] = change
             except (ArchiveError, OutcomeUnknownError):
                 self._counts.failures[writer.kind] += 1
-                # Every attempt takes all that waits in hand. News of more would repeat it with
-                # every delta, and bring no sink back.
+                # Every attempt handles all cells that wait. Woken by news, it would be repeated
+                # with every delta, and not bring the sink back.
                 await asyncio.sleep(self._uniform(retry_s / 2, retry_s))
                 retry_s = min(retry_s * 2, RETRY_S_MAX)
 

@@ -1,14 +1,14 @@
 """Idle heartbeats: the owner of a silent source partition writes how far its time is.
 
-Only where the map sets ``idle_heartbeat``. The heartbeat is a record of the log like any other: it
-moves stream time for every reader alike, so that no clock decides content, whoever writes it and
-however often. It says
+It does so only if the map sets ``idle_heartbeat``. The heartbeat is a record of the log like any
+other: it moves stream time for every reader alike, so that no clock decides content, whoever
+writes it and however often. Its time is
 
     M + time since the last record         of a partition that had events
     the smallest M of those that had some  of a partition that never had one
 
-The time since the last record is what the owner itself has waited, by a clock that nobody sets.
-Append times are not compared with it: brokers and workers disagree about what time it is.
+The time since the last record is the time that the owner itself has waited, by a clock that nobody
+sets. Append times are not used, because the clocks of brokers and workers differ.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from tables.state.journal import Delta, decode_entry
 log = logging.getLogger(__name__)
 
 LOOK_BACK_ENTRIES = 8
-"""Of another partition's journal, in which its last delta is looked for. Claims and snapshots come
-after it at times; an idle partition's next heartbeat makes a delta again."""
+"""Entries of another partition's journal among which its last delta is looked for. Claims and
+snapshots may follow that delta; an idle partition's next heartbeat makes a delta again."""
 
 
 class StreamTimes:
-    """How far the partitions of a source are: those of this worker, and by their journals others.
+    """Stream times of a source's partitions: of this worker's own, and of others by their journals.
 
-    The time in a journal may be old, and then too little: stream time never falls. It may come from
-    a delta that does not stand, which was true of the log all the same. Journals are read once in
-    ``idle_heartbeat`` for all partitions of this worker.
+    The time in a journal may be old, and then too small, because stream time never falls. It may
+    come from a delta that does not stand, which is true of the log all the same. Journals are read
+    once in ``idle_heartbeat`` for all partitions of this worker.
     """
 
     def __init__(self, to: ReadableLog, held: Callable[[str, int], Owner | None]) -> None:
@@ -57,7 +57,7 @@ class StreamTimes:
         return min((time for time in found if time is not None), default=NEVER_MS)
 
     async def _time_ms(self, plan: InputPlan, partition: int) -> int | None:
-        """Return M of a partition, None where it never had an event."""
+        """Return M of a partition, None if it never had an event."""
         owner = self._held(plan.topic, partition)
         if owner is not None:
             return owner.state.meta.stream_time_ms if owner.has_events else None
@@ -76,7 +76,7 @@ class StreamTimes:
             try:
                 entry = decode_entry(record.value or b"")
             except JournalRefusedError as error:
-                # Its own owner is refused by it; here it only means that its time is not known.
+                # The partition's own owner fails with it; here only its time is not known.
                 log.warning("%s[%d] gives no stream time: %s", plan.journal, partition, error)
                 return NEVER_MS
             if isinstance(entry, Delta):
@@ -85,9 +85,10 @@ class StreamTimes:
 
 
 class IdleHeartbeat:
-    """Writes heartbeats for one owned partition while nothing comes; ``seen`` says that it did.
+    """Writes heartbeats for one owned partition while no records come; ``seen`` reports records.
 
-    Does nothing where the map asks for none, nor for layer topics: announcements move their time.
+    It does nothing if the map does not ask for heartbeats, nor for layer topics, whose time is
+    moved by announcements.
     """
 
     def __init__(
@@ -113,16 +114,16 @@ class IdleHeartbeat:
             self._task = asyncio.create_task(supervised(self._run(), self._failed))
 
     def seen(self) -> None:
-        """Take note that records have been applied just now."""
+        """Restart the wait, because records have been applied just now."""
         self._seen_at = asyncio.get_running_loop().time()
 
     def stop(self) -> None:
-        """End it. A heartbeat that is on its way does no harm."""
+        """Cancel the task. A heartbeat that is being appended does no harm."""
         if self._task is not None:
             self._task.cancel()
 
     async def _run(self) -> None:
-        """Look after each ``idle_heartbeat`` without a record, and again after as much."""
+        """Write a heartbeat, if it is due, after each ``idle_heartbeat`` without a record."""
         now = asyncio.get_running_loop().time
         looked_at = now()
         while True:
@@ -146,8 +147,8 @@ class IdleHeartbeat:
         time_ms = min(time_ms, TIME_MS_MAX)
         if time_ms <= owner.state.meta.stream_time_ms:
             return
-        # What is in the log and not read yet says more than a clock: this worker is behind, or
-        # another one has taken over.
+        # Records that are in the log and not read yet say more than a clock: this worker is
+        # behind, or another one has taken over.
         _, end = await self._log.bounds(topic, partition)
         if end > owner.position:
             return

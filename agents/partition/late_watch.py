@@ -1,9 +1,9 @@
-"""Late watch: says when most events of a layer come too late, as after one clock that is ahead.
+"""Late watch: warns when most events of a layer come too late, as after one clock that is ahead.
 
-It says too when all are of the first months of the epoch, as times in seconds are.
+It warns too when stream time is in the first months of the epoch, as if times were seconds.
 
 One event of the future, within the source's ``future_skew``, seals the windows of all others in its
-partition. Nothing is wrong then for the protocol, and everything for whoever waits for the numbers.
+partition. The protocol is right then, but the numbers lack these events.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from tables.state.input_plan import InputPlan
 log = logging.getLogger(__name__)
 
 SPAN_S = 60.0
-"""Events are counted over so long."""
+"""Seconds over which events are counted."""
 
 EVENTS_MIN = 10
-"""Fewer that are too late say nothing."""
+"""Events that are too late, below which nothing is logged."""
 
 Place = tuple[str, int, str]
 """Topic, partition and layer."""
@@ -40,7 +40,7 @@ class _Span:
 
 
 class LateWatch:
-    """Counts what is folded and what comes too late, by layer and source partition.
+    """Counts folded events and those that are too late, by layer and source partition.
 
     Args:
         clock: a clock that never goes back, in seconds.
@@ -59,7 +59,7 @@ class LateWatch:
     def take(
         self, plan: InputPlan, partition: int, counts: Mapping[str, int], stream_time_ms: int
     ) -> None:
-        """Take a delta's ledger; the first one of an episode is logged."""
+        """Count the events of a delta's ledger; log the beginning of an episode."""
         if plan.finer is not None:
             return
         if 0 < stream_time_ms < SECONDS_IN_MS_MAX:
@@ -87,7 +87,7 @@ class LateWatch:
         self.episodes[layer] = self.episodes.get(layer, 0) + 1
         log.warning(
             "most events of layer %s come too late in %s[%d]: %d of %d within a minute; its stream"
-            " time is %s; where that is ahead of the clock, a producer's clock was: see"
+            " time is %s; if that is ahead of the clock, a producer's clock was: see"
             " `future_skew`, and `%s`",
             layer, topic, partition, span.too_late, span.too_late + span.folded,
             time_text(stream_time_ms), called("deadletters list --late"),
@@ -103,7 +103,7 @@ class LateWatch:
             )  # fmt: skip
 
     def forget(self, topic: str, partition: int) -> None:
-        """Forget a partition that another worker has now."""
+        """Forget a partition that this worker has released."""
         self._late = {place for place in self._late if place[:2] != (topic, partition)}
         for place in [place for place in self._spans if place[:2] == (topic, partition)]:
             del self._spans[place]

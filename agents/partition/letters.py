@@ -1,4 +1,4 @@
-"""Letters of what is set aside: written to the side topics before their offsets are passed."""
+"""Letters of set-aside records and events: written to side topics before the owner advances."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from tables.record.chunk import Headers, Run
 from tables.record.letter import Letter, index_of
 
 PartOf = Callable[[Run, SetAside], tuple[bytes, str]]
-"""Returns the value of what is set aside, and its content type."""
+"""Returns the part of a record that is set aside, and its content type."""
 
 WAITING_MAX = 1_000
-"""Letters on their way at once; more wait, so that a flood of them holds no memory."""
+"""Letters in flight at once; more wait, so that a flood of them does not fill the memory."""
 
 WAITING_BYTES_MAX = 32 << 20
-"""Of letters on their way at once, and one letter more."""
+"""Bytes of letters in flight at once; one more letter may exceed them."""
 
 
 async def send_letters(
     to: Log, themap: Map, runs: Sequence[Run], aside: Sequence[SetAside], part_of: PartOf
 ) -> None:
-    """Write letters, and return when all are acknowledged.
+    """Append letters, and return when all are acknowledged.
 
     A repeat after a failure carries the same position in its headers and can be recognised by it.
 
     Raises:
-        OutcomeUnknownError: some may or may not have been taken.
+        OutcomeUnknownError: some may or may not have landed.
     """
     sends: list[Coroutine[None, None, int]] = []
     held = 0
@@ -48,7 +48,7 @@ async def send_letters(
 
 
 def letters_of(run: Run, item: SetAside, part_of: PartOf) -> Iterator[tuple[bytes, Headers]]:
-    """Yield values and headers: one letter, or several where a record does not hold them all."""
+    """Yield values and headers: one letter, or several if one record cannot hold all events."""
     events = item.events or ()
     index = index_of(events)
     if len(index) <= LETTER_INDEX_BYTES_MAX:
@@ -63,7 +63,7 @@ def letters_of(run: Run, item: SetAside, part_of: PartOf) -> Iterator[tuple[byte
 
 def _letter(run: Run, item: SetAside, index: str, value: bytes, content_type: str) -> Headers:
     fault = run.faults.get(item.record)
-    # Of a record that was cut off while it was inflated, only the beginning is here.
+    # A record that was cut off while it was inflated has only its beginning here.
     size = max(len(value), fault.size if fault is not None else 0)
     return Letter(
         topic=run.topic,
@@ -81,5 +81,5 @@ def _letter(run: Run, item: SetAside, index: str, value: bytes, content_type: st
 
 
 def whole_record(run: Run, item: SetAside) -> tuple[bytes, str]:
-    """Return the whole value of the record; it is of no form that others know."""
+    """Return the whole value of the record, without a content type."""
     return run.values[item.record] or b"", ""

@@ -1,4 +1,4 @@
-"""Live reads: the applied cells of owners, with the facts that say where the rest of them is."""
+"""Live reads: the applied cells of owners, and the facts by which a reader finds the others."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from tables.state.partition_meta import Meta
 from tables.state.rollup_table import RollupTable
 
 FreshMs = Callable[[str, int, int], int | None]
-"""Returns up to which wall-clock time everything appended to a topic's partition lies below an
-offset; None if the log is longer, as far as is known, or nothing is known of it."""
+"""Returns the wall-clock time up to which all records appended to a topic's partition lie below an
+offset; None if the log is known to be longer, or is not known."""
 
 
 def unknown_fresh_ms(_topic: str, _partition: int, _offset: int) -> int | None:
-    """Return that nothing is known of the log."""
+    """Return None: the log is not known."""
     return None
 
 
 def live_job(
     owners: Iterable[Owner], read: LiveRead, fresh_ms: FreshMs = unknown_fresh_ms
 ) -> LiveJob:
-    """Return what reads the tables of owners as they are now; facts and rows are of one state each.
+    """Return a job that reads the tables of owners; facts and rows are of one state of each owner.
 
-    Blocks never change, so what takes long is left to be made in any thread.
+    Blocks never change, so any thread may make the rows, which takes long.
 
     Args:
         owners: owners of the layer's input.
         read: the read.
-        fresh_ms: tells how fresh a position is.
+        fresh_ms: returns how fresh a position is.
     """
     facts: dict[int, PartitionFacts] = {}
     makers: list[Callable[[], pl.DataFrame]] = []
@@ -58,12 +58,12 @@ def live_job(
 
 
 def _rows_of(owner: Owner, read: LiveRead) -> Callable[[], pl.DataFrame]:
-    """Return what makes the rows of one owner's table, with the partition as a column."""
+    """Return a function that makes the rows of one owner's table, with a partition column."""
     table, partition = owner.state.tables[read.layer.name], owner.partition
     key = {f"key_{name}": value for name, value in read.keys.single.items()}
     complete_ms = owner.state.complete_ms(read.layer)
     place = "source_partition"
-    # What is read of a table by key has been looked for by the fields of one value.
+    # A table that was read by key has been searched by the fields that have one value.
     is_matched = read.keys.is_single
     if read.parts:
         assert isinstance(table, RollupTable), f"{read.layer.name} has no contributions"
@@ -134,22 +134,22 @@ def facts_of(owner: Owner, layer: Layer, fresh_ms: FreshMs) -> PartitionFacts:
 
 
 def _fresh_ms(owner: Owner, fresh_ms: FreshMs) -> int:
-    """Return up to which wall-clock time everything appended is in an owner's state."""
+    """Return the wall-clock time up to which all appended records are in an owner's state."""
     known = fresh_ms(owner.plan.topic, owner.partition, owner.position)
     if known is not None:
         return known
-    # Behind: what it has is everything up to the last record that is folded.
+    # Behind: the state has all records up to the last one that is folded.
     tail = owner.state.meta.tail
     return NEVER_MS if tail is None else tail[0]
 
 
 def _first_ms(meta: Meta, layer: Layer) -> int:
-    """Return from which start on windows may ever have had cells; NEVER_MS if not known."""
+    """Return the first window start that may ever have had cells; NEVER_MS if it is not known."""
     return NEVER_MS if meta.first_ms is None else meta.first_ms.get(layer.name, NEVER_ENDS_MS)
 
 
 def _later_columns(layer: Layer, whole: Mapping[str, int]) -> dict[str, int]:
-    """Return from when on columns are whole that have not always been."""
+    """Return the times from which on columns are whole, for those that have not always been."""
     columns = (acc.column for acc in layer.accumulators if acc != EVENTS)
     found = {column: whole.get(column, NEVER_ENDS_MS) for column in columns}
     return {column: ms for column, ms in found.items() if ms > NEVER_MS}

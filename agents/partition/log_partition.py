@@ -47,7 +47,7 @@ class LogPartitionIO:
         return await self._log.append(self._plan.journal, self._partition, value, ())
 
     async def read(self, start: int, stop: int) -> list[bytes]:
-        """Return journal entries; an entry without value reads as empty, which is no format."""
+        """Return journal entries; an entry without value reads as empty, which is not an entry."""
         records = await self._log.read(
             self._plan.journal, self._partition, start, stop, READ_BYTES_MAX
         )
@@ -66,14 +66,14 @@ class LogPartitionIO:
         return await self._log.bounds(self._plan.topic, self._partition)
 
     async def record_fingerprint(self, offset: int) -> RecordFingerprint | None:
-        """Return append time and CRC-32 of a source record, None where there is none."""
+        """Return append time and CRC-32 of a source record, None if it is gone."""
         record = await self._log.record_at(self._plan.topic, self._partition, offset)
         if record is None:
             return None
         return RecordFingerprint(record.append_time_ms, zlib.crc32(record.value or b""))
 
     async def run_in_thread(self, work: Callable[[], T]) -> T:
-        """Do it in a thread, to its end: nobody may close the store before."""
+        """Run ``work`` in a thread to its end: nobody may close the store before."""
         doing = asyncio.ensure_future(asyncio.to_thread(work))
         try:
             return await asyncio.shield(doing)

@@ -1,4 +1,4 @@
-"""One owned partition, from the claim that stands to its release: what runs for its owner.
+"""One owned partition, from its claim to its release: the background work for its owner.
 
 A lock keeps its cycles apart: a chunk, an eviction, a part of a snapshot, the release.
 
@@ -27,34 +27,34 @@ from tables.state.store import PartitionStore
 log = logging.getLogger(__name__)
 
 EVICT_AFTER_S = 0.5
-"""How long eviction waits for a delta to ride on before it appends one of its own."""
+"""Seconds that an eviction waits for a delta of a chunk before it appends its own."""
 
 STALE, MISPLACED = "stale", "misplaced"
 DROPS = (STALE, MISPLACED)
-"""Why a run is taken by no owner: it was fetched for an earlier one, or begins elsewhere."""
+"""Why no owner takes a run: it was fetched for an earlier owner, or begins at another offset."""
 
 Lost = FencedError | OutcomeUnknownError
-"""Why another owner may have a partition."""
+"""The errors after which another owner may have a partition."""
 
 
 class OwnedPartition:
-    """An owner with its store, what emits for it and moves its time, evictions and snapshots.
+    """An owner with its store, emitter, idle heartbeat, evictions and snapshots.
 
     Args:
         owner: it has claimed its partition.
-        generation: that of the consumer group in which it was restored.
+        generation: the generation of the consumer group in which it was restored.
         store: its local store.
-        archive: where closed cells go.
-        to: where layer topics and sources are.
+        archive: the sink of closed cells.
+        to: the log with layer topics and sources.
         emitted: counts of the worker.
-        times: how far the other partitions are.
+        times: the stream times of the other partitions.
         failed: called with the reason when a background task ends: the worker must stop with it.
         lost: awaited with this partition when background work finds that another owner may have
             it; it is released then.
         early_emit_s: see :class:`agents.partition.emitter.Emitter`.
 
     Attributes:
-        is_released: whether nothing is begun for it any more.
+        is_released: whether it is released, so that no more work may begin for it.
     """
 
     def __init__(
@@ -110,13 +110,13 @@ class OwnedPartition:
         self._emitter.wake(changed=bool(content.blocks))
         if content.stop > content.start:
             self._heartbeat.seen()
-        # Once it is released, nobody would cancel what is begun here.
+        # After the release nobody would cancel a snapshot that begins here.
         if self._snapshotting is None and not self.is_released and self.owner.wants_snapshot():
             self._snapshotting = self._spawn(self._snapshot())
         return ""
 
     async def stop(self) -> None:
-        """End what runs for it; the cycle in hand ends first."""
+        """Stop its background work, and wait for the end of the current cycle."""
         await self._emitter.stop()
         self._heartbeat.stop()
         for task in (self._evicting, self._snapshotting):
@@ -132,12 +132,12 @@ class OwnedPartition:
         self._evicting = None if self.is_released else self._spawn(self._evict())
 
     async def _evict(self) -> None:
-        """Evict what is acknowledged, so that an idle partition shrinks too."""
+        """Evict acknowledged windows, so that an idle partition shrinks too."""
         await self.owner.sinks.may_evict.wait()
         await asyncio.sleep(EVICT_AFTER_S)
         self.owner.sinks.may_evict.clear()
         content = self.owner.housekeeping()
-        # From here on a release lets this task end, which may be what begins it.
+        # From here on a release does not cancel this task, because this task may begin it.
         self._evict_later()
         if content is None:
             return
@@ -147,7 +147,7 @@ class OwnedPartition:
             await self._lost(self, error)
 
     async def _snapshot(self) -> None:
-        """Write a snapshot between the deltas, part by part, and truncate behind the one before."""
+        """Append a snapshot between the deltas, part by part, then truncate the journal."""
         places: list[PartPlace] = []
         try:
             covers, parts = self.owner.capture()

@@ -44,18 +44,18 @@ from tables.state.partition_state import PartitionState
 from tables.state.snapshot import capture
 
 SNAPSHOT_TAIL_BYTES_MIN = 1 << 20
-"""Deltas up to this size are read faster than they are worth a snapshot."""
+"""Bytes of deltas that a recovery reads so fast that they need no snapshot."""
 
 SNAPSHOT_TAIL_RATIO = 2
-"""A snapshot is due when the deltas since the last one have come to so many times its size: this
-keeps what a recovery reads, and what the journal holds, to a few times the state."""
+"""Size of the deltas since the last snapshot, as a multiple of its size, at which the next one is
+due. So the journal, and the bytes that a recovery reads, stay a few times the state."""
 
 UNSAVED_DELTAS_MAX = 16
-"""Deltas that the local store lacks at most: a write costs as much as folding a few events does.
-What it lacks when the worker ends is read from the journal, in milliseconds."""
+"""Deltas that the local store may lack: a write costs as much as folding a few events.
+A recovery reads the missing ones from the journal, in milliseconds."""
 
 UNSAVED_BYTES_MAX = 256 << 10
-"""Of deltas that the local store lacks; large ones are written at once."""
+"""Bytes of deltas that the local store may lack, so that large ones are written at once."""
 
 
 class Owner:
@@ -75,7 +75,7 @@ class Owner:
 
     @property
     def position(self) -> int:
-        """The next source offset: that of the state, and nothing else, says where to go on."""
+        """The next source offset, which is that of the state and of nothing else."""
         return self.state.meta.next_offset
 
     @property
@@ -84,7 +84,7 @@ class Owner:
         return ledger.has_events(self.state.meta.ledger)
 
     def before(self) -> Before:
-        """Return what folding the next chunk must know."""
+        """Return the part of the state that folding the next chunk needs."""
         meta = self.state.meta
         return Before(meta.stream_time_ms, meta.floors, self.state.ids)
 
@@ -92,7 +92,7 @@ class Owner:
         """Claim the partition and restore its state from local store and journal.
 
         Raises:
-            FencedError: another owner claimed meanwhile.
+            FencedError: another owner has claimed the partition meanwhile.
             OutcomeUnknownError: it may have landed; a JournalUnreadError: it has, unread.
             JournalRefusedError: this worker must not continue this history.
         """
@@ -107,16 +107,16 @@ class Owner:
             raise why_refused(self.plan, self.partition, self.state.meta, claim)
         self._epoch = epoch
         self.sinks = Sinks(self.plan, self.state)
-        # Whatever earlier owners have evicted changed before this claim.
+        # All cells that earlier owners have evicted changed before this claim.
         self.evicted_versions = {layer.name: self.position for layer in self.plan.layers}
         await check_source(self.plan, self.partition, self.state.meta, self._io)
         await self.archive.claimed(claim, self.state.meta)
 
     async def advance(self, content: Content, tail: RecordFingerprint | None) -> None:
-        """Append what a chunk adds, and apply it if it stands.
+        """Append a chunk's content as a delta, and apply it if it stands.
 
         Raises:
-            FencedError: it does not stand: another owner took over.
+            FencedError: it does not stand, because another owner took over.
             OutcomeUnknownError: it may or may not have landed; forget this owner and claim again.
             DeltaTooLargeError: nothing has happened; advance by less at once.
             TreasureMapError: nothing has happened, and no part of the content would fit.
@@ -146,14 +146,14 @@ class Owner:
         return meta.tail_bytes > tail_max
 
     def capture(self) -> tuple[int, Iterator[SnapshotPart]]:
-        """Return which journal prefix the state comes from, and the state in parts.
+        """Return the end of the journal prefix that the state comes from, and the state in parts.
 
-        Deltas may go on between the parts: they stay those of this moment.
+        Deltas may be applied between the parts, which stay those of this moment.
         """
         return self.state.meta.journal_offset, capture(self.state)
 
     async def append_part(self, part: SnapshotPart) -> PartPlace:
-        """Append a part of a snapshot; return where it is.
+        """Append a part of a snapshot; return its place.
 
         Raises:
             FencedError: another owner took over.
@@ -179,7 +179,7 @@ class Owner:
         self._unsaved_deltas = self._unsaved_bytes = 0
 
     async def truncate(self) -> None:
-        """Delete what the last but one snapshot covers; the last two stay (rule 7).
+        """Delete the entries that the last but one snapshot covers; the last two stay (rule 7).
 
         Raises:
             OutcomeUnknownError: the broker did not answer; the next snapshot truncates again.
@@ -189,7 +189,7 @@ class Owner:
             await self._io.truncate(covered[0])
 
     def housekeeping(self) -> Content | None:
-        """Return an empty-range content where windows can be evicted, else None."""
+        """Return an empty-range content if windows can be evicted, else None."""
         if not any(self.sinks.evictable().values()):
             return None
         position = self.position
@@ -203,7 +203,7 @@ class Owner:
     ) -> int:
         """Append an entry and read back up to it; return its offset.
 
-        An acknowledged append may still not stand (rule 5). ``rows`` are what its blocks hold.
+        An acknowledged append may still not stand (rule 5). ``rows`` are the rows of its blocks.
         """
         offset = await self._io.append(value)
         meta = self.state.meta
@@ -218,7 +218,7 @@ class Owner:
             try:
                 others = await self._io.read(meta.journal_offset, offset)
             except OffsetGoneError:
-                # Only an owner truncates, and only what it has read.
+                # Only an owner truncates, and only entries that it has read.
                 raise FencedError(cannot) from None
             for other in others:
                 take(self.state, self.partition, other)
@@ -234,7 +234,7 @@ class Owner:
     ) -> None:
         """Make the large merges that a delta of these rows will bring in a thread.
 
-        Where windows are evicted first, other blocks will be merged than those there now.
+        If windows are evicted first, the delta will merge other blocks than those there now.
         """
         for name, block in rows.items():
             if name not in delta.evicted:
@@ -246,7 +246,7 @@ class Owner:
 def tail_of(run: Run) -> RecordFingerprint | None:
     """Return the fingerprint of a run's last record.
 
-    None where there is none, or its value was not all read.
+    None if the run does not have that record, or not all of its value.
     """
     if not run.values or run.offsets[-1] != run.next_offset - 1:
         return None

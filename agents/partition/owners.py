@@ -37,21 +37,21 @@ class PartitionManager:
 
     Args:
         themap: the map that is served.
-        to: where journals, layer topics and sources are.
-        archive: where closed cells go.
+        to: the log with journals, layer topics and sources.
+        archive: the sink of closed cells.
         state_folder: one folder per input topic and partition is kept in it.
         failed: called with the reason when a background task ends: the worker must stop with it.
         fenced: called with topic, partition and reason when a partition must be claimed again.
         misplaced: called with topic, partition and the owner's next offset when records came that
-            begin elsewhere: they must be read on from there.
+            begin at another one: the partition must be read from the owner's offset on.
         early_emit_s: see :class:`agents.partition.emitter.Emitter`.
 
     Attributes:
-        emitted: what was emitted since the worker started.
-        dropped: runs of records that no owner took, by reason, one of ``DROPS``. Whoever owns their
+        emitted: counts of emissions since the worker started.
+        dropped: runs of records that no owner took, by reason, one of ``DROPS``. The owner of their
             partition reads the same records again.
-        damaged_stores: local stores that were damaged, and made anew from the journal.
-        claimant: who claims partitions; set before the first is restored.
+        damaged_stores: the number of damaged local stores, which were rebuilt from the journal.
+        claimant: the identity that claims partitions; set before the first is restored.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class PartitionManager:
         self.late = LateWatch(lambda: asyncio.get_running_loop().time())
 
     async def restore(self, topic: str, partition: int, generation: int) -> int:
-        """Open the store, claim, read the journal; return the source position to go on from."""
+        """Open the store, claim, read the journal; return the next source offset to read."""
         await self.release({(topic, partition)})
         plan = self.plans[topic]
         store = await self._opened(topic, partition)
@@ -98,7 +98,7 @@ class PartitionManager:
         try:
             await self._claim(owner)
         except GeneratorExit:
-            # Python drops this coroutine, and no task can be begun any more.
+            # Python drops this coroutine, and no task can start any more.
             store.close()
             raise
         except BaseException as error:
@@ -127,7 +127,7 @@ class PartitionManager:
             raise _archive_there(owner.plan.topic, owner.partition)
 
     async def _opened(self, topic: str, partition: int) -> PartitionStore:
-        """Open a store. RocksDB keeps the interpreter meanwhile, so the loop runs in between."""
+        """Open a store. RocksDB holds the interpreter meanwhile, so the loop runs before each."""
         async with self._opening:
             await asyncio.sleep(0)
             folder = self._folder / topic / str(partition)
@@ -137,10 +137,10 @@ class PartitionManager:
         self.damaged_stores += 1
 
     async def release(self, partitions: set[TopicPartition]) -> None:
-        """Let these partitions go: end their cycles and emissions, close their stores.
+        """Release these partitions: end their cycles and emissions, close their stores.
 
-        A partition that is being let go already, because it was lost, is waited for: its store can
-        be opened again after this.
+        It also waits for a partition that is being released already, because it was lost. Every
+        store can be opened again afterwards.
         """
         for key in partitions:
             held = self._held.pop(key, None)
@@ -148,7 +148,7 @@ class PartitionManager:
             if held is not None:
                 held.is_released = True
                 self._leave(key, held.store, held.stop())
-        # Shielded, because who waits may be cancelled while somebody else waits too.
+        # Shielded, because one caller may be cancelled while another one waits too.
         leaving_now = [self._leaving[key] for key in partitions if key in self._leaving]
         await asyncio.gather(*(asyncio.shield(leaving) for leaving in leaving_now))
 
@@ -162,7 +162,7 @@ class PartitionManager:
         }
 
     def get(self, topic: str, partition: int) -> Owner | None:
-        """Return the owner of a partition, None where it is not this worker's now."""
+        """Return the owner of a partition, None if it is not this worker's now."""
         held = self._held.get((topic, partition))
         return held.owner if held else None
 
@@ -171,10 +171,11 @@ class PartitionManager:
         return iter([held.owner for held in self._held.values()])
 
     def taker(self, run: Run, generation: int) -> Owner | None:
-        """Return the owner that a run is for, None where it is dropped, which is counted.
+        """Return the owner of a run; count a run that must be dropped, and return None.
 
-        ``generation`` is the one that the run was fetched in. An owner that was restored later
-        reads the same records again; one that wants other records has them sought.
+        ``generation`` is the one in which the run was fetched. An owner that was restored later
+        reads the same records again. If the run begins at another offset than the owner's next,
+        ``misplaced`` is called.
         """
         held = self._held.get((run.topic, run.partition))
         if held is None or held.generation != generation:
@@ -192,8 +193,8 @@ class PartitionManager:
     async def advance(self, owner: Owner, content: Content, tail: RecordFingerprint | None) -> None:
         """Advance a partition by one delta, then let it emit.
 
-        A partition that was lost is forgotten and claimed again; its records are read again then.
-        So are those that were folded for an owner that has been let go meanwhile.
+        A partition that was lost is forgotten and claimed again, and its records are read again.
+        So are records that were folded for an owner that has been released meanwhile.
         """
         held = self._held_for(owner)
         has_records = content.stop > content.start
@@ -214,22 +215,22 @@ class PartitionManager:
             self.late.take(owner.plan, owner.partition, content.ledger, stream_time_ms)
 
     def _held_for(self, owner: Owner) -> OwnedPartition | None:
-        """Return the partition whose owner this is, None if that has been let go."""
+        """Return the partition whose owner this is, None if it has been released."""
         held = self._held.get((owner.plan.topic, owner.partition))
         return held if held is not None and held.owner is owner else None
 
     def live_job(self, read: LiveRead, fresh_ms: FreshMs = unknown_fresh_ms) -> LiveJob:
-        """Return what makes the applied cells held here, open and closed, in any thread.
+        """Return a job that makes the applied cells held here, open and closed, in any thread.
 
-        Jobs without an ``await`` between them are of one state of each partition. Their facts have
-        how fresh it is, as ``fresh_ms`` tells.
+        Jobs without an ``await`` between them are of one state of each partition. Their facts say
+        how fresh it is, by ``fresh_ms``.
         """
         topic = self.plan_of(read.layer).topic
         held = [held.owner for (name, _), held in self._held.items() if name == topic]
         return live_job(held, read, fresh_ms)
 
     def plan_of(self, layer: Layer) -> InputPlan:
-        """Return the plan that a layer, or a combiner, stands in."""
+        """Return the plan of a layer or a combiner."""
         return next(plan for plan in self.plans.values() if layer in plan.layers)
 
     def archived_cells(self, layer: Layer) -> int:
@@ -237,11 +238,11 @@ class PartitionManager:
         return self.emitted.archived[layer.name]
 
     def pending_bytes(self) -> int:
-        """Return about how much memory the cells take that sinks have not acknowledged."""
+        """Return the approximate memory of the cells that sinks have not acknowledged."""
         return sum(owner.sinks.pending_bytes() for owner in self.each())
 
     async def claim_anew(self) -> None:
-        """Claim those partitions again that were claimed while the archive could not be known."""
+        """Claim the partitions again that were claimed while the archive was away."""
         for (topic, partition), held in list(self._held.items()):
             if not held.owner.archive.named:
                 await self._lost(held, _archive_there(topic, partition))
@@ -249,7 +250,7 @@ class PartitionManager:
     async def give_up(self, owners: Iterable[Owner], error: OutcomeUnknownError) -> None:
         """Have the partitions of these owners claimed and their records read again.
 
-        For what must be acknowledged before a delta and may not have landed (rule 5).
+        Callers do so when letters, which precede a delta, may not have landed (rule 5).
         """
         for owner in owners:
             held = self._held_for(owner)
@@ -267,7 +268,7 @@ class PartitionManager:
     def _leave(
         self, key: TopicPartition, store: PartitionStore, first: Awaitable[None] | None = None
     ) -> None:
-        """Begin to close a store, after ``first``; who restores the partition waits for it."""
+        """Begin to close a store, after ``first``; a restore of the partition waits for it."""
         self._leaving[key] = asyncio.create_task(
             supervised(self._close(key, store, first), self._failed)
         )
@@ -278,7 +279,7 @@ class PartitionManager:
         if first is not None:
             await supervised(first, self._failed)
         try:
-            # In a thread: RocksDB waits for its disk, for seconds where that is full.
+            # In a thread: RocksDB waits for its disk, for seconds if that is full.
             await asyncio.to_thread(store.close)
         finally:
             del self._leaving[key]

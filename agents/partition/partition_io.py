@@ -1,4 +1,4 @@
-"""What an owner may do to the world, and nothing else."""
+"""The I/O of an owner: all of its effects go through this protocol."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class PartitionIO(Protocol):
     it at every ``await``.
 
     Attributes:
-        archive: where the partition's rows are.
-        claimant: who claims it.
+        archive: the archive of the partition's rows.
+        claimant: the identity that claims the partition.
     """
 
     archive: Archive
@@ -34,11 +34,11 @@ class PartitionIO(Protocol):
     async def read(self, start: int, stop: int) -> list[bytes]:
         """Return the journal entries of offsets ``[start, stop)``, or only the first of them.
 
-        There is at least one; how many are a good read is up to the log. Raises OffsetGoneError.
+        It returns at least one; the log chooses how many. Raises OffsetGoneError.
         """
 
     async def truncate(self, before: int) -> None:
-        """Delete the journal entries before an offset, where the log can do that.
+        """Delete the journal entries before an offset, if the log can do that.
 
         Raises OutcomeUnknownError.
         """
@@ -50,16 +50,16 @@ class PartitionIO(Protocol):
         """Return the source partition's first offset and the one after its last."""
 
     async def record_fingerprint(self, offset: int) -> RecordFingerprint | None:
-        """Return append time and CRC-32 of a source record, None where there is none."""
+        """Return append time and CRC-32 of a source record, None if it is gone."""
 
     async def run_in_thread(self, work: Callable[[], T]) -> T:
-        """Do what takes long and touches nothing that others do, while those go on.
+        """Run long work in a thread; nothing else may touch its data meanwhile.
 
-        It is done to its end, also where who waits is cancelled.
+        It runs to its end, even if the caller is cancelled.
         """
 
     def load(self) -> PartitionState | None:
-        """Return the state of the local store, if it has one. Takes long where that is large."""
+        """Return the state of the local store, if it has one. Takes long if that is large."""
 
     def save(self, writes: list[BlockWrite], meta: Meta) -> None:
         """Write to the local store in one atomic batch."""

@@ -1,7 +1,7 @@
 """Recognition: an owner makes sure that archive and journal belong together (journal.md rule 19).
 
-A journal names its archive: claims with another one do not stand. An archive remembers the journal
-behind each input partition: rows of two histories cannot be told apart in it.
+A journal names its archive, so that claims with another one do not stand. An archive remembers the
+journal of each input partition, because it cannot tell rows of two histories apart.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ log = logging.getLogger(__name__)
 
 
 class Recognition:
-    """What the owner of a partition knows of its archive.
+    """Checks the archive of one partition's owner.
 
     Attributes:
-        named: whether the claim that stands names the archive: it was there by then.
+        named: whether the claim that stands names the archive, which answered by then.
     """
 
     def __init__(self, plan: InputPlan, partition: int, io: PartitionIO) -> None:
@@ -35,10 +35,10 @@ class Recognition:
         self.named = False
 
     async def check_empty(self) -> None:
-        """Refuse to begin a journal where the archive has rows of another one, before any claim.
+        """Refuse to begin a journal if the archive has rows of another one, before any claim.
 
         Raises:
-            JournalRefusedError: says what to wipe.
+            JournalRefusedError: the archive has such rows; the message says how to start over.
         """
         archive = self._io.archive
         if not archive.id:
@@ -53,13 +53,13 @@ class Recognition:
             return
         if known is None:
             return
-        # Another worker may have begun the journal, and be remembered, since it was looked at.
+        # Another worker may have begun the journal, and be remembered, since it was checked.
         _, end = await self._io.journal_bounds()
         if end == 0:
             raise self._other_journal("its journal is empty", known)
 
     async def claimed(self, claim: Claim, meta: Meta) -> None:
-        """Take note of a claim that stands; the archive is asked now if it can be.
+        """Remember a claim that stands, and check the archive now if it answers.
 
         Raises:
             JournalRefusedError: it has rows of another journal.
@@ -76,7 +76,7 @@ class Recognition:
         """Make sure that the archive has rows of this journal alone, before one is written.
 
         Raises:
-            ArchiveError: it cannot tell now.
+            ArchiveError: the archive does not answer, or did not when the partition was claimed.
             JournalRefusedError: it has rows of another journal.
         """
         if self._done:

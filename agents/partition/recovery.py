@@ -33,21 +33,21 @@ from tables.state.partition_state import PartitionState
 from tables.state.snapshot import restored
 
 LOOK_BACK_ENTRIES = 16
-"""How far back from a claim a hint of the latest snapshot is looked for; then 8 times as far."""
+"""Entries before a claim that are searched for a hint of the latest snapshot, then 8 times more."""
 
 
 _ODD = (
     ValueError, TypeError, LookupError, ArithmeticError,
     pl.exceptions.PolarsError, pl.exceptions.PanicException,
 )  # fmt: skip
-"""What applying an entry raises whose fields have the right types and no sense."""
+"""Errors of applying an entry whose fields have the right types but make no sense."""
 
 
 def take(state: PartitionState, partition: int, value: bytes) -> bool:
     """Apply the next entry of a journal, as it was read; return whether it stands.
 
     Raises:
-        JournalRefusedError: it is of a newer format, damaged, or nothing that a state can take.
+        JournalRefusedError: it is of a newer format or damaged, or a state cannot apply it.
     """
     offset = state.meta.journal_offset
     where = f"cannot apply entry {offset} of {state.plan.journal}[{partition}]"
@@ -65,8 +65,8 @@ def take(state: PartitionState, partition: int, value: bytes) -> bool:
 class Recovery:
     """Brings the state of one partition up to a claim.
 
-    Nobody else has that state yet, so whatever takes long with it is done in a thread: a
-    state may have millions of cells and ids.
+    Nobody else has that state yet, so long steps run in a thread: a state may have millions of
+    cells and ids.
 
     Args:
         plan: of the input topic.
@@ -80,18 +80,18 @@ class Recovery:
         self._io = io
         # Parts of the snapshot that was loaded: they are not read a second time.
         self._parts: dict[int, EntryFingerprint] = {}
-        # Whether the store holds the state of another map, or none: it is filled anew.
+        # Whether the store is empty or holds the state of another map: then it is filled anew.
         self._is_foreign = True
 
     async def run(self, epoch: int) -> PartitionState:
         """Return the state after the journal entry at offset ``epoch``.
 
-        It is in the store too where that is a claim of the plan's map: see
+        The store has it too if that entry is a claim of the plan's map: see
         ``PartitionState.is_of_own_map``.
 
         Raises:
             FencedError: another owner has claimed the partition and truncated the journal since.
-            JournalRefusedError: the journal lost its beginning and nothing stands in for it, or an
+            JournalRefusedError: the journal lost its beginning and no snapshot covers it, or an
                 entry is of another program.
         """
         while True:
@@ -127,8 +127,8 @@ class Recovery:
         if start > 0:
             raise JournalRefusedError(
                 f"cannot restore {self._plan.topic}[{self._partition}]: its journal begins at "
-                f"offset {start} and no snapshot covers what is gone; restore the journal topic, "
-                f"or {START_OVER}"
+                f"offset {start} and no snapshot covers the entries before it; restore the journal "
+                f"topic, or {START_OVER}"
             )
         return PartitionState(self._plan)
 
@@ -137,7 +137,7 @@ class Recovery:
         at = epoch + 1
         _, end = await self._io.journal_bounds()
         if start >= at:
-            # Only an owner that stands truncates, and only what it has read: that claim was read.
+            # Only an owner whose claim stands truncates, and only entries that it has read.
             return True
         while at < end:
             for value in await self._io.read(at, end):
@@ -174,7 +174,7 @@ class Recovery:
             self._io.save(state.take_writes(), state.meta)
 
     async def _is_usable(self, state: PartitionState, start: int, epoch: int) -> bool:
-        """Return whether the journal still holds what a stored state names (rule 6)."""
+        """Return whether the journal still holds the entry that a stored state names (rule 6)."""
         offset = state.meta.journal_offset
         if not start <= offset <= epoch:
             return False
@@ -186,21 +186,22 @@ class Recovery:
     async def _from_snapshot(self, start: int, epoch: int) -> PartitionState | None:
         """Return the state of the latest usable snapshot before ``epoch``, None without one.
 
-        Snapshots are looked for back from ``epoch``: themselves, or a delta that knows of one.
+        The entries before ``epoch`` are searched backwards for a snapshot, or a delta that names
+        one.
         """
         stop, span = epoch, LOOK_BACK_ENTRIES
         tried = {-1}
         while stop > start:
             first = max(start, stop - span)
             hints = await self._hints(first, stop)
-            # Not the latest alone: one that landed late may cover what is gone by now.
+            # Not the latest alone: one that landed late may cover entries that are gone by now.
             for offset in sorted(hints - tried, reverse=True):
                 parts = await self._parts_of(offset, start)
                 if parts is not None:
                     return await self._io.run_in_thread(
                         functools.partial(restored, self._plan, parts)
                     )
-            # Where nothing was deleted, a delta that knows of no snapshot saves looking further.
+            # If no entry was deleted, any hint ends the search: the whole journal can be read.
             if hints and start == 0:
                 return None
             tried |= hints
@@ -208,7 +209,7 @@ class Recovery:
         return None
 
     async def _hints(self, first: int, stop: int) -> set[int]:
-        """Return where the entries of ``[first, stop)`` say that snapshots are; -1 says none."""
+        """Return the snapshot offsets that entries of ``[first, stop)`` name; -1 is no snapshot."""
         hints: set[int] = set()
         at = first
         while at < stop:
@@ -222,7 +223,7 @@ class Recovery:
         return hints
 
     async def _parts_of(self, offset: int, start: int) -> list[SnapshotPart] | None:
-        """Return the parts of the snapshot at ``offset``, None where it is of no use."""
+        """Return the parts of the snapshot at ``offset``, None if it is not usable."""
         snapshot = await self._snapshot_at(offset, start)
         if snapshot is None:
             return None
@@ -254,9 +255,9 @@ class Recovery:
 
 
 def _entry_of(value: bytes) -> Entry | None:
-    """Return an entry that is looked at, not applied; None where it cannot be read.
+    """Return an entry that is read but not applied; None if it is damaged or of another format.
 
-    What follows from it is refused only where a state needs it: :func:`take`.
+    Such an entry is refused only when a state must apply it: :func:`take`.
     """
     try:
         return decode_entry(value)

@@ -1,7 +1,7 @@
 """Rivals: workers of another consumer group that claim the same map's partitions.
 
 Within a group partitions are divided; two groups know nothing of each other and take their
-partitions from each other without end. Results stay right, but nothing gets on.
+partitions from each other without end. Results stay right, but there is no progress.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import logging
 from tables.model.errors import FencedError
 
 REMEMBERED_S = 60.0
-"""How long a rival counts after it was last met: a partition is claimed again after 1 to 3 s."""
+"""Seconds for which a rival counts after it was last met: a partition is claimed again after 1 to
+3 s."""
 
 ADVICE = (
     "two groups on one map take their partitions from each other; stop the workers of one, or give"
@@ -23,13 +24,13 @@ log = logging.getLogger(__name__)
 
 
 class Rivals:
-    """Who has taken partitions from this worker, though not of its group."""
+    """Workers of other groups that have taken partitions from this one."""
 
     def __init__(self) -> None:
         self._met_at: dict[str, float] = {}
 
     def note(self, error: BaseException) -> None:
-        """Take note of what a partition was lost for; a rival is logged once while it stays."""
+        """Remember the rival, if any, to which a partition was lost; log it once while it stays."""
         if not isinstance(error, FencedError) or not error.rival:
             return
         known = self._known()
@@ -38,12 +39,12 @@ class Rivals:
         self._met_at = known | {error.rival: asyncio.get_running_loop().time()}
 
     def reason(self) -> str:
-        """Return who the rivals are and what to do, empty while there are none."""
+        """Return the names of the rivals and advice; empty while there are no rivals."""
         known = self._known()
         return f"partitions are taken by {', '.join(sorted(known))}: {ADVICE}" if known else ""
 
     def reasons(self) -> list[str]:
-        """Return :meth:`reason` as a list, which is empty while there are no rivals."""
+        """Return :meth:`reason` as a list, empty while there are no rivals."""
         return [reason] if (reason := self.reason()) else []
 
     def _known(self) -> dict[str, float]:

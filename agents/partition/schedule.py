@@ -53,18 +53,18 @@ class Schedule:
         self._due = due
         self._clock = clock
         self._news = asyncio.Event()
-        # None while the task does what was due, or waits to try again.
+        # None while the task does the due work, or waits for its retry.
         self._asleep_until: When | None = NEVER
 
     @property
     def is_woken(self) -> bool:
-        """Whether the task has been woken and has not looked yet."""
+        """Whether the task has been woken and has not checked yet."""
         return self._news.is_set()
 
     def look(self) -> None:
         """Wake the task if something is due before it would wake by itself.
 
-        While it does what was due, nothing is looked through: it looks again afterwards.
+        While the task does the due work, this does nothing, because it checks again afterwards.
         """
         until = self._asleep_until
         if until is not None and ((due := self._due()) < until or due.is_due(self._clock())):

@@ -1,4 +1,4 @@
-"""The sinks of one owner's layers: which cells are due there, and what each has acknowledged.
+"""The sinks of one owner's layers: the cells due at each, and those it has acknowledged.
 
 state -(due)-> emission -> sink -(acknowledge)-> evictable -> the next delta evicts
 """
@@ -22,14 +22,14 @@ from tables.state.partition_state import PartitionState
 
 
 class Sinks:
-    """What the sinks of all layers have of a state; at first nothing (rule 10).
+    """The cells of a state that the sinks of all layers have; none at first (rule 10).
 
     Args:
         plan: the layers and their coarser ones.
-        state: whose cells are sent; :meth:`applied` follows its deltas.
+        state: the state of the cells; :meth:`applied` follows its deltas.
 
     Attributes:
-        may_evict: set when more windows may have become evictable; who evicts them clears it.
+        may_evict: set when more windows may have become evictable; the eviction clears it.
     """
 
     def __init__(self, plan: InputPlan, state: PartitionState) -> None:
@@ -45,19 +45,19 @@ class Sinks:
         self.may_evict = asyncio.Event()
 
     def names_of(self, layer: Layer) -> list[str]:
-        """Return where the cells of ``layer`` go: those of a combiner to its merge stage only."""
+        """Return the sinks of ``layer``; a combiner has only its merge stage."""
         names = [coarser.name for coarser in self._plan.coarser[layer.name]]
         if layer.is_combiner:
             return names
         return [ARCHIVE, FEED, *names] if layer.publish else [ARCHIVE, *names]
 
-    # What goes out.
+    # Cells to send.
 
     def due(self, layer: Layer, sink: str, *, early: bool = False) -> Due | None:
         """Return the closed cells that ``sink`` has not acknowledged at their version, if any.
 
-        ``early`` takes the cells of open windows along: emission at any time is free (rule 8). Of
-        windows that the layer does not have whole nothing is sent.
+        ``early`` includes the cells of open windows, because emission at any time is free (rule 8).
+        Windows that the layer does not have whole are not sent.
         """
         early = early and self._state.is_known(layer)
         versions = self._pending(layer, sink) if early else self._pending_closed(layer, sink)
@@ -92,17 +92,17 @@ class Sinks:
         return bool(self._pending_closed(layer, sink))
 
     def has_changed(self, layer: Layer, sink: str) -> bool:
-        """Return whether cells, of open windows too, have changed since ``sink`` got them."""
+        """Return whether cells, also of open windows, have changed since ``sink`` got them."""
         return bool(self._pending(layer, sink))
 
     def whole_for(self, layer: Layer, sink: str) -> dict[str, int]:
-        """Return from when on a coarser layer gets all windows; nothing for other sinks."""
+        """Return the times from which a coarser layer gets all windows; empty for other sinks."""
         if sink in (ARCHIVE, FEED):
             return {}
         return self._state.sends_whole(layer, self._coarser(layer, sink))
 
     def announcement(self, layer: Layer, coarser: str) -> Announcement:
-        """Return what may be announced to ``coarser``: times up to which its log has everything.
+        """Return the announcement for ``coarser``: times up to which its log has all cells.
 
         All of it comes from one snapshot of the state (rule 11).
         """
@@ -113,20 +113,20 @@ class Sinks:
         least = layer.window.end(waiting) - 1
         return Announcement(min(closed, least), min(floor, least))
 
-    # What has arrived.
+    # Acknowledgements.
 
     def acknowledge(self, emission: Emission) -> None:
-        """Take note that the sink has all cells of ``emission``."""
+        """Record that the sink has all cells of ``emission``."""
         self._acks[emission.layer.name, emission.sink].acknowledge(emission.versions)
         self.may_evict.set()
 
     def announced(self, coarser: str, announcement: Announcement) -> None:
-        """Take note that every partition of a coarser layer's topic has this announcement."""
+        """Record that every partition of a coarser layer's topic has this announcement."""
         self._announced_floors[coarser] = announcement.final_ms
         self.may_evict.set()
 
     def applied(self, delta: Delta) -> None:
-        """Take note that the state has taken a delta in."""
+        """Record that the state has applied a delta."""
         for (name, _), acks in self._acks.items():
             if name in delta.evicted:
                 acks.forget(delta.evicted[name])
@@ -134,7 +134,7 @@ class Sinks:
                 acks.changed(self._state.tables[name].touched)
         self.may_evict.set()
 
-    # What waits.
+    # Waiting cells.
 
     def waiting_open(self, layer: Layer) -> int:
         """Return the number of open windows that some sink lacks at their version.
@@ -152,9 +152,9 @@ class Sinks:
         return sum(len(self._pending_closed(layer, sink)) for sink in self.names_of(layer))
 
     def pending_bytes(self) -> int:
-        """Return about how much memory the closed cells take that some sink has not acknowledged.
+        """Return the approximate memory of closed cells that some sink has not acknowledged.
 
-        Open cells are not among them: they wait for events, and no pause would let them go.
+        Open cells are not among them: they wait for events, and a pause would not free them.
         """
         return sum(
             self._state.tables[layer.name].bytes_of(
@@ -167,8 +167,8 @@ class Sinks:
         """Return the sealed windows, by layer, that every sink has acknowledged (rule 9).
 
         They are sealed before the delta that evicts them, so it cannot change their cells. Older
-        ones go first, so that all that were evicted end before all that are there; those that one
-        delta has no room for wait for the next.
+        windows are evicted first, so that all evicted windows end before all that remain. Windows
+        that do not fit into one delta wait for the next.
         """
         room = EVICTED_MAX
         found: dict[str, list[int]] = {}
@@ -186,7 +186,7 @@ class Sinks:
         return found
 
     def _announced_ms(self, layer: Layer) -> int:
-        """Return up to which floor cells may go as far as readers are concerned.
+        """Return the floor up to which readers do not need the cells any more.
 
         Parts of cells are not archived: a combiner keeps them until its merge stage can know that
         it has them all.
@@ -201,7 +201,7 @@ class Sinks:
         return self._acks[layer.name, sink].pending()
 
     def _pending_closed(self, layer: Layer, sink: str) -> dict[int, int]:
-        # Windows end one after the other: closed are those before the one that holds this time.
+        # Windows end one after the other: all before the one that holds this time are closed.
         stop = layer.window.start(self._state.closed_ms(layer))
         pending = self._pending(layer, sink)
         return {window: version for window, version in pending.items() if window < stop}

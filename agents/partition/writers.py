@@ -1,9 +1,9 @@
-"""Writers: each sends the due cells of one owner to one kind of sink, and says when some are due.
+"""Writers: each sends the due cells of one owner to one kind of sink, and knows when some are due.
 
 archive       closed cells at once, open ones early
 layer topics  the same, and those of a combiner at most once a second, so that the merged
 layer's live table is at most about a second behind; and announcements
-feeds         closed cells at once: who reads a feed need not know what open means
+feeds         closed cells at once: readers of a feed need not know of open windows
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from tables.state.contribution import Contribution, encode_contribution, split_c
 from tables.state.journal import Announcement
 
 ANNOUNCE_INTERVAL_S = 1.0
-"""An announcement without cells is sent at most this often to a partition."""
+"""Minimum seconds between two announcements without cells to a partition."""
 
 COMBINER_EMIT_S = 1.0
-"""A partition's combiners send cells of open windows at most this often: a cell that changes with
-every chunk costs its merge stage one row a second for each source partition, however hot it is."""
+"""Minimum seconds between two emissions of open cells by a partition's combiners. A cell that
+changes with every chunk costs its merge stage one row a second for each source partition."""
 
 THREAD_ROWS_MIN = 1_000
-"""Emissions from so many rows are made in a thread. 1,000 rows take 1.3 ms, 20,000 take 6, and a
+"""Rows from which on an emission is made in a thread. 1,000 rows take 1.3 ms, 20,000 take 6, and a
 window closes in all partitions at once: that would hold up the input and queries."""
 
 FEED_RECORDS_AT_ONCE = 200
-"""Records of a feed that are appended together. Each takes 37 us of CPU, so 200 of them hold the
-loop for about 8 ms; a window of many cells would hold it for seconds."""
+"""Records of a feed that are appended together. Each takes 37 us of CPU, so 200 of them block the
+loop for about 8 ms; a window of many cells would block it for seconds."""
 
 Made = TypeVar("Made")
 
@@ -48,7 +48,7 @@ class Writer(Protocol):
     """Sends to one kind of sink.
 
     Attributes:
-        kind: that of the sink, one of ``agents.partition.emit_counts.SINKS``.
+        kind: the kind of the sink, one of ``agents.partition.emit_counts.SINKS``.
         takes_open: whether cells of open windows are sent to it early.
     """
 
@@ -56,13 +56,13 @@ class Writer(Protocol):
     takes_open: ClassVar[bool]
 
     def due(self) -> When:
-        """Return when there is something to send, early emissions aside."""
+        """Return when cells or announcements are due, apart from early emissions."""
 
     async def write(self, *, early: bool) -> None:
-        """Send what is due, and the cells of open windows too if that is ``early``.
+        """Send the due cells, and with ``early`` also those of open windows.
 
         Raises:
-            ArchiveError, OutcomeUnknownError: the sink may lack some of it; send again.
+            ArchiveError, OutcomeUnknownError: the sink may lack some of them; send them again.
         """
 
 
@@ -70,8 +70,8 @@ class ArchiveWriter:
     """Writes rows to the archive.
 
     Args:
-        owner: whose cells they are.
-        archive: where they go.
+        owner: the owner of the cells.
+        archive: the archive.
         counts: of the worker.
     """
 
@@ -91,10 +91,10 @@ class ArchiveWriter:
         return NOW if any(sinks.has_due(layer, ARCHIVE) for layer in self._layers) else NEVER
 
     async def write(self, *, early: bool) -> None:
-        """Write what is due."""
+        """Write the due rows."""
         owner, outage = self._owner, self._counts.archive
-        # Each partition and each table is a kind of its own: where one is refused, others that
-        # are taken, or an emission that had nothing to write, say nothing of it.
+        # Each partition and each table is a kind of its own: if one is refused, the success of
+        # another one, or of an emission without rows, does not end that outage.
         with outage.attempt(self._recognition):
             await owner.archive.check()
         for layer in self._layers:
@@ -108,7 +108,7 @@ class ArchiveWriter:
             owner.sinks.acknowledge(emission)
 
     def abandon(self) -> None:
-        """Take note that nothing is written for this owner any more."""
+        """End the outage of this owner, for which nothing is written any more."""
         self._counts.archive.abandoned(self._recognition)
 
 
@@ -116,8 +116,8 @@ class LayerTopicWriter:
     """Appends contributions and announcements to the topics of coarser layers.
 
     Args:
-        owner: whose cells they are.
-        to: where the topics are.
+        owner: the owner of the cells.
+        to: the log with the topics.
         counts: of the worker.
         clock: seconds of a clock that never goes back.
     """
@@ -156,7 +156,7 @@ class LayerTopicWriter:
         )
 
     async def write(self, *, early: bool) -> None:
-        """Append what is due."""
+        """Append the due contributions and announcements."""
         with self._counts.kafka.attempt(self.kind):
             await self._contribute(early)
             await self._announce()
@@ -190,7 +190,7 @@ class LayerTopicWriter:
             self._owner.sinks.announced(coarser.name, announced)
 
     def _news(self) -> Iterator[tuple[Layer, Layer, Announcement, dict[str, int]]]:
-        """Yield the announcements that coarser layers have not had."""
+        """Yield the announcements that coarser layers lack."""
         sinks = self._owner.sinks
         for layer, coarser in self._pairs:
             announced = sinks.announcement(layer, coarser.name)
@@ -230,8 +230,8 @@ class FeedWriter:
     """Appends closed cells to the feeds of published layers.
 
     Args:
-        owner: whose cells they are.
-        to: where the feeds are.
+        owner: the owner of the cells.
+        to: the log with the feeds.
         counts: of the worker.
     """
 
@@ -250,7 +250,7 @@ class FeedWriter:
         return NOW if any(sinks.has_due(layer, FEED) for layer in self._layers) else NEVER
 
     async def write(self, *, early: bool) -> None:
-        """Append what is due."""
+        """Append the due closed cells."""
         assert not early, "open cells are not published"
         with self._counts.kafka.attempt(self.kind):
             for layer in self._layers:
@@ -305,10 +305,10 @@ def _feed_records(owner: Owner, emission: Emission) -> list[FeedRecord]:
 
 
 def _after(last_s: float | None, interval_s: float) -> When:
-    """Return when an interval after the last time is over; now if there was no last time."""
+    """Return the end of the interval after the last time; now if there was no last time."""
     return NOW if last_s is None else at(last_s + interval_s)
 
 
 def _passed(layer: Layer, announced: Announcement) -> tuple[int, ...]:
-    """Return the windows that an announcement has passed: news only when these change."""
+    """Return the windows that an announcement has passed; it is news only if these change."""
     return tuple(layer.window.start(moment) for moment in announced)

@@ -1,4 +1,4 @@
-"""Answers: the rows that a reader has for a request, and what they are."""
+"""Answers: the rows that a reader has for a request, and their exactness and age."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ Exactness = Literal["exact", "settling", "partial"]
 
 @dataclasses.dataclass(slots=True)
 class FamilyAnswer:
-    """Rows, and what they are.
+    """Rows, with their exactness, age and cost.
 
     Attributes:
         rows: a cell frame of ``query.rows``; see :func:`tables.query.answer.rows_of`.
-        plan: what was read.
-        exactness: ``exact`` is the fold of the raw log up to ``as_of``; late events may still
-            change what is ``settling``; of what is ``partial`` some owners did not answer.
+        plan: the plan by which they were read.
+        exactness: ``exact`` rows are the fold of the raw log up to ``as_of``; late events may still
+            change ``settling`` rows; for ``partial`` rows some owners did not answer.
         as_of: by source partition, the offset up to which events are in.
         watermark_ms: smallest watermark of the base layer; ``NEVER_MS`` before any event.
-        data_age_ms: everything appended so long before the answer is in; None if not known.
+        data_age_ms: every event that was appended longer ago than this is in; None if not known.
         final: whether no later answer can have other rows.
-        cost: what it took.
-        whole: by measure, from when on it is whole, where that is not the whole range; None while
-            that is not known. In rows that start before, the measure is null.
+        cost: the work of the answer.
+        whole: by measure that is not whole in all of the range, the time from which on it is; None
+            while that is not known. In rows that start before, the measure is null.
     """
 
     rows: pl.DataFrame
@@ -44,14 +44,14 @@ class FamilyAnswer:
 
 @dataclasses.dataclass(slots=True)
 class LayerAnswer:
-    """The rows of one layer, live and archived: archive frames that may both have a cell.
+    """The rows of one layer, live and archived: archive frames, both of which may have a cell.
 
     Attributes:
-        live: of the owners that answered.
-        archived: everything that those may have evicted.
+        live: the rows of the owners that answered.
+        archived: all rows that those owners may have evicted.
         partial: whether live cells may be missing.
         served: the partitions of the layer's input whose owners answered.
-        cost: what it took.
+        cost: the work of the answer.
         whole: as of a :class:`FamilyAnswer`.
     """
 

@@ -5,7 +5,7 @@
              combiners                               all that the merge stage has settled
 
 A keyed base folds events into its own tables. A merged one folds them into its combiners', and the
-merge stage settles what those send; its open windows are read in parts of both.
+merge stage settles the cells that those send; its open windows are read in parts of both.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ Ask = Callable[[list[LiveRead]], Awaitable[list[LiveRows]]]
 
 
 class KeyedRead:
-    """Reads a base layer that is keyed as its source is.
+    """Reads a base layer with the key of its source.
 
     Attributes:
-        folded: the layer whose tables events are folded into: an answer is of their positions.
+        folded: the layer whose tables events are folded into; an answer has their positions.
         beside: layers whose facts are needed beside those of the layers of a request.
     """
 
@@ -40,7 +40,7 @@ class KeyedRead:
         self.beside: tuple[Layer, ...] = ()
 
     def whole(self, known: KnownFacts) -> dict[str, int]:
-        """Return, by column, from when on the windows of the base are known to be whole."""
+        """Return, by column, the time from which on windows of the base are known to be whole."""
         return known.whole(self.folded)
 
     async def read(
@@ -63,7 +63,7 @@ class KeyedRead:
 
 
 class MergedRead:
-    """Reads a base layer whose source is keyed otherwise: its merge stage and its combiners.
+    """Reads a base layer whose source has another key: its merge stage and its combiners.
 
     It has the attributes and methods of a :class:`KeyedRead`.
     """
@@ -74,7 +74,10 @@ class MergedRead:
         self._base = base
 
     def whole(self, known: KnownFacts) -> dict[str, int]:
-        """Return what combiners know; the merge stage may keep a measure since later."""
+        """Return the times of the combiners, or a later one of the merge stage.
+
+        The merge stage may have begun to keep a measure later.
+        """
         merged = known.whole(self._base).items()
         kept = {name: ms for name, ms in merged if ms < NEVER_ENDS_MS}
         return later_of(known.whole(self.folded), kept)
@@ -82,7 +85,7 @@ class MergedRead:
     async def read(
         self, ask: Ask, query: FamilyQuery, parts: Sequence[Part], facts: Sequence[LiveRead]
     ) -> LiveRows:
-        """Ask the merge stage before its combiners: they have sealed then what it has settled."""
+        """Ask the merge stage before its combiners, which then have sealed all it has settled."""
         found = await ask([*(_live_read(query, part) for part in parts), *facts])
         for part, rows in zip(parts, found[: len(parts)], strict=True):
             part.live = rows
@@ -116,7 +119,7 @@ BaseRead = KeyedRead | MergedRead
 
 
 def base_read(themap: Map, base: Layer) -> BaseRead:
-    """Return how a base layer is read."""
+    """Return the way to read a base layer."""
     if not base.merged:
         return KeyedRead(base)
     assert base.source is not None

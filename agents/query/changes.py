@@ -1,8 +1,9 @@
-"""Changes: what has become of a layer's cells since a follower was told, from all workers.
+"""Changes: the cells of a layer that have changed since a follower's place, from all workers.
 
-Owners give what is in their tables and has changed or closed. What they evicted meanwhile may have
-changed just before: where its version says so, it is read from the archive. So a follower that
-comes back after any time misses no value that a cell has kept; values in between may be left out.
+Owners return the cells of their tables that have changed or closed. Cells that they evicted
+meanwhile may have changed just before: if a version says so, they are read from the archive. So a
+follower that comes back after any time gets the last value of every cell that has changed; it may
+miss values in between.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ from tables.state.cell import archive_schema, in_order, no_rows, whole_only
 PLACE_CHARACTERS_MAX = 65_536
 
 AT_ONCE_ROWS_MAX = 2_000
-"""So few rows are put in order faster than a thread begins."""
+"""Rows up to which it is faster to sort them at once than in a thread."""
 
 NOTHING_TOLD = -1
-"""The version of a follower that was told of no cell: less than that of any."""
+"""The version of a follower that has not got any cell: less than that of any cell."""
 
 Place = Mapping[int, FollowerPosition]
 """How far a follower is, by partition of the layer's input."""
@@ -49,12 +50,12 @@ class _WirePlace(msgspec.Struct, frozen=True, array_like=True):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ChangeBatch:
-    """What a follower is told next.
+    """The next changes for a follower.
 
     Attributes:
         rows: archive frame of cells that have changed or closed, with ``is_closed``.
-        place: where it is then.
-        facts: of the partitions that answered.
+        place: the follower's place after them.
+        facts: the facts of the partitions that answered.
     """
 
     rows: pl.DataFrame
@@ -66,11 +67,11 @@ class Changes:
     """The changes of one layer's cells.
 
     Args:
-        layer: whose cells.
-        keys: which of them.
-        live: where owners are asked.
-        archive: where evicted cells are.
-        rows_max: most archive rows of one step.
+        layer: the layer of the cells.
+        keys: the keys of the cells.
+        live: the owners.
+        archive: the archive of evicted cells.
+        rows_max: the maximum of archive rows in one step.
     """
 
     def __init__(
@@ -83,19 +84,19 @@ class Changes:
         self._rows_max = rows_max
 
     async def now(self) -> Place:
-        """Return the place of a follower that knows everything up to now."""
+        """Return the place of a follower that has all changes up to now."""
         found = await self._ask(LiveRead(self._layer))
         return {partition: _told(one) for partition, one in found.facts.items()}
 
     async def since(self, place: Place) -> ChangeBatch:
-        """Return what has become of the cells since then.
+        """Return the changes of cells since a place.
 
-        Partitions that are not in ``place`` are told from their oldest live cell on; those that do
-        not answer are told later.
+        Partitions that are not in ``place`` begin with their oldest live cell. The changes of
+        partitions that do not answer come later.
 
         Raises:
             ArchiveError: the archive does not answer.
-            QueryError: more was evicted meanwhile than may be read at once.
+            QueryError: more rows were evicted meanwhile than may be read at once.
         """
         layer = self._layer
         found = await self._live_rows(place)
@@ -118,7 +119,7 @@ class Changes:
         return found
 
     async def _evicted(self, place: Place, facts: Mapping[int, PartitionFacts]) -> pl.DataFrame:
-        """Return the archive frame of what changed and was evicted since a place."""
+        """Return an archive frame of the evicted cells that changed or closed since a place."""
         layer = self._layer
         nothing = no_rows(layer)
         gone = []
@@ -126,7 +127,7 @@ class Changes:
             now = facts.get(partition)
             if now is None or now.evicted_ms <= told.evicted_ms:
                 continue
-            # What has not changed since is told once more if it closed since.
+            # Cells that have not changed since are sent once more if they closed since.
             changed = now.evicted_version > told.version
             before_ms = told.evicted_ms if changed else max(told.evicted_ms, told.closed_ms)
             if before_ms < now.evicted_ms:
@@ -162,11 +163,11 @@ def decode_place(layer: Layer, text: str) -> Place:
     """Return the place that :func:`encode_place` was given.
 
     Raises:
-        QueryError: the text is none, or one of another layer.
+        QueryError: the text is not a place, or is of another layer.
     """
     bad = QueryError(
-        f"cannot follow {layer.name}: Last-Event-ID is none of this layer; want the id of the last"
-        " event, unchanged, or none"
+        f"cannot follow {layer.name}: Last-Event-ID is not one of this layer; want the id of the"
+        " last event, unchanged, or no id"
     )
     if len(text) > PLACE_CHARACTERS_MAX:
         raise bad
@@ -188,10 +189,10 @@ def _told(facts: PartitionFacts) -> FollowerPosition:
 
 
 def _places(place: Place, facts: Mapping[int, PartitionFacts]) -> Place:
-    """Return where a follower is that was told more of partitions.
+    """Return a follower's place after the changes of these partitions.
 
-    No cell is read of a partition that does not know which windows are whole. Once it does, all
-    are told that it has then, and those that it has evicted since it was asked for the first time.
+    No cell is read of a partition that does not know which windows are whole. Once it does, the
+    follower gets all its cells, and those that it has evicted since it was asked first.
     """
     asked = {
         partition: FollowerPosition(NOTHING_TOLD, NEVER_MS, one.evicted_ms)
@@ -208,7 +209,7 @@ def _is_known(facts: PartitionFacts) -> bool:
 def _in_order(
     layer: Layer, frames: list[pl.DataFrame], facts: Mapping[int, PartitionFacts]
 ) -> pl.DataFrame:
-    """Return the rows of frames in order, with whether their windows are closed."""
+    """Return the rows of frames in order, with ``is_closed``."""
     columns = list(archive_schema(layer))
     known = [one for one in facts.values() if _is_known(one)]
     rows = whole_only(pl.concat([frame.select(columns) for frame in frames]), whole_of(known))
@@ -219,7 +220,7 @@ def _in_order(
 
 
 def _closed(facts: Mapping[int, PartitionFacts]) -> pl.DataFrame:
-    """Return up to when windows are closed, by partition."""
+    """Return the time up to which windows are closed, by partition."""
     rows = [(partition, one.closed_ms) for partition, one in facts.items()]
     schema = {"source_partition": pl.Int32(), "closed_ms": pl.Int64()}
     return pl.DataFrame(rows, schema=schema, orient="row")

@@ -1,4 +1,4 @@
-"""Parts of an answer: the segments of a plan that are of one layer, and the live rows of them."""
+"""Parts of an answer: the segments of a plan that are of one layer, and their rows."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from tables.query.cover import Segment
 from tables.query.live import LiveRows
 
 KEYS_MAX = 64
-"""So many keys are read from the archive one by one; of more, a layer's windows are read whole."""
+"""Keys up to which the archive is read key by key; for more keys, windows are read whole."""
 
 
 @dataclasses.dataclass(slots=True)
 class Part:
-    """The segments of one layer, in order, and what was found of them.
+    """The segments of one layer, in order, and the rows that were read for them.
 
     Attributes:
         layer: the layer.
         segments: ranges of its windows.
-        archived_ms: where its windows that are known to be final end; what comes after is read
+        archived_ms: the end of its windows that are known to be final; later windows are read
             live, as one range.
-        partitions: those of its input that can have the keys, None for all.
-        live: what owners have; of a merged layer, its contributions.
-        combined: what its combiners have.
+        partitions: the partitions of its input that can have the keys, None for all.
+        live: the rows of owners; for a merged layer, its contributions.
+        combined: the rows of its combiners.
         final: archive frames of windows that are final.
-        evicted: archive frames of windows that were looked for in live tables too.
+        evicted: archive frames of windows that were read from live tables too.
     """
 
     layer: Layer
@@ -51,12 +51,12 @@ class Part:
 
     @property
     def to_ms(self) -> int:
-        """Where the last segment ends."""
+        """The end of the last segment."""
         return self.segments[-1].to_ms
 
     @property
     def live_from_ms(self) -> int:
-        """Where what is read live begins."""
+        """The start of the range that is read live."""
         first = next(one for one in self.segments if one.to_ms > self.archived_ms)
         return max(first.from_ms, self.archived_ms)
 
@@ -74,12 +74,12 @@ class Part:
         return not asked <= self.live.facts.keys()
 
     def ranges(self, from_ms: int, to_ms: int) -> list[tuple[int, int]]:
-        """Return what of the segments lies in a range."""
+        """Return the parts of the segments that lie in a range."""
         cut = ((max(one.from_ms, from_ms), min(one.to_ms, to_ms)) for one in self.segments)
         return [(start, stop) for start, stop in cut if start < stop]
 
     def inside(self, rows: LiveRows) -> LiveRows:
-        """Return the live rows that are of the segments, of the whole range that was read."""
+        """Return the live rows that lie in the segments, from those of the whole range."""
         if len(self.segments) == 1:
             return rows
         starts = pl.Series([one.from_ms for one in self.segments])
@@ -87,7 +87,7 @@ class Part:
         found = []
         for frame in rows.rows:
             windows = frame["window_start"]
-            # The segment that begins last of those before a row, if there is one.
+            # The last segment that begins before a row or with it, if there is one.
             at = starts.search_sorted(windows, side="right").cast(pl.Int64) - 1
             found.append(frame.filter((at >= 0) & (windows < stops[at.clip(lower_bound=0)])))
         return LiveRows(rows.facts, found)

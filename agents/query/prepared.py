@@ -1,4 +1,4 @@
-"""Prepared answers: everything that was read for a request; any thread makes rows of it."""
+"""Prepared answers: all rows that were read for a request; any thread makes the answer of them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class PreparedAnswer:
 
     Attributes:
         query: the request.
-        base: how its base layer was read.
+        base: the way its base layer was read.
         parts: the rows that were read of each layer.
-        whole: by column, from when on windows of the base layer are whole.
+        whole: by column, the time from which on windows of the base layer are whole.
     """
 
     query: FamilyQuery

@@ -4,9 +4,9 @@
                     ^                             |
                     `--- torn: once more, soon ---'
 
-Owners are asked first and the archive after, so that no cell falls between: what leaves a table
-meanwhile was read there. Coarser cells are used up to floors that were heard of before, so the
-base layer's positions, which are the answer's, are never behind them.
+Owners are asked before the archive, so that no cell is missed: a cell that leaves a table
+meanwhile was read there. Coarser cells are used up to floors that were known before, so the base
+layer's positions, which are the answer's, are never behind them.
 """
 
 from __future__ import annotations
@@ -41,32 +41,32 @@ from tables.state.cell import no_rows, stacked, whole_only
 from tables.threads import gathered
 
 FACTS_S_MAX = 2.0
-"""Facts that are older are asked for before a plan is made: a coarser cell that is not known to be
-sealed costs as many finer ones as it has."""
+"""Seconds after which facts are asked for again before a plan is made: a coarser cell that is not
+known to be sealed costs as many finer cells as it has."""
 
 FACTS_AGAIN_S = 0.5
-"""Facts that are older are asked for with the next answer, so that a busy reader never waits for
-them."""
+"""Seconds after which facts are asked for with the next answer, so that a busy reader never waits
+for them."""
 
 TORN_WAIT_S = 0.02
-"""About how long a contribution takes through a layer's topic."""
+"""Approximate seconds that a contribution takes through a layer's topic."""
 
 TORN_TRIES = 10
 
 PATIENCE_S = 1.5
-"""How long owners are waited for in one answer: a rebalance without a crash takes less."""
+"""Seconds that one answer waits for owners: a rebalance without a crash takes less."""
 
 STALE_AGAIN_S = 0.01
-"""How long to wait before an answer that is too old is made again."""
+"""Seconds before an answer that is too old is made again."""
 
 READS_AT_ONCE_MAX = 64
-"""Ranges of one request that are read from the archive side by side."""
+"""Ranges of one request that are read from the archive at once."""
 
 PLAN_AT_ONCE_BOUNDARIES_MAX = 1_000
-"""Plans over so few boundaries are made at once, in some 5 ms; others in a thread."""
+"""Boundaries up to which a plan is made at once, in some 5 ms, and not in a thread."""
 
 BESIDE_ROWS_MIN = 2_000
-"""Answers of so many rows are made in a thread; fewer are made faster than a thread begins."""
+"""Rows from which on an answer is made in a thread; fewer take less time than a thread's start."""
 
 
 class LiveSource(Protocol):
@@ -75,22 +75,22 @@ class LiveSource(Protocol):
     async def read(
         self, reads: Sequence[LiveRead], cost: QueryCost, until: float
     ) -> list[LiveRows]:
-        """Return what owners have, in the order of ``reads``; each answers all from one state.
+        """Return the rows of owners, in the order of ``reads``; each owner answers from one state.
 
-        Owners are waited for until ``until``, by the event loop's clock; those that have not
-        answered by then are missing among the facts. Who was asked is added to ``cost``.
+        It waits for owners until ``until``, by the event loop's clock. Those that have not answered
+        by then are missing among the facts. The owners that were asked are added to ``cost``.
         """
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ConsistentRead:
-    """The live rows of a request, of one position of each source partition if it is exact.
+    """The live rows of a request, at one position of each source partition if it is exact.
 
     Attributes:
-        base: how the base layer was read.
+        base: the way the base layer was read.
         plan: the plan.
         parts: the parts of the plan, one for each layer, without rows of the archive.
-        facts: those of the source's owners.
+        facts: the facts of the source's owners.
         exactness: as of a :class:`FamilyAnswer`.
         is_final: whether all of it is in the archive.
     """
@@ -108,13 +108,13 @@ class Reader:
 
     Args:
         themap: the map that is served.
-        live: where owners are asked.
-        archive: where the rest is.
+        live: the owners.
+        archive: the archive of the other rows.
         limits: the bounds of one request.
-        clock_ms: the wall clock, for what has expired.
+        clock_ms: the wall clock, by which cells expire.
 
     Attributes:
-        threads: where long steps are made: those of the archive.
+        threads: the threads of long steps, which are those of the archive.
     """
 
     def __init__(
@@ -135,10 +135,10 @@ class Reader:
         self.threads = archive.threads
 
     async def plan(self, query: FamilyQuery) -> QueryPlan:
-        """Return what would be read, from facts of now.
+        """Return the plan of a request, from the facts as they are now.
 
         Raises:
-            QueryError: it cannot be answered; see :func:`tables.query.planner.plan`.
+            QueryError: the request cannot be answered; see :func:`tables.query.planner.plan`.
         """
         base = base_read(self._map, query.family.base)
         return await self._plan(query, base, QueryCost(), _now() + PATIENCE_S)
@@ -151,7 +151,7 @@ class Reader:
             await self._ask(stale, cost, until)
         now_ms = self._clock_ms()
         facts = {layer.name: self._facts.of(layer, now_ms) for layer in query.layers}
-        # Whoever is silent, all windows that are not known to lack events can be used.
+        # Even if owners are silent, all windows that are not known to lack events can be used.
         whole = base.whole(self._facts)
         name = query.family.base.name
         facts[name] = dataclasses.replace(
@@ -165,10 +165,10 @@ class Reader:
         return await self.threads.run(plan, query, facts, self._limits.cells_max)
 
     async def answer(self, query: FamilyQuery) -> FamilyAnswer:
-        """Return the rows of a request, which may be waited for until they are young enough.
+        """Return the rows of a request; wait, if it demands so, until they are young enough.
 
         Raises:
-            QueryError: it cannot be answered as it is.
+            QueryError: the request cannot be answered.
             PartialError: owners do not answer, and the request wants no answer without them.
             ArchiveError: the archive does not answer.
         """
@@ -210,7 +210,7 @@ class Reader:
         )
 
     async def _consistent_read(self, query: FamilyQuery, cost: QueryCost) -> ConsistentRead:
-        """Plan, and ask owners until what they have is of one position of each partition."""
+        """Plan, and ask owners until their rows are at one position of each partition."""
         base = base_read(self._map, query.family.base)
         until = _now() + PATIENCE_S
         for left in reversed(range(TORN_TRIES)):
@@ -254,7 +254,7 @@ class Reader:
             stop = min(stop, layer.window.start(max(evicted_ms, cells.from_ms)))
             known_ms = max(self._facts.archived_ms(layer), cells.from_ms)
             final_ms = min(stop, max(layer.window.start(known_ms), cells.from_ms))
-        # The archive leaves out what has expired; what is remembered of it may have it still.
+        # The archive leaves out expired cells; the cache may have them still.
         kept_ms = NEVER_MS
         if layer.archive_ttl_ms:
             kept_ms = layer.window.start(self._clock_ms() - layer.archive_ttl_ms)
@@ -298,7 +298,7 @@ class Reader:
         return Part(layer, segments, archived_ms, partitions)
 
     def _stale(self, layers: Iterable[Layer], seconds_max: float) -> list[LiveRead]:
-        """Return what asks for the facts of the layers whose facts are older."""
+        """Return reads for the facts of the layers whose facts are older than ``seconds_max``."""
         old = _now() - seconds_max
         return [LiveRead(one) for one in layers if self._asked_at.get(one.name, old) <= old]
 
@@ -311,7 +311,7 @@ class Reader:
         return found
 
     async def _read_archive(self, query: FamilyQuery, part: Part, cost: QueryCost) -> None:
-        """Give a part its rows of the archive: what is final, and what had left live tables."""
+        """Give a part its rows of the archive: final cells, and those that had left live tables."""
         layer = part.layer
         stop = part.to_ms
         live_from_ms = stop if part.is_final else part.live_from_ms
@@ -320,10 +320,10 @@ class Reader:
                 (fact.evicted_ms for fact in part.live.facts.values()), default=NEVER_MS
             )
             stop = min(stop, layer.window.start(max(evicted_ms, live_from_ms)))
-        # What is final by now, though it was not known to be when owners were asked.
+        # Some windows are final by now that were not known to be when owners were asked.
         known_ms = max(self._facts.archived_ms(layer), live_from_ms)
         middle = min(stop, layer.window.start(known_ms))
-        # Before the first window the archive has nothing, however many partitions that were.
+        # The archive has nothing before the first window.
         first_ms = self._facts.first_ms(layer)
         from_ms = max(live_from_ms, first_ms)
         part.final = await self._archived(query, part, first_ms, live_from_ms, cost, final=True)
@@ -345,7 +345,7 @@ class Reader:
         *,
         final: bool,
     ) -> list[pl.DataFrame]:
-        """Return archive frames of a part in a range, of the keys asked for and maybe others."""
+        """Return archive frames of a part in a range, with the requested keys and maybe others."""
         layer = part.layer
         ranges = part.ranges(from_ms, to_ms)
         if not ranges:
@@ -372,7 +372,7 @@ class Reader:
 
 
 def _is_too_old(found: FamilyAnswer, query: FamilyQuery) -> bool:
-    """Return whether an answer is older than a request wants it; a final one never is."""
+    """Return whether an answer is older than a request allows; a final one never is."""
     if query.max_staleness_ms is None or found.final:
         return False
     return found.data_age_ms is None or found.data_age_ms > query.max_staleness_ms

@@ -189,7 +189,7 @@ async def test_an_archive_that_is_away_is_told_and_nothing_is_skipped(
 )
 def test_another_id_is_refused(text: str) -> None:
     """Also that of another layer."""
-    with pytest.raises(QueryError, match="Last-Event-ID is none of this layer"):
+    with pytest.raises(QueryError, match="Last-Event-ID is not one of this layer"):
         decode_place(HOURS, text)
 
 

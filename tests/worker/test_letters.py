@@ -202,7 +202,7 @@ async def test_a_delta_that_is_too_large_by_itself_blames_no_record(
     house.log.put(RAW, 0, flight(1))
     await house.restore()
     monkeypatch.setattr(owner, "DELTA_BYTES_MAX", 10)
-    with pytest.raises(TreasureMapError, match="what it says beside its cells is too large"):
+    with pytest.raises(TreasureMapError, match="its content beside its cells is too large"):
         await house.step(RAW, 10)
     assert letters(house) == []
 

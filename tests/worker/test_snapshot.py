@@ -270,7 +270,7 @@ async def test_a_truncated_journal_comes_to_the_same_state(scene: Scene) -> None
         scene.log.starts[JOURNAL, 0] = start
         assert await scene.recovered() == whole
     scene.log.starts[JOURNAL, 0] = 32
-    with pytest.raises(JournalRefusedError, match="no snapshot covers what is gone"):
+    with pytest.raises(JournalRefusedError, match="no snapshot covers the entries before it"):
         await scene.recovered()
 
 
@@ -289,7 +289,7 @@ async def test_a_damaged_part_leaves_the_snapshot_unused(scene: Scene) -> None:
     found = await scene.recovered()
     assert found[1] == whole[1]
     scene.log.starts[JOURNAL, 0] = 31
-    with pytest.raises(JournalRefusedError, match="no snapshot covers what is gone"):
+    with pytest.raises(JournalRefusedError, match="no snapshot covers the entries before it"):
         await scene.recovered()
 
 
