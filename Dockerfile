@@ -6,8 +6,8 @@ FROM python:3.11.14-slim-bookworm AS build
 WORKDIR /build
 RUN python -m venv /opt/treasure-map
 COPY requirements.lock ./
-# The lock names every package a worker needs, so pip resolves nothing; what stands below its second
-# heading is for tests. All of them come as wheels: this image has no compiler.
+# The lock names every package a worker needs, so pip resolves nothing; packages below its second
+# heading are for tests. All of them come as wheels: this image has no compiler.
 RUN sed '/^# Only/,$d' requirements.lock > worker.lock \
     && /opt/treasure-map/bin/python -m pip install --no-cache-dir --no-deps \
        --require-hashes --only-binary :all: --requirement worker.lock
@@ -23,7 +23,7 @@ FROM python:3.11.14-slim-bookworm
 LABEL org.opencontainers.image.title="treasure-map" \
       org.opencontainers.image.licenses="Apache-2.0"
 # A number that nobody else has, and the same in every build: volumes keep their owner. The second
-# folder is where maps and certificates are mounted.
+# folder is for maps and certificates, which are mounted there.
 RUN groupadd --gid 10001 treasure-map \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /var/lib/treasure-map \
        --shell /usr/sbin/nologin treasure-map \

@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 MINUTES ?= 10
 # Workers are processes of one core each.
 export POLARS_MAX_THREADS ?= 1
-# Processes of tests and workers share what one of them has compiled.
+# Processes of tests and workers share the bytecode that one of them has compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup lock demo test fast coverage bench chaos simulate simulate-rules lint format clean
@@ -27,7 +27,7 @@ help:
 	@echo "make simulate-rules  the same without each rule in turn, which must fail; SEEDS=400 FAILURES=1"
 	@echo "make lint    the first three of these"
 	@echo "make format  let the formatter rewrite the code"
-	@echo "make lock    write the hashes of what requirements.lock pins anew; needs uv"
+	@echo "make lock    write the hashes of all packages in requirements.lock anew; needs uv"
 	@echo "make clean   remove .venv and everything that was made"
 
 setup: $(STAMP)
@@ -65,12 +65,12 @@ test: setup
 	@$(BIN)/python -m pytest $(PROCESSES)
 
 # Tests are compiled once, beside the lint; else each process of tests would do it, at the same time.
-# What is wrong with them, the tests themselves tell.
+# The tests themselves report their faults.
 .PHONY: compiled
 compiled: setup
 	@$(BIN)/python -m pytest --collect-only > .venv/compiled.log 2>&1 || true
 
-# No server, no broker, nothing that takes long: what to run after every change.
+# The tests to run after every change: no server, no broker, nothing that takes long.
 fast: setup
 	@$(BIN)/python -m pytest $(PROCESSES) --numprocesses 2 -m "not slow and not server"
 

@@ -35,7 +35,7 @@ WORKER = "worker"
 
 
 INTERRUPTED = 130
-"""What shells expect of a program that Ctrl-C ended."""
+"""The exit code that shells expect of a program that Ctrl-C ended."""
 
 
 class LazyGroup(click.Group):
@@ -60,10 +60,10 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         if cmd_name == WORKER:
-            # It has files read again (app.runtime.worker_process), and must not end what is still
-            # being loaded: supervisors take such an end for a wanted one.
+            # The signal makes a worker read files again (app.runtime.worker_process). It must not
+            # end one that still loads: supervisors take such an end for a wanted one.
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        # Of all that imports make nothing is garbage: looking for some takes a fifth of the time.
+        # Imports make no garbage: to look for some takes a fifth of the time.
         gc.disable()
         try:
             command: click.Command = importlib.import_module(COMMANDS[cmd_name]).command

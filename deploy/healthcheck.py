@@ -2,7 +2,7 @@
 """Ask the worker of this container whether it lives: exit code 0, or 1 with the reason.
 
 It reads the settings that the worker reads, so that it finds the port and knows whether TLS is on.
-Flags of the worker's command it cannot see: set host, port and certificate by environment or file.
+It cannot see flags of the worker's command: set host, port and certificate by environment or file.
 """
 
 import ipaddress
@@ -17,7 +17,7 @@ DEADLINE_S = 5
 
 
 def livez_url(settings: Settings) -> str:
-    """Return where a worker with these settings tells that it lives.
+    """Return the URL at which a worker with these settings answers that it lives.
 
     One that listens on every address is asked on loopback.
     """

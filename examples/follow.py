@@ -13,11 +13,11 @@ from treasure_map import FollowFailedError, follow
 
 
 def main(topic: str, brokers: str = "127.0.0.1:9092") -> None:
-    """Print the cells up to where the feed ends now; without `to_end` it goes on for ever."""
+    """Print the cells up to the present end of the feed; without `to_end` it goes on for ever."""
     latest = {}
     with follow(topic, brokers, to_end=True) as cells:
         for cell in cells:
-            # A later version is the whole cell again: it takes the place of the one before.
+            # A later version is the whole cell again: it replaces the one before.
             latest[cell.window_start, *cell.key.values()] = cell.measures
     for (start, *key), measures in sorted(latest.items()):
         print(start, *key, measures["count"])

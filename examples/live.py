@@ -12,7 +12,7 @@ from treasure_map import QueryClient, QueryFailedError
 
 
 def main(url: str = "http://127.0.0.1:6066", cells_max: str = "20") -> None:
-    """Print the open cells, then what changes, until there were so many."""
+    """Print the open cells, then the changed ones, until `cells_max` are printed."""
     with QueryClient(url) as client:
         for cell in itertools.islice(
             client.live("departures_hour", since="open", interval_ms="100"), int(cells_max)

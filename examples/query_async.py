@@ -16,7 +16,7 @@ FAMILIES = ("scheduled_hour", "departures_hour", "cancellations_day")
 
 
 async def main(url: str = "http://127.0.0.1:6066") -> None:
-    """Print what each carrier's year comes to in three families."""
+    """Print each carrier's total of the year in three families."""
     async with AsyncQueryClient(url) as client:
         answers = await asyncio.gather(*(client.rows(family, YEAR) for family in FAMILIES))
     for answer in answers:

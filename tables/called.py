@@ -16,7 +16,7 @@ def called(command: str = "") -> str:
     runs wherever this code does.
 
     Args:
-        command: what follows the name; empty for the name alone.
+        command: the words after the name; empty for the name alone.
     """
     path = pathlib.Path(sys.argv[0])
     # The script calls itself so, with a suffix on some systems; the module has its package's name.

@@ -1,7 +1,7 @@
 """The library for other people's programs: it asks a Treasure Map, and follows its feeds.
 
-It uses none of the worker's code, and needs msgspec alone. What needs more is an extra of the
-distribution, and says so when it is missing:
+It uses none of the worker's code, and needs msgspec alone. A part that needs more is an extra of
+the distribution, and says so when it is missing:
 
 * ``async``: the client for asyncio, :class:`treasure_map.query_async.AsyncQueryClient`;
 * ``feed``: :func:`follow`;

@@ -6,9 +6,9 @@ from treasure_map.installed import require_worker
 
 
 def main() -> None:
-    """Run the worker's command line, or say in words what it lacks."""
+    """Run the worker's command line, or name the packages that are missing."""
     require_worker()
-    from app.__main__ import main as run  # noqa: PLC0415 - what it needs is checked first
+    from app.__main__ import main as run  # noqa: PLC0415 - its packages are checked first
 
     run()
 

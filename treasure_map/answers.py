@@ -18,7 +18,7 @@ class QueryFailedError(Exception):
     """A request that was not answered.
 
     Attributes:
-        status: the HTTP status, None where no answer came.
+        status: the HTTP status, None if no answer came.
         retry_after_s: in how many seconds the same request may do better, None if it will not.
     """
 
@@ -53,9 +53,9 @@ class RowsRead(msgspec.Struct, frozen=True):
 class Page(msgspec.Struct, frozen=True, kw_only=True):
     """One page of cells; ``cursor`` asks for the next one, None at the end.
 
-    ``partial`` says that owners did not answer, so that their open cells are missing: so many of
+    ``partial`` says that owners did not answer, so that their open cells are missing: as many of
     the layer's ``partitions`` were served. ``whole_from`` is, by measure that the layer got later,
-    from when on it is known, in ms, where that is after the start of the range: in earlier cells it
+    from when on it is known, in ms, if that is after the start of the range: in earlier cells it
     is None. The time is None while that is not known. ``hint`` says why there may be no cells.
     """
 
@@ -107,7 +107,7 @@ class Segment(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """Which layers a range is answered from, in order of time."""
+    """The layers that a range is answered from, in order of time."""
 
     exactness: Literal["exact", "settling"]
     cells: float
@@ -142,14 +142,14 @@ class FamilyPage(msgspec.Struct, frozen=True, kw_only=True):
         order: whether the greatest or the least is first.
         keys: how many there were.
         family: the family's name.
-        map_revision: that of the worker's map.
+        map_revision: the revision of the worker's map.
         exactness: ``exact``, ``settling`` or ``partial``.
         final: whether no later answer can differ.
         as_of: by topic and partition, the offset up to which events are in.
-        watermark_ms: what ends at or before it is closed; None before any event.
-        data_age_ms: everything appended so long before the answer is in; None if not known.
+        watermark_ms: windows that end at or before it are closed; None before any event.
+        data_age_ms: events appended at least this long ago are all in; None if not known.
         whole_from: as of a :class:`Page`.
-        cost: the cost of it.
+        cost: the cost of the answer.
         plan: the layers that it came from.
         hint: why there may be no rows.
         cells: the rows.
@@ -226,7 +226,7 @@ class LiveCell(Cell, frozen=True):
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
-    """A refusal (RFC 9457); ``detail`` says what to change."""
+    """A refusal (RFC 9457); ``detail`` gives the remedy."""
 
     type: str | UnsetType = UNSET
     title: str | UnsetType = UNSET

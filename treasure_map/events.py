@@ -13,7 +13,7 @@ class EventReader:
     """Takes the lines of a stream and gives its cells.
 
     Attributes:
-        last_id: where the stream is; a later one can go on from it.
+        last_id: the id of the last event; a later stream can resume after it.
     """
 
     def __init__(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class MissingExtraError(ImportError):
-    """What was asked for needs a package that is not installed.
+    """A feature needs a package that is not installed.
 
     Attributes:
         extra: the extra of the distribution that brings the package.
@@ -19,5 +19,5 @@ class MissingExtraError(ImportError):
 
 
 def install(extra: str) -> str:
-    """Return what to do for the packages of an extra."""
+    """Return the instruction that installs the packages of an extra."""
     return f'run: pip install "treasure-map[{extra}]"'

@@ -2,7 +2,7 @@
 
 A cell comes again, whole, whenever a late event amends it, and after a worker has changed: the
 larger version counts. Its identity is key, window and source partition. Read
-``docs/formats/feed.md`` for what each field means.
+``docs/formats/feed.md`` for the meaning of each field.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _KEY_PREFIX = "key_"
 
 
 class FollowFailedError(Exception):
-    """A feed that cannot be followed, or no further; says why and what to do."""
+    """A feed that cannot be followed, or no further; it gives the cause and the remedy."""
 
 
 class UnreadableRecordError(ValueError):
@@ -37,7 +37,7 @@ class FeedCell(Cell, frozen=True):
     """One version of a cell of a published layer.
 
     It is closed, and may be amended: the same key, window and ``source_partition`` with a larger
-    version replace it. Where the map's sources are keyed as the map says, there is one source
+    version replace it. If the map's sources are keyed as the map says, there is one source
     partition for each key and window.
     """
 
@@ -76,7 +76,7 @@ def _arrow_cells(value: bytes) -> list[FeedCell]:
         raise MissingExtraError("cannot read a feed of Arrow", "frame", error) from error
     try:
         frame = pl.read_ipc_stream(io.BytesIO(value))
-    # What polars raises for bytes that are no Arrow IPC stream; flipped bits can make it panic.
+    # Errors of polars for bytes that are not an Arrow IPC stream; flipped bits can make it panic.
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise UnreadableRecordError(f"no Arrow IPC stream: {error}") from error
     return _cells_of(frame)
@@ -111,7 +111,7 @@ class Versions:
     """The largest version of each cell so far, of as many cells as there is room for.
 
     Past that the oldest windows are forgotten: those of the lane that holds most cells. A lane is
-    what comes from one source partition through one of the feed's, where windows follow each other,
+    the cells of one source partition in one of the feed's, in which windows follow each other,
     so that partitions which are read one after the other do not push each other out.
 
     Attributes:
@@ -126,9 +126,9 @@ class Versions:
         self._lanes: dict[tuple[int, int], _Lane] = {}
 
     def take(self, partition: int, cell: FeedCell) -> bool:
-        """Remember a cell of a feed's partition; tell whether it is news.
+        """Remember a cell of a feed's partition; return whether it is new.
 
-        It is where no version of it as large is remembered.
+        It is new if no version of it as large is remembered.
         """
         place = partition, cell.source_partition
         lane = self._lanes.get(place)

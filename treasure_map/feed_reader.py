@@ -1,7 +1,7 @@
 """The records of one feed from Kafka, from its beginning or from now on.
 
-All partitions are read, without consumer group: nothing is committed. It never goes on at another
-place than the one where it was, so records that Kafka deleted before they were read are an error.
+All partitions are read, without consumer group: nothing is committed. It never skips an
+offset, so records that Kafka deleted before they were read are an error.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RECORDS_AT_ONCE = 100
 
 
 class FeedRecord(NamedTuple):
-    """One record, and where it is; ``value`` is None in what compaction calls a tombstone."""
+    """One record, with its partition and offset; ``value`` is None in a tombstone of compaction."""
 
     partition: int
     offset: int
@@ -37,8 +37,8 @@ class FeedReader:
     Args:
         topic: the feed's.
         options: of aiokafka's clients, ``bootstrap_servers`` among them.
-        from_beginning: whether to begin with the oldest record, else with what comes from now.
-        to_end: whether to end where the feed ends when reading begins.
+        from_beginning: whether to begin with the oldest record, else with the next new one.
+        to_end: whether to end at the feed's end as it is when reading begins.
 
     Attributes:
         ended: whether all is read up to the end that was asked for.
@@ -62,7 +62,7 @@ class FeedReader:
         )
 
     async def open(self) -> None:
-        """Connect, and settle where to begin and to end.
+        """Connect, and choose the offsets at which to begin and to end.
 
         Raises:
             FollowFailedError: no broker answers, or the feed is not there.
@@ -79,7 +79,7 @@ class FeedReader:
                 self._consumer.seek(place, start)
 
     async def read(self) -> list[FeedRecord]:
-        """Return what comes next, in order within each partition; nothing where that takes long.
+        """Return the next records, in order within each partition; an empty list if they take long.
 
         Raises:
             FollowFailedError: records were deleted before they were read, or the brokers refuse.
@@ -101,7 +101,7 @@ class FeedReader:
         await self._consumer.stop()
 
     async def _at_end(self) -> bool:
-        """Tell whether every partition is read up to where it ended at the first fetch."""
+        """Return whether every partition is read up to its end at the first fetch."""
         for place in self._places:
             highwater = self._consumer.highwater(place)
             if highwater is not None:

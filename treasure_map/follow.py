@@ -10,7 +10,7 @@
         async for cell in cells:
             await show(cell)
 
-It has no consumer group and commits nothing. What it gives may be written anywhere that keeps the
+It has no consumer group and commits nothing. Its cells may be written to any store that keeps the
 larger version, so to begin again is always right.
 """
 
@@ -38,7 +38,7 @@ _SHOWN_BYTES = 40
 
 
 class Unreadable(NamedTuple):
-    """A record that was passed over: where it is, and why, with what to do."""
+    """A record that was skipped: its partition and offset, and the cause with the remedy."""
 
     partition: int
     offset: int
@@ -65,9 +65,9 @@ def follow(
         layer: the feed's topic; with ``map_name``, the layer's name.
         brokers: bootstrap servers, ``host:port`` separated by commas.
         map_name: the map's name.
-        from_beginning: begin with the oldest record that Kafka has, else with what comes from now.
-        to_end: end where the feed ends when reading begins, else never.
-        cells_max: how many cells are remembered to tell what was given. Past that the oldest
+        from_beginning: begin with the oldest record that Kafka has, else with the next new one.
+        to_end: end at the feed's end as it is when reading begins, else never.
+        cells_max: how many cells are remembered to recognise repeated ones. Past that the oldest
             windows are forgotten, and cells of these are given as they come.
         on_unreadable: called with each record that cannot be read; None logs a warning.
         client_options: further options of aiokafka's clients, such as TLS and login.
@@ -92,12 +92,12 @@ def follow(
 class Follower:
     """The cells of one feed as they come; use it in ``with`` or ``async with``, and iterate.
 
-    Where "now" is, is settled when that statement begins. Without ``async`` it runs an event loop
-    of its own, while it is waited for.
+    The offset of "now" is settled when that statement begins. Without ``async`` it runs an event
+    loop of its own, while it is waited for.
 
     Attributes:
         topic: the feed's.
-        versions: what is remembered of the cells given, and how much was forgotten.
+        versions: the versions of the cells given, and how many windows were forgotten.
         unreadable: how many records were passed over because they hold no cells.
         repeated: how many cells were held back because a version as large was given before.
 
@@ -204,8 +204,8 @@ class Follower:
             reason = (
                 f"cannot read {self.topic}[{record.partition}] at offset {record.offset}: {error}; "
                 f"got {len(value)} bytes that begin with {value[:_SHOWN_BYTES]!r}; want a cell as "
-                "JSON, or cells as an Arrow IPC stream; it is passed over: find out what else "
-                "writes to the topic, or follow it with the client of the version that wrote it"
+                "JSON, or cells as an Arrow IPC stream; it is skipped: find the other program "
+                "that writes to the topic, or follow it with the client of the writer's version"
             )
             self._on_unreadable(Unreadable(record.partition, record.offset, reason))
             return

@@ -55,7 +55,7 @@ class QueryClient:
         ca_file: PEM file of the authority of the endpoint's certificate; None takes the system's.
 
     Raises:
-        ValueError: the URL is no ``http://`` or ``https://`` address of a host.
+        ValueError: the URL is not an ``http://`` or ``https://`` address of a host.
     """
 
     def __init__(
@@ -96,15 +96,15 @@ class QueryClient:
         return self._run(requests.plain("/v1/map", dict[str, Any]))
 
     def layers(self) -> list[LayerStatus]:
-        """Return what each layer holds on the worker."""
+        """Return the counts of each layer on the worker."""
         return self._run(requests.plain("/v1/layers", Layers)).layers
 
     def families(self) -> list[FamilyAbout]:
-        """Return the families of the map: what can be asked of each."""
+        """Return the families of the map, with the possible requests to each."""
         return self._run(requests.plain("/v1/families", Families)).families
 
     def ledger(self) -> dict[str, Any]:
-        """Return where every offset and event went on the worker."""
+        """Return the account of all offsets and events of the worker."""
         return self._run(requests.plain("/v1/ledger", dict[str, Any]))
 
     def page(
@@ -190,7 +190,7 @@ class QueryClient:
     def family_page(
         self, family: str, asked: Range, *, limit: int | None = None, cursor: str | None = None
     ) -> FamilyPage:
-        """Return one page of rows of a family, with what it is and cost.
+        """Return one page of rows of a family, with its facts and its cost.
 
         Raises:
             QueryFailedError: the endpoint refused, failed or was not reached.
@@ -224,7 +224,7 @@ class QueryClient:
         Args:
             layer: name of the layer.
             since: ``now``, or ``open``: first all cells that live tables still have.
-            last_id: where an earlier stream had got to.
+            last_id: the last id of an earlier stream, to resume after it.
             parameters: further parameters, like ``interval_ms``.
 
         Raises:
@@ -270,7 +270,7 @@ class QueryClient:
             return result
 
     def _answer(self, request: Request) -> Response:
-        """Ask once, and once more where a kept connection turns out to be closed."""
+        """Ask once, and once more if a kept connection turns out to be closed."""
         kept = self._connection.sock is not None
         try:
             try:
@@ -302,7 +302,7 @@ def endpoint(url: str) -> SplitResult:
     """Return the parts of an endpoint's address.
 
     Raises:
-        ValueError: it is no ``http://`` or ``https://`` address of a host.
+        ValueError: it is not an ``http://`` or ``https://`` address of a host.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:

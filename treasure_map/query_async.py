@@ -45,7 +45,7 @@ class AsyncQueryClient:
         ca_file: PEM file of the authority of the endpoint's certificate; None takes the system's.
 
     Raises:
-        ValueError: the URL is no ``http://`` or ``https://`` address of a host.
+        ValueError: the URL is not an ``http://`` or ``https://`` address of a host.
     """
 
     def __init__(

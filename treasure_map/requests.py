@@ -1,4 +1,4 @@
-"""Requests to the query endpoint, without a connection: what to ask, and what answers come to.
+"""Requests to the query endpoint, and the reading of their answers, without a connection.
 
 A *talk* is a generator that yields requests, is sent the response to each, and returns the answer.
 So pages are followed in one place, whether a client blocks or not.
@@ -37,7 +37,7 @@ Value = str | int | bool
 Values = Value | Sequence[Value]
 
 PAGE_CELLS = 1_000
-"""What the endpoint puts in a page when it is not told otherwise."""
+"""Cells that the endpoint puts in a page by default."""
 
 JSON, ARROW = "application/json", "application/vnd.apache.arrow.stream"
 _EXACTNESS = ("exact", "settling", "partial")
@@ -53,7 +53,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Response:
-    """What came back, and from where. Names of headers are in lower case."""
+    """A response, with the URL that sent it. Names of headers are in lower case."""
 
     url: str
     status: int
@@ -66,16 +66,16 @@ Talk = Generator[Request, Response, Result]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Range:
-    """What is asked of a family, or the top of a layer.
+    """The range and shape of a request to a family, or to the top of a layer.
 
     Attributes:
         from_time: epoch milliseconds, RFC 3339 text, a date (UTC) or an aware datetime.
         to_time: likewise; not in the range.
         key: by key field, a value or several.
-        prefix: by key field, what its text begins with.
+        prefix: by key field, the beginning of its text.
         step: one row for each of these, like ``1h``; None for the whole range.
         group: fields that rows keep; None for those of ``key`` and ``prefix``, empty for none.
-        measures: what rows tell; None for all.
+        measures: the measures of the rows; None for all.
         more: further parameters, like ``deadline_ms`` or ``partial``.
     """
 

@@ -55,7 +55,7 @@ class Cluster(msgspec.Struct, frozen=True):
 
 
 class Ready(msgspec.Struct, frozen=True):
-    """Whether a worker is restored and caught up; without a token that is wanted, no more."""
+    """Whether a worker is restored and caught up; without a wanted token, it says no more."""
 
     ready: bool
     reason: str | UnsetType = UNSET
@@ -68,6 +68,6 @@ class Ready(msgspec.Struct, frozen=True):
 
 
 class Live(msgspec.Struct, frozen=True):
-    """That the event loop runs."""
+    """The answer that the event loop runs."""
 
     live: bool

@@ -13,7 +13,7 @@ UNKNOWN = "unknown"
 
 @functools.cache
 def version() -> str:
-    """Return the version: of the source tree that this runs from, else of what is installed."""
+    """Return the version: of the source tree that this runs from, else of the installed one."""
     from importlib import metadata  # noqa: PLC0415 - slow to import, and seldom wanted
 
     file = pathlib.Path(__file__).resolve().parent.parent / "pyproject.toml"

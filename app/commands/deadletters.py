@@ -120,8 +120,8 @@ def replay(
 ) -> None:  # fmt: skip
     """Send letters again, each once, to the number of partition that they came from.
 
-    Dead letters go to their source. Do it after a fix: of the map, or of a limit. What still cannot
-    be used comes back as a letter.
+    Dead letters go to their source. Do it after a fix of the map or of a limit. A letter that still
+    cannot be used becomes a letter again.
 
     Late letters go to another topic, as their source's windows are sealed: one that a layer of the
     same key, window and measures reads, with an allowed_lateness that takes them in.

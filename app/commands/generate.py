@@ -174,7 +174,7 @@ def command(
     if start_ms is None and source is not None:
         now_ms = time.time_ns() // 1_000_000
         start_ms = default_start_ms(themap, source, now_ms, options["seconds"], options["speed"])
-    # Where the source is not known, generate() says so.
+    # If the source is not known, generate() says so.
     brokers = settings.brokers
     plan = LoadSpec(format=form, start_ms=start_ms or 0, brokers=brokers, **options)
     if processes is None:

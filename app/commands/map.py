@@ -20,7 +20,7 @@ from tables.model.errors import MapError
 from tables.model.layer import Layer, Map, Source
 from tables.model.shape import reshaped, shapes_of
 
-# Where the output is no terminal nobody wraps it, and rich would at 80 columns.
+# If the output is not a terminal, nobody wraps it; rich would wrap it at 80 columns.
 _WIDTH_PIPED = 240
 
 _map_file = click.argument("file", type=click.Path(dir_okay=False))
@@ -39,7 +39,7 @@ def command() -> None:
     help="The map file in use: its layers must not become others under the same names.",
 )
 def check(file: str, against: str | None) -> None:
-    """Say whether the map FILE can be used, or all that is wrong with it."""
+    """Check the map FILE, and print all its faults."""
     themap = load_map(file)
     if against is not None:
         _check_against(themap, load_map(against))

@@ -26,7 +26,7 @@ from tables.model.window import time_text
 from tables.query.cell_query import exact_json
 from treasure_map import Answer, FamilyAnswer, QueryClient, QueryFailedError, Range
 
-# Wide enough that nothing is cut where the table goes to a file or a pipe.
+# Wide enough that nothing is cut if the table goes to a file or a pipe.
 PIPE_COLUMNS = 10_000
 PARTIAL = "partial: owners of some partitions did not answer, and their open cells are missing"
 WATCH_S = 1.0
@@ -34,7 +34,7 @@ WATCH_S = 1.0
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Asked:
-    """What the command line asks for; ``rows`` says that it is rows of a family."""
+    """The request of a command line; ``rows`` says that it asks for rows of a family."""
 
     name: str
     range: Range
@@ -85,7 +85,7 @@ def command(
     """Print the cells of layer NAME whose windows start in [--from, --to).
 
     With --step, --group or --measure: rows of family NAME over that range, from whichever layers
-    have them cheapest; steps are drawn as bars. Where the endpoint wants a token, it is read from
+    have them cheapest; steps are drawn as bars. If the endpoint wants a token, it is read from
     TREASURE_MAP_WEB_TOKEN, or from the file that TREASURE_MAP_WEB_TOKEN_FILE names.
     """  # fmt: skip
     rows = bool(step or groups or measures)
@@ -158,7 +158,7 @@ def _watch(client: QueryClient, asked: Asked) -> None:
 
 
 def _tried(drawn: Callable[[], Group]) -> Group:
-    """Return the table, or why there is none now: a worker may be starting."""
+    """Return the table, or why it is missing now: a worker may be starting."""
     try:
         return drawn()
     except QueryFailedError as error:

@@ -1,4 +1,4 @@
-"""What ``python -m app query`` draws: tables of cells and rows, and a line of bars for each key."""
+"""Drawings of ``python -m app query``: tables of cells and rows, and lines of bars for keys."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from treasure_map import Cell, FamilyAnswer, Row
 
 BARS = "▁▂▃▄▅▆▇█"
 SPARK_ROWS_MIN = 3
-"""So many steps of a key make a line worth drawing."""
+"""The least steps of a key that make a line worth drawing."""
 
 Value = int | float | str | None
 
@@ -59,7 +59,7 @@ def sparks_table(title: str, answer: FamilyAnswer) -> Table:
 
 
 def is_worth_sparks(answer: FamilyAnswer) -> bool:
-    """Tell whether some key has steps enough for a line."""
+    """Return whether some key has enough steps for a line."""
     return len({row.window_start for row in answer.rows}) >= SPARK_ROWS_MIN
 
 

@@ -20,16 +20,16 @@ Fault = tuple[tuple[str, ...], str]
 
 
 class Schema(NamedTuple):
-    """What ``map apply`` makes: opening ``archive`` makes or checks it, ``what`` names it."""
+    """Tables of ``map apply``: ``what`` names them, opening ``archive`` makes or checks them."""
 
     archive: Archive
     what: str
 
 
 class Wiping(NamedTuple):
-    """What ``map start-over`` deletes: ``what`` names it, ``wipe`` deletes it and waits for that.
+    """Cells that ``map start-over`` deletes: ``what`` names them, ``wipe`` deletes them and waits.
 
-    ``wipe`` raises ArchiveError if it cannot be deleted.
+    ``wipe`` raises ArchiveError if they cannot be deleted.
     """
 
     what: str
@@ -58,7 +58,7 @@ class ArchiveKind(Protocol):
         """Return the folders of this machine that it fills; they exist while it is open."""
 
     def place(self, settings: Settings) -> str:
-        """Return where it is, in words for the log."""
+        """Return the name of its location, for the log."""
 
     def make(self, settings: Settings, reloads: Reloads | None = None) -> Archive:
         """Return the archive, to be opened.
@@ -69,10 +69,10 @@ class ArchiveKind(Protocol):
         """
 
     def schema(self, settings: Settings, themap: Map) -> Schema | None:
-        """Return what must be made before workers of a map start, None if nothing must."""
+        """Return the tables to make before workers of a map start, None if there are none."""
 
     def wiping(self, settings: Settings, map_name: str) -> Wiping:
-        """Return what goes when a map starts over."""
+        """Return the cells to delete when a map starts over."""
 
     def grants(self, settings: Settings, themap: Map, role: str, user: str) -> Iterator[str]:
         """Yield the commands that give a user the least rights of a role of ``map acl``."""

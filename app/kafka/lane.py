@@ -26,14 +26,14 @@ def always() -> bool:
 class Lane:
     """One kind of input on its way to one agent, which has at most one chunk, waiting or in hand.
 
-    What is fetched meanwhile is gathered for the next one.
+    Records that are fetched meanwhile are gathered for the next one.
 
     Args:
         name: the agent's name.
         topics: the topics of this kind.
         send: puts a chunk into the agent's channel.
         became_idle: called when the agent can be offered a chunk.
-        admits: whether more may be taken in now; what is not stays in Kafka.
+        admits: whether more may be taken in now; other records stay in Kafka.
         pace: when the next chunk is due, and how large it may be.
         clock: seconds that pass.
 
@@ -67,7 +67,7 @@ class Lane:
         self._waiting: Chunk | None = None
         self._in_hand: Chunk | None = None
 
-    # What the transport asks for.
+    # Methods for the transport.
 
     @property
     def is_idle(self) -> bool:
@@ -95,7 +95,7 @@ class Lane:
         return min(self.pace.chunk_bytes, bytes_max) - self._bytes, records_max - self._records
 
     def take_in(self, runs: Iterable[Run]) -> None:
-        """Add what was fetched next of some partitions."""
+        """Add the records that were fetched next of some partitions."""
         for run in runs:
             known = self._runs.setdefault((run.topic, run.partition), run)
             if known is not run:
@@ -130,14 +130,14 @@ class Lane:
         await self._send(chunk)
 
     def refetch(self, tp: TopicPartition) -> None:
-        """Drop what was fetched of one partition and is in no chunk: it is fetched again."""
+        """Drop the records of one partition that are in no chunk yet; they are fetched again."""
         run = self._runs.pop(tp, None)
         if run is not None:
             self._bytes -= run.size
             self._records -= len(run.values)
 
     def forget(self, tp: TopicPartition) -> None:
-        """Drop what waits of one partition, fetched or in the channel: its next owner reads it."""
+        """Drop the waiting records of one partition, fetched or queued, for its next owner."""
         self.refetch(tp)
         if self._waiting is not None:
             self._waiting.runs = [r for r in self._waiting.runs if (r.topic, r.partition) != tp]
@@ -151,7 +151,7 @@ class Lane:
         self._runs = {}
         self._bytes = self._records = 0
 
-    # What the agent does.
+    # Methods for the agent.
 
     def attach(self) -> None:
         """The agent reads its channel from now on; before that, chunks would be lost."""

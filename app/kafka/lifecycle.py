@@ -1,4 +1,4 @@
-"""What the transport asks of those who keep the state of partitions."""
+"""The lifecycle of partitions, which the transport drives and the owners of state carry out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tables.model.topic_partition import TopicPartition
 
 
 class PartitionLifecycle(Protocol):
-    """What keeps the state of partitions: opened, claimed and read before a partition goes live."""
+    """Keeps the state of partitions: opens, claims and reads it before a partition goes live."""
 
     async def restore(self, topic: str, partition: int, generation: int) -> int:
         """Open the store, claim, read the journal; return the source position to go on from.
@@ -23,7 +23,7 @@ class PartitionLifecycle(Protocol):
         """
 
     async def release(self, partitions: set[TopicPartition]) -> None:
-        """Drop the memory of partitions that are revoked, and close what is open.
+        """Drop the memory of partitions that are revoked, and close all that is open.
 
         Called with every partition assigned last, restored or not.
         """

@@ -1,7 +1,7 @@
 """The transport: one aiokafka consumer as a service, which hands the agents one chunk per fetch.
 
-It decides when a partition may be read and from where; what a record means and what stands is
-decided by the owners' journal. One event loop, no locks. ``ready`` says which partitions are live,
+It decides when a partition may be read and from which offset; the owners' journal decides which
+records and deltas stand. One event loop, no locks. ``ready`` says which partitions are live,
 and in which generation; it is emptied, without waiting, at the moment partitions are revoked.
 
     assigned -> paused -> restore -> seek, resume, ready -> drained into chunks -> agent
@@ -63,7 +63,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
 
     Attributes:
         ready: the partitions that are live, with the generation they were restored in.
-        group: who owns what.
+        group: which member owns which partitions.
         refusal: whether the group gives this worker nothing, and why.
         membership: which other members are workers.
     """
@@ -97,7 +97,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         """Read for these; called once, before the start.
 
         Args:
-            owners: what keeps the state of partitions.
+            owners: the keeper of the partitions' state.
             lanes: the kinds of input; a topic belongs to exactly one.
         """
         self._owners = owners
@@ -110,7 +110,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
             failed=self.fail,
         )
 
-    # What others ask of the transport.
+    # Methods for the owners and the endpoint.
 
     def restart(self, topic: str, partition: int, reason: str) -> None:
         """Stop reading a partition that was fenced, or whose append is unknown; restore later."""
@@ -130,7 +130,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         self._moves.restore(tp, generation, later=True)
 
     def realign(self, topic: str, partition: int, position: int) -> None:
-        """Read a ready partition on from its owner's next offset, where a chunk did not begin."""
+        """Read a ready partition on from its owner's next offset if a chunk did not begin there."""
         tp = (topic, partition)
         if not self._stands(self.ready.get(tp, NO_GENERATION)):
             # Its restore, which is still to come, seeks as well.
@@ -202,7 +202,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
     def fresh_ms(self, topic: str, partition: int, position: int) -> int | None:
         """Return up to which wall-clock time everything appended lies below ``position``.
 
-        None where the log is longer, as far as is known, or nothing is known of it.
+        None if the log is known to be longer, or its end is not known.
         """
         place = KafkaPartition(topic, partition)
         end = self._consumer.highwater(place) if (topic, partition) in self._positions else None
@@ -237,7 +237,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
             await self._consumer.stop()
             raise TransportError(
                 f"cannot read {', '.join(missing)}: the brokers at {self.options.brokers} show this"
-                " user no such topic; make it with `map apply`, or allow what `map acl` prints"
+                " user no such topic; make it with `map apply`, or grant the rights of `map acl`"
             )
         self._fetched = Fetched(self._consumer)
         self._consumer.subscribe(
@@ -283,11 +283,11 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
             except TimeoutError:
                 log.warning("the connections to Kafka did not close; the process ends all the same")
         for task in self._tasks - {asyncio.current_task()}:
-            # The crash itself may be what is stopping this service; it is not awaited here.
+            # The task of the crash itself may be stopping this service; it is not awaited here.
             task.cancel()
 
     def _halt(self) -> None:
-        """From here on nothing is handed over; without a wait, so nothing can come in between."""
+        """Stop handing over chunks; it does not wait, so nothing can come in between."""
         self.ready = {}
         self._generation = NO_GENERATION
         self._positions.clear()
@@ -304,7 +304,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         await self._let_go()
 
     async def assigned(self, partitions: set[TopicPartition]) -> None:
-        """Restore what is new here. Restores are never awaited: no heartbeat is sent meanwhile."""
+        """Restore the new partitions. It does not await them: no heartbeat is sent meanwhile."""
         assert self._fetched is not None
         if self.should_stop or self.failure is not None:
             # The join was under way when everything was released; nobody would release again.
@@ -366,9 +366,9 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
                 await asyncio.sleep(0)
 
     def _take_in(self, fetched: Fetched) -> bool:
-        """Take what was fetched into the lanes, up to a chunk for each; return if any was.
+        """Move fetched records into the lanes, up to a chunk for each; return whether any came.
 
-        Fetches go on meanwhile, so the next chunk has all that came during the cycle before it.
+        Fetches go on meanwhile, so the next chunk has all records of the cycle before it.
         """
         some = False
         if not self._stands(self._generation):

@@ -30,10 +30,10 @@ class TransportOptions:
     """How to reach Kafka, who this node is, and how much is read at once.
 
     Attributes:
-        brokers: where to start from, ``host:port`` separated by commas.
+        brokers: the brokers to ask first, ``host:port`` separated by commas.
         group: the consumer group whose members share the partitions.
         node: this worker's name; a later start of the same node replaces the earlier.
-        web_url: where this node's endpoint answers the other members.
+        web_url: the address at which this node's endpoint answers the other members.
         boot: greater for a later start of the same node; by default the wall clock, nanoseconds.
         partitions: how many the map has of each input topic; those of a topic left out are not
             known. The bytes of one fetch are divided among them.
@@ -43,10 +43,10 @@ class TransportOptions:
         chunk_bytes_max: most bytes of values in one chunk, but at least one record.
         chunk_records_max: most records in one chunk.
         alone: why this node cannot share its group; of two the later one stops with this. Empty
-            where it can.
-        home: what this worker has again when it is started again, by default its node.
-        map_name: of the map that is served; all members of a group serve one.
-        peer_key: what members prove themselves with; None where no secret is set.
+            if it can.
+        home: a name that this worker keeps when it is started again, by default its node.
+        map_name: the map that is served; all members of a group serve one.
+        peer_key: the key that members prove themselves with; None if no secret is set.
         committed_only: leave out records of aborted transactions, and wait for open ones.
         client_options: passed to aiokafka's client as they are: TLS and login.
         retry_seconds: bounds of the random wait before a partition is claimed again.
@@ -91,7 +91,7 @@ class TransportOptions:
     def member(
         self, generation: int, owned: set[TopicPartition], held: set[TopicPartition]
     ) -> Member:
-        """Return what this node says of itself when it joins.
+        """Return the description of this node that it joins with.
 
         Args:
             generation: the one in which it was given ``owned``, below 0 if it never was.

@@ -28,7 +28,7 @@ class Writer:
             ``--processes auto``; see docs/OPERATING.md.
         encode: the value of a record of some events, given their rows and, if ``uses_lines``, each
             as JSON too. Of a format that ``uses_lines`` and holds one event, that is the JSON.
-        uses_lines: whether JSON of the events is what is written, so that it can be broken.
+        uses_lines: whether the format writes each event as JSON, which bad input can break.
         holds_many: whether a record may hold more than one event.
     """
 

@@ -76,10 +76,10 @@ class MapApp(faust.App):  # type: ignore[misc]  # faust comes without types
     """A Faust App with services of its own that start last and stop first.
 
     Attributes:
-        own_services: what to run; add to it before the App starts.
+        own_services: the services to run; add to them before the App starts.
         chunks: the channel of each agent, by its name.
         accepting_failed: called with the error if the endpoint cannot accept any more.
-        connections: what connections to the endpoint come to.
+        connections: the counts of connections to the endpoint.
         reload_files: looks at all files that are read again when they change.
         stall_seconds_max: how long the event loop may stand still before the process is ended.
     """
@@ -103,7 +103,7 @@ class MapApp(faust.App):  # type: ignore[misc]  # faust comes without types
 
 
 def _raise(error: BaseException) -> None:
-    """Take an error where no worker runs that it could stop."""
+    """Raise an error if there is no worker that it could stop."""
     raise error
 
 
@@ -121,12 +121,12 @@ def create_app(
 
     Args:
         name: Faust's app id.
-        data_folder: where Faust may keep its files.
+        data_folder: the folder for Faust's files.
         web_host: address that the web server binds to.
         web_port: its port.
         web_tls: its certificate, None for plain HTTP.
         web_followers_max: how many streams without end there may be.
-        uvloop: use uvloop's event loop where the platform has it.
+        uvloop: use uvloop's event loop if the platform has it.
     """
     if uvloop:
         use_uvloop()
@@ -139,7 +139,7 @@ def create_app(
         web_host=web_host,
         web_port=web_port,
         web_ssl_context=web_tls,
-        # Faust's own views tell more about the worker than a reader needs, without a token.
+        # Faust's own views show more of the worker than a reader needs, without a token.
         web_router_enabled=False,
         web_tables_enabled=False,
         web_graph_enabled=False,
@@ -149,7 +149,7 @@ def create_app(
     # Faust's own server takes no cursor of long keys, and has no bounds.
     runner = Runner(app.web.web_app, web_followers_max)
     app.web._runner = runner  # noqa: SLF001 - there is no other way to its limits
-    app.web._transport_handlers["tcp"] = lambda: Site(  # noqa: SLF001 - nor to what listens
+    app.web._transport_handlers["tcp"] = lambda: Site(  # noqa: SLF001 - nor to its listener
         runner, app.conf.web_bind, app.conf.web_port, tls=app.conf.web_ssl_context,
         failed=app.accepting_failed,
     )  # fmt: skip
@@ -180,8 +180,8 @@ def add_agent(
     """Register the agent of a lane: it awaits ``handler`` for every chunk.
 
     Args:
-        app: where it is registered.
-        lane: what it reads.
+        app: the app that gets the agent.
+        lane: the lane that it reads.
         handler: the work of one chunk; the next one comes when it returns.
         failed: called with the error of a handler. Faust alone would start the agent again and
             skip the chunk; the worker must stop instead.
@@ -197,7 +197,7 @@ def add_agent(
 
 
 def use_uvloop() -> bool:
-    """Make uvloop the event loop of this process where it is installed; return whether it is."""
+    """Make uvloop the event loop of this process if it is installed; return whether it is."""
     try:
         policy = importlib.import_module("uvloop").EventLoopPolicy()
     except ImportError:

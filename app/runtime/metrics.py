@@ -1,8 +1,8 @@
-"""Metrics of one worker in Prometheus' text form, read from what is there when they are asked for.
+"""Metrics of one worker in Prometheus' text form, read from its parts when they are asked for.
 
-Nothing is counted for their sake. Labels come from the map: topics, partitions, layers, columns of
-the ledger; never a key. What an owner's state counts moves with its partition to the next worker,
-where the series goes on.
+Nothing is counted for the metrics alone. Labels come from the map: topics, partitions, layers,
+columns of the ledger; never a key. The counts in an owner's state move with its partition to the
+next worker, and the series goes on there.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ class Metrics(Collector):
 
     Args:
         view: the worker's partitions and layers.
-        transport: what reads for them.
-        pressure: what pauses it.
-        watch: what asks whether all that it needs answers.
+        transport: the service that reads for them.
+        pressure: the back-pressure that pauses it.
+        watch: the watch over the services that the worker needs.
         lanes: the agents' lanes.
-        peers: what asks other workers.
-        cache: what remembers of the archive.
-        reloads: what reads files again.
-        is_insecure: whether the settings allow what is not guarded.
-        connections: what connections to the endpoint come to.
+        peers: the client of the other workers.
+        cache: the cache of the archive.
+        reloads: the files that are read again when they change.
+        is_insecure: whether the settings allow an unguarded endpoint.
+        connections: the counts of connections to the endpoint.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Metrics(Collector):
         return generate_latest(self._registry)
 
     def describe(self) -> Iterable[Metric]:
-        """Return nothing: what there is follows from the map and the partitions held."""
+        """Return nothing: the families follow from the map and the partitions held."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
@@ -105,11 +105,11 @@ class Metrics(Collector):
         owners = list(self._view.owners.each())
         episodes = self._view.owners.late.episodes
         yield _counter(
-            "records", "Records read, by what they held.", (*PARTITION, "column"),
+            "records", "Records read, by their content.", (*PARTITION, "column"),
             _columns(owners, "records", RECORD_COLUMNS),
         )  # fmt: skip
         yield _counter(
-            "events", "Events decoded, by what became of them.", (*PARTITION, "column"),
+            "events", "Events decoded, by their outcome.", (*PARTITION, "column"),
             _columns(owners, "events", EVENT_COLUMNS),
         )  # fmt: skip
         yield _counter(
@@ -234,7 +234,7 @@ class Metrics(Collector):
         for name, what, value in (
             ("pending_bytes", "Memory of cells that some sink lacks.", pressure.pending_bytes),
             (
-                "pending_max_bytes", "What pauses sources.",
+                "pending_max_bytes", "Bytes that pause sources.",
                 pressure.sources.pending_bytes_max,
             ),
             ("disk_free_bytes", "Free on the fullest disk in use.", pressure.disk_free_bytes),
@@ -295,7 +295,7 @@ class Metrics(Collector):
             "archive_damaged_reads", "Reads of the archive that met damaged rows.", (),
             [((), cache.damaged_total)],
         )  # fmt: skip
-        yield _gauge("query_cache_bytes", "Memory of what is remembered.", (), [((), cache.bytes)])
+        yield _gauge("query_cache_bytes", "Memory of remembered ranges.", (), [((), cache.bytes)])
         yield _gauge(
             "query_cache_entries", "Ranges that are remembered.", (), [((), cache.entries)]
         )
@@ -306,11 +306,11 @@ class Metrics(Collector):
             ("version", "python"), [((version(), platform.python_version()), 1)],
         )  # fmt: skip
         yield _gauge(
-            "insecure", "1 if the settings allow what is not guarded.", (),
+            "insecure", "1 if the settings allow an unguarded endpoint.", (),
             [((), self._is_insecure)],
         )  # fmt: skip
         yield _gauge(
-            "group_strangers", "Members of the group that are no workers of this map.", (),
+            "group_strangers", "Members of the group that are not workers of this map.", (),
             [((), self._transport.membership.strangers.total)],
         )  # fmt: skip
         connections = self._connections

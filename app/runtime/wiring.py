@@ -69,11 +69,12 @@ REOPEN_S = (1.0, 5.0)
 
 
 class StorageService(Service):  # type: ignore[misc]  # mode comes without types
-    """What must be there before the first partition is restored: the log, and the archive.
+    """Opens the log and the archive, which must be there before the first partition is restored.
 
     An archive that does not answer is waited for while the worker runs: cells wait in tables and
-    journal, and ``/readyz`` says so. ``failed`` is told why it can never be opened, ``outage``
-    that it is away; ``opened_late`` is called when it was opened after the start.
+    journal, and ``/readyz`` says so. ``failed`` gets the reason why it can never be opened,
+    ``outage`` the reason why it is away; ``opened_late`` is called when it was opened after the
+    start.
     """
 
     def __init__(

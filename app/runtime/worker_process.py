@@ -1,7 +1,7 @@
 """The worker process around the Faust App: how it ends, and its last words.
 
-What stops a worker is told twice: in the log where it happened, and as the last line of standard
-error, where people and supervisors look first.
+A worker gives the reason of its stop twice: in the log at that moment, and as the last line of
+standard error, which people and supervisors read first.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tables.called import called
 from tables.model.errors import SettingError, TreasureMapError
 
 PRIVATE = 0o077
-"""Of files and folders that are made nobody else may do anything: they hold events."""
+"""The umask: nobody else gets rights to new files and folders, because they hold events."""
 
 SWITCH_S = 0.0005
 """How long a thread may keep Python's lock while others wait for it. A chunk is folded in dozens of
@@ -61,8 +61,8 @@ class WorkerProcess(faust.Worker):  # type: ignore[misc]  # faust comes without 
             conf = self.app.conf
             self._reason = SettingError(
                 f"cannot listen for queries: {error.strerror}; got {conf.web_bind}:"
-                f"{conf.web_port}; want an address of this machine with a free port; end what "
-                "listens there, or set web_host and web_port"
+                f"{conf.web_port}; want an address of this machine with a free port; end the "
+                "program that listens there, or set web_host and web_port"
             )
         except Exception as error:
             self._reason = error
@@ -94,7 +94,7 @@ class WorkerProcess(faust.Worker):  # type: ignore[misc]  # faust comes without 
         await asyncio.sleep(0)
 
     def execute_from_commandline(self) -> NoReturn:
-        """Run to the end and exit: 0 where the worker was asked to stop, else 1 with its reason."""
+        """Run to the end and exit: 0 if the worker was asked to stop, else 1 with its reason."""
         try:
             super().execute_from_commandline()
         except SystemExit as ending:

@@ -1,4 +1,4 @@
-"""What the web endpoint sees of a worker: live cells, ledger, layers, readiness."""
+"""The status of a worker for its web endpoint: live cells, ledger, layers, readiness."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class WorkerStatus:
 
     Args:
         themap: the map that is served.
-        archive: where closed cells are.
+        archive: the archive of closed cells.
         owners: the partitions of this worker.
-        transport: what reads for them.
-        pressure: what pauses it.
-        readiness: what keeps it from being ready.
+        transport: the service that reads for them.
+        pressure: the back-pressure that pauses it.
+        readiness: the reasons why it is not ready.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class WorkerStatus:
         self._readiness = readiness
 
     def local(self, read: LiveRead) -> LiveJob:
-        """Return what makes the applied cells of this worker, with how fresh they are."""
+        """Return a job that makes the applied cells of this worker, with their freshness."""
         return self.owners.live_job(read, self._transport.fresh_ms)
 
     def layers(self) -> list[LayerStatus]:
@@ -57,7 +57,7 @@ class WorkerStatus:
         return [self._layer(layer) for layer in self.themap.layers]
 
     def ledger(self) -> dict[str, Any]:
-        """Return where every offset and event of this worker's partitions went."""
+        """Return the account of all offsets and events of this worker's partitions."""
         records: dict[str, dict[str, dict[str, int | None]]] = {}
         problems: list[str] = []
         lags = self._transport.lag_records()
@@ -93,7 +93,7 @@ class WorkerStatus:
         }
 
     def unready(self) -> list[str]:
-        """Return why this worker should not be asked now, in sentences; none where it is ready."""
+        """Return why this worker should not be asked now, in sentences; empty if it is ready."""
         return self._readiness.reasons()
 
     def warnings(self) -> list[str]:
@@ -166,6 +166,6 @@ def _by_reason(counts: ledger.Ledger, kind: str) -> dict[str, int]:
 
 
 def _known(times: list[int]) -> int | None:
-    """Return the least of some times, None where there is none or no event has come yet."""
+    """Return the least of some times, None if there are none or no event has come yet."""
     least = min(times, default=NEVER_MS)
     return None if least == NEVER_MS else least

@@ -1,4 +1,4 @@
-"""Access: which scope each route wants, and what a request may do.
+"""Access: which scope each route wants, and which scopes a request has.
 
 A route is mounted together with its scope (:func:`mount`); one that has none ends the start of the
 worker, and the guard answers nothing on it.
@@ -24,17 +24,17 @@ from app.trust.tokens import ADMIN, LIVE, READ, SCOPES, Tokens, hash_of
 __all__ = ["ADMIN", "LIVE", "OPEN", "PEER", "READ", "Access", "Caller", "mount"]
 
 OPEN, PEER = "open", "peer"
-"""What no token may have: routes that want none, and those between workers."""
+"""Scopes that no token has: of routes that want no token, and of routes between workers."""
 
 _SCOPES = web.AppKey("scopes", dict[str, str])
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks.
+    """The sender of a request.
 
     Attributes:
-        scopes: what they may ask.
+        scopes: the scopes they have.
         may_still: returns whether they may still use a scope, after tokens have changed.
     """
 
@@ -44,8 +44,8 @@ class Caller:
 
 CALLER = web.RequestKey("caller", Caller)
 PROOF = web.RequestKey("proof", Proof)
-"""What the guard notes on a request: who sends it, and the proof of a worker; neither where there
-is none."""
+"""Notes of the guard on a request: its caller, and the proof of a worker. Each is left out if
+the request lacks it."""
 
 _ANYONE = Caller(frozenset(SCOPES), lambda _: True)
 
@@ -60,7 +60,7 @@ class Refused:
 
 def mount(site: web.Application, method: str, path: str, scope: str, handler: Handler) -> None:
     """Add a route with the scope that it wants; GET comes with HEAD."""
-    assert scope in (OPEN, PEER, *SCOPES), f"{scope} is no scope"
+    assert scope in (OPEN, PEER, *SCOPES), f"{scope} is not a scope"
     if method == hdrs.METH_GET:
         site.router.add_get(path, handler)
     else:
@@ -87,7 +87,7 @@ async def check_scopes(site: web.Application) -> None:
 
 
 class Access:
-    """Who may ask one worker what.
+    """The rights of callers to ask one worker.
 
     Args:
         settings: tokens and secrets.
@@ -95,8 +95,8 @@ class Access:
 
     Attributes:
         wants_token: whether readers need a token.
-        is_insecure: whether the settings allow what is not guarded.
-        peer_key: what workers prove themselves with; None where nothing is set for it.
+        is_insecure: whether the settings allow an unguarded endpoint.
+        peer_key: the key that workers prove themselves with; None if no secret is set.
 
     Raises:
         SettingError: the file of tokens cannot be used.
@@ -163,7 +163,7 @@ class Access:
         return None
 
     def peer(self, request: web.Request, caller: Caller | None) -> Proof | Refused | None:
-        """Return the proof of a worker, or why it is refused; None where none is wanted."""
+        """Return the proof of a worker, or why it is refused; None if no proof is wanted."""
         if self.peer_key is None and not self.wants_token:
             return None
         why = "no secret between workers is set; want peer_secret at all workers"

@@ -12,10 +12,10 @@ Result = TypeVar("Result")
 
 
 class QueryAdmission:
-    """Runs at most so many queries, each for at most so long.
+    """Runs a bounded number of queries, each for a bounded time.
 
     A query that was given up has its slot until all that it began has ended: a thread cannot be
-    stopped, and what was asked of the archive may still be under way.
+    stopped, and a read of the archive may still be under way.
 
     Args:
         count: how many at once.
@@ -33,7 +33,7 @@ class QueryAdmission:
         return len(self._running)
 
     def close(self) -> None:
-        """Give up what still runs."""
+        """Cancel the queries that still run."""
         for task in self._running:
             task.cancel()
 
@@ -73,5 +73,5 @@ class QueryAdmission:
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
         if not task.cancelled():
-            # Whoever gave it up does not ask what came of it.
+            # Whoever gave it up does not ask for its result.
             task.exception()

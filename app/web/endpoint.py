@@ -1,4 +1,4 @@
-"""The query endpoint: its routes, mounted on Faust's web server over what one worker knows.
+"""The query endpoint: its routes, mounted on Faust's web server over the state of one worker.
 
 ``ROUTES`` is the one table of its paths. ``docs/formats/http.md`` describes paths and answers.
 """
@@ -58,9 +58,9 @@ ROUTES = (
     Route("/v1/map", Handlers.map, READ, "The map, with the topics that follow from it"),
     Route("/v1/cluster", Handlers.cluster, READ, "The workers of the group", Cluster),
     Route(
-        "/v1/layers", Handlers.layers, READ, "What each layer holds on this worker", Layers
+        "/v1/layers", Handlers.layers, READ, "The layers of this worker, with their counts", Layers
     ),
-    Route("/v1/ledger", Handlers.ledger, ADMIN, "Where every offset and event went"),
+    Route("/v1/ledger", Handlers.ledger, ADMIN, "The account of all offsets and events"),
     Route("/livez", Handlers.livez, OPEN, "Whether the event loop runs", Live),
     Route(
         "/readyz", Handlers.readyz, OPEN, "Whether this worker is restored and caught up",
@@ -111,9 +111,9 @@ def install(
         view: the worker to answer for.
         settings: token, host, limits.
         live: the owners of all partitions, here and on other workers.
-        cache: the archive, and what is remembered of it.
+        cache: the archive, with a cache of its answers.
         metrics: returns the worker's metrics in Prometheus' text form.
-        access: who may ask what; None for what the settings alone say, with tokens read once.
+        access: the rights of callers; None for those of the settings alone, with tokens read once.
         workers: returns the workers of the group.
         routes: the routes of the endpoint.
     """

@@ -1,7 +1,7 @@
 """Formats: one answer as JSON, lines of JSON, CSV or an Arrow stream, whichever a reader accepts.
 
-JSON has everything in one document. The others are the cells alone, as a table; what the answer is
-stands in headers then: the rest of the document, and where the next page is.
+JSON has everything in one document. The others are the cells alone, as a table; headers then hold
+the rest of the document, and the cursor of the next page.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ ABOUT_BYTES_MAX = 7_000
 _NOT_IN_HEADER = ("plan", "cells", "cursor")
 
 COMPRESS_BYTES_MIN = 14_000
-"""What is smaller arrives at once, compressed or not: TCP begins with ten packets (RFC 6928)."""
+"""A smaller answer arrives at once, compressed or not: TCP begins with ten packets (RFC 6928)."""
 
 COMPRESS_AT_ONCE_BYTES_MAX = 1 << 17
-"""So many bytes are compressed in some 3 ms; more are compressed in a thread."""
+"""Bytes that are compressed in some 3 ms; more are compressed in a thread."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,10 +43,10 @@ class Page:
     """An answer before it has a format.
 
     Attributes:
-        about: what it is, as yet without cells.
+        about: the fields of the answer, as yet without cells.
         layer: the shape of its rows.
         rows: a cell frame of ``layer``, the page's rows in order.
-        ends: where each row's window ends.
+        ends: the end of each row's window, in ms.
         cells: returns the rows as types of the client.
         versions: whether rows have a version.
     """
@@ -66,7 +66,7 @@ def hint_of(rows: pl.DataFrame, *times: int) -> str | UnsetType:
 
 
 def table_of(answered: Page) -> pl.DataFrame:
-    """Return the rows as readers get them: key, window, measures, and version where there is one.
+    """Return the rows as readers get them: key, window, measures, and version if they have one.
 
     Key fields have their own names; times are epoch milliseconds.
     """
@@ -130,7 +130,7 @@ def accepted(headers: MultiMapping[str]) -> str:
 
 
 def respond(answered: Page, kind: str, etag: str = "") -> web.Response:
-    """Return an answer in a format; with an ETag where it will always be the same."""
+    """Return an answer in a format; with an ETag if it will always be the same."""
     headers = dict(HEADERS)
     if etag:
         headers |= {"ETag": etag, "Cache-Control": "private, no-cache"}
@@ -152,18 +152,18 @@ def respond(answered: Page, kind: str, etag: str = "") -> web.Response:
 
 
 def _about(about: answers.Page | answers.FamilyPage) -> str:
-    """Return what an answer is as a header that every client takes."""
+    """Return the fields of an answer as a header that every client accepts."""
     fields = msgspec.to_builtins(about)
     fields = {name: value for name, value in fields.items() if name not in _NOT_IN_HEADER}
     text = orjson.dumps(fields)
     if len(text) > ABOUT_BYTES_MAX:
-        # It grows with the partitions of the source, beyond what clients take.
+        # It grows with the partitions of the source, beyond the header size that clients accept.
         text = orjson.dumps({**fields, "as_of": None})
     return text.decode()
 
 
 def not_modified(etag: str) -> web.Response:
-    """Return that what a reader has is still right."""
+    """Return the answer that the reader's copy is still right."""
     return web.Response(
         status=HTTPStatus.NOT_MODIFIED,
         headers={**HEADERS, "ETag": etag, "Cache-Control": "private, no-cache"},
@@ -171,7 +171,7 @@ def not_modified(etag: str) -> web.Response:
 
 
 def has_etag(headers: MultiMapping[str], etag: str) -> bool:
-    """Tell whether an If-None-Match header names an ETag."""
+    """Return whether an If-None-Match header names an ETag."""
     given = ",".join(headers.getall("If-None-Match", []))
     return etag in (part.strip() for part in given.split(","))
 

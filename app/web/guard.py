@@ -2,7 +2,7 @@
 
 On loopback without a token anyone on this machine may read, but only under a name of this machine:
 a page of another site that rebinds its own name to 127.0.0.1 (DNS rebinding) sends that name as
-Host. Where tokens are set a request carries one with the scope of its route, and requests between
+Host. If tokens are set a request carries one with the scope of its route, and requests between
 workers carry a proof (``app.web.access``). Every refusal and failure is an
 ``application/problem+json`` document (RFC 9457).
 """
@@ -93,9 +93,9 @@ def answer(value: object, status: int = HTTPStatus.OK) -> web.Response:
 
 
 def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> web.Response:
-    """Return a refusal; ``detail`` says what to change.
+    """Return a refusal; ``detail`` gives the remedy.
 
-    Bytes of a request that are not UTF-8, which come as surrogates, are told as question marks.
+    Bytes of a request that are not UTF-8, which come as surrogates, become question marks.
     """
     detail = detail.encode("utf-8", "replace").decode("utf-8")
     title = HTTPStatus(status).phrase
@@ -109,7 +109,7 @@ def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) 
 
 
 def ssl_context(settings: Settings, reloads: Reloads | None = None) -> ssl.SSLContext | None:
-    """Return the TLS side of the query endpoint, None where no certificate is set.
+    """Return the TLS side of the query endpoint, None if no certificate is set.
 
     Args:
         settings: certificate and key.
@@ -135,7 +135,7 @@ def guard(settings: Settings, access: Access) -> Middleware:
         if checks_host and not is_loopback(host_name(request.headers.get("Host", ""))):
             return problem(
                 HTTPStatus.FORBIDDEN,
-                "cannot answer: the Host header is no name of this machine;"
+                "cannot answer: the Host header is not a name of this machine;"
                 " want localhost or 127.0.0.1; ask under that name, or set web_token",
             )
         if (refused := _entered(request, access)) is not None:
@@ -187,7 +187,7 @@ def host_name(host: str) -> str:
 
 
 def _is_utf_8(url: URL) -> bool:
-    """Return whether path and query are text; aiohttp has others as if they had other letters."""
+    """Return whether path and query are UTF-8; aiohttp decodes other bytes to other letters."""
     try:
         for raw in (url.raw_path, url.raw_query_string):
             unquote_to_bytes(raw).decode()
@@ -204,7 +204,7 @@ async def _answer_or_problem(request: web.Request, handler: Handler) -> web.Stre
     except web.RequestPayloadError:
         return problem(
             HTTPStatus.BAD_REQUEST,
-            "cannot answer: the body is not what Content-Encoding or Content-Length say; want a"
+            "cannot answer: the body does not match Content-Encoding or Content-Length; want a"
             " whole body, or none",
         )
     except web.HTTPException as error:
@@ -220,17 +220,17 @@ async def _answer_or_problem(request: web.Request, handler: Handler) -> web.Stre
 
 
 def damaged_words(error: ArchiveDamagedError) -> str:
-    """Return what a reader is told of rows that are damaged, without names of files."""
+    """Return the reader's message about damaged rows, without names of files."""
     return (
         f"cannot read cells: archived rows are damaged; got {error.where or 'a query'}; ask for"
-        " a range or keys without them; who runs this worker finds in its log what to restore"
+        " a range or keys without them; the worker's log tells its operator which files to restore"
     )
 
 
 def unanswered_words(error: ArchiveError) -> str:
-    """Return what a reader is told of an archive that gives no rows, without its inner names."""
+    """Return the reader's message about an archive that gives no rows, without its inner names."""
     if isinstance(error, ArchiveRefusedError):
-        return "the archive refuses to answer; who runs this worker finds in its log what to mend"
+        return "the archive refuses to answer; the worker's log tells its operator the cause"
     return "the archive does not answer now"
 
 
@@ -238,7 +238,7 @@ def _known_problem(error: Exception) -> web.Response:
     status = next(status for kind, status in _STATUSES.items() if isinstance(error, kind))
     detail = str(error)
     if isinstance(error, ArchiveDamagedError):
-        # Asking again does not help, so nobody is told to.
+        # Asking again does not help, so the message does not ask for it.
         _log.error("a query found the archive damaged: %s", error)
         return problem(status, damaged_words(error))
     if isinstance(error, ArchiveError):

@@ -1,7 +1,7 @@
 """The handlers of the query endpoint: each answers the requests of one route.
 
 Queries read applied state only, of all workers of the group (``agents.query.reader``). Work is
-bounded: so many queries at once, each with a deadline.
+bounded: a number of queries at once, each with a deadline.
 """
 
 from __future__ import annotations
@@ -43,33 +43,33 @@ from treasure_map.answers import Explained
 from treasure_map.status import Cluster, Layers, LayerStatus, Live, Ready, WorkerAbout
 
 MERGED_AT_ONCE_ROWS_MAX = 500
-"""So few rows are merged, and made JSON, in some 5 ms."""
+"""Rows that are merged, and made JSON, in some 5 ms."""
 
 BODY_S_MAX = 10.0
-"""What a worker may take to send what it asks."""
+"""How long a worker may take to send its request."""
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
 class WorkerView(Protocol):
-    """What the endpoint reads of a worker; it answers at once, without waiting."""
+    """The worker as the endpoint reads it; each method answers at once, without waiting."""
 
     @property
     def themap(self) -> Map:
         """The map this worker runs."""
 
     def local(self, read: LiveRead) -> LiveJob:
-        """Return what makes the applied cells of this worker."""
+        """Return a job that makes the applied cells of this worker."""
 
     def layers(self) -> list[LayerStatus]:
         """Return, for each layer, its name and its counts."""
 
     def ledger(self) -> dict[str, Any]:
-        """Return where every offset and event went, and whether it adds up."""
+        """Return the account of all offsets and events, and whether it adds up."""
 
     def unready(self) -> list[str]:
-        """Return why this worker should not be asked now, in sentences; none where it is ready."""
+        """Return why this worker should not be asked now, in sentences; empty if it is ready."""
 
     def warnings(self) -> list[str]:
         """Return a sentence for each thing to mend that does not keep it from being ready."""
@@ -125,7 +125,7 @@ class Handlers:
         self._threads = reader.threads
 
     async def close(self, _: web.Application) -> None:
-        """Give up what still runs and let the threads go."""
+        """Cancel the queries that still run and close the threads."""
         self._slots.close()
         self._threads.close()
 
@@ -138,11 +138,11 @@ class Handlers:
         return answer(Cluster(self._workers()))
 
     async def layers(self, _: web.Request) -> web.Response:
-        """Answer with what each layer holds on this worker."""
+        """Answer with the counts of each layer on this worker."""
         return answer(Layers(self._view.layers()))
 
     async def ledger(self, _: web.Request) -> web.Response:
-        """Answer with where every offset and event went."""
+        """Answer with the account of all offsets and events."""
         return answer(self._view.ledger())
 
     async def metrics(self, _: web.Request) -> web.Response:
@@ -163,9 +163,9 @@ class Handlers:
         return answer(Live(live=True))
 
     async def readyz(self, request: web.Request) -> web.Response:
-        """Answer whether this worker is restored and caught up, and all it needs answers.
+        """Answer whether this worker is restored and caught up, and all its services answer.
 
-        Who has no valid token, where one is wanted, learns no more than that.
+        A caller without a valid token, if one is wanted, learns no more than that.
         """
         reasons = self._view.unready()
         status = HTTPStatus.SERVICE_UNAVAILABLE if reasons else HTTPStatus.OK
@@ -233,9 +233,9 @@ class Handlers:
     async def _answer(
         self, request: web.Request, query: FamilyQuery, page: Callable[[FamilyAnswer], Page]
     ) -> web.Response:
-        """Answer in the format wanted, or that what the reader has is still right."""
+        """Answer in the format wanted, or that the reader's copy is still right."""
         kind = accepted(request.headers)
-        # Only answers that never change have one, so who names it has the answer.
+        # Only answers that never change have one, so a reader that names it has the answer.
         etag = etag_of(self._view.themap, request.path_qs, kind)
         if has_etag(request.headers, etag):
             return not_modified(etag)
@@ -249,7 +249,7 @@ class Handlers:
     async def _made(
         self, rows: int, make: Callable[..., web.Response], *arguments: Any
     ) -> web.Response:
-        """Return a response that is made of so many rows, in a thread if they are many."""
+        """Return a response that is made of ``rows`` rows, in a thread if they are many."""
         if rows <= MERGED_AT_ONCE_ROWS_MAX:
             return make(*arguments)
         return await self._threads.run(make, *arguments)

@@ -1,7 +1,7 @@
 """The listening side of the query endpoint: accepts, bounds and TLS handshakes.
 
 asyncio's own server counts a connection once its TLS handshake is done, gives a handshake a minute,
-and stops for a second where no file descriptor is left. Here a connection has a place from the
+and stops for a second if no file descriptor is left. Here a connection has a place from the
 moment that it is accepted, and the server makes room before a file descriptor is missing:
 
     accept -> admitted? -> TLS handshake, HANDSHAKE_S_MAX at most -> Connection
@@ -51,7 +51,7 @@ def raise_files_limit() -> int:
     """Raise the soft limit of open files to the hard one; return how many there may be."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        # A system may refuse what it calls unlimited.
+        # A system may refuse a limit that it calls unlimited.
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return files_limit()
@@ -117,7 +117,7 @@ class Listener:
         failed: called with the error if accepting fails.
 
     Attributes:
-        sockets: what listens.
+        sockets: the listening sockets.
     """
 
     def __init__(
@@ -181,7 +181,7 @@ class Listener:
             self._keep(task)
 
     async def _open(self, accepted: socket.socket, place: Place) -> None:
-        """Make a connection of what was accepted; it leaves its place when it ends."""
+        """Make a connection of an accepted socket; it leaves its place when it ends."""
         if not place.network:
             # It was to make room before it began.
             accepted.close()
@@ -219,7 +219,7 @@ class Listener:
 
 
 def _close_unused(accepted: socket.socket, place: Place, _: asyncio.Task[None]) -> None:
-    """Close what was accepted if its task was ended before it began; else a transport has it."""
+    """Close an accepted socket if its task was ended before it began; else a transport has it."""
     if place.connection is None:
         accepted.close()
 
@@ -240,7 +240,7 @@ def _bound(family: int, kind: int, protocol: int, address: Any) -> socket.socket
 
 
 def network_of(host: str) -> str:
-    """Return what connections are counted by: an IPv4 address, or the network of an IPv6 one."""
+    """Return the network that connections are counted by: an IPv4 address, or an IPv6 network."""
     address = ipaddress.ip_address(host.partition("%")[0])
     if isinstance(address, ipaddress.IPv4Address):
         return str(address)

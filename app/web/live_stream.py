@@ -1,10 +1,10 @@
-"""Live cells over HTTP: server-sent events of what changes and closes in a layer, resumable.
+"""Live cells over HTTP: server-sent events of a layer's cells that change or close, resumable.
 
-A stream is a loop: ask for what is news, write it, wait. It holds the rows of one step and no more,
-many of them compressed, and some hundreds as events: while a reader is slow nothing is asked, and
-one that takes nothing for long is let go. The news of a few streams are made at once, whose rows
-are not compressed yet. The id of the last event says how far a reader is; with it in
-``Last-Event-ID`` any worker goes on from there.
+A stream is a loop: ask for the changed cells, write them, wait. It holds the rows of one step and
+no more, many of them compressed, and some hundreds as events: while a reader is slow nothing is
+asked, and one that reads nothing for long is disconnected. The changes of a few streams are made at
+once, whose rows are not compressed yet. The id of the last event says how far a reader is; with it
+in ``Last-Event-ID`` any worker goes on from there.
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ from treasure_map.answers import LiveCell
 
 INTERVAL_MS, INTERVAL_MS_MIN, INTERVAL_MS_MAX = 500, 100, 60_000
 SILENT_S_MAX = 15.0
-"""A comment at least so often tells both ends that the other is there."""
+"""The longest time without a comment, which shows both ends that the other is there."""
 
 SLOW_S_MAX = 30.0
-"""A reader that takes nothing for so long is let go; it may come back with its last id."""
+"""How long a reader may read nothing; then it is disconnected. It may resume with its last id."""
 
 CELLS_AT_ONCE = 500
 
 PACKED_ROWS = 5_000
-"""So many rows are compressed together, to some 25 bytes each; 24 followers that held frames of
+"""Rows that are compressed together, to some 25 bytes each; 24 followers that held frames of
 600,000 rows held 2.4 GB."""
 
 LAST_EVENT_ID = Parameter(
-    "Last-Event-ID", "Where to go on from: the id of the last event.", str, {"type": "string"}
+    "Last-Event-ID", "The id of the last event, to resume after it.", str, {"type": "string"}
 )
 STREAM_HEADERS = HEADERS | {"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
 
@@ -67,13 +67,13 @@ log = logging.getLogger(__name__)
 
 
 def live_parameters(layer: Layer) -> list[Parameter]:
-    """Return what a request for a stream may say."""
+    """Return the parameters of a request for a stream."""
     return [
         *(key_parameter(field, many=True) for field in layer.key),
         *(prefix_parameter(field) for field in layer.key if field.type == "string"),
         choice_parameter(
             "since",
-            "now: what changes from now on; open: first all cells that have not left live tables.",
+            "now: cells that change from now on; open: first all cells that are in live tables.",
             ["now", "open"],
             many=False,
         ),
@@ -89,8 +89,8 @@ class LiveStreams:
 
     Args:
         themap: the map that is served.
-        live: where owners are asked.
-        cache: where evicted cells are.
+        live: the source that asks the owners.
+        cache: the archive of evicted cells, with a cache.
         settings: how many streams there may be, and how many rows each may read at once.
     """
 
@@ -171,7 +171,7 @@ class LiveStreams:
         return response
 
     async def _step(self, layer: Layer, changes: Changes, place: Place, writer: _Writer) -> Place:
-        """Write what is news; return how far the reader is then."""
+        """Write the changed cells; return the reader's position after them."""
         try:
             news, packed = await self._news(changes, place)
         except ArchiveDamagedError as error:
@@ -203,7 +203,7 @@ class LiveStreams:
         return news.place
 
     async def _news(self, changes: Changes, place: Place) -> tuple[ChangeBatch, list[bytes]]:
-        """Return what is news, many rows of it compressed in place of those of the news."""
+        """Return the changes; many rows come as compressed pieces instead of in the batch."""
         async with self._making:
             news = await changes.since(place)
             if news.rows.height <= CELLS_AT_ONCE:
@@ -213,7 +213,7 @@ class LiveStreams:
 
 
 class _Writer:
-    """Writes to one reader, which must take what it gets in time."""
+    """Writes to one reader, which must read its events in time."""
 
     def __init__(self, response: web.StreamResponse) -> None:
         self._response = response
@@ -241,7 +241,7 @@ def _packed(rows: pl.DataFrame) -> list[bytes]:
 
 
 def _events(layer: Layer, rows: pl.DataFrame) -> bytes:
-    """Return the events of cells, which have whether they are closed."""
+    """Return the events of cells, each with whether its cell is closed."""
     about = zip(
         cell_rows(layer, rows), rows["source_partition"].to_list(), rows["is_closed"].to_list(),
         strict=True,

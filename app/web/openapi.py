@@ -1,9 +1,9 @@
 """The OpenAPI 3.1 document of an endpoint, made from its routes.
 
-Every layer and family has paths of its own, because its key decides what may be asked. Parameters
-are those that requests are read by (``tables.query.parameters``); the schemas of answers are of the
-types that they are encoded from (``treasure_map.answers``), and tests compare real answers with
-them.
+Every layer and family has paths of its own, because its key decides which parameters there are.
+Parameters are those that requests are read by (``tables.query.parameters``); the schemas of answers
+are of the types that they are encoded from (``treasure_map.answers``), and tests compare real
+answers with them.
 """
 
 from __future__ import annotations

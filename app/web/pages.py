@@ -127,14 +127,14 @@ def _answered(
 def etag_of(themap: Map, request_line: str, kind: str) -> str:
     """Return the ETag of a final answer: the same question has the same cells for ever.
 
-    It is weak: what the answer cost, and how old it is, is not what it is.
+    It is weak: the cost and the age of an answer may differ.
     """
     text = f"{themap.digest}\n{request_line}\n{kind}"
     return f'W/"{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}"'
 
 
 def known_ms(time_ms: int) -> int | None:
-    """Return a time, None where there is none yet."""
+    """Return a time, None if it is not known yet."""
     return None if time_ms == NEVER_MS else time_ms
 
 

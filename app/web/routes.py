@@ -44,7 +44,7 @@ class Route:
         parameters: returns its parameters; None if it takes none.
         headers: the headers that it reads, beside those that all routes do.
         formats: the media types of its answers.
-        answers_unready: whether an answer of status 503 has that type too, and is no refusal.
+        answers_unready: whether an answer of status 503 has that type too, and is not a refusal.
         method: the HTTP method; GET comes with HEAD.
     """
 

@@ -1,16 +1,16 @@
-"""The HTTP server under the query endpoint: what connections may take, and how errors below look.
+"""The HTTP server under the query endpoint: limits of connections, and the form of HTTP errors.
 
 aiohttp's own keeps a silent connection for an hour and one whose reader takes nothing for ever,
-with the answer in memory, bounds neither how many there are nor what a head has in all, and answers
-what is no HTTP in plain text. Here
+with the answer in memory, bounds neither their number nor the size of a head, and answers
+bytes that are not HTTP in plain text. Here
 
 - a connection has a time for the head of its request, and its head a size in all; a head that has
   begun has a shorter one, however its bytes come;
-- an answer that nobody takes is let go, and of too many that wait the one that waits longest;
+- an answer that nobody reads is dropped, and of too many that wait the one that waits longest;
 - past the most connections, in all or of one address, the one goes that has been silent longest,
   TLS handshakes first, else the one whose answer has waited longest; only if all are being answered
   a new one is refused. They are fewer than the files that the process may have open;
-- what cannot be read is answered with a problem, as everything else;
+- a request that cannot be read is answered with a problem, as every other error;
 - who asks for another protocol, as Java's client does, is answered, and comes back anew: aiohttp
   would read nothing more.
 """
@@ -33,8 +33,8 @@ from app.web.guard import REQUEST_LIMITS, problem
 from app.web.listener import files_limit
 
 CONNECTIONS_MAX = 512
-"""Beside those of followers, which have a limit of their own. Each takes a file descriptor, of
-which many systems give a process 1,024."""
+"""Connections beside those of followers, which have a limit of their own. Each takes a file
+descriptor, of which many systems give a process 1,024."""
 
 SILENT_S_MAX = 75.0
 """How long a connection may take for the head of a request, the first or the next one."""
@@ -47,7 +47,7 @@ LINGER_S_MAX = 10.0
 
 ADDRESS_SHARE = 0.5
 """The share of all connections that those of one address may be: readers behind one proxy have an
-address in common, so it is no small one."""
+address in common, so it is a large share."""
 
 FILES_RESERVED = 512
 """File descriptors that connections leave to the rest of the process: stores, logs, brokers."""
@@ -59,14 +59,14 @@ REASONS = ("full", "address", "files", "handshake", "head", "untaken")
 handshake that failed or took too long; a late head; an answer that nobody takes."""
 
 HEAD_BYTES_MAX = 192 * 1024
-"""Of path, query and all headers; twice the largest of both."""
+"""Bytes of path, query and all headers; twice the largest of both."""
 
 UNTAKEN_S_MAX = 60.0
-"""How long a reader may take nothing of an answer. Buffers of the system lie between: what a reader
-takes is seen here by the megabyte on one machine, by less over a network."""
+"""How long a reader may read nothing of an answer. Buffers of the system lie between: progress of a
+reader is seen here by the megabyte on one machine, by less over a network."""
 
 UNTAKEN_BYTES_MAX = ANSWER_BYTES_MAX
-"""Of all answers that wait for their readers. The largest page is some 40 MB, of keys of four
+"""Bytes of all answers that wait for their readers. The largest page is some 40 MB, of keys of four
 kilobytes; most are below 3."""
 
 CHECK_S = 1.0
@@ -84,7 +84,7 @@ class Runner(web.AppRunner):
         followers_max: how many streams it may have at once.
 
     Attributes:
-        counts: what its connections come to.
+        counts: the counts of its connections.
     """
 
     def __init__(self, app: web.Application, followers_max: int) -> None:
@@ -123,11 +123,11 @@ class Counts:
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Place:
-    """What a connection takes from the moment that it is accepted.
+    """The slot of a connection, from the moment that it is accepted.
 
     Attributes:
         network: the address, or the network of it, that it counts for; empty once it is left.
-        task: what makes a connection of it, until that is done.
+        task: the task that makes the connection, until that is done.
         connection: the connection, from then on.
     """
 
@@ -143,7 +143,7 @@ class Server(web.Server):
         handler: answers a request.
         connections_max: how many there may be.
         request_factory: makes requests; aiohttp's own.
-        counts: where connections are counted.
+        counts: the counters of connections.
         options: of each :class:`Connection`.
 
     Attributes:
@@ -175,7 +175,7 @@ class Server(web.Server):
         self._check: asyncio.TimerHandle | None = None
 
     def admit(self, network: str) -> Place | None:
-        """Return the place of a new connection, None where there is no room for it."""
+        """Return the place of a new connection, None if there is no room for it."""
         if self._networks[network] >= self._address_max:
             if not self._make_room("address", network):
                 return None
@@ -221,12 +221,12 @@ class Server(web.Server):
         )
 
     def connection(self, place: Place) -> Connection:
-        """Return what takes the connection of a place."""
+        """Return the protocol for the connection of a place."""
         place.connection = Connection(self, self._options, place)
         return place.connection
 
     def __call__(self) -> Connection:
-        """Return what takes a connection that nobody counts."""
+        """Return the protocol for a connection that nobody counts."""
         return Connection(self, self._options)
 
     def _make_room(self, reason: str, network: str = "") -> bool:
@@ -286,7 +286,7 @@ class Server(web.Server):
             self._check = asyncio.get_running_loop().call_later(CHECK_S, self._look)
 
     def _look(self) -> None:
-        """Let go what is not taken, and look again while there is anything to look at."""
+        """Drop answers that nobody reads, and check again while answers wait."""
         loop = asyncio.get_running_loop()
         for connection in list(self.sending):
             if loop.time() - connection.taken_at() > UNTAKEN_S_MAX:
@@ -302,7 +302,7 @@ class Connection(web.RequestHandler):
     """One connection.
 
     Attributes:
-        place: what it takes, None where nobody counts it.
+        place: its slot, None if nobody counts it.
     """
 
     __slots__ = (
@@ -351,7 +351,7 @@ class Connection(web.RequestHandler):
 
     def _refuse_late_head(self) -> None:
         self._head_late = None
-        # Bytes after the head of a request that is being answered are no head yet.
+        # Bytes after the head of a request that is being answered are not a head yet.
         if self in self._server.silent:
             self._server.counts.refused["head"] += 1
             self.refuse(
@@ -367,7 +367,7 @@ class Connection(web.RequestHandler):
             # Raised before any handler was asked.
             resp = problem(resp.status, f"cannot answer: {resp.reason}")
         if request.headers.get("Upgrade"):
-            # What follows on such a connection may not be read, though nothing was agreed.
+            # Bytes that follow on such a connection may not be read, though nothing was agreed.
             resp.force_close()
         self._untaken, self._taken_at = 0, asyncio.get_running_loop().time()
         self._server.begin_sending(self)
@@ -386,7 +386,7 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer what is no HTTP with a problem, and end the connection."""
+        """Answer bytes that are not HTTP with a problem, and end the connection."""
         if request.writer.output_size:
             raise ConnectionError("cannot answer anew: an answer has begun") from exc
         why = (message or "no cause is known").splitlines()[0].rstrip(":.")
@@ -398,7 +398,7 @@ class Connection(web.RequestHandler):
         return response
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
-        """Log what failed; that a body is broken, which its sender is told, is no fault of ours."""
+        """Log a failure; a broken body is not logged, because only its sender can mend it."""
         if not isinstance(kw.get("exc_info"), web.RequestPayloadError):
             super().log_exception(*args, **kw)
 
@@ -414,7 +414,7 @@ class Connection(web.RequestHandler):
         return 0 if self.transport is None else self.transport.get_write_buffer_size()
 
     def let_go(self) -> None:
-        """End the connection at once, with what waits in it."""
+        """End the connection at once, and drop the answer that waits in it."""
         self._server.forget(self)
         if self.transport is not None:
             self.transport.abort()

@@ -1,4 +1,4 @@
-"""Kinds: what an accumulator and a measure are made of, the same members for each of them.
+"""Kinds of accumulators and measures, with the same members for each of them.
 
 An accumulator is a column that cells store. Events fold into it, and cells merge in it. Each of
 these steps has two forms: expressions of polars over the columns of many rows, and plain Python
@@ -32,8 +32,8 @@ class AccumulatorKind:
         type: the column's.
         fold_column: from the values of events, the aggregation of each cell; nulls are left out.
         fold_values: from the values of the events of one cell, none of them null, the same.
-        narrow: a cheaper ``fold_column`` of integers, and whether it is exact for values of at most
-            a magnitude, and so many of them.
+        narrow: a cheaper ``fold_column`` of integers, and whether it is exact, given the greatest
+            magnitude of the values and their count.
         merge_columns: from cells with known values, the aggregation that makes them one.
         merge_values: the same of values.
         beside: names of accumulators of the same field.

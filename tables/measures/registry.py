@@ -17,7 +17,7 @@ from tables.model.layer import EVENTS, Accumulator, FieldType, Layer, Measure
 
 MEASURES: dict[str, MeasureKind] = {}
 ACCUMULATORS: dict[tuple[str, str], AccumulatorKind] = {}
-"""By name and type of field."""
+"""Kinds by name and type of field."""
 
 _OTHER_COLUMNS = frozenset({"key", "window", "version", "source"})
 """First words of the other columns of cells."""
@@ -25,11 +25,11 @@ _OTHER_COLUMNS = frozenset({"key", "window", "version", "source"})
 
 def register(kind: MeasureKind) -> None:
     """Add a measure, and the accumulators of it that no measure before it has."""
-    assert kind.name.isalnum(), f"{kind.name}_field would not tell name and field apart"
+    assert kind.name.isalnum(), f"{kind.name}_field would not separate name and field"
     assert kind.name not in MEASURES, f"there are two measures {kind.name}"
     for number, form in kind.forms.items():
         for stored in form.stored:
-            assert stored.name.isalnum(), f"{stored.name}_field would not tell them apart"
+            assert stored.name.isalnum(), f"{stored.name}_field would not separate them"
             assert stored.name not in _OTHER_COLUMNS, f"cells have columns {stored.name}_..."
             known = ACCUMULATORS.setdefault((stored.name, number), stored)
             assert known is stored, f"there are two accumulators {stored.name} of {number}"
@@ -66,7 +66,7 @@ def stored_for(layer: Layer, measure: Measure) -> list[str]:
 def accumulators_of(
     measures: Iterable[Measure], types: Mapping[str, FieldType]
 ) -> tuple[Accumulator, ...]:
-    """Return what a cell stores for ``measures``: events, then by field in order of first use.
+    """Return a cell's accumulators for ``measures``: events, then by field in order of first use.
 
     Measures of fields without an entry in ``types`` are left out: they have been noted.
     """

@@ -77,7 +77,7 @@ def _fold_values(values: Sequence[float]) -> float:
     total = 0.0
     for value in values:
         off = value - mean
-        # A product is infinite where a power raises OverflowError.
+        # A product becomes infinite; a power would raise OverflowError.
         total += off * off
     return total
 

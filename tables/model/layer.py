@@ -1,4 +1,4 @@
-"""The map as types: sources, layers and what follows from them (topics, columns, routes).
+"""The map as types: sources, layers, and the names that follow from them (topics, columns).
 
 Everything here is plain data that the map file is read into after its checks; names are safe
 identifiers, references resolve, windows nest. ``app.mapfile.load`` is the one place that makes
@@ -22,7 +22,7 @@ FeedFormat = Literal["json", "arrow"]
 Scalar = str | int | float | bool
 
 IDS_MAX = 2_000_000
-"""The default of a source's ``ids_max``: some 100 MB a partition when so many are remembered."""
+"""The default of a source's ``ids_max``: some 100 MB a partition when that many are remembered."""
 
 COMBINER_SUFFIX = ".partial"
 """Declared names have no dot, so no declared layer can have a combiner's name."""
@@ -36,21 +36,21 @@ class Field(msgspec.Struct, frozen=True):
 
 
 FUTURE_SKEW_MS = 600_000
-"""How far events may be ahead of their record's append time where the map does not say it: clocks
+"""How far events may be ahead of their record's append time if the map does not say it: clocks
 that are set by NTP differ by less than a second, those of devices by minutes. One event that is
 further ahead seals the windows of all others."""
 
 
 class Source(msgspec.Struct, frozen=True):
-    """A raw topic: where time, type and id stand, what producers key by, which fields are needed.
+    """A raw topic: the fields of time, type and id, the fields of its key, the needed fields.
 
-    ``keyed_by`` are the fields whose values decide the partition; empty where nothing is promised.
-    ``time_unit_ms`` multiplies a time that is a number. ``future_skew_ms`` bounds event time minus
-    append time. ``record_bytes_max`` bounds a record's value, ``inflated_bytes_max`` what its Arrow
-    buffers inflate to. ``unclassified`` says whether events that no layer selects become dead
-    letters or are only counted. ``ids_max`` bounds the ids that a partition remembers where events
-    have an id. All of these decide content, so they belong to the map and not to a
-    worker's settings.
+    ``keyed_by`` are the fields whose values decide the partition; empty if producers promise
+    nothing. ``time_unit_ms`` multiplies a time that is a number. ``future_skew_ms`` bounds event
+    time minus append time. ``record_bytes_max`` bounds a record's value, ``inflated_bytes_max`` its
+    Arrow buffers after they are inflated. ``unclassified`` says whether events that no layer
+    selects become dead letters or are only counted. ``ids_max`` bounds the ids that a partition
+    remembers if events have an id. All of these decide content, so they belong to the map and not
+    to a worker's settings.
     """
 
     name: str
@@ -83,7 +83,7 @@ class Condition(msgspec.Struct, frozen=True):
 
 
 class Measure(msgspec.Struct, frozen=True):
-    """What a layer answers: ``count`` has no field; the others skip events whose field is null.
+    """One measure of a layer: ``count`` has no field; the others skip events whose field is null.
 
     ``kind`` is a name of ``tables.measures.registry``.
     """
@@ -139,7 +139,7 @@ class Layer(msgspec.Struct, frozen=True):
     layer's own topic to be merged. ``partitions`` is that of the layer's input: the source topic,
     or the layer's own topic. ``accumulators`` are ordered: events first, then by field as the
     measures need them. ``publish`` is the form in which closed cells go to a feed, for programs
-    of others; None where there is none.
+    of others; None if it has no feed.
     """
 
     name: str
@@ -250,5 +250,5 @@ class Map(msgspec.Struct, frozen=True):
         return max(source.partitions for source in self.sources)
 
     def side_topic(self, kind: SideKind) -> str:
-        """Return the topic for what is set aside: too late, or of no use."""
+        """Return the topic of letters: late events, or dead ones, which are of no use."""
         return f"{self.name}.{kind}"

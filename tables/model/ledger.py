@@ -2,8 +2,9 @@
 
 Names are ``records.<column>``, ``events.<column>`` and ``layer.<layer>.<column>``. Three sums are
 checked against counts taken independently: records against the offsets read, events against
-``events.decoded``, and each layer's columns against ``layer.<layer>.selected``. What is unreadable
-or malformed is also counted by its reason, as ``unreadable.<reason>`` and ``malformed.<reason>``.
+``events.decoded``, and each layer's columns against ``layer.<layer>.selected``. An unreadable
+record or a malformed event is also counted by its reason, as ``unreadable.<reason>`` or
+``malformed.<reason>``.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ record: transaction markers and compacted records."""
 UNREADABLE_REASONS = (
     "content_type", "heartbeat", "header", "record", "batch", "contribution", "too_many_cells",
 )  # fmt: skip
-"""Whatever its format; ``agents/decode/formats.py`` adds those of each format."""
+"""Reasons of every format; ``agents/decode/formats.py`` adds those of each format."""
 
 MALFORMED_REASONS = (
     "json", "missing", "wrong_type", "out_of_range", "not_finite", "key_too_long",
 )  # fmt: skip
-"""``json``: no JSON object in UTF-8. ``missing``: time, type or a key field is null or absent."""
+"""``json``: not a JSON object in UTF-8. ``missing``: time, type or key field is null or absent."""
 
 LETTER_REASONS = frozenset(
     {*UNREADABLE_REASONS, *MALFORMED_REASONS, "tombstone", "empty", "oversized", "future"}
@@ -45,7 +46,7 @@ LAYER_COLUMNS = ("folded", "filtered", "too_late", "repeated")
 
 
 class LedgerDelta:
-    """What a run of records adds to its partition's ledger: a method for each thing counted.
+    """The counts that a run of records adds to its partition's ledger: a method for each of them.
 
     Attributes:
         counts: the names and counts so far; a count of nothing has no name in it.

@@ -1,1 +1,1 @@
-"""What is asked and answered: requests, the planner, the merge of live and archived cells."""
+"""Queries: requests, the planner, the merge of live and archived cells."""

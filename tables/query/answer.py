@@ -69,7 +69,7 @@ def merged_cells_of(
     is_settled = (end <= pl.col("final_ms")).fill_null(value=False)
     if parts.rows:
         held = pl.concat([frame.select([*rollup_schema(layer), "held_by"]) for frame in parts.rows])
-        # What a combiner that does not answer had sent is better than nothing.
+        # If a combiner does not answer, its earlier contributions are better than nothing.
         answers = pl.col("source_partition").is_in(list(combined.facts))
         is_sum = pl.col("source_partition").is_null()
         held = held.join(heard, _PLACE, "left", maintain_order="left")
@@ -87,7 +87,7 @@ def merged_cells_of(
 
 
 def are_torn(layer: Layer, parts: LiveRows, combined: LiveRows, from_ms: int, to_ms: int) -> bool:
-    """Tell whether parts and combiners are not of one position: they are read again then.
+    """Return whether parts and combiners differ in position: they are read again then.
 
     A combiner may have evicted windows that the merge stage had not settled: they are on their way
     through the layer's topic. Or an owner that was replaced without knowing it, and is behind,
@@ -180,7 +180,7 @@ def row_end(query: FamilyQuery, start_ms: int) -> int:
 
 
 def _has_end(layer: Layer, from_ms: int, to_ms: int, after_ms: int, until_ms: int) -> bool:
-    """Tell whether a window of the range ends in ``(after_ms, until_ms]``."""
+    """Return whether a window of the range ends in ``(after_ms, until_ms]``."""
     window = layer.window.start(max(after_ms, from_ms))
     return window < to_ms and layer.window.end(window) <= until_ms
 

@@ -48,7 +48,7 @@ CURSOR_CHARACTERS_MAX = 24_576
 """A key of sixteen texts of 1,024 bytes, whatever they are, takes less."""
 
 CURSOR_BYTES_MAX = 1 << 20
-"""Of a cursor that was compressed."""
+"""Bytes of a cursor that was compressed, once it is inflated."""
 
 CURSOR_JSON_BYTES_MAX = 1_024
 LIMIT_DEFAULT = 1_000
@@ -202,7 +202,7 @@ def encode_cursor(themap: Map, layer: Layer, position: Position) -> str:
     parts = [layer.name, themap.revision, window_start, *key]
     raw = orjson.dumps(parts)
     if len(raw) > CURSOR_JSON_BYTES_MAX:
-        # Without what JSON makes of control characters, and without what repeats.
+        # MessagePack does not escape control characters; compression removes repetitions.
         packed = msgspec.msgpack.encode(parts)
         raw = min(packed, zlib.compress(packed), key=len)
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode("ascii")
@@ -212,7 +212,7 @@ def decode_cursor(themap: Map, layer: Layer, text: str) -> Position:
     """Return the position that :func:`encode_cursor` was given.
 
     Raises:
-        QueryError: the text is no cursor, or one of another layer or revision of the map.
+        QueryError: the text is not a cursor, or is one of another layer or revision of the map.
     """
     bad = QueryError("not a cursor of this layer; want the cursor of the last answer, unchanged")
     if len(text) > CURSOR_CHARACTERS_MAX:
@@ -238,11 +238,11 @@ def decode_cursor(themap: Map, layer: Layer, text: str) -> Position:
 
 
 def _cursor_parts(raw: bytes) -> Any:
-    """Return the content of a cursor's bytes, whose form the first one tells."""
+    """Return the content of a cursor's bytes; the first byte shows their form."""
     if raw.startswith(b"["):
         return orjson.loads(raw)
     if raw.startswith(b"\x78"):
-        # A list of MessagePack begins with no such byte.
+        # A list of MessagePack never begins with this byte.
         raw = zlib.decompressobj().decompress(raw, CURSOR_BYTES_MAX)
     return msgspec.msgpack.decode(raw)
 

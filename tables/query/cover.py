@@ -4,10 +4,10 @@
     hours             | 10:00      | 11:00      |
     minutes   | 40 x  |                         | 3 x |
 
-A cover tiles the range exactly. Where finer windows nest in coarser ones and have no fewer cells,
-the coarsest fit is best. Where windows cross (weeks and months), or a finer layer has fewer cells
-because its key is shorter, the shortest path over their boundaries is. Nothing here knows what a
-cell is.
+A cover tiles the range exactly. If finer windows nest in coarser ones and have no fewer cells,
+the coarsest fit is best. If windows cross (weeks and months), or a finer layer has fewer cells
+because its key is shorter, the shortest path over their boundaries is. Nothing here knows the
+content of cells.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def cover(choices: Sequence[Choice], from_ms: int, to_ms: int) -> list[Segment]:
     """Return the segments with the fewest cells that tile ``[from_ms, to_ms)``, in order.
 
     Raises:
-        GapError: there are none.
+        GapError: the windows cannot tile the range.
     """
     return _joined(_Search().cover(_coarsest_first(choices), from_ms, to_ms))
 
@@ -73,11 +73,11 @@ def cover_steps(choices: Sequence[Choice], from_ms: int, to_ms: int, step: Windo
     """Return a cover of which no window lies in two windows of ``step``.
 
     Raises:
-        GapError: there is none.
+        GapError: there is no such cover.
     """
     fitting = [one for one in choices if one.window.shortest_ms <= step.longest_ms]
     nesting = [one for one in fitting if one.window.nests_in(step)]
-    # Where the finest does not, a step begins inside of one soon.
+    # If the finest does not nest, some later step begins inside one of its windows.
     is_long = nesting and (to_ms - from_ms) // step.shortest_ms > STEPS_APART_MAX
     if len(nesting) == len(fitting) or is_long:
         return cover(nesting, from_ms, to_ms)
@@ -99,7 +99,7 @@ class _Search:
         self._points_left = POINTS_MAX
 
     def cover(self, choices: list[Choice], from_ms: int, to_ms: int) -> list[Segment]:
-        """As :func:`cover`; ``choices`` are the coarsest first."""
+        """Return segments as :func:`cover` does; ``choices`` are the coarsest first."""
         if from_ms >= to_ms:
             return []
         if not choices:
@@ -197,7 +197,7 @@ def _crossing(choices: list[Choice]) -> int:
 
 
 def _is_within(finer: Choice, coarser: Choice) -> bool:
-    """Tell whether windows nest and the coarser one never has more cells."""
+    """Return whether windows nest and the coarser one never has more cells."""
     if not finer.window.nests_in(coarser.window):
         return False
     windows = coarser.window.shortest_ms // finer.window.longest_ms

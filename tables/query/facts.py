@@ -2,8 +2,8 @@
 
 Every fact but ``evicted_ms`` stays true: floors never fall, and archived windows stay so. So a
 reader may plan with facts of before, and keeps of two the one that says more; from when on cells
-are whole is what the later one says. Where a partition's
-cells of a window are follows from the facts that came with them:
+are whole comes from the later one. The location of a partition's
+cells of a window follows from the facts that came with them:
 
     windows that end   ... <= evicted_ms            evicted_ms < ...
     its cells are      final, in the archive        all in its table
@@ -21,7 +21,7 @@ from tables.query.planner import NOTHING_KNOWN, LayerFacts
 
 
 class PartitionFacts(msgspec.Struct, frozen=True, array_like=True):
-    """What one partition of a layer's input knows, as of one state.
+    """The facts of one partition of a layer's input, as of one state.
 
     Attributes:
         partition: of the layer's input.
@@ -100,7 +100,7 @@ class KnownFacts:
         facts = known.values()
         kept_ms = NEVER_MS
         if layer.archive_ttl_ms:
-            # What was not evicted has not expired, however old it is.
+            # Windows that were not evicted have not expired, however old they are.
             evicted_ms = max(fact.evicted_ms for fact in facts)
             kept_ms = min(now_ms - layer.archive_ttl_ms, max(evicted_ms, NEVER_MS))
         return LayerFacts(

@@ -1,6 +1,6 @@
 """Families: a base layer with all layers that descend from it, asked as one.
 
-A reader names the family, a time range and what the rows are to be; which layers the answer comes
+A reader names the family, a time range and the shape of the rows; which layers the answer comes
 from is the planner's business (``tables.query.planner``). Fields that are neither grouped by nor
 named are added up over.
 """
@@ -41,7 +41,7 @@ from tables.query.parameters import (
 )
 
 NO_FIELD = "-"
-"""As the only ``group``, has everything added up; no field can have this name."""
+"""The only ``group`` of a request that adds everything up; no field can have this name."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class KeyFilter:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> KeyFilter:
-        """Return what parameters like ``key.<field>`` and ``prefix.<field>`` say."""
+        """Return the filter of parameters like ``key.<field>`` and ``prefix.<field>``."""
         return cls(_named(values, "key."), _named(values, "prefix."))
 
     @property
@@ -68,11 +68,11 @@ class KeyFilter:
 
     @property
     def is_single(self) -> bool:
-        """Whether :attr:`single` says all of it."""
+        """Whether :attr:`single` is the whole filter."""
         return not self.prefixes and all(len(values) == 1 for values in self.values.values())
 
     def keys_of(self, layer: Layer, most: int) -> list[dict[str, Scalar]] | None:
-        """Return all keys of a layer that pass, None where they are not known or too many."""
+        """Return all keys of a layer that pass, None if they are not known or too many."""
         choices = [self.values.get(field.name, ()) for field in layer.key]
         if not 0 < math.prod(len(values) for values in choices) <= most:
             return None
@@ -151,7 +151,7 @@ def family_with(themap: Map, layer: Layer) -> Family:
 
 @functools.lru_cache(1_024)
 def family_parameters(family: Family, limits: Limits) -> tuple[Parameter, ...]:
-    """Return what a request to a family may say."""
+    """Return the parameters of a request to a family."""
     base = family.base
     fields = [field.name for field in base.key]
     return (
@@ -168,7 +168,7 @@ def family_parameters(family: Family, limits: Limits) -> tuple[Parameter, ...]:
             many=True,
         ),
         choice_parameter(
-            "measures", "What rows tell; left out, all.",
+            "measures", "The measures of the rows; left out, all.",
             [measure.name for measure in base.measures], many=True,
         ),
         whole_parameter("limit", "Most rows of the page.", 1, limits.limit_max),
@@ -184,7 +184,7 @@ def family_parameters(family: Family, limits: Limits) -> tuple[Parameter, ...]:
             many=False,
         ),
         choice_parameter(
-            "explain", "Whether to tell the plan and not run it.", ["true", "false"], many=False
+            "explain", "Whether to return the plan and not run it.", ["true", "false"], many=False
         ),
     )  # fmt: skip
 
@@ -251,7 +251,7 @@ def _accumulators(base: Layer, measures: Iterable[Measure]) -> tuple[Accumulator
 
 
 def _serves(layer: Layer, rows: Layer, keys: KeyFilter) -> bool:
-    """Tell whether rows like those of ``rows`` can be made from cells of a layer."""
+    """Return whether rows like those of ``rows`` can be made from cells of a layer."""
     fields = {field.name for field in layer.key}
     wanted = keys.fields | {field.name for field in rows.key}
     return wanted <= fields and set(rows.accumulators) <= set(layer.accumulators)

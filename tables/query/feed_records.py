@@ -1,7 +1,7 @@
 """Feed records: closed cells of a published layer as bytes for other people's programs.
 
 A record of JSON is one cell, with a key that is the same for all its versions; a record of Arrow is
-many cells of one partition, without key. What their fields mean is described in
+many cells of one partition, without key. The meaning of their fields is described in
 ``docs/formats/feed.md``. A key's cells are in one partition, by the hash that archives use too.
 """
 
@@ -21,7 +21,7 @@ from tables.query.measure_columns import measure_columns
 from tables.state.block import repeated
 
 ARROW_BYTES_MAX = 512 * 1024
-"""Of the cells in one record, before compression: topics of others take 1 MiB by default."""
+"""Bytes of the cells in one record, before compression: topics of others take 1 MiB by default."""
 
 
 class FeedRecord(NamedTuple):

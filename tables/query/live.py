@@ -14,7 +14,7 @@ from tables.query.family import KeyFilter
 
 
 class FollowerPosition(msgspec.Struct, frozen=True, array_like=True):
-    """How far a follower of a layer's cells is in one partition of its input.
+    """The position of a follower of a layer's cells in one partition of its input.
 
     Attributes:
         version: it has every value up to this version.
@@ -29,13 +29,13 @@ class FollowerPosition(msgspec.Struct, frozen=True, array_like=True):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LiveRead:
-    """What is read of the tables of one layer, or of a merged layer's combiner.
+    """A read of the tables of one layer, or of a merged layer's combiner.
 
-    Windows that start in ``[from_ms, to_ms)``; an empty range asks for the facts alone. ``parts``
-    has a merged layer's contributions given in place of its cells. ``partitions`` are those of the
-    layer's input that can have the keys, None for all. With ``after`` only changes are given: cells
-    that have changed, or closed, since a follower was told so much; of partitions that are not in
-    it, everything.
+    It reads windows that start in ``[from_ms, to_ms)``; an empty range asks for the facts alone.
+    ``parts`` has a merged layer's contributions given instead of its cells. ``partitions`` are
+    those of the layer's input that can have the keys, None for all. With ``after`` only changes are
+    given: cells that have changed, or closed, since a follower's position; of partitions that are
+    not in it, everything.
     """
 
     layer: Layer
@@ -47,7 +47,7 @@ class LiveRead:
     after: Mapping[int, FollowerPosition] | None = None
 
     def wants(self, partition: int) -> bool:
-        """Tell whether a partition is asked."""
+        """Return whether a partition is asked."""
         return self.partitions is None or partition in self.partitions
 
     @property
@@ -60,7 +60,7 @@ class LiveRead:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LiveRows:
-    """What owners have of a read: facts by partition, and rows with ``source_partition``.
+    """The answer of owners to a read: facts by partition, and rows with ``source_partition``.
 
     Rows are an archive frame. Of ``parts`` they are contributions (``rollup_schema``), whose
     ``source_partition`` is the sender, with the partition that holds them as ``held_by`` (Int32).

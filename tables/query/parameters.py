@@ -112,7 +112,7 @@ def seconds_hint(*times: int) -> str:
 
 
 def did_you_mean(name: str, known: list[str]) -> str:
-    """Return a hint at the name that was probably meant, empty if none is near."""
+    """Return a hint at the name that was probably meant, empty if no name is near."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
 
@@ -194,7 +194,7 @@ def key_value(field: KeyField, text: str) -> Scalar:
     """Return a key field's value.
 
     Raises:
-        ValueError: the text is none of its type.
+        ValueError: the text is not a value of its type.
     """
     if field.type == "string":
         return text
@@ -211,8 +211,8 @@ def parse_time_ms(text: str) -> int:
     """Return the epoch milliseconds of ``"1356998400000"``, ``"2013-01-01T00:00:00Z"`` or a date.
 
     Raises:
-        ValueError: the text has another form, or lies where no window starts or ends: outside the
-            years 1 to 9999, but for the windows that the first and the last event time are in.
+        ValueError: the text has another form, or no window can start or end then: outside the
+            years 1 to 9999, but for the windows of the first and the last event time.
     """
     if _INTEGER.fullmatch(text):
         time_ms = int(text)

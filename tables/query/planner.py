@@ -1,8 +1,8 @@
 """The planner: from which layers a request to a family is answered, with the fewest cells.
 
-A plan is a pure function of the request and of what is known of the layers. Exactness decides what
-may be used: a coarser cell only once its window is sealed and complete, finer cells elsewhere, so
-that the answer is the fold of the raw log up to one position of each source partition. Where that
+A plan is a pure function of the request and of the facts of the layers. Exactness decides which
+cells may be used: a coarser cell only once its window is sealed and complete, else finer cells, so
+that the answer is the fold of the raw log up to one position of each source partition. If that
 would be too many cells, coarser cells that are only closed are used too, and the answer is
 ``settling``: late events may still change it.
 """
@@ -27,7 +27,7 @@ Exactness = Literal["exact", "settling"]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LayerFacts:
-    """What is known of one layer over all its partitions; every time may be an earlier one.
+    """The known facts of one layer over all its partitions; every time may be an earlier one.
 
     Attributes:
         sealed_ms: windows that end at or before it change no more.
@@ -54,7 +54,7 @@ class LayerFacts:
     def with_cells(self, from_ms: int, to_ms: int) -> tuple[int, int]:
         """Return the part of a range in which there may be cells.
 
-        What comes while a plan is carried out is read all the same; it is not counted before.
+        Cells that come while a plan is carried out are read too; they are not counted before.
         """
         start = min(max(from_ms, self.first_ms), to_ms)
         return start, max(min(to_ms, self.last_ms + 1), start)
@@ -65,7 +65,7 @@ NOTHING_KNOWN = LayerFacts(complete_ms=NEVER_ENDS_MS)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class QueryPlan:
-    """What is read, in order of time, and what the answer is by it."""
+    """The segments to read, in order of time, and the exactness of their answer."""
 
     segments: tuple[Segment, ...]
     exactness: Exactness
@@ -95,7 +95,7 @@ def plan(query: FamilyQuery, facts: Mapping[str, LayerFacts], cells_max: int) ->
         cells_max: more cells than this are not read.
 
     Raises:
-        QueryError: the range does not begin and end where windows do, some of it has expired or
+        QueryError: the range does not begin and end at bounds of windows, some of it has expired or
             was before the map had the layer, or even closed cells are too many.
     """
     if query.step is not None:
@@ -183,9 +183,9 @@ def _choices(
 def _as_whole(
     query: FamilyQuery, layer: Layer, facts: Mapping[str, LayerFacts]
 ) -> list[tuple[int, int]]:
-    """Return where a coarser layer knows as many of the measures that are asked for as the base.
+    """Return the ranges in which a coarser layer knows each measure asked for that the base knows.
 
-    Where the base does not know one either, the coarser layer's null is the answer.
+    If the base does not know one either, the coarser layer's null is the answer.
     """
     base = facts.get(query.family.base.name, LayerFacts()).whole
     own = facts.get(layer.name, NOTHING_KNOWN).whole
@@ -209,7 +209,7 @@ def _as_whole(
 
 
 def _check_ranked(query: FamilyQuery, facts: Mapping[str, LayerFacts]) -> None:
-    """Refuse to rank by a measure where it is not known of the whole range.
+    """Refuse to rank by a measure that is not known of the whole range.
 
     Raises:
         QueryError: it is not.
@@ -229,7 +229,7 @@ def _check_ranked(query: FamilyQuery, facts: Mapping[str, LayerFacts]) -> None:
 
 
 def _descends(query: FamilyQuery, layer: Layer, finer: Layer) -> bool:
-    """Tell whether ``layer`` is made from ``finer``, directly or not."""
+    """Return whether ``layer`` is made from ``finer``, directly or not."""
     by_name = {one.name: one for one in query.family.layers}
     while layer.finer is not None:
         layer = by_name[layer.finer]
@@ -242,7 +242,7 @@ def _cells(layer: Layer, keys: KeyFilter, known: LayerFacts) -> float:
     """Return about how many cells of a window are read."""
     counts = [len(keys.values.get(field.name, ())) for field in layer.key]
     named = math.prod(counts)
-    # Fewer than one are no reason to read more windows: each may be a partition of the archive.
+    # A count below one does not justify more windows: each may be a partition of the archive.
     cells = max(known.cells, 1.0)
     return min(float(named), cells) if named else cells
 
@@ -259,7 +259,7 @@ def _refusal(
             hint = seconds_hint(time_ms)
             return QueryError(
                 f"{problem}: {name} lies inside a window of its finest layer {base.name}; got"
-                f" {time_ms}; want where one of {base.window} starts, like {start} or"
+                f" {time_ms}; want the start of one of {base.window}, like {start} or"
                 f" {base.window.end(start)}{f'; {hint}' if hint else ''}"
             )
     if at_ms < began_ms:

@@ -34,7 +34,7 @@ CLOSE = 1e-9
 """Relative error of a measure that is computed from columns of floats, with a wide margin."""
 
 PART_ROWS_MAX = 20_000
-"""Measures of so many keys are computed, and ranked, at a time: many keys may be equal."""
+"""Keys whose measures are computed, and ranked, at a time: many keys may be equal."""
 
 _NOT_OURS = frozenset({"step", "group", "measures", "limit", "cursor"})
 
@@ -52,7 +52,7 @@ class TopQuery:
 
 @functools.lru_cache(1_024)
 def top_parameters(themap: Map, layer: Layer, limits: Limits) -> tuple[Parameter, ...]:
-    """Return what a request for the top keys of a layer may say."""
+    """Return the parameters of a request for the top keys of a layer."""
     names = {field.name for field in layer.key}
     theirs = family_parameters(family_with(themap, layer), limits)
     return (
@@ -105,7 +105,7 @@ def parse_top_query(
 def top_rows(top: TopQuery, rows: pl.DataFrame) -> pl.DataFrame:
     """Return the rows of the first keys, in order of rank; equal ones in order of their key.
 
-    ``rows`` are those of ``top.query``. Keys without the measure, and those whose measure is no
+    ``rows`` are those of ``top.query``. Keys without the measure, and those whose measure is not a
     finite number, which is answered as null too, come last in either order.
     """
     if rows.height > SMALL_ROWS_MAX:
@@ -158,7 +158,7 @@ def _some_of_each(top: TopQuery, rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _estimate(measure: Measure, layer: Layer) -> tuple[pl.Expr, pl.Expr]:
-    """Return a measure in floats, and what it is not farther from the exact one than CLOSE of."""
+    """Return a measure in floats, and the magnitude that its relative error CLOSE refers to."""
     form = form_of(layer, measure)
     columns = [pl.col(name).cast(pl.Float64) for name in stored_for(layer, measure)]
     value = form.estimate(*columns)

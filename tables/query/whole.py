@@ -1,8 +1,8 @@
 """Whole: from when on the windows of a layer have all events, and of each measure.
 
-A map may get a layer later, or a layer a measure. What came before is gone by then: such windows
+A map may get a layer later, or a layer a measure. Earlier events are gone by then: such windows
 are left out, or have null, wherever they leave a state; never half a value. From when on they are
-whole is told by column: ``events``, which every layer has, stands for the layer itself.
+whole is known by column: ``events``, which every layer has, stands for the layer itself.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def check_began(layer: Layer, cells: CellRange, began_ms: int) -> None:
 def later_measures(
     layer: Layer, whole: Mapping[str, int], from_ms: int = NEVER_MS
 ) -> dict[str, int | None]:
-    """Return, by measure, from when on it is whole, where that is after the start of a range.
+    """Return, by measure, from when on it is whole, if that is after the start of a range.
 
-    None is told while that is not known.
+    The time is None while it is not known.
     """
     cells_ms = whole.get("events", NEVER_MS)
     found: dict[str, int | None] = {}
@@ -50,7 +50,7 @@ def later_measures(
 def described(layer: Layer, whole: Mapping[str, int]) -> dict[str, int | None]:
     """Return a state's word on a layer: by measure, from when on it is whole, if not ever since.
 
-    ``cells`` stands for the layer itself; None for what is not known yet.
+    ``cells`` stands for the layer itself; a time is None while it is not known.
     """
     told = {acc.column: whole.get(acc.column, NEVER_ENDS_MS) for acc in layer.accumulators}
     found: dict[str, int | None] = {}

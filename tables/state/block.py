@@ -29,14 +29,14 @@ COMPRESS_ROWS_MIN = 16
 3,384; 512 rows 16,328 and 66,872."""
 
 _NO_FRAME = (ArrowError, pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
-"""What reading bytes raises that are no Arrow stream; flipped bits can make polars panic."""
+"""Errors of reading bytes that are not an Arrow stream; flipped bits can make polars panic."""
 
 INFLATED_BYTES_MAX = 1 << 30
-"""Of a block without checksum: a record of 16 MiB could claim 255 times as much. Ours come to a
-fraction, the cells of one chunk."""
+"""Bytes of a block without checksum: a record of 16 MiB could claim 255 times as much. Ours come to
+a fraction, the cells of one chunk."""
 
 _COLUMNS_FROM_ROWS = 60
-"""From so many rows on a frame is made column by column."""
+"""Rows from which on a frame is made column by column."""
 
 _VALUE_BYTES = 40.0
 """About the bytes of a value in a tuple."""
@@ -47,7 +47,7 @@ _PYTHON_TYPES: dict[type[pl.DataType], set[type]] = {
 }  # fmt: skip
 
 COMPRESS_BYTES_MIN = 1 << 16
-"""Fewer rows of so many bytes are compressed too: one row is never larger than among others."""
+"""Bytes from which on even few rows are compressed: one row is never larger than among others."""
 
 _START = "window_start"
 
@@ -94,7 +94,7 @@ def encode_block(rows: pl.DataFrame | TupleRows) -> bytes:
 
 
 def encoded_pieces(rows: pl.DataFrame, rows_max: int, bytes_max: int) -> Iterator[bytes]:
-    """Yield the bytes of rows, in order: pieces of so many rows and bytes at most, or one row."""
+    """Yield the bytes of rows, in order: pieces of bounded rows and bytes, or one row."""
     at = 0
     while at < rows.height:
         piece = rows[at : at + rows_max]
@@ -147,7 +147,7 @@ def decode_rows(data: bytes, schema: Mapping[str, pl.DataType]) -> pl.DataFrame 
     dropped.
 
     Raises:
-        DamagedError: it is no block, or one of other columns.
+        DamagedError: it is not a block, or is one of other columns.
     """
     if data.startswith(CONTINUATION):
         return decode_frame(data, schema)
@@ -158,7 +158,7 @@ def decode_rows(data: bytes, schema: Mapping[str, pl.DataType]) -> pl.DataFrame 
         rows = [tuple(None if at is None else row[at] for at in places) for row in rows]
     for (name, kind), column in zip(schema.items(), zip(*rows, strict=True), strict=False):
         if not _fit(kind, column) or (name == _START and None in column):
-            raise DamagedError(f"its block holds other cells: a {name} is no {kind}")
+            raise DamagedError(f"its block holds other cells: a {name} is not {kind}")
     return TupleRows(schema, rows)
 
 
@@ -181,7 +181,7 @@ def conform(frame: pl.DataFrame, schema: Mapping[str, pl.DataType]) -> pl.DataFr
 
 
 def _fit(kind: pl.DataType, column: tuple[Any, ...]) -> bool:
-    """Tell whether all values are null or of a column's type."""
+    """Return whether all values are null or of a column's type."""
     types = set(map(type, column))
     types.discard(type(None))
     if types - _PYTHON_TYPES[type(kind)]:

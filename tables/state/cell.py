@@ -1,4 +1,4 @@
-"""Cells as frames: which columns a layer has, how cells merge, what its measures are.
+"""Cells as frames: which columns a layer has, how cells merge, how measures are computed.
 
 A *cell frame* of a layer has, in this order, the key columns, ``window_start`` (Int64, ms), the
 accumulator columns, and ``version`` (Int64: the offset up to which the value is folded). An
@@ -21,7 +21,7 @@ from tables.measures.registry import form_of, kind_of, merge_columns, stored_for
 from tables.model.layer import Accumulator, Layer, Scalar
 
 PART_ROWS_MAX = 50_000
-"""So many rows are grouped in one step, in some 20 ms."""
+"""Rows that are grouped in one step, in some 20 ms."""
 
 _KEY_TYPES: dict[str, pl.DataType] = {
     "string": pl.String(), "int": pl.Int64(), "bool": pl.Boolean(),
@@ -49,9 +49,9 @@ def no_rows(layer: Layer) -> pl.DataFrame:
 
 
 def stacked(frames: Iterable[pl.DataFrame], nothing: pl.DataFrame) -> pl.DataFrame:
-    """Return the rows of frames of one schema; ``nothing`` where none has any.
+    """Return the rows of frames of one schema; ``nothing`` if all are empty.
 
-    Most of what an answer is made from is empty, and joining even that costs half a millisecond.
+    Most frames of an answer are empty, and to join even those costs half a millisecond.
     """
     some = [frame for frame in frames if frame.height]
     if not some:
@@ -79,7 +79,7 @@ def merge_rows(
 def in_parts(
     rows: pl.DataFrame, keys: Sequence[str], step: Callable[[pl.DataFrame], pl.DataFrame]
 ) -> pl.DataFrame:
-    """Return what a step makes of rows, in no order, a part of the values of ``keys`` at a time.
+    """Return the frame that a step makes of rows, by parts of the values of ``keys``, in no order.
 
     Whatever thread asks, polars computes in one of its own (``POLARS_MAX_THREADS``), for which the
     event loop waits too: so no step of many rows may be one. Rows of one value stay in their order.
@@ -117,7 +117,7 @@ def _unknown_rows(acc: Accumulator) -> pl.Expr:
 
 
 def _has_unknown(rows: pl.DataFrame, acc: Accumulator) -> bool:
-    """Tell whether some value of a column is not known; a look at columns costs no query."""
+    """Return whether some value of a column is not known; a look at columns costs no query."""
     if not rows[acc.column].null_count():
         return False
     columns = (rows[name] for name in merge_columns(acc))
@@ -130,9 +130,9 @@ def later_of(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]
 
 
 def whole_only(rows: pl.DataFrame, whole: Mapping[str, int]) -> pl.DataFrame:
-    """Return rows with each column of ``whole`` null where the window starts before its time.
+    """Return rows with each column of ``whole`` null if the window starts before its time.
 
-    Rows of such windows have no value at all where the column is ``events``: they are left out.
+    If the column is ``events``, rows of such windows have no value at all: they are left out.
     """
     oldest = rows["window_start"].min() if whole else None
     if oldest is None:

@@ -2,7 +2,7 @@
 
 Finer cells that fall into one coarser key are added up before they are sent, each finer window for
 itself: a contribution is the absolute value of a coarser key in a finer window of one partition,
-with its version. A record of a layer topic is a sealed MessagePack array: who sends, what it
+with its version. A record of a layer topic is a sealed MessagePack array: its sender, the times it
 announces, and a block of contributions. A record without block only announces. All
 contributions of a record belong to the record's partition by the hash of their key.
 """
@@ -30,8 +30,8 @@ FORMAT = 2
 _UNSEALED = 1
 
 BLOCK_BYTES_MAX = 4 * 1024 * 1024
-"""Of the cells in one record, before compression; the topic takes 16 MiB, and so does the delta
-that takes the cells in."""
+"""Bytes of the cells in one record, before compression; the topic takes 16 MiB, and so does the
+delta that takes the cells in."""
 
 
 class Contribution(msgspec.Struct, frozen=True, array_like=True):
@@ -40,7 +40,7 @@ class Contribution(msgspec.Struct, frozen=True, array_like=True):
     ``sender`` is the source partition of the finer layer. ``announced`` says that all its windows
     up to these times are closed, and final, and already in this log. ``block`` has the coarser
     layer's key columns and accumulators, ``fine_start`` and ``contributed``; it is empty in a
-    heartbeat. ``whole`` tells, by accumulator, from when on the sender's windows are whole and went
+    heartbeat. ``whole`` says, by accumulator, from when on the sender's windows are whole and went
     to this layer; it is unknown for those left out. Versions before it give None.
     """
 
@@ -66,7 +66,7 @@ def decode_contribution(value: bytes) -> Contribution:
 
     Raises:
         JournalRefusedError: it is of a newer format; dropping it would lose cells.
-        DamagedError: it is no contribution at all.
+        DamagedError: it is not a contribution.
     """
     if value[:1] == bytes((_UNSEALED,)):
         found = unpacked(_decoder, memoryview(value)[1:])
@@ -118,10 +118,10 @@ def split_cells(coarser: Layer, cells: pl.DataFrame) -> list[tuple[int, bytes]]:
 
 
 def decode_cells(contribution: Contribution, coarser: Layer) -> pl.DataFrame:
-    """Return the rows of a contribution; :func:`cause_against` tells whether they can be used.
+    """Return the rows of a contribution; :func:`cause_against` checks whether they can be used.
 
     Raises:
-        DamagedError: its block is none of contributions to this layer.
+        DamagedError: its block does not hold contributions to this layer.
     """
     return decode_frame(contribution.block, _block_schema(coarser))
 

@@ -1,12 +1,12 @@
-"""Remembered ids: hashes of one source partition's event ids, in log order, that tell duplicates.
+"""Remembered ids: hashes of one source partition's event ids, in log order, that show duplicates.
 
     blocks   high low until | high low until | ...    one a delta, joined up as they pile up
              ^ forgotten first                  ^ the newest
     filter   one word for each id: nearly every new id is known to be new from it alone
 
 An id is forgotten when stream time reaches its ``until``, or when ``ids_max`` more are remembered
-after it (docs/formats/journal.md rule 17). What is forgotten may lie here for a while: who looks
-an id up applies the rule.
+after it (docs/formats/journal.md rule 17). A forgotten id may lie here for a while: the caller that
+looks an id up applies the rule.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ row is joined four times at most, and few blocks have to be looked through."""
 
 JOIN_BLOCKS = 16
 SURPLUS_SHARE = 4
-"""More than ``ids_max`` ids lie here until the surplus is one in so many."""
+"""``ids_max`` divided by this is the surplus of ids that may lie here."""
 
 _MASKS = 65_536
 _MASK_BITS = 8
@@ -93,11 +93,11 @@ class IdTable(LayerTable):
         self._filter = None
 
     def keep(self, ids: int) -> None:
-        """Forget all but so many of the newest ids."""
+        """Forget all but the newest ``ids`` ids."""
         self.forget_oldest(max(0, self.rows - ids))
 
     def forget_oldest(self, ids: int) -> None:
-        """Forget so many of the oldest ids."""
+        """Forget the oldest ``ids`` ids."""
         rows = ids
         for sequence, block in list(self._blocks.items()):
             if rows < block.height:
@@ -233,11 +233,11 @@ class _Filter:
         return 8 * len(self._words)
 
     def has_room(self, ids: int) -> bool:
-        """Tell whether so many more ids can be taken in."""
+        """Return whether ``ids`` more ids can be added."""
         return ids <= self._room
 
     def add(self, hashes: pl.DataFrame) -> bool:
-        """Take ids in; tell whether there was room for them."""
+        """Add ids; return whether there was room for them."""
         self._room -= hashes.height
         if self._room < 0:
             return False
@@ -246,13 +246,13 @@ class _Filter:
             word = pl.col("high") % len(self._words)
             full = missing.select(word, full=self._word().or_(_mask()))
             self._words.scatter(full["high"], full["full"])
-            # Of several ids of one word only the last got through.
+            # If several ids share a word, only the last was written.
             got = self.may_have(missing)
             missing = missing.clear() if got.all() else missing.filter(~got)
         return True
 
     def may_have(self, hashes: pl.DataFrame) -> pl.Series:
-        """Return which ids may have been taken in; the others have not."""
+        """Return which ids may have been added; the others have not."""
         return hashes.select(self._word().and_(_mask()) == _mask()).to_series()
 
     def _word(self) -> pl.Expr:

@@ -13,7 +13,7 @@ from tables.state.journal import Claim
 class InputPlan:
     """One input topic: a raw source with its base layers, or a layer topic with its one layer.
 
-    A combiner stands in the source's plan in place of its merged layer, and is the finer layer in
+    A combiner stands in the source's plan instead of its merged layer, and is the finer layer in
     that of the layer's topic. ``senders`` counts the partitions of the finer layer's input, each of
     which announces; it is 0 for a raw source. ``coarser`` lists, by layer, the layers that its
     cells are sent to.

@@ -25,28 +25,8 @@ once the structure of their blocks is checked."""
 _UNSEALED = (b"\x01", b"\x02")
 
 
-class Announcement(NamedTuple):
-    """Times of a sender: windows that end at or below are closed, or final, and all sent."""
-
-    closed_ms: int
-    final_ms: int
-
-
-NOTHING_ANNOUNCED = Announcement(NEVER_MS, NEVER_MS)
-
-
-class EntryFingerprint(NamedTuple):
-    """Length and CRC-32 of a journal entry, by which it is recognised."""
-
-    length: int
-    crc32: int
-
-
-class RecordFingerprint(NamedTuple):
-    """Append time and CRC-32 of a source record's value, by which it is recognised."""
-
-    append_time_ms: int
-    crc32: int
+Identity = tuple[int, int]
+"""The identity of a record: its length and CRC-32, or its append time and CRC-32."""
 
 
 class Claim(msgspec.Struct, frozen=True, array_like=True, tag="claim"):
@@ -80,7 +60,7 @@ class Claim(msgspec.Struct, frozen=True, array_like=True, tag="claim"):
 
 
 class Claimant(msgspec.Struct, frozen=True):
-    """Who claims: a worker's node and consumer group, and the id of the Kafka cluster it is in."""
+    """The claiming worker: its node and consumer group, and the id of its Kafka cluster."""
 
     group: str = ""
     node: str = ""
@@ -88,7 +68,7 @@ class Claimant(msgspec.Struct, frozen=True):
 
 
 class Delta(msgspec.Struct, frozen=True, array_like=True, tag="delta"):
-    """What one chunk adds to the state of one source partition, for offsets ``[start, stop)``.
+    """The change of one chunk to the state of a source partition, for offsets ``[start, stop)``.
 
     ``floors`` are by layer; ``announced`` by sender partition (coarser layers only); ``blocks`` by
     layer, as bytes of ``tables.state.block``; ``evicted`` are window starts by layer; ``tail`` is
@@ -96,9 +76,9 @@ class Delta(msgspec.Struct, frozen=True, array_like=True, tag="delta"):
     ``snapshot`` is the journal offset of the latest snapshot that the writer knows, -1 for none: a
     hint for readers, which decides nothing. ``has_events`` is another: whether an event, and not
     heartbeats alone, has moved stream time up to ``stop``. ``ids_gone`` is how many of the oldest
-    remembered ids have gone since the claim; deltas of formats 1 and 2 tell how many go, in
+    remembered ids have gone since the claim; deltas of formats 1 and 2 say how many go, in
     ``evicted``.
-    ``whole`` is, by sender whose word is news, from when on its cells are whole, by
+    ``whole`` is, by sender with new times, from when on its cells are whole, by
     column (coarser layers only).
     """
 

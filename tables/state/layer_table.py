@@ -37,21 +37,21 @@ from tables.state.table_jobs import CellsJob, Merge, MergeJob
 
 TAIL_BLOCKS_MAX = 8
 TAIL_ROWS_MAX = 256
-"""Blocks that are smaller than these together stay longer: a merge costs what a hundred rows do
-whatever there is, and small blocks are read as one frame. With 1,000, an open loop of 200,000
-events a second had a p99 of 63 ms in place of 32: many frames are dear to read."""
+"""Blocks that are smaller than these together stay longer: a merge costs as much as a hundred rows
+even if it has fewer, and small blocks are read as one frame. With 1,000, an open loop of 200,000
+events a second had a p99 of 63 ms instead of 32: many frames are dear to read."""
 
 SMALL_TAIL_MAX = 64
 
 AHEAD_ROWS_MIN = 5_000
-"""Merges of so many rows are made in a thread. 6,000 rows take 2 ms, 25,000 take 12."""
+"""Rows from which on a merge is made in a thread. 6,000 rows take 2 ms, 25,000 take 12."""
 
 
 @dataclasses.dataclass(slots=True, frozen=True)
 class BlockWrite:
-    """A block to put into the local store, or to delete where data is None.
+    """A block to put into the local store, or to delete if data is None.
 
-    ``version`` is that of all rows, or -1 where the block itself has the column.
+    ``version`` is that of all rows, or -1 if the block itself has the column.
     """
 
     layer: str
@@ -61,13 +61,13 @@ class BlockWrite:
 
 
 class LayerTable:
-    """What all kinds share: blocks, versions by window, eviction.
+    """The common part of all kinds: blocks, versions by window, eviction.
 
     Attributes:
         name: the layer's.
         versions: by window start, the version of the delta that last changed one of its cells.
         touched: the windows of the block that was added last.
-        writes: what the local store has not got yet; the owner empties it with every save.
+        writes: the blocks that the local store lacks; the owner empties the list with every save.
         began: by accumulator that the layer got later, from which start on windows have all of it.
             Cells of other windows leave the table with null there.
     """
@@ -85,7 +85,7 @@ class LayerTable:
         self._sequence = 0
         self._collected: tuple[dict[int, int], weakref.ref[CellsJob]] | None = None
         self._ahead: Merge | None = None
-        # By block, the bytes of a row and the rows of each window, from when they were asked for.
+        # The bytes of a row and the rows of each window, by block; kept once they were asked for.
         self._sizes: dict[int, tuple[float, dict[int, int]]] = {}
 
     @property
@@ -95,7 +95,7 @@ class LayerTable:
 
     @property
     def oldest(self) -> int | None:
-        """The start of the oldest window that has cells, None where there is none."""
+        """The start of the oldest window that has cells, None if no window has any."""
         return self._oldest
 
     def _seen(self, window: int) -> None:
@@ -120,7 +120,7 @@ class LayerTable:
         return int(total)
 
     def add(self, data: bytes, version: int, rows: pl.DataFrame | TupleRows | None = None) -> None:
-        """Add a delta's block; its rows get ``version``. Who made it may give what it holds."""
+        """Add a delta's block; its rows get ``version``. Its maker may pass the ``rows``."""
         if rows is None:
             rows = decode_rows(data, self._delta)
         elif isinstance(rows, pl.DataFrame):
@@ -134,20 +134,20 @@ class LayerTable:
             self._seen(window)
         ahead, self._ahead = self._ahead, None
         if _is_tail_long(self._blocks):
-            # What was evicted since leaves other blocks than those that were merged.
+            # After an eviction the blocks are not those that were merged ahead.
             if ahead is not None and ahead.replaced == self._due_for_merge(self._blocks):
                 self._replace(ahead)
             else:
                 self.merge()
 
     def merge(self) -> None:
-        """Merge the newest blocks, and older ones where it is time, into one."""
+        """Merge the newest blocks, and older ones that are due, into one."""
         self._replace(self._merge_of(self._blocks)())
 
     def merge_ahead(self, rows: pl.DataFrame | TupleRows, version: int) -> MergeJob[Any] | None:
         """Return the merge that adding these rows will bring, to be made in a thread.
 
-        None where there is none, or a small one. :meth:`add` comes to the same without it.
+        None if no merge is due, or a small one. :meth:`add` gives the same table without it.
         """
         if len(self._blocks) < TAIL_BLOCKS_MAX or self.rows + rows.height < AHEAD_ROWS_MIN:
             return None
@@ -210,7 +210,7 @@ class LayerTable:
         self._sequence = 0
 
     def forget(self, columns: Collection[str]) -> None:
-        """Forget what these columns hold, as if no event had carried their fields."""
+        """Forget the values of these columns, as if no event had carried their fields."""
         if not columns:
             return
         self._collected = self._ahead = None
@@ -234,7 +234,7 @@ class LayerTable:
     def collect_in(
         self, from_ms: int, to_ms: int, key: Mapping[str, Scalar]
     ) -> Callable[[], pl.DataFrame]:
-        """Return what makes the frame of :meth:`cells_in`, as it is now, in any thread."""
+        """Return a function that makes the frame of :meth:`cells_in` as of now, in any thread."""
         matching, began = self._matching_in(from_ms, to_ms, key), dict(self.began)
 
         def cells() -> pl.DataFrame:
@@ -247,7 +247,7 @@ class LayerTable:
     def _matching_in(
         self, from_ms: int, to_ms: int, key: Mapping[str, Scalar]
     ) -> Callable[[], pl.DataFrame]:
-        """Return what makes the frame of the rows in range that have the values of ``key``."""
+        """Return a function that makes the frame of the rows in range that match ``key``."""
         found = [
             block
             for block in self._blocks.values()
@@ -264,7 +264,7 @@ class LayerTable:
         return self.collect(windows)()
 
     def collect(self, windows: Collection[int]) -> CellsJob:
-        """Return what makes the cell frame of these windows, as they are now, in any thread.
+        """Return a job that makes the cell frame of these windows, as they are now, in any thread.
 
         Every sink asks for the same ones, so a job that is still in use is given again.
         """
@@ -306,11 +306,11 @@ class LayerTable:
         raise NotImplementedError
 
     def _merge_of(self, blocks: dict[int, Block]) -> Callable[[], Merge]:
-        """Return what merges those that are due, in any thread."""
+        """Return a function that merges the blocks that are due, in any thread."""
         raise NotImplementedError
 
     def _notice(self, block: Block) -> None:
-        """Take note of what a block brings, which no other has brought yet."""
+        """Take note of the rows of a new block."""
 
     def _replace(self, merge: Merge) -> None:
         for sequence in merge.replaced:
@@ -328,8 +328,8 @@ class LayerTable:
         whole = frame if known is None else pl.concat([known.frame, frame])
         self._blocks[sequence] = Block(whole)
         self._notice(self._blocks[sequence])
-        # Oldest first, however the store lists them: what is merged, and the last bits of float
-        # sums with it, follows from the order.
+        # Oldest first, however the store lists them: the choice of merges, and the last bits of
+        # float sums with it, follows from the order.
         self._blocks = dict(sorted(self._blocks.items()))
         self._sequence = max(self._sequence, sequence + 1)
 
@@ -382,7 +382,7 @@ class FoldTable(LayerTable):
         return lambda: Merge.of(chosen, self._cells_of(self._joined(frames)))
 
     def _cells_of(self, rows: pl.DataFrame) -> pl.DataFrame:
-        # In the order of a cell frame.
+        # Columns are in the order of a cell frame.
         return merge_rows(rows, self._identity, self.layer.accumulators)
 
     def _small_of(self, rows: pl.DataFrame) -> pl.DataFrame:
@@ -409,7 +409,7 @@ def _matching(
 
 
 def _is_tail_long(blocks: dict[int, Block]) -> bool:
-    """Tell whether blocks are to be merged; it follows from their sizes alone."""
+    """Return whether blocks are to be merged; it follows from their sizes alone."""
     if len(blocks) <= TAIL_BLOCKS_MAX:
         return False
     if len(blocks) > SMALL_TAIL_MAX:

@@ -14,7 +14,7 @@ class Meta(msgspec.Struct):
 
     ``next_offset`` is the source offset up to which everything is folded, the only position there
     is. ``base`` is the offset it began at. ``since`` is, by sender, the floor it announced first,
-    if it could not tell from when on its cells are whole. ``began_ms`` is, by base layer that the
+    if it does not know from when on its cells are whole. ``began_ms`` is, by base layer that the
     map got later, from when on it knows all events, and ``columns_ms`` the same of accumulators
     that a layer got later. ``sinks_ms`` is, by coarser layer, from when on it gets all cells from
     here; ``whole`` is, by sender and column, from when on a sender's cells are whole. ``shapes``
@@ -22,10 +22,10 @@ class Meta(msgspec.Struct):
     that stands. ``journal_offset`` is the next entry to read; ``entry`` the fingerprint of the one
     before it; ``tail`` the fingerprint of source record ``next_offset - 1``. ``snapshot`` is the
     journal offset of the latest snapshot, -1 before the first, and ``snapshot_bytes`` its size;
-    ``covered`` what the last two cover; ``tail_bytes`` the size of the deltas since. ``layers`` and
-    ``ids`` are those of the claim that stands, None where it does not tell; ``ids_gone`` is how
-    many of the oldest ids have gone since. ``archive`` is the id of the archive that has the rows,
-    and ``history`` that of the journal; both are empty until a claim names one. ``cluster``,
+    ``covered`` the offsets that the last two cover; ``tail_bytes`` the size of the deltas since.
+    ``layers`` and ``ids`` are those of the claim that stands, None if it has none; ``ids_gone`` is
+    how many of the oldest ids have gone since. ``archive`` is the id of the archive that has the
+    rows, and ``history`` that of the journal; both are empty until a claim names one. ``cluster``,
     ``group`` and ``node`` are those of the last claim that stands. ``first_ms`` is, by layer, the
     start of the first window that ever had cells here, None in a state that began before that was
     kept.
@@ -68,7 +68,7 @@ class Meta(msgspec.Struct):
 
 
 def may_stand(meta: Meta, claim: Claim) -> bool:
-    """Tell whether a claim stands in a journal that has one (docs/formats/journal.md rule 3)."""
+    """Return whether a claim stands in a journal that has one (docs/formats/journal.md rule 3)."""
     if claim.partitions != meta.partitions or claim.revision < meta.revision:
         return False
     if changes(meta.shapes, claim.shapes or {}):

@@ -35,7 +35,7 @@ from tables.state.rollup_table import RollupTable
 
 
 class PartitionState:
-    """What is known of one source partition: :class:`Meta` and one table per layer.
+    """The state of one source partition: :class:`Meta` and one table per layer.
 
     ``ids`` are the remembered ids of a source whose events have some; they are one of the tables.
     """
@@ -61,7 +61,7 @@ class PartitionState:
         fingerprint: EntryFingerprint,
         rows: Mapping[str, pl.DataFrame | TupleRows] | None = None,
     ) -> bool:
-        """Take the journal entry at ``offset``; tell whether it stands.
+        """Apply the journal entry at ``offset``; return whether it stands.
 
         ``offset`` must be the next one: a journal is read without gaps. ``rows`` are the rows of a
         delta's blocks, by name, if they need not be decoded because they were just encoded.
@@ -84,8 +84,8 @@ class PartitionState:
     def is_of_own_map(self) -> bool:
         """Whether the claim that stands is of the reader's own map.
 
-        Only then has the state all that the journal says, and may be stored: of layers that its map
-        does not have it knows nothing.
+        Only then has the state all cells of the journal, and may be stored: it has no cells of
+        layers that its map does not have.
         """
         themap = self.plan.themap
         return (self.meta.revision, self.meta.digest) == (themap.revision, themap.digest)
@@ -101,7 +101,7 @@ class PartitionState:
     def closed_ms(self, layer: Layer) -> int:
         """Return C: windows of ``layer`` that end at or below it are closed.
 
-        What is sealed is closed. A revision with a larger ``max_out_of_orderness`` takes stream
+        A sealed window is closed. A revision with a larger ``max_out_of_orderness`` takes stream
         time less slack below the floor, which never falls.
         """
         if self.plan.finer is None:
@@ -124,14 +124,14 @@ class PartitionState:
         return self.whole(layer).get("events", NEVER_ENDS_MS)
 
     def is_known(self, layer: Layer) -> bool:
-        """Tell whether it is known which windows of a layer are whole."""
+        """Return whether it is known which windows of a layer are whole."""
         return "events" in self.whole(layer)
 
     def whole(self, layer: Layer) -> dict[str, int]:
         """Return from which start on windows have all of each accumulator; others are not known.
 
-        What holds for ``events`` holds for all. Of a coarser layer a column is known once all
-        senders have told of it.
+        A time of ``events`` holds for all accumulators. A column of a coarser layer is known once
+        all senders have sent its time.
         """
         found = self._whole.get(layer.name)
         if found is None:
@@ -147,7 +147,7 @@ class PartitionState:
     def sends_whole(self, layer: Layer, coarser: Layer) -> dict[str, int]:
         """Return from which start on a coarser layer gets all of a layer's windows, by column.
 
-        What is not known is left out; nothing is told while the layer knows nothing of itself.
+        Unknown columns are left out; the result is empty while the layer's own times are not known.
         """
         whole = self.whole(layer)
         if "events" not in whole:
@@ -168,7 +168,8 @@ class PartitionState:
         for sender, floor in meta.since.items():
             if column == "events":
                 began_ms = max(began_ms, floor)
-            # A sender that runs an older version tells nothing: it has had all of it for ever.
+            # A sender that runs an older version sends no times: it has always had all of the
+            # column.
             told = meta.whole.get(sender, {column: NEVER_MS})
             if column not in told:
                 return None
@@ -277,7 +278,7 @@ class PartitionState:
             if not claim.ids:
                 self.ids.clear()
             elif meta.ids is not None and claim.ids > meta.ids:
-                # What was forgotten under the old number lies here still, but stays forgotten.
+                # Ids that were forgotten under the old number lie here still, but stay forgotten.
                 self.ids.keep(meta.ids)
 
     def _keep_layers(self, layers: Mapping[str, list[str]]) -> None:
@@ -365,8 +366,9 @@ class PartitionState:
         for sender, told in delta.whole.items():
             meta.whole[sender] = later_of(meta.whole.get(sender, {}), told)
         for sender in new:
-            # What a sender of an older version had evicted before ended at or below its floor.
-            floor = NEVER_MS if sender in meta.whole else delta.announced[sender].final_ms
+            # Windows that a sender of an older version had evicted before ended at or below its
+            # floor.
+            floor = NEVER_MS if sender in meta.whole else delta.announced[sender][1]
             meta.since[sender] = floor
         if new or delta.whole:
             self._whole.clear()
@@ -381,7 +383,7 @@ class PartitionState:
         if not floors:
             return
         if meta.layers is None:
-            # The claim did not tell which layers there are.
+            # The claim did not name the layers.
             self._begin_layers(floors)
             meta.floors = {}
         meta.floors = {**meta.floors, **floors}

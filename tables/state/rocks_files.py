@@ -1,4 +1,4 @@
-"""What RocksDB leaves in a folder, and the words in which it says that this is damaged."""
+"""Files that RocksDB leaves in a folder, and the words of its errors about damaged ones."""
 
 from __future__ import annotations
 

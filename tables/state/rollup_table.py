@@ -27,7 +27,7 @@ class RollupTable(LayerTable):
 
     A row is a contribution: the key, ``fine_start``, ``source_partition``, the coarser
     ``window_start``, the value, and ``contributed``, its version at the sender. Rows whose finer
-    window is final are added up into *settled* rows, which have null in place of the finer window
+    window is final are added up into *settled* rows, which have null instead of the finer window
     and the sender.
     """
 
@@ -38,11 +38,11 @@ class RollupTable(LayerTable):
         self.contribution = [*layer.key_columns, "fine_start", "source_partition"]
         self._cell = [*layer.key_columns, "window_start"]
         self.announced: dict[int, Announcement] = {}
-        # By window and sender, the latest finer window of which there is a contribution.
+        # The latest finer window of which there is a contribution, by window and sender.
         self._heard: dict[int, dict[int, int]] = {}
 
     def _cells_of(self, rows: pl.DataFrame) -> pl.DataFrame:
-        # In the order of a cell frame.
+        # Columns are in the order of a cell frame.
         return merge_rows(self._latest(rows), self._cell, self.layer.accumulators)
 
     def parts_in(self, from_ms: int, to_ms: int, key: Mapping[str, Scalar]) -> pl.DataFrame:
@@ -137,7 +137,7 @@ class RollupTable(LayerTable):
         self._heard.clear()
 
     def may_know(self, rows: pl.DataFrame) -> bool:
-        """Return whether contributions like these may exist; False only if none does.
+        """Return whether contributions like these may exist; False only if none exists.
 
         ``rows`` are a delta's. Most are of later finer windows than all before.
         """
@@ -164,8 +164,8 @@ class RollupTable(LayerTable):
         settled = rows.filter(pl.col("fine_start").is_null())
         single = rows.filter(pl.col("fine_start").is_not_null())
         newest = in_parts(single, self.contribution, self._newest)
-        # A replacement is younger than what it replaces, so dropping the old row never lowers the
-        # cell's version.
+        # A replacement is younger than the row it replaces, so dropping the old row never lowers
+        # the cell's version.
         return pl.concat([settled, newest])
 
     def _newest(self, rows: pl.DataFrame) -> pl.DataFrame:

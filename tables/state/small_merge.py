@@ -19,7 +19,7 @@ from tables.state.block import TupleRows
 from tables.state.cell import cell_schema
 
 SMALL_ROWS_MAX = 256
-"""Merging so many rows takes about as long here as it does as a frame."""
+"""Rows whose merge takes about as long here as it does as a frame."""
 
 Values = tuple[Any, ...]
 _Step = tuple[AccumulatorKind, list[int]]
@@ -66,7 +66,7 @@ def _merged(steps: Sequence[_Step], rows: list[Values]) -> Values:
 
 
 def _has_unknown(kind: AccumulatorKind, values: list[Values]) -> bool:
-    """Tell whether some value of an accumulator is not known."""
+    """Return whether some value of an accumulator is not known."""
     return kind.has_unknown(*values)
 
 

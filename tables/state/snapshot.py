@@ -23,7 +23,7 @@ PIECE_ROWS = 25_000
 for it. Cells of 12 columns come to about 2 MB, of one million to 40 parts."""
 
 PART_BYTES = 2 << 20
-"""Of a part's blocks, which are cut to fit; a row may be larger (``tables.model.limits``)."""
+"""Bytes of a part's blocks, which are cut to fit; a row may be larger (``tables.model.limits``)."""
 
 _META = msgspec.msgpack.Decoder(Meta)
 

@@ -84,7 +84,7 @@ class PartitionStore:
                 path.unlink()
 
     def load(self, plan: InputPlan) -> PartitionState | None:
-        """Return the stored state, or None if there is none in this format, or no whole one."""
+        """Return the stored state, or None if it is missing, of another format, or not whole."""
         try:
             if self._db.get(_FORMAT_KEY) == bytes((FORMAT,)):
                 return self._load(plan)

@@ -15,7 +15,7 @@ Made = TypeVar("Made")
 
 @dataclasses.dataclass(slots=True, frozen=True)
 class Merge:
-    """Blocks merged into one: which, and the one with its bytes."""
+    """A merge: the numbers of the replaced blocks, and the new block with its bytes."""
 
     replaced: list[int]
     block: Block
@@ -23,7 +23,7 @@ class Merge:
 
     @classmethod
     def of(cls, replaced: list[int], rows: pl.DataFrame) -> Merge:
-        """Return what ``rows`` replace."""
+        """Return the merge that replaces blocks by ``rows``."""
         return cls(replaced, Block(rows), encode_block(rows))
 
 

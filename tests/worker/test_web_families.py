@@ -240,7 +240,7 @@ async def test_the_top_keys_of_a_layer(tmp_path: Path) -> None:
         ("/v1/families/day/cells?from=0&to=1", 404, "ask family hour, or layer day by itself"),
         (f"{FAMILY}&step=7", 400, "step: got '7'; want a whole number and a unit"),
         (f"{FAMILY}&cursor=abc", 400, "cursor: not a cursor of this layer"),
-        ("/v1/families/hour/cells?from=1&to=7200000", 400, "want where one of 1h starts"),
+        ("/v1/families/hour/cells?from=1&to=7200000", 400, "want the start of one of 1h"),
         (f"{FAMILY}&group=day", 400, "group: got 'day'; want one of origin, carrier, -"),
     ],
 )

@@ -3,8 +3,8 @@
 One row of the file becomes two or three events:
 
     flight.scheduled at its scheduled departure,
-    then flight.departed and, where an arrival is known, flight.arrived,
-    or   flight.cancelled, at the scheduled departure, where no departure is known.
+    then flight.departed and, if an arrival is known, flight.arrived,
+    or   flight.cancelled, at the scheduled departure, if no departure is known.
 
 Times are the file's local wall-clock times taken as UTC. The file is read as a package resource:
 the package itself, and pandas which it would import, are never executed.
@@ -71,7 +71,7 @@ def flight_events(flights: pl.DataFrame) -> pl.DataFrame:
     """Return the events of ``flights``, one row each, in a stable total order by time.
 
     ``at`` is in milliseconds. ``delay_min`` is the departure's delay for flight.departed, the
-    arrival's for flight.arrived and null for the others, and where the file has none. At one time
+    arrival's for flight.arrived and null for the others, and if the file has no delay. At one time
     the order is that of the rows, and within a row scheduled before departed before arrived.
     """
     timed = flights.with_row_index("row").with_columns(_times_min())
@@ -125,7 +125,7 @@ def _times_min() -> list[pl.Expr]:
     """Return when a flight was to leave and left, in minutes since the epoch.
 
     The file gives no date of departure, but delays are exact: scheduled + delay has the hour and
-    minute of ``dep_time`` in every row, also past midnight and where midnight is written as 2400.
+    minute of ``dep_time`` in every row, also past midnight and if midnight is written as 2400.
     """
     day = pl.datetime("year", "month", "day").dt.epoch("ms") // _MINUTE_MS
     scheduled = day + _minute_of_day("sched_dep_time")

@@ -1,4 +1,4 @@
-"""What each layer of the flights' map must say, recomputed from the file with plain polars.
+"""The true cells of each layer of the flights' map, recomputed from the file with plain polars.
 
 This shares nothing with the flow it checks but the reading of the file: times are built as dates
 and clock times, and measures from the file's rows. Columns are ``key_<field>``, ``window_start``
@@ -12,7 +12,7 @@ import fractions
 import polars as pl
 
 _HOUR, _DAY, _MONTH = "1h", "1d", "1mo"
-# Of each layer: what is counted, over which fields, in windows of which size.
+# By layer: the kind of event counted, the key fields, and the window's size.
 LAYERS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "scheduled_hour": ("scheduled", ("origin", "carrier"), _HOUR),
     "scheduled_day": ("scheduled", ("origin", "carrier"), _DAY),
@@ -70,7 +70,7 @@ def truth(layer: str, flights: pl.DataFrame) -> pl.DataFrame:
 
 
 def _happened(flights: pl.DataFrame, what: str) -> pl.DataFrame:
-    """Return the flights to which ``what`` happened, with the ``moment`` it did."""
+    """Return the flights to which ``what`` happened, each with the ``moment`` of it."""
     scheduled = _clock("sched_dep_time", pl.date("year", "month", "day"))
     departed = scheduled + pl.duration(minutes="dep_delay")
     landed = _clock("arr_time", departed.dt.date())

@@ -147,7 +147,7 @@ def test_what_has_expired_is_read_coarse_or_refused() -> None:
 @pytest.mark.parametrize(("start", "stop"), [(1, DAY_MS), (0, HOUR_MS + 1)])
 def test_a_range_lies_where_windows_do(start: int, stop: int) -> None:
     """Half a window cannot be told from a whole one."""
-    with pytest.raises(QueryError, match="want where one of 1h starts"):
+    with pytest.raises(QueryError, match="want the start of one of 1h"):
         read(ask(start=start, stop=stop))
 
 
