@@ -520,7 +520,7 @@ def archived(worker: Process, layer: str) -> Callable[[], Awaitable[bool]]:
 async def test_a_worker_is_not_ready_while_its_writes_are_refused(
     node: SecureCassandra, authority: Authority, processes: Callable[..., Process]
 ) -> None:
-    """The log names the right and the table until it is granted again; reads use other words.
+    """Its reason names the right and the table until the grant; reads have words of their own.
 
     Neither emissions that have nothing to write nor another table's rows say that all is well.
     """

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import functools
+import io
 import pathlib
 import re
 import subprocess
+import tokenize
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -69,6 +71,34 @@ NAMED_PATH = re.compile(
 )
 NAMED_MODULE = re.compile(r"`((?:app|agents|tables|treasure_map)(?:\.\w+)+)`")
 NAMED_CONSTANT = re.compile(r"`([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)`")
+
+# A blank or a line's end between two words of prose.
+GAP = r"(?:[^\S\n]+|[^\S\n]*\n[^\S\n]*)"
+# Phrases that prose avoids, each with the words to use instead (docs/STYLE.md, Prose).
+BANNED_PHRASES = {
+    re.compile(pattern.replace(" ", GAP), re.IGNORECASE): use
+    for pattern, use in (
+        (
+            r"\bwhat (?:is|was|are|were|has|have|a|an|the|it|they|comes|came|must|may)\b",
+            "the noun: the bytes, the rows, the partition that …",
+        ),
+        (r'"""Return what\b', "Return the NOUN"),
+        (r'"""Tell whether\b', "Return whether"),
+        (r"\bin place of\b", "instead of"),
+        (r"\b(?:is|are) none\b", "is not a …, or: there is no …"),
+        (r"\bso many\b[^.;:]{1,80}\bas may be\b", "too many, or: the limit of … is reached"),
+    )
+}
+ALLOWED_PHRASES = re.compile(r"\bthere (?:is|are) none\b".replace(" ", GAP), re.IGNORECASE)
+"""It is short for the absence that the sentence has just named: None if there is none."""
+
+# Not prose of a page: fenced code, code in back ticks, targets of links, headings, which may ask.
+NO_PROSE = re.compile(
+    r"^ *```.*?^ *```$|^ *~~~.*?^ *~~~$|``[^`]+``|`[^`\n]*`|(?<=\])\([^)\n]*\)|^#.*?$",
+    re.DOTALL | re.MULTILINE,
+)
+PHRASES_NAMED = ("docs/STYLE.md",)
+"""Pages that name the phrases to say that they are avoided."""
 
 Rule = Callable[[str, str], Iterator[str]]
 
@@ -259,6 +289,38 @@ def unlisted_packages(path: str, text: str) -> Iterator[str]:
             yield f"{path}:1: package {package} is missing; use a row that says its job"
 
 
+def banned_phrases(path: str, text: str) -> Iterator[str]:
+    """Prose names its things: phrases that leave a reader to guess them are avoided."""
+    words = ALLOWED_PHRASES.sub(blanked, prose(path, text))
+    for pattern, use in BANNED_PHRASES.items():
+        for found in pattern.finditer(words):
+            phrase = " ".join(found[0].split()).strip('"')
+            yield f"{path}:{words.count(chr(10), 0, found.start()) + 1}: {phrase}; use {use}"
+
+
+def prose(path: str, text: str) -> str:
+    """Return the prose of a page or of a module of ours, all else blank, on the same lines."""
+    if path.endswith(".md") and path not in PHRASES_NAMED:
+        return NO_PROSE.sub(blanked, text)
+    if not path.endswith(".py") or not path.startswith(tuple(f"{name}/" for name in PACKAGES)):
+        return ""
+    lines = text.split("\n")
+    found = [""] * len(lines)
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            found[token.start[0] - 1] = token.string.lstrip("#")
+    for node in ast.walk(parsed(path, text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            first, last = node.lineno - 1, node.end_lineno or node.lineno
+            found[first:last] = lines[first:last]
+    return re.sub(r"``[^`]+``|`[^`\n]*`", blanked, "\n".join(found))
+
+
+def blanked(found: re.Match[str]) -> str:
+    """Return a text of the same lines that joins no words before it to words behind it."""
+    return "|" + "\n" * found[0].count("\n") + "|"
+
+
 RULES: tuple[Rule, ...] = (
     long_lines, long_modules, long_functions, wrong_doors, prints, sleeps_in_tests, wall_clocks,
     sorts, docstrings, test_docstrings, open_work, registries, carriage_returns, dangling_names,
@@ -374,6 +436,14 @@ def test_the_rules_see_the_whole_house() -> None:
         (dangling_names, "docs/x.md", "see `app/" + "nothing.py`"),
         (dangling_names, "app/x.py", '"""``app.web.endpoint.' + 'nothing_of_it``."""'),
         (dangling_names, "docs/x.md", "`NOTHING_" + "OF_IT` rows"),
+        (banned_phrases, "app/x.py", '"""Return what X makes."""'),
+        (banned_phrases, "app/x.py", 'def f():\n    """Tell whether it is."""'),
+        (banned_phrases, "app/x.py", "x = 1  # What was sealed"),
+        (banned_phrases, "app/x.py", "# Sends what\n# is sealed."),
+        (banned_phrases, "tables/x.py", '"""Rows.\n\nThe key is none.\n"""'),
+        (banned_phrases, "docs/x.md", "It reads rows in\nplace of cells."),
+        (banned_phrases, "docs/x.md", "So many queries run as may be."),
+        (banned_phrases, "docs/x.md", "```\nx\n```\nReturn what the job made."),
     ],
 )  # fmt: skip
 def test_a_rule_finds_what_breaks_it(rule: Rule, path: str, text: str) -> None:
@@ -407,6 +477,10 @@ def test_a_rule_finds_what_breaks_it(rule: Rule, path: str, text: str) -> None:
             "docs/x.md",
             "`app/web/`, `app.web.endpoint`, `FUNCTION_LINES_MAX`",
         ),
+        (banned_phrases, "app/x.py", 'x = "what is wrong"\n# None if there is none; `what is`.'),
+        (banned_phrases, "app/x.py", '"""Rows of what."""\n# Is sealed.'),
+        (banned_phrases, "tests/x.py", '"""Return what X makes."""'),
+        (banned_phrases, "docs/x.md", "## What is new\n\n```\nwhat is x\n```\n[A](what is)."),
     ],
 )
 def test_a_rule_lets_pass_what_keeps_it(rule: Rule, path: str, text: str) -> None:

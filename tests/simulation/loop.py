@@ -62,8 +62,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._rng = rng
         self._youth = youth
         self._now = 0.0
-        # Tasks of dead processes stay referenced: if Python closed their coroutines, its `finally`
-        # would run, as no killed process does.
+        # Tasks of dead processes stay referenced: if Python closed a coroutine, its `finally` would
+        # run, which a killed process never does.
         self._tasks: list[asyncio.Task[Any]] = []
         OUTSIDE.ready.clear()
         self.set_exception_handler(self._failed)
