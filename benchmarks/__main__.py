@@ -50,7 +50,7 @@ def group() -> None:
 @click.option("--case", "names", multiple=True, type=click.Choice(list(CASES)))
 @click.option("--events", type=click.IntRange(min=10_000), help="How many; a default by case.")
 @click.option("--runs", type=click.IntRange(min=1), default=3, show_default=True)
-@click.option("--ids", "with_ids", is_flag=True, help="Events have ids, and none is a duplicate.")
+@click.option("--ids", "with_ids", is_flag=True, help="Events have ids, without duplicates.")
 @click.option("--smoke", is_flag=True, help="Few events, one run, embedded broker.")
 @click.option("--brokers", help="Brokers to use instead of one that is started here.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list of rows.")
@@ -86,7 +86,7 @@ def throughput_command(
 def profile_command(
     name: str, *, events: int | None, smoke: bool, brokers: str | None, as_json: bool, lines: int
 ) -> None:
-    """Where a CPU-second of a worker goes, by stage."""
+    """The CPU time of a worker, by stage."""
     case = CASES[name]
     count = events or (profile.SMOKE_EVENTS if smoke else case.events)
     with contextlib.ExitStack() as stack:
@@ -131,7 +131,7 @@ def latency_command(
 @click.option("--brokers", help="Brokers to use instead of one that is started here.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list of rows.")
 def burst_command(*, rate: int, runs: int, smoke: bool, brokers: str | None, as_json: bool) -> None:
-    """What ten times the rate for a minute does to age, and for how long."""
+    """How much ten times the rate for a minute raises the age, and for how long."""
     rows: list[burst.Row] = []
     with tempfile.TemporaryDirectory() as folder, _broker(brokers, Path(folder), smoke) as found:
         for number in range(1 if smoke else runs):
@@ -170,7 +170,7 @@ def archive_command(*, runs: int, smoke: bool, as_json: bool) -> None:
     "--folder",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     required=True,
-    help="Where the peers' scripts are.",
+    help="The folder of the peers' scripts.",
 )
 @click.option(
     "--work",
@@ -260,7 +260,7 @@ def verify_command(
 def memory_command(
     *, sizes: tuple[int, ...], smoke: bool, brokers: str | None, as_json: bool
 ) -> None:
-    """What an open cell costs a worker, by how its resident size grows."""
+    """The memory that a worker needs for an open cell, by the growth of its resident size."""
     counts = sizes or (memory.SMOKE_CELLS if smoke else memory.CELLS)
     if len(counts) < 2:  # noqa: PLR2004 - a slope
         raise click.ClickException("cannot tell how it grows: give --cells at least twice")
@@ -310,7 +310,7 @@ def ids_command(*, runs: int, smoke: bool, as_json: bool) -> None:
 @click.option("--smoke", is_flag=True, help="Few events and asks.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list of rows.")
 def query_cost_command(*, smoke: bool, as_json: bool) -> None:
-    """What queries read and take, of raw events by minute and of layers, in real Cassandra."""
+    """The reads and times of queries, of raw events by minute and of layers, in real Cassandra."""
     servers = _servers()
     for name in ("kafka", "cassandra"):
         if reason := servers.why_missing(name):
@@ -367,7 +367,7 @@ def _cassandra_settings(cassandra: Any) -> dict[str, str]:
 
 
 def _servers() -> Any:
-    # The tests' own; it runs what Maven's jars hold.
+    # The module of the tests; it runs the servers from Maven's jars.
     return importlib.import_module("tests.support.servers")
 
 

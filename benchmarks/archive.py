@@ -30,7 +30,7 @@ PARTITIONS = 8
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
-    """What writing so many rows took, in CPU time of this process and by the clock."""
+    """The time to write so many rows: CPU time of this process, and time by the clock."""
 
     case: str
     cells: int

@@ -1,4 +1,4 @@
-"""What the fewest lines reach: a consumer by hand, which decodes and counts in a dict.
+"""A consumer by hand in the fewest lines, which decodes and counts in a dict.
 
 It has no journal, no store, no archive, no lateness and no ledger, and loses everything when it
 ends. It shows the share of producer, broker and client library in a latency, without any job.
@@ -37,7 +37,7 @@ class _Event(msgspec.Struct):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Topic:
-    """What is read."""
+    """The topic that is read."""
 
     brokers: str
     name: str

@@ -84,14 +84,14 @@ class Case:
 
     @property
     def title(self) -> str:
-        """What tables call it."""
+        """The name in tables."""
         return f"{self.name}, ids" if self.ids else self.name
 
     def layers(self) -> list[BenchmarkLayer]:
         """Return the layers on the source, then the coarser one.
 
-        Each further one has another key or window; all hold the entity, so their cells are
-        complete where they are folded.
+        Each further one has another key or window; all hold the entity, so the worker that
+        folds them has the complete cells.
         """
         keys = [("type", "entity"), ("entity",), ("region", "entity"), ("type", "region", "entity")]
         sizes = [2, 3, 6, 12, 1]

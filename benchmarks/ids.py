@@ -35,7 +35,7 @@ SMALL_CHUNKS_SHARE = 50
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
-    """What one run gave; microseconds are of CPU time, bytes are by remembered id."""
+    """The result of one run; microseconds are of CPU time, bytes are by remembered id."""
 
     case: str
     remembered: int

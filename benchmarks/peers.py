@@ -139,7 +139,7 @@ def run_ours(brokers: str, events: int, truth: pl.DataFrame, folder: Path) -> Ro
         (layer,) = client.layers()
         return bool(layer.archived_cells >= truth.height and worker.is_ready())
 
-    # What stays open at the end of the topic is sent early, as it is, once nothing changes it.
+    # Windows that stay open at the end of the topic are emitted early, once nothing changes them.
     with WorkerRun(brokers, map_file, folder / "worker", early_emit_ms="500") as worker:
         seconds = worker.wait(done)
         whole, memory = worker.cpu_seconds(), worker.peak_memory_bytes()

@@ -35,12 +35,12 @@ from treasure_map.query_async import AsyncQueryClient
 
 EVENTS, SMOKE_EVENTS = 1_000_000, 8_000
 SPAN_MS, SMOKE_SPAN_MS = 24 * 3_600_000, 2 * 3_600_000
-"""Of event time; the smoke size queries two hours, the full one a day."""
+"""Event time of the data: the smoke size queries two hours, the full size a day."""
 
 ASKS, SMOKE_ASKS = 8, 3
 CHECKED = ("layers", "layers, cached")
 RATES = {"layers": (25, 50, 100, 200), "layers, cached": (200,)}
-"""Requests a second of the mix. Where every one of them reads Cassandra, on the two cores that all
+"""Requests a second of the mix. If every one of them reads Cassandra, on the two cores that all
 of this shares, 200 are too many: the others tell how many are not."""
 
 RATE_SECONDS = 15.0
@@ -94,7 +94,7 @@ writes are spread."""
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
-    """What one kind of query took under one design; of several asks the median, but for p99.
+    """The cost of one kind of query under one design: the median of several asks, but for p99.
 
     ``bytes`` are of the rows in memory; ``cpu_ms`` of the reader (raw) or the worker (layers), and
     ``cassandra_cpu_ms`` of Cassandra, an ask. ``age_ms`` is how old the worker's data was.
@@ -151,8 +151,8 @@ def run(
             query_cache_bytes_max=str(bytes_max), group=f"{name}-{bytes_max}",
         ) as worker:  # fmt: skip
             if not bytes_max:
-                # The worker is there before the events: what it has evicted by the time a coarser
-                # layer hears of it first would be missing there.
+                # The worker starts before the events: cells that it has evicted by the time a
+                # coarser layer hears of it first would be missing there.
                 worker.wait(lambda _: worker.is_ready())
                 asyncio.run(_send(brokers, themap, events))
             worker.wait(lambda client: _is_folded(worker, client, count))
@@ -273,7 +273,7 @@ async def _at_rate(
                 raise
             refused[ask.query] += 1
             return
-        # From when it was due: what waits behind a slow one counts too.
+        # From when it was due: the wait behind a slow request counts too.
         taken.setdefault(ask.query, []).append(loop.time() - due)
 
     async with AsyncQueryClient(url) as client:

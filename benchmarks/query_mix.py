@@ -16,7 +16,7 @@ START_MS = 1_699_920_000_000
 """A midnight."""
 
 Cells = dict[tuple[str, int], tuple[int, float]]
-"""By entity and start: count and greatest value. Sums of floats differ in their last bits."""
+"""Cells by entity and start: count and greatest value. Sums of floats differ in their last bits."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

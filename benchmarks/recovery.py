@@ -63,7 +63,7 @@ measures = ["count", "sum(value)", "min(value)", "max(value)"]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
-    """What one recovery took, on one core, from the claim to a state that serves."""
+    """The cost of one recovery, on one core, from the claim to a state that serves."""
 
     case: str
     cells: int
@@ -132,7 +132,7 @@ async def _run(case: str, load: Load, folder: Path) -> Row:
     try:
         begun, cpu = time.monotonic(), time.process_time()
         store = PartitionStore(folder)
-        # It is never opened: what is measured comes from journal and store.
+        # It is never opened: the measured recovery reads journal and store.
         archive = EmbeddedArchive(folder.parent / "archive")
         owner = Owner(load.plan, 0, LogPartitionIO(load.plan, 0, log, store, archive=archive))
         await owner.claim()

@@ -31,7 +31,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
-    """What one run gave.
+    """The result of one run.
 
     ``cpu_seconds`` are of all threads of the worker from its start until the last row was archived,
     without ``startup_cpu_seconds``, those of a worker that has nothing to do. ``seconds`` run from
@@ -125,7 +125,7 @@ class WorkerRun:
         return int(line.split()[1]) * 1024
 
     def is_ready(self) -> bool:
-        """Tell whether the worker is restored and caught up."""
+        """Return whether the worker is restored and caught up."""
         with urllib.request.urlopen(f"{self.url}/readyz") as answer:  # noqa: S310 - its own URL
             return bool(answer.status == HTTPStatus.OK)
 

@@ -2,7 +2,7 @@
 
 A timer interrupts the main thread. Each time, the CPU time that the process has used since is put
 down to the stage of the innermost frame of our own code: native calls (polars with its threads,
-msgspec, sockets) belong to who called them. What other Python threads have used, those that write
+msgspec, sockets) belong to who called them. The time of other Python threads, those that write
 the archive for instance, is taken from it and told by the thread's name. The notes are written as
 JSON to the file that ``PROFILE_FILE`` names, once a second.
 """
@@ -86,7 +86,7 @@ OUTERMOST = (
     "app/commands",
     "app/config/",
 )
-"""What every stack has: the command line, and the loop that runs all else."""
+"""Frames that every stack has: the command line, and the loop that runs all else."""
 
 
 class Sampler:

@@ -28,7 +28,7 @@ INTERVAL_MS = 10
 SAMPLE_SECONDS, SMOKE_SAMPLE_SECONDS = 5.0, 0.5
 WARM_UP_SHARE = 0.2
 KEPT_BYTES = 256 << 20
-"""Of a partition of the source's topic."""
+"""Bytes kept of a partition of the source's topic."""
 
 WIDTH, HEIGHT, MARGIN = 900, 360, 56
 

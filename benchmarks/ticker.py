@@ -1,7 +1,7 @@
 """The open loop of the latency benchmark: events at a fixed rate, whatever becomes of them.
 
 Events are made before a tick of a fixed interval and sent at it, uncompressed as Kafka's producers
-do by default. What a tick sends is noted with the moment it was due, so that a feed that falls
+do by default. The events of a tick are noted with the moment it was due, so that a feed that falls
 behind shows as latency, not as a lower rate.
 """
 

@@ -1,6 +1,6 @@
 """``python -m benchmarks.timed worker``: notes when deltas and archive rows are done.
 
-What is noted goes to the file that ``TIMES_FILE`` names when the worker ends: one row for each
+The notes go to the file that ``TIMES_FILE`` names when the worker ends: one row for each
 delta that was applied, and one for each window and source partition of rows that the archive has
 acknowledged. Times are those of the monotonic clock, which all processes of a machine share.
 """

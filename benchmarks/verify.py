@@ -28,14 +28,14 @@ from treasure_map.query import QueryClient
 
 EVENTS, SMOKE_EVENTS = 10_000_000, 8_000
 ENTITIES = 200
-"""For so many events, of ten types each, over 100 windows; fewer have as many a row, about 25."""
+"""Entities of the full size, of ten types each, over 100 windows; a smaller load has fewer."""
 
 DEADLINE_SECONDS = 600
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
-    """What one run took: the CPU time of all its threads, user and system; its greatest size."""
+    """The cost of one run: the CPU time of all its threads, user and system; its greatest size."""
 
     case: str
     events: int

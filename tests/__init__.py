@@ -1,4 +1,4 @@
-"""Tests, by what they run: rules alone, a worker in this process, or processes and servers."""
+"""Tests, by the parts they run: rules alone, a worker in this process, or processes and servers."""
 
 from __future__ import annotations
 

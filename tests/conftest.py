@@ -1,4 +1,4 @@
-"""What all tests share: real servers, one of each for the whole run."""
+"""Fixtures of all tests: real servers, one of each for the whole run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REQUIRE = "TREASURE_MAP_REQUIRE_SERVERS"
 # On a busy machine an example may take any time.
 settings.register_profile("default", deadline=None)
 settings.load_profile("default")
-# Taken out of the environment: it is no setting, and workers refuse settings they do not know.
+# Taken out of the environment: it is not a setting, and workers refuse unknown settings.
 REQUIRED = os.environ.pop(REQUIRE, "") == "1"
 
 
@@ -32,7 +32,7 @@ _STARTED: list[servers.Server] = []
 """Shared servers of this process."""
 
 _SERVERS = {"embedded", "broker", "brokers", "processes", *_SHARED, *_SECURE}
-"""Fixtures of brokers and nodes, and of what runs beside them."""
+"""Fixtures of brokers and nodes, and of the workers that run beside them."""
 
 
 @pytest.fixture(scope="session")
@@ -153,7 +153,7 @@ def brokers(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 async def processes(embedded: str, tmp_path: Path) -> AsyncIterator[Callable[..., Process]]:
-    """Make processes; what still runs is ended with the test."""
+    """Make processes; those that still run are ended with the test."""
     made: list[Process] = []
 
     def make(brokers: str = embedded, **settings: str) -> Process:
@@ -178,7 +178,7 @@ def _skip_where_missing(name: servers.ServerName) -> None:
 
 
 def _only_here(factory: pytest.TempPathFactory, name: str) -> None:
-    """Fail where another process of the same run has started this server: groups do not hold.
+    """Fail if another process of the same run has started this server: groups do not hold.
 
     pytest-xdist 3.8 writes a group into a name that pytest 9.2 no longer goes by.
     """
@@ -193,7 +193,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, N
     """Let one process run all tests of some servers, so that one server of each runs.
 
     Another one runs those that start servers of their own. Marks are there before tests are chosen
-    by them. What takes long comes first, in any order, so that no process waits for it at the end.
+    by them. Long tests come first, in any order, so that no process waits for one at the end.
     """
     for item in items:
         if not _SERVERS.isdisjoint(getattr(item, "fixturenames", ())) or _needs_server(item):
@@ -206,7 +206,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, N
 
 
 def pytest_collection_finish() -> None:
-    """Leave what was imported and collected out of each collection of garbage: it all stays."""
+    """Leave imported modules and collected tests out of the collection of garbage: they stay."""
     gc.collect()
     gc.freeze()
 
@@ -229,7 +229,7 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: WorkerController) -> None:
-    """Tell a process of tests what was taken out of its environment."""
+    """Give a process of tests the variable that was taken out of its environment."""
     node.workerinput[REQUIRE] = REQUIRED
 
 
@@ -255,7 +255,7 @@ def _shared_servers(item: pytest.Item) -> str:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Where servers are required, make a skipped test of one a failed test."""
+    """Make a skipped test of a server a failed test if servers are required."""
     del call
     report = yield
     required = getattr(item.config, "workerinput", {}).get(REQUIRE, REQUIRED)

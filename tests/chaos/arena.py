@@ -73,7 +73,7 @@ class SmallDisk:
 
 
 class Arena:
-    """What faults act on. Every process that ends by itself is started again, and its reason kept.
+    """The parts that faults act on. A process that ends is started again, and its reason kept.
 
     Attributes:
         random: decides who is hit, and when.
@@ -164,7 +164,7 @@ class Arena:
 
     @contextlib.contextmanager
     def victim(self) -> Any:
-        """Choose a worker that no other fault is at work on; None if there is none."""
+        """Choose a worker that no other fault is at work on; None if every worker has one."""
         free = [w for w in self.cluster.workers if w not in self.busy and w not in self.removed]
         if not free:
             yield None

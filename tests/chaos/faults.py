@@ -177,7 +177,7 @@ async def _fill(arena: Arena, disk: SmallDisk, folder: Path) -> bool:
         _move(arena, worker, folder / worker.node)
         await asyncio.sleep(FILL_AFTER_SECONDS)
         disk.fill()
-    # Not busy now: where it ends by itself it is started again.
+    # Not busy now: if it ends by itself it is started again.
     await asyncio.sleep(AWAY_SECONDS)
     disk.clear()
 

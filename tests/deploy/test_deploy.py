@@ -97,7 +97,7 @@ def test_settings_of_a_service_are_settings(service: str) -> None:
 
 
 def test_a_service_reaches_the_servers_under_the_names_they_have() -> None:
-    """Brokers are what Kafka advertises to containers, Cassandra's host is its service."""
+    """Brokers are those that Kafka advertises to containers, Cassandra's host is its service."""
     services = load_compose()["services"]
     settings = load_settings(environ=environment("worker"))
     assert f"INTERNAL://{settings.brokers}" in environment("kafka")[
@@ -110,7 +110,7 @@ def test_a_service_reaches_the_servers_under_the_names_they_have() -> None:
 
 @pytest.mark.parametrize("service", OURS)
 def test_a_service_runs_a_command_that_exists_on_a_map_that_exists(service: str) -> None:
-    """The map is mounted where the image looks for it."""
+    """The map is mounted at the path that the image reads."""
     described = load_compose()["services"][service]
     parse_command(described.get("command", json.loads(arguments_of("CMD")[0])))
     source, target, mode = described["volumes"][0].split(":")
@@ -135,7 +135,7 @@ def test_workers_can_be_scaled() -> None:
 
 
 def test_everything_waits_for_what_it_needs() -> None:
-    """For servers that are healthy and for topics that are there; the load only when asked for."""
+    """Servers must be healthy and topics must exist; the load starts only when asked for."""
     services = load_compose()["services"]
     healthy = {"condition": "service_healthy"}
     assert services["apply"]["depends_on"] == {"kafka": healthy, "cassandra": healthy}
@@ -173,7 +173,7 @@ def test_the_image_is_pinned_and_runs_a_worker_without_root() -> None:
 
 
 def test_the_image_gets_every_package_of_ours_and_nothing_else() -> None:
-    """What is copied exists and is let in; no examples, no tests."""
+    """The copied folders exist and are let in; examples and tests are not."""
     copied = {
         source
         for line in arguments_of("COPY")
@@ -219,7 +219,7 @@ def test_the_image_gets_exactly_the_packages_that_a_worker_needs() -> None:
     ],
 )
 def test_the_health_check_asks_where_the_worker_listens(settings: dict[str, Any], url: str) -> None:
-    """On loopback where the worker listens on every address."""
+    """It asks loopback if the worker listens on every address."""
     spec = importlib.util.spec_from_file_location("healthcheck", HEALTHCHECK)
     assert spec is not None
     assert spec.loader is not None
@@ -282,7 +282,7 @@ def test_images_are_pinned_and_ours_has_the_version_of_the_project() -> None:
     "path", ["docker-compose.yml", "Dockerfile", "deploy", "docs/DEPLOYING.md"]
 )
 def test_every_setting_that_is_named_exists(path: str) -> None:
-    """In what runs, and in what only tells."""
+    """Files that run and pages that explain name only settings that exist."""
     inside = (ROOT / path).rglob("*")
     files = [f for f in inside if f.is_file() and "__pycache__" not in f.parts] or [ROOT / path]
     names = {
@@ -296,7 +296,7 @@ def test_every_setting_that_is_named_exists(path: str) -> None:
 
 
 def get(url: str, host: str) -> int | None:
-    """Return the status of an answer to a request that names a host; None where there is none."""
+    """Return the status of an answer to a request that names a host; None if there is no answer."""
     request = urllib.request.Request(url, headers={"Host": host})  # noqa: S310 - http
     try:
         with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310 - http
@@ -330,7 +330,7 @@ async def test_the_services_run_on_the_settings_of_the_compose_file(
     """Commands, settings and map are those of the file; hosts, ports, folders are this machine's.
 
     The map is applied. The worker is ready by any name of its host, as a probe by a container's
-    address asks, and passes the image's health check. It folds what the generator writes, and ends
+    address asks, and passes the image's health check. It folds the generator's events, and ends
     in order.
     """
     reason = servers.why_missing("kafka")
@@ -355,7 +355,7 @@ async def test_the_services_run_on_the_settings_of_the_compose_file(
         worker.start()
 
         async def ready() -> bool:
-            # Says why, where the process has ended.
+            # Says why, if the process has ended.
             await asyncio.to_thread(worker.get, "layers")
             return await asyncio.to_thread(get, f"{worker.url}/readyz", "10.1.2.3:6066") == 200
 

@@ -49,7 +49,7 @@ def one(kind: str, name: str = "treasure-map") -> dict[str, Any]:
 
 
 def pods() -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Yield what a pod is made of, and its only container, of each object that makes pods."""
+    """Yield the spec of a pod, and its only container, of each object that makes pods."""
     for made in manifest():
         if made["kind"] in ("StatefulSet", "Job"):
             pod = made["spec"]["template"]["spec"]
@@ -164,7 +164,7 @@ def test_the_secrets_that_pods_want_are_told_how_to_make() -> None:
 
 
 def test_probes_ask_paths_that_answer_without_a_token() -> None:
-    """Over TLS, at the port where the worker listens."""
+    """Probes use TLS, at the port of the worker."""
     site = web.Application()
     nothing = cast("Any", None)
     view = StandingView(small_map(), nothing, nothing)

@@ -39,7 +39,7 @@ def foreign(folder: Path, name: str) -> Path:
 def test_a_worker_does_not_start_among_packages_of_somebody_else(
     tmp_path: Path, command: tuple[str, ...], name: str
 ) -> None:
-    """One sentence names the file and what to do; none of its code runs."""
+    """One sentence names the file and the remedy; none of its code runs."""
     file = foreign(tmp_path, name)
     done = start(*command, path=f"{tmp_path}:{ROOT}", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
@@ -52,7 +52,7 @@ def test_a_worker_does_not_start_among_packages_of_somebody_else(
 
 
 def test_a_worker_does_not_start_with_a_package_that_was_overwritten(tmp_path: Path) -> None:
-    """As when another distribution with this name was put into the same environment."""
+    """Another distribution with this name was put into the same environment."""
     for name in {*WORKER_PACKAGES, "treasure_map"} - {"tables"}:
         (tmp_path / name).symlink_to(ROOT / name)
     file = foreign(tmp_path, "tables")
@@ -62,7 +62,7 @@ def test_a_worker_does_not_start_with_a_package_that_was_overwritten(tmp_path: P
 
 
 def test_a_worker_does_not_start_without_its_packages(tmp_path: Path) -> None:
-    """As when only the library was copied."""
+    """Only the library was copied."""
     (tmp_path / "treasure_map").symlink_to(ROOT / "treasure_map")
     done = start(*COMMAND, path=str(tmp_path), cwd=tmp_path)
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""What people install: sdist and wheel, the library for clients alone, and the worker."""
+"""The packages people install: sdist and wheel, the library for clients alone, and the worker."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ def worker_python(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFac
 
 
 def test_the_wheel_has_every_module(built: tuple[Path, Path]) -> None:
-    """Of all packages, with the maps that commands play, and nothing of tests and benchmarks."""
+    """All packages are there, with the maps that commands play, without tests and benchmarks."""
     with zipfile.ZipFile(built[1]) as wheel:
         inside = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert inside == set(tracked(*top_packages()))
 
 
 def test_the_wheel_says_what_it_is(built: tuple[Path, Path]) -> None:
-    """By whom, under which licence and for whom: an index shows this and nothing else."""
+    """Its metadata has author, licence and audience: an index shows these and nothing else."""
     with zipfile.ZipFile(built[1]) as wheel:
         (name,) = [one for one in wheel.namelist() if one.endswith(".dist-info/METADATA")]
         told = email.message_from_bytes(wheel.read(name))
@@ -104,7 +104,7 @@ def test_the_sdist_has_the_examples_and_no_tests(built: tuple[Path, Path]) -> No
 async def test_the_library_alone_asks_a_worker(
     client_python: Path, processes: Callable[..., Process], tmp_path: Path
 ) -> None:
-    """With msgspec and none of the worker's libraries; the answer is that of the events sent."""
+    """It needs msgspec and no library of the worker; the answer is that of the events sent."""
     worker = processes()
     await apply(worker)
     worker.start()
@@ -138,14 +138,14 @@ async def test_the_library_alone_asks_a_worker(
 def test_a_missing_extra_says_how_it_is_installed(
     client_python: Path, extra: str, module: str, asked: str
 ) -> None:
-    """In the words of a shell, where it is first needed."""
+    """The message has the words of a shell, and comes at the first need."""
     told = run(client_python, "-c", WANTS % asked)
     assert told.startswith(f"{extra} {module} cannot ")
     assert told.endswith(f'run: pip install "treasure-map[{extra}]"\n')
 
 
 def test_without_the_worker_its_command_says_how_it_is_installed(client_python: Path) -> None:
-    """As a script and as modules; exit code 1 and one line."""
+    """A script and modules do so, with exit code 1 and one line."""
     script = client_python.with_name("treasure-map")
     for command in ([script], [client_python, "-m", "treasure_map"], [client_python, "-m", "app"]):
         done = attempt(*command, "worker")
@@ -202,7 +202,7 @@ def test_an_installed_worker_says_which_extra_a_command_needs(
 
 
 def test_an_installed_library_knows_its_version(client_python: Path, tmp_path: Path) -> None:
-    """From what the installer wrote, far from any source tree."""
+    """It reads the metadata that the installer wrote, far from any source tree."""
     told = run(client_python, "-c", "import treasure_map as t; print(t.__version__)", cwd=tmp_path)
     assert told.strip() == project()["project"]["version"]
 

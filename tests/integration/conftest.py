@@ -1,4 +1,4 @@
-"""What several tests of processes and servers share."""
+"""Fixtures of several tests of processes and servers."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ SETTLE_SECONDS_MAX = 90.0
 
 @dataclasses.dataclass
 class State:
-    """What a reader of the toy journal makes of it, for one partition."""
+    """The state that a reader of the toy journal folds from it, for one partition."""
 
     to: int = 0
     epoch: int = -1
@@ -166,7 +166,7 @@ class ToyOwners:
         return set()
 
     async def handle(self, chunk: Chunk) -> None:
-        """Append one delta per run, read back, and take what stands."""
+        """Append one delta per run, read back, and take the deltas that stand."""
         for run in chunk.runs:
             tp = (run.topic, run.partition)
             held = self.states.get(tp)
@@ -218,7 +218,7 @@ def run_worker(config: dict[str, Any]) -> None:
 
 
 class Soak:
-    """The processes of one run, and what is done to them."""
+    """The processes of one run, and the faults that befall them."""
 
     def __init__(self, broker: servers.KafkaServer, folder: Path, seed: int) -> None:
         self.broker = broker
@@ -348,7 +348,7 @@ class Soak:
                     number += 1
                     heartbeat = number % 50 == 0
                     with contextlib.suppress(KafkaError):
-                        # What the log holds in the end is what counts.
+                        # Only the log at the end counts.
                         await producer.send(
                             (RAW, LAYER)[number % 2],
                             None if heartbeat else b"%d" % number,
@@ -362,7 +362,7 @@ class Soak:
             await producer.stop()
 
     async def run(self, rebalances: int) -> dict[str, Any]:
-        """Run until as many rebalances were seen, settle, compare; return what was seen."""
+        """Run until as many rebalances were seen, settle, compare; return the counts."""
         await _create_topics(self.broker.bootstrap)
         self.start_worker()
         self.start_worker()
@@ -469,7 +469,7 @@ def _folder(keep: Path | None) -> Iterator[Path]:
 
 
 def soak(rebalances: int, seed: int, folder: Path) -> dict[str, Any]:
-    """Run one soak on a broker of its own; return what was seen, raise where it went wrong."""
+    """Run one soak on a broker of its own; return the counts, raise if it went wrong."""
     with servers.KafkaServer(folder / "kafka") as broker:
         return asyncio.run(Soak(broker, folder, seed).run(rebalances))
 

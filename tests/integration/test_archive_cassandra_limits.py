@@ -31,7 +31,7 @@ Y2001_MS = 978_307_200_000
 async def test_a_read_holds_what_it_may_and_a_page_of_each_request(
     cassandra: tuple[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is too much is refused as soon as it has come, of whatever was asked for."""
+    """An answer that is too large is refused as soon as it has come, for every kind of read."""
     came: list[int] = []
     on_page = archive_pages.Pages._on_page
 
@@ -60,7 +60,7 @@ async def test_a_read_holds_what_it_may_and_a_page_of_each_request(
 
 @pytest.mark.cassandra
 async def test_reads_that_are_given_up_leave_room_for_others(cassandra: tuple[str, int]) -> None:
-    """However many, whenever: what was sent has its permit until Cassandra has answered it."""
+    """However many, whenever: a statement keeps its permit until Cassandra has answered it."""
     settings = dataclasses.replace(settings_of(cassandra, "pages"), in_flight_max=4)
     archive = archive_cassandra.CassandraArchive(settings)
     await archive.open(map_of(LAYER, name=f"m{uuid.uuid4().hex[:12]}"))

@@ -1,4 +1,4 @@
-"""What a client does wrong with TLS or its login is told with the setting to look at."""
+"""An error of a client's TLS or login is told with the setting to look at."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ WRONG = {
         {"kafka_sasl_mechanism": "", "kafka_username": "", "kafka_password": ""},
         "closes the connection of a client without a login; want kafka_sasl_mechanism",
     ),
-    "login where none is": (
+    "login without one": (
         "MUTUAL",
         {"kafka_sasl_mechanism": "PLAIN", "kafka_username": "worker", "kafka_password": "any"},
         "takes no login on this port; want kafka_sasl_mechanism empty",
@@ -69,7 +69,7 @@ WRONG = {
         "refuses .* or that it shows none .*; want in kafka_cert_file",
     ),
 }  # fmt: skip
-"""What is wrong, at which listener, and how it is told."""
+"""Name of the fault: its listener, the settings that make it, and the message."""
 
 
 @pytest.mark.parametrize("what", WRONG)
@@ -90,7 +90,7 @@ async def test_what_is_wrong_is_told_with_its_setting(secure_kafka: SecureKafka,
 async def test_a_certificate_that_brokers_refuse_is_told(
     secure_kafka: SecureKafka, client: str
 ) -> None:
-    """With the setting that names it."""
+    """The message has the setting that names it."""
     files = secure_kafka.clients[client]
     own = {"kafka_cert_file": str(files.cert_file), "kafka_key_file": str(files.key_file)}
     settings = load_settings(secure_kafka.login("MUTUAL", **own), {})

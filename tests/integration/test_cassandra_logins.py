@@ -24,7 +24,7 @@ PASSWORD = "the password of a role"  # noqa: S105 - of a role that lives for a t
 async def test_a_node_that_refused_a_login_is_used_again_once_it_takes_it(
     secure_cassandra: SecureCassandra,
 ) -> None:
-    """As after a password that was changed and put back, or roles that could not be read."""
+    """So it is after a password that was changed back, or roles that could not be read."""
     node, name = secure_cassandra, f"k{uuid.uuid4().hex[:8]}"
 
     async def run(statement: str) -> None:

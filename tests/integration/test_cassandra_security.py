@@ -1,4 +1,4 @@
-"""Cassandra with TLS, logins and rights: what a worker needs, and how it ends without it."""
+"""Cassandra with TLS, logins and rights: a worker's needs, and how it ends without them."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ PASSWORD = "the password of a role"  # noqa: S105 - of roles that live for a tes
 NAME = "cassandra.example"
 ROLES = ("worker", "maker", "reader")
 END_S_MAX = 15.0
-"""What cannot be mended by waiting ends within this time, on a busy machine too."""
+"""Time within which a fault that no waiting mends ends a worker, on a busy machine too."""
 
 
 @pytest.fixture(scope="module")
 def authority(secure_cassandra: SecureCassandra) -> Authority:
-    """Give what signs the nodes, and clients."""
+    """Give the authority that signs the nodes and clients."""
     return secure_cassandra.authority
 
 
@@ -193,7 +193,7 @@ async def test_a_node_that_others_gossip_is_checked_too(
     """Against its address, which the certificate lacks, or the name of all nodes."""
     (port,) = servers.free_ports(1)
     settings = settings_of(node, authority, username="maker", tls_name=name)
-    # What changes the schema waits for all nodes, also for one that nobody reaches.
+    # A change of the schema waits for all nodes, also for one that nobody reaches.
     await (await opened(settings)).close()
     (version,) = node.run("SELECT schema_version FROM system.local")[0]
     values = (
@@ -229,7 +229,7 @@ def pools(archive: Any) -> set[str]:
 async def test_a_node_of_another_authority_ends_it(
     node: SecureCassandra, authority: Authority, foreign: Authority
 ) -> None:
-    """The setting to look at is named; so it is where the system's authorities are asked."""
+    """The setting to look at is named; so it is if the system's authorities are used."""
     for trusted in (foreign, None):
         words = await refusal(settings_of(node, authority, tls=checks(trusted)))
         assert "is not signed by an authority that this client trusts" in words
@@ -319,7 +319,7 @@ async def test_a_node_that_wants_certificates_gets_one_it_knows_or_ends_it(
 
 
 def with_certificate(authority: Authority, own: Certificate) -> dict[str, Any]:
-    """Return what a client changes to show a certificate."""
+    """Return the options with which a client shows a certificate."""
     return {"tls": checks(authority, own), "tls_shows_certificate": True}
 
 
@@ -409,7 +409,7 @@ async def test_what_is_missing_is_told_with_the_right_to_make_it(
 async def test_a_right_that_is_taken_away_is_named_with_its_table(
     node: SecureCassandra, authority: Authority
 ) -> None:
-    """Of writes, reads and deletion; what was refused works again with the right."""
+    """Writes, reads and deletion are refused, and work again with the right."""
     settings = settings_of(node, authority)
     space = settings.keyspace
     await (await opened(dataclasses.replace(settings, username="maker"))).close()
@@ -520,7 +520,7 @@ def archived(worker: Process, layer: str) -> Callable[[], Awaitable[bool]]:
 async def test_a_worker_is_not_ready_while_its_writes_are_refused(
     node: SecureCassandra, authority: Authority, processes: Callable[..., Process]
 ) -> None:
-    """With the right and the table, until it is granted again; so are reads, and in other words.
+    """Its reason names the right and the table until the grant; reads have words of their own.
 
     Neither emissions that have nothing to write nor another table's rows say that all is well.
     """

@@ -19,7 +19,7 @@ from tests.support.secure_servers import SecureCassandra, SecureKafka
 
 
 def put(made: Certificate, folder: Path) -> None:
-    """Put a certificate and its encrypted key where settings name them."""
+    """Put a certificate and its encrypted key at the paths of the settings."""
     (folder / "c.crt").write_bytes(made.cert_file.read_bytes())
     (folder / "c.key").write_bytes(made.locked_key_file.read_bytes())
     (folder / "c.password").write_text(f"{PASSPHRASE}\n")
@@ -101,7 +101,7 @@ async def test_a_node_of_an_authority_that_was_taken_out_is_not_connected_to(
 async def test_a_renewed_certificate_opens_a_broker_without_a_restart(
     secure_kafka: SecureKafka, tmp_path: Path
 ) -> None:
-    """For the next connection that is made with the options of the start."""
+    """The next connection that is made with the options of the start has them."""
     put(secure_kafka.clients["stranger"], tmp_path)
     looks = Reloads()
     settings = Settings(**files("kafka", secure_kafka.authority, tmp_path))

@@ -81,7 +81,7 @@ async def offsets(letters: DeadLetters, **options: Any) -> list[int]:
 
 
 async def source_values(brokers: str, themap: Map) -> list[bytes]:
-    """Return what is in partition 1 of the source."""
+    """Return the values in partition 1 of the source."""
     records = read_records(brokers, f"{themap.name}.raw", {1: 0}, {})
     return [record.value async for record in records]
 
@@ -99,7 +99,7 @@ async def test_a_letter_written_twice_is_one_letter(
 async def test_a_replay_sends_what_was_chosen_once(
     brokers: str, themap: Map, log: KafkaLog
 ) -> None:
-    """To its own partition, with its content type; the next replay does not send it again."""
+    """It goes to its own partition, with its content type; a second replay does not send it."""
     for offset, reason in ((3, "json"), (4, "missing"), (3, "json"), (5, "json")):
         await write(log, themap, offset, reason)
     await write(log, themap, 6, topic="other")
@@ -257,7 +257,7 @@ async def test_late_letters_of_a_layer_go_to_a_topic_of_their_own(
 async def test_late_letters_go_only_where_they_help(
     brokers: str, themap: Map, log: KafkaLog, to: str, words: str
 ) -> None:
-    """Not back to where they are late, not to topics that workers write, not into nothing."""
+    """Refused: a topic where they are late again, a topic that workers write, a missing topic."""
     letter = Letter(f"{themap.name}.raw", 1, 3, "0", 1, "late", "sealed", "", "hour")
     await log.append(f"{themap.name}.late", 1, b"value", letter.headers())
     letters = DeadLetters(brokers, themap, "late", {})
@@ -279,7 +279,7 @@ async def test_records_that_are_no_letters_are_counted(
 
 
 async def test_a_topic_that_is_not_there_is_named(brokers: str) -> None:
-    """With what makes it."""
+    """The message has the command that makes it."""
     with pytest.raises(SideTopicError, match="map apply"):
         await DeadLetters(brokers, small_map(name="nobody"), "dead", {}).known()
 
@@ -319,7 +319,7 @@ def test_letters_do_not_steer_the_terminal(embedded: str, tmp_path: Path) -> Non
 
 
 def test_the_command_lists_counts_and_replays(embedded: str, tmp_path: Path) -> None:
-    """As tables and as JSON."""
+    """Each command prints tables or JSON."""
     name = f"m{uuid.uuid4().hex[:12]}"
     file = tmp_path / "map.toml"
     file.write_text(MAP_TEXT.format(name=name))

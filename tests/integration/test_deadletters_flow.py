@@ -1,4 +1,4 @@
-"""From bad input to its fix: letters of a running worker, a better map, a replay, all rows."""
+"""Bad input and its fix: letters of a running worker, a better map, a replay, all rows."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def answers(worker: Worker, layer: str = "orders") -> dict[tuple[str, int], tupl
 
 
 def truth(*, more: bool = True) -> dict[tuple[str, int], tuple[int, int]]:
-    """Return what the cells must be once every event was folded."""
+    """Return the right cells once every event was folded."""
     again = [event | {"at": event["at"] + 1} for event in events() if event["store"] == "s1"][:40]
     cells: dict[tuple[str, int], tuple[int, int]] = {}
     for event in [*events(), *again] if more else events():

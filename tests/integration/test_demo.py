@@ -1,4 +1,4 @@
-"""The demo: its check finds what differs, its display says what happens, and it ends cleanly."""
+"""The demo: its check finds differences, its display shows progress, and it ends cleanly."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def flights() -> pl.DataFrame:
 
 
 def status(**layer: int) -> Status:
-    """Return what a worker says with one layer, 3 of 5 records of the flights applied."""
+    """Return the status of a worker with one layer, 3 of 5 records of the flights applied."""
     row = {"read": 3, "with_events": 3, "position": 3, "end": 5}
     ledger: dict[str, Any] = {
         "records": {"flights.raw": {"0": row}, "flights.layer.x": {"0": row}},
@@ -86,8 +86,8 @@ def test_equal_rows_have_no_differences(layer: Layer, flights: pl.DataFrame) -> 
 def test_a_changed_a_missing_and_a_surplus_row_are_each_found(
     layer: Layer, flights: pl.DataFrame
 ) -> None:
-    """Each is named with what was got and what was wanted."""
-    want = check.expected(layer, flights)
+    """Each is named with the value got and the value wanted."""
+    want = demo_check.expected(layer, flights)
     first, second, *_ = sorted(want)
     changed = {place: row for place, row in want.items() if place != second}
     changed[first] = {"count": -1}
@@ -132,7 +132,7 @@ def test_age_is_that_of_the_oldest_event_not_applied(monkeypatch: pytest.MonkeyP
 
 
 def test_rate_is_that_of_the_last_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was long ago does not count."""
+    """Records of long ago do not count."""
     now = 0.0
     monkeypatch.setattr("time.monotonic", lambda: now)
     progress = Progress()
@@ -204,7 +204,7 @@ def test_a_worker_that_ends_at_once_is_reported_with_the_end_of_its_log(
 async def test_a_demo_waits_as_long_as_something_moves(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However slow the machine is; what stands still is an error that says what it waits for."""
+    """However slow the machine is; a standstill is an error that says how much is left."""
     worker = DemoWorker("127.0.0.1:1", tmp_path / "map.toml", tmp_path)
     monkeypatch.setattr(worker, "check", lambda: None)
     monkeypatch.setattr(worker, "_log_end", lambda: "nothing")

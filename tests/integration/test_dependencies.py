@@ -1,4 +1,4 @@
-"""Real servers that go away and come back while a worker runs: what it says, and how often."""
+"""Real servers that go away and come back while a worker runs: its log lines, and how many."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.station_support import AWAY, HOUR_MS, SECONDS_MAX, Process, u
 from tests.support.waiting import stays, until
 
 WARNINGS_OF_AN_OUTAGE_MAX = 30
-"""First and last lines of what a library tells in some way each, and our own two."""
+"""First and last lines of each kind that a library logs, and our own two."""
 
 
 def warnings_of(worker: Process) -> int:
@@ -40,7 +40,7 @@ def folded(worker: Process, count: int) -> Callable[[], Awaitable[bool]]:
 async def test_a_worker_whose_kafka_is_away_is_not_ready_until_it_is_back(
     processes: Callable[..., Process], kafka_server: servers.KafkaServer, how: str
 ) -> None:
-    """It lives, answers from what it has, tells once that it is away and once that it is back."""
+    """It lives, answers from its cells, logs once that it is away and once that it is back."""
     worker = processes(kafka_server.bootstrap)
     await apply_topics(kafka_server.bootstrap, load_map(worker.map_file))
     worker.start()

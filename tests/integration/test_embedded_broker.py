@@ -1,4 +1,4 @@
-"""The embedded broker starts, serves, stops, and says what is missing."""
+"""The embedded broker starts, serves, stops, and names a missing package."""
 
 from __future__ import annotations
 

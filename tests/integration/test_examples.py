@@ -29,7 +29,7 @@ def departed(number: int, at: int, origin: str, carrier: str) -> bytes:
 
 
 async def run(name: str, *arguments: str) -> str:
-    """Run an example to its end, which must be a good one; return what it printed."""
+    """Run an example to its end, which must be a good one; return its output."""
 
     def wait() -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -1,7 +1,7 @@
 """Families of real workers: while they come, die and go, every exact answer is the truth.
 
 Kafka and Cassandra are real. Readers ask any worker for random ranges of two families, one keyed
-and one merged, and keep what they are told; when all is over, each answer that says ``exact`` is
+and one merged, and keep the answers; when all is over, each answer that says ``exact`` is
 compared with a fold of the log that was written, up to its ``as_of``, in plain Python.
 """
 
@@ -83,7 +83,7 @@ LOAD_S_MAX = 4 * SECONDS
 
 @dataclasses.dataclass(slots=True)
 class Told:
-    """What a worker answered to a request."""
+    """The answer of a worker to a request."""
 
     family: str
     words: list[tuple[str, str]]
@@ -91,7 +91,7 @@ class Told:
 
 
 class Load:
-    """Writes events, some of them late, and keeps what was written where."""
+    """Writes events, some of them late, and keeps each with its partition and offset."""
 
     def __init__(self, topic: str, rng: random.Random) -> None:
         self.topic = topic
@@ -264,7 +264,7 @@ async def test_every_exact_answer_is_the_truth_while_workers_come_and_go(
 
 
 def from_coarser(one: Told) -> bool:
-    """Tell whether a coarser layer gave a part of the answer."""
+    """Return whether a coarser layer gave a part of the answer."""
     return any(segment["layer"].endswith("_minute") for segment in one.body["plan"]["segments"])
 
 

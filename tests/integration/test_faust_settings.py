@@ -65,7 +65,7 @@ def test_no_variable_of_fausts_changes_a_setting(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option[0])
 def test_an_option_of_fausts_is_refused(tmp_path: Path, option: tuple[str, ...]) -> None:
-    """Before anything listens; the message says where the setting is."""
+    """It is refused before anything listens; the message names our setting."""
     (tmp_path / "map.toml").write_text(MAP.format(name="seal"))
     kept = {name: value for name, value in os.environ.items() if "TREASURE_MAP" not in name}
     ours = {"TREASURE_MAP_MAP_FILE": "map.toml", "PYTHONPATH": str(ROOT)}
@@ -95,7 +95,7 @@ def listening(pid: int) -> set[tuple[str, int]]:
 async def test_only_the_settings_address_is_listened_on(
     processes: Callable[..., Process], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On loopback, whatever variables say, by Faust's own command line."""
+    """Faust's own command line binds it to loopback, whatever variables say."""
     monkeypatch.setenv("WEB_BIND", "0.0.0.0")  # noqa: S104 - to see that it is not bound
     monkeypatch.setenv("WEB_PORT", "7001")
     worker = processes()

@@ -86,7 +86,7 @@ class Scene:
             await self.order(hour * HOUR_MS, store, "rye", 1)
 
     async def follow(self, layer: str) -> None:
-        """Collect what a layer publishes, until cancelled."""
+        """Collect the cells that a layer publishes, until cancelled."""
         seen = self.seen[layer] = []
         follower = follow(layer, self.cluster.brokers, map_name=self.cluster.map.name)
         self.followers[layer] = follower
@@ -145,7 +145,7 @@ def followed(brokers: str, map_name: str, layer: str) -> dict[tuple[Any, ...], F
 
 
 async def test_feeds_are_right_over_late_events_and_restarts(scene: Scene) -> None:
-    """Each follower ends with what the worker answers, and is given no version twice.
+    """Each follower ends with the worker's answers, and is given no version twice.
 
     hour 0            hour 1       hour 2        hour 3
     e e e             e            e (late, 0)   kill, e

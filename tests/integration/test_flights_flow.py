@@ -22,7 +22,7 @@ from tables.model.window import DAY_MS
 from tests.support.cluster import FLIGHTS_MAP, YEAR_END_MS, Cluster
 
 MONTHS = 2
-"""What a test replays: each makes all layers' rows, also those of months that end in between."""
+"""Months that a test replays; their rows are of all layers, of the month too."""
 
 SEALED_MS = YEAR_END_MS + 2 * 31 * DAY_MS
 

@@ -1,4 +1,4 @@
-"""Following a feed: from its beginning or from now, once each, and told what is wrong."""
+"""Following a feed: from its beginning or from now, once each, with errors that name the cause."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def told(cell: FeedCell) -> tuple[object, int, int]:
 
 
 async def read(feed: Feed, **options: Any) -> list[tuple[object, int, int]]:
-    """Return what a feed holds to its end, sorted."""
+    """Return the cells of a feed to its end, sorted."""
     async with follow(
         "hour", feed.brokers, map_name=feed.map_name, to_end=True, **options
     ) as cells:
@@ -106,7 +106,7 @@ async def test_what_follows_from_now_on_leaves_out_what_was(feed: Feed) -> None:
         await feed.publish("json", ("LGA", 0, version))
     async with follow(feed.topic, feed.brokers, from_beginning=False) as cells:
         await feed.publish("json", ("JFK", 1, 2), ("LGA", 1, 3))
-        # The embedded broker says that a partition ends where its last batch begins.
+        # The embedded broker reports the begin of a partition's last batch as its end.
         found = {told(await anext(cells)) for _ in range(2)}
         while not found >= {("JFK", 1, 2), ("LGA", 1, 3)}:
             found.add(told(await anext(cells)))
@@ -114,7 +114,7 @@ async def test_what_follows_from_now_on_leaves_out_what_was(feed: Feed) -> None:
 
 
 async def test_a_program_without_an_event_loop_follows_too(feed: Feed) -> None:
-    """With a plain for statement, here in a process of its own that imports no worker."""
+    """A plain for statement does it, here in a process of its own that imports no worker."""
     await feed.publish("json", ("JFK", 0, 5), ("JFK", 0, 5), ("JFK", 2, 7))
     follows = f"follow('hour', {feed.brokers!r}, map_name={feed.map_name!r}, to_end=True)"
     program = (
@@ -146,7 +146,7 @@ async def test_memory_is_bounded(feed: Feed) -> None:
 async def test_a_record_that_holds_no_cells_is_told_and_passed_over(
     feed: Feed, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """By a warning, or to whom wants to know; what follows it is read. Tombstones say nothing."""
+    """A warning or a callback tells of it; later records are read. Tombstones say nothing."""
     offset = await feed.write(b"no cell")
     await feed.write(None)
     await feed.write(b"\xff\xff\xff\xff....")
@@ -169,7 +169,7 @@ async def test_a_record_that_holds_no_cells_is_told_and_passed_over(
 
 
 async def test_a_feed_that_is_not_there_is_an_error_that_names_those_there_are(feed: Feed) -> None:
-    """And what to do about it; nothing is made by asking."""
+    """The error has the remedy too; nothing is made by asking."""
     for _ in range(2):
         with pytest.raises(
             FollowFailedError, match=r"no such topic; got feeds .*feed\.hour"

@@ -1,4 +1,4 @@
-"""A load in a topic is what its manifest says, recounted from the topic by other means."""
+"""A load in a topic equals its manifest, recounted from the topic by other means."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests import ROOT
 
 TOPIC = "shop.raw"
 PARTITIONS = 8
-# What the example's base layers say, by the first level of their types: name, lateness, key.
+# The example's base layers, by the first level of their types: name, lateness, key.
 LAYERS = {
     "order": ("orders_minute", 2_000, 300_000, ("store", "region")),
     "payment": ("payments_minute", 2_000, 300_000, ("store",)),
@@ -156,7 +156,7 @@ async def test_a_manifest_equals_a_recount_of_the_topic(
 async def test_a_load_with_bad_input_adds_up_and_seals_every_window(
     broker: str, tmp_path: Path
 ) -> None:
-    """Records equal what the topic holds, and the last heartbeat lies past the last day."""
+    """The records equal those of the topic, and the last heartbeat lies past the last day."""
     await make_topic(broker)
     manifest = run(
         broker, tmp_path / "m.json", "--rate", "6000", "--seconds", "1", "--bad", "0.1",
@@ -199,7 +199,7 @@ async def test_a_real_broker_takes_every_kind(kafka: str, tmp_path: Path) -> Non
 async def test_a_topic_with_records_is_refused_unless_told_otherwise(
     broker: str, tmp_path: Path
 ) -> None:
-    """With --append the offsets go on, and what is late is said to be unknown."""
+    """The offsets go on with --append, and the number of late events is said to be unknown."""
     await make_topic(broker)
     path = tmp_path / "m.json"
     options = ("--rate", "500", "--seconds", "0.5", "--processes", "1", "--no-settle")
@@ -216,7 +216,7 @@ async def test_a_topic_with_records_is_refused_unless_told_otherwise(
 
 
 async def test_an_interrupt_ends_in_order_with_a_manifest(broker: str, tmp_path: Path) -> None:
-    """What was written until then is settled and counted."""
+    """Events that were written until then are settled and counted."""
     await make_topic(broker)
     path = tmp_path / "m.json"
     interrupt_a_load(broker, path)
@@ -252,7 +252,7 @@ def test_a_topic_that_is_not_there_is_said_with_what_to_do(broker: str, tmp_path
 
 
 def test_the_recount_knows_the_examples_layers() -> None:
-    """What stands above about the map is what the map says."""
+    """The layers above are those of the map."""
     found = {
         layer.events[0].split(".")[0]: (
             layer.name,

@@ -59,7 +59,7 @@ async def write(brokers: str) -> None:
 
 
 async def layers(worker: Worker) -> dict[str, Any]:
-    """Return what the worker says of its layers, by name."""
+    """Return the worker's status of its layers, by name."""
     found = await asyncio.to_thread(worker.get, "layers")
     return {row["name"]: row for row in found or []}
 
@@ -70,7 +70,7 @@ async def test_open_cells_of_silent_partitions_are_archived_and_heartbeats_close
 ) -> None:
     """One partition never has an event; a coarser and a merged layer wait for it too.
 
-    What is open is verified as well: every layer has all that was written, closed or not.
+    Open windows are verified as well: every layer has all that was written, closed or not.
     """
     file = tmp_path / "map.toml"
     file.write_text(MAP_TEXT.format(revision=1, idle_heartbeat="0s"))

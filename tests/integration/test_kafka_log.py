@@ -33,7 +33,7 @@ class EveryTopic:
     """Has all names."""
 
     def __contains__(self, name: object) -> bool:
-        """Tell that a name is among them."""
+        """Return that a name is among them."""
         return True
 
 
@@ -113,7 +113,7 @@ async def test_reading_one_record_unpacks_no_others_of_a_long_log(
 async def test_concurrent_appends_keep_the_order_of_their_calls(
     brokers: str, log: KafkaLog
 ) -> None:
-    """In each partition on its own, also where they share batches."""
+    """The order holds in each partition, also if partitions share batches."""
     topic = await topic_on(brokers, 2)
     calls = [(number % 2, b"%d" % number) for number in range(400)]
     offsets = await asyncio.gather(*(log.append(topic, *call, ()) for call in calls))
@@ -165,7 +165,7 @@ async def test_headers_arrive_and_no_value_becomes_an_empty_one(
 
 
 async def test_a_range_past_the_end_is_gone(brokers: str, log: KafkaLog) -> None:
-    """Soon, and not after a deadline: a topic that was made anew is no broker that is slow."""
+    """The error comes soon, not after a deadline: a topic made anew is not a slow broker."""
     topic = await topic_on(brokers)
     for _ in range(3):
         await log.append(topic, 0, b"value", ())
@@ -257,7 +257,7 @@ async def test_a_bounded_read_ends_once_it_has_enough(brokers: str, log: KafkaLo
 
 @pytest.mark.kafka
 async def test_a_range_with_markers_of_transactions_ends_where_it_should(kafka: str) -> None:
-    """Markers take offsets and are no records."""
+    """Markers take offsets and are not records."""
     topic = await topic_on(kafka)
     async with AIOKafkaProducer(bootstrap_servers=kafka, transactional_id=topic) as producer:
         for number in range(3):
@@ -274,7 +274,7 @@ async def test_a_range_with_markers_of_transactions_ends_where_it_should(kafka: 
 
 
 async def test_a_record_that_is_too_large_is_refused_for_good(brokers: str, log: KafkaLog) -> None:
-    """To claim and try again would never end."""
+    """A worker that claims and tries again would never end."""
     topic = await topic_on(brokers)
     with pytest.raises(
         TreasureMapError, match=r"too large; got 4000000 .* chunk_records"
@@ -295,7 +295,7 @@ async def test_a_record_that_is_too_large_is_refused_for_good(brokers: str, log:
 async def test_what_the_topic_never_takes_is_refused_for_good(
     kafka: str, config: dict[str, Any], message: str
 ) -> None:
-    """The broker's own no: too large for the topic; without a key where it compacts by key."""
+    """The broker refuses it: too large for the topic; without a key if the topic is compacted."""
     topic = await topic_on(kafka, **config)
     log = KafkaLog(kafka, RECORD_BYTES_MAX)
     await log.start()
@@ -316,7 +316,7 @@ async def test_what_the_broker_may_take_later_has_an_unknown_outcome(kafka: str)
 
 
 async def test_no_broker_is_named_with_what_to_do() -> None:
-    """A worker that cannot start says why; stopping what never started does nothing."""
+    """A worker that cannot start says why; stopping a log that never started does nothing."""
     (port,) = servers.free_ports(1)
     log = KafkaLog(f"127.0.0.1:{port}", RECORD_BYTES_MAX)
     with pytest.raises(TreasureMapError, match=rf"brokers 127.0.0.1:{port}; .*`brokers`") as raised:

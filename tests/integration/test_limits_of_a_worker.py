@@ -1,4 +1,4 @@
-"""A worker process that is stuck, stopped for a while, or cannot get rid of what it holds."""
+"""A worker process that is stuck, stopped for a while, or cannot get rid of its rows."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def close_an_hour(worker: Process, at_hour: int = 0) -> None:
 async def test_a_stopped_worker_joins_again_and_a_stuck_one_leaves(
     processes: Callable[..., Process],
 ) -> None:
-    """Both lose their partitions; only what stands still while it could run is ended."""
+    """Both lose their partitions; only a worker that stands still while it could run is ended."""
     worker = processes()
     await started(worker, "stuck")
     worker.running.send_signal(signal.SIGSTOP)
@@ -179,7 +179,7 @@ async def test_sources_pause_while_the_archive_is_away_and_no_row_is_missing(
     async def open_again() -> bool:
         return (await metrics(worker))["treasure_map_paused", "sources", "pending_bytes"] == 0
 
-    # Also where the last measure, of a full table, came after the last record.
+    # Also if the last measure, of a full table, came after the last record.
     await until(open_again, SECONDS_MAX)
     after = await metrics(worker)
     assert after["treasure_map_archived_rows_total", "hour"] > 0
@@ -222,7 +222,7 @@ async def counted(worker: Process) -> dict[tuple[str, str, int], int]:
 async def test_a_worker_starts_without_its_cassandra_and_archives_once_it_is_there(
     processes: Callable[..., Process], spare_cassandra: servers.CassandraServer
 ) -> None:
-    """It folds and answers meanwhile, says what it waits for, and nothing is lost."""
+    """It folds and answers meanwhile, names the archive that it waits for, and loses nothing."""
     cassandra = spare_cassandra
     await asyncio.to_thread(cassandra.stop)
     worker = processes(

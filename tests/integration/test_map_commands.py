@@ -66,7 +66,7 @@ def python(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_check_says_ok_with_counts() -> None:
-    """One line that says what the map holds."""
+    """One line has the counts of the map."""
     digest = load_map(FLIGHTS).digest
     assert run("check", FLIGHTS).stdout == (
         f"ok: map flights, revision 1, digest {digest}: 2 sources, 14 layers "
@@ -137,7 +137,7 @@ def test_show_draws_every_layer_below_what_it_is_made_from() -> None:
 
 
 def test_show_names_the_feed_of_a_published_layer(tmp_path: Path) -> None:
-    """With its partitions and its form; other layers have no such line."""
+    """The line has its partitions and its form; other layers have no such line."""
     text = FLIGHTS.read_text().replace(
         "[layers.arrivals_day]", "[layers.arrivals_day]\npublish = true"
     )
@@ -150,7 +150,7 @@ def test_show_names_the_feed_of_a_published_layer(tmp_path: Path) -> None:
 
 
 def test_show_draws_every_source_with_its_topic() -> None:
-    """What producers key by, and how many partitions there are."""
+    """It draws the producers' key and the number of partitions."""
     output = run("show", FLIGHTS).stdout
     assert "flights  source keyed by origin" in output
     assert "topic    radar.raw (2 partitions)" in output
@@ -242,7 +242,7 @@ def test_check_against_the_map_in_use_takes_what_a_revision_may_change(tmp_path:
 def test_apply_refuses_other_layers_than_those_that_journals_know(
     own_map: Path, brokers: str
 ) -> None:
-    """A claim that did not stand says nothing; and nothing is made where one is refused."""
+    """A claim that did not stand says nothing; and nothing is made if one is refused."""
     run("apply", own_map, "--brokers", brokers)
     themap = load_map(own_map)
     more = '[layers.more]\nfrom = "contacts_5s"\nkey = ["sector"]\nwindow = "1h"\n\n'

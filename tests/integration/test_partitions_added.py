@@ -32,7 +32,7 @@ def test_only_partitions_that_the_map_has_may_be_read() -> None:
 
 
 def run(process: Process, *arguments: str) -> str:
-    """Run a map command with the settings of a process; what it raises is raised."""
+    """Run a map command with the settings of a process, and raise its exception."""
     settings = process.settings
     options = ["--brokers", settings["brokers"], "--archive-folder", settings["archive_folder"]]
     given = [arguments[0], str(process.map_file), *options, *arguments[1:]]
@@ -109,7 +109,7 @@ async def _advice(worker: Process, topic: str) -> None:
     }
     await asyncio.to_thread(run, worker, "start-over", "--yes")
     await _used(worker, rows)
-    # The other way: what the old name has stays.
+    # The other way: the rows of the old name stay.
     old = worker.map_name
     worker.map_file.write_text(
         worker.map_file.read_text().replace(f'name = "{old}"', f'name = "{old}b"')

@@ -58,7 +58,7 @@ async def read_up_to(worker: Process, offset: int) -> dict[str, Any]:
 
 
 def letters_of(worker: Process) -> list[dict[str, Any]]:
-    """Return what the command lists."""
+    """Return the letters that the command lists."""
     words = ["--map", str(worker.map_file), "--brokers", worker.settings["brokers"]]
     result = CliRunner().invoke(group, ["deadletters", "list", "--json", *words])
     assert result.exit_code == 0, result.output

@@ -105,7 +105,7 @@ class Scene:
 async def test_a_chunk_in_hand_while_its_partition_is_restored_stops_nothing(
     brokers: str, tmp_path: Path, moves: str
 ) -> None:
-    """The next owner begins where the chunk did, and folds all that comes, each event once."""
+    """The next owner begins at the chunk's start, and folds all that comes, each event once."""
     scene = Scene(brokers, tmp_path)
     transport = scene.bench.transport
     try:

@@ -33,14 +33,14 @@ TOKEN = "correct-horse-battery"  # noqa: S105 - no password of anything
 
 
 def reloads() -> Reloads:
-    """Return what nobody runs: tests look."""
+    """Return reloads without a task: tests look at the files."""
     return Reloads()
 
 
 def test_a_file_that_is_broken_for_one_look_is_not_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It may be half written; what lasts is told once, and counts as an error at once."""
+    """It may be half written; a lasting error is logged once, and counts at once."""
     file, found = tmp_path / "file", []
 
     def load() -> None:
@@ -72,7 +72,7 @@ def test_a_file_that_is_broken_for_one_look_is_not_warned_of(
 
 
 def put(made: Certificate, cert: Path, key: Path) -> None:
-    """Put a certificate and its key where settings name them, as a renewal does."""
+    """Put a certificate and its key at the paths of the settings, as a renewal does."""
     for source, target in ((made.cert_file, cert), (made.key_file, key)):
         target.with_suffix(".new").write_bytes(source.read_bytes())
         target.with_suffix(".new").chmod(0o600)
@@ -167,7 +167,7 @@ def connect_by_thread(port: int, context: ssl.SSLContext) -> None:
 
 
 async def test_a_client_takes_a_new_authority_and_a_new_certificate(tmp_path: Path) -> None:
-    """With the context that a Kafka client holds, for its next connection."""
+    """The context that a Kafka client holds has them for its next connection."""
     ours, theirs = Authority(tmp_path / "ours"), Authority(tmp_path / "theirs")
     first, second = ours.issue("first"), ours.issue("second")
     cert, key, ca = (tmp_path / name for name in ("c.crt", "c.key", "ca.pem"))
@@ -216,7 +216,7 @@ def test_a_context_of_now_trusts_nobody_by_itself(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("of", ["web", "kafka", "cassandra"])
 def test_an_encrypted_key_opens_with_its_passphrase(tmp_path: Path, of: str) -> None:
-    """From a file; a wrong one, or none, is told with the setting, and never shown."""
+    """A file has it; a wrong or missing one is told with the setting, and never shown."""
     made = Authority(tmp_path).issue("a")
     password = tmp_path / "password"
     password.write_text(f"{PASSPHRASE}\n")
@@ -275,7 +275,7 @@ async def test_a_key_and_its_passphrase_change_together(tmp_path: Path) -> None:
 async def test_sighup_has_files_read_again_and_ends_nothing(
     processes: Callable[..., Process], tmp_path: Path
 ) -> None:
-    """Of a real worker, whose tokens and certificate change."""
+    """The worker is a real one, whose tokens and certificate change."""
     authority = Authority(tmp_path)
     one, two = authority.issue("one"), authority.issue("two")
     cert, key, tokens = (tmp_path / name for name in ("w.crt", "w.key", "tokens.json"))
@@ -307,7 +307,7 @@ async def test_sighup_has_files_read_again_and_ends_nothing(
 
 
 async def test_sighup_does_not_end_a_worker_that_starts(processes: Callable[..., Process]) -> None:
-    """From the moment on that its command is loaded."""
+    """It survives from the moment that its command is loaded."""
     worker = processes()
     await apply(worker)
     worker.start()

@@ -1,7 +1,7 @@
 """A whole worker answers every kind of request at its limits while it folds events.
 
-What counts on any machine: the worker goes on, its loop never stands for seconds, and its memory
-stays within a bound. How long the loop was held by each kind is logged (``--log-level info``).
+On any machine the worker must go on, its loop must never stand for seconds, and its memory must
+stay within a bound. How long the loop was held by each kind is logged (``--log-level info``).
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ OPEN_CELLS = 90_000
 LINES = 1_000
 EVENTS_PER_S = 3_000
 HELD_S_MAX = 3.0
-"""What is clearly broken: one page of the open cells held a worker for ten seconds and more."""
+"""A longer hold is clearly a fault: one page of open cells once held a worker for ten seconds."""
 
 GROWTH_BYTES_MAX = 1_500 << 20
 """Four requests and the news of four followers at once, each some 150 MiB for a moment."""
@@ -157,7 +157,7 @@ HEADS = {
 """Asked as HEAD too, which takes as much: one of each form of answer."""
 
 STATUSES = {200, 400, 503, 504}
-"""Slow machines come too late with some; what cannot be read within its limits is refused."""
+"""Slow machines answer some too late; a range that exceeds the limits is refused."""
 
 
 def line(kind: str, at: int, origin: str, carrier: str) -> bytes:
@@ -235,7 +235,7 @@ class Asker:
         self._lines: list[str] = []
 
     async def measured(self, name: str, what: str = "") -> None:
-        """Take down what the loop was held since the last time, and by whom."""
+        """Take down how long the loop was held since the last time, and by whom."""
         async with self._session.get(f"{self._url}/held") as response:
             found: dict[str, Any] = await response.json()
         if self.before_bytes:
@@ -249,7 +249,7 @@ class Asker:
             log.warning("%s", "\n".join(found["places"]))
 
     async def ask(self, name: str, method: str = "GET") -> int:
-        """Send a request, read what comes, of a stream a part, and return the status."""
+        """Send a request, read the answer, of a stream a part, and return the status."""
         path, headers = REQUESTS[name]
         async with self._session.request(method, self._url + path, headers=headers) as response:
             if name.startswith("live,") and method == "GET" and response.status == 200:

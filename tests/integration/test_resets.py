@@ -28,7 +28,7 @@ TOPIC = "journal"
 WRITERS = 24
 RESETS = 100
 DEADLINE_S = 3.0
-"""Of an append; the short way and the producer have one each."""
+"""Deadline of an append; the short way and the producer have one each."""
 
 END_S = 60.0
 
@@ -77,7 +77,7 @@ async def append_while_reset(broker: EmbeddedBroker, port: int) -> None:
 @pytest.mark.slow
 @LOOPS
 def test_every_append_ends_while_connections_are_reset(loop: NewLoop) -> None:
-    """By the hundred, under load: appended, or of unknown outcome."""
+    """Each of hundreds under load is appended, or its outcome is unknown."""
     tell_broken_connections()
     (port,) = free_ports(1)
     with EmbeddedBroker(advertised=port) as broker, asyncio.Runner(loop_factory=loop) as runner:
@@ -103,7 +103,7 @@ def test_a_write_to_a_closed_transport_is_a_broken_connection(embedded: str, loo
             except KafkaConnectionError as error:
                 told = "is broken" in str(error)
             await asyncio.sleep(0)
-        # asyncio drops what is written to such a transport.
+        # asyncio drops the bytes that are written to such a transport.
         assert told is (loop is uvloop.new_event_loop)
         with pytest.raises(KafkaConnectionError):
             await waiting

@@ -29,7 +29,7 @@ from tests.support.secure_servers import MAP, SecureKafka
 from tests.support.waiting import until
 
 SECONDS_MAX = 20.0
-"""How long a command may take to tell what is missing, on a busy machine."""
+"""How long a command may take to name a missing right, on a busy machine."""
 
 
 def new_map() -> tuple[str, Map]:
@@ -46,7 +46,7 @@ def settings_of(server: SecureKafka, user: str) -> Settings:
 async def refused(
     attempt: Callable[[], Awaitable[object]], kind: type[TreasureMapError]
 ) -> tuple[str, float]:
-    """Return what an attempt is refused with, once the broker knows of it, and how long it took."""
+    """Return the refusal of an attempt, once the broker knows of it, and how long it took."""
     found: list[tuple[str, float]] = []
 
     async def is_refused() -> bool:
@@ -76,7 +76,7 @@ async def allowed(attempt: Callable[[], Awaitable[object]]) -> None:
 
 @pytest.mark.kafka
 async def test_each_right_that_a_worker_lacks_is_told(secure_kafka: SecureKafka) -> None:
-    """By its topic or group and its operation, before anything is claimed."""
+    """The error names topic or group and operation, before anything is claimed."""
     _, themap = new_map()
     bootstrap, settings = secure_kafka.bootstrap, settings_of(secure_kafka, "worker")
     await apply_topics(bootstrap, themap)
@@ -99,7 +99,7 @@ async def test_each_right_that_a_worker_lacks_is_told(secure_kafka: SecureKafka)
             assert seconds < SECONDS_MAX
             told = f"{right.resource} {right.name}: this user may not {operation}; allow it"
             if right.resource == "topic" and len(right.operations) == 1:
-                # What allows to see it has gone with it.
+                # The right to see the topic has gone with it.
                 told = f"topic {right.name}: missing, or this user may not Describe it"
             assert told in words
             assert "1 problem(s)" in words
@@ -109,7 +109,7 @@ async def test_each_right_that_a_worker_lacks_is_told(secure_kafka: SecureKafka)
 
 @pytest.mark.kafka
 async def test_what_commands_lack_is_told_at_once(secure_kafka: SecureKafka) -> None:
-    """With the topic, and within seconds."""
+    """The error names the topic, and comes within seconds."""
     _, themap = new_map()
     bootstrap = secure_kafka.bootstrap
     await apply_topics(bootstrap, themap)
@@ -230,7 +230,7 @@ async def test_a_right_that_is_taken_meanwhile_ends_what_cannot_go_on(
 
 @pytest.mark.parametrize("role", ["verify", "deadletters", "producer", "reader", "start-over"])
 def test_roles_need_nothing_of_the_cluster(role: Role) -> None:
-    """Nor of transactions: what is named are topics and one group."""
+    """Nor of transactions: the rights name topics and one group."""
     _, themap = new_map()
     for right in rights_of(themap, role, "a group"):
         assert right.resource in ("topic", "group")
@@ -238,7 +238,7 @@ def test_roles_need_nothing_of_the_cluster(role: Role) -> None:
 
 
 def test_the_page_has_all_rights() -> None:
-    """What is printed is what docs/DEPLOYING.md says."""
+    """The printed rights are those of docs/DEPLOYING.md."""
     page = (ROOT / "docs" / "DEPLOYING.md").read_text("utf-8")
     _, themap = new_map()
     kinds = {spec.name: spec.kind for spec in topics_of(themap, replication=1)}

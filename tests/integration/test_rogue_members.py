@@ -1,4 +1,4 @@
-"""Members of a group that are no workers, on a real broker: they get nothing, and are told."""
+"""Strangers in a group of workers, on a real broker: they get nothing, and are logged."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def options_of(server: SecureKafka, user: str) -> dict[str, Any]:
 
 
 def claims(worker: Process, themap: Map, url: str) -> dict[str, bytes]:
-    """Return what members may say to have what a worker has, by the words that tell of it."""
+    """Return metadata with which strangers claim a worker's share, by the words of the warning."""
     everything = {topic: list(range(count)) for topic, count in themap.inputs().items()}
     home = f"{socket.gethostname()}:{Path(worker.settings['state_folder'])}:{themap.name}"
     return {
@@ -67,7 +67,7 @@ def claims(worker: Process, themap: Map, url: str) -> dict[str, bytes]:
 
 
 async def warns(worker: Process, words: str, reader: Asker, admin: Asker) -> bool:
-    """Return whether a worker warns of one stranger, or of nobody, and is no less ready for it."""
+    """Return whether a worker warns of one stranger, or of nobody, and is as ready as before."""
     _, state = await reader.ask(worker, "/readyz")
     # There is no archive.
     if not all(reason.startswith("the archive ") for reason in state["reasons"]):
@@ -230,7 +230,7 @@ async def test_a_member_that_nobody_can_read_ends_no_leader(
 async def test_a_group_that_is_planned_anew_tells_of_nobody(
     secure_kafka: SecureKafka, benches: Benches
 ) -> None:
-    """Its coordinator leaves out what members joined with; workers would be taken for strangers."""
+    """Its coordinator leaves out the members' metadata; workers would be taken for strangers."""
     group = await new_group(secure_kafka)
     bench = await bench_of(secure_kafka, benches, group, peer_key=PeerKey(SECRET, ""))
 

@@ -26,7 +26,7 @@ ENDLESS = "/live$"
 async def test_whatever_the_document_allows_is_answered_as_it_says(
     processes: Callable[..., Process], tmp_path: Path
 ) -> None:
-    """Valid and invalid requests by the hundred; none is a fault, none has another shape."""
+    """Hundreds of valid and invalid requests: no answer is a fault or has another shape."""
     worker = processes()
     await apply(worker)
     worker.start()

@@ -39,7 +39,7 @@ CASSANDRA_PASSWORD = "a password with ; and = signs"  # noqa: S105 - of a node t
 TOKEN = "the-token-of-every-reader"  # noqa: S105 - of a worker that lives for a test
 WORKERS = 2
 ENDED_S_MAX = 60.0
-"""How long a command may take to say what is wrong, its start included, on a busy machine."""
+"""How long a command may take to report a fault, its start included, on a busy machine."""
 
 
 class Lab:
@@ -84,7 +84,7 @@ class Lab:
         return own | {f"TREASURE_MAP_{name.upper()}": value for name, value in settings.items()}
 
     def run(self, user: str, *arguments: str, **changes: str) -> tuple[int, str]:
-        """Run a command to its end; return its exit code and what it printed."""
+        """Run a command to its end; return its exit code and its output."""
         done = subprocess.run(
             [sys.executable, "-m", "app", *arguments], env=self.environment(user, **changes),
             cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
@@ -94,7 +94,7 @@ class Lab:
         return done.returncode, done.stdout + done.stderr
 
     async def succeeds(self, user: str, *arguments: str) -> str:
-        """Run a command that must end well; return what it printed."""
+        """Run a command that must end well; return its output."""
         code, text = await asyncio.to_thread(self.run, user, *arguments)
         assert code == 0, text
         return text
@@ -134,7 +134,7 @@ async def lab(
 
 
 async def give_rights(lab: Lab, *roles: Role) -> None:
-    """Give each user exactly what is printed for its role, on Kafka and Cassandra."""
+    """Give each user exactly the rights printed for its role, on Kafka and Cassandra."""
     for role in roles:
         name = f"{lab.name}_{role}"
         create = f"CREATE ROLE \"{name}\" WITH PASSWORD = '{CASSANDRA_PASSWORD}' AND LOGIN = true"
@@ -278,7 +278,7 @@ WRONG = {
 
 @pytest.mark.parametrize("what", WRONG)
 async def test_each_command_says_why_it_cannot_connect(lab: Lab, what: str) -> None:
-    """As its last words, without a traceback, with its exit code, and soon."""
+    """The reason is its last line, without a traceback, with its exit code, and soon."""
     changes, told = WRONG[what]
     foreign = lab.server.folder / "foreign" / "another.pem"
     changes = {name: value.replace("FOREIGN", str(foreign)) for name, value in changes.items()}

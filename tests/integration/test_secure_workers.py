@@ -19,7 +19,7 @@ from tests.support.waiting import until
 async def test_workers_answer_for_each_other_over_tls(
     processes: Callable[..., Process], tmp_path: Path
 ) -> None:
-    """With tokens that open only what they are for, and none of them between workers."""
+    """Each token opens only its own paths; between workers there is no token."""
     pytest.importorskip("cassandra")
     authority = Authority(tmp_path)
     (tmp_path / "password").write_text("the passphrase of a key")

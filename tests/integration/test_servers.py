@@ -119,7 +119,7 @@ def test_a_node_runs_on_the_fields_of_the_compose_file(tmp_path: Path) -> None:
 
 
 def test_variables_become_properties_like_in_the_images() -> None:
-    """Dots, dashes and underscores; what an image would not read is refused."""
+    """Dots, dashes and underscores; a variable that an image would not read is refused."""
     given = {
         "KAFKA_A_B": "1",
         "KAFKA_A___B__C": "2",
@@ -152,7 +152,7 @@ def test_a_missing_server_skips_unless_servers_are_required(
     outcome: str,
     processes: int,
 ) -> None:
-    """Without Java a test of Kafka is skipped with the reason, or fails where CI requires it."""
+    """Without Java a test of Kafka is skipped with the reason, or fails if CI requires it."""
     conftest = (ROOT / "tests" / "conftest.py").read_text()
     pytester.makeconftest(conftest + MISSING)
     pytester.makepyfile(
@@ -187,7 +187,7 @@ exit "$MAVEN_EXITS"
 def test_checkouts_with_other_versions_leave_each_others_jars(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They may share one cache; servers of the other one run from it. Half a fetch is no jars."""
+    """They may share one cache; servers of the other run from it. Half a fetch does not count."""
     (tmp_path / "mvn").write_text(MAVEN)
     (tmp_path / "mvn").chmod(0o700)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")

@@ -1,4 +1,4 @@
-"""Starting over: what is a map's own goes, and nothing else; and not while workers run."""
+"""Starting over: a map's own topics and rows go, nothing else; and not while workers run."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Begun:
         self.archive = folder / "archive"
 
     async def run(self, *arguments: str, typed: str | None = None) -> Result:
-        """Run a map command, which has a loop of its own; what it raises is raised."""
+        """Run a map command, which has a loop of its own, and raise its exception."""
         return await asyncio.to_thread(self._run, *arguments, typed=typed)
 
     def _run(self, *arguments: str, typed: str | None) -> Result:
@@ -120,7 +120,7 @@ async def test_nothing_goes_unless_somebody_says_so(begun: Begun) -> None:
 
 
 async def test_it_is_refused_while_workers_run(begun: Begun) -> None:
-    """They would write to what is deleted."""
+    """They would write to deleted topics and tables."""
     consumer = AIOKafkaConsumer(
         f"{begun.name}.raw", bootstrap_servers=begun.brokers, group_id=begun.name, client_id="w1"
     )
@@ -153,7 +153,7 @@ async def test_another_map_s_archive_is_not_deleted(begun: Begun) -> None:
 
 @pytest.mark.cassandra
 async def test_a_map_s_tables_go_and_those_of_others_stay(cassandra: Any) -> None:
-    """With its id; names that begin alike are other maps."""
+    """Its id goes too; names that begin alike are other maps."""
     from tables.archive.cassandra.archive import CassandraArchive  # noqa: PLC0415 (an extra)
     from tables.archive.cassandra.wipe import wipe_keyspace  # noqa: PLC0415 (an extra)
 

@@ -1,4 +1,4 @@
-"""A worker as a process: both commands, what it answers, how it ends and what it says then."""
+"""A worker as a process: both commands, its answers, how it ends and its last words."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def miss_topics(worker: Process) -> str:
 
 
 def spoil_map(worker: Process) -> str:
-    """Write a map that is none."""
+    """Write a file that is not a map."""
     worker.map_file.write_text("revision = 1")
     return r"cannot use map .*: \d+ problem\(s\)\n"
 
@@ -157,26 +157,26 @@ def lose_map(worker: Process) -> str:
 
 
 def spoil_setting(worker: Process) -> str:
-    """Set what no setting takes."""
+    """Set a value that the setting refuses."""
     worker.settings["group"] = "a b"
     return r"cannot use settings: 1 problem\(s\)\n  - group \(environment TREASURE_MAP_GROUP\)"
 
 
 def block_state_folder(worker: Process) -> str:
-    """Put a file where the folder should be."""
+    """Put a file at the path of the folder."""
     worker.settings["state_folder"] = str(worker.map_file / "state")
     return r"cannot make state folder .*state: Not a directory; want a folder .*; set state_folder"
 
 
 def stop_broker(worker: Process) -> str:
-    """Name a port where no broker is."""
+    """Name a port without a broker."""
     (port,) = servers.free_ports(1)
     worker.settings["brokers"] = f"127.0.0.1:{port}"
     return rf"cannot connect to Kafka: .*; got brokers 127\.0\.0\.1:{port}; want .*; start it"
 
 
 def lose_host(worker: Process) -> str:
-    """Bind to what is no address of any machine."""
+    """Bind to an address that no machine has."""
     worker.settings |= {"web_host": "no.such.host.invalid", "insecure": "true"}
     return r"cannot listen for queries: .*; got no\.such\.host\.invalid:\d+; want .* set web_host"
 
@@ -302,7 +302,7 @@ WorkerProcess(app, loglevel="INFO").execute_from_commandline()
 async def test_an_error_that_nobody_foresaw_is_shown_with_its_traceback(
     processes: Callable[..., Process],
 ) -> None:
-    """The last words are its name; where it came from stands above."""
+    """The last words are its name; its traceback stands above."""
     worker = processes()
     worker.start((sys.executable, "-c", BUG))
     assert await worker.ended() == 1

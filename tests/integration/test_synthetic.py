@@ -59,7 +59,7 @@ def test_event_times_lie_at_most_the_disorder_before_now() -> None:
 
 
 def test_the_maps_disorder_covers_the_streams(themap: Map) -> None:
-    """No contact is late where nothing but the stream's own disorder delays it."""
+    """No contact is late if nothing but the stream's own disorder delays it."""
     [layer] = themap.base_layers(synthetic.SOURCE)
     assert layer.max_out_of_orderness_ms >= DISORDER_MS_MAX
 
@@ -133,5 +133,5 @@ async def test_a_stream_that_is_stopped_still_ends_with_heartbeats(themap: Map) 
             places = [aiokafka.TopicPartition(source.topic, n) for n in range(source.partitions)]
             ends = await consumer.end_offsets(places)
     assert 100 <= written < 3_600 * 2_000
-    # Each partition has the first heartbeat and the last; more where a second went by.
+    # Each partition has the first heartbeat and the last; more if a second went by.
     assert sum(ends.values()) >= written + 2 * source.partitions

@@ -132,13 +132,13 @@ async def test_a_feed_of_arrow_that_is_compacted_is_refused(brokers: str) -> Non
 
 
 def test_a_source_carries_the_time_of_the_broker() -> None:
-    """What is too far in the future is measured against a clock that no producer sets."""
+    """Events too far in the future are measured against a clock that no producer sets."""
     assert by_name(fresh_map())["raw"].config == {"message.timestamp.type": "LogAppendTime"}
 
 
 @pytest.mark.parametrize(("replication", "in_sync"), [(1, None), (2, None), (3, "2"), (5, "4")])
 def test_the_own_topics_need_all_copies_but_one(replication: int, in_sync: str | None) -> None:
-    """From three copies on, an acknowledged record stands on at least two brokers."""
+    """An acknowledged record stands on at least two brokers if there are three copies or more."""
     specs = topics_of(fresh_map(), replication)
     assert {spec.replication for spec in specs} == {replication}
     own = [spec for spec in specs if spec.kind != "source"]
@@ -214,7 +214,7 @@ async def test_a_topic_that_the_broker_does_not_make_is_an_error(kafka: str) -> 
 
 
 async def test_no_broker_is_an_error_that_names_the_address() -> None:
-    """Nobody listens: the message says where and what to check."""
+    """Nobody listens: the message has the address and the setting to check."""
     (port,) = free_ports(1)
     with pytest.raises(
         TreasureMapError, match=f"got brokers 127.0.0.1:{port}; .*setting `brokers`"
@@ -241,7 +241,7 @@ async def test_a_broker_that_the_cluster_names_is_waited_for() -> None:
 
 
 async def test_topics_that_are_missing_are_not_waited_for(brokers: str) -> None:
-    """What no waiting mends is told at once."""
+    """A fault that no waiting mends is told at once."""
     async with asyncio.timeout(30):
         with pytest.raises(TopicsRefusedError, match=r"missing, or .*; make it with `map apply`"):
             await patiently(lambda: check_topics(brokers, fresh_map(), group="g"), patience_s=3_600)
@@ -252,7 +252,7 @@ async def test_a_broker_that_does_not_tell_settings_leaves_journals_unchecked(
 ) -> None:
     """The report says which journals could not be checked, and why; so does a worker's log.
 
-    The embedded broker closes the connection where settings are asked for by name, and asking so is
+    The embedded broker closes the connection if settings are asked for by name, and asking so is
     how it is made not to tell.
     """
     themap = fresh_map()

@@ -1,4 +1,4 @@
-"""The transport against brokers: what it hands over, when it stops, how it goes on."""
+"""The transport against brokers: the chunks it hands over, when it stops, how it resumes."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ async def test_every_record_is_handed_over_once_in_order(brokers: str, benches: 
 
 
 async def test_a_chunk_keeps_its_bounds_and_loses_nothing(embedded: str, benches: Benches) -> None:
-    """What a chunk has no room for waits for the next one."""
+    """Records that a chunk has no room for wait for the next one."""
     raw = await topic_on(embedded)
     await produce(embedded, raw, numbers(100, 400))
     bench = await benches(
@@ -124,7 +124,7 @@ async def test_an_agent_has_one_chunk_and_the_other_kind_goes_on(
 async def test_it_goes_on_from_the_owners_position_and_not_from_commits(
     brokers: str, benches: Benches
 ) -> None:
-    """The position is the journal's alone; what the group committed is never read."""
+    """The position is the journal's alone; the group's committed offset is never read."""
     raw = await topic_on(brokers)
     await produce(brokers, raw, numbers(0, 100))
     group = uuid.uuid4().hex
@@ -142,7 +142,7 @@ async def test_it_goes_on_from_the_owners_position_and_not_from_commits(
 
 
 async def test_positions_are_committed_for_lag_displays(brokers: str, benches: Benches) -> None:
-    """The group's commits follow what was handled."""
+    """The group's commits follow the handled records."""
     raw = await topic_on(brokers)
     await produce(brokers, raw, numbers(0, 100))
     group = uuid.uuid4().hex
@@ -224,7 +224,7 @@ async def test_a_restarted_partition_is_read_again_from_its_owner(
 async def test_reading_is_set_to_the_owners_offset(
     embedded: str, benches: Benches, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A chunk that did not begin where the owner stands: counted, told once, read from there."""
+    """A chunk that does not begin at the owner's position is counted, logged and read again."""
     raw = await topic_on(embedded, 1)
     bench = await benches(embedded, {"ingest": raw}, Memory())
     await produce(embedded, raw, numbers(0, 10), 1)
@@ -252,7 +252,7 @@ async def test_what_waits_of_a_restarted_partition_does_not_reach_its_next_owner
 
 
 async def test_partitions_move_to_a_new_member_and_back(brokers: str, benches: Benches) -> None:
-    """Two members share; each knows what the other owns; nothing is lost or doubled."""
+    """Two members share; each knows the other's partitions; nothing is lost or doubled."""
     raw = await topic_on(brokers, 4)
     group = uuid.uuid4().hex
     journal: dict[tuple[str, int], int] = {}
@@ -325,7 +325,7 @@ async def test_a_chunk_that_waits_is_dropped_when_partitions_are_revoked(
 
 
 async def test_a_missing_topic_and_a_missing_broker_are_named(embedded: str) -> None:
-    """A worker that cannot read ends with what to do."""
+    """A worker that cannot read ends with the remedy."""
     bench = Bench(embedded, {"ingest": "no-such-topic"}, Memory())
     with pytest.raises(TransportError, match=r"cannot read no-such-topic: .*map apply"):
         await bench.transport.start()
@@ -407,7 +407,7 @@ async def test_a_client_whose_metadata_grow_old_stops_the_worker(
 async def test_while_a_partition_is_restored_the_others_are_read(
     embedded: str, benches: Benches
 ) -> None:
-    """Partitions go live one by one, and what is missing is named."""
+    """Partitions go live one by one, and missing ones are named."""
 
     class Slow(Memory):
         async def restore(self, topic: str, partition: int, generation: int) -> int:
@@ -419,7 +419,7 @@ async def test_while_a_partition_is_restored_the_others_are_read(
     memory.restore_gate.clear()
     bench = await benches(embedded, {"ingest": topic}, memory)
     await produce(embedded, topic, numbers(0, 20))
-    await until(lambda: len(bench.values()) == 10, "what partition 0 has")
+    await until(lambda: len(bench.values()) == 10, "the values of partition 0")
     assert bench.transport.restoring() == [(topic, 1)]
     assert bench.transport.statistics().restoring == 1
     memory.restore_gate.set()
@@ -430,7 +430,7 @@ async def test_while_a_partition_is_restored_the_others_are_read(
 async def test_a_lane_that_admits_nothing_is_paused_and_the_others_are_not(
     embedded: str, benches: Benches
 ) -> None:
-    """Nothing is dropped: it goes on where it stopped, in the same generation."""
+    """Nothing is dropped: it resumes at its position, in the same generation."""
     raw, layer = await topic_on(embedded), await topic_on(embedded)
     bench = await benches(embedded, {"ingest": raw, "rollup": layer}, Memory())
     bench.paused.add("ingest")
@@ -467,7 +467,7 @@ async def test_a_worker_process_exits_with_zero_on_sigterm_and_else_with_its_rea
         assert await asyncio.to_thread(process.wait, SECONDS_MAX) == 0
     finally:
         process.kill()
-    # A value that is no number is a bug in the toy's handler: the worker ends with it.
+    # A value that is not a number is a bug in the toy's handler: the worker ends with it.
     await produce(embedded, soak_transport.RAW, [b"no number"])
     process, _ = start_worker(embedded, tmp_path, "bad")
     try:

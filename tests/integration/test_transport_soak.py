@@ -20,7 +20,7 @@ SEED = int(os.environ.get("SOAK_SEED", "7"))
 @pytest.mark.timeout(280)
 def test_positions_are_right_after_members_came_went_and_froze(kafka: str, tmp_path: Path) -> None:
     """Worker processes through a few rebalances end with every record handled exactly once."""
-    del kafka  # the soak restarts its own broker; asking for one skips where there is no Java
+    del kafka  # the soak restarts its own broker; asking for one skips without Java
     done = subprocess.run(
         [*soak_transport.PROGRAM, f"--rebalances={REBALANCES}", f"--seed={SEED}",
          f"--keep={tmp_path / 'soak'}"],

@@ -1,4 +1,4 @@
-"""Verify reads Cassandra page by page, and says so where it goes away meanwhile."""
+"""Verify reads Cassandra page by page, and says so if it goes away meanwhile."""
 
 from __future__ import annotations
 

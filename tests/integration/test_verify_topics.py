@@ -52,7 +52,7 @@ async def send(broker: str, *batches: list[bytes | None], codec: str | None = No
 
 
 async def test_every_record_is_read_once_and_in_order(broker: str) -> None:
-    """Batches of many and of one, values that are none or empty."""
+    """Batches of many and of one, values that are null or empty."""
     values: list[bytes | None] = [flight(at) for at in range(2_000)]
     await send(broker, values[:1_500], [None, b""], values[1_500:])
     found = await read(broker)

@@ -1,4 +1,4 @@
-"""Verify on real workers: what they come to equals a recomputation from their topics."""
+"""Verify on real workers: their results equal a recomputation from their topics."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ async def answer(workers: Sequence[Worker]) -> None:
 async def test_verify_finds_a_worker_equal_after_input_of_every_kind(
     broker: str, tmp_path: Path
 ) -> None:
-    """All forms, bad and late events; what is recomputed is the manifest's ledger too."""
+    """All forms, bad and late events; the recomputed ledger is the manifest's too."""
     with Cluster(broker, tmp_path, map_file=MAP_FILE, archive="embedded") as cluster:
         worker = cluster.add()
         path = tmp_path / "manifest.json"
@@ -150,7 +150,7 @@ partitions = 1
 async def test_verify_leaves_out_what_a_map_got_too_late_and_says_so(
     broker: str, tmp_path: Path
 ) -> None:
-    """Layers and measures of a second revision; what they have must be right, or null."""
+    """Layers and measures of a second revision; their values must be right, or null."""
     worker = Process(broker, tmp_path / "worker")
     first = worker.map_file.read_text()
     topic = f"{worker.map_name}.raw"
@@ -189,7 +189,7 @@ async def test_verify_leaves_out_what_a_map_got_too_late_and_says_so(
 
 
 async def quiet(worker: Process, events: int) -> None:
-    """Wait until a worker has folded so many events, and sent what is closed."""
+    """Wait until a worker has folded so many events, and sent the closed windows."""
 
     async def done() -> bool:
         _, ledger = await worker.get("/v1/ledger")

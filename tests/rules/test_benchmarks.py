@@ -1,4 +1,4 @@
-"""Benchmarks: the smoke size runs, and what is written is what is asked for."""
+"""Benchmarks: the smoke size runs, and the load written is the load asked for."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.common import run_of
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_form_holds_the_same_events(name: str) -> None:
-    """What a worker decodes of the records is what was made."""
+    """A worker decodes the events that were made."""
     events = events_of(5_000)
     records = encode(CASES[name], events)
     source = parse_map(CASES[name].map_text("b"), "b").sources[0]
@@ -32,7 +32,7 @@ def test_every_form_holds_the_same_events(name: str) -> None:
 
 
 def test_enough_windows_close() -> None:
-    """A measurement of few windows would leave out what closing costs."""
+    """A measurement of few windows would leave out the cost of closing."""
     truth = truth_of(events_of(20_000), CASES["json"].layers())
     assert truth["five_seconds"]["window_start"].n_unique() >= WINDOWS
     assert truth["five_seconds"]["events"].sum() == 20_000
@@ -65,7 +65,7 @@ def test_every_case_has_a_map(name: str) -> None:
 
 @pytest.mark.slow
 def test_the_smoke_size_of_profile_gives_stages() -> None:
-    """What the stages took adds up to the whole; native calls are put down to who made them."""
+    """The stages' times add up to the whole; native calls count for their caller."""
     command = [sys.executable, "-m", "benchmarks", "profile", "--smoke", "--json"]
     command += ["--case", "json-5-layers"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -101,7 +101,7 @@ def test_the_smoke_size_of_burst_gives_a_row() -> None:
 
 @pytest.mark.slow
 def test_the_smoke_size_of_archive_gives_rows() -> None:
-    """What was written was read back before its time was told."""
+    """The rows were read back before their time was told."""
     command = [sys.executable, "-m", "benchmarks", "archive", "--smoke", "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -126,7 +126,7 @@ def test_the_smoke_size_of_ids_gives_rows() -> None:
 
 @pytest.mark.slow
 def test_the_smoke_size_of_recovery_gives_rows() -> None:
-    """From the journal alone and from the local store; the cells were counted before."""
+    """Recovery reads the journal alone, or the local store; the cells were counted before."""
     command = [sys.executable, "-m", "benchmarks", "recovery", "--smoke", "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -28,7 +28,7 @@ def head(record: Path) -> re.Match[str]:
 
 
 def test_the_index_has_every_record() -> None:
-    """In their order, with the titles, states and dates that the records have themselves."""
+    """The records are in their order, with their own titles, states and dates."""
     rows = ROW.findall((FOLDER / "README.md").read_text("utf-8"))
     assert len(RECORDS) > 10
     assert rows == [

@@ -30,7 +30,7 @@ def test_of_a_server(number):
 
 @pytest.mark.slow
 def test_a_process_of_tests_that_dies_ends_the_run(tmp_path: Path) -> None:
-    """With the test that it died in and what it was doing; others in its place would hang."""
+    """The run names the test and prints its traceback; a new process in its place would hang."""
     (tmp_path / "test_dies.py").write_text(TESTS)
     found = re.search(r"^PROCESSES = (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert found is not None

@@ -61,7 +61,7 @@ async def test_the_document_describes_itself_and_is_shown(tmp_path: Path) -> Non
 
 
 def test_keys_and_measures_are_those_of_each_layer() -> None:
-    """With types and choices; the day has no origin."""
+    """They have types and choices; the day has no origin."""
     paths = openapi(MAP, Limits(limit_max=77), ROUTES, token=False)["paths"]
 
     def names(path: str) -> dict[str, Any]:

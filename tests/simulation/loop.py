@@ -2,8 +2,8 @@
 
 The clock stands still while anything can run, and jumps to the next timer when nothing can. Every
 callback belongs to a simulated process: the one in whose context it was scheduled. Which process
-goes on is drawn; within one process callbacks run in the order of any asyncio loop, and what its
-log and archive answer comes in random order by random delays.
+goes on is drawn; within one process callbacks run in the order of any asyncio loop, and the answers
+of its log and archive come in random order by random delays.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Process:
 
 
 OUTSIDE = Process(-1)
-"""What is no worker: the network, the clock, whoever kills workers."""
+"""The process of all that is not a worker: the network, the clock, whoever kills workers."""
 
 PROCESS: contextvars.ContextVar[Process] = contextvars.ContextVar("process", default=OUTSIDE)
 
@@ -62,8 +62,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._rng = rng
         self._youth = youth
         self._now = 0.0
-        # What dead processes wait in stays referenced: if Python closed it, its `finally` would
-        # run, as no killed process does.
+        # Tasks of dead processes stay referenced: if Python closed a coroutine, its `finally` would
+        # run, which a killed process never does.
         self._tasks: list[asyncio.Task[Any]] = []
         OUTSIDE.ready.clear()
         self.set_exception_handler(self._failed)

@@ -1,9 +1,9 @@
 """The oracle: the right rows, values, ledgers and letters, in plain arithmetic.
 
 It folds the source logs event by event (``source``), then the layer topics record by record. Of the
-product it uses only the bytes' layout. What an owner may have cut, and under which revision of the
-map, it takes from the journals (``cuts``). From when on a coarser layer that a revision added has
-all events it takes from the owners at rest, who tell readers so.
+product it uses only the bytes' layout. Which windows an owner may have cut, and under which
+revision of the map, it takes from the journals (``cuts``). From when on a coarser layer that a
+revision added has all events it takes from the owners at rest, who tell readers so.
 """
 
 from __future__ import annotations
@@ -281,7 +281,7 @@ def value_at(history: list[Step], version: float) -> Value | None:
 def alike(one: Value, other: Value) -> bool:
     """Return whether a value agrees with the known one: floats but for their last bits.
 
-    Those follow the cutting. Where the other value lacks the greatest, it is not compared; it must
+    Those follow the cutting. If the other value lacks the greatest, it is not compared; it must
     not have it if it is unknown.
     """
     *pairs, greatest = zip(one, other, strict=True)

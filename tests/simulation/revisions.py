@@ -1,4 +1,4 @@
-"""What the revisions of a run's map say: rules in plain numbers, and the maps made of them.
+"""The revisions of a run's map: rules in plain numbers, and the maps made of them.
 
 The first revision has all layers, or lacks some that a later one adds. Each later one draws anew
 all that a revision may change (docs/formats/map.md), so a layer, the id or a feed may go, come, and
@@ -34,17 +34,17 @@ BY_KEY = (KeyField("k", "string"),)
 SKEW_MS = 2**60
 REVISIONS = 4
 IDS_MAX = (0, 3, 8, 1_000), (0, 0, 8, 1_000)
-"""For odd and even revisions: the next one often takes up again things that one dropped."""
+"""Choices of odd and even revisions: the next one often takes up what one dropped."""
 
 DROPPING = 0.3, 0.7
 
 WITH_MAX = 0.7
-"""Of the revisions that have the greatest value as a measure: it goes and comes as layers do."""
+"""Share of revisions that measure the greatest value: it comes and goes as layers do."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What a revision says of one base layer, in plain numbers.
+    """The rule of a revision for one base layer, in plain numbers.
 
     Events below ``least`` are filtered.
     """
@@ -68,11 +68,11 @@ class Revision:
     ids: int
 
     def has(self, layer: Layer) -> bool:
-        """Tell whether the map has a layer."""
+        """Return whether the map has a layer."""
         return any(one.name == layer.name for one in self.themap.layers)
 
     def has_max(self, layer: Layer) -> bool:
-        """Tell whether a layer of the map has the greatest value."""
+        """Return whether a layer of the map has the greatest value."""
         return any(
             acc.kind == "max"
             for one in self.themap.layers

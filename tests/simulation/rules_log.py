@@ -183,7 +183,7 @@ async def _again(self: LogPartitionIO, value: bytes) -> int:
 def claim_again() -> list[Patch]:
     """Repeat an append whose outcome is unknown.
 
-    Where both landed, reading back finds the first, and the second does not follow it.
+    If both landed, reading back finds the first, and the second does not follow it.
     """
     return [(LogPartitionIO, "append", _again)]
 

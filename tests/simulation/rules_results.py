@@ -219,7 +219,7 @@ def _deaf(*, to_all: bool, to_own: bool) -> list[Patch]:
 def drop_the_sealed() -> list[Patch]:
     """Look at the sender's own floor only.
 
-    It is never below the layer's, and the finer window ends inside the coarser one: what is sealed
+    It is never below the layer's, and the finer window ends inside the coarser one: a sealed window
     is settled too.
     """
     return _deaf(to_all=True, to_own=False)

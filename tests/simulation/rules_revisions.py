@@ -1,4 +1,4 @@
-"""What revisions of the map rest on, of any number, dropped; and rule 17, duplicates."""
+"""The rules that revisions of the map rest on, each left out; and rule 17, duplicates."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class Outcome:
 
     @property
     def is_broken(self) -> bool:
-        """Whether the code in place of a rule does not fit the product, which shows nothing."""
+        """Whether the code that replaces a rule does not fit the product, which shows nothing."""
         return any(name in text for text in self.failures for name in MISFITS)
 
 
@@ -40,7 +40,7 @@ def run_seed(seed: int, stores: Stores, *, impure: bool, without: Rule | None = 
     """
     state, disabled = random.getstate(), logging.root.manager.disable
     random.seed(seed)
-    # What is warned of is what is done here on purpose.
+    # The product warns of faults that a run makes on purpose.
     logging.disable(logging.CRITICAL)
     try:
         stores.begin()
@@ -58,7 +58,7 @@ def run_seed(seed: int, stores: Stores, *, impure: bool, without: Rule | None = 
 def _failures(world: World) -> list[str]:
     try:
         world.loop.run_until_complete(_live(world))
-    except Exception as error:  # noqa: BLE001 - whatever ends a run is what is wrong with it
+    except Exception as error:  # noqa: BLE001 - whatever ends a run is its failure
         world.failures.append(repr(error))
     finally:
         for worker in world.workers:

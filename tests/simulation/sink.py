@@ -80,7 +80,7 @@ class SimulatedArchive:
         return self.histories.get((topic, partition))
 
     async def remember(self, topic: str, partition: int, history: History) -> History:
-        """Remember it if there was none, unless the archive is away."""
+        """Remember the first history of a partition, unless the archive is away."""
         await self._answer()
         return self.histories.setdefault((topic, partition), history)
 

@@ -1,4 +1,4 @@
-"""What a source partition comes to, event by event, in plain arithmetic: cells, ledger, letters.
+"""The result of a source partition, event by event, in plain arithmetic: cells, ledger, letters.
 
 It knows nothing of chunks, blocks or tables, and takes the cuts of revisions as told.
 """
@@ -15,11 +15,11 @@ from tests.simulation.workload import Event, Workload
 
 NEVER = -(2**62)
 GONE = 0.5
-"""Between the versions of two records: a claim empties a layer there."""
+"""Step between the versions of two records: a claim empties a layer there."""
 
 Step = tuple[float, Value | None]
 Histories = dict[Row, list[Step]]
-"""Of each cell: from which version on it has which value, in ascending order; None for none."""
+"""The values of each cell with their first versions, in ascending order; None is no value."""
 
 
 class SourceFold:
@@ -146,7 +146,7 @@ class RememberedIds:
         self._count = 0
 
     def repeats(self, name: str, now: int, until: int, most: int) -> bool:
-        """Tell whether an id is among the ``most`` remembered last, and lasts; remember it else."""
+        """Return whether an id is among the ``most`` last ones, and lasts; remember it else."""
         if name in self._known:
             lasts_until, number = self._known[name]
             if now < lasts_until and self._count - number <= most:

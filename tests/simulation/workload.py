@@ -1,4 +1,4 @@
-"""What a run works on: revisions of a map of small windows, and source logs.
+"""The input of a run: revisions of a map of small windows, and source logs.
 
 The logs have late events, repeated ones and silences.
 """

@@ -41,7 +41,7 @@ HOSTS = [Path(f"host{number}") for number in range(3)]
 """State folders, of which at most one living process uses each."""
 
 STEPS = (20, 70)
-"""What befalls a run, before it is healed."""
+"""Least and greatest number of steps of a run, before it is healed."""
 
 STEP_S_MEAN = 0.6
 
@@ -56,7 +56,7 @@ CALM_S_MAX = 900.0
 
 @dataclasses.dataclass
 class Statistics:
-    """What happened in a run."""
+    """Counts of the events of a run."""
 
     workers: int = 0
     kills: int = 0

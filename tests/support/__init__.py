@@ -1,1 +1,1 @@
-"""What tests share: maps, logs in memory, servers, worker processes."""
+"""The shared parts of tests: maps, logs in memory, servers, worker processes."""

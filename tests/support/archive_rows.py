@@ -1,4 +1,4 @@
-"""An archive of one layer of hours: cells of it, and what is read back."""
+"""An archive of one layer of hours: its cells, and the rows that are read back."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ TTL = msgspec.structs.replace(HOURS, name="hours_ttl", archive_ttl_ms=2 * DAY_MS
 
 
 class Clock:
-    """A wall clock that stands where the test puts it."""
+    """A wall clock that stands at the time that the test sets."""
 
     def __init__(self) -> None:
         self.now_ms = START_MS

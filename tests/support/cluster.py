@@ -91,7 +91,7 @@ class Worker:
         self._environment["TREASURE_MAP_DISK_FREE_BYTES_MIN"] = str(free_bytes_min)
 
     def readiness(self) -> str:
-        """Return what the worker says of itself at ``/readyz``, or why it says nothing."""
+        """Return the worker's answer at ``/readyz``, or why it gives none."""
         try:
             with urllib.request.urlopen(f"{self.url}/readyz", timeout=5) as answer:  # noqa: S310
                 return str(answer.read().decode())
@@ -109,7 +109,7 @@ class Worker:
         return self._asked(what)
 
     def ledger_if_up(self) -> Any:
-        """Return the ledger; None where the worker does not answer, also because it has ended."""
+        """Return the ledger; None if the worker does not answer, also because it has ended."""
         return self._asked("ledger")
 
     def _asked(self, what: str) -> Any:
@@ -158,7 +158,7 @@ class Cluster:
         return worker
 
     def run(self, *arguments: str, codes: Sequence[int] = (0,)) -> str:
-        """Run a command to its end, with one of these exit codes; return what it printed."""
+        """Run a command to its end, with one of these exit codes; return its output."""
         command = [sys.executable, "-m", "app", *arguments]
         done = subprocess.run(
             command, env=self._environment, cwd=ROOT, capture_output=True, text=True, check=False

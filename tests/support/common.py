@@ -1,4 +1,4 @@
-"""What several tests use: a small map, runs of records, a log in memory."""
+"""Parts of several tests: a small map, runs of records, a log in memory."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ class MemoryLog:
     compacted: set[tuple[str, int, int]] = dataclasses.field(default_factory=set)
 
     def put(self, topic: str, partition: int, value: bytes | int) -> None:
-        """Write as a producer would: an event, or a heartbeat where ``value`` is a time."""
+        """Write as a producer would: an event, or a heartbeat if ``value`` is a time."""
         entries = self.records.setdefault((topic, partition), [])
         event = value if isinstance(value, bytes) else None
         headers: Headers = ()
@@ -166,7 +166,7 @@ class MemoryLog:
     async def read(
         self, topic: str, partition: int, start: int, stop: int, bytes_max: int | None = None
     ) -> list[LogRecord]:
-        """Return a range, and remember what was asked for."""
+        """Return a range, and remember the request."""
         if start < self.starts.get((topic, partition), 0):
             raise OffsetGoneError(f"{topic}[{partition}] has no offset {start} any more")
         found: list[LogRecord] = []
@@ -178,14 +178,14 @@ class MemoryLog:
         return found
 
     async def record_at(self, topic: str, partition: int, offset: int) -> LogRecord | None:
-        """Return a record, None where it is behind the end or gone."""
+        """Return a record, None if it is behind the end or gone."""
         gone = offset < self.starts.get((topic, partition), 0)
         gone = gone or (topic, partition, offset) in self.compacted
         found = self.records.get((topic, partition), [])[offset : offset + 1]
         return found[0] if found and not gone else None
 
     async def truncate(self, topic: str, partition: int, before: int) -> None:
-        """Delete what lies before an offset."""
+        """Delete the records before an offset."""
         self.starts[topic, partition] = max(before, self.starts.get((topic, partition), 0))
 
     async def bounds(self, topic: str, partition: int) -> tuple[int, int]:

@@ -1,6 +1,6 @@
-"""What docker-compose.yml says, as the images' own entrypoints understand it, and its schema.
+"""The settings of docker-compose.yml, as the images' entrypoints understand them; its schema.
 
-The tests' servers run on these settings, so that the file cannot drift from what is tested.
+The tests' servers run on these settings, so that the file cannot drift from the tests.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from tests import ROOT
 
 COMPOSE = ROOT / "docker-compose.yml"
 
-# What apache/kafka's KafkaDockerWrapper keeps out of server.properties, and the heap, which its
-# list spells wrongly; the broker knows no such property.
+# Variables that apache/kafka's KafkaDockerWrapper keeps out of server.properties, and the heap,
+# which its list spells wrongly; the broker knows no such property.
 _NO_KAFKA_PROPERTIES = {"KAFKA_HEAP_OPTS", "KAFKA_OPTS", "KAFKA_JVM_PERFORMANCE_OPTS"}
 # The fields of cassandra.yaml that the Cassandra image's docker-entrypoint.sh sets.
 _CASSANDRA_FIELDS = (
@@ -29,7 +29,7 @@ _CASSANDRA_FIELDS = (
     "num_tokens",
     "rpc_address",
 )
-# What the Cassandra image's start script, cassandra-env.sh, reads.
+# Variables that the Cassandra image's start script, cassandra-env.sh, reads.
 _CASSANDRA_JVM = {"MAX_HEAP_SIZE", "HEAP_NEWSIZE", "JVM_EXTRA_OPTS"}
 
 

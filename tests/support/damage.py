@@ -1,4 +1,4 @@
-"""Damaged bytes of our own, given to what reads them, in a process: ``test_damage.py`` runs it.
+"""Damaged bytes of our own, given to their readers, in a process: ``test_damage.py`` runs it.
 
 Some readers end the process over bytes that they do not expect, so whoever tries that must be able
 to lose it. Arguments: a kind of bytes, a seed, and how many damaged copies to try. Prints how many
@@ -40,7 +40,7 @@ from tests.support.contributions import TOPIC, contribution
 from tests.support.state_support import DAY_PLAN, HOUR, RAW_PLAN, Journal, claim, delta, hour_block
 
 Try = Callable[[bytes], bool]
-"""Gives bytes to their reader; tells whether it took them. Fails where the reader is deceived."""
+"""Gives bytes to their reader; returns whether it took them. Fails if the reader is deceived."""
 
 
 def damaged(good: bytes, chance: random.Random) -> bytes:
@@ -93,7 +93,7 @@ def unsealed(value: bytes, form: int) -> bytes:
 
 
 def journal_of(form: int) -> tuple[list[bytes], Try]:
-    """Return a journal's entries in a format, and what applies one to the state before it."""
+    """Return a journal's entries in a format, and a try that applies one to the state before it."""
     values = entries()
     if form < 3:
         values = [unsealed(value, form) for value in values]
@@ -114,7 +114,7 @@ def journal_of(form: int) -> tuple[list[bytes], Try]:
 
 
 def layer_topic(form: int) -> tuple[list[bytes], Try]:
-    """Return records of a layer topic, and what gathers one behind a good one."""
+    """Return records of a layer topic, and a try that gathers one behind a good one."""
     rows = [(f"carrier {at}", at % 9, at, at) for at in range(60)]
     values = [
         contribution(rows),
@@ -139,7 +139,7 @@ def layer_topic(form: int) -> tuple[list[bytes], Try]:
 
 
 def store(folder: Path) -> tuple[list[bytes], Try]:
-    """Return what a local store holds, and what loads it with one value changed."""
+    """Return the values of a local store, and a try that loads it with one of them changed."""
     journal = Journal(RAW_PLAN)
     for rows, few in ((100, False), (5, False), (5, True)):
         block = hour_block(cells(rows), few=few)
@@ -167,7 +167,7 @@ def distance(one: bytes, other: bytes) -> int:
 
 
 def archive(folder: Path, form: int) -> tuple[list[bytes], Try]:
-    """Return the pieces of an embedded archive, and what reads it with one of them changed."""
+    """Return the pieces of an embedded archive, and a try that reads it with one changed."""
     opened = EmbeddedArchive(folder, Clock())
     loop = asyncio.new_event_loop()
     loop.run_until_complete(opened.open(Map(1, "m", (), (HOURS,), "")))
@@ -192,7 +192,7 @@ def archive(folder: Path, form: int) -> tuple[list[bytes], Try]:
 
 
 def peer() -> tuple[list[bytes], Try]:
-    """Return a worker's answer, and what reads it."""
+    """Return a worker's answer, and a try that reads it."""
     schema = archive_schema(HOUR)
     row = dict.fromkeys(schema, 1) | {"key_origin": "JFK", "key_carrier": "UA"}
     rows = pl.DataFrame([row] * 40, schema=schema)
@@ -209,7 +209,7 @@ def peer() -> tuple[list[bytes], Try]:
 
 
 def kind_of(name: str, folder: Path) -> tuple[list[bytes], Try]:
-    """Return good bytes of a kind, and what reads them."""
+    """Return good bytes of a kind, and a try that reads them."""
     what, _, form = name.partition(" ")
     match what:
         case "journal":

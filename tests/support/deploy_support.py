@@ -1,4 +1,4 @@
-"""What tests of the deployment share: what the Dockerfile says, and the command line it runs."""
+"""Parts of the tests of the deployment: the Dockerfile, and the command line it runs."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def dockerfile() -> list[tuple[str, str]]:
 
 
 def arguments_of(instruction: str) -> list[str]:
-    """Return what stands after every instruction of a name, in their order."""
+    """Return the arguments of every instruction of a name, in their order."""
     return [arguments for name, arguments in dockerfile() if name == instruction]
 
 
@@ -84,7 +84,7 @@ def parse_command(arguments: list[str]) -> None:
     """Let the command line read its arguments, without running anything.
 
     Raises:
-        click.UsageError: there is no such command, or it takes no such arguments.
+        click.UsageError: the command does not exist, or does not take these arguments.
     """
     command: click.Command = group
     context: click.Context | None = None

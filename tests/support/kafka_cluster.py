@@ -1,4 +1,4 @@
-"""Three Kafka brokers as child processes: what survives the loss of one."""
+"""Three Kafka brokers as child processes, so that tests can lose one."""
 
 from __future__ import annotations
 

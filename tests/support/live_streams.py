@@ -18,7 +18,7 @@ class Stream:
         self.last_id = ""
 
     async def event(self) -> tuple[str, Any]:
-        """Return kind and data of the next event that is no comment."""
+        """Return kind and data of the next event that is not a comment."""
         kind, data = "", None
         while True:
             line = (await self.response.content.readline()).decode().rstrip("\n")

@@ -1,4 +1,4 @@
-"""One worker without transport, over a log in memory: what tests of owners drive and kill."""
+"""One worker without transport, over a log in memory: tests of owners drive and kill it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class LocalWorker:
         self.rollup = Rollup(self.owners, self.log)
 
     async def restore(self) -> None:
-        """Restore every partition, again where the outcome was unknown."""
+        """Restore every partition, again if the outcome was unknown."""
         for topic, partitions in self.map.inputs().items():
             for partition in range(partitions):
                 while self.owners.get(topic, partition) is None:
@@ -116,7 +116,7 @@ class LocalWorker:
         assert not self.failures
 
     async def quiet(self) -> bool:
-        """Tell whether everything read is applied, acknowledged and announced to the end."""
+        """Return whether everything read is applied, acknowledged and announced to the end."""
         await self.restore()
         busy = [await self.step(topic, 1_000) for topic in self.map.inputs()]
         waiting = sum(
@@ -155,7 +155,7 @@ def fill(
 ) -> list[Event]:
     """Write events of four days to all partitions, then heartbeats that close everything.
 
-    Where they are not ``keyed`` by origin they are spread at random, each up to an hour late.
+    If they are not ``keyed`` by origin they are spread at random, each up to an hour late.
     """
     rng = random.Random(seed)
     events: list[Event] = []

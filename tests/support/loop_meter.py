@@ -1,6 +1,6 @@
-"""Measures how long an event loop is held, and where: in a test, and in a worker process.
+"""Measures how long an event loop is held, and by which frames, in a test and in a worker process.
 
-A hold is how long the loop has no turn for others. Machines are slow, and crowded: what counts is
+A hold is how long the loop has no turn for others. Machines are slow, and crowded: the measure is
 the CPU time of the loop's thread in one turn, and how much longer the loop stood than a thread
 beside it, which only ever sleeps.
 """
@@ -20,7 +20,7 @@ from tests.support.waiting import beats, until
 
 TURN_S = 0.001
 SEEN_S = 0.03
-"""A hold of so long is looked at: where does the loop's thread stand?"""
+"""A hold of this length or more is sampled for the frame of the loop's thread."""
 
 WORK_S = 0.03
 """The CPU time of :func:`work_s` on the machine for which limits of holds are told."""
@@ -32,7 +32,7 @@ class Loop:
     Attributes:
         cpu_s, wall_s: the most that one turn of the loop took, of its thread's time and of all.
         beside_s: the longest that the thread beside overslept.
-        places: where the loop's thread, and those of queries, stood in holds: the innermost calls.
+        places: the innermost calls of the loop's thread, and of those of queries, in holds.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class Loop:
         self.begin_anew()
 
     def begin_anew(self) -> None:
-        """Forget what was measured."""
+        """Forget the measures."""
         self.cpu_s = self.wall_s = self.beside_s = 0.0
         self.places: list[str] = []
         self._beat_at = time.perf_counter()

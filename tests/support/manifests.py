@@ -1,4 +1,4 @@
-"""What a load's manifest says, against the ledgers that workers serve."""
+"""A load's manifest, compared with the ledgers that workers serve."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tables.model.ledger import EVENT_COLUMNS, RECORD_COLUMNS
 
 
 def is_applied(manifest: dict[str, Any], ledgers: Sequence[dict[str, Any]]) -> bool:
-    """Tell whether all of the load has been applied, by whichever worker."""
+    """Return whether all of the load has been applied, by whichever worker."""
     rows = _records(manifest["topic"], ledgers)
     return all(
         (rows.get(number) or {}).get("position") == told["end"]
@@ -24,7 +24,7 @@ def positions(manifest: dict[str, Any], ledgers: Sequence[dict[str, Any]]) -> di
 
 
 def differences(manifest: dict[str, Any], ledgers: Sequence[dict[str, Any]]) -> list[str]:
-    """Return where the ledgers of all workers together are not what the manifest says."""
+    """Return the differences of the manifest from the ledgers of all workers together."""
     found = [problem for ledger in ledgers for problem in ledger["problems"]]
     rows = _records(manifest["topic"], ledgers)
     told: dict[str, Any]

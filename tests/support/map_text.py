@@ -1,4 +1,4 @@
-"""The text of a map, changed line by line, and what reading it comes to."""
+"""The text of a map, changed line by line, and the result of reading it."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ Identity = tuple[Any, ...]
 
 @dataclasses.dataclass
 class Contents:
-    """What stays when an archive is closed; rows are by layer and identity, with write times."""
+    """Rows that outlive a closed archive, by layer and identity, with write times."""
 
     whose: Whose | None = None
     described: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
@@ -53,7 +53,7 @@ class MemoryArchive:
 
     @property
     def place(self) -> str:
-        """Where it is."""
+        """The place of the archive."""
         return f"map {self._map_name} in memory"
 
     async def open(self, themap: Map) -> None:
@@ -152,7 +152,7 @@ class MemoryKind:
         return [settings.state_folder]
 
     def place(self, settings: Settings) -> str:
-        """Return where it is."""
+        """Return the place of the archive."""
         del settings
         return "the memory of a test"
 
@@ -162,7 +162,7 @@ class MemoryKind:
         return MemoryArchive(self.contents, self._clock_ms)
 
     def schema(self, settings: Settings, themap: Map) -> Schema:
-        """Return what opening it makes."""
+        """Return the schema that opening it makes."""
         return Schema(self.make(settings), f"memory of {len(themap.layers)} layers")
 
     def wiping(self, settings: Settings, map_name: str) -> Wiping:

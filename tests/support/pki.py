@@ -59,7 +59,7 @@ class Authority:
 
         Args:
             name: the common name, and of the files.
-            identities: host names and addresses that it is good for; this machine's where empty.
+            identities: host names and addresses that it is good for; this machine's if empty.
             expired: whether it was good only until yesterday.
             again: whether files of this name are replaced.
         """

@@ -38,7 +38,7 @@ class ResetProxy:
         self.reset()
 
     def reset(self) -> None:
-        """Reset every connection: what is under way in either direction is lost."""
+        """Reset every connection: bytes under way in either direction are lost."""
         for writer in list(self._writers):
             place = writer.get_extra_info("socket")
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""A member of a group that is no worker: its user may read the group, and nothing else."""
+"""A member of a group that is not a worker: its user may read the group, and nothing else."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ UNSIGNED = GroupProof("")
 
 
 def joined(said: Member, topics: list[str]) -> bytes:
-    """Return what a member joins with."""
+    """Return the metadata that a member joins with."""
     data = UNSIGNED.join(said, "")
     return bytes(ConsumerProtocolMemberMetadata(0, topics, data).encode())
 
 
 def assignment(mine: Partitions, shares: list[Share]) -> bytes:
-    """Return what a leader gives a member."""
+    """Return the assignment that a leader gives a member."""
     data = UNSIGNED.plan(shares, 0)
     return bytes(ConsumerProtocolMemberAssignment(0, list(mine.items()), data).encode())
 
@@ -50,11 +50,11 @@ class Rogue:
     """Joins a group again and again, and leads it if it may.
 
     Args:
-        brokers: where the group is.
+        brokers: the brokers of the group.
         options: security options of aiokafka's clients.
         group: the group.
-        metadata: returns what it joins with, given its number in the group, empty at first.
-        lead: returns what each member gets, by its number; called if this one leads.
+        metadata: returns the metadata it joins with, given its number in the group, empty at first.
+        lead: returns the assignment of each member, by its number; called if this one leads.
 
     Attributes:
         given: the partitions that it was given in each generation.

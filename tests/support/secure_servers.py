@@ -1,4 +1,4 @@
-"""Kafka and Cassandra with TLS, logins and rights; listeners for what clients do wrong."""
+"""Kafka and Cassandra with TLS, logins and rights; listeners for the mistakes of clients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PASSWORDS = {"worker": "Kafka/Pa55=wörd;ünusual+Zq7"} | {
     user: f"the password of {user}"
     for user in ("admin", "apply", "start-over", "verify", "deadletters", "producer", "reader")
 }
-"""By user, of Kafka: an administrator, and one for each part of the product.
+"""Passwords by user of Kafka: an administrator, and one for each part of the product.
 
 Letters and signs are such as files and protocols have trouble with.
 """
@@ -45,7 +45,7 @@ key = ["shop"]
 window = "1h"
 partitions = 2
 """
-"""Of a source, a published layer and a coarser one; NAME is to be replaced."""
+"""Map of a source, a published layer and a coarser one; NAME is to be replaced."""
 
 SUPERUSER_S_MAX = 60.0
 """How long after the start of a Cassandra node its superuser may be missing."""
@@ -61,7 +61,7 @@ _JAAS = "org.apache.kafka.common.security.{} required {};"
 
 
 class SecureKafka(KafkaServer):
-    """One Kafka node that denies what no ACL allows.
+    """One Kafka node that denies every operation that no ACL allows.
 
     Its own listener, ``bootstrap``, is in clear and may everything: it is the administrator's.
     Clients under test use ``at[...]``:
@@ -69,7 +69,7 @@ class SecureKafka(KafkaServer):
     - ``SECURE``: TLS, login by SCRAM-SHA-512 or PLAIN;
     - ``MUTUAL``: TLS with a certificate of the client, whose user is its common name;
     - ``CLEAR_LOGIN``: login without TLS;
-    - ``WRONG_HOST``, ``EXPIRED``, ``FOREIGN``: as SECURE, with a certificate that is no good.
+    - ``WRONG_HOST``, ``EXPIRED``, ``FOREIGN``: as SECURE, with a bad certificate.
 
     Attributes:
         at: ``host:port`` of these listeners.
@@ -183,7 +183,7 @@ class SecureCassandra(CassandraServer):
     Args:
         folder: of its data.
         authority: signs its certificate, and those of clients.
-        identities: the hosts and addresses of its certificate; this machine's where empty.
+        identities: the hosts and addresses of its certificate; this machine's if empty.
         mutual: whether clients must show a certificate.
 
     Attributes:
@@ -261,7 +261,7 @@ def _escaped(value: str) -> str:
 
 
 def checks(authority: Authority | None, own: Certificate | None = None) -> ssl.SSLContext:
-    """Return what trusts an authority, None for the system's, and shows an own certificate."""
+    """Return a context that trusts an authority, None for the system's, and shows a certificate."""
     context = ssl.create_default_context(cafile=authority.ca_file if authority else None)
     if own is not None:
         context.load_cert_chain(own.cert_file, own.key_file)

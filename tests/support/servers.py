@@ -1,8 +1,9 @@
 """Real Kafka and Cassandra as child processes, from Maven's jars: no containers, no packages.
 
-Each server has its own folder and ports, chosen once, so that ``restart`` comes back where it was.
-Settings are those of ``docker-compose.yml`` but for hosts, ports, folders and what only tests want.
-Versions stand in ``tests/support/jars/pom.xml``; the jars are fetched once into ``.cache/jars/``.
+Each server has its own folder and ports, chosen once, so that ``restart`` comes back at the same
+port. Settings are those of ``docker-compose.yml`` but for hosts, ports, folders and options of
+tests. Versions stand in ``tests/support/jars/pom.xml``; the jars are fetched once into
+``.cache/jars/``.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ _CASSANDRA_OPENS = (
     "java.base/sun.util.locale",
 )
 # A test's server starts quickly and lives for seconds. A measured one is compiled and collected as
-# in production: by what Kafka's own scripts say, and Cassandra's conf/jvm17-server.options.
+# in production: by Kafka's own scripts, and Cassandra's conf/jvm17-server.options.
 _QUICK_JVM = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 _MEASURED_JVM: Mapping[ServerName, tuple[str, ...]] = {
     "kafka": (
@@ -109,11 +110,11 @@ _LOGBACK = """<configuration>
 
 
 class ServerError(Exception):
-    """A server that could not be fetched, started or stopped; says what its log said last."""
+    """A server that could not be fetched, started or stopped; has the last lines of its log."""
 
 
 def why_missing(name: ServerName) -> str | None:
-    """Return what this machine lacks to run ``name``, or None where it can."""
+    """Return the reason why this machine cannot run ``name``, or None if it can."""
     java = _java()
     if java is None:
         return f"cannot run {name}: java is not on PATH; install Java {JAVA_MAJOR}"
@@ -295,7 +296,7 @@ class Server:
         return "\n".join(lines[-LOG_LINES_IN_ERROR:])
 
     def _prepare(self) -> None:
-        """Write what the process needs before it starts."""
+        """Write the files that the process needs before it starts."""
         raise NotImplementedError
 
     def _command(self) -> list[str]:

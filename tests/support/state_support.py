@@ -1,4 +1,4 @@
-"""What tests of state share: rows of cells, a journal in memory, comparisons of full states."""
+"""Parts of the tests of state: rows of cells, a journal in memory, comparisons of full states."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DAY_PLAN: InputPlan = plans_of(MAP)["small.layer.day"]
 
 Rows = pl.DataFrame | TupleRows
 Cells = dict[tuple[Any, ...], tuple[int, int, int]]
-"""By key and window: events, sum of delays, version."""
+"""Cells by key and window: events, sum of delays, version."""
 
 
 def measured(delays: Sequence[int]) -> dict[str, int]:
@@ -73,7 +73,7 @@ def day_block(rows: Iterable[tuple[str, int, int, int, int]]) -> bytes:
 
 
 def cells_of(table: LayerTable, rows: pl.DataFrame | None = None) -> Cells:
-    """Return a table's cells by key and window; fail where one comes twice or does not add up.
+    """Return a table's cells by key and window; fail if one comes twice or does not add up.
 
     ``rows`` are some of its cells.
     """
@@ -127,7 +127,7 @@ class Journal:
         return self.state.apply(len(self.values) - 1, entry, fingerprint_of(value))
 
     def advance(self, content: Content) -> None:
-        """Append what a chunk adds, as the partition's owner."""
+        """Append the content of a chunk, as the partition's owner."""
         blocks = {name: encode_block(frame) for name, frame in content.blocks.items()}
         added = delta(self.state, content.stop, blocks, content.announced, content.ledger)
         assert added.start == content.start

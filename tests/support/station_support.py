@@ -109,7 +109,7 @@ class Process:
             stop_child(self._process, STOP_SECONDS_MAX)
 
     def log(self) -> str:
-        """Return what the process wrote."""
+        """Return the log that the process wrote."""
         return self.log_file.read_text(errors="replace")
 
     async def ended(self, seconds_max: float = SECONDS_MAX) -> int:
@@ -145,7 +145,7 @@ class Process:
         await until(answers, SECONDS_MAX)
 
     async def get(self, path: str) -> tuple[int, Any]:
-        """Return status and JSON answer of a path; None where the answer is none."""
+        """Return status and JSON answer of a path; None if the answer is not JSON."""
         status, body = await self.ask(path)
         with contextlib.suppress(orjson.JSONDecodeError):
             return status, orjson.loads(body)

@@ -24,7 +24,7 @@ class TsvFormat:
     unreadable_reasons: tuple[str, ...] = ("tsv",)
 
     def decoder(self, source: Source) -> TsvDecoder:
-        """Return what decodes the records of a source."""
+        """Return a decoder of the records of a source."""
         return TsvDecoder(source)
 
 

@@ -42,7 +42,7 @@ def records_of(log: MemoryLog, topic: str, part: int) -> list[Record]:
 
 @dataclasses.dataclass
 class Recomputed:
-    """What verify's tables hold of a log."""
+    """The contents of verify's tables of a log."""
 
     database: Database
     themap: Map
@@ -80,7 +80,7 @@ class Recomputed:
         return found
 
     def settle(self) -> None:
-        """Make everything that follows from what was taken."""
+        """Make the results of all taken records."""
         for one in self.events.values():
             one.load()
             one.try_suspects()
@@ -186,5 +186,5 @@ def plain_rows(log: MemoryLog, themap: Map, *, early: bool = False) -> dict[str,
 
 
 def measures_of(layer: Layer, cell: Cell) -> list[Any]:
-    """Return a cell's measures, exact where its sums are."""
+    """Return a cell's measures, exact if its sums are."""
     return [measure_of(cell, measure)[0] for measure in layer.measures]

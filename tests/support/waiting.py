@@ -19,7 +19,7 @@ async def until(condition: Condition, deadline_s: float = 20, what: str = "") ->
     """Return when ``condition`` holds.
 
     Raises:
-        TimeoutError: it does not within ``deadline_s``; ``what`` says what never came.
+        TimeoutError: it does not within ``deadline_s``; ``what`` names the thing that never came.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + deadline_s
@@ -60,7 +60,7 @@ def wait_until(condition: Callable[[], bool], deadline_s: float, what: str) -> N
     """Return when ``condition`` holds, outside of an event loop.
 
     Raises:
-        TimeoutError: it does not within ``deadline_s``; ``what`` says what never came.
+        TimeoutError: it does not within ``deadline_s``; ``what`` names the thing that never came.
     """
     deadline = time.monotonic() + deadline_s
     while not condition():

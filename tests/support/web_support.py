@@ -83,9 +83,9 @@ def given_cells(rows: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
 
 
 class FrameCells:
-    """A LiveSource over one frame of the map's first layer; tests set what is served and evicted.
+    """A LiveSource over one frame of the map's first layer; tests set partitions and evictions.
 
-    What it has not evicted is all in the frame; the default is that the archive may have anything.
+    Cells that are not evicted are all in the frame; by default the archive may have any cell.
     """
 
     def __init__(self, frame: pl.DataFrame, served: set[int]) -> None:
@@ -129,7 +129,7 @@ class FrameCells:
 
 
 class StandingView:
-    """A WorkerView that stands still; tests set what it says."""
+    """A WorkerView that stands still; tests set its answers."""
 
     def __init__(self, themap: Map, archive: Archive, live: FrameCells) -> None:
         self.themap = themap
@@ -140,7 +140,7 @@ class StandingView:
         self.counts = Counts()
 
     def local(self, read: LiveRead) -> LiveJob:
-        """Return what makes the rows of the frame."""
+        """Return a job that makes the rows of the frame."""
         found = self.live.local(read)
         return LiveJob(found.facts, lambda: found.rows, sum(rows.height for rows in found.rows))
 
@@ -160,11 +160,11 @@ class StandingView:
         return {"records": {"raw": {0: {"read": 3}}}, "balanced": True}
 
     def unready(self) -> list[str]:
-        """Return what the test set."""
+        """Return the lines that the test set."""
         return self.reasons
 
     def warnings(self) -> list[str]:
-        """Return what the test set."""
+        """Return the lines that the test set."""
         return self.mend
 
     def serving(self) -> dict[str, list[int]]:

@@ -1,4 +1,4 @@
-"""Cells added up by plain rules, one event at a time: what verify's tables are compared with."""
+"""Cells added up by plain rules, one event at a time, to compare verify's tables with."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tables.model.layer import Layer
 
 
 class PlainSums(FieldSums):
-    """What is known of one measured field of a cell; its sums are exact."""
+    """The sums of one measured field of a cell, which are exact."""
 
     def add(self, value: float) -> None:
         """Take one event's value."""

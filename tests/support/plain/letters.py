@@ -1,4 +1,4 @@
-"""Letters by plain rules, one at a time: what verify's tables of them are compared with."""
+"""Letters by plain rules, one at a time, to compare verify's tables of them with."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class PartitionLetters:
 
 
 class Letters:
-    """What is in the two side topics so far.
+    """The letters of the two side topics so far.
 
     Attributes:
         unreadable: records of the side topics that are neither letters nor marks of a replay.

@@ -1,7 +1,7 @@
 """A source partition by plain rules: ledger and cells of its records, one at a time in log order.
 
 By docs/formats/journal.md rule 1 and docs/formats/records.md. Dead and late letters are claims:
-each must be of something that is set aside here, and what is set aside here must have one.
+each must be of an event or record that is set aside here, and each of these must have one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.support.plain.letters import PartitionLetters
 
 KEY_BYTES_MAX = 1_024
 Place = tuple[Key, int]
-"""Of a cell in its layer: key and window start."""
+"""Place of a cell in its layer: key and window start."""
 
 _HOLDS: dict[str, Callable[[Any, Any], bool]] = {
     "==": lambda a, b: a == b,
@@ -35,13 +35,13 @@ _HOLDS: dict[str, Callable[[Any, Any], bool]] = {
 
 
 class Partition:
-    """What follows from the records of one source partition so far.
+    """The results of the records of one source partition so far.
 
     Args:
         source: the source.
         layers: the base layers that read it.
         number: the partition.
-        letters: what the side topics say of it; grows as they are read.
+        letters: the letters of the side topics; grows as they are read.
         reader: reads its records.
 
     Attributes:
@@ -89,7 +89,7 @@ class Partition:
         claims = self._letters.dead.pop(record.offset, {})
         late = self._letters.late.pop(record.offset, frozenset())
         if "too_many_cells" in claims.get(None, ()):
-            # What a journal record can hold is the worker's business: its word is taken.
+            # The limit of a journal record is the worker's business: its word is taken.
             self.ledger.update({"records.unreadable": 1, "unreadable.too_many_cells": 1})
             return
         broken_arrow = "arrow" in claims.get(None, ())
@@ -151,7 +151,7 @@ class Partition:
         return frozenset()
 
     def _repeats(self, event: Event) -> bool:
-        """Tell whether an event's id is remembered, and remember it else (rule 17)."""
+        """Return whether an event's id is remembered, and remember it else (rule 17)."""
         now_ms = self.stream_time_ms
         known = self._ids.get(event.id)
         if (
@@ -232,7 +232,7 @@ class Partition:
         dead: Mapping[int | None, Faults],
         claims: Mapping[int | None, frozenset[str]],
     ) -> None:
-        """Compare what of a record must have a dead letter with the letters that there are."""
+        """Compare the dead letters that a record must have with those that exist."""
         for place in dead.keys() | claims.keys():
             want, got = dead.get(place, frozenset()), claims.get(place, frozenset())
             if len(got) != 1 or not got <= want:
@@ -246,7 +246,7 @@ class Partition:
 
 
 def floor_ms(layer: Layer, stream_time_ms: int) -> int:
-    """Return the floor of a base layer: what ends at or below it is sealed."""
+    """Return the floor of a base layer: a window that ends at or below it is sealed."""
     return stream_time_ms - layer.max_out_of_orderness_ms - layer.allowed_lateness_ms
 
 

@@ -1,4 +1,4 @@
-"""Rows by plain rules: what every layer holds at quiescence, from cells of all source partitions.
+"""Rows by plain rules: those of every layer at quiescence, from cells of all source partitions.
 
 ::
 
@@ -23,7 +23,7 @@ from tests.support.plain.partition import Partition, Place
 class Row:
     """One cell of a layer.
 
-    ``parts`` has what each partition of the layer's input holds of it, which is one row of the
+    ``parts`` has the share of each partition of the layer's input, which is one row of the
     archive; ``closed`` names those whose window is closed there.
     """
 
@@ -97,7 +97,7 @@ def _base_rows(layer: Layer, partitions: list[Partition]) -> Rows:
 def _sent(
     finer: Layer, layer: Layer, rows: Rows, *, early: bool
 ) -> Iterator[tuple[Place, PlainCell]]:
-    """Yield what a coarser layer was sent, with its coarser place: closed cells, or all."""
+    """Yield the cells sent to a coarser layer, with their coarser place: closed ones, or all."""
     names = [field.name for field in finer.key]
     at = [names.index(field.name) for field in layer.key]
     for (key, start), row in rows.items():
@@ -131,7 +131,7 @@ def _base_of(themap: Map, layer: Layer) -> Layer:
 
 
 def _closed_ms(base: Layer, partitions: Iterable[Partition]) -> int | None:
-    """Return up to where windows are closed in a topic between layers; None while nothing is.
+    """Return the end of the closed windows in a topic between layers; None if none is known.
 
     That is as far as every partition of the source has come.
     """
