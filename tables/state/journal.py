@@ -25,8 +25,28 @@ once the structure of their blocks is checked."""
 _UNSEALED = (b"\x01", b"\x02")
 
 
-Identity = tuple[int, int]
-"""The identity of a record: its length and CRC-32, or its append time and CRC-32."""
+class Announcement(NamedTuple):
+    """Times of a sender: windows that end at or below are closed, or final, and all sent."""
+
+    closed_ms: int
+    final_ms: int
+
+
+NOTHING_ANNOUNCED = Announcement(NEVER_MS, NEVER_MS)
+
+
+class EntryFingerprint(NamedTuple):
+    """Length and CRC-32 of a journal entry, by which it is recognised."""
+
+    length: int
+    crc32: int
+
+
+class RecordFingerprint(NamedTuple):
+    """Append time and CRC-32 of a source record's value, by which it is recognised."""
+
+    append_time_ms: int
+    crc32: int
 
 
 class Claim(msgspec.Struct, frozen=True, array_like=True, tag="claim"):

@@ -87,7 +87,7 @@ def test_a_changed_a_missing_and_a_surplus_row_are_each_found(
     layer: Layer, flights: pl.DataFrame
 ) -> None:
     """Each is named with the value got and the value wanted."""
-    want = demo_check.expected(layer, flights)
+    want = check.expected(layer, flights)
     first, second, *_ = sorted(want)
     changed = {place: row for place, row in want.items() if place != second}
     changed[first] = {"count": -1}
