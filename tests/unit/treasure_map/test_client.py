@@ -90,7 +90,7 @@ async def test_top_keys_and_filters(tmp_path: Path) -> None:
 
 
 async def test_refusals_say_what_to_change(tmp_path: Path) -> None:
-    """From both clients, with status and time to ask again."""
+    """Both clients raise them, with status and time to ask again."""
     async with served(MAP, tmp_path, ROWS, query_live_max=0) as (_, url):
         async with AsyncQueryClient(url) as later:
             with pytest.raises(QueryFailedError, match="ask family hour") as caught:
@@ -111,7 +111,7 @@ async def test_refusals_say_what_to_change(tmp_path: Path) -> None:
 
 
 async def test_both_clients_follow_live_cells(tmp_path: Path) -> None:
-    """Until they have seen enough, or the worker stops."""
+    """They follow until they have seen enough, or the worker stops."""
     seen: list[LiveCell] = []
 
     def follow(url: str) -> list[LiveCell]:

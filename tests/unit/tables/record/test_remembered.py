@@ -1,4 +1,4 @@
-"""What is remembered of what producers write is bounded, and right after it was forgotten."""
+"""The memory of producers' texts is bounded, and answers stay right after forgetting."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tables.record.remembered import ENTRY_SIZE, LENGTH_MAX, SIZE_MAX, Remembere
 
 
 def test_an_answer_is_found_once() -> None:
-    """And so is one that is nothing."""
+    """An answer of zero is found once too."""
     asked: list[str] = []
 
     def length(text: str) -> int:
