@@ -317,7 +317,7 @@ async def test_an_archive_that_is_away_holds_no_coarser_layer_back(scene: Scene)
 async def test_a_layer_topic_that_is_away_holds_no_archive_back(
     scene: Scene,
 ) -> None:
-    """Nor the other way round; no cell is skipped by an announcement while it waits."""
+    """The archive does not hold the topic back either; announcements skip no waiting cell."""
     scene.log.lost = True
     await scene.feed(0, 3 * HOUR_MS)
 
@@ -384,7 +384,7 @@ async def test_announcements_alone_reach_every_partition_when_a_floor_passes_a_w
 async def test_announcements_alone_keep_their_interval(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However fast floors pass windows; the last one is told without another wake."""
+    """Floors may pass windows fast; the last one is told without another wake."""
     monkeypatch.setattr(writers, "ANNOUNCE_INTERVAL_S", 0.2)
     days = itertools.count()
 

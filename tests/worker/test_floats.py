@@ -138,7 +138,7 @@ def test_measures_of_any_floats_are_answered(n: int, total: float, m2: float, le
 
 @given(n=st.integers(0, 2**63 - 1), total=WIDE, high=WIDE, low=WIDE)
 def test_measures_of_any_integers_are_answered(n: int, total: int, high: int, low: int) -> None:
-    """Integers of 128 bits are too, beyond all events; a column of 38 digits has null for them."""
+    """So are integers of 128 bits, beyond all events; a column of 38 digits has null for them."""
     layer = small_map().layers[0]
     cells = pl.DataFrame(
         [("JFK", "UA", 0, n, n, total, 1, 1, low, high, 1)],

@@ -116,7 +116,7 @@ async def test_an_append_without_answer_is_neither_lost_nor_counted_twice(
 async def test_a_partition_is_restored_after_it_has_been_let_go(
     make: Callable[[], LocalWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who restores waits for whoever is still releasing: a store is open once at a time."""
+    """A restore waits for a release that is still going on: a store is open once at a time."""
     house = make()
     fill(house.log, 12)
     await house.restore()

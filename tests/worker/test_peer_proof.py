@@ -292,7 +292,7 @@ async def test_a_compressed_answer_is_not_inflated(monkeypatch: pytest.MonkeyPat
 
 
 async def test_a_slow_answer_has_its_time_as_a_whole(caplog: pytest.LogCaptureFixture) -> None:
-    """However steadily bytes come; both tries are counted, and it is told as any that is gone."""
+    """Bytes may come steadily; both tries count, and the worker is told as one that is gone."""
     async with sender(b"x", 0.01, {}) as (url, sent):
         peers = peers_of(url)
         loop = asyncio.get_running_loop()

@@ -359,7 +359,7 @@ async def test_two_answers_for_one_partition_are_one() -> None:
 async def test_a_worker_that_does_not_answer_is_told_once_and_when_it_is_back(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However often it is asked meanwhile."""
+    """It may be asked any number of times meanwhile."""
     monkeypatch.setattr(outage, "GRACE_S", 0.0)
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"

@@ -235,7 +235,7 @@ async def test_an_archive_away_pauses_sources_and_nothing_is_lost(
 
 
 async def test_open_cells_never_pause_what_would_close_them(archive: Away, tmp_path: Path) -> None:
-    """However many they are: no acknowledgement is missing for them."""
+    """They may be many: no acknowledgement is missing for them."""
     log = MemoryLog()
     for number in range(2_000):
         log.put(RAW, 0, flight(number % HOUR_MS, carrier=f"{number:05}"))

@@ -122,7 +122,7 @@ async def test_every_answer_is_the_fold_of_its_prefix(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Cells may be folded, emitted, settled, evicted, merged or restarted by then."""
+    """It is after any folds, emissions, settlements, evictions, merges and restarts."""
     monkeypatch.setattr(agents.query.reader, "TORN_WAIT_S", 0)
     if seed % 2:
         use_frames(monkeypatch)

@@ -1,4 +1,4 @@
-"""Snapshots: the same state, from less of the journal; truncation takes no entry in use."""
+"""Snapshots: the same state, from less of the journal; truncation never takes a needed entry."""
 
 from __future__ import annotations
 
@@ -393,7 +393,7 @@ async def test_a_partition_that_is_let_go_during_a_delta_takes_no_snapshot(
 
 
 async def test_a_snapshot_is_due_by_the_size_of_the_tail(make: Callable[[], LocalWorker]) -> None:
-    """Past the least size, and past a multiple of the last snapshot."""
+    """It is due past the least size, and past a multiple of the last snapshot."""
     house = make()
     fill(house.log, 4, count=20)
     await house.restore()

@@ -104,7 +104,7 @@ async def test_what_live_tables_cover_is_not_read_from_the_archive(tmp_path: Pat
 
 @pytest.mark.parametrize("path", ["layers/hour/cells", "families/hour/cells", "layers/hour/top"])
 async def test_an_empty_answer_hints_at_seconds(tmp_path: Path, path: str) -> None:
-    """Who asked for seconds sees why there is nothing; who did not, or got cells, no hint."""
+    """A caller that asked in seconds gets a hint; one that did not, or got cells, gets none."""
     by = "&by=count" if path.endswith("top") else ""
     async with served(MAP, tmp_path, [stored(hour=2)]) as (_, url):
         for first, last, told in (
@@ -324,7 +324,7 @@ async def test_metrics_are_plain_text_behind_the_same_door(tmp_path: Path) -> No
     ["", "Bearer", "Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x", TOKEN, "Bearer é"],
 )
 async def test_with_a_token_nothing_else_opens_the_door(tmp_path: Path, authorization: str) -> None:
-    """Only the whole token under the Bearer scheme."""
+    """Only the whole token under the Bearer scheme does."""
     async with served(MAP, tmp_path, web_token=TOKEN) as (_, url):
         status, body, headers = await get(f"{url}/v1/map", Authorization=authorization)
         assert (status, headers["WWW-Authenticate"]) == (401, "Bearer")

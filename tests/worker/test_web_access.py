@@ -94,7 +94,7 @@ async def test_every_route_by_every_kind_of_caller(tmp_path: Path) -> None:
 async def status_of(
     session: aiohttp.ClientSession, url: str, body: bytes | None, headers: dict[str, str]
 ) -> int:
-    """Return the status of one request; a refusal is a problem that names the scope wanted."""
+    """Return the status of a request; a refusal is a problem that names token or scope."""
     method = "GET" if body is None else "POST"
     async with session.request(method, url, headers=headers, data=body) as response:
         if response.status in (401, 403):
@@ -152,7 +152,7 @@ async def test_of_two_headers_that_prove_something_none_is_taken(tmp_path: Path)
 
 
 async def test_a_route_without_a_scope_keeps_the_endpoint_from_starting(tmp_path: Path) -> None:
-    """Who adds one must say who may ask it."""
+    """The author of a route must say who may ask it."""
 
     async def handler(_: web.Request) -> web.Response:
         return web.Response()

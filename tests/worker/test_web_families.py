@@ -59,7 +59,7 @@ async def test_rows_are_grouped_and_stepped(tmp_path: Path) -> None:
 
 
 async def test_pages_are_what_one_large_page_is(tmp_path: Path) -> None:
-    """They are with steps too, and with the cursor of another format."""
+    """They are with steps too, and the cursor of another format continues them."""
     path = f"{FAMILY}&group=origin&group=carrier&step=1h"
     async with served(MAP, tmp_path, ROWS) as (_, url):
         _, whole, _ = await get(url + path)

@@ -231,7 +231,7 @@ async def test_a_body_by_drops_is_ended(
 async def test_connections_of_one_address_push_out_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clients: Clients
 ) -> None:
-    """Who comes from elsewhere keeps a silent connection, however many they are."""
+    """A client from elsewhere keeps a silent connection, however many they are."""
     monkeypatch.setattr(app.web.server, "CONNECTIONS_MAX", 9)
     async with served(MAP, tmp_path, query_live_max=1) as (view, url):
         quiet = await clients.open(url, "127.0.0.2")
@@ -297,12 +297,12 @@ async def test_without_a_file_left_the_endpoint_waits_and_goes_on(
     ("files_max", "wanted"), [(256, 64), (600, 150), (1_024, 512), (1_088, 576), (2**31, 576)]
 )
 def test_connections_leave_files_to_the_rest(files_max: int, wanted: int) -> None:
-    """However few the system gives."""
+    """They do, however few files the system gives."""
     assert connections_max(64, files_max) == wanted
 
 
 def test_addresses_of_one_network_count_together() -> None:
-    """Who has an IPv6 network has billions of addresses."""
+    """The owner of an IPv6 network has billions of addresses."""
     assert network_of("10.0.0.1") == "10.0.0.1"
     assert network_of("::ffff:10.0.0.1") == "10.0.0.1"
     assert network_of("2001:db8::1") == network_of("2001:db8::ffff:1") == "2001:db8::/64"
@@ -313,7 +313,7 @@ def test_addresses_of_one_network_count_together() -> None:
 async def test_a_worker_with_few_files_outlives_idle_connections(
     processes: Callable[..., Process], clients: Clients
 ) -> None:
-    """More of them than files: it answers, and a stream has news as soon as before."""
+    """They are more than its files: it answers, and a stream has news as soon as before."""
     worker = processes()
     await apply(worker)
     worker.start(("bash", "-c", f"ulimit -n 1024; exec {sys.executable} -m app worker"))

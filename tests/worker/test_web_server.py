@@ -247,7 +247,7 @@ async def test_a_broken_body_is_told_to_its_sender_alone(
 
 
 async def test_bodies_on_one_connection_are_no_heads(url: str) -> None:
-    """However much of one comes before its request is begun with."""
+    """Any part of a body may come before its request is begun with."""
     async with aiohttp.ClientSession() as session:
         for _ in range(6):
             async with session.post(f"{url}/v1/worker/live", data=b"x" * 1_000_000) as response:

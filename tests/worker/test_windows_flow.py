@@ -226,7 +226,7 @@ def test_a_bucket_is_32_windows_and_at_least_ten_seconds(window: str, length_ms:
 @pytest.mark.parametrize("ttl_ms", [0, 60_000, DAY_MS, 400 * DAY_MS, 7_300 * DAY_MS])
 @pytest.mark.parametrize("window", WINDOWS)
 def test_compaction_windows_hold_a_bucket_and_are_few(window: str, ttl_ms: int) -> None:
-    """Less than 50 a TTL, which the compaction strategy wants; and sizes that CQL's int holds."""
+    """A TTL has less than 50, as the compaction strategy wants, and sizes that fit CQL's int."""
     layer = map_with(window, archive_ttl_ms=ttl_ms).layers[0]
     unit, size = compaction_window(layer)
     length_ms = size * {"MINUTES": 60_000, "HOURS": HOUR_MS, "DAYS": DAY_MS}[unit]

@@ -52,7 +52,7 @@ def test_it_is_told_once_when_it_goes_and_once_when_it_is_back(
 
 
 def test_without_a_further_failure_it_is_away_all_the_same(outage: Outage, clock: Clock) -> None:
-    """Who tries again late must not make it look well meanwhile."""
+    """A caller that tries again late must not make it look well meanwhile."""
     outage.failed(TimeoutError())
     clock.now_s += GRACE_S
     assert outage.is_away

@@ -69,7 +69,7 @@ def test_a_client_reads_what_the_query_endpoint_answers(form: str) -> None:
 
 @pytest.mark.parametrize("form", ["json", "arrow"])
 def test_every_type_of_key_and_measure_comes_through(form: str) -> None:
-    """Integers, booleans, floats that are not finite, no key at all; months end on their last day."""
+    """Integers, booleans, non-finite floats and empty keys come through; months keep their ends."""
     floats = (EVENTS, *(Accumulator(k, "w", "float") for k in ("n", "sum", "min", "max")))
     kinds = ("sum", "mean", "min", "max")
     layer = published(

@@ -12,7 +12,7 @@ from tests.support.deploy_support import project
 
 
 def test_all_that_is_public_is_exported() -> None:
-    """The list is in order, without accidents: its names are kept from version to version."""
+    """The list is in order, with nothing by accident: names are kept from version to version."""
     public = {
         name
         for name, member in vars(treasure_map).items()

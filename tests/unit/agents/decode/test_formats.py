@@ -109,7 +109,7 @@ def test_messages_name_an_added_format() -> None:
 
 
 def test_without_it_the_same_records_are_not_events() -> None:
-    """Proves that the tests above show the list at work."""
+    """This proves that the tests above show the list at work."""
     decoder, run = Decoder(MAP.sources[0]), mixed_run()
     batch = decoder.decode([run])
     assert batch.frame["time"].to_list() == [1, 6]

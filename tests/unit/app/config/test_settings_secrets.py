@@ -144,7 +144,7 @@ def test_files_of_secrets_keys_and_tokens_are_private() -> None:
 def test_a_mounted_secret_needs_its_group(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who does not own the file reads it by its group; all others are warned of still."""
+    """A process that does not own the file reads it by its group; other rights are warned of."""
     secret = private(tmp_path / "secret", SECRET.encode())
     monkeypatch.setattr("os.geteuid", lambda: secret.stat().st_uid + 1)
     secret.chmod(0o440)

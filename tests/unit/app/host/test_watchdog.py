@@ -122,7 +122,7 @@ def test_native_code_that_keeps_the_interpreter_is_ended_by_the_kernel(
 
 
 async def test_a_process_that_was_stopped_goes_on(children: list[Child]) -> None:
-    """However long: neither thread nor loop ran, so nothing stood still."""
+    """The stop may be long: neither thread nor loop ran, so nothing stood still."""
     children.append(child := Child("none"))
     child.says("up")
     for _ in range(2):

@@ -181,7 +181,7 @@ def test_who_repeats_a_first_join_does_not_replace_its_worker() -> None:
 
 
 def test_a_plan_is_for_one_generation() -> None:
-    """Who leads without the secret cannot use one of another time either."""
+    """A leader without the secret cannot use a plan of another time either."""
     shares = [Share("n1", "https://n1", EVERYTHING, 1), Share("n2", "", {}, 2)]
     data = proof().plan(shares, 7)
     assert shares_of(data) == shares

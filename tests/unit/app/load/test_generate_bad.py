@@ -96,7 +96,7 @@ def wanted(bad: Bad) -> Ledger:
 
 
 def test_the_event_itself_is_good() -> None:
-    """Proves that a fault found below is the fault made there."""
+    """This proves that a fault found below is the fault made there."""
     for value in (sample(1).line(), arrow_stream(EVENT)):
         assert ledger_of(value, ())["layer.orders_minute.folded"] == 1
 

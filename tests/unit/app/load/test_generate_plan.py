@@ -75,7 +75,7 @@ def test_a_heartbeat_follows_the_step_that_ends_a_second() -> None:
 
 
 def test_a_step_is_as_long_as_records_take_to_fill_within_bounds() -> None:
-    """Never so short that a step costs more than its events, nor so long that it holds many."""
+    """It is never so short that it costs more than its events, nor so long that it holds many."""
     assert step_seconds(10_000, 8, 1) == STEP_SECONDS_MIN
     assert step_seconds(10_000, 8, 500) == pytest.approx(0.4)
     assert step_seconds(10, 8, 500) == STEP_SECONDS_MAX

@@ -175,7 +175,7 @@ async def test_writes_that_are_made_together_fail_together_whatever_is_raised(
 async def test_a_write_that_is_cancelled_takes_no_other_along(
     gated: tuple[Archive, Gate, list[asyncio.Task[None]]],
 ) -> None:
-    """Who waits beside it is acknowledged once the rows are there, and not before."""
+    """A write that waits beside it is acknowledged once the rows are there, and not before."""
     archive, gate, writes = gated
     writes[1].cancel()
     await asyncio.sleep(0)

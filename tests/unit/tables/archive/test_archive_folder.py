@@ -124,7 +124,7 @@ def local_store(folder: Path) -> None:
 async def test_another_program_s_database_is_left_alone(
     tmp_path: Path, make: Callable[[Path], None]
 ) -> None:
-    """Not a byte of it changes: it was opened for writing, and `map start-over` deleted it."""
+    """Not a byte of it changes; it was once opened for writing, and `map start-over` deleted it."""
     folder = tmp_path / "theirs"
     make(folder)
     words = await refusal(folder)

@@ -152,7 +152,7 @@ def test_a_range_lies_where_windows_do(start: int, stop: int) -> None:
 
 
 def test_a_step_lies_where_windows_do() -> None:
-    """Likewise a step."""
+    """A step begins where a window does."""
     with pytest.raises(QueryError, match="want steps of whole windows of 1h"):
         read(ask(step="90m"))
 

@@ -118,7 +118,7 @@ def test_what_is_no_finite_number_comes_last(by: str, order: str, keys: int) -> 
 
 
 def test_a_request_is_one_to_the_layers_family() -> None:
-    """All keys of the layer over the whole range, with its own measures."""
+    """It asks for all keys of the layer over the whole range, with its own measures."""
     top = ask("sum_delay", layer="day")
     assert (top.query.family.name, top.layer.name) == ("hour", "day")
     assert [field.name for field in top.query.rows.key] == ["carrier"]

@@ -334,7 +334,7 @@ def random_entry(rng: random.Random, state: PartitionState, epochs: list[int]) -
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("plan", [RAW_PLAN, DAY_PLAN], ids=["fold", "rollup"])
 def test_every_reader_comes_to_the_same_state(seed: int, plan: Any) -> None:
-    """Who wrote, who read from bytes, and who stopped and came back from a store now and then."""
+    """The writer, a reader of bytes, and one that comes back from its store now and then agree."""
     rng = random.Random(seed)
     journal = Journal(plan)
     expected = Expected()

@@ -288,7 +288,7 @@ def cells_bits(table: FoldTable) -> list[list[tuple[object, ...]]]:
 
 
 def test_small_blocks_wait_and_are_read_as_one() -> None:
-    """Up to 64 of them; a merge takes them together."""
+    """Up to 64 of them wait; a merge takes them together."""
     table = FoldTable(HOUR)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(table_module, "TAIL_ROWS_MAX", 256)
