@@ -1,1 +1,1 @@
-"""Batteries that every implementation of one protocol passes, and what pinned libraries promise."""
+"""Batteries that every implementation of one protocol passes, and promises of pinned libraries."""

@@ -65,7 +65,7 @@ async def values_of(brokers: str, topic: str, partition: int) -> list[bytes]:
 async def test_records_of_many_partitions_get_their_offsets(
     brokers: str, producer: AIOKafkaProducer
 ) -> None:
-    """At once, several of one partition among them; each partition keeps its order."""
+    """Appends go at once, several to one partition; each partition keeps its order."""
     topics = await known_topics(brokers, producer, 2)
     appends = Appends(producer, deadline_s=20.0)
     given = [
@@ -136,7 +136,7 @@ async def test_without_leader_or_connection_nothing_is_sent(
 async def test_a_connection_that_breaks_ends_what_it_carries(
     brokers: str, producer: AIOKafkaProducer
 ) -> None:
-    """Whether it landed is not known."""
+    """Nothing tells whether the append landed."""
     (topic,) = await known_topics(brokers, producer, 1)
     appends = Appends(producer, deadline_s=20.0)
     sent = appends.append(topic, 1, b"perhaps")

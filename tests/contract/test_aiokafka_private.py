@@ -73,7 +73,7 @@ class Bench:
         self.notified += 1
 
     def fetch(self, *batches: bytes, at: int = 0) -> None:
-        """Put a fetched answer where aiokafka puts it."""
+        """Put a fetched answer into the place that aiokafka uses."""
         records = PartitionRecords(
             TP, aiokafka_fetcher.MemoryRecords(b"".join(batches)), [], at, None, None, True, 1
         )
@@ -126,7 +126,7 @@ async def test_a_position_inside_a_batch_skips_what_came_before(bench: Bench) ->
 
 @pytest.mark.parametrize(("size", "records"), [(MANY, 1), (MANY, 3), (1, MANY), (7, MANY)])
 async def test_bounded_drains_add_up_to_the_whole(bench: Bench, size: int, records: int) -> None:
-    """What a bound leaves is there for the next drain, once and in order."""
+    """The next drain gets the records that a bound left, once and in order."""
     bench.fetch(plain(0, 10), plain(10, 25), plain(25, 26))
     position, values = 0, []
     while TP in bench.fetcher._records:
@@ -152,7 +152,7 @@ async def test_a_seek_between_bounded_drains_forgets_the_rest(bench: Bench) -> N
 
 
 async def test_a_partition_that_is_not_wanted_stays_untouched(bench: Bench) -> None:
-    """A partition in restore keeps what was fetched until it is sought."""
+    """A partition in restore keeps its fetched records until it is sought."""
     bench.fetch(plain(0, 2))
     assert bench.fetched.drain({}, MANY, MANY, lambda *_: None) == []
     assert TP in bench.fetcher._records
@@ -182,7 +182,7 @@ async def test_a_partition_elsewhere_than_its_owner_is_reported(bench: Bench) ->
 
 
 async def test_an_error_of_the_broker_is_removed_and_raised(bench: Bench) -> None:
-    """As in aiokafka, so that a retry can ask again."""
+    """The error goes as in aiokafka, so that a retry can ask again."""
     bench.fetcher._records[TP] = FetchError(error=TopicAuthorizationFailedError("t"), backoff=0)
     with pytest.raises(UnreadableError, match="TopicAuthorizationFailed") as raised:
         bench.drain()
@@ -253,7 +253,7 @@ def test_all_consumers_read_batches_in_our_way() -> None:
 
 
 def sources() -> Iterator[tuple[str, object, list[str]]]:
-    """Give the private names that are used, by where aiokafka keeps them."""
+    """Yield the private names in use, by the object of aiokafka that has them."""
     yield "consumer", aiokafka.AIOKafkaConsumer, [
         "_fetcher", "_coordinator", "_subscription", "_client", "_closed",
     ]  # fmt: skip

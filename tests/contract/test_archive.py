@@ -243,7 +243,7 @@ async def test_layers_do_not_see_one_another(archive: Archive) -> None:
 
 
 async def test_rows_max_is_a_limit_that_says_so(archive: Archive) -> None:
-    """As many rows as allowed are read; one more is an error and not a cut answer."""
+    """The allowed number of rows is read; one more is an error and not a cut answer."""
     await put(archive, *(cell(key_gate=i) for i in range(50)))
     window = (START_MS, START_MS + HOUR_MS)
     assert (await archive.read(HOURS, CellRange(*window, rows_max=50))).height == 50
@@ -254,7 +254,7 @@ async def test_rows_max_is_a_limit_that_says_so(archive: Archive) -> None:
 async def test_rows_are_there_after_the_archive_is_opened_again(
     archive: Archive, site: Site
 ) -> None:
-    """What was acknowledged is read by the next one that opens the place, even after an error."""
+    """The next opener of the place reads all acknowledged rows, even after an error."""
     await put(archive, cell(events=3))
     with pytest.raises(QueryError) as kept:
         await archive.read(HOURS, CellRange(START_MS, START_MS + HOUR_MS, rows_max=0))
@@ -271,7 +271,7 @@ async def test_rows_are_there_after_the_archive_is_opened_again(
 async def test_the_first_journal_of_a_partition_is_remembered_for_good(
     archive: Archive, site: Site
 ) -> None:
-    """By topic and partition, and after the archive is opened again; its id stays too."""
+    """Topic and partition find it after the archive is opened again; the id stays too."""
     drawn = archive.id
     assert len(drawn) == 16
     assert await archive.history("raw", 0) is None
@@ -343,7 +343,7 @@ def old_row(less: Layer, **values: Any) -> dict[str, Any]:
 
 
 async def test_an_added_measure_is_null_in_older_rows(site: Site) -> None:
-    """Nobody knows what they would have had; new rows have all; a row may be replaced."""
+    """Nobody knows the values of old rows; new rows have all; a row may be replaced."""
     less = msgspec.structs.replace(HOURS, accumulators=ACCUMULATORS[:1] + ACCUMULATORS[7:8])
     archive = site.make()
     await archive.open(msgspec.structs.replace(site.map, layers=(less,)))
@@ -450,7 +450,7 @@ async def test_a_row_that_has_expired_is_taken_and_not_kept(archive: Archive, si
 async def test_reads_and_writes_at_once_end_with_the_latest_of_everything(
     archive: Archive,
 ) -> None:
-    """Writers of shuffled, overlapping values beside readers leave what a dict would hold."""
+    """Writers of shuffled, overlapping values beside readers leave the rows of a dict."""
     rng = random.Random(20130101)
     wanted: dict[tuple[int, int], tuple[int, int]] = {}
     writes = []

@@ -1,4 +1,4 @@
-"""What only Cassandra's archive has: tables, partitions, batches, and a node that goes away."""
+"""The parts of Cassandra's archive alone: tables, partitions, batches, a node that goes away."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def table(**changes: Any) -> CassandraTable:
 
 
 def test_the_table_is_made_with_types_key_and_compaction_of_the_layer() -> None:
-    """The statement holds what docs/formats/archive.md promises."""
+    """The statement holds everything that docs/formats/archive.md promises."""
     assert table(archive_ttl_ms=90 * DAY_MS).create == (
         'CREATE TABLE IF NOT EXISTS "space"."flights_hours" ("slot" int, "bucket" bigint, '
         '"key_origin" text, "window_start" bigint, "events" bigint, "sum_delay" varint, '
@@ -91,7 +91,7 @@ def test_a_whole_key_reads_one_slot_and_a_range_reads_all() -> None:
 
 
 def test_expired_buckets_are_not_asked_for() -> None:
-    """With a TTL a reader starts at the first bucket that may hold a living row."""
+    """A reader starts at the first bucket that may hold a living row if there is a TTL."""
     living = table(slots=1, archive_ttl_ms=BUCKET_MS)
     now_ms = 10 * BUCKET_MS
     assert living.partitions(CellRange(0, now_ms), now_ms) == [(0, 8), (0, 9)]
@@ -99,7 +99,7 @@ def test_expired_buckets_are_not_asked_for() -> None:
 
 
 def test_a_range_of_too_many_partitions_is_refused() -> None:
-    """The error has the number, the limit and what to change."""
+    """The error has the number, the limit and the change to make."""
     to_ms = PARTITIONS_MAX * BUCKET_MS // 8
     assert len(table().partitions(CellRange(0, to_ms), 0)) == PARTITIONS_MAX
     with pytest.raises(QueryError, match=r"spans 20008 .* at most 20000; narrow"):
@@ -143,7 +143,7 @@ def test_a_password_does_not_show() -> None:
 
 
 async def test_a_cassandra_that_is_not_there_is_an_archive_error() -> None:
-    """The error names the address and what to check; the archive may be tried again."""
+    """The error names the address and a check to make; the archive may be tried again."""
     (port,) = servers.free_ports(1)
     settings = archive_cassandra.CassandraSettings(hosts=("127.0.0.1",), port=port)
     archive = archive_cassandra.CassandraArchive(settings)
@@ -156,7 +156,7 @@ async def test_a_cassandra_that_is_not_there_is_an_archive_error() -> None:
 async def test_workers_that_start_together_make_the_tables_once(
     cassandra: tuple[str, int],
 ) -> None:
-    """Two archives open one new map at once, and each reads what the other wrote."""
+    """Two archives open one new map at once, and each reads the rows of the other."""
     settings = settings_of(cassandra, "together")
     themap = map_of(LAYER, name=f"m{uuid.uuid4().hex[:12]}")
     archives = [archive_cassandra.CassandraArchive(settings) for _ in range(2)]
@@ -207,7 +207,7 @@ async def test_workers_that_start_together_add_a_measure_once(cassandra: tuple[s
 async def test_other_slots_are_refused_though_measures_may_change(
     cassandra: tuple[str, int],
 ) -> None:
-    """Slots decide where a row is found; a refused map adds no column."""
+    """Slots decide the partition of a row; a refused map adds no column."""
     settings = settings_of(cassandra, "together")
     name = f"m{uuid.uuid4().hex[:12]}"
     archive = archive_cassandra.CassandraArchive(settings)
@@ -293,7 +293,7 @@ def test_a_node_that_is_away_for_days_is_tried_again_every_few_seconds() -> None
 
 @pytest.mark.cassandra
 async def test_an_archive_closed_while_it_opens_says_so(cassandra: tuple[str, int]) -> None:
-    """At whatever step closing comes, no connection is left and the error is the archive's."""
+    """Closing at any step leaves no connection, and the error is the archive's."""
     settings = settings_of(cassandra, "closing")
     themap = map_of(LAYER, name=f"m{uuid.uuid4().hex[:12]}")
     # Clusters that have connected and were not shut down.
@@ -320,7 +320,7 @@ async def test_an_archive_closed_while_it_opens_says_so(cassandra: tuple[str, in
 async def test_a_node_that_goes_and_comes_back_is_written_again(
     spare_cassandra: servers.CassandraServer,
 ) -> None:
-    """While the node hangs or is gone calls fail as archive errors; after, rows go in again."""
+    """Calls fail as archive errors while the node hangs or is gone; after, rows go in again."""
     server = spare_cassandra
     settings = archive_cassandra.CassandraSettings(
         hosts=(server.host,),
@@ -345,7 +345,7 @@ async def test_a_node_that_goes_and_comes_back_is_written_again(
         server.pause()
         with pytest.raises(ArchiveError, match="cannot write layer hours"):
             await archive.write(LAYER, frame, times(frame))
-        # So does opening, where the node goes away after it was connected to.
+        # So does opening, if the node goes away after it was connected to.
         schema = schema_module.Schema(archive._cluster, archive._session, settings)
         with (
             pytest.raises(ArchiveAwayError, match="was not refreshed"),
@@ -446,7 +446,7 @@ async def test_two_maps_whose_tables_would_have_one_name_do_not_mix(
 
 @pytest.mark.cassandra
 async def test_openers_at_once_come_to_one_id(cassandra: tuple[str, int]) -> None:
-    """Whoever is first, and so with the journals that are remembered; each map has its own."""
+    """Any of them may be first, for the journals remembered too; each map has its own id."""
     settings = settings_of(cassandra, "ids")
     themap = Map(1, "a", (), (LAYER,), "")
     archives = [archive_cassandra.CassandraArchive(settings) for _ in range(4)]

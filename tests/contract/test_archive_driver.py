@@ -1,4 +1,4 @@
-"""What the Cassandra driver raises: what is away and tried again, what is refused."""
+"""Errors of the Cassandra driver: away and tried again, or refused."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ OVERLOADED = protocol.OverloadedErrorMessage(0x1001, "overloaded", None)
     ids=repr,
 )
 def test_what_passes_is_away(error: Exception) -> None:
-    """Whoever asked tries again; the worker goes on."""
+    """The caller tries again; the worker goes on."""
     assert is_away(error)
     with pytest.raises(ArchiveAwayError, match="cannot ask: ") as raised, driver("ask", "wait"):
         raise error
@@ -89,7 +89,7 @@ def test_what_somebody_must_mend_is_refused(error: Exception) -> None:
 
 
 def test_a_refused_right_is_told_in_the_node_s_words() -> None:
-    """Without the driver's words around them."""
+    """The driver's words around them are left out."""
     words = "User w has no MODIFY permission on <table a.b> or any of its parents"
     error = cassandra.Unauthorized(f'Error from server: code=2100 [Unauthorized] message="{words}"')
     with pytest.raises(ArchiveError) as raised, driver("write layer b", "mend it"):
@@ -99,7 +99,7 @@ def test_a_refused_right_is_told_in_the_node_s_words() -> None:
 
 
 def test_a_refused_login_is_told_with_its_user() -> None:
-    """A login that cannot be checked now is no refused one."""
+    """A login that cannot be checked now is not a refused one."""
     refused = NoHostAvailable("one refuses", {"a": RESET, "b": WRONG})
     assert "login of user worker: bad credentials" in login_refusal(refused, "worker")
     assert "wants a login and none is set" in login_refusal(refused, None)

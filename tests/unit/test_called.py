@@ -27,7 +27,7 @@ from tests.support.deploy_support import project
 def test_a_command_is_named_as_it_would_be_called(
     monkeypatch: pytest.MonkeyPatch, path: str, name: str
 ) -> None:
-    """By the installed script only if that runs; the module is there in any case."""
+    """The name is the script's only if that runs; the module is there in any case."""
     monkeypatch.setattr(sys, "argv", [path, "map"])
     assert called() == name
     assert called("map acl") == f"{name} map acl"
@@ -35,7 +35,7 @@ def test_a_command_is_named_as_it_would_be_called(
 
 @pytest.mark.parametrize(("module", "name"), [("treasure_map", SCRIPT), ("app", MODULE)])
 def test_help_version_and_errors_have_the_name(module: str, name: str, tmp_path: Path) -> None:
-    """And the version is the project's."""
+    """The version is the project's."""
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -109,7 +109,7 @@ async def archive(tmp_path: Path) -> AsyncIterator[EmbeddedArchive]:
 async def test_a_new_measure_goes_all_the_way(
     added: Map, archive: EmbeddedArchive, tmp_path: Path
 ) -> None:
-    """From map file and events to state, layer topic, archive and answers, through kills.
+    """It goes from map file and events to state, layer topic, archive and answers, through kills.
 
     No module but the registry knows of it.
     """

@@ -44,7 +44,7 @@ class Follower:
         self.told = 0
 
     def take(self, news: ChangeBatch) -> Place:
-        """Take what is news; return where the follower is then."""
+        """Take the news; return the follower's place after it."""
         for row in news.rows.to_dicts():
             cell = (row["key_origin"], row["key_carrier"], row["window_start"],
                     row["source_partition"])  # fmt: skip
@@ -74,7 +74,7 @@ def counted(house: LocalWorker, cell: Cell, version: int) -> int:
 async def test_a_follower_misses_no_last_value(
     themap: Map, seed: int, archive: EmbeddedArchive, tmp_path: Path
 ) -> None:
-    """Whatever is evicted while it is away; of a keyed layer every value is that of its version."""
+    """Cells may be evicted while it is away; a keyed layer's value is that of its version."""
     rng = random.Random(seed)
     layer = themap.layer("hour")
     await archive.open(themap)
@@ -142,7 +142,7 @@ async def test_what_a_combiner_evicts_before_it_is_heard_of_is_told(
 
 
 async def test_from_now_on_means_from_now_on(archive: EmbeddedArchive, tmp_path: Path) -> None:
-    """Only what changes or closes later is told, and only of the keys wanted."""
+    """Only cells that change or close later are told, and only those of the keys wanted."""
     await archive.open(KEYED)
     house = LocalWorker(MemoryLog(), archive, tmp_path / "state", KEYED)
     fill(house.log, 3, 200)
@@ -165,7 +165,7 @@ async def test_from_now_on_means_from_now_on(archive: EmbeddedArchive, tmp_path:
 async def test_an_archive_that_is_away_is_told_and_nothing_is_skipped(
     archive: EmbeddedArchive, tmp_path: Path
 ) -> None:
-    """The place stays where it is, and the next try has all of it."""
+    """The place does not move, and the next try has all of it."""
     await archive.open(KEYED)
     house = LocalWorker(MemoryLog(), archive, tmp_path / "state", KEYED)
     fill(house.log, 4, 100)
@@ -194,7 +194,7 @@ def test_another_id_is_refused(text: str) -> None:
 
 
 def test_a_place_keeps_everything() -> None:
-    """Also times before any event."""
+    """It keeps times before any event too."""
     told: Any = {0: (5, -(2**62), 7), 1: (0, 1, -1)}
     text = encode_place(HOURS, told)
     assert {

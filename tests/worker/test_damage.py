@@ -1,7 +1,7 @@
 """Damaged bytes of our own: refused in words or set aside, by a process that goes on.
 
-Each kind is tried in a process of its own (tests/support/damage.py), because what this keeps from
-happening ends the process.
+Each kind is tried in a process of its own (tests/support/damage.py), because the fault that
+this prevents ends the process.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def test_whatever_changes_in_sealed_bytes_is_noticed(kind: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", UNSEALED)
 def test_bytes_of_formats_without_checksum_end_no_process(kind: str) -> None:
-    """What has the structure of a block may be taken; the rest is refused."""
+    """Bytes with the structure of a block may be taken; the rest is refused."""
     found = tried(kind, 2)
     assert sum(found.values()) > TRIES - 20
     assert found["refused"] > TRIES / 2

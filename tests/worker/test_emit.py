@@ -1,4 +1,4 @@
-"""Emission: what is closed reaches archive and layer topics, once each, whatever is away."""
+"""Emission: closed cells reach archive and layer topics, once each, through all outages."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ FEED_TOPIC = "small.feed.hour"
 
 
 class Archive(EmbeddedArchive):
-    """A real archive that can be away, hang or break, and remembers what it was given."""
+    """A real archive that can be away, hang or break, and remembers the rows that it was given."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -76,7 +76,7 @@ class Archive(EmbeddedArchive):
 
 
 class TimedLog(MemoryLog):
-    """A log whose source begins at BASE, and that can lose what goes to the layer topic."""
+    """A log whose source begins at BASE, and that can lose appends to the layer topic."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class TimedLog(MemoryLog):
         return (BASE if topic == RAW else first), stop
 
     def contributions(self, partition: int | None = None) -> list[Contribution]:
-        """Return what the layer topic holds, of one partition or all."""
+        """Return the contributions in the layer topic, of one partition or all."""
         return [
             decode_contribution(record.value or b"")
             for (topic, number), records in sorted(self.records.items())
@@ -130,7 +130,7 @@ class TimedLog(MemoryLog):
 
 
 class Spread:
-    """In place of chance: always the most, which is remembered."""
+    """A stand-in for chance: always the most, which is remembered."""
 
     def __init__(self) -> None:
         self.pauses: list[float] = []
@@ -191,15 +191,15 @@ class Scene:
         self.emitter.wake(changed=bool(content.blocks))
 
     async def settled(self) -> bool:
-        """Tell whether every sink has acknowledged what is closed."""
+        """Return whether every sink has acknowledged all closed cells."""
         return not any(self.owner.sinks.unacknowledged(layer) for layer in self.owner.plan.layers)
 
     async def idle(self) -> bool:
-        """Tell whether the tasks have seen every wake."""
+        """Return whether the tasks have seen every wake."""
         return not self.emitter.statistics().woken
 
     async def told(self) -> bool:
-        """Tell whether the layer topic's partitions have heard of the present floor."""
+        """Return whether the layer topic's partitions have heard of the present floor."""
         heard = {partition: self.log.contributions(partition)[-1:] for partition in range(2)}
         now = self.owner.sinks.announcement(HOUR, "day")
         return all(found and found[0].announced == now for found in heard.values())
@@ -242,7 +242,7 @@ async def scene(make: Callable[..., Awaitable[Scene]]) -> Scene:
 
 
 async def test_only_closed_cells_are_sent_and_each_once(scene: Scene) -> None:
-    """What a sink has acknowledged is not sent again, however often the emitter is woken.
+    """Acknowledged cells are not sent again, however often the emitter is woken.
 
     hour   0        1        2        3       an event in each closes the hour before
     """
@@ -317,7 +317,7 @@ async def test_an_archive_that_is_away_holds_no_coarser_layer_back(scene: Scene)
 async def test_a_layer_topic_that_is_away_holds_no_archive_back(
     scene: Scene,
 ) -> None:
-    """Nor the other way round; no cell is skipped by an announcement while it waits."""
+    """The archive does not hold the topic back either; announcements skip no waiting cell."""
     scene.log.lost = True
     await scene.feed(0, 3 * HOUR_MS)
 
@@ -362,8 +362,8 @@ async def test_retries_back_off_up_to_a_limit_and_each_failure_is_counted(scene:
 async def test_announcements_alone_reach_every_partition_when_a_floor_passes_a_window(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also those that no cell goes to; a move inside the same windows is no news."""
-    monkeypatch.setattr(writers, "ANNOUNCE_INTERVAL_S", 0.0)  # what is news is sent at once
+    """Partitions without cells hear too; a move inside the same windows is not announced."""
+    monkeypatch.setattr(writers, "ANNOUNCE_INTERVAL_S", 0.0)  # news is sent at once
     await scene.feed(0, HOUR_MS)
     await until(scene.told)
     count = len(scene.log.contributions())
@@ -384,7 +384,7 @@ async def test_announcements_alone_reach_every_partition_when_a_floor_passes_a_w
 async def test_announcements_alone_keep_their_interval(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However fast floors pass windows; the last one is told without another wake."""
+    """Floors may pass windows fast; the last one is told without another wake."""
     monkeypatch.setattr(writers, "ANNOUNCE_INTERVAL_S", 0.2)
     days = itertools.count()
 
@@ -402,7 +402,7 @@ async def test_announcements_alone_keep_their_interval(
 
 
 async def test_announcements_never_pass_a_cell_that_is_not_in_the_topic(scene: Scene) -> None:
-    """While the archive alone is away they go on; while cells wait for the topic they do not."""
+    """They go on while the archive alone is away, and stop while cells wait for the topic."""
     scene.archive.error = ArchiveError("cannot write: away")
     await scene.feed(0, HOUR_MS, 2 * HOUR_MS)
     await until(scene.told)
@@ -419,7 +419,7 @@ async def test_announcements_never_pass_a_cell_that_is_not_in_the_topic(scene: S
 
 
 async def test_a_stop_ends_tasks_that_wait_for_ever(scene: Scene) -> None:
-    """A task is cancelled wherever it is, and that is no failure."""
+    """A task is cancelled at any step, and that is not a failure."""
     scene.archive.hangs = True
     await scene.feed(0, HOUR_MS)
 
@@ -513,7 +513,7 @@ async def test_a_feed_gets_closed_cells_and_what_amends_them(
 async def test_a_feed_that_is_away_holds_nothing_but_eviction_back(
     make: Callable[..., Awaitable[Scene]],
 ) -> None:
-    """Archive and layer topic go on; what waits counts as pending and stays in the table."""
+    """Archive and layer topic go on; waiting cells count as pending and stay in the table."""
     scene = await make(publishing("json"))
     scene.log.feed_lost = True
     scene.emitter.start()
@@ -538,7 +538,7 @@ async def test_a_feed_that_is_away_holds_nothing_but_eviction_back(
 async def test_a_new_owner_publishes_all_that_is_closed_again(
     make: Callable[..., Awaitable[Scene]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At the same versions, however many records are appended together."""
+    """Versions stay the same, however many records are appended together."""
     monkeypatch.setattr(writers, "FEED_RECORDS_AT_ONCE", 1)
     first = await make(publishing("json"))
     first.emitter.start()

@@ -63,7 +63,7 @@ def folded(values: list[float]) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 
 def merged(layer: Layer, parts: list[pl.DataFrame]) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Return what partial cells add up to, by tuples and by frames."""
+    """Return the sums of partial cells, by tuples and by frames."""
     rows = pl.concat(parts).with_columns(
         version=pl.lit(1, pl.Int64), source_partition=pl.lit(0, pl.Int32)
     )[list(archive_schema(layer))]
@@ -79,7 +79,7 @@ def bits(frame: pl.DataFrame) -> list[tuple[Any, ...]]:
 
 @given(st.lists(FLOATS, max_size=20))
 def test_a_sum_of_floats_is_that_of_a_frame(values: list[float]) -> None:
-    """Bit for bit, with infinite values and those that are no number."""
+    """They are equal bit for bit, with infinite values and NaN."""
     values = [value + 0.0 for value in values]
     frame = pl.DataFrame(
         {"key": [0] * len(values), "value": values}, schema_overrides={"value": pl.Float64}
@@ -93,7 +93,7 @@ def test_a_sum_of_floats_is_that_of_a_frame(values: list[float]) -> None:
 def test_floats_of_any_size_come_to_the_same_by_tuples_and_by_frames(
     chunks: list[list[float]],
 ) -> None:
-    """In one chunk or several, and where their sum or their squares are no float any more."""
+    """They do in one chunk or several, and if their sum or squares are not a float any more."""
     layer = float_map().layers[0]
     found = [folded(values) for values in chunks]
     for few, general in found:
@@ -124,7 +124,7 @@ def test_cutting_into_chunks_changes_no_result(chunks: list[list[float]]) -> Non
 
 @given(n=st.integers(0, 2**63 - 1), total=FLOATS, m2=FLOATS, least=FLOATS)
 def test_measures_of_any_floats_are_answered(n: int, total: float, m2: float, least: float) -> None:
-    """Whatever a cell holds; columns have null for what is no number or infinite."""
+    """A cell may hold any floats; columns have null for NaN and infinity."""
     layer = float_map().layers[0]
     cells = pl.DataFrame(
         [("JFK", "UA", 0, n, n, total, least, least, m2, 1)],
@@ -138,7 +138,7 @@ def test_measures_of_any_floats_are_answered(n: int, total: float, m2: float, le
 
 @given(n=st.integers(0, 2**63 - 1), total=WIDE, high=WIDE, low=WIDE)
 def test_measures_of_any_integers_are_answered(n: int, total: int, high: int, low: int) -> None:
-    """Also of 128 bits, which no events come to; a column of 38 digits has null for them."""
+    """So are integers of 128 bits, beyond all events; a column of 38 digits has null for them."""
     layer = small_map().layers[0]
     cells = pl.DataFrame(
         [("JFK", "UA", 0, n, n, total, 1, 1, low, high, 1)],

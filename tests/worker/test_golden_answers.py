@@ -63,7 +63,7 @@ SENTENCES = re.compile(r'"(detail|hint|description|summary)":"(?:[^"\\]|\\.)*"')
 
 
 class QuietTransport:
-    """What a status asks of a transport that has handed all over."""
+    """The transport of a status, one that has handed all over."""
 
     def lag_records(self) -> dict[tuple[str, int], int | None]:
         """Return one lag that is known."""
@@ -119,7 +119,7 @@ async def told(response: aiohttp.ClientResponse) -> bytes:
 
 
 async def test_answers_are_those_that_are_kept(tmp_path: Path, status: WorkerStatus) -> None:
-    """Of a worker, over cells that are live, archived, both and neither."""
+    """A worker answers over cells that are live, archived, both and neither."""
     found = []
     async with (
         served(MAP, tmp_path / "a", ROWS[::2], ROWS[1:]) as (view, url),

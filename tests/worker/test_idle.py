@@ -155,7 +155,7 @@ async def test_a_timer_sends_silent_windows_early_and_only_heartbeats_close_them
 ) -> None:
     """Two partitions fall silent, one never had an event.
 
-    A worker whose map asks for no idle heartbeats sends what is open, to the coarser layer's rows
+    A worker whose map asks for no idle heartbeats sends open cells, to the coarser layer's rows
     too, and closes nothing. The next revision's owners move time: the silent ones by waiting, the
     empty one after the slowest of them.
     """
@@ -178,7 +178,7 @@ async def test_a_timer_sends_silent_windows_early_and_only_heartbeats_close_them
 
 
 async def test_heartbeats_of_an_input_that_ends_close_what_was_sent_early(make: Make) -> None:
-    """As replay and generator write them, to the partition without events too."""
+    """Replay and generator write them so, to the partition without events too."""
     house = make(map_of(), early_emit_s=0.02)
     two_silent(house.log)
     await house.restore()
@@ -231,11 +231,11 @@ class Look:
 
 
 SLOW_MS = 86_400_000
-"""Of an idle heartbeat that never comes by itself while a test lasts."""
+"""Interval of an idle heartbeat that never comes by itself while a test lasts."""
 
 
 async def test_a_silent_partition_moves_by_the_time_it_has_waited(make: Make) -> None:
-    """From where its stream time is, heartbeats included, and never beyond the calendar."""
+    """It moves from its stream time, heartbeats included, and never beyond the calendar."""
     house = make(map_of(idle_heartbeat_ms=SLOW_MS))
     house.log.put(RAW, 0, flight(1_000))
     await house.restore()
@@ -252,7 +252,7 @@ async def test_a_silent_partition_moves_by_the_time_it_has_waited(make: Make) ->
 
 
 async def test_an_owner_that_has_not_read_all_there_is_writes_nothing(make: Make) -> None:
-    """It is behind, or fenced: what it has not read may be events of an earlier time."""
+    """It is behind, or fenced: the records it has not read may have events of an earlier time."""
     house = make(map_of(idle_heartbeat_ms=SLOW_MS))
     house.log.put(RAW, 0, flight(1_000))
     await house.restore()
@@ -267,7 +267,7 @@ async def test_an_owner_that_has_not_read_all_there_is_writes_nothing(make: Make
 async def test_an_empty_partition_follows_the_slowest_of_those_with_events(
     make: Make, apart: bool
 ) -> None:
-    """Whether their owners are in this worker or in another one, whose journals tell.
+    """Their owners may be in this worker or in another one, whose journals tell.
 
     Two empty partitions do not wait for each other.
     """
@@ -349,7 +349,7 @@ async def test_a_broker_that_is_away_is_asked_again(
 
 
 async def test_a_heartbeat_of_a_zombie_moves_nobody_apart(make: Make) -> None:
-    """It is in the log, where every owner folds it at the same place."""
+    """It is in the log, and every owner folds it at the same offset."""
     house = make(map_of(idle_heartbeat_ms=SLOW_MS))
     house.log.put(RAW, 0, flight(1_000))
     await house.restore()

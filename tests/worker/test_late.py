@@ -44,7 +44,7 @@ async def house(tmp_path: Path) -> AsyncIterator[LocalWorker]:
 
 
 async def work(house: LocalWorker) -> None:
-    """Read all there is and have it acknowledged, whatever is still open."""
+    """Read the whole log and wait for its acknowledgements, with windows still open."""
 
     async def done() -> bool:
         await house.restore()
@@ -108,7 +108,7 @@ async def test_an_event_inside_the_lateness_amends_every_row_that_holds_it(
 async def test_an_event_past_the_lateness_is_counted_and_told_with_place_and_lateness(
     house: LocalWorker,
 ) -> None:
-    """How far it was behind the watermark, also where another chunk has moved that.
+    """The letter has the distance to the watermark, even if another chunk has moved that.
 
     hour    0       1       2       3
             |_______|_______|_______|

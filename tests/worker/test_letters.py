@@ -1,4 +1,4 @@
-"""Letters: what is set aside, acknowledged before the position passes it, each with its place."""
+"""Letters: events set aside, acknowledged before the position passes them, with their place."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def house(tmp_path: Path) -> AsyncIterator[LocalWorker]:
 
 
 def letters(house: LocalWorker, kind: str = "dead") -> list[tuple[Letter, bytes]]:
-    """Return what is in a side topic."""
+    """Return the letters in a side topic."""
     found: list[StoredRecord] = []
     for partition in range(MAP.side_partitions):
         found += house.log.records.get((f"small.{kind}", partition), [])
@@ -60,13 +60,13 @@ def test_an_index_names_every_place(places: list[int]) -> None:
     )
 )  # fmt: skip
 def test_a_letter_reads_back(letter: Letter) -> None:
-    """Whatever its texts hold."""
+    """Its texts may hold any characters."""
     assert read_letter(letter.headers()) == letter
 
 
 @pytest.mark.parametrize("name", ["topic", "offset", "index", "reason"])
 def test_a_record_without_a_letters_headers_is_refused(name: str) -> None:
-    """What is missing is named."""
+    """The error names the missing header."""
     headers = Letter("t", 0, 0, "0", 1, "json", "", "").headers()
     with pytest.raises(LetterError, match=name):
         read_letter(tuple(item for item in headers if item[0] != name))
@@ -76,7 +76,7 @@ def test_a_record_without_a_letters_headers_is_refused(name: str) -> None:
 
 
 async def test_a_letter_tells_record_place_and_reason(house: LocalWorker) -> None:
-    """Of a record of lines only the bad ones are in it."""
+    """A letter has only the bad lines of a record of lines."""
     lines = [flight(1), b"{", flight(2, carrier="x" * 2_000), flight(3)]
     house.log.put(RAW, 1, flight(1))
     house.log.put(RAW, 1, b"\n".join(lines))
@@ -108,7 +108,7 @@ async def test_the_position_waits_for_the_letters(house: LocalWorker) -> None:
 
 
 async def test_too_late_events_go_to_the_late_topic_with_their_layer(house: LocalWorker) -> None:
-    """Their window was sealed by what came before them in the log."""
+    """Records before them in the log sealed their window."""
     house.log.put(RAW, 0, b"\n".join([flight(0), flight(5 * HOUR_MS), flight(1), flight(2)]))
     await house.restore()
     await house.step(RAW, 10)
@@ -166,7 +166,7 @@ async def test_a_record_too_large_for_one_delta_is_set_aside(
 async def test_places_that_fill_a_header_go_into_several_letters(
     house: LocalWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A record of lines of which every second is none; no letter is larger than a record."""
+    """Every second line of a record is not an event; no letter is larger than a record."""
     monkeypatch.setattr(agents.partition.letters, "LETTER_INDEX_BYTES_MAX", 100)
     lines = [flight(1) if place % 2 else b"%d?" % place for place in range(200)]
     house.log.put(RAW, 0, b"\n".join(lines))
@@ -198,7 +198,7 @@ async def test_a_value_larger_than_a_letter_goes_into_several(
 async def test_a_delta_that_is_too_large_by_itself_blames_no_record(
     house: LocalWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The worker ends in words; a good event is no dead letter for it."""
+    """The worker ends in words; a good event does not become a dead letter."""
     house.log.put(RAW, 0, flight(1))
     await house.restore()
     monkeypatch.setattr(owner, "DELTA_BYTES_MAX", 10)
@@ -237,7 +237,7 @@ async def test_many_windows_are_evicted_by_several_deltas(
 async def test_evictions_that_a_delta_has_no_room_for_wait(
     house: LocalWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The record that comes with them is taken in, whatever goes."""
+    """The record that comes with them is taken in all the same."""
     for hour in range(60):
         house.log.put(RAW, 0, flight(hour * HOUR_MS))
     await house.restore()

@@ -64,7 +64,7 @@ COMBINER = combiner_of(MAP.source("flights"), HOUR)
 
 
 class NoTransport:
-    """What a view asks of a transport that has read nothing yet."""
+    """The transport of a view, one that has read nothing yet."""
 
     def lag_records(self) -> dict[tuple[str, int], int]:
         """Return no partition's lag."""
@@ -76,7 +76,7 @@ class NoTransport:
 
 
 def view_of(house: LocalWorker) -> WorkerStatus:
-    """Return what the web endpoint sees of a house."""
+    """Return the web endpoint's view of a house."""
     transport: Any = NoTransport()
     return WorkerStatus(
         house.map, house.archive, house.owners, transport, NO_PRESSURE, readiness=Readiness()
@@ -145,7 +145,7 @@ async def make(tmp_path: Path) -> AsyncIterator[Callable[[], LocalWorker]]:
 
 
 def test_a_combiner_is_the_layer_in_each_source_partition() -> None:
-    """It differs in its name and its partitions only, and is no layer of the map."""
+    """It differs in its name and its partitions only, and is not a layer of the map."""
     assert COMBINER.name == "hour.partial"
     assert COMBINER.is_combiner
     assert not HOUR.is_combiner
@@ -183,7 +183,7 @@ def test_layers_of_one_source_are_merged_each_for_itself() -> None:
 
 
 def test_the_map_over_http_says_which_layers_are_merged() -> None:
-    """With the topic that follows, and without the combiner."""
+    """The map has the topic that follows, and not the combiner."""
     hour, day = describe_map(MAP)["layers"]
     assert (hour["merged"], day["merged"]) == (True, False)
     assert (hour["source"], hour["input_topic"]) == ("flights", HOUR_TOPIC)
@@ -231,7 +231,7 @@ async def test_an_emission_without_answer_is_sent_again_and_counted_once(
 async def test_two_workers_that_both_believe_they_own_the_source_leave_the_same_rows(
     make: Callable[[], LocalWorker],
 ) -> None:
-    """What a zombie still sends has a version that is known already, or an older one."""
+    """Rows that a zombie still sends have a version that is known already, or an older one."""
     zombie, successor = make(), make()
     events = fill(zombie.log, 3, partitions=PARTITIONS, keyed=False)
     await zombie.restore()
@@ -241,7 +241,7 @@ async def test_two_workers_that_both_believe_they_own_the_source_leave_the_same_
     await zombie.step(RAW, 60)
 
     async def fenced() -> bool:
-        # Where evicting has met the newer owner first, letting go is still under way.
+        # If evicting has met the newer owner first, letting go is still under way.
         return {(RAW, partition) for partition in range(PARTITIONS)} <= set(zombie.fenced)
 
     await until(fenced)
@@ -281,7 +281,7 @@ async def test_an_idle_partition_emits_its_last_changes(make: Callable[[], Local
 async def test_early_emissions_wait_and_closed_windows_do_not(
     make: Callable[[], LocalWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Within the interval an open cell is not sent again; when its window closes it is.
+    """An open cell is not sent again within the interval, but it is when its window closes.
 
     hour 0           | hour 1 ...
     e  (sent)  e  e  | e          the first three are sent once they are closed, the last is not

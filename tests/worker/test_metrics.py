@@ -1,4 +1,4 @@
-"""Metrics: each is documented, each documented one is there, and they say what is so."""
+"""Metrics: each is documented, each documented one is there, and their values are true."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from treasure_map.version import version
 
 
 class StandingTransport:
-    """What is asked of a transport."""
+    """The part of a transport that metrics ask."""
 
     def __init__(self) -> None:
         options = TransportOptions(brokers="", group="g", node="n1", boot=1)

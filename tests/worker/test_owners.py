@@ -1,4 +1,4 @@
-"""Owners over a log in memory, real stores and a real archive: the same rows, whatever dies."""
+"""Owners over a log in memory, real stores and a real archive: the same rows after any kill."""
 
 import asyncio
 import shutil
@@ -66,7 +66,7 @@ async def make(tmp_path: Path) -> AsyncIterator[Callable[[], LocalWorker]]:
 
 
 async def test_rows_equal_a_recomputation(make: Callable[[], LocalWorker]) -> None:
-    """From records to archived days through the layer topic, everything adds up."""
+    """Everything adds up from records to archived days through the layer topic."""
     house = make()
     events = fill(house.log, 1)
     await house.settle()
@@ -101,7 +101,7 @@ async def test_kills_at_any_moment_change_nothing(
 async def test_an_append_without_answer_is_neither_lost_nor_counted_twice(
     make: Callable[[], LocalWorker], failure: str
 ) -> None:
-    """An owner that does not know whether its delta landed claims again and reads what stands."""
+    """An owner that does not know whether its delta landed claims again and reads the journal."""
     house = make()
     events = fill(house.log, 3)
     for _ in range(20):
@@ -116,7 +116,7 @@ async def test_an_append_without_answer_is_neither_lost_nor_counted_twice(
 async def test_a_partition_is_restored_after_it_has_been_let_go(
     make: Callable[[], LocalWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who restores waits for whoever is still releasing: a store is open once at a time."""
+    """A restore waits for a release that is still going on: a store is open once at a time."""
     house = make()
     fill(house.log, 12)
     await house.restore()
@@ -153,7 +153,7 @@ async def test_two_workers_that_both_believe_they_own_a_partition_fence_each_oth
     await zombie.step(RAW, 50)
 
     async def fenced() -> bool:
-        # Where evicting has met the newer owner first, letting go is still under way.
+        # If evicting has met the newer owner first, letting go is still under way.
         return {(RAW, 0), (RAW, 1)} <= set(zombie.fenced)
 
     await until(fenced)
@@ -204,7 +204,7 @@ async def test_a_store_of_another_journal_is_discarded(
 async def test_sealed_and_acknowledged_cells_leave_the_table(
     make: Callable[[], LocalWorker],
 ) -> None:
-    """After everything is sealed nothing stays in memory."""
+    """Nothing stays in memory after everything is sealed."""
     house = make()
     fill(house.log, 8)
     await house.settle()
@@ -236,7 +236,7 @@ async def test_another_map_under_the_same_revision_is_refused(
 
 
 async def test_a_source_made_anew_is_refused(make: Callable[[], LocalWorker]) -> None:
-    """A log that is shorter than what was read, or other at its end, is not continued."""
+    """A log that ends before the position read, or differs at its end, is not continued."""
     house = make()
     fill(house.log, 10)
     await house.restore()
@@ -266,7 +266,7 @@ async def test_a_source_that_was_compacted_goes_on(make: Callable[[], LocalWorke
     await house.step(RAW, 1_000)
     assert house.owners.get(RAW, 0).position == position + 1  # type: ignore[union-attr]
     await house.kill()
-    # Its log still has to reach where it was read.
+    # Its log still has to reach the position that was read.
     house.log.records[RAW, 0] = house.log.records[RAW, 0][:position]
     with pytest.raises(JournalRefusedError, match="made anew"):
         await house.owners.restore(RAW, 0, 1)
@@ -291,7 +291,7 @@ async def test_live_cells_are_readable_before_they_close(make: Callable[[], Loca
 
 
 async def test_facts_tell_which_windows_are_here(make: Callable[[], LocalWorker]) -> None:
-    """What is sealed may have been evicted, but nothing that is not older than what is here."""
+    """Sealed windows may have been evicted, but only those older than all that are here."""
     house = make()
     hour = MAP.layer("hour")
     house.log.put(RAW, 0, flight(0))
@@ -316,7 +316,7 @@ async def test_facts_tell_which_windows_are_here(make: Callable[[], LocalWorker]
 
 
 async def test_facts_say_how_fresh_they_are(make: Callable[[], LocalWorker]) -> None:
-    """As the transport tells of the offset; if the log is longer, up to the last record folded."""
+    """The transport tells it for the offset; a longer log is fresh up to the last record folded."""
     house = make()
     hour = MAP.layer("hour")
     house.log.put(RAW, 0, flight(0))
@@ -339,7 +339,7 @@ async def test_facts_say_how_fresh_they_are(make: Callable[[], LocalWorker]) -> 
 async def test_a_restart_reads_only_what_the_local_store_has_not(
     make: Callable[[], LocalWorker],
 ) -> None:
-    """The store is reused: after it, the journal is read from where the store ends."""
+    """The store is reused: after it, the journal is read from the store's offset on."""
     house = make()
     fill(house.log, 11, 1_000)
     await house.restore()
@@ -351,7 +351,7 @@ async def test_a_restart_reads_only_what_the_local_store_has_not(
     assert entries > 2 * UNSAVED_DELTAS_MAX
     house.log.reads.clear()
     await house.owners.restore(RAW, 0, 2)
-    # The entry before the store's end proves that it is the same journal; then what it lacks.
+    # The entry before the store's end proves that it is the same journal; then come new entries.
     (_, _, proof, stored), rest = house.log.reads[:2]
     assert entries - UNSAVED_DELTAS_MAX < proof + 1 == stored <= entries
     assert rest == (journal, 0, stored, entries + 1)
@@ -483,7 +483,7 @@ def events_and_a_late_one(house: LocalWorker) -> None:
 
 
 async def held_up(house: LocalWorker, chunk: Chunk) -> tuple[asyncio.Task[None], asyncio.Event]:
-    """Hand a chunk over that waits for a letter to be acknowledged; return what lets it go on."""
+    """Hand over a chunk that waits for a letter; return its task and the event that frees it."""
     waits, goes_on = asyncio.Event(), asyncio.Event()
     append = house.log.append
 
@@ -526,7 +526,7 @@ async def test_a_chunk_in_hand_is_not_taken_by_the_next_owner(
 async def test_a_chunk_of_another_generation_or_place_is_counted_and_read_again(
     make: Callable[[], LocalWorker],
 ) -> None:
-    """No run is dropped without a word: the transport is told where the owner goes on."""
+    """No run is dropped without a word: the transport is told the owner's next offset."""
     house = make()
     events_and_a_late_one(house)
     run = as_run(RAW, 0, 0, house.log.records[RAW, 0])

@@ -85,7 +85,7 @@ def test_a_proof_has_its_time(clock: Clock, off_s: float) -> None:
 
 
 def test_nonces_are_forgotten_only_when_their_time_is_over(clock: Clock) -> None:
-    """So what is remembered is bounded by two minutes."""
+    """The memory of nonces is bounded by two minutes."""
     asker, asked = key(clock), key(clock)
     proofs = [asker.sign("POST", URL, PATH, BODY) for _ in range(100)]
     for proof in proofs:
@@ -99,7 +99,7 @@ def test_nonces_are_forgotten_only_when_their_time_is_over(clock: Clock) -> None
 
 
 def test_a_proof_is_for_one_worker_path_method_and_secret(clock: Clock) -> None:
-    """Any other signature is wrong, and so is what is none."""
+    """Any other signature is wrong, and so is any other text."""
     asked = key(clock)
     good = key(clock).sign("POST", URL, PATH, BODY).header
     for header in (
@@ -118,7 +118,7 @@ def test_a_proof_is_for_one_worker_path_method_and_secret(clock: Clock) -> None:
 
 
 def test_the_key_follows_from_the_peer_secret_else_from_the_token(clock: Clock) -> None:
-    """Without any of them there is none."""
+    """There is no key without one of them."""
     assert peer_key(Settings()) is None
     own = "http://127.0.0.1:6066"
     for secret, settings in (
@@ -136,7 +136,7 @@ def test_the_key_follows_from_the_peer_secret_else_from_the_token(clock: Clock) 
 async def rogue(
     answer: Any, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[tuple[str, list[tuple[str, dict[str, str]]]]]:
-    """Serve what a member of the group may name as its endpoint; give it, and what it was asked."""
+    """Serve an endpoint that a member of the group may name; yield its URL and its requests."""
     asked: list[tuple[str, dict[str, str]]] = []
 
     async def handler(request: web.Request) -> web.Response:
@@ -156,7 +156,7 @@ async def rogue(
 
 
 def peers_of(url: str, **options: Any) -> Peers:
-    """Return what asks one other worker."""
+    """Return peers that ask one other worker."""
     members = {("raw", 0): url, ("raw", 1): "http://me"}
     return Peers(
         MAP, lambda _: LiveJob({}, list, 0), lambda: members, own_url="http://me",
@@ -172,7 +172,7 @@ def unsigned() -> web.Response:
 async def test_who_names_a_foreign_url_learns_nothing_that_opens_a_worker(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither a token nor a signature that another worker takes; what it answers is not used."""
+    """Neither a token nor a signature that another worker takes; its answer is not used."""
     settings: dict[str, Any] = {"web_token": TOKEN, "peer_secret": SECRET}
     async with (
         rogue(unsigned) as (url, asked),
@@ -257,14 +257,14 @@ async def sender(
 async def test_an_answer_without_an_end_is_broken_off(
     monkeypatch: pytest.MonkeyPatch, headers: dict[str, str], status: int
 ) -> None:
-    """At a bound, before its signature can be checked; it counts as failed, and is told."""
+    """It ends at a bound, before its signature is checked; it counts as failed, and is told."""
     monkeypatch.setattr("app.peers.remote_owners.ANSWER_BYTES_MAX", 4 << 20)
     async with sender(bytes(1 << 16), 0, headers, status) as (url, sent):
         peers = peers_of(url)
         async with asyncio.timeout(30):
             assert await peers._post(url, BODY, QueryCost()) is None
         await peers.close()
-    # What is on its way, in the buffers of both sides and of the system, is sent beside.
+    # Bytes on their way, in the buffers of both sides and of the system, come on top.
     assert len(sent) == 1
     assert sent[0] < 32 << 20
     assert peers.failed_total == 1
@@ -292,7 +292,7 @@ async def test_a_compressed_answer_is_not_inflated(monkeypatch: pytest.MonkeyPat
 
 
 async def test_a_slow_answer_has_its_time_as_a_whole(caplog: pytest.LogCaptureFixture) -> None:
-    """However steadily bytes come; both tries are counted, and it is told as any that is gone."""
+    """Bytes may come steadily; both tries count, and the worker is told as one that is gone."""
     async with sender(b"x", 0.01, {}) as (url, sent):
         peers = peers_of(url)
         loop = asyncio.get_running_loop()
@@ -328,7 +328,7 @@ async def test_a_worker_with_tls_asks_none_without(caplog: pytest.LogCaptureFixt
      "https://\u0430", "javascript:1", "//a", "https://[::1"],
 )  # fmt: skip
 async def test_odd_urls_are_never_asked(url: str) -> None:
-    """Whoever is in the group may name any."""
+    """A member of the group may name any URL."""
     assert peer_troubles.why_never(url, only_https=False) != ""
     peers = peers_of(url)
     assert await peers._post(url, BODY, QueryCost()) is None
@@ -337,14 +337,14 @@ async def test_odd_urls_are_never_asked(url: str) -> None:
 
 
 def test_urls_of_workers_are_asked() -> None:
-    """As the settings take them."""
+    """The settings take the same URLs."""
     for url in ("https://worker-1:6066", "https://[::1]:6066/base", "https://10.0.0.1"):
         assert peer_troubles.why_never(url, only_https=True) == ""
         assert peer_troubles.why_never(url.replace("https", "http"), only_https=False) == ""
 
 
 def test_a_warning_comes_back_after_a_minute(caplog: pytest.LogCaptureFixture) -> None:
-    """While the trouble lasts; what is gone is not told any more."""
+    """It comes back while the trouble lasts; a trouble that is gone is not told any more."""
     now = [0.0]
     trouble = peer_troubles.Trouble("https://a", lambda: now[0])
     for second in range(121):
@@ -367,7 +367,7 @@ def test_a_warning_comes_back_after_a_minute(caplog: pytest.LogCaptureFixture) -
 async def test_a_worker_whose_certificate_fails_is_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str, told: str
 ) -> None:
-    """As a warning, once, and to who asks for the workers; good ones are used."""
+    """A warning tells it once, and so does the list of workers; good ones are used."""
     authority, other = Authority(tmp_path / "ours"), Authority(tmp_path / "theirs")
     made = {
         "good": lambda: authority.issue("a"),

@@ -1,4 +1,4 @@
-"""Peers: any worker answers for all, in time, and says what is missing."""
+"""Peers: any worker answers for all, in time, and names missing partitions."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class Group:
         """Have every worker fold and send all that there is for it."""
 
         async def is_done() -> bool:
-            # What was sent before a step that finds nothing has been read.
+            # Everything sent before a step that finds nothing has been read.
             owners = [owner for house in self.houses for owner in house.owners.each()]
             waiting = sum(o.sinks.unacknowledged(layer) for o in owners for layer in o.plan.layers)
             busy = await self._step()
@@ -119,7 +119,7 @@ class Group:
         await until(is_done)
 
     async def work(self) -> None:
-        """Fold what owners send each other later: idle ones announce and evict in their time."""
+        """Fold the later messages of owners: idle ones announce and evict in their time."""
         async for _ in beats(lambda: 0.01):
             await self._step()
 
@@ -129,7 +129,7 @@ class Group:
         return any(steps)
 
     async def ask(self, number: int, path: str) -> Any:
-        """Return what a worker answers."""
+        """Return a worker's answer."""
         status, body, _ = await get(self.urls[number] + path, Authorization=f"Bearer {TOKEN}")
         return body | {"status": status}
 
@@ -161,7 +161,7 @@ async def group(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 
 async def test_every_worker_gives_the_whole_answer(group: Group) -> None:
-    """Also the one that owns nothing; the cells are those of all."""
+    """The one that owns nothing does too; the cells are those of all."""
     answers = [await group.ask(number, FAMILY) for number in range(3)]
     for answer in answers:
         assert (answer["status"], answer["exactness"]) == (200, "exact")
@@ -183,7 +183,7 @@ async def test_every_worker_gives_the_whole_answer(group: Group) -> None:
 
 
 async def test_a_question_is_passed_on_once(group: Group) -> None:
-    """A worker that is asked by another answers of its own partitions, whatever the map says."""
+    """A worker that is asked by another answers from its own partitions, for any group map."""
     group.owners = dict.fromkeys(group.owners, group.urls[2])
     answer = await group.ask(0, FAMILY)
     assert answer["exactness"] == "partial"
@@ -191,7 +191,7 @@ async def test_a_question_is_passed_on_once(group: Group) -> None:
 
 
 async def test_an_answer_without_an_owner_says_partial(group: Group) -> None:
-    """Or is refused, if the reader wants that; what is there is right."""
+    """It is refused if the reader wants that; the cells that are there are right."""
     await group.houses[1].owners.release({(RAW, 1)})
     answer = await group.ask(2, FAMILY)
     assert answer["exactness"] == "partial"
@@ -237,7 +237,7 @@ async def test_who_does_not_answer_soon_is_asked_a_second_time(group: Group) -> 
 
 
 async def test_a_worker_that_is_gone_is_missing(group: Group) -> None:
-    """A refused connection is no error of the reader's."""
+    """A refused connection is not an error of the reader's."""
     gone = f"http://127.0.0.1:{free_ports(1)[0]}"
     group.owners = {
         place: gone if url == group.urls[1] else url for place, url in group.owners.items()
@@ -341,7 +341,7 @@ def test_reads_keep_everything_on_their_way() -> None:
 
 
 async def test_two_answers_for_one_partition_are_one() -> None:
-    """While a partition moves both owners may answer: the first counts."""
+    """Both owners may answer while a partition moves: the first counts."""
     rows = frame([{"key_origin": "JFK", "key_carrier": "UA", "window_start": 0, "events": 1,
                    "n_delay": 0, "sum_delay": 0, "min_delay": None, "max_delay": None,
                    "sqlo_delay": 0, "sqhi_delay": 0, "version": 1, "source_partition": p}
@@ -359,7 +359,7 @@ async def test_two_answers_for_one_partition_are_one() -> None:
 async def test_a_worker_that_does_not_answer_is_told_once_and_when_it_is_back(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However often it is asked meanwhile."""
+    """It may be asked any number of times meanwhile."""
     monkeypatch.setattr(outage, "GRACE_S", 0.0)
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"

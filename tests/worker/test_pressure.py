@@ -1,4 +1,4 @@
-"""Back-pressure: what pauses when cells cannot leave or a disk fills, and how it goes on."""
+"""Back-pressure: topics pause when cells cannot leave or a disk fills, and go on after."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CHUNK_RECORDS = 40
 
 
 def test_a_gate_shuts_past_its_mark_and_opens_below_a_lower_one() -> None:
-    """Between the two nothing changes, so that it does not flutter."""
+    """Nothing changes between the two, so that it does not flutter."""
     gate = Gate("sources", pending_bytes_max=1_000, disk_free_bytes_min=100)
     seen = []
     for pending in (0, 1_000, 1_001, 900, 801, 800, 1_000, 1_001):
@@ -51,7 +51,7 @@ def test_a_disk_with_little_room_shuts_a_gate_until_it_has_more() -> None:
 
 
 def test_a_gate_opens_when_its_last_reason_is_gone() -> None:
-    """Each reason is told in words, with what to do."""
+    """Each reason is told in words, with advice."""
     gate = Gate("sources", pending_bytes_max=1 << 20, disk_free_bytes_min=1 << 20)
     gate.measure(2 << 20, 1 << 19, DISK)
     pending, disk = gate.words()
@@ -67,7 +67,7 @@ def test_a_gate_opens_when_its_last_reason_is_gone() -> None:
 def test_the_fullest_disk_counts_and_layer_topics_have_twice_the_room(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Sources pause first; what is measured is measured for both."""
+    """Sources pause first; one measurement serves both gates."""
     free = {Path("/state"): 1_000, Path("/archive"): 90}
     usage = namedtuple("usage", "free")  # noqa: PYI024 - as shutil's
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(free[folder]))
@@ -95,7 +95,7 @@ def until_changed(made: Pressure) -> tuple[bool, bool]:
 
 
 def test_measuring_takes_a_bounded_share_of_the_time() -> None:
-    """What took long is not repeated for a hundred times as long, far from the mark."""
+    """A long measurement is not repeated for a hundred times as long, far from the mark."""
     now = [0.0]
     measured = []
 
@@ -146,7 +146,7 @@ def test_a_table_tells_the_memory_of_some_windows() -> None:
 
 
 class Away(EmbeddedArchive):
-    """A real archive that can be away, and counts what it was asked."""
+    """A real archive that can be away, and counts the writes that it refused."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -235,7 +235,7 @@ async def test_an_archive_away_pauses_sources_and_nothing_is_lost(
 
 
 async def test_open_cells_never_pause_what_would_close_them(archive: Away, tmp_path: Path) -> None:
-    """However many they are: no acknowledgement is missing for them."""
+    """They may be many: no acknowledgement is missing for them."""
     log = MemoryLog()
     for number in range(2_000):
         log.put(RAW, 0, flight(number % HOUR_MS, carrier=f"{number:05}"))

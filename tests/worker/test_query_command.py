@@ -1,4 +1,4 @@
-"""``python -m app query`` prints what the endpoint answers, as a table or JSON."""
+"""``python -m app query`` prints the answer of the endpoint, as a table or JSON."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def run(*arguments: str, **environment: str) -> Result:
 
 
 async def test_a_table_shows_keys_windows_and_measures(tmp_path: Path) -> None:
-    """Times as RFC 3339; nothing is cut where the output is no terminal."""
+    """Times are RFC 3339; nothing is cut if the output is not a terminal."""
     long = "x" * 200
     async with served(MAP, tmp_path, [stored(), stored(long, hour=1)]) as (_, url):
         result = await run("hour", *DAY, "--url", url)
@@ -54,7 +54,7 @@ async def test_json_holds_the_cells_and_what_is_missing(tmp_path: Path) -> None:
 
 
 async def test_a_limit_and_a_missing_owner_are_told(tmp_path: Path) -> None:
-    """On standard error, so that the output stays a document; partial also in the title."""
+    """Standard error has them, so that the output stays a document; the title says partial too."""
     async with served(MAP, tmp_path, [stored(hour=hour) for hour in range(3)]) as (view, url):
         view.live.served = {0}
         result = await run("hour", *DAY, "--limit", "2", "--url", url)
@@ -166,7 +166,7 @@ async def test_the_token_comes_from_the_environment(tmp_path: Path) -> None:
 
 
 async def test_a_refusal_of_the_endpoint_is_passed_on(tmp_path: Path) -> None:
-    """With what to change."""
+    """The error has the change to make."""
     async with served(MAP, tmp_path) as (_, url):
         with pytest.raises(QueryError, match=r"did you mean key.origin\?"):
             await run("hour", *DAY, "--key", "orign=JFK", "--url", url)
@@ -174,7 +174,7 @@ async def test_a_refusal_of_the_endpoint_is_passed_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("keys", [["origin"], ["=JFK"], ["origin=a", "origin=b"]])
 async def test_keys_that_are_no_pairs_are_usage_errors(keys: list[str]) -> None:
-    """Before anything is asked."""
+    """The command ends before anything is asked."""
     flags = [part for key in keys for part in ("--key", key)]
     result = await run("hour", *DAY, *flags)
     assert result.exit_code == 2
@@ -196,7 +196,7 @@ async def test_keys_that_are_no_pairs_are_usage_errors(keys: list[str]) -> None:
     ],
 )
 def test_bars_go_from_the_least_to_the_greatest(values: list[Any], bars: str) -> None:
-    """Whatever the size; what has no number is a space."""
+    """Numbers may be of any size; a missing number is a space."""
     assert sparkline(values) == bars
 
 

@@ -1,4 +1,4 @@
-"""The reader: every answer is the fold of the raw log up to what it says it is of."""
+"""The reader: every answer is the fold of the raw log up to the offsets that it names."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ async def test_every_answer_is_the_fold_of_its_prefix(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whatever has been folded, emitted, settled, evicted, merged or restarted by then."""
+    """It is after any folds, emissions, settlements, evictions, merges and restarts."""
     monkeypatch.setattr(agents.query.reader, "TORN_WAIT_S", 0)
     if seed % 2:
         use_frames(monkeypatch)
@@ -166,7 +166,7 @@ async def test_every_answer_is_the_fold_of_its_prefix(
 async def test_a_base_layer_that_came_later_answers_from_then_on(
     themap: Map, archive: EmbeddedArchive, tmp_path: Path
 ) -> None:
-    """What was before is refused, not told to be nothing; a layer that was there has all of it."""
+    """Earlier windows are refused, not told to be empty; an older layer has all of them."""
     old = dataclasses_replace(HOURS, name="old")
     first = dataclasses_replace(themap, layers=(old,), digest="first")
     later = dataclasses_replace(themap, layers=(old, *themap.layers), revision=2, digest="later")
@@ -212,7 +212,7 @@ class Younger(FrameCells):
 async def test_an_answer_is_as_young_and_as_whole_as_it_is_wanted(
     archive: EmbeddedArchive,
 ) -> None:
-    """Whoever asks: younger data is waited for, and what lacks an owner may be refused."""
+    """The caller may want younger data, which is waited for, or refuse an answer without owners."""
     themap, now_ms = small_map(), 100_000
     await archive.open(themap)
     live = Younger(frame([stored()]), {0, 1})
@@ -231,7 +231,7 @@ async def test_an_answer_is_as_young_and_as_whole_as_it_is_wanted(
 
 
 async def test_rows_that_have_expired_are_not_remembered(tmp_path: Path) -> None:
-    """The archive leaves them out; so does who remembers what it had before."""
+    """The archive leaves them out; so does a cache of its earlier rows."""
     kept = dataclasses_replace(HOURS, archive_ttl_ms=HOUR_MS)
     themap = small_map(layers=(kept, DAYS))
     now_ms = [HOUR_MS + 1]

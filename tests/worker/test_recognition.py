@@ -32,7 +32,7 @@ Made = Callable[..., Awaitable[LocalWorker]]
 
 @pytest.fixture
 async def make(tmp_path: Path) -> AsyncIterator[Made]:
-    """Return what makes workers, each with folders of its own name; they end with the test."""
+    """Yield a maker of workers, each with folders of its own name; they end with the test."""
     houses: list[LocalWorker] = []
 
     async def made(name: str, log: MemoryLog, archive: str = "archive") -> LocalWorker:
@@ -82,7 +82,7 @@ async def test_a_worker_with_another_archive_is_refused_and_the_first_goes_on(ma
 
 
 async def test_a_journal_made_anew_over_an_archive_that_stays_is_refused(make: Made) -> None:
-    """Before anything is claimed: rows of both would be mixed by their versions."""
+    """It is refused before any claim: rows of both would be mixed by their versions."""
     old = MemoryLog()
     fill(old, 1, count=40)
     before = await make("worker", old)
@@ -154,7 +154,7 @@ async def test_an_archive_that_was_moved_is_the_same(make: Made, tmp_path: Path)
 
 
 async def test_a_journal_of_an_older_release_is_adopted_at_the_next_claim(make: Made) -> None:
-    """Its claims name nothing; from then on they do, and another archive is refused."""
+    """Its claims name no archive; from then on they do, and another archive is refused."""
     log = MemoryLog()
     for partition in (0, 1):
         entry = encode_entry(Claim(MAP.revision, MAP.digest, 2, 0))
@@ -221,7 +221,7 @@ async def test_a_partition_restored_while_the_archive_opens_is_claimed_again(mak
 async def test_another_group_on_the_map_is_told_of_once(
     make: Made, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Who it is and what to do; readiness says so for as long as it goes on."""
+    """The warning has its name and advice; readiness says so for as long as it goes on."""
     log = MemoryLog()
     house = await make("mine", log)
     assert house.owners.rivals.reason() == ""

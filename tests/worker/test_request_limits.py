@@ -109,7 +109,7 @@ async def endpoint(tmp_path: Path) -> AsyncIterator[tuple[FrameCells, str]]:
 
 
 async def ask(session: aiohttp.ClientSession, url: str, name: str) -> int:
-    """Send a request, read what comes, of a stream 200 kB, and return the status."""
+    """Send a request, read the answer, at most 200 kB of a stream, and return the status."""
     path, headers = REQUESTS[name]
     sent: dict[str, Any] = {"headers": headers}
     method = "GET"
@@ -165,7 +165,7 @@ async def test_no_request_holds_the_loop_or_much_memory(
 
 
 async def test_a_hold_is_seen() -> None:
-    """Whether the loop computes, or waits for what computes elsewhere."""
+    """The loop may compute, or wait for a computation elsewhere."""
     async with Loop() as loop:
         at = time.thread_time()
         while time.thread_time() - at < 0.2:

@@ -1,4 +1,4 @@
-"""States under revisions of the map: all readers of a journal are equal, whatever revisions did."""
+"""States under revisions of the map: all readers of a journal are equal, after any revisions."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class History:
         return state
 
     def captured(self) -> Callable[[InputPlan], PartitionState]:
-        """Take a snapshot of now; return what restores it for a plan."""
+        """Take a snapshot of now; return a function that restores it for a plan."""
         parts = list(snapshot.capture(self.state))
         return lambda plan: snapshot.restored(plan, parts)
 
@@ -119,7 +119,7 @@ def block(*delays: int, start: int = 0) -> bytes:
 
 
 async def test_a_layer_that_comes_back_begins_anew(history: History) -> None:
-    """For readers from the start, from a snapshot without it, and from the store of both."""
+    """All readers agree: from the start, from a snapshot without it, from the store of both."""
     await history.claim(plan_of(1, HOUR, OTHER))
     first = history.captured()
     history.advance({"hour": block(1, 2), "other": block(3, 4)}, 10)
@@ -138,7 +138,7 @@ async def test_a_layer_that_comes_back_begins_anew(history: History) -> None:
 
 
 async def test_a_layer_is_gone_at_the_claim_already(history: History) -> None:
-    """So that a snapshot or a kill between claim and delta tells no other story."""
+    """A snapshot or a kill between claim and delta then tells the same story."""
     await history.claim(plan_of(1, HOUR, OTHER))
     history.advance({"hour": block(1), "other": block(3)}, 10)
     await history.claim(plan_of(2, HOUR))
@@ -150,7 +150,7 @@ async def test_a_layer_is_gone_at_the_claim_already(history: History) -> None:
 
 
 async def test_the_floor_of_a_layer_that_comes_back_has_not_fallen(history: History) -> None:
-    """What was sealed is archived, and final for coarser layers: it must not begin anew."""
+    """Sealed windows are archived, and final for coarser layers: they must not begin anew."""
     await history.claim(plan_of(1, HOUR, OTHER))
     history.advance({}, DAY_MS)
     await history.claim(plan_of(2, HOUR))
@@ -162,7 +162,7 @@ async def test_the_floor_of_a_layer_that_comes_back_has_not_fallen(history: Hist
 
 
 async def test_a_measure_that_comes_back_begins_anew(history: History) -> None:
-    """What it held before its revision was dropped is known to some readers only."""
+    """Only some readers know its values from before its revision was dropped."""
     await history.claim(plan_of(1, DELAYS))
     history.advance({"hour": block(1, 2)}, 10)
     await history.claim(plan_of(2, COUNT))
@@ -189,7 +189,7 @@ def ids_block(*ids: str, until: int = DAY_MS) -> bytes:
 
 
 def places(state: PartitionState, *ids: str) -> list[int | None]:
-    """Return where ids are remembered, from the end; None for those that are not."""
+    """Return the places of remembered ids, from the end; None for others."""
     assert state.ids is not None
     found = state.ids.find(hash_ids(pl.Series(ids)))
     return [found[at].place if at in found else None for at in range(len(ids))]
@@ -212,7 +212,7 @@ async def test_ids_that_come_back_begin_anew(history: History) -> None:
 
 
 async def test_what_goes_is_told_by_a_total_that_may_be_repeated(history: History) -> None:
-    """Of ids as of windows; a new claim begins to count."""
+    """Ids and windows have totals alike; a new claim begins to count."""
     await history.claim(plan_of(1, HOUR, ids=9))
     history.advance({IDS: ids_block("a", "b", "c", "d")}, 10)
     for _ in range(2):

@@ -60,7 +60,7 @@ class Upgrade:
 
 @pytest.fixture
 async def upgrade(tmp_path: Path) -> AsyncIterator[Upgrade]:
-    """Return what is upgraded."""
+    """Yield an upgrade over an archive and a state folder; end its worker after the test."""
     found = Upgrade(EmbeddedArchive(tmp_path / "archive"), tmp_path / "state")
     yield found
     if found.house is not None:
@@ -91,7 +91,7 @@ SLACKS = {"more": (0, 2 * HOUR_MS), "less": (2 * HOUR_MS, 0), "a bit more": (0, 
 async def test_another_slack_loses_nothing_in_a_coarser_layer(
     upgrade: Upgrade, monkeypatch: pytest.MonkeyPatch, slacks: tuple[int, int], sink: str
 ) -> None:
-    """What was sealed and not sent before it is sent after, and announced only then."""
+    """Sealed cells not sent before the upgrade are sent after it, and announced only then."""
     append = upgrade.log.append
 
     async def apart_from_days(topic: str, *rest: Any, **named: Any) -> int:
@@ -163,7 +163,7 @@ def event(at: int, identity: str) -> bytes:
 async def test_a_repeat_is_recognised_after_the_id_was_dropped_and_taken_up_again(
     upgrade: Upgrade, is_wiped: bool
 ) -> None:
-    """Whether the state folder was kept, with what the first revision remembered, or not."""
+    """The state folder, with the ids of the first revision, may be kept or lost."""
 
     async def take(*values: bytes) -> None:
         for value in values:
@@ -181,7 +181,7 @@ async def test_a_repeat_is_recognised_after_the_id_was_dropped_and_taken_up_agai
     covers, parts = owner.capture()
     await owner.append_snapshot(covers, [await owner.append_part(part) for part in parts])
     await upgrade.to(with_id(3, has_id=True))
-    # The one is remembered until 3:00; when the other comes, what the first revision knew is past.
+    # The one is remembered until 3:00; when the other comes, the ids of the first are past.
     await take(event(90 * MINUTE_MS, "x"))
     await take(event(125 * MINUTE_MS, "z"))
     if is_wiped:
@@ -194,7 +194,7 @@ async def test_a_repeat_is_recognised_after_the_id_was_dropped_and_taken_up_agai
 
 
 async def test_a_worker_of_an_older_map_leaves_the_store_as_it_is(upgrade: Upgrade) -> None:
-    """It is refused, and does not save a state that lacks what its map does not have."""
+    """It is refused, and does not save a state without the layers that its map lacks."""
     other = dataclasses_replace(HOUR, name="other")
     both = small_map(layers=(HOUR, DAY, other), revision=2, digest="both")
     await upgrade.to(both)

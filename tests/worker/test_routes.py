@@ -1,4 +1,4 @@
-"""Routes: what is added to the table is mounted, guarded, checked and described."""
+"""Routes: a route added to the table is mounted, guarded, checked and described."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class WindowAt(msgspec.Struct):
 
 
 def window_parameters(_map: Map, layer: str, _limits: Limits) -> list[Parameter]:
-    """Return what may be asked."""
+    """Return the parameters of the route."""
     return [whole_parameter("at", f"A moment of {layer}.", 0, 10**12)]
 
 

@@ -1,4 +1,4 @@
-"""Snapshots: the same state, from less of the journal; truncation never takes what is needed."""
+"""Snapshots: the same state, from less of the journal; truncation never takes a needed entry."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_a_state_without_cells_is_a_snapshot_too() -> None:
 
 
 def test_snapshots_count_by_what_they_cover() -> None:
-    """One that lands late is no news; the last two are remembered."""
+    """One that lands late does not count; the last two are remembered."""
     journal = journal_of(3)
     meta = journal.state.meta
     assert meta.tail_bytes == sum(len(value) for value in journal.values[1:])
@@ -153,7 +153,7 @@ def test_snapshots_count_by_what_they_cover() -> None:
 async def test_a_wiped_store_comes_back_from_a_truncated_journal(
     make: Callable[[], LocalWorker],
 ) -> None:
-    """Two snapshots stay, what lies before them is gone, all rows are there."""
+    """Two snapshots stay, all before them is gone, all rows are there."""
     house = make()
     events = fill(house.log, 5)
     await house.restore()
@@ -168,7 +168,7 @@ async def test_a_wiped_store_comes_back_from_a_truncated_journal(
     house.log.reads.clear()
     await house.restore()
     assert [cells_of(owner) for owner in owners_of(house)] == before
-    # Each part and entry is read once, but for the few where the latest snapshot is looked for.
+    # Each part and entry is read once, but for the few in the search for the latest snapshot.
     spans = [stop - first for topic, _, first, stop in house.log.reads if topic == JOURNAL]
     ends = [len(house.log.records[JOURNAL, partition]) for partition in range(2)]
     assert sum(spans) <= sum(ends) - sum(started(house.log)) + 2 * 16 + 4
@@ -232,7 +232,7 @@ class Scene:
         return len(entries) - 1
 
     async def recovered(self) -> tuple[object, ...]:
-        """Return what the journal comes to without a local store."""
+        """Return the contents of a state restored from the journal without a local store."""
         self.store.clear()
         state = await Recovery(RAW_PLAN, 0, self.io).run(len(self.log.records[JOURNAL, 0]) - 1)
         stored = self.store.load(RAW_PLAN)
@@ -264,7 +264,7 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
 
 @pytest.mark.usefixtures("small_parts")
 async def test_a_truncated_journal_comes_to_the_same_state(scene: Scene) -> None:
-    """Wherever it was cut, up to what the snapshot covers."""
+    """The cut may be anywhere up to the end of the snapshot."""
     whole = await scene.recovered()
     for start in (1, 15, 31):
         scene.log.starts[JOURNAL, 0] = start
@@ -276,7 +276,7 @@ async def test_a_truncated_journal_comes_to_the_same_state(scene: Scene) -> None
 
 @pytest.mark.usefixtures("small_parts")
 async def test_a_damaged_part_leaves_the_snapshot_unused(scene: Scene) -> None:
-    """While the journal is whole nothing depends on it; after that it is refused."""
+    """Nothing depends on it while the journal is whole; a truncated journal is refused."""
     whole = await scene.recovered()
     entries = scene.log.records[JOURNAL, 0]
     part = next(
@@ -294,7 +294,7 @@ async def test_a_damaged_part_leaves_the_snapshot_unused(scene: Scene) -> None:
 
 
 async def test_a_snapshot_that_landed_late_does_not_hide_the_one_that_stands(scene: Scene) -> None:
-    """What it covers may be gone, while an earlier entry has the state."""
+    """The entries it covers may be gone, while an earlier entry has the state."""
     whole = await scene.recovered()
     scene.put(encode_entry(Snapshot(12, [])))
     scene.log.starts[JOURNAL, 0] = 31
@@ -385,7 +385,7 @@ async def test_a_partition_that_is_let_go_during_a_delta_takes_no_snapshot(
         )
 
     if let_go:
-        # What a partition has begun ends before it is let go.
+        # The work that a partition has begun ends before it is let go.
         assert not is_there()
     else:
         await until(is_there)
@@ -393,7 +393,7 @@ async def test_a_partition_that_is_let_go_during_a_delta_takes_no_snapshot(
 
 
 async def test_a_snapshot_is_due_by_the_size_of_the_tail(make: Callable[[], LocalWorker]) -> None:
-    """Past the least size, and past a multiple of the last snapshot."""
+    """It is due past the least size, and past a multiple of the last snapshot."""
     house = make()
     fill(house.log, 4, count=20)
     await house.restore()
@@ -428,7 +428,7 @@ def test_parts_are_cut_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_state_is_restored_beside_the_event_loop(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From store, snapshot and journal: a state of millions of cells would stop it for minutes."""
+    """Store, snapshot and journal with millions of cells would stop the loop for minutes."""
     threads: set[str] = set()
 
     def noting(name: str, at: Any) -> None:

@@ -91,7 +91,7 @@ async def test_live_and_archived_cells_are_one_answer(tmp_path: Path) -> None:
 
 
 async def test_what_live_tables_cover_is_not_read_from_the_archive(tmp_path: Path) -> None:
-    """What was not evicted is all here; an hour before takes the archive along again."""
+    """Cells not evicted are all here; an hour before them needs the archive again."""
     live, archived = [stored(hour=2)], [stored(hour=1)]
     async with served(MAP, tmp_path, live, archived) as (view, url):
         view.live.evicted_ms = 2 * HOUR_MS
@@ -104,7 +104,7 @@ async def test_what_live_tables_cover_is_not_read_from_the_archive(tmp_path: Pat
 
 @pytest.mark.parametrize("path", ["layers/hour/cells", "families/hour/cells", "layers/hour/top"])
 async def test_an_empty_answer_hints_at_seconds(tmp_path: Path, path: str) -> None:
-    """Who asked for seconds sees why there is nothing; who did not, or got cells, no hint."""
+    """A caller that asked in seconds gets a hint; one that did not, or got cells, gets none."""
     by = "&by=count" if path.endswith("top") else ""
     async with served(MAP, tmp_path, [stored(hour=2)]) as (_, url):
         for first, last, told in (
@@ -133,7 +133,7 @@ async def test_key_and_range_choose_the_cells(tmp_path: Path) -> None:
 
 
 async def test_pages_cover_every_cell_once_in_order(tmp_path: Path) -> None:
-    """Following the cursor gives what one large page gives."""
+    """Following the cursor gives the cells of one large page."""
     rows = [
         stored(origin, carrier, hour=hour)
         for origin in ("EWR", "JFK", "LGA")
@@ -180,7 +180,7 @@ async def test_an_answer_without_every_partition_says_partial(tmp_path: Path) ->
 async def test_a_refusal_is_a_problem_that_says_what_to_change(
     tmp_path: Path, path: str, status: int, detail: str
 ) -> None:
-    """RFC 9457, whatever refuses."""
+    """RFC 9457 gives the form of every refusal."""
     async with served(MAP, tmp_path) as (_, url):
         found, body, headers = await get(url + path)
     assert found == status
@@ -225,7 +225,7 @@ class ThreadedArchive(EmbeddedArchive):
 
 
 async def test_a_query_that_was_given_up_counts_until_nothing_of_it_runs(tmp_path: Path) -> None:
-    """So no number of short deadlines has the archive read more at once than it may."""
+    """Any number of short deadlines keeps the archive within its reads at once."""
     archive = ThreadedArchive(tmp_path)
     path = f"{CELLS.replace('layers', 'families')}&key.origin=JFK&key.carrier=UA&deadline_ms=20"
     async with served(MAP, tmp_path, archive=archive, query_concurrency_max=2) as (_, url):
@@ -242,7 +242,7 @@ async def test_a_query_that_was_given_up_counts_until_nothing_of_it_runs(tmp_pat
 
 
 async def test_more_rows_than_the_archive_may_read_are_refused(tmp_path: Path) -> None:
-    """The setting bounds what one query reads."""
+    """The setting bounds the rows that one query reads."""
     rows = [stored(hour=hour) for hour in range(5)]
     async with served(MAP, tmp_path, [], rows, query_rows_max=4) as (_, url):
         status, body, _ = await get(url + CELLS)
@@ -251,7 +251,7 @@ async def test_more_rows_than_the_archive_may_read_are_refused(tmp_path: Path) -
 
 
 async def test_map_layers_ledger_and_health_answer(tmp_path: Path) -> None:
-    """What the view says is what is served."""
+    """The endpoint serves the facts of the view."""
     async with served(MAP, tmp_path) as (view, url):
         _, themap, _ = await get(f"{url}/v1/map")
         assert (themap["revision"], themap["sources"][0]["topic"]) == (1, "flights.raw")
@@ -308,7 +308,7 @@ def test_the_port_is_no_part_of_a_host_name() -> None:
 
 
 async def test_metrics_are_plain_text_behind_the_same_door(tmp_path: Path) -> None:
-    """With a token they want it, as all that tells of data does."""
+    """They want the token if one is set, as all that tells of data does."""
     async with served(MAP, tmp_path) as (_, url), aiohttp.ClientSession() as session:
         async with session.get(f"{url}/metrics") as response:
             assert response.headers["Content-Type"] == CONTENT_TYPE_PLAIN_0_0_4
@@ -324,7 +324,7 @@ async def test_metrics_are_plain_text_behind_the_same_door(tmp_path: Path) -> No
     ["", "Bearer", "Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x", TOKEN, "Bearer é"],
 )
 async def test_with_a_token_nothing_else_opens_the_door(tmp_path: Path, authorization: str) -> None:
-    """Only the whole token under the Bearer scheme."""
+    """Only the whole token under the Bearer scheme does."""
     async with served(MAP, tmp_path, web_token=TOKEN) as (_, url):
         status, body, headers = await get(f"{url}/v1/map", Authorization=authorization)
         assert (status, headers["WWW-Authenticate"]) == (401, "Bearer")
@@ -358,7 +358,7 @@ async def test_more_queries_at_once_than_may_be_are_turned_away(tmp_path: Path) 
 
 
 async def is_reading(archive: HeldArchive, count: int) -> bool:
-    """Tell whether so many reads wait in the archive."""
+    """Return whether so many reads wait in the archive."""
     return archive.reading == count
 
 
@@ -396,7 +396,7 @@ async def test_an_archive_that_fails_is_a_503_without_its_names(
 async def test_damaged_rows_are_a_500_that_names_the_range_and_no_file(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is no outage: asking again does not help, and nobody is told to."""
+    """It is not an outage: asking again does not help, and the answer does not suggest it."""
     archive = HeldArchive(tmp_path)
     async with served(MAP, tmp_path, archive=archive) as (_, url):
         archive.go.set()
@@ -435,7 +435,7 @@ async def test_faust_serves_the_endpoint_and_nothing_of_its_own(tmp_path: Path) 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificate with openssl")
 async def test_the_client_reads_over_tls_and_checks_the_certificate(tmp_path: Path) -> None:
-    """With the authority's file it is answered, without it the certificate is refused."""
+    """It is answered with the authority's file; without it the certificate is refused."""
     cert, key = str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")
     request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"]
     names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
@@ -500,7 +500,7 @@ async def test_the_client_tells_why_it_was_refused(tmp_path: Path) -> None:
 
 
 def test_the_client_tells_that_nobody_is_there() -> None:
-    """A refused connection is one error, with the address and what to do."""
+    """A refused connection is one error, with the address and advice."""
     url = f"http://127.0.0.1:{free_ports(1)[0]}"
     with (
         QueryClient(url) as client,
@@ -512,6 +512,6 @@ def test_the_client_tells_that_nobody_is_there() -> None:
 
 @pytest.mark.parametrize("url", ["ftp://a", "127.0.0.1:6066", "http://", "http://a/?x=1"])
 def test_the_client_refuses_what_is_no_address(url: str) -> None:
-    """Before anything is sent."""
+    """It does so before anything is sent."""
     with pytest.raises(ValueError, match="want http://host:port"):
         QueryClient(url)

@@ -1,4 +1,4 @@
-"""Who may ask what: every route by every kind of caller, and tokens that change meanwhile."""
+"""Rights of callers: every route by every kind of caller, and tokens that change meanwhile."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MAP = small_map()
 TOKEN = "correct-horse-battery"  # noqa: S105 - no password of anything
 SECRET = "secret-between-workers"  # noqa: S105 - no password of anything
 RANGE = f"from=0&to={DAY_MS}"
-# What to ask each path for, by the form that it is mounted with.
+# The URL to ask of each path, by the form that it is mounted with.
 ASKED = {
     "/v1/layers/{layer}/cells": f"/v1/layers/hour/cells?{RANGE}",
     "/v1/layers/{layer}/top": f"/v1/layers/hour/top?{RANGE}&by=count",
@@ -54,7 +54,7 @@ STATUSES = {
 
 
 async def test_every_route_by_every_kind_of_caller(tmp_path: Path) -> None:
-    """What a token may do follows from its scopes and from nothing else."""
+    """The rights of a token follow from its scopes and from nothing else."""
     file = tmp_path / "tokens.json"
     headers = {
         scope: bearer(make_token(file, scope, [scope])) for scope in ("read", "live", "admin")
@@ -94,7 +94,7 @@ async def test_every_route_by_every_kind_of_caller(tmp_path: Path) -> None:
 async def status_of(
     session: aiohttp.ClientSession, url: str, body: bytes | None, headers: dict[str, str]
 ) -> int:
-    """Return the status of one request; a refusal is a problem that says what is wanted."""
+    """Return the status of a request; a refusal is a problem that names token or scope."""
     method = "GET" if body is None else "POST"
     async with session.request(method, url, headers=headers, data=body) as response:
         if response.status in (401, 403):
@@ -152,7 +152,7 @@ async def test_of_two_headers_that_prove_something_none_is_taken(tmp_path: Path)
 
 
 async def test_a_route_without_a_scope_keeps_the_endpoint_from_starting(tmp_path: Path) -> None:
-    """Who adds one must say who may ask it."""
+    """The author of a route must say who may ask it."""
 
     async def handler(_: web.Request) -> web.Response:
         return web.Response()
@@ -165,7 +165,7 @@ async def test_a_route_without_a_scope_keeps_the_endpoint_from_starting(tmp_path
 
 
 def test_the_page_has_the_table_of_today(tmp_path: Path) -> None:
-    """docs/SECURITY.md says of every path which scope it wants, and what each caller gets."""
+    """docs/SECURITY.md says of every path which scope it wants, and the status of each caller."""
     page = (ROOT / "docs" / "SECURITY.md").read_text("utf-8")
     paths = re.findall(r"^\| (`/.*`) \| `(\w+)` \|", page, re.MULTILINE)
     told = {path: scope for line, scope in paths for path in re.findall(r"`([^`]+)`", line)}
@@ -216,7 +216,7 @@ async def test_what_is_set_decides_who_asks_between_workers(
 async def test_the_key_that_follows_from_a_token_opens_what_the_token_does_not(
     tmp_path: Path,
 ) -> None:
-    """So nothing but ``web_token`` need be set, and it goes to no other worker."""
+    """Only ``web_token`` need be set, and it goes to no other worker."""
     body = encode_reads(MAP, [LiveRead(MAP.layer("hour"))])
     own = "http://127.0.0.1:6066"
     signed = {HEADER: PeerKey(TOKEN, own).sign("POST", own, PATH, body).header}
@@ -235,7 +235,7 @@ async def test_the_key_that_follows_from_a_token_opens_what_the_token_does_not(
 
 
 async def test_the_document_says_which_scope_a_path_wants(tmp_path: Path) -> None:
-    """Where tokens are set."""
+    """It does so if tokens are set."""
     async with served(MAP, tmp_path, web_token=TOKEN) as (_, url):
         _, document, _ = await get(f"{url}/openapi.json", **bearer(TOKEN))
     wants = {path: about["get"]["security"] for path, about in document["paths"].items()}
@@ -294,7 +294,7 @@ async def test_tokens_are_made_and_revoked_while_the_worker_runs(tmp_path: Path)
 
 
 async def test_an_expired_token_is_refused(tmp_path: Path) -> None:
-    """From the moment on that it was made for."""
+    """It is refused from the moment of its expiry on."""
     file = tmp_path / "tokens.json"
     token = make_token(file, "brief", ["read"], dt.timedelta(seconds=2))
     async with served(MAP, tmp_path / "a", web_tokens_file=str(file)) as (_, url):
@@ -309,7 +309,7 @@ async def test_an_expired_token_is_refused(tmp_path: Path) -> None:
 async def test_a_file_that_breaks_keeps_the_last_good_tokens(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With one warning, and a word in the readiness for who has a token."""
+    """One warning tells it, and so does the readiness to callers with a token."""
     monkeypatch.setattr("app.host.reloads.LOOK_S", 0.05)
     caplog.set_level(logging.INFO)
     file = tmp_path / "tokens.json"
@@ -355,7 +355,7 @@ async def test_readiness_says_no_names_without_a_token(tmp_path: Path) -> None:
 
 
 def test_a_file_of_tokens_that_is_not_there_ends_the_start(tmp_path: Path) -> None:
-    """Nobody could ask such a worker anything."""
+    """Such a worker would refuse every caller."""
     settings = Settings(web_tokens_file=str(tmp_path / "none.json"))
     with pytest.raises(Exception, match=r"cannot use web_tokens_file: .*python -m app token"):
         Access(settings, Reloads())

@@ -1,4 +1,4 @@
-"""Families over HTTP: formats, pages, ETags, refusals, and what an answer says of itself."""
+"""Families over HTTP: formats, pages, ETags, refusals, and the facts of an answer about itself."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def fetch(url: str, **headers: str) -> tuple[int, bytes, Any]:
 
 
 async def test_rows_are_grouped_and_stepped(tmp_path: Path) -> None:
-    """What is not kept is added up over; steps are cut by the range."""
+    """Fields that are not kept are added up over; steps are cut by the range."""
     async with served(MAP, tmp_path, ROWS[::2], ROWS[1::2]) as (_, url):
         _, body, _ = await get(f"{url}{FAMILY}&key.carrier=UA&step=4h&measures=count")
         assert body["cells"] == [
@@ -59,7 +59,7 @@ async def test_rows_are_grouped_and_stepped(tmp_path: Path) -> None:
 
 
 async def test_pages_are_what_one_large_page_is(tmp_path: Path) -> None:
-    """Also with steps, and with the cursor of another format."""
+    """They are with steps too, and the cursor of another format continues them."""
     path = f"{FAMILY}&group=origin&group=carrier&step=1h"
     async with served(MAP, tmp_path, ROWS) as (_, url):
         _, whole, _ = await get(url + path)
@@ -78,7 +78,7 @@ async def test_pages_are_what_one_large_page_is(tmp_path: Path) -> None:
 
 
 async def test_every_format_has_the_same_rows(tmp_path: Path) -> None:
-    """Sums of 128 bits too; what the answer is stands in a header."""
+    """Sums of 128 bits are the same too; a header has the exactness of the answer."""
     big = [stored() | {"sum_delay": 2**100}, stored("LGA", delays=[3])]
     path = f"{FAMILY}&group=origin&measures=count&measures=sum_delay&measures=mean_delay"
     async with served(MAP, tmp_path, big) as (_, url):
@@ -125,12 +125,12 @@ async def test_every_format_has_the_same_rows(tmp_path: Path) -> None:
     ],
 )
 def test_the_preferred_format_is_taken(header: str, kind: str) -> None:
-    """By quality, then by order."""
+    """Quality decides, then order."""
     assert accepted(CIMultiDict(Accept=header)) == kind
 
 
 def test_no_header_is_json_and_nothing_acceptable_is_refused() -> None:
-    """A quality that is no number counts as zero."""
+    """A quality that is not a number counts as zero."""
     assert accepted(CIMultiDict()) == "application/json"
     for header in ("image/png", "text/csv;q=0", "text/csv;q=x", ""):
         with pytest.raises(NotAcceptableError):
@@ -138,13 +138,13 @@ def test_no_header_is_json_and_nothing_acceptable_is_refused() -> None:
 
 
 def test_an_etag_is_found_among_others() -> None:
-    """In one header or several."""
+    """The others may be in one header or several."""
     headers = CIMultiDict([("If-None-Match", '"a", W/"b"'), ("If-None-Match", 'W/"c"')])
     assert [has_etag(headers, f'W/"{name}"') for name in "abc"] == [False, True, True]
 
 
 async def test_a_final_answer_has_an_etag(tmp_path: Path) -> None:
-    """With it, nothing is read any more; another format or question is another answer."""
+    """Nothing is read again with it; another format or question is another answer."""
     path = f"{FAMILY}&group=origin"
     async with served(MAP, tmp_path, [], ROWS) as (view, url):
         status, _, headers = await fetch(url + path)
@@ -215,7 +215,7 @@ async def test_data_may_be_wanted_younger_than_it_is(tmp_path: Path) -> None:
 
 
 async def test_the_top_keys_of_a_layer(tmp_path: Path) -> None:
-    """Over all windows of the range, with how many keys were ranked."""
+    """Keys are ranked over all windows of the range; the answer has their number."""
     rows = [stored("JFK", carrier, hour=hour, delays=[delay] * count)
             for carrier, hour, delay, count in (("UA", 0, 1, 5), ("UA", 3, 1, 2), ("AA", 1, 9, 6),
                                                 ("B6", 2, -4, 1))]  # fmt: skip
@@ -247,7 +247,7 @@ async def test_the_top_keys_of_a_layer(tmp_path: Path) -> None:
 async def test_bad_requests_are_told_what_to_change(
     path: str, status: int, detail: str, tmp_path: Path
 ) -> None:
-    """As problem documents."""
+    """Refusals are problem documents."""
     async with served(MAP, tmp_path, ROWS) as (_, url):
         found, body, headers = await get(url + path)
     assert (found, body["status"]) == (status, status)

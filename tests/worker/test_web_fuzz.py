@@ -1,4 +1,4 @@
-"""No request of a client ends in a 500, whatever its path, parameters, headers and body say."""
+"""No request of a client ends in a 500, for any path, parameters, headers and body."""
 
 from __future__ import annotations
 

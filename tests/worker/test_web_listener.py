@@ -1,4 +1,4 @@
-"""What is accepted: bounds in all and by address, handshakes and heads in time, no file left."""
+"""Accepted connections: bounds in all and by address, times of handshakes and heads, files."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Ends:
         self.sock = sock
 
     async def read(self, count: int = 65_536) -> bytes:
-        """Return some bytes, none where the other side has ended or reset the connection."""
+        """Return some bytes; empty if the other side has ended or reset the connection."""
         try:
             async with asyncio.timeout(20):
                 return await asyncio.get_running_loop().sock_recv(self.sock, count)
@@ -88,7 +88,7 @@ class Clients:
 
 @pytest.fixture
 async def clients() -> AsyncIterator[Clients]:
-    """Return what connects."""
+    """Yield a maker of connections; close them after the test."""
     made = Clients()
     yield made
     made.close()
@@ -121,7 +121,7 @@ async def test_a_handshake_that_does_not_end_is_ended(
         "web_key_file": str(made.key_file),
     }
     async with served(MAP, tmp_path / "a", **settings) as (view, url):
-        gc.collect()  # What earlier tests left open is closed.
+        gc.collect()  # Files that earlier tests left open are closed.
         before = len(open_files())
         many = [await clients.open(url) for _ in range(50)]
         for one in many:
@@ -192,7 +192,7 @@ async def test_a_head_by_drops_is_ended(
 async def test_a_head_in_two_pieces_is_answered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clients: Clients
 ) -> None:
-    """And a stream that goes on for longer than a head may take is none."""
+    """A stream may go on for longer than a head may take."""
     monkeypatch.setattr(app.web.server, "HEAD_S_MAX", 0.5)
     async with served(MAP, tmp_path, [stored()]) as (view, url):
         ends = await clients.open(url)
@@ -208,7 +208,7 @@ async def test_a_head_in_two_pieces_is_answered(
 async def test_a_body_by_drops_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clients: Clients
 ) -> None:
-    """Of a request between workers, which is a 408, and of one that needs none."""
+    """A request between workers gets a 408; a request that needs no body is ended too."""
     monkeypatch.setattr(app.web.handlers, "BODY_S_MAX", 0.4)
     monkeypatch.setattr(app.web.server, "LINGER_S_MAX", 0.4)
     async with served(MAP, tmp_path) as (view, url):
@@ -231,7 +231,7 @@ async def test_a_body_by_drops_is_ended(
 async def test_connections_of_one_address_push_out_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clients: Clients
 ) -> None:
-    """Who comes from elsewhere keeps a silent connection, however many they are."""
+    """A client from elsewhere keeps a silent connection, however many they are."""
     monkeypatch.setattr(app.web.server, "CONNECTIONS_MAX", 9)
     async with served(MAP, tmp_path, query_live_max=1) as (view, url):
         quiet = await clients.open(url, "127.0.0.2")
@@ -297,12 +297,12 @@ async def test_without_a_file_left_the_endpoint_waits_and_goes_on(
     ("files_max", "wanted"), [(256, 64), (600, 150), (1_024, 512), (1_088, 576), (2**31, 576)]
 )
 def test_connections_leave_files_to_the_rest(files_max: int, wanted: int) -> None:
-    """However few the system gives."""
+    """They do, however few files the system gives."""
     assert connections_max(64, files_max) == wanted
 
 
 def test_addresses_of_one_network_count_together() -> None:
-    """Who has an IPv6 network has billions of addresses."""
+    """The owner of an IPv6 network has billions of addresses."""
     assert network_of("10.0.0.1") == "10.0.0.1"
     assert network_of("::ffff:10.0.0.1") == "10.0.0.1"
     assert network_of("2001:db8::1") == network_of("2001:db8::ffff:1") == "2001:db8::/64"
@@ -313,7 +313,7 @@ def test_addresses_of_one_network_count_together() -> None:
 async def test_a_worker_with_few_files_outlives_idle_connections(
     processes: Callable[..., Process], clients: Clients
 ) -> None:
-    """More of them than files: it answers, and a stream has news as soon as before."""
+    """They are more than its files: it answers, and a stream has news as soon as before."""
     worker = processes()
     await apply(worker)
     worker.start(("bash", "-c", f"ulimit -n 1024; exec {sys.executable} -m app worker"))
@@ -351,7 +351,7 @@ async def test_a_worker_with_few_files_outlives_idle_connections(
 
 
 async def test_a_worker_raises_its_limit_of_open_files(processes: Callable[..., Process]) -> None:
-    """From what a shell gives to what the system allows."""
+    """It goes from the limit of the shell to the limit of the system."""
     worker = processes()
     await apply(worker)
     command = f"ulimit -S -n 512; ulimit -H -n 2048; exec {sys.executable} -m app worker"

@@ -38,7 +38,7 @@ def grow(live: FrameCells, *rows: dict[str, Any], position: int) -> None:
 
 
 async def test_a_reader_gets_what_is_open_and_then_what_changes(tmp_path: Path) -> None:
-    """Every cell with its version; what did not change is not told again."""
+    """Every cell has its version; a cell that did not change is not told again."""
     async with served(MAP, tmp_path) as (view, url):
         grow(view.live, stored("JFK", version=3), stored("LGA", version=5), position=5)
         async for stream in streams(f"{url}{LIVE}&since=open"):
@@ -71,7 +71,7 @@ async def test_from_now_on_nothing_old_is_told(tmp_path: Path) -> None:
 
 
 async def test_bad_requests_are_refused_before_the_stream(tmp_path: Path) -> None:
-    """As problem documents."""
+    """Refusals are problem documents."""
     async with served(MAP, tmp_path, query_live_max=1) as (_, url):
         for path, status, detail in (
             ("/v1/layers/nope/live", 404, "no such layer"),
@@ -155,7 +155,7 @@ async def test_a_follower_that_needs_damaged_rows_is_told_and_let_go(
 async def test_a_reader_that_takes_nothing_is_let_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its place is free again; nothing more was made for it than it was slow to take."""
+    """Its place is free again; no cells were made for it beyond those it was slow to take."""
     monkeypatch.setattr(app.web.live_stream, "SLOW_S_MAX", 0.3)
     rows = [stored(f"{number:06d}", version=3) for number in range(30_000)]
     async with served(MAP, tmp_path, query_live_max=1) as (view, url):

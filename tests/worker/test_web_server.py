@@ -29,7 +29,7 @@ Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 @pytest.fixture
 async def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
-    """Serve rows of more bytes than all buffers of a connection hold; what waits is short."""
+    """Serve rows of more bytes than all buffers of a connection hold, with short waits."""
     monkeypatch.setattr(app.web.server, "CHECK_S", 0.05)
     async with served(MAP, tmp_path, ROWS, query_live_max=2, query_deadline_ms=60_000) as (_, url):
         yield url
@@ -56,7 +56,7 @@ def get(path: str, *headers: str) -> bytes:
 
 
 async def ended(ends: Ends) -> bytes:
-    """Return what comes until the other side ends the connection."""
+    """Return all bytes until the other side ends the connection."""
     found = b""
     async with asyncio.timeout(20):
         with contextlib.suppress(ConnectionError):
@@ -93,7 +93,7 @@ def refused(answer: bytes) -> tuple[int, str]:
      b"GET /" + b"b" * 40_000 + b" HTTP/1.1"],
 )  # fmt: skip
 async def test_what_cannot_be_read_is_a_problem(url: str, request_line: bytes) -> None:
-    """In the form of every other refusal, and the endpoint goes on."""
+    """The problem has the form of every other refusal, and the endpoint goes on."""
     async with connected(url) as ends:
         ends[1].write(request_line + b"\r\n\r\n")
         status, detail = refused(await ended(ends))
@@ -117,7 +117,7 @@ async def test_the_head_of_a_request_has_a_size_in_all(url: str) -> None:
 async def test_a_silent_connection_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
-    """Before its first request, in the middle of one, and after one."""
+    """It ends before its first request, in the middle of one, and after one."""
     monkeypatch.setattr(app.web.server, "SILENT_S_MAX", 0.2)
     async with served(MAP, tmp_path) as (_, url), connected(url) as ends:
         ends[1].write(sent)
@@ -149,7 +149,7 @@ async def test_an_answer_that_nobody_takes_is_let_go(
 async def test_of_too_many_answers_that_wait_the_oldest_goes(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What waits for readers has a size in all."""
+    """All bytes that wait for readers have one bound."""
     monkeypatch.setattr(app.web.server, "UNTAKEN_BYTES_MAX", 16_000_000)
     async with connected(url) as first, connected(url) as second:
         for ends in (first, second):
@@ -164,7 +164,7 @@ async def test_of_too_many_answers_that_wait_the_oldest_goes(
 async def test_past_the_most_connections_the_longest_silent_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Thousands that say nothing keep nobody out."""
+    """Thousands of silent connections do not keep a reader out."""
     monkeypatch.setattr(app.web.server, "CONNECTIONS_MAX", 4)
     monkeypatch.setattr(app.web.server, "ADDRESS_SHARE", 1.0)
     async with contextlib.AsyncExitStack() as stack:
@@ -214,7 +214,7 @@ async def test_a_follower_that_takes_nothing_loses_its_connection(
 async def test_a_body_that_does_not_come_is_a_408(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between workers."""
+    """This is a request between workers."""
     monkeypatch.setattr(app.web.handlers, "BODY_S_MAX", 0.1)
     async with connected(url) as ends:
         ends[1].write(
@@ -247,7 +247,7 @@ async def test_a_broken_body_is_told_to_its_sender_alone(
 
 
 async def test_bodies_on_one_connection_are_no_heads(url: str) -> None:
-    """However much of one comes before its request is begun with."""
+    """Any part of a body may come before its request is begun with."""
     async with aiohttp.ClientSession() as session:
         for _ in range(6):
             async with session.post(f"{url}/v1/worker/live", data=b"x" * 1_000_000) as response:
@@ -268,7 +268,7 @@ async def test_who_leaves_within_a_body_fills_no_log(
 
 
 async def test_pipelined_requests_are_answered_in_turn(url: str) -> None:
-    """And no more of them are read meanwhile than wait in order."""
+    """Only the requests that wait in order are read meanwhile."""
     async with connected(url) as ends:
         ends[1].write(get("/livez") * 199 + get("/livez", "Connection: close"))
         assert (await ended(ends)).count(b'{"live":true}') == 200

@@ -1,4 +1,4 @@
-"""Whole: what a revision adds is told from when on it is whole; what came before is never half."""
+"""Whole: an added layer or measure tells the time it is whole from; earlier cells are not half."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
 
 
 async def work(house: LocalWorker) -> None:
-    """Work until all is read and what is closed has been acknowledged and told."""
+    """Work until all is read and all closed cells have been acknowledged and told."""
 
     async def done() -> bool:
         busy = [await house.step(topic, 100) for topic in house.map.inputs()]
@@ -163,7 +163,7 @@ async def test_what_came_before_the_map_had_a_layer_is_refused_however_it_is_ask
                     assert (status, "only since" in text) == (400, True), (path, kind, text)
             with QueryClient(url) as client, pytest.raises(QueryFailedError, match="only since"):
                 await in_thread(client.cells, layer.name, {}, 0, 2 * DAY_MS)
-        # The layers that were there before have all of it, whatever was added above them.
+        # The layers that were there before have all of it, with any layer added above them.
         with QueryClient(url) as client:
             asked = Range(0, 2 * DAY_MS, step="day", group=[])
             found = await in_thread(client.rows, "hour", asked)
@@ -196,7 +196,7 @@ async def test_from_when_on_a_layer_is_whole_it_is_answered(site: Site) -> None:
 
 
 async def test_half_a_window_goes_nowhere(site: Site) -> None:
-    """Neither into the archive nor to those who follow live cells."""
+    """Neither the archive nor a follower of live cells gets one."""
     site.put(HOUR_MS, 30 * HOUR_MS)
     await work(await site.revise(FEWER))
     house = await site.revise(MORE)
@@ -216,7 +216,7 @@ async def test_half_a_window_goes_nowhere(site: Site) -> None:
 
 
 async def test_a_layer_that_comes_back_is_whole_from_then_on(site: Site) -> None:
-    """What a coarser layer did not get meanwhile it never will."""
+    """A coarser layer never gets the cells that it missed meanwhile."""
     with_day = small_map(layers=(HOUR, DAY), revision=3, digest="again")
     site.put(HOUR_MS)
     await work(await site.revise(small_map()))
@@ -246,11 +246,11 @@ COUNTS = small_map(
 SUMS = small_map(revision=2, digest="with sums")
 DAY_TOPIC = "small.layer.day"
 Sums = dict[int, tuple[int, int | None]]
-"""By window, in days or hours, how many events and the sum of their delays."""
+"""Number of events and sum of their delays, by window in days or hours."""
 
 
 async def sums(house: LocalWorker, name: str, unit_ms: int) -> Sums:
-    """Return what the archive has of a layer."""
+    """Return the archived counts and sums of a layer."""
     rows = (await archived(house, name)).group_by("window_start").agg(
         pl.col("events").sum(),
         pl.when(pl.col("sum_delay").null_count() == 0).then(pl.col("sum_delay").sum()),
@@ -265,7 +265,7 @@ async def sums(house: LocalWorker, name: str, unit_ms: int) -> Sums:
 async def test_a_measure_is_null_in_windows_that_began_before_it(
     site: Site, few: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In answers, live cells and archive; a step is null rather than half, and its count whole."""
+    """Answers, live cells and archive have null; a step is null, not half, its count is whole."""
     if not few:
         use_frames(monkeypatch)
     site.put(HOUR_MS, 30 * HOUR_MS)
@@ -311,7 +311,7 @@ async def test_a_measure_is_null_in_windows_that_began_before_it(
 async def test_the_query_command_and_live_cells_say_from_when_on_a_measure_is_whole(
     site: Site,
 ) -> None:
-    """On standard error; followers are told with every step."""
+    """The command says it on standard error; followers are told with every step."""
     site.put(HOUR_MS)
     await work(await site.revise(COUNTS))
     house = await site.revise(SUMS)
@@ -352,7 +352,7 @@ class OlderWorkers:
 async def test_while_workers_of_both_revisions_run_a_coarser_layer_has_null_and_never_half(
     tmp_path: Path, older: str
 ) -> None:
-    """Whoever is restarted last; what comes after has the measure."""
+    """Either worker may be restarted last; windows after that have the measure."""
     log = MemoryLog()
     archive = EmbeddedArchive(tmp_path / "archive")
     await archive.open(SUMS)
@@ -397,7 +397,7 @@ async def test_while_workers_of_both_revisions_run_a_coarser_layer_has_null_and_
 
 
 async def test_a_measure_that_comes_back_is_null_until_then(site: Site) -> None:
-    """Not as it was before it was dropped, which no worker could go on with."""
+    """Its old values do not come back: no worker could go on with them."""
     site.put(HOUR_MS)
     await work(await site.revise(small_map()))
     site.put(2 * HOUR_MS)

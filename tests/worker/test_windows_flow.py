@@ -156,7 +156,7 @@ def test_clocks_of_daylight_saving_do_not_move_windows(
 
 
 async def test_days_make_months_and_months_make_years(tmp_path: Path) -> None:
-    """Through journals, layer topics and archive, from year 1 to leap days, before 1970 too."""
+    """They go through journals, layer topics and archive, from year 1 on, with leap days."""
     day, carriers = small_map().layer("hour"), small_map().layer("day")
     day = dataclasses_replace(day, name="day", window=Window.parse("day"))
     month = dataclasses_replace(carriers, name="month", window=Window.parse("month"), finer="day")
@@ -197,7 +197,7 @@ def table_of(window: str, **changes: Any) -> CassandraTable:
 @example("year", TIME_MS_MIN)
 @example("month", TIME_MS_MAX)
 def test_a_row_is_in_the_partition_that_is_asked_for_it(window: str, time_ms: int) -> None:
-    """Where a cell is written and where a reader of its window looks is one (slot, bucket)."""
+    """A cell is written to the one (slot, bucket) that a reader of its window asks."""
     table = table_of(window)
     start = table.layer.window.start(time_ms)
     rows = frame([stored() | {"window_start": start}], table.layer)
@@ -219,14 +219,14 @@ def test_a_row_is_in_the_partition_that_is_asked_for_it(window: str, time_ms: in
     ],
 )
 def test_a_bucket_is_32_windows_and_at_least_ten_seconds(window: str, length_ms: int) -> None:
-    """Of windows of a millisecond few have events; a partition each 32 ms would be a row or two."""
+    """Few windows of a millisecond have events; a partition of 32 ms would be a row or two."""
     assert bucket_ms(map_with(window).layers[0]) == length_ms
 
 
 @pytest.mark.parametrize("ttl_ms", [0, 60_000, DAY_MS, 400 * DAY_MS, 7_300 * DAY_MS])
 @pytest.mark.parametrize("window", WINDOWS)
 def test_compaction_windows_hold_a_bucket_and_are_few(window: str, ttl_ms: int) -> None:
-    """Less than 50 a TTL, which the compaction strategy wants; and sizes that CQL's int holds."""
+    """A TTL has less than 50, as the compaction strategy wants, and sizes that fit CQL's int."""
     layer = map_with(window, archive_ttl_ms=ttl_ms).layers[0]
     unit, size = compaction_window(layer)
     length_ms = size * {"MINUTES": 60_000, "HOURS": HOUR_MS, "DAYS": DAY_MS}[unit]
@@ -262,7 +262,7 @@ async def test_cells_of_awkward_times_rest_in_the_archive(window: str, tmp_path:
 
 
 async def test_a_closed_year_lives_until_its_ttl_after_new_year(tmp_path: Path) -> None:
-    """The longest year counts for what is dropped: a leap year's last row is not a day short."""
+    """The longest year decides the drop: a leap year's last row is not a day short."""
     themap = map_with("year", archive_ttl_ms=2 * DAY_MS)
     layer = themap.layers[0]
     now_ms = [ms(2025, 1, 2)]
@@ -292,7 +292,7 @@ async def test_a_closed_year_lives_until_its_ttl_after_new_year(tmp_path: Path) 
 async def test_windows_of_all_years_can_be_asked_for_and_shown(
     window: str, at: int, shown: list[str], tmp_path: Path
 ) -> None:
-    """Years below 1000 have four digits; what no calendar has is shown in milliseconds."""
+    """Years below 1000 have four digits; times beyond the calendar are in milliseconds."""
     themap = map_with(window)
     start = themap.layers[0].window.start(at)
     async with served(themap, tmp_path, [stored() | {"window_start": start}]) as (_, url):
@@ -368,7 +368,7 @@ def test_a_map_file_may_have_windows_of_the_calendar(finer: str, coarser: str) -
 def test_windows_that_do_not_nest_are_refused_with_what_would(
     finer: str, coarser: str, want: str
 ) -> None:
-    """The message names the layer to change and what fits."""
+    """The message names the layer to change and the windows that fit."""
     with pytest.raises(MapError) as caught:
         parse_map(map_text(finer, coarser), "map.toml")
     (problem,) = caught.value.problems
@@ -376,6 +376,6 @@ def test_windows_that_do_not_nest_are_refused_with_what_would(
 
 
 def test_a_wrong_window_names_all_that_there_are() -> None:
-    """Also the names of the calendar's windows."""
+    """The names of the calendar's windows are among them."""
     with pytest.raises(MapError, match="'day', 'month' or 'year'; change it"):
         parse_map(map_text("1h", "quarter"), "map.toml")

@@ -52,7 +52,7 @@ def test_it_is_told_once_when_it_goes_and_once_when_it_is_back(
 
 
 def test_without_a_further_failure_it_is_away_all_the_same(outage: Outage, clock: Clock) -> None:
-    """Who tries again late must not make it look well meanwhile."""
+    """A caller that tries again late must not make it look well meanwhile."""
     outage.failed(TimeoutError())
     clock.now_s += GRACE_S
     assert outage.is_away
@@ -85,7 +85,7 @@ def test_what_nobody_tries_any_more_is_forgotten(outage: Outage, clock: Clock) -
 def test_one_that_refuses_is_not_said_to_be_silent(
     outage: Outage, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What somebody must mend comes before what passes, in the log and in words."""
+    """A refusal, which somebody must mend, comes before an outage, in the log and in words."""
     for _ in range(3):
         outage.failed(ArchiveRefusedError("no MODIFY on a table"), "write hour")
         outage.failed(ArchiveAwayError("no quorum"), "write day")
@@ -100,7 +100,7 @@ def test_one_that_refuses_is_not_said_to_be_silent(
 
 
 def test_an_attempt_reports_how_it_ends(outage: Outage, clock: Clock) -> None:
-    """By its kind; what nobody attempts any more is no reason."""
+    """Each kind of attempt counts apart; an abandoned kind is not a reason."""
     with pytest.raises(ArchiveError), outage.attempt("write hour"):
         raise ArchiveError("no quorum")
     with outage.attempt("write day"):
@@ -112,7 +112,7 @@ def test_an_attempt_reports_how_it_ends(outage: Outage, clock: Clock) -> None:
 
 
 def test_what_is_seldom_attempted_is_away_since_it_failed(outage: Outage, clock: Clock) -> None:
-    """Not since an answer of hours ago."""
+    """The outage does not begin at an answer of hours ago."""
     outage.answered("write hour")
     clock.now_s += 3_600
     outage.failed("no quorum", "write hour")

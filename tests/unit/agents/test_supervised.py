@@ -26,12 +26,12 @@ AWAITED = {
     ("tables/archive/cassandra/archive.py", "lane()"),
     ("tables/threads.py", "lane()"),
 }
-# Commands that are no worker.
+# Commands that are not a worker.
 COMMANDS = ("app/commands/", "app/demo", "app/deadletters/replay.py", "app/generate")
 
 
 async def fail() -> None:
-    """Raise what an operator can mend, or a bug."""
+    """Raise a bug, or an error that an operator can mend."""
     raise ValueError("a bug")
 
 
@@ -45,7 +45,7 @@ def _panicking(_: pl.Series) -> pl.Series:
 
 
 async def lose() -> None:
-    """Wait for what another one cancels: a client that is closed."""
+    """Wait for a future that another one cancels, as a closed client does."""
     waited = asyncio.get_running_loop().create_future()
     asyncio.get_running_loop().call_soon(waited.cancel)
     await waited

@@ -1,4 +1,4 @@
-"""Waits that end, whatever loses a cancellation."""
+"""Waits that end, though anything may lose a cancellation."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def test_what_takes_too_long_is_ended_and_what_does_not_gives_its_result()
 
 
 async def test_errors_come_through() -> None:
-    """What ends in time ends as it does."""
+    """A call that ends in time keeps its own result or error."""
 
     async def fails() -> None:
         raise ValueError("no")

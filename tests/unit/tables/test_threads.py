@@ -21,7 +21,7 @@ def threads() -> Iterator[Threads]:
 
 
 async def test_a_result_or_an_error_comes_back(threads: Threads) -> None:
-    """As if the call had been made at once."""
+    """The caller gets it as if the call had been made at once."""
     assert await threads.run(max, 3, 5) == 5
     with pytest.raises(ZeroDivisionError):
         await threads.run(divmod, 1, 0)
@@ -92,7 +92,7 @@ async def test_the_first_error_ends_the_other_jobs() -> None:
 
 
 async def test_others_have_a_turn_between_short_steps() -> None:
-    """Though no step waits for anything."""
+    """They do, though no step waits for anything."""
     turns = 0
 
     async def others() -> None:

@@ -13,7 +13,7 @@ from tests.support.pki import Authority
 
 
 def shaken(client: ssl.SSLContext, server: ssl.SSLContext) -> ssl.SSLError | None:
-    """Return what a client meets when it shakes hands with a server and reads; None for nothing."""
+    """Return the error of a client that shakes hands with a server and reads, or None."""
     there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
     asks = client.wrap_bio(back, there, server_hostname="localhost")
     answers = server.wrap_bio(there, back, server_side=True)
@@ -52,7 +52,7 @@ def client_of(authority: Authority) -> ssl.SSLContext:
 
 
 def test_a_good_certificate_is_no_fault(authority: Authority) -> None:
-    """Nor is what is no error of TLS."""
+    """An error of another kind is not a fault of TLS either."""
     assert shaken(client_of(authority), server_of(authority)) is None
     assert fault_of(ConnectionResetError()) is None
 
@@ -68,7 +68,7 @@ def test_a_good_certificate_is_no_fault(authority: Authority) -> None:
 def test_flaws_of_a_certificate(
     authority: Authority, identities: tuple[str, ...], expired: bool, fault: Fault
 ) -> None:
-    """By their numbers."""
+    """The numbers of OpenSSL tell them apart."""
     server = server_of(authority, *identities, expired=expired)
     error = shaken(client_of(authority), server)
     assert error is not None
@@ -76,7 +76,7 @@ def test_flaws_of_a_certificate(
 
 
 def test_an_authority_that_is_not_trusted(authority: Authority, tmp_path: Path) -> None:
-    """Whatever number it has."""
+    """Several numbers of OpenSSL mean this."""
     error = shaken(client_of(Authority(tmp_path / "other")), server_of(authority))
     assert error is not None
     assert fault_of(error) is Fault.NOT_TRUSTED
@@ -103,7 +103,7 @@ def test_another_version(authority: Authority) -> None:
 
 
 def test_a_side_that_speaks_no_tls(authority: Authority) -> None:
-    """Bytes that are none, and an end of the connection, which is no fault."""
+    """Plain bytes are a fault, an end of the connection is not."""
     for answer, fault in ((b"HTTP/1.1 400 Bad Request\r\n", Fault.PLAIN), (b"", None)):
         there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
         asks = client_of(authority).wrap_bio(back, there, server_hostname="localhost")

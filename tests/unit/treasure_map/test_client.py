@@ -34,7 +34,7 @@ DAY = Range(0, DAY_MS, step="1h", group=["origin"], measures=["count", "sum_dela
 
 
 async def test_both_clients_read_rows_of_all_pages(tmp_path: Path) -> None:
-    """The same ones, with exact integers; the limit cuts and says so."""
+    """Both read the same rows, with exact integers; the limit cuts and says so."""
     async with served(MAP, tmp_path, ROWS, web_token=TOKEN) as (_, url):
         with QueryClient(url, TOKEN) as client:
             whole = await in_thread(client.rows, "hour", DAY)
@@ -59,7 +59,7 @@ async def test_both_clients_read_rows_of_all_pages(tmp_path: Path) -> None:
 
 
 async def test_frames_come_as_arrow(tmp_path: Path) -> None:
-    """All pages as one, with sums as decimals."""
+    """All pages come as one frame, with sums as decimals."""
     async with served(MAP, tmp_path, ROWS) as (_, url):
         with QueryClient(url) as client:
             found = await in_thread(client.frame, "hour", DAY, page_rows=5)
@@ -90,7 +90,7 @@ async def test_top_keys_and_filters(tmp_path: Path) -> None:
 
 
 async def test_refusals_say_what_to_change(tmp_path: Path) -> None:
-    """From both clients, with status and time to ask again."""
+    """Both clients raise them, with status and time to ask again."""
     async with served(MAP, tmp_path, ROWS, query_live_max=0) as (_, url):
         async with AsyncQueryClient(url) as later:
             with pytest.raises(QueryFailedError, match="ask family hour") as caught:
@@ -111,7 +111,7 @@ async def test_refusals_say_what_to_change(tmp_path: Path) -> None:
 
 
 async def test_both_clients_follow_live_cells(tmp_path: Path) -> None:
-    """Until they have seen enough, or the worker stops."""
+    """They follow until they have seen enough, or the worker stops."""
     seen: list[LiveCell] = []
 
     def follow(url: str) -> list[LiveCell]:
@@ -156,7 +156,7 @@ def test_events_are_read_however_they_are_cut() -> None:
 
 
 def test_times_may_be_of_any_kind() -> None:
-    """But for a datetime that could be two moments."""
+    """Only a datetime that could be two moments is refused."""
     assert time_text(5) == "5"
     assert time_text(dt.date(2013, 1, 1)) == "2013-01-01"
     assert time_text(dt.datetime(2013, 1, 1, tzinfo=dt.UTC)) == "2013-01-01T00:00:00.000+00:00"

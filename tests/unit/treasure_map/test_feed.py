@@ -1,4 +1,4 @@
-"""Records of feeds: what workers write is what clients read, in JSON and in Arrow."""
+"""Records of feeds: clients read the cells that workers write, in JSON and in Arrow."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def read(records: Iterable[FeedRecord]) -> list[FeedCell]:
 
 @pytest.mark.parametrize("form", ["json", "arrow"])
 def test_a_client_reads_what_the_query_endpoint_answers(form: str) -> None:
-    """Key, window, measures and version, to the last digit; and where they are from."""
+    """Key, window, measures and version are equal to the last digit, and so is the source."""
     layer = published(form)
     found = read(feed_records(layer, REVISION, SOURCE_PARTITION, cells()))
     want = cell_rows(layer, cells().sort("window_start"))
@@ -69,7 +69,7 @@ def test_a_client_reads_what_the_query_endpoint_answers(form: str) -> None:
 
 @pytest.mark.parametrize("form", ["json", "arrow"])
 def test_every_type_of_key_and_measure_comes_through(form: str) -> None:
-    """Integers, booleans, floats that are not finite, no key at all; months end where they end."""
+    """Integers, booleans, non-finite floats and empty keys come through; months keep their ends."""
     floats = (EVENTS, *(Accumulator(k, "w", "float") for k in ("n", "sum", "min", "max")))
     kinds = ("sum", "mean", "min", "max")
     layer = published(
@@ -92,7 +92,7 @@ def test_every_type_of_key_and_measure_comes_through(form: str) -> None:
 
 
 def test_a_record_of_json_is_one_cell_with_the_same_key_for_all_versions() -> None:
-    """Key values in the map's order, window start, source partition: what compaction goes by."""
+    """Key values in the map's order, window start, source partition: compaction goes by them."""
     layer = published("json")
     first = feed_records(layer, 1, 3, cells())
     later = feed_records(layer, 2, 3, cells().with_columns(version=pl.lit(99, pl.Int64)))
@@ -118,7 +118,7 @@ def test_cells_go_to_the_partition_of_their_key(form: str) -> None:
 
 
 def test_arrow_records_stay_small_enough_for_any_topic() -> None:
-    """Whatever a window holds, a record is within what brokers take by default."""
+    """A record is within the default limit of brokers, for any content of a window."""
     layer = published("arrow")
     many = pl.concat([cells(20_000), cells(20_000).with_columns(key_origin=pl.lit("x" * 50))])
     records = feed_records(layer, 1, 3, many)
@@ -128,7 +128,7 @@ def test_arrow_records_stay_small_enough_for_any_topic() -> None:
 
 
 def arrow(**columns: Any) -> bytes:
-    """Return a record of Arrow with some columns replaced, or taken out where they are None."""
+    """Return a record of Arrow with some columns replaced, or taken out if they are None."""
     (record,) = feed_records(published("arrow", partitions=1), 1, 3, cells(2))
     rows = pl.read_ipc_stream(record.value)
     for name, value in columns.items():
@@ -150,7 +150,7 @@ def arrow(**columns: Any) -> bytes:
     ],
 )  # fmt: skip
 def test_what_is_no_cell_is_refused_with_the_cause(value: bytes, cause: str) -> None:
-    """In either form; nothing else is raised."""
+    """Both forms raise this error and nothing else."""
     with pytest.raises(UnreadableRecordError, match=cause):
         decode_record(value)
 
@@ -170,7 +170,7 @@ def cell_at(window: int, version: int, key: str = "a", source_partition: int = 0
 
 
 def test_only_a_larger_version_is_news() -> None:
-    """Of each key, window and source partition for itself."""
+    """Each key, window and source partition counts for itself."""
     versions = Versions(100)
     assert versions.take(0, cell_at(0, 5))
     assert not versions.take(0, cell_at(0, 5))
@@ -183,7 +183,7 @@ def test_only_a_larger_version_is_news() -> None:
 
 
 def test_memory_is_bounded_by_forgetting_the_oldest_windows() -> None:
-    """What comes of a forgotten window is given as it comes."""
+    """Cells of a forgotten window are given as they come."""
     versions = Versions(10)
     for window in range(30):
         assert versions.take(0, cell_at(window, 1))
@@ -205,7 +205,7 @@ def test_partitions_read_one_after_the_other_do_not_push_each_other_out() -> Non
 
 
 def test_an_accumulator_of_a_float_makes_a_float_of_its_sum() -> None:
-    """Integers are decimals in Arrow, whose type is the same whatever the values."""
+    """Integers are decimals in Arrow, whose type is the same for all values."""
     layer = published("arrow", partitions=1)
     (record,) = feed_records(layer, 1, 3, cells())
     schema = pl.read_ipc_stream(record.value).schema

@@ -1,4 +1,4 @@
-"""The library that other people's programs import: what it exports, and that it is typed."""
+"""The library that other people's programs import: its exports and its types."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.deploy_support import project
 
 
 def test_all_that_is_public_is_exported() -> None:
-    """In order, and nothing by accident: what is in the list is kept from version to version."""
+    """The list is in order, with nothing by accident: names are kept from version to version."""
     public = {
         name
         for name, member in vars(treasure_map).items()

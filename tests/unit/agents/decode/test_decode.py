@@ -1,4 +1,4 @@
-"""The decoder: one definition of malformed, whatever the path and the chunking."""
+"""The decoder: one definition of malformed, for every path and every chunking."""
 
 import orjson
 from hypothesis import given
@@ -79,7 +79,7 @@ def test_every_record_is_in_exactly_one_column(values: list[bytes | None]) -> No
 
 
 def test_each_fault_is_counted_under_its_reason() -> None:
-    """What can be told apart is; the ledger adds up."""
+    """Faults that can be told apart are counted apart; the ledger adds up."""
     values = [flight(1), b'{"at":"x","type":"a"}', b"{nonsense", b"", None, b" ", b"x" * 1_001]
     counts = DECODER.decode([run_of(values)]).ledgers[0].counts
     assert {name: count for name, count in counts.items() if count} == {
@@ -119,7 +119,7 @@ def test_offsets_without_record_count_as_gaps() -> None:
 
 
 def test_heartbeats_are_rows_without_type_at_their_place() -> None:
-    """A heartbeat moves stream time where it stands in the log."""
+    """A heartbeat moves stream time at its offset in the log."""
     batch = DECODER.decode([run_of([flight(1), 5_000, flight(2)])])
     assert batch.frame.select("time", "type").rows() == [
         (1, "flight.departed"),
@@ -168,7 +168,7 @@ def test_every_event_column_is_counted_by_someone() -> None:
 
 
 def test_a_record_with_a_fault_is_set_aside_whatever_its_value_is() -> None:
-    """By its reason; where only its beginning was read, by how large it is."""
+    """Its fault gives the reason; its size decides if only its beginning was read."""
     run = run_of([flight(0), flight(1), b" " * 10, flight(3), b""])
     run.faults = {
         1: RecordFault("header", "why"),
@@ -202,7 +202,7 @@ def test_the_last_record_identifies_a_log_unless_it_has_a_fault() -> None:
 
 
 def test_faults_stay_with_their_records_when_a_run_is_cut_or_extended() -> None:
-    """As headers do."""
+    """Faults move with their records, as headers do."""
     run = run_of([flight(0), flight(1), flight(2)])
     fault = RecordFault("header", "why")
     run.faults = {1: fault}
@@ -224,7 +224,7 @@ def test_a_record_without_an_append_time_has_no_event_in_the_future() -> None:
 
 
 def test_a_time_in_the_wrong_unit_has_a_hint() -> None:
-    """Milliseconds where seconds are wanted lie beyond year 9999."""
+    """Milliseconds instead of seconds lie beyond year 9999."""
     decoder = Decoder(dataclasses_replace(SOURCE, time_unit_ms=1_000))
     batch = decoder.decode([run_of([flight(1_699_920_000_000), flight(1_699_920_000)])])
     assert places(batch) == [1]

@@ -102,7 +102,7 @@ def records(groups: Sequence[tuple[list[dict[str, Any]], int]]) -> tuple[list[by
 
 
 def fold(values: Sequence[bytes | None], headers: Any, cuts: Sequence[int]) -> tuple[Any, Any, Any]:
-    """Decode and fold in the chunks that cuts make; return cells, ledger and what is set aside."""
+    """Decode and fold in the chunks that cuts make; return cells, ledger and input set aside."""
     counts: dict[str, int] = {}
     blocks: list[pl.DataFrame] = []
     aside: list[Any] = []
@@ -127,7 +127,7 @@ def fold(values: Sequence[bytes | None], headers: Any, cuts: Sequence[int]) -> t
 
 
 def equal(one: pl.DataFrame | None, other: pl.DataFrame | None) -> bool:
-    """Tell whether two frames, or two absences of one, are equal."""
+    """Return whether two frames, or two absences of one, are equal."""
     return one.equals(other) if one is not None and other is not None else one is other
 
 
@@ -139,7 +139,7 @@ def equal(one: pl.DataFrame | None, other: pl.DataFrame | None) -> bool:
 def test_any_mix_of_forms_and_chunks_gives_the_same_events(
     groups: list[tuple[list[dict[str, Any]], int]], cuts: list[int]
 ) -> None:
-    """One event a record in one chunk is what every other mix is compared with."""
+    """Every other mix is compared with one event a record in one chunk."""
     values, headers = records(groups)
     alone = [json.dumps(event).encode() for events, _ in groups for event in events]
     cells, counts, _ = fold(alone, {}, [])
@@ -348,7 +348,7 @@ def test_an_arrow_stream_without_rows_is_empty() -> None:
 
 
 def test_a_content_type_wins_over_the_bytes() -> None:
-    """Lines that are said to be one document are none; unknown types are not guessed at."""
+    """Lines that are called one document are malformed; unknown types are not guessed at."""
     line = json.dumps(GOOD).encode()
     one, lines = (
         (("content-type", b"application/json"),),
@@ -365,7 +365,7 @@ def test_a_content_type_wins_over_the_bytes() -> None:
 
 
 def test_bytes_that_are_no_utf_8_are_refused_in_skipped_fields_too() -> None:
-    """Alone, among others, and over many lines."""
+    """They are refused alone, among others, and over many lines."""
     good = json.dumps(GOOD).encode()
     bad = good[:-1] + b',"extra":"\xff"}'
     for values in (
@@ -380,7 +380,7 @@ def test_bytes_that_are_no_utf_8_are_refused_in_skipped_fields_too() -> None:
 
 
 def test_white_space_counts_towards_the_size_of_a_record() -> None:
-    """With a content type and without."""
+    """It counts with a content type and without."""
     value = json.dumps(GOOD).encode() + b" " * 100
     for headers in ({}, {0: (("content-type", b"application/x-ndjson"),)}):
         batch = decode(value, headers=headers, record_bytes_max=120)
@@ -388,7 +388,7 @@ def test_white_space_counts_towards_the_size_of_a_record() -> None:
 
 
 def test_one_document_may_stand_over_many_lines() -> None:
-    """Whether it is an event or not, it is one."""
+    """It is one document, whether it is an event or not."""
     good = json.dumps(GOOD, indent=2).encode()
     bad = json.dumps(GOOD | {"at": "x"}, indent=2).encode()
     batch = decode(good, bad)
@@ -446,7 +446,7 @@ def test_other_texts_are_no_times(text: str) -> None:
 
 
 def test_a_refused_record_is_one_letter_and_no_event() -> None:
-    """Used where one record adds more than a delta can hold."""
+    """A record is refused if it alone adds more than a delta can hold."""
     run = run_of([json.dumps(GOOD).encode()], first_offset=7)
     batch = DECODER.decode([run])
     refused = DECODER.refuse(run, "too_many_cells", "too much")

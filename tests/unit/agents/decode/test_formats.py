@@ -1,4 +1,4 @@
-"""The list of record formats: what is added to it is decoded, and nothing else has to know."""
+"""The list of record formats: a format added to it is decoded, and nothing else has to know."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def mixed_run() -> Run:
 
 @pytest.mark.usefixtures("added")
 def test_a_format_that_is_added_to_the_list_is_decoded_and_folded() -> None:
-    """Its events are events like all others, and what is bad of them is counted and set aside."""
+    """Its events are like all others, and its bad events are counted and set aside."""
     decoder, folder = Decoder(MAP.sources[0]), Folder(plans_of(MAP)["flights.raw"])
     run = mixed_run()
     batch = decoder.decode([run])
@@ -87,7 +87,7 @@ def test_a_format_that_is_added_to_the_list_is_decoded_and_folded() -> None:
 
 @pytest.mark.usefixtures("added")
 def test_plain_chunks_find_an_added_format_behind_json() -> None:
-    """A chunk without headers is decoded as JSON at once; what is not JSON is looked at then."""
+    """A chunk without headers is decoded as JSON at once; the other values are tried then."""
     batch = Decoder(MAP.sources[0]).decode([run_of([flight(1), tsv(rows(2, 3)), flight(4)])])
     assert batch.frame["time"].to_list() == [1, 2, 3, 4]
     assert batch.ledgers[0].counts == {"records.with_events": 3, "events.decoded": 4}
@@ -109,7 +109,7 @@ def test_messages_name_an_added_format() -> None:
 
 
 def test_without_it_the_same_records_are_not_events() -> None:
-    """So that the tests above show the list at work."""
+    """This proves that the tests above show the list at work."""
     decoder, run = Decoder(MAP.sources[0]), mixed_run()
     batch = decoder.decode([run])
     assert batch.frame["time"].to_list() == [1, 6]
@@ -141,7 +141,7 @@ def test_names_and_media_types_and_first_bytes_tell_formats_apart() -> None:
 
 
 def test_every_format_has_a_writer_of_its_name() -> None:
-    """So that a load has it, and what a worker makes of it is compared with what was written."""
+    """A load then has the format, and a worker's cells are compared with the written events."""
     assert [writer.name for writer in writers.WRITERS] == [f.name for f in formats.FORMATS]
     for writer, form in zip(writers.WRITERS, formats.FORMATS, strict=True):
         assert writer.headers == (("content-type", form.content_type.encode()),)

@@ -199,7 +199,7 @@ def test_a_large_load_with_many_repeats_is_counted_as_plainly() -> None:
 
 
 def test_ids_of_another_type_are_malformed_and_a_number_is_its_digits() -> None:
-    """A null or empty id is none, so such events are all kept."""
+    """A null or empty id does not count, so such events are all kept."""
     event = orjson.loads(flight(5))
     ids = [True, 1.5, {}, [1], 2**63, None, "", "7", 7, None, ""]
     values = [orjson.dumps(event | {"id": one}) for one in ids]
@@ -241,7 +241,7 @@ def doubled(log: MemoryLog, seed: int) -> int:
 async def test_duplicates_are_dropped_through_kills_with_and_without_a_store(
     tmp_path: Path,
 ) -> None:
-    """The archive has each event once, whatever is killed, lost or not known."""
+    """The archive has each event once, through kills, lost stores and unknown appends."""
     log = MemoryLog()
     events = fill(log, 3, 400)
     again = doubled(log, 3)
@@ -262,7 +262,7 @@ async def test_duplicates_are_dropped_through_kills_with_and_without_a_store(
                 house.folder = tmp_path / f"state-{number}"
                 house.start()
     await house.settle()
-    # What a delta adds is forgotten by the next one at the earliest.
+    # The next delta is the earliest that forgets the ids of this one.
     for partition in (0, 1):
         log.put(RAW, partition, 10 * DAY_MS)
     await house.settle()

@@ -1,4 +1,4 @@
-"""Folding a few events in plain Python: what it takes it folds as the general way does."""
+"""Folding a few events in plain Python: the same cells as by the general way."""
 
 import math
 import random
@@ -121,7 +121,7 @@ EVENT = st.fixed_dictionaries(
 
 @given(st.lists(EVENT, min_size=1, max_size=40), st.integers(0, 40))
 def test_it_gives_what_the_general_way_gives(events: list[dict[str, Any]], cut: int) -> None:
-    """Cells, ledger, stream time and range are the same; bytes read back as what they were."""
+    """Cells, ledger, stream time and range are the same; bytes read back as the same."""
     themap = wide_map()
     values = [orjson.dumps(event) for event in sorted(events, key=lambda event: event["at"])]
     runs = [run_of(values[:cut]), run_of(values[cut:], partition=1)]
@@ -133,7 +133,7 @@ def test_it_gives_what_the_general_way_gives(events: list[dict[str, Any]], cut: 
 
 
 def test_plain_events_are_taken() -> None:
-    """Events in order, of known types, with their key, are what it is for."""
+    """The small path is for events in order, of known types, with their key."""
     few, _ = both_ways(wide_map(), [run_of([flight(0), flight(1, delay=None)])], NEVER)
     assert few is not None
     assert few[0].blocks["hour"].height == 1
@@ -160,7 +160,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("values", OTHERS.values(), ids=OTHERS)
 def test_all_others_are_left_to_the_general_way(values: list[bytes | None]) -> None:
-    """What becomes of them is said in one place only."""
+    """One place alone defines the result of all other events."""
     few, _ = both_ways(small_map(), [run_of(values)], NEVER)
     assert few is None
 
@@ -174,14 +174,14 @@ def test_a_floor_of_before_leaves_a_late_event_to_the_general_way() -> None:
 
 
 def test_records_with_headers_are_left_to_the_general_way() -> None:
-    """A content type decides what a value is."""
+    """A content type decides the format of a value."""
     run = run_of([flight(0)])
     run.headers[0] = (("content-type", b"application/x-ndjson"),)
     assert both_ways(small_map(), [run], NEVER)[0] is None
 
 
 def test_records_with_a_fault_are_left_to_the_general_way() -> None:
-    """Their values are no events, even where they look like it."""
+    """Their values are not events, even if they look like it."""
     run = run_of([flight(0)])
     run.faults[0] = RecordFault("header", "why")
     few, general = both_ways(small_map(), [run], NEVER)
@@ -221,7 +221,7 @@ def test_sums_beyond_64_bits_are_kept_exactly() -> None:
 
 
 def test_squared_deviations_do_not_cancel() -> None:
-    """Of a million and a bit more, the variance is that of the bits."""
+    """The variance of a million and a bit more is that of the bits."""
     rng = random.Random(3)
     shares = [1e6 + rng.random() for _ in range(50)]
     events = [
@@ -255,7 +255,7 @@ def test_a_block_of_an_earlier_revision_is_filled() -> None:
 
 @pytest.mark.parametrize("rows", [1, 59, 60, 300])
 def test_few_rows_make_the_same_frame_by_rows_and_by_columns(rows: int) -> None:
-    """The way depends on how many there are, what comes out does not."""
+    """The path depends on the number of rows, the frame does not."""
     schema = {
         "key_a": pl.String(),
         "events": pl.Int64(),

@@ -1,4 +1,4 @@
-"""Gathering: a layer topic's records against a plain loop over them, whatever came before."""
+"""Gathering: a layer topic's records against a plain loop over them, after any history."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Topic:
         self.aside: list[SetAside] = []
 
     def take(self, *values: bytes | None, gap: int = 0) -> Content:
-        """Gather one run and apply what came of it; ``gap`` offsets after it carry no record."""
+        """Gather one run and apply its content; ``gap`` offsets after it carry no record."""
         run = run_of(list(values), 0, self.journal.state.meta.next_offset, TOPIC)
         run.next_offset += gap
         content, aside = self.gatherer.gather(run, self.journal.state)
@@ -58,7 +58,7 @@ class Topic:
         return {key: cell[:2] for key, cell in self.cells().items()}
 
     def counts(self, *names: str) -> list[int]:
-        """Return what the layer's ledger says of these columns."""
+        """Return the values of these columns in the layer's ledger."""
         meta = self.journal.state.meta
         assert ledger.imbalances(meta.ledger, meta.next_offset - meta.base, ["day"]) == []
         return [meta.ledger.get(f"layer.day.{name}", 0) for name in names]
@@ -73,7 +73,7 @@ class Model:
         self.counts: Counter[str] = Counter()
 
     def take(self, rows: list[Row], sender: int, announced: Announcement) -> None:
-        """Take one record: its rows by what is known before it, then what it announces."""
+        """Take one record: its rows by the floors known before it, then its announcement."""
         own = self.announced.get(sender, NEVER)
         everyone = len(self.announced) == DAY_PLAN.senders
         floor = min(floor for _, floor in self.announced.values()) if everyone else NEVER_MS
@@ -136,7 +136,7 @@ TALE = [("UA", 0, 1, 1)], 0, NEVER
 def test_any_cutting_gives_the_table_and_ledger_of_a_plain_loop(
     log: list[Any], cuts: list[int]
 ) -> None:
-    """What a record adds follows from the records before it, not from the run that it is in."""
+    """The content of a record follows from the records before it, not from its run."""
     model, broken, empty = Model(), 0, 0
     values: list[bytes | None] = []
     for record in log:
@@ -176,7 +176,7 @@ def test_a_larger_version_replaces_and_others_are_repeated() -> None:
 
 
 def test_a_run_of_repeats_leaves_no_block() -> None:
-    """The journal does not grow with what was known before."""
+    """Rows that were known before do not make the journal grow."""
     topic = Topic()
     assert set(topic.take(contribution([("UA", 0, 1, 3)])).blocks) == {"day"}
     assert topic.take(contribution([("UA", 0, 1, 3)])).blocks == {}
@@ -241,7 +241,7 @@ def test_announcements_never_go_back() -> None:
 
 
 def test_records_by_kind_add_up_to_the_offsets() -> None:
-    """With cells, announcements, empty, unreadable; and offsets that carry no record."""
+    """Records have cells, announcements, nothing, or junk; some offsets carry no record."""
     topic = Topic()
     topic.take(contribution([("UA", 0, 1, 1)]), tell(1), None, b"", b"\x01?", gap=3)
     counts = topic.journal.state.meta.ledger

@@ -1,4 +1,4 @@
-"""Acknowledgements: brute force finds the same windows pending, whatever the order of steps."""
+"""Acknowledgements: brute force finds the same windows pending, in any order of steps."""
 
 import time
 from types import SimpleNamespace
@@ -65,7 +65,7 @@ HOUR = Window(3_600_000)
 def test_windows_before_the_one_of_a_time_are_those_that_end_by_then(
     window: Window, at: int, time_ms: int
 ) -> None:
-    """So closed windows are found without looking at the end of each."""
+    """This finds closed windows without a look at the end of each."""
     for until in (time_ms, at, at + 1, window.end(window.start(at)), -(1 << 62)):
         start = window.start(at)
         assert (window.end(start) <= until) == (start < window.start(until))

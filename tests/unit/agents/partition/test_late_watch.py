@@ -63,7 +63,7 @@ def test_some_late_events_are_no_episode(too_late: int, folded: int) -> None:
 
 
 def test_partitions_are_watched_apart_and_forgotten() -> None:
-    """Each has a time of its own; what goes to another worker is no episode here."""
+    """Each has a time of its own; the episode of a partition that moved away is forgotten."""
     bench = Bench()
     bench.take(100, 0, partition=0)
     bench.take(0, 1_000, partition=1)

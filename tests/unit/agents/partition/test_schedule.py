@@ -19,7 +19,7 @@ class Clock:
 
 
 def test_moments_are_in_their_order() -> None:
-    """So the earliest of some is their least."""
+    """The earliest of some moments is their least."""
     assert sorted([NEVER, at(2), NOW, at(-1)]) == [NOW, at(-1), at(2), NEVER]
     assert [when.is_due(2.0) for when in (NOW, at(1), at(2), at(3), NEVER)] == [
         True, True, True, False, False,
@@ -49,7 +49,7 @@ class Sleeper:
 
 
 async def test_news_wakes_a_task_only_if_something_is_due_earlier() -> None:
-    """What is due later than it would look by itself, it finds by itself."""
+    """A task finds a due time by itself if its own next look is before that."""
     sleeper = Sleeper()
     await sleeper.turns()
     sleeper.schedule.look()
@@ -69,7 +69,7 @@ async def test_news_wakes_a_task_only_if_something_is_due_earlier() -> None:
 
 
 async def test_a_task_wakes_when_the_time_comes() -> None:
-    """By itself, and by news if the clock was put forward meanwhile."""
+    """It wakes by itself, and by news if the clock was put forward meanwhile."""
     sleeper = Sleeper()
     sleeper.due = at(5.01)
     await sleeper.turns()
@@ -87,7 +87,7 @@ async def test_a_task_wakes_when_the_time_comes() -> None:
 
 
 async def test_nothing_is_looked_through_while_a_task_does_what_was_due() -> None:
-    """While an archive is away, what waits grows with every delta."""
+    """The waiting cells grow with every delta while an archive is away."""
     sleeper = Sleeper()
     sleeper.due = NOW
     await sleeper.task

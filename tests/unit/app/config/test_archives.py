@@ -1,4 +1,4 @@
-"""The list of kinds of archives: what is added to it is chosen by its name."""
+"""The list of kinds of archives: a setting chooses an added kind by its name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FAULT = (("archive", "archive_folder"), "archive: got memory; want more of it")
 
 @pytest.fixture
 def add(monkeypatch: pytest.MonkeyPatch) -> Callable[[MemoryKind], MemoryKind]:
-    """Give what adds a kind to the list of them."""
+    """Return a function that adds a kind to the list of them."""
 
     def added(kind: MemoryKind) -> MemoryKind:
         monkeypatch.setattr(archives, "ARCHIVES", (*archives.ARCHIVES, kind))
@@ -31,7 +31,7 @@ def add(monkeypatch: pytest.MonkeyPatch) -> Callable[[MemoryKind], MemoryKind]:
 
 
 def test_a_setting_names_one_of_the_kinds(add: Callable[[MemoryKind], MemoryKind]) -> None:
-    """What may be set is what is in the list, at the time of asking."""
+    """A setting may name any kind that is in the list at the time of asking."""
     with pytest.raises(SettingError, match="got 'memory'; want one of embedded, cassandra"):
         load_settings({"archive": "memory"}, {})
     add(MemoryKind())
@@ -71,7 +71,7 @@ def test_a_kind_says_whether_workers_share_it(
 def test_a_kind_checks_its_own_settings_unless_all_is_trusted(
     add: Callable[[MemoryKind], MemoryKind],
 ) -> None:
-    """Its faults stand among the others; of a kind that is not chosen nothing is asked."""
+    """Its faults stand among the others; the settings of other kinds are not checked."""
     add(MemoryKind(faults=(FAULT,)))
     with pytest.raises(SettingError, match="archive: got memory; want more of it"):
         load_settings({"archive": "memory"}, {})

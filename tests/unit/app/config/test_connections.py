@@ -40,14 +40,14 @@ def test_a_login_has_mechanism_name_and_password() -> None:
 
 
 def test_tls_checks_the_broker_and_its_name() -> None:
-    """A certificate of somebody else is no certificate."""
+    """A certificate of somebody else does not count."""
     context = kafka_options(Settings(kafka_tls=True))["ssl_context"]
     assert context.verify_mode is ssl.CERT_REQUIRED
     assert context.check_hostname
 
 
 def test_empty_settings_of_cassandra_are_none() -> None:
-    """What is not set is not asked of the driver."""
+    """The driver gets no option for a setting that is not set."""
     pytest.importorskip("cassandra")
     settings = cassandra_settings(Settings(cassandra_hosts=("a", "b"), cassandra_port=9043))
     assert (settings.hosts, settings.port) == (("a", "b"), 9043)

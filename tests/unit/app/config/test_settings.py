@@ -82,7 +82,7 @@ def test_a_later_place_overrides_an_earlier_one(tmp_path: pathlib.Path) -> None:
 
 
 def test_the_environment_names_the_file_and_the_flag_overrides_it(tmp_path: pathlib.Path) -> None:
-    """TREASURE_MAP_SETTINGS is read only where no file is given."""
+    """TREASURE_MAP_SETTINGS is read only if no file is given."""
     named = written(tmp_path, "web_port = 1001")
     other = tmp_path / "other.toml"
     other.write_text("web_port = 1002", "utf-8")
@@ -132,7 +132,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: pathlib.Path, content: by
 
 
 def test_secrets_are_shown_nowhere() -> None:
-    """Not in repr, and not in the message that refuses them."""
+    """Neither repr nor the message that refuses them shows them."""
     environ = {
         "TREASURE_MAP_WEB_TOKEN": TOKEN,
         "TREASURE_MAP_KAFKA_PASSWORD": "hunter2",
@@ -166,14 +166,14 @@ def test_secrets_are_shown_nowhere() -> None:
     ],
 )
 def test_a_password_before_a_host_is_not_shown(given: dict[str, object]) -> None:
-    """Where a URL is taken for a host, or a login for a part of it."""
+    """Somebody may take a URL for a host, or a login for a part of it."""
     text = problems_of(given, {}, None)
     assert "word" not in text
     assert f"{MASK}@" in text
 
 
 def test_a_secret_of_the_wrong_type_is_not_shown(tmp_path: pathlib.Path) -> None:
-    """A number where a password should stand is masked in the refusal."""
+    """A number instead of a password is masked in the refusal."""
     text = problems_of({}, {}, written(tmp_path, "kafka_password = 998877"))
     assert "kafka_password" in text
     assert "998877" not in text
@@ -201,7 +201,7 @@ def test_what_is_beyond_loopback_must_be_guarded(flags: dict[str, object], field
     ["worker-1:6066", "ftp://a", "https://", "http://u:p@a:1", "https://a/?x=1", "http://a b"],
 )
 def test_where_other_workers_find_one_is_a_url(url: str) -> None:
-    """They would ask whatever it names."""
+    """They would ask any host that it names."""
     assert "web_url" in problems_of({"web_url": url})
 
 
@@ -267,7 +267,7 @@ def test_fields_that_contradict_each_other_are_refused(flags: dict[str, object],
 
 
 def test_a_file_of_tokens_stands_for_a_token(tmp_path: pathlib.Path) -> None:
-    """Beyond loopback; a group of several workers wants a secret between them too."""
+    """It does so beyond loopback; a group of several workers wants a peer secret too."""
     given: dict[str, object] = {
         "web_host": ANYWHERE, "web_cert_file": "c", "web_key_file": "k",
         "web_tokens_file": str(tmp_path / "tokens.json"),
@@ -281,7 +281,7 @@ def test_a_file_of_tokens_stands_for_a_token(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_bad_field_is_not_reported_again_by_a_rule_over_its_default() -> None:
-    """Rules between fields are left out where a field of theirs could not be read."""
+    """Rules between fields are left out if a field of theirs could not be read."""
     text = problems_of({"web_host": ANYWHERE, "web_token": "short"})
     assert "1 problem(s)" in text
 
@@ -380,7 +380,7 @@ def test_every_setting_has_its_variable() -> None:
 
 
 def test_the_operating_page_holds_the_table_of_today() -> None:
-    """docs/OPERATING.md is what ``python -m app.config.page docs/OPERATING.md`` writes."""
+    """docs/OPERATING.md is as ``python -m app.config.page docs/OPERATING.md`` writes it."""
     path = ROOT / "docs" / "OPERATING.md"
     page = path.read_text("utf-8")
     assert with_table(page) == page, "run: python -m app.config.page docs/OPERATING.md"

@@ -1,4 +1,4 @@
-"""Secrets in files of their own, and warnings where others on the machine may read them."""
+"""Secrets in files of their own, and warnings if others on the machine may read them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tables.model.errors import SettingError
 
 SECRET = "correct-horse-battery"  # noqa: S105 - no password of anything
 SECRETS = [name for name, field in FIELDS.items() if is_secret(field)]
-# What a secret means nothing without.
+# The settings without which a secret means nothing.
 BESIDE = {
     "kafka_password": {"kafka_username": "u", "kafka_sasl_mechanism": "PLAIN"},
     "cassandra_password": {"cassandra_username": "u"},
@@ -30,7 +30,7 @@ def private(path: Path, content: bytes) -> Path:
 @pytest.mark.parametrize("name", SECRETS)
 @pytest.mark.parametrize("end", ["", "\n", "\r\n"])
 def test_a_secret_is_read_from_a_file_of_its_own(tmp_path: Path, name: str, end: str) -> None:
-    """Without its line end; named by environment, settings file or flag."""
+    """The line end is not part of it; environment, settings file or flag names the file."""
     file = private(tmp_path / "secret", f"{SECRET}{end}".encode())
     beside = BESIDE.get(name, {})
     of_file = f"{name}_file"
@@ -75,7 +75,7 @@ def test_both_forms_of_a_secret_are_refused(tmp_path: Path, name: str) -> None:
 def test_a_file_without_a_secret_is_told_once(
     tmp_path: Path, content: bytes | None, told: str
 ) -> None:
-    """Rules about what is in it do not tell it again."""
+    """Rules about its content do not report it again."""
     file = tmp_path / "secret"
     if content is not None:
         private(file, content)
@@ -98,7 +98,7 @@ def test_a_secret_that_was_given_for_its_file_is_not_shown(name: str, given: str
 
 
 def test_a_secret_of_a_bad_form_is_not_shown(tmp_path: Path) -> None:
-    """What is wrong with it is said all the same."""
+    """The refusal names the fault all the same."""
     file = private(tmp_path / "secret", b"swordfish")
     with pytest.raises(SettingError) as raised:
         load_settings({"web_token_file": str(file)}, {})
@@ -110,7 +110,7 @@ def test_a_secret_of_a_bad_form_is_not_shown(tmp_path: Path) -> None:
 def test_files_that_others_may_read_are_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: int
 ) -> None:
-    """With the command that mends it; settings without a secret are nobody's secret."""
+    """The warning has the command that mends it; settings without a secret may be read."""
     secret = private(tmp_path / "secret", SECRET.encode())
     plain = private(tmp_path / "plain.toml", b"web_port = 6067")
     with_secret = private(tmp_path / "secret.toml", f'peer_secret = "{SECRET}"'.encode())
@@ -144,7 +144,7 @@ def test_files_of_secrets_keys_and_tokens_are_private() -> None:
 def test_a_mounted_secret_needs_its_group(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who does not own the file reads it by its group; all others are warned of still."""
+    """A process that does not own the file reads it by its group; other rights are warned of."""
     secret = private(tmp_path / "secret", SECRET.encode())
     monkeypatch.setattr("os.geteuid", lambda: secret.stat().st_uid + 1)
     secret.chmod(0o440)

@@ -135,7 +135,7 @@ def test_a_flight_without_departure_is_cancelled_at_its_scheduled_time() -> None
 
 
 def test_records_are_the_json_of_the_events(made: pl.DataFrame) -> None:
-    """Formatting whole columns gives what a JSON encoder gives, object by object."""
+    """Formatting whole columns gives the text of a JSON encoder, object by object."""
     part = made.sample(5_000, seed=7)
     for event, (key, value, at) in zip(
         part.to_dicts(), events.iterate(events.records(part)), strict=True
@@ -175,7 +175,7 @@ def test_a_missing_package_is_named_with_what_to_install(monkeypatch: pytest.Mon
 
 
 def test_truth_has_the_known_totals(flights: pl.DataFrame) -> None:
-    """The month layers add up to what is known of the file."""
+    """The month layers add up to the known totals of the file."""
     months = {name: truth.truth(name, flights) for name in truth.MONTH_LAYERS}
     assert months["scheduled_month"]["count"].sum() == 336_776
     assert months["cancellations_month"]["count"].sum() == 8_255
@@ -212,7 +212,7 @@ def _coarser(themap: Map, name: str) -> Iterator[Layer]:
 def test_truth_agrees_with_the_events(
     layer: str, flights: pl.DataFrame, made: pl.DataFrame
 ) -> None:
-    """Counted from the file and counted from the events, each cell has the same events."""
+    """Each cell has the same count from the file and from the events."""
     what, key, window = truth.LAYERS[layer]
     moment = pl.from_epoch("at", "ms").dt.truncate(window).dt.epoch("ms")
     by = ["window_start", *key]

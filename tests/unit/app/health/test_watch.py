@@ -73,7 +73,7 @@ def scene(clock: Clock) -> Scene:
 
 
 async def test_a_partition_that_stands_while_its_log_goes_on_is_claimed_again(scene: Scene) -> None:
-    """After the set time, and again after as much, until it moves; the other one is let be."""
+    """The claim comes after the set time, and again, until it moves; the other is let be."""
     await scene.pass_s(600)
     assert not scene.claims
     scene.ends[T0] = 56
@@ -147,7 +147,7 @@ def holds(condition: Callable[[], bool]) -> Callable[[], Awaitable[bool]]:
 async def test_a_dependency_that_hangs_is_away_until_it_answers(
     monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
-    """An answer that does not come is a failure; what no dependency raises stops the worker."""
+    """A missing answer is a failure; an error that no dependency raises stops the worker."""
     monkeypatch.setattr(watch, "LOOK_S", 0.01)
     monkeypatch.setattr(watch, "ANSWER_S_MAX", 0.02)
     hangs, bug = asyncio.Event(), False
@@ -177,7 +177,7 @@ async def test_a_dependency_that_hangs_is_away_until_it_answers(
 
 
 class Moment:
-    """What a transport tells at one moment."""
+    """The state of a transport at one moment."""
 
     def __init__(self, lags: dict[tuple[str, int], int | None], **counts: int) -> None:
         self.lags = lags
@@ -193,7 +193,7 @@ class Moment:
         return self.lags
 
     def unserved(self) -> list[tuple[str, int]]:
-        """Return what is neither read nor restored."""
+        """Return the partitions that are neither read nor restored."""
         return self.lost
 
 
@@ -246,7 +246,7 @@ def test_readiness_names_partitions_that_nobody_reads() -> None:
 
 
 def test_readiness_says_since_when_something_is_away_and_what_is_paused(clock: Clock) -> None:
-    """With the time of the wall, for whoever compares logs."""
+    """Readiness gives the time of the wall, to compare with logs."""
     outage = Outage("Kafka", "all waits", clock)
     outage.answered()
     clock.now_s += 7
@@ -261,7 +261,7 @@ def test_readiness_says_since_when_something_is_away_and_what_is_paused(clock: C
 
 
 def test_readiness_says_that_the_archive_is_not_open(clock: Clock) -> None:
-    """Until it was opened for the first time, or its outage says so."""
+    """It says so until the first opening, or its outage says so."""
 
     class Opened:
         is_open = False

@@ -26,7 +26,7 @@ def test_a_child_ends_when_it_is_asked_to(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_child_that_does_not_listen_is_made_to_end(tmp_path: pathlib.Path) -> None:
-    """After the time it is given it is killed."""
+    """It is killed after the time that it is given."""
     out = tmp_path / "log"
     with out.open("wb") as log:
         process = start_child(

@@ -39,7 +39,7 @@ def flooded(clock: Clock) -> Iterator[tuple[logging.Logger, FloodFilter]]:
 def test_of_lines_that_say_the_same_first_and_last_are_shown(
     flooded: tuple[logging.Logger, FloodFilter], clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What is put into them may differ; another message is another flood."""
+    """The values in them may differ; another message is another flood."""
     logger, tamed = flooded
     for number in range(80):
         logger.error("Unable connect to node with id %s: %s", number, "refused")
@@ -65,7 +65,7 @@ def test_of_lines_that_say_the_same_first_and_last_are_shown(
 def test_information_is_not_held(
     flooded: tuple[logging.Logger, FloodFilter], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Only what warns can come in floods."""
+    """Only warnings and errors can come in floods."""
     logger, _ = flooded
     with caplog.at_level(logging.INFO):
         for _ in range(3):
@@ -74,7 +74,7 @@ def test_information_is_not_held(
 
 
 def test_the_libraries_own_loggers_are_filtered() -> None:
-    """A filter on a parent would not see what children log."""
+    """A filter on a parent would not see the lines of children."""
     child = logging.getLogger("aiokafka.conn")
     tamed = tame()
     assert tamed in child.filters

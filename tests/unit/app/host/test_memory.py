@@ -1,4 +1,4 @@
-"""What a worker tells the C library and the collector, tried in a process of its own."""
+"""A worker's options for the C library and the collector, tried in a process of its own."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_freed_memory_is_not_asked_for_again() -> None:
 
 
 def test_what_lives_at_the_start_is_never_collected_again() -> None:
-    """And forty thousand objects that stay alive start no collection."""
+    """Forty thousand objects that stay alive start no collection either."""
     frozen, collections = run(SELDOM)
     assert frozen > 1_000
     assert collections == 0

@@ -1,4 +1,4 @@
-"""What others wrote is shown so that it cannot steer a terminal."""
+"""Text that others wrote is shown so that it cannot steer a terminal."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_all_that_does_not_print_is_escaped() -> None:
 
 
 def test_json_says_the_same_to_every_reader() -> None:
-    """Only what would steer a terminal is written in another way."""
+    """Only characters that would steer a terminal are written in another way."""
     text = STEERING.replace("\ud800", "\U000e0001")
     shown_text = printable_json({text: [text]})
     assert shown_text.isprintable()
@@ -52,7 +52,7 @@ def test_json_says_the_same_to_every_reader() -> None:
 
 
 def test_lines_of_the_log_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
-    """Messages, what is put into them, and tracebacks; lines stay lines."""
+    """Messages, their values and tracebacks are escaped; lines stay lines."""
     factory = logging.getLogRecordFactory()
     stream = io.StringIO()
     log = logging.Logger("test")  # noqa: LOG001 - one that nobody else has
@@ -74,7 +74,7 @@ def test_lines_of_the_log_are_escaped(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_no_line_of_the_log_has_a_secret_or_what_went_to_brokers() -> None:
-    """Neither as an argument, nor in an error, nor in the bytes of a login."""
+    """Arguments, errors and the bytes of a login are all masked."""
     stream, factory = io.StringIO(), logging.getLogRecordFactory()
     log = logging.Logger("aiokafka.conn")  # noqa: LOG001 - one that nobody else has
     log.addHandler(logging.StreamHandler(stream))
@@ -100,7 +100,7 @@ def test_no_line_of_the_log_has_a_secret_or_what_went_to_brokers() -> None:
 
 @pytest.mark.parametrize("secret", ['a/b %\u00e9\n"1', "tm_1%2F2+3=", "byte-\udcff-of-none"])
 def test_no_line_of_the_log_has_a_secret_in_other_words(secret: str) -> None:
-    """Of a URL, of JSON, or of values in Python."""
+    """URLs, JSON and values of Python write a secret in other ways."""
     stream, factory = io.StringIO(), logging.getLogRecordFactory()
     log = logging.Logger("any")  # noqa: LOG001 - one that nobody else has
     log.addHandler(logging.StreamHandler(stream))
@@ -118,7 +118,7 @@ def test_no_line_of_the_log_has_a_secret_in_other_words(secret: str) -> None:
 
 
 def test_secrets_from_files_are_masked_like_others(tmp_path: Path) -> None:
-    """In lines of the log, and wherever settings are shown."""
+    """They are masked in lines of the log, and everywhere that settings are shown."""
     secrets = {
         name: f"secret-of-{name.replace('_', '-')}"
         for name, field in FIELDS.items()
@@ -149,7 +149,7 @@ def test_secrets_from_files_are_masked_like_others(tmp_path: Path) -> None:
 
 
 def test_answers_differences_and_ledgers_are_escaped() -> None:
-    """In tables of cells, in the report of verify, in what the demo tells, and in map show."""
+    """Tables of cells, the report of verify, the lines of the demo and map show are escaped."""
     assert shown(STEERING) == ESCAPED
     table = cells_table(STEERING, [Cell({"k": STEERING}, 0, 1, {"count": 1}, 0)])
     assert str(table.title) == ESCAPED
@@ -162,7 +162,7 @@ def test_answers_differences_and_ledgers_are_escaped() -> None:
 
 
 def test_the_report_of_verify_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
-    """Keys are whatever producers write."""
+    """Producers write any text into keys."""
     difference = Difference("http", f"hour key {STEERING}", "1", STEERING)
     ledger = {f"malformed.{STEERING}": 1}
     report = Report([LayerReport("hour")], ledger, {}, 1, 1, [difference], [STEERING])
@@ -173,7 +173,7 @@ def test_the_report_of_verify_is_escaped(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_errors_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one message of a command that fails may repeat what a broker or an endpoint said."""
+    """The one message of a command that fails may repeat the words of a broker or endpoint."""
 
     def fail(**_: object) -> None:
         raise TreasureMapError(STEERING)

@@ -1,4 +1,4 @@
-"""The watchdog, in processes of its own: what it ends, how, and what it leaves alone."""
+"""The watchdog, in processes of its own: those that it ends, how, and those it leaves alone."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Child:
         assert self.process.stdout.readline() == f"{line}\n"
 
     def end(self) -> tuple[int, str]:
-        """Wait for the end; return exit code and what it wrote to standard error."""
+        """Wait for the end; return exit code and the text on standard error."""
         _, errors = self.process.communicate(timeout=SECONDS_MAX)
         return self.process.returncode, errors
 
@@ -86,7 +86,7 @@ class Child:
 
 @pytest.fixture
 def children() -> Iterator[list[Child]]:
-    """Kill what a test has left."""
+    """Yield a list of children; kill all of them after the test."""
     made: list[Child] = []
     yield made
     for child in made:
@@ -98,7 +98,7 @@ def children() -> Iterator[list[Child]]:
 def test_a_loop_that_stands_still_ends_the_process_with_its_place(
     children: list[Child], kind: str
 ) -> None:
-    """Waiting or busy: the last words say where, the stacks of all threads stand above."""
+    """Waiting or busy: the last words name the place, the stacks of all threads stand above."""
     children.append(child := Child(kind))
     code, errors = child.end()
     assert code == EXIT_CODE
@@ -122,7 +122,7 @@ def test_native_code_that_keeps_the_interpreter_is_ended_by_the_kernel(
 
 
 async def test_a_process_that_was_stopped_goes_on(children: list[Child]) -> None:
-    """However long: neither thread nor loop ran, so nothing stood still."""
+    """The stop may be long: neither thread nor loop ran, so nothing stood still."""
     children.append(child := Child("none"))
     child.says("up")
     for _ in range(2):

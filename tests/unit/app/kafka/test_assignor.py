@@ -58,7 +58,7 @@ def test_a_fresh_group_spreads_each_topic_evenly() -> None:
 
 
 def test_the_fewest_partitions_move_when_members_come_and_go() -> None:
-    """Through 300 random changes only homeless partitions and what is above a share move."""
+    """Only homeless partitions, and those above a share, move through 300 random changes."""
     rng = random.Random(20)
     planned: dict[str, set[tuple[str, int]]] = {}
     nodes = {"n0"}
@@ -122,7 +122,7 @@ def test_an_older_start_of_a_home_that_lives_is_told() -> None:
 
 
 def test_a_restarted_worker_takes_its_home_over() -> None:
-    """Whatever its node is called now; the dead member of its home is not in its way."""
+    """Its node may have another name now; the dead member of its home is not in its way."""
     dead = member("a", everything(), home="one", boot=1, settled=True)
     again = member("b", home="one", boot=2, generation=-1)
     assert plan(TOPICS, {"dead": dead, "again": again}) == {"dead": set(), "again": everything()}
@@ -155,7 +155,7 @@ def test_who_cannot_be_beside_an_earlier_member_goes(
 
 
 def test_two_revisions_of_one_map_share_a_group() -> None:
-    """As workers are restarted one after the other."""
+    """Workers are restarted one after the other."""
     assert refusals({"x": member("x", map="a"), "y": member("y", map="a")}) == {}
 
 
@@ -167,14 +167,14 @@ def test_a_partition_without_owner_goes_where_its_store_is() -> None:
 
 
 def test_the_later_generation_wins_a_partition_claimed_twice() -> None:
-    """A member that slept through a rebalance still claims what it had."""
+    """A member that slept through a rebalance still claims its old partitions."""
     tp = ("raw", 0)
     members = {"a": member("a", {tp}, generation=4), "b": member("b", {tp}, generation=9)}
     assert tp in plan(TOPICS, members)["b"]
 
 
 def test_a_member_gets_only_topics_it_reads() -> None:
-    """While a new map rolls out, old members do not know the new topics."""
+    """Old members do not know the new topics while a new map rolls out."""
     old = frozenset({"raw"})
     planned = plan(TOPICS, {"a": member("a", topics=old), "b": member("b", topics=old)})
     assert {tp[0] for tp in given(planned)} == {"raw"}

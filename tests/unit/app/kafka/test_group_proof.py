@@ -1,4 +1,4 @@
-"""What members of a group say is believed if a worker of it has signed it."""
+"""Joins and plans of a group are believed if a worker of it has signed them."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ ANYONE = GroupProof("flights")
 
 
 def proof(group: str = "flights", secret: str = SECRET) -> GroupProof:
-    """Return what a worker signs with."""
+    """Return the proof that a worker signs with."""
     return GroupProof(group, PeerKey(secret, "https://worker-1:6066"))
 
 
 def member(node: str, boot: int = 1, home: str = "", owned: bool = False) -> Member:
-    """Return what a worker says."""
+    """Return a worker's description of itself."""
     return Member(node, boot, f"https://{node}", 1, EVERYTHING if owned else {}, {}, home=home)
 
 
@@ -65,7 +65,7 @@ def planned(joined: dict[str, bytes]) -> tuple[dict[str, int], GroupMap]:
 
 
 def test_a_join_is_proved_for_one_member_of_one_group() -> None:
-    """Before a member has a number its proof has none."""
+    """A proof has no member number before the member has one."""
     said = member("n1")
     for number in ("m1", ""):
         assert proof().why_stranger(proof().join(said, number), "m1") == ""
@@ -94,7 +94,7 @@ def test_a_join_is_proved_for_one_member_of_one_group() -> None:
     ids=["list", "field", "map", "more"],
 )
 def test_a_join_of_many_small_things_takes_no_memory(begin: bytes) -> None:
-    """Whoever may join would else end the leader with ten megabytes, and the next one."""
+    """A stranger could else end the leader with ten megabytes, and the next one."""
     data = begin + (1_000_000).to_bytes(4) + b"\x80" * 1_000_000
     tracemalloc.start()
     try:
@@ -129,7 +129,7 @@ def test_of_a_stranger_no_long_name_is_told() -> None:
 
 
 def test_a_join_is_proved_to_its_last_byte() -> None:
-    """Whoever reads the group could else change a word of a worker."""
+    """A reader of the group could else change a word of a worker."""
     data = proof().join(member("n1", home="home", owned=True), "m1")
     for at in range(len(data)):
         changed = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
@@ -137,7 +137,7 @@ def test_a_join_is_proved_to_its_last_byte() -> None:
 
 
 def test_what_a_later_version_says_besides_is_signed_too() -> None:
-    """A worker reads what it knows of it; nobody can change the rest."""
+    """A worker reads the fields that it knows; nobody can change the rest."""
 
     class LaterMember(Member, frozen=True):
         zone: str = ""
@@ -181,7 +181,7 @@ def test_who_repeats_a_first_join_does_not_replace_its_worker() -> None:
 
 
 def test_a_plan_is_for_one_generation() -> None:
-    """Who leads without the secret cannot use one of another time either."""
+    """A leader without the secret cannot use a plan of another time either."""
     shares = [Share("n1", "https://n1", EVERYTHING, 1), Share("n2", "", {}, 2)]
     data = proof().plan(shares, 7)
     assert shares_of(data) == shares
@@ -196,7 +196,7 @@ def test_a_plan_is_for_one_generation() -> None:
 
 
 def test_bytes_that_are_no_plan_are_told() -> None:
-    """Whatever they are."""
+    """Any bytes may come."""
     for data in (b"", b"\xff", b"\x91" * 100_000, msgspec.msgpack.encode([b"", ""]),
                  msgspec.msgpack.encode([b"\x91" * 100_000, ""]),
                  ANYONE.plan([member("n1")], 1)):  # fmt: skip
@@ -207,7 +207,7 @@ def test_bytes_that_are_no_plan_are_told() -> None:
 async def test_a_plan_gives_a_worker_what_it_tells_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whoever leads may repeat shares that a worker signed, with other partitions beside them."""
+    """A leader may repeat shares that a worker signed, with other partitions beside them."""
 
     async def nobody(*_: object) -> list[object]:
         return []
@@ -238,7 +238,7 @@ async def test_a_plan_gives_a_worker_what_it_tells_the_others(
 async def test_strangers_are_counted_and_the_first_are_named(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With the address that each joined from, until the group is planned without them.
+    """The warning has the address that each joined from, until a plan is without them.
 
     A worker of another map that gets nothing is one too; an earlier start of a worker is not.
     """

@@ -1,4 +1,4 @@
-"""Restores begin again: soon as a rule, ever more seldom where each try leaves a claim behind."""
+"""Restores begin again: soon as a rule, ever more seldom if each try leaves a claim behind."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class FailingOwners:
         self.errors = list(errors)
 
     async def restore(self, topic: str, partition: int, generation: int) -> int:
-        """Fail, or say from where to read on."""
+        """Fail, or return the offset to read on from."""
         del topic, partition, generation
         if self.errors:
             raise self.errors.pop(0)
@@ -68,7 +68,7 @@ async def test_tries_that_leave_a_claim_each_become_rare() -> None:
 
 
 def test_a_journal_that_cannot_be_read_grows_by_little() -> None:
-    """By less than a megabyte a day and partition, of claims with the shapes of many layers."""
+    """Claims with the shapes of many layers add less than a megabyte a day and partition."""
     moves = Moves(
         FailingOwners(), (1.0, 3.0), stands=lambda _: True,
         live=lambda _tp, _generation, _position: None, failed=lambda _: None,

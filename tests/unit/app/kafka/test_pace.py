@@ -74,14 +74,14 @@ def test_a_chunk_is_what_is_handled_in_the_time_of_a_cycle() -> None:
 
 
 def test_a_small_chunk_tells_nothing_of_the_speed() -> None:
-    """Most of its time is what a cycle costs whatever it holds."""
+    """Most of its time is the fixed cost of a cycle."""
     pace = Pace(0.0, 8 * MIB)
     pace.done(100, 1.0)
     assert pace.chunk_bytes == 8 * MIB
 
 
 def test_a_chunk_can_be_smaller_than_the_least_where_a_setting_says_so() -> None:
-    """The setting is a bound, whatever the speed."""
+    """The setting is a bound at any speed."""
     pace = Pace(0.0, 1_000)
     pace.done(MIB, 100.0)
     assert pace.chunk_bytes == 1_000
@@ -158,7 +158,7 @@ async def test_what_is_taken_in_is_one_run_a_partition() -> None:
 
 
 def test_the_room_of_a_chunk_is_what_pace_and_limit_allow() -> None:
-    """The smaller of the two counts, less what is there already."""
+    """The smaller of the two counts, less the bytes that are there already."""
     lane = Agent(Pace(0.0, 1_000)).lane
     lane.take_in([run_of([b"x" * 600])])
     assert lane.room(8 * MIB, 1) == (400, 0)
@@ -176,7 +176,7 @@ def test_what_is_fetched_again_is_dropped() -> None:
 
 
 async def test_a_chunk_in_the_channel_stays_whole_unless_a_partition_is_forgotten() -> None:
-    """What is only fetched again is in no chunk yet; what is forgotten goes from both."""
+    """A refetch drops only records outside chunks; forgetting drops those in chunks too."""
     agent = Agent()
     lane = agent.lane
     runs = [run_of([flight(1)], partition=number) for number in (0, 1)]
@@ -192,7 +192,7 @@ async def test_a_chunk_in_the_channel_stays_whole_unless_a_partition_is_forgotte
 
 
 async def test_a_lane_tells_when_its_next_chunk_is_due() -> None:
-    """Counted from the end of the last cycle; a chunk is given while more is admitted."""
+    """The due time counts from the last cycle's end; a chunk is given while more is admitted."""
     pace = Pace(0.0)
     agent = Agent(pace)
     lane = agent.lane

@@ -53,7 +53,7 @@ def read(raw: bytes) -> tuple[list[Any], dict[int, str]]:
 
 @pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
 def test_a_plain_batch_is_read_as_aiokafka_reads_it(codec: int) -> None:
-    """Offsets, times, keys, values and headers, whatever it was compressed with."""
+    """Offsets, times, keys, values and headers are equal, for every compression."""
     raw = bytes(
         batch([b"a" * 500, None, b"", b"b"], codec, [("trace", b"\xc3\x28"), ("none", None)])
     )
@@ -137,7 +137,7 @@ def test_what_inflates_too_far_is_cut(codec: int, monkeypatch: pytest.MonkeyPatc
 def test_what_inflates_up_to_the_bound_is_read(
     codec: int, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In as many guesses of the size as it takes."""
+    """The reader guesses the size again until it fits."""
     monkeypatch.setattr(inflate, "INFLATED_BYTES_MAX", 1 << 20)
     monkeypatch.setattr(inflate, "_GUESS_BYTES_MIN", 16)
     records, faults = read(bytes(batch([b"\n" * size], codec)))
@@ -146,7 +146,7 @@ def test_what_inflates_up_to_the_bound_is_read(
 
 @pytest.mark.parametrize("codec", [1, 2, 3, 4, 5, 7])
 def test_bytes_that_cannot_be_inflated_are_a_fault_of_each_record(codec: int) -> None:
-    """Broken ones, and those of a codec that nobody knows; the first record has the bytes."""
+    """They are broken, or of a codec that nobody knows; the first record has the bytes."""
     raw = batch([b"a", b"b", b"c"])
     raw[22] |= codec
     records, faults = read(sealed(raw))
@@ -155,7 +155,7 @@ def test_bytes_that_cannot_be_inflated_are_a_fault_of_each_record(codec: int) ->
 
 
 def test_a_record_that_is_broken_inside_costs_only_itself() -> None:
-    """Its length tells where the next one begins."""
+    """Its length gives the beginning of the next one."""
     raw = batch([b"aaaa", b"bbbb", b"cccc"])
     raw[raw.index(b"bbbb") - 1] = 0x7F
     records, faults = read(sealed(raw))
@@ -207,7 +207,7 @@ def test_a_batch_that_is_cut_off_is_left_for_the_next_fetch() -> None:
 
 
 def test_what_no_producer_can_have_written_is_damage() -> None:
-    """A length that is none, and a format that does not exist yet."""
+    """Such is a length below zero, and a format that does not exist yet."""
     raw = batch([b"a"])
     raw[8:12] = b"\xff\xff\xff\xff"
     with pytest.raises(CorruptRecordException):
@@ -221,7 +221,7 @@ def test_what_no_producer_can_have_written_is_damage() -> None:
 @pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
 @pytest.mark.parametrize("seed", range(30))
 def test_flipped_bytes_end_nothing(seed: int, codec: int) -> None:
-    """Every offset up to the count has one record, whatever the bytes behind the header are."""
+    """Every offset up to the count has one record, for any bytes behind the header."""
     rng = random.Random(seed)
     raw = batch([b'{"at":1}', None, b"x" * 300, b""] * 3, codec, [("name", b"value")])
     for _ in range(rng.randint(1, 8)):

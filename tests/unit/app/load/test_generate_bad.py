@@ -1,4 +1,4 @@
-"""Every kind of bad input is what its name says, by the worker's own decoder."""
+"""Every kind of bad input is as its name says, by the worker's own decoder."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def sample(seed: int) -> Sample:
 
 
 def ledger_of(value: bytes | None, headers: Headers) -> Ledger:
-    """Return what the worker counts for one record."""
+    """Return the worker's counts for one record."""
     source = MAP.source(SOURCE)
     run = Run(
         topic=source.topic,
@@ -86,7 +86,7 @@ def record_of(bad: Bad, writer: Writer, one: Sample) -> tuple[bytes | None, Head
 
 
 def wanted(bad: Bad) -> Ledger:
-    """Return what the worker must count for it."""
+    """Return the counts that the worker must have for it."""
     if bad.counted.startswith("unreadable."):
         return {"records.unreadable": 1, bad.counted: 1}
     if bad.counted.startswith("records."):
@@ -96,14 +96,14 @@ def wanted(bad: Bad) -> Ledger:
 
 
 def test_the_event_itself_is_good() -> None:
-    """So that what is found wrong below is what was made wrong."""
+    """This proves that a fault found below is the fault made there."""
     for value in (sample(1).line(), arrow_stream(EVENT)):
         assert ledger_of(value, ())["layer.orders_minute.folded"] == 1
 
 
 @pytest.mark.parametrize(("bad", "writer"), CASES, ids=lambda one: getattr(one, "name", one))
 def test_a_kind_is_what_its_name_says(bad: Bad, writer: Writer) -> None:
-    """Of forty made at random, each is counted under its reason and nothing else."""
+    """Forty are made at random; each is counted under its reason and nothing else."""
     for seed in range(40):
         value, headers = record_of(bad, writer, sample(seed))
         assert ledger_of(value, headers) == wanted(bad), (seed, value and value[:300], headers)
@@ -111,7 +111,7 @@ def test_a_kind_is_what_its_name_says(bad: Bad, writer: Writer) -> None:
 
 @pytest.mark.parametrize("writer", WRITERS, ids=lambda writer: writer.name)
 def test_a_content_type_changes_nothing_but_for_lines_in_one_document(writer: Writer) -> None:
-    """Bad lines and rows are the same where a header tells their form."""
+    """Bad lines and rows are the same if a header tells their form."""
     for bad in KINDS:
         if bad.suits(writer) and bad.place != "record":
             for seed in range(20):
@@ -120,7 +120,7 @@ def test_a_content_type_changes_nothing_but_for_lines_in_one_document(writer: Wr
 
 
 def test_every_round_has_every_kind_and_few_have_an_oversized_record() -> None:
-    """A record of more than a MiB would otherwise be most of what is written."""
+    """Records of more than a MiB would otherwise be most of the load."""
     deck = Deck(random.Random(5))
     kinds = [bad for bad in KINDS if bad.suits(WRITERS[0])]
     first = [deck.draw("json", sample(0))[0].name for _ in kinds]
@@ -131,7 +131,7 @@ def test_every_round_has_every_kind_and_few_have_an_oversized_record() -> None:
 
 
 def test_what_a_source_cannot_have_is_left_out() -> None:
-    """Without keys of text none is too long, and where every type is selected none is unknown."""
+    """A key cannot be too long without text, nor a type unknown if all are selected."""
     one = sample(1)
     bare = dataclasses.replace(one, key_names=(), unclassified=None)
     deck = Deck(random.Random(5))

@@ -1,4 +1,4 @@
-"""What a load is made of, and when it is due: pure functions of what is asked for."""
+"""The parts of a load and their due times: pure functions of the request."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_heartbeat_follows_the_step_that_ends_a_second() -> None:
 
 
 def test_a_step_is_as_long_as_records_take_to_fill_within_bounds() -> None:
-    """Never so short that a step costs more than its events, nor so long that it holds many."""
+    """It is never so short that it costs more than its events, nor so long that it holds many."""
     assert step_seconds(10_000, 8, 1) == STEP_SECONDS_MIN
     assert step_seconds(10_000, 8, 500) == pytest.approx(0.4)
     assert step_seconds(10, 8, 500) == STEP_SECONDS_MAX
@@ -97,7 +97,7 @@ def test_each_partition_has_one_process(weights: list[float], data: st.DataObjec
 
 
 def test_auto_starts_a_process_for_each_share_of_the_rate_at_most_one_a_core() -> None:
-    """As fast as possible is all cores; never more than there are partitions."""
+    """All cores work if it goes as fast as possible; never more than there are partitions."""
     one = events_per_process("json")
     assert processes_for(one, "json", 8, 4) == 1
     assert processes_for(one + 1, "json", 8, 4) == 2
@@ -107,7 +107,7 @@ def test_auto_starts_a_process_for_each_share_of_the_rate_at_most_one_a_core() -
 
 
 def test_a_load_starts_now_or_as_late_as_its_last_heartbeat_allows() -> None:
-    """At 3,600 times real time, ten seconds are ten hours, which have to be over by now."""
+    """Ten seconds are ten hours at 3,600 times real time; they have to be over by now."""
     source = MAP.source(SOURCE)
     assert default_start_ms(MAP, source, NOW_MS, 10, 1) == NOW_MS
     assert default_start_ms(MAP, source, NOW_MS, 10, 3_600) == NOW_MS + 10_000 - 36_000_000
@@ -115,7 +115,7 @@ def test_a_load_starts_now_or_as_late_as_its_last_heartbeat_allows() -> None:
 
 @given(st.integers(NOW_MS, NOW_MS + 400 * DAY_MS), st.sampled_from([0, 3_600_000, DAY_MS]))
 def test_the_default_start_passes_the_check(now_ms: int, skew_ms: int) -> None:
-    """Also where the map takes no time that is ahead at all."""
+    """It passes too if the map takes no time that is ahead at all."""
     source = type(MAP.source(SOURCE))(
         **{f: getattr(MAP.source(SOURCE), f) for f in MAP.source(SOURCE).__struct_fields__}
         | {"future_skew_ms": skew_ms}

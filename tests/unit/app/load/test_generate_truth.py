@@ -1,4 +1,4 @@
-"""The truth of a load is what the worker's own steps come to, whatever the form and the mix."""
+"""The truth of a load equals the result of the worker's own steps, for any form and mix."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_a_map_of_seconds_numbers_months_and_no_key_comes_to_the_truth(form: str
 @pytest.mark.parametrize("form", kinds("mixed", "json"))
 @pytest.mark.parametrize("window", ["month", "2s"])
 def test_repeats_among_late_and_bad_events_come_to_the_truth(form: str, window: str) -> None:
-    """With short windows some come when all their windows are sealed, and are too late."""
+    """Some come when all their short windows are sealed, and are too late."""
     text = HARD_MAP.replace('"month"', f'"{window}"').replace('lateness = "1h"', 'lateness = "1s"')
     themap = parse_map(text.replace('lateness = "20s"', 'lateness = "0s"'), "hard")
     start_ms = START_MS // 1_000 * 1_000

@@ -1,4 +1,4 @@
-"""The map file: what it is read into, and every way in which it is refused."""
+"""The map file: its result, and every way in which it is refused."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_measures_decide_what_is_stored(measures: list[str], wanted: list[str]) 
     assert {acc.type for acc in layer.accumulators if acc.field != "weight"} == {"int"}
 
 
-# Each case: what is changed in BASE, the place that must be named, and what must be said of it.
+# Each case: the change to BASE, the place that must be named, and the words that must be said.
 REFUSED: list[tuple[str, str, str, str]] = [
     # the file
     ("revision = 3", "", "revision", "missing; want a whole number"),
@@ -294,7 +294,7 @@ REFUSED: list[tuple[str, str, str, str]] = [
 def test_what_cannot_be_used_is_refused_once_and_where_it_stands(
     old: str, new: str, where: str, said: str
 ) -> None:
-    """One mistake is one problem: it names its place, what was got and what to change."""
+    """One mistake is one problem: it names its place, the value got and the change to make."""
     (problem,) = problems_of(changed((old, new)))
     assert problem.startswith(f"{where}: ")
     assert said in problem
@@ -340,7 +340,7 @@ def test_an_empty_text_misses_everything() -> None:
 
 
 def test_sections_of_another_kind_are_refused() -> None:
-    """Numbers where tables belong, and tables where there is nothing in them."""
+    """Numbers stand instead of tables, and tables are empty."""
     text = 'revision = 1\nname = "x"\nsources = 3\n[layers]\n'
     assert problems_of(text) == [
         "sources: wrong type; got 3; want a table; change the value",
@@ -354,7 +354,7 @@ def test_sections_of_another_kind_are_refused() -> None:
 
 
 def test_a_key_that_is_no_part_of_the_finer_key_is_refused() -> None:
-    """What a finer layer has summed over cannot be taken apart again."""
+    """A field that a finer layer has summed over cannot be taken apart again."""
     text = BASE.replace('key = ["country"]\nwindow = "day"', 'key = ["store"]\nwindow = "day"')
     (problem,) = problems_of(text)
     assert problem.startswith("layers.day.key: not part of the key of hour: store")
@@ -368,7 +368,7 @@ def test_windows_that_do_not_nest_in_or_around_a_month_are_refused(inner: str, o
 
 
 def test_a_circle_of_three_is_reported_once_and_not_at_what_hangs_from_it() -> None:
-    """The circle names its members in order; a layer made from one of them is no part of it."""
+    """The circle names its members in order; a layer made from one of them is not part of it."""
     layer = '[layers.{}]\nfrom = "{}"\nkey = ["country"]\nwindow = "1h"\n'
     circle = "".join(layer.format(*pair) for pair in ("ab", "bc", "ca", "db"))
     (problem,) = problems_of(BASE + circle)
@@ -464,7 +464,7 @@ def test_files_that_cannot_be_maps_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_with_a_byte_order_mark_and_other_line_ends_is_the_same_map(tmp_path: Path) -> None:
-    """What editors on other systems write."""
+    """Editors on other systems write such files."""
     path = tmp_path / "map.toml"
     path.write_bytes(b"\xef\xbb\xbf" + BASE.replace("\n", "\r\n").encode())
     assert load_map(path) == parse_map(BASE, "test")
@@ -521,7 +521,7 @@ def test_equal_meanings_are_equal_maps_with_equal_digests(seed: random.Random) -
     ],
 )
 def test_another_meaning_is_another_digest(old: str, new: str) -> None:
-    """What changes the map changes its digest."""
+    """Every change of the map changes its digest."""
     assert read((old, new)).digest != read().digest
 
 

@@ -1,4 +1,4 @@
-"""Layers that are published: how the map says so, and what follows."""
+"""Layers that are published: how the map says so, and its consequences."""
 
 import pytest
 
@@ -12,7 +12,7 @@ from tests.support.map_text import changed, problems_of, read
     [("true", "json"), ('"json"', "json"), ('"arrow"', "arrow"), ("false", None)],
 )
 def test_a_layer_says_in_which_form_it_is_published(said: str, form: str | None) -> None:
-    """True is JSON; the feed has a topic of the layer's partitions, and is no input."""
+    """True is JSON; the feed has a topic of the layer's partitions, and is not an input."""
     themap = read(('"1h"', f'"1h"\npublish = {said}\npartitions = 5'))
     hour = themap.layer("hour")
     assert (hour.publish, hour.partitions) == (form, 5)
@@ -40,7 +40,7 @@ def test_a_merged_layer_is_published_whole() -> None:
 
 
 def test_a_topic_that_is_taken_for_a_feed_is_refused() -> None:
-    """By Kafka, to which dots and underscores are the same."""
+    """Kafka takes dots and underscores for the same."""
     text = changed(('"1h"', '"1h"\npublish = true'), ('"orders.raw"', '"shop_feed.hour"'))
     (problem,) = problems_of(text)
     assert problem.startswith(
@@ -50,7 +50,7 @@ def test_a_topic_that_is_taken_for_a_feed_is_refused() -> None:
 
 
 def test_the_map_over_http_says_what_is_published() -> None:
-    """The form and the topic, null where there is none."""
+    """The map gives the form and the topic, null if there is none."""
     minute, hour, _ = describe_map(read(('"1h"', '"1h"\npublish = "arrow"')))["layers"]
     assert (minute["publish"], minute["feed_topic"]) == (None, None)
     assert (hour["publish"], hour["feed_topic"]) == ("arrow", "shop.feed.hour")

@@ -58,7 +58,7 @@ def test_the_topic_of_a_merged_layer_stands_beside_no_other_of_its_name() -> Non
 def test_a_merged_layer_is_refused_partitions_that_no_topic_can_have(
     partitions: str, said: str
 ) -> None:
-    """The same limits as everywhere."""
+    """The limits are those of all topics."""
     (problem,) = problems_of(
         changed(('"1m"', f'"1m"\npartitions = {partitions}'), ('keyed_by = ["store"]', ""))
     )

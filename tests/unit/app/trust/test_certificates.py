@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Make a certificate, its key plain and encrypted, the key of another, and what is none."""
+    """Make a certificate, its key plain and encrypted, another's key, and a file of junk."""
     folder = tmp_path_factory.mktemp("certificates")
     for name, key in (("cert", ["-nodes"]), ("other", ["-nodes"])):
         subprocess.run(
@@ -70,7 +70,7 @@ def test_files_that_can_be_used_are(files: dict[str, str]) -> None:
 def test_authorities_that_cannot_be_read_end_every_command(
     files: dict[str, str], name: str
 ) -> None:
-    """Of Kafka, Cassandra and the other workers alike: none is tried without them."""
+    """Kafka, Cassandra and the other workers alike are not tried without them."""
     pytest.importorskip("cassandra")
     ca = files[name]
     for made, of in (
@@ -83,5 +83,5 @@ def test_authorities_that_cannot_be_read_end_every_command(
 
 
 def test_without_a_certificate_the_endpoint_speaks_plain() -> None:
-    """Which is checked against where it binds, see the settings."""
+    """The settings check this against the address that it binds."""
     assert ssl_context(Settings()) is None

@@ -24,7 +24,7 @@ def run(file: Path, *arguments: str) -> Result:
 
 
 def test_a_token_is_shown_once_and_kept_as_a_hash(tmp_path: Path) -> None:
-    """In a file that only this user may read, whatever the umask is."""
+    """Only this user may read its file, whatever the umask is."""
     file = tmp_path / "tokens.json"
     made = run(file, "new", "grafana", "--scope", "read", "--scope", "live")
     assert made.exit_code == 0, made.output
@@ -47,7 +47,7 @@ def test_a_token_is_shown_once_and_kept_as_a_hash(tmp_path: Path) -> None:
 
 
 def test_a_token_expires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the duration that it was made with; the list says so."""
+    """It ends after the duration that it was made with; the list says so."""
     file = tmp_path / "tokens.json"
     token = run(file, "new", "brief", "--scope", "read", "--expires", "90d").stdout.strip()
     tokens = Tokens(str(file))
@@ -79,7 +79,7 @@ def test_a_lifetime_is_a_number_and_a_unit(text: str) -> None:
 def test_what_cannot_be_made_or_revoked_is_refused(
     tmp_path: Path, arguments: tuple[str, ...], told: str
 ) -> None:
-    """And changes nothing."""
+    """The refusal changes nothing."""
     file = tmp_path / "tokens.json"
     make_token(file, "there", ["admin"])
     before = file.read_bytes()
@@ -90,7 +90,7 @@ def test_what_cannot_be_made_or_revoked_is_refused(
 
 
 def test_the_command_wants_a_file_and_a_scope(tmp_path: Path) -> None:
-    """It says where to name the file, and which scopes there are."""
+    """It says which setting names the file, and which scopes there are."""
     done = CliRunner().invoke(program.group, ["token", "list"])
     assert "web_tokens_file is not set" in str(done.exception)
     done = run(tmp_path / "t", "new", "a", "--scope", "write")
@@ -111,7 +111,7 @@ def test_the_command_wants_a_file_and_a_scope(tmp_path: Path) -> None:
 def test_a_file_that_is_none_of_tokens_is_told(
     tmp_path: Path, content: bytes | None, told: str
 ) -> None:
-    """With its name and what makes one."""
+    """The error has its name and the command that makes one."""
     file = tmp_path / "tokens.json"
     if content is not None:
         file.write_bytes(content)
@@ -122,7 +122,7 @@ def test_a_file_that_is_none_of_tokens_is_told(
 
 
 def test_a_link_to_the_file_stays_one(tmp_path: Path) -> None:
-    """Its target is replaced, as where a folder of secrets is mounted."""
+    """Its target is replaced, as if a folder of secrets is mounted."""
     target, link = tmp_path / "data" / "tokens.json", tmp_path / "tokens.json"
     target.parent.mkdir()
     make_token(target, "a", ["read"])
@@ -133,7 +133,7 @@ def test_a_link_to_the_file_stays_one(tmp_path: Path) -> None:
 
 
 def test_commands_beside_each_other_lose_no_token(tmp_path: Path) -> None:
-    """Each sees what the one before has written."""
+    """Each reads the tokens that the one before has written."""
     file = tmp_path / "tokens.json"
     make_token(file, "first", ["read"])
 
@@ -152,7 +152,7 @@ def test_commands_beside_each_other_lose_no_token(tmp_path: Path) -> None:
 
 
 def test_a_token_for_longer_than_there_are_years_is_refused(tmp_path: Path) -> None:
-    """In words, and no file is made."""
+    """The error is in words, and no file is made."""
     with pytest.raises(SettingError, match=r"^cannot make token a: it would expire after the year"):
         make_token(tmp_path / "tokens.json", "a", ["read"], lifetime_of("999999w"))
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Verify's recomputation: known logs give known rows, and whatever is changed is found."""
+"""Verify's recomputation: known logs give known rows, and every change is found."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def shown(recomputed: Recomputed, layer: Layer) -> dict[Place, list[Any]]:
 
 
 def answered(recomputed: Recomputed, layer: Layer) -> dict[Place, dict[str, Any]]:
-    """Return what a worker would answer."""
+    """Return the rows that a worker would answer."""
     answers = {}
     for place, values in shown(recomputed, layer).items():
         measures = {
@@ -145,7 +145,7 @@ def rows_variance() -> Fraction:
 
 
 def test_each_offset_and_event_is_counted_in_one_column(database: Database) -> None:
-    """By partition; a record that is not there is a gap."""
+    """Partitions count apart; a record that is not there is a gap."""
     log = small_log()
     del log.records[RAW, 0][1]
     one, _ = Recomputed.of(database, log, MAP).ledgers()
@@ -157,7 +157,7 @@ def test_each_offset_and_event_is_counted_in_one_column(database: Database) -> N
 
 
 def test_a_record_with_a_header_name_that_is_no_text_is_set_aside(database: Database) -> None:
-    """Kafka takes such names; whatever its value is, it is counted once, and has a letter."""
+    """Kafka takes such names; the record is counted once, for any value, and has a letter."""
     found = Recomputed.of(database, MemoryLog(), MAP)
     name = b"Gr\xfcn".decode(errors="surrogateescape")
     values = [flight(10), b"", None, b"\xff\xff\xff\xff", flight(20)]
@@ -200,7 +200,7 @@ def test_what_comes_later_is_recomputed_with_what_was_there(database: Database) 
 
 
 def test_a_log_that_has_lost_what_a_worker_has_read_is_not_compared() -> None:
-    """Its beginning, or records in the middle, as compaction leaves it."""
+    """It has lost its beginning, or records in the middle, as by compaction."""
     one = Partition(0, first=3, position=3)
     one.skip_to(4)
     row = {"position": 5, "read": 2, "gap": 1}
@@ -212,7 +212,7 @@ def test_a_log_that_has_lost_what_a_worker_has_read_is_not_compared() -> None:
 
 
 def test_what_the_engine_wrote_is_removed() -> None:
-    """With its folder; what fails is told."""
+    """Its folder goes too; a failed removal is told."""
     with Database() as running:
         running.run("CREATE TABLE t AS SELECT range AS n FROM range(100000)")
         assert list(running.folder.iterdir())
@@ -240,7 +240,7 @@ def load_archive(tmp_path: Path, found: Recomputed, layer: Layer) -> int:
 async def test_a_worker_s_archive_equals_the_recomputation(
     tmp_path: Path, database: Database, seed: int
 ) -> None:
-    """Of events in any order, some too late, with sums beyond 64 bits, after kills."""
+    """Events come in any order, some too late, with sums beyond 64 bits, after kills."""
     log = MemoryLog()
     fill(log, seed, count=300, keyed=seed == 0)
     house = await settled_house(tmp_path, log)
@@ -278,7 +278,7 @@ async def test_an_archive_of_another_map_is_not_compared(
 
 @pytest.mark.slow
 async def test_a_changed_archive_row_is_found(tmp_path: Path, database: Database) -> None:
-    """Whatever is changed, exactly that row is reported."""
+    """Any change of a row reports exactly that row."""
     log = MemoryLog()
     fill(log, 3, count=60)
     house = await settled_house(tmp_path, log)
@@ -302,7 +302,7 @@ async def test_a_changed_archive_row_is_found(tmp_path: Path, database: Database
 
 
 def archived_rows(found: Recomputed, layer: Layer) -> Archived:
-    """Return what is in the table of archived rows."""
+    """Return the rows in the table of archived rows."""
     rows = {}
     for part, *row in found.database.rows(f"FROM archived_{layer.name}"):
         key, start, values = tuple(row[: len(layer.key)]), row[len(layer.key)], row[-7:]
@@ -349,7 +349,7 @@ def test_halves_of_a_sum_of_squares_may_be_split_anyhow(database: Database) -> N
 
 
 def test_open_rows_that_are_sent_early_have_to_be_archived(database: Database) -> None:
-    """In their own layer and, with what they hold of it, in a coarser one."""
+    """Their own layer has them and, with their part of it, so does a coarser one."""
     log = small_log()
     found = Recomputed.of(database, log, MAP)
     assert differing_in_archive(found, {}) == 2
@@ -365,7 +365,7 @@ def test_open_rows_that_are_sent_early_have_to_be_archived(database: Database) -
 def differing_answers(
     found: Recomputed, answers: dict[str, dict[Place, dict[str, Any]]]
 ) -> tuple[int, DifferenceLog]:
-    """Return how many rows differ from answers, and what was found."""
+    """Return the number of rows that differ from answers, and the differences."""
     differing = DifferenceLog(10)
     found.load_answers(HOUR, answers, differing)
     report = compare_answers(found.database, HOUR, list(answers), differing, NOW_MS)
@@ -406,7 +406,7 @@ def test_answers_of_other_columns_are_found(database: Database, change: dict[str
 
 @pytest.mark.slow
 def test_a_measure_that_is_off_by_one_bit_is_found(database: Database) -> None:
-    """Of integers all are exact, those beyond the integers that floats have too."""
+    """Integers are all exact, those beyond the integers of floats too."""
     found = Recomputed.of(database, small_log(), MAP)
     for place, row in answered(found, HOUR).items():
         for name in (measure.name for measure in HOUR.measures):
@@ -423,7 +423,7 @@ def test_a_measure_that_is_off_by_one_bit_is_found(database: Database) -> None:
 def test_a_closed_row_is_asked_of_every_worker_and_an_open_one_of_its_owner(
     database: Database,
 ) -> None:
-    """Another worker may have an older version of what is open, or none."""
+    """Another worker may have an older version of an open row, or no version."""
     found = Recomputed.of(database, small_log(), MAP)
     owner = answered(found, HOUR)
     other = dict(owner)
@@ -455,7 +455,7 @@ def test_a_closed_row_is_asked_of_every_worker_and_an_open_one_of_its_owner(
 def test_a_changed_number_of_the_ledger_is_found(
     database: Database, place: tuple[str, ...]
 ) -> None:
-    """One more in any column is one difference, and nothing changed is none."""
+    """One more in any column is one difference; an equal ledger has no difference."""
     partitions = partitions_of(Recomputed.of(database, small_log(), MAP))
     ledger = served(partitions)
     if place:
@@ -510,7 +510,7 @@ async def test_duplicates_are_those_of_a_worker(tmp_path: Path, database: Databa
 
 @pytest.mark.parametrize("text", ["1ms", "7m", "1h", "7d", "month", "year"])
 def test_windows_are_those_of_the_calendar(text: str) -> None:
-    """Over all years that events have, their first and last moments too."""
+    """They are, over all years that events have, their first and last moments too."""
     chance = random.Random(text)
     layer = dataclasses_replace(HOUR, window=Window.parse(text))
     times = [TIME_MS_MIN, TIME_MS_MAX, -1, 0, 951_782_400_000]
@@ -561,12 +561,12 @@ def test_sums_of_floats_may_be_off_by_their_order_and_no_more() -> None:
     ],
 )  # fmt: skip
 def test_numbers_are_equal_exactly(got: object, want: Any, same: bool) -> None:
-    """Integers as integers; what is rounded once, as the nearest float."""
+    """Integers are equal as integers, a number rounded once as the nearest float."""
     assert equals(got, want) is same
 
 
 def test_letters_of_records_that_are_not_there_are_found(database: Database) -> None:
-    """A letter that is there twice is one; marks of a replay are none; junk is counted."""
+    """A letter there twice counts once; marks of a replay do not count; junk is counted."""
     headers = {
         "topic": RAW, "partition": "1", "offset": "7", "index": "0,3-5", "reason": "json",
         "events": "4", "detail": "",

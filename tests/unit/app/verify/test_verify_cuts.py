@@ -63,7 +63,7 @@ async def work(
 ) -> LocalWorker:
     """Take a log through houses of one revision after the other.
 
-    For each there come ten hours more of ``later``, or what ``feed`` writes.
+    For each there come ten hours more of ``later``, or the records of ``feed``.
     """
     archive = EmbeddedArchive(folder / "archive")
     house = None
@@ -88,7 +88,7 @@ async def work(
 
 
 def whole_of(house: LocalWorker) -> Whole:
-    """Return what a worker would tell of its layers."""
+    """Return the times from which on a worker calls its layers whole."""
     return Whole.of(
         LayerStatus(
             name=layer.name,
@@ -145,7 +145,7 @@ def second(unclassified: str) -> Map:
 async def test_counts_and_letters_of_a_later_layer_are_those_from_its_cut_on(
     tmp_path: Path, database: Database, seed: int, unclassified: str
 ) -> None:
-    """What lies where the cut may be is in doubt; all other counts and letters are exact."""
+    """Events around the possible cut are in doubt; all other counts and letters are exact."""
     themap = second(unclassified)
     first = dataclasses_replace(FIRST, sources=themap.sources)
     log = MemoryLog()
@@ -223,7 +223,7 @@ async def test_how_long_ids_are_remembered_is_in_doubt_at_a_cut(
 async def test_a_late_letter_of_a_later_layer_that_lacks_is_found(
     tmp_path: Path, database: Database
 ) -> None:
-    """Behind the cut all have to be there."""
+    """All letters behind the cut have to be there."""
     log, themap = MemoryLog(), second("count")
     first = dataclasses_replace(FIRST, sources=themap.sources)
     house = await work(tmp_path, log, first, themap, later=random.Random(1))
@@ -247,7 +247,7 @@ async def test_a_late_letter_of_a_later_layer_that_lacks_is_found(
 
 
 async def test_a_layer_that_was_there_before_counts_on(tmp_path: Path, database: Database) -> None:
-    """What it counted before is not told apart: only the least is known."""
+    """Its counts from before are not told apart: only the least is known."""
     log, themap = MemoryLog(), second("count")
     first = dataclasses_replace(FIRST, sources=themap.sources)
     third = dataclasses_replace(first, revision=3, digest="third")

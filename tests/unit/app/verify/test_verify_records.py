@@ -1,4 +1,4 @@
-"""What verify takes for an event is what a worker takes for one, whatever is in the records."""
+"""Verify and a worker take the same values for events, for any content of records."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SOURCE = dataclasses_replace(
 )
 MAP = small_map(sources=(SOURCE,))
 RAW = SOURCE.topic
-# Put in anywhere, these break an event, or change what it is, in every way that was thought of.
+# Put in anywhere, these break an event, or change its kind, in every way that was thought of.
 PIECES = [piece.encode("latin-1") for piece in (
     '"', "{", "}", "[", "]", ",", ":", "\\", "\\u00e9", "\\ud800", "\\ud83d\\ude00", "NaN", "-",
     "1e999", "0", ".", "e5", "null", "true", "\xff", "\xc3", "\xc3\xa9", "\n", "\r\n", " ", "\t",
@@ -134,7 +134,7 @@ def records(chance: random.Random) -> tuple[list[bytes | None], dict[int, Any]]:
 
 @pytest.mark.parametrize("seed", range(15))
 def test_what_is_no_event_is_what_a_worker_takes_for_none(seed: int) -> None:
-    """Events of all forms with pieces put in: the same ledger, and a letter for what is not."""
+    """Events of all forms with pieces put in: the same ledger, and a letter for each bad one."""
     values, headers = records(random.Random(seed))
     run = run_of(values)
     run.headers = headers
@@ -269,7 +269,7 @@ LENIENT = (
 
 @pytest.mark.parametrize("more", LENIENT)
 def test_what_other_readers_of_json_take_too_is_read_as_plain_rules_do(more: str) -> None:
-    """In any place of an event; the engine's reader takes more than JSON, and names twice."""
+    """Any place of an event counts: the engine's reader takes more than JSON, and names twice."""
     text = '{"at": 5, "type": "flight.left", "origin": "A", "carrier": "B"}'
     values = [
         text,
@@ -308,7 +308,7 @@ def test_what_other_readers_of_json_take_too_is_read_as_plain_rules_do(more: str
 
 
 def test_a_stream_that_a_letter_wrongly_calls_broken_is_found() -> None:
-    """Of these the second declares more rows than there is memory for, and the third is cut."""
+    """The second declares more rows than there is memory for, and the third is cut."""
     file = io.BytesIO()
     pl.DataFrame({"at": [1] * 7}).write_ipc_stream(file)
     whole = file.getvalue()

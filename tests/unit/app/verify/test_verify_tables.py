@@ -1,4 +1,4 @@
-"""Verify's tables hold what plain rules come to, one event at a time, whatever is in the logs."""
+"""Verify's tables hold the rows of plain rules, one event at a time, for any logs."""
 
 from __future__ import annotations
 
@@ -101,20 +101,20 @@ def random_log(seed: int, count: int = 400) -> MemoryLog:
 
 
 def same_cell(got: Cell, want: Cell) -> bool:
-    """Tell whether sums are equal, those of floats but for what a compensated sum may be off."""
+    """Return whether sums are equal, those of floats up to the error of a compensated sum."""
     return got.events == want.events and all(
         same_sums(got.fields[name], sums) for name, sums in want.fields.items()
     )
 
 
 def same_sums(got: FieldSums, want: FieldSums) -> bool:
-    """Tell whether the sums of a field are equal."""
+    """Return whether the sums of a field are equal."""
     if (got.n, got.least, got.most) != (want.n, want.least, want.most):
         return False
     if not want.is_float:
         return (got.total, got.squares) == (want.total, want.squares)
     unit = Fraction(4, 2**53)
-    # What is added as multiples of 2**-70 lies on whole numbers of 2**74 here.
+    # Sums of multiples of 2**-70 lie on whole numbers of 2**74 here.
     return (
         abs(got.total - want.total) <= unit * want.magnitude + 2**80
         and abs(got.magnitude - want.magnitude) <= unit * want.magnitude + 2**80

@@ -1,4 +1,4 @@
-"""The archive's cache: what is final is read once, and the answer is always the archive's."""
+"""The archive's cache: final rows are read once, and the answer is always the archive's."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KEY = {"origin": "JFK", "carrier": "UA"}
 
 
 class Counted(EmbeddedArchive):
-    """An archive that tells what it was asked, and can be away or slow."""
+    """An archive that records the ranges it was asked for, and can be away or slow."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -41,7 +41,7 @@ class Counted(EmbeddedArchive):
         self.gate.set()
 
     async def is_asked(self) -> bool:
-        """Tell whether it was asked anything."""
+        """Return whether it was asked anything."""
         return bool(self.asked)
 
     async def read(
@@ -86,7 +86,7 @@ async def read(cache: ArchiveCache, cells: CellRange, cost: QueryCost | None = N
 
 
 async def test_a_repeated_range_is_read_once(archive: Counted) -> None:
-    """So is every range inside it, while the archive may be away."""
+    """Every range inside it is too, while the archive may be away."""
     cache = ArchiveCache(archive, 1 << 20)
     cost = QueryCost()
     assert await read(cache, hours(-5, 100), cost) == list(range(-5, 100))
@@ -143,7 +143,7 @@ async def test_what_may_change_is_never_kept(archive: Counted) -> None:
 async def test_any_sequence_of_ranges_gives_what_the_archive_gives(
     archive: Counted, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In whatever order ranges grow, overlap and leave holes, and however little room there is."""
+    """Ranges grow, overlap and leave holes in any order, with any amount of room."""
     rng = random.Random(seed)
     monkeypatch.setattr(tables.archive.cache, "SPAN_ROWS_MAX", rng.choice([1, 7, 40, 16_384]))
     monkeypatch.setattr(tables.archive.cache, "JOINED_ROWS_MAX", rng.choice([0, 5, 4_096]))
@@ -161,7 +161,7 @@ async def test_any_sequence_of_ranges_gives_what_the_archive_gives(
 
 
 async def test_it_holds_no_more_than_its_bytes(archive: Counted) -> None:
-    """What was used longest ago goes first; what does not fit at all is not kept."""
+    """The span used longest ago goes first; a span that does not fit at all is not kept."""
     one = ArchiveCache(archive, 1 << 20)
     await read(one, hours(0, 1))
     room = 3 * one.bytes
@@ -258,7 +258,7 @@ async def test_a_read_that_all_have_given_up_is_ended(archive: Counted) -> None:
 
 @pytest.mark.parametrize("bytes_max", [0, 1 << 20])
 async def test_equal_misses_ask_once(archive: Counted, bytes_max: int) -> None:
-    """Also where the first of those who ask gives up, or nothing is kept; an error reaches all."""
+    """The first reader may give up, and nothing may be kept; an error reaches all."""
     cache = ArchiveCache(archive, bytes_max)
     archive.gate.clear()
     readers = [asyncio.create_task(read(cache, hours(0, 9))) for _ in range(5)]

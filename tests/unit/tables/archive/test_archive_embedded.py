@@ -1,4 +1,4 @@
-"""What the embedded archive alone is asked: its folder, its lock, its disk, its common writes."""
+"""The embedded archive alone: its folder, its lock, its disk, its common writes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.archive_rows import DAY_MS, HOURS, START_MS, TTL, Clock, cell
 
 
 async def test_a_second_process_on_the_folder_is_refused(tmp_path: Path) -> None:
-    """The embedded archive serves one process; the error says what to do."""
+    """The embedded archive serves one process; the error says how to go on."""
     themap = Map(revision=1, name="m", sources=(), layers=(HOURS,), digest="")
     archive = EmbeddedArchive(tmp_path)
     await archive.open(themap)
@@ -68,7 +68,7 @@ async def test_another_map_is_refused_and_the_rows_stay(tmp_path: Path) -> None:
 
 
 async def test_two_archives_have_two_ids_and_a_moved_one_keeps_its_own(tmp_path: Path) -> None:
-    """The id lies in the folder, whatever it is called."""
+    """The id lies in the folder, under any name of the folder."""
     themap = Map(revision=1, name="m", sources=(), layers=(), digest="")
     ids = {}
     for name in ("one", "two"):
@@ -175,7 +175,7 @@ async def test_writes_that_are_made_together_fail_together_whatever_is_raised(
 async def test_a_write_that_is_cancelled_takes_no_other_along(
     gated: tuple[Archive, Gate, list[asyncio.Task[None]]],
 ) -> None:
-    """Who waits beside it is acknowledged once the rows are there, and not before."""
+    """A write that waits beside it is acknowledged once the rows are there, and not before."""
     archive, gate, writes = gated
     writes[1].cancel()
     await asyncio.sleep(0)
@@ -187,7 +187,7 @@ async def test_a_write_that_is_cancelled_takes_no_other_along(
 
 
 async def test_a_folder_that_cannot_be_made_is_an_archive_error(tmp_path: Path) -> None:
-    """A file where the folder should be is named in the error."""
+    """The error names a file that stands instead of the folder."""
     (tmp_path / "file").write_text("")
     archive = EmbeddedArchive(tmp_path / "file" / "archive")
     with pytest.raises(ArchiveError, match=r"cannot open archive in .*file/archive"):
@@ -240,7 +240,7 @@ async def run():
         rows = [stored(carrier=f"{number}-{i}", version=number + 1) for i in range(2_000)]
         await archive.write(hour, frame(rows), pl.Series([number + 1] * 2_000))
 
-    # The kernel refuses what would make a file larger, as a full disk does.
+    # The kernel refuses writes that would make a file larger, as a full disk does.
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))
     taken = 0
     try:

@@ -1,4 +1,4 @@
-"""The name that each node's certificate must have, whatever nodes come and go."""
+"""The name that each node's certificate must have, while nodes come and go."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_node_is_checked_against_the_first_host_that_has_its_address() -> None
 
 
 def test_one_name_may_be_that_of_all_nodes() -> None:
-    """Wherever they are found."""
+    """Their addresses do not matter."""
     names = NodeNames(HOSTS, 9042, "cassandra.example", Clock(), Names())
     assert {names.of(address) for address in ("10.0.0.1", "10.0.0.9")} == {"cassandra.example"}
 
@@ -69,7 +69,7 @@ def test_a_node_that_comes_back_at_another_address_keeps_its_name() -> None:
 
 
 def test_the_driver_gets_the_name_that_holds_when_it_connects() -> None:
-    """An end point equals any other of its address, and has no options where nothing is secret."""
+    """An end point equals any other of its address, and has no options without TLS."""
     clock, lookup = Clock(), Names()
     names = NodeNames(HOSTS, 9042, "", clock, lookup)
     point = NodeEndPoint("10.0.0.7", 9042, names)

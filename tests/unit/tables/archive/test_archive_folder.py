@@ -62,7 +62,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Return what lies in a folder."""
+    """Return the names and hashes of the files in a folder."""
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.iterdir()
@@ -114,7 +114,7 @@ def without_library(folder: Path) -> None:
 
 
 def local_store(folder: Path) -> None:
-    """Make a local store of ours, which is no archive either."""
+    """Make a local store of ours, which is not an archive either."""
     store = PartitionStore(folder)
     store.save([], Journal(RAW_PLAN).state.meta)
     store.close()
@@ -124,7 +124,7 @@ def local_store(folder: Path) -> None:
 async def test_another_program_s_database_is_left_alone(
     tmp_path: Path, make: Callable[[Path], None]
 ) -> None:
-    """Not a byte of it changes: it was opened for writing, and `map start-over` deleted it."""
+    """Not a byte of it changes; it was once opened for writing, and `map start-over` deleted it."""
     folder = tmp_path / "theirs"
     make(folder)
     words = await refusal(folder)
@@ -180,7 +180,7 @@ def lose(path: Path, _: random.Random) -> None:
 async def test_of_damaged_files_no_part_is_taken_for_all(
     killed: Path, tmp_path: Path, name: str, harm: Callable[[Path, random.Random], None]
 ) -> None:
-    """All rows are there, or the folder is refused with what to do, and left as it is."""
+    """All rows are there, or the folder is refused with advice, and left as it is."""
     refused = 0
     for seed in range(12):
         folder = tmp_path / str(seed)
@@ -204,7 +204,7 @@ async def test_of_damaged_files_no_part_is_taken_for_all(
 
 
 async def test_rows_are_written_beside_a_damaged_table(killed: Path, tmp_path: Path) -> None:
-    """Of its bucket nothing more is merged, and who reads it is told; the rest goes on."""
+    """Its bucket is not merged any more, and its readers get an error; the rest goes on."""
     folder = tmp_path / "archive"
     shutil.copytree(killed, folder)
     (table,) = folder.glob("*.sst")
@@ -236,7 +236,7 @@ async def test_a_write_that_was_not_acknowledged_may_be_torn(killed: Path, tmp_p
 async def test_the_file_beside_the_database_may_be_lost_or_damaged(
     killed: Path, tmp_path: Path
 ) -> None:
-    """It tells what is missing; it is not needed to read what is there, and is written anew."""
+    """It names missing files; reads of the others do not need it, and it is written anew."""
     folder = tmp_path / "archive"
     shutil.copytree(killed, folder)
     place = folder / archive_extent.NAME
@@ -264,7 +264,7 @@ async def test_a_damaged_archive_of_another_map_is_not_deleted(
 
 
 async def kept(folder: Path) -> dict[bytes, bytes]:
-    """Make an archive with every kind of entry; return those that are no rows."""
+    """Make an archive with every kind of entry; return those that are not rows."""
     archive = EmbeddedArchive(folder)
     await archive.open(MAP)
     await put(archive, cell())

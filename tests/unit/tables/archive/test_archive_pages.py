@@ -1,4 +1,4 @@
-"""Pages of Cassandra: rows are counted as they come, and what was sent is counted until it ends."""
+"""Pages of Cassandra: rows count as they come, and a sent request counts until it ends."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Answer:
 
     @property
     def has_more_pages(self) -> bool:
-        """Whether there is another."""
+        """Return whether there is another."""
         return self.given < self.pages
 
     def add_callbacks(self, page: Any, error: Any) -> None:
@@ -78,7 +78,7 @@ async def test_pages_are_taken_one_after_the_other() -> None:
 
 
 async def test_who_has_enough_asks_for_no_more() -> None:
-    """Of each statement at most a page more is held."""
+    """At most a page more of each statement is held."""
     session, permits = Session(), asyncio.Semaphore(1)
     rows: list[Row] = []
 
@@ -95,7 +95,7 @@ async def test_who_has_enough_asks_for_no_more() -> None:
 
 
 async def test_what_was_sent_has_its_permit_until_it_is_answered() -> None:
-    """Also where nobody waits for the answer any more."""
+    """The permit stays if nobody waits for the answer any more."""
     session, permits = Session(), asyncio.Semaphore(1)
     session.gate.clear()
     rows: list[Row] = []

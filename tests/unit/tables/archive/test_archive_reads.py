@@ -25,7 +25,7 @@ def places_of(request: Request) -> list[tuple[int, int]]:
 
 
 def ring(nodes: int, replicas: int, seed: int = 1) -> Metadata:
-    """Return what the driver knows of a cluster with 16 tokens a node."""
+    """Return the driver's metadata of a cluster with 16 tokens a node."""
     rng = random.Random(seed)
     metadata = Metadata()
     metadata.keyspaces[KEYSPACE] = KeyspaceMetadata(
@@ -50,7 +50,7 @@ def ring(nodes: int, replicas: int, seed: int = 1) -> Metadata:
 def test_every_partition_is_in_one_request_with_those_of_its_replicas(
     nodes: int, replicas: int, slots: int, buckets: int, rows: int, *, whole_key: bool
 ) -> None:
-    """Whatever the cluster, also where nothing is known of it."""
+    """Every cluster has this, and so has one of which nothing is known."""
     metadata = ring(nodes, replicas) if nodes else Metadata()
     requests = Requests(KEYSPACE)
     requests.found("hours", 1, rows)
@@ -66,7 +66,7 @@ def test_every_partition_is_in_one_request_with_those_of_its_replicas(
 
 
 def test_where_all_nodes_have_everything_requests_are_few() -> None:
-    """And where replicas differ there are more."""
+    """There are more if replicas differ."""
     partitions = list(itertools.product(range(8), (5, 6)))
     assert Requests(KEYSPACE).of(ring(3, 3), "hours", partitions) == [
         Request(tuple(range(8)), (5, 6))
@@ -81,7 +81,7 @@ def test_where_all_nodes_have_everything_requests_are_few() -> None:
 
 @pytest.mark.parametrize(("rows", "count"), [(0, 1), (10, 1), (500, 2), (1_500, 8), (90_000, 8)])
 def test_large_partitions_are_read_side_by_side(rows: int, count: int) -> None:
-    """By what the last read of all keys found in a partition."""
+    """The last read of all keys gives the rows of a partition."""
     requests = Requests(KEYSPACE)
     requests.found("hours", 8, 8 * rows)
     requests.found("days", 8, 1)

@@ -1,4 +1,4 @@
-"""Runs of the embedded archive: their order, their merging, and what is read of them."""
+"""Runs of the embedded archive: their order, their merging, and their reads."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_merged_run_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_what_is_read_is_what_a_dict_would_hold(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seed: int
 ) -> None:
-    """Whatever was merged or opened again meanwhile, and whichever buckets late rows fall into."""
+    """Runs merge and the archive opens again meanwhile; late rows fall into any bucket."""
     monkeypatch.setattr(archive_runs, "PIECE_ROWS", 3)
     monkeypatch.setattr(archive_runs, "MERGE_ROWS_MAX", rng_of(seed).choice((8, 40, 10_000)))
     monkeypatch.setattr(archive_embedded, "RUNS_MAX", 4)
@@ -148,7 +148,7 @@ async def check(archive: EmbeddedArchive, rng: random.Random, held: list[dict[st
 
 
 async def test_a_folder_of_an_older_format_is_refused(tmp_path: Path) -> None:
-    """Its rows could not be read; the error names what differs."""
+    """Its rows could not be read; the error names the difference."""
     archive = EmbeddedArchive(tmp_path, Clock())
     await archive.open(MAP)
     assert archive._running is not None
@@ -163,7 +163,7 @@ async def test_a_folder_of_an_older_format_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", ["bucket", "first key"])
 async def test_a_piece_that_no_query_finds_is_told_by_verify(tmp_path: Path, change: str) -> None:
-    """It reads the folder with code of its own: all rows, each where it belongs."""
+    """It reads the folder with code of its own: all rows, each in its own piece."""
     archive = EmbeddedArchive(tmp_path, Clock())
     await archive.open(MAP)
     rows = [cell(key_origin=origin, events=3) for origin in ("EWR", "JFK")]

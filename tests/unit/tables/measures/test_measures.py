@@ -67,7 +67,7 @@ def fold_ways(kind: AccumulatorKind, largest: Any, count: int) -> list[FoldColum
 def test_a_fold_of_columns_gives_what_a_fold_of_values_gives(
     kind: MeasureKind, number: str, seed: int
 ) -> None:
-    """To the last bit, by whichever aggregation: it depends on how large a chunk's values are."""
+    """Both are equal to the last bit; the size of a chunk's values chooses the aggregation."""
     rng, form = random.Random(seed), kind.forms[number]
     for bound in (9, math.inf):
         cells = values_of(rng, number, 40)
@@ -96,7 +96,7 @@ def test_a_fold_of_columns_gives_what_a_fold_of_values_gives(
 def test_a_merge_of_columns_gives_what_a_merge_of_values_gives(
     kind: MeasureKind, number: str, seed: int
 ) -> None:
-    """To the last bit, and null for the same cells: those of which a part is not known."""
+    """Both are equal to the last bit, and null for the same cells, those with an unknown part."""
     rng = random.Random(seed)
     measure = Measure(kind.name, "x" if kind.has_field else None)
     accumulators = accumulators_of([measure], {"x": number})  # type: ignore[dict-item]
@@ -120,7 +120,7 @@ def test_a_merge_of_columns_gives_what_a_merge_of_values_gives(
 
 
 def test_cells_store_accumulators_in_one_order() -> None:
-    """Whatever order the map names measures in; columns of archives follow from it."""
+    """The map may name measures in any order; columns of archives follow from the one."""
     types = {"x": "int", "y": "float"}
     measures = [Measure(name, field) for field in types for name in MEASURES if name != "count"]
     for order in (measures, measures[::-1]):

@@ -1,4 +1,4 @@
-"""Windows: what every size promises, for all times, on integers and on columns alike."""
+"""Windows: the promises of every size, for all times, on integers and columns alike."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def ms(year: int, month: int, day: int) -> int:
     return (dt.datetime(year, month, day, tzinfo=dt.UTC) - EPOCH) // dt.timedelta(milliseconds=1)
 
 
-# The turns of years and months are where calendars go wrong, and random times seldom hit them.
+# Calendars go wrong at the turns of years and months, and random times seldom hit them.
 TURNS = st.builds(
     lambda year, month, off: ms(year, month, 1) + off,
     st.integers(2, 9999),
@@ -139,7 +139,7 @@ MONTH_STARTS = [ms(year, month, 1) for year in range(1800, 2200) for month in ra
 
 
 def lies_in_one(finer: Window, coarser: Window) -> bool:
-    """Tell whether no coarser edge lies inside a finer window, by trying edges one after another.
+    """Return whether no coarser edge lies inside a finer window, by trying edges one after another.
 
     400 years have every edge that the calendar has; of fixed lengths 400 edges are tried.
     """
@@ -160,9 +160,9 @@ def lies_in_one(finer: Window, coarser: Window) -> bool:
 @example((Window(365 * DAY_MS), YEAR))
 @example((Window(2 * DAY_MS), MONTH))
 def test_nesting_is_what_trying_all_edges_finds(pair: tuple[Window, Window]) -> None:
-    """``nests_in`` holds exactly where every finer window lies in one coarser window.
+    """``nests_in`` holds exactly if every finer window lies in one coarser window.
 
-    Four years of 1461 days hold years and months until 2100, which is no leap year.
+    Four years of 1461 days hold years and months until 2100, which is not a leap year.
     """
     finer, coarser = pair
     assert finer.nests_in(coarser) is lies_in_one(finer, coarser)
@@ -172,7 +172,7 @@ def test_nesting_is_what_trying_all_edges_finds(pair: tuple[Window, Window]) -> 
 @example((Window(DAY_MS), MONTH), LEAP_DAY_MS)
 @example((MONTH, YEAR), TIME_MS_MAX)
 def test_a_window_that_nests_never_lies_in_two(pair: tuple[Window, Window], time_ms: int) -> None:
-    """Where ``nests_in`` holds, first and last millisecond of a window share the coarser one."""
+    """First and last millisecond of a window share the coarser one if ``nests_in`` holds."""
     finer, coarser = pair
     if finer.nests_in(coarser):
         start = finer.start(time_ms)
@@ -213,14 +213,14 @@ def test_a_year_has_its_calendar_days(year: int, days: int) -> None:
 
 
 def test_years_of_a_fixed_length_leave_the_calendar() -> None:
-    """What ``365d`` is not: 14 leap days lie between 1970 and 2025."""
+    """A window of ``365d`` is not a year: 14 leap days lie between 1970 and 2025."""
     assert Window.parse("365d").start(ms(2025, 1, 1)) == ms(2024, 12, 18)
     assert YEAR.start(ms(2024, 12, 31)) == ms(2024, 1, 1)
 
 
 @given(WINDOWS, TIMES)
 def test_no_window_is_longer_than_the_longest(window: Window, time_ms: int) -> None:
-    """What must not end too early goes by ``longest_ms``."""
+    """Durations that must not end too early use ``longest_ms``."""
     start = window.start(time_ms)
     assert window.nominal_ms <= window.longest_ms
     assert 0 < window.end(start) - start <= window.longest_ms

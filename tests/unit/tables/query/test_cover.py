@@ -35,7 +35,7 @@ def choices(draw: st.DrawFn) -> list[Choice]:
             choice(
                 f"layer{number}",
                 Window(UNIT_MS * times),
-                # Mostly fewer than the windows inside have, as it is where keys are the same.
+                # Mostly fewer than the windows inside have, as it is if keys are the same.
                 float(draw(st.integers(1, 12) if draw(st.booleans()) else st.just(1))),
                 from_ms=ends[0] * UNIT_MS - 2,
                 to_ms=ends[1] * UNIT_MS + 3,
@@ -76,7 +76,7 @@ def check_tiles(segments: list[Segment], found: list[Choice], start: int, stop: 
 
 @given(choices(), st.integers(-20, 60), st.integers(1, 70))
 def test_no_cover_has_fewer_cells(found: list[Choice], first: int, units: int) -> None:
-    """What trying every window finds is not better."""
+    """A search that tries every window does not find a better cover."""
     start, stop = first * UNIT_MS, (first + units) * UNIT_MS
     segments = cover(found, start, stop)
     check_tiles(segments, found, start, stop)
@@ -88,7 +88,7 @@ def test_no_cover_has_fewer_cells(found: list[Choice], first: int, units: int) -
 def test_no_cover_in_steps_has_fewer_cells(
     found: list[Choice], first: int, units: int, times: int
 ) -> None:
-    """The same where no window may lie in two steps."""
+    """The same holds if no window may lie in two steps."""
     start, stop = first * UNIT_MS, (first + units) * UNIT_MS
     step = Window(UNIT_MS * times)
     segments = cover_steps(found, start, stop, step)
@@ -115,7 +115,7 @@ def ms(year: int, month: int, day: int) -> int:
 
 
 def test_months_and_weeks_cross() -> None:
-    """A month and a week of the next come as that, with days where they do not meet."""
+    """A month and a week of the next come as that, with days between them."""
     found = [
         choice("day", Window(DAY_MS)), choice("week", Window(7 * DAY_MS)),
         choice("month", MONTH), choice("year", YEAR),
@@ -137,7 +137,7 @@ def test_years_are_made_of_months_and_days() -> None:
 
 
 def test_a_range_between_windows_is_a_gap() -> None:
-    """Half a minute of minutes cannot be told, and neither can what is not there any more."""
+    """Half a minute of minutes cannot be told, and neither can windows from before the first."""
     minutes = choice("minute", Window(MINUTE_MS), from_ms=HOUR_MS)
     with pytest.raises(GapError) as gap:
         cover([minutes], 2 * HOUR_MS, 2 * HOUR_MS + 90_000)
@@ -179,7 +179,7 @@ def test_many_steps_are_covered_at_once_by_windows_that_lie_inside(
 def test_all_of_a_cover_weighs_no_more_boundaries_than_one_search_may(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What the first steps weigh is not there for the last ones, which take the coarsest first."""
+    """The first steps use the budget up, so the last ones take the coarsest window first."""
     monkeypatch.setattr(tables.query.cover, "POINTS_MAX", 40)
     found = [choice("1", Window(1)), choice("5", Window(5), 0.5), choice("7", Window(7))]
     segments = cover_steps(found, 0, 1_000, Window(101))

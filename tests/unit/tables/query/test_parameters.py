@@ -24,7 +24,7 @@ WORDS = [
 
 
 def test_values_have_their_types_and_those_of_many_come_once() -> None:
-    """What was not given is left out."""
+    """A parameter that was not given is left out."""
     problems: list[str] = []
     given = [("from", "2013-01-01"), ("measures", "sum"), ("measures", "sum"), ("step", "month")]
     values = read_parameters(WORDS, given, problems)
@@ -33,7 +33,7 @@ def test_values_have_their_types_and_those_of_many_come_once() -> None:
 
 
 def test_of_thousands_of_unknown_parameters_some_are_told() -> None:
-    """To look for what each may have meant would hold up the loop."""
+    """A search for the meaning of each would hold up the loop."""
     problems: list[str] = []
     assert read_parameters(WORDS, [(f"step{n}", "") for n in range(5_000)], problems) == {}
     assert len(problems) == 12
@@ -72,7 +72,7 @@ def test_all_that_is_wrong_is_told() -> None:
     ],
 )
 def test_times_are_epoch_milliseconds_or_rfc_3339(text: str, expected: int) -> None:
-    """Also before the epoch, with an offset, and as a date."""
+    """Times before the epoch, with an offset, and as a date are read too."""
     assert parse_time_ms(text) == expected
 
 
@@ -95,7 +95,7 @@ def test_times_are_epoch_milliseconds_or_rfc_3339(text: str, expected: int) -> N
     ],
 )
 def test_other_times_are_refused(text: str) -> None:
-    """Also those whose meaning would be a guess: without an offset, or finer than milliseconds."""
+    """Times without an offset, or finer than milliseconds, are too: they would be a guess."""
     with pytest.raises(ValueError, match="want epoch milliseconds or RFC 3339"):
         parse_time_ms(text)
 

@@ -1,4 +1,4 @@
-"""The planner: what is final and complete is read coarse, the rest fine, and refusals say why."""
+"""The planner: final and complete windows are read coarse, others fine; refusals say why."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEEP = small_map(layers=(HOURS, DAYS, MONTHS))
 
 
 def test_a_family_is_all_that_descends_from_a_base_layer() -> None:
-    """A coarser layer is no family; the refusal names the one it is in."""
+    """A coarser layer is not a family; the refusal names the one it is in."""
     assert [layer.name for layer in family_of(DEEP, "hour").layers] == ["hour", "day", "month"]
     with pytest.raises(UnknownLayerError, match="ask family hour, or layer day by itself"):
         family_of(DEEP, "day")
@@ -29,14 +29,14 @@ def test_a_family_is_all_that_descends_from_a_base_layer() -> None:
 
 
 def test_sealed_days_are_read_as_days() -> None:
-    """What a late event may still change is read as hours."""
+    """Days that a late event may still change are read as hours."""
     query = ask(stop=3 * DAY_MS + 5 * HOUR_MS, key_carrier="UA")
     sealed = LayerFacts(sealed_ms=2 * DAY_MS, closed_ms=3 * DAY_MS)
     assert read(query, day=sealed) == [("day", 0, 48), ("hour", 48, 77)]
 
 
 def test_a_layer_of_which_nothing_is_known_is_not_read() -> None:
-    """Neither is what came before the map had the layer."""
+    """Windows from before the map had the layer are not read either."""
     query = ask(stop=3 * DAY_MS, key_carrier="UA")
     assert read(query) == [("hour", 0, 72)]
     young = dataclasses.replace(FINAL, complete_ms=DAY_MS + 1)
@@ -44,7 +44,7 @@ def test_a_layer_of_which_nothing_is_known_is_not_read() -> None:
 
 
 def test_what_came_before_the_map_had_the_base_is_refused() -> None:
-    """Nothing is an answer only where it is known that there was nothing; so of coarser layers."""
+    """An empty answer needs proof that there was nothing; this holds for coarser layers too."""
     young = dataclasses.replace(FINAL, complete_ms=DAY_MS + 1)
     query = ask(start=26 * HOUR_MS, stop=3 * DAY_MS, key_carrier="UA")
     assert read(query, hour=young, day=FINAL) == [("hour", 26, 48), ("day", 48, 72)]
@@ -61,7 +61,7 @@ def test_where_nothing_is_live_coarser_windows_still_cost_less() -> None:
 
 
 def test_fields_and_measures_decide_which_layers_serve() -> None:
-    """A layer without a field that is named or kept has not what is asked."""
+    """A layer without a field that is named or kept cannot answer."""
     named = ask(stop=DAY_MS, key_origin="JFK")
     assert read(named, day=FINAL) == [("hour", 0, 24)]
     kept = ask(stop=DAY_MS, group="origin")
@@ -90,7 +90,7 @@ def test_a_step_is_never_inside_a_window() -> None:
 
 
 def test_too_many_cells_are_answered_from_closed_ones() -> None:
-    """The answer then is settling; and where even these are too many it is refused."""
+    """The answer then is settling; it is refused if even these are too many."""
     query = ask(stop=4 * DAY_MS, key_carrier="UA")
     closed = LayerFacts(sealed_ms=0, closed_ms=3 * DAY_MS)
     assert plan(query, {"day": closed}, 96).exactness == "exact"
@@ -109,7 +109,7 @@ def test_more_steps_than_cells_may_be_read_are_refused_at_once() -> None:
 
 
 def test_windows_that_cannot_have_cells_cost_nothing() -> None:
-    """Before the first event and after the last: a range to the end of the year costs what is."""
+    """A range to the end of the year costs only the windows from first to last event."""
     query = ask(stop=365 * DAY_MS)
     hours = LayerFacts(cells=500.0, first_ms=10 * HOUR_MS, last_ms=20 * HOUR_MS + 1)
     planned = plan(query, {"hour": hours}, 10_000)
@@ -152,7 +152,7 @@ def test_a_range_lies_where_windows_do(start: int, stop: int) -> None:
 
 
 def test_a_step_lies_where_windows_do() -> None:
-    """Likewise a step."""
+    """A step begins where a window does."""
     with pytest.raises(QueryError, match="want steps of whole windows of 1h"):
         read(ask(step="90m"))
 

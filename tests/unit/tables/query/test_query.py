@@ -1,4 +1,4 @@
-"""Queries: live and archived cells are one answer, whatever lies where, page after page."""
+"""Queries: live and archived cells are one answer, for any split of them, page after page."""
 
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ def test_an_empty_range_is_refused(to: str) -> None:
 
 
 def test_an_unknown_layer_names_those_there_are() -> None:
-    """With the nearest one, where there is one."""
+    """The refusal suggests the nearest one, if there is one."""
     with pytest.raises(UnknownLayerError, match=r"want one of hour, day; did you mean hour\?"):
         parse_query(MAP, "hours", RANGE, Limits())
 
@@ -292,13 +292,13 @@ def encoded(*parts: object) -> str:
     ],
 )
 def test_a_foreign_cursor_is_refused(text: str) -> None:
-    """Whatever the text, it is a refusal and never a fault."""
+    """Any text is a refusal and never a fault."""
     with pytest.raises(QueryError, match="not a cursor of this layer"):
         decode_cursor(MAP, HOURS, text)
 
 
 def test_a_cursor_of_another_revision_is_refused() -> None:
-    """A changed map may have changed what the position means."""
+    """A changed map may have changed the meaning of the position."""
     cursor = encode_cursor(MAP, HOURS, (0, ("JFK", "UA")))
     with pytest.raises(QueryError, match="got 1; want 2; ask again without cursor"):
         ask(cursor=cursor, themap=small_map(revision=2))
@@ -329,7 +329,7 @@ def test_keys_of_every_type_are_paged() -> None:
 
 @pytest.mark.parametrize("letters", ["a", "\x01", "é", "random"])
 def test_every_cursor_that_is_given_is_taken_back(letters: str) -> None:
-    """However long the key is, and whatever JSON makes of its letters."""
+    """Keys may be of any length, with any letters that JSON escapes."""
     rng = random.Random(1)
     layer = dataclasses_replace(HOURS, key=tuple(KeyField(f"k{i}", "string") for i in range(12)))
     for length in (1, 100, 1_000):

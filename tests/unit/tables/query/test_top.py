@@ -74,7 +74,7 @@ def test_the_first_are_those_of_all_in_order(
 
 @pytest.mark.parametrize("by", ["count", "sum_delay", "variance_delay"])
 def test_of_many_equal_keys_few_are_computed(monkeypatch: pytest.MonkeyPatch, by: str) -> None:
-    """What comes from the same values is the same; keys of other values are not left out."""
+    """Equal values give equal measures; keys of other values are not left out."""
     top = ask(by, 5)
     found = []
 
@@ -95,7 +95,7 @@ def test_of_many_equal_keys_few_are_computed(monkeypatch: pytest.MonkeyPatch, by
 @pytest.mark.parametrize("order", ["desc", "asc"])
 @pytest.mark.parametrize("by", ["sum_delay", "mean_delay", "variance_delay", "min_delay"])
 def test_what_is_no_finite_number_comes_last(by: str, order: str, keys: int) -> None:
-    """In either order and whatever the number of keys; each of them is answered as null."""
+    """It does in either order, for any number of keys; each of them is answered as null."""
     top = ask(by, 1, order)
     layer = dataclasses_replace(top.query.rows, accumulators=accumulators("delay", "float"))
     query = dataclasses.replace(top.query, rows=layer)
@@ -118,7 +118,7 @@ def test_what_is_no_finite_number_comes_last(by: str, order: str, keys: int) -> 
 
 
 def test_a_request_is_one_to_the_layers_family() -> None:
-    """All keys of the layer over the whole range, with its own measures."""
+    """It asks for all keys of the layer over the whole range, with its own measures."""
     top = ask("sum_delay", layer="day")
     assert (top.query.family.name, top.layer.name) == ("hour", "day")
     assert [field.name for field in top.query.rows.key] == ["carrier"]
@@ -126,7 +126,7 @@ def test_a_request_is_one_to_the_layers_family() -> None:
 
 
 def test_what_is_wrong_is_told_at_once() -> None:
-    """A measure is needed; what would change what is ranked is no parameter here."""
+    """A measure is needed; parameters that would change the ranked rows are refused."""
     with pytest.raises(QueryError) as caught:
         parse_top_query(
             MAP, "day", [*RANGE, ("step", "1h"), ("key.origin", "JFK"), ("n", "0")], Limits()

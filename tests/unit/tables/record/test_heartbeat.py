@@ -39,6 +39,6 @@ def test_a_time_comes_back_as_it_was_written(time_ms: int) -> None:
     ],
 )
 def test_junk_is_refused_with_what_was_got(junk: bytes) -> None:
-    """What ``int`` would take generously is refused all the same."""
+    """Text that ``int`` would take generously is refused all the same."""
     with pytest.raises(ValueError, match="cannot read heartbeat"):
         decode_heartbeat(junk)

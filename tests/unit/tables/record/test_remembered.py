@@ -1,4 +1,4 @@
-"""What is remembered of what producers write is bounded, and right after it was forgotten."""
+"""The memory of producers' texts is bounded, and answers stay right after forgetting."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tables.record.remembered import ENTRY_SIZE, LENGTH_MAX, SIZE_MAX, Remembere
 
 
 def test_an_answer_is_found_once() -> None:
-    """And so is one that is nothing."""
+    """An answer of zero is found once too."""
     asked: list[str] = []
 
     def length(text: str) -> int:
@@ -22,7 +22,7 @@ def test_an_answer_is_found_once() -> None:
 
 @pytest.mark.parametrize("length", [10, 20_000, LENGTH_MAX, LENGTH_MAX + 1])
 def test_all_together_stay_within_a_bound(length: int) -> None:
-    """Short ones by their number, long ones by their length; the longest are not kept."""
+    """Number bounds short texts, length bounds long ones; the longest are not kept."""
     answers: Remembered[bytes, bytes] = Remembered(lambda text: text[:8])
     most = 0
     for number in range(2 * SIZE_MAX // (length + ENTRY_SIZE)):

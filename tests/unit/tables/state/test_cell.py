@@ -1,4 +1,4 @@
-"""Cells merge to what one pass over all their events would give, and measures are exact."""
+"""Cells merge to the result of one pass over all their events, and measures are exact."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def frame(*rows: dict[str, Any]) -> pl.DataFrame:
 
 @given(PARTS)
 def test_merged_partitions_are_the_fold_of_all_their_events(parts: list[list[Event]]) -> None:
-    """Whatever events are spread over partitions, integers come out the same to the last digit."""
+    """Integers are the same to the last digit for any spread of events over partitions."""
     merged = merge_partitions(LAYER, frame(*(row(part, p) for p, part in enumerate(parts))))
     whole = row([event for part in parts for event in part])
     got = merged.row(0, named=True)
@@ -88,7 +88,7 @@ def test_merged_partitions_are_the_fold_of_all_their_events(parts: list[list[Eve
 
 
 def test_rows_are_merged_a_part_of_the_keys_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As they are at once: of many rows no step may take polars' one thread for long."""
+    """The result is that of one merge; no step may take polars' one thread for long."""
     rows = [
         row(
             [(number, 0.5 * number)], number % 3, number,
@@ -138,14 +138,14 @@ def test_float_variance_agrees_with_the_exact_one(parts: list[list[Event]]) -> N
 
 
 def test_float_variance_keeps_small_deviations_on_a_large_mean() -> None:
-    """Where sums of squares would cancel to nothing, deviations do not."""
+    """Sums of squares would cancel to nothing, deviations do not."""
     parts = [[(None, 1e9 + d) for d in (0.0, 1.0)], [(None, 1e9 + d) for d in (2.0, 3.0)]]
     merged = merge_partitions(LAYER, frame(*(row(part, p) for p, part in enumerate(parts))))
     assert measures_of(LAYER, merged)[0]["variance_f"] == 1.25
 
 
 def test_sums_pass_64_bits_unharmed() -> None:
-    """A hundred of the largest integers add up beyond what 64 bits hold."""
+    """A hundred of the largest integers add up beyond 64 bits."""
     top = 2**63 - 1
     merged = merge_partitions(LAYER, frame(*(row([(top, None)] * 2, p) for p in range(50))))
     measures = measures_of(LAYER, merged)[0]

@@ -22,7 +22,7 @@ HOURS = st.dictionaries(
     st.tuples(st.sampled_from("JLE"), st.sampled_from(["UA", "AA"]), st.integers(-2, 2)),
     st.tuples(st.lists(st.integers(-(2**62), 2**62), min_size=1, max_size=3), st.integers(1, 9)),
 )
-"""By origin, carrier and hour: delays, and version."""
+"""Delays and version, by origin, carrier and hour."""
 
 
 @given(HOURS)

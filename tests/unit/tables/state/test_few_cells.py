@@ -1,4 +1,4 @@
-"""Few cells: what plain Python makes of them is what queries over frames make."""
+"""Few cells: plain Python gives the same rows as queries over frames."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FLOATS = tuple(
 
 
 def some_rows(rng: random.Random, schema: dict[str, pl.DataType]) -> pl.DataFrame:
-    """Return some rows of a few keys and windows; what they hold need not be of real events."""
+    """Return some rows of a few keys and windows; their values need not be of real events."""
 
     def value(name: str, kind: pl.DataType) -> Any:
         if name.startswith("key_"):
@@ -45,7 +45,7 @@ def some_rows(rng: random.Random, schema: dict[str, pl.DataType]) -> pl.DataFram
 
 
 def check_same(one: pl.DataFrame, other: pl.DataFrame) -> None:
-    """Both have the same rows in whatever order, but for the last bits of floats."""
+    """Assert that both have the same rows in any order, but for the last bits of floats."""
     assert one.schema == other.schema
     order = [name for name, kind in one.schema.items() if not kind.is_float()]
     one, other = one.sort(order), other.sort(order)
@@ -57,7 +57,7 @@ def check_same(one: pl.DataFrame, other: pl.DataFrame) -> None:
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("layers", [INTS, FLOATS], ids=["int", "float"])
 def test_tables_answer_the_same(layers: Any, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Partial cells add up; of contributions the latest counts, beside what is settled."""
+    """Partial cells add up; the latest contribution counts, beside the settled cells."""
     rng = random.Random(seed)
     hours, days = layers
     tables: list[tuple[LayerTable, dict[str, pl.DataType]]] = [
@@ -90,7 +90,7 @@ def test_tables_answer_the_same(layers: Any, seed: int, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("order", ["asc", "desc"])
 @pytest.mark.parametrize("seed", range(10))
 def test_the_first_are_the_same(seed: int, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where some keys have no value to be ranked by."""
+    """They are the same too if some keys have no value to be ranked by."""
     words = [("by", "mean_delay"), ("n", "3"), ("order", order), ("from", "0"), ("to", "3600000")]
     top = parse_top_query(small_map(), "hour", words, Limits())
     rows = some_rows(random.Random(seed), cell_schema(top.query.rows))
@@ -114,7 +114,7 @@ def near_ties(seed: int) -> pl.DataFrame:
 def test_keys_that_are_equal_but_for_rounding_are_ranked_alike(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By both ways, because the general one leaves a margin; without it, it would drop some."""
+    """Both ways agree, because the general one leaves a margin; without it, it would drop some."""
     words = [("by", "mean_delay"), ("n", "3"), ("from", "0"), ("to", "3600000")]
     top = parse_top_query(small_map(), "hour", words, Limits())
     found = [near_ties(seed) for seed in range(20)]

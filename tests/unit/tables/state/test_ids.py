@@ -48,7 +48,7 @@ def test_what_was_added_is_found_and_nothing_else(chunk: int, count: int) -> Non
 
 
 def test_of_an_id_that_is_there_twice_the_newest_is_found() -> None:
-    """In one block and in two; an id that was forgotten may come again."""
+    """The two may lie in one block or in two; a forgotten id may come again."""
     table = IdTable(100)
     add(table, pl.concat([ids_of(0, 3, 1), ids_of(0, 2, 2)]))
     assert [table.find(ids_of(0, 1))[0].until, table.find(ids_of(2, 3))[0].until] == [2, 1]
@@ -86,7 +86,7 @@ def test_the_oldest_are_forgotten_by_time_and_by_number() -> None:
 
 
 def test_blocks_come_back_from_the_writes_as_they_were() -> None:
-    """After joins and evictions within a block, pieces of a block included."""
+    """They do after joins and evictions within a block, pieces of a block included."""
     table, disk = IdTable(10_000), dict[int, bytes]()
     for first in range(0, 3_000, 30):
         add(table, ids_of(first, first + 30))
@@ -109,7 +109,7 @@ def test_blocks_come_back_from_the_writes_as_they_were() -> None:
 
 
 def test_what_look_ups_need_is_made_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a start, and when the ids outgrow their filter: of millions it takes seconds."""
+    """It is made after a start, and when ids outgrow their filter: millions take seconds."""
     loaded = IdTable(10**6)
     for number in range(4):
         rows = ids_of(number * 1_000, (number + 1) * 1_000)

@@ -1,4 +1,4 @@
-"""The journal: entries and their bytes, and what stands; one state for every reader."""
+"""The journal: entries, their bytes, and which of them stand; one state for every reader."""
 
 import dataclasses
 import random
@@ -68,7 +68,7 @@ DELTAS = st.builds(
 
 @given(CLAIMS | DELTAS)
 def test_an_entry_comes_back_from_its_bytes(entry: Entry) -> None:
-    """Every field of claims and deltas, whatever is in it."""
+    """Every field of claims and deltas comes back, with any value."""
     assert decode_entry(encode_entry(entry)) == entry
 
 
@@ -102,7 +102,7 @@ def test_the_bytes_are_those_of_the_format_page() -> None:
 
 
 def test_a_claim_of_the_format_before_is_read() -> None:
-    """It does not tell what the state has under it."""
+    """It does not tell the layers of the state under it."""
     told = msgspec.msgpack.encode(["claim", 7, "ab", 2, 40])
     assert decode_entry(b"\x01" + told) == Claim(7, "ab", 2, 40, layers=None, ids=None)
 
@@ -238,7 +238,7 @@ def test_a_delta_that_landed_twice_counts_once() -> None:
 
 
 def test_a_zombie_that_goes_on_after_a_newer_claim_changes_nothing() -> None:
-    """Its delta follows the chain, but not the epoch."""
+    """The delta of the zombie follows the chain, but not the epoch."""
     journal = Journal(RAW_PLAN)
     zombie = delta(journal.state, 5, {"hour": hour_block([("JFK", "UA", 0, 1)])})
     assert journal.append(claim())
@@ -265,7 +265,7 @@ def test_a_delta_over_no_records_evicts_and_does_nothing_else() -> None:
 
 
 def test_stream_time_never_falls() -> None:
-    """Whatever an entry says."""
+    """An entry with an earlier time does not lower it."""
     journal = Journal(RAW_PLAN)
     assert journal.append(delta(journal.state, 1, stream_time_ms=50))
     assert journal.append(delta(journal.state, 2, stream_time_ms=20))
@@ -273,7 +273,7 @@ def test_stream_time_never_falls() -> None:
 
 
 def test_a_gap_in_the_journal_is_an_error_of_the_program() -> None:
-    """State after entries that were not read is no state."""
+    """State after entries that were not read would be wrong."""
     journal = Journal(RAW_PLAN)
     entry = delta(journal.state, 1)
     with pytest.raises(AssertionError, match="journal gap"):
@@ -292,7 +292,7 @@ def test_a_coarser_layer_is_as_far_as_its_slowest_sender() -> None:
 
 @dataclasses.dataclass
 class Expected:
-    """What stands, told once more in the plainest way."""
+    """The state after the valid entries, computed in the plainest way."""
 
     to: int = 0
     epoch: int = -1
@@ -338,7 +338,7 @@ def random_entry(rng: random.Random, state: PartitionState, epochs: list[int]) -
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("plan", [RAW_PLAN, DAY_PLAN], ids=["fold", "rollup"])
 def test_every_reader_comes_to_the_same_state(seed: int, plan: Any) -> None:
-    """Who wrote, who read from bytes, and who stopped and came back from a store now and then."""
+    """The writer, a reader of bytes, and one that comes back from its store now and then agree."""
     rng = random.Random(seed)
     journal = Journal(plan)
     expected = Expected()
@@ -364,7 +364,7 @@ def test_every_reader_comes_to_the_same_state(seed: int, plan: Any) -> None:
 
 
 def stopping_reader(rng: random.Random, journal: Journal) -> PartitionState:
-    """Return the state of a reader that is made anew from what it stored, again and again."""
+    """Return the state of a reader that restores itself from its store, again and again."""
     state = PartitionState(journal.plan)
     disks: dict[str, dict[int, BlockWrite]] = {name: {} for name in state.tables}
     for offset, value in enumerate(journal.values):

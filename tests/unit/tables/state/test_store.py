@@ -63,7 +63,7 @@ def raw_delta(journal: Journal, rng: random.Random) -> None:
 
 
 def day_delta(journal: Journal, rng: random.Random) -> None:
-    """Append contributions and an announcement; what is final settles when blocks are merged."""
+    """Append contributions and an announcement; final cells settle when blocks are merged."""
     start = journal.state.meta.next_offset
     hour = start * HOUR_MS
     rows = {(rng.choice("UA"), hour, sender) for sender in (0, 1)}
@@ -116,7 +116,7 @@ def test_a_new_store_has_no_state(store: PartitionStore) -> None:
 
 
 def test_stored_bytes_keep_the_first_name_of_the_next_offset() -> None:
-    """So stores and snapshots of earlier versions are read, and those read this one's."""
+    """Stores and snapshots of earlier versions are read, and those versions read this one's."""
     stored = msgspec.msgpack.decode(msgspec.msgpack.encode(Meta(next_offset=5)))
     assert stored["to"] == 5
     assert "next_offset" not in stored
@@ -184,7 +184,7 @@ def test_a_process_killed_while_it_saves_leaves_one_state(tmp_path: Path) -> Non
 
 
 def test_a_second_opener_is_refused_until_the_first_closes(store: PartitionStore) -> None:
-    """Two owners of one store would each lose what the other wrote."""
+    """Two owners of one store would each lose the other's writes."""
     with pytest.raises(TreasureMapError) as refused:
         PartitionStore(store.folder)
     message = str(refused.value)
@@ -212,7 +212,7 @@ def test_a_second_process_is_refused(store: PartitionStore) -> None:
 
 
 def test_a_store_of_another_format_counts_for_nothing(store: PartitionStore) -> None:
-    """It is neither read nor mixed with what comes after it is emptied."""
+    """It is neither read nor mixed with the writes that come after it is emptied."""
     journal = Journal(RAW_PLAN)
     raw_delta(journal, random.Random(1))
     store.save(journal.state.take_writes(), journal.state.meta)
@@ -264,7 +264,7 @@ from tables.state.store import PartitionStore
 from tables.state.layer_table import BlockWrite
 
 store = PartitionStore(pathlib.Path(sys.argv[1]))
-# The kernel refuses what would make a file larger, as a full disk does.
+# The kernel refuses writes that would make a file larger, as a full disk does.
 resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 try:
     for number in range(10):
@@ -318,12 +318,12 @@ def lose_table(folder: Path) -> None:
 
 
 def damage_list(folder: Path) -> None:
-    """Write something else where RocksDB says which files are its."""
+    """Overwrite the file in which RocksDB names its manifest."""
     (folder / "CURRENT").write_text("of another program")
 
 
 def lose_list(folder: Path) -> None:
-    """Remove what says which files are RocksDB's."""
+    """Remove the manifests, which list RocksDB's files."""
     for manifest in folder.glob("MANIFEST-*"):
         manifest.unlink()
 

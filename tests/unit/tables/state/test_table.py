@@ -1,4 +1,4 @@
-"""Layer tables: the cells of brute force, whatever is merged, evicted and taken from the store."""
+"""Layer tables: the cells of brute force, through merges, evictions and restores."""
 
 import random
 from collections.abc import Iterator
@@ -54,7 +54,7 @@ def small_tails() -> Iterator[None]:
 
 @given(FOLD_STEPS)
 def test_partial_cells_add_up_in_any_order_of_steps(steps: list[object]) -> None:
-    """A fold table is the sum of what was added and not evicted; its store says the same."""
+    """A fold table is the sum of all rows added and not evicted; its store says the same."""
     table = FoldTable(HOUR)
     disk: dict[int, BlockWrite] = {}
     expected: dict[tuple[Any, ...], tuple[int, int, int]] = {}
@@ -235,7 +235,7 @@ def test_a_table_from_the_store_merges_as_the_one_that_was_never_closed(seed: in
 
 
 def test_a_merge_made_ahead_is_the_merge() -> None:
-    """Blocks, what the store gets and the last bits of sums are the same with it and without."""
+    """Blocks, the store's writes and the last bits of sums are the same with it and without."""
     layer = dataclasses_replace(HOUR, accumulators=accumulators("delay", "float"))
     schema = {name: kind for name, kind in cell_schema(layer).items() if name != "version"}
     rng = random.Random(5)
@@ -279,7 +279,7 @@ def test_sinks_that_ask_for_the_same_windows_share_one_job() -> None:
 
 
 def places(table: FoldTable) -> list[tuple[int, int, bool]]:
-    """Return what the store gets but for the bytes: groups come in any order."""
+    """Return the store's writes without their bytes: groups come in any order."""
     return [(write.sequence, write.version, write.data is None) for write in table.writes]
 
 
@@ -289,7 +289,7 @@ def cells_bits(table: FoldTable) -> list[list[tuple[object, ...]]]:
 
 
 def test_small_blocks_wait_and_are_read_as_one() -> None:
-    """Up to 64 of them; a merge takes them together."""
+    """Up to 64 of them wait; a merge takes them together."""
     table = FoldTable(HOUR)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(table_module, "TAIL_ROWS_MAX", 256)

@@ -1,4 +1,4 @@
-"""From when on states say that they are whole: what claims begin, and what senders tell."""
+"""The times from which on states are whole: those that claims begin or senders tell."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def record(sender: int, whole: dict[str, int] | None, rows: list[Any] | None = N
 
 
 def gathered(journal: Journal, *records: bytes) -> dict[int, dict[str, int]]:
-    """Let records come to a state of the day; return what was news of its senders."""
+    """Let records come to a state of the day; return the news of its senders."""
     run = run_of(list(records), 0, journal.state.meta.next_offset, DAY_PLAN.topic)
     content, _ = Gatherer(journal.plan).gather(run, journal.state)
     entry = delta(
@@ -79,7 +79,7 @@ def gathered(journal: Journal, *records: bytes) -> dict[int, dict[str, int]]:
 
 
 def test_a_coarser_layer_is_as_whole_as_the_last_of_its_senders() -> None:
-    """It is not known before all have told; what they tell only rises, and is told once."""
+    """It is not known before all have told; their times only rise, and are told once."""
     journal = Journal(DAY_PLAN)
     assert gathered(journal, record(0, ALL), record(0, ALL)) == {0: ALL}
     assert journal.state.complete_ms(DAY) == NEVER_ENDS_MS
@@ -103,7 +103,7 @@ def test_a_sender_that_does_not_know_yet_is_waited_for() -> None:
 
 
 def test_senders_of_an_older_version_have_been_whole_ever_since() -> None:
-    """But what they had evicted when they were first heard never came."""
+    """Windows that they had evicted when they were first heard never came."""
     journal = Journal(DAY_PLAN)
     never = NOTHING_ANNOUNCED
     told = [Contribution("hour", 1, sender, Announcement(9, 7), b"") for sender in (0, 1)]
@@ -142,7 +142,7 @@ def test_a_layer_made_later_gets_what_was_not_sealed_when_it_came() -> None:
 
 
 def test_what_a_claim_adds_to_a_coarser_layer_begins_after_all_its_windows() -> None:
-    """And its senders are asked anew."""
+    """Its senders are asked anew too."""
     state = PartitionState(plan_of(DAY_PLAN.topic, 2, *WITH_SUM))
     assert claimed(state, plan_of(DAY_PLAN.topic, 1, *COUNTS))
     block = block_of([("UA", 30, 5, 1)])
@@ -163,7 +163,7 @@ def test_what_a_claim_adds_to_a_coarser_layer_begins_after_all_its_windows() -> 
 
 
 def test_a_claim_with_another_layer_under_the_same_name_does_not_stand() -> None:
-    """Also where the layer was dropped in between; other measures and layers do not matter."""
+    """It may have been dropped in between; other measures and layers do not matter."""
     other = dataclasses_replace(HOUR, key=HOUR.key[:1])
     state = PartitionState(RAW_PLAN)
     assert claimed(state, plan_of(RAW_PLAN.topic, 1, HOUR))
@@ -186,7 +186,7 @@ def test_a_claim_with_another_layer_under_the_same_name_does_not_stand() -> None
 
 @pytest.mark.parametrize("known", list(itertools.product([True, False], repeat=2)))
 def test_a_cell_of_parts_is_known_where_all_parts_are(known: tuple[bool, bool]) -> None:
-    """As frames and as tuples alike; an extreme is null too where no event had the field."""
+    """Frames and tuples agree; an extreme is null too if no event had the field."""
     kinds = ("n", "sum", "min", "max", "m2")
     accumulators = (EVENTS, *(Accumulator(kind, "x", "float") for kind in kinds))
     values = [(1, 1, 2.0, 2.0, 2.0, 0.0), (3, 3, 6.0, 1.0, 3.0, 2.0)]
@@ -206,7 +206,7 @@ def test_a_cell_of_parts_is_known_where_all_parts_are(known: tuple[bool, bool]) 
 
 
 def test_of_facts_the_later_ones_say_what_is_whole() -> None:
-    """In whatever order they are heard; of partitions the last to begin counts."""
+    """They may be heard in any order; the last partition to begin counts."""
     first = PartitionFacts(0, 5, 0, 0, 0, 0, NEVER_ENDS_MS, 1.0)
     then = dataclasses_replace(first, position=6, complete_ms=8, whole={"sum_delay": 9})
     other = dataclasses_replace(first, partition=1, complete_ms=NEVER_MS, whole={"sum_delay": 7})
@@ -218,7 +218,7 @@ def test_of_facts_the_later_ones_say_what_is_whole() -> None:
 
 
 def test_coarser_windows_are_read_where_they_know_what_the_base_knows() -> None:
-    """Between the two times finer ones are; before the base knows, both are null."""
+    """Finer windows are read between the two times; both are null before the base knows."""
     base = LayerFacts(whole={"sum_delay": 30 * HOUR_MS})
     day = dataclasses.replace(FINAL, whole={"sum_delay": 3 * DAY_MS})
     query = ask(stop=5 * DAY_MS, key_carrier="UA", measures="sum_delay")
@@ -250,7 +250,7 @@ def test_keys_are_ranked_only_by_what_is_known_of_the_whole_range() -> None:
 
 
 def test_blocks_from_before_a_measure_do_not_hide_what_comes_after() -> None:
-    """Cells of later windows have it, whatever lies beside them."""
+    """Cells of later windows have it, with any cells beside them."""
     state = PartitionState(plan_of(RAW_PLAN.topic, 2, HOUR))
     assert claimed(state, plan_of(RAW_PLAN.topic, 1, COUNTS[0]))
     moved(state, HOUR_MS, hour=hour_block([("JFK", "UA", HOUR_MS, 5)]))
