@@ -1,4 +1,4 @@
-"""What is known: core rules, layer tables, journal, local store, archive.
+"""State: core rules, layer tables, journal, local store, archive.
 
 A package of the worker of Treasure Map.
 """

@@ -1,1 +1,1 @@
-"""What a map needs of Kafka and Cassandra: topics, rights, histories, and how it starts over."""
+"""Kafka and Cassandra for a map: topics, rights, histories, and starting over."""

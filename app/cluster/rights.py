@@ -61,7 +61,7 @@ _GROUP: dict[Role, tuple[Operation, ...]] = {"worker": ("Read",), "start-over": 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Right:
-    """What must be allowed on one topic or group."""
+    """The operations that must be allowed on one topic or group."""
 
     resource: Resource
     name: str

@@ -15,7 +15,7 @@ REPLICATION_MAX = 3
 """Copies of a topic if the caller names no number and there are enough brokers."""
 
 KEPT_FOR_EVER = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
-"""What a journal's settings must be: state is the fold of all of it."""
+"""The settings of a journal: state is the fold of all its entries."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -66,7 +66,7 @@ def relations(settings: Settings) -> Iterator[Fault]:
 
 
 def _posture(settings: Settings) -> Iterator[Fault]:
-    """What is reachable from, or reaches, beyond loopback is authenticated and encrypted."""
+    """Connections from and to hosts beyond loopback are authenticated and encrypted."""
     if settings.insecure:
         return
     guards = ("web_token", "web_tokens_file", "web_cert_file")

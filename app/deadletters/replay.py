@@ -3,9 +3,9 @@
 Dead letters go to their source, after a fix. Late ones go to a topic of their own, which a layer
 reads that takes them in: in their source they would only be late again.
 
-A letter is replayed once, whatever dies in between: a replay says in the side topic what it is
-about to send, sends it with the letter's place in a header, and says that it is done. Where that
-last mark is missing, the target topic is searched for the letters that have arrived.
+A letter is replayed once, whatever dies in between: a replay writes a mark of the letters that
+it will send into the side topic, sends them with the letter's place in a header, and writes a last
+mark. If the last mark is missing, the target topic is searched for the letters that have arrived.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class ReplayError(TreasureMapError):
 
 @dataclasses.dataclass(slots=True)
 class Known:
-    """What a side topic holds beside its letters: which were replayed, and which are under way."""
+    """The marks of replays in a side topic: replayed letters, and those under way."""
 
     done: dict[int, set[int]] = dataclasses.field(default_factory=dict)
     planned: dict[tuple[int, str], Mark] = dataclasses.field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What the demo shows while it runs: a live table on a terminal, plain lines anywhere else."""
+"""The demo's display while it runs: a live table on a terminal, plain lines anywhere else."""
 
 from __future__ import annotations
 

@@ -164,7 +164,7 @@ def _free_port() -> int:
 
 
 def _answers(port: int) -> bool:
-    """Tell whether a Kafka broker on ``port`` answers a request."""
+    """Return whether a Kafka broker on ``port`` answers a request."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
             connection.sendall(_API_VERSIONS)

@@ -22,7 +22,7 @@ SOURCE = "radar"
 RATE = 2_000
 DISORDER_MS_MAX = 400
 SECTORS = tuple(f"S{number:02d}" for number in range(16))
-# Zipf's law: the sector of rank r sees 1/r of what the busiest sees.
+# Zipf's law: the sector of rank r sees 1/r of the contacts of the busiest.
 _WEIGHTS = tuple(1 / (rank + 1) for rank in range(len(SECTORS)))
 _STEP_SECONDS = 0.05
 _HEARTBEAT_SECONDS = 1.0

@@ -87,7 +87,7 @@ class DemoWorker:
     """
 
     def __init__(self, brokers: str, map_file: pathlib.Path, folder: pathlib.Path) -> None:
-        # What is no port is refused by the worker, with the words for every setting.
+        # The worker refuses anything but a port, with the words for every setting.
         port = os.environ.get(environment_variable("web_port")) or _port()
         self.url = f"http://127.0.0.1:{port}"
         self.archive_folder = folder / "archive"

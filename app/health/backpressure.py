@@ -125,12 +125,12 @@ class Pressure:
         return self.sources, self.layers
 
     def admits_sources(self) -> bool:
-        """Tell whether a chunk of a source may be taken in."""
+        """Return whether a chunk of a source may be taken in."""
         self._measure()
         return not self.sources.reasons
 
     def admits_layers(self) -> bool:
-        """Tell whether a chunk of a layer topic may be taken in."""
+        """Return whether a chunk of a layer topic may be taken in."""
         self._measure()
         return not self.layers.reasons
 

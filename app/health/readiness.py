@@ -1,7 +1,7 @@
 """Readiness: why this worker should not be asked now, as sentences from several small sources.
 
 A source is called without waiting, and yields a sentence for each thing that is not as it should
-be. The first source tells what has to come first.
+be. The first source gives the most basic reason.
 """
 
 from __future__ import annotations

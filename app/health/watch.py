@@ -90,7 +90,7 @@ class Progress:
     ) -> None:
         """Compare owners' next offsets with the ends of their logs.
 
-        What is known of a partition that is being claimed again stays for its next owner.
+        The record of a partition that is being claimed again stays for its next owner.
         """
         now_s = self._clock_s()
         self.excuse(but=lambda tp: tp in positions or tp in restoring)

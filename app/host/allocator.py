@@ -22,7 +22,7 @@ import threading
 import time
 
 KEPT_BYTES = 256 << 20
-"""Freed memory up to this size stays with the process. What is in use is bounded elsewhere."""
+"""Freed memory up to this size stays with the process. Memory in use is bounded elsewhere."""
 
 GIVE_BACK_SECONDS = 60.0
 

@@ -57,7 +57,7 @@ class FloodFilter(logging.Filter):
         self.held_total = 0
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Tell whether a line is shown now."""
+        """Return whether a line is shown now."""
         if record.levelno < logging.WARNING or hasattr(record, _LAST):
             return True
         key = (record.name, record.levelno, str(record.msg))
@@ -94,7 +94,7 @@ class FloodFilter(logging.Filter):
 
 
 def _drop_traceback(record: logging.LogRecord) -> None:
-    """Put the error of a library, or of the network, in place of the way that it took."""
+    """Show the error of a library, or of the network, instead of its traceback."""
     error = record.exc_info[1] if record.exc_info else None
     if error is None:
         return

@@ -17,7 +17,7 @@ from urllib.parse import quote, quote_plus
 import orjson
 
 MASK = "********"
-"""What is shown in the place of a secret."""
+"""The text that is shown instead of a secret."""
 
 SECRET_LENGTH_MIN = 4
 """Without the texts of shorter ones no line could be read."""
@@ -27,7 +27,7 @@ _OF_BYTES = "aiokafka.conn"
 
 
 def printable(text: str, keep: str = "") -> str:
-    r"""Return a text with an escape such as ``\x1b`` in place of all that does not print.
+    r"""Return a text with an escape such as ``\x1b`` for each character that does not print.
 
     Args:
         text: any text.

@@ -30,7 +30,7 @@ EXIT_CODE = 75
 """How a stuck process ends: EX_TEMPFAIL of sysexits.h, "try again"."""
 
 LEAVE_SECONDS_MAX = 30.0
-"""What a process may take to end after its loop has ended: threads that hang in a disk or a driver
+"""Seconds in which a process ends after its loop has ended: threads that hang in a disk or a driver
 would keep it for ever."""
 
 TICKS = 10
@@ -40,7 +40,7 @@ STDERR = 2
 """The file itself: Faust's command line puts a log in the place of ``sys.stderr``."""
 
 TELL_SECONDS_MAX = 2.0
-"""What the last words may take: a full pipe that nobody reads must not keep the process."""
+"""Seconds for the last words: a full pipe that nobody reads must not keep the process."""
 
 
 class Watchdog:
@@ -87,7 +87,7 @@ class Watchdog:
             # so the process was stopped, and the loop gets time to beat before the next tick.
             self._stalled_s += min(now_s - before_s, 2 * self._tick_s)
             before_s = now_s
-        # A loop that goes on at this very moment is too late: say what it was.
+        # A loop that goes on at this very moment is too late: show its stack.
         reason = self._reason(self._stalled_s)
         telling = threading.Thread(target=_tell, args=(reason,), name="watchdog tells", daemon=True)
         telling.start()

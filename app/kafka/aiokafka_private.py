@@ -110,7 +110,7 @@ class _Batch:
 
 
 class Fetched:
-    """What a consumer has fetched and nobody has taken yet.
+    """The records that a consumer has fetched and nobody has taken yet.
 
     Args:
         consumer: a started consumer with a group.
@@ -140,7 +140,7 @@ class Fetched:
         return int(self._consumer._coordinator.generation)
 
     def rebalancing(self) -> bool:
-        """Tell whether partitions have been revoked and not assigned again yet."""
+        """Return whether partitions have been revoked and not assigned again yet."""
         return bool(self._consumer._subscription.reassignment_in_progress)
 
     @contextlib.contextmanager
@@ -378,7 +378,7 @@ async def abandon(consumer: AIOKafkaConsumer) -> None:
 
 
 def _is_unwanted(fetched: Any, batch: Any) -> bool:
-    """Tell whether a batch holds no events: a control batch, or one of an aborted transaction."""
+    """Return whether a batch holds no events: a control batch, or one of an aborted transaction."""
     if fetched._isolation_level == READ_COMMITTED and batch.producer_id is not None:
         fetched._consume_aborted_up_to(batch.base_offset)
         if batch.is_control_batch and fetched._contains_abort_marker(batch):

@@ -48,7 +48,7 @@ class BrokersAwayError(TreasureMapError):
 
 
 def is_refusal(error: Exception) -> bool:
-    """Tell whether a broker answered that it will not, rather than not at all."""
+    """Return whether a broker answered that it will not, rather than not at all."""
     refusals = (BrokerResponseError, AuthenticationFailedError)
     return isinstance(error, refusals) and not error.retriable
 

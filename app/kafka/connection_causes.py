@@ -49,7 +49,7 @@ _TLS_PORT = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Cause:
-    """What is wrong with one broker.
+    """The fault of one broker.
 
     Attributes:
         words: the fault and the setting to look at, as a part of a sentence.
@@ -225,7 +225,7 @@ async def _speaks_plain(host: str, port: int) -> bool:
 
 
 async def _speaks_tls(host: str, port: int) -> bool:
-    """Tell whether TLS is spoken; nothing is sent over it, so nobody's certificate matters."""
+    """Return whether TLS is spoken; nothing is sent over it, so nobody's certificate matters."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:

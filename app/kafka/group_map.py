@@ -9,7 +9,7 @@ from tables.model.topic_partition import TopicPartition
 
 
 class GroupMap:
-    """What the assignor's map says; it comes with every assignment, to every member.
+    """The assignor's map, which comes with every assignment, to every member.
 
     Attributes:
         urls: the endpoint of each partition's owner.

@@ -252,7 +252,7 @@ class KafkaLog:
     async def record_at(self, topic: str, partition: int, offset: int) -> LogRecord | None:
         """Return the record at an offset; None if the log has none there any more.
 
-        Compaction takes records out, also the last ones, and markers of transactions are none.
+        Compaction takes records out, also the last ones; markers of transactions are not records.
 
         Raises:
             OutcomeUnknownError: the broker did not answer in time.
@@ -318,7 +318,7 @@ class KafkaLog:
         try:
             await self._answered(cannot, self._append_deadline_s, delete(), "Delete")
         except NotAllowedError as error:
-            # A journal that grows is no reason to end; the next start tells what is missing.
+            # A journal that grows is no reason to end; the next start names the missing right.
             raise OutcomeUnknownError(str(error)) from error
 
     async def _collect(
@@ -439,7 +439,7 @@ def _gone(cannot: str) -> str:
 
 
 def _is_final(error: BaseException | None) -> bool:
-    """Tell whether no later append can do better.
+    """Return whether no later append can do better.
 
     aiokafka retries errors that may pass. Any other error either belongs to the topic (who may
     write, how large) or has broken the producer's sequence, which only a new producer mends.

@@ -39,7 +39,7 @@ NAMED_MAX = 5
 """Strangers that a message names."""
 
 JOIN_BYTES_MAX = 1 << 20
-"""What a member may join with. Brokers keep all that a group says in one record of their topic of
+"""The largest join. Brokers keep all joins of a group in one record of their topic of
 groups, which has no more by default."""
 
 JOIN_TOPICS_MAX = 4_096
@@ -265,7 +265,7 @@ def _metadata(data: bytes) -> Any:
 
 
 def _said(data: bytes) -> Member | None:
-    """Return what a member says of itself; None where it cannot be read."""
+    """Return a member's description of itself; None if it cannot be read."""
     found = _metadata(data)
     try:
         return content_of(found.user_data if found else b"", Member)

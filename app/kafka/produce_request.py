@@ -143,7 +143,7 @@ class Appends:
     def _too_late(self, connection: Any, answer: asyncio.Future[Any]) -> None:
         if not answer.done():
             answer.set_exception(TimeoutError(f"no answer within {self._deadline_s:g} s"))
-        # What it has not answered so far it may never answer; the next request opens another.
+        # It may never answer the requests of so far; the next request opens another.
         connection.close(reason=CloseReason.CONNECTION_TIMEOUT)
 
     def _resolve(
@@ -224,7 +224,7 @@ class _Answer:
 
 
 class _Sent:
-    """What a connection asks of a request when its answer comes."""
+    """The interface of a request that its connection uses when the answer comes."""
 
     RESPONSE_TYPE = _Answer
 

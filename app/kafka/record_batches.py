@@ -25,7 +25,7 @@ from app.kafka.inflate import INFLATED_BYTES_MAX, inflate
 from tables.model.limits import LETTER_BYTES_MAX
 from tables.record.chunk import RecordFault
 
-# Kafka's NO_TIMESTAMP: what a record without a time carries (formats before 2 may have none).
+# Kafka's NO_TIMESTAMP: the time of a record without one (formats before 2 may have none).
 NO_TIME_MS = -1
 
 UNREAD_RECORDS_MAX = 1 << 20
@@ -97,7 +97,7 @@ class Batches:
         if len(data) - at < _OVERHEAD:
             return
         (length,) = struct.unpack_from(">i", data, at + _LENGTH_AT)
-        # A length that is none is told where the batch is read, not in aiokafka's own task.
+        # A wrong length is reported when the batch is read, not in aiokafka's own task.
         end = at + _OVERHEAD + max(length, 0)
         if end <= len(data):
             self._end = end
@@ -146,7 +146,7 @@ class Batch:
                     return records
         except MemoryError:
             raise
-        except Exception as error:  # noqa: BLE001 - C code, which declares nowhere what it raises
+        except Exception as error:  # noqa: BLE001 - C code, which declares no exceptions
             cause = str(error) or type(error).__name__
         if self._magic == _FORMAT:
             return self._read_each(data, cause, is_whole=is_whole)

@@ -1,4 +1,4 @@
-"""What a transport counts."""
+"""Counts of a transport."""
 
 from __future__ import annotations
 

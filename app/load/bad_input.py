@@ -4,7 +4,7 @@ A kind takes the place of one event. The place at which it is made depends on th
 
     row      a value of the event, before it is encoded: any form can say it
     line     the event's JSON text
-    record   a record of its own in place of the event
+    record   a record of its own instead of the event
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def _whole_numbers(sample: Sample) -> list[str]:
 
 
 def _out_of_range(sample: Sample) -> bytes:
-    """Return a line with a number beyond 64 bits, or a time that is none."""
+    """Return a line with a number beyond 64 bits, or a time that cannot be read."""
     time = sample.source.time_field
     texts = [_changed(sample, time, text) for text in ("yesterday", "2026-02-30T00:00:00Z")]
     for name in (time, *_whole_numbers(sample)):

@@ -2,7 +2,7 @@
 
 A partition's events are cut into pieces of one form each; a record of its own cuts a piece in two.
 
-    rows     e e e e e e e e e e e e e        X: a bad record in place of an event
+    rows     e e e e e e e e e e e e e        X: a bad record instead of an event
     pieces   |ndjson-------|arrow----|
     records  [  r  ] X [ r ][    r   ]
 """

@@ -67,8 +67,8 @@ def steps(times_ms: pl.Series, seconds: float, settled_ms: int) -> Iterator[Step
 def settled_ms(themap: Map, source: str, last_ms: int, margin_ms: int = MARGIN_MS) -> int:
     """Return a stream time at which no window that an event up to ``last_ms`` opened can change.
 
-    That is the largest end of such a window over the layers that ``source`` feeds, plus what they
-    and the layers between allow events to be late, plus a margin.
+    That is the largest end of such a window over the layers that ``source`` feeds, plus the slack
+    that they and the layers between allow events to be late, plus a margin.
     """
     ends = []
     for base in themap.base_layers(source):

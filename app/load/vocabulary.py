@@ -23,7 +23,7 @@ UNCLASSIFIED_LEVELS_MAX = 4
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Words:
-    """What the events of a source are made of.
+    """The parts of a source's events.
 
     ``types`` are those that layers select, then ``unclassified`` if some type is selected by none.
     ``members`` tells, by layer and type, whether the layer selects it. A key is a number from 0;
@@ -117,7 +117,7 @@ def types_of(patterns: Sequence[str], types: int) -> list[str]:
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Tell whether a layer's pattern matches a type: ``*`` is a level, ``**`` one or more."""
+    """Return whether a layer's pattern matches a type: ``*`` is a level, ``**`` one or more."""
     wanted, levels = pattern.split("."), name.split(".")
     for place, want in enumerate(wanted):
         if place >= len(levels):

@@ -1,7 +1,7 @@
 """The map file: TOML text into a checked ``Map``, or every problem in it at once.
 
-A map that cannot be exact is refused here, so that nothing after this module meets one. What the
-file may hold is described in ``docs/formats/map.md``.
+A map that cannot be exact is refused here, so that nothing after this module meets one. The page
+``docs/formats/map.md`` describes the file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a layer selects and answers, read from its texts: event patterns, conditions, measures."""
+"""Texts of a layer, checked: event patterns, conditions, measures."""
 
 from __future__ import annotations
 

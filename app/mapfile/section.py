@@ -67,7 +67,7 @@ class Section:
         self._problems.append(f"{where}: {text}")
 
     def has(self, field: str) -> bool:
-        """Tell whether ``field`` stands in the table, right or wrong."""
+        """Return whether ``field`` stands in the table, right or wrong."""
         self._asked.add(field)
         return field in self._table
 

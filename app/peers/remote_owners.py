@@ -125,7 +125,7 @@ class Peers:
             for place in lacking:
                 owners.setdefault(members.get(place, ""), set()).add(place)
             owners.pop("", None)
-            # What is here first: the state may move while others are waited for.
+            # Local rows first: the state may move while others are waited for.
             if (mine := owners.pop(self._own_url, None)) is not None:
                 _add(found, await self._made([self._local(one) for one in self._of(reads, mine)]))
             left_s = max(LAST_TRY_S, until - loop.time())

@@ -18,7 +18,7 @@ class PeerError(Exception):
 
 
 class Trouble:
-    """What is wrong with one worker, with a warning when it begins and once a minute.
+    """The fault of one worker, with a warning when it begins and once a minute.
 
     Args:
         url: the worker.

@@ -103,7 +103,7 @@ class ArrowReader(Protocol):
 
 
 class Kinds(dict[str, int]):
-    """By type, the number of the set of layers that select it; 0 is none."""
+    """By type, the number of the set of layers that select it; 0 is the empty set."""
 
     def __init__(self, layers: tuple[Layer, ...]) -> None:
         super().__init__()
@@ -285,7 +285,7 @@ class Decoder:
                 rows.add(record)
                 continue
             several = [line for line in value.split(b"\n") if line.strip()]
-            # Without a form it is lines if the first one is a document: then the whole is none.
+            # Without a form it is lines if the first one is a document: then the whole is not one.
             if form == "ndjson" or (not form and _document(several[0]) is not None):
                 texts += several
                 rows.add(record, len(several))

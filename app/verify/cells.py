@@ -123,7 +123,7 @@ def measure_of(cell: Cell, measure: Measure) -> tuple[Number | float | None, Fra
 
 
 def may_be_infinite(cell: Cell, measure: Measure) -> bool:
-    """Tell whether a worker may have no number, because floats go beyond the largest one."""
+    """Return whether a worker may have no number, because floats go beyond the largest one."""
     if measure.field is None or measure.kind in ("min", "max"):
         return False
     sums = cell.fields[measure.field]
@@ -131,7 +131,7 @@ def may_be_infinite(cell: Cell, measure: Measure) -> bool:
 
 
 def equals(got: object, want: Number | float | None, slack: Fraction = _NOTHING) -> bool:
-    """Tell whether a worker's number is ``want``.
+    """Return whether a worker's number is ``want``.
 
     A fraction is rounded once, to the nearest float, and may be off by ``slack`` before that.
     """
@@ -149,7 +149,7 @@ def equals(got: object, want: Number | float | None, slack: Fraction = _NOTHING)
 
 
 def is_infinite(got: object) -> bool:
-    """Tell whether a worker's number is one beyond the largest float, which may be told as none."""
+    """Return whether a worker's number is beyond the largest float, which may be null."""
     return got is None or (isinstance(got, float) and not math.isfinite(got))
 
 

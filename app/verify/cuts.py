@@ -48,7 +48,7 @@ class Cuts:
     def know(self, whole: Whole, firsts: list[int]) -> None:
         """Take the times that workers tell, and the first offset of each partition's log.
 
-        Of a merged layer only the latest of all partitions is told, which is none of them before.
+        For a merged layer workers tell only the latest of all partitions, and nothing before that.
 
         Raises:
             VerifyError: they told something else before.

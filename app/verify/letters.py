@@ -57,7 +57,7 @@ class Letters:
         return self._whole[topic, part, reason]
 
     def many(self, topic: str, part: int, offset: int) -> bool:
-        """Tell whether a dead letter is about an event of a record that is not its first one."""
+        """Return whether a dead letter is about an event of a record that is not its first one."""
         self.load()
         return bool(
             self._database.number(

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from tables.model.layer import Source
 
 TIME_MS_MIN, TIME_MS_MAX = -62_135_596_800_000, 253_402_300_799_999
-# Below it, an append time is none.
+# Smaller append times do not count.
 APPEND_TIME_MS_MIN = 100_000_000_000
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 ARROW_START = b"\xff\xff\xff\xff"
@@ -80,7 +80,7 @@ class Content:
     """The events of a record.
 
     ``column`` is the ledger's, ``reason`` that of a record that is no events, ``time_ms`` that of
-    a heartbeat. ``events`` has, in order, events, and faults in place of malformed events.
+    a heartbeat. ``events`` has, in order, events, and faults for malformed events.
     """
 
     column: str
@@ -173,7 +173,7 @@ class RecordReader:
             return _JSON
         pairs = load_json(text)
         if pairs is None:
-            # What is read before the place where it breaks may have had a fault of its own.
+            # The rows before the broken place may have had a fault of their own.
             return _ANY
         if not isinstance(pairs, Pairs):
             return _JSON | (wrong(pairs) & _RANGE)
@@ -231,7 +231,7 @@ class Pairs(list[tuple[str, Any]]):
 
 
 def load_json(text: str) -> Any:
-    """Return a JSON document, with :class:`Pairs` for objects; None for text that is none.
+    """Return a JSON document, with :class:`Pairs` for objects; None for other text.
 
     ``null`` gives an empty list: like any other document that is no object it is no event.
     """
@@ -302,7 +302,7 @@ _LARGE_DECODER = json.JSONDecoder(
 
 
 def has_broken_name(record: Record) -> bool:
-    """Tell whether a header's name is not UTF-8; it has surrogates in place of such bytes."""
+    """Return whether a header's name is not UTF-8; it has surrogates for such bytes."""
     return any(not name.isascii() and not _is_text(name) for name, _ in record.headers)
 
 
@@ -334,7 +334,7 @@ def _lines(value: bytes, form: str, many: Callable[[], bool]) -> Iterable[bytes]
 
 
 def _is_broken(value: bytes, document: Any) -> bool:
-    """Tell whether a document is none to a reader that checks texts and numbers at once."""
+    """Return whether a reader that checks texts and numbers at once refuses a document."""
     try:
         value.decode()
         json.dumps(document, allow_nan=False)

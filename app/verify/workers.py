@@ -130,7 +130,7 @@ class Workers:
         return ""
 
     def _is_waiting(self, row: LayerStatus) -> bool:
-        """Tell whether a worker has not sent all windows of a layer."""
+        """Return whether a worker has not sent all windows of a layer."""
         early = self._early and row.waiting_open_windows
         return bool(row.unacknowledged_windows or early)
 

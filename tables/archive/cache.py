@@ -32,7 +32,7 @@ SPAN_BYTES = 1_000
 """About the memory of a span beside its rows, with its entry among the others."""
 
 COLUMN_BYTES = 600
-"""What a column of a frame takes beside its values: measured were 210 for one row, 570 for 32."""
+"""Bytes of a frame's column beside its values: measured were 210 for one row, 570 for 32."""
 
 SPAN_ROWS_MAX = 16_384
 """Rows of a span, unless one window has more: they are dropped together to make room."""
@@ -141,7 +141,7 @@ class ArchiveCache:
             from_ms, to_ms = hole
             wanted = dataclasses.replace(cells, from_ms=from_ms, to_ms=to_ms)
             rows = await self._once(layer, wanted, cost)
-            # What is known inside of it was read again.
+            # Spans inside of it were read again.
             known = [one for one in known if one.to_ms <= from_ms or one.from_ms >= to_ms]
             known.append(Span(from_ms, to_ms, rows))
         return stacked((one.within(cells.from_ms, cells.to_ms) for one in known), no_rows(layer))
@@ -203,7 +203,7 @@ class ArchiveCache:
         return rows if rows.columns == nothing.columns else rows[nothing.columns]
 
     def _keep(self, place: Place, span: Span) -> None:
-        """Keep a span in place of those that it overlaps, as one with small neighbours."""
+        """Keep a span instead of those that it overlaps, as one with small neighbours."""
         for known in self._known(place, span.from_ms, span.to_ms):
             self._forget(known, place)
         for known in self._known(place, span.from_ms - 1, span.to_ms + 1):

@@ -19,7 +19,7 @@ ID_BYTES = 8
 
 
 class Whose(msgspec.Struct, frozen=True):
-    """What an archive says of itself: its id, and the name of the map whose rows it has."""
+    """The identity of an archive: its id, and the name of the map whose rows it has."""
 
     id: str
     map: str

@@ -1,4 +1,4 @@
-"""What an answer cost: counted while it is made, told with it, and summed in metrics."""
+"""Cost of an answer: counted while it is made, sent with it, and summed in metrics."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ a cell's key came with a delta, a contribution's with a cell.
 from __future__ import annotations
 
 RECORD_BYTES_MAX = 16 << 20
-"""What the topics of workers take: their ``max.message.bytes``, and the producer's largest."""
+"""The largest record of workers' topics: their ``max.message.bytes``, and the producer's."""
 
 RECORD_OVERHEAD_BYTES = 1 << 19
 """What Kafka, headers and the fields around cells may add to them."""

@@ -168,7 +168,7 @@ class Window(msgspec.Struct, frozen=True, omit_defaults=True):
         return dates.dt.offset_by(f"{self.months}mo").dt.epoch("ms")
 
     def nests_in(self, coarser: Window) -> bool:
-        """Tell whether every window of this size lies inside one window of ``coarser``.
+        """Return whether every window of this size lies inside one window of ``coarser``.
 
         Months and years start at midnight, with nothing else in common, so windows that nest in
         them divides a day. No fixed length holds them: only multiples of the calendar's 400 years

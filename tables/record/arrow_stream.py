@@ -1,9 +1,9 @@
 """Arrow streams: whether an IPC stream is sound enough to be given to the reader of Arrow.
 
-The reader allocates what a stream declares before it looks at the bytes, and ends the process where
-that cannot be had. So everything that it sizes memory or recursion by is compared first with the
-bytes that are there and with what the source allows. Layout: the Arrow columnar format, "IPC
-Streaming Format", and its flatbuffers Message.fbs and Schema.fbs, version V5::
+The reader allocates the declared size of a stream before it looks at the bytes, and ends the
+process where that cannot be had. So everything that it sizes memory or recursion by is compared
+first with the bytes that are there and with the limits of the source. Layout: the Arrow columnar
+format, "IPC Streaming Format", and its flatbuffers Message.fbs and Schema.fbs, version V5::
 
     FF FF FF FF | metadata size, int32 | metadata, a flatbuffer | body, 8-byte aligned | next ...
 """

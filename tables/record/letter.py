@@ -69,7 +69,7 @@ def read_letter(headers: Headers) -> Letter:
     """Return the letter whose headers these are.
 
     Raises:
-        LetterError: they are none of a letter.
+        LetterError: they are not those of a letter.
     """
     try:
         texts = {name: data.decode() for name, data in headers}

@@ -11,10 +11,10 @@ from typing import Generic, TypeVar
 
 SIZE_MAX = 4 << 20
 """Characters or bytes of all that is remembered for one purpose; a character takes up to 4 bytes.
-What is more (hostile or broken) only costs finding the answer again."""
+Texts beyond it (hostile or broken) only cost finding the answer again."""
 
 ENTRY_SIZE = 128
-"""What an entry counts beside its text, so that short ones are bounded too."""
+"""Bytes of an entry beside its text, so that short ones are bounded too."""
 
 LENGTH_MAX = SIZE_MAX // 16
 """Longer ones are not remembered."""

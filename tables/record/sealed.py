@@ -48,7 +48,7 @@ def unpacked(decoder: msgspec.msgpack.Decoder[T], content: bytes | memoryview) -
     """Return the content of MessagePack bytes.
 
     Raises:
-        DamagedError: it is none, or of other types. Nothing else is raised, whatever the bytes.
+        DamagedError: it is not one, or of other types. Nothing else is raised, whatever the bytes.
     """
     try:
         return decoder.decode(content)

@@ -85,7 +85,7 @@ BANNED_PHRASES = {
         (r'"""Return what\b', "Return the NOUN"),
         (r'"""Tell whether\b', "Return whether"),
         (r"\bin place of\b", "instead of"),
-        (r"\b(?:is|are) none\b", "is not a …, or: there is no …"),
+        (r"\b(?:is|are) (?-i:none)\b", "is not a …, or: there is no …"),
         (r"\bso many\b[^.;:]{1,80}\bas may be\b", "too many, or: the limit of … is reached"),
     )
 }
@@ -324,7 +324,7 @@ def blanked(found: re.Match[str]) -> str:
 RULES: tuple[Rule, ...] = (
     long_lines, long_modules, long_functions, wrong_doors, prints, sleeps_in_tests, wall_clocks,
     sorts, docstrings, test_docstrings, open_work, registries, carriage_returns, dangling_names,
-    unlisted_packages,
+    unlisted_packages, banned_phrases,
 )  # fmt: skip
 # pytest takes every function of this name for a test; this one is a rule.
 test_docstrings.__test__ = False  # type: ignore[attr-defined]

@@ -222,7 +222,7 @@ class CassandraArchive:
             self._register = Register(session, settings.keyspace, self._map_name)
             self._id = self._register.open()
             self._session = session
-        # Closing shuts down what it sees; it may have come before there was anything to see.
+        # Closing shuts down the session that it sees; it may have come before there was one.
         if not self._wanted:
             cluster.shutdown()
             raise ArchiveError(f"cannot {what}: it was closed meanwhile")

@@ -161,7 +161,7 @@ class CassandraTable:
         return statement if self.is_whole(cells) else f"{statement} ALLOW FILTERING"
 
     def is_whole(self, cells: CellRange) -> bool:
-        """Tell whether the whole key is named."""
+        """Return whether the whole key is named."""
         return len(self._named(cells)) == len(self.layer.key)
 
     def select_values(self, cells: CellRange, slots: Place, buckets: Place) -> Row:

@@ -80,7 +80,7 @@ class Register:
             f"INSERT INTO {self._table} (map, topic, partition, id, cluster) "  # noqa: S608
             "VALUES (%s, %s, %s, %s, %s) IF NOT EXISTS",
             serial_consistency_level=ConsistencyLevel.LOCAL_SERIAL,
-            # Doing it twice is doing it once: the second time finds what the first one wrote.
+            # A repeat does no harm: it finds the row that the first attempt wrote.
             is_idempotent=True,
         )
         values = (self._map, topic, partition, history.id, history.cluster)

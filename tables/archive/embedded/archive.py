@@ -290,7 +290,7 @@ class EmbeddedArchive:
                     with rocks(f"merge rows of layer {layout.layer.name}"):
                         rows = layout.merge(running.db, batch, bucket, chosen, run)
                 except ArchiveDamagedError as error:
-                    # Its rows are refused to readers; what is written beside them is still taken.
+                    # Its rows are refused to readers; writes beside them are still accepted.
                     log.warning("runs stay as they are: %s", error)
                     rows = 0
                 else:

@@ -1,4 +1,4 @@
-"""What an embedded archive says of itself, beside its rows: whose it is, its layers, its journals.
+"""Bookkeeping of an embedded archive, beside its rows: its map, its layers, its journals.
 
 Each is one value, sealed like the rows. Values of earlier releases are not, and are sealed when the
 archive opens, once all of them were found to be readable. docs/formats/archive.md lists them.
@@ -157,7 +157,7 @@ def content_of(key: bytes, stored: bytes) -> bytes:
 
 
 def _is_bare(stored: bytes) -> bool:
-    """Tell whether a value is of a release that sealed none: JSON, or a number below 2^24."""
+    """Return whether a value is of a release that sealed none: JSON, or a number below 2^24."""
     return stored[:1] == b"{" or (len(stored) == _OPENED_BYTES and stored[0] == 0)
 
 

@@ -26,7 +26,7 @@ _NUMBERS = struct.Struct(">QQQ")
 
 
 class Extent(NamedTuple):
-    """What a database had reached: its last write, and the list of its tables.
+    """The extent of a database: its last write, and the list of its tables.
 
     Attributes:
         sequence: RocksDB's number of the last write.

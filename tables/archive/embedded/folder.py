@@ -108,7 +108,7 @@ def synced() -> rocksdict.WriteOptions:
 
 
 def _is_begun(folder: Path) -> bool:
-    """Tell whether something was acknowledged in a folder; nothing is in one that was wiped."""
+    """Return whether something was acknowledged in a folder; nothing is in one that was wiped."""
     before = archive_extent.written(folder)
     return before is not None and before[0].sequence > 0
 

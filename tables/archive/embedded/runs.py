@@ -1,6 +1,6 @@
 """Runs: how the embedded archive lays out the rows of one layer.
 
-What is written into a bucket at once is a *run*: rows in order of key, window and source partition,
+One write into a bucket is a *run*: rows in order of key, window and source partition,
 cut into *pieces*. A run never changes; if a bucket has many, some are merged into one that takes
 their place. docs/formats/archive.md has the bytes, docs/decisions/0008-archive-runs.md the reasons.
 
@@ -65,7 +65,7 @@ def grown(place: str, have: Mapping[str, str], want: Mapping[str, str]) -> dict[
 
 
 def is_description(found: Mapping[str, str]) -> bool:
-    """Tell whether it describes rows that can be stored: each column in the order has a type."""
+    """Return whether it describes rows that can be stored: each column in the order has a type."""
     columns = found.get(_ORDER, "").split(", ")
     return all(found.get(f"column {column}") in _TYPES for column in columns)
 

@@ -28,7 +28,7 @@ def wipe_folder(folder: Path, map_name: str) -> None:
     try:
         whose = _map_of(folder)
     except ArchiveDamagedError as error:
-        # What else says whose it is, because to start over is what a damaged archive needs.
+        # The extent names the map too, because a damaged archive needs to start over.
         known = archive_extent.written(folder)
         if known is None:
             raise ArchiveError(
