@@ -204,10 +204,10 @@ async def _apply(themap: Map, replication: int | None, settings: Settings) -> No
 
     schema = archive_of(settings).schema(settings, themap)
     options = kafka_options(settings)
-    # That a topic may be made shows when it is made.
+    # Without DescribeConfigs it warns.
     rights = [
         dataclasses.replace(
-            right, operations=tuple(o for o in right.operations if o in ("Describe", "Read"))
+            right, operations=tuple(o for o in right.operations if o != "DescribeConfigs")
         )
         for right in rights_of(themap, "apply", settings.group_of(themap.name))
     ]

@@ -109,8 +109,9 @@ class StorageService(Service):  # type: ignore[misc]  # mode comes without types
             self.log.info("Not opened, because asked to stop: %s", error)
 
     async def _open(self) -> None:
-        await patiently(self._log_client.start)
+        # Before a producer starts: without rights a broker refuses it without naming a topic.
         await self._check()
+        await patiently(self._log_client.start)
         try:
             await self._archive.open(self._map)
         except ArchiveAwayError as error:
