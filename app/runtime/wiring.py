@@ -187,7 +187,10 @@ def build(settings: Settings) -> MapApp:
     readiness = readiness_of(
         settings, watch, transport, owners=owners, archive=archive, pressure=pressure
     )
-    view = WorkerStatus(themap, archive, owners, transport, pressure, readiness=readiness)
+    view = WorkerStatus(
+        themap, archive, owners, transport, pressure,
+        readiness=readiness, secret_files=settings.secret_files,
+    )  # fmt: skip
     _answer(
         app, settings, view, transport,
         pressure=pressure, watch=watch, lanes=[ingest, rollup], reloads=reloads,
@@ -209,6 +212,7 @@ def _app(settings: Settings, themap: Map, reloads: Reloads) -> MapApp:
     app.conf.Worker = WorkerProcess
     app.reload_files = reloads.look
     app.stall_seconds_max = settings.session_timeout_ms / 1_000
+    app.secret_files = settings.secret_files
     # Faust connects to none of them, but its banner shows them.
     app.conf.broker = ";".join(
         f"kafka://{broker.strip()}" for broker in settings.brokers.split(",")
