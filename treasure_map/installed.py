@@ -67,7 +67,12 @@ def _place(spec: ModuleSpec) -> str:
 
 
 def _missing_modules() -> str | None:
-    missing = [name for name in WORKER_MODULES if importlib.util.find_spec(name) is None]
+    # Faust, once imported, has no spec to be found.
+    missing = [
+        name
+        for name in WORKER_MODULES
+        if name not in sys.modules and importlib.util.find_spec(name) is None
+    ]
     if not missing:
         return None
     return (

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Iterable, Iterator
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal
 
 from app.cluster.topic_specs import TopicKind, topics_of
 from app.kafka.operations import Operation
@@ -115,17 +115,37 @@ def quoted(text: str) -> str:
     return f"'{inner}'"
 
 
+def how_to_allow(role: Role, options: Mapping[str, Any]) -> str:
+    """Return the advice to a user who lacks rights, as a part of a sentence.
+
+    Args:
+        role: the role that the user needs.
+        options: security options of aiokafka's clients, which have the user's name.
+    """
+    user = options.get("sasl_plain_username")
+    command = f"map acl FILE --for {role} --user {shlex.quote(user) if user else 'NAME'}"
+    return f"run `{called(command)}` and give its output to an administrator"
+
+
 class RightsError(TreasureMapError):
     """A user lacks rights; lists all of them.
+
+    Args:
+        cannot: the failed action, as the beginning of a sentence.
+        role: the role that the user needs.
+        problems: one line each.
+        options: security options of aiokafka's clients, which have the user's name.
 
     Attributes:
         problems: one line each.
     """
 
-    def __init__(self, cannot: str, role: Role, problems: list[str]) -> None:
+    def __init__(
+        self, cannot: str, role: Role, problems: list[str], options: Mapping[str, Any]
+    ) -> None:
         self.problems = problems
         lines = "\n".join(f"  - {problem}" for problem in problems)
         super().__init__(
-            f"{cannot}: {len(problems)} right(s) are missing; `{called('map acl')}` prints the"
-            f" rights of {ROLES[role]}\n{lines}"
+            f"{cannot}: {len(problems)} right(s) are missing; want those of {ROLES[role]};"
+            f" {how_to_allow(role, options)}\n{lines}"
         )

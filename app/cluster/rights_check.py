@@ -14,6 +14,7 @@ from aiokafka.errors import (
     GroupAuthorizationFailedError,
     IncompatibleBrokerVersion,
     KafkaError,
+    TopicAuthorizationFailedError,
     for_code,
 )
 from aiokafka.protocol.admin import DescribeGroupsRequest_v3, DescribeGroupsResponse_v3
@@ -77,12 +78,18 @@ class _MetadataStruct(RequestStruct):  # type: ignore[misc]  # aiokafka comes wi
 
 
 class _Metadata(Request[_MetadataStruct]):  # type: ignore[misc]  # aiokafka comes without types
-    """Asks for all topics, and the operations that are allowed on each."""
+    """Asks for topics, all by default, and the operations that are allowed on each.
+
+    A topic that is asked for by name is not made.
+    """
 
     API_KEY: ClassVar[int] = 3
 
+    def __init__(self, names: list[str] | None = None) -> None:
+        self._names = names
+
     def build(self, request_struct_class: type[_MetadataStruct]) -> _MetadataStruct:
-        return request_struct_class(None, False, False, True)
+        return request_struct_class(self._names, False, False, True)
 
 
 class _GroupsStruct(RequestStruct):  # type: ignore[misc]  # aiokafka comes without types
@@ -131,7 +138,7 @@ async def check_rights(
     except (KafkaError, OSError, TimeoutError) as error:
         raise await connect_error(error, cannot, brokers, options) from error
     if problems:
-        raise RightsError(cannot, role, problems)
+        raise RightsError(cannot, role, problems, options)
 
 
 async def missing_rights(
@@ -160,28 +167,48 @@ async def missing_rights(
 
 
 async def _missing(client: AIOKafkaClient, rights: Iterable[Right], *, may_lack: bool) -> list[str]:
+    rights = list(rights)
     answer: Any = await client.send(client.get_random_node(), _Metadata())
     topics = answer.to_object()["topics"]
     allowed = {one["topic"]: one["authorized_operations"] for one in topics if one["partitions"]}
+    hidden = await _hidden(client, [one.name for one in rights if one.resource == "topic"], allowed)
     problems = []
     for right in rights:
         if right.resource == "group":
             bits = await _group_operations(client, right.name)
         elif right.name in allowed:
-            bits = allowed[right.name]
+            # It need not be made any more.
+            bits = allowed[right.name] | 1 << _BITS["Create"]
+        elif right.name in hidden:
+            bits = 0
         elif may_lack:
             continue
         else:
-            problems.append(
-                f"topic {right.name}: missing, or this user may not Describe it; make it with"
-                " `map apply`, or allow what `map acl` prints"
-            )
+            problems.append(f"topic {right.name}: missing; make it with `map apply`")
             continue
         # A number below 0 says that nothing is told.
         if bits >= 0 and (lacking := [n for n in right.operations if not bits >> _BITS[n] & 1]):
             words = ", ".join(lacking)
             problems.append(f"{right.resource} {right.name}: this user may not {words}; allow it")
     return problems
+
+
+async def _hidden(
+    client: AIOKafkaClient, names: list[str], shown: Mapping[str, int]
+) -> frozenset[str]:
+    """Return the topics that this user may not see, whether they exist or not.
+
+    A list of all topics leaves them out; asked for by name, a broker says that it refuses.
+    """
+    absent = [name for name in names if name not in shown]
+    if not absent:
+        return frozenset()
+    answer: Any = await client.send(client.get_random_node(), _Metadata(absent))
+    return frozenset(
+        one["topic"]
+        for one in answer.to_object()["topics"]
+        if for_code(one["error_code"]) is TopicAuthorizationFailedError
+    )
 
 
 async def _group_operations(client: AIOKafkaClient, group: str) -> int:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 
+from app.cluster.rights import rights_of
+from app.cluster.rights_check import check_rights
 from app.cluster.topics import delete_topics, members_of, own_topics
 from app.config.archives import archive_of
 from app.config.connections import kafka_options
@@ -46,10 +48,15 @@ class StartOver:
         """Return the topics and the archive that would be deleted.
 
         Raises:
+            RightsError: this user may not delete some topics, or not see the group.
             TreasureMapError: no broker answers, or workers of the map run.
         """
         settings = self._settings
         group = settings.group_of(self._map.name)
+        await check_rights(
+            settings.brokers, self._options, rights_of(self._map, "start-over", group),
+            cannot=f"cannot start over map {self._map.name}", role="start-over", may_lack=True,
+        )  # fmt: skip
         members = await members_of(settings.brokers, group, self._options)
         if members:
             raise TreasureMapError(

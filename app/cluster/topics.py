@@ -18,7 +18,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAuthorizationFailedError, for_code
 
 from agents.partition.claims import OTHER_PARTITIONS, START_OVER
-from app.cluster.rights import rights_of
+from app.cluster.rights import Role, how_to_allow, rights_of
 from app.cluster.rights_check import missing_rights
 from app.cluster.topic_specs import KEPT_FOR_EVER, REPLICATION_MAX, TopicSpec, topics_of
 from app.kafka.brokers import connect_error
@@ -51,15 +51,24 @@ class TopicReport:
 class TopicsRefusedError(TreasureMapError):
     """Topics that differ from the map's, or that the broker would not make; lists all.
 
+    Args:
+        map_name: the map.
+        problems: one line each, ``topic <name>: <fault>; <remedy>``.
+        verb: the failed action.
+        advice: what mends all problems, a part of a sentence; empty if each has its own remedy.
+
     Attributes:
         problems: one line each, ``topic <name>: <fault>; <remedy>``.
     """
 
-    def __init__(self, map_name: str, problems: list[str], verb: str = "apply") -> None:
+    def __init__(
+        self, map_name: str, problems: list[str], verb: str = "apply", advice: str = ""
+    ) -> None:
         self.problems = problems
         lines = "\n".join(f"  - {problem}" for problem in problems)
+        also = f"; {advice}" if advice else ""
         super().__init__(
-            f"cannot {verb} topics of map {map_name}: {len(problems)} problem(s)\n{lines}"
+            f"cannot {verb} topics of map {map_name}: {len(problems)} problem(s){also}\n{lines}"
         )
 
 
@@ -92,7 +101,7 @@ async def apply_topics(
         unchecked = await _check(admin, themap, specs, found)
         missing = [spec for spec in specs if spec.name not in found]
         if missing:
-            await _create(admin, themap, missing)
+            await _create(admin, themap, missing, how_to_allow("apply", client_options or {}))
             found = await _wait_visible(admin, specs)
             # A topic may have been made by somebody else meanwhile, or otherwise than asked.
             unchecked = await _check(admin, themap, specs, found)
@@ -124,19 +133,22 @@ async def check_topics(
         BrokersAwayError: a broker does not answer.
     """
     options = client_options or {}
-    async with _admin(brokers, options) as admin:
+    async with _admin(brokers, options, "cannot connect to Kafka") as admin:
         specs = topics_of(themap, replication=1)
         found = await _partitions_found(admin)
+        role: Role = "worker"
+        wanted = rights_of(themap, role, group)
+        lacking = await missing_rights(brokers, options, wanted, may_lack=True)
+        told = {line.partition(":")[0] for line in lacking}
         problems = [
             f"topic {spec.name}: missing, or this user may not Describe it; make it with"
             " `map apply`, or allow what `map acl` prints"
             for spec in specs
-            if spec.name not in found
+            if spec.name not in found and f"topic {spec.name}" not in told
         ]
-        wanted = rights_of(themap, "worker", group)
-        problems += await missing_rights(brokers, options, wanted, may_lack=True)
-        if problems:
-            raise TopicsRefusedError(themap.name, problems, "use")
+        if problems or lacking:
+            advice = how_to_allow(role, options) if lacking else ""
+            raise TopicsRefusedError(themap.name, problems + lacking, "use", advice)
         for name, reason in (await _check(admin, themap, specs, found, "use")).items():
             log.warning("journal %s was not checked, %s: it must keep everything", name, reason)
         return (await admin.describe_cluster()).get("cluster_id") or ""
@@ -215,7 +227,9 @@ async def topics_found(
 
 
 @contextlib.asynccontextmanager
-async def _admin(brokers: str, options: Mapping[str, Any]) -> AsyncIterator[AIOKafkaAdminClient]:
+async def _admin(
+    brokers: str, options: Mapping[str, Any], cannot: str = "cannot look at topics"
+) -> AsyncIterator[AIOKafkaAdminClient]:
     admin = AIOKafkaAdminClient(
         bootstrap_servers=brokers, request_timeout_ms=_REQUEST_TIMEOUT_MS, **options
     )
@@ -223,7 +237,7 @@ async def _admin(brokers: str, options: Mapping[str, Any]) -> AsyncIterator[AIOK
         await admin.start()
         yield admin
     except (KafkaError, OSError, TimeoutError) as error:
-        raise await connect_error(error, "cannot see to topics", brokers, options) from error
+        raise await connect_error(error, cannot, brokers, options) from error
     finally:
         await admin.close()
 
@@ -317,22 +331,25 @@ async def _configs(
     return configs, unchecked
 
 
-async def _create(admin: AIOKafkaAdminClient, themap: Map, missing: list[TopicSpec]) -> None:
+async def _create(
+    admin: AIOKafkaAdminClient, themap: Map, missing: list[TopicSpec], how_to_allow: str
+) -> None:
     answer = await admin.create_topics(
         [
             NewTopic(spec.name, spec.partitions, spec.replication, topic_configs=dict(spec.config))
             for spec in missing
         ]
     )
-    problems = []
-    for name, code, *rest in answer.topic_errors:
+    problems, advice = [], ""
+    for name, code, *rest in sorted(answer.topic_errors):
         if for_code(code) is TopicAuthorizationFailedError:
-            problems.append(f"topic {name}: this user may not Create it; allow it, or let another")
+            advice = f"{how_to_allow}, or let another user apply the map"
+            problems.append(f"topic {name}: this user may not Create it; allow it")
         elif code not in (0, _ALREADY_EXISTS):
             cause = (rest and rest[0]) or for_code(code).__name__
             problems.append(f"topic {name}: the broker does not make it: {cause}; see to its cause")
     if problems:
-        raise TopicsRefusedError(themap.name, problems)
+        raise TopicsRefusedError(themap.name, problems, advice=advice)
 
 
 async def _wait_visible(admin: AIOKafkaAdminClient, specs: list[TopicSpec]) -> dict[str, int]:

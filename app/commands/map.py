@@ -16,12 +16,15 @@ from app.config.options import settings_options
 from app.config.settings import Settings
 from app.host.printable import printable
 from app.mapfile.load import load_map
+from tables.called import called
 from tables.model.errors import MapError
-from tables.model.layer import Layer, Map, Source
+from tables.model.layer import Layer, Map, SideKind, Source
 from tables.model.shape import reshaped, shapes_of
 
 # If the output is not a terminal, nobody wraps it; rich would wrap it at 80 columns.
 _WIDTH_PIPED = 240
+
+SIDES: tuple[SideKind, ...] = ("late", "dead")
 
 _map_file = click.argument("file", type=click.Path(dir_okay=False))
 
@@ -101,18 +104,39 @@ def _check_against(themap: Map, old: Map) -> None:
     help="Who is to be allowed it.",
 )
 @click.option("--user", required=True, help="The user of Kafka, and the role of Cassandra.")
+@click.option("--role", "archive_role", help="The role of Cassandra, if its name is another.")
+@click.option("--only", type=click.Choice(["kafka", "cassandra"]), help="Print only these rights.")
 @settings_options
-def acl(file: str, role: Role, user: str, settings: Settings) -> None:
+def acl(
+    file: str, *, role: Role, user: str, archive_role: str | None, only: str | None,
+    settings: Settings,
+) -> None:  # fmt: skip
     """Print the least rights for the map FILE, as commands of Kafka and as CQL.
 
     It connects to nothing and changes nothing: whoever may grant rights runs the output.
     """
-    if not user.isprintable() or user in ("", "*"):
-        # Kafka takes User:* for everybody.
-        raise click.UsageError(f"cannot use --user: got {user!r}; want the name of one user")
+    for option, name in (("--user", user), ("--role", archive_role or user)):
+        if not name.isprintable() or name in ("", "*"):
+            # Kafka takes User:* for everybody.
+            raise click.UsageError(f"cannot use {option}: got {name!r}; want the name of one user")
     themap = load_map(file)
-    group = settings.group_of(themap.name)
-    rights = rights_of(themap, role, group)
+    if only != "cassandra":
+        _print_kafka_rights(themap, role, user, settings)
+    if only != "kafka":
+        kind = archive_of(settings)
+        grants = list(kind.grants(settings, themap, role, archive_role or user))
+        if grants:
+            click.echo(f"# {kind.name.capitalize()}, for its administrator:")
+        elif only is not None:
+            click.echo(f"# Nothing: {ROLES[role]} needs no right of the archive {kind.name}.")
+        for line in grants:
+            click.echo(line)
+
+
+def _print_kafka_rights(themap: Map, role: Role, user: str, settings: Settings) -> None:
+    rights = rights_of(themap, role, settings.group_of(themap.name))
+    click.echo("# Kafka, for its administrator; if brokers want a login of them, add")
+    click.echo("# --command-config FILE to each command, a file of that login:")
     for line in kafka_commands(rights, user, settings.brokers):
         click.echo(line)
     if not rights:
@@ -121,8 +145,6 @@ def acl(file: str, role: Role, user: str, settings: Settings) -> None:
         click.echo("# So that it can check settings of topics, of which it warns otherwise:")
         for line in kafka_commands(checks, user, settings.brokers):
             click.echo(line)
-    for line in archive_of(settings).grants(settings, themap, role, user):
-        click.echo(line)
 
 
 @command.command("start-over")
@@ -148,6 +170,9 @@ def draw(themap: Map) -> Tree:
         branch = tree.add(_source_label(themap, source))
         for layer in themap.base_layers(source.name):
             _draw_layer(themap, layer, branch)
+    count = _count(themap.side_partitions, "partition")
+    letters = [f"{kind}     {themap.side_topic(kind)} ({count})" for kind in SIDES]
+    tree.add(_label("letters", "late events, and records that cannot be used", *letters))
     return tree
 
 
@@ -204,10 +229,10 @@ async def _apply(themap: Map, replication: int | None, settings: Settings) -> No
 
     schema = archive_of(settings).schema(settings, themap)
     options = kafka_options(settings)
-    # That a topic may be made shows when it is made.
+    # Without DescribeConfigs it warns.
     rights = [
         dataclasses.replace(
-            right, operations=tuple(o for o in right.operations if o in ("Describe", "Read"))
+            right, operations=tuple(o for o in right.operations if o != "DescribeConfigs")
         )
         for right in rights_of(themap, "apply", settings.group_of(themap.name))
     ]
@@ -250,6 +275,12 @@ async def _start_over(themap: Map, settings: Settings, *, yes: bool) -> None:
         click.confirm("Delete all of it?", abort=True)
     await starting.delete(doomed)
     click.echo("deleted; run `map apply`, then start the workers: they read the raw topics anew")
+    if any(archive_of(settings).grants(settings, themap, "worker", "NAME")):
+        click.echo(
+            "new tables have no grants: after `map apply` give the output of"
+            f" `{called('map acl FILE')} --only {settings.archive} --user NAME` with `--for worker`"
+            " and with `--for verify` to an administrator again"
+        )
 
 
 def _count(number: int, noun: str, nouns: str | None = None) -> str:

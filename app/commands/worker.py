@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import click
 
 from app.config.options import settings_options
@@ -21,7 +23,7 @@ LEVELS = ("debug", "info", "warning", "error", "critical")
     show_default=True,
     help="Least level to log.",
 )
-@settings_options
+@functools.partial(settings_options, has_log=True)
 def command(loglevel: str, settings: Settings) -> None:
     """Run a worker: read, fold, journal, archive and answer until it is stopped."""
     worker = WorkerProcess(build(settings), loglevel=loglevel.upper(), redirect_stdouts=False)

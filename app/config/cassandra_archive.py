@@ -72,15 +72,28 @@ class CassandraKind:
         return Wiping(what, functools.partial(wipe_keyspace, made, map_name))
 
     def grants(self, settings: Settings, themap: Map, role: str, user: str) -> Iterator[str]:
-        """Yield CQL for a role of Cassandra."""
+        """Yield CQL for a role of Cassandra; for ``apply`` also the statement of its keyspace."""
         from tables.archive.cassandra.cql import (  # noqa: PLC0415 - if chosen
             REGISTER_TABLE,
             CassandraTable,
+            create_keyspace,
         )
 
         keyspace = settings.cassandra_keyspace
         tables = [CassandraTable(themap, layer, keyspace).name for layer in themap.layers]
-        return _grants([*tables, REGISTER_TABLE], role, user, keyspace)
+        if role == "apply":
+            # Rights on a keyspace can be granted once it exists.
+            yield f"{create_keyspace(keyspace, _copies(settings))};"
+        yield from _grants([*tables, REGISTER_TABLE], role, user, keyspace)
+
+
+def _copies(settings: Settings) -> dict[str, int]:
+    """Return the copies of a row by data centre; a number alone is for the local one."""
+    found = {}
+    for part in settings.cassandra_replication.split(","):
+        centre, _, factor = part.strip().rpartition(":")
+        found[centre or settings.cassandra_local_dc] = int(factor)
+    return found
 
 
 def _grants(tables: Iterable[str], role: str, user: str, keyspace: str) -> Iterator[str]:

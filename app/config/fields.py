@@ -352,8 +352,9 @@ def flag(field: FieldInfo) -> str | None:
 def trait(field: FieldInfo, name: str) -> Any:
     """Return the trait of this name, None if the field does not have it.
 
-    Traits are ``secret``, ``private`` (a file that nobody else should read), and the words
-    ``wanted``, ``flag`` and ``default`` of :func:`means`.
+    Traits are ``secret``, ``private`` (a file that nobody else should read), ``found`` (not a
+    setting: it is found while settings are read), and the words ``wanted``, ``flag`` and
+    ``default`` of :func:`means`.
     """
     return next(filter(None, ((meta.extra or {}).get(name) for meta in _metas(field))), None)
 

@@ -17,17 +17,24 @@ from app.config.settings import (
     fields_of,
     load_settings,
 )
+from app.host.printable import printable
+from app.trust.secret_files import readable_secrets
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def settings_options(
-    function: Function, names: Iterable[str] | None = None, kind: type[Settings] = Settings
+    function: Function,
+    names: Iterable[str] | None = None,
+    kind: type[Settings] = Settings,
+    *,
+    has_log: bool = False,
 ) -> Function:
     """Add ``--settings FILE`` and a flag for every setting but the secrets to a click command.
 
     The command's function is called with ``settings``, a ``kind``, instead of the flags; ``names``
-    are of those that have a flag, all of them by default.
+    are of those that have a flag, all of them by default. A warning of files of secrets that others
+    may read goes to standard error, unless the command ``has_log`` and warns there.
 
     Raises:
         SettingError: when the command runs, as :func:`load_settings`.
@@ -39,6 +46,8 @@ def settings_options(
     def with_settings(*args: Any, settings_file: str | None, **options: Any) -> Any:
         flags = {name: options.pop(name) for name in given if name in options}
         settings = load_settings(flags, file=settings_file, kind=kind)
+        for sentence in () if has_log else readable_secrets(settings.secret_files):
+            click.echo(printable(f"warning: {sentence}"), err=True)
         return function(*args, settings=settings, **options)
 
     wrapped: Any = with_settings

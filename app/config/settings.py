@@ -16,7 +16,7 @@ import re
 import socket
 import tomllib
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 import msgspec
 from msgspec.structs import FieldInfo
@@ -25,7 +25,7 @@ from app.config import archives
 from app.config.checks import relations
 from app.config.fields import SettingFields, flag, is_secret, plain_type, trait
 from app.host.printable import MASK
-from app.trust.secret_files import read_secret, shown_path, warn_of_readers
+from app.trust.secret_files import read_secret, shown_path
 from tables.model.errors import SettingError
 
 ENVIRONMENT_PREFIX = "TREASURE_MAP_"
@@ -34,7 +34,14 @@ _LOGIN = re.compile(r"\S*:\S*@")
 
 
 class Settings(SettingFields, frozen=True, kw_only=True):
-    """The settings of a worker and its commands, and the values that follow from them."""
+    """The settings of a worker and its commands, and the values that follow from them.
+
+    Attributes:
+        secret_files: the files that hold secrets: those of settings, and the file of the settings
+            if a secret is among them. It is found while settings are read, and is not a setting.
+    """
+
+    secret_files: Annotated[tuple[str, ...], msgspec.Meta(extra={"found": True})] = ()
 
     @property
     def node_name(self) -> str:
@@ -69,7 +76,8 @@ class Settings(SettingFields, frozen=True, kw_only=True):
 @functools.cache
 def fields_of(kind: type[Settings]) -> Mapping[str, FieldInfo]:
     """Return the fields of a struct of settings by name, in the order of the page."""
-    return {field.name: field for field in msgspec.structs.fields(kind)}
+    every = msgspec.structs.fields(kind)
+    return {field.name: field for field in every if not trait(field, "found")}
 
 
 FIELDS = fields_of(Settings)
@@ -142,8 +150,7 @@ def load_settings(
         lines = "\n".join(f"  - {_LOGIN.sub(f'{MASK}@', problem)}" for problem in problems)
         raise SettingError(f"cannot use settings: {len(problems)} problem(s)\n{lines}")
     private += [getattr(settings, name) for name in fields if trait(fields[name], "private")]
-    warn_of_readers(filter(None, private))
-    return settings
+    return msgspec.structs.replace(settings, secret_files=tuple(filter(None, private)))
 
 
 class _Given(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shlex
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
@@ -65,8 +66,11 @@ async def connect_error(
         options: security options of aiokafka's clients.
     """
     if isinstance(error, UNAUTHORIZED):
+        user = options.get("sasl_plain_username") or "NAME"
+        command = f"map acl FILE --for ROLE --user {shlex.quote(user)}"
         return NotAllowedError(
-            f"{cannot}: {error!r}: this user lacks a right; allow what `{called('map acl')}` prints"
+            f"{cannot}: this user lacks a right ({error!r}); run `{called(command)}` and give its"
+            " output to an administrator"
         )
     cause = await cause_of(brokers, options)
     if cause is not None and cause.is_final:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import itertools
+import logging
 import ssl
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
@@ -22,9 +23,12 @@ from agents.supervised import supervised
 from app.kafka.aiokafka_private import tell_broken_connections
 from app.kafka.lane import Idle, Lane, always
 from app.kafka.pace import Pace
+from app.trust.secret_files import readable_secrets
 from app.web.listener import Site
 from app.web.server import Counts, Runner
 from tables.record.chunk import Chunk
+
+log = logging.getLogger(__name__)
 
 Handler = Callable[[Chunk], Awaitable[None]]
 AGENTS = ("ingest", "rollup")
@@ -82,6 +86,7 @@ class MapApp(faust.App):  # type: ignore[misc]  # faust comes without types
         connections: the counts of connections to the endpoint.
         reload_files: looks at all files that are read again when they change.
         stall_seconds_max: how long the event loop may stand still before the process is ended.
+        secret_files: files that hold secrets; those that others may read are warned of.
     """
 
     BootStrategy = _OwnKafkaBoot
@@ -94,10 +99,13 @@ class MapApp(faust.App):  # type: ignore[misc]  # faust comes without types
         self.connections = Counts()
         self.reload_files: Callable[[], object] = int
         self.stall_seconds_max = 10.0
+        self.secret_files: tuple[str, ...] = ()
         super().__init__(*args, **kwargs)
 
     async def on_start(self) -> None:
         """Open the channels: they stay shut until Faust's own consumer would open them."""
+        for sentence in readable_secrets(self.secret_files):
+            log.warning("%s", sentence)
         await super().on_start()
         self.flow_control.resume()
 

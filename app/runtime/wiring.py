@@ -109,8 +109,9 @@ class StorageService(Service):  # type: ignore[misc]  # mode comes without types
             self.log.info("Not opened, because asked to stop: %s", error)
 
     async def _open(self) -> None:
-        await patiently(self._log_client.start)
+        # Before a producer starts: without rights a broker refuses it without naming a topic.
         await self._check()
+        await patiently(self._log_client.start)
         try:
             await self._archive.open(self._map)
         except ArchiveAwayError as error:
@@ -186,7 +187,10 @@ def build(settings: Settings) -> MapApp:
     readiness = readiness_of(
         settings, watch, transport, owners=owners, archive=archive, pressure=pressure
     )
-    view = WorkerStatus(themap, archive, owners, transport, pressure, readiness=readiness)
+    view = WorkerStatus(
+        themap, archive, owners, transport, pressure,
+        readiness=readiness, secret_files=settings.secret_files,
+    )  # fmt: skip
     _answer(
         app, settings, view, transport,
         pressure=pressure, watch=watch, lanes=[ingest, rollup], reloads=reloads,
@@ -208,6 +212,7 @@ def _app(settings: Settings, themap: Map, reloads: Reloads) -> MapApp:
     app.conf.Worker = WorkerProcess
     app.reload_files = reloads.look
     app.stall_seconds_max = settings.session_timeout_ms / 1_000
+    app.secret_files = settings.secret_files
     # Faust connects to none of them, but its banner shows them.
     app.conf.broker = ";".join(
         f"kafka://{broker.strip()}" for broker in settings.brokers.split(",")

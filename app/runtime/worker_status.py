@@ -9,6 +9,7 @@ from agents.partition.owners import PartitionManager
 from app.health.backpressure import Pressure
 from app.health.readiness import Readiness
 from app.kafka.transport import Transport
+from app.trust.secret_files import readable_secrets
 from tables.archive.protocol import Archive
 from tables.model import ledger
 from tables.model.layer import Layer, Map, combiner_of
@@ -29,6 +30,7 @@ class WorkerStatus:
         transport: the service that reads for them.
         pressure: the back-pressure that pauses it.
         readiness: the reasons why it is not ready.
+        secret_files: files that hold secrets, which others should not read.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class WorkerStatus:
         pressure: Pressure,
         *,
         readiness: Readiness,
+        secret_files: tuple[str, ...] = (),
     ) -> None:
         self.themap = themap
         self.archive = archive
@@ -47,6 +50,7 @@ class WorkerStatus:
         self._transport = transport
         self._pressure = pressure
         self._readiness = readiness
+        self._secret_files = secret_files
 
     def local(self, read: LiveRead) -> LiveJob:
         """Return a job that makes the applied cells of this worker, with their freshness."""
@@ -98,7 +102,8 @@ class WorkerStatus:
 
     def warnings(self) -> list[str]:
         """Return a sentence for each thing to mend that does not keep it from being ready."""
-        return self._transport.membership.warnings()
+        exposed = readable_secrets(self._secret_files)
+        return [*self._transport.membership.warnings(), *exposed]
 
     def serving(self) -> dict[str, list[int]]:
         """Return the restored partitions, whose live cells queries read, by topic."""

@@ -1,4 +1,4 @@
-"""Secrets in files of their own: read with the settings, and warned of where others may read them.
+"""Secrets in files of their own: read with the settings, and warned of if others may read them.
 
 A setting like ``kafka_password`` may be given as the contents of the file that
 ``kafka_password_file`` names, as Docker, Kubernetes and systemd hand secrets over.
@@ -6,15 +6,12 @@ A setting like ``kafka_password`` may be given as the contents of the file that
 
 from __future__ import annotations
 
-import logging
 import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
 
 SECRET_BYTES_MAX = 64 * 1024
-
-log = logging.getLogger(__name__)
 
 
 def read_secret(file: Path) -> str:
@@ -48,8 +45,12 @@ def shown_path(given: str) -> str:
     return "a text that names no file here (not shown, it may be the secret itself)"
 
 
-def warn_of_readers(files: Iterable[str | os.PathLike[str]]) -> None:
-    """Warn of each file that others on this machine may read, with the command that mends it."""
+def readable_secrets(files: Iterable[str | os.PathLike[str]]) -> list[str]:
+    """Return a sentence for each file that others on this machine may read or change.
+
+    It has the command that mends it.
+    """
+    found = []
     for file in files:
         try:
             about = os.stat(file)  # noqa: PTH116 - a path of any kind
@@ -61,8 +62,8 @@ def warn_of_readers(files: Iterable[str | os.PathLike[str]]) -> None:
         others = stat.S_IRWXG | stat.S_IRWXO if is_ours else stat.S_IRWXO
         if about.st_mode & others:
             mend = "go-rwx" if is_ours else "o-rwx"
-            log.warning(
-                "%s holds secrets and others on this machine may read or change it (mode %03o);"
-                " run: chmod %s %s",
-                file, stat.S_IMODE(about.st_mode), mend, file,
-            )  # fmt: skip
+            found.append(
+                f"{file} holds secrets and others on this machine may read or change it"
+                f" (mode {stat.S_IMODE(about.st_mode):03o}); run: chmod {mend} {file}"
+            )
+    return found

@@ -51,7 +51,10 @@ def test_map_commands_ask_the_kind_that_is_chosen(
     embedded = run("acl", "--user", "ann", "--for", "verify", archive="embedded")
     assert "remember" not in embedded
     assert "GRANT" not in embedded
-    assert "the rows of map kinds in memory" in run("start-over", "--yes")
+    over = run("start-over", "--yes")
+    assert "the rows of map kinds in memory" in over
+    assert "new tables have no grants" in over
+    assert "--only memory --user NAME` with `--for worker` and with `--for verify`" in over
     assert not kind.contents.described
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shlex
 import subprocess
 import sys
@@ -155,6 +156,13 @@ def test_show_draws_every_source_with_its_topic() -> None:
     assert "flights  source keyed by origin" in output
     assert "topic    radar.raw (2 partitions)" in output
     assert "journal  flights.journal.radar.raw" in output
+
+
+def test_show_draws_the_topics_of_letters() -> None:
+    """They are made by apply like the others, with as many partitions as the widest source."""
+    lines = [line.strip("│└─ ") for line in run("show", FLIGHTS).stdout.splitlines()]
+    assert "late     flights.late (4 partitions)" in lines
+    assert "dead     flights.dead (4 partitions)" in lines
 
 
 @pytest.mark.parametrize("verb", ["check", "show", "apply"])
@@ -363,7 +371,36 @@ def test_rights_are_printed_as_words_that_a_shell_takes_as_they_are() -> None:
 @pytest.mark.parametrize("user", ["", "*", "a\nb", "a\x1b[2J"])
 def test_rights_are_for_one_user(user: str) -> None:
     """Kafka takes a star for everybody."""
-    done = CliRunner().invoke(command, ["acl", str(FLIGHTS), "--user", user])
-    assert done.exit_code == 2
-    assert "want the name of one user" in done.output
-    assert "kafka-acls" not in done.output
+    for names in (["--user", user], ["--user", "a", "--role", user or "*"]):
+        done = CliRunner().invoke(command, ["acl", str(FLIGHTS), *names])
+        assert done.exit_code == 2
+        assert "want the name of one user" in done.output
+        assert "kafka-acls" not in done.output
+
+
+def test_rights_of_kafka_and_cassandra_are_told_apart() -> None:
+    """Two administrators run them, and the role of Cassandra may have a name of its own."""
+    arguments = ("acl", FLIGHTS, "--user", "ann", "--role", "ann_db", "--archive", "cassandra")
+    both = run(*arguments).stdout
+    of_kafka, heading, of_cassandra = both.partition("# Cassandra, for its administrator:\n")
+    assert heading
+    assert "--command-config FILE" in of_kafka.partition("kafka-acls")[0]
+    for line in of_cassandra.splitlines():
+        assert re.fullmatch(r'GRANT \w+ ON TABLE .* TO "ann_db";', line)
+    assert run(*arguments, "--only", "kafka").stdout == of_kafka
+    assert run(*arguments, "--only", "cassandra").stdout == heading + of_cassandra
+    nothing = run("acl", FLIGHTS, "--user", "ann", "--only", "cassandra").stdout
+    assert nothing == "# Nothing: a worker needs no right of the archive embedded.\n"
+
+
+def test_the_keyspace_is_made_by_an_administrator() -> None:
+    """Rights on a keyspace can be granted once it exists."""
+    output = run(
+        "acl", FLIGHTS, "--user", "ann", "--for", "apply", "--only", "cassandra",
+        "--archive", "cassandra", "--cassandra-replication", "east:3,west:2",
+    ).stdout  # fmt: skip
+    assert output.splitlines()[1] == (
+        'CREATE KEYSPACE IF NOT EXISTS "treasure_map" WITH replication = '
+        "{'class': 'NetworkTopologyStrategy', 'east': 3, 'west': 2};"
+    )
+    assert output.count('GRANT CREATE ON KEYSPACE "treasure_map" TO "ann";') == 1

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import os
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Awaitable, Callable
@@ -87,8 +91,10 @@ async def test_each_right_that_a_worker_lacks_is_told(secure_kafka: SecureKafka)
         return await check_topics(settings.brokers, themap, options, group=themap.name)
 
     words, _ = await refused(check, TopicsRefusedError)
-    assert words.count("missing, or this user may not Describe it") == 7
+    assert words.count("this user may not") == 8
+    assert f"topic {themap.name}.raw: this user may not Read; allow it" in words
     assert f"group {themap.name}: this user may not Read" in words
+    assert "map acl FILE --for worker --user worker` and give its output to" in words
     await allow(bootstrap, "worker", rights)
     await allowed(check)
     for right in rights:
@@ -98,9 +104,6 @@ async def test_each_right_that_a_worker_lacks_is_told(secure_kafka: SecureKafka)
             words, seconds = await refused(check, TopicsRefusedError)
             assert seconds < SECONDS_MAX
             told = f"{right.resource} {right.name}: this user may not {operation}; allow it"
-            if right.resource == "topic" and len(right.operations) == 1:
-                # The right to see the topic has gone with it.
-                told = f"topic {right.name}: missing, or this user may not Describe it"
             assert told in words
             assert "1 problem(s)" in words
             await allow(bootstrap, "worker", part)
@@ -154,7 +157,52 @@ async def test_verify_tells_what_it_lacks_at_once(
     words, seconds = await refused(attempt, RightsError)
     assert seconds < SECONDS_MAX
     for name in ("raw", "layer.hour", "dead", "late"):
-        assert f"topic {themap.name}.{name}: missing, or this user may not Describe it" in words
+        assert f"topic {themap.name}.{name}: this user may not Read; allow it" in words
+
+
+COMMANDS: dict[Role, tuple[str, ...]] = {
+    "worker": ("worker",),
+    "apply": ("map", "apply", "MAP"),
+    "start-over": ("map", "start-over", "MAP", "--yes"),
+    "producer": ("generate", "--map", "MAP", "--source", "orders", "--manifest", "MANIFEST"),
+    "verify": ("verify", "--no-archive"),
+    "deadletters": ("deadletters", "count"),
+}
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("are_made", [True, False])
+async def test_a_user_without_rights_is_told_all_of_them(
+    secure_kafka: SecureKafka, tmp_path: Path, are_made: bool
+) -> None:
+    """Each command names its topics, its group, its role and its user, and no class of an error."""
+    text, themap = new_map()
+    if are_made:
+        await apply_topics(secure_kafka.bootstrap, themap)
+    file, manifest = tmp_path / "map.toml", str(tmp_path / "manifest.json")
+    file.write_text(text)
+    own = {name: value for name, value in os.environ.items() if "TREASURE_MAP" not in name}
+    for role, words in COMMANDS.items():
+        given = secure_kafka.login(
+            user=role, map_file=str(file),
+            state_folder=str(tmp_path / "state"),
+        )  # fmt: skip
+        arguments = [{"MAP": str(file), "MANIFEST": manifest}.get(one, one) for one in words]
+        done = await asyncio.to_thread(
+            subprocess.run, [sys.executable, "-m", "app", *arguments], cwd=ROOT, check=False,
+            env=own | {f"TREASURE_MAP_{name.upper()}": value for name, value in given.items()},
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == (2 if role == "verify" else 1), done
+        told = done.stderr.rpartition("error: ")[2]
+        assert f"map acl FILE --for {role} --user {given['kafka_username']}`" in told
+        assert "AuthorizationFailedError" not in told
+        lines = [line for line in told.splitlines() if line.startswith("  - ")]
+        for right in rights_of(themap, role, f"treasure-map.{themap.name}"):
+            if role == "deadletters" and right.name != f"{themap.name}.dead":
+                continue
+            (line,) = [one for one in lines if f" {right.resource} {right.name}: " in one]
+            assert "this user may not" in line
 
 
 @pytest.mark.kafka
@@ -187,7 +235,11 @@ async def test_topics_are_made_by_who_may_create(secure_kafka: SecureKafka) -> N
 
     words, seconds = await refused(apply, TopicsRefusedError)
     assert seconds < SECONDS_MAX
-    assert words.count("this user may not Create it") == 7
+    assert words.count("this user may not Create it; allow it\n") == 6
+    lines = [line for line in words.splitlines() if line.startswith("  - ")]
+    assert lines == sorted(lines)
+    assert len(lines) == 7
+    assert "--for apply --user apply` and give its output to an administrator, or let" in words
     await allow(secure_kafka.bootstrap, "apply", rights_of(themap, "apply", themap.name))
     await allowed(apply)
 

@@ -215,6 +215,28 @@ async def test_what_a_worker_writes_is_its_users_alone(
     assert open_to_others == []
 
 
+async def test_a_secret_that_others_may_read_is_warned_of_until_it_is_mended(
+    processes: Callable[..., Process],
+) -> None:
+    """Supervisors look for levels of the log, and probes for warnings of ``/readyz``."""
+    worker = processes()
+    secret = worker.folder / "secret"
+    secret.write_text("correct-horse-battery")
+    secret.chmod(0o644)
+    worker.settings["peer_secret_file"] = str(secret)
+    await apply(worker)
+    worker.start()
+    await worker.ready()
+    _, state = await worker.get("/readyz")
+    (warning,) = state["warnings"]
+    assert f"run: chmod go-rwx {secret}" in warning
+    (line,) = [line for line in worker.log().splitlines() if "holds secrets" in line]
+    assert "[WARNING]" in line
+    secret.chmod(0o600)
+    assert (await worker.get("/readyz"))[1]["warnings"] == []
+    assert await worker.stop() == 0
+
+
 async def test_a_web_port_that_is_taken_is_named(processes: Callable[..., Process]) -> None:
     """Another worker of this machine has it."""
     with socket.socket() as taken:

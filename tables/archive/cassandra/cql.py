@@ -24,6 +24,22 @@ from tables.model.window import DAY_MS
 from tables.state.cell import archive_schema, no_rows
 
 FORMAT = 1
+
+
+def create_keyspace(keyspace: str, copies: Mapping[str, int]) -> str:
+    """Return the statement that makes a keyspace if it is missing.
+
+    Args:
+        keyspace: its name.
+        copies: the copies of a row by data centre.
+    """
+    each = ", ".join(f"'{centre}': {number}" for centre, number in copies.items())
+    return (
+        f'CREATE KEYSPACE IF NOT EXISTS "{keyspace}" WITH replication = '
+        f"{{'class': 'NetworkTopologyStrategy', {each}}}"
+    )
+
+
 REGISTER_TABLE = "archives"
 """Whose archive tables are. No layer has it: the names of their tables have an underscore."""
 

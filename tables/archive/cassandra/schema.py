@@ -12,7 +12,7 @@ from cassandra import InvalidRequest, Unauthorized
 from cassandra.cluster import Cluster, Session
 
 from tables.archive.cassandra.cluster import CassandraSettings
-from tables.archive.cassandra.cql import REGISTER_TABLE, CassandraTable
+from tables.archive.cassandra.cql import REGISTER_TABLE, CassandraTable, create_keyspace
 from tables.archive.cassandra.driver import said
 from tables.archive.cassandra.register import create_register
 from tables.archive.layout import missing_accumulators
@@ -75,9 +75,7 @@ class Schema:
         settings = self._settings
         self._make(
             f"keyspace {self._keyspace}",
-            f'CREATE KEYSPACE IF NOT EXISTS "{self._keyspace}" WITH replication = '
-            f"{{'class': 'NetworkTopologyStrategy', "
-            f"'{settings.local_dc}': {settings.replication}}}",
+            create_keyspace(self._keyspace, {settings.local_dc: settings.replication}),
         )
         # Another worker may have made it first: then no event has told this driver of it yet.
         self._cluster.refresh_keyspace_metadata(self._keyspace)

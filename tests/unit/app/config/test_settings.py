@@ -351,6 +351,7 @@ def test_a_setting_is_added_at_one_place(tmp_path: pathlib.Path) -> None:
 
     secret = tmp_path / "secret"
     secret.write_text("high\n", "utf-8")
+    secret.chmod(0o600)
     arguments = ["--tide-height-max", "6", "--tide-password-file", str(secret)]
     assert CliRunner().invoke(command, arguments, catch_exceptions=False).output == "6 high\n"
     shown = " ".join(CliRunner().invoke(command, ["--help"]).output.split())

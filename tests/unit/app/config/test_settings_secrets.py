@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from app.commands.map import command
 from app.config.fields import is_secret, trait
 from app.config.settings import FIELDS, load_settings
+from app.demo.flights.events import MAP_FILE as FLIGHTS
+from app.trust.secret_files import readable_secrets
 from tables.model.errors import SettingError
 
 SECRET = "correct-horse-battery"  # noqa: S105 - no password of anything
@@ -107,9 +110,7 @@ def test_a_secret_of_a_bad_form_is_not_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o660])
-def test_files_that_others_may_read_are_warned_of(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: int
-) -> None:
+def test_files_that_others_may_read_are_warned_of(tmp_path: Path, mode: int) -> None:
     """The warning has the command that mends it; settings without a secret may be read."""
     secret = private(tmp_path / "secret", SECRET.encode())
     plain = private(tmp_path / "plain.toml", b"web_port = 6067")
@@ -117,17 +118,27 @@ def test_files_that_others_may_read_are_warned_of(
     key = private(tmp_path / "key.pem", b"")
     flags = {"web_token_file": str(secret), "web_cert_file": "c", "web_key_file": str(key)}
     for settings in (plain, with_secret):
-        load_settings(flags, {}, settings)
-    assert caplog.text == ""
+        assert readable_secrets(load_settings(flags, {}, settings).secret_files) == []
     for file in (secret, plain, with_secret, key):
         file.chmod(mode)
-    load_settings(flags, {}, plain)
-    load_settings({}, {}, with_secret)
-    warnings = [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
+    warnings = readable_secrets(load_settings(flags, {}, plain).secret_files)
+    warnings += readable_secrets(load_settings({}, {}, with_secret).secret_files)
     assert [line.split()[0] for line in warnings] == [str(secret), str(key), str(with_secret)]
     for line, file in zip(warnings, (secret, key, with_secret), strict=True):
         assert line.endswith(f"(mode {mode:03o}); run: chmod go-rwx {file}")
-    assert SECRET not in caplog.text
+    assert SECRET not in "".join(warnings)
+
+
+def test_a_command_without_a_log_says_that_its_warning_is_one(tmp_path: Path) -> None:
+    """It goes to standard error, and nothing else does."""
+    secret = private(tmp_path / "secret", SECRET.encode())
+    secret.chmod(0o644)
+    done = CliRunner().invoke(
+        command, ["acl", str(FLIGHTS), "--user", "u"],
+        env={"TREASURE_MAP_PEER_SECRET_FILE": str(secret)}, catch_exceptions=False,
+    )  # fmt: skip
+    assert done.stderr.startswith(f"warning: {secret} holds secrets and others on this machine")
+    assert done.stderr.count("\n") == 1
 
 
 def test_files_of_secrets_keys_and_tokens_are_private() -> None:
@@ -141,15 +152,14 @@ def test_files_of_secrets_keys_and_tokens_are_private() -> None:
     }
 
 
-def test_a_mounted_secret_needs_its_group(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mounted_secret_needs_its_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that does not own the file reads it by its group; other rights are warned of."""
     secret = private(tmp_path / "secret", SECRET.encode())
     monkeypatch.setattr("os.geteuid", lambda: secret.stat().st_uid + 1)
     secret.chmod(0o440)
-    assert load_settings({"peer_secret_file": str(secret)}, {}).peer_secret == SECRET
-    assert caplog.text == ""
+    settings = load_settings({"peer_secret_file": str(secret)}, {})
+    assert settings.peer_secret == SECRET
+    assert readable_secrets(settings.secret_files) == []
     secret.chmod(0o444)
-    load_settings({"peer_secret_file": str(secret)}, {})
-    assert f"run: chmod o-rwx {secret}" in caplog.text
+    (warning,) = readable_secrets(settings.secret_files)
+    assert f"run: chmod o-rwx {secret}" in warning
