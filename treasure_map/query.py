@@ -44,6 +44,9 @@ __all__ = [
 
 Result = TypeVar("Result")
 
+_UNKNOWN_AUTHORITY = (18, 19, 20, 21)
+"""OpenSSL's codes of certificates whose chain ends at no authority that is known here."""
+
 
 class QueryClient:
     """One connection to one worker, which answers for all of its group. Not for several threads.
@@ -312,7 +315,25 @@ def endpoint(url: str) -> SplitResult:
 
 def unreachable(url: str, error: Exception) -> QueryFailedError:
     """Return the error of an endpoint that was not reached."""
+    # aiohttp wraps the errors of TLS.
+    cause = getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error
     return QueryFailedError(
-        f"cannot reach {url}: {str(error) or type(error).__name__};"
-        " start a worker there, or give the address of one"
+        f"cannot reach {url}: {str(error) or type(error).__name__}; {_advice(url, cause)}"
     )
+
+
+def _advice(url: str, cause: Exception) -> str:
+    """Return how to mend that an endpoint was not reached."""
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        if cause.verify_code in _UNKNOWN_AUTHORITY:
+            return (
+                "want the authority that signed its certificate; give its PEM file with `ca_file`,"
+                " or --ca-file of a command"
+            )
+        return "want a certificate that is valid now and for this name"
+    if isinstance(cause, ssl.SSLError):
+        return "if it speaks no TLS on this port, give http:// instead of https://"
+    is_cut = isinstance(cause, (http.client.HTTPException, ConnectionResetError))
+    if url.startswith("http:") and (is_cut or "Disconnected" in type(cause).__name__):
+        return "if it speaks TLS on this port, give https:// instead of http://"
+    return "start a worker there, or give the address of one"

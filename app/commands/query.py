@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from http import HTTPStatus
 from pathlib import Path
 
 import click
@@ -18,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from app.commands.query_draw import caption, cells_table, is_worth_sparks, sparks_table
-from app.config.settings import environment_variable
+from app.config.settings import Settings, environment_variable, load_settings
 from app.host.printable import printable, printable_json
 from app.trust.secret_files import read_secret
 from tables.model.errors import QueryError
@@ -28,6 +29,7 @@ from treasure_map import Answer, FamilyAnswer, QueryClient, QueryFailedError, Ra
 
 # Wide enough that nothing is cut if the table goes to a file or a pipe.
 PIPE_COLUMNS = 10_000
+DEFAULT_URL = "http://127.0.0.1:6066"
 PARTIAL = "partial: owners of some partitions did not answer, and their open cells are missing"
 WATCH_S = 1.0
 
@@ -65,8 +67,19 @@ class Asked:
 @click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True)
 @click.option("--watch", is_flag=True, help="Ask again every second and draw it anew.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@click.option("--url", default="http://127.0.0.1:6066", show_default=True, help="A worker's.")
-@click.option("--ca-file", help="PEM file of the authority of the endpoint's certificate.")
+@click.option(
+    "--url", help=f"A worker's.  [default: of --settings if it is given, else {DEFAULT_URL}]"
+)
+@click.option(
+    "--ca-file",
+    help="PEM file of the authority of the endpoint's certificate; else web_ca_file of --settings.",
+)
+@click.option(
+    "--settings",
+    "settings_file",
+    metavar="FILE",
+    help="TOML file of the worker's settings, for its address, token and authority.",
+)
 def command(
     name: str,
     *,
@@ -79,14 +92,16 @@ def command(
     limit: int,
     watch: bool,
     as_json: bool,
-    url: str,
+    url: str | None,
     ca_file: str | None,
+    settings_file: str | None,
 ) -> None:
     """Print the cells of layer NAME whose windows start in [--from, --to).
 
     With --step, --group or --measure: rows of family NAME over that range, from whichever layers
     have them cheapest; steps are drawn as bars. If the endpoint wants a token, it is read from
-    TREASURE_MAP_WEB_TOKEN, or from the file that TREASURE_MAP_WEB_TOKEN_FILE names.
+    TREASURE_MAP_WEB_TOKEN, or from the file that TREASURE_MAP_WEB_TOKEN_FILE names, or is that of
+    --settings.
     """  # fmt: skip
     rows = bool(step or groups or measures)
     found = Range(
@@ -96,15 +111,32 @@ def command(
     asked = Asked(name, found, limit, rows)
     if watch and as_json:
         raise click.UsageError("cannot use --watch with --json: a document has an end; give one")
-    token = _token()
+    settings = load_settings(file=settings_file) if settings_file else Settings()
+    token = settings.web_token or _token()
+    if url is None:
+        url = _url_of(settings) if settings_file else DEFAULT_URL
     try:
-        with QueryClient(url, token, ca_file=ca_file) as client:
+        with QueryClient(url, token, ca_file=ca_file or settings.web_ca_file or None) as client:
             if watch:
                 _watch(client, asked)
             else:
                 _print(_ask(client, asked), as_json=as_json)
     except (QueryFailedError, ValueError, OSError) as error:
-        raise QueryError(str(error)) from error
+        raise QueryError(f"{error}{_hint(error, token)}") from error
+
+
+def _url_of(settings: Settings) -> str:
+    from app.config.connections import own_url  # noqa: PLC0415 - a query alone needs no worker's modules
+
+    return own_url(settings)
+
+
+def _hint(error: Exception, token: str | None) -> str:
+    """Return the place of a token, for a reader who was refused without one."""
+    if token or getattr(error, "status", None) != HTTPStatus.UNAUTHORIZED:
+        return ""
+    variable = environment_variable("web_token")
+    return f"; set {variable}, or {variable}_FILE to the path of a file that holds the token"
 
 
 def _token() -> str | None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from app.cluster.rights import rights_of
 from app.cluster.rights_check import check_rights
-from app.config.connections import kafka_options
+from app.config.connections import kafka_options, own_url
 from app.config.settings import Settings
 from app.mapfile.load import load_map
 from app.verify.answers import Answers
@@ -83,7 +83,7 @@ async def verify(
         async with (
             Topics(settings) as topics,
             Workers(
-                themap, urls or [_own_url(settings)], settings.web_token, ca_file,
+                themap, urls or [own_url(settings)], settings.web_token, ca_file,
                 early=settings.early_emit_ms > 0, page_cells=settings.query_limit_max,
             ) as workers,
         ):  # fmt: skip
@@ -359,8 +359,3 @@ def check_log(topic: str, partition: Partition, row: dict[str, Any], url: str) -
             f" {gone} more offsets without a record, the first of all at {start} to {stop - 1};"
             " want all that was read: keep raw topics without compaction (cleanup.policy=delete)"
         )
-
-
-def _own_url(settings: Settings) -> str:
-    scheme = "https" if settings.web_cert_file else "http"
-    return f"{scheme}://{settings.web_host}:{settings.web_port}"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from http import HTTPStatus
 from typing import Any, Self
 
 import polars as pl
 
-from app.verify.errors import VerifyError
+from app.verify.errors import RefusedError, VerifyError
 from app.verify.whole import Whole
 from app.verify.windows import window_end, window_nominal_ms
 from tables.model.layer import Layer, Map
@@ -22,6 +23,7 @@ _ROWS_PER_RANGE = 5_000
 _PARTITIONS_PER_RANGE = 4_000
 """Partitions of the archive that one request reads; a worker refuses more than 20,000."""
 
+_REFUSED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 _BUCKET_WINDOWS = 32
 _RETRIES = 5
 
@@ -91,13 +93,19 @@ class Workers:
         return {url: await self._ask(url, QueryClient.ledger) for url in self._clients}
 
     async def quiet(self, ends: Mapping[tuple[str, int], int]) -> Quiet:
-        """Return the progress of all workers, and their unfinished work up to these ends."""
+        """Return the progress of all workers, and their unfinished work up to these ends.
+
+        Raises:
+            RefusedError: a worker does not answer this token.
+        """
         positions: dict[tuple[str, int], int] = {}
         told: list[LayerStatus] = []
         for url in self._clients:
             try:
                 ledger = await self._ask(url, QueryClient.ledger)
                 layers = await self._ask(url, QueryClient.layers)
+            except RefusedError:
+                raise
             except VerifyError as error:
                 return Quiet({}, str(error))
             for topic, rows in ledger["records"].items():
@@ -110,21 +118,22 @@ class Workers:
             waiting = [row.name for row in layers if self._is_waiting(row)]
             if waiting:
                 return Quiet({}, f"{url} has not sent all windows of {', '.join(waiting)}")
-        if missing := self._missing(positions, ends):
+        if missing := self.missing(positions, ends):
             return Quiet({}, missing)
         whole = Whole.of(told)
         which = ", ".join(sorted(whole.unknown))
         busy = which and f"it is not known yet from when on {which} is whole"
         return Quiet({} if busy else positions, busy, whole)
 
-    def _missing(
+    def missing(
         self, positions: Mapping[tuple[str, int], int], ends: Mapping[tuple[str, int], int]
     ) -> str:
         """Return the partition that is not at its end; an empty text if all are."""
         for place, end in sorted(ends.items()):
             where = f"{place[0]}[{place[1]}]"
             if place not in positions:
-                return f"{where} is owned by none of {', '.join(self._clients)}"
+                urls = ", ".join(self._clients)
+                return f"{where} is not owned by {urls}; give --url of every worker"
             if positions[place] != end:
                 return f"{where} is at {positions[place]} of {end}"
         return ""
@@ -177,12 +186,18 @@ class Workers:
         """Query a worker, again if it says that it is busy.
 
         Raises:
+            RefusedError: it does not answer this token.
             VerifyError: it does not answer.
         """
         for attempt in range(_RETRIES + 1):
             try:
                 return await asyncio.to_thread(question, self._clients[url])
             except (QueryFailedError, OSError) as error:
+                if getattr(error, "status", None) in _REFUSED:
+                    raise RefusedError(
+                        f"cannot ask {url}: {error}; give one with the scopes read and admin in"
+                        " web_token or web_token_file"
+                    ) from error
                 after = getattr(error, "retry_after_s", None)
                 if after is None or attempt == _RETRIES:
                     raise VerifyError(f"cannot ask {url}: {error}") from error

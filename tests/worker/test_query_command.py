@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,12 @@ from click.testing import CliRunner, Result
 
 from app.commands.query import command
 from app.commands.query_draw import sparkline
+from app.trust.tokens import make_token
+from app.verify.errors import RefusedError
+from app.verify.workers import Workers
 from tables.model.errors import QueryError
 from tests.support.common import HOUR_MS, small_map
+from tests.support.pki import Authority
 from tests.support.servers import free_ports
 from tests.support.web_support import in_thread, served, stored
 
@@ -163,6 +168,57 @@ async def test_the_token_comes_from_the_environment(tmp_path: Path) -> None:
         assert (await run(*arguments, TREASURE_MAP_WEB_TOKEN_FILE=str(file))).exit_code == 0
         with pytest.raises(QueryError, match="cannot use TREASURE_MAP_WEB_TOKEN_FILE: cannot read"):
             await run(*arguments, TREASURE_MAP_WEB_TOKEN_FILE=str(tmp_path / "none"))
+
+
+async def test_what_a_reader_lacks_is_named(tmp_path: Path) -> None:
+    """A token, an authority, the scheme: a worker runs there already."""
+    authority = Authority(tmp_path / "authority")
+    issued = authority.issue("worker", "127.0.0.1", "localhost")
+    guarded = {
+        "web_token": "correct-horse-battery", "web_cert_file": str(issued.cert_file),
+        "web_key_file": str(issued.key_file),
+    }  # fmt: skip
+    ca_file = str(authority.ca_file)
+    async with served(MAP, tmp_path, [stored()], **guarded) as (_, url):
+        place = url.removeprefix("https://")
+        with pytest.raises(QueryError, match="give its PEM file with `ca_file`, or --ca-file"):
+            await run("hour", *DAY, "--url", url)
+        with pytest.raises(QueryError, match="give https:// instead of http://"):
+            await run("hour", *DAY, "--url", f"http://{place}")
+        with pytest.raises(QueryError, match="TREASURE_MAP_WEB_TOKEN, or TREASURE_MAP_WEB_TOKEN_"):
+            await run("hour", *DAY, "--url", url, "--ca-file", ca_file)
+        wrong = {"TREASURE_MAP_WEB_TOKEN": "wrong"}
+        with pytest.raises(QueryError, match=r"valid now$"):
+            await run("hour", *DAY, "--url", url, "--ca-file", ca_file, **wrong)
+        file = tmp_path / "settings.toml"
+        given = guarded | {"web_ca_file": ca_file}
+        lines = [f"{name} = {json.dumps(value)}\n" for name, value in given.items()]
+        file.write_text("".join(lines) + f"web_port = {place.rpartition(':')[2]}\n")
+        result = await run("hour", *DAY, "--settings", str(file))
+        assert "1 cells" in result.stdout
+    async with served(MAP, tmp_path / "plain", [stored()]) as (_, url):
+        with pytest.raises(QueryError, match="give http:// instead of https://"):
+            await run("hour", *DAY, "--url", url.replace("http:", "https:"))
+
+
+async def test_a_verifier_does_not_wait_for_a_token_to_change(tmp_path: Path) -> None:
+    """A ledger wants the scope admin: asking again until the deadline gives the same."""
+    file = tmp_path / "tokens.json"
+    secret = make_token(file, "reader", ["read"])
+    async with (
+        served(MAP, tmp_path / "archive", web_tokens_file=str(file)) as (_, url),
+        Workers(MAP, [url], secret, None, early=False, page_cells=9) as workers,
+    ):
+        with pytest.raises(RefusedError, match=r"scope admin; .* web_token or web_token_file"):
+            await workers.quiet({})
+
+
+def test_a_verifier_wants_every_worker() -> None:
+    """Partitions of other workers are not at the given URLs."""
+    workers = Workers(MAP, ["http://a:1"], None, None, early=False, page_cells=9)
+    assert workers.missing({}, {("raw", 9): 1}) == (
+        "raw[9] is not owned by http://a:1; give --url of every worker"
+    )
 
 
 async def test_a_refusal_of_the_endpoint_is_passed_on(tmp_path: Path) -> None:
