@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 import pytest
@@ -224,7 +224,11 @@ async def test_how_long_ids_are_remembered_is_in_doubt_at_a_cut(
 @pytest.mark.parametrize("merged", [True, False])
 @pytest.mark.parametrize("kind", ["string", "int", "bool"])
 async def test_events_whose_key_was_null_before_a_layer_are_none_of_its_events(
-    tmp_path: Path, database: Database, kind: str, merged: bool, unclassified: str
+    tmp_path: Path,
+    database: Database,
+    kind: Literal["string", "int", "bool"],
+    merged: bool,
+    unclassified: str,
 ) -> None:
     """The field was no key when they were read, and a record is never decoded again."""
     value = {"string": "three", "int": 3, "bool": True}[kind]
