@@ -117,9 +117,7 @@ async def test_a_method_that_a_path_does_not_take_has_the_answers_of_its_scope(
                 headers["worker"] = {HEADER: signed.header}
                 for caller, status in zip(CALLERS, STATUSES[scope], strict=True):
                     asked = url + ASKED.get(path, path)
-                    async with session.request(
-                        method, asked, headers=headers[caller]
-                    ) as response:
+                    async with session.request(method, asked, headers=headers[caller]) as response:
                         found[path, method, caller] = response.status
                     wanted[path, method, caller] = 405 if status == 200 else status
     assert found == wanted
