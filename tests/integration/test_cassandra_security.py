@@ -546,6 +546,16 @@ async def test_a_worker_without_rights_on_a_new_table_is_not_ready(
     node.run(f"GRANT SELECT ON TABLE {space}.{worker.map_name}_day TO worker")
     await worker.ready()
 
+    # The right to write shows at the first write. Refused ones, side by side, end without a trace.
+    places = [(p, day, str(n)) for p in (0, 1) for day in range(8) for n in range(20)]
+    sent = ((p, flight(day * 24 * HOUR_MS, "JFK", carrier)) for p, day, carrier in places)
+    await worker.send(f"{worker.map_name}.raw", *sent)
+    await until(refused, SECONDS_MAX)
+    _, state = await worker.get("/readyz")
+    assert f"user worker has no MODIFY permission on {table}" in str(state["reasons"])
+    assert await worker.stop() == 0
+    assert "never retrieved" not in worker.log()
+
 
 @pytest.mark.cassandra
 @pytest.mark.slow
