@@ -224,14 +224,16 @@ async def _count(
     settings: Settings, late: bool, wanted: Callable[[Letter], bool], replayed: bool
 ) -> list[_Row]:
     rows: dict[tuple[str, str], _Row] = {}
-    async for entry in _letters(settings, late=late).letters(wanted, replayed=replayed):
-        letter = entry.letter
-        assert letter is not None
-        row = rows.setdefault((letter.topic, letter.reason), _Row(letter.topic, letter.reason))
-        row.letters += 1
-        row.events += letter.events
-        if entry.append_time_ms >= row.newest_ms:
-            row.newest_ms, row.example = entry.append_time_ms, letter.detail
+    letters = _letters(settings, late=late).letters(wanted, replayed=replayed)
+    async with contextlib.aclosing(letters):
+        async for entry in letters:
+            letter = entry.letter
+            assert letter is not None
+            row = rows.setdefault((letter.topic, letter.reason), _Row(letter.topic, letter.reason))
+            row.letters += 1
+            row.events += letter.events
+            if entry.append_time_ms >= row.newest_ms:
+                row.newest_ms, row.example = entry.append_time_ms, letter.detail
     return [rows[key] for key in sorted(rows)]
 
 

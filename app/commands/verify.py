@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,10 @@ from tables.model.errors import TreasureMapError
 
 DIFFERS, CANNOT = 1, 2
 _WIDTH_PIPED = 200
+_FAULT = (
+    "error: cannot verify: a fault in verify itself, which the lines above show, so it has not"
+    " compared everything; keep the topics, and report the fault with these lines and the map"
+)
 
 
 def _cannot(function: Callable[..., None]) -> Callable[..., None]:
@@ -34,6 +39,11 @@ def _cannot(function: Callable[..., None]) -> Callable[..., None]:
             function(*args, **options)
         except TreasureMapError as error:
             click.echo(printable(f"error: {error}", keep="\n"), err=True)
+            sys.exit(CANNOT)
+        except (click.ClickException, click.Abort, click.exceptions.Exit):
+            raise
+        except Exception:  # noqa: BLE001 - its exit code must not be that of rows that differ
+            click.echo(printable(f"{traceback.format_exc()}{_FAULT}", keep="\n"), err=True)
             sys.exit(CANNOT)
 
     return run

@@ -11,11 +11,12 @@ mark. If the last mark is missing, the target topic is searched for the letters 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -111,32 +112,35 @@ class DeadLetters:
             RightsError: this user may not read it.
         """
         await self._check_rights(Right("topic", self._topic, ("Read",)))
-        async for entry in self._letters(wanted, replayed=replayed):
-            yield entry
+        async with contextlib.aclosing(self._letters(wanted, replayed=replayed)) as letters:
+            async for entry in letters:
+                yield entry
 
-    async def _letters(self, wanted: Wanted, *, replayed: bool = False) -> AsyncIterator[Entry]:
+    async def _letters(self, wanted: Wanted, *, replayed: bool = False) -> AsyncGenerator[Entry]:
         known = await self.known()
         seen: set[int] = set()
-        async for entry in self._entries():
-            if entry.letter is None or not wanted(entry.letter):
-                continue
-            if entry.offset in known.done.get(entry.partition, ()):
-                # A later copy of a replayed letter is replayed too.
-                seen.add(hash(entry.letter.identity))
-                if not replayed:
+        async with contextlib.aclosing(self._entries()) as entries:
+            async for entry in entries:
+                if entry.letter is None or not wanted(entry.letter):
                     continue
-            elif hash(entry.letter.identity) in seen:
-                continue
-            seen.add(hash(entry.letter.identity))
-            yield entry
+                if entry.offset in known.done.get(entry.partition, ()):
+                    # A later copy of a replayed letter is replayed too.
+                    seen.add(hash(entry.letter.identity))
+                    if not replayed:
+                        continue
+                elif hash(entry.letter.identity) in seen:
+                    continue
+                seen.add(hash(entry.letter.identity))
+                yield entry
 
     async def known(self, partitions: Iterable[int] | None = None) -> Known:
         """Return the marks of replays in the topic, or in some of its partitions."""
         known = Known()
-        async for entry in self._entries(partitions):
-            if entry.mark is not None:
-                known.take(entry.partition, entry.mark)
-            known.problems += bool(entry.problem)
+        async with contextlib.aclosing(self._entries(partitions)) as entries:
+            async for entry in entries:
+                if entry.mark is not None:
+                    known.take(entry.partition, entry.mark)
+                known.problems += bool(entry.problem)
         return known
 
     async def replay(self, wanted: Wanted, *, to: str = "", resume: bool = False) -> Replayed:
@@ -207,21 +211,22 @@ class DeadLetters:
         chosen: dict[int, list[int]] = {}
         targets: dict[int, set[tuple[str, int]]] = {}
         sources = {source.topic for source in self._map.sources}
-        async for entry in self._letters(wanted):
-            assert entry.letter is not None
-            if entry.letter.topic not in sources:
-                result.foreign += 1
-            elif entry.letter.topic == to:
-                raise ReplayError(
-                    f"cannot replay late letters to {to}: they came from it, and would only be late"
-                    " again; want a topic that a layer reads which takes them in"
-                )
-            elif entry.letter.cut or entry.letter.reason in _NOT_WHOLE:
-                result.cut += 1
-            else:
-                chosen.setdefault(entry.partition, []).append(entry.offset)
-                place = (to or entry.letter.topic, entry.letter.partition)
-                targets.setdefault(entry.partition, set()).add(place)
+        async with contextlib.aclosing(self._letters(wanted)) as letters:
+            async for entry in letters:
+                assert entry.letter is not None
+                if entry.letter.topic not in sources:
+                    result.foreign += 1
+                elif entry.letter.topic == to:
+                    raise ReplayError(
+                        f"cannot replay late letters to {to}: they came from it, and would only be"
+                        " late again; want a topic that a layer reads which takes them in"
+                    )
+                elif entry.letter.cut or entry.letter.reason in _NOT_WHOLE:
+                    result.cut += 1
+                else:
+                    chosen.setdefault(entry.partition, []).append(entry.offset)
+                    place = (to or entry.letter.topic, entry.letter.partition)
+                    targets.setdefault(entry.partition, set()).add(place)
         name, now_ms = uuid.uuid4().hex, time.time_ns() // 1_000_000
         for partition, offsets in chosen.items():
             ends = {f"{t}[{p}]": (await log.bounds(t, p))[1] for t, p in targets[partition]}
@@ -249,24 +254,25 @@ class DeadLetters:
         result.landed += len(landed)
         large: set[int] = set()
         sends: list[asyncio.Future[int]] = []
-        async for entry in self._entries([partition]):
-            if entry.offset not in missing:
-                continue
-            assert entry.letter is not None, "a plan names letters"
-            sends.append(asyncio.ensure_future(_send(log, entry, entry.letter, mark.to)))
-            if len(sends) < SENDS_MAX and len(entry.value) < ALONE_BYTES_MIN:
-                continue
-            *others, last = sends
-            sends = []
-            await asyncio.gather(*others)
-            try:
-                await last
-            except RecordTooLargeError as error:
-                large.add(entry.offset)
-                warnings.warning("letter %d:%d stays: %s", partition, entry.offset, error)
-                # A producer has numbered the record, and sends no more once one is missing.
-                await log.stop()
-                await log.start()
+        async with contextlib.aclosing(self._entries([partition])) as entries:
+            async for entry in entries:
+                if entry.offset not in missing:
+                    continue
+                assert entry.letter is not None, "a plan names letters"
+                sends.append(asyncio.ensure_future(_send(log, entry, entry.letter, mark.to)))
+                if len(sends) < SENDS_MAX and len(entry.value) < ALONE_BYTES_MIN:
+                    continue
+                *others, last = sends
+                sends = []
+                await asyncio.gather(*others)
+                try:
+                    await last
+                except RecordTooLargeError as error:
+                    large.add(entry.offset)
+                    warnings.warning("letter %d:%d stays: %s", partition, entry.offset, error)
+                    # A producer has numbered the record, and sends no more once one is missing.
+                    await log.stop()
+                    await log.start()
         await asyncio.gather(*sends)
         result.sent += len(missing) - len(large)
         result.large += len(large)
@@ -280,14 +286,16 @@ class DeadLetters:
         for place, end in mark.ends.items():
             topic, _, number = place.removesuffix("]").rpartition("[")
             starts = {int(number): end}
-            async for record in read_records(self._brokers, topic, starts, self._options):
-                for header, data in record.headers:
-                    text = data.decode("latin-1")
-                    if header == LETTER_HEADER and text.startswith(prefix):
-                        landed.add(int(text.removeprefix(prefix)))
+            found = read_records(self._brokers, topic, starts, self._options)
+            async with contextlib.aclosing(found) as records:
+                async for record in records:
+                    for header, data in record.headers:
+                        text = data.decode("latin-1")
+                        if header == LETTER_HEADER and text.startswith(prefix):
+                            landed.add(int(text.removeprefix(prefix)))
         return landed & set(mark.offsets)
 
-    def _entries(self, partitions: Iterable[int] | None = None) -> AsyncIterator[Entry]:
+    def _entries(self, partitions: Iterable[int] | None = None) -> AsyncGenerator[Entry]:
         chosen = range(self._map.side_partitions) if partitions is None else partitions
         return read_entries(self._brokers, self._topic, chosen, self._options)
 

@@ -13,8 +13,9 @@ source which of them have landed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -80,7 +81,7 @@ class Record:
 
 async def read_records(
     brokers: str, topic: str, starts: Mapping[int, int | None], options: dict[str, Any]
-) -> AsyncIterator[Record]:
+) -> AsyncGenerator[Record]:
     """Yield the records of a topic up to its end at the time of reading.
 
     Args:
@@ -110,8 +111,9 @@ async def read_records(
                 await consumer.seek_to_beginning(key)
             else:
                 consumer.seek(key, start)
-            async for record in _read_partition(consumer, key):
-                yield record
+            async with contextlib.aclosing(_read_partition(consumer, key)) as records:
+                async for record in records:
+                    yield record
     except KafkaError as error:
         told = await connect_error(error, f"cannot read {topic}", brokers, options)
         raise SideTopicError(str(told)) from error
@@ -119,7 +121,7 @@ async def read_records(
         await consumer.stop()
 
 
-async def _read_partition(consumer: Any, key: KafkaPartition) -> AsyncIterator[Record]:
+async def _read_partition(consumer: Any, key: KafkaPartition) -> AsyncGenerator[Record]:
     """Yield the records there are; ends when the position reaches the end that fetches tell."""
     quiet_since = asyncio.get_running_loop().time()
     while True:
@@ -148,14 +150,16 @@ async def _read_partition(consumer: Any, key: KafkaPartition) -> AsyncIterator[R
 
 async def read_entries(
     brokers: str, topic: str, partitions: Iterable[int], options: dict[str, Any]
-) -> AsyncIterator[Entry]:
+) -> AsyncGenerator[Entry]:
     """Yield all of these partitions of a side topic, one after the other, each in its order.
 
     Raises:
         SideTopicError: as :func:`read_records`.
     """
-    async for record in read_records(brokers, topic, dict.fromkeys(partitions), options):
-        yield _entry(record)
+    found = read_records(brokers, topic, dict.fromkeys(partitions), options)
+    async with contextlib.aclosing(found) as records:
+        async for record in records:
+            yield _entry(record)
 
 
 def _entry(record: Record) -> Entry:

@@ -11,10 +11,11 @@ parent                         process
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -108,13 +109,14 @@ class PartWriter:
             report: called with the progress a few times a second.
         """
         cpu_s, reported_s = time.process_time(), 0.0
-        async for step in self._steps(begin_s, stop):
-            self._add(feed, step)
-            await feed.flush()
-            now_s = time.monotonic()
-            if report is not None and now_s - reported_s >= _REPORT_SECONDS:
-                reported_s = now_s
-                report(Progress(self._part.number, self._records.events, self._behind_ms))
+        async with contextlib.aclosing(self._steps(begin_s, stop)) as steps:
+            async for step in steps:
+                self._add(feed, step)
+                await feed.flush()
+                now_s = time.monotonic()
+                if report is not None and now_s - reported_s >= _REPORT_SECONDS:
+                    reported_s = now_s
+                    report(Progress(self._part.number, self._records.events, self._behind_ms))
         await feed.drain()
         return PartResult(
             part=self._part,
@@ -138,7 +140,7 @@ class PartWriter:
             feed.heartbeat(time_ms, self._part.partitions)
             self._records.truth.note_heartbeat(time_ms)
 
-    async def _steps(self, begin_s: float, stop: asyncio.Event) -> AsyncIterator[Step]:
+    async def _steps(self, begin_s: float, stop: asyncio.Event) -> AsyncGenerator[Step]:
         """Yield the steps when they are due; none is left out, however late it is."""
         seconds = self._plan.seconds
         if not self._plan.rate:

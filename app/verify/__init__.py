@@ -13,6 +13,7 @@ rules.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -255,8 +256,9 @@ class _Verification:
                 layer, self._cells.starts(layer), since_ms=whole.cells.get(layer.name),
                 everywhere=self._settings.archive == "embedded",
             )  # fmt: skip
-            async for number, frame in frames:
-                answers.load(number, frame)
+            async with contextlib.aclosing(frames):
+                async for number, frame in frames:
+                    answers.load(number, frame)
             reports[layer.name] = await asyncio.to_thread(
                 compare_answers,
                 self._database,

@@ -26,7 +26,7 @@ from app.verify.columns import COLUMN_TYPES
 from app.verify.cuts import Cuts
 from app.verify.database import Database, text
 from app.verify.letters import WHOLE, Letters
-from app.verify.outcomes import LETTERED, outcome_of
+from app.verify.outcomes import LETTERED, outcome_of, possible
 from app.verify.records import (
     Faults,
     Record,
@@ -153,6 +153,10 @@ class Events:
         """Return whether a layer selects an event's type."""
         kinds = self._decoder.kinds.selecting(self.layers.index(layer))
         return f"kind IN ({', '.join(map(str, kinds))})" if kinds else "false"
+
+    def possible(self, layer: Layer) -> str:
+        """Return whether the map may have had a layer at an event of the table, in SQL."""
+        return possible(layer, self.cuts, self._columns)
 
     def know(self, whole: Whole) -> None:
         """Take from when on layers are whole, before the first record."""

@@ -115,7 +115,7 @@ class Cells:
             f" 'too_late' ELSE 'folded' END AS outcome, {events.cuts.sure(layer)} AS sure"
             f"{''.join(f', {one}' for one in columns)}"
             f' FROM {events.table} ANTI JOIN {repeats} USING (part, "offset", place)'
-            f" WHERE {events.selected_by(layer)} AND {events.cuts.possible(layer)}"
+            f" WHERE {events.selected_by(layer)} AND {events.possible(layer)}"
         )
         self._count(events, layer)
         key = [f"{events.column(f.name)} AS k{number}" for number, f in enumerate(layer.key)]

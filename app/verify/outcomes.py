@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from app.verify.cuts import Cuts
 from app.verify.database import text
 from app.verify.records import APPEND_TIME_MS_MIN
-from app.verify.sql import either
+from app.verify.sql import both, either
 from tables.model.layer import Layer, Source
 
 KEY_BYTES_MAX = 1_024
@@ -50,17 +50,38 @@ def outcome_of(
         f" WHEN appended >= {APPEND_TIME_MS_MIN}"
         f" AND time > appended + {source.future_skew_ms} THEN 'future'"
         f" WHEN {either(missing)} THEN 'missing' WHEN {either(long)} THEN 'key_too_long'"
-        f" {_unclassified(source, layers, cuts, selected_by)} ELSE 'classified' END"
+        f" {_unclassified(source, layers, cuts, selected_by, columns)} ELSE 'classified' END"
     )
 
 
+def possible(layer: Layer, cuts: Cuts, columns: Mapping[str, str]) -> str:
+    """Return whether the map may have had a layer at an event that is not set aside.
+
+    With the layer an event without a key that it can use is set aside, and a record is never
+    decoded again. So such an event was read before the cut.
+    """
+    if not cuts:
+        return "true"
+    usable = [f"{columns[field.name]} IS NOT NULL" for field in layer.key]
+    usable += [
+        f"strlen({columns[field.name]}) <= {KEY_BYTES_MAX}"
+        for field in layer.key
+        if field.type == "string"
+    ]
+    return both([cuts.possible(layer), *usable])
+
+
 def _unclassified(
-    source: Source, layers: tuple[Layer, ...], cuts: Cuts, selected_by: Callable[[Layer], str]
+    source: Source,
+    layers: tuple[Layer, ...],
+    cuts: Cuts,
+    selected_by: Callable[[Layer], str],
+    columns: Mapping[str, str],
 ) -> str:
     """Return when an event is of a type that no layer selects, or in doubt about it."""
     if not cuts:
         return "WHEN kind = 0 THEN 'unclassified'"
-    may = either([f"({selected_by(one)} AND {cuts.possible(one)})" for one in layers])
+    may = either([f"({selected_by(one)} AND {possible(one, cuts, columns)})" for one in layers])
     sure = either([f"({selected_by(one)} AND {cuts.sure(one)})" for one in layers])
     # If such events have letters, one that has none is classified.
     doubtful = "true" if source.unclassified == "count" else "false"

@@ -49,7 +49,7 @@ def _count_doubtful(database: Database, events: Events, table: str) -> None:
     database.run(f"CREATE OR REPLACE TABLE {other} AS FROM {table} LIMIT 0")
     for partition in events.partitions:
         number = partition.number
-        _fill(database, other, number, _repeats(database, events, number, events.cuts.possible))
+        _fill(database, other, number, _repeats(database, events, number, events.possible))
         partition.repeats_in_doubt = database.number(
             f"SELECT count(*) FROM ((FROM {table} WHERE part = {number} EXCEPT FROM {other}) UNION"
             f" ALL (FROM {other} WHERE part = {number} EXCEPT FROM {table}))"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Self
 
@@ -155,7 +155,7 @@ class Workers:
         *,
         everywhere: bool,
         since_ms: int | None = None,
-    ) -> AsyncIterator[tuple[int, pl.DataFrame]]:
+    ) -> AsyncGenerator[tuple[int, pl.DataFrame]]:
         """Yield the answers of each worker, by the number of its URL: some rows at a time.
 
         Args:

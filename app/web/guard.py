@@ -138,7 +138,7 @@ def guard(settings: Settings, access: Access) -> Middleware:
                 "cannot answer: the Host header is not a name of this machine;"
                 " want localhost or 127.0.0.1; ask under that name, or set web_token",
             )
-        if (refused := _entered(request, access)) is not None:
+        if (refused := await _entered(request, access)) is not None:
             wants = {"WWW-Authenticate": "Bearer"}
             return problem(
                 refused.status,
@@ -155,14 +155,13 @@ def guard(settings: Settings, access: Access) -> Middleware:
     return middleware
 
 
-def _entered(request: web.Request, access: Access) -> Refused | None:
+async def _entered(request: web.Request, access: Access) -> Refused | None:
     """Note on a request who sends it; return why it is refused, None if it is not."""
     caller = access.caller(request.headers)
     if caller is not None:
         request[CALLER] = caller
-    resource = request.match_info.route.resource
+    resource = await _resource_of(request)
     if resource is None:
-        # No such path, or not by this method: who has no token does not learn which.
         return access.refusal("", caller)
     scope = scopes(request.app).get(resource.canonical)
     if scope is None:
@@ -176,6 +175,20 @@ def _entered(request: web.Request, access: Access) -> Refused | None:
         return found
     if found is not None:
         request[PROOF] = found
+    return None
+
+
+async def _resource_of(request: web.Request) -> web.AbstractResource | None:
+    """Return the resource of a request's path, whatever its method; None if there is none."""
+    resource = request.match_info.route.resource
+    if resource is not None or not isinstance(
+        request.match_info.http_exception, web.HTTPMethodNotAllowed
+    ):
+        return resource
+    for found in request.app.router.resources():
+        _, allowed = await found.resolve(request)
+        if allowed:
+            return found
     return None
 
 
@@ -253,7 +266,11 @@ def _http_problem(request: web.Request, error: web.HTTPException) -> web.Respons
     if error.status == HTTPStatus.NOT_FOUND:
         detail = f"cannot answer {request.path}: no such path; docs/formats/http.md lists them"
     elif error.status == HTTPStatus.METHOD_NOT_ALLOWED:
-        detail = f"cannot answer {request.method}: everything here is read; want GET"
+        wanted = error.headers.get("Allow", "").replace(",", " or ")
+        detail = (
+            f"cannot answer {request.path}: the path does not take this method; got"
+            f" {request.method}; want {wanted}"
+        )
     else:
         detail = f"cannot answer: {error.reason}"
     kept = {name: value for name, value in error.headers.items() if name == "Allow"}

@@ -517,6 +517,48 @@ def archived(worker: Process, layer: str) -> Callable[[], Awaitable[bool]]:
 
 @pytest.mark.cassandra
 @pytest.mark.slow
+async def test_a_worker_without_rights_on_a_new_table_is_not_ready(
+    node: SecureCassandra, authority: Authority, processes: Callable[..., Process]
+) -> None:
+    """The grants of a revision were not run, and nothing is written to its table yet."""
+    settings = settings_of(node, authority)
+    space = settings.keyspace
+    worker = processes(**worker_settings(settings, authority))
+    await asyncio.to_thread(map_apply, worker, "maker")
+    for right in ("SELECT", "MODIFY"):
+        for name in (f"{worker.map_name}_hour", "archives"):
+            node.run(f"GRANT {right} ON TABLE {space}.{name} TO worker")
+    worker.start()
+    refused = unready(worker, "the archive refuses since ")
+
+    async def told() -> bool:
+        with contextlib.suppress(ConnectionError):
+            return await refused()
+        return False
+
+    await until(told, SECONDS_MAX)
+    await stays(refused, 5)
+    _, state = await worker.get("/readyz")
+    (reason,) = (r for r in state["reasons"] if r.startswith("the archive refuses since "))
+    table = f"<table {space}.{worker.map_name}_day>"
+    assert f"Cassandra refuses: user worker has no SELECT permission on {table}" in reason
+    assert "the archive refuses; closed cells wait in tables and journal: " in worker.log()
+    node.run(f"GRANT SELECT ON TABLE {space}.{worker.map_name}_day TO worker")
+    await worker.ready()
+
+    # The right to write shows at the first write. Refused ones, side by side, end without a trace.
+    places = [(p, day, str(n)) for p in (0, 1) for day in range(8) for n in range(20)]
+    sent = ((p, flight(day * 24 * HOUR_MS, "JFK", carrier)) for p, day, carrier in places)
+    await worker.send(f"{worker.map_name}.raw", *sent)
+    await until(refused, SECONDS_MAX)
+    _, state = await worker.get("/readyz")
+    assert f"user worker has no MODIFY permission on {table}" in str(state["reasons"])
+    assert await worker.stop() == 0
+    assert "never retrieved" not in worker.log()
+
+
+@pytest.mark.cassandra
+@pytest.mark.slow
 async def test_a_worker_is_not_ready_while_its_writes_are_refused(
     node: SecureCassandra, authority: Authority, processes: Callable[..., Process]
 ) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import re
+import sys
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -94,6 +97,33 @@ async def test_a_letter_written_twice_is_one_letter(
         await write(log, themap, offset)
     await write(log, themap, 3, reason="missing")
     assert await offsets(DeadLetters(brokers, themap, "dead", {})) == [3, 4, 5, 3]
+
+
+async def test_letters_that_are_not_read_to_their_end_leave_nothing_open(
+    brokers: str, themap: Map, log: KafkaLog
+) -> None:
+    """A generator that only the collector closes fails the loop's end, in lines on stderr."""
+    for offset in (3, 4, 5):
+        await write(log, themap, offset)
+    unclosed: list[Any] = []
+    hooks = sys.get_asyncgen_hooks()
+    sys.set_asyncgen_hooks(hooks.firstiter, unclosed.append)
+    try:
+        letters = DeadLetters(brokers, themap, "dead", {})
+        async with contextlib.aclosing(letters.letters(lambda _: True)) as entries:
+            async for entry in entries:
+                assert entry.letter is not None
+                break
+
+        def differs(_: Letter) -> bool:
+            raise ReplayError("a letter that nobody wants")
+
+        with pytest.raises(ReplayError, match="nobody wants"):
+            await letters.replay(differs)
+        gc.collect()
+    finally:
+        sys.set_asyncgen_hooks(hooks.firstiter, hooks.finalizer)
+    assert unclosed == []
 
 
 async def test_a_replay_sends_what_was_chosen_once(

@@ -137,6 +137,14 @@ window = "1h"
 measures = ["count"]
 partitions = 2
 
+[layers.by_delay]
+source = "flights"
+events = ["flight.*"]
+key = ["delay"]
+window = "1h"
+measures = ["count"]
+partitions = 2
+
 [layers.origins]
 from = "hour"
 key = ["origin"]
@@ -150,7 +158,10 @@ partitions = 1
 async def test_verify_leaves_out_what_a_map_got_too_late_and_says_so(
     broker: str, tmp_path: Path
 ) -> None:
-    """Layers and measures of a second revision; their values must be right, or null."""
+    """Layers and measures of a second revision; their values must be right, or null.
+
+    Earlier events have null in a field that becomes the key of a merged layer.
+    """
     worker = Process(broker, tmp_path / "worker")
     first = worker.map_file.read_text()
     topic = f"{worker.map_name}.raw"
@@ -159,7 +170,9 @@ async def test_verify_leaves_out_what_a_map_got_too_late_and_says_so(
         await apply(worker)
         worker.start()
         await worker.ready()
-        await worker.send(topic, *((p, flight(at, "AB"[p])) for at in hours for p in (0, 1)))
+        delays = {0: 1, 1: None}
+        early = ((p, flight(at, "AB"[p], delay=delays[p])) for at in hours for p in (0, 1))
+        await worker.send(topic, *early)
         await quiet(worker, 2 * len(hours))
         assert await worker.stop() == 0
         second = first.replace("revision = 1", "revision = 2")
@@ -176,7 +189,7 @@ async def test_verify_leaves_out_what_a_map_got_too_late_and_says_so(
         report = await verify(settings, urls=[url])
         assert report.equal, [str(one) for one in report.differences]
         expected = {layer.layer: layer.expected for layer in report.layers}
-        assert expected == {"hour": 240, "day": 5, "by_carrier": 80, "origins": 6}
+        assert expected == {"hour": 240, "day": 5, "by_carrier": 80, "by_delay": 80, "origins": 6}
         assert all(layer.http == layer.expected for layer in report.layers)
         notes = " | ".join(report.notes)
         assert "by_carrier was compared from 1970-01-02T15:30:00.001000+00:00 on" in notes

@@ -16,6 +16,7 @@ import pytest
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 from app.config.settings import Settings
+from app.peers.wire import PATH
 from app.runtime.faust_app import create_app
 from app.web.endpoint import install
 from app.web.guard import host_name
@@ -199,6 +200,18 @@ async def test_only_reading_is_possible(tmp_path: Path) -> None:
         assert response.status == 405
         assert response.headers["Content-Type"] == "application/problem+json"
         assert "GET" in response.headers["Allow"]
+        assert (await response.json(content_type=None))["detail"] == (
+            "cannot answer /v1/map: the path does not take this method; got POST; want GET or HEAD"
+        )
+
+
+async def test_a_path_of_workers_names_its_own_method(tmp_path: Path) -> None:
+    """It is asked by POST, so the sentence must not want the GET that it got."""
+    async with served(MAP, tmp_path) as (_, url):
+        found, body, headers = await get(url + PATH)
+    assert found == 405
+    assert headers["Allow"] == "POST"
+    assert "got GET; want POST" in body["detail"]
 
 
 class ThreadedArchive(EmbeddedArchive):

@@ -91,6 +91,38 @@ async def test_every_route_by_every_kind_of_caller(tmp_path: Path) -> None:
     assert len(routes) == 16
 
 
+async def test_a_method_that_a_path_does_not_take_has_the_answers_of_its_scope(
+    tmp_path: Path,
+) -> None:
+    """Who may not ask a path learns from no method which methods it takes."""
+    file = tmp_path / "tokens.json"
+    headers = {
+        scope: bearer(make_token(file, scope, [scope])) for scope in ("read", "live", "admin")
+    }
+    headers |= {"none": {}, "wrong": bearer("tm_wrong-token-1234"), "web_token": bearer(TOKEN)}
+    settings: dict[str, Any] = {
+        "web_tokens_file": str(file), "web_token": TOKEN, "peer_secret": SECRET,
+    }  # fmt: skip
+    found: dict[tuple[str, str, str], int] = {}
+    wanted: dict[tuple[str, str, str], int] = {}
+    async with (
+        served(MAP, tmp_path / "a", [stored()], **settings) as (_, url),
+        aiohttp.ClientSession() as session,
+    ):
+        key = PeerKey(SECRET, "http://127.0.0.1:6066")
+        routes = {**mounted(tmp_path, **settings), "/nothing": "no such path"}
+        for path, scope in routes.items():
+            for method in ("GET", "PUT") if scope == "peer" else ("POST", "DELETE"):
+                signed = key.sign(method, "http://127.0.0.1:6066", path, b"")
+                headers["worker"] = {HEADER: signed.header}
+                for caller, status in zip(CALLERS, STATUSES[scope], strict=True):
+                    asked = url + ASKED.get(path, path)
+                    async with session.request(method, asked, headers=headers[caller]) as response:
+                        found[path, method, caller] = response.status
+                    wanted[path, method, caller] = 405 if status == 200 else status
+    assert found == wanted
+
+
 async def status_of(
     session: aiohttp.ClientSession, url: str, body: bytes | None, headers: dict[str, str]
 ) -> int:

@@ -52,6 +52,7 @@ class CassandraArchive:
         self._settings = settings
         self._clock_ms = clock_ms or _wall_clock_ms
         self._wanted = False
+        self._is_readable = False
         self._cluster: Cluster | None = None
         self._session: Session | None = None
         self._map_name = ""
@@ -173,15 +174,22 @@ class CassandraArchive:
     async def check(self) -> None:
         """Ask for a row that need not be there, as queries ask; a quorum must answer.
 
+        Until all tables have answered once, and after a failure, each of them is asked: the right
+        to read a table may be missing, and a new one is not written for a while.
+
         Raises:
             ArchiveError: it does not, or the archive is closed.
         """
         verb = "reach the archive"
-        table = next(iter(self._tables.values()), None)
-        if table is not None:
-            select = await self._prepare(verb, table.check)
-            permits = asyncio.Semaphore(1)
-            await self._execute_all(verb, [select.bind(())], 1, _ignored, permits)
+        tables = list(self._tables.values())
+        if self._is_readable:
+            tables = tables[:1]
+        self._is_readable = False
+        selects = [await self._prepare(verb, table.check) for table in tables]
+        statements = (select.bind(()) for select in selects)
+        permits = asyncio.Semaphore(self._settings.in_flight_max)
+        await self._execute_all(verb, statements, len(selects), _ignored, permits)
+        self._is_readable = True
 
     async def history(self, topic: str, partition: int) -> History | None:
         """Return which journal the rows of a partition come from; see the protocol."""
@@ -204,7 +212,7 @@ class CassandraArchive:
 
     async def close(self) -> None:
         """Close all connections; requests under way fail, and so does an opening under way."""
-        self._wanted = False
+        self._wanted = self._is_readable = False
         cluster, self._cluster = self._cluster, None
         self._session = None
         self._prepared.clear()

@@ -45,7 +45,7 @@ class Pages:
         self._patience_s = patience_s
         self._loop = asyncio.get_running_loop()
         self._page: asyncio.Future[list[Row]] = self._loop.create_future()
-        self._is_given_up = False
+        self._is_over = False
         self._has_permit = False
 
     async def read(self, take: Callable[[list[Row]], None]) -> None:
@@ -56,18 +56,25 @@ class Pages:
         """
         await self._permits.acquire()
         self._has_permit = True
+        is_given_up = False
         try:
             with driver(self._verb, AGAIN):
                 answer = self._session.execute_async(self._statement)
                 answer.add_callbacks(self._on_page, self._on_error)
                 await self._take_pages(answer, take)
         except asyncio.CancelledError:
-            self._is_given_up = not self._page.done()
-            # The driver may never tell.
-            self._loop.call_later(self._patience_s, self._free)
+            is_given_up = not self._page.done()
+            if is_given_up:
+                # The driver may never tell.
+                self._loop.call_later(self._patience_s, self._free)
             raise
         finally:
-            if not self._is_given_up:
+            self._is_over = True
+            if self._page.done():
+                # One that came together with the cancellation. Its error is of nobody's interest,
+                # and asyncio would log it if nobody read it.
+                self._page.exception()
+            if not is_given_up:
                 self._free()
 
     def _free(self) -> None:
@@ -99,7 +106,7 @@ class Pages:
             self._loop.call_soon_threadsafe(self._arrived, rows, error)
 
     def _arrived(self, rows: list[Row], error: BaseException | None) -> None:
-        if self._is_given_up:
+        if self._is_over:
             self._free()
         elif error is not None:
             self._page.set_exception(error)

@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 import pytest
@@ -17,7 +17,7 @@ from app.verify.database import Database
 from app.verify.errors import VerifyError
 from app.verify.whole import Whole
 from tables.archive.embedded.archive import EmbeddedArchive
-from tables.model.layer import KeyField, Map
+from tables.model.layer import Field, KeyField, Map
 from tables.model.ledger import EVENT_COLUMNS, LAYER_COLUMNS, RECORD_COLUMNS, total
 from tables.query.whole import described
 from tests.support.common import HOUR_MS, MemoryLog, dataclasses_replace, small_map
@@ -215,6 +215,58 @@ async def test_how_long_ids_are_remembered_is_in_doubt_at_a_cut(
             events = ledger["events"] | {"duplicate": ledger["events"]["duplicate"] + wrong}
             compare_ledgers(themap, of, {"http://one": ledger | {"events": events}}, found)
         assert [one.where for one in found.kept] == ["events.duplicate at http://one"] * 2
+    finally:
+        await house.kill()
+        await house.archive.close()
+
+
+@pytest.mark.parametrize("unclassified", ["count", "dead"])
+@pytest.mark.parametrize("merged", [True, False])
+@pytest.mark.parametrize("kind", ["string", "int", "bool"])
+async def test_events_whose_key_was_null_before_a_layer_are_none_of_its_events(
+    tmp_path: Path,
+    database: Database,
+    kind: Literal["string", "int", "bool"],
+    merged: bool,
+    unclassified: str,
+) -> None:
+    """The field was no key when they were read, and a record is never decoded again."""
+    value = {"string": "three", "int": 3, "bool": True}[kind]
+    source = dataclasses_replace(
+        FIRST.sources[0], fields=(*FIRST.sources[0].fields, Field("lane", kind)),
+        unclassified=unclassified,
+    )  # fmt: skip
+    lanes = dataclasses_replace(
+        LATER, name="lanes", key=(KeyField("lane", kind),), merged=merged, partitions=2,
+    )  # fmt: skip
+    days = dataclasses_replace(
+        lanes, name="days", window=DAY.window, source=None, finer="lanes", events=(), merged=False,
+    )  # fmt: skip
+    first = dataclasses_replace(FIRST, sources=(source,))
+    themap = small_map(
+        layers=(HOUR, lanes, days), revision=2, digest="second", sources=(source,)
+    )  # fmt: skip
+    log = MemoryLog()
+
+    def feed(number: int) -> None:
+        for at in range(number * 100, number * 100 + 100):
+            event = {"at": at * HOUR_MS // 10, "origin": "JFK", "carrier": "UA", "delay": 3}
+            event |= {"type": f"{('flight', 'bus')[at // 2 % 2]}.left"}
+            event |= {"lane": None if at % 3 == 0 else value}
+            log.put(RAW, at % 2, orjson.dumps(event))
+
+    house = await work(tmp_path, log, first, themap, feed=feed)
+    try:
+        ledger, found = ledger_of(house), DifferenceLog(20)
+        assert ledger["reasons"]["malformed"] == {"missing": 33}
+        recomputed = Recomputed.of(database, log, themap, whole=whole_of(house))
+        assert recomputed.differences() == []
+        partitions = recomputed.events["flights"].partitions
+        compare_ledgers(themap, {"flights": partitions}, {"http://one": ledger}, found)
+        assert found.kept == []
+        for layer in (lanes, days):
+            keys = {key for (key, _), _ in recomputed.rows(layer)}
+            assert keys == {(value,)}
     finally:
         await house.kill()
         await house.archive.close()

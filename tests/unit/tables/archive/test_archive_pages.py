@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -108,3 +110,37 @@ async def test_what_was_sent_has_its_permit_until_it_is_answered() -> None:
     await until(lambda: not permits.locked())
     assert rows == []
     assert session.answers[0].given == 1
+
+
+async def test_an_error_that_comes_with_the_cancellation_is_not_left_unread() -> None:
+    """A worker that stops while writes are refused would end with tracebacks of asyncio."""
+
+    class Held:
+        has_more_pages = False
+
+        def add_callbacks(self, page: Any, error: Any) -> None:
+            del page
+            self.fail = error
+
+    class Holding(Session):
+        def execute_async(self, statement: int) -> Any:
+            del statement
+            self.held: Any = Held()
+            return self.held
+
+    session, permits = Holding(), asyncio.Semaphore(1)
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    asked = Pages(session, "write", 1, permits, 1.0)
+    gone = weakref.ref(asked)
+    task = asyncio.create_task(asked.read(lambda _: None))
+    await until(lambda: hasattr(session, "held"))
+    session.held.fail(OSError("refused"))
+    task.cancel()
+    await asyncio.wait({task})
+    assert task.cancelled()
+    assert not permits.locked()
+    session.held = None
+    del task, asked
+    await until(lambda: gc.collect() >= 0 and gone() is None)
+    assert told == []
