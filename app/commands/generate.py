@@ -15,6 +15,7 @@ from rich.text import Text
 
 from app.config.options import kafka_settings_options
 from app.config.settings import Settings
+from app.host.printable import printable
 from app.load.generator import generate
 from app.load.plan import MAP_FILE, SOURCE, LoadSpec, default_start_ms, processes_for
 from app.load.process import Progress
@@ -44,11 +45,13 @@ class _Auto(click.ParamType):
     "--map",
     "map_file",
     type=click.Path(dir_okay=False),
-    default=str(MAP_FILE),
-    show_default=True,
-    help="The map that events are made for; the default is that of a shop.",
+    help=f"The map that events are made for.  [default: map_file of the settings, if it is set or"
+    f" there; else that of a shop, {MAP_FILE}]",
 )
-@click.option("--source", default=SOURCE, show_default=True, help="The map's source to write to.")
+@click.option(
+    "--source",
+    help=f"The map's source to write to.  [default: its only one, or {SOURCE}]",
+)
 @click.option(
     "--rate",
     type=click.FloatRange(min=0),
@@ -159,6 +162,8 @@ class _Auto(click.ParamType):
 def command(
     *,
     settings: Settings,
+    map_file: str | None,
+    source: str | None,
     processes: int | None,
     form: str,
     manifest: pathlib.Path,
@@ -168,25 +173,37 @@ def command(
     **options: Any,
 ) -> None:
     """Write a load and say how it went."""
-    themap = load_map(options["map_file"])
-    known = {source.name: source for source in themap.sources}
-    source = known.get(options["source"])
-    if start_ms is None and source is not None:
+    starts_later = start_ms is None
+    map_file = map_file or _map_of(settings)
+    themap = load_map(map_file)
+    known = {one.name: one for one in themap.sources}
+    name = source or (next(iter(known)) if len(known) == 1 else SOURCE)
+    found = known.get(name)
+    if start_ms is None and found is not None:
         now_ms = time.time_ns() // 1_000_000
-        start_ms = default_start_ms(themap, source, now_ms, options["seconds"], options["speed"])
+        start_ms = default_start_ms(themap, found, now_ms, options["seconds"], options["speed"])
     # If the source is not known, generate() says so.
-    brokers = settings.brokers
-    plan = LoadSpec(format=form, start_ms=start_ms or 0, brokers=brokers, **options)
+    plan = LoadSpec(
+        map_file=map_file, source=name, format=form, start_ms=start_ms or 0,
+        brokers=settings.brokers, **options,
+    )  # fmt: skip
     if processes is None:
         cores = len(os.sched_getaffinity(0))
-        partitions = source.partitions if source is not None else 1
+        partitions = found.partitions if found is not None else 1
         processes = processes_for(plan.rate, plan.format, partitions, cores)
     with _Display(plan) as display:
         content = generate(
             plan, manifest, processes=processes, settle=settle, append=append,
-            command=sys.argv, show=display.show, login=settings,
+            command=sys.argv, show=display.show, login=settings, starts_later=starts_later,
+            note=lambda sentence: click.echo(printable(sentence)),
         )  # fmt: skip
     _say(content, manifest)
+
+
+def _map_of(settings: Settings) -> str:
+    """Return the map of the settings, or that of a shop if they name none."""
+    is_set = settings.map_file != Settings().map_file or settings.map_file.exists()
+    return str(settings.map_file if is_set else MAP_FILE)
 
 
 class _Display:

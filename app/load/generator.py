@@ -14,7 +14,7 @@ import os
 import pathlib
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Self
@@ -28,6 +28,7 @@ from app.config.connections import client_options
 from app.config.settings import Settings
 from app.kafka.batch_producer import BatchProducer
 from app.kafka.brokers import connect_error
+from app.load.appended import last_heartbeat_ms, start_after
 from app.load.manifest import Written, manifest_of, write_manifest
 from app.load.plan import GenerateError, LoadSpec, Part, check_times, parts_of
 from app.load.process import Failed, PartResult, Progress, Ready, run_process
@@ -36,6 +37,7 @@ from app.load.truth import PartitionTruth
 from app.load.vocabulary import Words, words_of
 from app.mapfile.load import load_map
 from tables.model.layer import Map, Source
+from tables.model.window import time_text
 
 # A process imports, connects and makes its words in about a second on an idle machine.
 _READY_SECONDS_MAX = 60.0
@@ -54,6 +56,8 @@ def generate(
     append: bool = False,
     command: Sequence[str] = (),
     show: Callable[[dict[int, Progress]], None] | None = None,
+    note: Callable[[str], None] = lambda _: None,
+    starts_later: bool = False,
     login: Settings | None = None,
 ) -> dict[str, Any]:
     """Write a load, then its manifest, and return the manifest.
@@ -69,6 +73,8 @@ def generate(
         append: whether the topic may hold records already.
         command: the command line, for the manifest.
         show: called a few times a second with the progress of each part.
+        note: called before the load begins with sentences about its times.
+        starts_later: whether it may start at the topic's last heartbeat.
         login: settings that say how to connect to Kafka; None: plain.
 
     Raises:
@@ -83,12 +89,12 @@ def generate(
     words = _words(themap, source, plan)
     options = client_options(login)
     first = asyncio.run(_first(plan.brokers, source, options))
-    if any(first.values()) and not append:
-        raise GenerateError(
-            f"cannot generate events into {source.topic}: it holds records, so late events are"
-            f" not known; got {sum(first.values())} records; want an empty topic; make it anew, or"
-            " give --append"
-        )
+    if not append:
+        _check_empty(source, first)
+    last_ms = asyncio.run(last_heartbeat_ms(plan.brokers, source.topic, first, options))
+    if last_ms is not None and starts_later:
+        plan = start_after(themap, source, plan, last_ms, started_ms, settle=settle)
+    _tell_times(plan, last_ms, note)
     weights = words.partition_weights()
     parts = parts_of(weights, min(processes, sum(weight > 0 for weight in weights)))
     with _Processes(plan, parts, login) as running:
@@ -107,13 +113,38 @@ def generate(
     )
     content = manifest_of(themap, written)
     write_manifest(manifest, content)
+    _vouch(written, source, manifest)
+    return content
+
+
+def _check_empty(source: Source, first: Mapping[int, int]) -> None:
+    """Raise GenerateError if the topic holds records."""
+    if any(first.values()):
+        raise GenerateError(
+            f"cannot generate events into {source.topic}: it holds records, so late events are"
+            f" not known; got {sum(first.values())} records; want an empty topic; make it anew, or"
+            " give --append"
+        )
+
+
+def _tell_times(plan: LoadSpec, last_ms: int | None, note: Callable[[str], None]) -> None:
+    """Tell the range of event times, and whether some come before the last heartbeat."""
+    note(f"event times go from {time_text(plan.start_ms)} to {time_text(plan.end_ms)}")
+    if last_ms is not None and plan.start_ms < last_ms:
+        note(
+            f"warning: the topic's last heartbeat is at {time_text(last_ms)}: events before it"
+            " come too late"
+        )
+
+
+def _vouch(written: Written, source: Source, manifest: pathlib.Path) -> None:
+    """Raise GenerateError if others have written to the topic meanwhile."""
     if written.disturbed:
         raise GenerateError(
             f"cannot vouch for {source.topic}: other records came in between;"
             f" got other ends in partitions {written.disturbed}; want those of {manifest}; make the"
             " topic anew and generate again"
         )
-    return content
 
 
 def _source(themap: Map, plan: LoadSpec) -> Source:
@@ -123,7 +154,7 @@ def _source(themap: Map, plan: LoadSpec) -> Source:
     if name not in names:
         raise GenerateError(
             f"cannot generate events: the map has no such source; got {name!r}; want one of"
-            f" {', '.join(names)}; change --source"
+            f" {', '.join(names)}; change --source, or --map, which is {plan.map_file}"
         )
     source = themap.source(name)
     if plan.duplicates and source.id_field is None:
@@ -251,7 +282,8 @@ def _words(themap: Map, source: Source, plan: LoadSpec) -> Words:
     if not words.types:
         raise GenerateError(
             f"cannot generate events for {source.name}: no layer reads it; got {themap.name}'s"
-            f" layers; want one with source = {source.name!r}; give another --source"
+            f" layers; want one with source = {source.name!r}; give another --source or"
+            " --map"
         )
     return words
 

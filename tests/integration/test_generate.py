@@ -24,6 +24,7 @@ from app.kafka.batch_producer import partition_of
 from app.load.plan import MAP_FILE
 from app.mapfile.load import load_map
 from tables.model.ledger import imbalances
+from tables.model.window import time_text
 from tables.record.heartbeat import HEARTBEAT_HEADER
 from tests import ROOT
 
@@ -36,6 +37,23 @@ LAYERS = {
     "click": ("clicks_minute", 5_000, 60_000, ("store", "online")),
 }
 MINUTE_MS = 60_000
+MAP_OF_ONE = """
+revision = 1
+name = "own"
+[sources.scans]
+topic = "scans.raw"
+partitions = 1
+time = "at"
+type = "type"
+[sources.scans.fields]
+k = "string"
+[layers.hour]
+source = "scans"
+events = ["**"]
+key = ["k"]
+window = "1h"
+measures = ["count"]
+"""
 
 
 async def make_topic(brokers: str) -> None:
@@ -213,6 +231,43 @@ async def test_a_topic_with_records_is_refused_unless_told_otherwise(
     assert again["late"] == "unknown"
     for number, told in again["partitions"].items():
         assert told["first"] == first["partitions"][number]["end"]
+
+
+async def test_an_appended_load_comes_after_the_last_heartbeat(broker: str, tmp_path: Path) -> None:
+    """A load that settled has closed all windows: earlier events would all be late, unsaid."""
+    await make_topic(broker)
+    path = tmp_path / "m.json"
+    options = ["--rate", "500", "--seconds", "0.5", "--processes", "1"]
+    settled = time_text(run(broker, path, *options)["settled_ms"])
+
+    def append(*more: str) -> str:
+        arguments = ["--brokers", broker, "--manifest", str(path), *options, "--append", *more]
+        done = subprocess.run(
+            [sys.executable, "-m", "app", "generate", *arguments],
+            cwd=ROOT, capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    later = await asyncio.to_thread(append, "--no-settle")
+    assert later.startswith(f"event times go from {settled} to ")
+    assert "warning" not in later
+    run(broker, path, *options, "--append")
+    earlier = await asyncio.to_thread(append, "--start", "1600000000000")
+    assert earlier.startswith("event times go from 2020-09-13T12:26:40Z to 2020-09-13T12:26:40.5")
+    assert "events before it come too late" in earlier
+
+
+def test_the_map_of_the_settings_is_the_default(tmp_path: Path) -> None:
+    """Its one source too; a map with several names them."""
+    file = tmp_path / "own.toml"
+    file.write_text(MAP_OF_ONE)
+    arguments = ["--brokers", "127.0.0.1:1", "--manifest", str(tmp_path / "m.json")]
+    given = {"TREASURE_MAP_MAP_FILE": str(file)}
+    result = CliRunner().invoke(command, arguments, env=given)
+    assert "cannot generate events into scans.raw" in str(result.exception)
+    result = CliRunner().invoke(command, [*arguments, "--source", "shop"], env=given)
+    assert f"change --source, or --map, which is {file}" in str(result.exception)
 
 
 async def test_an_interrupt_ends_in_order_with_a_manifest(broker: str, tmp_path: Path) -> None:

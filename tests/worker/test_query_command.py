@@ -174,7 +174,7 @@ async def test_what_a_reader_lacks_is_named(tmp_path: Path) -> None:
     """A token, an authority, the scheme: a worker runs there already."""
     authority = Authority(tmp_path / "authority")
     issued = authority.issue("worker", "127.0.0.1", "localhost")
-    guarded = {
+    guarded: dict[str, Any] = {
         "web_token": "correct-horse-battery", "web_cert_file": str(issued.cert_file),
         "web_key_file": str(issued.key_file),
     }  # fmt: skip

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.kafka.batch_producer import partition_of
+from app.load.appended import start_after
 from app.load.plan import (
     MAP_FILE,
     SOURCE,
@@ -135,6 +136,20 @@ def test_a_start_that_is_too_late_is_refused() -> None:
     check_times(MAP, source, late, NOW_MS, settle=False)
     with pytest.raises(GenerateError, match=r"want at most .* --no-settle"):
         check_times(MAP, source, late, NOW_MS, settle=True)
+
+
+def test_an_appended_load_starts_after_the_last_heartbeat_or_is_refused() -> None:
+    """Events before it come too late; a later start may be too far in the future."""
+    source = MAP.source(SOURCE)
+
+    def moved(last_ms: int) -> int:
+        plan = plan_from(NOW_MS)
+        return start_after(MAP, source, plan, last_ms, NOW_MS, settle=True).start_ms
+
+    assert moved(NOW_MS - DAY_MS) == NOW_MS
+    assert moved(NOW_MS + 60_000) == NOW_MS + 60_000
+    with pytest.raises(GenerateError, match=r"cannot append to shop\.raw: .* give --no-settle"):
+        moved(NOW_MS + 2 * DAY_MS)
 
 
 def test_types_follow_from_patterns_in_turn() -> None:
