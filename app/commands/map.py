@@ -126,9 +126,9 @@ def acl(
         kind = archive_of(settings)
         grants = list(kind.grants(settings, themap, role, archive_role or user))
         if grants:
-            click.echo(f"# {kind.name.capitalize()}, for its administrator:")
+            click.echo(f"-- {kind.name.capitalize()}, for its administrator:")
         elif only is not None:
-            click.echo(f"# Nothing: {ROLES[role]} needs no right of the archive {kind.name}.")
+            click.echo(f"-- Nothing: {ROLES[role]} needs no right of the archive {kind.name}.")
         for line in grants:
             click.echo(line)
 

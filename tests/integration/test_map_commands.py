@@ -382,7 +382,7 @@ def test_rights_of_kafka_and_cassandra_are_told_apart() -> None:
     """Two administrators run them, and the role of Cassandra may have a name of its own."""
     arguments = ("acl", FLIGHTS, "--user", "ann", "--role", "ann_db", "--archive", "cassandra")
     both = run(*arguments).stdout
-    of_kafka, heading, of_cassandra = both.partition("# Cassandra, for its administrator:\n")
+    of_kafka, heading, of_cassandra = both.partition("-- Cassandra, for its administrator:\n")
     assert heading
     assert "--command-config FILE" in of_kafka.partition("kafka-acls")[0]
     for line in of_cassandra.splitlines():
@@ -390,7 +390,7 @@ def test_rights_of_kafka_and_cassandra_are_told_apart() -> None:
     assert run(*arguments, "--only", "kafka").stdout == of_kafka
     assert run(*arguments, "--only", "cassandra").stdout == heading + of_cassandra
     nothing = run("acl", FLIGHTS, "--user", "ann", "--only", "cassandra").stdout
-    assert nothing == "# Nothing: a worker needs no right of the archive embedded.\n"
+    assert nothing == "-- Nothing: a worker needs no right of the archive embedded.\n"
 
 
 def test_the_keyspace_is_made_by_an_administrator() -> None:

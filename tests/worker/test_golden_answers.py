@@ -59,7 +59,7 @@ HEADERS = (
 )  # fmt: skip
 
 
-SENTENCES = re.compile(r'"(detail|hint|description|summary)":"(?:[^"\\]|\\.)*"')
+SENTENCES = re.compile(r'"(detail|hint|description|summary|version)":"(?:[^"\\]|\\.)*"')
 
 
 class QuietTransport:

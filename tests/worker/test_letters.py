@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import agents.partition.letters
-from agents.partition import owner
+from agents.partition import owner, sinks
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model import ledger
 from tables.model.errors import TreasureMapError
@@ -211,7 +211,7 @@ async def test_many_windows_are_evicted_by_several_deltas(
     house: LocalWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those that one delta has no room for go with the next ones, oldest first."""
-    monkeypatch.setattr(owner, "EVICTED_MAX", 5)
+    monkeypatch.setattr(sinks, "EVICTED_MAX", 5)
     for hour in range(12):
         house.log.put(RAW, 0, flight(hour * HOUR_MS))
     house.log.put(RAW, 0, flight(100 * HOUR_MS))
@@ -244,7 +244,7 @@ async def test_evictions_that_a_delta_has_no_room_for_wait(
     await house.step(RAW, 100)
     held = house.owners.get(RAW, 0)
     assert held is not None
-    monkeypatch.setattr(held, "_evictable", lambda: {"hour": [2**60] * 100})
+    monkeypatch.setattr(held.sinks, "evictable", lambda: {"hour": [2**60] * 100})
     monkeypatch.setattr(owner, "DELTA_BYTES_MAX", 900)
     house.log.put(RAW, 0, flight(60 * HOUR_MS))
     await house.step(RAW, 100)

@@ -81,7 +81,7 @@ async def test_bad_requests_are_refused_before_the_stream(tmp_path: Path) -> Non
             found, body, _ = await get(url + path)
             assert (found, detail in body["detail"]) == (status, True)
         found, body, _ = await get(url + LIVE, **{"Last-Event-ID": "abc"})
-        assert (found, "none of this layer" in body["detail"]) == (400, True)
+        assert (found, "not one of this layer" in body["detail"]) == (400, True)
         async for _ in streams(url + LIVE):
             found, body, headers = await get(url + LIVE)
             assert (found, headers["Retry-After"]) == (503, "1")
