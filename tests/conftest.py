@@ -14,6 +14,7 @@ from xdist.workermanage import WorkerController
 
 from app.demo.embedded_broker import EmbeddedBroker
 from tests.support import servers
+from tests.support.kafka_cluster import KafkaCluster
 from tests.support.pki import Authority
 from tests.support.secure_servers import SecureCassandra, SecureKafka
 from tests.support.station_support import Process
@@ -31,7 +32,7 @@ _SECURE = {"secure_kafka", "secure_cassandra", "mutual_cassandra"}
 _STARTED: list[servers.Server] = []
 """Shared servers of this process."""
 
-_SERVERS = {"embedded", "broker", "brokers", "processes", *_SHARED, *_SECURE}
+_SERVERS = {"embedded", "broker", "brokers", "processes", "secure_cluster", *_SHARED, *_SECURE}
 """Fixtures of brokers and nodes, and of the workers that run beside them."""
 
 
@@ -70,6 +71,27 @@ def secure_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureKaf
     with SecureKafka(folder, Authority(folder / "certificates")) as server:
         _STARTED.append(server)
         yield server
+
+
+@pytest.fixture
+def secure_cluster(tmp_path: Path) -> Iterator[tuple[KafkaCluster, Authority]]:
+    """Run three nodes whose every listener, those between them too, wants certificates."""
+    _skip_where_missing("kafka")
+    authority = Authority(tmp_path / "authority")
+    cluster = KafkaCluster(tmp_path)
+    for number, node in enumerate(cluster.nodes):
+        node.configure(
+            {
+                "listener.security.protocol.map": ",".join(f"{n}:SSL" for n in node.listeners),
+                "ssl.keystore.type": "PEM",
+                "ssl.keystore.location": str(authority.issue(f"node{number}").store_file),
+                "ssl.truststore.type": "PEM",
+                "ssl.truststore.location": str(authority.ca_file),
+                "ssl.client.auth": "required",
+            }
+        )
+    with cluster:
+        yield cluster, authority
 
 
 @pytest.fixture(scope="session")

@@ -74,9 +74,11 @@ async def warns(worker: Process, words: str, reader: Asker, admin: Asker) -> boo
         return False
     _, metrics = await admin.ask(worker, "/metrics")
     total = float(re.findall(r"(?m)^treasure_map_group_strangers (\S+)", metrics)[0])
+    # Keys and passwords of tests may be read by all.
+    warnings = [text for text in state["warnings"] if "; run: chmod " not in text]
     if not words:
-        return state["warnings"] == [] and total == 0
-    (warning,) = state["warnings"] or [""]
+        return warnings == [] and total == 0
+    (warning,) = warnings or [""]
     return words in warning and "1 in all" in warning and total == 1
 
 
