@@ -61,7 +61,7 @@ async def write(brokers: str) -> None:
 async def layers(worker: Worker) -> dict[str, Any]:
     """Return the worker's status of its layers, by name."""
     found = await asyncio.to_thread(worker.get, "layers")
-    return {row["name"]: row for row in found or []}
+    return {row.name: row for row in found or []}
 
 
 @pytest.mark.slow
@@ -84,11 +84,11 @@ async def test_open_cells_of_silent_partitions_are_archived_and_heartbeats_close
 
         async def sent_early() -> bool:
             found = await layers(worker)
-            return bool(found) and all(row["archived_cells"] for row in found.values())
+            return bool(found) and all(row.archived_cells for row in found.values())
 
         await until(sent_early, 60)
         found = await layers(worker)
-        assert {row["watermark_ms"] for row in found.values()} == {None}
+        assert {row.watermark_ms for row in found.values()} == {None}
         report = await verify(settings, urls=[worker.url])
         assert report.equal, [str(one) for one in report.differences]
         assert {one.layer: one.archived for one in report.layers} == ARCHIVED
@@ -100,7 +100,7 @@ async def test_open_cells_of_silent_partitions_are_archived_and_heartbeats_close
         async def closed() -> bool:
             found = await layers(worker)
             return bool(found) and all(
-                (row["floor_ms"] or 0) >= START_MS + 1_000 and not row["open_cells"]
+                (row.floor_ms or 0) >= START_MS + 1_000 and not row.open_cells
                 for row in found.values()
             )
 

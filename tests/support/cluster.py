@@ -200,11 +200,11 @@ class Cluster:
             if layers is None:
                 return False
             for row in layers:
-                if row["name"].startswith("contacts"):
+                if row.name.startswith("contacts"):
                     continue
-                sealed = row["floor_ms"] is not None and row["floor_ms"] >= YEAR_END_MS
-                if row["partitions"] and (not sealed or row["unacknowledged_windows"]):
+                sealed = row.floor_ms is not None and row.floor_ms >= YEAR_END_MS
+                if row.partitions and (not sealed or row.unacknowledged_windows):
                     return False
-                partitions.setdefault(row["name"], set()).update(row["partitions"])
+                partitions.setdefault(row.name, set()).update(row.partitions)
         whole = {name: set(range(self.map.layer(name).partitions)) for name in partitions}
         return partitions == whole
