@@ -21,7 +21,7 @@ from tables.model.layer import Layer
 from tables.model.window import NEVER_MS
 from tables.query.feed_records import FeedRecord, feed_records
 from tables.state.contribution import split_cells
-from tables.state.journal import Announcement, Delta
+from tables.state.journal import NOTHING_ANNOUNCED, Announcement, Delta
 from tables.state.partition_state import PartitionState
 from tables.state.rollup_table import RollupTable
 from tests.simulation.loop import PROCESS
@@ -174,18 +174,18 @@ def announce_with_slack() -> list[Patch]:
 def least_of_all_senders() -> list[Patch]:
     """Take the least over the senders that had an event."""
 
-    def heard(announced: dict[int, Announcement]) -> dict[int, Announcement]:
-        return {sender: said for sender, said in announced.items() if said[1] > NEVER_MS}
+    def heard(announced: dict[int, Announcement]) -> list[Announcement]:
+        return [one for one in announced.values() if one.final_ms > NEVER_MS]
 
-    def announced_least(self: PartitionState, which: int) -> int:
-        return min((said[which] for said in heard(self.meta.announced).values()), default=NEVER_MS)
+    def announcements(self: PartitionState) -> list[Announcement]:
+        return heard(self.meta.announced)
 
     def floors(self: Gatherer, announced: dict[int, Announcement], sender: int) -> tuple[int, int]:
         del self
-        _, own_floor = announced.get(sender, (NEVER_MS, NEVER_MS))
-        return min((f for _, f in heard(announced).values()), default=NEVER_MS), own_floor
+        own_floor = announced.get(sender, NOTHING_ANNOUNCED).final_ms
+        return min((one.final_ms for one in heard(announced)), default=NEVER_MS), own_floor
 
-    return [(PartitionState, "_announced_least", announced_least), (Gatherer, "_floors", floors)]
+    return [(PartitionState, "_announcements", announcements), (Gatherer, "_floors", floors)]
 
 
 @rule(12, "a contribution replaces a smaller version only")
@@ -193,7 +193,7 @@ def larger_version_stays() -> list[Patch]:
     """Let the last value replace the earlier one."""
 
     def newer(self: Gatherer, rows: pl.DataFrame, table: RollupTable, doing: Any) -> pl.DataFrame:
-        doing.count(f"layer.{self._layer.name}.folded", rows.height)
+        doing.ledger.add_layer(self._layer.name, "folded", rows.height)
         last = rows.unique(table.contribution, keep="last", maintain_order=True)
         return last.select(table.delta_columns)
 
