@@ -23,7 +23,7 @@ from aiokafka.protocol.metadata import MetadataResponse_v5
 from aiokafka.protocol.types import Array, Boolean, Int16, Int32, Schema, String
 
 from app.cluster.rights import Right, RightsError, Role
-from app.kafka.brokers import connect_error
+from app.kafka.brokers import answer_of_any, connect_error
 from app.kafka.operations import Operation
 
 _BITS: dict[Operation, int] = {
@@ -168,7 +168,7 @@ async def missing_rights(
 
 async def _missing(client: AIOKafkaClient, rights: Iterable[Right], *, may_lack: bool) -> list[str]:
     rights = list(rights)
-    answer: Any = await client.send(client.get_random_node(), _Metadata())
+    answer = await answer_of_any(client, _Metadata())
     topics = answer.to_object()["topics"]
     allowed = {one["topic"]: one["authorized_operations"] for one in topics if one["partitions"]}
     hidden = await _hidden(client, [one.name for one in rights if one.resource == "topic"], allowed)
@@ -203,7 +203,7 @@ async def _hidden(
     absent = [name for name in names if name not in shown]
     if not absent:
         return frozenset()
-    answer: Any = await client.send(client.get_random_node(), _Metadata(absent))
+    answer = await answer_of_any(client, _Metadata(absent))
     return frozenset(
         one["topic"]
         for one in answer.to_object()["topics"]

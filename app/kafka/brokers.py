@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import shlex
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
+from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import (
     AuthenticationFailedError,
     BrokerResponseError,
     ClusterAuthorizationFailedError,
     GroupAuthorizationFailedError,
     KafkaConnectionError,
+    NodeNotReadyError,
     TopicAuthorizationFailedError,
 )
+from aiokafka.protocol.api import Request
 
 import app.kafka.aiokafka_private  # noqa: F401 - so that connections of all commands end as there
 from app.kafka.connection_causes import cause_of
@@ -52,6 +56,26 @@ def is_refusal(error: Exception) -> bool:
     """Return whether a broker answered that it will not, rather than not at all."""
     refusals = (BrokerResponseError, AuthenticationFailedError)
     return isinstance(error, refusals) and not error.retriable
+
+
+async def answer_of_any(client: AIOKafkaClient, request: Request[Any]) -> Any:
+    """Return the first answer of a broker; a cluster names those that died for some seconds more.
+
+    Args:
+        client: a client that has been bootstrapped.
+        request: one that any broker can answer.
+
+    Raises:
+        KafkaError: no broker answers; it is the error of the last one that was asked.
+    """
+    nodes = [one.nodeId for one in client.cluster.brokers()]
+    *others, last = random.sample(nodes, len(nodes))
+    for node in others:
+        try:
+            return await client.send(node, request)
+        except (KafkaConnectionError, NodeNotReadyError) as error:
+            log.info("asking another broker, because %s does not answer: %s", node, error)
+    return await client.send(last, request)
 
 
 async def connect_error(

@@ -15,6 +15,8 @@ from aiokafka.errors import (
 )
 from aiokafka.protocol.transaction import InitProducerIdRequest
 
+from app.kafka.brokers import answer_of_any
+
 # Answers that say "not now": the producer's own start asks again after them.
 _LATER = (
     GroupCoordinatorNotAvailableError,
@@ -40,7 +42,7 @@ async def has_idempotent_producer(brokers: str, options: dict[str, Any] | None =
     try:
         await client.bootstrap()
         request = InitProducerIdRequest(transactional_id=None, transaction_timeout_ms=60_000)
-        answer = await client.send(client.get_random_node(), request)
+        answer = await answer_of_any(client, request)
     finally:
         await client.close()
     error = for_code(answer.error_code)

@@ -350,7 +350,11 @@ def test_looking_goes_on_after_an_error(caplog: pytest.LogCaptureFixture, tmp_pa
     broken, good = tmp_path / "broken", tmp_path / "good"
     for file in (broken, good):
         file.write_text("")
-    looks.add("broken", [str(broken)], lambda: found.append(broken.read_text()))
+
+    def read_broken() -> None:
+        broken.read_text()
+
+    looks.add("broken", [str(broken)], read_broken)
     looks.add("good", [str(good)], lambda: found.append(good.read_text()))
     broken.unlink()
     good.write_text("new")
