@@ -45,7 +45,7 @@ $(STAMP): requirements.lock
 # Pins are changed in the lock by hand; this writes the hashes of all their files anew.
 UV ?= uv
 HASHED = $(UV) pip compile --quiet --no-deps --generate-hashes --universal --python-version 3.11 \
-  --no-header --no-annotate --no-emit-index-url -
+  --no-header --no-annotate -
 lock:
 	@set -e; trap 'rm -f requirements.lock.new' EXIT; { sed '/^[^#]/,$$d' requirements.lock; \
 	  sed '/^# Only/,$$d' requirements.lock | $(HASHED); echo; \
