@@ -27,7 +27,7 @@ from app.demo import radar as synthetic
 from app.demo.display import Display, Progress, ledger_lines
 from app.demo.embedded_broker import EmbeddedBroker
 from app.demo.flights import events, truth
-from app.demo.worker import DemoError, DemoWorker, end_offsets
+from app.demo.worker import DemoError, DemoWorker, Missing, end_offsets
 from app.load.replay import replay, settled_ms
 from app.mapfile.load import load_map
 from tables.model.layer import Map
@@ -138,7 +138,7 @@ async def drain(brokers: str, themap: Map, worker: DemoWorker, last_ms: int) -> 
     ends = {layer.name: layer.window.end(layer.window.start(last_ms)) for layer in layers}
     quiet: dict[tuple[str, int], int] | None = None
 
-    async def missing() -> str:
+    async def missing() -> Missing | None:
         nonlocal quiet
         status = await worker.status()
         positions = status.positions()
@@ -146,18 +146,19 @@ async def drain(brokers: str, themap: Map, worker: DemoWorker, last_ms: int) -> 
         behind = {place: stop for place, stop in stops.items() if positions.get(place, 0) != stop}
         # Between these two a coarser layer may just wait for its next announcement.
         if open_layers := status.open_layers(ends):
-            return f"windows of {', '.join(open_layers)} that are open"
+            return Missing(f"windows of {', '.join(open_layers)} that are open", positions)
         before, quiet = quiet, positions
         if behind or status.unacknowledged:
             reached = {place: positions.get(place) for place in behind}
-            return (
-                f"positions {reached} where topics end at {behind},"
-                f" and {status.unacknowledged} unacknowledged windows"
+            return Missing(
+                f"positions {reached} of topics that end at {behind},"
+                f" and {status.unacknowledged} unacknowledged windows",
+                positions,
             )
         if before == positions:
-            return ""
+            return None
         await asyncio.sleep(QUIET_SECONDS)
-        return "a worker that still moves"
+        return Missing("a worker that has come to rest", positions)
 
     await worker.wait(missing, STILL_SECONDS_MAX)
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import IO, Any, Self
+from typing import IO, Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
 import aiokafka
@@ -38,6 +38,13 @@ _LOG_LINES = 15
 
 class DemoError(TreasureMapError):
     """The demo could not go on, or its check failed."""
+
+
+class Missing(NamedTuple):
+    """The thing that a wait still waits for, and how far it has come: any value that changes."""
+
+    text: str
+    progress: object = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -154,7 +161,7 @@ class DemoWorker:
             DemoError: it ended, or is not ready in time.
         """
 
-        async def missing() -> str:
+        async def missing() -> Missing | None:
             return await asyncio.to_thread(self._not_ready)
 
         await self.wait(missing, READY_SECONDS_MAX)
@@ -169,13 +176,15 @@ class DemoWorker:
         self.check()
         return await asyncio.to_thread(self._status)
 
-    async def wait(self, condition: Callable[[], Awaitable[str]], seconds_max: float) -> None:
-        """Ask ``condition`` until it says nothing any more that it waits for.
+    async def wait(
+        self, condition: Callable[[], Awaitable[Missing | None]], seconds_max: float
+    ) -> None:
+        """Ask ``condition`` until nothing is missing any more.
 
         Raises:
             DemoError: the worker ended, or the condition said the same for ``seconds_max``.
         """
-        before, deadline = "", 0.0
+        before, deadline = None, 0.0
         while missing := await condition():
             self.check()
             if missing != before:
@@ -183,12 +192,12 @@ class DemoWorker:
             elif time.monotonic() > deadline:
                 raise DemoError(
                     f"cannot go on with the demo: nothing has moved for {seconds_max:.0f} s; got"
-                    f" {missing}; the worker's log ends with:\n{self._log_end()}"
+                    f" {missing.text}; the worker's log ends with:\n{self._log_end()}"
                 )
             await asyncio.sleep(_POLL_SECONDS)
 
-    def _not_ready(self) -> str:
-        """Return the reason why the worker is not ready, empty if it is."""
+    def _not_ready(self) -> Missing | None:
+        """Return the reason why the worker is not ready, None if it is."""
         connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=5)
         try:
             connection.request("GET", "/readyz")
@@ -196,10 +205,10 @@ class DemoWorker:
             said = answer.read().decode(errors="replace")
         except (OSError, http.client.HTTPException) as error:
             # It does not listen yet; whether it ever will, the deadline decides.
-            return f"no answer from {self.url}: {error}"
+            return Missing(f"no answer from {self.url}: {error}")
         finally:
             connection.close()
-        return "" if answer.status == http.HTTPStatus.OK else said
+        return None if answer.status == http.HTTPStatus.OK else Missing(said)
 
     def _status(self) -> Status:
         with QueryClient(self.url) as client:

@@ -24,7 +24,7 @@ from app.demo import worker as demo_worker
 from app.demo.display import Display, Progress, ledger_lines
 from app.demo.flights import events
 from app.demo.run import DemoTimes
-from app.demo.worker import DemoError, DemoWorker, Status
+from app.demo.worker import DemoError, DemoWorker, Missing, Status
 from app.mapfile.load import load_map
 from tables.model.layer import Layer, Map
 from tests import ROOT
@@ -209,15 +209,20 @@ async def test_a_demo_waits_as_long_as_something_moves(
     monkeypatch.setattr(worker, "check", lambda: None)
     monkeypatch.setattr(worker, "_log_end", lambda: "nothing")
     monkeypatch.setattr(demo_worker, "_POLL_SECONDS", 0.01)
-    said = iter([*(f"{n} left" for n in range(40, 0, -1)), ""])
+    said = iter([*(Missing(f"{n} left") for n in range(40, 0, -1)), None])
+    progress = iter([*(Missing("a window", n) for n in range(40)), None])
 
-    async def moves() -> str:
+    async def moves() -> Missing | None:
         return next(said)
 
-    async def stands() -> str:
-        return "7 left"
+    async def moves_inside() -> Missing | None:
+        return next(progress)
+
+    async def stands() -> Missing | None:
+        return Missing("7 left", 7)
 
     await worker.wait(moves, 0.1)
+    await worker.wait(moves_inside, 0.1)
     with pytest.raises(DemoError, match=r"nothing has moved for 0 s; got 7 left"):
         await worker.wait(stands, 0.1)
 

@@ -21,7 +21,7 @@ from tests.support.servers import free_ports
 from tests.support.waiting import beats
 
 LOOPS = pytest.mark.parametrize(
-    "loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
+    "loop", [asyncio.SelectorEventLoop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
 )
 NewLoop = Callable[[], asyncio.AbstractEventLoop]
 TOPIC = "journal"
