@@ -114,11 +114,7 @@ async def apply_topics(
 
 
 async def check_topics(
-    brokers: str,
-    themap: Map,
-    client_options: Mapping[str, Any] | None = None,
-    *,
-    group: str,
+    brokers: str, themap: Map, client_options: Mapping[str, Any] | None = None, *, group: str
 ) -> str:
     """Check that a worker can use the topics of a map and its group; make and change none.
 

@@ -158,8 +158,7 @@ class SettingFields(msgspec.Struct, frozen=True, kw_only=True):
     ] = 256 * MIB
 
     archive: Annotated[
-        str,
-        means("Where closed cells rest: `embedded` (one worker only) or `cassandra`."),
+        str, means("Where closed cells rest: `embedded` (one worker only) or `cassandra`.")
     ] = "embedded"
     archive_folder: Annotated[
         pathlib.Path,

@@ -18,11 +18,7 @@ from aiokafka.protocol.transaction import InitProducerIdRequest
 from app.kafka.brokers import answer_of_any
 
 # Answers that say "not now": the producer's own start asks again after them.
-_LATER = (
-    GroupCoordinatorNotAvailableError,
-    GroupLoadInProgressError,
-    NotCoordinatorForGroupError,
-)
+_LATER = (GroupCoordinatorNotAvailableError, GroupLoadInProgressError, NotCoordinatorForGroupError)
 
 
 async def has_idempotent_producer(brokers: str, options: dict[str, Any] | None = None) -> bool:

@@ -22,12 +22,7 @@ from agents.supervised import supervised
 from app.kafka.assignor import NAME, STRANGER_CHARACTERS_MAX, Assignor, Member, Share, shares_of
 from app.kafka.group_map import GroupMap
 from app.kafka.group_proof import GroupProof, content_of
-from app.kafka.group_protocol import (
-    Described,
-    describe_group,
-    look_at_group,
-    place_in_group,
-)
+from app.kafka.group_protocol import Described, describe_group, look_at_group, place_in_group
 from app.kafka.transport_options import TransportError, TransportOptions
 
 DESCRIBE_S = 3.0

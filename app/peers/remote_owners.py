@@ -155,8 +155,7 @@ class Peers:
             asked.setdefault(topic, set()).add(partition)
         return [
             dataclasses.replace(
-                read,
-                partitions=read.asked & asked.get(self._map.input_topic(read.layer), set()),
+                read, partitions=read.asked & asked.get(self._map.input_topic(read.layer), set())
             )
             for read in reads
         ]
