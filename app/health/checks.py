@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from agents.partition.owners import PartitionManager
 from app.config.settings import Settings
 from app.health import readiness
 from app.health.backpressure import Pressure
-from app.health.readiness import Readiness
+from app.health.readiness import Source
 from app.health.watch import Progress, Question, Watch, ask_kafka
 from app.host.floods import tame
 from app.kafka.transport import Transport
@@ -59,16 +61,16 @@ def readiness_of(
     owners: PartitionManager,
     archive: Archive,
     pressure: Pressure,
-) -> Readiness:
-    """Return the reasons why a worker is not ready, the most basic one first."""
-    return Readiness(
-        readiness.joining(transport),
-        readiness.refused(transport),
-        *(readiness.away(question.outage) for question in watch.questions),
-        readiness.closed(archive, owners.emitted.archive),
+) -> list[Source]:
+    """Return the sources of reasons why a worker is not ready, the most basic one first."""
+    return [
+        partial(readiness.joining, transport),
+        partial(readiness.refused, transport),
+        *(partial(readiness.away, question.outage) for question in watch.questions),
+        partial(readiness.closed, archive, owners.emitted.archive),
         owners.rivals.reasons,
-        readiness.unowned(owners.themap, transport.group, transport),
+        partial(readiness.unowned, owners.themap, transport),
         watch.progress.reasons,
-        readiness.paused(pressure),
-        readiness.reading(transport, settings.chunk_records_max),
-    )
+        partial(readiness.paused, pressure),
+        partial(readiness.reading, transport, settings.chunk_records_max),
+    ]

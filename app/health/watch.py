@@ -120,7 +120,7 @@ class Progress:
         }
 
     def reasons(self) -> Iterator[str]:
-        """Tell which partitions are stuck; a source of :class:`app.health.readiness.Readiness`."""
+        """Tell which partitions are stuck; a source of readiness."""
         for (topic, partition), words in self.stuck().items():
             yield f"{topic}[{partition}] {words}"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from agents.partition.owners import PartitionManager
 from app.health.backpressure import Pressure
-from app.health.readiness import Readiness
+from app.health.readiness import Source
 from app.kafka.transport import Transport
 from app.trust.secret_files import readable_secrets
 from tables.archive.protocol import Archive
@@ -29,7 +29,7 @@ class WorkerStatus:
         owners: the partitions of this worker.
         transport: the service that reads for them.
         pressure: the back-pressure that pauses it.
-        readiness: the reasons why it is not ready.
+        readiness: give the reasons why it is not ready, asked in this order.
         secret_files: files that hold secrets, which others should not read.
     """
 
@@ -41,7 +41,7 @@ class WorkerStatus:
         transport: Transport,
         pressure: Pressure,
         *,
-        readiness: Readiness,
+        readiness: Iterable[Source],
         secret_files: tuple[str, ...] = (),
     ) -> None:
         self.themap = themap
@@ -49,7 +49,7 @@ class WorkerStatus:
         self.owners = owners
         self._transport = transport
         self._pressure = pressure
-        self._readiness = readiness
+        self._readiness = tuple(readiness)
         self._secret_files = secret_files
 
     def local(self, read: LiveRead) -> LiveJob:
@@ -98,7 +98,7 @@ class WorkerStatus:
 
     def unready(self) -> list[str]:
         """Return why this worker should not be asked now, in sentences; empty if it is ready."""
-        return self._readiness.reasons()
+        return [sentence for source in self._readiness for sentence in source()]
 
     def warnings(self) -> list[str]:
         """Return a sentence for each thing to mend that does not keep it from being ready."""
