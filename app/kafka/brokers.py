@@ -98,11 +98,11 @@ async def connect_error(
         )
     cause = await cause_of(brokers, options)
     if cause is not None and cause.is_final:
-        return TreasureMapError(f"{cannot}: {cause.words}")
+        return TreasureMapError(f"{cannot}: {cause}")
     # aiokafka's first question goes to the brokers of the setting, later ones to any they name.
     nobody = isinstance(error, KafkaConnectionError) and "bootstrap" in str(error)
     kind = TreasureMapError if nobody or is_refusal(error) else BrokersAwayError
-    why = cause.words if cause is not None else f"{error or type(error).__name__}"
+    why = cause or error or type(error).__name__
     return kind(
         f"{cannot}: {why}; got brokers {brokers}; want at least one that answers; start it or"
         " correct the setting `brokers`"

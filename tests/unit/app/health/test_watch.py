@@ -202,7 +202,7 @@ def reasons_at(moment: Moment, *more: readiness.Source) -> list[str]:
     """Return why a worker is not ready then."""
     transport = cast("Transport", moment)
     reading = partial(readiness.reading, transport, 100)
-    sources = (partial(readiness.joining, transport), *more, reading)
+    sources: list[readiness.Source] = [partial(readiness.joining, transport), *more, reading]
     return [sentence for source in sources for sentence in source()]
 
 
