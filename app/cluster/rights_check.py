@@ -121,13 +121,8 @@ async def check_rights(
 ) -> None:
     """Check that this user has rights, before anything begins.
 
-    Args:
-        brokers: bootstrap servers, ``host:port`` separated by commas.
-        options: security options of aiokafka's clients.
-        rights: the rights that are needed.
-        cannot: the action that needs them, as the beginning of a sentence.
-        role: whose rights they are.
-        may_lack: whether topics may be missing.
+    ``cannot`` is the action that needs them, as the beginning of a sentence; ``role`` is whose they
+    are. Topics may be missing if they ``may_lack``.
 
     Raises:
         RightsError: some are missing.
@@ -146,11 +141,7 @@ async def missing_rights(
 ) -> list[str]:
     """Return a line for each topic or group on which this user lacks a right.
 
-    Args:
-        brokers: bootstrap servers, ``host:port`` separated by commas.
-        options: security options of aiokafka's clients.
-        rights: the rights that are needed.
-        may_lack: whether topics may be missing, as before they are made.
+    Topics may be missing if they ``may_lack``, as before they are made.
 
     Raises:
         KafkaError: a broker does not answer.

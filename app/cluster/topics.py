@@ -51,11 +51,7 @@ class TopicReport:
 class TopicsRefusedError(TreasureMapError):
     """Topics that differ from the map's, or that the broker would not make; lists all.
 
-    Args:
-        map_name: the map.
-        problems: one line each, ``topic <name>: <fault>; <remedy>``.
-        verb: the failed action.
-        advice: what mends all problems, a part of a sentence; empty if each has its own remedy.
+    ``verb`` is the failed action; ``advice`` mends all problems, if not each has its own remedy.
 
     Attributes:
         problems: one line each, ``topic <name>: <fault>; <remedy>``.
@@ -80,13 +76,8 @@ async def apply_topics(
 ) -> TopicReport:
     """Make the topics of a map that are missing; check those that exist, and change none.
 
-    Nothing is made if something is refused beforehand. To apply a map again does nothing.
-
-    Args:
-        brokers: bootstrap servers, ``host:port`` separated by commas.
-        themap: the map.
-        replication: copies of every partition; None takes the number of brokers, at most 3.
-        client_options: security options of aiokafka's clients.
+    Nothing is made if something is refused beforehand. To apply a map again does nothing. Without
+    ``replication`` a partition has as many copies as there are brokers, at most 3.
 
     Raises:
         TopicsRefusedError: topics differ from the map, or the broker refused to make some.

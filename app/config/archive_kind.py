@@ -61,12 +61,7 @@ class ArchiveKind(Protocol):
         """Return the name of its location, for the log."""
 
     def make(self, settings: Settings, reloads: Reloads | None = None) -> Archive:
-        """Return the archive, to be opened.
-
-        Args:
-            settings: the settings.
-            reloads: reads files of certificates again when they change.
-        """
+        """Return the archive, to be opened; ``reloads`` reads its certificates when they change."""
 
     def schema(self, settings: Settings, themap: Map) -> Schema | None:
         """Return the tables to make before workers of a map start, None if there are none."""

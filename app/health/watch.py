@@ -143,11 +143,8 @@ class Question:
 class Watch(Service):  # type: ignore[misc]  # mode comes without types
     """Asks each of some dependencies, beside each other, for as long as the worker runs.
 
-    Args:
-        progress: knows which partitions are stuck.
-        questions: one a dependency.
-        floods: told now and then to show the lines that it holds back.
-        failed: gets errors that no dependency should raise.
+    Now and then ``floods`` is told to show the lines that it holds back; ``failed`` gets errors
+    that no dependency should raise.
     """
 
     def __init__(
@@ -197,12 +194,8 @@ def ask_kafka(
 ) -> Callable[[], Coroutine[Any, Any, None]]:
     """Return the question to Kafka: the ends of the logs that this worker should follow.
 
-    Args:
-        progress: gets the ends that were found.
-        positions: returns the next offset of each owner.
-        restoring: returns the partitions that are to have an owner here.
-        ends: returns the ends of logs.
-        is_paused: tells whether the input from a topic is paused: such partitions stand rightly.
+    ``restoring`` returns the partitions that are to have an owner here. Partitions of a topic whose
+    input ``is_paused`` stand rightly.
     """
 
     async def ask() -> None:

@@ -76,11 +76,7 @@ class Reload:
 
 
 class Reloads:
-    """All that is made of files.
-
-    Attributes:
-        all: one for each thing.
-    """
+    """All that is made of files."""
 
     def __init__(self) -> None:
         self.all: list[Reload] = []
@@ -100,12 +96,7 @@ class Reloads:
 
 
 class ReloadService(Service):  # type: ignore[misc]  # mode comes without types
-    """Looks at all files once a second.
-
-    Args:
-        reloads: all that is made of files.
-        failed: called with the error if looking itself fails.
-    """
+    """Looks at all files once a second; ``failed`` gets the error if looking itself fails."""
 
     def __init__(
         self, reloads: Reloads, failed: Callable[[BaseException], None], **kwargs: Any

@@ -92,11 +92,8 @@ def plan(
     many, those of its most crowded topic go; a partition without owner goes to a member that has
     less than its share of the topic, holds it on disk, has few of the topic, has few in all; ties
     go by rendezvous hash of the node's name. An older boot of a home gets nothing: its partitions
-    belongs to the latest boot. Who is refused (:func:`refusals`) gets nothing.
-
-    Args:
-        partitions: number of partitions of each topic.
-        candidates: members by their id in the group.
+    belong to the latest boot. Who is refused (:func:`refusals`) gets nothing. ``partitions`` are
+    counts by topic; candidates go by their id in the group.
     """
     refused = refusals(candidates)
     living = {

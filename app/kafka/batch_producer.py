@@ -46,11 +46,8 @@ def partition_of(key: bytes, partitions: int) -> int:
 class BatchProducer:
     """Writes to one topic; use it in an ``async with`` statement, which flushes at its end.
 
-    Args:
-        brokers: bootstrap servers, ``host:port`` separated by commas.
-        topic: gets the values.
-        compressed: with zstd. Batches of a few records are quicker without, for all who read them.
-        options: security options of aiokafka's clients.
+    Values are compressed with zstd, unless ``compressed`` says no: batches of a few records are
+    quicker without, for all who read them.
 
     Attributes:
         partitions: how many the topic has.
@@ -123,11 +120,7 @@ class BatchProducer:
     ) -> None:
         """Append records to a partition, in order; :meth:`flush` sends them.
 
-        Args:
-            partition: a partition of the topic.
-            keys: the key of each record.
-            values: the value of each record; None for a tombstone or a heartbeat.
-            headers: by index into ``values``, the headers of records that have some.
+        ``headers`` are by index into ``values``; a tombstone or a heartbeat has no value.
         """
         now_ms = _now_ms()
         batch = self._batch(partition)

@@ -61,10 +61,6 @@ def is_refusal(error: Exception) -> bool:
 async def answer_of_any(client: AIOKafkaClient, request: Request[Any]) -> Any:
     """Return the first answer of a broker; a cluster names those that died for some seconds more.
 
-    Args:
-        client: a client that has been bootstrapped.
-        request: one that any broker can answer.
-
     Raises:
         KafkaError: no broker answers; it is the error of the last one that was asked.
     """
@@ -83,11 +79,7 @@ async def connect_error(
 ) -> TreasureMapError:
     """Return why there is no connection; a BrokersAwayError if asking again may help.
 
-    Args:
-        error: the error of a client of aiokafka that should connect or be answered.
-        cannot: the failed action, as the beginning of a sentence.
-        brokers: ``host:port``, separated by commas.
-        options: security options of aiokafka's clients.
+    ``cannot`` is the failed action, as the beginning of a sentence.
     """
     if isinstance(error, UNAUTHORIZED):
         user = options.get("sasl_plain_username") or "NAME"

@@ -60,12 +60,7 @@ class BrokerFaultError(Exception):
 
 
 async def cause_of(brokers: str, options: Mapping[str, Any]) -> BrokerFaultError | None:
-    """Return why brokers cannot be used; None if one of them, and all that it names, can be.
-
-    Args:
-        brokers: ``host:port``, separated by commas.
-        options: security options of aiokafka's clients.
-    """
+    """Return why brokers cannot be used; None if one of them, and all that it names, can be."""
     places = [_place(broker) for broker in brokers.split(",")]
     first: BrokerFaultError | None = None
     for place in places[:BROKERS_MAX]:

@@ -34,24 +34,14 @@ class _Signed(msgspec.Struct, frozen=True, array_like=True):
 
 
 class GroupProof:
-    """Signs and checks for one group.
-
-    Args:
-        group: the group.
-        key: signs; None if no secret is set: then nothing is signed, and every member is trusted.
-    """
+    """Signs and checks for one group; without a key nothing is signed and everybody is trusted."""
 
     def __init__(self, group: str, key: PeerKey | None = None) -> None:
         self._group = group
         self._key = key
 
     def join(self, said: msgspec.Struct, number: str) -> bytes:
-        """Return a member's description of itself, signed.
-
-        Args:
-            said: the description.
-            number: its number in the group; empty before its first join.
-        """
+        """Return a member's description of itself, signed for its number; empty before it joins."""
         return self._signed(said, self._of_join(number))
 
     def plan(self, shares: Sequence[msgspec.Struct], generation: int) -> bytes:

@@ -22,14 +22,10 @@ _LATER = (GroupCoordinatorNotAvailableError, GroupLoadInProgressError, NotCoordi
 
 
 async def has_idempotent_producer(brokers: str, options: dict[str, Any] | None = None) -> bool:
-    """Ask a broker for a producer id (KIP-98: InitProducerId) and tell whether it gives one.
+    """Ask a broker for a producer id (KIP-98: InitProducerId); return whether it gives one.
 
     A broker may list the request among those it knows and still answer it with an error; a producer
     that is started idempotent against it logs errors and fails, or asks for ever.
-
-    Args:
-        brokers: bootstrap servers, ``host:port`` separated by commas.
-        options: security options of aiokafka's clients.
 
     Raises:
         KafkaError: no broker answers, or this client may not ask.

@@ -88,9 +88,7 @@ class Lane:
     def room(self, bytes_max: int, records_max: int) -> tuple[int, int]:
         """Return how many bytes and records fit into the next chunk; 0 or less if it is full.
 
-        Args:
-            bytes_max: most bytes of values in one chunk, whatever the pace allows.
-            records_max: most records in one chunk.
+        A chunk has at most ``bytes_max`` bytes of values, whatever the pace allows.
         """
         return min(self.pace.chunk_bytes, bytes_max) - self._bytes, records_max - self._records
 

@@ -36,12 +36,7 @@ class _Refusal:
 
 
 class Logins:
-    """Connects, and remembers refused logins by broker.
-
-    Args:
-        connect: makes a connection and logs in: aiokafka's ``create_conn``.
-        clock_s: seconds of a clock that never goes back.
-    """
+    """Connects by ``connect``, aiokafka's own, and remembers refused logins by broker and user."""
 
     def __init__(self, connect: Connect, clock_s: Callable[[], float] = time.monotonic) -> None:
         self._connect = connect

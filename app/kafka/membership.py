@@ -46,12 +46,7 @@ log = logging.getLogger(__name__)
 
 
 class Strangers(NamedTuple):
-    """Members of a group that are no workers of the map.
-
-    Attributes:
-        total: how many.
-        named: the first of them in words, by their number in the group.
-    """
+    """Members of a group that are no workers: how many, and the first in words, by their number."""
 
     total: int
     named: Mapping[str, str]

@@ -67,9 +67,7 @@ class _Append:
 class Appends:
     """Appends through the connections of a started producer's client.
 
-    Args:
-        producer: whose client is used.
-        deadline_s: after so long without an answer the outcome of a request is unknown.
+    After ``deadline_s`` without an answer the outcome of a request is unknown.
     """
 
     def __init__(self, producer: AIOKafkaProducer, deadline_s: float) -> None:

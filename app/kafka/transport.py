@@ -94,12 +94,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         self._alarm = Wakeup()
 
     def serve(self, owners: PartitionLifecycle, lanes: Iterable[Lane]) -> None:
-        """Read for these; called once, before the start.
-
-        Args:
-            owners: the keeper of the partitions' state.
-            lanes: the kinds of input; a topic belongs to exactly one.
-        """
+        """Read for these; called once, before the start. A topic belongs to exactly one lane."""
         self._owners = owners
         self._lanes = tuple(lanes)
         self._moves = Moves(

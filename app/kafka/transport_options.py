@@ -93,10 +93,7 @@ class TransportOptions:
     ) -> Member:
         """Return the description of this node that it joins with.
 
-        Args:
-            generation: the one in which it was given ``owned``, below 0 if it never was.
-            owned: the partitions that it was given last.
-            held: the partitions whose local store is here.
+        ``generation`` is the one in which it was given ``owned``, below 0 if it never was.
         """
         return Member(
             node=self.node,

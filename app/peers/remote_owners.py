@@ -65,14 +65,9 @@ Local = Callable[[LiveRead], LiveJob]
 class Peers:
     """``agents.query.reader.LiveSource`` over a group of workers.
 
-    Args:
-        themap: the map that all of them run.
-        local: reads the partitions of this worker.
-        members: returns the endpoint of each partition's owner, as of the last assignment.
-        own_url: this worker's endpoint.
-        key: signs requests; None if no secret is set.
-        only_https: whether workers are asked over TLS only, as this one is.
-        threads: run long steps.
+    ``local`` reads the partitions of this worker; ``members`` returns the endpoint of each
+    partition's owner, as of the last assignment. Without a key (no secret is set) requests are not
+    signed. Workers are asked over TLS only if this one has it.
 
     Attributes:
         tls: checks the certificates of other workers; None for the system's authorities.

@@ -20,10 +20,6 @@ class PeerError(Exception):
 class Trouble:
     """The fault of one worker, with a warning when it begins and once a minute.
 
-    Args:
-        url: the worker.
-        clock_s: seconds of a clock that never goes back.
-
     Attributes:
         why: the present fault; empty for none.
     """
@@ -50,9 +46,7 @@ class Trouble:
 def why_never(url: str, *, only_https: bool) -> str:
     """Return why the URL of a member of the group must not be asked; empty if it may.
 
-    Args:
-        url: the URL, as the member names it.
-        only_https: whether this worker has TLS, and so all of its group have.
+    If this worker has TLS, so have all of its group: then ``only_https`` is asked.
     """
     wanted = "https" if only_https else "http or https"
     try:

@@ -127,14 +127,7 @@ def create_app(
 ) -> MapApp:
     """Return an App without agents; :func:`add_agent` and ``own_services`` fill it.
 
-    Args:
-        name: Faust's app id.
-        data_folder: the folder for Faust's files.
-        web_host: address that the web server binds to.
-        web_port: its port.
-        web_tls: its certificate, None for plain HTTP.
-        web_followers_max: how many streams without end there may be.
-        uvloop: use uvloop's event loop if the platform has it.
+    There may be ``web_followers_max`` streams without end; no ``web_tls`` means plain HTTP.
     """
     if uvloop:
         use_uvloop()
@@ -185,14 +178,10 @@ def lane_of(
 def add_agent(
     app: MapApp, lane: Lane, handler: Handler, failed: Callable[[BaseException], None]
 ) -> None:
-    """Register the agent of a lane: it awaits ``handler`` for every chunk.
+    """Register the agent of a lane: it awaits ``handler`` for every chunk, one after the other.
 
-    Args:
-        app: the app that gets the agent.
-        lane: the lane that it reads.
-        handler: the work of one chunk; the next one comes when it returns.
-        failed: called with the error of a handler. Faust alone would start the agent again and
-            skip the chunk; the worker must stop instead.
+    ``failed`` is called with an error of the handler: Faust alone would start the agent again and
+    skip the chunk; the worker must stop instead.
     """
 
     async def agent(chunks: Any) -> None:

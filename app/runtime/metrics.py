@@ -41,20 +41,7 @@ Rows = Mapping[Any, float]
 
 
 class Metrics(Collector):
-    """Collects from a worker's view and transport.
-
-    Args:
-        view: the worker's partitions and layers.
-        transport: the service that reads for them.
-        pressure: the back-pressure that pauses it.
-        watch: the watch over the services that the worker needs.
-        lanes: the agents' lanes.
-        peers: the client of the other workers.
-        cache: the cache of the archive.
-        reloads: the files that are read again when they change.
-        is_insecure: whether the settings allow an unguarded endpoint.
-        connections: the counts of connections to the endpoint.
-    """
+    """Collects from the parts of a worker."""
 
     def __init__(
         self,

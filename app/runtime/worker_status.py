@@ -23,14 +23,7 @@ from treasure_map.status import LayerStatus
 class WorkerStatus:
     """``app.web.endpoint.WorkerView`` over the owners and the transport of this process.
 
-    Args:
-        themap: the map that is served.
-        archive: the archive of closed cells.
-        owners: the partitions of this worker.
-        transport: the service that reads for them.
-        pressure: the back-pressure that pauses it.
-        readiness: give the reasons why it is not ready, asked in this order.
-        secret_files: files that hold secrets, which others should not read.
+    The sources of ``readiness`` are asked in their order. Others should not read ``secret_files``.
     """
 
     def __init__(

@@ -46,13 +46,7 @@ class ContextOfNow(ssl.SSLContext):
 
     Whoever connects keeps this one object. Contexts forget no authority, and OpenSSL does not say
     that one may be changed while other threads shake hands by it, as the Cassandra driver's do; so
-    changed files are a new context. By itself this one trusts nobody.
-
-    Args:
-        made: the first one.
-
-    Attributes:
-        now: wraps new connections.
+    changed files are a new context, ``now``. By itself this one trusts nobody.
     """
 
     now: ssl.SSLContext
@@ -79,9 +73,7 @@ class ContextOfNow(ssl.SSLContext):
 def client_context(files: PemFiles, reloads: Reloads | None = None) -> ssl.SSLContext:
     """Return the context that checks a server, and shows it an own certificate if there is one.
 
-    Args:
-        files: authorities, certificate and key.
-        reloads: reads them again when they change.
+    Its files are read again by ``reloads`` when they change.
 
     Raises:
         SettingError: a file cannot be used.
@@ -111,11 +103,7 @@ def client_context(files: PemFiles, reloads: Reloads | None = None) -> ssl.SSLCo
 
 
 def server_context(files: PemFiles, reloads: Reloads | None = None) -> ssl.SSLContext:
-    """Return the context that shows a certificate to clients.
-
-    Args:
-        files: certificate and key.
-        reloads: reads them again when they change.
+    """Return the context that shows a certificate to clients, likewise.
 
     Raises:
         SettingError: a file cannot be used.
@@ -168,11 +156,7 @@ def _load(context: ssl.SSLContext, files: PemFiles) -> None:
 
 
 class _Passphrase:
-    """Gives the passphrase of a key; OpenSSL alone would ask the terminal for it, and wait.
-
-    Attributes:
-        was_asked: whether the key wants one.
-    """
+    """Gives the passphrase of a key; OpenSSL alone would ask the terminal for it, and wait."""
 
     def __init__(self, files: PemFiles) -> None:
         self._files = files

@@ -43,12 +43,9 @@ class Proof(NamedTuple):
 
 
 class PeerKey:
-    """Signs and checks requests between workers of one group.
+    """Signs and checks requests between workers of one group, which have the same secret.
 
-    Args:
-        secret: the same at all workers.
-        own_url: the URL at which other workers reach this one.
-        clock_s: seconds of the wall clock.
+    ``own_url`` is the URL at which other workers reach this one; ``clock_s`` is the wall clock.
     """
 
     def __init__(self, secret: str, own_url: str, clock_s: Callable[[], float] = time.time) -> None:
