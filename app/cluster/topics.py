@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -93,7 +93,13 @@ async def apply_topics(
         missing = [spec for spec in specs if spec.name not in found]
         if missing:
             await _create(admin, themap, missing, how_to_allow("apply", client_options or {}))
-            found = await _wait_visible(admin, specs)
+            # Workers must find them.
+            found = await _wait(
+                admin,
+                lambda found: [spec.name for spec in specs if spec.name not in found],
+                "cannot find topics after making them: {}; got none within {:.0f} s; want all;"
+                " check the brokers' health and apply again",
+            )
             # A topic may have been made by somebody else meanwhile, or otherwise than asked.
             unchecked = await _check(admin, themap, specs, found)
     return TopicReport(
@@ -149,8 +155,7 @@ async def own_topics(
     Raises:
         BrokersAwayError: a broker does not answer.
     """
-    async with _admin(brokers, client_options or {}) as admin:
-        found = await _partitions_found(admin)
+    found = await topics_found(brokers, client_options)
     specs = topics_of(themap, replication=1)
     return [spec.name for spec in specs if spec.kind != "source" and spec.name in found]
 
@@ -175,14 +180,12 @@ async def delete_topics(
                 f"cannot delete topics: the broker refuses {', '.join(refused)}; see to its cause, "
                 "delete.topic.enable and who may delete among them, then start over again"
             )
-        deadline = asyncio.get_running_loop().time() + VISIBLE_DEADLINE_S
-        while left := sorted(set(names) & (await _partitions_found(admin)).keys()):
-            if asyncio.get_running_loop().time() > deadline:
-                raise TreasureMapError(
-                    f"cannot delete topics: {', '.join(left)} are still there after "
-                    f"{VISIBLE_DEADLINE_S:.0f} s; check the brokers' health and start over again"
-                )
-            await asyncio.sleep(_VISIBLE_POLL_S)
+        await _wait(
+            admin,
+            lambda found: [name for name in names if name in found],
+            "cannot delete topics: {} are still there after {:.0f} s; check the brokers' health and"
+            " start over again",
+        )
 
 
 async def members_of(
@@ -339,18 +342,14 @@ async def _create(
         raise TopicsRefusedError(themap.name, problems, advice=advice)
 
 
-async def _wait_visible(admin: AIOKafkaAdminClient, specs: list[TopicSpec]) -> dict[str, int]:
-    """Return the topics found once all of the map's are among them, so that workers find them."""
+async def _wait(
+    admin: AIOKafkaAdminClient, left: Callable[[Mapping[str, int]], list[str]], failed: str
+) -> dict[str, int]:
+    """Return the topics once there is nothing left to wait for among them."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + VISIBLE_DEADLINE_S
-    while True:
-        found = await _partitions_found(admin)
-        absent = [spec.name for spec in specs if spec.name not in found]
-        if not absent:
-            return found
+    while names := left(found := await _partitions_found(admin)):
         if loop.time() > deadline:
-            raise TreasureMapError(
-                f"cannot find topics after making them: {', '.join(absent)}; got none within "
-                f"{VISIBLE_DEADLINE_S:.0f} s; want all; check the brokers' health and apply again"
-            )
+            raise TreasureMapError(failed.format(", ".join(sorted(names)), VISIBLE_DEADLINE_S))
         await asyncio.sleep(_VISIBLE_POLL_S)
+    return found

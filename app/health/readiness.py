@@ -32,8 +32,8 @@ def joining(transport: Transport) -> Iterator[str]:
 
 def refused(transport: Transport) -> Iterator[str]:
     """Tell that the group refuses this worker."""
-    if transport.refusal.reason:
-        yield f"the group refuses this worker: {transport.refusal.reason}"
+    if refusal := transport.membership.refusal:
+        yield f"the group refuses this worker: {refusal}"
 
 
 def away(outage: Outage, now_s: Callable[[], float] = time.time) -> Iterator[str]:

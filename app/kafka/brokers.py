@@ -1,4 +1,4 @@
-"""Brokers that do not answer, though others do: a worker that starts meanwhile waits for them."""
+"""Brokers as clients meet them: away though others answer, refusing, or without producer ids."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import random
 import shlex
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import (
@@ -16,11 +16,17 @@ from aiokafka.errors import (
     BrokerResponseError,
     ClusterAuthorizationFailedError,
     GroupAuthorizationFailedError,
+    GroupCoordinatorNotAvailableError,
+    GroupLoadInProgressError,
     KafkaConnectionError,
     NodeNotReadyError,
+    NoError,
+    NotCoordinatorForGroupError,
     TopicAuthorizationFailedError,
+    for_code,
 )
 from aiokafka.protocol.api import Request
+from aiokafka.protocol.transaction import InitProducerIdRequest
 
 import app.kafka.aiokafka_private  # noqa: F401 - so that connections of all commands end as there
 from app.kafka.connection_causes import cause_of
@@ -35,6 +41,8 @@ PATIENCE_S = 60.0
 
 _ASK_AGAIN_S = 1.0
 
+Operation = Literal["Read", "Write", "Create", "Delete", "Describe", "DescribeConfigs"]
+"""An action that Kafka's access lists allow on a topic or a group."""
 
 UNAUTHORIZED = (
     TopicAuthorizationFailedError,
@@ -43,6 +51,9 @@ UNAUTHORIZED = (
 )
 """What brokers answer a user who lacks a right."""
 
+# Answers that say "not now" to who asks for a producer id: the producer's own start asks again.
+_LATER = (GroupCoordinatorNotAvailableError, GroupLoadInProgressError, NotCoordinatorForGroupError)
+
 
 class NotAllowedError(TreasureMapError):
     """This user lacks a right; asking again does not help."""
@@ -50,12 +61,6 @@ class NotAllowedError(TreasureMapError):
 
 class BrokersAwayError(TreasureMapError):
     """A broker did not answer; another one, or the same one a moment later, may."""
-
-
-def is_refusal(error: Exception) -> bool:
-    """Return whether a broker answered that it will not, rather than not at all."""
-    refusals = (BrokerResponseError, AuthenticationFailedError)
-    return isinstance(error, refusals) and not error.retriable
 
 
 async def answer_of_any(client: AIOKafkaClient, request: Request[Any]) -> Any:
@@ -72,6 +77,28 @@ async def answer_of_any(client: AIOKafkaClient, request: Request[Any]) -> Any:
         except (KafkaConnectionError, NodeNotReadyError) as error:
             log.info("asking another broker, because %s does not answer: %s", node, error)
     return await client.send(last, request)
+
+
+async def has_idempotent_producer(brokers: str, options: dict[str, Any] | None = None) -> bool:
+    """Ask a broker for a producer id (KIP-98: InitProducerId); return whether it gives one.
+
+    A broker may list the request among those it knows and still answer it with an error; a producer
+    that is started idempotent against it logs errors and fails, or asks for ever.
+
+    Raises:
+        KafkaError: no broker answers, or this client may not ask.
+    """
+    client = AIOKafkaClient(bootstrap_servers=brokers, **(options or {}))
+    try:
+        await client.bootstrap()
+        request = InitProducerIdRequest(transactional_id=None, transaction_timeout_ms=60_000)
+        answer = await answer_of_any(client, request)
+    finally:
+        await client.close()
+    error = for_code(answer.error_code)
+    if error is ClusterAuthorizationFailedError:
+        raise error
+    return error is NoError or issubclass(error, _LATER)
 
 
 async def connect_error(
@@ -93,7 +120,9 @@ async def connect_error(
         return TreasureMapError(f"{cannot}: {cause}")
     # aiokafka's first question goes to the brokers of the setting, later ones to any they name.
     nobody = isinstance(error, KafkaConnectionError) and "bootstrap" in str(error)
-    kind = TreasureMapError if nobody or is_refusal(error) else BrokersAwayError
+    answered = isinstance(error, BrokerResponseError | AuthenticationFailedError)
+    is_refusal = answered and not error.retriable  # type: ignore[attr-defined]
+    kind = TreasureMapError if nobody or is_refusal else BrokersAwayError
     why = cause or error or type(error).__name__
     return kind(
         f"{cannot}: {why}; got brokers {brokers}; want at least one that answers; start it or"

@@ -18,11 +18,6 @@ Idle = Callable[[Chunk | None], None]
 """Called with the chunk that a lane's agent has done, or None when the agent starts."""
 
 
-def always() -> bool:
-    """Admit whatever comes."""
-    return True
-
-
 class Lane:
     """One kind of input on its way to one agent, which has at most one chunk, waiting or in hand.
 
@@ -44,16 +39,16 @@ class Lane:
     def __init__(
         self,
         name: str,
-        topics: frozenset[str],
+        topics: Iterable[str],
         send: Callable[[Chunk], Awaitable[Any]],
         became_idle: Idle,
         *,
-        admits: Callable[[], bool] = always,
+        admits: Callable[[], bool] = lambda: True,
         pace: Pace | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.name = name
-        self.topics = topics
+        self.topics = frozenset(topics)
         self.pace = pace or Pace()
         self.handled_seconds = 0.0
         self._send = send

@@ -21,9 +21,13 @@ from aiokafka.errors import (
 from agents.ports import LogRecord
 from agents.tasks import within
 from app.kafka.aiokafka_private import check_metadata, refused_topics
-from app.kafka.brokers import UNAUTHORIZED, NotAllowedError, connect_error
-from app.kafka.idempotence import has_idempotent_producer
-from app.kafka.operations import Operation
+from app.kafka.brokers import (
+    UNAUTHORIZED,
+    NotAllowedError,
+    Operation,
+    connect_error,
+    has_idempotent_producer,
+)
 from app.kafka.produce_request import Appends
 from tables.called import called
 from tables.model.errors import (

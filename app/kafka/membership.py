@@ -19,8 +19,15 @@ from aiokafka.coordinator.protocol import (
 from aiokafka.errors import KafkaError, RebalanceInProgressError
 
 from agents.supervised import supervised
-from app.kafka.assignor import NAME, STRANGER_CHARACTERS_MAX, Assignor, Member, Share, shares_of
-from app.kafka.group_map import GroupMap
+from app.kafka.assignor import (
+    NAME,
+    STRANGER_CHARACTERS_MAX,
+    Assignor,
+    GroupMap,
+    Member,
+    Share,
+    shares_of,
+)
 from app.kafka.group_proof import GroupProof, content_of
 from app.kafka.group_protocol import Described, describe_group, look_at_group, place_in_group
 from app.kafka.transport_options import TransportError, TransportOptions
@@ -66,6 +73,7 @@ class Membership:
 
     Attributes:
         assignor: makes the joins of the consumer.
+        refusal: why the group gives this worker nothing, empty while it does.
         strangers: the members that are no workers, as of the last plan.
     """
 
@@ -76,16 +84,18 @@ class Membership:
         describe: Callable[[], Member],
         fail: Callable[[BaseException], None],
     ) -> None:
+        self._options = options
         self._name, self._map = options.group, options.map_name
         self._group = group
         self._proof = GroupProof(options.group, options.peer_key)
-        self._is_proved = options.peer_key is not None
         self._describe = describe
         self._fail = fail
         self._consumer: AIOKafkaConsumer | None = None
         self.strangers = NOBODY
         self._twins: dict[str, list[str]] = {}
         self._telling: asyncio.Task[None] | None = None
+        self.refusal = ""
+        self._ending: asyncio.Task[None] | None = None
         self.assignor = Assignor(describe, group.take, self._proof, self._place)
 
     def attach(self, consumer: AIOKafkaConsumer) -> None:
@@ -94,7 +104,12 @@ class Membership:
         look_at_group(consumer, self._joined, self._planned)
 
     def look(self) -> None:
-        """Log members that are not workers, or share a URL, as of a new plan; each once."""
+        """Log members that are not workers, or share a URL, as of a new plan; each once.
+
+        A worker that the group refuses waits, and then ends: the member that it cannot be beside
+        may be dead, and the group forgets it within a session.
+        """
+        self._look_at_refusal()
         for url, nodes in self._group.twins.items():
             if self._twins.get(url) != nodes:
                 log.warning(
@@ -108,6 +123,28 @@ class Membership:
             self._telling = asyncio.create_task(supervised(self._tell(), self._fail))
         else:
             self.strangers = NOBODY
+
+    def _look_at_refusal(self) -> None:
+        options = self._options
+        refusal = self._group.refused.get(options.boot, "")
+        if not refusal and options.peer_key is None:
+            # The others have a secret, and cannot know that this one is a worker.
+            refusal = self._group.strangers.get((options.node, options.web_url), "")
+        if refusal == self.refusal:
+            return
+        if self._ending is not None:
+            self._ending.cancel()
+        self.refusal = refusal
+        if refusal:
+            log.warning("group %s refuses this worker, which waits: %s", self._name, refusal)
+            self._ending = asyncio.create_task(supervised(self._end(), self._fail))
+
+    async def _end(self) -> None:
+        await asyncio.sleep(self._options.session_timeout_ms / 1_000)
+        raise TransportError(
+            f"cannot share group {self._name}: {self.refusal}; "
+            f"got nodes {', '.join(sorted(self._group.nodes))}"
+        )
 
     def warnings(self) -> list[str]:
         """Return a sentence if the group has members that are no workers.
@@ -177,7 +214,7 @@ class Membership:
 
         The leader signs the shares of all. The partitions of each stand beside them once more.
         """
-        if not self._is_proved:
+        if self._options.peer_key is None:
             return ""
         me = self._describe()
         given = {topic: sorted(partitions) for topic, partitions in mine if partitions}

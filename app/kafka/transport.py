@@ -25,16 +25,12 @@ from mode import Service
 from agents.supervised import supervised
 from agents.tasks import end, within
 from app.kafka.aiokafka_private import Fetched, UnreadableError, abandon
-from app.kafka.assignor import Member
+from app.kafka.assignor import GroupMap, Member
 from app.kafka.brokers import connect_error, patiently
-from app.kafka.group_map import GroupMap
 from app.kafka.lane import Lane
-from app.kafka.lifecycle import PartitionLifecycle
 from app.kafka.membership import Membership, protocol_error
-from app.kafka.moves import Moves
+from app.kafka.moves import Listener, Moves, PartitionLifecycle
 from app.kafka.offset_commits import OffsetCommits
-from app.kafka.rebalance_listener import Listener
-from app.kafka.refusal import Refusal
 from app.kafka.statistics import Statistics
 from app.kafka.transport_options import TransportError, TransportOptions
 from app.kafka.wakeup import Wakeup
@@ -64,8 +60,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
     Attributes:
         ready: the partitions that are live, with the generation they were restored in.
         group: which member owns which partitions.
-        refusal: whether the group gives this worker nothing, and why.
-        membership: which other members are workers.
+        membership: whether the group gives this worker something, and who the others are.
     """
 
     _owners: PartitionLifecycle
@@ -88,7 +83,6 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         self._realigned: set[TopicPartition] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop_tasks: list[asyncio.Task[None]] = []
-        self.refusal = Refusal(options, self.group, self.fail)
         self.membership = Membership(options, self.group, self._describe, self.fail)
         self._counts = Statistics()
         self._alarm = Wakeup()
@@ -305,10 +299,9 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
             # The join was under way when everything was released; nobody would release again.
             return
         self.options.check(sorted(partitions))
-        self.refusal.look()
         self.membership.look()
         self._generation = self._fetched.generation()
-        if not self.refusal.reason:
+        if not self.membership.refusal:
             self._owned = (self._generation, set(partitions))
         for tp in partitions:
             # A position of its own keeps aiokafka from asking for the group's commits.

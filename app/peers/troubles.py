@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
+from agents.outage import Outage
+
 WARN_AGAIN_S = 60.0
 """How long a warning about one worker stands for the next ones."""
 
@@ -22,6 +24,7 @@ class Trouble:
 
     Attributes:
         why: the present fault; empty for none.
+        outage: whether it answers.
     """
 
     def __init__(self, url: str, clock_s: Callable[[], float] = time.monotonic) -> None:
@@ -29,6 +32,7 @@ class Trouble:
         self._clock_s = clock_s
         self._warned_s: float | None = None
         self.why = ""
+        self.outage = Outage(f"worker {url}", "answers lack its live cells")
 
     def found(self, why: str) -> None:
         """Note a fault, and warn unless that was done within the last minute."""

@@ -7,6 +7,7 @@ Faust's producer, consumer, conductor, tables and recovery are not started; Kafk
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import itertools
 import logging
@@ -21,8 +22,7 @@ from mode import Service
 
 from agents.supervised import supervised
 from app.kafka.aiokafka_private import tell_broken_connections
-from app.kafka.lane import Idle, Lane, always
-from app.kafka.pace import Pace
+from app.kafka.lane import Lane
 from app.trust.secret_files import readable_secrets
 from app.web.listener import Site
 from app.web.server import Counts, Runner
@@ -130,7 +130,7 @@ def create_app(
     There may be ``web_followers_max`` streams without end; no ``web_tls`` means plain HTTP.
     """
     if uvloop:
-        use_uvloop()
+        _use_uvloop()
     app = MapApp(
         name,
         datadir=str(data_folder),
@@ -161,20 +161,6 @@ def create_app(
     return app
 
 
-def lane_of(
-    app: MapApp,
-    became_idle: Idle,
-    agent: str,
-    topics: Iterable[str],
-    *,
-    admits: Callable[[], bool] = always,
-    pace: Pace | None = None,
-) -> Lane:
-    """Return the lane that feeds ``agent`` with the chunks of ``topics`` while ``admits()``."""
-    put = app.chunks[agent].put
-    return Lane(agent, frozenset(topics), put, became_idle, admits=admits, pace=pace)
-
-
 def add_agent(
     app: MapApp, lane: Lane, handler: Handler, failed: Callable[[BaseException], None]
 ) -> None:
@@ -193,12 +179,8 @@ def add_agent(
     app.agent(app.chunks[lane.name], name=lane.name)(agent)
 
 
-def use_uvloop() -> bool:
-    """Make uvloop the event loop of this process if it is installed; return whether it is."""
-    try:
-        policy = importlib.import_module("uvloop").EventLoopPolicy()
-    except ImportError:
-        return False
-    asyncio.set_event_loop_policy(policy)
-    tell_broken_connections()
-    return True
+def _use_uvloop() -> None:
+    """Make uvloop the event loop of this process if it is installed."""
+    with contextlib.suppress(ImportError):
+        asyncio.set_event_loop_policy(importlib.import_module("uvloop").EventLoopPolicy())
+        tell_broken_connections()

@@ -42,7 +42,7 @@ from app.kafka.transport import Transport
 from app.kafka.transport_options import TransportOptions
 from app.mapfile.load import load_map
 from app.peers.remote_owners import Peers
-from app.runtime.faust_app import MapApp, add_agent, create_app, lane_of
+from app.runtime.faust_app import MapApp, add_agent, create_app
 from app.runtime.metrics import Metrics
 from app.runtime.worker_process import PRIVATE, WorkerProcess
 from app.runtime.worker_status import WorkerStatus
@@ -171,9 +171,14 @@ def build(settings: Settings) -> MapApp:
     pressure = _pressure(settings, owners)
     sources = owners.plans.keys() - layer_topics
     pace = functools.partial(Pace, settings.gather_ms_max / 1_000, settings.chunk_bytes_max)
-    lane = functools.partial(lane_of, app, transport.lane_idle)
-    ingest = lane("ingest", sources, admits=pressure.admits_sources, pace=pace())
-    rollup = lane("rollup", layer_topics, admits=pressure.admits_layers, pace=pace())
+    ingest = Lane(
+        "ingest", sources, app.chunks["ingest"].put, transport.lane_idle,
+        admits=pressure.admits_sources, pace=pace(),
+    )  # fmt: skip
+    rollup = Lane(
+        "rollup", layer_topics, app.chunks["rollup"].put, transport.lane_idle,
+        admits=pressure.admits_layers, pace=pace(),
+    )  # fmt: skip
     transport.serve(owners, [ingest, rollup])
     add_agent(app, ingest, Ingest(owners, log).handle, transport.fail)
     add_agent(app, rollup, Rollup(owners, log).handle, transport.fail)
@@ -234,8 +239,11 @@ def _answer(
     """Add the query endpoint, with the other workers that it asks and the metrics."""
     threads = Threads(settings.query_concurrency_max, "query")
     access = Access(settings, reloads)
-    peers = _peers(settings, view, transport, threads, access)
-    peers.tls = peers_tls(settings, reloads)
+    peers = Peers(
+        view.themap, view.local, lambda: transport.group.urls,
+        own_url=advertised_url(settings), key=access.peer_key, threads=threads,
+        only_https=bool(settings.web_cert_file), tls=peers_tls(settings, reloads),
+    )  # fmt: skip
     cache = ArchiveCache(view.archive, settings.query_cache_bytes_max, threads)
     metrics = Metrics(
         view, transport, pressure, watch, lanes=lanes, peers=peers, cache=cache,
@@ -264,20 +272,6 @@ async def _check(settings: Settings, owners: PartitionManager, options: dict[str
         owners.themap.name, owners.themap.revision, settings.node_name, group,
         settings.state_folder.absolute(), archive_of(settings).place(settings),
     )  # fmt: skip
-
-
-def _peers(
-    settings: Settings, view: WorkerStatus, transport: Transport, threads: Threads, access: Access
-) -> Peers:
-    return Peers(
-        view.themap,
-        view.local,
-        lambda: transport.group.urls,
-        own_url=advertised_url(settings),
-        key=access.peer_key,
-        only_https=bool(settings.web_cert_file),
-        threads=threads,
-    )
 
 
 def _make_folder(settings: Settings) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from agents.partition.owners import PartitionManager
 from app.health.backpressure import Pressure
 from app.health.readiness import Source
+from app.kafka.assignor import by_topic
 from app.kafka.transport import Transport
 from app.trust.secret_files import readable_secrets
 from tables.archive.protocol import Archive
@@ -100,11 +101,11 @@ class WorkerStatus:
 
     def serving(self) -> dict[str, list[int]]:
         """Return the restored partitions, whose live cells queries read, by topic."""
-        return _by_topic((owner.plan.topic, owner.partition) for owner in self.owners.each())
+        return by_topic((owner.plan.topic, owner.partition) for owner in self.owners.each())
 
     def restoring(self) -> dict[str, list[int]]:
         """Return the partitions that are assigned and not restored yet, by topic."""
-        return _by_topic(self._transport.restoring())
+        return by_topic(self._transport.restoring())
 
     def paused(self) -> dict[str, list[str]]:
         """Return the kinds of input that are paused, each with its reasons in words."""
@@ -148,13 +149,6 @@ class WorkerStatus:
                 str(owner.partition): described(layer, owner.state.whole(layer)) for owner in owners
             },
         )
-
-
-def _by_topic(partitions: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = {}
-    for topic, partition in sorted(partitions):
-        found.setdefault(topic, []).append(partition)
-    return found
 
 
 def _by_reason(counts: ledger.Ledger, kind: str) -> dict[str, int]:

@@ -137,39 +137,12 @@ def _load(context: ssl.SSLContext, files: PemFiles) -> None:
     Raises:
         SettingError: they cannot be used.
     """
-    passphrase = _Passphrase(files)
-    try:
-        context.load_cert_chain(files.cert_file, files.key_file, password=passphrase)
-    except (OSError, ValueError) as error:
-        # A ValueError is of a passphrase that is too long for OpenSSL.
-        reason = _reason(error) if isinstance(error, OSError) else str(error)
-        if passphrase.was_asked and "mismatch" not in reason:
-            raise SettingError(
-                f"cannot use {files.of}_key_password_file: its passphrase does not open the key;"
-                f" got {files.key_password_file} for {files.key_file}; want the passphrase of that"
-                " key"
-            ) from error
-        raise SettingError(
-            f"cannot use {files.of}_cert_file: {reason}; got {files.cert_file} with key"
-            f" {files.key_file}; want PEM files of a certificate and its key"
-        ) from error
+    was_asked = False
 
-
-class _Passphrase:
-    """Gives the passphrase of a key; OpenSSL alone would ask the terminal for it, and wait."""
-
-    def __init__(self, files: PemFiles) -> None:
-        self._files = files
-        self.was_asked = False
-
-    def __call__(self) -> str:
-        """Return the passphrase.
-
-        Raises:
-            SettingError: there is none.
-        """
-        files = self._files
-        self.was_asked = True
+    def passphrase() -> str:
+        """Return the passphrase; OpenSSL alone would ask the terminal for it, and wait."""
+        nonlocal was_asked
+        was_asked = True
         if not files.key_password_file:
             raise SettingError(
                 f"cannot use {files.of}_key_file: it is encrypted; got {files.key_file}; want"
@@ -183,6 +156,22 @@ class _Passphrase:
                 f"cannot use {files.of}_key_password_file: {error}; got"
                 f" {shown_path(str(files.key_password_file))}"
             ) from error
+
+    try:
+        context.load_cert_chain(files.cert_file, files.key_file, password=passphrase)
+    except (OSError, ValueError) as error:
+        # A ValueError is of a passphrase that is too long for OpenSSL.
+        reason = _reason(error) if isinstance(error, OSError) else str(error)
+        if was_asked and "mismatch" not in reason:
+            raise SettingError(
+                f"cannot use {files.of}_key_password_file: its passphrase does not open the key;"
+                f" got {files.key_password_file} for {files.key_file}; want the passphrase of that"
+                " key"
+            ) from error
+        raise SettingError(
+            f"cannot use {files.of}_cert_file: {reason}; got {files.cert_file} with key"
+            f" {files.key_file}; want PEM files of a certificate and its key"
+        ) from error
 
 
 def _reason(error: OSError) -> str:

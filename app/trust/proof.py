@@ -91,7 +91,7 @@ class PeerKey:
 
     def sign_answer(self, proof: Proof, body: bytes) -> str:
         """Return the header of an answer to a request."""
-        return self._answer_mac(proof, body)
+        return self._mac(f"answer {VERSION} {proof.header} {sha256(body)}")
 
     def check_answer(self, proof: Proof, header: str, body: bytes) -> None:
         """Check an answer to a request that this worker has signed.
@@ -100,7 +100,7 @@ class PeerKey:
             ProofError: it is not signed by a worker of this group.
         """
         if not hmac.compare_digest(header.encode("utf-8", "replace"),
-                                   self._answer_mac(proof, body).encode()):  # fmt: skip
+                                   self.sign_answer(proof, body).encode()):  # fmt: skip
             raise ProofError(
                 "its answer is not signed by a worker of this group; want the same peer_secret, or"
                 " web_token, at all workers"
@@ -118,9 +118,6 @@ class PeerKey:
 
     def _request_mac(self, method: str, url: str, about: str) -> str:
         return self._mac(f"request {VERSION} {method} {url} {about}")
-
-    def _answer_mac(self, proof: Proof, body: bytes) -> str:
-        return self._mac(f"answer {VERSION} {proof.header} {sha256(body)}")
 
     def _mac(self, text: str) -> str:
         return hmac.digest(self._key, text.encode(), hashlib.sha256).hex()

@@ -13,8 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from app.health.watch import Progress, Watch
 from app.host.floods import FloodFilter
 from app.host.reloads import Reloads
-from app.kafka.assignor import Member
-from app.kafka.group_map import GroupMap
+from app.kafka.assignor import GroupMap, Member
 from app.kafka.lane import Lane
 from app.kafka.membership import Membership, Strangers
 from app.kafka.statistics import Statistics

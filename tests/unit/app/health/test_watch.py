@@ -15,7 +15,7 @@ from app.health import readiness, watch
 from app.health.backpressure import Pressure
 from app.health.watch import Progress, Question, Watch, ask_kafka
 from app.host.floods import FloodFilter
-from app.kafka.group_map import GroupMap
+from app.kafka.assignor import GroupMap
 from app.kafka.statistics import Statistics
 from app.kafka.transport import NO_GENERATION, Transport
 from tables.archive.protocol import Archive
