@@ -256,7 +256,7 @@ async def test_strangers_are_counted_and_the_first_are_named(
         brokers="",
         group="flights",
         node="n0",
-        boot=1,
+        boot=9,
         map_name="flights",
         peer_key=PeerKey(SECRET, ""),
     )
