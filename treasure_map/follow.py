@@ -123,7 +123,6 @@ class Follower:
         self._runner: asyncio.Runner | None = None
 
     async def __aenter__(self) -> Self:
-        """Connect."""
         reader = self._make_reader()
         try:
             await reader.open()
@@ -134,22 +133,18 @@ class Follower:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Disconnect."""
         assert self._reader is not None
         await self._reader.close()
 
     def __aiter__(self) -> AsyncIterator[FeedCell]:
-        """Return itself."""
         return self
 
     async def __anext__(self) -> FeedCell:
-        """Return the next cell that is news."""
         if not await self._filled():
             raise StopAsyncIteration
         return self._ready.popleft()
 
     def __enter__(self) -> Self:
-        """Connect."""
         self._runner = asyncio.Runner()
         try:
             self._runner.run(self.__aenter__())
@@ -159,17 +154,14 @@ class Follower:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Disconnect."""
         assert self._runner is not None
         with self._runner:
             self._runner.run(self.__aexit__())
 
     def __iter__(self) -> Iterator[FeedCell]:
-        """Return itself."""
         return self
 
     def __next__(self) -> FeedCell:
-        """Return the next cell that is news."""
         if not self._ready:
             assert self._runner is not None, "an async with wants an async for"
             if not self._runner.run(self._filled()):

@@ -77,11 +77,9 @@ class QueryClient(Endpoint):
     top = _asks(requests.top)
 
     def __enter__(self) -> Self:
-        """Return the client."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close the connection."""
         self.close()
 
     def close(self) -> None:

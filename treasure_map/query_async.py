@@ -69,11 +69,9 @@ class AsyncQueryClient(Endpoint):
     _session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        """Return the client."""
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Close the connections."""
         await self.close()
 
     async def close(self) -> None:

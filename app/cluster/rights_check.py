@@ -9,14 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
+from aiokafka import errors
 from aiokafka.client import AIOKafkaClient, CoordinationType
-from aiokafka.errors import (
-    GroupAuthorizationFailedError,
-    IncompatibleBrokerVersion,
-    KafkaError,
-    TopicAuthorizationFailedError,
-    for_code,
-)
 from aiokafka.protocol.admin import DescribeGroupsRequest_v3, DescribeGroupsResponse_v3
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.metadata import MetadataResponse_v5
@@ -129,7 +123,7 @@ async def check_rights(
     """
     try:
         problems = await missing_rights(brokers, options, rights, may_lack=may_lack)
-    except (KafkaError, OSError, TimeoutError) as error:
+    except (errors.KafkaError, OSError, TimeoutError) as error:
         raise await connect_error(error, cannot, brokers, options) from error
     if problems:
         raise RightsError(cannot, role, problems, options)
@@ -149,7 +143,7 @@ async def missing_rights(
     try:
         await client.bootstrap()
         return await _missing(client, rights, may_lack=may_lack)
-    except (NotImplementedError, IncompatibleBrokerVersion):
+    except (NotImplementedError, errors.IncompatibleBrokerVersion):
         # The broker has no such version of the question.
         return []
     finally:
@@ -197,7 +191,7 @@ async def _hidden(
     return frozenset(
         one["topic"]
         for one in answer.to_object()["topics"]
-        if for_code(one["error_code"]) is TopicAuthorizationFailedError
+        if errors.for_code(one["error_code"]) is errors.TopicAuthorizationFailedError
     )
 
 
@@ -206,12 +200,12 @@ async def _group_operations(client: AIOKafkaClient, group: str) -> int:
     try:
         node = await client.coordinator_lookup(CoordinationType.GROUP, group)
         answer: Any = await client.send(node, _Groups(group))
-    except GroupAuthorizationFailedError:
+    except errors.GroupAuthorizationFailedError:
         return 0
-    except KafkaError:
+    except errors.KafkaError:
         # Only its coordinator tells, and may be away for a moment; then it shows when it is joined.
         return -1
     (found,) = answer.groups
-    if for_code(found[0]) is GroupAuthorizationFailedError:
+    if errors.for_code(found[0]) is errors.GroupAuthorizationFailedError:
         return 0
     return int(found[-1])

@@ -2,6 +2,7 @@
 
 A topic that exists is never changed: if results depend on the difference (partitions; for a
 journal, that nothing is ever deleted by time, size or compaction) it is refused.
+Every function raises BrokersAwayError if a broker does not answer.
 """
 
 from __future__ import annotations
@@ -81,7 +82,6 @@ async def apply_topics(
 
     Raises:
         TopicsRefusedError: topics differ from the map, or the broker refused to make some.
-        BrokersAwayError: a broker does not answer.
     """
     async with _admin(brokers, client_options or {}) as admin:
         if replication is None:
@@ -123,7 +123,6 @@ async def check_topics(
 
     Raises:
         TopicsRefusedError: topics are missing or differ from the map, or a right is missing.
-        BrokersAwayError: a broker does not answer.
     """
     options = client_options or {}
     async with _admin(brokers, options, "cannot connect to Kafka") as admin:
@@ -150,11 +149,7 @@ async def check_topics(
 async def own_topics(
     brokers: str, themap: Map, client_options: Mapping[str, Any] | None = None
 ) -> list[str]:
-    """Return those of the map's topics that exist, without its sources, which are others' to write.
-
-    Raises:
-        BrokersAwayError: a broker does not answer.
-    """
+    """Return those of the map's topics that exist, but its sources, which are others' to write."""
     found = await topics_found(brokers, client_options)
     specs = topics_of(themap, replication=1)
     return [spec.name for spec in specs if spec.kind != "source" and spec.name in found]
@@ -191,11 +186,7 @@ async def delete_topics(
 async def members_of(
     brokers: str, group: str, client_options: Mapping[str, Any] | None = None
 ) -> list[str]:
-    """Return the clients that are in a consumer group now.
-
-    Raises:
-        BrokersAwayError: a broker does not answer.
-    """
+    """Return the clients that are in a consumer group now."""
     async with _admin(brokers, client_options or {}) as admin:
         answers = await admin.describe_consumer_groups([group])
     # Of a group: error, name, state, protocol's kind, protocol, members; of those: id, client id,
@@ -207,11 +198,7 @@ async def members_of(
 async def topics_found(
     brokers: str, client_options: Mapping[str, Any] | None = None
 ) -> dict[str, int]:
-    """Return the number of partitions of every topic there is.
-
-    Raises:
-        BrokersAwayError: a broker does not answer.
-    """
+    """Return the number of partitions of every topic there is."""
     async with _admin(brokers, client_options or {}) as admin:
         return await _partitions_found(admin)
 

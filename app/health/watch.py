@@ -11,16 +11,7 @@ import asyncio
 import dataclasses
 import logging
 import time
-from collections.abc import (
-    Awaitable,
-    Callable,
-    Collection,
-    Container,
-    Coroutine,
-    Iterable,
-    Iterator,
-    Mapping,
-)
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Mapping
 from typing import Any
 
 from aiokafka.errors import KafkaError
@@ -60,11 +51,8 @@ class Standing:
 class Progress:
     """Which partitions stand although their log goes on.
 
-    Args:
-        stuck_after_s: for how long a partition may stand.
-        claim_again: called with topic, partition and reason for one that stands longer, and again
-            after as long.
-        clock_s: seconds of a clock that never goes back.
+    ``claim_again`` is called with topic, partition and reason for one that stands longer than
+    ``stuck_after_s``, and again after as long.
 
     Attributes:
         stuck_total: how often a partition was claimed again.
@@ -86,7 +74,7 @@ class Progress:
         self,
         positions: Mapping[TopicPartition, int],
         ends: Mapping[TopicPartition, int],
-        restoring: Container[TopicPartition] = (),
+        restoring: Collection[TopicPartition] = (),
     ) -> None:
         """Compare owners' next offsets with the ends of their logs.
 

@@ -31,12 +31,10 @@ log = logging.getLogger(__name__)
 
 
 class Reload:
-    """One thing made of files.
+    """One thing made of files, with the name that metrics label it by: ``tokens``, for instance.
 
-    Args:
-        name: the thing, as metrics label it: ``tokens``, ``web_certificate``.
-        files: paths of its files; empty ones are left out.
-        load: reads the files and puts their contents to use, or raises and changes nothing.
+    ``load`` reads the files and puts their contents to use, or raises and changes nothing. Empty
+    paths are left out.
 
     Attributes:
         error: why the files cannot be used as they are now; empty if they are in use.

@@ -315,11 +315,9 @@ class GroupMap:
 class Assignor(AbstractPartitionAssignor):  # type: ignore[misc]  # aiokafka comes without types here
     """aiokafka's assignor, as an object per consumer: aiokafka never asks whether it is a class.
 
-    Args:
-        describe: returns this member's description of itself; called for every join.
-        on_shares: called with the partitions of every member, as of an assignment.
-        proof: signs joins and plans, and checks them.
-        place: returns this member's number in the group, empty at first, and the generation.
+    ``describe`` returns this member's description of itself, for every join; ``on_shares`` gets the
+    partitions of every member, as of an assignment; ``place`` returns this member's number in the
+    group, empty at first, and the generation.
     """
 
     name = NAME

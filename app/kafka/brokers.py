@@ -10,21 +10,8 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Literal, TypeVar
 
+from aiokafka import errors
 from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import (
-    AuthenticationFailedError,
-    BrokerResponseError,
-    ClusterAuthorizationFailedError,
-    GroupAuthorizationFailedError,
-    GroupCoordinatorNotAvailableError,
-    GroupLoadInProgressError,
-    KafkaConnectionError,
-    NodeNotReadyError,
-    NoError,
-    NotCoordinatorForGroupError,
-    TopicAuthorizationFailedError,
-    for_code,
-)
 from aiokafka.protocol.api import Request
 from aiokafka.protocol.transaction import InitProducerIdRequest
 
@@ -45,14 +32,18 @@ Operation = Literal["Read", "Write", "Create", "Delete", "Describe", "DescribeCo
 """An action that Kafka's access lists allow on a topic or a group."""
 
 UNAUTHORIZED = (
-    TopicAuthorizationFailedError,
-    GroupAuthorizationFailedError,
-    ClusterAuthorizationFailedError,
+    errors.TopicAuthorizationFailedError,
+    errors.GroupAuthorizationFailedError,
+    errors.ClusterAuthorizationFailedError,
 )
 """What brokers answer a user who lacks a right."""
 
 # Answers that say "not now" to who asks for a producer id: the producer's own start asks again.
-_LATER = (GroupCoordinatorNotAvailableError, GroupLoadInProgressError, NotCoordinatorForGroupError)
+_LATER = (
+    errors.GroupCoordinatorNotAvailableError,
+    errors.GroupLoadInProgressError,
+    errors.NotCoordinatorForGroupError,
+)
 
 
 class NotAllowedError(TreasureMapError):
@@ -74,7 +65,7 @@ async def answer_of_any(client: AIOKafkaClient, request: Request[Any]) -> Any:
     for node in others:
         try:
             return await client.send(node, request)
-        except (KafkaConnectionError, NodeNotReadyError) as error:
+        except (errors.KafkaConnectionError, errors.NodeNotReadyError) as error:
             log.info("asking another broker, because %s does not answer: %s", node, error)
     return await client.send(last, request)
 
@@ -95,10 +86,10 @@ async def has_idempotent_producer(brokers: str, options: dict[str, Any] | None =
         answer = await answer_of_any(client, request)
     finally:
         await client.close()
-    error = for_code(answer.error_code)
-    if error is ClusterAuthorizationFailedError:
+    error = errors.for_code(answer.error_code)
+    if error is errors.ClusterAuthorizationFailedError:
         raise error
-    return error is NoError or issubclass(error, _LATER)
+    return error is errors.NoError or issubclass(error, _LATER)
 
 
 async def connect_error(
@@ -119,8 +110,8 @@ async def connect_error(
     if cause is not None and cause.is_final:
         return TreasureMapError(f"{cannot}: {cause}")
     # aiokafka's first question goes to the brokers of the setting, later ones to any they name.
-    nobody = isinstance(error, KafkaConnectionError) and "bootstrap" in str(error)
-    answered = isinstance(error, BrokerResponseError | AuthenticationFailedError)
+    nobody = isinstance(error, errors.KafkaConnectionError) and "bootstrap" in str(error)
+    answered = isinstance(error, errors.BrokerResponseError | errors.AuthenticationFailedError)
     is_refusal = answered and not error.retriable  # type: ignore[attr-defined]
     kind = TreasureMapError if nobody or is_refusal else BrokersAwayError
     why = cause or error or type(error).__name__

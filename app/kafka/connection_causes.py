@@ -14,13 +14,8 @@ import ssl
 from collections.abc import Mapping
 from typing import Any
 
+from aiokafka import errors
 from aiokafka.conn import AIOKafkaConnection, create_conn
-from aiokafka.errors import (
-    IllegalSaslStateError,
-    KafkaError,
-    SaslAuthenticationFailed,
-    UnsupportedSaslMechanismError,
-)
 from aiokafka.protocol.admin import SaslHandShakeRequest
 from aiokafka.protocol.metadata import MetadataRequest
 
@@ -38,8 +33,12 @@ END_S = 0.5
 BROKERS_MAX = 6
 """Brokers that are tried, of those of the setting and again of those that they name."""
 
-_LOGIN_ERRORS = (SaslAuthenticationFailed, UnsupportedSaslMechanismError, IllegalSaslStateError)
-_AWAY = (KafkaError, OSError, TimeoutError)
+LOGIN_ERRORS = (
+    errors.SaslAuthenticationFailed,
+    errors.UnsupportedSaslMechanismError,
+    errors.IllegalSaslStateError,
+)
+_AWAY = (errors.KafkaError, OSError, TimeoutError)
 
 _NO_TLS = (
     "speaks no TLS on this port; want the port of a listener with TLS, or neither kafka_tls nor"
@@ -114,7 +113,7 @@ class _Broker:
             await self._shake_hands(self._tls)
         try:
             connection = await self._connect(self._options)
-        except _LOGIN_ERRORS as error:
+        except LOGIN_ERRORS as error:
             raise BrokerFaultError(f"{self._at} {await self._login_words(error)}") from error
         except _AWAY as error:
             raise await self._closed(error) from error
@@ -224,12 +223,12 @@ class _Broker:
             self._options.get("sasl_plain_username"),
             self._options.get("sasl_mechanism"),
         )
-        if isinstance(error, IllegalSaslStateError):
+        if isinstance(error, errors.IllegalSaslStateError):
             return (
                 "takes no login on this port; want kafka_sasl_mechanism empty, or the port of a"
                 " listener with SASL"
             )
-        if isinstance(error, UnsupportedSaslMechanismError):
+        if isinstance(error, errors.UnsupportedSaslMechanismError):
             offered = await self._mechanisms(mechanism) or "another one"
             return f"does not take the login {mechanism}; want {offered} in kafka_sasl_mechanism"
         return (

@@ -21,13 +21,7 @@ _STABLE = "Stable"
 
 
 class Described(NamedTuple):
-    """A member of a group, as its coordinator tells it.
-
-    Attributes:
-        member: its number, which the coordinator gave it.
-        host: the address that it joined from.
-        joined: the bytes that it joined with.
-    """
+    """A member of a group, as its coordinator tells it: its number, its address, and its join."""
 
     member: str
     host: str

@@ -21,16 +21,9 @@ Idle = Callable[[Chunk | None], None]
 class Lane:
     """One kind of input on its way to one agent, which has at most one chunk, waiting or in hand.
 
-    Records that are fetched meanwhile are gathered for the next one.
-
-    Args:
-        name: the agent's name.
-        topics: the topics of this kind.
-        send: puts a chunk into the agent's channel.
-        became_idle: called when the agent can be offered a chunk.
-        admits: whether more may be taken in now; other records stay in Kafka.
-        pace: when the next chunk is due, and how large it may be.
-        clock: seconds that pass.
+    Records that are fetched meanwhile are gathered for the next one. ``send`` puts a chunk into the
+    agent's channel; ``became_idle`` is called when the agent can be offered one. What is not
+    admitted stays in Kafka.
 
     Attributes:
         handled_seconds: how long the agent has worked on chunks.

@@ -65,11 +65,7 @@ NOBODY = Strangers(0, {})
 class Membership:
     """The group protocol of one worker.
 
-    Args:
-        options: who this worker is.
-        group: takes the plans.
-        describe: returns this worker's description of itself.
-        fail: called with the reason to end.
+    ``describe`` returns this worker's description of itself; ``fail`` ends it with a reason.
 
     Attributes:
         assignor: makes the joins of the consumer.

@@ -57,12 +57,10 @@ class PartitionLifecycle(Protocol):
 class Moves:
     """Restores the owners of partitions that were assigned, and releases those that are revoked.
 
-    Args:
-        owners: keep the state of partitions.
-        retry_seconds: bounds of the random wait before a partition is claimed again.
-        stands: returns whether a generation is still the one that this member reads in.
-        live: called with partition, generation and the source position to read on from.
-        failed: called with errors that no other try can mend.
+    Before a partition is claimed again there is a random wait between the bounds ``retry_seconds``.
+    ``stands`` returns whether a generation is still the one that this member reads in; ``live`` is
+    called with partition, generation and the source position to read on from; ``failed`` with
+    errors that no other try can mend.
 
     Attributes:
         retries: restores that began again.

@@ -52,10 +52,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
 
     Owners report to the transport that reads for them, and it restores and releases them. So it is
     made first, they are made with its methods, and :meth:`serve` names them before the start.
-
-    Args:
-        options: brokers, group, this node, limits.
-        purge: empties the queues between this service and the agents.
+    ``purge`` empties the queues between this service and the agents.
 
     Attributes:
         ready: the partitions that are live, with the generation they were restored in.
@@ -81,7 +78,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         self._positions: dict[TopicPartition, int] = {}
         self._hints = OffsetCommits(options.commit_seconds)
         self._realigned: set[TopicPartition] = set()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._crashing: asyncio.Future[Any] | None = None
         self._loop_tasks: list[asyncio.Task[None]] = []
         self.membership = Membership(options, self.group, self._describe, self.fail)
         self._counts = Statistics()
@@ -147,7 +144,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
             bug = None if isinstance(reason, TreasureMapError) else reason
             log.critical("the worker stops: %s", reason, exc_info=bug)
             self._halt()
-            self._background(self.crash(reason))
+            self._crashing = asyncio.ensure_future(self.crash(reason))
 
     def restoring(self) -> list[TopicPartition]:
         """Return the partitions that are assigned here and not live yet."""
@@ -271,9 +268,9 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
                 await within(STOP_SECONDS_MAX, abandon(self._consumer))
             except TimeoutError:
                 log.warning("the connections to Kafka did not close; the process ends all the same")
-        for task in self._tasks - {asyncio.current_task()}:
-            # The task of the crash itself may be stopping this service; it is not awaited here.
-            task.cancel()
+        if self._crashing is not None and self._crashing is not asyncio.current_task():
+            # The crash itself may be stopping this service; it is not awaited here.
+            self._crashing.cancel()
 
     def _halt(self) -> None:
         """Stop handing over chunks; it does not wait, so nothing can come in between."""
@@ -429,8 +426,3 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
                 if (run.topic, run.partition) in self.ready:
                     self._hints.note((run.topic, run.partition), run.next_offset)
         self._alarm.ring()
-
-    def _background(self, work: Any) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)

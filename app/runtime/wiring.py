@@ -168,7 +168,10 @@ def build(settings: Settings) -> MapApp:
         early_emit_s=settings.early_emit_ms / 1_000,
     )
     layer_topics = {t for t, plan in owners.plans.items() if plan.finer is not None}
-    pressure = _pressure(settings, owners)
+    folders = [settings.state_folder, *archive_of(settings).folders(settings)]
+    pressure = Pressure(
+        settings.pending_bytes_max, settings.disk_free_bytes_min, folders, owners.pending_bytes
+    )
     sources = owners.plans.keys() - layer_topics
     pace = functools.partial(Pace, settings.gather_ms_max / 1_000, settings.chunk_bytes_max)
     ingest = Lane(
@@ -283,15 +286,6 @@ def _make_folder(settings: Settings) -> None:
             f"cannot make state folder {settings.state_folder}: {error.strerror}; want a folder "
             "that this user may write; set state_folder"
         ) from error
-
-
-def _pressure(settings: Settings, owners: PartitionManager) -> Pressure:
-    return Pressure(
-        settings.pending_bytes_max,
-        settings.disk_free_bytes_min,
-        [settings.state_folder, *archive_of(settings).folders(settings)],
-        owners.pending_bytes,
-    )
 
 
 def _log(settings: Settings, themap: Map, options: dict[str, Any]) -> KafkaLog:
