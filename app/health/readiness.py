@@ -1,7 +1,6 @@
 """Readiness: why this worker should not be asked now, as sentences from several small sources.
 
-A source is called without waiting, and yields a sentence for each thing that is not as it should
-be. The first source gives the most basic reason.
+A source does not wait, and yields a sentence for each thing that is not as it should be.
 """
 
 from __future__ import annotations
@@ -11,7 +10,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from agents.outage import Outage
+from agents.partition.owners import PartitionManager
 from app.health.backpressure import Pressure
+from app.health.watch import Watch
 from app.kafka.assignor import pairs
 from app.kafka.transport import NO_GENERATION, Transport
 from tables.archive.protocol import Archive
@@ -22,6 +23,28 @@ Source = Callable[[], Iterable[str]]
 READY = "restored and caught up"
 NAMED_MAX = 3
 """Partitions that a sentence names; of more it tells the number."""
+
+
+def reasons(
+    transport: Transport,
+    owners: PartitionManager,
+    archive: Archive,
+    *,
+    pressure: Pressure,
+    watch: Watch,
+    behind_records_max: int,
+) -> Iterator[str]:
+    """Yield why a worker is not ready, the most basic reason first."""
+    yield from joining(transport)
+    yield from refused(transport)
+    for question in watch.questions:
+        yield from away(question.outage)
+    yield from closed(archive, owners.emitted.archive)
+    yield from owners.rivals.reasons()
+    yield from unowned(owners.themap, transport)
+    yield from watch.progress.reasons()
+    yield from paused(pressure)
+    yield from reading(transport, behind_records_max)
 
 
 def joining(transport: Transport) -> Iterator[str]:

@@ -18,9 +18,14 @@ from aiokafka.errors import KafkaError
 from mode import Service
 
 from agents.outage import Outage
+from agents.partition.owners import PartitionManager
 from agents.supervised import supervised
 from agents.tasks import end, within
-from app.host.floods import FloodFilter
+from app.config.settings import Settings
+from app.health.backpressure import Pressure
+from app.host.floods import FloodFilter, tame
+from app.kafka.transport import Transport
+from tables.archive.protocol import Archive
 from tables.model.errors import TreasureMapError
 from tables.model.topic_partition import TopicPartition
 
@@ -199,3 +204,40 @@ def ask_kafka(
         progress.look(moving, found, restoring())
 
     return ask
+
+
+def watch_of(
+    settings: Settings,
+    owners: PartitionManager,
+    transport: Transport,
+    pressure: Pressure,
+    archive: Archive,
+) -> Watch:
+    """Return the watch over Kafka, the archive and the progress of partitions."""
+
+    def positions() -> dict[TopicPartition, int]:
+        found = {(owner.plan.topic, owner.partition): owner.position for owner in owners.each()}
+        if found:
+            # Measured here too, so that a pause ends although no more input comes.
+            pressure.admits_sources()
+        return found
+
+    def is_paused(topic: str) -> bool:
+        is_source = owners.plans[topic].source is not None
+        return bool((pressure.sources if is_source else pressure.layers).reasons)
+
+    progress = Progress(settings.stuck_after_ms / 1_000, transport.restart)
+
+    async def ask_archive() -> None:
+        # Until it is open, who tries to open it reports.
+        if archive.is_open:
+            await archive.check()
+
+    questions = [
+        Question(
+            ask_kafka(progress, positions, transport.restoring, transport.ends, is_paused),
+            owners.emitted.kafka,
+        ),
+        Question(ask_archive, owners.emitted.archive),
+    ]
+    return Watch(progress, questions, tame(), transport.fail)

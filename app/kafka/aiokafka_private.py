@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import bisect
-import contextlib
 import dataclasses
 import functools
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
@@ -129,11 +129,10 @@ class Fetched:
         """Return whether partitions have been revoked and not assigned again yet."""
         return bool(self._consumer._subscription.reassignment_in_progress)
 
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[None]:
+    def reading(self) -> AbstractContextManager[None]:
         """Count as reading while inside; a member that does not read for long leaves the group."""
-        with self._consumer._subscription.fetch_context():
-            yield
+        context: AbstractContextManager[None] = self._consumer._subscription.fetch_context()
+        return context
 
     def arrival(self) -> asyncio.Future[None]:
         """Return a future that ends when more was fetched; cancel it when it is not awaited."""

@@ -45,8 +45,7 @@ def partition_of(key: bytes, partitions: int) -> int:
 class BatchProducer:
     """Writes to one topic; use it in an ``async with`` statement, which flushes at its end.
 
-    Values are compressed with zstd, unless ``compressed`` says no: batches of a few records are
-    quicker without, for all who read them.
+    Batches of a few records are quicker without being ``compressed``, for all who read them.
 
     Attributes:
         partitions: how many the topic has.

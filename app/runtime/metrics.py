@@ -204,13 +204,11 @@ class Metrics(Collector):
         yield _counter("pauses", "Times that an input was paused.", pauses, "input")
 
     def _needing(self) -> Iterator[Metric]:
-        progress, floods, emitted = (
-            self._watch.progress, self._watch.floods, self._view.owners.emitted,
-        )  # fmt: skip
+        watch, emitted = self._watch, self._view.owners.emitted
         what = "Partitions that stand while their log goes on."
-        yield _gauge("stuck_partitions", what, len(progress.stuck()))
+        yield _gauge("stuck_partitions", what, len(watch.progress.stuck()))
         what = "Times that a stuck partition was claimed again."
-        yield _counter("stuck", what, progress.stuck_total)
+        yield _counter("stuck", what, watch.progress.stuck_total)
         outages = {"kafka": emitted.kafka, "archive": emitted.archive}
         for family, name, what, value in (
             (_gauge, "dependency_away", "1 while it does not answer.", "is_away"),
@@ -220,7 +218,7 @@ class Metrics(Collector):
             found = {key: getattr(outage, value) for key, outage in outages.items()}
             yield family(name, what, found, "dependency")
         what = "Lines of the log that were counted, because they said the same."
-        yield _counter("log_lines_held", what, floods.held_total)
+        yield _counter("log_lines_held", what, watch.floods.held_total)
 
     def _answering(self) -> Iterator[Metric]:
         peers, cache = self._peers, self._cache

@@ -28,9 +28,9 @@ from app.cluster.topics import check_topics
 from app.config.archives import archive_of, why_alone
 from app.config.connections import advertised_url, kafka_options, peers_tls
 from app.config.settings import Settings, secrets_of
+from app.health import readiness
 from app.health.backpressure import Pressure
-from app.health.checks import readiness_of, watch_of
-from app.health.watch import Watch
+from app.health.watch import Watch, watch_of
 from app.host.printable import protect_log
 from app.host.reloads import Reloads, ReloadService
 from app.kafka.brokers import patiently
@@ -192,12 +192,13 @@ def build(settings: Settings) -> MapApp:
     )  # fmt: skip
     watch = watch_of(settings, owners, transport, pressure, archive)
     app.own_services += [foundation, transport, watch, ReloadService(reloads, transport.fail)]
-    readiness = readiness_of(
-        settings, watch, transport, owners=owners, archive=archive, pressure=pressure
-    )
+    reasons = functools.partial(
+        readiness.reasons, transport, owners, archive,
+        pressure=pressure, watch=watch, behind_records_max=settings.chunk_records_max,
+    )  # fmt: skip
     view = WorkerStatus(
         themap, archive, owners, transport, pressure,
-        readiness=readiness, secret_files=settings.secret_files,
+        readiness=reasons, secret_files=settings.secret_files,
     )  # fmt: skip
     _answer(
         app, settings, view, transport,

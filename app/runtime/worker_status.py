@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from agents.partition.owners import PartitionManager
@@ -24,7 +23,7 @@ from treasure_map.status import LayerStatus
 class WorkerStatus:
     """``app.web.endpoint.WorkerView`` over the owners and the transport of this process.
 
-    The sources of ``readiness`` are asked in their order. Others should not read ``secret_files``.
+    ``readiness`` gives the reasons why it is not ready. Others should not read ``secret_files``.
     """
 
     def __init__(
@@ -35,7 +34,7 @@ class WorkerStatus:
         transport: Transport,
         pressure: Pressure,
         *,
-        readiness: Iterable[Source],
+        readiness: Source,
         secret_files: tuple[str, ...] = (),
     ) -> None:
         self.themap = themap
@@ -43,7 +42,7 @@ class WorkerStatus:
         self.owners = owners
         self._transport = transport
         self._pressure = pressure
-        self._readiness = tuple(readiness)
+        self._readiness = readiness
         self._secret_files = secret_files
 
     def local(self, read: LiveRead) -> LiveJob:
@@ -92,7 +91,7 @@ class WorkerStatus:
 
     def unready(self) -> list[str]:
         """Return why this worker should not be asked now, in sentences; empty if it is ready."""
-        return [sentence for source in self._readiness for sentence in source()]
+        return list(self._readiness())
 
     def warnings(self) -> list[str]:
         """Return a sentence for each thing to mend that does not keep it from being ready."""

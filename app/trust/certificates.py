@@ -18,14 +18,13 @@ from tables.model.errors import SettingError
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PemFiles:
-    """The files of one side of TLS.
+    """The files of one side of TLS; a path is empty if there is no such file.
+
+    Without ``ca_file`` the system's authorities are trusted.
 
     Attributes:
         of: how the settings of these files begin: ``kafka``, ``cassandra`` or ``web``.
-        ca_file: authorities; empty: the system's.
-        cert_file: an own certificate; empty: none.
-        key_file: its key.
-        key_password_file: the passphrase of the key; empty: it has none.
+        key_password_file: holds the passphrase of the key.
     """
 
     of: str

@@ -31,12 +31,7 @@ class ProofError(Exception):
 
 
 class Proof(NamedTuple):
-    """A signature that was made or found good.
-
-    Attributes:
-        header: the value of the header ``Treasure-Map-Proof``.
-        sha256: the hash that the body has to have, in hexadecimal.
-    """
+    """A signature, made or found good: its header, and the hash that the body has to have."""
 
     header: str
     sha256: str

@@ -94,7 +94,7 @@ async def status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     await house.restore()
     assert await house.step(RAW, 1_000)
     transport: Any = QuietTransport()
-    yield WorkerStatus(MAP, archive, house.owners, transport, NO_PRESSURE, readiness=())
+    yield WorkerStatus(MAP, archive, house.owners, transport, NO_PRESSURE, readiness=list)
     await house.kill()
     await archive.close()
 

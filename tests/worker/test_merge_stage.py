@@ -78,7 +78,7 @@ def view_of(house: LocalWorker) -> WorkerStatus:
     """Return the web endpoint's view of a house."""
     transport: Any = NoTransport()
     return WorkerStatus(
-        house.map, house.archive, house.owners, transport, NO_PRESSURE, readiness=()
+        house.map, house.archive, house.owners, transport, NO_PRESSURE, readiness=list
     )
 
 

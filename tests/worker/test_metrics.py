@@ -68,7 +68,7 @@ async def samples(tmp_path: Path) -> dict[tuple[str, ...], float]:
     await house.restore()
     await house.settle()
     transport = cast("Transport", StandingTransport())
-    view = WorkerStatus(MAP, archive, house.owners, transport, NO_PRESSURE, readiness=())
+    view = WorkerStatus(MAP, archive, house.owners, transport, NO_PRESSURE, readiness=list)
     lane = Lane("ingest", frozenset(), house.ingest.handle, lambda _: None)
     peers = Peers(MAP, view.local, dict, own_url="")
     cache = ArchiveCache(archive, 1 << 20)
