@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from aiokafka import AIOKafkaConsumer
 from aiokafka.coordinator.protocol import (
@@ -168,18 +168,12 @@ class Membership:
         """Return a member's join, that of a stranger without the topics that it names."""
         if not self._why_stranger(member, data):
             return data
-        found = _metadata(data)
         # Of what cannot be read or is too long nothing is passed on.
-        said = b"" if found is None else found.user_data
-        return bytes(ConsumerProtocolMemberMetadata(0, [], said).encode())
+        return bytes(ConsumerProtocolMemberMetadata(0, [], _user_data(data)[0]).encode())
 
     def _why_stranger(self, member: str, data: bytes) -> str:
-        if why := why_too_much(data):
-            return why
-        found = _metadata(data)
-        if found is None:
-            return "its join cannot be read"
-        return self._proof.why_stranger(found.user_data, member)
+        said, why = _user_data(data)
+        return why or self._proof.why_stranger(said, member)
 
     async def _planned(self, generation: int, data: bytes) -> bytes:
         """Return the leader's plan for this worker; empty if it must not be used."""
@@ -277,21 +271,20 @@ def why_too_much(data: bytes) -> str:
     return ""
 
 
-def _metadata(data: bytes) -> Any:
-    """Return a member's join; None if it cannot be read or is too large."""
-    if why_too_much(data):
-        return None
+def _user_data(data: bytes) -> tuple[bytes, str]:
+    """Return the bytes that a member says of itself in its join, or none and why not."""
+    if why := why_too_much(data):
+        return b"", why
     try:
-        return ConsumerProtocolMemberMetadata.decode(data)
+        return ConsumerProtocolMemberMetadata.decode(data).user_data, ""
     except Exception:  # noqa: BLE001 - of bytes that anybody may have sent
-        return None
+        return b"", "its join cannot be read"
 
 
 def _said(data: bytes) -> Member | None:
     """Return a member's description of itself; None if it cannot be read."""
-    found = _metadata(data)
     try:
-        return content_of(found.user_data if found else b"", Member)
+        return content_of(_user_data(data)[0], Member)
     except ValueError:
         return None
 
