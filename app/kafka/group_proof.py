@@ -94,8 +94,9 @@ def content_of(data: bytes, kind: type[Content]) -> Content:
     return _decoded(_decoded(data, _Signed).content, kind)
 
 
-def _decoded(data: bytes, kind: type[Content]) -> Content:
+def _decoded(data: bytes | None, kind: type[Content]) -> Content:
     try:
-        return msgspec.msgpack.decode(data, type=kind)
+        # Who joins without a word has null there.
+        return msgspec.msgpack.decode(data or b"", type=kind)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise ValueError(str(error)) from error

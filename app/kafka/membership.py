@@ -276,7 +276,7 @@ def _user_data(data: bytes) -> tuple[bytes, str]:
     if why := why_too_much(data):
         return b"", why
     try:
-        return ConsumerProtocolMemberMetadata.decode(data).user_data, ""
+        return ConsumerProtocolMemberMetadata.decode(data).user_data or b"", ""
     except Exception:  # noqa: BLE001 - of bytes that anybody may have sent
         return b"", "its join cannot be read"
 
