@@ -103,7 +103,16 @@ class KafkaLog:
         """
         try:
             if not self._reads_only:
-                await self._start_producer()
+                self._producer = AIOKafkaProducer(
+                    bootstrap_servers=self._brokers,
+                    acks="all",
+                    enable_idempotence=await has_idempotent_producer(self._brokers, self._options),
+                    linger_ms=0,
+                    max_request_size=self._record_bytes_max,
+                    **self._options,
+                )
+                await self._producer.start()
+                self._appends = Appends(self._producer, self._append_deadline_s)
             self._offsets = AIOKafkaConsumer(bootstrap_servers=self._brokers, **self._options)
             await self._offsets.start()
         except errors.KafkaError as error:
@@ -112,19 +121,6 @@ class KafkaLog:
             raise await connect_error(
                 error, "cannot connect to Kafka", self._brokers, self._options
             ) from error
-
-    async def _start_producer(self) -> None:
-        idempotent = await has_idempotent_producer(self._brokers, self._options)
-        self._producer = AIOKafkaProducer(
-            bootstrap_servers=self._brokers,
-            acks="all",
-            enable_idempotence=idempotent,
-            linger_ms=0,
-            max_request_size=self._record_bytes_max,
-            **self._options,
-        )
-        await self._producer.start()
-        self._appends = Appends(self._producer, self._append_deadline_s)
 
     async def stop(self) -> None:
         """Flush and disconnect; the next claim decides about appends that are not done in time."""

@@ -92,7 +92,9 @@ class Membership:
         self._telling: asyncio.Task[None] | None = None
         self.refusal = ""
         self._ending: asyncio.Task[None] | None = None
-        self.assignor = Assignor(describe, group.take, self._proof, self._place)
+        self.assignor = Assignor(
+            describe, group.take, self._proof, lambda: place_in_group(self._consumer)
+        )
 
     def attach(self, consumer: AIOKafkaConsumer) -> None:
         """Check the bytes of members for a consumer that has started and not joined."""
@@ -159,10 +161,6 @@ class Membership:
         """Say no more."""
         if self._telling is not None:
             self._telling.cancel()
-
-    def _place(self) -> tuple[str, int]:
-        assert self._consumer is not None
-        return place_in_group(self._consumer)
 
     def _joined(self, member: str, data: bytes) -> bytes:
         """Return a member's join, that of a stranger without the topics that it names."""
