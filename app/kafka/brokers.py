@@ -111,8 +111,8 @@ async def connect_error(
         return TreasureMapError(f"{cannot}: {cause}")
     # aiokafka's first question goes to the brokers of the setting, later ones to any they name.
     nobody = isinstance(error, errors.KafkaConnectionError) and "bootstrap" in str(error)
-    answered = isinstance(error, errors.BrokerResponseError | errors.AuthenticationFailedError)
-    is_refusal = answered and not error.retriable  # type: ignore[attr-defined]
+    refusals = (errors.BrokerResponseError, errors.AuthenticationFailedError)
+    is_refusal = isinstance(error, refusals) and not error.retriable
     kind = TreasureMapError if nobody or is_refusal else BrokersAwayError
     why = cause or error or type(error).__name__
     return kind(
