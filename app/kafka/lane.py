@@ -21,9 +21,9 @@ Idle = Callable[[Chunk | None], None]
 class Lane:
     """One kind of input on its way to one agent, which has at most one chunk, waiting or in hand.
 
-    Records that are fetched meanwhile are gathered for the next one. ``send`` puts a chunk into the
-    agent's channel; ``became_idle`` is called when the agent can be offered one. What is not
-    admitted stays in Kafka.
+    Records that are fetched meanwhile are gathered for the next one; those not admitted stay in
+    Kafka. ``send`` puts a chunk into the agent's channel; ``became_idle`` is called when the agent
+    can be offered one.
 
     Attributes:
         handled_seconds: how long the agent has worked on chunks.
