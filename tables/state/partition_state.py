@@ -52,6 +52,9 @@ class PartitionState:
         if self.ids is not None:
             self.tables[IDS] = self.ids
         self._whole: dict[str, dict[str, int]] = {}
+        # Snapshots of formats 1 and 2 do not say since when: their senders had always sent all.
+        unknown = self.meta.announced.keys() - self.meta.since.keys()
+        self.meta.since |= dict.fromkeys(unknown, NEVER_MS)
         self._share()
 
     def apply(
