@@ -145,13 +145,13 @@ class JsonEvents:
             return True
         return False
 
-    def frame(self, events: Sequence[Any], places: pl.Series) -> pl.DataFrame:
+    def frame(self, events: Sequence[Any], indexes: pl.Series) -> pl.DataFrame:
         """Return the event frame of structs, without ``partition``.
 
         Texts that are not times become null times.
         """
         columns = {
-            "place": places,
+            "event_index": indexes,
             "time": self._times(events),
             "type": pl.Series([event.type_ for event in events], dtype=pl.String),
         }
@@ -203,7 +203,7 @@ def parse_times(texts: pl.Series) -> pl.Series:
 
 
 def lines_of(value: bytes) -> list[bytes]:
-    """Return the lines of a value that are not blank; an event's place counts these."""
+    """Return the lines of a value that are not blank; an event's index counts these."""
     return [line for line in value.split(b"\n") if line.strip()]
 
 

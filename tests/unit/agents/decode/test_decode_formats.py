@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.decode.event_batch import PLACE, EventBatch, SetAside
+from agents.decode.event_batch import RECORD_SPAN, EventBatch, SetAside
 from agents.decode.json_events import parse_times
 from agents.decode.records import Decoder
 from agents.fold.content import Before
@@ -153,7 +153,7 @@ def test_any_mix_of_forms_and_chunks_gives_the_same_events(
     kinds = ("events.", "layer.")
     events = {k: v for k, v in counts.items() if k.startswith(kinds)}
     assert events == {k: v for k, v in mixed.items() if k.startswith(kinds)}
-    assert sum(len(places or ()) for _, places, reason, _ in aside if reason != "late") == (
+    assert sum(len(events or ()) for _, events, reason, _ in aside if reason != "late") == (
         counts.get("events.decoded", 0) - counts.get("events.classified", 0)
     )
 
@@ -255,7 +255,7 @@ def test_the_good_lines_of_a_record_are_kept() -> None:
     line = json.dumps(GOOD).encode()
     value = b"\n".join([line, b"{", b"", line, b"x", b'{"at":1}', line])
     batch = decode(value)
-    assert (batch.frame["place"] % PLACE).to_list() == [0, 2, 5]
+    assert (batch.frame["event_index"] % RECORD_SPAN).to_list() == [0, 2, 5]
     assert [(a.events, a.reason) for a in batch.aside] == [((1, 3), "json"), ((4,), "missing")]
     run = run_of([value])
     assert DECODER.part_of(run, batch.aside[0]) == (b"{\nx", "application/x-ndjson")
@@ -267,7 +267,7 @@ def test_the_good_rows_of_an_arrow_record_are_kept(style: int) -> None:
     events = [GOOD, GOOD | {"at": None}, GOOD | {"weight": math.nan}, GOOD]
     value = arrow(events, style)
     batch = decode(value)
-    assert (batch.frame["place"] % PLACE).to_list() == [0, 3]
+    assert (batch.frame["event_index"] % RECORD_SPAN).to_list() == [0, 3]
     assert reasons(batch) == {"malformed.missing": 1, "malformed.not_finite": 1}
     aside = next(item for item in batch.aside if item.reason == "missing")
     assert aside.events == (1,)
