@@ -22,7 +22,7 @@ INFLATED_FACTOR = 16
 INFLATED_BYTES_MAX_MAX = 1024 * MIB
 
 IDS_MAX_MIN, IDS_MAX_MAX = 1_000, 100_000_000
-"""Of ids that a partition remembers; a hundred million take 5 GB."""
+"""Bounds of the number of ids that a partition remembers; a hundred million take 5 GB."""
 
 _TIME_UNITS_MS = {"ms": 1, "s": 1_000}
 _FRAME_COLUMNS = frozenset(
