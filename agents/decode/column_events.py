@@ -12,7 +12,7 @@ from typing import ClassVar, cast
 
 import polars as pl
 
-from agents.decode.event_batch import DETAIL_CHARS_MAX, ID_COLUMN, RECORD_SPAN
+from agents.decode.event_batch import DETAIL_CHARS_MAX, ID_COLUMN, INDEX_COLUMN, RECORD_SPAN
 from agents.decode.json_events import COLUMNS, parse_times
 from agents.decode.run_decoder import RunDecoder
 from tables.model.layer import Source
@@ -86,12 +86,12 @@ class ColumnDecoder(abc.ABC):
         )
         found = pl.concat([piece for _, piece in pieces], rechunk=True)
         frame, reasons = self.columns.events(found)
-        frame = frame.with_columns(event_index=indexes)
+        frame = frame.with_columns(indexes.alias(INDEX_COLUMN))
         if reasons is not None:
-            refused = indexes.to_frame("event_index").with_columns(reason=reasons).drop_nulls()
-            event_index = pl.col("event_index")
+            refused = indexes.to_frame("index").with_columns(reason=reasons).drop_nulls()
+            event_index = pl.col("index")
             groups = refused.group_by(event_index // RECORD_SPAN, "reason").agg(at=event_index)
-            for index, reason, at in in_order(groups, ["event_index", "reason"]).iter_rows():
+            for index, reason, at in in_order(groups, ["index", "reason"]).iter_rows():
                 events = tuple(event % RECORD_SPAN for event in at)
                 run.refuse_events(index, events, reason, _NOT_EVENTS[reason])
             frame = frame.filter(reasons.is_null())

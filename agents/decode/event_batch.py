@@ -1,9 +1,9 @@
 """The event batch: the events of a chunk's runs of one source, and those that are set aside.
 
-An event frame has ``partition`` (Int32), ``event_index`` (UInt64: index of the record in its run,
-times 2**32, plus that of the event in its record), ``time`` (Int64, ms), ``type`` (String), one
-column per declared field and, if the source's events have ids, ``.id`` (String). Heartbeats are
-rows without type: they move stream time in their order and are not folded.
+An event frame has ``partition`` (Int32), ``.event_index`` (UInt64: index of the record in its
+run, times 2**32, plus that of the event in its record), ``time`` (Int64, ms), ``type`` (String),
+one column per declared field and, if the source's events have ids, ``.id`` (String). Heartbeats
+are rows without type: they move stream time in their order and are not folded.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ RECORD_SPAN = 2**32
 """Event indexes of one record."""
 
 ID_COLUMN = ".id"
+INDEX_COLUMN = ".event_index"
 """The column of event ids; no declared field can have this name."""
 
 SMALL_VALUES_MAX = 2_000
@@ -107,14 +108,14 @@ class EventBatch:
     ) -> dict[int, int]:
         """Set the events of these rows aside, by record; return their number by run.
 
-        ``rows`` has ``partition``, ``event_index``, and for late events ``lateness`` in ms.
+        ``rows`` has ``partition``, ``.event_index``, and for late events ``lateness`` in ms.
         """
         counts: dict[int, int] = {}
         numbers = {run.partition: number for number, run in enumerate(self.runs)}
         events = rows.select(
             "partition",
-            record=pl.col("event_index") // RECORD_SPAN,
-            event=pl.col("event_index") % RECORD_SPAN,
+            record=pl.col(INDEX_COLUMN) // RECORD_SPAN,
+            event=pl.col(INDEX_COLUMN) % RECORD_SPAN,
             lateness="lateness" if kind == "late" else pl.lit(None),
         )
         grouped = events.group_by("partition", "record", maintain_order=True).agg(

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import msgspec
 import polars as pl
 
-from agents.decode.event_batch import DETAIL_CHARS_MAX, ID_COLUMN
+from agents.decode.event_batch import DETAIL_CHARS_MAX, ID_COLUMN, INDEX_COLUMN
 from tables.model.layer import Source
 from tables.model.window import TIME_MS_MAX, TIME_MS_MIN
 
@@ -151,7 +151,7 @@ class JsonEvents:
         Texts that are not times become null times.
         """
         columns = {
-            "event_index": indexes,
+            INDEX_COLUMN: indexes,
             "time": self._times(events),
             "type": pl.Series([event.type_ for event in events], dtype=pl.String),
         }
@@ -233,7 +233,7 @@ def _is_utf8(data: bytes) -> bool:
 def _reason(message: str) -> str:
     """Return the reason that a validation error of msgspec stands for.
 
-    msgspec has no codes; ``tests/unit/agents/decode/test_decode_formats.py`` fails when an upgrade
+    msgspec has no codes; ``tests/unit/agents/decode/test_run_decoder.py`` fails when an upgrade
     changes its words.
     """
     if message.startswith("Expected `object`"):

@@ -14,7 +14,7 @@ import polars as pl
 
 from agents.decode import formats
 from agents.decode.decoded_events import DecodedEvents
-from agents.decode.event_batch import RECORD_SPAN, EventBatch, SetAside
+from agents.decode.event_batch import INDEX_COLUMN, RECORD_SPAN, EventBatch, SetAside
 from agents.decode.json_events import JsonEvents
 from agents.decode.run_decoder import RunDecoder, SourceFormats
 from tables.model.layer import Source
@@ -101,7 +101,7 @@ def _refuse_future(batch: EventBatch, skew_ms: int) -> None:
             skew_ms + at if SECONDS_IN_MS_MAX <= at < TIME_MS_MAX else TIME_MS_MAX
             for at in run.append_times_ms
         ]
-        records = rows["event_index"] // RECORD_SPAN
+        records = rows[INDEX_COLUMN] // RECORD_SPAN
         found = rows["time"] > pl.Series(limits, dtype=pl.Int64).gather(records)
         ahead.append(found.arg_true() + first)
         for record in records.filter(found & rows["type"].is_null()):

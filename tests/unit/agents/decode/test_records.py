@@ -4,7 +4,7 @@ import orjson
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.decode.event_batch import RECORD_SPAN, EventBatch
+from agents.decode.event_batch import INDEX_COLUMN, RECORD_SPAN, EventBatch
 from agents.decode.records import Decoder
 from agents.partition.letters import letters_of
 from agents.partition.owner import tail_of
@@ -49,12 +49,12 @@ VALUES = st.one_of(
 
 def events(batch: EventBatch) -> list[tuple[object, ...]]:
     """Return the events of a batch without their indexes."""
-    return batch.frame.drop("event_index").rows()
+    return batch.frame.drop(INDEX_COLUMN).rows()
 
 
 def records_of(batch: EventBatch) -> list[int]:
     """Return the record index of each event."""
-    return (batch.frame["event_index"] // RECORD_SPAN).to_list()
+    return (batch.frame[INDEX_COLUMN] // RECORD_SPAN).to_list()
 
 
 @given(VALUES)
