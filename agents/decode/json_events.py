@@ -32,7 +32,7 @@ _RFC3339 = r"^\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)$"
 
 
 @dataclasses.dataclass(slots=True, frozen=True)
-class Fault:
+class EventFault:
     """Why a line is not an event: a reason of docs/formats/records.md, and a sentence."""
 
     reason: str
@@ -121,7 +121,7 @@ class JsonEvents:
         return len(lines)
 
     def decode_one(self, line: bytes) -> Any:
-        """Return the event of a line, or the :class:`Fault` for which it is not one."""
+        """Return the event of a line, or the :class:`EventFault` for which it is not one."""
         try:
             return self._decode_utf8(line)
         except msgspec.ValidationError as error:
@@ -129,9 +129,9 @@ class JsonEvents:
             reason = _reason(detail)
             if reason == "out_of_range" and self._unit > 1 and detail.endswith(self._time_path):
                 detail += "; are these milliseconds instead of seconds?"
-            return Fault(reason, detail[:DETAIL_CHARS_MAX])
+            return EventFault(reason, detail[:DETAIL_CHARS_MAX])
         except UNREADABLE as error:
-            return Fault("json", str(error)[:DETAIL_CHARS_MAX])
+            return EventFault("json", str(error)[:DETAIL_CHARS_MAX])
 
     def is_document(self, value: bytes) -> bool:
         """Return whether a value is one JSON document, an event or not, rather than lines."""

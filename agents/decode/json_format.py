@@ -8,7 +8,7 @@ import itertools
 import polars as pl
 
 from agents.decode.event_batch import RECORD_SPAN
-from agents.decode.json_events import Fault, JsonEvents, are_utf8, lines_of
+from agents.decode.json_events import EventFault, JsonEvents, are_utf8, lines_of
 from agents.decode.run_decoder import RunDecoder
 from tables.model.layer import Source
 
@@ -94,7 +94,7 @@ class JsonDecoder:
         faults: dict[str, tuple[list[int], str]] = {}
         events = [value] if self._is_document(value) else lines_of(value)
         for number, event in enumerate(map(self._json.decode_one, events)):
-            if isinstance(event, Fault):
+            if isinstance(event, EventFault):
                 faults.setdefault(event.reason, ([], event.detail))[0].append(number)
             else:
                 run.events.structs.append(event)

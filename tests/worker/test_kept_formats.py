@@ -1,7 +1,8 @@
 """Journals, layer topics and archives of all formats are read for ever: old versions wrote these.
 
 Journal 1 is of the last version without MessagePack blocks, 2 of the last one whose claims name no
-layers; both have contributions of format 1 and archives of format 2.
+layers; both have contributions of format 1 and archives of format 2. The young one is of the same
+version, and has neither a snapshot nor a day that has ended.
 """
 
 from __future__ import annotations
