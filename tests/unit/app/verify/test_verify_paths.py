@@ -189,7 +189,9 @@ def test_arrow_is_read_alike(seed: int) -> None:
     frame = batch.frame.with_columns(pl.col(ID_COLUMN).fill_null(""))
     got = {row[0]: row[1:] for row in frame["place", "time", "type", ID_COLUMN, *names].iter_rows()}
     reasons = {
-        item.record * PLACE + place: item.reason for item in batch.aside for place in item.events or ()
+        item.record * PLACE + place: item.reason
+        for item in batch.aside
+        for place in item.events or ()
     }
     reader = RecordReader(source, ArrowRows(source))
     want: dict[int, Any] = {}
