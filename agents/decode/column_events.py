@@ -18,7 +18,6 @@ from agents.decode.run_decoder import RunDecoder
 from tables.model.layer import Source
 from tables.model.path import Path
 from tables.model.window import TIME_MS_MAX, TIME_MS_MIN
-from tables.record.column_at import column_at
 from tables.state.cell import in_order
 
 _MS_PER = {"ms": 1, "us": 1_000, "ns": 1_000_000}
@@ -131,7 +130,7 @@ class ColumnEvents:
 
     def _time(self, found: pl.DataFrame, faults: _Faults) -> pl.Series:
         """Return the times in milliseconds, cut off towards the past."""
-        column = column_at(found, self._source.time_at)
+        column = _column_at(found, self._source.time_at)
         kind = column.dtype
         if kind.is_integer():
             unit = self._source.time_unit_ms
@@ -158,11 +157,11 @@ class ColumnEvents:
     def _id(self, found: pl.DataFrame, path: Path, faults: _Faults) -> pl.Series:
         """Return ids as texts; a whole number becomes the text of its digits."""
         declared = next((field.type for field in self._source.fields if field.at == path), None)
-        kind = "int" if column_at(found, path).dtype.is_integer() else "string"
+        kind = "int" if _column_at(found, path).dtype.is_integer() else "string"
         return self._field(found, path, declared or kind, faults).cast(pl.String)
 
     def _field(self, found: pl.DataFrame, path: Path, kind: str, faults: _Faults) -> pl.Series:
-        column = column_at(found, path)
+        column = _column_at(found, path)
         if not _TAKES[kind](column.dtype):
             if column.null_count() < column.len():
                 faults.add("wrong_type", column.is_not_null())
@@ -198,6 +197,29 @@ def _lies_between(times: pl.Series, low: int, high: int) -> bool:
     if first is None or times.null_count():
         return False
     return low <= cast("int", first) and cast("int", last) <= high
+
+
+def _column_at(frame: pl.DataFrame, path: Path) -> pl.Series:
+    """Return the values at a path through structs and lists, null for rows that it misses.
+
+    The column is of type ``Null`` if it misses in all rows.
+    """
+    nothing = pl.repeat(None, frame.height, dtype=pl.Null, eager=True)
+    name, *steps = path
+    if name not in frame.columns:
+        return nothing
+    column = frame[str(name)]
+    for step in steps:
+        kind = column.dtype
+        if isinstance(step, int) and isinstance(kind, pl.Array):
+            column = column.arr.get(step, null_on_oob=True)
+        elif isinstance(step, int) and isinstance(kind, pl.List):
+            column = column.list.get(step, null_on_oob=True)
+        elif isinstance(kind, pl.Struct) and any(step == field.name for field in kind.fields):
+            column = column.struct.field(str(step))
+        else:
+            return nothing
+    return column
 
 
 def _is_text(kind: pl.DataType) -> bool:
