@@ -164,7 +164,7 @@ class JsonEvents:
         return self._decode(value)
 
     def _decode_unusual(self, line: bytes, error: msgspec.ValidationError) -> Any:
-        """Return the event of a line whose path misses, or the fault for which it is none."""
+        """Return the event of a line whose path misses, or its fault."""
         try:
             return self._struct.decode_once_more(line, error)
         except msgspec.ValidationError as last:
