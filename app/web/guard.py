@@ -85,10 +85,7 @@ def encoded(value: object) -> bytes:
 def answer(value: object, status: int = HTTPStatus.OK) -> web.Response:
     """Return a JSON answer."""
     return web.Response(
-        body=encoded(value),
-        status=status,
-        content_type="application/json",
-        headers=HEADERS,
+        body=encoded(value), status=status, content_type="application/json", headers=HEADERS
     )
 
 

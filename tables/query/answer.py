@@ -47,11 +47,7 @@ def cells_of(
 
 
 def merged_cells_of(
-    layer: Layer,
-    parts: LiveRows,
-    combined: LiveRows,
-    archived: pl.DataFrame,
-    final: pl.DataFrame,
+    layer: Layer, parts: LiveRows, combined: LiveRows, archived: pl.DataFrame, final: pl.DataFrame
 ) -> pl.DataFrame:
     """Return parts of the cells of a merged layer, each once, with the columns of a cell frame.
 

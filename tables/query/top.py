@@ -18,12 +18,7 @@ from tables.measures.registry import form_of, stored_for
 from tables.model.errors import QueryError
 from tables.model.layer import Layer, Map, Measure, Scalar
 from tables.query.cell_query import Limits, find_layer
-from tables.query.family import (
-    FamilyQuery,
-    family_parameters,
-    family_with,
-    parse_family_query,
-)
+from tables.query.family import FamilyQuery, family_parameters, family_with, parse_family_query
 from tables.query.parameters import Parameter, choice_parameter, read_parameters, whole_parameter
 from tables.state.cell import first_in_order, in_order, in_parts, measures_of
 from tables.state.small_merge import SMALL_ROWS_MAX

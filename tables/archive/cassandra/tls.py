@@ -49,12 +49,7 @@ def plain_refusal(address: str, port: int) -> str:
 
 
 def tls_refusal(
-    address: str,
-    port: int,
-    name: str,
-    context: ssl.SSLContext,
-    *,
-    has_certificate: bool,
+    address: str, port: int, name: str, context: ssl.SSLContext, *, has_certificate: bool
 ) -> str:
     """Return why TLS with a node fails for good, in words; empty if it does not.
 
@@ -91,11 +86,7 @@ def _shake(address: str, port: int, name: str, context: ssl.SSLContext) -> None:
 
 
 def _flaw(
-    error: ssl.SSLCertVerificationError,
-    address: str,
-    port: int,
-    name: str,
-    context: ssl.SSLContext,
+    error: ssl.SSLCertVerificationError, address: str, port: int, name: str, context: ssl.SSLContext
 ) -> str:
     fault = fault_of(error)
     if fault is Fault.OTHER_NAME:
