@@ -100,12 +100,7 @@ class NodeEndPoint(DefaultEndPoint):  # type: ignore[misc]  # the driver comes w
 
 
 class NodeEndPoints(DefaultEndPointFactory):  # type: ignore[misc]  # likewise
-    """Makes the end points of nodes that others gossip.
-
-    Args:
-        port: of nodes that do not gossip their own.
-        names: names that certificates must have; None without TLS.
-    """
+    """Makes the end points of nodes that others gossip, maybe with a port of their own."""
 
     def __init__(self, port: int, names: NodeNames | None) -> None:
         super().__init__(port)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tables.archive.cassandra.cluster import CassandraSettings, cluster_of, connect
-from tables.archive.cassandra.driver import AGAIN, driver
+from tables.archive.cassandra.driver import driver
 from tables.archive.cassandra.register import Register
 
 
@@ -14,7 +14,7 @@ def wipe_keyspace(settings: CassandraSettings, map_name: str) -> None:
         ArchiveError: Cassandra does not answer, or refuses.
     """
     what = f"delete archive of map {map_name}"
-    with driver(what, AGAIN):
+    with driver(what):
         cluster = cluster_of(settings)
         try:
             session = connect(cluster, settings, what)
