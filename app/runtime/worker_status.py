@@ -21,7 +21,7 @@ from treasure_map.status import LayerStatus
 
 
 class WorkerStatus:
-    """``app.web.endpoint.WorkerView`` over the owners and the transport of this process.
+    """``app.web.handlers.WorkerView`` over the owners and the transport of this process.
 
     Args:
         themap: the map that is served.

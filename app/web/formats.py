@@ -18,7 +18,7 @@ from aiohttp import web
 from msgspec import UNSET, UnsetType
 from multidict import MultiMapping
 
-from app.web.guard import HEADERS, NotAcceptableError, encoded
+from app.web.guard import HEADERS, JSON, NotAcceptableError, encoded
 from tables.model.layer import Layer
 from tables.query.measure_columns import measure_columns
 from tables.query.parameters import seconds_hint
@@ -44,7 +44,6 @@ class Page:
 
     Attributes:
         about: the fields of the answer, as yet without cells.
-        layer: the shape of its rows.
         rows: a cell frame of ``layer``, the page's rows in order.
         ends: the end of each row's window, in ms.
         cells: returns the rows as types of the client.
@@ -100,7 +99,7 @@ def _arrow(answered: Page) -> bytes:
     return out.getvalue()
 
 
-JSON, ARROW = "application/json", "application/vnd.apache.arrow.stream"
+ARROW = "application/vnd.apache.arrow.stream"
 FORMATS: dict[str, Callable[[Page], bytes]] = {
     JSON: _json, "application/x-ndjson": _lines, "text/csv": _csv, ARROW: _arrow,
 }  # fmt: skip
@@ -139,12 +138,10 @@ def respond(answered: Page, kind: str, etag: str = "") -> web.Response:
         headers[ABOUT_HEADER] = _about(answered.about)
         if answered.about.cursor is not None:
             headers[CURSOR_HEADER] = answered.about.cursor
+    headers["Content-Type"] = kind + ("; charset=utf-8" if kind == "text/csv" else "")
     body = FORMATS[kind](answered)
-    charset = "; charset=utf-8" if kind == "text/csv" else ""
     response = web.Response(
-        body=body,
-        headers=headers | {"Content-Type": kind + charset},
-        zlib_executor_size=COMPRESS_AT_ONCE_BYTES_MAX,
+        body=body, headers=headers, zlib_executor_size=COMPRESS_AT_ONCE_BYTES_MAX
     )
     if len(body) >= COMPRESS_BYTES_MIN and kind != ARROW:
         response.enable_compression()

@@ -16,8 +16,7 @@ from typing import Any, get_args
 import msgspec
 
 from app.web.access import OPEN
-from app.web.formats import JSON
-from app.web.guard import PROBLEM_TYPE
+from app.web.guard import JSON, PROBLEM_TYPE
 from app.web.routes import Route
 from tables.model.layer import Map
 from tables.query.cell_query import Limits

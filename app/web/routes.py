@@ -15,7 +15,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from app.web.access import mount
-from app.web.formats import JSON
+from app.web.guard import JSON
 from tables.model.errors import QueryError
 from tables.model.layer import Map
 from tables.query.cell_query import Limits

@@ -8,7 +8,6 @@ each source partition the row of the larger version before it merges source part
 from __future__ import annotations
 
 import base64
-import binascii
 import dataclasses
 import functools
 import zlib
@@ -84,14 +83,6 @@ class CellQuery:
     after: Position | None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Answer:
-    """One page: cells in order of window and key, and the next page's cursor if there is one."""
-
-    cells: pl.DataFrame
-    cursor: str | None
-
-
 def find_layer(themap: Map, name: str) -> Layer:
     """Return the layer ``name`` of the map.
 
@@ -150,15 +141,11 @@ def parse_query(
 
 def merge_answer(
     themap: Map, query: CellQuery, live: pl.DataFrame, archived: pl.DataFrame, cells_max: int
-) -> Answer:
-    """Merge archive frames of live and archived cells into the page that ``query`` asks for.
+) -> tuple[pl.DataFrame, str | None]:
+    """Merge archive frames of live cells, and of archived ones that were read after, into a page.
 
-    Args:
-        themap: the map, whose revision the cursor carries.
-        query: the request; the frames hold its range.
-        live: live rows of the worker; read before ``archived``.
-        archived: rows of the archive.
-        cells_max: most rows of both frames together.
+    Returns:
+        As :func:`page_after`.
 
     Raises:
         QueryError: the frames have more rows than ``cells_max``.
@@ -175,15 +162,13 @@ def merge_answer(
     keys = ["window_start", *layer.key_columns]
     cells = merge_rows(latest(layer, rows), keys, layer.accumulators)
     cells = cells.select(list(cell_schema(layer)))
-    page, last = page_after(layer, cells, query.after, query.limit)
-    cursor = None if last is None else encode_cursor(themap, layer, last)
-    return Answer(page, cursor)
+    return page_after(themap, layer, cells, query.after, query.limit)
 
 
 def page_after(
-    layer: Layer, cells: pl.DataFrame, after: Position | None, limit: int
-) -> tuple[pl.DataFrame, Position | None]:
-    """Return the first ``limit`` cells after a position, and that of the last if there are more.
+    themap: Map, layer: Layer, cells: pl.DataFrame, after: Position | None, limit: int
+) -> tuple[pl.DataFrame, str | None]:
+    """Return the first ``limit`` cells after a position, and the cursor of more if there are some.
 
     They are in order of window and key; ``cells``, a cell frame of ``layer``, may have any.
     """
@@ -193,7 +178,8 @@ def page_after(
     if cells.height <= limit:
         return page, None
     last = page.row(-1, named=True)
-    return page, (last["window_start"], tuple(last[name] for name in layer.key_columns))
+    key = tuple(last[name] for name in layer.key_columns)
+    return page, encode_cursor(themap, layer, (last["window_start"], key))
 
 
 def encode_cursor(themap: Map, layer: Layer, position: Position) -> str:
@@ -220,7 +206,7 @@ def decode_cursor(themap: Map, layer: Layer, text: str) -> Position:
     try:
         raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
         parts = _cursor_parts(raw)
-    except (binascii.Error, ValueError, msgspec.MsgspecError, zlib.error) as error:
+    except (ValueError, msgspec.MsgspecError, zlib.error) as error:
         raise bad from error
     types = {"string": str, "int": int, "bool": bool}
     wanted = [str, int, int, *(types[field.type] for field in layer.key)]

@@ -12,7 +12,7 @@ from agents.partition import writers
 from agents.partition.emission import ARCHIVE
 from app.health.readiness import Readiness
 from app.runtime.worker_status import WorkerStatus
-from app.web.map_answer import describe_map
+from app.web.pages import describe_map
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.protocol import CellRange
 from tables.model import ledger
