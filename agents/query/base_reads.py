@@ -174,13 +174,7 @@ class BaseRead:
     def rows(
         self, query: FamilyQuery, parts: Iterable[Part], whole: Mapping[str, int]
     ) -> pl.DataFrame:
-        """Return the rows that were asked for, a cell frame of ``query.rows``; for any thread.
-
-        Args:
-            query: the request.
-            parts: all rows that were read.
-            whole: by column, the time from which on windows of the base layer are whole.
-        """
+        """Return the rows that were asked for, a cell frame of ``query.rows``; for any thread."""
         cells = [(part.layer, self._cells(query.keys, part)) for part in parts]
         return whole_only(rows_of(query, cells), whole)
 

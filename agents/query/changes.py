@@ -46,12 +46,9 @@ _WirePlace = tuple[str, dict[int, FollowerPosition]]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ChangeBatch:
-    """The next changes for a follower.
+    """The next changes for a follower, and its place after them.
 
-    Attributes:
-        rows: archive frame of cells that have changed or closed, with ``is_closed``.
-        place: the follower's place after them.
-        facts: the facts of the partitions that answered.
+    ``rows`` is an archive frame with ``is_closed``; ``facts`` are of the partitions that answered.
     """
 
     rows: pl.DataFrame
@@ -59,21 +56,19 @@ class ChangeBatch:
     facts: Mapping[int, PartitionFacts]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
 class Changes:
     """The changes of one layer's cells; ``rows_max`` bounds the archive rows of one step."""
 
-    def __init__(
-        self, layer: Layer, keys: KeyFilter, live: LiveSource, archive: ArchiveCache, rows_max: int
-    ) -> None:
-        self._layer = layer
-        self._keys = keys
-        self._live = live
-        self._archive = archive
-        self._rows_max = rows_max
+    layer: Layer
+    keys: KeyFilter
+    live: LiveSource
+    archive: ArchiveCache
+    rows_max: int
 
     async def now(self) -> Place:
         """Return the place of a follower that has all changes up to now."""
-        found = await self._ask(LiveRead(self._layer))
+        found = await self._ask(LiveRead(self.layer))
         return {partition: _told(one) for partition, one in found.facts.items()}
 
     async def since(self, place: Place) -> ChangeBatch:
@@ -86,26 +81,26 @@ class Changes:
             ArchiveError: the archive does not answer.
             QueryError: more rows were evicted meanwhile than may be read at once.
         """
-        layer = self._layer
+        layer = self.layer
         found = await self._ask(
-            LiveRead(layer, START_MS_MIN, NEVER_ENDS_MS, self._keys, after=place)
+            LiveRead(layer, START_MS_MIN, NEVER_ENDS_MS, self.keys, after=place)
         )
         facts = found.facts
         frames = [*found.rows, await self._evicted(place, facts)]
         if sum(frame.height for frame in frames) <= AT_ONCE_ROWS_MAX:
             rows = _in_order(layer, frames, facts)
         else:
-            rows = await self._archive.threads.run(_in_order, layer, frames, facts)
+            rows = await self.archive.threads.run(_in_order, layer, frames, facts)
         return ChangeBatch(rows, _places(place, facts), facts)
 
     async def _ask(self, read: LiveRead) -> LiveRows:
         until = asyncio.get_running_loop().time() + PATIENCE_S
-        (found,) = await self._live.read([read], QueryCost(), until)
+        (found,) = await self.live.read([read], QueryCost(), until)
         return found
 
     async def _evicted(self, place: Place, facts: Mapping[int, PartitionFacts]) -> pl.DataFrame:
         """Return an archive frame of the evicted cells that changed or closed since a place."""
-        layer = self._layer
+        layer = self.layer
         nothing = no_rows(layer)
         gone = []
         for partition, told in place.items():
@@ -122,11 +117,11 @@ class Changes:
         start = max(START_MS_MIN, min(before for *_, before, _ in gone))
         stop = max(after for *_, after in gone)
         cells = CellRange(
-            layer.window.start(start), layer.window.start(stop), self._keys.single, self._rows_max
+            layer.window.start(start), layer.window.start(stop), self.keys.single, self.rows_max
         )
         if cells.from_ms >= cells.to_ms:
             return nothing
-        rows = await self._archive.read(layer, cells, final=False, cost=QueryCost())
+        rows = await self.archive.read(layer, cells, final=False, cost=QueryCost())
         names = ("told", "closed", "before", "after")
         schema = {"source_partition": pl.Int32(), **dict.fromkeys(names, pl.Int64())}
         bounds = pl.DataFrame(gone, schema=schema, orient="row")
@@ -135,7 +130,7 @@ class Changes:
         news = rows.join(bounds, "source_partition").filter(
             is_news, end > pl.col("before"), end <= pl.col("after")
         )
-        return matching(layer, news, self._keys).select(nothing.columns)
+        return matching(layer, news, self.keys).select(nothing.columns)
 
 
 def encode_place(layer: Layer, place: Place) -> str:

@@ -29,11 +29,10 @@ from tables.model.layer import Layer, Map
 from tables.model.window import NEVER_ENDS_MS, NEVER_MS
 from tables.query.cell_query import Limits
 from tables.query.cover import Segment
-from tables.query.facts import KnownFacts, PartitionFacts
+from tables.query.facts import KnownFacts, PartitionFacts, check_began, later_measures
 from tables.query.family import FamilyQuery, KeyFilter
 from tables.query.live import LiveRead, LiveRows
 from tables.query.planner import QueryPlan, boundaries_of, plan
-from tables.query.whole import check_began, later_measures
 from tables.state.cell import no_rows, stacked, whole_only
 from tables.threads import gathered
 
@@ -131,14 +130,7 @@ class LayerAnswer:
 
 
 class Reader:
-    """Answers requests to families.
-
-    Args:
-        themap: the map that is served.
-        live: the owners.
-        archive: the archive of the other rows.
-        limits: the bounds of one request.
-        clock_ms: the wall clock, by which cells expire.
+    """Answers requests to families; cells expire by the wall clock ``clock_ms``.
 
     Attributes:
         threads: the threads of long steps, which are those of the archive.

@@ -15,8 +15,8 @@ from tables.model import ledger
 from tables.model.layer import Layer, Map, combiner_of
 from tables.model.ledger import EVENT_COLUMNS, LAYER_COLUMNS, RECORD_COLUMNS
 from tables.model.window import NEVER_MS
+from tables.query.facts import described
 from tables.query.live import LiveJob, LiveRead
-from tables.query.whole import described
 from treasure_map.status import LayerStatus
 
 

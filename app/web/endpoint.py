@@ -14,14 +14,14 @@ from agents.query.reader import LiveSource, Reader
 from app.config.settings import Settings
 from app.host.reloads import Reloads
 from app.peers.wire import PATH
-from app.web.access import ADMIN, LIVE, OPEN, PEER, READ, Access, check_scopes
+from app.web.access import ADMIN, LIVE, OPEN, PEER, READ, Access, check_scopes, mount
 from app.web.admission import QueryAdmission
 from app.web.formats import FORMATS
 from app.web.guard import guard
 from app.web.handlers import Handlers, WorkerView
 from app.web.live_stream import LAST_EVENT_ID, LiveStreams, live_parameters
 from app.web.openapi import openapi
-from app.web.routes import EVENT_STREAM, Route, mount_routes
+from app.web.routes import EVENT_STREAM, Route, handler_of
 from tables.archive.cache import ArchiveCache
 from tables.archive.layout import wall_clock_ms
 from tables.query.cell_query import Limits, cells_parameters
@@ -56,7 +56,8 @@ ROUTES = (
         parameters=lambda themap, name, limits: top_parameters(themap, themap.layer(name), limits),
     ),
     Route(
-        "/v1/layers/{layer}/live", Handlers.live, LIVE, "Changes of cells of {}",
+        "/v1/layers/{layer}/live",
+        lambda handlers, request: handlers.streams.stream(request), LIVE, "Changes of cells of {}",
         parameters=lambda themap, name, _: live_parameters(themap.layer(name)),
         headers=(LAST_EVENT_ID,), formats=(EVENT_STREAM,),
     ),
@@ -121,7 +122,8 @@ def install(
         document=openapi(themap, limits, routes, token=access.wants_token),
     )  # fmt: skip
     site.middlewares.append(guard(settings, access))
-    mount_routes(site, routes, handlers)
+    for route in routes:
+        mount(site, route.method, route.path, route.scope, handler_of(route, handlers))
     site.on_startup.append(check_scopes)
     site.on_shutdown.append(streams.close)
     site.on_cleanup.append(handlers.close)

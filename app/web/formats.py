@@ -7,7 +7,6 @@ the rest of the document, and the cursor of the next page.
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
 
@@ -20,7 +19,7 @@ from multidict import MultiMapping
 
 from app.web.guard import HEADERS, JSON, NotAcceptableError, encoded
 from tables.model.layer import Layer
-from tables.query.measure_columns import measure_columns
+from tables.query.cell_query import arrow_bytes, measure_columns
 from tables.query.parameters import seconds_hint
 from treasure_map import answers
 
@@ -90,18 +89,10 @@ def _csv(answered: Page) -> bytes:
     return table_of(answered).write_csv().encode()
 
 
-def _arrow(answered: Page) -> bytes:
-    out = io.BytesIO()
-    # Older readers know no views of strings.
-    table_of(answered).write_ipc_stream(
-        out, compression="lz4", compat_level=pl.CompatLevel.oldest()
-    )
-    return out.getvalue()
-
-
 ARROW = "application/vnd.apache.arrow.stream"
 FORMATS: dict[str, Callable[[Page], bytes]] = {
-    JSON: _json, "application/x-ndjson": _lines, "text/csv": _csv, ARROW: _arrow,
+    JSON: _json, "application/x-ndjson": _lines, "text/csv": _csv,
+    ARROW: lambda answered: arrow_bytes(table_of(answered)),
 }  # fmt: skip
 
 

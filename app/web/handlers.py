@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from aiohttp import web
 
-from agents.query.reader import FamilyAnswer, LayerAnswer, Reader
+from agents.query.reader import FamilyAnswer, Reader
 from app.health.readiness import READY
 from app.peers.wire import CONTENT_TYPE, decode_reads, encode_jobs
 from app.trust.proof import HEADER, Proof, sha256
@@ -35,7 +35,7 @@ from app.web.pages import (
     etag_of,
 )
 from tables.model.layer import Map
-from tables.query.cell_query import CellQuery, Limits, parse_query
+from tables.query.cell_query import Limits, parse_query
 from tables.query.family import FamilyQuery, parse_family_query
 from tables.query.live import LiveJob, LiveRead
 from tables.query.top import parse_top_query
@@ -86,14 +86,7 @@ class WorkerView(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Handlers:
-    """The handlers.
-
-    Attributes:
-        slots: bounds the queries that run at once.
-        text_of_metrics: returns the worker's metrics in Prometheus' text form.
-        workers: returns the workers of the group.
-        document: the OpenAPI document of the routes.
-    """
+    """The handlers; ``slots`` bounds the queries that run at once, ``document`` is OpenAPI's."""
 
     view: WorkerView
     reader: Reader
@@ -176,12 +169,14 @@ class Handlers:
         async def response() -> web.Response:
             found = await self.reader.layer(query.layer, query.cells)
             rows = found.live.height + found.archived.height
-            return await self._made(rows, self._cells, query, found, kind)
+
+            def make() -> web.Response:
+                page = answered_cells(self.view.themap, query, found, self.limits)
+                return respond(page, kind)
+
+            return await self._made(rows, make)
 
         return await self.slots.run(response())
-
-    def _cells(self, query: CellQuery, found: LayerAnswer, kind: str) -> web.Response:
-        return respond(answered_cells(self.view.themap, query, found, self.limits), kind)
 
     async def families(self, _: web.Request) -> web.Response:
         """Answer with the families of the map."""
@@ -192,8 +187,6 @@ class Handlers:
         query = parse_family_query(
             self.view.themap, request.match_info["family"], request.query.items(), self.limits
         )
-        if query.explain:
-            return await self._explain(query)
         page = functools.partial(answered_family, self.view.themap, query)
         return await self._answer(request, query, page)
 
@@ -202,19 +195,16 @@ class Handlers:
         top = parse_top_query(
             self.view.themap, request.match_info["layer"], request.query.items(), self.limits
         )
-        if top.query.explain:
-            return await self._explain(top.query)
         page = functools.partial(answered_top, self.view.themap, top)
         return await self._answer(request, top.query, page)
-
-    async def _explain(self, query: FamilyQuery) -> web.Response:
-        plan = await self.slots.run(self.reader.plan(query), query.deadline_ms)
-        return answer(Explained(query.family.name, describe_plan(plan)))
 
     async def _answer(
         self, request: web.Request, query: FamilyQuery, page: Callable[[FamilyAnswer], Page]
     ) -> web.Response:
-        """Answer in the format wanted, or that the reader's copy is still right."""
+        """Answer in the format wanted, with the plan alone, or that the reader's copy is right."""
+        if query.explain:
+            plan = await self.slots.run(self.reader.plan(query), query.deadline_ms)
+            return answer(Explained(query.family.name, describe_plan(plan)))
         kind = accepted(request.headers)
         # Only answers that never change have one, so a reader that names it has the answer.
         etag = etag_of(self.view.themap, request.path_qs, kind)
@@ -223,21 +213,18 @@ class Handlers:
 
         async def response() -> web.Response:
             found = await self.reader.answer(query)
-            return await self._made(found.rows.height, _family, page, found, kind, etag)
+            final_etag = etag if found.final else ""
+            return await self._made(
+                found.rows.height, lambda: respond(page(found), kind, final_etag)
+            )
 
         return await self.slots.run(response(), query.deadline_ms)
 
-    async def _made(
-        self, rows: int, make: Callable[..., web.Response], *arguments: Any
-    ) -> web.Response:
+    async def _made(self, rows: int, make: Callable[[], web.Response]) -> web.Response:
         """Return a response that is made of ``rows`` rows, in a thread if they are many."""
         if rows <= MERGED_AT_ONCE_ROWS_MAX:
-            return make(*arguments)
-        return await self.reader.threads.run(make, *arguments)
-
-    async def live(self, request: web.Request) -> web.StreamResponse:
-        """Write the changes of a layer's cells until the reader goes, or the worker stops."""
-        return await self.streams.stream(request)
+            return make()
+        return await self.reader.threads.run(make)
 
     async def worker(self, request: web.Request) -> web.Response:
         """Answer another worker with the live cells of this one; nothing is asked of others."""
@@ -255,7 +242,8 @@ class Handlers:
         reads = decode_reads(self.view.themap, body)
         # No await between them: all are of one state.
         jobs = [self.view.local(read) for read in reads]
-        return await self._made(sum(job.height for job in jobs), self._signed, proof, jobs)
+        rows = sum(job.height for job in jobs)
+        return await self._made(rows, lambda: self._signed(proof, jobs))
 
     def _signed(self, proof: Proof | None, jobs: list[LiveJob]) -> web.Response:
         """Return the answer to a worker, with the header that proves whose it is."""
@@ -263,9 +251,3 @@ class Handlers:
         if proof is not None and (key := self.access.peer_key) is not None:
             headers |= {HEADER: key.sign_answer(proof, rows)}
         return web.Response(body=rows, headers=headers)
-
-
-def _family(
-    page: Callable[[FamilyAnswer], Page], found: FamilyAnswer, kind: str, etag: str
-) -> web.Response:
-    return respond(page(found), kind, etag if found.final else "")

@@ -32,7 +32,7 @@ from tables.model.errors import ArchiveDamagedError, ArchiveError, QueryError
 from tables.model.layer import Layer, Map
 from tables.model.window import NEVER_MS
 from tables.query.cell_query import cell_rows, find_layer
-from tables.query.facts import whole_of
+from tables.query.facts import later_measures, whole_of
 from tables.query.family import KeyFilter
 from tables.query.parameters import (
     Parameter,
@@ -42,7 +42,6 @@ from tables.query.parameters import (
     read_parameters,
     whole_parameter,
 )
-from tables.query.whole import later_measures
 from tables.state.block import decode_block, encode_block
 from treasure_map.answers import LiveCell
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import functools
+import io
 import zlib
 from collections.abc import Iterable
 from typing import Any
@@ -19,6 +20,7 @@ import orjson
 import polars as pl
 
 from tables.archive.protocol import CellRange
+from tables.measures.registry import form_of
 from tables.model.errors import QueryError
 from tables.model.layer import Layer, Map, Scalar
 from tables.model.window import START_MS_MIN, TIME_MS_MAX
@@ -253,6 +255,36 @@ def cell_rows(layer: Layer, page: pl.DataFrame) -> list[Cell]:
         )
         for row, measure in zip(page.iter_rows(named=True), measures, strict=True)
     ]
+
+
+def measure_columns(layer: Layer, cells: pl.DataFrame) -> list[pl.Series]:
+    """Return a layer's measures of the rows of a cell frame, one column each.
+
+    A float that is not finite is null, as in JSON; so is a sum of more digits than its type has,
+    which no events can come to.
+    """
+    types = {measure.name: form_of(layer, measure).type for measure in layer.measures}
+    # Polars takes integers beyond 64 bits into columns of 128, and these into decimals.
+    wide = {name: pl.Int128() if kind.is_decimal() else kind for name, kind in types.items()}
+    frame = pl.DataFrame(measures_of(layer, cells), schema=wide)
+    return frame.select(_as_answered(name, kind) for name, kind in types.items()).get_columns()
+
+
+def _as_answered(name: str, kind: pl.DataType) -> pl.Expr:
+    column = pl.col(name)
+    return (
+        pl.when(column.is_finite()).then(column)
+        if kind == pl.Float64()
+        else column.cast(kind, strict=False)
+    )
+
+
+def arrow_bytes(rows: pl.DataFrame) -> bytes:
+    """Return a frame as an Arrow stream."""
+    out = io.BytesIO()
+    # Older readers know no views of strings.
+    rows.write_ipc_stream(out, compression="lz4", compat_level=pl.CompatLevel.oldest())
+    return out.getvalue()
 
 
 def _after(layer: Layer, position: Position) -> pl.Expr:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import difflib
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -176,11 +177,8 @@ def window_parameter(name: str, about: str) -> Parameter:
 def key_parameter(field: KeyField, *, many: bool) -> Parameter:
     """Return a key field's value, or several of them."""
     kinds = {"string": "string", "int": "integer", "bool": "boolean"}
-
-    def read(text: str) -> Scalar:
-        return key_value(field, text)
-
     about = f"Only cells whose {field.name} is this{', or one of these' if many else ''}."
+    read = functools.partial(key_value, field)
     return Parameter(f"key.{field.name}", about, read, {"type": kinds[field.type]}, many=many)
 
 

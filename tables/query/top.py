@@ -48,7 +48,7 @@ class TopQuery:
 @functools.lru_cache(1_024)
 def top_parameters(themap: Map, layer: Layer, limits: Limits) -> tuple[Parameter, ...]:
     """Return the parameters of a request for the top keys of a layer."""
-    names = {field.name for field in layer.key}
+    names = {"", *(field.name for field in layer.key)}
     theirs = family_parameters(family_with(themap, layer), limits)
     return (
         choice_parameter(
@@ -63,8 +63,7 @@ def top_parameters(themap: Map, layer: Layer, limits: Limits) -> tuple[Parameter
         *(
             parameter
             for parameter in theirs
-            if parameter.name not in _NOT_OURS
-            and (not _of_key(parameter.name) or parameter.name.partition(".")[2] in names)
+            if parameter.name not in _NOT_OURS and parameter.name.partition(".")[2] in names
         ),
     )  # fmt: skip
 
@@ -158,7 +157,3 @@ def _estimate(measure: Measure, layer: Layer) -> tuple[pl.Expr, pl.Expr]:
     columns = [pl.col(name).cast(pl.Float64) for name in stored_for(layer, measure)]
     value = form.estimate(*columns)
     return value, value if form.magnitude is None else form.magnitude(*columns)
-
-
-def _of_key(name: str) -> bool:
-    return name.startswith(("key.", "prefix."))

@@ -33,11 +33,7 @@ __all__ = ["CassandraArchive", "CassandraSettings"]
 
 
 class CassandraArchive:
-    """An archive in one keyspace. Rows expire at window end + TTL; the rest is the protocol's.
-
-    Args:
-        settings: addresses, login and keyspace.
-        clock_ms: the wall clock that TTLs are measured against.
+    """An archive in one keyspace. Rows expire at window end + TTL, by ``clock_ms``.
 
     Attributes:
         partitions_read_total: partitions asked for by reads since the archive was made.

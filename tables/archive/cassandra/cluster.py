@@ -94,6 +94,9 @@ def cluster_of(settings: CassandraSettings) -> Cluster:
     nodes, others = nodes_of(
         settings.hosts, settings.port, settings.tls_name, tls=settings.tls is not None
     )
+    login = None
+    if settings.username is not None:
+        login = PlainTextAuthProvider(settings.username, settings.password)
     profile = ExecutionProfile(
         load_balancing_policy=TokenAwarePolicy(DCAwareRoundRobinPolicy(settings.local_dc)),
         consistency_level=ConsistencyLevel.LOCAL_QUORUM,
@@ -105,7 +108,7 @@ def cluster_of(settings: CassandraSettings) -> Cluster:
         port=settings.port,
         endpoint_factory=others,
         execution_profiles={EXEC_PROFILE_DEFAULT: profile},
-        auth_provider=_credentials(settings),
+        auth_provider=login,
         ssl_context=settings.tls,
         # Named, because the driver otherwise tries versions downwards and warns of each.
         protocol_version=ProtocolVersion.V5,
@@ -164,9 +167,3 @@ def _handshake_refusal(cluster: Cluster, settings: CassandraSettings) -> str:
         if reason:
             return reason
     return ""
-
-
-def _credentials(settings: CassandraSettings) -> PlainTextAuthProvider | None:
-    if settings.username is None:
-        return None
-    return PlainTextAuthProvider(settings.username, settings.password)

@@ -117,11 +117,7 @@ def nodes_of(
 ) -> tuple[list[NodeEndPoint], NodeEndPoints]:
     """Return the first end points of a cluster, and the factory of its others; may wait.
 
-    Args:
-        hosts: names or addresses, as ``cassandra_hosts`` gives them.
-        port: of every node.
-        name: the name in every certificate; empty if that follows from the hosts.
-        tls: whether connections are encrypted.
+    Arguments are as of :class:`NodeNames`; ``tls`` says whether connections are encrypted.
 
     Raises:
         UnresolvableContactPoints: no address is known of any host.

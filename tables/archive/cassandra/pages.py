@@ -18,16 +18,11 @@ from tables.archive.cassandra.driver import driver
 
 
 class Pages:
-    """One statement, and whether something of it is on its way.
+    """One statement, and whether something of it is on its way; ``verb`` is its purpose.
 
-    Args:
-        session: executes the statement.
-        verb: its purpose, in messages.
-        statement: the bound statement.
-        permits: it takes one until nothing of it is on its way any more. Who gives it up leaves the
-            permit with the request: Cassandra works on it all the same.
-        patience_s: each page has the driver's own deadline; that none came for so long means that
-            the driver will never tell.
+    It takes a permit until nothing of it is on its way any more: who gives it up leaves the permit
+    with the request, on which Cassandra works all the same. Each page has the driver's own
+    deadline; that none came for ``patience_s`` means that the driver will never tell.
     """
 
     def __init__(

@@ -12,7 +12,9 @@ from cassandra import ConsistencyLevel
 from cassandra.cluster import Session
 from cassandra.query import SimpleStatement
 
+from tables.archive.cassandra.cluster import CassandraSettings, cluster_of, connect
 from tables.archive.cassandra.cql import REGISTER_TABLE
+from tables.archive.cassandra.driver import driver
 from tables.archive.identity import History, draw_id
 
 _OWN = ("", -1)
@@ -83,3 +85,20 @@ class Register:
         found = self.history(topic, partition)
         assert found is not None, "a row that is there after IF NOT EXISTS"
         return found
+
+
+def wipe_keyspace(settings: CassandraSettings, map_name: str) -> None:
+    """Delete a map's tables; those of other maps stay. Waits for every answer.
+
+    Raises:
+        ArchiveError: Cassandra does not answer, or refuses.
+    """
+    what = f"delete archive of map {map_name}"
+    with driver(what):
+        cluster = cluster_of(settings)
+        try:
+            session = connect(cluster, settings, what)
+            if settings.keyspace in cluster.metadata.keyspaces:
+                Register(session, settings.keyspace, map_name).wipe()
+        finally:
+            cluster.shutdown()
