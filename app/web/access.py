@@ -121,8 +121,8 @@ class Access:
             return None
         if is_whole:
             return _ANYONE
-        tokens, digest = self._tokens, hash_of(text)
-        if tokens is None or (token := tokens.find(digest)) is None:
+        tokens = self._tokens
+        if tokens is None or (token := tokens.find(digest := hash_of(text))) is None:
             return None
 
         def may_still(scope: str) -> bool:

@@ -47,14 +47,13 @@ log = logging.getLogger(__name__)
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
-def raise_files_limit() -> int:
-    """Raise the soft limit of open files to the hard one; return how many there may be."""
+def raise_files_limit() -> None:
+    """Raise the soft limit of open files to the hard one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         # A system may refuse a limit that it calls unlimited.
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return files_limit()
 
 
 def files_limit() -> int:

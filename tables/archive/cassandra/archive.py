@@ -51,7 +51,6 @@ class CassandraArchive:
         self._session: Session | None = None
         self._map_name = ""
         self._id = ""
-        self._register: Register | None = None
         self._tables: dict[str, CassandraTable] = {}
         self._prepared: dict[str, PreparedStatement] = {}
         self._requests = Requests(settings.keyspace)
@@ -174,20 +173,16 @@ class CassandraArchive:
         """Return which journal the rows of a partition come from; see the protocol."""
         verb = f"read the history of {topic}"
         with driver(verb):
-            return await asyncio.to_thread(self._registered(verb).history, topic, partition)
+            return await asyncio.to_thread(self._register(verb).history, topic, partition)
 
     async def remember(self, topic: str, partition: int, history: History) -> History:
         """Return which journal they come from, ``history`` from now on; see the protocol."""
         verb = f"remember the history of {topic}"
         with driver(verb):
-            return await asyncio.to_thread(
-                self._registered(verb).remember, topic, partition, history
-            )
+            return await asyncio.to_thread(self._register(verb).remember, topic, partition, history)
 
-    def _registered(self, verb: str) -> Register:
-        self._opened(verb)
-        assert self._register is not None, "there is a register as soon as there is a session"
-        return self._register
+    def _register(self, verb: str) -> Register:
+        return Register(self._opened(verb), self._settings.keyspace, self._map_name)
 
     async def close(self) -> None:
         """Close all connections; requests under way fail, and so does an opening under way."""
@@ -206,8 +201,7 @@ class CassandraArchive:
             self._cluster = cluster
             session = connect(cluster, settings, what)
             Schema(session, settings).make(self._tables.values())
-            self._register = Register(session, settings.keyspace, self._map_name)
-            self._id = self._register.open()
+            self._id = Register(session, settings.keyspace, self._map_name).open()
             self._session = session
         # Closing shuts down the session that it sees; it may have come before there was one.
         if not self._wanted:
