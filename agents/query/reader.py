@@ -130,11 +130,7 @@ class LayerAnswer:
 
 
 class Reader:
-    """Answers requests to families; cells expire by the wall clock ``clock_ms``.
-
-    Attributes:
-        threads: the threads of long steps, which are those of the archive.
-    """
+    """Answers requests; cells expire by ``clock_ms``, and ``threads`` are those of the archive."""
 
     def __init__(
         self,

@@ -46,7 +46,6 @@ class Page:
         rows: a cell frame of ``layer``, the page's rows in order.
         ends: the end of each row's window, in ms.
         cells: returns the rows as types of the client.
-        versions: whether rows have a version.
     """
 
     about: answers.Page | answers.FamilyPage
@@ -54,7 +53,6 @@ class Page:
     rows: pl.DataFrame
     ends: list[int]
     cells: Callable[[], Sequence[answers.Cell | answers.Row]]
-    versions: bool
 
 
 def hint_of(rows: pl.DataFrame, *times: int) -> str | UnsetType:
@@ -72,7 +70,7 @@ def table_of(answered: Page) -> pl.DataFrame:
     columns = [rows[field.column].alias(field.name) for field in layer.key]
     columns += [rows["window_start"], pl.Series("window_end", answered.ends, dtype=pl.Int64)]
     columns += measure_columns(layer, rows)
-    if answered.versions:
+    if isinstance(answered.about, answers.Page):
         columns.append(rows["version"])
     return pl.DataFrame(columns)
 

@@ -37,8 +37,7 @@ from tables.query.family import KeyFilter
 from tables.query.parameters import (
     Parameter,
     choice_parameter,
-    key_parameter,
-    prefix_parameter,
+    filter_parameters,
     read_parameters,
     whole_parameter,
 )
@@ -69,13 +68,11 @@ log = logging.getLogger(__name__)
 def live_parameters(layer: Layer) -> list[Parameter]:
     """Return the parameters of a request for a stream."""
     return [
-        *(key_parameter(field, many=True) for field in layer.key),
-        *(prefix_parameter(field) for field in layer.key if field.type == "string"),
+        *filter_parameters(layer),
         choice_parameter(
             "since",
             "now: cells that change from now on; open: first all cells that are in live tables.",
-            ["now", "open"],
-            many=False,
+            ["now", "open"], many=False,
         ),
         whole_parameter(
             "interval_ms", f"How often at most; left out, {INTERVAL_MS}.",

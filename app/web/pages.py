@@ -109,8 +109,7 @@ def answered_cells(themap: Map, query: CellQuery, found: LayerAnswer, limits: Li
         cursor=cursor,
     )
     ends = [layer.window.end(start) for start in rows["window_start"].to_list()]
-    cells = functools.partial(cell_rows, layer, rows)
-    return Page(about, layer, rows, ends, cells, versions=True)
+    return Page(about, layer, rows, ends, functools.partial(cell_rows, layer, rows))
 
 
 def answered_family(themap: Map, query: FamilyQuery, answer: FamilyAnswer) -> Page:
@@ -155,9 +154,7 @@ def _answered(
         cursor=cursor,
     )
     ends = [row_end(query, start) for start in rows["window_start"].to_list()]
-    return Page(
-        about, query.rows, rows, ends, functools.partial(_rows, query, rows, ends), versions=False
-    )
+    return Page(about, query.rows, rows, ends, functools.partial(_rows, query, rows, ends))
 
 
 def etag_of(themap: Map, request_line: str, kind: str) -> str:

@@ -131,11 +131,9 @@ def _passes(cause: BaseException) -> bool:
 
 @contextlib.contextmanager
 def driver(what: str, mend: str = AGAIN) -> Iterator[None]:
-    """Turn the driver's errors into the archive's.
+    """Turn the driver's errors into the archive's: they cannot do ``what``.
 
-    Args:
-        what: the action, as a message goes on after "cannot".
-        mend: the remedy for an error of which no more is known.
+    ``mend`` is the remedy for an error of which no more is known.
 
     Raises:
         ArchiveAwayError: nobody answers, or too few.
