@@ -55,7 +55,7 @@ class Pages:
         try:
             with driver(self._verb):
                 answer = self._session.execute_async(self._statement)
-                answer.add_callbacks(self._call, lambda error: self._call(None, error))
+                answer.add_callbacks(self._on_page, lambda error: self._on_page(None, error))
                 await self._take_pages(answer, take)
         except asyncio.CancelledError:
             is_given_up = not self._page.done()
@@ -89,7 +89,7 @@ class Pages:
             self._page = self._loop.create_future()
             answer.start_fetching_next_page()
 
-    def _call(self, page: list[Row] | None, error: BaseException | None = None) -> None:
+    def _on_page(self, page: list[Row] | None, error: BaseException | None = None) -> None:
         # The loop may be gone when an answer comes after a cancelled run; nobody waits for it then.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._arrived, list(page or ()), error)
