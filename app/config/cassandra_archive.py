@@ -60,7 +60,7 @@ class CassandraKind(ArchiveKind):
     def wiping(self, settings: Settings, map_name: str) -> Wiping:
         """Return the map's tables."""
         made = cassandra_settings(settings)
-        from tables.archive.cassandra.wipe import wipe_keyspace  # noqa: PLC0415 - an extra
+        from tables.archive.cassandra.register import wipe_keyspace  # noqa: PLC0415 - an extra
 
         what = f"the tables of map {map_name} in keyspace {made.keyspace}"
         return Wiping(what, functools.partial(wipe_keyspace, made, map_name))

@@ -15,13 +15,13 @@ from tables.model import ledger
 from tables.model.layer import Layer, Map, combiner_of
 from tables.model.ledger import EVENT_COLUMNS, LAYER_COLUMNS, RECORD_COLUMNS
 from tables.model.window import NEVER_MS
+from tables.query.facts import described
 from tables.query.live import LiveJob, LiveRead
-from tables.query.whole import described
 from treasure_map.status import LayerStatus
 
 
 class WorkerStatus:
-    """``app.web.endpoint.WorkerView`` over the owners and the transport of this process.
+    """``app.web.handlers.WorkerView`` over the owners and the transport of this process.
 
     ``readiness`` gives the reasons why it is not ready. Others should not read ``secret_files``.
     """

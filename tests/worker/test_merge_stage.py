@@ -11,7 +11,7 @@ import pytest
 from agents.partition import writers
 from agents.partition.emission import ARCHIVE
 from app.runtime.worker_status import WorkerStatus
-from app.web.map_answer import describe_map
+from app.web.pages import describe_map
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.protocol import CellRange
 from tables.model import ledger
