@@ -13,9 +13,9 @@ from agents.partition.emit_counts import EmitCounts
 from agents.partition.idle_heartbeat import StreamTimes
 from agents.partition.late_watch import LateWatch
 from agents.partition.live_reads import FreshMs, live_job, unknown_fresh_ms
-from agents.partition.log_partition import LogPartitionIO
 from agents.partition.owned_partition import MISPLACED, STALE, Lost, OwnedPartition
 from agents.partition.owner import Owner
+from agents.partition.partition_io import PartitionIO
 from agents.partition.rivals import Rivals
 from agents.ports import ReadableLog
 from agents.supervised import supervised
@@ -91,7 +91,7 @@ class PartitionManager:
         await self.release({(topic, partition)})
         plan = self.plans[topic]
         store = await self._opened(topic, partition)
-        io = LogPartitionIO(
+        io = PartitionIO(
             plan, partition, self._log, store, archive=self._archive, claimant=self.claimant
         )
         owner = Owner(plan, partition, io)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from agents.partition.claims import wrong_map
-from agents.partition.log_partition import LogPartitionIO
+from agents.partition.partition_io import PartitionIO
 from agents.partition.recovery import Recovery
 from app.cluster.topics import topics_found
 from app.kafka.log import KafkaLog
@@ -22,7 +22,7 @@ from tables.state.partition_meta import Meta
 from tables.state.partition_state import PartitionState
 
 
-class _JournalOnly(LogPartitionIO):
+class _JournalOnly(PartitionIO):
     """A partition's journal without a local store."""
 
     def __init__(self, plan: InputPlan, to: KafkaLog) -> None:

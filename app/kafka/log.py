@@ -66,7 +66,7 @@ Result = TypeVar("Result")
 
 
 class KafkaLog:
-    """``agents.partition.log_partition.ReadableLog`` over Kafka.
+    """``agents.ports.ReadableLog`` over Kafka.
 
     Args:
         brokers: bootstrap servers, ``host:port`` separated by commas.

@@ -19,8 +19,8 @@ from agents.partition import writers
 from agents.partition.emission import ARCHIVE, FEED
 from agents.partition.emit_counts import EmitCounts
 from agents.partition.emitter import Emitter
-from agents.partition.log_partition import LogPartitionIO
 from agents.partition.owner import Owner, tail_of
+from agents.partition.partition_io import PartitionIO
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.protocol import CellRange
 from tables.model.errors import ArchiveError, OutcomeUnknownError
@@ -157,7 +157,7 @@ class Scene:
         assert plan.source is not None
         self.log, self.archive = log, archive
         self.store = PartitionStore(folder)
-        self.owner = Owner(plan, 1, LogPartitionIO(plan, 1, log, self.store, archive=archive))
+        self.owner = Owner(plan, 1, PartitionIO(plan, 1, log, self.store, archive=archive))
         self.counts = EmitCounts()
         self.failures: list[BaseException] = []
         self.spread = Spread()

@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agents.partition.log_partition import LogPartitionIO
 from agents.partition.owner import Owner
+from agents.partition.partition_io import PartitionIO
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.identity import History
 from tables.model.errors import (
@@ -251,6 +251,6 @@ async def test_another_node_of_the_group_is_no_rival(make: Made) -> None:
 async def claimed_by(house: LocalWorker, claimant: Claimant) -> None:
     """Have another worker, with the same archive, claim the first partition."""
     store = PartitionStore(house.folder.parent / f"of {claimant.node}" / "0")
-    io = LogPartitionIO(RAW_PLAN, 0, house.log, store, archive=house.archive, claimant=claimant)
+    io = PartitionIO(RAW_PLAN, 0, house.log, store, archive=house.archive, claimant=claimant)
     await Owner(RAW_PLAN, 0, io).claim()
     store.close()

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from agents.partition.log_partition import LogPartitionIO
+from agents.partition.partition_io import PartitionIO
 from agents.partition.recovery import Recovery
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.state import snapshot
@@ -64,7 +64,7 @@ class History:
         """Let an owner of another revision take over."""
         self.plan = plan
         epoch = self._put(plan.claim(0))
-        io = LogPartitionIO(
+        io = PartitionIO(
             plan, 0, self.log, self.store, archive=EmbeddedArchive(self.store.folder / "archive")
         )
         self.state = await Recovery(plan, 0, io).run(epoch)

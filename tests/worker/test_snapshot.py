@@ -14,8 +14,8 @@ import pytest
 
 from agents.partition import owner as owner_module
 from agents.partition import recovery
-from agents.partition.log_partition import LogPartitionIO
 from agents.partition.owner import Owner
+from agents.partition.partition_io import PartitionIO
 from agents.partition.recovery import Recovery
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model.errors import FencedError, JournalRefusedError
@@ -221,7 +221,7 @@ class Scene:
     def __init__(self, folder: Path) -> None:
         self.log = MemoryLog()
         self.store = PartitionStore(folder)
-        self.io = LogPartitionIO(
+        self.io = PartitionIO(
             RAW_PLAN, 0, self.log, self.store, archive=EmbeddedArchive(folder / "archive")
         )
 
