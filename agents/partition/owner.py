@@ -238,9 +238,9 @@ class Owner:
         """
         for name, block in rows.items():
             if name not in delta.evicted:
-                job = self.state.tables[name].merge_ahead(block, delta.stop)
-                if job is not None:
-                    job.commit(await self._io.run_in_thread(job.make))
+                table = self.state.all_tables[name]
+                if (make := table.merge_ahead(block, delta.stop)) is not None:
+                    table.commit_ahead(await self._io.run_in_thread(make))
 
 
 def tail_of(run: Run) -> RecordFingerprint | None:

@@ -9,9 +9,9 @@ from typing import TypeVar
 
 from agents.ports import ReadableLog
 from tables.archive.protocol import Archive
+from tables.state.block_table import BlockWrite
 from tables.state.input_plan import InputPlan
 from tables.state.journal import Claimant, RecordFingerprint
-from tables.state.layer_table import BlockWrite
 from tables.state.partition_meta import Meta
 from tables.state.partition_state import PartitionState
 from tables.state.store import PartitionStore

@@ -16,8 +16,8 @@ from app.kafka.log import KafkaLog
 from tables.model.errors import MapError
 from tables.model.layer import Map
 from tables.model.limits import RECORD_BYTES_MAX
+from tables.state.block_table import BlockWrite
 from tables.state.input_plan import InputPlan
-from tables.state.layer_table import BlockWrite
 from tables.state.partition_meta import Meta
 from tables.state.partition_state import PartitionState
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import io
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import msgspec
@@ -205,11 +205,12 @@ class Block:
     somebody asks for their frame.
     """
 
-    __slots__ = ("_rows", "_version", "first", "last", "windows")
+    __slots__ = ("_rows", "_version", "_window_bytes", "first", "last", "windows")
 
     def __init__(self, rows: pl.DataFrame | TupleRows, version: int = -1) -> None:
         self._rows = rows
         self._version = version
+        self._window_bytes: dict[int, float] = {}
         self.windows: frozenset[int] = frozenset()
         if isinstance(rows, TupleRows):
             if "window_start" in rows.schema:
@@ -231,11 +232,13 @@ class Block:
         rows = self._rows
         return rows.values(name) if isinstance(rows, TupleRows) else rows[name].to_list()
 
-    def rows_by_window(self) -> dict[int, int]:
-        """Return how many rows there are of each window."""
-        if len(self.windows) == 1:
-            return dict.fromkeys(self.windows, self.height)
-        return Counter(self.values("window_start"))
+    def bytes_of(self, windows: Collection[int]) -> float:
+        """Return about how much memory the rows of these windows take; what it finds is kept."""
+        if not self._window_bytes:
+            counts = Counter(self.values(_START)) if len(self.windows) > 1 else {}
+            size = self._row_bytes()
+            self._window_bytes = {w: counts.get(w, self.height) * size for w in self.windows}
+        return sum(size for window, size in self._window_bytes.items() if window in windows)
 
     @property
     def frame(self) -> pl.DataFrame:
@@ -248,7 +251,7 @@ class Block:
             self._version = -1
         return self._rows
 
-    def row_bytes(self) -> float:
+    def _row_bytes(self) -> float:
         """Return about how much memory a row takes."""
         if isinstance(self._rows, TupleRows):
             return _VALUE_BYTES * len(self._rows.schema)

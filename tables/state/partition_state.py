@@ -17,6 +17,7 @@ from tables.model.layer import Layer
 from tables.model.shape import joined
 from tables.model.window import NEVER_ENDS_MS, NEVER_MS
 from tables.state.block import TupleRows
+from tables.state.block_table import BlockTable, BlockWrite
 from tables.state.cell import later_of
 from tables.state.id_table import IDS, IdTable
 from tables.state.input_plan import InputPlan
@@ -29,7 +30,7 @@ from tables.state.journal import (
     Snapshot,
     SnapshotPart,
 )
-from tables.state.layer_table import BlockWrite, FoldTable, LayerTable
+from tables.state.layer_table import FoldTable, LayerTable
 from tables.state.partition_meta import Meta, may_stand
 from tables.state.rollup_table import RollupTable
 
@@ -37,7 +38,8 @@ from tables.state.rollup_table import RollupTable
 class PartitionState:
     """The state of one source partition: :class:`Meta` and one table per layer.
 
-    ``ids`` are the remembered ids of a source whose events have some; they are one of the tables.
+    ``ids`` are the remembered ids of a source whose events have some. ``all_tables`` are theirs and
+    those of the layers.
     """
 
     def __init__(self, plan: InputPlan, meta: Meta | None = None) -> None:
@@ -49,8 +51,9 @@ class PartitionState:
         }
         source = plan.source
         self.ids = IdTable(source.ids_max) if source is not None and source.id_field else None
+        self.all_tables: dict[str, BlockTable] = {**self.tables}
         if self.ids is not None:
-            self.tables[IDS] = self.ids
+            self.all_tables[IDS] = self.ids
         self._whole: dict[str, dict[str, int]] = {}
         self._share()
 
@@ -181,19 +184,16 @@ class PartitionState:
 
         There is one for each block: blocks that were merged away meanwhile are only deleted.
         """
-        writes = {
-            (write.layer, write.sequence): write
-            for table in self.tables.values()
-            for write in table.writes
-        }
-        for table in self.tables.values():
+        writes: dict[tuple[str, int], BlockWrite] = {}
+        for table in self.all_tables.values():
+            writes |= {(write.layer, write.sequence): write for write in table.writes}
             table.writes.clear()
         return list(writes.values())
 
     def all_writes(self) -> list[BlockWrite]:
         """Return the writes that fill an empty local store with all blocks; then none wait."""
         self.take_writes()
-        return [write for table in self.tables.values() for write in table.all_writes()]
+        return [write for table in self.all_tables.values() for write in table.all_writes()]
 
     def _note_snapshot(self, offset: int, snapshot: Snapshot) -> None:
         """Remember the latest snapshot, by the prefix it covers; a late one changes nothing."""
@@ -325,12 +325,12 @@ class PartitionState:
             return False
         meta.tail_bytes += fingerprint[0]
         for name, windows in delta.evicted.items():
-            if name in self.tables and name != IDS:
+            if name in self.tables:
                 self.tables[name].evict(windows)
         self._forget_ids(delta)
         for name, data in delta.blocks.items():
-            if name in self.tables:
-                self.tables[name].add(data, delta.stop, rows.get(name))
+            if name in self.all_tables:
+                self.all_tables[name].add(data, delta.stop, rows.get(name))
                 self._note_first(name)
         if delta.stop > delta.start:
             meta.next_offset = delta.stop
@@ -344,7 +344,7 @@ class PartitionState:
     def _note_first(self, name: str) -> None:
         """Note the first window that a layer's cells are in, after its table took some."""
         first = self.meta.first_ms
-        if first is not None and name != IDS and (seen := self.tables[name].touched):
+        if first is not None and name in self.tables and (seen := self.tables[name].touched):
             first[name] = min(first.get(name, NEVER_ENDS_MS), *seen)
 
     def _forget_ids(self, delta: Delta) -> None:

@@ -15,9 +15,8 @@ from tables.model.window import NEVER_MS
 from tables.state.block import Block, TupleRows, conform, different, frames_of
 from tables.state.cell import cell_schema, in_order, in_parts, merge_rows, whole_only
 from tables.state.journal import Announcement
-from tables.state.layer_table import LayerTable
+from tables.state.layer_table import LayerTable, Merge
 from tables.state.small_merge import SMALL_ROWS_MAX, small_cells
-from tables.state.table_jobs import Merge
 
 _HEARD = ("window_start", "fine_start", "source_partition")
 
@@ -45,17 +44,13 @@ class RollupTable(LayerTable):
         # Columns are in the order of a cell frame.
         return merge_rows(self._latest(rows), self._cell, self.layer.accumulators)
 
-    def parts_in(self, from_ms: int, to_ms: int, key: Mapping[str, Scalar]) -> pl.DataFrame:
-        """Return the contributions of windows that start in the range, and the settled cells.
-
-        The columns are those of :func:`rollup_schema`. ``key`` is as for :meth:`cells_in`.
-        """
-        return self.collect_parts_in(from_ms, to_ms, key)()
-
     def collect_parts_in(
         self, from_ms: int, to_ms: int, key: Mapping[str, Scalar]
     ) -> Callable[[], pl.DataFrame]:
-        """Return the maker of the frame of :meth:`parts_in`, as it is now, for any thread."""
+        """Return the maker of the contributions of windows in the range, and the settled cells.
+
+        The columns are those of :func:`rollup_schema`; else it is like :meth:`collect_in`.
+        """
         matching, began = self._matching_in(from_ms, to_ms, key), dict(self.began)
 
         def parts() -> pl.DataFrame:
@@ -156,7 +151,7 @@ class RollupTable(LayerTable):
 
     def known(self, windows: pl.Series) -> pl.DataFrame:
         """Return the largest version held of each single contribution in these coarser windows."""
-        rows = self._of_windows(different(windows))
+        rows = self._of_windows(different(windows))()
         rows = rows.filter(rows["fine_start"].is_not_null())
         return rows.group_by(self.contribution).agg(pl.col("contributed").max().alias("known"))
 

@@ -24,8 +24,8 @@ import rocksdict
 
 from tables.model.errors import TreasureMapError
 from tables.record.sealed import HEAD_BYTES, DamagedError, digest, seal, unpacked, unsealed
+from tables.state.block_table import BlockWrite
 from tables.state.input_plan import InputPlan
-from tables.state.layer_table import BlockWrite
 from tables.state.partition_meta import Meta
 from tables.state.partition_state import PartitionState
 from tables.state.rocks_files import DAMAGE, ROCKS_FILE
@@ -113,10 +113,10 @@ class PartitionStore:
             layer, _, sequence = key.decode(errors="replace").partition("/")
             if not sequence.isdecimal():
                 raise DamagedError(f"it holds a block {key!r}")
-            if layer in state.tables:
+            if (table := state.all_tables.get(layer)) is not None:
                 content = unsealed(value)
                 (version,) = _VERSION.unpack_from(content)
-                state.tables[layer].load(int(sequence), version, bytes(content[_VERSION.size :]))
+                table.load(int(sequence), version, bytes(content[_VERSION.size :]))
         # RocksDB takes a list of its tables that was cut off for one that ends there.
         if self._db.get(_SUM_KEY) != _sum(hashes):
             raise DamagedError("some of it is gone: its values do not add up to their sum")

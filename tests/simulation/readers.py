@@ -13,9 +13,9 @@ from agents.partition.recovery import Recovery
 from tables.model import ledger
 from tables.model.errors import OffsetGoneError
 from tables.model.window import NEVER_ENDS_MS
+from tables.state.block_table import BlockWrite
 from tables.state.input_plan import InputPlan
 from tables.state.journal import decode_entry, fingerprint_of
-from tables.state.layer_table import BlockWrite
 from tables.state.partition_meta import Meta
 from tables.state.partition_state import PartitionState
 from tests.simulation.log import PartitionLog
@@ -137,8 +137,8 @@ def contents(state: PartitionState) -> dict[str, Any]:
     Blocks are numbered anew by a reader that began without any.
     """
     found: dict[str, Any] = {"meta": state.meta}
-    for name, table in state.tables.items():
-        found[f"versions of {name}"] = table.versions
+    found |= {f"versions of {name}": table.versions for name, table in state.tables.items()}
+    for name, table in state.all_tables.items():
         found[f"blocks of {name}"] = [Counter(block.rows()) for block in table.blocks.values()]
     return found
 

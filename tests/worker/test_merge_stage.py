@@ -362,7 +362,7 @@ async def test_a_combiner_has_no_archive_and_leaves_its_table(
     merging = house.owners.get(HOUR_TOPIC, 0)
     assert merging is not None
     assert merging.sinks.names_of(HOUR) == [ARCHIVE, "day"]
-    tables = [table for each in house.owners.each() for table in each.state.tables.values()]
+    tables = [table for each in house.owners.each() for table in each.state.all_tables.values()]
 
     async def empty() -> bool:
         return not any(table.rows for table in tables)

@@ -116,10 +116,10 @@ def test_what_look_ups_need_is_made_ahead(monkeypatch: pytest.MonkeyPatch) -> No
         loaded.load(number, -1, encode_block(rows))
     loaded.prepare()
     grown = ids_of(4_000, 9_000)
-    ahead = loaded.merge_ahead(grown, 1)
-    assert ahead is not None
+    make = loaded.merge_ahead(grown, 1)
+    assert make is not None
     assert loaded.merge_ahead(ids_of(4_000, 4_001), 1) is None
-    ahead.commit(ahead.make())
+    loaded.commit_ahead(make())
     monkeypatch.setattr(ids, "_filter_of", None)
     monkeypatch.setattr(pl.DataFrame, "sort", None)
     assert len(loaded.find(ids_of(3_990, 4_010))) == 10
