@@ -13,7 +13,7 @@ import polars as pl
 
 from agents.decode.event_batch import ID_COLUMN
 from tables.model.layer import Layer
-from tables.state.id_table import HASH, IdTable, Remembered, hash_ids
+from tables.state.id_table import HASH, IdTable, RememberedId, hash_ids
 
 
 class Deduper:
@@ -58,21 +58,21 @@ class Deduper:
         return repeats, rows[[*HASH, "until"]]
 
 
-def _repeats(rows: pl.DataFrame, found: dict[int, Remembered], ids_max: int) -> list[int]:
+def _repeats(rows: pl.DataFrame, found: dict[int, RememberedId], ids_max: int) -> list[int]:
     """Return the rows that repeat an id which is remembered just before them."""
     before = pl.col("lasts").cum_sum().cast(pl.Int64) - pl.col("lasts").cast(pl.Int64)
     suspects = rows.with_row_index("number").with_columns(before=before)
     suspects = suspects.filter(pl.col("high").is_duplicated() | pl.col("number").is_in(list(found)))
     repeats = []
-    newest: dict[tuple[int, int], Remembered] = {}
+    newest: dict[tuple[int, int], RememberedId] = {}
     skipped = 0
     for number, high, low, until, now, lasts, remembered in suspects.iter_rows():
-        # Places continue those in the table: the first id of this batch has place 0.
-        place = remembered - skipped
+        # Rows continue those of the table: the first id of this batch has row 0.
+        row = remembered - skipped
         known = newest.get((high, low)) or found.get(number)
-        if known is not None and now < known.until and place - known.place <= ids_max:
+        if known is not None and now < known.until and row - known.row <= ids_max:
             repeats.append(number)
             skipped += lasts
         elif lasts:
-            newest[high, low] = Remembered(until, place)
+            newest[high, low] = RememberedId(until, row)
     return repeats

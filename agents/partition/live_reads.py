@@ -62,13 +62,13 @@ def _rows_of(owner: Owner, read: LiveRead) -> Callable[[], pl.DataFrame]:
     table, partition = owner.state.tables[read.layer.name], owner.partition
     key = {f"key_{name}": value for name, value in read.keys.single.items()}
     complete_ms = owner.state.complete_ms(read.layer)
-    place = "source_partition"
+    column = "source_partition"
     # A table that was read by key has been searched by the fields that have one value.
     is_matched = read.keys.is_single
     if read.parts:
         assert isinstance(table, RollupTable), f"{read.layer.name} has no contributions"
         cells = table.collect_parts_in(read.from_ms, read.to_ms, key)
-        place = "held_by"
+        column = "held_by"
     elif read.after is not None and partition in read.after:
         cells = _changes(read, owner, read.after[partition])
         is_matched = False
@@ -80,7 +80,7 @@ def _rows_of(owner: Owner, read: LiveRead) -> Callable[[], pl.DataFrame]:
         if found.height and not is_matched:
             found = matching(read.layer, found, read.keys)
         found = whole_only(found, {"events": complete_ms})
-        return found.hstack([repeated(partition, found.height, pl.Int32).alias(place)])
+        return found.hstack([repeated(partition, found.height, pl.Int32).alias(column)])
 
     return rows
 

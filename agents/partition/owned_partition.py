@@ -21,7 +21,7 @@ from agents.ports import ReadableLog
 from agents.supervised import supervised
 from tables.archive.protocol import Archive
 from tables.model.errors import FencedError, OutcomeUnknownError
-from tables.state.journal import PartPlace, RecordFingerprint
+from tables.state.journal import PartReference, RecordFingerprint
 from tables.state.store import PartitionStore
 
 log = logging.getLogger(__name__)
@@ -148,18 +148,18 @@ class OwnedPartition:
 
     async def _snapshot(self) -> None:
         """Append a snapshot between the deltas, part by part, then truncate the journal."""
-        places: list[PartPlace] = []
+        references: list[PartReference] = []
         try:
             covers, parts = self.owner.capture()
             for part in parts:
                 async with self._cycle:
                     if self.is_released:
                         return
-                    places.append(await self.owner.append_part(part))
+                    references.append(await self.owner.append_part(part))
             async with self._cycle:
                 if self.is_released:
                     return
-                await self.owner.append_snapshot(covers, places)
+                await self.owner.append_snapshot(covers, references)
         except (FencedError, OutcomeUnknownError) as error:
             # The release that follows must not end the task that waits for it.
             self._snapshotting = None

@@ -33,7 +33,7 @@ from tables.state.input_plan import InputPlan
 from tables.state.journal import (
     Delta,
     Entry,
-    PartPlace,
+    PartReference,
     RecordFingerprint,
     Snapshot,
     SnapshotPart,
@@ -152,8 +152,8 @@ class Owner:
         """
         return self.state.meta.journal_offset, capture(self.state)
 
-    async def append_part(self, part: SnapshotPart) -> PartPlace:
-        """Append a part of a snapshot; return its place.
+    async def append_part(self, part: SnapshotPart) -> PartReference:
+        """Append a part of a snapshot; return the reference to it.
 
         Raises:
             FencedError: another owner took over.
@@ -163,7 +163,7 @@ class Owner:
         offset = await self._append(part, value)
         return offset, *fingerprint_of(value)
 
-    async def append_snapshot(self, covers: int, parts: list[PartPlace]) -> None:
+    async def append_snapshot(self, covers: int, parts: list[PartReference]) -> None:
         """Complete a snapshot of which all parts are acknowledged.
 
         Raises:

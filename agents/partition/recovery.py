@@ -23,7 +23,6 @@ from tables.state.journal import (
     Delta,
     Entry,
     EntryFingerprint,
-    PartPlace,
     Snapshot,
     SnapshotPart,
     decode_entry,
@@ -228,12 +227,13 @@ class Recovery:
         if snapshot is None:
             return None
         parts = []
-        for place in snapshot.parts:
-            part = await self._read_part(place)
-            if part is None:
+        for at, length, crc32 in snapshot.parts:
+            (value,) = await self._io.read(at, at + 1)
+            part = _entry_of(value)
+            if fingerprint_of(value) != (length, crc32) or not isinstance(part, SnapshotPart):
                 return None
             parts.append(part)
-        self._parts = {at: EntryFingerprint(length, crc) for at, length, crc in snapshot.parts}
+        self._parts = {at: EntryFingerprint(length, crc32) for at, length, crc32 in snapshot.parts}
         return parts
 
     async def _snapshot_at(self, offset: int, start: int) -> Snapshot | None:
@@ -244,14 +244,6 @@ class Recovery:
         if isinstance(entry, Snapshot) and start <= entry.covers <= offset:
             return entry
         return None
-
-    async def _read_part(self, place: PartPlace) -> SnapshotPart | None:
-        offset, *fingerprint = place
-        (value,) = await self._io.read(offset, offset + 1)
-        if fingerprint_of(value) != tuple(fingerprint):
-            return None
-        entry = _entry_of(value)
-        return entry if isinstance(entry, SnapshotPart) else None
 
 
 def _entry_of(value: bytes) -> Entry | None:

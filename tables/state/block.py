@@ -154,8 +154,8 @@ def decode_rows(data: bytes, schema: Mapping[str, pl.DataType]) -> pl.DataFrame 
     names, rows = unpacked(_few, data)
     if names != list(schema):
         at = {name: index for index, name in enumerate(names)}
-        places = [at.get(name) for name in schema]
-        rows = [tuple(None if at is None else row[at] for at in places) for row in rows]
+        indexes = [at.get(name) for name in schema]
+        rows = [tuple(None if at is None else row[at] for at in indexes) for row in rows]
     for (name, kind), column in zip(schema.items(), zip(*rows, strict=True), strict=False):
         if not _fit(kind, column) or (name == _START and None in column):
             raise DamagedError(f"its block holds other cells: a {name} is not {kind}")
@@ -233,7 +233,7 @@ class Block:
         return rows.values(name) if isinstance(rows, TupleRows) else rows[name].to_list()
 
     def bytes_of(self, windows: Collection[int]) -> float:
-        """Return about how much memory the rows of these windows take; what it finds is kept."""
+        """Return about how much memory the rows of these windows take; the result is kept."""
         if not self._window_bytes:
             counts = Counter(self.values(_START)) if len(self.windows) > 1 else {}
             size = self._row_bytes()

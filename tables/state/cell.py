@@ -171,16 +171,16 @@ def measures_of(layer: Layer, frame: pl.DataFrame) -> list[dict[str, Scalar | No
     Exact integers stay integers. A measure is null if it is not known, and if no event had the
     field.
     """
-    places = {acc.column: at for at, acc in enumerate(layer.accumulators)}
+    indexes = {acc.column: index for index, acc in enumerate(layer.accumulators)}
     results = [
         (
             measure.name,
             form_of(layer, measure).result,
-            [places[name] for name in stored_for(layer, measure)],
+            [indexes[name] for name in stored_for(layer, measure)],
         )
         for measure in layer.measures
     ]
     return [
         {name: result(*[row[at] for at in stored]) for name, result, stored in results}
-        for row in frame[list(places)].rows()
+        for row in frame[list(indexes)].rows()
     ]

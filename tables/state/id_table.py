@@ -11,11 +11,10 @@ looks an id up applies the rule.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import random
 from collections.abc import Callable, Iterable
-from typing import cast
+from typing import NamedTuple, cast
 
 import polars as pl
 from xxhash import xxh3_128_digest
@@ -53,12 +52,11 @@ def hash_ids(ids: pl.Series) -> pl.DataFrame:
     )
 
 
-@dataclasses.dataclass(slots=True, frozen=True)
-class Remembered:
-    """The newest of an id's rows: ``until``, and its ``place`` from the end, -1 for the last."""
+class RememberedId(NamedTuple):
+    """The newest of an id's rows: ``until``, and its ``row`` from the end, -1 for the last."""
 
     until: int
-    place: int
+    row: int
 
 
 class IdTable(BlockTable):
@@ -114,11 +112,11 @@ class IdTable(BlockTable):
         surplus = self.rows - self.ids_max
         return max(expired, surplus) if surplus > self.ids_max // SURPLUS_SHARE else expired
 
-    def find(self, hashes: pl.DataFrame) -> dict[int, Remembered]:
+    def find(self, hashes: pl.DataFrame) -> dict[int, RememberedId]:
         """Return the newest row of each hash that is here, by the hash's row in ``hashes``."""
         if self._filter is None:
             self._filter = _filter_of(self._blocks.values(), self.rows)
-        found: dict[int, Remembered] = {}
+        found: dict[int, RememberedId] = {}
         is_near = self._filter.may_have(hashes)
         if not is_near.any():
             return found
@@ -134,7 +132,7 @@ class IdTable(BlockTable):
                 continue
             untils = block.frame["until"].gather(hits["row"])
             for number, row, until in zip(hits["number"], hits["row"], untils, strict=True):
-                found[number] = Remembered(until, row - after)
+                found[number] = RememberedId(until, row - after)
             wanted = wanted.join(hits, on="number", how="anti")
         return found
 
@@ -200,9 +198,9 @@ class IdTable(BlockTable):
         is_near = first < stop
         if not is_near.any():
             return None
-        near = wanted.with_columns(place=pl.int_ranges(first, stop)).filter(is_near)
-        near = near.explode("place")
-        rows = order["row"].gather(near["place"])
+        near = wanted.with_columns(rank=pl.int_ranges(first, stop)).filter(is_near)
+        near = near.explode("rank")
+        rows = order["row"].gather(near["rank"])
         same = block["low"].gather(rows) == near["low"]
         hits = near.select("number", row=rows).filter(same)
         return hits.unique("number", keep="last", maintain_order=True)

@@ -77,7 +77,7 @@ class RollupTable(LayerTable):
     def _latest_few(self, rows: pl.DataFrame) -> list[tuple[Any, ...]]:
         """Return the rows that :meth:`_latest` does."""
         names = list(self._stored)
-        place = [names.index(name) for name in self.contribution]
+        identity = [names.index(name) for name in self.contribution]
         fine, contributed = names.index("fine_start"), names.index("contributed")
         version = names.index("version")
         settled = []
@@ -86,12 +86,12 @@ class RollupTable(LayerTable):
             if row[fine] is None:
                 settled.append(row)
                 continue
-            where = tuple(row[at] for at in place)
-            known = single.get(where)
+            contribution = tuple(row[at] for at in identity)
+            known = single.get(contribution)
             if known is None or (known[contributed], known[version]) <= (
                 row[contributed], row[version],
             ):  # fmt: skip
-                single[where] = row
+                single[contribution] = row
         return [*settled, *single.values()]
 
     def _due_for_merge(self, blocks: dict[int, Block]) -> list[int]:

@@ -59,8 +59,8 @@ def columns_of(frame: pl.DataFrame, names: Iterable[str]) -> list[list[Any]]:
 def _merged(steps: Sequence[_Step], rows: list[Values]) -> Values:
     *columns, versions = zip(*rows, strict=True)
     found: list[Any] = []
-    for kind, places in steps:
-        values = [columns[place] for place in places]
+    for kind, indexes in steps:
+        values = [columns[index] for index in indexes]
         found.append(None if _has_unknown(kind, values) else kind.merge_values(*values))
     return (*found, max(versions))
 
@@ -72,9 +72,9 @@ def _has_unknown(kind: AccumulatorKind, values: list[Values]) -> bool:
 
 @functools.lru_cache(1_024)
 def _steps_of(accumulators: tuple[Accumulator, ...]) -> tuple[_Step, ...]:
-    """Return how each accumulator is made, and the places of the columns that merging it takes."""
-    places = {accumulator.column: place for place, accumulator in enumerate(accumulators)}
+    """Return how each accumulator is made, and the indexes of the columns that merging it takes."""
+    indexes = {accumulator.column: index for index, accumulator in enumerate(accumulators)}
     return tuple(
-        (kind_of(accumulator), [places[name] for name in merge_columns(accumulator)])
+        (kind_of(accumulator), [indexes[name] for name in merge_columns(accumulator)])
         for accumulator in accumulators
     )

@@ -192,7 +192,7 @@ def places(state: PartitionState, *ids: str) -> list[int | None]:
     """Return the places of remembered ids, from the end; None for others."""
     assert state.ids is not None
     found = state.ids.find(hash_ids(pl.Series(ids)))
-    return [found[at].place if at in found else None for at in range(len(ids))]
+    return [found[at].row if at in found else None for at in range(len(ids))]
 
 
 async def test_ids_that_come_back_begin_anew(history: History) -> None:
