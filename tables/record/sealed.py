@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 import msgspec
-from xxhash import xxh3_64_digest
+from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
 HEAD_BYTES = 9
 
@@ -37,6 +37,11 @@ def unsealed(data: bytes) -> memoryview:
     if len(data) < HEAD_BYTES or xxh3_64_digest(content, data[0]) != data[1:HEAD_BYTES]:
         raise DamagedError("its checksum is wrong, so its bytes are not those that were written")
     return content
+
+
+def digest(data: bytes) -> int:
+    """Return XXH3-64 of bytes, without a seed."""
+    return xxh3_64_intdigest(data)
 
 
 def unpacked(decoder: msgspec.msgpack.Decoder[T], content: bytes | memoryview) -> T:

@@ -21,10 +21,9 @@ from pathlib import Path
 
 import msgspec
 import rocksdict
-from xxhash import xxh3_64_intdigest
 
 from tables.model.errors import TreasureMapError
-from tables.record.sealed import HEAD_BYTES, DamagedError, seal, unpacked, unsealed
+from tables.record.sealed import HEAD_BYTES, DamagedError, digest, seal, unpacked, unsealed
 from tables.state.block_table import BlockWrite
 from tables.state.input_plan import InputPlan
 from tables.state.partition_meta import Meta
@@ -216,7 +215,7 @@ class PartitionStore:
 
 def _hash(key: bytes, value: bytes) -> int:
     """Return a hash of a sealed value and its key; of the value its checksum will do."""
-    return xxh3_64_intdigest(key + value[:HEAD_BYTES])
+    return digest(key + value[:HEAD_BYTES])
 
 
 def _sum(hashes: dict[bytes, int]) -> bytes:
