@@ -36,10 +36,7 @@ async def within(seconds: float, work: Coroutine[Any, Any, Result]) -> Result:
     finally:
         in_time = task.done()
         await end(task)
-    if not in_time and (task.cancelled() or task.exception() is not None):
-        raise TimeoutError(f"no answer within {seconds:g} s") from _error(task)
+    error = None if task.cancelled() else task.exception()
+    if not in_time and (task.cancelled() or error is not None):
+        raise TimeoutError(f"no answer within {seconds:g} s") from error
     return task.result()
-
-
-def _error(task: asyncio.Task[Any]) -> BaseException | None:
-    return None if task.cancelled() else task.exception()

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 import polars as pl
 
-from agents.partition.emission import ARCHIVE
 from agents.partition.owner import Owner
+from agents.partition.sinks import ARCHIVE
 from tables.model.layer import EVENTS, Layer
 from tables.model.window import NEVER_ENDS_MS, NEVER_MS, START_MS_MIN
 from tables.query.answer import matching

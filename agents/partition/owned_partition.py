@@ -21,7 +21,7 @@ from agents.ports import ReadableLog
 from agents.supervised import supervised
 from tables.archive.protocol import Archive
 from tables.model.errors import FencedError, OutcomeUnknownError
-from tables.state.journal import PartReference, RecordFingerprint
+from tables.state.journal import PartReference, RecordFingerprint, Snapshot
 from tables.state.store import PartitionStore
 
 log = logging.getLogger(__name__)
@@ -155,19 +155,16 @@ class OwnedPartition:
                 async with self._cycle:
                     if self.is_released:
                         return
-                    references.append(await self.owner.append_part(part))
+                    references.append(await self.owner.append_snapshot(part))
             async with self._cycle:
                 if self.is_released:
                     return
-                await self.owner.append_snapshot(covers, references)
+                await self.owner.append_snapshot(Snapshot(covers, references))
         except (FencedError, OutcomeUnknownError) as error:
             # The release that follows must not end the task that waits for it.
             self._snapshotting = None
             await self._lost(self, error)
-        else:
-            await self._truncate()
-
-    async def _truncate(self) -> None:
+            return
         try:
             await self.owner.truncate()
         except OutcomeUnknownError as error:

@@ -5,22 +5,24 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from agents.decode.event_batch import SetAside
 from agents.fold.content import Content
 from agents.partition.emit_counts import EmitCounts
 from agents.partition.idle_heartbeat import StreamTimes
 from agents.partition.late_watch import LateWatch
+from agents.partition.letters import PartOf, send_letters
 from agents.partition.live_reads import FreshMs, live_job, unknown_fresh_ms
 from agents.partition.owned_partition import MISPLACED, STALE, Lost, OwnedPartition
-from agents.partition.owner import Owner
+from agents.partition.owner import Owner, tail_of
 from agents.partition.partition_io import PartitionIO
 from agents.partition.rivals import Rivals
 from agents.ports import ReadableLog
 from agents.supervised import supervised
 from tables.archive.protocol import Archive
-from tables.model.errors import FencedError, OutcomeUnknownError
+from tables.model.errors import DeltaTooLargeError, FencedError, OutcomeUnknownError
 from tables.model.layer import Layer, Map
 from tables.model.topic_partition import TopicPartition
 from tables.query.live import LiveJob, LiveRead
@@ -214,6 +216,20 @@ class PartitionManager:
             stream_time_ms = owner.state.meta.stream_time_ms
             self.late.take(owner.plan, owner.partition, content.ledger, stream_time_ms)
 
+    async def advance_by(
+        self, owner: Owner, run: Run, content: Content
+    ) -> Sequence[tuple[Run, str]]:
+        """Advance a partition by a run's content; return the parts that must be folded anew.
+
+        These are halves of a run that adds more than one delta can hold. A single record that does
+        is returned with the cause to refuse it for, or its partition could never advance.
+        """
+        try:
+            await self.advance(owner, content, tail_of(run))
+        except DeltaTooLargeError as error:
+            return [(run, str(error))] if len(run.values) == 1 else [(h, "") for h in run.halves()]
+        return ()
+
     def _held_for(self, owner: Owner) -> OwnedPartition | None:
         """Return the partition whose owner this is, None if it has been released."""
         held = self._held.get((owner.plan.topic, owner.partition))
@@ -247,15 +263,25 @@ class PartitionManager:
             if not held.owner.archive.named:
                 await self._lost(held, _archive_there(topic, partition))
 
-    async def give_up(self, owners: Iterable[Owner], error: OutcomeUnknownError) -> None:
-        """Have the partitions of these owners claimed and their records read again.
+    async def send_letters(
+        self,
+        owners: Iterable[Owner],
+        runs: Sequence[Run],
+        aside: Sequence[SetAside],
+        part_of: PartOf,
+    ) -> bool:
+        """Append the letters of some owners' runs, which precede their deltas (rule 5).
 
-        Callers do so when letters, which precede a delta, may not have landed (rule 5).
+        Return whether all have landed; else the partitions are claimed and read again.
         """
-        for owner in owners:
-            held = self._held_for(owner)
-            if held is not None:
-                await self._lost(held, error)
+        try:
+            await send_letters(self._log, self.themap, runs, aside, part_of)
+        except OutcomeUnknownError as error:
+            for owner in owners:
+                if (held := self._held_for(owner)) is not None:
+                    await self._lost(held, error)
+            return False
+        return True
 
     async def _lost(self, held: OwnedPartition, error: Lost) -> None:
         """Forget a partition that another owner may have, and have it claimed again."""

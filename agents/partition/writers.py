@@ -15,10 +15,10 @@ from typing import ClassVar, TypeVar
 
 import polars as pl
 
-from agents.partition.emission import ARCHIVE, FEED, Due, Emission
 from agents.partition.emit_counts import EmitCounts
 from agents.partition.owner import Owner
 from agents.partition.schedule import NEVER, NOW, loop_time
+from agents.partition.sinks import ARCHIVE, FEED, Due, Emission
 from agents.ports import Log
 from tables.archive.protocol import Archive
 from tables.model.layer import Layer

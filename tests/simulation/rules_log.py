@@ -11,7 +11,7 @@ import msgspec
 import polars as pl
 
 import agents.fold.layers
-import agents.ingest
+import agents.partition.owners
 import tables.state.partition_state
 from agents.fold.content import Before, Content
 from agents.partition.emitter import Emitter
@@ -151,7 +151,7 @@ def letters_first() -> list[Patch]:
         with contextlib.suppress(OutcomeUnknownError):
             await send_letters(*args)
 
-    return [(agents.ingest, "send_letters", send)]
+    return [(agents.partition.owners, "send_letters", send)]
 
 
 async def _trusting(self: Owner, entry: Any, value: bytes, rows: Any = None) -> int:

@@ -16,11 +16,11 @@ from agents.decode.records import Decoder
 from agents.fold.layers import Folder
 from agents.partition import emitter as emit
 from agents.partition import writers
-from agents.partition.emission import ARCHIVE, FEED
 from agents.partition.emit_counts import EmitCounts
 from agents.partition.emitter import Emitter
 from agents.partition.owner import Owner, tail_of
 from agents.partition.partition_io import PartitionIO
+from agents.partition.sinks import ARCHIVE, FEED
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.protocol import CellRange
 from tables.model.errors import ArchiveError, OutcomeUnknownError

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agents.partition import writers
-from agents.partition.emission import ARCHIVE
+from agents.partition.sinks import ARCHIVE
 from app.health.readiness import Readiness
 from app.runtime.worker_status import WorkerStatus
 from app.web.map_answer import describe_map

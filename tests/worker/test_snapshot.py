@@ -344,10 +344,10 @@ async def test_a_snapshot_of_a_lost_owner_is_given_up(make: Callable[[], LocalWo
     zombie = first.owners.get(RAW, 0)
     assert isinstance(zombie, Owner)
     covers, parts = zombie.capture()
-    place = await zombie.append_part(next(parts))
+    reference = await zombie.append_snapshot(next(parts))
     await second.restore()
     with pytest.raises(FencedError):
-        await zombie.append_snapshot(covers, [place])
+        await zombie.append_snapshot(Snapshot(covers, [reference]))
     await second.settle()
     assert not second.failures
 
