@@ -14,8 +14,8 @@ Result = TypeVar("Result")
 async def end(task: asyncio.Task[Any]) -> None:
     """Cancel ``task`` until it has ended; the caller reads its result or error.
 
-    One cancel is not always enough: before Python 3.12 ``asyncio.wait_for`` loses a cancellation
-    that arrives together with the result of its awaitable, and clients of brokers use it a lot.
+    One cancel is not always enough: before Python 3.12 ``asyncio.wait_for``, which clients of
+    brokers use a lot, loses one that arrives together with the result of its awaitable.
     """
     while not task.done():
         task.cancel()

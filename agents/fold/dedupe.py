@@ -36,11 +36,9 @@ class Deduper:
     ) -> tuple[list[int], pl.DataFrame]:
         """Return the duplicate rows, and the hashes of the others, which are to be remembered.
 
-        Args:
-            events: classified events of one partition in log order, all with ``.id``, with ``time``
-                and with ``time_before``, the greatest time before each in the same run.
-            stream_time_ms: stream time before the first of them.
-            ids: the ids that are remembered before the first of them.
+        The events are classified, of one partition, in log order, with ``.id``, ``time`` and
+        ``time_before``, the greatest time before each in the same run. Stream time and ids are
+        those before the first of them.
         """
         hashes = hash_ids(events[ID_COLUMN])
         now = pl.max_horizontal("time_before", stream_time_ms)

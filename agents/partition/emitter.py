@@ -33,10 +33,6 @@ class Emitter:
     """Sends the closed cells of one owner; call ``wake`` after every applied delta.
 
     Args:
-        owner: the owner of the cells.
-        archive: the sink of the rows.
-        to: the log with the topics of coarser layers and the feeds.
-        counts: the counts over all owners of the worker.
         failed: called with the reason when a task ends: the worker must stop with it.
         early_emit_s: seconds without a change of the partition's cells after which those of open
             windows are sent too; 0 for never. So a cell is sent early at most once in that time,

@@ -43,9 +43,6 @@ class _Span:
 class LateWatch:
     """Counts folded events and those that are too late, by layer and source partition.
 
-    Args:
-        clock: a clock that never goes back, in seconds.
-
     Attributes:
         episodes: by layer, how often most events began to come too late.
     """

@@ -43,11 +43,6 @@ class OwnedPartition:
     Args:
         owner: it has claimed its partition.
         generation: the generation of the consumer group in which it was restored.
-        store: its local store.
-        archive: the sink of closed cells.
-        to: the log with layer topics and sources.
-        emitted: counts of the worker.
-        times: the stream times of the other partitions.
         failed: called with the reason when a background task ends: the worker must stop with it.
         lost: awaited with this partition when background work finds that another owner may have
             it; it is released then.

@@ -152,9 +152,7 @@ class Owner:
     async def append_snapshot(self, entry: SnapshotPart | Snapshot) -> PartReference:
         """Append a part of a snapshot, or the snapshot once all are acknowledged; return where.
 
-        Raises:
-            FencedError: another owner took over.
-            OutcomeUnknownError: it may or may not have landed.
+        Raises FencedError or OutcomeUnknownError, as :meth:`advance` does.
         """
         value = encode_entry(entry)
         offset = await self._append(entry, value)
@@ -169,8 +167,7 @@ class Owner:
     async def truncate(self) -> None:
         """Delete the entries that the last but one snapshot covers; the last two stay (rule 7).
 
-        Raises:
-            OutcomeUnknownError: the broker did not answer; the next snapshot truncates again.
+        Raises OutcomeUnknownError: the next snapshot truncates again.
         """
         covered = self.state.meta.covered
         if len(covered) > 1:

@@ -66,11 +66,6 @@ class Recovery:
 
     Nobody else has that state yet, so long steps run in a thread: a state may have millions of
     cells and ids.
-
-    Args:
-        plan: of the input topic.
-        partition: its number.
-        io: the partition's journal and local store.
     """
 
     def __init__(self, plan: InputPlan, partition: int, io: PartitionIO) -> None:
@@ -118,18 +113,17 @@ class Recovery:
         if state is not None:
             await self._io.run_in_thread(functools.partial(self._save, state))
             return state
-        if start > 0 and await self._is_overtaken(start, epoch):
+        if start == 0:
+            return PartitionState(self._plan)
+        cannot = f"cannot restore {self._plan.topic}[{self._partition}]"
+        if await self._is_overtaken(start, epoch):
             raise FencedError(
-                f"cannot restore {self._plan.topic}[{self._partition}]: a newer owner has claimed "
-                "it, and has truncated its journal since"
+                f"{cannot}: a newer owner has claimed it, and has truncated its journal since"
             )
-        if start > 0:
-            raise JournalRefusedError(
-                f"cannot restore {self._plan.topic}[{self._partition}]: its journal begins at "
-                f"offset {start} and no snapshot covers the entries before it; restore the journal "
-                f"topic, or {START_OVER}"
-            )
-        return PartitionState(self._plan)
+        raise JournalRefusedError(
+            f"{cannot}: its journal begins at offset {start} and no snapshot covers the entries "
+            f"before it; restore the journal topic, or {START_OVER}"
+        )
 
     async def _is_overtaken(self, start: int, epoch: int) -> bool:
         """Return whether somebody has claimed the partition after the claim at ``epoch``."""
@@ -183,11 +177,7 @@ class Recovery:
         return fingerprint_of(before) == state.meta.entry
 
     async def _from_snapshot(self, start: int, epoch: int) -> PartitionState | None:
-        """Return the state of the latest usable snapshot before ``epoch``, None without one.
-
-        The entries before ``epoch`` are searched backwards for a snapshot, or a delta that names
-        one.
-        """
+        """Return the state of the latest usable snapshot before ``epoch``, None without one."""
         stop, span = epoch, LOOK_BACK_ENTRIES
         tried = {-1}
         while stop > start:
@@ -247,10 +237,7 @@ class Recovery:
 
 
 def _entry_of(value: bytes) -> Entry | None:
-    """Return an entry that is read but not applied; None if it is damaged or of another format.
-
-    Such an entry is refused only when a state must apply it: :func:`take`.
-    """
+    """Return an entry that is not applied; None if it is damaged: :func:`take` alone refuses it."""
     try:
         return decode_entry(value)
     except JournalRefusedError:

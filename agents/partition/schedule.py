@@ -20,12 +20,7 @@ def loop_time() -> float:
 
 
 class Schedule:
-    """Lets one task sleep until something is due, and wakes it if news makes it due earlier.
-
-    Args:
-        due: returns when something is due, as of now.
-        clock: seconds of a clock that never goes back.
-    """
+    """Lets one task sleep until something is ``due``, and wakes it if news makes it due earlier."""
 
     def __init__(self, due: Callable[[], float], clock: Callable[[], float] = loop_time) -> None:
         self._due = due

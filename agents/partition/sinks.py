@@ -61,10 +61,6 @@ class Due:
 class Sinks:
     """The cells of a state that the sinks of all layers have; none at first (rule 10).
 
-    Args:
-        plan: the layers and their coarser ones.
-        state: the state of the cells; :meth:`applied` follows its deltas.
-
     Attributes:
         may_evict: set when more windows may have become evictable; the eviction clears it.
     """
@@ -93,7 +89,7 @@ class Sinks:
     def due(self, layer: Layer, sink: str, *, early: bool = False) -> Due | None:
         """Return the closed cells that ``sink`` has not acknowledged at their version, if any.
 
-        ``early`` includes the cells of open windows, because emission at any time is free (rule 8).
+        ``early`` includes those of open windows, because emission at any time is free (rule 8).
         Windows that the layer does not have whole are not sent.
         """
         early = early and self._state.is_known(layer)

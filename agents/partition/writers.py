@@ -22,7 +22,7 @@ from agents.partition.sinks import ARCHIVE, FEED, Due, Emission
 from agents.ports import Log
 from tables.archive.protocol import Archive
 from tables.model.layer import Layer
-from tables.query.feed_records import FeedRecord, feed_records
+from tables.query.feed_records import feed_records
 from tables.state.contribution import Contribution, encode_contribution, split_cells
 from tables.state.journal import Announcement
 
@@ -235,7 +235,10 @@ class FeedWriter(Writer):
 
     async def _publish(self, layer: Layer, due: Due) -> None:
         owner = self._owner
-        emission, records = await made(due, functools.partial(_feed_records, owner))
+        revision, partition = owner.plan.themap.revision, owner.partition
+        emission, records = await made(
+            due, lambda emission: feed_records(layer, revision, partition, emission.cells)
+        )
         topic = owner.plan.themap.feed_topic(layer)
         for first in range(0, len(records), FEED_RECORDS_AT_ONCE):
             sends = [
@@ -272,11 +275,6 @@ def archive_rows(owner: Owner, emission: Emission) -> tuple[pl.DataFrame, pl.Ser
 
 def _blocks(coarser: Layer, emission: Emission) -> list[tuple[int, bytes]]:
     return split_cells(coarser, emission.cells)
-
-
-def _feed_records(owner: Owner, emission: Emission) -> list[FeedRecord]:
-    revision = owner.plan.themap.revision
-    return feed_records(emission.layer, revision, owner.partition, emission.cells)
 
 
 def _passed(layer: Layer, announced: Announcement) -> tuple[int, ...]:

@@ -90,4 +90,4 @@ async def _known(log: KafkaLog, themap: Map, topic: str) -> Meta | None:
 
 def _plan(themap: Map, topic: str, partitions: int) -> InputPlan:
     # Without layers all blocks are skipped: claims alone are taken.
-    return InputPlan(themap, topic, partitions, (), None, None, 0, {})
+    return InputPlan(themap, topic, partitions, ())

@@ -213,12 +213,10 @@ class Block:
         self._window_bytes: dict[int, float] = {}
         self.windows: frozenset[int] = frozenset()
         if isinstance(rows, TupleRows):
-            if "window_start" in rows.schema:
-                self.windows = frozenset(rows.values("window_start"))
-        else:
-            starts = rows.get_column("window_start", default=None)
-            if starts is not None:
-                self.windows = different(starts)
+            if _START in rows.schema:
+                self.windows = frozenset(rows.values(_START))
+        elif (starts := rows.get_column(_START, default=None)) is not None:
+            self.windows = different(starts)
         self.first = min(self.windows, default=0)
         self.last = max(self.windows, default=0)
 
@@ -236,7 +234,11 @@ class Block:
         """Return about how much memory the rows of these windows take; the result is kept."""
         if not self._window_bytes:
             counts = Counter(self.values(_START)) if len(self.windows) > 1 else {}
-            size = self._row_bytes()
+            if isinstance(self._rows, TupleRows):
+                size = _VALUE_BYTES * len(self._rows.schema)
+            else:
+                versions = 8 if self._version >= 0 else 0
+                size = self._rows.estimated_size() / max(1, self.height) + versions
             self._window_bytes = {w: counts.get(w, self.height) * size for w in self.windows}
         return sum(size for window, size in self._window_bytes.items() if window in windows)
 
@@ -250,13 +252,6 @@ class Block:
             self._rows = self._rows.hstack([versions.alias("version")])
             self._version = -1
         return self._rows
-
-    def _row_bytes(self) -> float:
-        """Return about how much memory a row takes."""
-        if isinstance(self._rows, TupleRows):
-            return _VALUE_BYTES * len(self._rows.schema)
-        versions = 8 if self._version >= 0 else 0
-        return self._rows.estimated_size() / max(1, self.height) + versions
 
     def without(self, windows: frozenset[int]) -> pl.DataFrame:
         """Return the rows of other windows than these."""

@@ -94,10 +94,7 @@ class PartitionState:
         return (self.meta.revision, self.meta.digest) == (themap.revision, themap.digest)
 
     def skip(self, fingerprint: EntryFingerprint) -> None:
-        """Take the next journal entry, which is known to be a snapshot's part: it changes nothing.
-
-        ``fingerprint`` is the entry's.
-        """
+        """Take the next journal entry, known as a part of a snapshot: it changes nothing."""
         self.meta.journal_offset += 1
         self.meta.entry = fingerprint
 
@@ -120,10 +117,7 @@ class PartitionState:
         return self._least_final_ms()
 
     def complete_ms(self, layer: Layer) -> int:
-        """Return from which start on windows have all events; ``NEVER_ENDS_MS`` while not known.
-
-        A map may get a layer later: it knows nothing of earlier events then.
-        """
+        """Return from which start on windows have all events; ``NEVER_ENDS_MS`` while not known."""
         return self.whole(layer).get("events", NEVER_ENDS_MS)
 
     def is_known(self, layer: Layer) -> bool:
@@ -150,7 +144,7 @@ class PartitionState:
     def sends_whole(self, layer: Layer, coarser: Layer) -> dict[str, int]:
         """Return from which start on a coarser layer gets all of a layer's windows, by column.
 
-        Unknown columns are left out; the result is empty while the layer's own times are not known.
+        Unknown columns are left out, and all while the layer's own times are not known.
         """
         whole = self.whole(layer)
         if "events" not in whole:
@@ -180,10 +174,7 @@ class PartitionState:
         return began_ms
 
     def take_writes(self) -> list[BlockWrite]:
-        """Return the block writes that the local store has not got yet, and forget them.
-
-        There is one for each block: blocks that were merged away meanwhile are only deleted.
-        """
+        """Return the last write of each block that the local store lacks, and forget them all."""
         writes: dict[tuple[str, int], BlockWrite] = {}
         for table in self.all_tables.values():
             writes |= {(write.layer, write.sequence): write for write in table.writes}
@@ -267,10 +258,7 @@ class PartitionState:
             meta.columns_ms.setdefault(name, {})[column] = begins_ms
 
     def _keep_only(self, claim: Claim) -> None:
-        """Drop layers that a claim's map lacks; those that a later one has again begin anew there.
-
-        Else a state would depend on its reader: some have skipped rows that others hold.
-        """
+        """Drop layers that a claim's map lacks, or a state would depend on its reader's map."""
         meta = self.meta
         if claim.layers is not None:
             self._keep_layers(claim.layers)
@@ -316,12 +304,8 @@ class PartitionState:
         rows: Mapping[str, pl.DataFrame | TupleRows],
     ) -> bool:
         meta = self.meta
-        stands = (delta.start, delta.epoch, delta.revision) == (
-            meta.next_offset,
-            meta.epoch,
-            meta.revision,
-        )
-        if not stands:
+        follows = (meta.next_offset, meta.epoch, meta.revision)
+        if (delta.start, delta.epoch, delta.revision) != follows:
             return False
         meta.tail_bytes += fingerprint[0]
         for name, windows in delta.evicted.items():
@@ -366,19 +350,15 @@ class PartitionState:
         for sender, told in delta.whole.items():
             meta.whole[sender] = later_of(meta.whole.get(sender, {}), told)
         for sender in new:
-            # Windows that a sender of an older version had evicted before ended at or below its
-            # floor.
-            floor = NEVER_MS if sender in meta.whole else delta.announced[sender][1]
-            meta.since[sender] = floor
+            # An older version had evicted windows that ended at or below the sender's floor.
+            final_ms = delta.announced[sender].final_ms
+            meta.since[sender] = NEVER_MS if sender in meta.whole else final_ms
         if new or delta.whole:
             self._whole.clear()
         self._share()
 
     def _take_floors(self, floors: Mapping[str, int]) -> None:
-        """Take the floors of the layers that the map has now.
-
-        Those of layers that it lost stay: windows announced as final stay so if they come back.
-        """
+        """Take floors; those of layers that the map lost stay, as do their final windows."""
         meta = self.meta
         if not floors:
             return

@@ -28,12 +28,7 @@ _Step = tuple[AccumulatorKind, list[int]]
 def merge_few(
     accumulators: tuple[Accumulator, ...], rows: Iterable[tuple[Values, Values]]
 ) -> dict[Values, Values]:
-    """Return, by key, the accumulators and the version of rows that add up.
-
-    Args:
-        accumulators: in order.
-        rows: key; accumulators in order, with the version last.
-    """
+    """Return, by key, the values of rows that add up: accumulators in order, the version last."""
     groups: dict[Values, list[Values]] = {}
     for key, values in rows:
         groups.setdefault(key, []).append(values)

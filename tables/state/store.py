@@ -48,7 +48,7 @@ _META = msgspec.msgpack.Decoder(Meta)
 class PartitionStore:
     """The store of one partition in ``folder``; RocksDB's lock keeps other processes out.
 
-    ``damaged`` is called if it is found to be damaged: it is made anew from the journal.
+    ``damaged`` is called if it is found to be damaged.
     """
 
     _is_damaged = False
@@ -137,13 +137,10 @@ class PartitionStore:
             del rows
 
     def save(self, writes: list[BlockWrite], meta: Meta) -> None:
-        """Write blocks and meta in one atomic batch.
+        """Write blocks and meta in one atomic batch. Raises TreasureMapError if the disk is full.
 
         The write-ahead log is not synced: deltas that a crash of the machine loses are read from
         the journal.
-
-        Raises:
-            TreasureMapError: the disk does not take it; it is full, for instance.
         """
         batch = rocksdict.WriteBatch(raw_mode=True)
         hashes = self._stored()
