@@ -8,7 +8,7 @@ from agents.decode.records import Decoder
 from agents.fold.content import Content
 from agents.fold.layers import Folder
 from agents.fold.small import SmallBatchFolder
-from agents.partition.owner import Owner
+from agents.partition.owned_partition import OwnedPartition
 from agents.partition.owners import PartitionManager
 from tables.record.chunk import Chunk, Run
 
@@ -34,15 +34,12 @@ class Ingest:
         self, topic: str, runs: list[Run], generation: int, refused: str = ""
     ) -> None:
         """Take runs of one topic through a cycle; ``refused`` says why a record is refused."""
-        owners: dict[int, Owner] = {}
-        for run in runs:
-            owner = self._owners.taker(run, generation)
-            if owner is not None:
-                owners[run.partition] = owner
-        runs = [run for run in runs if run.partition in owners]
+        found = [(run, self._owners.taker(run, generation)) for run in runs]
+        taken = {run.partition: held for run, held in found if held is not None}
+        runs = [run for run in runs if run.partition in taken]
         if not runs:
             return
-        before = {partition: owner.before() for partition, owner in owners.items()}
+        before = {partition: held.owner.before() for partition, held in taken.items()}
         decoder, folder, few = self._steps[topic]
         contents = None if refused else few.fold(runs, before)
         if contents is None:
@@ -52,13 +49,15 @@ class Ingest:
                 batch = decoder.decode(runs)
             contents = folder.fold(batch, before)
             aside, part_of = batch.aside, decoder.part_of
-            if not await self._owners.send_letters(owners.values(), runs, aside, part_of):
+            if not await self._owners.send_letters(taken.values(), runs, aside, part_of):
                 return
         pairs = zip(runs, contents, strict=True)
         await asyncio.gather(
-            *(self._advance(owners[r.partition], r, c, generation) for r, c in pairs)
+            *(self._advance(taken[r.partition], r, c, generation) for r, c in pairs)
         )
 
-    async def _advance(self, owner: Owner, run: Run, content: Content, generation: int) -> None:
-        for part, cause in await self._owners.advance_by(owner, run, content):
+    async def _advance(
+        self, held: OwnedPartition, run: Run, content: Content, generation: int
+    ) -> None:
+        for part, cause in await self._owners.advance(held, run, content):
             await self._handle(part.topic, [part], generation, cause)

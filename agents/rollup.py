@@ -25,10 +25,10 @@ class Rollup:
 
     async def _handle(self, run: Run, generation: int, refused: str = "") -> None:
         """Take a run through a cycle; ``refused`` says why its one record is refused."""
-        owner = self._owners.taker(run, generation)
-        if owner is None:
+        held = self._owners.taker(run, generation)
+        if held is None:
             return
-        content, aside = self._gatherers[run.topic].gather(run, owner.state, refused)
-        if await self._owners.send_letters([owner], [run], aside, whole_record):
-            for part, cause in await self._owners.advance_by(owner, run, content):
+        content, aside = self._gatherers[run.topic].gather(run, held.owner.state, refused)
+        if await self._owners.send_letters([held], [run], aside, whole_record):
+            for part, cause in await self._owners.advance(held, run, content):
                 await self._handle(part, generation, cause)

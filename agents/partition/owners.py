@@ -28,7 +28,7 @@ from tables.model.topic_partition import TopicPartition
 from tables.query.live import LiveJob, LiveRead
 from tables.record.chunk import Run
 from tables.state.input_plan import InputPlan, plans_of
-from tables.state.journal import Claimant, RecordFingerprint
+from tables.state.journal import Claimant
 from tables.state.store import PartitionStore
 
 log = logging.getLogger(__name__)
@@ -172,8 +172,8 @@ class PartitionManager:
         """Return every owner."""
         return iter([held.owner for held in self._held.values()])
 
-    def taker(self, run: Run, generation: int) -> Owner | None:
-        """Return the owner of a run; count a run that must be dropped, and return None.
+    def taker(self, run: Run, generation: int) -> OwnedPartition | None:
+        """Return the partition of a run; count a run that must be dropped, and return None.
 
         ``generation`` is the one in which the run was fetched. An owner that was restored later
         reads the same records again. If the run begins at another offset than the owner's next,
@@ -186,28 +186,31 @@ class PartitionManager:
         if held.owner.position != run.first_offset:
             self._misplace(held.owner)
             return None
-        return held.owner
+        return held
 
     def _misplace(self, owner: Owner) -> None:
         self.dropped[MISPLACED] += 1
         self._misplaced(owner.plan.topic, owner.partition, owner.position)
 
-    async def advance(self, owner: Owner, content: Content, tail: RecordFingerprint | None) -> None:
-        """Advance a partition by one delta, then let it emit.
+    async def advance(
+        self, held: OwnedPartition, run: Run, content: Content
+    ) -> Sequence[tuple[Run, str]]:
+        """Advance a partition by a run's content; return the parts that must be folded anew.
+
+        These are halves of a run that adds more than one delta can hold. A single record that does
+        is returned with the cause to refuse it for, or its partition could never advance.
 
         A partition that was lost is forgotten and claimed again, and its records are read again.
         So are records that were folded for an owner that has been released meanwhile.
         """
-        held = self._held_for(owner)
-        has_records = content.stop > content.start
+        owner = held.owner
         try:
-            dropped = STALE if held is None else await held.advance(content, tail)
+            dropped = await held.advance(content, tail_of(run))
+        except DeltaTooLargeError as error:
+            return [(run, str(error))] if len(run.values) == 1 else [(h, "") for h in run.halves()]
         except (FencedError, OutcomeUnknownError) as error:
-            assert held is not None
             await self._lost(held, error)
-            return
-        if not has_records:
-            return
+            return ()
         if dropped == MISPLACED:
             self._misplace(owner)
         elif dropped:
@@ -215,25 +218,7 @@ class PartitionManager:
         else:
             stream_time_ms = owner.state.meta.stream_time_ms
             self.late.take(owner.plan, owner.partition, content.ledger, stream_time_ms)
-
-    async def advance_by(
-        self, owner: Owner, run: Run, content: Content
-    ) -> Sequence[tuple[Run, str]]:
-        """Advance a partition by a run's content; return the parts that must be folded anew.
-
-        These are halves of a run that adds more than one delta can hold. A single record that does
-        is returned with the cause to refuse it for, or its partition could never advance.
-        """
-        try:
-            await self.advance(owner, content, tail_of(run))
-        except DeltaTooLargeError as error:
-            return [(run, str(error))] if len(run.values) == 1 else [(h, "") for h in run.halves()]
         return ()
-
-    def _held_for(self, owner: Owner) -> OwnedPartition | None:
-        """Return the partition whose owner this is, None if it has been released."""
-        held = self._held.get((owner.plan.topic, owner.partition))
-        return held if held is not None and held.owner is owner else None
 
     def live_job(self, read: LiveRead, fresh_ms: FreshMs = unknown_fresh_ms) -> LiveJob:
         """Return a job that makes the applied cells held here, open and closed, in any thread.
@@ -265,21 +250,20 @@ class PartitionManager:
 
     async def send_letters(
         self,
-        owners: Iterable[Owner],
+        taken: Iterable[OwnedPartition],
         runs: Sequence[Run],
         aside: Sequence[SetAside],
         part_of: PartOf,
     ) -> bool:
-        """Append the letters of some owners' runs, which precede their deltas (rule 5).
+        """Append the letters of some partitions' runs, which precede their deltas (rule 5).
 
-        Return whether all have landed; else the partitions are claimed and read again.
+        Return whether all have landed; else these partitions are claimed and read again.
         """
         try:
             await send_letters(self._log, self.themap, runs, aside, part_of)
         except OutcomeUnknownError as error:
-            for owner in owners:
-                if (held := self._held_for(owner)) is not None:
-                    await self._lost(held, error)
+            for held in taken:
+                await self._lost(held, error)
             return False
         return True
 
