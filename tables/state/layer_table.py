@@ -73,14 +73,17 @@ class LayerTable(BlockTable):
             Cells of other windows leave the table with null there.
     """
 
-    def __init__(self, name: str, stored: Mapping[str, pl.DataType]) -> None:
-        super().__init__(name, stored)
+    def __init__(self, layer: Layer, stored: Mapping[str, pl.DataType]) -> None:
+        super().__init__(layer.name, stored)
+        self.layer = layer
         self.versions: dict[int, int] = {}
         self.touched: frozenset[int] = frozenset()
         self.oldest: int | None = None
         self.began: Mapping[str, int] = {}
         self._collected: tuple[dict[int, int], weakref.ref[CellsJob]] | None = None
         self._ahead: Merge | None = None
+        self._cell = [*layer.key_columns, "window_start"]
+        self._values = [*(acc.column for acc in layer.accumulators), "version"]
 
     @property
     def delta_columns(self) -> list[str]:
@@ -275,9 +278,7 @@ class FoldTable(LayerTable):
     """Partial cells of a base layer: rows of one cell add up."""
 
     def __init__(self, layer: Layer) -> None:
-        super().__init__(layer.name, cell_schema(layer))
-        self.layer = layer
-        self._identity = [*layer.key_columns, "window_start"]
+        super().__init__(layer, cell_schema(layer))
 
     def _due_for_merge(self, blocks: dict[int, Block]) -> list[int]:
         """Return the newest blocks, with older ones of up to twice their size."""
@@ -298,15 +299,13 @@ class FoldTable(LayerTable):
 
     def _cells_of(self, rows: pl.DataFrame) -> pl.DataFrame:
         # Columns are in the order of a cell frame.
-        return merge_rows(rows, self._identity, self.layer.accumulators)
+        return merge_rows(rows, self._cell, self.layer.accumulators)
 
     def _small_of(self, rows: pl.DataFrame) -> pl.DataFrame:
-        keys = list(zip(*columns_of(rows, self._identity), strict=True))
-        if len(set(keys)) == len(keys):
+        keys = columns_of(rows, self._cell)
+        if len(set(zip(*keys, strict=True))) == rows.height:
             return rows
-        names = [acc.column for acc in self.layer.accumulators]
-        values = zip(*columns_of(rows, [*names, "version"]), strict=True)
-        return small_cells(self.layer, zip(keys, values, strict=True))
+        return small_cells(self.layer, keys, columns_of(rows, self._values))
 
 
 def _matching(

@@ -31,11 +31,9 @@ class RollupTable(LayerTable):
     """
 
     def __init__(self, layer: Layer, finer: Layer) -> None:
-        super().__init__(layer.name, rollup_schema(layer))
-        self.layer = layer
+        super().__init__(layer, rollup_schema(layer))
         self.finer = finer
         self.contribution = [*layer.key_columns, "fine_start", "source_partition"]
-        self._cell = [*layer.key_columns, "window_start"]
         self.announced: dict[int, Announcement] = {}
         # The latest finer window of which there is a contribution, by window and sender.
         self._heard: dict[int, dict[int, int]] = {}
@@ -57,24 +55,15 @@ class RollupTable(LayerTable):
             rows = matching()
             if rows.height > SMALL_ROWS_MAX:
                 return whole_only(self._latest(rows), began)
-            return whole_only(TupleRows(self._stored, self._latest_few(rows)).frame(), began)
+            return whole_only(self._latest_few(rows).frame(), began)
 
         return parts
 
     def _small_of(self, rows: pl.DataFrame) -> pl.DataFrame:
-        names = list(self._stored)
-        key = [names.index(name) for name in self._cell]
-        values = [names.index(acc.column) for acc in self.layer.accumulators]
-        values.append(names.index("version"))
-        return small_cells(
-            self.layer,
-            (
-                (tuple(row[at] for at in key), tuple(row[at] for at in values))
-                for row in self._latest_few(rows)
-            ),
-        )
+        values_of = self._latest_few(rows).values
+        return small_cells(self.layer, map(values_of, self._cell), map(values_of, self._values))
 
-    def _latest_few(self, rows: pl.DataFrame) -> list[tuple[Any, ...]]:
+    def _latest_few(self, rows: pl.DataFrame) -> TupleRows:
         """Return the rows that :meth:`_latest` does."""
         names = list(self._stored)
         identity = [names.index(name) for name in self.contribution]
@@ -92,7 +81,7 @@ class RollupTable(LayerTable):
                 row[contributed], row[version],
             ):  # fmt: skip
                 single[contribution] = row
-        return [*settled, *single.values()]
+        return TupleRows(self._stored, [*settled, *single.values()])
 
     def _due_for_merge(self, blocks: dict[int, Block]) -> list[int]:
         """Return all: settling needs every row of a contribution at once."""

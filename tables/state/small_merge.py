@@ -40,8 +40,11 @@ def merge_few(
     return merged
 
 
-def small_cells(layer: Layer, rows: Iterable[tuple[Values, Values]]) -> pl.DataFrame:
-    """Return the cell frame of rows, each its key with the window last, and values as above."""
+def small_cells(
+    layer: Layer, keys: Iterable[Sequence[Any]], values: Iterable[Sequence[Any]]
+) -> pl.DataFrame:
+    """Return the cell frame of rows, whose columns are given in order, the window last of keys."""
+    rows = zip(zip(*keys, strict=True), zip(*values, strict=True), strict=True)
     merged = merge_few(layer.accumulators, rows)
     return TupleRows(cell_schema(layer), [(*key, *one) for key, one in merged.items()]).frame()
 

@@ -158,7 +158,8 @@ class PartitionStore:
         hashes[_META_KEY] = _hash(_META_KEY, value)
         batch.put(_SUM_KEY, _sum(hashes))
         batch.put(_FORMAT_KEY, bytes((FORMAT,)))
-        self._write(batch)
+        with self._disk("write"):
+            self._db.write(batch)
         self._hashes = hashes
 
     def _stored(self) -> dict[bytes, int]:
@@ -181,9 +182,6 @@ class PartitionStore:
         batch = rocksdict.WriteBatch(raw_mode=True)
         for key in list(self._db.keys()):
             batch.delete(key)
-        self._write(batch)
-
-    def _write(self, batch: rocksdict.WriteBatch) -> None:
         with self._disk("write"):
             self._db.write(batch)
 
