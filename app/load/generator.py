@@ -29,6 +29,7 @@ from app.config.settings import Settings
 from app.kafka.batch_producer import BatchProducer
 from app.kafka.brokers import connect_error
 from app.load.appended import last_heartbeat_ms, start_after
+from app.load.event_shape import EventShape
 from app.load.manifest import Written, manifest_of, write_manifest
 from app.load.plan import GenerateError, LoadSpec, Part, check_times, parts_of
 from app.load.process import Failed, PartResult, Progress, Ready, run_process
@@ -163,7 +164,8 @@ def _source(themap: Map, plan: LoadSpec) -> Source:
             f" {plan.duplicates}; want a source with an id; add one to the map, or leave"
             " --duplicates out"
         )
-    own = sorted({source.time_field, source.type_field} & set(source.keyed_by))
+    shape = EventShape(source)
+    own = sorted({shape.time, shape.type} & set(source.keyed_by))
     if own:
         raise GenerateError(
             f"cannot generate events for {name}: it is keyed by its time or type; got {own}; want"

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import cast
 
+from tables.model.path import Path, parse_path
 from tables.model.window import DAY_MS, LENGTH_MS_MAX, parse_duration_ms
 
 DURATION_MS_MAX = LENGTH_MS_MAX
@@ -88,6 +89,14 @@ class Section:
             return None
         return value
 
+    def choice(self, field: str, choices: Sequence[str]) -> str:
+        """Return one of a few texts; the first of them if absent or wrong."""
+        value = self.text(field)
+        if value is None or value in choices:
+            return value or choices[0]
+        self.note(field, f"got {value!r}; want {' or '.join(map(repr, choices))}; change it")
+        return choices[0]
+
     def integer(self, field: str, low: int, high: int, *, required: bool = False) -> int | None:
         """Return a whole number in ``[low, high]``."""
         value = self._typed(field, int, f"a whole number of {low} to {high}", required=required)
@@ -160,12 +169,29 @@ class Section:
         value = self._typed(field, list, "a list of tables", required=False)
         found = []
         for index, table in enumerate(cast("list[object]", value or [])):
-            place = f"{field}[{index}]"
+            entry = f"{field}[{index}]"
             if isinstance(table, dict):
-                found.append(Section(self._problems, self._inner(place), table))
+                found.append(Section(self._problems, self._inner(entry), table))
             else:
-                self.note(place, _mistyped(table, "a table {field=..., op=..., value=...}"))
+                self.note(entry, _mistyped(table, "a table {field=..., op=..., value=...}"))
         return found
+
+    def inside(self, field: str, table: Mapping[str, object]) -> Section:
+        """Return the section of ``table``, which stands in this one as ``field``."""
+        return Section(self._problems, self._inner(field), table)
+
+    def path(self, field: str, *, required: bool = False) -> Path | None:
+        """Return the path that a text names."""
+        text = self.text(field, required=required)
+        try:
+            return None if text is None else parse_path(text)
+        except ValueError as error:
+            self.note(field, f"not a path; {error}; correct it")
+            return None
+
+    def flag(self, field: str) -> bool:
+        """Return a boolean; false if it is absent or wrong."""
+        return self._typed(field, bool, "true or false", required=False) is True
 
     def refuse(self, field: str, text: str) -> None:
         """Note ``text`` if this section has ``field``, which does not belong here."""

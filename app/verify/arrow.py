@@ -25,6 +25,7 @@ from app.verify.records import (
     text_time_ms,
 )
 from tables.model.layer import Source
+from tables.model.path import Path
 
 _DAY_MS = 86_400_000
 _MS_PER = {"ms": 1, "us": 1_000, "ns": 1_000_000}
@@ -36,12 +37,10 @@ class ArrowRows:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        roles = {source.time_field, source.type_field}
-        self._declared = {f.name for f in source.fields} & roles
-        self._fields = [f for f in source.fields if f.name not in roles]
-        self._names = roles | {f.name for f in source.fields}
-        if source.id_field is not None:
-            self._names.add(source.id_field)
+        roles = {source.time_at, source.type_at}
+        self._declared = {f.name: f.at for f in source.fields if f.at in roles}
+        self._fields = [f for f in source.fields if f.at not in roles]
+        self._names = {str(path[0]) for path in source.paths}
 
     def __call__(self, value: bytes) -> list[Event | Faults] | None:
         """Return a stream's rows as events or faults; None if it cannot be read."""
@@ -58,9 +57,9 @@ class ArrowRows:
         source = self._source
         return Columns(
             _times(frame, source),
-            _column(frame, source.type_field, "string"),
+            _column(frame, source.type_at, "string"),
             self._ids(frame),
-            {field.name: _column(frame, field.name, field.type) for field in self._fields},
+            {field.name: _column(frame, field.at, field.type) for field in self._fields},
         )
 
     def event(self, columns: Columns, row: int) -> Event | Faults:
@@ -85,13 +84,12 @@ class ArrowRows:
         return pl.concat(columns, how="horizontal") if columns else None
 
     def _ids(self, frame: pl.DataFrame) -> list[Any]:
-        name = self._source.id_field
-        if name is None or name not in frame.columns:
+        path = self._source.id_at
+        if path is None:
             return [None] * frame.height
-        declared = next((f.type for f in self._source.fields if f.name == name), None)
-        return _column(
-            frame, name, declared or ("int" if frame[name].dtype.is_integer() else "string")
-        )
+        declared = next((f.type for f in self._source.fields if f.at == path), None)
+        is_whole = _at(frame, path).dtype.is_integer()
+        return _column(frame, path, declared or ("int" if is_whole else "string"))
 
     def _event(
         self, time: Any, kind: Any, identity: Any, values: list[tuple[str, Any]]
@@ -99,13 +97,14 @@ class ArrowRows:
         """Return the event of a row; a value that is a fault is a set of reasons."""
         found = [time, kind, identity, *(value for _, value in values)]
         faults: Faults = frozenset().union(*(one for one in found if isinstance(one, frozenset)))
-        if time is None or kind is None:
+        fields = {name: value for name, value in values if value is not None}
+        required = (field.name for field in self._fields if field.required)
+        if time is None or kind is None or any(name not in fields for name in required):
             faults |= {"missing"}
         if faults:
             return faults
-        fields = {name: value for name, value in values if value is not None}
-        own = {self._source.time_field: time, self._source.type_field: kind}
-        fields |= {name: own[name] for name in self._declared}
+        own = {self._source.time_at: time, self._source.type_at: kind}
+        fields |= {name: own[path] for name, path in self._declared.items()}
         return Event(time, kind, fields, "" if identity is None else str(identity))
 
 
@@ -114,10 +113,22 @@ _RANGE: Faults = frozenset({"out_of_range"})
 _INFINITE: Faults = frozenset({"not_finite"})
 
 
-def _column(frame: pl.DataFrame, name: str, kind: str) -> list[Any]:
-    if name not in frame.columns:
-        return [None] * frame.height
-    column = frame[name]
+def _at(frame: pl.DataFrame, path: Path) -> pl.Series:
+    """Return the values at a path; a column of nulls if it misses."""
+    column = frame.to_struct()
+    for step in path:
+        inner = column.dtype
+        if isinstance(step, str) and step in getattr(inner, "to_schema", dict)():
+            column = column.struct.field(step)
+        elif isinstance(step, int) and isinstance(inner, pl.List | pl.Array):
+            column = column.cast(pl.List(inner.inner)).list.get(step, null_on_oob=True)
+        else:
+            return pl.Series([None] * frame.height, dtype=pl.Null)
+    return column
+
+
+def _column(frame: pl.DataFrame, path: Path, kind: str) -> list[Any]:
+    column = _at(frame, path)
     if not _takes(column.dtype, kind):
         return [None if value else _WRONG for value in column.is_null()]
     if kind == "string":
@@ -142,9 +153,7 @@ def _takes(dtype: pl.DataType, kind: str) -> bool:
 
 def _times(frame: pl.DataFrame, source: Source) -> list[Any]:
     """Return the times in milliseconds, cut off towards the past."""
-    if source.time_field not in frame.columns:
-        return [None] * frame.height
-    column = frame[source.time_field]
+    column = _at(frame, source.time_at)
     to_ms = _time_reader(column.dtype, source)
     if to_ms is None:
         return [None if value else _WRONG for value in column.is_null()]

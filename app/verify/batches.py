@@ -155,11 +155,12 @@ class Decoder:
         self._arrow = arrow
         self._faulty = faulty
         self.kinds = Kinds(layers)
-        roles = {source.time_field, source.type_field}
-        types = {field.name: field.type for field in source.fields}
-        self._fields = {name: kind for name, kind in types.items() if name not in roles}
+        roles = {source.time_at, source.type_at}
+        self._fields = {f.name: f.type for f in source.fields if f.at not in roles}
+        self._required = [f.name for f in source.fields if f.required and f.at not in roles]
+        types = {field.at: field.type for field in source.fields}
         # The text of a float is another one where its digits are many.
-        declared = SOUND.get(types.get(source.id_field or "", ""), frozenset({str, int, MISSING}))
+        declared = SOUND.get(types.get(source.id_at or (), ""), frozenset({str, int, MISSING}))
         self._id_types = declared if float not in declared else frozenset({MISSING})
         self._needed = dict(needed)
         self.columns = {name: f"f{number}" for number, name in enumerate(needed)}
@@ -365,6 +366,8 @@ class Decoder:
         found |= unsound(columns.types, _TYPES)
         for name, column in columns.fields.items():
             found |= unsound(column, SOUND[self._fields[name]])
+        for name in self._required:
+            found |= unsound(columns.fields[name], SOUND[self._fields[name]] - {MISSING})
         return found | unsound(columns.ids, self._id_types)
 
     def _extend(
@@ -397,11 +400,10 @@ class Decoder:
         batch.kinds += [kinds[kind] for kind in columns.types]
         batch.ids += as_texts(columns.ids) if columns.ids else [None] * count
         source = self._source
-        known = columns.fields | {
-            source.time_field: columns.times, source.type_field: columns.types,
-        }  # fmt: skip
+        roles = {source.time_at: columns.times, source.type_at: columns.types}
         for name, column in batch.fields.items():
-            found = known[name]
+            at = source.field(name).at
+            found = roles[at] if at in roles else columns.fields[name]
             column.extend(as_floats(found) if self._is_float(name) else found)
 
 

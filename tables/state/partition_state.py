@@ -55,6 +55,9 @@ class PartitionState:
         if self.ids is not None:
             self.all_tables[IDS] = self.ids
         self._whole: dict[str, dict[str, int]] = {}
+        # Snapshots of formats 1 and 2 do not say since when.
+        unknown = self.meta.announced.keys() - self.meta.since.keys()
+        self.meta.since |= dict.fromkeys(unknown, NEVER_MS)
         self._share()
 
     def apply(
@@ -350,9 +353,10 @@ class PartitionState:
         for sender, told in delta.whole.items():
             meta.whole[sender] = later_of(meta.whole.get(sender, {}), told)
         for sender in new:
-            # An older version had evicted windows that ended at or below the sender's floor.
-            final_ms = delta.announced[sender].final_ms
-            meta.since[sender] = NEVER_MS if sender in meta.whole else final_ms
+            # Claims of formats 1 and 2 take all layers for whole. Under later ones, windows that a
+            # sender of an older version had evicted before ended at or below its floor.
+            is_whole = sender in meta.whole or meta.layers is None
+            meta.since[sender] = NEVER_MS if is_whole else delta.announced[sender].final_ms
         if new or delta.whole:
             self._whole.clear()
         self._share()
