@@ -183,8 +183,8 @@ def build(settings: Settings) -> MapApp:
         admits=pressure.admits_layers, pace=pace(),
     )  # fmt: skip
     transport.serve(owners, [ingest, rollup])
-    add_agent(app, ingest, Ingest(owners, log).handle, transport.fail)
-    add_agent(app, rollup, Rollup(owners, log).handle, transport.fail)
+    add_agent(app, ingest, Ingest(owners).handle, transport.fail)
+    add_agent(app, rollup, Rollup(owners).handle, transport.fail)
     check = functools.partial(_check, settings, owners, options)
     foundation = StorageService(
         log, archive, themap, check, transport.fail,

@@ -71,7 +71,7 @@ class Scene:
         self.bench = TransportHarness(
             brokers, {"ingest": self.raw}, self.owners, group=group, node="a"
         )
-        self.bench._handle = Ingest(self.owners, self.log).handle  # type: ignore[method-assign]
+        self.bench._handle = Ingest(self.owners).handle  # type: ignore[method-assign]
         self.other = TransportHarness(
             brokers, {"ingest": self.raw}, Memory(), group=group, node="b"
         )
@@ -124,7 +124,8 @@ async def test_a_chunk_in_hand_while_its_partition_is_restored_stops_nothing(
             if moves == "rebalance":
                 await scene.other.transport.start()
             else:
-                await scene.owners.give_up(list(scene.owners.each()), OutcomeUnknownError("lost"))
+                for held in list(scene.owners._held.values()):
+                    await scene.owners._lost(held, OutcomeUnknownError("lost"))
             await until(lambda: transport.statistics().restores > restores, "the next owner")
             await scene.applied(1)
             await producer.send_and_wait(scene.raw, flight(90 * HOUR_MS), partition=0)

@@ -67,8 +67,8 @@ def merged(layer: Layer, parts: list[pl.DataFrame]) -> tuple[pl.DataFrame, pl.Da
     rows = pl.concat(parts).with_columns(
         version=pl.lit(1, pl.Int64), source_partition=pl.lit(0, pl.Int32)
     )[list(archive_schema(layer))]
-    place = len(layer.key) + 1
-    few = small_cells(layer, ((row[:place], row[place:-1]) for row in rows.rows()))
+    first, columns = len(layer.key) + 1, [column.to_list() for column in rows]
+    few = small_cells(layer, columns[:first], columns[first:-1])
     return few, merge_partitions(layer, rows)
 
 

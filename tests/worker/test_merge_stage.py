@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agents.partition import writers
-from agents.partition.emission import ARCHIVE
+from agents.partition.sinks import ARCHIVE
 from app.runtime.worker_status import WorkerStatus
 from app.web.pages import describe_map
 from tables.archive.embedded.archive import EmbeddedArchive
@@ -361,7 +361,7 @@ async def test_a_combiner_has_no_archive_and_leaves_its_table(
     merging = house.owners.get(HOUR_TOPIC, 0)
     assert merging is not None
     assert merging.sinks.names_of(HOUR) == [ARCHIVE, "day"]
-    tables = [table for each in house.owners.each() for table in each.state.tables.values()]
+    tables = [table for each in house.owners.each() for table in each.state.all_tables.values()]
 
     async def empty() -> bool:
         return not any(table.rows for table in tables)
