@@ -49,8 +49,7 @@ class _Auto(click.ParamType):
     f" there; else that of a shop, {MAP_FILE}]",
 )
 @click.option(
-    "--source",
-    help=f"The map's source to write to.  [default: its only one, or {SOURCE}]",
+    "--source", help=f"The map's source to write to.  [default: its only one, or {SOURCE}]"
 )
 @click.option(
     "--rate",

@@ -70,10 +70,7 @@ async def run(plan: DemoTimes, folder: pathlib.Path) -> list[str]:
         TreasureMapError: some part of it could not go on.
     """
     themap = load_map(events.MAP_FILE)
-    with (
-        EmbeddedBroker() as broker,
-        tempfile.TemporaryDirectory(prefix="demo-", dir=folder) as own,
-    ):
+    with EmbeddedBroker() as broker, tempfile.TemporaryDirectory(prefix="demo-", dir=folder) as own:
         click.echo(f"broker at {broker.bootstrap}, memory only")
         await apply_topics(broker.bootstrap, themap)
         with DemoWorker(broker.bootstrap, events.MAP_FILE, pathlib.Path(own)) as worker:

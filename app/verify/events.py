@@ -27,13 +27,7 @@ from app.verify.cuts import Cuts
 from app.verify.database import Database, text
 from app.verify.letters import WHOLE, Letters
 from app.verify.outcomes import LETTERED, outcome_of, possible
-from app.verify.records import (
-    Faults,
-    Record,
-    RecordReader,
-    form_of,
-    has_broken_name,
-)
+from app.verify.records import Faults, Record, RecordReader, form_of, has_broken_name
 from app.verify.report import Difference
 from app.verify.trial import readable
 from app.verify.whole import Whole
@@ -302,9 +296,7 @@ class Events:
             partition.read["records.with_events"] += 1
             return
         content = self._reader.read(
-            record,
-            broken_arrow=broken,
-            many=lambda: self._letters.many(topic, part, record.offset),
+            record, broken_arrow=broken, many=lambda: self._letters.many(topic, part, record.offset)
         )
         partition.read[f"records.{content.column}"] += 1
         if content.reason:
