@@ -21,6 +21,7 @@ from app.load.plan import MAP_FILE, SOURCE, LoadSpec, default_start_ms, processe
 from app.load.process import Progress
 from app.load.writers import names
 from app.mapfile.load import load_map
+from tables.model.clock import wall_clock_ms
 
 _LINE_SECONDS = 5.0
 _SHARE = click.FloatRange(0, 1)
@@ -179,7 +180,7 @@ def command(
     name = source or (next(iter(known)) if len(known) == 1 else SOURCE)
     found = known.get(name)
     if start_ms is None and found is not None:
-        now_ms = time.time_ns() // 1_000_000
+        now_ms = wall_clock_ms()
         start_ms = default_start_ms(themap, found, now_ms, options["seconds"], options["speed"])
     # If the source is not known, generate() says so.
     plan = LoadSpec(

@@ -16,9 +16,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import IO, Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
-import aiokafka
-from aiokafka.errors import KafkaError
-
 from app.config.settings import ENVIRONMENT_PREFIX, environment_variable
 from app.host.children import start_child, stop_child
 from tables.model.errors import TreasureMapError
@@ -31,7 +28,6 @@ STOP_SECONDS_MAX = 30.0
 # The port that README and the query command name; a free one where it is taken.
 PORT = 6066
 _POLL_SECONDS = 0.2
-_ENDS_SECONDS_MAX = 30.0
 _ROOT = pathlib.Path(__file__).parent.parent.parent
 _LOG_LINES = 15
 
@@ -218,40 +214,6 @@ class DemoWorker:
     def _log_end(self) -> str:
         lines = self._log_file.read_text(errors="replace").splitlines()[-_LOG_LINES:]
         return "\n".join(f"  {line}" for line in lines)
-
-
-async def end_offsets(brokers: str, themap: Map) -> dict[tuple[str, int], int]:
-    """Return the end of every partition of the map's input topics.
-
-    The end that answers a fetch is taken: the one that the embedded broker lists is that of the
-    first record of the last batch.
-
-    Raises:
-        DemoError: the broker does not answer.
-    """
-    places = [
-        aiokafka.TopicPartition(topic, partition)
-        for topic, partitions in themap.inputs().items()
-        for partition in range(partitions)
-    ]
-    try:
-        async with (
-            asyncio.timeout(_ENDS_SECONDS_MAX),
-            aiokafka.AIOKafkaConsumer(
-                bootstrap_servers=brokers, enable_auto_commit=False, fetch_max_wait_ms=10
-            ) as consumer,
-        ):
-            consumer.assign(places)
-            for place, offset in (await consumer.end_offsets(places)).items():
-                consumer.seek(place, offset)
-            while any(consumer.highwater(place) is None for place in places):
-                await consumer.getmany(timeout_ms=50)
-            return {(place.topic, place.partition): consumer.highwater(place) for place in places}
-    except (KafkaError, TimeoutError) as error:
-        raise DemoError(
-            f"cannot read the ends of topics: {type(error).__name__}; got no answer from {brokers};"
-            " want a broker that answers; see whether the machine is overloaded"
-        ) from error
 
 
 def _port() -> int:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import time
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Self
@@ -24,6 +23,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from app.kafka.brokers import connect_error
 from app.kafka.idempotence import has_idempotent_producer
 from tables.called import called
+from tables.model.clock import wall_clock_ms
 from tables.model.errors import TreasureMapError
 from tables.record.chunk import Headers
 from tables.record.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
@@ -129,7 +129,7 @@ class BatchProducer:
             values: the value of each record; None for a tombstone or a heartbeat.
             headers: by index into ``values``, the headers of records that have some.
         """
-        now_ms = _now_ms()
+        now_ms = wall_clock_ms()
         batch = self._batch(partition)
         for index, (key, value) in enumerate(zip(keys, values, strict=True)):
             own = list(headers.get(index, ())) if headers else []
@@ -141,7 +141,7 @@ class BatchProducer:
 
     def heartbeat(self, time_ms: int, partitions: Iterable[int] | None = None) -> None:
         """Append that stream time has reached ``time_ms`` to every partition, or only to some."""
-        now_ms = _now_ms()
+        now_ms = wall_clock_ms()
         headers = [(HEARTBEAT_HEADER, encode_heartbeat(time_ms))]
         for partition in range(self.partitions) if partitions is None else partitions:
             batch = self._batch(partition)
@@ -226,7 +226,3 @@ class BatchProducer:
             f"cannot write to {self.topic}: {type(error).__name__} {error}; got no acknowledgement;"
             " want every record taken once; look at the broker's log, then replay from the start"
         )
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -37,6 +37,7 @@ from app.load.truth import PartitionTruth
 from app.load.vocabulary import Words, words_of
 from app.load.writers import record_events_max
 from app.mapfile.load import load_map
+from tables.model.clock import wall_clock_ms
 from tables.model.errors import TreasureMapError
 
 _UNPACED_EVENTS = STEP_EVENTS_MAX // 2
@@ -131,7 +132,7 @@ class PartWriter:
 
     def _add(self, feed: BatchProducer, step: Step) -> None:
         """Hand over the records of a step, and the heartbeat that follows them."""
-        now_ms = time.time_ns() // 1_000_000
+        now_ms = wall_clock_ms()
         if step.events:
             for pack in self._records.make(self._events.make(step), now_ms):
                 feed.add(pack.partition, pack.keys, pack.values, pack.headers)

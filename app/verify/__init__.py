@@ -23,6 +23,7 @@ from app.cluster.rights import rights_of
 from app.cluster.rights_check import check_rights
 from app.config.connections import kafka_options, own_url
 from app.config.settings import Settings
+from app.kafka.scan import Scan, places_of
 from app.mapfile.load import load_map
 from app.verify.answers import Answers
 from app.verify.archive import load_archived, open_archive
@@ -32,13 +33,12 @@ from app.verify.errors import VerifyError
 from app.verify.events import TRUSTED, Events, Partition
 from app.verify.layers import Cells
 from app.verify.letters import Letters
-from app.verify.records import Record
 from app.verify.report import Difference, LayerReport, Report
 from app.verify.same import archived_table
-from app.verify.topics import Topics
+from app.verify.topics import record_of
 from app.verify.whole import Whole
 from app.verify.workers import Quiet, Workers
-from tables.model.layer import Map
+from tables.model.layer import Map, SideKind
 
 __all__ = ["Difference", "LayerReport", "Report", "VerifyError", "verify"]
 
@@ -72,17 +72,19 @@ async def verify(
 
     Raises:
         VerifyError: it cannot be verified.
+        ScanError: topics cannot be read.
         TreasureMapError: the map or the settings cannot be used.
     """
     themap = load_map(settings.map_file)
+    options = kafka_options(settings)
     await check_rights(
-        settings.brokers, kafka_options(settings),
+        settings.brokers, options,
         rights_of(themap, "verify", settings.group_of(themap.name)),
         cannot="cannot verify", role="verify",
     )  # fmt: skip
     with Database() as database:
         async with (
-            Topics(settings) as topics,
+            Scan(settings.brokers, options, "cannot read topics", committed=True) as topics,
             Workers(
                 themap, urls or [own_url(settings)], settings.web_token, ca_file,
                 early=settings.early_emit_ms > 0, page_cells=settings.query_limit_max,
@@ -103,7 +105,7 @@ class _Verification:
         *,
         settings: Settings,
         themap: Map,
-        topics: Topics,
+        topics: Scan,
         workers: Workers,
         database: Database,
         deadline_s: float,
@@ -146,7 +148,9 @@ class _Verification:
         starts = await self._topics.starts(inputs)
         for (topic, part), offset in starts.items():
             self._topic_events[topic].start(part, offset)
-        self._side_at = await self._topics.starts(self._side_topics())
+        kinds: tuple[SideKind, ...] = ("dead", "late")
+        sides = {self._map.side_topic(kind): self._map.side_partitions for kind in kinds}
+        self._side_at = await self._topics.starts(sides)
 
     async def _compare_quiet(self) -> Report:
         """Compare while nothing moves: once more if something has moved meanwhile."""
@@ -181,31 +185,28 @@ class _Verification:
             await asyncio.sleep(QUIET_SECONDS)
 
     async def _look(self) -> Quiet:
-        return await self._workers.quiet(await self._topics.ends(self._map.inputs()))
+        ends = await self._topics.ends(places_of(self._map.inputs()))
+        return await self._workers.quiet(ends)
 
     async def _read(self, quiet: Quiet) -> None:
         """Read side topics, then sources, on to where the workers are."""
         for events in self._events.values():
             events.know(quiet.whole)
-        ends = await self._topics.ends(self._side_topics())
-        await self._topics.read(
-            self._side_at, ends, lambda _topic, _part, records: self._letters.take(records)
-        )
+        ends = await self._topics.ends(self._side_at)
+        async for _, records in self._topics.read(self._side_at, ends):
+            self._letters.take(map(record_of, records))
         self._side_at = ends
-
-        def take(topic: str, part: int, records: list[Record]) -> None:
-            self._topic_events[topic].take(part, records)
-
-        every = [
-            (topic, one)
+        every = {
+            (topic, one.number): one
             for topic, events in self._topic_events.items()
             for one in events.partitions
-        ]
-        starts = {(topic, one.number): one.position for topic, one in every}
+        }
+        starts = {place: one.position for place, one in every.items()}
         stops = {place: quiet.positions[place] for place in starts}
-        await self._topics.read(starts, stops, take)
-        for topic, one in every:
-            one.skip_to(stops[topic, one.number])
+        async for (topic, part), records in self._topics.read(starts, stops):
+            self._topic_events[topic].take(part, list(map(record_of, records)))
+        for place, one in every.items():
+            one.skip_to(stops[place])
         await asyncio.to_thread(self._recompute)
 
     def _recompute(self) -> None:
@@ -331,12 +332,6 @@ class _Verification:
             differences=found.kept,
             notes=notes,
         )
-
-    def _side_topics(self) -> dict[str, int]:
-        return {
-            self._map.side_topic("dead"): self._map.side_partitions,
-            self._map.side_topic("late"): self._map.side_partitions,
-        }
 
 
 def check_log(topic: str, partition: Partition, row: dict[str, Any], url: str) -> None:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,6 +23,7 @@ from app.web.live_stream import LAST_EVENT_ID, LiveStreams, live_parameters
 from app.web.openapi import openapi
 from app.web.routes import EVENT_STREAM, Route, mount_routes
 from tables.archive.cache import ArchiveCache
+from tables.model.clock import wall_clock_ms
 from tables.model.layer import Map
 from tables.query.cell_query import Limits, cells_parameters
 from tables.query.family import family_of, family_parameters
@@ -127,7 +127,7 @@ def install(
     streams = LiveStreams(themap, live, cache, settings)
     handlers = Handlers(
         view,
-        Reader(themap, live, cache, limits, _clock_ms),
+        Reader(themap, live, cache, limits, wall_clock_ms),
         streams,
         QueryAdmission(settings.query_concurrency_max, settings.query_deadline_ms),
         access=access, limits=limits, metrics=metrics, workers=workers,
@@ -138,10 +138,6 @@ def install(
     site.on_startup.append(check_scopes)
     site.on_shutdown.append(streams.close)
     site.on_cleanup.append(handlers.close)
-
-
-def _clock_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def _limits(settings: Settings) -> Limits:

@@ -9,7 +9,6 @@ threads of its own; answers cross to the event loop by ``call_soon_threadsafe``,
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterable
 
 import polars as pl
@@ -26,6 +25,7 @@ from tables.archive.cassandra.schema import Schema
 from tables.archive.identity import History
 from tables.archive.layout import check_key, too_many_rows
 from tables.archive.protocol import CellRange
+from tables.model.clock import wall_clock_ms
 from tables.model.cost import QueryCost
 from tables.model.errors import ArchiveAwayError, ArchiveError
 from tables.model.layer import Layer, Map
@@ -50,7 +50,7 @@ class CassandraArchive:
         self, settings: CassandraSettings, clock_ms: Callable[[], int] | None = None
     ) -> None:
         self._settings = settings
-        self._clock_ms = clock_ms or _wall_clock_ms
+        self._clock_ms = clock_ms or wall_clock_ms
         self._wanted = False
         self._is_readable = False
         self._cluster: Cluster | None = None
@@ -308,7 +308,3 @@ def _ignored(rows: list[Row]) -> None:
 def _nothing(rows: list[Row]) -> None:
     """Writes have no rows."""
     assert not rows, "a write answers without rows"
-
-
-def _wall_clock_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -13,7 +13,6 @@ import dataclasses
 import itertools
 import logging
 import threading
-import time
 from collections import defaultdict, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +37,7 @@ from tables.archive.embedded.runs import (
 from tables.archive.identity import History, Whose, check_map, draw_id
 from tables.archive.layout import check_key, not_expired, too_many_rows, window_ms_max
 from tables.archive.protocol import CellRange
+from tables.model.clock import wall_clock_ms
 from tables.model.cost import QueryCost
 from tables.model.errors import ArchiveDamagedError, ArchiveError
 from tables.model.layer import Layer, Map
@@ -70,7 +70,7 @@ class EmbeddedArchive:
 
     def __init__(self, folder: Path, clock_ms: Callable[[], int] | None = None) -> None:
         self._folder = folder
-        self._clock_ms = clock_ms or _wall_clock_ms
+        self._clock_ms = clock_ms or wall_clock_ms
         self._running: _Running | None = None
 
     @property
@@ -413,7 +413,3 @@ def _read(
 
 async def _run(pool: ThreadPoolExecutor, step: Callable[[], T]) -> T:
     return await asyncio.get_running_loop().run_in_executor(pool, step)
-
-
-def _wall_clock_ms() -> int:
-    return time.time_ns() // 1_000_000
