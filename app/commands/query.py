@@ -47,22 +47,16 @@ class Asked:
 @click.command("query")
 @click.argument("name")
 @click.option(
-    "--key",
-    "keys",
-    multiple=True,
-    metavar="FIELD=VALUE",
+    "--key", "keys", multiple=True, metavar="FIELD=VALUE",
     help="A key field's value; of a family, several times for one of several.",
-)
+)  # fmt: skip
 @click.option("--from", "from_time", required=True, help="Start: epoch ms, RFC 3339 or a date.")
 @click.option("--to", "to_time", required=True, help="End, not included: likewise.")
 @click.option("--step", metavar="WINDOW", help="Rows of the family NAME, one for each of these: 1h")
 @click.option(
-    "--group",
-    "groups",
-    multiple=True,
-    metavar="FIELD",
+    "--group", "groups", multiple=True, metavar="FIELD",
     help="Rows of the family NAME that keep this field; - keeps none.",
-)
+)  # fmt: skip
 @click.option("--measure", "measures", multiple=True, help="Only this one, of a family.")
 @click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True)
 @click.option("--watch", is_flag=True, help="Ask again every second and draw it anew.")
@@ -75,27 +69,14 @@ class Asked:
     help="PEM file of the authority of the endpoint's certificate; else web_ca_file of --settings.",
 )
 @click.option(
-    "--settings",
-    "settings_file",
-    metavar="FILE",
+    "--settings", "settings_file", metavar="FILE",
     help="TOML file of the worker's settings, for its address, token and authority.",
-)
+)  # fmt: skip
 def command(
-    name: str,
-    *,
-    keys: tuple[str, ...],
-    from_time: str,
-    to_time: str,
-    step: str | None,
-    groups: tuple[str, ...],
-    measures: tuple[str, ...],
-    limit: int,
-    watch: bool,
-    as_json: bool,
-    url: str | None,
-    ca_file: str | None,
-    settings_file: str | None,
-) -> None:
+    name: str, *, keys: tuple[str, ...], from_time: str, to_time: str, step: str | None,
+    groups: tuple[str, ...], measures: tuple[str, ...], limit: int, watch: bool, as_json: bool,
+    url: str | None, ca_file: str | None, settings_file: str | None,
+) -> None:  # fmt: skip
     """Print the cells of layer NAME whose windows start in [--from, --to).
 
     With --step, --group or --measure: rows of family NAME over that range, from whichever layers
