@@ -9,17 +9,17 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import polars as pl
 
+from app.verify.database import COLUMN_TYPES
 from app.verify.records import (
     INT64_MAX,
     INT64_MIN,
     TIME_MS_MAX,
     TIME_MS_MIN,
-    Columns,
     Event,
     Faults,
     text_time_ms,
@@ -39,38 +39,60 @@ class ArrowRows:
         roles = {source.time_field, source.type_field}
         self._declared = {f.name for f in source.fields} & roles
         self._fields = [f for f in source.fields if f.name not in roles]
+        self._id_type = next((f.type for f in source.fields if f.name == source.id_field), None)
         self._names = roles | {f.name for f in source.fields}
         if source.id_field is not None:
             self._names.add(source.id_field)
 
     def __call__(self, value: bytes) -> list[Event | Faults] | None:
         """Return a stream's rows as events or faults; None if it cannot be read."""
-        columns = self.columns(value)
-        if columns is None:
-            return None
-        return [self.event(columns, row) for row in range(len(columns.times))]
+        frame = self.frame(value)
+        return None if frame is None else self.events(frame)
 
-    def columns(self, value: bytes) -> Columns | None:
-        """Return a stream's columns, with faults for values; None if it cannot be read."""
-        frame = self._frame(value)
+    def frame(self, value: bytes) -> pl.DataFrame | None:
+        """Return a stream's columns, those of the map if it has some; None if it cannot be read."""
+        frame = self._read(value)
         if frame is None:
             return None
-        source = self._source
-        return Columns(
-            _times(frame, source),
-            _column(frame, source.type_field, "string"),
-            self._ids(frame),
-            {field.name: _column(frame, field.name, field.type) for field in self._fields},
-        )
+        columns = [
+            one.cast(pl.String) if _is_text(one.dtype) else one
+            for one in frame
+            if one.name in self._names
+        ]
+        return pl.DataFrame(columns) if columns else frame
 
-    def event(self, columns: Columns, row: int) -> Event | Faults:
-        """Return the event of a row, or why there is none."""
-        return self._event(
-            columns.times[row], columns.types[row], columns.ids[row],
-            [(name, column[row]) for name, column in columns.fields.items()],
-        )  # fmt: skip
+    def events(self, frame: pl.DataFrame) -> list[Event | Faults]:
+        """Return rows as events, or why there is none, one value at a time."""
+        columns = [
+            _times(frame, self._source),
+            _column(frame, self._source.type_field, "string"),
+            _column(frame, self._source.id_field, self._type_of_ids(frame)),
+            *(_column(frame, field.name, field.type) for field in self._fields),
+        ]
+        return [self._event(*row) for row in zip(*columns, strict=True)]
 
-    def _frame(self, value: bytes) -> pl.DataFrame | None:
+    def columns(self, frame: pl.DataFrame, needed: Mapping[str, str]) -> pl.DataFrame:
+        """Return rows as columns: ``time``, ``type``, ``id``, the needed fields, and ``sound``.
+
+        ``sound`` tells whether a row surely is an event, and this one. ``needed`` gives the columns
+        of fields.
+        """
+        source, kind_of_id = self._source, self._type_of_ids(frame)
+        time, kind = _sound_times(frame, source), _sound(frame, source.type_field, "string")
+        identity = _sound(frame, source.id_field, kind_of_id)
+        fields = {field.name: _sound(frame, field.name, field.type) for field in self._fields}
+        sound = kind.is_not_null() & time.is_not_null()
+        for name, values in (*fields.items(), (source.id_field, identity)):
+            if name in frame.columns:
+                sound &= values.is_null() == frame[name].is_null()
+        if kind_of_id in ("bool", "float"):  # their texts are those of Python
+            sound &= identity.is_null()
+        fields |= {source.time_field: time, source.type_field: kind}
+        found = {"time": time, "type": kind, "id": identity.cast(pl.String)}
+        found |= {column: fields[name] for name, column in needed.items()}
+        return pl.DataFrame(found | {"sound": sound})
+
+    def _read(self, value: bytes) -> pl.DataFrame | None:
         """Return the columns of a stream; those that the map does not declare may be broken."""
         with contextlib.suppress(*_BROKEN):
             return pl.read_ipc_stream(io.BytesIO(value))
@@ -84,26 +106,20 @@ class ArrowRows:
                 return None
         return pl.concat(columns, how="horizontal") if columns else None
 
-    def _ids(self, frame: pl.DataFrame) -> list[Any]:
-        name = self._source.id_field
-        if name is None or name not in frame.columns:
-            return [None] * frame.height
-        declared = next((f.type for f in self._source.fields if f.name == name), None)
-        return _column(
-            frame, name, declared or ("int" if frame[name].dtype.is_integer() else "string")
-        )
+    def _type_of_ids(self, frame: pl.DataFrame) -> str:
+        dtype = frame.schema.get(self._source.id_field or "")
+        return self._id_type or ("int" if dtype is not None and dtype.is_integer() else "string")
 
-    def _event(
-        self, time: Any, kind: Any, identity: Any, values: list[tuple[str, Any]]
-    ) -> Event | Faults:
+    def _event(self, time: Any, kind: Any, identity: Any, *values: Any) -> Event | Faults:
         """Return the event of a row; a value that is a fault is a set of reasons."""
-        found = [time, kind, identity, *(value for _, value in values)]
+        found = [time, kind, identity, *values]
         faults: Faults = frozenset().union(*(one for one in found if isinstance(one, frozenset)))
         if time is None or kind is None:
             faults |= {"missing"}
         if faults:
             return faults
-        fields = {name: value for name, value in values if value is not None}
+        named = zip(self._fields, values, strict=True)
+        fields = {field.name: value for field, value in named if value is not None}
         own = {self._source.time_field: time, self._source.type_field: kind}
         fields |= {name: own[name] for name in self._declared}
         return Event(time, kind, fields, "" if identity is None else str(identity))
@@ -114,7 +130,29 @@ _RANGE: Faults = frozenset({"out_of_range"})
 _INFINITE: Faults = frozenset({"not_finite"})
 
 
-def _column(frame: pl.DataFrame, name: str, kind: str) -> list[Any]:
+def _sound(frame: pl.DataFrame, name: str | None, kind: str) -> pl.Series:
+    """Return the values of a column that surely are of its type, null for all others."""
+    dtype = COLUMN_TYPES[kind][0]
+    if name not in frame.columns or not _takes(frame[name].dtype, kind):
+        return pl.repeat(None, frame.height, dtype=dtype, eager=True)
+    values = frame[name].cast(dtype, strict=False)
+    return values.set(~values.is_finite(), None) if kind == "float" else values
+
+
+def _sound_times(frame: pl.DataFrame, source: Source) -> pl.Series:
+    """Return the times in milliseconds, null for texts and for what is no time."""
+    dtype = frame.schema.get(source.time_field, pl.Null())
+    if not (dtype.is_integer() or dtype == pl.Date or isinstance(dtype, pl.Datetime)):
+        return pl.repeat(None, frame.height, dtype=pl.Int64, eager=True)
+    numbers = frame[source.time_field].cast(pl.Int64, strict=False)
+    if isinstance(dtype, pl.Datetime):
+        numbers //= _MS_PER[dtype.time_unit]
+    unit_ms = source.time_unit_ms if dtype.is_integer() else _DAY_MS if dtype == pl.Date else 1
+    good = numbers.is_between(-(-TIME_MS_MIN // unit_ms), TIME_MS_MAX // unit_ms)
+    return numbers.set(~good, None) * unit_ms
+
+
+def _column(frame: pl.DataFrame, name: str | None, kind: str) -> list[Any]:
     if name not in frame.columns:
         return [None] * frame.height
     column = frame[name]
