@@ -9,15 +9,14 @@ import http.client
 import os
 import pathlib
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import IO, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
 from app.config.settings import ENVIRONMENT_PREFIX, environment_variable
-from app.host.children import start_child, stop_child
+from app.host.children import Child, start_child
 from tables.model.errors import TreasureMapError
 from tables.model.layer import Map
 from treasure_map.query import QueryClient
@@ -81,7 +80,7 @@ class Status:
         }
 
 
-class DemoWorker:
+class DemoWorker(Child):
     """A worker over an embedded archive; use it in a ``with`` statement.
 
     Attributes:
@@ -90,6 +89,7 @@ class DemoWorker:
     """
 
     def __init__(self, brokers: str, map_file: pathlib.Path, folder: pathlib.Path) -> None:
+        super().__init__(STOP_SECONDS_MAX)
         # The worker refuses anything but a port, with the words for every setting.
         port = os.environ.get(environment_variable("web_port")) or _port()
         self.url = f"http://127.0.0.1:{port}"
@@ -108,33 +108,12 @@ class DemoWorker:
             if not name.startswith(ENVIRONMENT_PREFIX)
         } | {environment_variable(name): value for name, value in own.items()}
         self._log_file = folder / "worker.log"
-        self._log: IO[bytes] | None = None
-        self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        """Start the process; :meth:`ready` waits for it."""
         self._log = self._log_file.open("wb")
         command = [sys.executable, "-m", "app", "worker"]
         self._process = start_child(command, self._log, self._environment, _ROOT)
         return self
-
-    def __exit__(self, *_: object) -> None:
-        """Stop the process."""
-        self.stop()
-
-    @property
-    def pid(self) -> int | None:
-        """The process id while the worker runs, else None."""
-        return self._process.pid if self._process is not None else None
-
-    def stop(self) -> int:
-        """Stop the process and return its exit code; stopping again returns 0."""
-        process, self._process = self._process, None
-        code = stop_child(process, STOP_SECONDS_MAX) if process is not None else 0
-        if self._log is not None:
-            self._log.close()
-            self._log = None
-        return code
 
     def check(self) -> None:
         """See that the process runs.
