@@ -27,7 +27,7 @@ from app.kafka.batch_producer import BatchProducer
 from app.kafka.scan import Scan, places_of
 from app.load.manifest import Written, manifest_of, write_manifest
 from app.load.plan import GenerateError, LoadSpec, Part, check_times, parts_of, start_after
-from app.load.process import Failed, PartResult, PartWriter, Progress, Ready, run_process
+from app.load.process import PartResult, PartWriter, Progress, run_process
 from app.load.replay import settled_ms
 from app.load.truth import PartitionTruth
 from app.load.vocabulary import Words, words_of
@@ -205,7 +205,6 @@ class _Processes:
         self._stopping = False
 
     def __enter__(self) -> Self:
-        """Start them all."""
         # Each process is one core's; it reads this when it imports polars.
         os.environ.setdefault("POLARS_MAX_THREADS", "1")
         context = multiprocessing.get_context("spawn")
@@ -220,7 +219,6 @@ class _Processes:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End those that still run: a closed pipe asks them to."""
         for pipe, child in self._children.items():
             pipe.close()
             child.join(_STOP_SECONDS_MAX)
@@ -255,7 +253,7 @@ class _Processes:
                 show(progress)
         return self._results
 
-    def _messages(self) -> Iterator[tuple[Connection, Ready | Progress | PartResult]]:
+    def _messages(self) -> Iterator[tuple[Connection, Progress | PartResult | None]]:
         """Yield the messages of the processes within a moment."""
         done = {result.part.number for result in self._results}
         open_pipes = [
@@ -269,9 +267,10 @@ class _Processes:
                 message = pipe.recv()
             except EOFError:
                 self._children[pipe].join()
-                message = Failed(f"a process ended with exit code {self._children[pipe].exitcode}")
-            if isinstance(message, Failed):
-                raise GenerateError(f"cannot go on: {message.reason}")
+                code = self._children[pipe].exitcode
+                message = GenerateError(f"cannot go on: a process ended with exit code {code}")
+            if isinstance(message, GenerateError):
+                raise message
             yield pipe, message
 
     def _stop(self) -> None:

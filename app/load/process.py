@@ -1,11 +1,11 @@
 """One process of a load: writes its part when it is due and says how far it is.
 
 parent                         process
-  |  <------------- Ready -------|     connected, words made
+  |  <-------------- None -------|     connected, words made
   |-------- begin (monotonic) -->|
   |  <---------- Progress -------|     again and again
   |-------- anything ----------->|     asks it to stop; so does the parent's end
-  |  <----- PartResult, Failed --|
+  |  <- PartResult, GenerateError |
 """
 
 from __future__ import annotations
@@ -45,24 +45,12 @@ _REPORT_SECONDS = 0.25
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Ready:
-    """The process waits for its moment to begin."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class Progress:
     """How many events a process has written, and how far it is behind its schedule."""
 
     part: int
     events: int
     behind_ms: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Failed:
-    """Why a process cannot go on."""
-
-    reason: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -189,7 +177,7 @@ def run_process(plan: LoadSpec, part: Part, parent: Connection, login: Settings 
     try:
         result = asyncio.run(_run(plan, part, parent, client_options(login)))
     except (TreasureMapError, EOFError) as error:
-        parent.send(Failed(str(error) or "the parent is gone"))
+        parent.send(GenerateError(f"cannot go on: {str(error) or 'the parent is gone'}"))
     else:
         parent.send(result)
 
@@ -208,7 +196,7 @@ async def _run(
                 f"cannot write to {source.topic}: it is not the map's topic; got {feed.partitions}"
                 f" partitions; want {source.partitions}; use the map that it was made for"
             )
-        parent.send(Ready())
+        parent.send(None)
         begin_s = await asyncio.to_thread(parent.recv)
         asyncio.get_running_loop().add_reader(parent.fileno(), stop.set)
         try:
