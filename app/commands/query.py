@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import os
 import sys
 import time
@@ -34,14 +34,7 @@ PARTIAL = "partial: owners of some partitions did not answer, and their open cel
 WATCH_S = 1.0
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Asked:
-    """The request of a command line; ``rows`` says that it asks for rows of a family."""
-
-    name: str
-    range: Range
-    limit: int
-    rows: bool
+Ask = Callable[[], Answer | FamilyAnswer]
 
 
 @click.command("query")
@@ -89,27 +82,24 @@ def command(
         from_time, to_time, _keys(keys, several=rows), step=step, group=_group(groups),
         measures=measures or None,
     )  # fmt: skip
-    asked = Asked(name, found, limit, rows)
     if watch and as_json:
         raise click.UsageError("cannot use --watch with --json: a document has an end; give one")
     settings = load_settings(file=settings_file) if settings_file else Settings()
     token = settings.web_token or _token()
-    if url is None:
-        url = _url_of(settings) if settings_file else DEFAULT_URL
+    if url is None and settings_file:
+        from app.config.connections import own_url  # noqa: PLC0415 - a query alone needs no worker's modules
+
+        url = own_url(settings)
+    ca_file = ca_file or settings.web_ca_file or None
     try:
-        with QueryClient(url, token, ca_file=ca_file or settings.web_ca_file or None) as client:
+        with QueryClient(DEFAULT_URL if url is None else url, token, ca_file=ca_file) as client:
+            ask = _asking(client, name, found, limit, rows=rows)
             if watch:
-                _watch(client, asked)
+                _watch(ask)
             else:
-                _print(_ask(client, asked), as_json=as_json)
+                _print(ask(), as_json=as_json)
     except (QueryFailedError, ValueError, OSError) as error:
         raise QueryError(f"{error}{_hint(error, token)}") from error
-
-
-def _url_of(settings: Settings) -> str:
-    from app.config.connections import own_url  # noqa: PLC0415 - a query alone needs no worker's modules
-
-    return own_url(settings)
 
 
 def _hint(error: Exception, token: str | None) -> str:
@@ -136,12 +126,12 @@ def _token() -> str | None:
         raise QueryError(f"cannot use {environment_variable('web_token_file')}: {error}") from error
 
 
-def _ask(client: QueryClient, asked: Asked) -> Answer | FamilyAnswer:
-    if asked.rows:
-        return client.rows(asked.name, asked.range, limit=asked.limit)
-    key = {name: value for name, value in asked.range.key.items() if isinstance(value, str)}
-    times = asked.range.from_time, asked.range.to_time
-    return client.cells(asked.name, key, *times, limit=asked.limit)
+def _asking(client: QueryClient, name: str, asked: Range, limit: int, *, rows: bool) -> Ask:
+    """Return the request: of rows of a family, or of cells of a layer."""
+    if rows:
+        return functools.partial(client.rows, name, asked, limit=limit)
+    key = {name: value for name, value in asked.key.items() if isinstance(value, str)}
+    return functools.partial(client.cells, name, key, asked.from_time, asked.to_time, limit=limit)
 
 
 def _print(answer: Answer | FamilyAnswer, *, as_json: bool) -> None:
@@ -153,12 +143,12 @@ def _print(answer: Answer | FamilyAnswer, *, as_json: bool) -> None:
         click.echo(printable(note), err=True)
 
 
-def _watch(client: QueryClient, asked: Asked) -> None:
+def _watch(ask: Ask) -> None:
     """Draw the answer anew until the reader has seen enough."""
     console = Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS)
 
     def drawn() -> Group:
-        answer = _ask(client, asked)
+        answer = ask()
         return Group(_table(answer), *(Text(printable(note)) for note in _notes(answer)))
 
     try:

@@ -136,11 +136,10 @@ class DeadLetters:
     async def known(self, partitions: Iterable[int] | None = None) -> Known:
         """Return the marks of replays in the topic, or in some of its partitions."""
         known = Known()
-        async with contextlib.aclosing(self._entries(partitions)) as entries:
-            async for entry in entries:
-                if entry.mark is not None:
-                    known.take(entry.partition, entry.mark)
-                known.problems += bool(entry.problem)
+        async for entry in self._entries(partitions):
+            if entry.mark is not None:
+                known.take(entry.partition, entry.mark)
+            known.problems += bool(entry.problem)
         return known
 
     async def replay(self, wanted: Wanted, *, to: str = "", resume: bool = False) -> Replayed:
@@ -285,13 +284,12 @@ class DeadLetters:
         prefix = _place(mark.to, partition)
         for place, end in mark.ends.items():
             topic, _, number = place.removesuffix("]").rpartition("[")
-            found = read_records(self._brokers, topic, {int(number): end}, self._options)
-            async with contextlib.aclosing(found) as records:
-                async for _, record in records:
-                    for header, data in record.headers:
-                        text = (data or b"").decode("latin-1")
-                        if header == LETTER_HEADER and text.startswith(prefix):
-                            landed.add(int(text.removeprefix(prefix)))
+            starts = {int(number): end}
+            async for _, record in read_records(self._brokers, topic, starts, self._options):
+                for header, data in record.headers:
+                    text = (data or b"").decode("latin-1")
+                    if header == LETTER_HEADER and text.startswith(prefix):
+                        landed.add(int(text.removeprefix(prefix)))
         return landed & set(mark.offsets)
 
     def _entries(self, partitions: Iterable[int] | None = None) -> AsyncGenerator[Entry]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping
 from typing import Any, Self, TypeVar
 
@@ -10,10 +11,12 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka import TopicPartition as KafkaPartition
 from aiokafka.errors import KafkaError
 
+from agents.tasks import within
 from app.kafka.aiokafka_private import read_plain
 from app.kafka.brokers import connect_error
 from tables.model.errors import TreasureMapError
 
+log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 Place = tuple[str, int]
 Offsets = Mapping[Place, int]
@@ -21,6 +24,7 @@ Offsets = Mapping[Place, int]
 ANSWER_SECONDS = 30.0
 """How long an answer, or the next record, may take."""
 
+STOP_SECONDS = 3.0
 _FETCH_BYTES = 4 << 20
 
 
@@ -64,13 +68,12 @@ class Scan:
         try:
             await self._ask(self._consumer.start())
         except BaseException:
-            await self._consumer.stop()
+            await self._stop()
             raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Disconnect."""
-        await self._consumer.stop()
+        await self._stop()
 
     async def starts(self, topics: Mapping[str, int]) -> dict[Place, int]:
         """Return the first offset of every partition of topics, given how many each has.
@@ -114,6 +117,8 @@ class Scan:
         waiting = {
             KafkaPartition(*place): end for place, end in ends.items() if starts[place] < end
         }
+        if not waiting:
+            return
         self._assign({place: starts[place.topic, place.partition] for place in waiting})
         now = asyncio.get_running_loop().time
         moved_s, before = now(), 0
@@ -147,10 +152,16 @@ class Scan:
         end = self._consumer.highwater(place)
         return int(stable if stable is not None and stable >= 0 else end)
 
+    async def _stop(self) -> None:
+        # A fetcher that changes its assignment loses a cancellation; it is cancelled again.
+        try:
+            await within(STOP_SECONDS, self._consumer.stop())
+        except TimeoutError:
+            log.warning("a consumer did not stop within %g s; it is left", STOP_SECONDS)
+
     async def _ask(self, question: Coroutine[Any, Any, Result]) -> Result:
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                return await question
+            return await within(ANSWER_SECONDS, question)
         except (KafkaError, TimeoutError) as error:
             told = await connect_error(error, self._cannot, self._brokers, self._options)
             raise ScanError(str(told)) from error

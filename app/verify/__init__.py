@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ from app.cluster.rights import rights_of
 from app.cluster.rights_check import check_rights
 from app.config.connections import kafka_options, own_url
 from app.config.settings import Settings
+from app.kafka.record_batches import NO_TIME_MS
+from app.kafka.record_batches import Record as Unplain
 from app.kafka.scan import Scan, places_of
 from app.mapfile.load import load_map
 from app.verify.answers import Answers
@@ -34,9 +37,9 @@ from app.verify.errors import VerifyError
 from app.verify.events import TRUSTED, Events, Partition
 from app.verify.layers import Cells
 from app.verify.letters import Letters
+from app.verify.records import Record
 from app.verify.report import Difference, LayerReport, Report
 from app.verify.same import archived_table
-from app.verify.topics import record_of
 from app.verify.whole import Whole
 from app.verify.workers import Quiet, Workers
 from tables.model.layer import Map, SideKind
@@ -218,12 +221,8 @@ class _Verification:
         return ledgers
 
     def _compare_letters(self, found: DifferenceLog) -> None:
-        for events in self._events.values():
-            for difference in events.differences:
-                found.take(difference)
-            for difference in events.letters_differing():
-                found.take(difference)
-        for difference in self._cells.late_letters():
+        each = ((*one.differences, *one.letters_differing()) for one in self._events.values())
+        for difference in itertools.chain(*each, self._cells.late_letters()):
             found.take(difference)
 
     async def _compare(
@@ -335,3 +334,14 @@ def check_log(topic: str, partition: Partition, row: dict[str, Any], url: str) -
             f" {gone} more offsets without a record, the first of all at {start} to {stop - 1};"
             " want all that was read: keep raw topics without compaction (cleanup.policy=delete)"
         )
+
+
+def record_of(one: Any) -> Record:
+    """Return a record that a scan has read."""
+    time_ms = NO_TIME_MS if one.timestamp is None else one.timestamp
+    if not one.headers and type(one) is not Unplain:
+        return Record(one.offset, time_ms, one.value)
+    headers = tuple((name, data or b"") for name, data in one.headers)
+    fault = one.fault if type(one) is Unplain else None
+    cut = fault.size if fault is not None and fault.reason == "cut" else 0
+    return Record(one.offset, time_ms, one.value, headers, cut)

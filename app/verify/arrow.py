@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
 
 from app.verify.database import COLUMN_TYPES
 from app.verify.records import (
-    INT64_MAX,
-    INT64_MIN,
     TIME_MS_MAX,
     TIME_MS_MIN,
     Event,
@@ -140,9 +137,9 @@ def _sound(frame: pl.DataFrame, name: str | None, kind: str) -> pl.Series:
 
 
 def _sound_times(frame: pl.DataFrame, source: Source) -> pl.Series:
-    """Return the times in milliseconds, null for texts and for what is no time."""
+    """Return the times in milliseconds, null for texts and for other values."""
     dtype = frame.schema.get(source.time_field, pl.Null())
-    if not (dtype.is_integer() or dtype == pl.Date or isinstance(dtype, pl.Datetime)):
+    if not _is_time(dtype):
         return pl.repeat(None, frame.height, dtype=pl.Int64, eager=True)
     numbers = frame[source.time_field].cast(pl.Int64, strict=False)
     if isinstance(dtype, pl.Datetime):
@@ -153,73 +150,47 @@ def _sound_times(frame: pl.DataFrame, source: Source) -> pl.Series:
 
 
 def _column(frame: pl.DataFrame, name: str | None, kind: str) -> list[Any]:
+    """Return the values of a column, and faults for those that are not of its type."""
     if name not in frame.columns:
         return [None] * frame.height
-    column = frame[name]
-    if not _takes(column.dtype, kind):
-        return [None if value else _WRONG for value in column.is_null()]
-    if kind == "string":
-        return column.cast(pl.String).to_list()
-    if kind == "float":
-        return [_finite(value) for value in column.to_list()]
-    if kind == "int":
-        return [_in_range(value) for value in column.to_list()]
-    return column.to_list()
-
-
-def _takes(dtype: pl.DataType, kind: str) -> bool:
-    whole = dtype.is_integer() and dtype not in (pl.Int128, pl.UInt128)
-    takes: dict[str, Callable[[], bool]] = {
-        "string": lambda: _is_text(dtype),
-        "int": lambda: whole,
-        "bool": lambda: dtype == pl.Boolean,
-        "float": lambda: dtype.is_float() or dtype.is_integer(),
-    }
-    return dtype == pl.Null or takes[kind]()
+    fault = _INFINITE if kind == "float" else _RANGE
+    takes = _takes(frame[name].dtype, kind)
+    return _or_fault(_sound(frame, name, kind), frame[name], fault if takes else _WRONG)
 
 
 def _times(frame: pl.DataFrame, source: Source) -> list[Any]:
-    """Return the times in milliseconds, cut off towards the past."""
+    """Return the times in milliseconds, cut off towards the past, and faults for other values."""
     if source.time_field not in frame.columns:
         return [None] * frame.height
     column = frame[source.time_field]
-    to_ms = _time_reader(column.dtype, source)
-    if to_ms is None:
-        return [None if value else _WRONG for value in column.is_null()]
-    kind = pl.String if _is_text(column.dtype) else pl.Int64
-    if not column.dtype.is_integer():
-        column = column.cast(kind)
-    return [None if value is None else to_ms(value) for value in column.to_list()]
+    if column.dtype == pl.String:
+        times = [None if text is None else text_time_ms(text) for text in column]
+        return _or_fault(pl.Series(times, dtype=pl.Int64), column, _RANGE)
+    fault = _RANGE if _is_time(column.dtype) else _WRONG
+    return _or_fault(_sound_times(frame, source), column, fault)
 
 
-def _time_reader(dtype: pl.DataType, source: Source) -> Callable[[Any], Any] | None:
-    """Return the function from a column's value to a time or a fault; None for other columns."""
-    if dtype.is_integer():
-        return lambda value: _year(value * source.time_unit_ms)
-    if isinstance(dtype, pl.Datetime):
-        per_ms = _MS_PER[dtype.time_unit]
-        return lambda value: _year(value // per_ms)
-    if dtype == pl.Date:
-        return lambda value: _year(value * _DAY_MS)
-    return _text_time if _is_text(dtype) else None
+def _or_fault(values: pl.Series, column: pl.Series, fault: Faults) -> list[Any]:
+    """Return values, and the fault for one that only ``column`` has."""
+    lost = values.is_null() & column.is_not_null()
+    return [fault if gone else value for value, gone in zip(values, lost, strict=True)]
 
 
-def _text_time(text: str) -> Any:
-    time_ms = text_time_ms(text)
-    return _RANGE if time_ms is None else time_ms
+def _is_time(dtype: pl.DataType) -> bool:
+    return dtype.is_integer() or dtype == pl.Date or isinstance(dtype, pl.Datetime)
+
+
+def _takes(dtype: pl.DataType, kind: str) -> bool:
+    if kind == "string":
+        takes = _is_text(dtype)
+    elif kind == "int":
+        takes = dtype.is_integer() and dtype not in (pl.Int128, pl.UInt128)
+    elif kind == "bool":
+        takes = dtype == pl.Boolean
+    else:
+        takes = dtype.is_float() or dtype.is_integer()
+    return takes or dtype == pl.Null
 
 
 def _is_text(dtype: pl.DataType) -> bool:
     return isinstance(dtype, pl.String | pl.Categorical | pl.Enum)
-
-
-def _year(time_ms: int) -> Any:
-    return time_ms if TIME_MS_MIN <= time_ms <= TIME_MS_MAX else _RANGE
-
-
-def _finite(value: float | None) -> Any:
-    return None if value is None else (float(value) if math.isfinite(value) else _INFINITE)
-
-
-def _in_range(value: int | None) -> Any:
-    return value if value is None or INT64_MIN <= value <= INT64_MAX else _RANGE

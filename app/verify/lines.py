@@ -110,7 +110,7 @@ def decoded(source: Source, needed: Mapping[str, str]) -> str:
     if source.id_field is None:
         columns.append("NULL::VARCHAR AS id")
     else:
-        columns.append(_id(*at[source.id_field], types.get(source.id_field)))
+        columns.append(_id(at[source.id_field][1], types.get(source.id_field)))
         sound.append(_is_sound_id(*at[source.id_field], types.get(source.id_field)))
     for name, column in needed.items():
         own = {source.time_field: "time", source.type_field: "type"}.get(name)
@@ -149,8 +149,7 @@ def _value(value: str, kind: str) -> str:
     }[kind]
 
 
-def _id(kind: str, value: str, declared: str | None) -> str:
-    del kind
+def _id(value: str, declared: str | None) -> str:
     if declared == "bool":  # as Python writes it
         return f"CASE {value} WHEN 'true' THEN 'True' WHEN 'false' THEN 'False' END AS id"
     return f"{value} AS id"

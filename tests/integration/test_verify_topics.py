@@ -11,11 +11,11 @@ from aiokafka import AIOKafkaProducer
 from app.cluster.topics import apply_topics
 from app.kafka import inflate
 from app.kafka.scan import Scan, ScanError
+from app.verify import record_of
 from app.verify.database import Database
 from app.verify.events import Events
 from app.verify.letters import Letters
 from app.verify.records import Record
-from app.verify.topics import record_of
 from tests.support.common import flight, small_map
 from tests.support.servers import free_ports
 
@@ -84,6 +84,22 @@ async def test_a_record_that_a_batch_cuts_is_as_large_as_it_is(
         assert [(one.where, one.want) for one in events.letters_differing()][-1] == (
             f"dead letter of {RAW}[0] offset {found[-1].offset}", "oversized",
         )  # fmt: skip
+
+
+async def test_offsets_that_never_come_end_the_scan(
+    broker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A log that was made anew meanwhile is shorter than before; nobody waits for it for ever."""
+    await send(broker, [flight(5)])
+    place = (RAW, 0)
+    async with Scan(broker, {}, "cannot read topics", committed=True) as scan:
+        assert await scan.ends([place]) == {place: 1}
+        monkeypatch.setattr("app.kafka.scan.ANSWER_SECONDS", 5.0)
+        found = scan.read({place: 0}, {place: 9})
+        _, records = await anext(found)
+        assert [record.offset for record in records] == [0]
+        with pytest.raises(ScanError, match=r"nothing came within 5 s; .*want up to .*9"):
+            await anext(found)
 
 
 async def test_no_broker_ends_with_one_message_and_nothing_open() -> None:
