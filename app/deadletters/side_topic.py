@@ -73,9 +73,10 @@ async def read_records(
         for partition, start in starts.items():
             place = (topic, partition)
             begin = {place: max(start, firsts[place])}
-            async for _, records in scan.read(begin, await scan.ends([place])):
-                for record in records:
-                    yield partition, record
+            async with contextlib.aclosing(scan.read(begin, await scan.ends([place]))) as found:
+                async for _, records in found:
+                    for record in records:
+                        yield partition, record
 
 
 async def read_entries(
