@@ -58,7 +58,7 @@ def read_conditions(
 
 
 def read_measures(section: Section, *, required: bool) -> tuple[Measure, ...] | None:
-    """Return the measures that the section names, or None where it names none or bad ones."""
+    """Return the measures that the section names, or None if they are missing or bad."""
     texts = section.texts("measures", required=required)
     if texts is None:
         return None
@@ -116,7 +116,7 @@ def undeclared(field: str, declared: Mapping[str, FieldType | None], source: str
 def _condition_value(
     item: Section, op: str, kind: FieldType, value: object
 ) -> Scalar | tuple[Scalar, ...] | None:
-    """Return the value in the field's type, a tuple for ``in``; None where it has been noted."""
+    """Return the value in the field's type, a tuple for ``in``; None if a fault was noted."""
     if kind == "bool" and op not in ("==", "!=", "in"):
         item.note("op", f"cannot order a bool; got {op!r}; want ==, != or in; change it")
         return None

@@ -22,7 +22,7 @@ INFLATED_FACTOR = 16
 INFLATED_BYTES_MAX_MAX = 1024 * MIB
 
 IDS_MAX_MIN, IDS_MAX_MAX = 1_000, 100_000_000
-"""Of ids that a partition remembers; a hundred million take 5 GB."""
+"""Bounds of the number of ids that a partition remembers; a hundred million take 5 GB."""
 
 _TIME_UNITS_MS = {"ms": 1, "s": 1_000}
 _FRAME_COLUMNS = frozenset(
@@ -54,34 +54,18 @@ def read_sources(section: Section) -> dict[str, DraftSource]:
 
 
 def _read(name: str, section: Section) -> DraftSource:
-    topic = section.text("topic", required=True)
-    problem = topic_problem(topic) if topic is not None else None
-    if problem is not None:
-        section.note("topic", problem)
-        topic = None
+    topic = _read_topic(section)
     partitions = section.integer("partitions", 1, PARTITIONS_MAX, required=True)
     time_field = section.text("time", required=True)
     type_field = section.text("type", required=True)
-    id_field = section.text("id")
-    ids_max = section.integer("ids_max", IDS_MAX_MIN, IDS_MAX_MAX)
-    if id_field is None and ids_max is not None:
-        section.note("ids_max", "the source has no id; name its JSON field or leave this out")
-    unit = section.text("time_unit") or "ms"
-    if unit not in _TIME_UNITS_MS:
-        section.note("time_unit", f"unknown unit; got {unit!r}; want 'ms' or 's'; change it")
+    id_field, ids_max = _read_id(section)
+    unit = section.choice("time_unit", tuple(_TIME_UNITS_MS))
     future_skew_ms = section.duration_ms("future_skew", FUTURE_SKEW_MS)
     idle_heartbeat_ms = section.duration_ms("idle_heartbeat")
     record_bytes_max = section.integer("record_bytes_max", 1, RECORD_BYTES_MAX_MAX) or MIB
     inflated_bytes_max = section.integer("inflated_bytes_max", 1, INFLATED_BYTES_MAX_MAX)
-    unclassified = section.text("unclassified") or "dead"
-    if unclassified not in ("dead", "count"):
-        section.note("unclassified", f"got {unclassified!r}; want 'dead' or 'count'; change it")
-    fields = _read_fields(section, time_field, type_field)
-    if id_field is not None and fields.get(id_field) in ("bool", "float"):
-        section.note(
-            f"fields.{id_field}",
-            f"the id field; got {fields[id_field]!r}; want 'string' or 'int'; change it",
-        )
+    unclassified = section.choice("unclassified", ("dead", "count"))
+    fields = _read_fields(section, time_field, type_field, id_field)
     keyed_by = _read_keyed_by(name, section, fields)
     section.finish()
     _note_same_field(section, time_field, type_field, id_field)
@@ -97,15 +81,33 @@ def _read(name: str, section: Section) -> DraftSource:
             fields=tuple(Field(one, kind) for one, kind in sorted(fields.items()) if kind),
             keyed_by=keyed_by or (),
             id_field=id_field,
-            time_unit_ms=_TIME_UNITS_MS.get(unit, 1),
+            time_unit_ms=_TIME_UNITS_MS[unit],
             future_skew_ms=future_skew_ms,
             record_bytes_max=record_bytes_max,
             inflated_bytes_max=inflated_bytes_max or INFLATED_FACTOR * record_bytes_max,
             unclassified="count" if unclassified == "count" else "dead",
             idle_heartbeat_ms=idle_heartbeat_ms,
-            ids_max=ids_max or IDS_MAX,
+            ids_max=ids_max,
         )
     return DraftSource(name, fields, keyed_by, topic, partitions, built)
+
+
+def _read_topic(section: Section) -> str | None:
+    topic = section.text("topic", required=True)
+    problem = topic_problem(topic) if topic is not None else None
+    if problem is not None:
+        section.note("topic", problem)
+        return None
+    return topic
+
+
+def _read_id(section: Section) -> tuple[str | None, int]:
+    """Return the id's field, None if events have none, and how many ids are remembered."""
+    id_field = section.text("id")
+    ids_max = section.integer("ids_max", IDS_MAX_MIN, IDS_MAX_MAX)
+    if id_field is None and ids_max is not None:
+        section.note("ids_max", "the source has no id; name its JSON field or leave this out")
+    return id_field, ids_max or IDS_MAX
 
 
 def _read_keyed_by(
@@ -122,7 +124,7 @@ def _read_keyed_by(
 
 
 def _read_fields(
-    section: Section, time_field: str | None, type_field: str | None
+    section: Section, time_field: str | None, type_field: str | None, id_field: str | None
 ) -> dict[str, FieldType | None]:
     fields: dict[str, FieldType | None] = {}
     for name, kind in section.names("fields").items():
@@ -144,6 +146,11 @@ def _read_fields(
                 f"{name!r} is a column that every batch of events has or may have; rename the "
                 "field in the events",
             )
+    if id_field is not None and fields.get(id_field) in ("bool", "float"):
+        section.note(
+            f"fields.{id_field}",
+            f"the id field; got {fields[id_field]!r}; want 'string' or 'int'; change it",
+        )
     return fields
 
 

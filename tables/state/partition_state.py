@@ -52,6 +52,9 @@ class PartitionState:
         if self.ids is not None:
             self.tables[IDS] = self.ids
         self._whole: dict[str, dict[str, int]] = {}
+        # Snapshots of formats 1 and 2 do not say since when.
+        unknown = self.meta.announced.keys() - self.meta.since.keys()
+        self.meta.since |= dict.fromkeys(unknown, NEVER_MS)
         self._share()
 
     def apply(
@@ -366,10 +369,10 @@ class PartitionState:
         for sender, told in delta.whole.items():
             meta.whole[sender] = later_of(meta.whole.get(sender, {}), told)
         for sender in new:
-            # Windows that a sender of an older version had evicted before ended at or below its
-            # floor.
-            floor = NEVER_MS if sender in meta.whole else delta.announced[sender][1]
-            meta.since[sender] = floor
+            # Claims of formats 1 and 2 take all layers for whole. Under later ones, windows that a
+            # sender of an older version had evicted before ended at or below its floor.
+            is_whole = sender in meta.whole or meta.layers is None
+            meta.since[sender] = NEVER_MS if is_whole else delta.announced[sender].final_ms
         if new or delta.whole:
             self._whole.clear()
         self._share()

@@ -15,8 +15,8 @@ from tables.archive.protocol import CellRange
 from tables.model.errors import QueryError
 from tests.support.cassandra_rows import BUCKET_MS, HOUR_MS, LAYER, map_of, rows, settings_of, times
 from tests.support.common import flight
-from tests.support.station_support import SECONDS_MAX, Process, apply
 from tests.support.waiting import until
+from tests.support.worker_process import SECONDS_MAX, Process, apply
 
 archive_cassandra = pytest.importorskip("tables.archive.cassandra.archive")
 archive_pages = pytest.importorskip("tables.archive.cassandra.pages")

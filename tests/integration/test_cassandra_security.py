@@ -34,8 +34,8 @@ from tests.support.common import flight
 from tests.support.pki import Authority, Certificate
 from tests.support.reset_proxy import ResetProxy
 from tests.support.secure_servers import SecureCassandra, checks
-from tests.support.station_support import HOUR_MS, SECONDS_MAX, Process, apply, last_words, unready
 from tests.support.waiting import stays, until
+from tests.support.worker_process import HOUR_MS, SECONDS_MAX, Process, apply, last_words, unready
 
 archive_cassandra = pytest.importorskip("tables.archive.cassandra.archive")
 wipe = pytest.importorskip("tables.archive.cassandra.wipe")

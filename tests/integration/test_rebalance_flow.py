@@ -18,9 +18,9 @@ from app.mapfile.load import load_map
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model.errors import OutcomeUnknownError
 from tables.model.limits import RECORD_BYTES_MAX
-from tests.support import station_support
+from tests.support import worker_process
 from tests.support.common import HOUR_MS, flight
-from tests.support.transport_bench import Bench, Memory, until
+from tests.support.transport_harness import Memory, TransportHarness, until
 
 
 class SlowLetters(KafkaLog):
@@ -54,7 +54,7 @@ class Scene:
     def __init__(self, brokers: str, folder: Path) -> None:
         name, group = f"t{uuid.uuid4().hex[:12]}", uuid.uuid4().hex
         file = folder / "map.toml"
-        one = station_support.MAP.replace("partitions = 2", "partitions = 1")
+        one = worker_process.MAP.replace("partitions = 2", "partitions = 1")
         file.write_text(one.format(name=name))
         self.brokers, self.map, self.raw = brokers, load_map(file), f"{name}.raw"
         self.log, self.archive = SlowLetters(brokers), EmbeddedArchive(folder / "archive")
@@ -68,9 +68,13 @@ class Scene:
             fenced=self._fenced,
             misplaced=self._misplaced,
         )
-        self.bench = Bench(brokers, {"ingest": self.raw}, self.owners, group=group, node="a")
+        self.bench = TransportHarness(
+            brokers, {"ingest": self.raw}, self.owners, group=group, node="a"
+        )
         self.bench._handle = Ingest(self.owners, self.log).handle  # type: ignore[method-assign]
-        self.other = Bench(brokers, {"ingest": self.raw}, Memory(), group=group, node="b")
+        self.other = TransportHarness(
+            brokers, {"ingest": self.raw}, Memory(), group=group, node="b"
+        )
 
     def _fenced(self, topic: str, partition: int, reason: str) -> None:
         self.bench.transport.restart(topic, partition, reason)

@@ -63,7 +63,7 @@ class Memory:
         return set()
 
 
-class Bench:
+class TransportHarness:
     """A transport without Faust: a queue and a task stand for each agent."""
 
     def __init__(
@@ -139,4 +139,4 @@ class Bench:
             task.cancel()
 
 
-Benches = Callable[..., Awaitable[Bench]]
+Benches = Callable[..., Awaitable[TransportHarness]]
