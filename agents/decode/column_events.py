@@ -16,6 +16,7 @@ from agents.decode.event_batch import DETAIL_CHARS_MAX, ID_COLUMN, INDEX_COLUMN,
 from agents.decode.json_events import COLUMNS, parse_times
 from agents.decode.run_decoder import RunDecoder
 from tables.model.layer import Source
+from tables.model.path import Path
 from tables.model.window import TIME_MS_MAX, TIME_MS_MIN
 from tables.state.cell import in_order
 
@@ -102,16 +103,12 @@ class ColumnEvents:
     """Takes the events of one source out of columns.
 
     Attributes:
-        wanted: the names of the columns that the source reads.
+        wanted: the names of the columns in which the source reads something.
     """
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._fields = [f for f in source.fields if f.name != source.time_field]
-        self._takes_time = any(f.name == source.time_field for f in source.fields)
-        wanted = [source.time_field, source.type_field, *(f.name for f in self._fields)]
-        wanted += [source.id_field] if source.id_field is not None else []
-        self.wanted = list(dict.fromkeys(wanted))
+        self.wanted = list(dict.fromkeys(str(path[0]) for path in source.paths))
 
     def events(self, found: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series | None]:
         """Return time, type and declared fields of columns, and why rows are not events.
@@ -121,20 +118,22 @@ class ColumnEvents:
         source = self._source
         faults = _Faults(found.height)
         time = self._time(found, faults)
-        frame = {"time": time, "type": self._field(found, source.type_field, "string", faults)}
+        frame = {"time": time, "type": self._field(found, source.type_at, "string", faults)}
         if time.null_count() or frame["type"].null_count():
             faults.add("missing", time.is_null() | frame["type"].is_null())
-        for field in self._fields:
-            frame[field.name] = self._field(found, field.name, field.type, faults)
-        if self._takes_time:
-            frame[source.time_field] = time
-        if source.id_field is not None:
-            frame[ID_COLUMN] = self._id(found, source.id_field, faults)
+        for field in source.fields:
+            is_time = field.at == source.time_at
+            column = time if is_time else self._field(found, field.at, field.type, faults)
+            frame[field.name] = column
+            if field.required and column.null_count():
+                faults.add("missing", column.is_null())
+        if source.id_at is not None:
+            frame[ID_COLUMN] = self._id(found, source.id_at, faults)
         return pl.DataFrame(frame), faults.reasons
 
     def _time(self, found: pl.DataFrame, faults: _Faults) -> pl.Series:
         """Return the times in milliseconds, cut off towards the past."""
-        column = _column(found, self._source.time_field)
+        column = _column_at(found, self._source.time_at)
         kind = column.dtype
         if kind.is_integer():
             unit = self._source.time_unit_ms
@@ -158,14 +157,14 @@ class ColumnEvents:
             faults.add("out_of_range", column.is_not_null() & ~usable)
         return times.alias("")
 
-    def _id(self, found: pl.DataFrame, name: str, faults: _Faults) -> pl.Series:
+    def _id(self, found: pl.DataFrame, path: Path, faults: _Faults) -> pl.Series:
         """Return ids as texts; a whole number becomes the text of its digits."""
-        declared = next((field.type for field in self._fields if field.name == name), None)
-        kind = "int" if _column(found, name).dtype.is_integer() else "string"
-        return self._field(found, name, declared or kind, faults).cast(pl.String)
+        declared = next((field.type for field in self._source.fields if field.at == path), None)
+        kind = "int" if _column_at(found, path).dtype.is_integer() else "string"
+        return self._field(found, path, declared or kind, faults).cast(pl.String)
 
-    def _field(self, found: pl.DataFrame, name: str, kind: str, faults: _Faults) -> pl.Series:
-        column = _column(found, name)
+    def _field(self, found: pl.DataFrame, path: Path, kind: str, faults: _Faults) -> pl.Series:
+        column = _column_at(found, path)
         if not _TAKES[kind](column.dtype):
             if column.null_count() < column.len():
                 faults.add("wrong_type", column.is_not_null())
@@ -203,10 +202,27 @@ def _lies_between(times: pl.Series, low: int, high: int) -> bool:
     return low <= cast("int", first) and cast("int", last) <= high
 
 
-def _column(found: pl.DataFrame, name: str) -> pl.Series:
-    if name in found.columns:
-        return found[name]
-    return pl.repeat(None, found.height, dtype=pl.Null, eager=True)
+def _column_at(frame: pl.DataFrame, path: Path) -> pl.Series:
+    """Return the values at a path through structs and lists, null for rows that it misses.
+
+    The column is of type ``Null`` if it misses in all rows.
+    """
+    nothing = pl.repeat(None, frame.height, dtype=pl.Null, eager=True)
+    name, *steps = path
+    if name not in frame.columns:
+        return nothing
+    column = frame[str(name)]
+    for step in steps:
+        kind = column.dtype
+        if isinstance(step, int) and isinstance(kind, pl.Array):
+            column = column.arr.get(step, null_on_oob=True)
+        elif isinstance(step, int) and isinstance(kind, pl.List):
+            column = column.list.get(step, null_on_oob=True)
+        elif isinstance(kind, pl.Struct) and any(step == field.name for field in kind.fields):
+            column = column.struct.field(str(step))
+        else:
+            return nothing
+    return column
 
 
 def _is_text(kind: pl.DataType) -> bool:

@@ -8,7 +8,6 @@ broken lines as three events. A check for such lines costs more than one call pe
 from __future__ import annotations
 
 import dataclasses
-import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any
 
@@ -16,6 +15,7 @@ import msgspec
 import polars as pl
 
 from agents.decode.event_batch import DETAIL_CHARS_MAX, ID_COLUMN, INDEX_COLUMN
+from agents.decode.event_struct import EventStruct, Leaf
 from tables.model.layer import Source
 from tables.model.window import TIME_MS_MAX, TIME_MS_MIN
 
@@ -40,50 +40,48 @@ class EventFault:
 
 
 class JsonEvents:
-    """Decodes the JSON events of one source into structs of only the fields needed."""
+    """Decodes the JSON events of one source into structs of only the fields needed.
+
+    Attributes:
+        time_of: returns the time of an event, as it is written there.
+        type_of: returns the type of an event, None of a heartbeat.
+    """
 
     def __init__(self, source: Source) -> None:
         self._unit = source.time_unit_ms
         # Times that no calendar can compute are malformed like any wrong type.
         bounds = msgspec.Meta(ge=-(-TIME_MS_MIN // self._unit), le=TIME_MS_MAX // self._unit)
-        fields: list[tuple[str, Any, Any]] = [
-            ("time_", Annotated[int, bounds] | str, msgspec.field(name=source.time_field)),
-            ("type_", str, msgspec.field(name=source.type_field)),
-        ]
-        roles = {source.time_field: "time_", source.type_field: "type_"}
-        fields += [
-            (f"field_{f.name}", _TYPES[f.type] | None, msgspec.field(name=f.name, default=None))
-            for f in source.fields
-            if f.name not in roles
-        ]
-        self._id = None if source.id_field is None else f"field_{source.id_field}"
-        if self._id is not None and all(name != self._id for name, _, _ in fields):
-            self._id = "id_"
-            either = msgspec.field(name=source.id_field, default=None)
-            fields.append((self._id, _Int64 | str | None, either))
-        self._event = msgspec.defstruct("Event", fields, gc=False)
-        self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(self._event)
-        self._time_field = source.time_field
-        self._time_path = f"`$.{source.time_field}`"
-        self._columns = {
-            f.name: (roles.get(f.name, f"field_{f.name}"), COLUMNS[f.type]) for f in source.fields
+        leaves = {
+            source.time_at: Leaf("time_", Annotated[int, bounds] | str, required=True),
+            source.type_at: Leaf("type_", str, required=True),
         }
+        for field in source.fields:
+            kind = _TYPES[field.type] if field.required else _TYPES[field.type] | None
+            leaves.setdefault(field.at, Leaf(f"field_{field.name}", kind, field.required))
+        if source.id_at is not None:
+            leaves.setdefault(source.id_at, Leaf("id_", _Int64 | str | None))
+        self._struct = EventStruct(leaves)
+        self._decode = self._struct.decode
+        self._id = None if source.id_at is None else leaves[source.id_at].attribute
+        self._time_path = f"`$.{'.'.join(map(str, source.time_at))}`"
+        self._columns = {f.name: (leaves[f.at].attribute, COLUMNS[f.type]) for f in source.fields}
+        self.time_of, self.type_of = map(self._struct.getter, ("time_", "type_"))
 
     def heartbeat(self, time_ms: int) -> Any:
         """Return the struct that stands for a heartbeat in :meth:`frame`."""
-        return self._event(time_=time_ms, type_=None)
+        return self._struct.event({"time_": time_ms})
 
     def decode_all(self, values: Sequence[bytes]) -> list[Any]:
         """Return the event of each value; raises one of ``UNREADABLE`` if one is not an event.
 
         All values are UTF-8.
         """
-        return list(map(self._decoder.decode, values))
+        return list(map(self._decode, values))
 
     def getter(self, field: str) -> Callable[[Any], Any]:
         """Return the getter of a declared field of an event; a time is in the source's unit."""
         attribute, _ = self._columns[field]
-        return operator.attrgetter(attribute)
+        return self._struct.getter(attribute)
 
     def decode_many(self, values: Sequence[bytes], events: list[Any]) -> Iterator[int]:
         """Add the event of each value to ``events``; yield the indexes of the other values.
@@ -91,7 +89,7 @@ class JsonEvents:
         The other values are not one event each; nothing is added for them. When an index is
         yielded, the events of all values before it have been added.
         """
-        decode = self._decoder.decode if are_utf8(values) else self._decode_utf8
+        decode = self._decode if are_utf8(values) else self._decode_utf8
         first = len(events)
         rest = iter(values)
         at = 0
@@ -114,7 +112,7 @@ class JsonEvents:
         before = len(events)
         lines = value.rstrip(b" \t\r\n").split(b"\n")
         try:
-            events.extend(map(self._decoder.decode, lines))
+            events.extend(map(self._decode, lines))
         except UNREADABLE:
             del events[before:]
             return 0
@@ -125,11 +123,7 @@ class JsonEvents:
         try:
             return self._decode_utf8(line)
         except msgspec.ValidationError as error:
-            detail = str(error)
-            reason = _reason(detail)
-            if reason == "out_of_range" and self._unit > 1 and detail.endswith(self._time_path):
-                detail += "; are these milliseconds instead of seconds?"
-            return EventFault(reason, detail[:DETAIL_CHARS_MAX])
+            return self._decode_unusual(line, error)
         except UNREADABLE as error:
             return EventFault("json", str(error)[:DETAIL_CHARS_MAX])
 
@@ -137,7 +131,7 @@ class JsonEvents:
         """Return whether a value is one JSON document, an event or not, rather than lines."""
         if b"\n" not in value:
             return True
-        for decode in (self._decoder.decode, msgspec.json.decode):
+        for decode in (self._decode, msgspec.json.decode):
             try:
                 decode(value)
             except UNREADABLE:
@@ -153,26 +147,38 @@ class JsonEvents:
         columns = {
             INDEX_COLUMN: indexes,
             "time": self._times(events),
-            "type": pl.Series([event.type_ for event in events], dtype=pl.String),
+            "type": pl.Series(self._struct.column("type_", events), dtype=pl.String),
         }
         for name, (attribute, kind) in self._columns.items():
-            if name != self._time_field:
-                values = list(map(operator.attrgetter(attribute), events))
-                columns[name] = pl.Series(values, dtype=kind)
+            columns[name] = (
+                columns["time"]
+                if attribute == "time_"
+                else pl.Series(self._struct.column(attribute, events), dtype=kind)
+            )
         if self._id is not None:
-            columns[ID_COLUMN] = _texts(list(map(operator.attrgetter(self._id), events)))
-        frame = pl.DataFrame(columns)
-        if self._time_field in self._columns:
-            frame = frame.with_columns(pl.col("time").alias(self._time_field))
-        return frame
+            columns[ID_COLUMN] = _texts(self._struct.column(self._id, events))
+        return pl.DataFrame(columns)
 
     def _decode_utf8(self, value: bytes) -> Any:
         _check_utf8(value)
-        return self._decoder.decode(value)
+        return self._decode(value)
+
+    def _decode_unusual(self, line: bytes, error: msgspec.ValidationError) -> Any:
+        """Return the event of a line whose path misses, or its fault."""
+        try:
+            return self._struct.decode_once_more(line, error)
+        except msgspec.ValidationError as last:
+            detail = str(last)
+        except UNREADABLE as last:
+            return EventFault("json", str(last)[:DETAIL_CHARS_MAX])
+        reason = _reason(detail)
+        if reason == "out_of_range" and self._unit > 1 and detail.endswith(self._time_path):
+            detail += "; are these milliseconds instead of seconds?"
+        return EventFault(reason, detail[:DETAIL_CHARS_MAX])
 
     def _times(self, events: Sequence[Any]) -> pl.Series:
         """Return milliseconds; the time of a heartbeat is in milliseconds already."""
-        times = [event.time_ for event in events]
+        times = self._struct.column("time_", events)
         try:
             numbers = pl.Series(times, dtype=pl.Int64)
         except TypeError:
@@ -184,7 +190,8 @@ class JsonEvents:
     def _scaled(self, numbers: pl.Series, events: Sequence[Any]) -> pl.Series:
         if self._unit == 1:
             return numbers
-        heartbeat = pl.Series([event.type_ is None for event in events], dtype=pl.Boolean)
+        types = self._struct.column("type_", events)
+        heartbeat = pl.Series([kind is None for kind in types], dtype=pl.Boolean)
         return numbers.zip_with(heartbeat, numbers * self._unit)
 
 
@@ -236,7 +243,7 @@ def _reason(message: str) -> str:
     msgspec has no codes; ``tests/unit/agents/decode/test_run_decoder.py`` fails when an upgrade
     changes its words.
     """
-    if message.startswith("Expected `object`"):
+    if message.startswith("Expected `object`") and " - at `$" not in message:
         return "json"
     if "missing required field" in message or "got `null`" in message:
         return "missing"

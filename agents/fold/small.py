@@ -61,7 +61,7 @@ class SmallBatchFolder:
         events = self._plain_events(run)
         if events is None:
             return None
-        times = [event.time_ for event in events]
+        times = list(map(self._json.time_of, events))
         if any(type(time) is not int for time in times):
             return None
         oldest, newest = min(times), max(times)
@@ -100,7 +100,7 @@ class SmallBatchFolder:
 
     def _members(self, events: list[Any]) -> list[list[Any]] | None:
         """Return the events of each layer, None if no layer selects one of them."""
-        types = [event.type_ for event in events]
+        types = list(map(self._json.type_of, events))
         layers_of = {name: self._classifier.layers_of(name) for name in dict.fromkeys(types)}
         if not all(layers_of.values()):
             return None

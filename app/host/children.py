@@ -52,16 +52,10 @@ def start_child(
     environment: Mapping[str, str],
     folder: pathlib.Path | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a process that has no input and writes to ``output``.
+    """Start a process that has no input and writes output and errors to ``output``.
 
     To be called from the main thread: the kernel kills the child when the thread that started it
-    ends.
-
-    Args:
-        arguments: the program and its arguments.
-        output: takes standard output and standard error.
-        environment: all environment variables of the child.
-        folder: its working folder; None is the present one.
+    ends. It has these environment variables alone, and the present folder if none is given.
     """
     parent = os.getpid()
 

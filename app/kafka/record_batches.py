@@ -187,7 +187,7 @@ class Batch:
 
     def _read_each(self, data: memoryview, cause: str, *, is_whole: bool) -> list[Record]:
         """Return the records that can be read one by one, and a fault for each other one."""
-        base, count = self._inner.base_offset, _count_of(self._data)
+        base, (count,) = self._inner.base_offset, struct.unpack_from(">i", self._data, _COUNT_AT)
         last, expected = self._inner.next_offset - 1, base
         records: list[Record] = []
         reader = _Reader(data, _HEADER.size)
@@ -337,11 +337,6 @@ class _Reader:
             raise _BrokenError(f"a field of {size} bytes is longer than the record")
         self.at += size
         return bytes(self._data[self.at - size : self.at])
-
-
-def _count_of(data: memoryview) -> int:
-    (count,) = struct.unpack_from(">i", data, _COUNT_AT)
-    return int(count)
 
 
 def _too_large() -> str:

@@ -19,6 +19,7 @@ import orjson
 import polars as pl
 
 from app.load import writers
+from app.load.event_shape import EventShape
 from app.load.writers import Writer, arrow_stream
 from tables.model.layer import Source
 from tables.model.window import DAY_MS, TIME_MS_MAX
@@ -42,6 +43,7 @@ class Sample:
     """
 
     source: Source
+    shape: EventShape
     chance: random.Random
     now_ms: int
     events: pl.DataFrame
@@ -52,11 +54,15 @@ class Sample:
 
     def line(self) -> bytes:
         """Return the event as JSON."""
-        return orjson.dumps(self.event)
+        return orjson.dumps(self.shape.document(self.event))
 
     def frame(self) -> pl.DataFrame:
-        """Return the event as a frame of one row."""
+        """Return the event as a flat frame of one row."""
         return self.events.slice(self.row, 1)
+
+    def stream(self, column: pl.Series) -> bytes:
+        """Return the event as an Arrow stream, with another column instead of its own."""
+        return arrow_stream(self.shape.frame(self.frame().with_columns(column)))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -138,45 +144,46 @@ def _broken_json(sample: Sample) -> bytes:
 
 def _null(sample: Sample) -> tuple[str, None]:
     source = sample.source
-    names = (source.time_field, source.type_field, *sample.key_names)
+    required = [field.name for field in source.fields if field.required]
+    names = (sample.shape.time, sample.shape.type, *sample.key_names, *required)
     return sample.chance.choice(names), None
 
 
 def _absent(sample: Sample) -> bytes:
     gone, _ = _null(sample)
-    return orjson.dumps({name: value for name, value in sample.event.items() if name != gone})
+    rest = {name: value for name, value in sample.event.items() if name != gone}
+    return orjson.dumps(sample.shape.document(rest))
 
 
 def _changed(sample: Sample, name: str, value: Any) -> bytes:
-    return orjson.dumps({**sample.event, name: value})
+    return orjson.dumps(sample.shape.document({**sample.event, name: value}))
 
 
-def _wrong_values(source: Source) -> list[tuple[str, Any]]:
+def _wrong_values(sample: Sample) -> list[tuple[str, Any]]:
     """Return declared fields, each with a value that JSON has and its type does not."""
     wrong: dict[str, tuple[Any, ...]] = {
         "string": (7, True, []), "int": ("7", True, {}), "bool": (1, "true"), "float": ("1.5", []),
     }  # fmt: skip
     wrongs: dict[str, tuple[Any, ...]] = {
-        source.time_field: (True, [], {}), source.type_field: (7, True, [], {}),
+        sample.shape.time: (True, [], {}), sample.shape.type: (7, True, [], {}),
     }  # fmt: skip
-    for field in source.fields:
+    for field in sample.source.fields:
         wrongs.setdefault(field.name, wrong[field.type])
     return [(name, value) for name, values in wrongs.items() for value in values]
 
 
 def _wrong_type(sample: Sample) -> bytes:
-    return _changed(sample, *sample.chance.choice(_wrong_values(sample.source)))
+    return _changed(sample, *sample.chance.choice(_wrong_values(sample)))
 
 
 def _whole_numbers(sample: Sample) -> list[str]:
-    source = sample.source
-    own = (source.time_field, source.type_field)
-    return [f.name for f in source.fields if f.type == "int" and f.name not in own]
+    own = (sample.shape.time, sample.shape.type)
+    return [f.name for f in sample.source.fields if f.type == "int" and f.name not in own]
 
 
 def _out_of_range(sample: Sample) -> bytes:
     """Return a line with a number beyond 64 bits, or a time that cannot be read."""
-    time = sample.source.time_field
+    time = sample.shape.time
     texts = [_changed(sample, time, text) for text in ("yesterday", "2026-02-30T00:00:00Z")]
     for name in (time, *_whole_numbers(sample)):
         marked = _changed(sample, name, "number")
@@ -186,7 +193,7 @@ def _out_of_range(sample: Sample) -> bytes:
 
 def _time_out_of_range(sample: Sample) -> tuple[str, int]:
     far = (TIME_MS_MAX // sample.source.time_unit_ms + 1, 2**62, -(2**62))
-    return sample.source.time_field, sample.chance.choice(far)
+    return sample.shape.time, sample.chance.choice(far)
 
 
 def _not_finite(sample: Sample) -> tuple[str, float] | None:
@@ -205,12 +212,12 @@ def _key_too_long(sample: Sample) -> tuple[str, str] | None:
 
 def _future(sample: Sample) -> tuple[str, int]:
     time_ms = sample.now_ms + sample.source.future_skew_ms + DAY_MS
-    return sample.source.time_field, time_ms // sample.source.time_unit_ms
+    return sample.shape.time, time_ms // sample.source.time_unit_ms
 
 
 def _unclassified(sample: Sample) -> tuple[str, str] | None:
     name = sample.unclassified
-    return None if name is None else (sample.source.type_field, name)
+    return None if name is None else (sample.shape.type, name)
 
 
 def _tombstone(_: Sample) -> tuple[None, Headers]:
@@ -222,7 +229,7 @@ def _empty(sample: Sample) -> tuple[bytes, Headers]:
 
 
 def _no_rows(sample: Sample) -> tuple[bytes, Headers]:
-    return arrow_stream(sample.events.clear()), ()
+    return arrow_stream(sample.shape.frame(sample.events.clear())), ()
 
 
 def _oversized(sample: Sample) -> tuple[bytes, Headers]:
@@ -246,7 +253,7 @@ def _heartbeat(sample: Sample) -> tuple[None, Headers]:
 def _arrow(sample: Sample) -> tuple[bytes, Headers]:
     """Return Arrow that is cut off, that is something else, or whose lengths are not true."""
     header = (("content-type", b"application/vnd.apache.arrow.stream"),)
-    whole = arrow_stream(pl.concat([sample.frame()] * 7))
+    whole = arrow_stream(sample.shape.frame(pl.concat([sample.frame()] * 7)))
     one, lie = (7).to_bytes(8, "little"), (1 << 40).to_bytes(8, "little")
     values = (
         # Without the end of the stream and the end of the rows before it.
@@ -260,9 +267,9 @@ def _arrow(sample: Sample) -> tuple[bytes, Headers]:
 
 
 def _arrow_wrong_type(sample: Sample) -> tuple[bytes, Headers]:
-    name, value = sample.chance.choice(_wrong_values(sample.source))
+    name, value = sample.chance.choice(_wrong_values(sample))
     column = pl.Series(name, [[1]]) if isinstance(value, list | dict) else pl.Series(name, [value])
-    return arrow_stream(sample.frame().with_columns(column)), ()
+    return sample.stream(column), ()
 
 
 def _arrow_out_of_range(sample: Sample) -> tuple[bytes, Headers] | None:
@@ -270,7 +277,7 @@ def _arrow_out_of_range(sample: Sample) -> tuple[bytes, Headers] | None:
     if not names:
         return None
     column = pl.Series(sample.chance.choice(names), [2**64 - 1], dtype=pl.UInt64)
-    return arrow_stream(sample.frame().with_columns(column)), ()
+    return sample.stream(column), ()
 
 
 KINDS = (

@@ -3,7 +3,7 @@
 Two frames have a row an event, in the order in which each partition gets them:
 
     facts    partition, time (ms), type_id, key_id, origin: the input of the truth
-    events   the declared fields, as they are written
+    events   the declared fields, time, type and id; ``EventShape`` names and nests them
 
 Events of one ``origin`` are the same event, sent again with the same id.
 """
@@ -135,9 +135,10 @@ class EventMaker:
 
     def _events(self, facts: pl.DataFrame) -> pl.DataFrame:
         words, source, count = self._words, self._words.source, facts.height
+        shape = words.shape
         columns = {
-            source.time_field: facts["time"] // source.time_unit_ms,
-            source.type_field: self._types.gather(facts["type_id"]),
+            shape.time: facts["time"] // source.time_unit_ms,
+            shape.type: self._types.gather(facts["type_id"]),
         }
         for name, values in self._key_columns.items():
             columns[name] = values.gather(facts["key_id"])
@@ -149,8 +150,8 @@ class EventMaker:
             columns[field.name] = (
                 _measured(field, number) if side is None else side.gather(number % len(side))
             )
-        if source.id_field is not None:
-            columns[source.id_field] = self._ids(count, columns.get(source.id_field))
+        if shape.id is not None:
+            columns[shape.id] = self._ids(count, columns.get(shape.id))
         return pl.DataFrame(columns)
 
     def _ids(self, count: int, declared: pl.Series | None) -> pl.Series:
@@ -186,5 +187,5 @@ _MEASURED: dict[str, Callable[[pl.Expr], pl.Expr]] = {
 def _measured(field: Field, number: pl.Series) -> pl.Series:
     """Return the values of a field that is in no key, nulls among them."""
     value = _MEASURED[field.type](pl.col("number"))
-    kept = pl.when(pl.col("number") < _NULLS_FROM).then(value)
+    kept = value if field.required else pl.when(pl.col("number") < _NULLS_FROM).then(value)
     return pl.DataFrame({"number": number}).select(kept.alias(field.name)).to_series()

@@ -25,6 +25,7 @@ from app.config.connections import client_options
 from app.config.settings import Settings
 from app.kafka.batch_producer import BatchProducer
 from app.kafka.scan import Scan, places_of
+from app.load.event_shape import EventShape
 from app.load.manifest import Written, manifest_of, write_manifest
 from app.load.plan import GenerateError, LoadSpec, Part, check_times, parts_of, start_after
 from app.load.process import PartResult, PartWriter, Progress, run_process
@@ -184,7 +185,8 @@ def _source(themap: Map, plan: LoadSpec) -> Source:
             f" {plan.duplicates}; want a source with an id; add one to the map, or leave"
             " --duplicates out"
         )
-    own = sorted({source.time_field, source.type_field} & set(source.keyed_by))
+    shape = EventShape(source)
+    own = sorted({shape.time, shape.type} & set(source.keyed_by))
     if own:
         raise GenerateError(
             f"cannot generate events for {name}: it is keyed by its time or type; got {own}; want"

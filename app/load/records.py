@@ -129,6 +129,7 @@ class RecordMaker:
             piece = pieces[bisect.bisect_right(stops, row)]
             sample = Sample(
                 source=self._words.source,
+                shape=self._words.shape,
                 chance=self._chance,
                 now_ms=now_ms,
                 events=step.events,
@@ -144,7 +145,7 @@ class RecordMaker:
         self, step: StepEvents, pieces: list[Piece], bads: Mapping[int, tuple[Bad, Any]]
     ) -> list[Pack]:
         """Return the records of all pieces."""
-        events = _edited(step.events, bads)
+        events = self._words.shape.frame(_edited(step.events, bads))
         lines = _lines(events) if any(piece.writer.uses_lines for piece in pieces) else []
         for row, (bad, made) in bads.items():
             if bad.place == "line":

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import polars as pl
 
 from app.kafka.batch_producer import partition_of
+from app.load.event_shape import EventShape
 from tables.model.layer import Field, Layer, Map, Source
 from tables.state.input_plan import plans_of
 
@@ -32,6 +33,7 @@ class Words:
     """
 
     source: Source
+    shape: EventShape
     layers: tuple[Layer, ...]
     types: tuple[str, ...]
     unclassified: str | None
@@ -68,7 +70,8 @@ def words_of(themap: Map, source: Source, *, keys: int, skew: float, types: int)
     names = {name: None for layer in layers for name in (field.name for field in layer.key)}
     named = [field for field in source.fields if field.name in names]
     keyed = [field for field in source.fields if field.name in source.keyed_by] or named
-    own = {source.time_field, source.type_field}
+    shape = EventShape(source)
+    own = {shape.time, shape.type}
     keyed = [field for field in keyed if field.name not in own]
     sides = [field for field in named if field not in keyed and field.name not in own]
     measured = [f for f in source.fields if f not in (*keyed, *sides) and f.name not in own]
@@ -80,6 +83,7 @@ def words_of(themap: Map, source: Source, *, keys: int, skew: float, types: int)
     texts = [_key_text(source, keyed, key) for key in range(keys)] if source.keyed_by else []
     return Words(
         source=source,
+        shape=shape,
         layers=layers,
         types=tuple(chosen),
         unclassified=nowhere,

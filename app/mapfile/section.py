@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import cast
 
+from tables.model.path import Path, parse_path
 from tables.model.window import DAY_MS, LENGTH_MS_MAX, parse_duration_ms
 
 DURATION_MS_MAX = LENGTH_MS_MAX
@@ -174,6 +175,23 @@ class Section:
             else:
                 self.note(entry, _mistyped(table, "a table {field=..., op=..., value=...}"))
         return found
+
+    def inside(self, field: str, table: Mapping[str, object]) -> Section:
+        """Return the section of ``table``, which stands in this one as ``field``."""
+        return Section(self._problems, self._inner(field), table)
+
+    def path(self, field: str, *, required: bool = False) -> Path | None:
+        """Return the path that a text names."""
+        text = self.text(field, required=required)
+        try:
+            return None if text is None else parse_path(text)
+        except ValueError as error:
+            self.note(field, f"not a path; {error}; correct it")
+            return None
+
+    def flag(self, field: str) -> bool:
+        """Return a boolean; false if it is absent or wrong."""
+        return self._typed(field, bool, "true or false", required=False) is True
 
     def refuse(self, field: str, text: str) -> None:
         """Note ``text`` if this section has ``field``, which does not belong here."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import cast, get_args
 
 from app.mapfile.measures import undeclared
 from app.mapfile.section import Section, nearest, shown, topic_problem
 from tables.model.layer import FUTURE_SKEW_MS, IDS_MAX, Field, FieldType, Source
+from tables.model.path import Path, path_text
 
 PARTITIONS_MAX = 10_000
 """More than any source needs at a worker a core; a number above it is a slip of the keyboard."""
@@ -56,31 +58,33 @@ def read_sources(section: Section) -> dict[str, DraftSource]:
 def _read(name: str, section: Section) -> DraftSource:
     topic = _read_topic(section)
     partitions = section.integer("partitions", 1, PARTITIONS_MAX, required=True)
-    time_field = section.text("time", required=True)
-    type_field = section.text("type", required=True)
-    id_field, ids_max = _read_id(section)
+    time = _read_role(section, "time", required=True)
+    kind = _read_role(section, "type", required=True)
+    identity, ids_max = _read_id(section)
+    roles = {"time": time, "type": kind, "id": identity}
     unit = section.choice("time_unit", tuple(_TIME_UNITS_MS))
     future_skew_ms = section.duration_ms("future_skew", FUTURE_SKEW_MS)
     idle_heartbeat_ms = section.duration_ms("idle_heartbeat")
     record_bytes_max = section.integer("record_bytes_max", 1, RECORD_BYTES_MAX_MAX) or MIB
     inflated_bytes_max = section.integer("inflated_bytes_max", 1, INFLATED_BYTES_MAX_MAX)
     unclassified = section.choice("unclassified", ("dead", "count"))
-    fields = _read_fields(section, time_field, type_field, id_field)
-    keyed_by = _read_keyed_by(name, section, fields)
+    fields = _read_fields(section, roles)
+    types = {name: field.type if field else None for name, field in fields.items()}
+    keyed_by = _read_keyed_by(name, section, types)
     section.finish()
-    _note_same_field(section, time_field, type_field, id_field)
+    _note_paths(section, roles, fields)
     built = None
-    if topic is not None and partitions is not None and time_field and type_field:
+    if topic is not None and partitions is not None and time and kind:
         built = Source(
             name=name,
             topic=topic,
             partitions=partitions,
-            time_field=time_field,
-            type_field=type_field,
+            time_field=_name(time),
+            type_field=_name(kind),
             # Sorted, because the order of a TOML table means nothing.
-            fields=tuple(Field(one, kind) for one, kind in sorted(fields.items()) if kind),
+            fields=tuple(field for _, field in sorted(fields.items()) if field),
             keyed_by=keyed_by or (),
-            id_field=id_field,
+            id_field=_name(identity) if identity else None,
             time_unit_ms=_TIME_UNITS_MS[unit],
             future_skew_ms=future_skew_ms,
             record_bytes_max=record_bytes_max,
@@ -88,8 +92,21 @@ def _read(name: str, section: Section) -> DraftSource:
             unclassified="count" if unclassified == "count" else "dead",
             idle_heartbeat_ms=idle_heartbeat_ms,
             ids_max=ids_max,
+            time_path=_nested(time),
+            type_path=_nested(kind),
+            id_path=_nested(identity or ()),
         )
-    return DraftSource(name, fields, keyed_by, topic, partitions, built)
+    return DraftSource(name, types, keyed_by, topic, partitions, built)
+
+
+def _name(path: Path) -> str:
+    """Return the name of a field of the top level, the text of a path of any other."""
+    return path_text(path) if len(path) > 1 else str(path[0])
+
+
+def _nested(path: Path) -> Path:
+    """Return a path that goes into objects; the only step of another one is a name."""
+    return path if len(path) > 1 else ()
 
 
 def _read_topic(section: Section) -> str | None:
@@ -101,13 +118,13 @@ def _read_topic(section: Section) -> str | None:
     return topic
 
 
-def _read_id(section: Section) -> tuple[str | None, int]:
-    """Return the id's field, None if events have none, and how many ids are remembered."""
-    id_field = section.text("id")
+def _read_id(section: Section) -> tuple[Path | None, int]:
+    """Return the id's path, None if events have none, and how many ids are remembered."""
+    path = _read_role(section, "id")
     ids_max = section.integer("ids_max", IDS_MAX_MIN, IDS_MAX_MAX)
-    if id_field is None and ids_max is not None:
-        section.note("ids_max", "the source has no id; name its JSON field or leave this out")
-    return id_field, ids_max or IDS_MAX
+    if path is None and ids_max is not None:
+        section.note("ids_max", "the source has no id; name its field or leave this out")
+    return path, ids_max or IDS_MAX
 
 
 def _read_keyed_by(
@@ -123,45 +140,99 @@ def _read_keyed_by(
     return None if unknown else keyed_by
 
 
-def _read_fields(
-    section: Section, time_field: str | None, type_field: str | None, id_field: str | None
-) -> dict[str, FieldType | None]:
-    fields: dict[str, FieldType | None] = {}
-    for name, kind in section.names("fields").items():
-        known = kind in get_args(FieldType)
-        fields[name] = cast("FieldType", kind) if known else None
-        if not known:
-            what = nearest(kind, get_args(FieldType)) if isinstance(kind, str) else "change it"
-            section.note(f"fields.{name}", f"unknown type; got {shown(kind)}; {what}")
-        elif name == time_field and kind != "int":
-            section.note(f"fields.{name}", f"the time field; got {kind!r}; want 'int'; change it")
-        elif name == type_field and kind != "string":
+def _read_role(section: Section, role: str, *, required: bool = False) -> Path | None:
+    """Return the path of the time, type or id: ``role = NAME``, or ``role = {path = PATH}``."""
+    table = section.raw(role)
+    if not isinstance(table, dict):
+        name = section.text(role, required=required)
+        return None if name is None else (name,)
+    inner = section.inside(role, table)
+    path = inner.path("path", required=True)
+    inner.finish()
+    return path
+
+
+def _read_fields(section: Section, roles: Mapping[str, Path | None]) -> dict[str, Field | None]:
+    """Return the declared fields, those that are wrong as None."""
+    fields: dict[str, Field | None] = {}
+    for name, declared in section.names("fields").items():
+        place = f"fields.{name}"
+        path: Path | None = (name,)
+        kind, required = declared, False
+        if isinstance(declared, dict):
+            inner = section.inside(place, declared)
+            kind = inner.text("type", required=True)
+            path = inner.path("path") if inner.has("path") else path
+            required = inner.flag("required")
+            inner.finish()
+        if not isinstance(declared, dict) or kind is not None:
+            _note_type(section, place, kind)
+        fields[name] = None
+        if kind in get_args(FieldType) and path is not None:
+            own = () if path == (name,) else path
+            field = Field(name, cast("FieldType", kind), own, required)
+            _note_role(section, place, field, roles)
+            fields[name] = field
+        is_own = name in ("time", "type") and roles[name] == path
+        if (name in _FRAME_COLUMNS and not is_own) or name.startswith("key_"):
             section.note(
-                f"fields.{name}", f"the type field; got {kind!r}; want 'string'; change it"
+                place,
+                f"{name!r} is a column that every batch of events has or may have; rename the field"
+                f" in the map: event_{name} = {{path = {name!r}, type = ...}}",
             )
-        own = {"time": time_field, "type": type_field}.get(name) == name
-        if (name in _FRAME_COLUMNS and not own) or name.startswith("key_"):
-            section.note(
-                f"fields.{name}",
-                f"{name!r} is a column that every batch of events has or may have; rename the "
-                "field in the events",
-            )
-    if id_field is not None and fields.get(id_field) in ("bool", "float"):
-        section.note(
-            f"fields.{id_field}",
-            f"the id field; got {fields[id_field]!r}; want 'string' or 'int'; change it",
-        )
     return fields
 
 
-def _note_same_field(
-    section: Section, time_field: str | None, type_field: str | None, id_field: str | None
+def _note_type(section: Section, place: str, kind: object) -> None:
+    if kind not in get_args(FieldType):
+        what = nearest(kind, get_args(FieldType)) if isinstance(kind, str) else "change it"
+        section.note(place, f"unknown type; got {shown(kind)}; {what}")
+
+
+_ROLE_TYPES = {"time": ("int",), "type": ("string",), "id": ("string", "int")}
+
+
+def _note_role(
+    section: Section, place: str, field: Field, roles: Mapping[str, Path | None]
 ) -> None:
-    """Note a JSON field that is declared as two of time, type and id."""
-    seen: dict[str, str] = {}
-    for role, field in (("time", time_field), ("type", type_field), ("id", id_field)):
+    """Note a declared field that is the source's time, type or id too, and of another type."""
+    for role, path in roles.items():
+        wanted = _ROLE_TYPES[role]
+        if field.at == path and field.type not in wanted:
+            want = " or ".join(map(repr, wanted))
+            section.note(place, f"the {role} field; got {field.type!r}; want {want}; change it")
+
+
+def _note_paths(
+    section: Section, roles: Mapping[str, Path | None], fields: Mapping[str, Field | None]
+) -> None:
+    """Note two paths to one value, and a path that goes on inside the value of another one."""
+    seen: dict[Path, str] = {}
+    for role, path in roles.items():
+        if path is None:
+            continue
+        if path in seen:
+            section.note(
+                role,
+                f"{path_text(path)!r} is the {seen[path]} field too; name another field",
+            )
+        seen[path] = role
+    own: dict[Path, str] = {}
+    for name, field in sorted(fields.items()):
         if field is None:
             continue
-        if field in seen:
-            section.note(role, f"{field!r} is the {seen[field]} field too; name another JSON field")
-        seen[field] = role
+        if field.at in own:
+            section.note(
+                f"fields.{name}",
+                f"reads {path_text(field.at)!r} as fields.{own[field.at]} does; remove one of them",
+            )
+        own[field.at] = name
+    places = {path: f"fields.{name}" for path, name in own.items()} | seen
+    for path, place in places.items():
+        for steps in range(1, len(path)):
+            if (outer := places.get(path[:steps])) is not None:
+                section.note(
+                    place,
+                    f"goes into {path_text(path[:steps])!r}, which {outer} reads as a value; it"
+                    " cannot be both; change one of them",
+                )

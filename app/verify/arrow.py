@@ -22,6 +22,7 @@ from app.verify.records import (
     text_time_ms,
 )
 from tables.model.layer import Source
+from tables.model.path import Path
 
 _DAY_MS = 86_400_000
 _MS_PER = {"ms": 1, "us": 1_000, "ns": 1_000_000}
@@ -33,13 +34,11 @@ class ArrowRows:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        roles = {source.time_field, source.type_field}
-        self._declared = {f.name for f in source.fields} & roles
-        self._fields = [f for f in source.fields if f.name not in roles]
-        self._id_type = next((f.type for f in source.fields if f.name == source.id_field), None)
-        self._names = roles | {f.name for f in source.fields}
-        if source.id_field is not None:
-            self._names.add(source.id_field)
+        roles = {source.time_at, source.type_at}
+        self._declared = {f.name: f.at for f in source.fields if f.at in roles}
+        self._fields = [f for f in source.fields if f.at not in roles]
+        self._id_type = next((f.type for f in source.fields if f.at == source.id_at), None)
+        self._names = {str(path[0]) for path in source.paths}
 
     def __call__(self, value: bytes) -> list[Event | Faults] | None:
         """Return a stream's rows as events or faults; None if it cannot be read."""
@@ -62,9 +61,9 @@ class ArrowRows:
         """Return rows as events, or why there is none, one value at a time."""
         columns = [
             _times(frame, self._source),
-            _column(frame, self._source.type_field, "string"),
-            _column(frame, self._source.id_field, self._type_of_ids(frame)),
-            *(_column(frame, field.name, field.type) for field in self._fields),
+            _column(_at(frame, self._source.type_at), "string"),
+            _column(_at(frame, self._source.id_at), self._type_of_ids(frame)),
+            *(_column(_at(frame, field.at), field.type) for field in self._fields),
         ]
         return [self._event(*row) for row in zip(*columns, strict=True)]
 
@@ -75,19 +74,25 @@ class ArrowRows:
         of fields.
         """
         source, kind_of_id = self._source, self._type_of_ids(frame)
-        time, kind = _sound_times(frame, source), _sound(frame, source.type_field, "string")
-        identity = _sound(frame, source.id_field, kind_of_id)
-        fields = {field.name: _sound(frame, field.name, field.type) for field in self._fields}
-        sound = kind.is_not_null() & time.is_not_null()
-        for name, values in (*fields.items(), (source.id_field, identity)):
-            if name in frame.columns:
-                sound &= values.is_null() == frame[name].is_null()
-        if kind_of_id in ("bool", "float"):  # their texts are those of Python
-            sound &= identity.is_null()
-        fields |= {source.time_field: time, source.type_field: kind}
-        found = {"time": time, "type": kind, "id": identity.cast(pl.String)}
-        found |= {column: fields[name] for name, column in needed.items()}
-        return pl.DataFrame(found | {"sound": sound})
+        types: dict[Path, str] = {field.at: field.type for field in self._fields}
+        types |= {source.type_at: "string"} | ({source.id_at: kind_of_id} if source.id_at else {})
+        read = {path: _at(frame, path) for path in types}
+        found = {path: _sound(read[path], kind) for path, kind in types.items()}
+        found[source.time_at] = _sound_times(frame, source)
+        sound = found[source.type_at].is_not_null() & found[source.time_at].is_not_null()
+        for path, values in read.items():
+            sound &= found[path].is_null() == values.is_null()
+        for field in self._fields:
+            if field.required:
+                sound &= found[field.at].is_not_null()
+        identity = pl.repeat(None, frame.height, dtype=pl.String, eager=True)
+        if source.id_at is not None:
+            identity = found[source.id_at].cast(pl.String)
+            if kind_of_id in ("bool", "float"):  # their texts are those of Python
+                sound &= identity.is_null()
+        columns = {"time": found[source.time_at], "type": found[source.type_at], "id": identity}
+        columns |= {column: found[source.field(name).at] for name, column in needed.items()}
+        return pl.DataFrame(columns | {"sound": sound})
 
     def _read(self, value: bytes) -> pl.DataFrame | None:
         """Return the columns of a stream; those that the map does not declare may be broken."""
@@ -104,21 +109,22 @@ class ArrowRows:
         return pl.concat(columns, how="horizontal") if columns else None
 
     def _type_of_ids(self, frame: pl.DataFrame) -> str:
-        dtype = frame.schema.get(self._source.id_field or "")
-        return self._id_type or ("int" if dtype is not None and dtype.is_integer() else "string")
+        is_whole = _at(frame, self._source.id_at).dtype.is_integer()
+        return self._id_type or ("int" if is_whole else "string")
 
     def _event(self, time: Any, kind: Any, identity: Any, *values: Any) -> Event | Faults:
         """Return the event of a row; a value that is a fault is a set of reasons."""
         found = [time, kind, identity, *values]
         faults: Faults = frozenset().union(*(one for one in found if isinstance(one, frozenset)))
-        if time is None or kind is None:
+        named = zip(self._fields, values, strict=True)
+        fields = {field.name: value for field, value in named if value is not None}
+        required = (field.name for field in self._fields if field.required)
+        if time is None or kind is None or any(name not in fields for name in required):
             faults |= {"missing"}
         if faults:
             return faults
-        named = zip(self._fields, values, strict=True)
-        fields = {field.name: value for field, value in named if value is not None}
-        own = {self._source.time_field: time, self._source.type_field: kind}
-        fields |= {name: own[name] for name in self._declared}
+        own = {self._source.time_at: time, self._source.type_at: kind}
+        fields |= {name: own[path] for name, path in self._declared.items()}
         return Event(time, kind, fields, "" if identity is None else str(identity))
 
 
@@ -127,21 +133,36 @@ _RANGE: Faults = frozenset({"out_of_range"})
 _INFINITE: Faults = frozenset({"not_finite"})
 
 
-def _sound(frame: pl.DataFrame, name: str | None, kind: str) -> pl.Series:
+def _at(frame: pl.DataFrame, path: Path | None) -> pl.Series:
+    """Return the values at a path; a column of nulls if it misses."""
+    column = frame.to_struct()
+    for step in ("",) if path is None else path:
+        inner = column.dtype
+        if isinstance(step, str) and step in getattr(inner, "to_schema", dict)():
+            column = column.struct.field(step)
+        elif isinstance(step, int) and isinstance(inner, pl.List | pl.Array):
+            column = column.cast(pl.List(inner.inner)).list.get(step, null_on_oob=True)
+        else:
+            return pl.Series([None] * frame.height, dtype=pl.Null)
+    return column
+
+
+def _sound(column: pl.Series, kind: str) -> pl.Series:
     """Return the values of a column that surely are of its type, null for all others."""
     dtype = COLUMN_TYPES[kind][0]
-    if name not in frame.columns or not _takes(frame[name].dtype, kind):
-        return pl.repeat(None, frame.height, dtype=dtype, eager=True)
-    values = frame[name].cast(dtype, strict=False)
+    if not _takes(column.dtype, kind):
+        return pl.repeat(None, len(column), dtype=dtype, eager=True)
+    values = column.cast(dtype, strict=False)
     return values.set(~values.is_finite(), None) if kind == "float" else values
 
 
 def _sound_times(frame: pl.DataFrame, source: Source) -> pl.Series:
     """Return the times in milliseconds, null for texts and for other values."""
-    dtype = frame.schema.get(source.time_field, pl.Null())
+    column = _at(frame, source.time_at)
+    dtype = column.dtype
     if not _is_time(dtype):
         return pl.repeat(None, frame.height, dtype=pl.Int64, eager=True)
-    numbers = frame[source.time_field].cast(pl.Int64, strict=False)
+    numbers = column.cast(pl.Int64, strict=False)
     if isinstance(dtype, pl.Datetime):
         numbers //= _MS_PER[dtype.time_unit]
     unit_ms = source.time_unit_ms if dtype.is_integer() else _DAY_MS if dtype == pl.Date else 1
@@ -149,22 +170,17 @@ def _sound_times(frame: pl.DataFrame, source: Source) -> pl.Series:
     return numbers.set(~good, None) * unit_ms
 
 
-def _column(frame: pl.DataFrame, name: str | None, kind: str) -> list[Any]:
+def _column(column: pl.Series, kind: str) -> list[Any]:
     """Return the values of a column, and faults for those that are not of its type."""
-    if name not in frame.columns:
-        return [None] * frame.height
     fault = _INFINITE if kind == "float" else _RANGE
-    takes = _takes(frame[name].dtype, kind)
-    return _or_fault(_sound(frame, name, kind), frame[name], fault if takes else _WRONG)
+    return _or_fault(_sound(column, kind), column, fault if _takes(column.dtype, kind) else _WRONG)
 
 
 def _times(frame: pl.DataFrame, source: Source) -> list[Any]:
     """Return the times in milliseconds, cut off towards the past, and faults for other values."""
-    if source.time_field not in frame.columns:
-        return [None] * frame.height
-    column = frame[source.time_field]
-    if column.dtype == pl.String:
-        times = [None if text is None else text_time_ms(text) for text in column]
+    column = _at(frame, source.time_at)
+    if _is_text(column.dtype):
+        times = [None if text is None else text_time_ms(text) for text in column.cast(pl.String)]
         return _or_fault(pl.Series(times, dtype=pl.Int64), column, _RANGE)
     fault = _RANGE if _is_time(column.dtype) else _WRONG
     return _or_fault(_sound_times(frame, source), column, fault)

@@ -7,6 +7,8 @@ whose values are not of their types; those are left to the plain rules of ``reco
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 
 import polars as pl
@@ -15,6 +17,7 @@ from app.verify.database import text
 from app.verify.records import TIME_MS_MAX, TIME_MS_MIN
 from app.verify.sql import both, either
 from tables.model.layer import Source
+from tables.model.path import Path
 
 _LENIENT = (
     r",[ \t\r\n]*[\]}]",
@@ -22,8 +25,7 @@ _LENIENT = (
     r"[0-9][eE]\+?[0-9]{3}",
     r"\\u00[0-7]",
 )
-"""Lines that are not JSON; numbers beyond the largest float; and escapes within a name:
-the names of a map are ASCII."""
+"""Lines that are not JSON; numbers beyond the largest float; and escapes of ASCII within a name."""
 
 _DIGITS_MAX = 300
 """A number of so many digits may be beyond the largest float."""
@@ -84,8 +86,13 @@ def _brackets(one: str) -> pl.Expr:
 
 def doubt(source: Source) -> str:
     """Return a pattern of lines that may not be JSON, or may have a declared name twice."""
-    names = "|".join(f'"{name}".*"{name}"' for name in _names(source))
-    return f"(?s){'|'.join(_LENIENT)}|{names}"
+    steps = {step: None for path in source.paths for step in path if isinstance(step, str)}
+    names = [re.escape(json.dumps(step, ensure_ascii=False)) for step in steps]
+    twice = [f"{name}.*{name}" for name in names]
+    # Names that may be written in several ways, or in none that a path of the engine can have.
+    odd = [r"\\u"] if not all(map(str.isascii, steps)) else []
+    odd += [""] if any(set('"\\') & set(step) for step in steps) else []
+    return f"(?s){'|'.join([*_LENIENT, *twice, *odd])}"
 
 
 def decoded(source: Source, needed: Mapping[str, str]) -> str:
@@ -98,23 +105,24 @@ def decoded(source: Source, needed: Mapping[str, str]) -> str:
         source: the source.
         needed: by field that is needed, its column.
     """
-    types = {field.name: field.type for field in source.fields}
-    roles = {source.time_field, source.type_field}
-    names = _names(source)
-    paths = "[" + ", ".join(text(f'$."{name}"') for name in names) + "]"
-    at = {name: (f"t[{number}]", f"s[{number}]") for number, name in enumerate(names, 1)}
-    kind, value = at[source.type_field]
-    columns = [f"{_time(*at[source.time_field], source.time_unit_ms)} AS time", f"{value} AS type"]
+    types = {field.at: field.type for field in source.fields}
+    roles = {source.time_at: "time", source.type_at: "type"}
+    paths = "[" + ", ".join(text(_path(path)) for path in source.paths) + "]"
+    at = {path: (f"t[{number}]", f"s[{number}]") for number, path in enumerate(source.paths, 1)}
+    kind, value = at[source.type_at]
+    columns = [f"{_time(*at[source.time_at], source.time_unit_ms)} AS time", f"{value} AS type"]
     sound = [f"{kind} = 'VARCHAR'", f"time BETWEEN {TIME_MS_MIN} AND {TIME_MS_MAX}"]
-    sound += [_is_sound(*at[name], one) for name, one in types.items() if name not in roles]
-    if source.id_field is None:
+    sound += [_is_sound(*at[path], one) for path, one in types.items() if path not in roles]
+    sound += [f"{at[field.at][1]} IS NOT NULL" for field in source.fields if field.required]
+    if source.id_at is None:
         columns.append("NULL::VARCHAR AS id")
     else:
-        columns.append(_id(at[source.id_field][1], types.get(source.id_field)))
-        sound.append(_is_sound_id(*at[source.id_field], types.get(source.id_field)))
+        columns.append(_id(at[source.id_at][1], types.get(source.id_at)))
+        sound.append(_is_sound_id(*at[source.id_at], types.get(source.id_at)))
     for name, column in needed.items():
-        own = {source.time_field: "time", source.type_field: "type"}.get(name)
-        columns.append(f"{own or _value(at[name][1], types[name])} AS {column}")
+        field = source.field(name)
+        own = roles.get(field.at)
+        columns.append(f"{own or _value(at[field.at][1], field.type)} AS {column}")
     place = 'part, "offset", place, appended, number'
     return (
         f"SELECT {place}, {', '.join(columns)}, coalesce({both(sound)}, false) AS sound FROM"
@@ -124,11 +132,10 @@ def decoded(source: Source, needed: Mapping[str, str]) -> str:
     )
 
 
-def _names(source: Source) -> list[str]:
-    """Return the names that matter."""
-    fields = (field.name for field in source.fields)
-    ids = filter(None, [source.id_field])
-    return list(dict.fromkeys([source.time_field, source.type_field, *fields, *ids]))
+def _path(path: Path) -> str:
+    """Return a path in the engine's own form; it has none for names with quotes."""
+    steps = (f"[{step}]" if isinstance(step, int) else f'."{step}"' for step in path)
+    return "$" + "".join(steps)
 
 
 def _time(kind: str, value: str, unit_ms: int) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from tables.model.layer import Source
+from tables.model.path import Path
 
 TIME_MS_MIN, TIME_MS_MAX = -62_135_596_800_000, 253_402_300_799_999
 # Smaller append times do not count.
@@ -98,11 +99,12 @@ class RecordReader:
     def __init__(self, source: Source, arrow: ArrowReader) -> None:
         self._source = source
         self._arrow = arrow
-        roles = {source.time_field, source.type_field}
-        self._fields = [(f.name, _CHECKS[f.type]) for f in source.fields if f.name not in roles]
-        self._declared = {f.name for f in source.fields} & roles
-        own = {f.name: _CHECKS[f.type] for f in source.fields}
-        self._id_check = own.get(source.id_field or "", _id)
+        roles = {source.time_at, source.type_at}
+        self._fields = [(f, _CHECKS[f.type]) for f in source.fields if f.at not in roles]
+        self._declared = {f.name: f.at for f in source.fields if f.at in roles}
+        own = {f.at: _CHECKS[f.type] for f in source.fields}
+        self._id_check = own.get(source.id_at or (), _id)
+        self._is_nested = any(len(path) > 1 for path in source.paths)
 
     def read(
         self, record: Record, *, broken_arrow: bool = False, many: Callable[[], bool]
@@ -160,12 +162,12 @@ class RecordReader:
         if not isinstance(pairs, Pairs):
             return _JSON | (wrong(pairs) & _RANGE)
         values = dict(pairs)
-        if len(values) == len(pairs):
+        if len(values) == len(pairs) or self._is_nested:
             return self.event(values)
-        # Of a repeated name the last value counts, but every one has to be of its type.
+        # Of a repeated name the last value counts. Without paths every one has to be of its type.
         faults: Faults = frozenset()
         for name, value in pairs:
-            if name == self._source.time_field and type(value) is str:
+            if (name,) == self._source.time_at and type(value) is str:
                 continue
             found = self.event(values | {name: value})
             faults |= found if isinstance(found, frozenset) else frozenset()
@@ -174,7 +176,7 @@ class RecordReader:
     def event(self, values: dict[str, Any]) -> Event | Faults:
         """Return the event of a JSON object's values, or why there is none."""
         source = self._source
-        time, kind = values.get(source.time_field), values.get(source.type_field)
+        time, kind = find(values, source.time_at), find(values, source.type_at)
         faults: Faults = _GOOD
         if time is None or kind is None:
             faults = _MISSING
@@ -183,19 +185,21 @@ class RecordReader:
         time_ms, fault = self._time_ms(time)
         faults |= fault
         fields = {}
-        for name, check in self._fields:
-            value = values.get(name)
+        for field, check in self._fields:
+            value = find(values, field.at)
             if value is not None:
-                fields[name], fault = check(value)
+                fields[field.name], fault = check(value)
                 faults |= fault
-        identity = values.get(source.id_field) if source.id_field else None
+            elif field.required:
+                faults |= _MISSING
+        identity = find(values, source.id_at) if source.id_at else None
         if identity is not None:
             faults |= self._id_check(identity)[1]
         if faults:
             return faults
         if self._declared:
-            own = {source.time_field: time_ms, source.type_field: kind}
-            fields |= {name: own[name] for name in self._declared}
+            own = {source.time_at: time_ms, source.type_at: kind}
+            fields |= {name: own[path] for name, path in self._declared.items()}
         return Event(time_ms, str(kind), fields, "" if identity is None else str(identity))
 
     def _time_ms(self, time: object) -> tuple[int, Faults]:
@@ -210,6 +214,19 @@ class RecordReader:
 
 class Pairs(list[tuple[str, Any]]):
     """The names and values of a JSON object, repeated ones too."""
+
+
+def find(values: dict[str, Any], path: Path) -> Any:
+    """Return the value at a path of an event's values; None if there is none, or null."""
+    found: Any = values
+    for step in path:
+        if isinstance(step, int):
+            found = found[step] if type(found) is list and step < len(found) else None
+        elif isinstance(found, Pairs):
+            found = dict(found).get(step)
+        else:
+            found = found.get(step) if isinstance(found, dict) else None
+    return found
 
 
 def load_json(text: str) -> Any:

@@ -11,6 +11,7 @@ from typing import Literal
 
 import msgspec
 
+from tables.model.path import Path
 from tables.model.window import Window
 
 KeyType = Literal["string", "int", "bool"]
@@ -28,11 +29,22 @@ COMBINER_SUFFIX = ".partial"
 """Declared names have no dot, so no declared layer can have a combiner's name."""
 
 
-class Field(msgspec.Struct, frozen=True):
-    """One JSON field of a source's events; ``float`` takes JSON integers too."""
+class Field(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One field of a source's events; ``float`` takes JSON integers too.
+
+    ``path`` says where in the event it stands if that is not the top level's ``name``. An event
+    without a ``required`` field is malformed. Defaults are left out of a map's digest.
+    """
 
     name: str
     type: FieldType
+    path: Path = ()
+    required: bool = False
+
+    @property
+    def at(self) -> Path:
+        """Where in the event its value stands."""
+        return self.path or (self.name,)
 
 
 FUTURE_SKEW_MS = 600_000
@@ -44,6 +56,8 @@ further ahead seals the windows of all others."""
 class Source(msgspec.Struct, frozen=True):
     """A raw topic: the fields of time, type and id, the fields of its key, the needed fields.
 
+    ``time_field``, ``type_field`` and ``id_field`` name fields of the top level, or are texts of
+    ``time_path``, ``type_path`` and ``id_path`` if these are not empty.
     ``keyed_by`` are the fields whose values decide the partition; empty if producers promise
     nothing. ``time_unit_ms`` multiplies a time that is a number. ``future_skew_ms`` bounds event
     time minus append time. ``record_bytes_max`` bounds a record's value, ``inflated_bytes_max`` its
@@ -68,6 +82,30 @@ class Source(msgspec.Struct, frozen=True):
     unclassified: Literal["dead", "count"] = "dead"
     idle_heartbeat_ms: int = 0
     ids_max: int = IDS_MAX
+    time_path: Path = ()
+    type_path: Path = ()
+    id_path: Path = ()
+
+    @property
+    def time_at(self) -> Path:
+        """Where in an event its time stands."""
+        return self.time_path or (self.time_field,)
+
+    @property
+    def type_at(self) -> Path:
+        """Where in an event its type stands."""
+        return self.type_path or (self.type_field,)
+
+    @property
+    def id_at(self) -> Path | None:
+        """Where in an event its id stands; None if events have none."""
+        return None if self.id_field is None else self.id_path or (self.id_field,)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The places of an event whose values the map reads, each once."""
+        paths = [self.time_at, self.type_at, *(field.at for field in self.fields)]
+        return list(dict.fromkeys([*paths, self.id_at] if self.id_at else paths))
 
     def field(self, name: str) -> Field:
         """Return the declared field ``name``."""

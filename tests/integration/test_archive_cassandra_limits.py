@@ -35,9 +35,9 @@ async def test_a_read_holds_what_it_may_and_a_page_of_each_request(
     came: list[int] = []
     on_page = archive_pages.Pages._on_page
 
-    def counted(pages: Any, page: list[Any] | None) -> None:
+    def counted(pages: Any, page: list[Any] | None, *error: BaseException) -> None:
         came.append(len(page or ()))
-        on_page(pages, page)
+        on_page(pages, page, *error)
 
     monkeypatch.setattr(archive_pages.Pages, "_on_page", counted)
     layer = msgspec.structs.replace(LAYER, slots=2)

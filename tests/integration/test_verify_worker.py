@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -72,20 +73,34 @@ async def answer(workers: Sequence[Worker]) -> None:
     await until(all_answer, 60)
 
 
+def nested_text(text: str) -> str:
+    """Return the load generator's map with time, type and all fields deep in events."""
+    for role, name in (("time", "at"), ("type", "type")):
+        text = text.replace(f'{role} = "{name}"', f'{role} = {{path = "meta.{name}"}}')
+    before, fields, after = re.split(r"(\[sources\.shop\.fields\]\n.*?\n\n)", text, flags=re.DOTALL)
+    path = r'\1 = {path = "payload.Maße.\1", type = "\2"}'
+    return before + re.sub(r'(?m)^(\w+) = "(\w+)"$', path, fields) + after
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("deep", [False, True], ids=["flat", "nested"])
 async def test_verify_finds_a_worker_equal_after_input_of_every_kind(
-    broker: str, tmp_path: Path
+    broker: str, tmp_path: Path, *, deep: bool
 ) -> None:
     """All forms, bad and late events; the recomputed ledger is the manifest's too."""
-    with Cluster(broker, tmp_path, map_file=MAP_FILE, archive="embedded") as cluster:
+    map_file = tmp_path / "map.toml"
+    text = MAP_FILE.read_text()
+    map_file.write_text(nested_text(text) if deep else text)
+    with Cluster(broker, tmp_path, map_file=map_file, archive="embedded") as cluster:
         worker = cluster.add()
         path = tmp_path / "manifest.json"
         await asyncio.to_thread(
-            cluster.run, "generate", "--brokers", broker, "--manifest", str(path),
-            "--rate", "10000", "--seconds", "2", "--speed", "300", "--bad", "0.02",
+            cluster.run, "generate", "--map", str(map_file), "--brokers", broker,
+            "--manifest", str(path), "--rate", "10000", "--seconds", "2", "--speed", "300",
+            "--bad", "0.02",
             "--late", "0.03", "--format", "mixed", "--batch", "100", "--processes", "2",
         )  # fmt: skip
-        flags = {"map_file": str(MAP_FILE), "brokers": broker}
+        flags = {"map_file": str(map_file), "brokers": broker}
         settings = load_settings(flags | {"archive_folder": str(tmp_path / "archive")}, {})
         await answer([worker])
         report = await verify(settings, urls=[worker.url])

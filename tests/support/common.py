@@ -88,6 +88,25 @@ def flight(at: int, origin: str = "JFK", carrier: str = "UA", delay: int | None 
     return orjson.dumps(event | {"delay": delay})
 
 
+def nested(themap: Map) -> Map:
+    """Return a map whose sources have time, type and all fields deep in their events."""
+    sources = tuple(
+        dataclasses_replace(
+            source,
+            time_field=f"meta.{source.time_field}",
+            time_path=("meta", source.time_field),
+            type_field=f"meta.{source.type_field}",
+            type_path=("meta", source.type_field),
+            fields=tuple(
+                dataclasses_replace(field, path=("payload", "values", field.name.title()))
+                for field in source.fields
+            ),
+        )
+        for source in themap.sources
+    )
+    return dataclasses_replace(themap, sources=sources)
+
+
 def run_of(
     values: Sequence[bytes | int | None],
     partition: int = 0,

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from app.kafka.lane import Lane
-from app.kafka.lifecycle import PartitionLifecycle
+from app.kafka.moves import PartitionLifecycle
 from app.kafka.transport import Transport
 from app.kafka.transport_options import TransportOptions
 from tables.record.chunk import Chunk

@@ -19,7 +19,7 @@ from agents.fold.small import SmallBatchFolder
 from tables.measures.floats import float_sum
 from tables.model.layer import Field, Layer, Map, Measure
 from tables.model.window import NEVER_MS
-from tables.query.measure_columns import measure_columns
+from tables.query.cell_query import measure_columns
 from tables.state.block import TupleRows
 from tables.state.cell import archive_schema, cell_schema, measures_of, merge_partitions
 from tables.state.input_plan import plans_of

@@ -10,9 +10,8 @@ import pytest
 
 from agents.partition import writers
 from agents.partition.emission import ARCHIVE
-from app.health.readiness import Readiness
 from app.runtime.worker_status import WorkerStatus
-from app.web.map_answer import describe_map
+from app.web.pages import describe_map
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.protocol import CellRange
 from tables.model import ledger
@@ -79,7 +78,7 @@ def view_of(house: LocalWorker) -> WorkerStatus:
     """Return the web endpoint's view of a house."""
     transport: Any = NoTransport()
     return WorkerStatus(
-        house.map, house.archive, house.owners, transport, NO_PRESSURE, readiness=Readiness()
+        house.map, house.archive, house.owners, transport, NO_PRESSURE, readiness=list
     )
 
 

@@ -18,13 +18,16 @@ from app.load.bad_input import (
     Deck,
     Sample,
 )
-from app.load.plan import MAP_FILE, SOURCE
+from app.load.event_shape import EventShape
+from app.load.plan import MAP_FILE, SOURCE, GenerateError
 from app.load.writers import WRITERS, Writer, arrow_stream
 from app.mapfile.load import load_map
+from tables.model.layer import Field, Map
 from tables.model.ledger import Ledger
 from tables.model.window import NEVER_MS
 from tables.record.chunk import Headers, Run
 from tables.state.input_plan import plans_of
+from tests.support.common import dataclasses_replace, nested
 
 NOW_MS = 1_700_000_000_000
 MAP = load_map(MAP_FILE)
@@ -35,26 +38,38 @@ EVENT = pl.DataFrame(
     },
     schema_overrides={"coupon": pl.String},
 )  # fmt: skip
+FLAT = MAP
+NESTED = nested(FLAT)
+MAPS = pytest.mark.parametrize("themap", [FLAT, NESTED], ids=["flat", "nested"])
 CASES = [(bad, writer) for bad in KINDS for writer in WRITERS if bad.suits(writer)]
 
 
-def sample(seed: int) -> Sample:
+def event_of(shape: EventShape) -> pl.DataFrame:
+    """Return the good event under the names of a map's columns."""
+    return EVENT.rename({"at": shape.time, "type": shape.type})
+
+
+def sample(seed: int, themap: Map = FLAT) -> Sample:
     """Return a good event of the example's map."""
+    source = themap.source(SOURCE)
+    shape = EventShape(source)
+    events = event_of(shape)
     return Sample(
-        source=MAP.source(SOURCE),
+        source=source,
+        shape=shape,
         chance=random.Random(seed),
         now_ms=NOW_MS,
-        events=EVENT,
+        events=events,
         row=0,
-        event=EVENT.row(0, named=True),
+        event=events.row(0, named=True),
         key_names=("store", "region"),
         unclassified="unknown",
     )
 
 
-def ledger_of(value: bytes | None, headers: Headers) -> Ledger:
+def ledger_of(value: bytes | None, headers: Headers, themap: Map = FLAT) -> Ledger:
     """Return the worker's counts for one record."""
-    source = MAP.source(SOURCE)
+    source = themap.source(SOURCE)
     run = Run(
         topic=source.topic,
         partition=0,
@@ -66,7 +81,7 @@ def ledger_of(value: bytes | None, headers: Headers) -> Ledger:
         headers={0: headers} if headers else {},
     )
     batch = Decoder(source).decode([run])
-    [content] = Folder(plans_of(MAP)[source.topic]).fold(batch, {0: Before(NEVER_MS, {})})
+    [content] = Folder(plans_of(themap)[source.topic]).fold(batch, {0: Before(NEVER_MS, {})})
     return {name: count for name, count in content.ledger.items() if count}
 
 
@@ -80,9 +95,9 @@ def record_of(bad: Bad, writer: Writer, one: Sample) -> tuple[bytes | None, Head
     if bad.place == "line":
         return made, ()
     name, value = made
-    frame = EVENT.with_columns(pl.Series(name, [value], dtype=EVENT[name].dtype))
+    frame = one.events.with_columns(pl.Series(name, [value], dtype=one.events[name].dtype))
     line = dataclasses.replace(one, event=frame.row(0, named=True)).line()
-    return writer.encode(frame, [line]), ()
+    return writer.encode(one.shape.frame(frame), [line]), ()
 
 
 def wanted(bad: Bad) -> Ledger:
@@ -95,18 +110,30 @@ def wanted(bad: Bad) -> Ledger:
     return counts | ({"events.malformed": 1} if bad.outcome == "malformed" else {})
 
 
-def test_the_event_itself_is_good() -> None:
+@MAPS
+def test_the_event_itself_is_good(themap: Map) -> None:
     """This proves that a fault found below is the fault made there."""
-    for value in (sample(1).line(), arrow_stream(EVENT)):
-        assert ledger_of(value, ())["layer.orders_minute.folded"] == 1
+    one = sample(1, themap)
+    for value in (one.line(), arrow_stream(one.shape.frame(one.events))):
+        assert ledger_of(value, (), themap)["layer.orders_minute.folded"] == 1
 
 
+@MAPS
 @pytest.mark.parametrize(("bad", "writer"), CASES, ids=lambda one: getattr(one, "name", one))
-def test_a_kind_is_what_its_name_says(bad: Bad, writer: Writer) -> None:
+def test_a_kind_is_what_its_name_says(themap: Map, bad: Bad, writer: Writer) -> None:
     """Forty are made at random; each is counted under its reason and nothing else."""
     for seed in range(40):
-        value, headers = record_of(bad, writer, sample(seed))
-        assert ledger_of(value, headers) == wanted(bad), (seed, value and value[:300], headers)
+        value, headers = record_of(bad, writer, sample(seed, themap))
+        counts = ledger_of(value, headers, themap)
+        assert counts == wanted(bad), (seed, value and value[:300], headers)
+
+
+def test_values_that_lie_in_arrays_are_not_generated() -> None:
+    """The load generator says so, and which."""
+    source = FLAT.source(SOURCE)
+    field = Field("items", "int", ("list", 0, "items"))
+    with pytest.raises(GenerateError, match=r"list\[0\]\.items lies in an array"):
+        EventShape(dataclasses_replace(source, fields=(*source.fields, field)))
 
 
 @pytest.mark.parametrize("writer", WRITERS, ids=lambda writer: writer.name)
