@@ -22,12 +22,12 @@ from tables.archive.protocol import CellRange
 from tables.model.cost import QueryCost
 from tables.model.errors import QueryError
 from tables.model.layer import Layer
+from tables.model.limits import INT64_MAX, INT64_MIN
 from tables.model.window import NEVER_ENDS_MS, NEVER_MS, START_MS_MIN
 from tables.query.answer import matching
 from tables.query.facts import PartitionFacts, whole_of
 from tables.query.family import KeyFilter
 from tables.query.live import FollowerPosition, LiveRead, LiveRows
-from tables.query.parameters import INT64_MAX, INT64_MIN
 from tables.state.cell import archive_schema, in_order, no_rows, whole_only
 
 PLACE_CHARACTERS_MAX = 65_536

@@ -20,6 +20,32 @@ _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
+class Child:
+    """A child process and the file that takes its output; a subclass starts it."""
+
+    def __init__(self, stop_seconds_max: float) -> None:
+        self._stop_seconds_max = stop_seconds_max
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log: IO[bytes] | None = None
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int | None:
+        """The process id while the child runs, else None."""
+        return self._process.pid if self._process is not None else None
+
+    def stop(self) -> int:
+        """Stop the process and return its exit code; stopping again returns 0."""
+        process, self._process = self._process, None
+        code = stop_child(process, self._stop_seconds_max) if process is not None else 0
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+        return code
+
+
 def start_child(
     arguments: Sequence[str],
     output: IO[bytes],

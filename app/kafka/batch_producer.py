@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import time
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Self
@@ -23,6 +22,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 
 from app.kafka.brokers import connect_error, has_idempotent_producer
 from tables.called import called
+from tables.model.clock import wall_clock_ms
 from tables.model.errors import TreasureMapError
 from tables.record.chunk import Headers
 from tables.record.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
@@ -130,7 +130,7 @@ class BatchProducer:
         values: Sequence[bytes | None],
         headers: Mapping[int, Headers],
     ) -> None:
-        now_ms = _now_ms()
+        now_ms = wall_clock_ms()
         batch = self._batch(partition)
         for index, (key, value) in enumerate(zip(keys, values, strict=True)):
             own = list(headers.get(index, ())) if headers else []
@@ -222,7 +222,3 @@ class BatchProducer:
             f"cannot write to {self.topic}: {type(error).__name__} {error}; got no acknowledgement;"
             " want every record taken once; look at the broker's log, then replay from the start"
         )
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -18,7 +18,6 @@ import dataclasses
 import io
 import itertools
 import struct
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,6 +28,7 @@ from aiokafka.protocol.api import ResponseHeader_v0
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from app.kafka.aiokafka_private import write
+from tables.model.clock import wall_clock_ms
 
 PRODUCE = 0
 VERSION = 3
@@ -87,7 +87,7 @@ class Appends:
             magic=2, compression_type=0, is_transactional=0, producer_id=-1, producer_epoch=-1,
             base_sequence=-1, batch_size=_BATCH_BYTES_MAX,
         )  # fmt: skip
-        builder.append(0, timestamp=time.time_ns() // 1_000_000, key=None, value=value, headers=[])
+        builder.append(0, timestamp=wall_clock_ms(), key=None, value=value, headers=[])
         append = _Append(place, bytes(builder.build()), self._loop.create_future())
         others = self._waiting.setdefault(leader, [])
         others.append(append)

@@ -23,7 +23,7 @@ from app.web.live_stream import LAST_EVENT_ID, LiveStreams, live_parameters
 from app.web.openapi import openapi
 from app.web.routes import EVENT_STREAM, Route, handler_of
 from tables.archive.cache import ArchiveCache
-from tables.archive.layout import wall_clock_ms
+from tables.model.clock import wall_clock_ms
 from tables.query.cell_query import Limits, cells_parameters
 from tables.query.family import family_of, family_parameters
 from tables.query.top import top_parameters

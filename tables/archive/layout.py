@@ -7,7 +7,6 @@ docs/decisions/0002-archive-tables.md.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 
 import polars as pl
@@ -31,11 +30,6 @@ _COLUMN = "column "
 def bucket_ms(layer: Layer) -> int:
     """Return the length of the layer's buckets: bucket = window start // bucket length, floored."""
     return max(BUCKET_MS_MIN, BUCKET_WINDOWS * layer.window.nominal_ms)
-
-
-def wall_clock_ms() -> int:
-    """Return the time by which cells expire, unless a clock is given."""
-    return time.time_ns() // 1_000_000
 
 
 def not_expired(layer: Layer, now_ms: int) -> pl.Expr:

@@ -1,4 +1,4 @@
-"""Limits: how large the records are that workers write, so that every one of them is taken.
+"""Limits: of integers, and of the records that workers write, so that every one is taken.
 
 A record that no broker takes would end its worker again at every start. So whatever is made of
 many rows is cut by bytes, and a thing that cannot be cut follows from one that was accepted before:
@@ -6,6 +6,9 @@ a cell's key came with a delta, a contribution's with a cell.
 """
 
 from __future__ import annotations
+
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+"""The least and the greatest integer of events and keys."""
 
 RECORD_BYTES_MAX = 16 << 20
 """The largest record of workers' topics: their ``max.message.bytes``, and the producer's."""

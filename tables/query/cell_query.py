@@ -23,10 +23,9 @@ from tables.archive.protocol import CellRange
 from tables.measures.registry import form_of
 from tables.model.errors import QueryError
 from tables.model.layer import Layer, Map, Scalar
+from tables.model.limits import INT64_MAX, INT64_MIN
 from tables.model.window import START_MS_MIN, TIME_MS_MAX
 from tables.query.parameters import (
-    INT64_MAX,
-    INT64_MIN,
     Parameter,
     check_range,
     did_you_mean,

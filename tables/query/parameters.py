@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tables.model.layer import KeyField, Layer, Scalar
+from tables.model.limits import INT64_MAX, INT64_MIN
 from tables.model.window import (
     DAY_MS,
     LENGTH_MS_MAX,
@@ -30,7 +31,6 @@ _RFC_3339 = re.compile(
     r"\d{4}-\d\d-\d\d([Tt]\d\d:\d\d:\d\d(\.\d{1,3})?([Zz]|[+-]\d\d:\d\d))?", re.ASCII
 )
 _INTEGER = re.compile(r"-?\d{1,19}", re.ASCII)
-INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 UNKNOWN_TOLD_MAX = 10
 """Most unknown parameters that are named: a hint for each takes some 0.1 ms."""
 

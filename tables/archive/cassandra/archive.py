@@ -22,8 +22,9 @@ from tables.archive.cassandra.reads import Requests
 from tables.archive.cassandra.register import Register
 from tables.archive.cassandra.schema import Schema
 from tables.archive.identity import History
-from tables.archive.layout import check_key, too_many_rows, wall_clock_ms
+from tables.archive.layout import check_key, too_many_rows
 from tables.archive.protocol import CellRange
+from tables.model.clock import wall_clock_ms
 from tables.model.cost import QueryCost
 from tables.model.errors import ArchiveAwayError, ArchiveError
 from tables.model.layer import Layer, Map

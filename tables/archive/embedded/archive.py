@@ -35,11 +35,13 @@ from tables.archive.embedded.runs import (
     worth_merging,
 )
 from tables.archive.identity import History, Whose, check_map, draw_id
-from tables.archive.layout import check_key, not_expired, too_many_rows, wall_clock_ms
+from tables.archive.layout import check_key, not_expired, too_many_rows
 from tables.archive.protocol import CellRange
+from tables.model.clock import wall_clock_ms
 from tables.model.cost import QueryCost
 from tables.model.errors import ArchiveDamagedError, ArchiveError
 from tables.model.layer import Layer, Map
+from tables.model.limits import INT64_MAX, INT64_MIN
 from tables.threads import Threads
 
 log = logging.getLogger(__name__)
@@ -54,7 +56,6 @@ READ_ROWS = 1 << 16
 """Rows read before they are filtered."""
 
 _RUNS_PER_OPEN = 1 << 32
-_INT64_MIN, _INT64_MAX = -(1 << 63), (1 << 63) - 1
 
 T = TypeVar("T")
 
@@ -289,7 +290,7 @@ class EmbeddedArchive:
             return
         last_end_ms = self._clock_ms() - layer.archive_ttl_ms
         below = (last_end_ms - layer.window.longest_ms) // layout.bucket_ms
-        if below > running.dropped_below.get(layer.name, _INT64_MIN):
+        if below > running.dropped_below.get(layer.name, INT64_MIN):
             with rocks(f"drop expired rows of layer {layer.name}"):
                 running.db.delete_range(layout.prefix, layout.head(below), synced())
             for bucket in [b for b in running.runs[layer.name] if b < below]:
@@ -361,10 +362,10 @@ def _read(
 ) -> pl.DataFrame:  # fmt: skip
     """Return the rows in range; some of them once ``stop`` is set: nobody waits for them then."""
     layer = layout.layer
-    from_ms = max(cells.from_ms, _INT64_MIN)
+    from_ms = max(cells.from_ms, INT64_MIN)
     if layer.archive_ttl_ms:
         from_ms = max(from_ms, now_ms - layer.archive_ttl_ms - layer.window.longest_ms)
-    to_ms = min(cells.to_ms, _INT64_MAX)
+    to_ms = min(cells.to_ms, INT64_MAX)
     within = dataclasses.replace(cells, from_ms=from_ms, to_ms=to_ms)
     found = layout.rows_of(())
     if from_ms < to_ms:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tables.archive.protocol import CellRange
 from tables.model.errors import QueryError
 from tables.model.layer import KeyField, Map
+from tables.model.limits import INT64_MAX, INT64_MIN
 from tables.query.cell_query import (
     CellQuery,
     Limits,
@@ -28,7 +29,6 @@ from tables.query.cell_query import (
     merge_answer,
     parse_query,
 )
-from tables.query.parameters import INT64_MAX, INT64_MIN
 from tables.state.cell import archive_schema
 from tests.support.common import DAY_MS, HOUR_MS, dataclasses_replace, small_map
 from tests.support.web_support import frame, given_cells, stored
