@@ -14,6 +14,7 @@ import polars as pl
 
 from tables.measures.floats import float_sum
 from tables.measures.kind import AccumulatorKind, MeasureForm, MeasureKind
+from tables.measures.sum import FLOAT_SUM, INT_SUM, N, total_in_floats
 from tables.model.limits import INT64_MAX
 
 _WORD = 2**64
