@@ -75,23 +75,13 @@ def table_of(answered: Page) -> pl.DataFrame:
     return pl.DataFrame(columns)
 
 
-def _json(answered: Page) -> bytes:
-    return encoded(msgspec.structs.replace(answered.about, cells=answered.cells()))
-
-
-def _lines(answered: Page) -> bytes:
-    return b"".join(encoded(cell) + b"\n" for cell in answered.cells())
-
-
-def _csv(answered: Page) -> bytes:
-    return table_of(answered).write_csv().encode()
-
-
 ARROW = "application/vnd.apache.arrow.stream"
 FORMATS: dict[str, Callable[[Page], bytes]] = {
-    JSON: _json, "application/x-ndjson": _lines, "text/csv": _csv,
-    ARROW: lambda answered: arrow_bytes(table_of(answered)),
-}  # fmt: skip
+    JSON: lambda page: encoded(msgspec.structs.replace(page.about, cells=page.cells())),
+    "application/x-ndjson": lambda page: b"".join(encoded(one) + b"\n" for one in page.cells()),
+    "text/csv": lambda page: table_of(page).write_csv().encode(),
+    ARROW: lambda page: arrow_bytes(table_of(page)),
+}
 
 
 def accepted(headers: MultiMapping[str]) -> str:
