@@ -14,13 +14,7 @@ from typing import Any
 import polars as pl
 
 from app.verify.database import COLUMN_TYPES
-from app.verify.records import (
-    TIME_MS_MAX,
-    TIME_MS_MIN,
-    Event,
-    Faults,
-    text_time_ms,
-)
+from app.verify.records import TIME_MS_MAX, TIME_MS_MIN, Event, Faults, text_time_ms
 from tables.model.layer import Source
 from tables.model.path import Path
 

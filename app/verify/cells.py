@@ -34,8 +34,7 @@ class FieldSums:
     """The accumulators of one measured field of a cell.
 
     ``total`` and ``squares`` of floats are multiples of 2**-1074 and 2**-2148. ``magnitude`` is
-    the sum of absolute values, for floats only. ``compensated`` says that sums of floats are not
-    exact, but those of a compensated addition.
+    the sum of absolute values, for floats only. Sums of floats are those of a compensated addition.
     """
 
     is_float: bool
@@ -45,7 +44,6 @@ class FieldSums:
     least: int | float | None = None
     most: int | float | None = None
     magnitude: int = 0
-    compensated: bool = False
 
     @property
     def sum(self) -> Number:
@@ -71,8 +69,7 @@ class FieldSums:
         """
         if not self.is_float or self.n <= 1:
             return _NOTHING
-        own = _COMPENSATED_SLACK if self.compensated else 0
-        share = (self.n - 1 + own) * _UNIT_ROUNDOFF
+        share = (self.n - 1 + _COMPENSATED_SLACK) * _UNIT_ROUNDOFF
         return share / (1 - share) * Fraction(self.magnitude, 2**SCALE_BITS)
 
     @property
@@ -80,7 +77,7 @@ class FieldSums:
         """How far a sum of squared deviations of floats may be off: some roundings a value."""
         if not self.is_float:
             return _NOTHING
-        roundings = _SQUARES_SLACK * (self.n + (2 if self.compensated else 0))
+        roundings = _SQUARES_SLACK * (self.n + 2)
         return roundings * _UNIT_ROUNDOFF * Fraction(self.square_sum)
 
     @property

@@ -231,7 +231,6 @@ def read_sums(sums: sql.Sums, columns: Sequence[Any]) -> FieldSums:
     if not sums.is_float:
         found.total, found.squares = int(total), (int(high) << 64) + int(low)
         return found
-    found.compensated = True
     found.total = _multiple(total, SCALE_BITS) << sql.SCALE_BITS
     found.magnitude = _multiple(size, SCALE_BITS) << sql.SCALE_BITS
     found.squares = _multiple(low, 2 * SCALE_BITS)

@@ -12,6 +12,7 @@ which is one row of the archive.
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from collections.abc import Iterator, Mapping
 
@@ -27,6 +28,7 @@ from tables.model.layer import KeyField, Layer, Map, Scalar
 Key = tuple[Scalar, ...]
 
 
+@dataclasses.dataclass(eq=False)
 class Cells:
     """The tables of cells of all layers.
 
@@ -34,13 +36,11 @@ class Cells:
     the cells of open windows too.
     """
 
-    def __init__(
-        self, database: Database, themap: Map, events: Mapping[str, Events], *, early: bool
-    ) -> None:
-        self._database = database
-        self._map = themap
-        self._events = events
-        self._early = early
+    database: Database
+    map: Map
+    events: Mapping[str, Events]
+    _: dataclasses.KW_ONLY
+    early: bool
 
     @staticmethod
     def table(layer: Layer) -> str:
@@ -53,12 +53,12 @@ class Cells:
 
     def make(self) -> None:
         """Make all tables, and count the outcomes of events in the ledgers."""
-        for events in self._events.values():
-            repeats = find_repeats(self._database, events)
+        for events in self.events.values():
+            repeats = find_repeats(self.database, events)
             for layer in events.layers:
                 self._fold(events, layer, repeats)
-        waiting = [layer for layer in self._map.layers if layer.has_topic]
-        made = {layer.name for layer in self._map.layers if not layer.has_topic}
+        waiting = [layer for layer in self.map.layers if layer.has_topic]
+        made = {layer.name for layer in self.map.layers if not layer.has_topic}
         while waiting:
             layer = waiting.pop(0)
             if layer.finer is not None and layer.finer not in made:
@@ -69,9 +69,9 @@ class Cells:
 
     def leave_out(self, whole: Whole) -> None:
         """Take out the rows of windows that layers cannot have, once all tables are made."""
-        for layer in self._map.layers:
+        for layer in self.map.layers:
             if layer.name in whole.cells:
-                self._database.run(
+                self.database.run(
                     f"DELETE FROM {self.table(layer)} WHERE start < {whole.cells[layer.name]}"
                 )
 
@@ -81,18 +81,18 @@ class Cells:
         A layer that the map got later may have letters of events at its cut, and from
         when the map had it before.
         """
-        for events in self._events.values():
+        for events in self.events.values():
             if events.layers:
                 yield from self._late_letters(events)
 
     def starts(self, layer: Layer) -> Iterator[tuple[int, int]]:
         """Yield the starts of a layer's windows, in order, with how many rows each has."""
         query = f"SELECT start, count(*) FROM {self.table(layer)} GROUP BY start ORDER BY start"
-        yield from ((start, count) for start, count in self._database.rows(query))
+        yield from ((start, count) for start, count in self.database.rows(query))
 
     def _fold(self, events: Events, layer: Layer, repeats: str) -> None:
         """Make a base layer's cells, or the parts that a merged one is made of."""
-        database = self._database
+        database = self.database
         start = sql.window_start(layer, "time")
         delay_ms = layer.max_out_of_orderness_ms + layer.allowed_lateness_ms
         filtered = sql.both([sql.holds(one, events.column) for one in layer.where])
@@ -128,7 +128,7 @@ class Cells:
 
     def _count(self, events: Events, layer: Layer) -> None:
         name = folded_as(layer)
-        counted = self._database.all(
+        counted = self.database.all(
             "SELECT part, outcome, sure, count(*) FROM selected GROUP BY ALL"
         )
         for part, outcome, sure, count in counted:
@@ -136,7 +136,7 @@ class Cells:
             counts = partition.ledger if sure else partition.doubt
             counts[f"layer.{name}.selected"] += count
             counts[f"layer.{name}.{outcome}"] += count
-        self._database.run(
+        self.database.run(
             f'CREATE OR REPLACE TABLE sealed_{layer.name} AS SELECT part, "offset", place,'
             f" {text(layer.name)} AS told, sure FROM selected WHERE outcome = 'too_late'"
         )
@@ -160,7 +160,7 @@ class Cells:
             " GROUP BY ALL"
         )
         want = f"SELECT * FROM ({sealed}) WHERE sure"
-        rows = self._database.rows(
+        rows = self.database.rows(
             f'SELECT part, "offset", want, got FROM ({listed.format("want", want)})'
             f" FULL OUTER JOIN ({listed.format('got', got)})"
             ' USING (part, "offset") WHERE want IS DISTINCT FROM got ORDER BY part, "offset"'
@@ -171,21 +171,21 @@ class Cells:
 
     def _gather(self, layer: Layer) -> None:
         """Make the cells of a layer with a topic of its own, each in the partition of its key."""
-        database = self._database
+        database = self.database
         sums = sql.sums_of(layer)
         names = [column for one in sums for column in one.columns]
         keys = sql.keys_of(layer)
         if layer.finer is None:
             sent, start, key, finer = _parts(layer), "sent.start", keys, sums
         else:
-            finer_layer = self._map.layer(layer.finer)
+            finer_layer = self.map.layer(layer.finer)
             fields = [field.name for field in finer_layer.key]
             key = [f"k{fields.index(field.name)}" for field in layer.key]
             start = sql.window_start(layer, "sent.start")
             known = {one.name: one for one in sql.sums_of(finer_layer)}
             finer = [known[one.name] for one in sums]
             sent = self.table(finer_layer)
-            if not self._early:
+            if not self.early:
                 sent = f"(FROM {sent} WHERE closed)"
         merged = [
             f"{made} AS {column}"
@@ -214,15 +214,15 @@ class Cells:
         keys = sql.keys_of(layer)
         types = [COLUMN_TYPES[field.type][1] for field in layer.key]
         declared = "".join(f", {name} {kind}" for name, kind in zip(keys, types, strict=True))
-        self._database.run(f"CREATE OR REPLACE TABLE placed (part INTEGER{declared})")
+        self.database.run(f"CREATE OR REPLACE TABLE placed (part INTEGER{declared})")
         if not keys:
-            self._database.run(f"INSERT INTO placed VALUES ({key_hash((), ()) % layer.partitions})")
+            self.database.run(f"INSERT INTO placed VALUES ({key_hash((), ()) % layer.partitions})")
             return
-        self._database.run(
+        self.database.run(
             f"CREATE OR REPLACE TABLE keys AS SELECT DISTINCT {', '.join(keys)} FROM gathered"
         )
-        found = self._database.rows("FROM keys")
-        self._database.insert(
+        found = self.database.rows("FROM keys")
+        self.database.insert(
             "placed", ((key_hash(layer.key, key) % layer.partitions, *key) for key in found)
         )
 
@@ -232,9 +232,9 @@ class Cells:
         That is as far as every partition of the source has come.
         """
         while layer.finer is not None:
-            layer = self._map.layer(layer.finer)
+            layer = self.map.layer(layer.finer)
         assert layer.source is not None
-        times = [one.stream_time_ms for one in self._events[layer.source].partitions]
+        times = [one.stream_time_ms for one in self.events[layer.source].partitions]
         known = [time for time in times if time is not None]
         return min(known) - layer.max_out_of_orderness_ms if len(known) == len(times) else None
 

@@ -136,11 +136,8 @@ class RecordReader:
     def _empty(self, record: Record) -> Content:
         text = next((data for name, data in record.headers if name == "treasure-map-time"), None)
         if text is None:
-            return (
-                Content("tombstone", "tombstone")
-                if record.value is None
-                else Content("empty", "empty")
-            )
+            column = "tombstone" if record.value is None else "empty"
+            return Content(column, column)
         time_ms = int(text) if _HEARTBEAT.fullmatch(text) else TIME_MS_MAX + 1
         limit_ms = TIME_MS_MAX
         if record.time_ms >= APPEND_TIME_MS_MIN:
