@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -34,6 +35,7 @@ from tables.state.store import PartitionStore
 log = logging.getLogger(__name__)
 
 
+@dataclasses.dataclass(eq=False)
 class PartitionManager:
     """The partitions of this worker.
 
@@ -56,28 +58,19 @@ class PartitionManager:
         claimant: the identity that claims partitions; set before the first is restored.
     """
 
-    def __init__(
-        self,
-        themap: Map,
-        to: ReadableLog,
-        archive: Archive,
-        state_folder: Path,
-        *,
-        failed: Callable[[BaseException], None],
-        fenced: Callable[[str, int, str], None],
-        misplaced: Callable[[str, int, int], None],
-        early_emit_s: float = 0.0,
-    ) -> None:
-        self.themap = themap
-        self.plans = plans_of(themap)
-        self._log = to
-        self._archive = archive
-        self._folder = state_folder
-        self._failed = failed
-        self._fenced = fenced
-        self._misplaced = misplaced
-        self._early_emit_s = early_emit_s
-        self._stream_times = StreamTimes(to, self.get)
+    themap: Map
+    to: ReadableLog
+    archive: Archive
+    state_folder: Path
+    _: dataclasses.KW_ONLY
+    failed: Callable[[BaseException], None]
+    fenced: Callable[[str, int, str], None]
+    misplaced: Callable[[str, int, int], None]
+    early_emit_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.plans = plans_of(self.themap)
+        self._stream_times = StreamTimes(self.to, self.get)
         self.claimant = Claimant()
         self.rivals = Rivals()
         self._held: dict[TopicPartition, OwnedPartition] = {}
@@ -94,7 +87,7 @@ class PartitionManager:
         plan = self.plans[topic]
         store = await self._opened(topic, partition)
         io = PartitionIO(
-            plan, partition, self._log, store, archive=self._archive, claimant=self.claimant
+            plan, partition, self.to, store, archive=self.archive, claimant=self.claimant
         )
         owner = Owner(plan, partition, io)
         try:
@@ -111,13 +104,13 @@ class PartitionManager:
             owner,
             generation,
             store,
-            self._archive,
-            self._log,
+            self.archive,
+            self.to,
             emitted=self.emitted,
             times=self._stream_times,
-            failed=self._failed,
+            failed=self.failed,
             lost=self._lost,
-            early_emit_s=self._early_emit_s,
+            early_emit_s=self.early_emit_s,
         )
         self._held[held.key] = held
         held.start()
@@ -125,14 +118,14 @@ class PartitionManager:
 
     async def _claim(self, owner: Owner) -> None:
         await owner.claim()
-        if not owner.archive.named and self._archive.is_open:
+        if not owner.archive.named and self.archive.is_open:
             raise _archive_there(owner.plan.topic, owner.partition)
 
     async def _opened(self, topic: str, partition: int) -> PartitionStore:
         """Open a store. RocksDB holds the interpreter meanwhile, so the loop runs before each."""
         async with self._opening:
             await asyncio.sleep(0)
-            folder = self._folder / topic / str(partition)
+            folder = self.state_folder / topic / str(partition)
             return PartitionStore(folder, self._note_damage)
 
     def _note_damage(self) -> None:
@@ -159,7 +152,7 @@ class PartitionManager:
         return {
             (topic, int(folder.name))
             for topic in self.plans
-            for folder in (self._folder / topic).glob("*")
+            for folder in (self.state_folder / topic).glob("*")
             if folder.name.isdecimal()
         }
 
@@ -190,7 +183,7 @@ class PartitionManager:
 
     def _misplace(self, owner: Owner) -> None:
         self.dropped[MISPLACED] += 1
-        self._misplaced(owner.plan.topic, owner.partition, owner.position)
+        self.misplaced(owner.plan.topic, owner.partition, owner.position)
 
     async def advance(
         self, held: OwnedPartition, run: Run, content: Content
@@ -260,7 +253,7 @@ class PartitionManager:
         Return whether all have landed; else these partitions are claimed and read again.
         """
         try:
-            await send_letters(self._log, self.themap, runs, aside, part_of)
+            await send_letters(self.to, self.themap, runs, aside, part_of)
         except OutcomeUnknownError as error:
             for held in taken:
                 await self._lost(held, error)
@@ -273,21 +266,21 @@ class PartitionManager:
         if self._held.get(held.key) is held:
             await self.release({held.key})
             self.rivals.note(error)
-            self._fenced(topic, partition, str(error))
+            self.fenced(topic, partition, str(error))
 
     def _leave(
         self, key: TopicPartition, store: PartitionStore, first: Awaitable[None] | None = None
     ) -> None:
         """Begin to close a store, after ``first``; a restore of the partition waits for it."""
         self._leaving[key] = asyncio.create_task(
-            supervised(self._close(key, store, first), self._failed)
+            supervised(self._close(key, store, first), self.failed)
         )
 
     async def _close(
         self, key: TopicPartition, store: PartitionStore, first: Awaitable[None] | None
     ) -> None:
         if first is not None:
-            await supervised(first, self._failed)
+            await supervised(first, self.failed)
         try:
             # In a thread: RocksDB waits for its disk, for seconds if that is full.
             await asyncio.to_thread(store.close)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import zlib
 from collections.abc import Callable
 from typing import TypeVar
@@ -22,6 +23,7 @@ READ_BYTES_MAX = 32 << 20
 """Journal entries held at once while recovering; the store is saved after each read."""
 
 
+@dataclasses.dataclass(eq=False)
 class PartitionIO:
     """The I/O of an owner: all of its effects go through here.
 
@@ -33,26 +35,17 @@ class PartitionIO:
         claimant: the identity that claims the partition.
     """
 
-    def __init__(
-        self,
-        plan: InputPlan,
-        partition: int,
-        to: ReadableLog,
-        store: PartitionStore,
-        *,
-        archive: Archive,
-        claimant: Claimant | None = None,
-    ) -> None:
-        self.archive = archive
-        self.claimant = claimant or Claimant()
-        self._plan = plan
-        self._partition = partition
-        self._log = to
-        self._store = store
+    plan: InputPlan
+    partition: int
+    to: ReadableLog
+    store: PartitionStore
+    _: dataclasses.KW_ONLY
+    archive: Archive
+    claimant: Claimant = dataclasses.field(default_factory=Claimant)
 
     async def append(self, value: bytes) -> int:
         """Append to the journal; return the offset. Raises OutcomeUnknownError."""
-        return await self._log.append(self._plan.journal, self._partition, value, ())
+        return await self.to.append(self.plan.journal, self.partition, value, ())
 
     async def read(self, start: int, stop: int) -> list[bytes]:
         """Return the journal entries of offsets ``[start, stop)``, or only the first of them.
@@ -60,9 +53,7 @@ class PartitionIO:
         It returns at least one; the log chooses how many. An entry without value reads as empty,
         which is not an entry. Raises OffsetGoneError.
         """
-        records = await self._log.read(
-            self._plan.journal, self._partition, start, stop, READ_BYTES_MAX
-        )
+        records = await self.to.read(self.plan.journal, self.partition, start, stop, READ_BYTES_MAX)
         return [record.value or b"" for record in records]
 
     async def truncate(self, before: int) -> None:
@@ -70,29 +61,29 @@ class PartitionIO:
 
         Raises OutcomeUnknownError.
         """
-        await self._log.truncate(self._plan.journal, self._partition, before)
+        await self.to.truncate(self.plan.journal, self.partition, before)
 
     async def journal_bounds(self) -> tuple[int, int]:
         """Return the journal's first offset and the one after its last."""
-        return await self._log.bounds(self._plan.journal, self._partition)
+        return await self.to.bounds(self.plan.journal, self.partition)
 
     async def source_bounds(self) -> tuple[int, int]:
         """Return the source partition's first offset and the one after its last."""
-        return await self._log.bounds(self._plan.topic, self._partition)
+        return await self.to.bounds(self.plan.topic, self.partition)
 
     async def record_fingerprint(self, offset: int) -> RecordFingerprint | None:
         """Return append time and CRC-32 of a source record, None if it is gone."""
-        record = await self._log.record_at(self._plan.topic, self._partition, offset)
+        record = await self.to.record_at(self.plan.topic, self.partition, offset)
         if record is None:
             return None
         return RecordFingerprint(record.append_time_ms, zlib.crc32(record.value or b""))
 
-    async def run_in_thread(self, work: Callable[[], T]) -> T:
+    async def run_in_thread(self, work: Callable[..., T], *args: object) -> T:
         """Run long work in a thread; nothing else may touch its data meanwhile.
 
         It runs to its end, even if the caller is cancelled: nobody may close the store before.
         """
-        doing = asyncio.ensure_future(asyncio.to_thread(work))
+        doing = asyncio.ensure_future(asyncio.to_thread(work, *args))
         try:
             return await asyncio.shield(doing)
         except asyncio.CancelledError:
@@ -101,12 +92,12 @@ class PartitionIO:
 
     def load(self) -> PartitionState | None:
         """Return the state of the local store, if it has one. Takes long if that is large."""
-        return self._store.load(self._plan)
+        return self.store.load(self.plan)
 
     def save(self, writes: list[BlockWrite], meta: Meta) -> None:
         """Write to the local store in one atomic batch."""
-        self._store.save(writes, meta)
+        self.store.save(writes, meta)
 
     def discard(self) -> None:
         """Empty the local store."""
-        self._store.clear()
+        self.store.clear()

@@ -9,7 +9,6 @@ The rules are 6 and 7 of docs/formats/journal.md.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import polars as pl
@@ -111,7 +110,7 @@ class Recovery:
         self._is_foreign = True
         state = await self._from_snapshot(start, epoch)
         if state is not None:
-            await self._io.run_in_thread(functools.partial(self._save, state))
+            await self._io.run_in_thread(self._save, state)
             return state
         if start == 0:
             return PartitionState(self._plan)
@@ -149,7 +148,7 @@ class Recovery:
             ahead = [offset for offset in self._parts if offset > meta.journal_offset]
             stop = min([epoch + 1, *ahead])
             values = await self._io.read(meta.journal_offset, stop)
-            await self._io.run_in_thread(functools.partial(self._take, state, values))
+            await self._io.run_in_thread(self._take, state, values)
 
     def _take(self, state: PartitionState, values: Sequence[bytes]) -> None:
         for value in values:
@@ -187,9 +186,7 @@ class Recovery:
             for offset in sorted(hints - tried, reverse=True):
                 parts = await self._parts_of(offset, start)
                 if parts is not None:
-                    return await self._io.run_in_thread(
-                        functools.partial(restored, self._plan, parts)
-                    )
+                    return await self._io.run_in_thread(restored, self._plan, parts)
             # If no entry was deleted, any hint ends the search: the whole journal can be read.
             if hints and start == 0:
                 return None

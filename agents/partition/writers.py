@@ -199,17 +199,10 @@ class LayerTopicWriter(Writer):
         owner = self._owner
         topic = owner.plan.themap.input_topic(coarser)
         revision = owner.plan.themap.revision
-        sends = [
-            self._log.append(
-                topic,
-                target,
-                encode_contribution(
-                    Contribution(layer.name, revision, owner.partition, announced, block, whole)
-                ),
-                (),
-            )
-            for target, block in blocks
-        ]
+        sends = []
+        for target, block in blocks:
+            sent = Contribution(layer.name, revision, owner.partition, announced, block, whole)
+            sends.append(self._log.append(topic, target, encode_contribution(sent), ()))
         await asyncio.gather(*sends)
 
 

@@ -46,9 +46,9 @@ class Reading(PartitionIO):
         """Return the journal's bounds."""
         return self._journal.start, self._journal.end
 
-    async def run_in_thread(self, work: Callable[[], T]) -> T:
+    async def run_in_thread(self, work: Callable[..., T], *args: object) -> T:
         """Do it at once."""
-        return work()
+        return work(*args)
 
     def load(self) -> PartitionState | None:
         """Return the state of the store that this reader starts from."""
