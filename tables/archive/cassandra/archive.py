@@ -167,7 +167,7 @@ class CassandraArchive:
         selects = [await self._prepare(verb, table.check) for table in tables]
         statements = (select.bind(()) for select in selects)
         permits = asyncio.Semaphore(self._settings.in_flight_max)
-        await self._execute_all(verb, statements, len(selects), _ignored, permits)
+        await self._execute_all(verb, statements, len(selects), lambda _: None, permits)
         self._is_readable = True
 
     async def history(self, topic: str, partition: int) -> History | None:
@@ -272,11 +272,6 @@ def _statement(insert: PreparedStatement, batch: list[Row]) -> Statement:
     for row in batch:
         statement.add(insert, row)
     return statement
-
-
-def _ignored(rows: list[Row]) -> None:
-    """Take an answer of which only counts that it came."""
-    del rows
 
 
 def _nothing(rows: list[Row]) -> None:

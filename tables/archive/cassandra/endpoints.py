@@ -13,6 +13,7 @@ or comes back at another address, is checked against its host too. There is alwa
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +38,7 @@ def addresses_of(host: str, port: int) -> list[str]:
     return list(dict.fromkeys(str(place[0]) for *_, place in found))
 
 
+@dataclasses.dataclass(eq=False)
 class NodeNames:
     """The name that the certificate of each node must have. For any thread.
 
@@ -48,38 +50,32 @@ class NodeNames:
         lookup: returns the addresses of a host; may wait.
     """
 
-    def __init__(
-        self,
-        hosts: Sequence[str],
-        port: int,
-        name: str = "",
-        clock_s: Callable[[], float] = time.monotonic,
-        lookup: Lookup = addresses_of,
-    ) -> None:
-        self._hosts = hosts
-        self._port = port
-        self._name = name
-        self._clock_s = clock_s
-        self._lookup = lookup
+    hosts: Sequence[str]
+    port: int
+    name: str = ""
+    clock_s: Callable[[], float] = time.monotonic
+    lookup: Lookup = addresses_of
+
+    def __post_init__(self) -> None:
         self._found: Mapping[str, list[str]] = {}
         self._found_s = -RESOLVE_S
 
     def addresses(self) -> list[str]:
         """Return the addresses of all hosts, in their order, each once; may wait for a lookup."""
-        now_s = self._clock_s()
+        now_s = self.clock_s()
         if now_s >= self._found_s + RESOLVE_S:
             # Where a name is not known now, the addresses that it had are better than none.
             before = self._found
             self._found = {
-                host: self._lookup(host, self._port) or before.get(host, []) for host in self._hosts
+                host: self.lookup(host, self.port) or before.get(host, []) for host in self.hosts
             }
             self._found_s = now_s
         return list(dict.fromkeys(a for found in self._found.values() for a in found))
 
     def of(self, address: str) -> str:
         """Return the name that the certificate of the node at an address must have."""
-        if self._name:
-            return self._name
+        if self.name:
+            return self.name
         self.addresses()
         return next((host for host, found in self._found.items() if address in found), address)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import Callable
 
 from cassandra.cluster import ResponseFuture, Session
@@ -17,6 +18,7 @@ from tables.archive.cassandra.cql import Row
 from tables.archive.cassandra.driver import driver
 
 
+@dataclasses.dataclass(eq=False)
 class Pages:
     """One statement, and whether something of it is on its way; ``verb`` is its purpose.
 
@@ -25,19 +27,13 @@ class Pages:
     deadline; that none came for ``patience_s`` means that the driver will never tell.
     """
 
-    def __init__(
-        self,
-        session: Session,
-        verb: str,
-        statement: Statement,
-        permits: asyncio.Semaphore,
-        patience_s: float,
-    ) -> None:
-        self._session = session
-        self._verb = verb
-        self._statement = statement
-        self._permits = permits
-        self._patience_s = patience_s
+    session: Session
+    verb: str
+    statement: Statement
+    permits: asyncio.Semaphore
+    patience_s: float
+
+    def __post_init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._page: asyncio.Future[list[Row]] = self._loop.create_future()
         self._is_over = False
@@ -49,19 +45,19 @@ class Pages:
         Raises:
             ArchiveError: has the driver's message, or says that it gave none.
         """
-        await self._permits.acquire()
+        await self.permits.acquire()
         self._has_permit = True
         is_given_up = False
         try:
-            with driver(self._verb):
-                answer = self._session.execute_async(self._statement)
+            with driver(self.verb):
+                answer = self.session.execute_async(self.statement)
                 answer.add_callbacks(self._on_page, lambda error: self._on_page(None, error))
                 await self._take_pages(answer, take)
         except asyncio.CancelledError:
             is_given_up = not self._page.done()
             if is_given_up:
                 # The driver may never tell.
-                self._loop.call_later(self._patience_s, self._free)
+                self._loop.call_later(self.patience_s, self._free)
             raise
         finally:
             self._is_over = True
@@ -76,13 +72,13 @@ class Pages:
         """Give the permit back, once."""
         if self._has_permit:
             self._has_permit = False
-            self._permits.release()
+            self.permits.release()
 
     async def _take_pages(self, answer: ResponseFuture, take: Callable[[list[Row]], None]) -> None:
         while True:
-            await asyncio.wait({self._page}, timeout=self._patience_s)
+            await asyncio.wait({self._page}, timeout=self.patience_s)
             if not self._page.done():
-                raise TimeoutError(f"the driver told nothing within {self._patience_s:g} s")
+                raise TimeoutError(f"the driver told nothing within {self.patience_s:g} s")
             take(self._page.result())
             if not answer.has_more_pages:
                 return
