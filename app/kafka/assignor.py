@@ -7,6 +7,7 @@ so that any worker can ask the owner of a partition. Planning is pure: same memb
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 from collections import Counter
@@ -312,6 +313,7 @@ class GroupMap:
         self.twins = {url: sorted(nodes) for url, nodes in at.items() if len(nodes) > 1}
 
 
+@dataclasses.dataclass(eq=False)
 class Assignor(AbstractPartitionAssignor):  # type: ignore[misc]  # aiokafka comes without types here
     """aiokafka's assignor, as an object per consumer: aiokafka never asks whether it is a class.
 
@@ -322,22 +324,15 @@ class Assignor(AbstractPartitionAssignor):  # type: ignore[misc]  # aiokafka com
 
     name = NAME
 
-    def __init__(
-        self,
-        describe: Callable[[], Member],
-        on_shares: Callable[[list[Share]], None],
-        proof: GroupProof | None = None,
-        place: Callable[[], tuple[str, int]] = lambda: ("", -1),
-    ) -> None:
-        self._describe = describe
-        self._on_shares = on_shares
-        self._proof = proof or GroupProof("")
-        self._place = place
+    describe: Callable[[], Member]
+    on_shares: Callable[[list[Share]], None]
+    proof: GroupProof = GroupProof("")  # noqa: RUF009 - it never changes
+    place: Callable[[], tuple[str, int]] = lambda: ("", -1)
 
     def metadata(self, topics: Iterable[str]) -> ConsumerProtocolMemberMetadata:
         """Return the metadata of this member's join."""
-        number, _ = self._place()
-        data = self._proof.join(self._describe(), number)
+        number, _ = self.place()
+        data = self.proof.join(self.describe(), number)
         return ConsumerProtocolMemberMetadata(_PROTOCOL_VERSION, sorted(topics), data)
 
     def assign(
@@ -376,7 +371,7 @@ class Assignor(AbstractPartitionAssignor):  # type: ignore[misc]  # aiokafka com
             )
             for member, tps in planned.items()
         ]
-        data = self._proof.plan(shares, self._place()[1])
+        data = self.proof.plan(shares, self.place()[1])
         return {
             member: ConsumerProtocolMemberAssignment(
                 _PROTOCOL_VERSION, list(by_topic(tps).items()), data
@@ -386,14 +381,14 @@ class Assignor(AbstractPartitionAssignor):  # type: ignore[misc]  # aiokafka com
 
     def on_assignment(self, assignment: ConsumerProtocolMemberAssignment) -> None:
         """Take the leader's map. aiokafka calls this after it has taken the partitions."""
-        self._on_shares(shares_of(assignment.user_data))
+        self.on_shares(shares_of(assignment.user_data))
 
     def _candidate(self, member: str, data: ConsumerProtocolMemberMetadata) -> Candidate:
         said, topics = data.user_data, frozenset(data.subscription)
-        stranger = self._proof.why_stranger(said, member)
+        stranger = self.proof.why_stranger(said, member)
         if not topics and not stranger:
             stranger = "it does not say which topics it reads"
-        proved = not stranger and self._proof.is_joined(said, member)
+        proved = not stranger and self.proof.is_joined(said, member)
         told = _decoded(member, said)
         if stranger:
             told = _cut(told)

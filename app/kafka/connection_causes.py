@@ -135,14 +135,12 @@ class _Broker:
         try:
             async with asyncio.timeout(STEP_S):
                 _, writer = await asyncio.open_connection(*self._place)
-        except socket.gaierror as error:
-            words = f"{self._at} has a name that is not known here"
-            raise BrokerFaultError(words, is_final=False) from error
-        except ConnectionRefusedError as error:
-            words = f"nothing listens at {self._at.removeprefix('broker ')}"
-            raise BrokerFaultError(words, is_final=False) from error
         except (OSError, TimeoutError) as error:
             words = f"{self._at} does not answer: {_text(error)}"
+            if isinstance(error, socket.gaierror):
+                words = f"{self._at} has a name that is not known here"
+            elif isinstance(error, ConnectionRefusedError):
+                words = f"nothing listens at {self._at.removeprefix('broker ')}"
             raise BrokerFaultError(words, is_final=False) from error
         await _end(writer)
 
@@ -219,10 +217,8 @@ class _Broker:
 
     async def _login_words(self, error: Exception) -> str:
         """Return why a login is refused."""
-        user, mechanism = (
-            self._options.get("sasl_plain_username"),
-            self._options.get("sasl_mechanism"),
-        )
+        user = self._options.get("sasl_plain_username")
+        mechanism = self._options.get("sasl_mechanism")
         if isinstance(error, errors.IllegalSaslStateError):
             return (
                 "takes no login on this port; want kafka_sasl_mechanism empty, or the port of a"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 from collections.abc import Awaitable, Container, Coroutine
 from typing import Any, TypeVar
@@ -61,6 +62,7 @@ Headers = tuple[tuple[str, bytes], ...]
 Result = TypeVar("Result")
 
 
+@dataclasses.dataclass(eq=False)
 class KafkaLog:
     """``agents.ports.ReadableLog`` over Kafka; NotAllowedError says that this user lacks a right.
 
@@ -69,24 +71,16 @@ class KafkaLog:
     way there. A log that ``reads_only`` asks for no right to write.
     """
 
-    def __init__(
-        self,
-        brokers: str,
-        record_bytes_max: int,
-        client_options: dict[str, Any] | None = None,
-        *,
-        repeatable: Container[str] = (),
-        append_deadline_s: float = APPEND_DEADLINE_S,
-        read_deadline_s: float = READ_DEADLINE_S,
-        reads_only: bool = False,
-    ) -> None:
-        self._brokers = brokers
-        self._record_bytes_max = record_bytes_max
-        self._options = client_options or {}
-        self._append_deadline_s = append_deadline_s
-        self._read_deadline_s = read_deadline_s
-        self._repeatable = repeatable
-        self._reads_only = reads_only
+    brokers: str
+    record_bytes_max: int
+    client_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    _: dataclasses.KW_ONLY
+    repeatable: Container[str] = ()
+    append_deadline_s: float = APPEND_DEADLINE_S
+    read_deadline_s: float = READ_DEADLINE_S
+    reads_only: bool = False
+
+    def __post_init__(self) -> None:
         self._producer: AIOKafkaProducer | None = None
         self._appends: Appends | None = None
         self._offsets: AIOKafkaConsumer | None = None
@@ -102,24 +96,26 @@ class KafkaLog:
             TreasureMapError: no broker answers.
         """
         try:
-            if not self._reads_only:
+            if not self.reads_only:
                 self._producer = AIOKafkaProducer(
-                    bootstrap_servers=self._brokers,
+                    bootstrap_servers=self.brokers,
                     acks="all",
-                    enable_idempotence=await has_idempotent_producer(self._brokers, self._options),
+                    enable_idempotence=await has_idempotent_producer(
+                        self.brokers, self.client_options
+                    ),
                     linger_ms=0,
-                    max_request_size=self._record_bytes_max,
-                    **self._options,
+                    max_request_size=self.record_bytes_max,
+                    **self.client_options,
                 )
                 await self._producer.start()
-                self._appends = Appends(self._producer, self._append_deadline_s)
-            self._offsets = AIOKafkaConsumer(bootstrap_servers=self._brokers, **self._options)
+                self._appends = Appends(self._producer, self.append_deadline_s)
+            self._offsets = AIOKafkaConsumer(bootstrap_servers=self.brokers, **self.client_options)
             await self._offsets.start()
         except errors.KafkaError as error:
             await self.stop()
             self._producer = self._offsets = None
             raise await connect_error(
-                error, "cannot connect to Kafka", self._brokers, self._options
+                error, "cannot connect to Kafka", self.brokers, self.client_options
             ) from error
 
     async def stop(self) -> None:
@@ -158,7 +154,7 @@ class KafkaLog:
             key is None
             and not headers
             and len(value or b"") <= SOON_BYTES_MAX
-            and topic in self._repeatable
+            and topic in self.repeatable
         ):
             offset = await self._append_soon(cannot, topic, partition, value or b"")
             if offset is not None:
@@ -168,14 +164,14 @@ class KafkaLog:
                 topic, value or b"", key, partition=partition, headers=list(headers)
             )
             metadata = await self._answered(
-                cannot, self._append_deadline_s, _taken(sending), "Write"
+                cannot, self.append_deadline_s, _taken(sending), "Write"
             )
         except OutcomeUnknownError as unknown:
             error = unknown.__cause__
             if isinstance(error, errors.MessageSizeTooLargeError):
                 raise RecordTooLargeError(
                     f"{cannot}: the record is too large; got {len(value or b'')} bytes of value; "
-                    f"want less than {self._record_bytes_max} and than the topic's "
+                    f"want less than {self.record_bytes_max} and than the topic's "
                     "max.message.bytes; raise the topic's, or lower the setting chunk_records_max"
                 ) from error
             if _is_final(error):
@@ -211,7 +207,7 @@ class KafkaLog:
         key = TopicPartition(topic, partition)
         cannot = f"cannot read offsets of {topic}[{partition}]"
         try:
-            return await self._answered(cannot, self._read_deadline_s, _bounds(self._offsets, key))
+            return await self._answered(cannot, self.read_deadline_s, _bounds(self._offsets, key))
         except OutcomeUnknownError as error:
             # A topic that is not shown to this user is asked for until the time is up.
             if topic in refused_topics(self._offsets):
@@ -251,15 +247,15 @@ class KafkaLog:
         cannot = f"cannot read {topic}[{partition}] from {start} to {stop}"
         async with self._readers:
             consumer = AIOKafkaConsumer(
-                bootstrap_servers=self._brokers,
+                bootstrap_servers=self.brokers,
                 enable_auto_commit=False,
                 auto_offset_reset="none",
                 fetch_max_wait_ms=20,
                 max_partition_fetch_bytes=FETCH_BYTES if stop - start > 1 else FETCH_BYTES_OF_ONE,
-                **self._options,
+                **self.client_options,
             )
             try:
-                await self._answered(cannot, self._read_deadline_s, consumer.start())
+                await self._answered(cannot, self.read_deadline_s, consumer.start())
                 consumer.assign([key])
                 consumer.seek(key, start)
                 return await self._collect(consumer, key, stop, bytes_max, may_lack=may_lack)
@@ -275,7 +271,7 @@ class KafkaLog:
             OutcomeUnknownError: the broker did not answer.
         """
         cannot = f"cannot delete records of {topic}[{partition}] before {before}"
-        admin = AIOKafkaAdminClient(bootstrap_servers=self._brokers, **self._options)
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.brokers, **self.client_options)
 
         async def delete() -> None:
             try:
@@ -289,7 +285,7 @@ class KafkaLog:
                 await admin.close()
 
         try:
-            await self._answered(cannot, self._append_deadline_s, delete(), "Delete")
+            await self._answered(cannot, self.append_deadline_s, delete(), "Delete")
         except NotAllowedError as error:
             # A journal that grows is no reason to end; the next start names the missing right.
             raise OutcomeUnknownError(str(error)) from error
@@ -306,7 +302,7 @@ class KafkaLog:
         """Return the records from the position of ``consumer``; each step on moves the deadline."""
         now = asyncio.get_running_loop().time
         cannot = f"cannot read {key.topic}[{key.partition}] on to {stop}"
-        patience_s = self._read_deadline_s
+        patience_s = self.read_deadline_s
         give_up_s = now() + patience_s
         records: list[LogRecord] = []
         moved_s = now()

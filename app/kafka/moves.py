@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import random
 from collections.abc import Awaitable, Callable
@@ -54,6 +55,7 @@ class PartitionLifecycle(Protocol):
         """Return the partitions whose local store is on this node's disk."""
 
 
+@dataclasses.dataclass(eq=False)
 class Moves:
     """Restores the owners of partitions that were assigned, and releases those that are revoked.
 
@@ -67,24 +69,18 @@ class Moves:
         slow_releases: releases that took longer than their bound; they go on behind it.
     """
 
-    def __init__(
-        self,
-        owners: PartitionLifecycle,
-        retry_seconds: tuple[float, float],
-        *,
-        stands: Callable[[int], bool],
-        live: Callable[[TopicPartition, int, int], None],
-        failed: Callable[[BaseException], None],
-    ) -> None:
-        self._owners = owners
-        self._retry_seconds = retry_seconds
-        self._stands = stands
-        self._live = live
-        self._failed = failed
+    owners: PartitionLifecycle
+    retry_seconds: tuple[float, float]
+    _: dataclasses.KW_ONLY
+    stands: Callable[[int], bool]
+    live: Callable[[TopicPartition, int, int], None]
+    failed: Callable[[BaseException], None]
+    retries: int = dataclasses.field(default=0, init=False)
+    slow_releases: int = dataclasses.field(default=0, init=False)
+
+    def __post_init__(self) -> None:
         self._restores: dict[TopicPartition, asyncio.Task[None]] = {}
         self._release: asyncio.Task[None] | None = None
-        self.retries = 0
-        self.slow_releases = 0
 
     def restoring(self) -> list[TopicPartition]:
         """Return the partitions that are assigned here and not live yet."""
@@ -98,7 +94,7 @@ class Moves:
         previous = self._restores.get(tp)
         delay_seconds = self.retry_delay() if later else 0.0
         self._restores[tp] = asyncio.create_task(
-            supervised(self._restore(tp, generation, delay_seconds, previous), self._failed)
+            supervised(self._restore(tp, generation, delay_seconds, previous), self.failed)
         )
 
     async def release(self, owned: set[TopicPartition]) -> None:
@@ -107,7 +103,7 @@ class Moves:
         for task in restores:
             task.cancel()
         self._release = asyncio.create_task(
-            supervised(self._drop(owned, restores, self._release), self._failed)
+            supervised(self._drop(owned, restores, self._release), self.failed)
         )
         done, _ = await asyncio.wait([self._release], timeout=RELEASE_SECONDS_MAX)
         if not done:
@@ -125,7 +121,7 @@ class Moves:
             await asyncio.wait([previous])
         if restores:
             await asyncio.wait(restores)
-        await self._owners.release(owned)
+        await self.owners.release(owned)
 
     async def _restore(
         self,
@@ -138,10 +134,10 @@ class Moves:
         if earlier:
             await asyncio.wait(earlier)
         tries = unread = 0
-        while self._stands(generation):
+        while self.stands(generation):
             await asyncio.sleep(delay_seconds)
             try:
-                position = await self._owners.restore(*tp, generation)
+                position = await self.owners.restore(*tp, generation)
             except (FencedError, OutcomeUnknownError) as error:
                 # Each try fails alike while brokers are away; so one line says it once.
                 level = logging.DEBUG if tries else logging.WARNING
@@ -153,39 +149,34 @@ class Moves:
                 continue
             if tries > 1:
                 log.warning("%s[%d] is restored after %d tries", *tp, tries + 1)
-            if self._stands(generation):
-                self._live(tp, generation, position)
+            if self.stands(generation):
+                self.live(tp, generation, position)
             return
 
     def retry_delay(self, unread: int = 0) -> float:
         """Return the seconds before another try, after so many that left a claim in the journal."""
         doubled: int = 2 ** min(unread, DOUBLED_MAX)
-        return random.SystemRandom().uniform(*self._retry_seconds) * doubled
+        return random.SystemRandom().uniform(*self.retry_seconds) * doubled
 
 
+@dataclasses.dataclass(eq=False)
 class Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka comes without types here
     """aiokafka only logs errors of a listener; this one calls ``failed``."""
 
-    def __init__(
-        self,
-        revoked: Callable[[], Awaitable[None]],
-        assigned: Callable[[set[TopicPartition]], Awaitable[None]],
-        failed: Callable[[BaseException], None],
-    ) -> None:
-        self._revoked = revoked
-        self._assigned = assigned
-        self._failed = failed
+    revoked: Callable[[], Awaitable[None]]
+    assigned: Callable[[set[TopicPartition]], Awaitable[None]]
+    failed: Callable[[BaseException], None]
 
     async def on_partitions_revoked(self, revoked: set[KafkaPartition]) -> None:
         """Before a join."""
         del revoked
-        await self._guarded(self._revoked())
+        await self._guarded(self.revoked())
 
     async def on_partitions_assigned(self, assigned: set[KafkaPartition]) -> None:
         """After a join."""
         partitions = {(tp.topic, tp.partition) for tp in assigned}
-        await self._guarded(self._assigned(partitions))
+        await self._guarded(self.assigned(partitions))
 
     async def _guarded(self, work: Awaitable[None]) -> None:
         with contextlib.suppress(asyncio.CancelledError):
-            await supervised(work, self._failed)
+            await supervised(work, self.failed)

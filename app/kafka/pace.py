@@ -11,6 +11,7 @@ large as the agent handles in ``CYCLE_SECONDS``: larger ones would only hold up 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -33,6 +34,7 @@ _TELLING_BYTES = 64 << 10
 _WEIGHT = 0.2
 
 
+@dataclasses.dataclass(eq=False)
 class Pace:
     """Follows the load of one lane.
 
@@ -42,23 +44,18 @@ class Pace:
         chunk_bytes: how many bytes of values a chunk may have now.
     """
 
-    def __init__(
-        self,
-        gather_seconds_max: float = 0.0,
-        chunk_bytes_max: int = 8 << 20,
-        *,
-        clock: Callable[[], float] = time.perf_counter,
-        cpu_clock: Callable[[], float] = time.process_time,
-    ) -> None:
-        self._gather_seconds_max = gather_seconds_max
-        self._chunk_bytes_max = chunk_bytes_max
-        self._clock = clock
-        self._cpu_clock = cpu_clock
-        self._at, self._cpu = clock(), cpu_clock()
+    gather_seconds_max: float = 0.0
+    chunk_bytes_max: int = 8 << 20
+    _: dataclasses.KW_ONLY
+    clock: Callable[[], float] = time.perf_counter
+    cpu_clock: Callable[[], float] = time.process_time
+
+    def __post_init__(self) -> None:
+        self._at, self._cpu = self.clock(), self.cpu_clock()
         self._bytes_per_second = 0.0
         self.busy_share = 0.0
         self.gather_seconds = 0.0
-        self.chunk_bytes = chunk_bytes_max
+        self.chunk_bytes = self.chunk_bytes_max
 
     def wait_seconds(self, waiting_bytes: int) -> float:
         """Return how long after the last cycle the next chunk is due, with so much there."""
@@ -68,17 +65,17 @@ class Pace:
 
     def done(self, handled_bytes: int, seconds: float) -> None:
         """Learn from a cycle that has just ended: its size and its time."""
-        now, cpu = self._clock(), self._cpu_clock()
+        now, cpu = self.clock(), self.cpu_clock()
         passed = now - self._at
         if passed > 0:
             weight = 1 - math.exp(-passed / SHARE_SECONDS)
             self.busy_share += weight * ((cpu - self._cpu) / passed - self.busy_share)
             self._at, self._cpu = now, cpu
         share = (self.busy_share - BUSY_FROM) / (BUSY_TO - BUSY_FROM)
-        self.gather_seconds = self._gather_seconds_max * min(1.0, max(0.0, share))
+        self.gather_seconds = self.gather_seconds_max * min(1.0, max(0.0, share))
         if handled_bytes >= _TELLING_BYTES and seconds > 0:
             speed = handled_bytes / seconds
             known = self._bytes_per_second or speed
             self._bytes_per_second = known + _WEIGHT * (speed - known)
             wanted = int(self._bytes_per_second * CYCLE_SECONDS)
-            self.chunk_bytes = min(self._chunk_bytes_max, max(CHUNK_BYTES_MIN, wanted))
+            self.chunk_bytes = min(self.chunk_bytes_max, max(CHUNK_BYTES_MIN, wanted))

@@ -206,8 +206,8 @@ def test_every_member_hears_the_whole_map() -> None:
     heard: dict[str, list[Share]] = {}
     assignors = {
         node: Assignor(
-            lambda node=node: Member(node, 1, f"http://{node}", 1, {}, {}),  # type: ignore[misc]
-            lambda shares, node=node: heard.update({node: shares}),  # type: ignore[misc]
+            lambda node=node: Member(node, 1, f"http://{node}", 1, {}, {}),
+            lambda shares, node=node: heard.update({node: shares}),
         )
         for node in ("a", "b")
     }
