@@ -139,6 +139,36 @@ def check(file: str, against: str | None) -> None:
 
 
 @command.command()
+@click.argument("old", type=click.Path(dir_okay=False))
+@click.argument("new", type=click.Path(dir_okay=False))
+def diff(old: str, new: str) -> None:
+    """Compare the map file in use, OLD, with its next revision, NEW.
+
+    It says in words what each change means. It ends with 1 if NEW would be refused.
+    """
+    from app.mapfile.compare import compare  # noqa: PLC0415 - polars takes its time
+
+    before, after = load_map(old), load_map(new)
+    found = compare(before, after)
+    if found.is_equal:
+        click.echo(
+            f"equal: both are map {after.name}, revision {after.revision}, digest {after.digest}"
+        )
+        return
+    click.echo(found.title)
+    for part, lines in found.parts.items():
+        click.echo(part)
+        for line in lines:
+            click.echo(printable(f"  {line}"))
+    if found.refused:
+        click.echo("refused by workers and `map apply`:")
+        for line in found.refused:
+            click.echo(printable(f"  ! {line}"))
+        raise click.exceptions.Exit(1)
+    click.echo("may be applied: run `map apply` with it, then restart every worker with it")
+
+
+@command.command()
 @_map_file
 def show(file: str) -> None:
     """Draw the map FILE: sources and layers with their topics, partitions and archive tables."""

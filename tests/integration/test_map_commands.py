@@ -249,6 +249,22 @@ def test_check_against_the_map_in_use_takes_what_a_revision_may_change(tmp_path:
         run("check", new, "--against", path)
 
 
+def test_diff_tells_the_changes_and_whether_they_may_be_applied(tmp_path: Path) -> None:
+    """Scripts go by the exit code."""
+    old = tmp_path / "old.toml"
+    old.write_text(FLIGHTS.read_text())
+    assert "equal: both are map flights, revision 1" in run("diff", old, FLIGHTS).stdout
+    new = revised(old, ('measures = ["count"', 'measures = ["count", "max(delay_min)"'))
+    told = run("diff", old, new).stdout
+    assert told.startswith("map flights: revision 1 -> 2\nlayer ")
+    assert "  + measure max(delay_min): null in earlier windows" in told
+    assert "may be applied: run `map apply`" in told
+    new.write_text(new.read_text().replace("revision = 2", "revision = 1"))
+    result = CliRunner().invoke(command, ["diff", str(old), str(new)])
+    assert result.exit_code == 1
+    assert "  ! the map in use is revision 1; got 1; want 2 or more" in result.output
+
+
 def test_apply_refuses_other_layers_than_those_that_journals_know(
     own_map: Path, brokers: str
 ) -> None:
