@@ -354,10 +354,14 @@ async def _apply(themap: Map, replication: int | None, settings: Settings) -> No
         settings.brokers, options, rights,
         cannot=f"cannot apply map {themap.name}", role="apply", may_lack=True,
     )  # fmt: skip
-    await check_histories(settings.brokers, themap, options)
+    revision = await check_histories(settings.brokers, themap, options)
     report = await apply_topics(settings.brokers, themap, replication, client_options=options)
     for name in report.created:
         click.echo(f"created topic {name}")
+    if revision is None:
+        click.echo("journals: no worker has used this map yet; a worker's start fixes its revision")
+    else:
+        click.echo(f"journals: workers have used revision {revision}")
     click.echo(
         f"topics: {len(report.created)} created with "
         f"{_count(report.replication, 'copy', 'copies')} of each partition, "

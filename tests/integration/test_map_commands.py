@@ -291,8 +291,18 @@ def test_apply_refuses_what_workers_would_be_refused_with(own_map: Path, brokers
     """Another map as the journals' revision, a lower revision, another number of partitions."""
     run("apply", own_map, "--brokers", brokers)
     (plan,) = [one for one in plans_of(load_map(own_map)).values() if one.topic.endswith(".radar")]
+    new = revised(own_map, ("[layers.contacts_hour]", "[layers.more]"))
+    new.write_text(new.read_text().replace("revision = 2", "revision = 1"))
+    assert "no worker has used this map yet" in run("apply", new, "--brokers", brokers).stdout
     asyncio.run(write(brokers, plan.journal, plan.claim(0)))
-    run("apply", own_map, "--brokers", brokers)
+    told = run("apply", own_map, "--brokers", brokers).stdout
+    assert "journals: workers have used revision 1" in told
+    before = asyncio.run(topics_found(brokers)).keys()
+    more = '[layers.other]\nfrom = "contacts_5s"\nkey = ["sector"]\nwindow = "1h"\n\n'
+    new.write_text(own_map.read_text() + more)
+    with pytest.raises(MapError, match="with every change of the map, here to 2"):
+        run("apply", new, "--brokers", brokers)
+    assert asyncio.run(topics_found(brokers)).keys() == before
     new = revised(own_map, ('measures = ["count"', 'measures = ["count", "max(delay_min)"'))
     higher = new.read_text()
     new.write_text(higher.replace("revision = 2", "revision = 1"))
