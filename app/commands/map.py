@@ -15,7 +15,7 @@ from rich.tree import Tree
 
 from app.cluster.rights import ROLES, Role, checks_of, kafka_commands, rights_of
 from app.config.archives import archive_of, for_many
-from app.config.options import kafka_settings_options, settings_options
+from app.config.options import kafka_settings_options, option, settings_options
 from app.config.settings import Settings
 from app.host.printable import printable
 from app.mapfile.load import load_map, parse_map
@@ -102,8 +102,8 @@ def _proposed_name(sample: Path | None, topic: str | None, name: str | None) -> 
 
 
 def _events(sample: Path | None, topic: str | None, records: int, settings: Settings) -> Sample:
+    from app.cluster.last_records import last_records  # noqa: PLC0415 - likewise
     from app.config.connections import kafka_options  # noqa: PLC0415 - check and show need no client of Kafka
-    from app.kafka.last_records import last_records  # noqa: PLC0415 - likewise
     from app.mapfile.sample import read_sample, sample_of_records  # noqa: PLC0415 - polars takes its time
 
     if sample is not None:
@@ -121,10 +121,9 @@ def _events(sample: Path | None, topic: str | None, records: int, settings: Sett
 @command.command()
 @_map_file
 @click.option(
-    "--against",
-    type=click.Path(dir_okay=False),
+    "--against", type=click.Path(dir_okay=False),
     help="The map file in use: its layers must not become others under the same names.",
-)
+)  # fmt: skip
 def check(file: str, against: str | None) -> None:
     """Check the map FILE, and print all its faults."""
     themap = load_map(file)
@@ -182,10 +181,9 @@ def show(file: str) -> None:
 @command.command()
 @_map_file
 @click.option(
-    "--replication",
-    type=click.IntRange(min=1),
+    "--replication", type=click.IntRange(min=1),
     help="Copies of every topic's partitions; by default the number of brokers, at most 3.",
-)
+)  # fmt: skip
 @settings_options
 def apply(file: str, replication: int | None, settings: Settings) -> None:
     """Make the Kafka topics of the map FILE and, with --archive cassandra, its tables.
@@ -209,14 +207,7 @@ def _check_against(themap: Map, old: Map) -> None:
 
 @command.command()
 @_map_file
-@click.option(
-    "--for",
-    "role",
-    type=click.Choice(list(ROLES)),
-    default="worker",
-    show_default=True,
-    help="Who is to be allowed it.",
-)
+@option("--for role", click.Choice(list(ROLES)), "worker", "Who is to be allowed it.")
 @click.option("--user", required=True, help="The user of Kafka, and the role of Cassandra.")
 @click.option("--role", "archive_role", help="The role of Cassandra, if its name is another.")
 @click.option("--only", type=click.Choice(["kafka", "cassandra"]), help="Print only these rights.")
@@ -229,10 +220,10 @@ def acl(
 
     It connects to nothing and changes nothing: whoever may grant rights runs the output.
     """
-    for option, name in (("--user", user), ("--role", archive_role or user)):
+    for flag, name in (("--user", user), ("--role", archive_role or user)):
         if not name.isprintable() or name in ("", "*"):
             # Kafka takes User:* for everybody.
-            raise click.UsageError(f"cannot use {option}: got {name!r}; want the name of one user")
+            raise click.UsageError(f"cannot use {flag}: got {name!r}; want the name of one user")
     themap = load_map(file)
     if only != "cassandra":
         _print_kafka_rights(themap, role, user, settings)

@@ -23,13 +23,16 @@ import polars as pl
 from agents import tasks
 from app.cluster.topics import apply_topics
 from app.demo import check
-from app.demo import radar as synthetic
 from app.demo.display import Display, Progress, ledger_lines
 from app.demo.embedded_broker import EmbeddedBroker
 from app.demo.flights import events, truth
-from app.demo.worker import DemoError, DemoWorker, Missing, end_offsets
+from app.demo.worker import DemoError, DemoWorker, Missing
+from app.kafka.scan import Scan, places_of
+from app.load.generator import stream
+from app.load.plan import LoadSpec
 from app.load.replay import replay, settled_ms
 from app.mapfile.load import load_map
+from tables.model.clock import wall_clock_ms
 from tables.model.layer import Map
 from treasure_map.query import QueryFailedError
 
@@ -70,10 +73,7 @@ async def run(plan: DemoTimes, folder: pathlib.Path) -> list[str]:
         TreasureMapError: some part of it could not go on.
     """
     themap = load_map(events.MAP_FILE)
-    with (
-        EmbeddedBroker() as broker,
-        tempfile.TemporaryDirectory(prefix="demo-", dir=folder) as own,
-    ):
+    with EmbeddedBroker() as broker, tempfile.TemporaryDirectory(prefix="demo-", dir=folder) as own:
         click.echo(f"broker at {broker.bootstrap}, memory only")
         await apply_topics(broker.bootstrap, themap)
         with DemoWorker(broker.bootstrap, events.MAP_FILE, pathlib.Path(own)) as worker:
@@ -94,6 +94,14 @@ async def run(plan: DemoTimes, folder: pathlib.Path) -> list[str]:
     return problems + [f"ledger: {problem}" for problem in status.ledger["problems"]]
 
 
+def radar(brokers: str, seconds: float) -> LoadSpec:
+    """Return the load of the synthetic radar: contacts of 16 sectors, from now on."""
+    return LoadSpec(
+        map_file=str(events.MAP_FILE), source="radar", brokers=brokers, rate=2_000, seconds=seconds,
+        keys=16, skew=1.0, types=1, start_ms=wall_clock_ms(),
+    )  # fmt: skip
+
+
 async def _feed(
     plan: DemoTimes, brokers: str, themap: Map, worker: DemoWorker, flights: pl.DataFrame
 ) -> None:
@@ -110,9 +118,7 @@ async def _feed(
             )  # fmt: skip
         progress.begin()
         async with _shown(display, "radar", progress, worker):
-            await synthetic.stream(
-                brokers, themap, seconds=plan.stream_seconds, progress=progress.write
-            )
+            await stream(radar(brokers, plan.stream_seconds), progress.write)
         async with _shown(display, "draining", progress, worker):
             await drain(brokers, themap, worker, int(records["at"][-1]))
         status = await worker.status()
@@ -133,6 +139,7 @@ async def drain(brokers: str, themap: Map, worker: DemoWorker, last_ms: int) -> 
 
     Raises:
         DemoError: the worker ended, or nothing has moved for ``STILL_SECONDS_MAX``.
+        ScanError: the broker does not answer.
     """
     layers = [themap.layer(name) for name in truth.LAYERS]
     ends = {layer.name: layer.window.end(layer.window.start(last_ms)) for layer in layers}
@@ -142,7 +149,8 @@ async def drain(brokers: str, themap: Map, worker: DemoWorker, last_ms: int) -> 
         nonlocal quiet
         status = await worker.status()
         positions = status.positions()
-        stops = await end_offsets(brokers, themap)
+        async with Scan(brokers, {}, "cannot read the ends of topics") as scan:
+            stops = await scan.ends(places_of(themap.inputs()))
         behind = {place: stop for place, stop in stops.items() if positions.get(place, 0) != stop}
         # Between these two a coarser layer may just wait for its next announcement.
         if open_layers := status.open_layers(ends):
