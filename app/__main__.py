@@ -21,6 +21,7 @@ from tables.model.errors import TreasureMapError
 from treasure_map.version import version
 
 COMMANDS = {
+    "broker": "app.commands.broker",
     "map": "app.commands.map",
     "query": "app.commands.query",
     "replay": "app.commands.replay",
