@@ -23,6 +23,7 @@ from treasure_map.version import version
 COMMANDS = {
     "broker": "app.commands.broker",
     "map": "app.commands.map",
+    "produce": "app.commands.produce",
     "query": "app.commands.query",
     "replay": "app.commands.replay",
     "deadletters": "app.commands.deadletters",
