@@ -30,6 +30,7 @@ COMMANDS = {
     "demo": "app.commands.demo",
     "generate": "app.commands.generate",
     "token": "app.commands.token",
+    "try": "app.commands.try_",
     "verify": "app.commands.verify",
     "worker": "app.commands.worker",
 }
