@@ -14,8 +14,8 @@ Result = TypeVar("Result")
 async def end(task: asyncio.Task[Any]) -> None:
     """Cancel ``task`` until it has ended; the caller reads its result or error.
 
-    One cancel is not always enough: before Python 3.12 ``asyncio.wait_for`` loses a cancellation
-    that arrives together with the result of its awaitable, and clients of brokers use it a lot.
+    One cancel is not always enough: before Python 3.12 ``asyncio.wait_for``, which clients of
+    brokers use a lot, loses one that arrives together with the result of its awaitable.
     """
     while not task.done():
         task.cancel()
@@ -36,10 +36,7 @@ async def within(seconds: float, work: Coroutine[Any, Any, Result]) -> Result:
     finally:
         in_time = task.done()
         await end(task)
-    if not in_time and (task.cancelled() or task.exception() is not None):
-        raise TimeoutError(f"no answer within {seconds:g} s") from _error(task)
+    error = None if task.cancelled() else task.exception()
+    if not in_time and (task.cancelled() or error is not None):
+        raise TimeoutError(f"no answer within {seconds:g} s") from error
     return task.result()
-
-
-def _error(task: asyncio.Task[Any]) -> BaseException | None:
-    return None if task.cancelled() else task.exception()

@@ -81,7 +81,7 @@ def run(remembered: int, events: int, chunk: int, share: float) -> Row:
         duplicates=share,
         events=len(chunks) * chunk,
         micros_per_event=used_s / (len(chunks) * chunk) * 1e6,
-        memory_bytes_per_id=table.estimated_bytes() / table.rows,
+        memory_bytes_per_id=_held_bytes(table) / table.rows,
         journal_bytes_per_id=size / max(1, len(chunks) * chunk - wanted),
     )
 
@@ -109,6 +109,14 @@ def _events(ids: list[str]) -> pl.DataFrame:
     return pl.DataFrame({".id": ids}).with_columns(
         time=pl.lit(1, pl.Int64), time_before=pl.lit(1, pl.Int64)
     )
+
+
+def _held_bytes(table: IdTable) -> int:
+    """Return about how much memory rows, filter and the orders of blocks take."""
+    held: list[pl.DataFrame | pl.Series] = [*table.blocks.values(), *table._orders.values()]  # noqa: SLF001
+    if table._filter is not None:  # noqa: SLF001
+        held.append(table._filter._words)  # noqa: SLF001
+    return int(sum(one.estimated_size() for one in held))
 
 
 def _take(deduper: Deduper, table: IdTable, events: pl.DataFrame) -> tuple[int, int]:

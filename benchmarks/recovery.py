@@ -18,8 +18,8 @@ from pathlib import Path
 
 import polars as pl
 
-from agents.partition.log_partition import LogPartitionIO
 from agents.partition.owner import Owner
+from agents.partition.partition_io import PartitionIO
 from app.cluster.topics import apply_topics
 from app.kafka.batch_producer import BatchProducer
 from app.kafka.log import KafkaLog
@@ -134,7 +134,7 @@ async def _run(case: str, load: Load, folder: Path) -> Row:
         store = PartitionStore(folder)
         # It is never opened: the measured recovery reads journal and store.
         archive = EmbeddedArchive(folder.parent / "archive")
-        owner = Owner(load.plan, 0, LogPartitionIO(load.plan, 0, log, store, archive=archive))
+        owner = Owner(load.plan, 0, PartitionIO(load.plan, 0, log, store, archive=archive))
         await owner.claim()
         seconds, used = time.monotonic() - begun, time.process_time() - cpu
         first, end = await log.bounds(load.plan.journal, 0)

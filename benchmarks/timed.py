@@ -18,8 +18,7 @@ import polars as pl
 
 import app.__main__
 from agents.fold.content import Content
-from agents.partition.owner import Owner
-from agents.partition.owners import PartitionManager
+from agents.partition.owned_partition import OwnedPartition
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model.layer import Layer
 
@@ -27,15 +26,15 @@ TIMES: list[tuple[str, str, int, int, int, int]] = []
 SCHEMA = {"what": pl.String, "name": pl.String, "partition": pl.Int64, "start": pl.Int64,
           "stop": pl.Int64, "at_ns": pl.Int64}  # fmt: skip
 
-_advance: Callable[..., Awaitable[None]] = PartitionManager.advance
+_advance: Callable[..., Awaitable[str]] = OwnedPartition.advance
 _write: Callable[..., Awaitable[None]] = EmbeddedArchive.write
 
 
-async def _timed_advance(self: PartitionManager, owner: Owner, content: Content, tail: Any) -> None:
-    await _advance(self, owner, content, tail)
-    if owner.position >= content.stop > content.start:
-        place = owner.plan.topic, owner.partition
-        TIMES.append(("delta", *place, content.start, content.stop, time.monotonic_ns()))
+async def _timed_advance(self: OwnedPartition, content: Content, tail: Any) -> str:
+    dropped = await _advance(self, content, tail)
+    if not dropped and content.stop > content.start:
+        TIMES.append(("delta", *self.key, content.start, content.stop, time.monotonic_ns()))
+    return dropped
 
 
 async def _timed_write(
@@ -52,7 +51,7 @@ def _save() -> None:
 
 
 if __name__ == "__main__":
-    PartitionManager.advance = _timed_advance  # type: ignore[method-assign]
+    OwnedPartition.advance = _timed_advance  # type: ignore[method-assign]
     EmbeddedArchive.write = _timed_write  # type: ignore[method-assign]
     atexit.register(_save)
     sys.argv[0] = "app"

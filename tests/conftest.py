@@ -17,7 +17,7 @@ from tests.support import servers
 from tests.support.kafka_cluster import KafkaCluster
 from tests.support.pki import Authority
 from tests.support.secure_servers import SecureCassandra, SecureKafka
-from tests.support.station_support import Process
+from tests.support.worker_process import Process
 
 REQUIRE = "TREASURE_MAP_REQUIRE_SERVERS"
 # On a busy machine an example may take any time.

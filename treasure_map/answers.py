@@ -30,8 +30,8 @@ class QueryFailedError(Exception):
         super().__init__(detail)
 
 
-class Cell(msgspec.Struct, frozen=True):
-    """One aggregate: its key, its window ``[window_start, window_end)`` in ms, its measures.
+class Row(msgspec.Struct, frozen=True):
+    """One row of a family: its key, its step ``[window_start, window_end)`` in ms, its measures.
 
     An integer beyond 64 bits is its decimal text in JSON.
     """
@@ -40,6 +40,14 @@ class Cell(msgspec.Struct, frozen=True):
     window_start: int
     window_end: int
     measures: Measures
+
+
+class Cell(Row, frozen=True):
+    """One aggregate: its key, its window ``[window_start, window_end)`` in ms, its measures.
+
+    An integer beyond 64 bits is its decimal text in JSON.
+    """
+
     version: int
 
 
@@ -82,18 +90,6 @@ class Answer(msgspec.Struct, frozen=True):
     more: bool
     cells: list[Cell]
     whole_from: dict[str, int | None] = {}
-
-
-class Row(msgspec.Struct, frozen=True):
-    """One row of a family: its key, its step ``[window_start, window_end)`` in ms, its measures.
-
-    An integer beyond 64 bits is its decimal text in JSON.
-    """
-
-    key: Key
-    window_start: int
-    window_end: int
-    measures: Measures
 
 
 class Segment(msgspec.Struct, frozen=True):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from treasure_map.answers import Cell
+from treasure_map.answers import Cell, exact
 from treasure_map.extras import MissingExtraError
 
 if TYPE_CHECKING:
@@ -60,10 +60,7 @@ def decode_record(value: bytes) -> list[FeedCell]:
         return _arrow_cells(value)
     try:
         cell = _decoder.decode(value)
-        for name, measure in cell.measures.items():
-            # Integers beyond 64 bits are decimal text; no measure is text.
-            if isinstance(measure, str):
-                cell.measures[name] = int(measure)
+        exact(cell.measures)
     except ValueError as error:  # msgspec's errors and those of UTF-8 are such
         raise UnreadableRecordError(str(error)) from error
     return [cell]

@@ -34,11 +34,8 @@ class FeedRecord(NamedTuple):
 class FeedReader:
     """Reads one feed; :meth:`open` it first.
 
-    Args:
-        topic: the feed's.
-        options: of aiokafka's clients, ``bootstrap_servers`` among them.
-        from_beginning: whether to begin with the oldest record, else with the next new one.
-        to_end: whether to end at the feed's end as it is when reading begins.
+    It begins with the oldest record, or with the next new one. With ``to_end`` it ends at the
+    feed's end as it is when reading begins.
 
     Attributes:
         ended: whether all is read up to the end that was asked for.

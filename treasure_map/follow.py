@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import collections
 import logging
-import types
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -124,7 +123,6 @@ class Follower:
         self._runner: asyncio.Runner | None = None
 
     async def __aenter__(self) -> Self:
-        """Connect."""
         reader = self._make_reader()
         try:
             await reader.open()
@@ -134,30 +132,19 @@ class Follower:
         self._reader = reader
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: types.TracebackType | None,
-    ) -> None:
-        """Disconnect."""
+    async def __aexit__(self, *_: object) -> None:
         assert self._reader is not None
         await self._reader.close()
 
     def __aiter__(self) -> AsyncIterator[FeedCell]:
-        """Return itself."""
         return self
 
     async def __anext__(self) -> FeedCell:
-        """Return the next cell that is news."""
-        while not self._ready:
-            if self._inside().ended:
-                raise StopAsyncIteration
-            await self._read()
+        if not await self._filled():
+            raise StopAsyncIteration
         return self._ready.popleft()
 
     def __enter__(self) -> Self:
-        """Connect."""
         self._runner = asyncio.Runner()
         try:
             self._runner.run(self.__aenter__())
@@ -166,34 +153,29 @@ class Follower:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: types.TracebackType | None,
-    ) -> None:
-        """Disconnect."""
+    def __exit__(self, *_: object) -> None:
         assert self._runner is not None
         with self._runner:
-            self._runner.run(self.__aexit__(kind, error, trace))
+            self._runner.run(self.__aexit__())
 
     def __iter__(self) -> Iterator[FeedCell]:
-        """Return itself."""
         return self
 
     def __next__(self) -> FeedCell:
-        """Return the next cell that is news."""
-        while not self._ready:
-            if self._inside().ended:
-                raise StopIteration
+        if not self._ready:
             assert self._runner is not None, "an async with wants an async for"
-            self._runner.run(self._read())
+            if not self._runner.run(self._filled()):
+                raise StopIteration
         return self._ready.popleft()
 
-    async def _read(self) -> None:
-        for record in await self._inside().read():
-            if record.value is not None:
-                self._take(record, record.value)
+    async def _filled(self) -> bool:
+        """Read until there is a cell that is news; return whether there is one before the end."""
+        assert self._reader is not None, "a feed is followed inside its with statement"
+        while not self._ready and not self._reader.ended:
+            for record in await self._reader.read():
+                if record.value is not None:
+                    self._take(record, record.value)
+        return bool(self._ready)
 
     def _take(self, record: FeedRecord, value: bytes) -> None:
         """Keep the cells of a record that are news."""
@@ -214,10 +196,6 @@ class Follower:
                 self._ready.append(cell)
             else:
                 self.repeated += 1
-
-    def _inside(self) -> FeedReader:
-        assert self._reader is not None, "a feed is followed inside its with statement"
-        return self._reader
 
 
 def _warn(unreadable: Unreadable) -> None:

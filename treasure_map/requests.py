@@ -1,15 +1,16 @@
 """Requests to the query endpoint, and the reading of their answers, without a connection.
 
 A *talk* is a generator that yields requests, is sent the response to each, and returns the answer.
-So pages are followed in one place, whether a client blocks or not.
+A client has a method for each talk, which takes it to its end, whether the client blocks or not.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import inspect
 import io
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlencode
@@ -18,7 +19,8 @@ import msgspec
 
 from treasure_map.answers import (
     Answer,
-    Cell,
+    Families,
+    FamilyAbout,
     FamilyAnswer,
     FamilyPage,
     Page,
@@ -27,11 +29,15 @@ from treasure_map.answers import (
     exact,
 )
 from treasure_map.extras import MissingExtraError
+from treasure_map.status import Layers, LayerStatus
 
 if TYPE_CHECKING:
     import polars as pl
 
 Result = TypeVar("Result")
+AnyPage = TypeVar("AnyPage", Page, FamilyPage)
+Method = TypeVar("Method", bound=Callable[..., object])
+Parameters = Sequence[tuple[str, str]]
 Time = int | str | dt.datetime | dt.date
 Value = str | int | bool
 Values = Value | Sequence[Value]
@@ -39,16 +45,16 @@ Values = Value | Sequence[Value]
 PAGE_CELLS = 1_000
 """Cells that the endpoint puts in a page by default."""
 
-JSON, ARROW = "application/json", "application/vnd.apache.arrow.stream"
+_JSON = {"Accept": "application/json"}
 _EXACTNESS = ("exact", "settling", "partial")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Request:
-    """One GET: its path and query, and the format that is wanted."""
+    """One GET: its path and query, and headers, the wanted format among them."""
 
     target: str
-    accept: str = JSON
+    headers: dict[str, str] = dataclasses.field(default_factory=_JSON.copy)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -103,101 +109,168 @@ class Range:
         return found + [(name, value_text(value)) for name, value in self.more.items()]
 
 
-def plain(path: str, kind: type[Result]) -> Talk[Result]:
-    """Ask for a document."""
-    response = yield Request(path)
-    return _decoded(response, kind)
+def map() -> Talk[dict[str, Any]]:  # noqa: A001 - as clients have it
+    """Return the map that the worker runs."""
+    return _decoded((yield Request("/v1/map")), dict[str, Any])
 
 
-def cells_of(
+def layers() -> Talk[list[LayerStatus]]:
+    """Return the counts of each layer on the worker."""
+    return _decoded((yield Request("/v1/layers")), Layers).layers
+
+
+def families() -> Talk[list[FamilyAbout]]:
+    """Return the families of the map, with the possible requests to each."""
+    return _decoded((yield Request("/v1/families")), Families).families
+
+
+def ledger() -> Talk[dict[str, Any]]:
+    """Return the account of all offsets and events of the worker."""
+    return _decoded((yield Request("/v1/ledger")), dict[str, Any])
+
+
+def page(
+    layer: str, key: Mapping[str, Value], from_time: Time, to_time: Time, *,
+    limit: int | None = None, cursor: str | None = None,
+) -> Talk[Page]:  # fmt: skip
+    """Return one page of the cells whose windows start in ``[from_time, to_time)``.
+
+    Args:
+        layer: name of the layer.
+        key: values of key fields; fields not named match all.
+        from_time: epoch milliseconds, RFC 3339 text, a date (UTC) or an aware datetime.
+        to_time: likewise.
+        limit: most cells of the page; None leaves it to the endpoint.
+        cursor: that of the page before.
+    """
+    path, parameters = _cells_of(layer, key, from_time, to_time)
+    return (yield from _page(Page, path, parameters, limit, cursor))
+
+
+def cells(
+    layer: str, key: Mapping[str, Value], from_time: Time, to_time: Time, *,
+    limit: int | None = None, page_cells: int | None = None,
+) -> Talk[Answer]:  # fmt: skip
+    """Return the cells of all pages, at most ``limit`` of them; else as :func:`page`.
+
+    ``page_cells`` is how many a page may have, at most the endpoint's ``query_limit_max``; None
+    leaves it to the endpoint. Every page reads its range anew, so large ones are cheaper.
+    """
+    path, parameters = _cells_of(layer, key, from_time, to_time)
+    pages, found, more = yield from _pages(Page, path, parameters, limit, page_cells)
+    partial = any(one.partial for one in pages)
+    return Answer(pages[0].layer, partial, more, found, pages[0].whole_from)
+
+
+def cells_frame(
+    layer: str, key: Mapping[str, Value], from_time: Time, to_time: Time, *,
+    page_cells: int | None = None,
+) -> Talk[pl.DataFrame]:  # fmt: skip
+    """Return the cells of all pages as a polars frame; they come as Arrow.
+
+    Raises:
+        MissingExtraError: polars is not installed.
+    """
+    return (yield from _frame(*_cells_of(layer, key, from_time, to_time), page_cells))
+
+
+def rows(
+    family: str, asked: Range, *, limit: int | None = None, page_rows: int | None = None
+) -> Talk[FamilyAnswer]:
+    """Return the rows of all pages of a family, at most ``limit`` of them."""
+    pages, found, more = yield from _pages(
+        FamilyPage, _path("families", family, "cells"), asked.parameters(), limit, page_rows
+    )
+    first, exactness = pages[0], max((one.exactness for one in pages), key=_EXACTNESS.index)
+    return FamilyAnswer(
+        first.family, exactness, first.as_of, first.watermark_ms, first.data_age_ms, found, more,
+        first.whole_from,
+    )  # fmt: skip
+
+
+def family_page(
+    family: str, asked: Range, *, limit: int | None = None, cursor: str | None = None
+) -> Talk[FamilyPage]:
+    """Return one page of rows of a family, with its facts and its cost."""
+    path = _path("families", family, "cells")
+    return (yield from _page(FamilyPage, path, asked.parameters(), limit, cursor))
+
+
+def frame(family: str, asked: Range, *, page_rows: int | None = None) -> Talk[pl.DataFrame]:
+    """Return all rows of a family as a polars frame; they come as Arrow.
+
+    Raises:
+        MissingExtraError: polars is not installed.
+    """
+    path = _path("families", family, "cells")
+    return (yield from _frame(path, asked.parameters(), page_rows))
+
+
+def top(layer: str, by: str, asked: Range, *, n: int = 10) -> Talk[FamilyPage]:
+    """Return the first ``n`` keys of a layer by a measure."""
+    parameters = [*asked.parameters(), ("by", by), ("n", str(n))]
+    return (yield from _page(FamilyPage, _path("layers", layer, "top"), parameters, None, None))
+
+
+def live(layer: str, since: str, last_id: str, parameters: Mapping[str, str]) -> Request:
+    """Return the request for a stream of live cells."""
+    headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_id} if last_id else {})
+    query = urlencode({"since": since, **parameters})
+    return Request(f"{_path('layers', layer, 'live')}?{query}", headers)
+
+
+def told_as(talk: Callable[..., object], method: Method) -> Method:
+    """Give a client's method the name, the parameters and the text of its talk."""
+    method.__name__, method.__doc__ = talk.__name__, talk.__doc__
+    signature = inspect.signature(talk)
+    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    method.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[own, *signature.parameters.values()], return_annotation=signature.empty
+    )
+    return method
+
+
+def _path(kind: str, name: str, what: str) -> str:
+    return f"/v1/{kind}/{quote(name, safe='')}/{what}"
+
+
+def _cells_of(
     layer: str, key: Mapping[str, Value], from_time: Time, to_time: Time
 ) -> tuple[str, list[tuple[str, str]]]:
     """Return path and parameters of a request for cells of a layer."""
     parameters = [(f"key.{name}", value_text(value)) for name, value in key.items()]
     parameters += [("from", time_text(from_time)), ("to", time_text(to_time))]
-    return f"/v1/layers/{quote(layer, safe='')}/cells", parameters
+    return _path("layers", layer, "cells"), parameters
 
 
-def page(
-    layer: str, key: Mapping[str, Value], from_time: Time, to_time: Time, *,
-    limit: int | None, cursor: str | None,
-) -> Talk[Page]:  # fmt: skip
-    """Ask for one page of cells of a layer."""
-    path, parameters = cells_of(layer, key, from_time, to_time)
-    response = yield Request(_target(path, parameters, limit, cursor))
-    found = _decoded(response, Page)
-    for cell in found.cells:
-        exact(cell.measures)
+def _page(
+    kind: type[AnyPage], path: str, parameters: Parameters, limit: int | None, cursor: str | None
+) -> Talk[AnyPage]:
+    found = _decoded((yield Request(_target(path, parameters, limit, cursor))), kind)
+    for one in found.cells:
+        exact(one.measures)
     return found
 
 
-def cells(
-    layer: str, key: Mapping[str, Value], from_time: Time, to_time: Time, *,
-    limit: int | None, page_cells: int | None,
-) -> Talk[Answer]:  # fmt: skip
-    """Ask for the cells of all pages of a layer, at most ``limit`` of them."""
-    found: list[Cell] = []
-    partial = False
-    whole_from: dict[str, int | None] | None = None
-    cursor = None
-    while True:
-        left = None if limit is None else limit - len(found)
-        one = yield from page(
-            layer, key, from_time, to_time, limit=_page_limit(left, page_cells), cursor=cursor
-        )
-        found += one.cells if left is None else one.cells[:left]
-        partial = partial or one.partial
-        whole_from = one.whole_from if whole_from is None else whole_from
-        cursor = one.cursor
-        cut = left is not None and len(one.cells) > left
-        if cursor is None or (limit is not None and len(found) >= limit):
-            return Answer(one.layer, partial, cut or cursor is not None, found, whole_from)
-
-
-def rows(
-    family: str, asked: Range, *, limit: int | None, page_rows: int | None
-) -> Talk[FamilyAnswer]:
-    """Ask for the rows of all pages of a family, at most ``limit`` of them."""
-    path = f"/v1/families/{quote(family, safe='')}/cells"
+def _pages(
+    kind: type[AnyPage], path: str, parameters: Parameters, limit: int | None, size: int | None
+) -> Talk[tuple[list[AnyPage], list[Any], bool]]:
+    """Ask for all pages; return them, at most ``limit`` of their cells, and whether it cut some."""
+    pages: list[AnyPage] = []
     found: list[Any] = []
-    first: FamilyPage | None = None
-    cursor = None
-    exactness = "exact"
     while True:
         left = None if limit is None else limit - len(found)
-        one = yield from family_page(path, asked, _page_limit(left, page_rows), cursor)
-        first = first or one
-        found += one.cells if left is None else one.cells[:left]
-        exactness = max(exactness, one.exactness, key=_EXACTNESS.index)
-        cursor = one.cursor
+        # None leaves it to the endpoint.
+        wanted = left if left is not None and left < (size or PAGE_CELLS) else size
+        one = yield from _page(kind, path, parameters, wanted, pages[-1].cursor if pages else None)
+        pages.append(one)
+        found += one.cells[:left]
         cut = left is not None and len(one.cells) > left
-        if cursor is None or (limit is not None and len(found) >= limit):
-            return FamilyAnswer(
-                first.family, exactness, first.as_of, first.watermark_ms, first.data_age_ms, found,
-                cut or cursor is not None, first.whole_from,
-            )  # fmt: skip
+        if one.cursor is None or (limit is not None and len(found) >= limit):
+            return pages, found, cut or one.cursor is not None
 
 
-def family_page(path: str, asked: Range, limit: int | None, cursor: str | None) -> Talk[FamilyPage]:
-    """Ask for one page of rows."""
-    response = yield Request(_target(path, asked.parameters(), limit, cursor))
-    found = _decoded(response, FamilyPage)
-    for row in found.cells:
-        exact(row.measures)
-    return found
-
-
-def top(layer: str, by: str, n: int, asked: Range) -> Talk[FamilyPage]:
-    """Ask for the first keys of a layer by a measure."""
-    path = f"/v1/layers/{quote(layer, safe='')}/top"
-    more = {**asked.more, "by": by, "n": n}
-    return (yield from family_page(path, dataclasses.replace(asked, more=more), None, None))
-
-
-def frame(
-    path: str, parameters: Sequence[tuple[str, str]], page_rows: int | None
-) -> Talk[pl.DataFrame]:
-    """Ask for all pages as Arrow; return one polars frame."""
+def _frame(path: str, parameters: Parameters, page_rows: int | None) -> Talk[pl.DataFrame]:
     try:
         import polars as pl  # noqa: PLC0415 - only who wants frames has it
     except ImportError as error:
@@ -205,7 +278,8 @@ def frame(
     frames = []
     cursor = None
     while True:
-        response = yield Request(_target(path, parameters, page_rows, cursor), ARROW)
+        target = _target(path, parameters, page_rows, cursor)
+        response = yield Request(target, {"Accept": "application/vnd.apache.arrow.stream"})
         _check(response)
         frames.append(pl.read_ipc_stream(io.BytesIO(response.body)))
         cursor = response.headers.get("treasure-map-cursor")
@@ -235,14 +309,7 @@ def time_text(time: Time) -> str:
     return str(time)
 
 
-def _page_limit(left: int | None, page_size: int | None) -> int | None:
-    """Return how many to ask for; None leaves it to the endpoint."""
-    return left if left is not None and left < (page_size or PAGE_CELLS) else page_size
-
-
-def _target(
-    path: str, parameters: Sequence[tuple[str, str]], limit: int | None, cursor: str | None
-) -> str:
+def _target(path: str, parameters: Parameters, limit: int | None, cursor: str | None) -> str:
     given = list(parameters)
     if limit is not None:
         given.append(("limit", str(limit)))

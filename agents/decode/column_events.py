@@ -12,7 +12,7 @@ from typing import ClassVar, cast
 
 import polars as pl
 
-from agents.decode.event_batch import DETAIL_CHARS_MAX, ID_COLUMN, PLACE
+from agents.decode.event_batch import DETAIL_CHARS_MAX, ID_COLUMN, INDEX_COLUMN, RECORD_SPAN
 from agents.decode.json_events import COLUMNS, parse_times
 from agents.decode.run_decoder import RunDecoder
 from tables.model.layer import Source
@@ -79,18 +79,21 @@ class ColumnDecoder(abc.ABC):
 
     def _add(self, run: RunDecoder, pieces: list[tuple[int, pl.DataFrame]]) -> None:
         """Add records of one schema; each piece is a record's index and columns."""
-        places = pl.concat(
-            pl.int_range(index * PLACE, index * PLACE + piece.height, dtype=pl.UInt64, eager=True)
+        indexes = pl.concat(
+            pl.int_range(
+                index * RECORD_SPAN, index * RECORD_SPAN + piece.height, dtype=pl.UInt64, eager=True
+            )
             for index, piece in pieces
         )
         found = pl.concat([piece for _, piece in pieces], rechunk=True)
         frame, reasons = self.columns.events(found)
-        frame = frame.with_columns(place=places)
+        frame = frame.with_columns(indexes.alias(INDEX_COLUMN))
         if reasons is not None:
-            refused = places.to_frame("place").with_columns(reason=reasons).drop_nulls()
-            groups = refused.group_by(pl.col("place") // PLACE, "reason").agg(at=pl.col("place"))
-            for index, reason, at in in_order(groups, ["place", "reason"]).iter_rows():
-                events = tuple(place % PLACE for place in at)
+            refused = indexes.to_frame("index").with_columns(reason=reasons).drop_nulls()
+            event_index = pl.col("index")
+            groups = refused.group_by(event_index // RECORD_SPAN, "reason").agg(at=event_index)
+            for index, reason, at in in_order(groups, ["index", "reason"]).iter_rows():
+                events = tuple(event % RECORD_SPAN for event in at)
                 run.refuse_events(index, events, reason, _NOT_EVENTS[reason])
             frame = frame.filter(reasons.is_null())
         run.events.add_frame(frame)

@@ -1,9 +1,9 @@
 """The event batch: the events of a chunk's runs of one source, and those that are set aside.
 
-An event frame has ``partition`` (Int32), ``place`` (UInt64: index of the record in its run, times
-2**32, plus the event's place in its record), ``time`` (Int64, ms), ``type`` (String), one column
-per declared field and, if the source's events have ids, ``.id`` (String). Heartbeats are rows
-without type: they move stream time at their place in the log and are not folded.
+An event frame has ``partition`` (Int32), ``.event_index`` (UInt64: index of the record in its
+run, times 2**32, plus that of the event in its record), ``time`` (Int64, ms), ``type`` (String),
+one column per declared field and, if the source's events have ids, ``.id`` (String). Heartbeats
+are rows without type: they move stream time in their order and are not folded.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from tables.model.layer import SideKind
 from tables.model.ledger import LedgerDelta, UnusableEvents
 from tables.record.chunk import Run
 
-PLACE = 2**32
-"""The factor of a record's index in a place."""
+RECORD_SPAN = 2**32
+"""Event indexes of one record."""
 
 ID_COLUMN = ".id"
+INDEX_COLUMN = ".event_index"
 """The column of event ids; no declared field can have this name."""
 
 SMALL_VALUES_MAX = 2_000
@@ -39,7 +40,7 @@ DETAIL_CHARS_MAX = 200
 class SetAside:
     """Events of one record, or a whole record, on the way to a side topic.
 
-    ``record`` is the index in run ``run``; ``events`` the places in the record, None for a record
+    ``record`` is the index in run ``run``; ``events`` the indexes in the record, None for a record
     that could not be read as events. ``reason`` is one of docs/formats/records.md; ``detail`` says
     more to people. ``layer`` and ``lateness_ms``, of the least and the most late event, are set for
     late events.
@@ -107,24 +108,24 @@ class EventBatch:
     ) -> dict[int, int]:
         """Set the events of these rows aside, by record; return their number by run.
 
-        ``rows`` has ``partition`` and ``place``, and for late events ``lateness`` in milliseconds.
+        ``rows`` has ``partition``, ``.event_index``, and for late events ``lateness`` in ms.
         """
         counts: dict[int, int] = {}
         numbers = {run.partition: number for number, run in enumerate(self.runs)}
         events = rows.select(
             "partition",
-            record=pl.col("place") // PLACE,
-            event=pl.col("place") % PLACE,
+            record=pl.col(INDEX_COLUMN) // RECORD_SPAN,
+            event=pl.col(INDEX_COLUMN) % RECORD_SPAN,
             lateness="lateness" if kind == "late" else pl.lit(None),
         )
         grouped = events.group_by("partition", "record", maintain_order=True).agg(
             "event", least=pl.col("lateness").min(), most=pl.col("lateness").max()
         )
-        for partition, record, places, least, most in grouped.iter_rows():
+        for partition, record, events, least, most in grouped.iter_rows():
             number = numbers[partition]
-            counts[number] = counts.get(number, 0) + len(places)
+            counts[number] = counts.get(number, 0) + len(events)
             late = None if least is None else (least, most)
-            item = SetAside(kind, number, record, tuple(places), reason, detail, layer, late)
+            item = SetAside(kind, number, record, tuple(events), reason, detail, layer, late)
             self.aside.append(item)
         return counts
 

@@ -180,7 +180,7 @@ def _is_inside(error: msgspec.ValidationError) -> bool:
 
 
 _OutOfRange = type("number out of range", (), {})
-"""Its name is what an error says that was found."""
+"""Errors show this name as the type of the value that was found."""
 
 
 def _float(text: str) -> Any:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import msgspec
 import polars as pl
 
-from agents.decode.event_batch import DETAIL_CHARS_MAX, ID_COLUMN
+from agents.decode.event_batch import DETAIL_CHARS_MAX, ID_COLUMN, INDEX_COLUMN
 from agents.decode.event_struct import EventStruct, Leaf
 from tables.model.layer import Source
 from tables.model.window import TIME_MS_MAX, TIME_MS_MIN
@@ -32,7 +32,7 @@ _RFC3339 = r"^\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)$"
 
 
 @dataclasses.dataclass(slots=True, frozen=True)
-class Fault:
+class EventFault:
     """Why a line is not an event: a reason of docs/formats/records.md, and a sentence."""
 
     reason: str
@@ -119,13 +119,13 @@ class JsonEvents:
         return len(lines)
 
     def decode_one(self, line: bytes) -> Any:
-        """Return the event of a line, or the :class:`Fault` for which it is not one."""
+        """Return the event of a line, or the :class:`EventFault` for which it is not one."""
         try:
             return self._decode_utf8(line)
         except msgspec.ValidationError as error:
             return self._decode_unusual(line, error)
         except UNREADABLE as error:
-            return Fault("json", str(error)[:DETAIL_CHARS_MAX])
+            return EventFault("json", str(error)[:DETAIL_CHARS_MAX])
 
     def is_document(self, value: bytes) -> bool:
         """Return whether a value is one JSON document, an event or not, rather than lines."""
@@ -139,13 +139,13 @@ class JsonEvents:
             return True
         return False
 
-    def frame(self, events: Sequence[Any], places: pl.Series) -> pl.DataFrame:
+    def frame(self, events: Sequence[Any], indexes: pl.Series) -> pl.DataFrame:
         """Return the event frame of structs, without ``partition``.
 
         Texts that are not times become null times.
         """
         columns = {
-            "place": places,
+            INDEX_COLUMN: indexes,
             "time": self._times(events),
             "type": pl.Series(self._struct.column("type_", events), dtype=pl.String),
         }
@@ -164,17 +164,17 @@ class JsonEvents:
         return self._decode(value)
 
     def _decode_unusual(self, line: bytes, error: msgspec.ValidationError) -> Any:
-        """Return the event of a line of which a path misses, or the :class:`Fault` for an error."""
+        """Return the event of a line whose path misses, or its fault."""
         try:
             return self._struct.decode_once_more(line, error)
         except msgspec.ValidationError as last:
             detail = str(last)
         except UNREADABLE as last:
-            return Fault("json", str(last)[:DETAIL_CHARS_MAX])
+            return EventFault("json", str(last)[:DETAIL_CHARS_MAX])
         reason = _reason(detail)
         if reason == "out_of_range" and self._unit > 1 and detail.endswith(self._time_path):
             detail += "; are these milliseconds instead of seconds?"
-        return Fault(reason, detail[:DETAIL_CHARS_MAX])
+        return EventFault(reason, detail[:DETAIL_CHARS_MAX])
 
     def _times(self, events: Sequence[Any]) -> pl.Series:
         """Return milliseconds; the time of a heartbeat is in milliseconds already."""
@@ -210,7 +210,7 @@ def parse_times(texts: pl.Series) -> pl.Series:
 
 
 def lines_of(value: bytes) -> list[bytes]:
-    """Return the lines of a value that are not blank; an event's place counts these."""
+    """Return the lines of a value that are not blank; an event's index counts these."""
     return [line for line in value.split(b"\n") if line.strip()]
 
 
@@ -240,7 +240,7 @@ def _is_utf8(data: bytes) -> bool:
 def _reason(message: str) -> str:
     """Return the reason that a validation error of msgspec stands for.
 
-    msgspec has no codes; ``tests/unit/agents/decode/test_decode_formats.py`` fails when an upgrade
+    msgspec has no codes; ``tests/unit/agents/decode/test_run_decoder.py`` fails when an upgrade
     changes its words.
     """
     if message.startswith("Expected `object`") and " - at `$" not in message:

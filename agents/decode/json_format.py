@@ -7,8 +7,8 @@ import itertools
 
 import polars as pl
 
-from agents.decode.event_batch import PLACE
-from agents.decode.json_events import Fault, JsonEvents, are_utf8, lines_of
+from agents.decode.event_batch import RECORD_SPAN
+from agents.decode.json_events import EventFault, JsonEvents, are_utf8, lines_of
 from agents.decode.run_decoder import RunDecoder
 from tables.model.layer import Source
 
@@ -64,20 +64,21 @@ class JsonDecoder:
         if self._is_document(value):
             return value, _JSON_TYPE
         lines = lines_of(value)
-        return b"\n".join(lines[place] for place in events), _NDJSON_TYPE
+        return b"\n".join(lines[event] for event in events), _NDJSON_TYPE
 
     def _decode_lines(self, run: RunDecoder, first: int, values: list[bytes]) -> None:
         """Decode records of which most hold lines of events."""
-        places: list[range] = []
+        indexes: list[range] = []
         for index, value in enumerate(values, first):
             count = self._json.decode_lines(value, run.events.structs)
             if count:
-                places.append(range(index * PLACE, index * PLACE + count))
+                first_event = index * RECORD_SPAN
+                indexes.append(range(first_event, first_event + count))
             else:
-                _place_lines(run, places)
-                places = []
+                _add_lines(run, indexes)
+                indexes = []
                 self._decode_record(run, index, value)
-        _place_lines(run, places)
+        _add_lines(run, indexes)
 
     def _decode_record(self, run: RunDecoder, index: int, value: bytes) -> None:
         """Decode one record event by event; without a content type it may be of any format."""
@@ -89,19 +90,19 @@ class JsonDecoder:
         if not value.strip():
             run.refuse_blank(index)
             return
-        places: list[int] = []
+        indexes: list[int] = []
         faults: dict[str, tuple[list[int], str]] = {}
         events = [value] if self._is_document(value) else lines_of(value)
-        for place, event in enumerate(map(self._json.decode_one, events)):
-            if isinstance(event, Fault):
-                faults.setdefault(event.reason, ([], event.detail))[0].append(place)
+        for number, event in enumerate(map(self._json.decode_one, events)):
+            if isinstance(event, EventFault):
+                faults.setdefault(event.reason, ([], event.detail))[0].append(number)
             else:
                 run.events.structs.append(event)
-                places.append(index * PLACE + place)
+                indexes.append(index * RECORD_SPAN + number)
         run.ledger.add_decoded(1, len(events))
         for reason, (at, detail) in faults.items():
             run.refuse_events(index, tuple(at), reason, detail)
-        run.events.place(pl.Series(places, dtype=pl.UInt64))
+        run.events.add_indexes(pl.Series(indexes, dtype=pl.UInt64))
 
     def _is_document(self, value: bytes) -> bool:
         """Return whether a value is one JSON document rather than lines."""
@@ -109,23 +110,23 @@ class JsonDecoder:
 
 
 def _place_each(run: RunDecoder, first: int, last: int) -> None:
-    """Count the records of these indexes, which were one event each, and add their places."""
+    """Count the records of these indexes, which were one event each, and add their indexes."""
     run.ledger.add_decoded(last - first, last - first)
-    run.events.place(pl.int_range(first, last, dtype=pl.UInt64, eager=True) * PLACE)
+    run.events.add_indexes(pl.int_range(first, last, dtype=pl.UInt64, eager=True) * RECORD_SPAN)
 
 
-def _place_lines(run: RunDecoder, places: list[range]) -> None:
-    """Count records whose lines were all events; each range has the places of one record."""
-    if not places:
+def _add_lines(run: RunDecoder, indexes: list[range]) -> None:
+    """Count records whose lines were all events; each range has the event indexes of one record."""
+    if not indexes:
         return
-    events = sum(map(len, places))
-    run.ledger.add_decoded(len(places), events)
+    events = sum(map(len, indexes))
+    run.ledger.add_decoded(len(indexes), events)
     # A range of any length costs 4 us, a single number 30 ns.
-    if events < 100 * len(places):
-        run.events.place(pl.Series(list(itertools.chain(*places)), dtype=pl.UInt64))
+    if events < 100 * len(indexes):
+        run.events.add_indexes(pl.Series(list(itertools.chain(*indexes)), dtype=pl.UInt64))
         return
-    run.events.place(
+    run.events.add_indexes(
         pl.concat(
-            pl.int_range(some.start, some.stop, dtype=pl.UInt64, eager=True) for some in places
+            pl.int_range(some.start, some.stop, dtype=pl.UInt64, eager=True) for some in indexes
         )
     )

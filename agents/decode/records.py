@@ -14,7 +14,7 @@ import polars as pl
 
 from agents.decode import formats
 from agents.decode.decoded_events import DecodedEvents
-from agents.decode.event_batch import PLACE, EventBatch, SetAside
+from agents.decode.event_batch import INDEX_COLUMN, RECORD_SPAN, EventBatch, SetAside
 from agents.decode.json_events import JsonEvents
 from agents.decode.run_decoder import RunDecoder, SourceFormats
 from tables.model.layer import Source
@@ -101,12 +101,13 @@ def _refuse_future(batch: EventBatch, skew_ms: int) -> None:
             skew_ms + at if SECONDS_IN_MS_MAX <= at < TIME_MS_MAX else TIME_MS_MAX
             for at in run.append_times_ms
         ]
-        found = rows["time"] > pl.Series(limits, dtype=pl.Int64).gather(rows["place"] // PLACE)
+        records = rows[INDEX_COLUMN] // RECORD_SPAN
+        found = rows["time"] > pl.Series(limits, dtype=pl.Int64).gather(records)
         ahead.append(found.arg_true() + first)
-        for place in rows.filter(found & rows["type"].is_null())["place"]:
+        for record in records.filter(found & rows["type"].is_null()):
             batch.ledgers[number].refuse_heartbeat()
             detail = "its time is too far ahead"
-            aside = SetAside("dead", number, place // PLACE, None, "heartbeat", detail)
+            aside = SetAside("dead", number, record, None, "heartbeat", detail)
             batch.aside.append(aside)
     if ahead:
         gone = pl.repeat(value=False, n=batch.frame.height, eager=True)

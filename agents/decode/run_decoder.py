@@ -150,7 +150,7 @@ class RunDecoder:
 
         Args:
             index: the record.
-            at: the places of the events in it.
+            at: the indexes of the events in it.
             reason: one of the malformed reasons of docs/formats/records.md.
             detail: says more to people, in at most DETAIL_CHARS_MAX characters of the record.
         """

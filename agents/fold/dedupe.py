@@ -13,7 +13,7 @@ import polars as pl
 
 from agents.decode.event_batch import ID_COLUMN
 from tables.model.layer import Layer
-from tables.state.id_table import HASH, IdTable, Remembered, hash_ids
+from tables.state.id_table import HASH, IdTable, RememberedId, hash_ids
 
 
 class Deduper:
@@ -36,11 +36,9 @@ class Deduper:
     ) -> tuple[list[int], pl.DataFrame]:
         """Return the duplicate rows, and the hashes of the others, which are to be remembered.
 
-        Args:
-            events: classified events of one partition in log order, all with ``.id``, with ``time``
-                and with ``time_before``, the greatest time before each in the same run.
-            stream_time_ms: stream time before the first of them.
-            ids: the ids that are remembered before the first of them.
+        The events are classified, of one partition, in log order, with ``.id``, ``time`` and
+        ``time_before``, the greatest time before each in the same run. Stream time and ids are
+        those before the first of them.
         """
         hashes = hash_ids(events[ID_COLUMN])
         now = pl.max_horizontal("time_before", stream_time_ms)
@@ -58,21 +56,21 @@ class Deduper:
         return repeats, rows[[*HASH, "until"]]
 
 
-def _repeats(rows: pl.DataFrame, found: dict[int, Remembered], ids_max: int) -> list[int]:
+def _repeats(rows: pl.DataFrame, found: dict[int, RememberedId], ids_max: int) -> list[int]:
     """Return the rows that repeat an id which is remembered just before them."""
     before = pl.col("lasts").cum_sum().cast(pl.Int64) - pl.col("lasts").cast(pl.Int64)
     suspects = rows.with_row_index("number").with_columns(before=before)
     suspects = suspects.filter(pl.col("high").is_duplicated() | pl.col("number").is_in(list(found)))
     repeats = []
-    newest: dict[tuple[int, int], Remembered] = {}
+    newest: dict[tuple[int, int], RememberedId] = {}
     skipped = 0
     for number, high, low, until, now, lasts, remembered in suspects.iter_rows():
-        # Places continue those in the table: the first id of this batch has place 0.
-        place = remembered - skipped
+        # Rows continue those of the table: the first id of this batch has row 0.
+        row = remembered - skipped
         known = newest.get((high, low)) or found.get(number)
-        if known is not None and now < known.until and place - known.place <= ids_max:
+        if known is not None and now < known.until and row - known.row <= ids_max:
             repeats.append(number)
             skipped += lasts
         elif lasts:
-            newest[high, low] = Remembered(until, place)
+            newest[high, low] = RememberedId(until, row)
     return repeats

@@ -64,7 +64,7 @@ class Gatherer:
     ) -> tuple[Content, list[SetAside]]:
         """Return the content that ``run`` adds to ``state``, and the records to set aside.
 
-        ``refused`` says why all records of the run are refused; "" refuses none of them for that.
+        ``refused`` says why all records of the run are refused, if they are.
         """
         doing = _GatherResult()
         doing.ledger.add_gap(run.next_offset - run.first_offset - len(run.values))
@@ -145,10 +145,7 @@ class Gatherer:
                 floor, own_floor = self._floors(announced, sender)
                 found.append(dataclasses.replace(record, floor=floor, own_floor=own_floor))
             own = announced.get(sender, NOTHING_ANNOUNCED)
-            new = record.contribution.announced
-            announced[sender] = Announcement(
-                max(own.closed_ms, new.closed_ms), max(own.final_ms, new.final_ms)
-            )
+            announced[sender] = Announcement(*map(max, own, record.contribution.announced))
         return found
 
     def _floors(self, announced: dict[int, Announcement], sender: int) -> tuple[int, int]:
@@ -231,7 +228,6 @@ def _news_of(
 
 def _all_differ(rows: pl.DataFrame, columns: list[str]) -> bool:
     if rows.height <= SMALL_VALUES_MAX:
-        return (
-            len(set(zip(*(rows[name].to_list() for name in columns), strict=True))) == rows.height
-        )
+        values = zip(*(rows[name].to_list() for name in columns), strict=True)
+        return len(set(values)) == rows.height
     return not rows.select(columns).is_duplicated().any()

@@ -9,6 +9,7 @@ future or unclassified) take the general path, which alone decides about these.
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -18,7 +19,7 @@ from agents.fold.classify import Classifier
 from agents.fold.content import Before, Content
 from agents.fold.layers import KEY_BYTES_MAX, OPERATORS, floor_before
 from tables.measures.registry import kind_of
-from tables.model.layer import Accumulator, Condition, Layer, Source
+from tables.model.layer import Condition, Layer, Source
 from tables.model.ledger import LedgerDelta
 from tables.record.chunk import Run
 from tables.state.block import TupleRows
@@ -43,10 +44,7 @@ class SmallBatchFolder:
         self._usable = source.id_field is None and source.time_unit_ms == 1
 
     def fold(self, runs: Sequence[Run], before: Mapping[int, Before]) -> list[Content] | None:
-        """Return one content per run, or None if the chunk must take the general path.
-
-        ``before`` is by partition.
-        """
+        """Return one content per run, or None if the chunk must take the general path."""
         if not self._usable or sum(len(run.values) for run in runs) > SMALL_EVENTS_MAX:
             return None
         contents = []
@@ -123,13 +121,14 @@ class _SmallLayer:
         self._slack_ms = layer.max_out_of_orderness_ms + layer.allowed_lateness_ms
         self._key = [json.getter(field.name) for field in layer.key]
         self._where = [_predicate(condition, json) for condition in layer.where]
+        groups = itertools.groupby(layer.accumulators, operator.attrgetter("field", "type"))
         self._measured = [
             (
                 None if field is None else json.getter(field),
                 number,
                 [kind_of(accumulator).fold_values for accumulator in stored],
             )
-            for (field, number), stored in itertools.groupby(layer.accumulators, _field_of)
+            for (field, number), stored in groups
         ]
 
     def may_be_late(self, oldest_ms: int, newest_ms: int, before: Before) -> bool:
@@ -176,11 +175,6 @@ class _SmallLayer:
                 values = [value + 0.0 for value in values]
             for fold in folds:
                 yield fold(values)
-
-
-def _field_of(accumulator: Accumulator) -> tuple[str | None, str]:
-    """Return the measured field, None if it is the events themselves, and its type."""
-    return accumulator.field, accumulator.type
 
 
 def _predicate(condition: Condition, json: JsonEvents) -> Getter:

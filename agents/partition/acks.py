@@ -61,16 +61,10 @@ class Acks:
 def oldest_acknowledged(
     window: Window, floor_ms: int, versions: Mapping[int, int], sinks: Sequence[Acks], most: int
 ) -> list[int]:
-    """Return the oldest windows, up to the first that ends after a floor or that a sink lacks.
+    """Return the oldest windows, at most ``most``, up to the first that ends after a floor.
 
-    It may be called with every delta, for 100,000s of windows.
-
-    Args:
-        window: the layer's.
-        floor_ms: the latest end of a returned window.
-        versions: the versions of all windows, by start.
-        sinks: the sinks that must have a window at its version.
-        most: the maximum of windows that are returned.
+    They end before the first that some sink does not have at its version. It may be called with
+    every delta, for 100,000s of windows.
     """
 
     def is_acknowledged(start: int) -> bool:

@@ -93,10 +93,8 @@ async def check_source(plan: InputPlan, partition: int, meta: Meta, io: Partitio
     """Refuse a source log that is not the one whose prefix the state was made from.
 
     A missing record does not prove another log: compaction removes records, also the last one that
-    was read and later ones that were not read yet.
-
-    The bounds are read after the journal, because an earlier owner may have advanced until the
-    claim.
+    was read and later ones. The bounds are read after the journal, because an earlier owner may
+    have advanced until the claim.
 
     Raises:
         JournalRefusedError: it is another log, or has lost records that are still to be read.

@@ -22,14 +22,10 @@ def delta_of(
     evictable: Mapping[str, list[int]],
     tail: RecordFingerprint | None,
 ) -> Delta:
-    """Return the delta that adds a chunk's content to a state.
+    """Return the delta that adds a chunk's content to a state, which stays as it is.
 
-    Args:
-        content: begins at the next offset of the state.
-        state: stays as it is.
-        epoch: that of the claim which appends it.
-        evictable: the windows, by layer, that are evicted with it.
-        tail: the fingerprint of the last record that it covers.
+    The claim of ``epoch`` appends it. The ``evictable`` windows, by layer, are evicted with it.
+    ``tail`` is the fingerprint of the last record that it covers.
     """
     meta, plan = state.meta, state.plan
     assert content.start == meta.next_offset, (

@@ -11,14 +11,6 @@ SINKS = ("archive", "layer_topic", "feed")
 """The kinds of sinks, each with a task of its own."""
 
 
-def _archive() -> Outage:
-    return Outage("the archive", "closed cells wait in tables and journal")
-
-
-def _kafka() -> Outage:
-    return Outage("Kafka", "nothing is read or sent; queries see only the records read so far")
-
-
 @dataclasses.dataclass(slots=True)
 class EmitCounts:
     """Emissions since the worker started.
@@ -31,5 +23,11 @@ class EmitCounts:
     archived: Counter[str] = dataclasses.field(default_factory=Counter)
     published: Counter[str] = dataclasses.field(default_factory=Counter)
     failures: Counter[str] = dataclasses.field(default_factory=Counter)
-    archive: Outage = dataclasses.field(default_factory=_archive)
-    kafka: Outage = dataclasses.field(default_factory=_kafka)
+    archive: Outage = dataclasses.field(
+        default_factory=lambda: Outage("the archive", "closed cells wait in tables and journal")
+    )
+    kafka: Outage = dataclasses.field(
+        default_factory=lambda: Outage(
+            "Kafka", "nothing is read or sent; queries see only the records read so far"
+        )
+    )

@@ -11,14 +11,13 @@ back coarser layers.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import functools
 import random
 from collections.abc import Callable
 
 from agents.partition.emit_counts import EmitCounts
 from agents.partition.owner import Owner
-from agents.partition.schedule import NEVER, Schedule, When, at, loop_time
+from agents.partition.schedule import NEVER, Schedule, loop_time
 from agents.partition.writers import ArchiveWriter, FeedWriter, LayerTopicWriter, Writer
 from agents.ports import Log
 from agents.supervised import supervised
@@ -30,26 +29,10 @@ RETRY_S_MIN = 0.2
 RETRY_S_MAX = 10.0
 
 
-@dataclasses.dataclass(slots=True, frozen=True)
-class EmitterStatistics:
-    """The tasks of an emitter now.
-
-    ``tasks`` counts those that have not ended, ``woken`` those that have been woken and have not
-    checked yet.
-    """
-
-    tasks: int
-    woken: int
-
-
 class Emitter:
     """Sends the closed cells of one owner; call ``wake`` after every applied delta.
 
     Args:
-        owner: the owner of the cells.
-        archive: the sink of the rows.
-        to: the log with the topics of coarser layers and the feeds.
-        counts: the counts over all owners of the worker.
         failed: called with the reason when a task ends: the worker must stop with it.
         early_emit_s: seconds without a change of the partition's cells after which those of open
             windows are sent too; 0 for never. So a cell is sent early at most once in that time,
@@ -76,10 +59,10 @@ class Emitter:
         self._early_emit_s = early_emit_s
         self._clock = clock
         self._uniform = uniform
-        # When cells changed last, None before the start; and the change after which open cells were
-        # sent last, by kind of sink.
-        self._changed_at: float | None = None
-        self._sent_early: dict[str, float | None] = {}
+        # When cells changed last; and the change after which open cells were sent last, by kind of
+        # sink.
+        self._changed_at = NEVER
+        self._sent_early: dict[str, float] = {}
         self._to_archive = ArchiveWriter(owner, archive, counts)
         writers: list[Writer] = [self._to_archive]
         if any(owner.plan.coarser.values()):
@@ -116,20 +99,13 @@ class Emitter:
         await asyncio.gather(*(end(task) for task in self._tasks))
         self._to_archive.abandon()
 
-    def statistics(self) -> EmitterStatistics:
-        """Return how many tasks run, and how many have been woken."""
-        return EmitterStatistics(
-            tasks=sum(not task.done() for task in self._tasks),
-            woken=sum(schedule.is_woken for schedule in self._schedules.values()),
-        )
-
     async def _serve(self, writer: Writer) -> None:
         """Write whenever something is due; back off on failure."""
         schedule = self._schedules[writer.kind]
         retry_s = RETRY_S_MIN
         while True:
             await schedule.sleep()
-            change, early = self._changed_at, self._early(writer).is_due(self._clock())
+            change, early = self._changed_at, self._early(writer) <= self._clock()
             try:
                 await writer.write(early=early)
                 retry_s = RETRY_S_MIN
@@ -142,16 +118,16 @@ class Emitter:
                 await asyncio.sleep(self._uniform(retry_s / 2, retry_s))
                 retry_s = min(retry_s * 2, RETRY_S_MAX)
 
-    def _due(self, writer: Writer) -> When:
+    def _due(self, writer: Writer) -> float:
         """Return when a writer has something to send."""
         return min(writer.due(), self._early(writer))
 
-    def _early(self, writer: Writer) -> When:
+    def _early(self, writer: Writer) -> float:
         """Return when open cells are due, because nothing has changed for a while."""
         if not self._early_emit_s or not writer.takes_open:
             return NEVER
-        if self._changed_at is None or self._changed_at == self._sent_early.get(writer.kind):
+        if self._changed_at == self._sent_early.get(writer.kind, NEVER):
             return NEVER
         if not all(map(self._owner.state.is_known, self._owner.plan.layers)):
             return NEVER
-        return at(self._changed_at + self._early_emit_s)
+        return self._changed_at + self._early_emit_s

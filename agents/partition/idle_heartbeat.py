@@ -87,8 +87,7 @@ class StreamTimes:
 class IdleHeartbeat:
     """Writes heartbeats for one owned partition while no records come; ``seen`` reports records.
 
-    It does nothing if the map does not ask for heartbeats, nor for layer topics, whose time is
-    moved by announcements.
+    It does nothing unless the map asks for it, and for layer topics, which have announcements.
     """
 
     def __init__(

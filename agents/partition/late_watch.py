@@ -24,7 +24,7 @@ SPAN_S = 60.0
 EVENTS_MIN = 10
 """Events that are too late, below which nothing is logged."""
 
-Place = tuple[str, int, str]
+Watched = tuple[str, int, str]
 """Topic, partition and layer."""
 
 
@@ -33,6 +33,7 @@ class _Span:
     begin_s: float
     too_late: int = 0
     folded: int = 0
+    is_told: bool = False
 
     @property
     def is_mostly_late(self) -> bool:
@@ -42,17 +43,13 @@ class _Span:
 class LateWatch:
     """Counts folded events and those that are too late, by layer and source partition.
 
-    Args:
-        clock: a clock that never goes back, in seconds.
-
     Attributes:
         episodes: by layer, how often most events began to come too late.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._spans: dict[Place, _Span] = {}
-        self._late: set[Place] = set()
+        self._spans: dict[Watched, _Span] = {}
         self._in_seconds: set[str] = set()
         self.episodes: dict[str, int] = {}
 
@@ -70,20 +67,20 @@ class LateWatch:
             folded = counts.get(f"layer.{layer.name}.folded", 0)
             if not too_late and not folded:
                 continue
-            place = (plan.topic, partition, layer.declared_name)
-            span = self._spans.get(place)
+            watched = (plan.topic, partition, layer.declared_name)
+            span = self._spans.get(watched)
             if span is None or now_s - span.begin_s >= SPAN_S:
-                if span is not None and not span.is_mostly_late:
-                    self._late.discard(place)
-                span = self._spans[place] = _Span(now_s)
+                # An episode ends with a span that is not mostly late.
+                goes_on = span is not None and span.is_told and span.is_mostly_late
+                span = self._spans[watched] = _Span(now_s, is_told=goes_on)
             span.too_late += too_late
             span.folded += folded
-            if span.is_mostly_late and place not in self._late:
-                self._begin(place, span, stream_time_ms)
+            if span.is_mostly_late and not span.is_told:
+                span.is_told = True
+                self._begin(watched, span, stream_time_ms)
 
-    def _begin(self, place: Place, span: _Span, stream_time_ms: int) -> None:
-        self._late.add(place)
-        topic, partition, layer = place
+    def _begin(self, watched: Watched, span: _Span, stream_time_ms: int) -> None:
+        topic, partition, layer = watched
         self.episodes[layer] = self.episodes.get(layer, 0) + 1
         log.warning(
             "most events of layer %s come too late in %s[%d]: %d of %d within a minute; its stream"
@@ -104,6 +101,5 @@ class LateWatch:
 
     def forget(self, topic: str, partition: int) -> None:
         """Forget a partition that this worker has released."""
-        self._late = {place for place in self._late if place[:2] != (topic, partition)}
-        for place in [place for place in self._spans if place[:2] == (topic, partition)]:
-            del self._spans[place]
+        gone = (topic, partition)
+        self._spans = {one: span for one, span in self._spans.items() if one[:2] != gone}

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 import polars as pl
 
-from agents.partition.emission import ARCHIVE
 from agents.partition.owner import Owner
+from agents.partition.sinks import ARCHIVE
 from tables.model.layer import EVENTS, Layer
 from tables.model.window import NEVER_ENDS_MS, NEVER_MS, START_MS_MIN
 from tables.query.answer import matching
@@ -15,7 +15,6 @@ from tables.query.facts import PartitionFacts
 from tables.query.live import FollowerPosition, LiveJob, LiveRead
 from tables.state.block import repeated
 from tables.state.cell import whole_only
-from tables.state.partition_meta import Meta
 from tables.state.rollup_table import RollupTable
 
 FreshMs = Callable[[str, int, int], int | None]
@@ -34,11 +33,6 @@ def live_job(
     """Return a job that reads the tables of owners; facts and rows are of one state of each owner.
 
     Blocks never change, so any thread may make the rows, which takes long.
-
-    Args:
-        owners: owners of the layer's input.
-        read: the read.
-        fresh_ms: returns how fresh a position is.
     """
     facts: dict[int, PartitionFacts] = {}
     makers: list[Callable[[], pl.DataFrame]] = []
@@ -62,13 +56,13 @@ def _rows_of(owner: Owner, read: LiveRead) -> Callable[[], pl.DataFrame]:
     table, partition = owner.state.tables[read.layer.name], owner.partition
     key = {f"key_{name}": value for name, value in read.keys.single.items()}
     complete_ms = owner.state.complete_ms(read.layer)
-    place = "source_partition"
+    column = "source_partition"
     # A table that was read by key has been searched by the fields that have one value.
     is_matched = read.keys.is_single
     if read.parts:
         assert isinstance(table, RollupTable), f"{read.layer.name} has no contributions"
         cells = table.collect_parts_in(read.from_ms, read.to_ms, key)
-        place = "held_by"
+        column = "held_by"
     elif read.after is not None and partition in read.after:
         cells = _changes(read, owner, read.after[partition])
         is_matched = False
@@ -80,7 +74,7 @@ def _rows_of(owner: Owner, read: LiveRead) -> Callable[[], pl.DataFrame]:
         if found.height and not is_matched:
             found = matching(read.layer, found, read.keys)
         found = whole_only(found, {"events": complete_ms})
-        return found.hstack([repeated(partition, found.height, pl.Int32).alias(place)])
+        return found.hstack([repeated(partition, found.height, pl.Int32).alias(column)])
 
     return rows
 
@@ -111,7 +105,7 @@ def facts_of(owner: Owner, layer: Layer, fresh_ms: FreshMs) -> PartitionFacts:
     """Return the facts of a partition about one of its layers, or about a combiner."""
     state = owner.state
     table = state.tables[layer.name]
-    floor = state.floor_ms(layer)
+    floor, first = state.floor_ms(layer), state.meta.first_ms
     oldest_end = NEVER_ENDS_MS if table.oldest is None else layer.window.end(table.oldest)
     evicted_ms = min(floor, oldest_end - 1)
     archived_ms = evicted_ms if layer.is_combiner else owner.sinks.announcement(layer, ARCHIVE)[1]
@@ -128,7 +122,8 @@ def facts_of(owner: Owner, layer: Layer, fresh_ms: FreshMs) -> PartitionFacts:
         fresh_ms=_fresh_ms(owner, fresh_ms),
         evicted_version=owner.evicted_versions[layer.name],
         whole=_later_columns(layer, state.whole(layer)),
-        first_ms=_first_ms(state.meta, layer),
+        # A state that began before first windows were kept does not know its own.
+        first_ms=NEVER_MS if first is None else first.get(layer.name, NEVER_ENDS_MS),
         last_ms=NEVER_ENDS_MS if state.plan.finer is not None else state.meta.stream_time_ms,
     )
 
@@ -141,11 +136,6 @@ def _fresh_ms(owner: Owner, fresh_ms: FreshMs) -> int:
     # Behind: the state has all records up to the last one that is folded.
     tail = owner.state.meta.tail
     return NEVER_MS if tail is None else tail[0]
-
-
-def _first_ms(meta: Meta, layer: Layer) -> int:
-    """Return the first window start that may ever have had cells; NEVER_MS if it is not known."""
-    return NEVER_MS if meta.first_ms is None else meta.first_ms.get(layer.name, NEVER_ENDS_MS)
 
 
 def _later_columns(layer: Layer, whole: Mapping[str, int]) -> dict[str, int]:

@@ -21,7 +21,7 @@ from agents.ports import ReadableLog
 from agents.supervised import supervised
 from tables.archive.protocol import Archive
 from tables.model.errors import FencedError, OutcomeUnknownError
-from tables.state.journal import PartPlace, RecordFingerprint
+from tables.state.journal import PartReference, RecordFingerprint, Snapshot
 from tables.state.store import PartitionStore
 
 log = logging.getLogger(__name__)
@@ -43,11 +43,6 @@ class OwnedPartition:
     Args:
         owner: it has claimed its partition.
         generation: the generation of the consumer group in which it was restored.
-        store: its local store.
-        archive: the sink of closed cells.
-        to: the log with layer topics and sources.
-        emitted: counts of the worker.
-        times: the stream times of the other partitions.
         failed: called with the reason when a background task ends: the worker must stop with it.
         lost: awaited with this partition when background work finds that another owner may have
             it; it is released then.
@@ -148,26 +143,23 @@ class OwnedPartition:
 
     async def _snapshot(self) -> None:
         """Append a snapshot between the deltas, part by part, then truncate the journal."""
-        places: list[PartPlace] = []
+        references: list[PartReference] = []
         try:
             covers, parts = self.owner.capture()
             for part in parts:
                 async with self._cycle:
                     if self.is_released:
                         return
-                    places.append(await self.owner.append_part(part))
+                    references.append(await self.owner.append_snapshot(part))
             async with self._cycle:
                 if self.is_released:
                     return
-                await self.owner.append_snapshot(covers, places)
+                await self.owner.append_snapshot(Snapshot(covers, references))
         except (FencedError, OutcomeUnknownError) as error:
             # The release that follows must not end the task that waits for it.
             self._snapshotting = None
             await self._lost(self, error)
-        else:
-            await self._truncate()
-
-    async def _truncate(self) -> None:
+            return
         try:
             await self.owner.truncate()
         except OutcomeUnknownError as error:

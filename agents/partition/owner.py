@@ -33,7 +33,7 @@ from tables.state.input_plan import InputPlan
 from tables.state.journal import (
     Delta,
     Entry,
-    PartPlace,
+    PartReference,
     RecordFingerprint,
     Snapshot,
     SnapshotPart,
@@ -123,16 +123,13 @@ class Owner:
         """
         where = f"{self.plan.topic}[{self.partition}]"
         delta, value = fitted(self._compose(content, tail), where, DELTA_BYTES_MAX)
-        evicted = {
-            layer.name: [
-                self.state.tables[layer.name].versions[w] for w in delta.evicted[layer.name]
-            ]
-            for layer in self.plan.layers
-            if layer.name in delta.evicted
+        newest = {
+            name: max(map(self.state.tables[name].versions.__getitem__, windows))
+            for name, windows in delta.evicted.items()
         }
         await self._append(delta, value, content.blocks)
-        for name, versions in evicted.items():
-            self.evicted_versions[name] = max([self.evicted_versions[name], *versions])
+        for name, version in newest.items():
+            self.evicted_versions[name] = max(self.evicted_versions[name], version)
         self._unsaved_deltas += 1
         self._unsaved_bytes += len(value)
         if self._unsaved_deltas >= UNSAVED_DELTAS_MAX or self._unsaved_bytes >= UNSAVED_BYTES_MAX:
@@ -152,27 +149,16 @@ class Owner:
         """
         return self.state.meta.journal_offset, capture(self.state)
 
-    async def append_part(self, part: SnapshotPart) -> PartPlace:
-        """Append a part of a snapshot; return its place.
+    async def append_snapshot(self, entry: SnapshotPart | Snapshot) -> PartReference:
+        """Append a part of a snapshot, or the snapshot once all are acknowledged; return where.
 
-        Raises:
-            FencedError: another owner took over.
-            OutcomeUnknownError: it may or may not have landed.
+        Raises FencedError or OutcomeUnknownError, as :meth:`advance` does.
         """
-        value = encode_entry(part)
-        offset = await self._append(part, value)
+        value = encode_entry(entry)
+        offset = await self._append(entry, value)
+        if isinstance(entry, Snapshot):
+            self._save()
         return offset, *fingerprint_of(value)
-
-    async def append_snapshot(self, covers: int, parts: list[PartPlace]) -> None:
-        """Complete a snapshot of which all parts are acknowledged.
-
-        Raises:
-            FencedError: another owner took over.
-            OutcomeUnknownError: it may or may not have landed.
-        """
-        snapshot = Snapshot(covers, parts)
-        await self._append(snapshot, encode_entry(snapshot))
-        self._save()
 
     def _save(self) -> None:
         self._io.save(self.state.take_writes(), self.state.meta)
@@ -181,8 +167,7 @@ class Owner:
     async def truncate(self) -> None:
         """Delete the entries that the last but one snapshot covers; the last two stay (rule 7).
 
-        Raises:
-            OutcomeUnknownError: the broker did not answer; the next snapshot truncates again.
+        Raises OutcomeUnknownError: the next snapshot truncates again.
         """
         covered = self.state.meta.covered
         if len(covered) > 1:
@@ -238,9 +223,9 @@ class Owner:
         """
         for name, block in rows.items():
             if name not in delta.evicted:
-                job = self.state.tables[name].merge_ahead(block, delta.stop)
-                if job is not None:
-                    job.commit(await self._io.run_in_thread(job.make))
+                table = self.state.all_tables[name]
+                if (make := table.merge_ahead(block, delta.stop)) is not None:
+                    table.commit_ahead(await self._io.run_in_thread(make))
 
 
 def tail_of(run: Run) -> RecordFingerprint | None:

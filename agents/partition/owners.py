@@ -5,28 +5,30 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from agents.decode.event_batch import SetAside
 from agents.fold.content import Content
 from agents.partition.emit_counts import EmitCounts
 from agents.partition.idle_heartbeat import StreamTimes
 from agents.partition.late_watch import LateWatch
+from agents.partition.letters import PartOf, send_letters
 from agents.partition.live_reads import FreshMs, live_job, unknown_fresh_ms
-from agents.partition.log_partition import LogPartitionIO
 from agents.partition.owned_partition import MISPLACED, STALE, Lost, OwnedPartition
-from agents.partition.owner import Owner
+from agents.partition.owner import Owner, tail_of
+from agents.partition.partition_io import PartitionIO
 from agents.partition.rivals import Rivals
 from agents.ports import ReadableLog
 from agents.supervised import supervised
 from tables.archive.protocol import Archive
-from tables.model.errors import FencedError, OutcomeUnknownError
+from tables.model.errors import DeltaTooLargeError, FencedError, OutcomeUnknownError
 from tables.model.layer import Layer, Map
 from tables.model.topic_partition import TopicPartition
 from tables.query.live import LiveJob, LiveRead
 from tables.record.chunk import Run
 from tables.state.input_plan import InputPlan, plans_of
-from tables.state.journal import Claimant, RecordFingerprint
+from tables.state.journal import Claimant
 from tables.state.store import PartitionStore
 
 log = logging.getLogger(__name__)
@@ -91,7 +93,7 @@ class PartitionManager:
         await self.release({(topic, partition)})
         plan = self.plans[topic]
         store = await self._opened(topic, partition)
-        io = LogPartitionIO(
+        io = PartitionIO(
             plan, partition, self._log, store, archive=self._archive, claimant=self.claimant
         )
         owner = Owner(plan, partition, io)
@@ -170,8 +172,8 @@ class PartitionManager:
         """Return every owner."""
         return iter([held.owner for held in self._held.values()])
 
-    def taker(self, run: Run, generation: int) -> Owner | None:
-        """Return the owner of a run; count a run that must be dropped, and return None.
+    def taker(self, run: Run, generation: int) -> OwnedPartition | None:
+        """Return the partition of a run; count a run that must be dropped, and return None.
 
         ``generation`` is the one in which the run was fetched. An owner that was restored later
         reads the same records again. If the run begins at another offset than the owner's next,
@@ -184,28 +186,31 @@ class PartitionManager:
         if held.owner.position != run.first_offset:
             self._misplace(held.owner)
             return None
-        return held.owner
+        return held
 
     def _misplace(self, owner: Owner) -> None:
         self.dropped[MISPLACED] += 1
         self._misplaced(owner.plan.topic, owner.partition, owner.position)
 
-    async def advance(self, owner: Owner, content: Content, tail: RecordFingerprint | None) -> None:
-        """Advance a partition by one delta, then let it emit.
+    async def advance(
+        self, held: OwnedPartition, run: Run, content: Content
+    ) -> Sequence[tuple[Run, str]]:
+        """Advance a partition by a run's content; return the parts that must be folded anew.
+
+        These are halves of a run that adds more than one delta can hold. A single record that does
+        is returned with the cause to refuse it for, or its partition could never advance.
 
         A partition that was lost is forgotten and claimed again, and its records are read again.
         So are records that were folded for an owner that has been released meanwhile.
         """
-        held = self._held_for(owner)
-        has_records = content.stop > content.start
+        owner = held.owner
         try:
-            dropped = STALE if held is None else await held.advance(content, tail)
+            dropped = await held.advance(content, tail_of(run))
+        except DeltaTooLargeError as error:
+            return [(run, str(error))] if len(run.values) == 1 else [(h, "") for h in run.halves()]
         except (FencedError, OutcomeUnknownError) as error:
-            assert held is not None
             await self._lost(held, error)
-            return
-        if not has_records:
-            return
+            return ()
         if dropped == MISPLACED:
             self._misplace(owner)
         elif dropped:
@@ -213,11 +218,7 @@ class PartitionManager:
         else:
             stream_time_ms = owner.state.meta.stream_time_ms
             self.late.take(owner.plan, owner.partition, content.ledger, stream_time_ms)
-
-    def _held_for(self, owner: Owner) -> OwnedPartition | None:
-        """Return the partition whose owner this is, None if it has been released."""
-        held = self._held.get((owner.plan.topic, owner.partition))
-        return held if held is not None and held.owner is owner else None
+        return ()
 
     def live_job(self, read: LiveRead, fresh_ms: FreshMs = unknown_fresh_ms) -> LiveJob:
         """Return a job that makes the applied cells held here, open and closed, in any thread.
@@ -247,15 +248,24 @@ class PartitionManager:
             if not held.owner.archive.named:
                 await self._lost(held, _archive_there(topic, partition))
 
-    async def give_up(self, owners: Iterable[Owner], error: OutcomeUnknownError) -> None:
-        """Have the partitions of these owners claimed and their records read again.
+    async def send_letters(
+        self,
+        taken: Iterable[OwnedPartition],
+        runs: Sequence[Run],
+        aside: Sequence[SetAside],
+        part_of: PartOf,
+    ) -> bool:
+        """Append the letters of some partitions' runs, which precede their deltas (rule 5).
 
-        Callers do so when letters, which precede a delta, may not have landed (rule 5).
+        Return whether all have landed; else these partitions are claimed and read again.
         """
-        for owner in owners:
-            held = self._held_for(owner)
-            if held is not None:
+        try:
+            await send_letters(self._log, self.themap, runs, aside, part_of)
+        except OutcomeUnknownError as error:
+            for held in taken:
                 await self._lost(held, error)
+            return False
+        return True
 
     async def _lost(self, held: OwnedPartition, error: Lost) -> None:
         """Forget a partition that another owner may have, and have it claimed again."""

@@ -59,11 +59,7 @@ class Recognition:
             raise self._other_journal("its journal is empty", known)
 
     async def claimed(self, claim: Claim, meta: Meta) -> None:
-        """Remember a claim that stands, and check the archive now if it answers.
-
-        Raises:
-            JournalRefusedError: it has rows of another journal.
-        """
+        """Remember a claim that stands; :meth:`check` the archive now, if it answers."""
         self._meta = meta
         self.named = bool(claim.archive)
         self._done = False

@@ -23,7 +23,6 @@ from tables.state.journal import (
     Delta,
     Entry,
     EntryFingerprint,
-    PartPlace,
     Snapshot,
     SnapshotPart,
     decode_entry,
@@ -67,11 +66,6 @@ class Recovery:
 
     Nobody else has that state yet, so long steps run in a thread: a state may have millions of
     cells and ids.
-
-    Args:
-        plan: of the input topic.
-        partition: its number.
-        io: the partition's journal and local store.
     """
 
     def __init__(self, plan: InputPlan, partition: int, io: PartitionIO) -> None:
@@ -119,18 +113,17 @@ class Recovery:
         if state is not None:
             await self._io.run_in_thread(functools.partial(self._save, state))
             return state
-        if start > 0 and await self._is_overtaken(start, epoch):
+        if start == 0:
+            return PartitionState(self._plan)
+        cannot = f"cannot restore {self._plan.topic}[{self._partition}]"
+        if await self._is_overtaken(start, epoch):
             raise FencedError(
-                f"cannot restore {self._plan.topic}[{self._partition}]: a newer owner has claimed "
-                "it, and has truncated its journal since"
+                f"{cannot}: a newer owner has claimed it, and has truncated its journal since"
             )
-        if start > 0:
-            raise JournalRefusedError(
-                f"cannot restore {self._plan.topic}[{self._partition}]: its journal begins at "
-                f"offset {start} and no snapshot covers the entries before it; restore the journal "
-                f"topic, or {START_OVER}"
-            )
-        return PartitionState(self._plan)
+        raise JournalRefusedError(
+            f"{cannot}: its journal begins at offset {start} and no snapshot covers the entries "
+            f"before it; restore the journal topic, or {START_OVER}"
+        )
 
     async def _is_overtaken(self, start: int, epoch: int) -> bool:
         """Return whether somebody has claimed the partition after the claim at ``epoch``."""
@@ -184,11 +177,7 @@ class Recovery:
         return fingerprint_of(before) == state.meta.entry
 
     async def _from_snapshot(self, start: int, epoch: int) -> PartitionState | None:
-        """Return the state of the latest usable snapshot before ``epoch``, None without one.
-
-        The entries before ``epoch`` are searched backwards for a snapshot, or a delta that names
-        one.
-        """
+        """Return the state of the latest usable snapshot before ``epoch``, None without one."""
         stop, span = epoch, LOOK_BACK_ENTRIES
         tried = {-1}
         while stop > start:
@@ -228,12 +217,13 @@ class Recovery:
         if snapshot is None:
             return None
         parts = []
-        for place in snapshot.parts:
-            part = await self._read_part(place)
-            if part is None:
+        for at, length, crc32 in snapshot.parts:
+            (value,) = await self._io.read(at, at + 1)
+            part = _entry_of(value)
+            if fingerprint_of(value) != (length, crc32) or not isinstance(part, SnapshotPart):
                 return None
             parts.append(part)
-        self._parts = {at: EntryFingerprint(length, crc) for at, length, crc in snapshot.parts}
+        self._parts = {at: EntryFingerprint(length, crc32) for at, length, crc32 in snapshot.parts}
         return parts
 
     async def _snapshot_at(self, offset: int, start: int) -> Snapshot | None:
@@ -245,20 +235,9 @@ class Recovery:
             return entry
         return None
 
-    async def _read_part(self, place: PartPlace) -> SnapshotPart | None:
-        offset, *fingerprint = place
-        (value,) = await self._io.read(offset, offset + 1)
-        if fingerprint_of(value) != tuple(fingerprint):
-            return None
-        entry = _entry_of(value)
-        return entry if isinstance(entry, SnapshotPart) else None
-
 
 def _entry_of(value: bytes) -> Entry | None:
-    """Return an entry that is read but not applied; None if it is damaged or of another format.
-
-    Such an entry is refused only when a state must apply it: :func:`take`.
-    """
+    """Return an entry that is not applied; None if it is damaged: :func:`take` alone refuses it."""
     try:
         return decode_entry(value)
     except JournalRefusedError:

@@ -38,14 +38,10 @@ class Rivals:
             log.error("partitions are taken by %s: %s", error.rival, ADVICE)
         self._met_at = known | {error.rival: asyncio.get_running_loop().time()}
 
-    def reason(self) -> str:
-        """Return the names of the rivals and advice; empty while there are no rivals."""
-        known = self._known()
-        return f"partitions are taken by {', '.join(sorted(known))}: {ADVICE}" if known else ""
-
     def reasons(self) -> list[str]:
-        """Return :meth:`reason` as a list, empty while there are no rivals."""
-        return [reason] if (reason := self.reason()) else []
+        """Return the names of the rivals and advice in one text; none while there are no rivals."""
+        known = self._known()
+        return [f"partitions are taken by {', '.join(sorted(known))}: {ADVICE}"] if known else []
 
     def _known(self) -> dict[str, float]:
         if not self._met_at:

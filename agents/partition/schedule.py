@@ -1,39 +1,17 @@
 """When something is due, and a task that sleeps until then.
 
-NOW   <   at(t)   <   NEVER        the earlier moment is the smaller one
+Moments are seconds of a clock that never goes back; ``NOW`` is before all of them, ``NEVER`` after.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import math
 from collections.abc import Callable
 
-
-@dataclasses.dataclass(frozen=True, slots=True, order=True)
-class When:
-    """A moment: ``NOW``, ``NEVER`` or one that :func:`at` returns."""
-
-    _at_s: float
-
-    def is_due(self, now_s: float) -> bool:
-        """Return whether the moment has come."""
-        return self._at_s <= now_s
-
-    def wait_s(self, now_s: float) -> float | None:
-        """Return the seconds until the moment, None if it never comes."""
-        return None if self is NEVER else self._at_s - now_s
-
-
-NOW = When(-math.inf)
-NEVER = When(math.inf)
-
-
-def at(time_s: float) -> When:
-    """Return a moment of a clock, in seconds."""
-    return When(time_s)
+NOW = -math.inf
+NEVER = math.inf
 
 
 def loop_time() -> float:
@@ -42,24 +20,14 @@ def loop_time() -> float:
 
 
 class Schedule:
-    """Lets one task sleep until something is due, and wakes it if news makes it due earlier.
+    """Lets one task sleep until something is ``due``, and wakes it if news makes it due earlier."""
 
-    Args:
-        due: returns when something is due, as of now.
-        clock: seconds of a clock that never goes back.
-    """
-
-    def __init__(self, due: Callable[[], When], clock: Callable[[], float] = loop_time) -> None:
+    def __init__(self, due: Callable[[], float], clock: Callable[[], float] = loop_time) -> None:
         self._due = due
         self._clock = clock
         self._news = asyncio.Event()
         # None while the task does the due work, or waits for its retry.
-        self._asleep_until: When | None = NEVER
-
-    @property
-    def is_woken(self) -> bool:
-        """Whether the task has been woken and has not checked yet."""
-        return self._news.is_set()
+        self._asleep_until: float | None = NEVER
 
     def look(self) -> None:
         """Wake the task if something is due before it would wake by itself.
@@ -67,7 +35,7 @@ class Schedule:
         While the task does the due work, this does nothing, because it checks again afterwards.
         """
         until = self._asleep_until
-        if until is not None and ((due := self._due()) < until or due.is_due(self._clock())):
+        if until is not None and ((due := self._due()) < until or due <= self._clock()):
             self._news.set()
 
     async def sleep(self) -> None:
@@ -75,11 +43,11 @@ class Schedule:
         while True:
             self._news.clear()
             due, now_s = self._due(), self._clock()
-            if due.is_due(now_s):
+            if due <= now_s:
                 self._asleep_until = None
                 return
             self._asleep_until = due
             # Not wait_for: before Python 3.12 it swallows a cancellation that meets the event.
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(due.wait_s(now_s)):
+                async with asyncio.timeout(None if due == NEVER else due - now_s):
                     await self._news.wait()

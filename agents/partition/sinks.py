@@ -6,11 +6,12 @@ state -(due)-> emission -> sink -(acknowledge)-> evictable -> the next delta evi
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+from collections.abc import Callable
 
 import polars as pl
 
 from agents.partition.acks import Acks, oldest_acknowledged
-from agents.partition.emission import ARCHIVE, FEED, Due, Emission
 from tables.model.layer import Layer
 from tables.model.limits import EVICTED_MAX
 from tables.model.window import NEVER_ENDS_MS, NEVER_MS
@@ -20,13 +21,45 @@ from tables.state.input_plan import InputPlan
 from tables.state.journal import Announcement, Delta
 from tables.state.partition_state import PartitionState
 
+ARCHIVE = ".archive"
+"""The sink that every layer but a combiner has; the others are the names of layers, which begin
+with a letter, and feeds."""
+
+FEED = ".feed"
+"""The sink of a published layer for other programs. Open cells are never sent to it."""
+
+
+@dataclasses.dataclass(slots=True, frozen=True)
+class Emission:
+    """Cells of one layer on their way to one sink, captured from applied state.
+
+    On the way to a coarser layer they are added up to its key (:func:`contribution.added_up`).
+    ``versions`` are those of the windows at capture: an acknowledgement covers them. ``announced``
+    is the announcement that may go to a coarser layer with the cells. ``whole`` has, by
+    accumulator, the time from which on that layer gets all windows.
+    """
+
+    layer: Layer
+    sink: str
+    cells: pl.DataFrame
+    versions: dict[int, int]
+    announced: Announcement
+    whole: dict[str, int]
+
+
+@dataclasses.dataclass(slots=True, frozen=True)
+class Due:
+    """An emission that is still to be made, of the state as it was when it became due.
+
+    It is made from at most ``rows`` rows. ``emission`` may be called in any thread.
+    """
+
+    rows: int
+    emission: Callable[[], Emission]
+
 
 class Sinks:
     """The cells of a state that the sinks of all layers have; none at first (rule 10).
-
-    Args:
-        plan: the layers and their coarser ones.
-        state: the state of the cells; :meth:`applied` follows its deltas.
 
     Attributes:
         may_evict: set when more windows may have become evictable; the eviction clears it.
@@ -56,7 +89,7 @@ class Sinks:
     def due(self, layer: Layer, sink: str, *, early: bool = False) -> Due | None:
         """Return the closed cells that ``sink`` has not acknowledged at their version, if any.
 
-        ``early`` includes the cells of open windows, because emission at any time is free (rule 8).
+        ``early`` includes those of open windows, because emission at any time is free (rule 8).
         Windows that the layer does not have whole are not sent.
         """
         early = early and self._state.is_known(layer)

@@ -11,18 +11,18 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import ClassVar, Protocol, TypeVar
+from typing import ClassVar, TypeVar
 
 import polars as pl
 
-from agents.partition.emission import ARCHIVE, FEED, Due, Emission
 from agents.partition.emit_counts import EmitCounts
 from agents.partition.owner import Owner
-from agents.partition.schedule import NEVER, NOW, When, at, loop_time
+from agents.partition.schedule import NEVER, NOW, loop_time
+from agents.partition.sinks import ARCHIVE, FEED, Due, Emission
 from agents.ports import Log
 from tables.archive.protocol import Archive
 from tables.model.layer import Layer
-from tables.query.feed_records import FeedRecord, feed_records
+from tables.query.feed_records import feed_records
 from tables.state.contribution import Contribution, encode_contribution, split_cells
 from tables.state.journal import Announcement
 
@@ -44,8 +44,8 @@ loop for about 8 ms; a window of many cells would block it for seconds."""
 Made = TypeVar("Made")
 
 
-class Writer(Protocol):
-    """Sends to one kind of sink.
+class Writer:
+    """Sends the cells of one owner to one kind of sink.
 
     Attributes:
         kind: the kind of the sink, one of ``agents.partition.emit_counts.SINKS``.
@@ -53,10 +53,19 @@ class Writer(Protocol):
     """
 
     kind: ClassVar[str]
-    takes_open: ClassVar[bool]
+    takes_open: ClassVar[bool] = True
 
-    def due(self) -> When:
+    def __init__(
+        self, owner: Owner, counts: EmitCounts, sinks: Sequence[tuple[Layer, str]]
+    ) -> None:
+        self._owner = owner
+        self._counts = counts
+        self._sinks = sinks
+
+    def due(self) -> float:
         """Return when cells or announcements are due, apart from early emissions."""
+        has_due = self._owner.sinks.has_due
+        return NOW if any(has_due(layer, sink) for layer, sink in self._sinks) else NEVER
 
     async def write(self, *, early: bool) -> None:
         """Send the due cells, and with ``early`` also those of open windows.
@@ -64,31 +73,19 @@ class Writer(Protocol):
         Raises:
             ArchiveError, OutcomeUnknownError: the sink may lack some of them; send them again.
         """
+        raise NotImplementedError
 
 
-class ArchiveWriter:
-    """Writes rows to the archive.
+class ArchiveWriter(Writer):
+    """Writes rows to the archive."""
 
-    Args:
-        owner: the owner of the cells.
-        archive: the archive.
-        counts: of the worker.
-    """
-
-    kind: ClassVar[str] = "archive"
-    takes_open: ClassVar[bool] = True
+    kind = "archive"
 
     def __init__(self, owner: Owner, archive: Archive, counts: EmitCounts) -> None:
-        self._owner = owner
+        layers = [layer for layer in owner.plan.layers if not layer.is_combiner]
+        super().__init__(owner, counts, [(layer, ARCHIVE) for layer in layers])
         self._archive = archive
-        self._counts = counts
-        self._layers = [layer for layer in owner.plan.layers if not layer.is_combiner]
         self._recognition = f"recognize {owner.plan.topic} {owner.partition}"
-
-    def due(self) -> When:
-        """Return now if some layer has closed cells that the archive lacks, else never."""
-        sinks = self._owner.sinks
-        return NOW if any(sinks.has_due(layer, ARCHIVE) for layer in self._layers) else NEVER
 
     async def write(self, *, early: bool) -> None:
         """Write the due rows."""
@@ -97,8 +94,8 @@ class ArchiveWriter:
         # another one, or of an emission without rows, does not end that outage.
         with outage.attempt(self._recognition):
             await owner.archive.check()
-        for layer in self._layers:
-            due = owner.sinks.due(layer, ARCHIVE, early=early)
+        for layer, sink in self._sinks:
+            due = owner.sinks.due(layer, sink, early=early)
             if due is None:
                 continue
             emission, (rows, times) = await made(due, functools.partial(archive_rows, owner))
@@ -112,47 +109,37 @@ class ArchiveWriter:
         self._counts.archive.abandoned(self._recognition)
 
 
-class LayerTopicWriter:
-    """Appends contributions and announcements to the topics of coarser layers.
+class LayerTopicWriter(Writer):
+    """Appends contributions and announcements to the topics of coarser layers."""
 
-    Args:
-        owner: the owner of the cells.
-        to: the log with the topics.
-        counts: of the worker.
-        clock: seconds of a clock that never goes back.
-    """
-
-    kind: ClassVar[str] = "layer_topic"
-    takes_open: ClassVar[bool] = True
+    kind = "layer_topic"
 
     def __init__(
         self, owner: Owner, to: Log, counts: EmitCounts, clock: Callable[[], float] = loop_time
     ) -> None:
-        self._owner = owner
-        self._log = to
-        self._counts = counts
-        self._clock = clock
         self._pairs = [
             (layer, coarser)
             for layer in owner.plan.layers
             for coarser in owner.plan.coarser[layer.name]
         ]
+        super().__init__(owner, counts, [(layer, coarser.name) for layer, coarser in self._pairs])
+        self._log = to
+        self._clock = clock
         self._announced: dict[tuple[str, str], tuple[Announcement, dict[str, int]]] = {}
-        self._announced_at: float | None = None
-        self._combined_at: float | None = None
+        self._announced_at = NOW
+        self._combined_at = NOW
 
-    def due(self) -> When:
+    def due(self) -> float:
         """Return now if a coarser layer lacks closed cells; combiners and news have intervals."""
-        sinks = self._owner.sinks
-        if any(sinks.has_due(layer, coarser.name) for layer, coarser in self._pairs):
-            return NOW
+        if (due := super().due()) == NOW:
+            return due
         combined = any(
-            layer.is_combiner and sinks.has_changed(layer, coarser.name)
-            for layer, coarser in self._pairs
+            layer.is_combiner and self._owner.sinks.has_changed(layer, sink)
+            for layer, sink in self._sinks
         )
         return min(
-            _after(self._combined_at, COMBINER_EMIT_S) if combined else NEVER,
-            _after(self._announced_at, ANNOUNCE_INTERVAL_S) if any(self._news()) else NEVER,
+            self._combined_at + COMBINER_EMIT_S if combined else NEVER,
+            self._announced_at + ANNOUNCE_INTERVAL_S if any(self._news()) else NEVER,
         )
 
     async def write(self, *, early: bool) -> None:
@@ -164,7 +151,7 @@ class LayerTopicWriter:
     async def _contribute(self, early: bool) -> None:
         owner = self._owner
         now = self._clock()
-        combine = _after(self._combined_at, COMBINER_EMIT_S).is_due(now)
+        combine = now >= self._combined_at + COMBINER_EMIT_S
         for layer, coarser in self._pairs:
             takes_open = early or (combine and layer.is_combiner)
             due = owner.sinks.due(layer, coarser.name, early=takes_open)
@@ -180,7 +167,7 @@ class LayerTopicWriter:
         """Announce to coarser layers how far this partition is, if a floor has passed a window."""
         now = self._clock()
         news = list(self._news())
-        if not news or not _after(self._announced_at, ANNOUNCE_INTERVAL_S).is_due(now):
+        if not news or now < self._announced_at + ANNOUNCE_INTERVAL_S:
             return
         self._announced_at = now
         for layer, coarser, announced, whole in news:
@@ -226,41 +213,32 @@ class LayerTopicWriter:
         await asyncio.gather(*sends)
 
 
-class FeedWriter:
-    """Appends closed cells to the feeds of published layers.
+class FeedWriter(Writer):
+    """Appends closed cells to the feeds of published layers."""
 
-    Args:
-        owner: the owner of the cells.
-        to: the log with the feeds.
-        counts: of the worker.
-    """
-
-    kind: ClassVar[str] = "feed"
-    takes_open: ClassVar[bool] = False
+    kind = "feed"
+    takes_open = False
 
     def __init__(self, owner: Owner, to: Log, counts: EmitCounts) -> None:
-        self._owner = owner
+        layers = [layer for layer in owner.plan.layers if layer.publish]
+        super().__init__(owner, counts, [(layer, FEED) for layer in layers])
         self._log = to
-        self._counts = counts
-        self._layers = [layer for layer in owner.plan.layers if layer.publish]
-
-    def due(self) -> When:
-        """Return now if some published layer has closed cells that its feed lacks, else never."""
-        sinks = self._owner.sinks
-        return NOW if any(sinks.has_due(layer, FEED) for layer in self._layers) else NEVER
 
     async def write(self, *, early: bool) -> None:
         """Append the due closed cells."""
         assert not early, "open cells are not published"
         with self._counts.kafka.attempt(self.kind):
-            for layer in self._layers:
-                due = self._owner.sinks.due(layer, FEED)
+            for layer, sink in self._sinks:
+                due = self._owner.sinks.due(layer, sink)
                 if due is not None:
                     await self._publish(layer, due)
 
     async def _publish(self, layer: Layer, due: Due) -> None:
         owner = self._owner
-        emission, records = await made(due, functools.partial(_feed_records, owner))
+        revision, partition = owner.plan.themap.revision, owner.partition
+        emission, records = await made(
+            due, lambda emission: feed_records(layer, revision, partition, emission.cells)
+        )
         topic = owner.plan.themap.feed_topic(layer)
         for first in range(0, len(records), FEED_RECORDS_AT_ONCE):
             sends = [
@@ -297,16 +275,6 @@ def archive_rows(owner: Owner, emission: Emission) -> tuple[pl.DataFrame, pl.Ser
 
 def _blocks(coarser: Layer, emission: Emission) -> list[tuple[int, bytes]]:
     return split_cells(coarser, emission.cells)
-
-
-def _feed_records(owner: Owner, emission: Emission) -> list[FeedRecord]:
-    revision = owner.plan.themap.revision
-    return feed_records(emission.layer, revision, owner.partition, emission.cells)
-
-
-def _after(last_s: float | None, interval_s: float) -> When:
-    """Return the end of the interval after the last time; now if there was no last time."""
-    return NOW if last_s is None else at(last_s + interval_s)
 
 
 def _passed(layer: Layer, announced: Announcement) -> tuple[int, ...]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import dataclasses
 from collections.abc import Mapping
 
@@ -23,12 +22,12 @@ from tables.archive.protocol import CellRange
 from tables.model.cost import QueryCost
 from tables.model.errors import QueryError
 from tables.model.layer import Layer
+from tables.model.limits import INT64_MAX, INT64_MIN
 from tables.model.window import NEVER_ENDS_MS, NEVER_MS, START_MS_MIN
 from tables.query.answer import matching
 from tables.query.facts import PartitionFacts, whole_of
 from tables.query.family import KeyFilter
 from tables.query.live import FollowerPosition, LiveRead, LiveRows
-from tables.query.parameters import INT64_MAX, INT64_MIN
 from tables.state.cell import archive_schema, in_order, no_rows, whole_only
 
 PLACE_CHARACTERS_MAX = 65_536
@@ -42,20 +41,14 @@ NOTHING_TOLD = -1
 Place = Mapping[int, FollowerPosition]
 """How far a follower is, by partition of the layer's input."""
 
-
-class _WirePlace(msgspec.Struct, frozen=True, array_like=True):
-    layer: str
-    told: dict[int, FollowerPosition]
+_WirePlace = tuple[str, dict[int, FollowerPosition]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ChangeBatch:
-    """The next changes for a follower.
+    """The next changes for a follower, and its place after them.
 
-    Attributes:
-        rows: archive frame of cells that have changed or closed, with ``is_closed``.
-        place: the follower's place after them.
-        facts: the facts of the partitions that answered.
+    ``rows`` is an archive frame with ``is_closed``; ``facts`` are of the partitions that answered.
     """
 
     rows: pl.DataFrame
@@ -63,29 +56,19 @@ class ChangeBatch:
     facts: Mapping[int, PartitionFacts]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
 class Changes:
-    """The changes of one layer's cells.
+    """The changes of one layer's cells; ``rows_max`` bounds the archive rows of one step."""
 
-    Args:
-        layer: the layer of the cells.
-        keys: the keys of the cells.
-        live: the owners.
-        archive: the archive of evicted cells.
-        rows_max: the maximum of archive rows in one step.
-    """
-
-    def __init__(
-        self, layer: Layer, keys: KeyFilter, live: LiveSource, archive: ArchiveCache, rows_max: int
-    ) -> None:
-        self._layer = layer
-        self._keys = keys
-        self._live = live
-        self._archive = archive
-        self._rows_max = rows_max
+    layer: Layer
+    keys: KeyFilter
+    live: LiveSource
+    archive: ArchiveCache
+    rows_max: int
 
     async def now(self) -> Place:
         """Return the place of a follower that has all changes up to now."""
-        found = await self._ask(LiveRead(self._layer))
+        found = await self._ask(LiveRead(self.layer))
         return {partition: _told(one) for partition, one in found.facts.items()}
 
     async def since(self, place: Place) -> ChangeBatch:
@@ -98,29 +81,26 @@ class Changes:
             ArchiveError: the archive does not answer.
             QueryError: more rows were evicted meanwhile than may be read at once.
         """
-        layer = self._layer
-        found = await self._live_rows(place)
+        layer = self.layer
+        found = await self._ask(
+            LiveRead(layer, START_MS_MIN, NEVER_ENDS_MS, self.keys, after=place)
+        )
         facts = found.facts
         frames = [*found.rows, await self._evicted(place, facts)]
         if sum(frame.height for frame in frames) <= AT_ONCE_ROWS_MAX:
             rows = _in_order(layer, frames, facts)
         else:
-            rows = await self._archive.threads.run(_in_order, layer, frames, facts)
+            rows = await self.archive.threads.run(_in_order, layer, frames, facts)
         return ChangeBatch(rows, _places(place, facts), facts)
-
-    async def _live_rows(self, place: Place) -> LiveRows:
-        return await self._ask(
-            LiveRead(self._layer, START_MS_MIN, NEVER_ENDS_MS, self._keys, after=place)
-        )
 
     async def _ask(self, read: LiveRead) -> LiveRows:
         until = asyncio.get_running_loop().time() + PATIENCE_S
-        (found,) = await self._live.read([read], QueryCost(), until)
+        (found,) = await self.live.read([read], QueryCost(), until)
         return found
 
     async def _evicted(self, place: Place, facts: Mapping[int, PartitionFacts]) -> pl.DataFrame:
         """Return an archive frame of the evicted cells that changed or closed since a place."""
-        layer = self._layer
+        layer = self.layer
         nothing = no_rows(layer)
         gone = []
         for partition, told in place.items():
@@ -137,11 +117,11 @@ class Changes:
         start = max(START_MS_MIN, min(before for *_, before, _ in gone))
         stop = max(after for *_, after in gone)
         cells = CellRange(
-            layer.window.start(start), layer.window.start(stop), self._keys.single, self._rows_max
+            layer.window.start(start), layer.window.start(stop), self.keys.single, self.rows_max
         )
         if cells.from_ms >= cells.to_ms:
             return nothing
-        rows = await self._archive.read(layer, cells, final=False, cost=QueryCost())
+        rows = await self.archive.read(layer, cells, final=False, cost=QueryCost())
         names = ("told", "closed", "before", "after")
         schema = {"source_partition": pl.Int32(), **dict.fromkeys(names, pl.Int64())}
         bounds = pl.DataFrame(gone, schema=schema, orient="row")
@@ -150,12 +130,12 @@ class Changes:
         news = rows.join(bounds, "source_partition").filter(
             is_news, end > pl.col("before"), end <= pl.col("after")
         )
-        return matching(layer, news, self._keys).select(nothing.columns)
+        return matching(layer, news, self.keys).select(nothing.columns)
 
 
 def encode_place(layer: Layer, place: Place) -> str:
     """Return the opaque text of a place, for a follower to come back with."""
-    wire = _WirePlace(layer.name, dict(place))
+    wire: _WirePlace = layer.name, dict(place)
     return base64.urlsafe_b64encode(msgspec.msgpack.encode(wire)).rstrip(b"=").decode("ascii")
 
 
@@ -173,15 +153,16 @@ def decode_place(layer: Layer, text: str) -> Place:
         raise bad
     try:
         raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-        wire = msgspec.msgpack.decode(raw, type=_WirePlace)
-    except (binascii.Error, ValueError, msgspec.MsgspecError) as error:
+        wire: _WirePlace = msgspec.msgpack.decode(raw, type=_WirePlace)
+    except (ValueError, msgspec.MsgspecError) as error:
         raise bad from error
-    if wire.layer != layer.name or not all(0 <= p < layer.partitions for p in wire.told):
+    name, place = wire
+    if name != layer.name or not all(0 <= partition < layer.partitions for partition in place):
         raise bad
-    numbers = (number for told in wire.told.values() for number in msgspec.structs.astuple(told))
+    numbers = (number for told in place.values() for number in msgspec.structs.astuple(told))
     if not all(INT64_MIN <= number <= INT64_MAX for number in numbers):
         raise bad
-    return wire.told
+    return place
 
 
 def _told(facts: PartitionFacts) -> FollowerPosition:
@@ -213,14 +194,12 @@ def _in_order(
     columns = list(archive_schema(layer))
     known = [one for one in facts.values() if _is_known(one)]
     rows = whole_only(pl.concat([frame.select(columns) for frame in frames]), whole_of(known))
-    rows = rows.join(_closed(facts), "source_partition", "left", maintain_order="left")
+    closed = pl.DataFrame(
+        [(partition, one.closed_ms) for partition, one in facts.items()],
+        schema={"source_partition": pl.Int32(), "closed_ms": pl.Int64()},
+        orient="row",
+    )
+    rows = rows.join(closed, "source_partition", "left", maintain_order="left")
     ends = layer.window.ends(pl.col("window_start"))
     rows = rows.with_columns(is_closed=ends <= pl.col("closed_ms")).drop("closed_ms")
     return in_order(rows, ["window_start", *layer.key_columns, "source_partition"])
-
-
-def _closed(facts: Mapping[int, PartitionFacts]) -> pl.DataFrame:
-    """Return the time up to which windows are closed, by partition."""
-    rows = [(partition, one.closed_ms) for partition, one in facts.items()]
-    schema = {"source_partition": pl.Int32(), "closed_ms": pl.Int64()}
-    return pl.DataFrame(rows, schema=schema, orient="row")

@@ -15,14 +15,11 @@ import asyncio
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import polars as pl
 
-from agents.query.answers import Exactness, FamilyAnswer, LayerAnswer
-from agents.query.base_reads import BaseRead, base_read
-from agents.query.parts import KEYS_MAX, Part
-from agents.query.prepared import PreparedAnswer
+from agents.query.base_reads import KEYS_MAX, BaseRead, Part
 from tables.archive.cache import ArchiveCache
 from tables.archive.protocol import CellRange
 from tables.model.cost import QueryCost
@@ -32,11 +29,10 @@ from tables.model.layer import Layer, Map
 from tables.model.window import NEVER_ENDS_MS, NEVER_MS
 from tables.query.cell_query import Limits
 from tables.query.cover import Segment
-from tables.query.facts import KnownFacts, PartitionFacts
+from tables.query.facts import KnownFacts, PartitionFacts, check_began, later_measures
 from tables.query.family import FamilyQuery, KeyFilter
 from tables.query.live import LiveRead, LiveRows
 from tables.query.planner import QueryPlan, boundaries_of, plan
-from tables.query.whole import check_began, later_measures
 from tables.state.cell import no_rows, stacked, whole_only
 from tables.threads import gathered
 
@@ -82,40 +78,59 @@ class LiveSource(Protocol):
         """
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class ConsistentRead:
-    """The live rows of a request, at one position of each source partition if it is exact.
+Exactness = Literal["exact", "settling", "partial"]
+
+
+@dataclasses.dataclass(slots=True)
+class FamilyAnswer:
+    """Rows, with their exactness, age and cost.
 
     Attributes:
-        base: the way the base layer was read.
-        plan: the plan.
-        parts: the parts of the plan, one for each layer, without rows of the archive.
-        facts: the facts of the source's owners.
-        exactness: as of a :class:`FamilyAnswer`.
-        is_final: whether all of it is in the archive.
+        rows: a cell frame of ``query.rows``; see :func:`tables.query.answer.rows_of`.
+        plan: the plan by which they were read.
+        exactness: ``exact`` rows are the fold of the raw log up to ``as_of``; late events may still
+            change ``settling`` rows; for ``partial`` rows some owners did not answer.
+        as_of: by source partition, the offset up to which events are in.
+        watermark_ms: smallest watermark of the base layer; ``NEVER_MS`` before any event.
+        data_age_ms: every event that was appended longer ago than this is in; None if not known.
+        final: whether no later answer can have other rows.
+        cost: the work of the answer.
+        whole: by measure that is not whole in all of the range, the time from which on it is; None
+            while that is not known. In rows that start before, the measure is null.
     """
 
-    base: BaseRead
+    rows: pl.DataFrame
     plan: QueryPlan
-    parts: list[Part]
-    facts: list[PartitionFacts]
     exactness: Exactness
-    is_final: bool
+    as_of: dict[int, int]
+    watermark_ms: int
+    data_age_ms: int | None
+    final: bool
+    cost: QueryCost
+    whole: dict[str, int | None]
+
+
+@dataclasses.dataclass(slots=True)
+class LayerAnswer:
+    """The rows of one layer, live and archived: archive frames, both of which may have a cell.
+
+    Attributes:
+        live: the rows of the owners that answered.
+        archived: all rows that those owners may have evicted.
+        partial: whether live cells may be missing.
+        served: how many partitions of the layer's input have owners that answered.
+        whole: as of a :class:`FamilyAnswer`.
+    """
+
+    live: pl.DataFrame
+    archived: pl.DataFrame
+    partial: bool
+    served: int
+    whole: dict[str, int | None]
 
 
 class Reader:
-    """Answers requests to families.
-
-    Args:
-        themap: the map that is served.
-        live: the owners.
-        archive: the archive of the other rows.
-        limits: the bounds of one request.
-        clock_ms: the wall clock, by which cells expire.
-
-    Attributes:
-        threads: the threads of long steps, which are those of the archive.
-    """
+    """Answers requests; cells expire by ``clock_ms``, and ``threads`` are those of the archive."""
 
     def __init__(
         self,
@@ -140,13 +155,13 @@ class Reader:
         Raises:
             QueryError: the request cannot be answered; see :func:`tables.query.planner.plan`.
         """
-        base = base_read(self._map, query.family.base)
+        base = BaseRead(self._map, query.family.base)
         return await self._plan(query, base, QueryCost(), _now() + PATIENCE_S)
 
     async def _plan(
         self, query: FamilyQuery, base: BaseRead, cost: QueryCost, until: float
     ) -> QueryPlan:
-        layers = [*query.layers, *base.beside]
+        layers = [*query.layers, base.combiner] if base.combiner else query.layers
         if stale := self._stale(layers, FACTS_S_MAX):
             await self._ask(stale, cost, until)
         now_ms = self._clock_ms()
@@ -181,58 +196,56 @@ class Reader:
 
     async def _answer(self, query: FamilyQuery) -> FamilyAnswer:
         cost = QueryCost()
-        read = await self._consistent_read(query, cost)
-        if read.exactness == "partial" and query.partial == "refuse":
+        base = BaseRead(self._map, query.family.base)
+        planned, parts, facts, exactness = await self._consistent_read(query, base, cost)
+        if exactness == "partial" and query.partial == "refuse":
             raise PartialError(
                 f"cannot read family {query.family.name}: some owners do not answer; ask again"
                 " later, or with partial=allow"
             )
         await gathered(
-            [functools.partial(self._read_archive, query, part, cost) for part in read.parts],
-            len(read.parts),
+            [functools.partial(self._read_archive, query, part, cost) for part in parts], len(parts)
         )
-        whole = read.base.whole(self._facts)
-        prepared = PreparedAnswer(query, read.base, read.parts, whole)
-        is_small = prepared.height < BESIDE_ROWS_MIN
-        rows = prepared.rows() if is_small else await self.threads.run(prepared.rows)
-        facts = read.facts
+        whole = base.whole(self._facts)
+        if sum(part.live_height + part.archived_height for part in parts) < BESIDE_ROWS_MIN:
+            rows = base.rows(query, parts, whole)
+        else:
+            rows = await self.threads.run(base.rows, query, parts, whole)
         fresh_ms = min((fact.fresh_ms for fact in facts), default=NEVER_MS)
         return FamilyAnswer(
             rows=rows,
-            plan=read.plan,
-            exactness=read.exactness,
+            plan=planned,
+            exactness=exactness,
             as_of={fact.partition: fact.position for fact in facts},
             watermark_ms=min((fact.closed_ms for fact in facts), default=NEVER_MS),
             data_age_ms=None if fresh_ms == NEVER_MS else max(0, self._clock_ms() - fresh_ms),
-            final=read.is_final,
+            final=all(part.is_final for part in parts),
             cost=cost,
             whole=later_measures(query.rows, whole, query.from_ms),
         )
 
-    async def _consistent_read(self, query: FamilyQuery, cost: QueryCost) -> ConsistentRead:
+    async def _consistent_read(
+        self, query: FamilyQuery, base: BaseRead, cost: QueryCost
+    ) -> tuple[QueryPlan, list[Part], list[PartitionFacts], Exactness]:
         """Plan, and ask owners until their rows are at one position of each partition."""
-        base = base_read(self._map, query.family.base)
         until = _now() + PATIENCE_S
+        ask = functools.partial(self._ask, cost=cost, until=until)
         for left in reversed(range(TORN_TRIES)):
             planned = await self._plan(query, base, cost, until)
             parts = self._parts(query, planned)
-            is_final = all(part.is_final for part in parts)
-            facts = self._stale(query.layers, FACTS_AGAIN_S)
-            ask = functools.partial(self._ask, cost=cost, until=until)
             live = [part for part in parts if not part.is_final]
-            rows = await base.read(ask, query, live, facts)
-            read = ConsistentRead(
-                base, planned, parts, list(rows.facts.values()), planned.exactness, is_final
-            )
+            rows = await base.read(ask, query, live, self._stale(query.layers, FACTS_AGAIN_S))
+            facts = list(rows.facts.values())
+            exactness: Exactness = planned.exactness
             if any(part.lacks_owners for part in parts) or (
-                not is_final and len(rows.facts) < base.folded.partitions
+                live and len(facts) < base.folded.partitions
             ):
-                return dataclasses.replace(read, exactness="partial")
-            if planned.exactness != "exact" or is_final or not base.are_torn(parts, rows):
-                return read
+                exactness = "partial"
+            if exactness != "exact" or not live or not base.are_torn(parts, rows):
+                return planned, parts, facts, exactness
             if left:
                 await asyncio.sleep(TORN_WAIT_S)
-        return dataclasses.replace(read, exactness="settling")
+        return planned, parts, facts, "settling"
 
     async def layer(self, layer: Layer, cells: CellRange) -> LayerAnswer:
         """Return the rows of one layer in a range, as they are now.
@@ -242,18 +255,15 @@ class Reader:
                 had the layer.
             ArchiveError: the archive does not answer.
         """
-        cost = QueryCost()
         keys = KeyFilter({name: (value,) for name, value in cells.key.items()})
         read = LiveRead(layer, cells.from_ms, cells.to_ms, keys)
-        (found,) = await self._ask([read], cost, _now() + PATIENCE_S)
+        (found,) = await self._ask([read], QueryCost(), _now() + PATIENCE_S)
         whole = self._facts.whole(layer)
         check_began(layer, cells, whole.get("events", NEVER_MS))
-        stop, final_ms = cells.to_ms, cells.from_ms
-        if found.facts.keys() >= read.asked:
-            evicted_ms = max(fact.evicted_ms for fact in found.facts.values())
-            stop = min(stop, layer.window.start(max(evicted_ms, cells.from_ms)))
-            known_ms = max(self._facts.archived_ms(layer), cells.from_ms)
-            final_ms = min(stop, max(layer.window.start(known_ms), cells.from_ms))
+        is_whole = found.facts.keys() >= read.asked
+        final_ms, stop = self._archived_until(
+            layer, cells.from_ms, cells.to_ms, found.facts.values() if is_whole else None
+        )
         # The archive leaves out expired cells; the cache may have them still.
         kept_ms = NEVER_MS
         if layer.archive_ttl_ms:
@@ -263,18 +273,31 @@ class Reader:
         for start, end, final in ((from_ms, final_ms, True), (max(final_ms, from_ms), stop, False)):
             if start < end:
                 part = dataclasses.replace(cells, from_ms=start, to_ms=end)
-                archived.append(await self._archive.read(layer, part, final=final, cost=cost))
+                archived.append(
+                    await self._archive.read(layer, part, final=final, cost=QueryCost())
+                )
         nothing = no_rows(layer)
         columns = nothing.columns
-        is_unknown = whole.get("events") == NEVER_ENDS_MS
         return LayerAnswer(
             live=whole_only(stacked((frame[columns] for frame in found.rows), nothing), whole),
             archived=whole_only(stacked(archived, nothing), whole),
-            partial=is_unknown or not found.facts.keys() >= read.asked,
-            served=frozenset(found.facts),
-            cost=cost,
+            partial=whole.get("events") == NEVER_ENDS_MS or not is_whole,
+            served=len(found.facts),
             whole=later_measures(layer, whole, cells.from_ms),
         )
+
+    def _archived_until(
+        self, layer: Layer, from_ms: int, to_ms: int, facts: Iterable[PartitionFacts] | None
+    ) -> tuple[int, int]:
+        """Return up to where a range that was read live is final, and may have been evicted.
+
+        ``facts`` are those of the owners that were asked, None if some of them did not answer.
+        """
+        if facts is not None:
+            evicted_ms = max((fact.evicted_ms for fact in facts), default=NEVER_MS)
+            to_ms = min(to_ms, layer.window.start(max(evicted_ms, from_ms)))
+        final_ms = layer.window.start(max(self._facts.archived_ms(layer), from_ms))
+        return min(to_ms, max(final_ms, from_ms)), to_ms
 
     def _parts(self, query: FamilyQuery, planned: QueryPlan) -> list[Part]:
         """Return the parts of a plan, one for each layer."""
@@ -312,17 +335,10 @@ class Reader:
 
     async def _read_archive(self, query: FamilyQuery, part: Part, cost: QueryCost) -> None:
         """Give a part its rows of the archive: final cells, and those that had left live tables."""
-        layer = part.layer
-        stop = part.to_ms
-        live_from_ms = stop if part.is_final else part.live_from_ms
-        if not part.lacks_owners:
-            evicted_ms = max(
-                (fact.evicted_ms for fact in part.live.facts.values()), default=NEVER_MS
-            )
-            stop = min(stop, layer.window.start(max(evicted_ms, live_from_ms)))
+        layer, live_from_ms = part.layer, part.live_from_ms
+        facts = None if part.lacks_owners else part.live.facts.values()
         # Some windows are final by now that were not known to be when owners were asked.
-        known_ms = max(self._facts.archived_ms(layer), live_from_ms)
-        middle = min(stop, layer.window.start(known_ms))
+        middle, stop = self._archived_until(layer, live_from_ms, part.to_ms, facts)
         # The archive has nothing before the first window.
         first_ms = self._facts.first_ms(layer)
         from_ms = max(live_from_ms, first_ms)

@@ -9,20 +9,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from agents.partition.claims import wrong_map
-from agents.partition.log_partition import LogPartitionIO
+from agents.partition.partition_io import PartitionIO
 from agents.partition.recovery import Recovery
 from app.cluster.topics import topics_found
 from app.kafka.log import KafkaLog
 from tables.model.errors import MapError
 from tables.model.layer import Map
 from tables.model.limits import RECORD_BYTES_MAX
+from tables.state.block_table import BlockWrite
 from tables.state.input_plan import InputPlan
-from tables.state.layer_table import BlockWrite
 from tables.state.partition_meta import Meta
 from tables.state.partition_state import PartitionState
 
 
-class _JournalOnly(LogPartitionIO):
+class _JournalOnly(PartitionIO):
     """A partition's journal without a local store."""
 
     def __init__(self, plan: InputPlan, to: KafkaLog) -> None:
@@ -90,4 +90,4 @@ async def _known(log: KafkaLog, themap: Map, topic: str) -> Meta | None:
 
 def _plan(themap: Map, topic: str, partitions: int) -> InputPlan:
     # Without layers all blocks are skipped: claims alone are taken.
-    return InputPlan(themap, topic, partitions, (), None, None, 0, {})
+    return InputPlan(themap, topic, partitions, ())

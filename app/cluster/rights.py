@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 from app.cluster.topic_specs import TopicKind, topics_of
-from app.kafka.operations import Operation
+from app.kafka.brokers import Operation
 from tables.called import called
 from tables.model.errors import TreasureMapError
 from tables.model.layer import Map
@@ -69,13 +69,7 @@ class Right:
 
 
 def rights_of(themap: Map, role: Role, group: str) -> list[Right]:
-    """Return the rights that a role must have on Kafka.
-
-    Args:
-        themap: the map.
-        role: who.
-        group: the consumer group of the map's workers.
-    """
+    """Return the rights that a role must have on Kafka; ``group`` is that of the map's workers."""
     wanted = _TOPICS[role]
     found = [
         Right("topic", spec.name, wanted[spec.kind])
@@ -116,12 +110,7 @@ def quoted(text: str) -> str:
 
 
 def how_to_allow(role: Role, options: Mapping[str, Any]) -> str:
-    """Return the advice to a user who lacks rights, as a part of a sentence.
-
-    Args:
-        role: the role that the user needs.
-        options: security options of aiokafka's clients, which have the user's name.
-    """
+    """Return the advice to a user who lacks rights, as a part of a sentence."""
     user = options.get("sasl_plain_username")
     command = f"map acl FILE --for {role} --user {shlex.quote(user) if user else 'NAME'}"
     return f"run `{called(command)}` and give its output to an administrator"
@@ -130,11 +119,7 @@ def how_to_allow(role: Role, options: Mapping[str, Any]) -> str:
 class RightsError(TreasureMapError):
     """A user lacks rights; lists all of them.
 
-    Args:
-        cannot: the failed action, as the beginning of a sentence.
-        role: the role that the user needs.
-        problems: one line each.
-        options: security options of aiokafka's clients, which have the user's name.
+    ``cannot`` is the failed action, as the beginning of a sentence.
 
     Attributes:
         problems: one line each.

@@ -9,22 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
+from aiokafka import errors
 from aiokafka.client import AIOKafkaClient, CoordinationType
-from aiokafka.errors import (
-    GroupAuthorizationFailedError,
-    IncompatibleBrokerVersion,
-    KafkaError,
-    TopicAuthorizationFailedError,
-    for_code,
-)
 from aiokafka.protocol.admin import DescribeGroupsRequest_v3, DescribeGroupsResponse_v3
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.metadata import MetadataResponse_v5
 from aiokafka.protocol.types import Array, Boolean, Int16, Int32, Schema, String
 
 from app.cluster.rights import Right, RightsError, Role
-from app.kafka.brokers import answer_of_any, connect_error
-from app.kafka.operations import Operation
+from app.kafka.brokers import Operation, answer_of_any, connect_error
 
 _BITS: dict[Operation, int] = {
     "Read": 3, "Write": 4, "Create": 5, "Delete": 6, "Describe": 8, "DescribeConfigs": 10,
@@ -121,13 +114,8 @@ async def check_rights(
 ) -> None:
     """Check that this user has rights, before anything begins.
 
-    Args:
-        brokers: bootstrap servers, ``host:port`` separated by commas.
-        options: security options of aiokafka's clients.
-        rights: the rights that are needed.
-        cannot: the action that needs them, as the beginning of a sentence.
-        role: whose rights they are.
-        may_lack: whether topics may be missing.
+    ``cannot`` is the action that needs them, as the beginning of a sentence; ``role`` is whose they
+    are. Topics may be missing if they ``may_lack``.
 
     Raises:
         RightsError: some are missing.
@@ -135,7 +123,7 @@ async def check_rights(
     """
     try:
         problems = await missing_rights(brokers, options, rights, may_lack=may_lack)
-    except (KafkaError, OSError, TimeoutError) as error:
+    except (errors.KafkaError, OSError, TimeoutError) as error:
         raise await connect_error(error, cannot, brokers, options) from error
     if problems:
         raise RightsError(cannot, role, problems, options)
@@ -146,11 +134,7 @@ async def missing_rights(
 ) -> list[str]:
     """Return a line for each topic or group on which this user lacks a right.
 
-    Args:
-        brokers: bootstrap servers, ``host:port`` separated by commas.
-        options: security options of aiokafka's clients.
-        rights: the rights that are needed.
-        may_lack: whether topics may be missing, as before they are made.
+    Topics may be missing if they ``may_lack``, as before they are made.
 
     Raises:
         KafkaError: a broker does not answer.
@@ -159,7 +143,7 @@ async def missing_rights(
     try:
         await client.bootstrap()
         return await _missing(client, rights, may_lack=may_lack)
-    except (NotImplementedError, IncompatibleBrokerVersion):
+    except (NotImplementedError, errors.IncompatibleBrokerVersion):
         # The broker has no such version of the question.
         return []
     finally:
@@ -207,7 +191,7 @@ async def _hidden(
     return frozenset(
         one["topic"]
         for one in answer.to_object()["topics"]
-        if for_code(one["error_code"]) is TopicAuthorizationFailedError
+        if errors.for_code(one["error_code"]) is errors.TopicAuthorizationFailedError
     )
 
 
@@ -216,12 +200,12 @@ async def _group_operations(client: AIOKafkaClient, group: str) -> int:
     try:
         node = await client.coordinator_lookup(CoordinationType.GROUP, group)
         answer: Any = await client.send(node, _Groups(group))
-    except GroupAuthorizationFailedError:
+    except errors.GroupAuthorizationFailedError:
         return 0
-    except KafkaError:
+    except errors.KafkaError:
         # Only its coordinator tells, and may be away for a moment; then it shows when it is joined.
         return -1
     (found,) = answer.groups
-    if for_code(found[0]) is GroupAuthorizationFailedError:
+    if errors.for_code(found[0]) is errors.GroupAuthorizationFailedError:
         return 0
     return int(found[-1])

@@ -30,10 +30,6 @@ class Doomed:
 class StartOver:
     """Finds the topics and the archive of a map, and deletes them.
 
-    Args:
-        settings: the addresses of Kafka and the archive.
-        themap: the map that starts over.
-
     Raises:
         SettingError: the archive's driver is not installed.
     """

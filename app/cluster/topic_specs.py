@@ -38,10 +38,7 @@ def topics_of(themap: Map, replication: int) -> list[TopicSpec]:
     because state is the fold of it. A feed of JSON may be compacted; records of Arrow have no key,
     and brokers refuse such records there. Sources take the broker's time as the append time,
     because a producer's own clock must not decide which events are too far in the future.
-
-    Args:
-        themap: the map.
-        replication: copies of every partition; from 3 on, writes to the map's own topics need 2.
+    From three copies of a partition on, writes to the map's own topics need all but one.
     """
     own = {"max.message.bytes": str(RECORD_BYTES_MAX)}
     if replication >= REPLICATION_MAX:

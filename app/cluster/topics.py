@@ -2,6 +2,7 @@
 
 A topic that exists is never changed: if results depend on the difference (partitions; for a
 journal, that nothing is ever deleted by time, size or compaction) it is refused.
+Every function raises BrokersAwayError if a broker does not answer.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -51,11 +52,7 @@ class TopicReport:
 class TopicsRefusedError(TreasureMapError):
     """Topics that differ from the map's, or that the broker would not make; lists all.
 
-    Args:
-        map_name: the map.
-        problems: one line each, ``topic <name>: <fault>; <remedy>``.
-        verb: the failed action.
-        advice: what mends all problems, a part of a sentence; empty if each has its own remedy.
+    ``verb`` is the failed action; ``advice`` mends all problems, if not each has its own remedy.
 
     Attributes:
         problems: one line each, ``topic <name>: <fault>; <remedy>``.
@@ -80,17 +77,11 @@ async def apply_topics(
 ) -> TopicReport:
     """Make the topics of a map that are missing; check those that exist, and change none.
 
-    Nothing is made if something is refused beforehand. To apply a map again does nothing.
-
-    Args:
-        brokers: bootstrap servers, ``host:port`` separated by commas.
-        themap: the map.
-        replication: copies of every partition; None takes the number of brokers, at most 3.
-        client_options: security options of aiokafka's clients.
+    Nothing is made if something is refused beforehand. To apply a map again does nothing. Without
+    ``replication`` a partition has as many copies as there are brokers, at most 3.
 
     Raises:
         TopicsRefusedError: topics differ from the map, or the broker refused to make some.
-        BrokersAwayError: a broker does not answer.
     """
     async with _admin(brokers, client_options or {}) as admin:
         if replication is None:
@@ -102,7 +93,13 @@ async def apply_topics(
         missing = [spec for spec in specs if spec.name not in found]
         if missing:
             await _create(admin, themap, missing, how_to_allow("apply", client_options or {}))
-            found = await _wait_visible(admin, specs)
+            # Workers must find them.
+            found = await _wait(
+                admin,
+                lambda found: [spec.name for spec in specs if spec.name not in found],
+                "cannot find topics after making them: {}; got none within {:.0f} s; want all;"
+                " check the brokers' health and apply again",
+            )
             # A topic may have been made by somebody else meanwhile, or otherwise than asked.
             unchecked = await _check(admin, themap, specs, found)
     return TopicReport(
@@ -114,11 +111,7 @@ async def apply_topics(
 
 
 async def check_topics(
-    brokers: str,
-    themap: Map,
-    client_options: Mapping[str, Any] | None = None,
-    *,
-    group: str,
+    brokers: str, themap: Map, client_options: Mapping[str, Any] | None = None, *, group: str
 ) -> str:
     """Check that a worker can use the topics of a map and its group; make and change none.
 
@@ -130,7 +123,6 @@ async def check_topics(
 
     Raises:
         TopicsRefusedError: topics are missing or differ from the map, or a right is missing.
-        BrokersAwayError: a broker does not answer.
     """
     options = client_options or {}
     async with _admin(brokers, options, "cannot connect to Kafka") as admin:
@@ -157,13 +149,8 @@ async def check_topics(
 async def own_topics(
     brokers: str, themap: Map, client_options: Mapping[str, Any] | None = None
 ) -> list[str]:
-    """Return those of the map's topics that exist, without its sources, which are others' to write.
-
-    Raises:
-        BrokersAwayError: a broker does not answer.
-    """
-    async with _admin(brokers, client_options or {}) as admin:
-        found = await _partitions_found(admin)
+    """Return those of the map's topics that exist, but its sources, which are others' to write."""
+    found = await topics_found(brokers, client_options)
     specs = topics_of(themap, replication=1)
     return [spec.name for spec in specs if spec.kind != "source" and spec.name in found]
 
@@ -188,24 +175,18 @@ async def delete_topics(
                 f"cannot delete topics: the broker refuses {', '.join(refused)}; see to its cause, "
                 "delete.topic.enable and who may delete among them, then start over again"
             )
-        deadline = asyncio.get_running_loop().time() + VISIBLE_DEADLINE_S
-        while left := sorted(set(names) & (await _partitions_found(admin)).keys()):
-            if asyncio.get_running_loop().time() > deadline:
-                raise TreasureMapError(
-                    f"cannot delete topics: {', '.join(left)} are still there after "
-                    f"{VISIBLE_DEADLINE_S:.0f} s; check the brokers' health and start over again"
-                )
-            await asyncio.sleep(_VISIBLE_POLL_S)
+        await _wait(
+            admin,
+            lambda found: [name for name in names if name in found],
+            "cannot delete topics: {} are still there after {:.0f} s; check the brokers' health and"
+            " start over again",
+        )
 
 
 async def members_of(
     brokers: str, group: str, client_options: Mapping[str, Any] | None = None
 ) -> list[str]:
-    """Return the clients that are in a consumer group now.
-
-    Raises:
-        BrokersAwayError: a broker does not answer.
-    """
+    """Return the clients that are in a consumer group now."""
     async with _admin(brokers, client_options or {}) as admin:
         answers = await admin.describe_consumer_groups([group])
     # Of a group: error, name, state, protocol's kind, protocol, members; of those: id, client id,
@@ -217,11 +198,7 @@ async def members_of(
 async def topics_found(
     brokers: str, client_options: Mapping[str, Any] | None = None
 ) -> dict[str, int]:
-    """Return the number of partitions of every topic there is.
-
-    Raises:
-        BrokersAwayError: a broker does not answer.
-    """
+    """Return the number of partitions of every topic there is."""
     async with _admin(brokers, client_options or {}) as admin:
         return await _partitions_found(admin)
 
@@ -352,18 +329,14 @@ async def _create(
         raise TopicsRefusedError(themap.name, problems, advice=advice)
 
 
-async def _wait_visible(admin: AIOKafkaAdminClient, specs: list[TopicSpec]) -> dict[str, int]:
-    """Return the topics found once all of the map's are among them, so that workers find them."""
+async def _wait(
+    admin: AIOKafkaAdminClient, left: Callable[[Mapping[str, int]], list[str]], failed: str
+) -> dict[str, int]:
+    """Return the topics once there is nothing left to wait for among them."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + VISIBLE_DEADLINE_S
-    while True:
-        found = await _partitions_found(admin)
-        absent = [spec.name for spec in specs if spec.name not in found]
-        if not absent:
-            return found
+    while names := left(found := await _partitions_found(admin)):
         if loop.time() > deadline:
-            raise TreasureMapError(
-                f"cannot find topics after making them: {', '.join(absent)}; got none within "
-                f"{VISIBLE_DEADLINE_S:.0f} s; want all; check the brokers' health and apply again"
-            )
+            raise TreasureMapError(failed.format(", ".join(sorted(names)), VISIBLE_DEADLINE_S))
         await asyncio.sleep(_VISIBLE_POLL_S)
+    return found

@@ -7,8 +7,9 @@ import base64
 import contextlib
 import dataclasses
 import datetime as dt
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import functools
+from collections.abc import AsyncGenerator, Callable
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -43,7 +44,17 @@ _OF_NEW_LAYERS = (
 
 
 def _filtered(function: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that choose letters."""
+    """Add the options that choose letters; the function is called with those that are chosen."""
+
+    @functools.wraps(function)
+    def chosen(
+        *, settings: Settings, late: bool, reasons: tuple[str, ...], topics: tuple[str, ...],
+        replayed: bool, **options: Any,
+    ) -> None:  # fmt: skip
+        _check_reasons(reasons, late=late)
+        letters = _letters(settings, late=late)
+        function(letters.letters(_wanted(reasons, topics), replayed=replayed), **options)
+
     options = [
         click.option("--late", is_flag=True, help="Of events that came too late, instead of dead."),
         click.option("--reason", "reasons", multiple=True, help="Only of this reason; repeatable."),
@@ -52,20 +63,16 @@ def _filtered(function: Callable[..., None]) -> Callable[..., None]:
         click.option("--json", "as_json", is_flag=True, help="Print JSON, an object a line."),
     ]
     for option in reversed(options):
-        function = option(function)
-    return settings_options(function)
+        chosen = option(chosen)
+    return settings_options(chosen)
 
 
 @command.command("list")
 @click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True)
 @_filtered
-def list_(
-    *, settings: Settings, late: bool, reasons: tuple[str, ...], topics: tuple[str, ...],
-    replayed: bool, as_json: bool, limit: int,
-) -> None:  # fmt: skip
+def list_(letters: AsyncGenerator[Entry], *, as_json: bool, limit: int) -> None:
     """Print letters, oldest first within each partition."""
-    _check_reasons(reasons, late=late)
-    found, more = asyncio.run(_list(settings, late, _wanted(reasons, topics), replayed, limit))
+    found, more = asyncio.run(_list(letters, limit))
     if as_json:
         for entry in found:
             click.echo(printable_json(_json(entry)))
@@ -83,13 +90,9 @@ def list_(
 
 @command.command()
 @_filtered
-def count(
-    *, settings: Settings, late: bool, reasons: tuple[str, ...], topics: tuple[str, ...],
-    replayed: bool, as_json: bool,
-) -> None:  # fmt: skip
+def count(letters: AsyncGenerator[Entry], *, as_json: bool) -> None:
     """Print how many letters and events there are, by topic and reason."""
-    _check_reasons(reasons, late=late)
-    rows = asyncio.run(_count(settings, late, _wanted(reasons, topics), replayed))
+    rows = asyncio.run(_count(letters))
     if as_json:
         for row in rows:
             click.echo(printable_json(dataclasses.asdict(row)))
@@ -207,11 +210,8 @@ def _wanted(
     )
 
 
-async def _list(
-    settings: Settings, late: bool, wanted: Callable[[Letter], bool], replayed: bool, limit: int
-) -> tuple[list[Entry], bool]:
+async def _list(letters: AsyncGenerator[Entry], limit: int) -> tuple[list[Entry], bool]:
     found: list[Entry] = []
-    letters = _letters(settings, late=late).letters(wanted, replayed=replayed)
     async with contextlib.aclosing(letters):
         async for entry in letters:
             if len(found) == limit:
@@ -220,11 +220,8 @@ async def _list(
     return found, False
 
 
-async def _count(
-    settings: Settings, late: bool, wanted: Callable[[Letter], bool], replayed: bool
-) -> list[_Row]:
+async def _count(letters: AsyncGenerator[Entry]) -> list[_Row]:
     rows: dict[tuple[str, str], _Row] = {}
-    letters = _letters(settings, late=late).letters(wanted, replayed=replayed)
     async with contextlib.aclosing(letters):
         async for entry in letters:
             letter = entry.letter

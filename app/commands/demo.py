@@ -18,11 +18,9 @@ _FOLDER = pathlib.Path("var")
 
 @click.command(name="demo")
 @click.option(
-    "--seconds",
-    type=click.FloatRange(min=1),
-    envvar="DEMO_SECONDS",
+    "--seconds", type=click.FloatRange(min=1), envvar="DEMO_SECONDS",
     help="Pace flights and radar to this time, then check and end. [env: DEMO_SECONDS]",
-)
+)  # fmt: skip
 def command(seconds: float | None) -> None:
     """Run broker, worker and input, and compare the result with the file.
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from app.config.options import kafka_settings_options
+from app.config.options import kafka_settings_options, option
 from app.config.settings import Settings
 from app.host.printable import printable
 from app.load.generator import generate
@@ -21,6 +21,7 @@ from app.load.plan import MAP_FILE, SOURCE, LoadSpec, default_start_ms, processe
 from app.load.process import Progress
 from app.load.writers import names
 from app.mapfile.load import load_map
+from tables.model.clock import wall_clock_ms
 
 _LINE_SECONDS = 5.0
 _SHARE = click.FloatRange(0, 1)
@@ -49,129 +50,53 @@ class _Auto(click.ParamType):
     f" there; else that of a shop, {MAP_FILE}]",
 )
 @click.option(
-    "--source",
-    help=f"The map's source to write to.  [default: its only one, or {SOURCE}]",
+    "--source", help=f"The map's source to write to.  [default: its only one, or {SOURCE}]"
 )
+@option("--rate", click.FloatRange(min=0), 10_000.0, "Events a second; 0 is as fast as possible.")
+@option("--seconds", click.FloatRange(min=0, min_open=True), 10.0, "How long to write.")
+@option("--keys", click.IntRange(1, 10_000_000), 1_000, "How many keys there are.")
+@option(
+    "--skew", click.FloatRange(0, 10), 1.0,
+    "Zipf's exponent: the key of rank r comes in proportion to r^-skew; 0: all alike.",
+)  # fmt: skip
+@option(
+    "--types", click.IntRange(1, 100_000), 12,
+    "Number of event types; fewer if patterns have no star.",
+)  # fmt: skip
+@option("--late", _SHARE, 0.0, "Share of events that come late, half of them too late.")
+@option("--bad", _SHARE, 0.0, "Share of events that something unusable takes the place of.")
+@option("--duplicates", _SHARE, 0.0, "Share of events that repeat an earlier one, with its id.")
+@option("--format form", click.Choice(names()), "json", "The form of records.")
+@option("--batch", click.IntRange(1, 20_000), 500, "Most events of a record that holds many.")
+@option("--seed", int, 1, "Of the random numbers.")
+@option(
+    "--processes", _Auto(), "auto",
+    "How many processes write; auto: as many as the rate needs, at most one a core.",
+)  # fmt: skip
+@option(
+    "--manifest", click.Path(dir_okay=False, path_type=pathlib.Path),
+    pathlib.Path("var/manifest.json"),
+    "The file for the counts of written records and of the results that must follow.",
+)  # fmt: skip
 @click.option(
-    "--rate",
-    type=click.FloatRange(min=0),
-    default=10_000.0,
-    show_default=True,
-    help="Events a second; 0 is as fast as possible.",
-)
-@click.option(
-    "--seconds",
-    type=click.FloatRange(min=0, min_open=True),
-    default=10.0,
-    show_default=True,
-    help="How long to write.",
-)
-@click.option(
-    "--keys",
-    type=click.IntRange(1, 10_000_000),
-    default=1_000,
-    show_default=True,
-    help="How many keys there are.",
-)
-@click.option(
-    "--skew",
-    type=click.FloatRange(0, 10),
-    default=1.0,
-    show_default=True,
-    help="Zipf's exponent: the key of rank r comes in proportion to r^-skew; 0: all alike.",
-)
-@click.option(
-    "--types",
-    type=click.IntRange(1, 100_000),
-    default=12,
-    show_default=True,
-    help="Number of event types; fewer if patterns have no star.",
-)
-@click.option(
-    "--late",
-    type=_SHARE,
-    default=0.0,
-    show_default=True,
-    help="Share of events that come late, half of them too late.",
-)
-@click.option(
-    "--bad",
-    type=_SHARE,
-    default=0.0,
-    show_default=True,
-    help="Share of events that something unusable takes the place of.",
-)
-@click.option(
-    "--duplicates",
-    type=_SHARE,
-    default=0.0,
-    show_default=True,
-    help="Share of events that repeat an earlier one, with its id.",
-)
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(names()),
-    default="json",
-    show_default=True,
-    help="The form of records.",
-)
-@click.option(
-    "--batch",
-    type=click.IntRange(1, 20_000),
-    default=500,
-    show_default=True,
-    help="Most events of a record that holds many.",
-)
-@click.option("--seed", type=int, default=1, show_default=True, help="Of the random numbers.")
-@click.option(
-    "--processes",
-    type=_Auto(),
-    default="auto",
-    show_default=True,
-    help="How many processes write; auto: as many as the rate needs, at most one a core.",
-)
-@click.option(
-    "--manifest",
-    type=click.Path(dir_okay=False, path_type=pathlib.Path),
-    default=pathlib.Path("var/manifest.json"),
-    show_default=True,
-    help="The file for the counts of written records and of the results that must follow.",
-)
-@click.option(
-    "--start",
-    "start_ms",
-    type=int,
+    "--start", "start_ms", type=int,
     help="Event time at the start, ms. [default: now, or the latest that the map allows]",
-)
+)  # fmt: skip
+@option(
+    "--speed", click.FloatRange(min=0, min_open=True), 1.0,
+    "How fast event time runs, times real time.",
+)  # fmt: skip
 @click.option(
-    "--speed",
-    type=click.FloatRange(min=0, min_open=True),
-    default=1.0,
-    show_default=True,
-    help="How fast event time runs, times real time.",
-)
-@click.option(
-    "--settle/--no-settle",
-    default=True,
-    show_default=True,
+    "--settle/--no-settle", default=True, show_default=True,
     help="Whether to end with heartbeats that close and seal every window.",
-)
+)  # fmt: skip
 @click.option("--append", is_flag=True, help="Write to a topic that holds records already.")
 @kafka_settings_options
 def command(
-    *,
-    settings: Settings,
-    map_file: str | None,
-    source: str | None,
-    processes: int | None,
-    form: str,
-    manifest: pathlib.Path,
-    start_ms: int | None,
-    settle: bool,
-    append: bool,
+    *, settings: Settings, map_file: str | None, source: str | None, processes: int | None,
+    form: str, manifest: pathlib.Path, start_ms: int | None, settle: bool, append: bool,
     **options: Any,
-) -> None:
+) -> None:  # fmt: skip
     """Write a load and say how it went."""
     starts_later = start_ms is None
     map_file = map_file or _map_of(settings)
@@ -180,7 +105,7 @@ def command(
     name = source or (next(iter(known)) if len(known) == 1 else SOURCE)
     found = known.get(name)
     if start_ms is None and found is not None:
-        now_ms = time.time_ns() // 1_000_000
+        now_ms = wall_clock_ms()
         start_ms = default_start_ms(themap, found, now_ms, options["seconds"], options["speed"])
     # If the source is not known, generate() says so.
     plan = LoadSpec(

@@ -12,7 +12,7 @@ from rich.tree import Tree
 
 from app.cluster.rights import ROLES, Role, checks_of, kafka_commands, rights_of
 from app.config.archives import archive_of, for_many
-from app.config.options import settings_options
+from app.config.options import option, settings_options
 from app.config.settings import Settings
 from app.host.printable import printable
 from app.mapfile.load import load_map
@@ -37,10 +37,9 @@ def command() -> None:
 @command.command()
 @_map_file
 @click.option(
-    "--against",
-    type=click.Path(dir_okay=False),
+    "--against", type=click.Path(dir_okay=False),
     help="The map file in use: its layers must not become others under the same names.",
-)
+)  # fmt: skip
 def check(file: str, against: str | None) -> None:
     """Check the map FILE, and print all its faults."""
     themap = load_map(file)
@@ -68,10 +67,9 @@ def show(file: str) -> None:
 @command.command()
 @_map_file
 @click.option(
-    "--replication",
-    type=click.IntRange(min=1),
+    "--replication", type=click.IntRange(min=1),
     help="Copies of every topic's partitions; by default the number of brokers, at most 3.",
-)
+)  # fmt: skip
 @settings_options
 def apply(file: str, replication: int | None, settings: Settings) -> None:
     """Make the Kafka topics of the map FILE and, with --archive cassandra, its tables.
@@ -95,14 +93,7 @@ def _check_against(themap: Map, old: Map) -> None:
 
 @command.command()
 @_map_file
-@click.option(
-    "--for",
-    "role",
-    type=click.Choice(list(ROLES)),
-    default="worker",
-    show_default=True,
-    help="Who is to be allowed it.",
-)
+@option("--for role", click.Choice(list(ROLES)), "worker", "Who is to be allowed it.")
 @click.option("--user", required=True, help="The user of Kafka, and the role of Cassandra.")
 @click.option("--role", "archive_role", help="The role of Cassandra, if its name is another.")
 @click.option("--only", type=click.Choice(["kafka", "cassandra"]), help="Print only these rights.")
@@ -115,10 +106,10 @@ def acl(
 
     It connects to nothing and changes nothing: whoever may grant rights runs the output.
     """
-    for option, name in (("--user", user), ("--role", archive_role or user)):
+    for flag, name in (("--user", user), ("--role", archive_role or user)):
         if not name.isprintable() or name in ("", "*"):
             # Kafka takes User:* for everybody.
-            raise click.UsageError(f"cannot use {option}: got {name!r}; want the name of one user")
+            raise click.UsageError(f"cannot use {flag}: got {name!r}; want the name of one user")
     themap = load_map(file)
     if only != "cassandra":
         _print_kafka_rights(themap, role, user, settings)

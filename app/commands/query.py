@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import os
 import sys
 import time
@@ -34,35 +34,22 @@ PARTIAL = "partial: owners of some partitions did not answer, and their open cel
 WATCH_S = 1.0
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Asked:
-    """The request of a command line; ``rows`` says that it asks for rows of a family."""
-
-    name: str
-    range: Range
-    limit: int
-    rows: bool
+Ask = Callable[[], Answer | FamilyAnswer]
 
 
 @click.command("query")
 @click.argument("name")
 @click.option(
-    "--key",
-    "keys",
-    multiple=True,
-    metavar="FIELD=VALUE",
+    "--key", "keys", multiple=True, metavar="FIELD=VALUE",
     help="A key field's value; of a family, several times for one of several.",
-)
+)  # fmt: skip
 @click.option("--from", "from_time", required=True, help="Start: epoch ms, RFC 3339 or a date.")
 @click.option("--to", "to_time", required=True, help="End, not included: likewise.")
 @click.option("--step", metavar="WINDOW", help="Rows of the family NAME, one for each of these: 1h")
 @click.option(
-    "--group",
-    "groups",
-    multiple=True,
-    metavar="FIELD",
+    "--group", "groups", multiple=True, metavar="FIELD",
     help="Rows of the family NAME that keep this field; - keeps none.",
-)
+)  # fmt: skip
 @click.option("--measure", "measures", multiple=True, help="Only this one, of a family.")
 @click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True)
 @click.option("--watch", is_flag=True, help="Ask again every second and draw it anew.")
@@ -75,27 +62,14 @@ class Asked:
     help="PEM file of the authority of the endpoint's certificate; else web_ca_file of --settings.",
 )
 @click.option(
-    "--settings",
-    "settings_file",
-    metavar="FILE",
+    "--settings", "settings_file", metavar="FILE",
     help="TOML file of the worker's settings, for its address, token and authority.",
-)
+)  # fmt: skip
 def command(
-    name: str,
-    *,
-    keys: tuple[str, ...],
-    from_time: str,
-    to_time: str,
-    step: str | None,
-    groups: tuple[str, ...],
-    measures: tuple[str, ...],
-    limit: int,
-    watch: bool,
-    as_json: bool,
-    url: str | None,
-    ca_file: str | None,
-    settings_file: str | None,
-) -> None:
+    name: str, *, keys: tuple[str, ...], from_time: str, to_time: str, step: str | None,
+    groups: tuple[str, ...], measures: tuple[str, ...], limit: int, watch: bool, as_json: bool,
+    url: str | None, ca_file: str | None, settings_file: str | None,
+) -> None:  # fmt: skip
     """Print the cells of layer NAME whose windows start in [--from, --to).
 
     With --step, --group or --measure: rows of family NAME over that range, from whichever layers
@@ -108,27 +82,24 @@ def command(
         from_time, to_time, _keys(keys, several=rows), step=step, group=_group(groups),
         measures=measures or None,
     )  # fmt: skip
-    asked = Asked(name, found, limit, rows)
     if watch and as_json:
         raise click.UsageError("cannot use --watch with --json: a document has an end; give one")
     settings = load_settings(file=settings_file) if settings_file else Settings()
     token = settings.web_token or _token()
-    if url is None:
-        url = _url_of(settings) if settings_file else DEFAULT_URL
+    if url is None and settings_file:
+        from app.config.connections import own_url  # noqa: PLC0415 - a query alone needs no worker's modules
+
+        url = own_url(settings)
+    ca_file = ca_file or settings.web_ca_file or None
     try:
-        with QueryClient(url, token, ca_file=ca_file or settings.web_ca_file or None) as client:
+        with QueryClient(DEFAULT_URL if url is None else url, token, ca_file=ca_file) as client:
+            ask = _asking(client, name, found, limit, rows=rows)
             if watch:
-                _watch(client, asked)
+                _watch(ask)
             else:
-                _print(_ask(client, asked), as_json=as_json)
+                _print(ask(), as_json=as_json)
     except (QueryFailedError, ValueError, OSError) as error:
         raise QueryError(f"{error}{_hint(error, token)}") from error
-
-
-def _url_of(settings: Settings) -> str:
-    from app.config.connections import own_url  # noqa: PLC0415 - a query alone needs no worker's modules
-
-    return own_url(settings)
 
 
 def _hint(error: Exception, token: str | None) -> str:
@@ -155,12 +126,12 @@ def _token() -> str | None:
         raise QueryError(f"cannot use {environment_variable('web_token_file')}: {error}") from error
 
 
-def _ask(client: QueryClient, asked: Asked) -> Answer | FamilyAnswer:
-    if asked.rows:
-        return client.rows(asked.name, asked.range, limit=asked.limit)
-    key = {name: value for name, value in asked.range.key.items() if isinstance(value, str)}
-    times = asked.range.from_time, asked.range.to_time
-    return client.cells(asked.name, key, *times, limit=asked.limit)
+def _asking(client: QueryClient, name: str, asked: Range, limit: int, *, rows: bool) -> Ask:
+    """Return the request: of rows of a family, or of cells of a layer."""
+    if rows:
+        return functools.partial(client.rows, name, asked, limit=limit)
+    key = {name: value for name, value in asked.key.items() if isinstance(value, str)}
+    return functools.partial(client.cells, name, key, asked.from_time, asked.to_time, limit=limit)
 
 
 def _print(answer: Answer | FamilyAnswer, *, as_json: bool) -> None:
@@ -172,12 +143,12 @@ def _print(answer: Answer | FamilyAnswer, *, as_json: bool) -> None:
         click.echo(printable(note), err=True)
 
 
-def _watch(client: QueryClient, asked: Asked) -> None:
+def _watch(ask: Ask) -> None:
     """Draw the answer anew until the reader has seen enough."""
     console = Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS)
 
     def drawn() -> Group:
-        answer = _ask(client, asked)
+        answer = ask()
         return Group(_table(answer), *(Text(printable(note)) for note in _notes(answer)))
 
     try:

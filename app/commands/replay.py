@@ -8,7 +8,7 @@ import pathlib
 import click
 
 from app.config.connections import kafka_options
-from app.config.options import kafka_settings_options
+from app.config.options import kafka_settings_options, option
 from app.config.settings import Settings
 from app.demo.flights import events
 from app.load.replay import keyed, replay, settled_ms
@@ -18,18 +18,11 @@ from app.mapfile.load import load_map
 @click.command(name="replay", help="Write recorded events to their topic, with heartbeats.")
 @click.argument("recording", type=click.Choice(["flights"]))
 @click.option(
-    "--map",
-    "map_file",
-    type=click.Path(dir_okay=False, path_type=pathlib.Path),
-    default=events.MAP_FILE,
-    help="The map that names the topic. [default: the flights' own]",
-)
-@click.option(
-    "--seconds",
-    type=click.FloatRange(min=0),
-    default=20.0,
-    show_default=True,
-    help="How long the year takes; 0 is as fast as possible.",
+    "--map", "map_file", type=click.Path(dir_okay=False, path_type=pathlib.Path),
+    default=events.MAP_FILE, help="The map that names the topic. [default: the flights' own]",
+)  # fmt: skip
+@option(
+    "--seconds", click.FloatRange(min=0), 20.0, "How long the year takes; 0 is as fast as possible."
 )
 @kafka_settings_options
 def command(recording: str, map_file: pathlib.Path, seconds: float, settings: Settings) -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from app.config.options import settings_options
+from app.config.options import option, settings_options
 from app.config.settings import Settings
 from app.host.allocator import tune_gc
 from app.host.printable import printable, printable_json
@@ -51,21 +51,10 @@ def _cannot(function: Callable[..., None]) -> Callable[..., None]:
 
 @click.command("verify")
 @click.option("--url", "urls", multiple=True, help="A worker's endpoint; give those of all.")
-@click.option(
-    "--deadline",
-    "deadline_s",
-    type=click.FloatRange(min=0),
-    default=60.0,
-    show_default=True,
-    help="Seconds to wait until nothing moves.",
+@option(
+    "--deadline deadline_s", click.FloatRange(min=0), 60.0, "Seconds to wait until nothing moves."
 )
-@click.option(
-    "--rows",
-    type=click.IntRange(min=0),
-    default=20,
-    show_default=True,
-    help="Most differences to show.",
-)
+@option("--rows", click.IntRange(min=0), 20, "Most differences to show.")
 @click.option(
     "--ca-file", help="PEM file of the authority of the endpoints' certificates; else web_ca_file."
 )

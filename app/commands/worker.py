@@ -16,13 +16,9 @@ LEVELS = ("debug", "info", "warning", "error", "critical")
 
 @click.command("worker")
 @click.option(
-    "--loglevel",
-    "-l",
-    type=click.Choice(LEVELS, case_sensitive=False),
-    default="info",
-    show_default=True,
-    help="Least level to log.",
-)
+    "--loglevel", "-l", type=click.Choice(LEVELS, case_sensitive=False), default="info",
+    show_default=True, help="Least level to log.",
+)  # fmt: skip
 @functools.partial(settings_options, has_log=True)
 def command(loglevel: str, settings: Settings) -> None:
     """Run a worker: read, fold, journal, archive and answer until it is stopped."""

@@ -1,13 +1,14 @@
-"""The protocol of a kind of archive: how the settings choose, check, make and wipe one.
+"""The base of a kind of archive: how the settings choose, check, make and wipe one.
 
 ``app/config/archives.py`` lists the kinds that there are.
 """
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from app.config.settings import Settings
@@ -36,43 +37,48 @@ class Wiping(NamedTuple):
     wipe: Callable[[], None]
 
 
-class ArchiveKind(Protocol):
+class ArchiveKind(abc.ABC):
     """A kind of archive; its settings are fields of :class:`Settings`.
 
     Each method raises SettingError if the settings ask for something that is not there. Packages
     that only this kind needs are imported by the methods.
+
+    Attributes:
+        name: the value of the setting ``archive`` that chooses it.
+        serves_many: whether several workers of a group may have it together.
     """
 
-    @property
-    def name(self) -> str:
-        """The value of the setting ``archive`` that chooses it."""
-
-    @property
-    def serves_many(self) -> bool:
-        """Whether several workers of a group may have it together."""
+    name: str
+    serves_many: bool
 
     def exposed(self, settings: Settings) -> Iterator[Fault]:
         """Yield each fault of its connections beyond loopback, unless ``insecure`` is set."""
+        del settings
+        yield from ()
 
     def folders(self, settings: Settings) -> list[Path]:
         """Return the folders of this machine that it fills; they exist while it is open."""
+        del settings
+        return []
 
+    @abc.abstractmethod
     def place(self, settings: Settings) -> str:
         """Return the name of its location, for the log."""
 
+    @abc.abstractmethod
     def make(self, settings: Settings, reloads: Reloads | None = None) -> Archive:
-        """Return the archive, to be opened.
-
-        Args:
-            settings: the settings.
-            reloads: reads files of certificates again when they change.
-        """
+        """Return the archive, to be opened; ``reloads`` reads its certificates when they change."""
 
     def schema(self, settings: Settings, themap: Map) -> Schema | None:
         """Return the tables to make before workers of a map start, None if there are none."""
+        del settings, themap
+        return None
 
+    @abc.abstractmethod
     def wiping(self, settings: Settings, map_name: str) -> Wiping:
         """Return the cells to delete when a map starts over."""
 
     def grants(self, settings: Settings, themap: Map, role: str, user: str) -> Iterator[str]:
         """Yield the commands that give a user the least rights of a role of ``map acl``."""
+        del settings, themap, role, user
+        yield from ()

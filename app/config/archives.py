@@ -1,7 +1,7 @@
 """The kinds of archives that there are, by the setting ``archive``: this is the one list of them.
 
-A kind is a package in ``tables/archive/`` that keeps ``protocol.py``, a module beside this one that
-keeps ``archive_kind.py``, its settings, and an entry here.
+A kind is a package in ``tables/archive/`` that keeps ``protocol.py``, a module beside this one with
+a subclass of ``ArchiveKind``, its settings, and an entry here.
 """
 
 from __future__ import annotations

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.config.archive_kind import Fault, Schema, Wiping
+from app.config.archive_kind import ArchiveKind, Fault, Schema, Wiping
 from app.config.connections import cassandra_settings
 from app.config.loopback import INSECURE, is_loopback
 
@@ -24,8 +23,8 @@ _KEYSPACE: dict[str, tuple[str, ...]] = {
 _TABLES: dict[str, tuple[str, ...]] = {"worker": ("SELECT", "MODIFY"), "verify": ("SELECT",)}
 
 
-class CassandraKind:
-    """The kind ``cassandra``; see :class:`app.config.archive_kind.ArchiveKind`."""
+class CassandraKind(ArchiveKind):
+    """The kind ``cassandra``; its nodes have disks of their own."""
 
     name = "cassandra"
     serves_many = True
@@ -39,11 +38,6 @@ class CassandraKind:
                 f" want TLS; set cassandra_tls or cassandra_ca_file, {INSECURE}"
             )
             yield ("cassandra_hosts", "archive", "cassandra_tls"), text
-
-    def folders(self, settings: Settings) -> list[Path]:
-        """Return none: its nodes have disks of their own."""
-        del settings
-        return []
 
     def place(self, settings: Settings) -> str:
         """Return its name."""
@@ -66,7 +60,7 @@ class CassandraKind:
     def wiping(self, settings: Settings, map_name: str) -> Wiping:
         """Return the map's tables."""
         made = cassandra_settings(settings)
-        from tables.archive.cassandra.wipe import wipe_keyspace  # noqa: PLC0415 - an extra
+        from tables.archive.cassandra.register import wipe_keyspace  # noqa: PLC0415 - an extra
 
         what = f"the tables of map {map_name} in keyspace {made.keyspace}"
         return Wiping(what, functools.partial(wipe_keyspace, made, map_name))

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 def kafka_options(settings: Settings, reloads: Reloads | None = None) -> dict[str, Any]:
     """Return the security options that every aiokafka client takes: TLS and login.
 
-    Args:
-        settings: files, name and password.
-        reloads: reads the files again when they change.
+    Files of certificates are read again by ``reloads`` when they change.
 
     Raises:
         SettingError: a certificate file cannot be used.
@@ -64,10 +62,6 @@ def cassandra_tls(settings: Settings, reloads: Reloads | None = None) -> ssl.SSL
 
 def cassandra_settings(settings: Settings, reloads: Reloads | None = None) -> CassandraSettings:
     """Return the settings of the Cassandra archive; imports the Cassandra driver.
-
-    Args:
-        settings: nodes, files, name and password.
-        reloads: reads the files again when they change.
 
     Raises:
         SettingError: the driver is not installed, the archive cannot make such a replication, or a

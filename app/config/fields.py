@@ -45,6 +45,26 @@ def means(text: str, *, wanted: str = "", flag: str = "", default: str = "", **l
     return Meta(description=text, extra=extra, **limits)
 
 
+def _authorities(of: str) -> Meta:
+    return means(f"PEM file of the authorities that sign the {of}; empty: the system's.")
+
+
+def _certificate(of: str) -> Meta:
+    return means(f"PEM file of this client's certificate for {of}.")
+
+
+def _key(cert_file: str) -> Meta:
+    return means(f"PEM file of the key of `{cert_file}`.")
+
+
+def _passphrase(key_file: str) -> Meta:
+    return means(f"File that holds the passphrase of `{key_file}`; empty: it has none.")
+
+
+def _holds(secret: str) -> Meta:
+    return means(f"File that holds `{secret}`; give one of the two.")
+
+
 class SettingFields(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a worker and its commands can be told; an empty string or list means "not set"."""
 
@@ -88,15 +108,10 @@ class SettingFields(msgspec.Struct, frozen=True, kw_only=True):
     kafka_tls: Annotated[
         bool, means("Encrypt connections to Kafka; also on if a certificate is given.")
     ] = False
-    kafka_ca_file: Annotated[
-        str, means("PEM file of the authorities that sign the brokers; empty: the system's.")
-    ] = ""
-    kafka_cert_file: Annotated[str, means("PEM file of this client's certificate for Kafka.")] = ""
-    kafka_key_file: Annotated[PrivateFile, means("PEM file of the key of `kafka_cert_file`.")] = ""
-    kafka_key_password_file: Annotated[
-        PrivateFile,
-        means("File that holds the passphrase of `kafka_key_file`; empty: it has none."),
-    ] = ""
+    kafka_ca_file: Annotated[str, _authorities("brokers")] = ""
+    kafka_cert_file: Annotated[str, _certificate("Kafka")] = ""
+    kafka_key_file: Annotated[PrivateFile, _key("kafka_cert_file")] = ""
+    kafka_key_password_file: Annotated[PrivateFile, _passphrase("kafka_key_file")] = ""
     kafka_sasl_mechanism: Annotated[
         Literal["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"],
         means("How to log in to Kafka: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512."),
@@ -158,8 +173,7 @@ class SettingFields(msgspec.Struct, frozen=True, kw_only=True):
     ] = 256 * MIB
 
     archive: Annotated[
-        str,
-        means("Where closed cells rest: `embedded` (one worker only) or `cassandra`."),
+        str, means("Where closed cells rest: `embedded` (one worker only) or `cassandra`.")
     ] = "embedded"
     archive_folder: Annotated[
         pathlib.Path,
@@ -217,19 +231,10 @@ class SettingFields(msgspec.Struct, frozen=True, kw_only=True):
             " the node's address, or the address if none has it."
         ),
     ] = ""
-    cassandra_ca_file: Annotated[
-        str, means("PEM file of the authorities that sign the nodes; empty: the system's.")
-    ] = ""
-    cassandra_cert_file: Annotated[
-        str, means("PEM file of this client's certificate for Cassandra.")
-    ] = ""
-    cassandra_key_file: Annotated[
-        PrivateFile, means("PEM file of the key of `cassandra_cert_file`.")
-    ] = ""
-    cassandra_key_password_file: Annotated[
-        PrivateFile,
-        means("File that holds the passphrase of `cassandra_key_file`; empty: it has none."),
-    ] = ""
+    cassandra_ca_file: Annotated[str, _authorities("nodes")] = ""
+    cassandra_cert_file: Annotated[str, _certificate("Cassandra")] = ""
+    cassandra_key_file: Annotated[PrivateFile, _key("cassandra_cert_file")] = ""
+    cassandra_key_password_file: Annotated[PrivateFile, _passphrase("cassandra_key_file")] = ""
     cassandra_username: Annotated[
         str,
         means(
@@ -237,9 +242,7 @@ class SettingFields(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = ""
     cassandra_password: Annotated[Secret, means("Password to log in to Cassandra with.")] = ""
-    cassandra_password_file: Annotated[
-        PrivateFile, means("File that holds `cassandra_password`; give one of the two.")
-    ] = ""
+    cassandra_password_file: Annotated[PrivateFile, _holds("cassandra_password")] = ""
 
     web_host: Annotated[str, means("Address the query endpoint binds to.", min_length=1)] = (
         "127.0.0.1"
@@ -252,9 +255,7 @@ class SettingFields(msgspec.Struct, frozen=True, kw_only=True):
             " more printable ASCII characters."
         ),
     ] = ""
-    web_token_file: Annotated[
-        PrivateFile, means("File that holds `web_token`; give one of the two.")
-    ] = ""
+    web_token_file: Annotated[PrivateFile, _holds("web_token")] = ""
     web_tokens_file: Annotated[
         PrivateFile,
         means(
@@ -269,23 +270,13 @@ class SettingFields(msgspec.Struct, frozen=True, kw_only=True):
             " 16 or more printable ASCII characters. Empty: derived from `web_token`."
         ),
     ] = ""
-    peer_secret_file: Annotated[
-        PrivateFile, means("File that holds `peer_secret`; give one of the two.")
-    ] = ""
+    peer_secret_file: Annotated[PrivateFile, _holds("peer_secret")] = ""
     web_cert_file: Annotated[
         str, means("PEM file of the query endpoint's certificate; turns TLS on.")
     ] = ""
-    web_key_file: Annotated[PrivateFile, means("PEM file of the key of `web_cert_file`.")] = ""
-    web_key_password_file: Annotated[
-        PrivateFile, means("File that holds the passphrase of `web_key_file`; empty: it has none.")
-    ] = ""
-    web_ca_file: Annotated[
-        str,
-        means(
-            "PEM file of the authorities that sign other workers' certificates; empty: the"
-            " system's."
-        ),
-    ] = ""
+    web_key_file: Annotated[PrivateFile, _key("web_cert_file")] = ""
+    web_key_password_file: Annotated[PrivateFile, _passphrase("web_key_file")] = ""
+    web_ca_file: Annotated[str, _authorities("other workers' certificates")] = ""
     web_url: Annotated[
         str,
         means(

@@ -74,3 +74,15 @@ def kafka_settings_options(function: Function) -> Function:
     return settings_options(
         function, [n for n in FIELDS if n.startswith(("insecure", "brokers", "kafka_"))]
     )
+
+
+def option(names: str, kind: Any, default: Any, text: str) -> Callable[[Function], Function]:
+    """Return an option of a click command whose help shows its default.
+
+    Args:
+        names: of the option, then of the function's argument if that is another.
+        kind: its type, as click takes it.
+        default: the value without it.
+        text: its help.
+    """
+    return click.option(*names.split(), type=kind, default=default, show_default=True, help=text)

@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterable
 from typing import Any
@@ -27,6 +26,7 @@ from app.cluster.topic_specs import topics_of
 from app.cluster.topics import topics_found
 from app.deadletters.side_topic import MARK_HEADER, Entry, Mark, read_entries, read_records
 from app.kafka.log import KafkaLog
+from tables.model.clock import wall_clock_ms
 from tables.model.errors import RecordTooLargeError, TreasureMapError
 from tables.model.layer import Map, SideKind
 from tables.record.letter import Letter
@@ -108,7 +108,7 @@ class DeadLetters:
             replayed: also those that were replayed.
 
         Raises:
-            SideTopicError: the topic cannot be read.
+            ScanError: the topic cannot be read.
             RightsError: this user may not read it.
         """
         await self._check_rights(Right("topic", self._topic, ("Read",)))
@@ -136,11 +136,10 @@ class DeadLetters:
     async def known(self, partitions: Iterable[int] | None = None) -> Known:
         """Return the marks of replays in the topic, or in some of its partitions."""
         known = Known()
-        async with contextlib.aclosing(self._entries(partitions)) as entries:
-            async for entry in entries:
-                if entry.mark is not None:
-                    known.take(entry.partition, entry.mark)
-                known.problems += bool(entry.problem)
+        async for entry in self._entries(partitions):
+            if entry.mark is not None:
+                known.take(entry.partition, entry.mark)
+            known.problems += bool(entry.problem)
         return known
 
     async def replay(self, wanted: Wanted, *, to: str = "", resume: bool = False) -> Replayed:
@@ -154,7 +153,7 @@ class DeadLetters:
         Raises:
             ReplayError: another replay is under way or was cut off, or one began at the same time;
                 late letters cannot go to that topic.
-            SideTopicError: the topic cannot be read.
+            ScanError: the topic cannot be read.
             RightsError: this user lacks a right to read or write.
             OutcomeUnknownError: the broker did not answer; run it again with ``resume``.
         """
@@ -166,7 +165,7 @@ class DeadLetters:
         known = await self.known()
         if known.planned and not resume:
             started = max(mark.started_ms for mark in known.planned.values())
-            age_s = max(0, time.time_ns() // 1_000_000 - started) // 1_000
+            age_s = max(0, wall_clock_ms() - started) // 1_000
             raise ReplayError(
                 f"cannot replay letters of {self._topic}: a replay begun {age_s} s ago has not "
                 "ended; wait for it, or bring it to its end with --resume if nobody runs it"
@@ -227,7 +226,7 @@ class DeadLetters:
                     chosen.setdefault(entry.partition, []).append(entry.offset)
                     place = (to or entry.letter.topic, entry.letter.partition)
                     targets.setdefault(entry.partition, set()).add(place)
-        name, now_ms = uuid.uuid4().hex, time.time_ns() // 1_000_000
+        name, now_ms = uuid.uuid4().hex, wall_clock_ms()
         for partition, offsets in chosen.items():
             ends = {f"{t}[{p}]": (await log.bounds(t, p))[1] for t, p in targets[partition]}
             mark = Mark("planned", name, now_ms, offsets, ends, to)
@@ -286,13 +285,11 @@ class DeadLetters:
         for place, end in mark.ends.items():
             topic, _, number = place.removesuffix("]").rpartition("[")
             starts = {int(number): end}
-            found = read_records(self._brokers, topic, starts, self._options)
-            async with contextlib.aclosing(found) as records:
-                async for record in records:
-                    for header, data in record.headers:
-                        text = data.decode("latin-1")
-                        if header == LETTER_HEADER and text.startswith(prefix):
-                            landed.add(int(text.removeprefix(prefix)))
+            async for _, record in read_records(self._brokers, topic, starts, self._options):
+                for header, data in record.headers:
+                    text = (data or b"").decode("latin-1")
+                    if header == LETTER_HEADER and text.startswith(prefix):
+                        landed.add(int(text.removeprefix(prefix)))
         return landed & set(mark.offsets)
 
     def _entries(self, partitions: Iterable[int] | None = None) -> AsyncGenerator[Entry]:

@@ -80,14 +80,12 @@ class Display:
         self._start = self._next_line = time.monotonic()
 
     def __enter__(self) -> Self:
-        """Take over the terminal, if there is one."""
         if self._console.is_terminal:
             self._live = Live(console=self._console, refresh_per_second=4, transient=False)
             self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave the last picture standing."""
         if self._live is not None:
             self._live.stop()
             self._live = None

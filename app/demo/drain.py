@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from app.demo.worker import DemoWorker, Missing, end_offsets
+from app.demo.worker import DemoWorker, Missing
+from app.kafka.scan import Scan, places_of
 from tables.model.layer import Map
 
 STILL_SECONDS_MAX = 60.0
@@ -33,6 +34,7 @@ async def drain(
 
     Raises:
         DemoError: the worker ended, or nothing has moved for ``STILL_SECONDS_MAX``.
+        ScanError: the broker does not answer.
     """
     quiet: dict[tuple[str, int], int] | None = None
 
@@ -40,7 +42,8 @@ async def drain(
         nonlocal quiet
         status = await worker.status()
         positions = status.positions()
-        stops = await end_offsets(brokers, themap)
+        async with Scan(brokers, {}, "cannot read the ends of topics") as scan:
+            stops = await scan.ends(places_of(themap.inputs()))
         behind = {place: stop for place, stop in stops.items() if positions.get(place, 0) != stop}
         # Between these two a coarser layer may just wait for its next announcement.
         if open_layers := status.open_layers(ends):

@@ -10,13 +10,12 @@ import importlib.util
 import os
 import pathlib
 import socket
-import subprocess
 import tempfile
 import threading
 import time
-from typing import IO, Self
+from typing import Self
 
-from app.host.children import start_child, stop_child
+from app.host.children import Child, start_child
 from tables.model.errors import TreasureMapError
 from treasure_map.extras import install
 
@@ -35,7 +34,7 @@ class EmbeddedBrokerError(TreasureMapError):
     """The embedded broker is not installed, or did not start."""
 
 
-class EmbeddedBroker:
+class EmbeddedBroker(Child):
     """A running broker on a loopback port; use it in a ``with`` statement.
 
     Attributes:
@@ -47,11 +46,10 @@ class EmbeddedBroker:
 
         ``port`` is the one to listen on; None takes a free one.
         """
+        super().__init__(STOP_SECONDS_MAX)
         self.bootstrap = ""
         self._advertised = advertised
         self._port = port
-        self._process: subprocess.Popen[bytes] | None = None
-        self._log: IO[bytes] | None = None
 
     def __enter__(self) -> Self:
         """Start the broker and wait until it answers.
@@ -77,15 +75,6 @@ class EmbeddedBroker:
                 break
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
-        """Stop the broker."""
-        self.stop()
-
-    @property
-    def pid(self) -> int | None:
-        """The process id while the broker runs, else None."""
-        return self._process.pid if self._process is not None else None
-
     def check(self) -> None:
         """See that the broker runs.
 
@@ -100,15 +89,6 @@ class EmbeddedBroker:
                 f" {code} and output {self._said()!r}; want it to run until it is stopped; start"
                 " again, with less input if the machine's memory was short"
             )
-
-    def stop(self) -> None:
-        """Stop the broker by its process handle; stopping again does nothing."""
-        process, self._process = self._process, None
-        if process is not None:
-            stop_child(process, STOP_SECONDS_MAX)
-        if self._log is not None:
-            self._log.close()
-            self._log = None
 
     def _start(self, binary: str) -> None:
         port = self._port or _free_port()

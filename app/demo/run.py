@@ -23,14 +23,16 @@ import polars as pl
 from agents import tasks
 from app.cluster.topics import apply_topics
 from app.demo import check
-from app.demo import radar as synthetic
 from app.demo.display import Display, Progress, ledger_lines
 from app.demo.drain import drain
 from app.demo.embedded_broker import EmbeddedBroker
 from app.demo.flights import events, truth
 from app.demo.worker import DemoError, DemoWorker
+from app.load.generator import stream
+from app.load.plan import LoadSpec
 from app.load.replay import replay, settled_ms
 from app.mapfile.load import load_map
+from tables.model.clock import wall_clock_ms
 from tables.model.layer import Map
 from treasure_map.query import QueryFailedError
 
@@ -67,10 +69,7 @@ async def run(plan: DemoTimes, folder: pathlib.Path) -> list[str]:
         TreasureMapError: some part of it could not go on.
     """
     themap = load_map(events.MAP_FILE)
-    with (
-        EmbeddedBroker() as broker,
-        tempfile.TemporaryDirectory(prefix="demo-", dir=folder) as own,
-    ):
+    with EmbeddedBroker() as broker, tempfile.TemporaryDirectory(prefix="demo-", dir=folder) as own:
         click.echo(f"broker at {broker.bootstrap}, memory only")
         await apply_topics(broker.bootstrap, themap)
         with DemoWorker(broker.bootstrap, events.MAP_FILE, pathlib.Path(own)) as worker:
@@ -91,6 +90,14 @@ async def run(plan: DemoTimes, folder: pathlib.Path) -> list[str]:
     return problems + [f"ledger: {problem}" for problem in status.ledger["problems"]]
 
 
+def radar(brokers: str, seconds: float) -> LoadSpec:
+    """Return the load of the synthetic radar: contacts of 16 sectors, from now on."""
+    return LoadSpec(
+        map_file=str(events.MAP_FILE), source="radar", brokers=brokers, rate=2_000, seconds=seconds,
+        keys=16, skew=1.0, types=1, start_ms=wall_clock_ms(),
+    )  # fmt: skip
+
+
 async def _feed(
     plan: DemoTimes, brokers: str, themap: Map, worker: DemoWorker, flights: pl.DataFrame
 ) -> None:
@@ -107,9 +114,7 @@ async def _feed(
             )  # fmt: skip
         progress.begin()
         async with _shown(display, "radar", progress, worker):
-            await synthetic.stream(
-                brokers, themap, seconds=plan.stream_seconds, progress=progress.write
-            )
+            await stream(radar(brokers, plan.stream_seconds), progress.write)
         async with _shown(display, "draining", progress, worker):
             await drain(brokers, themap, worker, _ends(themap, int(records["at"][-1])))
         status = await worker.status()

@@ -9,19 +9,15 @@ import http.client
 import os
 import pathlib
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
-from typing import IO, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
-import aiokafka
-from aiokafka.errors import KafkaError
-
 from app.config.settings import ENVIRONMENT_PREFIX, environment_variable
-from app.host.children import start_child, stop_child
+from app.host.children import Child, start_child
 from tables.model.errors import TreasureMapError
 from tables.model.layer import Map
 from treasure_map.query import QueryClient
@@ -32,7 +28,6 @@ STOP_SECONDS_MAX = 30.0
 # The port that README and the query command name; a free one where it is taken.
 PORT = 6066
 _POLL_SECONDS = 0.2
-_ENDS_SECONDS_MAX = 30.0
 _ROOT = pathlib.Path(__file__).parent.parent.parent
 _LOG_LINES = 15
 
@@ -91,7 +86,7 @@ class Status:
         }
 
 
-class DemoWorker:
+class DemoWorker(Child):
     """A worker over an embedded archive; use it in a ``with`` statement.
 
     Attributes:
@@ -107,6 +102,7 @@ class DemoWorker:
         settings: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """``settings`` are those that it gets beside the ones that are said here, by name."""
+        super().__init__(STOP_SECONDS_MAX)
         # The worker refuses anything but a port, with the words for every setting.
         port = os.environ.get(environment_variable("web_port")) or _port()
         self.url = f"http://127.0.0.1:{port}"
@@ -126,33 +122,12 @@ class DemoWorker:
             if not name.startswith(ENVIRONMENT_PREFIX)
         } | {environment_variable(name): value for name, value in own.items()}
         self._log_file = folder / "worker.log"
-        self._log: IO[bytes] | None = None
-        self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        """Start the process; :meth:`ready` waits for it."""
         self._log = self._log_file.open("wb")
         command = [sys.executable, "-m", "app", "worker"]
         self._process = start_child(command, self._log, self._environment, _ROOT)
         return self
-
-    def __exit__(self, *_: object) -> None:
-        """Stop the process."""
-        self.stop()
-
-    @property
-    def pid(self) -> int | None:
-        """The process id while the worker runs, else None."""
-        return self._process.pid if self._process is not None else None
-
-    def stop(self) -> int:
-        """Stop the process and return its exit code; stopping again returns 0."""
-        process, self._process = self._process, None
-        code = stop_child(process, STOP_SECONDS_MAX) if process is not None else 0
-        if self._log is not None:
-            self._log.close()
-            self._log = None
-        return code
 
     def check(self) -> None:
         """See that the process runs.
@@ -232,40 +207,6 @@ class DemoWorker:
     def _log_end(self) -> str:
         lines = self._log_file.read_text(errors="replace").splitlines()[-_LOG_LINES:]
         return "\n".join(f"  {line}" for line in lines)
-
-
-async def end_offsets(brokers: str, themap: Map) -> dict[tuple[str, int], int]:
-    """Return the end of every partition of the map's input topics.
-
-    The end that answers a fetch is taken: the one that the embedded broker lists is that of the
-    first record of the last batch.
-
-    Raises:
-        DemoError: the broker does not answer.
-    """
-    places = [
-        aiokafka.TopicPartition(topic, partition)
-        for topic, partitions in themap.inputs().items()
-        for partition in range(partitions)
-    ]
-    try:
-        async with (
-            asyncio.timeout(_ENDS_SECONDS_MAX),
-            aiokafka.AIOKafkaConsumer(
-                bootstrap_servers=brokers, enable_auto_commit=False, fetch_max_wait_ms=10
-            ) as consumer,
-        ):
-            consumer.assign(places)
-            for place, offset in (await consumer.end_offsets(places)).items():
-                consumer.seek(place, offset)
-            while any(consumer.highwater(place) is None for place in places):
-                await consumer.getmany(timeout_ms=50)
-            return {(place.topic, place.partition): consumer.highwater(place) for place in places}
-    except (KafkaError, TimeoutError) as error:
-        raise DemoError(
-            f"cannot read the ends of topics: {type(error).__name__}; got no answer from {brokers};"
-            " want a broker that answers; see whether the machine is overloaded"
-        ) from error
 
 
 def _port() -> int:

@@ -88,12 +88,9 @@ class Gate:
 class Pressure:
     """What presses on this worker, and the gates it shuts.
 
-    Args:
-        pending_bytes_max: memory of pending cells past which sources pause.
-        disk_free_bytes_min: free bytes below which they pause too.
-        folders: whose disks are looked at; they must exist when the first input comes.
-        pending_bytes: returns the memory of pending cells.
-        clock_s: seconds of a clock that never goes back.
+    Sources pause past ``pending_bytes_max`` bytes of pending cells, or below
+    ``disk_free_bytes_min`` on a disk of one of the folders, which must exist when the first input
+    comes.
 
     Attributes:
         pending_bytes: as measured last.

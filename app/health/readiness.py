@@ -1,7 +1,6 @@
 """Readiness: why this worker should not be asked now, as sentences from several small sources.
 
-A source is called without waiting, and yields a sentence for each thing that is not as it should
-be. The first source gives the most basic reason.
+A source does not wait, and yields a sentence for each thing that is not as it should be.
 """
 
 from __future__ import annotations
@@ -11,8 +10,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from agents.outage import Outage
+from agents.partition.owners import PartitionManager
 from app.health.backpressure import Pressure
-from app.kafka.group_map import GroupMap
+from app.health.watch import Watch
+from app.kafka.assignor import pairs
 from app.kafka.transport import NO_GENERATION, Transport
 from tables.archive.protocol import Archive
 from tables.model.layer import Map
@@ -24,115 +25,87 @@ NAMED_MAX = 3
 """Partitions that a sentence names; of more it tells the number."""
 
 
-class Readiness:
-    """All that keeps a worker from being ready.
+def reasons(
+    transport: Transport,
+    owners: PartitionManager,
+    archive: Archive,
+    *,
+    pressure: Pressure,
+    watch: Watch,
+    behind_records_max: int,
+) -> Iterator[str]:
+    """Yield why a worker is not ready, the most basic reason first."""
+    yield from joining(transport)
+    yield from refused(transport)
+    for question in watch.questions:
+        yield from away(question.outage)
+    yield from closed(archive, owners.emitted.archive)
+    yield from owners.rivals.reasons()
+    yield from unowned(owners.themap, transport)
+    yield from watch.progress.reasons()
+    yield from paused(pressure)
+    yield from reading(transport, behind_records_max)
 
-    Args:
-        sources: give the reasons, asked in this order.
-    """
 
-    def __init__(self, *sources: Source) -> None:
-        self._sources = sources
-
-    def reasons(self) -> list[str]:
-        """Return the sentences of all sources; a worker without any is ready."""
-        return [sentence for source in self._sources for sentence in source()]
-
-
-def joining(transport: Transport) -> Source:
+def joining(transport: Transport) -> Iterator[str]:
     """Tell that the worker has no place in the group yet."""
-
-    def source() -> Iterator[str]:
-        if transport.statistics().generation == NO_GENERATION:
-            yield "joining the group"
-
-    return source
+    if transport.statistics().generation == NO_GENERATION:
+        yield "joining the group"
 
 
-def refused(transport: Transport) -> Source:
+def refused(transport: Transport) -> Iterator[str]:
     """Tell that the group refuses this worker."""
-
-    def source() -> Iterator[str]:
-        if transport.refusal.reason:
-            yield f"the group refuses this worker: {transport.refusal.reason}"
-
-    return source
+    if refusal := transport.membership.refusal:
+        yield f"the group refuses this worker: {refusal}"
 
 
-def away(outage: Outage, now_s: Callable[[], float] = time.time) -> Source:
+def away(outage: Outage, now_s: Callable[[], float] = time.time) -> Iterator[str]:
     """Tell that a dependency does not answer, or refuses, and since when."""
-
-    def source() -> Iterator[str]:
-        if outage.is_away:
-            how, why = outage.words
-            since = dt.datetime.fromtimestamp(now_s() - outage.away_s, dt.UTC)
-            yield (
-                f"{outage.name} {how} since {since:%Y-%m-%dT%H:%M:%SZ} "
-                f"({outage.away_s:.0f} s): {why}"
-            )
-
-    return source
+    if outage.is_away:
+        how, why = outage.words
+        since = dt.datetime.fromtimestamp(now_s() - outage.away_s, dt.UTC)
+        yield (
+            f"{outage.name} {how} since {since:%Y-%m-%dT%H:%M:%SZ} ({outage.away_s:.0f} s): {why}"
+        )
 
 
-def closed(archive: Archive, outage: Outage) -> Source:
+def closed(archive: Archive, outage: Outage) -> Iterator[str]:
     """Tell that the archive has not been opened yet, before its outage tells more."""
-
-    def source() -> Iterator[str]:
-        if not archive.is_open and not outage.is_away:
-            yield "the archive does not answer"
-
-    return source
+    if not archive.is_open and not outage.is_away:
+        yield "the archive does not answer"
 
 
-def unowned(themap: Map, group: GroupMap, transport: Transport) -> Source:
+def unowned(themap: Map, transport: Transport) -> Iterator[str]:
     """Tell that no worker of the group reads some partition of the map."""
-    wanted = [
-        (topic, partition)
-        for topic, count in sorted(themap.inputs().items())
-        for partition in range(count)
-    ]
-
-    def source() -> Iterator[str]:
-        lacking = [tp for tp in wanted if tp not in group.urls]
-        if lacking and transport.statistics().generation != NO_GENERATION:
-            yield f"no worker of the group owns {names(lacking)}"
-
-    return source
+    wanted = pairs({topic: range(count) for topic, count in themap.inputs().items()})
+    lacking = sorted(wanted - transport.group.urls.keys())
+    if lacking and transport.statistics().generation != NO_GENERATION:
+        yield f"no worker of the group owns {names(lacking)}"
 
 
-def reading(transport: Transport, behind_records_max: int) -> Source:
+def reading(transport: Transport, behind_records_max: int) -> Iterator[str]:
     """Give the reasons of partitions that are not restored, fetched or caught up yet.
 
-    Args:
-        transport: reads the partitions.
-        behind_records_max: unread records, over all partitions, up to which a worker counts as
-            caught up: one chunk.
+    A worker counts as caught up with ``behind_records_max`` unread records, over all partitions:
+    one chunk.
     """
-
-    def source() -> Iterator[str]:
-        if unserved := transport.unserved():
-            yield f"{names(unserved)} are assigned, and neither read nor restored"
-        if restoring := transport.statistics().restoring:
-            yield f"restoring {restoring} partitions"
-        lags = transport.lag_records().values()
-        if any(lag is None for lag in lags):
-            yield "waiting for the first fetch of some partitions"
-        behind = sum(lag for lag in lags if lag is not None)
-        if behind > behind_records_max:
-            yield f"{behind} records behind"
-
-    return source
+    if unserved := transport.unserved():
+        yield f"{names(unserved)} are assigned, and neither read nor restored"
+    if restoring := transport.statistics().restoring:
+        yield f"restoring {restoring} partitions"
+    lags = transport.lag_records().values()
+    if any(lag is None for lag in lags):
+        yield "waiting for the first fetch of some partitions"
+    behind = sum(lag for lag in lags if lag is not None)
+    if behind > behind_records_max:
+        yield f"{behind} records behind"
 
 
-def paused(pressure: Pressure) -> Source:
+def paused(pressure: Pressure) -> Iterator[str]:
     """Give the reasons of inputs that are paused until cells have left, or a disk has room."""
-
-    def source() -> Iterator[str]:
-        for gate in pressure.gates:
-            if gate.reasons:
-                yield f"{gate.name} are paused: {'; '.join(gate.words())}"
-
-    return source
+    for gate in pressure.gates:
+        if gate.reasons:
+            yield f"{gate.name} are paused: {'; '.join(gate.words())}"
 
 
 def names(partitions: list[tuple[str, int]]) -> str:

@@ -11,25 +11,21 @@ import asyncio
 import dataclasses
 import logging
 import time
-from collections.abc import (
-    Awaitable,
-    Callable,
-    Collection,
-    Container,
-    Coroutine,
-    Iterable,
-    Iterator,
-    Mapping,
-)
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Mapping
 from typing import Any
 
 from aiokafka.errors import KafkaError
 from mode import Service
 
 from agents.outage import Outage
+from agents.partition.owners import PartitionManager
 from agents.supervised import supervised
 from agents.tasks import end, within
-from app.host.floods import FloodFilter
+from app.config.settings import Settings
+from app.health.backpressure import Pressure
+from app.host.floods import FloodFilter, tame
+from app.kafka.transport import Transport
+from tables.archive.protocol import Archive
 from tables.model.errors import TreasureMapError
 from tables.model.topic_partition import TopicPartition
 
@@ -60,11 +56,8 @@ class Standing:
 class Progress:
     """Which partitions stand although their log goes on.
 
-    Args:
-        stuck_after_s: for how long a partition may stand.
-        claim_again: called with topic, partition and reason for one that stands longer, and again
-            after as long.
-        clock_s: seconds of a clock that never goes back.
+    ``claim_again`` is called with topic, partition and reason for one that stands longer than
+    ``stuck_after_s``, and again after as long.
 
     Attributes:
         stuck_total: how often a partition was claimed again.
@@ -86,7 +79,7 @@ class Progress:
         self,
         positions: Mapping[TopicPartition, int],
         ends: Mapping[TopicPartition, int],
-        restoring: Container[TopicPartition] = (),
+        restoring: Collection[TopicPartition] = (),
     ) -> None:
         """Compare owners' next offsets with the ends of their logs.
 
@@ -120,7 +113,7 @@ class Progress:
         }
 
     def reasons(self) -> Iterator[str]:
-        """Tell which partitions are stuck; a source of :class:`app.health.readiness.Readiness`."""
+        """Tell which partitions are stuck; a source of readiness."""
         for (topic, partition), words in self.stuck().items():
             yield f"{topic}[{partition}] {words}"
 
@@ -143,11 +136,8 @@ class Question:
 class Watch(Service):  # type: ignore[misc]  # mode comes without types
     """Asks each of some dependencies, beside each other, for as long as the worker runs.
 
-    Args:
-        progress: knows which partitions are stuck.
-        questions: one a dependency.
-        floods: told now and then to show the lines that it holds back.
-        failed: gets errors that no dependency should raise.
+    Now and then ``floods`` is told to show the lines that it holds back; ``failed`` gets errors
+    that no dependency should raise.
     """
 
     def __init__(
@@ -197,12 +187,8 @@ def ask_kafka(
 ) -> Callable[[], Coroutine[Any, Any, None]]:
     """Return the question to Kafka: the ends of the logs that this worker should follow.
 
-    Args:
-        progress: gets the ends that were found.
-        positions: returns the next offset of each owner.
-        restoring: returns the partitions that are to have an owner here.
-        ends: returns the ends of logs.
-        is_paused: tells whether the input from a topic is paused: such partitions stand rightly.
+    ``restoring`` returns the partitions that are to have an owner here. Partitions of a topic whose
+    input ``is_paused`` stand rightly.
     """
 
     async def ask() -> None:
@@ -218,3 +204,40 @@ def ask_kafka(
         progress.look(moving, found, restoring())
 
     return ask
+
+
+def watch_of(
+    settings: Settings,
+    owners: PartitionManager,
+    transport: Transport,
+    pressure: Pressure,
+    archive: Archive,
+) -> Watch:
+    """Return the watch over Kafka, the archive and the progress of partitions."""
+
+    def positions() -> dict[TopicPartition, int]:
+        found = {(owner.plan.topic, owner.partition): owner.position for owner in owners.each()}
+        if found:
+            # Measured here too, so that a pause ends although no more input comes.
+            pressure.admits_sources()
+        return found
+
+    def is_paused(topic: str) -> bool:
+        is_source = owners.plans[topic].source is not None
+        return bool((pressure.sources if is_source else pressure.layers).reasons)
+
+    progress = Progress(settings.stuck_after_ms / 1_000, transport.restart)
+
+    async def ask_archive() -> None:
+        # Until it is open, who tries to open it reports.
+        if archive.is_open:
+            await archive.check()
+
+    questions = [
+        Question(
+            ask_kafka(progress, positions, transport.restoring, transport.ends, is_paused),
+            owners.emitted.kafka,
+        ),
+        Question(ask_archive, owners.emitted.archive),
+    ]
+    return Watch(progress, questions, tame(), transport.fail)

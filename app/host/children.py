@@ -20,22 +20,42 @@ _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
+class Child:
+    """A child process and the file that takes its output; a subclass starts it."""
+
+    def __init__(self, stop_seconds_max: float) -> None:
+        self._stop_seconds_max = stop_seconds_max
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log: IO[bytes] | None = None
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int | None:
+        """The process id while the child runs, else None."""
+        return self._process.pid if self._process is not None else None
+
+    def stop(self) -> int:
+        """Stop the process and return its exit code; stopping again returns 0."""
+        process, self._process = self._process, None
+        code = stop_child(process, self._stop_seconds_max) if process is not None else 0
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+        return code
+
+
 def start_child(
     arguments: Sequence[str],
     output: IO[bytes],
     environment: Mapping[str, str],
     folder: pathlib.Path | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a process that has no input and writes to ``output``.
+    """Start a process that has no input and writes output and errors to ``output``.
 
     To be called from the main thread: the kernel kills the child when the thread that started it
-    ends.
-
-    Args:
-        arguments: the program and its arguments.
-        output: takes standard output and standard error.
-        environment: all environment variables of the child.
-        folder: its working folder; None is the present one.
+    ends. It has these environment variables alone, and the present folder if none is given.
     """
     parent = os.getpid()
 

@@ -41,9 +41,6 @@ class _Flood:
 class FloodFilter(logging.Filter):
     """Lets the first line of a flood pass; :meth:`tell_last` lets the last follow.
 
-    Args:
-        clock_s: seconds of a clock that never goes back.
-
     Attributes:
         held_total: lines that were held back.
     """

@@ -29,9 +29,7 @@ _OF_BYTES = "aiokafka.conn"
 def printable(text: str, keep: str = "") -> str:
     r"""Return a text with an escape such as ``\x1b`` for each character that does not print.
 
-    Args:
-        text: any text.
-        keep: characters that stay, such as the line feeds of a message of several lines.
+    Those in ``keep`` stay, such as the line feeds of a message of several lines.
     """
     if text.isprintable():
         return text

@@ -31,12 +31,10 @@ log = logging.getLogger(__name__)
 
 
 class Reload:
-    """One thing made of files.
+    """One thing made of files, with the name that metrics label it by: ``tokens``, for instance.
 
-    Args:
-        name: the thing, as metrics label it: ``tokens``, ``web_certificate``.
-        files: paths of its files; empty ones are left out.
-        load: reads the files and puts their contents to use, or raises and changes nothing.
+    ``load`` reads the files and puts their contents to use, or raises and changes nothing. Empty
+    paths are left out.
 
     Attributes:
         error: why the files cannot be used as they are now; empty if they are in use.
@@ -76,11 +74,7 @@ class Reload:
 
 
 class Reloads:
-    """All that is made of files.
-
-    Attributes:
-        all: one for each thing.
-    """
+    """All that is made of files."""
 
     def __init__(self) -> None:
         self.all: list[Reload] = []
@@ -100,12 +94,7 @@ class Reloads:
 
 
 class ReloadService(Service):  # type: ignore[misc]  # mode comes without types
-    """Looks at all files once a second.
-
-    Args:
-        reloads: all that is made of files.
-        failed: called with the error if looking itself fails.
-    """
+    """Looks at all files once a second; ``failed`` gets the error if looking itself fails."""
 
     def __init__(
         self, reloads: Reloads, failed: Callable[[BaseException], None], **kwargs: Any

@@ -44,11 +44,7 @@ TELL_SECONDS_MAX = 2.0
 
 
 class Watchdog:
-    """Watches one event loop until the process ends.
-
-    Args:
-        stall_seconds_max: how long the loop may stand still.
-    """
+    """Watches one event loop, which may stand still for so long, until the process ends."""
 
     def __init__(self, stall_seconds_max: float) -> None:
         self._limit_s = stall_seconds_max

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import bisect
-import contextlib
 import dataclasses
 import functools
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
@@ -58,17 +58,7 @@ LEAVE_SECONDS_MAX = 2.0
 
 
 class UnreadableError(Exception):
-    """A partition that cannot be read on; the cause is aiokafka's own error.
-
-    Attributes:
-        topic: the topic of the partition.
-        partition: its number.
-    """
-
-    def __init__(self, topic: str, partition: int, cause: BaseException) -> None:
-        self.topic = topic
-        self.partition = partition
-        super().__init__(f"{topic}[{partition}]: {cause!r}")
+    """A partition that cannot be read on; the cause is aiokafka's own error."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -110,11 +100,7 @@ class _Batch:
 
 
 class Fetched:
-    """The records that a consumer has fetched and nobody has taken yet.
-
-    Args:
-        consumer: a started consumer with a group.
-    """
+    """The records that a started consumer has fetched and nobody has taken yet."""
 
     def __init__(self, consumer: AIOKafkaConsumer) -> None:
         self._consumer = consumer
@@ -143,11 +129,10 @@ class Fetched:
         """Return whether partitions have been revoked and not assigned again yet."""
         return bool(self._consumer._subscription.reassignment_in_progress)
 
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[None]:
+    def reading(self) -> AbstractContextManager[None]:
         """Count as reading while inside; a member that does not read for long leaves the group."""
-        with self._consumer._subscription.fetch_context():
-            yield
+        context: AbstractContextManager[None] = self._consumer._subscription.fetch_context()
+        return context
 
     def arrival(self) -> asyncio.Future[None]:
         """Return a future that ends when more was fetched; cancel it when it is not awaited."""
@@ -187,7 +172,8 @@ class Fetched:
             result = self._fetcher._records[tp]
             if type(result) is FetchError:
                 self._remove(tp)
-                raise UnreadableError(tp.topic, tp.partition, result._error) from result._error
+                error = result._error
+                raise UnreadableError(f"{tp.topic}[{tp.partition}]: {error!r}") from error
             if not result.check_assignment(tp) or not result.has_more():
                 # As in fetched_records(): a stale result that stays would silence its partition.
                 self._remove(tp)
@@ -200,7 +186,7 @@ class Fetched:
                 run, size = self._take(tp, result, bytes_max, records_max)
             except Exception as error:
                 self._remove(tp)
-                raise UnreadableError(tp.topic, tp.partition, error) from error
+                raise UnreadableError(f"{tp.topic}[{tp.partition}]: {error!r}") from error
             if run.next_offset > run.first_offset:
                 runs.append(run)
             bytes_max -= size

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -92,11 +92,8 @@ def plan(
     many, those of its most crowded topic go; a partition without owner goes to a member that has
     less than its share of the topic, holds it on disk, has few of the topic, has few in all; ties
     go by rendezvous hash of the node's name. An older boot of a home gets nothing: its partitions
-    belongs to the latest boot. Who is refused (:func:`refusals`) gets nothing.
-
-    Args:
-        partitions: number of partitions of each topic.
-        candidates: members by their id in the group.
+    belong to the latest boot. Who is refused (:func:`refusals`) gets nothing. ``partitions`` are
+    counts by topic; candidates go by their id in the group.
     """
     refused = refusals(candidates)
     living = {
@@ -279,14 +276,48 @@ def by_topic(partitions: Iterable[TopicPartition]) -> dict[str, list[int]]:
     return found
 
 
+class GroupMap:
+    """The assignor's map, which comes with every assignment, to every member.
+
+    Attributes:
+        urls: the endpoint of each partition's owner.
+        nodes: the endpoint of each node.
+        refused: why a member must go, by its boot.
+        strangers: why members are no workers, by the node and URL that each names.
+        twins: the nodes of each endpoint that several of them name.
+    """
+
+    def __init__(self) -> None:
+        self.urls: dict[TopicPartition, str] = {}
+        self.nodes: dict[str, str] = {}
+        self.refused: dict[int, str] = {}
+        self.strangers: dict[tuple[str, str], str] = {}
+        self.twins: dict[str, list[str]] = {}
+
+    def take(self, shares: Sequence[Share]) -> None:
+        """Take a new map."""
+        self.urls = {tp: share.url for share in shares for tp in pairs(share.partitions)}
+        self.refused = {share.boot: share.refused for share in shares if share.refused}
+        self.strangers = {
+            (share.node, share.url): share.refused
+            for share in shares
+            if share.refused and not share.boot
+        }
+        believed = [share for share in shares if share.boot or not share.refused]
+        self.nodes = {share.node: share.url for share in believed}
+        at: dict[str, list[str]] = {}
+        for share in shares:
+            if share.url and not share.refused:
+                at.setdefault(share.url, []).append(share.node)
+        self.twins = {url: sorted(nodes) for url, nodes in at.items() if len(nodes) > 1}
+
+
 class Assignor(AbstractPartitionAssignor):  # type: ignore[misc]  # aiokafka comes without types here
     """aiokafka's assignor, as an object per consumer: aiokafka never asks whether it is a class.
 
-    Args:
-        describe: returns this member's description of itself; called for every join.
-        on_shares: called with the partitions of every member, as of an assignment.
-        proof: signs joins and plans, and checks them.
-        place: returns this member's number in the group, empty at first, and the generation.
+    ``describe`` returns this member's description of itself, for every join; ``on_shares`` gets the
+    partitions of every member, as of an assignment; ``place`` returns this member's number in the
+    group, empty at first, and the generation.
     """
 
     name = NAME

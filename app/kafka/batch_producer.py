@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import time
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Self
@@ -21,9 +20,9 @@ from aiokafka.errors import KafkaError
 from aiokafka.partitioner import murmur2
 from aiokafka.producer.message_accumulator import BatchBuilder
 
-from app.kafka.brokers import connect_error
-from app.kafka.idempotence import has_idempotent_producer
+from app.kafka.brokers import connect_error, has_idempotent_producer
 from tables.called import called
+from tables.model.clock import wall_clock_ms
 from tables.model.errors import TreasureMapError
 from tables.record.chunk import Headers
 from tables.record.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
@@ -46,11 +45,7 @@ def partition_of(key: bytes, partitions: int) -> int:
 class BatchProducer:
     """Writes to one topic; use it in an ``async with`` statement, which flushes at its end.
 
-    Args:
-        brokers: bootstrap servers, ``host:port`` separated by commas.
-        topic: gets the values.
-        compressed: with zstd. Batches of a few records are quicker without, for all who read them.
-        options: security options of aiokafka's clients.
+    Batches of a few records are quicker without being ``compressed``, for all who read them.
 
     Attributes:
         partitions: how many the topic has.
@@ -123,13 +118,19 @@ class BatchProducer:
     ) -> None:
         """Append records to a partition, in order; :meth:`flush` sends them.
 
-        Args:
-            partition: a partition of the topic.
-            keys: the key of each record.
-            values: the value of each record; None for a tombstone or a heartbeat.
-            headers: by index into ``values``, the headers of records that have some.
+        ``headers`` are by index into ``values``; a tombstone or a heartbeat has no value.
         """
-        now_ms = _now_ms()
+        self._append(partition, keys, values, headers)
+        self.events += len(values)
+
+    def _append(
+        self,
+        partition: int,
+        keys: Sequence[bytes | None],
+        values: Sequence[bytes | None],
+        headers: Mapping[int, Headers],
+    ) -> None:
+        now_ms = wall_clock_ms()
         batch = self._batch(partition)
         for index, (key, value) in enumerate(zip(keys, values, strict=True)):
             own = list(headers.get(index, ())) if headers else []
@@ -137,17 +138,12 @@ class BatchProducer:
                 batch = self._next_batch(partition)
                 taken = batch.append(timestamp=now_ms, key=key, value=value, headers=own)
                 assert taken is not None, "the first record of a batch is always taken"
-        self.events += len(values)
 
     def heartbeat(self, time_ms: int, partitions: Iterable[int] | None = None) -> None:
         """Append that stream time has reached ``time_ms`` to every partition, or only to some."""
-        now_ms = _now_ms()
-        headers = [(HEARTBEAT_HEADER, encode_heartbeat(time_ms))]
+        headers = {0: ((HEARTBEAT_HEADER, encode_heartbeat(time_ms)),)}
         for partition in range(self.partitions) if partitions is None else partitions:
-            batch = self._batch(partition)
-            if batch.append(timestamp=now_ms, key=None, value=None, headers=headers) is None:
-                batch = self._next_batch(partition)
-                batch.append(timestamp=now_ms, key=None, value=None, headers=headers)
+            self._append(partition, [None], [None], headers)
 
     async def drain(self) -> None:
         """Send all that was added, and wait until all of it is acknowledged.
@@ -226,7 +222,3 @@ class BatchProducer:
             f"cannot write to {self.topic}: {type(error).__name__} {error}; got no acknowledgement;"
             " want every record taken once; look at the broker's log, then replay from the start"
         )
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -1,4 +1,4 @@
-"""Brokers that do not answer, though others do: a worker that starts meanwhile waits for them."""
+"""Brokers as clients meet them: away though others answer, refusing, or without producer ids."""
 
 from __future__ import annotations
 
@@ -8,19 +8,12 @@ import random
 import shlex
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
+from aiokafka import errors
 from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import (
-    AuthenticationFailedError,
-    BrokerResponseError,
-    ClusterAuthorizationFailedError,
-    GroupAuthorizationFailedError,
-    KafkaConnectionError,
-    NodeNotReadyError,
-    TopicAuthorizationFailedError,
-)
 from aiokafka.protocol.api import Request
+from aiokafka.protocol.transaction import InitProducerIdRequest
 
 import app.kafka.aiokafka_private  # noqa: F401 - so that connections of all commands end as there
 from app.kafka.connection_causes import cause_of
@@ -35,13 +28,22 @@ PATIENCE_S = 60.0
 
 _ASK_AGAIN_S = 1.0
 
+Operation = Literal["Read", "Write", "Create", "Delete", "Describe", "DescribeConfigs"]
+"""An action that Kafka's access lists allow on a topic or a group."""
 
 UNAUTHORIZED = (
-    TopicAuthorizationFailedError,
-    GroupAuthorizationFailedError,
-    ClusterAuthorizationFailedError,
+    errors.TopicAuthorizationFailedError,
+    errors.GroupAuthorizationFailedError,
+    errors.ClusterAuthorizationFailedError,
 )
 """What brokers answer a user who lacks a right."""
+
+# Answers that say "not now" to who asks for a producer id: the producer's own start asks again.
+_LATER = (
+    errors.GroupCoordinatorNotAvailableError,
+    errors.GroupLoadInProgressError,
+    errors.NotCoordinatorForGroupError,
+)
 
 
 class NotAllowedError(TreasureMapError):
@@ -52,18 +54,8 @@ class BrokersAwayError(TreasureMapError):
     """A broker did not answer; another one, or the same one a moment later, may."""
 
 
-def is_refusal(error: Exception) -> bool:
-    """Return whether a broker answered that it will not, rather than not at all."""
-    refusals = (BrokerResponseError, AuthenticationFailedError)
-    return isinstance(error, refusals) and not error.retriable
-
-
 async def answer_of_any(client: AIOKafkaClient, request: Request[Any]) -> Any:
     """Return the first answer of a broker; a cluster names those that died for some seconds more.
-
-    Args:
-        client: a client that has been bootstrapped.
-        request: one that any broker can answer.
 
     Raises:
         KafkaError: no broker answers; it is the error of the last one that was asked.
@@ -73,9 +65,31 @@ async def answer_of_any(client: AIOKafkaClient, request: Request[Any]) -> Any:
     for node in others:
         try:
             return await client.send(node, request)
-        except (KafkaConnectionError, NodeNotReadyError) as error:
+        except (errors.KafkaConnectionError, errors.NodeNotReadyError) as error:
             log.info("asking another broker, because %s does not answer: %s", node, error)
     return await client.send(last, request)
+
+
+async def has_idempotent_producer(brokers: str, options: dict[str, Any] | None = None) -> bool:
+    """Ask a broker for a producer id (KIP-98: InitProducerId); return whether it gives one.
+
+    A broker may list the request among those it knows and still answer it with an error; a producer
+    that is started idempotent against it logs errors and fails, or asks for ever.
+
+    Raises:
+        KafkaError: no broker answers, or this client may not ask.
+    """
+    client = AIOKafkaClient(bootstrap_servers=brokers, **(options or {}))
+    try:
+        await client.bootstrap()
+        request = InitProducerIdRequest(transactional_id=None, transaction_timeout_ms=60_000)
+        answer = await answer_of_any(client, request)
+    finally:
+        await client.close()
+    error = errors.for_code(answer.error_code)
+    if error is errors.ClusterAuthorizationFailedError:
+        raise error
+    return error is errors.NoError or issubclass(error, _LATER)
 
 
 async def connect_error(
@@ -83,11 +97,7 @@ async def connect_error(
 ) -> TreasureMapError:
     """Return why there is no connection; a BrokersAwayError if asking again may help.
 
-    Args:
-        error: the error of a client of aiokafka that should connect or be answered.
-        cannot: the failed action, as the beginning of a sentence.
-        brokers: ``host:port``, separated by commas.
-        options: security options of aiokafka's clients.
+    ``cannot`` is the failed action, as the beginning of a sentence.
     """
     if isinstance(error, UNAUTHORIZED):
         user = options.get("sasl_plain_username") or "NAME"
@@ -98,11 +108,13 @@ async def connect_error(
         )
     cause = await cause_of(brokers, options)
     if cause is not None and cause.is_final:
-        return TreasureMapError(f"{cannot}: {cause.words}")
+        return TreasureMapError(f"{cannot}: {cause}")
     # aiokafka's first question goes to the brokers of the setting, later ones to any they name.
-    nobody = isinstance(error, KafkaConnectionError) and "bootstrap" in str(error)
-    kind = TreasureMapError if nobody or is_refusal(error) else BrokersAwayError
-    why = cause.words if cause is not None else f"{error or type(error).__name__}"
+    nobody = isinstance(error, errors.KafkaConnectionError) and "bootstrap" in str(error)
+    refusals = (errors.BrokerResponseError, errors.AuthenticationFailedError)
+    is_refusal = isinstance(error, refusals) and not error.retriable
+    kind = TreasureMapError if nobody or is_refusal else BrokersAwayError
+    why = cause or error or type(error).__name__
     return kind(
         f"{cannot}: {why}; got brokers {brokers}; want at least one that answers; start it or"
         " correct the setting `brokers`"

@@ -34,24 +34,14 @@ class _Signed(msgspec.Struct, frozen=True, array_like=True):
 
 
 class GroupProof:
-    """Signs and checks for one group.
-
-    Args:
-        group: the group.
-        key: signs; None if no secret is set: then nothing is signed, and every member is trusted.
-    """
+    """Signs and checks for one group; without a key nothing is signed and everybody is trusted."""
 
     def __init__(self, group: str, key: PeerKey | None = None) -> None:
         self._group = group
         self._key = key
 
     def join(self, said: msgspec.Struct, number: str) -> bytes:
-        """Return a member's description of itself, signed.
-
-        Args:
-            said: the description.
-            number: its number in the group; empty before its first join.
-        """
+        """Return a member's description of itself, signed for its number; empty before it joins."""
         return self._signed(said, self._of_join(number))
 
     def plan(self, shares: Sequence[msgspec.Struct], generation: int) -> bytes:
@@ -104,8 +94,9 @@ def content_of(data: bytes, kind: type[Content]) -> Content:
     return _decoded(_decoded(data, _Signed).content, kind)
 
 
-def _decoded(data: bytes, kind: type[Content]) -> Content:
+def _decoded(data: bytes | None, kind: type[Content]) -> Content:
     try:
-        return msgspec.msgpack.decode(data, type=kind)
+        # Who joins without a word has null there.
+        return msgspec.msgpack.decode(data or b"", type=kind)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise ValueError(str(error)) from error

@@ -21,13 +21,7 @@ _STABLE = "Stable"
 
 
 class Described(NamedTuple):
-    """A member of a group, as its coordinator tells it.
-
-    Attributes:
-        member: its number, which the coordinator gave it.
-        host: the address that it joined from.
-        joined: the bytes that it joined with.
-    """
+    """A member of a group, as its coordinator tells it: its number, its address, and its join."""
 
     member: str
     host: str
@@ -39,12 +33,10 @@ def look_at_group(
     joined: Callable[[str, bytes], bytes],
     planned: Callable[[int, bytes], Awaitable[bytes]],
 ) -> None:
-    """Have a consumer check the bytes of other members before it uses them.
+    """Have a started consumer check the bytes of other members before it uses them.
 
-    Args:
-        consumer: a started consumer, not subscribed yet.
-        joined: called as the leader with number and bytes of each member; returns the bytes to use.
-        planned: called with the generation and the leader's plan; returns the bytes to use.
+    Both functions return the bytes to use: ``joined`` is called as the leader with number and bytes
+    of each member, ``planned`` with the generation and the leader's plan.
     """
     coordinator = consumer._coordinator
     perform, complete = coordinator._perform_assignment, coordinator._on_join_complete

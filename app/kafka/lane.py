@@ -18,24 +18,12 @@ Idle = Callable[[Chunk | None], None]
 """Called with the chunk that a lane's agent has done, or None when the agent starts."""
 
 
-def always() -> bool:
-    """Admit whatever comes."""
-    return True
-
-
 class Lane:
     """One kind of input on its way to one agent, which has at most one chunk, waiting or in hand.
 
-    Records that are fetched meanwhile are gathered for the next one.
-
-    Args:
-        name: the agent's name.
-        topics: the topics of this kind.
-        send: puts a chunk into the agent's channel.
-        became_idle: called when the agent can be offered a chunk.
-        admits: whether more may be taken in now; other records stay in Kafka.
-        pace: when the next chunk is due, and how large it may be.
-        clock: seconds that pass.
+    Records that are fetched meanwhile are gathered for the next one; those not admitted stay in
+    Kafka. ``send`` puts a chunk into the agent's channel; ``became_idle`` is called when the agent
+    can be offered one.
 
     Attributes:
         handled_seconds: how long the agent has worked on chunks.
@@ -44,16 +32,16 @@ class Lane:
     def __init__(
         self,
         name: str,
-        topics: frozenset[str],
+        topics: Iterable[str],
         send: Callable[[Chunk], Awaitable[Any]],
         became_idle: Idle,
         *,
-        admits: Callable[[], bool] = always,
+        admits: Callable[[], bool] = lambda: True,
         pace: Pace | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.name = name
-        self.topics = topics
+        self.topics = frozenset(topics)
         self.pace = pace or Pace()
         self.handled_seconds = 0.0
         self._send = send
@@ -88,9 +76,7 @@ class Lane:
     def room(self, bytes_max: int, records_max: int) -> tuple[int, int]:
         """Return how many bytes and records fit into the next chunk; 0 or less if it is full.
 
-        Args:
-            bytes_max: most bytes of values in one chunk, whatever the pace allows.
-            records_max: most records in one chunk.
+        A chunk has at most ``bytes_max`` bytes of values, whatever the pace allows.
         """
         return min(self.pace.chunk_bytes, bytes_max) - self._bytes, records_max - self._records
 

@@ -7,23 +7,19 @@ import logging
 from collections.abc import Awaitable, Container, Coroutine
 from typing import Any, TypeVar
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition, errors
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
-from aiokafka.errors import (
-    IncompatibleBrokerVersion,
-    KafkaError,
-    KafkaTimeoutError,
-    MessageSizeTooLargeError,
-    OffsetOutOfRangeError,
-    ProducerClosed,
-)
 
 from agents.ports import LogRecord
 from agents.tasks import within
 from app.kafka.aiokafka_private import check_metadata, refused_topics
-from app.kafka.brokers import UNAUTHORIZED, NotAllowedError, connect_error
-from app.kafka.idempotence import has_idempotent_producer
-from app.kafka.operations import Operation
+from app.kafka.brokers import (
+    UNAUTHORIZED,
+    NotAllowedError,
+    Operation,
+    connect_error,
+    has_idempotent_producer,
+)
 from app.kafka.produce_request import Appends
 from tables.called import called
 from tables.model.errors import (
@@ -66,18 +62,11 @@ Result = TypeVar("Result")
 
 
 class KafkaLog:
-    """``agents.partition.log_partition.ReadableLog`` over Kafka.
+    """``agents.ports.ReadableLog`` over Kafka; NotAllowedError says that this user lacks a right.
 
-    Args:
-        brokers: bootstrap servers, ``host:port`` separated by commas.
-        record_bytes_max: the largest record that may be appended; journal and layer topics take as
-            much.
-        client_options: security options of aiokafka's clients.
-        repeatable: topics whose readers take no notice of a record that comes twice: journals, by
-            the chain rule, and layer topics, by versions. Small records take the shorter way.
-        append_deadline_s: seconds after which the outcome of an append is unknown.
-        read_deadline_s: seconds without progress after which a read is given up.
-        reads_only: nothing is appended, so no right to write is asked for.
+    Readers of the ``repeatable`` topics take no notice of a record that comes twice: those of
+    journals by the chain rule, those of layer topics by versions. Small records take the shorter
+    way there. A log that ``reads_only`` asks for no right to write.
     """
 
     def __init__(
@@ -114,28 +103,24 @@ class KafkaLog:
         """
         try:
             if not self._reads_only:
-                await self._start_producer()
+                self._producer = AIOKafkaProducer(
+                    bootstrap_servers=self._brokers,
+                    acks="all",
+                    enable_idempotence=await has_idempotent_producer(self._brokers, self._options),
+                    linger_ms=0,
+                    max_request_size=self._record_bytes_max,
+                    **self._options,
+                )
+                await self._producer.start()
+                self._appends = Appends(self._producer, self._append_deadline_s)
             self._offsets = AIOKafkaConsumer(bootstrap_servers=self._brokers, **self._options)
             await self._offsets.start()
-        except KafkaError as error:
+        except errors.KafkaError as error:
             await self.stop()
             self._producer = self._offsets = None
             raise await connect_error(
                 error, "cannot connect to Kafka", self._brokers, self._options
             ) from error
-
-    async def _start_producer(self) -> None:
-        idempotent = await has_idempotent_producer(self._brokers, self._options)
-        self._producer = AIOKafkaProducer(
-            bootstrap_servers=self._brokers,
-            acks="all",
-            enable_idempotence=idempotent,
-            linger_ms=0,
-            max_request_size=self._record_bytes_max,
-            **self._options,
-        )
-        await self._producer.start()
-        self._appends = Appends(self._producer, self._append_deadline_s)
 
     async def stop(self) -> None:
         """Flush and disconnect; the next claim decides about appends that are not done in time."""
@@ -163,7 +148,6 @@ class KafkaLog:
 
         Raises:
             OutcomeUnknownError: it may or may not have been taken.
-            NotAllowedError: this user may not write.
             RecordTooLargeError: the topic, or this log, takes no record of that size.
             TreasureMapError: the broker will never take it, or takes nothing more from this
                 process.
@@ -188,7 +172,7 @@ class KafkaLog:
             )
         except OutcomeUnknownError as unknown:
             error = unknown.__cause__
-            if isinstance(error, MessageSizeTooLargeError):
+            if isinstance(error, errors.MessageSizeTooLargeError):
                 raise RecordTooLargeError(
                     f"{cannot}: the record is too large; got {len(value or b'')} bytes of value; "
                     f"want less than {self._record_bytes_max} and than the topic's "
@@ -209,7 +193,7 @@ class KafkaLog:
         assert self._appends is not None
         try:
             return await self._appends.append(topic, partition, value)
-        except KafkaError as error:
+        except errors.KafkaError as error:
             # The producer opens connections, learns of leaders, tries again, or tells why not.
             log.debug("%s at once: %r", cannot, error)
             return None
@@ -222,7 +206,6 @@ class KafkaLog:
 
         Raises:
             OutcomeUnknownError: the broker did not answer.
-            NotAllowedError: this user may not read.
         """
         assert self._offsets is not None
         key = TopicPartition(topic, partition)
@@ -235,20 +218,6 @@ class KafkaLog:
                 raise _not_allowed(cannot, "Read") from error
             raise
 
-    async def read(
-        self, topic: str, partition: int, start: int, stop: int, bytes_max: int | None = None
-    ) -> list[LogRecord]:
-        """Return the records of offsets ``[start, stop)``, which must exist in the log.
-
-        No more are read once their values come to ``bytes_max`` bytes.
-
-        Raises:
-            OffsetGoneError: the log begins after them or ends before them.
-            OutcomeUnknownError: the broker did not give them in time.
-            NotAllowedError: this user may not read.
-        """
-        return await self._read(TopicPartition(topic, partition), start, stop, bytes_max)
-
     async def record_at(self, topic: str, partition: int, offset: int) -> LogRecord | None:
         """Return the record at an offset; None if the log has none there any more.
 
@@ -257,25 +226,29 @@ class KafkaLog:
         Raises:
             OutcomeUnknownError: the broker did not answer in time.
         """
-        key = TopicPartition(topic, partition)
         try:
-            found = await self._read(key, offset, offset + 1, None, may_lack=True)
+            found = await self.read(topic, partition, offset, offset + 1, may_lack=True)
         except OffsetGoneError:
             return None
         return next((record for record in found if record.offset == offset), None)
 
-    async def _read(
-        self,
-        key: TopicPartition,
-        start: int,
-        stop: int,
-        bytes_max: int | None,
-        *,
-        may_lack: bool = False,
-    ) -> list[LogRecord]:
+    async def read(
+        self, topic: str, partition: int, start: int, stop: int, bytes_max: int | None = None,
+        *, may_lack: bool = False,
+    ) -> list[LogRecord]:  # fmt: skip
+        """Return the records of offsets ``[start, stop)``; no more once values reach ``bytes_max``.
+
+        They must exist, but if they ``may_lack`` the last ones may be gone from a log that has
+        their offsets.
+
+        Raises:
+            OffsetGoneError: the log begins after them or ends before them.
+            OutcomeUnknownError: the broker did not give them in time.
+        """
         if start >= stop:
             return []
-        cannot = f"cannot read {key.topic}[{key.partition}] from {start} to {stop}"
+        key = TopicPartition(topic, partition)
+        cannot = f"cannot read {topic}[{partition}] from {start} to {stop}"
         async with self._readers:
             consumer = AIOKafkaConsumer(
                 bootstrap_servers=self._brokers,
@@ -290,7 +263,7 @@ class KafkaLog:
                 consumer.assign([key])
                 consumer.seek(key, start)
                 return await self._collect(consumer, key, stop, bytes_max, may_lack=may_lack)
-            except OffsetOutOfRangeError as error:
+            except errors.OffsetOutOfRangeError as error:
                 raise OffsetGoneError(_gone(cannot)) from error
             finally:
                 await _stop(consumer)
@@ -310,7 +283,7 @@ class KafkaLog:
                 await admin.delete_records(
                     {TopicPartition(topic, partition): RecordsToDelete(before_offset=before)}
                 )
-            except IncompatibleBrokerVersion:
+            except errors.IncompatibleBrokerVersion:
                 log.info("%s: the broker deletes no records; the journal keeps them all", cannot)
             finally:
                 await admin.close()
@@ -330,10 +303,7 @@ class KafkaLog:
         *,
         may_lack: bool,
     ) -> list[LogRecord]:
-        """Return the records from the position of ``consumer``; each step on moves the deadline.
-
-        ``may_lack`` says that the last ones may be gone from a log that has their offsets.
-        """
+        """Return the records from the position of ``consumer``; each step on moves the deadline."""
         now = asyncio.get_running_loop().time
         cannot = f"cannot read {key.topic}[{key.partition}] on to {stop}"
         patience_s = self._read_deadline_s
@@ -398,14 +368,14 @@ class KafkaLog:
         """
         try:
             return await within(deadline_s, work)
-        except OffsetOutOfRangeError:
+        except errors.OffsetOutOfRangeError:
             raise
         except TimeoutError as error:
             self._check_clients(cannot)
             raise OutcomeUnknownError(f"{cannot}: no answer within {deadline_s:g} s") from error
         except UNAUTHORIZED as error:
             raise _not_allowed(cannot, operation) from error
-        except KafkaError as error:
+        except errors.KafkaError as error:
             raise OutcomeUnknownError(f"{cannot}: {error!r}") from error
 
 
@@ -444,5 +414,5 @@ def _is_final(error: BaseException | None) -> bool:
     aiokafka retries errors that may pass. Any other error either belongs to the topic (who may
     write, how large) or has broken the producer's sequence, which only a new producer mends.
     """
-    passing = isinstance(error, KafkaTimeoutError | ProducerClosed)
-    return isinstance(error, KafkaError) and not error.retriable and not passing
+    passing = isinstance(error, errors.KafkaTimeoutError | errors.ProducerClosed)
+    return isinstance(error, errors.KafkaError) and not error.retriable and not passing

@@ -12,36 +12,25 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from aiokafka import client
-from aiokafka.errors import (
-    IllegalSaslStateError,
-    KafkaError,
-    SaslAuthenticationFailed,
-    UnsupportedSaslMechanismError,
-)
+from aiokafka import client, errors
+
+from app.kafka.connection_causes import LOGIN_ERRORS
 
 AGAIN_S = (1.0, 60.0)
 """How long after the first refusal a login is tried again, doubled each time, and the most."""
-
-_REFUSALS = (SaslAuthenticationFailed, UnsupportedSaslMechanismError, IllegalSaslStateError)
 
 Connect = Callable[..., Awaitable[Any]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Refusal:
-    error: KafkaError
+    error: errors.KafkaError
     wait_s: float
     until_s: float
 
 
 class Logins:
-    """Connects, and remembers refused logins by broker.
-
-    Args:
-        connect: makes a connection and logs in: aiokafka's ``create_conn``.
-        clock_s: seconds of a clock that never goes back.
-    """
+    """Connects by ``connect``, aiokafka's own, and remembers refused logins by broker and user."""
 
     def __init__(self, connect: Connect, clock_s: Callable[[], float] = time.monotonic) -> None:
         self._connect = connect
@@ -61,7 +50,7 @@ class Logins:
             raise type(last.error)(*last.error.args)
         try:
             connection = await self._connect(host, port, **options)
-        except _REFUSALS as error:
+        except LOGIN_ERRORS as error:
             wait_s = min(2 * last.wait_s, AGAIN_S[1]) if last is not None else AGAIN_S[0]
             self._refusals[user] = _Refusal(error, wait_s, self._clock_s() + wait_s)
             raise

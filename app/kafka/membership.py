@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from aiokafka import AIOKafkaConsumer
 from aiokafka.coordinator.protocol import (
@@ -19,15 +19,17 @@ from aiokafka.coordinator.protocol import (
 from aiokafka.errors import KafkaError, RebalanceInProgressError
 
 from agents.supervised import supervised
-from app.kafka.assignor import NAME, STRANGER_CHARACTERS_MAX, Assignor, Member, Share, shares_of
-from app.kafka.group_map import GroupMap
-from app.kafka.group_proof import GroupProof, content_of
-from app.kafka.group_protocol import (
-    Described,
-    describe_group,
-    look_at_group,
-    place_in_group,
+from app.kafka.assignor import (
+    NAME,
+    STRANGER_CHARACTERS_MAX,
+    Assignor,
+    GroupMap,
+    Member,
+    Share,
+    shares_of,
 )
+from app.kafka.group_proof import GroupProof, content_of
+from app.kafka.group_protocol import Described, describe_group, look_at_group, place_in_group
 from app.kafka.transport_options import TransportError, TransportOptions
 
 DESCRIBE_S = 3.0
@@ -51,12 +53,7 @@ log = logging.getLogger(__name__)
 
 
 class Strangers(NamedTuple):
-    """Members of a group that are no workers of the map.
-
-    Attributes:
-        total: how many.
-        named: the first of them in words, by their number in the group.
-    """
+    """Members of a group that are no workers: how many, and the first in words, by their number."""
 
     total: int
     named: Mapping[str, str]
@@ -68,14 +65,11 @@ NOBODY = Strangers(0, {})
 class Membership:
     """The group protocol of one worker.
 
-    Args:
-        options: who this worker is.
-        group: takes the plans.
-        describe: returns this worker's description of itself.
-        fail: called with the reason to end.
+    ``describe`` returns this worker's description of itself; ``fail`` ends it with a reason.
 
     Attributes:
         assignor: makes the joins of the consumer.
+        refusal: why the group gives this worker nothing, empty while it does.
         strangers: the members that are no workers, as of the last plan.
     """
 
@@ -86,17 +80,21 @@ class Membership:
         describe: Callable[[], Member],
         fail: Callable[[BaseException], None],
     ) -> None:
+        self._options = options
         self._name, self._map = options.group, options.map_name
         self._group = group
         self._proof = GroupProof(options.group, options.peer_key)
-        self._is_proved = options.peer_key is not None
         self._describe = describe
         self._fail = fail
         self._consumer: AIOKafkaConsumer | None = None
         self.strangers = NOBODY
         self._twins: dict[str, list[str]] = {}
         self._telling: asyncio.Task[None] | None = None
-        self.assignor = Assignor(describe, group.take, self._proof, self._place)
+        self.refusal = ""
+        self._ending: asyncio.Task[None] | None = None
+        self.assignor = Assignor(
+            describe, group.take, self._proof, lambda: place_in_group(self._consumer)
+        )
 
     def attach(self, consumer: AIOKafkaConsumer) -> None:
         """Check the bytes of members for a consumer that has started and not joined."""
@@ -104,7 +102,12 @@ class Membership:
         look_at_group(consumer, self._joined, self._planned)
 
     def look(self) -> None:
-        """Log members that are not workers, or share a URL, as of a new plan; each once."""
+        """Log members that are not workers, or share a URL, as of a new plan; each once.
+
+        A worker that the group refuses waits, and then ends: the member that it cannot be beside
+        may be dead, and the group forgets it within a session.
+        """
+        self._look_at_refusal()
         for url, nodes in self._group.twins.items():
             if self._twins.get(url) != nodes:
                 log.warning(
@@ -118,6 +121,28 @@ class Membership:
             self._telling = asyncio.create_task(supervised(self._tell(), self._fail))
         else:
             self.strangers = NOBODY
+
+    def _look_at_refusal(self) -> None:
+        options = self._options
+        refusal = self._group.refused.get(options.boot, "")
+        if not refusal and options.peer_key is None:
+            # The others have a secret, and cannot know that this one is a worker.
+            refusal = self._group.strangers.get((options.node, options.web_url), "")
+        if refusal == self.refusal:
+            return
+        if self._ending is not None:
+            self._ending.cancel()
+        self.refusal = refusal
+        if refusal:
+            log.warning("group %s refuses this worker, which waits: %s", self._name, refusal)
+            self._ending = asyncio.create_task(supervised(self._end(), self._fail))
+
+    async def _end(self) -> None:
+        await asyncio.sleep(self._options.session_timeout_ms / 1_000)
+        raise TransportError(
+            f"cannot share group {self._name}: {self.refusal}; "
+            f"got nodes {', '.join(sorted(self._group.nodes))}"
+        )
 
     def warnings(self) -> list[str]:
         """Return a sentence if the group has members that are no workers.
@@ -137,26 +162,16 @@ class Membership:
         if self._telling is not None:
             self._telling.cancel()
 
-    def _place(self) -> tuple[str, int]:
-        assert self._consumer is not None
-        return place_in_group(self._consumer)
-
     def _joined(self, member: str, data: bytes) -> bytes:
         """Return a member's join, that of a stranger without the topics that it names."""
         if not self._why_stranger(member, data):
             return data
-        found = _metadata(data)
         # Of what cannot be read or is too long nothing is passed on.
-        said = b"" if found is None else found.user_data
-        return bytes(ConsumerProtocolMemberMetadata(0, [], said).encode())
+        return bytes(ConsumerProtocolMemberMetadata(0, [], _user_data(data)[0]).encode())
 
     def _why_stranger(self, member: str, data: bytes) -> str:
-        if why := why_too_much(data):
-            return why
-        found = _metadata(data)
-        if found is None:
-            return "its join cannot be read"
-        return self._proof.why_stranger(found.user_data, member)
+        said, why = _user_data(data)
+        return why or self._proof.why_stranger(said, member)
 
     async def _planned(self, generation: int, data: bytes) -> bytes:
         """Return the leader's plan for this worker; empty if it must not be used."""
@@ -187,7 +202,7 @@ class Membership:
 
         The leader signs the shares of all. The partitions of each stand beside them once more.
         """
-        if not self._is_proved:
+        if self._options.peer_key is None:
             return ""
         me = self._describe()
         given = {topic: sorted(partitions) for topic, partitions in mine if partitions}
@@ -254,21 +269,20 @@ def why_too_much(data: bytes) -> str:
     return ""
 
 
-def _metadata(data: bytes) -> Any:
-    """Return a member's join; None if it cannot be read or is too large."""
-    if why_too_much(data):
-        return None
+def _user_data(data: bytes) -> tuple[bytes, str]:
+    """Return the bytes that a member says of itself in its join, or none and why not."""
+    if why := why_too_much(data):
+        return b"", why
     try:
-        return ConsumerProtocolMemberMetadata.decode(data)
+        return ConsumerProtocolMemberMetadata.decode(data).user_data or b"", ""
     except Exception:  # noqa: BLE001 - of bytes that anybody may have sent
-        return None
+        return b"", "its join cannot be read"
 
 
 def _said(data: bytes) -> Member | None:
     """Return a member's description of itself; None if it cannot be read."""
-    found = _metadata(data)
     try:
-        return content_of(found.user_data if found else b"", Member)
+        return content_of(_user_data(data)[0], Member)
     except ValueError:
         return None
 

@@ -7,12 +7,16 @@ sent meanwhile.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from aiokafka import ConsumerRebalanceListener
+from aiokafka import TopicPartition as KafkaPartition
 
 from agents.supervised import supervised
-from app.kafka.lifecycle import PartitionLifecycle
 from tables.model.errors import FencedError, JournalUnreadError, OutcomeUnknownError
 from tables.model.topic_partition import TopicPartition
 
@@ -25,15 +29,38 @@ DOUBLED_MAX = 7
 up to some four minutes, and a few hundred claims a day."""
 
 
+class PartitionLifecycle(Protocol):
+    """Keeps the state of partitions: opens, claims and reads it before a partition goes live."""
+
+    async def restore(self, topic: str, partition: int, generation: int) -> int:
+        """Open the store, claim, read the journal; return the source position to go on from.
+
+        May be cancelled when partitions are revoked. At most one runs per partition, and none
+        beside a release of it.
+
+        Raises:
+            FencedError: another owner claimed meanwhile; it is called again after a while.
+            OutcomeUnknownError: as FencedError.
+            JournalUnreadError: as FencedError, after an ever longer while.
+        """
+
+    async def release(self, partitions: set[TopicPartition]) -> None:
+        """Drop the memory of partitions that are revoked, and close all that is open.
+
+        Called with every partition assigned last, restored or not.
+        """
+
+    def held(self) -> set[TopicPartition]:
+        """Return the partitions whose local store is on this node's disk."""
+
+
 class Moves:
     """Restores the owners of partitions that were assigned, and releases those that are revoked.
 
-    Args:
-        owners: keep the state of partitions.
-        retry_seconds: bounds of the random wait before a partition is claimed again.
-        stands: returns whether a generation is still the one that this member reads in.
-        live: called with partition, generation and the source position to read on from.
-        failed: called with errors that no other try can mend.
+    Before a partition is claimed again there is a random wait between the bounds ``retry_seconds``.
+    ``stands`` returns whether a generation is still the one that this member reads in; ``live`` is
+    called with partition, generation and the source position to read on from; ``failed`` with
+    errors that no other try can mend.
 
     Attributes:
         retries: restores that began again.
@@ -134,3 +161,31 @@ class Moves:
         """Return the seconds before another try, after so many that left a claim in the journal."""
         doubled: int = 2 ** min(unread, DOUBLED_MAX)
         return random.SystemRandom().uniform(*self._retry_seconds) * doubled
+
+
+class Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka comes without types here
+    """aiokafka only logs errors of a listener; this one calls ``failed``."""
+
+    def __init__(
+        self,
+        revoked: Callable[[], Awaitable[None]],
+        assigned: Callable[[set[TopicPartition]], Awaitable[None]],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self._revoked = revoked
+        self._assigned = assigned
+        self._failed = failed
+
+    async def on_partitions_revoked(self, revoked: set[KafkaPartition]) -> None:
+        """Before a join."""
+        del revoked
+        await self._guarded(self._revoked())
+
+    async def on_partitions_assigned(self, assigned: set[KafkaPartition]) -> None:
+        """After a join."""
+        partitions = {(tp.topic, tp.partition) for tp in assigned}
+        await self._guarded(self._assigned(partitions))
+
+    async def _guarded(self, work: Awaitable[None]) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await supervised(work, self._failed)

@@ -21,9 +21,6 @@ COMMIT_SECONDS_MAX = 5.0
 class OffsetCommits:
     """Positions that were handled and not committed yet, and the loop that commits them.
 
-    Args:
-        interval_seconds: time between commits.
-
     Attributes:
         failures: commits that the brokers did not take. They are logged and counted, never fatal.
     """

@@ -36,16 +36,10 @@ _WEIGHT = 0.2
 class Pace:
     """Follows the load of one lane.
 
-    Args:
-        gather_seconds_max: the longest that records are gathered for one chunk.
-        chunk_bytes_max: the most bytes of values in one chunk.
-        clock: seconds that pass.
-        cpu_clock: seconds of CPU that this process has used.
-
     Attributes:
         busy_share: CPU seconds per second, averaged.
         gather_seconds: how long records are gathered now.
-        chunk_bytes: how many bytes a chunk may have now.
+        chunk_bytes: how many bytes of values a chunk may have now.
     """
 
     def __init__(

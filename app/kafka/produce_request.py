@@ -18,24 +18,17 @@ import dataclasses
 import io
 import itertools
 import struct
-import time
 from collections.abc import Iterator
 from typing import Any
 
-from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaProducer, TopicPartition, errors
 from aiokafka.client import ConnectionGroup
 from aiokafka.conn import CloseReason
-from aiokafka.errors import (
-    IncompatibleBrokerVersion,
-    KafkaConnectionError,
-    LeaderNotAvailableError,
-    NodeNotReadyError,
-    for_code,
-)
 from aiokafka.protocol.api import ResponseHeader_v0
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from app.kafka.aiokafka_private import write
+from tables.model.clock import wall_clock_ms
 
 PRODUCE = 0
 VERSION = 3
@@ -67,9 +60,7 @@ class _Append:
 class Appends:
     """Appends through the connections of a started producer's client.
 
-    Args:
-        producer: whose client is used.
-        deadline_s: after so long without an answer the outcome of a request is unknown.
+    After ``deadline_s`` without an answer the outcome of a request is unknown.
     """
 
     def __init__(self, producer: AIOKafkaProducer, deadline_s: float) -> None:
@@ -91,12 +82,12 @@ class Appends:
         place = TopicPartition(topic, partition)
         leader = self._client.cluster.leader_for_partition(place)
         if leader is None or leader < 0:
-            raise LeaderNotAvailableError(f"no leader of {topic}[{partition}] is known")
+            raise errors.LeaderNotAvailableError(f"no leader of {topic}[{partition}] is known")
         builder = DefaultRecordBatchBuilder(
             magic=2, compression_type=0, is_transactional=0, producer_id=-1, producer_epoch=-1,
             base_sequence=-1, batch_size=_BATCH_BYTES_MAX,
         )  # fmt: skip
-        builder.append(0, timestamp=time.time_ns() // 1_000_000, key=None, value=value, headers=[])
+        builder.append(0, timestamp=wall_clock_ms(), key=None, value=value, headers=[])
         append = _Append(place, bytes(builder.build()), self._loop.create_future())
         others = self._waiting.setdefault(leader, [])
         others.append(append)
@@ -115,10 +106,10 @@ class Appends:
     def _request(self, leader: int, appends: list[_Append]) -> None:
         connection = self._client._conns.get((leader, ConnectionGroup.DEFAULT))
         if connection is None or connection._writer is None:
-            raise NodeNotReadyError(f"no connection to node {leader} is open")
+            raise errors.NodeNotReadyError(f"no connection to node {leader} is open")
         least, most = connection._versions.get(PRODUCE, (0, 0))
         if not least <= VERSION <= most:
-            raise IncompatibleBrokerVersion(f"node {leader} takes produce {least} to {most}")
+            raise errors.IncompatibleBrokerVersion(f"node {leader} takes produce {least} to {most}")
         number = connection._next_correlation_id()
         name = self._client._client_id.encode()
         message = _encode(number, name, round(self._deadline_s * 1_000), appends)
@@ -129,7 +120,7 @@ class Appends:
 
         def answered(answer: asyncio.Future[dict[TopicPartition, tuple[int, int]]]) -> None:
             timer.cancel()
-            error: BaseException | None = KafkaConnectionError("the request was dropped")
+            error: BaseException | None = errors.KafkaConnectionError("the request was dropped")
             if not answer.cancelled():
                 error = answer.exception()
             if error is None:
@@ -155,7 +146,7 @@ class Appends:
                 if not append.offset.done():
                     append.offset.set_result(offset)
                 continue
-            error = for_code(code)
+            error = errors.for_code(code)
             if error.invalid_metadata:
                 self._client.force_metadata_update()
             append.fail(error(f"{append.place.topic}[{append.place.partition}]"))

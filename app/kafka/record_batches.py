@@ -22,7 +22,7 @@ from aiokafka.record.default_records import DefaultRecordBatch
 from aiokafka.record.legacy_records import LegacyRecordBatch
 
 from app.kafka.inflate import INFLATED_BYTES_MAX, inflate
-from tables.model.limits import LETTER_BYTES_MAX
+from tables.model.limits import INT64_MAX, INT64_MIN, LETTER_BYTES_MAX
 from tables.record.chunk import RecordFault
 
 # Kafka's NO_TIMESTAMP: the time of a record without one (formats before 2 may have none).
@@ -39,7 +39,6 @@ _FORMAT = 2
 _COUNT_AT, _CODEC_AT = 57, 22
 _CODEC_MASK = 0x07
 _LOG_APPEND_TIME = 1
-_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 _MORE = 0x80
 _VARINT_BITS_MAX = 70
 _BATCH_BYTES_MIN = 26
@@ -188,7 +187,7 @@ class Batch:
 
     def _read_each(self, data: memoryview, cause: str, *, is_whole: bool) -> list[Record]:
         """Return the records that can be read one by one, and a fault for each other one."""
-        base, count = self._inner.base_offset, _count_of(self._data)
+        base, (count,) = self._inner.base_offset, struct.unpack_from(">i", self._data, _COUNT_AT)
         last, expected = self._inner.next_offset - 1, base
         records: list[Record] = []
         reader = _Reader(data, _HEADER.size)
@@ -214,7 +213,7 @@ class Batch:
     def _record(self, offset: int, found: _Fields) -> Record:
         batch, by_broker = self._inner, self._inner.timestamp_type == _LOG_APPEND_TIME
         time_ms = batch.max_timestamp if by_broker else batch.first_timestamp + found.time_delta
-        if not _INT64_MIN <= time_ms <= _INT64_MAX:
+        if not INT64_MIN <= time_ms <= INT64_MAX:
             time_ms = NO_TIME_MS
         kind = batch.timestamp_type
         return Record(
@@ -338,11 +337,6 @@ class _Reader:
             raise _BrokenError(f"a field of {size} bytes is longer than the record")
         self.at += size
         return bytes(self._data[self.at - size : self.at])
-
-
-def _count_of(data: memoryview) -> int:
-    (count,) = struct.unpack_from(">i", data, _COUNT_AT)
-    return int(count)
 
 
 def _too_large() -> str:

@@ -25,16 +25,12 @@ from mode import Service
 from agents.supervised import supervised
 from agents.tasks import end, within
 from app.kafka.aiokafka_private import Fetched, UnreadableError, abandon
-from app.kafka.assignor import Member
+from app.kafka.assignor import GroupMap, Member
 from app.kafka.brokers import connect_error, patiently
-from app.kafka.group_map import GroupMap
 from app.kafka.lane import Lane
-from app.kafka.lifecycle import PartitionLifecycle
 from app.kafka.membership import Membership, protocol_error
-from app.kafka.moves import Moves
+from app.kafka.moves import Listener, Moves, PartitionLifecycle
 from app.kafka.offset_commits import OffsetCommits
-from app.kafka.rebalance_listener import Listener
-from app.kafka.refusal import Refusal
 from app.kafka.statistics import Statistics
 from app.kafka.transport_options import TransportError, TransportOptions
 from app.kafka.wakeup import Wakeup
@@ -56,16 +52,12 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
 
     Owners report to the transport that reads for them, and it restores and releases them. So it is
     made first, they are made with its methods, and :meth:`serve` names them before the start.
-
-    Args:
-        options: brokers, group, this node, limits.
-        purge: empties the queues between this service and the agents.
+    ``purge`` empties the queues between this service and the agents.
 
     Attributes:
         ready: the partitions that are live, with the generation they were restored in.
         group: which member owns which partitions.
-        refusal: whether the group gives this worker nothing, and why.
-        membership: which other members are workers.
+        membership: whether the group gives this worker something, and who the others are.
     """
 
     _owners: PartitionLifecycle
@@ -86,20 +78,14 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         self._positions: dict[TopicPartition, int] = {}
         self._hints = OffsetCommits(options.commit_seconds)
         self._realigned: set[TopicPartition] = set()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._crashing: asyncio.Future[Any] | None = None
         self._loop_tasks: list[asyncio.Task[None]] = []
-        self.refusal = Refusal(options, self.group, self.fail)
         self.membership = Membership(options, self.group, self._describe, self.fail)
         self._counts = Statistics()
         self._alarm = Wakeup()
 
     def serve(self, owners: PartitionLifecycle, lanes: Iterable[Lane]) -> None:
-        """Read for these; called once, before the start.
-
-        Args:
-            owners: the keeper of the partitions' state.
-            lanes: the kinds of input; a topic belongs to exactly one.
-        """
+        """Read for these; called once, before the start. A topic belongs to exactly one lane."""
         self._owners = owners
         self._lanes = tuple(lanes)
         self._moves = Moves(
@@ -158,7 +144,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
             bug = None if isinstance(reason, TreasureMapError) else reason
             log.critical("the worker stops: %s", reason, exc_info=bug)
             self._halt()
-            self._background(self.crash(reason))
+            self._crashing = asyncio.ensure_future(self.crash(reason))
 
     def restoring(self) -> list[TopicPartition]:
         """Return the partitions that are assigned here and not live yet."""
@@ -282,9 +268,9 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
                 await within(STOP_SECONDS_MAX, abandon(self._consumer))
             except TimeoutError:
                 log.warning("the connections to Kafka did not close; the process ends all the same")
-        for task in self._tasks - {asyncio.current_task()}:
-            # The task of the crash itself may be stopping this service; it is not awaited here.
-            task.cancel()
+        if self._crashing is not None and self._crashing is not asyncio.current_task():
+            # The crash itself may be stopping this service; it is not awaited here.
+            self._crashing.cancel()
 
     def _halt(self) -> None:
         """Stop handing over chunks; it does not wait, so nothing can come in between."""
@@ -310,10 +296,9 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
             # The join was under way when everything was released; nobody would release again.
             return
         self.options.check(sorted(partitions))
-        self.refusal.look()
         self.membership.look()
         self._generation = self._fetched.generation()
-        if not self.refusal.reason:
+        if not self.membership.refusal:
             self._owned = (self._generation, set(partitions))
         for tp in partitions:
             # A position of its own keeps aiokafka from asking for the group's commits.
@@ -441,8 +426,3 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
                 if (run.topic, run.partition) in self.ready:
                     self._hints.note((run.topic, run.partition), run.next_offset)
         self._alarm.ring()
-
-    def _background(self, work: Any) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)

@@ -30,25 +30,19 @@ class TransportOptions:
     """How to reach Kafka, who this node is, and how much is read at once.
 
     Attributes:
-        brokers: the brokers to ask first, ``host:port`` separated by commas.
-        group: the consumer group whose members share the partitions.
         node: this worker's name; a later start of the same node replaces the earlier.
         web_url: the address at which this node's endpoint answers the other members.
         boot: greater for a later start of the same node; by default the wall clock, nanoseconds.
         partitions: how many the map has of each input topic; those of a topic left out are not
             known. The bytes of one fetch are divided among them.
-        fetch_bytes_max: most bytes of one answer to a fetch.
         partition_fetch_bytes_max: most bytes of one partition in it, but at least one batch.
         fetch_max_wait_ms: how long a broker waits for the first record of an answer.
         chunk_bytes_max: most bytes of values in one chunk, but at least one record.
-        chunk_records_max: most records in one chunk.
         alone: why this node cannot share its group; of two the later one stops with this. Empty
             if it can.
         home: a name that this worker keeps when it is started again, by default its node.
-        map_name: the map that is served; all members of a group serve one.
         peer_key: the key that members prove themselves with; None if no secret is set.
         committed_only: leave out records of aborted transactions, and wait for open ones.
-        client_options: passed to aiokafka's client as they are: TLS and login.
         retry_seconds: bounds of the random wait before a partition is claimed again.
     """
 
@@ -93,10 +87,7 @@ class TransportOptions:
     ) -> Member:
         """Return the description of this node that it joins with.
 
-        Args:
-            generation: the one in which it was given ``owned``, below 0 if it never was.
-            owned: the partitions that it was given last.
-            held: the partitions whose local store is here.
+        ``generation`` is the one in which it was given ``owned``, below 0 if it never was.
         """
         return Member(
             node=self.node,

@@ -27,6 +27,7 @@ from tables.record.chunk import Headers
 from tables.record.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
 
 Place = Literal["row", "line", "record"]
+Forms = Literal["every", "lines", "columns", "arrow"]
 
 KEY_BYTES_MAX = 1_024
 OVERSIZED_EVERY = 50
@@ -71,14 +72,21 @@ class Bad:
     ``counted`` is its column of the ledger: ``malformed.json``, ``events.future``,
     ``records.tombstone``, ``unreadable.arrow``. ``make`` gives, by ``place``: a column and the
     value it gets; the line; the record's value and headers. It gives None if the event, or the
-    whole source, has nothing that could be broken so. ``suits`` says whether a format can have it.
+    whole source, has nothing that could be broken so. ``forms`` are the formats that can have it.
     """
 
     name: str
     counted: str
     place: Place
-    suits: Callable[[Writer], bool]
+    forms: Forms
     make: Callable[[Sample], Any]
+
+    def suits(self, writer: Writer) -> bool:
+        """Return whether a format can have it."""
+        return {
+            "every": True, "lines": writer.uses_lines, "columns": not writer.uses_lines,
+            "arrow": writer.name == "arrow",
+        }[self.forms]  # fmt: skip
 
     @property
     def reason(self) -> str:
@@ -272,41 +280,25 @@ def _arrow_out_of_range(sample: Sample) -> tuple[bytes, Headers] | None:
     return sample.stream(column), ()
 
 
-def _every(_: Writer) -> bool:
-    return True
-
-
-def _text(writer: Writer) -> bool:
-    return writer.uses_lines
-
-
-def _columns(writer: Writer) -> bool:
-    return not writer.uses_lines
-
-
-def _only_arrow(writer: Writer) -> bool:
-    return writer.name == "arrow"
-
-
 KINDS = (
-    Bad("json", "malformed.json", "line", _text, _broken_json),
-    Bad("missing_null", "malformed.missing", "row", _every, _null),
-    Bad("missing_absent", "malformed.missing", "line", _text, _absent),
-    Bad("wrong_type", "malformed.wrong_type", "line", _text, _wrong_type),
-    Bad("out_of_range", "malformed.out_of_range", "line", _text, _out_of_range),
-    Bad("time_out_of_range", "malformed.out_of_range", "row", _every, _time_out_of_range),
-    Bad("not_finite", "malformed.not_finite", "row", _columns, _not_finite),
-    Bad("key_too_long", "malformed.key_too_long", "row", _every, _key_too_long),
-    Bad("future", "events.future", "row", _every, _future),
-    Bad("unclassified", "events.unclassified", "row", _every, _unclassified),
-    Bad("tombstone", "records.tombstone", "record", _every, _tombstone),
-    Bad("empty", "records.empty", "record", _every, _empty),
-    Bad("arrow_empty", "records.empty", "record", _only_arrow, _no_rows),
-    Bad("oversized", "records.oversized", "record", _every, _oversized),
-    Bad("content_type", "unreadable.content_type", "record", _every, _content_type),
-    Bad("heartbeat", "unreadable.heartbeat", "record", _every, _heartbeat),
-    Bad("arrow", "unreadable.arrow", "record", _only_arrow, _arrow),
-    Bad("arrow_wrong_type", "malformed.wrong_type", "record", _only_arrow, _arrow_wrong_type),
-    Bad("arrow_out_of_range", "malformed.out_of_range", "record", _only_arrow, _arrow_out_of_range),
+    Bad("json", "malformed.json", "line", "lines", _broken_json),
+    Bad("missing_null", "malformed.missing", "row", "every", _null),
+    Bad("missing_absent", "malformed.missing", "line", "lines", _absent),
+    Bad("wrong_type", "malformed.wrong_type", "line", "lines", _wrong_type),
+    Bad("out_of_range", "malformed.out_of_range", "line", "lines", _out_of_range),
+    Bad("time_out_of_range", "malformed.out_of_range", "row", "every", _time_out_of_range),
+    Bad("not_finite", "malformed.not_finite", "row", "columns", _not_finite),
+    Bad("key_too_long", "malformed.key_too_long", "row", "every", _key_too_long),
+    Bad("future", "events.future", "row", "every", _future),
+    Bad("unclassified", "events.unclassified", "row", "every", _unclassified),
+    Bad("tombstone", "records.tombstone", "record", "every", _tombstone),
+    Bad("empty", "records.empty", "record", "every", _empty),
+    Bad("arrow_empty", "records.empty", "record", "arrow", _no_rows),
+    Bad("oversized", "records.oversized", "record", "every", _oversized),
+    Bad("content_type", "unreadable.content_type", "record", "every", _content_type),
+    Bad("heartbeat", "unreadable.heartbeat", "record", "every", _heartbeat),
+    Bad("arrow", "unreadable.arrow", "record", "arrow", _arrow),
+    Bad("arrow_wrong_type", "malformed.wrong_type", "record", "arrow", _arrow_wrong_type),
+    Bad("arrow_out_of_range", "malformed.out_of_range", "record", "arrow", _arrow_out_of_range),
 )
 """Every kind. Numbers that are not finite are only in formats that can say them, as Arrow can."""

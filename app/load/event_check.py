@@ -8,22 +8,35 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import time
 from collections.abc import Sequence
 from typing import cast
 
 import polars as pl
 
-from agents.decode.event_batch import PLACE, EventBatch
+from agents.decode.event_batch import INDEX_COLUMN, RECORD_SPAN, EventBatch
 from agents.decode.records import Decoder
 from agents.fold.classify import Classifier
+from agents.fold.layers import KEY_BYTES_MAX
+from tables.model.clock import wall_clock_ms
 from tables.model.layer import Map, Source
 from tables.model.window import SECONDS_IN_MS_MAX
 from tables.record.chunk import Run
 
-KEY_REASON = "missing"
 _EXAMPLE_CHARS_MAX = 200
 _TYPES_MAX = 1_000
+
+
+def _is_long(values: pl.Series) -> pl.Series:
+    if values.dtype != pl.String:
+        return pl.repeat(value=False, n=len(values), eager=True)
+    return (values.str.len_bytes() > KEY_BYTES_MAX).fill_null(value=False)
+
+
+_KEY_FAULTS = (
+    ("missing", pl.Series.is_null, "is null or absent"),
+    ("key_too_long", _is_long, f"has more than {KEY_BYTES_MAX:,} bytes"),
+)
+"""Reasons of the worker for which the keys of layers refuse an event, and how a column tells it."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -86,7 +99,7 @@ class EventCheck:
         """Check events; ``partitions`` are those that they go to."""
         if not events:
             return
-        now_ms = time.time_ns() // 1_000_000
+        now_ms = wall_clock_ms()
         count = len(events)
         run = Run(self.source.topic, 0, 0, count, range(count), [*events], [now_ms] * count, {})
         batch = self._decoder.decode([run])
@@ -108,26 +121,24 @@ class EventCheck:
         self.refused[reason] = Refusal(count, self.events + index + 1, detail, text)
 
     def _refuse_keys(self, batch: EventBatch, events: Sequence[bytes]) -> None:
-        """Refuse events that lack a field of the key of a layer that selects them."""
-        frame = batch.frame
-        types = frame["type"].unique().to_list()
-        layers_of = {name: self._classifier.layers_of(name) for name in types}
-        lacking = pl.repeat(value=False, n=frame.height, eager=True)
-        detail = ""
-        for index, layer in enumerate(self._layers):
-            chosen = [name for name, found in layers_of.items() if index in found]
-            selected = frame["type"].is_in(chosen)
-            for field in layer.key:
-                found = selected & frame[field.name].is_null()
-                if not detail and found.any():
-                    detail = f"key field {field.name} of layer {layer.name} is null or absent"
-                    lacking_first = found.arg_true()[0]
-                lacking |= found
-        if not detail:
-            return
-        record = cast("int", frame["place"][lacking_first]) // PLACE
-        self._refuse(KEY_REASON, int(lacking.sum()), record, detail, events)
-        batch.keep(~lacking)
+        """Refuse events whose key field is absent or too long, for a layer that selects them."""
+        for reason, is_wrong, fault in _KEY_FAULTS:
+            frame = batch.frame
+            types = frame["type"].unique().to_list()
+            wrong = pl.repeat(value=False, n=frame.height, eager=True)
+            detail, first = "", 0
+            for index, layer in enumerate(self._layers):
+                chosen = [name for name in types if index in self._classifier.layers_of(name)]
+                selected = frame["type"].is_in(chosen)
+                for field in layer.key:
+                    found = selected & is_wrong(frame[field.name])
+                    if not detail and found.any():
+                        detail = f"key field {field.name} of layer {layer.name} {fault}"
+                        first = cast("int", frame[INDEX_COLUMN].filter(found)[0]) // RECORD_SPAN
+                    wrong |= found
+            if detail:
+                self._refuse(reason, int(wrong.sum()), first, detail, events)
+                batch.keep(~wrong)
 
     def _count_types(self, types: pl.Series) -> None:
         for name, count in types.value_counts().iter_rows():
@@ -143,7 +154,7 @@ class EventCheck:
         self.first_ms = least if self.first_ms is None else min(self.first_ms, least)
         self.last_ms = most if self.last_ms is None else max(self.last_ms, most)
         placed = pl.DataFrame(
-            {"partition": partitions.gather(frame["place"] // PLACE), "at": times}
+            {"partition": partitions.gather(frame[INDEX_COLUMN] // RECORD_SPAN), "at": times}
         )
         for (partition,), own in placed.group_by("partition", maintain_order=True):
             number = cast("int", partition)

@@ -172,11 +172,7 @@ class EventMaker:
     @staticmethod
     def _cut(numbers: pl.Series) -> tuple[pl.Series, pl.Series, pl.Series]:
         """Return three uniform numbers below 2^20 for each number."""
-        return (
-            numbers % _THIRD,
-            numbers // _THIRD % _THIRD,
-            numbers // (_THIRD * _THIRD) % _THIRD,
-        )
+        return (numbers % _THIRD, numbers // _THIRD % _THIRD, numbers // (_THIRD * _THIRD) % _THIRD)
 
 
 _MEASURED: dict[str, Callable[[pl.Expr], pl.Expr]] = {

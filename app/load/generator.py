@@ -19,32 +19,29 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Self
 
-import aiokafka
-from aiokafka.errors import KafkaError
-
 from app.cluster.rights import Right
 from app.cluster.rights_check import check_rights
 from app.config.connections import client_options
 from app.config.settings import Settings
 from app.kafka.batch_producer import BatchProducer
-from app.kafka.brokers import connect_error
-from app.load.appended import last_heartbeat_ms, start_after
+from app.kafka.scan import Scan, places_of
 from app.load.event_shape import EventShape
 from app.load.manifest import Written, manifest_of, write_manifest
-from app.load.plan import GenerateError, LoadSpec, Part, check_times, parts_of
-from app.load.process import Failed, PartResult, Progress, Ready, run_process
+from app.load.plan import GenerateError, LoadSpec, Part, check_times, parts_of, start_after
+from app.load.process import PartResult, PartWriter, Progress, run_process
 from app.load.replay import settled_ms
 from app.load.truth import PartitionTruth
 from app.load.vocabulary import Words, words_of
 from app.mapfile.load import load_map
+from tables.model.clock import wall_clock_ms
 from tables.model.layer import Map, Source
 from tables.model.window import time_text
+from tables.record.heartbeat import HEARTBEAT_HEADER, decode_heartbeat
 
 # A process imports, connects and makes its words in about a second on an idle machine.
 _READY_SECONDS_MAX = 60.0
 _BEGIN_SECONDS = 0.1
 _POLL_SECONDS = 0.25
-_ENDS_SECONDS_MAX = 30.0
 _STOP_SECONDS_MAX = 10.0
 
 
@@ -80,19 +77,19 @@ def generate(
 
     Raises:
         GenerateError: the load cannot be written as asked.
-        FeedError: no broker answers, the topic is missing, or records were refused.
+        FeedError, ScanError: no broker answers, the topic is missing, or records were refused.
         RightsError: this user may not read and write the topic.
     """
     themap = load_map(plan.map_file)
     source = _source(themap, plan)
-    started_ms = time.time_ns() // 1_000_000
+    started_ms = wall_clock_ms()
     check_times(themap, source, plan, started_ms, settle=settle)
     words = _words(themap, source, plan)
     options = client_options(login)
     first = asyncio.run(_first(plan.brokers, source, options))
     if not append:
         _check_empty(source, first)
-    last_ms = asyncio.run(last_heartbeat_ms(plan.brokers, source.topic, first, options))
+    last_ms = asyncio.run(_last_heartbeat_ms(plan.brokers, source.topic, first, options))
     if last_ms is not None and starts_later:
         plan = start_after(themap, source, plan, last_ms, started_ms, settle=settle)
     _tell_times(plan, last_ms, note)
@@ -106,7 +103,7 @@ def generate(
         plan=plan,
         command=command,
         started_ms=started_ms,
-        ended_ms=time.time_ns() // 1_000_000,
+        ended_ms=wall_clock_ms(),
         results=results,
         first=first,
         ends=asyncio.run(_ends(plan.brokers, source, options)),
@@ -116,6 +113,30 @@ def generate(
     write_manifest(manifest, content)
     _vouch(written, source, manifest)
     return content
+
+
+async def stream(plan: LoadSpec, progress: Callable[[int], None]) -> int:
+    """Write a load from this process, with its last heartbeats, and return how many events it had.
+
+    Args:
+        plan: the load.
+        progress: called a few times a second with the number of events written so far.
+
+    Raises:
+        GenerateError: the load cannot be written as asked.
+        FeedError: no broker answers, the topic is missing, or records were refused.
+    """
+    themap = load_map(plan.map_file)
+    source = _source(themap, plan)
+    words = _words(themap, source, plan)
+    (part,) = parts_of(words.partition_weights(), 1)
+    async with BatchProducer(plan.brokers, source.topic) as feed:
+        written = await PartWriter(plan, part, words).write(
+            feed, time.monotonic(), asyncio.Event(), lambda one: progress(one.events)
+        )
+    await _settle(plan, themap, source, written.partitions, {})
+    progress(written.events)
+    return written.events
 
 
 def _check_empty(source: Source, first: Mapping[int, int]) -> None:
@@ -186,7 +207,6 @@ class _Processes:
         self._stopping = False
 
     def __enter__(self) -> Self:
-        """Start them all."""
         # Each process is one core's; it reads this when it imports polars.
         os.environ.setdefault("POLARS_MAX_THREADS", "1")
         context = multiprocessing.get_context("spawn")
@@ -201,7 +221,6 @@ class _Processes:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End those that still run: a closed pipe asks them to."""
         for pipe, child in self._children.items():
             pipe.close()
             child.join(_STOP_SECONDS_MAX)
@@ -236,7 +255,7 @@ class _Processes:
                 show(progress)
         return self._results
 
-    def _messages(self) -> Iterator[tuple[Connection, Ready | Progress | PartResult]]:
+    def _messages(self) -> Iterator[tuple[Connection, Progress | PartResult | None]]:
         """Yield the messages of the processes within a moment."""
         done = {result.part.number for result in self._results}
         open_pipes = [
@@ -250,9 +269,10 @@ class _Processes:
                 message = pipe.recv()
             except EOFError:
                 self._children[pipe].join()
-                message = Failed(f"a process ended with exit code {self._children[pipe].exitcode}")
-            if isinstance(message, Failed):
-                raise GenerateError(f"cannot go on: {message.reason}")
+                code = self._children[pipe].exitcode
+                message = GenerateError(f"cannot go on: a process ended with exit code {code}")
+            if isinstance(message, GenerateError):
+                raise message
             yield pipe, message
 
     def _stop(self) -> None:
@@ -313,34 +333,27 @@ async def _first(brokers: str, source: Source, options: dict[str, Any]) -> dict[
         brokers, options, [Right("topic", source.topic, ("Read", "Write"))],
         cannot=f"cannot generate events into {source.topic}", role="producer", may_lack=True,
     )  # fmt: skip
-    return await _ends(brokers, source, options)
+    # Says what to do if the topic is not there.
+    async with BatchProducer(brokers, source.topic, options=options):
+        return await _ends(brokers, source, options)
 
 
 async def _ends(brokers: str, source: Source, options: dict[str, Any]) -> dict[int, int]:
-    """Return the end of every partition of the source's topic.
+    async with Scan(brokers, options, f"cannot read the ends of {source.topic}") as scan:
+        ends = await scan.ends(places_of({source.topic: source.partitions}))
+    return {number: end for (_, number), end in ends.items()}
 
-    The end that answers a fetch is taken: the one that the embedded broker lists is that of the
-    first record of the last batch.
 
-    Raises:
-        GenerateError: the broker does not answer, or the topic has other partitions.
-    """
-    places = [aiokafka.TopicPartition(source.topic, number) for number in range(source.partitions)]
-    try:
-        async with (
-            asyncio.timeout(_ENDS_SECONDS_MAX),
-            # Says what to do where the topic is not there.
-            BatchProducer(brokers, source.topic, options=options),
-            aiokafka.AIOKafkaConsumer(
-                bootstrap_servers=brokers, enable_auto_commit=False, fetch_max_wait_ms=10, **options
-            ) as consumer,
-        ):
-            consumer.assign(places)
-            for place, offset in (await consumer.end_offsets(places)).items():
-                consumer.seek(place, offset)
-            while any(consumer.highwater(place) is None for place in places):
-                await consumer.getmany(timeout_ms=50)
-            return {place.partition: consumer.highwater(place) for place in places}
-    except (KafkaError, TimeoutError) as error:
-        cannot = f"cannot read the ends of {source.partitions} partitions of {source.topic}"
-        raise GenerateError(str(await connect_error(error, cannot, brokers, options))) from error
+async def _last_heartbeat_ms(
+    brokers: str, topic: str, ends: Mapping[int, int], options: Mapping[str, Any]
+) -> int | None:
+    """Return the latest time of a heartbeat that is a partition's last record; None without one."""
+    stops = {(topic, part): end for part, end in ends.items() if end}
+    lasts = {place: end - 1 for place, end in stops.items()}
+    times = []
+    async with Scan(brokers, options, f"cannot read the last records of {topic}") as scan:
+        async for _, (record,) in scan.read(lasts, stops):
+            headers = dict(record.headers)
+            if HEARTBEAT_HEADER in headers:
+                times.append(decode_heartbeat(headers[HEARTBEAT_HEADER]))
+    return max(times, default=None)

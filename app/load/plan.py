@@ -18,6 +18,7 @@ from app.load.replay import settled_ms
 from app.load.writers import events_per_process
 from tables.model.errors import TreasureMapError
 from tables.model.layer import Map, Source
+from tables.model.window import time_text
 
 MAP_FILE = pathlib.Path(__file__).with_name("default_map.toml")
 SOURCE = "shop"
@@ -34,7 +35,7 @@ class GenerateError(TreasureMapError):
     """A load that cannot be written as asked."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LoadSpec:
     """A load as asked for; the fields are the options of ``python -m app generate``.
 
@@ -52,13 +53,13 @@ class LoadSpec:
     keys: int
     skew: float
     types: int
-    late: float
-    bad: float
-    format: str
-    batch: int
-    seed: int
+    late: float = 0.0
+    bad: float = 0.0
+    format: str = "json"
+    batch: int = 1
+    seed: int = 1
     start_ms: int
-    speed: float
+    speed: float = 1.0
     duplicates: float = 0.0
 
     @property
@@ -195,3 +196,25 @@ def check_times(themap: Map, source: Source, plan: LoadSpec, now_ms: int, *, set
             f" future_skew; got {settled}; want at most {limit_ms}; give an earlier --start, or"
             " --no-settle"
         )
+
+
+def start_after(
+    themap: Map, source: Source, plan: LoadSpec, last_ms: int, now_ms: int, *, settle: bool
+) -> LoadSpec:
+    """Return a load whose events come after a heartbeat.
+
+    Raises:
+        GenerateError: then they, or the last heartbeat, would be too far in the future.
+    """
+    if last_ms <= plan.start_ms:
+        return plan
+    later = dataclasses.replace(plan, start_ms=last_ms)
+    try:
+        check_times(themap, source, later, now_ms, settle=settle)
+    except GenerateError as error:
+        raise GenerateError(
+            f"cannot append to {source.topic}: events before its last heartbeat come too late, and"
+            f" later ones run past the source's future_skew; got {time_text(last_ms)}; give"
+            " --no-settle, wait, or raise future_skew in the map"
+        ) from error
+    return later

@@ -1,11 +1,11 @@
 """One process of a load: writes its part when it is due and says how far it is.
 
 parent                         process
-  |  <------------- Ready -------|     connected, words made
+  |  <-------------- None -------|     connected, words made
   |-------- begin (monotonic) -->|
   |  <---------- Progress -------|     again and again
   |-------- anything ----------->|     asks it to stop; so does the parent's end
-  |  <----- PartResult, Failed --|
+  |  <- PartResult, GenerateError |
 """
 
 from __future__ import annotations
@@ -37,15 +37,11 @@ from app.load.truth import PartitionTruth
 from app.load.vocabulary import Words, words_of
 from app.load.writers import record_events_max
 from app.mapfile.load import load_map
+from tables.model.clock import wall_clock_ms
 from tables.model.errors import TreasureMapError
 
 _UNPACED_EVENTS = STEP_EVENTS_MAX // 2
 _REPORT_SECONDS = 0.25
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Ready:
-    """The process waits for its moment to begin."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -55,13 +51,6 @@ class Progress:
     part: int
     events: int
     behind_ms: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Failed:
-    """Why a process cannot go on."""
-
-    reason: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -131,7 +120,7 @@ class PartWriter:
 
     def _add(self, feed: BatchProducer, step: Step) -> None:
         """Hand over the records of a step, and the heartbeat that follows them."""
-        now_ms = time.time_ns() // 1_000_000
+        now_ms = wall_clock_ms()
         if step.events:
             for pack in self._records.make(self._events.make(step), now_ms):
                 feed.add(pack.partition, pack.keys, pack.values, pack.headers)
@@ -188,7 +177,7 @@ def run_process(plan: LoadSpec, part: Part, parent: Connection, login: Settings 
     try:
         result = asyncio.run(_run(plan, part, parent, client_options(login)))
     except (TreasureMapError, EOFError) as error:
-        parent.send(Failed(str(error) or "the parent is gone"))
+        parent.send(GenerateError(f"cannot go on: {str(error) or 'the parent is gone'}"))
     else:
         parent.send(result)
 
@@ -207,7 +196,7 @@ async def _run(
                 f"cannot write to {source.topic}: it is not the map's topic; got {feed.partitions}"
                 f" partitions; want {source.partitions}; use the map that it was made for"
             )
-        parent.send(Ready())
+        parent.send(None)
         begin_s = await asyncio.to_thread(parent.recv)
         asyncio.get_running_loop().add_reader(parent.fileno(), stop.set)
         try:

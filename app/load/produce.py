@@ -27,6 +27,7 @@ from app.load.input_file import InputFile
 from app.load.input_piece import InputError
 from app.load.replay import settled_ms
 from app.load.writers import arrow_stream
+from tables.model.clock import wall_clock_ms
 from tables.model.layer import Map, Source
 from tables.model.window import time_text
 from tables.record.remembered import Remembered
@@ -138,7 +139,7 @@ async def settle(plan: Production, themap: Map, source: Source, last_ms: int | N
     if last_ms is None:
         return None
     time_ms = settled_ms(themap, source.name, last_ms, margin_ms=0)
-    if time_ms > time.time_ns() // 1_000_000 + source.future_skew_ms:
+    if time_ms > wall_clock_ms() + source.future_skew_ms:
         raise InputError(
             f"cannot settle {plan.topic}: its longest window ends in the future; got"
             f" {time_text(time_ms)}; want at most the source's future_skew of"

@@ -95,8 +95,7 @@ class Truth:
     def _times_before(self, facts: pl.DataFrame, decoded: pl.Series) -> pl.Series:
         """Return the stream time before each row, and advance that of the partitions."""
         frame = facts.select(
-            "partition",
-            moving=pl.when(decoded).then(pl.col("time")).otherwise(_NEVER_MS),
+            "partition", moving=pl.when(decoded).then(pl.col("time")).otherwise(_NEVER_MS)
         )
         starts = {number: one.stream_time_ms for number, one in self.partitions.items()}
         start = pl.col("partition").replace_strict(starts, return_dtype=pl.Int64)

@@ -62,7 +62,7 @@ def parse_map(text: str, source_name: str) -> Map:
     """Return the checked map of a TOML text; ``source_name`` names the text's file in errors.
 
     Raises:
-        MapError: the text is no TOML, or its map cannot be used; it holds every problem.
+        MapError: the text is not TOML, or its map cannot be used; it holds every problem.
     """
     try:
         table = tomllib.loads(text)

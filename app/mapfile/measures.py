@@ -10,11 +10,11 @@ from typing import cast, get_args
 from app.mapfile.section import Section, nearest, shown
 from tables.measures.registry import MEASURES
 from tables.model.layer import Condition, FieldType, Measure, Operator, Scalar
+from tables.model.limits import INT64_MAX, INT64_MIN
 
 _MEASURE = re.compile(r"(\w+)(?:\(([^()\s]+)\))?")
 _PATTERN = re.compile(r"(?:[A-Za-z0-9_-]+|\*)(?:\.(?:[A-Za-z0-9_-]+|\*))*(?:\.\*\*)?|\*\*")
 _PYTHON_TYPES: dict[str, type] = {"string": str, "int": int, "bool": bool, "float": float}
-_INT64_MAX = 2**63 - 1
 _EXACT_INT_MAX = 2**53  # up to here every integer is a float
 
 
@@ -58,7 +58,7 @@ def read_conditions(
 
 
 def read_measures(section: Section, *, required: bool) -> tuple[Measure, ...] | None:
-    """Return the measures that the section names, or None where it names none or bad ones."""
+    """Return the measures that the section names, or None if they are missing or bad."""
     texts = section.texts("measures", required=required)
     if texts is None:
         return None
@@ -116,7 +116,7 @@ def undeclared(field: str, declared: Mapping[str, FieldType | None], source: str
 def _condition_value(
     item: Section, op: str, kind: FieldType, value: object
 ) -> Scalar | tuple[Scalar, ...] | None:
-    """Return the value in the field's type, a tuple for ``in``; None where it has been noted."""
+    """Return the value in the field's type, a tuple for ``in``; None if a fault was noted."""
     if kind == "bool" and op not in ("==", "!=", "in"):
         item.note("op", f"cannot order a bool; got {op!r}; want ==, != or in; change it")
         return None
@@ -141,7 +141,7 @@ def _scalar(item: Section, kind: FieldType, value: object) -> Scalar | None:
     if isinstance(value, float) and not math.isfinite(value):
         item.note("value", f"compares with no number; got {value}; want a finite one; change it")
         return None
-    if type(value) is int and not -_INT64_MAX - 1 <= value <= _INT64_MAX:
+    if type(value) is int and not INT64_MIN <= value <= INT64_MAX:
         item.note("value", f"out of range; got {value}; want 64 bits; no event has such a value")
         return None
     return cast("Scalar", value)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import cast
 
 from tables.model.path import Path, parse_path
@@ -89,6 +89,14 @@ class Section:
             return None
         return value
 
+    def choice(self, field: str, choices: Sequence[str]) -> str:
+        """Return one of a few texts; the first of them if absent or wrong."""
+        value = self.text(field)
+        if value is None or value in choices:
+            return value or choices[0]
+        self.note(field, f"got {value!r}; want {' or '.join(map(repr, choices))}; change it")
+        return choices[0]
+
     def integer(self, field: str, low: int, high: int, *, required: bool = False) -> int | None:
         """Return a whole number in ``[low, high]``."""
         value = self._typed(field, int, f"a whole number of {low} to {high}", required=required)
@@ -161,11 +169,11 @@ class Section:
         value = self._typed(field, list, "a list of tables", required=False)
         found = []
         for index, table in enumerate(cast("list[object]", value or [])):
-            place = f"{field}[{index}]"
+            entry = f"{field}[{index}]"
             if isinstance(table, dict):
-                found.append(Section(self._problems, self._inner(place), table))
+                found.append(Section(self._problems, self._inner(entry), table))
             else:
-                self.note(place, _mistyped(table, "a table {field=..., op=..., value=...}"))
+                self.note(entry, _mistyped(table, "a table {field=..., op=..., value=...}"))
         return found
 
     def inside(self, field: str, table: Mapping[str, object]) -> Section:

@@ -24,7 +24,7 @@ INFLATED_FACTOR = 16
 INFLATED_BYTES_MAX_MAX = 1024 * MIB
 
 IDS_MAX_MIN, IDS_MAX_MAX = 1_000, 100_000_000
-"""Of ids that a partition remembers; a hundred million take 5 GB."""
+"""Bounds of the number of ids that a partition remembers; a hundred million take 5 GB."""
 
 _TIME_UNITS_MS = {"ms": 1, "s": 1_000}
 _FRAME_COLUMNS = frozenset(
@@ -56,29 +56,18 @@ def read_sources(section: Section) -> dict[str, DraftSource]:
 
 
 def _read(name: str, section: Section) -> DraftSource:
-    topic = section.text("topic", required=True)
-    problem = topic_problem(topic) if topic is not None else None
-    if problem is not None:
-        section.note("topic", problem)
-        topic = None
+    topic = _read_topic(section)
     partitions = section.integer("partitions", 1, PARTITIONS_MAX, required=True)
     time = _read_role(section, "time", required=True)
     kind = _read_role(section, "type", required=True)
-    identity = _read_role(section, "id")
+    identity, ids_max = _read_id(section)
     roles = {"time": time, "type": kind, "id": identity}
-    ids_max = section.integer("ids_max", IDS_MAX_MIN, IDS_MAX_MAX)
-    if identity is None and ids_max is not None:
-        section.note("ids_max", "the source has no id; name its field or leave this out")
-    unit = section.text("time_unit") or "ms"
-    if unit not in _TIME_UNITS_MS:
-        section.note("time_unit", f"unknown unit; got {unit!r}; want 'ms' or 's'; change it")
+    unit = section.choice("time_unit", tuple(_TIME_UNITS_MS))
     future_skew_ms = section.duration_ms("future_skew", FUTURE_SKEW_MS)
     idle_heartbeat_ms = section.duration_ms("idle_heartbeat")
     record_bytes_max = section.integer("record_bytes_max", 1, RECORD_BYTES_MAX_MAX) or MIB
     inflated_bytes_max = section.integer("inflated_bytes_max", 1, INFLATED_BYTES_MAX_MAX)
-    unclassified = section.text("unclassified") or "dead"
-    if unclassified not in ("dead", "count"):
-        section.note("unclassified", f"got {unclassified!r}; want 'dead' or 'count'; change it")
+    unclassified = section.choice("unclassified", ("dead", "count"))
     fields = _read_fields(section, roles)
     types = {name: field.type if field else None for name, field in fields.items()}
     keyed_by = _read_keyed_by(name, section, types)
@@ -96,13 +85,13 @@ def _read(name: str, section: Section) -> DraftSource:
             fields=tuple(field for _, field in sorted(fields.items()) if field),
             keyed_by=keyed_by or (),
             id_field=_name(identity) if identity else None,
-            time_unit_ms=_TIME_UNITS_MS.get(unit, 1),
+            time_unit_ms=_TIME_UNITS_MS[unit],
             future_skew_ms=future_skew_ms,
             record_bytes_max=record_bytes_max,
             inflated_bytes_max=inflated_bytes_max or INFLATED_FACTOR * record_bytes_max,
             unclassified="count" if unclassified == "count" else "dead",
             idle_heartbeat_ms=idle_heartbeat_ms,
-            ids_max=ids_max or IDS_MAX,
+            ids_max=ids_max,
             time_path=_nested(time),
             type_path=_nested(kind),
             id_path=_nested(identity or ()),
@@ -118,6 +107,24 @@ def _name(path: Path) -> str:
 def _nested(path: Path) -> Path:
     """Return a path that goes into objects; the only step of another one is a name."""
     return path if len(path) > 1 else ()
+
+
+def _read_topic(section: Section) -> str | None:
+    topic = section.text("topic", required=True)
+    problem = topic_problem(topic) if topic is not None else None
+    if problem is not None:
+        section.note("topic", problem)
+        return None
+    return topic
+
+
+def _read_id(section: Section) -> tuple[Path | None, int]:
+    """Return the id's path, None if events have none, and how many ids are remembered."""
+    path = _read_role(section, "id")
+    ids_max = section.integer("ids_max", IDS_MAX_MIN, IDS_MAX_MAX)
+    if path is None and ids_max is not None:
+        section.note("ids_max", "the source has no id; name its field or leave this out")
+    return path, ids_max or IDS_MAX
 
 
 def _read_keyed_by(

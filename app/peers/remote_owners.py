@@ -18,7 +18,6 @@ from http import HTTPStatus
 
 import aiohttp
 
-from agents.outage import Outage
 from app.peers.troubles import PeerError, Trouble, why_never
 from app.peers.wire import ANSWER_BYTES_MAX, CONTENT_TYPE, PATH, decode_rows, encode_reads
 from app.trust.proof import HEADER, PeerKey, ProofError
@@ -65,17 +64,12 @@ Local = Callable[[LiveRead], LiveJob]
 class Peers:
     """``agents.query.reader.LiveSource`` over a group of workers.
 
-    Args:
-        themap: the map that all of them run.
-        local: reads the partitions of this worker.
-        members: returns the endpoint of each partition's owner, as of the last assignment.
-        own_url: this worker's endpoint.
-        key: signs requests; None if no secret is set.
-        only_https: whether workers are asked over TLS only, as this one is.
-        threads: run long steps.
+    ``local`` reads the partitions of this worker; ``members`` returns the endpoint of each
+    partition's owner, as of the last assignment. Without a key (no secret is set) requests are not
+    signed. Workers are asked over TLS only if this one has it; without ``tls``, their
+    certificates are checked by the system's authorities.
 
     Attributes:
-        tls: checks the certificates of other workers; None for the system's authorities.
         asked_total: requests to other workers.
         hedged_total: those of them that were second tries.
         failed_total: requests that were not answered.
@@ -90,6 +84,7 @@ class Peers:
         own_url: str,
         key: PeerKey | None = None,
         only_https: bool = False,
+        tls: ssl.SSLContext | None = None,
         threads: Threads | None = None,
     ) -> None:
         self._map = themap
@@ -97,12 +92,11 @@ class Peers:
         self._members = members
         self._own_url = own_url
         self._key = key
-        self.tls: ssl.SSLContext | None = None
+        self._tls = tls or True
         self._only_https = only_https
         self._troubles: dict[str, Trouble] = {}
         self._threads = threads or Threads(THREADS, "query")
         self._session: aiohttp.ClientSession | None = None
-        self._outages: dict[str, Outage] = {}
         self.asked_total = 0
         self.hedged_total = 0
         self.failed_total = 0
@@ -155,8 +149,7 @@ class Peers:
             asked.setdefault(topic, set()).add(partition)
         return [
             dataclasses.replace(
-                read,
-                partitions=read.asked & asked.get(self._map.input_topic(read.layer), set()),
+                read, partitions=read.asked & asked.get(self._map.input_topic(read.layer), set())
             )
             for read in reads
         ]
@@ -187,19 +180,11 @@ class Peers:
             if tries:
                 # Neither of them has ended: whoever sends slowly has no more time than who is gone.
                 self.failed_total += len(tries)
-                self._outage(url).failed(f"it has not answered within {patience_s:.2f} s")
+                self._trouble(url).outage.failed(f"it has not answered within {patience_s:.2f} s")
             return None
         finally:
             for task in tries:
                 task.cancel()
-
-    def _outage(self, url: str) -> Outage:
-        """Return whether a worker answers; of those that have left nothing is remembered."""
-        if url not in self._outages:
-            there = set(self._members().values())
-            self._outages = {at: known for at, known in self._outages.items() if at in there}
-            self._outages[url] = Outage(f"worker {url}", "answers lack its live cells")
-        return self._outages[url]
 
     async def _made(self, jobs: list[LiveJob]) -> list[LiveRows]:
         """Return the rows of this worker, made in a thread if they are many."""
@@ -218,9 +203,9 @@ class Peers:
                 rows = await self._threads.run(decode_rows, reads, answer)
         except DamagedError as error:
             self.failed_total += 1
-            self._outage(url).failed(f"cannot read its live cells: {error}", DECODE)
+            self._trouble(url).outage.failed(f"cannot read its live cells: {error}", DECODE)
             return None
-        self._outage(url).answered(DECODE)
+        self._trouble(url).outage.answered(DECODE)
         return rows
 
     async def _post(self, url: str, body: bytes, cost: QueryCost) -> bytes | None:
@@ -234,12 +219,12 @@ class Peers:
             # Asking again does not help: a person has to look at it.
             trouble.found(str(error))
         except _RefusalError as error:
-            self._outage(url).failed(error)
+            trouble.outage.failed(error)
         except (aiohttp.ClientError, OSError) as error:
-            self._outage(url).failed(repr(error))
+            trouble.outage.failed(repr(error))
         else:
             trouble.gone()
-            self._outage(url).answered()
+            trouble.outage.answered()
             return answer
         self.failed_total += 1
         return None
@@ -265,7 +250,7 @@ class Peers:
         proof = None if self._key is None else self._key.sign("POST", url, PATH, body)
         headers = {} if proof is None else {HEADER: proof.header}
         async with self._session.post(
-            f"{url}{PATH}", data=body, headers=headers, ssl=self.tls or True, allow_redirects=False
+            f"{url}{PATH}", data=body, headers=headers, ssl=self._tls, allow_redirects=False
         ) as response:
             if response.status != HTTPStatus.OK:
                 answer = await _body(response, REFUSAL_BYTES_MAX)
@@ -287,7 +272,7 @@ class Peers:
         ]
 
     def _trouble(self, url: str) -> Trouble:
-        """Return the fault of a worker; those of workers that have left are forgotten."""
+        """Return the troubles with a worker; those of workers that have left are forgotten."""
         if url not in self._troubles:
             there = set(self._members().values())
             self._troubles = {at: known for at, known in self._troubles.items() if at in there}

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
+from agents.outage import Outage
+
 WARN_AGAIN_S = 60.0
 """How long a warning about one worker stands for the next ones."""
 
@@ -20,12 +22,9 @@ class PeerError(Exception):
 class Trouble:
     """The fault of one worker, with a warning when it begins and once a minute.
 
-    Args:
-        url: the worker.
-        clock_s: seconds of a clock that never goes back.
-
     Attributes:
         why: the present fault; empty for none.
+        outage: whether it answers.
     """
 
     def __init__(self, url: str, clock_s: Callable[[], float] = time.monotonic) -> None:
@@ -33,6 +32,7 @@ class Trouble:
         self._clock_s = clock_s
         self._warned_s: float | None = None
         self.why = ""
+        self.outage = Outage(f"worker {url}", "answers lack its live cells")
 
     def found(self, why: str) -> None:
         """Note a fault, and warn unless that was done within the last minute."""
@@ -50,9 +50,7 @@ class Trouble:
 def why_never(url: str, *, only_https: bool) -> str:
     """Return why the URL of a member of the group must not be asked; empty if it may.
 
-    Args:
-        url: the URL, as the member names it.
-        only_https: whether this worker has TLS, and so all of its group have.
+    If this worker has TLS, so have all of its group: then ``only_https`` is asked.
     """
     wanted = "https" if only_https else "http or https"
     try:

@@ -9,10 +9,10 @@ import polars as pl
 
 from tables.model.errors import QueryError
 from tables.model.layer import Layer, Map, Scalar, combiner_of
+from tables.model.limits import INT64_MAX, INT64_MIN
 from tables.query.facts import PartitionFacts
 from tables.query.family import KeyFilter
 from tables.query.live import FollowerPosition, LiveJob, LiveRead, LiveRows
-from tables.query.parameters import INT64_MAX, INT64_MIN
 from tables.record.sealed import DamagedError, seal, unpacked, unsealed
 from tables.state.block import decode_block, encode_block
 from tables.state.cell import archive_schema

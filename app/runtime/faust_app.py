@@ -7,6 +7,7 @@ Faust's producer, consumer, conductor, tables and recovery are not started; Kafk
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import itertools
 import logging
@@ -21,8 +22,7 @@ from mode import Service
 
 from agents.supervised import supervised
 from app.kafka.aiokafka_private import tell_broken_connections
-from app.kafka.lane import Idle, Lane, always
-from app.kafka.pace import Pace
+from app.kafka.lane import Lane
 from app.trust.secret_files import readable_secrets
 from app.web.listener import Site
 from app.web.server import Counts, Runner
@@ -127,17 +127,10 @@ def create_app(
 ) -> MapApp:
     """Return an App without agents; :func:`add_agent` and ``own_services`` fill it.
 
-    Args:
-        name: Faust's app id.
-        data_folder: the folder for Faust's files.
-        web_host: address that the web server binds to.
-        web_port: its port.
-        web_tls: its certificate, None for plain HTTP.
-        web_followers_max: how many streams without end there may be.
-        uvloop: use uvloop's event loop if the platform has it.
+    There may be ``web_followers_max`` streams without end; no ``web_tls`` means plain HTTP.
     """
     if uvloop:
-        use_uvloop()
+        _use_uvloop()
     app = MapApp(
         name,
         datadir=str(data_folder),
@@ -168,31 +161,13 @@ def create_app(
     return app
 
 
-def lane_of(
-    app: MapApp,
-    became_idle: Idle,
-    agent: str,
-    topics: Iterable[str],
-    *,
-    admits: Callable[[], bool] = always,
-    pace: Pace | None = None,
-) -> Lane:
-    """Return the lane that feeds ``agent`` with the chunks of ``topics`` while ``admits()``."""
-    put = app.chunks[agent].put
-    return Lane(agent, frozenset(topics), put, became_idle, admits=admits, pace=pace)
-
-
 def add_agent(
     app: MapApp, lane: Lane, handler: Handler, failed: Callable[[BaseException], None]
 ) -> None:
-    """Register the agent of a lane: it awaits ``handler`` for every chunk.
+    """Register the agent of a lane: it awaits ``handler`` for every chunk, one after the other.
 
-    Args:
-        app: the app that gets the agent.
-        lane: the lane that it reads.
-        handler: the work of one chunk; the next one comes when it returns.
-        failed: called with the error of a handler. Faust alone would start the agent again and
-            skip the chunk; the worker must stop instead.
+    ``failed`` is called with an error of the handler: Faust alone would start the agent again and
+    skip the chunk; the worker must stop instead.
     """
 
     async def agent(chunks: Any) -> None:
@@ -204,12 +179,8 @@ def add_agent(
     app.agent(app.chunks[lane.name], name=lane.name)(agent)
 
 
-def use_uvloop() -> bool:
-    """Make uvloop the event loop of this process if it is installed; return whether it is."""
-    try:
-        policy = importlib.import_module("uvloop").EventLoopPolicy()
-    except ImportError:
-        return False
-    asyncio.set_event_loop_policy(policy)
-    tell_broken_connections()
-    return True
+def _use_uvloop() -> None:
+    """Make uvloop the event loop of this process if it is installed."""
+    with contextlib.suppress(ImportError):
+        asyncio.set_event_loop_policy(importlib.import_module("uvloop").EventLoopPolicy())
+        tell_broken_connections()

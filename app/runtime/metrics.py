@@ -8,8 +8,8 @@ next worker, and the series goes on there.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -36,24 +36,12 @@ if TYPE_CHECKING:
 PREFIX = "treasure_map_"
 PARTITION = ("topic", "partition")
 
-Rows = Iterable[tuple[tuple[str, ...], float]]
+Rows = Mapping[Any, float]
+"""Numbers by the value of a label, or by the values of several."""
 
 
 class Metrics(Collector):
-    """Collects from a worker's view and transport.
-
-    Args:
-        view: the worker's partitions and layers.
-        transport: the service that reads for them.
-        pressure: the back-pressure that pauses it.
-        watch: the watch over the services that the worker needs.
-        lanes: the agents' lanes.
-        peers: the client of the other workers.
-        cache: the cache of the archive.
-        reloads: the files that are read again when they change.
-        is_insecure: whether the settings allow an unguarded endpoint.
-        connections: the counts of connections to the endpoint.
-    """
+    """Collects from the parts of a worker."""
 
     def __init__(
         self,
@@ -104,63 +92,47 @@ class Metrics(Collector):
     def _ledger(self) -> Iterator[Metric]:
         owners = list(self._view.owners.each())
         episodes = self._view.owners.late.episodes
-        yield _counter(
-            "records", "Records read, by their content.", (*PARTITION, "column"),
-            _columns(owners, "records", RECORD_COLUMNS),
-        )  # fmt: skip
-        yield _counter(
-            "events", "Events decoded, by their outcome.", (*PARTITION, "column"),
-            _columns(owners, "events", EVENT_COLUMNS),
-        )  # fmt: skip
-        yield _counter(
-            "refused", "Unreadable records and malformed events, by reason.",
-            (*PARTITION, "kind", "reason"),
-            (
-                ((*_place(owner), *name.split(".", 1)), count)
-                for owner in owners
-                for name, count in owner.state.meta.ledger.items()
-                if name.startswith(("unreadable.", "malformed."))
-            ),
-        )  # fmt: skip
-        yield _counter(
-            "layer_events", "Events or contributions that a layer selected, by outcome.",
-            ("layer", "partition", "column"),
-            (
-                (
-                    (layer.name, str(owner.partition), column),
-                    owner.state.meta.ledger.get(f"layer.{layer.name}.{column}", 0),
-                )
-                for owner in owners
-                for layer in owner.plan.layers
-                for column in LAYER_COLUMNS
-            ),
-        )  # fmt: skip
-        yield _counter(
-            "late_episodes", "How often most events of a layer began to come too late.", ("layer",),
-            (
-                ((layer.declared_name,), episodes.get(layer.declared_name, 0))
-                for plan in self._view.owners.plans.values()
-                if plan.finer is None
-                for layer in plan.layers
-            ),
-        )  # fmt: skip
-        yield _gauge(
-            "position", "Next offset to fold.", PARTITION,
-            ((_place(owner), owner.position) for owner in owners),
-        )  # fmt: skip
+        records, events = _columns(owners, "records"), _columns(owners, "events")
+        yield _counter("records", "Records read, by their content.", records, *PARTITION, "column")
+        yield _counter("events", "Events decoded, by their outcome.", events, *PARTITION, "column")
+        refused = {
+            (*_place(owner), *name.split(".", 1)): count
+            for owner in owners
+            for name, count in owner.state.meta.ledger.items()
+            if name.startswith(("unreadable.", "malformed."))
+        }
+        what = "Unreadable records and malformed events, by reason."
+        yield _counter("refused", what, refused, *PARTITION, "kind", "reason")
+        selected = {
+            (layer.name, str(owner.partition), column): owner.state.meta.ledger.get(
+                f"layer.{layer.name}.{column}", 0
+            )
+            for owner in owners
+            for layer in owner.plan.layers
+            for column in LAYER_COLUMNS
+        }
+        what = "Events or contributions that a layer selected, by outcome."
+        yield _counter("layer_events", what, selected, "layer", "partition", "column")
+        late = {
+            layer.declared_name: episodes.get(layer.declared_name, 0)
+            for plan in self._view.owners.plans.values()
+            if plan.finer is None
+            for layer in plan.layers
+        }
+        what = "How often most events of a layer began to come too late."
+        yield _counter("late_episodes", what, late, "layer")
+        positions = {_place(owner): owner.position for owner in owners}
+        yield _gauge("position", "Next offset to fold.", positions, *PARTITION)
 
     def _reading(self) -> Iterator[Metric]:
-        counts = self._transport.statistics()
-        lags = self._transport.lag_records()
-        yield _gauge(
-            "lag_records", "Offsets not handed over.", PARTITION,
-            (((topic, str(p)), lag) for (topic, p), lag in lags.items() if lag is not None),
-        )  # fmt: skip
+        counts, owners, lanes = self._transport.statistics(), self._view.owners, self._lanes
+        lags = self._transport.lag_records().items()
+        known = {
+            (topic, str(partition)): lag for (topic, partition), lag in lags if lag is not None
+        }
+        yield _gauge("lag_records", "Offsets not handed over.", known, *PARTITION)
         states = {"ready": counts.ready, "restoring": counts.restoring}
-        yield _gauge(
-            "partitions", "Partitions of this worker.", ("state",),
-            (((state,), count) for state, count in states.items()),
-        )  # fmt: skip
+        yield _gauge("partitions", "Partitions of this worker.", states, "state")
         for name, what, count in (
             ("chunks", "Chunks handed to agents.", counts.chunks),
             ("records_taken", "Records handed to agents.", counts.records),
@@ -173,183 +145,137 @@ class Metrics(Collector):
             ("coordinator_errors", "Errors of the group's coordinator.", counts.retried_errors),
             ("commit_failures", "Hints of positions not committed.", counts.commit_failures),
         ):
-            yield _counter(name, what, (), [((), count)])
-        dropped = self._view.owners.dropped
-        yield _counter(
-            "runs_dropped", "Runs of records that no owner took; they are read again.", ("reason",),
-            (((reason,), dropped[reason]) for reason in DROPS),
-        )  # fmt: skip
-        yield _counter(
-            "damaged_stores", "Local stores that were damaged, and made anew from the journal.", (),
-            [((), self._view.owners.damaged_stores)],
-        )  # fmt: skip
-        yield _counter(
-            "agent_seconds", "Time that agents spent on chunks.", ("agent",),
-            (((lane.name,), lane.handled_seconds) for lane in self._lanes),
-        )  # fmt: skip
-        for name, what, value in (
-            ("gather_seconds", "How long records are gathered for a chunk now.", "gather_seconds"),
-            ("chunk_max_bytes", "How large a chunk may be now.", "chunk_bytes"),
-            ("busy_share", "CPU seconds per second, as the pace sees it.", "busy_share"),
-        ):
-            yield _gauge(
-                name, what, ("agent",),
-                (((lane.name,), getattr(lane.pace, value)) for lane in self._lanes),
-            )  # fmt: skip
+            yield _counter(name, what, count)
+        dropped = {reason: owners.dropped[reason] for reason in DROPS}
+        what = "Runs of records that no owner took; they are read again."
+        yield _counter("runs_dropped", what, dropped, "reason")
+        what = "Local stores that were damaged, and made anew from the journal."
+        yield _counter("damaged_stores", what, owners.damaged_stores)
+        for family, name, what, values in (
+            (_counter, "agent_seconds", "Time that agents spent on chunks.",
+             {lane.name: lane.handled_seconds for lane in lanes}),
+            (_gauge, "gather_seconds", "How long records are gathered for a chunk now.",
+             {lane.name: lane.pace.gather_seconds for lane in lanes}),
+            (_gauge, "chunk_max_bytes", "How large a chunk may be now.",
+             {lane.name: lane.pace.chunk_bytes for lane in lanes}),
+            (_gauge, "busy_share", "CPU seconds per second, as the pace sees it.",
+             {lane.name: lane.pace.busy_share for lane in lanes}),
+        ):  # fmt: skip
+            yield family(name, what, values, "agent")
 
     def _layers(self) -> Iterator[Metric]:
-        layers = self._view.layers()
-        yield _gauge(
-            "open_rows", "Rows of live tables.", ("layer",),
-            (((layer.name,), layer.open_cells) for layer in layers),
-        )  # fmt: skip
-        yield _gauge(
-            "unacknowledged_windows", "Closed windows that some sink lacks.", ("layer",),
-            (((layer.name,), layer.unacknowledged_windows) for layer in layers),
-        )  # fmt: skip
-        yield _counter(
-            "archived_rows", "Rows that the archive acknowledged.", ("layer",),
-            (((layer.name,), layer.archived_cells) for layer in layers),
-        )  # fmt: skip
-        yield _gauge(
-            "watermark_seconds", "Least watermark of a layer's partitions.", ("layer",),
-            (
-                ((layer.name,), layer.watermark_ms / 1_000)
-                for layer in layers
-                if layer.watermark_ms is not None
-            ),
-        )  # fmt: skip
-        emitted = self._view.owners.emitted
-        yield _counter(
-            "published_rows", "Rows that feeds acknowledged.", ("layer",),
-            (((layer.name,), emitted.published[layer.name]) for layer in layers),
-        )  # fmt: skip
-        yield _counter(
-            "emission_failures", "Emissions that failed, and are repeated.", ("sink",),
-            (((sink,), emitted.failures[sink]) for sink in SINKS),
-        )  # fmt: skip
+        layers, emitted = self._view.layers(), self._view.owners.emitted
+        watermarks_ms = {one.name: one.watermark_ms for one in layers}
+        for family, name, what, values in (
+            (_gauge, "open_rows", "Rows of live tables.",
+             {one.name: one.open_cells for one in layers}),
+            (_gauge, "unacknowledged_windows", "Closed windows that some sink lacks.",
+             {one.name: one.unacknowledged_windows for one in layers}),
+            (_counter, "archived_rows", "Rows that the archive acknowledged.",
+             {one.name: one.archived_cells for one in layers}),
+            (_gauge, "watermark_seconds", "Least watermark of a layer's partitions.",
+             {name: ms / 1_000 for name, ms in watermarks_ms.items() if ms is not None}),
+            (_counter, "published_rows", "Rows that feeds acknowledged.",
+             {one.name: emitted.published[one.name] for one in layers}),
+        ):  # fmt: skip
+            yield family(name, what, values, "layer")
+        failures = {sink: emitted.failures[sink] for sink in SINKS}
+        what = "Emissions that failed, and are repeated."
+        yield _counter("emission_failures", what, failures, "sink")
 
     def _pressing(self) -> Iterator[Metric]:
         pressure = self._pressure
-        for name, what, value in (
-            ("pending_bytes", "Memory of cells that some sink lacks.", pressure.pending_bytes),
-            (
-                "pending_max_bytes", "Bytes that pause sources.",
-                pressure.sources.pending_bytes_max,
-            ),
-            ("disk_free_bytes", "Free on the fullest disk in use.", pressure.disk_free_bytes),
-        ):  # fmt: skip
-            yield _gauge(name, what, (), [((), value)])
+        pending_max = pressure.sources.pending_bytes_max
         yield _gauge(
-            "paused", "1 while an input is paused for this reason.", ("input", "reason"),
-            (
-                ((gate.name, reason), reason in gate.reasons)
-                for gate in pressure.gates
-                for reason in REASONS
-            ),
-        )  # fmt: skip
-        yield _counter(
-            "pauses", "Times that an input was paused.", ("input",),
-            (((gate.name,), gate.pauses) for gate in pressure.gates),
-        )  # fmt: skip
+            "pending_bytes", "Memory of cells that some sink lacks.", pressure.pending_bytes
+        )
+        yield _gauge("pending_max_bytes", "Bytes that pause sources.", pending_max)
+        yield _gauge(
+            "disk_free_bytes", "Free on the fullest disk in use.", pressure.disk_free_bytes
+        )
+        paused = {
+            (gate.name, reason): reason in gate.reasons
+            for gate in pressure.gates
+            for reason in REASONS
+        }
+        what = "1 while an input is paused for this reason."
+        yield _gauge("paused", what, paused, "input", "reason")
+        pauses = {gate.name: gate.pauses for gate in pressure.gates}
+        yield _counter("pauses", "Times that an input was paused.", pauses, "input")
 
     def _needing(self) -> Iterator[Metric]:
-        progress, floods = self._watch.progress, self._watch.floods
-        yield _gauge(
-            "stuck_partitions", "Partitions that stand while their log goes on.", (),
-            [((), len(progress.stuck()))],
-        )  # fmt: skip
-        yield _counter(
-            "stuck", "Times that a stuck partition was claimed again.", (),
-            [((), progress.stuck_total)],
-        )  # fmt: skip
-        outages = {"kafka": self._view.owners.emitted.kafka}
-        outages["archive"] = self._view.owners.emitted.archive
-        for name, what, family, value in (
-            ("dependency_away", "1 while it does not answer.", _gauge, "is_away"),
-            ("dependency_outages", "Times that it went away.", _counter, "outages"),
-            ("dependency_failures", "Attempts that it did not answer.", _counter, "failures"),
+        watch, emitted = self._watch, self._view.owners.emitted
+        what = "Partitions that stand while their log goes on."
+        yield _gauge("stuck_partitions", what, len(watch.progress.stuck()))
+        what = "Times that a stuck partition was claimed again."
+        yield _counter("stuck", what, watch.progress.stuck_total)
+        outages = {"kafka": emitted.kafka, "archive": emitted.archive}
+        for family, name, what, value in (
+            (_gauge, "dependency_away", "1 while it does not answer.", "is_away"),
+            (_counter, "dependency_outages", "Times that it went away.", "outages"),
+            (_counter, "dependency_failures", "Attempts that it did not answer.", "failures"),
         ):
-            yield family(
-                name, what, ("dependency",),
-                (((key,), getattr(outage, value)) for key, outage in outages.items()),
-            )  # fmt: skip
-        yield _counter(
-            "log_lines_held", "Lines of the log that were counted, because they said the same.", (),
-            [((), floods.held_total)],
-        )  # fmt: skip
+            found = {key: getattr(outage, value) for key, outage in outages.items()}
+            yield family(name, what, found, "dependency")
+        what = "Lines of the log that were counted, because they said the same."
+        yield _counter("log_lines_held", what, watch.floods.held_total)
 
     def _answering(self) -> Iterator[Metric]:
         peers, cache = self._peers, self._cache
-        for name, what, count in (
-            ("worker_asks", "Requests to other workers.", peers.asked_total),
-            ("worker_second_asks", "Those that were second tries.", peers.hedged_total),
-            ("worker_asks_failed", "Those that were not answered.", peers.failed_total),
-        ):
-            yield _counter(name, what, (), [((), count)])
-        yield _counter(
-            "query_cache", "Final ranges asked of the archive, by whether they were remembered.",
-            ("outcome",), [(("hit",), cache.hits_total), (("miss",), cache.misses_total)],
-        )  # fmt: skip
-        yield _counter(
-            "archive_damaged_reads", "Reads of the archive that met damaged rows.", (),
-            [((), cache.damaged_total)],
-        )  # fmt: skip
-        yield _gauge("query_cache_bytes", "Memory of remembered ranges.", (), [((), cache.bytes)])
-        yield _gauge(
-            "query_cache_entries", "Ranges that are remembered.", (), [((), cache.entries)]
-        )
+        yield _counter("worker_asks", "Requests to other workers.", peers.asked_total)
+        what = "Those that were second tries."
+        yield _counter("worker_second_asks", what, peers.hedged_total)
+        yield _counter("worker_asks_failed", "Those that were not answered.", peers.failed_total)
+        outcomes = {"hit": cache.hits_total, "miss": cache.misses_total}
+        what = "Final ranges asked of the archive, by whether they were remembered."
+        yield _counter("query_cache", what, outcomes, "outcome")
+        what = "Reads of the archive that met damaged rows."
+        yield _counter("archive_damaged_reads", what, cache.damaged_total)
+        yield _gauge("query_cache_bytes", "Memory of remembered ranges.", cache.bytes)
+        yield _gauge("query_cache_entries", "Ranges that are remembered.", cache.entries)
 
     def _guarding(self) -> Iterator[Metric]:
-        yield _gauge(
-            "build_info", "1 for the version of the worker and that of Python.",
-            ("version", "python"), [((version(), platform.python_version()), 1)],
-        )  # fmt: skip
-        yield _gauge(
-            "insecure", "1 if the settings allow an unguarded endpoint.", (),
-            [((), self._is_insecure)],
-        )  # fmt: skip
-        yield _gauge(
-            "group_strangers", "Members of the group that are not workers of this map.", (),
-            [((), self._transport.membership.strangers.total)],
-        )  # fmt: skip
-        connections = self._connections
-        yield _gauge("web_connections", "Connections to the endpoint.", (),
-                     [((), connections.open)])  # fmt: skip
-        yield _counter(
-            "web_refused", "Connections that were refused or ended, by the reason.", ("reason",),
-            (((reason,), connections.refused[reason]) for reason in REFUSED),
-        )  # fmt: skip
-        reloads = self._reloads.all
-        yield _gauge(
-            "reload_failing", "1 while changed files cannot be used, and the last good ones are.",
-            ("what",), (((one.name,), bool(one.error)) for one in reloads),
-        )  # fmt: skip
-        yield _counter(
-            "reloads", "Times that changed files were put to use.", ("what",),
-            (((one.name,), one.loads_total) for one in reloads),
-        )  # fmt: skip
+        connections, strangers = self._connections, self._transport.membership.strangers
+        build = {(version(), platform.python_version()): 1}
+        what = "1 for the version of the worker and that of Python."
+        yield _gauge("build_info", what, build, "version", "python")
+        what = "1 if the settings allow an unguarded endpoint."
+        yield _gauge("insecure", what, self._is_insecure)
+        what = "Members of the group that are not workers of this map."
+        yield _gauge("group_strangers", what, strangers.total)
+        yield _gauge("web_connections", "Connections to the endpoint.", connections.open)
+        refused = {reason: connections.refused[reason] for reason in REFUSED}
+        what = "Connections that were refused or ended, by the reason."
+        yield _counter("web_refused", what, refused, "reason")
+        failing = {one.name: bool(one.error) for one in self._reloads.all}
+        what = "1 while changed files cannot be used, and the last good ones are."
+        yield _gauge("reload_failing", what, failing, "what")
+        loads = {one.name: one.loads_total for one in self._reloads.all}
+        yield _counter("reloads", "Times that changed files were put to use.", loads, "what")
 
 
 def _place(owner: Owner) -> tuple[str, str]:
     return owner.plan.topic, str(owner.partition)
 
 
-def _columns(owners: Iterable[Owner], unit: str, columns: Iterable[str]) -> Rows:
-    return (
-        ((*_place(owner), column), owner.state.meta.ledger.get(f"{unit}.{column}", 0))
+def _columns(owners: Iterable[Owner], unit: str) -> Rows:
+    columns = RECORD_COLUMNS if unit == "records" else EVENT_COLUMNS
+    return {
+        (*_place(owner), column): owner.state.meta.ledger.get(f"{unit}.{column}", 0)
         for owner in owners
         for column in columns
-    )
+    }
 
 
 def _family(
     kind: type[CounterMetricFamily | GaugeMetricFamily],
-) -> Callable[[str, str, tuple[str, ...], Rows], Metric]:
-    def family(name: str, what: str, labels: tuple[str, ...], rows: Rows) -> Metric:
+) -> Callable[..., Metric]:
+    def family(name: str, what: str, found: float | Rows, *labels: str) -> Metric:
+        """Return a family of one number, or of those by the values of its labels."""
         metric = kind(PREFIX + name, what, labels=labels)
-        for values, number in rows:
-            metric.add_metric(values, number)
+        rows = found if isinstance(found, Mapping) else {(): found}
+        for values, number in rows.items():
+            metric.add_metric((values,) if isinstance(values, str) else values, number)
         return metric
 
     return family

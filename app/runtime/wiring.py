@@ -28,9 +28,9 @@ from app.cluster.topics import check_topics
 from app.config.archives import archive_of, why_alone
 from app.config.connections import advertised_url, kafka_options, peers_tls
 from app.config.settings import Settings, secrets_of
+from app.health import readiness
 from app.health.backpressure import Pressure
-from app.health.checks import readiness_of, watch_of
-from app.health.watch import Watch
+from app.health.watch import Watch, watch_of
 from app.host.printable import protect_log
 from app.host.reloads import Reloads, ReloadService
 from app.kafka.brokers import patiently
@@ -42,7 +42,7 @@ from app.kafka.transport import Transport
 from app.kafka.transport_options import TransportOptions
 from app.mapfile.load import load_map
 from app.peers.remote_owners import Peers
-from app.runtime.faust_app import MapApp, add_agent, create_app, lane_of
+from app.runtime.faust_app import MapApp, add_agent, create_app
 from app.runtime.metrics import Metrics
 from app.runtime.worker_process import PRIVATE, WorkerProcess
 from app.runtime.worker_status import WorkerStatus
@@ -168,15 +168,23 @@ def build(settings: Settings) -> MapApp:
         early_emit_s=settings.early_emit_ms / 1_000,
     )
     layer_topics = {t for t, plan in owners.plans.items() if plan.finer is not None}
-    pressure = _pressure(settings, owners)
+    folders = [settings.state_folder, *archive_of(settings).folders(settings)]
+    pressure = Pressure(
+        settings.pending_bytes_max, settings.disk_free_bytes_min, folders, owners.pending_bytes
+    )
     sources = owners.plans.keys() - layer_topics
     pace = functools.partial(Pace, settings.gather_ms_max / 1_000, settings.chunk_bytes_max)
-    lane = functools.partial(lane_of, app, transport.lane_idle)
-    ingest = lane("ingest", sources, admits=pressure.admits_sources, pace=pace())
-    rollup = lane("rollup", layer_topics, admits=pressure.admits_layers, pace=pace())
+    ingest = Lane(
+        "ingest", sources, app.chunks["ingest"].put, transport.lane_idle,
+        admits=pressure.admits_sources, pace=pace(),
+    )  # fmt: skip
+    rollup = Lane(
+        "rollup", layer_topics, app.chunks["rollup"].put, transport.lane_idle,
+        admits=pressure.admits_layers, pace=pace(),
+    )  # fmt: skip
     transport.serve(owners, [ingest, rollup])
-    add_agent(app, ingest, Ingest(owners, log).handle, transport.fail)
-    add_agent(app, rollup, Rollup(owners, log).handle, transport.fail)
+    add_agent(app, ingest, Ingest(owners).handle, transport.fail)
+    add_agent(app, rollup, Rollup(owners).handle, transport.fail)
     check = functools.partial(_check, settings, owners, options)
     foundation = StorageService(
         log, archive, themap, check, transport.fail,
@@ -184,12 +192,13 @@ def build(settings: Settings) -> MapApp:
     )  # fmt: skip
     watch = watch_of(settings, owners, transport, pressure, archive)
     app.own_services += [foundation, transport, watch, ReloadService(reloads, transport.fail)]
-    readiness = readiness_of(
-        settings, watch, transport, owners=owners, archive=archive, pressure=pressure
-    )
+    reasons = functools.partial(
+        readiness.reasons, transport, owners, archive,
+        pressure=pressure, watch=watch, behind_records_max=settings.chunk_records_max,
+    )  # fmt: skip
     view = WorkerStatus(
         themap, archive, owners, transport, pressure,
-        readiness=readiness, secret_files=settings.secret_files,
+        readiness=reasons, secret_files=settings.secret_files,
     )  # fmt: skip
     _answer(
         app, settings, view, transport,
@@ -234,8 +243,11 @@ def _answer(
     """Add the query endpoint, with the other workers that it asks and the metrics."""
     threads = Threads(settings.query_concurrency_max, "query")
     access = Access(settings, reloads)
-    peers = _peers(settings, view, transport, threads, access)
-    peers.tls = peers_tls(settings, reloads)
+    peers = Peers(
+        view.themap, view.local, lambda: transport.group.urls,
+        own_url=advertised_url(settings), key=access.peer_key, threads=threads,
+        only_https=bool(settings.web_cert_file), tls=peers_tls(settings, reloads),
+    )  # fmt: skip
     cache = ArchiveCache(view.archive, settings.query_cache_bytes_max, threads)
     metrics = Metrics(
         view, transport, pressure, watch, lanes=lanes, peers=peers, cache=cache,
@@ -266,20 +278,6 @@ async def _check(settings: Settings, owners: PartitionManager, options: dict[str
     )  # fmt: skip
 
 
-def _peers(
-    settings: Settings, view: WorkerStatus, transport: Transport, threads: Threads, access: Access
-) -> Peers:
-    return Peers(
-        view.themap,
-        view.local,
-        lambda: transport.group.urls,
-        own_url=advertised_url(settings),
-        key=access.peer_key,
-        only_https=bool(settings.web_cert_file),
-        threads=threads,
-    )
-
-
 def _make_folder(settings: Settings) -> None:
     """Make the state folder: Faust makes its own in it, but not the ones above."""
     try:
@@ -289,15 +287,6 @@ def _make_folder(settings: Settings) -> None:
             f"cannot make state folder {settings.state_folder}: {error.strerror}; want a folder "
             "that this user may write; set state_folder"
         ) from error
-
-
-def _pressure(settings: Settings, owners: PartitionManager) -> Pressure:
-    return Pressure(
-        settings.pending_bytes_max,
-        settings.disk_free_bytes_min,
-        [settings.state_folder, *archive_of(settings).folders(settings)],
-        owners.pending_bytes,
-    )
 
 
 def _log(settings: Settings, themap: Map, options: dict[str, Any]) -> KafkaLog:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from agents.partition.owners import PartitionManager
 from app.health.backpressure import Pressure
-from app.health.readiness import Readiness
+from app.health.readiness import Source
+from app.kafka.assignor import by_topic
 from app.kafka.transport import Transport
 from app.trust.secret_files import readable_secrets
 from tables.archive.protocol import Archive
@@ -15,22 +15,15 @@ from tables.model import ledger
 from tables.model.layer import Layer, Map, combiner_of
 from tables.model.ledger import EVENT_COLUMNS, LAYER_COLUMNS, RECORD_COLUMNS
 from tables.model.window import NEVER_MS
+from tables.query.facts import described
 from tables.query.live import LiveJob, LiveRead
-from tables.query.whole import described
 from treasure_map.status import LayerStatus
 
 
 class WorkerStatus:
-    """``app.web.endpoint.WorkerView`` over the owners and the transport of this process.
+    """``app.web.handlers.WorkerView`` over the owners and the transport of this process.
 
-    Args:
-        themap: the map that is served.
-        archive: the archive of closed cells.
-        owners: the partitions of this worker.
-        transport: the service that reads for them.
-        pressure: the back-pressure that pauses it.
-        readiness: the reasons why it is not ready.
-        secret_files: files that hold secrets, which others should not read.
+    ``readiness`` gives the reasons why it is not ready. Others should not read ``secret_files``.
     """
 
     def __init__(
@@ -41,7 +34,7 @@ class WorkerStatus:
         transport: Transport,
         pressure: Pressure,
         *,
-        readiness: Readiness,
+        readiness: Source,
         secret_files: tuple[str, ...] = (),
     ) -> None:
         self.themap = themap
@@ -98,7 +91,7 @@ class WorkerStatus:
 
     def unready(self) -> list[str]:
         """Return why this worker should not be asked now, in sentences; empty if it is ready."""
-        return self._readiness.reasons()
+        return list(self._readiness())
 
     def warnings(self) -> list[str]:
         """Return a sentence for each thing to mend that does not keep it from being ready."""
@@ -107,11 +100,11 @@ class WorkerStatus:
 
     def serving(self) -> dict[str, list[int]]:
         """Return the restored partitions, whose live cells queries read, by topic."""
-        return _by_topic((owner.plan.topic, owner.partition) for owner in self.owners.each())
+        return by_topic((owner.plan.topic, owner.partition) for owner in self.owners.each())
 
     def restoring(self) -> dict[str, list[int]]:
         """Return the partitions that are assigned and not restored yet, by topic."""
-        return _by_topic(self._transport.restoring())
+        return by_topic(self._transport.restoring())
 
     def paused(self) -> dict[str, list[str]]:
         """Return the kinds of input that are paused, each with its reasons in words."""
@@ -155,13 +148,6 @@ class WorkerStatus:
                 str(owner.partition): described(layer, owner.state.whole(layer)) for owner in owners
             },
         )
-
-
-def _by_topic(partitions: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = {}
-    for topic, partition in sorted(partitions):
-        found.setdefault(topic, []).append(partition)
-    return found
 
 
 def _by_reason(counts: ledger.Ledger, kind: str) -> dict[str, int]:

@@ -18,14 +18,13 @@ from tables.model.errors import SettingError
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PemFiles:
-    """The files of one side of TLS.
+    """The files of one side of TLS; a path is empty if there is no such file.
+
+    Without ``ca_file`` the system's authorities are trusted.
 
     Attributes:
         of: how the settings of these files begin: ``kafka``, ``cassandra`` or ``web``.
-        ca_file: authorities; empty: the system's.
-        cert_file: an own certificate; empty: none.
-        key_file: its key.
-        key_password_file: the passphrase of the key; empty: it has none.
+        key_password_file: holds the passphrase of the key.
     """
 
     of: str
@@ -46,13 +45,7 @@ class ContextOfNow(ssl.SSLContext):
 
     Whoever connects keeps this one object. Contexts forget no authority, and OpenSSL does not say
     that one may be changed while other threads shake hands by it, as the Cassandra driver's do; so
-    changed files are a new context. By itself this one trusts nobody.
-
-    Args:
-        made: the first one.
-
-    Attributes:
-        now: wraps new connections.
+    changed files are a new context, ``now``. By itself this one trusts nobody.
     """
 
     now: ssl.SSLContext
@@ -79,9 +72,7 @@ class ContextOfNow(ssl.SSLContext):
 def client_context(files: PemFiles, reloads: Reloads | None = None) -> ssl.SSLContext:
     """Return the context that checks a server, and shows it an own certificate if there is one.
 
-    Args:
-        files: authorities, certificate and key.
-        reloads: reads them again when they change.
+    Its files are read again by ``reloads`` when they change.
 
     Raises:
         SettingError: a file cannot be used.
@@ -111,11 +102,7 @@ def client_context(files: PemFiles, reloads: Reloads | None = None) -> ssl.SSLCo
 
 
 def server_context(files: PemFiles, reloads: Reloads | None = None) -> ssl.SSLContext:
-    """Return the context that shows a certificate to clients.
-
-    Args:
-        files: certificate and key.
-        reloads: reads them again when they change.
+    """Return the context that shows a certificate to clients, likewise.
 
     Raises:
         SettingError: a file cannot be used.
@@ -149,43 +136,12 @@ def _load(context: ssl.SSLContext, files: PemFiles) -> None:
     Raises:
         SettingError: they cannot be used.
     """
-    passphrase = _Passphrase(files)
-    try:
-        context.load_cert_chain(files.cert_file, files.key_file, password=passphrase)
-    except (OSError, ValueError) as error:
-        # A ValueError is of a passphrase that is too long for OpenSSL.
-        reason = _reason(error) if isinstance(error, OSError) else str(error)
-        if passphrase.was_asked and "mismatch" not in reason:
-            raise SettingError(
-                f"cannot use {files.of}_key_password_file: its passphrase does not open the key;"
-                f" got {files.key_password_file} for {files.key_file}; want the passphrase of that"
-                " key"
-            ) from error
-        raise SettingError(
-            f"cannot use {files.of}_cert_file: {reason}; got {files.cert_file} with key"
-            f" {files.key_file}; want PEM files of a certificate and its key"
-        ) from error
+    was_asked = False
 
-
-class _Passphrase:
-    """Gives the passphrase of a key; OpenSSL alone would ask the terminal for it, and wait.
-
-    Attributes:
-        was_asked: whether the key wants one.
-    """
-
-    def __init__(self, files: PemFiles) -> None:
-        self._files = files
-        self.was_asked = False
-
-    def __call__(self) -> str:
-        """Return the passphrase.
-
-        Raises:
-            SettingError: there is none.
-        """
-        files = self._files
-        self.was_asked = True
+    def passphrase() -> str:
+        """Return the passphrase; OpenSSL alone would ask the terminal for it, and wait."""
+        nonlocal was_asked
+        was_asked = True
         if not files.key_password_file:
             raise SettingError(
                 f"cannot use {files.of}_key_file: it is encrypted; got {files.key_file}; want"
@@ -199,6 +155,22 @@ class _Passphrase:
                 f"cannot use {files.of}_key_password_file: {error}; got"
                 f" {shown_path(str(files.key_password_file))}"
             ) from error
+
+    try:
+        context.load_cert_chain(files.cert_file, files.key_file, password=passphrase)
+    except (OSError, ValueError) as error:
+        # A ValueError is of a passphrase that is too long for OpenSSL.
+        reason = _reason(error) if isinstance(error, OSError) else str(error)
+        if was_asked and "mismatch" not in reason:
+            raise SettingError(
+                f"cannot use {files.of}_key_password_file: its passphrase does not open the key;"
+                f" got {files.key_password_file} for {files.key_file}; want the passphrase of that"
+                " key"
+            ) from error
+        raise SettingError(
+            f"cannot use {files.of}_cert_file: {reason}; got {files.cert_file} with key"
+            f" {files.key_file}; want PEM files of a certificate and its key"
+        ) from error
 
 
 def _reason(error: OSError) -> str:

@@ -31,24 +31,16 @@ class ProofError(Exception):
 
 
 class Proof(NamedTuple):
-    """A signature that was made or found good.
-
-    Attributes:
-        header: the value of the header ``Treasure-Map-Proof``.
-        sha256: the hash that the body has to have, in hexadecimal.
-    """
+    """A signature, made or found good: its header, and the hash that the body has to have."""
 
     header: str
     sha256: str
 
 
 class PeerKey:
-    """Signs and checks requests between workers of one group.
+    """Signs and checks requests between workers of one group, which have the same secret.
 
-    Args:
-        secret: the same at all workers.
-        own_url: the URL at which other workers reach this one.
-        clock_s: seconds of the wall clock.
+    ``own_url`` is the URL at which other workers reach this one; ``clock_s`` is the wall clock.
     """
 
     def __init__(self, secret: str, own_url: str, clock_s: Callable[[], float] = time.time) -> None:
@@ -94,7 +86,7 @@ class PeerKey:
 
     def sign_answer(self, proof: Proof, body: bytes) -> str:
         """Return the header of an answer to a request."""
-        return self._answer_mac(proof, body)
+        return self._mac(f"answer {VERSION} {proof.header} {sha256(body)}")
 
     def check_answer(self, proof: Proof, header: str, body: bytes) -> None:
         """Check an answer to a request that this worker has signed.
@@ -103,7 +95,7 @@ class PeerKey:
             ProofError: it is not signed by a worker of this group.
         """
         if not hmac.compare_digest(header.encode("utf-8", "replace"),
-                                   self._answer_mac(proof, body).encode()):  # fmt: skip
+                                   self.sign_answer(proof, body).encode()):  # fmt: skip
             raise ProofError(
                 "its answer is not signed by a worker of this group; want the same peer_secret, or"
                 " web_token, at all workers"
@@ -121,9 +113,6 @@ class PeerKey:
 
     def _request_mac(self, method: str, url: str, about: str) -> str:
         return self._mac(f"request {VERSION} {method} {url} {about}")
-
-    def _answer_mac(self, proof: Proof, body: bytes) -> str:
-        return self._mac(f"answer {VERSION} {proof.header} {sha256(body)}")
 
     def _mac(self, text: str) -> str:
         return hmac.digest(self._key, text.encode(), hashlib.sha256).hex()

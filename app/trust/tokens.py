@@ -71,11 +71,7 @@ class TokenList(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Tokens:
-    """The tokens of a file, by their hashes.
-
-    Args:
-        file: path of the file.
-    """
+    """The tokens of a file, by their hashes."""
 
     def __init__(self, file: str) -> None:
         self.file = file

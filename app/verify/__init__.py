@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import itertools
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -23,6 +25,9 @@ from app.cluster.rights import rights_of
 from app.cluster.rights_check import check_rights
 from app.config.connections import kafka_options, own_url
 from app.config.settings import Settings
+from app.kafka.record_batches import NO_TIME_MS
+from app.kafka.record_batches import Record as Unplain
+from app.kafka.scan import Scan, places_of
 from app.mapfile.load import load_map
 from app.verify.answers import Answers
 from app.verify.archive import load_archived, open_archive
@@ -35,10 +40,9 @@ from app.verify.letters import Letters
 from app.verify.records import Record
 from app.verify.report import Difference, LayerReport, Report
 from app.verify.same import archived_table
-from app.verify.topics import Topics
 from app.verify.whole import Whole
 from app.verify.workers import Quiet, Workers
-from tables.model.layer import Map
+from tables.model.layer import Map, SideKind
 
 __all__ = ["Difference", "LayerReport", "Report", "VerifyError", "verify"]
 
@@ -72,66 +76,61 @@ async def verify(
 
     Raises:
         VerifyError: it cannot be verified.
+        ScanError: topics cannot be read.
         TreasureMapError: the map or the settings cannot be used.
     """
     themap = load_map(settings.map_file)
+    options = kafka_options(settings)
     await check_rights(
-        settings.brokers, kafka_options(settings),
+        settings.brokers, options,
         rights_of(themap, "verify", settings.group_of(themap.name)),
         cannot="cannot verify", role="verify",
     )  # fmt: skip
     with Database() as database:
         async with (
-            Topics(settings) as topics,
+            Scan(settings.brokers, options, "cannot read topics", committed=True) as topics,
             Workers(
                 themap, urls or [own_url(settings)], settings.web_token, ca_file,
                 early=settings.early_emit_ms > 0, page_cells=settings.query_limit_max,
             ) as workers,
         ):  # fmt: skip
             verification = _Verification(
-                settings=settings, themap=themap, topics=topics, workers=workers,
+                settings=settings, map=themap, topics=topics, workers=workers,
                 database=database, deadline_s=deadline_s, kept_max=rows, archive=archive,
             )  # fmt: skip
             return await verification.run()
 
 
+@dataclasses.dataclass(kw_only=True)
 class _Verification:
     """One verification: reads topics on where it was, and compares until it is sure."""
 
-    def __init__(
-        self,
-        *,
-        settings: Settings,
-        themap: Map,
-        topics: Topics,
-        workers: Workers,
-        database: Database,
-        deadline_s: float,
-        kept_max: int,
-        archive: bool,
-    ) -> None:
-        self._settings = settings
-        self._map = themap
-        self._topics = topics
-        self._workers = workers
-        self._deadline = asyncio.get_running_loop().time() + deadline_s
-        self._deadline_s = deadline_s
-        self._kept_max = kept_max
-        self._with_archive = archive
-        self._database = database
-        self._letters = Letters(database)
+    settings: Settings
+    map: Map
+    topics: Scan
+    workers: Workers
+    database: Database
+    deadline_s: float
+    kept_max: int
+    archive: bool
+
+    def __post_init__(self) -> None:
+        self._deadline = asyncio.get_running_loop().time() + self.deadline_s
+        self._letters = Letters(self.database)
         self._side_at: dict[tuple[str, int], int] = {}
-        self._events = {
-            source.name: Events(database, source, themap.base_layers(source.name), self._letters)
-            for source in themap.sources
+        self._topic_events = {
+            source.topic: Events(
+                self.database, source, self.map.base_layers(source.name), self._letters
+            )
+            for source in self.map.sources
         }
-        self._topic_events = {events.source.topic: events for events in self._events.values()}
-        self._early = settings.early_emit_ms > 0
-        self._cells = Cells(database, themap, self._events, early=self._early)
+        self._events = {one.source.name: one for one in self._topic_events.values()}
+        self._early = self.settings.early_emit_ms > 0
+        self._cells = Cells(self.database, self.map, self._events, early=self._early)
         self._returned: set[str] = set()
 
     async def run(self) -> Report:
-        await self._workers.check_map()
+        await self.workers.check_map()
         await self._begin()
         for look in range(1, LOOKS + 1):
             report = await self._compare_quiet()
@@ -142,18 +141,20 @@ class _Verification:
 
     async def _begin(self) -> None:
         """Take the logs' first offsets; a log that has lost its beginning cannot be recomputed."""
-        inputs = {source.topic: source.partitions for source in self._map.sources}
-        starts = await self._topics.starts(inputs)
+        inputs = {source.topic: source.partitions for source in self.map.sources}
+        starts = await self.topics.starts(inputs)
         for (topic, part), offset in starts.items():
             self._topic_events[topic].start(part, offset)
-        self._side_at = await self._topics.starts(self._side_topics())
+        kinds: tuple[SideKind, ...] = ("dead", "late")
+        sides = {self.map.side_topic(kind): self.map.side_partitions for kind in kinds}
+        self._side_at = await self.topics.starts(sides)
 
     async def _compare_quiet(self) -> Report:
         """Compare while nothing moves: once more if something has moved meanwhile."""
         while True:
             quiet = await self._wait_until_quiet()
             await self._read(quiet)
-            found = DifferenceLog(self._kept_max)
+            found = DifferenceLog(self.kept_max)
             ledgers = await self._ledgers()
             layers = await self._compare(found, quiet.whole, ledgers)
             after = await self._look()
@@ -161,11 +162,7 @@ class _Verification:
                 return self._report(layers, found, quiet.whole)
 
     async def _wait_until_quiet(self) -> Quiet:
-        """Return when two looks in a row see that everything is done, and the same of it.
-
-        Raises:
-            VerifyError: not before the deadline.
-        """
+        """Return when two looks in a row see that everything is done, and the same of it."""
         before = Quiet({}, "not looked at yet")
         while True:
             quiet = await self._look()
@@ -173,7 +170,7 @@ class _Verification:
                 return quiet
             if asyncio.get_running_loop().time() > self._deadline:
                 raise VerifyError(
-                    f"cannot verify: not quiet after {self._deadline_s:g} s; got"
+                    f"cannot verify: not quiet after {self.deadline_s:g} s; got"
                     f" {quiet.busy or 'positions that still move'}; want workers that have done"
                     " everything; stop producers, or raise --deadline"
                 )
@@ -181,31 +178,28 @@ class _Verification:
             await asyncio.sleep(QUIET_SECONDS)
 
     async def _look(self) -> Quiet:
-        return await self._workers.quiet(await self._topics.ends(self._map.inputs()))
+        ends = await self.topics.ends(places_of(self.map.inputs()))
+        return await self.workers.quiet(ends)
 
     async def _read(self, quiet: Quiet) -> None:
         """Read side topics, then sources, on to where the workers are."""
         for events in self._events.values():
             events.know(quiet.whole)
-        ends = await self._topics.ends(self._side_topics())
-        await self._topics.read(
-            self._side_at, ends, lambda _topic, _part, records: self._letters.take(records)
-        )
+        ends = await self.topics.ends(self._side_at)
+        async for _, records in self.topics.read(self._side_at, ends):
+            self._letters.take(map(record_of, records))
         self._side_at = ends
-
-        def take(topic: str, part: int, records: list[Record]) -> None:
-            self._topic_events[topic].take(part, records)
-
-        every = [
-            (topic, one)
+        every = {
+            (topic, one.number): one
             for topic, events in self._topic_events.items()
             for one in events.partitions
-        ]
-        starts = {(topic, one.number): one.position for topic, one in every}
+        }
+        starts = {place: one.position for place, one in every.items()}
         stops = {place: quiet.positions[place] for place in starts}
-        await self._topics.read(starts, stops, take)
-        for topic, one in every:
-            one.skip_to(stops[topic, one.number])
+        async for (topic, part), records in self.topics.read(starts, stops):
+            self._topic_events[topic].take(part, list(map(record_of, records)))
+        for place, one in every.items():
+            one.skip_to(stops[place])
         await asyncio.to_thread(self._recompute)
 
     def _recompute(self) -> None:
@@ -219,7 +213,7 @@ class _Verification:
 
     async def _ledgers(self) -> dict[str, dict[str, Any]]:
         """Return all ledgers; refuse logs that have lost records which the workers have read."""
-        ledgers = await self._workers.ledgers()
+        ledgers = await self.workers.ledgers()
         for url, ledger in ledgers.items():
             for topic, events in self._topic_events.items():
                 for number, row in ledger["records"].get(topic, {}).items():
@@ -227,12 +221,8 @@ class _Verification:
         return ledgers
 
     def _compare_letters(self, found: DifferenceLog) -> None:
-        for events in self._events.values():
-            for difference in events.differences:
-                found.take(difference)
-            for difference in events.letters_differing():
-                found.take(difference)
-        for difference in self._cells.late_letters():
+        each = ((*one.differences, *one.letters_differing()) for one in self._events.values())
+        for difference in itertools.chain(*each, self._cells.late_letters()):
             found.take(difference)
 
     async def _compare(
@@ -240,45 +230,33 @@ class _Verification:
     ) -> list[LayerReport]:
         """Compare ledgers, letters, and the rows of every layer."""
         archived = {}
-        bases = {layer.name for layer in self._map.layers if layer.source is not None}
+        bases = {layer.name for layer in self.map.layers if layer.source is not None}
         self._returned = bases & whole.cells.keys()
-        if self._with_archive:
+        if self.archive:
             archived = await asyncio.to_thread(self._load_archived, whole)
         partitions = {name: events.partitions for name, events in self._events.items()}
-        compare_ledgers(self._map, partitions, ledgers, found, frozenset(self._returned))
+        compare_ledgers(self.map, partitions, ledgers, found, frozenset(self._returned))
         await asyncio.to_thread(self._compare_letters, found)
         await asyncio.to_thread(self._cells.leave_out, whole)
         now_ms = time.time_ns() // 1_000_000
         reports = {}
-        for layer in self._map.layers:
-            answers = Answers(self._database, layer, self._workers.urls, found)
-            frames = self._workers.rows(
+        for layer in self.map.layers:
+            answers = Answers(self.database, layer, self.workers.urls, found)
+            frames = self.workers.rows(
                 layer, self._cells.starts(layer), since_ms=whole.cells.get(layer.name),
-                everywhere=self._settings.archive == "embedded",
+                everywhere=self.settings.archive == "embedded",
             )  # fmt: skip
             async with contextlib.aclosing(frames):
                 async for number, frame in frames:
                     answers.load(number, frame)
             reports[layer.name] = await asyncio.to_thread(
-                compare_answers,
-                self._database,
-                layer,
-                self._workers.urls,
-                found,
-                now_ms,
-                whole=whole,
+                compare_answers, self.database, layer, self.workers.urls, found, now_ms, whole=whole
             )
-        for layer in self._map.layers if self._with_archive else ():
+        for layer in self.map.layers if self.archive else ():
             report = reports[layer.name]
             report.archived = archived[layer.name]
             report.differing += await asyncio.to_thread(
-                compare_archive,
-                self._database,
-                layer,
-                found,
-                now_ms,
-                early=self._early,
-                whole=whole,
+                compare_archive, self.database, layer, found, now_ms, early=self._early, whole=whole
             )
         return list(reports.values())
 
@@ -288,14 +266,15 @@ class _Verification:
         Where a layer has rows from before it is whole the map had it before.
         """
         archived = {}
-        with open_archive(self._settings) as archive:
-            for layer in self._map.layers:
-                archived[layer.name] = load_archived(self._database, archive, self._map, layer)
+        with open_archive(self.settings) as archive:
+            for layer in self.map.layers:
+                frames = archive.frames(self.map, layer)
+                archived[layer.name] = load_archived(self.database, layer, frames)
                 if layer.name in whole.cells:
                     before = f"FROM {archived_table(layer)} WHERE start < {whole.cells[layer.name]}"
-                    if not self._database.number(f"SELECT count(*) {before}"):
+                    if not self.database.number(f"SELECT count(*) {before}"):
                         self._returned.discard(layer.name)
-                    self._database.run(f"DELETE {before}")
+                    self.database.run(f"DELETE {before}")
         return archived
 
     def _report(self, layers: list[LayerReport], found: DifferenceLog, whole: Whole) -> Report:
@@ -309,14 +288,14 @@ class _Verification:
                 partitions[f"{topic}[{one.number}]"] = counts
                 offsets += one.position - one.first
         notes = whole.notes()
-        if not self._with_archive:
+        if not self.archive:
             notes.append("the archive was not read")
-        if self._returned and self._with_archive:
+        if self._returned and self.archive:
             which = ", ".join(sorted(self._returned))
             notes.append(f"{which} was in the map before: its counts of then are not told apart")
         if self._letters.unreadable:
             notes.append(f"{self._letters.unreadable} records of side topics are no letters")
-        ttl = [layer.name for layer in self._map.layers if layer.archive_ttl_ms]
+        ttl = [layer.name for layer in self.map.layers if layer.archive_ttl_ms]
         if ttl:
             notes.append(f"rows past their TTL may be missing in {', '.join(ttl)}")
         for reason in TRUSTED:
@@ -331,12 +310,6 @@ class _Verification:
             differences=found.kept,
             notes=notes,
         )
-
-    def _side_topics(self) -> dict[str, int]:
-        return {
-            self._map.side_topic("dead"): self._map.side_partitions,
-            self._map.side_topic("late"): self._map.side_partitions,
-        }
 
 
 def check_log(topic: str, partition: Partition, row: dict[str, Any], url: str) -> None:
@@ -361,3 +334,14 @@ def check_log(topic: str, partition: Partition, row: dict[str, Any], url: str) -
             f" {gone} more offsets without a record, the first of all at {start} to {stop - 1};"
             " want all that was read: keep raw topics without compaction (cleanup.policy=delete)"
         )
+
+
+def record_of(one: Any) -> Record:
+    """Return a record that a scan has read."""
+    time_ms = NO_TIME_MS if one.timestamp is None else one.timestamp
+    if not one.headers and type(one) is not Unplain:
+        return Record(one.offset, time_ms, one.value)
+    headers = tuple((name, data or b"") for name, data in one.headers)
+    fault = one.fault if type(one) is Unplain else None
+    cut = fault.size if fault is not None and fault.reason == "cut" else 0
+    return Record(one.offset, time_ms, one.value, headers, cut)

@@ -8,20 +8,15 @@ import polars as pl
 
 from app.verify import sql
 from app.verify.compare import DifferenceLog
-from app.verify.database import Database
-from app.verify.layers import KEY_TYPES
+from app.verify.database import COLUMN_TYPES, Database
 from app.verify.same import answers_table, measure_columns
 from tables.model.layer import Layer
 
 
 class Answers:
-    """The answers for one layer.
+    """The answers of ``urls`` for one layer; their table is made anew.
 
-    Args:
-        database: gets their table, made anew.
-        layer: the layer.
-        urls: the endpoints that answer, by number.
-        found: is told of answers that have other columns than they must.
+    ``found`` is told of answers that have other columns than they must.
     """
 
     def __init__(
@@ -33,7 +28,7 @@ class Answers:
         self._found = found
         keys = zip(sql.keys_of(layer), layer.key, strict=True)
         measures = measure_columns(layer)
-        types = ["url INTEGER", *(f"{name} {KEY_TYPES[field.type][1]}" for name, field in keys)]
+        types = ["url INTEGER", *(f"{name} {COLUMN_TYPES[field.type][1]}" for name, field in keys)]
         types += ["start BIGINT", "stop BIGINT", "version BIGINT"]
         types += [f"{name} {'DOUBLE' if floats else 'HUGEINT'}" for name, floats in measures]
         database.run(f"CREATE OR REPLACE TABLE {answers_table(layer)} ({', '.join(types)})")

@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any
 
 import polars as pl
 import rocksdict
@@ -20,9 +20,9 @@ from xxhash import xxh3_64_digest
 from app.config.connections import cassandra_tls
 from app.config.settings import Settings
 from app.verify import sql
-from app.verify.database import Database
+from app.verify.database import COLUMN_TYPES, Database
 from app.verify.errors import VerifyError
-from app.verify.layers import KEY_TYPES, key_hash
+from app.verify.layers import key_hash
 from app.verify.same import archived_table, stored_columns
 from app.verify.windows import window_nominal_ms
 from tables.model.layer import Layer, Map
@@ -38,33 +38,19 @@ _ROWS = 50_000
 _WIDE = ("sum", "sqlo", "sqhi")
 
 
-class Archive(Protocol):
-    """The archived rows of all layers."""
-
-    def frames(self, themap: Map, layer: Layer) -> Iterator[pl.DataFrame]:
-        """Yield the rows of a layer, some at a time.
-
-        Columns are ``source_partition``, ``key_…``, ``window_start``, accumulators, and
-        ``write_time`` if the latest of several rows of one cell and partition counts.
-
-        Raises:
-            VerifyError: the archive does not answer, or a row is not where its key belongs.
-        """
-
-
-def load_archived(database: Database, archive: Archive, themap: Map, layer: Layer) -> int:
+def load_archived(database: Database, layer: Layer, frames: Iterable[pl.DataFrame]) -> int:
     """Make the table of a layer's archived rows; return how many there are.
 
-    Raises:
-        VerifyError: the archive does not answer, or a row is not where its key belongs.
+    Columns of frames are ``source_partition``, ``key_…``, ``window_start``, accumulators, and
+    ``write_time`` if the latest of several rows of one cell and partition counts.
     """
     table, raw = archived_table(layer), f"raw_{layer.name}"
     keys, stored = sql.keys_of(layer), stored_columns(layer)
     types = ["part INTEGER"]
-    types += [f"{k} {KEY_TYPES[f.type][1]}" for k, f in zip(keys, layer.key, strict=True)]
+    types += [f"{k} {COLUMN_TYPES[f.type][1]}" for k, f in zip(keys, layer.key, strict=True)]
     types += ["start BIGINT", *(f"{a} {'DOUBLE' if floats else 'HUGEINT'}" for a, floats in stored)]
     database.run(f"CREATE OR REPLACE TABLE {raw} ({', '.join(types)}, write_time BIGINT)")
-    for frame in archive.frames(themap, layer):
+    for frame in frames:
         database.load(f"INSERT INTO {raw} FROM incoming", _as_loaded(layer, frame))
     place = ", ".join(["part", *keys, "start"])
     database.run(
@@ -92,7 +78,7 @@ def bucket_of(layer: Layer, start_ms: int) -> int:
     return start_ms // max(_BUCKET_MS_MIN, _BUCKET_WINDOWS * window_nominal_ms(layer))
 
 
-class CassandraRows:
+class CassandraRows(contextlib.AbstractContextManager["CassandraRows"]):
     """The rows in Cassandra; use it in a ``with`` statement. Every call waits for an answer.
 
     Raises:
@@ -141,20 +127,14 @@ class CassandraRows:
             self._cluster.shutdown()
             raise VerifyError(f"cannot reach Cassandra: {error}; check hosts and rights") from error
 
-    def __enter__(self) -> Self:
-        """Return the rows."""
-        return self
-
     def __exit__(self, *_: object) -> None:
-        """Disconnect."""
         self._cluster.shutdown()
 
     def frames(self, themap: Map, layer: Layer) -> Iterator[pl.DataFrame]:
-        """Yield the rows of a layer, as :class:`Archive` says."""
+        """Yield the rows of a layer; VerifyError if one is not where its key belongs."""
         table = f'"{self._settings.cassandra_keyspace}"."{themap.name}_{layer.name}"'
-        statement = f"SELECT * FROM {table}"
         rows: list[dict[str, Any]] = []
-        for row in self._select(table, statement):
+        for row in self._select(table):
             key = tuple(row[name] for name in layer.key_columns)
             start = row["window_start"]
             got = (row.pop("slot"), row.pop("bucket"))
@@ -171,14 +151,16 @@ class CassandraRows:
         if rows:
             yield _frame(layer, rows)
 
-    def _select(self, table: str, statement: str) -> Iterator[dict[str, Any]]:
+    def _select(self, table: str) -> Iterator[dict[str, Any]]:
         try:
-            yield from self._session.execute(self._statement(statement, fetch_size=_PAGE_ROWS))
+            yield from self._session.execute(
+                self._statement(f"SELECT * FROM {table}", fetch_size=_PAGE_ROWS)
+            )
         except Exception as error:  # the driver has no root of its errors
             raise VerifyError(f"cannot read {table}: {error}; check Cassandra") from error
 
 
-class FolderRows:
+class FolderRows(contextlib.AbstractContextManager["FolderRows"]):
     """The rows in an embedded archive's folder; use it in a ``with`` statement.
 
     Raises:
@@ -200,16 +182,11 @@ class FolderRows:
                 f"cannot open archive in {folder}: {error}; give the worker's --archive-folder"
             ) from error
 
-    def __enter__(self) -> Self:
-        """Return the rows."""
-        return self
-
     def __exit__(self, *_: object) -> None:
-        """Close the folder."""
         self._db.close()
 
     def frames(self, themap: Map, layer: Layer) -> Iterator[pl.DataFrame]:
-        """Yield the rows of a layer, as :class:`Archive` says."""
+        """Yield the rows of a layer; VerifyError if one is not where its key belongs."""
         described = self._db.get(b"\x00layer\x00" + layer.name.encode())
         whose = json.loads(_content(layer, self._db.get(b"\x00archive") or b"{}"))
         if described is None or whose.get("map", themap.name) != themap.name:
@@ -220,7 +197,7 @@ class FolderRows:
         frames: list[pl.DataFrame] = []
         last: tuple[bytes, bytes] = b"", b""
         for place, block in self._scan(layer.name.encode() + b"\x00"):
-            frame = _rows_of(layer, block)
+            frame = pl.read_ipc_stream(io.BytesIO(_content(layer, block)))
             last = self._check_place(layer, place, frame, last)
             frames.append(frame)
             if sum(one.height for one in frames) >= _ROWS:
@@ -266,22 +243,11 @@ class FolderRows:
             del rows  # a live iterator would keep the folder open
 
 
-def open_archive(
-    settings: Settings,
-) -> contextlib.AbstractContextManager[CassandraRows | FolderRows]:
-    """Return the archive of these settings, open.
-
-    Raises:
-        VerifyError: it cannot be opened.
-    """
+def open_archive(settings: Settings) -> CassandraRows | FolderRows:
+    """Return the archive of these settings, open; VerifyError if it cannot be opened."""
     if settings.archive == "cassandra":
         return CassandraRows(settings)
     return FolderRows(settings.archive_folder)
-
-
-def _rows_of(layer: Layer, stored: bytes) -> pl.DataFrame:
-    """Return the rows of a piece."""
-    return pl.read_ipc_stream(io.BytesIO(_content(layer, stored)))
 
 
 def _content(layer: Layer, stored: bytes) -> bytes:
@@ -300,7 +266,7 @@ def _frame(layer: Layer, rows: list[dict[str, Any]]) -> pl.DataFrame:
     """Return rows of Cassandra as a frame: numbers beyond 64 bits are text, for DuckDB."""
     sums = {acc.column for acc in layer.accumulators if acc.type == "int" and acc.kind in _WIDE}
     columns: dict[str, pl.Series] = {}
-    for name in rows[0] if rows else ():
+    for name in rows[0]:
         values = [row[name] for row in rows]
         if name in sums:
             values = [None if value is None else str(value) for value in values]

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
 
+from app.verify.database import COLUMN_TYPES
 from app.verify.records import (
-    INT64_MAX,
-    INT64_MIN,
     TIME_MS_MAX,
     TIME_MS_MIN,
-    Columns,
     Event,
     Faults,
     text_time_ms,
@@ -40,36 +37,64 @@ class ArrowRows:
         roles = {source.time_at, source.type_at}
         self._declared = {f.name: f.at for f in source.fields if f.at in roles}
         self._fields = [f for f in source.fields if f.at not in roles]
+        self._id_type = next((f.type for f in source.fields if f.at == source.id_at), None)
         self._names = {str(path[0]) for path in source.paths}
 
     def __call__(self, value: bytes) -> list[Event | Faults] | None:
         """Return a stream's rows as events or faults; None if it cannot be read."""
-        columns = self.columns(value)
-        if columns is None:
-            return None
-        return [self.event(columns, row) for row in range(len(columns.times))]
+        frame = self.frame(value)
+        return None if frame is None else self.events(frame)
 
-    def columns(self, value: bytes) -> Columns | None:
-        """Return a stream's columns, with faults for values; None if it cannot be read."""
-        frame = self._frame(value)
+    def frame(self, value: bytes) -> pl.DataFrame | None:
+        """Return a stream's columns, those of the map if it has some; None if it cannot be read."""
+        frame = self._read(value)
         if frame is None:
             return None
-        source = self._source
-        return Columns(
-            _times(frame, source),
-            _column(frame, source.type_at, "string"),
-            self._ids(frame),
-            {field.name: _column(frame, field.at, field.type) for field in self._fields},
-        )
+        columns = [
+            one.cast(pl.String) if _is_text(one.dtype) else one
+            for one in frame
+            if one.name in self._names
+        ]
+        return pl.DataFrame(columns) if columns else frame
 
-    def event(self, columns: Columns, row: int) -> Event | Faults:
-        """Return the event of a row, or why there is none."""
-        return self._event(
-            columns.times[row], columns.types[row], columns.ids[row],
-            [(name, column[row]) for name, column in columns.fields.items()],
-        )  # fmt: skip
+    def events(self, frame: pl.DataFrame) -> list[Event | Faults]:
+        """Return rows as events, or why there is none, one value at a time."""
+        columns = [
+            _times(frame, self._source),
+            _column(_at(frame, self._source.type_at), "string"),
+            _column(_at(frame, self._source.id_at), self._type_of_ids(frame)),
+            *(_column(_at(frame, field.at), field.type) for field in self._fields),
+        ]
+        return [self._event(*row) for row in zip(*columns, strict=True)]
 
-    def _frame(self, value: bytes) -> pl.DataFrame | None:
+    def columns(self, frame: pl.DataFrame, needed: Mapping[str, str]) -> pl.DataFrame:
+        """Return rows as columns: ``time``, ``type``, ``id``, the needed fields, and ``sound``.
+
+        ``sound`` tells whether a row surely is an event, and this one. ``needed`` gives the columns
+        of fields.
+        """
+        source, kind_of_id = self._source, self._type_of_ids(frame)
+        types: dict[Path, str] = {field.at: field.type for field in self._fields}
+        types |= {source.type_at: "string"} | ({source.id_at: kind_of_id} if source.id_at else {})
+        read = {path: _at(frame, path) for path in types}
+        found = {path: _sound(read[path], kind) for path, kind in types.items()}
+        found[source.time_at] = _sound_times(frame, source)
+        sound = found[source.type_at].is_not_null() & found[source.time_at].is_not_null()
+        for path, values in read.items():
+            sound &= found[path].is_null() == values.is_null()
+        for field in self._fields:
+            if field.required:
+                sound &= found[field.at].is_not_null()
+        identity = pl.repeat(None, frame.height, dtype=pl.String, eager=True)
+        if source.id_at is not None:
+            identity = found[source.id_at].cast(pl.String)
+            if kind_of_id in ("bool", "float"):  # their texts are those of Python
+                sound &= identity.is_null()
+        columns = {"time": found[source.time_at], "type": found[source.type_at], "id": identity}
+        columns |= {column: found[source.field(name).at] for name, column in needed.items()}
+        return pl.DataFrame(columns | {"sound": sound})
+
+    def _read(self, value: bytes) -> pl.DataFrame | None:
         """Return the columns of a stream; those that the map does not declare may be broken."""
         with contextlib.suppress(*_BROKEN):
             return pl.read_ipc_stream(io.BytesIO(value))
@@ -83,21 +108,16 @@ class ArrowRows:
                 return None
         return pl.concat(columns, how="horizontal") if columns else None
 
-    def _ids(self, frame: pl.DataFrame) -> list[Any]:
-        path = self._source.id_at
-        if path is None:
-            return [None] * frame.height
-        declared = next((f.type for f in self._source.fields if f.at == path), None)
-        is_whole = _at(frame, path).dtype.is_integer()
-        return _column(frame, path, declared or ("int" if is_whole else "string"))
+    def _type_of_ids(self, frame: pl.DataFrame) -> str:
+        is_whole = _at(frame, self._source.id_at).dtype.is_integer()
+        return self._id_type or ("int" if is_whole else "string")
 
-    def _event(
-        self, time: Any, kind: Any, identity: Any, values: list[tuple[str, Any]]
-    ) -> Event | Faults:
+    def _event(self, time: Any, kind: Any, identity: Any, *values: Any) -> Event | Faults:
         """Return the event of a row; a value that is a fault is a set of reasons."""
-        found = [time, kind, identity, *(value for _, value in values)]
+        found = [time, kind, identity, *values]
         faults: Faults = frozenset().union(*(one for one in found if isinstance(one, frozenset)))
-        fields = {name: value for name, value in values if value is not None}
+        named = zip(self._fields, values, strict=True)
+        fields = {field.name: value for field, value in named if value is not None}
         required = (field.name for field in self._fields if field.required)
         if time is None or kind is None or any(name not in fields for name in required):
             faults |= {"missing"}
@@ -113,10 +133,10 @@ _RANGE: Faults = frozenset({"out_of_range"})
 _INFINITE: Faults = frozenset({"not_finite"})
 
 
-def _at(frame: pl.DataFrame, path: Path) -> pl.Series:
+def _at(frame: pl.DataFrame, path: Path | None) -> pl.Series:
     """Return the values at a path; a column of nulls if it misses."""
     column = frame.to_struct()
-    for step in path:
+    for step in ("",) if path is None else path:
         inner = column.dtype
         if isinstance(step, str) and step in getattr(inner, "to_schema", dict)():
             column = column.struct.field(step)
@@ -127,70 +147,66 @@ def _at(frame: pl.DataFrame, path: Path) -> pl.Series:
     return column
 
 
-def _column(frame: pl.DataFrame, path: Path, kind: str) -> list[Any]:
-    column = _at(frame, path)
+def _sound(column: pl.Series, kind: str) -> pl.Series:
+    """Return the values of a column that surely are of its type, null for all others."""
+    dtype = COLUMN_TYPES[kind][0]
     if not _takes(column.dtype, kind):
-        return [None if value else _WRONG for value in column.is_null()]
-    if kind == "string":
-        return column.cast(pl.String).to_list()
-    if kind == "float":
-        return [_finite(value) for value in column.to_list()]
-    if kind == "int":
-        return [_in_range(value) for value in column.to_list()]
-    return column.to_list()
+        return pl.repeat(None, len(column), dtype=dtype, eager=True)
+    values = column.cast(dtype, strict=False)
+    return values.set(~values.is_finite(), None) if kind == "float" else values
 
 
-def _takes(dtype: pl.DataType, kind: str) -> bool:
-    whole = dtype.is_integer() and dtype not in (pl.Int128, pl.UInt128)
-    takes: dict[str, Callable[[], bool]] = {
-        "string": lambda: _is_text(dtype),
-        "int": lambda: whole,
-        "bool": lambda: dtype == pl.Boolean,
-        "float": lambda: dtype.is_float() or dtype.is_integer(),
-    }
-    return dtype == pl.Null or takes[kind]()
+def _sound_times(frame: pl.DataFrame, source: Source) -> pl.Series:
+    """Return the times in milliseconds, null for texts and for other values."""
+    column = _at(frame, source.time_at)
+    dtype = column.dtype
+    if not _is_time(dtype):
+        return pl.repeat(None, frame.height, dtype=pl.Int64, eager=True)
+    numbers = column.cast(pl.Int64, strict=False)
+    if isinstance(dtype, pl.Datetime):
+        numbers //= _MS_PER[dtype.time_unit]
+    unit_ms = source.time_unit_ms if dtype.is_integer() else _DAY_MS if dtype == pl.Date else 1
+    good = numbers.is_between(-(-TIME_MS_MIN // unit_ms), TIME_MS_MAX // unit_ms)
+    return numbers.set(~good, None) * unit_ms
+
+
+def _column(column: pl.Series, kind: str) -> list[Any]:
+    """Return the values of a column, and faults for those that are not of its type."""
+    fault = _INFINITE if kind == "float" else _RANGE
+    return _or_fault(_sound(column, kind), column, fault if _takes(column.dtype, kind) else _WRONG)
 
 
 def _times(frame: pl.DataFrame, source: Source) -> list[Any]:
-    """Return the times in milliseconds, cut off towards the past."""
+    """Return the times in milliseconds, cut off towards the past, and faults for other values."""
     column = _at(frame, source.time_at)
-    to_ms = _time_reader(column.dtype, source)
-    if to_ms is None:
-        return [None if value else _WRONG for value in column.is_null()]
-    kind = pl.String if _is_text(column.dtype) else pl.Int64
-    if not column.dtype.is_integer():
-        column = column.cast(kind)
-    return [None if value is None else to_ms(value) for value in column.to_list()]
+    if _is_text(column.dtype):
+        times = [None if text is None else text_time_ms(text) for text in column.cast(pl.String)]
+        return _or_fault(pl.Series(times, dtype=pl.Int64), column, _RANGE)
+    fault = _RANGE if _is_time(column.dtype) else _WRONG
+    return _or_fault(_sound_times(frame, source), column, fault)
 
 
-def _time_reader(dtype: pl.DataType, source: Source) -> Callable[[Any], Any] | None:
-    """Return the function from a column's value to a time or a fault; None for other columns."""
-    if dtype.is_integer():
-        return lambda value: _year(value * source.time_unit_ms)
-    if isinstance(dtype, pl.Datetime):
-        per_ms = _MS_PER[dtype.time_unit]
-        return lambda value: _year(value // per_ms)
-    if dtype == pl.Date:
-        return lambda value: _year(value * _DAY_MS)
-    return _text_time if _is_text(dtype) else None
+def _or_fault(values: pl.Series, column: pl.Series, fault: Faults) -> list[Any]:
+    """Return values, and the fault for one that only ``column`` has."""
+    lost = values.is_null() & column.is_not_null()
+    return [fault if gone else value for value, gone in zip(values, lost, strict=True)]
 
 
-def _text_time(text: str) -> Any:
-    time_ms = text_time_ms(text)
-    return _RANGE if time_ms is None else time_ms
+def _is_time(dtype: pl.DataType) -> bool:
+    return dtype.is_integer() or dtype == pl.Date or isinstance(dtype, pl.Datetime)
+
+
+def _takes(dtype: pl.DataType, kind: str) -> bool:
+    if kind == "string":
+        takes = _is_text(dtype)
+    elif kind == "int":
+        takes = dtype.is_integer() and dtype not in (pl.Int128, pl.UInt128)
+    elif kind == "bool":
+        takes = dtype == pl.Boolean
+    else:
+        takes = dtype.is_float() or dtype.is_integer()
+    return takes or dtype == pl.Null
 
 
 def _is_text(dtype: pl.DataType) -> bool:
     return isinstance(dtype, pl.String | pl.Categorical | pl.Enum)
-
-
-def _year(time_ms: int) -> Any:
-    return time_ms if TIME_MS_MIN <= time_ms <= TIME_MS_MAX else _RANGE
-
-
-def _finite(value: float | None) -> Any:
-    return None if value is None else (float(value) if math.isfinite(value) else _INFINITE)
-
-
-def _in_range(value: int | None) -> Any:
-    return value if value is None or INT64_MIN <= value <= INT64_MAX else _RANGE

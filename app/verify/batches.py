@@ -12,22 +12,18 @@ A document is sound if it is an object without repeated names whose values are o
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, Self
+from typing import Any
 
 import orjson
 import polars as pl
 
-from app.verify.columns import COLUMN_TYPES, MISSING, SOUND, as_floats, as_texts, unsound
-from app.verify.database import Database
-from app.verify.lines import Lines, decoded, doubt
+from app.verify.arrow import ArrowRows
+from app.verify.database import COLUMN_TYPES, Database
+from app.verify.lines import Line, decoded, doubt, frame_of
 from app.verify.records import (
     ARROW_START,
-    TIME_MS_MAX,
-    TIME_MS_MIN,
-    Columns,
     Content,
     Event,
     Faults,
@@ -38,68 +34,16 @@ from app.verify.records import (
 )
 from tables.model.layer import Layer, Source
 
-_OBJECT = ord("{")
 _BLANK_MAX = ord(" ")
 """No byte of a blank is above it."""
 
 _TYPES_MAX = 100_000
-_TIMES, _TYPES = frozenset({int}), frozenset({str})
-
-
-@dataclasses.dataclass(slots=True)
-class Batch:
-    """Events and heartbeats by column, in the order of each partition's log but for few.
-
-    ``places`` are within the record, below 0 of a heartbeat. ``kinds`` number the sets of layers
-    that types select, None for a heartbeat. ``fields`` has the columns that layers need.
-    """
-
-    fields: dict[str, list[Any]]
-    parts: list[int] = dataclasses.field(default_factory=list)
-    offsets: list[int] = dataclasses.field(default_factory=list)
-    places: list[int] = dataclasses.field(default_factory=list)
-    appended: list[int] = dataclasses.field(default_factory=list)
-    times: list[int] = dataclasses.field(default_factory=list)
-    kinds: list[int | None] = dataclasses.field(default_factory=list)
-    ids: list[str | None] = dataclasses.field(default_factory=list)
-
-    def __len__(self) -> int:
-        """How many rows it has."""
-        return len(self.offsets)
-
-
-@dataclasses.dataclass(slots=True)
-class Rows:
-    """Where some events stand, in one partition: offset, place, append time."""
-
-    offsets: list[int] = dataclasses.field(default_factory=list)
-    places: list[int] = dataclasses.field(default_factory=list)
-    appended: list[int] = dataclasses.field(default_factory=list)
-
-    @classmethod
-    def of(cls, records: list[Record]) -> Self:
-        """Return the rows of records of one event each."""
-        return cls(
-            [record.offset for record in records],
-            [0] * len(records),
-            [record.time_ms for record in records],
-        )
-
-    def add(self, record: Record, count: int = 1) -> None:
-        """Take the first events of a record."""
-        self.offsets += [record.offset] * count
-        self.places += range(count)
-        self.appended += [record.time_ms] * count
-
-
-class ArrowReader(Protocol):
-    """Reads Arrow streams."""
-
-    def columns(self, value: bytes) -> Columns | None:
-        """Return a stream's columns; None if it cannot be read."""
-
-    def event(self, columns: Columns, row: int) -> Event | Faults:
-        """Return the event of a row, or why there is none."""
+_COLUMNS: dict[str, type[pl.DataType]] = {
+    "part": pl.Int32, "offset": pl.Int64, "place": pl.Int32, "appended": pl.Int64,
+    "time": pl.Int64, "kind": pl.Int16, "id": pl.String,
+}  # fmt: skip
+"""Of events and heartbeats: ``place`` is within the record, below 0 of a heartbeat; ``kind`` is the
+number of the set of layers that the type selects, null for a heartbeat."""
 
 
 class Kinds(dict[str, int]):
@@ -111,7 +55,6 @@ class Kinds(dict[str, int]):
         self.sets: list[frozenset[int]] = [frozenset()]
 
     def __missing__(self, kind: str) -> int:
-        """Match a type that is new."""
         found = frozenset(i for i, one in enumerate(self._patterns) if one.fullmatch(kind))
         if found not in self.sets:
             self.sets.append(found)
@@ -136,6 +79,9 @@ class Decoder:
         reader: reads by the plain rules.
         arrow: reads Arrow streams.
         faulty: takes partition, offset, place and faults of values that are not events.
+
+    Attributes:
+        size: how many bytes of documents are not in the table yet.
     """
 
     def __init__(
@@ -146,7 +92,7 @@ class Decoder:
         needed: Mapping[str, str],
         reader: RecordReader,
         *,
-        arrow: ArrowReader,
+        arrow: ArrowRows,
         faulty: Callable[[int, int, int, Faults], None],
     ) -> None:
         self._database = database
@@ -155,33 +101,22 @@ class Decoder:
         self._arrow = arrow
         self._faulty = faulty
         self.kinds = Kinds(layers)
-        roles = {source.time_at, source.type_at}
-        self._fields = {f.name: f.type for f in source.fields if f.at not in roles}
-        self._required = [f.name for f in source.fields if f.required and f.at not in roles]
-        types = {field.at: field.type for field in source.fields}
-        # The text of a float is another one where its digits are many.
-        declared = SOUND.get(types.get(source.id_at or (), ""), frozenset({str, int, MISSING}))
-        self._id_types = declared if float not in declared else frozenset({MISSING})
-        self._needed = dict(needed)
+        self._floats = {name for name, kind in needed.items() if kind == "float"}
         self.columns = {name: f"f{number}" for number, name in enumerate(needed)}
+        types = {self.columns[name]: COLUMN_TYPES[kind][0] for name, kind in needed.items()}
+        self._schema = _COLUMNS | types
         self.table = f"taken_{source.name}"
         self._kinds_table = f"kinds_{source.name}"
         self._kinds_known = _TYPES_MAX
         self._decoded, self._doubt = decoded(source, self.columns), doubt(source)
-        self._batch = self._empty()
-        self._lines = Lines()
-
-    def _empty(self) -> Batch:
-        return Batch({name: [] for name in self._needed})
+        self._rows: list[tuple[Any, ...]] = []
+        self._lines: list[Line] = []
+        self._streams: dict[Any, list[tuple[tuple[int, int, int, int], pl.DataFrame]]] = {}
+        self._streamed = 0
+        self.size = 0
 
     def __len__(self) -> int:
-        """How many events and heartbeats are not in the table yet."""
-        return len(self._lines) + len(self._batch)
-
-    @property
-    def size(self) -> int:
-        """How many bytes of documents are not in the table yet."""
-        return self._lines.size
+        return len(self._lines) + len(self._rows) + self._streamed
 
     def load(self) -> bool:
         """Make the view of all that was taken since the last time; tell whether there is any.
@@ -194,32 +129,32 @@ class Decoder:
         fields = "".join(f", {column}" for column in self.columns.values())
         common = f'part, "offset", place, appended, time, kind, id{fields}'
         tables = [f"SELECT {common} FROM plain"]
-        lines, self._lines = self._lines, Lines()
-        if len(lines):
+        lines, self._lines, self.size = self._lines, [], 0
+        if lines:
             self._decode(lines)
             tables.insert(0, f"SELECT {common} FROM decoded JOIN {self._kinds_table} USING (type)"
                 " WHERE sound")  # fmt: skip
-        batch, self._batch = self._batch, self._empty()
+        streams, self._streams, self._streamed = self._streams, {}, 0
+        frames = [self._decode_streams(*zip(*some, strict=True)) for some in streams.values()]
+        rows, self._rows = self._rows, []
+        frames.append(pl.DataFrame(rows, schema=self._schema, orient="row"))
         self._database.load(
-            "CREATE OR REPLACE TEMP TABLE plain AS FROM incoming", self._frame(batch)
+            "CREATE OR REPLACE TEMP TABLE plain AS FROM incoming", pl.concat(frames)
         )
         self._database.run(
             f"CREATE OR REPLACE TEMP VIEW {self.table} AS {' UNION ALL '.join(tables)}"
         )
         return True
 
-    def _decode(self, lines: Lines) -> None:
+    def _decode(self, lines: Sequence[Line]) -> None:
         """Decode lines; those in doubt by plain rules, in the order of the log."""
         database = self._database
-        database.load(
-            f"CREATE OR REPLACE TEMP TABLE decoded AS {self._decoded}", lines.frame(self._doubt)
-        )
+        frame = frame_of(lines, self._doubt)
+        database.load(f"CREATE OR REPLACE TEMP TABLE decoded AS {self._decoded}", frame)
         doubtful = database.all("SELECT number FROM decoded WHERE NOT sound ORDER BY number")
         for (row,) in doubtful:
-            self._event(
-                lines.parts[row], lines.offsets[row], lines.places[row], lines.appended[row],
-                self._reader.line(lines.texts[row]),
-            )  # fmt: skip
+            part, offset, place, append_ms, text = lines[row]
+            self._event(part, offset, place, append_ms, self._reader.line(text))
         if self._kinds_known >= _TYPES_MAX:  # a stream of ever new types
             database.run(
                 f"CREATE OR REPLACE TEMP TABLE {self._kinds_table} (type VARCHAR, kind SMALLINT)"
@@ -229,182 +164,84 @@ class Decoder:
             f"SELECT DISTINCT type FROM decoded ANTI JOIN {self._kinds_table} USING (type)"
             " WHERE sound"
         )
-        if new:
-            rows = [(kind, self.kinds[kind]) for (kind,) in new]
-            schema = {"type": pl.String, "kind": pl.Int16}
-            database.load(
-                f"INSERT INTO {self._kinds_table} FROM incoming",
-                pl.DataFrame(rows, schema=schema, orient="row"),
-            )
-            self._kinds_known += len(rows)
+        rows = [(kind, self.kinds[kind]) for (kind,) in new]
+        self._kinds_known += database.insert(self._kinds_table, rows)
 
-    def _frame(self, batch: Batch) -> pl.DataFrame:
-        return pl.DataFrame(
-            [
-                pl.Series("part", batch.parts, pl.Int32),
-                pl.Series("offset", batch.offsets, pl.Int64),
-                pl.Series("place", batch.places, pl.Int32),
-                pl.Series("appended", batch.appended, pl.Int64),
-                pl.Series("time", batch.times, pl.Int64),
-                pl.Series("kind", batch.kinds, pl.Int16),
-                pl.Series("id", batch.ids, pl.String),
-                *(
-                    pl.Series(column, batch.fields[name], COLUMN_TYPES[self._needed[name]][0])
-                    for name, column in self.columns.items()
-                ),
-            ]
-        )
+    def _decode_streams(
+        self, places: Sequence[tuple[int, int, int, int]], frames: Sequence[pl.DataFrame]
+    ) -> pl.DataFrame:
+        """Decode streams of the same columns; rows in doubt by plain rules."""
+        frame = pl.concat(frames)
+        schema = {"part": pl.Int32, "offset": pl.Int64, "appended": pl.Int64, "rows": pl.Int64}
+        at = pl.DataFrame(places, schema=schema, orient="row")
+        at = at.with_columns(place=pl.int_ranges("rows", dtype=pl.Int32)).explode("place")
+        found = pl.concat([at, self._arrow.columns(frame, self.columns)], how="horizontal")
+        doubtful = found.filter(~pl.col("sound")).select("part", "offset", "place", "appended")
+        events = self._arrow.events(frame.filter(~found["sound"]))
+        for (part, offset, place, append_ms), event in zip(
+            doubtful.iter_rows(), events, strict=True
+        ):
+            self._event(part, offset, place, append_ms, event)
+        found = found.filter("sound")
+        kinds = {name: self.kinds[name] for name in found["type"].unique()}
+        kind = pl.col("type").replace_strict(kinds).cast(pl.Int16)
+        return found.with_columns(kind=kind).select(*self._schema)
 
     def values(self, part: int, records: Sequence[Record]) -> list[Record]:
         """Decode records of JSON; return those that it leaves to others."""
         bytes_max = self._source.record_bytes_max
-        simple = [
-            record
-            for record in records
-            if (value := record.value)
-            and value[0] == _OBJECT
-            and not record.headers
-            and b"\n" not in value
-            and len(value) <= bytes_max
-            and not record.cut
-        ]
-        others: list[Record] = []
-        if len(simple) < len(records):
-            taken = {record.offset for record in simple}
-            others = [record for record in records if record.offset not in taken]
-        texts = [record.value for record in simple if record.value]
-        rows, rest = Rows.of(simple), []
-        for record in others:
-            value = record.value
-            is_blank = not value or value[0] <= _BLANK_MAX
-            if not value or is_blank or record.size > bytes_max or has_broken_name(record):
+        rest: list[Record] = []
+        for record in records:
+            value, offset, append_ms = record.value, record.offset, record.time_ms
+            is_plain = value and value[0] > _BLANK_MAX and record.size <= bytes_max
+            if not value or not is_plain or (record.headers and has_broken_name(record)):
                 rest.append(record)
                 continue
             form = form_of(record) if record.headers or value[0] == ARROW_START[0] else ""
             if form == "json" or (not form and b"\n" not in value):
-                texts.append(value)
-                rows.add(record)
-                continue
-            several = [line for line in value.split(b"\n") if line.strip()]
-            # Without a form it is lines if the first one is a document: then the whole is not one.
-            if form == "ndjson" or (not form and _document(several[0]) is not None):
-                texts += several
-                rows.add(record, len(several))
+                several = [value]
             else:
-                rest.append(record)
-        lines = self._lines
-        lines.parts += [part] * len(texts)
-        lines.offsets += rows.offsets
-        lines.places += rows.places
-        lines.appended += rows.appended
-        lines.texts += texts
-        lines.size += sum(map(len, texts))
+                several = [line for line in value.split(b"\n") if line.strip()]
+                # Without a form it is lines if the first is a document: then the whole is not one.
+                if form != "ndjson" and (form or _document(several[0]) is None):
+                    rest.append(record)
+                    continue
+            self._lines += [(part, offset, at, append_ms, text) for at, text in enumerate(several)]
+            self.size += sum(map(len, several))
         return rest
 
     def arrow(self, part: int, record: Record) -> int | None:
-        """Decode an Arrow stream; return how many rows it has, None if it cannot be read."""
+        """Take an Arrow stream; return how many rows it has, None if it cannot be read."""
         assert record.value is not None
-        columns = self._arrow.columns(record.value)
-        if columns is None:
+        frame = self._arrow.frame(record.value)
+        if frame is None:
             return None
-        rows = Rows()
-        rows.add(record, len(columns.times))
-        doubtful = self._doubtful(columns)
-        self._extend(part, rows, columns, doubtful, lambda row: self._arrow.event(columns, row))
-        return len(columns.times)
+        if frame.height:
+            place = (part, record.offset, record.time_ms, frame.height)
+            self._streams.setdefault(tuple(frame.schema.items()), []).append((place, frame))
+            self._streamed += frame.height
+        return frame.height
 
     def content(self, part: int, record: Record, content: Content) -> None:
         """Add the events that the plain rules have read."""
         if content.column == "heartbeat":
-            self._heartbeat(part, record, content.time_ms)
+            nothing = [None] * (2 + len(self.columns))
+            row = (part, record.offset, -1, record.time_ms, content.time_ms, *nothing)
+            self._rows.append(row)
         for place, event in enumerate(content.events):
             self._event(part, record.offset, place, record.time_ms, event)
-
-    def _heartbeat(self, part: int, record: Record, time_ms: int) -> None:
-        batch = self._batch
-        batch.parts.append(part)
-        batch.offsets.append(record.offset)
-        batch.places.append(-1)
-        batch.appended.append(record.time_ms)
-        batch.times.append(time_ms)
-        batch.kinds.append(None)
-        batch.ids.append(None)
-        for column in batch.fields.values():
-            column.append(None)
 
     def _event(self, part: int, offset: int, place: int, append_ms: int, event: Any) -> None:
         """Add an event, or the fault that stands for one."""
         if not isinstance(event, Event):
             self._faulty(part, offset, place, event)
             return
-        batch = self._batch
-        batch.parts.append(part)
-        batch.offsets.append(offset)
-        batch.places.append(place)
-        batch.appended.append(append_ms)
-        batch.times.append(event.time_ms)
-        batch.kinds.append(self.kinds[event.type])
-        batch.ids.append(event.id)
-        for name, column in batch.fields.items():
-            value = event.fields.get(name)
-            column.append(float(value) if type(value) is int and self._is_float(name) else value)
-
-    def _is_float(self, name: str) -> bool:
-        return self._fields.get(name) == "float"
-
-    def _doubtful(self, columns: Columns) -> set[int]:
-        """Return the rows that are no events, or cannot be told to be."""
-        times = columns.times
-        found = unsound(times, _TIMES)
-        known = [ms for ms in times if type(ms) is int] if found else times
-        if known and (min(known) < TIME_MS_MIN or max(known) > TIME_MS_MAX):
-            found |= {
-                row
-                for row, ms in enumerate(times)
-                if type(ms) is int and not TIME_MS_MIN <= ms <= TIME_MS_MAX
-            }
-        found |= unsound(columns.types, _TYPES)
-        for name, column in columns.fields.items():
-            found |= unsound(column, SOUND[self._fields[name]])
-        for name in self._required:
-            found |= unsound(columns.fields[name], SOUND[self._fields[name]] - {MISSING})
-        return found | unsound(columns.ids, self._id_types)
-
-    def _extend(
-        self,
-        part: int,
-        rows: Rows,
-        columns: Columns,
-        doubtful: set[int],
-        plain: Callable[[int], Event | Faults],
-    ) -> None:
-        """Take all rows into the batch, those in doubt one at a time."""
-        for row in sorted(doubtful):
-            self._event(part, rows.offsets[row], rows.places[row], rows.appended[row], plain(row))
-        if doubtful:
-            keep = [row for row in range(len(columns.times)) if row not in doubtful]
-
-            def kept(column: list[Any]) -> list[Any]:
-                return [column[row] for row in keep] if column else []
-
-            rows = Rows(kept(rows.offsets), kept(rows.places), kept(rows.appended))
-            fields = {name: kept(column) for name, column in columns.fields.items()}
-            columns = Columns(kept(columns.times), kept(columns.types), kept(columns.ids), fields)
-        batch, count = self._batch, len(columns.times)
-        batch.parts += [part] * count
-        batch.offsets += rows.offsets
-        batch.places += rows.places
-        batch.appended += rows.appended
-        batch.times += columns.times
-        kinds = self.kinds
-        batch.kinds += [kinds[kind] for kind in columns.types]
-        batch.ids += as_texts(columns.ids) if columns.ids else [None] * count
-        source = self._source
-        roles = {source.time_at: columns.times, source.type_at: columns.types}
-        for name, column in batch.fields.items():
-            at = source.field(name).at
-            found = roles[at] if at in roles else columns.fields[name]
-            column.extend(as_floats(found) if self._is_float(name) else found)
+        values = [event.fields.get(name) for name in self.columns]
+        for number, name in enumerate(self.columns):
+            if name in self._floats and (value := values[number]) is not None:
+                values[number] = float(value)
+        kind = self.kinds[event.type]
+        self._rows.append((part, offset, place, append_ms, event.time_ms, kind, event.id, *values))
 
 
 def pattern_of(layer: Layer) -> re.Pattern[str]:

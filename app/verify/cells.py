@@ -11,7 +11,7 @@ import dataclasses
 import math
 from fractions import Fraction
 
-from tables.model.layer import Layer, Measure
+from tables.model.layer import Measure
 
 SCALE_BITS = 1_074
 """The least positive float is 2**-1074."""
@@ -161,10 +161,3 @@ def shown(value: object) -> object:
         return float(value)
     except OverflowError:
         return "beyond the largest float"
-
-
-def empty_cell(layer: Layer) -> Cell:
-    """Return a cell of ``layer`` without events."""
-    return Cell(
-        {acc.field: FieldSums(acc.type == "float") for acc in layer.accumulators if acc.field}
-    )

@@ -42,7 +42,6 @@ class Cuts:
         self._cuts: dict[str, dict[int, Cut]] = {}
 
     def __bool__(self) -> bool:
-        """Whether there are any."""
         return bool(self._cuts)
 
     def know(self, whole: Whole, firsts: list[int]) -> None:
@@ -72,9 +71,8 @@ class Cuts:
     def find(self, times: Times) -> None:
         """Look for the cuts in the next records.
 
-        Args:
-            times: takes M + 1; returns, by partition, the first offsets of events that moved the
-                time to M, and beyond it.
+        ``times`` takes M + 1, and returns, by partition, the first offsets of events that moved the
+        time to M, and beyond it.
         """
         open_cuts = [
             (cut.whole_ms, layer.name, part)

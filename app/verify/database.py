@@ -7,12 +7,13 @@ reads them as Arrow, and nothing is computed in them; but lines that may be no J
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -26,17 +27,25 @@ MEMORY_BYTES_MAX = 1 << 30
 """Of the engine alone: its input takes as much again, with Python."""
 
 THREADS_MAX = 4
+
+COLUMN_TYPES: dict[str, tuple[pl.DataType, str]] = {
+    "string": (pl.String(), "VARCHAR"), "int": (pl.Int64(), "BIGINT"),
+    "bool": (pl.Boolean(), "BOOLEAN"), "float": (pl.Float64(), "DOUBLE"),
+}  # fmt: skip
+"""By declared type of a field, those of a frame and of a table."""
+
 _FETCH_ROWS = 10_000
+_INSERT_ROWS = 50_000
 
 
-class Database:
+class Database(contextlib.AbstractContextManager["Database"]):
     """Tables in a temporary folder; use it in a ``with`` statement, in one thread at a time.
 
     Attributes:
         folder: holds all its files.
 
     Raises:
-        VerifyError: DuckDB is not installed.
+        VerifyError: DuckDB is not installed; a statement failed, most often as the disk is full.
     """
 
     def __init__(self) -> None:
@@ -58,30 +67,17 @@ class Database:
         # Its files go with the folder, so nothing more is written into them at the end.
         self._connection.execute("PRAGMA disable_checkpoint_on_shutdown")
 
-    def __enter__(self) -> Self:
-        """Return the database."""
-        return self
-
     def __exit__(self, *_: object) -> None:
-        """Remove the folder."""
         self._connection.close()
         shutil.rmtree(self.folder)
 
     def run(self, statement: str) -> None:
-        """Run a statement.
-
-        Raises:
-            VerifyError: it failed; most often the disk is full.
-        """
+        """Run a statement."""
         with self._failures():
             self._connection.execute(statement)
 
     def load(self, statement: str, frame: pl.DataFrame) -> None:
-        """Run a statement that reads the rows of a frame from ``incoming``, once.
-
-        Raises:
-            VerifyError: as :meth:`run`.
-        """
+        """Run a statement that reads the rows of a frame from ``incoming``, once."""
         # Columns of nothing but nulls may have no type, which DuckDB does not take.
         typed = frame.with_columns(pl.col(pl.Null).cast(pl.String))
         with self._failures():
@@ -89,32 +85,29 @@ class Database:
             self._connection.execute(statement)
             self._connection.unregister("incoming")
 
-    def rows(self, query: str) -> Iterator[tuple[Any, ...]]:
-        """Yield a query's rows as they are fetched; other statements may run meanwhile.
+    def insert(self, table: str, rows: Iterable[tuple[Any, ...]]) -> int:
+        """Insert rows into a table, some at a time; return how many there were."""
+        left, count = iter(rows), 0
+        while some := list(itertools.islice(left, _INSERT_ROWS)):
+            frame = pl.DataFrame(some, orient="row", infer_schema_length=None)
+            self.load(f"INSERT INTO {table} FROM incoming", frame)
+            count += len(some)
+        return count
 
-        Raises:
-            VerifyError: as :meth:`run`.
-        """
+    def rows(self, query: str) -> Iterator[tuple[Any, ...]]:
+        """Yield a query's rows as they are fetched; other statements may run meanwhile."""
         with self._failures(), self._connection.cursor() as cursor:
             cursor.execute(query)
             while some := cursor.fetchmany(_FETCH_ROWS):
                 yield from some
 
     def all(self, query: str) -> list[tuple[Any, ...]]:
-        """Return all of a query's rows, which are few.
-
-        Raises:
-            VerifyError: as :meth:`run`.
-        """
+        """Return all of a query's rows, which are few."""
         with self._failures():
             return self._connection.execute(query).fetchall()
 
     def number(self, query: str) -> int:
-        """Return the one number that a query comes to; 0 for null.
-
-        Raises:
-            VerifyError: as :meth:`run`.
-        """
+        """Return the one number that a query comes to; 0 for null."""
         return int(self.all(query)[0][0] or 0)
 
     @contextlib.contextmanager

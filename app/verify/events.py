@@ -22,18 +22,11 @@ import polars as pl
 
 from app.verify.arrow import ArrowRows
 from app.verify.batches import Decoder
-from app.verify.columns import COLUMN_TYPES
 from app.verify.cuts import Cuts
-from app.verify.database import Database, text
+from app.verify.database import COLUMN_TYPES, Database, text
 from app.verify.letters import WHOLE, Letters
 from app.verify.outcomes import LETTERED, outcome_of, possible
-from app.verify.records import (
-    Faults,
-    Record,
-    RecordReader,
-    form_of,
-    has_broken_name,
-)
+from app.verify.records import Faults, Record, RecordReader, form_of, has_broken_name
 from app.verify.report import Difference
 from app.verify.trial import readable
 from app.verify.whole import Whole
@@ -91,12 +84,6 @@ class Partition:
 
 class Events:
     """The results of the records of one source so far.
-
-    Args:
-        database: has the tables.
-        source: the source.
-        layers: the base layers that read it.
-        letters: the claims of the side topics.
 
     Attributes:
         source: the source.
@@ -199,13 +186,11 @@ class Events:
             self._stage()
         faults, self._faults = self._faults, []
         if faults:
-            schema = {
-                "part": pl.Int32, "offset": pl.Int64, "place": pl.Int32, "reasons": pl.String,
-            }  # fmt: skip
+            columns = ["part", "offset", "place", "reasons"]
             self._database.load(
                 f'INSERT INTO {self.aside} SELECT part, "offset", place,'
                 " string_split(reasons, ' ') FROM incoming",
-                pl.DataFrame(faults, schema=schema, orient="row"),
+                pl.DataFrame(faults, schema=columns, orient="row"),
             )
 
     def settle(self) -> None:
@@ -302,9 +287,7 @@ class Events:
             partition.read["records.with_events"] += 1
             return
         content = self._reader.read(
-            record,
-            broken_arrow=broken,
-            many=lambda: self._letters.many(topic, part, record.offset),
+            record, broken_arrow=broken, many=lambda: self._letters.many(topic, part, record.offset)
         )
         partition.read[f"records.{content.column}"] += 1
         if content.reason:
@@ -402,18 +385,13 @@ class Events:
 
     def _load_places(self) -> None:
         """Have in tables which offsets carry no record, and for which letters were trusted."""
-        gaps = [(one.number, *gap) for one in self.partitions for gap in one.gaps]
-        schema = {"part": pl.Int32, "begin": pl.Int64, "stop": pl.Int64}
-        self._database.load(
-            f"CREATE OR REPLACE TABLE {self._gaps_table} AS FROM incoming",
-            pl.DataFrame(gaps, schema=schema, orient="row"),
-        )
-        self._database.load(
-            f"CREATE OR REPLACE TABLE {self._trusted_table} AS FROM incoming",
-            pl.DataFrame(
-                self._trusted, schema={"part": pl.Int32, "offset": pl.Int64}, orient="row"
-            ),
-        )
+        gaps = ((one.number, *gap) for one in self.partitions for gap in one.gaps)
+        for table, columns, rows in (
+            (self._gaps_table, "begin BIGINT, stop BIGINT", gaps),
+            (self._trusted_table, '"offset" BIGINT', self._trusted),
+        ):
+            self._database.run(f"CREATE OR REPLACE TABLE {table} (part INTEGER, {columns})")
+            self._database.insert(table, rows)
 
 
 def _needed(source: Source, layers: Iterable[Layer]) -> dict[str, str]:

@@ -15,10 +15,8 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Mapping
 
-import polars as pl
-
 from app.verify import sql
-from app.verify.database import Database, text
+from app.verify.database import COLUMN_TYPES, Database, text
 from app.verify.events import Events
 from app.verify.repeats import find_repeats
 from app.verify.report import Difference
@@ -27,21 +25,13 @@ from app.verify.whole import Whole
 from tables.model.layer import KeyField, Layer, Map, Scalar
 
 Key = tuple[Scalar, ...]
-_ROWS = 50_000
-KEY_TYPES: dict[str, tuple[pl.DataType, str]] = {
-    "string": (pl.String(), "VARCHAR"), "int": (pl.Int64(), "BIGINT"),
-    "bool": (pl.Boolean(), "BOOLEAN"),
-}  # fmt: skip
 
 
 class Cells:
     """The tables of cells of all layers.
 
-    Args:
-        database: has their tables.
-        themap: the map.
-        events: the events of each source, by its name.
-        early: whether coarser layers have the cells of open windows too.
+    ``events`` are those of each source, by its name. ``early`` tells whether coarser layers have
+    the cells of open windows too.
     """
 
     def __init__(
@@ -222,29 +212,19 @@ class Cells:
     def _place_keys(self, layer: Layer) -> None:
         """Make the table of the partitions that a layer's keys belong to."""
         keys = sql.keys_of(layer)
-        types = [KEY_TYPES[field.type] for field in layer.key]
-        declared = "".join(f", {name} {kind}" for name, (_, kind) in zip(keys, types, strict=True))
+        types = [COLUMN_TYPES[field.type][1] for field in layer.key]
+        declared = "".join(f", {name} {kind}" for name, kind in zip(keys, types, strict=True))
         self._database.run(f"CREATE OR REPLACE TABLE placed (part INTEGER{declared})")
-        schema = {"part": pl.Int32()} | {
-            name: kind for name, (kind, _) in zip(keys, types, strict=True)
-        }
         if not keys:
             self._database.run(f"INSERT INTO placed VALUES ({key_hash((), ()) % layer.partitions})")
             return
-        rows: list[tuple[Scalar, ...]] = []
         self._database.run(
             f"CREATE OR REPLACE TABLE keys AS SELECT DISTINCT {', '.join(keys)} FROM gathered"
         )
-        for key in self._database.rows("FROM keys"):
-            rows.append((key_hash(layer.key, key) % layer.partitions, *key))
-            if len(rows) == _ROWS:
-                self._load_keys(rows, schema)
-                rows = []
-        self._load_keys(rows, schema)
-
-    def _load_keys(self, rows: list[tuple[Scalar, ...]], schema: Mapping[str, pl.DataType]) -> None:
-        frame = pl.DataFrame(rows, schema=dict(schema), orient="row")
-        self._database.load("INSERT INTO placed FROM incoming", frame)
+        found = self._database.rows("FROM keys")
+        self._database.insert(
+            "placed", ((key_hash(layer.key, key) % layer.partitions, *key) for key in found)
+        )
 
     def _closed_ms(self, layer: Layer) -> int | None:
         """Return up to where windows are closed in a topic between layers; None while nothing is.

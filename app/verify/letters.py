@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
-import polars as pl
-
 from app.verify.database import Database, text
-from app.verify.records import Record
+from app.verify.records import INT64_MAX, Record
 
 REPLAY_MARK = "treasure-map-replay"
 WHOLE = -1
@@ -17,8 +15,6 @@ WHOLE = -1
 _ROWS = 50_000
 _PLACES_MAX = 1 << 24
 """More events than any record has."""
-
-_INT64_MAX = 2**63 - 1
 
 
 class Letters:
@@ -75,7 +71,7 @@ class Letters:
             topic, part, offset = texts["topic"], int(texts["partition"]), int(texts["offset"])
             reason, places = texts["reason"], list(_places(texts["index"]))
             told = texts["layer"] if reason == "late" else reason
-            if not (0 <= part < 1 << 31 and 0 <= offset <= _INT64_MAX):
+            if not (0 <= part < 1 << 31 and 0 <= offset <= INT64_MAX):
                 raise ValueError(offset)  # noqa: TRY301 - as what cannot be read
         except (KeyError, ValueError):
             self.unreadable += 1
@@ -88,13 +84,7 @@ class Letters:
 
     def _load(self, name: str) -> None:
         rows, self._rows[name] = self._rows[name], []
-        if rows:
-            schema = {
-                "topic": pl.String, "part": pl.Int32, "offset": pl.Int64, "place": pl.Int32,
-                "told": pl.String,
-            }  # fmt: skip
-            frame = pl.DataFrame(rows, schema=schema, orient="row")
-            self._database.load(f"INSERT INTO {name}_letters FROM incoming", frame)
+        self._database.insert(f"{name}_letters", rows)
 
 
 def _places(index: str) -> Iterator[int]:

@@ -7,10 +7,9 @@ whose values are not of their types; those are left to the plain rules of ``reco
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import polars as pl
 
@@ -44,44 +43,34 @@ _RFC3339 = (
 _INTS = "('BIGINT', 'UBIGINT')"
 
 
-@dataclasses.dataclass(slots=True)
-class Lines:
-    """Lines that each hold a document, and where they stand: partition, offset, place, time."""
+Line = tuple[int, int, int, int, bytes]
+"""Partition, offset, place, append time, and a document."""
 
-    parts: list[int] = dataclasses.field(default_factory=list)
-    offsets: list[int] = dataclasses.field(default_factory=list)
-    places: list[int] = dataclasses.field(default_factory=list)
-    appended: list[int] = dataclasses.field(default_factory=list)
-    texts: list[bytes] = dataclasses.field(default_factory=list)
-    size: int = 0
 
-    def __len__(self) -> int:
-        """How many there are."""
-        return len(self.texts)
-
-    def frame(self, doubt: str) -> pl.DataFrame:
-        """Return them as columns, with their numbers; a line in doubt, or not UTF-8, is null."""
-        try:
-            line = pl.Series("line", self.texts, pl.Binary).cast(pl.String)
-        except pl.exceptions.PolarsError:
-            line = pl.Series("line", [_decoded(one) for one in self.texts], pl.String)
-        doubtful = pl.col("line").str.contains(doubt)
-        # Each test reads all lines again, and only the few long ones can have these numbers.
-        longest = line.str.len_bytes().max() or 0
-        if longest >= _DIGITS_MAX:  # type: ignore[operator]
-            doubtful |= pl.col("line").str.contains(_DIGITS)
-        if longest >= 2 * _NESTED_MAX:  # type: ignore[operator]
-            doubtful |= _brackets("{") + _brackets("[") > _NESTED_MAX
-        return pl.DataFrame(
-            [
-                pl.Series("part", self.parts, pl.Int32),
-                pl.Series("offset", self.offsets, pl.Int64),
-                pl.Series("place", self.places, pl.Int32),
-                pl.Series("appended", self.appended, pl.Int64),
-                line,
-                pl.int_range(len(self.texts), dtype=pl.Int64, eager=True).alias("number"),
-            ]
-        ).with_columns(pl.when(~doubtful).then("line"))
+def frame_of(lines: Sequence[Line], doubt: str) -> pl.DataFrame:
+    """Return lines as columns, with their numbers; a line in doubt, or not UTF-8, is null."""
+    parts, offsets, places, appended, texts = zip(*lines, strict=True)
+    try:
+        line = pl.Series("line", texts, pl.Binary).cast(pl.String)
+    except pl.exceptions.PolarsError:
+        line = pl.Series("line", [_decoded(one) for one in texts], pl.String)
+    doubtful = pl.col("line").str.contains(doubt)
+    # Each test reads all lines again, and only the few long ones can have these numbers.
+    longest = line.str.len_bytes().max() or 0
+    if longest >= _DIGITS_MAX:  # type: ignore[operator]
+        doubtful |= pl.col("line").str.contains(_DIGITS)
+    if longest >= 2 * _NESTED_MAX:  # type: ignore[operator]
+        doubtful |= _brackets("{") + _brackets("[") > _NESTED_MAX
+    return pl.DataFrame(
+        [
+            pl.Series("part", parts, pl.Int32),
+            pl.Series("offset", offsets, pl.Int64),
+            pl.Series("place", places, pl.Int32),
+            pl.Series("appended", appended, pl.Int64),
+            line,
+            pl.int_range(len(texts), dtype=pl.Int64, eager=True).alias("number"),
+        ]
+    ).with_columns(pl.when(~doubtful).then("line"))
 
 
 def _decoded(line: bytes) -> str | None:
@@ -109,7 +98,7 @@ def doubt(source: Source) -> str:
 def decoded(source: Source, needed: Mapping[str, str]) -> str:
     """Return a query of the lines of ``incoming`` as events.
 
-    Its columns are those of :meth:`Lines.frame` but for the line, then ``time``, ``type``, ``id``,
+    Its columns are those of :func:`frame_of` but for the line, then ``time``, ``type``, ``id``,
     the needed fields, and ``sound``: whether a line is surely an event, and this one.
 
     Args:
@@ -128,7 +117,7 @@ def decoded(source: Source, needed: Mapping[str, str]) -> str:
     if source.id_at is None:
         columns.append("NULL::VARCHAR AS id")
     else:
-        columns.append(_id(*at[source.id_at], types.get(source.id_at)))
+        columns.append(_id(at[source.id_at][1], types.get(source.id_at)))
         sound.append(_is_sound_id(*at[source.id_at], types.get(source.id_at)))
     for name, column in needed.items():
         field = source.field(name)
@@ -167,8 +156,7 @@ def _value(value: str, kind: str) -> str:
     }[kind]
 
 
-def _id(kind: str, value: str, declared: str | None) -> str:
-    del kind
+def _id(value: str, declared: str | None) -> str:
     if declared == "bool":  # as Python writes it
         return f"CASE {value} WHEN 'true' THEN 'True' WHEN 'false' THEN 'False' END AS id"
     return f"{value} AS id"

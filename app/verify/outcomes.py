@@ -24,15 +24,8 @@ def outcome_of(
 ) -> str:
     """Return why an event is not folded, or that it is classified; in this order.
 
-    Where the map may not have had a layer that decides, a letter does (``told``), or it is in
-    doubt.
-
-    Args:
-        source: the source.
-        layers: its base layers.
-        cuts: the cuts of layers that came into the map later.
-        selected_by: returns whether a layer selects an event's type.
-        columns: of fields.
+    If the map may not have had a layer that decides, a letter does (``told``), or it is in doubt.
+    ``selected_by`` returns whether a layer selects an event's type.
     """
     missing, long = [], []
     for layer in layers:
@@ -45,12 +38,22 @@ def outcome_of(
             missing.append(f"({selected} AND {column} IS NULL)")
             if field.type == "string":
                 long.append(f"({selected} AND strlen({column}) > {KEY_BYTES_MAX})")
+    unclassified = "WHEN kind = 0 THEN 'unclassified'"
+    if cuts:
+        may = either([f"({selected_by(one)} AND {possible(one, cuts, columns)})" for one in layers])
+        sure = either([f"({selected_by(one)} AND {cuts.sure(one)})" for one in layers])
+        # If such events have letters, one that has none is classified.
+        doubtful = "true" if source.unclassified == "count" else "false"
+        unclassified = (
+            f"WHEN NOT {may} OR (NOT {sure} AND told IS NOT DISTINCT FROM 'unclassified') THEN"
+            f" 'unclassified' WHEN NOT {sure} AND {doubtful} THEN 'doubtful'"
+        )
     return (
         "CASE WHEN kind IS NULL THEN 'heartbeat'"
         f" WHEN appended >= {APPEND_TIME_MS_MIN}"
         f" AND time > appended + {source.future_skew_ms} THEN 'future'"
         f" WHEN {either(missing)} THEN 'missing' WHEN {either(long)} THEN 'key_too_long'"
-        f" {_unclassified(source, layers, cuts, selected_by, columns)} ELSE 'classified' END"
+        f" {unclassified} ELSE 'classified' END"
     )
 
 
@@ -69,23 +72,3 @@ def possible(layer: Layer, cuts: Cuts, columns: Mapping[str, str]) -> str:
         if field.type == "string"
     ]
     return both([cuts.possible(layer), *usable])
-
-
-def _unclassified(
-    source: Source,
-    layers: tuple[Layer, ...],
-    cuts: Cuts,
-    selected_by: Callable[[Layer], str],
-    columns: Mapping[str, str],
-) -> str:
-    """Return when an event is of a type that no layer selects, or in doubt about it."""
-    if not cuts:
-        return "WHEN kind = 0 THEN 'unclassified'"
-    may = either([f"({selected_by(one)} AND {possible(one, cuts, columns)})" for one in layers])
-    sure = either([f"({selected_by(one)} AND {cuts.sure(one)})" for one in layers])
-    # If such events have letters, one that has none is classified.
-    doubtful = "true" if source.unclassified == "count" else "false"
-    return (
-        f"WHEN NOT {may} OR (NOT {sure} AND told IS NOT DISTINCT FROM 'unclassified') THEN"
-        f" 'unclassified' WHEN NOT {sure} AND {doubtful} THEN 'doubtful'"
-    )

@@ -90,26 +90,11 @@ class Content:
     events: list[Event | Faults] = dataclasses.field(default_factory=list)
 
 
-@dataclasses.dataclass(slots=True)
-class Columns:
-    """Values by column, as they were read: those of another type than declared are in doubt."""
-
-    times: list[Any]
-    types: list[Any]
-    ids: list[Any]
-    fields: dict[str, list[Any]]
-
-
 ArrowReader = Callable[[bytes], "list[Event | Faults] | None"]
 
 
 class RecordReader:
-    """Reads the records of one source.
-
-    Args:
-        source: its declared fields.
-        arrow: reads an Arrow stream; None for one that cannot be read.
-    """
+    """Reads the records of one source; ``arrow`` reads Arrow streams."""
 
     def __init__(self, source: Source, arrow: ArrowReader) -> None:
         self._source = source
@@ -126,11 +111,8 @@ class RecordReader:
     ) -> Content:
         """Return the events of a record.
 
-        Args:
-            record: the record.
-            broken_arrow: whether it is said that as Arrow it must not be read.
-            many: tells whether it is said to hold several events; it decides where only the
-                worker's reader knows, between a broken document and broken lines.
+        ``broken_arrow`` says that as Arrow it must not be read. ``many`` tells whether it is said
+        to hold several events, which decides between a broken document and broken lines.
         """
         if has_broken_name(record):
             return Content("unreadable", "header")
@@ -256,11 +238,7 @@ def load_json(text: str) -> Any:
         found = _DECODER.decode(text)
         if "\\u" in text:
             json.dumps(found, ensure_ascii=False).encode()  # half of a surrogate pair is no text
-    except json.JSONDecodeError:
-        return None
-    except UnicodeEncodeError:
-        return None
-    except RecursionError:
+    except (json.JSONDecodeError, UnicodeEncodeError, RecursionError):
         return None
     except ValueError:  # a number of very many digits, or NaN
         return _load_large(text)

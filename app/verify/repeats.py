@@ -10,17 +10,12 @@ through in the order of the log; of all others it is counted how many are rememb
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
-
-import polars as pl
 
 from app.verify import sql
 from app.verify.database import Database
 from app.verify.events import Events
 from tables.model.layer import Layer
-
-_ROWS = 50_000
 
 
 def find_repeats(database: Database, events: Events) -> str:
@@ -35,7 +30,7 @@ def find_repeats(database: Database, events: Events) -> str:
         return table
     for partition in events.partitions:
         number = partition.number
-        found = _fill(database, table, number, _repeats(database, events, number, events.cuts.sure))
+        found = database.insert(table, _repeats(database, events, number, events.cuts.sure))
         partition.ledger["events.duplicate"] += found
         partition.ledger["events.classified"] -= found
     if events.cuts:
@@ -49,26 +44,17 @@ def _count_doubtful(database: Database, events: Events, table: str) -> None:
     database.run(f"CREATE OR REPLACE TABLE {other} AS FROM {table} LIMIT 0")
     for partition in events.partitions:
         number = partition.number
-        _fill(database, other, number, _repeats(database, events, number, events.possible))
+        database.insert(other, _repeats(database, events, number, events.possible))
         partition.repeats_in_doubt = database.number(
             f"SELECT count(*) FROM ((FROM {table} WHERE part = {number} EXCEPT FROM {other}) UNION"
             f" ALL (FROM {other} WHERE part = {number} EXCEPT FROM {table}))"
         )
 
 
-def _fill(database: Database, table: str, part: int, found: Iterator[tuple[int, int]]) -> int:
-    """Load a partition's duplicates into a table; return how many."""
-    count = 0
-    while rows := [(part, *place) for place in itertools.islice(found, _ROWS)]:
-        _load(database, table, rows)
-        count += len(rows)
-    return count
-
-
 def _repeats(
     database: Database, events: Events, part: int, has: Callable[[Layer], str]
-) -> Iterator[tuple[int, int]]:
-    """Yield offset and place of a partition's duplicates; ``has`` tells when there is a layer."""
+) -> Iterator[tuple[int, int, int]]:
+    """Yield a partition's duplicates: it, offset, place; ``has`` tells when there is a layer."""
     ids_max = events.source.ids_max
     remembered: dict[str, tuple[int, int]] = {}
     again = 0  # how many of those that may repeat were remembered
@@ -78,7 +64,7 @@ def _repeats(
         known = remembered.get(name)
         number = others + again
         if known and (before is None or before < known[0]) and number - known[1] < ids_max:
-            yield offset, place
+            yield part, offset, place
         elif before is None or before < until:
             again += 1
             remembered.pop(name, None)
@@ -120,9 +106,3 @@ def _candidates(database: Database, events: Events, part: int, has: Callable[[La
         f" ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS others FROM ({counted}))"
         ' WHERE may_repeat ORDER BY "offset", place'
     )
-
-
-def _load(database: Database, table: str, rows: list[tuple[int, int, int]]) -> None:
-    schema = {"part": pl.Int32, "offset": pl.Int64, "place": pl.Int32}
-    frame = pl.DataFrame(rows, schema=schema, orient="row")
-    database.load(f"INSERT INTO {table} FROM incoming", frame)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
+import functools
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, Self
+from typing import Any
 
 import polars as pl
 
@@ -37,7 +39,7 @@ class Quiet:
     whole: Whole = dataclasses.field(default_factory=Whole)
 
 
-class Workers:
+class Workers(contextlib.AbstractAsyncContextManager["Workers"]):
     """All workers of one group.
 
     Args:
@@ -64,21 +66,12 @@ class Workers:
         self._page_cells = page_cells
         self._clients = {url: QueryClient(url, token, ca_file=ca_file) for url in urls}
 
-    async def __aenter__(self) -> Self:
-        """Connect to nothing yet."""
-        return self
-
     async def __aexit__(self, *_: object) -> None:
-        """Disconnect."""
         for client in self._clients.values():
             client.close()
 
     async def check_map(self) -> None:
-        """Refuse workers that run another map.
-
-        Raises:
-            VerifyError: some do.
-        """
+        """Raise VerifyError if a worker runs another map."""
         for url in self._clients:
             found = await self._ask(url, QueryClient.map)
             if found["digest"] != self._map.digest:
@@ -115,7 +108,11 @@ class Workers:
                         return Quiet({}, f"{topic}[{number}] is owned by two workers")
                     positions[place] = row["position"]
             told += layers
-            waiting = [row.name for row in layers if self._is_waiting(row)]
+            waiting = [
+                row.name
+                for row in layers
+                if row.unacknowledged_windows or (self._early and row.waiting_open_windows)
+            ]
             if waiting:
                 return Quiet({}, f"{url} has not sent all windows of {', '.join(waiting)}")
         if missing := self.missing(positions, ends):
@@ -137,11 +134,6 @@ class Workers:
             if positions[place] != end:
                 return f"{where} is at {positions[place]} of {end}"
         return ""
-
-    def _is_waiting(self, row: LayerStatus) -> bool:
-        """Return whether a worker has not sent all windows of a layer."""
-        early = self._early and row.waiting_open_windows
-        return bool(row.unacknowledged_windows or early)
 
     @property
     def urls(self) -> list[str]:
@@ -170,25 +162,15 @@ class Workers:
             first = start if since_ms is None else max(start, since_ms)
             if first >= last:
                 continue
+            question = functools.partial(
+                QueryClient.cells_frame, layer=layer.name, key={}, from_time=first, to_time=last,
+                page_cells=self._page_cells,
+            )  # fmt: skip
             for number, url in enumerate(self._clients):
-                yield number, await self._cells(url, layer, first, last)
-
-    async def _cells(self, url: str, layer: Layer, first: int, last: int) -> pl.DataFrame:
-        found: pl.DataFrame = await self._ask(
-            url,
-            lambda client: client.cells_frame(
-                layer.name, {}, first, last, page_cells=self._page_cells
-            ),
-        )
-        return found
+                yield number, await self._ask(url, question)
 
     async def _ask(self, url: str, question: Any) -> Any:
-        """Query a worker, again if it says that it is busy.
-
-        Raises:
-            RefusedError: it does not answer this token.
-            VerifyError: it does not answer.
-        """
+        """Query a worker, again if it says that it is busy; VerifyError if it does not answer."""
         for attempt in range(_RETRIES + 1):
             try:
                 return await asyncio.to_thread(question, self._clients[url])

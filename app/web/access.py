@@ -31,12 +31,7 @@ _SCOPES = web.AppKey("scopes", dict[str, str])
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Caller:
-    """The sender of a request.
-
-    Attributes:
-        scopes: the scopes they have.
-        may_still: returns whether they may still use a scope, after tokens have changed.
-    """
+    """The sender of a request: their scopes, and whether tokens that changed leave them one."""
 
     scopes: frozenset[str]
     may_still: Callable[[str], bool]
@@ -87,11 +82,7 @@ async def check_scopes(site: web.Application) -> None:
 
 
 class Access:
-    """The rights of callers to ask one worker.
-
-    Args:
-        settings: tokens and secrets.
-        reloads: reads the file of tokens again when it changes.
+    """The rights of callers to ask one worker; ``reloads`` reads tokens again when they change.
 
     Attributes:
         wants_token: whether readers need a token.
@@ -130,11 +121,8 @@ class Access:
             return None
         if is_whole:
             return _ANYONE
-        if self._tokens is None:
-            return None
-        tokens, digest = self._tokens, hash_of(text)
-        token = tokens.find(digest)
-        if token is None:
+        tokens = self._tokens
+        if tokens is None or (token := tokens.find(digest := hash_of(text))) is None:
             return None
 
         def may_still(scope: str) -> bool:

@@ -16,21 +16,12 @@ class QueryAdmission:
 
     A query that was given up has its slot until all that it began has ended: a thread cannot be
     stopped, and a read of the archive may still be under way.
-
-    Args:
-        count: how many at once.
-        deadline_ms: how long each.
     """
 
     def __init__(self, count: int, deadline_ms: int) -> None:
         self._count = count
         self._deadline_ms = deadline_ms
         self._running: set[asyncio.Task[Any]] = set()
-
-    @property
-    def running(self) -> int:
-        """How many slots are taken."""
-        return len(self._running)
 
     def close(self) -> None:
         """Cancel the queries that still run."""

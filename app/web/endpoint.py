@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,43 +14,23 @@ from agents.query.reader import LiveSource, Reader
 from app.config.settings import Settings
 from app.host.reloads import Reloads
 from app.peers.wire import PATH
-from app.web.access import ADMIN, LIVE, OPEN, PEER, READ, Access, check_scopes
+from app.web.access import ADMIN, LIVE, OPEN, PEER, READ, Access, check_scopes, mount
 from app.web.admission import QueryAdmission
 from app.web.formats import FORMATS
-from app.web.guard import guard, ssl_context
+from app.web.guard import guard
 from app.web.handlers import Handlers, WorkerView
 from app.web.live_stream import LAST_EVENT_ID, LiveStreams, live_parameters
 from app.web.openapi import openapi
-from app.web.routes import EVENT_STREAM, Route, mount_routes
+from app.web.routes import EVENT_STREAM, Route, handler_of
 from tables.archive.cache import ArchiveCache
-from tables.model.layer import Map
+from tables.model.clock import wall_clock_ms
 from tables.query.cell_query import Limits, cells_parameters
 from tables.query.family import family_of, family_parameters
-from tables.query.parameters import Parameter
 from tables.query.top import top_parameters
 from treasure_map.answers import Explained, Families, FamilyPage, Page
 from treasure_map.status import Cluster, Layers, Live, Ready, WorkerAbout
 
-__all__ = ["ROUTES", "WorkerView", "install", "ssl_context"]
-
 TABLES = tuple(FORMATS)
-
-
-def _cells(themap: Map, layer: str, limits: Limits) -> Sequence[Parameter]:
-    return cells_parameters(themap.layer(layer), limits)
-
-
-def _top(themap: Map, layer: str, limits: Limits) -> Sequence[Parameter]:
-    return top_parameters(themap, themap.layer(layer), limits)
-
-
-def _live(themap: Map, layer: str, _: Limits) -> Sequence[Parameter]:
-    return live_parameters(themap.layer(layer))
-
-
-def _family(themap: Map, family: str, limits: Limits) -> Sequence[Parameter]:
-    return family_parameters(family_of(themap, family), limits)
-
 
 ROUTES = (
     Route("/v1/families", Handlers.families, READ, "The families of the map", Families),
@@ -68,19 +47,24 @@ ROUTES = (
     ),
     Route(
         "/v1/layers/{layer}/cells", Handlers.cells, READ, "Cells of {}", Page,
-        parameters=_cells, formats=TABLES,
+        parameters=lambda themap, name, limits: cells_parameters(themap.layer(name), limits),
+        formats=TABLES,
     ),
     Route(
         "/v1/layers/{layer}/top", Handlers.top, READ, "The first keys of {}",
-        FamilyPage | Explained, parameters=_top, formats=TABLES,
+        FamilyPage | Explained, formats=TABLES,
+        parameters=lambda themap, name, limits: top_parameters(themap, themap.layer(name), limits),
     ),
     Route(
-        "/v1/layers/{layer}/live", Handlers.live, LIVE, "Changes of cells of {}",
-        parameters=_live, headers=(LAST_EVENT_ID,), formats=(EVENT_STREAM,),
+        "/v1/layers/{layer}/live",
+        lambda handlers, request: handlers.streams.stream(request), LIVE, "Changes of cells of {}",
+        parameters=lambda themap, name, _: live_parameters(themap.layer(name)),
+        headers=(LAST_EVENT_ID,), formats=(EVENT_STREAM,),
     ),
     Route(
         "/v1/families/{family}/cells", Handlers.family, READ, "Rows over any range, from {}",
-        FamilyPage | Explained, parameters=_family, formats=TABLES,
+        FamilyPage | Explained, formats=TABLES,
+        parameters=lambda themap, name, limits: family_parameters(family_of(themap, name), limits),
     ),
     Route("/openapi.json", Handlers.openapi, READ),
     Route("/docs", Handlers.docs, READ),
@@ -111,43 +95,35 @@ def install(
         view: the worker to answer for.
         settings: token, host, limits.
         live: the owners of all partitions, here and on other workers.
-        cache: the archive, with a cache of its answers.
+        cache: the archive.
         metrics: returns the worker's metrics in Prometheus' text form.
         access: the rights of callers; None for those of the settings alone, with tokens read once.
         workers: returns the workers of the group.
-        routes: the routes of the endpoint.
+        routes: the table of paths.
     """
     if isinstance(app, web.Application):
         site = app
     else:
         app.web.blueprints = type(app.web.blueprints)()
         site = app.web.web_app
-    themap, limits = view.themap, _limits(settings)
+    themap = view.themap
+    limits = Limits(
+        settings.query_rows_max, settings.query_cells_max, settings.query_limit_max,
+        settings.query_deadline_ms,
+    )  # fmt: skip
     access = access or Access(settings, Reloads())
     streams = LiveStreams(themap, live, cache, settings)
     handlers = Handlers(
         view,
-        Reader(themap, live, cache, limits, _clock_ms),
+        Reader(themap, live, cache, limits, wall_clock_ms),
         streams,
         QueryAdmission(settings.query_concurrency_max, settings.query_deadline_ms),
-        access=access, limits=limits, metrics=metrics, workers=workers,
+        access, limits, metrics, workers,
         document=openapi(themap, limits, routes, token=access.wants_token),
     )  # fmt: skip
     site.middlewares.append(guard(settings, access))
-    mount_routes(site, routes, handlers)
+    for route in routes:
+        mount(site, route.method, route.path, route.scope, handler_of(route, handlers))
     site.on_startup.append(check_scopes)
     site.on_shutdown.append(streams.close)
     site.on_cleanup.append(handlers.close)
-
-
-def _clock_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
-def _limits(settings: Settings) -> Limits:
-    return Limits(
-        settings.query_rows_max,
-        settings.query_cells_max,
-        settings.query_limit_max,
-        settings.query_deadline_ms,
-    )

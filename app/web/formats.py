@@ -7,7 +7,6 @@ the rest of the document, and the cursor of the next page.
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
 
@@ -18,9 +17,9 @@ from aiohttp import web
 from msgspec import UNSET, UnsetType
 from multidict import MultiMapping
 
-from app.web.guard import HEADERS, NotAcceptableError, encoded
+from app.web.guard import HEADERS, JSON, NotAcceptableError, encoded
 from tables.model.layer import Layer
-from tables.query.measure_columns import measure_columns
+from tables.query.cell_query import arrow_bytes, measure_columns
 from tables.query.parameters import seconds_hint
 from treasure_map import answers
 
@@ -44,11 +43,9 @@ class Page:
 
     Attributes:
         about: the fields of the answer, as yet without cells.
-        layer: the shape of its rows.
         rows: a cell frame of ``layer``, the page's rows in order.
         ends: the end of each row's window, in ms.
         cells: returns the rows as types of the client.
-        versions: whether rows have a version.
     """
 
     about: answers.Page | answers.FamilyPage
@@ -56,7 +53,6 @@ class Page:
     rows: pl.DataFrame
     ends: list[int]
     cells: Callable[[], Sequence[answers.Cell | answers.Row]]
-    versions: bool
 
 
 def hint_of(rows: pl.DataFrame, *times: int) -> str | UnsetType:
@@ -74,7 +70,7 @@ def table_of(answered: Page) -> pl.DataFrame:
     columns = [rows[field.column].alias(field.name) for field in layer.key]
     columns += [rows["window_start"], pl.Series("window_end", answered.ends, dtype=pl.Int64)]
     columns += measure_columns(layer, rows)
-    if answered.versions:
+    if isinstance(answered.about, answers.Page):
         columns.append(rows["version"])
     return pl.DataFrame(columns)
 
@@ -91,18 +87,10 @@ def _csv(answered: Page) -> bytes:
     return table_of(answered).write_csv().encode()
 
 
-def _arrow(answered: Page) -> bytes:
-    out = io.BytesIO()
-    # Older readers know no views of strings.
-    table_of(answered).write_ipc_stream(
-        out, compression="lz4", compat_level=pl.CompatLevel.oldest()
-    )
-    return out.getvalue()
-
-
-JSON, ARROW = "application/json", "application/vnd.apache.arrow.stream"
+ARROW = "application/vnd.apache.arrow.stream"
 FORMATS: dict[str, Callable[[Page], bytes]] = {
-    JSON: _json, "application/x-ndjson": _lines, "text/csv": _csv, ARROW: _arrow,
+    JSON: _json, "application/x-ndjson": _lines, "text/csv": _csv,
+    ARROW: lambda answered: arrow_bytes(table_of(answered)),
 }  # fmt: skip
 
 
@@ -139,12 +127,10 @@ def respond(answered: Page, kind: str, etag: str = "") -> web.Response:
         headers[ABOUT_HEADER] = _about(answered.about)
         if answered.about.cursor is not None:
             headers[CURSOR_HEADER] = answered.about.cursor
+    headers["Content-Type"] = kind + ("; charset=utf-8" if kind == "text/csv" else "")
     body = FORMATS[kind](answered)
-    charset = "; charset=utf-8" if kind == "text/csv" else ""
     response = web.Response(
-        body=body,
-        headers=headers | {"Content-Type": kind + charset},
-        zlib_executor_size=COMPRESS_AT_ONCE_BYTES_MAX,
+        body=body, headers=headers, zlib_executor_size=COMPRESS_AT_ONCE_BYTES_MAX
     )
     if len(body) >= COMPRESS_BYTES_MIN and kind != ARROW:
         response.enable_compression()

@@ -36,13 +36,12 @@ from tables.model.errors import (
 from tables.query.cell_query import UnknownLayerError
 from treasure_map.answers import Problem
 
-PROBLEM_TYPE = "application/problem+json"
+JSON, PROBLEM_TYPE = "application/json", "application/problem+json"
 RETRY_AFTER_S = 1
 REQUEST_LIMITS = {"max_line_size": 32_768, "max_field_size": 66_000}
 """The bytes of path and query, and of a header. A cursor has up to 24,576, and the id of a stream
 up to 65,536."""
 
-HEALTH_PATHS = ("/livez", "/readyz")
 # Answers change with every cycle, hold data of the reader's own, and are never a page.
 HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
@@ -84,12 +83,7 @@ def encoded(value: object) -> bytes:
 
 def answer(value: object, status: int = HTTPStatus.OK) -> web.Response:
     """Return a JSON answer."""
-    return web.Response(
-        body=encoded(value),
-        status=status,
-        content_type="application/json",
-        headers=HEADERS,
-    )
+    return web.Response(body=encoded(value), status=status, content_type=JSON, headers=HEADERS)
 
 
 def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> web.Response:
@@ -111,9 +105,7 @@ def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) 
 def ssl_context(settings: Settings, reloads: Reloads | None = None) -> ssl.SSLContext | None:
     """Return the TLS side of the query endpoint, None if no certificate is set.
 
-    Args:
-        settings: certificate and key.
-        reloads: reads them again when they change.
+    ``reloads`` reads certificate and key again when they change.
 
     Raises:
         SettingError: the certificate and key cannot be used.
@@ -139,12 +131,9 @@ def guard(settings: Settings, access: Access) -> Middleware:
                 " want localhost or 127.0.0.1; ask under that name, or set web_token",
             )
         if (refused := await _entered(request, access)) is not None:
-            wants = {"WWW-Authenticate": "Bearer"}
-            return problem(
-                refused.status,
-                refused.detail,
-                wants if refused.status == HTTPStatus.UNAUTHORIZED else None,
-            )
+            is_unknown = refused.status == HTTPStatus.UNAUTHORIZED
+            wants = {"WWW-Authenticate": "Bearer"} if is_unknown else None
+            return problem(refused.status, refused.detail, wants)
         if not _is_utf_8(request.rel_url):
             return problem(
                 HTTPStatus.BAD_REQUEST,
@@ -163,8 +152,7 @@ async def _entered(request: web.Request, access: Access) -> Refused | None:
     resource = await _resource_of(request)
     if resource is None:
         return access.refusal("", caller)
-    scope = scopes(request.app).get(resource.canonical)
-    if scope is None:
+    if (scope := scopes(request.app).get(resource.canonical)) is None:
         return Refused(
             HTTPStatus.FORBIDDEN, "cannot answer: this path has no scope, so nobody may ask it"
         )

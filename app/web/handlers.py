@@ -7,6 +7,7 @@ bounded: a number of queries at once, each with a deadline.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 from collections.abc import Callable
 from http import HTTPStatus
@@ -14,8 +15,7 @@ from typing import Any, Protocol
 
 from aiohttp import web
 
-from agents.query.answers import FamilyAnswer, LayerAnswer
-from agents.query.reader import Reader
+from agents.query.reader import FamilyAnswer, Reader
 from app.health.readiness import READY
 from app.peers.wire import CONTENT_TYPE, decode_reads, encode_jobs
 from app.trust.proof import HEADER, Proof, sha256
@@ -25,17 +25,17 @@ from app.web.docs_page import docs_page
 from app.web.formats import Page, accepted, has_etag, not_modified, respond
 from app.web.guard import HEADERS, answer
 from app.web.live_stream import LiveStreams
-from app.web.map_answer import describe_map
 from app.web.pages import (
     answered_cells,
     answered_family,
     answered_top,
     describe_families,
+    describe_map,
     describe_plan,
     etag_of,
 )
 from tables.model.layer import Map
-from tables.query.cell_query import CellQuery, Limits, parse_query
+from tables.query.cell_query import Limits, parse_query
 from tables.query.family import FamilyQuery, parse_family_query
 from tables.query.live import LiveJob, LiveRead
 from tables.query.top import parse_top_query
@@ -84,79 +84,55 @@ class WorkerView(Protocol):
         """Return the kinds of input that are paused, each with its reasons in words."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
 class Handlers:
-    """The handlers, with the slots that bound how many queries run at once.
+    """The handlers; ``slots`` bounds the queries that run at once, ``document`` is OpenAPI's."""
 
-    Args:
-        view: the worker to answer for.
-        reader: answers requests for cells.
-        streams: writes live cells.
-        slots: bounds the queries that run at once.
-        access: the tokens, and their scopes.
-        limits: the bounds of one request.
-        metrics: returns the worker's metrics in Prometheus' text form.
-        workers: returns the workers of the group.
-        document: the OpenAPI document of the routes.
-    """
-
-    def __init__(
-        self,
-        view: WorkerView,
-        reader: Reader,
-        streams: LiveStreams,
-        slots: QueryAdmission,
-        *,
-        access: Access,
-        limits: Limits,
-        metrics: Callable[[], bytes],
-        workers: Callable[[], list[WorkerAbout]],
-        document: dict[str, Any],
-    ) -> None:
-        self._view = view
-        self._reader = reader
-        self._streams = streams
-        self._slots = slots
-        self._access = access
-        self._limits = limits
-        self._metrics = metrics
-        self._workers = workers
-        self._document = document
-        self._page_of_document = docs_page(document)
-        self._threads = reader.threads
+    view: WorkerView
+    reader: Reader
+    streams: LiveStreams
+    slots: QueryAdmission
+    access: Access
+    limits: Limits
+    text_of_metrics: Callable[[], bytes]
+    workers: Callable[[], list[WorkerAbout]]
+    document: dict[str, Any]
 
     async def close(self, _: web.Application) -> None:
         """Cancel the queries that still run and close the threads."""
-        self._slots.close()
-        self._threads.close()
+        self.slots.close()
+        self.reader.threads.close()
 
     async def map(self, _: web.Request) -> web.Response:
         """Answer with the map as this worker runs it."""
-        return answer(describe_map(self._view.themap))
+        return answer(describe_map(self.view.themap))
 
     async def cluster(self, _: web.Request) -> web.Response:
         """Answer with the workers of the group, as this one sees them."""
-        return answer(Cluster(self._workers()))
+        return answer(Cluster(self.workers()))
 
     async def layers(self, _: web.Request) -> web.Response:
         """Answer with the counts of each layer on this worker."""
-        return answer(Layers(self._view.layers()))
+        return answer(Layers(self.view.layers()))
 
     async def ledger(self, _: web.Request) -> web.Response:
         """Answer with the account of all offsets and events."""
-        return answer(self._view.ledger())
+        return answer(self.view.ledger())
 
     async def metrics(self, _: web.Request) -> web.Response:
         """Answer with the worker's metrics."""
-        return web.Response(body=self._metrics(), headers=HEADERS | {"Content-Type": METRICS_TYPE})
+        headers = HEADERS | {"Content-Type": METRICS_TYPE}
+        return web.Response(body=self.text_of_metrics(), headers=headers)
 
     async def openapi(self, _: web.Request) -> web.Response:
         """Answer with the OpenAPI document."""
-        return answer(self._document)
+        return answer(self.document)
 
     async def docs(self, _: web.Request) -> web.Response:
         """Answer with the page that shows the OpenAPI document."""
         headers = HEADERS | {"Content-Security-Policy": PAGE_POLICY}
-        return web.Response(text=self._page_of_document, content_type="text/html", headers=headers)
+        page = docs_page(self.document)
+        return web.Response(text=page, content_type="text/html", headers=headers)
 
     async def livez(self, _: web.Request) -> web.Response:
         """Answer that the event loop runs."""
@@ -167,7 +143,7 @@ class Handlers:
 
         A caller without a valid token, if one is wanted, learns no more than that.
         """
-        reasons = self._view.unready()
+        reasons = self.view.unready()
         status = HTTPStatus.SERVICE_UNAVAILABLE if reasons else HTTPStatus.OK
         if CALLER not in request:
             return answer(Ready(not reasons), status)
@@ -175,88 +151,80 @@ class Handlers:
             ready=not reasons,
             reason=reasons[0] if reasons else READY,
             reasons=reasons,
-            serving=self._view.serving(),
-            restoring=self._view.restoring(),
-            paused=self._view.paused(),
-            insecure=self._access.is_insecure,
-            warnings=[*self._access.warnings(), *self._view.warnings()],
+            serving=self.view.serving(),
+            restoring=self.view.restoring(),
+            paused=self.view.paused(),
+            insecure=self.access.is_insecure,
+            warnings=[*self.access.warnings(), *self.view.warnings()],
         )
         return answer(state, status)
 
     async def cells(self, request: web.Request) -> web.Response:
         """Answer with one page of cells of one layer, live and archived merged."""
         query = parse_query(
-            self._view.themap, request.match_info["layer"], request.query.items(), self._limits
+            self.view.themap, request.match_info["layer"], request.query.items(), self.limits
         )
         kind = accepted(request.headers)
 
         async def response() -> web.Response:
-            found = await self._reader.layer(query.layer, query.cells)
+            found = await self.reader.layer(query.layer, query.cells)
             rows = found.live.height + found.archived.height
-            return await self._made(rows, self._cells, query, found, kind)
 
-        return await self._slots.run(response())
+            def make() -> web.Response:
+                page = answered_cells(self.view.themap, query, found, self.limits)
+                return respond(page, kind)
 
-    def _cells(self, query: CellQuery, found: LayerAnswer, kind: str) -> web.Response:
-        return respond(answered_cells(self._view.themap, query, found, self._limits), kind)
+            return await self._made(rows, make)
+
+        return await self.slots.run(response())
 
     async def families(self, _: web.Request) -> web.Response:
         """Answer with the families of the map."""
-        return answer(describe_families(self._view.themap))
+        return answer(describe_families(self.view.themap))
 
     async def family(self, request: web.Request) -> web.Response:
         """Answer a request to a family, from the cheapest layers that have it exactly."""
         query = parse_family_query(
-            self._view.themap, request.match_info["family"], request.query.items(), self._limits
+            self.view.themap, request.match_info["family"], request.query.items(), self.limits
         )
-        if query.explain:
-            return await self._explain(query)
-
-        page = functools.partial(answered_family, self._view.themap, query)
+        page = functools.partial(answered_family, self.view.themap, query)
         return await self._answer(request, query, page)
 
     async def top(self, request: web.Request) -> web.Response:
         """Answer with the first keys of a layer by a measure."""
         top = parse_top_query(
-            self._view.themap, request.match_info["layer"], request.query.items(), self._limits
+            self.view.themap, request.match_info["layer"], request.query.items(), self.limits
         )
-        if top.query.explain:
-            return await self._explain(top.query)
-
-        page = functools.partial(answered_top, self._view.themap, top)
+        page = functools.partial(answered_top, self.view.themap, top)
         return await self._answer(request, top.query, page)
-
-    async def _explain(self, query: FamilyQuery) -> web.Response:
-        plan = await self._slots.run(self._reader.plan(query), query.deadline_ms)
-        return answer(Explained(query.family.name, describe_plan(plan)))
 
     async def _answer(
         self, request: web.Request, query: FamilyQuery, page: Callable[[FamilyAnswer], Page]
     ) -> web.Response:
-        """Answer in the format wanted, or that the reader's copy is still right."""
+        """Answer in the format wanted, with the plan alone, or that the reader's copy is right."""
+        if query.explain:
+            plan = await self.slots.run(self.reader.plan(query), query.deadline_ms)
+            return answer(Explained(query.family.name, describe_plan(plan)))
         kind = accepted(request.headers)
         # Only answers that never change have one, so a reader that names it has the answer.
-        etag = etag_of(self._view.themap, request.path_qs, kind)
+        etag = etag_of(self.view.themap, request.path_qs, kind)
         if has_etag(request.headers, etag):
             return not_modified(etag)
 
         async def response() -> web.Response:
-            found = await self._reader.answer(query)
-            return await self._made(found.rows.height, _family, page, found, kind, etag)
+            found = await self.reader.answer(query)
+            final_etag = etag if found.final else ""
+            return await self._made(
+                found.rows.height, lambda: respond(page(found), kind, final_etag)
+            )
 
-        return await self._slots.run(response(), query.deadline_ms)
+        return await self.slots.run(response(), query.deadline_ms)
 
-    async def _made(
-        self, rows: int, make: Callable[..., web.Response], *arguments: Any
-    ) -> web.Response:
+    async def _made(self, rows: int, make: Callable[[], web.Response]) -> web.Response:
         """Return a response that is made of ``rows`` rows, in a thread if they are many."""
         if rows <= MERGED_AT_ONCE_ROWS_MAX:
-            return make(*arguments)
-        return await self._threads.run(make, *arguments)
-
-    async def live(self, request: web.Request) -> web.StreamResponse:
-        """Write the changes of a layer's cells until the reader goes, or the worker stops."""
-        return await self._streams.stream(request)
+            return make()
+        return await self.reader.threads.run(make)
 
     async def worker(self, request: web.Request) -> web.Response:
         """Answer another worker with the live cells of this one; nothing is asked of others."""
@@ -271,20 +239,15 @@ class Handlers:
         proof: Proof | None = request.get(PROOF)
         if proof is not None and sha256(body) != proof.sha256:
             raise web.HTTPUnauthorized(reason="the body is not the one that was signed")
-        reads = decode_reads(self._view.themap, body)
+        reads = decode_reads(self.view.themap, body)
         # No await between them: all are of one state.
-        jobs = [self._view.local(read) for read in reads]
-        return await self._made(sum(job.height for job in jobs), self._signed, proof, jobs)
+        jobs = [self.view.local(read) for read in reads]
+        rows = sum(job.height for job in jobs)
+        return await self._made(rows, lambda: self._signed(proof, jobs))
 
     def _signed(self, proof: Proof | None, jobs: list[LiveJob]) -> web.Response:
         """Return the answer to a worker, with the header that proves whose it is."""
         rows, headers = encode_jobs(jobs), HEADERS | {"Content-Type": CONTENT_TYPE}
-        if proof is not None and (key := self._access.peer_key) is not None:
+        if proof is not None and (key := self.access.peer_key) is not None:
             headers |= {HEADER: key.sign_answer(proof, rows)}
         return web.Response(body=rows, headers=headers)
-
-
-def _family(
-    page: Callable[[FamilyAnswer], Page], found: FamilyAnswer, kind: str, etag: str
-) -> web.Response:
-    return respond(page(found), kind, etag if found.final else "")

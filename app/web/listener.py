@@ -47,14 +47,13 @@ log = logging.getLogger(__name__)
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
-def raise_files_limit() -> int:
-    """Raise the soft limit of open files to the hard one; return how many there may be."""
+def raise_files_limit() -> None:
+    """Raise the soft limit of open files to the hard one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         # A system may refuse a limit that it calls unlimited.
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return files_limit()
 
 
 def files_limit() -> int:
@@ -64,14 +63,9 @@ def files_limit() -> int:
 
 
 class Site(web.BaseSite):
-    """A TCP address that a :class:`app.web.server.Runner` answers at.
+    """A TCP address that a :class:`app.web.server.Runner`, which was set up, answers at.
 
-    Args:
-        runner: has the server; it must have been set up.
-        host: name or address to bind to.
-        port: its port.
-        tls: the certificate, None for plain HTTP.
-        failed: called with the error if accepting fails: nobody could ask the worker any more.
+    ``failed`` is called with the error if accepting fails: nobody could ask the worker any more.
     """
 
     __slots__ = ("_failed", "_host", "_port")
@@ -109,16 +103,7 @@ class Site(web.BaseSite):
 
 
 class Listener:
-    """Accepts for a server; to aiohttp it is the ``asyncio.Server`` of a site.
-
-    Args:
-        server: admits connections and answers on them.
-        tls: the certificate, None for plain HTTP.
-        failed: called with the error if accepting fails.
-
-    Attributes:
-        sockets: the listening sockets.
-    """
+    """Accepts for a server; to aiohttp it is the ``asyncio.Server`` of a site."""
 
     def __init__(
         self, server: Server, tls: ssl.SSLContext | None, failed: Callable[[BaseException], None]

@@ -14,8 +14,9 @@ import dataclasses
 import logging
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
+import msgspec
 import orjson
 import polars as pl
 from aiohttp import hdrs, web
@@ -31,17 +32,15 @@ from tables.model.errors import ArchiveDamagedError, ArchiveError, QueryError
 from tables.model.layer import Layer, Map
 from tables.model.window import NEVER_MS
 from tables.query.cell_query import cell_rows, find_layer
-from tables.query.facts import whole_of
+from tables.query.facts import later_measures, whole_of
 from tables.query.family import KeyFilter
 from tables.query.parameters import (
     Parameter,
     choice_parameter,
-    key_parameter,
-    prefix_parameter,
+    filter_parameters,
     read_parameters,
     whole_parameter,
 )
-from tables.query.whole import later_measures
 from tables.state.block import decode_block, encode_block
 from treasure_map.answers import LiveCell
 
@@ -69,13 +68,11 @@ log = logging.getLogger(__name__)
 def live_parameters(layer: Layer) -> list[Parameter]:
     """Return the parameters of a request for a stream."""
     return [
-        *(key_parameter(field, many=True) for field in layer.key),
-        *(prefix_parameter(field) for field in layer.key if field.type == "string"),
+        *filter_parameters(layer),
         choice_parameter(
             "since",
             "now: cells that change from now on; open: first all cells that are in live tables.",
-            ["now", "open"],
-            many=False,
+            ["now", "open"], many=False,
         ),
         whole_parameter(
             "interval_ms", f"How often at most; left out, {INTERVAL_MS}.",
@@ -85,14 +82,7 @@ def live_parameters(layer: Layer) -> list[Parameter]:
 
 
 class LiveStreams:
-    """The streams of one worker.
-
-    Args:
-        themap: the map that is served.
-        live: the source that asks the owners.
-        cache: the archive of evicted cells, with a cache.
-        settings: how many streams there may be, and how many rows each may read at once.
-    """
+    """The streams of one worker; ``settings`` bounds their number, and the rows of one step."""
 
     def __init__(
         self, themap: Map, live: LiveSource, cache: ArchiveCache, settings: Settings
@@ -126,8 +116,7 @@ class LiveStreams:
                 f"cannot follow {layer.name}: {len(self._running)} readers follow cells already;"
                 " want no more at once (query_live_max); ask again later, or another worker"
             )
-        task = asyncio.current_task()
-        assert task is not None
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._running.add(task)
         try:
             return await self._stream(request, layer, values)
@@ -139,11 +128,11 @@ class LiveStreams:
     ) -> web.StreamResponse:
         keys = KeyFilter.of(values)
         changes = Changes(layer, keys, self._live, self._cache, self._settings.query_rows_max)
-        place: Place
+        place: Place = {}
         if last := request.headers.get(LAST_EVENT_ID.name, ""):
             place = decode_place(layer, last)
-        else:
-            place = {} if values.get("since") == "open" else await changes.now()
+        elif values.get("since") != "open":
+            place = await changes.now()
         response = web.StreamResponse(headers=STREAM_HEADERS)
         await response.prepare(request)
         writer = _Writer(response)
@@ -156,11 +145,8 @@ class LiveStreams:
                 next_at = loop.time() + interval_s
                 place = await self._step(layer, changes, place, writer)
                 await asyncio.sleep(max(0.0, next_at - loop.time()))
-            ended = {
-                "status": HTTPStatus.UNAUTHORIZED,
-                "detail": "cannot follow: the token was revoked or has expired; want a valid one",
-            }
-            await writer.write([_problem(ended)])
+            why = "cannot follow: the token was revoked or has expired; want a valid one"
+            await writer.write([_problem(HTTPStatus.UNAUTHORIZED, why)])
         except TimeoutError:
             log.info("a reader that takes nothing is let go: %s", layer.name)
             if request.transport is not None:
@@ -176,24 +162,20 @@ class LiveStreams:
             news, packed = await self._news(changes, place)
         except ArchiveDamagedError as error:
             log.error("live cells need archived rows that are damaged: %s", error)  # noqa: TRY400
-            problem = {
-                "status": HTTPStatus.INTERNAL_SERVER_ERROR,
-                "detail": f"{damaged_words(error)}; begin anew, without an id",
-            }
-            await writer.write([_problem(problem)])
+            why = f"{damaged_words(error)}; begin anew, without an id"
+            await writer.write([_problem(HTTPStatus.INTERNAL_SERVER_ERROR, why)])
             raise ConnectionError("rows that the reader lacks are damaged") from error
         except ArchiveError as error:
             log.warning("live cells wait for the archive: %s", error)
-            await writer.write([_comment(f"{unanswered_words(error)}; it is asked again")])
+            await writer.write([f": {unanswered_words(error)}; it is asked again\n\n".encode()])
             return place
         except QueryError as error:
-            problem = {"status": HTTPStatus.GONE, "detail": f"{error}; begin anew, without an id"}
-            await writer.write([_problem(problem)])
+            why = f"{error}; begin anew, without an id"
+            await writer.write([_problem(HTTPStatus.GONE, why)])
             raise ConnectionError("the reader is too far behind") from error
         threads = self._cache.threads
-        schema = news.rows.schema
         for piece in packed:
-            rows = await threads.run(decode_block, piece, schema)
+            rows = await threads.run(decode_block, piece, news.rows.schema)
             for some in rows.iter_slices(CELLS_AT_ONCE):
                 await writer.write([await threads.run(_events, layer, some)])
         if news.rows.height:
@@ -208,7 +190,9 @@ class LiveStreams:
             news = await changes.since(place)
             if news.rows.height <= CELLS_AT_ONCE:
                 return news, []
-            packed = await self._cache.threads.run(_packed, news.rows)
+            packed = await self._cache.threads.run(
+                lambda: [encode_block(some) for some in news.rows.iter_slices(PACKED_ROWS)]
+            )
             return dataclasses.replace(news, rows=news.rows.clear()), packed
 
 
@@ -236,27 +220,14 @@ class _Writer:
         self._written_at = asyncio.get_running_loop().time()
 
 
-def _packed(rows: pl.DataFrame) -> list[bytes]:
-    return [encode_block(some) for some in rows.iter_slices(PACKED_ROWS)]
-
-
 def _events(layer: Layer, rows: pl.DataFrame) -> bytes:
     """Return the events of cells, each with whether its cell is closed."""
     about = zip(
         cell_rows(layer, rows), rows["source_partition"].to_list(), rows["is_closed"].to_list(),
         strict=True,
     )  # fmt: skip
-    return b"".join(
-        b"event: cell\ndata: "
-        + encoded(
-            LiveCell(
-                cell.key, cell.window_start, cell.window_end, cell.measures, cell.version,
-                partition, is_closed,
-            )
-        )
-        + b"\n\n"
-        for cell, partition, is_closed in about
-    )  # fmt: skip
+    cells = (LiveCell(*msgspec.structs.astuple(cell), *others) for cell, *others in about)
+    return b"".join(b"event: cell\ndata: " + encoded(cell) + b"\n\n" for cell in cells)
 
 
 def _told(layer: Layer, news: ChangeBatch) -> bytes:
@@ -274,9 +245,6 @@ def _id(layer: Layer, place: Place) -> bytes:
     return b"id: " + encode_place(layer, place).encode() + b"\n\n"
 
 
-def _problem(about: Mapping[str, Any]) -> bytes:
-    return b"event: problem\ndata: " + orjson.dumps(about) + b"\n\n"
-
-
-def _comment(text: str) -> bytes:
-    return b": " + text.encode() + b"\n\n"
+def _problem(status: HTTPStatus, detail: str) -> bytes:
+    about = orjson.dumps({"status": status, "detail": detail})
+    return b"event: problem\ndata: " + about + b"\n\n"

@@ -16,8 +16,7 @@ from typing import Any, get_args
 import msgspec
 
 from app.web.access import OPEN
-from app.web.formats import JSON
-from app.web.guard import PROBLEM_TYPE
+from app.web.guard import JSON, PROBLEM_TYPE
 from app.web.routes import Route
 from tables.model.layer import Map
 from tables.query.cell_query import Limits
@@ -40,14 +39,7 @@ _REFUSALS = (
 
 
 def openapi(themap: Map, limits: Limits, routes: Sequence[Route], *, token: bool) -> dict[str, Any]:
-    """Return the document of a worker that runs this map.
-
-    Args:
-        themap: the map.
-        limits: the bounds of one request.
-        routes: the routes of the endpoint.
-        token: whether requests must carry one.
-    """
+    """Return the document of a worker; ``token`` says whether requests must carry one."""
     shown = [route for route in routes if route.summary]
     types = list(dict.fromkeys([Problem, *(one for route in shown for one in _types(route))]))
     found, components = msgspec.json.schema_components(

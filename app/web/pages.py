@@ -1,4 +1,4 @@
-"""Pages: the reader's answers as clients get them."""
+"""Pages: the map, and the reader's answers, as clients get them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from typing import Any
 import msgspec
 import polars as pl
 
-from agents.query.answers import FamilyAnswer, LayerAnswer
+from agents.query.reader import FamilyAnswer, LayerAnswer
 from app.web.formats import Page, hint_of
-from tables.model.layer import Map
+from tables.model.layer import Layer, Map
 from tables.model.window import NEVER_MS
 from tables.query.answer import row_end
 from tables.query.cell_query import (
     CellQuery,
     Limits,
     cell_rows,
-    encode_cursor,
     exact_json,
     merge_answer,
     page_after,
@@ -29,6 +28,44 @@ from tables.query.top import TopQuery, top_rows
 from tables.state.cell import measures_of
 from treasure_map import answers
 from treasure_map.answers import Cost, Families, FamilyAbout, FamilyPage, Plan, Row, Segment
+from treasure_map.version import version
+
+
+def describe_map(themap: Map) -> dict[str, Any]:
+    """Return the map as JSON, with the topics that follow from it, and the worker's version."""
+    return {
+        "version": version(),
+        "name": themap.name,
+        "revision": themap.revision,
+        "digest": themap.digest,
+        "sources": [msgspec.to_builtins(source) for source in themap.sources],
+        "layers": [_describe_layer(themap, layer) for layer in themap.layers],
+    }
+
+
+def _describe_layer(themap: Map, layer: Layer) -> dict[str, Any]:
+    return {
+        "name": layer.name,
+        "source": layer.source,
+        "finer": layer.finer,
+        "merged": layer.merged,
+        "events": layer.events,
+        "where": [msgspec.to_builtins(condition) for condition in layer.where],
+        "key": [msgspec.to_builtins(field) for field in layer.key],
+        "window": str(layer.window),
+        "measures": [
+            {"name": measure.name, "kind": measure.kind, "field": measure.field}
+            for measure in layer.measures
+        ],
+        "max_out_of_orderness_ms": layer.max_out_of_orderness_ms,
+        "allowed_lateness_ms": layer.allowed_lateness_ms,
+        "archive_ttl_ms": layer.archive_ttl_ms,
+        "input_topic": themap.input_topic(layer),
+        "journal_topic": themap.journal_topic(themap.input_topic(layer)),
+        "publish": layer.publish,
+        "feed_topic": themap.feed_topic(layer) if layer.publish else None,
+        "partitions": layer.partitions,
+    }
 
 
 def describe_families(themap: Map) -> Families:
@@ -58,29 +95,27 @@ def answered_cells(themap: Map, query: CellQuery, found: LayerAnswer, limits: Li
         QueryError: they are more than a request may have merged.
     """
     layer, live, archived = query.layer, found.live, found.archived
-    page = merge_answer(themap, query, live, archived, limits.cells_max)
+    rows, cursor = merge_answer(themap, query, live, archived, limits.cells_max)
     about = answers.Page(
         layer=layer.name,
         map_revision=themap.revision,
         partial=found.partial,
-        partitions_served=len(found.served),
+        partitions_served=found.served,
         partitions=layer.partitions,
         rows_read=answers.RowsRead(live.height, archived.height),
         whole_from=found.whole,
-        hint=hint_of(page.cells, query.cells.from_ms, query.cells.to_ms),
+        hint=hint_of(rows, query.cells.from_ms, query.cells.to_ms),
         cells=[],
-        cursor=page.cursor,
+        cursor=cursor,
     )
-    ends = [layer.window.end(start) for start in page.cells["window_start"].to_list()]
-    cells = functools.partial(cell_rows, layer, page.cells)
-    return Page(about, layer, page.cells, ends, cells, versions=True)
+    ends = [layer.window.end(start) for start in rows["window_start"].to_list()]
+    return Page(about, layer, rows, ends, functools.partial(cell_rows, layer, rows))
 
 
 def answered_family(themap: Map, query: FamilyQuery, answer: FamilyAnswer) -> Page:
     """Return one page of an answer."""
-    rows, cursor = page_after(query.rows, answer.rows, query.after, query.limit)
-    next_page = None if cursor is None else encode_cursor(themap, query.rows, cursor)
-    return _answered(themap, query, answer, rows, cursor=next_page)
+    rows, cursor = page_after(themap, query.rows, answer.rows, query.after, query.limit)
+    return _answered(themap, query, answer, rows, cursor=cursor)
 
 
 def answered_top(themap: Map, top: TopQuery, answer: FamilyAnswer) -> Page:
@@ -119,9 +154,7 @@ def _answered(
         cursor=cursor,
     )
     ends = [row_end(query, start) for start in rows["window_start"].to_list()]
-    return Page(
-        about, query.rows, rows, ends, functools.partial(_rows, query, rows, ends), versions=False
-    )
+    return Page(about, query.rows, rows, ends, functools.partial(_rows, query, rows, ends))
 
 
 def etag_of(themap: Map, request_line: str, kind: str) -> str:

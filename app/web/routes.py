@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
-from app.web.access import mount
-from app.web.formats import JSON
+from app.web.guard import JSON
 from tables.model.errors import QueryError
 from tables.model.layer import Map
 from tables.query.cell_query import Limits
@@ -66,13 +65,9 @@ class Route:
         return found[1] if found else ""
 
 
-def mount_routes(site: web.Application, routes: Sequence[Route], handlers: Handlers) -> None:
-    """Add routes to an application, each with its scope."""
-    for route in routes:
-        mount(site, route.method, route.path, route.scope, _handler(route, handlers))
+def handler_of(route: Route, handlers: Handlers) -> Handler:
+    """Return the handler of a route, which refuses parameters that it does not take."""
 
-
-def _handler(route: Route, handlers: Handlers) -> Handler:
     async def handler(request: web.Request) -> web.StreamResponse:
         if route.parameters is None and request.query:
             raise QueryError(

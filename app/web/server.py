@@ -20,8 +20,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import math
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -77,15 +78,7 @@ log = logging.getLogger(__name__)
 
 
 class Runner(web.AppRunner):
-    """Runs an application on a :class:`Server`.
-
-    Args:
-        app: the application.
-        followers_max: how many streams it may have at once.
-
-    Attributes:
-        counts: the counts of its connections.
-    """
+    """Runs an application, with so many streams at once, on a :class:`Server`."""
 
     def __init__(self, app: web.Application, followers_max: int) -> None:
         super().__init__(app, access_log=None)
@@ -110,12 +103,7 @@ def connections_max(followers_max: int, files_max: int) -> int:
 
 @dataclasses.dataclass(slots=True)
 class Counts:
-    """Connections of one endpoint.
-
-    Attributes:
-        open: how many there are, handshakes included.
-        refused: how many were refused or ended, by the reason; see ``REASONS``.
-    """
+    """Connections of one endpoint: those that are open, handshakes included; refusals by reason."""
 
     open: int = 0
     refused: Counter[str] = dataclasses.field(default_factory=Counter)
@@ -137,14 +125,7 @@ class Place:
 
 
 class Server(web.Server):
-    """The connections of one endpoint.
-
-    Args:
-        handler: answers a request.
-        connections_max: how many there may be.
-        request_factory: makes requests; aiohttp's own.
-        counts: the counters of connections.
-        options: of each :class:`Connection`.
+    """The connections of one endpoint; ``options`` are those of each :class:`Connection`.
 
     Attributes:
         opening: places whose connection is not made yet, the one that has waited longest first.
@@ -167,7 +148,7 @@ class Server(web.Server):
         self._connections_max = connections_max
         self._address_max = max(1, int(connections_max * ADDRESS_SHARE))
         self._networks: Counter[str] = Counter()
-        self._warned_at: float | None = None
+        self._warned_at = -math.inf
         self.counts = counts
         self.opening: dict[Place, None] = {}
         self.silent: dict[Connection, None] = {}
@@ -202,7 +183,7 @@ class Server(web.Server):
         """Make room because the system has no file descriptor or memory for one more."""
         self._make_room("files")
         now = asyncio.get_running_loop().time()
-        if self._warned_at is None or now > self._warned_at + WARN_AGAIN_S:
+        if now > self._warned_at + WARN_AGAIN_S:
             self._warned_at = now
             log.warning(
                 "cannot accept connections: %s; got %d of them; want a larger limit of open files"
@@ -225,14 +206,12 @@ class Server(web.Server):
         place.connection = Connection(self, self._options, place)
         return place.connection
 
-    def __call__(self) -> Connection:
-        """Return the protocol for a connection that nobody counts."""
-        return Connection(self, self._options)
-
     def _make_room(self, reason: str, network: str = "") -> bool:
         """End the connection that is missed least, of a network if one is named; count it."""
         self.counts.refused[reason] += 1
-        for place in self._idle():
+        # Those whose connection may end, the first one first.
+        waiting = (connection.place for connection in (*self.silent, *self.sending))
+        for place in [*self.opening, *waiting]:
             if not network or place.network == network:
                 connection, task = place.connection, place.task
                 self.leave(place)
@@ -243,13 +222,6 @@ class Server(web.Server):
                 return True
         return False
 
-    def _idle(self) -> Iterator[Place]:
-        """Yield places whose connections may end, the first one first."""
-        yield from list(self.opening)
-        for connection in [*self.silent, *self.sending]:
-            if connection.place is not None:
-                yield connection.place
-
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = cast("Connection", request.protocol)
         self.silent.pop(connection, None)
@@ -259,8 +231,7 @@ class Server(web.Server):
         """Take note of one more."""
         super().connection_made(handler, transport)
         connection = cast("Connection", handler)
-        if connection.place is not None:
-            self.opening.pop(connection.place, None)
+        self.opening.pop(connection.place, None)
         self.silent[connection] = None
 
     def connection_lost(
@@ -270,8 +241,7 @@ class Server(web.Server):
         super().connection_lost(handler, exc)
         connection = cast("Connection", handler)
         self.forget(connection)
-        if connection.place is not None:
-            self.leave(connection.place)
+        self.leave(connection.place)
 
     def forget(self, connection: Connection) -> None:
         """Wait no more for a connection."""
@@ -299,17 +269,13 @@ class Server(web.Server):
 
 
 class Connection(web.RequestHandler):
-    """One connection.
-
-    Attributes:
-        place: its slot, None if nobody counts it.
-    """
+    """One connection, and its place."""
 
     __slots__ = (
         "_body", "_head_bytes", "_head_late", "_server", "_taken_at", "_untaken", "place",
     )  # fmt: skip
 
-    def __init__(self, server: Server, options: dict[str, Any], place: Place | None = None) -> None:
+    def __init__(self, server: Server, options: dict[str, Any], place: Place) -> None:
         super().__init__(server, loop=asyncio.get_running_loop(), **options)
         self._server = server
         self.place = place

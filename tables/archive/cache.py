@@ -84,15 +84,11 @@ class _Asked:
 class ArchiveCache:
     """An archive with a cache of its final rows.
 
-    Args:
-        archive: is read for all other rows.
-        bytes_max: most bytes to keep; 0 keeps nothing, and reads that are under way are shared
-            all the same.
-        threads: run long steps, as those of the queries that read here.
+    It keeps ``bytes_max`` bytes at most; with 0 it keeps nothing, and reads that are under way are
+    shared all the same.
 
     Attributes:
-        threads: as given.
-        bytes: how much is kept.
+        threads: run long steps, as those of the queries that read here.
         hits_total: ranges that were answered from memory.
         misses_total: ranges of final rows that had to be read.
         damaged_total: reads that met damaged rows.
@@ -118,14 +114,7 @@ class ArchiveCache:
     async def read(
         self, layer: Layer, cells: CellRange, *, final: bool, cost: QueryCost
     ) -> pl.DataFrame:
-        """Return the archive frame of a range; see :class:`tables.archive.protocol.Archive`.
-
-        Args:
-            layer: whose rows.
-            cells: which of them.
-            final: whether none of them will ever change.
-            cost: gets the cost of the read added.
-        """
+        """Return the rows in range, ``final`` if none will ever change; see the protocol."""
         if not final:
             return await self._read(layer, cells, cost)
         known = self._known(_place(layer, cells), cells.from_ms, cells.to_ms)

@@ -32,11 +32,6 @@ def bucket_ms(layer: Layer) -> int:
     return max(BUCKET_MS_MIN, BUCKET_WINDOWS * layer.window.nominal_ms)
 
 
-def window_ms_max(layer: Layer) -> int:
-    """Return the length of the layer's longest window."""
-    return layer.window.longest_ms
-
-
 def not_expired(layer: Layer, now_ms: int) -> pl.Expr:
     """Return the condition that a row's window end + archive TTL lies after ``now_ms``."""
     if layer.archive_ttl_ms == 0:
@@ -70,21 +65,14 @@ def too_many_rows(layer: Layer, cells: CellRange) -> QueryError:
 
 
 def missing_accumulators(place: str, have: Mapping[str, str], want: Mapping[str, str]) -> list[str]:
-    """Return the accumulator columns that a stored table lacks; refuse a table of another layer.
+    """Return the accumulator columns that a stored table lacks, by name, in the layer's order.
 
     A higher revision of the map may add measures and take measures away, so accumulators may stand
     on one side only. Everything else has to be the same, and so have the types of accumulators.
-
-    Args:
-        place: the thing that differs, like ``table flights_by_hour``.
-        have: the stored properties: columns with their types, keys, format.
-        want: the same for the map at hand.
-
-    Returns:
-        The missing columns by name, in the layer's order.
+    Both sides are properties of ``place``: columns with their types, keys, format.
 
     Raises:
-        ArchiveError: names every difference.
+        ArchiveError: it is of another layer; names every difference.
     """
     one_sided = [name for name in {**want, **have} if (name in have) != (name in want)]
     columns = {name for name in one_sided if name.startswith(_COLUMN)}

@@ -11,6 +11,8 @@ from accumulators of one field.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -18,6 +20,10 @@ import polars as pl
 
 Columns = TypeVar("Columns", pl.Expr, pl.Series)
 Values = Sequence[Any]
+
+
+def _null_rows(*columns: Columns) -> Columns:
+    return functools.reduce(operator.or_, [column.is_null() for column in columns])
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,7 +43,8 @@ class AccumulatorKind:
         merge_columns: from cells with known values, the aggregation that makes them one.
         merge_values: the same of values.
         beside: names of accumulators of the same field.
-        unknown_rows: which cells have a value that is not known, of columns or expressions.
+        unknown_rows: which cells have a value that is not known, of columns or expressions; those
+            with a null unless a kind says otherwise.
         has_unknown: whether a value is not known.
     """
 
@@ -49,8 +56,8 @@ class AccumulatorKind:
     merge_columns: Callable[..., pl.Expr] = pl.Expr.sum
     merge_values: Callable[..., Any] = sum
     beside: tuple[str, ...] = ()
-    unknown_rows: Callable[..., Any] = lambda column: column.is_null()
-    has_unknown: Callable[..., bool] = lambda values: None in values
+    unknown_rows: Callable[..., Any] = _null_rows
+    has_unknown: Callable[..., bool] = lambda *columns: any(None in values for values in columns)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

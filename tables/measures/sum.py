@@ -9,8 +9,7 @@ import polars as pl
 
 from tables.measures.floats import float_sum
 from tables.measures.kind import AccumulatorKind, MeasureForm, MeasureKind
-
-INT64_MAX = 2**63 - 1
+from tables.model.limits import INT64_MAX
 
 SUM_TYPE = pl.Decimal(38, 0)
 """The type of sums of integers in answers: every reader of Arrow knows it, unlike 128 bits. 2**63

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 import polars as pl
 
 from tables.measures.floats import float_sum
-from tables.measures.kind import AccumulatorKind, Columns, MeasureForm, MeasureKind, Values
-from tables.measures.sum import FLOAT_SUM, INT64_MAX, INT_SUM, N, total_in_floats
+from tables.measures.kind import AccumulatorKind, MeasureForm, MeasureKind
+from tables.measures.sum import FLOAT_SUM, INT_SUM, N, total_in_floats
+from tables.model.limits import INT64_MAX
 
 _WORD = 2**64
 
@@ -101,14 +102,6 @@ def _merge_values(m2: Sequence[float], counts: Sequence[int], totals: Sequence[f
     return math.inf if math.isnan(merged) else merged
 
 
-def _unknown_rows(m2: Columns, n: Columns, total: Columns) -> Columns:
-    return m2.is_null() | n.is_null() | total.is_null()
-
-
-def _has_unknown(m2: Values, counts: Values, totals: Values) -> bool:
-    return None in m2 or None in counts or None in totals
-
-
 _M2 = AccumulatorKind(
     "m2",
     pl.Float64(),
@@ -117,8 +110,6 @@ _M2 = AccumulatorKind(
     merge_columns=_merge_columns,
     merge_values=_merge_values,
     beside=(N.name, FLOAT_SUM.name),
-    unknown_rows=_unknown_rows,
-    has_unknown=_has_unknown,
 )
 
 

@@ -15,7 +15,7 @@ class LayerCost:
 
 @dataclasses.dataclass(slots=True)
 class QueryCost:
-    """What one answer cost.
+    """The cost of one answer.
 
     Attributes:
         workers_asked: requests to other workers, second tries too.

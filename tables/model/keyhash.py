@@ -37,24 +37,6 @@ def key_bytes(values: Iterable[Scalar]) -> bytes:
     return b"".join(parts)
 
 
-def key_from_bytes(data: bytes, kinds: Sequence[str]) -> tuple[Scalar, ...]:
-    """Return the values whose :func:`key_bytes` are ``data``; ``kinds`` are the fields' types."""
-    values: list[Scalar] = []
-    at = 0
-    for kind in kinds:
-        if kind == "bool":
-            values.append(data[at] == 1)
-            at += 1
-        elif kind == "int":
-            values.append(_INT.unpack_from(data, at)[0])
-            at += 8
-        else:
-            start = at + 4
-            at = start + _LENGTH.unpack_from(data, at)[0]
-            values.append(data[start:at].decode())
-    return tuple(values)
-
-
 def key_hash(values: Iterable[Scalar]) -> int:
     """Return the hash of one key, 0 to 2**32 - 1."""
     return zlib.crc32(key_bytes(values))

@@ -1,4 +1,4 @@
-"""Limits: how large the records are that workers write, so that every one of them is taken.
+"""Limits: of integers, and of the records that workers write, so that every one is taken.
 
 A record that no broker takes would end its worker again at every start. So whatever is made of
 many rows is cut by bytes, and a thing that cannot be cut follows from one that was accepted before:
@@ -7,29 +7,32 @@ a cell's key came with a delta, a contribution's with a cell.
 
 from __future__ import annotations
 
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+"""The least and the greatest integer of events and keys."""
+
 RECORD_BYTES_MAX = 16 << 20
 """The largest record of workers' topics: their ``max.message.bytes``, and the producer's."""
 
 RECORD_OVERHEAD_BYTES = 1 << 19
-"""What Kafka, headers and the fields around cells may add to them."""
+"""Bytes that Kafka, headers and the fields around cells may add to a record."""
 
 LZ4_OVERHEAD_SHARE = 250
-"""Bytes that LZ4 cannot compress become longer by one in so many at most."""
+"""LZ4 makes bytes that it cannot compress longer by one byte for each 250 at most."""
 
 DELTA_BYTES_MAX = 15 << 20
-"""Of a delta. A single row of one is the largest piece of a snapshot or a contribution."""
+"""Bytes of a delta. A single row of one is the largest piece of a snapshot or a contribution."""
 
 EVICTED_MAX = 500_000
 """Window starts that one delta evicts; the others go with the next ones."""
 
 EVICTED_BYTES_MAX = 9 * EVICTED_MAX
-"""In MessagePack a number takes nine bytes at most."""
+"""Bytes of the evicted window starts: a number has nine bytes in MessagePack at most."""
 
 LETTER_BYTES_MAX = 15 << 20
-"""Of a letter's value; the rest of the record is for its headers."""
+"""Bytes of a letter's value; the rest of the record is for its headers."""
 
 LETTER_INDEX_BYTES_MAX = 1 << 19
-"""Of a letter's header ``index``: more events of a record go into further letters."""
+"""Bytes of a letter's header ``index``: more events of a record go into further letters."""
 
 assert DELTA_BYTES_MAX + DELTA_BYTES_MAX // LZ4_OVERHEAD_SHARE + RECORD_OVERHEAD_BYTES <= (
     RECORD_BYTES_MAX

@@ -24,7 +24,7 @@ def parse_path(text: str) -> Path:
     """Return the path that a text names.
 
     Raises:
-        ValueError: it is none; the message has the fault and the form that is wanted.
+        ValueError: it is not a path; the message has the fault and the form that is wanted.
     """
     steps: list[str | int] = []
     position = 0

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from tables.model.layer import Map
 
 Shapes = Mapping[str, Mapping[str, str]]
-"""By layer, each aspect of it in words."""
+"""The aspects of each layer, in words."""
 
 
 def shapes_of(themap: Map) -> dict[str, dict[str, str]]:
@@ -22,7 +22,7 @@ def shapes_of(themap: Map) -> dict[str, dict[str, str]]:
         shape = {"key": key or "none", "window": str(layer.window)}
         if layer.source is not None:
             shape["input"] = f"source topic {themap.source(layer.source).topic}"
-            # Where its cells are complete follows from this.
+            # Follows from it: which cells are complete.
             shape["keyed_by"] = "other fields than its key" if layer.merged else "fields of its key"
         else:
             shape["input"] = f"layer {layer.finer}"

@@ -34,12 +34,8 @@ def cells_of(
 ) -> pl.DataFrame:
     """Return the archive frame of a layer's live and archived rows, each of them once.
 
-    Args:
-        layer: whose cells.
-        live: the live rows of owners.
-        archived: archive frame of windows that were looked for in live tables too. Of a partition
-            without facts every row counts: the answer is partial then.
-        final: archive frame of other windows.
+    ``archived`` is an archive frame of windows that were looked for in live tables too, ``final``
+    one of others. Of a partition without facts every row counts: the answer is partial then.
     """
     columns = list(archive_schema(layer))
     rows = [frame if frame.columns == columns else frame[columns] for frame in live.rows]
@@ -47,20 +43,12 @@ def cells_of(
 
 
 def merged_cells_of(
-    layer: Layer,
-    parts: LiveRows,
-    combined: LiveRows,
-    archived: pl.DataFrame,
-    final: pl.DataFrame,
+    layer: Layer, parts: LiveRows, combined: LiveRows, archived: pl.DataFrame, final: pl.DataFrame
 ) -> pl.DataFrame:
     """Return parts of the cells of a merged layer, each once, with the columns of a cell frame.
 
-    Args:
-        layer: whose cells.
-        parts: contributions at the merge stage.
-        combined: archive frames of the combiners, read after.
-        archived: of the merge stage, as for :func:`cells_of`.
-        final: likewise.
+    ``parts`` are contributions at the merge stage, ``combined`` archive frames of the combiners,
+    read after; the others are of the merge stage, as for :func:`cells_of`.
     """
     wanted = list(cell_schema(layer))
     rows = [_evicted(layer, archived, parts)[wanted], final[wanted]]
@@ -127,15 +115,10 @@ def matching(layer: Layer, cells: pl.DataFrame, keys: KeyFilter) -> pl.DataFrame
 
 
 def rows_of(query: FamilyQuery, parts: Sequence[tuple[Layer, pl.DataFrame]]) -> pl.DataFrame:
-    """Return the rows that a request asks for; many are in no order.
+    """Return the rows of a request: a cell frame of ``query.rows``; many are in no order.
 
-    Args:
-        query: the request.
-        parts: of layers of the family, cells or parts of them with the columns of a cell frame, of
-            the keys that are asked for; together they have every event once.
-
-    Returns:
-        A cell frame of ``query.rows``, whose ``window_start`` is the row's.
+    ``parts`` are cells of layers, or parts of them with the columns of a cell frame, of the keys
+    that are asked for; together they have every event once.
     """
     rows = query.rows
     if sum(cells.height for _, cells in parts) <= SMALL_ROWS_MAX:

@@ -8,9 +8,9 @@ each source partition the row of the larger version before it merges source part
 from __future__ import annotations
 
 import base64
-import binascii
 import dataclasses
 import functools
+import io
 import zlib
 from collections.abc import Iterable
 from typing import Any
@@ -20,12 +20,12 @@ import orjson
 import polars as pl
 
 from tables.archive.protocol import CellRange
+from tables.measures.registry import form_of
 from tables.model.errors import QueryError
 from tables.model.layer import Layer, Map, Scalar
+from tables.model.limits import INT64_MAX, INT64_MIN
 from tables.model.window import START_MS_MIN, TIME_MS_MAX
 from tables.query.parameters import (
-    INT64_MAX,
-    INT64_MIN,
     Parameter,
     check_range,
     did_you_mean,
@@ -82,14 +82,6 @@ class CellQuery:
     cells: CellRange
     limit: int
     after: Position | None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Answer:
-    """One page: cells in order of window and key, and the next page's cursor if there is one."""
-
-    cells: pl.DataFrame
-    cursor: str | None
 
 
 def find_layer(themap: Map, name: str) -> Layer:
@@ -150,15 +142,11 @@ def parse_query(
 
 def merge_answer(
     themap: Map, query: CellQuery, live: pl.DataFrame, archived: pl.DataFrame, cells_max: int
-) -> Answer:
-    """Merge archive frames of live and archived cells into the page that ``query`` asks for.
+) -> tuple[pl.DataFrame, str | None]:
+    """Merge archive frames of live cells, and of archived ones that were read after, into a page.
 
-    Args:
-        themap: the map, whose revision the cursor carries.
-        query: the request; the frames hold its range.
-        live: live rows of the worker; read before ``archived``.
-        archived: rows of the archive.
-        cells_max: most rows of both frames together.
+    Returns:
+        As :func:`page_after`.
 
     Raises:
         QueryError: the frames have more rows than ``cells_max``.
@@ -175,15 +163,13 @@ def merge_answer(
     keys = ["window_start", *layer.key_columns]
     cells = merge_rows(latest(layer, rows), keys, layer.accumulators)
     cells = cells.select(list(cell_schema(layer)))
-    page, last = page_after(layer, cells, query.after, query.limit)
-    cursor = None if last is None else encode_cursor(themap, layer, last)
-    return Answer(page, cursor)
+    return page_after(themap, layer, cells, query.after, query.limit)
 
 
 def page_after(
-    layer: Layer, cells: pl.DataFrame, after: Position | None, limit: int
-) -> tuple[pl.DataFrame, Position | None]:
-    """Return the first ``limit`` cells after a position, and that of the last if there are more.
+    themap: Map, layer: Layer, cells: pl.DataFrame, after: Position | None, limit: int
+) -> tuple[pl.DataFrame, str | None]:
+    """Return the first ``limit`` cells after a position, and the cursor of more if there are some.
 
     They are in order of window and key; ``cells``, a cell frame of ``layer``, may have any.
     """
@@ -193,7 +179,8 @@ def page_after(
     if cells.height <= limit:
         return page, None
     last = page.row(-1, named=True)
-    return page, (last["window_start"], tuple(last[name] for name in layer.key_columns))
+    key = tuple(last[name] for name in layer.key_columns)
+    return page, encode_cursor(themap, layer, (last["window_start"], key))
 
 
 def encode_cursor(themap: Map, layer: Layer, position: Position) -> str:
@@ -220,7 +207,7 @@ def decode_cursor(themap: Map, layer: Layer, text: str) -> Position:
     try:
         raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
         parts = _cursor_parts(raw)
-    except (binascii.Error, ValueError, msgspec.MsgspecError, zlib.error) as error:
+    except (ValueError, msgspec.MsgspecError, zlib.error) as error:
         raise bad from error
     types = {"string": str, "int": int, "bool": bool}
     wanted = [str, int, int, *(types[field.type] for field in layer.key)]
@@ -267,6 +254,36 @@ def cell_rows(layer: Layer, page: pl.DataFrame) -> list[Cell]:
         )
         for row, measure in zip(page.iter_rows(named=True), measures, strict=True)
     ]
+
+
+def measure_columns(layer: Layer, cells: pl.DataFrame) -> list[pl.Series]:
+    """Return a layer's measures of the rows of a cell frame, one column each.
+
+    A float that is not finite is null, as in JSON; so is a sum of more digits than its type has,
+    which no events can come to.
+    """
+    types = {measure.name: form_of(layer, measure).type for measure in layer.measures}
+    # Polars takes integers beyond 64 bits into columns of 128, and these into decimals.
+    wide = {name: pl.Int128() if kind.is_decimal() else kind for name, kind in types.items()}
+    frame = pl.DataFrame(measures_of(layer, cells), schema=wide)
+    return frame.select(_as_answered(name, kind) for name, kind in types.items()).get_columns()
+
+
+def _as_answered(name: str, kind: pl.DataType) -> pl.Expr:
+    column = pl.col(name)
+    return (
+        pl.when(column.is_finite()).then(column)
+        if kind == pl.Float64()
+        else column.cast(kind, strict=False)
+    )
+
+
+def arrow_bytes(rows: pl.DataFrame) -> bytes:
+    """Return a frame as an Arrow stream."""
+    out = io.BytesIO()
+    # Older readers know no views of strings.
+    rows.write_ipc_stream(out, compression="lz4", compat_level=pl.CompatLevel.oldest())
+    return out.getvalue()
 
 
 def _after(layer: Layer, position: Position) -> pl.Expr:

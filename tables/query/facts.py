@@ -7,14 +7,21 @@ cells of a window follows from the facts that came with them:
 
     windows that end   ... <= evicted_ms            evicted_ms < ...
     its cells are      final, in the archive        all in its table
+
+A map may get a layer later, or a layer a measure. Earlier events are gone by then: such windows
+are left out, or have null, wherever they leave a state; never half a value. From when on they are
+whole is known by column: ``events``, which every layer has, stands for the layer itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
+from tables.archive.protocol import CellRange
+from tables.measures.registry import stored_for
+from tables.model.errors import QueryError
 from tables.model.layer import Layer
 from tables.model.window import NEVER_ENDS_MS, NEVER_MS
 from tables.query.planner import NOTHING_KNOWN, LayerFacts
@@ -73,31 +80,21 @@ class KnownFacts:
 
     def archived_ms(self, layer: Layer) -> int:
         """Return up to which end the windows of a layer are final and archived."""
-        known = self._known.get(layer.name, {})
-        if len(known) < layer.partitions:
-            return NEVER_MS
-        return min(fact.archived_ms for fact in known.values())
+        return min((fact.archived_ms for fact in self._all(layer)), default=NEVER_MS)
 
     def first_ms(self, layer: Layer) -> int:
         """Return from which start on windows of a layer may ever have had cells."""
-        known = self._known.get(layer.name, {})
-        if len(known) < layer.partitions:
-            return NEVER_MS
-        return min(fact.first_ms for fact in known.values())
+        return min((fact.first_ms for fact in self._all(layer)), default=NEVER_MS)
 
     def whole(self, layer: Layer) -> dict[str, int]:
-        """Return, by column, the time from which a layer's windows are whole, unless always.
-
-        ``events`` stands for the layer itself. Partitions of which nothing is known do not count.
-        """
+        """Return :func:`whole_of` the partitions of which something is known."""
         return whole_of(self._known.get(layer.name, {}).values())
 
     def of(self, layer: Layer, now_ms: int) -> LayerFacts:
         """Return the facts of a layer, which may be empty."""
-        known = self._known.get(layer.name, {})
-        if len(known) < layer.partitions:
+        facts = self._all(layer)
+        if not facts:
             return NOTHING_KNOWN
-        facts = known.values()
         kept_ms = NEVER_MS
         if layer.archive_ttl_ms:
             # Windows that were not evicted have not expired, however old they are.
@@ -114,12 +111,14 @@ class KnownFacts:
             last_ms=max(fact.last_ms for fact in facts),
         )
 
+    def _all(self, layer: Layer) -> Sequence[PartitionFacts]:
+        """Return the facts of all partitions, nothing while one is not known."""
+        known = self._known.get(layer.name, {})
+        return () if len(known) < layer.partitions else tuple(known.values())
+
 
 def whole_of(facts: Iterable[PartitionFacts]) -> dict[str, int]:
-    """Return, by column, the time from which all partitions are whole, unless always.
-
-    ``events`` stands for the layer itself.
-    """
+    """Return, by column, the time from which all partitions are whole, unless always."""
     found: dict[str, int] = {}
     for fact in facts:
         for column, whole_ms in (("events", fact.complete_ms), *fact.whole.items()):
@@ -148,3 +147,46 @@ def _both(one: PartitionFacts, other: PartitionFacts) -> PartitionFacts:
         first_ms=min(one.first_ms, other.first_ms),
         last_ms=max(one.last_ms, other.last_ms),
     )
+
+
+def check_began(layer: Layer, cells: CellRange, began_ms: int) -> None:
+    """Refuse a range that begins before the map had the layer.
+
+    Raises:
+        QueryError: it does.
+    """
+    if cells.from_ms < began_ms < NEVER_ENDS_MS:
+        raise QueryError(
+            f"cannot read cells of {layer.name}: the map has had it only since {began_ms} of the"
+            f" events' time; got {cells.from_ms}; want a range from"
+            f" {layer.window.first_start(began_ms)} on"
+        )
+
+
+def later_measures(
+    layer: Layer, whole: Mapping[str, int], from_ms: int = NEVER_MS
+) -> dict[str, int | None]:
+    """Return, by measure, from when on it is whole, if that is after the start of a range.
+
+    The time is None while it is not known.
+    """
+    cells_ms = whole.get("events", NEVER_MS)
+    found: dict[str, int | None] = {}
+    for measure in layer.measures:
+        columns = (whole.get(name, NEVER_MS) for name in stored_for(layer, measure))
+        whole_ms = max(cells_ms, *columns)
+        if whole_ms > from_ms:
+            found[measure.name] = whole_ms if whole_ms < NEVER_ENDS_MS else None
+    return found
+
+
+def described(layer: Layer, whole: Mapping[str, int]) -> dict[str, int | None]:
+    """Return a state's word on a layer: by measure, from when on it is whole, if not ever since.
+
+    ``cells`` stands for the layer itself; a time is None while it is not known.
+    """
+    told = {acc.column: whole.get(acc.column, NEVER_ENDS_MS) for acc in layer.accumulators}
+    found: dict[str, int | None] = {}
+    if (cells_ms := told.get("events", NEVER_MS)) > NEVER_MS:
+        found["cells"] = cells_ms if cells_ms < NEVER_ENDS_MS else None
+    return found | later_measures(layer, told)

@@ -32,8 +32,7 @@ from tables.query.parameters import (
     Parameter,
     check_range,
     choice_parameter,
-    key_parameter,
-    prefix_parameter,
+    filter_parameters,
     read_parameters,
     time_parameter,
     whole_parameter,
@@ -158,14 +157,12 @@ def family_parameters(family: Family, limits: Limits) -> tuple[Parameter, ...]:
         time_parameter("from", "The start of the range."),
         time_parameter("to", "The end of the range, which is not in it."),
         window_parameter("step", "One row for each of these; left out, one for the whole range."),
-        *(key_parameter(field, many=True) for field in base.key),
-        *(prefix_parameter(field) for field in base.key if field.type == "string"),
+        *filter_parameters(base),
         choice_parameter(
             "group",
             f"The key fields that rows keep; the others are added up over. {NO_FIELD} keeps none;"
             " left out, those named by key and prefix are kept.",
-            [*fields, NO_FIELD],
-            many=True,
+            [*fields, NO_FIELD], many=True,
         ),
         choice_parameter(
             "measures", "The measures of the rows; left out, all.",

@@ -7,7 +7,6 @@ many cells of one partition, without key. The meaning of their fields is describ
 
 from __future__ import annotations
 
-import io
 from typing import NamedTuple
 
 import msgspec
@@ -16,8 +15,7 @@ import polars as pl
 
 from tables.model.keyhash import key_hashes
 from tables.model.layer import Layer
-from tables.query.cell_query import cell_rows
-from tables.query.measure_columns import measure_columns
+from tables.query.cell_query import arrow_bytes, cell_rows, measure_columns
 from tables.state.block import repeated
 
 ARROW_BYTES_MAX = 512 * 1024
@@ -35,14 +33,7 @@ class FeedRecord(NamedTuple):
 def feed_records(
     layer: Layer, revision: int, source_partition: int, cells: pl.DataFrame
 ) -> list[FeedRecord]:
-    """Return the records of a cell frame, in its order within each partition of the feed.
-
-    Args:
-        layer: a layer that is published.
-        revision: of the map.
-        source_partition: the partition of the layer's input that the cells are from.
-        cells: a cell frame of the layer.
-    """
+    """Return the records of a cell frame, in its order within each partition of the feed."""
     targets = key_hashes(cells, layer.key_columns) % layer.partitions
     if layer.publish == "json":
         return _json_records(layer, revision, source_partition, cells, targets)
@@ -54,7 +45,7 @@ def feed_records(
     for (target, *_), part in parts.items():
         pieces = -(-int(part.estimated_size()) // ARROW_BYTES_MAX)
         found += [
-            FeedRecord(int(target), None, _arrow_bytes(piece))
+            FeedRecord(int(target), None, arrow_bytes(piece))
             for piece in part.iter_slices(max(1, part.height // max(1, pieces)))
         ]
     return found
@@ -88,10 +79,3 @@ def _arrow_frame(
             repeated(source_partition, rows, pl.Int32).alias("source_partition"),
         ]
     )
-
-
-def _arrow_bytes(rows: pl.DataFrame) -> bytes:
-    out = io.BytesIO()
-    # Older readers know no views of strings.
-    rows.write_ipc_stream(out, compression="lz4", compat_level=pl.CompatLevel.oldest())
-    return out.getvalue()

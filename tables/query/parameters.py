@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import difflib
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from tables.model.layer import KeyField, Scalar
+from tables.model.layer import KeyField, Layer, Scalar
+from tables.model.limits import INT64_MAX, INT64_MIN
 from tables.model.window import (
     DAY_MS,
     LENGTH_MS_MAX,
@@ -29,7 +31,6 @@ _RFC_3339 = re.compile(
     r"\d{4}-\d\d-\d\d([Tt]\d\d:\d\d:\d\d(\.\d{1,3})?([Zz]|[+-]\d\d:\d\d))?", re.ASCII
 )
 _INTEGER = re.compile(r"-?\d{1,19}", re.ASCII)
-INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 UNKNOWN_TOLD_MAX = 10
 """Most unknown parameters that are named: a hint for each takes some 0.1 ms."""
 
@@ -176,18 +177,18 @@ def window_parameter(name: str, about: str) -> Parameter:
 def key_parameter(field: KeyField, *, many: bool) -> Parameter:
     """Return a key field's value, or several of them."""
     kinds = {"string": "string", "int": "integer", "bool": "boolean"}
-
-    def read(text: str) -> Scalar:
-        return key_value(field, text)
-
     about = f"Only cells whose {field.name} is this{', or one of these' if many else ''}."
+    read = functools.partial(key_value, field)
     return Parameter(f"key.{field.name}", about, read, {"type": kinds[field.type]}, many=many)
 
 
-def prefix_parameter(field: KeyField) -> Parameter:
-    """Return the beginning of a text field's values."""
-    about = f"Only cells whose {field.name} begins so."
-    return Parameter(f"prefix.{field.name}", about, str, {"type": "string"})
+def filter_parameters(layer: Layer) -> list[Parameter]:
+    """Return the values and prefixes by which a layer's cells may be chosen."""
+    found = [key_parameter(field, many=True) for field in layer.key]
+    for field in (one for one in layer.key if one.type == "string"):
+        about = f"Only cells whose {field.name} begins so."
+        found.append(Parameter(f"prefix.{field.name}", about, str, {"type": "string"}))
+    return found
 
 
 def key_value(field: KeyField, text: str) -> Scalar:

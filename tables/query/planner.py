@@ -88,11 +88,8 @@ def boundaries_of(query: FamilyQuery) -> int:
 def plan(query: FamilyQuery, facts: Mapping[str, LayerFacts], cells_max: int) -> QueryPlan:
     """Return the cover of the range with the fewest cells that is exact, if it can be had.
 
-    Args:
-        query: the request.
-        facts: by layer; all windows of the base can be used, whether sealed or not. A coarser
-            layer without facts is not used.
-        cells_max: more cells than this are not read.
+    All windows of the base can be used, whether sealed or not. A coarser layer without facts is
+    not used.
 
     Raises:
         QueryError: the range does not begin and end at bounds of windows, some of it has expired or

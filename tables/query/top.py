@@ -18,12 +18,7 @@ from tables.measures.registry import form_of, stored_for
 from tables.model.errors import QueryError
 from tables.model.layer import Layer, Map, Measure, Scalar
 from tables.query.cell_query import Limits, find_layer
-from tables.query.family import (
-    FamilyQuery,
-    family_parameters,
-    family_with,
-    parse_family_query,
-)
+from tables.query.family import FamilyQuery, family_parameters, family_with, parse_family_query
 from tables.query.parameters import Parameter, choice_parameter, read_parameters, whole_parameter
 from tables.state.cell import first_in_order, in_order, in_parts, measures_of
 from tables.state.small_merge import SMALL_ROWS_MAX
@@ -53,7 +48,7 @@ class TopQuery:
 @functools.lru_cache(1_024)
 def top_parameters(themap: Map, layer: Layer, limits: Limits) -> tuple[Parameter, ...]:
     """Return the parameters of a request for the top keys of a layer."""
-    names = {field.name for field in layer.key}
+    names = {"", *(field.name for field in layer.key)}
     theirs = family_parameters(family_with(themap, layer), limits)
     return (
         choice_parameter(
@@ -68,8 +63,7 @@ def top_parameters(themap: Map, layer: Layer, limits: Limits) -> tuple[Parameter
         *(
             parameter
             for parameter in theirs
-            if parameter.name not in _NOT_OURS
-            and (not _of_key(parameter.name) or parameter.name.partition(".")[2] in names)
+            if parameter.name not in _NOT_OURS and parameter.name.partition(".")[2] in names
         ),
     )  # fmt: skip
 
@@ -163,7 +157,3 @@ def _estimate(measure: Measure, layer: Layer) -> tuple[pl.Expr, pl.Expr]:
     columns = [pl.col(name).cast(pl.Float64) for name in stored_for(layer, measure)]
     value = form.estimate(*columns)
     return value, value if form.magnitude is None else form.magnitude(*columns)
-
-
-def _of_key(name: str) -> bool:
-    return name.startswith(("key.", "prefix."))

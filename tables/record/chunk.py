@@ -70,27 +70,19 @@ class Run:
         middle = len(self.values) // 2
         assert middle > 0, "a chunk ends at a record's end"
         border = self.offsets[middle]
-        first = dataclasses.replace(
+        first = dataclasses.replace(self._part(0, middle), next_offset=border)
+        return first, dataclasses.replace(self._part(middle, len(self.values)), first_offset=border)
+
+    def _part(self, first: int, stop: int) -> Run:
+        return dataclasses.replace(
             self,
-            next_offset=border,
-            offsets=self.offsets[:middle],
-            values=self.values[:middle],
-            append_times_ms=self.append_times_ms[:middle],
+            offsets=self.offsets[first:stop],
+            values=self.values[first:stop],
+            append_times_ms=self.append_times_ms[first:stop],
             size=-1,
-            headers={i: found for i, found in self.headers.items() if i < middle},
-            faults={i: found for i, found in self.faults.items() if i < middle},
+            headers={i - first: found for i, found in self.headers.items() if first <= i < stop},
+            faults={i - first: found for i, found in self.faults.items() if first <= i < stop},
         )
-        second = dataclasses.replace(
-            self,
-            first_offset=border,
-            offsets=self.offsets[middle:],
-            values=self.values[middle:],
-            append_times_ms=self.append_times_ms[middle:],
-            size=-1,
-            headers={i - middle: found for i, found in self.headers.items() if i >= middle},
-            faults={i - middle: found for i, found in self.faults.items() if i >= middle},
-        )
-        return first, second
 
 
 @dataclasses.dataclass(slots=True)

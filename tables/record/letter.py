@@ -22,7 +22,7 @@ class LetterError(ValueError):
 class Letter(msgspec.Struct, frozen=True):
     """Where a letter comes from and why it is one.
 
-    ``index`` tells the places of its events in the record, empty for a whole record that could not
+    ``index`` has the indexes of its events in the record, empty for a whole record that could not
     be read as events. ``layer`` is set for late events, and so is ``lateness_ms``: how far the
     least and the most late of them were behind the layer's watermark. ``cut`` is the size of a
     record that was longer than a letter may be, else 0.
@@ -98,12 +98,12 @@ def _span(text: str) -> tuple[int, int]:
     return int(least), int(most)
 
 
-def index_of(places: Sequence[int]) -> str:
-    """Return places in ascending order as text: ``0,3-5`` for 0, 3, 4, 5."""
+def index_of(indexes: Sequence[int]) -> str:
+    """Return indexes in ascending order as text: ``0,3-5`` for 0, 3, 4, 5."""
     spans: list[list[int]] = []
-    for place in places:
-        if spans and place == spans[-1][1] + 1:
-            spans[-1][1] = place
+    for index in indexes:
+        if spans and index == spans[-1][1] + 1:
+            spans[-1][1] = index
         else:
-            spans.append([place, place])
+            spans.append([index, index])
     return ",".join(f"{first}-{last}" if last > first else str(first) for first, last in spans)

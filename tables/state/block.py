@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import io
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import msgspec
@@ -154,8 +154,8 @@ def decode_rows(data: bytes, schema: Mapping[str, pl.DataType]) -> pl.DataFrame 
     names, rows = unpacked(_few, data)
     if names != list(schema):
         at = {name: index for index, name in enumerate(names)}
-        places = [at.get(name) for name in schema]
-        rows = [tuple(None if at is None else row[at] for at in places) for row in rows]
+        indexes = [at.get(name) for name in schema]
+        rows = [tuple(None if at is None else row[at] for at in indexes) for row in rows]
     for (name, kind), column in zip(schema.items(), zip(*rows, strict=True), strict=False):
         if not _fit(kind, column) or (name == _START and None in column):
             raise DamagedError(f"its block holds other cells: a {name} is not {kind}")
@@ -205,19 +205,18 @@ class Block:
     somebody asks for their frame.
     """
 
-    __slots__ = ("_rows", "_version", "first", "last", "windows")
+    __slots__ = ("_rows", "_version", "_window_bytes", "first", "last", "windows")
 
     def __init__(self, rows: pl.DataFrame | TupleRows, version: int = -1) -> None:
         self._rows = rows
         self._version = version
+        self._window_bytes: dict[int, float] = {}
         self.windows: frozenset[int] = frozenset()
         if isinstance(rows, TupleRows):
-            if "window_start" in rows.schema:
-                self.windows = frozenset(rows.values("window_start"))
-        else:
-            starts = rows.get_column("window_start", default=None)
-            if starts is not None:
-                self.windows = different(starts)
+            if _START in rows.schema:
+                self.windows = frozenset(rows.values(_START))
+        elif (starts := rows.get_column(_START, default=None)) is not None:
+            self.windows = different(starts)
         self.first = min(self.windows, default=0)
         self.last = max(self.windows, default=0)
 
@@ -231,11 +230,17 @@ class Block:
         rows = self._rows
         return rows.values(name) if isinstance(rows, TupleRows) else rows[name].to_list()
 
-    def rows_by_window(self) -> dict[int, int]:
-        """Return how many rows there are of each window."""
-        if len(self.windows) == 1:
-            return dict.fromkeys(self.windows, self.height)
-        return Counter(self.values("window_start"))
+    def bytes_of(self, windows: Collection[int]) -> float:
+        """Return about how much memory the rows of these windows take; the result is kept."""
+        if not self._window_bytes:
+            counts = Counter(self.values(_START)) if len(self.windows) > 1 else {}
+            if isinstance(self._rows, TupleRows):
+                size = _VALUE_BYTES * len(self._rows.schema)
+            else:
+                versions = 8 if self._version >= 0 else 0
+                size = self._rows.estimated_size() / max(1, self.height) + versions
+            self._window_bytes = {w: counts.get(w, self.height) * size for w in self.windows}
+        return sum(size for window, size in self._window_bytes.items() if window in windows)
 
     @property
     def frame(self) -> pl.DataFrame:
@@ -247,13 +252,6 @@ class Block:
             self._rows = self._rows.hstack([versions.alias("version")])
             self._version = -1
         return self._rows
-
-    def row_bytes(self) -> float:
-        """Return about how much memory a row takes."""
-        if isinstance(self._rows, TupleRows):
-            return _VALUE_BYTES * len(self._rows.schema)
-        versions = 8 if self._version >= 0 else 0
-        return self._rows.estimated_size() / max(1, self.height) + versions
 
     def without(self, windows: frozenset[int]) -> pl.DataFrame:
         """Return the rows of other windows than these."""

@@ -66,7 +66,10 @@ def merge_rows(
 
     Columns are those of ``keys``, the accumulators, and the largest version.
     """
-    exprs = [_merged(acc) for acc in accumulators]
+    exprs = [
+        kind_of(acc).merge_columns(*map(pl.col, merge_columns(acc))).alias(acc.column)
+        for acc in accumulators
+    ]
     if any(_has_unknown(rows, acc) for acc in accumulators):
         exprs = [
             pl.when(~_unknown_rows(acc).any()).then(expr).alias(acc.column)
@@ -103,12 +106,6 @@ def in_order(rows: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
 def first_in_order(rows: pl.DataFrame, keys: Sequence[str], count: int) -> pl.DataFrame:
     """Return the first rows in the order of these columns; of many, the others are not sorted."""
     return in_order(rows.bottom_k(count, by=keys) if rows.height > count else rows, keys)
-
-
-def _merged(acc: Accumulator) -> pl.Expr:
-    """Return the aggregation that merges the values of an accumulator, all of them known."""
-    merged = kind_of(acc).merge_columns(*map(pl.col, merge_columns(acc)))
-    return merged.alias(acc.column)
 
 
 def _unknown_rows(acc: Accumulator) -> pl.Expr:
@@ -171,16 +168,16 @@ def measures_of(layer: Layer, frame: pl.DataFrame) -> list[dict[str, Scalar | No
     Exact integers stay integers. A measure is null if it is not known, and if no event had the
     field.
     """
-    places = {acc.column: at for at, acc in enumerate(layer.accumulators)}
+    indexes = {acc.column: index for index, acc in enumerate(layer.accumulators)}
     results = [
         (
             measure.name,
             form_of(layer, measure).result,
-            [places[name] for name in stored_for(layer, measure)],
+            [indexes[name] for name in stored_for(layer, measure)],
         )
         for measure in layer.measures
     ]
     return [
         {name: result(*[row[at] for at in stored]) for name, result, stored in results}
-        for row in frame[list(places)].rows()
+        for row in frame[list(indexes)].rows()
     ]

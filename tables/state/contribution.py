@@ -107,13 +107,13 @@ def split_cells(coarser: Layer, cells: pl.DataFrame) -> list[tuple[int, bytes]]:
             cells["version"].alias("contributed"),
         ]
     )
-    target = (key_hashes(rows, coarser.key_columns) % coarser.partitions).alias("target")
-    parts = rows.hstack([target]).partition_by("target", as_dict=True, include_key=False)
+    targets = (key_hashes(rows, coarser.key_columns) % coarser.partitions).alias("target")
+    parts = rows.hstack([targets]).partition_by("target", as_dict=True, include_key=False)
     found = []
-    for (place, *_), part in parts.items():
+    for (target, *_), part in parts.items():
         pieces = -(-int(part.estimated_size()) // BLOCK_BYTES_MAX)
         rows_max = max(1, part.height // max(1, pieces))
-        found += [(int(place), data) for data in encoded_pieces(part, rows_max, BLOCK_BYTES_MAX)]
+        found += [(int(target), data) for data in encoded_pieces(part, rows_max, BLOCK_BYTES_MAX)]
     return found
 
 

@@ -11,18 +11,16 @@ looks an id up applies the rule.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import random
-from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, cast
 
 import polars as pl
 from xxhash import xxh3_128_digest
 
-from tables.state.block import Block, TupleRows, decode_block, encode_block
-from tables.state.layer_table import LayerTable
-from tables.state.table_jobs import MergeJob
+from tables.state.block import Block, TupleRows, decode_block
+from tables.state.block_table import BlockTable
 
 IDS = ".ids"
 """The table's name, which no layer can have, and that of its blocks in deltas and stores."""
@@ -54,16 +52,15 @@ def hash_ids(ids: pl.Series) -> pl.DataFrame:
     )
 
 
-@dataclasses.dataclass(slots=True, frozen=True)
-class Remembered:
-    """The newest of an id's rows: ``until``, and its ``place`` from the end, -1 for the last."""
+class RememberedId(NamedTuple):
+    """The newest of an id's rows: ``until``, and its ``row`` from the end, -1 for the last."""
 
     until: int
-    place: int
+    row: int
 
 
-class IdTable(LayerTable):
-    """The remembered ids of one source partition; a table of rows in log order, without cells."""
+class IdTable(BlockTable):
+    """The remembered ids of one source partition: rows in log order."""
 
     def __init__(self, ids_max: int) -> None:
         super().__init__(IDS, HASH | {"until": pl.Int64()})
@@ -78,12 +75,10 @@ class IdTable(LayerTable):
         self._put(Block(frame), -1, data)
         if self._filter is not None and not self._filter.add(frame):
             self._filter = None
-        self.merge()
+        self._join()
 
-    def load(self, sequence: int, version: int, data: bytes) -> None:
-        """Take a block back from the local store or a snapshot, whole or piece by piece."""
-        del version
-        self._take_back(sequence, decode_block(data, self._stored))
+    def _loaded(self, block: Block, rows: pl.DataFrame) -> None:
+        del block, rows
         self._filter = None
         self._orders.clear()
 
@@ -102,7 +97,7 @@ class IdTable(LayerTable):
         for sequence, block in list(self._blocks.items()):
             if rows < block.height:
                 if rows > 0:
-                    self._swap([sequence], block.frame[rows:])
+                    self._swap(sequence, block.frame[rows:])
                 return
             self._drop(sequence)
             rows -= block.height
@@ -117,17 +112,11 @@ class IdTable(LayerTable):
         surplus = self.rows - self.ids_max
         return max(expired, surplus) if surplus > self.ids_max // SURPLUS_SHARE else expired
 
-    def estimated_bytes(self) -> int:
-        """Return about how much memory rows, filter and the orders of blocks take."""
-        frames = [*self.blocks.values(), *self._orders.values()]
-        held = sum(frame.estimated_size() for frame in frames)
-        return int(held) + (0 if self._filter is None else self._filter.bytes)
-
-    def find(self, hashes: pl.DataFrame) -> dict[int, Remembered]:
+    def find(self, hashes: pl.DataFrame) -> dict[int, RememberedId]:
         """Return the newest row of each hash that is here, by the hash's row in ``hashes``."""
         if self._filter is None:
             self._filter = _filter_of(self._blocks.values(), self.rows)
-        found: dict[int, Remembered] = {}
+        found: dict[int, RememberedId] = {}
         is_near = self._filter.may_have(hashes)
         if not is_near.any():
             return found
@@ -143,7 +132,7 @@ class IdTable(LayerTable):
                 continue
             untils = block.frame["until"].gather(hits["row"])
             for number, row, until in zip(hits["number"], hits["row"], untils, strict=True):
-                found[number] = Remembered(until, row - after)
+                found[number] = RememberedId(until, row - after)
             wanted = wanted.join(hits, on="number", how="anti")
         return found
 
@@ -153,18 +142,20 @@ class IdTable(LayerTable):
         for sequence in self._blocks:
             self._order_of(sequence)
 
-    def merge_ahead(self, rows: pl.DataFrame | TupleRows, version: int) -> MergeJob[Any] | None:
-        """Return the job of making a larger filter, None if these ids have room in this one."""
+    def merge_ahead(
+        self, rows: pl.DataFrame | TupleRows, version: int
+    ) -> Callable[[], _Filter] | None:
+        """Return the maker of a larger filter, None if these ids have room in this one."""
         del version
         if self._filter is None or self._filter.has_room(rows.height):
             return None
-        blocks, ids = list(self._blocks.values()), self.rows + rows.height
-        return MergeJob(functools.partial(_filter_of, blocks, ids), self._commit_filter)
+        return functools.partial(_filter_of, list(self._blocks.values()), self.rows + rows.height)
 
-    def _commit_filter(self, larger: _Filter) -> None:
-        self._filter = larger
+    def commit_ahead(self, made: _Filter) -> None:
+        """Take a larger filter."""
+        self._filter = made
 
-    def merge(self) -> None:
+    def _join(self) -> None:
         """Join small blocks at the end, in their order."""
         for rows_max in JOIN_ROWS:
             tail: list[int] = []
@@ -173,16 +164,14 @@ class IdTable(LayerTable):
                     break
                 tail.insert(0, sequence)
             if len(tail) >= JOIN_BLOCKS:
-                self._swap(tail, pl.concat([self._blocks[one].frame for one in tail], rechunk=True))
+                rows = pl.concat([self._blocks[one].frame for one in tail], rechunk=True)
+                for sequence in tail[1:]:
+                    self._drop(sequence)
+                self._swap(tail[0], rows)
 
-    def _swap(self, sequences: Sequence[int], rows: pl.DataFrame) -> None:
-        """Put ``rows`` in the place of blocks that lie side by side."""
-        first, *others = sequences
-        for sequence in others:
-            self._drop(sequence)
-        self._orders.pop(first, None)
-        self._blocks[first] = Block(rows)
-        self._write(first, -1, encode_block(rows))
+    def _swap(self, sequence: int, rows: pl.DataFrame) -> None:
+        super()._swap(sequence, rows)
+        self._orders.pop(sequence, None)
 
     def _drop(self, sequence: int) -> None:
         super()._drop(sequence)
@@ -209,9 +198,9 @@ class IdTable(LayerTable):
         is_near = first < stop
         if not is_near.any():
             return None
-        near = wanted.with_columns(place=pl.int_ranges(first, stop)).filter(is_near)
-        near = near.explode("place")
-        rows = order["row"].gather(near["place"])
+        near = wanted.with_columns(rank=pl.int_ranges(first, stop)).filter(is_near)
+        near = near.explode("rank")
+        rows = order["row"].gather(near["rank"])
         same = block["low"].gather(rows) == near["low"]
         hits = near.select("number", row=rows).filter(same)
         return hits.unique("number", keep="last", maintain_order=True)
@@ -226,11 +215,6 @@ class _Filter:
     def __init__(self, ids: int) -> None:
         self._room = max(2 * ids, _WORDS_MIN)
         self._words = pl.zeros(self._room, dtype=pl.UInt64, eager=True)
-
-    @property
-    def bytes(self) -> int:
-        """The memory that its words take."""
-        return 8 * len(self._words)
 
     def has_room(self, ids: int) -> bool:
         """Return whether ``ids`` more ids can be added."""

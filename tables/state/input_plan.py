@@ -23,10 +23,10 @@ class InputPlan:
     topic: str
     partitions: int
     layers: tuple[Layer, ...]
-    source: Source | None
-    finer: Layer | None
-    senders: int
-    coarser: dict[str, tuple[Layer, ...]]
+    source: Source | None = None
+    finer: Layer | None = None
+    senders: int = 0
+    coarser: dict[str, tuple[Layer, ...]] = dataclasses.field(default_factory=dict)
 
     @property
     def journal(self) -> str:
@@ -73,8 +73,6 @@ def _source_plan(themap: Map, source: Source) -> InputPlan:
         partitions=source.partitions,
         layers=tuple(layers),
         source=source,
-        finer=None,
-        senders=0,
         coarser=coarser,
     )
 
@@ -90,7 +88,6 @@ def _layer_plan(themap: Map, layer: Layer) -> InputPlan:
         topic=themap.input_topic(layer),
         partitions=layer.partitions,
         layers=(layer,),
-        source=None,
         finer=finer,
         senders=finer.partitions,
         coarser={layer.name: themap.coarser(layer.name)},

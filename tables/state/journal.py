@@ -133,14 +133,14 @@ class SnapshotPart(msgspec.Struct, frozen=True, array_like=True, tag="part"):
 class Snapshot(msgspec.Struct, frozen=True, array_like=True, tag="snapshot"):
     """The whole state that the entries before journal offset ``covers`` come to.
 
-    It is true wherever it lands and whoever wrote it. ``parts`` are the places of its parts.
+    It is true wherever it lands and whoever wrote it. ``parts`` refer to its parts.
     """
 
     covers: int
-    parts: list[PartPlace]
+    parts: list[PartReference]
 
 
-PartPlace = tuple[int, int, int]
+PartReference = tuple[int, int, int]
 """Journal offset of a snapshot's part, and its fingerprint: length and CRC-32."""
 
 Entry = Claim | Delta | SnapshotPart | Snapshot

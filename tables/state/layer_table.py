@@ -15,7 +15,6 @@ import itertools
 import operator
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
 
 import polars as pl
 
@@ -25,15 +24,14 @@ from tables.state.block import (
     Block,
     TupleRows,
     conform,
-    decode_block,
     decode_rows,
     encode_block,
     frames_of,
     is_among,
 )
+from tables.state.block_table import BlockTable
 from tables.state.cell import cell_schema, merge_rows, whole_only
 from tables.state.small_merge import SMALL_ROWS_MAX, columns_of, small_cells
-from tables.state.table_jobs import CellsJob, Merge, MergeJob
 
 TAIL_BLOCKS_MAX = 8
 TAIL_ROWS_MAX = 256
@@ -46,78 +44,57 @@ SMALL_TAIL_MAX = 64
 AHEAD_ROWS_MIN = 5_000
 """Rows from which on a merge is made in a thread. 6,000 rows take 2 ms, 25,000 take 12."""
 
+CellsJob = Callable[[], pl.DataFrame]
+"""Makes a cell frame, once, in any thread: blocks never change."""
+
 
 @dataclasses.dataclass(slots=True, frozen=True)
-class BlockWrite:
-    """A block to put into the local store, or to delete if data is None.
+class Merge:
+    """A merge: the numbers of the replaced blocks, and the new block with its bytes."""
 
-    ``version`` is that of all rows, or -1 if the block itself has the column.
-    """
+    replaced: list[int]
+    block: Block
+    data: bytes
 
-    layer: str
-    sequence: int
-    version: int
-    data: bytes | None
+    @classmethod
+    def of(cls, replaced: list[int], rows: pl.DataFrame) -> Merge:
+        """Return the merge that replaces blocks by ``rows``."""
+        return cls(replaced, Block(rows), encode_block(rows))
 
 
-class LayerTable:
-    """The common part of all kinds: blocks, versions by window, eviction.
+class LayerTable(BlockTable):
+    """The common part of all kinds: cells by window, versions by window, merges, eviction.
 
     Attributes:
-        name: the layer's.
         versions: by window start, the version of the delta that last changed one of its cells.
         touched: the windows of the block that was added last.
-        writes: the blocks that the local store lacks; the owner empties the list with every save.
+        oldest: the start of the oldest window that has cells, None if no window has any.
         began: by accumulator that the layer got later, from which start on windows have all of it.
             Cells of other windows leave the table with null there.
     """
 
-    def __init__(self, name: str, stored: Mapping[str, pl.DataType]) -> None:
-        self.name = name
+    def __init__(self, layer: Layer, stored: Mapping[str, pl.DataType]) -> None:
+        super().__init__(layer.name, stored)
+        self.layer = layer
         self.versions: dict[int, int] = {}
         self.touched: frozenset[int] = frozenset()
-        self._oldest: int | None = None
-        self.writes: list[BlockWrite] = []
+        self.oldest: int | None = None
         self.began: Mapping[str, int] = {}
-        self._stored = dict(stored)
-        self._delta = {name: kind for name, kind in stored.items() if name != "version"}
-        self._blocks: dict[int, Block] = {}
-        self._sequence = 0
         self._collected: tuple[dict[int, int], weakref.ref[CellsJob]] | None = None
         self._ahead: Merge | None = None
-        # The bytes of a row and the rows of each window, by block; kept once they were asked for.
-        self._sizes: dict[int, tuple[float, dict[int, int]]] = {}
+        self._cell = [*layer.key_columns, "window_start"]
+        self._values = [*(acc.column for acc in layer.accumulators), "version"]
 
     @property
     def delta_columns(self) -> list[str]:
         """The columns of a delta's block, in order."""
         return list(self._delta)
 
-    @property
-    def oldest(self) -> int | None:
-        """The start of the oldest window that has cells, None if no window has any."""
-        return self._oldest
-
-    def _seen(self, window: int) -> None:
-        if self._oldest is None or window < self._oldest:
-            self._oldest = window
-
-    @property
-    def rows(self) -> int:
-        """Rows over all blocks: an upper bound of the cells held."""
-        return sum(block.height for block in self._blocks.values())
-
     def bytes_of(self, windows: Collection[int]) -> int:
         """Return about how much memory the rows of these windows take."""
         if not windows:
             return 0
-        total = 0.0
-        for sequence, block in self._blocks.items():
-            if sequence not in self._sizes:
-                self._sizes[sequence] = block.row_bytes(), block.rows_by_window()
-            row_bytes, counts = self._sizes[sequence]
-            total += row_bytes * sum(rows for window, rows in counts.items() if window in windows)
-        return int(total)
+        return int(sum(block.bytes_of(windows) for block in self._blocks.values()))
 
     def add(self, data: bytes, version: int, rows: pl.DataFrame | TupleRows | None = None) -> None:
         """Add a delta's block; its rows get ``version``. Its maker may pass the ``rows``."""
@@ -129,9 +106,8 @@ class LayerTable:
         self._notice(block)
         self._put(block, version, data)
         self.touched = block.windows
-        for window in block.windows:
-            self.versions[window] = version
-            self._seen(window)
+        self.versions |= dict.fromkeys(block.windows, version)
+        self._seen(block.windows)
         ahead, self._ahead = self._ahead, None
         if _is_tail_long(self._blocks):
             # After an eviction the blocks are not those that were merged ahead.
@@ -144,11 +120,10 @@ class LayerTable:
         """Merge the newest blocks, and older ones that are due, into one."""
         self._replace(self._merge_of(self._blocks)())
 
-    def merge_ahead(self, rows: pl.DataFrame | TupleRows, version: int) -> MergeJob[Any] | None:
-        """Return the merge that adding these rows will bring, to be made in a thread.
-
-        None if no merge is due, or a small one. :meth:`add` gives the same table without it.
-        """
+    def merge_ahead(
+        self, rows: pl.DataFrame | TupleRows, version: int
+    ) -> Callable[[], Merge] | None:
+        """Return the merge that adding these rows will bring, None if it is small or not due."""
         if len(self._blocks) < TAIL_BLOCKS_MAX or self.rows + rows.height < AHEAD_ROWS_MIN:
             return None
         if isinstance(rows, pl.DataFrame):
@@ -157,42 +132,26 @@ class LayerTable:
         due = self._due_for_merge(blocks)
         if not _is_tail_long(blocks) or sum(blocks[at].height for at in due) < AHEAD_ROWS_MIN:
             return None
-        return MergeJob(self._merge_of(blocks), self._commit_ahead)
+        return self._merge_of(blocks)
 
-    def _commit_ahead(self, merge: Merge) -> None:
-        self._ahead = merge
+    def commit_ahead(self, made: Merge) -> None:
+        """Take a merge that was made, for the next :meth:`add`."""
+        self._ahead = made
 
-    @property
-    def blocks(self) -> dict[int, pl.DataFrame]:
-        """The blocks by sequence number, oldest first, each with a column ``version``."""
-        return {sequence: block.frame for sequence, block in self._blocks.items()}
-
-    def all_writes(self) -> list[BlockWrite]:
-        """Return the writes that fill an empty local store."""
-        return [
-            BlockWrite(self.name, sequence, -1, encode_block(block.frame))
-            for sequence, block in self._blocks.items()
-        ]
-
-    def load(self, sequence: int, version: int, data: bytes) -> None:
-        """Take a block back from the local store or a snapshot, whole or piece by piece."""
-        if version < 0:
-            frame = decode_block(data, self._stored)
-        else:
-            frame = decode_block(data, self._delta).with_columns(version=pl.lit(version, pl.Int64))
-        self._take_back(sequence, frame)
-        newest = frame.group_by("window_start").agg(pl.col("version").max())
+    def _loaded(self, block: Block, rows: pl.DataFrame) -> None:
+        self._notice(block)
+        newest = rows.group_by("window_start").agg(pl.col("version").max())
         for window, last in newest.iter_rows():
             self.versions[window] = max(last, self.versions.get(window, -1))
-            self._seen(window)
+        self._seen(newest["window_start"])
 
     def evict(self, windows: Sequence[int]) -> None:
         """Forget all cells of these windows."""
         gone = frozenset(w for w in windows if self.versions.pop(w, None) is not None)
         if not gone:
             return
-        if self._oldest in gone:
-            self._oldest = min(self.versions, default=None)
+        if self.oldest in gone:
+            self.oldest = min(self.versions, default=None)
         for sequence, block in list(self._blocks.items()):
             if not block.windows.isdisjoint(gone):
                 rest = block.without(gone)
@@ -202,39 +161,30 @@ class LayerTable:
 
     def clear(self) -> None:
         """Forget everything, as if no block had ever come."""
-        for sequence in list(self._blocks):
-            self._drop(sequence)
+        super().clear()
         self.versions.clear()
         self.touched = frozenset()
-        self._oldest = self._collected = self._ahead = None
-        self._sequence = 0
+        self.oldest = self._collected = self._ahead = None
 
     def forget(self, columns: Collection[str]) -> None:
         """Forget the values of these columns, as if no event had carried their fields."""
         if not columns:
             return
         self._collected = self._ahead = None
-        self._sizes.clear()
         for sequence, block in self._blocks.items():
-            rows = conform(block.frame.drop(columns), self._stored)
-            self._blocks[sequence] = Block(rows)
-            self._write(sequence, -1, encode_block(rows))
+            self._swap(sequence, conform(block.frame.drop(columns), self._stored))
 
     def cells(self, key: Mapping[str, Scalar] | None = None) -> pl.DataFrame:
         """Return the cell frame of all cells, or of those whose key columns have these values."""
-        return self.cells_in(START_MS_MIN, NEVER_ENDS_MS, key or {})
-
-    def cells_in(self, from_ms: int, to_ms: int, key: Mapping[str, Scalar]) -> pl.DataFrame:
-        """Return the cell frame of the cells of windows that start in ``[from_ms, to_ms)``.
-
-        ``key`` has the values of key columns; those not named match all.
-        """
-        return self.collect_in(from_ms, to_ms, key)()
+        return self.collect_in(START_MS_MIN, NEVER_ENDS_MS, key or {})()
 
     def collect_in(
         self, from_ms: int, to_ms: int, key: Mapping[str, Scalar]
     ) -> Callable[[], pl.DataFrame]:
-        """Return a function that makes the frame of :meth:`cells_in` as of now, in any thread."""
+        """Return the maker of the cell frame of windows that start in ``[from_ms, to_ms)``, as now.
+
+        ``key`` has the values of key columns; those not named match all. Any thread may call it.
+        """
         matching, began = self._matching_in(from_ms, to_ms, key), dict(self.began)
 
         def cells() -> pl.DataFrame:
@@ -259,33 +209,18 @@ class LayerTable:
             [_matching(frame, from_ms, to_ms, key, whole=whole) for frame in frames]
         )
 
-    def cells_of(self, windows: Collection[int]) -> pl.DataFrame:
-        """Return the cell frame of the cells of these windows."""
-        return self.collect(windows)()
-
     def collect(self, windows: Collection[int]) -> CellsJob:
-        """Return a job that makes the cell frame of these windows, as they are now, in any thread.
+        """Return the maker of the cell frame of these windows, as they are now, for any thread.
 
-        Every sink asks for the same ones, so a job that is still in use is given again.
+        Every sink asks for the same ones, so one that is still in use is given again.
         """
         wanted = {window: self.versions.get(window, -1) for window in windows}
         if self._collected is not None and self._collected[0] == wanted:
             known = self._collected[1]()
             if known is not None:
                 return known
-        chosen = frozenset(windows)
-        found = [block for block in self._blocks.values() if not block.windows.isdisjoint(chosen)]
-        whole = all(block.windows <= chosen for block in found)
-        frames = frames_of(found, self._stored)
-        began = dict(self.began)
-
-        def cells() -> pl.DataFrame:
-            rows = self._joined(frames)
-            if not whole:
-                rows = rows.filter(is_among(rows["window_start"], chosen))
-            return whole_only(self._cells_of(rows), began)
-
-        job = CellsJob(cells)
+        matching, began = self._of_windows(windows), dict(self.began)
+        job = functools.cache(lambda: whole_only(self._cells_of(matching()), began))
         self._collected = wanted, weakref.ref(job)
         return job
 
@@ -318,39 +253,22 @@ class LayerTable:
         if merge.block.height:
             self._put(merge.block, -1, merge.data)
 
-    def _put(self, block: Block, version: int, data: bytes) -> None:
-        self._blocks[self._sequence] = block
-        self._write(self._sequence, version, data)
-        self._sequence += 1
+    def _seen(self, windows: Iterable[int]) -> None:
+        if (first := min(windows, default=None)) is not None:
+            self.oldest = first if self.oldest is None else min(first, self.oldest)
 
-    def _take_back(self, sequence: int, frame: pl.DataFrame) -> None:
-        known = self._blocks.get(sequence)
-        whole = frame if known is None else pl.concat([known.frame, frame])
-        self._blocks[sequence] = Block(whole)
-        self._notice(self._blocks[sequence])
-        # Oldest first, however the store lists them: the choice of merges, and the last bits of
-        # float sums with it, follows from the order.
-        self._blocks = dict(sorted(self._blocks.items()))
-        self._sequence = max(self._sequence, sequence + 1)
-
-    def _drop(self, sequence: int) -> None:
-        del self._blocks[sequence]
-        self._sizes.pop(sequence, None)
-        self._write(sequence, -1, None)
-
-    def _write(self, sequence: int, version: int, data: bytes | None) -> None:
-        self.writes.append(BlockWrite(self.name, sequence, version, data))
-
-    def _of_windows(self, windows: Collection[int]) -> pl.DataFrame:
+    def _of_windows(self, windows: Collection[int]) -> Callable[[], pl.DataFrame]:
+        """Return a function that makes the frame of the rows of windows."""
         wanted = frozenset(windows)
-        found = [b for b in self._blocks.values() if not b.windows.isdisjoint(wanted)]
-        rows = self._concat(found)
-        if all(block.windows <= wanted for block in found):
-            return rows
-        return rows.filter(is_among(rows["window_start"], wanted))
+        found = [block for block in self._blocks.values() if not block.windows.isdisjoint(wanted)]
+        is_whole = all(block.windows <= wanted for block in found)
+        frames = frames_of(found, self._stored)
 
-    def _concat(self, blocks: Iterable[Block]) -> pl.DataFrame:
-        return self._joined(frames_of(blocks, self._stored))
+        def rows() -> pl.DataFrame:
+            joined = self._joined(frames)
+            return joined if is_whole else joined.filter(is_among(joined["window_start"], wanted))
+
+        return rows
 
     def _joined(self, frames: list[pl.DataFrame]) -> pl.DataFrame:
         return pl.concat(frames) if frames else pl.DataFrame(schema=self._stored)
@@ -360,9 +278,7 @@ class FoldTable(LayerTable):
     """Partial cells of a base layer: rows of one cell add up."""
 
     def __init__(self, layer: Layer) -> None:
-        super().__init__(layer.name, cell_schema(layer))
-        self.layer = layer
-        self._identity = [*layer.key_columns, "window_start"]
+        super().__init__(layer, cell_schema(layer))
 
     def _due_for_merge(self, blocks: dict[int, Block]) -> list[int]:
         """Return the newest blocks, with older ones of up to twice their size."""
@@ -383,15 +299,13 @@ class FoldTable(LayerTable):
 
     def _cells_of(self, rows: pl.DataFrame) -> pl.DataFrame:
         # Columns are in the order of a cell frame.
-        return merge_rows(rows, self._identity, self.layer.accumulators)
+        return merge_rows(rows, self._cell, self.layer.accumulators)
 
     def _small_of(self, rows: pl.DataFrame) -> pl.DataFrame:
-        keys = list(zip(*columns_of(rows, self._identity), strict=True))
-        if len(set(keys)) == len(keys):
+        keys = columns_of(rows, self._cell)
+        if len(set(zip(*keys, strict=True))) == rows.height:
             return rows
-        names = [acc.column for acc in self.layer.accumulators]
-        values = zip(*columns_of(rows, [*names, "version"]), strict=True)
-        return small_cells(self.layer, zip(keys, values, strict=True))
+        return small_cells(self.layer, keys, columns_of(rows, self._values))
 
 
 def _matching(

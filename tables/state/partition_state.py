@@ -17,6 +17,7 @@ from tables.model.layer import Layer
 from tables.model.shape import joined
 from tables.model.window import NEVER_ENDS_MS, NEVER_MS
 from tables.state.block import TupleRows
+from tables.state.block_table import BlockTable, BlockWrite
 from tables.state.cell import later_of
 from tables.state.id_table import IDS, IdTable
 from tables.state.input_plan import InputPlan
@@ -29,7 +30,7 @@ from tables.state.journal import (
     Snapshot,
     SnapshotPart,
 )
-from tables.state.layer_table import BlockWrite, FoldTable, LayerTable
+from tables.state.layer_table import FoldTable, LayerTable
 from tables.state.partition_meta import Meta, may_stand
 from tables.state.rollup_table import RollupTable
 
@@ -37,7 +38,8 @@ from tables.state.rollup_table import RollupTable
 class PartitionState:
     """The state of one source partition: :class:`Meta` and one table per layer.
 
-    ``ids`` are the remembered ids of a source whose events have some; they are one of the tables.
+    ``ids`` are the remembered ids of a source whose events have some. ``all_tables`` are theirs and
+    those of the layers.
     """
 
     def __init__(self, plan: InputPlan, meta: Meta | None = None) -> None:
@@ -49,9 +51,13 @@ class PartitionState:
         }
         source = plan.source
         self.ids = IdTable(source.ids_max) if source is not None and source.id_field else None
+        self.all_tables: dict[str, BlockTable] = {**self.tables}
         if self.ids is not None:
-            self.tables[IDS] = self.ids
+            self.all_tables[IDS] = self.ids
         self._whole: dict[str, dict[str, int]] = {}
+        # Snapshots of formats 1 and 2 do not say since when.
+        unknown = self.meta.announced.keys() - self.meta.since.keys()
+        self.meta.since |= dict.fromkeys(unknown, NEVER_MS)
         self._share()
 
     def apply(
@@ -91,10 +97,7 @@ class PartitionState:
         return (self.meta.revision, self.meta.digest) == (themap.revision, themap.digest)
 
     def skip(self, fingerprint: EntryFingerprint) -> None:
-        """Take the next journal entry, which is known to be a snapshot's part: it changes nothing.
-
-        ``fingerprint`` is the entry's.
-        """
+        """Take the next journal entry, known as a part of a snapshot: it changes nothing."""
         self.meta.journal_offset += 1
         self.meta.entry = fingerprint
 
@@ -117,10 +120,7 @@ class PartitionState:
         return self._least_final_ms()
 
     def complete_ms(self, layer: Layer) -> int:
-        """Return from which start on windows have all events; ``NEVER_ENDS_MS`` while not known.
-
-        A map may get a layer later: it knows nothing of earlier events then.
-        """
+        """Return from which start on windows have all events; ``NEVER_ENDS_MS`` while not known."""
         return self.whole(layer).get("events", NEVER_ENDS_MS)
 
     def is_known(self, layer: Layer) -> bool:
@@ -147,7 +147,7 @@ class PartitionState:
     def sends_whole(self, layer: Layer, coarser: Layer) -> dict[str, int]:
         """Return from which start on a coarser layer gets all of a layer's windows, by column.
 
-        Unknown columns are left out; the result is empty while the layer's own times are not known.
+        Unknown columns are left out, and all while the layer's own times are not known.
         """
         whole = self.whole(layer)
         if "events" not in whole:
@@ -177,23 +177,17 @@ class PartitionState:
         return began_ms
 
     def take_writes(self) -> list[BlockWrite]:
-        """Return the block writes that the local store has not got yet, and forget them.
-
-        There is one for each block: blocks that were merged away meanwhile are only deleted.
-        """
-        writes = {
-            (write.layer, write.sequence): write
-            for table in self.tables.values()
-            for write in table.writes
-        }
-        for table in self.tables.values():
+        """Return the last write of each block that the local store lacks, and forget them all."""
+        writes: dict[tuple[str, int], BlockWrite] = {}
+        for table in self.all_tables.values():
+            writes |= {(write.layer, write.sequence): write for write in table.writes}
             table.writes.clear()
         return list(writes.values())
 
     def all_writes(self) -> list[BlockWrite]:
         """Return the writes that fill an empty local store with all blocks; then none wait."""
         self.take_writes()
-        return [write for table in self.tables.values() for write in table.all_writes()]
+        return [write for table in self.all_tables.values() for write in table.all_writes()]
 
     def _note_snapshot(self, offset: int, snapshot: Snapshot) -> None:
         """Remember the latest snapshot, by the prefix it covers; a late one changes nothing."""
@@ -267,10 +261,7 @@ class PartitionState:
             meta.columns_ms.setdefault(name, {})[column] = begins_ms
 
     def _keep_only(self, claim: Claim) -> None:
-        """Drop layers that a claim's map lacks; those that a later one has again begin anew there.
-
-        Else a state would depend on its reader: some have skipped rows that others hold.
-        """
+        """Drop layers that a claim's map lacks, or a state would depend on its reader's map."""
         meta = self.meta
         if claim.layers is not None:
             self._keep_layers(claim.layers)
@@ -316,21 +307,17 @@ class PartitionState:
         rows: Mapping[str, pl.DataFrame | TupleRows],
     ) -> bool:
         meta = self.meta
-        stands = (delta.start, delta.epoch, delta.revision) == (
-            meta.next_offset,
-            meta.epoch,
-            meta.revision,
-        )
-        if not stands:
+        follows = (meta.next_offset, meta.epoch, meta.revision)
+        if (delta.start, delta.epoch, delta.revision) != follows:
             return False
         meta.tail_bytes += fingerprint[0]
         for name, windows in delta.evicted.items():
-            if name in self.tables and name != IDS:
+            if name in self.tables:
                 self.tables[name].evict(windows)
         self._forget_ids(delta)
         for name, data in delta.blocks.items():
-            if name in self.tables:
-                self.tables[name].add(data, delta.stop, rows.get(name))
+            if name in self.all_tables:
+                self.all_tables[name].add(data, delta.stop, rows.get(name))
                 self._note_first(name)
         if delta.stop > delta.start:
             meta.next_offset = delta.stop
@@ -344,7 +331,7 @@ class PartitionState:
     def _note_first(self, name: str) -> None:
         """Note the first window that a layer's cells are in, after its table took some."""
         first = self.meta.first_ms
-        if first is not None and name != IDS and (seen := self.tables[name].touched):
+        if first is not None and name in self.tables and (seen := self.tables[name].touched):
             first[name] = min(first.get(name, NEVER_ENDS_MS), *seen)
 
     def _forget_ids(self, delta: Delta) -> None:
@@ -366,19 +353,16 @@ class PartitionState:
         for sender, told in delta.whole.items():
             meta.whole[sender] = later_of(meta.whole.get(sender, {}), told)
         for sender in new:
-            # Windows that a sender of an older version had evicted before ended at or below its
-            # floor.
-            floor = NEVER_MS if sender in meta.whole else delta.announced[sender][1]
-            meta.since[sender] = floor
+            # Claims of formats 1 and 2 take all layers for whole. Under later ones, windows that a
+            # sender of an older version had evicted before ended at or below its floor.
+            is_whole = sender in meta.whole or meta.layers is None
+            meta.since[sender] = NEVER_MS if is_whole else delta.announced[sender].final_ms
         if new or delta.whole:
             self._whole.clear()
         self._share()
 
     def _take_floors(self, floors: Mapping[str, int]) -> None:
-        """Take the floors of the layers that the map has now.
-
-        Those of layers that it lost stay: windows announced as final stay so if they come back.
-        """
+        """Take floors; those of layers that the map lost stay, as do their final windows."""
         meta = self.meta
         if not floors:
             return

@@ -15,9 +15,8 @@ from tables.model.window import NEVER_MS
 from tables.state.block import Block, TupleRows, conform, different, frames_of
 from tables.state.cell import cell_schema, in_order, in_parts, merge_rows, whole_only
 from tables.state.journal import Announcement
-from tables.state.layer_table import LayerTable
+from tables.state.layer_table import LayerTable, Merge
 from tables.state.small_merge import SMALL_ROWS_MAX, small_cells
-from tables.state.table_jobs import Merge
 
 _HEARD = ("window_start", "fine_start", "source_partition")
 
@@ -32,11 +31,9 @@ class RollupTable(LayerTable):
     """
 
     def __init__(self, layer: Layer, finer: Layer) -> None:
-        super().__init__(layer.name, rollup_schema(layer))
-        self.layer = layer
+        super().__init__(layer, rollup_schema(layer))
         self.finer = finer
         self.contribution = [*layer.key_columns, "fine_start", "source_partition"]
-        self._cell = [*layer.key_columns, "window_start"]
         self.announced: dict[int, Announcement] = {}
         # The latest finer window of which there is a contribution, by window and sender.
         self._heard: dict[int, dict[int, int]] = {}
@@ -45,44 +42,31 @@ class RollupTable(LayerTable):
         # Columns are in the order of a cell frame.
         return merge_rows(self._latest(rows), self._cell, self.layer.accumulators)
 
-    def parts_in(self, from_ms: int, to_ms: int, key: Mapping[str, Scalar]) -> pl.DataFrame:
-        """Return the contributions of windows that start in the range, and the settled cells.
-
-        The columns are those of :func:`rollup_schema`. ``key`` is as for :meth:`cells_in`.
-        """
-        return self.collect_parts_in(from_ms, to_ms, key)()
-
     def collect_parts_in(
         self, from_ms: int, to_ms: int, key: Mapping[str, Scalar]
     ) -> Callable[[], pl.DataFrame]:
-        """Return the maker of the frame of :meth:`parts_in`, as it is now, for any thread."""
+        """Return the maker of the contributions of windows in the range, and the settled cells.
+
+        The columns are those of :func:`rollup_schema`; else it is like :meth:`collect_in`.
+        """
         matching, began = self._matching_in(from_ms, to_ms, key), dict(self.began)
 
         def parts() -> pl.DataFrame:
             rows = matching()
             if rows.height > SMALL_ROWS_MAX:
                 return whole_only(self._latest(rows), began)
-            return whole_only(TupleRows(self._stored, self._latest_few(rows)).frame(), began)
+            return whole_only(self._latest_few(rows).frame(), began)
 
         return parts
 
     def _small_of(self, rows: pl.DataFrame) -> pl.DataFrame:
-        names = list(self._stored)
-        key = [names.index(name) for name in self._cell]
-        values = [names.index(acc.column) for acc in self.layer.accumulators]
-        values.append(names.index("version"))
-        return small_cells(
-            self.layer,
-            (
-                (tuple(row[at] for at in key), tuple(row[at] for at in values))
-                for row in self._latest_few(rows)
-            ),
-        )
+        values_of = self._latest_few(rows).values
+        return small_cells(self.layer, map(values_of, self._cell), map(values_of, self._values))
 
-    def _latest_few(self, rows: pl.DataFrame) -> list[tuple[Any, ...]]:
+    def _latest_few(self, rows: pl.DataFrame) -> TupleRows:
         """Return the rows that :meth:`_latest` does."""
         names = list(self._stored)
-        place = [names.index(name) for name in self.contribution]
+        identity = [names.index(name) for name in self.contribution]
         fine, contributed = names.index("fine_start"), names.index("contributed")
         version = names.index("version")
         settled = []
@@ -91,13 +75,13 @@ class RollupTable(LayerTable):
             if row[fine] is None:
                 settled.append(row)
                 continue
-            where = tuple(row[at] for at in place)
-            known = single.get(where)
+            contribution = tuple(row[at] for at in identity)
+            known = single.get(contribution)
             if known is None or (known[contributed], known[version]) <= (
                 row[contributed], row[version],
             ):  # fmt: skip
-                single[where] = row
-        return [*settled, *single.values()]
+                single[contribution] = row
+        return TupleRows(self._stored, [*settled, *single.values()])
 
     def _due_for_merge(self, blocks: dict[int, Block]) -> list[int]:
         """Return all: settling needs every row of a contribution at once."""
@@ -156,7 +140,7 @@ class RollupTable(LayerTable):
 
     def known(self, windows: pl.Series) -> pl.DataFrame:
         """Return the largest version held of each single contribution in these coarser windows."""
-        rows = self._of_windows(different(windows))
+        rows = self._of_windows(different(windows))()
         rows = rows.filter(rows["fine_start"].is_not_null())
         return rows.group_by(self.contribution).agg(pl.col("contributed").max().alias("known"))
 

@@ -28,12 +28,7 @@ _Step = tuple[AccumulatorKind, list[int]]
 def merge_few(
     accumulators: tuple[Accumulator, ...], rows: Iterable[tuple[Values, Values]]
 ) -> dict[Values, Values]:
-    """Return, by key, the accumulators and the version of rows that add up.
-
-    Args:
-        accumulators: in order.
-        rows: key; accumulators in order, with the version last.
-    """
+    """Return, by key, the values of rows that add up: accumulators in order, the version last."""
     groups: dict[Values, list[Values]] = {}
     for key, values in rows:
         groups.setdefault(key, []).append(values)
@@ -45,8 +40,11 @@ def merge_few(
     return merged
 
 
-def small_cells(layer: Layer, rows: Iterable[tuple[Values, Values]]) -> pl.DataFrame:
-    """Return the cell frame of rows, each its key with the window last, and values as above."""
+def small_cells(
+    layer: Layer, keys: Iterable[Sequence[Any]], values: Iterable[Sequence[Any]]
+) -> pl.DataFrame:
+    """Return the cell frame of rows, whose columns are given in order, the window last of keys."""
+    rows = zip(zip(*keys, strict=True), zip(*values, strict=True), strict=True)
     merged = merge_few(layer.accumulators, rows)
     return TupleRows(cell_schema(layer), [(*key, *one) for key, one in merged.items()]).frame()
 
@@ -59,8 +57,8 @@ def columns_of(frame: pl.DataFrame, names: Iterable[str]) -> list[list[Any]]:
 def _merged(steps: Sequence[_Step], rows: list[Values]) -> Values:
     *columns, versions = zip(*rows, strict=True)
     found: list[Any] = []
-    for kind, places in steps:
-        values = [columns[place] for place in places]
+    for kind, indexes in steps:
+        values = [columns[index] for index in indexes]
         found.append(None if _has_unknown(kind, values) else kind.merge_values(*values))
     return (*found, max(versions))
 
@@ -72,9 +70,9 @@ def _has_unknown(kind: AccumulatorKind, values: list[Values]) -> bool:
 
 @functools.lru_cache(1_024)
 def _steps_of(accumulators: tuple[Accumulator, ...]) -> tuple[_Step, ...]:
-    """Return how each accumulator is made, and the places of the columns that merging it takes."""
-    places = {accumulator.column: place for place, accumulator in enumerate(accumulators)}
+    """Return how each accumulator is made, and the indexes of the columns that merging it takes."""
+    indexes = {accumulator.column: index for index, accumulator in enumerate(accumulators)}
     return tuple(
-        (kind_of(accumulator), [places[name] for name in merge_columns(accumulator)])
+        (kind_of(accumulator), [indexes[name] for name in merge_columns(accumulator)])
         for accumulator in accumulators
     )

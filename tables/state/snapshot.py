@@ -33,7 +33,7 @@ def capture(state: PartitionState) -> Iterator[SnapshotPart]:
     meta = msgspec.msgpack.encode(state.meta)
     blocks = [
         (name, sequence, block)
-        for name, table in state.tables.items()
+        for name, table in state.all_tables.items()
         for sequence, block in table.blocks.items()
     ]
     return _parts(meta, blocks)
@@ -45,8 +45,8 @@ def restored(plan: InputPlan, parts: Iterable[SnapshotPart]) -> PartitionState:
     state = PartitionState(plan, _META.decode(first.meta))
     for part in (first, *others):
         for name, sequence, data in part.blocks:
-            if name in state.tables:
-                state.tables[name].load(sequence, -1, data)
+            if name in state.all_tables:
+                state.all_tables[name].load(sequence, -1, data)
     return state
 
 

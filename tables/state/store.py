@@ -24,8 +24,8 @@ import rocksdict
 
 from tables.model.errors import TreasureMapError
 from tables.record.sealed import HEAD_BYTES, DamagedError, digest, seal, unpacked, unsealed
+from tables.state.block_table import BlockWrite
 from tables.state.input_plan import InputPlan
-from tables.state.layer_table import BlockWrite
 from tables.state.partition_meta import Meta
 from tables.state.partition_state import PartitionState
 from tables.state.rocks_files import DAMAGE, ROCKS_FILE
@@ -48,7 +48,7 @@ _META = msgspec.msgpack.Decoder(Meta)
 class PartitionStore:
     """The store of one partition in ``folder``; RocksDB's lock keeps other processes out.
 
-    ``damaged`` is called if it is found to be damaged: it is made anew from the journal.
+    ``damaged`` is called if it is found to be damaged.
     """
 
     _is_damaged = False
@@ -113,10 +113,10 @@ class PartitionStore:
             layer, _, sequence = key.decode(errors="replace").partition("/")
             if not sequence.isdecimal():
                 raise DamagedError(f"it holds a block {key!r}")
-            if layer in state.tables:
+            if (table := state.all_tables.get(layer)) is not None:
                 content = unsealed(value)
                 (version,) = _VERSION.unpack_from(content)
-                state.tables[layer].load(int(sequence), version, bytes(content[_VERSION.size :]))
+                table.load(int(sequence), version, bytes(content[_VERSION.size :]))
         # RocksDB takes a list of its tables that was cut off for one that ends there.
         if self._db.get(_SUM_KEY) != _sum(hashes):
             raise DamagedError("some of it is gone: its values do not add up to their sum")
@@ -137,13 +137,10 @@ class PartitionStore:
             del rows
 
     def save(self, writes: list[BlockWrite], meta: Meta) -> None:
-        """Write blocks and meta in one atomic batch.
+        """Write blocks and meta in one atomic batch. Raises TreasureMapError if the disk is full.
 
         The write-ahead log is not synced: deltas that a crash of the machine loses are read from
         the journal.
-
-        Raises:
-            TreasureMapError: the disk does not take it; it is full, for instance.
         """
         batch = rocksdict.WriteBatch(raw_mode=True)
         hashes = self._stored()
@@ -161,7 +158,8 @@ class PartitionStore:
         hashes[_META_KEY] = _hash(_META_KEY, value)
         batch.put(_SUM_KEY, _sum(hashes))
         batch.put(_FORMAT_KEY, bytes((FORMAT,)))
-        self._write(batch)
+        with self._disk("write"):
+            self._db.write(batch)
         self._hashes = hashes
 
     def _stored(self) -> dict[bytes, int]:
@@ -184,9 +182,6 @@ class PartitionStore:
         batch = rocksdict.WriteBatch(raw_mode=True)
         for key in list(self._db.keys()):
             batch.delete(key)
-        self._write(batch)
-
-    def _write(self, batch: rocksdict.WriteBatch) -> None:
         with self._disk("write"):
             self._db.write(batch)
 

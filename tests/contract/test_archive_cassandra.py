@@ -110,9 +110,9 @@ def test_batches_hold_few_rows_of_one_partition_and_all_rows_once() -> None:
     """No batch crosses a partition or passes its limit, and none of the rows is lost."""
     frame = rows([f"k{i}" for i in range(300)], [0, HOUR_MS, BUCKET_MS])
     batches = table().batches(frame, times(frame), now_ms=0)
-    assert all(1 <= len(batch.rows) <= BATCH_ROWS_MAX for batch in batches)
-    assert all(len({row[:2] for row in batch.rows}) == 1 for batch in batches)
-    written = [row for batch in batches for row in batch.rows]
+    assert all(1 <= len(batch) <= BATCH_ROWS_MAX for batch in batches)
+    assert all(len({row[:2] for row in batch}) == 1 for batch in batches)
+    written = [row for batch in batches for row in batch]
     assert len(set(written)) == len(written) == frame.height
     for slot, bucket, key, start, *_ in written:
         assert (slot, bucket) == (key_hash((str(key),)) % 8, start // BUCKET_MS)  # type: ignore[operator]
@@ -122,7 +122,7 @@ def test_long_keys_make_smaller_batches() -> None:
     """A batch stays below the size that Cassandra refuses."""
     frame = rows([f"{i}" + "x" * 5_000 for i in range(10)], [0])
     batches = table(slots=1).batches(frame, times(frame), now_ms=0)
-    assert [len(batch.rows) for batch in batches] == [BATCH_BYTES_MAX // 5_000] * 3 + [1]
+    assert [len(batch) for batch in batches] == [BATCH_BYTES_MAX // 5_000] * 3 + [1]
 
 
 def test_rows_get_the_seconds_left_of_their_ttl_and_expired_ones_are_dropped() -> None:
@@ -130,10 +130,10 @@ def test_rows_get_the_seconds_left_of_their_ttl_and_expired_ones_are_dropped() -
     frame = rows(["a"], [0, HOUR_MS, 2 * HOUR_MS])
     ttl = table(archive_ttl_ms=HOUR_MS)
     batches = ttl.batches(frame, times(frame), now_ms=2 * HOUR_MS + 1)
-    left = [row[-1] for batch in batches for row in batch.rows]
+    left = [row[-1] for batch in batches for row in batch]
     assert left == [3_600, 7_200]
     forever = table().batches(frame, times(frame), now_ms=0)
-    assert [row[-1] for batch in forever for row in batch.rows] == [0, 0, 0]
+    assert [row[-1] for batch in forever for row in batch] == [0, 0, 0]
 
 
 def test_a_password_does_not_show() -> None:
@@ -346,7 +346,7 @@ async def test_a_node_that_goes_and_comes_back_is_written_again(
         with pytest.raises(ArchiveError, match="cannot write layer hours"):
             await archive.write(LAYER, frame, times(frame))
         # So does opening, if the node goes away after it was connected to.
-        schema = schema_module.Schema(archive._cluster, archive._session, settings)
+        schema = schema_module.Schema(archive._session, settings)
         with (
             pytest.raises(ArchiveAwayError, match="was not refreshed"),
             archive_driver.driver("open", "wait"),

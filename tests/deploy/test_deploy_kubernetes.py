@@ -17,8 +17,8 @@ from yarl import URL
 from app.config.connections import advertised_url
 from app.config.settings import Settings, load_settings
 from app.mapfile.load import load_map
+from app.web.access import OPEN, scopes
 from app.web.endpoint import install
-from app.web.guard import HEALTH_PATHS
 from tables.archive.cache import ArchiveCache
 from tables.model.errors import SettingError
 from tests import ROOT
@@ -170,7 +170,6 @@ def test_probes_ask_paths_that_answer_without_a_token() -> None:
     view = StandingView(small_map(), nothing, nothing)
     settings, cache = Settings(web_token=WEB_TOKEN), ArchiveCache(nothing, 0)
     install(site, view, settings, live=nothing, cache=cache, metrics=bytes)
-    routes = {resource.canonical for resource in site.router.resources()}
     (worker,) = [container for _, container in pods() if container["name"] == "worker"]
     (port,) = worker["ports"]
     assert port["containerPort"] == load_settings(environ=pod_environment(worker)).web_port
@@ -180,7 +179,7 @@ def test_probes_ask_paths_that_answer_without_a_token() -> None:
         assert (asked["port"], asked["scheme"]) == (port["name"], "HTTPS")
         paths[name] = asked["path"]
     assert paths == {"startup": "/livez", "liveness": "/livez", "readiness": "/readyz"}
-    assert set(paths.values()) <= routes & set(HEALTH_PATHS)
+    assert {scopes(site)[path] for path in paths.values()} == {OPEN}
 
 
 def test_a_worker_has_one_core_and_ends_in_order() -> None:

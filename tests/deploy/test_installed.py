@@ -10,7 +10,7 @@ import pytest
 
 from tests import ROOT
 from tests.support.package_support import attempt
-from tests.support.station_support import FAUST
+from tests.support.worker_process import FAUST
 from treasure_map.installed import WORKER_PACKAGES
 
 FOREIGN = '"""Tables of somebody else."""\nraise RuntimeError("somebody else\'s code ran")\n'

@@ -18,8 +18,8 @@ from tests import ROOT
 from tests.support.common import flight
 from tests.support.deploy_support import closure, project, top_packages
 from tests.support.package_support import attempt, build, make_environment, run, tracked
-from tests.support.station_support import HOUR_MS, SECONDS_MAX, Process, apply
 from tests.support.waiting import until
+from tests.support.worker_process import HOUR_MS, SECONDS_MAX, Process, apply
 from treasure_map.installed import WORKER_MODULES
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("package")]

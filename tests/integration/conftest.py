@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from tests.support.transport_bench import Bench, Benches
+from tests.support.transport_harness import Benches, TransportHarness
 
 
 @pytest.fixture
 async def benches() -> AsyncIterator[Benches]:
     """Start transports; all are stopped when the test ends."""
-    made: list[Bench] = []
+    made: list[TransportHarness] = []
 
-    async def start(*args: Any, **options: Any) -> Bench:
-        bench = Bench(*args, **options)
+    async def start(*args: Any, **options: Any) -> TransportHarness:
+        bench = TransportHarness(*args, **options)
         made.append(bench)
         await bench.transport.start()
         return bench

@@ -33,9 +33,10 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.errors import KafkaError
 
+from app.kafka.lane import Lane
 from app.kafka.transport import Transport
 from app.kafka.transport_options import TransportOptions
-from app.runtime.faust_app import add_agent, create_app, lane_of
+from app.runtime.faust_app import add_agent, create_app
 from tables.model.errors import FencedError
 from tables.record.chunk import Chunk, Run
 from tests.support import servers
@@ -189,7 +190,10 @@ def build_worker(options: TransportOptions, owners: ToyOwners, port: int, folder
     app = create_app("soak", data_folder=folder, web_port=port)
     transport = Transport(options, app.flow_control.clear)
     topics = {"ingest": RAW, "rollup": LAYER}
-    lanes = [lane_of(app, transport.lane_idle, agent, [topic]) for agent, topic in topics.items()]
+    lanes = [
+        Lane(agent, [topic], app.chunks[agent].put, transport.lane_idle)
+        for agent, topic in topics.items()
+    ]
     transport.serve(owners, lanes)
     owners.restart = transport.restart
     for lane in lanes:

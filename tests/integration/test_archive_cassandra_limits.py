@@ -15,8 +15,8 @@ from tables.archive.protocol import CellRange
 from tables.model.errors import QueryError
 from tests.support.cassandra_rows import BUCKET_MS, HOUR_MS, LAYER, map_of, rows, settings_of, times
 from tests.support.common import flight
-from tests.support.station_support import SECONDS_MAX, Process, apply
 from tests.support.waiting import until
+from tests.support.worker_process import SECONDS_MAX, Process, apply
 
 archive_cassandra = pytest.importorskip("tables.archive.cassandra.archive")
 archive_pages = pytest.importorskip("tables.archive.cassandra.pages")
@@ -35,9 +35,9 @@ async def test_a_read_holds_what_it_may_and_a_page_of_each_request(
     came: list[int] = []
     on_page = archive_pages.Pages._on_page
 
-    def counted(pages: Any, page: list[Any] | None) -> None:
+    def counted(pages: Any, page: list[Any] | None, *error: BaseException) -> None:
         came.append(len(page or ()))
-        on_page(pages, page)
+        on_page(pages, page, *error)
 
     monkeypatch.setattr(archive_pages.Pages, "_on_page", counted)
     layer = msgspec.structs.replace(LAYER, slots=2)

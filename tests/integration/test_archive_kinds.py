@@ -14,8 +14,8 @@ from app.commands.map import command
 from app.config import archives
 from tests.support.common import flight
 from tests.support.memory_archive import MemoryKind
-from tests.support.station_support import HOUR_MS, MAP, SECONDS_MAX, Process, apply
 from tests.support.waiting import until
+from tests.support.worker_process import HOUR_MS, MAP, SECONDS_MAX, Process, apply
 
 WORKER = """
 from app.config import archives

@@ -82,8 +82,8 @@ async def test_what_is_wrong_is_told_with_its_setting(secure_kafka: SecureKafka,
     print(f"{time.monotonic() - began_s:.1f} s: {cause}")  # noqa: T201 - shown where it fails
     assert cause is not None
     assert cause.is_final
-    assert settings.brokers in cause.words
-    assert re.search(told, cause.words), cause.words
+    assert settings.brokers in str(cause)
+    assert re.search(told, str(cause)), str(cause)
 
 
 @pytest.mark.parametrize("client", ["expired", "stranger"])
@@ -97,8 +97,8 @@ async def test_a_certificate_that_brokers_refuse_is_told(
     cause = await cause_of(settings.brokers, kafka_options(settings))
     assert cause is not None
     assert cause.is_final
-    assert "refuses the certificate of this client" in cause.words
-    assert "kafka_cert_file" in cause.words
+    assert "refuses the certificate of this client" in str(cause)
+    assert "kafka_cert_file" in str(cause)
 
 
 COLLECTED_LATE = """

@@ -34,11 +34,11 @@ from tests.support.common import flight
 from tests.support.pki import Authority, Certificate
 from tests.support.reset_proxy import ResetProxy
 from tests.support.secure_servers import SecureCassandra, checks
-from tests.support.station_support import HOUR_MS, SECONDS_MAX, Process, apply, last_words, unready
 from tests.support.waiting import stays, until
+from tests.support.worker_process import HOUR_MS, SECONDS_MAX, Process, apply, last_words, unready
 
 archive_cassandra = pytest.importorskip("tables.archive.cassandra.archive")
-wipe = pytest.importorskip("tables.archive.cassandra.wipe")
+register = pytest.importorskip("tables.archive.cassandra.register")
 
 log = logging.getLogger(__name__)
 
@@ -430,7 +430,7 @@ async def test_a_right_that_is_taken_away_is_named_with_its_table(
         await changed(ask, fails=False)
     await archive.close()
     with pytest.raises(ArchiveError, match="user worker has no DROP permission on <table"):
-        await asyncio.to_thread(wipe.wipe_keyspace, settings, "flights")
+        await asyncio.to_thread(register.wipe_keyspace, settings, "flights")
 
 
 async def changed(ask: Callable[[], Awaitable[Any]], *, fails: bool) -> ArchiveError | None:

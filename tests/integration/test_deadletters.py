@@ -21,8 +21,9 @@ from app.__main__ import group
 from app.cluster.topics import apply_topics
 from app.deadletters import replay as deadletters
 from app.deadletters.replay import DeadLetters, Replayed, ReplayError
-from app.deadletters.side_topic import MARK_HEADER, Mark, SideTopicError, read_records
+from app.deadletters.side_topic import MARK_HEADER, Mark, read_records
 from app.kafka.log import KafkaLog
+from app.kafka.scan import ScanError
 from tables.model.errors import OutcomeUnknownError
 from tables.model.layer import Map
 from tables.record.letter import Letter
@@ -86,7 +87,7 @@ async def offsets(letters: DeadLetters, **options: Any) -> list[int]:
 async def source_values(brokers: str, themap: Map) -> list[bytes]:
     """Return the values in partition 1 of the source."""
     records = read_records(brokers, f"{themap.name}.raw", {1: 0}, {})
-    return [record.value async for record in records]
+    return [record.value async for _, record in records]
 
 
 async def test_a_letter_written_twice_is_one_letter(
@@ -137,7 +138,7 @@ async def test_a_replay_sends_what_was_chosen_once(
     letters = DeadLetters(brokers, themap, "dead", {})
     done = await letters.replay(lambda letter: letter.reason == "json")
     assert done == Replayed(sent=2, landed=0, cut=1, foreign=1)
-    records = [r async for r in read_records(brokers, f"{themap.name}.raw", {1: 0}, {})]
+    records = [r async for _, r in read_records(brokers, f"{themap.name}.raw", {1: 0}, {})]
     assert [record.value for record in records] == [b"value 3", b"value 5"]
     assert dict(records[0].headers) == {"letter": b"1:0", "content-type": b"application/json"}
     assert await letters.replay(lambda letter: letter.reason == "json") == Replayed(0, 0, 1, 1)
@@ -268,7 +269,7 @@ async def test_late_letters_of_a_layer_go_to_a_topic_of_their_own(
         await letters.replay(of_hour, to=source.topic)
     monkeypatch.undo()
     assert await letters.replay(of_hour, resume=True) == Replayed(sent=2, landed=1)
-    records = [r async for r in read_records(brokers, source.topic, {1: 0}, {})]
+    records = [r async for _, r in read_records(brokers, source.topic, {1: 0}, {})]
     assert [record.value for record in records] == [b"value 3", b"value 4", b"value 5"]
     assert dict(records[0].headers) == {"letter": b"late:1:0"}
     assert await source_values(brokers, themap) == []
@@ -310,7 +311,7 @@ async def test_records_that_are_no_letters_are_counted(
 
 async def test_a_topic_that_is_not_there_is_named(brokers: str) -> None:
     """The message has the command that makes it."""
-    with pytest.raises(SideTopicError, match="map apply"):
+    with pytest.raises(ScanError, match="map apply"):
         await DeadLetters(brokers, small_map(name="nobody"), "dead", {}).known()
 
 

@@ -12,8 +12,8 @@ from app.cluster.topics import apply_topics
 from app.mapfile.load import load_map
 from tests.support import servers
 from tests.support.common import flight
-from tests.support.station_support import AWAY, HOUR_MS, SECONDS_MAX, Process, unready
 from tests.support.waiting import stays, until
+from tests.support.worker_process import AWAY, HOUR_MS, SECONDS_MAX, Process, unready
 
 WARNINGS_OF_AN_OUTAGE_MAX = 30
 """First and last lines of each kind that a library logs, and our own two."""

@@ -12,8 +12,8 @@ import pytest
 
 from app.demo.flights.events import MAP_FILE
 from tests import ROOT
-from tests.support.station_support import SECONDS_MAX, Process, apply
 from tests.support.waiting import until
+from tests.support.worker_process import SECONDS_MAX, Process, apply
 
 EXAMPLES = ROOT / "examples"
 LINES_MAX = 40

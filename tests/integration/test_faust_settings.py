@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 from tests import ROOT
-from tests.support.station_support import FAUST, MAP, Process, apply
+from tests.support.worker_process import FAUST, MAP, Process, apply
 
 SHOW = """
 import faust, orjson, sys

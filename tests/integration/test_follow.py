@@ -197,7 +197,8 @@ async def test_records_deleted_before_they_were_read_are_an_error(kafka: str) ->
     async with follow(topic, kafka) as cells:
         await feed.publish("json", ("JFK", 0, 1))
         assert told(await anext(cells)) == ("JFK", 0, 1)
-        reader = cells._inside()
+        reader = cells._reader
+        assert reader is not None
         reader._consumer.pause(*reader._places)
         await feed.publish("json", *(("JFK", hour, 1) for hour in range(5)))
         for partition in range(2):

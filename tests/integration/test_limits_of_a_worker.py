@@ -18,8 +18,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from app.host.watchdog import EXIT_CODE
 from tests.support import faulty_worker, servers
 from tests.support.common import HOUR_MS, flight
-from tests.support.station_support import SECONDS_MAX, Process, apply
 from tests.support.waiting import until
+from tests.support.worker_process import SECONDS_MAX, Process, apply
 
 WORKER = (sys.executable, "-m", faulty_worker.__name__)
 SESSION_MS = 2_000

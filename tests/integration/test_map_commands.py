@@ -257,7 +257,7 @@ def test_apply_refuses_other_layers_than_those_that_journals_know(
     before = "[layers.contacts_minute]"
     new = revised(own_map, ('window = "5s"', 'window = "10s"'), (before, more + before))
     (plan,) = [one for one in plans_of(themap).values() if one.topic.endswith(".radar")]
-    other = InputPlan(load_map(new), plan.topic, 7, (), None, None, 0, {})
+    other = InputPlan(load_map(new), plan.topic, 7, ())
     asyncio.run(write(brokers, plan.journal, plan.claim(0), other.claim(0)))
     with pytest.raises(MapError, match="the window of layer contacts_5s was 5s, now 10s"):
         run("apply", new, "--brokers", brokers)

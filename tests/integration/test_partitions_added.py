@@ -16,8 +16,8 @@ from app.kafka.transport_options import TransportError, TransportOptions
 from tables.model.errors import MapError
 from tests.support.common import HOUR_MS, flight
 from tests.support.kafka_admin import admin_of
-from tests.support.station_support import Process, apply, last_words
 from tests.support.waiting import until
+from tests.support.worker_process import Process, apply, last_words
 
 AT_MS = 1_699_920_000_000
 WORDS = f"the topic got more partitions than the map declares; want 2; {OTHER_PARTITIONS}"

@@ -143,17 +143,19 @@ def test_the_worker_would_refuse_what_the_check_says(
         b'{"type":"PushEvent","created_at":"2024-03-01T00:00:00Z","actor":{"login":"x"}}',
         b'{"type":"PushEvent","created_at":"yesterday"}',
         b'{"type":"PushEvent","created_at":"2999-03-01T00:00:00Z"}',
+        github_events.lines(github_events.events(1)).strip().replace(b"user-0", b"u" * 2_000),
     ]  # fmt: skip
     file = tmp_path / "events.ndjson"
     file.write_bytes(github_events.lines(good) + b"\n".join(bad))
     result = produce(file, "--map", map_file)
     assert result.exit_code == 0
     forks = sum(event["type"] == "ForkEvent" for event in good)
-    assert f": {30 - forks:,} of 35 are usable" in result.stdout
+    assert f": {30 - forks:,} of 36 are usable" in result.stdout
     assert "refused as json: 1, first event 31: " in result.stdout
     assert "refused as missing: 2, first event 32: " in result.stdout
     assert "refused as out_of_range: 1, first event 34: " in result.stdout
     assert "refused as future: 1, first event 35: " in result.stdout
+    assert "refused as key_too_long: 1, first event 36: key field login of " in result.stdout
     assert f"no layer selects {forks}: ForkEvent ({forks})" in result.stdout
     assert bad[0].decode() in result.stdout
     assert set(bad) < set(values_of(records_of(embedded, themap)))

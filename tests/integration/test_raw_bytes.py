@@ -17,8 +17,8 @@ from click.testing import CliRunner
 from app.__main__ import group
 from app.kafka.inflate import INFLATED_BYTES_MAX
 from tests.support.common import flight
-from tests.support.station_support import SECONDS_MAX, Process, apply
 from tests.support.waiting import until
+from tests.support.worker_process import SECONDS_MAX, Process, apply
 
 MIB = 1 << 20
 

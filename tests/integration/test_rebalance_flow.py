@@ -18,9 +18,9 @@ from app.mapfile.load import load_map
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model.errors import OutcomeUnknownError
 from tables.model.limits import RECORD_BYTES_MAX
-from tests.support import station_support
+from tests.support import worker_process
 from tests.support.common import HOUR_MS, flight
-from tests.support.transport_bench import Bench, Memory, until
+from tests.support.transport_harness import Memory, TransportHarness, until
 
 
 class SlowLetters(KafkaLog):
@@ -54,7 +54,7 @@ class Scene:
     def __init__(self, brokers: str, folder: Path) -> None:
         name, group = f"t{uuid.uuid4().hex[:12]}", uuid.uuid4().hex
         file = folder / "map.toml"
-        one = station_support.MAP.replace("partitions = 2", "partitions = 1")
+        one = worker_process.MAP.replace("partitions = 2", "partitions = 1")
         file.write_text(one.format(name=name))
         self.brokers, self.map, self.raw = brokers, load_map(file), f"{name}.raw"
         self.log, self.archive = SlowLetters(brokers), EmbeddedArchive(folder / "archive")
@@ -68,9 +68,13 @@ class Scene:
             fenced=self._fenced,
             misplaced=self._misplaced,
         )
-        self.bench = Bench(brokers, {"ingest": self.raw}, self.owners, group=group, node="a")
-        self.bench._handle = Ingest(self.owners, self.log).handle  # type: ignore[method-assign]
-        self.other = Bench(brokers, {"ingest": self.raw}, Memory(), group=group, node="b")
+        self.bench = TransportHarness(
+            brokers, {"ingest": self.raw}, self.owners, group=group, node="a"
+        )
+        self.bench._handle = Ingest(self.owners).handle  # type: ignore[method-assign]
+        self.other = TransportHarness(
+            brokers, {"ingest": self.raw}, Memory(), group=group, node="b"
+        )
 
     def _fenced(self, topic: str, partition: int, reason: str) -> None:
         self.bench.transport.restart(topic, partition, reason)
@@ -120,7 +124,8 @@ async def test_a_chunk_in_hand_while_its_partition_is_restored_stops_nothing(
             if moves == "rebalance":
                 await scene.other.transport.start()
             else:
-                await scene.owners.give_up(list(scene.owners.each()), OutcomeUnknownError("lost"))
+                for held in list(scene.owners._held.values()):
+                    await scene.owners._lost(held, OutcomeUnknownError("lost"))
             await until(lambda: transport.statistics().restores > restores, "the next owner")
             await scene.applied(1)
             await producer.send_and_wait(scene.raw, flight(90 * HOUR_MS), partition=0)

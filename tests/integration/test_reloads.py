@@ -24,9 +24,9 @@ from app.trust.tokens import make_token
 from tables.model.errors import SettingError
 from tests.support.common import small_map
 from tests.support.pki import PASSPHRASE, Authority, Certificate
-from tests.support.station_support import Process, apply
 from tests.support.waiting import stays, until
 from tests.support.web_support import get, served
+from tests.support.worker_process import Process, apply
 
 MAP = small_map()
 TOKEN = "correct-horse-battery"  # noqa: S105 - no password of anything

@@ -20,7 +20,7 @@ from app.commands.replay import command
 from app.demo.embedded_broker import EmbeddedBroker
 from app.demo.flights import events
 from app.kafka.batch_producer import BATCH_BYTES_MAX, BatchProducer, FeedError, partition_of
-from app.kafka.idempotence import has_idempotent_producer
+from app.kafka.brokers import has_idempotent_producer
 from app.load.replay import Step, keyed, replay, settled_ms, steps
 from app.mapfile.load import load_map
 from tables.model.errors import TreasureMapError

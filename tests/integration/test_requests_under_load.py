@@ -23,8 +23,8 @@ from aiokafka import AIOKafkaProducer
 
 from tests.support.common import HOUR_MS
 from tests.support.loop_meter import WORK_S, work_s
-from tests.support.station_support import Process, apply
 from tests.support.waiting import beats, until
+from tests.support.worker_process import Process, apply
 
 log = logging.getLogger(__name__)
 

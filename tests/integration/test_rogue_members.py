@@ -31,9 +31,9 @@ from tests.support.pki import PASSPHRASE, Authority
 from tests.support.rogue import Rogue, assignment, joined, plan_nothing
 from tests.support.secure_servers import SecureKafka
 from tests.support.secured_workers import CELLS, ORIGINS, Asker, secured
-from tests.support.station_support import Process
-from tests.support.transport_bench import Bench, Benches, Memory
+from tests.support.transport_harness import Benches, Memory, TransportHarness
 from tests.support.waiting import until
+from tests.support.worker_process import Process
 
 pytestmark = pytest.mark.kafka
 
@@ -172,8 +172,8 @@ async def test_a_stranger_makes_no_worker_unready(
 
 
 async def bench_of(
-    server: SecureKafka, start: Callable[..., Awaitable[Bench]], group: str, **more: Any
-) -> Bench:
+    server: SecureKafka, start: Callable[..., Awaitable[TransportHarness]], group: str, **more: Any
+) -> TransportHarness:
     """Start the transport of a worker, in a group with a topic of its own."""
     return await start(
         server.at["SECURE"], {"ingest": group}, Memory(), group=group, map_name="a",

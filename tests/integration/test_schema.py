@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.common import HOUR_MS, flight
-from tests.support.station_support import Process, apply
+from tests.support.worker_process import Process, apply
 
 CHECKS = (
     "not_a_server_error", "status_code_conformance", "content_type_conformance",

@@ -12,8 +12,8 @@ from app.trust.tokens import make_token, revoke_token
 from tests.support.common import flight
 from tests.support.pki import Authority
 from tests.support.secured_workers import CELLS, ORIGINS, SECRET, Asker, secured
-from tests.support.station_support import Process, apply
 from tests.support.waiting import until
+from tests.support.worker_process import Process, apply
 
 
 async def test_workers_answer_for_each_other_over_tls(

@@ -155,7 +155,7 @@ async def test_another_map_s_archive_is_not_deleted(begun: Begun) -> None:
 async def test_a_map_s_tables_go_and_those_of_others_stay(cassandra: Any) -> None:
     """Its id goes too; names that begin alike are other maps."""
     from tables.archive.cassandra.archive import CassandraArchive  # noqa: PLC0415 (an extra)
-    from tables.archive.cassandra.wipe import wipe_keyspace  # noqa: PLC0415 (an extra)
+    from tables.archive.cassandra.register import wipe_keyspace  # noqa: PLC0415 (an extra)
 
     settings = settings_of(cassandra, "wiped")
     ids: dict[str, list[str]] = {"a": [], "a_b": []}

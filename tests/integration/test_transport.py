@@ -26,7 +26,7 @@ from tables.model.errors import (
 from tables.record.chunk import Chunk, Run
 from tests.integration import soak_transport
 from tests.support import servers
-from tests.support.transport_bench import SECONDS_MAX, Bench, Benches, Memory, until
+from tests.support.transport_harness import SECONDS_MAX, Benches, Memory, TransportHarness, until
 
 
 async def topic_on(brokers: str, partitions: int = 2) -> str:
@@ -326,11 +326,11 @@ async def test_a_chunk_that_waits_is_dropped_when_partitions_are_revoked(
 
 async def test_a_missing_topic_and_a_missing_broker_are_named(embedded: str) -> None:
     """A worker that cannot read ends with the remedy."""
-    bench = Bench(embedded, {"ingest": "no-such-topic"}, Memory())
+    bench = TransportHarness(embedded, {"ingest": "no-such-topic"}, Memory())
     with pytest.raises(TransportError, match=r"cannot read no-such-topic: .*map apply"):
         await bench.transport.start()
     await bench.close()
-    bench = Bench("127.0.0.1:1", {"ingest": "t"}, Memory())
+    bench = TransportHarness("127.0.0.1:1", {"ingest": "t"}, Memory())
     with pytest.raises(TreasureMapError, match=r"cannot connect to Kafka: .*127.0.0.1:1") as raised:
         await bench.transport.start()
     assert isinstance(raised.value.__cause__, KafkaConnectionError)

@@ -9,14 +9,13 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from app.cluster.topics import apply_topics
-from app.config.settings import load_settings
 from app.kafka import inflate
+from app.kafka.scan import Scan, ScanError
+from app.verify import record_of
 from app.verify.database import Database
-from app.verify.errors import VerifyError
 from app.verify.events import Events
 from app.verify.letters import Letters
 from app.verify.records import Record
-from app.verify.topics import Topics
 from tests.support.common import flight, small_map
 from tests.support.servers import free_ports
 
@@ -28,11 +27,10 @@ BOUND = 2 << 20
 async def read(broker: str) -> list[Record]:
     """Return all records of the first partition."""
     taken: list[Record] = []
-    settings = load_settings({"brokers": broker}, {})
-    async with Topics(settings) as topics:
-        starts = await topics.starts({RAW: 2})
-        ends = await topics.ends({RAW: 2})
-        await topics.read(starts, ends, lambda _topic, _part, records: taken.extend(records))
+    async with Scan(broker, {}, "cannot read topics", committed=True) as scan:
+        starts = await scan.starts({RAW: 2})
+        async for _, records in scan.read(starts, await scan.ends(starts)):
+            taken += map(record_of, records)
     return taken
 
 
@@ -88,11 +86,27 @@ async def test_a_record_that_a_batch_cuts_is_as_large_as_it_is(
         )  # fmt: skip
 
 
+async def test_offsets_that_never_come_end_the_scan(
+    broker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A log that was made anew meanwhile is shorter than before; nobody waits for it for ever."""
+    await send(broker, [flight(5)])
+    place = (RAW, 0)
+    async with Scan(broker, {}, "cannot read topics", committed=True) as scan:
+        assert await scan.ends([place]) == {place: 1}
+        monkeypatch.setattr("app.kafka.scan.ANSWER_SECONDS", 5.0)
+        found = scan.read({place: 0}, {place: 9})
+        _, records = await anext(found)
+        assert [record.offset for record in records] == [0]
+        with pytest.raises(ScanError, match=r"nothing came within 5 s; .*want up to .*9"):
+            await anext(found)
+
+
 async def test_no_broker_ends_with_one_message_and_nothing_open() -> None:
     """A consumer that could not connect is closed all the same."""
     (port,) = free_ports(1)
-    topics = Topics(load_settings({"brokers": f"127.0.0.1:{port}"}, {}))
-    with pytest.raises(VerifyError, match="cannot read topics: nothing listens at ") as raised:
+    topics = Scan(f"127.0.0.1:{port}", {}, "cannot read topics", committed=True)
+    with pytest.raises(ScanError, match="cannot read topics: nothing listens at ") as raised:
         async with topics:
             pass
     assert str(raised.value).count("nothing listens") == 1

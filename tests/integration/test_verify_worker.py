@@ -15,8 +15,8 @@ from app.load.plan import MAP_FILE
 from app.verify import verify
 from tests.support.cluster import Cluster, Worker
 from tests.support.common import HOUR_MS, flight
-from tests.support.station_support import Process, apply
 from tests.support.waiting import until
+from tests.support.worker_process import Process, apply
 
 MERGED_MAP = """
 revision = 1

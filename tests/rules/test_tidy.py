@@ -43,7 +43,7 @@ WALL_CLOCKS = {
     ("time", "time"), ("time", "time_ns"), ("datetime", "now"), ("datetime", "utcnow"),
     ("datetime", "today"), ("date", "today"),
 }  # fmt: skip
-WALL_CLOCK_DOORS = ("tables/archive/",)
+WALL_CLOCK_DOORS = ("tables/archive/", "tables/model/clock.py")
 # Files that may sleep: the waits of tests, and programs in which a sleep is a fault or a clock's.
 SLEEPERS = (
     "tests/support/waiting.py", "tests/simulation/", "tests/chaos/",
@@ -187,6 +187,8 @@ def wall_clocks(path: str, text: str) -> Iterator[str]:
         if isinstance(node, ast.Attribute) and attribute(node) in WALL_CLOCKS:
             name = ".".join(attribute(node))
             yield f"{path}:{node.lineno}: {name}; use the times of the log, or a clock passed in"
+        elif isinstance(node, ast.ImportFrom) and node.module == "tables.model.clock":
+            yield f"{path}:{node.lineno}: a wall clock; use the times of the log"
 
 
 def docstrings(path: str, text: str) -> Iterator[str]:
@@ -422,6 +424,7 @@ def test_the_rules_see_the_whole_house() -> None:
         (wall_clocks, "tables/x.py", "time.time()"),
         (wall_clocks, "tables/x.py", "clock = time.time_ns"),
         (wall_clocks, "agents/x.py", "dt.datetime.now(dt.UTC)"),
+        (wall_clocks, "agents/x.py", "from tables.model.clock import wall_clock_ms"),
         (sorts, "tables/x.py", 'frame.sort("version")'),
         (sorts, "agents/x.py", 'frame["version"].arg_sort()'),
         (docstrings, "app/x.py", "import os"),

@@ -43,7 +43,7 @@ class PartitionLog:
 
 
 class SimulatedLog:
-    """``agents.partition.log_partition.ReadableLog`` in memory; every call takes time and may fail.
+    """``agents.ports.ReadableLog`` in memory; every call takes time and may fail.
 
     While ``feeds_away``, no append to a feed is done or answered, and while ``topics_away`` none to
     a layer topic.

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from agents.partition.owner import Owner
+from agents.partition.partition_io import PartitionIO
 from agents.partition.recovery import Recovery
-from tables.archive.protocol import Archive
 from tables.model import ledger
 from tables.model.errors import OffsetGoneError
 from tables.model.window import NEVER_ENDS_MS
+from tables.state.block_table import BlockWrite
 from tables.state.input_plan import InputPlan
-from tables.state.journal import Claimant, RecordFingerprint, decode_entry, fingerprint_of
-from tables.state.layer_table import BlockWrite
+from tables.state.journal import decode_entry, fingerprint_of
 from tables.state.partition_meta import Meta
 from tables.state.partition_state import PartitionState
 from tests.simulation.log import PartitionLog
@@ -25,20 +25,16 @@ from tests.simulation.world import World
 T = TypeVar("T")
 
 
-class Reading:
-    """``agents.partition.partition_io.PartitionIO`` of somebody who only reads."""
+class Reading(PartitionIO):
+    """The journal of somebody who only reads, and the state of the store that this one has."""
 
     def __init__(
-        self, journal: PartitionLog, stored: PartitionState | None, archive: Archive
+        self, plan: InputPlan, journal: PartitionLog, stored: PartitionState | None
     ) -> None:
-        self.archive = archive
-        self.claimant = Claimant()
+        # What these are for is overridden below, or never asked for.
+        super().__init__(plan, 0, NotImplemented, NotImplemented, archive=NotImplemented)
         self._journal = journal
         self._stored = stored
-
-    async def append(self, value: bytes) -> int:
-        """Never asked for."""
-        raise NotImplementedError
 
     async def read(self, start: int, stop: int) -> list[bytes]:
         """Return all entries of a range."""
@@ -46,21 +42,9 @@ class Reading:
             raise OffsetGoneError(str(start))
         return [record.value or b"" for record in self._journal.slice(start, stop)]
 
-    async def truncate(self, before: int) -> None:
-        """Never asked for."""
-        raise NotImplementedError
-
     async def journal_bounds(self) -> tuple[int, int]:
         """Return the journal's bounds."""
         return self._journal.start, self._journal.end
-
-    async def source_bounds(self) -> tuple[int, int]:
-        """Never asked for."""
-        raise NotImplementedError
-
-    async def record_fingerprint(self, offset: int) -> RecordFingerprint | None:
-        """Never asked for."""
-        raise NotImplementedError
 
     async def run_in_thread(self, work: Callable[[], T]) -> T:
         """Do it at once."""
@@ -99,7 +83,7 @@ async def check_readers(world: World, worker: Worker) -> Iterator[str]:
         if key == chosen:
             for store in [None, *_left_behind(world, worker, key)]:
                 stored = _load(world, store, owner.plan) if store else None
-                io = Reading(journal, stored, world.archive)
+                io = Reading(owner.plan, journal, stored)
                 other = await Recovery(owner.plan, key[1], io).run(journal.end - 1)
                 if contents(other) != want:
                     start = f"{store}" if store else "the snapshot"
@@ -153,8 +137,8 @@ def contents(state: PartitionState) -> dict[str, Any]:
     Blocks are numbered anew by a reader that began without any.
     """
     found: dict[str, Any] = {"meta": state.meta}
-    for name, table in state.tables.items():
-        found[f"versions of {name}"] = table.versions
+    found |= {f"versions of {name}": table.versions for name, table in state.tables.items()}
+    for name, table in state.all_tables.items():
         found[f"blocks of {name}"] = [Counter(block.rows()) for block in table.blocks.values()]
     return found
 

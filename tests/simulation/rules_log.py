@@ -11,13 +11,13 @@ import msgspec
 import polars as pl
 
 import agents.fold.layers
-import agents.ingest
+import agents.partition.owners
 import tables.state.partition_state
 from agents.fold.content import Before, Content
 from agents.partition.emitter import Emitter
 from agents.partition.letters import send_letters
-from agents.partition.log_partition import LogPartitionIO
 from agents.partition.owner import Owner
+from agents.partition.partition_io import PartitionIO
 from agents.partition.recovery import Recovery
 from tables.model.errors import JournalRefusedError, OutcomeUnknownError
 from tables.model.layer import Layer
@@ -28,7 +28,7 @@ from tests.simulation.rules import Patch, rule
 from tests.simulation.stores import SimulatedStore
 
 _apply_delta = PartitionState._apply_delta
-_append = LogPartitionIO.append
+_append = PartitionIO.append
 _snapshot_at = Recovery._snapshot_at
 _from_snapshot = Recovery._from_snapshot
 _begin = Recovery._begin
@@ -151,7 +151,7 @@ def letters_first() -> list[Patch]:
         with contextlib.suppress(OutcomeUnknownError):
             await send_letters(*args)
 
-    return [(agents.ingest, "send_letters", send)]
+    return [(agents.partition.owners, "send_letters", send)]
 
 
 async def _trusting(self: Owner, entry: Any, value: bytes, rows: Any = None) -> int:
@@ -172,7 +172,7 @@ def read_back() -> list[Patch]:
     return [(Owner, "_append", _trusting)]
 
 
-async def _again(self: LogPartitionIO, value: bytes) -> int:
+async def _again(self: PartitionIO, value: bytes) -> int:
     """Append until an answer comes."""
     while True:
         with contextlib.suppress(OutcomeUnknownError):
@@ -185,7 +185,7 @@ def claim_again() -> list[Patch]:
 
     If both landed, reading back finds the first, and the second does not follow it.
     """
-    return [(LogPartitionIO, "append", _again)]
+    return [(PartitionIO, "append", _again)]
 
 
 @rule(
@@ -195,7 +195,7 @@ def claim_again() -> list[Patch]:
 )
 def claim_again_and_read_back() -> list[Patch]:
     """Repeat an append whose outcome is unknown, and trust its acknowledgement."""
-    return [(LogPartitionIO, "append", _again), (Owner, "_append", _trusting)]
+    return [(PartitionIO, "append", _again), (Owner, "_append", _trusting)]
 
 
 async def _advance_first(self: Owner, content: Content, tail: Any, *, store: bool) -> None:

@@ -12,9 +12,8 @@ import polars as pl
 import agents.partition.writers
 from agents.fold.content import Content
 from agents.fold.gather import Gatherer
-from agents.partition.emission import FEED
 from agents.partition.owner import Owner
-from agents.partition.sinks import Sinks
+from agents.partition.sinks import FEED, Sinks
 from agents.partition.writers import archive_rows
 from tables.model.errors import ArchiveError
 from tables.model.layer import Layer

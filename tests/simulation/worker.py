@@ -79,8 +79,8 @@ class Worker:
             misplaced=self._misplaced,
             early_emit_s=early_emit_s,
         )
-        self._ingest = Ingest(self.owners, around.log)
-        self._rollup = Rollup(self.owners, around.log)
+        self._ingest = Ingest(self.owners)
+        self._rollup = Rollup(self.owners)
         sources = {source.topic for source in themap.sources}
         for topics in (sources, set(themap.inputs()) - sources):
             self._spawn(self._lane, sorted(topics))

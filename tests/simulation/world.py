@@ -19,9 +19,9 @@ from unittest import mock
 import polars as pl
 
 import agents.fold.small
-import agents.partition.log_partition
 import agents.partition.owner
 import agents.partition.owners
+import agents.partition.partition_io
 import agents.partition.recovery
 import agents.partition.writers
 import tables.state.layer_table
@@ -322,7 +322,7 @@ def prepared(rng: random.Random, stores: Stores) -> Iterator[None]:
                 "SNAPSHOT_TAIL_BYTES_MIN",
                 rng.choice((1_000, 4_000, 1 << 20)),
             ),
-            (agents.partition.log_partition, "READ_BYTES_MAX", rng.choice((2_000, 20_000))),
+            (agents.partition.partition_io, "READ_BYTES_MAX", rng.choice((2_000, 20_000))),
             (agents.partition.recovery, "LOOK_BACK_ENTRIES", rng.choice((2, 16))),
             (tables.state.snapshot, "PART_BYTES", rng.choice((1, 1 << 20))),
             (agents.partition.owner, "UNSAVED_DELTAS_MAX", rng.choice((1, 3, 16))),

@@ -60,8 +60,8 @@ class LocalWorker:
             misplaced=lambda *place: self.misplaced.append(place),
             early_emit_s=self.early_emit_s,
         )
-        self.ingest = Ingest(self.owners, self.log)
-        self.rollup = Rollup(self.owners, self.log)
+        self.ingest = Ingest(self.owners)
+        self.rollup = Rollup(self.owners)
 
     async def restore(self) -> None:
         """Restore every partition, again if the outcome was unknown."""

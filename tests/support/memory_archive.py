@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from app.config.archive_kind import Fault, Schema, Wiping
+from app.config.archive_kind import ArchiveKind, Fault, Schema, Wiping
 from app.config.settings import Settings
 from app.host.reloads import Reloads
 from tables.archive.identity import History, Whose, check_map, draw_id
@@ -125,7 +125,7 @@ class MemoryArchive:
             raise ArchiveError(f"cannot {verb} archive: it is closed")
 
 
-class MemoryKind:
+class MemoryKind(ArchiveKind):
     """The kind ``memory``; all its archives have the same contents."""
 
     name = "memory"

@@ -11,7 +11,7 @@ import aiohttp
 
 from tests.support import servers
 from tests.support.pki import Authority, Certificate
-from tests.support.station_support import Process
+from tests.support.worker_process import Process
 
 SECRET = "secret-between-workers"  # noqa: S105 - no password of anything
 CELLS = "/v1/layers/hour/cells?from=0&to=86400000"

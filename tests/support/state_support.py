@@ -10,10 +10,11 @@ import polars as pl
 
 from agents.fold.content import Content
 from tables.state.block import TupleRows, encode_block
+from tables.state.block_table import BlockTable, BlockWrite
 from tables.state.cell import cell_schema
 from tables.state.input_plan import InputPlan, plans_of
 from tables.state.journal import Announcement, Claim, Delta, Entry, encode_entry, fingerprint_of
-from tables.state.layer_table import BlockWrite, FoldTable, LayerTable
+from tables.state.layer_table import FoldTable, LayerTable
 from tables.state.partition_state import PartitionState
 from tables.state.rollup_table import RollupTable, rollup_schema
 from tests.support.common import DAY_MS, dataclasses_replace, small_map
@@ -101,7 +102,7 @@ def reload(table: LayerTable, disk: dict[int, BlockWrite], rng: random.Random) -
         table.load(write.sequence, write.version, write.data)
 
 
-def keep(table: LayerTable, disk: dict[int, BlockWrite]) -> None:
+def keep(table: BlockTable, disk: dict[int, BlockWrite]) -> None:
     """Take the table's writes into ``disk``, in their order."""
     for write in table.writes:
         if write.data is None:

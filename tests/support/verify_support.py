@@ -123,16 +123,14 @@ class Recomputed:
     def load_archived(self, layer: Layer, archived: Archived) -> None:
         """Have other rows of a layer in the archive's table."""
 
-        class Archive:
-            def frames(self, themap: Map, layer: Layer) -> Iterator[pl.DataFrame]:
-                del themap
-                for ((key, start), part), stored in archived.items():
-                    keys = dict(zip(layer.key_columns, key, strict=True))
-                    row = {"source_partition": part, **keys, "window_start": start, **stored}
-                    wide = {name: pl.Int128 for name in stored if name[:2] in ("su", "sq")}
-                    yield pl.DataFrame([row], schema_overrides=wide)
+        def frames() -> Iterator[pl.DataFrame]:
+            for ((key, start), part), stored in archived.items():
+                keys = dict(zip(layer.key_columns, key, strict=True))
+                row = {"source_partition": part, **keys, "window_start": start, **stored}
+                wide = {name: pl.Int128 for name in stored if name[:2] in ("su", "sq")}
+                yield pl.DataFrame([row], schema_overrides=wide)
 
-        load_archived(self.database, Archive(), self.themap, layer)
+        load_archived(self.database, layer, frames())
 
     def load_answers(
         self,

@@ -18,9 +18,8 @@ from tables.measures.registry import ACCUMULATORS, MEASURES, register
 from tables.measures.sum import N
 from tables.model.errors import MapError
 from tables.model.layer import Map
-from tables.query.cell_query import Limits
+from tables.query.cell_query import Limits, measure_columns
 from tables.query.family import parse_family_query
-from tables.query.measure_columns import measure_columns
 from tables.query.top import parse_top_query, top_rows
 from tables.state.cell import in_order, measures_of
 from tests.support.common import DAY_MS, MemoryLog

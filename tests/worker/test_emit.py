@@ -16,11 +16,11 @@ from agents.decode.records import Decoder
 from agents.fold.layers import Folder
 from agents.partition import emitter as emit
 from agents.partition import writers
-from agents.partition.emission import ARCHIVE, FEED
 from agents.partition.emit_counts import EmitCounts
 from agents.partition.emitter import Emitter
-from agents.partition.log_partition import LogPartitionIO
 from agents.partition.owner import Owner, tail_of
+from agents.partition.partition_io import PartitionIO
+from agents.partition.sinks import ARCHIVE, FEED
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.protocol import CellRange
 from tables.model.errors import ArchiveError, OutcomeUnknownError
@@ -157,7 +157,7 @@ class Scene:
         assert plan.source is not None
         self.log, self.archive = log, archive
         self.store = PartitionStore(folder)
-        self.owner = Owner(plan, 1, LogPartitionIO(plan, 1, log, self.store, archive=archive))
+        self.owner = Owner(plan, 1, PartitionIO(plan, 1, log, self.store, archive=archive))
         self.counts = EmitCounts()
         self.failures: list[BaseException] = []
         self.spread = Spread()
@@ -196,7 +196,13 @@ class Scene:
 
     async def idle(self) -> bool:
         """Return whether the tasks have seen every wake."""
-        return not self.emitter.statistics().woken
+        schedules = self.emitter._schedules.values()
+        return not any(schedule._news.is_set() for schedule in schedules)
+
+    @property
+    def tasks(self) -> int:
+        """The number of tasks that have not ended."""
+        return sum(not task.done() for task in self.emitter._tasks)
 
     async def told(self) -> bool:
         """Return whether the layer topic's partitions have heard of the present floor."""
@@ -427,10 +433,10 @@ async def test_a_stop_ends_tasks_that_wait_for_ever(scene: Scene) -> None:
         return scene.archive.attempts == 1 and scene.owner.sinks.unacknowledged(HOUR) == 1
 
     await until(hanging)
-    assert scene.emitter.statistics().tasks == 2
+    assert scene.tasks == 2
     async with asyncio.timeout(10):
         await scene.emitter.stop()
-    assert scene.emitter.statistics().tasks == 0
+    assert scene.tasks == 0
     assert scene.failures == []
     assert scene.owner.sinks.unacknowledged(HOUR) == 1
 
@@ -446,7 +452,7 @@ async def test_a_stop_ends_tasks_between_two_retries(scene: Scene) -> None:
     await until(failed)
     async with asyncio.timeout(10):
         await scene.emitter.stop()
-    assert scene.emitter.statistics().tasks == 0
+    assert scene.tasks == 0
     assert scene.failures == []
 
 
@@ -475,7 +481,7 @@ async def test_a_layer_that_nothing_is_made_from_goes_to_the_archive_only(
     scene.emitter.start()
     await scene.feed(0, HOUR_MS)
     await until(scene.settled)
-    assert scene.emitter.statistics().tasks == 1
+    assert scene.tasks == 1
     assert scene.archive.versions() == [(0, BASE + 2)]
     assert scene.log.contributions() == []
 

@@ -19,7 +19,7 @@ from agents.fold.small import SmallBatchFolder
 from tables.measures.floats import float_sum
 from tables.model.layer import Field, Layer, Map, Measure
 from tables.model.window import NEVER_MS
-from tables.query.measure_columns import measure_columns
+from tables.query.cell_query import measure_columns
 from tables.state.block import TupleRows
 from tables.state.cell import archive_schema, cell_schema, measures_of, merge_partitions
 from tables.state.input_plan import plans_of
@@ -67,8 +67,8 @@ def merged(layer: Layer, parts: list[pl.DataFrame]) -> tuple[pl.DataFrame, pl.Da
     rows = pl.concat(parts).with_columns(
         version=pl.lit(1, pl.Int64), source_partition=pl.lit(0, pl.Int32)
     )[list(archive_schema(layer))]
-    place = len(layer.key) + 1
-    few = small_cells(layer, ((row[:place], row[place:-1]) for row in rows.rows()))
+    first, columns = len(layer.key) + 1, [column.to_list() for column in rows]
+    few = small_cells(layer, columns[:first], columns[first:-1])
     return few, merge_partitions(layer, rows)
 
 

@@ -17,7 +17,6 @@ import aiohttp
 import pytest
 
 from agents.partition.emitter import Emitter
-from app.health.readiness import Readiness
 from app.peers.wire import PATH, encode_reads
 from app.runtime.worker_status import WorkerStatus
 from tables.archive.embedded.archive import EmbeddedArchive
@@ -95,7 +94,7 @@ async def status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     await house.restore()
     assert await house.step(RAW, 1_000)
     transport: Any = QuietTransport()
-    yield WorkerStatus(MAP, archive, house.owners, transport, NO_PRESSURE, readiness=Readiness())
+    yield WorkerStatus(MAP, archive, house.owners, transport, NO_PRESSURE, readiness=list)
     await house.kill()
     await archive.close()
 

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from agents.partition import writers
-from agents.partition.emission import ARCHIVE
-from app.health.readiness import Readiness
+from agents.partition.sinks import ARCHIVE
 from app.runtime.worker_status import WorkerStatus
-from app.web.map_answer import describe_map
+from app.web.pages import describe_map
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.protocol import CellRange
 from tables.model import ledger
@@ -79,7 +78,7 @@ def view_of(house: LocalWorker) -> WorkerStatus:
     """Return the web endpoint's view of a house."""
     transport: Any = NoTransport()
     return WorkerStatus(
-        house.map, house.archive, house.owners, transport, NO_PRESSURE, readiness=Readiness()
+        house.map, house.archive, house.owners, transport, NO_PRESSURE, readiness=list
     )
 
 
@@ -362,7 +361,7 @@ async def test_a_combiner_has_no_archive_and_leaves_its_table(
     merging = house.owners.get(HOUR_TOPIC, 0)
     assert merging is not None
     assert merging.sinks.names_of(HOUR) == [ARCHIVE, "day"]
-    tables = [table for each in house.owners.each() for table in each.state.tables.values()]
+    tables = [table for each in house.owners.each() for table in each.state.all_tables.values()]
 
     async def empty() -> bool:
         return not any(table.rows for table in tables)

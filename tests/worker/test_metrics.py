@@ -10,12 +10,10 @@ from typing import cast
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.health.readiness import Readiness
 from app.health.watch import Progress, Watch
 from app.host.floods import FloodFilter
 from app.host.reloads import Reloads
-from app.kafka.assignor import Member
-from app.kafka.group_map import GroupMap
+from app.kafka.assignor import GroupMap, Member
 from app.kafka.lane import Lane
 from app.kafka.membership import Membership, Strangers
 from app.kafka.statistics import Statistics
@@ -70,7 +68,7 @@ async def samples(tmp_path: Path) -> dict[tuple[str, ...], float]:
     await house.restore()
     await house.settle()
     transport = cast("Transport", StandingTransport())
-    view = WorkerStatus(MAP, archive, house.owners, transport, NO_PRESSURE, readiness=Readiness())
+    view = WorkerStatus(MAP, archive, house.owners, transport, NO_PRESSURE, readiness=list)
     lane = Lane("ingest", frozenset(), house.ingest.handle, lambda _: None)
     peers = Peers(MAP, view.local, dict, own_url="")
     cache = ArchiveCache(archive, 1 << 20)

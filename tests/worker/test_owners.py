@@ -208,7 +208,7 @@ async def test_sealed_and_acknowledged_cells_leave_the_table(
     house = make()
     fill(house.log, 8)
     await house.settle()
-    tables = [table for owner in house.owners.each() for table in owner.state.tables.values()]
+    tables = [table for owner in house.owners.each() for table in owner.state.all_tables.values()]
 
     async def empty() -> bool:
         return not any(table.rows for table in tables)

@@ -380,8 +380,8 @@ async def test_a_worker_whose_certificate_fails_is_told(
         "peer_secret": SECRET,
     }  # fmt: skip
     async with served(MAP, tmp_path / "archive", [stored()], **settings) as (_, url):
-        peers = peers_of(url, only_https=True)
-        peers.tls = client_context(PemFiles("web", str(authority.ca_file)))
+        tls = client_context(PemFiles("web", str(authority.ca_file)))
+        peers = peers_of(url, only_https=True, tls=tls)
         # The endpoint is signed for under the address that its settings say.
         peers._key = SignsFor("https://127.0.0.1:6066")
         for _ in range(3):

@@ -12,8 +12,7 @@ import orjson
 import pytest
 
 import agents.query.reader
-from agents.query.answers import FamilyAnswer
-from agents.query.reader import Reader
+from agents.query.reader import FamilyAnswer, Reader
 from tables.archive.cache import ArchiveCache
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.protocol import CellRange

@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agents.partition.log_partition import LogPartitionIO
 from agents.partition.owner import Owner
+from agents.partition.partition_io import PartitionIO
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.identity import History
 from tables.model.errors import (
@@ -224,7 +224,7 @@ async def test_another_group_on_the_map_is_told_of_once(
     """The warning has its name and advice; readiness says so for as long as it goes on."""
     log = MemoryLog()
     house = await make("mine", log)
-    assert house.owners.rivals.reason() == ""
+    assert house.owners.rivals.reasons() == []
     fill(log, 6, count=40)
     for _ in range(2):
         await house.restore()
@@ -232,7 +232,7 @@ async def test_another_group_on_the_map_is_told_of_once(
         await house.step(RAW, 5)
     assert house.fenced == [(RAW, 0), (RAW, 0)]
     told = [one.getMessage() for one in caplog.records if one.levelno == logging.ERROR]
-    reason = house.owners.rivals.reason()
+    (reason,) = house.owners.rivals.reasons()
     assert told == [reason]
     assert reason.startswith("partitions are taken by node theirs of group other: two groups on")
 
@@ -245,12 +245,12 @@ async def test_another_node_of_the_group_is_no_rival(make: Made) -> None:
     await claimed_by(house, Claimant(group="g", node="theirs"))
     await house.step(RAW, 5)
     assert house.fenced == [(RAW, 0)]
-    assert house.owners.rivals.reason() == ""
+    assert house.owners.rivals.reasons() == []
 
 
 async def claimed_by(house: LocalWorker, claimant: Claimant) -> None:
     """Have another worker, with the same archive, claim the first partition."""
     store = PartitionStore(house.folder.parent / f"of {claimant.node}" / "0")
-    io = LogPartitionIO(RAW_PLAN, 0, house.log, store, archive=house.archive, claimant=claimant)
+    io = PartitionIO(RAW_PLAN, 0, house.log, store, archive=house.archive, claimant=claimant)
     await Owner(RAW_PLAN, 0, io).claim()
     store.close()

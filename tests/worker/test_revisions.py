@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from agents.partition.log_partition import LogPartitionIO
+from agents.partition.partition_io import PartitionIO
 from agents.partition.recovery import Recovery
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.state import snapshot
@@ -64,7 +64,7 @@ class History:
         """Let an owner of another revision take over."""
         self.plan = plan
         epoch = self._put(plan.claim(0))
-        io = LogPartitionIO(
+        io = PartitionIO(
             plan, 0, self.log, self.store, archive=EmbeddedArchive(self.store.folder / "archive")
         )
         self.state = await Recovery(plan, 0, io).run(epoch)
@@ -192,7 +192,7 @@ def places(state: PartitionState, *ids: str) -> list[int | None]:
     """Return the places of remembered ids, from the end; None for others."""
     assert state.ids is not None
     found = state.ids.find(hash_ids(pl.Series(ids)))
-    return [found[at].place if at in found else None for at in range(len(ids))]
+    return [found[at].row if at in found else None for at in range(len(ids))]
 
 
 async def test_ids_that_come_back_begin_anew(history: History) -> None:

@@ -17,6 +17,7 @@ from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model.errors import ArchiveError, OutcomeUnknownError
 from tables.model.layer import Map
 from tables.query.family import parse_family_query
+from tables.state.journal import Snapshot
 from tests.support.common import DAY_MS, HOUR_MS, MemoryLog, dataclasses_replace, flight, small_map
 from tests.support.local_worker import RAW, LocalWorker, archived, expected
 from tests.support.owned import LIMITS, Owned
@@ -179,7 +180,8 @@ async def test_a_repeat_is_recognised_after_the_id_was_dropped_and_taken_up_agai
     await take(event(30 * MINUTE_MS, "new"))
     owner = upgrade.owner()
     covers, parts = owner.capture()
-    await owner.append_snapshot(covers, [await owner.append_part(part) for part in parts])
+    references = [await owner.append_snapshot(part) for part in parts]
+    await owner.append_snapshot(Snapshot(covers, references))
     await upgrade.to(with_id(3, has_id=True))
     # The one is remembered until 3:00; when the other comes, the ids of the first are past.
     await take(event(90 * MINUTE_MS, "x"))

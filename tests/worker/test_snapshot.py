@@ -14,8 +14,8 @@ import pytest
 
 from agents.partition import owner as owner_module
 from agents.partition import recovery
-from agents.partition.log_partition import LogPartitionIO
 from agents.partition.owner import Owner
+from agents.partition.partition_io import PartitionIO
 from agents.partition.recovery import Recovery
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model.errors import FencedError, JournalRefusedError
@@ -221,7 +221,7 @@ class Scene:
     def __init__(self, folder: Path) -> None:
         self.log = MemoryLog()
         self.store = PartitionStore(folder)
-        self.io = LogPartitionIO(
+        self.io = PartitionIO(
             RAW_PLAN, 0, self.log, self.store, archive=EmbeddedArchive(folder / "archive")
         )
 
@@ -344,10 +344,10 @@ async def test_a_snapshot_of_a_lost_owner_is_given_up(make: Callable[[], LocalWo
     zombie = first.owners.get(RAW, 0)
     assert isinstance(zombie, Owner)
     covers, parts = zombie.capture()
-    place = await zombie.append_part(next(parts))
+    reference = await zombie.append_snapshot(next(parts))
     await second.restore()
     with pytest.raises(FencedError):
-        await zombie.append_snapshot(covers, [place])
+        await zombie.append_snapshot(Snapshot(covers, [reference]))
     await second.settle()
     assert not second.failures
 

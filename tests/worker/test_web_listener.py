@@ -25,9 +25,9 @@ from app.web.listener import network_of
 from app.web.server import connections_max
 from tests.support.common import flight, small_map
 from tests.support.pki import Authority
-from tests.support.station_support import Process, apply
 from tests.support.waiting import beats, stays, until
 from tests.support.web_support import StandingView, served, stored
+from tests.support.worker_process import Process, apply
 
 MAP = small_map()
 LIVEZ = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"

@@ -202,7 +202,7 @@ def test_a_row_is_in_the_partition_that_is_asked_for_it(window: str, time_ms: in
     start = table.layer.window.start(time_ms)
     rows = frame([stored() | {"window_start": start}], table.layer)
     (batch,) = table.batches(rows, pl.Series([start * 1_000]), now_ms=0)
-    (row,) = batch.rows
+    (row,) = batch
     asked = table.partitions(CellRange(start, start + 1, {"origin": "JFK", "carrier": "UA"}), 0)
     assert asked == [row[:2]]
 

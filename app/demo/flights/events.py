@@ -16,7 +16,6 @@ import importlib.util
 import io
 import pathlib
 import zipfile
-from collections.abc import Iterator
 
 import polars as pl
 
@@ -113,12 +112,6 @@ def records(events: pl.DataFrame) -> pl.DataFrame:
 def flight_records() -> pl.DataFrame:
     """Read the file and return its records; see :func:`records`."""
     return records(flight_events(read_flights()))
-
-
-def iterate(frame: pl.DataFrame) -> Iterator[tuple[bytes, bytes, int]]:
-    """Yield ``(key, JSON, event_time_ms)`` of each record of :func:`records`, in order."""
-    for at, key, value in frame.select("at", "key", "value").iter_rows():
-        yield key.encode(), value.encode(), at
 
 
 def _times_min() -> list[pl.Expr]:

@@ -1,15 +1,13 @@
 """The archive in Cassandra, for any number of workers: a table a layer, the latest write wins.
 
-With the modules ``tables.archive_*`` that are named in tests/rules/test_tidy.py the only one that
-imports the Cassandra driver, which comes with the extra ``cassandra``. The driver answers in
-threads of its own; answers cross to the event loop by ``call_soon_threadsafe``, and calls that wait
-(connect, schema, prepare, shutdown) run in a thread.
+The driver, which comes with the extra ``cassandra``, is imported in this package alone. It answers
+in threads of its own; answers cross to the event loop by ``call_soon_threadsafe``, and calls that
+wait (connect, schema, prepare, shutdown) run in a thread.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterable
 
 import polars as pl
@@ -17,8 +15,8 @@ from cassandra.cluster import Cluster, Session
 from cassandra.query import BatchStatement, BatchType, PreparedStatement, Statement
 
 from tables.archive.cassandra.cluster import CassandraSettings, cluster_of, connect
-from tables.archive.cassandra.cql import Batch, CassandraTable, Row
-from tables.archive.cassandra.driver import AGAIN, ANSWER_S, driver
+from tables.archive.cassandra.cql import CassandraTable, Row
+from tables.archive.cassandra.driver import ANSWER_S, driver
 from tables.archive.cassandra.pages import Pages
 from tables.archive.cassandra.reads import Requests
 from tables.archive.cassandra.register import Register
@@ -26,6 +24,7 @@ from tables.archive.cassandra.schema import Schema
 from tables.archive.identity import History
 from tables.archive.layout import check_key, too_many_rows
 from tables.archive.protocol import CellRange
+from tables.model.clock import wall_clock_ms
 from tables.model.cost import QueryCost
 from tables.model.errors import ArchiveAwayError, ArchiveError
 from tables.model.layer import Layer, Map
@@ -35,11 +34,7 @@ __all__ = ["CassandraArchive", "CassandraSettings"]
 
 
 class CassandraArchive:
-    """An archive in one keyspace. Rows expire at window end + TTL; the rest is the protocol's.
-
-    Args:
-        settings: addresses, login and keyspace.
-        clock_ms: the wall clock that TTLs are measured against.
+    """An archive in one keyspace. Rows expire at window end + TTL, by ``clock_ms``.
 
     Attributes:
         partitions_read_total: partitions asked for by reads since the archive was made.
@@ -47,17 +42,16 @@ class CassandraArchive:
     """
 
     def __init__(
-        self, settings: CassandraSettings, clock_ms: Callable[[], int] | None = None
+        self, settings: CassandraSettings, clock_ms: Callable[[], int] = wall_clock_ms
     ) -> None:
         self._settings = settings
-        self._clock_ms = clock_ms or _wall_clock_ms
+        self._clock_ms = clock_ms
         self._wanted = False
         self._is_readable = False
         self._cluster: Cluster | None = None
         self._session: Session | None = None
         self._map_name = ""
         self._id = ""
-        self._register: Register | None = None
         self._tables: dict[str, CassandraTable] = {}
         self._prepared: dict[str, PreparedStatement] = {}
         self._requests = Requests(settings.keyspace)
@@ -78,10 +72,8 @@ class CassandraArchive:
     @property
     def place(self) -> str:
         """Keyspace and map, and their nodes."""
-        settings = self._settings
-        return (
-            f"map {self._map_name} in keyspace {settings.keyspace} at {', '.join(settings.hosts)}"
-        )
+        hosts = ", ".join(self._settings.hosts)
+        return f"map {self._map_name} in keyspace {self._settings.keyspace} at {hosts}"
 
     async def open(self, themap: Map) -> None:
         """Connect; check keyspace and tables, and make those that are missing.
@@ -112,11 +104,7 @@ class CassandraArchive:
             raise ArchiveError("cannot open archive: it was closed meanwhile") from error
 
     async def write(self, layer: Layer, rows: pl.DataFrame, write_times_us: pl.Series) -> None:
-        """Store the rows; returns when a quorum of replicas has every one. See the protocol.
-
-        Raises:
-            ArchiveError: Cassandra did not take some row in time, or the archive is closed.
-        """
+        """Store the rows; returns when a quorum of replicas has every one. See the protocol."""
         table = self._tables[layer.name]
         assert list(rows.schema.items()) == list(table.schema.items()), "rows are an archive frame"
         assert len(write_times_us) == rows.height, "one write time a row"
@@ -130,13 +118,7 @@ class CassandraArchive:
     async def read(
         self, layer: Layer, cells: CellRange, cost: QueryCost | None = None
     ) -> pl.DataFrame:
-        """Return the rows in range; see the protocol.
-
-        Raises:
-            ArchiveError: Cassandra did not answer in time, or the archive is closed.
-            QueryError: more than ``cells.rows_max`` rows, too many partitions, or a field the key
-                does not have.
-        """
+        """Return the rows in range, of no more partitions than allowed; see the protocol."""
         check_key(layer, cells)
         table = self._tables[layer.name]
         now_ms = self._clock_ms()
@@ -176,9 +158,6 @@ class CassandraArchive:
 
         Until all tables have answered once, and after a failure, each of them is asked: the right
         to read a table may be missing, and a new one is not written for a while.
-
-        Raises:
-            ArchiveError: it does not, or the archive is closed.
         """
         verb = "reach the archive"
         tables = list(self._tables.values())
@@ -194,21 +173,17 @@ class CassandraArchive:
     async def history(self, topic: str, partition: int) -> History | None:
         """Return which journal the rows of a partition come from; see the protocol."""
         verb = f"read the history of {topic}"
-        register = self._registered(verb)
-        with driver(verb, AGAIN):
-            return await asyncio.to_thread(register.history, topic, partition)
+        with driver(verb):
+            return await asyncio.to_thread(self._register(verb).history, topic, partition)
 
     async def remember(self, topic: str, partition: int, history: History) -> History:
         """Return which journal they come from, ``history`` from now on; see the protocol."""
         verb = f"remember the history of {topic}"
-        register = self._registered(verb)
-        with driver(verb, AGAIN):
-            return await asyncio.to_thread(register.remember, topic, partition, history)
+        with driver(verb):
+            return await asyncio.to_thread(self._register(verb).remember, topic, partition, history)
 
-    def _registered(self, verb: str) -> Register:
-        self._opened(verb)
-        assert self._register is not None, "there is a register as soon as there is a session"
-        return self._register
+    def _register(self, verb: str) -> Register:
+        return Register(self._opened(verb), self._settings.keyspace, self._map_name)
 
     async def close(self) -> None:
         """Close all connections; requests under way fail, and so does an opening under way."""
@@ -226,9 +201,8 @@ class CassandraArchive:
             cluster = cluster_of(settings)
             self._cluster = cluster
             session = connect(cluster, settings, what)
-            Schema(cluster, session, settings).make(self._tables.values())
-            self._register = Register(session, settings.keyspace, self._map_name)
-            self._id = self._register.open()
+            Schema(session, settings).make(self._tables.values())
+            self._id = Register(session, settings.keyspace, self._map_name).open()
             self._session = session
         # Closing shuts down the session that it sees; it may have come before there was one.
         if not self._wanted:
@@ -283,19 +257,19 @@ class CassandraArchive:
 
 
 def _prepare(session: Session, verb: str, query: str) -> PreparedStatement:
-    with driver(verb, AGAIN):
+    with driver(verb):
         prepared = session.prepare(query)
     prepared.is_idempotent = True
     return prepared
 
 
-def _statement(insert: PreparedStatement, batch: Batch) -> Statement:
-    if len(batch.rows) == 1:
-        return insert.bind(batch.rows[0])
+def _statement(insert: PreparedStatement, batch: list[Row]) -> Statement:
+    if len(batch) == 1:
+        return insert.bind(batch[0])
     statement = BatchStatement(BatchType.UNLOGGED)
     # Absolute values with their own write time: doing it twice is doing it once.
     statement.is_idempotent = True
-    for row in batch.rows:
+    for row in batch:
         statement.add(insert, row)
     return statement
 
@@ -308,7 +282,3 @@ def _ignored(rows: list[Row]) -> None:
 def _nothing(rows: list[Row]) -> None:
     """Writes have no rows."""
     assert not rows, "a write answers without rows"
-
-
-def _wall_clock_ms() -> int:
-    return time.time_ns() // 1_000_000

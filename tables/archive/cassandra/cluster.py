@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import ssl
-from collections.abc import Callable
-from typing import Protocol
 
 from cassandra import ConsistencyLevel, ProtocolVersion, cluster, pool
 from cassandra.auth import PlainTextAuthProvider
@@ -37,12 +35,6 @@ RECONNECTION = ExponentialReconnectionPolicy(0.5, RECONNECT_S_MAX, max_attempts=
 node was away for as long, and gives it up after 64 attempts."""
 
 
-class _Handler(Protocol):
-    """What of the driver's private handlers of reconnections is replaced here."""
-
-    on_exception: Callable[..., bool]
-
-
 def _goes_on(_handler: object, error: Exception, wait_s: float | None) -> bool:
     """Have a node that refuses a login tried again too.
 
@@ -56,12 +48,9 @@ def _goes_on(_handler: object, error: Exception, wait_s: float | None) -> bool:
 
 def keep_trying_nodes() -> None:
     """Have the driver give no node up; from now on, for all clusters of this process."""
-    handlers: tuple[type[_Handler], ...] = (
-        pool._HostReconnectionHandler,  # noqa: SLF001 - the driver has no setting for it
-        cluster._ControlReconnectionHandler,  # noqa: SLF001 - likewise
-    )
-    for handler in handlers:
-        handler.on_exception = _goes_on
+    # The driver has no setting for it.
+    pool._HostReconnectionHandler.on_exception = _goes_on  # noqa: SLF001
+    cluster._ControlReconnectionHandler.on_exception = _goes_on  # noqa: SLF001
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -105,6 +94,9 @@ def cluster_of(settings: CassandraSettings) -> Cluster:
     nodes, others = nodes_of(
         settings.hosts, settings.port, settings.tls_name, tls=settings.tls is not None
     )
+    login = None
+    if settings.username is not None:
+        login = PlainTextAuthProvider(settings.username, settings.password)
     profile = ExecutionProfile(
         load_balancing_policy=TokenAwarePolicy(DCAwareRoundRobinPolicy(settings.local_dc)),
         consistency_level=ConsistencyLevel.LOCAL_QUORUM,
@@ -116,7 +108,7 @@ def cluster_of(settings: CassandraSettings) -> Cluster:
         port=settings.port,
         endpoint_factory=others,
         execution_profiles={EXEC_PROFILE_DEFAULT: profile},
-        auth_provider=_credentials(settings),
+        auth_provider=login,
         ssl_context=settings.tls,
         # Named, because the driver otherwise tries versions downwards and warns of each.
         protocol_version=ProtocolVersion.V5,
@@ -130,10 +122,7 @@ def cluster_of(settings: CassandraSettings) -> Cluster:
 def connect(cluster: Cluster, settings: CassandraSettings, what: str) -> Session:
     """Return a session of a cluster; waits.
 
-    Args:
-        cluster: the result of :func:`cluster_of`.
-        settings: how it is reached.
-        what: purpose of the session, as a message goes on after "cannot".
+    ``what`` is its purpose, as a message goes on after "cannot".
 
     Raises:
         ArchiveRefusedError: nodes answer, and none of them can be used: names the remedy.
@@ -153,10 +142,7 @@ def connect(cluster: Cluster, settings: CassandraSettings, what: str) -> Session
 
 
 def _datacenter_refusal(cluster: Cluster, settings: CassandraSettings) -> str:
-    """Return that nodes are there, and none in the datacenter.
-
-    The driver raises the same for nodes that are away.
-    """
+    """Return that nodes are there, and none in the datacenter: for the driver they are away."""
     found = {host.datacenter for host in cluster.metadata.all_hosts()} - {None}
     wanted = settings.local_dc
     if not found or wanted in found:
@@ -173,20 +159,11 @@ def _handshake_refusal(cluster: Cluster, settings: CassandraSettings) -> str:
         if settings.tls is not None:
             name = node.ssl_options["server_hostname"]
             reason = tls_refusal(
-                node.address,
-                node.port,
-                name,
-                settings.tls,
+                node.address, node.port, name, settings.tls,
                 has_certificate=settings.tls_shows_certificate,
-            )
+            )  # fmt: skip
         else:
             reason = plain_refusal(node.address, node.port)
         if reason:
             return reason
     return ""
-
-
-def _credentials(settings: CassandraSettings) -> PlainTextAuthProvider | None:
-    if settings.username is None:
-        return None
-    return PlainTextAuthProvider(settings.username, settings.password)

@@ -7,7 +7,6 @@ Reasons and measurements: docs/decisions/0002-archive-tables.md.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import cast
 
 import polars as pl
 
-from tables.archive.layout import bucket_ms, not_expired, window_ms_max
+from tables.archive.layout import bucket_ms, not_expired
 from tables.archive.protocol import CellRange
 from tables.model.errors import ArchiveError, QueryError
 from tables.model.keyhash import key_hash, key_hashes
@@ -27,12 +26,7 @@ FORMAT = 1
 
 
 def create_keyspace(keyspace: str, copies: Mapping[str, int]) -> str:
-    """Return the statement that makes a keyspace if it is missing.
-
-    Args:
-        keyspace: its name.
-        copies: the copies of a row by data centre.
-    """
+    """Return the statement that makes a missing keyspace, with copies of a row by data centre."""
     each = ", ".join(f"'{centre}': {number}" for centre, number in copies.items())
     return (
         f'CREATE KEYSPACE IF NOT EXISTS "{keyspace}" WITH replication = '
@@ -66,23 +60,12 @@ COMPACTION_WINDOW_FOREVER_MS = 30 * DAY_MS
 
 _INT_MAX = (1 << 31) - 1
 _MINUTE_MS = 60_000
-_TYPES: list[tuple[pl.DataType, str]] = [
-    (pl.String(), "text"),
-    (pl.Int32(), "int"),
-    (pl.Int64(), "bigint"),
-    (pl.Int128(), "varint"),
-    (pl.Boolean(), "boolean"),
-    (pl.Float64(), "double"),
-]
+_TYPES: dict[pl.DataType, str] = {
+    pl.String(): "text", pl.Int32(): "int", pl.Int64(): "bigint", pl.Int128(): "varint",
+    pl.Boolean(): "boolean", pl.Float64(): "double",
+}  # fmt: skip
 Row = tuple[object, ...]
 Place = int | tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Batch:
-    """Rows of one partition that are written together: values for :attr:`CassandraTable.insert`."""
-
-    rows: list[Row]
 
 
 class CassandraTable:
@@ -108,7 +91,7 @@ class CassandraTable:
         self.schema = archive_schema(layer)
         self._place = f'"{keyspace}"."{self.name}"'
         self._types = {"slot": "int", "bucket": "bigint"} | {
-            column: _cql_type(kind) for column, kind in self.schema.items()
+            column: _TYPES[kind] for column, kind in self.schema.items()
         }
         self._clustering = [*layer.key_columns, "window_start", "source_partition"]
         self.comment = (
@@ -182,15 +165,8 @@ class CassandraTable:
 
     def select_values(self, cells: CellRange, slots: Place, buckets: Place) -> Row:
         """Return the values of :meth:`select` for one slot of a bucket, or for several of each."""
-        keys = self._named(cells).values()
-        return (
-            slots,
-            buckets,
-            *keys,
-            cells.from_ms,
-            cells.to_ms,
-            min(cells.rows_max, _INT_MAX - 1) + 1,
-        )
+        most = min(cells.rows_max, _INT_MAX - 1) + 1
+        return (slots, buckets, *self._named(cells).values(), cells.from_ms, cells.to_ms, most)
 
     def partitions(self, cells: CellRange, now_ms: int) -> list[tuple[int, int]]:
         """Return the partitions (slot, bucket) that hold the range: slots x buckets, or one slot.
@@ -201,7 +177,7 @@ class CassandraTable:
         layer = self.layer
         from_ms = cells.from_ms
         if layer.archive_ttl_ms:
-            from_ms = max(from_ms, now_ms - layer.archive_ttl_ms - window_ms_max(layer))
+            from_ms = max(from_ms, now_ms - layer.archive_ttl_ms - layer.window.longest_ms)
         if from_ms >= cells.to_ms:
             return []
         first = from_ms // bucket_ms(layer)
@@ -218,8 +194,10 @@ class CassandraTable:
             )
         return [(slot, bucket) for bucket in range(first, last + 1) for slot in slots]
 
-    def batches(self, rows: pl.DataFrame, write_times_us: pl.Series, now_ms: int) -> list[Batch]:
-        """Return the frame's rows that have not expired, in batches of one partition."""
+    def batches(
+        self, rows: pl.DataFrame, write_times_us: pl.Series, now_ms: int
+    ) -> list[list[Row]]:
+        """Return the values of :attr:`insert` by batches of one partition, without expired rows."""
         layer = self.layer
         end = layer.window.ends(pl.col("window_start"))
         seconds = pl.lit(0)
@@ -227,22 +205,17 @@ class CassandraTable:
             left_ms = end + (layer.archive_ttl_ms - now_ms)
             seconds = ((left_ms + 999) // 1_000).clip(1, TTL_SECONDS_MAX)
         slots = (key_hashes(rows, layer.key_columns) % layer.slots).alias("slot")
+        buckets = (pl.col("window_start") // bucket_ms(layer)).alias("bucket")
         placed = (
             rows.with_columns(write_times_us.alias("write_time"))
-            .select(
-                slots,
-                (pl.col("window_start") // bucket_ms(layer)).alias("bucket"),
-                *self.schema,
-                "write_time",
-                seconds.alias("ttl"),
-            )
+            .select(slots, buckets, *self.schema, "write_time", seconds.alias("ttl"))
             .filter(not_expired(layer, now_ms))
         )
         size = self._batch_rows(rows)
         batches = []
         for part in placed.partition_by("slot", "bucket"):
             values = part.rows()
-            batches += [Batch(values[i : i + size]) for i in range(0, len(values), size)]
+            batches += [values[i : i + size] for i in range(0, len(values), size)]
         return batches
 
     def _batch_rows(self, rows: pl.DataFrame) -> int:
@@ -282,7 +255,3 @@ def compaction_window(layer: Layer) -> tuple[str, int]:
         if minutes >= unit_minutes:
             return unit, math.ceil(minutes / unit_minutes)
     return "MINUTES", minutes
-
-
-def _cql_type(kind: pl.DataType) -> str:
-    return next(name for known, name in _TYPES if known == kind)

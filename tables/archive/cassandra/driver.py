@@ -87,9 +87,7 @@ _MESSAGE = re.compile(r'message="(.*)"', re.DOTALL)
 
 def is_away(error: BaseException) -> bool:
     """Return whether an error passes by itself: nobody answers, rather than somebody refuses."""
-    if not isinstance(error, NoHostAvailable):
-        return _passes(error)
-    return all(map(_passes, causes_of(error)))
+    return all(map(_passes, causes_of(error) if isinstance(error, NoHostAvailable) else [error]))
 
 
 def causes_of(error: NoHostAvailable) -> list[BaseException]:
@@ -108,21 +106,15 @@ def said(error: BaseException) -> str:
 
 def login_refusal(error: NoHostAvailable, username: str | None) -> str:
     """Return why no node lets this user in; empty if the fault is another one."""
-    failed = [
-        cause
-        for cause in causes_of(error)
-        if isinstance(cause, AuthenticationFailed) and not _passes(cause)
-    ]
-    if not failed:
+    causes = (cause for cause in causes_of(error) if isinstance(cause, AuthenticationFailed))
+    failed = next((cause for cause in causes if not _passes(cause)), None)
+    if failed is None:
         return ""
+    why = f"Cassandra refuses the login of user {username}: {said(failed)}"
     if username is None:
-        return (
-            "Cassandra wants a login and none is set; set cassandra_username and "
-            "cassandra_password to those of a role that may log in"
-        )
+        why = "Cassandra wants a login and none is set"
     return (
-        f"Cassandra refuses the login of user {username}: {said(failed[0])}; set "
-        "cassandra_username and cassandra_password to those of a role that may log in"
+        f"{why}; set cassandra_username and cassandra_password to those of a role that may log in"
     )
 
 
@@ -138,12 +130,10 @@ def _passes(cause: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def driver(what: str, mend: str) -> Iterator[None]:
-    """Turn the driver's errors into the archive's.
+def driver(what: str, mend: str = AGAIN) -> Iterator[None]:
+    """Turn the driver's errors into the archive's: they cannot do ``what``.
 
-    Args:
-        what: the action, as a message goes on after "cannot".
-        mend: the remedy for an error of which no more is known.
+    ``mend`` is the remedy for an error of which no more is known.
 
     Raises:
         ArchiveAwayError: nobody answers, or too few.
@@ -158,8 +148,4 @@ def driver(what: str, mend: str) -> Iterator[None]:
         ) from error
     except DRIVER_ERRORS as error:
         kind = ArchiveAwayError if is_away(error) else ArchiveRefusedError
-        raise kind(f"cannot {what}: {_cause(error)}; {mend}") from error
-
-
-def _cause(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+        raise kind(f"cannot {what}: {type(error).__name__}: {error}; {mend}") from error

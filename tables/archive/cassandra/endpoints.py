@@ -100,12 +100,7 @@ class NodeEndPoint(DefaultEndPoint):  # type: ignore[misc]  # the driver comes w
 
 
 class NodeEndPoints(DefaultEndPointFactory):  # type: ignore[misc]  # likewise
-    """Makes the end points of nodes that others gossip.
-
-    Args:
-        port: of nodes that do not gossip their own.
-        names: names that certificates must have; None without TLS.
-    """
+    """Makes the end points of nodes that others gossip, maybe with a port of their own."""
 
     def __init__(self, port: int, names: NodeNames | None) -> None:
         super().__init__(port)
@@ -122,11 +117,7 @@ def nodes_of(
 ) -> tuple[list[NodeEndPoint], NodeEndPoints]:
     """Return the first end points of a cluster, and the factory of its others; may wait.
 
-    Args:
-        hosts: names or addresses, as ``cassandra_hosts`` gives them.
-        port: of every node.
-        name: the name in every certificate; empty if that follows from the hosts.
-        tls: whether connections are encrypted.
+    Arguments are as of :class:`NodeNames`; ``tls`` says whether connections are encrypted.
 
     Raises:
         UnresolvableContactPoints: no address is known of any host.

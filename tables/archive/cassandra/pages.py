@@ -14,20 +14,15 @@ from cassandra.cluster import ResponseFuture, Session
 from cassandra.query import Statement
 
 from tables.archive.cassandra.cql import Row
-from tables.archive.cassandra.driver import AGAIN, driver
+from tables.archive.cassandra.driver import driver
 
 
 class Pages:
-    """One statement, and whether something of it is on its way.
+    """One statement, and whether something of it is on its way; ``verb`` is its purpose.
 
-    Args:
-        session: executes the statement.
-        verb: its purpose, in messages.
-        statement: the bound statement.
-        permits: it takes one until nothing of it is on its way any more. Who gives it up leaves the
-            permit with the request: Cassandra works on it all the same.
-        patience_s: each page has the driver's own deadline; that none came for so long means that
-            the driver will never tell.
+    It takes a permit until nothing of it is on its way any more: who gives it up leaves the permit
+    with the request, on which Cassandra works all the same. Each page has the driver's own
+    deadline; that none came for ``patience_s`` means that the driver will never tell.
     """
 
     def __init__(
@@ -58,9 +53,9 @@ class Pages:
         self._has_permit = True
         is_given_up = False
         try:
-            with driver(self._verb, AGAIN):
+            with driver(self._verb):
                 answer = self._session.execute_async(self._statement)
-                answer.add_callbacks(self._on_page, self._on_error)
+                answer.add_callbacks(self._on_page, lambda error: self._on_page(None, error))
                 await self._take_pages(answer, take)
         except asyncio.CancelledError:
             is_given_up = not self._page.done()
@@ -94,16 +89,10 @@ class Pages:
             self._page = self._loop.create_future()
             answer.start_fetching_next_page()
 
-    def _on_page(self, page: list[Row] | None) -> None:
-        self._call(list(page or ()), None)
-
-    def _on_error(self, error: BaseException) -> None:
-        self._call([], error)
-
-    def _call(self, rows: list[Row], error: BaseException | None) -> None:
+    def _on_page(self, page: list[Row] | None, error: BaseException | None = None) -> None:
         # The loop may be gone when an answer comes after a cancelled run; nobody waits for it then.
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._arrived, rows, error)
+            self._loop.call_soon_threadsafe(self._arrived, list(page or ()), error)
 
     def _arrived(self, rows: list[Row], error: BaseException | None) -> None:
         if self._is_over:

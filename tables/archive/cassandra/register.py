@@ -12,7 +12,9 @@ from cassandra import ConsistencyLevel
 from cassandra.cluster import Session
 from cassandra.query import SimpleStatement
 
+from tables.archive.cassandra.cluster import CassandraSettings, cluster_of, connect
 from tables.archive.cassandra.cql import REGISTER_TABLE
+from tables.archive.cassandra.driver import driver
 from tables.archive.identity import History, draw_id
 
 _OWN = ("", -1)
@@ -39,16 +41,8 @@ class Register:
 
     def open(self) -> str:
         """Return the id of the map's archive, drawn now if it has none; the table exists."""
-        known = self._find(*_OWN) or self._add(*_OWN, History(draw_id()))
+        known = self.history(*_OWN) or self.remember(*_OWN, History(draw_id()))
         return known.id
-
-    def history(self, topic: str, partition: int) -> History | None:
-        """Return which journal the rows of an input partition come from."""
-        return self._find(topic, partition)
-
-    def remember(self, topic: str, partition: int, history: History) -> History:
-        """Return the journal they come from; it is ``history`` from now on if there is none."""
-        return self._add(topic, partition, history)
 
     def wipe(self) -> None:
         """Delete the map's tables, which have comments that say so, and its rows here."""
@@ -67,7 +61,8 @@ class Register:
             )
             self._session.execute(gone, (self._map, topic, partition))
 
-    def _find(self, topic: str, partition: int) -> History | None:
+    def history(self, topic: str, partition: int) -> History | None:
+        """Return which journal the rows of an input partition come from."""
         text = (
             f"SELECT id, cluster FROM {self._table} "  # noqa: S608 - names of a checked map
             "WHERE map = %s AND topic = %s AND partition = %s"
@@ -75,7 +70,8 @@ class Register:
         rows = list(self._session.execute(text, (self._map, topic, partition)))
         return History(*rows[0]) if rows else None
 
-    def _add(self, topic: str, partition: int, history: History) -> History:
+    def remember(self, topic: str, partition: int, history: History) -> History:
+        """Return the journal they come from; it is ``history`` from now on if there is none."""
         statement = SimpleStatement(
             f"INSERT INTO {self._table} (map, topic, partition, id, cluster) "  # noqa: S608
             "VALUES (%s, %s, %s, %s, %s) IF NOT EXISTS",
@@ -86,6 +82,23 @@ class Register:
         values = (self._map, topic, partition, history.id, history.cluster)
         self._session.execute(statement, values)
         # The answer has the row that was there in an order of its own; this reads what stands now.
-        found = self._find(topic, partition)
+        found = self.history(topic, partition)
         assert found is not None, "a row that is there after IF NOT EXISTS"
         return found
+
+
+def wipe_keyspace(settings: CassandraSettings, map_name: str) -> None:
+    """Delete a map's tables; those of other maps stay. Waits for every answer.
+
+    Raises:
+        ArchiveError: Cassandra does not answer, or refuses.
+    """
+    what = f"delete archive of map {map_name}"
+    with driver(what):
+        cluster = cluster_of(settings)
+        try:
+            session = connect(cluster, settings, what)
+            if settings.keyspace in cluster.metadata.keyspaces:
+                Register(session, settings.keyspace, map_name).wipe()
+        finally:
+            cluster.shutdown()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cassandra import InvalidRequest, Unauthorized
-from cassandra.cluster import Cluster, Session
+from cassandra.cluster import Session
 
 from tables.archive.cassandra.cluster import CassandraSettings
 from tables.archive.cassandra.cql import REGISTER_TABLE, CassandraTable, create_keyspace
@@ -23,8 +23,8 @@ from tables.model.errors import ArchiveRefusedError
 class Schema:
     """Keyspace and tables of one map. Every method waits, and raises the driver's errors too."""
 
-    def __init__(self, cluster: Cluster, session: Session, settings: CassandraSettings) -> None:
-        self._cluster = cluster
+    def __init__(self, session: Session, settings: CassandraSettings) -> None:
+        self._cluster = session.cluster
         self._session = session
         self._settings = settings
         self._keyspace = settings.keyspace
@@ -37,12 +37,16 @@ class Schema:
             ArchiveError: a table is another layer's.
         """
         tables = list(tables)
-        if missing := [name for name in self._names(tables) if not self._has(name)]:
+        names = [*(table.name for table in tables), REGISTER_TABLE]
+        if missing := [name for name in names if not self._has(name)]:
             # Another worker may just have made it: then no event has told this driver of it yet.
             self._cluster.refresh_schema_metadata()
             missing = [name for name in missing if not self._has(name)]
         if self._keyspace not in self._cluster.metadata.keyspaces:
-            self._make_keyspace()
+            copies = {self._settings.local_dc: self._settings.replication}
+            self._make(f"keyspace {self._keyspace}", create_keyspace(self._keyspace, copies))
+            # Another worker may have made it first, likewise.
+            self._cluster.refresh_keyspace_metadata(self._keyspace)
         for table in tables:
             if table.name in missing:
                 self._make(f"table {self._keyspace}.{table.name}", table.create)
@@ -64,35 +68,19 @@ class Schema:
         have["comment"] = found.options["comment"]
         return missing_accumulators(f"table {self._keyspace}.{table.name}", have, table.describe())
 
-    def _names(self, tables: list[CassandraTable]) -> list[str]:
-        return [*(table.name for table in tables), REGISTER_TABLE]
-
     def _has(self, table: str) -> bool:
         keyspace = self._cluster.metadata.keyspaces.get(self._keyspace)
         return keyspace is not None and table in keyspace.tables
 
-    def _make_keyspace(self) -> None:
-        settings = self._settings
-        self._make(
-            f"keyspace {self._keyspace}",
-            create_keyspace(self._keyspace, {settings.local_dc: settings.replication}),
-        )
-        # Another worker may have made it first: then no event has told this driver of it yet.
-        self._cluster.refresh_keyspace_metadata(self._keyspace)
-
     def _add_columns(self, table: CassandraTable) -> None:
-        missing = self.missing_columns(table)
-        while missing:
+        while missing := self.missing_columns(table):
             what = f"columns {', '.join(missing)} of table {self._keyspace}.{table.name}"
             try:
                 self._make(what, table.add(missing))
             except InvalidRequest:
                 # Another worker may have added some of them first; then fewer are missing now.
-                before, missing = missing, self.missing_columns(table)
-                if missing == before:
+                if self.missing_columns(table) == missing:
                     raise
-            else:
-                missing = self.missing_columns(table)
 
     def _make(self, what: str, statement: str) -> None:
         try:

@@ -22,12 +22,7 @@ client's certificate only after the client has ended its handshake."""
 
 
 def plain_refusal(address: str, port: int) -> str:
-    """Return that a node speaks TLS, asked by a client that does not; empty if it does not.
-
-    Args:
-        address: of the node.
-        port: of the node.
-    """
+    """Return that a node speaks TLS, asked by a client that does not; empty if it does not."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     # Nothing is sent over this connection: it only shows whether there is TLS.
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -49,21 +44,11 @@ def plain_refusal(address: str, port: int) -> str:
 
 
 def tls_refusal(
-    address: str,
-    port: int,
-    name: str,
-    context: ssl.SSLContext,
-    *,
-    has_certificate: bool,
+    address: str, port: int, name: str, context: ssl.SSLContext, *, has_certificate: bool
 ) -> str:
     """Return why TLS with a node fails for good, in words; empty if it does not.
 
-    Args:
-        address: of the node.
-        port: of the node.
-        name: the name that its certificate must have.
-        context: checks the node, and shows it a certificate if there is one.
-        has_certificate: whether there is one.
+    ``name`` is that which its certificate must have; ``context`` may show one of this client.
     """
     for _ in range(TRIES):
         try:
@@ -91,11 +76,7 @@ def _shake(address: str, port: int, name: str, context: ssl.SSLContext) -> None:
 
 
 def _flaw(
-    error: ssl.SSLCertVerificationError,
-    address: str,
-    port: int,
-    name: str,
-    context: ssl.SSLContext,
+    error: ssl.SSLCertVerificationError, address: str, port: int, name: str, context: ssl.SSLContext
 ) -> str:
     fault = fault_of(error)
     if fault is Fault.OTHER_NAME:

@@ -13,7 +13,6 @@ import dataclasses
 import itertools
 import logging
 import threading
-import time
 from collections import defaultdict, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -36,11 +35,13 @@ from tables.archive.embedded.runs import (
     worth_merging,
 )
 from tables.archive.identity import History, Whose, check_map, draw_id
-from tables.archive.layout import check_key, not_expired, too_many_rows, window_ms_max
+from tables.archive.layout import check_key, not_expired, too_many_rows
 from tables.archive.protocol import CellRange
+from tables.model.clock import wall_clock_ms
 from tables.model.cost import QueryCost
 from tables.model.errors import ArchiveDamagedError, ArchiveError
 from tables.model.layer import Layer, Map
+from tables.model.limits import INT64_MAX, INT64_MIN
 from tables.threads import Threads
 
 log = logging.getLogger(__name__)
@@ -55,22 +56,19 @@ READ_ROWS = 1 << 16
 """Rows read before they are filtered."""
 
 _RUNS_PER_OPEN = 1 << 32
-_INT64_MIN, _INT64_MAX = -(1 << 63), (1 << 63) - 1
 
 T = TypeVar("T")
 
 
 class EmbeddedArchive:
-    """An archive in one folder. Rows past their TTL are not returned, and dropped by the bucket.
+    """An archive in one folder, which is made if it is missing.
 
-    Args:
-        folder: made if it is missing; not the folder of layer state, which may be wiped.
-        clock_ms: the wall clock that TTLs are measured against.
+    Rows past their TTL, by ``clock_ms``, are not returned, and dropped by the bucket.
     """
 
-    def __init__(self, folder: Path, clock_ms: Callable[[], int] | None = None) -> None:
+    def __init__(self, folder: Path, clock_ms: Callable[[], int] = wall_clock_ms) -> None:
         self._folder = folder
-        self._clock_ms = clock_ms or _wall_clock_ms
+        self._clock_ms = clock_ms
         self._running: _Running | None = None
 
     @property
@@ -103,21 +101,14 @@ class EmbeddedArchive:
             raise
 
     async def check(self) -> None:
-        """Return if it is open: it is in this process.
-
-        Raises:
-            ArchiveError: it is closed.
-        """
+        """Return if it is open: it is in this process."""
         if self._running is None:
             raise ArchiveError("cannot reach the archive: it is closed")
 
     async def write(self, layer: Layer, rows: pl.DataFrame, write_times_us: pl.Series) -> None:
-        """Store the rows whose write time is later than the stored one; see the protocol.
-
-        Raises:
-            ArchiveError: RocksDB did not take them, or the archive is closed.
-        """
-        running, layout = self._opened("write", layer)
+        """Store the rows whose write time is later than the stored one; see the protocol."""
+        running = self._running_for(f"write layer {layer.name}")
+        layout = running.layouts[layer.name]
         assert list(rows.schema.items()) == list(layout.schema.items()), "rows are an archive frame"
         assert len(write_times_us) == rows.height, "one write time a row"
         if rows.height:
@@ -128,17 +119,11 @@ class EmbeddedArchive:
     async def read(
         self, layer: Layer, cells: CellRange, cost: QueryCost | None = None
     ) -> pl.DataFrame:
-        """Return the rows in range; see the protocol.
-
-        Raises:
-            ArchiveError: RocksDB cannot read, or the archive is closed.
-            QueryError: more than ``cells.rows_max`` rows, or a field the key does not have.
-        """
+        """Return the rows in range; see the protocol."""
         check_key(layer, cells)
-        running, layout = self._opened("read", layer)
-        now_ms = self._clock_ms()
-        spent = cost or QueryCost()
-        stop = threading.Event()
+        running = self._running_for(f"read layer {layer.name}")
+        layout = running.layouts[layer.name]
+        now_ms, spent, stop = self._clock_ms(), cost or QueryCost(), threading.Event()
         return await running.readers.run(
             lambda: _read(running.db, layout, cells, now_ms, spent, stop=stop), stop=stop
         )
@@ -176,10 +161,6 @@ class EmbeddedArchive:
         if self._running is None:
             raise ArchiveError(f"cannot {what}: the archive is closed; open it")
         return self._running
-
-    def _opened(self, verb: str, layer: Layer) -> tuple[_Running, RunLayout]:
-        running = self._running_for(f"{verb} layer {layer.name}")
-        return running, running.layouts[layer.name]
 
     def _take(self, running: _Running, themap: Map) -> None:
         """Make the folder the map's own, or refuse it before anything in it is changed."""
@@ -308,8 +289,8 @@ class EmbeddedArchive:
         if layer.archive_ttl_ms == 0:
             return
         last_end_ms = self._clock_ms() - layer.archive_ttl_ms
-        below = (last_end_ms - window_ms_max(layer)) // layout.bucket_ms
-        if below > running.dropped_below.get(layer.name, _INT64_MIN):
+        below = (last_end_ms - layer.window.longest_ms) // layout.bucket_ms
+        if below > running.dropped_below.get(layer.name, INT64_MIN):
             with rocks(f"drop expired rows of layer {layer.name}"):
                 running.db.delete_range(layout.prefix, layout.head(below), synced())
             for bucket in [b for b in running.runs[layer.name] if b < below]:
@@ -381,10 +362,10 @@ def _read(
 ) -> pl.DataFrame:  # fmt: skip
     """Return the rows in range; some of them once ``stop`` is set: nobody waits for them then."""
     layer = layout.layer
-    from_ms = max(cells.from_ms, _INT64_MIN)
+    from_ms = max(cells.from_ms, INT64_MIN)
     if layer.archive_ttl_ms:
-        from_ms = max(from_ms, now_ms - layer.archive_ttl_ms - window_ms_max(layer))
-    to_ms = min(cells.to_ms, _INT64_MAX)
+        from_ms = max(from_ms, now_ms - layer.archive_ttl_ms - layer.window.longest_ms)
+    to_ms = min(cells.to_ms, INT64_MAX)
     within = dataclasses.replace(cells, from_ms=from_ms, to_ms=to_ms)
     found = layout.rows_of(())
     if from_ms < to_ms:
@@ -413,7 +394,3 @@ def _read(
 
 async def _run(pool: ThreadPoolExecutor, step: Callable[[], T]) -> T:
     return await asyncio.get_running_loop().run_in_executor(pool, step)
-
-
-def _wall_clock_ms() -> int:
-    return time.time_ns() // 1_000_000

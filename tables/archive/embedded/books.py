@@ -12,7 +12,7 @@ import msgspec
 import rocksdict
 
 from tables.archive.embedded.folder import LAYERS, OPENED, WHOSE, rocks, synced
-from tables.archive.embedded.runs import SEALED, is_description
+from tables.archive.embedded.runs import SEALED, between, is_description
 from tables.archive.identity import History, Whose
 from tables.record.sealed import DamagedError, seal, unsealed
 
@@ -40,7 +40,7 @@ class Books:
     def check(self) -> None:
         """Read all there is, and change nothing."""
         with rocks("open archive"):
-            found = {key: content_of(key, value) for key, value in self._all().items()}
+            found = {key: _content_of(key, value) for key, value in self._all().items()}
             if WHOSE in found and OPENED not in found:
                 # Runs would be numbered anew, over those that there are.
                 raise DamagedError("it does not say how often it was opened")
@@ -98,10 +98,9 @@ class Books:
     def opened(self) -> int:
         """Return how often it was opened."""
         with rocks("read how often the archive was opened"):
-            stored = self._db.get(OPENED)
-            if stored is None:
+            if (stored := self._db.get(OPENED)) is None:
                 return 0
-            content = content_of(OPENED, stored)
+            content = _content_of(OPENED, stored)
             if len(content) != _OPENED_BYTES:
                 raise DamagedError("how often it was opened is no number of 4 bytes")
             return int.from_bytes(content)
@@ -112,11 +111,10 @@ class Books:
 
     def _read(self, what: str, key: bytes, kind: type[T]) -> T | None:
         with rocks(what):
-            stored = self._db.get(key)
-            if stored is None:
+            if (stored := self._db.get(key)) is None:
                 return None
             try:
-                return msgspec.json.decode(content_of(key, stored), type=kind)
+                return msgspec.json.decode(_content_of(key, stored), type=kind)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise DamagedError(f"its entry {key!r} cannot be read: {error}") from error
 
@@ -125,29 +123,12 @@ class Books:
             self._db.put(key, seal(SEALED, content), synced())
 
     def _all(self) -> dict[bytes, bytes]:
-        found = {}
         # Not a row is looked at: damaged ones keep nobody from opening it.
-        options = rocksdict.ReadOptions()
-        options.set_iterate_upper_bound(_BOOKS_END)
-        places = self._db.iter(options)
-        try:
-            places.seek(_BOOKS)
-            while places.valid():
-                found[places.key()] = places.value()
-                places.next()
-            places.status()
-        finally:
-            # A live iterator would keep the folder locked after the database is closed.
-            del places
-        return found
+        return dict(between(self._db, _BOOKS, _BOOKS_END))
 
 
-def content_of(key: bytes, stored: bytes) -> bytes:
-    """Return the content of a value, sealed or of an earlier release.
-
-    Raises:
-        DamagedError: names the key.
-    """
+def _content_of(key: bytes, stored: bytes) -> bytes:
+    """Return the content of a value, sealed or of an earlier release."""
     if _is_bare(stored):
         return stored
     try:

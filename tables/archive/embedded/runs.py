@@ -43,12 +43,8 @@ _ORDER = "column order"
 _BIAS = 1 << 63  # makes signed numbers sort as unsigned bytes
 _NUMBER = struct.Struct(">Q")
 _PIECE = struct.Struct(">I")
-_TYPES: dict[str, pl.DataType] = {
-    str(kind): kind
-    for kind in (
-        pl.String(), pl.Boolean(), pl.Int32(), pl.Int64(), pl.Int128(), pl.Float64(),
-    )
-}  # fmt: skip
+_KINDS = pl.String(), pl.Boolean(), pl.Int32(), pl.Int64(), pl.Int128(), pl.Float64()
+_TYPES: dict[str, pl.DataType] = {str(kind): kind for kind in _KINDS}
 
 
 def grown(place: str, have: Mapping[str, str], want: Mapping[str, str]) -> dict[str, str]:
@@ -73,10 +69,7 @@ def is_description(found: Mapping[str, str]) -> bool:
 class RunLayout:
     """Where the rows of one layer are, and as which bytes.
 
-    Args:
-        layer: whose archive frames go in and come out.
-        described: the stored description of the rows, grown to hold the layer; None if the
-            layer has no rows yet.
+    ``described`` is their stored description, grown to hold the layer; None if it has no rows yet.
     """
 
     def __init__(self, layer: Layer, described: Mapping[str, str] | None = None) -> None:
@@ -85,10 +78,9 @@ class RunLayout:
         self.bucket_ms = bucket_ms(layer)
         self.prefix = layer.name.encode() + b"\x00"
         described = described or self.describe()
-        self._stored = {
-            column: _TYPES[described[f"column {column}"]]
-            for column in described[_ORDER].split(", ")
-        } | {WRITE_TIME: pl.Int64()}
+        columns = described[_ORDER].split(", ")
+        self._stored = {column: _TYPES[described[f"column {column}"]] for column in columns}
+        self._stored[WRITE_TIME] = pl.Int64()
         self._identity = [*layer.key_columns, "window_start", "source_partition"]
         self._repeated = pl.all_horizontal(
             pl.col(name) == pl.col(name).shift(-1) for name in self._identity
@@ -102,8 +94,6 @@ class RunLayout:
             "key": ", ".join(self.layer.key_columns),
             "window": str(self.layer.window),
         }
-
-    # Places.
 
     def head(self, bucket: int) -> bytes:
         """Return the beginning of every place in a bucket."""
@@ -121,8 +111,6 @@ class RunLayout:
     def first_key(self, place: bytes) -> bytes:
         """Return the key of the piece's first row, as :func:`lead` writes it."""
         return place[len(self.prefix) + 2 * _NUMBER.size : -_PIECE.size]
-
-    # Rows.
 
     def by_bucket(self, rows: pl.DataFrame) -> Iterator[tuple[int, pl.DataFrame]]:
         """Yield the rows of each bucket."""
@@ -203,15 +191,12 @@ class RunLayout:
                 places.seek(self.run_head(bucket, run + 1))
             places.status()
         finally:
-            # A live iterator would keep the folder locked after the database is closed.
-            del places
-
-    # Merging.
+            del places  # as in between()
 
     def runs_of(self, db: rocksdict.Rdict, bucket: int) -> dict[int, int]:
         """Return the runs of a bucket, oldest first, with about how many rows each has."""
         runs: dict[int, int] = {}
-        for place, _ in _between(db, self.head(bucket), self.head(bucket + 1)):
+        for place, _ in between(db, self.head(bucket), self.head(bucket + 1)):
             _, run = self.bucket_and_run(place)
             runs[run] = runs.get(run, 0) + PIECE_ROWS
         return runs
@@ -228,7 +213,7 @@ class RunLayout:
         blocks = []
         for old in chosen:
             ends = self.run_head(bucket, old), self.run_head(bucket, old + 1)
-            for place, block in _between(db, *ends):
+            for place, block in between(db, *ends):
                 blocks.append(block)
                 batch.delete(place)
         rows = self.in_order(self.rows_of(blocks))
@@ -286,7 +271,8 @@ def _ordered(number: int) -> bytes:
     return _NUMBER.pack(number + _BIAS)
 
 
-def _between(db: rocksdict.Rdict, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+def between(db: rocksdict.Rdict, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the places and values of a range, in order."""
     options = rocksdict.ReadOptions()
     options.set_iterate_upper_bound(stop)
     places = db.iter(options)
@@ -297,4 +283,5 @@ def _between(db: rocksdict.Rdict, start: bytes, stop: bytes) -> Iterator[tuple[b
             places.next()
         places.status()
     finally:
+        # A live iterator would keep the folder locked after the database is closed.
         del places

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 
@@ -26,7 +27,8 @@ def wipe_folder(folder: Path, map_name: str) -> None:
     if not has_archive(folder):
         return
     try:
-        whose = _map_of(folder)
+        with contextlib.closing(open_folder(folder)) as db:
+            whose = Books(db).whose()
     except ArchiveDamagedError as error:
         # The extent names the map too, because a damaged archive needs to start over.
         known = archive_extent.written(folder)
@@ -36,9 +38,9 @@ def wipe_folder(folder: Path, map_name: str) -> None:
                 f"it is ({error}); remove the folder, if it is this map's"
             ) from error
         log.warning("deletes a damaged archive: %s", error)
-        whose = known[1]
+        whose = Whose("", known[1])
     if whose is not None:
-        check_map(str(folder), Whose("", whose), map_name)
+        check_map(str(folder), whose, map_name)
     try:
         rocksdict.Rdict.destroy(str(folder))
         (folder / archive_extent.NAME).unlink(missing_ok=True)
@@ -49,13 +51,3 @@ def wipe_folder(folder: Path, map_name: str) -> None:
         raise ArchiveError(
             f"cannot delete archive in {folder}: {error}; check that it is this user's to delete"
         ) from error
-
-
-def _map_of(folder: Path) -> str | None:
-    """Return the map of an archive; None if it is of a release that did not record it."""
-    db = open_folder(folder)
-    try:
-        whose = Books(db).whose()
-    finally:
-        db.close()
-    return None if whose is None else whose.map

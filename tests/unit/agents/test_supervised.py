@@ -16,7 +16,7 @@ from tests.support.waiting import until
 
 # Tasks that somebody awaits, who gets their error.
 AWAITED = {
-    ("agents/partition/log_partition.py", "asyncio.to_thread(work)"),
+    ("agents/partition/partition_io.py", "asyncio.to_thread(work)"),
     ("agents/tasks.py", "work"),
     ("app/peers/remote_owners.py", "self._post(url, body, cost)"),
     ("app/kafka/transport.py", "self._consumer.stop()"),

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.partition.acks import Acks, oldest_acknowledged
-from agents.partition.emission import ARCHIVE
-from agents.partition.sinks import Sinks
+from agents.partition.sinks import ARCHIVE, Sinks
 from tables.model.window import Window
 
 WINDOWS = st.integers(0, 5)

@@ -1,10 +1,10 @@
-"""Schedules: moments in their order, and a task that sleeps until one comes or news brings it."""
+"""Schedules: a task that sleeps until a moment comes or news brings it."""
 
 from __future__ import annotations
 
 import asyncio
 
-from agents.partition.schedule import NEVER, NOW, Schedule, When, at
+from agents.partition.schedule import NEVER, NOW, Schedule
 
 
 class Clock:
@@ -18,29 +18,24 @@ class Clock:
         return self.now_s
 
 
-def test_moments_are_in_their_order() -> None:
-    """The earliest of some moments is their least."""
-    assert sorted([NEVER, at(2), NOW, at(-1)]) == [NOW, at(-1), at(2), NEVER]
-    assert [when.is_due(2.0) for when in (NOW, at(1), at(2), at(3), NEVER)] == [
-        True, True, True, False, False,
-    ]  # fmt: skip
-    assert at(3).wait_s(2.0) == 1.0
-    assert NEVER.wait_s(2.0) is None
-
-
 class Sleeper:
     """A task that sleeps on a schedule; the test says when something is due."""
 
     def __init__(self) -> None:
-        self.due: When = NEVER
+        self.due: float = NEVER
         self.asked = 0
         self.clock = Clock()
         self.schedule = Schedule(self._due, self.clock)
         self.task = asyncio.create_task(self.schedule.sleep())
 
-    def _due(self) -> When:
+    def _due(self) -> float:
         self.asked += 1
         return self.due
+
+    @property
+    def is_woken(self) -> bool:
+        """Whether the task has been woken and has not checked yet."""
+        return self.schedule._news.is_set()
 
     async def turns(self) -> None:
         """Let the task do all that it can do now."""
@@ -53,16 +48,16 @@ async def test_news_wakes_a_task_only_if_something_is_due_earlier() -> None:
     sleeper = Sleeper()
     await sleeper.turns()
     sleeper.schedule.look()
-    assert not sleeper.schedule.is_woken
-    sleeper.due = at(3_600)
+    assert not sleeper.is_woken
+    sleeper.due = 3_600.0
     sleeper.schedule.look()
-    assert sleeper.schedule.is_woken
+    assert sleeper.is_woken
     await sleeper.turns()
-    assert not sleeper.schedule.is_woken
+    assert not sleeper.is_woken
     assert not sleeper.task.done()
-    sleeper.due = at(7_200)
+    sleeper.due = 7_200.0
     sleeper.schedule.look()
-    assert not sleeper.schedule.is_woken
+    assert not sleeper.is_woken
     sleeper.due = NOW
     sleeper.schedule.look()
     await sleeper.task
@@ -71,14 +66,14 @@ async def test_news_wakes_a_task_only_if_something_is_due_earlier() -> None:
 async def test_a_task_wakes_when_the_time_comes() -> None:
     """It wakes by itself, and by news if the clock was put forward meanwhile."""
     sleeper = Sleeper()
-    sleeper.due = at(5.01)
+    sleeper.due = 5.01
     await sleeper.turns()
     assert not sleeper.task.done()
     sleeper.clock.now_s = 6.0
     async with asyncio.timeout(20):
         await sleeper.task
     sleeper = Sleeper()
-    sleeper.due = at(3_600)
+    sleeper.due = 3_600.0
     await sleeper.turns()
     sleeper.clock.now_s = 3_600
     sleeper.schedule.look()
@@ -94,4 +89,4 @@ async def test_nothing_is_looked_through_while_a_task_does_what_was_due() -> Non
     asked = sleeper.asked
     sleeper.schedule.look()
     assert sleeper.asked == asked
-    assert not sleeper.schedule.is_woken
+    assert not sleeper.is_woken

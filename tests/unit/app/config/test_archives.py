@@ -14,7 +14,7 @@ from app.runtime.wiring import build
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model.errors import SettingError
 from tests.support.memory_archive import MemoryKind
-from tests.support.station_support import MAP
+from tests.support.worker_process import MAP
 
 FAULT = (("archive", "archive_folder"), "archive: got memory; want more of it")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -12,10 +13,9 @@ from aiokafka.errors import KafkaConnectionError
 from agents.outage import GRACE_S, Outage
 from app.health import readiness, watch
 from app.health.backpressure import Pressure
-from app.health.readiness import Readiness
 from app.health.watch import Progress, Question, Watch, ask_kafka
 from app.host.floods import FloodFilter
-from app.kafka.group_map import GroupMap
+from app.kafka.assignor import GroupMap
 from app.kafka.statistics import Statistics
 from app.kafka.transport import NO_GENERATION, Transport
 from tables.archive.protocol import Archive
@@ -183,6 +183,7 @@ class Moment:
         self.lags = lags
         self.counts = counts
         self.lost: list[tuple[str, int]] = []
+        self.group = GroupMap()
 
     def statistics(self) -> Statistics:
         """Return the counts."""
@@ -200,8 +201,9 @@ class Moment:
 def reasons_at(moment: Moment, *more: readiness.Source) -> list[str]:
     """Return why a worker is not ready then."""
     transport = cast("Transport", moment)
-    sources = (readiness.joining(transport), *more, readiness.reading(transport, 100))
-    return Readiness(*sources).reasons()
+    reading = partial(readiness.reading, transport, 100)
+    sources: list[readiness.Source] = [partial(readiness.joining, transport), *more, reading]
+    return [sentence for source in sources for sentence in source()]
 
 
 @pytest.mark.parametrize(
@@ -233,13 +235,13 @@ def test_readiness_names_partitions_that_nobody_reads() -> None:
     moment.lost = [("t", number) for number in range(5)]
     (sentence,) = reasons_at(moment)
     assert sentence == "t[0], t[1], t[2] and 2 more are assigned, and neither read nor restored"
-    group, themap = GroupMap(), small_map()
+    themap = small_map()
     every = [(topic, p) for topic, count in themap.inputs().items() for p in range(count)]
-    group.urls = dict.fromkeys(every, "http://one")
     moment = Moment({}, generation=1)
-    source = readiness.unowned(themap, group, cast("Transport", moment))
+    moment.group.urls = dict.fromkeys(every, "http://one")
+    source = partial(readiness.unowned, themap, cast("Transport", moment))
     assert reasons_at(moment, source) == []
-    del group.urls["flights.raw", 1]
+    del moment.group.urls["flights.raw", 1]
     assert reasons_at(moment, source) == ["no worker of the group owns flights.raw[1]"]
     moment.counts["generation"] = NO_GENERATION
     assert reasons_at(moment, source) == ["joining the group"]
@@ -253,10 +255,10 @@ def test_readiness_says_since_when_something_is_away_and_what_is_paused(clock: C
     outage.failed("refused")
     clock.now_s += 5
     away = readiness.away(outage, lambda: 1_000_012.0)
-    assert list(away()) == ["Kafka does not answer since 1970-01-12T13:46:40Z (12 s): refused"]
+    assert list(away) == ["Kafka does not answer since 1970-01-12T13:46:40Z (12 s): refused"]
     pressure = Pressure(1, 0, [], lambda: 2)
     pressure.sources.measure(2, 1, cast("Any", "/"))
-    (sentence,) = readiness.paused(pressure)()
+    (sentence,) = readiness.paused(pressure)
     assert sentence.startswith("sources are paused: 0.0 MiB of cells wait")
 
 
@@ -267,7 +269,7 @@ def test_readiness_says_that_the_archive_is_not_open(clock: Clock) -> None:
         is_open = False
 
     archive, outage = Opened(), Outage("the archive", "cells wait", clock)
-    source = readiness.closed(cast("Archive", archive), outage)
+    source = partial(readiness.closed, cast("Archive", archive), outage)
     assert list(source()) == ["the archive does not answer"]
     outage.failed("refused")
     clock.now_s += GRACE_S

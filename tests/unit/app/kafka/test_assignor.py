@@ -228,11 +228,12 @@ def test_every_member_hears_the_whole_map() -> None:
     )
 
 
-def test_a_member_that_cannot_be_read_takes_part_as_a_new_node() -> None:
+@pytest.mark.parametrize("said", [b"\xff", b"", None])
+def test_a_member_that_cannot_be_read_takes_part_as_a_new_node(said: bytes | None) -> None:
     """One strange member must not end the leader, and the next leader, and so on."""
     assignor = Assignor(lambda: Member("a", 1, "", 1, {}, {}), lambda _: None)
     metadata = assignor.metadata(TOPICS)
-    strange = type(metadata)(0, sorted(TOPICS), b"\xff")
+    strange = type(metadata)(0, sorted(TOPICS), said)
     assigned = assignor.assign(Cluster(), {"a": metadata, "strange": strange})
     assert all(assignment.partitions() for assignment in assigned.values())
     with pytest.raises(ValueError):  # noqa: PT011 - the words are those of a decoder

@@ -11,8 +11,7 @@ from aiokafka.coordinator.protocol import (
     ConsumerProtocolMemberMetadata,
 )
 
-from app.kafka.assignor import Assignor, Member, Share, pairs, shares_of
-from app.kafka.group_map import GroupMap
+from app.kafka.assignor import Assignor, GroupMap, Member, Share, pairs, shares_of
 from app.kafka.group_proof import GroupProof, content_of
 from app.kafka.group_protocol import Described
 from app.kafka.membership import (
@@ -257,7 +256,7 @@ async def test_strangers_are_counted_and_the_first_are_named(
         brokers="",
         group="flights",
         node="n0",
-        boot=1,
+        boot=9,
         map_name="flights",
         peer_key=PeerKey(SECRET, ""),
     )

@@ -233,7 +233,7 @@ async def settled_house(tmp_path: Path, log: MemoryLog, themap: Map = MAP) -> Lo
 def load_archive(tmp_path: Path, found: Recomputed, layer: Layer) -> int:
     """Read a layer's archived rows, beside the worker that has the folder."""
     with open_archive(Settings(archive_folder=tmp_path / "archive")) as archive:
-        return load_archived(found.database, archive, found.themap, layer)
+        return load_archived(found.database, layer, archive.frames(found.themap, layer))
 
 
 @pytest.mark.parametrize("seed", range(2))

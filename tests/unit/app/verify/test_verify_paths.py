@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from agents.decode.event_batch import ID_COLUMN, PLACE
+from agents.decode.event_batch import ID_COLUMN, INDEX_COLUMN, RECORD_SPAN
 from agents.decode.records import Decoder
 from app.verify.arrow import ArrowRows
 from app.verify.batches import Decoder as BatchDecoder
@@ -95,9 +95,12 @@ def worker_reads(source: Source, values: list[bytes]) -> tuple[dict[int, Any], d
     decoder = Decoder(source)
     batch = decoder.decode([run_of(values, topic=source.topic, append_time_ms=NOW_MS)])
     names = [field.name for field in source.fields]
-    frame = batch.frame.with_columns(pl.col(ID_COLUMN).fill_null(""), pl.col("place") // PLACE)
+    frame = batch.frame.with_columns(
+        pl.col(ID_COLUMN).fill_null(""), pl.col(INDEX_COLUMN) // RECORD_SPAN
+    )
     rows = {
-        row[0]: row[1:] for row in frame["place", "time", "type", ID_COLUMN, *names].iter_rows()
+        row[0]: row[1:]
+        for row in frame[INDEX_COLUMN, "time", "type", ID_COLUMN, *names].iter_rows()
     }
     return rows, {item.record: item.reason for item in batch.aside}
 
@@ -187,23 +190,26 @@ def test_arrow_is_read_alike(seed: int) -> None:
     batch = decoder.decode([run_of(values, topic=source.topic, append_time_ms=NOW_MS)])
     names = [field.name for field in source.fields]
     frame = batch.frame.with_columns(pl.col(ID_COLUMN).fill_null(""))
-    got = {row[0]: row[1:] for row in frame["place", "time", "type", ID_COLUMN, *names].iter_rows()}
+    got = {
+        row[0]: row[1:]
+        for row in frame[INDEX_COLUMN, "time", "type", ID_COLUMN, *names].iter_rows()
+    }
     reasons = {
-        item.record * PLACE + place: item.reason
+        item.record * RECORD_SPAN + index: item.reason
         for item in batch.aside
-        for place in item.events or ()
+        for index in item.events or ()
     }
     reader = RecordReader(source, ArrowRows(source))
     want: dict[int, Any] = {}
     refused: dict[int, Faults] = {}
     for offset, value in enumerate(values):
         content = reader.read(Record(offset, NOW_MS, value), many=lambda: False)
-        for place, found in enumerate(content.events):
+        for index, found in enumerate(content.events):
             if isinstance(found, Event):
                 own = (found.fields.get(name) for name in names)
-                want[offset * PLACE + place] = (found.time_ms, found.type, found.id, *own)
+                want[offset * RECORD_SPAN + index] = (found.time_ms, found.type, found.id, *own)
             else:
-                refused[offset * PLACE + place] = found
+                refused[offset * RECORD_SPAN + index] = found
     assert got == want
     assert reasons.keys() == refused.keys()
     assert [at for at, reason in reasons.items() if reason not in refused[at]] == []

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tables.model.errors import JournalRefusedError
 from tables.model.window import NEVER_MS
 from tables.record.sealed import seal
+from tables.state.block_table import BlockWrite
 from tables.state.journal import (
     FORMAT,
     Announcement,
@@ -27,7 +28,6 @@ from tables.state.journal import (
     encode_entry,
     fingerprint_of,
 )
-from tables.state.layer_table import BlockWrite
 from tables.state.partition_meta import Meta
 from tables.state.partition_state import PartitionState
 from tests.support.common import HOUR_MS
@@ -366,15 +366,15 @@ def test_every_reader_comes_to_the_same_state(seed: int, plan: Any) -> None:
 def stopping_reader(rng: random.Random, journal: Journal) -> PartitionState:
     """Return the state of a reader that restores itself from its store, again and again."""
     state = PartitionState(journal.plan)
-    disks: dict[str, dict[int, BlockWrite]] = {name: {} for name in state.tables}
+    disks: dict[str, dict[int, BlockWrite]] = {name: {} for name in state.all_tables}
     for offset, value in enumerate(journal.values):
         state.apply(offset, decode_entry(value), fingerprint_of(value))
         if rng.random() < 0.3:
             stored = msgspec.msgpack.decode(msgspec.msgpack.encode(state.meta), type=Meta)
             again = PartitionState(journal.plan, stored)
             for name, disk in disks.items():
-                keep(state.tables[name], disk)
+                keep(state.all_tables[name], disk)
                 for write in disk.values():
-                    again.tables[name].load(write.sequence, write.version, write.data or b"")
+                    again.all_tables[name].load(write.sequence, write.version, write.data or b"")
             state = again
     return state

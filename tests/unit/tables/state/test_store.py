@@ -16,9 +16,9 @@ import pytest
 import rocksdict
 
 from tables.model.errors import TreasureMapError
+from tables.state.block_table import BlockWrite
 from tables.state.input_plan import InputPlan, plans_of
 from tables.state.journal import Announcement, RecordFingerprint
-from tables.state.layer_table import BlockWrite
 from tables.state.partition_meta import Meta
 from tables.state.partition_state import PartitionState
 from tables.state.store import FORMAT, PartitionStore
@@ -261,7 +261,7 @@ from tables.model.errors import TreasureMapError
 from tables.state.journal import Announcement, RecordFingerprint
 from tables.state.partition_meta import Meta
 from tables.state.store import PartitionStore
-from tables.state.layer_table import BlockWrite
+from tables.state.block_table import BlockWrite
 
 store = PartitionStore(pathlib.Path(sys.argv[1]))
 # The kernel refuses writes that would make a file larger, as a full disk does.

@@ -105,6 +105,7 @@ def test_a_sender_that_does_not_know_yet_is_waited_for() -> None:
 def test_senders_of_an_older_version_have_been_whole_ever_since() -> None:
     """Windows that they had evicted when they were first heard never came."""
     journal = Journal(DAY_PLAN)
+    assert journal.append(DAY_PLAN.claim(0))
     never = NOTHING_ANNOUNCED
     told = [Contribution("hour", 1, sender, Announcement(9, 7), b"") for sender in (0, 1)]
     assert gathered(journal, *map(encode_contribution, told)) == {}
@@ -112,6 +113,14 @@ def test_senders_of_an_older_version_have_been_whole_ever_since() -> None:
     again = encode_contribution(Contribution("hour", 1, 0, never, b"", ALL))
     gathered(journal, again)
     assert journal.state.complete_ms(DAY) == 7
+
+
+def test_under_a_claim_of_an_older_version_senders_have_always_been_whole() -> None:
+    """It names no layers, and its owner archived every window as a whole one."""
+    journal = Journal(DAY_PLAN)
+    told = [Contribution("hour", 1, sender, Announcement(9, 7), b"") for sender in (0, 1)]
+    gathered(journal, *map(encode_contribution, told))
+    assert journal.state.complete_ms(DAY) == NEVER_MS
 
 
 def test_what_a_claim_adds_to_a_base_layer_begins_after_its_time() -> None:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.decode.event_batch import PLACE, EventBatch, SetAside
+from agents.decode.event_batch import INDEX_COLUMN, RECORD_SPAN, EventBatch, SetAside
 from agents.decode.json_events import parse_times
 from agents.decode.records import Decoder
 from agents.fold.content import Before
@@ -153,7 +153,7 @@ def test_any_mix_of_forms_and_chunks_gives_the_same_events(
     kinds = ("events.", "layer.")
     events = {k: v for k, v in counts.items() if k.startswith(kinds)}
     assert events == {k: v for k, v in mixed.items() if k.startswith(kinds)}
-    assert sum(len(places or ()) for _, places, reason, _ in aside if reason != "late") == (
+    assert sum(len(events or ()) for _, events, reason, _ in aside if reason != "late") == (
         counts.get("events.decoded", 0) - counts.get("events.classified", 0)
     )
 
@@ -250,12 +250,35 @@ def test_what_is_no_json_object_says_so(value: bytes) -> None:
     assert batch.ledgers[0].counts["records.with_events"] == 1
 
 
+@pytest.mark.parametrize(
+    "name", ["place", "event_index", "event", "index", "reason", "lateness", "number", "least"]
+)
+@pytest.mark.parametrize("is_arrow", [False, True])
+def test_a_field_may_have_the_name_of_any_column_of_ours(name: str, *, is_arrow: bool) -> None:
+    """All that a map accepts, of events that are folded, late and malformed."""
+    source = dataclasses_replace(MAP.sources[0], fields=(*FIELDS, Field(name, "string")))
+    plan = plans_of(dataclasses_replace(MAP, sources=(source,)))["flights.raw"]
+    good = {"type": "flight.departed", "origin": "JFK", "carrier": "UA", name: "x"}
+    events = [good | {"at": 10**9}, good | {"at": 1}, good | {"at": None}]
+    value = b"\n".join(json.dumps(event).encode() for event in events)
+    if is_arrow:
+        file = io.BytesIO()
+        pl.DataFrame(events).write_ipc_stream(file)
+        value = file.getvalue()
+    batch = Decoder(source).decode([run_of([value])])
+    (content,) = Folder(plan).fold(batch, {0: Before(NEVER_MS, {})})
+    assert content.ledger["layer.hour.folded"] == content.ledger["layer.hour.too_late"] == 1
+    assert content.ledger["events.malformed"] == 1
+    kinds = [(item.kind, item.events) for item in batch.aside]
+    assert sorted(kinds) == [("dead", (2,)), ("late", (1,))]
+
+
 def test_the_good_lines_of_a_record_are_kept() -> None:
-    """Places count the lines that are not blank; each reason is one letter."""
+    """Indexes count the lines that are not blank; each reason is one letter."""
     line = json.dumps(GOOD).encode()
     value = b"\n".join([line, b"{", b"", line, b"x", b'{"at":1}', line])
     batch = decode(value)
-    assert (batch.frame["place"] % PLACE).to_list() == [0, 2, 5]
+    assert (batch.frame[INDEX_COLUMN] % RECORD_SPAN).to_list() == [0, 2, 5]
     assert [(a.events, a.reason) for a in batch.aside] == [((1, 3), "json"), ((4,), "missing")]
     run = run_of([value])
     assert DECODER.part_of(run, batch.aside[0]) == (b"{\nx", "application/x-ndjson")
@@ -267,7 +290,7 @@ def test_the_good_rows_of_an_arrow_record_are_kept(style: int) -> None:
     events = [GOOD, GOOD | {"at": None}, GOOD | {"weight": math.nan}, GOOD]
     value = arrow(events, style)
     batch = decode(value)
-    assert (batch.frame["place"] % PLACE).to_list() == [0, 3]
+    assert (batch.frame[INDEX_COLUMN] % RECORD_SPAN).to_list() == [0, 3]
     assert reasons(batch) == {"malformed.missing": 1, "malformed.not_finite": 1}
     aside = next(item for item in batch.aside if item.reason == "missing")
     assert aside.events == (1,)

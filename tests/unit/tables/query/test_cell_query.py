@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tables.archive.protocol import CellRange
 from tables.model.errors import QueryError
 from tables.model.layer import KeyField, Map
+from tables.model.limits import INT64_MAX, INT64_MIN
 from tables.query.cell_query import (
     CellQuery,
     Limits,
@@ -28,7 +29,6 @@ from tables.query.cell_query import (
     merge_answer,
     parse_query,
 )
-from tables.query.parameters import INT64_MAX, INT64_MIN
 from tables.state.cell import archive_schema
 from tests.support.common import DAY_MS, HOUR_MS, dataclasses_replace, small_map
 from tests.support.web_support import frame, given_cells, stored
@@ -51,9 +51,8 @@ def pages(live: pl.DataFrame, archived: pl.DataFrame, limit: int) -> list[list[d
     found = []
     cursor = None
     while True:
-        answer = merge_answer(MAP, ask(limit, cursor), live, archived, 10_000)
-        found.append(msgspec.to_builtins(cell_rows(HOURS, answer.cells)))
-        cursor = answer.cursor
+        page, cursor = merge_answer(MAP, ask(limit, cursor), live, archived, 10_000)
+        found.append(msgspec.to_builtins(cell_rows(HOURS, page)))
         if cursor is None:
             return found
 
@@ -140,9 +139,9 @@ def test_a_row_carries_key_window_measures_and_version() -> None:
     """Two source partitions merge; mean and variance are those of all their events."""
     live = frame([stored(partition=0, version=7, delays=[1, 2], hour=3)])
     archived = frame([stored(partition=1, version=4, delays=[6], hour=3)])
-    answer = merge_answer(MAP, ask(), live, archived, 10)
-    assert answer.cursor is None
-    assert msgspec.to_builtins(cell_rows(HOURS, answer.cells)) == [
+    page, cursor = merge_answer(MAP, ask(), live, archived, 10)
+    assert cursor is None
+    assert msgspec.to_builtins(cell_rows(HOURS, page)) == [
         {
             "key": {"origin": "JFK", "carrier": "UA"},
             "window_start": 3 * HOUR_MS,
@@ -163,8 +162,8 @@ def test_a_row_carries_key_window_measures_and_version() -> None:
 def test_a_sum_beyond_64_bits_is_its_decimal_text() -> None:
     """No digit of a large sum is lost on its way into JSON."""
     row = stored() | {"sum_delay": 2**100 + 1}
-    answer = merge_answer(MAP, ask(), frame([row]), frame([]), 10)
-    (cell,) = cell_rows(HOURS, answer.cells)
+    page, _ = merge_answer(MAP, ask(), frame([row]), frame([]), 10)
+    (cell,) = cell_rows(HOURS, page)
     assert cell.measures["sum_delay"] == str(2**100 + 1)
 
 
@@ -189,7 +188,7 @@ def test_integers_are_numbers_up_to_64_bits(value: float | None, expected: objec
 def test_more_rows_than_may_be_merged_are_refused() -> None:
     """The bound counts live and archived rows together."""
     one, other = frame([stored()]), frame([stored(hour=1)])
-    assert merge_answer(MAP, ask(), one, other, 2).cells.height == 2
+    assert merge_answer(MAP, ask(), one, other, 2)[0].height == 2
     with pytest.raises(QueryError, match=r"too many to merge; got 2; want at most 1"):
         merge_answer(MAP, ask(), one, other, 1)
 
@@ -264,7 +263,7 @@ def test_a_cursor_narrows_what_is_read() -> None:
 def test_a_cursor_past_the_range_gives_nothing() -> None:
     """A reader that shortens its range meets the end, not an error."""
     query = ask(cursor=encode_cursor(MAP, HOURS, (5 * DAY_MS, ("JFK", "UA"))))
-    assert merge_answer(MAP, query, frame([stored()]), frame([]), 10).cells.is_empty()
+    assert merge_answer(MAP, query, frame([stored()]), frame([]), 10)[0].is_empty()
 
 
 def encoded(*parts: object) -> str:
@@ -318,9 +317,8 @@ def test_keys_of_every_type_are_paged() -> None:
     cursor = None
     for _ in rows:
         query = ask(1, cursor, themap)
-        answer = merge_answer(themap, query, frame(rows, layer), frame([], layer), 100)
-        found += [cell.key for cell in cell_rows(layer, answer.cells)]
-        cursor = answer.cursor
+        page, cursor = merge_answer(themap, query, frame(rows, layer), frame([], layer), 100)
+        found += [cell.key for cell in cell_rows(layer, page)]
     assert cursor is None
     assert [(row["late"], row["flight"]) for row in found] == [
         (False, -3), (False, 9), (False, 10), (True, -3), (True, 9), (True, 10),

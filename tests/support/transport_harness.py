@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from app.kafka.lane import Lane
-from app.kafka.lifecycle import PartitionLifecycle
+from app.kafka.moves import PartitionLifecycle
 from app.kafka.transport import Transport
 from app.kafka.transport_options import TransportOptions
 from tables.record.chunk import Chunk
@@ -63,7 +63,7 @@ class Memory:
         return set()
 
 
-class Bench:
+class TransportHarness:
     """A transport without Faust: a queue and a task stand for each agent."""
 
     def __init__(
@@ -139,4 +139,4 @@ class Bench:
             task.cancel()
 
 
-Benches = Callable[..., Awaitable[Bench]]
+Benches = Callable[..., Awaitable[TransportHarness]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,20 @@ async def test_both_clients_read_rows_of_all_pages(tmp_path: Path) -> None:
     assert families[0].name == "hour"
 
 
+def test_both_clients_have_the_same_methods() -> None:
+    """Each says what it does and takes, as ``help()`` shows it."""
+    for name in set(vars(QueryClient)) | set(vars(AsyncQueryClient)):
+        if not name.startswith("_"):
+            one, other = getattr(QueryClient, name), getattr(AsyncQueryClient, name)
+            assert list(inspect.signature(one).parameters) == list(
+                inspect.signature(other).parameters
+            )
+            assert one.__name__ == name
+            assert one.__doc__
+            assert other.__doc__
+    assert list(inspect.signature(QueryClient().cells).parameters)[:2] == ["layer", "key"]
+
+
 async def test_frames_come_as_arrow(tmp_path: Path) -> None:
     """All pages come as one frame, with sums as decimals."""
     async with served(MAP, tmp_path, ROWS) as (_, url):
@@ -65,6 +80,8 @@ async def test_frames_come_as_arrow(tmp_path: Path) -> None:
             found = await in_thread(client.frame, "hour", DAY, page_rows=5)
         async with AsyncQueryClient(url) as later:
             assert (await later.frame("hour", DAY)).equals(found)
+            cells = await later.cells_frame("hour", {"origin": "JFK"}, 0, DAY_MS, page_cells=3)
+            assert cells.height == 4
     assert found.height == 12
     assert found.schema["sum_delay"] == pl.Decimal(38, 0)
     assert int(found["sum_delay"][0]) == BIG

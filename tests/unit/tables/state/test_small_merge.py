@@ -77,14 +77,16 @@ def test_tables_answer_the_same(layers: Any, seed: int, monkeypatch: pytest.Monk
         key = rng.choice([{}, {"key_carrier": some["key_carrier"]}])
         start = some["window_start"]
         stop = start + rng.randint(1, 3) * HOUR_MS
-        few = table.cells_in(start, stop, key)
+        few = table.collect_in(start, stop, key)()
         assert few.height
-        parts = table.parts_in(start, stop, key) if isinstance(table, RollupTable) else few
+        parts = (
+            table.collect_parts_in(start, stop, key)() if isinstance(table, RollupTable) else few
+        )
         with monkeypatch.context() as patch:
             use_frames(patch)
-            check_same(few, table.cells_in(start, stop, key))
+            check_same(few, table.collect_in(start, stop, key)())
             if isinstance(table, RollupTable):
-                check_same(parts, table.parts_in(start, stop, key))
+                check_same(parts, table.collect_parts_in(start, stop, key)())
 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])

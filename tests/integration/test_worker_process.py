@@ -27,7 +27,8 @@ from tables.record.sealed import seal
 from tables.state.journal import Claim, encode_entry
 from tests.support import servers
 from tests.support.common import flight, small_map
-from tests.support.station_support import (
+from tests.support.waiting import until
+from tests.support.worker_process import (
     AWAY,
     COMMANDS,
     FAUST,
@@ -37,7 +38,6 @@ from tests.support.station_support import (
     apply,
     last_words,
 )
-from tests.support.waiting import until
 
 HOUR_MS = 3_600_000
 

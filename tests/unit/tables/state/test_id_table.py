@@ -40,7 +40,7 @@ def test_what_was_added_is_found_and_nothing_else(chunk: int, count: int) -> Non
         if first % 7 == 0:
             assert table.find(ids_of(count, count + 10)) == {}
     found = table.find(ids_of(0, count + 100))
-    assert {number: one.place for number, one in found.items()} == {
+    assert {number: one.row for number, one in found.items()} == {
         number: number - count for number in range(count)
     }
     assert len(table.blocks) < 3 * JOIN_BLOCKS
@@ -54,7 +54,7 @@ def test_of_an_id_that_is_there_twice_the_newest_is_found() -> None:
     assert [table.find(ids_of(0, 1))[0].until, table.find(ids_of(2, 3))[0].until] == [2, 1]
     add(table, ids_of(2, 3, 3))
     found = table.find(ids_of(0, 3))
-    assert [(one.until, one.place) for _, one in sorted(found.items())] == [
+    assert [(one.until, one.row) for _, one in sorted(found.items())] == [
         (2, -3), (2, -2), (3, -1),
     ]  # fmt: skip
 
@@ -65,7 +65,7 @@ def test_hashes_that_are_half_equal_are_told_apart() -> None:
     rows = pl.DataFrame({"high": [7, 7, 7], "low": [1, 2, 3]}, schema_overrides={
         "high": pl.UInt64, "low": pl.UInt64}).with_columns(until=pl.lit(5, pl.Int64))  # fmt: skip
     add(table, rows[:2])
-    assert {n: one.place for n, one in table.find(rows).items()} == {0: -2, 1: -1}
+    assert {n: one.row for n, one in table.find(rows).items()} == {0: -2, 1: -1}
 
 
 def test_the_oldest_are_forgotten_by_time_and_by_number() -> None:
@@ -116,10 +116,10 @@ def test_what_look_ups_need_is_made_ahead(monkeypatch: pytest.MonkeyPatch) -> No
         loaded.load(number, -1, encode_block(rows))
     loaded.prepare()
     grown = ids_of(4_000, 9_000)
-    ahead = loaded.merge_ahead(grown, 1)
-    assert ahead is not None
+    make = loaded.merge_ahead(grown, 1)
+    assert make is not None
     assert loaded.merge_ahead(ids_of(4_000, 4_001), 1) is None
-    ahead.commit(ahead.make())
+    loaded.commit_ahead(make())
     monkeypatch.setattr(ids, "_filter_of", None)
     monkeypatch.setattr(pl.DataFrame, "sort", None)
     assert len(loaded.find(ids_of(3_990, 4_010))) == 10

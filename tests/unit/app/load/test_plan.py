@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.kafka.batch_producer import partition_of
-from app.load.appended import start_after
 from app.load.plan import (
     MAP_FILE,
     SOURCE,
@@ -24,6 +23,7 @@ from app.load.plan import (
     parts_of,
     processes_for,
     schedule,
+    start_after,
     step_seconds,
 )
 from app.load.replay import settled_ms

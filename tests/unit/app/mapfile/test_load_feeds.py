@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.web.map_answer import describe_map
+from app.web.pages import describe_map
 from tables.model.layer import combiner_of
 from tests.support.map_text import changed, problems_of, read
 

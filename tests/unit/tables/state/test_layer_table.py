@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from tables.model.window import NEVER_MS
 from tables.state import layer_table as table_module
 from tables.state.block import TupleRows, encode_block
+from tables.state.block_table import BlockWrite
 from tables.state.cell import cell_schema, measures_of
 from tables.state.journal import Announcement
-from tables.state.layer_table import SMALL_TAIL_MAX, TAIL_BLOCKS_MAX, BlockWrite, FoldTable
+from tables.state.layer_table import SMALL_TAIL_MAX, TAIL_BLOCKS_MAX, FoldTable
 from tables.state.rollup_table import RollupTable
 from tests.support.common import DAY_MS, HOUR_MS, accumulators, dataclasses_replace
 from tests.support.state_support import (
@@ -63,8 +64,8 @@ def test_partial_cells_add_up_in_any_order_of_steps(steps: list[object]) -> None
             # A delta's block holds a cell once.
             cells = {row[:3]: row for row in step}.values()
             rows = hour_rows(cells, few=len(cells) < 3)
-            if version % 3 and (job := table.merge_ahead(rows, version)) is not None:
-                job.commit(job.make())
+            if version % 3 and (make := table.merge_ahead(rows, version)) is not None:
+                table.commit_ahead(make())
             table.add(encode_block(rows), version, rows if version % 2 else None)
             for *identity, delay in cells:
                 events, total, _ = expected.get(tuple(identity), (0, 0, 0))
@@ -84,7 +85,7 @@ def test_partial_cells_add_up_in_any_order_of_steps(steps: list[object]) -> None
     assert cells_of(table) == expected
     for start in {0, *table.versions}:
         some = {cell: value for cell, value in expected.items() if cell[1:] == ("UA", start)}
-        found = table.cells_in(start, start + HOUR_MS, {"key_carrier": "UA"})
+        found = table.collect_in(start, start + HOUR_MS, {"key_carrier": "UA"})()
         assert cells_of(table, found) == some
     reload(table, disk, random.Random(0))
     assert cells_of(table) == expected
@@ -247,9 +248,9 @@ def test_a_merge_made_ahead_is_the_merge() -> None:
             [("JFK", "UA", hour, 1, 1, rng.random(), 0.0, 0.0, 0.0)
              for hour in rng.sample(range(40), rng.randint(1, 5))],
         )  # fmt: skip
-        job = ahead.merge_ahead(rows, version)
-        if job is not None:
-            job.commit(job.make())
+        make = ahead.merge_ahead(rows, version)
+        if make is not None:
+            ahead.commit_ahead(make())
             made += 1
             if rng.random() < 0.3:
                 # Rows that are evicted meanwhile make other blocks than those that were merged.

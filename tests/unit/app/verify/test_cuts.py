@@ -19,7 +19,7 @@ from app.verify.whole import Whole
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model.layer import Field, KeyField, Map
 from tables.model.ledger import EVENT_COLUMNS, LAYER_COLUMNS, RECORD_COLUMNS, total
-from tables.query.whole import described
+from tables.query.facts import described
 from tests.support.common import HOUR_MS, MemoryLog, dataclasses_replace, small_map
 from tests.support.local_worker import RAW, LocalWorker
 from tests.support.verify_support import Recomputed

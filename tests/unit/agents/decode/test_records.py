@@ -4,7 +4,7 @@ import orjson
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.decode.event_batch import PLACE, EventBatch
+from agents.decode.event_batch import INDEX_COLUMN, RECORD_SPAN, EventBatch
 from agents.decode.records import Decoder
 from agents.partition.letters import letters_of
 from agents.partition.owner import tail_of
@@ -48,13 +48,13 @@ VALUES = st.one_of(
 
 
 def events(batch: EventBatch) -> list[tuple[object, ...]]:
-    """Return the events of a batch without their place in it."""
-    return batch.frame.drop("place").rows()
+    """Return the events of a batch without their indexes."""
+    return batch.frame.drop(INDEX_COLUMN).rows()
 
 
-def places(batch: EventBatch) -> list[int]:
+def records_of(batch: EventBatch) -> list[int]:
     """Return the record index of each event."""
-    return (batch.frame["place"] // PLACE).to_list()
+    return (batch.frame[INDEX_COLUMN] // RECORD_SPAN).to_list()
 
 
 @given(VALUES)
@@ -63,7 +63,7 @@ def test_any_chunking_gives_the_same_events_and_ledger(values: list[bytes | None
     together = DECODER.decode([run_of(values)])
     alone = [DECODER.decode([run_of([value], first_offset=i)]) for i, value in enumerate(values)]
     assert events(together) == [event for batch in alone for event in events(batch)]
-    assert places(together) == [i for i, batch in enumerate(alone) for _ in events(batch)]
+    assert records_of(together) == [i for i, batch in enumerate(alone) for _ in events(batch)]
     counted = ledger.total(batch.ledgers[0].counts for batch in alone)
     nonzero = {name: count for name, count in together.ledgers[0].counts.items() if count}
     assert nonzero == {name: count for name, count in counted.items() if count}
@@ -177,7 +177,7 @@ def test_a_record_with_a_fault_is_set_aside_whatever_its_value_is() -> None:
         4: RecordFault("batch", "why"),
     }
     batch = DECODER.decode([run])
-    assert places(batch) == [0]
+    assert records_of(batch) == [0]
     assert [(a.record, a.reason, a.events) for a in batch.aside] == [
         (1, "header", None), (2, "oversized", None), (3, "batch", None), (4, "batch", None),
     ]  # fmt: skip
@@ -217,7 +217,7 @@ def test_a_record_without_an_append_time_has_no_event_in_the_future() -> None:
     run = run_of([flight(2**44), flight(2**44), flight(2**44), 2**44, flight(2**44)])
     run.append_times_ms = [-1, 1_700_000_000_000, 2**63 - 1, -1, 1_700_000_000]
     batch = DECODER.decode([run])
-    assert places(batch) == [0, 2, 3, 4]
+    assert records_of(batch) == [0, 2, 3, 4]
     assert [item.record for item in batch.aside] == [1]
     assert batch.ledgers[0].counts["events.future"] == 1
     assert batch.ledgers[0].counts["records.heartbeat"] == 1
@@ -227,5 +227,5 @@ def test_a_time_in_the_wrong_unit_has_a_hint() -> None:
     """Milliseconds instead of seconds lie beyond year 9999."""
     decoder = Decoder(dataclasses_replace(SOURCE, time_unit_ms=1_000))
     batch = decoder.decode([run_of([flight(1_699_920_000_000), flight(1_699_920_000)])])
-    assert places(batch) == [1]
+    assert records_of(batch) == [1]
     assert batch.aside[0].detail.endswith("are these milliseconds instead of seconds?")
