@@ -11,7 +11,7 @@ import polars as pl
 
 from agents.query.reader import FamilyAnswer, LayerAnswer
 from app.web.formats import Page, hint_of
-from tables.model.layer import Layer, Map
+from tables.model.layer import Layer, Map, Source
 from tables.model.window import NEVER_MS
 from tables.query.answer import row_end
 from tables.query.cell_query import (
@@ -38,9 +38,18 @@ def describe_map(themap: Map) -> dict[str, Any]:
         "name": themap.name,
         "revision": themap.revision,
         "digest": themap.digest,
-        "sources": [msgspec.to_builtins(source) for source in themap.sources],
+        "sources": [_describe_source(source) for source in themap.sources],
         "layers": [_describe_layer(themap, layer) for layer in themap.layers],
     }
+
+
+def _describe_source(source: Source) -> dict[str, Any]:
+    """Return a source; it has paths of time, type and id only if these lie deep in events."""
+    described = msgspec.to_builtins(source)
+    return {name: value for name, value in described.items() if value or name not in _PATHS}
+
+
+_PATHS = frozenset({"time_path", "type_path", "id_path"})
 
 
 def _describe_layer(themap: Map, layer: Layer) -> dict[str, Any]:
