@@ -40,9 +40,7 @@ class _JournalOnly(PartitionIO):
         """There is nothing to empty."""
 
 
-async def check_histories(
-    brokers: str, themap: Map, client_options: Mapping[str, Any] | None = None
-) -> None:
+async def check_histories(brokers: str, themap: Map, client_options: Mapping[str, Any]) -> None:
     """Check that workers with this map would not be refused by its journals.
 
     Of each journal of the map its first partition is read. A source of other partitions is told
@@ -52,7 +50,7 @@ async def check_histories(
         MapError: they would be; the message has all that is wrong.
         TreasureMapError: no broker answers.
     """
-    options = dict(client_options or {})
+    options = dict(client_options)
     prefix = themap.journal_topic("")
     topics = [name for name in await topics_found(brokers, options) if name.startswith(prefix)]
     if not topics:
