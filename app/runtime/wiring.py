@@ -192,12 +192,8 @@ def build(settings: Settings) -> MapApp:
         opened_late=owners.claim_anew, outage=owners.emitted.archive,
     )  # fmt: skip
     watch = watch_of(settings, owners, transport, pressure, archive)
-    app.own_services += [
-        foundation,
-        transport,
-        watch,
-        Background(transport.fail, reloads.keep_looking),
-    ]
+    looking = Background(transport.fail, reloads.keep_looking)
+    app.own_services += [foundation, transport, watch, looking]
     reasons = functools.partial(
         readiness.reasons, transport, owners, archive,
         pressure=pressure, watch=watch, behind_records_max=settings.chunk_records_max,
