@@ -21,13 +21,16 @@ from tables.model.errors import TreasureMapError
 from treasure_map.version import version
 
 COMMANDS = {
+    "broker": "app.commands.broker",
     "map": "app.commands.map",
+    "produce": "app.commands.produce",
     "query": "app.commands.query",
     "replay": "app.commands.replay",
     "deadletters": "app.commands.deadletters",
     "demo": "app.commands.demo",
     "generate": "app.commands.generate",
     "token": "app.commands.token",
+    "try": "app.commands.try_",
     "verify": "app.commands.verify",
     "worker": "app.commands.worker",
 }

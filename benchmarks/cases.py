@@ -30,8 +30,13 @@ type = "type"
 [sources.input.fields]
 type = "string"
 entity = "string"
-{region}value = "float"
+{region}value = {value}
 """
+_VALUES = {
+    "flat": '"float"',
+    "nested": '{path = "data.value", type = "float"}',
+    "array": '{path = "data[0]", type = "float"}',
+}
 _BASE = """
 [layers.{name}]
 source = "input"
@@ -66,6 +71,7 @@ class Case:
 
     ``entities`` are skewed if they are :data:`ENTITIES`, else uniform. ``base_layers`` count the
     layers on the source; there is always one coarser layer more. With ``ids`` the source has an id.
+    ``value`` says where in an event of JSON its number stands.
     """
 
     name: str
@@ -76,6 +82,7 @@ class Case:
     base_layers: int = 1
     archive: Literal["embedded", "cassandra"] = "embedded"
     ids: bool = False
+    value: Literal["flat", "nested", "array"] = "flat"
 
     @property
     def per_record(self) -> int:
@@ -111,6 +118,7 @@ class Case:
             partitions=self.partitions,
             id='id = "id"\n' if self.ids else "",
             region='region = "string"\n' if has_region else "",
+            value=_VALUES[self.value],
         )
         for layer in bases:
             key = ", ".join(f'"{field}"' for field in layer.key)
@@ -125,6 +133,8 @@ CASES = {
         *(Case(form, form) for form in _FORMATS),
         Case("json-1-partition", partitions=1),
         Case("json-64-partitions", partitions=64),
+        Case("json-nested", value="nested"),
+        Case("json-array", value="array"),
         Case("json-million-keys", entities=MANY_ENTITIES),
         Case("arrow-million-keys", "arrow", entities=MANY_ENTITIES),
         Case("json-2-layers", base_layers=2),

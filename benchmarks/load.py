@@ -70,6 +70,13 @@ def truth_of(events: pl.DataFrame, layers: Sequence[BenchmarkLayer]) -> dict[str
     return found
 
 
+_AROUND_VALUE = {
+    "flat": ('","value":', ""),
+    "nested": ('","data":{"value":', "}"),
+    "array": ('","data":[', "]"),
+}
+
+
 def encode(case: Case, events: pl.DataFrame) -> list[bytes]:
     """Return the records of one partition's events."""
     if case.format == "arrow":
@@ -80,10 +87,11 @@ def encode(case: Case, events: pl.DataFrame) -> list[bytes]:
             piece.write_ipc_stream(file, compression="lz4")
             records.append(file.getvalue())
         return records
+    before, after = _AROUND_VALUE[case.value]
     line = pl.concat_str(
         pl.lit('{"id":"'), "id", pl.lit('","type":"'), "type", pl.lit('","at":'), "at",
-        pl.lit(',"entity":"'), "entity", pl.lit('","region":"'), "region", pl.lit('","value":'),
-        "value", pl.lit(',"attributes":{"session":"'), "session", pl.lit('","v":3}}'),
+        pl.lit(',"entity":"'), "entity", pl.lit('","region":"'), "region", pl.lit(before),
+        "value", pl.lit(after + ',"attributes":{"session":"'), "session", pl.lit('","v":3}}'),
     ).alias("line")  # fmt: skip
     lines = events.select(line)
     if case.per_record > 1:

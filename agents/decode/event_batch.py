@@ -20,9 +20,9 @@ from tables.record.chunk import Run
 RECORD_SPAN = 2**32
 """Event indexes of one record."""
 
-ID_COLUMN = ".id"
 INDEX_COLUMN = ".event_index"
-"""The column of event ids; no declared field can have this name."""
+ID_COLUMN = ".id"
+"""The column of event ids; no declared field can have this name, nor that of their indexes."""
 
 SMALL_VALUES_MAX = 2_000
 """Values below which a loop in Python beats the start-up cost of a query of polars."""

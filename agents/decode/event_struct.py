@@ -2,8 +2,9 @@
 
 A path through objects costs nothing but its structs: msgspec reads the event in one step. Two kinds
 of events are read in two steps instead, into plain dicts and from there into the same struct: those
-with an index of an array in a path, and those that hold another type than an object on the way of a
-path. In both ways values have the same types, and a path that misses is null.
+with an index of an array in a path, or a name that no struct can have, and those that hold another
+type than an object on the way of a path. In both ways values have the same types, and a path that
+misses is null.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import dataclasses
 import itertools
 import math
 import operator
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +22,8 @@ import msgspec
 from tables.model.path import Path
 
 Getter = Callable[[Any], Any]
+_FIELD_NAME = re.compile(r'[^"\\\x00-\x1f]*')
+"""Names that msgspec takes for fields of a struct."""
 
 
 @dataclasses.dataclass(slots=True, frozen=True)
@@ -52,7 +56,7 @@ class EventStruct:
     """
 
     def __init__(self, leaves: Mapping[Path, Leaf]) -> None:
-        self._by_index = any(isinstance(step, int) for path in leaves for step in path)
+        self._in_two_steps = any(_is_unusual(step) for path in leaves for step in path)
         self._root = self._node("", dict(leaves), itertools.count())
         self._typed: Any = msgspec.json.Decoder(self._root.kind)
         self._plain = msgspec.json.Decoder(float_hook=_float)
@@ -60,7 +64,7 @@ class EventStruct:
             leaf.attribute: ".".join(self._chain(path)) for path, leaf in leaves.items()
         }
         self.decode: Callable[[bytes], Any] = (
-            self._decode_plain if self._by_index else self._typed.decode
+            self._decode_plain if self._in_two_steps else self._typed.decode
         )
         """Decode a text that is UTF-8; raises a :class:`msgspec.DecodeError` or RecursionError."""
 
@@ -71,7 +75,7 @@ class EventStruct:
             msgspec.ValidationError: the event's values are not those of the map.
         """
         nested = any(isinstance(below, _Node) for below in self._root.steps.values())
-        if self._by_index or not nested or not _is_inside(error):
+        if self._in_two_steps or not nested or not _is_inside(error):
             raise error
         return self._decode_plain(text)
 
@@ -108,7 +112,7 @@ class EventStruct:
 
     def _field(self, step: str | int, below: _Node | Leaf) -> tuple[Any, Any]:
         """Return the type of a struct's field, and its name in JSON and default."""
-        name = _key(step) if self._by_index else str(step)
+        name = _key(step) if self._in_two_steps else str(step)
         if isinstance(below, Leaf):
             default = {} if below.required else {"default": None}
             return below.type, msgspec.field(name=name, **default)
@@ -138,16 +142,22 @@ class EventStruct:
             elif not isinstance(value, dict) or step not in value:
                 continue
             found = value[step]
-            name = _key(step) if self._by_index else str(step)
+            name = _key(step) if self._in_two_steps else str(step)
             shaped[name] = found if isinstance(below, Leaf) else self._shaped(found, below)
         return shaped
+
+
+def _is_unusual(step: str | int) -> bool:
+    """Return whether no struct can have a field for a step of a path."""
+    return isinstance(step, int) or not _FIELD_NAME.fullmatch(step)
 
 
 def _key(step: str | int) -> str:
     """Return the key of a step in an object that stands for an object or an array."""
     if isinstance(step, int):
         return f"[{step}]"
-    return f".{step}" if step.startswith(("[", ".")) else step
+    is_own = _is_unusual(step) or step.startswith(("[", "."))
+    return f".{step.encode().hex()}" if is_own else step
 
 
 def _filled(node: _Node, values: Mapping[str, Any]) -> Any:

@@ -62,7 +62,7 @@ def wrong_map(topic: str, meta: Meta, claim: Claim) -> list[str]:
     elif claim.revision == meta.revision and claim.digest != meta.digest:
         wrong = (
             f"another map was used as revision {meta.revision}; raise the revision with every "
-            "change of the map"
+            f"change of the map, here to {meta.revision + 1}"
         )
     return [wrong] if wrong else []
 

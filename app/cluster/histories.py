@@ -40,11 +40,17 @@ class _JournalOnly(PartitionIO):
         """There is nothing to empty."""
 
 
-async def check_histories(brokers: str, themap: Map, client_options: Mapping[str, Any]) -> None:
+async def check_histories(
+    brokers: str, themap: Map, client_options: Mapping[str, Any]
+) -> int | None:
     """Check that workers with this map would not be refused by its journals.
 
     Of each journal of the map its first partition is read. A source of other partitions is told
     alone: layers get other ones by it.
+
+    Returns:
+        The highest revision of a map that workers used, None if none has claimed a journal: then
+        nothing in Kafka knows which map was applied.
 
     Raises:
         MapError: they would be; the message has all that is wrong.
@@ -54,7 +60,8 @@ async def check_histories(brokers: str, themap: Map, client_options: Mapping[str
     prefix = themap.journal_topic("")
     topics = [name for name in await topics_found(brokers, options) if name.startswith(prefix)]
     if not topics:
-        return
+        return None
+    revision: int | None = None
     sources = {source.topic for source in themap.sources}
     wrong: dict[bool, dict[str, None]] = {True: {}, False: {}}
     log = KafkaLog(brokers, RECORD_BYTES_MAX, options, reads_only=True)
@@ -64,6 +71,7 @@ async def check_histories(brokers: str, themap: Map, client_options: Mapping[str
             meta = await _known(log, themap, topic)
             if meta is None:
                 continue
+            revision = max(meta.revision, revision or meta.revision)
             # An input that the map has no more may have had any number.
             count = themap.inputs().get(topic, meta.partitions)
             claim = _plan(themap, topic, count).claim(0)
@@ -73,6 +81,7 @@ async def check_histories(brokers: str, themap: Map, client_options: Mapping[str
         await log.stop()
     if problems := list(wrong[True] or wrong[False]):
         raise MapError(f"{themap.name} as revision {themap.revision}", problems)
+    return revision
 
 
 async def _known(log: KafkaLog, themap: Map, topic: str) -> Meta | None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 from app.cluster.topic_specs import TopicKind, topics_of
-from app.kafka.brokers import Operation
+from app.kafka.operations import Operation
 from tables.called import called
 from tables.model.errors import ProblemsError
 from tables.model.layer import Map

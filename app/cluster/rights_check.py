@@ -17,7 +17,8 @@ from aiokafka.protocol.metadata import MetadataResponse_v5
 from aiokafka.protocol.types import Array, Boolean, Int16, Int32, Schema, String
 
 from app.cluster.rights import Right, RightsError, Role
-from app.kafka.brokers import Operation, answer_of_any, connect_error
+from app.kafka.brokers import answer_of_any, connect_error
+from app.kafka.operations import Operation
 
 _BITS: dict[Operation, int] = {
     "Read": 3, "Write": 4, "Create": 5, "Delete": 6, "Describe": 8, "DescribeConfigs": 10,

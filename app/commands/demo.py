@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import pathlib
-import signal
 import sys
 
 import click
 
-from agents import tasks
+from app.commands.interrupts import until_interrupted
 from app.demo.run import DemoTimes, run
 from app.demo.worker import DemoError
 from app.host.printable import printable
@@ -36,7 +35,7 @@ def command(seconds: float | None) -> None:
             " into; call it in another folder"
         ) from error
     try:
-        problems = asyncio.run(_run(DemoTimes.of(seconds)))
+        problems = asyncio.run(until_interrupted(run(DemoTimes.of(seconds), _FOLDER)))
     except (KeyboardInterrupt, asyncio.CancelledError):
         click.echo("stopped")
         sys.exit(130)
@@ -46,17 +45,3 @@ def command(seconds: float | None) -> None:
         click.echo("the demo's check failed", err=True)
         sys.exit(1)
     click.echo("everything adds up: the ledger balances and all rows equal the file")
-
-
-async def _run(plan: DemoTimes) -> list[str]:
-    """Run the demo; Ctrl-C or being asked to terminate ends it with all its children."""
-    asked = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, asked.set)
-    whole = asyncio.create_task(run(plan, _FOLDER))
-    waiting = asyncio.create_task(asked.wait())
-    await asyncio.wait({whole, waiting}, return_when=asyncio.FIRST_COMPLETED)
-    await tasks.end(waiting)
-    await tasks.end(whole)
-    return await whole

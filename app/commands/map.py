@@ -1,9 +1,12 @@
-"""``map``: check a map file, show its topics and tables, and make them."""
+"""``map``: propose a map file, check it, show its topics and tables, and make them."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -12,14 +15,18 @@ from rich.tree import Tree
 
 from app.cluster.rights import ROLES, Role, checks_of, kafka_commands, rights_of
 from app.config.archives import archive_of, for_many
-from app.config.options import option, settings_options
+from app.config.options import kafka_settings_options, option, settings_options
 from app.config.settings import Settings
 from app.host.printable import printable
-from app.mapfile.load import load_map
+from app.mapfile.load import load_map, parse_map
+from app.mapfile.section import name_problem
 from tables.called import called
 from tables.model.errors import MapError
 from tables.model.layer import Layer, Map, SideKind, Source
 from tables.model.shape import reshaped, shapes_of
+
+if TYPE_CHECKING:
+    from app.mapfile.sample import Sample
 
 # If the output is not a terminal, nobody wraps it; rich would wrap it at 80 columns.
 _WIDTH_PIPED = 240
@@ -31,7 +38,84 @@ _map_file = click.argument("file", type=click.Path(dir_okay=False))
 
 @click.group("map")
 def command() -> None:
-    """Check, show and apply a map file."""
+    """Propose, check, show and apply a map file."""
+
+
+@command.command()
+@click.option(
+    "--sample",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="A file of events: NDJSON, a JSON array, CSV or Parquet, also as .gz.",
+)
+@click.option("--topic", help="The source's topic; without --sample its last records are read.")
+@click.option("--name", help="The map's name; by default that of the file or the topic.")
+@click.option("--out", type=click.Path(dir_okay=False), help="The new file; default: print it.")
+@click.option(
+    "--records",
+    type=click.IntRange(min=1, max=200_000),
+    default=20_000,
+    show_default=True,
+    help="How many of the topic's last records are read.",
+)
+@kafka_settings_options
+def init(
+    *, sample: Path | None, topic: str | None, name: str | None, out: str | None, records: int,
+    settings: Settings,
+) -> None:  # fmt: skip
+    """Propose a map, with comments, for the events of a file or of a topic.
+
+    It has the fields, the time, type and id, and a tree of layers. It changes nothing in Kafka.
+    """
+    from app.mapfile.proposal_text import proposal_text  # noqa: PLC0415 - polars takes its time
+    from app.mapfile.propose import propose  # noqa: PLC0415 - likewise
+
+    if out is not None and Path(out).exists():
+        raise click.UsageError(f"cannot write {out}: it exists; name another file, or move it away")
+    name = _proposed_name(sample, topic, name)
+    events = _events(sample, topic, records, settings)
+    proposal = propose(events, name, topic or f"{name}.raw")
+    text = proposal_text(proposal, int(time.time() * 1_000))
+    # The name of the topic is all in it that may be wrong.
+    parse_map(text, "as proposed")
+    if out is None:
+        click.echo(text, nl=False)
+        return
+    with Path(out).open("x", encoding="utf-8") as file:
+        file.write(text)
+    click.echo(f"wrote {out}; read its comments, then run `{called('map check')} {out}`")
+
+
+def _proposed_name(sample: Path | None, topic: str | None, name: str | None) -> str:
+    from app.mapfile.propose import NAME_CHARS_MAX, safe_name  # noqa: PLC0415 - polars takes its time
+
+    if name is None:
+        stem = (topic or "") if sample is None else sample.name.partition(".")[0]
+        return safe_name(stem, NAME_CHARS_MAX) or "events"
+    if problem := name_problem(name):
+        raise click.UsageError(f"cannot use --name: {problem}")
+    if len(name) > NAME_CHARS_MAX:
+        raise click.UsageError(
+            f"cannot use --name: got {len(name)} characters; want at most {NAME_CHARS_MAX}, so that"
+            " the tables of its layers can have it as a prefix"
+        )
+    return name
+
+
+def _events(sample: Path | None, topic: str | None, records: int, settings: Settings) -> Sample:
+    from app.cluster.last_records import last_records  # noqa: PLC0415 - likewise
+    from app.config.connections import kafka_options  # noqa: PLC0415 - check and show need no client of Kafka
+    from app.mapfile.sample import read_sample, sample_of_records  # noqa: PLC0415 - polars takes its time
+
+    if sample is not None:
+        return read_sample(sample)
+    if topic is None:
+        raise click.UsageError(
+            "cannot propose a map without events: want --sample FILE, or --topic TOPIC with"
+            " --brokers"
+        )
+    options = kafka_options(settings)
+    values = asyncio.run(last_records(settings.brokers, topic, records, options))
+    return sample_of_records(f"the last records of {topic}", values)
 
 
 @command.command()
@@ -51,6 +135,36 @@ def check(file: str, against: str | None) -> None:
         f"{_count(len(themap.sources), 'source')}, {_count(len(themap.layers), 'layer')} "
         f"({coarser} made from finer ones), {_count(len(themap.inputs()), 'input topic')}"
     )
+
+
+@command.command()
+@click.argument("old", type=click.Path(dir_okay=False))
+@click.argument("new", type=click.Path(dir_okay=False))
+def diff(old: str, new: str) -> None:
+    """Compare the map file in use, OLD, with its next revision, NEW.
+
+    It says in words what each change means. It ends with 1 if NEW would be refused.
+    """
+    from app.mapfile.compare import compare  # noqa: PLC0415 - polars takes its time
+
+    before, after = load_map(old), load_map(new)
+    found = compare(before, after)
+    if found.is_equal:
+        click.echo(
+            f"equal: both are map {after.name}, revision {after.revision}, digest {after.digest}"
+        )
+        return
+    click.echo(found.title)
+    for part, lines in found.parts.items():
+        click.echo(part)
+        for line in lines:
+            click.echo(printable(f"  {line}"))
+    if found.refused:
+        click.echo("refused by workers and `map apply`:")
+        for line in found.refused:
+            click.echo(printable(f"  ! {line}"))
+        raise click.exceptions.Exit(1)
+    click.echo("may be applied: run `map apply` with it, then restart every worker with it")
 
 
 @command.command()
@@ -231,10 +345,14 @@ async def _apply(themap: Map, replication: int | None, settings: Settings) -> No
         settings.brokers, options, rights,
         cannot=f"cannot apply map {themap.name}", role="apply", may_lack=True,
     )  # fmt: skip
-    await check_histories(settings.brokers, themap, options)
+    revision = await check_histories(settings.brokers, themap, options)
     report = await apply_topics(settings.brokers, themap, replication, options=options)
     for name in report.created:
         click.echo(f"created topic {name}")
+    if revision is None:
+        click.echo("journals: no worker has used this map yet; a worker's start fixes its revision")
+    else:
+        click.echo(f"journals: workers have used revision {revision}")
     click.echo(
         f"topics: {len(report.created)} created with "
         f"{_count(report.replication, 'copy', 'copies')} of each partition, "

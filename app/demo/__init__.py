@@ -1,1 +1,1 @@
-"""The demo: a broker in memory, one worker, the flights, and a check of all that came out."""
+"""Broker in memory and one worker: the demo with its check, and own files of events."""

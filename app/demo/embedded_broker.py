@@ -35,25 +35,32 @@ class EmbeddedBrokerError(TreasureMapError):
 
 
 class EmbeddedBroker(Child):
-    """A running broker on a free loopback port; use it in a ``with`` statement.
+    """A running broker on a loopback port; use it in a ``with`` statement.
 
     Attributes:
         bootstrap: ``host:port`` to start from, as Kafka's ``bootstrap.servers``.
     """
 
-    def __init__(self, advertised: int | None = None) -> None:
-        """``advertised`` is the port that clients are told, if a proxy stands before it."""
+    def __init__(self, advertised: int | None = None, port: int | None = None) -> None:
+        """``advertised`` is the port that clients are told, if a proxy stands before it.
+
+        ``port`` is the one to listen on; None takes a free one.
+        """
         super().__init__(STOP_SECONDS_MAX)
         self.bootstrap = ""
         self._advertised = advertised
+        self._port = port
 
     def __enter__(self) -> Self:
         """Start the broker and wait until it answers.
 
         Raises:
-            EmbeddedBrokerError: the package is missing, or the broker does not answer in time.
+            EmbeddedBrokerError: the package is missing, the port is taken, or the broker does not
+                answer in time.
         """
         binary = find_binary()
+        if self._port is not None:
+            _check_free(self._port)
         for attempt in range(1, ATTEMPTS_MAX + 1):
             try:
                 self._start(binary)
@@ -68,8 +75,23 @@ class EmbeddedBroker(Child):
                 break
         return self
 
+    def check(self) -> None:
+        """See that the broker runs.
+
+        Raises:
+            EmbeddedBrokerError: it has ended; the message has the end of its output.
+        """
+        assert self._process is not None, "the broker is used inside its with block"
+        code = self._process.poll()
+        if code is not None:
+            raise EmbeddedBrokerError(
+                f"cannot go on: the embedded broker ended, and all it held is gone; got exit code"
+                f" {code} and output {self._said()!r}; want it to run until it is stopped; start"
+                " again, with less input if the machine's memory was short"
+            )
+
     def _start(self, binary: str) -> None:
-        port = _free_port()
+        port = self._port or _free_port()
         self.bootstrap = f"127.0.0.1:{port}"
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  # stop() closes it
         address = f"tcp://127.0.0.1:{port}"
@@ -95,15 +117,19 @@ class EmbeddedBroker(Child):
     def _failure(self, port: int) -> str:
         """Return why the broker is not there: how it ended and the last it said."""
         assert self._process is not None
-        assert self._log is not None
         code = self._process.poll()
         state = "it does not answer" if code is None else f"it ended with exit code {code}"
-        self._log.seek(0)
-        said = self._log.read()[-500:].decode(errors="replace").strip() or "nothing"
         return (
-            f"cannot start embedded broker: {state}; got output {said!r}; want an answer on port"
-            f" {port} within {START_SECONDS_MAX:.0f} s; try again, or use a Kafka of your own"
+            f"cannot start embedded broker: {state}; got output {self._said()!r}; want an"
+            f" answer on port {port} within {START_SECONDS_MAX:.0f} s; try again, or use a Kafka of"
+            " your own"
         )
+
+    def _said(self) -> str:
+        """Return the end of the broker's output."""
+        assert self._log is not None
+        self._log.seek(0)
+        return self._log.read()[-500:].decode(errors="replace").strip() or "nothing"
 
 
 def find_binary() -> str:
@@ -141,6 +167,20 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def _check_free(port: int) -> None:
+    """Raise EmbeddedBrokerError if a port cannot be listened on."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise EmbeddedBrokerError(
+                f"cannot start embedded broker: port {port} of 127.0.0.1 cannot be used:"
+                f" {error.strerror}; want a free one; end the program that has it, or give another"
+                " --port"
+            ) from error
 
 
 def _answers(port: int) -> bool:

@@ -24,10 +24,10 @@ from agents import tasks
 from app.cluster.topics import apply_topics
 from app.demo import check
 from app.demo.display import Display, Progress, ledger_lines
+from app.demo.drain import drain
 from app.demo.embedded_broker import EmbeddedBroker
 from app.demo.flights import events, truth
-from app.demo.worker import DemoError, DemoWorker, Missing
-from app.kafka.scan import Scan, places_of
+from app.demo.worker import DemoError, DemoWorker
 from app.load.generator import stream
 from app.load.plan import LoadSpec
 from app.load.replay import replay, settled_ms
@@ -40,10 +40,6 @@ REPLAY_SECONDS = 20.0
 STREAM_SECONDS = 3_600.0
 # Of a demo with a given length, this part goes to the flights.
 REPLAY_SHARE = 0.75
-STILL_SECONDS_MAX = 60.0
-# A drained flow must look the same again after this: a worker tells coarser layers of its progress
-# once a second.
-QUIET_SECONDS = 1.5
 _SHOW_SECONDS = 0.5
 
 
@@ -120,7 +116,7 @@ async def _feed(
         async with _shown(display, "radar", progress, worker):
             await stream(radar(brokers, plan.stream_seconds), progress.write)
         async with _shown(display, "draining", progress, worker):
-            await drain(brokers, themap, worker, int(records["at"][-1]))
+            await drain(brokers, themap, worker, _ends(themap, int(records["at"][-1])))
         status = await worker.status()
         progress.apply(status.events(themap))
         display.show("drained", progress, status, last=True)
@@ -132,43 +128,10 @@ async def _feed(
         )
 
 
-async def drain(brokers: str, themap: Map, worker: DemoWorker, last_ms: int) -> None:
-    """Wait until the flights' windows are closed and acknowledged, all input applied, all quiet.
-
-    ``last_ms`` is the time of the last flight.
-
-    Raises:
-        DemoError: the worker ended, or nothing has moved for ``STILL_SECONDS_MAX``.
-        ScanError: the broker does not answer.
-    """
+def _ends(themap: Map, last_ms: int) -> dict[str, int]:
+    """Return the end of each flights layer's last window; ``last_ms`` is the last flight's time."""
     layers = [themap.layer(name) for name in truth.LAYERS]
-    ends = {layer.name: layer.window.end(layer.window.start(last_ms)) for layer in layers}
-    quiet: dict[tuple[str, int], int] | None = None
-
-    async def missing() -> Missing | None:
-        nonlocal quiet
-        status = await worker.status()
-        positions = status.positions()
-        async with Scan(brokers, {}, "cannot read the ends of topics") as scan:
-            stops = await scan.ends(places_of(themap.inputs()))
-        behind = {place: stop for place, stop in stops.items() if positions.get(place, 0) != stop}
-        # Between these two a coarser layer may just wait for its next announcement.
-        if open_layers := status.open_layers(ends):
-            return Missing(f"windows of {', '.join(open_layers)} that are open", positions)
-        before, quiet = quiet, positions
-        if behind or status.unacknowledged:
-            reached = {place: positions.get(place) for place in behind}
-            return Missing(
-                f"positions {reached} of topics that end at {behind},"
-                f" and {status.unacknowledged} unacknowledged windows",
-                positions,
-            )
-        if before == positions:
-            return None
-        await asyncio.sleep(QUIET_SECONDS)
-        return Missing("a worker that has come to rest", positions)
-
-    await worker.wait(missing, STILL_SECONDS_MAX)
+    return {layer.name: layer.window.end(layer.window.start(last_ms)) for layer in layers}
 
 
 @contextlib.asynccontextmanager

@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
@@ -32,7 +33,7 @@ _LOG_LINES = 15
 
 
 class DemoError(TreasureMapError):
-    """The demo could not go on, or its check failed."""
+    """The worker or the broker of a demo could not go on, or the demo's check failed."""
 
 
 class Missing(NamedTuple):
@@ -66,6 +67,11 @@ class Status:
         """Closed windows that archive or layer topics have not acknowledged yet."""
         return sum(layer.unacknowledged_windows for layer in self.layers)
 
+    @property
+    def waiting_open(self) -> int:
+        """Open windows whose cells archive or layer topics do not have as they are now."""
+        return sum(layer.waiting_open_windows for layer in self.layers)
+
     def open_layers(self, ends: Mapping[str, int]) -> list[str]:
         """Return the layers of ``ends`` whose watermark has not come to the time given there."""
         watermarks = {layer.name: layer.watermark_ms for layer in self.layers}
@@ -88,7 +94,14 @@ class DemoWorker(Child):
         archive_folder: folder of its archive; free to open once it has stopped.
     """
 
-    def __init__(self, brokers: str, map_file: pathlib.Path, folder: pathlib.Path) -> None:
+    def __init__(
+        self,
+        brokers: str,
+        map_file: pathlib.Path,
+        folder: pathlib.Path,
+        settings: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """``settings`` are those that it gets beside the ones that are said here, by name."""
         super().__init__(STOP_SECONDS_MAX)
         # The worker refuses anything but a port, with the words for every setting.
         port = os.environ.get(environment_variable("web_port")) or _port()
@@ -96,11 +109,12 @@ class DemoWorker(Child):
         self.archive_folder = folder / "archive"
         own = {
             "brokers": brokers,
-            "map_file": str(map_file),
+            "map_file": str(map_file.absolute()),
             "state_folder": str(folder / "state"),
             "archive": "embedded",
             "archive_folder": str(self.archive_folder),
             "web_port": str(port),
+            **settings,
         }
         self._environment = {
             name: value
@@ -125,8 +139,8 @@ class DemoWorker(Child):
         code = self._process.poll()
         if code is not None:
             raise DemoError(
-                f"cannot go on with the demo: its worker ended; got exit code {code}; want it to"
-                f" run until the demo stops it; its last lines:\n{self._log_end()}"
+                f"cannot go on: the worker ended; got exit code {code}; want it to"
+                f" run until it is stopped; its last lines:\n{self._log_end()}"
             )
 
     async def ready(self) -> None:
@@ -166,7 +180,7 @@ class DemoWorker(Child):
                 before, deadline = missing, time.monotonic() + seconds_max
             elif time.monotonic() > deadline:
                 raise DemoError(
-                    f"cannot go on with the demo: nothing has moved for {seconds_max:.0f} s; got"
+                    f"cannot go on: nothing has moved for {seconds_max:.0f} s; got"
                     f" {missing.text}; the worker's log ends with:\n{self._log_end()}"
                 )
             await asyncio.sleep(_POLL_SECONDS)
@@ -206,4 +220,4 @@ def _port() -> int:
                 continue
             found: int = probe.getsockname()[1]
             return found
-    raise DemoError("cannot start the demo: no port of this machine is free")
+    raise DemoError("cannot start a worker: no port of this machine is free")

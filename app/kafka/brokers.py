@@ -8,7 +8,7 @@ import random
 import shlex
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from aiokafka import errors
 from aiokafka.client import AIOKafkaClient
@@ -27,9 +27,6 @@ PATIENCE_S = 60.0
 """How long a worker that starts asks again while some of the brokers do not answer."""
 
 _ASK_AGAIN_S = 1.0
-
-Operation = Literal["Read", "Write", "Create", "Delete", "Describe", "DescribeConfigs"]
-"""An action that Kafka's access lists allow on a topic or a group."""
 
 UNAUTHORIZED = (
     errors.TopicAuthorizationFailedError,

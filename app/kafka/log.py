@@ -16,10 +16,10 @@ from app.kafka.aiokafka_private import check_metadata, refused_topics
 from app.kafka.brokers import (
     UNAUTHORIZED,
     NotAllowedError,
-    Operation,
     connect_error,
     has_idempotent_producer,
 )
+from app.kafka.operations import Operation
 from app.kafka.produce_request import Appends
 from tables.called import called
 from tables.model.errors import (

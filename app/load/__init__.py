@@ -1,1 +1,1 @@
-"""Input for tests of a map: synthetic loads with a known outcome, and recorded events."""
+"""Input: synthetic loads with a known outcome, recorded events, and own files of events."""

@@ -91,7 +91,7 @@ def doubt(source: Source) -> str:
     twice = [f"{name}.*{name}" for name in names]
     # Names that may be written in several ways, or in none that a path of the engine can have.
     odd = [r"\\u"] if not all(map(str.isascii, steps)) else []
-    odd += [""] if any(set('"\\') & set(step) for step in steps) else []
+    odd += [""] if any(map(_is_odd, source.paths)) else []
     return f"(?s){'|'.join([*_LENIENT, *twice, *odd])}"
 
 
@@ -133,9 +133,16 @@ def decoded(source: Source, needed: Mapping[str, str]) -> str:
 
 
 def _path(path: Path) -> str:
-    """Return a path in the engine's own form; it has none for names with quotes."""
+    """Return a path in the engine's own form; of one that it does not read, any that it does."""
+    if _is_odd(path):
+        return "$"
     steps = (f"[{step}]" if isinstance(step, int) else f'."{step}"' for step in path)
     return "$" + "".join(steps)
+
+
+def _is_odd(path: Path) -> bool:
+    """Return whether a path has names that the engine does not read: it knows no escapes there."""
+    return any(one in '"\\' or one < " " for step in path if isinstance(step, str) for one in step)
 
 
 def _time(kind: str, value: str, unit_ms: int) -> str:

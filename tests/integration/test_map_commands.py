@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import shlex
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from click.testing import CliRunner, Result
 
 from agents.partition.claims import OTHER_PARTITIONS
@@ -247,6 +249,22 @@ def test_check_against_the_map_in_use_takes_what_a_revision_may_change(tmp_path:
         run("check", new, "--against", path)
 
 
+def test_diff_tells_the_changes_and_whether_they_may_be_applied(tmp_path: Path) -> None:
+    """Scripts go by the exit code."""
+    old = tmp_path / "old.toml"
+    old.write_text(FLIGHTS.read_text())
+    assert "equal: both are map flights, revision 1" in run("diff", old, FLIGHTS).stdout
+    new = revised(old, ('measures = ["count"', 'measures = ["count", "max(delay_min)"'))
+    told = run("diff", old, new).stdout
+    assert told.startswith("map flights: revision 1 -> 2\nlayer ")
+    assert "  + measure max(delay_min): null in earlier windows" in told
+    assert "may be applied: run `map apply`" in told
+    new.write_text(new.read_text().replace("revision = 2", "revision = 1"))
+    result = CliRunner().invoke(command, ["diff", str(old), str(new)])
+    assert result.exit_code == 1
+    assert "  ! the map in use is revision 1; got 1; want 2 or more" in result.output
+
+
 def test_apply_refuses_other_layers_than_those_that_journals_know(
     own_map: Path, brokers: str
 ) -> None:
@@ -273,8 +291,18 @@ def test_apply_refuses_what_workers_would_be_refused_with(own_map: Path, brokers
     """Another map as the journals' revision, a lower revision, another number of partitions."""
     run("apply", own_map, "--brokers", brokers)
     (plan,) = [one for one in plans_of(load_map(own_map)).values() if one.topic.endswith(".radar")]
+    new = revised(own_map, ("[layers.contacts_hour]", "[layers.more]"))
+    new.write_text(new.read_text().replace("revision = 2", "revision = 1"))
+    assert "no worker has used this map yet" in run("apply", new, "--brokers", brokers).stdout
     asyncio.run(write(brokers, plan.journal, plan.claim(0)))
-    run("apply", own_map, "--brokers", brokers)
+    told = run("apply", own_map, "--brokers", brokers).stdout
+    assert "journals: workers have used revision 1" in told
+    before = asyncio.run(topics_found(brokers)).keys()
+    more = '[layers.other]\nfrom = "contacts_5s"\nkey = ["sector"]\nwindow = "1h"\n\n'
+    new.write_text(own_map.read_text() + more)
+    with pytest.raises(MapError, match="with every change of the map, here to 2"):
+        run("apply", new, "--brokers", brokers)
+    assert asyncio.run(topics_found(brokers)).keys() == before
     new = revised(own_map, ('measures = ["count"', 'measures = ["count", "max(delay_min)"'))
     higher = new.read_text()
     new.write_text(higher.replace("revision = 2", "revision = 1"))
@@ -404,3 +432,71 @@ def test_the_keyspace_is_made_by_an_administrator() -> None:
         "{'class': 'NetworkTopologyStrategy', 'east': 3, 'west': 2};"
     )
     assert output.count('GRANT CREATE ON KEYSPACE "treasure_map" TO "ann";') == 1
+
+
+def events(count: int) -> list[bytes]:
+    """Return events of two devices, one a second."""
+    return [
+        json.dumps({"sentAt": 1_711_872_000 + i, "type": "reading", "dev": {"id": f"d{i % 2}"}})
+        .encode()
+        for i in range(count)
+    ]  # fmt: skip
+
+
+def test_init_proposes_a_map_for_a_file_that_check_takes(tmp_path: Path) -> None:
+    """The file of a map is new, or nothing is written."""
+    sample, out = tmp_path / "Shop Readings.ndjson", tmp_path / "map.toml"
+    sample.write_bytes(b"\n".join(events(50)))
+    printed = run("init", "--sample", sample).stdout
+    assert 'name = "shop_readings"' in printed
+    assert 'topic = "shop_readings.raw"' in printed
+    options = ("--sample", sample, "--name", "shop", "--topic", "shop.in", "--out", out)
+    assert f"wrote {out}" in run("init", *options).stdout
+    assert "ok: map shop, revision 1" in run("check", out).stdout
+    before = out.read_text()
+    result = CliRunner().invoke(command, ["init", *map(str, options)])
+    assert (result.exit_code, out.read_text()) == (2, before)
+    assert "it exists; name another file" in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ([], "want --sample FILE, or --topic TOPIC"),
+        (["--sample", "s", "--name", "No"], "not a safe name"),
+        (["--sample", "s", "--name", "n" * 25], "want at most 24"),
+    ],
+)
+def test_init_refuses_options_it_cannot_use(options: list[str], says: str) -> None:
+    """Each message says what is wanted."""
+    result = CliRunner().invoke(command, ["init", *options])
+    assert result.exit_code == 2
+    assert says in " ".join(result.output.split())
+
+
+def test_init_reads_the_last_records_of_a_topic(brokers: str, tmp_path: Path) -> None:
+    """The number of partitions is the topic's; heartbeats and lines are as workers take them."""
+    topic, out = f"t{uuid.uuid4().hex[:8]}", tmp_path / "map.toml"
+    asyncio.run(fill(brokers, topic))
+    run("init", "--topic", topic, "--brokers", brokers, "--records", "30", "--out", out)
+    text = out.read_text()
+    [source] = load_map(out).sources
+    assert (source.topic, source.partitions, source.time_unit_ms) == (topic, 3, 1_000)
+    assert "from 21 events of the last records" in text
+    with pytest.raises(TreasureMapError, match="show this user no such topic"):
+        run("init", "--topic", f"{topic}.none", "--brokers", brokers)
+
+
+async def fill(brokers: str, topic: str) -> None:
+    """Fill two of three partitions: with 20 events; with 8, a record of 3 and one of none."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=brokers)
+    await admin.start()
+    await admin.create_topics([NewTopic(topic, 3, 1)])
+    await admin.close()
+    async with AIOKafkaProducer(bootstrap_servers=brokers) as producer:
+        for number, value in enumerate(events(20)):
+            await producer.send_and_wait(topic, value, partition=0)
+            if number < 8:
+                await producer.send_and_wait(topic, value, partition=1)
+        await producer.send_and_wait(topic, b"\n".join(events(3)), partition=1)
+        await producer.send_and_wait(topic, None, key=b"none", partition=1)

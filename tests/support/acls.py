@@ -11,7 +11,7 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.admin import CreateAclsRequest, DeleteAclsRequest
 
 from app.cluster.rights import Resource, Right
-from app.kafka.brokers import Operation
+from app.kafka.operations import Operation
 
 _RESOURCES: dict[Resource, int] = {"topic": 2, "group": 3}
 _OPERATIONS: dict[str, int] = {

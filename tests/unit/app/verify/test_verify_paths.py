@@ -31,6 +31,11 @@ INDEXED = (
     Field("weight", "float", ("readings", 1, "w")),
     Field("first", "int", ("list", 0)),
 )
+ODD = (
+    *NESTED[:3],
+    Field("odd", "int", ('we"ird\\', "a\tb")),
+    Field("dotted", "int", ("[0]", ".x")),
+)
 OTHER: tuple[Any, ...] = (None, 5, 1.5, "x", True, [], {}, [{"w": 2}], {"delay": 3}, 2**70, "7")
 NOW_MS = 2 * 10**12
 
@@ -55,6 +60,8 @@ def event(chance: random.Random) -> dict[str, Any]:
         "readings": [{"w": 1.0}, {"w": chance.choice([2, 3.5])}],
         "list": [chance.randrange(9)],
         "ids": {"event": chance.choice(["a", 7])},
+        'we"ird\\': {"a\tb": chance.randrange(9), "other": 1},
+        "[0]": {".x": 7},
         "skipped": {"ts": [1], "größe": None},
     }
     for _ in range(chance.choice([0, 0, 0, 1, 1, 2])):
@@ -105,7 +112,7 @@ def worker_reads(source: Source, values: list[bytes]) -> tuple[dict[int, Any], d
     return rows, {item.record: item.reason for item in batch.aside}
 
 
-@pytest.mark.parametrize("fields", [NESTED, INDEXED], ids=["objects", "arrays"])
+@pytest.mark.parametrize("fields", [NESTED, INDEXED, ODD], ids=["objects", "arrays", "odd"])
 @pytest.mark.parametrize("seed", range(6))
 def test_json_is_read_alike(fields: tuple[Field, ...], seed: int) -> None:
     """By the worker, by plain rules, and by the columns of the engine."""
@@ -140,7 +147,7 @@ def test_json_is_read_alike(fields: tuple[Field, ...], seed: int) -> None:
         assert decoder.load()
         columns = ", ".join(decoder.columns.values())
         got = database.all(f'SELECT "offset", time, id, {columns} FROM {decoder.table}')  # noqa: S608
-    assert {row[0]: row[1:] for row in got} == {
+    assert {row[0]: (row[1], row[2] or "", *row[3:]) for row in got} == {
         offset: (row[0], *row[2:]) for offset, row in plain.items()
     }
     assert faulty == refused

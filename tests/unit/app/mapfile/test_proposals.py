@@ -1,0 +1,225 @@
+"""Proposals of maps: a sample gives a map that takes it, or an error that says what it lacks."""
+
+from __future__ import annotations
+
+import datetime as dt
+import gzip
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import polars as pl
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from agents.decode.event_batch import EventBatch
+from agents.decode.records import Decoder
+from app.mapfile.load import parse_map
+from app.mapfile.proposal_text import proposal_text, toml_text
+from app.mapfile.propose import NAME_CHARS_MAX, propose, safe_name
+from app.mapfile.sample import Sample, SampleError, read_sample
+from app.mapfile.section import name_problem
+from tables.model.layer import Map
+from tables.record.chunk import Run
+
+NOW_MS = 1_764_000_000_000
+AT_MS = 1_711_872_000_000
+NAMES = st.text(st.characters(codec="utf-8"), max_size=5) | st.sampled_from(
+    ["id", "eventId", "deviceId", "count", "type", "key_a", "time", "min_x", "x", "row", "a.b"]
+)  # fmt: skip
+SCALARS = (
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.integers(0, 3) | st.floats()
+    | st.text(st.characters(codec="utf-8"), max_size=4)
+    | st.sampled_from(["2024-03-31T08:00:00Z", AT_MS, AT_MS // 1_000])
+)  # fmt: skip
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(NAMES, inner, max_size=4),
+    max_leaves=12,
+)
+OBJECTS = st.dictionaries(NAMES, VALUES, max_size=6)
+TIMED = st.fixed_dictionaries(
+    {"at": st.integers(AT_MS, AT_MS + 10**9), "kind": st.sampled_from(["a.b", "c", "d e"])},
+    optional={"x": VALUES, "deviceId": st.sampled_from(["d1", "d2"]), "in": OBJECTS},
+)
+
+
+def proposed(events: list[Any], name: str = "shop") -> tuple[str, Map]:
+    """Return the text of the proposal for events, and its map."""
+    text = proposal_text(propose(Sample("sample", events), name, "shop.raw"), NOW_MS)
+    return text, parse_map(text, "proposed")
+
+
+def decoded(themap: Map, lines: list[bytes]) -> EventBatch:
+    """Return the events of records, one a line, under the only source of a map."""
+    count = len(lines)
+    run = Run("shop.raw", 0, 0, count, range(count), list(lines), [-1] * count, {})
+    return Decoder(themap.sources[0]).decode([run])
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(OBJECTS, min_size=1, max_size=8) | st.lists(TIMED, min_size=1, max_size=30))
+def test_a_proposal_passes_its_check_and_takes_its_sample(events: list[dict[str, Any]]) -> None:
+    """A person begins with a map that works, whatever the events are like."""
+    lines = [msgspec.json.encode(event) for event in events]
+    sample = [msgspec.json.decode(line) for line in lines]
+    try:
+        text, themap = proposed(sample)
+    except SampleError as error:
+        assert re.search("want in each event a text of RFC 3339|want a text that says", str(error))  # noqa: PT017 - most samples raise nothing
+        return
+    batch = decoded(themap, lines)
+    assert batch.frame.height == len(lines), (text, batch.aside)
+    for layer in themap.layers:
+        if layer.source is not None:
+            selected = batch.frame
+            if layer.events != ("**",):
+                selected = selected.filter(pl.col("type").is_in(list(layer.events)))
+            for field in layer.key:
+                assert selected[field.name].null_count() == 0, text
+
+
+def readings(count: int = 200) -> list[dict[str, Any]]:
+    """Return events as devices send them: nested, of two types, one in fifty 2 s late."""
+    return [
+        {
+            "meta": {"sentAt": AT_MS + 1_000 * i - (3_000 if i % 50 == 49 else 0), "id": f"e{i}"},
+            "eventType": "reading.temp" if i % 4 else "status",
+            "payload": {
+                "device": {"deviceId": f"d{i % 7}"},
+                "count": i % 5,
+                "tags": [1, 2],
+                "mix": i if i % 2 else "a",
+                "nothing": None,
+            }
+            | ({"temp": i / 8} if i % 4 else {"ok": True}),
+        }
+        for i in range(count)
+    ]
+
+
+def test_a_proposal_finds_roles_keys_measures_and_lateness() -> None:
+    """Names of paths are made safe, and each type has a tree of its own."""
+    text, themap = proposed(readings())
+    [source] = themap.sources
+    assert (source.time_path, source.time_unit_ms) == (("meta", "sentAt"), 1)
+    assert (source.type_field, source.id_path) == ("eventType", ("meta", "id"))
+    assert {field.name: field.at for field in source.fields} == {
+        "device_id": ("payload", "device", "deviceId"),
+        "payload_count": ("payload", "count"),
+        "temp": ("payload", "temp"),
+    }
+    base = themap.layer("reading_temp_1m")
+    assert base.events == ("reading.temp",)
+    assert [field.name for field in base.key] == ["device_id"]
+    assert {measure.name for measure in base.measures} >= {"count", "mean_temp", "max_temp"}
+    assert (base.max_out_of_orderness_ms, base.allowed_lateness_ms) == (2_000, 2_000)
+    assert [layer.name for layer in themap.layers if layer.finer] == [
+        f"{stem}_{window}"
+        for stem in ("reading_temp", "status")
+        for window in ("1h", "day", "month")
+    ]
+    for line in (
+        "# A key: 7 distinct values.",
+        "#     payload.mix: of mixed types: 100 string, 100 int",
+        "#     payload.nothing: null in all events",
+        "#     payload.tags: an array",
+    ):
+        assert line in text
+
+
+def test_fields_that_are_not_used_can_be_taken_as_they_stand() -> None:
+    """A person takes away the # of a line, and the map is one still."""
+    events = [{"at": AT_MS + i, "type": "a", "note": f"n{i}"} for i in range(100)]
+    text, themap = proposed(events)
+    assert [field.name for field in themap.sources[0].fields] == ["event_type"]
+    more = parse_map(text.replace('# note = "string"', 'note = "string"'), "more")
+    assert [field.name for field in more.sources[0].fields] == ["event_type", "note"]
+
+
+def test_many_types_share_one_tree() -> None:
+    """A tree for each of hundreds of types would be of no use."""
+    text, themap = proposed([{"at": AT_MS, "type": f"t{i}", "who": "a"} for i in range(30)])
+    assert {layer.events for layer in themap.layers if layer.source} == {("**",)}
+    assert "#     and 10 more" in text
+
+
+@pytest.mark.parametrize(
+    ("event", "says"),
+    [
+        ({"type": "a"}, "got nothing like it"),
+        ({"type": "a", "at": "2024-03-31 08:00"}, "at has '2024-03-31 08:00', without the form"),
+        ({"at": AT_MS}, "a text that says the kind of event"),
+        ({}, "there is no time that every event has"),
+    ],
+)
+def test_a_sample_without_time_or_type_is_told_what_an_event_needs(
+    event: dict[str, Any], says: str
+) -> None:
+    """No map can be made of it, and the producers can mend that."""
+    with pytest.raises(SampleError, match=re.escape(says)):
+        proposed([event])
+
+
+def test_a_time_that_some_events_lack_is_named() -> None:
+    """A person sees which field to fill."""
+    with pytest.raises(SampleError, match="got at is in 1 of 2 events"):
+        proposed([{"type": "a", "at": "2024-03-31T08:00:00Z"}, {"type": "a"}])
+
+
+@pytest.mark.parametrize("name", ["s.ndjson", "s.json", "s.csv", "s.parquet"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_every_form_of_file_gives_the_same_events(tmp_path: Path, name: str, packed: bool) -> None:
+    """Whatever a person has, the map is the same."""
+    events = [{"at": f"2024-03-31T08:00:0{i}Z", "type": "a", "n": i, "x": None} for i in range(9)]
+    path = tmp_path / name
+    frame = pl.DataFrame(events).with_columns(pl.col("at").str.to_datetime(time_zone="UTC"))
+    if name == "s.ndjson":
+        path.write_text("\n".join(map(json.dumps, events)) + "\n\nnot json\n[1]\n")
+    elif name == "s.json":
+        path.write_text(json.dumps(events))
+    elif name == "s.csv":
+        pl.DataFrame(events).write_csv(path)
+    else:
+        frame.write_parquet(path)
+    if packed:
+        data = gzip.compress(path.read_bytes())
+        path = path.with_name(f"{name}.gz")
+        path.write_bytes(data)
+    sample = read_sample(path)
+    assert sample.refused == (2 if name == "s.ndjson" else 0)
+    assert [event["n"] for event in sample.events] == list(range(9))
+    assert {event["x"] for event in sample.events} == {None}
+    times = [dt.datetime.fromisoformat(event["at"]) for event in sample.events]
+    assert times == frame["at"].to_list()
+    proposed(sample.events)
+
+
+def test_files_without_events_are_refused(tmp_path: Path) -> None:
+    """The message says which files have events."""
+    path = tmp_path / "s.ndjson"
+    path.write_text("1\nx\n")
+    with pytest.raises(SampleError, match="got 2 lines that are not JSON objects"):
+        read_sample(path)
+    with pytest.raises(SampleError, match="No such file"):
+        read_sample(tmp_path / "none.parquet")
+    (tmp_path / "bad.parquet").write_text("no")
+    with pytest.raises(SampleError, match="as PARQUET"):
+        read_sample(tmp_path / "bad.parquet")
+
+
+@given(st.text(st.characters(codec="utf-8")))
+def test_every_text_stands_in_toml(text: str) -> None:
+    """Paths have any letters."""
+    assert tomllib.loads(f"x = {toml_text(text)}")["x"] == text
+
+
+@given(st.text())
+def test_safe_names_are_safe(text: str) -> None:
+    """Or empty, if the text has no letter."""
+    name = safe_name(text, NAME_CHARS_MAX)
+    assert not name or name_problem(name) is None
