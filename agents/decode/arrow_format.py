@@ -2,40 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 
 import polars as pl
 
 from agents.decode.column_events import ColumnDecoder
+from agents.decode.record_format import RecordFormat
 from tables.model.layer import Source
 from tables.record.arrow_stream import CONTINUATION, ArrowError, check_stream
 
 _ARROW_TYPE = "application/vnd.apache.arrow.stream"
-_REASON = "arrow"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ArrowFormat:
-    """The Arrow IPC streaming format."""
-
-    name: str = "arrow"
-    content_type: str = _ARROW_TYPE
-    magics: tuple[bytes, ...] = (CONTINUATION,)
-    unreadable_reasons: tuple[str, ...] = (_REASON,)
-
-    def decoder(self, source: Source) -> ArrowDecoder:
-        """Return the decoder of a source's records."""
-        return ArrowDecoder(source)
-
-
-ARROW = ArrowFormat()
 
 
 class ArrowDecoder(ColumnDecoder):
     """Decodes the Arrow streams of one source."""
 
-    reason = _REASON
+    reason = "arrow"
     broken = (ArrowError, pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
 
     def __init__(self, source: Source) -> None:
@@ -50,7 +32,7 @@ class ArrowDecoder(ColumnDecoder):
                 mean the same.
         """
         columns, rows = check_stream(value, self._inflated_bytes_max)
-        present = [name for name in self.columns.wanted if name in columns]
+        present = [name for name in self.wanted if name in columns]
         if not present:
             return pl.DataFrame({"none": pl.repeat(None, rows, eager=True)})
         return pl.read_ipc_stream(io.BytesIO(value), columns=present)
@@ -63,7 +45,10 @@ class ArrowDecoder(ColumnDecoder):
         try:
             frame = pl.read_ipc_stream(io.BytesIO(value))
         except self.broken:
-            frame, _ = self.columns.events(self.read(value))
+            frame, _ = self.events(self.read(value))
         file = io.BytesIO()
         frame[list(events)].write_ipc_stream(file, compression="zstd")
         return file.getvalue(), _ARROW_TYPE
+
+
+ARROW = RecordFormat("arrow", _ARROW_TYPE, ArrowDecoder, (CONTINUATION,), (ArrowDecoder.reason,))

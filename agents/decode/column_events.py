@@ -17,11 +17,10 @@ from agents.decode.json_events import COLUMNS, parse_times
 from agents.decode.run_decoder import RunDecoder
 from tables.model.layer import Source
 from tables.model.path import Path
-from tables.model.window import TIME_MS_MAX, TIME_MS_MIN
+from tables.model.window import DAY_MS, TIME_MS_MAX, TIME_MS_MIN
 from tables.state.cell import in_order
 
 _MS_PER = {"ms": 1, "us": 1_000, "ns": 1_000_000}
-_DAY_MS = 86_400_000
 _NOT_EVENTS = {
     "missing": "time or type is null or absent",
     "wrong_type": "a declared field is of another type",
@@ -36,17 +35,19 @@ class ColumnDecoder(abc.ABC):
     Attributes:
         reason: the reason with which an unreadable record is set aside.
         broken: the errors that :meth:`read` raises for such a record.
+        wanted: the names of the columns in which the source reads something.
     """
 
     reason: ClassVar[str]
     broken: ClassVar[tuple[type[BaseException], ...]]
 
     def __init__(self, source: Source) -> None:
-        self.columns = ColumnEvents(source)
+        self._source = source
+        self.wanted = list(dict.fromkeys(str(path[0]) for path in source.paths))
 
     @abc.abstractmethod
     def read(self, value: bytes) -> pl.DataFrame:
-        """Return the columns of a value, at least those of ``columns.wanted`` that it has.
+        """Return the columns of a value, at least those of ``wanted`` that it has.
 
         Raises:
             BaseException: one of ``broken``; the value cannot be read.
@@ -86,7 +87,7 @@ class ColumnDecoder(abc.ABC):
             for index, piece in pieces
         )
         found = pl.concat([piece for _, piece in pieces], rechunk=True)
-        frame, reasons = self.columns.events(found)
+        frame, reasons = self.events(found)
         frame = frame.with_columns(indexes.alias(INDEX_COLUMN))
         if reasons is not None:
             refused = indexes.to_frame("index").with_columns(reason=reasons).drop_nulls()
@@ -97,18 +98,6 @@ class ColumnDecoder(abc.ABC):
                 run.refuse_events(index, events, reason, _NOT_EVENTS[reason])
             frame = frame.filter(reasons.is_null())
         run.events.add_frame(frame)
-
-
-class ColumnEvents:
-    """Takes the events of one source out of columns.
-
-    Attributes:
-        wanted: the names of the columns in which the source reads something.
-    """
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self.wanted = list(dict.fromkeys(str(path[0]) for path in source.paths))
 
     def events(self, found: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series | None]:
         """Return time, type and declared fields of columns, and why rows are not events.
@@ -146,7 +135,7 @@ class ColumnEvents:
         elif isinstance(kind, pl.Datetime):
             times = column.cast(pl.Int64) // _MS_PER[kind.time_unit]
         elif kind == pl.Date:
-            times = column.cast(pl.Int64) * _DAY_MS
+            times = column.cast(pl.Int64) * DAY_MS
         elif _is_text(kind):
             times = parse_times(column.cast(pl.String))
         else:
@@ -165,7 +154,7 @@ class ColumnEvents:
 
     def _field(self, found: pl.DataFrame, path: Path, kind: str, faults: _Faults) -> pl.Series:
         column = _column_at(found, path)
-        if not _TAKES[kind](column.dtype):
+        if not (column.dtype == pl.Null or _TAKES[kind](column.dtype)):
             if column.null_count() < column.len():
                 faults.add("wrong_type", column.is_not_null())
             return pl.repeat(None, found.height, dtype=COLUMNS[kind], eager=True)
@@ -229,14 +218,10 @@ def _is_text(kind: pl.DataType) -> bool:
     return isinstance(kind, pl.String | pl.Categorical | pl.Enum)
 
 
-def _or_null(takes: Callable[[pl.DataType], bool]) -> Callable[[pl.DataType], bool]:
-    return lambda kind: kind == pl.Null or takes(kind)
-
-
 _WIDE = (pl.Int128, pl.UInt128)
 _TAKES: dict[str, Callable[[pl.DataType], bool]] = {
-    "string": _or_null(_is_text),
-    "int": _or_null(lambda kind: kind.is_integer() and not isinstance(kind, _WIDE)),
-    "bool": _or_null(lambda kind: isinstance(kind, pl.Boolean)),
-    "float": _or_null(lambda kind: kind.is_float() or kind.is_integer()),
+    "string": _is_text,
+    "int": lambda kind: kind.is_integer() and not isinstance(kind, _WIDE),
+    "bool": lambda kind: isinstance(kind, pl.Boolean),
+    "float": lambda kind: kind.is_float() or kind.is_integer(),
 }

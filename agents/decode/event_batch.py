@@ -14,7 +14,7 @@ import itertools
 import polars as pl
 
 from tables.model.layer import SideKind
-from tables.model.ledger import LedgerDelta, UnusableEvents
+from tables.model.ledger import EventColumn, LedgerDelta
 from tables.record.chunk import Run
 
 RECORD_SPAN = 2**32
@@ -75,7 +75,8 @@ class Rows:
 
     def filter(self, mask: pl.Series) -> Rows:
         """Return the rows for which ``mask`` is true."""
-        bounds = bounds_after(self.bounds, mask)
+        left = (int(mask[first:last].sum() or 0) for first, last in self.bounds)
+        bounds = list(itertools.pairwise(itertools.accumulate(left, initial=0)))
         return Rows(self.frame.filter(mask), bounds, self.partitions)
 
 
@@ -95,8 +96,8 @@ class EventBatch:
 
     def keep(self, mask: pl.Series) -> None:
         """Keep only the rows for which ``mask`` is true."""
-        self.frame = self.frame.filter(mask)
-        self.bounds = bounds_after(self.bounds, mask)
+        kept = self.rows.filter(mask)
+        self.frame, self.bounds = kept.frame, kept.bounds
 
     @property
     def rows(self) -> Rows:
@@ -132,7 +133,7 @@ class EventBatch:
     def refuse(
         self,
         rows: pl.DataFrame,
-        column: UnusableEvents,
+        column: EventColumn,
         reason: str,
         detail: str,
         *,
@@ -149,12 +150,4 @@ class EventBatch:
             by_partition = rows.group_by("partition").len().iter_rows()
             counts = {numbers[partition]: count for partition, count in by_partition}
         for number, count in counts.items():
-            self.ledgers[number].add_unusable_events(column, reason, count)
-
-
-def bounds_after(bounds: Bounds, mask: pl.Series) -> Bounds:
-    """Return the bounds of runs after all rows are gone for which ``mask`` is not true."""
-    ends = itertools.accumulate(
-        (int(mask[first:last].sum() or 0) for first, last in bounds), initial=0
-    )
-    return list(itertools.pairwise(ends))
+            self.ledgers[number].add_events(column, count, reason)

@@ -40,11 +40,11 @@ class Leaf:
 
 @dataclasses.dataclass(slots=True, frozen=True)
 class _Node:
-    """An object or array on the way of a path: its struct, and what lies in it by step."""
+    """An object or array on the way of a path: its struct, and the values in it by step."""
 
+    attribute: str
     kind: Any
     steps: Mapping[str | int, _Node | Leaf]
-    attributes: Mapping[str | int, str]
     required: bool
 
 
@@ -57,7 +57,7 @@ class EventStruct:
 
     def __init__(self, leaves: Mapping[Path, Leaf]) -> None:
         self._in_two_steps = any(_is_unusual(step) for path in leaves for step in path)
-        self._root = self._node(dict(leaves), itertools.count())
+        self._root = self._node("", dict(leaves), itertools.count())
         self._typed: Any = msgspec.json.Decoder(self._root.kind)
         self._plain = msgspec.json.Decoder(float_hook=_float)
         self._attributes = {
@@ -96,7 +96,7 @@ class EventStruct:
             # An object on the way is null.
             return list(map(self.getter(attribute), events))
 
-    def _node(self, leaves: Mapping[Path, Leaf], numbers: Iterator[int]) -> _Node:
+    def _node(self, attribute: str, leaves: Mapping[Path, Leaf], numbers: Iterator[int]) -> _Node:
         inner: dict[str | int, dict[Path, Leaf]] = {}
         steps: dict[str | int, _Node | Leaf] = {}
         for (step, *rest), leaf in leaves.items():
@@ -104,14 +104,11 @@ class EventStruct:
                 inner.setdefault(step, {})[tuple(rest)] = leaf
             else:
                 steps[step] = leaf
-        steps |= {step: self._node(below, numbers) for step, below in inner.items()}
-        attributes = {
-            step: below.attribute if isinstance(below, Leaf) else f"node_{next(numbers)}"
-            for step, below in steps.items()
-        }
-        fields = [(attributes[step], *self._field(step, below)) for step, below in steps.items()]
+        for step, some in inner.items():
+            steps[step] = self._node(f"node_{next(numbers)}", some, numbers)
+        fields = [(below.attribute, *self._field(step, below)) for step, below in steps.items()]
         kind = msgspec.defstruct("Event", fields, gc=False, frozen=True, kw_only=True)
-        return _Node(kind, steps, attributes, any(below.required for below in steps.values()))
+        return _Node(attribute, kind, steps, any(below.required for below in steps.values()))
 
     def _field(self, step: str | int, below: _Node | Leaf) -> tuple[Any, Any]:
         """Return the type of a struct's field, and its name in JSON and default."""
@@ -126,8 +123,8 @@ class EventStruct:
     def _chain(self, path: Path) -> Iterator[str]:
         below: Any = self._root
         for step in path:
-            yield below.attributes[step]
             below = below.steps[step]
+            yield below.attribute
 
     def _decode_plain(self, text: bytes) -> Any:
         found = self._plain.decode(text)
@@ -166,10 +163,10 @@ def _key(step: str | int) -> str:
 def _filled(node: _Node, values: Mapping[str, Any]) -> Any:
     return node.kind(
         **{
-            node.attributes[step]: values.get(below.attribute)
+            below.attribute: values.get(below.attribute)
             if isinstance(below, Leaf)
             else _filled(below, values)
-            for step, below in node.steps.items()
+            for below in node.steps.values()
         }
     )
 

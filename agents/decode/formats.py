@@ -1,6 +1,6 @@
 """The list of all record formats.
 
-A format is a module beside this one that keeps ``record_format.py``, and an entry here. For the
+A format is a module beside this one that makes a ``RecordFormat``, and an entry here. For the
 load generator ``app/load/writers.py`` writes it.
 """
 

@@ -2,45 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import itertools
 
 import polars as pl
 
 from agents.decode.event_batch import RECORD_SPAN
 from agents.decode.json_events import EventFault, JsonEvents, are_utf8, lines_of
+from agents.decode.record_format import RecordFormat
 from agents.decode.run_decoder import RunDecoder
 from tables.model.layer import Source
 
 _JSON_TYPE, _NDJSON_TYPE = "application/json", "application/x-ndjson"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class JsonFormat:
-    """A format of JSON; ``lines`` says whether values are lines of events, None for either.
+class JsonDecoder:
+    """Decodes the JSON records of one source: ``lines`` of events, documents, or if None either.
 
     A value that may be either is one document if all of it is one, an event or not.
     """
-
-    name: str
-    content_type: str
-    lines: bool | None
-    magics: tuple[bytes, ...] = ()
-    unreadable_reasons: tuple[str, ...] = ()
-
-    def decoder(self, source: Source) -> JsonDecoder:
-        """Return the decoder of a source's records."""
-        return JsonDecoder(source, lines=self.lines)
-
-
-JSON = JsonFormat("json", _JSON_TYPE, lines=False)
-NDJSON = JsonFormat("ndjson", _NDJSON_TYPE, lines=True)
-JSON_OR_LINES = JsonFormat("json or ndjson", "", lines=None)
-"""The format of a value that neither a header nor its first bytes identify; it may be empty."""
-
-
-class JsonDecoder:
-    """Decodes the records of one source that are JSON; see :class:`JsonFormat`."""
 
     def __init__(self, source: Source, *, lines: bool | None) -> None:
         self._json = JsonEvents(source)
@@ -130,3 +110,9 @@ def _add_lines(run: RunDecoder, indexes: list[range]) -> None:
             pl.int_range(some.start, some.stop, dtype=pl.UInt64, eager=True) for some in indexes
         )
     )
+
+
+JSON = RecordFormat("json", _JSON_TYPE, functools.partial(JsonDecoder, lines=False))
+NDJSON = RecordFormat("ndjson", _NDJSON_TYPE, functools.partial(JsonDecoder, lines=True))
+JSON_OR_LINES = RecordFormat("json or ndjson", "", functools.partial(JsonDecoder, lines=None))
+"""The format of a value that neither a header nor its first bytes identify; it may be empty."""

@@ -1,10 +1,12 @@
-"""The protocol of a record format: how its values are identified, and how they become events.
+"""The form of a record format: how its values are identified, and how they become events.
 
 ``agents/decode/formats.py`` lists all formats.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from tables.model.layer import Source
@@ -27,24 +29,20 @@ class FormatDecoder(Protocol):
         """Return a value with only these of the events of a decoded one, and its content type."""
 
 
-class RecordFormat(Protocol):
-    """A format of record values."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class RecordFormat:
+    """A format of record values.
 
-    @property
-    def name(self) -> str:
-        """The name in options, pages and messages."""
+    Attributes:
+        name: in options, pages and messages.
+        content_type: the media type, in lower case, in a header ``content-type`` of this format.
+        decoder: returns the decoder of a source's records.
+        magics: the first bytes that identify a value without that header; no JSON begins so.
+        unreadable_reasons: those of this format alone for which a record is unreadable.
+    """
 
-    @property
-    def content_type(self) -> str:
-        """The media type, in lower case, by which the header ``content-type`` names this format."""
-
-    @property
-    def magics(self) -> tuple[bytes, ...]:
-        """The first bytes that identify a value without that header; no JSON begins so."""
-
-    @property
-    def unreadable_reasons(self) -> tuple[str, ...]:
-        """The reasons of this format alone for which a record is unreadable."""
-
-    def decoder(self, source: Source) -> FormatDecoder:
-        """Return the decoder of a source's records."""
+    name: str
+    content_type: str
+    decoder: Callable[[Source], FormatDecoder]
+    magics: tuple[bytes, ...] = ()
+    unreadable_reasons: tuple[str, ...] = ()

@@ -13,11 +13,11 @@ from typing import cast
 import polars as pl
 
 from agents.decode import formats
-from agents.decode.decoded_events import DecodedEvents
 from agents.decode.event_batch import INDEX_COLUMN, RECORD_SPAN, EventBatch, SetAside
 from agents.decode.json_events import JsonEvents
-from agents.decode.run_decoder import RunDecoder, SourceFormats
+from agents.decode.run_decoder import DecodedEvents, RunDecoder, SourceFormats
 from tables.model.layer import Source
+from tables.model.ledger import LedgerDelta
 from tables.model.window import SECONDS_IN_MS_MAX, TIME_MS_MAX
 from tables.record.chunk import Run
 
@@ -34,14 +34,14 @@ class Decoder:
         """Return the events of ``runs``, which are of this source's topic, in order."""
         events = DecodedEvents(self._json)
         bounds: list[tuple[int, int]] = []
-        decoders: list[RunDecoder] = []
+        ledgers: list[LedgerDelta] = []
         for number, run in enumerate(runs):
             first = events.rows
             decoder = RunDecoder(number, run, self._formats, events)
             decoder.decode()
-            decoders.append(decoder)
+            ledgers.append(decoder.ledger)
             bounds.append((first, events.rows))
-        batch = _batch(runs, decoders, bounds, events)
+        batch = _batch(runs, ledgers, bounds, events)
         _refuse_no_times(batch)
         _refuse_future(batch, self._source.future_skew_ms)
         return batch
@@ -52,7 +52,7 @@ class Decoder:
         events = DecodedEvents(self._json)
         decoder = RunDecoder(0, run, self._formats, events)
         decoder.refuse_record(0, "unreadable", reason, detail)
-        return _batch([run], [decoder], [(0, 0)], events)
+        return _batch([run], [decoder.ledger], [(0, 0)], events)
 
     def part_of(self, run: Run, item: SetAside) -> tuple[bytes, str]:
         """Return the part of a record that is set aside, and its content type.
@@ -64,13 +64,11 @@ class Decoder:
 
 def _batch(
     runs: list[Run],
-    decoders: list[RunDecoder],
+    ledgers: list[LedgerDelta],
     bounds: list[tuple[int, int]],
     events: DecodedEvents,
 ) -> EventBatch:
-    """Return the batch of runs that were decoded."""
     parts = [(run.partition, last - first) for run, (first, last) in zip(runs, bounds, strict=True)]
-    ledgers = [decoder.ledger for decoder in decoders]
     return EventBatch(runs, events.frame(parts), bounds, ledgers, events.aside)
 
 
@@ -105,7 +103,8 @@ def _refuse_future(batch: EventBatch, skew_ms: int) -> None:
         found = rows["time"] > pl.Series(limits, dtype=pl.Int64).gather(records)
         ahead.append(found.arg_true() + first)
         for record in records.filter(found & rows["type"].is_null()):
-            batch.ledgers[number].refuse_heartbeat()
+            batch.ledgers[number].add_records("heartbeat", -1)
+            batch.ledgers[number].add_records("unreadable", reason="heartbeat")
             detail = "its time is too far ahead"
             aside = SetAside("dead", number, record, None, "heartbeat", detail)
             batch.aside.append(aside)

@@ -6,32 +6,24 @@ stretches   |------|h|---| |-| |-----|     a stretch is decoded at once, but for
 
 from __future__ import annotations
 
-import enum
+import itertools
 from collections.abc import Iterator, Sequence
-from typing import cast
+from typing import Any, cast
 
-from agents.decode.decoded_events import DecodedEvents
-from agents.decode.event_batch import DETAIL_CHARS_MAX, SetAside
+import polars as pl
+
+from agents.decode.event_batch import DETAIL_CHARS_MAX, RECORD_SPAN, SetAside
+from agents.decode.json_events import JsonEvents
 from agents.decode.record_format import FormatDecoder, RecordFormat
 from tables.model.layer import Source
-from tables.model.ledger import LedgerDelta, UnusableRecord
+from tables.model.ledger import LedgerDelta, RecordColumn
 from tables.model.window import TIME_MS_MAX, TIME_MS_MIN
 from tables.record.chunk import Headers, RecordFault, Run
 from tables.record.heartbeat import HEARTBEAT_HEADER, decode_heartbeat
 from tables.record.remembered import Remembered
+from tables.state.block import repeated
 
 CONTENT_TYPE = "content-type"
-
-
-class _Formless(enum.Enum):
-    """A record whose value is not given to the decoder of any format."""
-
-    FAULTY = "it could not be read"
-    EMPTY = "it has no value: a heartbeat, a tombstone, or nothing"
-    UNKNOWN = "its content type is not one of ours"
-
-
-_Form = FormatDecoder | _Formless
 
 
 class SourceFormats:
@@ -53,26 +45,27 @@ class SourceFormats:
         self._by_content_type = {form.content_type: decoder for form, decoder in decoders}
         self._by_magic = {magic: decoder for form, decoder in decoders for magic in form.magics}
         self._magics = tuple(self._by_magic)
-        self._content_types = {decoder: form.content_type for form, decoder in decoders}
-        self._of_header: Remembered[bytes, _Form] = Remembered(self._find)
+        self._content_types: dict[FormatDecoder | None, str] = {
+            decoder: form.content_type for form, decoder in decoders
+        }
+        self._of_header: Remembered[bytes, FormatDecoder | None] = Remembered(self._find)
 
-    def stretches(self, run: Run) -> Iterator[tuple[int, int, _Form]]:
-        """Cut a run into stretches of one format: the records ``[first, last)`` and the format."""
+    def stretches(self, run: Run) -> Iterator[tuple[int, int, FormatDecoder | None]]:
+        """Cut a run into stretches: the records ``[first, last)``, and the decoder of their format.
+
+        None stands for records that could not be read, have no value, or are of another format.
+        """
         values = run.values
         plain = bool(values) and not run.headers and not run.faults and None not in values
         # The decoder finds later values that begin with a magic, because they are not JSON.
         if plain and not cast("bytes", values[0]).startswith(self._magics):
             yield 0, len(values), self._otherwise
             return
-        first, before = 0, None
-        for index, value in enumerate(values):
-            form = self._of(run, index, value)
-            if form is not before:
-                if before is not None:
-                    yield first, index, before
-                first, before = index, form
-        if before is not None:
-            yield first, len(values), before
+        forms = (self._of(run, index, value) for index, value in enumerate(values))
+        last = 0
+        for form, some in itertools.groupby(forms):
+            first, last = last, last + len(list(some))
+            yield first, last, form
 
     def by_magic(self, value: bytes) -> FormatDecoder | None:
         """Return the decoder of the format that the first bytes identify, if they identify one."""
@@ -87,24 +80,80 @@ class SourceFormats:
         """
         value = run.values[item.record]
         form = self._of(run, item.record, value)
-        if item.events is None or value is None or isinstance(form, _Formless):
+        if item.events is None or value is None or form is None:
             said = _content_type(run.headers.get(item.record, ()))
-            return value or b"", said or self._content_types.get(cast("FormatDecoder", form), "")
+            return value or b"", said or self._content_types.get(form, "")
         return form.select(value, item.events)
 
-    def _of(self, run: Run, index: int, value: bytes | None) -> _Form:
-        if index in run.faults:
-            return _Formless.FAULTY
-        if not value:
-            return _Formless.EMPTY
+    def _of(self, run: Run, index: int, value: bytes | None) -> FormatDecoder | None:
+        if index in run.faults or not value:
+            return None
         for name, data in run.headers.get(index, ()):
             if name.lower() == CONTENT_TYPE:
                 return self._of_header(data)
         return self.by_magic(value) or self._otherwise
 
-    def _find(self, media_type: bytes) -> _Form:
+    def _find(self, media_type: bytes) -> FormatDecoder | None:
         name = media_type.split(b";")[0].strip().lower().decode("latin-1")
-        return self._by_content_type.get(name, _Formless.UNKNOWN)
+        return self._by_content_type.get(name)
+
+
+class DecodedEvents:
+    """The events that have been decoded from a chunk's runs of one source so far, in log order.
+
+    JSON events and heartbeats are structs, so that all of a chunk become columns at once; events of
+    formats that have columns already are frames, in their order between the structs::
+
+        structs  s0 s1 s2 | s3 s4        frames  (3, F): F comes after three structs
+
+    Args:
+        json: decodes the source's events into structs, and structs into columns.
+
+    Attributes:
+        structs: JSON events and heartbeats; call :meth:`add_indexes` after you add some.
+        aside: the records and events that are set aside.
+        rows: how many events and heartbeats have an index.
+    """
+
+    def __init__(self, json: JsonEvents) -> None:
+        self._json = json
+        self._indexes: list[pl.Series] = []
+        self._frames: list[tuple[int, pl.DataFrame]] = []
+        self.structs: list[Any] = []
+        self.aside: list[SetAside] = []
+        self.rows = 0
+
+    def add_indexes(self, indexes: pl.Series) -> None:
+        """Add the event indexes (UInt64) of the structs that were added last."""
+        self._indexes.append(indexes)
+        self.rows += indexes.len()
+
+    def add_heartbeat(self, index: int, time_ms: int) -> None:
+        """Add the heartbeat that is record ``index`` of its run."""
+        self.structs.append(self._json.heartbeat(time_ms))
+        self.add_indexes(pl.Series([index * RECORD_SPAN], dtype=pl.UInt64))
+
+    def add_frame(self, frame: pl.DataFrame) -> None:
+        """Add an event frame without ``partition``, after the structs so far."""
+        self._frames.append((len(self.structs), frame))
+        self.rows += frame.height
+
+    def frame(self, parts: list[tuple[int, int]]) -> pl.DataFrame:
+        """Return the event frame.
+
+        Args:
+            parts: for each run, its partition and how many rows it has.
+        """
+        indexes = pl.concat(self._indexes) if self._indexes else pl.Series(dtype=pl.UInt64)
+        frame = self._json.frame(self.structs, indexes)
+        if self._frames:
+            json, pieces, done = frame, [], 0
+            for at, piece in self._frames:
+                pieces += [json[done:at], piece.select(json.columns)]
+                done = at
+            frame = pl.concat([*pieces, json[done:]])
+        partitions = [repeated(partition, rows, pl.Int32) for partition, rows in parts]
+        return frame.insert_column(0, pl.concat(partitions).alias("partition"))
 
 
 class RunDecoder:
@@ -124,25 +173,25 @@ class RunDecoder:
         self.formats = formats
         self.events = events
         self.ledger = LedgerDelta()
-        self.ledger.add_gap(run.next_offset - run.first_offset - len(run.values))
+        self.ledger.add_records("gap", run.next_offset - run.first_offset - len(run.values))
 
     def decode(self) -> None:
         """Decode all records."""
         for first, last, form in self.formats.stretches(self._run):
-            if not isinstance(form, _Formless):
+            if form is not None:
                 self._decode_values(form, first, last)
                 continue
             for index in range(first, last):
-                if form is _Formless.FAULTY:
+                if index in self._run.faults:
                     self._refuse_faulty(index, self._run.faults[index])
-                elif form is _Formless.EMPTY:
-                    self._decode_empty(index)
-                else:
+                elif self._run.values[index]:
                     self._refuse_unknown(index)
+                else:
+                    self._decode_empty(index)
 
-    def refuse_record(self, index: int, column: UnusableRecord, reason: str, detail: str) -> None:
+    def refuse_record(self, index: int, column: RecordColumn, reason: str, detail: str) -> None:
         """Count a record in its column, and by reason if it is unreadable; set it aside."""
-        self.ledger.add_unusable_record(column, reason)
+        self.ledger.add_records(column, reason=reason)
         self._set_aside(index, None, reason, detail)
 
     def refuse_events(self, index: int, at: tuple[int, ...], reason: str, detail: str) -> None:
@@ -154,7 +203,7 @@ class RunDecoder:
             reason: one of the malformed reasons of docs/formats/records.md.
             detail: says more to people, in at most DETAIL_CHARS_MAX characters of the record.
         """
-        self.ledger.add_unusable_events("malformed", reason, len(at))
+        self.ledger.add_events("malformed", len(at), reason)
         self._set_aside(index, at, reason, detail)
 
     def _set_aside(self, index: int, at: tuple[int, ...] | None, reason: str, detail: str) -> None:
@@ -196,7 +245,7 @@ class RunDecoder:
             detail = f"time {time_ms} is outside years 1 to 9999"
             self.refuse_record(index, "unreadable", "heartbeat", detail)
             return
-        self.ledger.add_heartbeats(1)
+        self.ledger.add_records("heartbeat")
         self.events.add_heartbeat(index, time_ms)
 
     def refuse_blank(self, index: int) -> None:
@@ -211,7 +260,6 @@ class RunDecoder:
         self.refuse_record(index, "unreadable", reason, fault.detail[:DETAIL_CHARS_MAX])
 
     def _refuse_unknown(self, index: int) -> None:
-        """Refuse a record whose content type is not one of ours."""
         size = len(self._run.values[index] or b"")
         if size > self.formats.record_bytes_max:
             self._refuse_oversized(index, size)

@@ -45,7 +45,7 @@ class _GatherResult:
     aside: list[SetAside] = dataclasses.field(default_factory=list)
 
     def refuse(self, index: int, cause: str) -> None:
-        self.ledger.add_unusable_record("unreadable", "contribution")
+        self.ledger.add_records("unreadable", reason="contribution")
         detail = cause[:DETAIL_CHARS_MAX]
         self.aside.append(SetAside("dead", 0, index, None, "contribution", detail))
 
@@ -67,7 +67,7 @@ class Gatherer:
         ``refused`` says why all records of the run are refused, if they are.
         """
         doing = _GatherResult()
-        doing.ledger.add_gap(run.next_offset - run.first_offset - len(run.values))
+        doing.ledger.add_records("gap", run.next_offset - run.first_offset - len(run.values))
         announced = dict(state.meta.announced)
         records = self._decode(run, doing, refused)
         with_cells = self._announce(records, announced)
@@ -94,7 +94,7 @@ class Gatherer:
                 doing.refuse(index, run.faults[index].detail)
                 continue
             if not value:
-                doing.ledger.add_unusable_record("empty", "empty")
+                doing.ledger.add_records("empty")
                 continue
             if refused:
                 doing.refuse(index, refused)
@@ -117,7 +117,7 @@ class Gatherer:
             doing.aside.sort(key=lambda item: item.record)
         cells = [record.rows.height for record in records if record.rows is not None]
         doing.ledger.add_decoded(len(cells), sum(cells))
-        doing.ledger.add_heartbeats(len(records) - len(cells))
+        doing.ledger.add_records("heartbeat", len(records) - len(cells))
         return records
 
     def _is_usable(self, record: _Record, doing: _GatherResult) -> bool:
@@ -170,7 +170,7 @@ class Gatherer:
         starts = self._layer.window.starts(rows["fine_start"])
         senders = column([r.contribution.sender for r in records], pl.Int32)
         rows = rows.hstack([senders.alias("source_partition"), starts.alias("window_start")])
-        doing.ledger.add_classified(rows.height)
+        doing.ledger.add_events("classified", rows.height)
         doing.ledger.add_layer(name, "selected", rows.height)
         oldest = cast("int", rows["fine_start"].min())
         if (

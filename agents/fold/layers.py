@@ -142,7 +142,7 @@ class Folder:
             assert state.ids is not None, "events with ids need the ids remembered before them"
             repeats, fresh = self._deduper.find(events, state.stream_time_ms, state.ids)
             if repeats:
-                batch.ledgers[number].add_duplicates(len(repeats))
+                batch.ledgers[number].add_events("duplicate", len(repeats))
                 gone.append(events[_ROW][repeats])
             if fresh.height:
                 contents[number].blocks[IDS] = fresh
@@ -168,7 +168,7 @@ class Folder:
                 dead=self._source.unclassified == "dead",
             )
         for delta, events in zip(batch.ledgers, rows.counts, strict=True):
-            delta.add_classified(events - delta.unclassified)
+            delta.add_events("classified", events - delta.unclassified)
         # Layers that select the same types share their rows.
         found = {tuple(layers_of): rows}
         members = []

@@ -69,8 +69,8 @@ class SmallBatchFolder:
         count = len(events)
         ledger = LedgerDelta()
         ledger.add_decoded(count, count)
-        ledger.add_classified(count)
-        ledger.add_gap(run.next_offset - run.first_offset - count)
+        ledger.add_events("classified", count)
+        ledger.add_records("gap", run.next_offset - run.first_offset - count)
         stream_time_ms = max(before.stream_time_ms, newest)
         content = Content(run.first_offset, run.next_offset, stream_time_ms, ledger.counts, {})
         for layer, mine in zip(self._layers, members, strict=True):

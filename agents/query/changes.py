@@ -25,7 +25,7 @@ from tables.model.layer import Layer
 from tables.model.limits import INT64_MAX, INT64_MIN
 from tables.model.window import NEVER_ENDS_MS, NEVER_MS, START_MS_MIN
 from tables.query.answer import matching
-from tables.query.facts import PartitionFacts, whole_of
+from tables.query.facts import PartitionFacts, whole_of, with_fact
 from tables.query.family import KeyFilter
 from tables.query.live import FollowerPosition, LiveRead, LiveRows
 from tables.state.cell import archive_schema, in_order, no_rows, whole_only
@@ -194,12 +194,7 @@ def _in_order(
     columns = list(archive_schema(layer))
     known = [one for one in facts.values() if _is_known(one)]
     rows = whole_only(pl.concat([frame.select(columns) for frame in frames]), whole_of(known))
-    closed = pl.DataFrame(
-        [(partition, one.closed_ms) for partition, one in facts.items()],
-        schema={"source_partition": pl.Int32(), "closed_ms": pl.Int64()},
-        orient="row",
-    )
-    rows = rows.join(closed, "source_partition", "left", maintain_order="left")
+    rows = with_fact(rows, facts.values(), "closed_ms")
     ends = layer.window.ends(pl.col("window_start"))
     rows = rows.with_columns(is_closed=ends <= pl.col("closed_ms")).drop("closed_ms")
     return in_order(rows, ["window_start", *layer.key_columns, "source_partition"])

@@ -269,18 +269,16 @@ class Reader:
         if layer.archive_ttl_ms:
             kept_ms = layer.window.start(self._clock_ms() - layer.archive_ttl_ms)
         from_ms = max(cells.from_ms, kept_ms, self._facts.first_ms(layer))
-        archived = []
+        rows = []
         for start, end, final in ((from_ms, final_ms, True), (max(final_ms, from_ms), stop, False)):
             if start < end:
                 part = dataclasses.replace(cells, from_ms=start, to_ms=end)
-                archived.append(
-                    await self._archive.read(layer, part, final=final, cost=QueryCost())
-                )
+                rows.append(await self._archive.read(layer, part, final=final, cost=QueryCost()))
         nothing = no_rows(layer)
         columns = nothing.columns
         return LayerAnswer(
             live=whole_only(stacked((frame[columns] for frame in found.rows), nothing), whole),
-            archived=whole_only(stacked(archived, nothing), whole),
+            archived=whole_only(stacked(rows, nothing), whole),
             partial=whole.get("events") == NEVER_ENDS_MS or not is_whole,
             served=len(found.facts),
             whole=later_measures(layer, whole, cells.from_ms),
@@ -300,15 +298,11 @@ class Reader:
         return min(to_ms, max(final_ms, from_ms)), to_ms
 
     def _parts(self, query: FamilyQuery, planned: QueryPlan) -> list[Part]:
-        """Return the parts of a plan, one for each layer."""
         segments: dict[str, list[Segment]] = {}
         for segment in planned.segments:
             segments.setdefault(segment.name, []).append(segment)
-        return [
-            self._part(query, layer, segments[layer.name])
-            for layer in query.layers
-            if layer.name in segments
-        ]
+        layers = (layer for layer in query.layers if layer.name in segments)
+        return [self._part(query, layer, segments[layer.name]) for layer in layers]
 
     def _part(self, query: FamilyQuery, layer: Layer, segments: list[Segment]) -> Part:
         archived_ms = max(self._facts.archived_ms(layer), segments[0].from_ms)
@@ -342,28 +336,20 @@ class Reader:
         # The archive has nothing before the first window.
         first_ms = self._facts.first_ms(layer)
         from_ms = max(live_from_ms, first_ms)
-        part.final = await self._archived(query, part, first_ms, live_from_ms, cost, final=True)
-        part.evicted = [
-            *await self._archived(query, part, from_ms, middle, cost, final=True),
-            *await self._archived(query, part, max(middle, from_ms), stop, cost, final=False),
-        ]
+        read = functools.partial(self._archived, query, part, cost)
+        part.final = await read((first_ms, live_from_ms), final=True)
+        part.evicted = await read((from_ms, middle), final=True)
+        part.evicted += await read((max(middle, from_ms), stop), final=False)
         spent = cost.of(layer.name)
         spent.archived_rows += part.archived_height
         spent.live_rows += part.live_height
 
     async def _archived(
-        self,
-        query: FamilyQuery,
-        part: Part,
-        from_ms: int,
-        to_ms: int,
-        cost: QueryCost,
-        *,
-        final: bool,
+        self, query: FamilyQuery, part: Part, cost: QueryCost, span: tuple[int, int], *, final: bool
     ) -> list[pl.DataFrame]:
         """Return archive frames of a part in a range, with the requested keys and maybe others."""
         layer = part.layer
-        ranges = part.ranges(from_ms, to_ms)
+        ranges = part.ranges(*span)
         if not ranges:
             return []
         start = ranges[0][0]
@@ -373,18 +359,9 @@ class Reader:
                 " on have expired (archive_ttl); ask for a later range"
             )
         keys = query.keys.keys_of(layer, KEYS_MAX) or [query.keys.single]
-        reads = (
-            functools.partial(
-                self._archive.read,
-                layer,
-                CellRange(*span, key, self._limits.rows_max),
-                final=final,
-                cost=cost,
-            )
-            for span in ranges
-            for key in keys
-        )
-        return await gathered(reads, READS_AT_ONCE_MAX)
+        read = functools.partial(self._archive.read, layer, final=final, cost=cost)
+        cells = (CellRange(*one, key, self._limits.rows_max) for one in ranges for key in keys)
+        return await gathered((functools.partial(read, one) for one in cells), READS_AT_ONCE_MAX)
 
 
 def _is_too_old(found: FamilyAnswer, query: FamilyQuery) -> bool:

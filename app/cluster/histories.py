@@ -41,7 +41,7 @@ class _JournalOnly(PartitionIO):
 
 
 async def check_histories(
-    brokers: str, themap: Map, client_options: Mapping[str, Any] | None = None
+    brokers: str, themap: Map, client_options: Mapping[str, Any]
 ) -> int | None:
     """Check that workers with this map would not be refused by its journals.
 
@@ -56,7 +56,7 @@ async def check_histories(
         MapError: they would be; the message has all that is wrong.
         TreasureMapError: no broker answers.
     """
-    options = dict(client_options or {})
+    options = dict(client_options)
     prefix = themap.journal_topic("")
     topics = [name for name in await topics_found(brokers, options) if name.startswith(prefix)]
     if not topics:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from app.cluster.topic_specs import TopicKind, topics_of
 from app.kafka.operations import Operation
 from tables.called import called
-from tables.model.errors import TreasureMapError
+from tables.model.errors import ProblemsError
 from tables.model.layer import Map
 
 Role = Literal["worker", "apply", "start-over", "verify", "deadletters", "producer", "reader"]
@@ -116,21 +116,14 @@ def how_to_allow(role: Role, options: Mapping[str, Any]) -> str:
     return f"run `{called(command)}` and give its output to an administrator"
 
 
-class RightsError(TreasureMapError):
-    """A user lacks rights; lists all of them.
-
-    ``cannot`` is the failed action, as the beginning of a sentence.
-
-    Attributes:
-        problems: one line each.
-    """
+class RightsError(ProblemsError):
+    """A user lacks rights; ``cannot`` is the failed action, as the beginning of a sentence."""
 
     def __init__(
         self, cannot: str, role: Role, problems: list[str], options: Mapping[str, Any]
     ) -> None:
-        self.problems = problems
-        lines = "\n".join(f"  - {problem}" for problem in problems)
         super().__init__(
             f"{cannot}: {len(problems)} right(s) are missing; want those of {ROLES[role]};"
-            f" {how_to_allow(role, options)}\n{lines}"
+            f" {how_to_allow(role, options)}",
+            problems,
         )

@@ -23,10 +23,13 @@ from app.cluster.rights import Role, how_to_allow, rights_of
 from app.cluster.rights_check import missing_rights
 from app.cluster.topic_specs import KEPT_FOR_EVER, REPLICATION_MAX, TopicSpec, topics_of
 from app.kafka.brokers import connect_error
-from tables.model.errors import TreasureMapError
+from tables.model.errors import ProblemsError, TreasureMapError
 from tables.model.layer import Map
 
 log = logging.getLogger(__name__)
+
+Options = Mapping[str, Any]
+"""Further options of a client of Kafka, such as TLS and login."""
 
 VISIBLE_DEADLINE_S = 30.0
 _VISIBLE_POLL_S = 0.05
@@ -49,31 +52,23 @@ class TopicReport:
     replication: int
 
 
-class TopicsRefusedError(TreasureMapError):
-    """Topics that differ from the map's, or that the broker would not make; lists all.
+class TopicsRefusedError(ProblemsError):
+    """Topics that differ from the map's, or that the broker would not make.
 
     ``verb`` is the failed action; ``advice`` mends all problems, if not each has its own remedy.
-
-    Attributes:
-        problems: one line each, ``topic <name>: <fault>; <remedy>``.
     """
 
     def __init__(
         self, map_name: str, problems: list[str], verb: str = "apply", advice: str = ""
     ) -> None:
-        self.problems = problems
-        lines = "\n".join(f"  - {problem}" for problem in problems)
         also = f"; {advice}" if advice else ""
         super().__init__(
-            f"cannot {verb} topics of map {map_name}: {len(problems)} problem(s){also}\n{lines}"
+            f"cannot {verb} topics of map {map_name}: {len(problems)} problem(s){also}", problems
         )
 
 
 async def apply_topics(
-    brokers: str,
-    themap: Map,
-    replication: int | None = None,
-    client_options: Mapping[str, Any] | None = None,
+    brokers: str, themap: Map, replication: int | None = None, options: Options | None = None
 ) -> TopicReport:
     """Make the topics of a map that are missing; check those that exist, and change none.
 
@@ -83,7 +78,7 @@ async def apply_topics(
     Raises:
         TopicsRefusedError: topics differ from the map, or the broker refused to make some.
     """
-    async with _admin(brokers, client_options or {}) as admin:
+    async with _admin(brokers, options) as admin:
         if replication is None:
             cluster = await admin.describe_cluster()
             replication = min(REPLICATION_MAX, len(cluster["brokers"]))
@@ -92,7 +87,7 @@ async def apply_topics(
         unchecked = await _check(admin, themap, specs, found)
         missing = [spec for spec in specs if spec.name not in found]
         if missing:
-            await _create(admin, themap, missing, how_to_allow("apply", client_options or {}))
+            await _create(admin, themap, missing, how_to_allow("apply", options or {}))
             # Workers must find them.
             found = await _wait(
                 admin,
@@ -111,7 +106,7 @@ async def apply_topics(
 
 
 async def check_topics(
-    brokers: str, themap: Map, client_options: Mapping[str, Any] | None = None, *, group: str
+    brokers: str, themap: Map, options: Options | None = None, *, group: str
 ) -> str:
     """Check that a worker can use the topics of a map and its group; make and change none.
 
@@ -124,7 +119,7 @@ async def check_topics(
     Raises:
         TopicsRefusedError: topics are missing or differ from the map, or a right is missing.
     """
-    options = client_options or {}
+    options = options or {}
     async with _admin(brokers, options, "cannot connect to Kafka") as admin:
         specs = topics_of(themap, replication=1)
         found = await _partitions_found(admin)
@@ -146,24 +141,20 @@ async def check_topics(
         return (await admin.describe_cluster()).get("cluster_id") or ""
 
 
-async def own_topics(
-    brokers: str, themap: Map, client_options: Mapping[str, Any] | None = None
-) -> list[str]:
+async def own_topics(brokers: str, themap: Map, options: Options | None = None) -> list[str]:
     """Return those of the map's topics that exist, but its sources, which are others' to write."""
-    found = await topics_found(brokers, client_options)
+    found = await topics_found(brokers, options)
     specs = topics_of(themap, replication=1)
     return [spec.name for spec in specs if spec.kind != "source" and spec.name in found]
 
 
-async def delete_topics(
-    brokers: str, names: list[str], client_options: Mapping[str, Any] | None = None
-) -> None:
+async def delete_topics(brokers: str, names: list[str], options: Options | None = None) -> None:
     """Delete topics; returns when no broker shows them any more.
 
     Raises:
         TreasureMapError: a broker does not answer, or it keeps some.
     """
-    async with _admin(brokers, client_options or {}) as admin:
+    async with _admin(brokers, options) as admin:
         answer = await admin.delete_topics(names)
         refused = [
             f"{name} ({for_code(code).__name__})"
@@ -183,11 +174,9 @@ async def delete_topics(
         )
 
 
-async def members_of(
-    brokers: str, group: str, client_options: Mapping[str, Any] | None = None
-) -> list[str]:
+async def members_of(brokers: str, group: str, options: Options | None = None) -> list[str]:
     """Return the clients that are in a consumer group now."""
-    async with _admin(brokers, client_options or {}) as admin:
+    async with _admin(brokers, options) as admin:
         answers = await admin.describe_consumer_groups([group])
     # Of a group: error, name, state, protocol's kind, protocol, members; of those: id, client id,
     # which the embedded broker does not tell.
@@ -195,18 +184,17 @@ async def members_of(
     return sorted(member[1] or member[0] for member in members)
 
 
-async def topics_found(
-    brokers: str, client_options: Mapping[str, Any] | None = None
-) -> dict[str, int]:
+async def topics_found(brokers: str, options: Options | None = None) -> dict[str, int]:
     """Return the number of partitions of every topic there is."""
-    async with _admin(brokers, client_options or {}) as admin:
+    async with _admin(brokers, options) as admin:
         return await _partitions_found(admin)
 
 
 @contextlib.asynccontextmanager
 async def _admin(
-    brokers: str, options: Mapping[str, Any], cannot: str = "cannot look at topics"
+    brokers: str, options: Options | None, cannot: str = "cannot look at topics"
 ) -> AsyncIterator[AIOKafkaAdminClient]:
+    options = options or {}
     admin = AIOKafkaAdminClient(
         bootstrap_servers=brokers, request_timeout_ms=_REQUEST_TIMEOUT_MS, **options
     )
@@ -241,7 +229,8 @@ async def _check(
     """
     problems = [
         f"topic {spec.name}: wrong number of partitions; got {found[spec.name]}; want "
-        f"{spec.partitions}; {_partitions_remedy(spec)}"
+        f"{spec.partitions}; "
+        + (OTHER_PARTITIONS if spec.kind == "source" else f"correct the map, or {START_OVER}")
         for spec in specs
         if spec.name in found and found[spec.name] != spec.partitions
     ]
@@ -274,12 +263,6 @@ async def _check(
     if problems:
         raise TopicsRefusedError(themap.name, problems, verb)
     return unchecked
-
-
-def _partitions_remedy(spec: TopicSpec) -> str:
-    if spec.kind == "source":
-        return OTHER_PARTITIONS
-    return f"correct the map, or {START_OVER}"
 
 
 async def _configs(

@@ -346,7 +346,7 @@ async def _apply(themap: Map, replication: int | None, settings: Settings) -> No
         cannot=f"cannot apply map {themap.name}", role="apply", may_lack=True,
     )  # fmt: skip
     revision = await check_histories(settings.brokers, themap, options)
-    report = await apply_topics(settings.brokers, themap, replication, client_options=options)
+    report = await apply_topics(settings.brokers, themap, replication, options=options)
     for name in report.created:
         click.echo(f"created topic {name}")
     if revision is None:

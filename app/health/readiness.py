@@ -36,7 +36,8 @@ def reasons(
 ) -> Iterator[str]:
     """Yield why a worker is not ready, the most basic reason first."""
     yield from joining(transport)
-    yield from refused(transport)
+    if refusal := transport.membership.refusal:
+        yield f"the group refuses this worker: {refusal}"
     for question in watch.questions:
         yield from away(question.outage)
     yield from closed(archive, owners.emitted.archive)
@@ -51,12 +52,6 @@ def joining(transport: Transport) -> Iterator[str]:
     """Tell that the worker has no place in the group yet."""
     if transport.statistics().generation == NO_GENERATION:
         yield "joining the group"
-
-
-def refused(transport: Transport) -> Iterator[str]:
-    """Tell that the group refuses this worker."""
-    if refusal := transport.membership.refusal:
-        yield f"the group refuses this worker: {refusal}"
 
 
 def away(outage: Outage, now_s: Callable[[], float] = time.time) -> Iterator[str]:

@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 
 from aiokafka.errors import KafkaError
-from mode import Service
 
 from agents.outage import Outage
 from agents.partition.owners import PartitionManager
-from agents.supervised import supervised
-from agents.tasks import end, within
+from agents.tasks import within
 from app.config.settings import Settings
 from app.health.backpressure import Pressure
+from app.host.background import Background, Work
 from app.host.floods import FloodFilter, tame
 from app.kafka.transport import Transport
 from tables.archive.protocol import Archive
@@ -129,11 +128,11 @@ class Progress:
 class Question:
     """What one dependency is asked, and who is told how that ended."""
 
-    ask: Callable[[], Coroutine[Any, Any, None]]
+    ask: Work
     outage: Outage
 
 
-class Watch(Service):  # type: ignore[misc]  # mode comes without types
+class Watch(Background):
     """Asks each of some dependencies, beside each other, for as long as the worker runs.
 
     Now and then ``floods`` is told to show the lines that it holds back; ``failed`` gets errors
@@ -146,25 +145,11 @@ class Watch(Service):  # type: ignore[misc]  # mode comes without types
         questions: list[Question],
         floods: FloodFilter,
         failed: Callable[[BaseException], None],
-        **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(failed, *(functools.partial(self._ask, one) for one in questions))
         self.progress = progress
         self.questions = questions
         self.floods = floods
-        self._failed = failed
-        self._asking: list[asyncio.Task[None]] = []
-
-    async def on_start(self) -> None:
-        """Begin to ask."""
-        self._asking = [
-            asyncio.create_task(supervised(self._ask(question), self._failed))
-            for question in self.questions
-        ]
-
-    async def on_stop(self) -> None:
-        """Ask no more."""
-        await asyncio.gather(*(end(task) for task in self._asking))
 
     async def _ask(self, question: Question) -> None:
         while True:
@@ -184,7 +169,7 @@ def ask_kafka(
     restoring: Callable[[], Collection[TopicPartition]],
     ends: Callable[[Iterable[TopicPartition]], Awaitable[Mapping[TopicPartition, int]]],
     is_paused: Callable[[str], bool],
-) -> Callable[[], Coroutine[Any, Any, None]]:
+) -> Work:
     """Return the question to Kafka: the ends of the logs that this worker should follow.
 
     ``restoring`` returns the partitions that are to have an owner here. Partitions of a topic whose

@@ -11,12 +11,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from mode import Service
-
-from agents.supervised import supervised
-from agents.tasks import end
 from tables.model.errors import TreasureMapError
 
 LOOK_S = 1.0
@@ -88,35 +83,15 @@ class Reloads:
         for one in self.all:
             one.look()
 
+    async def keep_looking(self) -> None:
+        """Look at all files once a second."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            self.look()
+
     def warnings(self) -> list[str]:
         """Return a sentence for each thing whose files cannot be used as they are now."""
         return [f"{one.name}: {one.error}" for one in self.all if one.error]
-
-
-class ReloadService(Service):  # type: ignore[misc]  # mode comes without types
-    """Looks at all files once a second; ``failed`` gets the error if looking itself fails."""
-
-    def __init__(
-        self, reloads: Reloads, failed: Callable[[BaseException], None], **kwargs: Any
-    ) -> None:
-        super().__init__(**kwargs)
-        self._reloads = reloads
-        self._failed = failed
-        self._task: asyncio.Task[None] | None = None
-
-    async def on_start(self) -> None:
-        """Begin to look."""
-        self._task = asyncio.create_task(supervised(self._look(), self._failed))
-
-    async def on_stop(self) -> None:
-        """Look no more."""
-        if self._task is not None:
-            await end(self._task)
-
-    async def _look(self) -> None:
-        while True:
-            await asyncio.sleep(LOOK_S)
-            self._reloads.look()
 
 
 def _signature(files: Sequence[str]) -> Signature:

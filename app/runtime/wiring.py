@@ -31,8 +31,9 @@ from app.config.settings import Settings, secrets_of
 from app.health import readiness
 from app.health.backpressure import Pressure
 from app.health.watch import Watch, watch_of
+from app.host.background import Background
 from app.host.printable import protect_log
-from app.host.reloads import Reloads, ReloadService
+from app.host.reloads import Reloads
 from app.kafka.brokers import patiently
 from app.kafka.lane import Lane
 from app.kafka.log import KafkaLog
@@ -191,7 +192,8 @@ def build(settings: Settings) -> MapApp:
         opened_late=owners.claim_anew, outage=owners.emitted.archive,
     )  # fmt: skip
     watch = watch_of(settings, owners, transport, pressure, archive)
-    app.own_services += [foundation, transport, watch, ReloadService(reloads, transport.fail)]
+    looking = Background(transport.fail, reloads.keep_looking)
+    app.own_services += [foundation, transport, watch, looking]
     reasons = functools.partial(
         readiness.reasons, transport, owners, archive,
         pressure=pressure, watch=watch, behind_records_max=settings.chunk_records_max,

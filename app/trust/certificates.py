@@ -131,11 +131,6 @@ def server_context(files: PemFiles, reloads: Reloads | None = None) -> ssl.SSLCo
 
 
 def _load(context: ssl.SSLContext, files: PemFiles) -> None:
-    """Load certificate and key.
-
-    Raises:
-        SettingError: they cannot be used.
-    """
     was_asked = False
 
     def passphrase() -> str:

@@ -31,7 +31,6 @@ PREFIX = "tm_"
 """Every token begins with it, so that scanners of source code and logs recognise one."""
 
 TOKEN_BYTES = 32
-FILE_MODE = 0o600
 FORMAT = 1
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _UNITS_S = {"m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
@@ -232,7 +231,6 @@ def _write(file: Path, tokens: Sequence[Token]) -> None:
         with os.fdopen(handle, "wb") as stream:
             stream.write(content + b"\n")
             stream.flush()
-            os.fchmod(stream.fileno(), FILE_MODE)
             if target.exists():
                 # The worker's user may not be who runs this command.
                 about = target.stat()

@@ -34,13 +34,7 @@ from tables.model.window import NEVER_MS
 from tables.query.cell_query import cell_rows, find_layer
 from tables.query.facts import later_measures, whole_of
 from tables.query.family import KeyFilter
-from tables.query.parameters import (
-    Parameter,
-    choice_parameter,
-    filter_parameters,
-    read_parameters,
-    whole_parameter,
-)
+from tables.query.parameters import Parameter, filter_parameters, read_parameters
 from tables.state.block import decode_block, encode_block
 from treasure_map.answers import LiveCell
 
@@ -69,12 +63,12 @@ def live_parameters(layer: Layer) -> list[Parameter]:
     """Return the parameters of a request for a stream."""
     return [
         *filter_parameters(layer),
-        choice_parameter(
+        Parameter.choice(
             "since",
             "now: cells that change from now on; open: first all cells that are in live tables.",
-            ["now", "open"], many=False,
+            ["now", "open"],
         ),
-        whole_parameter(
+        Parameter.whole(
             "interval_ms", f"How often at most; left out, {INTERVAL_MS}.",
             INTERVAL_MS_MIN, INTERVAL_MS_MAX,
         ),

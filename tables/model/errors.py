@@ -8,17 +8,23 @@ class TreasureMapError(Exception):
     """Anything a user or an operator can cause or mend."""
 
 
-class MapError(TreasureMapError):
-    """A map file that cannot be exact, with every problem found in it.
+class ProblemsError(TreasureMapError):
+    """Several faults at once.
 
     Attributes:
         problems: one line each, ``<place>: <fault>; <remedy>``.
     """
 
-    def __init__(self, source: str, problems: list[str]) -> None:
+    def __init__(self, message: str, problems: list[str]) -> None:
         self.problems = problems
-        lines = "\n".join(f"  - {problem}" for problem in problems)
-        super().__init__(f"cannot use map {source}: {len(problems)} problem(s)\n{lines}")
+        super().__init__("\n  - ".join([message, *problems]))
+
+
+class MapError(ProblemsError):
+    """A map file that cannot be exact, with every problem found in it."""
+
+    def __init__(self, source: str, problems: list[str]) -> None:
+        super().__init__(f"cannot use map {source}: {len(problems)} problem(s)", problems)
 
 
 class SettingError(TreasureMapError):

@@ -10,43 +10,35 @@ record or a malformed event is also counted by its reason, as ``unreadable.<reas
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 Ledger = dict[str, int]
 
-UnusableRecord = Literal["tombstone", "empty", "oversized", "unreadable"]
-UnusableEvents = Literal["malformed", "future", "unclassified"]
+RecordColumn = Literal["heartbeat", "tombstone", "empty", "oversized", "unreadable", "gap"]
+EventColumn = Literal["malformed", "future", "duplicate", "unclassified", "classified"]
 LayerColumn = Literal["selected", "folded", "filtered", "too_late", "repeated"]
 
-RECORD_COLUMNS = (
-    "with_events", "heartbeat", "tombstone", "empty", "oversized", "unreadable", "gap",
-)  # fmt: skip
+RECORD_COLUMNS = ("with_events", *get_args(RecordColumn))
 """A tombstone has no value, an empty record nothing in it. ``gap`` counts offsets that carry no
 record: transaction markers and compacted records."""
 
-UNREADABLE_REASONS = (
-    "content_type", "heartbeat", "header", "record", "batch", "contribution", "too_many_cells",
-)  # fmt: skip
-"""Reasons of every format; ``agents/decode/formats.py`` adds those of each format."""
-
-MALFORMED_REASONS = (
-    "json", "missing", "wrong_type", "out_of_range", "not_finite", "key_too_long",
-)  # fmt: skip
-"""``json``: not a JSON object in UTF-8. ``missing``: time, type or key field is null or absent."""
-
-LETTER_REASONS = frozenset(
-    {*UNREADABLE_REASONS, *MALFORMED_REASONS, "tombstone", "empty", "oversized", "future"}
-    | {"unclassified"}
-)
-"""Why records and events become dead letters, whatever their format."""
-
-EVENT_COLUMNS = ("malformed", "future", "duplicate", "unclassified", "classified")
+EVENT_COLUMNS = get_args(EventColumn)
 LAYER_COLUMNS = ("folded", "filtered", "too_late", "repeated")
 """``repeated`` counts contributions that were already known at their version or later."""
 
+LETTER_REASONS = frozenset([
+    "tombstone", "empty", "oversized", "future", "unclassified",
+    # Of unreadable records; ``agents/decode/formats.py`` adds those of each format.
+    "content_type", "heartbeat", "header", "record", "batch", "contribution", "too_many_cells",
+    # Of malformed events. ``json`` is not a JSON object in UTF-8; in a ``missing`` one time, type
+    # or key field is null or absent.
+    "json", "missing", "wrong_type", "out_of_range", "not_finite", "key_too_long",
+])  # fmt: skip
+"""Why records and events become dead letters, whatever their format."""
+
 
 class LedgerDelta:
-    """The counts that a run of records adds to its partition's ledger: a method for each of them.
+    """The counts that a run of records adds to its partition's ledger.
 
     Attributes:
         counts: the names and counts so far; a count of nothing has no name in it.
@@ -57,43 +49,22 @@ class LedgerDelta:
     def __init__(self) -> None:
         self.counts: Ledger = {}
 
-    def add_gap(self, offsets: int) -> None:
-        """Count offsets that carry no record."""
-        self._add("records.gap", offsets)
-
     def add_decoded(self, records: int, events: int) -> None:
         """Count records with events, and the events in them, whether they can be used or not."""
         self._add("records.with_events", records)
         self._add("events.decoded", events)
 
-    def add_heartbeats(self, records: int) -> None:
-        """Count records that move stream time and are nothing else."""
-        self._add("records.heartbeat", records)
-
-    def add_unusable_record(self, column: UnusableRecord, reason: str) -> None:
-        """Count a record that cannot be used; one that is unreadable by its reason too."""
-        self._add(f"records.{column}", 1)
+    def add_records(self, column: RecordColumn, records: int = 1, reason: str = "") -> None:
+        """Count records without events; those that are unreadable by their reason too."""
+        self._add(f"records.{column}", records)
         if column == "unreadable":
-            self._add(f"unreadable.{reason}", 1)
+            self._add(f"unreadable.{reason}", records)
 
-    def refuse_heartbeat(self) -> None:
-        """Count a record that was counted as a heartbeat as unreadable instead."""
-        self._add("records.heartbeat", -1)
-        self.add_unusable_record("unreadable", "heartbeat")
-
-    def add_unusable_events(self, column: UnusableEvents, reason: str, events: int) -> None:
-        """Count events that cannot be used; those that are malformed by their reason too."""
+    def add_events(self, column: EventColumn, events: int, reason: str = "") -> None:
+        """Count events by outcome; those that are malformed by their reason too."""
         self._add(f"events.{column}", events)
         if column == "malformed":
             self._add(f"malformed.{reason}", events)
-
-    def add_duplicates(self, events: int) -> None:
-        """Count events whose id is remembered."""
-        self._add("events.duplicate", events)
-
-    def add_classified(self, events: int) -> None:
-        """Count events that some layer selects."""
-        self._add("events.classified", events)
 
     def add_layer(self, layer: str, column: LayerColumn, rows: int) -> None:
         """Count events, or contributions, of a layer."""

@@ -35,10 +35,11 @@ def shapes_of(themap: Map) -> dict[str, dict[str, str]]:
     return found
 
 
-def changes(old: Shapes, new: Shapes) -> list[str]:
-    """Return a sentence for every aspect that differs; layers and measures may come and go."""
+def reshaped(old: Shapes, new: Shapes) -> list[str]:
+    """Return a fault for every aspect that differs; layers and measures may come and go."""
     return [
-        f"the {aspect} of layer {name} was {was}, now {shape[aspect]}"
+        f"the {aspect} of layer {name} was {was}, now {shape[aspect]}: that is another layer; give"
+        " it a new name"
         for name, shape in new.items()
         for aspect, was in old.get(name, {}).items()
         if aspect in shape and shape[aspect] != was
@@ -51,8 +52,3 @@ def joined(old: Shapes, new: Shapes) -> dict[str, dict[str, str]]:
     for name, shape in new.items():
         found.setdefault(name, {}).update(shape)
     return found
-
-
-def reshaped(old: Shapes, new: Shapes) -> list[str]:
-    """Return the fault of new shapes, and the remedy."""
-    return [f"{change}: that is another layer; give it a new name" for change in changes(old, new)]

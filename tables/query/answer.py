@@ -19,6 +19,7 @@ import polars as pl
 from tables.model.keyhash import key_hashes
 from tables.model.layer import Layer
 from tables.model.window import NEVER_MS
+from tables.query.facts import with_fact
 from tables.query.family import FamilyQuery, KeyFilter
 from tables.query.live import LiveRows
 from tables.state.block import TupleRows
@@ -101,16 +102,9 @@ def are_behind(base: LiveRows, sealed_ms: int) -> bool:
 
 def matching(layer: Layer, cells: pl.DataFrame, keys: KeyFilter) -> pl.DataFrame:
     """Return the rows whose key passes a filter."""
-    conditions = [
-        pl.col(field.column).is_in(list(keys.values[field.name]))
-        for field in layer.key
-        if field.name in keys.values
-    ]
-    conditions += [
-        pl.col(field.column).str.starts_with(keys.prefixes[field.name])
-        for field in layer.key
-        if field.name in keys.prefixes
-    ]
+    columns = {field.name: pl.col(field.column) for field in layer.key}
+    conditions = [columns[name].is_in(list(some)) for name, some in keys.values.items()]
+    conditions += [columns[name].str.starts_with(some) for name, some in keys.prefixes.items()]
     return cells.filter(conditions) if conditions else cells
 
 
@@ -138,7 +132,6 @@ def rows_of(query: FamilyQuery, parts: Sequence[tuple[Layer, pl.DataFrame]]) -> 
 
 
 def _few_rows_of(query: FamilyQuery, frames: list[pl.DataFrame]) -> pl.DataFrame:
-    """Return the result of :func:`rows_of`, for a few cells."""
     rows = query.rows
     names = [acc.column for acc in rows.accumulators]
     cells: list[tuple[Any, Any]] = []
@@ -176,12 +169,7 @@ def _evicted(layer: Layer, archived: pl.DataFrame, live: LiveRows) -> pl.DataFra
     assert isinstance(newest, int)
     if layer.window.end(newest) <= min(fact.evicted_ms for fact in live.facts.values()):
         return archived
-    evicted = pl.DataFrame(
-        [(fact.partition, fact.evicted_ms) for fact in live.facts.values()],
-        schema={"source_partition": pl.Int32(), "evicted_ms": pl.Int64()},
-        orient="row",
-    )
-    known = archived.join(evicted, "source_partition", "left", maintain_order="left")
+    known = with_fact(archived, live.facts.values(), "evicted_ms")
     gone = layer.window.ends(pl.col("window_start")) <= pl.col("evicted_ms")
     return known.filter(gone.fill_null(value=True)).drop("evicted_ms")
 

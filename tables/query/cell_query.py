@@ -25,15 +25,7 @@ from tables.model.errors import QueryError
 from tables.model.layer import Layer, Map, Scalar
 from tables.model.limits import INT64_MAX, INT64_MIN
 from tables.model.window import START_MS_MIN, TIME_MS_MAX
-from tables.query.parameters import (
-    Parameter,
-    check_range,
-    did_you_mean,
-    key_parameter,
-    read_parameters,
-    time_parameter,
-    whole_parameter,
-)
+from tables.query.parameters import Parameter, check_range, did_you_mean, read_parameters
 from tables.state.cell import (
     archive_schema,
     cell_schema,
@@ -103,11 +95,11 @@ def find_layer(themap: Map, name: str) -> Layer:
 def cells_parameters(layer: Layer, limits: Limits) -> list[Parameter]:
     """Return the parameters of a request for cells of one layer."""
     return [
-        time_parameter("from", "Windows that start at or after this time."),
-        time_parameter("to", "Windows that start before this time."),
-        whole_parameter("limit", "Most cells of the page.", 1, limits.limit_max),
+        Parameter.time("from", "Windows that start at or after this time."),
+        Parameter.time("to", "Windows that start before this time."),
+        Parameter.whole("limit", "Most cells of the page.", 1, limits.limit_max),
         Parameter("cursor", "That of the page before, unchanged.", str, {"type": "string"}),
-        *(key_parameter(field, many=False) for field in layer.key),
+        *map(Parameter.key, layer.key),
     ]
 
 

@@ -114,9 +114,8 @@ class _Search:
         run = _run(choices[0], from_ms, to_ms)
         if run is None:
             return self.cover(rest, from_ms, to_ms)
-        return [
-            *self.cover(rest, from_ms, run.from_ms), run, *self.cover(rest, run.to_ms, to_ms)
-        ]  # fmt: skip
+        before, after = (from_ms, run.from_ms), (run.to_ms, to_ms)
+        return [*self.cover(rest, *before), run, *self.cover(rest, *after)]
 
     def _edges(
         self, choices: list[Choice], from_ms: int, to_ms: int
@@ -210,10 +209,8 @@ def _joined(segments: list[Segment]) -> list[Segment]:
     for segment in segments:
         last = found[-1] if found else None
         if last is not None and (last.name, last.to_ms) == (segment.name, segment.from_ms):
-            found[-1] = Segment(
-                last.name, last.from_ms, segment.to_ms,
-                last.windows + segment.windows, last.cells + segment.cells,
-            )  # fmt: skip
+            windows, cells = last.windows + segment.windows, last.cells + segment.cells
+            found[-1] = Segment(last.name, last.from_ms, segment.to_ms, windows, cells)
         else:
             found.append(segment)
     return found

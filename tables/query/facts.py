@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
+import polars as pl
 
 from tables.archive.protocol import CellRange
 from tables.measures.registry import stored_for
@@ -63,6 +64,10 @@ class PartitionFacts(msgspec.Struct, frozen=True, array_like=True):
     whole: dict[str, int] = {}
     first_ms: int = NEVER_MS
     last_ms: int = NEVER_ENDS_MS
+
+
+_RISING = ("position", "closed_ms", "floor_ms", "archived_ms", "evicted_ms", "fresh_ms", "last_ms")
+"""Of two of these facts, the greater one says more."""
 
 
 class KnownFacts:
@@ -117,6 +122,14 @@ class KnownFacts:
         return () if len(known) < layer.partitions else tuple(known.values())
 
 
+def with_fact(rows: pl.DataFrame, facts: Iterable[PartitionFacts], name: str) -> pl.DataFrame:
+    """Return rows with a fact of their ``source_partition`` (Int64), null if there is none."""
+    told = [(fact.partition, getattr(fact, name)) for fact in facts]
+    schema = {"source_partition": pl.Int32(), name: pl.Int64()}
+    known = pl.DataFrame(told, schema=schema, orient="row")
+    return rows.join(known, "source_partition", "left", maintain_order="left")
+
+
 def whole_of(facts: Iterable[PartitionFacts]) -> dict[str, int]:
     """Return, by column, the time from which all partitions are whole, unless always."""
     found: dict[str, int] = {}
@@ -130,22 +143,15 @@ def whole_of(facts: Iterable[PartitionFacts]) -> dict[str, int]:
 def _both(one: PartitionFacts, other: PartitionFacts) -> PartitionFacts:
     """Return two facts of one partition as one; for cells, the latest of both."""
     later = other if other.position >= one.position else one
-    return PartitionFacts(
-        partition=one.partition,
-        position=max(one.position, other.position),
-        closed_ms=max(one.closed_ms, other.closed_ms),
-        floor_ms=max(one.floor_ms, other.floor_ms),
-        archived_ms=max(one.archived_ms, other.archived_ms),
-        evicted_ms=max(one.evicted_ms, other.evicted_ms),
+    return msgspec.structs.replace(
+        other,
+        **{name: max(getattr(one, name), getattr(other, name)) for name in _RISING},
         complete_ms=later.complete_ms,
         # An empty table says nothing of how full windows are.
         cells=other.cells or one.cells,
         heard={},
-        fresh_ms=max(one.fresh_ms, other.fresh_ms),
-        evicted_version=other.evicted_version,
         whole=later.whole,
         first_ms=min(one.first_ms, other.first_ms),
-        last_ms=max(one.last_ms, other.last_ms),
     )
 
 

@@ -28,16 +28,7 @@ from tables.query.cell_query import (
     decode_cursor,
     find_layer,
 )
-from tables.query.parameters import (
-    Parameter,
-    check_range,
-    choice_parameter,
-    filter_parameters,
-    read_parameters,
-    time_parameter,
-    whole_parameter,
-    window_parameter,
-)
+from tables.query.parameters import Parameter, check_range, filter_parameters, read_parameters
 
 NO_FIELD = "-"
 """The only ``group`` of a request that adds everything up; no field can have this name."""
@@ -154,34 +145,31 @@ def family_parameters(family: Family, limits: Limits) -> tuple[Parameter, ...]:
     base = family.base
     fields = [field.name for field in base.key]
     return (
-        time_parameter("from", "The start of the range."),
-        time_parameter("to", "The end of the range, which is not in it."),
-        window_parameter("step", "One row for each of these; left out, one for the whole range."),
+        Parameter.time("from", "The start of the range."),
+        Parameter.time("to", "The end of the range, which is not in it."),
+        Parameter.window("step", "One row for each of these; left out, one for the whole range."),
         *filter_parameters(base),
-        choice_parameter(
+        Parameter.choice(
             "group",
             f"The key fields that rows keep; the others are added up over. {NO_FIELD} keeps none;"
             " left out, those named by key and prefix are kept.",
             [*fields, NO_FIELD], many=True,
         ),
-        choice_parameter(
+        Parameter.choice(
             "measures", "The measures of the rows; left out, all.",
             [measure.name for measure in base.measures], many=True,
         ),
-        whole_parameter("limit", "Most rows of the page.", 1, limits.limit_max),
+        Parameter.whole("limit", "Most rows of the page.", 1, limits.limit_max),
         Parameter("cursor", "That of the page before, unchanged.", str, {"type": "string"}),
-        whole_parameter(
-            "deadline_ms", "How long the answer may take.", 1, limits.deadline_ms_max
-        ),
-        whole_parameter(
+        Parameter.whole("deadline_ms", "How long the answer may take.", 1, limits.deadline_ms_max),
+        Parameter.whole(
             "max_staleness_ms", "How old the answer's data may be.", 0, limits.deadline_ms_max
         ),
-        choice_parameter(
-            "partial", "Whether an answer that lacks an owner is wanted.", ["allow", "refuse"],
-            many=False,
+        Parameter.choice(
+            "partial", "Whether an answer that lacks an owner is wanted.", ["allow", "refuse"]
         ),
-        choice_parameter(
-            "explain", "Whether to return the plan and not run it.", ["true", "false"], many=False
+        Parameter.choice(
+            "explain", "Whether to return the plan and not run it.", ["true", "false"]
         ),
     )  # fmt: skip
 

@@ -58,6 +58,74 @@ class Parameter:
     want: str = ""
     many: bool = False
 
+    @staticmethod
+    def time(name: str, about: str) -> Parameter:
+        """Return a time that must be given."""
+        schema = {
+            "anyOf": [
+                {"type": "integer", "minimum": START_MS_MIN, "maximum": TIME_MS_MAX + 1},
+                {"type": "string", "pattern": f"^{_RFC_3339.pattern}$"},
+            ],
+            "examples": ["2013-01-01T00:00:00Z", 1_356_998_400_000],
+        }
+        return Parameter(
+            name, about, parse_time_ms, schema, want="want epoch milliseconds or RFC 3339"
+        )
+
+    @staticmethod
+    def whole(name: str, about: str, least: int, most: int) -> Parameter:
+        """Return a whole number that may be given."""
+
+        def read(text: str) -> int:
+            if _INTEGER.fullmatch(text) and least <= int(text) <= most:
+                return int(text)
+            raise ValueError(f"got {text!r}; want a whole number from {least} to {most}")
+
+        return Parameter(name, about, read, {"type": "integer", "minimum": least, "maximum": most})
+
+    @staticmethod
+    def choice(
+        name: str, about: str, choices: Sequence[str], *, many: bool = False, required: bool = False
+    ) -> Parameter:
+        """Return one of some words, or several of them."""
+        listed = ", ".join(choices)
+
+        def read(text: str) -> str:
+            if text in choices:
+                return text
+            raise ValueError(
+                f"got {text!r}; want one of {listed}{did_you_mean(text, list(choices))}"
+            )
+
+        want = f"want one of {listed}" if required else ""
+        schema = {"type": "string", "enum": list(choices)}
+        return Parameter(name, about, read, schema, want=want, many=many)
+
+    @staticmethod
+    def window(name: str, about: str) -> Parameter:
+        """Return a size of windows, of at most a century."""
+
+        def read(text: str) -> Window:
+            window = Window.parse(text)
+            if window.length_ms > LENGTH_MS_MAX:
+                raise ValueError(f"too long; got {text!r}; want at most {LENGTH_MS_MAX // DAY_MS}d")
+            return window
+
+        schema = {
+            "type": "string",
+            "pattern": "^([0-9]{1,12}(ms|s|m|h|d)|day|month|year)$",
+            "examples": ["1m", "1h", "1d", "month"],
+        }
+        return Parameter(name, about, read, schema)
+
+    @staticmethod
+    def key(field: KeyField, *, many: bool = False) -> Parameter:
+        """Return a key field's value, or several of them."""
+        kinds = {"string": "string", "int": "integer", "bool": "boolean"}
+        about = f"Only cells whose {field.name} is this{', or one of these' if many else ''}."
+        read = functools.partial(key_value, field)
+        return Parameter(f"key.{field.name}", about, read, {"type": kinds[field.type]}, many=many)
+
 
 def read_parameters(
     parameters: Sequence[Parameter], given: Iterable[tuple[str, str]], problems: list[str]
@@ -118,73 +186,9 @@ def did_you_mean(name: str, known: list[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def time_parameter(name: str, about: str) -> Parameter:
-    """Return a time that must be given."""
-    schema = {
-        "anyOf": [
-            {"type": "integer", "minimum": START_MS_MIN, "maximum": TIME_MS_MAX + 1},
-            {"type": "string", "pattern": f"^{_RFC_3339.pattern}$"},
-        ],
-        "examples": ["2013-01-01T00:00:00Z", 1_356_998_400_000],
-    }
-    return Parameter(name, about, parse_time_ms, schema, want="want epoch milliseconds or RFC 3339")
-
-
-def whole_parameter(name: str, about: str, least: int, most: int) -> Parameter:
-    """Return a whole number that may be given."""
-
-    def read(text: str) -> int:
-        if _INTEGER.fullmatch(text) and least <= int(text) <= most:
-            return int(text)
-        raise ValueError(f"got {text!r}; want a whole number from {least} to {most}")
-
-    return Parameter(name, about, read, {"type": "integer", "minimum": least, "maximum": most})
-
-
-def choice_parameter(
-    name: str, about: str, choices: Sequence[str], *, many: bool, required: bool = False
-) -> Parameter:
-    """Return one of some words, or several of them."""
-    listed = ", ".join(choices)
-
-    def read(text: str) -> str:
-        if text in choices:
-            return text
-        raise ValueError(f"got {text!r}; want one of {listed}{did_you_mean(text, list(choices))}")
-
-    want = f"want one of {listed}" if required else ""
-    schema = {"type": "string", "enum": list(choices)}
-    return Parameter(name, about, read, schema, want=want, many=many)
-
-
-def window_parameter(name: str, about: str) -> Parameter:
-    """Return a size of windows, of at most a century."""
-
-    def read(text: str) -> Window:
-        window = Window.parse(text)
-        if window.length_ms > LENGTH_MS_MAX:
-            raise ValueError(f"too long; got {text!r}; want at most {LENGTH_MS_MAX // DAY_MS}d")
-        return window
-
-    schema = {
-        "type": "string",
-        "pattern": "^([0-9]{1,12}(ms|s|m|h|d)|day|month|year)$",
-        "examples": ["1m", "1h", "1d", "month"],
-    }
-    return Parameter(name, about, read, schema)
-
-
-def key_parameter(field: KeyField, *, many: bool) -> Parameter:
-    """Return a key field's value, or several of them."""
-    kinds = {"string": "string", "int": "integer", "bool": "boolean"}
-    about = f"Only cells whose {field.name} is this{', or one of these' if many else ''}."
-    read = functools.partial(key_value, field)
-    return Parameter(f"key.{field.name}", about, read, {"type": kinds[field.type]}, many=many)
-
-
 def filter_parameters(layer: Layer) -> list[Parameter]:
     """Return the values and prefixes by which a layer's cells may be chosen."""
-    found = [key_parameter(field, many=True) for field in layer.key]
+    found = [Parameter.key(field, many=True) for field in layer.key]
     for field in (one for one in layer.key if one.type == "string"):
         about = f"Only cells whose {field.name} begins so."
         found.append(Parameter(f"prefix.{field.name}", about, str, {"type": "string"}))

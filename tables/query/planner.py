@@ -29,17 +29,9 @@ Exactness = Literal["exact", "settling"]
 class LayerFacts:
     """The known facts of one layer over all its partitions; every time may be an earlier one.
 
-    Attributes:
-        sealed_ms: windows that end at or before it change no more.
-        closed_ms: the same of closed windows.
-        complete_ms: windows that start at or after it have all events: before, the map did not have
-            the layer yet.
-        kept_ms: windows that start at or after it have not expired in the archive.
-        cells: about how many cells a window has.
-        whole: the same as ``complete_ms`` of accumulators that the layer got later, by column; of
-            ``events`` it is that.
-        first_ms: only windows that start at or after it have ever had cells.
-        last_ms: only windows that start at or before it have cells.
+    They are those of :class:`tables.query.facts.PartitionFacts`, of which ``floor_ms`` is
+    ``sealed_ms`` here. Windows that start at or after ``kept_ms`` have not expired in the archive;
+    ``whole`` has ``complete_ms`` too, as that of ``events``.
     """
 
     sealed_ms: int = NEVER_MS
@@ -206,11 +198,7 @@ def _as_whole(
 
 
 def _check_ranked(query: FamilyQuery, facts: Mapping[str, LayerFacts]) -> None:
-    """Refuse to rank by a measure that is not known of the whole range.
-
-    Raises:
-        QueryError: it is not.
-    """
+    """Refuse to rank by a measure that is not known of the whole range."""
     if query.ranked is None:
         return
     base = query.family.base

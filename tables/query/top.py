@@ -19,7 +19,7 @@ from tables.model.errors import QueryError
 from tables.model.layer import Layer, Map, Measure, Scalar
 from tables.query.cell_query import Limits, find_layer
 from tables.query.family import FamilyQuery, family_parameters, family_with, parse_family_query
-from tables.query.parameters import Parameter, choice_parameter, read_parameters, whole_parameter
+from tables.query.parameters import Parameter, read_parameters
 from tables.state.cell import first_in_order, in_order, in_parts, measures_of
 from tables.state.small_merge import SMALL_ROWS_MAX
 
@@ -51,14 +51,13 @@ def top_parameters(themap: Map, layer: Layer, limits: Limits) -> tuple[Parameter
     names = {"", *(field.name for field in layer.key)}
     theirs = family_parameters(family_with(themap, layer), limits)
     return (
-        choice_parameter(
+        Parameter.choice(
             "by", "The measure that keys are ranked by.",
-            [measure.name for measure in layer.measures], many=False, required=True,
+            [measure.name for measure in layer.measures], required=True,
         ),
-        whole_parameter("n", f"How many keys; left out, {N_DEFAULT}.", 1, limits.limit_max),
-        choice_parameter(
-            "order", "desc, the greatest first, or asc; left out, desc.", ["desc", "asc"],
-            many=False,
+        Parameter.whole("n", f"How many keys; left out, {N_DEFAULT}.", 1, limits.limit_max),
+        Parameter.choice(
+            "order", "desc, the greatest first, or asc; left out, desc.", ["desc", "asc"]
         ),
         *(
             parameter
@@ -113,7 +112,6 @@ def top_rows(top: TopQuery, rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _first(top: TopQuery, rows: pl.DataFrame) -> pl.DataFrame:
-    """Return the rows of the first keys among some."""
     ranked = in_order(rows, ["window_start", *top.query.rows.key_columns])
     values = [one[top.by.name] for one in measures_of(top.query.rows, ranked)]
     numbers = {at: value for at, value in enumerate(values) if _is_number(value)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from tables.model.shape import changes
+from tables.model.shape import reshaped
 from tables.model.window import NEVER_MS
 from tables.state.journal import Announcement, Claim, EntryFingerprint, RecordFingerprint
 
@@ -71,7 +71,7 @@ def may_stand(meta: Meta, claim: Claim) -> bool:
     """Return whether a claim stands in a journal that has one (docs/formats/journal.md rule 3)."""
     if claim.partitions != meta.partitions or claim.revision < meta.revision:
         return False
-    if changes(meta.shapes, claim.shapes or {}):
+    if reshaped(meta.shapes, claim.shapes or {}):
         return False
     if claim.archive and meta.archive and claim.archive != meta.archive:
         return False

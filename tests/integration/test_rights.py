@@ -231,7 +231,7 @@ async def test_topics_are_made_by_who_may_create(secure_kafka: SecureKafka) -> N
     settings = settings_of(secure_kafka, "apply")
 
     async def apply() -> None:
-        await apply_topics(settings.brokers, themap, client_options=kafka_options(settings))
+        await apply_topics(settings.brokers, themap, options=kafka_options(settings))
 
     words, seconds = await refused(apply, TopicsRefusedError)
     assert seconds < SECONDS_MAX

@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 
 import polars as pl
 
 from agents.decode.column_events import ColumnDecoder
+from agents.decode.record_format import RecordFormat
 from app.load.writers import Writer
-from tables.model.layer import Source
 
 MAGIC = b"#tsv\n"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class TsvFormat:
-    """Lines of values behind a mark and a line of names; types are inferred, as in no real one."""
-
-    name: str = "tsv"
-    content_type: str = "text/tab-separated-values"
-    magics: tuple[bytes, ...] = (MAGIC,)
-    unreadable_reasons: tuple[str, ...] = ("tsv",)
-
-    def decoder(self, source: Source) -> TsvDecoder:
-        """Return a decoder of the records of a source."""
-        return TsvDecoder(source)
-
-
-TSV = TsvFormat()
 
 
 class TsvDecoder(ColumnDecoder):
@@ -44,6 +26,10 @@ class TsvDecoder(ColumnDecoder):
     def select(self, value: bytes, events: tuple[int, ...]) -> tuple[bytes, str]:
         """Return the lines of some events."""
         return tsv(_read(value, 0)[list(events)]), TSV.content_type
+
+
+TSV = RecordFormat("tsv", "text/tab-separated-values", TsvDecoder, (MAGIC,), ("tsv",))
+"""Lines of values behind a mark and a line of names; types are inferred, as in no real one."""
 
 
 def _read(value: bytes, infer_lines: int | None) -> pl.DataFrame:

@@ -14,7 +14,8 @@ import polars as pl
 from aiohttp import web
 
 from app.config.settings import Settings
-from app.host.reloads import Reloads, ReloadService
+from app.host.background import Background
+from app.host.reloads import Reloads
 from app.web.access import Access
 from app.web.endpoint import ROUTES, install
 from app.web.guard import ssl_context
@@ -209,7 +210,7 @@ async def served(
     cache = ArchiveCache(archive, given.query_cache_bytes_max)
     failures: list[BaseException] = []
     reloads = Reloads()
-    looking = ReloadService(reloads, failures.append)
+    looking = Background(failures.append, reloads.keep_looking)
     access = Access(given, reloads)
     install(
         app, view, given, live=cells, cache=cache, metrics=lambda: METRICS, access=access,

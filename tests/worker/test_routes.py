@@ -17,7 +17,7 @@ from app.web.handlers import Handlers
 from app.web.routes import Route
 from tables.model.layer import Map
 from tables.query.cell_query import Limits, find_layer
-from tables.query.parameters import Parameter, read_parameters, whole_parameter
+from tables.query.parameters import Parameter, read_parameters
 from tests.support.common import small_map
 from tests.support.web_support import get, served
 
@@ -33,7 +33,7 @@ class WindowAt(msgspec.Struct):
 
 def window_parameters(_map: Map, layer: str, _limits: Limits) -> list[Parameter]:
     """Return the parameters of the route."""
-    return [whole_parameter("at", f"A moment of {layer}.", 0, 10**12)]
+    return [Parameter.whole("at", f"A moment of {layer}.", 0, 10**12)]
 
 
 async def window(_: Handlers, request: web.Request) -> web.Response:

@@ -5,21 +5,14 @@ from __future__ import annotations
 import pytest
 
 from tables.model.window import MONTH
-from tables.query.parameters import (
-    choice_parameter,
-    parse_time_ms,
-    read_parameters,
-    time_parameter,
-    whole_parameter,
-    window_parameter,
-)
+from tables.query.parameters import Parameter, parse_time_ms, read_parameters
 
 NEW_YEAR_MS = 1_356_998_400_000
 WORDS = [
-    time_parameter("from", "The start."),
-    whole_parameter("limit", "How many.", 1, 10),
-    choice_parameter("measures", "Which ones.", ["count", "sum"], many=True),
-    window_parameter("step", "How long."),
+    Parameter.time("from", "The start."),
+    Parameter.whole("limit", "How many.", 1, 10),
+    Parameter.choice("measures", "Which ones.", ["count", "sum"], many=True),
+    Parameter.window("step", "How long."),
 ]
 
 
