@@ -82,7 +82,7 @@ Exactness = Literal["exact", "settling", "partial"]
 
 
 @dataclasses.dataclass(slots=True)
-class FamilyAnswer:
+class FamilyResult:
     """Rows, with their exactness, age and cost.
 
     Attributes:
@@ -111,7 +111,7 @@ class FamilyAnswer:
 
 
 @dataclasses.dataclass(slots=True)
-class LayerAnswer:
+class LayerResult:
     """The rows of one layer, live and archived: archive frames, both of which may have a cell.
 
     Attributes:
@@ -119,7 +119,7 @@ class LayerAnswer:
         archived: all rows that those owners may have evicted.
         partial: whether live cells may be missing.
         served: how many partitions of the layer's input have owners that answered.
-        whole: as of a :class:`FamilyAnswer`.
+        whole: as of a :class:`FamilyResult`.
     """
 
     live: pl.DataFrame
@@ -179,7 +179,7 @@ class Reader:
             return plan(query, facts, self._limits.cells_max)
         return await self.threads.run(plan, query, facts, self._limits.cells_max)
 
-    async def answer(self, query: FamilyQuery) -> FamilyAnswer:
+    async def answer(self, query: FamilyQuery) -> FamilyResult:
         """Return the rows of a request; wait, if it demands so, until they are young enough.
 
         Raises:
@@ -194,7 +194,7 @@ class Reader:
             # Younger data may come within the deadline.
             await asyncio.sleep(STALE_AGAIN_S)
 
-    async def _answer(self, query: FamilyQuery) -> FamilyAnswer:
+    async def _answer(self, query: FamilyQuery) -> FamilyResult:
         cost = QueryCost()
         base = BaseRead(self._map, query.family.base)
         planned, parts, facts, exactness = await self._consistent_read(query, base, cost)
@@ -212,7 +212,7 @@ class Reader:
         else:
             rows = await self.threads.run(base.rows, query, parts, whole)
         fresh_ms = min((fact.fresh_ms for fact in facts), default=NEVER_MS)
-        return FamilyAnswer(
+        return FamilyResult(
             rows=rows,
             plan=planned,
             exactness=exactness,
@@ -247,7 +247,7 @@ class Reader:
                 await asyncio.sleep(TORN_WAIT_S)
         return planned, parts, facts, "settling"
 
-    async def layer(self, layer: Layer, cells: CellRange) -> LayerAnswer:
+    async def layer(self, layer: Layer, cells: CellRange) -> LayerResult:
         """Return the rows of one layer in a range, as they are now.
 
         Raises:
@@ -276,7 +276,7 @@ class Reader:
                 rows.append(await self._archive.read(layer, part, final=final, cost=QueryCost()))
         nothing = no_rows(layer)
         columns = nothing.columns
-        return LayerAnswer(
+        return LayerResult(
             live=whole_only(stacked((frame[columns] for frame in found.rows), nothing), whole),
             archived=whole_only(stacked(rows, nothing), whole),
             partial=whole.get("events") == NEVER_ENDS_MS or not is_whole,
@@ -364,7 +364,7 @@ class Reader:
         return await gathered((functools.partial(read, one) for one in cells), READS_AT_ONCE_MAX)
 
 
-def _is_too_old(found: FamilyAnswer, query: FamilyQuery) -> bool:
+def _is_too_old(found: FamilyResult, query: FamilyQuery) -> bool:
     """Return whether an answer is older than a request allows; a final one never is."""
     if query.max_staleness_ms is None or found.final:
         return False

@@ -38,7 +38,7 @@ COMPRESS_AT_ONCE_BYTES_MAX = 1 << 17
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Page:
+class CellPage:
     """An answer before it has a format.
 
     Attributes:
@@ -61,7 +61,7 @@ def hint_of(rows: pl.DataFrame, *times: int) -> str | UnsetType:
     return f"the range has no cells: {hint}" if hint else UNSET
 
 
-def table_of(answered: Page) -> pl.DataFrame:
+def table_of(answered: CellPage) -> pl.DataFrame:
     """Return the rows as readers get them: key, window, measures, and version if they have one.
 
     Key fields have their own names; times are epoch milliseconds.
@@ -76,7 +76,7 @@ def table_of(answered: Page) -> pl.DataFrame:
 
 
 ARROW = "application/vnd.apache.arrow.stream"
-FORMATS: dict[str, Callable[[Page], bytes]] = {
+FORMATS: dict[str, Callable[[CellPage], bytes]] = {
     JSON: lambda page: encoded(msgspec.structs.replace(page.about, cells=page.cells())),
     "application/x-ndjson": lambda page: b"".join(encoded(one) + b"\n" for one in page.cells()),
     "text/csv": lambda page: table_of(page).write_csv().encode(),
@@ -107,7 +107,7 @@ def accepted(headers: MultiMapping[str]) -> str:
     return best[1]
 
 
-def respond(answered: Page, kind: str, etag: str = "") -> web.Response:
+def respond(answered: CellPage, kind: str, etag: str = "") -> web.Response:
     """Return an answer in a format; with an ETag if it will always be the same."""
     headers = dict(HEADERS)
     if etag:

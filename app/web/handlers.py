@@ -15,14 +15,14 @@ from typing import Any, Protocol
 
 from aiohttp import web
 
-from agents.query.reader import FamilyAnswer, Reader
+from agents.query.reader import FamilyResult, Reader
 from app.health.readiness import READY
 from app.peers.wire import CONTENT_TYPE, decode_reads, encode_jobs
 from app.trust.proof import HEADER, Proof, sha256
 from app.web.access import CALLER, PROOF, Access
 from app.web.admission import QueryAdmission
 from app.web.docs_page import docs_page
-from app.web.formats import Page, accepted, has_etag, not_modified, respond
+from app.web.formats import CellPage, accepted, has_etag, not_modified, respond
 from app.web.guard import HEADERS, answer
 from app.web.live_stream import LiveStreams
 from app.web.pages import (
@@ -199,7 +199,7 @@ class Handlers:
         return await self._answer(request, top.query, page)
 
     async def _answer(
-        self, request: web.Request, query: FamilyQuery, page: Callable[[FamilyAnswer], Page]
+        self, request: web.Request, query: FamilyQuery, page: Callable[[FamilyResult], CellPage]
     ) -> web.Response:
         """Answer in the format wanted, with the plan alone, or that the reader's copy is right."""
         if query.explain:

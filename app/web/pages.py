@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import polars as pl
 
-from agents.query.reader import FamilyAnswer, LayerAnswer
-from app.web.formats import Page, hint_of
+from agents.query.reader import FamilyResult, LayerResult
+from app.web.formats import CellPage, hint_of
 from tables.model.layer import Layer, Map, Source
 from tables.model.window import NEVER_MS
 from tables.query.answer import row_end
@@ -97,7 +97,7 @@ def describe_plan(plan: QueryPlan) -> Plan:
     return Plan(plan.exactness, plan.cells, segments)
 
 
-def answered_cells(themap: Map, query: CellQuery, found: LayerAnswer, limits: Limits) -> Page:
+def answered_cells(themap: Map, query: CellQuery, found: LayerResult, limits: Limits) -> CellPage:
     """Return one page of cells of a layer, live and archived merged.
 
     Raises:
@@ -118,16 +118,16 @@ def answered_cells(themap: Map, query: CellQuery, found: LayerAnswer, limits: Li
         cursor=cursor,
     )
     ends = [layer.window.end(start) for start in rows["window_start"].to_list()]
-    return Page(about, layer, rows, ends, functools.partial(cell_rows, layer, rows))
+    return CellPage(about, layer, rows, ends, functools.partial(cell_rows, layer, rows))
 
 
-def answered_family(themap: Map, query: FamilyQuery, answer: FamilyAnswer) -> Page:
+def answered_family(themap: Map, query: FamilyQuery, answer: FamilyResult) -> CellPage:
     """Return one page of an answer."""
     rows, cursor = page_after(themap, query.rows, answer.rows, query.after, query.limit)
     return _answered(themap, query, answer, rows, cursor=cursor)
 
 
-def answered_top(themap: Map, top: TopQuery, answer: FamilyAnswer) -> Page:
+def answered_top(themap: Map, top: TopQuery, answer: FamilyResult) -> CellPage:
     """Return the first keys of an answer."""
     return _answered(
         themap, top.query, answer, top_rows(top, answer.rows),
@@ -139,12 +139,12 @@ def answered_top(themap: Map, top: TopQuery, answer: FamilyAnswer) -> Page:
 def _answered(
     themap: Map,
     query: FamilyQuery,
-    answer: FamilyAnswer,
+    answer: FamilyResult,
     rows: pl.DataFrame,
     *,
     cursor: str | None = None,
     **ranked: Any,
-) -> Page:
+) -> CellPage:
     topic = themap.source(query.family.base.source or "").topic
     about = FamilyPage(
         **ranked,
@@ -163,7 +163,7 @@ def _answered(
         cursor=cursor,
     )
     ends = [row_end(query, start) for start in rows["window_start"].to_list()]
-    return Page(about, query.rows, rows, ends, functools.partial(_rows, query, rows, ends))
+    return CellPage(about, query.rows, rows, ends, functools.partial(_rows, query, rows, ends))
 
 
 def etag_of(themap: Map, request_line: str, kind: str) -> str:

@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 import agents.query.reader
-from agents.query.reader import FamilyAnswer, Reader
+from agents.query.reader import FamilyResult, Reader
 from tables.archive.cache import ArchiveCache
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.protocol import CellRange
@@ -84,7 +84,7 @@ def expected(
     return answers
 
 
-def given(query: FamilyQuery, answer: FamilyAnswer) -> list[tuple[Any, ...]]:
+def given(query: FamilyQuery, answer: FamilyResult) -> list[tuple[Any, ...]]:
     """Return the rows of an answer in the form and order of :func:`expected`."""
     rows = in_order(answer.rows, ["window_start", *query.rows.key_columns])
     measures = measures_of(query.rows, rows)
