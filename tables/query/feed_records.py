@@ -22,7 +22,7 @@ ARROW_BYTES_MAX = 512 * 1024
 """Bytes of the cells in one record, before compression: topics of others take 1 MiB by default."""
 
 
-class FeedRecord(NamedTuple):
+class PublishedRecord(NamedTuple):
     """One record, and the partition of the feed that it goes to."""
 
     partition: int
@@ -32,7 +32,7 @@ class FeedRecord(NamedTuple):
 
 def feed_records(
     layer: Layer, revision: int, source_partition: int, cells: pl.DataFrame
-) -> list[FeedRecord]:
+) -> list[PublishedRecord]:
     """Return the records of a cell frame, in its order within each partition of the feed."""
     targets = key_hashes(cells, layer.key_columns) % layer.partitions
     if layer.publish == "json":
@@ -45,7 +45,7 @@ def feed_records(
     for (target, *_), part in parts.items():
         pieces = -(-int(part.estimated_size()) // ARROW_BYTES_MAX)
         found += [
-            FeedRecord(int(target), None, arrow_bytes(piece))
+            PublishedRecord(int(target), None, arrow_bytes(piece))
             for piece in part.iter_slices(max(1, part.height // max(1, pieces)))
         ]
     return found
@@ -53,13 +53,13 @@ def feed_records(
 
 def _json_records(
     layer: Layer, revision: int, source_partition: int, cells: pl.DataFrame, targets: pl.Series
-) -> list[FeedRecord]:
+) -> list[PublishedRecord]:
     about = {"layer": layer.name, "map_revision": revision}
     records = []
     for cell, target in zip(cell_rows(layer, cells), targets.to_list(), strict=True):
         key = [*cell.key.values(), cell.window_start, source_partition]
         value = about | msgspec.structs.asdict(cell) | {"source_partition": source_partition}
-        records.append(FeedRecord(target, orjson.dumps(key), orjson.dumps(value)))
+        records.append(PublishedRecord(target, orjson.dumps(key), orjson.dumps(value)))
     return records
 
 

@@ -18,7 +18,7 @@ from agents.partition.writers import archive_rows
 from tables.model.errors import ArchiveError
 from tables.model.layer import Layer
 from tables.model.window import NEVER_MS
-from tables.query.feed_records import FeedRecord, feed_records
+from tables.query.feed_records import PublishedRecord, feed_records
 from tables.state.contribution import split_cells
 from tables.state.journal import NOTHING_ANNOUNCED, Announcement, Delta
 from tables.state.partition_state import PartitionState
@@ -74,7 +74,7 @@ def published_versions() -> list[Patch]:
 
     def largest(
         layer: Layer, revision: int, source_partition: int, cells: pl.DataFrame
-    ) -> list[FeedRecord]:
+    ) -> list[PublishedRecord]:
         version = pl.col("version").max().over("window_start") + 1
         return feed_records(layer, revision, source_partition, cells.with_columns(version))
 

@@ -13,7 +13,7 @@ from tables.model.keyhash import key_hash
 from tables.model.layer import Accumulator, KeyField, Layer, Measure
 from tables.model.window import MONTH
 from tables.query.cell_query import cell_rows
-from tables.query.feed_records import ARROW_BYTES_MAX, FeedRecord, feed_records
+from tables.query.feed_records import ARROW_BYTES_MAX, PublishedRecord, feed_records
 from tables.state.cell import cell_schema
 from tests.support.common import EVENTS, HOUR_MS, accumulators, dataclasses_replace, small_map
 from treasure_map.feed import FeedCell, UnreadableRecordError, Versions, decode_record
@@ -42,7 +42,7 @@ def cells(rows: int = 3) -> pl.DataFrame:
     return frame(HOUR, [*some, ('ünï \\ "x"', "", -HOUR_MS, 1, 0, 0, None, None, 0, 0, 9)])
 
 
-def read(records: Iterable[FeedRecord]) -> list[FeedCell]:
+def read(records: Iterable[PublishedRecord]) -> list[FeedCell]:
     """Return the cells of records in the order of window and key, as clients read them."""
     found = [cell for record in records for cell in decode_record(record.value)]
     return sorted(found, key=lambda cell: (cell.window_start, *cell.key.values()))
