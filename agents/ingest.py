@@ -40,8 +40,8 @@ class Ingest:
         if not runs:
             return
         before = {partition: held.owner.before() for partition, held in taken.items()}
-        decoder, folder, few = self._steps[topic]
-        contents = None if refused else few.fold(runs, before)
+        decoder, folder, small = self._steps[topic]
+        contents = None if refused else small.fold(runs, before)
         if contents is None:
             if refused:
                 batch = decoder.refuse(runs[0], "too_many_cells", refused)

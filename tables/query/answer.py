@@ -25,7 +25,7 @@ from tables.query.live import LiveRows
 from tables.state.block import TupleRows
 from tables.state.cell import archive_schema, cell_schema, merge_rows, no_rows, stacked
 from tables.state.rollup_table import rollup_schema
-from tables.state.small_merge import SMALL_ROWS_MAX, columns_of, merge_few
+from tables.state.small_merge import SMALL_ROWS_MAX, columns_of, merge_small
 
 _PLACE = ["held_by", "source_partition"]
 
@@ -116,7 +116,7 @@ def rows_of(query: FamilyQuery, parts: Sequence[tuple[Layer, pl.DataFrame]]) -> 
     """
     rows = query.rows
     if sum(cells.height for _, cells in parts) <= SMALL_ROWS_MAX:
-        return _few_rows_of(query, [cells for _, cells in parts if cells.height])
+        return _small_rows_of(query, [cells for _, cells in parts if cells.height])
     start = pl.lit(query.from_ms, pl.Int64)
     if query.step is not None:
         start = query.step.starts(pl.col("window_start")).clip(query.from_ms)
@@ -131,7 +131,7 @@ def rows_of(query: FamilyQuery, parts: Sequence[tuple[Layer, pl.DataFrame]]) -> 
     return cells.select(list(cell_schema(rows)))
 
 
-def _few_rows_of(query: FamilyQuery, frames: list[pl.DataFrame]) -> pl.DataFrame:
+def _small_rows_of(query: FamilyQuery, frames: list[pl.DataFrame]) -> pl.DataFrame:
     rows = query.rows
     names = [acc.column for acc in rows.accumulators]
     cells: list[tuple[Any, Any]] = []
@@ -143,7 +143,7 @@ def _few_rows_of(query: FamilyQuery, frames: list[pl.DataFrame]) -> pl.DataFrame
         keys = zip(starts, *columns_of(frame, rows.key_columns), strict=True)
         values = zip(*columns_of(frame, [*names, "version"]), strict=True)
         cells += zip(keys, values, strict=True)
-    merged = sorted(merge_few(rows.accumulators, cells).items())
+    merged = sorted(merge_small(rows.accumulators, cells).items())
     found = [(*key, start, *values) for (start, *key), values in merged]
     return TupleRows(cell_schema(rows), found).frame()
 

@@ -51,7 +51,7 @@ COMPRESS_BYTES_MIN = 1 << 16
 
 _START = "window_start"
 
-_few = msgspec.msgpack.Decoder(tuple[list[str], list[tuple[Any, ...]]])
+_tuples = msgspec.msgpack.Decoder(tuple[list[str], list[tuple[Any, ...]]])
 
 
 @dataclasses.dataclass(slots=True, frozen=True)
@@ -119,7 +119,7 @@ def check_block(data: bytes) -> None:
         except ArrowError as error:
             raise DamagedError(f"its block is unreadable: {error}") from error
         return
-    names, rows = unpacked(_few, data)
+    names, rows = unpacked(_tuples, data)
     if any(len(row) != len(names) for row in rows):
         raise DamagedError("its block is unreadable: a row has more or fewer values than columns")
 
@@ -151,7 +151,7 @@ def decode_rows(data: bytes, schema: Mapping[str, pl.DataType]) -> pl.DataFrame 
     """
     if data.startswith(CONTINUATION):
         return decode_frame(data, schema)
-    names, rows = unpacked(_few, data)
+    names, rows = unpacked(_tuples, data)
     if names != list(schema):
         at = {name: index for index, name in enumerate(names)}
         indexes = [at.get(name) for name in schema]
@@ -260,8 +260,8 @@ class Block:
             return frame.clear()
         return frame.filter(~is_among(frame["window_start"], windows))
 
-    def few(self) -> list[tuple[Any, ...]] | None:
-        """Return a few rows with their versions, None if they are a frame."""
+    def tuples(self) -> list[tuple[Any, ...]] | None:
+        """Return the rows as tuples with their versions, None if they are a frame."""
         if not isinstance(self._rows, TupleRows):
             return None
         version = self._version
@@ -278,22 +278,22 @@ def frames_of(
     Of a few rows only those are made a frame whose columns have the values of ``key``.
     """
     frames: list[pl.DataFrame] = []
-    few: list[tuple[Any, ...]] = []
+    small: list[tuple[Any, ...]] = []
     names = list(schema)
     wanted = [(names.index(name), value) for name, value in (key or {}).items()]
     for block in blocks:
-        rows = block.few()
+        rows = block.tuples()
         if rows is not None:
             for at, value in wanted:
                 rows = [row for row in rows if row[at] == value]
-            few += rows
+            small += rows
             continue
-        if few:
-            frames.append(TupleRows(schema, few).frame())
-            few = []
+        if small:
+            frames.append(TupleRows(schema, small).frame())
+            small = []
         frames.append(block.frame)
-    if few:
-        frames.append(TupleRows(schema, few).frame())
+    if small:
+        frames.append(TupleRows(schema, small).frame())
     return frames
 
 

@@ -189,8 +189,8 @@ class LayerTable(BlockTable):
 
         def cells() -> pl.DataFrame:
             rows = matching()
-            is_few = rows.height <= SMALL_ROWS_MAX
-            return whole_only(self._small_of(rows) if is_few else self._cells_of(rows), began)
+            is_small = rows.height <= SMALL_ROWS_MAX
+            return whole_only(self._small_of(rows) if is_small else self._cells_of(rows), began)
 
         return cells
 

@@ -55,15 +55,15 @@ class RollupTable(LayerTable):
             rows = matching()
             if rows.height > SMALL_ROWS_MAX:
                 return whole_only(self._latest(rows), began)
-            return whole_only(self._latest_few(rows).frame(), began)
+            return whole_only(self._latest_small(rows).frame(), began)
 
         return parts
 
     def _small_of(self, rows: pl.DataFrame) -> pl.DataFrame:
-        values_of = self._latest_few(rows).values
+        values_of = self._latest_small(rows).values
         return small_cells(self.layer, map(values_of, self._cell), map(values_of, self._values))
 
-    def _latest_few(self, rows: pl.DataFrame) -> TupleRows:
+    def _latest_small(self, rows: pl.DataFrame) -> TupleRows:
         """Return the rows that :meth:`_latest` does."""
         names = list(self._stored)
         identity = [names.index(name) for name in self.contribution]

@@ -25,7 +25,7 @@ Values = tuple[Any, ...]
 _Step = tuple[AccumulatorKind, list[int]]
 
 
-def merge_few(
+def merge_small(
     accumulators: tuple[Accumulator, ...], rows: Iterable[tuple[Values, Values]]
 ) -> dict[Values, Values]:
     """Return, by key, the values of rows that add up: accumulators in order, the version last."""
@@ -45,7 +45,7 @@ def small_cells(
 ) -> pl.DataFrame:
     """Return the cell frame of rows, whose columns are given in order, the window last of keys."""
     rows = zip(zip(*keys, strict=True), zip(*values, strict=True), strict=True)
-    merged = merge_few(layer.accumulators, rows)
+    merged = merge_small(layer.accumulators, rows)
     return TupleRows(cell_schema(layer), [(*key, *one) for key, one in merged.items()]).frame()
 
 

@@ -71,10 +71,10 @@ def cells(rows: int) -> list[tuple[str, str, int, int]]:
 def entries() -> list[bytes]:
     """Return a journal in the format of today, with every kind of entry and block."""
     values = []
-    for rows, few in ((100, False), (5, False), (5, True)):
+    for rows, small in ((100, False), (5, False), (5, True)):
         journal = Journal(RAW_PLAN)
         entry = delta(
-            journal.state, 3, {"hour": hour_block(cells(rows), few=few)}, evicted={"hour": [0]},
+            journal.state, 3, {"hour": hour_block(cells(rows), small=small)}, evicted={"hour": [0]},
             ledger={"records.with_events": 3}, floors={"hour": 1}, tail=(1, 7),
         )  # fmt: skip
         assert journal.append(entry)
@@ -141,8 +141,8 @@ def layer_topic(form: int) -> tuple[list[bytes], Try]:
 def store(folder: Path) -> tuple[list[bytes], Try]:
     """Return the values of a local store, and a try that loads it with one of them changed."""
     journal = Journal(RAW_PLAN)
-    for rows, few in ((100, False), (5, False), (5, True)):
-        block = hour_block(cells(rows), few=few)
+    for rows, small in ((100, False), (5, False), (5, True)):
+        block = hour_block(cells(rows), small=small)
         assert journal.append(
             delta(journal.state, journal.state.meta.next_offset + 1, {"hour": block})
         )

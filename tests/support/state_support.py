@@ -39,21 +39,21 @@ def measured(delays: Sequence[int]) -> dict[str, int]:
     }  # fmt: skip
 
 
-def hour_rows(cells: Iterable[tuple[str, str, int, int]], *, few: bool = False) -> Rows:
+def hour_rows(cells: Iterable[tuple[str, str, int, int]], *, small: bool = False) -> Rows:
     """Return a delta's rows of one event a cell: origin, carrier, window start, delay."""
     schema = {name: kind for name, kind in cell_schema(HOUR).items() if name != "version"}
     rows = [
         {"key_origin": origin, "key_carrier": carrier, "window_start": start} | measured([delay])
         for origin, carrier, start, delay in cells
     ]
-    if few:
+    if small:
         return TupleRows(schema, [tuple(row[name] for name in schema) for row in rows])
     return pl.DataFrame(rows, schema=schema)
 
 
-def hour_block(cells: Iterable[tuple[str, str, int, int]], *, few: bool = False) -> bytes:
+def hour_block(cells: Iterable[tuple[str, str, int, int]], *, small: bool = False) -> bytes:
     """Return the bytes of :func:`hour_rows`."""
-    return encode_block(hour_rows(cells, few=few))
+    return encode_block(hour_rows(cells, small=small))
 
 
 def day_block(rows: Iterable[tuple[str, int, int, int, int]]) -> bytes:

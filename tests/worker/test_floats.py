@@ -53,10 +53,10 @@ def folded(values: list[float]) -> tuple[pl.DataFrame, pl.DataFrame]:
     assert plan.source is not None
     event = {"at": 1, "type": "flight.x", "origin": "JFK", "carrier": "UA"}
     run, before = run_of([orjson.dumps(event | {"delay": v}) for v in values]), Before(NEVER_MS, {})
-    few = SmallBatchFolder(plan.source, plan).fold([run], {0: before})
+    small = SmallBatchFolder(plan.source, plan).fold([run], {0: before})
     general = Folder(plan).fold(Decoder(plan.source).decode([run]), {0: before})
-    assert few is not None
-    mine, theirs = few[0].blocks["hour"], general[0].blocks["hour"]
+    assert small is not None
+    mine, theirs = small[0].blocks["hour"], general[0].blocks["hour"]
     assert isinstance(mine, TupleRows)
     assert isinstance(theirs, pl.DataFrame)
     return mine.frame(), theirs
@@ -68,8 +68,8 @@ def merged(layer: Layer, parts: list[pl.DataFrame]) -> tuple[pl.DataFrame, pl.Da
         version=pl.lit(1, pl.Int64), source_partition=pl.lit(0, pl.Int32)
     )[list(archive_schema(layer))]
     first, columns = len(layer.key) + 1, [column.to_list() for column in rows]
-    few = small_cells(layer, columns[:first], columns[first:-1])
-    return few, merge_partitions(layer, rows)
+    small = small_cells(layer, columns[:first], columns[first:-1])
+    return small, merge_partitions(layer, rows)
 
 
 def bits(frame: pl.DataFrame) -> list[tuple[Any, ...]]:
@@ -96,11 +96,11 @@ def test_floats_of_any_size_come_to_the_same_by_tuples_and_by_frames(
     """They do in one chunk or several, and if their sum or squares are not a float any more."""
     layer = float_map().layers[0]
     found = [folded(values) for values in chunks]
-    for few, general in found:
-        assert bits(few) == bits(general)
-    few, general = merged(layer, [cells for cells, _ in found])
-    assert bits(few.drop("m2_delay")) == bits(general.drop("m2_delay"))
-    for one, other in zip(few["m2_delay"], general["m2_delay"], strict=True):
+    for small, general in found:
+        assert bits(small) == bits(general)
+    small, general = merged(layer, [cells for cells, _ in found])
+    assert bits(small.drop("m2_delay")) == bits(general.drop("m2_delay"))
+    for one, other in zip(small["m2_delay"], general["m2_delay"], strict=True):
         assert one == pytest.approx(other, rel=1e-9)
 
 

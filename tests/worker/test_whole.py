@@ -261,12 +261,12 @@ async def sums(house: LocalWorker, name: str, unit_ms: int) -> Sums:
     }
 
 
-@pytest.mark.parametrize("few", [True, False], ids=["few", "frames"])
+@pytest.mark.parametrize("small", [True, False], ids=["small", "frames"])
 async def test_a_measure_is_null_in_windows_that_began_before_it(
-    site: Site, few: bool, monkeypatch: pytest.MonkeyPatch
+    site: Site, small: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Answers, live cells and archive have null; a step is null, not half, its count is whole."""
-    if not few:
+    if not small:
         use_frames(monkeypatch)
     site.put(HOUR_MS, 30 * HOUR_MS)
     await work(await site.revise(COUNTS))

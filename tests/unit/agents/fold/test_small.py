@@ -70,15 +70,15 @@ def both_ways(
     """Return the contents of the few events' way, and those of the general one."""
     plan = plans_of(themap)["flights.raw"]
     assert plan.source is not None
-    few = SmallBatchFolder(plan.source, plan).fold(runs, before)
+    small = SmallBatchFolder(plan.source, plan).fold(runs, before)
     batch = Decoder(plan.source).decode(runs)
-    return few, Folder(plan).fold(batch, before)
+    return small, Folder(plan).fold(batch, before)
 
 
-def assert_same(few: list[Content] | None, general: list[Content]) -> None:
+def assert_same(small: list[Content] | None, general: list[Content]) -> None:
     """Assert that both ways gave the same; sums of floats may differ in their last bits."""
-    assert few is not None
-    for one, other in zip(few, general, strict=True):
+    assert small is not None
+    for one, other in zip(small, general, strict=True):
         counts = [{n: c for n, c in x.ledger.items() if c} for x in (one, other)]
         assert counts[0] == counts[1]
         assert (one.start, one.stop, one.stream_time_ms) == (
@@ -126,17 +126,17 @@ def test_it_gives_what_the_general_way_gives(events: list[dict[str, Any]], cut: 
     values = [orjson.dumps(event) for event in sorted(events, key=lambda event: event["at"])]
     runs = [run_of(values[:cut]), run_of(values[cut:], partition=1)]
     runs = [run for run in runs if run.values]
-    few, general = both_ways(themap, runs, NEVER)
+    small, general = both_ways(themap, runs, NEVER)
     assert all(not ledger.imbalances(c.ledger, c.stop - c.start, [x.name for x in themap.layers])
                for c in general)  # fmt: skip
-    assert_same(few, general)
+    assert_same(small, general)
 
 
 def test_plain_events_are_taken() -> None:
     """The small path is for events in order, of known types, with their key."""
-    few, _ = both_ways(wide_map(), [run_of([flight(0), flight(1, delay=None)])], NEVER)
-    assert few is not None
-    assert few[0].blocks["hour"].height == 1
+    small, _ = both_ways(wide_map(), [run_of([flight(0), flight(1, delay=None)])], NEVER)
+    assert small is not None
+    assert small[0].blocks["hour"].height == 1
 
 
 OTHERS = {
@@ -161,15 +161,15 @@ OTHERS = {
 @pytest.mark.parametrize("values", OTHERS.values(), ids=OTHERS)
 def test_all_others_are_left_to_the_general_way(values: list[bytes | None]) -> None:
     """One place alone defines the result of all other events."""
-    few, _ = both_ways(small_map(), [run_of(values)], NEVER)
-    assert few is None
+    small, _ = both_ways(small_map(), [run_of(values)], NEVER)
+    assert small is None
 
 
 def test_a_floor_of_before_leaves_a_late_event_to_the_general_way() -> None:
     """The first event of a chunk can be late as well."""
     before = {0: Before(10 * HOUR_MS, {"hour": 9 * HOUR_MS})}
-    few, general = both_ways(small_map(), [run_of([flight(1)])], before)
-    assert few is None
+    small, general = both_ways(small_map(), [run_of([flight(1)])], before)
+    assert small is None
     assert general[0].ledger["layer.hour.too_late"] == 1
 
 
@@ -184,8 +184,8 @@ def test_records_with_a_fault_are_left_to_the_general_way() -> None:
     """Their values are not events, even if they look like it."""
     run = run_of([flight(0)])
     run.faults[0] = RecordFault("header", "why")
-    few, general = both_ways(small_map(), [run], NEVER)
-    assert few is None
+    small, general = both_ways(small_map(), [run], NEVER)
+    assert small is None
     assert general[0].ledger["records.unreadable"] == 1
 
 
@@ -201,21 +201,21 @@ def test_offsets_without_a_record_are_counted() -> None:
     """They are gaps, here as there."""
     run = run_of([flight(0), flight(1)])
     run.next_offset += 3
-    few, general = both_ways(small_map(), [run], NEVER)
-    assert few is not None
-    assert few[0].ledger["records.gap"] == 3
-    assert_same(few, general)
+    small, general = both_ways(small_map(), [run], NEVER)
+    assert small is not None
+    assert small[0].ledger["records.gap"] == 3
+    assert_same(small, general)
 
 
 def test_sums_beyond_64_bits_are_kept_exactly() -> None:
     """MessagePack has no such integers, so their block is a frame."""
     values = [flight(0, delay=2**63 - 1), flight(1, delay=2**63 - 1), flight(2, delay=-(2**63))]
-    few, general = both_ways(small_map(), [run_of(values[:2])], NEVER)
-    assert few is not None
-    block = few[0].blocks["hour"]
+    small, general = both_ways(small_map(), [run_of(values[:2])], NEVER)
+    assert small is not None
+    block = small[0].blocks["hour"]
     frame = decode_block(encode_block(block), block.frame().schema)  # type: ignore[union-attr]
     assert frame["sum_delay"].to_list() == [2**64 - 2]
-    assert_same(few, general)
+    assert_same(small, general)
     square = 2 * (2**63 - 1) ** 2
     assert (frame["sqhi_delay"][0] << 64) + frame["sqlo_delay"][0] == square
 
@@ -229,9 +229,9 @@ def test_squared_deviations_do_not_cancel() -> None:
                       "night": True, "delay": 1, "share": share})
         for share in shares
     ]  # fmt: skip
-    few, _ = both_ways(wide_map(), [run_of(list(events))], NEVER)
-    assert few is not None
-    row = few[0].blocks["months"].frame().to_dicts()[0]  # type: ignore[union-attr]
+    small, _ = both_ways(wide_map(), [run_of(list(events))], NEVER)
+    assert small is not None
+    row = small[0].blocks["months"].frame().to_dicts()[0]  # type: ignore[union-attr]
     mean = math.fsum(shares) / len(shares)
     assert row["m2_share"] == pytest.approx(math.fsum((s - mean) ** 2 for s in shares), rel=1e-9)
 
@@ -246,11 +246,11 @@ def test_a_block_of_an_earlier_revision_is_filled() -> None:
     }
     new = {"key_a": pl.String(), "window_start": pl.Int64(), "events": pl.Int64(),
            "n_x": pl.Int64(), "min_x": pl.Float64(), "sum_x": pl.Float64()}  # fmt: skip
-    few = TupleRows(old, [("a", 1, 7, 2), ("b", 2, 8, 3)])
-    frame = decode_block(encode_block(few), new)
+    small = TupleRows(old, [("a", 1, 7, 2), ("b", 2, 8, 3)])
+    frame = decode_block(encode_block(small), new)
     assert frame.schema == pl.Schema(new)
     assert frame.rows() == [("a", 1, 2, None, None, None), ("b", 2, 3, None, None, None)]
-    assert frame.equals(decode_block(encode_block(few.frame()), new))
+    assert frame.equals(decode_block(encode_block(small.frame()), new))
 
 
 @pytest.mark.parametrize("rows", [1, 59, 60, 300])

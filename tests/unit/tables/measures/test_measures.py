@@ -15,7 +15,7 @@ from tables.measures.kind import AccumulatorKind, MeasureKind
 from tables.measures.registry import MEASURES, accumulators_of, is_accumulator, kind_of
 from tables.model.layer import Measure
 from tables.state.cell import merge_rows
-from tables.state.small_merge import merge_few
+from tables.state.small_merge import merge_small
 from tests.support.common import seeds, small_map
 
 FORMS = [
@@ -113,9 +113,9 @@ def test_a_merge_of_columns_gives_what_a_merge_of_values_gives(
     schema = {"key": pl.Int64(), **{acc.column: kind_of(acc).type for acc in accumulators}}
     frame = pl.DataFrame(rows, schema=schema | {"version": pl.Int64()}, orient="row")
     merged = merge_rows(frame, ["key"], accumulators).rows()
-    few = merge_few(accumulators, (((key,), tuple(row)) for key, *row in rows))
+    small = merge_small(accumulators, (((key,), tuple(row)) for key, *row in rows))
     assert {key: repr(row) for key, *row in merged} == {
-        key: repr(list(row)) for (key,), row in few.items()
+        key: repr(list(row)) for (key,), row in small.items()
     }
 
 

@@ -63,7 +63,7 @@ def test_partial_cells_add_up_in_any_order_of_steps(steps: list[object]) -> None
         if isinstance(step, list):
             # A delta's block holds a cell once.
             cells = {row[:3]: row for row in step}.values()
-            rows = hour_rows(cells, few=len(cells) < 3)
+            rows = hour_rows(cells, small=len(cells) < 3)
             if version % 3 and (make := table.merge_ahead(rows, version)) is not None:
                 table.commit_ahead(make())
             table.add(encode_block(rows), version, rows if version % 2 else None)
@@ -269,10 +269,10 @@ def test_sinks_that_ask_for_the_same_windows_share_one_job() -> None:
     """It is of the moment when it was asked for, and a change of the windows makes another one."""
     table = FoldTable(HOUR)
     for version in (1, 2):
-        table.add(encode_block(hour_rows([("JFK", "UA", 0, version)], few=True)), version)
+        table.add(encode_block(hour_rows([("JFK", "UA", 0, version)], small=True)), version)
     job = table.collect([0])
     assert table.collect([0]) is job
-    table.add(encode_block(hour_rows([("JFK", "UA", 0, 5)], few=True)), 3)
+    table.add(encode_block(hour_rows([("JFK", "UA", 0, 5)], small=True)), 3)
     assert table.collect([0]) is not job
     assert job() is job()
     assert cells_of(table, job()) == {("JFK", "UA", 0): (2, 3, 2)}
@@ -295,7 +295,7 @@ def test_small_blocks_wait_and_are_read_as_one() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(table_module, "TAIL_ROWS_MAX", 256)
         for version in range(SMALL_TAIL_MAX):
-            rows = hour_rows([("JFK", "UA", version % 3 * HOUR_MS, version)], few=version % 5 > 0)
+            rows = hour_rows([("JFK", "UA", version % 3 * HOUR_MS, version)], small=version % 5 > 0)
             table.add(encode_block(rows), version)
         assert len(table.blocks) == SMALL_TAIL_MAX
         assert {cell: v[0] for cell, v in cells_of(table).items()} == {

@@ -77,14 +77,14 @@ def test_tables_answer_the_same(layers: Any, seed: int, monkeypatch: pytest.Monk
         key = rng.choice([{}, {"key_carrier": some["key_carrier"]}])
         start = some["window_start"]
         stop = start + rng.randint(1, 3) * HOUR_MS
-        few = table.collect_in(start, stop, key)()
-        assert few.height
+        small = table.collect_in(start, stop, key)()
+        assert small.height
         parts = (
-            table.collect_parts_in(start, stop, key)() if isinstance(table, RollupTable) else few
+            table.collect_parts_in(start, stop, key)() if isinstance(table, RollupTable) else small
         )
         with monkeypatch.context() as patch:
             use_frames(patch)
-            check_same(few, table.collect_in(start, stop, key)())
+            check_same(small, table.collect_in(start, stop, key)())
             if isinstance(table, RollupTable):
                 check_same(parts, table.collect_parts_in(start, stop, key)())
 
@@ -96,9 +96,9 @@ def test_the_first_are_the_same(seed: int, order: str, monkeypatch: pytest.Monke
     words = [("by", "mean_delay"), ("n", "3"), ("order", order), ("from", "0"), ("to", "3600000")]
     top = parse_top_query(small_map(), "hour", words, Limits())
     rows = some_rows(random.Random(seed), cell_schema(top.query.rows))
-    few = top_rows(top, rows)
+    small = top_rows(top, rows)
     use_frames(monkeypatch)
-    assert few.rows() == top_rows(top, rows).rows()
+    assert small.rows() == top_rows(top, rows).rows()
 
 
 def near_ties(seed: int) -> pl.DataFrame:

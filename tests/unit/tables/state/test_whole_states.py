@@ -24,7 +24,7 @@ from tables.state.contribution import Contribution, encode_contribution
 from tables.state.input_plan import InputPlan, plans_of
 from tables.state.journal import NOTHING_ANNOUNCED, Announcement, EntryFingerprint
 from tables.state.partition_state import PartitionState
-from tables.state.small_merge import merge_few
+from tables.state.small_merge import merge_small
 from tests.support.common import DAY_MS, EVENTS, HOUR_MS, dataclasses_replace, run_of, small_map
 from tests.support.contributions import block_of
 from tests.support.plans import FINAL, MAP, ask, read
@@ -208,10 +208,10 @@ def test_a_cell_of_parts_is_known_where_all_parts_are(known: tuple[bool, bool]) 
     schema = {"key": pl.String(), **dict.fromkeys(names, pl.Float64()), "version": pl.Int64()}
     frame = pl.DataFrame([("a", *row, 1) for row in rows], schema=schema, orient="row")
     (merged,) = merge_rows(frame, ["key"], accumulators).rows()
-    few = merge_few(accumulators, [(("a",), (*row, 1)) for row in rows])
+    small = merge_small(accumulators, [(("a",), (*row, 1)) for row in rows])
     wanted = (6, 4, 8.0, 1.0, 3.0, 2.0) if all(known) else (6, *[None] * 5)
     assert merged == ("a", *wanted, 1)
-    assert few == {("a",): (*wanted, 1)}
+    assert small == {("a",): (*wanted, 1)}
 
 
 def test_of_facts_the_later_ones_say_what_is_whole() -> None:
