@@ -21,7 +21,7 @@ import orjson
 import polars as pl
 from aiohttp import hdrs, web
 
-from agents.query.changes import ChangeBatch, Changes, Place, decode_place, encode_place
+from agents.query.changes import ChangeBatch, Changes, Positions, decode_positions, encode_positions
 from agents.query.reader import LiveSource
 from app.config.settings import Settings
 from app.web.access import CALLER, LIVE, Caller
@@ -103,7 +103,7 @@ class LiveStreams:
         if request.method == hdrs.METH_HEAD:
             # A stream without end would hold its connection, and nobody reads it.
             if last := request.headers.get(LAST_EVENT_ID.name, ""):
-                decode_place(layer, last)
+                decode_positions(layer, last)
             return web.Response(headers=STREAM_HEADERS)
         if len(self._running) >= self._settings.query_live_max:
             raise BusyError(
@@ -122,11 +122,11 @@ class LiveStreams:
     ) -> web.StreamResponse:
         keys = KeyFilter.of(values)
         changes = Changes(layer, keys, self._live, self._cache, self._settings.query_rows_max)
-        place: Place = {}
+        positions: Positions = {}
         if last := request.headers.get(LAST_EVENT_ID.name, ""):
-            place = decode_place(layer, last)
+            positions = decode_positions(layer, last)
         elif values.get("since") != "open":
-            place = await changes.now()
+            positions = await changes.now()
         response = web.StreamResponse(headers=STREAM_HEADERS)
         await response.prepare(request)
         writer = _Writer(response)
@@ -134,10 +134,10 @@ class LiveStreams:
         loop = asyncio.get_running_loop()
         caller: Caller = request[CALLER]
         try:
-            await writer.write([b"event: told\ndata: {}\n", _id(layer, place)])
+            await writer.write([b"event: told\ndata: {}\n", _id(layer, positions)])
             while caller.may_still(LIVE):
                 next_at = loop.time() + interval_s
-                place = await self._step(layer, changes, place, writer)
+                positions = await self._step(layer, changes, positions, writer)
                 await asyncio.sleep(max(0.0, next_at - loop.time()))
             why = "cannot follow: the token was revoked or has expired; want a valid one"
             await writer.write([_problem(HTTPStatus.UNAUTHORIZED, why)])
@@ -150,10 +150,12 @@ class LiveStreams:
             log.info("a reader of live cells has gone: %s", layer.name)
         return response
 
-    async def _step(self, layer: Layer, changes: Changes, place: Place, writer: _Writer) -> Place:
+    async def _step(
+        self, layer: Layer, changes: Changes, positions: Positions, writer: _Writer
+    ) -> Positions:
         """Write the changed cells; return the reader's position after them."""
         try:
-            news, packed = await self._news(changes, place)
+            news, packed = await self._news(changes, positions)
         except ArchiveDamagedError as error:
             log.error("live cells need archived rows that are damaged: %s", error)  # noqa: TRY400
             why = f"{damaged_words(error)}; begin anew, without an id"
@@ -162,7 +164,7 @@ class LiveStreams:
         except ArchiveError as error:
             log.warning("live cells wait for the archive: %s", error)
             await writer.write([f": {unanswered_words(error)}; it is asked again\n\n".encode()])
-            return place
+            return positions
         except QueryError as error:
             why = f"{error}; begin anew, without an id"
             await writer.write([_problem(HTTPStatus.GONE, why)])
@@ -175,13 +177,15 @@ class LiveStreams:
         if news.rows.height:
             await writer.write([_events(layer, news.rows)])
         if packed or news.rows.height or writer.is_silent:
-            await writer.write([_told(layer, news), _id(layer, news.place)])
-        return news.place
+            await writer.write([_told(layer, news), _id(layer, news.positions)])
+        return news.positions
 
-    async def _news(self, changes: Changes, place: Place) -> tuple[ChangeBatch, list[bytes]]:
+    async def _news(
+        self, changes: Changes, positions: Positions
+    ) -> tuple[ChangeBatch, list[bytes]]:
         """Return the changes; many rows come as compressed pieces instead of in the batch."""
         async with self._making:
-            news = await changes.since(place)
+            news = await changes.since(positions)
             if news.rows.height <= CELLS_AT_ONCE:
                 return news, []
             packed = await self._cache.threads.run(
@@ -228,15 +232,15 @@ def _told(layer: Layer, news: ChangeBatch) -> bytes:
     facts = news.facts.values()
     told = {
         "watermark_ms": known_ms(min((fact.closed_ms for fact in facts), default=NEVER_MS)),
-        "partial": not news.place.keys() >= set(range(layer.partitions)),
+        "partial": not news.positions.keys() >= set(range(layer.partitions)),
         "whole_from": later_measures(layer, whole_of(facts)),
     }
     return b"event: told\ndata: " + orjson.dumps(told) + b"\n"
 
 
-def _id(layer: Layer, place: Place) -> bytes:
+def _id(layer: Layer, positions: Positions) -> bytes:
     """Return the end of an event that has this id."""
-    return b"id: " + encode_place(layer, place).encode() + b"\n\n"
+    return b"id: " + encode_positions(layer, positions).encode() + b"\n\n"
 
 
 def _problem(status: HTTPStatus, detail: str) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import pytest
 
-from agents.query.changes import ChangeBatch, Changes, Place, decode_place, encode_place
+from agents.query.changes import ChangeBatch, Changes, Positions, decode_positions, encode_positions
 from tables.archive.cache import ArchiveCache
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.protocol import CellRange
@@ -41,19 +41,19 @@ class Follower:
     def __init__(self) -> None:
         self.cells: dict[Cell, tuple[int, int]] = {}
         self.closed: set[Cell] = set()
-        self.told = 0
+        self.sent = 0
 
-    def take(self, news: ChangeBatch) -> Place:
-        """Take the news; return the follower's place after it."""
+    def take(self, news: ChangeBatch) -> Positions:
+        """Take the news; return the follower's positions after it."""
         for row in news.rows.to_dicts():
             cell = (row["key_origin"], row["key_carrier"], row["window_start"],
                     row["source_partition"])  # fmt: skip
-            self.told += 1
+            self.sent += 1
             if row["version"] >= self.cells.get(cell, (-1, 0))[0]:
                 self.cells[cell] = row["version"], row["events"]
             if row["is_closed"]:
                 self.closed.add(cell)
-        return news.place
+        return news.positions
 
 
 def counted(house: LocalWorker, cell: Cell, version: int) -> int:
@@ -84,7 +84,7 @@ async def test_a_follower_misses_no_last_value(
     live = Owned(house)
     changes = Changes(layer, KeyFilter(), live, ArchiveCache(archive, 0), 10**6)
     follower = Follower()
-    place = follower.take(await changes.since({}))
+    positions = follower.take(await changes.since({}))
     for _ in range(60):
         for topic in rng.choices(list(themap.inputs()), k=rng.randint(0, 4)):
             await house.step(topic, rng.choice([1, 5, 40]))
@@ -93,14 +93,14 @@ async def test_a_follower_misses_no_last_value(
             await house.restore()
         if rng.random() < 0.4:
             live.silent = {(themap.input_topic(layer), 1)} if rng.random() < 0.2 else set()
-            text = encode_place(layer, place)
-            place = follower.take(await changes.since(decode_place(layer, text)))
+            text = encode_positions(layer, positions)
+            positions = follower.take(await changes.since(decode_positions(layer, text)))
     live.silent = set()
     await house.settle()
-    place = follower.take(await changes.since(place))
-    told = follower.told
-    place = follower.take(await changes.since(place))
-    assert follower.told == told, "nothing is told twice"
+    positions = follower.take(await changes.since(positions))
+    sent = follower.sent
+    positions = follower.take(await changes.since(positions))
+    assert follower.sent == sent, "nothing is sent twice"
     rows = await archive.read(layer, CellRange(0, 9 * DAY_MS))
     last = {
         (row["key_origin"], row["key_carrier"], row["window_start"], row["source_partition"]): (
@@ -126,7 +126,7 @@ async def test_what_a_combiner_evicts_before_it_is_heard_of_is_told(
     await house.restore()
     changes = Changes(layer, KeyFilter(), Owned(house), ArchiveCache(archive, 0), 10**6)
     follower = Follower()
-    place = follower.take(await changes.since({}))
+    positions = follower.take(await changes.since({}))
     assert not follower.cells
 
     async def is_evicted() -> bool:
@@ -134,15 +134,15 @@ async def test_what_a_combiner_evicts_before_it_is_heard_of_is_told(
         return live_cells(house, layer).is_empty()
 
     await until(is_evicted)
-    place = follower.take(await changes.since(place))
+    positions = follower.take(await changes.since(positions))
     assert sum(events for _, events in follower.cells.values()) == 600
     assert follower.closed == set(follower.cells)
-    assert (await changes.since(place)).rows.is_empty()
+    assert (await changes.since(positions)).rows.is_empty()
     await house.kill()
 
 
 async def test_from_now_on_means_from_now_on(archive: EmbeddedArchive, tmp_path: Path) -> None:
-    """Only cells that change or close later are told, and only those of the keys wanted."""
+    """Only cells that change or close later are sent, and only those of the keys wanted."""
     await archive.open(KEYED)
     house = LocalWorker(MemoryLog(), archive, tmp_path / "state", KEYED)
     fill(house.log, 3, 200)
@@ -150,12 +150,12 @@ async def test_from_now_on_means_from_now_on(archive: EmbeddedArchive, tmp_path:
     await house.step(RAW, 50)
     keys = KeyFilter({"carrier": ("UA",)})
     changes = Changes(HOURS, keys, Owned(house), ArchiveCache(archive, 0), 10**6)
-    place = await changes.now()
-    nothing = await changes.since(place)
+    positions = await changes.now()
+    nothing = await changes.since(positions)
     assert nothing.rows.is_empty()
-    before = {partition: told.version for partition, told in place.items()}
+    before = {partition: one.version for partition, one in positions.items()}
     await house.step(RAW, 5)
-    news = await changes.since(place)
+    news = await changes.since(positions)
     assert set(news.rows["key_carrier"].to_list()) <= {"UA"}
     for row in news.rows.to_dicts():
         assert row["version"] > before[row["source_partition"]] or row["is_closed"]
@@ -165,45 +165,45 @@ async def test_from_now_on_means_from_now_on(archive: EmbeddedArchive, tmp_path:
 async def test_an_archive_that_is_away_is_told_and_nothing_is_skipped(
     archive: EmbeddedArchive, tmp_path: Path
 ) -> None:
-    """The place does not move, and the next try has all of it."""
+    """The positions do not move, and the next try has all of it."""
     await archive.open(KEYED)
     house = LocalWorker(MemoryLog(), archive, tmp_path / "state", KEYED)
     fill(house.log, 4, 100)
     await house.restore()
     await house.step(RAW, 10)
     changes = Changes(HOURS, KeyFilter(), Owned(house), ArchiveCache(archive, 0), 10**6)
-    place = (await changes.since({})).place
+    positions = (await changes.since({})).positions
     await house.settle()
 
     async def evicted() -> bool:
         now = await changes.now()
-        return all(now[one].evicted_ms > place[one].evicted_ms for one in place)
+        return all(now[one].evicted_ms > positions[one].evicted_ms for one in positions)
 
     # Only evicted cells are read from the archive; eviction follows what was acknowledged.
     await until(evicted)
     await archive.close()
     with pytest.raises(ArchiveError):
-        await changes.since(place)
+        await changes.since(positions)
     await archive.open(KEYED)
     follower = Follower()
-    follower.take(await changes.since(place))
+    follower.take(await changes.since(positions))
     assert sum(events for _, events in follower.cells.values()) > 50
     await house.kill()
 
 
 @pytest.mark.parametrize(
-    "text", ["x", "é", "A" * 70_000, encode_place(small_map().layer("day"), {})]
+    "text", ["x", "é", "A" * 70_000, encode_positions(small_map().layer("day"), {})]
 )
 def test_another_id_is_refused(text: str) -> None:
     """Also that of another layer."""
     with pytest.raises(QueryError, match="Last-Event-ID is not one of this layer"):
-        decode_place(HOURS, text)
+        decode_positions(HOURS, text)
 
 
-def test_a_place_keeps_everything() -> None:
+def test_a_text_keeps_all_positions() -> None:
     """It keeps times before any event too."""
-    told: Any = {0: (5, -(2**62), 7), 1: (0, 1, -1)}
-    text = encode_place(HOURS, told)
+    sent: Any = {0: (5, -(2**62), 7), 1: (0, 1, -1)}
+    text = encode_positions(HOURS, sent)
     assert {
-        p: (t.version, t.closed_ms, t.evicted_ms) for p, t in decode_place(HOURS, text).items()
-    } == told
+        p: (t.version, t.closed_ms, t.evicted_ms) for p, t in decode_positions(HOURS, text).items()
+    } == sent
