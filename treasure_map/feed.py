@@ -100,7 +100,7 @@ def _cells_of(frame: pl.DataFrame) -> list[FeedCell]:
 
 
 def _number(value: object) -> object:
-    """Return a measure; sums of integers are decimals of no places."""
+    """Return a measure; sums of integers are decimals without fraction."""
     return int(value) if isinstance(value, decimal.Decimal) else value
 
 
@@ -127,10 +127,10 @@ class Versions:
 
         It is new if no version of it as large is remembered.
         """
-        place = partition, cell.source_partition
-        lane = self._lanes.get(place)
+        sender = partition, cell.source_partition
+        lane = self._lanes.get(sender)
         if lane is None:
-            lane = self._lanes[place] = _Lane()
+            lane = self._lanes[sender] = _Lane()
         key = tuple(cell.key.values())
         known = lane.window(cell.window_start)
         version = known.get(key)

@@ -49,7 +49,7 @@ class FeedReader:
         self._options = dict(options)
         self._from_beginning = from_beginning
         self._to_end = to_end
-        self._places: list[TopicPartition] = []
+        self._partitions: list[TopicPartition] = []
         self._ends: dict[TopicPartition, int] = {}
         self._consumer = AIOKafkaConsumer(
             enable_auto_commit=False,
@@ -64,16 +64,16 @@ class FeedReader:
         Raises:
             FollowFailedError: no broker answers, or the feed is not there.
         """
-        with self._told():
-            places = self._places = await self._find_places()
+        with self._translated():
+            partitions = self._partitions = await self._find_partitions()
             await self._consumer.start()
             if self._from_beginning:
-                starts = await self._consumer.beginning_offsets(places)
+                starts = await self._consumer.beginning_offsets(partitions)
             else:
-                starts = await self._consumer.end_offsets(places)
-            self._consumer.assign(places)
-            for place, start in starts.items():
-                self._consumer.seek(place, start)
+                starts = await self._consumer.end_offsets(partitions)
+            self._consumer.assign(partitions)
+            for tp, start in starts.items():
+                self._consumer.seek(tp, start)
 
     async def read(self) -> list[FeedRecord]:
         """Return the next records, in order within each partition; an empty list if they take long.
@@ -81,7 +81,7 @@ class FeedReader:
         Raises:
             FollowFailedError: records were deleted before they were read, or the brokers refuse.
         """
-        with self._told():
+        with self._translated():
             found = await self._consumer.getmany(
                 timeout_ms=FETCH_WAIT_MS, max_records=RECORDS_AT_ONCE
             )
@@ -99,15 +99,15 @@ class FeedReader:
 
     async def _at_end(self) -> bool:
         """Return whether every partition is read up to its end at the first fetch."""
-        for place in self._places:
-            highwater = self._consumer.highwater(place)
+        for tp in self._partitions:
+            highwater = self._consumer.highwater(tp)
             if highwater is not None:
-                self._ends.setdefault(place, highwater)
-        return len(self._ends) == len(self._places) and all(
-            [await self._consumer.position(place) >= end for place, end in self._ends.items()]
+                self._ends.setdefault(tp, highwater)
+        return len(self._ends) == len(self._partitions) and all(
+            [await self._consumer.position(tp) >= end for tp, end in self._ends.items()]
         )
 
-    async def _find_places(self) -> list[TopicPartition]:
+    async def _find_partitions(self) -> list[TopicPartition]:
         """Return the partitions of the feed.
 
         All topics are asked for: brokers may make a topic that is asked for by its name.
@@ -130,7 +130,7 @@ class FeedReader:
         return [TopicPartition(self._topic, one["partition"]) for one in topics[self._topic]]
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _translated(self) -> Iterator[None]:
         """Turn errors of Kafka into those of a feed that cannot be followed."""
         cannot = f"cannot follow {self._topic}"
         try:

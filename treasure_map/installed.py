@@ -45,7 +45,7 @@ def _foreign_package() -> str | None:
         spec = importlib.util.find_spec(name)
         want = folder / name / "__init__.py"
         if spec is None or not _is_ours(spec, want):
-            found = "no such package" if spec is None else _place(spec)
+            found = "no such package" if spec is None else _origin(spec)
             return (
                 f"the package {name} is not that of the worker; got {found}; want {want} of"
                 " Treasure Map; take the other one off PYTHONPATH, or make an environment of the"
@@ -61,7 +61,7 @@ def _is_ours(spec: ModuleSpec, want: pathlib.Path) -> bool:
     return OURS in want.read_text("utf-8")
 
 
-def _place(spec: ModuleSpec) -> str:
+def _origin(spec: ModuleSpec) -> str:
     """Return the file of a package, or its folders if it has no file."""
     return spec.origin or ", ".join(spec.submodule_search_locations or ())
 

@@ -118,10 +118,10 @@ class QueryClient(Endpoint):
         return self._connect()
 
     def _connect(self) -> http.client.HTTPConnection:
-        place = self._host, self._port
+        address = self._host, self._port
         if self._tls is None:
-            return http.client.HTTPConnection(*place, timeout=self._timeout_s)
-        return http.client.HTTPSConnection(*place, timeout=self._timeout_s, context=self._tls)
+            return http.client.HTTPConnection(*address, timeout=self._timeout_s)
+        return http.client.HTTPSConnection(*address, timeout=self._timeout_s, context=self._tls)
 
     def _answer(self, request: Request) -> Response:
         """Ask once, and once more if a kept connection turns out to be closed."""

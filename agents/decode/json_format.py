@@ -34,10 +34,10 @@ class JsonDecoder:
             return
         done = 0
         for found in self._json.decode_many(values, run.events.structs):
-            _place_each(run, first + done, first + found)
+            _add_each(run, first + done, first + found)
             done = found + 1
             self._decode_record(run, first + found, values[found])
-        _place_each(run, first + done, first + len(values))
+        _add_each(run, first + done, first + len(values))
 
     def select(self, value: bytes, events: tuple[int, ...]) -> tuple[bytes, str]:
         """Return the document, or these of the lines."""
@@ -89,7 +89,7 @@ class JsonDecoder:
         return self._json.is_document(value) if self._lines is None else not self._lines
 
 
-def _place_each(run: RunDecoder, first: int, last: int) -> None:
+def _add_each(run: RunDecoder, first: int, last: int) -> None:
     """Count the records of these indexes, which were one event each, and add their indexes."""
     run.ledger.add_decoded(last - first, last - first)
     run.events.add_indexes(pl.int_range(first, last, dtype=pl.UInt64, eager=True) * RECORD_SPAN)

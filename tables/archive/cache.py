@@ -1,8 +1,8 @@
 """The archive's cache: rows that will never change, kept in memory up to a number of bytes.
 
 Only final rows are kept (``tables.query.facts``), so the cache need not hear of changes; the
-least recently used goes when there is no room. What one key filter finds is kept in spans of time,
-which do not overlap and have rows in order of their windows, so that a range of one is a slice:
+least recently used goes when there is no room. The rows of one key filter are kept in spans of
+time, which do not overlap and have their rows in order of windows, so that a range is a slice:
 
     layer, key filter  ->  [from, to) rows | [from, to) rows |     hole     | [from, to) rows
 
@@ -38,14 +38,14 @@ SPAN_ROWS_MAX = 16_384
 """Rows of a span, unless one window has more: they are dropped together to make room."""
 
 JOINED_ROWS_MAX = 4_096
-"""Neighbours of so few rows become one span; to copy them costs some 0.1 ms."""
+"""Rows up to which neighbours become one span; to copy them costs some 0.1 ms."""
 
 AT_ONCE_ROWS_MAX = 2_000
-"""So few rows are cut into spans faster than a thread begins."""
+"""Rows that are cut into spans faster than a thread begins."""
 
 log = logging.getLogger(__name__)
 
-Place = tuple[str, tuple[tuple[str, Scalar], ...]]
+CacheKey = tuple[str, tuple[tuple[str, Scalar], ...]]
 
 
 @dataclasses.dataclass(slots=True, frozen=True, eq=False)
@@ -98,8 +98,8 @@ class ArchiveCache:
         self._archive = archive
         self.threads = threads or Threads(THREADS, "query")
         self._bytes_max = bytes_max
-        self._spans: dict[Place, list[Span]] = {}
-        self._recent: OrderedDict[Span, Place] = OrderedDict()
+        self._spans: dict[CacheKey, list[Span]] = {}
+        self._recent: OrderedDict[Span, CacheKey] = OrderedDict()
         self._asked: dict[tuple[object, ...], _Asked] = {}
         self.bytes = 0
         self.hits_total = 0
@@ -117,7 +117,7 @@ class ArchiveCache:
         """Return the rows in range, ``final`` if none will ever change; see the protocol."""
         if not final:
             return await self._read(layer, cells, cost)
-        known = self._known(_place(layer, cells), cells.from_ms, cells.to_ms)
+        known = self._known(_cache_key(layer, cells), cells.from_ms, cells.to_ms)
         for span in known:
             self._recent.move_to_end(span)
         hole = _hole(known, cells.from_ms, cells.to_ms)
@@ -135,9 +135,9 @@ class ArchiveCache:
             known.append(Span(from_ms, to_ms, rows))
         return stacked((one.within(cells.from_ms, cells.to_ms) for one in known), no_rows(layer))
 
-    def _known(self, place: Place, from_ms: int, to_ms: int) -> list[Span]:
+    def _known(self, key: CacheKey, from_ms: int, to_ms: int) -> list[Span]:
         """Return the spans that overlap a range, in order of time."""
-        spans = self._spans.get(place, [])
+        spans = self._spans.get(key, [])
         first = bisect.bisect_right(spans, from_ms, key=lambda span: span.to_ms)
         stop = bisect.bisect_left(spans, to_ms, key=lambda span: span.from_ms)
         return spans[first:stop]
@@ -145,20 +145,20 @@ class ArchiveCache:
     async def _once(self, layer: Layer, cells: CellRange, cost: QueryCost) -> pl.DataFrame:
         """Read a range and keep it; who asks for the same one meanwhile waits for this read.
 
-        It goes on while anybody waits. Who is the last to give it up waits until it has ended.
+        The read continues while anybody waits. The last who gives it up waits until it has ended.
         """
-        what = (_place(layer, cells), cells.from_ms, cells.to_ms, cells.rows_max)
-        asked = self._asked.get(what)
+        request = (_cache_key(layer, cells), cells.from_ms, cells.to_ms, cells.rows_max)
+        asked = self._asked.get(request)
         if asked is None:
             asked = _Asked(asyncio.create_task(self._fetch(layer, cells, cost)))
-            self._asked[what] = asked
+            self._asked[request] = asked
         asked.waiting += 1
         try:
             return await asyncio.shield(asked.task)
         finally:
             asked.waiting -= 1
             if not asked.waiting:
-                del self._asked[what]
+                del self._asked[request]
                 if not asked.task.done():
                     asked.task.cancel()
                     await ended(asked.task)
@@ -173,7 +173,7 @@ class ArchiveCache:
             else:
                 spans = await self.threads.run(_cut, span)
             for one in spans:
-                self._keep(_place(layer, cells), one)
+                self._keep(_cache_key(layer, cells), one)
         return rows
 
     async def _read(self, layer: Layer, cells: CellRange, cost: QueryCost) -> pl.DataFrame:
@@ -191,32 +191,32 @@ class ArchiveCache:
             return nothing
         return rows if rows.columns == nothing.columns else rows[nothing.columns]
 
-    def _keep(self, place: Place, span: Span) -> None:
+    def _keep(self, key: CacheKey, span: Span) -> None:
         """Keep a span instead of those that it overlaps, as one with small neighbours."""
-        for known in self._known(place, span.from_ms, span.to_ms):
-            self._forget(known, place)
-        for known in self._known(place, span.from_ms - 1, span.to_ms + 1):
+        for known in self._known(key, span.from_ms, span.to_ms):
+            self._forget(known, key)
+        for known in self._known(key, span.from_ms - 1, span.to_ms + 1):
             if known.rows.height + span.rows.height <= JOINED_ROWS_MAX:
-                self._forget(known, place)
+                self._forget(known, key)
                 span = _joined(*sorted((known, span), key=lambda one: one.from_ms))
         if span.bytes > self._bytes_max:
             return
-        bisect.insort(self._spans.setdefault(place, []), span, key=lambda one: one.from_ms)
-        self._recent[span] = place
+        bisect.insort(self._spans.setdefault(key, []), span, key=lambda one: one.from_ms)
+        self._recent[span] = key
         self.bytes += span.bytes
         while self.bytes > self._bytes_max:
             self._forget(*next(iter(self._recent.items())))
 
-    def _forget(self, span: Span, place: Place) -> None:
+    def _forget(self, span: Span, key: CacheKey) -> None:
         del self._recent[span]
         self.bytes -= span.bytes
-        spans = self._spans[place]
+        spans = self._spans[key]
         del spans[bisect.bisect_left(spans, span.from_ms, key=lambda one: one.from_ms)]
         if not spans:
-            del self._spans[place]
+            del self._spans[key]
 
 
-def _place(layer: Layer, cells: CellRange) -> Place:
+def _cache_key(layer: Layer, cells: CellRange) -> CacheKey:
     return layer.name, tuple(sorted(cells.key.items()))
 
 
@@ -229,7 +229,7 @@ def _hole(known: list[Span], from_ms: int, to_ms: int) -> tuple[int, int] | None
 
 
 def _cut(span: Span) -> list[Span]:
-    """Return a span, whose rows may have any order, as spans of few enough rows, in order."""
+    """Return a span, whose rows may have any order, as spans of ``SPAN_ROWS_MAX`` rows in order."""
     if span.rows.is_empty():
         return [span]
     rows = span.rows

@@ -12,7 +12,7 @@ class ProblemsError(TreasureMapError):
     """Several faults at once.
 
     Attributes:
-        problems: one line each, ``<place>: <fault>; <remedy>``.
+        problems: one line each, ``<subject>: <fault>; <remedy>``.
     """
 
     def __init__(self, message: str, problems: list[str]) -> None:

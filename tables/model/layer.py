@@ -1,8 +1,7 @@
 """The map as types: sources, layers, and the names that follow from them (topics, columns).
 
 Everything here is plain data that the map file is read into after its checks; names are safe
-identifiers, references resolve, windows nest. ``app.mapfile.load`` is the one place that makes
-these.
+identifiers, references resolve, windows nest. Only ``app.mapfile.load`` makes these.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ class Field(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def at(self) -> Path:
-        """Where in the event its value stands."""
+        """The path of its value in the event."""
         return self.path or (self.name,)
 
 
@@ -88,22 +87,22 @@ class Source(msgspec.Struct, frozen=True):
 
     @property
     def time_at(self) -> Path:
-        """Where in an event its time stands."""
+        """The path of the time in an event."""
         return self.time_path or (self.time_field,)
 
     @property
     def type_at(self) -> Path:
-        """Where in an event its type stands."""
+        """The path of the type in an event."""
         return self.type_path or (self.type_field,)
 
     @property
     def id_at(self) -> Path | None:
-        """Where in an event its id stands; None if events have none."""
+        """The path of the id in an event; None if events have no id."""
         return None if self.id_field is None else self.id_path or (self.id_field,)
 
     @property
     def paths(self) -> list[Path]:
-        """The places of an event whose values the map reads, each once."""
+        """The paths in an event whose values the map reads, each once."""
         paths = [self.time_at, self.type_at, *(field.at for field in self.fields)]
         return list(dict.fromkeys([*paths, self.id_at] if self.id_at else paths))
 

@@ -27,7 +27,7 @@ from tables.state.cell import archive_schema, cell_schema, merge_rows, no_rows, 
 from tables.state.rollup_table import rollup_schema
 from tables.state.small_merge import SMALL_ROWS_MAX, columns_of, merge_small
 
-_PLACE = ["held_by", "source_partition"]
+_SENDER_AT = ["held_by", "source_partition"]
 
 
 def cells_of(
@@ -61,16 +61,16 @@ def merged_cells_of(
         # If a combiner does not answer, its earlier contributions are better than nothing.
         answers = pl.col("source_partition").is_in(list(combined.facts))
         is_sum = pl.col("source_partition").is_null()
-        held = held.join(heard, _PLACE, "left", maintain_order="left")
+        held = held.join(heard, _SENDER_AT, "left", maintain_order="left")
         rows.append(held.filter(is_sum | is_settled | ~answers).select(wanted))
     if combined.rows:
         open_rows = pl.concat(
             [frame.select([*wanted, "source_partition"]) for frame in combined.rows]
         )
-        place = (key_hashes(open_rows, layer.key_columns) % layer.partitions).cast(pl.Int32)
-        open_rows = open_rows.hstack([place.alias("held_by")])
+        holder = (key_hashes(open_rows, layer.key_columns) % layer.partitions).cast(pl.Int32)
+        open_rows = open_rows.hstack([holder.alias("held_by")])
         open_rows = open_rows.filter(pl.col("held_by").is_in(list(parts.facts)))
-        open_rows = open_rows.join(heard, _PLACE, "left", maintain_order="left")
+        open_rows = open_rows.join(heard, _SENDER_AT, "left", maintain_order="left")
         rows.append(open_rows.filter(~is_settled).select(wanted))
     return stacked(rows, rows[0])
 

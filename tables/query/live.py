@@ -70,26 +70,26 @@ class LiveRows:
     rows: list[pl.DataFrame] = dataclasses.field(default_factory=list)
 
     def add(self, other: LiveRows) -> None:
-        """Add live rows of other owners, but none of a partition that is here already.
+        """Add live rows of other owners, but not those of a partition that is here already.
 
         Two owners may answer for one partition while it moves; each is right by itself.
         """
-        news = other.facts.keys() - self.facts.keys()
-        if len(news) == len(other.facts):
+        added = other.facts.keys() - self.facts.keys()
+        if len(added) == len(other.facts):
             self.rows.extend(other.rows)
         else:
-            wanted = list(news)
+            wanted = list(added)
             self.rows.extend(
-                frame.filter(pl.col(_place(frame)).is_in(wanted)) for frame in other.rows
+                frame.filter(pl.col(_holder(frame)).is_in(wanted)) for frame in other.rows
             )
-        self.facts.update((partition, other.facts[partition]) for partition in news)
+        self.facts.update((partition, other.facts[partition]) for partition in added)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LiveJob:
     """A live read of one state: its facts, and the function that makes its rows, in any thread.
 
-    ``height`` is at most how many rows were looked at.
+    ``height`` is at most the number of rows that were examined.
     """
 
     facts: dict[int, PartitionFacts]
@@ -101,5 +101,5 @@ class LiveJob:
         return LiveRows(self.facts, self.frames())
 
 
-def _place(frame: pl.DataFrame) -> str:
+def _holder(frame: pl.DataFrame) -> str:
     return "held_by" if "held_by" in frame.columns else "source_partition"

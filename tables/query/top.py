@@ -145,8 +145,8 @@ def _some_of_each(top: TopQuery, rows: pl.DataFrame) -> pl.DataFrame:
     """Return, of rows whose measure comes from the same values, those of the first keys alone."""
     values = stored_for(top.query.rows, top.by)
     keys = ["window_start", *top.query.rows.key_columns]
-    place = pl.int_range(pl.len()).over(values)
-    return in_parts(rows, values, lambda part: in_order(part, keys).filter(place < top.n))
+    rank = pl.int_range(pl.len()).over(values)
+    return in_parts(rows, values, lambda part: in_order(part, keys).filter(rank < top.n))
 
 
 def _estimate(measure: Measure, layer: Layer) -> tuple[pl.Expr, pl.Expr]:

@@ -199,7 +199,7 @@ async def test_records_deleted_before_they_were_read_are_an_error(kafka: str) ->
         assert told(await anext(cells)) == ("JFK", 0, 1)
         reader = cells._reader
         assert reader is not None
-        reader._consumer.pause(*reader._places)
+        reader._consumer.pause(*reader._partitions)
         await feed.publish("json", *(("JFK", hour, 1) for hour in range(5)))
         for partition in range(2):
             place = TopicPartition(topic, partition)
@@ -214,7 +214,7 @@ async def test_records_deleted_before_they_were_read_are_an_error(kafka: str) ->
                 return True
             return False
 
-        reader._consumer.resume(*reader._places)
+        reader._consumer.resume(*reader._partitions)
         await until(raised)
     await producer.stop()
     await admin.close()

@@ -35,7 +35,7 @@ def create_keyspace(keyspace: str, copies: Mapping[str, int]) -> str:
 
 
 REGISTER_TABLE = "archives"
-"""Whose archive tables are. No layer has it: the names of their tables have an underscore."""
+"""The table of owners of archives. Names of layers' tables differ: they have an underscore."""
 
 TABLE_NAME_CHARS_MAX = 48
 """Cassandra's own limit on names of keyspaces and tables."""
@@ -65,7 +65,7 @@ _TYPES: dict[pl.DataType, str] = {
     pl.Boolean(): "boolean", pl.Float64(): "double",
 }  # fmt: skip
 Row = tuple[object, ...]
-Place = int | tuple[int, ...]
+Numbers = int | tuple[int, ...]
 
 
 class CassandraTable:
@@ -89,7 +89,7 @@ class CassandraTable:
                 "map or layer"
             )
         self.schema = archive_schema(layer)
-        self._place = f'"{keyspace}"."{self.name}"'
+        self._table = f'"{keyspace}"."{self.name}"'
         self._types = {"slot": "int", "bucket": "bigint"} | {
             column: _TYPES[kind] for column, kind in self.schema.items()
         }
@@ -102,11 +102,11 @@ class CassandraTable:
         columns = ", ".join(f'"{column}"' for column in self._types)
         marks = ", ".join("?" for _ in self._types)
         self.insert = (
-            f"INSERT INTO {self._place} ({columns}) VALUES ({marks}) "  # noqa: S608 - names of a map
+            f"INSERT INTO {self._table} ({columns}) VALUES ({marks}) "  # noqa: S608 - names of a map
             "USING TIMESTAMP ? AND TTL ?"
         )
         self.check = (
-            f"SELECT window_start FROM {self._place} "  # noqa: S608 - names of a checked map
+            f"SELECT window_start FROM {self._table} "  # noqa: S608 - names of a checked map
             'WHERE "slot" = 0 AND "bucket" = 0 LIMIT 1'
         )
 
@@ -122,7 +122,7 @@ class CassandraTable:
     def add(self, columns: Sequence[str]) -> str:
         """Return the statement that adds columns of this layer to a table that lacks them."""
         added = ", ".join(f'"{column}" {self._types[column]}' for column in columns)
-        return f"ALTER TABLE {self._place} ADD ({added})"
+        return f"ALTER TABLE {self._table} ADD ({added})"
 
     def frame(self, rows: Sequence[Row], now_ms: int) -> pl.DataFrame:
         """Return the archive frame of those selected rows that have not expired.
@@ -144,8 +144,8 @@ class CassandraTable:
     def select(self, cells: CellRange, *, several: bool = False) -> str:
         """Return the statement that reads one partition; :meth:`select_values` has its values.
 
-        With ``several`` it reads any slots of any buckets. Where the whole key is named the
-        partition's rows are one slice. Elsewhere Cassandra filters inside the partition, which is
+        With ``several`` it reads any slots of any buckets. If the whole key is named, the
+        partition's rows are one slice. Otherwise Cassandra filters inside the partition, which is
         at most some MiB and spares the reader the other rows.
         """
         named = self._named(cells)
@@ -153,7 +153,7 @@ class CassandraTable:
         columns = ", ".join(f'"{column}"' for column in self.schema)
         is_ = "IN" if several else "="
         statement = (
-            f"SELECT {columns} FROM {self._place} "  # noqa: S608 - names of a checked map
+            f"SELECT {columns} FROM {self._table} "  # noqa: S608 - names of a checked map
             f'WHERE "slot" {is_} ? AND "bucket" {is_} ?{keys} '
             'AND "window_start" >= ? AND "window_start" < ? LIMIT ?'
         )
@@ -163,7 +163,7 @@ class CassandraTable:
         """Return whether the whole key is named."""
         return len(self._named(cells)) == len(self.layer.key)
 
-    def select_values(self, cells: CellRange, slots: Place, buckets: Place) -> Row:
+    def select_values(self, cells: CellRange, slots: Numbers, buckets: Numbers) -> Row:
         """Return the values of :meth:`select` for one slot of a bucket, or for several of each."""
         most = min(cells.rows_max, _INT_MAX - 1) + 1
         return (slots, buckets, *self._named(cells).values(), cells.from_ms, cells.to_ms, most)
@@ -206,14 +206,14 @@ class CassandraTable:
             seconds = ((left_ms + 999) // 1_000).clip(1, TTL_SECONDS_MAX)
         slots = (key_hashes(rows, layer.key_columns) % layer.slots).alias("slot")
         buckets = (pl.col("window_start") // bucket_ms(layer)).alias("bucket")
-        placed = (
+        written = (
             rows.with_columns(write_times_us.alias("write_time"))
             .select(slots, buckets, *self.schema, "write_time", seconds.alias("ttl"))
             .filter(not_expired(layer, now_ms))
         )
         size = self._batch_rows(rows)
         batches = []
-        for part in placed.partition_by("slot", "bucket"):
+        for part in written.partition_by("slot", "bucket"):
             values = part.rows()
             batches += [values[i : i + size] for i in range(0, len(values), size)]
         return batches
@@ -237,7 +237,7 @@ class CassandraTable:
         clustering = ", ".join(f'"{column}"' for column in self._clustering)
         unit, size = compaction_window(self.layer)
         return (
-            f"CREATE TABLE IF NOT EXISTS {self._place} ({columns}, "
+            f"CREATE TABLE IF NOT EXISTS {self._table} ({columns}, "
             f'PRIMARY KEY (("slot", "bucket"), {clustering})) '
             f"WITH comment = '{self.comment}' AND compaction = "
             "{'class': 'TimeWindowCompactionStrategy', "

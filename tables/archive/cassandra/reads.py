@@ -20,14 +20,14 @@ TOGETHER_MAX = 16
 Cassandra as a service often refuses more than 20."""
 
 ROWS_MAX = 2_000
-"""About so many rows one request may find; the driver's pages, which follow each other, have 5,000.
-"""
+"""About the most rows that one request may find; the driver's pages, which follow each other, have
+5,000."""
 
 _ROUTING_KEY = struct.Struct(">HiBHqB")
 
 
 class RoutedStatement(BoundStatement):  # type: ignore[misc]  # the driver has no types
-    """A bound statement that takes a routing key, of which the driver makes none of lists."""
+    """A bound statement that takes a routing key, which the driver does not make of lists."""
 
     routing_key = Statement.routing_key
 
@@ -61,7 +61,7 @@ class Request:
 
 
 class Requests:
-    """Which partitions are read together, by the numbers of rows that reads have found so far."""
+    """The partitions that are read together, by the number of rows that earlier reads found."""
 
     def __init__(self, keyspace: str) -> None:
         self._keyspace = keyspace
@@ -79,25 +79,25 @@ class Requests:
 
         With ``whole_key`` one key is read, which has few rows in a partition of any size.
         """
-        placed: dict[frozenset[object], dict[int, list[int]]] = {}
+        grouped: dict[frozenset[object], dict[int, list[int]]] = {}
         for slot, bucket in partitions:
             replicas = metadata.get_replicas(self._keyspace, routing_key(slot, bucket))
-            placed.setdefault(frozenset(replicas), {}).setdefault(bucket, []).append(slot)
+            grouped.setdefault(frozenset(replicas), {}).setdefault(bucket, []).append(slot)
         most = TOGETHER_MAX
         if not whole_key:
             most = max(1, min(most, int(ROWS_MAX / max(1.0, self._rows.get(table, 1.0)))))
-        return [request for buckets in placed.values() for request in _requests(buckets, most)]
+        return [request for buckets in grouped.values() for request in _requests(buckets, most)]
 
     def found(self, table: str, partitions: int, rows: int) -> None:
-        """Take note of the rows that a read of all keys found in so many partitions."""
+        """Take note of the number of rows that a read of all keys found in ``partitions``."""
         if partitions:
             self._rows[table] = rows / partitions
 
 
-def _requests(placed: Mapping[int, list[int]], most: int) -> Iterator[Request]:
-    """Yield requests of at most so many of the slots of each bucket."""
+def _requests(slots_of: Mapping[int, list[int]], most: int) -> Iterator[Request]:
+    """Yield requests of at most ``most`` partitions; ``slots_of`` are the slots of each bucket."""
     buckets_of: dict[tuple[int, ...], list[int]] = {}
-    for bucket, slots in placed.items():
+    for bucket, slots in slots_of.items():
         for some in _parts(slots, most):
             buckets_of.setdefault(some, []).append(bucket)
     for some, buckets in buckets_of.items():

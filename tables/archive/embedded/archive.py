@@ -218,7 +218,7 @@ class EmbeddedArchive:
     def _write(self, running: _Running, writes: list[_Write]) -> None:
         if running.failed:
             running.db = reopen_folder(running.db, self._folder)
-            # What broke off half-way may have left other runs than those that are known.
+            # A write that broke off half-way may have left runs that are not known.
             running.runs.clear()
         running.failed = True
         by_layer: dict[str, list[_Write]] = {}
@@ -234,8 +234,8 @@ class EmbeddedArchive:
                 rows = rows.filter(not_expired(layout.layer, self._clock_ms()))
             for bucket, part in layout.by_bucket(rows):
                 run, ordered = running.new_run(), layout.in_order(part)
-                for place, block in layout.pieces(bucket, run, ordered):
-                    batch.put(place, block)
+                for key, block in layout.pieces(bucket, run, ordered):
+                    batch.put(key, block)
                 added.append((layout, bucket, run, ordered.height))
         with rocks("write rows"):
             runs = [running.runs_of(layout, bucket) for layout, bucket, _, _ in added]
@@ -260,7 +260,7 @@ class EmbeddedArchive:
             ) from error
 
     def _merge(self, running: _Running, layout: RunLayout) -> None:
-        """Merge runs if a bucket has many; forget buckets that were written long ago."""
+        """Merge runs if a bucket has too many; forget buckets that were written long ago."""
         buckets = running.runs[layout.layer.name]
         newest = max(buckets, default=0)
         for bucket, runs in list(buckets.items()):
@@ -372,17 +372,17 @@ def _read(
         # Closed here, whatever happens: an error's traceback would keep the iterator alive.
         scan = contextlib.closing(layout.scan(db, within, from_ms, to_ms))
         with rocks(f"read layer {layer.name}"), scan as pieces:
-            places: set[tuple[int, int]] = set()
+            runs: set[tuple[int, int]] = set()
             several = False
             while not stop.is_set() and (
                 some := list(itertools.islice(pieces, READ_ROWS // PIECE_ROWS))
             ):
-                places |= {(bucket, run) for bucket, run, _ in some}
+                runs |= {(bucket, run) for bucket, run, _ in some}
                 cost.archive_partitions += len(some)
                 more = layout.rows_of(block for _, _, block in some)
                 found = pl.concat([found, more.filter(*layout.matching(within))])
                 # Rows of one run differ; those of several may replace each other.
-                several = len(places) > len({bucket for bucket, _ in places})
+                several = len(runs) > len({bucket for bucket, _ in runs})
                 if several and found.height > cells.rows_max:
                     found = layout.in_order(found)
                 if found.height > cells.rows_max:

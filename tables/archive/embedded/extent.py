@@ -30,7 +30,7 @@ class Extent(NamedTuple):
 
     Attributes:
         sequence: RocksDB's number of the last write.
-        manifest: the number in the name of the list; a later one takes its place.
+        manifest: the number in the name of the list; a later one replaces it.
         manifest_bytes: its size; it only grows.
     """
 

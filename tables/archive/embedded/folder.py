@@ -200,21 +200,21 @@ def _try_lock(folder: Path) -> None:
 
 
 def _look_inside(folder: Path, db: rocksdict.Rdict) -> None:
-    """Refuse a database that ends before its extent, or has none of our keys."""
+    """Refuse a database that ends before its extent, or does not have our keys."""
     before = archive_extent.written(folder)
     if before is not None:
         if lacking := archive_extent.reached(folder, db).lacks(before[0]):
             raise ArchiveDamagedError(f"the end of it is gone: {lacking}; {RESTORE}")
         return
-    places = db.iter()
+    cursor = db.iter()
     try:
-        places.seek(b"")
-        first = places.key() if places.valid() else None
-        places.seek(LAYERS)
-        has_layers = places.valid() and places.key().startswith(LAYERS)
-        places.status()
+        cursor.seek(b"")
+        first = cursor.key() if cursor.valid() else None
+        cursor.seek(LAYERS)
+        has_layers = cursor.valid() and cursor.key().startswith(LAYERS)
+        cursor.status()
     finally:
-        del places
+        del cursor
     is_ours = has_layers or any(db.get(key) is not None for key in (OPENED, WHOSE))
     families = [name for name in rocksdict.Rdict.list_cf(str(folder)) if name != "default"]
     if families or not (is_ours or first is None):

@@ -1,8 +1,8 @@
 """Runs: how the embedded archive lays out the rows of one layer.
 
 One write into a bucket is a *run*: rows in order of key, window and source partition,
-cut into *pieces*. A run never changes; if a bucket has many, some are merged into one that takes
-their place. docs/formats/archive.md has the bytes, docs/decisions/0008-archive-runs.md the reasons.
+cut into *pieces*. A run never changes; if a bucket has many, some are merged into one that replaces
+them. docs/formats/archive.md has the bytes, docs/decisions/0008-archive-runs.md the reasons.
 
     layer 00 | bucket | run | first key of the piece | number of the piece  ->  block of its rows
 """
@@ -23,16 +23,16 @@ from tables.state.block import check_block, conform, decode_block, encode_block
 from tables.state.cell import archive_schema, in_order
 
 PIECE_ROWS = 1_024
-"""Rows of a piece: a read of one key decodes as many in every run, in some 0.1 ms."""
+"""Rows of a piece: a read of one key decodes one piece of every run, in some 0.1 ms."""
 
 RUNS_MAX = 32
-"""Of the newest bucket, into which every closed window is another run."""
+"""The largest number of runs of the newest bucket, where each closed window adds one."""
 
 SETTLED_RUNS_MAX = 4
-"""Of a bucket behind the newest, which late events alone still change."""
+"""The largest number of runs of an older bucket, which late events alone still change."""
 
 MERGE_ROWS_MAX = 1 << 18
-"""Of a merged run: a merge holds up other writes, and so many rows in memory."""
+"""The largest number of rows of a merged run: a merge holds them in memory, and other writes up."""
 
 WRITE_TIME = "write_time"
 
@@ -67,7 +67,7 @@ def is_description(found: Mapping[str, str]) -> bool:
 
 
 class RunLayout:
-    """Where the rows of one layer are, and as which bytes.
+    """The keys and bytes of the rows of one layer.
 
     ``described`` is their stored description, grown to hold the layer; None if it has no rows yet.
     """
@@ -96,21 +96,21 @@ class RunLayout:
         }
 
     def head(self, bucket: int) -> bytes:
-        """Return the beginning of every place in a bucket."""
+        """Return the beginning of every key in a bucket."""
         return self.prefix + _ordered(bucket)
 
     def run_head(self, bucket: int, run: int) -> bytes:
-        """Return the beginning of every place of a run."""
+        """Return the beginning of every key of a run."""
         return self.head(bucket) + _NUMBER.pack(run)
 
-    def bucket_and_run(self, place: bytes) -> tuple[int, int]:
-        """Return the bucket and the run of a place of this layer."""
-        bucket, run = struct.unpack_from(">QQ", place, len(self.prefix))
+    def bucket_and_run(self, key: bytes) -> tuple[int, int]:
+        """Return the bucket and the run in a key of this layer."""
+        bucket, run = struct.unpack_from(">QQ", key, len(self.prefix))
         return bucket - _BIAS, run
 
-    def first_key(self, place: bytes) -> bytes:
+    def first_key(self, key: bytes) -> bytes:
         """Return the key of the piece's first row, as :func:`lead` writes it."""
-        return place[len(self.prefix) + 2 * _NUMBER.size : -_PIECE.size]
+        return key[len(self.prefix) + 2 * _NUMBER.size : -_PIECE.size]
 
     def by_bucket(self, rows: pl.DataFrame) -> Iterator[tuple[int, pl.DataFrame]]:
         """Yield the rows of each bucket."""
@@ -129,7 +129,7 @@ class RunLayout:
         return rows.filter(~repeated) if repeated.any() else rows
 
     def pieces(self, bucket: int, run: int, rows: pl.DataFrame) -> Iterator[tuple[bytes, bytes]]:
-        """Yield the places and blocks of a run; ``rows`` are in order."""
+        """Yield the keys and blocks of a run; ``rows`` are in order."""
         head = self.run_head(bucket, run)
         rows = conform(rows, self._stored)
         keys = [rows[name] for name in self.layer.key_columns]
@@ -162,42 +162,42 @@ class RunLayout:
         """Yield bucket, run and block of each piece that may hold rows of the range.
 
         The key fields named from the first one on lead the order of a run, so pieces before and
-        after them is leapt over.
+        after them are skipped.
         """
         names = [field.name for field in self.layer.key]
         named = next((i for i, name in enumerate(names) if name not in cells.key), len(names))
         wanted = lead(cells.key[name] for name in names[:named])
         options = rocksdict.ReadOptions()
         options.set_iterate_upper_bound(self.head((to_ms - 1) // self.bucket_ms + 1))
-        places = db.iter(options)
+        cursor = db.iter(options)
         try:
-            places.seek(self.head(from_ms // self.bucket_ms))
-            while places.valid():
-                bucket, run = self.bucket_and_run(places.key())
+            cursor.seek(self.head(from_ms // self.bucket_ms))
+            while cursor.valid():
+                bucket, run = self.bucket_and_run(cursor.key())
                 head = self.run_head(bucket, run)
                 if wanted:
                     # The piece before the first that begins with the key may end with it.
-                    places.seek_for_prev(head + wanted)
-                    if not places.valid() or not places.key().startswith(head):
-                        places.seek(head)
-                while places.valid() and (place := places.key()).startswith(head):
-                    first = self.first_key(place)
+                    cursor.seek_for_prev(head + wanted)
+                    if not cursor.valid() or not cursor.key().startswith(head):
+                        cursor.seek(head)
+                while cursor.valid() and (key := cursor.key()).startswith(head):
+                    first = self.first_key(key)
                     if first > wanted and not first.startswith(wanted):
                         break
-                    yield bucket, run, places.value()
-                    places.next()
+                    yield bucket, run, cursor.value()
+                    cursor.next()
                 else:
                     continue
-                places.seek(self.run_head(bucket, run + 1))
-            places.status()
+                cursor.seek(self.run_head(bucket, run + 1))
+            cursor.status()
         finally:
-            del places  # as in between()
+            del cursor  # as in between()
 
     def runs_of(self, db: rocksdict.Rdict, bucket: int) -> dict[int, int]:
         """Return the runs of a bucket, oldest first, with about how many rows each has."""
         runs: dict[int, int] = {}
-        for place, _ in between(db, self.head(bucket), self.head(bucket + 1)):
-            _, run = self.bucket_and_run(place)
+        for key, _ in between(db, self.head(bucket), self.head(bucket + 1)):
+            _, run = self.bucket_and_run(key)
             runs[run] = runs.get(run, 0) + PIECE_ROWS
         return runs
 
@@ -205,7 +205,7 @@ class RunLayout:
         self, db: rocksdict.Rdict, batch: rocksdict.WriteBatch, bucket: int, chosen: list[int],
         run: int,
     ) -> int:  # fmt: skip
-        """Add to ``batch`` the writes that put ``run`` in the place of the ``chosen`` runs.
+        """Add to ``batch`` the writes that replace the ``chosen`` runs by ``run``.
 
         Returns:
             How many rows it has.
@@ -213,17 +213,17 @@ class RunLayout:
         blocks = []
         for old in chosen:
             ends = self.run_head(bucket, old), self.run_head(bucket, old + 1)
-            for place, block in between(db, *ends):
+            for key, block in between(db, *ends):
                 blocks.append(block)
-                batch.delete(place)
+                batch.delete(key)
         rows = self.in_order(self.rows_of(blocks))
-        for place, block in self.pieces(bucket, run, rows):
-            batch.put(place, block)
+        for key, block in self.pieces(bucket, run, rows):
+            batch.put(key, block)
         return rows.height
 
 
 def worth_merging(runs: Mapping[int, int], runs_max: int) -> list[int]:
-    """Return the runs of a bucket to merge, none if there are few enough.
+    """Return the runs of a bucket to merge, empty if there are at most ``runs_max``.
 
     They are the newest, with older ones of up to twice their size, so that a row is merged
     O(log n) times.
@@ -272,16 +272,16 @@ def _ordered(number: int) -> bytes:
 
 
 def between(db: rocksdict.Rdict, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the places and values of a range, in order."""
+    """Yield the keys and values of a range, in order."""
     options = rocksdict.ReadOptions()
     options.set_iterate_upper_bound(stop)
-    places = db.iter(options)
+    cursor = db.iter(options)
     try:
-        places.seek(start)
-        while places.valid():
-            yield places.key(), places.value()
-            places.next()
-        places.status()
+        cursor.seek(start)
+        while cursor.valid():
+            yield cursor.key(), cursor.value()
+            cursor.next()
+        cursor.status()
     finally:
         # A live iterator would keep the folder locked after the database is closed.
-        del places
+        del cursor
