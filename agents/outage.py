@@ -30,7 +30,7 @@ that of a partition that has moved to another worker."""
 
 @dataclasses.dataclass(slots=True)
 class _Failing:
-    """One kind of attempt that fails: since when it has not succeeded, when and how it failed."""
+    """One kind of attempt that fails: its times without success, and its latest error."""
 
     since_s: float
     first_s: float
@@ -60,7 +60,7 @@ class Outage:
         self._clock_s = clock_s
         self._failing: dict[str, _Failing] = {}
         self._answered_s: dict[str, float] = {}
-        self._told_s: float | None = None
+        self._logged_s: float | None = None
         self._failures_before = 0
         self.outages = 0
         self.failures = 0
@@ -78,7 +78,7 @@ class Outage:
         failing.last_s, failing.error = now_s, error
         self.failures += 1
         self.error = str(error) or repr(error)
-        self._tell()
+        self._log_away()
 
     @contextlib.contextmanager
     def attempt(self, kind: str) -> Iterator[None]:
@@ -92,25 +92,25 @@ class Outage:
 
     def answered(self, attempt: str = "") -> None:
         """Report an attempt of the named kind that got an answer."""
-        self._tell()
+        self._log_away()
         now_s = self._answered_s[attempt] = self._clock_s()
         self._failing.pop(attempt, None)
-        if self._told_s is not None and not self._long():
+        if self._logged_s is not None and not self._long():
             log.warning(
                 "%s answers again after %.0f s; %d attempts failed",
-                self.name, now_s - self._told_s, self.failures - self._failures_before,
+                self.name, now_s - self._logged_s, self.failures - self._failures_before,
             )  # fmt: skip
-            self._told_s = None
+            self._logged_s = None
 
     def abandoned(self, attempt: str) -> None:
-        """Forget a kind of attempt that nobody makes any more."""
+        """Forget a kind of attempt that is no longer made."""
         self._failing.pop(attempt, None)
         self._answered_s.pop(attempt, None)
 
     @property
     def is_away(self) -> bool:
         """Whether failures have lasted so long that this is an outage, which is then logged."""
-        self._tell()
+        self._log_away()
         return bool(self._long())
 
     @property
@@ -127,9 +127,9 @@ class Outage:
         error = latest.error if latest is not None else self.error
         return "refuses" if refused else "does not answer", str(error) or repr(error)
 
-    def _tell(self) -> None:
-        if self._told_s is None and (long := self._long()):
-            self._told_s = min(failing.since_s for failing in long)
+    def _log_away(self) -> None:
+        if self._logged_s is None and (long := self._long()):
+            self._logged_s = min(failing.since_s for failing in long)
             self.outages += 1
             how, why = self.words
             log.warning("%s %s; %s: %s", self.name, how, self._meanwhile, why)

@@ -1,6 +1,6 @@
-"""Threads for long steps of a query, and turns between short ones: the event loop goes on.
+"""Threads for long steps of a query, and turns between short ones: the event loop stays free.
 
-A thread cannot be stopped. Who waits for one and is cancelled waits until it ends all the same: a
+A thread cannot be stopped. A caller that is cancelled while it waits for one waits until it ends: a
 query that was given up counts against the number of queries until nothing of it runs any more.
 """
 
@@ -14,10 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 THREADS = 4
-"""How many there are unless told otherwise."""
+"""The default number of threads."""
 
 TURN_S = 0.005
-"""How long short steps go on before others have a turn."""
+"""The time that short steps run before others have a turn."""
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ class Threads:
         """Return the result of a call made in a thread.
 
         If the caller is cancelled, a call that has not begun is dropped; one that runs is waited
-        for, after ``stop`` was set, which it may look at.
+        for, after ``stop`` was set, which it may check.
         """
         work = self._pool.submit(call, *arguments)
         future = asyncio.wrap_future(work)
@@ -78,7 +78,7 @@ class Turns:
         self._since = self._loop.time()
 
     async def give(self) -> None:
-        """Let others go on, if the steps since the last turn took long."""
+        """Let others run, if the steps since the last turn took long."""
         if self._loop.time() - self._since >= TURN_S:
             await asyncio.sleep(0)
             self._since = self._loop.time()

@@ -25,7 +25,7 @@ class EventReader:
         """Take one line with its end; yield the cell that it completes.
 
         Raises:
-            QueryFailedError: the stream says that it cannot go on.
+            QueryFailedError: the stream says that it cannot continue.
         """
         name, _, value = line.rstrip(b"\r\n").partition(b": ")
         if name == b"event":

@@ -61,7 +61,7 @@ class QueryClient(Endpoint):
     """One connection to one worker, which answers for all of its group. Not for several threads.
 
     It is made as an :class:`Endpoint`. Every method raises QueryFailedError if the endpoint refuses
-    or is not reached; those that are not here are told in :mod:`treasure_map.requests`.
+    or is not reached; those that are not here are described in :mod:`treasure_map.requests`.
     """
 
     map = _asks(requests.map)

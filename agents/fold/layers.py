@@ -287,9 +287,9 @@ def _set_aside_late(batch: EventBatch, layer: Layer, gone: pl.DataFrame) -> None
     detail = f"its window of {layer.declared_name} is sealed"
     small = gone["time"].is_between(0, SECONDS_IN_MS_MAX)
     hint = f"{detail}; are these seconds instead of milliseconds?"
-    for rows, told in ((gone.filter(~small), detail), (gone.filter(small), hint)):
+    for rows, reason in ((gone.filter(~small), detail), (gone.filter(small), hint)):
         if rows.height:
-            batch.set_aside(rows, "late", "late", told, layer.declared_name)
+            batch.set_aside(rows, "late", "late", reason, layer.declared_name)
 
 
 def _difference(more: list[int], less: list[int]) -> list[int]:

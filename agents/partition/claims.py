@@ -119,7 +119,7 @@ async def check_source(plan: InputPlan, partition: int, meta: Meta, io: Partitio
         )
     if tail is None and meta.tail is not None and meta.next_offset > first:
         log.warning(
-            "%s goes on at offset %d: the record before it is gone, as after a compaction;"
+            "%s resumes at offset %d: the record before it is gone, as after a compaction;"
             " offsets without a record are counted as records.gap",
             where, meta.next_offset,
         )  # fmt: skip

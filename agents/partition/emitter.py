@@ -92,7 +92,7 @@ class Emitter:
         if changed:
             self._changed_at = self._clock()
         for schedule in self._schedules.values():
-            schedule.look()
+            schedule.check()
 
     async def stop(self) -> None:
         """Cancel the tasks; the next owner sends the cells that were not acknowledged."""

@@ -137,7 +137,7 @@ class Owner:
         self.sinks.applied(delta)
 
     def wants_snapshot(self) -> bool:
-        """Return whether the journal has grown so much that a snapshot is due."""
+        """Return whether the journal has grown enough for a snapshot."""
         meta = self.state.meta
         tail_max = max(SNAPSHOT_TAIL_BYTES_MIN, SNAPSHOT_TAIL_RATIO * meta.snapshot_bytes)
         return meta.tail_bytes > tail_max
@@ -150,7 +150,9 @@ class Owner:
         return self.state.meta.journal_offset, capture(self.state)
 
     async def append_snapshot(self, entry: SnapshotPart | Snapshot) -> PartReference:
-        """Append a part of a snapshot, or the snapshot once all are acknowledged; return where.
+        """Append a part of a snapshot, or the snapshot once all parts are acknowledged.
+
+        Returns a reference to the entry.
 
         Raises FencedError or OutcomeUnknownError, as :meth:`advance` does.
         """

@@ -290,4 +290,4 @@ class PartitionManager:
 
 def _archive_there(topic: str, partition: int) -> FencedError:
     """Return why a partition is claimed again that was claimed while the archive was away."""
-    return FencedError(f"cannot go on with {topic}[{partition}]: the archive is there by now")
+    return FencedError(f"cannot continue {topic}[{partition}]: the archive is there by now")

@@ -1,7 +1,7 @@
 """Recognition: an owner makes sure that archive and journal belong together (journal.md rule 19).
 
 A journal names its archive, so that claims with another one do not stand. An archive remembers the
-journal of each input partition, because it cannot tell rows of two histories apart.
+journal of each input partition, because it cannot distinguish rows of two histories.
 """
 
 from __future__ import annotations

@@ -25,23 +25,23 @@ class Schedule:
     def __init__(self, due: Callable[[], float], clock: Callable[[], float] = loop_time) -> None:
         self._due = due
         self._clock = clock
-        self._news = asyncio.Event()
+        self._woken = asyncio.Event()
         # None while the task does the due work, or waits for its retry.
         self._asleep_until: float | None = NEVER
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Wake the task if something is due before it would wake by itself.
 
         While the task does the due work, this does nothing, because it checks again afterwards.
         """
         until = self._asleep_until
         if until is not None and ((due := self._due()) < until or due <= self._clock()):
-            self._news.set()
+            self._woken.set()
 
     async def sleep(self) -> None:
         """Return once something is due."""
         while True:
-            self._news.clear()
+            self._woken.clear()
             due, now_s = self._due(), self._clock()
             if due <= now_s:
                 self._asleep_until = None
@@ -50,4 +50,4 @@ class Schedule:
             # Not wait_for: before Python 3.12 it swallows a cancellation that meets the event.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(None if due == NEVER else due - now_s):
-                    await self._news.wait()
+                    await self._woken.wait()

@@ -1,6 +1,6 @@
-"""Whose an archive is: its own id, its map, and the journal that each partition's rows come from.
+"""The identity of an archive: its own id, its map, and the journal of each partition's rows.
 
-Rows of two maps, or of two histories of one topic, cannot be told apart once they are mixed: they
+Rows of two maps, or of two histories of one topic, cannot be parted once they are mixed: they
 differ in versions alone, and the greater one wins. So an archive has an id of its own, which lies
 inside it and moves with it, and remembers which journal writes the rows of an input partition; and
 a journal remembers the archive that has its rows (docs/formats/journal.md rule 19).
@@ -15,7 +15,7 @@ import msgspec
 from tables.model.errors import ArchiveError
 
 ID_BYTES = 8
-"""Of a random id; two of a billion archives are the same with a probability of 3 in 100."""
+"""The length of a random id; two of a billion archives share one with a probability of 3 %."""
 
 
 class Whose(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""All that a partition's state knows but its cells, and which claims may go on with it."""
+"""All of a partition's state but its cells, and the claims that may continue it."""
 
 from __future__ import annotations
 

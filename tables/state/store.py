@@ -195,7 +195,7 @@ class PartitionStore:
                 raise
             raise TreasureMapError(
                 f"cannot {verb} local store {self.folder}: {error}; want a disk that has room and "
-                "takes writes; make room, then start the worker again: it goes on from its journal"
+                "takes writes; make room, then start the worker again: it resumes from its journal"
             ) from error
 
     def close(self) -> None:

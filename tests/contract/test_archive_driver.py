@@ -152,7 +152,7 @@ async def test_a_driver_that_never_tells_is_away() -> None:
     rows: list[Row] = []
     permits = asyncio.Semaphore(1)
     async with asyncio.timeout(20):
-        with pytest.raises(ArchiveAwayError, match=r"told nothing within 0\.05 s"):
+        with pytest.raises(ArchiveAwayError, match=r"reported nothing within 0\.05 s"):
             await Pages(Session(), "read", "select", permits, 0.05).read(rows.extend)
         assert rows == [(1,)]
         await permits.acquire()

@@ -78,7 +78,7 @@ class CassandraArchive:
     async def open(self, themap: Map) -> None:
         """Connect; check keyspace and tables, and make those that are missing.
 
-        Columns of measures that the map has gained are added. Where nothing is missing the user
+        Columns of measures that the map has gained are added. If nothing is missing, the user
         needs SELECT and MODIFY alone.
 
         Raises:
@@ -196,18 +196,18 @@ class CassandraArchive:
 
     def _connect(self) -> None:
         settings = self._settings
-        what = f"open archive in {settings.place}"
-        with driver(what, "check addresses, datacenter, user and rights"):
+        step = f"open archive in {settings.place}"
+        with driver(step, "check addresses, datacenter, user and rights"):
             cluster = cluster_of(settings)
             self._cluster = cluster
-            session = connect(cluster, settings, what)
+            session = connect(cluster, settings, step)
             Schema(session, settings).make(self._tables.values())
             self._id = Register(session, settings.keyspace, self._map_name).open()
             self._session = session
         # Closing shuts down the session that it sees; it may have come before there was one.
         if not self._wanted:
             cluster.shutdown()
-            raise ArchiveError(f"cannot {what}: it was closed meanwhile")
+            raise ArchiveError(f"cannot {step}: it was closed meanwhile")
 
     async def _prepare(self, verb: str, query: str) -> PreparedStatement:
         prepared = self._prepared.get(query)
@@ -230,7 +230,7 @@ class CassandraArchive:
         take: Callable[[list[Row]], None],
         permits: asyncio.Semaphore,
     ) -> None:
-        """Execute so many statements, each with a permit; hand over their rows page by page.
+        """Execute ``count`` statements, each with a permit; hand over their rows page by page.
 
         The first error ends it; Cassandra may still execute statements that were sent, and each has
         its permit until then.

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 RECONNECT_S_MAX = 10.0
 RECONNECTION = ExponentialReconnectionPolicy(0.5, RECONNECT_S_MAX, max_attempts=None)
-"""How a node that is away is tried again. The driver's own policy waits up to ten minutes once a
+"""The schedule for a node that is away. The driver's own policy waits up to ten minutes once a
 node was away for as long, and gives it up after 64 attempts."""
 
 
@@ -55,7 +55,7 @@ def keep_trying_nodes() -> None:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CassandraSettings:
-    """Where Cassandra (4.0 or newer) is and how to speak to it.
+    """The addresses of Cassandra (4.0 or newer), and how to speak to it.
 
     ``replication`` is the number of replicas in ``local_dc`` if the keyspace has to be made; a
     keyspace that exists keeps its own. ``username`` and ``password`` go together. ``tls`` checks
@@ -119,13 +119,13 @@ def cluster_of(settings: CassandraSettings) -> Cluster:
     )
 
 
-def connect(cluster: Cluster, settings: CassandraSettings, what: str) -> Session:
+def connect(cluster: Cluster, settings: CassandraSettings, step: str) -> Session:
     """Return a session of a cluster; waits.
 
-    ``what`` is its purpose, as a message goes on after "cannot".
+    ``step`` is its purpose, as a message has it after "cannot".
 
     Raises:
-        ArchiveRefusedError: nodes answer, and none of them can be used: names the remedy.
+        ArchiveRefusedError: nodes answer, but cannot be used; the message names the remedy.
         NoHostAvailable: nodes do not answer; so do the driver's other errors say.
     """
     try:
@@ -138,7 +138,7 @@ def connect(cluster: Cluster, settings: CassandraSettings, what: str) -> Session
         )
         if not reason:
             raise
-        raise ArchiveRefusedError(f"cannot {what}: {reason}") from error
+        raise ArchiveRefusedError(f"cannot {step}: {reason}") from error
 
 
 def _datacenter_refusal(cluster: Cluster, settings: CassandraSettings) -> str:

@@ -1,6 +1,6 @@
-"""The Cassandra driver's errors, told apart.
+"""The Cassandra driver's errors, by their cause.
 
-An error says that nobody answers now, or that somebody refuses. They have no common root. Beside
+An error says that no node answers now, or that one refuses. They have no common root. Beside
 ``DriverException`` there are the errors of connections and pools, the messages of nodes, which are
 raised as they came if the driver knows no better, and ``NoHostAvailable``, whose causes are a
 map by node, an empty one if no node could be asked, or only a list of addresses if a session
@@ -46,7 +46,7 @@ from tables.tls_faults import fault_of
 AGAIN = "check that Cassandra is up and can reach its quorum; the request can be sent again"
 
 ANSWER_S = 5.0
-"""How much longer than a request's own time its answer is waited for: the driver's threads end it
+"""The time to wait for an answer beyond the request's own time: the driver's threads end it
 by then, unless one of them has died."""
 
 DRIVER_ERRORS = (
@@ -59,7 +59,7 @@ DRIVER_ERRORS = (
     ErrorMessage,
     OSError,
 )
-"""Everything that the driver tells of a request or of connecting."""
+"""Every error that the driver raises for a request or for connecting."""
 
 _PASSING = (
     ConnectionException,
@@ -80,13 +80,13 @@ _PASSING = (
 _REFUSED = (ProtocolVersionUnsupported, ssl.SSLCertVerificationError)
 
 _NO_QUORUM_OF_ROLES = "Unable to perform authentication"
-"""How Cassandra begins its refusal of a login that it cannot check now, as roles are rows too."""
+"""The beginning of Cassandra's refusal of a login that it cannot check now: roles are rows too."""
 
 _MESSAGE = re.compile(r'message="(.*)"', re.DOTALL)
 
 
 def is_away(error: BaseException) -> bool:
-    """Return whether an error passes by itself: nobody answers, rather than somebody refuses."""
+    """Return whether an error passes by itself: no node answers, rather than that one refuses."""
     return all(map(_passes, causes_of(error) if isinstance(error, NoHostAvailable) else [error]))
 
 
@@ -119,7 +119,7 @@ def login_refusal(error: NoHostAvailable, username: str | None) -> str:
 
 
 def _passes(cause: BaseException) -> bool:
-    # The root of all: the control connection failed while the schema was read. No more is told.
+    # The root: the control connection failed while the schema was read. No error says more.
     if type(cause) is DriverException:
         return True
     if fault_of(cause) is not None:
@@ -130,22 +130,22 @@ def _passes(cause: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def driver(what: str, mend: str = AGAIN) -> Iterator[None]:
-    """Turn the driver's errors into the archive's: they cannot do ``what``.
+def driver(step: str, mend: str = AGAIN) -> Iterator[None]:
+    """Turn the driver's errors into the archive's: they cannot do ``step``.
 
     ``mend`` is the remedy for an error of which no more is known.
 
     Raises:
-        ArchiveAwayError: nobody answers, or too few.
+        ArchiveAwayError: no node answers, or too few.
         ArchiveRefusedError: somebody refuses.
     """
     try:
         yield
     except Unauthorized as error:
         raise ArchiveRefusedError(
-            f"cannot {what}: Cassandra refuses: {said(error)}; grant it, or set cassandra_username "
+            f"cannot {step}: Cassandra refuses: {said(error)}; grant it, or set cassandra_username "
             "to a role that has it"
         ) from error
     except DRIVER_ERRORS as error:
         kind = ArchiveAwayError if is_away(error) else ArchiveRefusedError
-        raise kind(f"cannot {what}: {type(error).__name__}: {error}; {mend}") from error
+        raise kind(f"cannot {step}: {type(error).__name__}: {error}; {mend}") from error

@@ -7,7 +7,7 @@ those. People write host names, and certificates have them:
     a host has the address      -> the certificate must have that host, the first of several
     no host has the address     -> the certificate must have the address
 
-Addresses of hosts are looked up again while nodes come and go, so that a node which is found later,
+Addresses of hosts are resolved again while nodes come and go, so that a node which is found later,
 or comes back at another address, is checked against its host too. There is always a name.
 """
 
@@ -23,7 +23,7 @@ from cassandra import UnresolvableContactPoints
 from cassandra.connection import DefaultEndPoint, DefaultEndPointFactory
 
 RESOLVE_S = 10.0
-"""How long the addresses of hosts are remembered. Names of a cluster manager change with each
+"""The time for which addresses of hosts are remembered. Names of a cluster manager change with each
 restart of a node, and the driver waits half a second to ten before it tries one again."""
 
 Lookup = Callable[[str, int], list[str]]
@@ -64,7 +64,7 @@ class NodeNames:
         """Return the addresses of all hosts, in their order, each once; may wait for a lookup."""
         now_s = self.clock_s()
         if now_s >= self._found_s + RESOLVE_S:
-            # Where a name is not known now, the addresses that it had are better than none.
+            # If a name is not known now, its earlier addresses are better than nothing.
             before = self._found
             self._found = {
                 host: self.lookup(host, self.port) or before.get(host, []) for host in self.hosts
@@ -81,7 +81,7 @@ class NodeNames:
 
 
 class NodeEndPoint(DefaultEndPoint):  # type: ignore[misc]  # the driver comes without types
-    """Where a node is, and its name when it is connected to; equal to any other of its address."""
+    """A node's address, and its name when it is connected to; equal to any other of its address."""
 
     def __init__(self, address: str, port: int, names: NodeNames | None) -> None:
         super().__init__(address, port)

@@ -22,9 +22,9 @@ from tables.archive.cassandra.driver import driver
 class Pages:
     """One statement, and whether something of it is on its way; ``verb`` is its purpose.
 
-    It takes a permit until nothing of it is on its way any more: who gives it up leaves the permit
-    with the request, on which Cassandra works all the same. Each page has the driver's own
-    deadline; that none came for ``patience_s`` means that the driver will never tell.
+    It holds a permit while something of it is on its way: a caller that gives it up leaves the
+    permit with the request, on which Cassandra works all the same. Each page has the driver's own
+    deadline; no answer within ``patience_s`` means that the driver will never report one.
     """
 
     session: Session
@@ -56,13 +56,13 @@ class Pages:
         except asyncio.CancelledError:
             is_given_up = not self._page.done()
             if is_given_up:
-                # The driver may never tell.
+                # The driver may never report it.
                 self._loop.call_later(self.patience_s, self._free)
             raise
         finally:
             self._is_over = True
             if self._page.done():
-                # One that came together with the cancellation. Its error is of nobody's interest,
+                # One that came together with the cancellation. Nobody needs its error,
                 # and asyncio would log it if nobody read it.
                 self._page.exception()
             if not is_given_up:
@@ -78,7 +78,7 @@ class Pages:
         while True:
             await asyncio.wait({self._page}, timeout=self.patience_s)
             if not self._page.done():
-                raise TimeoutError(f"the driver told nothing within {self.patience_s:g} s")
+                raise TimeoutError(f"the driver reported nothing within {self.patience_s:g} s")
             take(self._page.result())
             if not answer.has_more_pages:
                 return

@@ -1,8 +1,8 @@
 """Reads of Cassandra: the partitions of one request.
 
 A request costs reader and coordinator far more than a partition of a few rows does. So partitions
-that lie on the same replicas are asked for together, and one of those replicas is asked: none takes
-a way that it would not have taken alone. Where partitions are large each is asked for by itself, so
+that lie on the same replicas are asked for together, and one of those replicas is asked: each takes
+the way that it would have taken alone. If partitions are large, each is asked for by itself, so
 that they are read side by side.
 """
 
@@ -41,7 +41,7 @@ class Request:
 
     @property
     def has_several(self) -> bool:
-        """Whether its statement takes lists."""
+        """Whether its statement has lists."""
         return len(self.slots) * len(self.buckets) > 1
 
     @property

@@ -40,7 +40,7 @@ class Register:
         self._map = map_name
 
     def open(self) -> str:
-        """Return the id of the map's archive, drawn now if it has none; the table exists."""
+        """Return the id of the map's archive, drawn now if there is none; the table exists."""
         known = self.history(*_OWN) or self.remember(*_OWN, History(draw_id()))
         return known.id
 
@@ -81,7 +81,7 @@ class Register:
         )
         values = (self._map, topic, partition, history.id, history.cluster)
         self._session.execute(statement, values)
-        # The answer has the row that was there in an order of its own; this reads what stands now.
+        # The answer has the earlier row with columns in another order; this reads the row of now.
         found = self.history(topic, partition)
         assert found is not None, "a row that is there after IF NOT EXISTS"
         return found
@@ -93,11 +93,11 @@ def wipe_keyspace(settings: CassandraSettings, map_name: str) -> None:
     Raises:
         ArchiveError: Cassandra does not answer, or refuses.
     """
-    what = f"delete archive of map {map_name}"
-    with driver(what):
+    step = f"delete archive of map {map_name}"
+    with driver(step):
         cluster = cluster_of(settings)
         try:
-            session = connect(cluster, settings, what)
+            session = connect(cluster, settings, step)
             if settings.keyspace in cluster.metadata.keyspaces:
                 Register(session, settings.keyspace, map_name).wipe()
         finally:

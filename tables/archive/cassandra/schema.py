@@ -1,7 +1,7 @@
 """The schema in Cassandra: keyspace and tables are checked, and missing ones are made.
 
 Statements are sent only for missing things: a user that may read and write rows opens a schema
-that is there, and need not own any of it. What makes it is mostly ``map apply``.
+that is there, and need not own any of it. Mostly ``map apply`` makes it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Schema:
         tables = list(tables)
         names = [*(table.name for table in tables), REGISTER_TABLE]
         if missing := [name for name in names if not self._has(name)]:
-            # Another worker may just have made it: then no event has told this driver of it yet.
+            # Another worker may just have made it: then this driver does not know of it yet.
             self._cluster.refresh_schema_metadata()
             missing = [name for name in missing if not self._has(name)]
         if self._keyspace not in self._cluster.metadata.keyspaces:
@@ -74,20 +74,20 @@ class Schema:
 
     def _add_columns(self, table: CassandraTable) -> None:
         while missing := self.missing_columns(table):
-            what = f"columns {', '.join(missing)} of table {self._keyspace}.{table.name}"
+            columns = f"columns {', '.join(missing)} of table {self._keyspace}.{table.name}"
             try:
-                self._make(what, table.add(missing))
+                self._make(columns, table.add(missing))
             except InvalidRequest:
                 # Another worker may have added some of them first; then fewer are missing now.
                 if self.missing_columns(table) == missing:
                     raise
 
-    def _make(self, what: str, statement: str) -> None:
+    def _make(self, name: str, statement: str) -> None:
         try:
             self._session.execute(statement)
         except Unauthorized as error:
             raise ArchiveRefusedError(
-                f"cannot open archive in {self._settings.place}: {what} must be made, and "
+                f"cannot open archive in {self._settings.place}: {name} must be made, and "
                 f"Cassandra refuses: {said(error)}; run `{called('map apply')}` with the "
                 "cassandra_username of a role that has it, once"
             ) from error

@@ -1,7 +1,7 @@
 """Why TLS to a node of Cassandra cannot succeed, found by shaking hands with it once more.
 
-The driver tells a certificate that is refused, a node without TLS and a node that has gone in the
-same words: that no host could be reached. Only the first two need somebody to mend them.
+The driver has the same words for a certificate that is refused, a node without TLS and a node that
+has gone: that no host could be reached. Only the first two need somebody to mend them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tables.tls_faults import Fault, fault_of, words_of
 
 TRIES = 3
 PROBE_S = 3.0
-"""How long each step of a probe may take; a node that is slower counts as away."""
+"""The longest time of each step of a probe; a node that is slower counts as away."""
 
 _OPTIONS = bytes.fromhex("050000000500000000")
 """The request OPTIONS of protocol version 5, which needs no login. With TLS 1.3 a node refuses a
