@@ -33,6 +33,7 @@ STAGES = {
     "app/kafka/aiokafka_private.py": "walk record batches",
     "agents/decode/records.py": "decode",
     "agents/decode/run_decoder.py": "decode",
+    "agents/decode/decoded_events.py": "decode",
     "agents/decode/json_format.py": "decode",
     "agents/decode/json_events.py": "decode",
     "agents/decode/arrow_format.py": "decode",

@@ -14,7 +14,7 @@ import polars as pl
 
 from agents.decode.event_batch import DETAIL_CHARS_MAX, ID_COLUMN, INDEX_COLUMN, RECORD_SPAN
 from agents.decode.json_events import COLUMNS, parse_times
-from agents.decode.run_decoder import RunDecoder
+from agents.decode.record_format import RunResults
 from tables.model.layer import Source
 from tables.model.path import Path
 from tables.model.window import DAY_MS, TIME_MS_MAX, TIME_MS_MIN
@@ -57,7 +57,7 @@ class ColumnDecoder(abc.ABC):
     def select(self, value: bytes, events: tuple[int, ...]) -> tuple[bytes, str]:
         """Return a value with only these of its events, and its content type."""
 
-    def decode(self, run: RunDecoder, first: int, values: list[bytes]) -> None:
+    def decode(self, run: RunResults, first: int, values: list[bytes]) -> None:
         """Decode records, neighbours of one schema at once."""
         pieces: list[tuple[int, pl.DataFrame]] = []
         for index, value in enumerate(values, first):
@@ -78,7 +78,7 @@ class ColumnDecoder(abc.ABC):
         if pieces:
             self._add(run, pieces)
 
-    def _add(self, run: RunDecoder, pieces: list[tuple[int, pl.DataFrame]]) -> None:
+    def _add(self, run: RunResults, pieces: list[tuple[int, pl.DataFrame]]) -> None:
         """Add records of one schema; each piece is a record's index and columns."""
         indexes = pl.concat(
             pl.int_range(

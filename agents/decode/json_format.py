@@ -9,8 +9,7 @@ import polars as pl
 
 from agents.decode.event_batch import RECORD_SPAN
 from agents.decode.json_events import EventFault, JsonEvents, are_utf8, lines_of
-from agents.decode.record_format import RecordFormat
-from agents.decode.run_decoder import RunDecoder
+from agents.decode.record_format import RecordFormat, RunResults
 from tables.model.layer import Source
 
 _JSON_TYPE, _NDJSON_TYPE = "application/json", "application/x-ndjson"
@@ -26,7 +25,7 @@ class JsonDecoder:
         self._json = JsonEvents(source)
         self._lines = lines
 
-    def decode(self, run: RunDecoder, first: int, values: list[bytes]) -> None:
+    def decode(self, run: RunResults, first: int, values: list[bytes]) -> None:
         """Decode records: all at once, but one by one those that are not one event each."""
         has_lines = b"\n" in values[0] if self._lines is None else self._lines
         if has_lines and are_utf8(values):
@@ -46,7 +45,7 @@ class JsonDecoder:
         lines = lines_of(value)
         return b"\n".join(lines[event] for event in events), _NDJSON_TYPE
 
-    def _decode_lines(self, run: RunDecoder, first: int, values: list[bytes]) -> None:
+    def _decode_lines(self, run: RunResults, first: int, values: list[bytes]) -> None:
         """Decode records of which most hold lines of events."""
         indexes: list[range] = []
         for index, value in enumerate(values, first):
@@ -60,13 +59,10 @@ class JsonDecoder:
                 self._decode_record(run, index, value)
         _add_lines(run, indexes)
 
-    def _decode_record(self, run: RunDecoder, index: int, value: bytes) -> None:
+    def _decode_record(self, run: RunResults, index: int, value: bytes) -> None:
         """Decode one record event by event; without a content type it may be of any format."""
-        if self._lines is None:
-            other = run.formats.by_magic(value)
-            if other is not None:
-                other.decode(run, index, [value])
-                return
+        if self._lines is None and run.decode_by_magic(index, value):
+            return
         if not value.strip():
             run.refuse_blank(index)
             return
@@ -89,13 +85,13 @@ class JsonDecoder:
         return self._json.is_document(value) if self._lines is None else not self._lines
 
 
-def _add_each(run: RunDecoder, first: int, last: int) -> None:
+def _add_each(run: RunResults, first: int, last: int) -> None:
     """Count the records of these indexes, which were one event each, and add their indexes."""
     run.ledger.add_decoded(last - first, last - first)
     run.events.add_indexes(pl.int_range(first, last, dtype=pl.UInt64, eager=True) * RECORD_SPAN)
 
 
-def _add_lines(run: RunDecoder, indexes: list[range]) -> None:
+def _add_lines(run: RunResults, indexes: list[range]) -> None:
     """Count records whose lines were all events; each range has the event indexes of one record."""
     if not indexes:
         return

@@ -13,9 +13,10 @@ from typing import cast
 import polars as pl
 
 from agents.decode import formats
+from agents.decode.decoded_events import DecodedEvents
 from agents.decode.event_batch import INDEX_COLUMN, RECORD_SPAN, EventBatch, SetAside
 from agents.decode.json_events import JsonEvents
-from agents.decode.run_decoder import DecodedEvents, RunDecoder, SourceFormats
+from agents.decode.run_decoder import RunDecoder, SourceFormats
 from tables.model.layer import Source
 from tables.model.ledger import LedgerDelta
 from tables.model.window import SECONDS_IN_MS_MAX, TIME_MS_MAX

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import cast
 
-import polars as pl
-
-from agents.decode.event_batch import DETAIL_CHARS_MAX, RECORD_SPAN, SetAside
-from agents.decode.json_events import JsonEvents
+from agents.decode.decoded_events import DecodedEvents
+from agents.decode.event_batch import DETAIL_CHARS_MAX, SetAside
 from agents.decode.record_format import FormatDecoder, RecordFormat
 from tables.model.layer import Source
 from tables.model.ledger import LedgerDelta, RecordColumn
@@ -21,7 +19,6 @@ from tables.model.window import TIME_MS_MAX, TIME_MS_MIN
 from tables.record.chunk import Headers, RecordFault, Run
 from tables.record.heartbeat import HEARTBEAT_HEADER, decode_heartbeat
 from tables.record.remembered import Remembered
-from tables.state.block import repeated
 
 CONTENT_TYPE = "content-type"
 
@@ -98,70 +95,11 @@ class SourceFormats:
         return self._by_content_type.get(name)
 
 
-class DecodedEvents:
-    """The events that have been decoded from a chunk's runs of one source so far, in log order.
-
-    JSON events and heartbeats are structs, so that all of a chunk become columns at once; events of
-    formats that have columns already are frames, in their order between the structs::
-
-        structs  s0 s1 s2 | s3 s4        frames  (3, F): F comes after three structs
-
-    Args:
-        json: decodes the source's events into structs, and structs into columns.
-
-    Attributes:
-        structs: JSON events and heartbeats; call :meth:`add_indexes` after you add some.
-        aside: the records and events that are set aside.
-        rows: how many events and heartbeats have an index.
-    """
-
-    def __init__(self, json: JsonEvents) -> None:
-        self._json = json
-        self._indexes: list[pl.Series] = []
-        self._frames: list[tuple[int, pl.DataFrame]] = []
-        self.structs: list[Any] = []
-        self.aside: list[SetAside] = []
-        self.rows = 0
-
-    def add_indexes(self, indexes: pl.Series) -> None:
-        """Add the event indexes (UInt64) of the structs that were added last."""
-        self._indexes.append(indexes)
-        self.rows += indexes.len()
-
-    def add_heartbeat(self, index: int, time_ms: int) -> None:
-        """Add the heartbeat that is record ``index`` of its run."""
-        self.structs.append(self._json.heartbeat(time_ms))
-        self.add_indexes(pl.Series([index * RECORD_SPAN], dtype=pl.UInt64))
-
-    def add_frame(self, frame: pl.DataFrame) -> None:
-        """Add an event frame without ``partition``, after the structs so far."""
-        self._frames.append((len(self.structs), frame))
-        self.rows += frame.height
-
-    def frame(self, parts: list[tuple[int, int]]) -> pl.DataFrame:
-        """Return the event frame.
-
-        Args:
-            parts: for each run, its partition and how many rows it has.
-        """
-        indexes = pl.concat(self._indexes) if self._indexes else pl.Series(dtype=pl.UInt64)
-        frame = self._json.frame(self.structs, indexes)
-        if self._frames:
-            json, pieces, done = frame, [], 0
-            for at, piece in self._frames:
-                pieces += [json[done:at], piece.select(json.columns)]
-                done = at
-            frame = pl.concat([*pieces, json[done:]])
-        partitions = [repeated(partition, rows, pl.Int32) for partition, rows in parts]
-        return frame.insert_column(0, pl.concat(partitions).alias("partition"))
-
-
 class RunDecoder:
     """Decodes one run; the decoders of formats report the events and refusals of each record to it.
 
     Attributes:
         events: the chunk's events, to which those of the run are added.
-        formats: the decoders of the run's source.
         ledger: the counts of the run.
     """
 
@@ -170,14 +108,14 @@ class RunDecoder:
     ) -> None:
         self._number = number
         self._run = run
-        self.formats = formats
+        self._formats = formats
         self.events = events
         self.ledger = LedgerDelta()
         self.ledger.add_records("gap", run.next_offset - run.first_offset - len(run.values))
 
     def decode(self) -> None:
         """Decode all records."""
-        for first, last, form in self.formats.stretches(self._run):
+        for first, last, form in self._formats.stretches(self._run):
             if form is not None:
                 self._decode_values(form, first, last)
                 continue
@@ -188,6 +126,13 @@ class RunDecoder:
                     self._refuse_unknown(index)
                 else:
                     self._decode_empty(index)
+
+    def decode_by_magic(self, index: int, value: bytes) -> bool:
+        """Decode a record if its first bytes identify a format; return whether they do."""
+        form = self._formats.by_magic(value)
+        if form is not None:
+            form.decode(self, index, [value])
+        return form is not None
 
     def refuse_record(self, index: int, column: RecordColumn, reason: str, detail: str) -> None:
         """Count a record in its column, and by reason if it is unreadable; set it aside."""
@@ -212,7 +157,7 @@ class RunDecoder:
     def _decode_values(self, form: FormatDecoder, first: int, last: int) -> None:
         """Decode the records of one format, and refuse those that are too large."""
         values = cast("list[bytes]", self._run.values[first:last])
-        limit = self.formats.record_bytes_max
+        limit = self._formats.record_bytes_max
         if max(map(len, values)) <= limit:
             form.decode(self, first, values)
             return
@@ -253,7 +198,7 @@ class RunDecoder:
         self.refuse_record(index, "empty", "empty", "nothing but white space")
 
     def _refuse_faulty(self, index: int, fault: RecordFault) -> None:
-        if fault.reason == "cut" and fault.size > self.formats.record_bytes_max:
+        if fault.reason == "cut" and fault.size > self._formats.record_bytes_max:
             self._refuse_oversized(index, fault.size)
             return
         reason = "batch" if fault.reason == "cut" else fault.reason
@@ -261,15 +206,15 @@ class RunDecoder:
 
     def _refuse_unknown(self, index: int) -> None:
         size = len(self._run.values[index] or b"")
-        if size > self.formats.record_bytes_max:
+        if size > self._formats.record_bytes_max:
             self._refuse_oversized(index, size)
             return
         said = _content_type(self._run.headers.get(index, ()))
-        detail = f"got {said!r}; want one of {', '.join(self.formats.content_types)}"
+        detail = f"got {said!r}; want one of {', '.join(self._formats.content_types)}"
         self.refuse_record(index, "unreadable", "content_type", detail)
 
     def _refuse_oversized(self, index: int, size: int) -> None:
-        detail = f"got {size} bytes; want at most {self.formats.record_bytes_max}"
+        detail = f"got {size} bytes; want at most {self._formats.record_bytes_max}"
         self.refuse_record(index, "oversized", "oversized", detail)
 
 
