@@ -1,8 +1,15 @@
 """Dedupe: events whose id was seen before, in log order. Pure.
 
 An event is a duplicate if an id like its own is remembered just before it (docs/formats/journal.md
-rule 17). Nearly all ids are new, so a batch is looked up at once; only events that may repeat one
-are checked one by one, because whether one is kept decides about the next.
+rule 17). Nearly all ids are new, so all ids of a batch are searched at once. Only events that may
+repeat an id are checked one by one, because whether one is kept decides about the next. With ``a``
+remembered until 50, and M the greatest time before an event::
+
+    id  M   until
+    a   30  90     a duplicate, because 30 < 50
+    a   60  90     kept, and remembered until 90: the first one is forgotten at 50
+    a   70  90     a duplicate, because 70 < 90
+    b   95  90     kept, but not remembered: its windows are sealed
 """
 
 from __future__ import annotations

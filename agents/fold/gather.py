@@ -1,7 +1,14 @@
 """Gather: a layer topic's records into the content they add to the coarser layer. Pure.
 
 Contributions replace each other by version; floors are the least over all senders, taken before
-each record (docs/formats/journal.md rule 12).
+each record (docs/formats/journal.md rule 12). For a layer of hours, five records of one sender,
+about one key and minute 10:07, make one row, that of version 55::
+
+    version 40, sum 5     folded
+    version 55, sum 9     folded; it replaces the value before
+    version 55, sum 9     repeated
+    no cells, floor 10:08 a heartbeat: the minute of this sender is settled now
+    version 40, sum 5     repeated, because the minute is settled
 """
 
 from __future__ import annotations
@@ -66,38 +73,38 @@ class Gatherer:
 
         ``refused`` says why all records of the run are refused, if they are.
         """
-        doing = _GatherResult()
-        doing.ledger.add_records("gap", run.next_offset - run.first_offset - len(run.values))
+        result = _GatherResult()
+        result.ledger.add_records("gap", run.next_offset - run.first_offset - len(run.values))
         announced = dict(state.meta.announced)
-        records = self._decode(run, doing, refused)
+        records = self._decode(run, result, refused)
         with_cells = self._announce(records, announced)
         table = state.tables[self._layer.name]
         assert isinstance(table, RollupTable)
-        rows = self._live(with_cells, doing)
-        newer = None if rows is None else self._newer(rows, table, doing)
+        rows = self._live(with_cells, result)
+        newer = None if rows is None else self._newer(rows, table, result)
         content = Content(
             start=run.first_offset,
             stop=run.next_offset,
             stream_time_ms=NEVER_MS,
-            ledger=doing.ledger.counts,
+            ledger=result.ledger.counts,
             blocks={} if newer is None or not newer.height else {self._layer.name: newer},
             announced=announced,
-            whole=_news_of(records, state.meta.whole),
+            whole=_whole_of(records, state.meta.whole),
         )
-        return content, doing.aside
+        return content, result.aside
 
-    def _decode(self, run: Run, doing: _GatherResult, refused: str) -> list[_Record]:
+    def _decode(self, run: Run, result: _GatherResult, refused: str) -> list[_Record]:
         """Return the records that can be used."""
         records = []
         for index, value in enumerate(run.values):
             if index in run.faults:
-                doing.refuse(index, run.faults[index].detail)
+                result.refuse(index, run.faults[index].detail)
                 continue
             if not value:
-                doing.ledger.add_records("empty")
+                result.ledger.add_records("empty")
                 continue
             if refused:
-                doing.refuse(index, refused)
+                result.refuse(index, refused)
                 continue
             rows = None
             try:
@@ -108,22 +115,22 @@ class Gatherer:
             except DamagedError as error:
                 cause = str(error)
             if cause:
-                doing.refuse(index, cause)
+                result.refuse(index, cause)
             else:
                 records.append(_Record(index, contribution, rows))
         frames = [record.rows for record in records if record.rows is not None]
         if frames and cause_against(pl.concat(frames), self._layer):
-            records = [record for record in records if self._is_usable(record, doing)]
-            doing.aside.sort(key=lambda item: item.record)
+            records = [record for record in records if self._is_usable(record, result)]
+            result.aside.sort(key=lambda item: item.record)
         cells = [record.rows.height for record in records if record.rows is not None]
-        doing.ledger.add_decoded(len(cells), sum(cells))
-        doing.ledger.add_records("heartbeat", len(records) - len(cells))
+        result.ledger.add_decoded(len(cells), sum(cells))
+        result.ledger.add_records("heartbeat", len(records) - len(cells))
         return records
 
-    def _is_usable(self, record: _Record, doing: _GatherResult) -> bool:
+    def _is_usable(self, record: _Record, result: _GatherResult) -> bool:
         cause = "" if record.rows is None else cause_against(record.rows, self._layer)
         if cause:
-            doing.refuse(record.index, cause)
+            result.refuse(record.index, cause)
         return not cause
 
     def _foreign(self, contribution: Contribution) -> str:
@@ -154,7 +161,7 @@ class Gatherer:
         floor = min(one.final_ms for one in announced.values()) if everyone else NEVER_MS
         return floor, announced.get(sender, NOTHING_ANNOUNCED).final_ms
 
-    def _live(self, records: list[_Record], doing: _GatherResult) -> pl.DataFrame | None:
+    def _live(self, records: list[_Record], result: _GatherResult) -> pl.DataFrame | None:
         """Return the cells that are not final yet, in order; None if there are no cells."""
         frames = [record.rows for record in records if record.rows is not None]
         if not frames:
@@ -170,8 +177,8 @@ class Gatherer:
         starts = self._layer.window.starts(rows["fine_start"])
         senders = column([r.contribution.sender for r in records], pl.Int32)
         rows = rows.hstack([senders.alias("source_partition"), starts.alias("window_start")])
-        doing.ledger.add_events("classified", rows.height)
-        doing.ledger.add_layer(name, "selected", rows.height)
+        result.ledger.add_events("classified", rows.height)
+        result.ledger.add_layer(name, "selected", rows.height)
         oldest = cast("int", rows["fine_start"].min())
         if (
             self._finer.window.end(oldest) > max(r.own_floor for r in records)
@@ -182,16 +189,16 @@ class Gatherer:
         live = self._layer.window.ends(starts) > column([r.floor for r in records], pl.Int64)
         own = column([r.own_floor for r in records], pl.Int64)
         single = live & (self._finer.window.ends(rows["fine_start"]) > own)
-        doing.ledger.add_layer(name, "too_late", rows.height - int(live.sum()))
-        doing.ledger.add_layer(name, "repeated", int(live.sum()) - int(single.sum()))
+        result.ledger.add_layer(name, "too_late", rows.height - int(live.sum()))
+        result.ledger.add_layer(name, "repeated", int(live.sum()) - int(single.sum()))
         return rows if single.all() else rows.filter(single)
 
-    def _newer(self, rows: pl.DataFrame, table: RollupTable, doing: _GatherResult) -> pl.DataFrame:
+    def _newer(self, rows: pl.DataFrame, table: RollupTable, result: _GatherResult) -> pl.DataFrame:
         """Return the rows that replace a smaller version, only the last of each contribution."""
         name = self._layer.name
         identity = table.contribution
         if not table.may_know(rows) and _all_differ(rows, identity):
-            doing.ledger.add_layer(name, "folded", rows.height)
+            result.ledger.add_layer(name, "folded", rows.height)
             return pl.DataFrame([rows[name] for name in table.delta_columns])
         newest = rows.unique(identity, keep="last", maintain_order=True)
         known = table.known(rows["window_start"])
@@ -205,22 +212,22 @@ class Gatherer:
                 seen = rows.select(pl.max_horizontal("known", before)).to_series()
             newer = rows.filter((seen.is_null()) | (rows["contributed"] > seen))
             newest = newer.unique(identity, keep="last", maintain_order=True)
-        doing.ledger.add_layer(name, "repeated", rows.height - newer.height)
-        doing.ledger.add_layer(name, "folded", newer.height)
+        result.ledger.add_layer(name, "repeated", rows.height - newer.height)
+        result.ledger.add_layer(name, "folded", newer.height)
         return newest.select(table.delta_columns)
 
 
-def _news_of(
+def _whole_of(
     records: list[_Record], known: Mapping[int, Mapping[str, int]]
 ) -> dict[int, dict[str, int]]:
-    """Return the times from which on senders' cells are whole, for senders with news of these."""
+    """Return the times from which on senders' cells are whole, for senders that send other ones."""
     found: dict[int, dict[str, int]] = {}
     for record in records:
-        sender, told = record.contribution.sender, record.contribution.whole
+        sender, sent = record.contribution.sender, record.contribution.whole
         before = found.get(sender, known.get(sender))
-        if told is None or told == before:
+        if sent is None or sent == before:
             continue
-        whole = later_of(before or {}, told)
+        whole = later_of(before or {}, sent)
         if whole != before:
             found[sender] = whole
     return found

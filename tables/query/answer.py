@@ -2,7 +2,13 @@
 
 The facts that came with the live rows decide which rows of an archive count: windows that a
 partition has not evicted are all in its table, and evicted ones are final. So the two never
-overlap, whatever is archived between the two reads (``tables.query.facts`` has the picture).
+overlap, whatever is archived between the two reads (``tables.query.facts`` has the picture). For
+one key, two partitions and two hours, rows of the archive in brackets do not count::
+
+    evicted up to             10:00       11:00       answer
+    partition 0   11:00       archive 5   table 8 [7]
+    partition 1   10:00       table 2 [1] table 3
+                              5 + 2 = 7   8 + 3 = 11
 
 A merged layer's open windows are read in parts, so that the answer is of one position of each
 source partition: a sender's settled values come from the merge stage, the rest of its cells from
