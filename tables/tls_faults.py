@@ -1,7 +1,7 @@
 """Faults of TLS: which of them an error of a handshake stands for, whoever the other side is.
 
-OpenSSL has a number for each flaw of a certificate, and a word for all else. What to do about a
-fault is said where the settings are known.
+OpenSSL has a number for each flaw of a certificate, and a word for all else. The remedy of a
+fault is named by the code that knows the settings.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import ssl
 class Fault(enum.Enum):
     """Why a handshake failed for good.
 
-    The first four are of the other side's certificate, which was not taken.
+    The first four are of the other side's certificate, which was refused.
     """
 
     EXPIRED = enum.auto()
@@ -22,11 +22,11 @@ class Fault(enum.Enum):
     OTHER_NAME = enum.auto()
     NOT_TRUSTED = enum.auto()
     PLAIN = enum.auto()
-    """The other side speaks no TLS."""
+    """The other side does not speak TLS."""
     PROTOCOL = enum.auto()
     """The other side refuses versions and ciphers."""
     CLIENT_CERTIFICATE = enum.auto()
-    """The other side refuses the certificate of this one, or that there is none."""
+    """The other side refuses the certificate of this one, or wants one."""
     UNKNOWN = enum.auto()
 
 
@@ -35,7 +35,7 @@ _OF_CERTIFICATE = {
     9: Fault.NOT_YET_VALID, 10: Fault.EXPIRED,
     62: Fault.OTHER_NAME, 63: Fault.OTHER_NAME, 64: Fault.OTHER_NAME,
 }  # fmt: skip
-# OpenSSL's words for bytes that are no TLS, of which the last two are those of newer releases.
+# OpenSSL's words for bytes that are not TLS, of which the last two are those of newer releases.
 _NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE")
 _OF_PROTOCOL = ("PROTOCOL_VERSION", "INSUFFICIENT_SECURITY", "ILLEGAL_PARAMETER")
 _BROKEN_OFF = (

@@ -1,4 +1,4 @@
-"""Idle heartbeats: the owner of a silent source partition writes how far its time is.
+"""Idle heartbeats: the owner of a silent source partition writes its time.
 
 It does so only if the map sets ``idle_heartbeat``. The heartbeat is a record of the log like any
 other: it moves stream time for every reader alike, so that no clock decides content, whoever
@@ -30,7 +30,7 @@ from tables.state.journal import Delta, decode_entry
 log = logging.getLogger(__name__)
 
 LOOK_BACK_ENTRIES = 8
-"""Entries of another partition's journal among which its last delta is looked for. Claims and
+"""Entries of another partition's journal that are searched for its last delta. Claims and
 snapshots may follow that delta; an idle partition's next heartbeat makes a delta again."""
 
 

@@ -62,7 +62,7 @@ PLAN_AT_ONCE_BOUNDARIES_MAX = 1_000
 """Boundaries up to which a plan is made at once, in some 5 ms, and not in a thread."""
 
 BESIDE_ROWS_MIN = 2_000
-"""Rows from which on an answer is made in a thread; fewer take less time than a thread's start."""
+"""Rows from which on an answer is made in a thread; less takes less time than a thread's start."""
 
 
 class LiveSource(Protocol):
@@ -287,7 +287,7 @@ class Reader:
     def _archived_until(
         self, layer: Layer, from_ms: int, to_ms: int, facts: Iterable[PartitionFacts] | None
     ) -> tuple[int, int]:
-        """Return up to where a range that was read live is final, and may have been evicted.
+        """Return the ends of the parts of a live range that are final, and that may be evicted.
 
         ``facts`` are those of the owners that were asked, None if some of them did not answer.
         """

@@ -1,7 +1,7 @@
-"""Where a cell rests in an archive: buckets of windows, and until when. Shared by all archives.
+"""The bucket of a cell in an archive, and the time until which it is kept. All archives share it.
 
 A bucket is a run of consecutive windows that are stored together. Its length follows from the size
-of the window alone, because it is part of the key of rows. How it was chosen:
+of the window alone, because it is part of the key of rows. Reasons:
 docs/decisions/0002-archive-tables.md.
 """
 
@@ -20,9 +20,9 @@ BUCKET_WINDOWS = 32
 """Windows a bucket: 1,000 keys a slot at about 128 bytes a row make 4 MiB a Cassandra partition."""
 
 BUCKET_MS_MIN = 10_000
-"""Shorter windows are seldom all there, and a partition of a few rows costs as much as a full one.
-At 128 bytes a row, 10 MiB in 10 s would be 8,000 rows a second and slot: more than is archived.
-"""
+"""The shortest bucket. Its windows are seldom all there, and a small partition costs as much as
+a full one. At 128 bytes a row, 10 MiB in 10 s would be 8,000 rows a second and slot: more than is
+archived."""
 
 _COLUMN = "column "
 

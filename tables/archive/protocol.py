@@ -40,7 +40,7 @@ class Archive(Protocol):
 
     @property
     def place(self) -> str:
-        """Its place, in words that say what to wipe."""
+        """Its place, in words that name the data to wipe."""
 
     async def open(self, themap: Map) -> None:
         """Connect and make ready for the map's layers.
@@ -58,7 +58,7 @@ class Archive(Protocol):
         value never wins.
 
         Raises:
-            ArchiveError: some row may not have been taken; the caller sends all of them again.
+            ArchiveError: some row may not have been stored; the caller sends all of them again.
         """
 
     async def read(
@@ -66,7 +66,7 @@ class Archive(Protocol):
     ) -> pl.DataFrame:
         """Return the archive frame of the rows in range, in no particular order.
 
-        How many partitions it takes is added to ``cost``.
+        The number of partitions that it reads is added to ``cost``.
 
         Raises:
             ArchiveError: the archive cannot answer now.
@@ -91,7 +91,7 @@ class Archive(Protocol):
         """Return the journal that they come from; it is ``history`` from now on if there is none.
 
         Raises:
-            ArchiveError: it may not have been taken.
+            ArchiveError: it may not have been stored.
         """
 
     async def close(self) -> None:

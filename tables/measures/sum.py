@@ -13,7 +13,7 @@ from tables.model.limits import INT64_MAX
 
 SUM_TYPE = pl.Decimal(38, 0)
 """The type of sums of integers in answers: every reader of Arrow knows it, unlike 128 bits. 2**63
-events of 2**63 each come to 2**126, which has 38 digits."""
+events of 2**63 each have the sum 2**126, which has 38 digits."""
 
 N = AccumulatorKind(
     "n",

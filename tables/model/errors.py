@@ -52,7 +52,7 @@ class OutcomeUnknownError(TreasureMapError):
 
 
 class RecordTooLargeError(TreasureMapError):
-    """A record that its topic does not take; a larger limit, or a smaller record, is needed."""
+    """A record that its topic does not accept; a larger limit, or a smaller record, is needed."""
 
 
 class JournalUnreadError(OutcomeUnknownError):
@@ -67,7 +67,7 @@ class OffsetGoneError(TreasureMapError):
 
 
 class ArchiveError(TreasureMapError):
-    """The archive did not take or give rows; they stay in table and journal and are sent again."""
+    """The archive did not store or return rows; tables and journal keep them to send them again."""
 
 
 class ArchiveAwayError(ArchiveError):
@@ -85,7 +85,7 @@ class ArchiveDamagedError(ArchiveError):
     """Bytes of the archive are not those that were written; asking again does not help.
 
     Attributes:
-        where: the requested rows, in words for the caller; empty if there were none.
+        where: the requested rows, in words for the caller; empty if there was no request.
     """
 
     where = ""
@@ -100,4 +100,4 @@ class PartialError(TreasureMapError):
 
 
 class DeltaTooLargeError(TreasureMapError):
-    """A chunk adds more than one journal record holds; it was not appended. Take it in parts."""
+    """A chunk adds more than one journal record holds; it was not appended. Fold it in parts."""

@@ -1,8 +1,8 @@
-"""Limits: of integers, and of the records that workers write, so that every one is taken.
+"""Limits: of integers, and of the records that workers write, so that brokers accept each one.
 
-A record that no broker takes would end its worker again at every start. So whatever is made of
-many rows is cut by bytes, and a thing that cannot be cut follows from one that was accepted before:
-a cell's key came with a delta, a contribution's with a cell.
+A record that no broker accepts would end its worker again at every start. A record of many
+rows is therefore cut by bytes, and a thing that cannot be cut follows from one that was accepted
+before: a cell's key came with a delta, a contribution's with a cell.
 """
 
 from __future__ import annotations

@@ -64,4 +64,4 @@ def _name(text: str, whole: str) -> str:
     try:
         return msgspec.json.decode(text, type=str)
     except (msgspec.DecodeError, UnicodeEncodeError) as error:
-        raise ValueError(f"got {whole!r}, of which {text} is no JSON text: {error}") from error
+        raise ValueError(f"got {whole!r}, of which {text} is not a JSON text: {error}") from error

@@ -252,7 +252,7 @@ def measure_columns(layer: Layer, cells: pl.DataFrame) -> list[pl.Series]:
     """Return a layer's measures of the rows of a cell frame, one column each.
 
     A float that is not finite is null, as in JSON; so is a sum of more digits than its type has,
-    which no events can come to.
+    which no events can reach.
     """
     types = {measure.name: form_of(layer, measure).type for measure in layer.measures}
     # Polars takes integers beyond 64 bits into columns of 128, and these into decimals.

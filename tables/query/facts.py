@@ -67,7 +67,7 @@ class PartitionFacts(msgspec.Struct, frozen=True, array_like=True):
 
 
 _RISING = ("position", "closed_ms", "floor_ms", "archived_ms", "evicted_ms", "fresh_ms", "last_ms")
-"""Of two of these facts, the greater one says more."""
+"""The facts of which the greater one says more."""
 
 
 class KnownFacts:
@@ -84,7 +84,7 @@ class KnownFacts:
             known[fact.partition] = fact if before is None else _both(before, fact)
 
     def archived_ms(self, layer: Layer) -> int:
-        """Return up to which end the windows of a layer are final and archived."""
+        """Return the end up to which the windows of a layer are final and archived."""
         return min((fact.archived_ms for fact in self._all(layer)), default=NEVER_MS)
 
     def first_ms(self, layer: Layer) -> int:
@@ -124,9 +124,9 @@ class KnownFacts:
 
 def with_fact(rows: pl.DataFrame, facts: Iterable[PartitionFacts], name: str) -> pl.DataFrame:
     """Return rows with a fact of their ``source_partition`` (Int64), null if there is none."""
-    told = [(fact.partition, getattr(fact, name)) for fact in facts]
+    values = [(fact.partition, getattr(fact, name)) for fact in facts]
     schema = {"source_partition": pl.Int32(), name: pl.Int64()}
-    known = pl.DataFrame(told, schema=schema, orient="row")
+    known = pl.DataFrame(values, schema=schema, orient="row")
     return rows.join(known, "source_partition", "left", maintain_order="left")
 
 
@@ -172,7 +172,7 @@ def check_began(layer: Layer, cells: CellRange, began_ms: int) -> None:
 def later_measures(
     layer: Layer, whole: Mapping[str, int], from_ms: int = NEVER_MS
 ) -> dict[str, int | None]:
-    """Return, by measure, from when on it is whole, if that is after the start of a range.
+    """Return, by measure, the time from which it is whole, if that is after the start of a range.
 
     The time is None while it is not known.
     """
@@ -187,12 +187,12 @@ def later_measures(
 
 
 def described(layer: Layer, whole: Mapping[str, int]) -> dict[str, int | None]:
-    """Return a state's word on a layer: by measure, from when on it is whole, if not ever since.
+    """Return, by measure of a state's layer, the time from which it is whole, unless always.
 
     ``cells`` stands for the layer itself; a time is None while it is not known.
     """
-    told = {acc.column: whole.get(acc.column, NEVER_ENDS_MS) for acc in layer.accumulators}
+    times = {acc.column: whole.get(acc.column, NEVER_ENDS_MS) for acc in layer.accumulators}
     found: dict[str, int | None] = {}
-    if (cells_ms := told.get("events", NEVER_MS)) > NEVER_MS:
+    if (cells_ms := times.get("events", NEVER_MS)) > NEVER_MS:
         found["cells"] = cells_ms if cells_ms < NEVER_ENDS_MS else None
-    return found | later_measures(layer, told)
+    return found | later_measures(layer, times)

@@ -36,7 +36,7 @@ NO_FIELD = "-"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class KeyFilter:
-    """Which keys are meant: of each field named, one of some values, or those with a prefix."""
+    """The keys that are asked for: for each named field, some values, or those with a prefix."""
 
     values: Mapping[str, tuple[Scalar, ...]] = dataclasses.field(default_factory=dict)
     prefixes: Mapping[str, str] = dataclasses.field(default_factory=dict)

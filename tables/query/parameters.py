@@ -170,8 +170,8 @@ def check_range(values: Mapping[str, Any], problems: list[str]) -> None:
     """Note if ``from`` and ``to`` are both given and no time lies between them."""
     if "from" in values and "to" in values and values["from"] >= values["to"]:
         hint = seconds_hint(values["from"], values["to"])
-        told = f"; {hint}" if hint else ""
-        problems.append(f"to: an empty range; got {values['to']}; want a time after from{told}")
+        ending = f"; {hint}" if hint else ""
+        problems.append(f"to: an empty range; got {values['to']}; want a time after from{ending}")
 
 
 def seconds_hint(*times: int) -> str:

@@ -64,12 +64,12 @@ class QueryPlan:
 
     @property
     def cells(self) -> float:
-        """About how many cells are read."""
+        """The approximate number of cells that are read."""
         return sum(segment.cells for segment in self.segments)
 
 
 def boundaries_of(query: FamilyQuery) -> int:
-    """Return about how many boundaries planning looks at, at most; no cover is made."""
+    """Return the approximate number of boundaries that planning compares at most."""
     span_ms = query.to_ms - query.from_ms
     windows = [layer.window for layer in query.layers[1:]]
     if query.step is not None:

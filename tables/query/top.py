@@ -1,8 +1,8 @@
 """Top: the keys of a layer with the greatest, or least, of one measure over a range.
 
-Every key of the range is added up before any is ranked, so the answer is exact whatever is spread
-over windows and partitions. Ranking looks at columns first and computes measures, with Python's
-exact integers, only of keys that may be among the first.
+Every key of the range is added up before any is ranked, so the answer is exact however the key is
+spread over windows and partitions. Ranking compares columns first and computes measures, with
+Python's exact integers, only of keys that may be among the first.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What stands in Kafka records beside journals: chunks, heartbeats, letters, and sealed bytes."""
+"""The contents of Kafka records beside journals: chunks, heartbeats, letters, and sealed bytes."""

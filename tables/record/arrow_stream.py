@@ -1,7 +1,7 @@
 """Arrow streams: whether an IPC stream is sound enough to be given to the reader of Arrow.
 
-The reader allocates the declared size of a stream before it looks at the bytes, and ends the
-process where that cannot be had. So everything that it sizes memory or recursion by is compared
+The reader allocates the declared size of a stream before it reads the bytes, and ends the
+process if that cannot be had. So everything that it sizes memory or recursion by is compared
 first with the bytes that are there and with the limits of the source. Layout: the Arrow columnar
 format, "IPC Streaming Format", and its flatbuffers Message.fbs and Schema.fbs, version V5::
 
@@ -19,13 +19,13 @@ from tables.record.remembered import Remembered
 CONTINUATION = b"\xff\xff\xff\xff"
 FIELDS_MAX = 1_000
 DEPTH_MAX = 8
-"""Of nested columns. The reader recurses by it."""
+"""The depth of nested columns, by which the reader recurses."""
 
 VALUE_BYTES_MAX = 65_536
-"""Of a value of fixed size."""
+"""The largest size of a value of fixed size."""
 
 ROW_BYTES_MIN = 4
-"""An event's time has at least so many; all-null columns have none and could claim any number."""
+"""The least bytes of a row: events have a time. Columns of nulls could claim any number of rows."""
 
 _ITEMS_PER_BYTE_MAX = 8
 
@@ -38,7 +38,7 @@ _VTABLE_BYTES_MIN, _METADATA_BYTES_MIN = 4, 8
 
 
 class ArrowError(ValueError):
-    """A stream that is no Arrow, lies about itself, or inflates too far."""
+    """A stream that is not Arrow, lies about itself, or inflates too far."""
 
 
 class _Table:

@@ -1,4 +1,4 @@
-"""The heartbeat: a record without key and value whose header says how far its partition is.
+"""The heartbeat: a record without key and value whose header has its partition's time.
 
 A heartbeat moves stream time and folds nothing. Whoever knows that a partition has no event before
 a moment writes one: replay and ingestion to every partition, empty ones too. Its header is
@@ -25,7 +25,7 @@ def decode_heartbeat(value: bytes) -> int:
     """Return the milliseconds since the epoch that a heartbeat's header value says.
 
     Raises:
-        ValueError: the value is no whole number in ASCII decimal, or lies outside 64 bits.
+        ValueError: the value is not a whole number in ASCII decimal, or lies outside 64 bits.
     """
     if _TIME.fullmatch(value) is not None and abs(time_ms := int(value)) <= _INT64_MAX:
         return time_ms

@@ -16,11 +16,11 @@ _INDEX = re.compile(r"(\d{1,10}(-\d{1,10})?(,\d{1,10}(-\d{1,10})?)*)?")
 
 
 class LetterError(ValueError):
-    """A record of a side topic that is no letter."""
+    """A record of a side topic that is not a letter."""
 
 
 class Letter(msgspec.Struct, frozen=True):
-    """Where a letter comes from and why it is one.
+    """The origin of a letter and the reason for it.
 
     ``index`` has the indexes of its events in the record, empty for a whole record that could not
     be read as events. ``layer`` is set for late events, and so is ``lateness_ms``: how far the
@@ -42,7 +42,7 @@ class Letter(msgspec.Struct, frozen=True):
 
     @property
     def identity(self) -> tuple[str, int, int, str, str, str]:
-        """What two letters about the same have in common."""
+        """The values that two letters about the same events have in common."""
         return self.topic, self.partition, self.offset, self.index, self.reason, self.layer
 
     def headers(self) -> Headers:

@@ -2,7 +2,7 @@
 
     format, 1 byte | XXH3-64 of the content, seeded with the format, 8 bytes | content
 
-Every later format keeps this head. So a reader tells bytes that a newer version wrote, whose
+Every later format keeps this head. So a reader knows bytes that a newer version wrote, whose
 checksum is right, from damaged ones, and no changed byte reaches a decoder of MessagePack or Arrow.
 """
 

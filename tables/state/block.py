@@ -32,14 +32,14 @@ _NO_FRAME = (ArrowError, pl.exceptions.PolarsError, pl.exceptions.PanicException
 """Errors of reading bytes that are not an Arrow stream; flipped bits can make polars panic."""
 
 INFLATED_BYTES_MAX = 1 << 30
-"""Bytes of a block without checksum: a record of 16 MiB could claim 255 times as much. Ours come to
-a fraction, the cells of one chunk."""
+"""Bytes of a block without checksum: a record of 16 MiB could claim 255 times as much. Ours have
+a fraction of that, the cells of one chunk."""
 
 _COLUMNS_FROM_ROWS = 60
 """Rows from which on a frame is made column by column."""
 
 _VALUE_BYTES = 40.0
-"""About the bytes of a value in a tuple."""
+"""The approximate bytes of a value in a tuple."""
 
 _PYTHON_TYPES: dict[type[pl.DataType], set[type]] = {
     pl.String: {str}, pl.Boolean: {bool}, pl.Int32: {int}, pl.Int64: {int}, pl.Int128: {int},
@@ -298,7 +298,7 @@ def frames_of(
 
 
 def is_among(starts: pl.Series, windows: frozenset[int]) -> pl.Series:
-    """Return which window starts are among these; one comparison costs a tenth of a look-up."""
+    """Return which window starts are among these; one comparison costs a tenth of a set."""
     if len(windows) == 1:
         (window,) = windows
         return starts == window

@@ -114,7 +114,7 @@ def _unknown_rows(acc: Accumulator) -> pl.Expr:
 
 
 def _has_unknown(rows: pl.DataFrame, acc: Accumulator) -> bool:
-    """Return whether some value of a column is not known; a look at columns costs no query."""
+    """Return whether some value of a column is not known; comparing columns costs no query."""
     if not rows[acc.column].null_count():
         return False
     columns = (rows[name] for name in merge_columns(acc))

@@ -25,13 +25,13 @@ from tables.state.cell import cell_schema, merge_rows
 from tables.state.journal import Announcement
 
 FORMAT = 2
-"""Since 2, records are sealed; those of 1 are read, once their block's structure is checked."""
+"""The format: since 2, records are sealed. Those of 1 are read once their blocks are checked."""
 
 _UNSEALED = 1
 
 BLOCK_BYTES_MAX = 4 * 1024 * 1024
-"""Bytes of the cells in one record, before compression; the topic takes 16 MiB, and so does the
-delta that takes the cells in."""
+"""Bytes of the cells in one record, before compression; the topic accepts 16 MiB, and so does the
+journal for the delta with the cells."""
 
 
 class Contribution(msgspec.Struct, frozen=True, array_like=True):
@@ -98,7 +98,7 @@ def split_cells(coarser: Layer, cells: pl.DataFrame) -> list[tuple[int, bytes]]:
 
     ``cells`` is of :func:`added_up`. A block is small enough for a record.
     """
-    # From columns: a query costs more than the few rows that most windows come to.
+    # From columns: a query costs more than the few rows that most windows have.
     rows = pl.DataFrame(
         [
             *(cells[name] for name in coarser.key_columns),

@@ -6,7 +6,7 @@
 
 An id is forgotten when stream time reaches its ``until``, or when ``ids_max`` more are remembered
 after it (docs/formats/journal.md rule 17). A forgotten id may lie here for a while: the caller that
-looks an id up applies the rule.
+finds an id applies the rule.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ IDS = ".ids"
 """The table's name, which no layer can have, and that of its blocks in deltas and stores."""
 
 HASH = {"high": pl.UInt64(), "low": pl.UInt64()}
-"""128 bits. Of n ids remembered at once, a new one takes another's hash with probability n / 2^128:
-at two million and a million events a second, once in more than 10^18 years."""
+"""The columns of a hash, 128 bits. Among n remembered ids, a new one has the hash of another with
+probability n / 2^128: with two million ids and a million events a second, once in 10^18 years."""
 
 JOIN_ROWS = (64, 1_024, 16_384, 262_144)
 """Blocks at the end that are smaller than one of these are joined when there are JOIN_BLOCKS; so a
-row is joined four times at most, and few blocks have to be looked through."""
+row is joined four times at most, and a search reads a small number of blocks."""
 
 JOIN_BLOCKS = 16
 SURPLUS_SHARE = 4

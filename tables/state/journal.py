@@ -19,8 +19,8 @@ from tables.record.sealed import DamagedError, seal, unpacked, unsealed
 from tables.state.block import check_block
 
 FORMAT = 3
-"""Since 2, blocks of a few rows are MessagePack; since 3, entries are sealed. Older ones are read,
-once the structure of their blocks is checked."""
+"""The format: since 2, small blocks are MessagePack; since 3, entries are sealed. Older ones are
+read once the structure of their blocks is checked."""
 
 _UNSEALED = (b"\x01", b"\x02")
 
@@ -131,7 +131,7 @@ class SnapshotPart(msgspec.Struct, frozen=True, array_like=True, tag="part"):
 
 
 class Snapshot(msgspec.Struct, frozen=True, array_like=True, tag="snapshot"):
-    """The whole state that the entries before journal offset ``covers`` come to.
+    """The whole state that the entries before journal offset ``covers`` make.
 
     It is true wherever it lands and whoever wrote it. ``parts`` refer to its parts.
     """

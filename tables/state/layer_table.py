@@ -233,7 +233,7 @@ class LayerTable(BlockTable):
         raise NotImplementedError
 
     def _small_of(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """Return the same of a few rows."""
+        """Return the same of at most ``SMALL_ROWS_MAX`` rows."""
         raise NotImplementedError
 
     def _due_for_merge(self, blocks: dict[int, Block]) -> list[int]:

@@ -158,7 +158,7 @@ class PartitionState:
         return found
 
     def _began_ms(self, layer: Layer, column: str) -> int | None:
-        """Return from when on a layer's input has a column, None while some sender is silent."""
+        """Return the start of a column in a layer's input, None while some sender is silent."""
         meta = self.meta
         if self.plan.finer is None:
             return meta.began_ms.get(layer.name, NEVER_MS)
@@ -170,10 +170,10 @@ class PartitionState:
                 began_ms = max(began_ms, floor)
             # A sender that runs an older version sends no times: it has always had all of the
             # column.
-            told = meta.whole.get(sender, {column: NEVER_MS})
-            if column not in told:
+            whole = meta.whole.get(sender, {column: NEVER_MS})
+            if column not in whole:
                 return None
-            began_ms = max(began_ms, told[column])
+            began_ms = max(began_ms, whole[column])
         return began_ms
 
     def take_writes(self) -> list[BlockWrite]:
@@ -255,8 +255,8 @@ class PartitionState:
             if newest > NEVER_MS:
                 ends.append(layer.window.end(newest))
             begins_ms = max(ends)
-            for told in meta.whole.values():
-                told.pop(column, None)
+            for whole in meta.whole.values():
+                whole.pop(column, None)
         if begins_ms > NEVER_MS + 1:
             meta.columns_ms.setdefault(name, {})[column] = begins_ms
 
@@ -350,10 +350,10 @@ class PartitionState:
         meta = self.meta
         meta.announced |= delta.announced
         new = delta.announced.keys() - meta.since.keys()
-        for sender, told in delta.whole.items():
-            meta.whole[sender] = later_of(meta.whole.get(sender, {}), told)
+        for sender, whole in delta.whole.items():
+            meta.whole[sender] = later_of(meta.whole.get(sender, {}), whole)
         for sender in new:
-            # Claims of formats 1 and 2 take all layers for whole. Under later ones, windows that a
+            # Under claims of formats 1 and 2 all layers are whole. Under later ones, windows that a
             # sender of an older version had evicted before ended at or below its floor.
             is_whole = sender in meta.whole or meta.layers is None
             meta.since[sender] = NEVER_MS if is_whole else delta.announced[sender].final_ms

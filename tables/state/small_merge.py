@@ -1,4 +1,4 @@
-"""Few cells: merged in plain Python, in less time than a query over frames takes to begin.
+"""Small merges: cells in plain Python, in less time than a query over frames takes to begin.
 
 Most answers are made of some dozen rows, and every query over a frame wakes a thread of polars. The
 rules are those of :func:`tables.state.cell.merge_rows`.

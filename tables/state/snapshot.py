@@ -20,7 +20,7 @@ from tables.state.partition_state import PartitionState
 
 PIECE_ROWS = 25_000
 """Rows of a block that are encoded at once: this bounds a part, and how long the event loop waits
-for it. Cells of 12 columns come to about 2 MB, of one million to 40 parts."""
+for it. With 12 columns such a piece has about 2 MB, and a million cells have 40 parts."""
 
 PART_BYTES = 2 << 20
 """Bytes of a part's blocks, which are cut to fit; a row may be larger (``tables.model.limits``)."""
@@ -29,7 +29,7 @@ _META = msgspec.msgpack.Decoder(Meta)
 
 
 def capture(state: PartitionState) -> Iterator[SnapshotPart]:
-    """Return the parts of ``state`` as it is now; they may be taken while it moves on."""
+    """Return the parts of ``state`` as it is now; they may be read while it changes."""
     meta = msgspec.msgpack.encode(state.meta)
     blocks = [
         (name, sequence, block)

@@ -67,7 +67,7 @@ class PartitionStore:
             except Exception as error:
                 if not any(word in str(error) for word in DAMAGE):
                     raise
-                self._tell_damaged(error)
+                self._log_damaged(error)
                 self._remove()
                 return rocksdict.Rdict(str(self.folder), _options())
         except Exception as error:
@@ -92,11 +92,11 @@ class PartitionStore:
             # RocksDB's errors are bare exceptions.
             if type(error) not in (Exception, DamagedError):
                 raise
-            self._tell_damaged(error)
+            self._log_damaged(error)
             self._is_damaged = True
         return None
 
-    def _tell_damaged(self, error: Exception) -> None:
+    def _log_damaged(self, error: Exception) -> None:
         log.warning(
             "local store %s is damaged, and made anew from the journal: %s", self.folder, error
         )

@@ -157,9 +157,9 @@ class EmbeddedArchive:
         if running is not None:
             await asyncio.to_thread(running.close)
 
-    def _running_for(self, what: str) -> _Running:
+    def _running_for(self, step: str) -> _Running:
         if self._running is None:
-            raise ArchiveError(f"cannot {what}: the archive is closed; open it")
+            raise ArchiveError(f"cannot {step}: the archive is closed; open it")
         return self._running
 
     def _take(self, running: _Running, themap: Map) -> None:

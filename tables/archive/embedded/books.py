@@ -17,7 +17,7 @@ from tables.archive.identity import History, Whose
 from tables.record.sealed import DamagedError, seal, unsealed
 
 FORMAT = "3"
-"""Since 3, blocks are sealed; a folder of 2 is taken over, and its blocks are read as they are."""
+"""The format: since 3, blocks are sealed. A folder of 2 is taken over, its blocks as they are."""
 
 _UNSEALED = "2"
 _BOOKS, _BOOKS_END = b"\x00", b"\x01"
@@ -38,7 +38,7 @@ class Books:
         self._db = db
 
     def check(self) -> None:
-        """Read all there is, and change nothing."""
+        """Read every entry, and change nothing."""
         with rocks("open archive"):
             found = {key: _content_of(key, value) for key, value in self._all().items()}
             if WHOSE in found and OPENED not in found:
@@ -61,16 +61,16 @@ class Books:
 
     def whose(self) -> Whose | None:
         """Return id and map of the archive, None if it does not have them yet."""
-        return self._read("tell whose it is", WHOSE, Whose)
+        return self._read("read whose it is", WHOSE, Whose)
 
     def put_whose(self, whose: Whose) -> None:
         """Say whose it is."""
         self._put("say whose it is", WHOSE, msgspec.json.encode(whose))
 
     def history(self, topic: str, partition: int) -> History | None:
-        """Return which journal the rows of a partition come from, None while there are none."""
-        what = f"read the history of {topic}"
-        return self._read(what, _history_key(topic, partition), History)
+        """Return the journal that a partition's rows come from, None while there are no rows."""
+        step = f"read the history of {topic}"
+        return self._read(step, _history_key(topic, partition), History)
 
     def put_history(self, topic: str, partition: int, history: History) -> None:
         """Say which journal they come from."""
@@ -78,12 +78,12 @@ class Books:
         self._put(f"remember the history of {topic}", key, msgspec.json.encode(history))
 
     def layer(self, name: str) -> dict[str, str] | None:
-        """Return how a layer's rows are described, brought up to this format; None without any."""
-        what = f"open layer {name} of the archive"
-        found = self._read(what, LAYERS + name.encode(), dict[str, str])
+        """Return the description of a layer's rows, as of this format; None without rows."""
+        step = f"open layer {name} of the archive"
+        found = self._read(step, LAYERS + name.encode(), dict[str, str])
         if found is None:
             return None
-        with rocks(what):
+        with rocks(step):
             if not is_description(found):
                 raise DamagedError("its description makes no sense")
         return found | {"format": FORMAT} if found.get("format") == _UNSEALED else found
@@ -102,15 +102,15 @@ class Books:
                 return 0
             content = _content_of(OPENED, stored)
             if len(content) != _OPENED_BYTES:
-                raise DamagedError("how often it was opened is no number of 4 bytes")
+                raise DamagedError("how often it was opened is not a number of 4 bytes")
             return int.from_bytes(content)
 
     def put_opened(self, opened: int) -> None:
         """Say how often it was opened."""
         self._put("count how often it was opened", OPENED, opened.to_bytes(_OPENED_BYTES))
 
-    def _read(self, what: str, key: bytes, kind: type[T]) -> T | None:
-        with rocks(what):
+    def _read(self, step: str, key: bytes, kind: type[T]) -> T | None:
+        with rocks(step):
             if (stored := self._db.get(key)) is None:
                 return None
             try:
@@ -118,12 +118,12 @@ class Books:
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise DamagedError(f"its entry {key!r} cannot be read: {error}") from error
 
-    def _put(self, what: str, key: bytes, content: bytes) -> None:
-        with rocks(what):
+    def _put(self, step: str, key: bytes, content: bytes) -> None:
+        with rocks(step):
             self._db.put(key, seal(SEALED, content), synced())
 
     def _all(self) -> dict[bytes, bytes]:
-        # Not a row is looked at: damaged ones keep nobody from opening it.
+        # No row is read: the archive opens even if rows are damaged.
         return dict(between(self._db, _BOOKS, _BOOKS_END))
 
 
@@ -138,7 +138,7 @@ def _content_of(key: bytes, stored: bytes) -> bytes:
 
 
 def _is_bare(stored: bytes) -> bool:
-    """Return whether a value is of a release that sealed none: JSON, or a number below 2^24."""
+    """Return whether a value is of a release that did not seal: JSON, or a number below 2^24."""
     return stored[:1] == b"{" or (len(stored) == _OPENED_BYTES and stored[0] == 0)
 
 

@@ -1,6 +1,6 @@
-"""How far an embedded archive has come, in a file beside its database.
+"""The extent of an embedded archive, in a file beside its database.
 
-RocksDB takes a list of its tables, or a log of writes, that was cut off for one that ends there: it
+RocksDB accepts a list of its tables, or a log of writes, that was cut off: it
 opens, and deletes files that it no longer knows. So its extent is written down after each
 write that was acknowledged, and an archive that ends before that is refused. The file also says
 whose the folder is if the database cannot.
@@ -39,7 +39,7 @@ class Extent(NamedTuple):
     manifest_bytes: int
 
     def lacks(self, before: Extent) -> str:
-        """Return in words the part that is missing since ``before``; empty if none is."""
+        """Return in words the part that is missing since ``before``; empty if nothing is."""
         if self.sequence < before.sequence:
             return f"its last write is {self.sequence}, and {before.sequence} were acknowledged"
         if self[1:] < before[1:] and self.manifest <= before.manifest:
@@ -67,7 +67,7 @@ def written(folder: Path) -> tuple[Extent, str] | None:
 
 
 def write_down(folder: Path, extent: Extent, map_name: str) -> None:
-    """Write it over the older one: as many bytes, which need no room and are changed at once.
+    """Write it over the older one. It has the same size, so it needs no room and changes at once.
 
     It is not synced: an older extent on disk is behind, and only checks less.
     """

@@ -1,6 +1,6 @@
 """The embedded archive's folder: its database, opened, and its errors as the archive's.
 
-A folder is looked at before anything is written to it: it may be another program's, or damaged in a
+A folder is checked before anything is written to it: it may be another program's, or damaged in a
 way that RocksDB would make worse.
 """
 
@@ -32,8 +32,8 @@ OPENED = b"\x00opened"
 WHOSE = b"\x00archive"
 
 RESTORE = (
-    "restore the archive's folder from a copy, or start over with `map start-over`; what each "
-    "costs is on docs/OPERATING.md, When bytes are damaged"
+    "restore the archive's folder from a copy, or start over with `map start-over`; "
+    "docs/OPERATING.md, When bytes are damaged, has the cost of each"
 )
 _ROWS_FILE = re.compile(r"\d+\.(sst|log|blob)")
 _LOCKED = ("While lock file", "lock hold by current process")
@@ -49,23 +49,23 @@ def open_folder(folder: Path) -> rocksdict.Rdict:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _look(folder)
+        _check(folder)
         with rocks("open archive"):
             return rocksdict.Rdict(str(folder), _options())
     except ArchiveDamagedError as error:
         raise ArchiveDamagedError(f"cannot open archive in {folder}: {error}") from error
     except (ArchiveError, OSError) as error:
         if any(words in str(error) for words in _LOCKED):
-            what = "; another worker has it open; stop it, or use Cassandra, which serves many"
+            advice = "; another worker has it open; stop it, or use Cassandra, which serves many"
         elif isinstance(error, _ForeignError):
-            what = "; want one that is new, or an archive's; set archive_folder to one of its own"
+            advice = "; want one that is new, or an archive's; set archive_folder to one of its own"
         else:
-            what = "; check that the folder is this worker's to write"
-        raise ArchiveError(f"cannot open archive in {folder}: {error}{what}") from error
+            advice = "; check that the folder is this worker's to write"
+        raise ArchiveError(f"cannot open archive in {folder}: {error}{advice}") from error
 
 
 def reopen_folder(db: rocksdict.Rdict, folder: Path) -> rocksdict.Rdict:
-    """Open the database again: after one write that failed, a full disk, RocksDB takes no other."""
+    """Open the database again: after a write that failed, a full disk, RocksDB accepts no other."""
     try:
         with rocks("close archive"):
             db.close()
@@ -82,21 +82,21 @@ def has_archive(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def rocks(what: str) -> Iterator[None]:
+def rocks(step: str) -> Iterator[None]:
     """Turn RocksDB's errors, which are bare exceptions, into the archive's."""
     try:
         yield
     except DamagedError as error:
-        raise ArchiveDamagedError(f"cannot {what}: {error}; {RESTORE}") from error
+        raise ArchiveDamagedError(f"cannot {step}: {error}; {RESTORE}") from error
     except Exception as error:
         if type(error) not in (Exception, rocksdict.DbClosedError):
             raise
         if any(words in str(error) for words in DAMAGE):
             raise ArchiveDamagedError(
-                f"cannot {what}: RocksDB says {error}; its files are damaged; {RESTORE}"
+                f"cannot {step}: RocksDB says {error}; its files are damaged; {RESTORE}"
             ) from error
         raise ArchiveError(
-            f"cannot {what}: RocksDB says {error}; check the archive's folder and disk"
+            f"cannot {step}: RocksDB says {error}; check the archive's folder and disk"
         ) from error
 
 
@@ -135,13 +135,13 @@ def _options() -> rocksdict.Options:
     return options
 
 
-def _look(folder: Path) -> None:
+def _check(folder: Path) -> None:
     """Refuse a folder that is not an archive's, or a damaged one; write nothing to it."""
     files = [path.name for path in folder.iterdir() if not path.is_dir()]
     if "CURRENT" not in files:
-        _look_at_files(folder, files)
+        _check_files(folder, files)
         return
-    # Its own small file is written by rocksdict even where a database is only read.
+    # Its own small file is written by rocksdict even if a database is only read.
     configured = "rocksdict-config.json" in files
     try:
         _try_lock(folder)
@@ -149,7 +149,7 @@ def _look(folder: Path) -> None:
             access = rocksdict.AccessType.read_only(error_if_log_file_exist=False)
             db = rocksdict.Rdict(str(folder), _options(), access_type=access)
             try:
-                _look_inside(folder, db)
+                _check_database(folder, db)
             finally:
                 db.close()
     except ArchiveDamagedError:
@@ -163,8 +163,8 @@ def _look(folder: Path) -> None:
             (folder / "rocksdict-config.json").unlink(missing_ok=True)
 
 
-def _look_at_files(folder: Path, files: list[str]) -> None:
-    """Refuse a folder without a database, unless it is as good as empty."""
+def _check_files(folder: Path, files: list[str]) -> None:
+    """Refuse a folder without a database that has files of an archive or of another program."""
     rocks_files = [name for name in files if _ROWS_FILE.fullmatch(name)]
     if rocks_files or _is_begun(folder):
         raise ArchiveDamagedError(f"its file CURRENT is gone, and others are there; {RESTORE}")
@@ -183,8 +183,8 @@ def _look_at_files(folder: Path, files: list[str]) -> None:
 def _try_lock(folder: Path) -> None:
     """Refuse a folder that another process has open: it is only whole once that has closed it.
 
-    RocksDB takes its lock before it finds that there is a database, which is told to be an error
-    here. Its own lines about that go elsewhere.
+    RocksDB takes its lock before it finds that there is a database, which is set to be an error
+    here. Its own lines about that are written elsewhere.
     """
     with tempfile.TemporaryDirectory() as elsewhere:
         options = _options()
@@ -199,7 +199,7 @@ def _try_lock(folder: Path) -> None:
                 raise ArchiveError(str(error)) from error
 
 
-def _look_inside(folder: Path, db: rocksdict.Rdict) -> None:
+def _check_database(folder: Path, db: rocksdict.Rdict) -> None:
     """Refuse a database that ends before its extent, or does not have our keys."""
     before = archive_extent.written(folder)
     if before is not None:
@@ -218,5 +218,5 @@ def _look_inside(folder: Path, db: rocksdict.Rdict) -> None:
     is_ours = has_layers or any(db.get(key) is not None for key in (OPENED, WHOSE))
     families = [name for name in rocksdict.Rdict.list_cf(str(folder)) if name != "default"]
     if families or not (is_ours or first is None):
-        what = f"column family {families[0]}" if families else f"key {first!r}"
-        raise _ForeignError(f"it has another program's database: got {what}")
+        name = f"column family {families[0]}" if families else f"key {first!r}"
+        raise _ForeignError(f"it has another program's database: got {name}")

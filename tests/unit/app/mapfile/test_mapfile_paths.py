@@ -45,7 +45,7 @@ def test_a_text_is_a_path(text: str, path: Path) -> None:
         (".a", "character 1"), ("a.", "character 2"), ("a..b", "character 2"),
         ("[0]", "character 4"), ("a[-1]", "character 2"), ("a[x]", "character 2"),
         ("a.[0]", "character 2"), ("a b", "character 2"), ('"a', "character 1"),
-        ("$.a[*]", "character 4"), ('"\\q"', "no JSON text"), ("a[10000]", "indexes to 9999"),
+        ("$.a[*]", "character 4"), ('"\\q"', "not a JSON text"), ("a[10000]", "indexes to 9999"),
         ("a" + ".a" * STEPS_MAX, "at most 16 steps"),
     ],
 )  # fmt: skip
