@@ -109,7 +109,7 @@ class Outage:
 
     @property
     def is_away(self) -> bool:
-        """Whether failures have lasted so long that this is an outage, which is then logged."""
+        """Whether failures have lasted ``GRACE_S``: an outage, which is then logged."""
         self._log_away()
         return bool(self._long())
 
@@ -120,7 +120,7 @@ class Outage:
 
     @property
     def words(self) -> tuple[str, str]:
-        """How it is away and why: it does not answer, or it answers and refuses."""
+        """The state and its cause: it does not answer, or it answers and refuses."""
         long = self._long()
         refused = [failing for failing in long if isinstance(failing.error, ArchiveRefusedError)]
         latest = max(refused or long, key=lambda failing: failing.last_s, default=None)

@@ -29,7 +29,7 @@ async def supervised(work: Awaitable[object], failed: Callable[[BaseException], 
         failed(_wrapped(repr(error), error))
 
 
-def _wrapped(what: str, cause: BaseException) -> RuntimeError:
-    error = RuntimeError(f"a background task ended: {what}")
+def _wrapped(end: str, cause: BaseException) -> RuntimeError:
+    error = RuntimeError(f"a background task ended: {end}")
     error.__cause__ = cause
     return error

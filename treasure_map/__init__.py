@@ -35,7 +35,7 @@ __version__: str
 
 
 def __getattr__(name: str) -> str:
-    """Return ``__version__``; it is looked up when it is asked for."""
+    """Return ``__version__``; it is read when it is asked for."""
     if name == "__version__":
         return _version()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -48,8 +48,8 @@ class Endpoint:
         """Return the error of an endpoint that was not reached."""
         # aiohttp wraps the errors of TLS.
         cause = getattr(error, "certificate_error", None) or getattr(error, "os_error", error)
-        what = str(error) or type(error).__name__
-        return QueryFailedError(f"cannot reach {self._url}: {what}; {_advice(self._url, cause)}")
+        reason = str(error) or type(error).__name__
+        return QueryFailedError(f"cannot reach {self._url}: {reason}; {_advice(self._url, cause)}")
 
 
 def _advice(url: str, cause: object) -> str:

@@ -17,7 +17,7 @@ from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from treasure_map.feed import FollowFailedError
 
 FETCH_WAIT_MS = 500
-"""How long a fetch waits for records, so how soon the end of a feed is noticed."""
+"""The time that a fetch waits for records, and so to notice the end of a feed."""
 
 RECORDS_AT_ONCE = 100
 """Records handed over before others get their turn; one of Arrow may have thousands of cells."""

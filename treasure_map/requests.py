@@ -230,8 +230,8 @@ def told_as(talk: Callable[..., object], method: Method) -> Method:
     return method
 
 
-def _path(kind: str, name: str, what: str) -> str:
-    return f"/v1/{kind}/{quote(name, safe='')}/{what}"
+def _path(kind: str, name: str, part: str) -> str:
+    return f"/v1/{kind}/{quote(name, safe='')}/{part}"
 
 
 def _cells_of(

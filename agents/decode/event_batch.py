@@ -70,7 +70,7 @@ class Rows:
 
     @property
     def counts(self) -> list[int]:
-        """How many rows each run has."""
+        """The number of rows of each run."""
         return [last - first for first, last in self.bounds]
 
     def filter(self, mask: pl.Series) -> Rows:

@@ -40,7 +40,7 @@ class SmallBatchFolder:
         self._record_bytes_max = source.record_bytes_max
         self._layers = [_SmallLayer(layer, self._json) for layer in plan.layers]
         self._classifier = Classifier(plan.layers)
-        # Ids are looked up many at once, and a scaled time is not the value of its field.
+        # Ids are searched many at once, and a scaled time is not the value of its field.
         self._usable = source.id_field is None and source.time_unit_ms == 1
 
     def fold(self, runs: Sequence[Run], before: Mapping[int, Before]) -> list[Content] | None:

@@ -1,4 +1,4 @@
-"""Which of a layer's windows a sink has acknowledged, and which are pending there."""
+"""The windows of a layer that a sink has acknowledged, and those that are pending there."""
 
 from __future__ import annotations
 

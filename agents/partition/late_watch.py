@@ -53,14 +53,14 @@ class LateWatch:
         self._in_seconds: set[str] = set()
         self.episodes: dict[str, int] = {}
 
-    def take(
+    def count(
         self, plan: InputPlan, partition: int, counts: Mapping[str, int], stream_time_ms: int
     ) -> None:
         """Count the events of a delta's ledger; log the beginning of an episode."""
         if plan.finer is not None:
             return
         if 0 < stream_time_ms < SECONDS_IN_MS_MAX:
-            self._tell_of_seconds(plan.topic, partition, stream_time_ms)
+            self._log_seconds(plan.topic, partition, stream_time_ms)
         now_s = self._clock()
         for layer in plan.layers:
             too_late = counts.get(f"layer.{layer.name}.too_late", 0)
@@ -90,7 +90,7 @@ class LateWatch:
             time_text(stream_time_ms), called("deadletters list --late"),
         )  # fmt: skip
 
-    def _tell_of_seconds(self, topic: str, partition: int, stream_time_ms: int) -> None:
+    def _log_seconds(self, topic: str, partition: int, stream_time_ms: int) -> None:
         if topic not in self._in_seconds:
             self._in_seconds.add(topic)
             log.warning(

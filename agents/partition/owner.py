@@ -17,7 +17,7 @@ from agents.partition.claims import check_source, fenced, new_claim, why_refused
 from agents.partition.deltas import delta_of, fitted
 from agents.partition.partition_io import PartitionIO
 from agents.partition.recognition import Recognition
-from agents.partition.recovery import Recovery, take
+from agents.partition.recovery import Recovery, apply_value
 from agents.partition.sinks import Sinks
 from tables.model import ledger
 from tables.model.errors import (
@@ -208,7 +208,7 @@ class Owner:
                 # Only an owner truncates, and only entries that it has read.
                 raise FencedError(cannot) from None
             for other in others:
-                take(self.state, self.partition, other)
+                apply_value(self.state, self.partition, other)
         if isinstance(entry, Delta):
             await self._merge_ahead(entry, rows or {})
         stands = self.state.apply(offset, entry, fingerprint_of(value), rows)

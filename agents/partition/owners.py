@@ -210,7 +210,7 @@ class PartitionManager:
             self.dropped[dropped] += 1
         else:
             stream_time_ms = owner.state.meta.stream_time_ms
-            self.late.take(owner.plan, owner.partition, content.ledger, stream_time_ms)
+            self.late.count(owner.plan, owner.partition, content.ledger, stream_time_ms)
         return ()
 
     def live_job(self, read: LiveRead, fresh_ms: FreshMs = unknown_fresh_ms) -> LiveJob:

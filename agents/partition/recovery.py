@@ -41,7 +41,7 @@ _ODD = (
 """Errors of applying an entry whose fields have the right types but make no sense."""
 
 
-def take(state: PartitionState, partition: int, value: bytes) -> bool:
+def apply_value(state: PartitionState, partition: int, value: bytes) -> bool:
     """Apply the next entry of a journal, as it was read; return whether it stands.
 
     Raises:
@@ -148,11 +148,11 @@ class Recovery:
             ahead = [offset for offset in self._parts if offset > meta.journal_offset]
             stop = min([epoch + 1, *ahead])
             values = await self._io.read(meta.journal_offset, stop)
-            await self._io.run_in_thread(self._take, state, values)
+            await self._io.run_in_thread(self._apply_all, state, values)
 
-    def _take(self, state: PartitionState, values: Sequence[bytes]) -> None:
+    def _apply_all(self, state: PartitionState, values: Sequence[bytes]) -> None:
         for value in values:
-            take(state, self._partition, value)
+            apply_value(state, self._partition, value)
         self._save(state)
 
     def _save(self, state: PartitionState) -> None:
@@ -195,7 +195,7 @@ class Recovery:
         return None
 
     async def _hints(self, first: int, stop: int) -> set[int]:
-        """Return the snapshot offsets that entries of ``[first, stop)`` name; -1 is no snapshot."""
+        """Return the snapshot offsets that entries of ``[first, stop)`` name; -1 means none."""
         hints: set[int] = set()
         at = first
         while at < stop:
@@ -234,7 +234,7 @@ class Recovery:
 
 
 def _entry_of(value: bytes) -> Entry | None:
-    """Return an entry that is not applied; None if it is damaged: :func:`take` alone refuses it."""
+    """Return an entry without applying it, None if damaged; :func:`apply_value` refuses those."""
     try:
         return decode_entry(value)
     except JournalRefusedError:

@@ -1,4 +1,4 @@
-"""When something is due, and a task that sleeps until then.
+"""The time at which something is due, and a task that sleeps until then.
 
 Moments are seconds of a clock that never goes back; ``NOW`` is before all of them, ``NEVER`` after.
 """

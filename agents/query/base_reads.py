@@ -56,12 +56,12 @@ class Part:
 
     @property
     def live_height(self) -> int:
-        """How many rows of live tables were read."""
+        """The number of rows that were read from live tables."""
         return sum(frame.height for frame in (*self.live.rows, *self.combined.rows))
 
     @property
     def archived_height(self) -> int:
-        """How many rows of the archive were read."""
+        """The number of rows that were read from the archive."""
         return sum(frame.height for frame in (*self.final, *self.evicted))
 
     @property

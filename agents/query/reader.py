@@ -61,7 +61,7 @@ READS_AT_ONCE_MAX = 64
 PLAN_AT_ONCE_BOUNDARIES_MAX = 1_000
 """Boundaries up to which a plan is made at once, in some 5 ms, and not in a thread."""
 
-BESIDE_ROWS_MIN = 2_000
+THREAD_ROWS_MIN = 2_000
 """Rows from which on an answer is made in a thread; less takes less time than a thread's start."""
 
 
@@ -207,7 +207,7 @@ class Reader:
             [functools.partial(self._read_archive, query, part, cost) for part in parts], len(parts)
         )
         whole = base.whole(self._facts)
-        if sum(part.live_height + part.archived_height for part in parts) < BESIDE_ROWS_MIN:
+        if sum(part.live_height + part.archived_height for part in parts) < THREAD_ROWS_MIN:
             rows = base.rows(query, parts, whole)
         else:
             rows = await self.threads.run(base.rows, query, parts, whole)
@@ -322,7 +322,7 @@ class Reader:
     async def _ask(self, reads: list[LiveRead], cost: QueryCost, until: float) -> list[LiveRows]:
         found = await self._live.read(reads, cost, until)
         for read, rows in zip(reads, found, strict=True):
-            self._facts.take(read.layer.name, rows.facts.values())
+            self._facts.add(read.layer.name, rows.facts.values())
             if read.partitions is None:
                 self._asked_at[read.layer.name] = _now()
         return found

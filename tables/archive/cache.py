@@ -29,7 +29,7 @@ from tables.state.cell import in_order, no_rows, stacked
 from tables.threads import THREADS, Threads, ended
 
 SPAN_BYTES = 1_000
-"""About the memory of a span beside its rows, with its entry among the others."""
+"""The approximate bytes of a span beside its rows, with its entry among the others."""
 
 COLUMN_BYTES = 600
 """Bytes of a frame's column beside its values: measured were 210 for one row, 570 for 32."""
@@ -58,7 +58,7 @@ class Span:
 
     @property
     def bytes(self) -> int:
-        """About how much memory it takes."""
+        """The approximate bytes of memory that it takes."""
         if self.rows.is_empty():
             return SPAN_BYTES
         columns = self.rows.width * self.rows.n_chunks() * COLUMN_BYTES
@@ -108,7 +108,7 @@ class ArchiveCache:
 
     @property
     def entries(self) -> int:
-        """How many spans are kept."""
+        """The number of spans that are kept."""
         return len(self._recent)
 
     async def read(

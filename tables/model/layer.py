@@ -22,7 +22,7 @@ FeedFormat = Literal["json", "arrow"]
 Scalar = str | int | float | bool
 
 IDS_MAX = 2_000_000
-"""The default of a source's ``ids_max``: some 100 MB a partition when that many are remembered."""
+"""The default of a source's ``ids_max``: some 100 MB of a partition."""
 
 COMBINER_SUFFIX = ".partial"
 """Declared names have no dot, so no declared layer can have a combiner's name."""
@@ -47,7 +47,7 @@ class Field(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 FUTURE_SKEW_MS = 600_000
-"""How far events may be ahead of their record's append time if the map does not say it: clocks
+"""The default of the time that events may be ahead of their record's append time: clocks
 that are set by NTP differ by less than a second, those of devices by minutes. One event that is
 further ahead seals the windows of all others."""
 
@@ -220,8 +220,8 @@ class Layer(msgspec.Struct, frozen=True):
 def combiner_of(source: Source, layer: Layer) -> Layer:
     """Return the combiner of a merged layer: it folds the layer's events in each source partition.
 
-    It is a base layer like any other, of the same window and key, so that nothing but the sinks of
-    its cells tells it apart. Its cells are parts, so they are never published.
+    It is a base layer like any other, of the same window and key, and differs in the sinks of its
+    cells alone. Its cells are parts, so they are never published.
     """
     assert layer.merged, f"the cells of {layer.name} are complete in each source partition"
     return msgspec.structs.replace(

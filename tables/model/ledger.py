@@ -34,7 +34,7 @@ LETTER_REASONS = frozenset([
     # or key field is null or absent.
     "json", "missing", "wrong_type", "out_of_range", "not_finite", "key_too_long",
 ])  # fmt: skip
-"""Why records and events become dead letters, whatever their format."""
+"""The reasons of dead letters that all formats share."""
 
 
 class LedgerDelta:

@@ -41,7 +41,7 @@ def cells_of(
 ) -> pl.DataFrame:
     """Return the archive frame of a layer's live and archived rows, each of them once.
 
-    ``archived`` is an archive frame of windows that were looked for in live tables too, ``final``
+    ``archived`` is an archive frame of windows that were read from live tables too, ``final``
     one of others. Of a partition without facts every row counts: the answer is partial then.
     """
     columns = list(archive_schema(layer))
@@ -181,7 +181,7 @@ def _evicted(layer: Layer, archived: pl.DataFrame, live: LiveRows) -> pl.DataFra
 
 
 def _heard(parts: LiveRows) -> pl.DataFrame:
-    """Return up to which end of windows each partition of a merge stage has all of each sender."""
+    """Return the end of windows up to which each partition of a merge stage has all of a sender."""
     rows = [
         (fact.partition, who, final_ms)
         for fact in parts.facts.values()

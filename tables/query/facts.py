@@ -40,8 +40,8 @@ class PartitionFacts(msgspec.Struct, frozen=True, array_like=True):
         evicted_ms: only windows that end at or before it have been evicted.
         complete_ms: windows that start at or after it have all events; ``NEVER_ENDS_MS`` while that
             is not known.
-        cells: about how many cells a window has.
-        heard: of a layer with a topic, by sender, up to which end of finer windows it has all.
+        cells: the approximate number of cells of a window.
+        heard: of a layer with a topic, by sender, the end of finer windows up to which it has all.
         fresh_ms: everything appended up to this wall-clock time is in its state.
         evicted_version: at least the greatest version of any window that was evicted.
         whole: the same as ``complete_ms`` of accumulators that the layer got later, by column.
@@ -76,7 +76,7 @@ class KnownFacts:
     def __init__(self) -> None:
         self._known: dict[str, dict[int, PartitionFacts]] = {}
 
-    def take(self, layer: str, facts: Iterable[PartitionFacts]) -> None:
+    def add(self, layer: str, facts: Iterable[PartitionFacts]) -> None:
         """Add facts of partitions; older facts change nothing."""
         known = self._known.setdefault(layer, {})
         for fact in facts:

@@ -1,4 +1,4 @@
-"""Parameters of a request: how each one's text is read, and everything that is wrong at once.
+"""Parameters of a request: how each one's text is read, with all faults at once.
 
 A :class:`Parameter` is the one description of a parameter: requests are read by it, refusals name
 it, and the OpenAPI document is made from it.

@@ -122,7 +122,7 @@ def _has_unknown(rows: pl.DataFrame, acc: Accumulator) -> bool:
 
 
 def later_of(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
-    """Return, by column, the later of two times from when on windows are whole."""
+    """Return, by column, the later of two times from which windows are whole."""
     return {**one, **{name: max(ms, one.get(name, ms)) for name, ms in other.items()}}
 
 

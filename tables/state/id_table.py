@@ -137,7 +137,7 @@ class IdTable(BlockTable):
         return found
 
     def prepare(self) -> None:
-        """Make the indexes of look-ups, which takes seconds if millions are remembered."""
+        """Make the indexes of searches, which takes seconds if millions are remembered."""
         self._filter = _filter_of(self._blocks.values(), self.rows)
         for sequence in self._blocks:
             self._order_of(sequence)

@@ -37,7 +37,7 @@ TAIL_BLOCKS_MAX = 8
 TAIL_ROWS_MAX = 256
 """Blocks that are smaller than these together stay longer: a merge costs as much as a hundred rows
 even if it has fewer, and small blocks are read as one frame. With 1,000, an open loop of 200,000
-events a second had a p99 of 63 ms instead of 32: many frames are dear to read."""
+events a second had a p99 of 63 ms instead of 32: many frames cost much to read."""
 
 SMALL_TAIL_MAX = 64
 

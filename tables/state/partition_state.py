@@ -231,7 +231,7 @@ class PartitionState:
             meta.shapes = joined(meta.shapes, claim.shapes)
 
     def _begin_sinks(self, named: Collection[str]) -> None:
-        """Note from when on coarser layers get all cells: older windows were evicted first."""
+        """Note the time from which coarser layers get all cells: older windows are evicted."""
         meta = self.meta
         for name in meta.sinks_ms.keys() - set(named):
             del meta.sinks_ms[name]
@@ -291,7 +291,7 @@ class PartitionState:
         self._begin_layers(layers)
 
     def _begin_layers(self, layers: Iterable[str]) -> None:
-        """Note from when on base layers know all events that the claim before did not have."""
+        """Note the time from which base layers new in this claim know all events."""
         meta = self.meta
         if self.plan.finer is not None or meta.stream_time_ms == NEVER_MS:
             return
@@ -379,7 +379,7 @@ class PartitionState:
         return min((one.final_ms for one in self._announcements()), default=NEVER_MS)
 
     def _announcements(self) -> Collection[Announcement]:
-        """Return the announcements of all senders, none while one of them has not announced."""
+        """Return the announcements of all senders, empty while one of them has not announced."""
         announced = self.meta.announced
         return announced.values() if len(announced) >= self.plan.senders else ()
 

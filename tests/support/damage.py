@@ -19,7 +19,7 @@ import msgspec
 import polars as pl
 
 from agents.fold.gather import Gatherer
-from agents.partition.recovery import take
+from agents.partition.recovery import apply_value
 from app.peers.wire import decode_rows, encode_jobs
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.protocol import CellRange
@@ -100,9 +100,9 @@ def journal_of(form: int) -> tuple[list[bytes], Try]:
 
     def attempt(value: bytes) -> bool:
         state = PartitionState(RAW_PLAN)
-        assert take(state, 0, encode_entry(claim()))
+        assert apply_value(state, 0, encode_entry(claim()))
         try:
-            take(state, 0, value)
+            apply_value(state, 0, value)
             for table in state.tables.values():
                 table.cells()
             list(capture(state))

@@ -23,7 +23,7 @@ class Bench:
         """Take a delta some time later."""
         self.now_s += after_s
         counts = {"layer.hour.too_late": too_late, "layer.hour.folded": folded}
-        self.watch.take(PLAN, partition, counts, STREAM_TIME_MS)
+        self.watch.count(PLAN, partition, counts, STREAM_TIME_MS)
 
 
 def test_an_episode_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -47,7 +47,7 @@ def test_times_in_seconds_are_told_once(caplog: pytest.LogCaptureFixture) -> Non
     bench = Bench()
     counts = {"layer.hour.folded": 5}
     for partition, time_ms in ((0, 1_709_251_200), (1, 1_709_251_300), (0, 1_709_251_400)):
-        bench.watch.take(PLAN, partition, counts, time_ms)
+        bench.watch.count(PLAN, partition, counts, time_ms)
     assert [record.message.partition(";")[0] for record in caplog.records] == [
         "the events of flights.raw[0] are of 1970-01-20T18:47:31.200000Z"
     ]

@@ -222,7 +222,7 @@ def test_of_facts_the_later_ones_say_what_is_whole() -> None:
     for order in itertools.permutations((first, then, other)):
         known = KnownFacts()
         for facts in order:
-            known.take("day", [facts])
+            known.add("day", [facts])
         assert known.whole(DAY) == {"events": 8, "sum_delay": 9}
 
 
