@@ -47,7 +47,7 @@ class Outage:
         clock_s: seconds of a clock that never goes back.
 
     Attributes:
-        outages: how often it has gone away.
+        outages: the number of outages so far.
         failures: attempts that failed.
         error: the latest failure.
     """

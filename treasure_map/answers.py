@@ -19,7 +19,7 @@ class QueryFailedError(Exception):
 
     Attributes:
         status: the HTTP status, None if no answer came.
-        retry_after_s: in how many seconds the same request may do better, None if it will not.
+        retry_after_s: the seconds after which the same request may do better, None if it will not.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Segment(msgspec.Struct, frozen=True):
-    """Windows of one layer that start in ``[from_ms, to_ms)``; about how many cells they have."""
+    """Windows of one layer that start in ``[from_ms, to_ms)``, with their approximate cells."""
 
     layer: str
     from_ms: int = msgspec.field(name="from")
@@ -136,7 +136,7 @@ class FamilyPage(msgspec.Struct, frozen=True, kw_only=True):
         layer: the layer whose keys were ranked; this and the next three are of a top alone.
         by: the measure that ranks them.
         order: whether the greatest or the least is first.
-        keys: how many there were.
+        keys: the number of keys that there were.
         family: the family's name.
         map_revision: the revision of the worker's map.
         exactness: ``exact``, ``settling`` or ``partial``.

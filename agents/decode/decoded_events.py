@@ -25,7 +25,7 @@ class DecodedEvents:
     Attributes:
         structs: JSON events and heartbeats; call :meth:`add_indexes` after you add some.
         aside: the records and events that are set aside.
-        rows: how many events and heartbeats have an index.
+        rows: the number of events and heartbeats that have an index.
     """
 
     def __init__(self, json: JsonEvents) -> None:
@@ -55,7 +55,7 @@ class DecodedEvents:
         """Return the event frame.
 
         Args:
-            parts: for each run, its partition and how many rows it has.
+            parts: for each run, its partition and number of rows.
         """
         indexes = pl.concat(self._indexes) if self._indexes else pl.Series(dtype=pl.UInt64)
         frame = self._json.frame(self.structs, indexes)

@@ -105,7 +105,7 @@ class JsonEvents:
                 return
 
     def decode_lines(self, value: bytes, events: list[Any]) -> int:
-        """Add the event of each line to ``events``; return how many lines there are.
+        """Add the event of each line to ``events``; return the number of lines.
 
         The value is UTF-8. If a line is not an event, nothing is added, and 0 is returned.
         """

@@ -228,7 +228,7 @@ class PartitionManager:
         return next(plan for plan in self.plans.values() if layer in plan.layers)
 
     def archived_cells(self, layer: Layer) -> int:
-        """Return how many rows of ``layer`` the archive acknowledged since the worker started."""
+        """Return the number of rows of ``layer`` that the archive acknowledged since the start."""
         return self.emitted.archived[layer.name]
 
     def pending_bytes(self) -> int:

@@ -31,7 +31,7 @@ COMBINER_SUFFIX = ".partial"
 class Field(msgspec.Struct, frozen=True, omit_defaults=True):
     """One field of a source's events; ``float`` takes JSON integers too.
 
-    ``path`` says where in the event it stands if that is not the top level's ``name``. An event
+    ``path`` is its path in the event if that is not the top level's ``name``. An event
     without a ``required`` field is malformed. Defaults are left out of a map's digest.
     """
 

@@ -1,4 +1,4 @@
-"""Covers: which windows of which layers a time range is answered from, with the fewest cells.
+"""Covers: the windows of layers with the fewest cells that answer a time range.
 
     asked     [09:20 ........................................ 12:03)
     hours             | 10:00      | 11:00      |
@@ -31,7 +31,7 @@ windows that lie inside of one are used, so that all steps are covered at once."
 class Choice:
     """A layer that may be used: windows that start at or after ``from_ms`` and end by ``to_ms``.
 
-    ``cells`` is about how many cells a window has.
+    ``cells`` is the approximate number of cells of a window.
     """
 
     name: str

@@ -88,7 +88,7 @@ class KnownFacts:
         return min((fact.archived_ms for fact in self._all(layer)), default=NEVER_MS)
 
     def first_ms(self, layer: Layer) -> int:
-        """Return from which start on windows of a layer may ever have had cells."""
+        """Return the least start of the windows of a layer that may have had cells."""
         return min((fact.first_ms for fact in self._all(layer)), default=NEVER_MS)
 
     def whole(self, layer: Layer) -> dict[str, int]:

@@ -91,7 +91,7 @@ class Family:
 class FamilyQuery:
     """A checked request to a family.
 
-    Rows are cells of ``rows``, a layer that stands nowhere: its key are the fields that rows keep.
+    Rows are cells of ``rows``, a layer of no map: its key are the fields that rows keep.
     ``step`` is the windows that they are of, None for the whole range as one. ``layers`` are those
     of the family that rows can be made from, the base first. ``ranked`` is the measure that rows
     are ranked by, of which all must be known then.

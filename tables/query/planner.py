@@ -224,7 +224,7 @@ def _descends(query: FamilyQuery, layer: Layer, finer: Layer) -> bool:
 
 
 def _cells(layer: Layer, keys: KeyFilter, known: LayerFacts) -> float:
-    """Return about how many cells of a window are read."""
+    """Return the approximate number of cells of a window that are read."""
     counts = [len(keys.values.get(field.name, ())) for field in layer.key]
     named = math.prod(counts)
     # A count below one does not justify more windows: each may be a partition of the archive.
@@ -235,7 +235,7 @@ def _cells(layer: Layer, keys: KeyFilter, known: LayerFacts) -> float:
 def _refusal(
     query: FamilyQuery, choices: Sequence[Choice], at_ms: int, began_ms: int
 ) -> QueryError:
-    """Return why no cover has the range: it lies askew to the windows, or is not there."""
+    """Return why no cover has the range: it crosses the windows, or is not there."""
     base = choices[0]
     problem = f"cannot read family {query.family.name}"
     for name, time_ms in (("from", query.from_ms), ("to", query.to_ms)):

@@ -231,7 +231,7 @@ class Block:
         return rows.values(name) if isinstance(rows, TupleRows) else rows[name].to_list()
 
     def bytes_of(self, windows: Collection[int]) -> float:
-        """Return about how much memory the rows of these windows take; the result is kept."""
+        """Return the approximate bytes of memory of these windows' rows; the result is kept."""
         if not self._window_bytes:
             counts = Counter(self.values(_START)) if len(self.windows) > 1 else {}
             if isinstance(self._rows, TupleRows):

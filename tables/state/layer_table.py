@@ -69,7 +69,7 @@ class LayerTable(BlockTable):
         versions: by window start, the version of the delta that last changed one of its cells.
         touched: the windows of the block that was added last.
         oldest: the start of the oldest window that has cells, None if no window has any.
-        began: by accumulator that the layer got later, from which start on windows have all of it.
+        began: by accumulator that the layer got later, the start from which windows have all of it.
             Cells of other windows leave the table with null there.
     """
 
@@ -91,7 +91,7 @@ class LayerTable(BlockTable):
         return list(self._delta)
 
     def bytes_of(self, windows: Collection[int]) -> int:
-        """Return about how much memory the rows of these windows take."""
+        """Return the approximate bytes of memory of the rows of these windows."""
         if not windows:
             return 0
         return int(sum(block.bytes_of(windows) for block in self._blocks.values()))
@@ -225,7 +225,7 @@ class LayerTable(BlockTable):
         return job
 
     def rows_of(self, windows: Collection[int]) -> int:
-        """Return at most how many rows there are of these windows."""
+        """Return an upper bound of the number of rows of these windows."""
         return sum(b.height for b in self._blocks.values() if not b.windows.isdisjoint(windows))
 
     def _cells_of(self, rows: pl.DataFrame) -> pl.DataFrame:
@@ -237,7 +237,7 @@ class LayerTable(BlockTable):
         raise NotImplementedError
 
     def _due_for_merge(self, blocks: dict[int, Block]) -> list[int]:
-        """Return which blocks are merged next, oldest last."""
+        """Return the blocks that are merged next, oldest last."""
         raise NotImplementedError
 
     def _merge_of(self, blocks: dict[int, Block]) -> Callable[[], Merge]:

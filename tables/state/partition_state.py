@@ -120,7 +120,7 @@ class PartitionState:
         return self._least_final_ms()
 
     def complete_ms(self, layer: Layer) -> int:
-        """Return from which start on windows have all events; ``NEVER_ENDS_MS`` while not known."""
+        """Return the start from which windows have all events, ``NEVER_ENDS_MS`` if not known."""
         return self.whole(layer).get("events", NEVER_ENDS_MS)
 
     def is_known(self, layer: Layer) -> bool:
@@ -128,7 +128,7 @@ class PartitionState:
         return "events" in self.whole(layer)
 
     def whole(self, layer: Layer) -> dict[str, int]:
-        """Return from which start on windows have all of each accumulator; others are not known.
+        """Return the start from which windows have all of each accumulator; others are not known.
 
         A time of ``events`` holds for all accumulators. A column of a coarser layer is known once
         all senders have sent its time.
@@ -145,7 +145,7 @@ class PartitionState:
         return found
 
     def sends_whole(self, layer: Layer, coarser: Layer) -> dict[str, int]:
-        """Return from which start on a coarser layer gets all of a layer's windows, by column.
+        """Return, by column, the start from which a coarser layer gets all of a layer's windows.
 
         Unknown columns are left out, and all while the layer's own times are not known.
         """
@@ -243,7 +243,7 @@ class PartitionState:
         meta.named = sorted(named)
 
     def _begin_column(self, name: str, column: str) -> None:
-        """Note from which start on no window can have cells yet."""
+        """Note the start from which no window has cells yet."""
         meta = self.meta
         if self.plan.finer is None:
             begins_ms = meta.stream_time_ms + 1

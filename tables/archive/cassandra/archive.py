@@ -171,13 +171,13 @@ class CassandraArchive:
         self._is_readable = True
 
     async def history(self, topic: str, partition: int) -> History | None:
-        """Return which journal the rows of a partition come from; see the protocol."""
+        """Return the journal that the rows of a partition come from; see the protocol."""
         verb = f"read the history of {topic}"
         with driver(verb):
             return await asyncio.to_thread(self._register(verb).history, topic, partition)
 
     async def remember(self, topic: str, partition: int, history: History) -> History:
-        """Return which journal they come from, ``history`` from now on; see the protocol."""
+        """Return the journal that they come from, ``history`` from now on; see the protocol."""
         verb = f"remember the history of {topic}"
         with driver(verb):
             return await asyncio.to_thread(self._register(verb).remember, topic, partition, history)

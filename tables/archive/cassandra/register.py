@@ -62,7 +62,7 @@ class Register:
             self._session.execute(gone, (self._map, topic, partition))
 
     def history(self, topic: str, partition: int) -> History | None:
-        """Return which journal the rows of an input partition come from."""
+        """Return the journal that the rows of an input partition come from."""
         text = (
             f"SELECT id, cluster FROM {self._table} "  # noqa: S608 - names of a checked map
             "WHERE map = %s AND topic = %s AND partition = %s"

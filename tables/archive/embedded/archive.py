@@ -134,12 +134,12 @@ class EmbeddedArchive:
         return f"folder {self._folder.absolute()}"
 
     async def history(self, topic: str, partition: int) -> History | None:
-        """Return which journal the rows of a partition come from; see the protocol."""
+        """Return the journal that the rows of a partition come from; see the protocol."""
         running = self._running_for(f"read the history of {topic}")
         return await _run(running.writer, lambda: Books(running.db).history(topic, partition))
 
     async def remember(self, topic: str, partition: int, history: History) -> History:
-        """Return which journal they come from, ``history`` from now on; see the protocol."""
+        """Return the journal that they come from, ``history`` from now on; see the protocol."""
         running = self._running_for(f"remember the history of {topic}")
 
         def take() -> History:
@@ -249,9 +249,9 @@ class EmbeddedArchive:
         running.failed = False
 
     def _write_down(self, running: _Running) -> None:
-        """Keep how far the archive has come, so that a copy that ends before is recognised."""
+        """Keep the archive's extent, so that a copy that ends before it is recognised."""
         try:
-            with rocks("write down how far it is"):
+            with rocks("write down its extent"):
                 extent = archive_extent.reached(self._folder, running.db)
             archive_extent.write_down(self._folder, extent, running.whose.map)
         except OSError as error:

@@ -64,7 +64,7 @@ class Books:
         return self._read("read whose it is", WHOSE, Whose)
 
     def put_whose(self, whose: Whose) -> None:
-        """Say whose it is."""
+        """Write whose it is."""
         self._put("say whose it is", WHOSE, msgspec.json.encode(whose))
 
     def history(self, topic: str, partition: int) -> History | None:
@@ -73,7 +73,7 @@ class Books:
         return self._read(step, _history_key(topic, partition), History)
 
     def put_history(self, topic: str, partition: int, history: History) -> None:
-        """Say which journal they come from."""
+        """Write the journal that they come from."""
         key = _history_key(topic, partition)
         self._put(f"remember the history of {topic}", key, msgspec.json.encode(history))
 
@@ -96,7 +96,7 @@ class Books:
                 self._db.put(key, seal(SEALED, content), synced())
 
     def opened(self) -> int:
-        """Return how often it was opened."""
+        """Return the number of times that it was opened."""
         with rocks("read how often the archive was opened"):
             if (stored := self._db.get(OPENED)) is None:
                 return 0
@@ -106,7 +106,7 @@ class Books:
             return int.from_bytes(content)
 
     def put_opened(self, opened: int) -> None:
-        """Say how often it was opened."""
+        """Write the number of times that it was opened."""
         self._put("count how often it was opened", OPENED, opened.to_bytes(_OPENED_BYTES))
 
     def _read(self, step: str, key: bytes, kind: type[T]) -> T | None:

@@ -194,7 +194,7 @@ class RunLayout:
             del cursor  # as in between()
 
     def runs_of(self, db: rocksdict.Rdict, bucket: int) -> dict[int, int]:
-        """Return the runs of a bucket, oldest first, with about how many rows each has."""
+        """Return the runs of a bucket, oldest first, with the approximate rows of each."""
         runs: dict[int, int] = {}
         for key, _ in between(db, self.head(bucket), self.head(bucket + 1)):
             _, run = self.bucket_and_run(key)
