@@ -77,7 +77,7 @@ def generate(
 
     Raises:
         GenerateError: the load cannot be written as asked.
-        FeedError, ScanError: no broker answers, the topic is missing, or records were refused.
+        ProducerError, ScanError: no broker answers, the topic is missing, or records were refused.
         RightsError: this user may not read and write the topic.
     """
     themap = load_map(plan.map_file)
@@ -124,7 +124,7 @@ async def stream(plan: LoadSpec, progress: Callable[[int], None]) -> int:
 
     Raises:
         GenerateError: the load cannot be written as asked.
-        FeedError: no broker answers, the topic is missing, or records were refused.
+        ProducerError: no broker answers, the topic is missing, or records were refused.
     """
     themap = load_map(plan.map_file)
     source = _source(themap, plan)
