@@ -41,7 +41,7 @@ async def last_records(
     async with Scan(brokers, options, f"cannot read {topic}") as scan:
         firsts = await scan.starts({topic: partitions})
         ends = await scan.ends(firsts)
-        starts = {place: max(first, ends[place] - share) for place, first in firsts.items()}
+        starts = {tp: max(first, ends[tp] - share) for tp, first in firsts.items()}
         async with contextlib.aclosing(scan.read(starts, ends)) as found:
             async for (_, partition), records in found:
                 some = [record.value for record in records if record.value is not None]

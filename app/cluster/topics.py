@@ -126,12 +126,12 @@ async def check_topics(
         role: Role = "worker"
         wanted = rights_of(themap, role, group)
         lacking = await missing_rights(brokers, options, wanted, may_lack=True)
-        told = {line.partition(":")[0] for line in lacking}
+        reported = {line.partition(":")[0] for line in lacking}
         problems = [
             f"topic {spec.name}: missing, or this user may not Describe it; make it with"
             " `map apply`, or allow what `map acl` prints"
             for spec in specs
-            if spec.name not in found and f"topic {spec.name}" not in told
+            if spec.name not in found and f"topic {spec.name}" not in reported
         ]
         if problems or lacking:
             advice = how_to_allow(role, options) if lacking else ""

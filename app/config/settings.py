@@ -131,8 +131,8 @@ def load_settings(
     for name, value in (flags or {}).items():
         assert name in fields, f"{name} is not a field of {kind.__name__}"
         if value is not None:
-            place = f"flag {flag(fields[name]) or name}"
-            given[name] = _Given(value, place, is_text=isinstance(value, str))
+            origin = f"flag {flag(fields[name]) or name}"
+            given[name] = _Given(value, origin, is_text=isinstance(value, str))
     unread = _read_secrets(fields, given, problems)
     values: dict[str, Any] = {}
     for name, found in given.items():

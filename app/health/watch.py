@@ -159,7 +159,7 @@ class Watch(Background):
                 question.outage.failed(error, ASK)
             else:
                 question.outage.answered(ASK)
-            self.floods.tell_last()
+            self.floods.show_last()
             await asyncio.sleep(LOOK_S)
 
 

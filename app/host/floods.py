@@ -39,7 +39,7 @@ class _Flood:
 
 
 class FloodFilter(logging.Filter):
-    """Lets the first line of a flood pass; :meth:`tell_last` lets the last follow.
+    """Lets the first line of a flood pass; :meth:`show_last` lets the last follow.
 
     Attributes:
         held_total: lines that were held back.
@@ -70,7 +70,7 @@ class FloodFilter(logging.Filter):
             self.held_total += 1
         return False
 
-    def tell_last(self) -> None:
+    def show_last(self) -> None:
         """Show the last line of each flood that is over, with the number of those held back."""
         now_s = self._clock_s()
         with self._lock:

@@ -39,7 +39,7 @@ TICKS = 10
 STDERR = 2
 """The file itself: Faust's command line puts a log in the place of ``sys.stderr``."""
 
-TELL_SECONDS_MAX = 2.0
+WRITE_SECONDS_MAX = 2.0
 """Seconds for the last words: a full pipe that nobody reads must not keep the process."""
 
 
@@ -85,9 +85,11 @@ class Watchdog:
             before_s = now_s
         # A loop that goes on at this very moment is too late: show its stack.
         reason = self._reason(self._stalled_s)
-        telling = threading.Thread(target=_tell, args=(reason,), name="watchdog tells", daemon=True)
-        telling.start()
-        telling.join(TELL_SECONDS_MAX)
+        writing = threading.Thread(
+            target=_write, args=(reason,), name="watchdog writes", daemon=True
+        )
+        writing.start()
+        writing.join(WRITE_SECONDS_MAX)
         os._exit(EXIT_CODE)
 
     def _reason(self, stalled_s: float) -> str:
@@ -98,14 +100,14 @@ class Watchdog:
                 "for; check the disks of state_folder and archive_folder"
             )
         return (
-            f"cannot stay in the group: the event loop stands still at {_place()}; got "
+            f"cannot stay in the group: the event loop stands still at {_location()}; got "
             f"{stalled_s:.1f} s; want at most session_timeout_ms, {self._limit_s:g} s; the "
             "stacks are above; give the worker a core of its own, or smaller chunks "
             "(chunk_records_max)"
         )
 
 
-def _tell(reason: str) -> None:
+def _write(reason: str) -> None:
     # Not by faulthandler, which would keep the interpreter's lock while a full pipe takes nothing,
     # and not through a stream, whose lock the main thread may hold.
     os.write(STDERR, f"{''.join(_stacks())}error: {reason}\n".encode())
@@ -126,7 +128,7 @@ def _frames() -> dict[int | None, FrameType]:
     return dict(sys._current_frames().items())  # noqa: SLF001 - documented, for all its name
 
 
-def _place() -> str:
-    """Return the place of the main thread, as file, line and function."""
+def _location() -> str:
+    """Return the location of the main thread: file, line and function."""
     frame = _frames()[threading.main_thread().ident]
     return f"{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_qualname})"

@@ -295,7 +295,7 @@ def write(connection: AIOKafkaConnection, message: bytes) -> None:
         raise _broken(connection, error) from error
 
 
-def tell_broken_connections() -> None:
+def report_broken_connections() -> None:
     """Have aiokafka's own requests treat a transport that uvloop has closed as a broken connection.
 
     Without it the RuntimeError ends aiokafka's tasks, of its producer for instance.
@@ -303,12 +303,12 @@ def tell_broken_connections() -> None:
     for name in ("send", "_send_sasl_token"):
         send = getattr(AIOKafkaConnection, name)
         if not hasattr(send, "__wrapped__"):
-            setattr(AIOKafkaConnection, name, _told(send))
+            setattr(AIOKafkaConnection, name, _reporting(send))
 
 
-def _told(send: Callable[..., Any]) -> Callable[..., Any]:
+def _reporting(send: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(send)
-    def told(self: AIOKafkaConnection, *args: Any, **options: Any) -> Any:
+    def reporting(self: AIOKafkaConnection, *args: Any, **options: Any) -> Any:
         try:
             return send(self, *args, **options)
         except KafkaError:
@@ -316,7 +316,7 @@ def _told(send: Callable[..., Any]) -> Callable[..., Any]:
         except RuntimeError as error:
             raise _broken(self, error) from error
 
-    return told
+    return reporting
 
 
 def _broken(connection: AIOKafkaConnection, error: Exception) -> KafkaConnectionError:

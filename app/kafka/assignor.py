@@ -119,7 +119,7 @@ def plan(
     for member in sorted(living):
         homeless += planner.shed(member)
     for tp in sorted(homeless):
-        planner.place(tp)
+        planner.assign(tp)
     return planned | planner.planned
 
 
@@ -201,7 +201,7 @@ class _Planner:
             gone.append(tp)
         return gone
 
-    def place(self, tp: TopicPartition) -> None:
+    def assign(self, tp: TopicPartition) -> None:
         """Give a partition without owner to the member it suits best, if any reads its topic."""
         topic = tp[0]
         readers = [member for member in self._living if topic in self._living[member].topics]
@@ -318,8 +318,8 @@ class Assignor(AbstractPartitionAssignor):  # type: ignore[misc]  # aiokafka com
     """aiokafka's assignor, as an object per consumer: aiokafka never asks whether it is a class.
 
     ``describe`` returns this member's description of itself, for every join; ``on_shares`` gets the
-    partitions of every member, as of an assignment; ``place`` returns this member's number in the
-    group, empty at first, and the generation.
+    partitions of every member, as of an assignment; ``joined_as`` returns this member's number in
+    the group, empty at first, and the generation.
     """
 
     name = NAME
@@ -327,11 +327,11 @@ class Assignor(AbstractPartitionAssignor):  # type: ignore[misc]  # aiokafka com
     describe: Callable[[], Member]
     on_shares: Callable[[list[Share]], None]
     proof: GroupProof = GroupProof("")  # noqa: RUF009 - it never changes
-    place: Callable[[], tuple[str, int]] = lambda: ("", -1)
+    joined_as: Callable[[], tuple[str, int]] = lambda: ("", -1)
 
     def metadata(self, topics: Iterable[str]) -> ConsumerProtocolMemberMetadata:
         """Return the metadata of this member's join."""
-        number, _ = self.place()
+        number, _ = self.joined_as()
         data = self.proof.join(self.describe(), number)
         return ConsumerProtocolMemberMetadata(_PROTOCOL_VERSION, sorted(topics), data)
 
@@ -371,7 +371,7 @@ class Assignor(AbstractPartitionAssignor):  # type: ignore[misc]  # aiokafka com
             )
             for member, tps in planned.items()
         ]
-        data = self.proof.plan(shares, self.place()[1])
+        data = self.proof.plan(shares, self.joined_as()[1])
         return {
             member: ConsumerProtocolMemberAssignment(
                 _PROTOCOL_VERSION, list(by_topic(tps).items()), data
@@ -389,10 +389,10 @@ class Assignor(AbstractPartitionAssignor):  # type: ignore[misc]  # aiokafka com
         if not topics and not stranger:
             stranger = "it does not say which topics it reads"
         proved = not stranger and self.proof.is_joined(said, member)
-        told = _decoded(member, said)
+        described = _decoded(member, said)
         if stranger:
-            told = _cut(told)
-        return Candidate(told, topics, stranger, proved)
+            described = _cut(described)
+        return Candidate(described, topics, stranger, proved)
 
 
 def shares_of(data: bytes) -> list[Share]:
@@ -404,10 +404,10 @@ def shares_of(data: bytes) -> list[Share]:
     return content_of(data, list[Share])
 
 
-def _cut(told: Member) -> Member:
+def _cut(stranger: Member) -> Member:
     """Return a stranger's description, cut for the plan, whose length brokers bound."""
-    node, url = told.node[:STRANGER_CHARACTERS_MAX], told.url[:STRANGER_CHARACTERS_MAX]
-    return msgspec.structs.replace(told, node=node, url=url)
+    node, url = stranger.node[:STRANGER_CHARACTERS_MAX], stranger.url[:STRANGER_CHARACTERS_MAX]
+    return msgspec.structs.replace(stranger, node=node, url=url)
 
 
 def _decoded(member: str, data: bytes) -> Member:

@@ -60,16 +60,16 @@ class BrokerFaultError(Exception):
 
 async def cause_of(brokers: str, options: Mapping[str, Any]) -> BrokerFaultError | None:
     """Return why brokers cannot be used; None if one of them, and all that it names, can be."""
-    places = [_place(broker) for broker in brokers.split(",")]
+    addresses = [_address(broker) for broker in brokers.split(",")]
     first: BrokerFaultError | None = None
-    for place in places[:BROKERS_MAX]:
+    for address in addresses[:BROKERS_MAX]:
         try:
-            named = await _Broker(*place, options).named()
+            named = await _Broker(*address, options).named()
         except BrokerFaultError as fault:
             if first is None or (fault.is_final and not first.is_final):
                 first = fault
             continue
-        return await _of_named([one for one in named if one not in places], options)
+        return await _of_named([one for one in named if one not in addresses], options)
     return first
 
 
@@ -77,9 +77,9 @@ async def _of_named(
     named: list[tuple[str, int]], options: Mapping[str, Any]
 ) -> BrokerFaultError | None:
     """Return the lasting fault of a broker that another one names."""
-    for place in named[:BROKERS_MAX]:
+    for address in named[:BROKERS_MAX]:
         try:
-            await _Broker(*place, options).named()
+            await _Broker(*address, options).named()
         except BrokerFaultError as fault:
             if fault.is_final:
                 return BrokerFaultError(
@@ -88,7 +88,7 @@ async def _of_named(
     return None
 
 
-def _place(broker: str) -> tuple[str, int]:
+def _address(broker: str) -> tuple[str, int]:
     host, _, port = broker.strip().rpartition(":")
     return host.strip("[]"), int(port)
 
@@ -97,7 +97,7 @@ class _Broker:
     """One broker, to which connections are made step by step."""
 
     def __init__(self, host: str, port: int, options: Mapping[str, Any]) -> None:
-        self._place = host, port
+        self._address = host, port
         self._options = options
         self._tls: ssl.SSLContext | None = options.get("ssl_context")
         self._at = f"broker {host}:{port}"
@@ -134,7 +134,7 @@ class _Broker:
     async def _open(self) -> None:
         try:
             async with asyncio.timeout(STEP_S):
-                _, writer = await asyncio.open_connection(*self._place)
+                _, writer = await asyncio.open_connection(*self._address)
         except (OSError, TimeoutError) as error:
             words = f"{self._at} does not answer: {_text(error)}"
             if isinstance(error, socket.gaierror):
@@ -149,7 +149,7 @@ class _Broker:
         writer = None
         try:
             async with asyncio.timeout(STEP_S):
-                reader, writer = await asyncio.open_connection(*self._place, ssl=context)
+                reader, writer = await asyncio.open_connection(*self._address, ssl=context)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(ALERT_S):
                     await reader.read(1)
@@ -168,7 +168,7 @@ class _Broker:
     def _tls_words(self, error: Exception) -> str | None:
         """Return the cause that a failed handshake tells; None if it tells none."""
         if isinstance(error, ssl.SSLCertVerificationError):
-            return f"the certificate of {self._at} {_certificate_words(self._place[0], error)}"
+            return f"the certificate of {self._at} {_certificate_words(self._address[0], error)}"
         fault = fault_of(error)
         if fault is Fault.PLAIN:
             return f"{self._at} {_NO_TLS}"
@@ -199,7 +199,7 @@ class _Broker:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         try:
             async with asyncio.timeout(STEP_S):
-                _, writer = await asyncio.open_connection(*self._place, ssl=context)
+                _, writer = await asyncio.open_connection(*self._address, ssl=context)
         except (OSError, TimeoutError):
             return False
         await _end(writer)
@@ -253,7 +253,7 @@ class _Broker:
     async def _connect(self, options: Mapping[str, Any]) -> AIOKafkaConnection:
         timeout_ms = int(STEP_S * 1_000)
         async with asyncio.timeout(STEP_S):
-            return await create_conn(*self._place, request_timeout_ms=timeout_ms, **options)
+            return await create_conn(*self._address, request_timeout_ms=timeout_ms, **options)
 
 
 async def _end(writer: asyncio.StreamWriter) -> None:

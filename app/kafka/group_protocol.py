@@ -28,7 +28,7 @@ class Described(NamedTuple):
     joined: bytes
 
 
-def look_at_group(
+def check_members(
     consumer: AIOKafkaConsumer,
     joined: Callable[[str, bytes], bytes],
     planned: Callable[[int, bytes], Awaitable[bytes]],
@@ -52,7 +52,7 @@ def look_at_group(
     coordinator._on_join_complete = completed
 
 
-def place_in_group(consumer: AIOKafkaConsumer) -> tuple[str, int]:
+def joined_as(consumer: AIOKafkaConsumer) -> tuple[str, int]:
     """Return the number of this member, empty before its first join, and the generation."""
     return str(consumer._coordinator.member_id), int(consumer._coordinator.generation)
 

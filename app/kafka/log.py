@@ -309,8 +309,8 @@ class KafkaLog:
         size = 0
         position = first = await self._answered(cannot, patience_s, consumer.position(key))
         while position < stop and (bytes_max is None or size < bytes_max):
-            few = min(RECORDS_AT_ONCE, stop - position)
-            fetching = consumer.getmany(key, timeout_ms=500, max_records=few)
+            records_max = min(RECORDS_AT_ONCE, stop - position)
+            fetching = consumer.getmany(key, timeout_ms=500, max_records=records_max)
             found = await self._answered(cannot, patience_s, fetching)
             # It does not wait where there is more of the last fetch.
             await asyncio.sleep(0)

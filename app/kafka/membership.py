@@ -29,7 +29,7 @@ from app.kafka.assignor import (
     shares_of,
 )
 from app.kafka.group_proof import GroupProof, content_of
-from app.kafka.group_protocol import Described, describe_group, look_at_group, place_in_group
+from app.kafka.group_protocol import Described, check_members, describe_group, joined_as
 from app.kafka.transport_options import TransportError, TransportOptions
 
 DESCRIBE_S = 3.0
@@ -89,17 +89,17 @@ class Membership:
         self._consumer: AIOKafkaConsumer | None = None
         self.strangers = NOBODY
         self._twins: dict[str, list[str]] = {}
-        self._telling: asyncio.Task[None] | None = None
+        self._warning: asyncio.Task[None] | None = None
         self.refusal = ""
         self._ending: asyncio.Task[None] | None = None
         self.assignor = Assignor(
-            describe, group.take, self._proof, lambda: place_in_group(self._consumer)
+            describe, group.take, self._proof, lambda: joined_as(self._consumer)
         )
 
     def attach(self, consumer: AIOKafkaConsumer) -> None:
         """Check the bytes of members for a consumer that has started and not joined."""
         self._consumer = consumer
-        look_at_group(consumer, self._joined, self._planned)
+        check_members(consumer, self._joined, self._planned)
 
     def look(self) -> None:
         """Log members that are not workers, or share a URL, as of a new plan; each once.
@@ -118,7 +118,7 @@ class Membership:
         self._twins = self._group.twins
         self.stop()
         if self._group.refused:
-            self._telling = asyncio.create_task(supervised(self._tell(), self._fail))
+            self._warning = asyncio.create_task(supervised(self._warn(), self._fail))
         else:
             self.strangers = NOBODY
 
@@ -159,8 +159,8 @@ class Membership:
 
     def stop(self) -> None:
         """Say no more."""
-        if self._telling is not None:
-            self._telling.cancel()
+        if self._warning is not None:
+            self._warning.cancel()
 
     def _joined(self, member: str, data: bytes) -> bytes:
         """Return a member's join, that of a stranger without the topics that it names."""
@@ -207,12 +207,12 @@ class Membership:
         me = self._describe()
         given = {topic: sorted(partitions) for topic, partitions in mine if partitions}
         for share in shares:
-            told = {topic: sorted(of) for topic, of in share.partitions.items() if of}
-            if (share.node, share.boot) == (me.node, me.boot) and told == given:
+            sent = {topic: sorted(of) for topic, of in share.partitions.items() if of}
+            if (share.node, share.boot) == (me.node, me.boot) and sent == given:
                 return ""
-        return "the plan gives this worker other partitions than it tells the others"
+        return "the plan gives this worker other partitions than it names to the others"
 
-    async def _tell(self) -> None:
+    async def _warn(self) -> None:
         found = await self._found()
         for member, words in found.named.items() if found.total else ():
             if member not in self.strangers.named:
@@ -229,7 +229,7 @@ class Membership:
             async with asyncio.timeout(DESCRIBE_S):
                 described = await self._described()
         except (KafkaError, TimeoutError) as error:
-            named = {"": f"nobody tells who: {error!r}"}
+            named = {"": f"nobody says who: {error!r}"}
             return Strangers(len(self._group.strangers), named)
         found = [(one, why) for one in described if (why := self._why_no_worker(one))]
         return Strangers(

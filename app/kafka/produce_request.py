@@ -40,7 +40,7 @@ REQUEST_BYTES_MAX = 8 << 20
 _ALL_REPLICAS = -1
 _BATCH_BYTES_MAX = 1 << 30
 _HEAD = struct.Struct(">hhih")
-_PLACE = struct.Struct(">ii")
+_PARTITION = struct.Struct(">ii")
 _RESULT = struct.Struct(">ihqq")
 
 
@@ -48,7 +48,7 @@ _RESULT = struct.Struct(">ihqq")
 class _Append:
     """One record on its way: its batch, and the future of its offset."""
 
-    place: TopicPartition
+    tp: TopicPartition
     batch: bytes
     offset: asyncio.Future[int]
 
@@ -79,8 +79,8 @@ class Appends:
         Raises:
             KafkaError: no leader is known.
         """
-        place = TopicPartition(topic, partition)
-        leader = self._client.cluster.leader_for_partition(place)
+        tp = TopicPartition(topic, partition)
+        leader = self._client.cluster.leader_for_partition(tp)
         if leader is None or leader < 0:
             raise errors.LeaderNotAvailableError(f"no leader of {topic}[{partition}] is known")
         builder = DefaultRecordBatchBuilder(
@@ -88,7 +88,7 @@ class Appends:
             base_sequence=-1, batch_size=_BATCH_BYTES_MAX,
         )  # fmt: skip
         builder.append(0, timestamp=wall_clock_ms(), key=None, value=value, headers=[])
-        append = _Append(place, bytes(builder.build()), self._loop.create_future())
+        append = _Append(tp, bytes(builder.build()), self._loop.create_future())
         others = self._waiting.setdefault(leader, [])
         others.append(append)
         if len(others) == 1:
@@ -141,7 +141,7 @@ class Appends:
         self, appends: list[_Append], results: dict[TopicPartition, tuple[int, int]]
     ) -> None:
         for append in appends:
-            code, offset = results.get(append.place, (-1, -1))
+            code, offset = results.get(append.tp, (-1, -1))
             if code == 0:
                 if not append.offset.done():
                     append.offset.set_result(offset)
@@ -149,7 +149,7 @@ class Appends:
             error = errors.for_code(code)
             if error.invalid_metadata:
                 self._client.force_metadata_update()
-            append.fail(error(f"{append.place.topic}[{append.place.partition}]"))
+            append.fail(error(f"{append.tp.topic}[{append.tp.partition}]"))
 
 
 def _requests(appends: list[_Append]) -> Iterator[list[_Append]]:
@@ -161,10 +161,10 @@ def _requests(appends: list[_Append]) -> Iterator[list[_Append]]:
         size = 0
         for append in rest:
             fits = not taken or size + len(append.batch) <= REQUEST_BYTES_MAX
-            if later or append.place in taken or not fits:
+            if later or append.tp in taken or not fits:
                 later.append(append)
             else:
-                taken[append.place] = append
+                taken[append.tp] = append
                 size += len(append.batch)
         yield list(taken.values())
         rest = later
@@ -179,14 +179,14 @@ def _encode(number: int, client: bytes, timeout_ms: int, appends: list[_Append])
     by_topic = [
         (topic.encode(), list(some))
         for topic, some in itertools.groupby(
-            sorted(appends, key=lambda append: append.place), lambda append: append.place.topic
+            sorted(appends, key=lambda append: append.tp), lambda append: append.tp.topic
         )
     ]
     parts.append(struct.pack(">i", len(by_topic)))
     for topic, some in by_topic:
         parts.append(struct.pack(f">h{len(topic)}si", len(topic), topic, len(some)))
         for append in some:
-            parts += _PLACE.pack(append.place.partition, len(append.batch)), append.batch
+            parts += _PARTITION.pack(append.tp.partition, len(append.batch)), append.batch
     parts[0] = struct.pack(">i", sum(map(len, parts)))
     return b"".join(parts)
 

@@ -166,12 +166,12 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         Raises:
             KafkaError: a leader, or every broker, does not answer.
         """
-        places = [KafkaPartition(*tp) for tp in partitions]
-        if not places:
+        wanted = [KafkaPartition(*tp) for tp in partitions]
+        if not wanted:
             await self._consumer.topics()
             return {}
-        found = await self._consumer.end_offsets(places)
-        return {(place.topic, place.partition): end for place, end in found.items()}
+        found = await self._consumer.end_offsets(wanted)
+        return {(tp.topic, tp.partition): end for tp, end in found.items()}
 
     def positions(self) -> dict[TopicPartition, int]:
         """Return the next offset to hand over of each ready partition."""
@@ -190,11 +190,11 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
 
         None if the log is known to be longer, or its end is not known.
         """
-        place = KafkaPartition(topic, partition)
-        end = self._consumer.highwater(place) if (topic, partition) in self._positions else None
+        tp = KafkaPartition(topic, partition)
+        end = self._consumer.highwater(tp) if (topic, partition) in self._positions else None
         if end is None or position < end:
             return None
-        return self._consumer.last_poll_timestamp(place)  # type: ignore[no-any-return]
+        return self._consumer.last_poll_timestamp(tp)  # type: ignore[no-any-return]
 
     def statistics(self) -> Statistics:
         """Return a copy of the counts."""

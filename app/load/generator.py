@@ -24,7 +24,7 @@ from app.cluster.rights_check import check_rights
 from app.config.connections import client_options
 from app.config.settings import Settings
 from app.kafka.batch_producer import BatchProducer
-from app.kafka.scan import Scan, places_of
+from app.kafka.scan import Scan, partitions_of
 from app.load.event_shape import EventShape
 from app.load.manifest import Written, manifest_of, write_manifest
 from app.load.plan import GenerateError, LoadSpec, Part, check_times, parts_of, start_after
@@ -340,7 +340,7 @@ async def _first(brokers: str, source: Source, options: dict[str, Any]) -> dict[
 
 async def _ends(brokers: str, source: Source, options: dict[str, Any]) -> dict[int, int]:
     async with Scan(brokers, options, f"cannot read the ends of {source.topic}") as scan:
-        ends = await scan.ends(places_of({source.topic: source.partitions}))
+        ends = await scan.ends(partitions_of({source.topic: source.partitions}))
     return {number: end for (_, number), end in ends.items()}
 
 

@@ -116,16 +116,16 @@ class Peers:
         while lacking := self._lacking(reads, found):
             owners: dict[str, set[TopicPartition]] = {}
             members = self._members()
-            for place in lacking:
-                owners.setdefault(members.get(place, ""), set()).add(place)
+            for tp in lacking:
+                owners.setdefault(members.get(tp, ""), set()).add(tp)
             owners.pop("", None)
             # Local rows first: the state may move while others are waited for.
             if (mine := owners.pop(self._own_url, None)) is not None:
                 _add(found, await self._made([self._local(one) for one in self._of(reads, mine)]))
             left_s = max(LAST_TRY_S, until - loop.time())
             asks = [
-                self._ask(url, self._of(reads, places), left_s, cost)
-                for url, places in owners.items()
+                self._ask(url, self._of(reads, partitions), left_s, cost)
+                for url, partitions in owners.items()
             ]
             for answer in await asyncio.gather(*asks):
                 if answer is not None:
@@ -142,10 +142,10 @@ class Peers:
             for partition in read.asked - rows.facts.keys()
         }
 
-    def _of(self, reads: Sequence[LiveRead], places: set[TopicPartition]) -> list[LiveRead]:
+    def _of(self, reads: Sequence[LiveRead], partitions: set[TopicPartition]) -> list[LiveRead]:
         """Return the same reads of these partitions only."""
         asked: dict[str, set[int]] = {}
-        for topic, partition in places:
+        for topic, partition in partitions:
             asked.setdefault(topic, set()).add(partition)
         return [
             dataclasses.replace(

@@ -124,7 +124,7 @@ def _check(layer: Layer, read: WireRead) -> None:
     fields = {field.name: types[field.type] for field in layer.key}
     texts = [name for name, kind in fields.items() if kind is str]
     numbers = [read.from_ms, read.to_ms, *(read.partitions or ())]
-    numbers += [n for told in (read.after or {}).values() for n in msgspec.structs.astuple(told)]
+    numbers += [n for one in (read.after or {}).values() for n in msgspec.structs.astuple(one)]
     numbers += [v for values in read.values.values() for v in values if type(v) is int]
     if (
         not all(

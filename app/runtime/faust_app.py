@@ -21,7 +21,7 @@ from faust.app.base import BootStrategy
 from mode import Service
 
 from agents.supervised import supervised
-from app.kafka.aiokafka_private import tell_broken_connections
+from app.kafka.aiokafka_private import report_broken_connections
 from app.kafka.lane import Lane
 from app.trust.secret_files import readable_secrets
 from app.web.listener import Site
@@ -183,4 +183,4 @@ def _use_uvloop() -> None:
     """Make uvloop the event loop of this process if it is installed."""
     with contextlib.suppress(ImportError):
         asyncio.set_event_loop_policy(importlib.import_module("uvloop").EventLoopPolicy())
-        tell_broken_connections()
+        report_broken_connections()

@@ -96,7 +96,7 @@ class Metrics(Collector):
         yield _counter("records", "Records read, by their content.", records, *PARTITION, "column")
         yield _counter("events", "Events decoded, by their outcome.", events, *PARTITION, "column")
         refused = {
-            (*_place(owner), *name.split(".", 1)): count
+            (*_labels(owner), *name.split(".", 1)): count
             for owner in owners
             for name, count in owner.state.meta.ledger.items()
             if name.startswith(("unreadable.", "malformed."))
@@ -121,7 +121,7 @@ class Metrics(Collector):
         }
         what = "How often most events of a layer began to come too late."
         yield _counter("late_episodes", what, late, "layer")
-        positions = {_place(owner): owner.position for owner in owners}
+        positions = {_labels(owner): owner.position for owner in owners}
         yield _gauge("position", "Next offset to fold.", positions, *PARTITION)
 
     def _reading(self) -> Iterator[Metric]:
@@ -254,14 +254,14 @@ class Metrics(Collector):
         yield _counter("reloads", "Times that changed files were put to use.", loads, "what")
 
 
-def _place(owner: Owner) -> tuple[str, str]:
+def _labels(owner: Owner) -> tuple[str, str]:
     return owner.plan.topic, str(owner.partition)
 
 
 def _columns(owners: Iterable[Owner], unit: str) -> Rows:
     columns = RECORD_COLUMNS if unit == "records" else EVENT_COLUMNS
     return {
-        (*_place(owner), column): owner.state.meta.ledger.get(f"{unit}.{column}", 0)
+        (*_labels(owner), column): owner.state.meta.ledger.get(f"{unit}.{column}", 0)
         for owner in owners
         for column in columns
     }

@@ -231,7 +231,7 @@ async def test_a_plan_gives_a_worker_what_it_tells_the_others(
         other = bytes(ConsumerProtocolMemberAssignment(0, every, plan).encode())
         taken = ConsumerProtocolMemberAssignment.decode(await membership._planned(7, other))
         assert (taken.assignment, shares_of(taken.user_data)) == ([], [])
-        assert "other partitions than it tells the others" in str(failed.pop())
+        assert "other partitions than it names to the others" in str(failed.pop())
 
 
 async def test_strangers_are_counted_and_the_first_are_named(
