@@ -10,7 +10,7 @@ from app.cluster.topics import topics_found
 from app.kafka.scan import Scan, ScanError
 
 BYTES_MAX = 64 << 20
-"""Bytes of all values; the reading ends there."""
+"""The bytes of all values at which reading ends."""
 
 
 async def last_records(

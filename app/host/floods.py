@@ -1,9 +1,9 @@
 """Floods of the log: of lines that say the same, the first and the last are kept, others counted.
 
-aiokafka and the Cassandra driver log each attempt to reach a server that is
-away, many a second. Their loggers stay as they are; a line is like another if logger, level and
-message are the same but for the numbers, addresses and errors put into it. Some of these lines come
-with the traceback of an error that says it all: that a node is away, or refuses.
+aiokafka and the Cassandra driver log each attempt to reach a server that is away, many a second.
+Their loggers stay as they are. A line is like another if logger, level and message are the same but
+for the numbers, addresses and errors put into it. Some of these lines have a traceback, although
+their error says enough: that a node is away, or refuses.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ OWN = (
     "app.kafka.offset_commits",
     "app.kafka.transport.coordinator",
 )
-"""Loggers of ours that tell the same of each attempt; see :mod:`agents.outage` for the others."""
+"""Loggers of ours that say the same of each attempt; see :mod:`agents.outage` for the others."""
 
 QUIET_S = 30.0
-"""A line that did not come again for so long was the last of its flood."""
+"""A line that did not come again for this time was the last of its flood."""
 
 _LAST = "treasure_map_last_of_flood"
 
@@ -107,7 +107,7 @@ def tame() -> FloodFilter:
     tamed = FloodFilter()
     for name in OWN:
         logging.getLogger(name).addFilter(tamed)
-    # A logger's filters do not see what its children log.
+    # A logger's filters do not see the lines of its children.
     for name, logger in list(logging.Logger.manager.loggerDict.items()):
         if name.partition(".")[0] in LIBRARIES and isinstance(logger, logging.Logger):
             logger.addFilter(tamed)

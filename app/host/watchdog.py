@@ -7,10 +7,10 @@ may still do. So it has to end, and a supervisor starts it again.
     thread         tick   tick   tick   +1   +1   +1   +1  > limit: last words, end
 
 A thread counts the time that passes without a beat of the loop. Python code that never returns to
-the loop lets the thread run. Native code that keeps the interpreter's lock does not; against that
-stands a timer of the kernel that counts the CPU time of the process and that the thread winds up
-again at every tick. Neither takes a process for stuck that was stopped (a debugger, a suspended
-machine): docs/decisions/0005-watchdog.md.
+the loop lets the thread run. Native code that keeps the interpreter's lock does not; a timer of the
+kernel ends that. It counts the CPU time of the process, and the thread resets it at every tick. A
+process that was stopped (a debugger, a suspended machine) does not count as stuck:
+docs/decisions/0005-watchdog.md.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ TICKS = 10
 """Ticks of the thread in the time that the loop may stand still."""
 
 STDERR = 2
-"""The file itself: Faust's command line puts a log in the place of ``sys.stderr``."""
+"""The descriptor itself: Faust's command line replaces ``sys.stderr`` by a log."""
 
 WRITE_SECONDS_MAX = 2.0
 """Seconds for the last words: a full pipe that nobody reads must not keep the process."""
 
 
 class Watchdog:
-    """Watches one event loop, which may stand still for so long, until the process ends."""
+    """Watches one event loop, which may stand still for a bounded time, until the process ends."""
 
     def __init__(self, stall_seconds_max: float) -> None:
         self._limit_s = stall_seconds_max
@@ -62,7 +62,7 @@ class Watchdog:
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def leave(self) -> None:
-        """Tell that the loop has ended: from now on the process has a time to end."""
+        """Note that the loop has ended: from now on the process has a bounded time to end."""
         self._leaving = True
         self._limit_s = LEAVE_SECONDS_MAX
         self._stalled_s = 0.0
@@ -83,7 +83,7 @@ class Watchdog:
             # so the process was stopped, and the loop gets time to beat before the next tick.
             self._stalled_s += min(now_s - before_s, 2 * self._tick_s)
             before_s = now_s
-        # A loop that goes on at this very moment is too late: show its stack.
+        # A loop that resumes at this very moment is too late: show its stack.
         reason = self._reason(self._stalled_s)
         writing = threading.Thread(
             target=_write, args=(reason,), name="watchdog writes", daemon=True

@@ -32,7 +32,7 @@ NAME = "treasure-map-2"
 _PROTOCOL_VERSION = 0
 
 STRANGER_CHARACTERS_MAX = 200
-"""Of the node and URL of a member that is no worker; a worker's node has as many at most."""
+"""Most characters of the node and of the URL of a stranger; a worker's node has no more."""
 
 
 class Member(msgspec.Struct, frozen=True):
@@ -42,7 +42,7 @@ class Member(msgspec.Struct, frozen=True):
     ``owned`` was assigned: of two members that claim a partition, the later generation is right.
     ``home`` stays the same when a worker is started again: two boots of one home do not live
     at once. ``alone`` says why it cannot share the group, if it cannot; ``settled`` that the group
-    has taken it before.
+    has accepted it before.
     """
 
     node: str
@@ -58,10 +58,10 @@ class Member(msgspec.Struct, frozen=True):
 
 
 class Share(msgspec.Struct, frozen=True):
-    """What one member got: its node, its web URL and its partitions by topic.
+    """The share of one member: its node, its web URL and its partitions by topic.
 
-    ``refused`` says why it got nothing and must go; it knows itself by ``boot``, which is 0 of one
-    that is no worker: it may have named any.
+    ``refused`` says why it got nothing and must leave. It knows itself by ``boot``, which is 0 for
+    a stranger, because that may have named any.
     """
 
     node: str
@@ -74,8 +74,8 @@ class Share(msgspec.Struct, frozen=True):
 class Candidate(msgspec.Struct, frozen=True):
     """A member as the planner sees it: its description of itself, and the topics it reads.
 
-    ``stranger`` says why it is no worker, of which nothing is believed; ``proved`` that it says
-    this as the member that it is, and not in the words of another.
+    ``stranger`` says why it is not a worker; then nothing that it says is believed. ``proved`` says
+    that its description is its own, and not a copy of another member's.
     """
 
     member: Member
@@ -89,12 +89,13 @@ def plan(
 ) -> dict[str, set[TopicPartition]]:
     """Return the partitions of each member: as few moves as bring every load to at most ceil(P/n).
 
-    A partition stays with its owner unless that one has more than its share. Of an owner with too
-    many, those of its most crowded topic go; a partition without owner goes to a member that has
-    less than its share of the topic, holds it on disk, has few of the topic, has few in all; ties
-    go by rendezvous hash of the node's name. An older boot of a home gets nothing: its partitions
-    belong to the latest boot. Who is refused (:func:`refusals`) gets nothing. ``partitions`` are
-    counts by topic; candidates go by their id in the group.
+    A partition stays with its owner unless that one has more than its share. An owner with too
+    many gives up those of its most crowded topic. A partition without owner goes to a member that
+    has less than its share of the topic, then one that holds it on disk, has the fewest of the
+    topic, has the fewest in all; a rendezvous hash of the node's name breaks ties. An older boot of
+    a home gets nothing: its partitions belong to the latest boot. A refused member
+    (:func:`refusals`) gets nothing. ``partitions`` are counts by topic; candidates are by their id
+    in the group.
     """
     refused = refusals(candidates)
     living = {
@@ -124,10 +125,10 @@ def plan(
 
 
 def refusals(candidates: Mapping[str, Candidate]) -> dict[str, str]:
-    """Return why members must go, by their id in the group: always the later ones.
+    """Return why members must leave, by their id in the group: always the later ones.
 
-    Earlier are those whom the group has taken before, then those that were started earlier. An
-    older boot of a home goes whatever it says, and so does who is no worker.
+    Earlier are those that the group has accepted before, then those that were started earlier. An
+    older boot of a home and a stranger must leave, whatever they say.
     """
     living = _latest_boots(candidates)
     refused = {member: one.stranger for member, one in candidates.items() if one.stranger}
@@ -207,7 +208,7 @@ class _Planner:
         readers = [member for member in self._living if topic in self._living[member].topics]
         if not readers:
             return
-        # Where members read different topics the share may not suffice; the least loaded takes it.
+        # If members read different topics the share may not suffice; the least loaded gets it.
         free = [member for member in readers if len(self.planned[member]) < self._share]
         pool = free or sorted(readers, key=lambda member: len(self.planned[member]))[:1]
         best = min(
@@ -254,7 +255,7 @@ def _owners(
 
 
 def _home(candidate: Candidate) -> str:
-    """Return the home of a member; older releases tell none, and go by the node's name."""
+    """Return the home of a member; older releases name none, and the node's name counts."""
     return candidate.member.home or candidate.member.node
 
 
@@ -283,8 +284,8 @@ class GroupMap:
     Attributes:
         urls: the endpoint of each partition's owner.
         nodes: the endpoint of each node.
-        refused: why a member must go, by its boot.
-        strangers: why members are no workers, by the node and URL that each names.
+        refused: why a member must leave, by its boot.
+        strangers: why members are not workers, by the node and URL that each names.
         twins: the nodes of each endpoint that several of them name.
     """
 
@@ -296,7 +297,7 @@ class GroupMap:
         self.twins: dict[str, list[str]] = {}
 
     def take(self, shares: Sequence[Share]) -> None:
-        """Take a new map."""
+        """Use a new map."""
         self.urls = {tp: share.url for share in shares for tp in pairs(share.partitions)}
         self.refused = {share.boot: share.refused for share in shares if share.refused}
         self.strangers = {
@@ -380,7 +381,7 @@ class Assignor(AbstractPartitionAssignor):  # type: ignore[misc]  # aiokafka com
         }
 
     def on_assignment(self, assignment: ConsumerProtocolMemberAssignment) -> None:
-        """Take the leader's map. aiokafka calls this after it has taken the partitions."""
+        """Pass on the leader's map. aiokafka calls this after it has set the partitions."""
         self.on_shares(shares_of(assignment.user_data))
 
     def _candidate(self, member: str, data: ConsumerProtocolMemberMetadata) -> Candidate:
@@ -411,7 +412,7 @@ def _cut(stranger: Member) -> Member:
 
 
 def _decoded(member: str, data: bytes) -> Member:
-    """Return a member's description of itself; one that cannot be read takes part as a new node."""
+    """Return a member's description of itself; one that cannot be read counts as a new node."""
     try:
         return content_of(data, Member)
     except ValueError as error:

@@ -1,7 +1,7 @@
 """A producer of batches: writes records and heartbeats to one raw topic, many at a time.
 
-Values are packed into record batches here and handed to aiokafka whole: one future a batch, while
-its ``send`` makes one a record. All of a partition's records keep their order.
+Values are packed into record batches here and handed to aiokafka whole: one future a batch,
+instead of the one a record that its ``send`` makes. All of a partition's records keep their order.
 
     add(partition, keys, values) --> open batch of the partition --flush()--> sent, acknowledged
     heartbeat(time_ms) ------------> open batches of all partitions
@@ -45,7 +45,7 @@ def partition_of(key: bytes, partitions: int) -> int:
 class BatchProducer:
     """Writes to one topic; use it in an ``async with`` statement, which flushes at its end.
 
-    Batches of a few records are quicker without being ``compressed``, for all who read them.
+    Small batches are faster to read if they are not ``compressed``.
 
     Attributes:
         partitions: how many the topic has.

@@ -1,7 +1,7 @@
 """Why a connection to Kafka fails, found by making one step by step: name, port, TLS, login.
 
-aiokafka raises that it could not connect; the cause is only in its log, of some kinds nowhere: a
-broker closes the connection of a client that speaks plain on a TLS port, or TLS on a plain one,
+aiokafka raises that it could not connect; the cause is only in its log, or nowhere: a broker
+closes the connection of a client that speaks plain on a TLS port, or TLS on a plain one,
 without a word.
 """
 
@@ -31,7 +31,7 @@ END_S = 0.5
 """How long a connection may take to end."""
 
 BROKERS_MAX = 6
-"""Brokers that are tried, of those of the setting and again of those that they name."""
+"""Brokers of the setting that are tried; of those that they name, again as many."""
 
 LOGIN_ERRORS = (
     errors.SaslAuthenticationFailed,
@@ -47,7 +47,7 @@ _NO_TLS = (
 
 
 class BrokerFaultError(Exception):
-    """Why a broker cannot be used: the fault and the setting to look at, as a part of a sentence.
+    """Why a broker cannot be used: the fault and the setting to check, as a part of a sentence.
 
     Attributes:
         is_final: whether it stays so until somebody changes something.
@@ -166,7 +166,7 @@ class _Broker:
                 await _end(writer)
 
     def _tls_words(self, error: Exception) -> str | None:
-        """Return the cause that a failed handshake tells; None if it tells none."""
+        """Return the cause that a failed handshake shows; None if it shows none."""
         if isinstance(error, ssl.SSLCertVerificationError):
             return f"the certificate of {self._at} {_certificate_words(self._address[0], error)}"
         fault = fault_of(error)
@@ -233,7 +233,7 @@ class _Broker:
         )
 
     async def _mechanisms(self, mechanism: str | None) -> str:
-        """Return the mechanisms that a broker offers, and that this client has."""
+        """Return the mechanisms that both the broker and this client have."""
         kept = {name: value for name, value in self._options.items() if "sasl_" not in name}
         kept["security_protocol"] = "SSL" if self._tls else "PLAINTEXT"
         try:

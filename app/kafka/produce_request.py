@@ -3,13 +3,13 @@
 aiokafka's producer takes 0.6 ms of CPU and 1.4 ms until the answer for the appends of eight
 partitions (a queue, a task and a future a record, schemas packed value by value); a request packed
 here takes 0.1 and 0.6. It does only the good case: it knows leaders and connections from the
-producer's client, and tries nothing twice. Who gets an error has the producer do it again.
+producer's client, and tries nothing twice. After an error its caller appends by the producer.
 
-Beside ``app.kafka.aiokafka_private`` the one place that touches private names of aiokafka; the same
-test fails when an upgrade changes one.
+It uses private names of aiokafka, as ``app.kafka.aiokafka_private`` does; the same test fails when
+an upgrade changes one.
 """
 
-# ruff: noqa: SLF001 - private names are what this file is for
+# ruff: noqa: SLF001 - this file is for private names
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from tables.model.clock import wall_clock_ms
 
 PRODUCE = 0
 VERSION = 3
-"""Of a produce request: the first with record batches of format 2, which Kafka 4 takes too."""
+"""The version of a produce request: the first with batches of format 2; Kafka 4 has it, too."""
 
 REQUEST_BYTES_MAX = 8 << 20
-"""Of the records of one request, unless the first alone has more."""
+"""Most bytes of the records of one request, unless the first alone has more."""
 
 _ALL_REPLICAS = -1
 _BATCH_BYTES_MAX = 1 << 30
@@ -99,7 +99,7 @@ class Appends:
         for appends in _requests(self._waiting.pop(leader)):
             try:
                 self._request(leader, appends)
-            except Exception as error:  # noqa: BLE001 - told to whoever waits; nobody else would be
+            except Exception as error:  # noqa: BLE001 - raised to whoever waits
                 for append in appends:
                     append.fail(error)
 
@@ -134,7 +134,7 @@ class Appends:
     def _too_late(self, connection: Any, answer: asyncio.Future[Any]) -> None:
         if not answer.done():
             answer.set_exception(TimeoutError(f"no answer within {self._deadline_s:g} s"))
-        # It may never answer the requests of so far; the next request opens another.
+        # It may never answer its requests; the next request opens another connection.
         connection.close(reason=CloseReason.CONNECTION_TIMEOUT)
 
     def _resolve(

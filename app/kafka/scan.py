@@ -43,7 +43,7 @@ class Scan:
             leave them out; a partition then ends before the first of them.
 
     Raises:
-        ScanError: of all methods: no broker answers.
+        ScanError: from all methods, if no broker answers.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Scan:
         await self._stop()
 
     async def starts(self, topics: Mapping[str, int]) -> dict[Partition, int]:
-        """Return the first offset of every partition of topics, given how many each has.
+        """Return the first offset of every partition of topics; ``topics`` has the number of each.
 
         Raises:
             ScanError: a topic is not there.
@@ -92,7 +92,7 @@ class Scan:
         return {(tp.topic, tp.partition): offset for tp, offset in found.items()}
 
     async def ends(self, wanted: Iterable[Partition]) -> dict[Partition, int]:
-        """Return the end of each partition, as the answer to a fetch tells it.
+        """Return the end of each partition, as the answer to a fetch has it.
 
         The end that the embedded broker lists is that of the first record of the last batch.
         """
@@ -114,7 +114,7 @@ class Scan:
         They are those of :func:`read_plain`.
 
         Raises:
-            ScanError: records come no more.
+            ScanError: no more records come.
         """
         waiting = {KafkaPartition(*tp): end for tp, end in ends.items() if starts[tp] < end}
         if not waiting:
@@ -166,5 +166,5 @@ class Scan:
 
 
 def partitions_of(topics: Mapping[str, int]) -> list[Partition]:
-    """Return all partitions of topics, given how many each has."""
+    """Return all partitions of topics, from the number that each has."""
     return [(topic, number) for topic, count in topics.items() for number in range(count)]

@@ -51,7 +51,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
     """Reads the input topics in a consumer group and feeds the lanes.
 
     Owners report to the transport that reads for them, and it restores and releases them. So it is
-    made first, they are made with its methods, and :meth:`serve` names them before the start.
+    made first, owners are made with its methods, and :meth:`serve` names them before the start.
     ``purge`` empties the queues between this service and the agents.
 
     Attributes:
@@ -116,7 +116,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         self._moves.restore(tp, generation, later=True)
 
     def realign(self, topic: str, partition: int, position: int) -> None:
-        """Read a ready partition on from its owner's next offset if a chunk did not begin there."""
+        """Resume a ready partition at its owner's next offset if a chunk did not begin there."""
         tp = (topic, partition)
         if not self._stands(self.ready.get(tp, NO_GENERATION)):
             # Its restore, which is still to come, seeks as well.
@@ -126,7 +126,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         if tp not in self._realigned:
             self._realigned.add(tp)
             log.warning(
-                "reading stood elsewhere than the owner of %s[%d] and goes on from its offset %d; "
+                "reading was not at the owner's offset of %s[%d] and resumes at it, %d; "
                 "nothing is lost, further times are only counted", topic, partition, position,
             )  # fmt: skip
         for lane in self._lanes:
@@ -161,7 +161,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         return sorted(owned - self.ready.keys() - set(self.restoring()))
 
     async def ends(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
-        """Return up to which offset logs can be read now; without partitions, ask any broker.
+        """Return the ends of logs that can be read now; without partitions, ask any broker.
 
         Raises:
             KafkaError: a leader, or every broker, does not answer.
@@ -186,7 +186,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         return lags
 
     def fresh_ms(self, topic: str, partition: int, position: int) -> int | None:
-        """Return up to which wall-clock time everything appended lies below ``position``.
+        """Return the wall-clock time up to which all appended records lie below ``position``.
 
         None if the log is known to be longer, or its end is not known.
         """
@@ -251,7 +251,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
             ) from error
 
     async def on_stop(self) -> None:
-        """Let partitions go, leave a last hint of the positions, leave the group."""
+        """Release partitions, commit the positions as a last hint, leave the group."""
         handled = self._hints.take()
         self.membership.stop()
         await self._let_go()
@@ -316,7 +316,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         return self.options.member(*self._owned, self._owners.held())
 
     def _live(self, tp: TopicPartition, generation: int, position: int) -> None:
-        """Read a partition that has been restored from its owner's position on."""
+        """Read a partition that has been restored, from its owner's position."""
         self._consumer.seek(KafkaPartition(*tp), position)
         self._consumer.resume(KafkaPartition(*tp))
         self._positions[tp] = position
@@ -353,7 +353,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
     def _take_in(self, fetched: Fetched) -> bool:
         """Move fetched records into the lanes, up to a chunk for each; return whether any came.
 
-        Fetches go on meanwhile, so the next chunk has all records of the cycle before it.
+        Fetches continue meanwhile, so the next chunk has all records of the cycle before it.
         """
         some = False
         if not self._stands(self._generation):
@@ -395,7 +395,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         return some
 
     def _arrived(self, arrival: asyncio.Future[None]) -> None:
-        """Wake the loop: more was fetched, or nothing is waited for any more."""
+        """Wake the loop: more was fetched, or the wait for more has ended."""
         if not arrival.cancelled():
             if error := arrival.exception():
                 # The coordinator's, which check_errors() raises next; here it only wakes the loop.
@@ -420,7 +420,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         self.realign(topic, partition, self._positions[topic, partition])
 
     def lane_idle(self, chunk: Chunk | None) -> None:
-        """Take note that a lane has done a chunk, or that its agent has started."""
+        """Note that a lane has done a chunk, or that its agent has started."""
         if chunk is not None and chunk.generation == self._generation:
             for run in chunk.runs:
                 if (run.topic, run.partition) in self.ready:

@@ -2,7 +2,7 @@
 
 Nothing is counted for the metrics alone. Labels come from the map: topics, partitions, layers,
 columns of the ledger; never a key. The counts in an owner's state move with its partition to the
-next worker, and the series goes on there.
+next worker, and the series continues there.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class Metrics(Collector):
             ("restores", "Partitions restored.", counts.restores),
             ("restore_retries", "Restores that began again.", counts.restore_retries),
             ("fenced", "Partitions lost to another owner or an unknown outcome.", counts.restarts),
-            ("seeks_back", "Times that reading stood elsewhere than the owner.", counts.seeks_back),
+            ("seeks_back", "Times that reading was not at the owner's offset.", counts.seeks_back),
             ("slow_releases", "Releases that took too long.", counts.slow_releases),
             ("coordinator_errors", "Errors of the group's coordinator.", counts.retried_errors),
             ("commit_failures", "Hints of positions not committed.", counts.commit_failures),
@@ -205,7 +205,7 @@ class Metrics(Collector):
 
     def _needing(self) -> Iterator[Metric]:
         watch, emitted = self._watch, self._view.owners.emitted
-        what = "Partitions that stand while their log goes on."
+        what = "Partitions that stand while their log grows."
         yield _gauge("stuck_partitions", what, len(watch.progress.stuck()))
         what = "Times that a stuck partition was claimed again."
         yield _counter("stuck", what, watch.progress.stuck_total)
@@ -217,7 +217,7 @@ class Metrics(Collector):
         ):
             found = {key: getattr(outage, value) for key, outage in outages.items()}
             yield family(name, what, found, "dependency")
-        what = "Lines of the log that were counted, because they said the same."
+        what = "Lines of the log that were counted only, because they said the same."
         yield _counter("log_lines_held", what, watch.floods.held_total)
 
     def _answering(self) -> Iterator[Metric]:
@@ -271,7 +271,7 @@ def _family(
     kind: type[CounterMetricFamily | GaugeMetricFamily],
 ) -> Callable[..., Metric]:
     def family(name: str, what: str, found: float | Rows, *labels: str) -> Metric:
-        """Return a family of one number, or of those by the values of its labels."""
+        """Return a family of one number, or of numbers by the values of its labels."""
         metric = kind(PREFIX + name, what, labels=labels)
         rows = found if isinstance(found, Mapping) else {(): found}
         for values, number in rows.items():

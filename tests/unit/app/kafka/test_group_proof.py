@@ -279,7 +279,7 @@ async def test_strangers_are_counted_and_the_first_are_named(
     named = [f"m{n} from 10.0.0.9 says nothing of itself: its join cannot be read"
              for n in range(3, 7)]  # fmt: skip
     assert warning == (
-        "group flights has members that are no workers of this map and get nothing, 6 in all: m2"
+        "group flights has members that are not workers of this map and get nothing, 6 in all: m2"
         " from 10.0.0.9 says that it is node n7 at https://n7: it is a worker of map ships; give"
         f" each map a group of its own; {'; '.join(named)}; and 1 more; give Read on the group to"
         " workers only"
