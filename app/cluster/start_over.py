@@ -60,7 +60,7 @@ class StartOver:
                 f"got {', '.join(members)}; want none; stop them all first"
             )
         topics = await own_topics(settings.brokers, self._map, self._options)
-        return Doomed(topics, self._wiping.what)
+        return Doomed(topics, self._wiping.words)
 
     async def delete(self, doomed: Doomed) -> None:
         """Delete them; if that breaks off, workers are refused until it is done again.

@@ -1,6 +1,6 @@
 """Settings: one frozen tree from defaults, a TOML file, the environment and flags.
 
-A later source overrides an earlier: default < file (``--settings`` or ``TREASURE_MAP_SETTINGS``)
+A later origin overrides an earlier: default < file (``--settings`` or ``TREASURE_MAP_SETTINGS``)
 < ``TREASURE_MAP_<NAME>`` < flag. One SettingError names every bad field, each with its origin. A
 secret is read from the file, the environment or a file of its own (a flag would show in the process
 list) and is never printed.
@@ -108,7 +108,7 @@ def load_settings(
     file: str | os.PathLike[str] | None = None,
     kind: type[Settings] = Settings,
 ) -> Settings:
-    """Read the settings from all sources and check them as a whole.
+    """Read the settings from all origins and check them as a whole.
 
     Args:
         flags: values by field name; None values are flags that were not given.

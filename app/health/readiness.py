@@ -1,6 +1,6 @@
-"""Readiness: why this worker should not be asked now, as sentences from several small sources.
+"""Readiness: why this worker should not be asked now, as sentences from several small functions.
 
-A source does not wait, and yields a sentence for each fault.
+Such a function does not wait, and yields a sentence for each fault.
 """
 
 from __future__ import annotations

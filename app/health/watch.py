@@ -112,7 +112,7 @@ class Progress:
         }
 
     def reasons(self) -> Iterator[str]:
-        """Say which partitions are stuck; a source of readiness."""
+        """Say which partitions are stuck, for readiness."""
         for (topic, partition), words in self.stuck().items():
             yield f"{topic}[{partition}] {words}"
 
