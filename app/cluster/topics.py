@@ -129,7 +129,7 @@ async def check_topics(
         reported = {line.partition(":")[0] for line in lacking}
         problems = [
             f"topic {spec.name}: missing, or this user may not Describe it; make it with"
-            " `map apply`, or allow what `map acl` prints"
+            " `map apply`, or allow the rights of `map acl`"
             for spec in specs
             if spec.name not in found and f"topic {spec.name}" not in reported
         ]

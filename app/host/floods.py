@@ -84,7 +84,7 @@ class FloodFilter(logging.Filter):
                     f"{record.getMessage()} (the last of {flood.held + 1} such lines in "
                     f"{flood.last_s - flood.began_s:.0f} s)"
                 )
-                # Not None, of which the formatter that workers log with makes an argument.
+                # Not None, which the formatter of workers would make an argument.
                 record.args = ()
                 setattr(record, _LAST, True)
                 logging.getLogger(name).handle(record)

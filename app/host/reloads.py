@@ -69,7 +69,7 @@ class Reload:
 
 
 class Reloads:
-    """All that is made of files."""
+    """All things that are made of files."""
 
     def __init__(self) -> None:
         self.all: list[Reload] = []

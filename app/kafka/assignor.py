@@ -345,7 +345,7 @@ class Assignor(AbstractPartitionAssignor):  # type: ignore[misc]  # aiokafka com
         latest = _latest_boots(candidates)
         for member, reason in sorted(refused.items()):
             said = candidates[member].member
-            # One that was restarted stays in the group for a session, and is no surprise.
+            # A member that was restarted stays in the group for a session, as expected.
             is_dead = member not in latest and not candidates[member].stranger
             log.log(
                 logging.INFO if is_dead else logging.WARNING,

@@ -208,7 +208,7 @@ class BatchProducer:
             raise ProducerError(
                 f"cannot write to {self.topic}: it is not there, or this user may not Describe it;"
                 f" got {len(cluster.topics())} other topics at {self._brokers}; want the map's"
-                f" topics; make them: {called('map apply FILE')}; or allow what `map acl` prints"
+                f" topics; make them: {called('map apply FILE')}; or allow the rights of `map acl`"
             )
         return len(found)
 

@@ -121,7 +121,7 @@ async def connect_error(
 async def patiently(
     step: Callable[[], Awaitable[Result]], patience_s: float = PATIENCE_S
 ) -> Result:
-    """Do a step, again and again while brokers do not answer.
+    """Run a step, again and again while brokers do not answer.
 
     Clients ask any broker that the cluster names: one that is away fails them though others answer.
 

@@ -395,7 +395,7 @@ async def _stop(consumer: AIOKafkaConsumer) -> None:
 
 def _not_allowed(cannot: str, operation: Operation) -> NotAllowedError:
     return NotAllowedError(
-        f"{cannot}: this user may not {operation} it; allow what `{called('map acl')}` prints,"
+        f"{cannot}: this user may not {operation} it; allow the rights of `{called('map acl')}`,"
         " then start again"
     )
 

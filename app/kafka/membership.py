@@ -111,7 +111,7 @@ class Membership:
         for url, nodes in self._group.twins.items():
             if self._twins.get(url) != nodes:
                 log.warning(
-                    "nodes %s of group %s name one URL, %s: who asks there is answered by one of"
+                    "nodes %s of group %s name one URL, %s: a query there is answered by one of"
                     " them, and lacks the live cells of the others; give each worker a web_url of"
                     " its own", ", ".join(nodes), self._name, url,
                 )  # fmt: skip

@@ -85,7 +85,7 @@ class Scan:
             raise ScanError(
                 f"cannot read {', '.join(missing)}: the brokers at {self._brokers} show this user"
                 " no such topic; want the map and the cluster of the workers; make topics with"
-                " `map apply`, or allow what `map acl` prints"
+                " `map apply`, or allow the rights of `map acl`"
             )
         partitions = [KafkaPartition(*tp) for tp in partitions_of(topics)]
         found = await self._ask(self._consumer.beginning_offsets(partitions))

@@ -48,7 +48,7 @@ AT_ONCE_BYTES_MAX = 1 << 18
 """Bytes of answers that are decoded in some 2 ms; more are decoded in a thread."""
 
 REFUSAL_BYTES_MAX = 1 << 16
-"""The characters of a refusal that are shown; a worker's are a sentence or two."""
+"""The largest refusal that is read; a worker's are a sentence or two."""
 
 REFUSAL_CHARACTERS = 200
 _UNTRUSTED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)

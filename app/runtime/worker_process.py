@@ -81,7 +81,7 @@ class WorkerProcess(faust.Worker):  # type: ignore[misc]  # faust comes without 
             )
 
     async def on_startup_finished(self) -> None:
-        """Everything that lives as long as the process has been made."""
+        """Tune memory, once everything that lives as long as the process has been made."""
         await super().on_startup_finished()
         memory.tune_gc()
         memory.trim_periodically()

@@ -171,5 +171,5 @@ def _load(context: ssl.SSLContext, files: PemFiles) -> None:
 def _reason(error: OSError) -> str:
     """Return the fault in words; OpenSSL has no useful words for files that are not PEM."""
     if isinstance(error, ssl.SSLError):
-        return (error.reason or "it is no PEM file").replace("_", " ").lower()
+        return (error.reason or "it is not a PEM file").replace("_", " ").lower()
     return error.strerror or str(error)
