@@ -159,7 +159,7 @@ class SettingFields(msgspec.Struct, frozen=True, kw_only=True):
     pending_bytes_max: Annotated[
         Positive,
         means(
-            "Memory of closed cells that archive or coarser layers have not taken, past which"
+            "Memory of closed cells that archive or coarser layers do not have yet, past which"
             " sources pause; layer topics at twice as much."
         ),
     ] = 256 * MIB

@@ -194,7 +194,7 @@ def _read_secrets(
         if name in given and given[name].value:
             problems.append(
                 f"{of_file} ({file.where}): got a file, and {name} ({given[name].where}) too; want"
-                " one of them; take the other out"
+                " one of them; remove the other"
             )
             continue
         try:

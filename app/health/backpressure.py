@@ -4,8 +4,8 @@ Nothing is dropped and nobody leaves the group: unread records stay in Kafka. On
 cells pause; emission and eviction continue, so the pending bytes can only fall.
 
     pending cells   0 ......... 80 % ......... max ......... 160 % ......... 2 max
-    sources         taken         `- again       `- paused
-    layer topics    taken                                     `- again         `- paused
+    sources         read          `- again       `- paused
+    layer topics    read                                      `- again         `- paused
 
 Sources pause first, because they feed everything. Layer topics have twice the room: reading them
 brings coarser windows to their end, and other workers' sources write them too.
@@ -63,7 +63,7 @@ class Gate:
         if pending_bytes > self.pending_bytes_max:
             self.reasons[PENDING] = (
                 f"{_mib(pending_bytes)} of cells wait to be acknowledged; want at most "
-                f"{_mib(self.pending_bytes_max)}; see that archive and brokers take them"
+                f"{_mib(self.pending_bytes_max)}; see that archive and brokers accept them"
             )
         elif pending_bytes <= self.pending_bytes_max * AGAIN:
             self.reasons.pop(PENDING, None)

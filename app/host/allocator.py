@@ -1,6 +1,6 @@
 """Memory of a worker process: how long freed memory is kept, and when Python collects.
 
-A worker takes and frees buffers of megabytes all the time: answers to fetches, inflated batches,
+A worker makes and frees buffers of megabytes all the time: answers to fetches, inflated batches,
 chunks. By default glibc gives each of them back to the system and asks for it again, and the
 system clears every page anew. Measured on a virtual machine: inflating LZ4 batches of 350 KB took
 222 ns an event, 38 ns once freed memory is kept. Once a minute all of it is given back: otherwise

@@ -108,7 +108,7 @@ class Watchdog:
 
 
 def _write(reason: str) -> None:
-    # Not by faulthandler, which would keep the interpreter's lock while a full pipe takes nothing,
+    # Not by faulthandler, which would keep the interpreter's lock while a full pipe blocks,
     # and not through a stream, whose lock the main thread may hold.
     os.write(STDERR, f"{''.join(_stacks())}error: {reason}\n".encode())
 

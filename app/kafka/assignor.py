@@ -296,7 +296,7 @@ class GroupMap:
         self.strangers: dict[tuple[str, str], str] = {}
         self.twins: dict[str, list[str]] = {}
 
-    def take(self, shares: Sequence[Share]) -> None:
+    def update(self, shares: Sequence[Share]) -> None:
         """Use a new map."""
         self.urls = {tp: share.url for share in shares for tp in pairs(share.partitions)}
         self.refused = {share.boot: share.refused for share in shares if share.refused}

@@ -220,5 +220,5 @@ class BatchProducer:
     def _refused(self, error: KafkaError) -> ProducerError:
         return ProducerError(
             f"cannot write to {self.topic}: {type(error).__name__} {error}; got no acknowledgement;"
-            " want every record taken once; look at the broker's log, then replay from the start"
+            " want every record appended once; read the broker's log, then replay from the start"
         )

@@ -221,12 +221,12 @@ class _Broker:
         mechanism = self._options.get("sasl_mechanism")
         if isinstance(error, errors.IllegalSaslStateError):
             return (
-                "takes no login on this port; want kafka_sasl_mechanism empty, or the port of a"
+                "accepts no login on this port; want kafka_sasl_mechanism empty, or the port of a"
                 " listener with SASL"
             )
         if isinstance(error, errors.UnsupportedSaslMechanismError):
             offered = await self._mechanisms(mechanism) or "another one"
-            return f"does not take the login {mechanism}; want {offered} in kafka_sasl_mechanism"
+            return f"does not offer the login {mechanism}; want {offered} in kafka_sasl_mechanism"
         return (
             f"refuses the login of user {user} by {mechanism}; want a known user in"
             " kafka_username and kafka_password"
@@ -269,7 +269,7 @@ def _certificate_words(host: str, error: ssl.SSLCertVerificationError) -> str:
     if fault is Fault.EXPIRED:
         return "has expired; want one that is valid"
     if fault is Fault.NOT_YET_VALID:
-        return "is not valid yet; look at the clocks"
+        return "is not valid yet; check the clocks"
     if fault is Fault.OTHER_NAME:
         return (
             f"is not for {host}; want one for that name, or a name that it is for in the setting"

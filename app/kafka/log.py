@@ -176,7 +176,7 @@ class KafkaLog:
                 ) from error
             if _is_final(error):
                 raise TreasureMapError(
-                    f"{cannot}: {error!r}; want a broker that takes it; mend it on the brokers, "
+                    f"{cannot}: {error!r}; want a broker that accepts it; mend it on the brokers, "
                     "then start the worker again"
                 ) from error
             raise

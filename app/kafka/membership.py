@@ -93,7 +93,7 @@ class Membership:
         self.refusal = ""
         self._ending: asyncio.Task[None] | None = None
         self.assignor = Assignor(
-            describe, group.take, self._proof, lambda: joined_as(self._consumer)
+            describe, group.update, self._proof, lambda: joined_as(self._consumer)
         )
 
     def attach(self, consumer: AIOKafkaConsumer) -> None:

@@ -2,7 +2,7 @@
 
 A cycle has a price whatever it holds. While the worker is quiet a chunk is handed over as soon as
 there is a record; the busier it is, the longer records are gathered first, so that the same load
-takes fewer cycles. Behind a backlog a chunk is full at once and nothing waits. A full chunk is as
+needs fewer cycles. Behind a backlog a chunk is full at once and nothing waits. A full chunk is as
 large as the agent handles in ``CYCLE_SECONDS``: larger ones would only hold up queries.
 
     busy share   0 ... 0.7 ........ 0.95 ... 1

@@ -366,7 +366,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
                 raise TransportError(
                     f"cannot read {error}; a broker refuses it, or the log is damaged; the worker"
                     " stops, and reads on from its journal when it is started again; if it stays"
-                    " so, look at the broker's log and disk, and let another copy lead"
+                    " so, check the broker's log and disk, and let another copy lead"
                 ) from error
             lane.take_in(runs)
             some = some or bool(runs)

@@ -147,7 +147,7 @@ class Metrics(Collector):
         ):
             yield _counter(name, text, count)
         dropped = {reason: owners.dropped[reason] for reason in DROPS}
-        text = "Runs of records that no owner took; they are read again."
+        text = "Runs of records that no owner accepted; they are read again."
         yield _counter("runs_dropped", text, dropped, "reason")
         text = "Local stores that were damaged, and made anew from the journal."
         yield _counter("damaged_stores", text, owners.damaged_stores)
