@@ -1,4 +1,4 @@
-"""Histories: whether a map may go on with the journals that a cluster has of it.
+"""Histories: whether a map may continue with the journals that a cluster has of it.
 
 A claim of another map is refused; these checks refuse it before a worker has to be stopped.
 """
@@ -26,11 +26,11 @@ class _JournalOnly(PartitionIO):
     """A partition's journal without a local store."""
 
     def __init__(self, plan: InputPlan, to: KafkaLog) -> None:
-        # What these are for is overridden below, or never asked for.
+        # The methods that need these are overridden below, or never called.
         super().__init__(plan, 0, to, NotImplemented, archive=NotImplemented)
 
     def load(self) -> PartitionState | None:
-        """Return that there is no state."""
+        """Return no state."""
         return None
 
     def save(self, writes: list[BlockWrite], meta: Meta) -> None:
@@ -45,15 +45,15 @@ async def check_histories(
 ) -> int | None:
     """Check that workers with this map would not be refused by its journals.
 
-    Of each journal of the map its first partition is read. A source of other partitions is told
-    alone: layers get other ones by it.
+    The first partition of each journal of the map is read. If sources have other numbers of
+    partitions, only these are reported: those of layers follow from them.
 
     Returns:
-        The highest revision of a map that workers used, None if none has claimed a journal: then
-        nothing in Kafka knows which map was applied.
+        The highest revision of the map that workers used. None if no worker has claimed a journal:
+        then nothing in Kafka says which map was applied.
 
     Raises:
-        MapError: they would be; the message has all that is wrong.
+        MapError: they would be refused; the message has all reasons.
         TreasureMapError: no broker answers.
     """
     options = dict(client_options)
@@ -72,7 +72,7 @@ async def check_histories(
             if meta is None:
                 continue
             revision = max(meta.revision, revision or meta.revision)
-            # An input that the map has no more may have had any number.
+            # An input that the map no longer has may have had any number.
             count = themap.inputs().get(topic, meta.partitions)
             claim = _plan(themap, topic, count).claim(0)
             other_source = topic in sources and count != meta.partitions
@@ -96,5 +96,5 @@ async def _known(log: KafkaLog, themap: Map, topic: str) -> Meta | None:
 
 
 def _plan(themap: Map, topic: str, partitions: int) -> InputPlan:
-    # Without layers all blocks are skipped: claims alone are taken.
+    # Without layers all blocks are skipped: only claims are read.
     return InputPlan(themap, topic, partitions, ())

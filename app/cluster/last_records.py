@@ -10,7 +10,7 @@ from app.cluster.topics import topics_found
 from app.kafka.scan import Scan, ScanError
 
 BYTES_MAX = 64 << 20
-"""Bytes of all values; the reading ends there."""
+"""The bytes of all values at which reading ends."""
 
 
 async def last_records(
@@ -41,7 +41,7 @@ async def last_records(
     async with Scan(brokers, options, f"cannot read {topic}") as scan:
         firsts = await scan.starts({topic: partitions})
         ends = await scan.ends(firsts)
-        starts = {place: max(first, ends[place] - share) for place, first in firsts.items()}
+        starts = {tp: max(first, ends[tp] - share) for tp, first in firsts.items()}
         async with contextlib.aclosing(scan.read(starts, ends)) as found:
             async for (_, partition), records in found:
                 some = [record.value for record in records if record.value is not None]

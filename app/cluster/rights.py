@@ -54,7 +54,7 @@ _TOPICS: dict[Role, dict[TopicKind, tuple[Operation, ...]]] = {
 }
 
 _CHECKED: dict[Role, tuple[TopicKind, ...]] = {"worker": ("journal", "feed")}
-"""Topics whose settings are looked at, if that is allowed: a worker that may not warns of it."""
+"""Topics whose settings are checked, if that is allowed; a worker that may not warns of it."""
 
 _GROUP: dict[Role, tuple[Operation, ...]] = {"worker": ("Read",), "start-over": ("Describe",)}
 
@@ -89,7 +89,7 @@ def checks_of(themap: Map, role: Role) -> list[Right]:
 
 
 def kafka_commands(rights: Iterable[Right], user: str, brokers: str) -> Iterator[str]:
-    """Yield commands of Kafka's own tool that allow a user all of it, one for equal operations."""
+    """Yield commands of Kafka's own tool that give a user rights, one for equal operations."""
     servers = ",".join(server.strip() for server in brokers.split(","))
     alike: dict[tuple[Operation, ...], list[Right]] = {}
     for right in rights:
@@ -104,7 +104,7 @@ def kafka_commands(rights: Iterable[Right], user: str, brokers: str) -> Iterator
 
 
 def quoted(text: str) -> str:
-    """Return a word as shells take it, in single quotes."""
+    """Return a word quoted for a shell, in single quotes."""
     inner = text.replace("'", "'\"'\"'")
     return f"'{inner}'"
 

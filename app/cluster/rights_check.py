@@ -1,7 +1,7 @@
 """Whether this user has the rights that it needs, asked before anything begins.
 
 Brokers answer with the operations that a user may do on a topic or group (KIP-430). One that is
-too old for that tells nothing; then a missing right shows when it is used.
+too old for that reports nothing; then a missing right shows when it is used.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from app.kafka.operations import Operation
 _BITS: dict[Operation, int] = {
     "Read": 3, "Write": 4, "Create": 5, "Delete": 6, "Describe": 8, "DescribeConfigs": 10,
 }  # fmt: skip
-"""Kafka's numbers of operations: the bits that they are told by."""
+"""Kafka's numbers of operations: their bits in an answer."""
 
 
 _BEFORE = MetadataResponse_v5.SCHEMA
@@ -119,7 +119,7 @@ async def check_rights(
     are. Topics may be missing if they ``may_lack``.
 
     Raises:
-        RightsError: some are missing.
+        RightsError: some rights are missing.
         TreasureMapError: there is no connection.
     """
     try:
@@ -145,7 +145,7 @@ async def missing_rights(
         await client.bootstrap()
         return await _missing(client, rights, may_lack=may_lack)
     except (NotImplementedError, errors.IncompatibleBrokerVersion):
-        # The broker has no such version of the question.
+        # The broker is too old for this request.
         return []
     finally:
         await client.close()
@@ -162,7 +162,7 @@ async def _missing(client: AIOKafkaClient, rights: Iterable[Right], *, may_lack:
         if right.resource == "group":
             bits = await _group_operations(client, right.name)
         elif right.name in allowed:
-            # It need not be made any more.
+            # It exists, so the right to make it is not needed.
             bits = allowed[right.name] | 1 << _BITS["Create"]
         elif right.name in hidden:
             bits = 0
@@ -171,7 +171,7 @@ async def _missing(client: AIOKafkaClient, rights: Iterable[Right], *, may_lack:
         else:
             problems.append(f"topic {right.name}: missing; make it with `map apply`")
             continue
-        # A number below 0 says that nothing is told.
+        # A number below 0 says that the broker reports no operations.
         if bits >= 0 and (lacking := [n for n in right.operations if not bits >> _BITS[n] & 1]):
             words = ", ".join(lacking)
             problems.append(f"{right.resource} {right.name}: this user may not {words}; allow it")
@@ -197,14 +197,14 @@ async def _hidden(
 
 
 async def _group_operations(client: AIOKafkaClient, group: str) -> int:
-    """Return the operations that are allowed on a group, below 0 if no broker tells."""
+    """Return the operations that are allowed on a group, below 0 if no broker reports them."""
     try:
         node = await client.coordinator_lookup(CoordinationType.GROUP, group)
         answer: Any = await client.send(node, _Groups(group))
     except errors.GroupAuthorizationFailedError:
         return 0
     except errors.KafkaError:
-        # Only its coordinator tells, and may be away for a moment; then it shows when it is joined.
+        # Only its coordinator reports them; if it is away, a missing right shows at the join.
         return -1
     (found,) = answer.groups
     if errors.for_code(found[0]) is errors.GroupAuthorizationFailedError:

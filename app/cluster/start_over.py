@@ -1,7 +1,7 @@
 """Starting over: a map's own topics and its archive are deleted; its raw topics are read anew.
 
 Rows of records that raw topics no longer hold are lost with the archive, so nothing is done before
-somebody has seen the list. Journals and archive go together: each refuses another one beside it.
+somebody has seen the list. Journals and archive go together: each refuses a foreign one beside it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tables.model.layer import Map
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Doomed:
-    """What goes: topics by name, and the archive in words."""
+    """The things to delete: topics by name, and the archive in words."""
 
     topics: list[str]
     archive: str
@@ -60,10 +60,10 @@ class StartOver:
                 f"got {', '.join(members)}; want none; stop them all first"
             )
         topics = await own_topics(settings.brokers, self._map, self._options)
-        return Doomed(topics, self._wiping.what)
+        return Doomed(topics, self._wiping.words)
 
     async def delete(self, doomed: Doomed) -> None:
-        """Delete it; if that breaks off, workers are refused until it is done again.
+        """Delete them; if that breaks off, workers are refused until it is done again.
 
         Raises:
             TreasureMapError: something cannot be deleted.

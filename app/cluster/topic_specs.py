@@ -35,8 +35,8 @@ def topics_of(themap: Map, replication: int) -> list[TopicSpec]:
     Side topics have as many partitions as the widest source, so the letters of a source
     partition keep their order in the partition of that number. How long sources, layer topics,
     feeds and side topics keep their records is left to the broker; a journal keeps all of them,
-    because state is the fold of it. A feed of JSON may be compacted; records of Arrow have no key,
-    and brokers refuse such records there. Sources take the broker's time as the append time,
+    because state is the fold of them. A feed of JSON may be compacted; records of Arrow have no
+    key, and brokers refuse such records there. Sources use the broker's time as the append time,
     because a producer's own clock must not decide which events are too far in the future.
     From three copies of a partition on, writes to the map's own topics need all but one.
     """

@@ -40,10 +40,10 @@ _UNKNOWN_TOPIC = 3
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TopicReport:
-    """What became of a map's topics, by name.
+    """The outcome for each of a map's topics, by name.
 
-    ``unchecked`` holds journals whose settings the broker would not tell, with its answer: they
-    are as they should be only if whoever made them saw to it.
+    ``unchecked`` holds journals whose settings the broker would not show, with its answer: nobody
+    but their maker can know that they are right.
     """
 
     created: list[str]
@@ -55,7 +55,7 @@ class TopicReport:
 class TopicsRefusedError(ProblemsError):
     """Topics that differ from the map's, or that the broker would not make.
 
-    ``verb`` is the failed action; ``advice`` mends all problems, if not each has its own remedy.
+    ``verb`` is the failed action; ``advice`` mends all problems, unless each has its own remedy.
     """
 
     def __init__(
@@ -111,10 +111,10 @@ async def check_topics(
     """Check that a worker can use the topics of a map and its group; make and change none.
 
     They must be there, as the map needs them, and with the rights that a worker needs. A journal
-    whose settings the broker does not tell is warned of.
+    whose settings the broker does not show is warned of.
 
     Returns:
-        The id of the Kafka cluster, empty if the brokers tell none.
+        The id of the Kafka cluster, empty if the brokers name none.
 
     Raises:
         TopicsRefusedError: topics are missing or differ from the map, or a right is missing.
@@ -126,12 +126,12 @@ async def check_topics(
         role: Role = "worker"
         wanted = rights_of(themap, role, group)
         lacking = await missing_rights(brokers, options, wanted, may_lack=True)
-        told = {line.partition(":")[0] for line in lacking}
+        reported = {line.partition(":")[0] for line in lacking}
         problems = [
             f"topic {spec.name}: missing, or this user may not Describe it; make it with"
-            " `map apply`, or allow what `map acl` prints"
+            " `map apply`, or allow the rights of `map acl`"
             for spec in specs
-            if spec.name not in found and f"topic {spec.name}" not in told
+            if spec.name not in found and f"topic {spec.name}" not in reported
         ]
         if problems or lacking:
             advice = how_to_allow(role, options) if lacking else ""
@@ -142,14 +142,14 @@ async def check_topics(
 
 
 async def own_topics(brokers: str, themap: Map, options: Options | None = None) -> list[str]:
-    """Return those of the map's topics that exist, but its sources, which are others' to write."""
+    """Return the map's topics that exist, except its sources, which other programs write."""
     found = await topics_found(brokers, options)
     specs = topics_of(themap, replication=1)
     return [spec.name for spec in specs if spec.kind != "source" and spec.name in found]
 
 
 async def delete_topics(brokers: str, names: list[str], options: Options | None = None) -> None:
-    """Delete topics; returns when no broker shows them any more.
+    """Delete topics; return when no broker shows them any more.
 
     Raises:
         TreasureMapError: a broker does not answer, or it keeps some.
@@ -179,7 +179,7 @@ async def members_of(brokers: str, group: str, options: Options | None = None) -
     async with _admin(brokers, options) as admin:
         answers = await admin.describe_consumer_groups([group])
     # Of a group: error, name, state, protocol's kind, protocol, members; of those: id, client id,
-    # which the embedded broker does not tell.
+    # which the embedded broker leaves out.
     members = [member for answer in answers for found in answer.groups for member in found[5]]
     return sorted(member[1] or member[0] for member in members)
 
@@ -192,7 +192,7 @@ async def topics_found(brokers: str, options: Options | None = None) -> dict[str
 
 @contextlib.asynccontextmanager
 async def _admin(
-    brokers: str, options: Options | None, cannot: str = "cannot look at topics"
+    brokers: str, options: Options | None, cannot: str = "cannot read topics"
 ) -> AsyncIterator[AIOKafkaAdminClient]:
     options = options or {}
     admin = AIOKafkaAdminClient(
@@ -253,7 +253,7 @@ async def _check(
     for name, config in configs.items():
         for option, want in KEPT_FOR_EVER.items():
             if option not in config:
-                unchecked[name] = f"the broker does not tell {option}"
+                unchecked[name] = f"the broker does not show {option}"
             elif config[option] != want:
                 problems.append(
                     f"topic {name}: a journal must keep everything; got {option}={config[option]}; "
@@ -268,7 +268,7 @@ async def _check(
 async def _configs(
     admin: AIOKafkaAdminClient, topics: list[str]
 ) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-    """Return the settings of each topic, and why those of the others are not known.
+    """Return the settings of each topic, and why the other topics' settings are unknown.
 
     All settings are asked for: the embedded broker closes the connection when some are named.
     """
@@ -278,13 +278,13 @@ async def _configs(
     try:
         answers = await admin.describe_configs(resources)
     except (KafkaError, TimeoutError) as error:
-        reason = f"the broker does not tell settings: {error or type(error).__name__}"
+        reason = f"the broker does not show settings: {error or type(error).__name__}"
         return {}, dict.fromkeys(topics, reason)
     configs: dict[str, dict[str, str]] = {}
     unchecked: dict[str, str] = {}
     for code, message, _, name, entries in (one for answer in answers for one in answer.resources):
         if code:
-            unchecked[name] = f"the broker does not tell settings: {message or for_code(code)}"
+            unchecked[name] = f"the broker does not show settings: {message or for_code(code)}"
         else:
             # Name and value come first in every version of the answer.
             configs[name] = {entry[0]: entry[1] for entry in entries}

@@ -368,7 +368,7 @@ async def _apply(themap: Map, replication: int | None, settings: Settings) -> No
         return
     await schema.archive.open(themap)
     await schema.archive.close()
-    click.echo(f"archive: {schema.what} made or checked")
+    click.echo(f"archive: {schema.words} made or checked")
 
 
 async def _start_over(themap: Map, settings: Settings, *, yes: bool) -> None:

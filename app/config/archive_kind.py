@@ -21,19 +21,19 @@ Fault = tuple[tuple[str, ...], str]
 
 
 class Schema(NamedTuple):
-    """Tables of ``map apply``: ``what`` names them, opening ``archive`` makes or checks them."""
+    """Tables of ``map apply``: ``words`` name them, opening ``archive`` makes or checks them."""
 
     archive: Archive
-    what: str
+    words: str
 
 
 class Wiping(NamedTuple):
-    """Cells that ``map start-over`` deletes: ``what`` names them, ``wipe`` deletes them and waits.
+    """Cells that ``map start-over`` deletes: ``words`` name them, ``wipe`` deletes them and waits.
 
     ``wipe`` raises ArchiveError if they cannot be deleted.
     """
 
-    what: str
+    words: str
     wipe: Callable[[], None]
 
 

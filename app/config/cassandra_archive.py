@@ -62,8 +62,8 @@ class CassandraKind(ArchiveKind):
         made = cassandra_settings(settings)
         from tables.archive.cassandra.register import wipe_keyspace  # noqa: PLC0415 - an extra
 
-        what = f"the tables of map {map_name} in keyspace {made.keyspace}"
-        return Wiping(what, functools.partial(wipe_keyspace, made, map_name))
+        cells = f"the tables of map {map_name} in keyspace {made.keyspace}"
+        return Wiping(cells, functools.partial(wipe_keyspace, made, map_name))
 
     def grants(self, settings: Settings, themap: Map, role: str, user: str) -> Iterator[str]:
         """Yield CQL for a role of Cassandra; for ``apply`` also the statement of its keyspace."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def kafka_options(settings: Settings, reloads: Reloads | None = None) -> dict[str, Any]:
-    """Return the security options that every aiokafka client takes: TLS and login.
+    """Return the security options of every aiokafka client: TLS and login.
 
     Files of certificates are read again by ``reloads`` when they change.
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class EmbeddedKind(ArchiveKind):
     """The kind ``embedded``.
 
-    It has no connections, and who may write the folder has all rights. A worker makes all of it
+    It has no connections, and whoever may write the folder has all rights. A worker makes all of it
     when it opens the folder.
     """
 
@@ -44,5 +44,5 @@ class EmbeddedKind(ArchiveKind):
         from tables.archive.embedded.wipe import wipe_folder  # noqa: PLC0415 - if chosen
 
         folder = settings.archive_folder
-        what = f"the archive in folder {folder.absolute()}"
-        return Wiping(what, functools.partial(wipe_folder, folder, map_name))
+        cells = f"the archive in folder {folder.absolute()}"
+        return Wiping(cells, functools.partial(wipe_folder, folder, map_name))

@@ -39,7 +39,7 @@ def means(text: str, *, wanted: str = "", flag: str = "", default: str = "", **l
         wanted: the form of a value, for a refusal; empty: msgspec's own words.
         flag: the name of the flag; empty: the field's.
         default: words for a default that only the running worker knows.
-        limits: of the value, as ``msgspec.Meta`` takes them.
+        limits: the limits of the value, as arguments of ``msgspec.Meta``.
     """
     extra = {"wanted": wanted, "flag": flag, "default": default}
     return Meta(description=text, extra=extra, **limits)
@@ -66,7 +66,7 @@ def _holds(secret: str) -> Meta:
 
 
 class SettingFields(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything a worker and its commands can be told; an empty string or list means "not set"."""
+    """All settings of a worker and its commands; an empty string or list means "not set"."""
 
     map_file: Annotated[
         pathlib.Path, means("The map: sources and layers, a TOML file.", flag="map")
@@ -159,7 +159,7 @@ class SettingFields(msgspec.Struct, frozen=True, kw_only=True):
     pending_bytes_max: Annotated[
         Positive,
         means(
-            "Memory of closed cells that archive or coarser layers have not taken, past which"
+            "Memory of closed cells that archive or coarser layers do not have yet, past which"
             " sources pause; layer topics at twice as much."
         ),
     ] = 256 * MIB
@@ -173,7 +173,7 @@ class SettingFields(msgspec.Struct, frozen=True, kw_only=True):
     ] = 256 * MIB
 
     archive: Annotated[
-        str, means("Where closed cells rest: `embedded` (one worker only) or `cassandra`.")
+        str, means("Archive of closed cells: `embedded` (one worker only) or `cassandra`.")
     ] = "embedded"
     archive_folder: Annotated[
         pathlib.Path,
@@ -266,8 +266,8 @@ class SettingFields(msgspec.Struct, frozen=True, kw_only=True):
     peer_secret: Annotated[
         Token,
         means(
-            "What workers of a group prove themselves to each other with, the same at all of them;"
-            " 16 or more printable ASCII characters. Empty: derived from `web_token`."
+            "Secret by which workers of a group trust each other, the same at all of them; 16 or"
+            " more printable ASCII characters. Empty: derived from `web_token`."
         ),
     ] = ""
     peer_secret_file: Annotated[PrivateFile, _holds("peer_secret")] = ""
@@ -280,8 +280,8 @@ class SettingFields(msgspec.Struct, frozen=True, kw_only=True):
     web_url: Annotated[
         str,
         means(
-            "Where other workers reach this one's endpoint; empty: as `web_host` and `web_port`"
-            " say, or this machine's own address if that is a wildcard.",
+            "URL at which other workers reach this one's endpoint; empty: as `web_host` and"
+            " `web_port` say, or this machine's own address if that is a wildcard.",
             pattern=_URL,
             wanted="a URL like https://worker-1:6066",
         ),
@@ -318,7 +318,7 @@ def meaning(field: FieldInfo) -> str:
     """Return the sentence with the meaning of a setting.
 
     Raises:
-        ValueError: the field has none.
+        ValueError: the field has no meaning.
     """
     for meta in _metas(field):
         if meta.description:

@@ -6,7 +6,7 @@ import functools
 import ipaddress
 
 INSECURE = "or set insecure if the network itself is trusted"
-"""The last way out that a message names to who goes beyond loopback unprotected."""
+"""The last remedy that a message names for connections beyond loopback without protection."""
 
 
 @functools.lru_cache(maxsize=64)

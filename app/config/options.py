@@ -33,8 +33,8 @@ def settings_options(
     """Add ``--settings FILE`` and a flag for every setting but the secrets to a click command.
 
     The command's function is called with ``settings``, a ``kind``, instead of the flags; ``names``
-    are of those that have a flag, all of them by default. A warning of files of secrets that others
-    may read goes to standard error, unless the command ``has_log`` and warns there.
+    are the settings that have a flag, by default all. A warning of files of secrets that others may
+    read goes to standard error, unless the command ``has_log`` and warns there.
 
     Raises:
         SettingError: when the command runs, as :func:`load_settings`.
@@ -80,8 +80,8 @@ def option(names: str, kind: Any, default: Any, text: str) -> Callable[[Function
     """Return an option of a click command whose help shows its default.
 
     Args:
-        names: of the option, then of the function's argument if that is another.
-        kind: its type, as click takes it.
+        names: the option's name, then that of the function's argument if it differs.
+        kind: its type for click.
         default: the value without it.
         text: its help.
     """

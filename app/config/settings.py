@@ -1,9 +1,9 @@
 """Settings: one frozen tree from defaults, a TOML file, the environment and flags.
 
-A later place overrides an earlier: default < file (``--settings`` or ``TREASURE_MAP_SETTINGS``)
-< ``TREASURE_MAP_<NAME>`` < flag. Every bad field stands in one SettingError, each with where it
-came from. A secret is read from the file, the environment or a file of its own (a flag would stand
-in the process list) and is never printed.
+A later origin overrides an earlier: default < file (``--settings`` or ``TREASURE_MAP_SETTINGS``)
+< ``TREASURE_MAP_<NAME>`` < flag. One SettingError names every bad field, each with its origin. A
+secret is read from the file, the environment or a file of its own (a flag would show in the process
+list) and is never printed.
 """
 
 from __future__ import annotations
@@ -108,12 +108,12 @@ def load_settings(
     file: str | os.PathLike[str] | None = None,
     kind: type[Settings] = Settings,
 ) -> Settings:
-    """Read the settings from all places and check them as a whole.
+    """Read the settings from all origins and check them as a whole.
 
     Args:
         flags: values by field name; None values are flags that were not given.
-        environ: environment variables; None takes the process's own.
-        file: the TOML file; None takes the one that ``TREASURE_MAP_SETTINGS`` names, if any.
+        environ: environment variables; None for the process's own.
+        file: the TOML file; None for the one that ``TREASURE_MAP_SETTINGS`` names, if any.
         kind: the struct that has the fields.
 
     Raises:
@@ -131,8 +131,8 @@ def load_settings(
     for name, value in (flags or {}).items():
         assert name in fields, f"{name} is not a field of {kind.__name__}"
         if value is not None:
-            place = f"flag {flag(fields[name]) or name}"
-            given[name] = _Given(value, place, is_text=isinstance(value, str))
+            origin = f"flag {flag(fields[name]) or name}"
+            given[name] = _Given(value, origin, is_text=isinstance(value, str))
     unread = _read_secrets(fields, given, problems)
     values: dict[str, Any] = {}
     for name, found in given.items():
@@ -146,7 +146,7 @@ def load_settings(
     sound = values.keys() | (fields.keys() - given.keys() - unread)
     problems += [text for names, text in relations(settings) if sound.issuperset(names)]
     if problems:
-        # Whoever takes a host for a URL may put a password into it.
+        # A user who writes a URL instead of a host may put a password into it.
         lines = "\n".join(f"  - {_LOGIN.sub(f'{MASK}@', problem)}" for problem in problems)
         raise SettingError(f"cannot use settings: {len(problems)} problem(s)\n{lines}")
     private += [getattr(settings, name) for name in fields if trait(fields[name], "private")]
@@ -154,7 +154,7 @@ def load_settings(
 
 
 class _Given(NamedTuple):
-    """A value, the place that gave it, and whether that place knows only text."""
+    """A value, its origin, and whether that has text only."""
 
     value: object
     where: str
@@ -184,7 +184,7 @@ def _read_file(
 def _read_secrets(
     fields: Mapping[str, FieldInfo], given: dict[str, _Given], problems: list[str]
 ) -> set[str]:
-    """Add the secrets that stand in files of their own; return those that cannot be read."""
+    """Add the secrets of files of their own; return those that cannot be read."""
     unread = set()
     for name in filter(lambda name: is_secret(fields[name]), fields):
         of_file = f"{name}_file"
@@ -194,7 +194,7 @@ def _read_secrets(
         if name in given and given[name].value:
             problems.append(
                 f"{of_file} ({file.where}): got a file, and {name} ({given[name].where}) too; want"
-                " one of them; take the other out"
+                " one of them; remove the other"
             )
             continue
         try:
@@ -244,7 +244,7 @@ def _convert(field: FieldInfo, given: _Given) -> Any:
 
 
 def _wanted(field: FieldInfo, error: Exception) -> str:
-    """Return the form of a value that a field takes."""
+    """Return the form of a field's value."""
     if wanted := trait(field, "wanted"):
         return str(wanted)
     kind = plain_type(field)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 
 from app.demo.worker import DemoWorker, Missing
-from app.kafka.scan import Scan, places_of
+from app.kafka.scan import Scan, partitions_of
 from tables.model.layer import Map
 
 STILL_SECONDS_MAX = 60.0
@@ -43,7 +43,7 @@ async def drain(
         status = await worker.status()
         positions = status.positions()
         async with Scan(brokers, {}, "cannot read the ends of topics") as scan:
-            stops = await scan.ends(places_of(themap.inputs()))
+            stops = await scan.ends(partitions_of(themap.inputs()))
         behind = {place: stop for place, stop in stops.items() if positions.get(place, 0) != stop}
         # Between these two a coarser layer may just wait for its next announcement.
         if open_layers := status.open_layers(ends):

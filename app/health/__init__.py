@@ -1,1 +1,1 @@
-"""Whether a worker should be asked, and how much it takes in."""
+"""Whether a worker should be asked, and how much it reads."""

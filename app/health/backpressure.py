@@ -1,11 +1,11 @@
-"""Back-pressure: while cells cannot leave, or a disk is nearly full, less is taken in.
+"""Back-pressure: while cells cannot leave, or a disk is nearly full, less is read.
 
 Nothing is dropped and nobody leaves the group: unread records stay in Kafka. Only inputs that add
-cells pause; emission and eviction go on, so the pending bytes can only fall.
+cells pause; emission and eviction continue, so the pending bytes can only fall.
 
     pending cells   0 ......... 80 % ......... max ......... 160 % ......... 2 max
-    sources         taken         `- again       `- paused
-    layer topics    taken                                     `- again         `- paused
+    sources         read          `- again       `- paused
+    layer topics    read                                      `- again         `- paused
 
 Sources pause first, because they feed everything. Layer topics have twice the room: reading them
 brings coarser windows to their end, and other workers' sources write them too.
@@ -23,18 +23,18 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 LAYERS_ROOM = 2
-"""How much more than sources layer topics may fill."""
+"""The factor by which layer topics may fill more than sources."""
 
 AGAIN = 0.8
-"""Paused inputs go on when the pending bytes have fallen to this share of the mark."""
+"""Paused inputs resume when the pending bytes have fallen to this share of the mark."""
 
 FAR = 0.5
-"""Below this share of the mark there is time: pending bytes are measured now and then. Above it,
-it is measured before every chunk, so that it passes the mark by one chunk at most."""
+"""The share of the mark above which pending bytes are measured before every chunk, so that they
+pass the mark by one chunk at most. Below it they are measured now and then."""
 
 COST_SHARE = 0.01
-"""The share of the time that measuring may take while the mark is far. It costs a look at every
-open window of the worker."""
+"""The share of the time that measuring may take while the mark is far. It reads every open
+window of the worker."""
 
 PENDING, DISK = "pending_bytes", "disk_free"
 REASONS = (PENDING, DISK)
@@ -63,7 +63,7 @@ class Gate:
         if pending_bytes > self.pending_bytes_max:
             self.reasons[PENDING] = (
                 f"{_mib(pending_bytes)} of cells wait to be acknowledged; want at most "
-                f"{_mib(self.pending_bytes_max)}; see that archive and brokers take them"
+                f"{_mib(self.pending_bytes_max)}; see that archive and brokers accept them"
             )
         elif pending_bytes <= self.pending_bytes_max * AGAIN:
             self.reasons.pop(PENDING, None)
@@ -78,7 +78,7 @@ class Gate:
             self.pauses += 1
             log.warning("%s pause, nothing is lost: %s", self.name, "; ".join(self.words()))
         elif not (was_open or self.reasons):
-            log.warning("%s go on", self.name)
+            log.warning("%s resume", self.name)
 
     def words(self) -> list[str]:
         """Return why it is shut, in words."""
@@ -86,7 +86,7 @@ class Gate:
 
 
 class Pressure:
-    """What presses on this worker, and the gates it shuts.
+    """The pressure on this worker, and the gates that it shuts.
 
     Sources pause past ``pending_bytes_max`` bytes of pending cells, or below
     ``disk_free_bytes_min`` on a disk of one of the folders, which must exist when the first input
@@ -122,12 +122,12 @@ class Pressure:
         return self.sources, self.layers
 
     def admits_sources(self) -> bool:
-        """Return whether a chunk of a source may be taken in."""
+        """Return whether a chunk of a source may be handed over."""
         self._measure()
         return not self.sources.reasons
 
     def admits_layers(self) -> bool:
-        """Return whether a chunk of a layer topic may be taken in."""
+        """Return whether a chunk of a layer topic may be handed over."""
         self._measure()
         return not self.layers.reasons
 

@@ -1,6 +1,6 @@
-"""Readiness: why this worker should not be asked now, as sentences from several small sources.
+"""Readiness: why this worker should not be asked now, as sentences from several small functions.
 
-A source does not wait, and yields a sentence for each thing that is not as it should be.
+Such a function does not wait, and yields a sentence for each fault.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Source = Callable[[], Iterable[str]]
 
 READY = "restored and caught up"
 NAMED_MAX = 3
-"""Partitions that a sentence names; of more it tells the number."""
+"""The partitions that a sentence names; it gives the number of the others."""
 
 
 def reasons(
@@ -49,13 +49,13 @@ def reasons(
 
 
 def joining(transport: Transport) -> Iterator[str]:
-    """Tell that the worker has no place in the group yet."""
+    """Say that the worker has not joined the group yet."""
     if transport.statistics().generation == NO_GENERATION:
         yield "joining the group"
 
 
 def away(outage: Outage, now_s: Callable[[], float] = time.time) -> Iterator[str]:
-    """Tell that a dependency does not answer, or refuses, and since when."""
+    """Say that a dependency does not answer, or refuses, and since when."""
     if outage.is_away:
         how, why = outage.words
         since = dt.datetime.fromtimestamp(now_s() - outage.away_s, dt.UTC)
@@ -65,13 +65,13 @@ def away(outage: Outage, now_s: Callable[[], float] = time.time) -> Iterator[str
 
 
 def closed(archive: Archive, outage: Outage) -> Iterator[str]:
-    """Tell that the archive has not been opened yet, before its outage tells more."""
+    """Say that the archive has not been opened yet, until its outage says more."""
     if not archive.is_open and not outage.is_away:
         yield "the archive does not answer"
 
 
 def unowned(themap: Map, transport: Transport) -> Iterator[str]:
-    """Tell that no worker of the group reads some partition of the map."""
+    """Say that no worker of the group reads some partition of the map."""
     wanted = pairs({topic: range(count) for topic, count in themap.inputs().items()})
     lacking = sorted(wanted - transport.group.urls.keys())
     if lacking and transport.statistics().generation != NO_GENERATION:
@@ -79,7 +79,7 @@ def unowned(themap: Map, transport: Transport) -> Iterator[str]:
 
 
 def reading(transport: Transport, behind_records_max: int) -> Iterator[str]:
-    """Give the reasons of partitions that are not restored, fetched or caught up yet.
+    """Say which partitions are not restored, fetched or caught up yet.
 
     A worker counts as caught up with ``behind_records_max`` unread records, over all partitions:
     one chunk.
@@ -97,7 +97,7 @@ def reading(transport: Transport, behind_records_max: int) -> Iterator[str]:
 
 
 def paused(pressure: Pressure) -> Iterator[str]:
-    """Give the reasons of inputs that are paused until cells have left, or a disk has room."""
+    """Say which inputs are paused until cells have left, or a disk has room."""
     for gate in pressure.gates:
         if gate.reasons:
             yield f"{gate.name} are paused: {'; '.join(gate.words())}"

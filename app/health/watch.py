@@ -1,7 +1,7 @@
 """The watch: asks dependencies now and then whether they answer, and partitions whether they move.
 
 Kafka is asked for the end of each owned partition's log, over the connections that records come by.
-A partition whose log goes on while its owner stands is stuck, whatever the reason: it is claimed
+A partition whose log grows while its owner stands is stuck, whatever the reason: it is claimed
 again, and counted.
 """
 
@@ -31,7 +31,7 @@ from tables.model.topic_partition import TopicPartition
 log = logging.getLogger(__name__)
 
 LOOK_S = 2.0
-"""Between two questions to one dependency."""
+"""The time between two questions to one dependency."""
 
 ANSWER_S_MAX = 5.0
 """How long an answer may take; a broker that stops for a collection of garbage takes a second."""
@@ -53,7 +53,7 @@ class Standing:
 
 
 class Progress:
-    """Which partitions stand although their log goes on.
+    """The partitions that stand although their log grows.
 
     ``claim_again`` is called with topic, partition and reason for one that stands longer than
     ``stuck_after_s``, and again after as long.
@@ -100,7 +100,7 @@ class Progress:
                     self._claim_again(*tp, f"it {self._words(last)}")
 
     def excuse(self, *, but: Callable[[TopicPartition], bool] = lambda _: False) -> None:
-        """Forget how long partitions have stood: there is a reason that is told elsewhere."""
+        """Forget how long partitions have stood: there is a reason, which is reported elsewhere."""
         self._standing = {tp: standing for tp, standing in self._standing.items() if but(tp)}
 
     def stuck(self) -> dict[TopicPartition, str]:
@@ -112,7 +112,7 @@ class Progress:
         }
 
     def reasons(self) -> Iterator[str]:
-        """Tell which partitions are stuck; a source of readiness."""
+        """Say which partitions are stuck, for readiness."""
         for (topic, partition), words in self.stuck().items():
             yield f"{topic}[{partition}] {words}"
 
@@ -120,13 +120,13 @@ class Progress:
         stood_s = self._clock_s() - standing.since_s
         return (
             f"stands at offset {standing.position} for {stood_s:.0f} s "
-            f"while its log goes on to {standing.end}"
+            f"while its log grows to {standing.end}"
         )
 
 
 @dataclasses.dataclass(slots=True, frozen=True)
 class Question:
-    """What one dependency is asked, and who is told how that ended."""
+    """The question to one dependency, and the functions that get its outcome."""
 
     ask: Work
     outage: Outage
@@ -135,7 +135,7 @@ class Question:
 class Watch(Background):
     """Asks each of some dependencies, beside each other, for as long as the worker runs.
 
-    Now and then ``floods`` is told to show the lines that it holds back; ``failed`` gets errors
+    Now and then ``floods`` shows the lines that it holds back; ``failed`` gets errors
     that no dependency should raise.
     """
 
@@ -159,7 +159,7 @@ class Watch(Background):
                 question.outage.failed(error, ASK)
             else:
                 question.outage.answered(ASK)
-            self.floods.tell_last()
+            self.floods.show_last()
             await asyncio.sleep(LOOK_S)
 
 
@@ -173,7 +173,7 @@ def ask_kafka(
     """Return the question to Kafka: the ends of the logs that this worker should follow.
 
     ``restoring`` returns the partitions that are to have an owner here. Partitions of a topic whose
-    input ``is_paused`` stand rightly.
+    input ``is_paused`` may stand.
     """
 
     async def ask() -> None:
@@ -214,7 +214,7 @@ def watch_of(
     progress = Progress(settings.stuck_after_ms / 1_000, transport.restart)
 
     async def ask_archive() -> None:
-        # Until it is open, who tries to open it reports.
+        # Until it is open, the task that tries to open it reports.
         if archive.is_open:
             await archive.check()
 

@@ -1,6 +1,6 @@
 """Memory of a worker process: how long freed memory is kept, and when Python collects.
 
-A worker takes and frees buffers of megabytes all the time: answers to fetches, inflated batches,
+A worker makes and frees buffers of megabytes all the time: answers to fetches, inflated batches,
 chunks. By default glibc gives each of them back to the system and asks for it again, and the
 system clears every page anew. Measured on a virtual machine: inflating LZ4 batches of 350 KB took
 222 ns an event, 38 ns once freed memory is kept. Once a minute all of it is given back: otherwise
@@ -22,7 +22,7 @@ import threading
 import time
 
 KEPT_BYTES = 256 << 20
-"""Freed memory up to this size stays with the process. Memory in use is bounded elsewhere."""
+"""The freed memory that stays with the process, at most. Memory in use is bounded elsewhere."""
 
 GIVE_BACK_SECONDS = 60.0
 
@@ -35,7 +35,7 @@ _MMAP_THRESHOLD_BYTES_MAX = 32 << 20
 
 
 def keep_freed_memory() -> bool:
-    """Have the C library keep freed memory; tell whether it can be told to (glibc can)."""
+    """Make the C library keep freed memory; return whether it can (glibc can)."""
     if not sys.platform.startswith("linux"):
         return False
     with contextlib.suppress(OSError, AttributeError):
@@ -63,7 +63,7 @@ def trim_periodically(seconds: float = GIVE_BACK_SECONDS) -> None:
 
 
 def tune_gc() -> None:
-    """Leave the objects of now out of all collections, and collect later ones less often.
+    """Leave the present objects out of all collections, and collect later ones less often.
 
     Call it once a process has started: modules, classes and settings live as long as it does.
     """

@@ -1,4 +1,4 @@
-"""Background work: it goes on for as long as the worker runs, and cannot die unnoticed."""
+"""Background work: it runs for as long as the worker does, and cannot die unnoticed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Child processes that never outlive their parent, however it ends.
 
 A child is a session of its own: Ctrl-C in a terminal reaches the parent only, which then stops its
-children in order. Where the parent is killed and cannot, Linux kills the child (PR_SET_PDEATHSIG).
+children in order. If the parent is killed and cannot, Linux kills the child (PR_SET_PDEATHSIG).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class Child:
-    """A child process and the file that takes its output; a subclass starts it."""
+    """A child process and the file of its output; a subclass starts it."""
 
     def __init__(self, stop_seconds_max: float) -> None:
         self._stop_seconds_max = stop_seconds_max

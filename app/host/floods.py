@@ -1,9 +1,9 @@
 """Floods of the log: of lines that say the same, the first and the last are kept, others counted.
 
-aiokafka and the Cassandra driver log each attempt to reach a server that is
-away, many a second. Their loggers stay as they are; a line is like another if logger, level and
-message are the same but for the numbers, addresses and errors put into it. Some of these lines come
-with the traceback of an error that says it all: that a node is away, or refuses.
+aiokafka and the Cassandra driver log each attempt to reach a server that is away, many a second.
+Their loggers stay as they are. A line is like another if logger, level and message are the same but
+for the numbers, addresses and errors put into it. Some of these lines have a traceback, although
+their error says enough: that a node is away, or refuses.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ OWN = (
     "app.kafka.offset_commits",
     "app.kafka.transport.coordinator",
 )
-"""Loggers of ours that tell the same of each attempt; see :mod:`agents.outage` for the others."""
+"""Loggers of ours that say the same of each attempt; see :mod:`agents.outage` for the others."""
 
 QUIET_S = 30.0
-"""A line that did not come again for so long was the last of its flood."""
+"""A line that did not come again for this time was the last of its flood."""
 
 _LAST = "treasure_map_last_of_flood"
 
@@ -39,7 +39,7 @@ class _Flood:
 
 
 class FloodFilter(logging.Filter):
-    """Lets the first line of a flood pass; :meth:`tell_last` lets the last follow.
+    """Lets the first line of a flood pass; :meth:`show_last` lets the last follow.
 
     Attributes:
         held_total: lines that were held back.
@@ -70,7 +70,7 @@ class FloodFilter(logging.Filter):
             self.held_total += 1
         return False
 
-    def tell_last(self) -> None:
+    def show_last(self) -> None:
         """Show the last line of each flood that is over, with the number of those held back."""
         now_s = self._clock_s()
         with self._lock:
@@ -84,7 +84,7 @@ class FloodFilter(logging.Filter):
                     f"{record.getMessage()} (the last of {flood.held + 1} such lines in "
                     f"{flood.last_s - flood.began_s:.0f} s)"
                 )
-                # Not None, of which the formatter that workers log with makes an argument.
+                # Not None, which the formatter of workers would make an argument.
                 record.args = ()
                 setattr(record, _LAST, True)
                 logging.getLogger(name).handle(record)
@@ -107,7 +107,7 @@ def tame() -> FloodFilter:
     tamed = FloodFilter()
     for name in OWN:
         logging.getLogger(name).addFilter(tamed)
-    # A logger's filters do not see what its children log.
+    # A logger's filters do not see the lines of its children.
     for name, logger in list(logging.Logger.manager.loggerDict.items()):
         if name.partition(".")[0] in LIBRARIES and isinstance(logger, logging.Logger):
             logger.addFilter(tamed)

@@ -1,8 +1,7 @@
 """Text of others made safe to show: control characters of a terminal are shown as escapes.
 
 Keys, types, topics and errors come from whoever writes to Kafka. Control characters among them
-could clear a screen or set its title; those that turn the direction of text make it look like
-another one.
+could clear a screen or set its title; those that turn the direction of text disguise it.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ MASK = "********"
 """The text that is shown instead of a secret."""
 
 SECRET_LENGTH_MIN = 4
-"""Without the texts of shorter ones no line could be read."""
+"""The shortest secret that is hidden: without the texts of shorter ones no line could be read."""
 
 _OF_BYTES = "aiokafka.conn"
-"""Logs at debug whole requests and answers: the login with its password, records."""
+"""The logger of whole requests and answers at debug: logins with their passwords, records."""
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -53,7 +52,7 @@ def printable_json(value: object, option: int | None = None) -> str:
 def protect_log(secrets: Iterable[str] = ()) -> None:
     """Make all lines that are logged from now on safe to show, those of libraries too.
 
-    None has a secret of these, nor the bytes that went to brokers: events and logins.
+    No line has one of ``secrets``, or bytes that went to brokers: events and logins.
     """
     long = [secret for secret in secrets if len(secret) >= SECRET_LENGTH_MIN]
     hidden = sorted({form for secret in long for form in _forms(secret)}, key=len, reverse=True)

@@ -1,8 +1,8 @@
 """Files that a worker reads again while it runs: certificates, keys and tokens.
 
-A look compares the size, times and inode of each file with those of the last contents in use.
+A check compares the size, times and inode of each file with those of the last contents in use.
 Contents that cannot be used change nothing: the last good ones stay, with one warning. A file may
-be half written when it is looked at, so the warning waits for a second look.
+be half written when it is checked, so the warning waits for a second check.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 from tables.model.errors import TreasureMapError
 
 LOOK_S = 1.0
-"""How often files are looked at. A look is one system call a file, some microseconds."""
+"""How often files are checked. A check is one system call a file, some microseconds."""
 
 WARN_LOOKS = 2
-"""At which failed look in a row the warning comes: writers of two files need a moment between."""
+"""The failed checks in a row before the warning: writers of two files need a moment between."""
 
 Signature = tuple[tuple[int, ...] | None, ...]
 
@@ -43,7 +43,7 @@ class Reload:
         self.name = name
         self.files = tuple(file for file in files if file)
         self._load = load
-        # Read before the files are: a change between the two is seen at the next look.
+        # Read before the files are: a change between the two is seen at the next check.
         self._seen = _signature(self.files)
         self._failed_looks = 0
         self.error = ""
@@ -51,7 +51,7 @@ class Reload:
         load()
 
     def look(self) -> None:
-        """Load the files if they have changed, or could not be used at the last look."""
+        """Load the files if they have changed, or could not be used at the last check."""
         found = _signature(self.files)
         if found == self._seen and not self.error:
             return
@@ -69,7 +69,7 @@ class Reload:
 
 
 class Reloads:
-    """All that is made of files."""
+    """All things that are made of files."""
 
     def __init__(self) -> None:
         self.all: list[Reload] = []
@@ -79,12 +79,12 @@ class Reloads:
         self.all.append(Reload(name, files, load))
 
     def look(self) -> None:
-        """Look at all files."""
+        """Check all files."""
         for one in self.all:
             one.look()
 
     async def keep_looking(self) -> None:
-        """Look at all files once a second."""
+        """Check all files once a second."""
         while True:
             await asyncio.sleep(LOOK_S)
             self.look()
@@ -95,7 +95,7 @@ class Reloads:
 
 
 def _signature(files: Sequence[str]) -> Signature:
-    """Return values that change when one of the files does; None stands for a missing file."""
+    """Return values that change when one of the files does; None is for a missing file."""
     found: list[tuple[int, ...] | None] = []
     for file in files:
         try:

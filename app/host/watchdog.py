@@ -7,10 +7,10 @@ may still do. So it has to end, and a supervisor starts it again.
     thread         tick   tick   tick   +1   +1   +1   +1  > limit: last words, end
 
 A thread counts the time that passes without a beat of the loop. Python code that never returns to
-the loop lets the thread run. Native code that keeps the interpreter's lock does not; against that
-stands a timer of the kernel that counts the CPU time of the process and that the thread winds up
-again at every tick. Neither takes a process for stuck that was stopped (a debugger, a suspended
-machine): docs/decisions/0005-watchdog.md.
+the loop lets the thread run. Native code that keeps the interpreter's lock does not; a timer of the
+kernel ends that. It counts the CPU time of the process, and the thread resets it at every tick. A
+process that was stopped (a debugger, a suspended machine) does not count as stuck:
+docs/decisions/0005-watchdog.md.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ TICKS = 10
 """Ticks of the thread in the time that the loop may stand still."""
 
 STDERR = 2
-"""The file itself: Faust's command line puts a log in the place of ``sys.stderr``."""
+"""The descriptor itself: Faust's command line replaces ``sys.stderr`` by a log."""
 
-TELL_SECONDS_MAX = 2.0
+WRITE_SECONDS_MAX = 2.0
 """Seconds for the last words: a full pipe that nobody reads must not keep the process."""
 
 
 class Watchdog:
-    """Watches one event loop, which may stand still for so long, until the process ends."""
+    """Watches one event loop, which may stand still for a bounded time, until the process ends."""
 
     def __init__(self, stall_seconds_max: float) -> None:
         self._limit_s = stall_seconds_max
@@ -62,7 +62,7 @@ class Watchdog:
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def leave(self) -> None:
-        """Tell that the loop has ended: from now on the process has a time to end."""
+        """Note that the loop has ended: from now on the process has a bounded time to end."""
         self._leaving = True
         self._limit_s = LEAVE_SECONDS_MAX
         self._stalled_s = 0.0
@@ -83,11 +83,13 @@ class Watchdog:
             # so the process was stopped, and the loop gets time to beat before the next tick.
             self._stalled_s += min(now_s - before_s, 2 * self._tick_s)
             before_s = now_s
-        # A loop that goes on at this very moment is too late: show its stack.
+        # A loop that resumes at this very moment is too late: show its stack.
         reason = self._reason(self._stalled_s)
-        telling = threading.Thread(target=_tell, args=(reason,), name="watchdog tells", daemon=True)
-        telling.start()
-        telling.join(TELL_SECONDS_MAX)
+        writing = threading.Thread(
+            target=_write, args=(reason,), name="watchdog writes", daemon=True
+        )
+        writing.start()
+        writing.join(WRITE_SECONDS_MAX)
         os._exit(EXIT_CODE)
 
     def _reason(self, stalled_s: float) -> str:
@@ -98,15 +100,15 @@ class Watchdog:
                 "for; check the disks of state_folder and archive_folder"
             )
         return (
-            f"cannot stay in the group: the event loop stands still at {_place()}; got "
+            f"cannot stay in the group: the event loop stands still at {_location()}; got "
             f"{stalled_s:.1f} s; want at most session_timeout_ms, {self._limit_s:g} s; the "
             "stacks are above; give the worker a core of its own, or smaller chunks "
             "(chunk_records_max)"
         )
 
 
-def _tell(reason: str) -> None:
-    # Not by faulthandler, which would keep the interpreter's lock while a full pipe takes nothing,
+def _write(reason: str) -> None:
+    # Not by faulthandler, which would keep the interpreter's lock while a full pipe blocks,
     # and not through a stream, whose lock the main thread may hold.
     os.write(STDERR, f"{''.join(_stacks())}error: {reason}\n".encode())
 
@@ -126,7 +128,7 @@ def _frames() -> dict[int | None, FrameType]:
     return dict(sys._current_frames().items())  # noqa: SLF001 - documented, for all its name
 
 
-def _place() -> str:
-    """Return the place of the main thread, as file, line and function."""
+def _location() -> str:
+    """Return the location of the main thread: file, line and function."""
     frame = _frames()[threading.main_thread().ident]
     return f"{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_qualname})"

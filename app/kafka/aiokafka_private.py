@@ -1,13 +1,13 @@
-"""The one place that touches private names of aiokafka: fetched batches, and the group's state.
+"""The door to private names of aiokafka: fetched batches, and the group's state.
 
 aiokafka is pinned; ``tests/contract/test_aiokafka_private.py`` fails when an upgrade changes a name
 used here. ``Fetched.drain`` replaces ``getmany()``, which makes one ConsumerRecord object per
-record, with the same order of checks: a result that is no longer wanted is removed, an error is
-removed and raised, a position moves only past records that were taken. It never waits, so a drain
+record. It keeps the order of checks: a result that is no longer wanted is removed, an error is
+removed and raised, a position moves only past records that were drained. It never waits, so a drain
 and the hand-over of its runs are one step.
 """
 
-# ruff: noqa: SLF001 - private names are what this file is for
+# ruff: noqa: SLF001 - this file is for private names
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ log = logging.getLogger(__name__)
 class _Protocol(AIOKafkaProtocol):  # type: ignore[misc]  # aiokafka comes without types here
     """A connection's protocol that reads the error which ended it; aiokafka does not.
 
-    asyncio reads it when it collects the protocol. If it collects the future that has the error
-    before, which may be so of garbage in cycles, it complains that nobody read it.
+    asyncio reads it when it collects the protocol. If it collects the future with the error first,
+    as it may with garbage in cycles, it complains that nobody read it.
     """
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -49,7 +49,7 @@ class _Protocol(AIOKafkaProtocol):  # type: ignore[misc]  # aiokafka comes witho
             ended.exception()
 
 
-# From here on every consumer of this process reads batches in our way, and connections end so.
+# From here on every consumer of this process has our batches and our connections.
 fetcher.MemoryRecords = Batches
 aiokafka_conn.AIOKafkaProtocol = _Protocol
 
@@ -58,7 +58,7 @@ LEAVE_SECONDS_MAX = 2.0
 
 
 class UnreadableError(Exception):
-    """A partition that cannot be read on; the cause is aiokafka's own error."""
+    """A partition that cannot be read further; the cause is aiokafka's own error."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -91,7 +91,7 @@ class _Batch:
         return first
 
     def run(self, tp: KafkaPartition, size: int) -> Run:
-        """Return its records, which have values of so many bytes, as a run of a partition."""
+        """Return its records, which have values of ``size`` bytes, as a run of a partition."""
         first = self.offsets[0] if self.offsets else self.next_offset
         return Run(
             tp.topic, tp.partition, first, self.next_offset, self.offsets, self.values,
@@ -100,7 +100,7 @@ class _Batch:
 
 
 class Fetched:
-    """The records that a started consumer has fetched and nobody has taken yet."""
+    """The records that a started consumer has fetched and nobody has drained yet."""
 
     def __init__(self, consumer: AIOKafkaConsumer) -> None:
         self._consumer = consumer
@@ -112,7 +112,7 @@ class Fetched:
         """Raise the error that the group coordinator or the fetcher could not mend by themselves.
 
         Raises:
-            KafkaError: aiokafka's error. Having it raised lets the coordinator go on, if it runs.
+            KafkaError: aiokafka's error. Raising it lets the coordinator continue, if it runs.
             Exception: the error that ended one of aiokafka's own tasks.
         """
         check_metadata(self._consumer)
@@ -154,9 +154,9 @@ class Fetched:
 
         Args:
             positions: the next offset that each partition's owner wants.
-            bytes_max: stop when the values taken reach this size; one record is always taken.
-            records_max: stop when as many records were taken.
-            strayed: called for a partition that stands elsewhere than its owner; it gives no run.
+            bytes_max: stop when the values reach this size; one record is always drained.
+            records_max: stop at this number of records.
+            strayed: called for a partition whose position is not its owner's; it gives no run.
 
         Returns:
             at most one run a partition; it has no records if the log holds none at its offsets.
@@ -220,7 +220,7 @@ class Fetched:
         return run, size
 
     def _next_batch(self, tp: KafkaPartition, result: FetchResult) -> _Batch | None:
-        """Return the rest of the last batch, or the next batch; None when all was taken."""
+        """Return the rest of the last batch, or the next batch; None when there is no more."""
         rest = self._rests.pop(tp, None)
         if rest is not None and rest.result is result:
             return rest
@@ -257,7 +257,7 @@ async def read_plain(
 ) -> dict[KafkaPartition, list[Any]]:
     """Return the result of ``getmany()``, with the batches' own records: ``Record``, or C's.
 
-    Making a ConsumerRecord of each takes longer than all else, and it would have no fault.
+    Making a ConsumerRecord of each takes longer than all else, and would lose its fault.
     """
     fetching = consumer._fetcher
     for wait in (True, False):
@@ -283,7 +283,7 @@ def _as_it_is(_: KafkaPartition, record: Any) -> Any:
 def write(connection: AIOKafkaConnection, message: bytes) -> None:
     """Write to a connection; one that is broken is closed, so that all its requests end.
 
-    Between a reset and its being told the loop still has the transport, but will not write to it:
+    Between a reset and its report the loop still has the transport, but will not write to it:
     asyncio drops written bytes, uvloop raises a RuntimeError, which aiokafka does not expect.
 
     Raises:
@@ -295,7 +295,7 @@ def write(connection: AIOKafkaConnection, message: bytes) -> None:
         raise _broken(connection, error) from error
 
 
-def tell_broken_connections() -> None:
+def report_broken_connections() -> None:
     """Have aiokafka's own requests treat a transport that uvloop has closed as a broken connection.
 
     Without it the RuntimeError ends aiokafka's tasks, of its producer for instance.
@@ -303,12 +303,12 @@ def tell_broken_connections() -> None:
     for name in ("send", "_send_sasl_token"):
         send = getattr(AIOKafkaConnection, name)
         if not hasattr(send, "__wrapped__"):
-            setattr(AIOKafkaConnection, name, _told(send))
+            setattr(AIOKafkaConnection, name, _reporting(send))
 
 
-def _told(send: Callable[..., Any]) -> Callable[..., Any]:
+def _reporting(send: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(send)
-    def told(self: AIOKafkaConnection, *args: Any, **options: Any) -> Any:
+    def reporting(self: AIOKafkaConnection, *args: Any, **options: Any) -> Any:
         try:
             return send(self, *args, **options)
         except KafkaError:
@@ -316,7 +316,7 @@ def _told(send: Callable[..., Any]) -> Callable[..., Any]:
         except RuntimeError as error:
             raise _broken(self, error) from error
 
-    return told
+    return reporting
 
 
 def _broken(connection: AIOKafkaConnection, error: Exception) -> KafkaConnectionError:
@@ -325,7 +325,7 @@ def _broken(connection: AIOKafkaConnection, error: Exception) -> KafkaConnection
 
 
 def check_metadata(user: AIOKafkaConsumer | AIOKafkaProducer) -> None:
-    """Raise the error that ended the task of a client's metadata; aiokafka tells nobody.
+    """Raise the error that ended the task of a client's metadata; aiokafka reports it to nobody.
 
     Without it a leader that moves is never found again.
 

@@ -32,7 +32,7 @@ NAME = "treasure-map-2"
 _PROTOCOL_VERSION = 0
 
 STRANGER_CHARACTERS_MAX = 200
-"""Of the node and URL of a member that is no worker; a worker's node has as many at most."""
+"""Most characters of the node and of the URL of a stranger; a worker's node has no more."""
 
 
 class Member(msgspec.Struct, frozen=True):
@@ -42,7 +42,7 @@ class Member(msgspec.Struct, frozen=True):
     ``owned`` was assigned: of two members that claim a partition, the later generation is right.
     ``home`` stays the same when a worker is started again: two boots of one home do not live
     at once. ``alone`` says why it cannot share the group, if it cannot; ``settled`` that the group
-    has taken it before.
+    has accepted it before.
     """
 
     node: str
@@ -58,10 +58,10 @@ class Member(msgspec.Struct, frozen=True):
 
 
 class Share(msgspec.Struct, frozen=True):
-    """What one member got: its node, its web URL and its partitions by topic.
+    """The share of one member: its node, its web URL and its partitions by topic.
 
-    ``refused`` says why it got nothing and must go; it knows itself by ``boot``, which is 0 of one
-    that is no worker: it may have named any.
+    ``refused`` says why it got nothing and must leave. It knows itself by ``boot``, which is 0 for
+    a stranger, because that may have named any.
     """
 
     node: str
@@ -74,8 +74,8 @@ class Share(msgspec.Struct, frozen=True):
 class Candidate(msgspec.Struct, frozen=True):
     """A member as the planner sees it: its description of itself, and the topics it reads.
 
-    ``stranger`` says why it is no worker, of which nothing is believed; ``proved`` that it says
-    this as the member that it is, and not in the words of another.
+    ``stranger`` says why it is not a worker; then nothing that it says is believed. ``proved`` says
+    that its description is its own, and not a copy of another member's.
     """
 
     member: Member
@@ -89,12 +89,13 @@ def plan(
 ) -> dict[str, set[TopicPartition]]:
     """Return the partitions of each member: as few moves as bring every load to at most ceil(P/n).
 
-    A partition stays with its owner unless that one has more than its share. Of an owner with too
-    many, those of its most crowded topic go; a partition without owner goes to a member that has
-    less than its share of the topic, holds it on disk, has few of the topic, has few in all; ties
-    go by rendezvous hash of the node's name. An older boot of a home gets nothing: its partitions
-    belong to the latest boot. Who is refused (:func:`refusals`) gets nothing. ``partitions`` are
-    counts by topic; candidates go by their id in the group.
+    A partition stays with its owner unless that one has more than its share. An owner with too
+    many gives up those of its most crowded topic. A partition without owner goes to a member that
+    has less than its share of the topic, then one that holds it on disk, has the fewest of the
+    topic, has the fewest in all; a rendezvous hash of the node's name breaks ties. An older boot of
+    a home gets nothing: its partitions belong to the latest boot. A refused member
+    (:func:`refusals`) gets nothing. ``partitions`` are counts by topic; candidates are by their id
+    in the group.
     """
     refused = refusals(candidates)
     living = {
@@ -119,15 +120,15 @@ def plan(
     for member in sorted(living):
         homeless += planner.shed(member)
     for tp in sorted(homeless):
-        planner.place(tp)
+        planner.assign(tp)
     return planned | planner.planned
 
 
 def refusals(candidates: Mapping[str, Candidate]) -> dict[str, str]:
-    """Return why members must go, by their id in the group: always the later ones.
+    """Return why members must leave, by their id in the group: always the later ones.
 
-    Earlier are those whom the group has taken before, then those that were started earlier. An
-    older boot of a home goes whatever it says, and so does who is no worker.
+    Earlier are those that the group has accepted before, then those that were started earlier. An
+    older boot of a home and a stranger must leave, whatever they say.
     """
     living = _latest_boots(candidates)
     refused = {member: one.stranger for member, one in candidates.items() if one.stranger}
@@ -201,13 +202,13 @@ class _Planner:
             gone.append(tp)
         return gone
 
-    def place(self, tp: TopicPartition) -> None:
+    def assign(self, tp: TopicPartition) -> None:
         """Give a partition without owner to the member it suits best, if any reads its topic."""
         topic = tp[0]
         readers = [member for member in self._living if topic in self._living[member].topics]
         if not readers:
             return
-        # Where members read different topics the share may not suffice; the least loaded takes it.
+        # If members read different topics the share may not suffice; the least loaded gets it.
         free = [member for member in readers if len(self.planned[member]) < self._share]
         pool = free or sorted(readers, key=lambda member: len(self.planned[member]))[:1]
         best = min(
@@ -254,7 +255,7 @@ def _owners(
 
 
 def _home(candidate: Candidate) -> str:
-    """Return the home of a member; older releases tell none, and go by the node's name."""
+    """Return the home of a member; older releases name none, and the node's name counts."""
     return candidate.member.home or candidate.member.node
 
 
@@ -283,8 +284,8 @@ class GroupMap:
     Attributes:
         urls: the endpoint of each partition's owner.
         nodes: the endpoint of each node.
-        refused: why a member must go, by its boot.
-        strangers: why members are no workers, by the node and URL that each names.
+        refused: why a member must leave, by its boot.
+        strangers: why members are not workers, by the node and URL that each names.
         twins: the nodes of each endpoint that several of them name.
     """
 
@@ -295,8 +296,8 @@ class GroupMap:
         self.strangers: dict[tuple[str, str], str] = {}
         self.twins: dict[str, list[str]] = {}
 
-    def take(self, shares: Sequence[Share]) -> None:
-        """Take a new map."""
+    def update(self, shares: Sequence[Share]) -> None:
+        """Use a new map."""
         self.urls = {tp: share.url for share in shares for tp in pairs(share.partitions)}
         self.refused = {share.boot: share.refused for share in shares if share.refused}
         self.strangers = {
@@ -318,8 +319,8 @@ class Assignor(AbstractPartitionAssignor):  # type: ignore[misc]  # aiokafka com
     """aiokafka's assignor, as an object per consumer: aiokafka never asks whether it is a class.
 
     ``describe`` returns this member's description of itself, for every join; ``on_shares`` gets the
-    partitions of every member, as of an assignment; ``place`` returns this member's number in the
-    group, empty at first, and the generation.
+    partitions of every member, as of an assignment; ``joined_as`` returns this member's number in
+    the group, empty at first, and the generation.
     """
 
     name = NAME
@@ -327,11 +328,11 @@ class Assignor(AbstractPartitionAssignor):  # type: ignore[misc]  # aiokafka com
     describe: Callable[[], Member]
     on_shares: Callable[[list[Share]], None]
     proof: GroupProof = GroupProof("")  # noqa: RUF009 - it never changes
-    place: Callable[[], tuple[str, int]] = lambda: ("", -1)
+    joined_as: Callable[[], tuple[str, int]] = lambda: ("", -1)
 
     def metadata(self, topics: Iterable[str]) -> ConsumerProtocolMemberMetadata:
         """Return the metadata of this member's join."""
-        number, _ = self.place()
+        number, _ = self.joined_as()
         data = self.proof.join(self.describe(), number)
         return ConsumerProtocolMemberMetadata(_PROTOCOL_VERSION, sorted(topics), data)
 
@@ -344,7 +345,7 @@ class Assignor(AbstractPartitionAssignor):  # type: ignore[misc]  # aiokafka com
         latest = _latest_boots(candidates)
         for member, reason in sorted(refused.items()):
             said = candidates[member].member
-            # One that was restarted stays in the group for a session, and is no surprise.
+            # A member that was restarted stays in the group for a session, as expected.
             is_dead = member not in latest and not candidates[member].stranger
             log.log(
                 logging.INFO if is_dead else logging.WARNING,
@@ -371,7 +372,7 @@ class Assignor(AbstractPartitionAssignor):  # type: ignore[misc]  # aiokafka com
             )
             for member, tps in planned.items()
         ]
-        data = self.proof.plan(shares, self.place()[1])
+        data = self.proof.plan(shares, self.joined_as()[1])
         return {
             member: ConsumerProtocolMemberAssignment(
                 _PROTOCOL_VERSION, list(by_topic(tps).items()), data
@@ -380,7 +381,7 @@ class Assignor(AbstractPartitionAssignor):  # type: ignore[misc]  # aiokafka com
         }
 
     def on_assignment(self, assignment: ConsumerProtocolMemberAssignment) -> None:
-        """Take the leader's map. aiokafka calls this after it has taken the partitions."""
+        """Pass on the leader's map. aiokafka calls this after it has set the partitions."""
         self.on_shares(shares_of(assignment.user_data))
 
     def _candidate(self, member: str, data: ConsumerProtocolMemberMetadata) -> Candidate:
@@ -389,10 +390,10 @@ class Assignor(AbstractPartitionAssignor):  # type: ignore[misc]  # aiokafka com
         if not topics and not stranger:
             stranger = "it does not say which topics it reads"
         proved = not stranger and self.proof.is_joined(said, member)
-        told = _decoded(member, said)
+        described = _decoded(member, said)
         if stranger:
-            told = _cut(told)
-        return Candidate(told, topics, stranger, proved)
+            described = _cut(described)
+        return Candidate(described, topics, stranger, proved)
 
 
 def shares_of(data: bytes) -> list[Share]:
@@ -404,14 +405,14 @@ def shares_of(data: bytes) -> list[Share]:
     return content_of(data, list[Share])
 
 
-def _cut(told: Member) -> Member:
+def _cut(stranger: Member) -> Member:
     """Return a stranger's description, cut for the plan, whose length brokers bound."""
-    node, url = told.node[:STRANGER_CHARACTERS_MAX], told.url[:STRANGER_CHARACTERS_MAX]
-    return msgspec.structs.replace(told, node=node, url=url)
+    node, url = stranger.node[:STRANGER_CHARACTERS_MAX], stranger.url[:STRANGER_CHARACTERS_MAX]
+    return msgspec.structs.replace(stranger, node=node, url=url)
 
 
 def _decoded(member: str, data: bytes) -> Member:
-    """Return a member's description of itself; one that cannot be read takes part as a new node."""
+    """Return a member's description of itself; one that cannot be read counts as a new node."""
     try:
         return content_of(data, Member)
     except ValueError as error:

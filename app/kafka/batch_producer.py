@@ -1,7 +1,7 @@
-"""A feed: writes records and heartbeats to one raw topic, many at a time.
+"""A producer of batches: writes records and heartbeats to one raw topic, many at a time.
 
-Values are packed into record batches here and handed to aiokafka whole: one future a batch, while
-its ``send`` makes one a record. All of a partition's records keep their order.
+Values are packed into record batches here and handed to aiokafka whole: one future a batch,
+instead of the one a record that its ``send`` makes. All of a partition's records keep their order.
 
     add(partition, keys, values) --> open batch of the partition --flush()--> sent, acknowledged
     heartbeat(time_ms) ------------> open batches of all partitions
@@ -28,12 +28,12 @@ from tables.record.chunk import Headers
 from tables.record.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
 
 BATCH_BYTES_MAX = 512 * 1024
-# Batches sent and not yet acknowledged; at 512 KiB each this bounds a feed's memory to 32 MiB.
+# Batches sent and not yet acknowledged; at 512 KiB each this bounds its memory to 32 MiB.
 BATCHES_IN_FLIGHT_MAX = 64
 _NO_HEADERS: Mapping[int, Headers] = MappingProxyType({})
 
 
-class FeedError(TreasureMapError):
+class ProducerError(TreasureMapError):
     """Records that could not be written, or a topic that is not there."""
 
 
@@ -45,7 +45,7 @@ def partition_of(key: bytes, partitions: int) -> int:
 class BatchProducer:
     """Writes to one topic; use it in an ``async with`` statement, which flushes at its end.
 
-    Batches of a few records are quicker without being ``compressed``, for all who read them.
+    Small batches are faster to read if they are not ``compressed``.
 
     Attributes:
         partitions: how many the topic has.
@@ -75,7 +75,7 @@ class BatchProducer:
         """Connect and learn the topic's partitions.
 
         Raises:
-            FeedError: no broker answers, or the topic does not exist.
+            ProducerError: no broker answers, or the topic does not exist.
         """
         try:
             self._producer = AIOKafkaProducer(
@@ -94,8 +94,8 @@ class BatchProducer:
         except KafkaError as error:
             await self._stop()
             cannot = f"cannot write to {self.topic}"
-            told = await connect_error(error, cannot, self._brokers, self._options)
-            raise FeedError(str(told)) from error
+            reason = await connect_error(error, cannot, self._brokers, self._options)
+            raise ProducerError(str(reason)) from error
         except BaseException:
             await self._stop()
             raise
@@ -149,7 +149,7 @@ class BatchProducer:
         """Send all that was added, and wait until all of it is acknowledged.
 
         Raises:
-            FeedError: the broker refused records.
+            ProducerError: the broker refused records.
         """
         await self.flush()
         await self._acknowledged(0)
@@ -158,7 +158,7 @@ class BatchProducer:
         """Send all that was added. Waits only while too much is on its way.
 
         Raises:
-            FeedError: the broker refused records.
+            ProducerError: the broker refused records.
         """
         ready, self._full = self._full, collections.defaultdict(list)
         for partition, batch in self._open.items():
@@ -205,10 +205,10 @@ class BatchProducer:
         cluster = await self._producer.client.fetch_all_metadata()
         found = cluster.partitions_for_topic(self.topic)
         if not found:
-            raise FeedError(
+            raise ProducerError(
                 f"cannot write to {self.topic}: it is not there, or this user may not Describe it;"
                 f" got {len(cluster.topics())} other topics at {self._brokers}; want the map's"
-                f" topics; make them: {called('map apply FILE')}; or allow what `map acl` prints"
+                f" topics; make them: {called('map apply FILE')}; or allow the rights of `map acl`"
             )
         return len(found)
 
@@ -217,8 +217,8 @@ class BatchProducer:
             await self._producer.stop()
             self._producer = None
 
-    def _refused(self, error: KafkaError) -> FeedError:
-        return FeedError(
+    def _refused(self, error: KafkaError) -> ProducerError:
+        return ProducerError(
             f"cannot write to {self.topic}: {type(error).__name__} {error}; got no acknowledgement;"
-            " want every record taken once; look at the broker's log, then replay from the start"
+            " want every record appended once; read the broker's log, then replay from the start"
         )

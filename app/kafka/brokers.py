@@ -33,9 +33,9 @@ UNAUTHORIZED = (
     errors.GroupAuthorizationFailedError,
     errors.ClusterAuthorizationFailedError,
 )
-"""What brokers answer a user who lacks a right."""
+"""The answers of brokers to a user who lacks a right."""
 
-# Answers that say "not now" to who asks for a producer id: the producer's own start asks again.
+# Answers that say "not now" to a request for a producer id: the producer's own start asks again.
 _LATER = (
     errors.GroupCoordinatorNotAvailableError,
     errors.GroupLoadInProgressError,
@@ -52,7 +52,7 @@ class BrokersAwayError(TreasureMapError):
 
 
 async def answer_of_any(client: AIOKafkaClient, request: Request[Any]) -> Any:
-    """Return the first answer of a broker; a cluster names those that died for some seconds more.
+    """Return the first answer of a broker; a cluster names dead ones for some seconds more.
 
     Raises:
         KafkaError: no broker answers; it is the error of the last one that was asked.
@@ -121,7 +121,7 @@ async def connect_error(
 async def patiently(
     step: Callable[[], Awaitable[Result]], patience_s: float = PATIENCE_S
 ) -> Result:
-    """Do a step, again and again while brokers do not answer.
+    """Run a step, again and again while brokers do not answer.
 
     Clients ask any broker that the cluster names: one that is away fails them though others answer.
 

@@ -1,7 +1,7 @@
 """Why a connection to Kafka fails, found by making one step by step: name, port, TLS, login.
 
-aiokafka raises that it could not connect; the cause is only in its log, of some kinds nowhere: a
-broker closes the connection of a client that speaks plain on a TLS port, or TLS on a plain one,
+aiokafka raises that it could not connect; the cause is only in its log, or nowhere: a broker
+closes the connection of a client that speaks plain on a TLS port, or TLS on a plain one,
 without a word.
 """
 
@@ -31,7 +31,7 @@ END_S = 0.5
 """How long a connection may take to end."""
 
 BROKERS_MAX = 6
-"""Brokers that are tried, of those of the setting and again of those that they name."""
+"""Brokers of the setting that are tried; of those that they name, again as many."""
 
 LOGIN_ERRORS = (
     errors.SaslAuthenticationFailed,
@@ -47,7 +47,7 @@ _NO_TLS = (
 
 
 class BrokerFaultError(Exception):
-    """Why a broker cannot be used: the fault and the setting to look at, as a part of a sentence.
+    """Why a broker cannot be used: the fault and the setting to check, as a part of a sentence.
 
     Attributes:
         is_final: whether it stays so until somebody changes something.
@@ -60,16 +60,16 @@ class BrokerFaultError(Exception):
 
 async def cause_of(brokers: str, options: Mapping[str, Any]) -> BrokerFaultError | None:
     """Return why brokers cannot be used; None if one of them, and all that it names, can be."""
-    places = [_place(broker) for broker in brokers.split(",")]
+    addresses = [_address(broker) for broker in brokers.split(",")]
     first: BrokerFaultError | None = None
-    for place in places[:BROKERS_MAX]:
+    for address in addresses[:BROKERS_MAX]:
         try:
-            named = await _Broker(*place, options).named()
+            named = await _Broker(*address, options).named()
         except BrokerFaultError as fault:
             if first is None or (fault.is_final and not first.is_final):
                 first = fault
             continue
-        return await _of_named([one for one in named if one not in places], options)
+        return await _of_named([one for one in named if one not in addresses], options)
     return first
 
 
@@ -77,9 +77,9 @@ async def _of_named(
     named: list[tuple[str, int]], options: Mapping[str, Any]
 ) -> BrokerFaultError | None:
     """Return the lasting fault of a broker that another one names."""
-    for place in named[:BROKERS_MAX]:
+    for address in named[:BROKERS_MAX]:
         try:
-            await _Broker(*place, options).named()
+            await _Broker(*address, options).named()
         except BrokerFaultError as fault:
             if fault.is_final:
                 return BrokerFaultError(
@@ -88,7 +88,7 @@ async def _of_named(
     return None
 
 
-def _place(broker: str) -> tuple[str, int]:
+def _address(broker: str) -> tuple[str, int]:
     host, _, port = broker.strip().rpartition(":")
     return host.strip("[]"), int(port)
 
@@ -97,7 +97,7 @@ class _Broker:
     """One broker, to which connections are made step by step."""
 
     def __init__(self, host: str, port: int, options: Mapping[str, Any]) -> None:
-        self._place = host, port
+        self._address = host, port
         self._options = options
         self._tls: ssl.SSLContext | None = options.get("ssl_context")
         self._at = f"broker {host}:{port}"
@@ -134,7 +134,7 @@ class _Broker:
     async def _open(self) -> None:
         try:
             async with asyncio.timeout(STEP_S):
-                _, writer = await asyncio.open_connection(*self._place)
+                _, writer = await asyncio.open_connection(*self._address)
         except (OSError, TimeoutError) as error:
             words = f"{self._at} does not answer: {_text(error)}"
             if isinstance(error, socket.gaierror):
@@ -149,7 +149,7 @@ class _Broker:
         writer = None
         try:
             async with asyncio.timeout(STEP_S):
-                reader, writer = await asyncio.open_connection(*self._place, ssl=context)
+                reader, writer = await asyncio.open_connection(*self._address, ssl=context)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(ALERT_S):
                     await reader.read(1)
@@ -166,9 +166,9 @@ class _Broker:
                 await _end(writer)
 
     def _tls_words(self, error: Exception) -> str | None:
-        """Return the cause that a failed handshake tells; None if it tells none."""
+        """Return the cause that a failed handshake shows; None if it shows none."""
         if isinstance(error, ssl.SSLCertVerificationError):
-            return f"the certificate of {self._at} {_certificate_words(self._place[0], error)}"
+            return f"the certificate of {self._at} {_certificate_words(self._address[0], error)}"
         fault = fault_of(error)
         if fault is Fault.PLAIN:
             return f"{self._at} {_NO_TLS}"
@@ -199,7 +199,7 @@ class _Broker:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         try:
             async with asyncio.timeout(STEP_S):
-                _, writer = await asyncio.open_connection(*self._place, ssl=context)
+                _, writer = await asyncio.open_connection(*self._address, ssl=context)
         except (OSError, TimeoutError):
             return False
         await _end(writer)
@@ -221,19 +221,19 @@ class _Broker:
         mechanism = self._options.get("sasl_mechanism")
         if isinstance(error, errors.IllegalSaslStateError):
             return (
-                "takes no login on this port; want kafka_sasl_mechanism empty, or the port of a"
+                "accepts no login on this port; want kafka_sasl_mechanism empty, or the port of a"
                 " listener with SASL"
             )
         if isinstance(error, errors.UnsupportedSaslMechanismError):
             offered = await self._mechanisms(mechanism) or "another one"
-            return f"does not take the login {mechanism}; want {offered} in kafka_sasl_mechanism"
+            return f"does not offer the login {mechanism}; want {offered} in kafka_sasl_mechanism"
         return (
             f"refuses the login of user {user} by {mechanism}; want a known user in"
             " kafka_username and kafka_password"
         )
 
     async def _mechanisms(self, mechanism: str | None) -> str:
-        """Return the mechanisms that a broker offers, and that this client has."""
+        """Return the mechanisms that both the broker and this client have."""
         kept = {name: value for name, value in self._options.items() if "sasl_" not in name}
         kept["security_protocol"] = "SSL" if self._tls else "PLAINTEXT"
         try:
@@ -253,7 +253,7 @@ class _Broker:
     async def _connect(self, options: Mapping[str, Any]) -> AIOKafkaConnection:
         timeout_ms = int(STEP_S * 1_000)
         async with asyncio.timeout(STEP_S):
-            return await create_conn(*self._place, request_timeout_ms=timeout_ms, **options)
+            return await create_conn(*self._address, request_timeout_ms=timeout_ms, **options)
 
 
 async def _end(writer: asyncio.StreamWriter) -> None:
@@ -269,7 +269,7 @@ def _certificate_words(host: str, error: ssl.SSLCertVerificationError) -> str:
     if fault is Fault.EXPIRED:
         return "has expired; want one that is valid"
     if fault is Fault.NOT_YET_VALID:
-        return "is not valid yet; look at the clocks"
+        return "is not valid yet; check the clocks"
     if fault is Fault.OTHER_NAME:
         return (
             f"is not for {host}; want one for that name, or a name that it is for in the setting"

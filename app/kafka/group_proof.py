@@ -2,14 +2,15 @@
 
 Kafka lets whoever may read the group join it, send any bytes, and even lead it. So a join is
 signed over the group and the member's number, a plan over the group and its generation, with the
-key between workers (``peer_secret``). Who has no key gets no partition and is believed nothing.
+key between workers (``peer_secret``). A member without the key gets no partition, and
+nothing that it says is believed.
 
 A worker has no number yet when it joins first, so its first proof has none. Whoever reads the group
 can repeat it, but not the next one, which has; of two members with one boot the one with its number
 in its proof is the worker. A map that is planned for one generation is of no use in another.
 
 Anybody may join with any bytes, and megabytes of empty lists and maps take gigabytes and minutes to
-read. So a proof stands beside the bytes that it is of, and nothing is made of those to check it.
+read. So a proof is beside the bytes that it signs, and they are checked before they are decoded.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class GroupProof:
         return self._is_proved(data, self._of_join(number))
 
     def why_stranger(self, data: bytes, number: str) -> str:
-        """Return why who says this is no worker; empty for a worker."""
+        """Return why the member that says this is not a worker; empty for a worker."""
         if self._key is None or self.is_joined(data, number) or self.is_joined(data, ""):
             return ""
         return f"its join {_UNSIGNED}"
@@ -96,7 +97,7 @@ def content_of(data: bytes, kind: type[Content]) -> Content:
 
 def _decoded(data: bytes | None, kind: type[Content]) -> Content:
     try:
-        # Who joins without a word has null there.
+        # A member that says nothing of itself has null there.
         return msgspec.msgpack.decode(data or b"", type=kind)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise ValueError(str(error)) from error

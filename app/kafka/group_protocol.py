@@ -1,11 +1,11 @@
-"""What aiokafka's group coordinator passes on, looked at before aiokafka interprets it.
+"""The bytes that aiokafka's group coordinator passes on, checked before aiokafka decodes them.
 
-aiokafka trusts the bytes of other members of a group: one that sends bytes it cannot read ends
-the leader, and a leader that plans nothing it can read ends everybody, without a word of who it is.
+aiokafka trusts the bytes of other members of a group. A member whose bytes it cannot read ends the
+leader; a leader whose plan it cannot read ends every member. Neither error names the sender.
 ``tests/contract/test_aiokafka_private.py`` fails when an upgrade changes a name used here.
 """
 
-# ruff: noqa: SLF001 - private names are what this file is for
+# ruff: noqa: SLF001 - this file is for private names
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _STABLE = "Stable"
 
 
 class Described(NamedTuple):
-    """A member of a group, as its coordinator tells it: its number, its address, and its join."""
+    """A member of a group, as its coordinator describes it: number, address and join."""
 
     member: str
     host: str
     joined: bytes
 
 
-def look_at_group(
+def check_members(
     consumer: AIOKafkaConsumer,
     joined: Callable[[str, bytes], bytes],
     planned: Callable[[int, bytes], Awaitable[bytes]],
@@ -52,17 +52,17 @@ def look_at_group(
     coordinator._on_join_complete = completed
 
 
-def place_in_group(consumer: AIOKafkaConsumer) -> tuple[str, int]:
+def joined_as(consumer: AIOKafkaConsumer) -> tuple[str, int]:
     """Return the number of this member, empty before its first join, and the generation."""
     return str(consumer._coordinator.member_id), int(consumer._coordinator.generation)
 
 
 async def describe_group(consumer: AIOKafkaConsumer, group: str) -> list[Described]:
-    """Return the members of the group; who may read it may ask for them.
+    """Return the members of the group; whoever may read it may ask for them.
 
     Raises:
-        RebalanceInProgressError: it is being planned anew; the coordinator does not tell then what
-            members joined with.
+        RebalanceInProgressError: it is being planned anew; until then the coordinator does not
+            have the joins of members.
         KafkaError: the coordinator does not answer.
     """
     answer = await consumer._coordinator._send_req(DescribeGroupsRequest([group]))

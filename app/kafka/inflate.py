@@ -1,6 +1,6 @@
-"""Inflate: the compressed records of a batch, within a bound whatever they claim.
+"""Inflates the compressed records of a batch, within a bound whatever they claim.
 
-A batch of some KiB can inflate to gigabytes. Its size is in no header that could be trusted, so a
+A batch of some KiB can inflate to gigabytes. No header that states its size can be trusted. So a
 buffer of a guessed size is filled, and a larger one if that is too small.
 """
 
@@ -12,8 +12,8 @@ import zlib
 import cramjam
 
 INFLATED_BYTES_MAX = 64 << 20
-"""Of one batch. Producers fill a batch up to some MiB, and the largest record that a source may
-have is 12 MiB. It is a constant, so that every reader of a log sees the same records."""
+"""The inflated size of one batch. Producers fill a batch up to some MiB, and the largest record of
+a source may have 12 MiB. It is a constant, so that every reader of a log sees the same records."""
 
 GZIP, SNAPPY, LZ4, ZSTD = 1, 2, 3, 4
 _GUESS_FACTOR = 8
@@ -27,13 +27,13 @@ _XERIAL_HEADER_BYTES = 16
 
 
 class InflateError(ValueError):
-    """Bytes that are not of the compression that they are said to be."""
+    """Bytes that are not compressed as their batch says."""
 
 
 def inflate(codec: int, data: memoryview, head: bytes) -> tuple[memoryview, bool]:
     """Return ``head`` and the inflated bytes behind it, and whether that is all of them.
 
-    Where it is not, the first ``INFLATED_BYTES_MAX`` are returned.
+    If it is not, the first ``INFLATED_BYTES_MAX`` are returned.
 
     Raises:
         InflateError: the bytes are broken, or the codec is unknown.

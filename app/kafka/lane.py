@@ -21,9 +21,9 @@ Idle = Callable[[Chunk | None], None]
 class Lane:
     """One kind of input on its way to one agent, which has at most one chunk, waiting or in hand.
 
-    Records that are fetched meanwhile are gathered for the next one; those not admitted stay in
-    Kafka. ``send`` puts a chunk into the agent's channel; ``became_idle`` is called when the agent
-    can be offered one.
+    Records that are fetched meanwhile are gathered for the next one; others stay in Kafka.
+    ``send`` puts a chunk into the agent's channel; ``became_idle`` is called when the agent can be
+    offered one.
 
     Attributes:
         handled_seconds: how long the agent has worked on chunks.
@@ -74,7 +74,7 @@ class Lane:
         }
 
     def room(self, bytes_max: int, records_max: int) -> tuple[int, int]:
-        """Return how many bytes and records fit into the next chunk; 0 or less if it is full.
+        """Return the bytes and records that still fit into the next chunk; 0 or less if it is full.
 
         A chunk has at most ``bytes_max`` bytes of values, whatever the pace allows.
         """
@@ -90,7 +90,7 @@ class Lane:
             self._records += len(run.values)
 
     def due_in(self) -> float | None:
-        """Return in how many seconds the next chunk is due, 0 or less if it is due now.
+        """Return the seconds until the next chunk is due, 0 or less if it is due now.
 
         None if nothing was fetched, or the agent is not idle.
         """
@@ -145,7 +145,7 @@ class Lane:
         self._became_idle(None)
 
     async def handle(self, chunk: Chunk, handler: Callable[[Chunk], Awaitable[None]]) -> None:
-        """Run ``handler`` with a chunk that the agent took from its channel."""
+        """Run ``handler`` with a chunk from the agent's channel."""
         if chunk is not self._waiting:
             return
         self._waiting, self._in_hand = None, chunk

@@ -36,24 +36,24 @@ APPEND_DEADLINE_S = 30.0
 """An append without an answer by then has an unknown outcome; its owner claims again and reads."""
 
 READ_DEADLINE_S = 30.0
-"""A read that got nothing for so long is given up; so is a question for bounds."""
+"""A read that gets nothing for this time is given up; so is a request for bounds."""
 
 END_AFTER_S = 1.0
-"""A read that got nothing for this time asks whether the log ends at its position."""
+"""A read that gets nothing for this time asks whether the log ends at its position."""
 
 RECORDS_AT_ONCE = 200
-"""Records unpacked before others get their turn: a source far behind has millions behind the one
-that a claim reads, and unpacking all that a fetch brings held the loop for seconds."""
+"""Records unpacked before other tasks get their turn. A source that is far behind has millions
+after the one that a claim reads; unpacking a whole fetch held the loop for seconds."""
 
 FETCH_BYTES = 4 << 20
 FETCH_BYTES_OF_ONE = 64 << 10
-"""Of one fetch; a batch that is larger comes whole."""
+"""The sizes of one fetch, for a range and for one record; a larger batch comes whole."""
 
 STOP_DEADLINE_S = 3.0
 """Time for appends under way when the worker stops; the journal shows those that arrived."""
 
 SOON_BYTES_MAX = 256 << 10
-"""A larger record gains nothing by the shorter way."""
+"""The largest record that is appended by the shorter way; a larger one gains nothing by it."""
 
 READERS_MAX = 4
 """Restores that read at the same time; each has a connection of its own."""
@@ -66,9 +66,9 @@ Result = TypeVar("Result")
 class KafkaLog:
     """``agents.ports.ReadableLog`` over Kafka; NotAllowedError says that this user lacks a right.
 
-    Readers of the ``repeatable`` topics take no notice of a record that comes twice: those of
-    journals by the chain rule, those of layer topics by versions. Small records take the shorter
-    way there. A log that ``reads_only`` asks for no right to write.
+    Readers of the ``repeatable`` topics ignore a record that comes twice: those of journals by the
+    chain rule, those of layer topics by versions. Small records of these are appended by the
+    shorter way. A log that ``reads_only`` asks for no right to write.
     """
 
     brokers: str
@@ -92,7 +92,7 @@ class KafkaLog:
         The journal's chain rule rejects repeats.
 
         Raises:
-            BrokersAwayError: some answer, and one that was asked does not.
+            BrokersAwayError: some brokers answer, and one that was asked does not.
             TreasureMapError: no broker answers.
         """
         try:
@@ -143,9 +143,9 @@ class KafkaLog:
         with neither key nor value.
 
         Raises:
-            OutcomeUnknownError: it may or may not have been taken.
-            RecordTooLargeError: the topic, or this log, takes no record of that size.
-            TreasureMapError: the broker will never take it, or takes nothing more from this
+            OutcomeUnknownError: it may or may not have been appended.
+            RecordTooLargeError: the topic, or this log, accepts no record of that size.
+            TreasureMapError: the broker will never accept it, or accepts nothing more from this
                 process.
         """
         assert self._producer is not None
@@ -176,7 +176,7 @@ class KafkaLog:
                 ) from error
             if _is_final(error):
                 raise TreasureMapError(
-                    f"{cannot}: {error!r}; want a broker that takes it; mend it on the brokers, "
+                    f"{cannot}: {error!r}; want a broker that accepts it; mend it on the brokers, "
                     "then start the worker again"
                 ) from error
             raise
@@ -190,7 +190,7 @@ class KafkaLog:
         try:
             return await self._appends.append(topic, partition, value)
         except errors.KafkaError as error:
-            # The producer opens connections, learns of leaders, tries again, or tells why not.
+            # The producer opens connections, learns of leaders, tries again, or raises why not.
             log.debug("%s at once: %r", cannot, error)
             return None
         except TimeoutError as error:
@@ -209,7 +209,7 @@ class KafkaLog:
         try:
             return await self._answered(cannot, self.read_deadline_s, _bounds(self._offsets, key))
         except OutcomeUnknownError as error:
-            # A topic that is not shown to this user is asked for until the time is up.
+            # A topic that this user may not see is asked for until the time is up.
             if topic in refused_topics(self._offsets):
                 raise _not_allowed(cannot, "Read") from error
             raise
@@ -217,7 +217,7 @@ class KafkaLog:
     async def record_at(self, topic: str, partition: int, offset: int) -> LogRecord | None:
         """Return the record at an offset; None if the log has none there any more.
 
-        Compaction takes records out, also the last ones; markers of transactions are not records.
+        Compaction removes records, also the last ones; markers of transactions are not records.
 
         Raises:
             OutcomeUnknownError: the broker did not answer in time.
@@ -234,8 +234,8 @@ class KafkaLog:
     ) -> list[LogRecord]:  # fmt: skip
         """Return the records of offsets ``[start, stop)``; no more once values reach ``bytes_max``.
 
-        They must exist, but if they ``may_lack`` the last ones may be gone from a log that has
-        their offsets.
+        They must exist; if they ``may_lack``, the last ones may be gone from a log that has their
+        offsets.
 
         Raises:
             OffsetGoneError: the log begins after them or ends before them.
@@ -287,7 +287,7 @@ class KafkaLog:
         try:
             await self._answered(cannot, self.append_deadline_s, delete(), "Delete")
         except NotAllowedError as error:
-            # A journal that grows is no reason to end; the next start names the missing right.
+            # A journal that grows need not end a worker; the next start names the missing right.
             raise OutcomeUnknownError(str(error)) from error
 
     async def _collect(
@@ -299,7 +299,7 @@ class KafkaLog:
         *,
         may_lack: bool,
     ) -> list[LogRecord]:
-        """Return the records from the position of ``consumer``; each step on moves the deadline."""
+        """Return the records from the position of ``consumer``; progress moves the deadline."""
         now = asyncio.get_running_loop().time
         cannot = f"cannot read {key.topic}[{key.partition}] on to {stop}"
         patience_s = self.read_deadline_s
@@ -309,10 +309,10 @@ class KafkaLog:
         size = 0
         position = first = await self._answered(cannot, patience_s, consumer.position(key))
         while position < stop and (bytes_max is None or size < bytes_max):
-            few = min(RECORDS_AT_ONCE, stop - position)
-            fetching = consumer.getmany(key, timeout_ms=500, max_records=few)
+            records_max = min(RECORDS_AT_ONCE, stop - position)
+            fetching = consumer.getmany(key, timeout_ms=500, max_records=records_max)
             found = await self._answered(cannot, patience_s, fetching)
-            # It does not wait where there is more of the last fetch.
+            # getmany() does not wait if there is more of the last fetch.
             await asyncio.sleep(0)
             new = [record for record in found.get(key, ()) if record.offset < stop]
             records += [LogRecord(record.offset, record.value, record.timestamp) for record in new]
@@ -325,8 +325,8 @@ class KafkaLog:
             elif now() > give_up_s:
                 raise OutcomeUnknownError(f"{cannot}: nothing came within {patience_s:g} s")
             elif now() - moved_s > END_AFTER_S:
-                # The end is asked for only where fetches bring nothing: the embedded broker tells
-                # one that is too low.
+                # The end is asked for only if fetches bring nothing: that of the embedded broker is
+                # too low.
                 _, end = await self.bounds(*key)
                 if end <= position:
                     raise OffsetGoneError(
@@ -376,7 +376,7 @@ class KafkaLog:
 
 
 async def _taken(sending: Awaitable[asyncio.Future[Any]]) -> Any:
-    """Return the metadata of a record that was taken; who gives up does not take it back."""
+    """Return the metadata of an appended record; giving up does not undo the append."""
     return await asyncio.shield(await sending)
 
 
@@ -395,7 +395,7 @@ async def _stop(consumer: AIOKafkaConsumer) -> None:
 
 def _not_allowed(cannot: str, operation: Operation) -> NotAllowedError:
     return NotAllowedError(
-        f"{cannot}: this user may not {operation} it; allow what `{called('map acl')}` prints,"
+        f"{cannot}: this user may not {operation} it; allow the rights of `{called('map acl')}`,"
         " then start again"
     )
 
@@ -405,7 +405,7 @@ def _gone(cannot: str) -> str:
 
 
 def _is_final(error: BaseException | None) -> bool:
-    """Return whether no later append can do better.
+    """Return whether every later append would fail, too.
 
     aiokafka retries errors that may pass. Any other error either belongs to the topic (who may
     write, how large) or has broken the producer's sequence, which only a new producer mends.

@@ -1,6 +1,6 @@
-"""Logins that a broker refuses are tried ever more seldom.
+"""Logins that a broker refuses are tried less and less often.
 
-aiokafka's clients try a connection again after a tenth of a second whatever became of the last one.
+aiokafka's clients try a connection again after a tenth of a second whatever ended the last one.
 A password that was changed on the brokers would be tried several times a second by each of them,
 for ever; many systems lock a user who does that.
 """
@@ -17,7 +17,7 @@ from aiokafka import client, errors
 from app.kafka.connection_causes import LOGIN_ERRORS
 
 AGAIN_S = (1.0, 60.0)
-"""How long after the first refusal a login is tried again, doubled each time, and the most."""
+"""The wait after the first refusal of a login, which doubles each time, and the longest."""
 
 Connect = Callable[..., Awaitable[Any]]
 
@@ -59,6 +59,6 @@ class Logins:
 
 
 def hold_back_logins() -> None:
-    """Have all clients of this process connect so from now on."""
+    """Make all clients of this process connect by :class:`Logins` from now on."""
     if not isinstance(getattr(client.create_conn, "__self__", None), Logins):
         client.create_conn = Logins(client.create_conn).connect

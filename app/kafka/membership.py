@@ -1,6 +1,6 @@
 """Membership: how this worker joins its group, and which other members it trusts.
 
-Who is no worker gets nothing, and every worker says who it is and from which address. A plan that
+A member that is not a worker gets nothing, and every worker logs its name and address. A plan that
 no worker made ends this worker, with the same words: it cannot know which partitions it owns.
 """
 
@@ -29,11 +29,11 @@ from app.kafka.assignor import (
     shares_of,
 )
 from app.kafka.group_proof import GroupProof, content_of
-from app.kafka.group_protocol import Described, describe_group, look_at_group, place_in_group
+from app.kafka.group_protocol import Described, check_members, describe_group, joined_as
 from app.kafka.transport_options import TransportError, TransportOptions
 
 DESCRIBE_S = 3.0
-"""How long the coordinator may take to tell who the members are."""
+"""How long the coordinator may take to describe the members."""
 
 _DESCRIBE_AGAIN_S = 0.2
 
@@ -42,10 +42,10 @@ NAMED_MAX = 5
 
 JOIN_BYTES_MAX = 1 << 20
 """The largest join. Brokers keep all joins of a group in one record of their topic of
-groups, which has no more by default."""
+groups, whose size has this limit by default."""
 
 JOIN_TOPICS_MAX = 4_096
-"""Topics that it may name there: reading half a million takes seconds."""
+"""The topics that a join may name: reading half a million takes seconds."""
 
 MEND = "give Read on the group to workers only"
 
@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 
 
 class Strangers(NamedTuple):
-    """Members of a group that are no workers: how many, and the first in words, by their number."""
+    """Members of a group that are not workers: their total, and the first in words, by number."""
 
     total: int
     named: Mapping[str, str]
@@ -70,7 +70,7 @@ class Membership:
     Attributes:
         assignor: makes the joins of the consumer.
         refusal: why the group gives this worker nothing, empty while it does.
-        strangers: the members that are no workers, as of the last plan.
+        strangers: the members that are not workers, as of the last plan.
     """
 
     def __init__(
@@ -89,36 +89,36 @@ class Membership:
         self._consumer: AIOKafkaConsumer | None = None
         self.strangers = NOBODY
         self._twins: dict[str, list[str]] = {}
-        self._telling: asyncio.Task[None] | None = None
+        self._warning: asyncio.Task[None] | None = None
         self.refusal = ""
         self._ending: asyncio.Task[None] | None = None
         self.assignor = Assignor(
-            describe, group.take, self._proof, lambda: place_in_group(self._consumer)
+            describe, group.update, self._proof, lambda: joined_as(self._consumer)
         )
 
     def attach(self, consumer: AIOKafkaConsumer) -> None:
         """Check the bytes of members for a consumer that has started and not joined."""
         self._consumer = consumer
-        look_at_group(consumer, self._joined, self._planned)
+        check_members(consumer, self._joined, self._planned)
 
     def look(self) -> None:
         """Log members that are not workers, or share a URL, as of a new plan; each once.
 
-        A worker that the group refuses waits, and then ends: the member that it cannot be beside
-        may be dead, and the group forgets it within a session.
+        A worker that the group refuses waits before it ends: the member that it cannot be beside
+        may be dead, and the group forgets that one within a session.
         """
         self._look_at_refusal()
         for url, nodes in self._group.twins.items():
             if self._twins.get(url) != nodes:
                 log.warning(
-                    "nodes %s of group %s name one URL, %s: who asks there is answered by one of"
+                    "nodes %s of group %s name one URL, %s: a query there is answered by one of"
                     " them, and lacks the live cells of the others; give each worker a web_url of"
                     " its own", ", ".join(nodes), self._name, url,
                 )  # fmt: skip
         self._twins = self._group.twins
         self.stop()
         if self._group.refused:
-            self._telling = asyncio.create_task(supervised(self._tell(), self._fail))
+            self._warning = asyncio.create_task(supervised(self._warn(), self._fail))
         else:
             self.strangers = NOBODY
 
@@ -145,28 +145,28 @@ class Membership:
         )
 
     def warnings(self) -> list[str]:
-        """Return a sentence if the group has members that are no workers.
+        """Return a sentence if the group has members that are not workers.
 
-        They keep no worker from being ready: whoever may join could else end its service.
+        Workers are ready all the same; otherwise whoever may join could end their service.
         """
         total, named = self.strangers
         if not total:
             return []
         them = "; ".join(named.values())
         more = f"; and {total - len(named):,} more" if total > len(named) else ""
-        what = "members that are no workers of this map and get nothing"
-        return [f"group {self._name} has {what}, {total:,} in all: {them}{more}; {MEND}"]
+        words = "members that are not workers of this map and get nothing"
+        return [f"group {self._name} has {words}, {total:,} in all: {them}{more}; {MEND}"]
 
     def stop(self) -> None:
-        """Say no more."""
-        if self._telling is not None:
-            self._telling.cancel()
+        """Log no more warnings."""
+        if self._warning is not None:
+            self._warning.cancel()
 
     def _joined(self, member: str, data: bytes) -> bytes:
         """Return a member's join, that of a stranger without the topics that it names."""
         if not self._why_stranger(member, data):
             return data
-        # Of what cannot be read or is too long nothing is passed on.
+        # Nothing is passed on of bytes that cannot be read or are too long.
         return bytes(ConsumerProtocolMemberMetadata(0, [], _user_data(data)[0]).encode())
 
     def _why_stranger(self, member: str, data: bytes) -> str:
@@ -189,8 +189,8 @@ class Membership:
         strangers = "; ".join((await self._found()).named.values()) or "none that shows"
         self._fail(
             TransportError(
-                f"cannot share group {self._name}: its leader is no worker: {why}; got members that"
-                f" are no workers: {strangers}; {MEND}"
+                f"cannot share group {self._name}: its leader is not a worker: {why}; got members"
+                f" that are not workers: {strangers}; {MEND}"
             )
         )
         return bytes(
@@ -200,36 +200,37 @@ class Membership:
     def _why_not_ours(self, mine: list[tuple[str, list[int]]], shares: list[Share]) -> str:
         """Return why a signed plan must not be used; empty if it may.
 
-        The leader signs the shares of all. The partitions of each stand beside them once more.
+        The leader signs the shares of all. The partitions of each are beside them once more.
         """
         if self._options.peer_key is None:
             return ""
         me = self._describe()
         given = {topic: sorted(partitions) for topic, partitions in mine if partitions}
         for share in shares:
-            told = {topic: sorted(of) for topic, of in share.partitions.items() if of}
-            if (share.node, share.boot) == (me.node, me.boot) and told == given:
+            sent = {topic: sorted(of) for topic, of in share.partitions.items() if of}
+            if (share.node, share.boot) == (me.node, me.boot) and sent == given:
                 return ""
-        return "the plan gives this worker other partitions than it tells the others"
+        return "the plan gives this worker other partitions than it names to the others"
 
-    async def _tell(self) -> None:
+    async def _warn(self) -> None:
         found = await self._found()
         for member, words in found.named.items() if found.total else ():
             if member not in self.strangers.named:
                 log.warning(
-                    "group %s has a member that is no worker of this map and gets nothing: %s; %s",
+                    "group %s has a member that is not a worker of this map and gets nothing: %s;"
+                    " %s",
                     self._name, words, MEND,
                 )  # fmt: skip
         self.strangers = found
 
     async def _found(self) -> Strangers:
-        """Return the members that are no workers."""
+        """Return the members that are not workers."""
         assert self._consumer is not None
         try:
             async with asyncio.timeout(DESCRIBE_S):
                 described = await self._described()
         except (KafkaError, TimeoutError) as error:
-            named = {"": f"nobody tells who: {error!r}"}
+            named = {"": f"nobody says who: {error!r}"}
             return Strangers(len(self._group.strangers), named)
         found = [(one, why) for one in described if (why := self._why_no_worker(one))]
         return Strangers(
@@ -248,7 +249,7 @@ class Membership:
                 await asyncio.sleep(_DESCRIBE_AGAIN_S)
 
     def _why_no_worker(self, one: Described) -> str:
-        """Return why a member is no worker of this map; empty if it is one."""
+        """Return why a member is not a worker of this map; empty if it is one."""
         if why := self._why_stranger(one.member, one.joined):
             return why
         said = _said(one.joined)
@@ -270,7 +271,7 @@ def why_too_much(data: bytes) -> str:
 
 
 def _user_data(data: bytes) -> tuple[bytes, str]:
-    """Return the bytes that a member says of itself in its join, or none and why not."""
+    """Return a member's description of itself in its join, or no bytes and why not."""
     if why := why_too_much(data):
         return b"", why
     try:
@@ -288,7 +289,7 @@ def _said(data: bytes) -> Member | None:
 
 
 def _claims(data: bytes) -> str:
-    """Return who a member says that it is."""
+    """Return the name and address that a member gives itself."""
     said = _said(data)
     if said is None:
         return "says nothing of itself"
@@ -299,6 +300,6 @@ def _claims(data: bytes) -> str:
 def protocol_error(group: str) -> str:
     """Return the sentence about members of a group that have no protocol in common."""
     return (
-        f"cannot share group {group}: its members do not speak {NAME}, so they are no workers of"
+        f"cannot share group {group}: its members do not speak {NAME}, so they are not workers of"
         f" this version; end them, or give this map a group of its own; {MEND}"
     )

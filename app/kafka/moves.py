@@ -26,17 +26,17 @@ log = logging.getLogger(__name__)
 RELEASE_SECONDS_MAX = 3.0
 
 DOUBLED_MAX = 7
-"""How often the wait for another try is doubled while a journal takes claims and cannot be read:
-up to some four minutes, and a few hundred claims a day."""
+"""How often the wait for another try is doubled while a journal accepts claims and cannot be read:
+up to some four minutes, and some hundred claims a day."""
 
 
 class PartitionLifecycle(Protocol):
     """Keeps the state of partitions: opens, claims and reads it before a partition goes live."""
 
     async def restore(self, topic: str, partition: int, generation: int) -> int:
-        """Open the store, claim, read the journal; return the source position to go on from.
+        """Open the store, claim, read the journal; return the source position to resume from.
 
-        May be cancelled when partitions are revoked. At most one runs per partition, and none
+        May be cancelled when partitions are revoked. At most one runs per partition, and never
         beside a release of it.
 
         Raises:
@@ -61,12 +61,12 @@ class Moves:
 
     Before a partition is claimed again there is a random wait between the bounds ``retry_seconds``.
     ``stands`` returns whether a generation is still the one that this member reads in; ``live`` is
-    called with partition, generation and the source position to read on from; ``failed`` with
-    errors that no other try can mend.
+    called with partition, generation and the source position to resume from; ``failed`` with
+    errors that another try cannot mend.
 
     Attributes:
         retries: restores that began again.
-        slow_releases: releases that took longer than their bound; they go on behind it.
+        slow_releases: releases that took longer than their bound; they continue after it.
     """
 
     owners: PartitionLifecycle
@@ -108,7 +108,9 @@ class Moves:
         done, _ = await asyncio.wait([self._release], timeout=RELEASE_SECONDS_MAX)
         if not done:
             self.slow_releases += 1
-            log.warning("owners did not let go within %.0f s; goes on", RELEASE_SECONDS_MAX)
+            log.warning(
+                "owners did not let go within %.0f s; the worker continues", RELEASE_SECONDS_MAX
+            )
 
     async def _drop(
         self,
@@ -116,7 +118,7 @@ class Moves:
         restores: list[asyncio.Task[None]],
         previous: asyncio.Task[None] | None,
     ) -> None:
-        """End restores, then owners. Late or not, the next restore waits for this to end."""
+        """End restores, then owners. The next restore waits for this to end, however late."""
         if previous is not None:
             await asyncio.wait([previous])
         if restores:
@@ -154,7 +156,7 @@ class Moves:
             return
 
     def retry_delay(self, unread: int = 0) -> float:
-        """Return the seconds before another try, after so many that left a claim in the journal."""
+        """Return the seconds before another try; ``unread`` ones left a claim in the journal."""
         doubled: int = 2 ** min(unread, DOUBLED_MAX)
         return random.SystemRandom().uniform(*self.retry_seconds) * doubled
 
@@ -168,12 +170,12 @@ class Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka com
     failed: Callable[[BaseException], None]
 
     async def on_partitions_revoked(self, revoked: set[KafkaPartition]) -> None:
-        """Before a join."""
+        """Release the partitions, before a join."""
         del revoked
         await self._guarded(self.revoked())
 
     async def on_partitions_assigned(self, assigned: set[KafkaPartition]) -> None:
-        """After a join."""
+        """Restore the partitions, after a join."""
         partitions = {(tp.topic, tp.partition) for tp in assigned}
         await self._guarded(self.assigned(partitions))
 

@@ -1,4 +1,4 @@
-"""Group commits: hints for lag displays; workers never go on from them."""
+"""Group commits: hints for lag displays; workers never resume from them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ COMMIT_SECONDS_MAX = 5.0
 
 
 class OffsetCommits:
-    """Positions that were handled and not committed yet, and the loop that commits them.
+    """Positions that were handled and are not committed yet, and the loop that commits them.
 
     Attributes:
-        failures: commits that the brokers did not take. They are logged and counted, never fatal.
+        failures: commits that the brokers did not accept. They are logged and counted, never fatal.
     """
 
     def __init__(self, interval_seconds: float) -> None:

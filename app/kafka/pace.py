@@ -2,7 +2,7 @@
 
 A cycle has a price whatever it holds. While the worker is quiet a chunk is handed over as soon as
 there is a record; the busier it is, the longer records are gathered first, so that the same load
-takes fewer cycles. Behind a backlog a chunk is full at once and nothing waits. A full chunk is as
+needs fewer cycles. Behind a backlog a chunk is full at once and nothing waits. A full chunk is as
 large as the agent handles in ``CYCLE_SECONDS``: larger ones would only hold up queries.
 
     busy share   0 ... 0.7 ........ 0.95 ... 1
@@ -17,10 +17,11 @@ import time
 from collections.abc import Callable
 
 BUSY_FROM, BUSY_TO = 0.7, 0.95
-"""Share of one core that the process uses: from here on records are gathered, here for longest."""
+"""Shares of one core that the process uses: from the first on records are gathered, at the
+second for longest."""
 
 SHARE_SECONDS = 1.0
-"""The time over which that share is averaged."""
+"""The time over which the share is averaged."""
 
 CYCLE_SECONDS = 0.25
 """How long a cycle should take at most."""
@@ -28,8 +29,8 @@ CYCLE_SECONDS = 0.25
 CHUNK_BYTES_MIN = 256 << 10
 """Smaller chunks cost noticeably more for each event, measured with 100 bytes an event."""
 
-_TELLING_BYTES = 64 << 10
-"""A smaller chunk says nothing of how fast many records are handled."""
+_MEASURED_BYTES_MIN = 64 << 10
+"""A smaller chunk does not show how fast many records are handled."""
 
 _WEIGHT = 0.2
 
@@ -58,9 +59,11 @@ class Pace:
         self.chunk_bytes = self.chunk_bytes_max
 
     def wait_seconds(self, waiting_bytes: int) -> float:
-        """Return how long after the last cycle the next chunk is due, with so much there."""
+        """Return the time after the last cycle at which the next chunk is due."""
         return (
-            0.0 if waiting_bytes >= min(_TELLING_BYTES, self.chunk_bytes) else self.gather_seconds
+            0.0
+            if waiting_bytes >= min(_MEASURED_BYTES_MIN, self.chunk_bytes)
+            else self.gather_seconds
         )
 
     def done(self, handled_bytes: int, seconds: float) -> None:
@@ -73,7 +76,7 @@ class Pace:
             self._at, self._cpu = now, cpu
         share = (self.busy_share - BUSY_FROM) / (BUSY_TO - BUSY_FROM)
         self.gather_seconds = self.gather_seconds_max * min(1.0, max(0.0, share))
-        if handled_bytes >= _TELLING_BYTES and seconds > 0:
+        if handled_bytes >= _MEASURED_BYTES_MIN and seconds > 0:
             speed = handled_bytes / seconds
             known = self._bytes_per_second or speed
             self._bytes_per_second = known + _WEIGHT * (speed - known)

@@ -3,13 +3,13 @@
 aiokafka's producer takes 0.6 ms of CPU and 1.4 ms until the answer for the appends of eight
 partitions (a queue, a task and a future a record, schemas packed value by value); a request packed
 here takes 0.1 and 0.6. It does only the good case: it knows leaders and connections from the
-producer's client, and tries nothing twice. Who gets an error has the producer do it again.
+producer's client, and tries nothing twice. After an error its caller appends by the producer.
 
-Beside ``app.kafka.aiokafka_private`` the one place that touches private names of aiokafka; the same
-test fails when an upgrade changes one.
+It uses private names of aiokafka, as ``app.kafka.aiokafka_private`` does; the same test fails when
+an upgrade changes one.
 """
 
-# ruff: noqa: SLF001 - private names are what this file is for
+# ruff: noqa: SLF001 - this file is for private names
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from tables.model.clock import wall_clock_ms
 
 PRODUCE = 0
 VERSION = 3
-"""Of a produce request: the first with record batches of format 2, which Kafka 4 takes too."""
+"""The version of a produce request: the first with batches of format 2; Kafka 4 has it, too."""
 
 REQUEST_BYTES_MAX = 8 << 20
-"""Of the records of one request, unless the first alone has more."""
+"""Most bytes of the records of one request, unless the first alone has more."""
 
 _ALL_REPLICAS = -1
 _BATCH_BYTES_MAX = 1 << 30
 _HEAD = struct.Struct(">hhih")
-_PLACE = struct.Struct(">ii")
+_PARTITION = struct.Struct(">ii")
 _RESULT = struct.Struct(">ihqq")
 
 
@@ -48,7 +48,7 @@ _RESULT = struct.Struct(">ihqq")
 class _Append:
     """One record on its way: its batch, and the future of its offset."""
 
-    place: TopicPartition
+    tp: TopicPartition
     batch: bytes
     offset: asyncio.Future[int]
 
@@ -79,8 +79,8 @@ class Appends:
         Raises:
             KafkaError: no leader is known.
         """
-        place = TopicPartition(topic, partition)
-        leader = self._client.cluster.leader_for_partition(place)
+        tp = TopicPartition(topic, partition)
+        leader = self._client.cluster.leader_for_partition(tp)
         if leader is None or leader < 0:
             raise errors.LeaderNotAvailableError(f"no leader of {topic}[{partition}] is known")
         builder = DefaultRecordBatchBuilder(
@@ -88,7 +88,7 @@ class Appends:
             base_sequence=-1, batch_size=_BATCH_BYTES_MAX,
         )  # fmt: skip
         builder.append(0, timestamp=wall_clock_ms(), key=None, value=value, headers=[])
-        append = _Append(place, bytes(builder.build()), self._loop.create_future())
+        append = _Append(tp, bytes(builder.build()), self._loop.create_future())
         others = self._waiting.setdefault(leader, [])
         others.append(append)
         if len(others) == 1:
@@ -99,7 +99,7 @@ class Appends:
         for appends in _requests(self._waiting.pop(leader)):
             try:
                 self._request(leader, appends)
-            except Exception as error:  # noqa: BLE001 - told to whoever waits; nobody else would be
+            except Exception as error:  # noqa: BLE001 - raised to whoever waits
                 for append in appends:
                     append.fail(error)
 
@@ -134,14 +134,14 @@ class Appends:
     def _too_late(self, connection: Any, answer: asyncio.Future[Any]) -> None:
         if not answer.done():
             answer.set_exception(TimeoutError(f"no answer within {self._deadline_s:g} s"))
-        # It may never answer the requests of so far; the next request opens another.
+        # It may never answer its requests; the next request opens another connection.
         connection.close(reason=CloseReason.CONNECTION_TIMEOUT)
 
     def _resolve(
         self, appends: list[_Append], results: dict[TopicPartition, tuple[int, int]]
     ) -> None:
         for append in appends:
-            code, offset = results.get(append.place, (-1, -1))
+            code, offset = results.get(append.tp, (-1, -1))
             if code == 0:
                 if not append.offset.done():
                     append.offset.set_result(offset)
@@ -149,7 +149,7 @@ class Appends:
             error = errors.for_code(code)
             if error.invalid_metadata:
                 self._client.force_metadata_update()
-            append.fail(error(f"{append.place.topic}[{append.place.partition}]"))
+            append.fail(error(f"{append.tp.topic}[{append.tp.partition}]"))
 
 
 def _requests(appends: list[_Append]) -> Iterator[list[_Append]]:
@@ -161,10 +161,10 @@ def _requests(appends: list[_Append]) -> Iterator[list[_Append]]:
         size = 0
         for append in rest:
             fits = not taken or size + len(append.batch) <= REQUEST_BYTES_MAX
-            if later or append.place in taken or not fits:
+            if later or append.tp in taken or not fits:
                 later.append(append)
             else:
-                taken[append.place] = append
+                taken[append.tp] = append
                 size += len(append.batch)
         yield list(taken.values())
         rest = later
@@ -179,14 +179,14 @@ def _encode(number: int, client: bytes, timeout_ms: int, appends: list[_Append])
     by_topic = [
         (topic.encode(), list(some))
         for topic, some in itertools.groupby(
-            sorted(appends, key=lambda append: append.place), lambda append: append.place.topic
+            sorted(appends, key=lambda append: append.tp), lambda append: append.tp.topic
         )
     ]
     parts.append(struct.pack(">i", len(by_topic)))
     for topic, some in by_topic:
         parts.append(struct.pack(f">h{len(topic)}si", len(topic), topic, len(some)))
         for append in some:
-            parts += _PLACE.pack(append.place.partition, len(append.batch)), append.batch
+            parts += _PARTITION.pack(append.tp.partition, len(append.batch)), append.batch
     parts[0] = struct.pack(">i", sum(map(len, parts)))
     return b"".join(parts)
 

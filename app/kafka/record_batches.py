@@ -1,9 +1,9 @@
 """Record batches of a fetch: whatever bytes a producer wrote, each record keeps its offset.
 
-aiokafka reads a batch as a whole, and inflates it whatever it comes to: one record that it cannot
-read would stop its partition for ever. ``Batches`` takes the place of its ``MemoryRecords``. A
-batch is inflated within a bound, and read by aiokafka's C code; if that fails it is read record
-by record, and those that cannot be read are in ``faults`` (docs/formats/records.md)::
+aiokafka reads a batch as a whole, and inflates it without a bound: one record that it cannot read
+would stop its partition for ever. ``Batches`` replaces its ``MemoryRecords``. A batch is inflated
+within a bound, and read by aiokafka's C code; if that fails it is read record by record, and those
+that cannot be read are in ``faults`` (docs/formats/records.md)::
 
     offset, length, CRC ... attributes, last offset, times, producer, count | records (compressed)
                             codec, control   next_offset                      varint length, fields
@@ -29,8 +29,8 @@ from tables.record.chunk import RecordFault
 NO_TIME_MS = -1
 
 UNREAD_RECORDS_MAX = 1 << 20
-"""Records that one batch may say it has and that cannot be read; brokers refuse more than there
-are, so that further ones have never been."""
+"""Unreadable records that one batch may claim. Brokers refuse a batch that claims more records
+than it has, so further ones never existed."""
 
 _OVERHEAD = 12
 _LENGTH_AT, _MAGIC_AT = 8, 16
@@ -173,7 +173,7 @@ class Batch:
     def _are_in_order(self, records: list[Any]) -> bool:
         """Return whether offsets rise and lie in the batch, as brokers see to.
 
-        Where first and last fit the number of records they are taken as consecutive.
+        If first and last fit the number of records, they count as consecutive.
         """
         if not records or self._magic < _FORMAT:
             return True
@@ -221,7 +221,7 @@ class Batch:
         )  # fmt: skip
 
     def _unread(self, offsets: range, rest: bytes, cause: str) -> list[Record]:
-        """Return records that cannot be told apart; the first has all the bytes as its value."""
+        """Return records without known bounds; the first has all the bytes as its value."""
         fault = RecordFault("batch", cause)
         self.faults |= dict.fromkeys(offsets, fault)
         time_ms, log_append_time = NO_TIME_MS, 0
@@ -251,7 +251,7 @@ class _Fields:
 
 
 class _Reader:
-    """Reads records at a place in bytes."""
+    """Reads records of a batch, the next one at the index ``at``."""
 
     def __init__(self, data: memoryview, at: int) -> None:
         self._data = data
@@ -274,8 +274,8 @@ class _Reader:
     def next_record(self, *, is_whole: bool) -> _Fields | None:
         """Return the fields of the next record, broken or not; None if it cannot be found.
 
-        The data may end within it if that is not the whole batch. The place is then that of the
-        record behind it, which cannot be found.
+        The data may end within it if that is not the whole batch. Then ``at`` is the index of the
+        record after it, which cannot be found.
         """
         begin, held = self.at, len(self._data)
         try:

@@ -18,8 +18,8 @@ from tables.model.errors import TreasureMapError
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
-Place = tuple[str, int]
-Offsets = Mapping[Place, int]
+Partition = tuple[str, int]
+Offsets = Mapping[Partition, int]
 
 ANSWER_SECONDS = 30.0
 """How long an answer, or the next record, may take."""
@@ -43,7 +43,7 @@ class Scan:
             leave them out; a partition then ends before the first of them.
 
     Raises:
-        ScanError: of all methods: no broker answers.
+        ScanError: from all methods, if no broker answers.
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class Scan:
     async def __aexit__(self, *_: object) -> None:
         await self._stop()
 
-    async def starts(self, topics: Mapping[str, int]) -> dict[Place, int]:
-        """Return the first offset of every partition of topics, given how many each has.
+    async def starts(self, topics: Mapping[str, int]) -> dict[Partition, int]:
+        """Return the first offset of every partition of topics; ``topics`` has the number of each.
 
         Raises:
             ScanError: a topic is not there.
@@ -85,51 +85,49 @@ class Scan:
             raise ScanError(
                 f"cannot read {', '.join(missing)}: the brokers at {self._brokers} show this user"
                 " no such topic; want the map and the cluster of the workers; make topics with"
-                " `map apply`, or allow what `map acl` prints"
+                " `map apply`, or allow the rights of `map acl`"
             )
-        places = [KafkaPartition(*place) for place in places_of(topics)]
-        found = await self._ask(self._consumer.beginning_offsets(places))
-        return {(place.topic, place.partition): offset for place, offset in found.items()}
+        partitions = [KafkaPartition(*tp) for tp in partitions_of(topics)]
+        found = await self._ask(self._consumer.beginning_offsets(partitions))
+        return {(tp.topic, tp.partition): offset for tp, offset in found.items()}
 
-    async def ends(self, wanted: Iterable[Place]) -> dict[Place, int]:
-        """Return the end of each partition, as the answer to a fetch tells it.
+    async def ends(self, wanted: Iterable[Partition]) -> dict[Partition, int]:
+        """Return the end of each partition, as the answer to a fetch has it.
 
         The end that the embedded broker lists is that of the first record of the last batch.
         """
-        places = [KafkaPartition(*place) for place in wanted]
-        self._assign(await self._ask(self._consumer.end_offsets(places)))
+        partitions = [KafkaPartition(*tp) for tp in wanted]
+        self._assign(await self._ask(self._consumer.end_offsets(partitions)))
 
-        async def fetched() -> dict[Place, int]:
-            while any(self._consumer.highwater(place) is None for place in places):
+        async def fetched() -> dict[Partition, int]:
+            while any(self._consumer.highwater(tp) is None for tp in partitions):
                 await self._consumer.getmany(timeout_ms=50)
-            return {(place.topic, place.partition): self._end(place) for place in places}
+            return {(tp.topic, tp.partition): self._end(tp) for tp in partitions}
 
         return await self._ask(fetched())
 
-    async def read(self, starts: Offsets, ends: Offsets) -> AsyncGenerator[tuple[Place, list[Any]]]:
+    async def read(
+        self, starts: Offsets, ends: Offsets
+    ) -> AsyncGenerator[tuple[Partition, list[Any]]]:
         """Yield the records of ``[start, end)`` of some partitions as they come, each in its order.
 
         They are those of :func:`read_plain`.
 
         Raises:
-            ScanError: records come no more.
+            ScanError: no more records come.
         """
-        waiting = {
-            KafkaPartition(*place): end for place, end in ends.items() if starts[place] < end
-        }
+        waiting = {KafkaPartition(*tp): end for tp, end in ends.items() if starts[tp] < end}
         if not waiting:
             return
-        self._assign({place: starts[place.topic, place.partition] for place in waiting})
+        self._assign({tp: starts[tp.topic, tp.partition] for tp in waiting})
         now = asyncio.get_running_loop().time
         moved_s, before = now(), 0
         while waiting:
-            for place, records in (await self._ask(read_plain(self._consumer, 1.0))).items():
-                end = waiting.get(place, 0)
+            for tp, records in (await self._ask(read_plain(self._consumer, 1.0))).items():
+                end = waiting.get(tp, 0)
                 if found := [one for one in records if one.offset < end]:
-                    yield (place.topic, place.partition), found
-            positions = {
-                place: await self._ask(self._consumer.position(place)) for place in waiting
-            }
+                    yield (tp.topic, tp.partition), found
+            positions = {tp: await self._ask(self._consumer.position(tp)) for tp in waiting}
             if (total := sum(positions.values())) != before:
                 moved_s, before = now(), total
             elif now() - moved_s > ANSWER_SECONDS:
@@ -137,19 +135,19 @@ class Scan:
                     f"{self._cannot}: nothing came within {ANSWER_SECONDS:.0f} s; got up to"
                     f" offsets {positions}; want up to {waiting}"
                 )
-            for place, position in positions.items():
-                if position >= waiting[place]:
-                    del waiting[place]
-                    self._consumer.pause(place)
+            for tp, position in positions.items():
+                if position >= waiting[tp]:
+                    del waiting[tp]
+                    self._consumer.pause(tp)
 
     def _assign(self, offsets: Mapping[KafkaPartition, int]) -> None:
         self._consumer.assign(list(offsets))
-        for place, offset in offsets.items():
-            self._consumer.seek(place, offset)
+        for tp, offset in offsets.items():
+            self._consumer.seek(tp, offset)
 
-    def _end(self, place: KafkaPartition) -> int:
-        stable = self._consumer.last_stable_offset(place) if self._committed else None
-        end = self._consumer.highwater(place)
+    def _end(self, tp: KafkaPartition) -> int:
+        stable = self._consumer.last_stable_offset(tp) if self._committed else None
+        end = self._consumer.highwater(tp)
         return int(stable if stable is not None and stable >= 0 else end)
 
     async def _stop(self) -> None:
@@ -163,10 +161,10 @@ class Scan:
         try:
             return await within(ANSWER_SECONDS, question)
         except (KafkaError, TimeoutError) as error:
-            told = await connect_error(error, self._cannot, self._brokers, self._options)
-            raise ScanError(str(told)) from error
+            reason = await connect_error(error, self._cannot, self._brokers, self._options)
+            raise ScanError(str(reason)) from error
 
 
-def places_of(topics: Mapping[str, int]) -> list[Place]:
-    """Return all partitions of topics, given how many each has."""
+def partitions_of(topics: Mapping[str, int]) -> list[Partition]:
+    """Return all partitions of topics, from the number that each has."""
     return [(topic, number) for topic, count in topics.items() for number in range(count)]

@@ -51,7 +51,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
     """Reads the input topics in a consumer group and feeds the lanes.
 
     Owners report to the transport that reads for them, and it restores and releases them. So it is
-    made first, they are made with its methods, and :meth:`serve` names them before the start.
+    made first, owners are made with its methods, and :meth:`serve` names them before the start.
     ``purge`` empties the queues between this service and the agents.
 
     Attributes:
@@ -116,7 +116,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         self._moves.restore(tp, generation, later=True)
 
     def realign(self, topic: str, partition: int, position: int) -> None:
-        """Read a ready partition on from its owner's next offset if a chunk did not begin there."""
+        """Resume a ready partition at its owner's next offset if a chunk did not begin there."""
         tp = (topic, partition)
         if not self._stands(self.ready.get(tp, NO_GENERATION)):
             # Its restore, which is still to come, seeks as well.
@@ -126,7 +126,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         if tp not in self._realigned:
             self._realigned.add(tp)
             log.warning(
-                "reading stood elsewhere than the owner of %s[%d] and goes on from its offset %d; "
+                "reading was not at the owner's offset of %s[%d] and resumes at it, %d; "
                 "nothing is lost, further times are only counted", topic, partition, position,
             )  # fmt: skip
         for lane in self._lanes:
@@ -161,17 +161,17 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         return sorted(owned - self.ready.keys() - set(self.restoring()))
 
     async def ends(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
-        """Return up to which offset logs can be read now; without partitions, ask any broker.
+        """Return the ends of logs that can be read now; without partitions, ask any broker.
 
         Raises:
             KafkaError: a leader, or every broker, does not answer.
         """
-        places = [KafkaPartition(*tp) for tp in partitions]
-        if not places:
+        wanted = [KafkaPartition(*tp) for tp in partitions]
+        if not wanted:
             await self._consumer.topics()
             return {}
-        found = await self._consumer.end_offsets(places)
-        return {(place.topic, place.partition): end for place, end in found.items()}
+        found = await self._consumer.end_offsets(wanted)
+        return {(tp.topic, tp.partition): end for tp, end in found.items()}
 
     def positions(self) -> dict[TopicPartition, int]:
         """Return the next offset to hand over of each ready partition."""
@@ -186,15 +186,15 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         return lags
 
     def fresh_ms(self, topic: str, partition: int, position: int) -> int | None:
-        """Return up to which wall-clock time everything appended lies below ``position``.
+        """Return the wall-clock time up to which all appended records lie below ``position``.
 
         None if the log is known to be longer, or its end is not known.
         """
-        place = KafkaPartition(topic, partition)
-        end = self._consumer.highwater(place) if (topic, partition) in self._positions else None
+        tp = KafkaPartition(topic, partition)
+        end = self._consumer.highwater(tp) if (topic, partition) in self._positions else None
         if end is None or position < end:
             return None
-        return self._consumer.last_poll_timestamp(place)  # type: ignore[no-any-return]
+        return self._consumer.last_poll_timestamp(tp)  # type: ignore[no-any-return]
 
     def statistics(self) -> Statistics:
         """Return a copy of the counts."""
@@ -251,7 +251,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
             ) from error
 
     async def on_stop(self) -> None:
-        """Let partitions go, leave a last hint of the positions, leave the group."""
+        """Release partitions, commit the positions as a last hint, leave the group."""
         handled = self._hints.take()
         self.membership.stop()
         await self._let_go()
@@ -316,7 +316,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         return self.options.member(*self._owned, self._owners.held())
 
     def _live(self, tp: TopicPartition, generation: int, position: int) -> None:
-        """Read a partition that has been restored from its owner's position on."""
+        """Read a partition that has been restored, from its owner's position."""
         self._consumer.seek(KafkaPartition(*tp), position)
         self._consumer.resume(KafkaPartition(*tp))
         self._positions[tp] = position
@@ -353,7 +353,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
     def _take_in(self, fetched: Fetched) -> bool:
         """Move fetched records into the lanes, up to a chunk for each; return whether any came.
 
-        Fetches go on meanwhile, so the next chunk has all records of the cycle before it.
+        Fetches continue meanwhile, so the next chunk has all records of the cycle before it.
         """
         some = False
         if not self._stands(self._generation):
@@ -366,7 +366,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
                 raise TransportError(
                     f"cannot read {error}; a broker refuses it, or the log is damaged; the worker"
                     " stops, and reads on from its journal when it is started again; if it stays"
-                    " so, look at the broker's log and disk, and let another copy lead"
+                    " so, check the broker's log and disk, and let another copy lead"
                 ) from error
             lane.take_in(runs)
             some = some or bool(runs)
@@ -395,7 +395,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         return some
 
     def _arrived(self, arrival: asyncio.Future[None]) -> None:
-        """Wake the loop: more was fetched, or nothing is waited for any more."""
+        """Wake the loop: more was fetched, or the wait for more has ended."""
         if not arrival.cancelled():
             if error := arrival.exception():
                 # The coordinator's, which check_errors() raises next; here it only wakes the loop.
@@ -420,7 +420,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         self.realign(topic, partition, self._positions[topic, partition])
 
     def lane_idle(self, chunk: Chunk | None) -> None:
-        """Take note that a lane has done a chunk, or that its agent has started."""
+        """Note that a lane has done a chunk, or that its agent has started."""
         if chunk is not None and chunk.generation == self._generation:
             for run in chunk.runs:
                 if (run.topic, run.partition) in self.ready:

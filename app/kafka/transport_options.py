@@ -16,7 +16,7 @@ from tables.model.topic_partition import TopicPartition
 MIB = 1 << 20
 # A member is heard at least this often, and three times within a session (Kafka's own advice).
 HEARTBEAT_MS_MAX = 3_000
-# Revoking takes up to three seconds; a join must not throw out a member that is still at it.
+# Revoking takes up to three seconds; a join must not throw out a member that still revokes.
 REBALANCE_MS_MIN = 10_000
 PARTITION_FETCH_BYTES_MIN = 64 * 1024
 
@@ -33,13 +33,13 @@ class TransportOptions:
         node: this worker's name; a later start of the same node replaces the earlier.
         web_url: the address at which this node's endpoint answers the other members.
         boot: greater for a later start of the same node; by default the wall clock, nanoseconds.
-        partitions: how many the map has of each input topic; those of a topic left out are not
-            known. The bytes of one fetch are divided among them.
+        partitions: the number of partitions of each input topic of the map; those of a topic left
+            out are not known. The bytes of one fetch are divided among them.
         partition_fetch_bytes_max: most bytes of one partition in it, but at least one batch.
         fetch_max_wait_ms: how long a broker waits for the first record of an answer.
         chunk_bytes_max: most bytes of values in one chunk, but at least one record.
-        alone: why this node cannot share its group; of two the later one stops with this. Empty
-            if it can.
+        alone: why this node cannot share its group, empty if it can. Of two nodes the later one
+            stops with this reason.
         home: a name that this worker keeps when it is started again, by default its node.
         peer_key: the key that members prove themselves with; None if no secret is set.
         committed_only: leave out records of aborted transactions, and wait for open ones.
@@ -72,7 +72,7 @@ class TransportOptions:
         """Refuse partitions that the map does not have: they have no journal.
 
         Raises:
-            TransportError: there is one.
+            TransportError: a partition is not one of the map's.
         """
         for topic, partition in partitions:
             count = self.partitions.get(topic)

@@ -1,4 +1,4 @@
-"""An alarm: one waiter, woken by whoever has news, or by the clock."""
+"""The wake-up of one waiter, by whoever has work for it, or by the clock."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 
 
 class Wakeup:
-    """Wakes one waiter. One timer serves all who want it woken by a time."""
+    """Wakes one waiter. One timer serves every caller that wants it woken by a time."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()

@@ -24,7 +24,7 @@ from app.cluster.rights_check import check_rights
 from app.config.connections import client_options
 from app.config.settings import Settings
 from app.kafka.batch_producer import BatchProducer
-from app.kafka.scan import Scan, places_of
+from app.kafka.scan import Scan, partitions_of
 from app.load.event_shape import EventShape
 from app.load.manifest import Written, manifest_of, write_manifest
 from app.load.plan import GenerateError, LoadSpec, Part, check_times, parts_of, start_after
@@ -77,7 +77,7 @@ def generate(
 
     Raises:
         GenerateError: the load cannot be written as asked.
-        FeedError, ScanError: no broker answers, the topic is missing, or records were refused.
+        ProducerError, ScanError: no broker answers, the topic is missing, or records were refused.
         RightsError: this user may not read and write the topic.
     """
     themap = load_map(plan.map_file)
@@ -124,7 +124,7 @@ async def stream(plan: LoadSpec, progress: Callable[[int], None]) -> int:
 
     Raises:
         GenerateError: the load cannot be written as asked.
-        FeedError: no broker answers, the topic is missing, or records were refused.
+        ProducerError: no broker answers, the topic is missing, or records were refused.
     """
     themap = load_map(plan.map_file)
     source = _source(themap, plan)
@@ -340,7 +340,7 @@ async def _first(brokers: str, source: Source, options: dict[str, Any]) -> dict[
 
 async def _ends(brokers: str, source: Source, options: dict[str, Any]) -> dict[int, int]:
     async with Scan(brokers, options, f"cannot read the ends of {source.topic}") as scan:
-        ends = await scan.ends(places_of({source.topic: source.partitions}))
+        ends = await scan.ends(partitions_of({source.topic: source.partitions}))
     return {number: end for (_, number), end in ends.items()}
 
 

@@ -94,7 +94,7 @@ async def produce(
     Raises:
         InputError: a file cannot be read; those before it, and its events so far, are written.
         RightsError: this user may not write to the topic.
-        FeedError: the topic is missing, or records were refused.
+        ProducerError: the topic is missing, or records were refused.
         TreasureMapError: no broker answers.
     """
     _check_form(plan)

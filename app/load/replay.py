@@ -112,7 +112,7 @@ async def replay(
 
     Raises:
         RightsError: this user may not write to the topic.
-        FeedError: the topic is missing, or records were refused.
+        ProducerError: the topic is missing, or records were refused.
         TreasureMapError: no broker answers.
     """
     await check_rights(

@@ -30,11 +30,11 @@ from tables.threads import THREADS, Threads
 from treasure_map.status import WorkerAbout
 
 HEDGE_S = 0.15
-"""A worker answers in milliseconds; one that collects garbage or stands on its disk may not, and
+"""A worker answers in milliseconds; one that collects garbage or waits for its disk may not, and
 a second try often finds the next owner."""
 
 LAST_TRY_S = 0.25
-"""How long a worker has for its answer at least, when others have used up the time for all."""
+"""The time that a worker has for its answer at least, if others have used up the time for all."""
 
 AGAIN_S = 0.05
 
@@ -42,13 +42,13 @@ DECODE = "decode"
 """The kind of attempt that reading an answer is; see :class:`agents.outage.Outage`."""
 
 AT_ONCE_ROWS_MAX = 10_000
-"""Tables of so few rows are read in some 5 ms; of more, in a thread."""
+"""Rows that are read in some 5 ms; more are read in a thread."""
 
 AT_ONCE_BYTES_MAX = 1 << 18
-"""Answers of so few bytes are decoded in some 2 ms."""
+"""Bytes of answers that are decoded in some 2 ms; more are decoded in a thread."""
 
 REFUSAL_BYTES_MAX = 1 << 16
-"""Of a refusal; a worker's are a sentence or two."""
+"""The largest refusal that is read; a worker's are a sentence or two."""
 
 REFUSAL_CHARACTERS = 200
 _UNTRUSTED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
@@ -116,16 +116,16 @@ class Peers:
         while lacking := self._lacking(reads, found):
             owners: dict[str, set[TopicPartition]] = {}
             members = self._members()
-            for place in lacking:
-                owners.setdefault(members.get(place, ""), set()).add(place)
+            for tp in lacking:
+                owners.setdefault(members.get(tp, ""), set()).add(tp)
             owners.pop("", None)
             # Local rows first: the state may move while others are waited for.
             if (mine := owners.pop(self._own_url, None)) is not None:
                 _add(found, await self._made([self._local(one) for one in self._of(reads, mine)]))
             left_s = max(LAST_TRY_S, until - loop.time())
             asks = [
-                self._ask(url, self._of(reads, places), left_s, cost)
-                for url, places in owners.items()
+                self._ask(url, self._of(reads, partitions), left_s, cost)
+                for url, partitions in owners.items()
             ]
             for answer in await asyncio.gather(*asks):
                 if answer is not None:
@@ -142,10 +142,10 @@ class Peers:
             for partition in read.asked - rows.facts.keys()
         }
 
-    def _of(self, reads: Sequence[LiveRead], places: set[TopicPartition]) -> list[LiveRead]:
+    def _of(self, reads: Sequence[LiveRead], partitions: set[TopicPartition]) -> list[LiveRead]:
         """Return the same reads of these partitions only."""
         asked: dict[str, set[int]] = {}
-        for topic, partition in places:
+        for topic, partition in partitions:
             asked.setdefault(topic, set()).add(partition)
         return [
             dataclasses.replace(
@@ -178,7 +178,7 @@ class Peers:
                     self.hedged_total += 1
                     tries.add(asyncio.create_task(self._post(url, body, cost)))
             if tries:
-                # Neither of them has ended: whoever sends slowly has no more time than who is gone.
+                # Neither has ended: a slow sender gets no more time than a worker that is gone.
                 self.failed_total += len(tries)
                 self._trouble(url).outage.failed(f"it has not answered within {patience_s:.2f} s")
             return None
@@ -216,7 +216,7 @@ class Peers:
         try:
             answer = await self._answer(url, body)
         except (PeerError, ProofError, ssl.SSLError, aiohttp.ClientSSLError) as error:
-            # Asking again does not help: a person has to look at it.
+            # Asking again does not help: a person has to mend it.
             trouble.found(str(error))
         except _RefusalError as error:
             trouble.outage.failed(error)
@@ -242,7 +242,7 @@ class Peers:
         if why := why_never(url, only_https=self._only_https):
             raise PeerError(f"it is not asked: {why}")
         if self._session is None:
-            # Workers compress nothing here, and who is not one could have little inflated to much.
+            # Workers compress nothing here; a stranger's small body could inflate to a large one.
             self._session = aiohttp.ClientSession(
                 headers={"Content-Type": CONTENT_TYPE, "Accept-Encoding": "identity"},
                 auto_decompress=False,
@@ -254,9 +254,9 @@ class Peers:
         ) as response:
             if response.status != HTTPStatus.OK:
                 answer = await _body(response, REFUSAL_BYTES_MAX)
-                what = answer.decode(errors="replace")[:REFUSAL_CHARACTERS]
+                words = answer.decode(errors="replace")[:REFUSAL_CHARACTERS]
                 kind = PeerError if response.status in _UNTRUSTED else _RefusalError
-                raise kind(f"it refused to tell its live cells: {what}")
+                raise kind(f"it refused to send its live cells: {words}")
             answer = await _body(response, ANSWER_BYTES_MAX)
             if self._key is not None and proof is not None:
                 self._key.check_answer(proof, response.headers.get(HEADER, ""), answer)
@@ -284,7 +284,7 @@ async def _body(response: aiohttp.ClientResponse, bytes_max: int) -> bytes:
     """Return the body of an answer.
 
     Raises:
-        PeerError: it is longer than so many bytes, or says that it will be.
+        PeerError: it is longer than ``bytes_max``, or says that it will be.
     """
     answer = bytearray()
     if (response.content_length or 0) <= bytes_max:

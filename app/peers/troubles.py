@@ -1,4 +1,4 @@
-"""Troubles with other workers that a person has to look at: URLs, certificates, proofs."""
+"""Troubles with other workers that a person has to mend: URLs, certificates, proofs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from agents.outage import Outage
 
 WARN_AGAIN_S = 60.0
-"""How long a warning about one worker stands for the next ones."""
+"""The time in which a worker is warned of once."""
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ class Trouble:
     """The fault of one worker, with a warning when it begins and once a minute.
 
     Attributes:
-        why: the present fault; empty for none.
+        why: the present fault; empty if there is none.
         outage: whether it answers.
     """
 

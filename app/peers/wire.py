@@ -23,7 +23,7 @@ CONTENT_TYPE = "application/msgpack"
 ANSWER_FORMAT = 1
 
 ANSWER_BYTES_MAX = 128 << 20
-"""Of an answer, which is read before its signature can be checked. No worker sends a longer one:
+"""The size of an answer, which is read before its signature can be checked. No worker sends more:
 its endpoint ends connections for which more than that waits."""
 
 
@@ -117,14 +117,14 @@ def _check(layer: Layer, read: WireRead) -> None:
     """Refuse requests that no worker makes.
 
     Raises:
-        QueryError: it names fields that the layer has not, values of other types, or contributions
-            of a layer that has none.
+        QueryError: it names fields that the layer does not have, values of other types, or
+            contributions of a layer without any.
     """
     types = {"string": str, "int": int, "bool": bool}
     fields = {field.name: types[field.type] for field in layer.key}
     texts = [name for name, kind in fields.items() if kind is str]
     numbers = [read.from_ms, read.to_ms, *(read.partitions or ())]
-    numbers += [n for told in (read.after or {}).values() for n in msgspec.structs.astuple(told)]
+    numbers += [n for one in (read.after or {}).values() for n in msgspec.structs.astuple(one)]
     numbers += [v for values in read.values.values() for v in values if type(v) is int]
     if (
         not all(
@@ -155,7 +155,7 @@ def decode_rows(reads: Sequence[LiveRead], body: bytes) -> list[LiveRows]:
     """Return a worker's answer to ``reads``.
 
     Raises:
-        DamagedError: it is no answer to them, or one of another version.
+        DamagedError: it is not an answer to them, or has another version.
     """
     content = unsealed(body)
     if body[0] != ANSWER_FORMAT:

@@ -21,7 +21,7 @@ from faust.app.base import BootStrategy
 from mode import Service
 
 from agents.supervised import supervised
-from app.kafka.aiokafka_private import tell_broken_connections
+from app.kafka.aiokafka_private import report_broken_connections
 from app.kafka.lane import Lane
 from app.trust.secret_files import readable_secrets
 from app.web.listener import Site
@@ -48,8 +48,8 @@ class _OwnKafkaBoot(BootStrategy):  # type: ignore[misc]  # faust comes without 
 class OwnSettings(faust.Settings):  # type: ignore[misc]  # faust comes without types
     """Faust's settings as the worker gives them, whatever Faust's own variables and options say.
 
-    Faust would let these, WEB_BIND or ``--web-port``, win over the worker's settings, past all that
-    is checked of them. Variables are not read; options come once the App is built and sealed.
+    Faust would let these, WEB_BIND or ``--web-port``, override the worker's settings, past all
+    checks. Variables are not read; options come once the App is built and sealed.
 
     """
 
@@ -84,7 +84,7 @@ class MapApp(faust.App):  # type: ignore[misc]  # faust comes without types
         chunks: the channel of each agent, by its name.
         accepting_failed: called with the error if the endpoint cannot accept any more.
         connections: the counts of connections to the endpoint.
-        reload_files: looks at all files that are read again when they change.
+        reload_files: checks all files that are read again when they change.
         stall_seconds_max: how long the event loop may stand still before the process is ended.
         secret_files: files that hold secrets; those that others may read are warned of.
     """
@@ -127,7 +127,7 @@ def create_app(
 ) -> MapApp:
     """Return an App without agents; :func:`add_agent` and ``own_services`` fill it.
 
-    There may be ``web_followers_max`` streams without end; no ``web_tls`` means plain HTTP.
+    At most ``web_followers_max`` streams have no end; without ``web_tls`` the endpoint is HTTP.
     """
     if uvloop:
         _use_uvloop()
@@ -147,7 +147,7 @@ def create_app(
         web_stats_enabled=False,
         web_metrics_enabled=False,
     )
-    # Faust's own server takes no cursor of long keys, and has no bounds.
+    # Faust's own server refuses cursors of long keys, and has no bounds.
     runner = Runner(app.web.web_app, web_followers_max)
     app.web._runner = runner  # noqa: SLF001 - there is no other way to its limits
     app.web._transport_handlers["tcp"] = lambda: Site(  # noqa: SLF001 - nor to its listener
@@ -183,4 +183,4 @@ def _use_uvloop() -> None:
     """Make uvloop the event loop of this process if it is installed."""
     with contextlib.suppress(ImportError):
         asyncio.set_event_loop_policy(importlib.import_module("uvloop").EventLoopPolicy())
-        tell_broken_connections()
+        report_broken_connections()

@@ -62,7 +62,7 @@ from tables.threads import Threads
 
 log = logging.getLogger(__name__)
 
-# One core a worker: more threads only take time from the other workers of the machine.
+# One core a worker: more threads only slow the other workers of the machine.
 os.environ.setdefault("POLARS_MAX_THREADS", "1")
 
 REOPEN_S = (1.0, 5.0)
@@ -267,7 +267,7 @@ def _answer(
 
 
 async def _check(settings: Settings, owners: PartitionManager, options: dict[str, Any]) -> None:
-    """Check the topics, and take note of whose they are, before a partition is claimed."""
+    """Check the topics, and note which cluster has them, before a partition is claimed."""
     group = settings.group_of(owners.themap.name)
     cluster = await patiently(
         lambda: check_topics(settings.brokers, owners.themap, options, group=group)
@@ -292,7 +292,7 @@ def _make_folder(settings: Settings) -> None:
 
 
 def _log(settings: Settings, themap: Map, options: dict[str, Any]) -> KafkaLog:
-    """Return the log; of journals and layer topics it knows that a repeat does no harm."""
+    """Return the log, to which journals and layer topics are repeatable."""
     plans = plans_of(themap)
     repeatable = {plan.journal for plan in plans.values()}
     repeatable |= {topic for topic, plan in plans.items() if plan.finer is not None}

@@ -23,7 +23,7 @@ from treasure_map.status import LayerStatus
 class WorkerStatus:
     """``app.web.handlers.WorkerView`` over the owners and the transport of this process.
 
-    ``readiness`` gives the reasons why it is not ready. Others should not read ``secret_files``.
+    ``readiness`` yields the reasons why it is not ready. Others should not read ``secret_files``.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class WorkerStatus:
         return list(self._readiness())
 
     def warnings(self) -> list[str]:
-        """Return a sentence for each thing to mend that does not keep it from being ready."""
+        """Return a sentence for each thing to mend despite which it is ready."""
         exposed = readable_secrets(self._secret_files)
         return [*self._transport.membership.warnings(), *exposed]
 
@@ -157,6 +157,6 @@ def _by_reason(counts: ledger.Ledger, kind: str) -> dict[str, int]:
 
 
 def _known(times: list[int]) -> int | None:
-    """Return the least of some times, None if there are none or no event has come yet."""
+    """Return the least of some times, None if there are none, or before the first event."""
     least = min(times, default=NEVER_MS)
     return None if least == NEVER_MS else least

@@ -1,7 +1,7 @@
 """Certificates: TLS from PEM files, read again while the worker runs.
 
-A file that cannot be used is refused with its setting and its name. Open connections go on
-unchanged; new ones have the files of now.
+A file that cannot be used is refused with its setting and its name. Open connections stay
+as they are; new ones have the present files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class PemFiles:
     Without ``ca_file`` the system's authorities are trusted.
 
     Attributes:
-        of: how the settings of these files begin: ``kafka``, ``cassandra`` or ``web``.
+        of: the beginning of these files' settings: ``kafka``, ``cassandra`` or ``web``.
         key_password_file: holds the passphrase of the key.
     """
 
@@ -57,11 +57,11 @@ class ContextOfNow(ssl.SSLContext):
         return context
 
     def wrap_socket(self, *args: Any, **options: Any) -> ssl.SSLSocket:
-        """Return a connection of threads, by the context of now."""
+        """Return a connection of threads, by the present context."""
         return self.now.wrap_socket(*args, **options)
 
     def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
-        """Return a connection of an event loop, by the context of now."""
+        """Return a connection of an event loop, by the present context."""
         return self.now.wrap_bio(*args, **options)
 
     def get_ca_certs(self, *args: Any, **options: Any) -> Any:
@@ -120,7 +120,7 @@ def server_context(files: PemFiles, reloads: Reloads | None = None) -> ssl.SSLCo
         current = made()
 
     def choose(connection: Any, name: str | None, first: ssl.SSLContext) -> None:
-        """Take the files of now; called for each handshake, whether the client names a host."""
+        """Use the present files; called for each handshake, with or without the name of a host."""
         del name, first
         connection.context = current
 
@@ -154,7 +154,7 @@ def _load(context: ssl.SSLContext, files: PemFiles) -> None:
     try:
         context.load_cert_chain(files.cert_file, files.key_file, password=passphrase)
     except (OSError, ValueError) as error:
-        # A ValueError is of a passphrase that is too long for OpenSSL.
+        # A ValueError says that a passphrase is too long for OpenSSL.
         reason = _reason(error) if isinstance(error, OSError) else str(error)
         if was_asked and "mismatch" not in reason:
             raise SettingError(
@@ -171,5 +171,5 @@ def _load(context: ssl.SSLContext, files: PemFiles) -> None:
 def _reason(error: OSError) -> str:
     """Return the fault in words; OpenSSL has no useful words for files that are not PEM."""
     if isinstance(error, ssl.SSLError):
-        return (error.reason or "it is no PEM file").replace("_", " ").lower()
+        return (error.reason or "it is not a PEM file").replace("_", " ").lower()
     return error.strerror or str(error)

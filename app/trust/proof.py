@@ -2,7 +2,8 @@
 
 A request is signed over method, URL, hash of the body, time and nonce (HMAC-SHA256), its answer
 over the same nonce and the hash of its own body. The URL is the one that the group's map has for
-the asked worker, so who names a foreign URL there gets a signature that opens no other door.
+the asked worker, so a member that names a foreign URL there gets a signature that is of no
+use elsewhere.
 
     Treasure-Map-Proof: 1 TIME_MS NONCE SHA256(body) HMAC
 """
@@ -59,7 +60,7 @@ class PeerKey:
         """Return the proof of a request to this worker; its body has to be compared with the hash.
 
         Raises:
-            ProofError: it is not a proof for this worker, is too old or was here before.
+            ProofError: it is not a proof for this worker, is too old or was used before.
         """
         match = _FORM.fullmatch(header)
         if match is None:
@@ -106,7 +107,7 @@ class PeerKey:
         return self._mac(f"group {VERSION} {about} {sha256(content)}")
 
     def is_proved(self, about: str, content: bytes, proof: str) -> bool:
-        """Return whether a worker has told its group this."""
+        """Return whether a worker of the group signed this message."""
         return hmac.compare_digest(
             proof.encode("utf-8", "replace"), self.prove(about, content).encode()
         )

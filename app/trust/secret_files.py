@@ -18,7 +18,7 @@ def read_secret(file: Path) -> str:
     """Return the contents of a file without its line end.
 
     Raises:
-        ValueError: it cannot be read, is empty, too large or not text; the message has none of it.
+        ValueError: it cannot be read, is empty, too large or not text. No message shows it.
     """
     try:
         with file.open("rb") as stream:
@@ -55,7 +55,7 @@ def readable_secrets(files: Iterable[str | os.PathLike[str]]) -> list[str]:
         try:
             about = os.stat(file)  # noqa: PTH116 - a path of any kind
         except OSError:
-            # Who reads the file says so.
+            # The reader of the file reports it.
             continue
         # A file of another user, as a mounted secret is, may need its group for us to read it.
         is_ours = about.st_uid == os.geteuid()

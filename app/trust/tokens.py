@@ -48,7 +48,7 @@ class Token(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
         scopes: its rights; a scope of a later version grants nothing here.
         sha256: the hash of its text, in hexadecimal.
         created: when it was made.
-        expires: from when on it is refused; None for never.
+        expires: the time from which it is refused; None for never.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Tokens:
     def find(self, sha256: str) -> Token | None:
         """Return the valid token with this hash.
 
-        A lookup by hash needs no constant time: who learns a hash bit by bit has no token yet.
+        A lookup by hash needs no constant time: a hash that is learned bit by bit is not a token.
         """
         token = self._by_hash.get(sha256)
         return token if token is not None and token.is_valid(now()) else None
@@ -160,7 +160,7 @@ def make_token(
 
 
 def revoke_token(file: Path, name: str) -> None:
-    """Take a token out of a file.
+    """Remove a token from a file.
 
     Raises:
         SettingError: the file cannot be read or written, or has no such token.

@@ -27,7 +27,7 @@ from app.config.connections import kafka_options, own_url
 from app.config.settings import Settings
 from app.kafka.record_batches import NO_TIME_MS
 from app.kafka.record_batches import Record as Unplain
-from app.kafka.scan import Scan, places_of
+from app.kafka.scan import Scan, partitions_of
 from app.mapfile.load import load_map
 from app.verify.answers import Answers
 from app.verify.archive import load_archived, open_archive
@@ -178,7 +178,7 @@ class _Verification:
             await asyncio.sleep(QUIET_SECONDS)
 
     async def _look(self) -> Quiet:
-        ends = await self.topics.ends(places_of(self.map.inputs()))
+        ends = await self.topics.ends(partitions_of(self.map.inputs()))
         return await self.workers.quiet(ends)
 
     async def _read(self, quiet: Quiet) -> None:

@@ -37,7 +37,7 @@ WRONG = {
     "user": ("SECURE", {"kafka_username": "nobody"}, "refuses the login of user nobody"),
     "mechanism": (
         "SECURE", {"kafka_sasl_mechanism": "SCRAM-SHA-256"},
-        "does not take the login SCRAM-SHA-256; want PLAIN or SCRAM-SHA-512 in kafka_sasl_mech",
+        "does not offer the login SCRAM-SHA-256; want PLAIN or SCRAM-SHA-512 in kafka_sasl_mech",
     ),
     "authority": ("FOREIGN", {}, "cannot be checked .*; want .* in kafka_ca_file"),
     "host": ("WRONG_HOST", {}, "is not for localhost; want .* setting brokers"),
@@ -62,7 +62,7 @@ WRONG = {
     "login without one": (
         "MUTUAL",
         {"kafka_sasl_mechanism": "PLAIN", "kafka_username": "worker", "kafka_password": "any"},
-        "takes no login on this port; want kafka_sasl_mechanism empty",
+        "accepts no login on this port; want kafka_sasl_mechanism empty",
     ),
     "no certificate": (
         "MUTUAL", {"kafka_cert_file": "", "kafka_key_file": ""},

@@ -289,7 +289,7 @@ async def test_a_record_that_is_too_large_is_refused_for_good(brokers: str, log:
     ("config", "message"),
     [
         ({"max_message_bytes": "1000"}, r"the record is too large; got 2000 bytes"),
-        ({"cleanup_policy": "compact"}, r"want a broker that takes it; mend it"),
+        ({"cleanup_policy": "compact"}, r"want a broker that accepts it; mend it"),
     ],
 )
 async def test_what_the_topic_never_takes_is_refused_for_good(

@@ -185,7 +185,7 @@ async def test_sources_pause_while_the_archive_is_away_and_no_row_is_missing(
     assert after["treasure_map_archived_rows_total", "hour"] > 0
     assert await worker.stop() == 0
     assert "sources pause, nothing is lost: " in worker.log()
-    assert "sources go on" in worker.log()
+    assert "sources resume" in worker.log()
 
 
 async def metrics(worker: Process) -> dict[tuple[str, ...], float]:

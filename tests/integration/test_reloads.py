@@ -298,7 +298,7 @@ async def test_sighup_has_files_read_again_and_ends_nothing(
     make_token(tokens, "second", ["read"])
     for _ in range(3):
         worker.running.send_signal(signal.SIGHUP)
-    await worker.says("SIGHUP: certificates, keys and tokens are looked at")
+    await worker.says("SIGHUP: certificates, keys and tokens are checked")
     await worker.says("web_server: the changed files are in use")
     await worker.says("tokens: the changed files are in use")
     assert await shown(url, authority) == fingerprint(two)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from app.commands.replay import command
 from app.demo.embedded_broker import EmbeddedBroker
 from app.demo.flights import events
-from app.kafka.batch_producer import BATCH_BYTES_MAX, BatchProducer, FeedError, partition_of
+from app.kafka.batch_producer import BATCH_BYTES_MAX, BatchProducer, ProducerError, partition_of
 from app.kafka.brokers import has_idempotent_producer
 from app.load.replay import Step, keyed, replay, settled_ms, steps
 from app.mapfile.load import load_map
@@ -227,7 +227,7 @@ async def test_more_than_a_batch_of_records_keeps_its_order(broker: str) -> None
 
 async def test_a_missing_topic_is_named_with_how_to_make_it(broker: str) -> None:
     """A replay before the map was applied says so."""
-    with pytest.raises(FeedError, match=r"map apply FILE"):
+    with pytest.raises(ProducerError, match=r"map apply FILE"):
         await replay(broker, "absent", recording([1]), DAY_MS, seconds=0)
 
 

@@ -13,7 +13,7 @@ from aiokafka.conn import AIOKafkaConnection
 from aiokafka.errors import KafkaConnectionError
 
 from app.demo.embedded_broker import EmbeddedBroker
-from app.kafka.aiokafka_private import tell_broken_connections, write
+from app.kafka.aiokafka_private import report_broken_connections, write
 from app.kafka.log import KafkaLog
 from tables.model.errors import OutcomeUnknownError
 from tests.support.reset_proxy import ResetProxy
@@ -78,7 +78,7 @@ async def append_while_reset(broker: EmbeddedBroker, port: int) -> None:
 @LOOPS
 def test_every_append_ends_while_connections_are_reset(loop: NewLoop) -> None:
     """Each of hundreds under load is appended, or its outcome is unknown."""
-    tell_broken_connections()
+    report_broken_connections()
     (port,) = free_ports(1)
     with EmbeddedBroker(advertised=port) as broker, asyncio.Runner(loop_factory=loop) as runner:
         runner.run(append_while_reset(broker, port))
@@ -87,7 +87,7 @@ def test_every_append_ends_while_connections_are_reset(loop: NewLoop) -> None:
 @LOOPS
 def test_a_write_to_a_closed_transport_is_a_broken_connection(embedded: str, loop: NewLoop) -> None:
     """Before anybody has told the client: its requests end at once."""
-    tell_broken_connections()
+    report_broken_connections()
 
     async def broken() -> None:
         host, _, port = embedded.rpartition(":")

@@ -297,7 +297,9 @@ async def test_a_worker_that_is_led_by_none_ends_with_its_reason(
     assert isinstance(failure, TransportError)
     why = NOT_SIGNED if readable else "cannot be read"
     words = str(failure)
-    assert words.startswith(f"cannot share group {group}: its leader is no worker: the plan {why};")
+    assert words.startswith(
+        f"cannot share group {group}: its leader is not a worker: the plan {why};"
+    )
     if secret:
         assert f" from 127.0.0.1 says that it is node n9 at https://rogue: {UNSIGNED}" in words
     assert MEND in words

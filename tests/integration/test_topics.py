@@ -265,7 +265,7 @@ async def test_a_broker_that_does_not_tell_settings_leaves_journals_unchecked(
     report = await apply_topics(embedded, themap)
     journals = [spec.name for spec in topics_of(themap, 1) if spec.kind == "journal"]
     assert list(report.unchecked) == journals
-    assert all("does not tell settings: " in reason for reason in report.unchecked.values())
+    assert all("does not show settings: " in reason for reason in report.unchecked.values())
     assert await check_topics(embedded, themap, group="g")
     for name in journals:
         assert f"journal {name} was not checked, " in caplog.text

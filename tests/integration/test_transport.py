@@ -235,7 +235,7 @@ async def test_reading_is_set_to_the_owners_offset(
         await until(lambda: len(bench.values()) == 10 - position, "the rest again")  # noqa: B023
         assert [offset for offset, _ in bench.seen[raw, 0]] == list(range(position, 10))
     assert bench.transport.statistics().seeks_back == 2
-    assert caplog.text.count(f"reading stood elsewhere than the owner of {raw}[0]") == 1
+    assert caplog.text.count(f"reading was not at the owner's offset of {raw}[0]") == 1
 
 
 async def test_what_waits_of_a_restarted_partition_does_not_reach_its_next_owner(

@@ -140,7 +140,7 @@ def miss_topics(worker: Process) -> str:
     return (
         rf"cannot use topics of map {worker.map_name}: 6 problem\(s\)\n"
         rf"  - topic {worker.map_name}\.raw: missing, or this user may not Describe it; make it"
-        r" with `map apply`, or allow what `map acl` prints\n"
+        r" with `map apply`, or allow the rights of `map acl`\n"
     )
 
 

@@ -87,6 +87,10 @@ BANNED_PHRASES = {
         (r"\bin place of\b", "instead of"),
         (r"\b(?:is|are) (?-i:none)\b", "is not a …, or: there is no …"),
         (r"\bso many\b[^.;:]{1,80}\bas may be\b", "too many, or: the limit of … is reached"),
+        (
+            r'"""(?-i:Of|By|At|In|To|For|From|With|On|As|Between|Before|After)\b',
+            "the noun first: The largest size of one …",
+        ),
     )
 }
 ALLOWED_PHRASES = re.compile(r"\bthere (?:is|are) none\b".replace(" ", GAP), re.IGNORECASE)
@@ -444,6 +448,8 @@ def test_the_rules_see_the_whole_house() -> None:
         (banned_phrases, "app/x.py", "x = 1  # What was sealed"),
         (banned_phrases, "app/x.py", "# Sends what\n# is sealed."),
         (banned_phrases, "tables/x.py", '"""Rows.\n\nThe key is none.\n"""'),
+        (banned_phrases, "app/x.py", 'X = 1\n"""Of one message."""'),
+        (banned_phrases, "app/x.py", 'def f():\n    """Before a join."""'),
         (banned_phrases, "docs/x.md", "It reads rows in\nplace of cells."),
         (banned_phrases, "docs/x.md", "So many queries run as may be."),
         (banned_phrases, "docs/x.md", "```\nx\n```\nReturn what the job made."),
@@ -482,6 +488,7 @@ def test_a_rule_finds_what_breaks_it(rule: Rule, path: str, text: str) -> None:
         ),
         (banned_phrases, "app/x.py", 'x = "what is wrong"\n# None if there is none; `what is`.'),
         (banned_phrases, "app/x.py", '"""Rows of what."""\n# Is sealed.'),
+        (banned_phrases, "app/x.py", 'X = 1\n"""Forms of one.\n\nOf each one."""\n# Of two.'),
         (banned_phrases, "tests/x.py", '"""Return what X makes."""'),
         (banned_phrases, "docs/x.md", "## What is new\n\n```\nwhat is x\n```\n[A](what is)."),
     ],

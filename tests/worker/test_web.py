@@ -274,7 +274,7 @@ async def test_map_layers_ledger_and_health_answer(tmp_path: Path) -> None:
         assert (await get(f"{url}/v1/layers"))[1] == msgspec.to_builtins(Layers(view.layers()))
         assert (await get(f"{url}/v1/ledger"))[1]["records"] == {"raw": {"0": {"read": 3}}}
         assert (await get(f"{url}/livez"))[:2] == (200, {"live": True})
-        view.mend = ["the group has a member that is no worker"]
+        view.mend = ["the group has a member that is not a worker"]
         assert (await get(f"{url}/readyz"))[0] == 200
         view.reasons = ["restoring 2 partitions", "101 records behind"]
         assert (await get(f"{url}/readyz"))[:2] == (
@@ -287,7 +287,7 @@ async def test_map_layers_ledger_and_health_answer(tmp_path: Path) -> None:
                 "restoring": {"raw": [1]},
                 "paused": {},
                 "insecure": False,
-                "warnings": ["the group has a member that is no worker"],
+                "warnings": ["the group has a member that is not a worker"],
             },
         )
 

@@ -1,4 +1,4 @@
-"""The watch: partitions that stand while their log goes on, and dependencies that do not answer."""
+"""The watch: partitions that stand while their log grows, and dependencies that do not answer."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ async def test_a_partition_that_stands_while_its_log_goes_on_is_claimed_again(sc
     await scene.pass_s(STUCK_S)
     assert not scene.claims
     await scene.pass_s(watch.LOOK_S)
-    words = "stands at offset 3 for 60 s while its log goes on to 56"
+    words = "stands at offset 3 for 60 s while its log grows to 56"
     assert scene.claims == [("t", 0, f"it {words}")]
     assert scene.progress.stuck() == {T0: words}
     assert list(scene.progress.reasons()) == [f"t[0] {words}"]

@@ -45,11 +45,11 @@ def test_of_lines_that_say_the_same_first_and_last_are_shown(
         logger.error("Unable connect to node with id %s: %s", number, "refused")
         clock.now_s += 0.5
     logger.warning("Topic %s is not available", "t")
-    tamed.tell_last()
+    tamed.show_last()
     assert len(caplog.records) == 2
     clock.now_s += QUIET_S
-    tamed.tell_last()
-    tamed.tell_last()
+    tamed.show_last()
+    tamed.show_last()
     assert [record.getMessage() for record in caplog.records] == [
         "Unable connect to node with id 0: refused",
         "Topic t is not available",

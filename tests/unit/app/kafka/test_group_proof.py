@@ -53,7 +53,7 @@ class Cluster:
 def planned(joined: dict[str, bytes]) -> tuple[dict[str, int], GroupMap]:
     """Return how many partitions each member gets from a leader that is a worker, and the map."""
     group = GroupMap()
-    leader = Assignor(lambda: member("n1"), group.take, proof(), lambda: ("m1", 7))
+    leader = Assignor(lambda: member("n1"), group.update, proof(), lambda: ("m1", 7))
     given = leader.assign(
         Cluster(),
         {n: ConsumerProtocolMemberMetadata(0, ["raw"], data) for n, data in joined.items()},
@@ -217,7 +217,7 @@ async def test_a_plan_gives_a_worker_what_it_tells_the_others(
     options = TransportOptions(brokers="", group="flights", node="n2", boot=1, peer_key=key)
     membership = Membership(options, GroupMap(), lambda: member("n2"), failed.append)
     monkeypatch.setattr(membership, "_consumer", object())
-    leader = Assignor(lambda: member("n1"), GroupMap().take, proof(), lambda: ("m1", 7))
+    leader = Assignor(lambda: member("n1"), GroupMap().update, proof(), lambda: ("m1", 7))
     joined = {number: proof().join(member(f"n{number[1]}"), number) for number in ("m1", "m2")}
     given = leader.assign(
         Cluster(),
@@ -231,7 +231,7 @@ async def test_a_plan_gives_a_worker_what_it_tells_the_others(
         other = bytes(ConsumerProtocolMemberAssignment(0, every, plan).encode())
         taken = ConsumerProtocolMemberAssignment.decode(await membership._planned(7, other))
         assert (taken.assignment, shares_of(taken.user_data)) == ([], [])
-        assert "other partitions than it tells the others" in str(failed.pop())
+        assert "other partitions than it names to the others" in str(failed.pop())
 
 
 async def test_strangers_are_counted_and_the_first_are_named(
@@ -270,7 +270,7 @@ async def test_strangers_are_counted_and_the_first_are_named(
         Share("n7", "", {}, 7, "another map"),
         Share("", "", {}, 0, "no"),
     ]
-    group.take([Share("n0", "", EVERYTHING, 9), *gone])
+    group.update([Share("n0", "", EVERYTHING, 9), *gone])
 
     membership.look()
     await until(lambda: bool(membership.warnings()))
@@ -279,13 +279,13 @@ async def test_strangers_are_counted_and_the_first_are_named(
     named = [f"m{n} from 10.0.0.9 says nothing of itself: its join cannot be read"
              for n in range(3, 7)]  # fmt: skip
     assert warning == (
-        "group flights has members that are no workers of this map and get nothing, 6 in all: m2"
+        "group flights has members that are not workers of this map and get nothing, 6 in all: m2"
         " from 10.0.0.9 says that it is node n7 at https://n7: it is a worker of map ships; give"
         f" each map a group of its own; {'; '.join(named)}; and 1 more; give Read on the group to"
         " workers only"
     )
     assert len(caplog.records) == NAMED_MAX
-    group.take([Share("n0", "", EVERYTHING, 9)])
+    group.update([Share("n0", "", EVERYTHING, 9)])
     membership.look()
     assert membership.warnings() == []
     assert membership.strangers.total == 0
