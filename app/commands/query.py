@@ -18,7 +18,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from app.commands.query_draw import caption, cells_table, is_worth_sparks, sparks_table
+from app.commands.query_tables import caption, cells_table, is_worth_sparks, sparks_table
 from app.config.settings import Settings, environment_variable, load_settings
 from app.host.printable import printable, printable_json
 from app.trust.secret_files import read_secret

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from app.commands.interrupts import until_interrupted
 from app.commands.query import PIPE_COLUMNS
-from app.commands.query_draw import cells_table
+from app.commands.query_tables import cells_table
 from app.demo.own_events import Trial, Tried, serve, tried
 from app.demo.own_report import command_lines, outcome_lines, reached_layers, span_ms
 from app.host.printable import printable
