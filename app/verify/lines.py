@@ -28,7 +28,7 @@ _LENIENT = (
 """Lines that are not JSON; numbers beyond the largest float; and escapes of ASCII within a name."""
 
 _DIGITS_MAX = 300
-"""A number of so many digits may be beyond the largest float."""
+"""The least digits of a number that may be beyond the largest float."""
 
 _DIGITS = f"[0-9]{{{_DIGITS_MAX}}}"
 
