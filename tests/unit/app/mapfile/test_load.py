@@ -186,8 +186,8 @@ REFUSED: list[tuple[str, str, str, str]] = [
     ('"1h"', '"1h"\npublish = ["json"]', "layers.hour.publish", "no form of a feed; got ['json']"),
     ('"1h"', '"1h"\npublish = {}', "layers.hour.publish", "got {}"),
     # sources
-    ('"orders.raw"', '"orders raw"', "sources.orders.topic", "not a topic name that Kafka takes"),
-    ('"orders.raw"', '".."', "sources.orders.topic", "not a topic name that Kafka takes"),
+    ('"orders.raw"', '"orders raw"', "sources.orders.topic", "not a topic name that Kafka accepts"),
+    ('"orders.raw"', '".."', "sources.orders.topic", "not a topic name that Kafka accepts"),
     ('"orders.raw"', f'"{"t" * 245}"', "sources.orders.topic", "its journal topic cannot be made"),
     ('"orders.raw"', '"shop.late"', "sources.orders.topic", "cannot stand beside 'shop.late'"),
     ('"orders.raw"', '"shop_dead"', "sources.orders.topic", "cannot stand beside 'shop.dead'"),
