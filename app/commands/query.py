@@ -103,7 +103,7 @@ def command(
 
 
 def _hint(error: Exception, token: str | None) -> str:
-    """Return the place of a token, for a reader who was refused without one."""
+    """Return a hint to set a token, for a reader who was refused without one."""
     if token or getattr(error, "status", None) != HTTPStatus.UNAUTHORIZED:
         return ""
     variable = environment_variable("web_token")

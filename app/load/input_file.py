@@ -140,7 +140,7 @@ class InputFile:
             raise InputError(
                 f"cannot read {self.name} as lines: its first line is not JSON: {error}; got"
                 f" {line[:60]!r}; want an object a line, or one array; of objects over several"
-                f" lines, make lines: jq -c . {self.name}; or give --input lines to take it as it"
+                f" lines, make lines: jq -c . {self.name}; or give --input lines to read it as it"
                 " is"
             ) from error
 

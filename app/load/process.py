@@ -46,7 +46,7 @@ _REPORT_SECONDS = 0.25
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Progress:
-    """How many events a process has written, and how far it is behind its schedule."""
+    """The events that a process has written, and its delay behind its schedule."""
 
     part: int
     events: int

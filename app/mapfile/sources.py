@@ -19,7 +19,7 @@ RECORD_BYTES_MAX_MAX = 12 * MIB
 """A dead letter holds a whole record, and its topic accepts 16 MiB."""
 
 INFLATED_FACTOR = 16
-"""How far Arrow may inflate by default; the benchmarks' events in LZ4 inflate 2.6 times."""
+"""The default bound of Arrow's inflation; the benchmarks' events in LZ4 inflate 2.6 times."""
 
 INFLATED_BYTES_MAX_MAX = 1024 * MIB
 

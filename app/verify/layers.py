@@ -227,9 +227,9 @@ class Cells:
         )
 
     def _closed_ms(self, layer: Layer) -> int | None:
-        """Return up to where windows are closed in a topic between layers; None while nothing is.
+        """Return the time up to which windows are closed in a layer topic; None if none are.
 
-        That is as far as every partition of the source has come.
+        It is the least of the times that the partitions of the source have reached.
         """
         while layer.finer is not None:
             layer = self.map.layer(layer.finer)

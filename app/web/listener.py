@@ -33,7 +33,7 @@ HANDSHAKE_S_MAX = 10.0
 """Time for a TLS handshake, as a whole."""
 
 SHUTDOWN_S_MAX = 5.0
-"""How long a closed connection waits for the other side's end of TLS."""
+"""Time for which a closed connection waits for the other side's end of TLS."""
 
 BACKLOG = 128
 ACCEPT_PAUSE_S = 0.1

@@ -57,7 +57,7 @@ WARN_AGAIN_S = 60.0
 
 REASONS = ("full", "address", "files", "handshake", "head", "untaken")
 """Why connections are refused or ended: too many in all, or of one address; no file descriptor; a
-handshake that failed or took too long; a late head; an answer that nobody reads."""
+handshake that failed or was too slow; a late head; an answer that nobody reads."""
 
 HEAD_BYTES_MAX = 192 * 1024
 """Bytes of path, query and all headers; twice the largest of both."""
@@ -369,7 +369,7 @@ class Connection(web.RequestHandler):
             super().log_exception(*args, **kw)
 
     def taken_at(self) -> float:
-        """Return when the reader was last seen to take some of its answer, by the loop's clock."""
+        """Return the time of the loop's clock at which the reader last read some of its answer."""
         untaken = self.untaken()
         if untaken != self._untaken:
             self._untaken, self._taken_at = untaken, asyncio.get_running_loop().time()
