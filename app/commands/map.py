@@ -207,7 +207,7 @@ def _check_against(themap: Map, old: Map) -> None:
 
 @command.command()
 @_map_file
-@option("--for role", click.Choice(list(ROLES)), "worker", "Who is to be allowed it.")
+@option("--for role", click.Choice(list(ROLES)), "worker", "The role that gets the rights.")
 @click.option("--user", required=True, help="The user of Kafka, and the role of Cassandra.")
 @click.option("--role", "archive_role", help="The role of Cassandra, if its name is another.")
 @click.option("--only", type=click.Choice(["kafka", "cassandra"]), help="Print only these rights.")

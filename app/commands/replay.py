@@ -22,10 +22,7 @@ from app.mapfile.load import load_map
     default=events.MAP_FILE, help="The map that names the topic. [default: the flights' own]",
 )  # fmt: skip
 @option(
-    "--seconds",
-    click.FloatRange(min=0),
-    20.0,
-    "The time in which the year is replayed; 0 is as fast as possible.",
+    "--seconds", click.FloatRange(min=0), 20.0, "The time of the replay; 0 is as fast as possible."
 )
 @kafka_settings_options
 def command(recording: str, map_file: pathlib.Path, seconds: float, settings: Settings) -> None:

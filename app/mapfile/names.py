@@ -71,7 +71,7 @@ def _claim(
         if other is not mine:
             section.note(
                 where,
-                f"topic {topic!r} cannot stand beside {other[0]!r} {other[1]}: Kafka counts "
+                f"topic {topic!r} collides with {other[0]!r} {other[1]}: Kafka counts "
                 "them as one, as '.' and '_' are the same there; rename the topic",
             )
             return

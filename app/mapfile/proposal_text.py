@@ -108,7 +108,7 @@ def _type(proposal: Proposal) -> Iterator[str]:
         yield f"# The type: {_distinct(roles.type)}, a text in every event."
     else:
         yield "# No text is called type, kind, event or action and has few values: this one, in"
-        yield f"# every event with {_distinct(roles.type)}, stands for it, and"
+        yield f"# every event with {_distinct(roles.type)}, is used for it, and"
         yield "# layers select every value (**). Better: have producers add a type, such as"
         yield '# "type": "reading", and name it here.'
     yield _role("type", roles.type)

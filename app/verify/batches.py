@@ -235,7 +235,7 @@ class Decoder:
             self._event(part, record.offset, index, record.time_ms, event)
 
     def _event(self, part: int, offset: int, index: int, append_ms: int, event: Any) -> None:
-        """Add an event, or the fault that stands for one."""
+        """Add an event, or the faults of one."""
         if not isinstance(event, Event):
             self._faulty(part, offset, index, event)
             return

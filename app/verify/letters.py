@@ -10,7 +10,7 @@ from app.verify.records import INT64_MAX, Record
 
 REPLAY_MARK = "treasure-map-replay"
 WHOLE = -1
-"""The index that stands for a whole record."""
+"""The index of a letter about a whole record."""
 
 _ROWS = 50_000
 _INDEX_MAX = 1 << 24

@@ -1,7 +1,7 @@
 """Records recomputed: the events of one record of a source, by docs/formats/records.md.
 
 The decoder is the standard library's, one event at a time. An event with several faults is counted
-under one of them, so a fault here is the set of reasons that may stand in the ledger.
+under one of them, so a fault here is the set of reasons that the ledger may have.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The guard of the query endpoint: who may ask, and the form of every refusal.
+"""The guard of the query endpoint: checks of callers, and the form of every refusal.
 
 On loopback without a token anyone on this machine may read, but only under a name of this machine:
 a page of another site that rebinds its own name to 127.0.0.1 (DNS rebinding) sends that name as
@@ -119,7 +119,7 @@ def ssl_context(settings: Settings, reloads: Reloads | None = None) -> ssl.SSLCo
 
 
 def guard(settings: Settings, access: Access) -> Middleware:
-    """Return the middleware that checks who asks and turns every error into a problem."""
+    """Return the middleware that checks callers and turns every error into a problem."""
     checks_host = not access.wants_token and is_loopback(settings.web_host)
 
     @web.middleware

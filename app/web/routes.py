@@ -34,7 +34,7 @@ class Route:
     """One endpoint of the API.
 
     Attributes:
-        path: the path; ``{layer}`` or ``{family}`` stands for the name of one.
+        path: the path; ``{layer}`` or ``{family}`` in it is the name of one.
         handler: answers a request.
         scope: the scope that a request needs: ``OPEN``, ``PEER``, or one that tokens may have.
         summary: its title in the OpenAPI document; ``{}`` becomes words for the layer or family.
