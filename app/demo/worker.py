@@ -130,7 +130,7 @@ class DemoWorker(Child):
         return self
 
     def check(self) -> None:
-        """See that the process runs.
+        """Check that the process runs.
 
         Raises:
             DemoError: it has ended; the message has the last lines of its log.

@@ -132,8 +132,8 @@ def compare_ledgers(
 ) -> None:
     """Compare the counts of the source partitions that each worker owns with its ledger.
 
-    Of a layer that has ``returned`` only the least is known: it counts on from when the map had
-    it before.
+    Only the least is known of a layer that has ``returned``: it counts on from the time
+    when the map had it before.
     """
     for url, ledger in ledgers.items():
         for problem in ledger["problems"]:
