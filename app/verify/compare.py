@@ -204,7 +204,7 @@ def _compare_least(
 def _compare_count(
     where: str, want: int, got: int, found: DifferenceLog, *, doubt: int = 0, either_way: int = 0
 ) -> None:
-    """Compare a count; ``doubt`` is how many may be added, ``either_way`` added or subtracted."""
+    """Compare a count: ``doubt`` of either sign may be added, ``either_way`` both ways."""
     least, most = sorted((want, want + doubt))
     least, most = least - either_way, most + either_way
     if not least <= got <= most:

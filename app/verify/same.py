@@ -16,7 +16,7 @@ EXACT_MAX = 2**53
 
 _UNIT_ROUNDOFF = 2.0**-53
 _HUGE = 2.0**900
-"""Sizes below it: nothing computed here is infinite."""
+"""A size below which nothing computed here is infinite."""
 
 _FOUR_POWERS = 2**26
 """The square of a number below it is exact."""
