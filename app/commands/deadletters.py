@@ -127,7 +127,7 @@ def replay(
     cannot be used becomes a letter again.
 
     Late letters go to another topic, as their source's windows are sealed: one that a layer of the
-    same key, window and measures reads, with an allowed_lateness that takes them in.
+    same key, window and measures reads, with an allowed_lateness that includes them.
     """
     _check_reasons(reasons)
     if late and not resume:
@@ -135,7 +135,7 @@ def replay(
     elif layer or to:
         raise click.UsageError(
             "cannot use --layer and --to: they are for --late, and not for --resume; dead letters"
-            " go to their source, and a resumed replay goes on to its topic"
+            " go to their source, and a resumed replay sends to its own topic"
         )
     done = asyncio.run(
         _letters(settings, late=late).replay(_wanted(reasons, topics, layer), to=to, resume=resume)
@@ -147,7 +147,7 @@ def replay(
         click.echo(f"{done.cut} left out: they do not hold their record; send it again yourself")
     if done.large:
         click.echo(
-            f"{done.large} left out, larger than their topic takes with one more header; raise its"
+            f"{done.large} left out, too large for their topic with one more header; raise its"
             " max.message.bytes by 200 and replay them again"
         )
     if done.foreign:
@@ -159,7 +159,7 @@ def replay(
 def _check_reasons(reasons: tuple[str, ...], *, late: bool = False) -> None:
     if not reasons:
         return
-    from agents.decode.formats import letter_reasons  # noqa: PLC0415 - polars takes its time
+    from agents.decode.formats import letter_reasons  # noqa: PLC0415 - polars loads slowly
 
     known = letter_reasons()
     unknown = sorted(set(reasons) - known - ({"late"} if late else set()))
@@ -239,10 +239,10 @@ def _row(entry: Entry) -> list[str]:
     assert letter is not None
     text = entry.value[: 4 * VALUE_CHARS_MAX].decode("utf-8", "replace")
     shown = text if text.isprintable() else repr(entry.value[:VALUE_CHARS_MAX])[2:-1]
-    where = [letter.topic, str(letter.partition), str(letter.offset), letter.index]
+    source = [letter.topic, str(letter.partition), str(letter.offset), letter.index]
     return [
         _when(entry.append_time_ms),
-        *where,
+        *source,
         letter.reason,
         "" if letter.lateness_ms is None else str(dt.timedelta(milliseconds=letter.lateness_ms[1])),
         letter.detail,

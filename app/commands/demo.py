@@ -25,7 +25,7 @@ def command(seconds: float | None) -> None:
     """Run broker, worker and input, and compare the result with the file.
 
     It writes into the folder var of the one that it is called in, and nowhere else.
-    Without a length the radar goes on for an hour; Ctrl-C ends everything at any time.
+    Without a length the radar continues for an hour; Ctrl-C ends everything at any time.
     """
     try:
         _FOLDER.mkdir(exist_ok=True)

@@ -40,7 +40,7 @@ class _Auto(click.ParamType):
 
 
 @click.command(
-    name="generate", help="Write synthetic events, some late or bad, and the ledger they come to."
+    name="generate", help="Write synthetic events, some late or bad, and the ledger of them."
 )
 @click.option(
     "--map",
@@ -64,7 +64,7 @@ class _Auto(click.ParamType):
     "Number of event types; fewer if patterns have no star.",
 )  # fmt: skip
 @option("--late", _SHARE, 0.0, "Share of events that come late, half of them too late.")
-@option("--bad", _SHARE, 0.0, "Share of events that something unusable takes the place of.")
+@option("--bad", _SHARE, 0.0, "Share of events that are replaced by unusable input.")
 @option("--duplicates", _SHARE, 0.0, "Share of events that repeat an earlier one, with its id.")
 @option("--format form", click.Choice(names()), "json", "The form of records.")
 @option("--batch", click.IntRange(1, 20_000), 500, "Most events of a record that holds many.")

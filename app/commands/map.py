@@ -66,7 +66,7 @@ def init(
 
     It has the fields, the time, type and id, and a tree of layers. It changes nothing in Kafka.
     """
-    from app.mapfile.proposal_text import proposal_text  # noqa: PLC0415 - polars takes its time
+    from app.mapfile.proposal_text import proposal_text  # noqa: PLC0415 - polars loads slowly
     from app.mapfile.propose import propose  # noqa: PLC0415 - likewise
 
     if out is not None and Path(out).exists():
@@ -86,7 +86,7 @@ def init(
 
 
 def _proposed_name(sample: Path | None, topic: str | None, name: str | None) -> str:
-    from app.mapfile.propose import NAME_CHARS_MAX, safe_name  # noqa: PLC0415 - polars takes its time
+    from app.mapfile.propose import NAME_CHARS_MAX, safe_name  # noqa: PLC0415 - polars loads slowly
 
     if name is None:
         stem = (topic or "") if sample is None else sample.name.partition(".")[0]
@@ -104,7 +104,7 @@ def _proposed_name(sample: Path | None, topic: str | None, name: str | None) -> 
 def _events(sample: Path | None, topic: str | None, records: int, settings: Settings) -> Sample:
     from app.cluster.last_records import last_records  # noqa: PLC0415 - likewise
     from app.config.connections import kafka_options  # noqa: PLC0415 - check and show need no client of Kafka
-    from app.mapfile.sample import read_sample, sample_of_records  # noqa: PLC0415 - polars takes its time
+    from app.mapfile.sample import read_sample, sample_of_records  # noqa: PLC0415 - polars loads slowly
 
     if sample is not None:
         return read_sample(sample)
@@ -143,9 +143,9 @@ def check(file: str, against: str | None) -> None:
 def diff(old: str, new: str) -> None:
     """Compare the map file in use, OLD, with its next revision, NEW.
 
-    It says in words what each change means. It ends with 1 if NEW would be refused.
+    It explains each change in words. It ends with 1 if NEW would be refused.
     """
-    from app.mapfile.compare import compare  # noqa: PLC0415 - polars takes its time
+    from app.mapfile.compare import compare  # noqa: PLC0415 - polars loads slowly
 
     before, after = load_map(old), load_map(new)
     found = compare(before, after)
@@ -195,19 +195,19 @@ def apply(file: str, replication: int | None, settings: Settings) -> None:
 
 
 def _check_against(themap: Map, old: Map) -> None:
-    what = f"{themap.name} as revision {themap.revision}"
+    subject = f"{themap.name} as revision {themap.revision}"
     if themap.name != old.name:
-        raise MapError(what, [f"map {old.name} is another one; want two revisions of one map"])
+        raise MapError(subject, [f"map {old.name} is another one; want two revisions of one map"])
     if problems := reshaped(shapes_of(old), shapes_of(themap)):
-        raise MapError(what, problems)
+        raise MapError(subject, problems)
     if themap.digest != old.digest and themap.revision <= old.revision:
         problem = f"another map is revision {old.revision}; raise the revision with every change"
-        raise MapError(what, [problem])
+        raise MapError(subject, [problem])
 
 
 @command.command()
 @_map_file
-@option("--for role", click.Choice(list(ROLES)), "worker", "Who is to be allowed it.")
+@option("--for role", click.Choice(list(ROLES)), "worker", "The role that gets the rights.")
 @click.option("--user", required=True, help="The user of Kafka, and the role of Cassandra.")
 @click.option("--role", "archive_role", help="The role of Cassandra, if its name is another.")
 @click.option("--only", type=click.Choice(["kafka", "cassandra"]), help="Print only these rights.")
@@ -222,7 +222,7 @@ def acl(
     """
     for flag, name in (("--user", user), ("--role", archive_role or user)):
         if not name.isprintable() or name in ("", "*"):
-            # Kafka takes User:* for everybody.
+            # User:* is everybody in Kafka.
             raise click.UsageError(f"cannot use {flag}: got {name!r}; want the name of one user")
     themap = load_map(file)
     if only != "cassandra":

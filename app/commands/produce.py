@@ -106,7 +106,7 @@ def command(
     if is_settled and themap is not None and source is not None and plan.check is not None:
         time_ms = asyncio.run(settle(plan, themap, source, plan.check.last_ms))
         if time_ms is not None:
-            click.echo(f"stream time stands at {time_text(time_ms)}: all windows close")
+            click.echo(f"stream time is {time_text(time_ms)}: all windows close")
 
 
 def _source(themap: Map, topic: str, map_file: str | None) -> Source:
@@ -116,8 +116,8 @@ def _source(themap: Map, topic: str, map_file: str | None) -> Source:
             return source
     known = ", ".join(source.topic for source in themap.sources)
     raise InputError(
-        f"cannot write to {topic}: it is no source of the map {map_file}; got sources of {known};"
-        " want one of these topics; change TOPIC or --map"
+        f"cannot write to {topic}: it is not a source of the map {map_file}; got sources of"
+        f" {known}; want one of these topics; change TOPIC or --map"
     )
 
 

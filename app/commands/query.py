@@ -18,7 +18,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from app.commands.query_draw import caption, cells_table, is_worth_sparks, sparks_table
+from app.commands.query_tables import caption, cells_table, is_worth_sparks, sparks_table
 from app.config.settings import Settings, environment_variable, load_settings
 from app.host.printable import printable, printable_json
 from app.trust.secret_files import read_secret
@@ -103,7 +103,7 @@ def command(
 
 
 def _hint(error: Exception, token: str | None) -> str:
-    """Return the place of a token, for a reader who was refused without one."""
+    """Return a hint to set a token, for a reader who was refused without one."""
     if token or getattr(error, "status", None) != HTTPStatus.UNAUTHORIZED:
         return ""
     variable = environment_variable("web_token")

@@ -22,7 +22,7 @@ from app.mapfile.load import load_map
     default=events.MAP_FILE, help="The map that names the topic. [default: the flights' own]",
 )  # fmt: skip
 @option(
-    "--seconds", click.FloatRange(min=0), 20.0, "How long the year takes; 0 is as fast as possible."
+    "--seconds", click.FloatRange(min=0), 20.0, "The time of the replay; 0 is as fast as possible."
 )
 @kafka_settings_options
 def command(recording: str, map_file: pathlib.Path, seconds: float, settings: Settings) -> None:
@@ -40,4 +40,4 @@ def command(recording: str, map_file: pathlib.Path, seconds: float, settings: Se
             options=kafka_options(settings),
         )
     )  # fmt: skip
-    click.echo(f"wrote {written:,} events; stream time stands at {end_ms} ms")
+    click.echo(f"wrote {written:,} events; stream time is {end_ms} ms")

@@ -69,7 +69,7 @@ def show(settings: Settings) -> None:
 @click.argument("name")
 @lambda function: settings_options(function, _FILE)
 def revoke(settings: Settings, *, name: str) -> None:
-    """Take token NAME back: requests with it are refused, and its streams end."""
+    """Revoke token NAME: requests with it are refused, and its streams end."""
     revoke_token(_file(settings), name)
     click.echo(f"token {name}: revoked", err=True)
 

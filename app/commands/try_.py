@@ -14,7 +14,7 @@ from rich.console import Console
 
 from app.commands.interrupts import until_interrupted
 from app.commands.query import PIPE_COLUMNS
-from app.commands.query_draw import cells_table
+from app.commands.query_tables import cells_table
 from app.demo.own_events import Trial, Tried, serve, tried
 from app.demo.own_report import command_lines, outcome_lines, reached_layers, span_ms
 from app.host.printable import printable
@@ -55,8 +55,8 @@ def command(
 ) -> None:  # fmt: skip
     """Show the answers that MAP gives for the events of each FILE.
 
-    It starts a broker in memory and a worker, writes the events, says what became of each, prints
-    the first rows of all layers, and then serves queries. Nothing is left behind without --keep.
+    It starts a broker in memory and a worker, writes the events, reports their outcomes, prints the
+    first rows of all layers, and then serves queries. Nothing is left behind without --keep.
     """
     themap = load_map(map_file)
     source = _source(themap, source_name)
@@ -76,8 +76,8 @@ def _source(themap: Map, name: str | None) -> Source:
     if name in names or (name is None and len(names) == 1):
         return themap.source(name or names[0])
     raise InputError(
-        f"cannot tell the source of the events: got {name or 'no --source'}; want one of the map's"
-        f" sources {', '.join(names)}; give --source NAME"
+        f"cannot choose the source of the events: got {name or 'no --source'}; want one of the"
+        f" map's sources {', '.join(names)}; give --source NAME"
     )
 
 
@@ -113,7 +113,7 @@ async def _try(trial: Trial, seconds: float | None) -> None:
 
 
 def _report(themap: Map, found: Tried) -> None:
-    """Print what became of the events, the first rows of each layer, and what to do next."""
+    """Print the outcome of the events, the first rows of each layer, and the next steps."""
     for line in outcome_lines(themap, found):
         click.echo(printable(line))
     if not found.check.usable:

@@ -1,11 +1,11 @@
-"""Letters: which are there, and sending them again.
+"""Letters: lists them, and sends them again.
 
-Dead letters go to their source, after a fix. Late ones go to a topic of their own, which a layer
-reads that takes them in: in their source they would only be late again.
+Dead letters go to their source, after a fix. Late ones go to a topic of their own, for a layer
+whose allowed lateness includes them: in their source they would only be late again.
 
 A letter is replayed once, whatever dies in between: a replay writes a mark of the letters that
-it will send into the side topic, sends them with the letter's place in a header, and writes a last
-mark. If the last mark is missing, the target topic is searched for the letters that have arrived.
+it will send into the side topic, sends them with the letter's position in a header, and writes a
+last mark. If the last mark is missing, the target topic is searched for letters that arrived.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from tables.record.letter import Letter
 warnings = logging.getLogger(__name__)
 
 LETTER_HEADER = "letter"
-"""In a replayed record: the place of its letter, ``partition:offset`` of the side topic; of a late
-one ``late:partition:offset``, so that one topic may take both."""
+"""The header of a replayed record with the position of its letter: ``partition:offset`` in the side
+topic; ``late:partition:offset`` for a late one, so that one topic may hold both."""
 
 SENDS_MAX = 500
 ALONE_BYTES_MIN = 64 << 10
-"""A letter as large as this is the last of its requests: its topic may not take it."""
+"""Bytes from which a letter is the last of its requests, because its topic may refuse it."""
 
 _NOT_WHOLE = ("record", "batch")
 """Reasons of letters whose value is not the record's: bytes of a batch, or nothing."""
@@ -60,7 +60,7 @@ class Known:
     problems: int = 0
 
     def take(self, partition: int, mark: Mark) -> None:
-        """Take note of a mark."""
+        """Register a mark."""
         if mark.state == "planned":
             self.planned[partition, mark.replay] = mark
         else:
@@ -70,10 +70,10 @@ class Known:
 
 @dataclasses.dataclass(slots=True)
 class Replayed:
-    """What became of a replay, in letters: sent now, found in the source already, left out.
+    """The letters of a replay: sent now, found in the source already, left out.
 
     ``cut`` are those that do not hold their record, ``foreign`` those of no source of the map,
-    ``large`` those that their topic does not take with their place in a header: they stay letters.
+    ``large`` those too large for their topic with one more header: they stay letters.
     """
 
     sent: int = 0
@@ -104,7 +104,7 @@ class DeadLetters:
         """Yield each letter that is wanted once, however often it was written.
 
         Args:
-            wanted: which letters.
+            wanted: returns whether a letter is wanted.
             replayed: also those that were replayed.
 
         Raises:
@@ -224,8 +224,8 @@ class DeadLetters:
                     result.cut += 1
                 else:
                     chosen.setdefault(entry.partition, []).append(entry.offset)
-                    place = (to or entry.letter.topic, entry.letter.partition)
-                    targets.setdefault(entry.partition, set()).add(place)
+                    target = (to or entry.letter.topic, entry.letter.partition)
+                    targets.setdefault(entry.partition, set()).add(target)
         name, now_ms = uuid.uuid4().hex, wall_clock_ms()
         for partition, offsets in chosen.items():
             ends = {f"{t}[{p}]": (await log.bounds(t, p))[1] for t, p in targets[partition]}
@@ -281,9 +281,9 @@ class DeadLetters:
     async def _landed(self, partition: int, mark: Mark) -> set[int]:
         """Return the letters of a plan that have been sent already."""
         landed: set[int] = set()
-        prefix = _place(mark.to, partition)
-        for place, end in mark.ends.items():
-            topic, _, number = place.removesuffix("]").rpartition("[")
+        prefix = _prefix(mark.to, partition)
+        for name, end in mark.ends.items():
+            topic, _, number = name.removesuffix("]").rpartition("[")
             starts = {int(number): end}
             async for _, record in read_records(self._brokers, topic, starts, self._options):
                 for header, data in record.headers:
@@ -301,13 +301,13 @@ class DeadLetters:
         await log.append(self._topic, partition, msgspec.json.encode(mark), headers)
 
 
-def _place(to: str, partition: int) -> str:
+def _prefix(to: str, partition: int) -> str:
     return f"late:{partition}:" if to else f"{partition}:"
 
 
 async def _send(log: KafkaLog, entry: Entry, letter: Letter, to: str) -> int:
-    place = f"{_place(to, entry.partition)}{entry.offset}"
-    headers = [(LETTER_HEADER, place.encode())]
+    position = f"{_prefix(to, entry.partition)}{entry.offset}"
+    headers = [(LETTER_HEADER, position.encode())]
     if letter.content_type:
         headers.append(("content-type", letter.content_type.encode()))
     return await log.append(to or letter.topic, letter.partition, entry.value, tuple(headers))

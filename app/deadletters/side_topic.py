@@ -1,13 +1,13 @@
 """A side topic read from its start to its end: letters, and the marks that replays leave in it.
 
-A replay of letters writes two marks to the partition that it took letters from. They are records
+A replay of letters writes two marks to the partition whose letters it sends. They are records
 with the header ``treasure-map-replay``, whose value is a :class:`Mark` as JSON::
 
     letter 0, letter 1, letter 2, planned {0-2}, letter 4, done {0-2}
                                   `- sends letters to their source -'
 
-Between the two the letters are under way: whoever finds ``planned`` without ``done`` looks in the
-source which of them have landed.
+Between the two the letters are under way: whoever finds ``planned`` without ``done`` searches the
+source for those that have landed.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ async def read_records(
     async with Scan(brokers, options, f"cannot read {topic}") as scan:
         firsts = await scan.starts({topic: max(starts, default=-1) + 1})
         for partition, start in starts.items():
-            place = (topic, partition)
-            begin = {place: max(start, firsts[place])}
-            async with contextlib.aclosing(scan.read(begin, await scan.ends([place]))) as found:
+            one = (topic, partition)
+            begin = {one: max(start, firsts[one])}
+            async with contextlib.aclosing(scan.read(begin, await scan.ends([one]))) as found:
                 async for _, records in found:
                     for record in records:
                         yield partition, record
@@ -96,10 +96,10 @@ async def read_entries(
 def _entry(partition: int, record: Any) -> Entry:
     value = record.value or b""
     headers = tuple((name, data or b"") for name, data in record.headers)
-    place = (partition, record.offset, record.timestamp, value)
+    head = (partition, record.offset, record.timestamp, value)
     try:
         if any(name == MARK_HEADER for name, _ in headers):
-            return Entry(*place, mark=msgspec.json.decode(value, type=Mark))
-        return Entry(*place, letter=read_letter(headers))
+            return Entry(*head, mark=msgspec.json.decode(value, type=Mark))
+        return Entry(*head, letter=read_letter(headers))
     except (LetterError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        return Entry(*place, problem=str(error))
+        return Entry(*head, problem=str(error))

@@ -23,7 +23,7 @@ _RATE_SECONDS = 3.0
 
 
 class Progress:
-    """How many events were written and applied, and when: rate and age follow from it."""
+    """The counts of written and applied events with their times: rate and age follow from it."""
 
     def __init__(self) -> None:
         self.written = 0
@@ -59,7 +59,7 @@ class Progress:
 
     @property
     def age_ms(self) -> int:
-        """For how long the oldest event that is not applied yet has been waiting."""
+        """The time for which the oldest event that is not applied yet has been waiting."""
         return int((time.monotonic() - self._writes[0][0]) * 1_000) if self._writes else 0
 
 

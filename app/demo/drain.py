@@ -1,4 +1,4 @@
-"""Drain: waits until a worker has applied all input, and has come to rest."""
+"""Drain: waits until a worker has applied all input, and rests."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from app.kafka.scan import Scan, partitions_of
 from tables.model.layer import Map
 
 STILL_SECONDS_MAX = 60.0
-# A drained flow must look the same again after this: a worker tells coarser layers of its progress
-# once a second.
+# A drained flow must be the same again after this: a worker announces its progress to coarser
+# layers once a second.
 QUIET_SECONDS = 1.5
 
 
@@ -44,14 +44,14 @@ async def drain(
         positions = status.positions()
         async with Scan(brokers, {}, "cannot read the ends of topics") as scan:
             stops = await scan.ends(partitions_of(themap.inputs()))
-        behind = {place: stop for place, stop in stops.items() if positions.get(place, 0) != stop}
+        behind = {one: stop for one, stop in stops.items() if positions.get(one, 0) != stop}
         # Between these two a coarser layer may just wait for its next announcement.
         if open_layers := status.open_layers(ends):
             return Missing(f"windows of {', '.join(open_layers)} that are open", positions)
         before, quiet = quiet, positions
         waiting = status.unacknowledged + (status.waiting_open if with_open_windows else 0)
         if behind or waiting:
-            reached = {place: positions.get(place) for place in behind}
+            reached = {one: positions.get(one) for one in behind}
             return Missing(
                 f"positions {reached} of topics that end at {behind},"
                 f" and {waiting} unacknowledged windows",
@@ -60,6 +60,6 @@ async def drain(
         if before == positions:
             return None
         await asyncio.sleep(QUIET_SECONDS)
-        return Missing("a worker that has come to rest", positions)
+        return Missing("a worker that rests", positions)
 
     await worker.wait(missing, STILL_SECONDS_MAX)

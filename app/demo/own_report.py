@@ -113,14 +113,14 @@ def _unclassified(themap: Map, tried: Tried) -> Iterator[str]:
 
 
 def _late(themap: Map, tried: Tried) -> Iterator[str]:
-    """Tell what would have taken late events in: an allowance as large as the disorder."""
+    """Yield the allowance that would include late events: one as large as the disorder."""
     rows = tried.status.ledger["layers"]
     layers = themap.base_layers(tried.check.source.name)
     late = [layer.name for layer in layers if _layer_row(rows, layer)["too_late"]]
     if late:
         yield (
-            f"  the file is out of order by up to {duration(tried.check.disorder_ms)}; to take the"
-            f' late events too, set max_out_of_orderness = "{duration(tried.check.disorder_ms)}"'
+            f"  the file is out of order by up to {duration(tried.check.disorder_ms)}; to include"
+            f' late events, set max_out_of_orderness = "{duration(tried.check.disorder_ms)}"'
             f" in {', '.join(late)}, or sort the file by time"
         )
 

@@ -45,14 +45,14 @@ _SHOW_SECONDS = 0.5
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DemoTimes:
-    """How long each part takes, in seconds."""
+    """The lengths of the parts, in seconds."""
 
     replay_seconds: float
     stream_seconds: float
 
     @classmethod
     def of(cls, seconds: float | None) -> DemoTimes:
-        """Return the plan of a demo that takes ``seconds``; None goes on for an hour."""
+        """Return the plan of a demo of ``seconds``; None continues for an hour."""
         if seconds is None:
             return cls(REPLAY_SECONDS, STREAM_SECONDS)
         return cls(seconds * REPLAY_SHARE, seconds * (1 - REPLAY_SHARE))
@@ -62,11 +62,11 @@ async def run(plan: DemoTimes, folder: pathlib.Path) -> list[str]:
     """Run the demo and return the differences that its check found; empty if all is equal.
 
     Args:
-        plan: how long its parts take.
-        folder: existing; takes a temporary folder for state, archive and the worker's log.
+        plan: the lengths of its parts.
+        folder: existing; gets a temporary folder for state, archive and the worker's log.
 
     Raises:
-        TreasureMapError: some part of it could not go on.
+        TreasureMapError: some part of it could not continue.
     """
     themap = load_map(events.MAP_FILE)
     with EmbeddedBroker() as broker, tempfile.TemporaryDirectory(prefix="demo-", dir=folder) as own:
@@ -101,7 +101,7 @@ def radar(brokers: str, seconds: float) -> LoadSpec:
 async def _feed(
     plan: DemoTimes, brokers: str, themap: Map, worker: DemoWorker, flights: pl.DataFrame
 ) -> None:
-    """Write the flights, then the radar, and wait until everything has been taken in."""
+    """Write the flights, then the radar, and wait until everything has been applied."""
     progress = Progress()
     records = await asyncio.to_thread(lambda: events.records(events.flight_events(flights)))
     end_ms = settled_ms(themap, events.SOURCE, int(records["at"][-1]))
@@ -191,7 +191,7 @@ def _check_answers(url: str, themap: Map, flights: pl.DataFrame) -> list[str]:
 
 
 async def _check_archive(folder: pathlib.Path, themap: Map, flights: pl.DataFrame) -> list[str]:
-    """Compare every layer of the flights as it stands in the archive's folder."""
+    """Compare every layer of the flights in the archive's folder."""
     problems = []
     layers = [themap.layer(name) for name in truth.LAYERS]
     rows = await check.archived(folder, themap, layers)

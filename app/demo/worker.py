@@ -25,7 +25,7 @@ from treasure_map.status import LayerStatus
 
 READY_SECONDS_MAX = 60.0
 STOP_SECONDS_MAX = 30.0
-# The port that README and the query command name; a free one where it is taken.
+# The port that README and the query command name; a free one if it is in use.
 PORT = 6066
 _POLL_SECONDS = 0.2
 _ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -33,11 +33,11 @@ _LOG_LINES = 15
 
 
 class DemoError(TreasureMapError):
-    """The worker or the broker of a demo could not go on, or the demo's check failed."""
+    """The worker or the broker of a demo could not continue, or the demo's check failed."""
 
 
 class Missing(NamedTuple):
-    """The thing that a wait still waits for, and how far it has come: any value that changes."""
+    """The thing that a wait still waits for, and its progress: any value that changes."""
 
     text: str
     progress: object = None
@@ -73,7 +73,7 @@ class Status:
         return sum(layer.waiting_open_windows for layer in self.layers)
 
     def open_layers(self, ends: Mapping[str, int]) -> list[str]:
-        """Return the layers of ``ends`` whose watermark has not come to the time given there."""
+        """Return the layers of ``ends`` whose watermark is below the time given there."""
         watermarks = {layer.name: layer.watermark_ms for layer in self.layers}
         return [name for name, end in ends.items() if (watermarks[name] or 0) < end]
 
@@ -130,7 +130,7 @@ class DemoWorker(Child):
         return self
 
     def check(self) -> None:
-        """See that the process runs.
+        """Check that the process runs.
 
         Raises:
             DemoError: it has ended; the message has the last lines of its log.
@@ -139,7 +139,7 @@ class DemoWorker(Child):
         code = self._process.poll()
         if code is not None:
             raise DemoError(
-                f"cannot go on: the worker ended; got exit code {code}; want it to"
+                f"cannot continue: the worker ended; got exit code {code}; want it to"
                 f" run until it is stopped; its last lines:\n{self._log_end()}"
             )
 
@@ -180,13 +180,13 @@ class DemoWorker(Child):
                 before, deadline = missing, time.monotonic() + seconds_max
             elif time.monotonic() > deadline:
                 raise DemoError(
-                    f"cannot go on: nothing has moved for {seconds_max:.0f} s; got"
+                    f"cannot continue: nothing has moved for {seconds_max:.0f} s; got"
                     f" {missing.text}; the worker's log ends with:\n{self._log_end()}"
                 )
             await asyncio.sleep(_POLL_SECONDS)
 
     def _not_ready(self) -> Missing | None:
-        """Return the reason why the worker is not ready, None if it is."""
+        """Return the reason why the worker is not ready; None if it is ready."""
         connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=5)
         try:
             connection.request("GET", "/readyz")
@@ -210,7 +210,7 @@ class DemoWorker(Child):
 
 
 def _port() -> int:
-    """Return the usual port, or a free one if it is taken."""
+    """Return the usual port, or a free one if it is in use."""
     for port in (PORT, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

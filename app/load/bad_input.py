@@ -1,6 +1,6 @@
 """Bad input of every kind that a worker must count and set aside (docs/formats/records.md).
 
-A kind takes the place of one event. The place at which it is made depends on the broken part:
+Bad input comes instead of one event. The stage at which it is made depends on the broken part:
 
     row      a value of the event, before it is encoded: any form can say it
     line     the event's JSON text
@@ -26,17 +26,17 @@ from tables.model.window import DAY_MS, TIME_MS_MAX
 from tables.record.chunk import Headers
 from tables.record.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
 
-Place = Literal["row", "line", "record"]
+Stage = Literal["row", "line", "record"]
 Forms = Literal["every", "lines", "columns", "arrow"]
 
 KEY_BYTES_MAX = 1_024
 OVERSIZED_EVERY = 50
-"""An oversized record has a MiB or more, so it stands in for one round of kinds in so many."""
+"""Rounds of kinds for each oversized record, which replaces a round: it has a MiB or more."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sample:
-    """The event in whose place something bad comes: row ``row`` of ``events``, ``event`` as JSON.
+    """The event that bad input replaces: row ``row`` of ``events``, ``event`` as JSON.
 
     ``key_names`` are the fields of the keys of the layers that select it; ``now_ms`` is the time at
     which it is written.
@@ -70,14 +70,14 @@ class Bad:
     """One kind of bad input.
 
     ``counted`` is its column of the ledger: ``malformed.json``, ``events.future``,
-    ``records.tombstone``, ``unreadable.arrow``. ``make`` gives, by ``place``: a column and the
-    value it gets; the line; the record's value and headers. It gives None if the event, or the
+    ``records.tombstone``, ``unreadable.arrow``. ``make`` returns, by ``stage``: a column and the
+    value it gets; the line; the record's value and headers. It returns None if the event, or the
     whole source, has nothing that could be broken so. ``forms`` are the formats that can have it.
     """
 
     name: str
     counted: str
-    place: Place
+    stage: Stage
     forms: Forms
     make: Callable[[Sample], Any]
 
@@ -95,7 +95,7 @@ class Bad:
 
     @property
     def outcome(self) -> str:
-        """What becomes of the event in whose place it comes, in the words of the ledger."""
+        """The outcome of the event that it replaces, in the words of the ledger."""
         return {"events.future": "future", "events.unclassified": "unclassified"}.get(
             self.counted, "malformed" if self.counted.startswith("malformed.") else "none"
         )

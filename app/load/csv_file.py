@@ -61,7 +61,7 @@ def read_csv(name: str, open_file: Open) -> Iterator[Piece]:
 
 
 def _read(name: str, open_file: Open) -> Iterator[tuple[list[str], list[list[str]], float]]:
-    """Yield names, rows, and the share of the file that has been read; a blank line is no row."""
+    """Yield names, rows, and the share of the file that was read; a blank line is not a row."""
     csv.field_size_limit(_FIELD_CHARS_MAX)
     with open_file() as (stream, raw):
         size = max(1, os.fstat(raw.fileno()).st_size)
@@ -117,8 +117,8 @@ def _is_number(values: pl.Series) -> bool:
     if not _all(values.str.contains(_NUMBER)):
         return False
     digits = values.str.replace(r"[eE].*$", "").str.replace_all(r"[-.]", "")
-    few = digits.str.strip_chars_start("0").str.len_bytes() <= _DIGITS_MAX
-    return _all(few) and _all(values.cast(pl.Float64).is_finite())
+    fits = digits.str.strip_chars_start("0").str.len_bytes() <= _DIGITS_MAX
+    return _all(fits) and _all(values.cast(pl.Float64).is_finite())
 
 
 def _all(found: pl.Series) -> bool:

@@ -1,7 +1,7 @@
 """Event check: events before they are written, decoded by the worker's own decoder.
 
-It tells which of them a worker will refuse and why, whose type no layer selects, and how far they
-are out of order in each partition.
+It reports the events that a worker will refuse and why, those whose type no layer selects, and how
+far they are out of order in each partition.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _KEY_FAULTS = (
     ("missing", pl.Series.is_null, "is null or absent"),
     ("key_too_long", _is_long, f"has more than {KEY_BYTES_MAX:,} bytes"),
 )
-"""Reasons of the worker for which the keys of layers refuse an event, and how a column tells it."""
+"""Reasons of the worker for which the keys of layers refuse an event, and the tests of a column."""
 
 
 @dataclasses.dataclass(slots=True)

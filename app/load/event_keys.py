@@ -27,7 +27,7 @@ class EventKeys:
     """Returns the keys of events.
 
     Args:
-        paths: where in an event the values of its key stand.
+        paths: the paths in an event to the values of its key.
 
     Raises:
         EventKeyError: one path is given twice, or lies inside the value of another.

@@ -34,7 +34,7 @@ _BACK_MAX = 50
 
 @dataclasses.dataclass(slots=True)
 class StepEvents:
-    """The events of a step; ``bad`` are the rows whose place something bad takes, in order."""
+    """The events of a step; ``bad`` are the rows that bad input replaces, in order."""
 
     facts: pl.DataFrame
     events: pl.DataFrame
@@ -50,12 +50,12 @@ class EventMaker:
         self._part = part
         self._chance = random.Random(f"{plan.seed}/{part.number}/events")  # noqa: S311  # repeatable
         self._made = 0
-        places = words.places
-        own = [k for k in range(words.keys) if places is None or places[k] in part.partitions]
+        by_key = words.partitions
+        own = [k for k in range(words.keys) if by_key is None or by_key[k] in part.partitions]
         self._own_keys = pl.Series(own, dtype=pl.UInt32)
         total = sum(words.weights[key] for key in own)
         self._cumulative = pl.Series([words.weights[key] / total for key in own]).cum_sum()
-        targets = [places[key] for key in own] if places else list(part.partitions)
+        targets = [by_key[key] for key in own] if by_key else list(part.partitions)
         self._targets = pl.Series(targets, dtype=pl.Int32)
         self._types = pl.Series([*words.types], dtype=pl.String)
         self._key_columns = {f.name: key_values(f, words.keys) for f in words.keyed}
@@ -82,7 +82,7 @@ class EventMaker:
         # The last cumulative weight may be a little less than 1.
         own = ranks.clip(0, len(self._own_keys) - 1)
         first, second, third = self._cut(self._numbers(count))
-        places = own if self._words.places is not None else third % len(self._targets)
+        targets = own if self._words.partitions is not None else third % len(self._targets)
         first_ms = self._plan.time_ms(step.begin_s)
         span_ms = self._plan.time_ms(step.end_s) - first_ms
         even = pl.int_range(count, eager=True) * span_ms // max(count, 1) + first_ms
@@ -91,7 +91,7 @@ class EventMaker:
         unit = self._words.source.time_unit_ms
         facts = pl.DataFrame(
             {
-                "partition": self._targets.gather(places),
+                "partition": self._targets.gather(targets),
                 "time": (even - disorder) // unit * unit,
                 "type_id": (first % len(self._words.types)).cast(pl.UInt32),
                 "key_id": self._own_keys.gather(own),

@@ -92,7 +92,7 @@ def generate(
     last_ms = asyncio.run(_last_heartbeat_ms(plan.brokers, source.topic, first, options))
     if last_ms is not None and starts_later:
         plan = start_after(themap, source, plan, last_ms, started_ms, settle=settle)
-    _tell_times(plan, last_ms, note)
+    _note_times(plan, last_ms, note)
     weights = words.partition_weights()
     parts = parts_of(weights, min(processes, sum(weight > 0 for weight in weights)))
     with _Processes(plan, parts, login) as running:
@@ -149,8 +149,8 @@ def _check_empty(source: Source, first: Mapping[int, int]) -> None:
         )
 
 
-def _tell_times(plan: LoadSpec, last_ms: int | None, note: Callable[[str], None]) -> None:
-    """Tell the range of event times, and whether some come before the last heartbeat."""
+def _note_times(plan: LoadSpec, last_ms: int | None, note: Callable[[str], None]) -> None:
+    """Note the range of event times, and a warning if some come before the last heartbeat."""
     note(f"event times go from {time_text(plan.start_ms)} to {time_text(plan.end_ms)}")
     if last_ms is not None and plan.start_ms < last_ms:
         note(
@@ -238,7 +238,7 @@ class _Processes:
                 if time.monotonic() > deadline_s:
                     raise GenerateError(
                         f"cannot begin: processes are not ready; got {len(waiting)} that are not;"
-                        f" want all within {_READY_SECONDS_MAX:.0f} s; look at the machine's load"
+                        f" want all within {_READY_SECONDS_MAX:.0f} s; check the machine's load"
                     )
                 waiting -= {pipe for pipe, _ in self._messages()}
             begin_s = time.monotonic() + _BEGIN_SECONDS
@@ -270,7 +270,7 @@ class _Processes:
             except EOFError:
                 self._children[pipe].join()
                 code = self._children[pipe].exitcode
-                message = GenerateError(f"cannot go on: a process ended with exit code {code}")
+                message = GenerateError(f"cannot continue: a process ended with exit code {code}")
             if isinstance(message, GenerateError):
                 raise message
             yield pipe, message
@@ -282,7 +282,7 @@ class _Processes:
 
     @contextlib.contextmanager
     def _interrupts(self) -> Iterator[None]:
-        """Take the first interrupt as the wish to end in order; the second is a usual one."""
+        """End in order at the first interrupt; the second one is a usual interrupt."""
         before: dict[int, Any] = {}
 
         def interrupted(number: int, _: object) -> None:
@@ -333,7 +333,7 @@ async def _first(brokers: str, source: Source, options: dict[str, Any]) -> dict[
         brokers, options, [Right("topic", source.topic, ("Read", "Write"))],
         cannot=f"cannot generate events into {source.topic}", role="producer", may_lack=True,
     )  # fmt: skip
-    # Says what to do if the topic is not there.
+    # Raises an error with the remedy if the topic is not there.
     async with BatchProducer(brokers, source.topic, options=options):
         return await _ends(brokers, source, options)
 
@@ -349,7 +349,7 @@ async def _last_heartbeat_ms(
 ) -> int | None:
     """Return the latest time of a heartbeat that is a partition's last record; None without one."""
     stops = {(topic, part): end for part, end in ends.items() if end}
-    lasts = {place: end - 1 for place, end in stops.items()}
+    lasts = {partition: end - 1 for partition, end in stops.items()}
     times = []
     async with Scan(brokers, options, f"cannot read the last records of {topic}") as scan:
         async for _, (record,) in scan.read(lasts, stops):

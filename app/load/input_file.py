@@ -55,7 +55,7 @@ class InputFile:
     """
 
     def __init__(self, name: str, form: Form | None = None) -> None:
-        """Open the file and look at its first bytes; ``form`` says its form instead of them.
+        """Open the file and read its first bytes, from which its form follows if ``form`` is None.
 
         Raises:
             InputError: it cannot be read, or its form is not one of ours.
@@ -124,7 +124,7 @@ class InputFile:
             self._check_line(text)
         elif text and named is None:
             raise InputError(
-                f"cannot read {self.name}: neither its name nor its first bytes tell its form; got"
+                f"cannot read {self.name}: neither its name nor its first bytes say its form; got"
                 f" {text[:20]!r}; want one of {', '.join(FORMS)}; give --input FORM"
             )
         return "lines"
@@ -140,20 +140,20 @@ class InputFile:
             raise InputError(
                 f"cannot read {self.name} as lines: its first line is not JSON: {error}; got"
                 f" {line[:60]!r}; want an object a line, or one array; of objects over several"
-                f" lines, make lines: jq -c . {self.name}; or give --input lines to take it as it"
+                f" lines, make lines: jq -c . {self.name}; or give --input lines to read it as it"
                 " is"
             ) from error
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-        """Open the file: its content, and the file itself, whose position tells the progress."""
+        """Open the file: its content, and the file itself, whose position is the progress."""
         with self._path.open("rb") as raw:
             stream = gzip.GzipFile(fileobj=raw) if self._is_gzip else raw
             yield cast("IO[bytes]", stream), raw
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
-        """Say of which file an error is."""
+        """Name the file in its errors."""
         try:
             yield
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:

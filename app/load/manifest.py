@@ -124,7 +124,7 @@ def write_manifest(path: pathlib.Path, manifest: Mapping[str, Any]) -> None:
     except OSError as error:
         raise ManifestError(
             f"cannot write manifest {path}: {error.strerror or error}; got {len(text)} bytes to"
-            " write; want a folder that takes them; give another --manifest"
+            " write; want a folder with room for them; give another --manifest"
         ) from error
 
 

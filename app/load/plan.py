@@ -79,7 +79,7 @@ class LoadSpec:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Part:
-    """What one process writes: its partitions and its share of the load.
+    """The part of a load that one process writes: its partitions and its share.
 
     ``before`` is the share of the parts before it, so that together they write every event.
     """
@@ -126,7 +126,7 @@ def step_seconds(rate: float, partitions: int, batch: int) -> float:
 
 
 def schedule(events: int, seconds: float, step_s: float) -> Iterator[Step]:
-    """Yield the steps of so many events, evenly over ``seconds``, ``step_s`` each."""
+    """Yield the steps of ``events`` events, evenly over ``seconds``, ``step_s`` each."""
     done, begin_s = 0, 0.0
     for number in range(1, math.ceil(seconds / step_s) + 1):
         end_s = min(number * step_s, seconds)
@@ -157,7 +157,7 @@ def parts_of(weights: Sequence[float], processes: int) -> list[Part]:
 
 
 def processes_for(rate: float, form: str, partitions: int, cores: int) -> int:
-    """Return how many processes ``--processes auto`` starts; each core takes one at most."""
+    """Return how many processes ``--processes auto`` starts: one for each core at most."""
     wanted = math.ceil(rate / events_per_process(form)) if rate else cores
     return max(1, min(wanted, cores, partitions))
 
@@ -177,7 +177,7 @@ def default_start_ms(themap: Map, source: Source, now_ms: int, seconds: float, s
 
 
 def check_times(themap: Map, source: Source, plan: LoadSpec, now_ms: int, *, settle: bool) -> None:
-    """Check that all times the load needs are times that a worker takes.
+    """Check that a worker accepts all times that the load needs.
 
     Raises:
         GenerateError: events or the last heartbeat would be too far in the future.

@@ -46,7 +46,7 @@ _REPORT_SECONDS = 0.25
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Progress:
-    """How many events a process has written, and how far it is behind its schedule."""
+    """The events that a process has written, and its delay behind its schedule."""
 
     part: int
     events: int
@@ -55,10 +55,10 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PartResult:
-    """What one process has written; all of it is acknowledged.
+    """The events that one process has written; all of them are acknowledged.
 
-    ``behind_ms_max`` is the longest that a step was sent after it was due. ``stopped`` tells that
-    it ended before its time.
+    ``behind_ms_max`` is the longest delay of a step behind its due time. ``stopped`` says that it
+    ended before its time.
     """
 
     part: Part
@@ -150,7 +150,7 @@ class PartWriter:
 
 
 def _unpaced(seconds: float, begin_s: float) -> Iterable[Step]:
-    """Yield steps as fast as they are taken; their events are due over the time the last took."""
+    """Yield steps as fast as they are consumed; events are due over the time of the last step."""
     last_s = 0.0
     while (now_s := max(0.0, time.monotonic() - begin_s)) < seconds:
         yield Step(last_s, now_s, _UNPACED_EVENTS)
@@ -160,7 +160,7 @@ def _unpaced(seconds: float, begin_s: float) -> Iterable[Step]:
 async def _pause(stop: asyncio.Event, seconds: float) -> None:
     """Wait, but no longer than until ``stop`` is set."""
     if seconds <= 0:
-        # The broker's answers are taken in even when the load is behind.
+        # The broker's answers are read even when the load is behind.
         await asyncio.sleep(0)
         return
     try:
@@ -172,12 +172,12 @@ async def _pause(stop: asyncio.Event, seconds: float) -> None:
 
 def run_process(plan: LoadSpec, part: Part, parent: Connection, login: Settings | None) -> None:
     """Write one part as a process of its own; the parent's end stops it in order."""
-    # Ctrl-C reaches the whole group; the parent tells when to stop.
+    # Ctrl-C reaches the whole group; the parent says when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         result = asyncio.run(_run(plan, part, parent, client_options(login)))
     except (TreasureMapError, EOFError) as error:
-        parent.send(GenerateError(f"cannot go on: {str(error) or 'the parent is gone'}"))
+        parent.send(GenerateError(f"cannot continue: {str(error) or 'the parent is gone'}"))
     else:
         parent.send(result)
 

@@ -1,7 +1,7 @@
 """Produce: writes the events of files to a topic.
 
     file --> pieces --> keys --> partitions --> records of one form --> BatchProducer
-                           `--> check: would a worker take them?
+                           `--> check: would a worker accept them?
 
 An event without key goes to the partition that is next in turn.
 """
@@ -35,7 +35,7 @@ from tables.record.remembered import Remembered
 FORMATS = ("json", "ndjson", "arrow")
 RECORD_EVENTS_MAX = 500
 RECORD_BYTES_MAX = 900 * 1024
-"""Bytes of a record of many events: Kafka's topics take a MiB by default, and frame it."""
+"""Bytes of a record of many events: Kafka's topics accept a MiB by default, with its frame."""
 
 _PACED_SECONDS = 0.05
 _EVENTS_AT_ONCE = 5_000
@@ -43,10 +43,10 @@ _EVENTS_AT_ONCE = 5_000
 
 @dataclasses.dataclass(slots=True)
 class Written:
-    """How much was written, and how far that is.
+    """The progress of a production.
 
-    ``share`` is the part of all files that has been read, None if nobody knows it; ``keyless``
-    counts events in which the value of the key is missing; ``at_s`` is when, after the start.
+    ``share`` is the part of all files that has been read, None if it is not known; ``keyless``
+    counts events in which the value of the key is missing; ``at_s`` is the time since the start.
     """
 
     events: int = 0
@@ -58,7 +58,7 @@ class Written:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Production:
-    """What to write, and how.
+    """The files to write, and how.
 
     Attributes:
         brokers: bootstrap servers, ``host:port`` separated by commas.
@@ -66,7 +66,7 @@ class Production:
         files: the files, in the order in which they are written.
         form: the form of records, one of ``FORMATS``.
         keys: returns the keys of events; None leaves them out.
-        check: takes all events before they are written.
+        check: checks all events before they are written.
         rate: events a second; 0 is as fast as possible.
         options: security options of aiokafka's clients.
     """
@@ -87,7 +87,7 @@ async def produce(
     """Write the events of all files; they are acknowledged when it returns.
 
     Args:
-        plan: what to write.
+        plan: the files, and how to write them.
         written: counts on while it writes.
         progress: called after each step.
 
@@ -168,13 +168,13 @@ def _steps(events: int, rate: float) -> Iterator[tuple[int, int]]:
 
 
 class _Writer:
-    """Places events and hands their records over."""
+    """Partitions events and hands their records over."""
 
     def __init__(self, plan: Production, feed: BatchProducer, written: Written) -> None:
         self._plan = plan
         self._feed = feed
         self._written = written
-        self._places: Remembered[bytes, int] = Remembered(
+        self._partition_of: Remembered[bytes, int] = Remembered(
             lambda key: partition_of(key, feed.partitions)
         )
         self._turns = itertools.cycle(range(feed.partitions))
@@ -184,12 +184,12 @@ class _Writer:
         keys: list[bytes | None] = [None] * len(lines)
         if self._plan.keys is not None:
             keys = self._plan.keys.of(lines)
-        places = [next(self._turns) if key is None else self._places(key) for key in keys]
+        targets = [next(self._turns) if key is None else self._partition_of(key) for key in keys]
         if self._plan.check is not None:
-            self._plan.check.take(lines, places)
+            self._plan.check.take(lines, targets)
         by_partition: dict[int, list[int]] = collections.defaultdict(list)
-        for index, place in enumerate(places):
-            by_partition[place].append(index)
+        for index, target in enumerate(targets):
+            by_partition[target].append(index)
         for partition, chosen in by_partition.items():
             own = [keys[index] for index in chosen]
             if self._plan.form == "json":

@@ -114,8 +114,8 @@ class RecordMaker:
         if not self._is_mixed:
             return self._writers[0], ()
         writer = self._chance.choice(self._writers)
-        told = self._chance.random() < 0.5  # noqa: PLR2004  # half of them
-        return writer, writer.headers if told else ()
+        says_format = self._chance.random() < 0.5  # noqa: PLR2004  # half of them
+        return writer, writer.headers if says_format else ()
 
     def _choose(
         self, step: StepEvents, pieces: list[Piece], now_ms: int
@@ -148,9 +148,9 @@ class RecordMaker:
         events = self._words.shape.frame(_edited(step.events, bads))
         lines = _lines(events) if any(piece.writer.uses_lines for piece in pieces) else []
         for row, (bad, made) in bads.items():
-            if bad.place == "line":
+            if bad.stage == "line":
                 lines[row] = made
-        own = [row for row, (bad, _) in bads.items() if bad.place == "record"]
+        own = [row for row, (bad, _) in bads.items() if bad.stage == "record"]
         packs: list[Pack] = []
         for piece in pieces:
             cuts = own[bisect.bisect_left(own, piece.first) : bisect.bisect_left(own, piece.stop)]
@@ -183,7 +183,7 @@ class RecordMaker:
         rows = slice(piece.first, piece.stop)
         count = len(events)
         self._check_event(max(map(len, events)))
-        if self._words.places is None:
+        if self._words.partitions is None:
             keys: list[bytes | None] = [None] * count
         else:
             keys = self._keys.gather(facts["key_id"][rows]).to_list()
@@ -204,7 +204,7 @@ class RecordMaker:
     ) -> Iterator[tuple[int, bytes]]:
         """Yield the values of records that hold these events, and the first row of each.
 
-        There is one record, or more if one would be larger than the source takes.
+        There is one record, or more if one would be larger than the source accepts.
         """
         count = rows.height
         if not count:
@@ -219,7 +219,7 @@ class RecordMaker:
         yield from self._values(writer, first + half, rows[half:], lines[half:])
 
     def _check_event(self, event_bytes: int) -> None:
-        """Raise GenerateError if a record of one event is larger than the source takes."""
+        """Raise GenerateError if a record of one event is larger than the source accepts."""
         source = self._words.source
         if event_bytes > source.record_bytes_max:
             raise GenerateError(
@@ -230,7 +230,7 @@ class RecordMaker:
 
     def _key(self, facts: pl.DataFrame, row: int) -> bytes | None:
         """Return the key of a record that begins with this row."""
-        if self._words.places is None:
+        if self._words.partitions is None:
             return None
         key: int = facts["key_id"][row]
         return self._words.key_texts[key]
@@ -258,7 +258,7 @@ def _count_bad(truth: PartitionTruth, bad: Bad, count: int) -> None:
     truth.count("events.decoded", count)
     if bad.outcome == "malformed":
         truth.count("events.malformed", count)
-        if bad.place == "record":
+        if bad.stage == "record":
             truth.count("records.with_events", count)
 
 
@@ -267,7 +267,7 @@ def _edited(events: pl.DataFrame, bads: Mapping[int, tuple[Bad, Any]]) -> pl.Dat
     rows: dict[str, list[int]] = defaultdict(list)
     values: dict[str, list[Any]] = defaultdict(list)
     for row, (bad, made) in bads.items():
-        if bad.place == "row":
+        if bad.stage == "row":
             name, value = made
             rows[name].append(row)
             values[name].append(value)

@@ -45,7 +45,7 @@ def steps(times_ms: pl.Series, seconds: float, settled_ms: int) -> Iterator[Step
 
     Args:
         times_ms: the records' event times, in order.
-        seconds: how long the whole takes; 0 is as fast as possible.
+        seconds: the time of the whole; 0 is as fast as possible.
         settled_ms: the time of the last heartbeat.
     """
     total = len(times_ms)
@@ -106,7 +106,7 @@ async def replay(
         records: columns ``at`` (ms, in order), ``key`` and ``value`` (texts). One whose key is null
             goes to any partition.
         settled_ms: the time of the last heartbeat; see :func:`settled_ms`.
-        seconds: how long the whole takes; 0 is as fast as possible.
+        seconds: the time of the whole; 0 is as fast as possible.
         progress: called with the number of events written so far.
         options: security options of aiokafka's clients.
 
@@ -140,11 +140,11 @@ async def replay(
 def _placed(records: pl.DataFrame, partitions: int) -> pl.DataFrame:
     """Return partition, key and value (both binary) of each record; their order stays."""
     keys = records["key"].unique().drop_nulls()
-    places = {key: partition_of(key.encode(), partitions) for key in keys}
+    targets = {key: partition_of(key.encode(), partitions) for key in keys}
     anywhere = (pl.int_range(pl.len()).shuffle(SPREAD_SEED) % partitions).cast(pl.Int32)
     return records.select(
         pl.col("key")
-        .replace_strict(places, default=anywhere, return_dtype=pl.Int32)
+        .replace_strict(targets, default=anywhere, return_dtype=pl.Int32)
         .alias("partition"),
         pl.col("key").cast(pl.Binary),
         pl.col("value").cast(pl.Binary),

@@ -74,8 +74,8 @@ class Truth:
         Args:
             facts: see ``app.load.events``.
             events: the same rows, as they were before anything bad was put into them.
-            outcome: ``classified``, ``unclassified``, or anything else for rows that are no events
-                and move no time.
+            outcome: ``classified``, ``unclassified``, or anything else for rows that are not events
+                and do not move the time.
         """
         classified = outcome == "classified"
         decoded = classified | (outcome == "unclassified")

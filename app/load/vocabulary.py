@@ -26,10 +26,10 @@ UNCLASSIFIED_LEVELS_MAX = 4
 class Words:
     """The parts of a source's events.
 
-    ``types`` are those that layers select, then ``unclassified`` if some type is selected by none.
-    ``members`` tells, by layer and type, whether the layer selects it. A key is a number from 0;
-    ``keyed`` are the fields whose value it decides, ``sides`` the other fields of layers' keys.
-    ``places`` holds the partition of each key; None if the source is not keyed.
+    ``types`` are those that layers select, then ``unclassified``, a type that no layer selects, if
+    there is one. ``members`` says, by layer and type, whether the layer selects it. A key is a
+    number from 0; ``keyed`` are the fields whose value it decides, ``sides`` the other fields of
+    layers' keys. ``partitions`` holds the partition of each key; None if the source is not keyed.
     """
 
     source: Source
@@ -43,16 +43,16 @@ class Words:
     measured: tuple[Field, ...]
     keys: int
     weights: tuple[float, ...]
-    places: tuple[int, ...] | None
+    partitions: tuple[int, ...] | None
     key_texts: tuple[bytes, ...]
 
     def partition_weights(self) -> list[float]:
         """Return the share of all events that each partition of the source gets."""
-        if self.places is None:
+        if self.partitions is None:
             return [1 / self.source.partitions] * self.source.partitions
         shares = [0.0] * self.source.partitions
-        for weight, place in zip(self.weights, self.places, strict=True):
-            shares[place] += weight
+        for weight, partition in zip(self.weights, self.partitions, strict=True):
+            shares[partition] += weight
         return shares
 
 
@@ -95,7 +95,7 @@ def words_of(themap: Map, source: Source, *, keys: int, skew: float, types: int)
         measured=tuple(measured),
         keys=keys,
         weights=tuple(rank / total for rank in ranks),
-        places=tuple(partition_of(text, source.partitions) for text in texts) or None,
+        partitions=tuple(partition_of(text, source.partitions) for text in texts) or None,
         key_texts=tuple(texts),
     )
 
@@ -123,12 +123,12 @@ def types_of(patterns: Sequence[str], types: int) -> list[str]:
 def matches(pattern: str, name: str) -> bool:
     """Return whether a layer's pattern matches a type: ``*`` is a level, ``**`` one or more."""
     wanted, levels = pattern.split("."), name.split(".")
-    for place, want in enumerate(wanted):
-        if place >= len(levels):
+    for index, want in enumerate(wanted):
+        if index >= len(levels):
             return False
         if want == "**":
             return True
-        if want not in ("*", levels[place]):
+        if want not in ("*", levels[index]):
             return False
     return len(wanted) == len(levels)
 

@@ -48,7 +48,7 @@ class Writer:
 def arrow_stream(frame: pl.DataFrame) -> bytes:
     """Return a frame as an Arrow IPC stream that every Arrow library reads."""
     buffer = io.BytesIO()
-    # LZ4 takes half the time of ZSTD; the record batch is compressed once more by Kafka.
+    # LZ4 needs half the time of ZSTD; the record batch is compressed once more by Kafka.
     frame.write_ipc_stream(buffer, compression="lz4", compat_level=pl.CompatLevel.oldest())
     return buffer.getvalue()
 

@@ -74,14 +74,14 @@ def compare(old: Map, new: Map) -> Comparison:
         found.title = f"map {old.name} and map {new.name}"
         found.refused.append(
             f"map {new.name} is another one: it has topics, journals and tables of its own, and"
-            f" nothing of map {old.name} goes on in it; give it the name {old.name}"
+            f" nothing of map {old.name} continues in it; give it the name {old.name}"
         )
         return found
     if old.digest == new.digest:
         found.is_equal = True
         return found
     if digest_of(msgspec.structs.replace(new, revision=old.revision)) == old.digest:
-        found.parts["map"] = ["~ nothing but the revision differs: state and rows go on"]
+        found.parts["map"] = ["~ nothing but the revision differs: state and rows stay"]
     if new.revision <= old.revision:
         found.refused.append(
             f"the map in use is revision {old.revision}; got {new.revision}; want"
@@ -113,7 +113,7 @@ def _source(old: Map, new: Map, name: str) -> Iterator[str]:
         topic = old.source(name).topic
         yield (
             f"- ends: {topic} is read no more; its journal keeps the position, from which a later"
-            " map goes on that reads the topic again"
+            " map resumes that reads the topic again"
         )
         return
     source = new.source(name)
@@ -244,7 +244,7 @@ def _refused(old: Map, new: Map) -> Iterator[str]:
             yield (
                 f"the slots of layer {layer.name} were {old.layer(layer.name).slots}, now"
                 f" {layer.slots}: its table in Cassandra is refused, because its rows lie by them;"
-                " give the layer a new name (the embedded archive takes the change)"
+                " give the layer a new name (the embedded archive accepts the change)"
             )
 
 

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Sequence
 
 SHARE_IN_TIME = 0.999
-"""Of events for which windows stay open; later ones change a closed window."""
+"""The share of events for which windows stay open; later ones change a closed window."""
 
 _STEPS_MS = [
     100, 250, 500, 1_000, 2_000, 5_000, 10_000, 15_000, 30_000,
@@ -24,7 +24,7 @@ _DAYS_MAX = 36_500
 
 @dataclasses.dataclass(slots=True, frozen=True)
 class Disorder:
-    """How far events come behind, in milliseconds.
+    """The disorder of events, in milliseconds.
 
     ``events_behind`` counts those that come behind at all. ``most_ms`` covers ``SHARE_IN_TIME`` of
     all events, ``max_ms`` each. ``is_unsorted``: the sample has no order of time, so that nothing
@@ -41,7 +41,7 @@ def disorder_of(times_ms: Sequence[int], starts: Sequence[int]) -> Disorder:
     """Return the disorder of events, each partition for itself.
 
     Args:
-        times_ms: of all events.
+        times_ms: the times of all events.
         starts: the index of the first event of each partition.
     """
     behind: list[int] = []
@@ -58,7 +58,7 @@ def disorder_of(times_ms: Sequence[int], starts: Sequence[int]) -> Disorder:
 
 
 def rounded_up(duration_ms: int) -> str:
-    """Return a duration of the map file that is no shorter, of a round number."""
+    """Return a round duration of the map file that is at least as long."""
     if duration_ms <= 0:
         return "0s"
     ms = next((step for step in _STEPS_MS if step >= duration_ms), 0)

@@ -30,7 +30,7 @@ PARTITIONS_DEFAULT_MAX = 8
 
 SLOTS_MAX = 1_024
 TTL_MS_MAX = 630_720_000_000
-"""20 years, the longest TTL that Cassandra takes (``ExpirationDateOverflowHandling``, MAX_TTL)."""
+"""20 years, the longest TTL of Cassandra (``ExpirationDateOverflowHandling``, MAX_TTL)."""
 
 _ONLY_FINEST = {
     "events": "a coarser layer holds the events of its finer layer",
@@ -42,7 +42,7 @@ _ONLY_FINEST = {
 
 @dataclasses.dataclass(slots=True)
 class Draft:
-    """A layer as far as it could be read; None stands for a fault that has been noted."""
+    """A layer as far as it could be read; None is a fault that has been noted."""
 
     name: str
     section: Section
@@ -118,7 +118,7 @@ def read_layers(section: Section, sources: dict[str, DraftSource]) -> list[Draft
 
 
 def _note_cycles(drafts: dict[str, Draft], parents: dict[str, str | None]) -> None:
-    """Note each cycle once, at its first layer by name, and take its links away."""
+    """Note each cycle once, at its first layer by name, and remove its links."""
     for name, draft in drafts.items():
         path = [name]
         while (parent := parents.get(path[-1])) is not None and parent not in path:

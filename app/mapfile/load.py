@@ -132,7 +132,7 @@ def _meaning(part: Source | Layer) -> dict[str, Any]:
 
 
 def _syntax_problem(text: str, error: Exception) -> str:
-    """Return the problem of a text that is no TOML, with its line first."""
+    """Return the problem of a text that is not TOML, with its line first."""
     if isinstance(error, RecursionError):
         return "file: not TOML: nested too deeply; flatten it"
     message = str(error)

@@ -134,7 +134,7 @@ def _condition_value(
 def _scalar(item: Section, kind: FieldType, value: object) -> Scalar | None:
     if kind == "float" and type(value) is int and abs(value) <= _EXACT_INT_MAX:
         value = float(value)
-    # `type is`, not isinstance: a TOML true is no number.
+    # `type is`, not isinstance: a TOML true is not a number.
     if type(value) is not _PYTHON_TYPES[kind]:
         item.note("value", f"wrong type; got {shown(value)}; want {kind}; change the value")
         return None

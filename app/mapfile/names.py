@@ -38,7 +38,7 @@ def note_topics(
     inputs: Iterable[tuple[str, str]],
     feeds: Iterable[tuple[str, str]],
 ) -> None:
-    """Note topics that cannot stand beside each other or beside the map's own topics.
+    """Note topics that collide with each other or with the map's own topics.
 
     Kafka refuses a topic whose name differs from another's only in dots and underscores, because
     their metrics would have the same name (``kafka.common.internals.Topic.hasCollision``).
@@ -46,7 +46,7 @@ def note_topics(
     Args:
         section: the whole map.
         name: the map's name, or None if it is wrong; then only the inputs are compared.
-        inputs: each input topic, with the place in the map that it comes from.
+        inputs: each input topic, with the table of the map that it comes from.
         feeds: likewise each feed, which has no journal.
     """
     sides = [f"{name}.{kind}" for kind in _SIDES] if name is not None else []
@@ -64,15 +64,15 @@ def note_topics(
 def _claim(
     section: Section, claimed: dict[str, tuple[str, str]], where: str, topics: Iterable[str]
 ) -> None:
-    """Note the first of a place's topics whose name is taken."""
+    """Note the first topic of a table whose name is in use."""
     for topic in topics:
         mine = (topic, f"of {where}")
         other = claimed.setdefault(_unified(topic), mine)
         if other is not mine:
             section.note(
                 where,
-                f"topic {topic!r} cannot stand beside {other[0]!r} {other[1]}: Kafka takes "
-                "them for one, as '.' and '_' are the same there; rename the topic",
+                f"topic {topic!r} collides with {other[0]!r} {other[1]}: Kafka counts "
+                "them as one, as '.' and '_' are the same there; rename the topic",
             )
             return
 

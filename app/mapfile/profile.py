@@ -1,4 +1,4 @@
-"""The profile of a sample: the values that stand at each path of its events."""
+"""The profile of a sample: the values at each path of its events."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TYPES: dict[frozenset[str], FieldType] = {
     frozenset(["int"]): "int",
     frozenset(["bool"]): "bool",
     frozenset(["float"]): "float",
-    # A float field takes whole numbers too.
+    # A float field accepts whole numbers too.
     frozenset(["int", "float"]): "float",
 }
 _KINDS: dict[type, str] = {
@@ -55,7 +55,7 @@ class Values:
 
     @cached_property
     def type(self) -> FieldType | None:
-        """The type of a field that takes every one of these values, None if there is not one."""
+        """The type of a field that accepts every one of these values; None without such a type."""
         return _TYPES.get(frozenset(self.kinds.keys() - {"null"}))
 
     @cached_property
@@ -103,7 +103,7 @@ def profile_of(sample: Sample) -> Values:
 
 
 def words_of(name: str) -> tuple[str, ...]:
-    """Return the words of a name in small letters, whatever stands between them."""
+    """Return the words of a name in small letters, whatever is between them."""
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     apart = re.sub(r"([a-z0-9])([A-Z])|([A-Z])(?=[A-Z][a-z])", r"\1\3 \2", plain)
     return tuple(re.findall(r"[a-z0-9]+", apart.lower()))

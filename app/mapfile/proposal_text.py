@@ -28,7 +28,7 @@ _UNITS = {
 
 
 def proposal_text(proposal: Proposal, now_ms: int) -> str:
-    """Return the map file of a proposal; ``now_ms`` tells which events are of the future."""
+    """Return the map file of a proposal; events past ``now_ms`` are of the future."""
     parts = [
         _head(proposal),
         _source(proposal, now_ms),
@@ -51,7 +51,7 @@ def _head(proposal: Proposal) -> Iterator[str]:
     first = "the first " if sample.is_cut else ""
     yield (
         f"# Proposed by `map init` from {first}{_count(len(sample.events), 'event')} of"
-        f" {printable(sample.place)},"
+        f" {printable(sample.origin)},"
     )
     yield f"# of {time_text(proposal.ms_from)} to {time_text(proposal.ms_to)}."
     if sample.refused:
@@ -69,7 +69,7 @@ def _source(proposal: Proposal, now_ms: int) -> Iterator[str]:
     yield f"[sources.{proposal.name}]"
     yield f"topic = {toml_text(proposal.topic)}"
     if sample.partitions is None:
-        yield f"partitions = {PARTITIONS}  # a file does not tell it: set it to that of the topic"
+        yield f"partitions = {PARTITIONS}  # a file does not have it: set it to that of the topic"
     else:
         yield f"partitions = {sample.partitions}  # as the topic has"
     yield f"# The time: {_UNITS[roles.time.unit]}, in every event."
@@ -108,8 +108,8 @@ def _type(proposal: Proposal) -> Iterator[str]:
         yield f"# The type: {_distinct(roles.type)}, a text in every event."
     else:
         yield "# No text is called type, kind, event or action and has few values: this one, in"
-        yield f"# every event with {_distinct(roles.type)}, stands for it, and"
-        yield "# layers take every value (**). Better: have producers add a type, such as"
+        yield f"# every event with {_distinct(roles.type)}, is used for it, and"
+        yield "# layers select every value (**). Better: have producers add a type, such as"
         yield '# "type": "reading", and name it here.'
     yield _role("type", roles.type)
 
@@ -122,7 +122,7 @@ def _fields(proposal: Proposal) -> Iterator[str]:
         yield f"# {'A key' if name in keys else 'Measured'}: {_found(values, events)}."
         yield _field(name, values)
     if proposal.unused:
-        yield "# Not used by the layers below; take away the # to use one:"
+        yield "# Not used by the layers below; remove the # to use one:"
     for name, values in proposal.unused.items():
         yield f"# {_field(name, values)}"
         yield f"#     {_found(values, events)}"
@@ -193,7 +193,7 @@ def _types_of(tree: Tree, events: int) -> Iterator[str]:
 def _lateness(proposal: Proposal) -> Iterator[str]:
     disorder = proposal.disorder
     if disorder.is_unsorted:
-        yield "# The sample is not in an order of time, so it does not tell how late events come."
+        yield "# The sample is not in an order of time, so it does not show how late events come."
         yield 'max_out_of_orderness = "1m"'
         yield 'allowed_lateness = "1h"'
         return

@@ -1,7 +1,7 @@
 """A proposal of a map for a sample of events: fields, and trees of layers with keys and measures.
 
 ``proposal_text`` writes it as TOML. Any sample with a time and a text gives a map that
-``load_map`` takes and that refuses none of the sample's events.
+``load_map`` accepts and that refuses no event of the sample.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ TREES_MAX = 5
 KEYS_MAX = 2
 VALUES_OF_KEY_MAX = 10_000
 EVENTS_A_VALUE_MIN = 5
-FEW = 20
-"""Distinct values that are always few enough for a key, however small the sample."""
+VALUES_ALLOWED_MIN = 20
+"""Distinct values that a key may always have, however small the sample."""
 
 _HOUR_MS = 3_600_000
 _ID_LIKE = {"id", "code", "key", "number", "no", "nr", "zone", "station", "device", "host", "line"}
@@ -151,7 +151,7 @@ class _Draft:
 
 
 def _is_readable(one: Values) -> bool:
-    """Return whether the decoder of JSON takes the names of a path (``msgspec.defstruct``)."""
+    """Return whether the decoder of JSON accepts the names of a path (``msgspec.defstruct``)."""
     return not any(map(_UNREADABLE.search, map(str, one.path)))
 
 
@@ -226,7 +226,7 @@ def _unique(names: Sequence[str], taken: set[str]) -> str:
 
 
 def _drafts(roles: Roles, others: list[Values], measured: list[Values]) -> list[_Draft]:
-    """Return the trees' events, keys and numbers: a tree for each type, if there are few."""
+    """Return the trees' events, keys and numbers: a tree for each type, up to ``TREES_MAX``."""
     of_type = Counter(roles.type.scalars)
     is_apart = roles.is_typed and len(of_type) <= TREES_MAX and all(map(_LEVEL.fullmatch, of_type))
     groups = [Counter({kind: count}) for kind, count in of_type.most_common()]
@@ -261,7 +261,7 @@ def _key(
 
     The type is the key if nothing else can be.
     """
-    values_max = min(VALUES_OF_KEY_MAX, max(FEW, events // EVENTS_A_VALUE_MIN))
+    values_max = min(VALUES_OF_KEY_MAX, max(VALUES_ALLOWED_MIN, events // EVENTS_A_VALUE_MIN))
     skipped = {id(one) for one in measured} | {id(roles.type)}
     found: list[tuple[tuple[bool, bool, int, int], Values]] = []
     for one in others:
@@ -292,7 +292,7 @@ def _layers(
     draft: _Draft, windows: Iterable[str], name_chars: int, taken: set[str]
 ) -> list[tuple[str, str]]:
     """Return names and windows of a tree's layers; their tables' names are short enough."""
-    # Behind the map's name stand an underscore, the stem, and at most "_month" behind that.
+    # Behind the map's name come an underscore, the stem, and at most "_month" behind that.
     chars = min(34, TABLE_NAME_CHARS_MAX - name_chars - len("__month"))
     stem = "events" if draft.events == ["**"] else safe_name(draft.events[0], chars)
     stem = stem or "events"

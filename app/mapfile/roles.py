@@ -20,7 +20,7 @@ from app.mapfile.sample import SampleError
 from tables.model.path import path_text
 
 TYPES_MAX = 200
-"""Distinct types of events; a text of more is not taken for a type because of its name."""
+"""Distinct types of events; a text of more is not a type because of its name."""
 
 IDS_MIN = 20
 """Distinct values that prove nothing about an id if there are fewer."""
@@ -65,7 +65,7 @@ def roles_of(values: Sequence[Values], events: int) -> Roles:
     """Return the roles of a sample's values.
 
     Args:
-        values: those that one type of field takes.
+        values: those that fit one type of field.
         events: the number of events.
 
     Raises:
@@ -85,7 +85,7 @@ def roles_of(values: Sequence[Values], events: int) -> Roles:
         id_ = None
     if kind is None:
         raise SampleError(
-            "cannot propose a map: no event can be told to be of a type; got no text that stands in"
+            "cannot propose a map: the type of events is not known; got no text that is in"
             " every event beside its time; want a text that says the kind of event, such as"
             ' "type": "reading"; have producers add it, or for a try:'
             """ jq -c '. + {type: "reading"}' FILE > typed.ndjson"""

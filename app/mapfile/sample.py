@@ -1,4 +1,4 @@
-"""Samples: events of a file, or of a topic's records, as a proposal of a map looks at them.
+"""Samples: events of a file, or of a topic's records, as a proposal of a map reads them.
 
 A file is NDJSON, a JSON array, one JSON event, CSV or Parquet, each also as ``.gz``. Its first
 events are enough: the readers stop at a number of events and of bytes.
@@ -25,7 +25,7 @@ EVENTS_MAX = 200_000
 """Events of a sample: shares of nulls and of late events are known to a thousandth."""
 
 BYTES_MAX = 64 << 20
-"""Bytes of a sample, inflated; as Python's objects they take some ten times as much memory."""
+"""Bytes of a sample, inflated; as Python's objects they need some ten times as much memory."""
 
 _BOM = b"\xef\xbb\xbf"
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -46,13 +46,13 @@ Event = dict[str, Any]
 class Sample:
     """The events of a sample, in their order.
 
-    ``place`` names it in words. ``refused`` counts lines or records that are not JSON objects.
-    ``starts`` has the index of the first event of each partition: only inside of one is there an
-    order. ``partitions`` is that of the topic, None if it came from a file. ``is_cut`` says that
-    there are more events; ``largest_bytes`` is the size of the largest record.
+    ``origin`` names its file or topic. ``refused`` counts lines or records that are not JSON
+    objects. ``starts`` has the index of the first event of each partition: there is an order only
+    inside of one. ``partitions`` is the topic's number of them, None for a file. ``is_cut`` says
+    that there are more events; ``largest_bytes`` is the size of the largest record.
     """
 
-    place: str
+    origin: str
     events: list[Event] = dataclasses.field(default_factory=list)
     refused: int = 0
     starts: list[int] = dataclasses.field(default_factory=lambda: [0])
@@ -67,11 +67,11 @@ def read_sample(path: Path) -> Sample:
     Raises:
         SampleError: it cannot be read, or has no events.
     """
-    place = str(path)
+    origin = str(path)
     suffixes = [suffix.lower() for suffix in path.suffixes]
     is_packed = suffixes[-1:] == [".gz"]
     kind = (suffixes[:-1] if is_packed else suffixes)[-1:]
-    sample = Sample(place)
+    sample = Sample(origin)
     try:
         if kind == [".parquet"]:
             _read_parquet(sample, path, is_packed=is_packed)
@@ -82,29 +82,29 @@ def read_sample(path: Path) -> Sample:
             (_read_csv if kind == [".csv"] else _read_json)(sample, data)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise SampleError(f"cannot read {place}: {reason}; give a file of events") from error
+        raise SampleError(f"cannot read {origin}: {reason}; give a file of events") from error
     except (EOFError, zlib.error) as error:
-        raise SampleError(f"cannot read {place}: not whole gzip: {error}") from error
+        raise SampleError(f"cannot read {origin}: not whole gzip: {error}") from error
     except pl.exceptions.PolarsError as error:
         raise SampleError(
-            f"cannot read {place} as {kind[0][1:].upper()}: {error}; correct the file or its name"
+            f"cannot read {origin} as {kind[0][1:].upper()}: {error}; correct the file or its name"
         ) from error
     if not sample.events:
         raise SampleError(
-            f"cannot propose a map: {place} has no events; got {sample.refused} lines that are not"
+            f"cannot propose a map: {origin} has no events; got {sample.refused} lines that are not"
             " JSON objects; want a JSON object a line, a JSON array of objects, CSV (.csv) or"
             " Parquet (.parquet)"
         )
     return sample
 
 
-def sample_of_records(place: str, partitions: Iterable[list[bytes]]) -> Sample:
+def sample_of_records(origin: str, partitions: Iterable[list[bytes]]) -> Sample:
     """Return the sample of a topic's records: by partition, the values of its last records.
 
     Raises:
-        SampleError: none of them is JSON.
+        SampleError: no record is JSON.
     """
-    sample = Sample(place, starts=[], partitions=0)
+    sample = Sample(origin, starts=[], partitions=0)
     count = 0
     for values in partitions:
         count += 1
@@ -119,7 +119,7 @@ def sample_of_records(place: str, partitions: Iterable[list[bytes]]) -> Sample:
     sample.partitions = count
     if not sample.events:
         raise SampleError(
-            f"cannot propose a map: {place} has no JSON events; got {sample.refused} records or"
+            f"cannot propose a map: {origin} has no JSON events; got {sample.refused} records or"
             " lines that are not JSON objects; give a file with --sample, or wait for events"
         )
     return sample
@@ -144,8 +144,8 @@ def _read_json(sample: Sample, data: bytes) -> None:
             return
     elif data.lstrip().startswith(b"["):
         raise SampleError(
-            f"cannot read {sample.place}: a JSON array of more than {BYTES_MAX >> 20} MiB; want"
-            f" lines: jq -c '.[]' {sample.place} > events.ndjson"
+            f"cannot read {sample.origin}: a JSON array of more than {BYTES_MAX >> 20} MiB; want"
+            f" lines: jq -c '.[]' {sample.origin} > events.ndjson"
         )
     else:
         data = data[: data.rfind(b"\n") + 1]
@@ -190,7 +190,7 @@ def _read_csv(sample: Sample, data: bytes) -> None:
         data = data[: data.rfind(b"\n") + 1]
     if data.strip():
         frame = pl.read_csv(io.BytesIO(data), infer_schema_length=None, n_rows=EVENTS_MAX + 1)
-        _take_frame(sample, frame)
+        _add_frame(sample, frame)
 
 
 def _read_parquet(sample: Sample, path: Path, *, is_packed: bool) -> None:
@@ -199,18 +199,18 @@ def _read_parquet(sample: Sample, path: Path, *, is_packed: bool) -> None:
         data = _head(path, is_packed=True)
         if len(data) > BYTES_MAX:
             raise SampleError(
-                f"cannot read {sample.place}: more than {BYTES_MAX >> 20} MiB; Parquet is read"
+                f"cannot read {sample.origin}: more than {BYTES_MAX >> 20} MiB; Parquet is read"
                 " from its end; inflate the file with gunzip"
             )
         source = io.BytesIO(data)
     else:
         # Polars' own message of an absent file has no reason in it.
         path.open("rb").close()
-    _take_frame(sample, pl.read_parquet(source, n_rows=EVENTS_MAX + 1))
+    _add_frame(sample, pl.read_parquet(source, n_rows=EVENTS_MAX + 1))
 
 
-def _take_frame(sample: Sample, frame: pl.DataFrame) -> None:
-    """Take the rows of a frame as events; timestamps become the RFC 3339 texts of JSON."""
+def _add_frame(sample: Sample, frame: pl.DataFrame) -> None:
+    """Add the rows of a frame as events; timestamps become the RFC 3339 texts of JSON."""
     sample.is_cut = sample.is_cut or frame.height > EVENTS_MAX
     sample.events = [
         {name: _as_json(value) for name, value in row.items()}

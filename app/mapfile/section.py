@@ -48,7 +48,7 @@ def topic_problem(topic: str) -> str | None:
     if _TOPIC.fullmatch(topic) and topic not in (".", ".."):
         return None
     return (
-        f"not a topic name that Kafka takes; got {topic!r}; want 1 to 249 letters, digits, '.', "
+        f"not a topic name that Kafka accepts; got {topic!r}; want 1 to 249 letters, digits, '.', "
         "'_' or '-'; rename the topic"
     )
 
@@ -68,7 +68,7 @@ class Section:
         self._problems.append(f"{where}: {text}")
 
     def has(self, field: str) -> bool:
-        """Return whether ``field`` stands in the table, right or wrong."""
+        """Return whether ``field`` is in the table, right or wrong."""
         self._asked.add(field)
         return field in self._table
 
@@ -177,7 +177,7 @@ class Section:
         return found
 
     def inside(self, field: str, table: Mapping[str, object]) -> Section:
-        """Return the section of ``table``, which stands in this one as ``field``."""
+        """Return the section of ``table``, which is ``field`` of this one."""
         return Section(self._problems, self._inner(field), table)
 
     def path(self, field: str, *, required: bool = False) -> Path | None:

@@ -16,15 +16,15 @@ PARTITIONS_MAX = 10_000
 
 MIB = 1 << 20
 RECORD_BYTES_MAX_MAX = 12 * MIB
-"""A dead letter holds a whole record, and its topic takes 16 MiB."""
+"""A dead letter holds a whole record, and its topic accepts 16 MiB."""
 
 INFLATED_FACTOR = 16
-"""How far Arrow may inflate by default; the benchmarks' events in LZ4 inflate 2.6 times."""
+"""The default bound of Arrow's inflation; the benchmarks' events in LZ4 inflate 2.6 times."""
 
 INFLATED_BYTES_MAX_MAX = 1024 * MIB
 
 IDS_MAX_MIN, IDS_MAX_MAX = 1_000, 100_000_000
-"""Bounds of the number of ids that a partition remembers; a hundred million take 5 GB."""
+"""Bounds of the number of ids that a partition remembers; a hundred million need 5 GB."""
 
 _TIME_UNITS_MS = {"ms": 1, "s": 1_000}
 _FRAME_COLUMNS = frozenset(
@@ -38,8 +38,8 @@ class DraftSource:
     """A source as far as it could be read.
 
     ``fields`` holds every declared field, those of a bad type as None, so that a layer that names
-    one is not told that it is unknown. Each of ``keyed_by``, ``topic``, ``partitions`` and
-    ``built`` is None if it is wrong.
+    one does not get the problem that it is unknown. Each of ``keyed_by``, ``topic``,
+    ``partitions`` and ``built`` is None if it is wrong.
     """
 
     name: str
@@ -156,57 +156,57 @@ def _read_fields(section: Section, roles: Mapping[str, Path | None]) -> dict[str
     """Return the declared fields, those that are wrong as None."""
     fields: dict[str, Field | None] = {}
     for name, declared in section.names("fields").items():
-        place = f"fields.{name}"
+        entry = f"fields.{name}"
         path: Path | None = (name,)
         kind, required = declared, False
         if isinstance(declared, dict):
-            inner = section.inside(place, declared)
+            inner = section.inside(entry, declared)
             kind = inner.text("type", required=True)
             path = inner.path("path") if inner.has("path") else path
             required = inner.flag("required")
             inner.finish()
         if not isinstance(declared, dict) or kind is not None:
-            _note_type(section, place, kind)
+            _note_type(section, entry, kind)
         fields[name] = None
         if kind in get_args(FieldType) and path is not None:
             own = () if path == (name,) else path
             field = Field(name, cast("FieldType", kind), own, required)
-            _note_role(section, place, field, roles)
+            _note_role(section, entry, field, roles)
             fields[name] = field
         is_own = name in ("time", "type") and roles[name] == path
         if (name in _FRAME_COLUMNS and not is_own) or name.startswith("key_"):
             section.note(
-                place,
+                entry,
                 f"{name!r} is a column that every batch of events has or may have; rename the field"
                 f" in the map: event_{name} = {{path = {name!r}, type = ...}}",
             )
     return fields
 
 
-def _note_type(section: Section, place: str, kind: object) -> None:
+def _note_type(section: Section, entry: str, kind: object) -> None:
     if kind not in get_args(FieldType):
-        what = nearest(kind, get_args(FieldType)) if isinstance(kind, str) else "change it"
-        section.note(place, f"unknown type; got {shown(kind)}; {what}")
+        remedy = nearest(kind, get_args(FieldType)) if isinstance(kind, str) else "change it"
+        section.note(entry, f"unknown type; got {shown(kind)}; {remedy}")
 
 
 _ROLE_TYPES = {"time": ("int",), "type": ("string",), "id": ("string", "int")}
 
 
 def _note_role(
-    section: Section, place: str, field: Field, roles: Mapping[str, Path | None]
+    section: Section, entry: str, field: Field, roles: Mapping[str, Path | None]
 ) -> None:
     """Note a declared field that is the source's time, type or id too, and of another type."""
     for role, path in roles.items():
         wanted = _ROLE_TYPES[role]
         if field.at == path and field.type not in wanted:
             want = " or ".join(map(repr, wanted))
-            section.note(place, f"the {role} field; got {field.type!r}; want {want}; change it")
+            section.note(entry, f"the {role} field; got {field.type!r}; want {want}; change it")
 
 
 def _note_paths(
     section: Section, roles: Mapping[str, Path | None], fields: Mapping[str, Field | None]
 ) -> None:
-    """Note two paths to one value, and a path that goes on inside the value of another one."""
+    """Note two paths to one value, and a path that leads into the value of another one."""
     seen: dict[Path, str] = {}
     for role, path in roles.items():
         if path is None:
@@ -227,12 +227,12 @@ def _note_paths(
                 f"reads {path_text(field.at)!r} as fields.{own[field.at]} does; remove one of them",
             )
         own[field.at] = name
-    places = {path: f"fields.{name}" for path, name in own.items()} | seen
-    for path, place in places.items():
+    readers = {path: f"fields.{name}" for path, name in own.items()} | seen
+    for path, reader in readers.items():
         for steps in range(1, len(path)):
-            if (outer := places.get(path[:steps])) is not None:
+            if (outer := readers.get(path[:steps])) is not None:
                 section.note(
-                    place,
+                    reader,
                     f"goes into {path_text(path[:steps])!r}, which {outer} reads as a value; it"
                     " cannot be both; change one of them",
                 )

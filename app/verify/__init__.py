@@ -5,7 +5,7 @@ source topics -> batches -> events -> cells  =?  HTTP, archive
                                `--> letters  =?  side topics
 
 This is the oracle of exactness, so it computes with means of its own: of the worker it knows the
-map's types and the documented formats, and imports nothing of agents/ or tables/ beside. DuckDB
+map's types and the documented formats, and imports nothing else of agents/ or tables/. DuckDB
 holds all rows, on disk, and computes and compares them in SQL, which the tests check against plain
 rules.
 """
@@ -47,10 +47,11 @@ from tables.model.layer import Map, SideKind
 __all__ = ["Difference", "LayerReport", "Report", "VerifyError", "verify"]
 
 QUIET_SECONDS = 3.0
-"""Between two looks that must agree. Open cells and announcements travel at most once a second."""
+"""The pause between two observations that must agree: open cells and announcements travel at most
+once a second."""
 
-LOOKS = 3
-"""A difference counts when it was seen so often, each time at quiescence."""
+COMPARISONS = 3
+"""Comparisons, each at quiescence, that must find a difference before it counts."""
 
 ROWS = 20
 
@@ -103,7 +104,7 @@ async def verify(
 
 @dataclasses.dataclass(kw_only=True)
 class _Verification:
-    """One verification: reads topics on where it was, and compares until it is sure."""
+    """One verification: reads topics from its last offsets on, and compares until it is sure."""
 
     settings: Settings
     map: Map
@@ -132,15 +133,15 @@ class _Verification:
     async def run(self) -> Report:
         await self.workers.check_map()
         await self._begin()
-        for look in range(1, LOOKS + 1):
+        for number in range(1, COMPARISONS + 1):
             report = await self._compare_quiet()
-            if report.equal or look == LOOKS:
+            if report.equal or number == COMPARISONS:
                 return report
             await asyncio.sleep(QUIET_SECONDS)
-        raise AssertionError("the last look returns")
+        raise AssertionError("the last comparison returns")
 
     async def _begin(self) -> None:
-        """Take the logs' first offsets; a log that has lost its beginning cannot be recomputed."""
+        """Read the logs' first offsets; a log that has lost its beginning cannot be recomputed."""
         inputs = {source.topic: source.partitions for source in self.map.sources}
         starts = await self.topics.starts(inputs)
         for (topic, part), offset in starts.items():
@@ -157,15 +158,15 @@ class _Verification:
             found = DifferenceLog(self.kept_max)
             ledgers = await self._ledgers()
             layers = await self._compare(found, quiet.whole, ledgers)
-            after = await self._look()
+            after = await self._observe()
             if after.positions == quiet.positions:
                 return self._report(layers, found, quiet.whole)
 
     async def _wait_until_quiet(self) -> Quiet:
-        """Return when two looks in a row see that everything is done, and the same of it."""
-        before = Quiet({}, "not looked at yet")
+        """Return once two observations in a row agree and find nothing unfinished."""
+        before = Quiet({}, "not observed yet")
         while True:
-            quiet = await self._look()
+            quiet = await self._observe()
             if not quiet.busy and quiet == before:
                 return quiet
             if asyncio.get_running_loop().time() > self._deadline:
@@ -177,12 +178,12 @@ class _Verification:
             before = quiet
             await asyncio.sleep(QUIET_SECONDS)
 
-    async def _look(self) -> Quiet:
+    async def _observe(self) -> Quiet:
         ends = await self.topics.ends(partitions_of(self.map.inputs()))
         return await self.workers.quiet(ends)
 
     async def _read(self, quiet: Quiet) -> None:
-        """Read side topics, then sources, on to where the workers are."""
+        """Read side topics to their ends, then sources up to the positions of the workers."""
         for events in self._events.values():
             events.know(quiet.whole)
         ends = await self.topics.ends(self._side_at)
@@ -194,12 +195,12 @@ class _Verification:
             for topic, events in self._topic_events.items()
             for one in events.partitions
         }
-        starts = {place: one.position for place, one in every.items()}
-        stops = {place: quiet.positions[place] for place in starts}
+        starts = {partition: one.position for partition, one in every.items()}
+        stops = {partition: quiet.positions[partition] for partition in starts}
         async for (topic, part), records in self.topics.read(starts, stops):
             self._topic_events[topic].take(part, list(map(record_of, records)))
-        for place, one in every.items():
-            one.skip_to(stops[place])
+        for partition, one in every.items():
+            one.skip_to(stops[partition])
         await asyncio.to_thread(self._recompute)
 
     def _recompute(self) -> None:
@@ -261,9 +262,9 @@ class _Verification:
         return list(reports.values())
 
     def _load_archived(self, whole: Whole) -> dict[str, int]:
-        """Have all archived rows in tables; return how many each layer has.
+        """Load all archived rows into tables; return how many each layer has.
 
-        Where a layer has rows from before it is whole the map had it before.
+        If a layer has rows from before it is whole, the map had it before.
         """
         archived = {}
         with open_archive(self.settings) as archive:
@@ -292,15 +293,15 @@ class _Verification:
             notes.append("the archive was not read")
         if self._returned and self.archive:
             which = ", ".join(sorted(self._returned))
-            notes.append(f"{which} was in the map before: its counts of then are not told apart")
+            notes.append(f"{which} was in the map before: its counts of then are not separate")
         if self._letters.unreadable:
-            notes.append(f"{self._letters.unreadable} records of side topics are no letters")
+            notes.append(f"{self._letters.unreadable} records of side topics are not letters")
         ttl = [layer.name for layer in self.map.layers if layer.archive_ttl_ms]
         if ttl:
             notes.append(f"rows past their TTL may be missing in {', '.join(ttl)}")
         for reason in TRUSTED:
             if ledger[f"unreadable.{reason}"]:
-                notes.append(f"records of reason {reason} were taken from their letters")
+                notes.append(f"records of reason {reason} are counted as their letters say")
         return Report(
             layers=layers,
             ledger={name: count for name, count in sorted(ledger.items()) if count},
@@ -318,11 +319,11 @@ def check_log(topic: str, partition: Partition, row: dict[str, Any], url: str) -
     Raises:
         VerifyError: it begins later, or has more offsets without a record between.
     """
-    place = f"{topic}[{partition.number}]"
+    log = f"{topic}[{partition.number}]"
     base = row["position"] - row["read"]
     if base != partition.first:
         raise VerifyError(
-            f"cannot verify {place}: {url} has read it from offset {base}; got a log that begins at"
+            f"cannot verify {log}: {url} has read it from offset {base}; got a log that begins at"
             f" {partition.first}; want all that was read: keep raw topics as long as their rows are"
             " to be verified"
         )
@@ -330,7 +331,7 @@ def check_log(topic: str, partition: Partition, row: dict[str, Any], url: str) -
     if gone > 0:
         start, stop = partition.gaps[0]
         raise VerifyError(
-            f"cannot verify {place}: records that {url} has read are not in the log any more; got"
+            f"cannot verify {log}: records that {url} has read are not in the log any more; got"
             f" {gone} more offsets without a record, the first of all at {start} to {stop - 1};"
             " want all that was read: keep raw topics without compaction (cleanup.policy=delete)"
         )

@@ -18,7 +18,7 @@ from tables.model.layer import Layer
 class Answers:
     """The answers of ``urls`` for one layer; their table is made anew.
 
-    ``found`` is told of answers that have other columns than they must.
+    ``found`` gets a difference for an answer with columns other than expected.
     """
 
     database: Database
@@ -36,7 +36,7 @@ class Answers:
         self.database.run(f"CREATE OR REPLACE TABLE {answers_table(layer)} ({', '.join(types)})")
 
     def load(self, url: int, frame: pl.DataFrame) -> None:
-        """Take some rows that a worker answers with."""
+        """Add rows of a worker's answer; ``url`` is the number of its URL."""
         if not frame.height:
             return
         layer = self.layer

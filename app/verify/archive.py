@@ -52,10 +52,10 @@ def load_archived(database: Database, layer: Layer, frames: Iterable[pl.DataFram
     database.run(f"CREATE OR REPLACE TABLE {raw} ({', '.join(types)}, write_time BIGINT)")
     for frame in frames:
         database.load(f"INSERT INTO {raw} FROM incoming", _as_loaded(layer, frame))
-    place = ", ".join(["part", *keys, "start"])
+    identity = ", ".join(["part", *keys, "start"])
     database.run(
         f"CREATE OR REPLACE TABLE {table} AS SELECT * EXCLUDE (write_time) FROM {raw} QUALIFY"
-        f" row_number() OVER (PARTITION BY {place} ORDER BY write_time DESC) = 1"
+        f" row_number() OVER (PARTITION BY {identity} ORDER BY write_time DESC) = 1"
     )
     database.run(f"DROP TABLE {raw}")
     return database.number(f"SELECT count(*) FROM {table}")
@@ -131,7 +131,7 @@ class CassandraRows(contextlib.AbstractContextManager["CassandraRows"]):
         self._cluster.shutdown()
 
     def frames(self, themap: Map, layer: Layer) -> Iterator[pl.DataFrame]:
-        """Yield the rows of a layer; VerifyError if one is not where its key belongs."""
+        """Yield the rows of a layer; VerifyError if one is in a wrong slot or bucket."""
         table = f'"{self._settings.cassandra_keyspace}"."{themap.name}_{layer.name}"'
         rows: list[dict[str, Any]] = []
         for row in self._select(table):
@@ -171,7 +171,7 @@ class FolderRows(contextlib.AbstractContextManager["FolderRows"]):
         self._folder = folder
         options = rocksdict.Options(raw_mode=True)
         options.create_if_missing(create_if_missing=False)
-        # A damaged write is told, not taken for the end.
+        # A damaged write is an error, not the end of the log.
         options.set_wal_recovery_mode(rocksdict.DBRecoveryMode.tolerate_corrupted_tail_records())
         try:
             self._db = rocksdict.Rdict(
@@ -186,7 +186,7 @@ class FolderRows(contextlib.AbstractContextManager["FolderRows"]):
         self._db.close()
 
     def frames(self, themap: Map, layer: Layer) -> Iterator[pl.DataFrame]:
-        """Yield the rows of a layer; VerifyError if one is not where its key belongs."""
+        """Yield the rows of a layer; VerifyError if one is in a wrong bucket or out of order."""
         described = self._db.get(b"\x00layer\x00" + layer.name.encode())
         whose = json.loads(_content(layer, self._db.get(b"\x00archive") or b"{}"))
         if described is None or whose.get("map", themap.name) != themap.name:
@@ -196,9 +196,9 @@ class FolderRows(contextlib.AbstractContextManager["FolderRows"]):
             )
         frames: list[pl.DataFrame] = []
         last: tuple[bytes, bytes] = b"", b""
-        for place, block in self._scan(layer.name.encode() + b"\x00"):
+        for piece, block in self._scan(layer.name.encode() + b"\x00"):
             frame = pl.read_ipc_stream(io.BytesIO(_content(layer, block)))
-            last = self._check_place(layer, place, frame, last)
+            last = self._check_order(layer, piece, frame, last)
             frames.append(frame)
             if sum(one.height for one in frames) >= _ROWS:
                 yield pl.concat(frames, how="diagonal")
@@ -206,16 +206,19 @@ class FolderRows(contextlib.AbstractContextManager["FolderRows"]):
         if frames:
             yield pl.concat(frames, how="diagonal")
 
-    def _check_place(
-        self, layer: Layer, place: bytes, frame: pl.DataFrame, last: tuple[bytes, bytes]
+    def _check_order(
+        self, layer: Layer, piece: bytes, frame: pl.DataFrame, last: tuple[bytes, bytes]
     ) -> tuple[bytes, bytes]:
-        """Refuse rows that no query finds; return where the last one of a piece is."""
-        bucket, run = int.from_bytes(place[:8], "big") - _BIAS, place[:16]
+        """Refuse rows that no query finds; return run and key of the last row of a piece.
+
+        ``piece`` is the piece's RocksDB key behind the layer's name.
+        """
+        bucket, run = int.from_bytes(piece[:8], "big") - _BIAS, piece[:16]
         columns = [frame[name].to_list() for name in [*layer.key_columns, "window_start"]]
         for number, (*key, start) in enumerate(zip(*columns, strict=True)):
             at = (run, b"".join(map(_sorted_bytes, key)))
             found = bucket == bucket_of(layer, start) and at >= last
-            if not found or (number == 0 and place[16:-4] != at[1]):
+            if not found or (number == 0 and piece[16:-4] != at[1]):
                 raise VerifyError(
                     f"cannot read layer {layer.name} in {self._folder}: a row lies where no"
                     f" query finds it; got bucket {bucket} for key {tuple(key)}, window {start};"
@@ -251,7 +254,7 @@ def open_archive(settings: Settings) -> CassandraRows | FolderRows:
 
 
 def _content(layer: Layer, stored: bytes) -> bytes:
-    """Return the content of a sealed value; its checksum must be right; older ones have none."""
+    """Return the content of a sealed value; its checksum must be right, if it has one."""
     if stored[:1] == _SEALED:
         checksum, stored = stored[1:9], stored[9:]
         if xxh3_64_digest(stored, _SEALED[0]) != checksum:
@@ -275,7 +278,7 @@ def _frame(layer: Layer, rows: list[dict[str, Any]]) -> pl.DataFrame:
 
 
 def _sorted_bytes(value: str | float) -> bytes:
-    """Return a key field as the archive's places have it."""
+    """Return a key field as the RocksDB keys of pieces have it."""
     if isinstance(value, bool):
         return bytes((value,))
     if isinstance(value, str):

@@ -52,7 +52,7 @@ class ArrowRows:
         return pl.DataFrame(columns) if columns else frame
 
     def events(self, frame: pl.DataFrame) -> list[Event | Faults]:
-        """Return rows as events, or why there is none, one value at a time."""
+        """Return rows as events, or the faults of rows that are not events, one value at a time."""
         columns = [
             _times(frame, self._source),
             _column(_at(frame, self._source.type_at), "string"),
@@ -64,7 +64,7 @@ class ArrowRows:
     def columns(self, frame: pl.DataFrame, needed: Mapping[str, str]) -> pl.DataFrame:
         """Return rows as columns: ``time``, ``type``, ``id``, the needed fields, and ``sound``.
 
-        ``sound`` tells whether a row surely is an event, and this one. ``needed`` gives the columns
+        ``sound`` says whether a row surely is an event, and this one. ``needed`` gives the columns
         of fields.
         """
         source, kind_of_id = self._source, self._type_of_ids(frame)

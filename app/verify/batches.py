@@ -39,15 +39,15 @@ _BLANK_MAX = ord(" ")
 
 _TYPES_MAX = 100_000
 _COLUMNS: dict[str, type[pl.DataType]] = {
-    "part": pl.Int32, "offset": pl.Int64, "place": pl.Int32, "appended": pl.Int64,
+    "part": pl.Int32, "offset": pl.Int64, "index": pl.Int32, "appended": pl.Int64,
     "time": pl.Int64, "kind": pl.Int16, "id": pl.String,
 }  # fmt: skip
-"""Of events and heartbeats: ``place`` is within the record, below 0 of a heartbeat; ``kind`` is the
-number of the set of layers that the type selects, null for a heartbeat."""
+"""The columns of events and heartbeats: ``index`` is that in the record, below 0 for a heartbeat;
+``kind`` is the number of the set of layers that select the type, null for a heartbeat."""
 
 
 class Kinds(dict[str, int]):
-    """By type, the number of the set of layers that select it; 0 is the empty set."""
+    """The number, by type, of the set of layers that select it; 0 is the empty set."""
 
     def __init__(self, layers: tuple[Layer, ...]) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Decoder:
         needed: the fields that they need, with their types.
         reader: reads by the plain rules.
         arrow: reads Arrow streams.
-        faulty: takes partition, offset, place and faults of values that are not events.
+        faulty: called with partition, offset, index and faults of values that are not events.
 
     Attributes:
         size: how many bytes of documents are not in the table yet.
@@ -119,15 +119,15 @@ class Decoder:
         return len(self._lines) + len(self._rows) + self._streamed
 
     def load(self) -> bool:
-        """Make the view of all that was taken since the last time; tell whether there is any.
+        """Make the view of all rows since the last call; return whether there are any.
 
-        Its columns are ``part``, ``offset``, ``place``, ``appended``, ``time``, ``kind``, ``id``,
-        and ``columns``. Heartbeats have no kind, and a place below 0.
+        Its columns are ``part``, ``offset``, ``index``, ``appended``, ``time``, ``kind``, ``id``,
+        and ``columns``. Heartbeats have no kind, and an index below 0.
         """
         if not len(self):
             return False
         fields = "".join(f", {column}" for column in self.columns.values())
-        common = f'part, "offset", place, appended, time, kind, id{fields}'
+        common = f'part, "offset", index, appended, time, kind, id{fields}'
         tables = [f"SELECT {common} FROM plain"]
         lines, self._lines, self.size = self._lines, [], 0
         if lines:
@@ -153,8 +153,8 @@ class Decoder:
         database.load(f"CREATE OR REPLACE TEMP TABLE decoded AS {self._decoded}", frame)
         doubtful = database.all("SELECT number FROM decoded WHERE NOT sound ORDER BY number")
         for (row,) in doubtful:
-            part, offset, place, append_ms, text = lines[row]
-            self._event(part, offset, place, append_ms, self._reader.line(text))
+            part, offset, index, append_ms, text = lines[row]
+            self._event(part, offset, index, append_ms, self._reader.line(text))
         if self._kinds_known >= _TYPES_MAX:  # a stream of ever new types
             database.run(
                 f"CREATE OR REPLACE TEMP TABLE {self._kinds_table} (type VARCHAR, kind SMALLINT)"
@@ -168,20 +168,23 @@ class Decoder:
         self._kinds_known += database.insert(self._kinds_table, rows)
 
     def _decode_streams(
-        self, places: Sequence[tuple[int, int, int, int]], frames: Sequence[pl.DataFrame]
+        self, spans: Sequence[tuple[int, int, int, int]], frames: Sequence[pl.DataFrame]
     ) -> pl.DataFrame:
-        """Decode streams of the same columns; rows in doubt by plain rules."""
+        """Decode streams of the same columns; rows in doubt by plain rules.
+
+        ``spans`` are the partition, offset, append time and number of rows of each stream.
+        """
         frame = pl.concat(frames)
         schema = {"part": pl.Int32, "offset": pl.Int64, "appended": pl.Int64, "rows": pl.Int64}
-        at = pl.DataFrame(places, schema=schema, orient="row")
-        at = at.with_columns(place=pl.int_ranges("rows", dtype=pl.Int32)).explode("place")
+        at = pl.DataFrame(spans, schema=schema, orient="row")
+        at = at.with_columns(index=pl.int_ranges("rows", dtype=pl.Int32)).explode("index")
         found = pl.concat([at, self._arrow.columns(frame, self.columns)], how="horizontal")
-        doubtful = found.filter(~pl.col("sound")).select("part", "offset", "place", "appended")
+        doubtful = found.filter(~pl.col("sound")).select("part", "offset", "index", "appended")
         events = self._arrow.events(frame.filter(~found["sound"]))
-        for (part, offset, place, append_ms), event in zip(
+        for (part, offset, index, append_ms), event in zip(
             doubtful.iter_rows(), events, strict=True
         ):
-            self._event(part, offset, place, append_ms, event)
+            self._event(part, offset, index, append_ms, event)
         found = found.filter("sound")
         kinds = {name: self.kinds[name] for name in found["type"].unique()}
         kind = pl.col("type").replace_strict(kinds).cast(pl.Int16)
@@ -211,14 +214,14 @@ class Decoder:
         return rest
 
     def arrow(self, part: int, record: Record) -> int | None:
-        """Take an Arrow stream; return how many rows it has, None if it cannot be read."""
+        """Add an Arrow stream; return how many rows it has, None if it cannot be read."""
         assert record.value is not None
         frame = self._arrow.frame(record.value)
         if frame is None:
             return None
         if frame.height:
-            place = (part, record.offset, record.time_ms, frame.height)
-            self._streams.setdefault(tuple(frame.schema.items()), []).append((place, frame))
+            span = (part, record.offset, record.time_ms, frame.height)
+            self._streams.setdefault(tuple(frame.schema.items()), []).append((span, frame))
             self._streamed += frame.height
         return frame.height
 
@@ -228,20 +231,20 @@ class Decoder:
             nothing = [None] * (2 + len(self.columns))
             row = (part, record.offset, -1, record.time_ms, content.time_ms, *nothing)
             self._rows.append(row)
-        for place, event in enumerate(content.events):
-            self._event(part, record.offset, place, record.time_ms, event)
+        for index, event in enumerate(content.events):
+            self._event(part, record.offset, index, record.time_ms, event)
 
-    def _event(self, part: int, offset: int, place: int, append_ms: int, event: Any) -> None:
-        """Add an event, or the fault that stands for one."""
+    def _event(self, part: int, offset: int, index: int, append_ms: int, event: Any) -> None:
+        """Add an event, or the faults of one."""
         if not isinstance(event, Event):
-            self._faulty(part, offset, place, event)
+            self._faulty(part, offset, index, event)
             return
         values = [event.fields.get(name) for name in self.columns]
         for number, name in enumerate(self.columns):
             if name in self._floats and (value := values[number]) is not None:
                 values[number] = float(value)
         kind = self.kinds[event.type]
-        self._rows.append((part, offset, place, append_ms, event.time_ms, kind, event.id, *values))
+        self._rows.append((part, offset, index, append_ms, event.time_ms, kind, event.id, *values))
 
 
 def pattern_of(layer: Layer) -> re.Pattern[str]:

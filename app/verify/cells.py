@@ -21,7 +21,7 @@ _SQUARES_SLACK = 8
 """Each squared deviation costs a subtraction, a product and sums: fewer roundings than this."""
 
 _COMPENSATED_SLACK = 4
-"""How many roundings a compensated sum is off itself, at most: two, and two of parts of it (Higham,
+"""The most roundings that a compensated sum is off: two, and two of parts of it (Higham,
 section 4.3)."""
 
 _FLOAT_MAX = Fraction(2**1024 - 2**970)
@@ -62,7 +62,7 @@ class FieldSums:
 
     @property
     def slack(self) -> Fraction:
-        """How far a sum of floats may be off, in whatever order they are added.
+        """The largest error of a sum of floats, in whatever order they are added.
 
         (n - 1) u / (1 - (n - 1) u) times the sum of magnitudes, with u = 2**-53 (Higham, Accuracy
         and Stability of Numerical Algorithms, 2nd edition, section 4.2).
@@ -74,7 +74,7 @@ class FieldSums:
 
     @property
     def deviations_slack(self) -> Fraction:
-        """How far a sum of squared deviations of floats may be off: some roundings a value."""
+        """The largest error of a sum of squared deviations of floats: some roundings a value."""
         if not self.is_float:
             return _NOTHING
         roundings = _SQUARES_SLACK * (self.n + 2)
@@ -82,7 +82,7 @@ class FieldSums:
 
     @property
     def may_overflow(self) -> bool:
-        """Whether floats come to infinity in some order of additions, or when they are squared."""
+        """Whether floats become infinite in some order of additions, or when they are squared."""
         return self.is_float and Fraction(self.magnitude, 2**SCALE_BITS) > _FLOAT_MAX
 
     @property

@@ -49,11 +49,11 @@ class DifferenceLog:
         self.kept: list[Difference] = []
 
     def add(self, what: str, where: str, want: object, got: object) -> None:
-        """Take one."""
+        """Count a difference of these parts."""
         self.take(Difference(what, where, _text(want), _text(got)))
 
     def take(self, difference: Difference) -> None:
-        """Take one that is made."""
+        """Count a difference; keep it if it is among the first."""
         self.count += 1
         if len(self.kept) < self._kept_max:
             self.kept.append(difference)
@@ -73,13 +73,15 @@ def compare_answers(
     A row whose window is closed everywhere is archived, so every worker must answer with it. One
     that is open is answered by the worker that has it, others may have an older version of it.
     """
-    places = ", ".join([*sql.keys_of(layer), "start"])
+    identity = ", ".join([*sql.keys_of(layer), "start"])
     expected, answers = Cells.table(layer), same.answers_table(layer)
     report = LayerReport(layer.name)
     report.expected = database.number(
-        f"SELECT count(*) FROM (SELECT DISTINCT {places} FROM {expected})"
+        f"SELECT count(*) FROM (SELECT DISTINCT {identity} FROM {expected})"
     )
-    report.http = database.number(f"SELECT count(*) FROM (SELECT DISTINCT {places} FROM {answers})")
+    report.http = database.number(
+        f"SELECT count(*) FROM (SELECT DISTINCT {identity} FROM {answers})"
+    )
     last: tuple[Key, int] | None = None
     for row in database.rows(same.doubtful_answers(layer, len(urls), now_ms, whole)):
         key, start, cell, rest = _read_row(layer, row)
@@ -130,8 +132,8 @@ def compare_ledgers(
 ) -> None:
     """Compare the counts of the source partitions that each worker owns with its ledger.
 
-    Of a layer that has ``returned`` only the least is known: it counts on from when the map had
-    it before.
+    Only the least is known of a layer that has ``returned``: it counts on from the time
+    when the map had it before.
     """
     for url, ledger in ledgers.items():
         for problem in ledger["problems"]:
@@ -202,7 +204,7 @@ def _compare_least(
 def _compare_count(
     where: str, want: int, got: int, found: DifferenceLog, *, doubt: int = 0, either_way: int = 0
 ) -> None:
-    """Compare a count, of which so many more, or less, are in doubt, and some either way."""
+    """Compare a count: ``doubt`` of either sign may be added, ``either_way`` both ways."""
     least, most = sorted((want, want + doubt))
     least, most = least - either_way, most + either_way
     if not least <= got <= most:
@@ -325,12 +327,12 @@ def _measures(layer: Layer, cell: Cell) -> dict[str, object]:
 
 
 def _accumulated(cell: Cell) -> dict[str, object]:
-    told: dict[str, object] = {"events": cell.events}
+    parts: dict[str, object] = {"events": cell.events}
     for name, sums in cell.fields.items():
-        told |= {f"n_{name}": sums.n, f"sum_{name}": shown(sums.sum)}
-        told |= {f"min_{name}": sums.least, f"max_{name}": sums.most}
-        told |= {f"squares_{name}": shown(sums.square_sum)}
-    return told
+        parts |= {f"n_{name}": sums.n, f"sum_{name}": shown(sums.sum)}
+        parts |= {f"min_{name}": sums.least, f"max_{name}": sums.most}
+        parts |= {f"squares_{name}": shown(sums.square_sum)}
+    return parts
 
 
 def _where(layer: Layer, key: Key, start: int) -> str:

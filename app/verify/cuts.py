@@ -1,8 +1,8 @@
-"""Cuts: where in the log of a partition a later revision of the map began to have a base layer.
+"""Cuts: the offset of a partition's log at which a revision of the map got a base layer.
 
-Workers tell when, not where: the layer is whole from M + 1 on, where M was the partition's stream
-time. So the cut lies behind the record that moved the time to M, and not behind the one that moved
-it beyond. Events between are in doubt, and either answer is right for them::
+Workers report a time, not an offset: the layer is whole from M + 1 on, and M was the partition's
+stream time. So the cut lies behind the record that moved the time to M, and not behind the one
+that moved it beyond. Events between are in doubt, and either answer is right for them::
 
     records    ... time < M | M | ... time <= M ... | time > M | ...
     layer          absent         low - in doubt - high   has all
@@ -24,7 +24,7 @@ Times = Callable[[int], list[tuple[int, int | None, int | None]]]
 class Cut:
     """A cut: at an offset from ``low`` to ``high``, which is None while the log is not beyond M.
 
-    ``whole_ms`` is M + 1. ``is_reached`` says whether the log has come to M.
+    ``whole_ms`` is M + 1. ``is_reached`` says whether the log has reached M.
     """
 
     whole_ms: int
@@ -45,12 +45,12 @@ class Cuts:
         return bool(self._cuts)
 
     def know(self, whole: Whole, firsts: list[int]) -> None:
-        """Take the times that workers tell, and the first offset of each partition's log.
+        """Keep the times that workers report, and the first offset of each partition's log.
 
-        For a merged layer workers tell only the latest of all partitions, and nothing before that.
+        For a merged layer workers report only the latest of all partitions, and nothing before it.
 
         Raises:
-            VerifyError: they told something else before.
+            VerifyError: they reported other times before.
         """
         if self._known is None:
             self._known = whole
@@ -69,10 +69,10 @@ class Cuts:
                 )
 
     def find(self, times: Times) -> None:
-        """Look for the cuts in the next records.
+        """Find the cuts in the next records.
 
-        ``times`` takes M + 1, and returns, by partition, the first offsets of events that moved the
-        time to M, and beyond it.
+        ``times`` is called with M + 1, and returns, by partition, the first offsets of events that
+        moved the time to M, and beyond it.
         """
         open_cuts = [
             (cut.whole_ms, layer.name, part)

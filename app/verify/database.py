@@ -1,7 +1,7 @@
 """The engine that recomputes: DuckDB over files in a temporary folder, which goes with it.
 
-It spills rows beyond its memory into the folder too. Rows come in as frames: DuckDB
-reads them as Arrow, and nothing is computed in them; but lines that may be no JSON are told there.
+It spills rows beyond its memory into the folder too. Rows come in as frames, which DuckDB
+reads as Arrow. Nothing is computed in frames, but lines that may not be JSON are found there.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import duckdb
 
 MEMORY_BYTES_MAX = 1 << 30
-"""Of the engine alone: its input takes as much again, with Python."""
+"""Memory of the engine alone: its input needs as much again, with Python."""
 
 THREADS_MAX = 4
 
@@ -32,7 +32,7 @@ COLUMN_TYPES: dict[str, tuple[pl.DataType, str]] = {
     "string": (pl.String(), "VARCHAR"), "int": (pl.Int64(), "BIGINT"),
     "bool": (pl.Boolean(), "BOOLEAN"), "float": (pl.Float64(), "DOUBLE"),
 }  # fmt: skip
-"""By declared type of a field, those of a frame and of a table."""
+"""The types of a column in frames and in tables, by the declared type of its field."""
 
 _FETCH_ROWS = 10_000
 _INSERT_ROWS = 50_000
@@ -78,7 +78,7 @@ class Database(contextlib.AbstractContextManager["Database"]):
 
     def load(self, statement: str, frame: pl.DataFrame) -> None:
         """Run a statement that reads the rows of a frame from ``incoming``, once."""
-        # Columns of nothing but nulls may have no type, which DuckDB does not take.
+        # Columns of nothing but nulls may have no type, which DuckDB does not accept.
         typed = frame.with_columns(pl.col(pl.Null).cast(pl.String))
         with self._failures():
             self._connection.register("incoming", typed.__arrow_c_stream__())
@@ -107,7 +107,7 @@ class Database(contextlib.AbstractContextManager["Database"]):
             return self._connection.execute(query).fetchall()
 
     def number(self, query: str) -> int:
-        """Return the one number that a query comes to; 0 for null."""
+        """Return the one number of a query; 0 for null."""
         return int(self.all(query)[0][0] or 0)
 
     @contextlib.contextmanager

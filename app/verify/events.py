@@ -37,7 +37,7 @@ TRUSTED = ("too_many_cells", "record", "batch")
 and other readers cannot see the broken part of a batch."""
 
 SUSPECTS_MAX = 1_000
-"""Of a partition; the letters of more broken streams are taken as they are."""
+"""Broken streams of a partition that are tried; the letters of more are believed."""
 
 _BATCH_ROWS = 200_000
 _BATCH_BYTES = 64 << 20
@@ -52,7 +52,7 @@ class Partition:
     Attributes:
         number: the partition.
         first: the log's first offset.
-        position: the offset after the last record or gap that was taken.
+        position: the offset after the last record or gap that was read.
         stream_time_ms: the greatest event time so far; None before the first.
         read: counts of records and of events as they were read.
         ledger: all counts, by the names of the ledger.
@@ -91,7 +91,7 @@ class Events:
         cuts: the cuts of layers that came into the map later.
         partitions: all of them, by number.
         differences: Arrow streams that letters wrongly call broken.
-        table: the table of classified events: ``part``, ``offset``, ``place``, ``time``,
+        table: the table of classified events: ``part``, ``offset``, ``index``, ``time``,
             ``before``, ``kind``, ``id``, and the fields of :meth:`column`.
     """
 
@@ -124,11 +124,11 @@ class Events:
             for name, column in self._columns.items()
         )
         database.run(
-            f'CREATE TABLE {self.table} (part INTEGER, "offset" BIGINT, place INTEGER, time BIGINT,'
+            f'CREATE TABLE {self.table} (part INTEGER, "offset" BIGINT, index INTEGER, time BIGINT,'
             f" before BIGINT, kind SMALLINT, id VARCHAR{fields})"
         )
         database.run(
-            f'CREATE TABLE {self.aside} (part INTEGER, "offset" BIGINT, place INTEGER,'
+            f'CREATE TABLE {self.aside} (part INTEGER, "offset" BIGINT, index INTEGER,'
             " reasons VARCHAR[])"
         )
 
@@ -146,7 +146,7 @@ class Events:
         return possible(layer, self.cuts, self._columns)
 
     def know(self, whole: Whole) -> None:
-        """Take from when on layers are whole, before the first record."""
+        """Keep the times from which layers are whole, before the first record."""
         self.cuts.know(whole, [one.first for one in self.partitions])
 
     def start(self, part: int, offset: int) -> None:
@@ -154,7 +154,7 @@ class Events:
         self.partitions[part].first = self.partitions[part].position = offset
 
     def take(self, part: int, records: list[Record]) -> None:
-        """Take the next records of a partition."""
+        """Decode the next records of a partition."""
         partition = self.partitions[part]
         if not records:
             return
@@ -181,21 +181,21 @@ class Events:
             self.load()
 
     def load(self) -> None:
-        """Have in the tables all that was taken."""
+        """Bring all decoded events and faults into the tables."""
         if self._decoder.load():
             self._stage()
         faults, self._faults = self._faults, []
         if faults:
-            columns = ["part", "offset", "place", "reasons"]
+            columns = ["part", "offset", "index", "reasons"]
             self._database.load(
-                f'INSERT INTO {self.aside} SELECT part, "offset", place,'
+                f'INSERT INTO {self.aside} SELECT part, "offset", index,'
                 " string_split(reasons, ' ') FROM incoming",
                 pl.DataFrame(faults, schema=columns, orient="row"),
             )
 
     def settle(self) -> None:
         """Count the outcomes of all records and events, when letters and records are loaded."""
-        self._load_places()
+        self._load_offsets()
         for partition in self.partitions:
             partition.ledger = Counter(partition.read)
             partition.doubt = Counter()
@@ -206,13 +206,14 @@ class Events:
                 self.partitions[part].ledger["events.classified"] += count
                 self.partitions[part].doubt["events.classified"] -= count
                 self.partitions[part].doubt["events.unclassified"] += count
-        told = (
-            f'SELECT part, "offset", place, list(told) AS told FROM ({self._claims()}) GROUP BY ALL'
+        named = (
+            f'SELECT part, "offset", index, list(named) AS named FROM ({self._claims()})'
+            " GROUP BY ALL"
         )
         counted = self._database.all(
-            "SELECT part, coalesce(list_min(list_intersect(reasons, told)), list_min(reasons)),"
-            f' count(*) FROM {self.aside} LEFT JOIN ({told}) USING (part, "offset", place)'
-            f" WHERE place > {WHOLE} GROUP BY ALL"
+            "SELECT part, coalesce(list_min(list_intersect(reasons, named)), list_min(reasons)),"
+            f' count(*) FROM {self.aside} LEFT JOIN ({named}) USING (part, "offset", index)'
+            f" WHERE index > {WHOLE} GROUP BY ALL"
         )
         for part, reason, count in counted:
             ledger = self.partitions[part].ledger
@@ -226,29 +227,29 @@ class Events:
         """Yield each record that must have a dead letter and lacks it, or has another one."""
         topic = self.source.topic
         claims = (
-            'SELECT part, "offset", place, list_sort(list(DISTINCT told)) AS told FROM'
+            'SELECT part, "offset", index, list_sort(list(DISTINCT named)) AS named FROM'
             f" ({self._claims()}) GROUP BY ALL"
         )
         rows = self._database.rows(
-            'SELECT part, "offset", place, list_sort(reasons), told'
-            f' FROM {self.aside} FULL OUTER JOIN ({claims}) USING (part, "offset", place)'
-            " WHERE NOT coalesce(len(told) = 1 AND list_contains(reasons, told[1]), false)"
+            'SELECT part, "offset", index, list_sort(reasons), named'
+            f' FROM {self.aside} FULL OUTER JOIN ({claims}) USING (part, "offset", index)'
+            " WHERE NOT coalesce(len(named) = 1 AND list_contains(reasons, named[1]), false)"
             " ORDER BY ALL"
         )
-        for part, offset, place, want, got in rows:
-            event = "" if place == WHOLE else f" event {place}"
+        for part, offset, index, want, got in rows:
+            event = "" if index == WHOLE else f" event {index}"
             where = f"dead letter of {topic}[{part}] offset {offset}{event}"
             yield Difference("letters", where, " or ".join(want or ()), " and ".join(got or ()))
         for part, offset in self._database.rows(
-            f'SELECT DISTINCT part, "offset" FROM ({self._told("dead")} UNION ALL'
-            f" {self._told('late')}) WHERE gone ORDER BY ALL"
+            f'SELECT DISTINCT part, "offset" FROM ({self._letters_of("dead")} UNION ALL'
+            f" {self._letters_of('late')}) WHERE gone ORDER BY ALL"
         ):
             where = f"letter of {topic}[{part}] offset {offset}"
             yield Difference("letters", where, "", "a letter of a record that is not there")
 
     def late_letters(self) -> str:
         """Return a query of the late letters about records that were read."""
-        return f'SELECT part, "offset", place, told FROM ({self._claims("late")})'
+        return f'SELECT part, "offset", index, named FROM ({self._claims("late")})'
 
     def times(self) -> str:
         """Return the stream times as a table of ``part`` and ``known``."""
@@ -275,7 +276,7 @@ class Events:
                     )
 
     def _take_alone(self, partition: Partition, record: Record) -> None:
-        """Take a record that is not plain JSON."""
+        """Decode a record that is not plain JSON."""
         topic, part = self.source.topic, partition.number
         broken = record.offset in self._letters.about(topic, part, "arrow")
         if broken and record.value and len(partition.suspects) < SUSPECTS_MAX:
@@ -296,9 +297,9 @@ class Events:
                 partition.read[f"unreadable.{content.reason}"] += 1
         self._decoder.content(part, record, content)
 
-    def _set_aside(self, part: int, offset: int, place: int, faults: Faults) -> None:
-        self._faults.append((part, offset, place, " ".join(sorted(faults))))
-        if place != WHOLE:
+    def _set_aside(self, part: int, offset: int, index: int, faults: Faults) -> None:
+        self._faults.append((part, offset, index, " ".join(sorted(faults))))
+        if index != WHOLE:
             self.partitions[part].read["events.decoded"] += 1
 
     def _stage(self) -> None:
@@ -306,8 +307,8 @@ class Events:
         database, taken = self._database, self._decoder.table
         if self.cuts:
             database.run(
-                f"CREATE OR REPLACE TEMP TABLE lettered AS SELECT taken.*, told FROM {taken} AS"
-                f' taken LEFT JOIN ({self._lettered()}) USING (part, "offset", place)'
+                f"CREATE OR REPLACE TEMP TABLE lettered AS SELECT taken.*, named FROM {taken} AS"
+                f' taken LEFT JOIN ({self._lettered()}) USING (part, "offset", index)'
             )
             taken = "lettered"
             self.cuts.find(self._passing)
@@ -317,9 +318,9 @@ class Events:
         )
         fields = "".join(f", {column}" for column in self._columns.values())
         database.run(
-            f'INSERT INTO {self.table} SELECT part, "offset", place, time, greatest(here, known),'
+            f'INSERT INTO {self.table} SELECT part, "offset", index, time, greatest(here, known),'
             f" kind, nullif(id, ''){fields} FROM (SELECT *, max(time) FILTER (WHERE {_ADVANCES})"
-            ' OVER (PARTITION BY part ORDER BY "offset", place ROWS BETWEEN UNBOUNDED PRECEDING'
+            ' OVER (PARTITION BY part ORDER BY "offset", index ROWS BETWEEN UNBOUNDED PRECEDING'
             f" AND 1 PRECEDING) AS here FROM staged) JOIN {self.times()} USING (part)"
             f" WHERE {_CLASSIFIED}"
         )
@@ -340,16 +341,16 @@ class Events:
         if {outcome for _, outcome, _, _ in counted} & set(lettered):
             names = ", ".join(map(text, lettered))
             database.run(
-                f'INSERT INTO {self.aside} SELECT part, "offset", place, [outcome] FROM staged'
+                f'INSERT INTO {self.aside} SELECT part, "offset", index, [outcome] FROM staged'
                 f" WHERE outcome IN ({names})"
             )
 
     def _lettered(self) -> str:
-        """Return a query of the events of which letters tell reasons that depend on layers."""
+        """Return a query of the events whose letters name reasons that depend on layers."""
         self._letters.load()
         return (
-            'SELECT part, "offset", place, min(told) AS told FROM dead_letters WHERE topic ='
-            f" {text(self.source.topic)} AND told IN ({', '.join(map(text, LETTERED))})"
+            'SELECT part, "offset", index, min(named) AS named FROM dead_letters WHERE topic ='
+            f" {text(self.source.topic)} AND named IN ({', '.join(map(text, LETTERED))})"
             " GROUP BY ALL"
         )
 
@@ -367,24 +368,24 @@ class Events:
     def _claims(self, kind: str = "dead") -> str:
         """Return a query of letters about records that were read and are there."""
         return (
-            f'SELECT * FROM ({self._told(kind)}) WHERE NOT gone AND (part, "offset") NOT IN'
+            f'SELECT * FROM ({self._letters_of(kind)}) WHERE NOT gone AND (part, "offset") NOT IN'
             f" (FROM {self._trusted_table})"
         )
 
-    def _told(self, kind: str) -> str:
+    def _letters_of(self, kind: str) -> str:
         """Return a query of letters about offsets that were read; ``gone`` if of no record."""
         spans = ", ".join(f"({one.number}, {one.first}, {one.position})" for one in self.partitions)
         return (
-            'SELECT told.part, told."offset", place, told, "offset" < first OR'
-            f' coalesce("offset" < stop, false) AS gone FROM {kind}_letters AS told'
+            'SELECT letters.part, letters."offset", index, named, "offset" < first OR'
+            f' coalesce("offset" < stop, false) AS gone FROM {kind}_letters AS letters'
             f" JOIN (VALUES {spans}) AS read(part, first, position) USING (part)"
             f" ASOF LEFT JOIN {self._gaps_table} AS gaps"
-            ' ON told.part = gaps.part AND told."offset" >= gaps.begin'
+            ' ON letters.part = gaps.part AND letters."offset" >= gaps.begin'
             f' WHERE topic = {text(self.source.topic)} AND "offset" < position'
         )
 
-    def _load_places(self) -> None:
-        """Have in tables which offsets carry no record, and for which letters were trusted."""
+    def _load_offsets(self) -> None:
+        """Make tables of the offsets without a record, and of those whose letters were trusted."""
         gaps = ((one.number, *gap) for one in self.partitions for gap in one.gaps)
         for table, columns, rows in (
             (self._gaps_table, "begin BIGINT, stop BIGINT", gaps),

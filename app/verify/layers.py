@@ -32,7 +32,7 @@ Key = tuple[Scalar, ...]
 class Cells:
     """The tables of cells of all layers.
 
-    ``events`` are those of each source, by its name. ``early`` tells whether coarser layers have
+    ``events`` are those of each source, by its name. ``early`` says whether coarser layers have
     the cells of open windows too.
     """
 
@@ -68,7 +68,7 @@ class Cells:
             made.add(layer.name)
 
     def leave_out(self, whole: Whole) -> None:
-        """Take out the rows of windows that layers cannot have, once all tables are made."""
+        """Delete the rows of windows that layers cannot have, once all tables are made."""
         for layer in self.map.layers:
             if layer.name in whole.cells:
                 self.database.run(
@@ -76,7 +76,7 @@ class Cells:
                 )
 
     def late_letters(self) -> Iterator[Difference]:
-        """Yield where letters of events that are too late are others than they must be.
+        """Yield each record whose letters of ``too_late`` events differ from those it must have.
 
         A layer that the map got later may have letters of events at its cut, and from
         when the map had it before.
@@ -100,11 +100,11 @@ class Cells:
         columns = {events.column(field.name) for field in layer.key} | set(fields)
         database.run(
             "CREATE OR REPLACE TEMP VIEW selected AS SELECT"
-            f' part, "offset", place, {start} AS start, CASE WHEN NOT {filtered} THEN'
+            f' part, "offset", index, {start} AS start, CASE WHEN NOT {filtered} THEN'
             f" 'filtered' WHEN before - {delay_ms} >= {sql.window_end(layer, start)} THEN"
             f" 'too_late' ELSE 'folded' END AS outcome, {events.cuts.sure(layer)} AS sure"
             f"{''.join(f', {one}' for one in columns)}"
-            f' FROM {events.table} ANTI JOIN {repeats} USING (part, "offset", place)'
+            f' FROM {events.table} ANTI JOIN {repeats} USING (part, "offset", index)'
             f" WHERE {events.selected_by(layer)} AND {events.possible(layer)}"
         )
         self._count(events, layer)
@@ -137,8 +137,8 @@ class Cells:
             counts[f"layer.{name}.selected"] += count
             counts[f"layer.{name}.{outcome}"] += count
         self.database.run(
-            f'CREATE OR REPLACE TABLE sealed_{layer.name} AS SELECT part, "offset", place,'
-            f" {text(layer.name)} AS told, sure FROM selected WHERE outcome = 'too_late'"
+            f'CREATE OR REPLACE TABLE sealed_{layer.name} AS SELECT part, "offset", index,'
+            f" {text(layer.name)} AS named, sure FROM selected WHERE outcome = 'too_late'"
         )
 
     def _late_letters(self, events: Events) -> Iterator[Difference]:
@@ -147,16 +147,16 @@ class Cells:
         if events.cuts:
             early = either(
                 [
-                    f"(told = {text(layer.name)} AND NOT {events.cuts.possible(layer)})"
+                    f"(named = {text(layer.name)} AND NOT {events.cuts.possible(layer)})"
                     for layer in events.layers
                 ]
             )
             got = (
                 f"SELECT * FROM ({got}) ANTI JOIN (SELECT * FROM ({sealed}) WHERE NOT sure)"
-                f' USING (part, "offset", place, told) WHERE NOT {early}'
+                f' USING (part, "offset", index, named) WHERE NOT {early}'
             )
         listed = (
-            'SELECT part, "offset", list_sort(list(DISTINCT (told, place))) AS {} FROM ({})'
+            'SELECT part, "offset", list_sort(list(DISTINCT (named, index))) AS {} FROM ({})'
             " GROUP BY ALL"
         )
         want = f"SELECT * FROM ({sealed}) WHERE sure"
@@ -165,9 +165,9 @@ class Cells:
             f" FULL OUTER JOIN ({listed.format('got', got)})"
             ' USING (part, "offset") WHERE want IS DISTINCT FROM got ORDER BY part, "offset"'
         )
-        for part, offset, late, told in rows:
+        for part, offset, late, named in rows:
             where = f"late letters of {events.source.topic}[{part}] offset {offset}"
-            yield Difference("letters", where, str(late or []), str(told or []))
+            yield Difference("letters", where, str(late or []), str(named or []))
 
     def _gather(self, layer: Layer) -> None:
         """Make the cells of a layer with a topic of its own, each in the partition of its key."""
@@ -227,9 +227,9 @@ class Cells:
         )
 
     def _closed_ms(self, layer: Layer) -> int | None:
-        """Return up to where windows are closed in a topic between layers; None while nothing is.
+        """Return the time up to which windows are closed in a layer topic; None if none are.
 
-        That is as far as every partition of the source has come.
+        It is the least of the times that the partitions of the source have reached.
         """
         while layer.finer is not None:
             layer = self.map.layer(layer.finer)

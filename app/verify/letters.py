@@ -10,10 +10,10 @@ from app.verify.records import INT64_MAX, Record
 
 REPLAY_MARK = "treasure-map-replay"
 WHOLE = -1
-"""The place of a letter about a whole record."""
+"""The index of a letter about a whole record."""
 
 _ROWS = 50_000
-_PLACES_MAX = 1 << 24
+_INDEX_MAX = 1 << 24
 """More events than any record has."""
 
 
@@ -32,11 +32,11 @@ class Letters:
         for name in self._rows:
             database.run(
                 f'CREATE TABLE {name}_letters (topic VARCHAR, part INTEGER, "offset" BIGINT,'
-                " place INTEGER, told VARCHAR)"
+                " index INTEGER, named VARCHAR)"
             )
 
     def take(self, records: Iterable[Record]) -> None:
-        """Take records of a side topic."""
+        """Read records of a side topic."""
         for record in records:
             self._take(record)
         for name, rows in self._rows.items():
@@ -44,12 +44,12 @@ class Letters:
                 self._load(name)
 
     def load(self) -> None:
-        """Have in the tables all that was taken."""
+        """Bring all letters into the tables."""
         for name in self._rows:
             self._load(name)
 
     def about(self, topic: str, part: int, reason: str) -> set[int]:
-        """Return the offsets of records of which as a whole a dead letter tells a reason."""
+        """Return the offsets of records that a dead letter with this reason is about as a whole."""
         return self._whole[topic, part, reason]
 
     def many(self, topic: str, part: int, offset: int) -> bool:
@@ -58,7 +58,7 @@ class Letters:
         return bool(
             self._database.number(
                 f"SELECT count(*) FROM dead_letters WHERE topic = {text(topic)} AND part = {part}"
-                f' AND "offset" = {offset} AND place > 0'
+                f' AND "offset" = {offset} AND index > 0'
             )
         )
 
@@ -69,28 +69,28 @@ class Letters:
         try:
             texts = {name: data.decode() for name, data in headers.items()}
             topic, part, offset = texts["topic"], int(texts["partition"]), int(texts["offset"])
-            reason, places = texts["reason"], list(_places(texts["index"]))
-            told = texts["layer"] if reason == "late" else reason
+            reason, indexes = texts["reason"], list(_indexes(texts["index"]))
+            named = texts["layer"] if reason == "late" else reason
             if not (0 <= part < 1 << 31 and 0 <= offset <= INT64_MAX):
-                raise ValueError(offset)  # noqa: TRY301 - as what cannot be read
+                raise ValueError(offset)  # noqa: TRY301 - as unreadable numbers
         except (KeyError, ValueError):
             self.unreadable += 1
             return
-        if reason != "late" and not places:
-            places = [WHOLE]
+        if reason != "late" and not indexes:
+            indexes = [WHOLE]
             self._whole[topic, part, reason].add(offset)
         name = "late" if reason == "late" else "dead"
-        self._rows[name] += [(topic, part, offset, place, told) for place in places]
+        self._rows[name] += [(topic, part, offset, index, named) for index in indexes]
 
     def _load(self, name: str) -> None:
         rows, self._rows[name] = self._rows[name], []
         self._database.insert(f"{name}_letters", rows)
 
 
-def _places(index: str) -> Iterator[int]:
-    for span in filter(None, index.split(",")):
+def _indexes(spans: str) -> Iterator[int]:
+    for span in filter(None, spans.split(",")):
         first, _, last = span.partition("-")
         start, stop = int(first), int(last or first) + 1
-        if not 0 <= start < stop <= _PLACES_MAX:
+        if not 0 <= start < stop <= _INDEX_MAX:
             raise ValueError(span)
         yield from range(start, stop)

@@ -1,6 +1,6 @@
 """Lines: documents of JSON as they are, and the SQL by which the engine decodes them by the column.
 
-The engine's reader takes more than JSON is: commas before a bracket, NaN, numbers beyond every
+The engine's reader accepts more than JSON: commas before a bracket, NaN, numbers beyond every
 type, names that are there twice. A line that may have any of these is in doubt, and so is one
 whose values are not of their types; those are left to the plain rules of ``records.py``.
 """
@@ -28,7 +28,7 @@ _LENIENT = (
 """Lines that are not JSON; numbers beyond the largest float; and escapes of ASCII within a name."""
 
 _DIGITS_MAX = 300
-"""A number of so many digits may be beyond the largest float."""
+"""The least digits of a number that may be beyond the largest float."""
 
 _DIGITS = f"[0-9]{{{_DIGITS_MAX}}}"
 
@@ -44,12 +44,12 @@ _INTS = "('BIGINT', 'UBIGINT')"
 
 
 Line = tuple[int, int, int, int, bytes]
-"""Partition, offset, place, append time, and a document."""
+"""The partition, offset, index and append time of a document, and its bytes."""
 
 
 def frame_of(lines: Sequence[Line], doubt: str) -> pl.DataFrame:
     """Return lines as columns, with their numbers; a line in doubt, or not UTF-8, is null."""
-    parts, offsets, places, appended, texts = zip(*lines, strict=True)
+    parts, offsets, indexes, appended, texts = zip(*lines, strict=True)
     try:
         line = pl.Series("line", texts, pl.Binary).cast(pl.String)
     except pl.exceptions.PolarsError:
@@ -65,7 +65,7 @@ def frame_of(lines: Sequence[Line], doubt: str) -> pl.DataFrame:
         [
             pl.Series("part", parts, pl.Int32),
             pl.Series("offset", offsets, pl.Int64),
-            pl.Series("place", places, pl.Int32),
+            pl.Series("index", indexes, pl.Int32),
             pl.Series("appended", appended, pl.Int64),
             line,
             pl.int_range(len(texts), dtype=pl.Int64, eager=True).alias("number"),
@@ -123,10 +123,10 @@ def decoded(source: Source, needed: Mapping[str, str]) -> str:
         field = source.field(name)
         own = roles.get(field.at)
         columns.append(f"{own or _value(at[field.at][1], field.type)} AS {column}")
-    place = 'part, "offset", place, appended, number'
+    same = 'part, "offset", index, appended, number'
     return (
-        f"SELECT {place}, {', '.join(columns)}, coalesce({both(sound)}, false) AS sound FROM"
-        f" (SELECT {place}, CASE WHEN valid THEN json_type(line, {paths}) END AS t, CASE WHEN valid"
+        f"SELECT {same}, {', '.join(columns)}, coalesce({both(sound)}, false) AS sound FROM"
+        f" (SELECT {same}, CASE WHEN valid THEN json_type(line, {paths}) END AS t, CASE WHEN valid"
         f" THEN json_extract_string(line, {paths}) END AS s FROM (SELECT *,"
         " coalesce(json_valid(line), false) AS valid FROM incoming))"
     )

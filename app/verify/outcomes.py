@@ -24,15 +24,15 @@ def outcome_of(
 ) -> str:
     """Return why an event is not folded, or that it is classified; in this order.
 
-    If the map may not have had a layer that decides, a letter does (``told``), or it is in doubt.
+    If the map may not have had a layer that decides, a letter does (``named``), or it is in doubt.
     ``selected_by`` returns whether a layer selects an event's type.
     """
     missing, long = [], []
     for layer in layers:
         selected = selected_by(layer)
         if cuts:
-            told = f"coalesce(told IN ({', '.join(map(text, LETTERED[:2]))}), false)"
-            selected = f"({selected} AND ({cuts.sure(layer)} OR {told}))"
+            named = f"coalesce(named IN ({', '.join(map(text, LETTERED[:2]))}), false)"
+            selected = f"({selected} AND ({cuts.sure(layer)} OR {named}))"
         for field in layer.key:
             column = columns[field.name]
             missing.append(f"({selected} AND {column} IS NULL)")
@@ -45,7 +45,7 @@ def outcome_of(
         # If such events have letters, one that has none is classified.
         doubtful = "true" if source.unclassified == "count" else "false"
         unclassified = (
-            f"WHEN NOT {may} OR (NOT {sure} AND told IS NOT DISTINCT FROM 'unclassified') THEN"
+            f"WHEN NOT {may} OR (NOT {sure} AND named IS NOT DISTINCT FROM 'unclassified') THEN"
             f" 'unclassified' WHEN NOT {sure} AND {doubtful} THEN 'doubtful'"
         )
     return (

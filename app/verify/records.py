@@ -1,7 +1,7 @@
 """Records recomputed: the events of one record of a source, by docs/formats/records.md.
 
 The decoder is the standard library's, one event at a time. An event with several faults is counted
-under one of them, so a fault here is the set of reasons that may stand in the ledger.
+under one of them, so a fault here is the set of reasons that the ledger may have.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Record:
 
     @property
     def size(self) -> int:
-        """How many bytes its value has, those that were not read too."""
+        """The bytes of the value, with those that were not read."""
         return self.cut or len(self.value or b"")
 
 
@@ -80,7 +80,7 @@ class Event:
 class Content:
     """The events of a record.
 
-    ``column`` is the ledger's, ``reason`` that of a record that is no events, ``time_ms`` that of
+    ``column`` is the ledger's, ``reason`` that of a record that cannot be read, ``time_ms`` that of
     a heartbeat. ``events`` has, in order, events, and faults for malformed events.
     """
 
@@ -111,8 +111,8 @@ class RecordReader:
     ) -> Content:
         """Return the events of a record.
 
-        ``broken_arrow`` says that as Arrow it must not be read. ``many`` tells whether it is said
-        to hold several events, which decides between a broken document and broken lines.
+        ``broken_arrow`` says that it must not be read as Arrow. ``many`` returns whether a letter
+        says that it has several events, which decides between a broken document and broken lines.
         """
         if has_broken_name(record):
             return Content("unreadable", "header")
@@ -147,14 +147,14 @@ class RecordReader:
         return Content("heartbeat", time_ms=time_ms)
 
     def line(self, line: bytes) -> Event | Faults:
-        """Return the event of a document, or why there is none."""
+        """Return the event of a document, or its faults."""
         try:
             text = line.decode()
         except UnicodeDecodeError:
             return _JSON
         pairs = load_json(text)
         if pairs is None:
-            # The rows before the broken place may have had a fault of their own.
+            # The values before the broken byte may have had a fault of their own.
             return _ANY
         if not isinstance(pairs, Pairs):
             return _JSON | (wrong(pairs) & _RANGE)
@@ -171,7 +171,7 @@ class RecordReader:
         return faults or self.event(values)
 
     def event(self, values: dict[str, Any]) -> Event | Faults:
-        """Return the event of a JSON object's values, or why there is none."""
+        """Return the event of a JSON object's values, or their faults."""
         source = self._source
         time, kind = find(values, source.time_at), find(values, source.type_at)
         faults: Faults = _GOOD
@@ -229,12 +229,12 @@ def find(values: dict[str, Any], path: Path) -> Any:
 def load_json(text: str) -> Any:
     """Return a JSON document, with :class:`Pairs` for objects; None for other text.
 
-    ``null`` gives an empty list: like any other document that is no object it is no event.
+    ``null`` gives an empty list: like any other document that is not an object, it is not an event.
     """
     try:
         found = _DECODER.decode(text)
         if "\\u" in text:
-            json.dumps(found, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+            json.dumps(found, ensure_ascii=False).encode()  # half of a surrogate pair is not text
     except (json.JSONDecodeError, UnicodeEncodeError, RecursionError):
         return None
     except ValueError:  # a number of very many digits, or NaN

@@ -1,11 +1,11 @@
 """Events whose id is remembered, by docs/formats/journal.md rule 17.
 
-How long an id is remembered follows from the layers that the map has. Where that is in doubt, see
-``cuts.py``, duplicates are those of the layers that it surely had, and it is counted how many
-differ if it had all that it may have had.
+How long an id is remembered follows from the layers that the map has. If that is in doubt (see
+``cuts.py``), duplicates are those of the layers that it surely had. The events that differ if it
+had all that it may have had are counted.
 
-An id that is in a partition once repeats nothing. So only ids that may be there again are walked
-through in the order of the log; of all others it is counted how many are remembered between.
+An id that is in a partition once repeats nothing. So only ids that may be there again are read in
+the order of the log; of all others only the number remembered between them counts.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from tables.model.layer import Layer
 def find_repeats(database: Database, events: Events) -> str:
     """Make the table of the duplicates of a source, and return its name.
 
-    Counts them in the ledgers of the partitions, which take them for classified events.
+    Moves them in the ledgers of the partitions from classified events to duplicates.
     """
     source = events.source
     table = f"repeats_{source.name}"
-    database.run(f'CREATE OR REPLACE TABLE {table} (part INTEGER, "offset" BIGINT, place INTEGER)')
+    database.run(f'CREATE OR REPLACE TABLE {table} (part INTEGER, "offset" BIGINT, index INTEGER)')
     if source.id_field is None:
         return table
     for partition in events.partitions:
@@ -54,17 +54,20 @@ def _count_doubtful(database: Database, events: Events, table: str) -> None:
 def _repeats(
     database: Database, events: Events, part: int, has: Callable[[Layer], str]
 ) -> Iterator[tuple[int, int, int]]:
-    """Yield a partition's duplicates: it, offset, place; ``has`` tells when there is a layer."""
+    """Yield partition, offset and index of each duplicate.
+
+    ``has`` returns, in SQL, whether the map had a layer at an event.
+    """
     ids_max = events.source.ids_max
     remembered: dict[str, tuple[int, int]] = {}
     again = 0  # how many of those that may repeat were remembered
-    for offset, place, name, before, until, others in database.rows(
+    for offset, index, name, before, until, others in database.rows(
         _candidates(database, events, part, has)
     ):
         known = remembered.get(name)
         number = others + again
         if known and (before is None or before < known[0]) and number - known[1] < ids_max:
-            yield part, offset, place
+            yield part, offset, index
         elif before is None or before < until:
             again += 1
             remembered.pop(name, None)
@@ -76,7 +79,8 @@ def _repeats(
 def _candidates(database: Database, events: Events, part: int, has: Callable[[Layer], str]) -> str:
     """Return a query of the events that may repeat, in log order.
 
-    ``until`` is when the id is forgotten; ``others`` is how many other ids were remembered before.
+    ``until`` is the time at which the id is forgotten; ``others`` the number of other ids that
+    were remembered before.
     """
     until = "greatest({})".format(
         ", ".join(
@@ -88,7 +92,7 @@ def _candidates(database: Database, events: Events, part: int, has: Callable[[La
     )
     known = "before IS NULL OR before < until"
     rows = (
-        f'SELECT "offset", place, id, before, {until} AS until FROM {events.table}'
+        f'SELECT "offset", index, id, before, {until} AS until FROM {events.table}'
         f" WHERE part = {part} AND id IS NOT NULL"
     )
     database.run(
@@ -98,11 +102,11 @@ def _candidates(database: Database, events: Events, part: int, has: Callable[[La
     may_repeat = "hash(id) IN (FROM several)"
     all_remembered = database.number(f"SELECT count(*) FROM ({rows}) WHERE {known}")
     if all_remembered <= events.source.ids_max:
-        return f'SELECT *, 0 AS others FROM ({rows}) WHERE {may_repeat} ORDER BY "offset", place'
+        return f'SELECT *, 0 AS others FROM ({rows}) WHERE {may_repeat} ORDER BY "offset", index'
     counted = f"SELECT *, {may_repeat} AS may_repeat FROM ({rows})"
     return (
-        f'SELECT "offset", place, id, before, until, others FROM (SELECT *,'
-        f' count(*) FILTER (WHERE NOT may_repeat AND ({known})) OVER (ORDER BY "offset", place'
+        f'SELECT "offset", index, id, before, until, others FROM (SELECT *,'
+        f' count(*) FILTER (WHERE NOT may_repeat AND ({known})) OVER (ORDER BY "offset", index'
         f" ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS others FROM ({counted}))"
-        ' WHERE may_repeat ORDER BY "offset", place'
+        ' WHERE may_repeat ORDER BY "offset", index'
     )

@@ -25,7 +25,7 @@ class Difference:
 
 @dataclasses.dataclass(slots=True)
 class LayerReport:
-    """One layer's rows: recomputed, answered over HTTP, in the archive (None: not looked at)."""
+    """One layer's rows: recomputed, answered over HTTP, in the archive (None: not read)."""
 
     layer: str
     expected: int = 0

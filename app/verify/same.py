@@ -12,11 +12,11 @@ from app.verify.whole import Whole
 from tables.model.layer import Accumulator, Layer, Measure
 
 EXACT_MAX = 2**53
-"""Up to here integers are floats, and a quotient of two is rounded correctly."""
+"""The greatest integer up to which all are floats, and a quotient of two is rounded correctly."""
 
 _UNIT_ROUNDOFF = 2.0**-53
 _HUGE = 2.0**900
-"""Below it nothing here comes to infinity."""
+"""A size below which nothing computed here is infinite."""
 
 _FOUR_POWERS = 2**26
 """The square of a number below it is exact."""
@@ -58,7 +58,7 @@ def stored_columns(layer: Layer) -> list[tuple[str, bool]]:
 def doubtful_answers(layer: Layer, urls: int, now_ms: int, whole: Whole) -> str:
     """Return a query: key, window start, expected values, URL, answered values."""
     keys, sums = sql.keys_of(layer), sql.sums_of(layer)
-    places = ", ".join([*keys, "start"])
+    identity = ", ".join([*keys, "start"])
     merged = [
         f"{made} AS {column}"
         for one in sums
@@ -66,9 +66,9 @@ def doubtful_answers(layer: Layer, urls: int, now_ms: int, whole: Whole) -> str:
     ]
     strict = f"bool_and(closed) AND NOT {_expired(layer, 'any_value(stop)', now_ms)}"
     cells = (
-        f"SELECT {places}, any_value(stop) AS stop, {strict} AS strict, sum(events)::BIGINT AS"
+        f"SELECT {identity}, any_value(stop) AS stop, {strict} AS strict, sum(events)::BIGINT AS"
         f" events{''.join(f', {one}' for one in merged)} FROM {Cells.table(layer)} AS cells"
-        f" GROUP BY {places}"
+        f" GROUP BY {identity}"
     )
     on = sql.joined(keys, "w", "a")
     columns = ["events", *(column for one in sums for column in one.columns)]
@@ -91,7 +91,7 @@ def doubtful_answers(layer: Layer, urls: int, now_ms: int, whole: Whole) -> str:
     pair = f"SELECT {', '.join(head)}, {{}} AS url, a.start IS NOT NULL, {', '.join(answered)}"
     different = f"NOT coalesce({equal}, false)"
     return (
-        f"WITH whole AS ({cells}), rest AS (SELECT *, row_number() OVER (PARTITION BY {places}"
+        f"WITH whole AS ({cells}), rest AS (SELECT *, row_number() OVER (PARTITION BY {identity}"
         f" ORDER BY version DESC, url) AS age FROM {answers_table(layer)} AS a WHERE NOT EXISTS"
         f" (FROM whole AS w WHERE strict AND {on}))"
         f" {pair.format('each.url')} FROM whole AS w CROSS JOIN range({urls}) AS each(url)"
@@ -100,7 +100,7 @@ def doubtful_answers(layer: Layer, urls: int, now_ms: int, whole: Whole) -> str:
         f" {pair.format('a.url')} FROM rest AS a LEFT JOIN whole AS w ON {on}"
         f" WHERE age = 1 AND {different} UNION ALL"
         f" {pair.format('0')} FROM whole AS w LEFT JOIN rest AS a ON {on} WHERE NOT strict"
-        f" AND NOT {_expired(layer, 'w.stop', now_ms)} AND a.start IS NULL ORDER BY {places}, url"
+        f" AND NOT {_expired(layer, 'w.stop', now_ms)} AND a.start IS NULL ORDER BY {identity}, url"
     )
 
 
@@ -210,7 +210,7 @@ def _stored_same(layer: Layer, acc: Accumulator, got: str, sums: sql.Sums | None
 
 
 def _halves_same(got_high: str, got_low: str, high: str, low: str) -> str:
-    """Return whether two halves come to the same sum, however they are split."""
+    """Return whether two halves have the same sum, however they are split."""
     mask = 2**64 - 1
     return (
         f"({got_high} >= 0 AND {got_low} >= 0"

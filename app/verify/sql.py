@@ -1,4 +1,4 @@
-"""Rules as SQL: windows, conditions, and how the sums of cells are made, merged and told."""
+"""Rules as SQL: windows, conditions, and how the sums of cells are made, merged and compared."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from app.verify.database import text
 from tables.model.layer import Condition, Layer, Scalar
 
 SCALE_BITS = 70
-"""Floats are added as multiples of 2**-70: so many of them can never come to infinity."""
+"""Floats are added as multiples of 2**-70: no number of them can be infinite."""
 
 LARGE_BITS = 300
 """Floats from 2**300 on are squared as multiples of 2**600, others as they are."""
@@ -57,7 +57,7 @@ class Sums:
         return [*shared, *self._squares(squares, "DOUBLE"), size]
 
     def merged(self, table: str, other: Sums) -> list[str]:
-        """Return the columns of the cells of ``table`` together, where the field is ``other``."""
+        """Return the columns of the cells of ``table`` together; the field is ``other`` there."""
         n, total, least, most, high, low, size = (f"{table}.{name}" for name in other.columns)
         add, kind = ("fsum", "DOUBLE") if self.is_float else ("sum", "HUGEINT")
         return [

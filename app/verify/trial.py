@@ -1,4 +1,4 @@
-"""Trial: streams that letters call broken, read in a process of its own, which they may end."""
+"""Trial: reads streams that letters call broken in a process of its own, which they may end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 import polars as pl
 
 _MEMORY_BYTES_MAX = 4 << 30
-"""Streams that lie about their lengths would have all that there is."""
+"""Memory of a trial: streams that lie about their lengths would have all of the machine's."""
 
 _SECONDS_MAX = 20.0
 

@@ -1,7 +1,7 @@
 """Cells that layers cannot have: the times from which they and their measures are whole.
 
-A layer or measure that a revision of the map added knows nothing of the events before
-(docs/formats/map.md). That is left out of the comparison, and the report says so.
+A layer or measure that a revision of the map added has nothing of the events before
+(docs/formats/map.md). The comparison leaves these cells out, and the report says so.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _STORED = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Whole:
-    """From when on layers are whole that were not ever since: ``cells`` by layer, measures too.
+    """The times from which layers are whole, if not ever since: ``cells`` by layer, measures too.
 
-    ``unknown`` are the layers of which some worker does not know it yet. ``parts`` tells of cells
-    by layer and partition of its input.
+    ``unknown`` are the layers whose times some worker does not know yet. ``parts`` has the times
+    of cells by layer and partition of its input.
     """
 
     cells: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -34,7 +34,7 @@ class Whole:
 
     @classmethod
     def of(cls, rows: Iterable[LayerStatus]) -> Whole:
-        """Return the times that all workers tell of their layers: the latest of each."""
+        """Return the latest time of each layer that any worker reports."""
         latest: dict[str, dict[str, int]] = {}
         unknown = set()
         parts: dict[str, dict[int, int]] = {}
@@ -58,7 +58,7 @@ class Whole:
     def column_ms(self, layer: Layer, acc: Accumulator) -> int | None:
         """Return the time from which a layer has an accumulator, None for always.
 
-        It has it at least as long as each measure that is computed from it.
+        It has the accumulator at least as long as each measure that is computed from it.
         """
         times = [
             self.measure_ms(layer, measure.name)
@@ -85,7 +85,7 @@ class Whole:
 
 
 EVER_SINCE = Whole()
-"""Of a map that got nothing later."""
+"""The times of a map that got nothing later."""
 
 
 def _moment(time_ms: int) -> str:

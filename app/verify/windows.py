@@ -41,7 +41,7 @@ def window_nominal_ms(layer: Layer) -> int:
 
 @functools.lru_cache(65_536)
 def _calendar_window(day: int, months: int) -> tuple[int, int]:
-    """Return start and end of the window of so many months that holds a day since the epoch."""
+    """Return start and end of the window of ``months`` that holds a day since the epoch."""
     year, month = _year_and_month(day)
     first = (month - 1) // months * months + 1
     after = first + months

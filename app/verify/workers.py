@@ -46,7 +46,7 @@ class Workers(contextlib.AbstractAsyncContextManager["Workers"]):
         themap: the map that they must run.
         urls: the endpoint of each.
         token: their bearer token, if they have one.
-        ca_file: PEM file of the authority of their certificates; None takes the system's.
+        ca_file: PEM file of the authority of their certificates; None uses the system's.
         early: whether they send the cells of open windows too, once nothing comes.
         page_cells: how many cells a page of an answer may have.
     """
@@ -92,7 +92,7 @@ class Workers(contextlib.AbstractAsyncContextManager["Workers"]):
             RefusedError: a worker does not answer this token.
         """
         positions: dict[tuple[str, int], int] = {}
-        told: list[LayerStatus] = []
+        reported: list[LayerStatus] = []
         for url in self._clients:
             try:
                 ledger = await self._ask(url, QueryClient.ledger)
@@ -103,11 +103,11 @@ class Workers(contextlib.AbstractAsyncContextManager["Workers"]):
                 return Quiet({}, str(error))
             for topic, rows in ledger["records"].items():
                 for number, row in rows.items():
-                    place = (topic, int(number))
-                    if place in positions:
+                    partition = (topic, int(number))
+                    if partition in positions:
                         return Quiet({}, f"{topic}[{number}] is owned by two workers")
-                    positions[place] = row["position"]
-            told += layers
+                    positions[partition] = row["position"]
+            reported += layers
             waiting = [
                 row.name
                 for row in layers
@@ -117,22 +117,22 @@ class Workers(contextlib.AbstractAsyncContextManager["Workers"]):
                 return Quiet({}, f"{url} has not sent all windows of {', '.join(waiting)}")
         if missing := self.missing(positions, ends):
             return Quiet({}, missing)
-        whole = Whole.of(told)
+        whole = Whole.of(reported)
         which = ", ".join(sorted(whole.unknown))
-        busy = which and f"it is not known yet from when on {which} is whole"
+        busy = which and f"the time from which {which} is whole is not known yet"
         return Quiet({} if busy else positions, busy, whole)
 
     def missing(
         self, positions: Mapping[tuple[str, int], int], ends: Mapping[tuple[str, int], int]
     ) -> str:
         """Return the partition that is not at its end; an empty text if all are."""
-        for place, end in sorted(ends.items()):
-            where = f"{place[0]}[{place[1]}]"
-            if place not in positions:
+        for partition, end in sorted(ends.items()):
+            name = f"{partition[0]}[{partition[1]}]"
+            if partition not in positions:
                 urls = ", ".join(self._clients)
-                return f"{where} is not owned by {urls}; give --url of every worker"
-            if positions[place] != end:
-                return f"{where} is at {positions[place]} of {end}"
+                return f"{name} is not owned by {urls}; give --url of every worker"
+            if positions[partition] != end:
+                return f"{name} is at {positions[partition]} of {end}"
         return ""
 
     @property
@@ -153,9 +153,9 @@ class Workers(contextlib.AbstractAsyncContextManager["Workers"]):
         Args:
             layer: the layer.
             starts: starts of windows, in order, with how many rows are expected of each; the ranges
-                asked for hold them and all between.
-            everywhere: whether all times there are may be asked for: where the archive reads a
-                range by its rows, not by its length.
+                queried hold them and all between.
+            everywhere: whether any range of times may be queried, because the archive reads it by
+                its rows, not by its length.
             since_ms: the earliest time that can be queried, unless that is always.
         """
         for start, last in _ranges(layer, starts, everywhere):
@@ -188,7 +188,7 @@ class Workers(contextlib.AbstractAsyncContextManager["Workers"]):
 
 
 _TIME_FIRST, _TIME_LAST = -62_135_596_800_000 - 36_500 * 86_400_000, 253_402_300_800_000
-"""The least and the greatest time that a query takes."""
+"""The least and the greatest time of a query."""
 
 
 def _ranges(

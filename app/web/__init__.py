@@ -1,1 +1,1 @@
-"""HTTP: the server, who may ask, the routes, the formats of answers, live streams."""
+"""HTTP: the server, access, the routes, the formats of answers, live streams."""

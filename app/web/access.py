@@ -1,7 +1,7 @@
 """Access: which scope each route wants, and which scopes a request has.
 
-A route is mounted together with its scope (:func:`mount`); one that has none ends the start of the
-worker, and the guard answers nothing on it.
+A route is mounted together with its scope (:func:`mount`); a route without one ends the start
+of the worker, and the guard answers nothing on it.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Access:
         return self._reloads.warnings()
 
     def caller(self, headers: MultiMapping[str]) -> Caller | None:
-        """Return who sends these headers, None for a token that is missing, wrong or expired."""
+        """Return the sender of a request; None for a token that is missing, wrong or expired."""
         if not self.wants_token:
             return _ANYONE
         scheme, _, rest = _only(headers, hdrs.AUTHORIZATION).partition(" ")
@@ -169,7 +169,7 @@ class Access:
 
 
 def _only(headers: MultiMapping[str], name: str) -> str:
-    """Return a header that comes once; of two a proxy may have looked at the other one."""
+    """Return a header that comes once; of two, a proxy may have checked the other one."""
     found = headers.getall(name, [])
     return found[0] if len(found) == 1 else ""
 

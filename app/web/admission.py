@@ -34,7 +34,7 @@ class QueryAdmission:
         """Run a query in a slot until it is done or late; a late one is cancelled.
 
         Raises:
-            BusyError: all slots are taken.
+            BusyError: all slots are in use.
             DeadlineError: it was late.
         """
         if len(self._running) >= self._count:

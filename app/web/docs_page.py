@@ -41,7 +41,7 @@ def _path(path: str, about: dict[str, Any]) -> str:
         f"<td>{'required' if one['required'] else ''}<td>{_text(one['description'])}"
         for one in about["parameters"]
     )
-    table = f"<table>{rows}</table>" if rows else "<p>It takes no parameters.</p>"
+    table = f"<table>{rows}</table>" if rows else "<p>It has no parameters.</p>"
     kinds = ", ".join(about["responses"]["200"]["content"])
     return (
         f"<details><summary>{_text(path)}<span>{_text(about['summary'])}</span></summary>"

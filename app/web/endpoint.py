@@ -88,7 +88,7 @@ def install(
 ) -> None:
     """Mount the endpoint on an aiohttp application or a Faust app, before its server starts.
 
-    Of a Faust app every page of its own (tables, router, statistics, index) is taken off.
+    It removes every page of a Faust app's own: tables, router, statistics, index.
 
     Args:
         app: an ``aiohttp.web.Application`` or a ``faust.App``.

@@ -88,7 +88,7 @@ def accepted(headers: MultiMapping[str]) -> str:
     """Return the format that an Accept header prefers; of equal ones, the first named.
 
     Raises:
-        NotAcceptableError: it accepts none of them.
+        NotAcceptableError: it does not accept any of them.
     """
     best: tuple[float, str] = (0.0, "")
     ranges = [part for value in headers.getall("Accept", ["*/*"]) for part in value.split(",")]
@@ -139,7 +139,7 @@ def _about(about: answers.Page | answers.FamilyPage) -> str:
 
 
 def not_modified(etag: str) -> web.Response:
-    """Return the answer that the reader's copy is still right."""
+    """Return the answer that says that the reader's copy is still right."""
     return web.Response(
         status=HTTPStatus.NOT_MODIFIED,
         headers={**HEADERS, "ETag": etag, "Cache-Control": "private, no-cache"},

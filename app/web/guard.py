@@ -1,4 +1,4 @@
-"""The guard of the query endpoint: who may ask, and how every refusal looks.
+"""The guard of the query endpoint: checks of callers, and the form of every refusal.
 
 On loopback without a token anyone on this machine may read, but only under a name of this machine:
 a page of another site that rebinds its own name to 127.0.0.1 (DNS rebinding) sends that name as
@@ -119,7 +119,7 @@ def ssl_context(settings: Settings, reloads: Reloads | None = None) -> ssl.SSLCo
 
 
 def guard(settings: Settings, access: Access) -> Middleware:
-    """Return the middleware that checks who asks and turns every error into a problem."""
+    """Return the middleware that checks callers and turns every error into a problem."""
     checks_host = not access.wants_token and is_loopback(settings.web_host)
 
     @web.middleware
@@ -145,7 +145,7 @@ def guard(settings: Settings, access: Access) -> Middleware:
 
 
 async def _entered(request: web.Request, access: Access) -> Refused | None:
-    """Note on a request who sends it; return why it is refused, None if it is not."""
+    """Note on a request its sender; return why it is refused, None if it is not refused."""
     caller = access.caller(request.headers)
     if caller is not None:
         request[CALLER] = caller
@@ -224,14 +224,14 @@ def damaged_words(error: ArchiveDamagedError) -> str:
     """Return the reader's message about damaged rows, without names of files."""
     return (
         f"cannot read cells: archived rows are damaged; got {error.where or 'a query'}; ask for"
-        " a range or keys without them; the worker's log tells its operator which files to restore"
+        " a range or keys without them; the worker's log names the files to restore"
     )
 
 
 def unanswered_words(error: ArchiveError) -> str:
     """Return the reader's message about an archive that gives no rows, without its inner names."""
     if isinstance(error, ArchiveRefusedError):
-        return "the archive refuses to answer; the worker's log tells its operator the cause"
+        return "the archive refuses to answer; the worker's log has the cause"
     return "the archive does not answer now"
 
 

@@ -43,10 +43,10 @@ from treasure_map.answers import Explained
 from treasure_map.status import Cluster, Layers, LayerStatus, Live, Ready, WorkerAbout
 
 MERGED_AT_ONCE_ROWS_MAX = 500
-"""Rows that are merged, and made JSON, in some 5 ms."""
+"""Rows that are merged and encoded as JSON in some 5 ms."""
 
 BODY_S_MAX = 10.0
-"""How long a worker may take to send its request."""
+"""Time for a worker to send its request."""
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"

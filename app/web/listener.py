@@ -1,7 +1,7 @@
 """The listening side of the query endpoint: accepts, bounds and TLS handshakes.
 
 asyncio's own server counts a connection once its TLS handshake is done, gives a handshake a minute,
-and stops for a second if no file descriptor is left. Here a connection has a place from the
+and stops for a second if no file descriptor is left. Here a connection has a slot from the
 moment that it is accepted, and the server makes room before a file descriptor is missing:
 
     accept -> admitted? -> TLS handshake, HANDSHAKE_S_MAX at most -> Connection
@@ -27,17 +27,17 @@ from aiohttp import web
 from agents.supervised import supervised
 
 if TYPE_CHECKING:
-    from app.web.server import Place, Server
+    from app.web.server import Server, Slot
 
 HANDSHAKE_S_MAX = 10.0
-"""How long a TLS handshake may take, as a whole."""
+"""Time for a TLS handshake, as a whole."""
 
 SHUTDOWN_S_MAX = 5.0
-"""How long a closed connection waits for the other side's end of TLS."""
+"""Time for which a closed connection waits for the other side's end of TLS."""
 
 BACKLOG = 128
 ACCEPT_PAUSE_S = 0.1
-"""How long nothing is accepted after the system had no file descriptor or memory for it."""
+"""Pause in accepting after the system had no file descriptor or memory for it."""
 
 ADDRESS_PREFIX_V6 = 64
 """The bits of an IPv6 address that one network has: its hosts choose the others as they like."""
@@ -153,22 +153,22 @@ class Listener:
             except OSError as error:
                 if error.errno in _EXHAUSTED:
                     self._server.lacks_files(error)
-                # Others are of a connection that has gone meanwhile.
+                # Other errors are of a connection that has gone meanwhile.
                 await asyncio.sleep(ACCEPT_PAUSE_S if error.errno in _EXHAUSTED else 0)
                 continue
-            place = self._server.admit(network_of(str(address[0])))
-            if place is None:
+            slot = self._server.admit(network_of(str(address[0])))
+            if slot is None:
                 self._refuse(accepted)
                 continue
-            task = loop.create_task(supervised(self._open(accepted, place), self._failed))
-            place.task = task
-            task.add_done_callback(functools.partial(_close_unused, accepted, place))
+            task = loop.create_task(supervised(self._open(accepted, slot), self._failed))
+            slot.task = task
+            task.add_done_callback(functools.partial(_close_unused, accepted, slot))
             self._keep(task)
 
-    async def _open(self, accepted: socket.socket, place: Place) -> None:
-        """Make a connection of an accepted socket; it leaves its place when it ends."""
-        if not place.network:
-            # It was to make room before it began.
+    async def _open(self, accepted: socket.socket, slot: Slot) -> None:
+        """Make a connection of an accepted socket; it leaves its slot when it ends."""
+        if not slot.network:
+            # It was ended, to make room, before it began.
             accepted.close()
             return
         options: dict[str, Any] = {}
@@ -180,20 +180,20 @@ class Listener:
             }
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: self._server.connection(place), accepted, **options
+                lambda: self._server.connection(slot), accepted, **options
             )
         except OSError:
-            # TLS errors and a handshake that takes too long are of that kind too.
-            self._server.leave(place, handshake_failed=True)
+            # TLS errors and a handshake past its time are of that kind too.
+            self._server.leave(slot, handshake_failed=True)
         except Exception:
             # Whatever one client does, others are accepted.
             log.exception("cannot open a connection that was accepted")
-            self._server.leave(place, handshake_failed=True)
+            self._server.leave(slot, handshake_failed=True)
         except BaseException:
-            self._server.leave(place)
+            self._server.leave(slot)
             raise
         finally:
-            place.task = None
+            slot.task = None
 
     def _refuse(self, accepted: socket.socket) -> None:
         with contextlib.suppress(OSError):
@@ -203,9 +203,9 @@ class Listener:
         accepted.close()
 
 
-def _close_unused(accepted: socket.socket, place: Place, _: asyncio.Task[None]) -> None:
+def _close_unused(accepted: socket.socket, slot: Slot, _: asyncio.Task[None]) -> None:
     """Close an accepted socket if its task was ended before it began; else a transport has it."""
-    if place.connection is None:
+    if slot.connection is None:
         accepted.close()
 
 

@@ -2,9 +2,9 @@
 
 A stream is a loop: ask for the changed cells, write them, wait. It holds the rows of one step and
 no more, many of them compressed, and some hundreds as events: while a reader is slow nothing is
-asked, and one that reads nothing for long is disconnected. The changes of a few streams are made at
-once, whose rows are not compressed yet. The id of the last event says how far a reader is; with it
-in ``Last-Event-ID`` any worker goes on from there.
+asked, and one that reads nothing for long is disconnected. Only a few streams make their changes
+at once, because these rows are not compressed yet. The id of the last event is the position of a
+reader; with it in ``Last-Event-ID`` any worker resumes there.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SILENT_S_MAX = 15.0
 """The longest time without a comment, which shows both ends that the other is there."""
 
 SLOW_S_MAX = 30.0
-"""How long a reader may read nothing; then it is disconnected. It may resume with its last id."""
+"""Time in which a reader may read nothing; then it is disconnected, and may resume by its id."""
 
 CELLS_AT_ONCE = 500
 
@@ -142,9 +142,9 @@ class LiveStreams:
             why = "cannot follow: the token was revoked or has expired; want a valid one"
             await writer.write([_problem(HTTPStatus.UNAUTHORIZED, why)])
         except TimeoutError:
-            log.info("a reader that takes nothing is let go: %s", layer.name)
+            log.info("a reader that reads nothing is disconnected: %s", layer.name)
             if request.transport is not None:
-                # An end in order would wait until the reader has taken all.
+                # An orderly end would wait until the reader has read everything.
                 request.transport.abort()
         except ConnectionError:
             log.info("a reader of live cells has gone: %s", layer.name)
@@ -155,7 +155,7 @@ class LiveStreams:
     ) -> Positions:
         """Write the changed cells; return the reader's position after them."""
         try:
-            news, packed = await self._news(changes, positions)
+            batch, packed = await self._batch(changes, positions)
         except ArchiveDamagedError as error:
             log.error("live cells need archived rows that are damaged: %s", error)  # noqa: TRY400
             why = f"{damaged_words(error)}; begin anew, without an id"
@@ -171,27 +171,27 @@ class LiveStreams:
             raise ConnectionError("the reader is too far behind") from error
         threads = self._cache.threads
         for piece in packed:
-            rows = await threads.run(decode_block, piece, news.rows.schema)
+            rows = await threads.run(decode_block, piece, batch.rows.schema)
             for some in rows.iter_slices(CELLS_AT_ONCE):
                 await writer.write([await threads.run(_events, layer, some)])
-        if news.rows.height:
-            await writer.write([_events(layer, news.rows)])
-        if packed or news.rows.height or writer.is_silent:
-            await writer.write([_told(layer, news), _id(layer, news.positions)])
-        return news.positions
+        if batch.rows.height:
+            await writer.write([_events(layer, batch.rows)])
+        if packed or batch.rows.height or writer.is_silent:
+            await writer.write([_checkpoint(layer, batch), _id(layer, batch.positions)])
+        return batch.positions
 
-    async def _news(
+    async def _batch(
         self, changes: Changes, positions: Positions
     ) -> tuple[ChangeBatch, list[bytes]]:
         """Return the changes; many rows come as compressed pieces instead of in the batch."""
         async with self._making:
-            news = await changes.since(positions)
-            if news.rows.height <= CELLS_AT_ONCE:
-                return news, []
+            batch = await changes.since(positions)
+            if batch.rows.height <= CELLS_AT_ONCE:
+                return batch, []
             packed = await self._cache.threads.run(
-                lambda: [encode_block(some) for some in news.rows.iter_slices(PACKED_ROWS)]
+                lambda: [encode_block(some) for some in batch.rows.iter_slices(PACKED_ROWS)]
             )
-            return dataclasses.replace(news, rows=news.rows.clear()), packed
+            return dataclasses.replace(batch, rows=batch.rows.clear()), packed
 
 
 class _Writer:
@@ -207,10 +207,10 @@ class _Writer:
         return asyncio.get_running_loop().time() - self._written_at > SILENT_S_MAX
 
     async def write(self, parts: Iterable[bytes]) -> None:
-        """Write, and wait until most of it is taken.
+        """Write, and wait until most of it is sent.
 
         Raises:
-            TimeoutError: it takes too long.
+            TimeoutError: the reader is slower than ``SLOW_S_MAX``.
             ConnectionError: the reader has gone.
         """
         async with asyncio.timeout(SLOW_S_MAX):
@@ -228,18 +228,18 @@ def _events(layer: Layer, rows: pl.DataFrame) -> bytes:
     return b"".join(b"event: cell\ndata: " + encoded(cell) + b"\n\n" for cell in cells)
 
 
-def _told(layer: Layer, news: ChangeBatch) -> bytes:
-    facts = news.facts.values()
-    told = {
+def _checkpoint(layer: Layer, batch: ChangeBatch) -> bytes:
+    facts = batch.facts.values()
+    checkpoint = {
         "watermark_ms": known_ms(min((fact.closed_ms for fact in facts), default=NEVER_MS)),
-        "partial": not news.positions.keys() >= set(range(layer.partitions)),
+        "partial": not batch.positions.keys() >= set(range(layer.partitions)),
         "whole_from": later_measures(layer, whole_of(facts)),
     }
-    return b"event: told\ndata: " + orjson.dumps(told) + b"\n"
+    return b"event: told\ndata: " + orjson.dumps(checkpoint) + b"\n"
 
 
 def _id(layer: Layer, positions: Positions) -> bytes:
-    """Return the end of an event that has this id."""
+    """Return the last lines of an event: the id of a position."""
     return b"id: " + encode_positions(layer, positions).encode() + b"\n\n"
 
 

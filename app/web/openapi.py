@@ -89,7 +89,7 @@ def _operations(
 
 
 def _names(themap: Map) -> Iterator[tuple[str, str, str]]:
-    """Yield kind, name and words of each name that paths may have: none, a layer, a family."""
+    """Yield kind, name and words of each name that paths may have: empty, a layer, a family."""
     yield "", "", ""
     for layer in themap.layers:
         yield "layer", layer.name, f"{layer.name}: windows of {layer.window}"
@@ -125,13 +125,13 @@ def _security(scope: str, *, token: bool) -> dict[str, Any]:
     return {"security": [] if scope == OPEN else [{"token": [scope]}]}
 
 
-def _parameter(parameter: Parameter, place: str = "query") -> dict[str, Any]:
+def _parameter(parameter: Parameter, location: str = "query") -> dict[str, Any]:
     schema: dict[str, Any] = dict(parameter.schema)
     if parameter.many:
         schema = {"type": "array", "items": schema}
     return {
         "name": parameter.name,
-        "in": place,
+        "in": location,
         "required": bool(parameter.want),
         "description": parameter.about,
         "schema": schema,

@@ -34,13 +34,13 @@ class Route:
     """One endpoint of the API.
 
     Attributes:
-        path: the path; ``{layer}`` or ``{family}`` stands for the name of one.
+        path: the path; ``{layer}`` or ``{family}`` in it is the name of one.
         handler: answers a request.
         scope: the scope that a request needs: ``OPEN``, ``PEER``, or one that tokens may have.
         summary: its title in the OpenAPI document; ``{}`` becomes words for the layer or family.
             The document leaves out a route without one.
         answer: the type of the answer in JSON, or the union of those that it may have.
-        parameters: returns its parameters; None if it takes none.
+        parameters: returns its parameters; None if it has no parameters.
         headers: the headers that it reads, beside those that all routes do.
         formats: the media types of its answers.
         answers_unready: whether an answer of status 503 has that type too, and is not a refusal.
@@ -60,13 +60,13 @@ class Route:
 
     @property
     def kind(self) -> str:
-        """The kind of the name in the path: ``layer``, ``family``, or empty if it has none."""
+        """The kind of the name in the path: ``layer``, ``family``, or empty without a name."""
         found = re.search(r"\{(\w+)\}", self.path)
         return found[1] if found else ""
 
 
 def handler_of(route: Route, handlers: Handlers) -> Handler:
-    """Return the handler of a route, which refuses parameters that it does not take."""
+    """Return the handler of a route, which refuses parameters that the route does not have."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
         if route.parameters is None and request.query:

@@ -1,6 +1,6 @@
 """The HTTP server under the query endpoint: limits of connections, and the form of HTTP errors.
 
-aiohttp's own keeps a silent connection for an hour and one whose reader takes nothing for ever,
+aiohttp's own keeps a silent connection for an hour and one whose reader reads nothing for ever,
 with the answer in memory, bounds neither their number nor the size of a head, and answers
 bytes that are not HTTP in plain text. Here
 
@@ -11,8 +11,8 @@ bytes that are not HTTP in plain text. Here
   TLS handshakes first, else the one whose answer has waited longest; only if all are being answered
   a new one is refused. They are fewer than the files that the process may have open;
 - a request that cannot be read is answered with a problem, as every other error;
-- who asks for another protocol, as Java's client does, is answered, and comes back anew: aiohttp
-  would read nothing more.
+- a client that asks for another protocol, as Java's client does, is answered, and
+  comes back anew: aiohttp would read nothing more.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from app.web.guard import REQUEST_LIMITS, problem
 from app.web.listener import files_limit
 
 CONNECTIONS_MAX = 512
-"""Connections beside those of followers, which have a limit of their own. Each takes a file
+"""Connections beside those of followers, which have a limit of their own. Each needs a file
 descriptor, of which many systems give a process 1,024."""
 
 SILENT_S_MAX = 75.0
-"""How long a connection may take for the head of a request, the first or the next one."""
+"""Time of a connection for the head of a request, the first or the next one."""
 
 HEAD_S_MAX = 20.0
-"""How long the head of a request may take from its first byte to its last."""
+"""Time for the head of a request, from its first byte to its last."""
 
 LINGER_S_MAX = 10.0
-"""How long the rest of a body is read that nobody asked for, as a whole."""
+"""Time for which the rest of a body that nobody asked for is read, as a whole."""
 
 ADDRESS_SHARE = 0.5
 """The share of all connections that those of one address may be: readers behind one proxy have an
@@ -57,14 +57,14 @@ WARN_AGAIN_S = 60.0
 
 REASONS = ("full", "address", "files", "handshake", "head", "untaken")
 """Why connections are refused or ended: too many in all, or of one address; no file descriptor; a
-handshake that failed or took too long; a late head; an answer that nobody takes."""
+handshake that failed or was too slow; a late head; an answer that nobody reads."""
 
 HEAD_BYTES_MAX = 192 * 1024
 """Bytes of path, query and all headers; twice the largest of both."""
 
 UNTAKEN_S_MAX = 60.0
-"""How long a reader may read nothing of an answer. Buffers of the system lie between: progress of a
-reader is seen here by the megabyte on one machine, by less over a network."""
+"""Time in which a reader may read nothing of an answer. Buffers of the system lie between: progress
+of a reader is seen here by the megabyte on one machine, by less over a network."""
 
 UNTAKEN_BYTES_MAX = ANSWER_BYTES_MAX
 """Bytes of all answers that wait for their readers. The largest page is some 40 MB, of keys of four
@@ -78,7 +78,7 @@ log = logging.getLogger(__name__)
 
 
 class Runner(web.AppRunner):
-    """Runs an application, with so many streams at once, on a :class:`Server`."""
+    """Runs an application, with ``followers_max`` streams at once, on a :class:`Server`."""
 
     def __init__(self, app: web.Application, followers_max: int) -> None:
         super().__init__(app, access_log=None)
@@ -110,7 +110,7 @@ class Counts:
 
 
 @dataclasses.dataclass(slots=True, eq=False)
-class Place:
+class Slot:
     """The slot of a connection, from the moment that it is accepted.
 
     Attributes:
@@ -128,7 +128,7 @@ class Server(web.Server):
     """The connections of one endpoint; ``options`` are those of each :class:`Connection`.
 
     Attributes:
-        opening: places whose connection is not made yet, the one that has waited longest first.
+        opening: slots whose connection is not made yet, the one that has waited longest first.
         silent: those that wait for a request, the one that has waited longest first.
         sending: those whose answer waits for its reader, likewise.
     """
@@ -150,34 +150,34 @@ class Server(web.Server):
         self._networks: Counter[str] = Counter()
         self._warned_at = -math.inf
         self.counts = counts
-        self.opening: dict[Place, None] = {}
+        self.opening: dict[Slot, None] = {}
         self.silent: dict[Connection, None] = {}
         self.sending: dict[Connection, None] = {}
         self._check: asyncio.TimerHandle | None = None
 
-    def admit(self, network: str) -> Place | None:
-        """Return the place of a new connection, None if there is no room for it."""
+    def admit(self, network: str) -> Slot | None:
+        """Return the slot of a new connection; None if there is no room for it."""
         if self._networks[network] >= self._address_max:
             if not self._make_room("address", network):
                 return None
         elif self.counts.open >= self._connections_max and not self._make_room("full"):
             return None
-        place = Place(network)
-        self.opening[place] = None
+        slot = Slot(network)
+        self.opening[slot] = None
         self._networks[network] += 1
         self.counts.open += 1
-        return place
+        return slot
 
-    def leave(self, place: Place, *, handshake_failed: bool = False) -> None:
-        """Free a place; once is enough."""
-        if place.network:
-            self.opening.pop(place, None)
-            self._networks[place.network] -= 1
-            if not self._networks[place.network]:
-                del self._networks[place.network]
+    def leave(self, slot: Slot, *, handshake_failed: bool = False) -> None:
+        """Free a slot; once is enough."""
+        if slot.network:
+            self.opening.pop(slot, None)
+            self._networks[slot.network] -= 1
+            if not self._networks[slot.network]:
+                del self._networks[slot.network]
             self.counts.open -= 1
             self.counts.refused["handshake"] += handshake_failed
-            place.network = ""
+            slot.network = ""
 
     def lacks_files(self, error: OSError) -> None:
         """Make room because the system has no file descriptor or memory for one more."""
@@ -191,7 +191,7 @@ class Server(web.Server):
             )  # fmt: skip
 
     def refusal(self) -> bytes:
-        """Return the answer to a connection that has no place."""
+        """Return the answer to a connection that has no slot."""
         return _raw(
             problem(
                 HTTPStatus.SERVICE_UNAVAILABLE,
@@ -201,22 +201,22 @@ class Server(web.Server):
             )
         )
 
-    def connection(self, place: Place) -> Connection:
-        """Return the protocol for the connection of a place."""
-        place.connection = Connection(self, self._options, place)
-        return place.connection
+    def connection(self, slot: Slot) -> Connection:
+        """Return the protocol for the connection of a slot."""
+        slot.connection = Connection(self, self._options, slot)
+        return slot.connection
 
     def _make_room(self, reason: str, network: str = "") -> bool:
-        """End the connection that is missed least, of a network if one is named; count it."""
+        """End the connection that is missed least, of ``network`` if it is not empty; count it."""
         self.counts.refused[reason] += 1
         # Those whose connection may end, the first one first.
-        waiting = (connection.place for connection in (*self.silent, *self.sending))
-        for place in [*self.opening, *waiting]:
-            if not network or place.network == network:
-                connection, task = place.connection, place.task
-                self.leave(place)
+        waiting = (connection.slot for connection in (*self.silent, *self.sending))
+        for slot in [*self.opening, *waiting]:
+            if not network or slot.network == network:
+                connection, task = slot.connection, slot.task
+                self.leave(slot)
                 if connection is not None and connection.transport is not None:
-                    connection.let_go()
+                    connection.end_now()
                 elif task is not None and connection is not None:
                     task.cancel()
                 return True
@@ -228,10 +228,10 @@ class Server(web.Server):
         return await self._handler(request)
 
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
-        """Take note of one more."""
+        """Register a connection that waits for a request."""
         super().connection_made(handler, transport)
         connection = cast("Connection", handler)
-        self.opening.pop(connection.place, None)
+        self.opening.pop(connection.slot, None)
         self.silent[connection] = None
 
     def connection_lost(
@@ -241,7 +241,7 @@ class Server(web.Server):
         super().connection_lost(handler, exc)
         connection = cast("Connection", handler)
         self.forget(connection)
-        self.leave(connection.place)
+        self.leave(connection.slot)
 
     def forget(self, connection: Connection) -> None:
         """Wait no more for a connection."""
@@ -249,36 +249,36 @@ class Server(web.Server):
         self.sending.pop(connection, None)
 
     def begin_sending(self, connection: Connection) -> None:
-        """Take note of an answer that waits for its reader from now on."""
+        """Register an answer that waits for its reader from now on."""
         self.forget(connection)
         self.sending[connection] = None
         if self._check is None:
-            self._check = asyncio.get_running_loop().call_later(CHECK_S, self._look)
+            self._check = asyncio.get_running_loop().call_later(CHECK_S, self._check_readers)
 
-    def _look(self) -> None:
+    def _check_readers(self) -> None:
         """Drop answers that nobody reads, and check again while answers wait."""
         loop = asyncio.get_running_loop()
         for connection in list(self.sending):
             if loop.time() - connection.taken_at() > UNTAKEN_S_MAX:
                 self.counts.refused["untaken"] += 1
-                connection.let_go()
+                connection.end_now()
         while sum(connection.untaken() for connection in self.sending) > UNTAKEN_BYTES_MAX:
             self.counts.refused["untaken"] += 1
-            next(iter(self.sending)).let_go()
-        self._check = loop.call_later(CHECK_S, self._look) if self.sending else None
+            next(iter(self.sending)).end_now()
+        self._check = loop.call_later(CHECK_S, self._check_readers) if self.sending else None
 
 
 class Connection(web.RequestHandler):
-    """One connection, and its place."""
+    """One connection, and its slot."""
 
     __slots__ = (
-        "_body", "_head_bytes", "_head_late", "_server", "_taken_at", "_untaken", "place",
+        "_body", "_head_bytes", "_head_late", "_server", "_taken_at", "_untaken", "slot",
     )  # fmt: skip
 
-    def __init__(self, server: Server, options: dict[str, Any], place: Place) -> None:
+    def __init__(self, server: Server, options: dict[str, Any], slot: Slot) -> None:
         super().__init__(server, loop=asyncio.get_running_loop(), **options)
         self._server = server
-        self.place = place
+        self.slot = slot
         self._head_late: asyncio.TimerHandle | None = None
         # The body of the last request whose head has come.
         self._body: StreamReader = EMPTY_PAYLOAD
@@ -286,7 +286,7 @@ class Connection(web.RequestHandler):
         self._taken_at = 0.0
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes, of a head no more than a bound in all."""
+        """Read bytes; refuse a head of more than ``HEAD_BYTES_MAX``."""
         is_body = not self._body.is_eof()
         super().data_received(data)
         if self._messages:
@@ -305,7 +305,7 @@ class Connection(web.RequestHandler):
             )
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Take note that it has ended."""
+        """Cancel the time limit of the head."""
         self._end_head()
         super().connection_lost(exc)
 
@@ -328,7 +328,7 @@ class Connection(web.RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Send an answer while its reader takes it."""
+        """Send an answer, which counts as waiting until its reader has read it."""
         if isinstance(resp, web.HTTPException) and resp.status >= HTTPStatus.BAD_REQUEST:
             # Raised before any handler was asked.
             resp = problem(resp.status, f"cannot answer: {resp.reason}")
@@ -369,7 +369,7 @@ class Connection(web.RequestHandler):
             super().log_exception(*args, **kw)
 
     def taken_at(self) -> float:
-        """Return when the reader was last seen to take some of its answer, by the loop's clock."""
+        """Return the time of the loop's clock at which the reader last read some of its answer."""
         untaken = self.untaken()
         if untaken != self._untaken:
             self._untaken, self._taken_at = untaken, asyncio.get_running_loop().time()
@@ -379,7 +379,7 @@ class Connection(web.RequestHandler):
         """Return how many bytes wait for the reader."""
         return 0 if self.transport is None else self.transport.get_write_buffer_size()
 
-    def let_go(self) -> None:
+    def end_now(self) -> None:
         """End the connection at once, and drop the answer that waits in it."""
         self._server.forget(self)
         if self.transport is not None:

@@ -602,8 +602,8 @@ async def test_a_worker_is_not_ready_while_its_writes_are_refused(
     status, problem = await worker.get(f"/v1/layers/hour/cells?from=0&to={HOUR_MS}")
     assert status == 503
     assert problem["detail"] == (
-        "cannot read cells: the archive refuses to answer; the worker's log tells its operator "
-        "the cause; ask again later"
+        "cannot read cells: the archive refuses to answer; the worker's log has the cause; "
+        "ask again later"
     )
     assert f"user worker has no SELECT permission on {table}" in worker.log()
     grant(node, "SELECT", space)

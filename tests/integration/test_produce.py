@@ -237,7 +237,7 @@ def test_what_cannot_be_written_says_what_to_do(
     assert "cannot write to nowhere: it is not there" in str(missing.exception)
     assert "map apply FILE" in str(missing.exception)
     of_none = ["nowhere", str(file), "--brokers", embedded, "--map", str(map_file)]
-    assert "it is no source of the map" in str(CliRunner().invoke(command, of_none).exception)
+    assert "it is not a source of the map" in str(CliRunner().invoke(command, of_none).exception)
     assert "cannot write" in str(produce(file, "--format", "arrow").exception)
     assert "--settle without --map" in produce(file, "--settle").stderr
     assert "--key with --map" in produce(file, "--key", "a", "--map", map_file).stderr

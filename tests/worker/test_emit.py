@@ -197,7 +197,7 @@ class Scene:
     async def idle(self) -> bool:
         """Return whether the tasks have seen every wake."""
         schedules = self.emitter._schedules.values()
-        return not any(schedule._news.is_set() for schedule in schedules)
+        return not any(schedule._woken.is_set() for schedule in schedules)
 
     @property
     def tasks(self) -> int:

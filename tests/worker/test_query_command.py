@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from app.commands.query import command
-from app.commands.query_draw import sparkline
+from app.commands.query_tables import sparkline
 from app.trust.tokens import make_token
 from app.verify.errors import RefusedError
 from app.verify.workers import Workers

@@ -35,7 +35,7 @@ class Sleeper:
     @property
     def is_woken(self) -> bool:
         """Whether the task has been woken and has not checked yet."""
-        return self.schedule._news.is_set()
+        return self.schedule._woken.is_set()
 
     async def turns(self) -> None:
         """Let the task do all that it can do now."""
@@ -47,19 +47,19 @@ async def test_news_wakes_a_task_only_if_something_is_due_earlier() -> None:
     """A task finds a due time by itself if its own next look is before that."""
     sleeper = Sleeper()
     await sleeper.turns()
-    sleeper.schedule.look()
+    sleeper.schedule.check()
     assert not sleeper.is_woken
     sleeper.due = 3_600.0
-    sleeper.schedule.look()
+    sleeper.schedule.check()
     assert sleeper.is_woken
     await sleeper.turns()
     assert not sleeper.is_woken
     assert not sleeper.task.done()
     sleeper.due = 7_200.0
-    sleeper.schedule.look()
+    sleeper.schedule.check()
     assert not sleeper.is_woken
     sleeper.due = NOW
-    sleeper.schedule.look()
+    sleeper.schedule.check()
     await sleeper.task
 
 
@@ -76,7 +76,7 @@ async def test_a_task_wakes_when_the_time_comes() -> None:
     sleeper.due = 3_600.0
     await sleeper.turns()
     sleeper.clock.now_s = 3_600
-    sleeper.schedule.look()
+    sleeper.schedule.check()
     async with asyncio.timeout(20):
         await sleeper.task
 
@@ -87,6 +87,6 @@ async def test_nothing_is_looked_through_while_a_task_does_what_was_due() -> Non
     sleeper.due = NOW
     await sleeper.task
     asked = sleeper.asked
-    sleeper.schedule.look()
+    sleeper.schedule.check()
     assert sleeper.asked == asked
     assert not sleeper.is_woken

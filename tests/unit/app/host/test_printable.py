@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 import app.__main__ as program
 from app.commands import verify
-from app.commands.query_draw import cells_table, shown
+from app.commands.query_tables import cells_table, shown
 from app.config.fields import is_secret
 from app.config.settings import FIELDS, load_settings, secrets_of
 from app.demo.display import ledger_lines

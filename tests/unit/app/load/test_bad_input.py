@@ -89,10 +89,10 @@ def record_of(bad: Bad, writer: Writer, one: Sample) -> tuple[bytes | None, Head
     """Return a record that holds nothing but the bad thing."""
     made = bad.make(one)
     assert made is not None
-    if bad.place == "record":
+    if bad.stage == "record":
         value, headers = made
         return value, headers
-    if bad.place == "line":
+    if bad.stage == "line":
         return made, ()
     name, value = made
     frame = one.events.with_columns(pl.Series(name, [value], dtype=one.events[name].dtype))
@@ -140,7 +140,7 @@ def test_values_that_lie_in_arrays_are_not_generated() -> None:
 def test_a_content_type_changes_nothing_but_for_lines_in_one_document(writer: Writer) -> None:
     """Bad lines and rows are the same if a header tells their form."""
     for bad in KINDS:
-        if bad.suits(writer) and bad.place != "record":
+        if bad.suits(writer) and bad.stage != "record":
             for seed in range(20):
                 value, _ = record_of(bad, writer, sample(seed))
                 assert ledger_of(value, writer.headers) == wanted(bad), (bad.name, seed, value)

@@ -183,10 +183,10 @@ def test_keys_are_on_the_partition_that_producers_choose_and_have_zipfs_shares()
     """The example is keyed by its store; the second key comes half as often as the first."""
     words = words_of(MAP, MAP.source(SOURCE), keys=100, skew=1, types=5)
     assert words.key_texts[7] == b"store7"
-    assert words.places is not None
+    assert words.partitions is not None
     assert all(
-        place == partition_of(text, 8)
-        for text, place in zip(words.key_texts, words.places, strict=True)
+        partition == partition_of(text, 8)
+        for text, partition in zip(words.key_texts, words.partitions, strict=True)
     )
     assert words.weights[0] == pytest.approx(2 * words.weights[1])
     assert sum(words.partition_weights()) == pytest.approx(1)

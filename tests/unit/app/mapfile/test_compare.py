@@ -38,7 +38,7 @@ def test_a_change_wants_a_higher_revision() -> None:
     assert refused.startswith("the map in use is revision 3; got 3; want 4 or more")
     [refused] = compare(read(), read(("revision = 3", "revision = 2"))).refused
     assert "got 2; want 4 or more" in refused
-    assert lines() == {"map": ["~ nothing but the revision differs: state and rows go on"]}
+    assert lines() == {"map": ["~ nothing but the revision differs: state and rows stay"]}
 
 
 def test_a_map_of_another_name_is_another_one() -> None:

@@ -186,12 +186,12 @@ REFUSED: list[tuple[str, str, str, str]] = [
     ('"1h"', '"1h"\npublish = ["json"]', "layers.hour.publish", "no form of a feed; got ['json']"),
     ('"1h"', '"1h"\npublish = {}', "layers.hour.publish", "got {}"),
     # sources
-    ('"orders.raw"', '"orders raw"', "sources.orders.topic", "not a topic name that Kafka takes"),
-    ('"orders.raw"', '".."', "sources.orders.topic", "not a topic name that Kafka takes"),
+    ('"orders.raw"', '"orders raw"', "sources.orders.topic", "not a topic name that Kafka accepts"),
+    ('"orders.raw"', '".."', "sources.orders.topic", "not a topic name that Kafka accepts"),
     ('"orders.raw"', f'"{"t" * 245}"', "sources.orders.topic", "its journal topic cannot be made"),
-    ('"orders.raw"', '"shop.late"', "sources.orders.topic", "cannot stand beside 'shop.late'"),
-    ('"orders.raw"', '"shop_dead"', "sources.orders.topic", "cannot stand beside 'shop.dead'"),
-    ('"orders.raw"', '"shop.layer.hour"', "layers.hour", "cannot stand beside 'shop.layer.hour'"),
+    ('"orders.raw"', '"shop.late"', "sources.orders.topic", "collides with 'shop.late'"),
+    ('"orders.raw"', '"shop_dead"', "sources.orders.topic", "collides with 'shop.dead'"),
+    ('"orders.raw"', '"shop.layer.hour"', "layers.hour", "collides with 'shop.layer.hour'"),
     ("partitions = 12", "partitions = 0", "sources.orders.partitions", "want 1 to 10000"),
     ("partitions = 12", "partitions = 1.5", "sources.orders.partitions", "wrong type; got 1.5"),
     ('"@timestamp"', "7", "sources.orders.time", "wrong type; got 7; want a text"),
@@ -381,7 +381,7 @@ def test_two_sources_of_one_topic_are_refused() -> None:
     for topic in ("orders.raw", "orders_raw"):
         again = other.replace("sources.orders", "sources.shops").replace("orders.raw", topic)
         (problem,) = problems_of(BASE + again)
-        assert problem.startswith(f"sources.shops.topic: topic {topic!r} cannot stand beside")
+        assert problem.startswith(f"sources.shops.topic: topic {topic!r} collides with")
         assert "of sources.orders.topic" in problem
 
 

@@ -44,8 +44,7 @@ def test_a_topic_that_is_taken_for_a_feed_is_refused() -> None:
     text = changed(('"1h"', '"1h"\npublish = true'), ('"orders.raw"', '"shop_feed.hour"'))
     (problem,) = problems_of(text)
     assert problem.startswith(
-        "layers.hour: topic 'shop.feed.hour' cannot stand beside 'shop_feed.hour' of "
-        "sources.orders.topic"
+        "layers.hour: topic 'shop.feed.hour' collides with 'shop_feed.hour' of sources.orders.topic"
     )
 
 

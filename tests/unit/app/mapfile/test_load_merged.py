@@ -48,7 +48,7 @@ def test_the_topic_of_a_merged_layer_stands_beside_no_other_of_its_name() -> Non
         changed(('keyed_by = ["store"]', ""), ('"orders.raw"', '"shop.layer.minute"'))
     )
     assert [problem.split(":")[0] for problem in problems] == ["layers.minute"]
-    assert "cannot stand beside 'shop.layer.minute'" in problems[0]
+    assert "collides with 'shop.layer.minute'" in problems[0]
 
 
 @pytest.mark.parametrize(

@@ -222,14 +222,14 @@ def test_what_is_decoded_by_the_column_is_what_plain_rules_read(
         decoder = BatchDecoder(
             database, source, MAP.base_layers("flights"), {f.name: f.type for f in fields}, reader,
             arrow=arrow,
-            faulty=lambda _part, offset, place, faults: faulty.update({(offset, place): faults}),
+            faulty=lambda _part, offset, index, faults: faulty.update({(offset, index): faults}),
         )  # fmt: skip
         rest = decoder.values(0, taken)
         left = [one for one in rest if form_of(one) != "arrow" or not decoder.arrow(0, one)]
         assert decoder.load()
         columns = ", ".join(decoder.columns.values())
         rows = database.all(
-            f'SELECT "offset", place, time, kind, id, {columns} FROM {decoder.table}'  # noqa: S608
+            f'SELECT "offset", index, time, kind, id, {columns} FROM {decoder.table}'  # noqa: S608
         )
     assert len({row[:2] for row in rows}) == len(rows)
     got = {row[:2]: (*row[2:4], row[4] or "", *row[5:]) for row in rows}
@@ -237,12 +237,12 @@ def test_what_is_decoded_by_the_column_is_what_plain_rules_read(
     wrong: dict[tuple[int, int], Faults] = {}
     for record in taken:
         content = reader.read(record, many=lambda: False)
-        for place, read in enumerate(content.events):
+        for index, read in enumerate(content.events):
             if isinstance(read, frozenset):
-                wrong[record.offset, place] = read
+                wrong[record.offset, index] = read
             else:
                 found = tuple(read.fields.get(name) for name in names)
-                want[record.offset, place] = (
+                want[record.offset, index] = (
                     read.time_ms, decoder.kinds[read.type], read.id, *found,
                 )  # fmt: skip
     alone = {one.offset for one in left}
@@ -286,7 +286,7 @@ def test_what_other_readers_of_json_take_too_is_read_as_plain_rules_do(more: str
     with Database() as database:
         decoder = BatchDecoder(
             database, SOURCE, MAP.base_layers("flights"), FIELDS, reader, arrow=ArrowRows(SOURCE),
-            faulty=lambda _part, offset, _place, faults: faulty.update({offset: faults}),
+            faulty=lambda _part, offset, _index, faults: faulty.update({offset: faults}),
         )  # fmt: skip
         left = {one.offset for one in decoder.values(0, taken)}
         assert decoder.load()

@@ -579,10 +579,10 @@ def test_letters_of_records_that_are_not_there_are_found(database: Database) -> 
     letters.take([Record(0, 0, b"", (("treasure-map-replay", b""),))])
     letters.take([Record(0, 0, b"", (("topic", b"t"),))])
     letters.load()
-    assert set(database.rows('SELECT "offset", place, told FROM dead_letters')) == {
-        *((7, place, "json") for place in (0, 3, 4, 5)), (9, -1, "json"),
+    assert set(database.rows('SELECT "offset", index, named FROM dead_letters')) == {
+        *((7, index, "json") for index in (0, 3, 4, 5)), (9, -1, "json"),
     }  # fmt: skip
-    assert database.all("SELECT list(place) FROM late_letters") == [([0, 3, 4, 5],)]
+    assert database.all("SELECT list(index) FROM late_letters") == [([0, 3, 4, 5],)]
     assert letters.many(RAW, 1, 7)
     assert not letters.many(RAW, 1, 9)
     assert letters.unreadable == 2

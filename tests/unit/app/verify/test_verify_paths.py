@@ -141,7 +141,7 @@ def test_json_is_read_alike(fields: tuple[Field, ...], seed: int) -> None:
         decoder = BatchDecoder(
             database, source, small_map().base_layers("flights"), {f.name: f.type for f in fields},
             reader, arrow=ArrowRows(source),
-            faulty=lambda _part, offset, _place, faults: faulty.update({offset: faults}),
+            faulty=lambda _part, offset, _index, faults: faulty.update({offset: faults}),
         )  # fmt: skip
         assert decoder.values(0, taken) == []
         assert decoder.load()
