@@ -444,7 +444,7 @@ async def test_a_client_whose_metadata_task_has_ended_is_not_tried_for_ever(
 
     producer: Any = log._producer
     monkeypatch.setattr(producer, "send", hang)
-    monkeypatch.setattr(log, "_append_deadline_s", 0.1)
+    monkeypatch.setattr(log, "append_deadline_s", 0.1)
     with pytest.raises(OutcomeUnknownError):
         await log.append("t", 0, b"", ())
     monkeypatch.setattr(producer.client, "_metadata_update", broken)
