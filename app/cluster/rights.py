@@ -26,7 +26,7 @@ ROLES: dict[Role, str] = {
     "start-over": "`map start-over`",
     "verify": "`verify`",
     "deadletters": "`deadletters`, replays among them",
-    "producer": "`generate`; `replay` and producers of your own need Write alone",
+    "producer": "`generate`; `produce`, `replay` and producers of your own need Write alone",
     "reader": "programs that follow feeds",
 }
 """The holders of rights, in words."""
