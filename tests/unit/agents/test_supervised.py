@@ -16,11 +16,11 @@ from tests.support.waiting import until
 
 # Tasks that somebody awaits, who gets their error.
 AWAITED = {
-    ("agents/partition/partition_io.py", "asyncio.to_thread(work)"),
+    ("agents/partition/partition_io.py", "asyncio.to_thread(work, *args)"),
     ("agents/tasks.py", "work"),
     ("app/peers/remote_owners.py", "self._post(url, body, cost)"),
     ("app/kafka/transport.py", "self._consumer.stop()"),
-    ("app/kafka/transport.py", "work"),
+    ("app/kafka/transport.py", "self.crash(reason)"),
     ("app/web/admission.py", "query"),
     ("tables/archive/cache.py", "self._fetch(layer, cells, cost)"),
     ("tables/archive/cassandra/archive.py", "lane()"),
