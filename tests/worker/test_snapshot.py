@@ -443,7 +443,7 @@ async def test_a_state_is_restored_beside_the_event_loop(
     for name in ("load", "clear", "save"):
         noting(name, scene.store)
     noting("restored", recovery)
-    noting("take", recovery)
+    noting("apply_value", recovery)
     await Recovery(RAW_PLAN, 0, scene.io).run(40)
     await Recovery(RAW_PLAN, 0, scene.io).run(41)
     assert threads
