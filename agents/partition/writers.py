@@ -8,6 +8,7 @@ feeds         closed cells at once: readers of a feed need not know of open wind
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -44,7 +45,7 @@ loop for about 8 ms; a window of many cells would block it for seconds."""
 Made = TypeVar("Made")
 
 
-class Writer:
+class Writer(abc.ABC):
     """Sends the cells of one owner to one kind of sink.
 
     Attributes:
@@ -67,13 +68,13 @@ class Writer:
         has_due = self._owner.sinks.has_due
         return NOW if any(has_due(layer, sink) for layer, sink in self._sinks) else NEVER
 
+    @abc.abstractmethod
     async def write(self, *, early: bool) -> None:
         """Send the due cells, and with ``early`` also those of open windows.
 
         Raises:
             ArchiveError, OutcomeUnknownError: the sink may lack some of them; send them again.
         """
-        raise NotImplementedError
 
 
 class ArchiveWriter(Writer):
