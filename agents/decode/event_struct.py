@@ -58,6 +58,8 @@ class EventStruct:
     def __init__(self, leaves: Mapping[Path, Leaf]) -> None:
         self._in_two_steps = any(_is_unusual(step) for path in leaves for step in path)
         self._root = self._node("", dict(leaves), itertools.count())
+        is_nested = any(isinstance(below, _Node) for below in self._root.steps.values())
+        self._may_miss = is_nested and not self._in_two_steps
         self._typed: Any = msgspec.json.Decoder(self._root.kind)
         self._plain = msgspec.json.Decoder(float_hook=_float)
         self._attributes = {
@@ -74,8 +76,7 @@ class EventStruct:
         Raises:
             msgspec.ValidationError: the event's values are not those of the map.
         """
-        nested = any(isinstance(below, _Node) for below in self._root.steps.values())
-        if self._in_two_steps or not nested or not _is_inside(error):
+        if not self._may_miss or not _is_inside(error):
             raise error
         return self._decode_plain(text)
 
