@@ -65,6 +65,7 @@ class EventStruct:
         self._attributes = {
             leaf.attribute: ".".join(self._chain(path)) for path, leaf in leaves.items()
         }
+        self._columns = {name: _column(chain) for name, chain in self._attributes.items()}
         self.decode: Callable[[bytes], Any] = (
             self._decode_plain if self._in_two_steps else self._typed.decode
         )
@@ -92,7 +93,7 @@ class EventStruct:
     def column(self, attribute: str, events: Sequence[Any]) -> list[Any]:
         """Return the values of an attribute of all events."""
         try:
-            return list(map(operator.attrgetter(self._attributes[attribute]), events))
+            return self._columns[attribute](events)
         except AttributeError:
             # An object on the way is null.
             return list(map(self.getter(attribute), events))
@@ -170,6 +171,18 @@ def _filled(node: _Node, values: Mapping[str, Any]) -> Any:
             for below in node.steps.values()
         }
     )
+
+
+def _column(attributes: str) -> Callable[[Sequence[Any]], list[Any]]:
+    """Return the function that reads attributes of all events: ``node_0.field_x``, or one name.
+
+    Python reads an attribute that stands in its code in 14 ns, one of an attrgetter in 25 ns.
+    """
+    assert all(map(str.isidentifier, attributes.split("."))), attributes
+    column: Callable[[Sequence[Any]], list[Any]] = eval(  # noqa: S307
+        f"lambda events: [event.{attributes} for event in events]"
+    )
+    return column
 
 
 def _or_null(get: Getter) -> Getter:
