@@ -6,16 +6,32 @@ load generator ``app/load/writers.py`` writes it.
 
 from __future__ import annotations
 
+import dataclasses
+
 from agents.decode.arrow_format import ARROW
+from agents.decode.csv_format import CSV
 from agents.decode.json_format import JSON, JSON_OR_LINES, NDJSON
 from agents.decode.record_format import RecordFormat
+from tables.model.layer import Source
 from tables.model.ledger import LETTER_REASONS
 
-FORMATS: tuple[RecordFormat, ...] = (JSON, NDJSON, ARROW)
+FORMATS: tuple[RecordFormat, ...] = (JSON, NDJSON, ARROW, CSV)
 """Every format that a content type, or the first bytes of a value, identifies."""
 
 OTHERWISE: RecordFormat = JSON_OR_LINES
 """The format of a value that neither of them identifies."""
+
+
+def formats_of(source: Source) -> tuple[tuple[RecordFormat, ...], RecordFormat]:
+    """Return the formats of a source's records, and that of a value that nothing identifies.
+
+    If the source declares a format, it has all values without a content type, whatever bytes they
+    begin with.
+    """
+    if source.format is None:
+        return FORMATS, OTHERWISE
+    (declared,) = (form for form in FORMATS if form.name == source.format.name)
+    return tuple(dataclasses.replace(form, magics=()) for form in FORMATS), declared
 
 
 def letter_reasons() -> frozenset[str]:

@@ -29,7 +29,7 @@ class Decoder:
     def __init__(self, source: Source) -> None:
         self._source = source
         self._json = JsonEvents(source)
-        self._formats = SourceFormats(source, formats.FORMATS, formats.OTHERWISE)
+        self._formats = SourceFormats(source, *formats.formats_of(source))
 
     def decode(self, runs: list[Run]) -> EventBatch:
         """Return the events of ``runs``, which are of this source's topic, in order."""

@@ -41,7 +41,9 @@ class SmallBatchFolder:
         self._layers = [_SmallLayer(layer, self._json) for layer in plan.layers]
         self._classifier = Classifier(plan.layers)
         # Ids are searched many at once, and a scaled time is not the value of its field.
-        self._usable = source.id_field is None and source.time_unit_ms == 1
+        # Records of a declared format are not JSON.
+        is_plain = source.id_field is None and source.time_unit_ms == 1
+        self._usable = is_plain and source.format is None
 
     def fold(self, runs: Sequence[Run], before: Mapping[int, Before]) -> list[Content] | None:
         """Return one content per run, or None if the chunk must take the general path."""

@@ -32,9 +32,11 @@ from app.load.process import PartResult, PartWriter, Progress, run_process
 from app.load.replay import settled_ms
 from app.load.truth import PartitionTruth
 from app.load.vocabulary import Words, words_of
+from app.load.writers import writers_of
 from app.mapfile.load import load_map
 from tables.model.clock import wall_clock_ms
 from tables.model.layer import Map, Source
+from tables.model.path import path_text
 from tables.model.window import time_text
 from tables.record.heartbeat import HEARTBEAT_HEADER, decode_heartbeat
 
@@ -186,6 +188,12 @@ def _source(themap: Map, plan: LoadSpec) -> Source:
             " --duplicates out"
         )
     shape = EventShape(source)
+    deep = [path_text(path) for path in source.paths if len(path) > 1]
+    if deep and not any(writer.has_objects for writer in writers_of(plan.format)):
+        raise GenerateError(
+            f"cannot generate events for {name} as {plan.format}: its values lie in no objects; got"
+            f" {deep[0]}; want columns alone; give another --format"
+        )
     own = sorted({shape.time, shape.type} & set(source.keyed_by))
     if own:
         raise GenerateError(

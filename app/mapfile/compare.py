@@ -15,7 +15,7 @@ from agents.partition.claims import OTHER_PARTITIONS
 from app.mapfile.load import digest_of
 from tables.archive.cassandra.cql import CassandraTable
 from tables.measures.registry import accumulators_of
-from tables.model.layer import Field, Layer, Map, Measure, SideKind, Source
+from tables.model.layer import Field, Layer, Map, Measure, RecordForm, SideKind, Source
 from tables.model.path import path_text
 from tables.model.shape import reshaped, shapes_of
 from tables.model.window import Window
@@ -27,6 +27,7 @@ _SOURCE = {
     "time_field": LATER_EVENTS,
     "type_field": LATER_EVENTS,
     "time_unit_ms": LATER_EVENTS,
+    "format": LATER_EVENTS,
     "id_field": "ids are remembered from the change on; without an id all are forgotten",
     "ids_max": "holds from the change on; it brings no forgotten id back",
     "keyed_by": "decides which layers are merged; producers have to keep it from the change on",
@@ -285,7 +286,7 @@ def _value(name: str, value: object) -> str:
         return "ms" if value == 1 else "s"
     if name.endswith("_ms") and isinstance(value, int):
         return str(Window(value)) if value else "0s"
-    if name == "where":
+    if name == "where" or isinstance(value, RecordForm):
         return msgspec.json.encode(value).decode()
     if isinstance(value, tuple):
         return ", ".join(map(str, value))

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import cast, get_args
 
+from app.mapfile.formats import read_format, unreadable_paths
 from app.mapfile.measures import undeclared
 from app.mapfile.section import Section, nearest, shown, topic_problem
 from tables.model.layer import FUTURE_SKEW_MS, IDS_MAX, Field, FieldType, Source
@@ -69,10 +70,15 @@ def _read(name: str, section: Section) -> DraftSource:
     inflated_bytes_max = section.integer("inflated_bytes_max", 1, INFLATED_BYTES_MAX_MAX)
     unclassified = section.choice("unclassified", ("dead", "count"))
     fields = _read_fields(section, roles)
+    form = read_format(section)
     types = {name: field.type if field else None for name, field in fields.items()}
     keyed_by = _read_keyed_by(name, section, types)
     section.finish()
     _note_paths(section, roles, fields)
+    if form is not None:
+        declared = {f"fields.{name}": field.at for name, field in fields.items() if field}
+        for reader, fault in unreadable_paths(form, roles | declared):
+            section.note(reader, fault)
     built = None
     if topic is not None and partitions is not None and time and kind:
         built = Source(
@@ -95,6 +101,7 @@ def _read(name: str, section: Section) -> DraftSource:
             time_path=_nested(time),
             type_path=_nested(kind),
             id_path=_nested(identity or ()),
+            format=form,
         )
     return DraftSource(name, types, keyed_by, topic, partitions, built)
 

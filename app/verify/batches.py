@@ -200,7 +200,9 @@ class Decoder:
             if not value or not is_plain or (record.headers and has_broken_name(record)):
                 rest.append(record)
                 continue
-            form = form_of(record) if record.headers or value[0] == ARROW_START[0] else ""
+            form = ""
+            if record.headers or value[0] == ARROW_START[0] or self._source.format is not None:
+                form = form_of(record, self._source)
             if form == "json" or (not form and b"\n" not in value):
                 several = [value]
             else:

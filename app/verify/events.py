@@ -283,7 +283,7 @@ class Events:
             partition.suspects.append((record.offset, record.value))
         value, bytes_max = record.value, self.source.record_bytes_max
         is_sound = value and record.size <= bytes_max and not has_broken_name(record)
-        is_stream = is_sound and form_of(record) == "arrow"
+        is_stream = is_sound and form_of(record, self.source) == "arrow"
         if is_stream and not broken and self._decoder.arrow(part, record):
             partition.read["records.with_events"] += 1
             return

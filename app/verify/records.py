@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
+from app.verify.csv_rows import Row, csv_rows, text_value, time_value
 from tables.model.layer import Source
 from tables.model.path import Path
 
@@ -26,6 +27,7 @@ _CONTENT_TYPES = {
     b"application/json": "json",
     b"application/x-ndjson": "ndjson",
     b"application/vnd.apache.arrow.stream": "arrow",
+    b"text/csv": "csv",
 }
 _HEARTBEAT = re.compile(rb"-?[0-9]{1,19}")
 _RFC3339 = re.compile(
@@ -41,6 +43,7 @@ _GOOD: Faults = frozenset()
 _JSON, _MISSING, _TYPE, _RANGE = (
     frozenset({reason}) for reason in ("json", "missing", "wrong_type", "out_of_range")
 )
+_CSV: Faults = frozenset({"csv"})
 _ANY = _JSON | _MISSING | _TYPE | _RANGE
 
 
@@ -116,22 +119,33 @@ class RecordReader:
         """
         if has_broken_name(record):
             return Content("unreadable", "header")
-        value, form = record.value, form_of(record)
+        value, form = record.value, form_of(record, self._source)
         if record.size > self._source.record_bytes_max:
             return Content("oversized", "oversized")
         if not value:
             return self._empty(record)
         if form == "unknown":
             return Content("unreadable", "content_type")
-        found: list[Event | Faults] | None
-        if form == "arrow":
-            found = None if broken_arrow else self._arrow(value)
-            if found is None:
-                return Content("unreadable", "arrow")
-        else:
-            lines = _lines(value, form, many) if value.strip() else []
-            found = [self.line(line) for line in lines]
+        is_broken = form == "arrow" and broken_arrow
+        found = None if is_broken else self._events(value, form, many)
+        if found is None:
+            return Content("unreadable", form)
         return Content("with_events", events=found) if found else Content("empty", "empty")
+
+    def _events(
+        self, value: bytes, form: str, many: Callable[[], bool]
+    ) -> list[Event | Faults] | None:
+        """Return the events of a value, or their faults; None if it cannot be read."""
+        if form == "arrow":
+            return self._arrow(value)
+        if not value.strip():
+            return []
+        if form == "csv":
+            rows = csv_rows(value, self._source)
+            return (
+                None if rows is None else [_CSV if row is None else self._row(row) for row in rows]
+            )
+        return [self.line(line) for line in _lines(value, form, many)]
 
     def _empty(self, record: Record) -> Content:
         text = next((data for name, data in record.headers if name == "treasure-map-time"), None)
@@ -169,6 +183,23 @@ class RecordReader:
             found = self.event(values | {name: value})
             faults |= found if isinstance(found, frozenset) else frozenset()
         return faults or self.event(values)
+
+    def _row(self, row: Row) -> Event | Faults:
+        """Return the event of a row of CSV, or its faults."""
+        source = self._source
+        kinds = {field.at: field.type for field in source.fields if field.at != source.time_at}
+        values: dict[str, Any] = dict(row)
+        faults: Faults = _GOOD
+        for path, kind in kinds.items():
+            name = str(path[0])
+            if len(path) == 1 and name in row:
+                values[name], reason = text_value(row[name], kind)
+                faults |= frozenset({reason} - {""})
+        time = str(source.time_at[0])
+        if len(source.time_at) == 1 and time in row:
+            values[time] = time_value(row[time])
+        found = self.event(values)
+        return (found if isinstance(found, frozenset) else _GOOD) | faults or found
 
     def event(self, values: dict[str, Any]) -> Event | Faults:
         """Return the event of a JSON object's values, or their faults."""
@@ -306,11 +337,13 @@ def _is_text(text: str) -> bool:
     return True
 
 
-def form_of(record: Record) -> str:
+def form_of(record: Record, source: Source) -> str:
     """Return the form of a record's value: empty for JSON or lines of JSON."""
     for name, data in record.headers:
         if name.lower() == "content-type":
             return _CONTENT_TYPES.get(data.split(b";")[0].strip().lower(), "unknown")
+    if source.format is not None:
+        return source.format.name
     return "arrow" if record.value and record.value.startswith(ARROW_START) else ""
 
 

@@ -46,6 +46,18 @@ class Field(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.path or (self.name,)
 
 
+class RecordForm(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The format that a source declares: that of its records without a header ``content-type``.
+
+    ``columns`` are the columns of CSV, empty if the first row of each record names them, and
+    ``delimiter`` stands between values. Defaults are left out of a map's digest.
+    """
+
+    name: Literal["csv"]
+    columns: tuple[str, ...] = ()
+    delimiter: str = ","
+
+
 FUTURE_SKEW_MS = 600_000
 """The default of the time that events may be ahead of their record's append time: clocks
 that are set by NTP differ by less than a second, those of devices by minutes. One event that is
@@ -62,8 +74,9 @@ class Source(msgspec.Struct, frozen=True):
     time minus append time. ``record_bytes_max`` bounds a record's value, ``inflated_bytes_max`` its
     Arrow buffers after they are inflated. ``unclassified`` says whether events that no layer
     selects become dead letters or are only counted. ``ids_max`` bounds the ids that a partition
-    remembers if events have an id. All of these decide content, so they belong to the map and not
-    to a worker's settings.
+    remembers if events have an id. ``format`` is that of records without a header, None if
+    their bytes decide. All of these decide content, so they belong to the map and not to a
+    worker's settings.
     """
 
     name: str
@@ -84,6 +97,7 @@ class Source(msgspec.Struct, frozen=True):
     time_path: Path = ()
     type_path: Path = ()
     id_path: Path = ()
+    format: RecordForm | None = None
 
     @property
     def time_at(self) -> Path:

@@ -1,0 +1,202 @@
+"""CSV as a format of records: rows of text by RFC 4180, an event each.
+
+The first row of a record names the columns, unless the source declares them. A row that breaks the
+rules of quotes ends at its first line feed, and is no event; the rows behind it are::
+
+    at,type,note
+    1,a,"two
+    lines"                event 0
+    2,a,say "hi"          event 1, malformed: a quote in a value that does not begin with one
+    3,a,                  event 2, whose note is null
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import polars as pl
+
+from agents.decode.column_events import ColumnEvents, Faults
+from agents.decode.event_batch import DETAIL_CHARS_MAX, RECORD_SPAN
+from agents.decode.json_events import parse_times
+from agents.decode.record_format import RecordFormat, RunResults
+from agents.decode.text_values import WHOLE, text_values
+from tables.model.layer import RecordForm, Source
+from tables.model.window import TIME_MS_MAX, TIME_MS_MIN
+
+_CSV_TYPE = "text/csv"
+_REASON = "csv"
+
+_NOT_UTF8 = re.compile("[\ud800-\udfff]")
+
+Columns = tuple[str, ...]
+
+
+class CsvError(Exception):
+    """A record whose columns have no names."""
+
+
+class CsvDecoder(ColumnEvents):
+    """Decodes the CSV records of one source."""
+
+    # A quote that is not closed may be closed by that of another broken row.
+    alone = frozenset((_REASON,))
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source)
+        declared = (
+            source.format if source.format and source.format.name == "csv" else RecordForm("csv")
+        )
+        self._columns = declared.columns
+        self._delimiter = declared.delimiter
+        mark = re.escape(declared.delimiter)
+        value = rf'(?:"(?:[^"]++|"")*+"|[^"{mark}\n]*+)'
+        self._row = re.compile(rf"{value}(?:{mark}{value})*+\r?(?:\n|\Z)")
+        self._value = re.compile(rf"(?:^|{mark})({value})")
+
+    def decode(self, run: RunResults, first: int, values: list[bytes]) -> None:
+        """Decode records, neighbours of the same columns at once."""
+        rows: list[str | None] = []
+        indexes: list[int] = []
+        known: Columns = ()
+        for index, value in enumerate(values, first):
+            if not value.strip():
+                run.refuse_blank(index)
+                continue
+            try:
+                columns, own = self._read(value)
+            except CsvError as error:
+                detail = str(error)[:DETAIL_CHARS_MAX]
+                run.refuse_record(index, "unreadable", _REASON, detail)
+                continue
+            if not own:
+                run.refuse_record(index, "empty", "empty", "no rows")
+                continue
+            run.ledger.add_decoded(1, len(own))
+            if columns != known and rows:
+                self._add(run, indexes, known, rows)
+                rows, indexes = [], []
+            known = columns
+            rows += [row if is_sound else None for row, is_sound in own]
+            indexes += range(index * RECORD_SPAN, index * RECORD_SPAN + len(own))
+        if rows:
+            self._add(run, indexes, known, rows)
+
+    def select(self, value: bytes, events: tuple[int, ...]) -> tuple[bytes, str]:
+        """Return these rows, behind the row of names if there is one."""
+        rows = [row for row, _ in self._rows(_text(value))]
+        names = [] if self._columns else [rows.pop(0)]
+        text = "\n".join([*names, *(rows[event] for event in events)])
+        return text.encode("utf-8", "surrogateescape"), _CSV_TYPE
+
+    def events(
+        self, found: pl.DataFrame, faults: Faults | None = None
+    ) -> tuple[pl.DataFrame, pl.Series | None]:
+        """Return time, type and declared fields of columns of text, as those of typed columns."""
+        source = self._source
+        faults = faults or Faults(found.height)
+        kinds = {field.at: field.type for field in source.fields if field.at != source.time_at}
+        for path, kind in kinds.items():
+            if len(path) == 1 and path[0] in found.columns:
+                name = str(path[0])
+                taken = text_values(found[name], kind)
+                faults.add("wrong_type", taken.wrong)
+                faults.add("out_of_range", taken.beyond)
+                found = found.with_columns(taken.values.alias(name))
+        if source.time_at[0] in found.columns and len(source.time_at) == 1:
+            name = str(source.time_at[0])
+            found = found.with_columns(self._instants(found[name], faults).alias(name))
+        return super().events(found, faults)
+
+    def _instants(self, texts: pl.Series, faults: Faults) -> pl.Series:
+        """Return the times of texts, which are whole numbers or of RFC 3339."""
+        unit = self._source.time_unit_ms
+        is_whole = texts.str.contains(WHOLE).fill_null(value=False)
+        numbers = texts.set(~is_whole, None).cast(pl.Int64, strict=False)
+        usable = numbers.is_between(-(-TIME_MS_MIN // unit), TIME_MS_MAX // unit)
+        times = numbers.set(~usable.fill_null(value=False), None) * unit
+        if not is_whole.all():
+            times = times.zip_with(is_whole, parse_times(texts))
+        faults.add("out_of_range", texts.is_not_null() & times.is_null())
+        return times.cast(pl.Datetime("ms"))
+
+    def _read(self, value: bytes) -> tuple[Columns, list[tuple[str, bool]]]:
+        """Return the names of a record's columns, and its rows.
+
+        Raises:
+            CsvError: its first row is to name the columns, and does not.
+        """
+        rows = list(self._rows(_text(value)))
+        if self._columns or not rows:
+            return self._columns, rows
+        row, is_sound = rows.pop(0)
+        columns = tuple(self._values(row)) if is_sound else ()
+        if not is_sound or len(set(columns)) < len(columns):
+            raise CsvError(f"the first row does not name each column once: {row!a}")
+        return columns, rows
+
+    def _rows(self, text: str) -> Iterator[tuple[str, bool]]:
+        """Yield rows without their line ends, and whether each is sound; empty lines are none."""
+        is_utf8 = _NOT_UTF8.search(text) is None
+        at = 0
+        if '"' not in text:
+            for row in text.split("\n"):
+                if whole := row.removesuffix("\r"):
+                    yield whole, is_utf8 or not _NOT_UTF8.search(whole)
+            return
+        while at < len(text):
+            match = self._row.match(text, at)
+            end = match.end() if match else text.find("\n", at) + 1 or len(text)
+            if whole := text[at:end].removesuffix("\n").removesuffix("\r"):
+                yield whole, match is not None and (is_utf8 or not _NOT_UTF8.search(whole))
+            at = end
+
+    def _values(self, row: str) -> list[str]:
+        """Return the values of a row that is sound."""
+        if '"' not in row:
+            return row.split(self._delimiter)
+        return [
+            one[1:-1].replace('""', '"') if one.startswith('"') else one
+            for one in self._value.findall(row)
+        ]
+
+    def _add(
+        self, run: RunResults, indexes: list[int], columns: Columns, rows: list[str | None]
+    ) -> None:
+        """Add rows of the same columns, of which those that are not sound are None."""
+        found, is_broken = self._frame(columns, rows)
+        faults = Faults(len(rows))
+        faults.add(_REASON, is_broken)
+        self.add(run, pl.Series(indexes, dtype=pl.UInt64), found, faults)
+
+    def _frame(self, columns: Columns, rows: list[str | None]) -> tuple[pl.DataFrame, pl.Series]:
+        """Return the wanted columns of rows, of type String, and which rows are broken."""
+        count = len(columns)
+        at = {name: columns.index(name) for name in self.wanted if name in columns}
+        if any(row is not None and '"' in row for row in rows):
+            values = [[] if row is None else self._values(row) for row in rows]
+            is_broken = pl.Series([len(own) != count for own in values], dtype=pl.Boolean)
+            sound = [own if len(own) == count else [""] * count for own in values]
+            frame = {
+                name: pl.Series([own[number] for own in sound], dtype=pl.String)
+                for name, number in at.items()
+            }
+        else:
+            texts = pl.Series(rows, dtype=pl.String)
+            marks = texts.str.count_matches(self._delimiter, literal=True)
+            is_broken = (marks != count - 1).fill_null(value=True)
+            parts = texts.set(is_broken, None).str.split_exact(self._delimiter, count - 1).struct
+            frame = {name: parts.field(f"field_{number}") for name, number in at.items()}
+        frame = {name: texts.set(texts == "", None) for name, texts in frame.items()}
+        if not frame:
+            frame = {"none": pl.repeat(None, len(rows), eager=True)}
+        return pl.DataFrame(frame), is_broken
+
+
+def _text(value: bytes) -> str:
+    """Return a value as text; bytes that are not UTF-8 become halves of surrogate pairs."""
+    return value.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+
+
+CSV = RecordFormat("csv", _CSV_TYPE, CsvDecoder, (), (_REASON,))

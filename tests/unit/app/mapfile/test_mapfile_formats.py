@@ -1,0 +1,77 @@
+"""The format that a source declares: its forms in the map, and every way in which it is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.mapfile.compare import compare
+from app.mapfile.load import parse_map
+from tables.model.layer import RecordForm
+from tests.support.map_text import BASE, changed, problems_of, read
+
+AT = "partitions = 12"
+COLUMNS = ("@timestamp", "type", "orderId", "vip", "amount", "store", "country", "weight")
+
+
+def declared(form: str) -> tuple[str, str]:
+    """Return the change of the map by which its source declares a format."""
+    return AT, f"{AT}\nformat = {form}"
+
+
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        ('"csv"', RecordForm("csv")),
+        ('{name = "csv"}', RecordForm("csv")),
+        ('{name = "csv", delimiter = ";"}', RecordForm("csv", delimiter=";")),
+        (
+            f"{{name = 'csv', columns = {[*COLUMNS]}}}",
+            RecordForm("csv", COLUMNS),
+        ),
+    ],
+)
+def test_a_format_is_a_name_or_a_table(text: str, form: RecordForm) -> None:
+    """A map without it keeps its digest."""
+    assert read(declared(text)).sources[0].format == form
+    assert read(declared(text)).digest != read().digest
+
+
+REFUSED = [
+    ('"xml"', "format", "unknown format; got 'xml'"),
+    ('"cvs"', "format", "did you mean 'csv'?"),
+    ("3", "format", "wrong type; got 3"),
+    ("{}", "format.name", "missing; want a text"),
+    ('{name = "xml", columns = ["a"]}', "format.name", "unknown format; got 'xml'"),
+    ('{name = "csv", separator = ";"}', "format.separator", "unknown field"),
+    ('{name = "csv", delimiter = "::"}', "format.delimiter", "got '::'; want ',' or ';'"),
+    ('{name = "csv", columns = []}', "format.columns", "want a list of at least one text"),
+    ('{name = "csv", columns = ["a", "a"]}', "format.columns", "listed twice: a"),
+    (f"{{name = 'csv', columns = {[one for one in COLUMNS if one != 'vip']}}}", "fields.vip",
+     "reads 'vip', which is not one of the format's columns"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "where", "said"), REFUSED)
+def test_a_format_that_cannot_be_used_is_refused_where_it_stands(
+    text: str, where: str, said: str
+) -> None:
+    """One mistake is one problem, or one for each field that reads a column."""
+    found = [one for one in problems_of(changed(declared(text))) if f"{where}: " in one]
+    assert len(found) == 1
+    assert found[0].startswith(f"sources.orders.{where}: ")
+    assert said in found[0]
+
+
+def test_csv_has_no_values_in_values() -> None:
+    """A path into one would be null in every event."""
+    deep = ('vip = "bool"', 'vip = {path = "who.vip", type = "bool"}')
+    (problem,) = problems_of(changed(declared('"csv"'), deep))
+    assert problem.startswith("sources.orders.fields.vip: reads 'who.vip', but values of CSV")
+
+
+def test_a_change_of_the_format_is_told() -> None:
+    """It holds for later events."""
+    old, new = parse_map(BASE, "a"), read(declared('{name = "csv", delimiter = ";"}'))
+    parts = compare(old, new).parts
+    (line,) = parts["source orders"]
+    assert line.startswith('~ format: none -> {"name":"csv","delimiter":";"}: holds for events')
