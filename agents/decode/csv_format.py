@@ -87,7 +87,8 @@ class CsvDecoder(ColumnEvents):
         """Return these rows, behind the row of names if there is one."""
         rows = [row for row, _ in self._rows(_text(value))]
         names = [] if self._columns else [rows.pop(0)]
-        text = "\n".join([*names, *(rows[event] for event in events)])
+        # A carriage return before the end is one more than the row had: it may end with one.
+        text = "".join(f"{row}\r\n" for row in [*names, *(rows[event] for event in events)])
         return text.encode("utf-8", "surrogateescape"), _CSV_TYPE
 
     def events(
@@ -137,7 +138,7 @@ class CsvDecoder(ColumnEvents):
         return columns, rows
 
     def _rows(self, text: str) -> Iterator[tuple[str, bool]]:
-        """Yield rows without their line ends, and whether each is sound; empty lines are none."""
+        """Yield rows without line ends, and whether each is sound; an empty line is not a row."""
         is_utf8 = _NOT_UTF8.search(text) is None
         at = 0
         if '"' not in text:

@@ -81,6 +81,15 @@ class EventStruct:
             raise error
         return self._decode_plain(text)
 
+    def take(self, values: Mapping[str, Any], plain: Callable[[str, Any], Any]) -> Any:
+        """Return the struct of an event's values; raises a :class:`msgspec.ValidationError`.
+
+        ``plain`` returns a value that the map reads as one of JSON, given its attribute.
+        """
+        shaped = self._shaped(values, self._root)
+        self._make_plain(shaped, self._root, plain)
+        return msgspec.convert(shaped, self._root.kind)
+
     def event(self, values: Mapping[str, Any]) -> Any:
         """Return a struct with these values by attribute, and null for all others."""
         return _filled(self._root, values)
@@ -147,6 +156,18 @@ class EventStruct:
             name = _key(step) if self._in_two_steps else str(step)
             shaped[name] = found if isinstance(below, Leaf) else self._shaped(found, below)
         return shaped
+
+    def _make_plain(
+        self, shaped: dict[str, Any], node: _Node, plain: Callable[[str, Any], Any]
+    ) -> None:
+        for step, below in node.steps.items():
+            name = _key(step) if self._in_two_steps else str(step)
+            if name not in shaped:
+                continue
+            if isinstance(below, Leaf):
+                shaped[name] = plain(below.attribute, shaped[name])
+            else:
+                self._make_plain(shaped[name], below, plain)
 
 
 def _is_unusual(step: str | int) -> bool:

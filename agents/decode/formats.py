@@ -7,31 +7,39 @@ load generator ``app/load/writers.py`` writes it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from agents.decode.arrow_format import ARROW
+from agents.decode.avro_format import AVRO, AvroDecoder
 from agents.decode.csv_format import CSV
 from agents.decode.json_format import JSON, JSON_OR_LINES, NDJSON
 from agents.decode.record_format import RecordFormat
+from agents.decode.schemas import Schemas
 from tables.model.layer import Source
 from tables.model.ledger import LETTER_REASONS
 
-FORMATS: tuple[RecordFormat, ...] = (JSON, NDJSON, ARROW, CSV)
+FORMATS: tuple[RecordFormat, ...] = (JSON, NDJSON, ARROW, CSV, AVRO)
 """Every format that a content type, or the first bytes of a value, identifies."""
 
 OTHERWISE: RecordFormat = JSON_OR_LINES
 """The format of a value that neither of them identifies."""
 
 
-def formats_of(source: Source) -> tuple[tuple[RecordFormat, ...], RecordFormat]:
+def formats_of(
+    source: Source, schemas: Schemas | None
+) -> tuple[tuple[RecordFormat, ...], RecordFormat]:
     """Return the formats of a source's records, and that of a value that nothing identifies.
 
     If the source declares a format, it has all values without a content type, whatever bytes they
-    begin with.
+    begin with. ``schemas`` are those of the registry, if the source needs one.
     """
     if source.format is None:
         return FORMATS, OTHERWISE
-    (declared,) = (form for form in FORMATS if form.name == source.format.name)
-    return tuple(dataclasses.replace(form, magics=()) for form in FORMATS), declared
+    avro = functools.partial(AvroDecoder, schemas=schemas)
+    forms = [dataclasses.replace(form, magics=()) for form in FORMATS]
+    forms = [dataclasses.replace(one, decoder=avro) if one.name == "avro" else one for one in forms]
+    (declared,) = (form for form in forms if form.name == source.format.name)
+    return tuple(forms), declared
 
 
 def letter_reasons() -> frozenset[str]:

@@ -19,6 +19,7 @@ import orjson
 import polars as pl
 
 from app.load import writers
+from app.load.avro_container import avro_container
 from app.load.event_shape import EventShape
 from app.load.writers import Writer, arrow_stream, csv_text
 from tables.model.layer import Source
@@ -27,10 +28,11 @@ from tables.record.chunk import Headers
 from tables.record.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
 
 Stage = Literal["row", "line", "record"]
-Forms = Literal["every", "lines", "columns", "arrow", "csv"]
+Forms = Literal["every", "lines", "columns", "arrow", "csv", "avro"]
 
 KEY_BYTES_MAX = 1_024
 _ARROW: Headers = (("content-type", b"application/vnd.apache.arrow.stream"),)
+_AVRO: Headers = (("content-type", b"application/avro"),)
 _CSV: Headers = (("content-type", b"text/csv"),)
 
 OVERSIZED_EVERY = 50
@@ -325,6 +327,29 @@ def _csv_names(sample: Sample) -> tuple[bytes, Headers] | None:
     return names + b"\n1,2,3\n", _CSV
 
 
+def _avro(sample: Sample) -> tuple[bytes, Headers]:
+    """Return a container that is cut off, that is something else, or whose lengths are not true."""
+    whole = avro_container(sample.shape.frame(pl.concat([sample.frame()] * 7)))
+    values = (
+        whole[:-20],
+        whole[:6],
+        whole + b"\x0e",
+        whole[:-16] + bytes(16),
+        # Seven events begin the block behind the mark.
+        whole.replace(whole[-16:] + b"\x0e", whole[-16:] + b"\xfe\xff\xff\xff\x7f", 1),
+        sample.line(),
+        b"\0\0\0\0\x07" + sample.line(),
+    )
+    return sample.chance.choice(values), _AVRO
+
+
+def _avro_wrong_type(sample: Sample) -> tuple[bytes, Headers]:
+    name, value = sample.chance.choice(_wrong_values(sample))
+    column = pl.Series(name, [[1]]) if isinstance(value, list | dict) else pl.Series(name, [value])
+    frame = sample.shape.frame(sample.frame().with_columns(column))
+    return avro_container(frame), _AVRO
+
+
 KINDS = (
     Bad("json", "malformed.json", "line", "lines", _broken_json),
     Bad("missing_null", "malformed.missing", "row", "every", _null),
@@ -345,6 +370,8 @@ KINDS = (
     Bad("arrow", "unreadable.arrow", "record", "arrow", _arrow),
     Bad("arrow_wrong_type", "malformed.wrong_type", "record", "arrow", _arrow_wrong_type),
     Bad("arrow_out_of_range", "malformed.out_of_range", "record", "arrow", _arrow_out_of_range),
+    Bad("avro", "unreadable.avro", "record", "avro", _avro),
+    Bad("avro_wrong_type", "malformed.wrong_type", "record", "avro", _avro_wrong_type),
     Bad("csv", "malformed.csv", "record", "csv", _csv),
     Bad("csv_names", "unreadable.csv", "record", "csv", _csv_names),
     Bad("csv_wrong_type", "malformed.wrong_type", "record", "csv", _csv_wrong_type),

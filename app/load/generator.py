@@ -188,11 +188,11 @@ def _source(themap: Map, plan: LoadSpec) -> Source:
             " --duplicates out"
         )
     shape = EventShape(source)
-    deep = [path_text(path) for path in source.paths if len(path) > 1]
-    if deep and not any(writer.has_objects for writer in writers_of(plan.format)):
+    if not any(writer.fits(source) for writer in writers_of(plan.format)):
         raise GenerateError(
-            f"cannot generate events for {name} as {plan.format}: its values lie in no objects; got"
-            f" {deep[0]}; want columns alone; give another --format"
+            f"cannot generate events for {name} as {plan.format}: it cannot say them; got paths"
+            f" {', '.join(map(path_text, source.paths))}; want columns alone for CSV, and for Avro"
+            " names of ASCII, no schema in the map, and the extra avro; give another --format"
         )
     own = sorted({shape.time, shape.type} & set(source.keyed_by))
     if own:

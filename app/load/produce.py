@@ -32,8 +32,8 @@ from tables.model.layer import Map, RecordForm, Source
 from tables.model.window import time_text
 from tables.record.remembered import Remembered
 
-FORMATS = ("json", "ndjson", "arrow", "csv")
-_COLUMNS = ("arrow", "csv")
+FORMATS = ("json", "ndjson", "arrow", "csv", "avro")
+_COLUMNS = ("arrow", "csv", "avro")
 RECORD_EVENTS_MAX = 500
 RECORD_BYTES_MAX = 900 * 1024
 """Bytes of a record of many events: Kafka's topics accept a MiB by default, with its frame."""

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import polars as pl
 
 from agents.decode import formats
+from app.load.avro_container import avro_container, has_avro_names
 from tables.model.layer import RecordForm, Source
 from tables.record.chunk import Headers
 
@@ -33,7 +34,7 @@ class Writer:
             as JSON too. Of a format that ``uses_lines`` and holds one event, that is the JSON.
         uses_lines: whether the format writes each event as JSON, which bad input can break.
         holds_many: whether a record may hold more than one event.
-        has_objects: whether values may lie in objects.
+        fits: returns whether it can write the events of a source.
         is_recognised: whether a worker recognises its records without a header.
         encode_of: returns the ``encode`` of a source that declares options of the format.
     """
@@ -43,7 +44,7 @@ class Writer:
     encode: Encode
     uses_lines: bool
     holds_many: bool = True
-    has_objects: bool = True
+    fits: Callable[[Source], bool] = lambda _: True
     is_recognised: bool = True
     encode_of: Callable[[RecordForm], Encode] | None = None
 
@@ -89,8 +90,13 @@ WRITERS: tuple[Writer, ...] = (
     Writer("ndjson", 400_000, _lines, uses_lines=True),
     Writer("arrow", 500_000, lambda rows, _: arrow_stream(rows), uses_lines=False),
     Writer(
-        "csv", 500_000, lambda rows, _: csv_text(rows), uses_lines=False, has_objects=False,
-        is_recognised=False, encode_of=lambda form: lambda rows, _: csv_text(rows, form),
+        "csv", 500_000, lambda rows, _: csv_text(rows), uses_lines=False, is_recognised=False,
+        fits=lambda source: all(len(path) == 1 for path in source.paths),
+        encode_of=lambda form: lambda rows, _: csv_text(rows, form),
+    ),
+    Writer(
+        "avro", 100_000, lambda rows, _: avro_container(rows), uses_lines=False,
+        fits=has_avro_names,
     ),
 )  # fmt: skip
 
@@ -107,11 +113,10 @@ def writers_of(name: str) -> tuple[Writer, ...]:
 
 def writers_for(name: str, source: Source) -> tuple[Writer, ...]:
     """Return the writers of a load of a source: in a mix, those that can write its events."""
-    is_nested = any(len(path) > 1 for path in source.paths)
     return tuple(
         writer.declared(source.format)
         for writer in writers_of(name)
-        if name != MIXED or writer.has_objects or not is_nested
+        if name != MIXED or writer.fits(source)
     )
 
 

@@ -2,42 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
 
+from agents.decode.avro_schema import AvroError, AvroSchema
 from app.mapfile.section import Section, nearest, shown
 from tables.model.layer import RecordForm
 from tables.model.path import Path, path_text
 
-NAMES = ("csv",)
+NAMES = ("csv", "avro")
+FILE_BYTES_MAX = 4 << 20
 _DELIMITERS = (",", ";", "\t", "|")
 
 
-def read_format(section: Section) -> RecordForm | None:
+def read_format(section: Section, folder: pathlib.Path) -> RecordForm | None:
     """Return the format: ``format = NAME``, or ``format = {name = NAME, ...}`` with options.
 
-    None if the source has none, or a wrong one, which is noted.
+    None if the source has none, or a wrong one, which is noted. Paths of files begin at ``folder``.
     """
     table = section.raw("format")
-    if not isinstance(table, dict):
-        name = section.text("format")
-        return None if name is None else _read(section, "format", name, None)
-    inner = section.inside("format", table)
-    name = inner.text("name", required=True)
-    form = None if name is None else _read(inner, "name", name, inner)
-    if form is not None or name is None:
-        inner.finish()
+    if isinstance(table, dict):
+        noting, field, options = section.inside("format", table), "name", table
+    else:
+        noting, field, options = section, "format", {}
+    name = noting.text(field, required=noting is not section)
+    if name is not None and name not in NAMES:
+        noting.note(field, f"unknown format; got {shown(name)}; {nearest(name, NAMES)}")
+        return None
+    inner = noting if noting is not section else section.inside("format", options)
+    form = _READ[name](inner, folder) if name is not None else None
+    if noting is not section:
+        noting.finish()
     return form
 
 
-def _read(noting: Section, field: str, name: str, options: Section | None) -> RecordForm | None:
-    """Return the format of a name, with the options of its table if it has one."""
-    if name not in NAMES:
-        noting.note(field, f"unknown format; got {shown(name)}; {nearest(name, NAMES)}")
+def _csv(section: Section, _: pathlib.Path) -> RecordForm:
+    columns = section.texts("columns") or ()
+    return RecordForm("csv", columns, section.choice("delimiter", _DELIMITERS))
+
+
+def _avro(section: Section, folder: pathlib.Path) -> RecordForm | None:
+    if not section.has("schema"):
+        return RecordForm("avro")
+    data = _file(section, "schema", folder)
+    if data is None:
         return None
-    if options is None:
-        return RecordForm("csv")
-    columns = options.texts("columns") or ()
-    return RecordForm("csv", columns, options.choice("delimiter", _DELIMITERS))
+    try:
+        AvroSchema(data)
+    except AvroError as error:
+        section.note("schema", f"{error}; want an Avro schema as JSON; correct it")
+        return None
+    return RecordForm("avro", schema=json.dumps(json.loads(data)))
+
+
+def _file(section: Section, field: str, folder: pathlib.Path) -> bytes | None:
+    """Return the bytes of the file that a field names."""
+    name = section.text(field)
+    if name is None:
+        return None
+    try:
+        with (folder / name).open("rb") as file:
+            data = file.read(FILE_BYTES_MAX + 1)
+    except OSError as error:
+        section.note(field, f"cannot read {folder / name}: {error.strerror}; give another file")
+        return None
+    if len(data) > FILE_BYTES_MAX:
+        section.note(field, f"cannot read {folder / name}: more than {FILE_BYTES_MAX} bytes")
+        return None
+    return data
+
+
+_READ: dict[str, Callable[[Section, pathlib.Path], RecordForm | None]] = {
+    "csv": _csv, "avro": _avro,
+}  # fmt: skip
 
 
 def unreadable_paths(
@@ -50,7 +88,7 @@ def unreadable_paths(
         readers: by field of the map file, the path that it reads.
     """
     for reader, path in readers.items():
-        if path is None:
+        if path is None or form.name != "csv":
             continue
         if len(path) > 1:
             yield (

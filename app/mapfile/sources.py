@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping
 from typing import cast, get_args
 
@@ -51,12 +52,16 @@ class DraftSource:
     built: Source | None
 
 
-def read_sources(section: Section) -> dict[str, DraftSource]:
-    """Return the sources of the map's ``sources`` tables by name; problems are noted."""
-    return {name: _read(name, table) for name, table in section.sections("sources").items()}
+def read_sources(section: Section, folder: pathlib.Path) -> dict[str, DraftSource]:
+    """Return the sources of the map's ``sources`` tables by name; problems are noted.
+
+    Paths of other files begin at ``folder``.
+    """
+    tables = section.sections("sources").items()
+    return {name: _read(name, table, folder) for name, table in tables}
 
 
-def _read(name: str, section: Section) -> DraftSource:
+def _read(name: str, section: Section, folder: pathlib.Path) -> DraftSource:
     topic = _read_topic(section)
     partitions = section.integer("partitions", 1, PARTITIONS_MAX, required=True)
     time = _read_role(section, "time", required=True)
@@ -70,7 +75,7 @@ def _read(name: str, section: Section) -> DraftSource:
     inflated_bytes_max = section.integer("inflated_bytes_max", 1, INFLATED_BYTES_MAX_MAX)
     unclassified = section.choice("unclassified", ("dead", "count"))
     fields = _read_fields(section, roles)
-    form = read_format(section)
+    form = read_format(section, folder)
     types = {name: field.type if field else None for name, field in fields.items()}
     keyed_by = _read_keyed_by(name, section, types)
     section.finish()

@@ -39,6 +39,7 @@ from app.kafka.lane import Lane
 from app.kafka.log import KafkaLog
 from app.kafka.logins import hold_back_logins
 from app.kafka.pace import Pace
+from app.kafka.schema_registry import schemas_of
 from app.kafka.transport import Transport
 from app.kafka.transport_options import TransportOptions
 from app.mapfile.load import load_map
@@ -168,15 +169,14 @@ def build(settings: Settings) -> MapApp:
         misplaced=transport.realign,
         early_emit_s=settings.early_emit_ms / 1_000,
     )
-    layer_topics = {t for t, plan in owners.plans.items() if plan.finer is not None}
+    layer_topics = {topic for topic, plan in owners.plans.items() if plan.finer is not None}
     folders = [settings.state_folder, *archive_of(settings).folders(settings)]
     pressure = Pressure(
         settings.pending_bytes_max, settings.disk_free_bytes_min, folders, owners.pending_bytes
     )
-    sources = owners.plans.keys() - layer_topics
     pace = functools.partial(Pace, settings.gather_ms_max / 1_000, settings.chunk_bytes_max)
     ingest = Lane(
-        "ingest", sources, app.chunks["ingest"].put, transport.lane_idle,
+        "ingest", owners.plans.keys() - layer_topics, app.chunks["ingest"].put, transport.lane_idle,
         admits=pressure.admits_sources, pace=pace(),
     )  # fmt: skip
     rollup = Lane(
@@ -184,19 +184,21 @@ def build(settings: Settings) -> MapApp:
         admits=pressure.admits_layers, pace=pace(),
     )  # fmt: skip
     transport.serve(owners, [ingest, rollup])
-    add_agent(app, ingest, Ingest(owners).handle, transport.fail)
+    schemas = schemas_of(settings, themap, reloads)
+    add_agent(app, ingest, Ingest(owners, schemas).handle, transport.fail)
     add_agent(app, rollup, Rollup(owners).handle, transport.fail)
     check = functools.partial(_check, settings, owners, options)
     foundation = StorageService(
         log, archive, themap, check, transport.fail,
         opened_late=owners.claim_anew, outage=owners.emitted.archive,
     )  # fmt: skip
-    watch = watch_of(settings, owners, transport, pressure, archive)
+    watch = watch_of(settings, owners, transport, pressure, archive, schemas=schemas)
     looking = Background(transport.fail, reloads.keep_looking)
     app.own_services += [foundation, transport, watch, looking]
     reasons = functools.partial(
         readiness.reasons, transport, owners, archive,
-        pressure=pressure, watch=watch, behind_records_max=settings.chunk_records_max,
+        pressure=pressure, watch=watch, schemas=schemas,
+        behind_records_max=settings.chunk_records_max,
     )  # fmt: skip
     view = WorkerStatus(
         themap, archive, owners, transport, pressure,

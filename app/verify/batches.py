@@ -23,7 +23,7 @@ from app.verify.arrow import ArrowRows
 from app.verify.database import COLUMN_TYPES, Database
 from app.verify.lines import Line, decoded, doubt, frame_of
 from app.verify.records import (
-    ARROW_START,
+    STARTS,
     Content,
     Event,
     Faults,
@@ -37,6 +37,7 @@ from tables.model.layer import Layer, Source
 _BLANK_MAX = ord(" ")
 """No byte of a blank is above it."""
 
+_FIRST = frozenset(start[0] for start in STARTS.values())
 _TYPES_MAX = 100_000
 _COLUMNS: dict[str, type[pl.DataType]] = {
     "part": pl.Int32, "offset": pl.Int64, "index": pl.Int32, "appended": pl.Int64,
@@ -201,7 +202,7 @@ class Decoder:
                 rest.append(record)
                 continue
             form = ""
-            if record.headers or value[0] == ARROW_START[0] or self._source.format is not None:
+            if record.headers or value[0] in _FIRST or self._source.format is not None:
                 form = form_of(record, self._source)
             if form == "json" or (not form and b"\n" not in value):
                 several = [value]

@@ -21,6 +21,7 @@ from typing import Any
 import polars as pl
 
 from app.verify.arrow import ArrowRows
+from app.verify.avro import SchemaOf
 from app.verify.batches import Decoder
 from app.verify.cuts import Cuts
 from app.verify.database import COLUMN_TYPES, Database, text
@@ -96,7 +97,12 @@ class Events:
     """
 
     def __init__(
-        self, database: Database, source: Source, layers: tuple[Layer, ...], letters: Letters
+        self,
+        database: Database,
+        source: Source,
+        layers: tuple[Layer, ...],
+        letters: Letters,
+        schema_of: SchemaOf | None = None,
     ) -> None:
         self._database = database
         self._letters = letters
@@ -108,7 +114,7 @@ class Events:
         self._gaps_table, self._trusted_table = f"gaps_{source.name}", f"trusted_{source.name}"
         self._needed = _needed(source, layers)
         arrow = ArrowRows(source)
-        self._reader = RecordReader(source, arrow)
+        self._reader = RecordReader(source, arrow, schema_of)
         self._decoder = Decoder(
             database, source, layers, self._needed, self._reader, arrow=arrow,
             faulty=self._set_aside,

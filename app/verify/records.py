@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
+from app.verify.avro import NOT_FINITE, AvroRows, Millis, SchemaOf
 from app.verify.csv_rows import Row, csv_rows, text_value, time_value
 from tables.model.layer import Source
 from tables.model.path import Path
@@ -22,12 +23,15 @@ TIME_MS_MIN, TIME_MS_MAX = -62_135_596_800_000, 253_402_300_799_999
 # Smaller append times do not count.
 APPEND_TIME_MS_MIN = 100_000_000_000
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
-ARROW_START = b"\xff\xff\xff\xff"
+STARTS = {"arrow": b"\xff\xff\xff\xff", "avro": b"Obj\x01"}
+"""The first bytes of values that are recognised without a header."""
+
 _CONTENT_TYPES = {
     b"application/json": "json",
     b"application/x-ndjson": "ndjson",
     b"application/vnd.apache.arrow.stream": "arrow",
     b"text/csv": "csv",
+    b"application/avro": "avro",
 }
 _HEARTBEAT = re.compile(rb"-?[0-9]{1,19}")
 _RFC3339 = re.compile(
@@ -97,11 +101,17 @@ ArrowReader = Callable[[bytes], "list[Event | Faults] | None"]
 
 
 class RecordReader:
-    """Reads the records of one source; ``arrow`` reads Arrow streams."""
+    """Reads the records of one source; ``arrow`` reads Arrow streams.
 
-    def __init__(self, source: Source, arrow: ArrowReader) -> None:
+    ``schema_of`` returns the schemas of the registry; without it there is no registry.
+    """
+
+    def __init__(
+        self, source: Source, arrow: ArrowReader, schema_of: SchemaOf | None = None
+    ) -> None:
         self._source = source
         self._arrow = arrow
+        self._avro = AvroRows(source, schema_of)
         roles = {source.time_at, source.type_at}
         self._fields = [(f, _CHECKS[f.type]) for f in source.fields if f.at not in roles]
         self._declared = {f.name: f.at for f in source.fields if f.at in roles}
@@ -138,8 +148,12 @@ class RecordReader:
         """Return the events of a value, or their faults; None if it cannot be read."""
         if form == "arrow":
             return self._arrow(value)
-        if not value.strip():
+        has_schema = self._source.format is not None and self._source.format.schema
+        if not value.strip() and not (form == "avro" and has_schema):
             return []
+        if form == "avro":
+            found = self._avro(value)
+            return None if found is None else [self.event(values) for values in found]
         if form == "csv":
             rows = csv_rows(value, self._source)
             return (
@@ -237,6 +251,8 @@ class RecordReader:
         if type(time) is str:
             found = text_time_ms(time)
             return (0, _RANGE) if found is None else (found, _GOOD)
+        if isinstance(time, Millis):
+            return time.time_ms, _GOOD if TIME_MS_MIN <= time.time_ms <= TIME_MS_MAX else _RANGE
         return 0, _GOOD if time is None else wrong(time)
 
 
@@ -344,7 +360,10 @@ def form_of(record: Record, source: Source) -> str:
             return _CONTENT_TYPES.get(data.split(b";")[0].strip().lower(), "unknown")
     if source.format is not None:
         return source.format.name
-    return "arrow" if record.value and record.value.startswith(ARROW_START) else ""
+    for form, start in STARTS.items():
+        if record.value and record.value.startswith(start):
+            return form
+    return ""
 
 
 def _lines(value: bytes, form: str, many: Callable[[], bool]) -> Iterable[bytes]:
@@ -391,6 +410,8 @@ def _float(value: object) -> Checked:
             return float(value), _GOOD
         except OverflowError:
             return value, _RANGE
+    if value is NOT_FINITE:
+        return value, frozenset({"not_finite"})
     if type(value) is not float:
         return value, wrong(value)
     return value, _GOOD if math.isfinite(value) else _RANGE

@@ -50,12 +50,14 @@ class RecordForm(msgspec.Struct, frozen=True, omit_defaults=True):
     """The format that a source declares: that of its records without a header ``content-type``.
 
     ``columns`` are the columns of CSV, empty if the first row of each record names them, and
-    ``delimiter`` stands between values. Defaults are left out of a map's digest.
+    ``delimiter`` stands between values. ``schema`` is the Avro schema of every record as JSON,
+    empty if records name one of the registry. Defaults are left out of a map's digest.
     """
 
-    name: Literal["csv"]
+    name: Literal["csv", "avro"]
     columns: tuple[str, ...] = ()
     delimiter: str = ","
+    schema: str = ""
 
 
 FUTURE_SKEW_MS = 600_000
@@ -123,6 +125,12 @@ class Source(msgspec.Struct, frozen=True):
     def field(self, name: str) -> Field:
         """Return the declared field ``name``."""
         return next(field for field in self.fields if field.name == name)
+
+
+def needs_registry(source: Source) -> bool:
+    """Return whether records of a source name schemas of a registry."""
+    form = source.format
+    return form is not None and form.name == "avro" and not form.schema
 
 
 class Condition(msgspec.Struct, frozen=True):

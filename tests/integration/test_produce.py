@@ -218,6 +218,7 @@ def test_records_of_csv_are_read_as_they_are_declared(
     options = [topic, str(file), "--brokers", embedded, "--map", str(map_file), "--format", "csv"]
     result = CliRunner().invoke(command, options)
     assert result.exit_code == 0, result.output
+    assert ": 1,200 of 1,200 are usable" in result.stdout
     found = []
     source = load_map(map_file).sources[0]
     for own in records_of(embedded, themap).values():

@@ -99,7 +99,7 @@ async def test_verify_finds_a_worker_equal_after_input_of_every_kind(
     """All forms, bad and late events; the recomputed ledger is the manifest's too."""
     map_file = tmp_path / "map.toml"
     text = MAP_FILE.read_text()
-    text = {"flat": str, "nested": nested_text, "csv": csv_text}[kind](text)
+    text = nested_text(text) if kind == "nested" else csv_text(text) if kind == "csv" else text
     map_file.write_text(text)
     with Cluster(broker, tmp_path, map_file=map_file, archive="embedded") as cluster:
         worker = cluster.add()

@@ -46,7 +46,7 @@ CASES = [
     for name, themap in (("flat", FLAT), ("nested", NESTED))
     for bad in KINDS
     for writer in WRITERS
-    if bad.suits(writer) and (themap is FLAT or writer.has_objects)
+    if bad.suits(writer) and writer.fits(themap.source(SOURCE))
 ]
 
 

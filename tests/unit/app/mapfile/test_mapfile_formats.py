@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import json
+from pathlib import Path
+
 import pytest
 
+from agents.decode.avro_schema import AvroSchema
 from app.mapfile.compare import compare
-from app.mapfile.load import parse_map
-from tables.model.layer import RecordForm
+from app.mapfile.load import load_map, parse_map
+from tables.model.errors import MapError
+from tables.model.layer import RecordForm, needs_registry
 from tests.support.map_text import BASE, changed, problems_of, read
 
 AT = "partitions = 12"
@@ -42,6 +48,9 @@ REFUSED = [
     ("3", "format", "wrong type; got 3"),
     ("{}", "format.name", "missing; want a text"),
     ('{name = "xml", columns = ["a"]}', "format.name", "unknown format; got 'xml'"),
+    ('{name = "avro", columns = ["a"]}', "format.columns", "unknown field"),
+    ('{name = "avro", schema = "/nowhere.avsc"}', "format.schema", "cannot read /nowhere.avsc: No"),
+    ('{name = "avro", schema = 3}', "format.schema", "wrong type; got 3"),
     ('{name = "csv", separator = ";"}', "format.separator", "unknown field"),
     ('{name = "csv", delimiter = "::"}', "format.delimiter", "got '::'; want ',' or ';'"),
     ('{name = "csv", columns = []}', "format.columns", "want a list of at least one text"),
@@ -75,3 +84,31 @@ def test_a_change_of_the_format_is_told() -> None:
     parts = compare(old, new).parts
     (line,) = parts["source orders"]
     assert line.startswith('~ format: none -> {"name":"csv","delimiter":";"}: holds for events')
+
+
+def test_a_schema_is_read_from_a_file_beside_the_map(tmp_path: Path) -> None:
+    """The map's meaning is what the file has, not its name or layout."""
+    fields = [{"name": "@timestamp", "type": "long"}]
+    (tmp_path / "event.avsc").write_text(
+        json.dumps({"type": "record", "name": "E", "fields": fields}, indent=2)
+    )
+    text = changed(declared('{name = "avro", schema = "event.avsc"}'))
+    (tmp_path / "map.toml").write_text(text)
+    themap = load_map(tmp_path / "map.toml")
+    form = themap.sources[0].format
+    assert form is not None
+    assert AvroSchema(form.schema).read(io.BytesIO(b"\6")) == {"@timestamp": 3}
+    (tmp_path / "event.avsc").write_text(form.schema)
+    assert load_map(tmp_path / "map.toml").digest == themap.digest
+    (tmp_path / "event.avsc").write_text('{"type": "array", "items": "null"}')
+    with pytest.raises(
+        MapError, match=r"sources\.orders\.format\.schema: cannot use schema: an array"
+    ):
+        load_map(tmp_path / "map.toml")
+
+
+def test_avro_without_a_schema_is_that_of_a_registry() -> None:
+    """Values may lie deep in it."""
+    source = read(declared('"avro"'), ('vip = "bool"', 'vip = {path = "a.b", type = "bool"}'))
+    assert needs_registry(source.sources[0])
+    assert not needs_registry(read(declared('"csv"')).sources[0])
