@@ -10,18 +10,17 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import polars as pl
 
-from agents.decode.avro_schema import AvroError, AvroSchema, Instant, Scaled
+from agents.decode.avro_schema import AvroError, AvroSchema, Scaled
 from agents.decode.event_batch import DETAIL_CHARS_MAX
 from agents.decode.json_events import JsonEvents
 from agents.decode.record_format import RecordFormat, RunResults
 from agents.decode.schemas import Schemas
-from agents.decode.struct_events import add_structs
+from agents.decode.struct_events import add_structs, plain_value, varint
 from tables.model.layer import Source
 from tables.record.remembered import Remembered
 
@@ -85,7 +84,7 @@ class AvroDecoder:
         container = _Container(value, self._own)
         spans = [span for span, _ in container.events()]
         data = b"".join(value[slice(*spans[event])] for event in events)
-        block = _long(len(events)) + _long(len(data)) + data + container.sync
+        block = varint(len(events)) + varint(len(data)) + data + container.sync
         return container.head + block, _AVRO_TYPE
 
     def _read(self, value: bytes) -> list[Any]:
@@ -116,17 +115,9 @@ class AvroDecoder:
 
     def _plain(self, kind: str, value: Any) -> Any:
         """Return the value of a declared type, ``time`` among them, as JSON would have it."""
-        if isinstance(value, Instant):
-            return self._events.instant(value.time_ms) if kind == "time" else value.number
         if kind == "float" and isinstance(value, Scaled):
             value = float(value)
-        if kind == "float" and type(value) is float and not math.isfinite(value):
-            return NotFinite()
-        return value
-
-
-NotFinite = type("number that is not finite", (), {})
-"""Errors show this name as the type of the value that was found."""
+        return plain_value(self._events, kind, value)
 
 
 class _Container:
@@ -185,16 +176,6 @@ def _whole(schema: AvroSchema, data: bytes) -> Any:
     if file.tell() != len(data):
         raise AvroError(f"cannot read Avro: {len(data) - file.tell()} bytes behind the event")
     return found
-
-
-def _long(number: int) -> bytes:
-    """Return the bytes of a whole number that is not negative."""
-    number *= 2
-    data = bytearray()
-    while number > 0x7F:  # noqa: PLR2004 - seven bits a byte
-        data.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*data, number])
 
 
 AVRO = RecordFormat("avro", _AVRO_TYPE, AvroDecoder, (_CONTAINER,), (_REASON,))

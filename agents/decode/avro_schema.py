@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from agents.decode.struct_events import Instant
 from tables.model.errors import TreasureMapError
 from treasure_map.extras import install
 
@@ -41,14 +42,6 @@ class AvroError(TreasureMapError):
 
 class NoAvroError(AvroError):
     """The package that reads Avro is not installed."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Instant:
-    """A timestamp or date as it is written, and its milliseconds, cut off towards the past."""
-
-    number: int
-    time_ms: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from agents.decode.arrow_format import ARROW
 from agents.decode.avro_format import AVRO, AvroDecoder
 from agents.decode.csv_format import CSV
 from agents.decode.json_format import JSON, JSON_OR_LINES, NDJSON
+from agents.decode.protobuf_format import PROTOBUF
 from agents.decode.record_format import RecordFormat
 from agents.decode.schemas import Schemas
 from tables.model.layer import Source
@@ -20,6 +21,9 @@ from tables.model.ledger import LETTER_REASONS
 
 FORMATS: tuple[RecordFormat, ...] = (JSON, NDJSON, ARROW, CSV, AVRO)
 """Every format that a content type, or the first bytes of a value, identifies."""
+
+DECLARED: tuple[RecordFormat, ...] = (PROTOBUF,)
+"""Formats of records that only the map can explain."""
 
 OTHERWISE: RecordFormat = JSON_OR_LINES
 """The format of a value that neither of them identifies."""
@@ -36,7 +40,8 @@ def formats_of(
     if source.format is None:
         return FORMATS, OTHERWISE
     avro = functools.partial(AvroDecoder, schemas=schemas)
-    forms = [dataclasses.replace(form, magics=()) for form in FORMATS]
+    own = [form for form in DECLARED if form.name == source.format.name]
+    forms = [dataclasses.replace(form, magics=()) for form in (*FORMATS, *own)]
     forms = [dataclasses.replace(one, decoder=avro) if one.name == "avro" else one for one in forms]
     (declared,) = (form for form in forms if form.name == source.format.name)
     return tuple(forms), declared
@@ -44,4 +49,4 @@ def formats_of(
 
 def letter_reasons() -> frozenset[str]:
     """Return all reasons of dead letters, also those of single formats."""
-    return LETTER_REASONS.union(*(form.unreadable_reasons for form in FORMATS))
+    return LETTER_REASONS.union(*(one.unreadable_reasons for one in (*FORMATS, *DECLARED)))

@@ -2,12 +2,50 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterable
 from typing import Any
 
 from agents.decode.event_batch import RECORD_SPAN
-from agents.decode.json_events import EventFault
+from agents.decode.json_events import EventFault, JsonEvents
 from agents.decode.record_format import RunResults
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Instant:
+    """A time of a format that has such a type.
+
+    Attributes:
+        written: the value for fields that are not the time.
+        time_ms: its milliseconds, cut off towards the past.
+    """
+
+    written: Any
+    time_ms: int
+
+
+NotFinite = type("number that is not finite", (), {})
+"""Errors show this name as the type of the value that was found."""
+
+
+def plain_value(events: JsonEvents, kind: str, value: Any) -> Any:
+    """Return a value of a declared type, ``time`` among them, as JSON would have it."""
+    if isinstance(value, Instant):
+        return events.instant(value.time_ms) if kind == "time" else value.written
+    if kind == "float" and type(value) is float and not math.isfinite(value):
+        return NotFinite()
+    return value
+
+
+def varint(number: int) -> bytes:
+    """Return the zigzag varint of a whole number that is not negative."""
+    number *= 2
+    data = bytearray()
+    while number > 0x7F:  # noqa: PLR2004 - seven bits a byte
+        data.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*data, number])
 
 
 def add_structs(run: RunResults, index: int, events: Iterable[Any]) -> list[int]:

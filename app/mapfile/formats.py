@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 
 from agents.decode.avro_schema import AvroError, AvroSchema
+from agents.decode.protobuf_message import ProtobufError, ProtobufMessage
 from app.mapfile.section import Section, nearest, shown
 from tables.model.layer import RecordForm
 from tables.model.path import Path, path_text
 
-NAMES = ("csv", "avro")
+NAMES = ("csv", "avro", "protobuf")
 FILE_BYTES_MAX = 4 << 20
 _DELIMITERS = (",", ";", "\t", "|")
 
@@ -56,9 +58,26 @@ def _avro(section: Section, folder: pathlib.Path) -> RecordForm | None:
     return RecordForm("avro", schema=json.dumps(json.loads(data)))
 
 
-def _file(section: Section, field: str, folder: pathlib.Path) -> bytes | None:
+def _protobuf(section: Section, folder: pathlib.Path) -> RecordForm | None:
+    data = _file(section, "descriptor", folder, required=True)
+    message = section.text("message", required=True)
+    framed = section.flag("framed")
+    if data is None or message is None:
+        return None
+    descriptor = base64.b64encode(data).decode()
+    try:
+        ProtobufMessage(descriptor, message)
+    except ProtobufError as error:
+        section.note("descriptor", f"{error}; correct it")
+        return None
+    return RecordForm("protobuf", descriptor=descriptor, message=message, framed=framed)
+
+
+def _file(
+    section: Section, field: str, folder: pathlib.Path, *, required: bool = False
+) -> bytes | None:
     """Return the bytes of the file that a field names."""
-    name = section.text(field)
+    name = section.text(field, required=required)
     if name is None:
         return None
     try:
@@ -74,7 +93,7 @@ def _file(section: Section, field: str, folder: pathlib.Path) -> bytes | None:
 
 
 _READ: dict[str, Callable[[Section, pathlib.Path], RecordForm | None]] = {
-    "csv": _csv, "avro": _avro,
+    "csv": _csv, "avro": _avro, "protobuf": _protobuf,
 }  # fmt: skip
 
 

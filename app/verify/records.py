@@ -11,11 +11,13 @@ import datetime as dt
 import json
 import math
 import re
-from collections.abc import Callable, Iterable
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from app.verify.avro import NOT_FINITE, AvroRows, Millis, SchemaOf
 from app.verify.csv_rows import Row, csv_rows, text_value, time_value
+from app.verify.json_text import Pairs, load_json
+from app.verify.protobuf import ProtobufValues
 from tables.model.layer import Source
 from tables.model.path import Path
 
@@ -32,6 +34,7 @@ _CONTENT_TYPES = {
     b"application/vnd.apache.arrow.stream": "arrow",
     b"text/csv": "csv",
     b"application/avro": "avro",
+    b"application/protobuf": "protobuf",
 }
 _HEARTBEAT = re.compile(rb"-?[0-9]{1,19}")
 _RFC3339 = re.compile(
@@ -39,9 +42,6 @@ _RFC3339 = re.compile(
     r"(\.[0-9]+)?([Zz]|([+-])([0-9]{2}):([0-9]{2}))"
 )
 _EPOCH_DAY = dt.date(1970, 1, 1).toordinal()
-_DIGITS_MAX = 400
-"""Numbers of more digits are beyond every type, and beyond the default limit of ``int``."""
-
 Faults = frozenset[str]
 _GOOD: Faults = frozenset()
 _JSON, _MISSING, _TYPE, _RANGE = (
@@ -112,6 +112,8 @@ class RecordReader:
         self._source = source
         self._arrow = arrow
         self._avro = AvroRows(source, schema_of)
+        is_protobuf = source.format is not None and source.format.name == "protobuf"
+        self._protobuf = ProtobufValues(source) if is_protobuf else None
         roles = {source.time_at, source.type_at}
         self._fields = [(f, _CHECKS[f.type]) for f in source.fields if f.at not in roles]
         self._declared = {f.name: f.at for f in source.fields if f.at in roles}
@@ -148,6 +150,9 @@ class RecordReader:
         """Return the events of a value, or their faults; None if it cannot be read."""
         if form == "arrow":
             return self._arrow(value)
+        if form == "protobuf" and self._protobuf is not None:
+            at = self._protobuf(value)
+            return None if at is None else [self._of_paths(at)]
         has_schema = self._source.format is not None and self._source.format.schema
         if not value.strip() and not (form == "avro" and has_schema):
             return []
@@ -197,6 +202,16 @@ class RecordReader:
             found = self.event(values | {name: value})
             faults |= found if isinstance(found, frozenset) else frozenset()
         return faults or self.event(values)
+
+    def _of_paths(self, values: Mapping[Path, Any]) -> Event | Faults:
+        """Return the event of the values at paths, or their faults."""
+        found: dict[str, Any] = {}
+        for path, value in values.items():
+            inner: Any = found
+            for step in path[:-1]:
+                inner = inner.setdefault(step, Steps())
+            inner[path[-1]] = value
+        return self.event(found)
 
     def _row(self, row: Row) -> Event | Faults:
         """Return the event of a row of CSV, or its faults."""
@@ -256,37 +271,23 @@ class RecordReader:
         return 0, _GOOD if time is None else wrong(time)
 
 
-class Pairs(list[tuple[str, Any]]):
-    """The names and values of a JSON object, repeated ones too."""
+class Steps(dict[str | int, Any]):
+    """Values by the next step of their paths, whether it is a name or an index."""
 
 
 def find(values: dict[str, Any], path: Path) -> Any:
     """Return the value at a path of an event's values; None if there is none, or null."""
     found: Any = values
     for step in path:
-        if isinstance(step, int):
+        if isinstance(found, Steps):
+            found = found.get(step)
+        elif isinstance(step, int):
             found = found[step] if type(found) is list and step < len(found) else None
         elif isinstance(found, Pairs):
             found = dict(found).get(step)
         else:
             found = found.get(step) if isinstance(found, dict) else None
     return found
-
-
-def load_json(text: str) -> Any:
-    """Return a JSON document, with :class:`Pairs` for objects; None for other text.
-
-    ``null`` gives an empty list: like any other document that is not an object, it is not an event.
-    """
-    try:
-        found = _DECODER.decode(text)
-        if "\\u" in text:
-            json.dumps(found, ensure_ascii=False).encode()  # half of a surrogate pair is not text
-    except (json.JSONDecodeError, UnicodeEncodeError, RecursionError):
-        return None
-    except ValueError:  # a number of very many digits, or NaN
-        return _load_large(text)
-    return [] if found is None else found
 
 
 def text_time_ms(text: str) -> int | None:
@@ -318,28 +319,6 @@ def wrong(value: object) -> Faults:
     return _TYPE | _RANGE if type(value) is float and math.isinf(value) else _TYPE
 
 
-def _load_large(text: str) -> Any:
-    try:
-        found = _LARGE_DECODER.decode(text)
-    except ValueError:
-        return None
-    return [] if found is None else found
-
-
-def _no_number(text: str) -> NoReturn:
-    raise ValueError(text)
-
-
-def _large_int(text: str) -> int | float:
-    return int(text) if len(text) < _DIGITS_MAX else math.inf
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=Pairs, parse_constant=_no_number)
-_LARGE_DECODER = json.JSONDecoder(
-    object_pairs_hook=Pairs, parse_constant=_no_number, parse_int=_large_int
-)
-
-
 def has_broken_name(record: Record) -> bool:
     """Return whether a header's name is not UTF-8; it has surrogates for such bytes."""
     return any(not name.isascii() and not _is_text(name) for name, _ in record.headers)
@@ -357,7 +336,9 @@ def form_of(record: Record, source: Source) -> str:
     """Return the form of a record's value: empty for JSON or lines of JSON."""
     for name, data in record.headers:
         if name.lower() == "content-type":
-            return _CONTENT_TYPES.get(data.split(b";")[0].strip().lower(), "unknown")
+            form = _CONTENT_TYPES.get(data.split(b";")[0].strip().lower(), "unknown")
+            is_declared = source.format is not None and source.format.name == "protobuf"
+            return "unknown" if form == "protobuf" and not is_declared else form
     if source.format is not None:
         return source.format.name
     for form, start in STARTS.items():

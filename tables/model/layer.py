@@ -51,13 +51,18 @@ class RecordForm(msgspec.Struct, frozen=True, omit_defaults=True):
 
     ``columns`` are the columns of CSV, empty if the first row of each record names them, and
     ``delimiter`` stands between values. ``schema`` is the Avro schema of every record as JSON,
-    empty if records name one of the registry. Defaults are left out of a map's digest.
+    empty if records name one of the registry. ``descriptor`` is the descriptor set of Protobuf in
+    base 64, ``message`` the full name of every record's message, and ``framed`` whether it stands
+    behind a registry's frame. Defaults are left out of a map's digest.
     """
 
-    name: Literal["csv", "avro"]
+    name: Literal["csv", "avro", "protobuf"]
     columns: tuple[str, ...] = ()
     delimiter: str = ","
     schema: str = ""
+    descriptor: str = ""
+    message: str = ""
+    framed: bool = False
 
 
 FUTURE_SKEW_MS = 600_000
