@@ -26,6 +26,7 @@ COMMANDS = {
     "produce": "app.commands.produce",
     "query": "app.commands.query",
     "replay": "app.commands.replay",
+    "reset": "app.commands.reset",
     "deadletters": "app.commands.deadletters",
     "demo": "app.commands.demo",
     "generate": "app.commands.generate",

@@ -8,32 +8,26 @@ Every function raises BrokersAwayError if a broker does not answer.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAuthorizationFailedError, for_code
 
 from agents.partition.claims import OTHER_PARTITIONS, START_OVER
+from app.cluster.admin import Options, admin_of
 from app.cluster.rights import Role, how_to_allow, rights_of
 from app.cluster.rights_check import missing_rights
 from app.cluster.topic_specs import KEPT_FOR_EVER, REPLICATION_MAX, TopicSpec, topics_of
-from app.kafka.brokers import connect_error
 from tables.model.errors import ProblemsError, TreasureMapError
 from tables.model.layer import Map
 
 log = logging.getLogger(__name__)
 
-Options = Mapping[str, Any]
-"""Further options of a client of Kafka, such as TLS and login."""
-
 VISIBLE_DEADLINE_S = 30.0
 _VISIBLE_POLL_S = 0.05
-_REQUEST_TIMEOUT_MS = 20_000
 _ALREADY_EXISTS = 36
 _UNKNOWN_TOPIC = 3
 
@@ -78,7 +72,7 @@ async def apply_topics(
     Raises:
         TopicsRefusedError: topics differ from the map, or the broker refused to make some.
     """
-    async with _admin(brokers, options) as admin:
+    async with admin_of(brokers, options) as admin:
         if replication is None:
             cluster = await admin.describe_cluster()
             replication = min(REPLICATION_MAX, len(cluster["brokers"]))
@@ -120,7 +114,7 @@ async def check_topics(
         TopicsRefusedError: topics are missing or differ from the map, or a right is missing.
     """
     options = options or {}
-    async with _admin(brokers, options, "cannot connect to Kafka") as admin:
+    async with admin_of(brokers, options, "cannot connect to Kafka") as admin:
         specs = topics_of(themap, replication=1)
         found = await _partitions_found(admin)
         role: Role = "worker"
@@ -141,20 +135,13 @@ async def check_topics(
         return (await admin.describe_cluster()).get("cluster_id") or ""
 
 
-async def own_topics(brokers: str, themap: Map, options: Options | None = None) -> list[str]:
-    """Return the map's topics that exist, except its sources, which other programs write."""
-    found = await topics_found(brokers, options)
-    specs = topics_of(themap, replication=1)
-    return [spec.name for spec in specs if spec.kind != "source" and spec.name in found]
-
-
 async def delete_topics(brokers: str, names: list[str], options: Options | None = None) -> None:
     """Delete topics; return when no broker shows them any more.
 
     Raises:
         TreasureMapError: a broker does not answer, or it keeps some.
     """
-    async with _admin(brokers, options) as admin:
+    async with admin_of(brokers, options) as admin:
         answer = await admin.delete_topics(names)
         refused = [
             f"{name} ({for_code(code).__name__})"
@@ -164,47 +151,20 @@ async def delete_topics(brokers: str, names: list[str], options: Options | None 
         if refused:
             raise TreasureMapError(
                 f"cannot delete topics: the broker refuses {', '.join(refused)}; see to its cause, "
-                "delete.topic.enable and who may delete among them, then start over again"
+                "delete.topic.enable and who may delete among them, then do it again"
             )
         await _wait(
             admin,
             lambda found: [name for name in names if name in found],
             "cannot delete topics: {} are still there after {:.0f} s; check the brokers' health and"
-            " start over again",
+            " do it again",
         )
-
-
-async def members_of(brokers: str, group: str, options: Options | None = None) -> list[str]:
-    """Return the clients that are in a consumer group now."""
-    async with _admin(brokers, options) as admin:
-        answers = await admin.describe_consumer_groups([group])
-    # Of a group: error, name, state, protocol's kind, protocol, members; of those: id, client id,
-    # which the embedded broker leaves out.
-    members = [member for answer in answers for found in answer.groups for member in found[5]]
-    return sorted(member[1] or member[0] for member in members)
 
 
 async def topics_found(brokers: str, options: Options | None = None) -> dict[str, int]:
     """Return the number of partitions of every topic there is."""
-    async with _admin(brokers, options) as admin:
+    async with admin_of(brokers, options) as admin:
         return await _partitions_found(admin)
-
-
-@contextlib.asynccontextmanager
-async def _admin(
-    brokers: str, options: Options | None, cannot: str = "cannot read topics"
-) -> AsyncIterator[AIOKafkaAdminClient]:
-    options = options or {}
-    admin = AIOKafkaAdminClient(
-        bootstrap_servers=brokers, request_timeout_ms=_REQUEST_TIMEOUT_MS, **options
-    )
-    try:
-        await admin.start()
-        yield admin
-    except (KafkaError, OSError, TimeoutError) as error:
-        raise await connect_error(error, cannot, brokers, options) from error
-    finally:
-        await admin.close()
 
 
 async def _partitions_found(admin: AIOKafkaAdminClient) -> dict[str, int]:

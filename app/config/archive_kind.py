@@ -28,7 +28,7 @@ class Schema(NamedTuple):
 
 
 class Wiping(NamedTuple):
-    """Cells that ``map start-over`` deletes: ``words`` name them, ``wipe`` deletes them and waits.
+    """Cells that ``reset`` deletes: ``words`` name them, ``wipe`` deletes them and waits.
 
     ``wipe`` raises ArchiveError if they cannot be deleted.
     """
@@ -76,7 +76,7 @@ class ArchiveKind(abc.ABC):
 
     @abc.abstractmethod
     def wiping(self, settings: Settings, map_name: str) -> Wiping:
-        """Return the cells to delete when a map starts over."""
+        """Return the cells to delete when a map is reset."""
 
     def grants(self, settings: Settings, themap: Map, role: str, user: str) -> Iterator[str]:
         """Yield the commands that give a user the least rights of a role of ``map acl``."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _KEYSPACE: dict[str, tuple[str, ...]] = {
     "apply": ("CREATE", "ALTER", "SELECT", "MODIFY"),
-    "start-over": ("DROP", "SELECT", "MODIFY"),
+    "reset": ("DROP", "SELECT", "MODIFY"),
 }
 _TABLES: dict[str, tuple[str, ...]] = {"worker": ("SELECT", "MODIFY"), "verify": ("SELECT",)}
 

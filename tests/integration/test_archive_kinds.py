@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from app.commands.map import command
+from app.__main__ import group
 from app.config import archives
 from tests.support.common import flight
 from tests.support.memory_archive import MemoryKind
@@ -32,26 +32,27 @@ WorkerProcess(build(load_settings()), loglevel="INFO").execute_from_commandline(
 def test_map_commands_ask_the_kind_that_is_chosen(
     broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is made by ``apply``, its rights are printed by ``acl``, and ``start-over`` wipes it."""
+    """It is made by ``apply``, its rights are printed by ``acl``, and ``reset`` wipes it."""
     kind = MemoryKind()
     monkeypatch.setattr(archives, "ARCHIVES", (*archives.ARCHIVES, kind))
     map_file = tmp_path / "map.toml"
     map_file.write_text(MAP.format(name="kinds"))
 
     def run(verb: str, *arguments: str, archive: str = "memory") -> str:
-        given = [verb, str(map_file), *arguments, "--brokers", broker, "--archive", archive]
-        return CliRunner().invoke(command, given, catch_exceptions=False).stdout
+        given = [*verb.split(), str(map_file), *arguments, "--brokers", broker]
+        given += ["--archive", archive]
+        return CliRunner().invoke(group, given, catch_exceptions=False).stdout
 
-    assert "archive: memory of 2 layers made or checked" in run("apply")
+    assert "archive: memory of 2 layers made or checked" in run("map apply")
     assert kind.contents.described.keys() == {"hour", "day"}
     assert "archive: embedded, nothing to make; pass --archive cassandra for its tables" in run(
-        "apply", archive="embedded"
+        "map apply", archive="embedded"
     )
-    assert "let ann remember kinds as verify" in run("acl", "--user", "ann", "--for", "verify")
-    embedded = run("acl", "--user", "ann", "--for", "verify", archive="embedded")
+    assert "let ann remember kinds as verify" in run("map acl", "--user", "ann", "--for", "verify")
+    embedded = run("map acl", "--user", "ann", "--for", "verify", archive="embedded")
     assert "remember" not in embedded
     assert "GRANT" not in embedded
-    over = run("start-over", "--yes")
+    over = run("reset", "--yes")
     assert "the rows of map kinds in memory" in over
     assert "new tables have no grants" in over
     assert "--only memory --user NAME` with `--for worker` and with `--for verify`" in over
