@@ -333,6 +333,9 @@ async def _apply(themap: Map, replication: int | None, settings: Settings) -> No
         cannot=f"cannot apply map {themap.name}", role="apply", may_lack=True,
     )  # fmt: skip
     revision = await check_histories(settings.brokers, themap, options)
+    if schema is not None:
+        # Before topics are made: with a table of another layer no worker could use them.
+        await asyncio.to_thread(schema.check)
     report = await apply_topics(settings.brokers, themap, replication, options=options)
     for name in report.created:
         click.echo(f"created topic {name}")

@@ -21,10 +21,14 @@ Fault = tuple[tuple[str, ...], str]
 
 
 class Schema(NamedTuple):
-    """Tables of ``map apply``: ``words`` name them, opening ``archive`` makes or checks them."""
+    """Tables of ``map apply``: ``words`` name them, opening ``archive`` makes or checks them.
+
+    ``check`` makes nothing. It waits, and raises ArchiveError if a table is another layer's.
+    """
 
     archive: Archive
     words: str
+    check: Callable[[], None]
 
 
 class Wiping(NamedTuple):

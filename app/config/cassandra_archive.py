@@ -53,9 +53,12 @@ class CassandraKind(ArchiveKind):
 
     def schema(self, settings: Settings, themap: Map) -> Schema:
         """Return the keyspace with a table for each layer."""
+        made = cassandra_settings(settings)
+        from tables.archive.cassandra.inspection import check_tables  # noqa: PLC0415 - an extra
+
         count = len(themap.layers)
-        tables = f"{count} table{'' if count == 1 else 's'}"
-        return Schema(self.make(settings), f"{tables} in keyspace {settings.cassandra_keyspace}")
+        tables = f"{count} table{'' if count == 1 else 's'} in keyspace {made.keyspace}"
+        return Schema(self.make(settings), tables, functools.partial(check_tables, made, themap))
 
     def wiping(self, settings: Settings, map_name: str) -> Wiping:
         """Return the map's tables."""

@@ -11,7 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from app.__main__ import group
+from app.cluster.topics import topics_found
 from app.config import archives
+from tables.model.errors import ArchiveError
 from tests.support.common import flight
 from tests.support.memory_archive import MemoryKind
 from tests.support.waiting import until
@@ -45,6 +47,13 @@ def test_map_commands_ask_the_kind_that_is_chosen(
 
     assert "archive: memory of 2 layers made or checked" in run("map apply")
     assert kind.contents.described.keys() == {"hour", "day"}
+    text = map_file.read_text()
+    other = text.replace('window = "1h"', 'window = "2h"')
+    map_file.write_text(f"{other.replace('[layers.day]', '[layers.daily]')}publish = true\n")
+    with pytest.raises(ArchiveError, match="cannot use rows of layer hour: it was made for anoth"):
+        run("map apply")
+    map_file.write_text(text)
+    assert not {"kinds.layer.daily", "kinds.feed.daily"} & asyncio.run(topics_found(broker)).keys()
     assert "archive: embedded, nothing to make; pass --archive cassandra for its tables" in run(
         "map apply", archive="embedded"
     )
