@@ -29,6 +29,7 @@ COMMANDS = {
     "reset": "app.commands.reset",
     "deadletters": "app.commands.deadletters",
     "demo": "app.commands.demo",
+    "doctor": "app.commands.doctor",
     "generate": "app.commands.generate",
     "token": "app.commands.token",
     "try": "app.commands.try_",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from app.config.settings import Settings
+    from app.host.findings import Finding
     from app.host.reloads import Reloads
     from tables.archive.protocol import Archive
     from tables.model.layer import Map
@@ -50,10 +51,12 @@ class ArchiveKind(abc.ABC):
     Attributes:
         name: the value of the setting ``archive`` that chooses it.
         serves_many: whether several workers of a group may have it together.
+        extra: the extra of the distribution that brings its packages; empty if it needs none.
     """
 
     name: str
     serves_many: bool
+    extra: str = ""
 
     def exposed(self, settings: Settings) -> Iterator[Fault]:
         """Yield each fault of its connections beyond loopback, unless ``insecure`` is set."""
@@ -77,6 +80,15 @@ class ArchiveKind(abc.ABC):
         """Return the tables to make before workers of a map start, None if there are none."""
         del settings, themap
         return None
+
+    def examine(self, settings: Settings, themap: Map | None) -> list[Finding]:
+        """Return findings of it, and of a map's part of it; it waits, and makes nothing.
+
+        Raises:
+            ArchiveError: it does not answer, or refuses.
+        """
+        del settings, themap
+        return []
 
     @abc.abstractmethod
     def wiping(self, settings: Settings, map_name: str) -> Wiping:

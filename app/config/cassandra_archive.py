@@ -12,6 +12,7 @@ from app.config.loopback import INSECURE, is_loopback
 
 if TYPE_CHECKING:
     from app.config.settings import Settings
+    from app.host.findings import Finding
     from app.host.reloads import Reloads
     from tables.archive.protocol import Archive
     from tables.model.layer import Map
@@ -28,6 +29,7 @@ class CassandraKind(ArchiveKind):
 
     name = "cassandra"
     serves_many = True
+    extra = "cassandra"
 
     def exposed(self, settings: Settings) -> Iterator[Fault]:
         """Yield that nodes beyond loopback are reached without TLS."""
@@ -59,6 +61,14 @@ class CassandraKind(ArchiveKind):
         count = len(themap.layers)
         tables = f"{count} table{'' if count == 1 else 's'} in keyspace {made.keyspace}"
         return Schema(self.make(settings), tables, functools.partial(check_tables, made, themap))
+
+    def examine(self, settings: Settings, themap: Map | None) -> list[Finding]:
+        """Return findings of its nodes, its keyspace and the map's tables."""
+        made = cassandra_settings(settings)
+        from app.config.cassandra_findings import findings  # noqa: PLC0415 - an extra
+        from tables.archive.cassandra.inspection import inspect  # noqa: PLC0415 - an extra
+
+        return list(findings(made, inspect(made, themap), has_map=themap is not None))
 
     def wiping(self, settings: Settings, map_name: str) -> Wiping:
         """Return the map's tables."""

@@ -238,7 +238,7 @@ async def test_a_broker_that_does_not_tell_settings_leaves_journals_unchecked(
     def by_name_only(kind: ConfigResourceType, name: str) -> ConfigResource:
         return ConfigResource(kind, name, {"retention.ms": None})
 
-    monkeypatch.setattr("app.cluster.topics.ConfigResource", by_name_only)
+    monkeypatch.setattr("app.cluster.topic_checks.ConfigResource", by_name_only)
     report = await apply_topics(embedded, themap)
     journals = [spec.name for spec in topics_of(themap, 1) if spec.kind == "journal"]
     assert list(report.unchecked) == journals

@@ -53,9 +53,7 @@ def inspect(settings: CassandraSettings, themap: Map | None) -> Inspection:
             session = connect(cluster, settings, step)
             version, ahead_ms = _node(session)
             hosts = cluster.metadata.all_hosts()
-            layers = () if themap is None else themap.layers
-            tables = [CassandraTable(themap, layer, settings.keyspace) for layer in layers]
-            lacking, refused = Schema(session, settings).look(tables)
+            lacking, refused = Schema(session, settings).look(_tables(settings, themap))
             return Inspection(
                 version,
                 ahead_ms,
@@ -76,6 +74,12 @@ def check_tables(settings: CassandraSettings, themap: Map) -> None:
     """
     if refused := inspect(settings, themap).refused:
         raise ArchiveError("\n".join(refused))
+
+
+def _tables(settings: CassandraSettings, themap: Map | None) -> list[CassandraTable]:
+    if themap is None:
+        return []
+    return [CassandraTable(themap, layer, settings.keyspace) for layer in themap.layers]
 
 
 def _node(session: Session) -> tuple[str, float]:
