@@ -29,6 +29,12 @@ def findings(settings: CassandraSettings, found: Inspection, *, has_map: bool) -
     else:
         yield Finding("ok", "cassandra", f"{nodes}, version {found.version}")
     yield _clock(found.ahead_ms)
+    if found.commitlog_sync.lower() == "periodic":
+        text = (
+            "a node acknowledges rows before it syncs them, and loses them when it is killed; got"
+            " periodic; want batch; set commitlog_sync in cassandra.yaml (docs/DEPLOYING.md)"
+        )
+        yield Finding("warn", "commitlog_sync", text)
     yield _copies(settings, found)
     if not has_map:
         return

@@ -54,8 +54,8 @@ async def kafka_findings(settings: Settings, themap: Map | None) -> list[Finding
         # Reading further would end with the first right that is missing.
         return found
     members = await members_of(settings.brokers, group, options)
-    names = f": {', '.join(members)}" if members else ""
-    found.append(Finding("ok", f"group {group}", f"{len(members)} workers run{names}"))
+    text = f"workers run: {', '.join(members)}" if members else "no worker runs"
+    found.append(Finding("ok", f"group {group}", text))
     histories = await read_histories(settings.brokers, themap, options)
     found += _revisions(histories, themap)
     sources = {source.topic for source in themap.sources}

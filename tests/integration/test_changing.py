@@ -68,7 +68,7 @@ class Bench:
         async with AIOKafkaProducer(bootstrap_servers=self.brokers, linger_ms=20) as producer:
             for _ in range(count):
                 self._at_ms += self._rng.randrange(2 * DAY_MS // EVENTS)
-                event = {
+                event: Event = {
                     "at": self._at_ms, "type": self._rng.choice(TYPES),
                     "store": self._rng.choice("ABCD"), "item": self._rng.choice(["x", "y", "zé"]),
                     "cents": self._rng.randrange(-100, 10_000),

@@ -83,7 +83,7 @@ async def test_topics_that_are_missing_fail_until_the_map_is_applied(examined: E
     assert code == 0
     assert told["topics"] == ("ok", "all 6 are as the map wants them")
     assert told["revision"] == ("ok", "no worker has used this map yet")
-    assert told["group treasure-map.m"] == ("ok", "0 workers run")
+    assert told["group treasure-map.m"] == ("ok", "no worker runs")
     assert told["kafka"][0] == told["version of kafka"][0] == "ok"
 
 
@@ -198,6 +198,11 @@ async def test_tables_and_keyspace_are_examined(
     assert code == 1
     assert told["replication"][0] == told["tables"][0] == "fail"
     assert told["cassandra"][0] == told["clock of cassandra"][0] == "ok"
+    inspection = pytest.importorskip("tables.archive.cassandra.inspection")
+    settings = inspection.CassandraSettings(hosts=(host,), port=port, keyspace=examined.name)
+    # Tests' nodes have the option of the compose file.
+    found = await asyncio.to_thread(inspection.inspect, settings, None)
+    assert found.commitlog_sync == "batch"
     words = ["map", "apply", str(examined.file), "--brokers", brokers, *chosen]
     await asyncio.to_thread(CliRunner().invoke, group, words, catch_exceptions=False)
     code, told = await examined.told(*chosen)

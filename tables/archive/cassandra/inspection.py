@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import time
 
+from cassandra import InvalidRequest, Unauthorized
 from cassandra.cluster import Session
 from cassandra.metadata import KeyspaceMetadata, NetworkTopologyStrategy, SimpleStrategy
 
@@ -28,6 +29,7 @@ class Inspection:
         ahead_ms: how far that node's clock is ahead of this host's; below 0: behind.
         nodes: nodes of the local data centre.
         copies: copies of a row there; None if the keyspace is missing or has a strategy of its own.
+        commitlog_sync: how that node syncs its log of writes; empty if this user may not read it.
         lacking: the missing tables and columns, which ``map apply`` makes.
         refused: why tables are those of other layers.
     """
@@ -36,6 +38,7 @@ class Inspection:
     ahead_ms: float
     nodes: int
     copies: int | None
+    commitlog_sync: str
     lacking: list[str]
     refused: list[str]
 
@@ -59,6 +62,7 @@ def inspect(settings: CassandraSettings, themap: Map | None) -> Inspection:
                 ahead_ms,
                 sum(host.datacenter == settings.local_dc for host in hosts),
                 _copies(cluster.metadata.keyspaces.get(settings.keyspace), settings.local_dc),
+                _commitlog_sync(session),
                 lacking,
                 refused,
             )
@@ -89,6 +93,15 @@ def _node(session: Session) -> tuple[str, float]:
     answered_ms = time.time() * 1_000
     # It was read between the two; of the possible differences this one is the nearest to 0.
     return str(row[0]), row[1] - min(max(row[1], asked_ms), answered_ms)
+
+
+def _commitlog_sync(session: Session) -> str:
+    wanted = "SELECT value FROM system_views.settings WHERE name = 'commitlog_sync'"
+    try:
+        return "".join(str(value) for (value,) in session.execute(wanted))
+    except (Unauthorized, InvalidRequest):
+        # Versions before 4.0 have no such table, and roles may read it only if they are allowed to.
+        return ""
 
 
 def _copies(keyspace: KeyspaceMetadata | None, local_dc: str) -> int | None:

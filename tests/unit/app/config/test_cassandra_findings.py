@@ -12,7 +12,7 @@ from app.config.cassandra_findings import findings
 inspection = pytest.importorskip("tables.archive.cassandra.inspection")
 cluster = pytest.importorskip("tables.archive.cassandra.cluster")
 
-GOOD = inspection.Inspection("5.0.4", 3.0, 3, 3, [], [])
+GOOD = inspection.Inspection("5.0.4", 3.0, 3, 3, "batch", [], [])
 SETTINGS = cluster.CassandraSettings(keyspace="space")
 
 
@@ -28,6 +28,7 @@ def test_a_good_cluster_has_no_fault() -> None:
         ({"version": "3.11.19"}, "fail", "got version 3.11.19; want 4.0 or newer; upgrade it"),
         ({"ahead_ms": 2_001.0}, "warn", "2.0 s ahead of this host; want at most 2 s; synchron"),
         ({"ahead_ms": -9_000.0}, "warn", "a node is 9.0 s behind this host"),
+        ({"commitlog_sync": "periodic"}, "warn", "got periodic; want batch; set commitlog_sync"),
         ({"copies": None}, "fail", "run `python -m app map apply`"),
         ({"copies": 0}, "fail", "want 1 to 3; run ALTER KEYSPACE"),
         ({"copies": 4}, "fail", "has 4 copies of a row in datacenter1, which has 3 nodes"),
