@@ -35,7 +35,8 @@ class Schema(NamedTuple):
 class Wiping(NamedTuple):
     """Cells that ``reset`` deletes: ``words`` name them, ``wipe`` deletes them and waits.
 
-    ``wipe`` raises ArchiveError if they cannot be deleted.
+    ``words`` are empty if it is known that there are none. ``wipe`` raises ArchiveError if they
+    cannot be deleted.
     """
 
     words: str
