@@ -118,7 +118,7 @@ def install(
         Reader(themap, live, cache, limits, wall_clock_ms),
         streams,
         QueryAdmission(settings.query_concurrency_max, settings.query_deadline_ms),
-        access, limits, metrics, workers,
+        access, limits, metrics, wall_clock_ms, workers,
         document=openapi(themap, limits, routes, token=access.wants_token),
     )  # fmt: skip
     site.middlewares.append(guard(settings, access))

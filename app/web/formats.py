@@ -20,7 +20,7 @@ from multidict import MultiMapping
 from app.web.guard import HEADERS, JSON, NotAcceptableError, encoded
 from tables.model.layer import Layer
 from tables.query.cell_query import arrow_bytes, measure_columns
-from tables.query.parameters import seconds_hint
+from tables.query.time_range import seconds_hint
 from treasure_map import answers
 
 ABOUT_HEADER = "Treasure-Map-Answer"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Any, Protocol
 
@@ -95,6 +95,7 @@ class Handlers:
     access: Access
     limits: Limits
     text_of_metrics: Callable[[], bytes]
+    clock_ms: Callable[[], int]
     workers: Callable[[], list[WorkerAbout]]
     document: dict[str, Any]
 
@@ -161,13 +162,13 @@ class Handlers:
 
     async def cells(self, request: web.Request) -> web.Response:
         """Answer with one page of cells of one layer, live and archived merged."""
-        query = parse_query(
-            self.view.themap, request.match_info["layer"], request.query.items(), self.limits
-        )
+        query = parse_query(*self._asked(request, "layer"))
         kind = accepted(request.headers)
 
         async def response() -> web.Response:
-            found = await self.reader.layer(query.layer, query.cells)
+            found = await self.reader.layer(
+                query.layer, query.cells, from_first=query.asked.asked_from_ms is None
+            )
             rows = found.live.height + found.archived.height
 
             def make() -> web.Response:
@@ -184,19 +185,22 @@ class Handlers:
 
     async def family(self, request: web.Request) -> web.Response:
         """Answer a request to a family, from the cheapest layers that have it exactly."""
-        query = parse_family_query(
-            self.view.themap, request.match_info["family"], request.query.items(), self.limits
-        )
-        page = functools.partial(answered_family, self.view.themap, query)
+        query = parse_family_query(*self._asked(request, "family"))
+        page = functools.partial(answered_family, self.view.themap)
         return await self._answer(request, query, page)
 
     async def top(self, request: web.Request) -> web.Response:
         """Answer with the first keys of a layer by a measure."""
-        top = parse_top_query(
-            self.view.themap, request.match_info["layer"], request.query.items(), self.limits
-        )
+        top = parse_top_query(*self._asked(request, "layer"))
         page = functools.partial(answered_top, self.view.themap, top)
         return await self._answer(request, top.query, page)
+
+    def _asked(
+        self, request: web.Request, kind: str
+    ) -> tuple[Map, str, Iterable[tuple[str, str]], Limits, int]:
+        """Return the arguments by which a request is parsed; ``now`` is this moment."""
+        name, words = request.match_info[kind], request.query.items()
+        return self.view.themap, name, words, self.limits, self.clock_ms()
 
     async def _answer(
         self, request: web.Request, query: FamilyQuery, page: Callable[[FamilyResult], CellPage]
@@ -207,8 +211,8 @@ class Handlers:
             return answer(Explained(query.family.name, describe_plan(plan)))
         kind = accepted(request.headers)
         # Only answers that never change have one, so a reader that names it has the answer.
-        etag = etag_of(self.view.themap, request.path_qs, kind)
-        if has_etag(request.headers, etag):
+        etag = etag_of(self.view.themap, request.path_qs, query.asked, kind)
+        if not query.asked.is_open and has_etag(request.headers, etag):
             return not_modified(etag)
 
         async def response() -> web.Response:

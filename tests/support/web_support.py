@@ -27,7 +27,7 @@ from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.protocol import Archive
 from tables.model.cost import QueryCost
 from tables.model.layer import Layer, Map
-from tables.model.window import NEVER_MS
+from tables.model.window import NEVER_ENDS_MS, NEVER_MS
 from tables.query.answer import matching
 from tables.query.facts import PartitionFacts
 from tables.query.live import LiveJob, LiveRead, LiveRows
@@ -97,6 +97,7 @@ class FrameCells:
         self.closed_ms = NEVER_MS
         self.position = 7
         self.fresh_ms = NEVER_MS
+        self.first_ms, self.last_ms = NEVER_MS, NEVER_ENDS_MS
 
     async def read(
         self, reads: Sequence[LiveRead], cost: QueryCost, until: float
@@ -112,7 +113,7 @@ class FrameCells:
                 partition, position=self.position, closed_ms=self.closed_ms,
                 floor_ms=self.archived_ms, archived_ms=self.archived_ms,
                 evicted_ms=self.evicted_ms, complete_ms=NEVER_MS, cells=1.0, fresh_ms=self.fresh_ms,
-                evicted_version=self.position,
+                evicted_version=self.position, first_ms=self.first_ms, last_ms=self.last_ms,
             )
             for partition in self.served
             if read.wants(partition)

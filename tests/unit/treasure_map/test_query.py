@@ -110,8 +110,8 @@ async def test_refusals_say_what_to_change(tmp_path: Path) -> None:
     """Both clients raise them, with status and time to ask again."""
     async with served(MAP, tmp_path, ROWS, query_live_max=0) as (_, url):
         async with AsyncQueryClient(url) as later:
-            with pytest.raises(QueryFailedError, match="ask family hour") as caught:
-                await later.rows("day", DAY)
+            with pytest.raises(QueryFailedError, match="did you mean day") as caught:
+                await later.rows("days", DAY)
             assert caught.value.status == 404
             with pytest.raises(QueryFailedError, match="query_live_max") as caught:
                 async for _ in later.live("hour"):
