@@ -29,7 +29,7 @@ from treasure_map.answers import (
     exact,
 )
 from treasure_map.extras import MissingExtraError
-from treasure_map.status import Layers, LayerStatus
+from treasure_map.status import Cluster, Layers, LayerStatus, Ready, WorkerAbout
 
 if TYPE_CHECKING:
     import polars as pl
@@ -120,6 +120,25 @@ def map() -> Talk[dict[str, Any]]:  # noqa: A001 - as clients have it
 def layers() -> Talk[list[LayerStatus]]:
     """Return the counts of each layer on the worker."""
     return _decoded((yield Request("/v1/layers")), Layers).layers
+
+
+def layer_report() -> Talk[Layers]:
+    """Return the counts of each layer on the worker, and the event types that no layer selects."""
+    return _decoded((yield Request("/v1/layers")), Layers)
+
+
+def cluster() -> Talk[list[WorkerAbout]]:
+    """Return the workers of the group, with their partitions."""
+    return _decoded((yield Request("/v1/cluster")), Cluster).workers
+
+
+def ready() -> Talk[Ready]:
+    """Return whether the worker is ready, and why not."""
+    response = yield Request("/readyz")
+    is_told = response.status == HTTPStatus.SERVICE_UNAVAILABLE and b'"ready"' in response.body
+    return _decoded(
+        dataclasses.replace(response, status=HTTPStatus.OK) if is_told else response, Ready
+    )
 
 
 def families() -> Talk[list[FamilyAbout]]:

@@ -184,7 +184,8 @@ def build(settings: Settings) -> MapApp:
         admits=pressure.admits_layers, pace=pace(),
     )  # fmt: skip
     transport.serve(owners, [ingest, rollup])
-    add_agent(app, ingest, Ingest(owners).handle, transport.fail)
+    reader = Ingest(owners)
+    add_agent(app, ingest, reader.handle, transport.fail)
     add_agent(app, rollup, Rollup(owners).handle, transport.fail)
     check = functools.partial(_check, settings, owners, options)
     foundation = StorageService(
@@ -200,7 +201,7 @@ def build(settings: Settings) -> MapApp:
     )  # fmt: skip
     view = WorkerStatus(
         themap, archive, owners, transport, pressure,
-        readiness=reasons, secret_files=settings.secret_files,
+        readiness=reasons, secret_files=settings.secret_files, types=reader.types,
     )  # fmt: skip
     _answer(
         app, settings, view, transport,

@@ -41,6 +41,7 @@ from tables.query.live import LiveJob, LiveRead
 from tables.query.top import parse_top_query
 from treasure_map.answers import Explained
 from treasure_map.status import Cluster, Layers, LayerStatus, Live, Ready, WorkerAbout
+from treasure_map.version import version
 
 MERGED_AT_ONCE_ROWS_MAX = 500
 """Rows that are merged and encoded as JSON in some 5 ms."""
@@ -64,6 +65,12 @@ class WorkerView(Protocol):
 
     def layers(self) -> list[LayerStatus]:
         """Return, for each layer, its name and its counts."""
+
+    def unselected(self) -> dict[str, dict[str, int]]:
+        """Return, by source, the event types that no layer selects, with their events."""
+
+    def lag(self) -> dict[str, dict[str, int | None]]:
+        """Return the records not read yet, by topic and partition; None if that is not known."""
 
     def ledger(self) -> dict[str, Any]:
         """Return the account of all offsets and events, and whether it adds up."""
@@ -114,7 +121,7 @@ class Handlers:
 
     async def layers(self, _: web.Request) -> web.Response:
         """Answer with the counts of each layer on this worker."""
-        return answer(Layers(self.view.layers()))
+        return answer(Layers(self.view.layers(), self.view.unselected()))
 
     async def ledger(self, _: web.Request) -> web.Response:
         """Answer with the account of all offsets and events."""
@@ -157,6 +164,10 @@ class Handlers:
             paused=self.view.paused(),
             insecure=self.access.is_insecure,
             warnings=[*self.access.warnings(), *self.view.warnings()],
+            map=self.view.themap.name,
+            map_revision=self.view.themap.revision,
+            version=version(),
+            lag=self.view.lag(),
         )
         return answer(state, status)
 

@@ -157,6 +157,14 @@ class StandingView:
             for layer in self.themap.layers
         ]  # fmt: skip
 
+    def unselected(self) -> dict[str, dict[str, int]]:
+        """Return a type of the only source."""
+        return {"flights": {"bird": 3}}
+
+    def lag(self) -> dict[str, dict[str, int | None]]:
+        """Return a partition that is behind, and one that is not known."""
+        return {"raw": {"0": 7, "1": None}}
+
     def ledger(self) -> dict[str, Any]:
         """Return a ledger with a partition as an integer."""
         return {"records": {"raw": {0: {"read": 3}}}, "balanced": True}

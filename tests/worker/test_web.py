@@ -43,6 +43,7 @@ from tests.support.web_support import (
 )
 from treasure_map import QueryClient, QueryFailedError
 from treasure_map.status import Layers
+from treasure_map.version import version
 
 MAP = small_map()
 TOKEN = "correct-horse-battery"  # noqa: S105 - no password of anything
@@ -269,7 +270,9 @@ async def test_map_layers_ledger_and_health_answer(tmp_path: Path) -> None:
         assert [layer["name"] for layer in themap["layers"]] == ["hour", "day"]
         assert themap["layers"][1]["input_topic"] == "small.layer.day"
         assert themap["layers"][1]["window"] == "1d"
-        assert (await get(f"{url}/v1/layers"))[1] == msgspec.to_builtins(Layers(view.layers()))
+        assert (await get(f"{url}/v1/layers"))[1] == msgspec.to_builtins(
+            Layers(view.layers(), view.unselected())
+        )
         assert (await get(f"{url}/v1/ledger"))[1]["records"] == {"raw": {"0": {"read": 3}}}
         assert (await get(f"{url}/livez"))[:2] == (200, {"live": True})
         view.mend = ["the group has a member that is not a worker"]
@@ -286,6 +289,10 @@ async def test_map_layers_ledger_and_health_answer(tmp_path: Path) -> None:
                 "paused": {},
                 "insecure": False,
                 "warnings": ["the group has a member that is not a worker"],
+                "map": "small",
+                "map_revision": 1,
+                "version": version(),
+                "lag": {"raw": {"0": 7, "1": None}},
             },
         )
 
