@@ -177,7 +177,7 @@ class WorkerStatus:
             hint=self._hint(layer, counts, selected),
         )
 
-    def _hint(self, layer: Layer, counts: ledger.Ledger, selected: int) -> str | UnsetType:
+    def _hint(self, layer: Layer, counts: Mapping[str, int], selected: int) -> str | UnsetType:
         """Return that a base layer has selected nothing of the events that there were."""
         events = sum(counts.get(f"events.{name}", 0) for name in ("classified", "unclassified"))
         if layer.source is None or selected or not events:

@@ -33,7 +33,7 @@ from tables.query.facts import PartitionFacts
 from tables.query.live import LiveJob, LiveRead, LiveRows
 from tables.state.cell import archive_schema
 from tests.support.common import HOUR_MS, small_map
-from treasure_map.status import LayerStatus
+from treasure_map.status import LayerStatus, WorkerAbout
 
 Result = TypeVar("Result")
 CLOCK_MS = 1_400_000_000_000
@@ -198,6 +198,7 @@ async def served(
     archived: Sequence[dict[str, Any]] = (),
     archive: Archive | None = None,
     *,
+    workers: Callable[[], list[WorkerAbout]] = list,
     routes: Sequence[Route] = ROUTES,
     **settings: Any,
 ) -> AsyncIterator[tuple[StandingView, str]]:
@@ -223,7 +224,7 @@ async def served(
     access = Access(given, reloads)
     install(
         app, view, given, live=cells, cache=cache, metrics=lambda: METRICS, access=access,
-        routes=routes,
+        workers=workers, routes=routes,
     )  # fmt: skip
     await looking.start()
     runner = Runner(app, given.query_live_max)
