@@ -62,7 +62,8 @@ ROUTES = (
         headers=(LAST_EVENT_ID,), formats=(EVENT_STREAM,),
     ),
     Route(
-        "/v1/families/{family}/cells", Handlers.family, READ, "Rows over any range, from {}",
+        "/v1/families/{family}/cells", Handlers.family, READ,
+        "Rows over any range, from {}; any of these names the family",
         FamilyPage | Explained, formats=TABLES,
         parameters=lambda themap, name, limits: family_parameters(family_of(themap, name), limits),
     ),
