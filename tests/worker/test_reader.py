@@ -203,6 +203,16 @@ async def test_a_base_layer_that_came_later_answers_from_then_on(
         answer = await reader.answer(query)
         assert given(query, answer) == expected(house, query, answer.as_of)
         assert answer.rows.height > 20
+    # An open start is the first that can be answered.
+    answer = await reader.answer(parse_family_query(later, "hour", words[2:], LIMITS))
+    assert answer.query.from_ms == start
+    assert given(answer.query, answer) == expected(house, answer.query, answer.as_of)
+    every = CellRange(-(10**12), 10**12)
+    with pytest.raises(QueryError, match="the map has had it only since"):
+        await reader.layer(later.layer("hour"), every)
+    found = await reader.layer(later.layer("hour"), every, from_first=True)
+    starts = [*found.live["window_start"], *found.archived["window_start"]]
+    assert min(starts) >= start
     await house.kill()
 
 
