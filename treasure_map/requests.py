@@ -301,14 +301,22 @@ def _pages(
     found: list[Any] = []
     while True:
         left = None if limit is None else limit - len(found)
-        # None leaves it to the endpoint.
-        wanted = left if left is not None and left < (size or PAGE_CELLS) else size
+        wanted = _page_limit(size, left, len(pages[-1].cells) if pages else PAGE_CELLS)
         one = yield from _page(kind, path, parameters, wanted, pages[-1].cursor if pages else None)
         pages.append(one)
         found += one.cells[:left]
         if one.cursor is None or (limit is not None and len(found) >= limit):
             cut = 0 if left is None else max(0, len(one.cells) - left)
             return pages, found, cut + one.rows_after
+
+
+def _page_limit(size: int | None, left: int | None, before: int) -> int | None:
+    """Return the limit of the next page; None leaves it to the endpoint.
+
+    ``size`` is that of all pages, ``left`` the rows still wanted, ``before`` the size of the page
+    before, which the endpoint chose.
+    """
+    return left if left is not None and left < (size or before) else size
 
 
 def _frame(
@@ -323,7 +331,7 @@ def _frame(
     cursor = None
     while True:
         left = None if limit is None else limit - sum(frame.height for frame in frames)
-        size = left if left is not None and left < (page_rows or PAGE_CELLS) else page_rows
+        size = _page_limit(page_rows, left, frames[-1].height if frames else PAGE_CELLS)
         target = _target(path, parameters, size, cursor)
         response = yield Request(target, {"Accept": "application/vnd.apache.arrow.stream"})
         _check(response)

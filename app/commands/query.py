@@ -6,8 +6,9 @@ import dataclasses
 import sys
 import time
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import msgspec
@@ -23,6 +24,7 @@ from tables.model.errors import QueryError
 from tables.model.window import time_text
 from tables.query.cell_query import exact_json
 from treasure_map import Answer, FamilyAnswer, QueryClient, QueryFailedError, Range
+from treasure_map.requests import PAGE_CELLS, OnPage
 
 # Wide enough that nothing is cut if the table goes to a file or a pipe.
 PIPE_COLUMNS = 10_000
@@ -30,6 +32,11 @@ PARTIAL = "partial: owners of some partitions did not answer, and their open cel
 WATCH_S = 1.0
 LIMIT = 100
 """The default of ``--limit``, but for files."""
+
+PAGE_ROWS = 10_000
+"""Rows of a page of a long answer: the default of ``query_limit_max``."""
+
+Result = TypeVar("Result")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,23 +55,42 @@ class Question:
 
     def answer(self, client: QueryClient) -> Answer | FamilyAnswer:
         """Return the answer."""
+        return self._paged(lambda rows: self._answer(client, rows))
+
+    def _answer(self, client: QueryClient, page_rows: int | None) -> Answer | FamilyAnswer:
         if self.is_family:
-            return client.rows(self.name, self.asked, limit=self.limit)
+            return client.rows(self.name, self.asked, limit=self.limit, page_rows=page_rows)
         times = self.asked.from_time, self.asked.to_time
-        return client.cells(self.name, self.key, *times, limit=self.limit)
+        return client.cells(self.name, self.key, *times, limit=self.limit, page_cells=page_rows)
+
+    def _paged(self, ask: Callable[[int | None], Result]) -> Result:
+        """Ask for large pages, because each reads its range anew, or for those of the endpoint."""
+        if self.limit is not None and self.limit <= PAGE_CELLS:
+            return ask(None)
+        try:
+            return ask(PAGE_ROWS)
+        except QueryFailedError as error:
+            if error.status != HTTPStatus.BAD_REQUEST or "limit: got" not in str(error):
+                raise
+            return ask(None)
 
     def frame(self, client: QueryClient) -> tuple[Any, list[str]]:
-        """Return all of its rows as a polars frame, with notes about them."""
+        """Return the rows as a polars frame, with notes about them."""
         heads: list[dict[str, Any]] = []
-        more: Any = {"limit": self.limit, "on_page": heads.append}
-        if self.is_family:
-            frame = client.frame(self.name, self.asked, **more)
-        else:
-            times = self.asked.from_time, self.asked.to_time
-            frame = client.cells_frame(self.name, self.key, *times, **more)
+        frame = self._paged(lambda rows: self._frame(client, rows, heads.append))
         partial = any(head.get("partial") or head.get("exactness") == "partial" for head in heads)
         notes = _notes(heads[0]["whole_from"], partial=partial)
         return frame, notes + _cut(heads[-1]["rows_after"], is_family=self.is_family)
+
+    def _frame(self, client: QueryClient, page_rows: int | None, on_page: OnPage) -> Any:
+        if self.is_family:
+            return client.frame(
+                self.name, self.asked, page_rows=page_rows, limit=self.limit, on_page=on_page
+            )
+        return client.cells_frame(
+            self.name, self.key, self.asked.from_time, self.asked.to_time,
+            page_cells=page_rows, limit=self.limit, on_page=on_page,
+        )  # fmt: skip
 
 
 @click.command("query")

@@ -74,10 +74,15 @@ async def test_a_limit_and_a_missing_owner_are_told(tmp_path: Path) -> None:
     assert (document["partial"], document["more"]) == (True, False)
 
 
-async def test_a_limit_above_one_page_follows_the_cursor(tmp_path: Path) -> None:
-    """1,200 cells are two pages of the endpoint."""
+@pytest.mark.parametrize("page_rows_max", [500, 10_000])
+async def test_a_limit_above_one_page_follows_the_cursor(
+    tmp_path: Path, page_rows_max: int
+) -> None:
+    """1,200 cells are three pages of an endpoint with small ones."""
     rows = [stored(f"o{number}") for number in range(1_200)]
-    async with served(MAP, tmp_path, rows) as (_, url):
+    async with served(MAP, tmp_path, rows, query_limit_max=page_rows_max) as (_, url):
+        table = await run("hour", *DAY, "--limit", "1100", "--csv", "--url", url)
+        assert len(table.stdout.splitlines()) == 1_101
         result = await run("hour", *DAY, "--limit", "1100", "--json", "--url", url)
     document = orjson.loads(result.stdout)
     assert (len(document["cells"]), document["more"]) == (1_100, True)
