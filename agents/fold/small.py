@@ -39,9 +39,14 @@ class SmallBatchFolder:
         self._skew_ms = source.future_skew_ms
         self._record_bytes_max = source.record_bytes_max
         self._layers = [_SmallLayer(layer, self._json) for layer in plan.layers]
-        self.classifier = Classifier(plan.layers)
+        self._classifier = Classifier(plan.layers)
         # Ids are searched many at once, and a scaled time is not the value of its field.
         self._usable = source.id_field is None and source.time_unit_ms == 1
+
+    @property
+    def classifier(self) -> Classifier:
+        """The classifier of its layers."""
+        return self._classifier
 
     def fold(self, runs: Sequence[Run], before: Mapping[int, Before]) -> list[Content] | None:
         """Return one content per run, or None if the chunk must take the general path."""
@@ -99,7 +104,7 @@ class SmallBatchFolder:
     def _members(self, events: list[Any]) -> list[list[Any]] | None:
         """Return the events of each layer, None if no layer selects one of them."""
         types = list(map(self._json.type_of, events))
-        layers_of = {name: self.classifier.layers_of(name) for name in dict.fromkeys(types)}
+        layers_of = {name: self._classifier.layers_of(name) for name in dict.fromkeys(types)}
         if not all(layers_of.values()):
             return None
         everywhere = set.intersection(*map(set, layers_of.values()))
