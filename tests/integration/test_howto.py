@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests import ROOT
-from tests.support.page import Reader, Step, steps
+from tests.support.page_reader import Reader, Step, steps
 from treasure_map import QueryClient
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests import ROOT
-from tests.support.page import Check, Reader, Step, steps, table
+from tests.support.page_reader import Check, Reader, Step, steps, table
 
 PAGE = (ROOT / "docs" / "tutorial.md").read_text("utf-8")
 NOT_RUN = ("make setup", ". .venv/bin/activate")

@@ -17,7 +17,7 @@ import pytest
 from app.__main__ import COMMANDS
 from app.mapfile.load import load_map
 from tests import ROOT
-from tests.support.page import commands
+from tests.support.page_reader import commands
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
