@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -138,6 +140,22 @@ def test_commands_of_a_page_have_the_options_that_they_use(page: Path) -> None:
             command = command.commands[rest.pop(0)]
         # Raises NoSuchOption; values are not looked at.
         command.make_parser(click.Context(command)).parse_args(args=rest)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_python_on_a_page_is_python_and_imports_names_that_exist(page: Path) -> None:
+    """A name of the library that was renamed is found here."""
+    for language, block in FENCE.findall(page.read_text("utf-8")):
+        if language != "python" or block.startswith(">>>"):
+            continue
+        tree = compile(
+            textwrap.dedent(block), str(page), "exec",
+            ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT,
+        )  # fmt: skip
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("treasure_map"):
+                library = importlib.import_module(str(node.module))
+                assert all(hasattr(library, name.name) for name in node.names), f"{page}: {block}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
