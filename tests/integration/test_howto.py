@@ -19,7 +19,7 @@ from tests import ROOT
 from tests.support.page_reader import Reader, Step, steps
 from treasure_map import QueryClient
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 DOCS = ROOT / "docs"
 START = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)

@@ -126,6 +126,7 @@ def checks(made: list[dict[str, Any]]) -> dict[str, Check]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_reader_who_does_as_it_says_gets_the_right_answers(tmp_path: Path) -> None:
     """Each answer equals a recomputation from a file that the page does not know."""
     made = parcels(random.randrange(1_000_000))  # pytest prints the seed of all chance
