@@ -255,12 +255,14 @@ def live(layer: str, since: str, last_id: str, parameters: Mapping[str, str]) ->
 
 
 def told_as(talk: Callable[..., object], method: Method) -> Method:
-    """Give a client's method the name, the parameters and the text of its talk."""
+    """Give a client's method the name, parameters, answer and text of its talk."""
     method.__name__, method.__doc__ = talk.__name__, talk.__doc__
+    answer = talk.__annotations__["return"].removeprefix("Talk[").removesuffix("]")
+    method.__annotations__ = {**talk.__annotations__, "return": answer}
     signature = inspect.signature(talk)
     own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     method.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=[own, *signature.parameters.values()], return_annotation=signature.empty
+        parameters=[own, *signature.parameters.values()], return_annotation=answer
     )
     return method
 
