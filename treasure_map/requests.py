@@ -168,6 +168,8 @@ def cells_frame(
 ) -> Talk[pl.DataFrame]:  # fmt: skip
     """Return the cells of all pages as a polars frame; they come as Arrow.
 
+    ``window_start`` and ``window_end`` are datetimes of UTC.
+
     Raises:
         MissingExtraError: polars is not installed.
     """
@@ -198,6 +200,8 @@ def family_page(
 
 def frame(family: str, asked: Range, *, page_rows: int | None = None) -> Talk[pl.DataFrame]:
     """Return all rows of a family as a polars frame; they come as Arrow.
+
+    ``window_start`` and ``window_end`` are datetimes of UTC.
 
     Raises:
         MissingExtraError: polars is not installed.
