@@ -20,7 +20,7 @@ from app.config.settings import ENVIRONMENT_PREFIX, environment_variable
 from app.host.children import Child, start_child
 from tables.model.errors import TreasureMapError
 from tables.model.layer import Map
-from treasure_map.query import QueryClient
+from treasure_map.query import QueryClient, QueryFailedError
 from treasure_map.status import LayerStatus
 
 READY_SECONDS_MAX = 60.0
@@ -164,6 +164,17 @@ class DemoWorker(Child):
         """
         self.check()
         return await asyncio.to_thread(self._status)
+
+    async def seen(self) -> Status | None:
+        """Return the status; None if the worker does not answer now.
+
+        Raises:
+            DemoError: it ended.
+        """
+        try:
+            return await self.status()
+        except QueryFailedError:
+            return None
 
     async def wait(
         self, condition: Callable[[], Awaitable[Missing | None]], seconds_max: float
