@@ -16,7 +16,13 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
-from app.config.settings import ENVIRONMENT_PREFIX, environment_variable
+from app.config.settings import (
+    ENVIRONMENT_PREFIX,
+    FIELDS,
+    FILE_VARIABLE,
+    environment_variable,
+    load_settings,
+)
 from app.host.children import Child, start_child
 from tables.model.errors import TreasureMapError
 from tables.model.layer import Map
@@ -101,8 +107,15 @@ class DemoWorker(Child):
         folder: pathlib.Path,
         settings: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """``settings`` are those that it gets beside the ones that are said here, by name."""
+        """``settings`` are those that it gets beside the ones that are said here, by name.
+
+        Raises:
+            SettingError: a variable of the environment is not that of a setting.
+        """
         super().__init__(STOP_SECONDS_MAX)
+        # The worker gets no variable but its own, so it would not see one that is mistyped.
+        settable = {FILE_VARIABLE, *map(environment_variable, FIELDS)}
+        load_settings(environ={n: v for n, v in os.environ.items() if n not in settable})
         # The worker refuses anything but a port, with the words for every setting.
         port = os.environ.get(environment_variable("web_port")) or _port()
         self.url = f"http://127.0.0.1:{port}"
