@@ -82,8 +82,8 @@ def command(
     )
     written = Written()
     try:
-        with ProgressLine(in_lines=False) as line:
-            writing = produce(plan, written, lambda: line.show(progress_of(written)))
+        with ProgressLine(in_lines=False) as shown:
+            writing = produce(plan, written, lambda: shown.show(progress_of(written)))
             asyncio.run(until_interrupted(writing))
     except (KeyboardInterrupt, asyncio.CancelledError):
         click.echo(f"stopped; {_summary(topic, written)}")

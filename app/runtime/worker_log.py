@@ -29,7 +29,7 @@ _SERVICE = re.compile(r"^\[\^-*(.*?)\]: ")
 class Lines(logging.Formatter):
     """Makes one line of a message, and below it a traceback if it has one."""
 
-    converter = time.gmtime
+    converter = staticmethod(time.gmtime)
     default_time_format = "%Y-%m-%dT%H:%M:%S"
     default_msec_format = "%s.%03dZ"
 

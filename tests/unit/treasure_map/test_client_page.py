@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Callable
 
 import msgspec
 import pytest
@@ -27,7 +28,9 @@ METHODS = {
     for name, method in inspect.getmembers(kind, inspect.isfunction)
     if not name.startswith("_")
 }
-CALLED = {f"client.{name}": method for name, method in METHODS.items()} | {
+CALLED: dict[str, Callable[..., object]] = {
+    f"client.{name}": method for name, method in METHODS.items()
+} | {
     "QueryClient": treasure_map.QueryClient,
     "Range": treasure_map.Range,
     "follow": treasure_map.follow,
@@ -58,16 +61,17 @@ def test_every_argument_is_described(name: str) -> None:
         one for one in inspect.signature(CALLED[name]).parameters.values() if one.name != "self"
     ]
     first = SECTIONS[name].split("`")[1]
-    stars = {inspect.Parameter.VAR_KEYWORD: "**", inspect.Parameter.VAR_POSITIONAL: "*"}
-    want = [f"{stars.get(one.kind, '')}{one.name}" for one in parameters]
+    want = [
+        f"**{one.name}" if one.kind is inspect.Parameter.VAR_KEYWORD else one.name
+        for one in parameters
+    ]
     named_only = [one.kind is inspect.Parameter.KEYWORD_ONLY for one in parameters]
     if any(named_only):
         want.insert(named_only.index(True), "*")
     given = re.split(r",\s+", first.partition("(")[2].removesuffix(")"))
     assert [one for one in given if one] == want
     rest = SECTIONS[name].replace(f"`{first}`", "", 1)
-    described = {word for text in re.findall(r"`([^`\n]+)`", rest) for word in [text]}
-    assert {one.name for one in parameters} <= described
+    assert {one.name for one in parameters} <= set(re.findall(r"`([^`\n]+)`", rest))
 
 
 @pytest.mark.parametrize("name", STRUCTS)
