@@ -41,8 +41,7 @@ class ProgressLine:
         self._every_s = PLACE_S if self._in_place else LINES_S
         self._is_shown = self._in_place or in_lines
         self._clock_s = clock_s
-        # The first line elsewhere comes after a while: a short work needs no line.
-        self._said_s = float("-inf") if self._in_place else clock_s()
+        self._said_s: float | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -53,6 +52,9 @@ class ProgressLine:
     def show(self, state: str) -> None:
         """Show a state, unless the last one was shown just now."""
         now_s = self._clock_s()
+        if self._said_s is None:
+            # The first line elsewhere comes after a while: a short work needs no line.
+            self._said_s = now_s - self._every_s if self._in_place else now_s
         if not self._is_shown or now_s - self._said_s < self._every_s:
             return
         self._said_s = now_s

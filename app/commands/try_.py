@@ -111,7 +111,8 @@ async def _try(trial: Trial, seconds: float | None) -> None:
     line = ProgressLine()
 
     def show(written: Written, applied: int) -> None:
-        line.show(f"{progress_of(written)}, {applied:,} applied")
+        if written.events:
+            line.show(f"{progress_of(written)}, {applied:,} applied")
 
     async with tried(trial, line.note, show) as found:
         line.clear()

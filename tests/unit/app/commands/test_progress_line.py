@@ -56,5 +56,6 @@ def test_a_line_for_terminals_alone_is_nowhere_else() -> None:
     """The summary of a command says it all."""
     bench = Bench(is_terminal=False, in_lines=False)
     with bench.line:
-        bench.show("1 event", LINES_S)
+        for _ in range(3):
+            bench.show("1 event", LINES_S)
     assert bench.written.getvalue() == ""
