@@ -196,6 +196,8 @@ def cells_frame(
     ``on_page`` is called with the fields of each page but its cells, plan and cursor, so with
     ``partial`` and ``rows_after``.
 
+    ``window_start`` and ``window_end`` are datetimes of UTC.
+
     Raises:
         MissingExtraError: polars is not installed.
     """
@@ -233,6 +235,8 @@ def frame(
 
     ``on_page`` is called with the fields of each page but its cells, plan and cursor, so with
     ``exactness`` and ``rows_after``.
+
+    ``window_start`` and ``window_end`` are datetimes of UTC.
 
     Raises:
         MissingExtraError: polars is not installed.

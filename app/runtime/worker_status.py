@@ -118,7 +118,8 @@ class WorkerStatus:
     def warnings(self) -> list[str]:
         """Return a sentence for each thing to mend despite which it is ready."""
         exposed = readable_secrets(self._secret_files)
-        return [*self._transport.membership.warnings(), *exposed]
+        late = self.owners.late.warnings()
+        return [*self._transport.membership.warnings(), *late, *exposed]
 
     def serving(self) -> dict[str, list[int]]:
         """Return the restored partitions, whose live cells queries read, by topic."""

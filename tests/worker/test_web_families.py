@@ -94,6 +94,9 @@ async def test_every_format_has_the_same_rows(tmp_path: Path) -> None:
         assert frame.columns == [
             "origin", "window_start", "window_end", "count", "sum_delay", "mean_delay",
         ]  # fmt: skip
+        times = [frame.schema[name] for name in ("window_start", "window_end")]
+        assert times == [pl.Datetime("ms", "UTC")] * 2
+        frame = frame.with_columns(pl.col("window_start", "window_end").dt.epoch("ms"))
         assert [(*row[:4], int(row[4]), row[5]) for row in frame.rows()] == rows
         about = orjson.loads(headers["Treasure-Map-Answer"])
         assert about["exactness"] == "exact"
