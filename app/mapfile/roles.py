@@ -12,7 +12,7 @@ from typing import Literal
 
 import polars as pl
 
-from agents.decode.json_events import parse_times
+from agents.decode.times import parse_times
 from agents.fold.layers import KEY_BYTES_MAX
 from app.host.printable import printable
 from app.mapfile.profile import Values
