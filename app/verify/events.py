@@ -172,6 +172,8 @@ class Events:
                 partition.read[f"unreadable.{reason}"] += len(found)
                 self._trusted += [(part, record.offset) for record in found]
                 records = [record for record in records if record.offset not in trusted]
+        if self.source.compression != "none":
+            records = list(map(self._reader.unpacked, records))
         rest = self._decoder.values(part, records)
         partition.read["records.with_events"] += len(records) - len(rest)
         for record in rest:
@@ -206,6 +208,8 @@ class Events:
                 self.partitions[part].ledger["events.classified"] += count
                 self.partitions[part].doubt["events.classified"] -= count
                 self.partitions[part].doubt["events.unclassified"] += count
+        for (part, field), count in self._decoder.nulled.items():
+            self.partitions[part].ledger[f"nulled.{self.source.name}.{field}"] += count
         named = (
             f'SELECT part, "offset", index, list(named) AS named FROM ({self._claims()})'
             " GROUP BY ALL"

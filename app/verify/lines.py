@@ -16,7 +16,7 @@ import polars as pl
 from app.verify.database import text
 from app.verify.records import TIME_MS_MAX, TIME_MS_MIN
 from app.verify.sql import both, either
-from tables.model.layer import Source
+from tables.model.layer import Field, Source
 from tables.model.path import Path
 
 _LENIENT = (
@@ -39,6 +39,13 @@ _RFC3339 = (
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}T(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{3,9})?Z"
 )
 """The form of most times; others are left to the plain rules."""
+
+_TEXTS = {
+    "int": "-?[0-9]{1,18}",
+    "float": r"-?[0-9]{1,15}(\.[0-9]{1,15})?",
+    "bool": "true|false",
+}
+"""The forms of most texts of numbers and booleans."""
 
 _INTS = "('BIGINT', 'UBIGINT')"
 
@@ -112,7 +119,7 @@ def decoded(source: Source, needed: Mapping[str, str]) -> str:
     kind, value = at[source.type_at]
     columns = [f"{_time(*at[source.time_at], source.time_unit_ms)} AS time", f"{value} AS type"]
     sound = [f"{kind} = 'VARCHAR'", f"time BETWEEN {TIME_MS_MIN} AND {TIME_MS_MAX}"]
-    sound += [_is_sound(*at[path], one) for path, one in types.items() if path not in roles]
+    sound += [_is_sound(*at[one.at], one) for one in source.fields if one.at not in roles]
     sound += [f"{at[field.at][1]} IS NOT NULL" for field in source.fields if field.required]
     if source.id_at is None:
         columns.append("NULL::VARCHAR AS id")
@@ -169,7 +176,18 @@ def _id(value: str, declared: str | None) -> str:
     return f"{value} AS id"
 
 
-def _is_sound(kind: str, value: str, declared: str) -> str:
+def _is_sound(kind: str, value: str, field: Field) -> str:
+    """Return whether a value surely is one of a field; most texts of numbers and digits are."""
+    found = [_has_type(kind, value, field.type)]
+    if field.text:
+        tests = [f"{kind} = 'VARCHAR'", f"regexp_full_match({value}, {text(_TEXTS[field.type])})"]
+        found.append(both(tests))
+    if field.digits:
+        found.append(both([_has_type(kind, value, "int"), f"{value} <> '-0'"]))
+    return either(found)
+
+
+def _has_type(kind: str, value: str, declared: str) -> str:
     kinds = {
         "string": "('VARCHAR', 'NULL')",
         "int": "('BIGINT', 'UBIGINT', 'NULL')",
@@ -189,5 +207,5 @@ def _is_sound_id(kind: str, value: str, declared: str | None) -> str:
     if declared == "float":
         return f"coalesce({kind} = 'NULL', true)"
     if declared is not None:
-        return _is_sound(kind, value, declared)
-    return either([_is_sound(kind, value, "string"), _is_sound(kind, value, "int")])
+        return _has_type(kind, value, declared)
+    return either([_has_type(kind, value, "string"), _has_type(kind, value, "int")])

@@ -109,6 +109,8 @@ class Partition:
             self._advance(content.time_ms)
         self.ledger["events.decoded"] += len(content.events)
         for place, event in enumerate(content.events):
+            if isinstance(event, Event):
+                self.ledger.update(f"nulled.{self._source.name}.{name}" for name in event.nulled)
             faults = event if isinstance(event, frozenset) else self._outcome(record, event)
             if not faults:
                 assert isinstance(event, Event)

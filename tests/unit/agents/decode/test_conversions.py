@@ -28,7 +28,7 @@ NUMBERS = st.from_regex(
 TEXTS = st.one_of(
     NUMBERS,
     st.text("0123456789+-.eE tTrRuUfalsFLASE_\n\u0665\u017f", max_size=8),
-    st.sampled_from(["", "true", "False", "TRUE", "nan", "inf", "-0", "12.0", "1" * 5_000, "١"]),
+    st.sampled_from(["", "true", "False", "TRUE", "nan", "inf", "-0", "12.0", "1" * 5_000]),
 )
 FLOATS = st.one_of(st.floats(), st.integers(-(2**70), 2**70).map(float))
 
