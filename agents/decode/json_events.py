@@ -24,6 +24,7 @@ from tables.model.window import TIME_MS_MAX, TIME_MS_MIN
 _Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 _TYPES: dict[str, Any] = {"string": str, "int": _Int64, "bool": bool, "float": float}
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_ARRAY = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 @dataclasses.dataclass(slots=True, frozen=True)
@@ -120,6 +121,15 @@ class JsonEvents:
             return 0
         return len(lines)
 
+    def decode_array(self, value: bytes, events: list[Any]) -> int:
+        """Add the event of each element to ``events``, as :meth:`decode_lines` does of lines."""
+        before = len(events)
+        try:
+            events.extend(map(self._decode, elements_of(value) or ()))
+        except UNREADABLE:
+            del events[before:]
+        return len(events) - before
+
     def decode_one(self, line: bytes) -> Any:
         """Return the event of a line, or the :class:`EventFault` for which it is not one."""
         try:
@@ -206,6 +216,16 @@ class JsonEvents:
 def are_utf8(values: Sequence[bytes]) -> bool:
     """Return whether all values are UTF-8, also in the fields that msgspec skips unread."""
     return all(map(bytes.isascii, values)) or all(map(_is_utf8, values))
+
+
+def elements_of(value: bytes) -> list[bytes] | None:
+    """Return the texts of the elements of a JSON array; None if a value is no array."""
+    if not value.lstrip(b" \t\r\n").startswith(b"["):
+        return None
+    try:
+        return list(map(bytes, _ARRAY.decode(value)))
+    except UNREADABLE:
+        return None
 
 
 def lines_of(value: bytes) -> list[bytes]:

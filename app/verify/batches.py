@@ -205,7 +205,7 @@ class Decoder:
                 rest.append(record)
                 continue
             form = form_of(record) if record.headers or value[0] == ARROW_START[0] else ""
-            is_array = self._source.arrays and form != "ndjson"
+            is_array = self._source.arrays and form in ("", "json")
             elements = elements_of(value) if is_array else None
             if elements is not None:
                 several = elements

@@ -60,6 +60,7 @@ def check_of(field: Field) -> Callable[[object], Checked]:
             number = number_of(value, fraction=field.whole or field.type == "float")
             if number is None:
                 return value, TYPE
+            number = float(value) if field.type == "float" else number
             if type(number) is float and math.isinf(number):
                 return value, RANGE
         if field.type == "float":

@@ -53,8 +53,7 @@ _ANY = JSON | MISSING | TYPE | RANGE
 class Record:
     """One record of a topic; ``time_ms`` is its append time.
 
-    ``cut`` is the size of a value of which only the beginning was read, 0 of a whole one;
-    ``unpacked`` says that the value was inflated.
+    ``cut`` is the size of a value of which only the beginning was read, 0 of a whole one.
     """
 
     offset: int
@@ -62,7 +61,6 @@ class Record:
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...] = ()
     cut: int = 0
-    unpacked: bool = False
 
     @property
     def size(self) -> int:
@@ -152,15 +150,14 @@ class RecordReader:
             return record
         assert record.value is not None
         value = inflated(record.value, bytes_max)
-        if value is None:
+        cut = len(value) if value is not None and len(value) > bytes_max else 0
+        if value is None or (value.startswith(GZIP_START) and not cut):
             return record
-        cut = len(value) if len(value) > bytes_max else 0
-        return Record(record.offset, record.time_ms, value, record.headers, cut, unpacked=True)
+        return Record(record.offset, record.time_ms, value, record.headers, cut)
 
     def _is_packed(self, record: Record) -> bool:
-        if self._source.compression == "none" or record.unpacked or record.value is None:
-            return False
-        return record.value.startswith(GZIP_START)
+        is_gzip = record.value is not None and record.value.startswith(GZIP_START)
+        return is_gzip and self._source.compression == "gzip"
 
     def _refused(self, record: Record) -> Content | None:
         if has_broken_name(record):

@@ -30,7 +30,8 @@ LAYER_COLUMNS = ("folded", "filtered", "too_late", "repeated")
 LETTER_REASONS = frozenset([
     "tombstone", "empty", "oversized", "future", "unclassified",
     # Of unreadable records; ``agents/decode/formats.py`` adds those of each format.
-    "content_type", "heartbeat", "header", "record", "batch", "contribution", "too_many_cells",
+    "content_type", "gzip", "heartbeat", "header", "record", "batch", "contribution",
+    "too_many_cells",
     # Of malformed events. ``json`` is not a JSON object in UTF-8; in a ``missing`` one time, type
     # or key field is null or absent.
     "json", "missing", "wrong_type", "out_of_range", "not_finite", "key_too_long",
