@@ -97,14 +97,14 @@ def parse_texts(texts: pl.Series, kind: str, *, whole: bool = False) -> Converte
     numbers = texts.set(~is_number, None)
     if kind == "float":
         values = numbers.cast(pl.Float64)
-        infinite = values.is_infinite().fill_null(value=False)
-        faults = (("wrong_type", texts.is_not_null() & ~is_number), ("out_of_range", infinite))
-        return Converted(values.set(infinite, None), faults)
-    values = numbers.cast(pl.Int64, strict=False)
-    beyond = numbers.is_not_null() & values.is_null()
+        beyond = values.is_infinite().fill_null(value=False)
+        values = values.set(beyond, None)
+    else:
+        values = numbers.cast(pl.Int64, strict=False)
+        beyond = numbers.is_not_null() & values.is_null()
     if not whole:
-        faults = (("wrong_type", texts.is_not_null() & ~is_number), ("out_of_range", beyond))
-        return Converted(values, faults)
+        no_number = texts.is_not_null() & ~is_number
+        return Converted(values, (("wrong_type", no_number), ("out_of_range", beyond)))
     floats = parse_texts(texts.set(is_number, None), "float")
     found = _whole(floats.values)
     faults = (*floats.faults, *found.faults, ("out_of_range", beyond))

@@ -294,9 +294,7 @@ def _value(name: str, value: object) -> str:
         return str(Window(value)) if value else "0s"
     if name == "where":
         return msgspec.json.encode(value).decode()
-    if isinstance(value, tuple):
-        return ", ".join(map(str, value))
-    return str(value)
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _field(field: Field) -> str:

@@ -103,7 +103,7 @@ def _read(name: str, section: Section) -> DraftSource:
             time_fraction=time_options.fraction,
             time_offset=time_options.offset,
             arrays=arrays,
-            compression="gzip" if compression == "gzip" else "none",
+            compression="gzip" if compression == "gzip" else "",
         )
     return DraftSource(name, types, keyed_by, topic, partitions, built)
 

@@ -21,6 +21,7 @@ import orjson
 import polars as pl
 
 from app.verify.arrow import ArrowRows
+from app.verify.checks import Faults
 from app.verify.database import COLUMN_TYPES, Database
 from app.verify.documents import elements_of
 from app.verify.lines import Line, decoded, doubt, frame_of
@@ -28,7 +29,6 @@ from app.verify.records import (
     ARROW_START,
     Content,
     Event,
-    Faults,
     Record,
     RecordReader,
     form_of,

@@ -103,7 +103,7 @@ class Source(msgspec.Struct, frozen=True):
     time_fraction: bool = False
     time_offset: str = ""
     arrays: bool = False
-    compression: Literal["none", "gzip"] = "none"
+    compression: Literal["", "gzip"] = ""
 
     @property
     def nullable(self) -> tuple[Field, ...]:

@@ -16,8 +16,9 @@ from agents.decode.event_batch import ID_COLUMN, INDEX_COLUMN, RECORD_SPAN, Even
 from agents.decode.records import Decoder
 from app.verify.arrow import ArrowRows
 from app.verify.batches import Decoder as BatchDecoder
+from app.verify.checks import Faults
 from app.verify.database import Database
-from app.verify.records import Event, Faults, Record, RecordReader, form_of
+from app.verify.records import Event, Record, RecordReader, form_of
 from tables.model.layer import Field, Source
 from tables.record.chunk import Run
 from tests.support.common import dataclasses_replace, run_of, small_map
@@ -71,7 +72,7 @@ def source_of(chance: random.Random) -> Source:
         time_fraction=flag(),
         time_offset=chance.choice(["", "Z", "-03:30"]),
         arrays=flag(),
-        compression=chance.choice(["none", "gzip"]),
+        compression=chance.choice(["", "gzip"]),
         record_bytes_max=BYTES_MAX,
     )
 
@@ -131,7 +132,8 @@ def value_of(chance: random.Random, source: Source) -> bytes:
         value = chance.choice([b"\n", b"\n\n", b" \n"]).join(texts)
     if chance.random() < 0.03:
         value += b" " * BYTES_MAX
-    for _ in range(chance.choice([0, 1, 1, 1, 2])):
+    packs = [0, 1, 1, 1, 2] if source.compression == "gzip" else [0] * 9 + [1]
+    for _ in range(chance.choice(packs)):
         value = gzip.compress(value)
         change = chance.random()
         if change < 0.05:
@@ -228,7 +230,7 @@ def test_json_is_read_alike(seed: int) -> None:
     assert reasons.keys() == refused.keys()
     assert {at: reason for at, reason in reasons.items() if reason not in refused[at]} == {}
     assert rows == want
-    assert len(want) > 10
+    assert want
     assert len(refused) > 20
     ledger = batch.ledgers[0].counts
     prefix = f"nulled.{source.name}."
