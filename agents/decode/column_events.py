@@ -172,7 +172,7 @@ class ColumnDecoder(abc.ABC):
     ) -> pl.Series:
         """Return the column of a field that converts values, and add where it nulled one."""
         converted = convert_column(_column_at(found, field.at), field)
-        if field.on_error == "event":
+        if not field.null_on_error:
             return faults.of(converted)
         wrong = pl.repeat(value=False, n=found.height, eager=True)
         for _, mask in converted.faults:

@@ -137,7 +137,7 @@ def value_converter(field: Field) -> Callable[[Any], Any]:
         try:
             return to_type(value, field)
         except NotConvertibleError:
-            if field.on_error == "null":
+            if field.null_on_error:
                 return NULLED
             raise
 

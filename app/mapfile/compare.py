@@ -300,7 +300,7 @@ def _value(name: str, value: object) -> str:
 def _field(field: Field) -> str:
     at = f" at {path_text(field.path)}" if field.path else ""
     options = [name for name in ("required", "text", "whole", "digits") if getattr(field, name)]
-    options += ["null on error"] if field.on_error == "null" else []
+    options += ["null on error"] if field.null_on_error else []
     return ", ".join([f"{field.type}{at}", *options])
 
 

@@ -247,8 +247,9 @@ def _read_options(section: Section, kind: object, *, required: bool) -> dict[str
         if options[option] and kind in get_args(FieldType) and kind not in types:
             want = " or ".join(map(repr, types))
             section.note(option, f"of no use; got type {kind!r}; want {want}; {why}; remove it")
-    options["on_error"] = section.choice("on_error", ("event", "null"))
-    if required and options["on_error"] == "null":
+    # A digest leaves out a flag that is not set; of another text it knows only the same object.
+    options["null_on_error"] = section.choice("on_error", ("event", "null")) == "null"
+    if required and options["null_on_error"]:
         section.note("on_error", "a required value cannot become null; remove one of them")
     return options
 

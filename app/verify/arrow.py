@@ -190,7 +190,7 @@ def _field(column: pl.Series, field: Field) -> list[Any]:
         found = [fault or value for value, fault in checked]
     else:
         found = _column(column, field.type)
-    if field.on_error == "null":
+    if field.null_on_error:
         return [_NULLED if isinstance(one, frozenset) else one for one in found]
     return found
 

@@ -225,7 +225,7 @@ class RecordReader:
             value = find(values, field.at)
             if value is not None:
                 taken, fault = check(value)
-                if fault and field.on_error == "null":
+                if fault and field.null_on_error:
                     nulled.append(field.name)
                     continue
                 fields[field.name] = taken

@@ -34,7 +34,7 @@ class Field(msgspec.Struct, frozen=True, omit_defaults=True):
     ``path`` is its path in the event if that is not the top level's ``name``. An event
     without a ``required`` field is malformed. ``text`` takes the texts of numbers and booleans,
     ``whole`` takes floats without fraction as ``int``, ``digits`` takes integers as ``string``.
-    ``on_error`` says whether a wrong value voids the event or becomes null.
+    With ``null_on_error`` a wrong value becomes null instead of voiding the event.
     Defaults are left out of a map's digest.
     """
 
@@ -45,12 +45,12 @@ class Field(msgspec.Struct, frozen=True, omit_defaults=True):
     text: bool = False
     whole: bool = False
     digits: bool = False
-    on_error: Literal["event", "null"] = "event"
+    null_on_error: bool = False
 
     @property
     def converts(self) -> bool:
         """Whether it takes values of other types than its own."""
-        return self.text or self.whole or self.digits or self.on_error == "null"
+        return self.text or self.whole or self.digits or self.null_on_error
 
     @property
     def at(self) -> Path:
@@ -108,7 +108,7 @@ class Source(msgspec.Struct, frozen=True):
     @property
     def nullable(self) -> tuple[Field, ...]:
         """The fields of which a wrong value becomes null."""
-        return tuple(field for field in self.fields if field.on_error == "null")
+        return tuple(field for field in self.fields if field.null_on_error)
 
     @property
     def time_at(self) -> Path:

@@ -41,7 +41,7 @@ from tests.support.local_worker import RAW, LocalWorker, fill
 from treasure_map.version import version
 
 _SOURCE = small_map().sources[0]
-_FIELDS = (*_SOURCE.fields[:2], dataclasses_replace(_SOURCE.field("delay"), on_error="null"))
+_FIELDS = (*_SOURCE.fields[:2], dataclasses_replace(_SOURCE.field("delay"), null_on_error=True))
 MAP = dataclasses_replace(small_map(), sources=(dataclasses_replace(_SOURCE, fields=_FIELDS),))
 """A wrong delay becomes null."""
 

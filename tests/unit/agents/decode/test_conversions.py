@@ -113,7 +113,7 @@ def test_a_field_without_options_takes_its_own_type_alone(kind: FieldType) -> No
 
 def test_a_wrong_value_may_stand_for_null() -> None:
     """Then there is no reason, and a mark that is counted."""
-    field = Field("x", "int", text=True, on_error="null")
+    field = Field("x", "int", text=True, null_on_error=True)
     values = ["7", 7, "x", 1.5, [], {}, 2**63, True]
     assert one_by_one(field, values) == ([7, 7, *[NULLED] * 6], [None] * 8)
 

@@ -53,14 +53,14 @@ def source_of(chance: random.Random) -> Source:
     def flag() -> bool:
         return chance.random() < 0.6
 
-    def on_error() -> Any:
-        return chance.choice(["event", "event", "null"])
+    def seldom() -> bool:
+        return chance.random() < 0.35
 
     fields = (
-        Field("a", "int", (*deep, "a"), text=flag(), whole=flag(), on_error=on_error()),
-        Field("b", "float", (*deep, "b"), text=flag(), on_error=on_error()),
-        Field("c", "bool", (*deep, "c"), text=flag(), on_error=on_error()),
-        Field("d", "string", (*deep, "d"), digits=flag(), on_error=on_error()),
+        Field("a", "int", (*deep, "a"), text=flag(), whole=flag(), null_on_error=seldom()),
+        Field("b", "float", (*deep, "b"), text=flag(), null_on_error=seldom()),
+        Field("c", "bool", (*deep, "c"), text=flag(), null_on_error=seldom()),
+        Field("d", "string", (*deep, "d"), digits=flag(), null_on_error=seldom()),
         Field("e", "int", (*deep, "e"), required=flag(), text=flag()),
     )
     return dataclasses_replace(
