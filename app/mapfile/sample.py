@@ -19,7 +19,9 @@ from typing import Any
 import msgspec
 import polars as pl
 
+from app.mapfile.sources import RECORD_BYTES_MAX_MAX
 from tables.model.errors import TreasureMapError
+from tables.record.gzip import GZIP_MAGIC, GzipError, inflate_gzip
 
 EVENTS_MAX = 200_000
 """Events of a sample: shares of nulls and of late events are known to a thousandth."""
@@ -49,7 +51,8 @@ class Sample:
     ``origin`` names its file or topic. ``refused`` counts lines or records that are not JSON
     objects. ``starts`` has the index of the first event of each partition: there is an order only
     inside of one. ``partitions`` is the topic's number of them, None for a file. ``is_cut`` says
-    that there are more events; ``largest_bytes`` is the size of the largest record.
+    that there are more events; ``largest_bytes`` is the size of the largest record, inflated.
+    ``has_arrays`` says that records are arrays of events, ``is_packed`` that values are gzip.
     """
 
     origin: str
@@ -59,6 +62,8 @@ class Sample:
     partitions: int | None = None
     is_cut: bool = False
     largest_bytes: int = 0
+    has_arrays: bool = False
+    is_packed: bool = False
 
 
 def read_sample(path: Path) -> Sample:
@@ -110,12 +115,7 @@ def sample_of_records(origin: str, partitions: Iterable[list[bytes]]) -> Sample:
         count += 1
         sample.starts.append(len(sample.events))
         for value in values:
-            sample.largest_bytes = max(sample.largest_bytes, len(value))
-            whole = _decoded(value)
-            if isinstance(whole, dict):
-                sample.events.append(whole)
-            else:
-                _add_lines(sample, value, EVENTS_MAX)
+            _add_record(sample, value)
     sample.partitions = count
     if not sample.events:
         raise SampleError(
@@ -123,6 +123,28 @@ def sample_of_records(origin: str, partitions: Iterable[list[bytes]]) -> Sample:
             " lines that are not JSON objects; give a file with --sample, or wait for events"
         )
     return sample
+
+
+def _add_record(sample: Sample, value: bytes) -> None:
+    """Add the events of a record: a document, an array of them, or lines; perhaps packed."""
+    if value.startswith(GZIP_MAGIC):
+        try:
+            value = bytes(inflate_gzip(value, RECORD_BYTES_MAX_MAX)[0])
+        except GzipError:
+            sample.refused += 1
+            return
+        sample.is_packed = True
+    sample.largest_bytes = max(sample.largest_bytes, len(value))
+    whole = _decoded(value)
+    if isinstance(whole, dict):
+        sample.events.append(whole)
+    elif isinstance(whole, list):
+        objects = [one for one in whole if isinstance(one, dict)]
+        sample.events += objects
+        sample.refused += len(whole) - len(objects)
+        sample.has_arrays = True
+    else:
+        _add_lines(sample, value, EVENTS_MAX)
 
 
 def _head(path: Path, *, is_packed: bool) -> bytes:
