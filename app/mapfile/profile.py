@@ -86,7 +86,8 @@ class Values:
         """Find the type and its options, when all values were added."""
         self.type = _TYPES.get(frozenset(self.kinds.keys() - {"null"}))
         for type_, option in self._conversions():
-            convert = value_converter(Field("", type_, **{option: True}))
+            flags: dict[str, Any] = {option: True}
+            convert = value_converter(Field("", type_, **flags))
             try:
                 self.scalars = [convert(value) for value in self.scalars]
             except NotConvertibleError:

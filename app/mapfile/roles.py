@@ -106,10 +106,10 @@ def _time(values: Values, *, by_name: bool = False) -> Time | None:
     """Return the time if all values are times; seconds need a name that says it, and floats."""
     if values.type == "string":
         texts = pl.Series(values.scalars, dtype=pl.String)
-        for offset, options in (("", ()), ("Z", ("zone",))):
+        for offset in ("", "Z"):
             times = parse_times(texts, offset)
             if not times.null_count():
-                return Time(values, "text", times.to_list(), options)
+                return Time(values, "text", times.to_list(), ("zone",) if offset else ())
         return None
     if values.type not in ("int", "float") or "whole" in values.options:
         return None
