@@ -145,7 +145,7 @@ def value_converter(field: Field) -> Callable[[Any], Any]:
 
 
 def text_number(text: str, *, whole: bool) -> int | float | None:
-    """Return the number of a text, None if it is none; ``whole`` wants one without a point."""
+    """Return the number that a text is; None for another text, or a float if ``whole``."""
     if _INT.fullmatch(text):
         # Python refuses to read very many digits.
         digits = text.lstrip("+-").lstrip("0")

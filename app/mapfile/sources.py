@@ -236,7 +236,7 @@ _OPTIONS = {
     "whole": (("int",), "a float has 12.0 as it is"),
     "digits": (("string",), "a number has 42 as it is"),
 }
-"""By option the types of fields that have it, and why others have no use for it."""
+"""The types of fields that have an option, and why others have no use for it, by option."""
 
 
 def _read_options(section: Section, kind: object, *, required: bool) -> dict[str, Any]:
