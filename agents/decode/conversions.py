@@ -132,8 +132,6 @@ def value_converter(field: Field) -> Callable[[Any], Any]:
     to_type = convert[field.type]
 
     def converted(value: Any) -> Any:
-        if value is None:
-            raise NotConvertibleError(f"Expected `{field.type}`, got `null`")
         try:
             return to_type(value, field)
         except NotConvertibleError:
@@ -216,7 +214,9 @@ def _fitting(number: int) -> int:
 
 
 def _wrong_type(value: object, field: Field) -> NotConvertibleError:
-    names: dict[type, str] = {dict: "object", list: "array"}
+    if field.text and type(value) is str:
+        return NotConvertibleError(f"Expected `{field.type}` or its text, got another text")
+    names: dict[type, str] = {type(None): "null", dict: "object", list: "array"}
     got = names.get(type(value), type(value).__name__)
     return NotConvertibleError(f"Expected `{field.type}`, got `{got}`")
 

@@ -88,7 +88,9 @@ def event(chance: random.Random, source: Source) -> Any:
         values[name] = chance.choice(good if chance.random() < 0.8 else NUMBERS)
         if chance.random() < 0.05:
             del values[name]
-    time: Any = 5 if chance.random() < 0.4 else chance.choice(TIMES)
+    some = chance.randrange(-(10**9), 2 * 10**9) + chance.choice([0.0, 0.0005, chance.random()])
+    good = (5, some, str(abs(int(some))), "1970-01-01T00:00:05.001", "1970-01-01T00:00:05")
+    time: Any = chance.choice(good if chance.random() < 0.6 else TIMES)
     one = {"at": time, "type": "flight.departed", "id": chance.choice(["x", 7, None])}
     path = source.fields[0].path[:-1]
     if path == ("payload",):
