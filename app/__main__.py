@@ -22,10 +22,12 @@ from treasure_map.version import version
 
 COMMANDS = {
     "broker": "app.commands.broker",
+    "layers": "app.commands.layers",
     "map": "app.commands.map",
     "produce": "app.commands.produce",
     "query": "app.commands.query",
     "replay": "app.commands.replay",
+    "status": "app.commands.status",
     "reset": "app.commands.reset",
     "deadletters": "app.commands.deadletters",
     "demo": "app.commands.demo",

@@ -104,10 +104,12 @@ def _proposed_name(sample: Path | None, topic: str | None, name: str | None) -> 
 def _events(sample: Path | None, topic: str | None, records: int, settings: Settings) -> Sample:
     from app.cluster.last_records import last_records  # noqa: PLC0415 - likewise
     from app.config.connections import kafka_options  # noqa: PLC0415 - check and show need no client of Kafka
-    from app.mapfile.sample import read_sample, sample_of_records  # noqa: PLC0415 - polars loads slowly
+    from app.load.input_file import InputFile  # noqa: PLC0415 - polars loads slowly
+    from app.mapfile.sample import EVENTS_MAX, sample_of_file, sample_of_records  # noqa: PLC0415 - likewise
 
     if sample is not None:
-        return read_sample(sample)
+        pieces = InputFile(str(sample)).pieces(EVENTS_MAX)
+        return sample_of_file(str(sample), (piece.lines for piece in pieces))
     if topic is None:
         raise click.UsageError(
             "cannot propose a map without events: want --sample FILE, or --topic TOPIC with"
