@@ -13,11 +13,13 @@ export POLARS_MAX_THREADS ?= 1
 # Processes of tests and workers share the bytecode that one of them has compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup lock demo test fast coverage bench chaos simulate simulate-rules lint format docs clean
+.PHONY: help setup lock demo servers test fast coverage bench chaos simulate simulate-rules lint \
+  format docs clean
 
 help:
 	@echo "make setup   make .venv with all that demo and test need"
 	@echo "make demo    run broker, worker and input; DEMO_SECONDS=20 makes it a check that ends"
+	@echo "make servers run Kafka and Cassandra on fixed ports, with Java 17 and Maven; KAFKA_PORT=9092 CASSANDRA_PORT=9042 FOLDER=.cache/servers"
 	@echo "make test    lint, types, import rules and every test"
 	@echo "make fast    the tests without brokers and servers"
 	@echo "make coverage        branches that these tests reach; COVERED='not slow and not server'"
@@ -56,6 +58,10 @@ lock:
 
 demo: setup
 	@$(BIN)/python -m app demo
+
+servers: setup
+	@$(BIN)/python -m tests.servers $(if $(KAFKA_PORT),--kafka-port $(KAFKA_PORT)) \
+	  $(if $(CASSANDRA_PORT),--cassandra-port $(CASSANDRA_PORT)) $(if $(FOLDER),--folder $(FOLDER))
 
 # More processes than cores: most of the time tests wait for groups to form, sessions to expire and
 # servers to start. One that dies ends the run with the name of its test: one that took its place

@@ -27,6 +27,11 @@ _SOURCE = {
     "time_field": LATER_EVENTS,
     "type_field": LATER_EVENTS,
     "time_unit_ms": LATER_EVENTS,
+    "time_text": LATER_EVENTS,
+    "time_fraction": LATER_EVENTS,
+    "time_offset": LATER_EVENTS,
+    "arrays": LATER_EVENTS,
+    "compression": LATER_EVENTS,
     "id_field": "ids are remembered from the change on; without an id all are forgotten",
     "ids_max": "holds from the change on; it brings no forgotten id back",
     "keyed_by": "decides which layers are merged; producers have to keep it from the change on",
@@ -279,22 +284,24 @@ def _fields_changed(
 
 
 def _value(name: str, value: object) -> str:
-    if value is None or value == ():
+    if value is None or value in ((), ""):
         return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if name == "time_unit_ms":
         return "ms" if value == 1 else "s"
     if name.endswith("_ms") and isinstance(value, int):
         return str(Window(value)) if value else "0s"
     if name == "where":
         return msgspec.json.encode(value).decode()
-    if isinstance(value, tuple):
-        return ", ".join(map(str, value))
-    return str(value)
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _field(field: Field) -> str:
     at = f" at {path_text(field.path)}" if field.path else ""
-    return f"{field.type}{at}{', required' if field.required else ''}"
+    options = [name for name in ("required", "text", "whole", "digits") if getattr(field, name)]
+    options += ["null on error"] if field.null_on_error else []
+    return ", ".join([f"{field.type}{at}", *options])
 
 
 def _measure(measure: Measure) -> str:

@@ -12,7 +12,9 @@ from typing import Any
 
 import msgspec
 
+from app.mapfile.sources import RECORD_BYTES_MAX_MAX
 from tables.model.errors import TreasureMapError
+from tables.record.gzip import GZIP_MAGIC, GzipError, inflate_gzip
 
 EVENTS_MAX = 200_000
 """Events of a sample: shares of nulls and of late events are known to a thousandth."""
@@ -41,7 +43,8 @@ class Sample:
     ``origin`` names its file or topic. ``refused`` counts lines or records that are not JSON
     objects. ``starts`` has the index of the first event of each partition: there is an order only
     inside of one. ``partitions`` is the topic's number of them, None for a file. ``is_cut`` says
-    that there are more events; ``largest_bytes`` is the size of the largest record.
+    that there are more events; ``largest_bytes`` is the size of the largest record, inflated.
+    ``has_arrays`` says that records are arrays of events, ``is_packed`` that values are gzip.
     """
 
     origin: str
@@ -51,6 +54,8 @@ class Sample:
     partitions: int | None = None
     is_cut: bool = False
     largest_bytes: int = 0
+    has_arrays: bool = False
+    is_packed: bool = False
 
 
 def sample_of_file(origin: str, pieces: Iterable[list[bytes]]) -> Sample:
@@ -87,12 +92,7 @@ def sample_of_records(origin: str, partitions: Iterable[list[bytes]]) -> Sample:
         count += 1
         sample.starts.append(len(sample.events))
         for value in values:
-            sample.largest_bytes = max(sample.largest_bytes, len(value))
-            whole = _decoded(value)
-            if isinstance(whole, dict):
-                sample.events.append(whole)
-            else:
-                _add_lines(sample, value.split(b"\n"))
+            _add_record(sample, value)
     sample.partitions = count
     if not sample.events:
         raise SampleError(
@@ -100,6 +100,28 @@ def sample_of_records(origin: str, partitions: Iterable[list[bytes]]) -> Sample:
             " lines that are not JSON objects; give a file with --sample, or wait for events"
         )
     return sample
+
+
+def _add_record(sample: Sample, value: bytes) -> None:
+    """Add the events of a record: a document, an array of them, or lines; perhaps packed."""
+    if value.startswith(GZIP_MAGIC):
+        try:
+            value = bytes(inflate_gzip(value, RECORD_BYTES_MAX_MAX)[0])
+        except GzipError:
+            sample.refused += 1
+            return
+        sample.is_packed = True
+    sample.largest_bytes = max(sample.largest_bytes, len(value))
+    whole = _decoded(value)
+    if isinstance(whole, dict):
+        sample.events.append(whole)
+    elif isinstance(whole, list):
+        objects = [one for one in whole if isinstance(one, dict)]
+        sample.events += objects
+        sample.refused += len(whole) - len(objects)
+        sample.has_arrays = True
+    else:
+        _add_lines(sample, value.split(b"\n"))
 
 
 def _add_lines(sample: Sample, lines: Iterable[bytes]) -> None:

@@ -106,6 +106,7 @@ class WorkerStatus:
             "records": records,
             "events": events,
             "reasons": {kind: _by_reason(counts, kind) for kind in ("unreadable", "malformed")},
+            "nulled": _by_reason(counts, "nulled"),
             "layers": layers,
             "balanced": not problems,
             "problems": problems,

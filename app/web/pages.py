@@ -47,12 +47,15 @@ def describe_map(themap: Map) -> dict[str, Any]:
 
 
 def _describe_source(source: Source) -> dict[str, Any]:
-    """Return a source; it has paths of time, type and id only if these lie deep in events."""
+    """Return a source; it has paths and options of values only if the map declares them."""
     described = msgspec.to_builtins(source)
-    return {name: value for name, value in described.items() if value or name not in _PATHS}
+    return {name: value for name, value in described.items() if value or name not in _OPTIONAL}
 
 
-_PATHS = frozenset({"time_path", "type_path", "id_path"})
+_OPTIONAL = frozenset(
+    {"time_path", "type_path", "id_path", "time_text", "time_fraction", "time_offset", "arrays",
+     "compression"}
+)  # fmt: skip
 
 
 def _describe_layer(themap: Map, layer: Layer) -> dict[str, Any]:

@@ -23,7 +23,13 @@ from app.load.input_piece import InputError
 from app.mapfile.load import parse_map
 from app.mapfile.proposal_text import proposal_text, toml_text
 from app.mapfile.propose import NAME_CHARS_MAX, propose, safe_name
-from app.mapfile.sample import EVENTS_MAX, Sample, SampleError, sample_of_file
+from app.mapfile.sample import (
+    EVENTS_MAX,
+    Sample,
+    SampleError,
+    sample_of_file,
+    sample_of_records,
+)
 from app.mapfile.section import name_problem
 from tables.model.layer import Map
 from tables.record.chunk import Run
@@ -37,6 +43,7 @@ SCALARS = (
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.integers(0, 3) | st.floats()
     | st.text(st.characters(codec="utf-8"), max_size=4)
     | st.sampled_from(["2024-03-31T08:00:00Z", AT_MS, AT_MS // 1_000])
+    | st.sampled_from(["7", "7.5", "true", 7.0, 7, "007", "1e3"])
 )  # fmt: skip
 VALUES = st.recursive(
     SCALARS,
@@ -95,7 +102,7 @@ def readings(count: int = 200) -> list[dict[str, Any]]:
                 "device": {"deviceId": f"d{i % 7}"},
                 "count": i % 5,
                 "tags": [1, 2],
-                "mix": i if i % 2 else "a",
+                "mix": i % 2 == 0 or "a",
                 "nothing": None,
             }
             | ({"temp": i / 8} if i % 4 else {"ok": True}),
@@ -127,11 +134,60 @@ def test_a_proposal_finds_roles_keys_measures_and_lateness() -> None:
     ]
     for line in (
         "# A key: 7 distinct values.",
-        "#     payload.mix: of mixed types: 100 string, 100 int",
+        "#     payload.mix: of mixed types: 100 bool, 100 string",
         "#     payload.nothing: null in all events",
         "#     payload.tags: an array",
     ):
         assert line in text
+
+
+def test_a_proposal_takes_values_as_they_come() -> None:
+    """Numbers in texts, whole floats that name a thing, numbers and texts, and times in text."""
+    events = [
+        {
+            "ts": f"{AT_MS // 1_000 + i}.25", "type": "a", "device": float(i % 3),
+            "count": str(i), "size": [i, f"{i}.5"][i % 2], "ok": "true", "zip": "12345",
+            "who": [i % 3, "b"][i % 2], "phone": str(4_900 + i % 2), "few": "5" if i < 9 else None,
+        }
+        for i in range(100)
+    ]  # fmt: skip
+    text, themap = proposed(events)
+    (source,) = themap.sources
+    assert (source.time_unit_ms, source.time_text, source.time_fraction) == (1_000, True, True)
+    for line in (
+        'time = {path = "ts", text = true, fraction = true}',
+        "# The time: seconds since 1970 as texts, in every event.",
+        'device = {type = "int", whole = true}',
+        'event_count = {path = "count", type = "int", text = true}',
+        'size = {type = "float", text = true}',
+        'ok = {type = "bool", text = true}',
+        'who = {type = "string", digits = true}',
+        'zip = "string"', 'phone = "string"', 'few = "string"',
+    ):  # fmt: skip
+        assert line in text, text
+    batch = decoded(themap, [msgspec.json.encode(event) for event in events])
+    assert batch.frame["time"].to_list() == [AT_MS + 1_000 * i + 250 for i in range(100)]
+    assert batch.frame["device"].to_list() == [i % 3 for i in range(100)]
+
+
+def test_a_proposal_asks_for_the_zone_of_local_times() -> None:
+    """It takes them as UTC, and says so."""
+    events = [{"at": f"2024-03-31T08:00:{i:02d}", "type": "a"} for i in range(60)]
+    text, themap = proposed(events)
+    assert themap.sources[0].time_offset == "Z"
+    assert 'time = {path = "at", zone = "UTC"}' in text
+    assert "# These have no offset: are they in UTC?" in text
+
+
+def test_a_proposal_for_a_topic_says_how_its_records_are_packed() -> None:
+    """Arrays of events, and gzip."""
+    events = [{"at": AT_MS + i, "type": "a"} for i in range(10)]
+    values = [gzip.compress(json.dumps(events[i : i + 5]).encode()) for i in (0, 5)]
+    sample = sample_of_records("topic shop.raw", [values, [b"\x1f\x8b"]])
+    assert (sample.events, sample.refused) == (events, 1)
+    themap = parse_map(proposal_text(propose(sample, "shop", "shop.raw"), NOW_MS), "proposed")
+    assert (themap.sources[0].arrays, themap.sources[0].compression) == (True, "gzip")
+    assert decoded(themap, values).frame["time"].to_list() == [AT_MS + i for i in range(10)]
 
 
 def test_fields_that_are_not_used_can_be_taken_as_they_stand() -> None:
