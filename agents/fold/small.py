@@ -45,6 +45,11 @@ class SmallBatchFolder:
         is_plain = source.time_unit_ms == 1 and not source.nullable
         self._usable = source.id_field is None and is_plain
 
+    @property
+    def classifier(self) -> Classifier:
+        """The classifier of its layers."""
+        return self._classifier
+
     def fold(self, runs: Sequence[Run], before: Mapping[int, Before]) -> list[Content] | None:
         """Return one content per run, or None if the chunk must take the general path."""
         if not self._usable or sum(len(run.values) for run in runs) > SMALL_EVENTS_MAX:

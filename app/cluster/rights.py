@@ -17,13 +17,13 @@ from tables.called import called
 from tables.model.errors import ProblemsError
 from tables.model.layer import Map
 
-Role = Literal["worker", "apply", "start-over", "verify", "deadletters", "producer", "reader"]
+Role = Literal["worker", "apply", "reset", "verify", "deadletters", "producer", "reader"]
 Resource = Literal["topic", "group"]
 
 ROLES: dict[Role, str] = {
     "worker": "a worker",
     "apply": "`map apply`",
-    "start-over": "`map start-over`",
+    "reset": "`reset`",
     "verify": "`verify`",
     "deadletters": "`deadletters`, replays among them",
     "producer": "`generate`; `produce`, `replay` and producers of your own need Write alone",
@@ -46,7 +46,7 @@ _TOPICS: dict[Role, dict[TopicKind, tuple[Operation, ...]]] = {
         "feed": ("Create", "Describe", "DescribeConfigs"),
         "side": ("Create", "Describe"),
     },
-    "start-over": dict.fromkeys(("journal", "layer", "feed", "side"), ("Delete",)),
+    "reset": dict.fromkeys(("journal", "layer", "feed", "side"), ("Delete",)),
     "verify": dict.fromkeys(("source", "layer", "side"), ("Read",)),
     "deadletters": dict.fromkeys(("source", "side"), ("Read", "Write")),
     "producer": {"source": ("Read", "Write")},
@@ -56,7 +56,7 @@ _TOPICS: dict[Role, dict[TopicKind, tuple[Operation, ...]]] = {
 _CHECKED: dict[Role, tuple[TopicKind, ...]] = {"worker": ("journal", "feed")}
 """Topics whose settings are checked, if that is allowed; a worker that may not warns of it."""
 
-_GROUP: dict[Role, tuple[Operation, ...]] = {"worker": ("Read",), "start-over": ("Describe",)}
+_GROUP: dict[Role, tuple[Operation, ...]] = {"worker": ("Read",), "reset": ("Describe", "Delete")}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -45,6 +45,7 @@ from app.mapfile.load import load_map
 from app.peers.remote_owners import Peers
 from app.runtime.faust_app import MapApp, add_agent, create_app
 from app.runtime.metrics import Metrics
+from app.runtime.worker_log import announce
 from app.runtime.worker_process import PRIVATE, WorkerProcess
 from app.runtime.worker_status import WorkerStatus
 from app.web.access import Access, peer_key
@@ -107,7 +108,7 @@ class StorageService(Service):  # type: ignore[misc]  # mode comes without types
         except Exception as error:
             if not self.should_stop:
                 raise
-            self.log.info("Not opened, because asked to stop: %s", error)
+            log.info("not opened, because asked to stop: %s", error)
 
     async def _open(self) -> None:
         # Before a producer starts: without rights a broker refuses it without naming a topic.
@@ -184,7 +185,8 @@ def build(settings: Settings) -> MapApp:
         admits=pressure.admits_layers, pace=pace(),
     )  # fmt: skip
     transport.serve(owners, [ingest, rollup])
-    add_agent(app, ingest, Ingest(owners).handle, transport.fail)
+    reader = Ingest(owners)
+    add_agent(app, ingest, reader.handle, transport.fail)
     add_agent(app, rollup, Rollup(owners).handle, transport.fail)
     check = functools.partial(_check, settings, owners, options)
     foundation = StorageService(
@@ -192,16 +194,17 @@ def build(settings: Settings) -> MapApp:
         opened_late=owners.claim_anew, outage=owners.emitted.archive,
     )  # fmt: skip
     watch = watch_of(settings, owners, transport, pressure, archive)
-    looking = Background(transport.fail, reloads.keep_looking)
-    app.own_services += [foundation, transport, watch, looking]
     reasons = functools.partial(
         readiness.reasons, transport, owners, archive,
         pressure=pressure, watch=watch, behind_records_max=settings.chunk_records_max,
     )  # fmt: skip
     view = WorkerStatus(
         themap, archive, owners, transport, pressure,
-        readiness=reasons, secret_files=settings.secret_files,
+        readiness=reasons, secret_files=settings.secret_files, types=reader.types,
     )  # fmt: skip
+    saying = functools.partial(announce, view, advertised_url(settings))
+    background = Background(transport.fail, reloads.keep_looking, saying)
+    app.own_services += [foundation, transport, watch, background]
     _answer(
         app, settings, view, transport,
         pressure=pressure, watch=watch, lanes=[ingest, rollup], reloads=reloads,
@@ -224,10 +227,6 @@ def _app(settings: Settings, themap: Map, reloads: Reloads) -> MapApp:
     app.reload_files = reloads.look
     app.stall_seconds_max = settings.session_timeout_ms / 1_000
     app.secret_files = settings.secret_files
-    # Faust connects to none of them, but its banner shows them.
-    app.conf.broker = ";".join(
-        f"kafka://{broker.strip()}" for broker in settings.brokers.split(",")
-    )
     return app
 
 

@@ -163,7 +163,7 @@ async def test_verify_tells_what_it_lacks_at_once(
 COMMANDS: dict[Role, tuple[str, ...]] = {
     "worker": ("worker",),
     "apply": ("map", "apply", "MAP"),
-    "start-over": ("map", "start-over", "MAP", "--yes"),
+    "reset": ("reset", "MAP", "--yes"),
     "producer": ("generate", "--map", "MAP", "--source", "orders", "--manifest", "MANIFEST"),
     "verify": ("verify", "--no-archive"),
     "deadletters": ("deadletters", "count"),
@@ -280,7 +280,7 @@ async def test_a_right_that_is_taken_meanwhile_ends_what_cannot_go_on(
         await log.stop()
 
 
-@pytest.mark.parametrize("role", ["verify", "deadletters", "producer", "reader", "start-over"])
+@pytest.mark.parametrize("role", ["verify", "deadletters", "producer", "reader", "reset"])
 def test_roles_need_nothing_of_the_cluster(role: Role) -> None:
     """Nor of transactions: the rights name topics and one group."""
     _, themap = new_map()

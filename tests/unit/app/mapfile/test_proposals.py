@@ -18,10 +18,18 @@ from hypothesis import strategies as st
 
 from agents.decode.event_batch import EventBatch
 from agents.decode.records import Decoder
+from app.load.input_file import InputFile
+from app.load.input_piece import InputError
 from app.mapfile.load import parse_map
 from app.mapfile.proposal_text import proposal_text, toml_text
 from app.mapfile.propose import NAME_CHARS_MAX, propose, safe_name
-from app.mapfile.sample import Sample, SampleError, read_sample, sample_of_records
+from app.mapfile.sample import (
+    EVENTS_MAX,
+    Sample,
+    SampleError,
+    sample_of_file,
+    sample_of_records,
+)
 from app.mapfile.section import name_problem
 from tables.model.layer import Map
 from tables.record.chunk import Run
@@ -221,6 +229,12 @@ def test_a_time_that_some_events_lack_is_named() -> None:
         proposed([{"type": "a", "at": "2024-03-31T08:00:00Z"}, {"type": "a"}])
 
 
+def read_sample(path: Path, events_max: int = EVENTS_MAX) -> Sample:
+    """Return the sample of a file, as the command reads it."""
+    pieces = InputFile(str(path)).pieces(events_max)
+    return sample_of_file(str(path), (piece.lines for piece in pieces))
+
+
 @pytest.mark.parametrize("name", ["s.ndjson", "s.json", "s.csv", "s.parquet"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_every_form_of_file_gives_the_same_events(tmp_path: Path, name: str, packed: bool) -> None:
@@ -240,6 +254,10 @@ def test_every_form_of_file_gives_the_same_events(tmp_path: Path, name: str, pac
         data = gzip.compress(path.read_bytes())
         path = path.with_name(f"{name}.gz")
         path.write_bytes(data)
+    if packed and name == "s.parquet":
+        with pytest.raises(InputError, match="want it plain; run: gzip -d"):
+            read_sample(path)
+        return
     sample = read_sample(path)
     assert sample.refused == (2 if name == "s.ndjson" else 0)
     assert [event["n"] for event in sample.events] == list(range(9))
@@ -249,16 +267,38 @@ def test_every_form_of_file_gives_the_same_events(tmp_path: Path, name: str, pac
     proposed(sample.events)
 
 
+@pytest.mark.parametrize("name", ["s.ndjson", "s.csv"])
+def test_of_a_long_file_the_first_events_are_read(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Types of columns are theirs too: a text that comes later changes nothing."""
+    events = [{"at": "2024-03-31T08:00:00Z", "type": "a", "n": str(i)} for i in range(20_000)]
+    events[-1]["n"] = "x"
+    path = tmp_path / name
+    if name == "s.csv":
+        pl.DataFrame(events).write_csv(path)
+    else:
+        path.write_text("\n".join(map(json.dumps, events)))
+    monkeypatch.setattr("app.mapfile.sample.EVENTS_MAX", 5_000)
+    sample = read_sample(path, 5_000)
+    assert (len(sample.events), sample.is_cut) == (5_000, True)
+    assert {type(event["n"]) for event in sample.events} == {int if name == "s.csv" else str}
+    monkeypatch.setattr("app.mapfile.sample.BYTES_MAX", 100_000)
+    monkeypatch.setattr("app.mapfile.sample.EVENTS_MAX", 50_000)
+    sample = read_sample(path)
+    assert (len(sample.events) < 20_000, sample.is_cut) == (True, True)
+
+
 def test_files_without_events_are_refused(tmp_path: Path) -> None:
     """The message says which files have events."""
     path = tmp_path / "s.ndjson"
     path.write_text("1\nx\n")
     with pytest.raises(SampleError, match="got 2 lines that are not JSON objects"):
         read_sample(path)
-    with pytest.raises(SampleError, match="No such file"):
+    with pytest.raises(InputError, match="No such file"):
         read_sample(tmp_path / "none.parquet")
     (tmp_path / "bad.parquet").write_text("no")
-    with pytest.raises(SampleError, match="as PARQUET"):
+    with pytest.raises(InputError, match="it does not begin as Parquet does"):
         read_sample(tmp_path / "bad.parquet")
 
 
