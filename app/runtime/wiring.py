@@ -12,7 +12,7 @@ import logging
 import os
 import random
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from aiohttp import web
@@ -174,16 +174,15 @@ def build(settings: Settings) -> MapApp:
     pressure = Pressure(
         settings.pending_bytes_max, settings.disk_free_bytes_min, folders, owners.pending_bytes
     )
-    sources = owners.plans.keys() - layer_topics
-    pace = functools.partial(Pace, settings.gather_ms_max / 1_000, settings.chunk_bytes_max)
-    ingest = Lane(
-        "ingest", sources, app.chunks["ingest"].put, transport.lane_idle,
-        admits=pressure.admits_sources, pace=pace(),
-    )  # fmt: skip
-    rollup = Lane(
-        "rollup", layer_topics, app.chunks["rollup"].put, transport.lane_idle,
-        admits=pressure.admits_layers, pace=pace(),
-    )  # fmt: skip
+
+    def lane(name: str, topics: Iterable[str], admits: Callable[[], bool]) -> Lane:
+        pace = Pace(settings.gather_ms_max / 1_000, settings.chunk_bytes_max)
+        return Lane(
+            name, topics, app.chunks[name].put, transport.lane_idle, admits=admits, pace=pace
+        )
+
+    ingest = lane("ingest", owners.plans.keys() - layer_topics, pressure.admits_sources)
+    rollup = lane("rollup", layer_topics, pressure.admits_layers)
     transport.serve(owners, [ingest, rollup])
     reader = Ingest(owners)
     add_agent(app, ingest, reader.handle, transport.fail)
