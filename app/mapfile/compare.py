@@ -41,6 +41,11 @@ _SOURCE = {
     "unclassified": LATER_EVENTS,
     "idle_heartbeat_ms": "holds as soon as a worker with the new map owns a partition",
 }
+_WORDS = {"time_text": "time.text", "time_fraction": "time.fraction", "time_offset": "time.zone"}
+_VALUES: dict[str, dict[object, str]] = {
+    "time_unit_ms": {1: "ms", 1_000: "s"},
+    "time_offset": {"Z": "UTC"},
+}
 _LAYER = {
     "events": LATER_EVENTS,
     "where": LATER_EVENTS,
@@ -279,17 +284,17 @@ def _fields_changed(
         was, is_now = getattr(before, name), getattr(now, name)
         paths = f"{name.removesuffix('_field')}_path"
         if was != is_now or getattr(before, paths, None) != getattr(now, paths, None):
-            word = name.removesuffix("_ms").removesuffix("_field")
+            word = _WORDS.get(name, name.removesuffix("_ms").removesuffix("_field"))
             yield f"~ {word}: {_value(name, was)} -> {_value(name, is_now)}: {meaning}"
 
 
 def _value(name: str, value: object) -> str:
     if value is None or value in ((), ""):
         return "none"
+    if name in _VALUES:
+        return _VALUES[name].get(value, str(value))
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if name == "time_unit_ms":
-        return "ms" if value == 1 else "s"
     if name.endswith("_ms") and isinstance(value, int):
         return str(Window(value)) if value else "0s"
     if name == "where":
